@@ -1,9 +1,9 @@
-"""The arithmetic of the DPM head: the target distribution, depth and divergence.
+"""The arithmetic of the DPM (depth probability map) head, and convolutions tuned for CPUs.
 
-`target` makes the target distribution; `dpm` computes depth and divergence from features. There is
-one contract and three implementations. `reference` is the definition. `chunked` gives the same
-numbers on any device and in any dtype, in little memory. `triton_dpm` is fused, for CUDA. `dpm`
-takes the fastest that accepts the arguments.
+`target` computes the target distribution; `dpm` computes depth and divergence from features.
+There are three implementations with the same signature. `reference` is the definition. `chunked`
+computes the same in tiles, on any device and in any dtype, with little memory. `triton_dpm` is a
+fused implementation for CUDA. `dpm` calls the fastest one that supports the arguments.
 """
 
 from collections.abc import Callable
@@ -27,14 +27,15 @@ def dpm(
 ) -> tuple[Tensor, Tensor | None]:
     """Computes `tiekd.kernels.reference.dpm` with the fastest implementation for the arguments.
 
-    The arguments are those of the reference. There are no second derivatives.
+    Arguments, results and errors are those of the reference. Gradients of features, weight and bias
+    are supported, second derivatives aren't.
     """
     compute = implementation(features, target_depth, edges)
     return compute(features, weight, bias, edges, target_depth, sigma, **options)
 
 
 def implementation(features: Tensor, target_depth: Tensor | None, edges: Tensor) -> Callable:
-    """Returns the `dpm` that is fastest for such arguments."""
+    """Returns the fastest implementation of `dpm` that supports arguments like these."""
     if features.is_cuda:
         fused = _triton_dpm()
         if fused is not None and fused.supports(features, target_depth, edges):
@@ -44,7 +45,7 @@ def implementation(features: Tensor, target_depth: Tensor | None, edges: Tensor)
 
 @cache
 def _triton_dpm() -> ModuleType | None:
-    """Returns the Triton kernels, imported at the first call; None without Triton."""
+    """Imports the Triton implementation at the first call; returns None if Triton is missing."""
     if find_spec("triton") is None:
         return None
     from tiekd.kernels import triton_dpm

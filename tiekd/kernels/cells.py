@@ -1,9 +1,12 @@
-"""The targets of an image's cells, block by block, for the DPM head that works in tiles.
+"""Target distributions of the DPM head's cells, computed one block of rows at a time.
 
-A `gaussian` target with one sigma is a few Gaussians per cell, each in a window of a few bins. The
-windows of all cells are made at the start (two numbers a Gaussian) and turned into mass per bin a
-block at a time. Every other target is made densely.
-Cost: two numbers per full-resolution pixel and Gaussian, and one block's windows.
+A cell is one pixel of the head's output; it covers stride x stride pixels of the image.
+`kernels/chunked.py` uses this module.
+
+A `gaussian` target with a single sigma is a mixture of Gaussians per cell, each with mass in a
+window of few bins. Centre and first bin of all windows are computed once per batch; mass per bin is
+computed block by block. All other targets are computed densely, i.e. for all bins.
+Cost: two numbers per full-resolution pixel and Gaussian, and the windows of one block.
 """
 
 from typing import NamedTuple
@@ -16,13 +19,15 @@ from tiekd.kernels.target import Windows, gaussian_windows, shares
 
 
 class Target(NamedTuple):
-    """The target distribution q of P cells.
+    """The target distribution q of P cells, sparse or dense over the bins.
 
     Attributes:
-        bins: (N, P) int64, the bins that have mass; None if `mass` is of all bins.
-        mass: (N, P), their mass, in the dtype of edges; or (K, P) of all bins.
-        valid: (P,) bool.
-        overlap: True if several entries of a cell may be of one bin, as in a mixture.
+        bins: (N, P) int64, indices of each cell's N bins with mass; None if `mass` is dense.
+        mass: (N, P), the mass of those bins, or (K, P), the mass of all bins; in the dtype of
+            edges.
+        valid: (P,) bool, True for cells with a target.
+        overlap: True if `bins` may contain the same bin several times for one cell, as in a
+            mixture; the bin's mass is then the sum.
     """
 
     bins: Tensor | None
@@ -31,14 +36,14 @@ class Target(NamedTuple):
     overlap: bool = False
 
     def part(self, cells: slice) -> "Target":
-        """Returns the target of some of the cells."""
+        """Returns the target of a slice of the cells, as views."""
         bins = self.bins if self.bins is None else self.bins[:, cells]
         return Target(bins, self.mass[:, cells], self.valid[cells], self.overlap)
 
     def minus_entropy(self, num_bins: int) -> Tensor:
-        """Returns sum_k q_k log q_k with 0 log 0 = 0: (P,), nats.
+        """Returns sum_k q_k log q_k with 0 log 0 = 0, the negative entropy of q: (P,), nats.
 
-        torch.xlogy would take ten times as long.
+        It avoids torch.xlogy, which takes ten times as long.
         """
         mass = self.mass
         if self.overlap:
@@ -46,16 +51,18 @@ class Target(NamedTuple):
         return mass.clamp_min(torch.finfo(mass.dtype).tiny).log_().mul_(mass).sum(0)
 
     def expectation(self, values: Tensor) -> Tensor:
-        """Returns sum_k q_k values_k, (P,), of values (K, P)."""
+        """Returns sum_k q_k values_k, (P,), for values (K, P)."""
         if self.bins is None:
             return (values * self.mass).sum(0)
         return values.gather(0, self.bins).mul_(self.mass).sum(0)
 
     def add_to(self, values: Tensor, factor: Tensor) -> None:
-        """Adds factor * q to values in place; afterwards the target can't be used any more.
+        """Adds factor * q to values, in place.
+
+        It may overwrite `mass`, so it must be the last use of this target.
 
         Args:
-            values: (K, P).
+            values: (K, P), changed in place.
             factor: (P,).
         """
         if self.bins is None:
@@ -65,9 +72,16 @@ class Target(NamedTuple):
 
 
 class Cells:
-    """The targets of a batch. The cells have shape (B, h, w).
+    """The target distributions of all cells (B, h, w) of a batch.
 
-    The arguments are those of `reference.dpm`.
+    Args:
+        depth: (B, M, H, W), metres, `target_depth` of `reference.dpm`.
+        sigma: metres, a number or (B, M, H, W).
+        weight: (B, M, H, W), weights of the mixture's components, or None for equal ones.
+        edges: (K + 1,), metres.
+        target: "gaussian" or "released".
+        beyond: "clamp" or "ignore".
+        stride: full-resolution pixels per side of a cell.
     """
 
     def __init__(
@@ -91,11 +105,14 @@ class Cells:
 
     @torch.no_grad()
     def of(self, image: int, rows: slice) -> Target | None:
-        """Returns the target of some rows of cells; None if none of them is known to be valid.
+        """Returns the target of some rows of cells.
 
         Args:
-            image: index in the batch.
-            rows: of cells.
+            image: index of the image in the batch.
+            rows: the rows of cells, with start and stop.
+
+        Returns:
+            The target of the rows' cells, flattened; None if, on a CPU, none of them is valid.
         """
         if self.gaussians is None:
             pixels = slice(rows.start * self.stride, rows.stop * self.stride)
@@ -109,7 +126,8 @@ class Cells:
             return Target(None, q[0].flatten(1), valid.flatten())
         windows, share, valid = self.gaussians
         valid = valid[image, rows].flatten()
-        # Elsewhere the question would be a host sync.
+        # Skip blocks without a valid cell. On a GPU this check would force a host sync, so there
+        # every block is computed.
         if valid.device.type == "cpu" and not valid.any():
             return None
         bins, mass = windows.mass(
@@ -117,17 +135,18 @@ class Cells:
         )
         if share is not None:
             mass *= share[image, :, rows].flatten(1)[..., None]
-        # (J, P, E) to (J * E, P).
+        # From (J, P, bins per window) to (J * bins per window, P).
         bins, mass = (t.transpose(1, 2).flatten(0, 1) for t in (bins, mass))
         return Target(bins, mass, valid, overlap=share is not None)
 
     @torch.no_grad()
     def _gaussians(self) -> tuple[Windows, Tensor | None, Tensor] | None:
-        """Returns the windows of the J = stride * stride * M Gaussians of each cell.
+        """Computes the windows of the J = stride * stride * M Gaussians of each cell.
 
         Returns:
-            (windows, shares (B, J, h, w) or None for shares of 1, valid (B, h, w)); None if the
-            Gaussians reach too many bins for windows.
+            (windows, shares, valid): the windows of shape (B, J, h, w); each Gaussian's weight in
+            its cell's q, (B, J, h, w), or None if J = 1, so that all weights are 1; and which cells
+            have a target, (B, h, w) bool. None instead if `gaussian_windows` finds no windows.
         """
         maps = (self.depth, self.sigma, self.weight)
         windows, parts, counted = [], [], []
@@ -139,7 +158,8 @@ class Cells:
                 return None
             parts.append(shares(depth, weight, self.edges.dtype) if depth.shape[1] > 1 else None)
             counted.append((depth > 0).any(1, keepdim=True))
-        # Of several pixels per cell, each valid one has the same part in the cell's q.
+        # One pixel per cell: its windows are the cell's. Otherwise concatenate the windows of a
+        # cell's pixels; the cell's q is the mean over its valid pixels.
         if len(windows) == 1:
             return windows[0], parts[0], counted[0][:, 0]
         of_cell = windows[0]._replace(

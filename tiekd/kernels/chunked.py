@@ -1,14 +1,14 @@
 """The DPM head's arithmetic in tiles of rows: the numbers of `reference` in little memory.
 
-There is never a (B, K, h, w) tensor. Forward saves the features, the weights and two numbers per
-cell (depth and the logarithm of the softmax's sum). Backward computes a tile's logits and target
-again and writes the gradients. All operations on a tile are in place, while it is in the
-processor's cache. Targets are made for several tiles at once (kernels/cells.py). On a CPU each
-thread has tiles of its own, so that none waits for another before the end.
+No (B, K, h, w) tensor is ever allocated. Forward saves the features, the weights and two numbers
+per cell (depth and log-sum-exp of the logits). Backward recomputes a tile's logits and target and
+writes the gradients. All operations on a tile are in place, so that the tile stays in the CPU's
+cache. Targets are computed for several tiles at once (kernels/cells.py). On a CPU each thread
+processes its own tiles, so threads synchronise only at the end.
 
-Cost: four matrix products (logits twice) and, on a CPU, about half of their time for the rest. The
-memory besides the features' gradient is some six tiles a thread, or forty where targets aren't of
-few bins (`released`, or a map of sigmas). Left out: second derivatives.
+Cost: four matrix products (the logits are computed twice); on a CPU all other operations take about
+half as long again. Temporary memory per thread is about six tiles, or forty for dense targets
+(`released`, or a map of sigmas). Left out: second derivatives.
 """
 
 from collections.abc import Iterator
@@ -21,10 +21,10 @@ from tiekd.kernels import in_threads, reference
 from tiekd.kernels.cells import Cells, Target
 from tiekd.kernels.target import bin_centres
 
-# Bytes of one tile's logits; on a CPU they should stay in a core's cache.
+# Bytes of one tile's logits. On a CPU a tile should fit a core's cache.
 TILE_BYTES = {"cpu": 1 << 21}
 TILE_BYTES_ELSEWHERE = 1 << 27
-TILES_PER_BLOCK = 4  # their targets are made at once
+TILES_PER_BLOCK = 4  # the targets of a block's tiles are computed together
 
 
 def dpm(
@@ -41,7 +41,7 @@ def dpm(
 ) -> tuple[Tensor, Tensor | None]:
     """Computes `tiekd.kernels.reference.dpm`, with gradients of features, weight and bias.
 
-    The arguments are those of the reference.
+    Arguments, results and errors are those of the reference.
     """
     reference.check_choices(target, beyond)
     device = features.device.type
@@ -50,7 +50,8 @@ def dpm(
         features = features.to(dtype)
         weight = weight.to(dtype)
         bias = bias.to(dtype)
-    # Pixels have to be one dimension in memory, of the features and of their gradient.
+    # Tiles index the flattened pixels, so features (and the gradient, which has their memory
+    # layout) must allow flattening (h, w) without a copy.
     if features.stride(2) != features.shape[3] * features.stride(3):
         features = features.contiguous()
     with torch.autocast(device, enabled=False):
@@ -67,8 +68,8 @@ class _Dpm(torch.autograd.Function):
     def forward(
         ctx, features: Tensor, weight: Tensor, bias: Tensor, edges: Tensor, cells: Cells | None
     ):
-        # Per cell: the largest logit, the divergence, and the softmax's sum with and without the
-        # bin centres as factors.
+        # Results per cell, (B, h * w): the largest logit, the divergence, and the sums over the
+        # bins of exp(logit - largest), unweighted and weighted by the bin centres.
         shape = features.shape[0], 1, *features.shape[2:]
         largest, divergence = (edges.new_zeros(shape).flatten(1) for _ in range(2))
         valid = torch.zeros_like(largest, dtype=torch.bool)
@@ -78,7 +79,7 @@ class _Dpm(torch.autograd.Function):
 
         def tile_by_tile(blocks: list[Block]) -> None:
             for image, tile, q, logits, _ in _tiles(blocks, features, edges, cells):
-                # Logits, from here on less the largest one.
+                # The tile's logits, minus each pixel's largest logit.
                 _product(bias[:, None], weight, features[image].flatten(1)[:, tile], out=logits)
                 logits -= torch.amax(logits, 0, out=largest[image, tile])
                 if q is not None and is_gaussian:
@@ -87,7 +88,8 @@ class _Dpm(torch.autograd.Function):
                         q.expectation(logits),
                         out=divergence[image, tile],
                     )
-                # The softmax's sum; the published divergence needs the probabilities themselves.
+                # The sums for softmax and depth. The published divergence isn't linear in the
+                # log-probabilities, so it needs the normalised probabilities.
                 p = logits.exp_()
                 sums[:, image, tile] = _sums(factors, p)
                 if q is not None and not is_gaussian:
@@ -101,12 +103,13 @@ class _Dpm(torch.autograd.Function):
         log_sum = sums[0].log()
         depth = (sums[1] / sums[0]).view(shape)
         if is_gaussian:
-            # - sum q log p = log_sum - sum q logit, both less the largest logit.
+            # -sum_k q_k log p_k = log_sum - sum_k q_k logit_k, with the largest logit subtracted in
+            # both terms. The second term is in `divergence` already.
             divergence += log_sum
         divergence = divergence.masked_fill_(~valid, 0).view(shape) if cells is not None else None
-        # Under ZeRO-3 the weights' storage is released after forward and gathered again before the
-        # owning module's backward. That works only if the parameters themselves are saved, not
-        # tensors made of them.
+        # ZeRO-3 frees the parameters' storage after forward and gathers it again before the owning
+        # module's backward. Therefore the parameters themselves must be saved, not tensors computed
+        # from them.
         ctx.save_for_backward(features, weight, bias, log_sum.add_(largest), depth)
         ctx.edges = edges
         ctx.cells = cells
@@ -129,12 +132,13 @@ class _Dpm(torch.autograd.Function):
         cells = None if divergence_grad is None else ctx.cells
 
         def tile_by_tile(blocks: list[Block]) -> tuple[Tensor, Tensor]:
-            # In the dtype of edges: sums over many tiles lose digits in half precision.
+            # Accumulate in the dtype of edges, since sums over many tiles lose digits in half
+            # precision.
             weight_grad, bias_grad = (
                 torch.zeros_like(t, dtype=edges.dtype) for t in (matrix, bias)
             )
             for image, tile, q, logits, spare in _tiles(blocks, features, edges, cells):
-                # Probabilities again, from the saved logarithm of the sum.
+                # Recompute the probabilities from the saved log-sum-exp.
                 pixels = features[image].flatten(1)[:, tile]
                 torch.sub(bias[:, None], log_sum[image, tile], out=logits)
                 p = _product(logits, weight, pixels, out=logits).exp_()
@@ -144,12 +148,13 @@ class _Dpm(torch.autograd.Function):
                     if q is not None and cells.target == "released"
                     else None
                 )
-                # The logits' gradient: g_d p_k (c_k - depth) of the depth, g_kl (p_k - q_k) of a
-                # gaussian's divergence.
+                # The logits' gradient: g_d p_k (c_k - depth) from the depth, plus g_kl (p_k - q_k)
+                # from the divergence of a Gaussian target. The published divergence has its own
+                # slope.
                 factor = by_divergence if slope is None else None
                 if depth_grad is not None:
-                    # The difference first: at large depths, the difference of two products would
-                    # lose two digits.
+                    # Subtract before multiplying: at large depths, the difference of the products
+                    # would lose two digits.
                     offset = torch.sub(centres, depth[image, tile], out=spare).mul_(
                         depth_grad[image, tile]
                     )
@@ -185,13 +190,13 @@ class _Dpm(torch.autograd.Function):
         )
 
 
-Block = tuple[int, int, int]  # image, first row, row after the last
+Block = tuple[int, int, int]  # (index of the image, first row, row after the last)
 
 
 def _shares(features: Tensor, edges: Tensor) -> list[list[Block]]:
-    """Splits all rows of all images, in blocks of a few tiles, into one share per thread.
+    """Splits all images into blocks of TILES_PER_BLOCK tiles and returns one list per thread.
 
-    On devices other than a CPU there is one share.
+    On devices other than a CPU there is one list.
     """
     images, _, height, _ = features.shape
     step = _rows_of_tile(features, edges) * TILES_PER_BLOCK
@@ -215,10 +220,12 @@ def _rows_of_tile(features: Tensor, edges: Tensor) -> int:
 def _tiles(
     blocks: list[Block], features: Tensor, edges: Tensor, cells: Cells | None
 ) -> Iterator[tuple[int, slice, Target | None, Tensor, Tensor]]:
-    """Yields (image, pixels, target, logits, spare) of each tile, which is of whole rows.
+    """Yields the tiles of the blocks, each a number of whole rows.
 
-    `logits` and `spare` are two (K, P) tensors to write to, in the dtype of edges; they use the
-    same memory for every tile. The target is None where there is nothing to learn.
+    Yields:
+        (image, tile, target, logits, spare): the index of the image; the slice of its P flattened
+        pixels; the target of these cells, None without any; and two uninitialised (K, P) buffers in
+        the dtype of edges, which all tiles share.
     """
     bins = len(edges) - 1
     width = features.shape[3]
@@ -238,9 +245,16 @@ def _tiles(
 
 
 def _product(to: Tensor, weight: Tensor, pixels: Tensor, out: Tensor) -> Tensor:
-    """Writes `to` + weight x features (C, P) to `out` (K, P); `to` may be `out`.
+    """Computes out = to + weight @ pixels, with the matrix product in the dtype of the weights.
 
-    The product is in the weights' dtype.
+    Args:
+        to: (K, 1) or (K, P); may be `out`.
+        weight: (K, C, 1, 1).
+        pixels: (C, P), features.
+        out: (K, P), written to.
+
+    Returns:
+        `out`.
     """
     if weight.dtype == out.dtype:
         return torch.addmm(to, weight.flatten(1), pixels, out=out)
@@ -248,15 +262,20 @@ def _product(to: Tensor, weight: Tensor, pixels: Tensor, out: Tensor) -> Tensor:
 
 
 def _sums(factors: Tensor, p: Tensor) -> Tensor:
-    """Returns the two weighted sums (2, P) over the bins of p (K, P), with factors (2, K)."""
+    """Returns factors @ p, (2, P), for factors (2, K), whose first row is 1, and p (K, P)."""
     if p.device.type == "cpu":
         return factors @ p
-    # Not a matrix product: that may run in TF32, which has three digits.
+    # Not a matmul: a GPU may run it in TF32, which has three significant digits.
     return torch.stack((p.sum(0), (p * factors[1][:, None]).sum(0)))
 
 
 def _released_slope(p: Tensor, q: Tensor) -> Tensor:
-    """Returns the derivative of the published divergence by the logits: (K, P)."""
+    """Returns the published divergence's gradient with respect to the logits, (K, P).
+
+    Args:
+        p: (K, P), probabilities.
+        q: (K, P), target.
+    """
     eps = reference.PUBLISHED_EPS
     by_p = -q.square() / ((p + eps) * (q + eps * (p + eps)))
     return p * (by_p - (p * by_p).sum(0))

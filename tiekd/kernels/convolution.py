@@ -1,15 +1,17 @@
-"""Convolutions as a CPU does them best, by the choices of tiekd/kernels/layouts.py.
+"""Convolutions tuned for CPUs, according to the choices of tiekd/kernels/layouts.py.
 
-`Conv2d` is torch's, with the weight gradient by matrix products where the choice says so. Without
-AVX-512 oneDNN has no fast weight gradient of channels_last features: 19 GFLOP/s against 74 of
-contiguous ones, 128 -> 128 channels at 128x256, one thread. One product per tap and strip of rows
-does 88, copies nothing, and leaves forward and the gradient of the features as they are.
+`Conv2d` is torch's convolution, whose weight gradient is computed by matrix products if the choice
+is PRODUCTS. Without AVX-512, oneDNN's weight gradient is slow for channels_last features: 19
+GFLOP/s, against 74 for contiguous ones (128 -> 128 channels at 128x256, one thread). One matrix
+product per kernel tap and strip of rows reaches 88 GFLOP/s and copies nothing. Forward and the
+gradient of the features remain torch's.
 
-`compute_in_fp32` is for bf16 where the CPU has no such arithmetic. Features and gradients stay
-bf16; a convolution takes them as fp32 and rounds its result. Sums are in fp32, as bf16 arithmetic
-has them.
+`compute_in_fp32` is for bf16 on CPUs without bf16 arithmetic. Features and gradients are stored in
+bf16; a convolution converts them to fp32, accumulates in fp32 as native bf16 arithmetic does, and
+rounds the result to bf16.
 
-Left out: strides, dilations and groups, and GPUs. A compiler gets the operators that it knows.
+Left out: strides, dilations and groups other than 1, and GPUs. Under torch.compile both fall back
+to torch's own operators.
 """
 
 from functools import partial
@@ -20,15 +22,19 @@ from torch.nn.functional import conv2d
 
 from tiekd.kernels import layouts
 
-# Features and gradients of 128 channels fit a core's L2 cache, and a product has long sums.
+# Small enough that features and gradients of 128 channels fit a core's L2 cache, large enough that
+# each matrix product is efficient.
 _STRIP_PIXELS = 4096
 
-# Stride, padding, dilation and groups of the convolutions that products are for.
+# Stride, padding, dilation and groups of the convolutions that PRODUCTS supports.
 _3X3 = ((1, 1), (1, 1), (1, 1), 1)
 
 
 class Conv2d(nn.Conv2d):
-    """torch's Conv2d, with its weights and state dict."""
+    """torch's Conv2d, with the weight gradient by matrix products where that is faster.
+
+    Arguments, weights and state dict are those of `nn.Conv2d`.
+    """
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         how = self.stride, self.padding, self.dilation, self.groups
@@ -38,20 +44,20 @@ class Conv2d(nn.Conv2d):
 
 
 def is_large(pixels: int, in_channels: int, out_channels: int) -> bool:
-    """True if a 3x3 convolution has more features, in and out, than weights.
+    """True if a 3x3 convolution has more input and output values than weights.
 
     Args:
-        pixels: of all images of a batch.
-        in_channels: of the convolution.
-        out_channels: of the convolution.
+        pixels: number of pixels of all images of a batch.
+        in_channels: number of input channels.
+        out_channels: number of output channels.
     """
     return pixels * (in_channels + out_channels) > 9 * in_channels * out_channels
 
 
 def compute_in_fp32(network: nn.Module) -> None:
-    """Switches all half-precision convolutions on a CPU to arithmetic in fp32.
+    """Makes all half-precision convolutions of a network on a CPU compute in fp32, in place.
 
-    The network is changed in place; the state dict stays.
+    The state dict doesn't change, and convolutions in fp32 or on a GPU aren't affected.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d) and not isinstance(module.padding, str):
@@ -59,12 +65,12 @@ def compute_in_fp32(network: nn.Module) -> None:
 
 
 def weight_gradient(x: Tensor, grad: Tensor, strip_pixels: int = _STRIP_PIXELS) -> Tensor:
-    """Returns the gradient of the weights of a 3x3 convolution with padding 1, by matrix products.
+    """Returns the weight gradient of a 3x3 convolution with padding 1, by matrix products.
 
     Args:
-        x: (B, C, H, W), the convolution's input; if it isn't channels_last, it is copied.
-        grad: (B, O, H, W), the gradient of the result, likewise.
-        strip_pixels: about how many pixels one product sums over.
+        x: (B, C, H, W), the convolution's input; it is copied if it isn't channels_last.
+        grad: (B, O, H, W), the gradient of the output; it is copied if it isn't channels_last.
+        strip_pixels: approximate number of pixels that one matrix product sums over.
 
     Returns:
         (O, C, 3, 3), in the dtype of x.
@@ -77,7 +83,8 @@ def weight_gradient(x: Tensor, grad: Tensor, strip_pixels: int = _STRIP_PIXELS) 
     for image, of_image in zip(images, grads, strict=True):
         for start in range(0, height * width, strip):
             for row, column in _TAPS:
-                # The pixel that a tap is multiplied with lies so many pixels further in memory.
+                # Distance in memory, in pixels, from an output pixel to the input pixel under this
+                # tap. Rows wrap around; `_take_off_wrapped` corrects that.
                 offset = (row - 1) * width + column - 1
                 first = max(start, -offset)
                 end = min(start + strip, height * width, height * width - offset)
@@ -93,10 +100,15 @@ _TAPS = [(row, column) for row in range(3) for column in range(3)]
 
 
 def _take_off_wrapped(total: Tensor, image: Tensor, grad: Tensor) -> None:
-    """Subtracts the terms of pixels that are neighbours in memory but not in the image.
+    """Subtracts the products of pixels that are neighbours in memory but not in the image.
 
-    Before a row's first pixel lies the last one of the row above; it was taken for the zero of the
-    padding.
+    In memory a row's first pixel follows the last pixel of the row above. So at the left and right
+    border `weight_gradient` used a pixel of another row where the padding is 0.
+
+    Args:
+        total: (3, 3, O, C), the sums, changed in place.
+        image: (H, W, C), one image's input.
+        grad: (H, W, O), the gradient of its output.
     """
     height, width = image.shape[:2]
     for row in range(3):
@@ -109,7 +121,7 @@ def _take_off_wrapped(total: Tensor, image: Tensor, grad: Tensor) -> None:
 
 
 class _ByProducts(torch.autograd.Function):
-    """3x3 convolution with padding 1, with the weights' gradient by `weight_gradient`."""
+    """3x3 convolution with padding 1 whose weight gradient is computed by `weight_gradient`."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -123,7 +135,10 @@ class _ByProducts(torch.autograd.Function):
 
 
 class _InFp32(torch.autograd.Function):
-    """A convolution of half-precision tensors, computed in fp32. It saves only the former."""
+    """A convolution of half-precision tensors that computes in fp32.
+
+    It saves only the half-precision tensors for backward.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, module: nn.Conv2d) -> Tensor:
@@ -148,20 +163,29 @@ class _InFp32(torch.autograd.Function):
 
 
 def _in_fp32(module: nn.Conv2d, usual, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Replaces a module's `_conv_forward`; `usual` is its own."""
+    """Replacement of a module's `_conv_forward` that computes half precision in fp32.
+
+    Args:
+        module: the convolution.
+        usual: the module's original `_conv_forward`, for fp32, GPUs and torch.compile.
+        x: (B, C, H, W).
+        weight: the convolution's weight.
+        bias: the convolution's bias, or None.
+    """
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     if x.device.type != "cpu" or dtype == torch.float32 or torch.compiler.is_compiling():
         return usual(x, weight, bias)
-    # Inputs are rounded as autocast rounds them, so that the numbers are those of bf16 arithmetic.
+    # Round the operands to the autocast dtype first, so that the results equal those of native bf16
+    # arithmetic.
     bias = None if bias is None else bias.to(dtype)
     return _InFp32.apply(x.to(dtype), weight.to(dtype), bias, module)
 
 
 def wants_products(x: Tensor, weight: Tensor, size: tuple[int, int]) -> bool:
-    """True if the weight gradient of a 3x3 convolution with padding 1 is to be by products.
+    """True if a 3x3 convolution with padding 1 should compute its weight gradient by products.
 
     Args:
-        x: the convolution's input, or what has yet to be upsampled to it.
+        x: the convolution's input, possibly before it is upsampled.
         weight: (O, C, 3, 3).
         size: (H, W) of the convolution's input.
     """
@@ -182,10 +206,11 @@ def gradients_by_products(
     """Returns the gradients of x, weight and bias of a 3x3 convolution with padding 1.
 
     Args:
-        grad: (B, O, H, W), the gradient of the result.
-        x: (B, C, H, W); may be None if neither its gradient nor the weight's is needed.
+        grad: (B, O, H, W), the gradient of the output.
+        x: (B, C, H, W), the input; may be None if neither its gradient nor the weight's is needed.
         weight: (O, C, 3, 3).
-        needs: which of the three are needed; the others are None.
+        needs: True for each of (x, weight, bias) whose gradient is needed; the others are returned
+            as None.
     """
     grad = grad.contiguous(memory_format=torch.channels_last)
     of_x = _gradients(grad, x, weight, *_3X3, [True, False, False])[0] if needs[0] else None
@@ -194,7 +219,10 @@ def gradients_by_products(
 
 
 def _suits_products(x: Tensor, weight: Tensor, size: tuple[int, int]) -> bool:
-    """True if the choice, the layout and the size of a 3x3 convolution are those for products."""
+    """True if this CPU's choice is PRODUCTS, x is channels_last, and the convolution is large.
+
+    Arguments as for `wants_products`.
+    """
     if layouts.choice(layouts.LARGE_TRAINING, layouts.FP32) != layouts.PRODUCTS:
         return False
     if weight.shape[2:] != (3, 3):
@@ -214,13 +242,13 @@ def _gradients(
     groups: int,
     mask: list[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Returns torch's gradients of x, weight and bias, as far as the mask asks for them."""
+    """Returns torch's gradients of x, weight and bias; None where the mask is False."""
     return torch.ops.aten.convolution_backward(
         grad, x, weight, [weight.shape[0]], stride, padding, dilation, False, [0, 0], groups, mask
     )
 
 
 def prepare_bf16(network: nn.Module) -> None:
-    """Switches bf16 convolutions on a CPU to the arithmetic that the table has for it, in place."""
+    """Makes a network's bf16 convolutions compute in fp32, in place, if IN_FP32 is the choice."""
     if layouts.choice(layouts.ANY, layouts.BF16) == layouts.IN_FP32:
         compute_in_fp32(network)

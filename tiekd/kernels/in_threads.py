@@ -1,9 +1,9 @@
-"""Runs a function on several shares of work, each in a thread that computes alone.
+"""Runs a function on several shares of work in parallel threads of one torch thread each (CPU).
 
-torch splits every single operation over its threads and waits for the slowest of them, thousands
-of times a step where operations are small. When another process has one of the cores for a moment,
-all wait. Here threads wait for each other only once, at the end. torch's number of threads is the
-same afterwards. Left out: devices other than CPUs.
+torch parallelises every operation over its thread pool and waits for the slowest thread. Where
+operations are small, that is thousands of synchronisations per step, and whenever another process
+occupies one core, all threads wait. Here the threads synchronise only once, at the end. torch's
+number of threads is restored afterwards. Left out: devices other than CPUs.
 """
 
 import os
@@ -21,12 +21,20 @@ _making = threading.Lock()
 
 
 def count() -> int:
-    """Returns the number of threads for a function: as many as torch computes with."""
+    """Returns the number of threads that `each` uses: torch's number of threads."""
     return torch.get_num_threads()
 
 
 def each(function: Callable[[Share], Result], shares: Sequence[Share]) -> list[Result]:
-    """Returns the function's results in the order of the shares, computed without gradients."""
+    """Calls the function with each share in a thread of its own, without autograd.
+
+    Args:
+        function: called once per share; it must be thread-safe.
+        shares: the arguments. A single share runs in the calling thread.
+
+    Returns:
+        The results, in the order of the shares.
+    """
     if len(shares) < 2:
         return [function(share) for share in shares]
     inference = torch.is_inference_mode_enabled()
@@ -39,7 +47,10 @@ def each(function: Callable[[Share], Result], shares: Sequence[Share]) -> list[R
 
 
 def _pool(size: int) -> ThreadPoolExecutor:
-    """Returns the pool of this process, because a fork has none of its parent's threads."""
+    """Returns this process's pool of `size` threads, created at the first call.
+
+    The key contains the process id, because a forked process doesn't inherit its parent's threads.
+    """
     key = os.getpid(), size
     with _making:
         if key not in _pools:
@@ -48,17 +59,18 @@ def _pool(size: int) -> ThreadPoolExecutor:
 
 
 def _begin(size: int) -> ThreadPoolExecutor:
-    """Returns a pool whose threads have all started and use one torch thread each.
+    """Creates a pool whose threads are all running and use one torch thread each.
 
-    torch keeps one number of threads for threads that have yet to start and one for each that has
-    started. So all are started, and then the first number is restored.
+    torch.set_num_threads sets the calling thread's number and the default of threads that start
+    later. So all threads of the pool are launched first, and then the default is restored.
     """
     together = threading.Barrier(size)
     before = torch.get_num_threads()
     pool = ThreadPoolExecutor(size, thread_name_prefix="tiekd-tiles")
 
     def begin(_) -> None:
-        # A thread takes the first number at its first question, and then keeps its own.
+        # The first get_num_threads() in a thread initialises its number from the default; without
+        # this call, the thread's first operation would override set_num_threads(1).
         torch.get_num_threads()
         torch.set_num_threads(1)
         together.wait()
@@ -66,7 +78,8 @@ def _begin(size: int) -> ThreadPoolExecutor:
     try:
         list(pool.map(begin, range(size)))
     except RuntimeError:
-        # The system allows no more threads; release those that wait for all to start.
+        # Thread creation failed (OS limit): abort the barrier, so that the threads that have
+        # started don't wait forever.
         together.abort()
         raise
     finally:

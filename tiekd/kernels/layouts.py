@@ -1,15 +1,15 @@
-"""Layouts of convolutions on a CPU: a table by instruction set, shape class and dtype.
+"""Memory layout and arithmetic of convolutions on a CPU, from a table of measured choices.
 
-The table was measured once and committed. No timing decides inside a run, so that equal runs stay
-equal. `bin/benchmark.py layouts` measures every row on a machine and reports where another choice
-is faster there.
+The table's keys are instruction set, shape class and dtype. It was measured once and committed:
+choosing by timing at run time would make runs irreproducible. `bin/benchmark.py layouts` measures
+every row on the present machine and reports where another choice is faster.
 
-A run on a CPU writes its choices to its work dir (layouts.json). A resumed run takes those, also
-on another CPU.
+A run on a CPU writes its choices to its work dir (layouts.json). A resumed run uses that file, even
+on another CPU, so that its results stay the same but for rounding.
 
-Instruction sets are those that both ATen and oneDNN use, so ATEN_CPU_CAPABILITY and
-ONEDNN_MAX_CPU_ISA count. Left out: GPUs; AMX, which counts as AVX-512 with bf16; ARM and POWER,
-which have not been measured and are left to torch.
+The instruction set is the best one that both ATen and oneDNN use, so ATEN_CPU_CAPABILITY and
+ONEDNN_MAX_CPU_ISA have an effect. Left out: GPUs; AMX, which is treated as AVX-512 with bf16; ARM
+and POWER, which have not been measured and use torch's defaults.
 """
 
 import json
@@ -24,24 +24,25 @@ from tiekd.files import check_readable, replace_text
 
 RECORD = "layouts.json"
 
-# Instruction sets. "other" is everything older, and every architecture but x86.
+# Instruction sets, best first. "other" is older x86 and every other architecture.
 ISAS = ("avx512_bf16", "avx512", "avx2", "other")
 
-# Shape classes. A 3x3 convolution is large where its features are more than its weights.
+# Shape classes. A 3x3 convolution is large if it has more input and output values than weights.
 LARGE_TRAINING, LARGE_FORWARD, SMALL = "large 3x3, training", "large 3x3, forward only", "small 3x3"
 ANY = "any convolution"
 
-# Choices in fp32. The reasons for them are in tiekd/kernels/convolution.py.
+# Choices in fp32: keep the input's memory layout, convert to channels_last, or channels_last with
+# the weight gradient by matrix products (tiekd/kernels/convolution.py).
 AS_IT_COMES = "as it comes"
 CHANNELS_LAST = "channels_last"
 PRODUCTS = "channels_last, weight gradient by products"
-# Choices in bf16: as torch does it, or computed in fp32 from bf16 features and weights.
+# Choices in bf16: torch's own arithmetic, or fp32 arithmetic on bf16 features and weights.
 NATIVE, IN_FP32 = "native", "computed in fp32"
 
 FP32, BF16 = "fp32", "bf16"
 
-# By (instruction set, shape class, dtype). Times are those of `bin/benchmark.py layouts` on one
-# thread of an AMD EPYC of the Zen 4 generation, torch 2.14.1, oneDNN and ATen held to the set.
+# (instruction set, shape class, dtype) -> choice. Chosen by `bin/benchmark.py layouts` on one
+# thread of a Zen 4 AMD EPYC with torch 2.14.1, with oneDNN and ATen limited to the instruction set.
 TABLE = {
     ("avx512_bf16", LARGE_TRAINING, FP32): CHANNELS_LAST,
     ("avx512_bf16", LARGE_FORWARD, FP32): CHANNELS_LAST,
@@ -51,26 +52,26 @@ TABLE = {
     ("avx512", LARGE_FORWARD, FP32): CHANNELS_LAST,
     ("avx512", SMALL, FP32): AS_IT_COMES,
     ("avx512", ANY, BF16): IN_FP32,
-    # oneDNN's own weight gradient of channels_last features has a fifth of the speed there.
+    # On AVX2, oneDNN's weight gradient of channels_last features runs at a fifth of the speed.
     ("avx2", LARGE_TRAINING, FP32): PRODUCTS,
     ("avx2", LARGE_FORWARD, FP32): CHANNELS_LAST,
     ("avx2", SMALL, FP32): AS_IT_COMES,
     ("avx2", ANY, BF16): IN_FP32,
-    # The default: what torch does by itself.
+    # Not measured: torch's defaults.
     ("other", LARGE_TRAINING, FP32): AS_IT_COMES,
     ("other", LARGE_FORWARD, FP32): AS_IT_COMES,
     ("other", SMALL, FP32): AS_IT_COMES,
     ("other", ANY, BF16): NATIVE,
 }
 
-# The choices that a row may have.
+# The allowed choices of each dtype.
 ALLOWED = {FP32: (AS_IT_COMES, CHANNELS_LAST, PRODUCTS), BF16: (NATIVE, IN_FP32)}
 
 _chosen: dict[str, str] | None = None
 
 
 def isa() -> str:
-    """Returns the best of `ISAS` that ATen and oneDNN both use in this process."""
+    """Returns the best instruction set of `ISAS` that ATen and oneDNN both use in this process."""
     aten = torch.backends.cpu.get_cpu_capability()
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or ""
     has = ISAS.index("avx512_bf16" if "avx512_bf16" in _cpu_flags() else "avx512")
@@ -79,14 +80,14 @@ def isa() -> str:
 
 
 def of_isa(name: str) -> dict[str, str]:
-    """Returns the table's choices for one of `ISAS`: {"<shape class>, <dtype>": choice}."""
+    """Returns the table's choices for one of `ISAS`, as {"<shape class>, <dtype>": choice}."""
     return {
         f"{shape}, {dtype}": choice for (of, shape, dtype), choice in TABLE.items() if of == name
     }
 
 
 def choice(shape_class: str, dtype: str) -> str:
-    """Returns the choice of this process: that of `set_choices`, else the table's.
+    """Returns this process's choice: the one passed to `set_choices`, else this CPU's in the table.
 
     Args:
         shape_class: LARGE_TRAINING, LARGE_FORWARD, SMALL or ANY.
@@ -97,22 +98,34 @@ def choice(shape_class: str, dtype: str) -> str:
 
 
 def set_choices(choices: dict[str, str] | None) -> None:
-    """Sets the choices of this process, as `of_isa` returns them; None restores this CPU's."""
+    """Sets this process's choices.
+
+    Args:
+        choices: a dict like that of `of_isa`; None restores the table's choices for this CPU.
+    """
     global _chosen
     _chosen = choices
     _of_this_cpu.cache_clear()
 
 
 def write(work_dir: Path, record: dict) -> None:
-    """Writes a record {"isa": one of ISAS, "choices": as of `of_isa`} to a work dir."""
+    """Writes a run's choices to its work dir, as layouts.json.
+
+    Args:
+        work_dir: the work dir.
+        record: {"isa": one of ISAS, "choices": a dict like that of `of_isa`}.
+    """
     replace_text(work_dir / RECORD, json.dumps(record, indent=2) + "\n")
 
 
 def read(work_dir: Path) -> dict | None:
-    """Reads the record of a work dir; None without one.
+    """Reads the layouts.json of a work dir.
+
+    Returns:
+        {"isa", "choices"} as `write` got it, or None if there is no such file.
 
     Raises:
-        LaunchError: the record can't be used.
+        LaunchError: the file can't be read, is corrupt, or holds unknown choices.
     """
     path = work_dir / RECORD
     if not path.exists():
@@ -134,19 +147,20 @@ def read(work_dir: Path) -> dict | None:
 
 
 def record_of_run(resumed_from: list[Path]) -> tuple[dict, list[str]]:
-    """Returns the layouts of a run, and lines for its log.
+    """Returns a run's choices, and the lines to log about them.
 
-    Each process calls `set_choices` with the choices.
+    It changes nothing: each rank has to pass the choices to `set_choices`.
 
     Args:
-        resumed_from: work dirs that may have a resumed run's record, in the order of search; empty
-            for a new run.
+        resumed_from: work dirs in which to look for a resumed run's layouts.json, in order of
+            preference; empty for a new run.
 
     Returns:
-        ({"isa", "choices"}, lines): the record of a resumed run, else this CPU's.
+        (record, lines): {"isa", "choices"} of the first layouts.json found, else of this CPU; and
+        log lines, if the file is missing or was written on a CPU with another instruction set.
 
     Raises:
-        LaunchError: a record can't be used.
+        LaunchError: a layouts.json can't be used, as for `read`.
     """
     here = isa()
     own = {"isa": here, "choices": of_isa(here)}
@@ -176,9 +190,11 @@ def _of_this_cpu() -> dict[str, str]:
 
 
 def _limit_of_onednn(name: str) -> int:
-    """Returns the index in `ISAS` of the best set that ONEDNN_MAX_CPU_ISA allows.
+    """Returns the index in `ISAS` of the best instruction set that ONEDNN_MAX_CPU_ISA allows.
 
-    It is 0 for names that oneDNN ignores.
+    Args:
+        name: the variable's value in upper case. Values that set no limit or that oneDNN doesn't
+            know give index 0.
     """
     if name in ("SSE41", "AVX"):
         return ISAS.index("other")
@@ -191,7 +207,7 @@ def _limit_of_onednn(name: str) -> int:
 
 @lru_cache(maxsize=1)
 def _cpu_flags() -> frozenset[str]:
-    """Returns the kernel's names of the first CPU's features; empty if it doesn't list them."""
+    """Returns the `flags` of the first CPU in /proc/cpuinfo; empty if there are none."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("flags"):

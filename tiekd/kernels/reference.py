@@ -1,11 +1,11 @@
-"""The plain arithmetic of the DPM head: the definition that every faster version is tested against.
+"""Reference implementation of the DPM head's arithmetic, which the faster ones are tested against.
 
 features -> 1x1 convolution -> one logit per depth bin -> softmax -> expected depth, and the
-divergence KL(q || p) of the probabilities p from the target q. Both are in the dtype of `edges`
-(float32 in training), whatever the dtype of the weights.
+divergence KL(q || p) of the target q from the probabilities p. Both are computed in the dtype of
+`edges` (float32 in training), whatever the dtype of the weights.
 
-Cost: about eight (B, K, h, w) tensors at the peak of forward and backward. Left out: everything
-that saves memory.
+Cost: at the peak of forward and backward about eight (B, K, h, w) tensors. Left out: all savings of
+memory.
 """
 
 from collections.abc import Iterator
@@ -36,28 +36,29 @@ def dpm(
 ) -> tuple[Tensor, Tensor | None]:
     """Computes depth and divergence from features.
 
-    M is the number of components of a mixture (several teachers), or 1. A component is valid where
-    its depth is > 0.
+    K is the number of depth bins. The target of a pixel is a mixture of M components, one per
+    teacher (usually M = 1). A cell is a pixel of the features.
 
     Args:
         features: (B, C, h, w).
-        weight: (K, C, 1, 1), of the convolution, in the features' float dtype.
-        bias: (K,), likewise.
-        edges: (K + 1,) float32 or float64, metres, increasing.
-        target_depth: (B, M, H, W) metres at `stride` times the resolution: h = ceil(H / stride), w
-            likewise.
-        sigma: metres, a number or (B, M, H, W).
-        target: "gaussian", or "released" for the published target and divergence (M = 1; it clamps
-            nothing).
-        beyond: "ignore": depths above the last edge are not valid. "clamp": they count as the last
-            bin centre's.
+        weight: (K, C, 1, 1), weight of the 1x1 convolution, in the features' float dtype.
+        bias: (K,), bias of the 1x1 convolution, in the same dtype.
+        edges: (K + 1,) float32 or float64, edges of the bins, metres, increasing.
+        target_depth: (B, M, H, W), metres, with h = ceil(H / stride) and w = ceil(W / stride); a
+            component is valid where its depth is > 0. None computes no divergence.
+        sigma: standard deviation of the target, metres, a number or (B, M, H, W).
+        target: "gaussian", or "released" for the published target and divergence (M = 1 only, and
+            depths aren't clamped).
+        beyond: treatment of target depths above the last edge. "ignore" makes them invalid; "clamp"
+            replaces them by the last bin's centre.
         stride: full-resolution pixels per side of a cell; a cell's q is the mean q of the valid
             pixels that it covers.
-        target_weight: (B, M, H, W), the components' weights, or None for equal ones.
+        target_weight: (B, M, H, W), non-negative weights of the components; None for equal weights.
 
     Returns:
-        depth (B, 1, h, w), metres, and divergence (B, 1, h, w), nats, 0 where no target is valid;
-        the divergence is None without a target.
+        (depth, divergence), each (B, 1, h, w) in the dtype of edges: the mean depth in metres, and
+        the divergence in nats, 0 in cells without a valid target. The divergence is None if
+        `target_depth` is None.
 
     Raises:
         RecipeError: `target` or `beyond` is unknown, or sigma is too small for the bins.
@@ -66,7 +67,7 @@ def dpm(
     logits = F.conv2d(features, weight, bias).to(edges.dtype)
     log_p = logits.log_softmax(1)
     p = log_p.exp()
-    # Not a matrix product: that may run in TF32, which has three digits.
+    # Not a matmul: a GPU may run it in TF32, which has three significant digits.
     depth = (p * bin_centres(edges).view(1, -1, 1, 1)).sum(1, keepdim=True)
     if target_depth is None:
         return depth, None
@@ -81,8 +82,8 @@ def gaussian_divergence(log_p: Tensor, q: Tensor) -> Tensor:
     """Returns KL(q || p) = sum_k q_k (log q_k - log p_k), with 0 log 0 = 0.
 
     Args:
-        log_p: (B, K, h, w).
-        q: (B, K, h, w).
+        log_p: (B, K, h, w), log-probabilities of the prediction.
+        q: (B, K, h, w), target, summing to 1 over K.
 
     Returns:
         (B, 1, h, w), nats.
@@ -91,14 +92,14 @@ def gaussian_divergence(log_p: Tensor, q: Tensor) -> Tensor:
 
 
 def released_divergence(p: Tensor, q: Tensor) -> Tensor:
-    """Returns the published sum_k [p_k != 0] q_k log(q_k / (p_k + 1e-7) + 1e-7).
+    """Returns the published divergence, sum_k [p_k != 0] q_k log(q_k / (p_k + 1e-7) + 1e-7).
 
     Args:
-        p: (B, K, h, w).
-        q: (B, K, h, w).
+        p: (B, K, h, w), probabilities of the prediction.
+        q: (B, K, h, w), target, summing to 1 over K.
 
     Returns:
-        (B, 1, h, w).
+        (B, 1, h, w), nats.
     """
     terms = q * torch.log(q / (p + PUBLISHED_EPS) + PUBLISHED_EPS)
     return terms.masked_fill(p == 0, 0).sum(1, keepdim=True)
@@ -114,14 +115,15 @@ def cell_target(
     beyond: str = "clamp",
     stride: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """Returns the target of each cell; arguments as for `dpm`.
+    """Returns the target distribution of each cell; arguments as for `dpm`, with weight for M > 1.
 
     Returns:
-        q (B, K, h, w) in the dtype of edges, and valid (B, 1, h, w) bool.
+        (q, valid): q (B, K, h, w) in the dtype of edges, and valid (B, 1, h, w) bool, True for
+        cells with at least one valid pixel. In other cells q has no meaning.
     """
     q, pixels = 0.0, 0
-    # One offset within the cells at a time: only one full-resolution pixel per cell has its q in
-    # memory.
+    # Loop over the pixel's offset within its cell, so that only one pixel per cell has its q in
+    # memory at a time.
     for d, s, w in pixels_of_cells(depth, sigma, weight, edges, beyond, stride):
         valid = (d > 0).any(1, keepdim=True)
         if target == "gaussian":
@@ -141,9 +143,14 @@ def pixels_of_cells(
     beyond: str,
     stride: int,
 ) -> Iterator[tuple[Tensor, float | Tensor, Tensor | None]]:
-    """Yields (depth, sigma, weight) of one pixel of every cell after the other, each (B, M, h, w).
+    """Yields the target's maps subsampled at each of the stride x stride offsets within a cell.
 
-    Depths that are not valid, or beyond the edges and ignored, are 0. Arguments as for `dpm`.
+    The arguments are those of `cell_target`.
+
+    Yields:
+        (depth, sigma, weight) of one pixel per cell, each (B, M, h, w); sigma as a number and
+        weight as None stay as they are. Depth is 0 where it is NaN, in padding, and, with
+        beyond="ignore", above the last edge.
     """
     depth = torch.nan_to_num(depth.to(edges.dtype))
     if beyond == "ignore":
@@ -158,7 +165,7 @@ def pixels_of_cells(
 
 
 def check_choices(target: str, beyond: str) -> None:
-    """Refuses an unknown `target` or `beyond` with a RecipeError."""
+    """Raises RecipeError if `target` or `beyond` is unknown."""
     if target not in TARGETS:
         raise RecipeError(f"target: {target!r} is not known; there are: {', '.join(TARGETS)}")
     if beyond not in BEYOND:
@@ -166,9 +173,10 @@ def check_choices(target: str, beyond: str) -> None:
 
 
 def _pad(values: float | Tensor | None, stride: int, value: float) -> float | Tensor | None:
-    """Pads the last cells with `value`, so that every offset within the cells has the same shape.
+    """Pads a map with `value` at the right and bottom to a multiple of the stride.
 
-    Depth is padded with 0, which is not valid.
+    So subsampling at any offset within the cells gives the same shape. Numbers and None are
+    returned as they are.
     """
     if not isinstance(values, Tensor) or values.ndim != 4:
         return values

@@ -1,16 +1,16 @@
 """The target of a Depth Probability Map (DPM) head: a distribution over depth bins for every pixel.
 
-`gaussian_target` spreads each given depth as a Gaussian's mass per bin; the end bins absorb the
-tails. Absorbing them (and coarse or uneven bins) would change the mean, by +30 % at 0.5 m with a
-sigma of 0.5 m. So the Gaussian's centre is shifted until the mean over the bins is the given
-depth; `shifted_centre` finds that centre. `released_target` is the published target, a softmax of
-density values, kept for parity.
+`gaussian_target` converts each target depth to a Gaussian's mass per bin; the first and last bin
+absorb the tails. Absorbing the tails (and coarse or uneven bins) would bias the mean, by +30 % at
+0.5 m with a sigma of 0.5 m. Therefore the Gaussian's centre is shifted such that the mean over the
+bins equals the target depth; `shifted_centre` computes that centre. `released_target` is the
+published target, a softmax of density values, kept for parity.
 
 Cost with one sigma for all pixels: one erfc per pixel and edge within six sigma (20 of 257 in the
-published KITTI setting) and one (B, K, H, W) tensor; the centre comes from a table that is built
-once per edges and sigma. Cost where sigma differs per pixel: Newton steps over all edges (eight
-times the erfc of all edges, and one host sync to check sigma).
-Left out: gradients with respect to the teacher's depth, which is a constant here.
+published KITTI setting) and one (B, K, H, W) tensor; the centre is interpolated in a table that is
+built once per edges and sigma. Cost with a sigma per pixel: Newton steps over all edges, i.e. the
+erfc of all edges eight times, and one host sync to check sigma.
+Left out: gradients with respect to the target depth, which is treated as a constant.
 """
 
 import math
@@ -22,15 +22,16 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from tiekd.errors import RecipeError
 
-# Linear interpolation between these nodes keeps the mean within 0.03 % of the depth.
+# Nodes of the table per sigma; with linear interpolation the mean is within 0.03 % of the depth.
 TABLE_STEPS_PER_SIGMA = 64
-# A centre this far outside the first or last inner edge leaves 1e-9 of the mass in other bins.
+# Bins farther than this from a Gaussian's centre count as empty; the mass beyond it is 1e-9.
 REACH_SIGMAS = 6.0
 NEWTON_STEPS = 6
-# float32 edges of many bins are not quite evenly spaced.
+# Relative tolerance for bin widths: float32 rounding makes uniform bins slightly uneven.
 WIDTH_SLACK = 1e-3
+# Edges per operation of the Newton steps, which limits temporary memory.
 EDGES_AT_ONCE = 16
-# With more than this share of the edges within reach, all of them at once are as fast.
+# If a window has more than this fraction of all edges, computing all bins densely is as fast.
 DENSE_FROM = 0.5
 PUBLISHED_THRESHOLD, PUBLISHED_FLOOR = 1e-16, -1000.0
 
@@ -46,8 +47,7 @@ def bin_edges(
         num_bins: K, 2 or more.
         min_depth: metres, the first edge.
         max_depth: metres, the last edge.
-        spacing: "uniform" (published) or "log" (every bin the same ratio wider than the one
-            before).
+        spacing: "uniform" (published), or "log" for edges that increase by a constant ratio.
 
     Returns:
         (K + 1,) float32, metres, increasing.
@@ -75,12 +75,14 @@ def bin_edges(
 
 
 def bin_centres(edges: Tensor) -> Tensor:
-    """Returns the mid-points of the bins: (K,), metres, from edges (K + 1,)."""
+    """Returns the midpoints of the bins, (K,), metres, from their edges (K + 1,), metres."""
     return (edges[:-1] + edges[1:]) / 2
 
 
 def check_sigma(sigma: float, edges: Tensor) -> None:
-    """Refuses a sigma under half of the widest bin: its peak would fall between bins.
+    """Raises RecipeError if sigma is below half of the widest bin's width.
+
+    Such a Gaussian is too narrow for its mass per bin to represent its mean.
 
     Args:
         sigma: metres.
@@ -110,18 +112,20 @@ def check_sigma(sigma: float, edges: Tensor) -> None:
 def gaussian_target(
     depth: Tensor, sigma: float | Tensor, weight: Tensor | None, edges: Tensor
 ) -> Tensor:
-    """Returns a mixture of Gaussians as its mass per bin.
+    """Returns the mass per bin of a mixture of M Gaussians.
 
-    The mean over the bins, sum_k q_k c_k, is the given depth (its weighted mean) within 0.1 %.
+    With the bin centres c_k, the mean sum_k q_k c_k equals the (weighted mean) depth within 0.1 %.
     Where no component is valid, q is finite and sums to 1, but has no meaning.
 
     Args:
-        depth: (B, M, H, W), metres; a component is not valid where its depth is <= 0 or NaN. Valid
-            depths are clamped to [first, last bin centre].
-        sigma: metres, one number or (B, M, H, W); at least half the width of the depth's own bin.
-        weight: (B, M, H, W), not negative, or None for equal weights; it is scaled to sum to 1 over
-            the valid components.
-        edges: (K + 1,) float32 or float64, metres, increasing, any spacing. Never changed in place.
+        depth: (B, M, H, W), metres; a component is invalid where its depth is <= 0 or NaN. Valid
+            depths are clamped to the range of bin centres.
+        sigma: metres, one number or (B, M, H, W); at least half the width of the bin that contains
+            the depth.
+        weight: (B, M, H, W), non-negative weights, normalised over the valid components; None for
+            equal weights.
+        edges: (K + 1,) float32 or float64, metres, increasing, any spacing. A table is cached for
+            this tensor, so don't change it in place.
 
     Returns:
         q (B, K, H, W) in the dtype of edges, summing to 1 over the bins.
@@ -151,12 +155,13 @@ def gaussian_target(
 
 
 class Windows(NamedTuple):
-    """Gaussians of one sigma, each in the few bins that it reaches.
+    """Gaussians of a common sigma, each restricted to a window of E + 1 consecutive bins.
 
     Attributes:
-        first: (B, M, H, W) int32, the first of those bins.
-        centre: (B, M, H, W) metres, in the dtype of edges.
-        edges: (F, E); row f has the inner edges of the bins from f on, in units of `unit`.
+        first: (B, M, H, W) int32, index of the window's first bin.
+        centre: (B, M, H, W), the Gaussian's (shifted) centre, metres, in the dtype of edges.
+        edges: (F, E), row f: the E inner edges of the window whose first bin is f, divided by
+            `unit`.
         unit: sqrt(2) sigma, metres.
     """
 
@@ -166,25 +171,30 @@ class Windows(NamedTuple):
     unit: float
 
     def mass(self, first: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the bins (..., E + 1) int64 and their mass, for a part (...) of the Gaussians.
+        """Returns the mass per bin of some of the Gaussians.
 
-        It computes `_mass_between` in fewer steps, which is possible because a sigma that has
-        windows is at least half of every bin's width.
+        It computes the same as `_mass_between` in fewer operations. They rely on sigma being at
+        least half of every bin's width, which `gaussian_windows` ensures.
 
         Args:
-            first: (...), of `first`.
-            centre: (...), of `centre`.
+            first: (...), a selection from the attribute `first`, of any shape.
+            centre: (...), the same selection from the attribute `centre`.
+
+        Returns:
+            (bins, mass), each (..., E + 1): the bins' indices, int64, and the mass in each.
         """
         num_bins = self.edges.shape[1] + 1
         bins = first.flatten().long()[:, None] + torch.arange(num_bins, device=first.device)
         offset = self.edges.index_select(0, first.flatten())
         offset.sub_(centre.flatten()[:, None] / self.unit)
-        # The mass beyond an edge, negative below the centre.
+        # The mass between each edge and infinity on the edge's side of the centre. The sign is that
+        # of (edge - centre).
         tail = offset.abs().erfc_().copysign_(offset).mul_(0.5)
         mass = tail.new_empty(bins.shape)
         inner = torch.sub(tail[:, :-1], tail[:, 1:], out=mass[:, 1:-1])
-        # Here the bin with the centre has -0.31 or less instead of 1 - both tails; the others are
-        # not negative.
+        # The bin that contains the centre needs 1 - both tails, but the difference is -(both
+        # tails), which is -0.31 or less. All other differences are non-negative, so floor() adds 1
+        # to this bin only.
         inner.sub_((inner + 0.25).floor_()).clamp_min_(0)
         mass[:, 0] = torch.where(offset[:, 0] >= 0, 1 - tail[:, 0], -tail[:, 0])
         mass[:, -1] = torch.where(offset[:, -1] >= 0, tail[:, -1], 1 + tail[:, -1])
@@ -193,14 +203,16 @@ class Windows(NamedTuple):
 
 @torch.no_grad()
 def gaussian_windows(depth: Tensor, sigma: float | Tensor, edges: Tensor) -> Windows | None:
-    """Returns the components of `gaussian_target`, each as few bins; None if that isn't possible.
-
-    It isn't if sigma is a map, too small for the widest bin, or so large that most bins have mass.
+    """Returns the components of `gaussian_target`, each restricted to a window of bins.
 
     Args:
-        depth: (B, M, H, W), metres.
+        depth: (B, M, H, W), metres, as for `gaussian_target`.
         sigma: metres, a number or (B, M, H, W).
-        edges: (K + 1,), metres.
+        edges: (K + 1,), metres, increasing.
+
+    Returns:
+        The windows, or None if sigma is a map, is too small for the widest bin, or is so large that
+        a window would contain more than DENSE_FROM of the edges.
     """
     table = None if isinstance(sigma, Tensor) else cached_table(float(sigma), edges)
     if table is None or table.edges.shape[1] > (len(edges) - 2) * DENSE_FROM:
@@ -210,15 +222,16 @@ def gaussian_windows(depth: Tensor, sigma: float | Tensor, edges: Tensor) -> Win
 
 
 def shares(depth: Tensor, weight: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Returns each component's share of a mixture.
+    """Returns the mixture's weights, normalised over the valid components.
 
     Args:
-        depth: (B, M, H, W), metres; a component is valid where it is > 0.
-        weight: (B, M, H, W), or None for equal weights.
-        dtype: of the result.
+        depth: (B, M, H, W), metres; a component is valid where its depth is > 0.
+        weight: (B, M, H, W), non-negative weights; None for equal weights.
+        dtype: dtype of the result.
 
     Returns:
-        (B, M, H, W), summing to 1 over M; 0 where a component is not valid, equal where none is.
+        (B, M, H, W), summing to 1 over M; 0 for invalid components, but 1 / M for all components of
+        a pixel that has no valid one.
     """
     share = (depth > 0).to(dtype)
     if weight is not None:
@@ -233,14 +246,15 @@ def shares(depth: Tensor, weight: Tensor | None, dtype: torch.dtype) -> Tensor:
 def released_target(depth: Tensor, sigma: float, edges: Tensor, centres: Tensor) -> Tensor:
     """Returns the published target: the softmax over the bins of the Gaussian's density values.
 
-    Densities under 1e-16 count as -1000. This is a plateau about 8.5 sigma to each side and not a
-    Gaussian (its mean is 2.9 m for a depth of 2 m with 257 bins to 80 m).
+    Densities below 1e-16 are replaced by -1000. The result isn't a Gaussian but a plateau of about
+    8.5 sigma to each side of the depth, and its mean is biased: 2.9 m for a depth of 2 m with 257
+    bins up to 80 m.
 
     Args:
-        depth: (B, 1, H, W), metres, taken as it is.
+        depth: (B, 1, H, W), metres; not clamped.
         sigma: metres.
-        edges: (K + 1,), metres; gives the dtype.
-        centres: (K,), metres.
+        edges: (K + 1,), metres; only its dtype is used.
+        centres: (K,), bin centres, metres.
 
     Returns:
         q (B, K, H, W), in the dtype of edges.
@@ -255,15 +269,20 @@ def released_target(depth: Tensor, sigma: float, edges: Tensor, centres: Tensor)
 def shifted_centre(depth: Tensor, sigma: float | Tensor, edges: Tensor) -> Tensor:
     """Returns the centre of the Gaussian whose mass per bin has the mean `depth`.
 
-    It may lie outside of the edges, by up to 6 sigma. The mean grows with the centre, from the
-    first bin centre to the last, so there is one such centre for every depth in between. Arguments
-    as for `gaussian_target`.
+    The mean increases monotonically with the centre, from the first bin centre to the last, so the
+    centre is unique for every depth in between. It may be outside of the edges, by up to 6 sigma.
+
+    Args:
+        depth: (B, M, H, W), metres.
+        sigma: metres, a number or (B, M, H, W).
+        edges: (K + 1,) float32 or float64, metres, increasing.
 
     Returns:
-        (B, M, H, W), in the dtype of edges, metres.
+        (B, M, H, W), metres, in the dtype of edges.
 
     Raises:
-        RecipeError: sigma is a map and too small somewhere.
+        RecipeError: sigma is a map, or a number without a table, and below half of the width of the
+            bin that contains a valid depth.
     """
     assert edges.dtype in (torch.float32, torch.float64), (
         f"edges must stay float32 or float64, got {edges.dtype}"
@@ -279,14 +298,14 @@ def shifted_centre(depth: Tensor, sigma: float | Tensor, edges: Tensor) -> Tenso
 
 
 class _Table(NamedTuple):
-    """The shifted centres for one (edges, sigma).
+    """The mean over the bins as a function of the Gaussian's centre, for one (edges, sigma).
 
     Attributes:
-        means: (N,), increasing: means over the bins.
-        centres: (N,), increasing: the centres that have these means.
-        first: (N - 1,) int32: the first bin within REACH_SIGMAS of the centres from a node to the
-            next.
-        edges: as in `Windows`.
+        means: (N,), means over the bins at the N nodes, metres, increasing.
+        centres: (N,), the centres that have these means, metres, increasing.
+        first: (N - 1,) int32, for each interval between nodes, the first bin within REACH_SIGMAS of
+            its centres.
+        edges: (F, E), the windows' edges as in `Windows`.
     """
 
     means: Tensor
@@ -296,32 +315,29 @@ class _Table(NamedTuple):
 
 
 def _component(sigma: float | Tensor, m: int, edges: Tensor) -> float | Tensor:
-    """Returns the m-th component's sigma.
-
-    A map that is the same everywhere stays a map: only a number is known to be constant.
-    """
+    """Returns sigma of component m: (B, 1, H, W) from a map, else the number itself."""
     return sigma[:, m : m + 1].to(edges) if isinstance(sigma, Tensor) else sigma
 
 
 def _mass_between(offset: Tensor, sigma: float | Tensor) -> Tensor:
-    """Returns the mass of Gaussians below, between and above edges.
+    """Returns the mass of Gaussians below the first edge, between edges and above the last edge.
 
-    Differences are taken in the nearer tail, where they are exact.
+    Each bin's mass is a difference of masses in the nearer tail, which avoids cancellation.
 
     Args:
-        offset: (B, E, H, W) metres, of the edges from the centre, increasing over E.
-        sigma: metres.
+        offset: (B, E, H, W), edge minus the Gaussian's centre, metres, increasing over E.
+        sigma: metres, a number or (B, 1, H, W).
 
     Returns:
         (B, E + 1, H, W).
     """
     above = offset >= 0
-    # The mass beyond an edge, seen from the centre.
+    # The mass between each edge and infinity on the edge's side of the centre, negative below it.
     tail = (offset / (math.sqrt(2) * sigma)).abs_().erfc_().mul_(0.5)
     tail.copysign_(offset)
     mass = tail.new_empty(tail.shape[0], tail.shape[1] + 1, *tail.shape[2:])
     inner = torch.sub(tail[:, :-1], tail[:, 1:], out=mass[:, 1:-1])
-    # The bin with the centre has 1 - both tails.
+    # Add 1 to the bin that contains the centre, whose mass is 1 - both tails.
     inner.add_(above[:, 1:] ^ above[:, :-1]).clamp_min_(0)
     mass[:, 0] = -tail[:, 0] + above[:, 0]
     mass[:, -1] = tail[:, -1] + ~above[:, -1]
@@ -329,9 +345,10 @@ def _mass_between(offset: Tensor, sigma: float | Tensor) -> Tensor:
 
 
 def cached_table(sigma: float, edges: Tensor) -> _Table | None:
-    """Returns the table of (edges, sigma), on the device of edges.
+    """Returns the table for (edges, sigma), on the device of edges, built at the first call.
 
-    It is None if sigma is too small for the widest bin.
+    It is None if sigma is below half of the widest bin's width. The cache is keyed by the tensor
+    `edges` and its version, so a change in place builds another table.
     """
     tables = _tables.setdefault(edges, {})
     version = 0 if edges.is_inference() else edges._version
@@ -343,8 +360,14 @@ def cached_table(sigma: float, edges: Tensor) -> _Table | None:
 
 
 def _build_table(sigma: float, edges: Tensor, like: Tensor) -> _Table:
-    """Builds the table from edges in float64 on the host, with tensors like `like`."""
-    # The nodes: centres from `reach` before the first inner edge to `reach` after the last.
+    """Builds the table.
+
+    Args:
+        sigma: metres.
+        edges: (K + 1,) float64 on the CPU, metres.
+        like: a tensor with the dtype and device that the table's tensors get.
+    """
+    # The nodes: centres from `reach` below the first inner edge to `reach` above the last one.
     inner = edges[1:-1]
     steps = bin_centres(edges).diff()
     reach = REACH_SIGMAS * sigma
@@ -355,20 +378,20 @@ def _build_table(sigma: float, edges: Tensor, like: Tensor) -> _Table:
         math.ceil(span / sigma * TABLE_STEPS_PER_SIGMA) + 1,
         dtype=edges.dtype,
     )
-    # The mean over the bins at each node: the first bin centre, and for each edge the step between
-    # its bin centres times the mass above the edge.
+    # The mean over the bins at each node: the first bin centre plus, for each inner edge, the
+    # distance between the two adjacent bin centres times the mass above the edge.
     passed = torch.cat((steps.new_zeros(1), steps.cumsum(0)))
     means = []
     for part in nodes.split(8 * TABLE_STEPS_PER_SIGMA):
-        # Edges more than ten sigma away are wholly below (they add their step) or wholly above
-        # (they add nothing).
+        # Of edges more than ten sigma away, those below have all mass above them and add their full
+        # distance; those above add nothing.
         low = int(torch.searchsorted(inner, part[0] - 10 * sigma))
         high = int(torch.searchsorted(inner, part[-1] + 10 * sigma))
         beyond = torch.special.erfc((inner[low:high] - part[:, None]) / (math.sqrt(2) * sigma)) / 2
         means.append(passed[low] + beyond @ steps[low:high])
     means = bin_centres(edges)[0] + torch.cat(means)
-    # The window of bins within reach of each interval between nodes. It is a little more than the
-    # reach, because in the dtype of `like` an edge may round into it.
+    # The window of bins within reach of each interval between nodes. The reach is enlarged by
+    # 0.1 %, because an edge just outside may round into it in the dtype of `like`.
     first = torch.searchsorted(inner, nodes[:-1] - 1.001 * reach)
     num_near = int((torch.searchsorted(inner, nodes[1:] + 1.001 * reach, right=True) - first).max())
     first = first.clamp_(max=len(inner) - num_near).to(like.device, torch.int32)
@@ -377,10 +400,11 @@ def _build_table(sigma: float, edges: Tensor, like: Tensor) -> _Table:
 
 
 def _look_up(depth: Tensor, table: _Table) -> tuple[Tensor, Tensor]:
-    """Interpolates the centre at each depth linearly, held at the table's ends.
+    """Interpolates the table's centre linearly at each depth, clamped to the table's ends.
 
     Returns:
-        The centre, and the node (int32) before it.
+        (centre, node): the centre in metres, and the index (int32) of the node to its left; both
+        have the shape of depth.
     """
     means, centres = table.means, table.centres
     right = torch.searchsorted(means, depth.contiguous(), out_int32=True).clamp_(1, len(means) - 1)
@@ -392,9 +416,10 @@ def _look_up(depth: Tensor, table: _Table) -> tuple[Tensor, Tensor]:
 
 
 def _check_local_sigma(depth: Tensor, sigma: Tensor, edges: Tensor) -> None:
-    """Refuses a sigma under half of the bin of its depth.
+    """Raises RecipeError where sigma is below half of the width of the bin that contains the depth.
 
-    It costs one host sync, so it is called only where there is no table.
+    Invalid depths (<= 0) aren't checked. It costs one host sync, so it is called only if there is
+    no table.
     """
     bins = (torch.searchsorted(edges, depth.contiguous(), right=True) - 1).clamp_(0, len(edges) - 2)
     least = edges.diff()[bins] / 2
@@ -409,15 +434,21 @@ def _check_local_sigma(depth: Tensor, sigma: Tensor, edges: Tensor) -> None:
 
 
 def _solve(depth: Tensor, sigma: Tensor, edges: Tensor) -> Tensor:
-    """Finds the centre by Newton steps on log((mean - c_0) / (c_last - mean)).
+    """Computes the shifted centre by Newton steps on log((mean - c_0) / (c_last - mean)).
 
-    That function is nearly straight near both ends.
+    Unlike the mean itself, this function is nearly linear in the centre near both ends of the
+    range.
+
+    Args:
+        depth: (B, M, H, W), metres.
+        sigma: (B, M, H, W), metres.
+        edges: (K + 1,), metres.
     """
     centres = bin_centres(edges)
     first = centres[0]
     span = centres[-1] - centres[0]
-    # The wanted mean is kept off the ends, by less than the tolerance, so that the logarithms stay
-    # finite.
+    # Clamp the wanted mean to slightly inside the range of bin centres, so that the logarithms stay
+    # finite. The margin is smaller than the tolerance.
     wanted = torch.minimum((depth - first).clamp_min(1e-5 * first), span - 1e-4 * centres[-1])
     wanted = torch.log(wanted) - torch.log(span - wanted)
     lowest = edges[1] - REACH_SIGMAS * sigma
@@ -433,13 +464,14 @@ def _solve(depth: Tensor, sigma: Tensor, edges: Tensor) -> Tensor:
 def _distances_and_slope(
     centre: Tensor, sigma: Tensor, edges: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the distances of the mean over the bins from both end centres, and its derivative.
+    """Returns the distances of the mean from the first and last bin centre, and its derivative.
 
-    Each distance is a sum of positive terms from the nearer tail, so neither loses digits near an
-    end.
+    Each distance is a sum of positive terms computed in the nearer tail, so neither suffers from
+    cancellation near an end.
 
     Returns:
-        (mean - first bin centre, last bin centre - mean, derivative of the mean by the centre).
+        (mean - first bin centre, last bin centre - mean, derivative of the mean with respect to the
+        centre), each (B, M, H, W).
     """
     inner = edges[1:-1]
     steps = bin_centres(edges).diff()

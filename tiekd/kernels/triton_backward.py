@@ -1,7 +1,7 @@
-"""The fused DPM head's backward kernels, strip by strip of tiles.
+"""The fused DPM head's two backward kernels, launched once per strip of tiles.
 
-Logits are computed again. Their gradient is at once multiplied with the weights, and kept for the
-strip, to be multiplied with the features.
+`features_gradient` recomputes the logits and multiplies their gradient by the weights. It also
+stores the logits' gradient of the strip, which `weight_gradient` multiplies by the features.
 """
 
 import triton
@@ -34,16 +34,18 @@ def features_gradient(
     WHOLE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Computes the gradients of the tiles from `first` on.
+    """Computes the gradients of one tile per program; program 0 has the tile with index `first`.
 
-    With GRAD it writes features_grad, which has the features' layout in memory. With KEEP it writes
-    the logits' gradients to `kept` (tiles P, width), 0 where there is no pixel.
+    With GRAD it writes features_grad, which has the features' memory layout. With KEEP it writes
+    the logits' gradient to `kept`, (tiles of the strip * BLOCK_P, width), 0 in rows without a
+    pixel. N is the number of parts of a cell's target; the other constants are explained in
+    `triton_dpm._constants`.
     """
     image, p, inside = pixels_of(first + tl.program_id(0), layer, BLOCK_P, WHOLE)
     x = tl.trans(load_features(layer, image, p, inside, BLOCK_C))
     cells, values = _load_tile(maps, parts, layer, image, p[:, None], inside[:, None], N, TARGET)
     rows = _kept_rows(kept, tl.program_id(0), width, BLOCK_P)
-    # The bins pass by in blocks, the last of them of another size.
+    # Loop over blocks of bins; the last block may have another size (TAIL_K).
     total = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
     whole = bins.count - bins.count % BLOCK_K if TAIL_K > 0 else bins.count
     for start in range(0, whole, BLOCK_K):
@@ -89,9 +91,9 @@ def _add_block(
     BLOCK_C: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Adds one block of bins to a tile's features' gradient (P, C).
+    """Adds one block of bins to `total`, the gradient of a tile's features (P, C); returns it.
 
-    With KEEP it stores the block's own gradient in `rows`.
+    With KEEP it stores the block's logits' gradient (P, K) at the pointers `rows` (P, 1).
     """
     w = load_weight(layer, start, BLOCK_K, BLOCK_C)
     logits = logits_of(x, w, layer, start, BLOCK_K, PRECISION)
@@ -123,18 +125,18 @@ def weight_gradient(
     WHOLE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Adds a strip's gradients to the partial sums.
+    """Adds a strip's gradients of weight and bias to the partial sums.
 
-    The partial sums are (splits, bins, channels + 1), the last channel being the bias's. A program
-    computes one block of bins (and the rest after the last block) over every `splits`-th of the
-    strip's tiles. Neighbouring programs have the same tiles and other bins, so that L2 serves them
-    all.
+    `partial` is (splits, bins, channels + 1), with the bias's gradient in the last channel. A
+    program sums one block of bins over every `splits`-th tile of the strip; the program of the last
+    block also sums the tail of TAIL_K bins. Neighbouring programs process the same tiles with
+    different bins, so that the tiles are read from the L2 cache.
     """
     blocks = count // BLOCK_K if TAIL_K > 0 else tl.cdiv(count, BLOCK_K)
     split, splits = tl.program_id(0) // blocks, tl.num_programs(0) // blocks
     block = tl.program_id(0) % blocks
     k = block * BLOCK_K + tl.arange(0, BLOCK_K)
-    # Their product is the bias's sum; 64 rows are the least that Hopper multiplies in one
+    # ones @ grad is the bias's gradient, in every row. 64 rows are the minimum of Hopper's matrix
     # instruction.
     ones = tl.full((64, BLOCK_P), 1.0, kept.dtype.element_ty)
     total = tl.zeros((BLOCK_C, BLOCK_K), tl.float32)
@@ -143,7 +145,7 @@ def weight_gradient(
         over = blocks * BLOCK_K + tl.arange(0, TAIL_K)
         over_total = tl.zeros((BLOCK_C, TAIL_K), tl.float32)
         over_bias = tl.zeros((64, TAIL_K), tl.float32)
-    # Sums over this program's tiles, always in the same order.
+    # Sum over this program's tiles in a fixed order, so that results are deterministic.
     for tile in range(split, tiles, splits):
         image, p, inside = pixels_of(first + tile, layer, BLOCK_P, WHOLE)
         x = load_features(layer, image, p, inside, BLOCK_C)
@@ -165,13 +167,16 @@ def weight_gradient(
 
 @triton.jit
 def _kept_rows(kept, tile, width, BLOCK_P: tl.constexpr):
-    """Returns where a tile's kept gradients (P, 1) begin, the strip's tiles counted from 0."""
+    """Returns pointers (P, 1) to a tile's rows of `kept`; `tile` is its index in the strip."""
     return kept + (tile * BLOCK_P + tl.arange(0, BLOCK_P)[:, None]) * width
 
 
 @triton.jit
 def _add_partial(partial, total, bias_total, split, k, count, channels, BLOCK_C: tl.constexpr):
-    """Adds one program's sums for bins k; every row of bias_total is the bias's."""
+    """Adds one program's sums for the bins k (K,) to `partial`.
+
+    total (C, K) is the weight's gradient; every row of bias_total (64, K) is the bias's.
+    """
     c = tl.arange(0, BLOCK_C)
     at = partial + (split.to(tl.int64) * count + k) * (channels + 1)
     here = (c < channels)[:, None] & (k < count)[None, :]
@@ -183,10 +188,22 @@ def _add_partial(partial, total, bias_total, split, k, count, channels, BLOCK_C:
 
 @triton.jit
 def _load_tile(maps, parts, layer, image, p, here, N: tl.constexpr, TARGET: tl.constexpr):
-    """Loads the targets of the cells p (P, 1) and their saved numbers.
+    """Loads the targets and the saved values of a tile's pixels.
 
-    The numbers are depth, log_sum, slope and the gradients by depth and divergence, (P, 1) each. A
-    pixel that doesn't exist has probability and gradients 0.
+    Args:
+        maps: the saved values and the incoming gradients.
+        parts: the parts of all targets.
+        layer: the operands of the convolution.
+        image: index of the image.
+        p: (P, 1), indices of the pixels.
+        here: (P, 1) bool, False for indices beyond the image's last pixel.
+        N: number of parts of a cell's target.
+        TARGET: kind of target.
+
+    Returns:
+        (cells, values): the targets as `load_cells` returns them, and (depth, log_sum, slope,
+        gradient with respect to depth, gradient with respect to divergence), (P, 1) each. Where
+        `here` is False, they make probabilities and gradients 0.
     """
     cells = load_cells(parts, image * N * layer.pixels + p, here, layer.pixels, N, TARGET)
     at = image * layer.pixels + p
@@ -224,10 +241,11 @@ def _logits_gradient(
 ):
     """Returns the gradient of the logits, (P, K).
 
-    It is g_kl (p_k - q_k) + g_d p_k (c_k - depth), or for the published target its derivative.
-    Cells and values are from `_load_tile`, k is (1, K).
+    It is g_d p_k (c_k - depth) + g_kl (p_k - q_k); for the published target the second term is
+    g_kl p_k (slope_k - mean slope). `cells` and `values` are from `_load_tile`; k (1, K) are the
+    indices of the block's bins.
     """
-    # The part of the depth, and of -log p in the divergence; both are multiples of p.
+    # The terms that are multiples of p: from the depth, and g_kl p_k from the divergence.
     depth, log_sum, slope, depth_grad, divergence_grad = values
     p = tl.exp2(logits - log_sum)
     by_p = -depth_grad * depth
@@ -235,7 +253,7 @@ def _logits_gradient(
         by_p += divergence_grad
     by_p += depth_grad * tl.load(bins.centre + k)
     grad = p * by_p
-    # The part of the target, in blocks where it has mass.
+    # The terms that depend on q, only in blocks where some target has mass.
     if TARGET != "none":
         if in_span(cells, bins, start, BLOCK_K):
             q = target_mass(

@@ -1,27 +1,30 @@
-"""The DPM head's arithmetic on a CUDA GPU, fused: the numbers of `reference` without stored logits.
+"""Fused CUDA implementation of the DPM head: the numbers of `reference` without stored logits.
 
-Forward is one kernel with a program per tile of pixels. The tile of features stays on the chip
-while the bins pass by in blocks, each a matrix product and a step of the running softmax. Four
-numbers per pixel are written: depth, log-sum-exp, divergence, and for the published target the
-mean slope. Backward goes through the pixels strip by strip, with two kernels. Logits are computed
-again tile by tile, and
+Forward is one kernel with one program per tile of pixels. The tile's features stay on chip while
+the program loops over blocks of bins; each block is a matrix product and an update of the online
+softmax. It writes up to four numbers per pixel: depth, log-sum-exp, divergence, and for the
+published target the mean slope.
 
-    dlogit_k = g_kl (p_k - q_k) + g_d p_k (c_k - depth)
+Backward processes the pixels in strips of tiles, with two kernels per strip. The first recomputes
+the logits of each tile, and their gradient
 
-is at once multiplied with the weights, which gives the features' gradient. It is also kept for the
-strip in the features' dtype, to be multiplied with the features for the weights' gradient. There
-every program sums its own fixed tiles, the partial sums are added in a fixed order, and there are
-no atomics: the same numbers every time. Computing it a third time instead took longer, because
-these kernels are bound by the arithmetic around the products, not by memory. Blocks of bins in
-which no pixel of a tile has target mass cost no target arithmetic.
+    dlogit_k = g_kl (p_k - q_k) + g_d p_k (c_k - depth).
 
-Cost: four matrix products and half of one for the bias's gradient, the features read three times,
-and a strip's gradients, about STRIP_BYTES at most, written once and read once
-(tools/benchmarks/head.py has the least that a head takes). Besides, for the weights' gradient
-features are read once per block of bins from the L2 cache. float32 is multiplied as 3xTF32, which
-has float32's digits. In half precision the kept gradients are rounded, and so the terms of the
-bias's gradient. Left out: float64, more than 256 channels (128 in float32), more than 4
-components, second derivatives.
+It multiplies this gradient by the weights, which gives the features' gradient, and stores it for
+the strip in the features' dtype. The second kernel multiplies it by the features, which gives the
+weights' gradient. Each program sums a fixed set of tiles, and the partial sums are added in a fixed
+order without atomics, so the result is deterministic. Recomputing the logits' gradient in the
+second kernel was slower than storing it, because these kernels are bound by the arithmetic around
+the matrix products, not by memory. Blocks of bins in which no pixel of a tile has target mass skip
+the target's arithmetic.
+
+Cost: four matrix products, and half of one for the bias's gradient; the features are read three
+times; a strip's logits' gradients, at most about STRIP_BYTES, are written once and read once
+(tools/benchmarks/head.py computes the lower bound of a head's time). The weights' gradient also
+reads the features from the L2 cache once per block of bins. float32 is multiplied as 3xTF32, which
+has float32's precision. In half precision the stored gradients are rounded, so the weights' and the
+bias's gradient are sums of rounded terms. Left out: float64, more than 256 channels (128 in
+float32), more than 4 components, second derivatives.
 """
 
 import contextlib
@@ -44,14 +47,15 @@ from tiekd.kernels.triton_target import (
     series_pieces,
 )
 
-# So that tiles fit the shared memory of smaller GPUs, too.
+# Limits of `supports`. Those of channels make tiles fit the shared memory of smaller GPUs.
 MAX_CHANNELS = 256
 MAX_CHANNELS_OF_4_BYTES = 128
 MAX_COMPONENTS = 4
-# By kernel and bytes per feature: pixels and bins of a tile, warps, pipeline stages, registers per
-# thread (None: the compiler decides). In half precision these are the fastest of some dozens on an
-# H100 and an H200 with 128 channels and 257 bins; in float32 they follow what the compiler reports
-# for sm_90. Both kernels of backward have the same pixels.
+# (kernel, bytes per feature) -> (pixels per tile, bins per block, warps, pipeline stages, registers
+# per thread or None for the compiler's choice). In half precision these are the fastest of some
+# dozens measured on an H100 and an H200 with 128 channels and 257 bins; in float32 they follow the
+# register and shared memory use that the compiler reports for sm_90. Both backward kernels must
+# have the same number of pixels.
 TILES = {
     ("forward", 2): (64, 64, 4, 2, None),
     ("forward", 4): (64, 32, 4, 2, None),
@@ -60,14 +64,21 @@ TILES = {
     ("weight", 2): (64, 64, 4, 3, None),
     ("weight", 4): (64, 64, 8, 1, None),
 }
-# Programs of the weights' gradient that are resident together and share features through L2.
+# Programs of the weights' gradient per multiprocessor: as many as run concurrently, so that they
+# share the features in the L2 cache.
 PROGRAMS_PER_PROCESSOR = 2
-# The most bytes of logits' gradients that are kept at a time, but for a tile.
+# Maximum bytes of logits' gradients stored for a strip; a strip has at least one tile.
 STRIP_BYTES = 300 << 20
 
 
 def supports(features: Tensor, target_depth: Tensor | None, edges: Tensor) -> bool:
-    """True if `dpm` accepts these arguments, as far as device, dtypes and sizes go."""
+    """True if `dpm` supports the device, dtypes and sizes of these arguments.
+
+    Args:
+        features: (B, C, h, w).
+        target_depth: (B, M, H, W), or None.
+        edges: (K + 1,).
+    """
     return (
         features.is_cuda
         and features.dtype in (torch.float32, torch.float16, torch.bfloat16)
@@ -90,9 +101,9 @@ def dpm(
     stride: int = 1,
     target_weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Computes `tiekd.kernels.reference.dpm` for float32 edges and what `supports` accepts.
+    """Computes `tiekd.kernels.reference.dpm` for arguments that `supports` accepts.
 
-    The arguments are those of the reference.
+    Arguments, results and errors are those of the reference.
     """
     reference.check_choices(target, beyond)
     device = features.device.type
@@ -101,7 +112,8 @@ def dpm(
         features = features.to(dtype)
         weight = weight.to(dtype)
         bias = bias.to(dtype)
-    # The operator takes sigma as a number and as a map, of which one is used.
+    # A registered operator has typed arguments, so sigma is passed as a number or as a map, and the
+    # other of the two is 0.0 or None.
     number, sigma_map = (0.0, sigma) if isinstance(sigma, Tensor) else (float(sigma), None)
     depth, divergence, *_ = dpm_forward(
         features,
@@ -119,9 +131,9 @@ def dpm(
     return depth, None if target_depth is None else divergence
 
 
-# Registered operators, so that torch.compile takes them as they are, and autograd saves the
-# parameters themselves: under ZeRO-3 their storage is released after forward and gathered again
-# before the owning module's backward.
+# Registered as operators, so that torch.compile doesn't trace into them and autograd saves the
+# parameters themselves. Saving tensors computed from the parameters would fail under ZeRO-3, which
+# frees the parameters' storage after forward and gathers it before the owning module's backward.
 @torch.library.custom_op("tiekd::dpm_forward", mutates_args=())
 def dpm_forward(
     features: Tensor,
@@ -136,11 +148,14 @@ def dpm_forward(
     beyond: str,
     stride: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Returns depth, divergence, log-sum-exp and mean slope, and the target's three maps.
+    """Launches the forward kernel; arguments as for `reference.dpm`, with sigma as number or map.
 
-    The first four are (B, 1, h, w); unused ones are (0,).
+    Returns:
+        (depth, divergence, log-sum-exp, mean slope), each (B, 1, h, w) float32, and the target's
+        (position, share, spread), each (B, N, h, w) float32, see `Parts`. Unused results have shape
+        (0,).
     """
-    # Outputs, and the parts of the target.
+    # Allocate the outputs and compute the parts of the target.
     features = _flat_pixels(features)
     depth, log_sum, divergence, slope = (
         edges.new_empty(features.shape[0], 1, *features.shape[2:]) for _ in range(4)
@@ -154,7 +169,7 @@ def dpm_forward(
             parts = cell_parts(target_depth, spread, target_weight, edges, target, beyond, stride)
     if target_depth is None or target != "released":
         slope = edges.new_empty(0)
-    # One program per tile.
+    # Launch one program per tile.
     constants = _constants("forward", features, edges, parts, target)
     layer = _layer(features, weight, bias)
     maps = Maps(depth, log_sum, slope, divergence)
@@ -209,8 +224,25 @@ def dpm_backward(
     needs_features: bool,
     needs_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the gradients of features, weight and bias; (0,) for those that aren't needed."""
-    # What forward saved, and the gradients per pixel.
+    """Launches the backward kernels.
+
+    Args:
+        depth_grad: (B, 1, h, w), gradient with respect to depth, or None.
+        divergence_grad: (B, 1, h, w), gradient with respect to divergence, or None.
+        features: as in forward.
+        weight: as in forward.
+        bias: as in forward.
+        edges: as in forward.
+        saved: depth, log-sum-exp, mean slope and the target's three maps, from forward.
+        sigma: metres; not used with a map of sigmas.
+        target: "gaussian" or "released".
+        needs_features: True if the features' gradient is needed.
+        needs_weight: True if the gradient of weight or bias is needed.
+
+    Returns:
+        The gradients of features, weight and bias; shape (0,) for those that aren't needed.
+    """
+    # Unpack the saved tensors. The divergence's gradient is 0 in cells without a target.
     depth, log_sum, slope, *parts = saved
     if divergence_grad is None:
         parts = [edges.new_empty(0) for _ in parts]
@@ -227,7 +259,7 @@ def dpm_backward(
     of_features, of_weight = (
         _constants(kernel, flat, edges, parts, target) for kernel in ("features", "weight")
     )
-    # Strips: as many tiles as STRIP_BYTES hold the logits' gradients of, in equal numbers.
+    # Split the tiles into strips of equal size whose logits' gradients fit STRIP_BYTES.
     bins = bins_of(edges)[0]
     block_p = of_features["BLOCK_P"]
     tiles = flat.shape[0] * triton.cdiv(layer.pixels, block_p)
@@ -239,15 +271,15 @@ def dpm_backward(
     assert of_weight["BLOCK_P"] == block_p, "a strip's rows are those of both kernels' tiles"
     kept = flat.new_empty(strip * block_p if needs_weight else 0, width)
     features_grad = torch.empty_like(flat) if needs_features else features.new_empty(0)
-    # Partial sums of the weights' gradient. The bins after the last whole block are a tail, or one
-    # more block.
+    # Partial sums of the weights' gradient. The bins after the last whole block form a tail of the
+    # last program's block, or one more block.
     blocks = bins.count // of_weight["BLOCK_K"] + bool(
         bins.count % of_weight["BLOCK_K"] and not of_weight["TAIL_K"]
     )
     splits = max(1, min(strip, _programs(features) // blocks))
     partial = depth.new_zeros(splits if needs_weight else 0, bins.count, layer.channels + 1)
 
-    # Both kernels, strip by strip.
+    # Launch both kernels once per strip.
     with _on(features):
         for first in range(0, tiles, strip):
             some = min(strip, tiles - first)
@@ -294,7 +326,7 @@ def _(
 
 
 def _keep(ctx, inputs: tuple, output: tuple) -> None:
-    """Saves for backward what autograd needs."""
+    """Sets up the autograd context of `dpm_forward`: saves its inputs and outputs for backward."""
     features, weight, bias, edges, target_depth, ctx.sigma, _, _, ctx.target, *_ = inputs
     ctx.has_target = target_depth is not None
     depth, _, log_sum, slope, *parts = output
@@ -303,7 +335,7 @@ def _keep(ctx, inputs: tuple, output: tuple) -> None:
 
 
 def _gradients(ctx, depth_grad: Tensor | None, divergence_grad: Tensor | None, *_):
-    """Returns the gradients of `dpm_forward`'s eleven arguments; only the first three have any."""
+    """Returns the gradients of `dpm_forward`'s eleven arguments, None from the fourth on."""
     features, weight, bias, edges, *saved = ctx.saved_tensors
     needs = ctx.needs_input_grad
     if not ctx.has_target:
@@ -329,28 +361,28 @@ dpm_forward.register_autograd(_gradients, setup_context=_keep)
 
 
 def _flat_pixels(features: Tensor) -> Tensor:
-    """Returns features whose pixels (h, w) are one dimension in memory without gaps.
+    """Returns the features, copied unless (h, w) can be flattened to one dimension without a copy.
 
-    Both usual layouts are so; others are copied.
+    Contiguous and channels_last features aren't copied.
     """
     if features.stride(2) != features.shape[3] * features.stride(3):
         return features.contiguous()
-    # The gradient must have the features' strides, and a new tensor has them only if the features
-    # are no view of a larger tensor.
+    # The kernel writes the gradient with the features' strides. A new tensor has these strides only
+    # if the features are dense in memory, i.e. not a view into a larger tensor.
     if torch.empty_like(features).stride() == features.stride():
         return features
     return features.contiguous()
 
 
 def _on(features: Tensor) -> contextlib.AbstractContextManager:
-    """Returns the context in which kernels run on the features' device."""
+    """Returns a context manager that makes the features' GPU the current device for launches."""
     return torch.cuda.device(features.device) if features.is_cuda else contextlib.nullcontext()
 
 
 def _programs(features: Tensor) -> int:
-    """Returns how many programs share the weights' gradient.
+    """Returns the number of programs of the weights' gradient, PROGRAMS_PER_PROCESSOR per SM.
 
-    It is fixed for a device, and so is the order of the sums.
+    It depends on the device only, so the order of summation is the same in every step.
     """
     if not features.is_cuda:
         return 8
@@ -359,7 +391,7 @@ def _programs(features: Tensor) -> int:
 
 
 def _layer(features: Tensor, weight: Tensor, bias: Tensor) -> Layer:
-    """Returns the kernels' operands, padded to whole blocks."""
+    """Returns the convolution's operands, with bins and channels padded to whole blocks."""
     image, channel, _, pixel = features.stride()
     _, channels, height, width = features.shape
     more = -len(bias) % BINS_PADDED_TO
@@ -369,12 +401,27 @@ def _layer(features: Tensor, weight: Tensor, bias: Tensor) -> Layer:
 
 
 def _block_of(channels: int) -> int:
-    """Returns the number of channels of a block: a power of 2, at least 16."""
+    """Returns the block size for `channels`: the next power of 2, at least 16 (for tl.dot)."""
     return max(16, triton.next_power_of_2(channels))
 
 
 def _constants(kernel: str, features: Tensor, edges: Tensor, parts: Parts, target: str) -> dict:
-    """Returns the compile-time constants of a kernel, and the options of its compilation."""
+    """Returns a kernel's compile-time constants and launch options.
+
+    Args:
+        kernel: "forward", "features" or "weight".
+        features: (B, C, h, w).
+        edges: (K + 1,).
+        parts: the parts of the target; position is (0,) without a target.
+        target: "gaussian" or "released".
+
+    Returns:
+        Triton's options (num_warps, num_stages, maxnreg) and: BLOCK_P, pixels per tile; BLOCK_C,
+        padded number of channels; BLOCK_K, bins per block; TAIL_K, bins in the block after the last
+        whole one, 0 for none; WHOLE, True if tiles divide an image; PRECISION of tl.dot. Except for
+        "weight" also: N, parts per cell; TARGET, "none", "gaussian", "gaussian_map" or "released";
+        PIECES, see `series_pieces`; EVEN, True if all bins may use the first bin's width.
+    """
     channels = features.shape[1]
     half = features.element_size() == 2
     block_p, block_k, warps, stages, registers = TILES[kernel, features.element_size()]
@@ -389,14 +436,14 @@ def _constants(kernel: str, features: Tensor, edges: Tensor, parts: Parts, targe
         "maxnreg": None if channels > 128 else registers,
     }
     if kernel == "weight":
-        # Up to 16 bins after the last whole block are a tail to it; more are a block of their own.
+        # Up to 16 bins after the last whole block are its tail; more form a block of their own.
         block_k = min(block_k, _block_of(table.count))
         over = table.count % block_k
         return constants | {
             "BLOCK_K": block_k,
             "TAIL_K": 16 if table.count > block_k and 0 < over <= 16 else 0,
         }
-    # In the other kernels the bins after the last whole block are a smaller block.
+    # In the other kernels the bins after the last whole block form a smaller block.
     over = table.count % block_k
     tail = min(block_k, max(16, triton.next_power_of_2(over))) if over else 0
     pieces = 0
@@ -413,7 +460,7 @@ def _constants(kernel: str, features: Tensor, edges: Tensor, parts: Parts, targe
         "N": parts.position.shape[1] if target != "none" else 0,
         "TARGET": target,
         "PIECES": pieces,
-        # One width for all bins is off by the rounding of float32 edges, 2e-5 of it. Only float32
-        # needs better.
+        # A common bin width has a relative error of 2e-5, from the rounding of float32 edges. That
+        # is precise enough for half precision, but not for float32.
         "EVEN": even and half,
     }

@@ -1,6 +1,6 @@
 """The fused DPM head's forward kernel.
 
-A tile of features stays on the chip while the bins pass by in blocks.
+Each program keeps a tile of features on chip and loops over blocks of bins with an online softmax.
 """
 
 import triton
@@ -43,16 +43,17 @@ def forward(
     WHOLE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Writes depth, log_sum and, with a target, divergence of one tile.
+    """Writes the maps of one tile per program: depth, log_sum and, with a target, divergence.
 
-    For the published target it also writes slope.
+    For the published target it also writes slope. The constants are explained in
+    `triton_dpm._constants`.
     """
     # The tile's features and targets.
     image, p, inside = pixels_of(tl.program_id(0), layer, BLOCK_P, WHOLE)
     x = tl.trans(load_features(layer, image, p, inside, BLOCK_C))
     first = image * N * layer.pixels + p
     cells = load_cells(parts, first[:, None], inside[:, None], layer.pixels, N, TARGET)
-    # The running softmax over the blocks of bins, the last of them of another size.
+    # Online softmax over the blocks of bins; the last block may have another size (TAIL_K).
     zero = tl.zeros((BLOCK_P,), tl.float32)
     sums = (zero - BIG, zero, zero, zero)
     whole = bins.count - bins.count % BLOCK_K if TAIL_K > 0 else bins.count
@@ -90,7 +91,7 @@ def forward(
             BLOCK_C,
             PRECISION,
         )
-    # Results per pixel.
+    # Store the results per pixel.
     largest, total, moment, divergence = sums
     log_sum = largest + log2(total)
     out = image * layer.pixels + p
@@ -127,15 +128,16 @@ def _add_block(
     BLOCK_C: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Updates the sums of a tile's pixels with one block of bins.
+    """Updates a tile's running sums with one block of bins and returns them.
 
-    The sums are the largest logit, the sum of exponentials, its first moment and the divergence.
+    The sums, (P,) each, are the largest logit, the sum of exponentials, the sum of exponentials
+    times bin centres, and sum_k q_k (log q_k - logit_k).
     """
     largest, total, moment, divergence = sums
     logits = logits_of(
         x, load_weight(layer, start, BLOCK_K, BLOCK_C), layer, start, BLOCK_K, PRECISION
     )
-    # Earlier sums shrink where the largest logit grows.
+    # Where the largest logit increases, rescale the earlier sums of exponentials.
     new = tl.maximum(largest, tl.max(logits, 1))
     shrink, p = tl.exp2(largest - new), tl.exp2(logits - new[:, None])
     centre = tl.load(bins.centre + start + tl.arange(0, BLOCK_K))
@@ -167,9 +169,10 @@ def _published_divergence(
 ):
     """Returns the published divergence and its mean slope, each (P,).
 
-    Its logarithm takes probabilities, so the bins pass by again, with their sum known.
+    The published divergence needs normalised probabilities, so this is a second pass over the bins
+    after log_sum is known.
     """
-    # Without a target (low > high) both stay 0.
+    # If no cell of the tile has a target (low > high), both stay 0.
     divergence = tl.zeros((BLOCK_P,), tl.float32)
     slope = divergence
     _, _, _, _, low, high = cells

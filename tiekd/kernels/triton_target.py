@@ -1,15 +1,16 @@
-"""The DPM target inside a GPU kernel: the distribution of each cell, bin by bin, never stored.
+"""The DPM target distribution inside a GPU kernel, computed for blocks of bins and never stored.
 
-Mixtures, cells of several pixels, weights and invalid depths are all handled alike. A cell has N
-parts (N = M stride^2), each with a position, a share (0 where nothing is valid) and perhaps a
-spread of its own. `cell_parts` makes these maps with PyTorch; the `@triton.jit` functions turn
-them into q (P, K) for a tile of cells and a block of bins.
+Mixtures, cells of several pixels, weights and invalid depths have one representation: a cell's
+target is a mixture of N = M stride^2 parts. Each part has a position, a share (its weight in q, 0
+if invalid) and optionally a spread of its own. `cell_parts` computes these maps with PyTorch; the
+`@triton.jit` functions compute q (P, K) from them for a tile of cells and a block of bins.
 
-Where bins are narrow for sigma, a gaussian's mass per bin is a series around the bin's middle (one
-exponential a bin). Else it is the difference of two error functions, from the nearer tail.
+If the bins are narrow relative to sigma, a Gaussian's mass per bin is a Taylor series around the
+bin's centre (one exponential per bin). Otherwise it is a difference of two values of erfc, taken in
+the nearer tail.
 
-Cost: two maps (B, N, h, w) float32, three with a map of sigmas or the published target. Left out:
-float64.
+Cost: two maps (B, N, h, w) float32, or three with a map of sigmas or the published target. Left
+out: float64.
 """
 
 import math
@@ -31,9 +32,11 @@ REACH_SIGMAS = tl.constexpr(definition.REACH_SIGMAS)
 THRESHOLD = tl.constexpr(definition.PUBLISHED_THRESHOLD)
 FLOOR = tl.constexpr(definition.PUBLISHED_FLOOR)
 EPS = tl.constexpr(reference.PUBLISHED_EPS)
-# exp() of less is 0 in float32, also where small numbers are flushed to 0.
+# exp() of a smaller number is 0 in float32 even with denormals. Comparing log-probabilities with it
+# reproduces the published `p != 0` also where the GPU flushes denormals to 0.
 LEAST_LOG_P = tl.constexpr(-103.972)
-# In sigmas; up to there the series is right to 5e-7 of the mass.
+# Maximum width of a piece of a bin, in sigmas, for which the series' error is below 5e-7 of the
+# mass; and the maximum number of pieces per bin.
 WIDEST_PIECE = 1.0
 MOST_PIECES = 2
 
@@ -43,17 +46,16 @@ _bins: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 class Bins(NamedTuple):
-    """The bins, (K padded to a multiple of BINS_PADDED_TO,) float32, metres.
+    """The bins as arrays for the kernels, padded to a multiple of BINS_PADDED_TO, float32, metres.
 
-    A bin that doesn't exist has a width of 0 and its middle at 0. Both its edges are BIG, so its
-    mass is 0.
+    A padding bin has centre and width 0. Both its edges are BIG, so its mass is 0.
 
     Attributes:
-        centre: middle of each bin.
+        centre: centre of each bin.
         width: width of each bin.
-        lower: lower edge for the mass; -BIG for the first bin.
-        upper: upper edge for the mass; BIG for the last bin.
-        count: K.
+        lower: lower edge of each bin; -BIG for the first bin, which absorbs the lower tail.
+        upper: upper edge of each bin; BIG for the last bin, which absorbs the upper tail.
+        count: K, number of bins without padding.
     """
 
     centre: Tensor
@@ -67,13 +69,13 @@ class Parts(NamedTuple):
     """The parts of every cell's target.
 
     Attributes:
-        position: (B, N, h, w) float32, metres: a Gaussian's (shifted) centre, or the published
-            target's depth.
-        share: likewise, the part's weight in the cell's q; they sum to 1, or are all 0 where
-            nothing is valid.
-        spread: likewise, sigma in metres, or the published softmax's log-normaliser; or (0,) if
-            sigma is one number.
-        sigma: metres, if it is one number.
+        position: (B, N, h, w) float32, metres: the Gaussian's shifted centre, or the depth for the
+            published target; (0,) without a target.
+        share: (B, N, h, w) float32, the part's weight in the cell's q. A cell's shares sum to 1, or
+            are all 0 if none of its pixels is valid.
+        spread: (B, N, h, w) float32: sigma in metres for a map of sigmas, or the log-normaliser of
+            the published softmax; (0,) for a Gaussian target with a single sigma.
+        sigma: metres, if it is a single number; else 0.
     """
 
     position: Tensor
@@ -91,7 +93,7 @@ def cell_parts(
     beyond: str,
     stride: int,
 ) -> Parts:
-    """Returns the parts of every cell; arguments as for `reference.dpm`."""
+    """Returns the parts of every cell's target; arguments as for `reference.dpm`."""
     positions, shares, spreads, counted = [], [], [], 0
     for d, s, w in reference.pixels_of_cells(depth, sigma, weight, edges, beyond, stride):
         valid = d > 0 if d.shape[1] == 1 else (d > 0).any(1, keepdim=True)
@@ -102,7 +104,7 @@ def cell_parts(
         counted = counted + valid
         if isinstance(s, Tensor):
             spreads.append(s.float().expand_as(d))
-    # Each valid pixel of a cell has the same part in its q.
+    # All valid pixels of a cell have the same weight in its q.
     position, share = _together(positions), _together(shares)
     if stride > 1:
         share = share / counted.clamp_min(1).contiguous()
@@ -119,12 +121,12 @@ def cell_parts(
 
 
 def _together(maps: list[Tensor]) -> Tensor:
-    """Concatenates maps, contiguous whatever layout the depths had."""
+    """Concatenates maps (B, M, h, w) along M to one contiguous tensor (B, N, h, w)."""
     return (maps[0] if len(maps) == 1 else torch.cat(maps, 1)).contiguous()
 
 
 def _shifted_centre(depth: Tensor, sigma: float | Tensor, edges: Tensor) -> Tensor:
-    """Computes `target.shifted_centre` of depths without NaN, in one kernel if there is a table."""
+    """Computes `target.shifted_centre` of depths without NaN, by one kernel if there is a table."""
     table = None if isinstance(sigma, Tensor) else definition.cached_table(sigma, edges)
     if table is None:
         return definition.shifted_centre(depth, sigma, edges)
@@ -138,9 +140,10 @@ def _shifted_centre(depth: Tensor, sigma: float | Tensor, edges: Tensor) -> Tens
 
 
 def bins_of(edges: Tensor) -> tuple[Bins, float, bool]:
-    """Returns the bins, the widest one's width, and True if widths differ by rounding only.
+    """Returns the bins, the width of the widest one, and True if widths differ by rounding only.
 
-    They are cached for as long as the edges exist, because making them costs a host sync.
+    The result is cached for the lifetime of the tensor `edges`, because computing it costs a host
+    sync.
     """
     if edges not in _bins:
         inner = edges[1:-1]
@@ -158,9 +161,9 @@ def bins_of(edges: Tensor) -> tuple[Bins, float, bool]:
 
 
 def series_pieces(sigma: float, widest: float) -> int:
-    """Returns the number of pieces that every bin is split into for the series to hold.
+    """Returns the number of pieces into which the series has to split every bin.
 
-    It is 0 if bins are too wide for the series.
+    It is 0 if the bins are too wide for the series.
 
     Args:
         sigma: metres.
@@ -174,7 +177,7 @@ def series_pieces(sigma: float, widest: float) -> int:
 def _published_normaliser(
     position, spread, bins, sigma, parts, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr
 ):
-    """Writes the logarithm of the sum over the bins of exp(density), one number per part."""
+    """Writes the published softmax's log-normaliser, log sum_k exp(density_k), of every part."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     depth = tl.load(position + at, mask=at < parts, other=0.0)[:, None]
     largest = tl.full((BLOCK,), -BIG, tl.float32)
@@ -192,10 +195,10 @@ def _published_normaliser(
 
 @triton.jit
 def _look_up(depth, means, centres, centre, count, nodes, STEPS: tl.constexpr, BLOCK: tl.constexpr):
-    """Interpolates the centre at each depth linearly, held at the table's ends."""
+    """Writes the table's centre, linearly interpolated at each depth and clamped to its ends."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     wanted = tl.load(depth + at, mask=at < count, other=0.0)
-    # Binary search: the first node whose mean is not under the wanted one is in [right, end).
+    # Binary search: the first node whose mean is at least the wanted one is in [right, end].
     right = tl.zeros((BLOCK,), tl.int32)
     end = right + nodes
     for _ in range(STEPS):
@@ -212,7 +215,7 @@ def _look_up(depth, means, centres, centre, count, nodes, STEPS: tl.constexpr, B
 
 @triton.jit
 def published_density(depth, sigma, centre):
-    """Returns the published density values, those under the threshold replaced by the floor."""
+    """Returns the published density values, with those below THRESHOLD replaced by FLOOR."""
     off = centre - depth
     density = tl.exp(-(off * off) / (2 * sigma * sigma)) / (2.5066282746310002 * sigma)
     return tl.where(density < THRESHOLD, FLOOR, density)
@@ -220,12 +223,13 @@ def published_density(depth, sigma, centre):
 
 @triton.jit
 def load_cells(parts, at, here, pixels, N: tl.constexpr, TARGET: tl.constexpr):
-    """Loads the cells' targets in the form that the other functions here take.
+    """Loads the targets of a tile of cells for the functions below, which call the result `cells`.
 
     Returns:
-        (at, here, first part, has a target, low, high): `at` is the index of the cells' first
-        parts, `here` says which cells exist, and any cell has mass only between the depths low and
-        high. All are (P, 1) but for these two numbers.
+        (at, here, first, valid, low, high). at: (P, 1), index of each cell's first part. here:
+        (P, 1) bool, False for cells that don't exist. first: position, share and spread of part 0,
+        (P, 1) each. valid: (P, 1) bool, True for cells with a target. low and high: the range of
+        depths that contains the mass of all the tile's cells; low > high if none is valid.
     """
     low = tl.full(at.shape, BIG, tl.float32)
     high = -low
@@ -250,11 +254,12 @@ def load_cells(parts, at, here, pixels, N: tl.constexpr, TARGET: tl.constexpr):
 
 @triton.jit
 def _load_part(parts, n, at, here, pixels, TARGET: tl.constexpr):
-    """Returns position, share and spread of every cell's part n."""
+    """Returns position, share and spread, (P, 1) each, of part n of every cell."""
     position = tl.load(parts.position + at + n * pixels, mask=here, other=0.0)
     spread = position
     if TARGET == "gaussian_map" or TARGET == "released":
-        # Where there is no pixel: a sigma to divide by, or a normaliser that leaves no mass.
+        # For cells that don't exist: a sigma that can be divided by, or a log-normaliser that makes
+        # the mass 0.
         spread = tl.load(
             parts.spread + at + n * pixels, mask=here, other=BIG if TARGET == "released" else 1.0
         )
@@ -263,7 +268,7 @@ def _load_part(parts, n, at, here, pixels, TARGET: tl.constexpr):
 
 @triton.jit
 def in_span(cells, bins, start, BLOCK_K: tl.constexpr):
-    """True if any cell has mass in bins start to start + BLOCK_K."""
+    """True if some cell may have mass in the bins from `start` to `start + BLOCK_K - 1`."""
     _, _, _, _, low, high = cells
     last = tl.minimum(start + BLOCK_K, bins.count) - 1
     return (tl.load(bins.lower + start) <= high) & (tl.load(bins.upper + last) >= low)
@@ -283,10 +288,13 @@ def target_mass(
     PIECES: tl.constexpr,
     EVEN: tl.constexpr,
 ):
-    """Returns q (P, K) of a tile's cells that have a target, for one block of bins k (1, K)."""
+    """Returns q (P, K) for the block of bins k (1, K) that begins at bin `start`.
+
+    Values in cells without a target have no meaning.
+    """
     at, here, first, _, low, _ = cells
     if N == 1:
-        # Its share is 1.
+        # A valid cell's only part has share 1.
         position, _, spread = first
         q = _mass(position, spread, low, parts, bins, k, start, BLOCK_K, TARGET, PIECES, EVEN)
     else:
@@ -313,7 +321,7 @@ def _mass(
     PIECES: tl.constexpr,
     EVEN: tl.constexpr,
 ):
-    """Returns one part's mass in bins k; `low` is as from `load_cells`."""
+    """Returns one part's mass (P, K) in the bins k (1, K); `low` is that of `load_cells`."""
     if TARGET == "released":
         mass = tl.exp(published_density(position, parts.sigma, tl.load(bins.centre + k)) - spread)
         mass = tl.where(k < bins.count, mass, 0.0)
@@ -323,7 +331,7 @@ def _mass(
         mass = _mass_by_tails(position, parts.sigma, bins, k)
     else:
         mass = _mass_by_series(position, parts.sigma, bins, k, PIECES, EVEN)
-        # The end bins absorb the tails, in the first and the last block of bins.
+        # The first and last bin absorb the tails, so correct them in the first and last block.
         if (start == 0) & (low <= tl.load(bins.upper)) | (start + BLOCK_K >= bins.count):
             scale = 1 / parts.sigma
             below = _mass_below((tl.load(bins.upper) - position) * scale)
@@ -338,13 +346,13 @@ def _mass(
 
 @triton.jit
 def released_slope(p, q):
-    """Returns the derivative of the published divergence by p_k."""
+    """Returns the derivative of the published divergence with respect to p_k."""
     return -q * q / ((p + EPS) * (q + EPS * (p + EPS)))
 
 
 @triton.jit
 def _mass_by_tails(centre, sigma, bins, k):
-    """Returns the Gaussian's mass in bin k; the end bins absorb the tails."""
+    """Returns the Gaussian's mass in the bins k; the first and last bin absorb the tails."""
     scale = 0.7071067811865476 / sigma
     from_lower = (tl.load(bins.lower + k) - centre) * scale
     from_upper = (tl.load(bins.upper + k) - centre) * scale
@@ -355,11 +363,12 @@ def _mass_by_tails(centre, sigma, bins, k):
 
 @triton.jit
 def _mass_by_series(centre, sigma, bins, k, PIECES: tl.constexpr, EVEN: tl.constexpr):
-    """Returns the mass as _mass_by_tails, except for the end bins.
+    """Returns the same mass as `_mass_by_tails`, except in the first and last bin.
 
-    With h a piece's width and u the distance of its middle from the centre, in sigmas, the mass is
-    h phi(u) (1 + h^2 He_2(u) / 24 + h^4 He_4(u) / 1920 + h^6 He_6(u) / 322560): phi's Taylor
-    series, integrated. Bins that are EVEN but for rounding share its coefficients.
+    Let h be a piece's width and u the distance of its midpoint from the Gaussian's centre, in
+    sigmas. The mass is the integral of the Taylor series of the normal density phi,
+    h phi(u) (1 + h^2 He_2(u) / 24 + h^4 He_4(u) / 1920 + h^6 He_6(u) / 322560). With EVEN, all bins
+    use the first bin's width and therefore the same coefficients.
     """
     scale = 1 / sigma
     if EVEN:
@@ -373,7 +382,7 @@ def _mass_by_series(centre, sigma, bins, k, PIECES: tl.constexpr, EVEN: tl.const
     c2 = h2 * h2 / 1920 - 15 * c3
     c1 = h2 / 24 - h2 * h2 / 320 + 45 * c3
     c0 = (1 - h2 / 24 + h2 * h2 / 640 - 15 * c3) * factor
-    # Coefficients for distances in metres, which saves one product.
+    # Rescale the coefficients to distances in metres, which saves one multiplication per bin.
     c1, c2, c3 = c1 * t2 * factor, c2 * t2 * t2 * factor, c3 * t2 * t2 * t2 * factor
     middle = tl.load(bins.centre + k) - centre
     mass = tl.zeros(middle.shape, tl.float32)
@@ -395,8 +404,8 @@ def _mass_below(z):
 def _tail(z):
     """Returns erfc(z) / 2 for z >= 0.
 
-    It is exp(-z^2) times a polynomial in 1 / (1 + z / 2) that is off by 4.4e-7 of it at most (least
-    largest relative error on [0, 7]).
+    It is exp(-z^2) times a polynomial in 1 / (1 + z / 2), fitted to the minimal maximum relative
+    error on [0, 7], which is 4.4e-7.
     """
     t = 1 / (1 + 0.5 * z)
     p = -0.1894654133 + t * 0.047214126

@@ -1,1 +1,1 @@
-"""Networks: `build.build_network` assembles an encoder, a decoder and a head."""
+"""Depth networks: `build.build_network` assembles encoder, optional neck, decoder and head."""

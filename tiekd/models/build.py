@@ -1,4 +1,4 @@
-"""Builds networks from recipe nodes."""
+"""Builds a depth network from the `network` node of a recipe."""
 
 from tiekd.config.build import build
 from tiekd.config.schema import check_keys, check_value
@@ -12,16 +12,18 @@ def build_network(node: dict, where: str = "network") -> Network:
     """Builds the network of `recipe["network"]`: encoder, optional neck, decoder and head.
 
     Args:
-        node: the recipe's node, with the depth range min_depth and max_depth in metres.
-        where: its place in the recipe, for messages.
+        node: the recipe's node with the keys encoder, neck (optional), decoder, head, and
+            min_depth and max_depth in metres.
+        where: path of the node in the recipe, for error messages.
 
     Returns:
-        A Network: (image (B, 3, H, W)) -> Prediction.
+        The network, which maps images (B, 3, H, W) to a `Prediction`. Its weights are initialised
+        randomly.
 
     Raises:
-        RecipeError: parts or arguments are unknown or missing.
+        RecipeError: a key, a component or one of its arguments is unknown, missing or invalid.
     """
-    # The node: its parts, and the range of depth.
+    # Check the node's keys and the depth range.
     if not node:
         raise RecipeError(
             f"{where}: the recipe has none; take one from model_configs/_base_/networks by _base_"
@@ -38,7 +40,7 @@ def build_network(node: dict, where: str = "network") -> Network:
             f"{where}: min_depth {min_depth} and max_depth {max_depth} must be metres "
             "with 0 < min < max, 1e-6 to 1e6"
         )
-    # Each part is built with what the parts before it return.
+    # Build the components in order, since each needs the channels and strides of the one before.
     encoder = build(node["encoder"], "tiekd.models.encoders", f"{where}.encoder")
     channels = encoder.channels
     neck = None

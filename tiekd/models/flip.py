@@ -1,7 +1,4 @@
-"""Prediction averaged with that of the mirrored image.
-
-The two images run as one batch, except on a CPU.
-"""
+"""Depth prediction, optionally averaged with the prediction for the mirrored image (flip test)."""
 
 import torch
 from torch import Tensor
@@ -11,19 +8,19 @@ from tiekd.models.network import Network
 
 @torch.no_grad()
 def predict(network: Network, image: Tensor, flip: bool) -> Tensor:
-    """Predicts depth, with `flip` as the mean with the mirrored image's prediction.
+    """Predicts depth without gradients.
 
     Args:
-        network: in eval mode.
+        network: the network, in eval mode.
         image: (B, 3, H, W), normalised.
-        flip: average with the mirrored prediction.
+        flip: True averages the prediction with that for the horizontally mirrored image.
 
     Returns:
         (B, 1, H, W) float32, metres.
     """
     if not flip:
         return network(image).depth
-    # On a CPU two images at once take longer than one after the other.
+    # Run both images as one batch, except on a CPU, where two separate passes are faster.
     if image.device.type == "cpu":
         plain = network(image).depth
         mirrored = network(image.flip(-1)).depth

@@ -19,9 +19,9 @@ class Trained(NamedTuple):
     """A network with trained weights.
 
     Attributes:
-        network: the network, with the weights loaded.
-        weights: their file.
-        resize: the working resolution that goes with them.
+        network: the network with the weights loaded.
+        weights: the file that the weights were loaded from.
+        resize: the working resolution, i.e. the size to which images are resized for the network.
     """
 
     network: Network
@@ -38,14 +38,19 @@ def load_network(
     the recipe's.
 
     Args:
-        recipe_path: the recipe.
-        checkpoint_path: a checkpoint of ours or a published one; a work dir, whose best weights are
-            taken, else the newest; None: the recipe's work dir.
-        overrides: `--set` options. Those of the network, the work dir and data.resize count.
+        recipe_path: path of the recipe.
+        checkpoint_path: a checkpoint file of this project or a published one; or a work dir, whose
+            best weights are used, or the newest if there are no best ones. None uses the recipe's
+            work dir.
+        overrides: `--set` options. Only those of the network, the work dir and data.resize have an
+            effect.
+
+    Returns:
+        The network, its file of weights and the working resolution.
 
     Raises:
-        RecipeError: the recipe can't be used.
-        CheckpointError: there are no weights, or they don't fit the network.
+        RecipeError: the recipe is invalid.
+        CheckpointError: no weights are found, or they don't fit the network.
     """
     # Find the file of weights.
     recipe = load_recipe(recipe_path, overrides)
@@ -61,10 +66,10 @@ def load_network(
             ) from None
     elif path.is_dir():
         path = checkpoints.find_weights(path)
-    # Build the network and load them.
+    # Build the network and load the weights.
     network = build_network(recipe.get("network"))
     state = state_dicts.read_checkpoint(path)
-    # Errors of the fit name the file.
+    # Prefix errors about misfitting tensors with the file's name.
     try:
         state_dicts.load_into(network, state_dicts.named_tensors(state))
     except CheckpointError as error:

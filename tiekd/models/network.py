@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 from tiekd.errors import RecipeError
 from tiekd.models.layers.batch_norm import counting_only
 
-# torch's messages of batch and group norms, and of instance norms.
+# torch's error messages for a single value per channel: batch and group norms, and instance norms.
 _ONE_VALUE = re.compile(r"Expected more than 1 (value per channel|spatial element) when training")
 
 
@@ -21,13 +21,13 @@ class Prediction(NamedTuple):
     """The output of a network.
 
     Attributes:
-        depth: (B, 1, H, W) float32, metres, at the image's size; raw in training mode, clamped in
-            eval mode.
+        depth: (B, 1, H, W) float32, metres, at the image's size; in eval mode clamped to the
+            network's depth range, in training mode not.
         divergence: (B, 1, H, W) float32, nats, KL(target || prediction) per pixel, 0 where the
-            target depth is not valid; None without a target depth or a head that predicts a
-            distribution.
-        bin_centres: (B, K) float32, metres, increasing: each image's own depth bins; None without a
-            head that predicts bins.
+            target depth is invalid. None if there is no target depth or the head computes no
+            divergence.
+        bin_centres: (B, K) float32, metres, increasing, the centres of each image's depth bins.
+            None if the head predicts no bins.
     """
 
     depth: Tensor
@@ -36,19 +36,19 @@ class Prediction(NamedTuple):
 
 
 class Network(nn.Module):
-    """A network from image to metric depth.
+    """A network from image to metric depth; `tiekd.models.build` builds one from a recipe.
 
     Attributes:
-        memory_format: the layout of images before the encoder; features follow it. Depths in
-            different layouts differ by rounding only.
+        memory_format: memory layout to which images are converted before the encoder; features
+            inherit it. It affects depth only by rounding.
 
     Args:
-        encoder: image to features. `tiekd.models.build` makes the parts from a recipe.
-        decoder: features to one feature map.
-        head: the feature map to depth.
-        min_depth: metres, lower end of the range that depth is clamped to in eval mode.
-        max_depth: metres, upper end of the same.
-        neck: features to features of the same strides, or None.
+        encoder: maps an image to features at several strides.
+        decoder: maps the features to one feature map.
+        head: maps the feature map to depth.
+        min_depth: lower end of the range to which depth is clamped in eval mode, metres.
+        max_depth: upper end of that range, metres.
+        neck: maps the encoder's features to features of the same strides; None for no neck.
     """
 
     def __init__(
@@ -77,17 +77,18 @@ class Network(nn.Module):
         Args:
             image: (B, 3, H, W), normalised, any float dtype; it is cast to the dtype of the
                 weights.
-            target_depth: (B, 1, H, W) float32, metres, 0 or NaN where not valid: the target of a
-                DPM head's divergence. It doesn't influence the depth.
-            counted: (B, 1, H, W) bool, False in an image's padding, which counts in no norm's
-                statistics in training; None without padding.
+            target_depth: (B, 1, H, W) float32, metres, 0 or NaN where invalid; the target of a DPM
+                head's divergence. It has no influence on the predicted depth.
+            counted: (B, 1, H, W) bool, False in an image's padding, which is excluded from the
+                norms' statistics in training; None without padding.
 
         Returns:
-            The prediction at the image's size. A depth of another size is resized bilinearly,
-            corners aligned, after the clamp.
+            The prediction at the image's size. If the head's resolution differs, depth is resized
+            bilinearly with aligned corners, after clamping.
 
         Raises:
-            RecipeError: in training, images are so few and small that a norm gets one value.
+            RecipeError: in training, images are so few and small that a norm gets a single value
+                per channel.
         """
         if not self.training:
             return self.read(self.features(image), (image.shape[2], image.shape[3]), target_depth)
@@ -104,12 +105,15 @@ class Network(nn.Module):
     def read(
         self, features: Tensor, image_size: tuple[int, int], target_depth: Tensor | None = None
     ) -> Prediction:
-        """Returns the prediction from features; `forward` is `features` followed by this.
+        """Computes the prediction from the head's input; `forward` is `features`, then `read`.
 
         Args:
-            features: (B, C, h, w), as `features` returns them.
+            features: (B, C, h, w), the result of the method `features`.
             image_size: (height, width) of the images.
-            target_depth: as for `forward`.
+            target_depth: (B, 1, H, W), metres, as for `forward`; or None.
+
+        Returns:
+            The prediction at the image's size, as for `forward`.
         """
         depth, divergence, bin_centres = self.head(features, image_size, target_depth)
         if not self.training:
@@ -119,7 +123,7 @@ class Network(nn.Module):
         return Prediction(depth, divergence, bin_centres)
 
     def features(self, image: Tensor) -> Tensor:
-        """Returns the input of the head, (B, C, h, w), from images as for `forward`."""
+        """Returns the head's input, (B, C, h, w), for images (B, 3, H, W) as for `forward`."""
         features = self.encoder(
             image.to(next(self.parameters()).dtype, memory_format=self.memory_format)
         )
@@ -128,9 +132,11 @@ class Network(nn.Module):
         return self.decoder(features, (image.shape[2], image.shape[3]))
 
     def _too_small(self, image: Tensor, error: str) -> str:
-        """Returns the error for norms of one value, in terms of the recipe.
+        """Returns the error message for a norm with a single value, which says what to change.
 
-        Each of torch's layers words its error differently; `error` is that text.
+        Args:
+            image: (B, 3, H, W).
+            error: torch's own message, which differs between kinds of norm.
         """
         count, _, height, width = image.shape
         stride = max(getattr(self.encoder, "strides", (0,)))

@@ -1,10 +1,11 @@
-"""Readouts of a distribution over depth bins: a depth, and how certain it is.
+"""Readouts of a distribution over depth bins: a depth, and measures of its certainty.
 
-Training learns the mean, and `Network` returns it. At an object's edge the distribution has two
-peaks, and the mean lies between them, in mid-air; `mode` and `local` stay at the higher peak. The
-readouts are plain differentiable torch on whole (B, K, h, w) distributions, so they can be
-exported, at moderate sizes. `in_strips` is for prediction at any size and holds some 64 MiB at
-once. Left out: bins that move with the image.
+Training optimises the mean, which `Network` returns. At object boundaries the distribution has two
+modes, and the mean is a depth between foreground and background at which there is no surface.
+`mode` and `local` return a depth at the higher mode instead. The readouts are plain differentiable
+torch operations on whole (B, K, h, w) distributions, so they can be exported, at moderate sizes.
+`in_strips` predicts at any size with about 64 MiB of temporary memory. Left out: bins that depend
+on the image.
 """
 
 from collections.abc import Callable
@@ -17,24 +18,24 @@ from tiekd.data.resize import picked
 from tiekd.errors import RecipeError
 
 READOUTS = ("mean", "mode", "local")
-REACH = 2  # bins to each side of the mode
-STRIP_BYTES = 16 << 20  # of a strip's distribution; the readout takes three more of that size
+REACH = 2  # bins to each side of the mode that `local` and `confidence` include
+STRIP_BYTES = 16 << 20  # size of a strip's distribution; a readout needs three more such tensors
 
 
 def read_out(probabilities: Tensor, centres: Tensor, readout: str) -> Tensor:
-    """Returns the depth of each pixel's distribution.
+    """Computes one depth from each pixel's distribution.
 
     Args:
         probabilities: (B, K, h, w), summing to 1 over K.
-        centres: (K,) bin centres, metres.
-        readout: "mean" over all bins; "mode", the centre of the likeliest bin; "local", the mean
-            within REACH bins of it.
+        centres: (K,), bin centres, metres.
+        readout: "mean", the mean over all bins; "mode", the centre of the most probable bin;
+            "local", the mean over the bins within REACH of the most probable one.
 
     Returns:
         (B, 1, h, w), metres.
 
     Raises:
-        RecipeError: there is no such readout.
+        RecipeError: the readout is unknown.
     """
     if readout not in READOUTS:
         raise RecipeError(f"readout: got {readout!r}; allowed: {', '.join(READOUTS)}")
@@ -47,7 +48,7 @@ def read_out(probabilities: Tensor, centres: Tensor, readout: str) -> Tensor:
 
 
 def confidence(probabilities: Tensor) -> Tensor:
-    """Returns the probability that depth lies within REACH bins of the likeliest one.
+    """Returns the probability mass within REACH bins of the most probable bin.
 
     Args:
         probabilities: (B, K, h, w), summing to 1 over K.
@@ -59,9 +60,9 @@ def confidence(probabilities: Tensor) -> Tensor:
 
 
 def margin(probabilities: Tensor) -> Tensor:
-    """Returns the difference of the two largest probabilities.
+    """Returns the difference between the two largest probabilities.
 
-    Where it is near 0, rounding decides the mode.
+    Where it is near 0, rounding decides which bin is the mode.
 
     Args:
         probabilities: (B, K, h, w), summing to 1 over K.
@@ -74,7 +75,7 @@ def margin(probabilities: Tensor) -> Tensor:
 
 
 def entropy(probabilities: Tensor) -> Tensor:
-    """Returns -sum_k p_k log p_k with 0 log 0 = 0.
+    """Returns the entropy, -sum_k p_k log p_k with 0 log 0 = 0.
 
     Args:
         probabilities: (B, K, h, w), summing to 1 over K.
@@ -88,12 +89,14 @@ def entropy(probabilities: Tensor) -> Tensor:
 def in_strips(
     read: Callable[[Tensor], Tensor], features: Tensor, probabilities: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """Reads out the distribution of features, a few rows of one image at a time.
+    """Applies a readout to a head's distribution, a strip of rows of one image at a time.
+
+    Both functions must treat every pixel independently.
 
     Args:
-        read: (B, K, h, w) -> (B, c, h, w), pixel by pixel.
-        features: (B, C, h, w).
-        probabilities: a head's, (B, C, h, w) -> (B, K, h, w) float32, pixel by pixel.
+        read: the readout, a function (B, K, h, w) -> (B, c, h, w).
+        features: (B, C, h, w), the head's input.
+        probabilities: the head's function (B, C, h, w) -> (B, K, h, w) float32.
 
     Returns:
         (B, c, h, w).
@@ -108,12 +111,13 @@ def in_strips(
 
 
 def on_image_grid(values: Tensor, size: tuple[int, int], smooth: bool) -> Tensor:
-    """Resizes a head's maps to the network's input image, corners aligned as in `Network`.
+    """Resizes a head's map to the size of the network's input image, with aligned corners.
 
     Args:
         values: (B, 1, h, w).
         size: (H, W) of the image.
-        smooth: True: bilinear; False: nearest, so that no depth is made up between two bins.
+        smooth: True for bilinear interpolation; False for the nearest cell, so that no depth
+            between two bins is interpolated.
 
     Returns:
         (B, 1, H, W).
@@ -124,9 +128,9 @@ def on_image_grid(values: Tensor, size: tuple[int, int], smooth: bool) -> Tensor
 
 
 def spread_on_grid(values: Tensor, size: tuple[int, int], smooth: bool) -> Tensor:
-    """Resizes as `on_image_grid`, without a branch on the sizes.
+    """Resizes like `on_image_grid`, but without a branch on the sizes.
 
-    So a graph traced from it holds for any size.
+    A traced graph is therefore valid for any size. The arguments are those of `on_image_grid`.
     """
     if smooth:
         return interpolate(values, size=size, mode="bilinear", align_corners=True)
@@ -134,10 +138,10 @@ def spread_on_grid(values: Tensor, size: tuple[int, int], smooth: bool) -> Tenso
 
 
 def _aligned_index(coarse: int, fine: int, device: torch.device) -> Tensor:
-    """Returns the nearest of `coarse` cells for each of `fine` ones, first and last aligned.
+    """Returns the index of the nearest of `coarse` cells for each of `fine` pixels.
 
-    Of two equally near cells it is the second. Integers, because an exported graph must choose the
-    same one.
+    The first and last cell are aligned with the first and last pixel. Of two equally near cells it
+    is the second. Integer arithmetic makes an exported graph choose the same cell.
 
     Returns:
         (fine,) int64.
@@ -147,6 +151,6 @@ def _aligned_index(coarse: int, fine: int, device: torch.device) -> Tensor:
 
 
 def _near_mode(probabilities: Tensor) -> Tensor:
-    """Returns (B, K, h, w) bool: True within REACH bins of the likeliest bin."""
+    """Returns a mask (B, K, h, w), True for bins within REACH of the most probable one."""
     bins = torch.arange(probabilities.shape[1], device=probabilities.device).view(1, -1, 1, 1)
     return (bins - probabilities.argmax(1, keepdim=True)).abs() <= REACH

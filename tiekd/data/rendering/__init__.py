@@ -1,1 +1,1 @@
-"""The parts of the built-in street renderer: casting, objects, layout, light, ground, materials."""
+"""The built-in street renderer: random layout, ray casting, and shading with textures and light."""

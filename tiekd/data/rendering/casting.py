@@ -1,10 +1,10 @@
-"""Exact, vectorised ray casting of convex solids on a ground plane: each pixel's face and distance.
+"""Exact, vectorised ray casting of convex solids on a ground plane: each pixel's face and depth.
 
-The inverse z-depth of a plane is an affine function of the pixel. So a convex solid costs one
-addition and one minimum or maximum per face over the rectangle that it covers; an ellipsoid also
-costs a square root. World axes are x right, y up, z ahead, in metres; the ground is y = 0. Only
-IEEE-exact operations (+ - * / sqrt) touch arrays and there is no BLAS, so the result does not
-depend on the processor's vector unit. Left out: reflections, supersampling.
+The inverse z-depth of a plane is an affine function of the pixel coordinates. So each face of a
+convex solid costs one addition and one minimum or maximum per pixel of the solid's bounding
+rectangle. An ellipsoid also costs a square root per pixel. World axes are x right, y up, z ahead,
+in metres; the ground is y = 0. Arrays are computed with IEEE-exact operations only (+ - * / sqrt)
+and without BLAS, so the result is the same on every CPU. Left out: reflections, supersampling.
 """
 
 import math
@@ -15,21 +15,21 @@ import numpy as np
 from tiekd.data.rendering.texture import noise
 
 NEAR_M = 0.3
-HORIZON_M = 1500.0  # ground farther than this is drawn as sky
-SKY, GROUND = -1, 0  # values in Hits.face
+HORIZON_M = 1500.0  # ground whose z-depth is larger is drawn as sky
+SKY, GROUND = -1, 0  # values in Hits.face; the solids' faces are numbered from 1
 
 
 class Camera(NamedTuple):
     """A pinhole camera.
 
     Attributes:
-        position: (3,), metres, world axes.
-        axes: (3, 3), rows right, down and ahead in world axes.
+        position: (3,), world coordinates, metres.
+        axes: (3, 3), rows: the unit vectors to the right, down and ahead in world axes.
         focal: focal length, pixels.
         cx: column of the principal point, pixels.
         cy: row of the principal point, pixels.
-        height: rows of the image.
-        width: columns of the image.
+        height: number of rows of the image.
+        width: number of columns of the image.
     """
 
     position: np.ndarray
@@ -44,20 +44,21 @@ class Camera(NamedTuple):
 class Solid(NamedTuple):
     """A convex polyhedron {p: normals @ p <= offsets}, or with `radii` an axis-aligned ellipsoid.
 
-    An ellipsoid has one pseudo-face.
+    An ellipsoid counts as one face (m = 1), whose normal and offset are 0 and not used.
 
     Attributes:
-        normals: (m, 3), of the faces.
-        offsets: (m,), metres.
-        corners: (k, 3), of the hull, metres.
-        centre: (3,), metres.
-        axes: (3, 3), the rows of the local frame.
-        radii: (3,), metres, or None.
-        material: for shading, one of the materials in objects.py.
+        normals: (m, 3), outward unit normals of the m faces.
+        offsets: (m,), distance of each face's plane from the origin along its normal, metres.
+        corners: (k, 3), world coordinates of the corners of the convex hull, metres; an ellipsoid
+            has those of its bounding box.
+        centre: (3,), origin of the local frame in world coordinates, metres.
+        axes: (3, 3), rows: the unit vectors of the local frame in world axes.
+        radii: (3,), metres, of an ellipsoid; None for a polyhedron.
+        material: the material constant of objects.py (FACADE, PAINT, ...) that shading uses.
         colour: (3,), linear RGB.
-        second: second colour, (3,), linear RGB.
+        second: second colour, (3,), linear RGB; its use depends on the material.
         key: 0..255, a random number that varies the texture.
-        numbers: (4,), parameters of the material.
+        numbers: (4,), parameters of the material; see materials.py.
     """
 
     normals: np.ndarray
@@ -77,8 +78,9 @@ class Hits(NamedTuple):
     """The nearest surface in every pixel.
 
     Attributes:
-        inverse_depth: (H, W) float32, 1/m, 0 in the sky.
-        face: (H, W) int32: SKY, GROUND or 1 + running face number.
+        inverse_depth: (H, W) float32, inverse z-depth in 1/m, 0 in the sky.
+        face: (H, W) int32, SKY, GROUND, or 1 + the face's index in the concatenated faces of all
+            solids.
     """
 
     inverse_depth: np.ndarray
@@ -92,9 +94,9 @@ def look(height_m: float, yaw: float, pitch: float, roll: float, height: int, wi
         height_m: height above the ground, metres.
         yaw: radians, > 0 looks to the right.
         pitch: radians, > 0 looks up.
-        roll: radians.
-        height: rows of the image.
-        width: columns of the image.
+        roll: radians, > 0 raises the camera's right side.
+        height: number of rows of the image.
+        width: number of columns of the image.
     """
     ahead = np.array(
         [math.sin(yaw) * math.cos(pitch), math.sin(pitch), math.cos(yaw) * math.cos(pitch)]
@@ -106,7 +108,8 @@ def look(height_m: float, yaw: float, pitch: float, roll: float, height: int, wi
     right = level * math.cos(roll) + up * math.sin(roll)
     down = level * math.sin(roll) - up * math.cos(roll)
     axes = np.stack([right, down, ahead])
-    # KITTI's rectified left colour camera of 2011_09_26, scaled to the width with square pixels.
+    # Intrinsics of KITTI's rectified left colour camera of 2011_09_26 (1242x375). The focal length
+    # and cx scale with the width, so that pixels stay square; cy scales with the height.
     scale = width / 1242
     return Camera(
         np.array([0.0, height_m, 0.0]),
@@ -130,24 +133,26 @@ def prism(
     key=0,
     numbers=(0, 0, 0, 0),
 ) -> Solid:
-    """Returns a prism: a convex profile extruded to both sides.
+    """Returns a prism: a convex polygon extruded symmetrically about its plane.
 
     Args:
-        profile: [(a, b), ...] counter-clockwise in the first two axes, metres.
-        centre: (3,), metres.
-        axes: three unit vectors; the profile is extruded along the third.
-        half_length: metres to each side.
-        material: as in `Solid`, like the arguments after it.
-        colour: linear RGB.
-        second: second colour.
-        key: 0..255.
-        numbers: four parameters of the material.
+        profile: [(a, b), ...], the polygon's corners, counter-clockwise, as coordinates along the
+            first two axes relative to `centre`, metres.
+        centre: (3,), world coordinates, metres.
+        axes: three orthogonal unit vectors; the profile is extruded along the third.
+        half_length: metres that the prism extends to each side of the profile's plane.
+        material: a material constant of objects.py.
+        colour: (3,), linear RGB.
+        second: second colour, (3,), linear RGB.
+        key: 0..255, varies the texture.
+        numbers: (4,), parameters of the material.
     """
     axes = np.array(axes)
     centre = np.array(centre, dtype=float)
     profile = np.array(profile, dtype=float)
 
-    # A side's normal is its edge turned by 90 degrees; the two ends come after the sides.
+    # A side face's normal is the profile's edge rotated by 90 degrees. The faces are ordered: all
+    # side faces, then the two end faces.
     edge = np.roll(profile, -1, axis=0) - profile
     edge /= np.sqrt(edge[:, :1] ** 2 + edge[:, 1:] ** 2)
     sides = edge[:, 1:] * axes[0] - edge[:, :1] * axes[1]
@@ -165,9 +170,17 @@ def prism(
 def ellipsoid(
     centre, radii, material, colour, second=(0, 0, 0), key=0, numbers=(0, 0, 0, 0)
 ) -> Solid:
-    """Returns an ellipsoid with axis-aligned `radii` (3,) in metres.
+    """Returns an axis-aligned ellipsoid.
 
-    numbers[0] is how ragged its outline is, 0 (smooth) to 1. The other arguments are as in `Solid`.
+    Args:
+        centre: (3,), world coordinates, metres.
+        radii: (3,), semi-axes along x, y and z, metres.
+        material: a material constant of objects.py.
+        colour: (3,), linear RGB.
+        second: second colour, (3,), linear RGB.
+        key: 0..255, varies the texture.
+        numbers: (4,), parameters of the material; the first is the raggedness of the outline, from
+            0 (smooth) to 1.
     """
     centre = np.array(centre, dtype=float)
     radii = np.array(radii, dtype=float)
@@ -189,14 +202,15 @@ def ellipsoid(
 
 
 def rectangle(camera: Camera, points: np.ndarray) -> tuple[slice, slice] | None:
-    """Returns the rows and columns that the hull of world points can cover.
+    """Returns the image rectangle that bounds the projection of the convex hull of world points.
 
     Args:
-        camera: the camera.
-        points: (k, 3), metres.
+        camera: the camera that projects the points.
+        points: (k, 3), world coordinates, metres.
 
     Returns:
-        Two slices; None if the hull is outside the image.
+        The rectangle's slices of rows and columns; None if the hull is outside the image or nearer
+        than NEAR_M.
     """
     points = points - camera.position
     points = (points[:, None, :] * camera.axes).sum(-1)
@@ -204,7 +218,8 @@ def rectangle(camera: Camera, points: np.ndarray) -> tuple[slice, slice] | None:
     if not seen.any():
         return None
     if not seen.all():
-        # The near plane cuts the hull. The cut's corners lie between a seen and a hidden corner.
+        # The near plane cuts the hull: replace the corners behind the plane by the plane's
+        # intersections with all segments from a corner in front to a corner behind.
         front = points[seen][:, None]
         back = points[~seen][None]
         share = (front[..., 2:] - NEAR_M) / (front[..., 2:] - back[..., 2:])
@@ -221,9 +236,9 @@ def rectangle(camera: Camera, points: np.ndarray) -> tuple[slice, slice] | None:
 
 
 def rays(camera: Camera) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the rays' slopes to the right (1, W) and downwards (H, 1), float32.
+    """Returns the slopes x (1, W) and y (H, 1) of the pixels' rays, float32.
 
-    A pixel's ray is right * x + down * y + ahead.
+    With the camera's axes, the ray of a pixel is right * x + down * y + ahead.
     """
     x = (np.arange(camera.width) - camera.cx) / camera.focal
     y = (np.arange(camera.height) - camera.cy) / camera.focal
@@ -231,14 +246,22 @@ def rays(camera: Camera) -> tuple[np.ndarray, np.ndarray]:
 
 
 def cast(camera: Camera, solids: list[Solid]) -> Hits:
-    """Finds the nearest face in every pixel. A solid that holds the camera is not seen."""
-    # The ground, up to the horizon.
+    """Finds the nearest face in every pixel.
+
+    Args:
+        camera: the camera, above the ground.
+        solids: the solids of the scene. A solid that contains the camera is not drawn.
+
+    Returns:
+        The face and the inverse depth of every pixel.
+    """
+    # The ground plane, up to the horizon.
     x, y = rays(camera)
     down = -camera.axes[:, 1] / camera.position[1]
     inverse = (np.float32(down[0]) * x + np.float32(down[2])) + np.float32(down[1]) * y
     face = np.where(inverse > 1 / HORIZON_M, np.int32(GROUND), np.int32(SKY))
     inverse[face == SKY] = 0
-    # The solids, each over the rectangle that it can cover.
+    # The solids, each within its bounding rectangle; a depth test keeps the nearest face.
     first = 1
     for solid in solids:
         area = rectangle(camera, solid.corners)
@@ -257,12 +280,22 @@ def cast(camera: Camera, solids: list[Solid]) -> Hits:
 
 
 def _cast_faces(camera, solid, x, y):
-    """Returns the inverse depth of a polyhedron in each pixel, 0 where it is missed, and its face.
+    """Casts the rays of a rectangle of pixels at a polyhedron.
 
-    A ray is inside from the last front face that it enters to the first back face that it leaves
-    by. The inverse depth is None if no face looks towards the camera.
+    A ray hits if it crosses the planes of all front faces before that of any back face; the face
+    that it hits is the last front face.
+
+    Args:
+        camera: the camera.
+        solid: the polyhedron.
+        x: (1, w) float32, the rays' slopes to the right.
+        y: (h, 1) float32, the rays' slopes downwards.
+
+    Returns:
+        The inverse depth, (h, w) float32, 0 for rays that miss, and the index of the face hit,
+        (h, w) int32 or one int. The inverse depth is None if no face points towards the camera.
     """
-    # A gap below 0: the camera is in front of this face.
+    # gap < 0: the camera is in front of the face's plane, so the face is a front face.
     gap = solid.offsets - (solid.normals * camera.position).sum(-1)
     gap = np.where(np.abs(gap) < 1e-6, 1e-6, gap)
     slope = ((solid.normals[:, None, :] * camera.axes).sum(-1) / gap[:, None]).astype(np.float32)
@@ -277,15 +310,19 @@ def _cast_faces(camera, solid, x, y):
             number = np.where(plane < entry, np.int32(index), number)
             entry = np.minimum(entry, plane, out=entry)
     if entry is not None and leave is not None:
-        entry[entry <= leave] = 0  # 0 is infinitely far: never nearer than what is there
+        entry[entry <= leave] = 0  # an inverse depth of 0 never passes the depth test
     return entry, number
 
 
 def _cast_ellipsoid(camera, solid, x, y):
-    """Returns the inverse depth of an ellipsoid in each pixel, 0 where it is missed, and face 0.
+    """Casts the rays of a rectangle of pixels at an ellipsoid; arguments as for `_cast_faces`.
 
-    In units of the radii the ellipsoid is a unit sphere, and the ray meets it at a root of a
-    quadratic.
+    In units of the radii the ellipsoid is a unit sphere. The nearer root of a quadratic equation is
+    the ray's intersection with it.
+
+    Returns:
+        The inverse depth, (h, w) float32, 0 for rays that miss, and the face index 0. The inverse
+        depth is None if the camera is inside the ellipsoid.
     """
     start = (camera.position - solid.centre) / solid.radii
     outside = float((start * start).sum()) - 1
@@ -302,8 +339,8 @@ def _cast_ellipsoid(camera, solid, x, y):
     inner = along * along - np.float32(outside) * square
     hit = (inner > 0) & (along < 0)
     if solid.numbers[0] > 0:
-        # Leaves have holes that grow towards the outline; their pattern is fixed to the crown.
-        # depth is 1 in the middle and 0 on the outline.
+        # A ragged ellipsoid (a tree's crown) has holes that become larger towards the outline.
+        # `depth` falls from 1 at the ellipsoid's centre to 0 on its outline.
         depth = inner / (along * along) * np.float32(outside + 1)
         scale = np.float32(4.5 * math.sqrt(outside + 1))
         holes = noise(x * scale + np.float32(solid.key), y * scale)

@@ -1,6 +1,6 @@
-"""The colour of the ground: asphalt, marks, slabs, verges, side roads, and the shadows on it.
+"""Shades the ground: asphalt, road markings, pavement, verges, side roads, and shadows of solids.
 
-Costs about a third of a scene. Left out: shadows that solids cast on each other.
+Takes about a third of a scene's rendering time. Left out: shadows that solids cast on each other.
 """
 
 import numpy as np
@@ -16,16 +16,16 @@ _MARK = np.array([0.72, 0.72, 0.69], np.float32)
 def ground(
     camera: Camera, street: Street, hits: Hits, at: np.ndarray, depth, point, ray
 ) -> np.ndarray:
-    """Returns the lit colours (n, 3) of the ground's pixels.
+    """Returns the lit colours of the ground's pixels, (n, 3) float32, linear RGB.
 
     Args:
-        camera: the camera.
-        street: the street.
-        hits: the faces of the image.
-        at: (H, W) bool, the n pixels.
-        depth: (n,), metres.
-        point: 3 x (n,), metres, world axes.
-        ray: 3 x (n,), world axes; not used.
+        camera: the camera that the image was cast with.
+        street: the road, the light and the solids that cast shadows.
+        hits: the result of casting the image.
+        at: (H, W) bool, mask of the n pixels to shade.
+        depth: (n,), z-depth of the masked pixels, metres.
+        point: three (n,) arrays, world coordinates x, y and z of the masked pixels, metres.
+        ray: three (n,) arrays, ray directions of the masked pixels in world axes; not used here.
     """
     colour = _albedo(camera, street.road, depth, point[0], point[2])
     sun, sky = (buffer[at][:, None] for buffer in _light_that_arrives(camera, street, hits))
@@ -34,8 +34,17 @@ def ground(
 
 
 def _albedo(camera: Camera, road: Road, depth, x, z):
-    """Returns the ground's own colours (n, 3) at depth (n,) and world x and z (n,), metres."""
-    # The pixel's size across and along the view; e: metres to the right of the centre line.
+    """Returns the ground's unlit colours, (n, 3) float32, linear RGB.
+
+    Args:
+        camera: the camera, for the size of a pixel on the ground.
+        road: widths, markings and colours of the road.
+        depth: (n,), z-depth, metres.
+        x: (n,), world x, metres.
+        z: (n,), world z, metres.
+    """
+    # foot and long: a pixel's size on the ground across and along the view. e: distance to the
+    # right of the centre line. All in metres.
     foot = depth * np.float32(1 / camera.focal)
     long = np.minimum(depth * foot * np.float32(1 / camera.position[1]), 40) + np.float32(1e-3)
     e = x - np.float32(road.offset) - np.float32(road.bend) * z * z
@@ -45,7 +54,7 @@ def _albedo(camera: Camera, road: Road, depth, x, z):
     def rough(rgb, coarsely, finely):
         return np.asarray(rgb, np.float32) * (1 + coarsely * coarse + finely * fine)[:, None]
 
-    # Verge, pavement with its joints, and kerb.
+    # Verge, pavement with joints between its slabs, and kerb.
     half = road.half_width
     colour = rough(road.verge, 0.5, 0.8)
     if road.pavement:
@@ -56,13 +65,13 @@ def _albedo(camera: Camera, road: Road, depth, x, z):
     kerb = rough(road.slabs, 0.1, 0.2) * np.float32(1.2)
     mix(colour, kerb, strip(np.abs(e), half + 0.08, 0.1, foot))
 
-    # Asphalt, darker where tyres run.
+    # Asphalt, darker in the two tyre tracks of each lane.
     asphalt = rough(road.asphalt, 0.2, 0.45)
     tyre_tracks = strip(np.abs(np.abs(e) - road.lane_edge / 2), 0.75, 0.3, foot)
     asphalt *= (1 - np.float32(0.12) * tyre_tracks)[:, None]
     mix(colour, asphalt, strip(e, 0, half, foot))
 
-    # Marks, and the side road with its zebra crossing.
+    # Lane markings, and the side road with its zebra crossing (road.crossing is 1e6 without one).
     mark = strip(e, 0, 0.07, foot)
     if road.dashed:
         mark *= stripes(z, 7.5, 0.42, long)
@@ -80,7 +89,16 @@ def _albedo(camera: Camera, road: Road, depth, x, z):
 
 
 def _light_that_arrives(camera: Camera, street: Street, hits: Hits):
-    """Returns the shares 0..1 of sun and of sky light that reach the ground, two (H, W) float32."""
+    """Returns the fractions of sunlight and of sky light that reach the ground.
+
+    Args:
+        camera: the camera that the image was cast with.
+        street: the light, and the solids that cast shadows.
+        hits: the result of casting the image.
+
+    Returns:
+        Two (H, W) float32 arrays, 0 (full shadow) to 1, meaningful in pixels of the ground only.
+    """
     sun = np.ones((camera.height, camera.width), np.float32)
     sky = sun.copy()
     x, y = rays(camera)
@@ -88,8 +106,8 @@ def _light_that_arrives(camera: Camera, street: Street, hits: Hits):
     depth = 1 / np.where(hits.face == GROUND, hits.inverse_depth, 1)
     world_x = depth * (axes[0, 0] * x + axes[2, 0] + axes[1, 0] * y)
     world_z = depth * (axes[0, 2] * x + axes[2, 2] + axes[1, 2] * y)
-    # Solids shade the sun; vehicles also shade the sky close to them. Each is computed only in the
-    # rectangle that its shadow can cover.
+    # Solids block sunlight; vehicles also block sky light close to them. Each shadow is computed
+    # only within its bounding rectangle in the image.
     to_sun = street.light.sun
     for solid in street.solids:
         if street.light.sun_colour[0] > 0.3 and solid.material != WHEEL:
@@ -107,7 +125,14 @@ def _light_that_arrives(camera: Camera, street: Street, hits: Hits):
 
 
 def _shadow_of_faces(solid: Solid, to_sun, x, z):
-    """Returns 1 where a polyhedron lies between the ground point (x, z) and the sun, else 0."""
+    """Returns 1 where a polyhedron blocks the sun, else 0, (h, w) float32.
+
+    Args:
+        solid: the polyhedron.
+        to_sun: (3,), unit vector to the sun.
+        x: (h, w), world x of points on the ground, metres.
+        z: (h, w), world z of the same points, metres.
+    """
     enter, leave = np.float32(0), np.float32(1e9)
     for normal, offset in zip(solid.normals, solid.offsets, strict=True):
         slope = float((normal * to_sun).sum())
@@ -125,8 +150,8 @@ def _shadow_of_faces(solid: Solid, to_sun, x, z):
 
 
 def _shadow_of_ellipsoid(solid: Solid, to_sun, x, z):
-    """Returns the darkness 0..0.9 of an ellipsoid's shadow at ground points (x, z)."""
-    # In units of the radii, from the middle.
+    """Returns the darkness 0..0.9 of an ellipsoid's shadow; arguments as for `_shadow_of_faces`."""
+    # Coordinates relative to the centre, in units of the radii.
     middle = solid.centre.astype(np.float32)
     radii = solid.radii.astype(np.float32)
     way = (to_sun / solid.radii).astype(np.float32)
@@ -135,16 +160,21 @@ def _shadow_of_ellipsoid(solid: Solid, to_sun, x, z):
     c = (z - middle[2]) / radii[2]
     along = a * way[0] + b * way[1] + c * way[2]
     square = way[0] * way[0] + way[1] * way[1] + way[2] * way[2]
-    # Squared distance of the sun's ray from the middle.
+    # Squared distance from the centre to the line from the ground point to the sun.
     away = a * a + b * b + c * c - along * along / square
     holes = np.float32(solid.numbers[0]) * noise(x * np.float32(2.3), z * np.float32(2.3))
     return np.minimum(np.maximum((1 - away - holes) * 4, 0), np.float32(0.9))
 
 
 def _beside_vehicle(solid: Solid, x, z):
-    """Returns the share of ambient light under and beside a vehicle.
+    """Returns the fraction 0.1..1 of sky light that reaches the ground under and beside a vehicle.
 
-    This soft shadow shows where the vehicle stands.
+    Without this soft shadow a vehicle seems to float above the ground when there is no sun.
+
+    Args:
+        solid: the vehicle's body; its numbers[1] and numbers[2] are half its length and width.
+        x: (h, w), world x of points on the ground, metres.
+        z: (h, w), world z of the same points, metres.
     """
     x = x - np.float32(solid.centre[0])
     z = z - np.float32(solid.centre[2])

@@ -1,8 +1,8 @@
-"""The layout of one random street, as plain numbers and solids.
+"""Draws a random street: the road's parameters, the light, and a list of solids.
 
-There are three kinds of surroundings (town, suburb, country), straight or bent roads, side roads,
-parked and moving traffic. Left out: hills (the ground is flat), kerb heights, motion between
-frames.
+There are three kinds of surroundings (town, suburb, country), straight and curved roads, side
+roads, and parked and driving vehicles. Left out: hills (the ground is flat), kerb heights, motion
+between frames.
 """
 
 import math
@@ -20,9 +20,21 @@ _GRAVEL = ((0.3, 0.28, 0.25), (0.24, 0.2, 0.16))
 
 
 class Road(NamedTuple):
-    """The ground. The centre line is x = offset + bend * z^2.
+    """The road and what is beside it on the ground. The centre line is x = offset + bend * z^2.
 
-    Widths and distances are in metres from the centre line; colours are linear RGB.
+    Attributes:
+        offset: x of the centre line at z = 0, metres.
+        bend: coefficient of z^2 in the centre line, 1/m; > 0 curves to the right.
+        half_width: metres from the centre line to the kerb.
+        lane_edge: metres from the centre line to the outer edge of the traffic lane; between it and
+            the kerb is parking space or a shoulder.
+        pavement: width of the pavement, metres; 0 for none.
+        dashed: True if the centre line is dashed.
+        edge_lines: True if the outer edges of the traffic lanes are marked.
+        crossing: z of the side road's centre line, metres; 1e6 for none.
+        asphalt: colour of the asphalt, linear RGB, as the next two.
+        slabs: colour of the pavement.
+        verge: colour of the ground beyond the pavement.
     """
 
     offset: float
@@ -38,22 +50,28 @@ class Road(NamedTuple):
     verge: tuple
 
     def heading(self, z: float) -> float:
-        """Returns the road's direction at z, radians to the right."""
+        """Returns the road's direction at z (metres), radians, > 0 to the right."""
         return math.atan(2 * self.bend * z)
 
     def place(self, across: float, z: float) -> tuple[float, float]:
-        """Returns the world (x, z) at `across` metres to the right of the centre line."""
+        """Returns the world (x, z) `across` metres to the right of the centre line at z."""
         angle = self.heading(z)
         x = self.offset + self.bend * z * z + across * math.cos(angle)
         return x, z - across * math.sin(angle)
 
     def open_at(self, z: float, room: float) -> bool:
-        """True if an object that reaches `room` metres to both sides of z is off the side road."""
+        """True if an object that spans z - room to z + room (metres) is clear of the side road."""
         return abs(z - self.crossing) > room + 4.0
 
 
 class Street(NamedTuple):
-    """Everything that the renderer needs besides the camera."""
+    """A scene: everything that the renderer needs besides the camera.
+
+    Attributes:
+        road: the ground.
+        light: sun, sky and haze.
+        solids: all objects on the ground.
+    """
 
     road: Road
     light: Light
@@ -61,13 +79,13 @@ class Street(NamedTuple):
 
 
 def random_street(draw: Draw) -> Street:
-    """Returns one random street. The camera belongs at x = z = 0, in its right lane."""
+    """Returns a random street whose right lane contains the camera's place, x = z = 0."""
     kind = ("town", "town", "suburb", "suburb", "country")[draw.whole(5)]
     road = _road(draw, kind)
     light = random_light(draw)
     solids = []
 
-    # Both sides of the road, with parked vehicles.
+    # Each side of the road: buildings, trees, small objects, parked vehicles.
     for side in (-1, 1):
         _frontage(solids, draw, road, kind, side)
         _trees_and_lamps(solids, draw, road, kind, side)
@@ -77,7 +95,7 @@ def random_street(draw: Draw) -> Street:
             _lane(
                 solids, draw, road, parked, draw.span(2, 14), draw.span(0.8, 12), oncoming=side < 0
             )
-    # Traffic in the right and in the left lane.
+    # Driving vehicles in the right lane (away from the camera) and in the left lane (oncoming).
     lane = road.lane_edge / 2
     if draw.chance(0.8):
         _lane(solids, draw, road, lane, draw.span(8, 40), draw.span(10, 50), oncoming=False)
@@ -87,7 +105,7 @@ def random_street(draw: Draw) -> Street:
 
 
 def _road(draw: Draw, kind: str) -> Road:
-    """Returns a random road for one of the three kinds of surroundings."""
+    """Returns a random road; `kind` is "town", "suburb" or "country"."""
     lane = draw.span(2.8, 3.6)
     parking = {"town": 2.2, "suburb": 2.0, "country": 0.6}[kind] * draw.span(0.9, 1.1)
     bend = 0.0
@@ -112,12 +130,20 @@ def _road(draw: Draw, kind: str) -> Road:
 
 
 def _frontage(solids: list[Solid], draw: Draw, road: Road, kind: str, side: int) -> None:
-    """Adds the buildings along one side, in the suburb with hedges or walls before them."""
+    """Adds the buildings along one side, in a suburb with hedges or walls in front of them.
+
+    Args:
+        solids: the list to append to.
+        draw: random numbers.
+        road: the road.
+        kind: "town", "suburb" or "country".
+        side: -1 for the left side, +1 for the right side.
+    """
     z = draw.span(-25, -5)
     edge = road.half_width + road.pavement
     terraced = kind == "town" and draw.chance(0.75)
     while z < _BUILT_TO_M:
-        # The next plot, left empty where the side road is.
+        # The size and place of the next plot. It stays empty where the side road crosses.
         length = draw.span(9, 24) if kind == "town" else draw.span(8, 15)
         depth = draw.span(8, 14)
         if terraced:
@@ -129,7 +155,7 @@ def _frontage(solids: list[Solid], draw: Draw, road: Road, kind: str, side: int)
         z = z + length + gap
         if not road.open_at(middle, length / 2 + 2):
             continue
-        # The house.
+        # The building.
         if kind == "town":
             storeys = 2 + draw.whole(4)
             gabled = draw.chance(0.3)
@@ -141,7 +167,7 @@ def _frontage(solids: list[Solid], draw: Draw, road: Road, kind: str, side: int)
         objects.building(
             solids, draw, *x_z, angle + draw.span(-0.03, 0.03), length, depth, storeys, gabled
         )
-        # Its hedge or wall.
+        # The plot's hedge or wall.
         if kind == "suburb" and draw.chance(0.6):
             hedge = draw.chance(0.6)
             x_z = road.place(side * (edge + 0.5), middle)
@@ -155,7 +181,7 @@ def _frontage(solids: list[Solid], draw: Draw, road: Road, kind: str, side: int)
 
 
 def _trees_and_lamps(solids: list[Solid], draw: Draw, road: Road, kind: str, side: int) -> None:
-    """Adds a row of trees and a row of street lamps along one side."""
+    """Adds rows of trees and street lamps along one side; arguments as for `_frontage`."""
     edge = road.half_width + (0.7 if road.pavement else 2.0)
     if draw.chance(0.7):
         z, step = draw.span(3, 20), draw.span(7, 22)
@@ -179,7 +205,7 @@ def _trees_and_lamps(solids: list[Solid], draw: Draw, road: Road, kind: str, sid
 
 
 def _small_things(solids: list[Solid], draw: Draw, road: Road, side: int) -> None:
-    """Adds up to four signs, people and bins beside the road."""
+    """Adds up to four signs, people and bins on one side (-1 left, +1 right) of the road."""
     edge = road.half_width + (0.7 if road.pavement else 2.0)
     for _ in range(draw.whole(5)):
         what = (objects.sign, objects.person, objects.bin_)[draw.whole(3)]
@@ -192,9 +218,19 @@ def _small_things(solids: list[Solid], draw: Draw, road: Road, side: int) -> Non
 def _lane(
     solids: list[Solid], draw: Draw, road: Road, across: float, z: float, gap: float, oncoming: bool
 ) -> None:
-    """Adds vehicles one behind the other from z on, about `gap` metres apart."""
+    """Adds a line of vehicles along the road.
+
+    Args:
+        solids: the list to append to.
+        draw: random numbers.
+        road: the road.
+        across: metres to the right of the centre line.
+        z: near end of the first vehicle, metres along the road.
+        gap: mean distance between vehicles, metres.
+        oncoming: True if the vehicles face the camera.
+    """
     while z < _DRIVEN_TO_M:
-        # The side road's mouth stays free.
+        # Keep the junction with the side road free.
         if road.crossing - 12 < z < road.crossing + 5:
             z = road.crossing + 5 + draw.span(0, 3)
         swerve = draw.span(-0.15, 0.15)

@@ -1,4 +1,4 @@
-"""Sunlight, overcast light and the sky that goes with each."""
+"""Draws a scene's light, sunny or overcast, and shades the sky that belongs to it."""
 
 import math
 from typing import NamedTuple
@@ -13,15 +13,15 @@ class Light(NamedTuple):
     """The light of a scene. Colours are linear RGB (3,), float32.
 
     Attributes:
-        sun: (3,), unit vector to the sun.
-        sun_colour: colour and strength of the sunlight.
-        ambient: light of the sky on surfaces.
-        zenith: the sky's colour above.
-        horizon: the sky's colour at the horizon, and the haze's.
-        clouds: 0 (clear) to 1 (overcast).
-        haze_m: distance at which haze leaves 1/e of the light, metres.
-        exposure: factor on all colours.
-        hills: height of the hills on the horizon over their distance.
+        sun: (3,), unit vector to the sun, world axes.
+        sun_colour: colour times intensity of the sunlight.
+        ambient: colour times intensity of the sky's light on surfaces.
+        zenith: colour of the sky at the zenith.
+        horizon: colour of the sky at the horizon; the haze's colour is derived from it.
+        clouds: cloud cover, 0 (clear) to 1 (overcast).
+        haze_m: distance over which haze attenuates light to about 1/e, metres.
+        exposure: factor on all colours before the tone curve.
+        hills: height of the hills on the horizon divided by their distance.
     """
 
     sun: np.ndarray
@@ -36,7 +36,7 @@ class Light(NamedTuple):
 
 
 def random_light(draw: Draw) -> Light:
-    """Returns random light; two days in three are sunny."""
+    """Returns random light, sunny with probability 0.67, otherwise overcast."""
     azimuth = draw.span(-math.pi, math.pi)
     height = draw.span(0.4, 1.05)
     sun = [
@@ -44,7 +44,7 @@ def random_light(draw: Draw) -> Light:
         math.sin(height),
         math.cos(azimuth) * math.cos(height),
     ]
-    # Sunny: a warm sun, a bluish sky. Overcast: nearly no sun, a grey sky.
+    # Sunny: warm sunlight and a bluish sky. Overcast: almost no sunlight and a grey sky.
     if draw.chance(0.67):
         warm = draw.span(0.7, 1.0)
         strength = draw.span(1.5, 2.2)
@@ -70,24 +70,24 @@ def random_light(draw: Draw) -> Light:
 
 
 def sky(ray: list[np.ndarray], light: Light) -> np.ndarray:
-    """Returns the sky's colours (n, 3) float32: gradient, glow, clouds and far hills.
+    """Returns the sky's colours (n, 3) float32, linear RGB: gradient, sun glow, clouds and hills.
 
     Args:
-        ray: world ray directions, three (n,) arrays.
+        ray: three (n,) arrays, the ray directions of n pixels in world axes, not normalised.
         light: the scene's light.
     """
     # Gradient from the horizon to the zenith.
     flat = np.maximum(ray[1], 0) + np.float32(0.02)
     blend = np.minimum(flat * np.float32(2.2), 1)[:, None]
     colour = light.horizon + blend * (light.zenith - light.horizon)
-    # Glow around the sun: the cosine of the angle to it, to the power of 8.
+    # Glow around the sun: the 8th power of the cosine of the angle between ray and sun.
     sun = light.sun.astype(np.float32)
     glow = np.maximum(ray[0] * sun[0] + ray[1] * sun[1] + ray[2] * sun[2], 0)
     glow /= np.sqrt(ray[0] * ray[0] + ray[1] * ray[1] + ray[2] * ray[2])
     for _ in range(3):
         glow *= glow
     colour += glow[:, None] * (light.sun_colour * np.float32(0.3))
-    # Clouds: three octaves of noise on a plane above.
+    # Clouds: three octaves of value noise on a horizontal plane above the camera.
     scale = 1 / (flat + np.float32(0.06))
     a, b = ray[0] * scale, ray[2] * scale
     cover = np.float32(0.6) * noise(a * np.float32(0.6) + np.float32(11), b * np.float32(0.6))
@@ -99,7 +99,7 @@ def sky(ray: list[np.ndarray], light: Light) -> np.ndarray:
     cloud = light.horizon * np.float32(0.95) + light.sun_colour * np.float32(0.15)
     colour += cover[:, None] * (cloud - colour)
 
-    # Far hills: a ridge line over the angle.
+    # Distant hills: the ridge's height is noise over the horizontal viewing direction.
     across, up = ray[0] / ray[2], ray[1] / ray[2]
     row = np.zeros_like(across)
     ridge = noise(across * 3 + 40, row) + np.float32(0.35) * noise(across * 23, row)

@@ -1,4 +1,4 @@
-"""The colour of the solids' surfaces: facades, car paint, glass, tyres, leaves and plain things."""
+"""Shades the solids' surfaces: facades, car paint, glass, tyres, leaves and plain objects."""
 
 from typing import NamedTuple
 
@@ -14,19 +14,19 @@ _REAR_LAMP = np.array([0.55, 0.02, 0.02], np.float32)
 
 
 class Surface(NamedTuple):
-    """n surface points, all float32: rows (n,) or (n, 3); metres.
+    """The properties of n surface points; float32 except `key`, lengths in metres.
 
     Attributes:
-        colour: linear RGB.
-        second: second colour, linear RGB.
+        colour: (n, 3), linear RGB.
+        second: (n, 3), second colour, linear RGB.
         numbers: (n, 4), parameters of the material.
-        key: int64, 0..255.
-        normal: unit vectors, world axes.
-        local: coordinates in the solid's own axes.
-        along: horizontal coordinate on the face.
-        height: above the ground.
-        wide: size of a pixel along `along`.
-        foot: size of a pixel across the view.
+        key: (n,) int64, 0..255, the solid's random number.
+        normal: (n, 3), unit normals in world axes.
+        local: (n, 3), coordinates in the solid's local frame.
+        along: (n,), horizontal coordinate on the face.
+        height: (n,), height above the ground.
+        wide: (n,), size of a pixel on the surface along `along`.
+        foot: (n,), size of a pixel perpendicular to the viewing direction.
     """
 
     colour: np.ndarray
@@ -44,31 +44,32 @@ class Surface(NamedTuple):
 def solids(
     camera: Camera, street: Street, hits: Hits, at: np.ndarray, depth, point, ray
 ) -> np.ndarray:
-    """Returns the lit colours (n, 3) of the solids' pixels.
+    """Returns the lit colours of the solids' pixels, (n, 3) float32, linear RGB.
 
     Args:
-        camera: the camera.
-        street: the street.
-        hits: the faces of the image.
-        at: (H, W) bool, the n pixels.
-        depth: (n,), metres.
-        point: 3 x (n,), metres, world axes.
-        ray: 3 x (n,), world axes.
+        camera: the camera that the image was cast with.
+        street: the solids and the light.
+        hits: the result of casting the image.
+        at: (H, W) bool, mask of the n pixels to shade.
+        depth: (n,), z-depth of the masked pixels, metres.
+        point: three (n,) arrays, world coordinates x, y and z of the masked pixels, metres.
+        ray: three (n,) arrays, ray directions of the masked pixels in world axes.
     """
     surface, material = _surfaces(
         camera, street, hits.face[at] - 1, depth, np.stack(point, 1), np.stack(ray, 1)
     )
-    # Each material paints its own points.
+    # The unlit colour of each point, by the painter of its material.
     light, colour = street.light, surface.colour
     for number, paint in _PAINTERS.items():
         some = np.flatnonzero(material == number)
         if len(some):
             colour[some] = paint(Surface(*(values[some] for values in surface)), light)
-    # Sunlight by the angle to the sun, sky light by the angle to the zenith.
+    # Diffuse lighting: sunlight by the angle between normal and sun, sky light by the angle between
+    # normal and zenith.
     sun = light.sun.astype(np.float32)
     up = surface.normal[:, 1]
     towards = surface.normal[:, 0] * sun[0] + up * sun[1] + surface.normal[:, 2] * sun[2]
-    # Leaves let light through, so a crown's dark side is not as dark as a wall's.
+    # Leaves are translucent, so the shadow side of a crown is lighter than that of a wall.
     towards = np.where(material == LEAF, towards * np.float32(0.55) + np.float32(0.35), towards)
     near_ground = np.minimum(np.float32(0.65) + surface.height * np.float32(0.2), 1)
     sky = (np.float32(0.62) + np.float32(0.38) * up) * near_ground
@@ -79,8 +80,17 @@ def solids(
 def _surfaces(
     camera: Camera, street: Street, face, depth, point, ray
 ) -> tuple[Surface, np.ndarray]:
-    """Returns the surface points of n faces (n,), and each one's material (n,)."""
-    # Each point's solid: faces are numbered through all solids.
+    """Returns the properties of n surface points, and the material (n,) int64 of each.
+
+    Args:
+        camera: the camera.
+        street: the scene's solids.
+        face: (n,), the index of each point's face in the concatenated faces of all solids.
+        depth: (n,), z-depth, metres.
+        point: (n, 3), world coordinates, metres.
+        ray: (n, 3), ray directions in world axes.
+    """
+    # The index of each point's solid, from the index of its face.
     all_solids = street.solids
     face_counts = [len(solid.offsets) for solid in all_solids]
     owner = np.repeat(np.arange(len(all_solids)), face_counts)[face]
@@ -93,7 +103,7 @@ def _surfaces(
     axes = np.array([solid.axes for solid in all_solids], np.float32)
     local = np.stack([(from_centre * axes[owner, row]).sum(-1) for row in range(3)], 1)
     radii = each([solid.radii if solid.radii is not None else (0, 0, 0) for solid in all_solids])
-    # An ellipsoid's normal is the gradient of its equation.
+    # The normal of an ellipsoid is the normalised gradient of its implicit equation.
     curved = np.flatnonzero(radii[:, 0])
     normal[curved] = from_centre[curved] / (radii[curved] * radii[curved])
     normal[curved] /= np.sqrt((normal[curved] * normal[curved]).sum(-1))[:, None]
@@ -115,10 +125,10 @@ def _surfaces(
 
 
 def _facade(s: Surface, light: Light) -> np.ndarray:
-    """Paints a facade with rows of windows, and the roof.
+    """Returns the unlit colours (n, 3) of a facade with rows of windows, and of the roof.
 
-    numbers: distance of the windows, height of a storey, the windows' share of their distance, top
-    of the wall.
+    s.numbers: horizontal spacing of the windows (metres), height of a storey (metres), width of a
+    window divided by the spacing, height of the wall's top (metres).
     """
     period, storey, duty, top = s.numbers.T
     # Some facades have wide shop windows on the ground floor.
@@ -129,7 +139,7 @@ def _facade(s: Surface, light: Light) -> np.ndarray:
     cell = lattice(
         np.floor(across / period).astype(np.int64) + s.key, floor.astype(np.int64) + 7 * s.key
     )
-    # Window panes, and their frames around them.
+    # Masks of the window panes and of the frames around them.
     wall_here = (s.height < top - np.float32(0.4)) & (s.normal[:, 1] < 0.3)
     share, margin = np.float32(0.5), np.float32(0.09)
     frame = stripes(across + margin, period, duty + 2 * margin / period, s.wide)
@@ -138,7 +148,7 @@ def _facade(s: Surface, light: Light) -> np.ndarray:
     pane_rows = stripes(s.height - np.float32(0.9), storey, share, s.foot)
     glass = stripes(across, period, duty, s.wide) * pane_rows * wall_here
 
-    # The wall: spots, bricks, a plinth and ledges.
+    # The wall: stains and, depending on the key, courses of bricks, a plinth and ledges.
     spots = grain(s.along, s.height, 2.5, s.wide) * np.float32(0.14)
     spots = spots + grain(s.along, s.height, 0.3, s.wide) * np.float32(0.2)
     courses = stripes(s.height, np.float32(0.16), np.float32(0.2), s.foot)
@@ -148,21 +158,21 @@ def _facade(s: Surface, light: Light) -> np.ndarray:
     ledge = stripes(s.height + np.float32(0.15), storey, np.float32(0.05), s.foot) * (s.key % 5 < 2)
     mix(wall, np.float32(0.6) * s.colour, ledge.astype(np.float32))
     mix(wall, np.float32(0.5) + np.float32(0.25) * s.colour, frame)
-    # Panes reflect the sky, each by its own share.
+    # Panes reflect the sky, each with a random reflectance.
     reflected = np.float32(0.02) + np.float32(0.25) * cell * cell
     pane = reflected[:, None] * (light.horizon + np.float32(0.15))
     mix(wall, pane, glass)
 
-    # Rows of tiles on surfaces that look up.
+    # The roof, i.e. faces whose normal points upwards, has rows of tiles.
     rows = np.float32(0.3) * stripes(s.height, np.float32(0.2), np.float32(0.25), s.foot * 2)
     tiles = s.second * (1 + 2 * spots - rows)[:, None]
     return np.where(s.normal[:, 1:2] > 0.3, tiles, wall)
 
 
 def _body(s: Surface, light: Light) -> np.ndarray:
-    """Paints a vehicle's body with lamps, number plates, grille and seams.
+    """Returns the unlit colours (n, 3) of a vehicle's body: lamps, plates, grille and door seams.
 
-    numbers: belt height, half length, half width.
+    s.numbers: height of the belt line, half the length, half the width (metres), and one not used.
     """
     _, half, side, _ = s.numbers.T
     ahead, across = s.local[:, 0], s.local[:, 2]
@@ -170,7 +180,7 @@ def _body(s: Surface, light: Light) -> np.ndarray:
     front = ahead > 0
     dark = np.float32(0.02)
     colour = s.colour + _shine(s, 0.12, light)
-    # Both ends: white lamps in front and red ones behind, number plates, and the grille.
+    # Front and rear end: white front lamps, red rear lamps, number plates, and the front grille.
     lamp = end * strip(np.abs(across), side - np.float32(0.22), np.float32(0.2), s.foot)
     lamp = lamp * strip(s.height, 0.66, 0.1, s.foot)
     mix(colour, np.where(front[:, None], np.float32(0.85), _REAR_LAMP), lamp)
@@ -187,9 +197,10 @@ def _body(s: Surface, light: Light) -> np.ndarray:
 
 
 def _cabin(s: Surface, light: Light) -> np.ndarray:
-    """Paints a vehicle's cabin with its windows.
+    """Returns the unlit colours (n, 3) of a vehicle's cabin with its windows and pillars.
 
-    numbers: lower and upper edge of the windows, half length, 1 if only the front has windows.
+    s.numbers: height of the windows' lower and upper edge (metres), half the vehicle's length
+    (metres), and 1 if only the front part has windows, else 0.
     """
     belt, roof, half, cargo = s.numbers.T
     ahead, up = s.local[:, 0], s.normal[:, 1]
@@ -204,14 +215,17 @@ def _cabin(s: Surface, light: Light) -> np.ndarray:
 
 
 def _shine(s: Surface, share: float, light: Light) -> np.ndarray:
-    """Returns the sky's reflection in a smooth surface that looks up, (n, 3)."""
+    """Returns the light (n, 3) that smooth surfaces reflect from the sky.
+
+    It is `share` times the sky's colour on a horizontal surface, and 0 on a vertical one.
+    """
     return (np.maximum(s.normal[:, 1], 0) * np.float32(share))[:, None] * light.horizon
 
 
 def _wheel(s: Surface, light: Light) -> np.ndarray:
-    """Paints a tyre with its hub.
+    """Returns the unlit colours (n, 3) of a tyre with its hub.
 
-    numbers: the axle's place along the vehicle, the radius.
+    s.numbers: the axle's position along the vehicle and the tyre's radius (metres); two not used.
     """
     radius = s.numbers[:, 1]
     a = s.local[:, 0] - s.numbers[:, 0]
@@ -221,9 +235,9 @@ def _wheel(s: Surface, light: Light) -> np.ndarray:
 
 
 def _plain(s: Surface, light: Light) -> np.ndarray:
-    """Paints one colour with spots.
+    """Returns one unlit colour with stains, (n, 3).
 
-    numbers: roughness.
+    s.numbers: contrast of the stains, 0 for none; three not used.
     """
     spots = grain(s.along + s.key.astype(np.float32), s.height, 0.6, s.wide)
     spots = spots + grain(s.along, s.height, 0.15, s.wide)
@@ -231,7 +245,7 @@ def _plain(s: Surface, light: Light) -> np.ndarray:
 
 
 def _leaf(s: Surface, light: Light) -> np.ndarray:
-    """Paints leaves in clumps, lighter where they look up."""
+    """Returns the unlit colours (n, 3) of leaves in clumps, lighter where the normal points up."""
     a, b, c = (s.local + s.key[:, None].astype(np.float32)).T
     clumps = grain(a + np.float32(0.5) * c, b, 0.7, s.foot)
     clumps = clumps + grain(a, b - np.float32(0.6) * c, 0.22, s.foot)

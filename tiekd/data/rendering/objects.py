@@ -1,7 +1,8 @@
-"""One function per kind of object in a street; each appends its solids to a list.
+"""The objects of a street: one function per kind, which appends the object's solids to a list.
 
-Sizes are metres, colours linear RGB, angles radians (0 faces along z). The texture parameters in
-`numbers` are read by the material of the same name in materials.py. Vehicles are in vehicles.py.
+Sizes and positions are in metres, colours linear RGB, and angles in radians: an object at angle 0
+faces along z, at a positive angle it is turned to the right. A solid's `numbers` are parameters of
+its material; materials.py says their meaning. Vehicles are in vehicles.py.
 """
 
 import math
@@ -10,7 +11,7 @@ import numpy as np
 
 from tiekd.data.rendering.casting import Solid, ellipsoid, prism
 
-FACADE, PAINT, CABIN, WHEEL, PLAIN, LEAF = range(6)  # Solid.material
+FACADE, PAINT, CABIN, WHEEL, PLAIN, LEAF = range(6)  # values of Solid.material
 WALLS = (
     (
         (0.62, 0.55, 0.42),
@@ -48,7 +49,7 @@ _RED = (0.5, 0.03, 0.03)
 _BLUE = (0.03, 0.1, 0.5)
 _WHITE = (0.6, 0.6, 0.58)
 _YELLOW = (0.65, 0.45, 0.03)
-# Colour and number of corners.
+# The kinds of traffic sign: (colour, number of corners).
 _SIGNS = (
     (_RED, 8),
     (_BLUE, 4),
@@ -60,41 +61,52 @@ _SIGNS = (
 
 
 class Draw:
-    """Random numbers, with a method per purpose.
+    """A seeded random number generator with one method per kind of draw.
 
-    Only `random` and `integers` are used, because NumPy keeps their streams stable.
+    Of NumPy's generator it uses only `random` and `integers`, because their streams stay the same
+    across NumPy versions.
     """
 
     def __init__(self, seed: np.random.SeedSequence):
         self._rng = np.random.Generator(np.random.PCG64(seed))
 
     def span(self, low: float, high: float) -> float:
-        """Returns a number from low to high, uniformly."""
+        """Returns a float drawn uniformly from [low, high)."""
         return low + (high - low) * float(self._rng.random())
 
     def chance(self, probability: float) -> bool:
-        """True with the given probability."""
+        """Returns True with the given probability, 0 to 1."""
         return float(self._rng.random()) < probability
 
     def whole(self, count: int) -> int:
-        """Returns a whole number from 0 to below count."""
+        """Returns an integer drawn uniformly from 0 to count - 1."""
         return int(self._rng.integers(count))
 
     def tint(self, colours: tuple, spread: float = 0.15) -> tuple:
-        """Returns one of `colours`, slightly changed in brightness and hue."""
+        """Returns one of `colours` with random changes of brightness and hue.
+
+        Args:
+            colours: the colours to choose from, linear RGB.
+            spread: size of the changes, relative to each channel.
+        """
         colour = colours[self.whole(len(colours))]
         gain = self.span(1 - 2 * spread, 1 + spread)
         return tuple(c * gain * self.span(1 - spread / 2, 1 + spread / 2) for c in colour)
 
 
 def frame(angle: float) -> tuple:
-    """Returns the unit vectors ahead, up and right of an object that faces `angle`."""
+    """Returns the unit vectors (ahead, up, right), world axes, of an object that faces `angle`."""
     ahead = (math.sin(angle), 0.0, math.cos(angle))
     return ahead, (0.0, 1.0, 0.0), (ahead[2], 0.0, -ahead[0])
 
 
 def ring(radius: float, count: int) -> list:
-    """Returns the corners of a regular polygon that stands on a side."""
+    """Returns the `count` corners of a regular polygon around the origin with a horizontal base.
+
+    Args:
+        radius: distance of the corners from the origin, metres.
+        count: number of corners.
+    """
     turn = 2 * math.pi / count
     first = math.pi / count - math.pi / 2
     return [
@@ -112,7 +124,17 @@ def column(
     colour: tuple,
     rough: float = 0.0,
 ) -> None:
-    """Adds an upright hexagonal pole or trunk at (x, z)."""
+    """Adds an upright hexagonal pole or trunk.
+
+    Args:
+        solids: the list to append to.
+        x: world x of the axis, metres.
+        z: world z of the axis, metres.
+        radius: radius of the hexagon's corners, metres.
+        tall: height, metres.
+        colour: linear RGB.
+        rough: contrast of the texture, 0 for none.
+    """
     ahead, up, right = frame(0.0)
     where = (x, tall / 2, z)
     axes = (right, ahead, up)
@@ -133,7 +155,21 @@ def block(
     rough: float = 0.0,
     key: int = 0,
 ) -> None:
-    """Adds a plain box over (x, z) from height `low` to `high`; its length is along `angle`."""
+    """Adds a box of one colour.
+
+    Args:
+        solids: the list to append to.
+        x: world x of the centre, metres.
+        z: world z of the centre, metres.
+        low: height of the bottom, metres.
+        high: height of the top, metres.
+        length: size along `angle`, metres.
+        width: size across `angle`, metres.
+        angle: horizontal direction of the length, radians.
+        colour: linear RGB.
+        rough: contrast of the texture, 0 for none.
+        key: 0..255, varies the texture.
+    """
     ahead, up, right = frame(angle)
     profile = [(-length / 2, low), (length / 2, low), (length / 2, high), (-length / 2, high)]
     axes = (ahead, up, right)
@@ -154,14 +190,24 @@ def building(
     storeys: int,
     gabled: bool,
 ) -> None:
-    """Adds a house or block of flats with rows of windows.
+    """Adds a house or a block of flats with rows of windows.
 
-    `length` is along the street, which runs along `angle`; `depth` is across.
+    Args:
+        solids: the list to append to.
+        draw: random numbers.
+        x: world x of the centre, metres.
+        z: world z of the centre, metres.
+        angle: direction of the street, radians.
+        length: size along the street, metres.
+        depth: size across the street, metres.
+        storeys: number of storeys.
+        gabled: True for a gabled roof, False for a flat one.
     """
     ahead, up, right = frame(angle)
     storey = draw.span(2.7, 3.4)
     top = storey * storeys + draw.span(0.2, 0.8)
-    # The profile is extruded along the ridge: across the street if the gable faces it.
+    # The profile (wall and gable) is extruded along the roof's ridge. If the gable faces the
+    # street, the ridge is perpendicular to the street.
     gable_on_street = draw.chance(0.4)
     span, half = (length / 2, depth / 2) if gable_on_street else (depth / 2, length / 2)
     axes = (ahead, up, right) if gable_on_street else (right, up, ahead)
@@ -177,7 +223,15 @@ def building(
 
 
 def tree(solids: list[Solid], draw: Draw, x: float, z: float, size: float) -> None:
-    """Adds a trunk under a crown of three ragged ellipsoids."""
+    """Adds a tree at (x, z): a trunk and a crown of three ragged ellipsoids.
+
+    Args:
+        solids: the list to append to.
+        draw: random numbers.
+        x: world x, metres.
+        z: world z, metres.
+        size: factor on the height, which is 5 to 9 m at a size of 1.
+    """
     tall = draw.span(5, 9) * size
     key = draw.whole(256)
     leaf = draw.tint(LEAVES)
@@ -198,7 +252,16 @@ def tree(solids: list[Solid], draw: Draw, x: float, z: float, size: float) -> No
 
 
 def lamp(solids: list[Solid], x: float, z: float, angle: float, side: int, tall: float) -> None:
-    """Adds a street lamp whose arm reaches over the road; `side` is +1 to the right of the road."""
+    """Adds a street lamp whose arm reaches over the road.
+
+    Args:
+        solids: the list to append to.
+        x: world x of the pole, metres.
+        z: world z of the pole, metres.
+        angle: direction of the road, radians.
+        side: the side of the road, -1 for left, +1 for right.
+        tall: height, metres.
+    """
     right = frame(angle)[2]
     column(solids, x, z, 0.08, tall, (0.22, 0.23, 0.24))
     x = x - side * 0.7 * right[0]
@@ -207,7 +270,7 @@ def lamp(solids: list[Solid], x: float, z: float, angle: float, side: int, tall:
 
 
 def sign(solids: list[Solid], draw: Draw, x: float, z: float) -> None:
-    """Adds a traffic sign that roughly faces the camera."""
+    """Adds a traffic sign on a pole at (x, z) that roughly faces the camera."""
     ahead, up, right = frame(draw.span(-0.2, 0.2))
     tall = draw.span(2.0, 2.6)
     colour, corners = _SIGNS[draw.whole(len(_SIGNS))]
@@ -217,7 +280,7 @@ def sign(solids: list[Solid], draw: Draw, x: float, z: float) -> None:
 
 
 def bin_(solids: list[Solid], draw: Draw, x: float, z: float) -> None:
-    """Adds a dustbin or a switch cabinet."""
+    """Adds a box at (x, z) the size of a dustbin or a switch cabinet."""
     size = draw.span(0.5, 0.9)
     angle = draw.span(-0.2, 0.2)
     colour = draw.tint(CLOTHES)
@@ -225,7 +288,7 @@ def bin_(solids: list[Solid], draw: Draw, x: float, z: float) -> None:
 
 
 def person(solids: list[Solid], draw: Draw, x: float, z: float) -> None:
-    """Adds a standing person: legs, trunk and head."""
+    """Adds a standing person at (x, z): three ellipsoids for legs, trunk and head."""
     tall = draw.span(1.55, 1.9) / 1.75
     legs, trunk = draw.tint(CLOTHES), draw.tint(CLOTHES)
     parts = (

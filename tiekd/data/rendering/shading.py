@@ -1,8 +1,8 @@
-"""Shades cast faces to an image: sky, ground and solids, haze with distance, tone curve.
+"""Turns the result of ray casting into an image: sky, ground, solids, haze and tone curve.
 
-Textures are functions of world or object coordinates, so their size in the image tells the
-distance as in a photograph. As in the casting, only + - * / sqrt are used. Left out: reflections,
-lens blur.
+Textures are functions of world or object coordinates, so their size in the image is a depth cue as
+in a photograph. As in casting.py, arrays are computed with + - * / sqrt only, so the image is the
+same on every CPU. Left out: reflections, lens blur.
 """
 
 import numpy as np
@@ -15,7 +15,13 @@ from tiekd.data.rendering.materials import solids
 
 
 def shade(camera: Camera, street: Street, hits: Hits) -> np.ndarray:
-    """Returns the image (H, W, 3) float32, display values 0..1."""
+    """Returns the image (H, W, 3) float32, RGB display values 0..1.
+
+    Args:
+        camera: the camera that the image was cast with.
+        street: the scene.
+        hits: the result of casting the scene.
+    """
     x, y = rays(camera)
     axes = camera.axes.astype(np.float32)
     light = street.light
@@ -28,8 +34,8 @@ def shade(camera: Camera, street: Street, hits: Hits) -> np.ndarray:
         depth = 1 / hits.inverse_depth[at]
         way = [part[at] for part in ray]
         point = [np.float32(camera.position[k]) + depth * way[k] for k in range(3)]
-        # The clear share is (1 + z / 4L)^-4 instead of exp(-z / L), which is not bit-equal on
-        # every processor.
+        # Haze: the transmittance is (1 + z / 4L)^-4 with L = haze_m. It approximates exp(-z / L),
+        # which is not bit-equal on every CPU.
         clear = 1 / (1 + depth * np.float32(0.25 / light.haze_m))
         clear *= clear
         clear *= clear
@@ -39,9 +45,10 @@ def shade(camera: Camera, street: Street, hits: Hits) -> np.ndarray:
 
 
 def _tone(linear: np.ndarray) -> np.ndarray:
-    """Returns display values: a camera's tone curve.
+    """Applies a camera-like tone curve to linear values >= 0; returns display values 0..1.
 
-    A square root for gamma, then half a smoothstep for contrast; whites clip softly.
+    Highlights are compressed, a square root is the gamma, and averaging with a smoothstep adds
+    contrast.
     """
     display = np.minimum(np.sqrt(linear / (1 + np.float32(0.25) * linear)), 1)
     return np.float32(0.5) * display + np.float32(0.5) * display * display * (3 - 2 * display)

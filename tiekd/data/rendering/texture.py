@@ -1,7 +1,7 @@
-"""Box-filtered patterns and value noise, the base of all textures; float32 arrays in and out.
+"""Box-filtered patterns and value noise, from which all textures are made; all arrays are float32.
 
-`foot` is the size of a pixel on the surface, in the unit of the coordinate. So a pattern finer
-than a pixel gives its mean instead of aliasing.
+The argument `foot` is the size of a pixel on the surface, in the unit of the coordinate. Patterns
+are averaged over it, so a pattern finer than a pixel yields its mean instead of aliasing.
 """
 
 import numpy as np
@@ -14,15 +14,15 @@ _TILE = (
 
 
 def lattice(i: np.ndarray, j: np.ndarray) -> np.ndarray:
-    """Returns a fixed random float32 in [0, 1) for each pair of integers (period 256)."""
+    """Returns a fixed pseudo-random float32 in [0, 1) for each pair of integers, of period 256."""
     return _TILE.take(((i & 255) << 8) | (j & 255))
 
 
 def noise(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Returns value noise in [0, 1) with features of size 1 in the plane (a, b)."""
+    """Returns value noise in [0, 1) at coordinates (a, b), with a lattice spacing of 1."""
     i, j = np.floor(a), np.floor(b)
     fa, fb = a - i, b - j
-    # Smoothsteps, so that the noise has no creases at the lattice's lines.
+    # Smoothstep interpolation, so that the noise has no visible creases along the lattice lines.
     fa = fa * fa * (3 - 2 * fa)
     fb = fb * fb * (3 - 2 * fb)
     i, j = i.astype(np.int32), j.astype(np.int32)
@@ -34,32 +34,58 @@ def noise(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def grain(a: np.ndarray, b: np.ndarray, cell: float, foot: np.ndarray) -> np.ndarray:
-    """Returns noise with features `cell` wide, -0.5..0.5, faded out where pixels are larger."""
+    """Returns noise in [-0.5, 0.5) that fades to 0 where pixels are larger than its cells.
+
+    Args:
+        a: first coordinate.
+        b: second coordinate.
+        cell: lattice spacing of the noise, in the unit of a and b.
+        foot: size of a pixel, in the same unit.
+    """
     fade = np.minimum(np.maximum(cell / foot - np.float32(0.4), 0), 1)
     return fade * (noise(a * np.float32(1 / cell), b * np.float32(1 / cell)) - np.float32(0.5))
 
 
 def strip(at: np.ndarray, centre, half, foot: np.ndarray) -> np.ndarray:
-    """Returns the share 0..1 of the pixel around `at` that |x - centre| <= half covers."""
+    """Returns the fraction 0..1 of each pixel that the strip |x - centre| <= half covers.
+
+    Args:
+        at: coordinate x of the pixels' centres.
+        centre: centre of the strip.
+        half: half the strip's width.
+        foot: size of the pixels, in the unit of x.
+    """
     end = np.minimum(at + foot * np.float32(0.5), centre + half)
     start = np.maximum(at - foot * np.float32(0.5), centre - half)
     return np.maximum(end - start, 0) / foot
 
 
 def stripes(at: np.ndarray, period, duty, foot: np.ndarray) -> np.ndarray:
-    """Returns the share 0..1 of the pixel around `at` that stripes cover.
+    """Returns the fraction 0..1 of each pixel that periodic stripes cover.
 
-    A stripe is x in [k period, (k + duty) period), for all integers k.
+    The stripes are x in [k period, (k + duty) period), for all integers k.
+
+    Args:
+        at: coordinate x of the pixels' centres.
+        period: distance from the start of one stripe to the next.
+        duty: width of a stripe divided by the period, 0 to 1.
+        foot: size of the pixels, in the unit of x.
     """
     foot = foot / period
     low = at / period - foot * np.float32(0.5)
     high = low + foot
     below, above = np.floor(low), np.floor(high)
-    # The integral of the stripes up to `high`, minus that up to `low`.
+    # The integral of the stripes' indicator function from `low` to `high`.
     covered = (above - below) * duty + np.minimum(high - above, duty)
     return (covered - np.minimum(low - below, duty)) / foot
 
 
 def mix(base: np.ndarray, new, share: np.ndarray) -> None:
-    """Blends `new` (n, 3) or (3,) into the colours `base` (n, 3), in place, by share (n,)."""
+    """Blends new colours into `base`, in place.
+
+    Args:
+        base: (n, 3), changed in place.
+        new: (n, 3) or (3,), or one number for grey.
+        share: (n,), weight of the new colours, 0 to 1.
+    """
     base += share[:, None] * (new - base)

@@ -1,6 +1,6 @@
-"""Cars, vans and lorries: convex side views extruded across.
+"""Cars, vans and lorries, made of convex side profiles that are extruded over the vehicle's width.
 
-Each pair of wheels is one eight-sided roller.
+The two wheels of an axle are one octagonal prism across the vehicle.
 """
 
 import math
@@ -39,11 +39,11 @@ def vehicle(
     Args:
         solids: the list to append to.
         draw: random numbers.
-        place: (across, z) -> world (x, z) of a point of the road.
-        heading: z -> the road's direction there, radians.
+        place: function (across, z) -> world (x, z), as `Road.place`.
+        heading: function z -> the road's direction, radians, as `Road.heading`.
         across: metres to the right of the centre line.
-        z: metres along the road.
-        oncoming: True: it faces the camera.
+        z: near end of the vehicle, metres along the road.
+        oncoming: True if the vehicle faces the camera, False if it drives away.
 
     Returns:
         The vehicle's length in metres.
@@ -58,7 +58,7 @@ def vehicle(
     key = draw.whole(256)
 
     def add(profile, half_width, material, colour, numbers):
-        # `paint` is the second colour, which the cabin's pillars have.
+        # `paint` is the second colour: the material CABIN uses it for pillars and roof.
         solids.append(
             prism(profile, (x, 0, middle), axes, half_width, material, colour, paint, key, numbers)
         )
@@ -72,7 +72,7 @@ def vehicle(
         _van(add, half, side, paint)
     else:
         _car(add, half, side, paint, size, boot=kind == "saloon")
-    # Two pairs of wheels.
+    # Front and rear wheels.
     radius = 0.45 if kind == "lorry" else 0.32
     for axle in (-0.62 * half, 0.62 * half):
         tyre = [(axle + a, radius * 0.98 + b) for a, b in ring(radius, 8)]

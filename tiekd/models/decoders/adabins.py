@@ -1,10 +1,10 @@
-"""AdaBins' decoder (Bhat, Alhashim and Wonka 2021): DenseDepth's with norms, up to the finest tap.
+"""Decoder of AdaBins (Bhat, Alhashim and Wonka 2021): DenseDepth's with BatchNorm.
 
-Source: arXiv 2011.14141. A 1x1 convolution on the deepest feature; then, per finer feature:
-bilinear upsampling (corners aligned) to its size, concatenation, and twice a 3x3 convolution with
-BatchNorm and ReLU; a plain 3x3 convolution at the end. The paper's own code has LeakyReLU; the
-published teachers were trained with ReLU.
-Left out: upsampling beyond the finest tap; the head predicts at its stride.
+Source: arXiv 2011.14141. The deepest feature passes a 1x1 convolution. Then, for each finer
+feature: bilinear upsampling to its size (corners aligned), concatenation with it, and two 3x3
+convolutions with BatchNorm and ReLU. A 3x3 convolution without norm and activation is last. The
+paper's code uses LeakyReLU; the published teachers were trained with ReLU.
+Left out: upsampling beyond the finest tap, so the head predicts at that tap's stride.
 """
 
 from collections.abc import Sequence
@@ -18,15 +18,16 @@ from tiekd.models.layers.upsampled import UpsampledConv
 
 
 class AdaBins(nn.Module):
-    """Maps features, fine to coarse, to (B, channels, h, w) at the finest one's size.
+    """Fuses features, fine to coarse, to one map (B, channels, h, w) at the finest one's size.
 
-    Convolutions start Kaiming-normal (fan in), biases at 0, norms at 1 and 0.
+    Convolutions are initialised Kaiming-normal (fan in), biases with 0, norms with weight 1 and
+    bias 0.
 
     Args:
-        encoder_channels: channels of each feature, fine to coarse.
-        encoder_strides: their strides against the image.
-        widths: channels at each of the encoder's features, fine to coarse; the last one is the 1x1
-            convolution's.
+        encoder_channels: number of channels of each feature, fine to coarse.
+        encoder_strides: stride of each feature relative to the image.
+        widths: number of the decoder's channels at each feature's resolution, fine to coarse; the
+            last one is the output of the 1x1 convolution.
     """
 
     def __init__(
@@ -53,7 +54,8 @@ class AdaBins(nn.Module):
         self.channels = widths[0]
         self.stride = encoder_strides[0]
 
-        # The start of the weights. No ReLU follows the first and the last convolution.
+        # Initialise the weights. No ReLU follows the first and the last convolution, so their gain
+        # is that of a linear layer.
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nonlinearity = "linear" if module in (deepest, self.final) else "relu"
@@ -75,7 +77,7 @@ class AdaBins(nn.Module):
 
 
 class TwoConvs(nn.Module):
-    """Two 3x3 convolutions with BatchNorm and ReLU, the first of upsampled features and a skip."""
+    """Two 3x3 convolutions with BatchNorm and ReLU, on upsampled features and a skip connection."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
@@ -85,7 +87,12 @@ class TwoConvs(nn.Module):
         self.second_norm = BatchNorm2d(out_channels)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        """Returns (B, out_channels, H, W) from x and a skip of size (H, W)."""
+        """Returns (B, out_channels, H, W).
+
+        Args:
+            x: (B, C, h, w), upsampled to (H, W).
+            skip: (B, in_channels - C, H, W), the encoder's feature.
+        """
         x = relu(self.first_norm(self.first(x, tuple(skip.shape[2:]), skip)), inplace=True)
         return relu(self.second_norm(self.second(x)), inplace=True)
 

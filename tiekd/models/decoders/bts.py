@@ -1,10 +1,11 @@
 """BTS decoder (Lee et al. 2019, arXiv 1907.10326): local planar guidance at strides 8, 4 and 2.
 
-Dense atrous pyramid pooling at stride 8, then per level a map of local planes, each spread over
-the pixels that it covers. The planes' depths join the features, and the head reads all of them at
-full resolution. Upsampling is nearest, activations are ELU. Plane depths are in units of the
-largest depth, so this decoder needs no metres.
-Left out: the focal-length scaling of the original; published configs don't use it.
+It applies dense atrous spatial pyramid pooling at stride 8. Then each level predicts a map of local
+planes, each of which gives a depth to the pixels of one cell. The planes' depths are concatenated
+to the next level's features, and all of them to the final features at full resolution. Upsampling
+is nearest-neighbour, activations are ELU. Plane depths are in units of max_depth, so this decoder
+doesn't need the depth range.
+Left out: the focal-length scaling of the original, which published configs don't use.
 """
 
 import math
@@ -21,23 +22,24 @@ STRIDES = (2, 4, 8, 16, 32)
 WIDTHS = (128, 256, 512, 1024)
 DILATIONS = (3, 6, 12, 18, 24)
 NORM_EPS, NORM_MOMENTUM = 1.1e-5, 0.01
-# The least denominator of a plane's depth. It bounds the depth of planes nearly along the ray.
+# Minimum denominator of a plane's depth. It bounds the depth of planes almost parallel to the ray.
 STEEPEST = 0.01
 
 
 class Bts(nn.Module):
     """Maps five features at strides 2 to 32 to (B, channels, H, W) at the image's size.
 
-    Convolutions start Kaiming-normal (fan in). Those that give planes start at a standard deviation
-    of 0.01, so that all planes start alike: 30 degrees steep, half the largest depth away.
+    Convolutions are initialised Kaiming-normal (fan in). Those that predict planes have a standard
+    deviation of 0.01, so that at first all planes are alike: inclined by 30 degrees, at half of
+    max_depth.
 
     Args:
-        encoder_channels: channels of each feature, fine to coarse.
-        encoder_strides: must be STRIDES.
-        width: channels at stride 16, halved at each finer level (512 is published); `channels` is
-            width / 16.
-        norm_momentum: of the norms' running statistics; the published 0.01 needs hundreds of
-            iterations to settle.
+        encoder_channels: number of channels of each feature, fine to coarse.
+        encoder_strides: stride of each feature; must equal STRIDES.
+        width: number of channels at stride 16, halved at each finer level (published: 512);
+            `channels` is width / 16.
+        norm_momentum: momentum of the norms' running statistics; with the published 0.01 they need
+            hundreds of iterations to converge.
     """
 
     def __init__(
@@ -59,8 +61,8 @@ class Bts(nn.Module):
             raise RecipeError(
                 f"norm_momentum: got {norm_momentum}; it must be above 0 and at most 1"
             )
-        # The layers, coarse to fine. The number of an `up` or `merge` counts levels from 5 (to
-        # stride 16) to 1 (to the image's size), that of a `plane` is its stride.
+        # The layers, coarse to fine. The number in `up` and `merge` is the level, from 5 (output at
+        # stride 16) to 1 (output at the image's size); the number in `plane` is the stride.
         skip2, skip4, skip8, skip16, deepest = encoder_channels
         w16, w8, w4, w2, w1 = (width >> i for i in range(5))
         self.up5 = UpConv(deepest, w16)
@@ -97,11 +99,12 @@ class Bts(nn.Module):
         """
         skip2, skip4, skip8, skip16, deepest = features
         size2, size4, size8, size16 = (skip.shape[2:] for skip in features[:4])
-        # To stride 8, and the atrous pyramid there.
+        # Upsample to stride 8 and apply the atrous pyramid.
         x = _elu(self.merge5(torch.cat([self.up5(deepest, size16), skip16], dim=1)))
         up = torch.cat([self.up4(x, size8), skip8], dim=1)
         x = self.aspp(_elu(self.merge4(up)), up)
-        # Planes at strides 8, 4 and 2; each level's depth joins the features of the next.
+        # Predict planes at strides 8, 4 and 2; concatenate each level's depth to the next level's
+        # features.
         depth8 = spread_planes(to_planes(self.plane8(x)), 8)
         x = torch.cat([self.up3(x, size4), skip4, _every(depth8, 4, size4).to(x.dtype)], dim=1)
         x = _elu(self.merge3(x))
@@ -119,7 +122,7 @@ class Bts(nn.Module):
 
 
 class UpConv(nn.Module):
-    """Nearest upsampling to a size, 3x3 convolution, ELU, and a norm after the ELU."""
+    """Nearest-neighbour upsampling to a size, 3x3 convolution, ELU and, with `norm`, BatchNorm."""
 
     def __init__(self, in_channels: int, out_channels: int, norm: bool = True):
         super().__init__()
@@ -151,7 +154,8 @@ class DenseAspp(nn.Module):
 
         Args:
             x: (B, channels, h, w).
-            merged: what x was made from, (B, channels + skip_channels, h, w).
+            merged: (B, channels + skip_channels, h, w), the concatenated features from which x was
+                computed.
         """
         x = self.norm(x)
         outputs = []
@@ -161,7 +165,7 @@ class DenseAspp(nn.Module):
 
 
 class AtrousConv(nn.Module):
-    """Norm (from the second on), ReLU, 1x1 convolution, norm, ReLU, dilated 3x3 convolution."""
+    """BatchNorm (with `norm_in`), ReLU, 1x1 convolution, BatchNorm, ReLU, dilated convolution."""
 
     def __init__(self, in_channels: int, out_channels: int, dilation: int, norm_in: bool):
         super().__init__()
@@ -202,10 +206,10 @@ class Reduction(nn.Module):
 
 
 def _elu(x: Tensor) -> Tensor:
-    """Applies ELU in place: it follows convolutions, whose outputs are needed nowhere else.
+    """Applies ELU in place, which is possible because no convolution's output is used elsewhere.
 
-    Its gradient is then computed from its result. In bf16 that is 0 from -6 down, where it would
-    have been 0.002.
+    In place, the gradient is computed from the result. In bf16 it is therefore 0 for inputs below
+    -6, where the exact gradient is 0.0025 or less.
     """
     return elu(x, inplace=True)
 
@@ -213,11 +217,11 @@ def _elu(x: Tensor) -> Tensor:
 def to_planes(x: Tensor) -> Tensor:
     """Converts raw plane parameters to planes.
 
-    The normal leans up to 60 degrees from the viewing axis, to any side. The distance is in units
-    of the largest depth, between 0 and 1.
+    The normal is inclined by 0 to 60 degrees to the viewing axis, in any direction. The distance is
+    in units of max_depth, 0 to 1.
 
     Args:
-        x: (B, 3, h, w).
+        x: (B, 3, h, w), logits of inclination, direction and distance.
 
     Returns:
         (B, 4, h, w) float32: unit normal and distance.
@@ -233,8 +237,9 @@ def to_planes(x: Tensor) -> Tensor:
 def spread_planes(planes: Tensor, stride: int) -> Tensor:
     """Local planar guidance: the depth of each plane at the stride x stride pixels that it covers.
 
-    The depth is distance / (n1 u + n2 v + n3), u to the right and v downwards in [-0.5, 0.5] within
-    the cell (equation 1 of the paper). The denominator is held at 0.01 or more.
+    The depth is distance / (n1 u + n2 v + n3) with the unit normal n, and the position within the
+    cell, u to the right and v downwards, in [-0.5, 0.5] (equation 1 of the paper). The denominator
+    is clamped to at least STEEPEST.
 
     Args:
         planes: (B, 4, h, w) float32, unit normal and distance.
@@ -254,9 +259,9 @@ def spread_planes(planes: Tensor, stride: int) -> Tensor:
 
 
 def _every(depth: Tensor, step: int, size: Sequence[int]) -> Tensor:
-    """Returns every step-th pixel, (B, 1, *size): nearest downsampling.
+    """Returns every step-th pixel of a depth map, cropped to (B, 1, *size).
 
-    What planes cover beyond the image is cropped.
+    The crop removes pixels that the planes cover beyond the image.
     """
     return depth[:, :, ::step, ::step][:, :, : size[0], : size[1]]
 

@@ -1,13 +1,13 @@
-"""DenseDepth decoder without norms, as the published students have it.
+"""DenseDepth decoder without norms, as in the published students.
 
-After Alhashim and Wonka 2018 (arXiv 1812.11941). A 1x1 convolution on the deepest feature; then,
-per finer feature: bilinear upsampling (corners aligned) to its size, concatenation, and two 3x3
-convolutions with ReLU. `extra_ups` more such blocks without a skip double the size further.
-DepthFormer's decoder is this one with leaky ReLU and no extra blocks.
+After Alhashim and Wonka 2018 (arXiv 1812.11941). The deepest feature passes a 1x1 convolution.
+Then, for each finer feature: bilinear upsampling to its size (corners aligned), concatenation with
+it, and two 3x3 convolutions with ReLU. `extra_ups` more such blocks, without a skip connection,
+double the resolution each. DepthFormer's decoder is this one with leaky ReLU and no extra blocks.
 
-Cost: a 3x3 convolution at full resolution is expensive. With 128 channels the two of the published
-students' last block cost 73 GMAC at 352x704, half of the network; stopping at stride 2 saves three
-quarters of that. Left out: norms, other activations.
+Cost: 3x3 convolutions at full resolution are expensive. The two of the published students' last
+block, with 128 channels, cost 73 GMAC at 352x704, half of the network; stopping at stride 2 saves
+three quarters of that. Left out: norms, other activations.
 """
 
 from collections.abc import Sequence
@@ -25,22 +25,22 @@ ACTIVATIONS = {"relu": relu, "leaky_relu": leaky_relu}
 
 
 class DenseDepth(nn.Module):
-    """Maps features, fine to coarse, to (B, channels, h, w).
+    """Fuses features, fine to coarse, to one map (B, channels, h, w).
 
-    Convolutions start Kaiming-normal (fan in, so that the features keep their variance without
-    norms), biases at 0.
+    Convolutions are initialised Kaiming-normal (fan in, so that the features keep their variance
+    without norms), biases with 0.
 
     Attributes:
-        channels: of the output.
-        stride: of the output against the image.
+        channels: number of channels of the output.
+        stride: stride of the output relative to the image.
 
     Args:
-        encoder_channels: channels of each feature, fine to coarse.
-        encoder_strides: their strides against the image.
-        widths: channels at each of the encoder's features, fine to coarse; the last one is the 1x1
-            convolution's.
-        extra_ups: how many times the size is doubled after the finest feature.
-        extra_width: channels of those blocks; None: widths[0].
+        encoder_channels: number of channels of each feature, fine to coarse.
+        encoder_strides: stride of each feature relative to the image.
+        widths: number of the decoder's channels at each feature's resolution, fine to coarse; the
+            last one is the output of the 1x1 convolution.
+        extra_ups: number of blocks after the finest feature, each of which doubles the resolution.
+        extra_width: number of channels of these blocks; None for widths[0].
         activation: "relu" or "leaky_relu" (slope 0.01 below 0), after every 3x3 convolution.
     """
 
@@ -61,7 +61,7 @@ class DenseDepth(nn.Module):
                 f"widths: got {list(widths)}; {len(encoder_channels)} whole numbers above 0, "
                 "one per tap of the encoder, fine to coarse"
             )
-        # Each further level doubles the size, at most up to the image's.
+        # Each extra block doubles the resolution, at most up to the image's.
         possible = encoder_strides[0].bit_length() - 1
         if extra_ups not in range(possible + 1):
             raise RecipeError(
@@ -92,10 +92,10 @@ class DenseDepth(nn.Module):
         self.channels = channels
         self.stride = encoder_strides[0] >> extra_ups
 
-        # The start of the weights.
+        # Initialise the weights.
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                # The deepest convolution is not followed by a ReLU, which would halve its power.
+                # No ReLU follows the deepest convolution, so its gain is that of a linear layer.
                 nonlinearity = "linear" if module is deepest else "relu"
                 nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity=nonlinearity)
                 nn.init.zeros_(module.bias)
@@ -121,14 +121,14 @@ class DenseDepth(nn.Module):
             x = level(x, tuple(skip.shape[2:]), skip, pointwise)
             pointwise = None
         for extra in self.extras:
-            # Beyond the finest feature there is no skip, and no size to follow.
+            # Beyond the finest feature there is no skip connection that gives the size: double it.
             x = extra(x, (2 * x.shape[2], 2 * x.shape[3]))
         return x
 
     def fold(self) -> None:
-        """Merges the first convolution into the second where it adds channels, in place.
+        """Merges the 1x1 convolution into the next convolution if it adds channels, in place.
 
-        This is for inference; the state dict changes.
+        This is for inference only, since it changes the state dict.
         """
         deepest = self.levels[0]
         if len(self.levels) > 1 and isinstance(deepest, PointwiseConv) and deepest.adds_channels:
@@ -137,15 +137,15 @@ class DenseDepth(nn.Module):
 
 
 class TwoConvs(nn.Module):
-    """Two 3x3 convolutions, the first of upsampled features, each with the activation.
+    """Two 3x3 convolutions with activation; the first one upsamples its input.
 
-    On a CPU, in fp32, they work in the layout that tiekd/kernels/layouts.py has for the CPU: mostly
-    channels_last, wherever the features are more than the weights. oneDNN copies contiguous
-    features into a layout of its own and back, which takes an eighth of the published student's
-    step and a tenth of its memory.
+    On a CPU in fp32 they use the memory layout that tiekd/kernels/layouts.py chooses, usually
+    channels_last if there are more features than weights. For contiguous features oneDNN copies
+    into a layout of its own and back, which takes an eighth of the published student's time per
+    iteration and a tenth of its memory.
 
     Attributes:
-        plain: True: in the layout of the input.
+        plain: True keeps the memory layout of the input.
     """
 
     plain = False
@@ -163,7 +163,7 @@ class TwoConvs(nn.Module):
         skip: Tensor | None = None,
         pointwise: PointwiseConv | None = None,
     ) -> Tensor:
-        """Returns (B, out_channels, *size); arguments as for `UpsampledConv`."""
+        """Returns (B, out_channels, *size); arguments as for `UpsampledConv.forward`."""
         if self._wants_channels_last(x, size, 0 if skip is None else skip.shape[1]):
             x = x.contiguous(memory_format=torch.channels_last)
             skip = None if skip is None else skip.contiguous(memory_format=torch.channels_last)
@@ -171,7 +171,7 @@ class TwoConvs(nn.Module):
         return self.activate(self.second(x), inplace=True)
 
     def _wants_channels_last(self, x: Tensor, size: tuple[int, int], skip_channels: int) -> bool:
-        """True where the table of layouts has channels_last for these features."""
+        """True if the layout chosen for convolutions of these features is channels_last."""
         if (
             self.plain
             or torch.compiler.is_compiling()

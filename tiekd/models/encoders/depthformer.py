@@ -17,13 +17,14 @@ STEM_CHANNELS = 64
 
 
 class DepthFormer(nn.Module):
-    """Stem and Swin.
+    """A convolutional stem (stride 2) and a Swin transformer (strides 4 to 32), side by side.
 
-    The arguments are Swin's. `pretrained` leaves the stem at random.
+    The arguments are those of `Swin`. `pretrained` weights don't cover the stem, which keeps its
+    random initialisation.
 
     Attributes:
-        channels: of the returned features.
-        strides: of the returned features.
+        channels: number of channels of each returned feature, fine to coarse.
+        strides: stride of each returned feature relative to the image, fine to coarse.
     """
 
     def __init__(

@@ -1,9 +1,9 @@
-"""EfficientNet as an encoder: its seven stages and last convolution, tapped where asked.
+"""EfficientNet as an encoder: `taps` selects outputs of its seven stages and last convolution.
 
-After Tan and Le 2019 (arXiv 1905.11946), as in the released TensorFlow weights: norms have an eps
-of 1e-3, and padding is TensorFlow's "SAME", which at stride 2 depends on the image's size and puts
-the odd pixel at the right and the bottom. Blocks have the state dict names of the published ports
-of these weights. B5 with the default taps is 28.34 M parameters, 11.6 GMAC at 352x704.
+After Tan and Le 2019 (arXiv 1905.11946), compatible with the released TensorFlow weights: norms
+have an eps of 1e-3, and padding is TensorFlow's "SAME", which at stride 2 depends on the image's
+size and adds an odd pixel at the right and the bottom. State dict names are those of the published
+ports of these weights. B5 with the default taps has 28.34 M parameters and 11.6 GMAC at 352x704.
 Left out: the norm after the last convolution and the classifier (the taps lie before them), and
 stochastic depth.
 """
@@ -18,7 +18,7 @@ from torch.nn.functional import pad, silu
 from tiekd.errors import RecipeError
 from tiekd.models.layers.batch_norm import BatchNorm2d
 
-# (width, depth): the factors on the base network's channels and numbers of blocks.
+# Variant -> (width, depth): factors on the base network's channels and numbers of blocks.
 VARIANTS = {"b0": (1.0, 1.0), "b1": (1.0, 1.1), "b2": (1.1, 1.2), "b3": (1.2, 1.4)}
 VARIANTS |= {"b4": (1.4, 1.8), "b5": (1.6, 2.2), "b6": (1.8, 2.6), "b7": (2.0, 3.1)}
 STEM_CHANNELS, HEAD_CHANNELS = 32, 1280
@@ -34,12 +34,12 @@ NORM_EPS = 1e-3
 class EfficientNet(nn.Module):
     """EfficientNet without its classifier.
 
-    A feature's size is the image's divided by its stride, rounded up. Convolutions start
-    Kaiming-normal (fan out), norms at 1 and 0.
+    A feature's size is the image's size divided by the stride, rounded up. Convolutions are
+    initialised Kaiming-normal (fan out), norms with weight 1 and bias 0.
 
     Attributes:
-        channels: of the returned features.
-        strides: of the returned features.
+        channels: number of channels of each returned feature, fine to coarse.
+        strides: stride of each returned feature relative to the image, fine to coarse.
 
     Args:
         variant: "b0" to "b7".
@@ -93,7 +93,8 @@ class EfficientNet(nn.Module):
         self.strides = tuple(tapped[tap][1] for tap in self.taps)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                # TensorFlow's fan counts the outputs of one group only, torch's those of all.
+                # TensorFlow's fan-out counts the output channels of one group, torch's those of all
+                # groups, so nn.init.kaiming_normal_ would differ for depthwise convolutions.
                 fan_out = module.out_channels * module.kernel_size[0] ** 2 / module.groups
                 nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
                 if module.bias is not None:
@@ -140,7 +141,7 @@ class SameConv2d(nn.Conv2d):
 
 
 class SqueezeExcite(nn.Module):
-    """Scales each channel by a gate between 0 and 1, computed from the means of all channels.
+    """Squeeze-and-excitation: scales each channel by a gate in (0, 1) computed from all means.
 
     After arXiv 1709.01507.
     """
@@ -157,9 +158,9 @@ class SqueezeExcite(nn.Module):
 
 
 class DepthwiseSeparable(nn.Module):
-    """Depthwise convolution, squeeze-and-excite and linear 1x1 projection, with a residual.
+    """Depthwise convolution, squeeze-and-excitation and linear 1x1 projection.
 
-    The input is added where the shapes allow it.
+    A skip connection adds the input if the stride is 1 and the numbers of channels are equal.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int):
@@ -179,7 +180,7 @@ class DepthwiseSeparable(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """A DepthwiseSeparable after a 1x1 expansion of the channels to six times as many."""
+    """A 1x1 expansion to EXPANSION times the channels, followed by a DepthwiseSeparable block."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int):
         super().__init__()
@@ -202,7 +203,7 @@ class InvertedResidual(nn.Module):
 
 
 def _round_to_8(channels: float) -> int:
-    """Returns the nearest multiple of 8, at least 8 and never more than 10 % less than asked."""
+    """Rounds to the nearest multiple of 8, at least 8 and at least 90 % of `channels`."""
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * channels else rounded
 

@@ -1,10 +1,11 @@
-"""MobileNetV2 (Sandler et al. 2018) as an encoder: its seven stages, tapped where asked.
+"""MobileNetV2 (Sandler et al. 2018) as an encoder: `taps` selects outputs of its seven stages.
 
-Source: arXiv 1801.04381. Strides and dilations are free per stage, so the same weights serve at any
-output stride. The defaults are the published students' (dilated, stride 8 at the end);
-`strides: [1, 2, 2, 2, 1, 2, 1]` with `dilations: [1, 1, 1, 1, 1, 1, 1]` is the classifier's
-(stride 32, four times cheaper). A dilation holds in the first block of its stage only, as
-published. Left out: stages after the last tap, the classifier's 1280-channel convolution, dropout.
+Source: arXiv 1801.04381. Stride and dilation of each stage are options, so the same weights can be
+used at any output stride. The defaults are those of the published students (dilated, with a final
+stride of 8). The classifier has `strides: [1, 2, 2, 2, 1, 2, 1]` and
+`dilations: [1, 1, 1, 1, 1, 1, 1]` (final stride 32, four times cheaper). As published, a dilation
+applies only to the first block of its stage. Left out: stages after the last tap, the classifier's
+1280-channel convolution, dropout.
 """
 
 from collections.abc import Sequence
@@ -25,18 +26,18 @@ STAGE_EXPANSIONS = (1, 6, 6, 6, 6, 6, 6)
 class MobileNetV2(nn.Module):
     """MobileNetV2 without its classifier.
 
-    A feature's size is the image's divided by its stride, rounded up. Convolutions start
-    Kaiming-normal (fan out), norms at 1 and 0.
+    A feature's size is the image's size divided by the stride, rounded up. Convolutions are
+    initialised Kaiming-normal (fan out), norms with weight 1 and bias 0.
 
     Attributes:
-        channels: of the returned features.
-        strides: of the returned features.
+        channels: number of channels of each returned feature, fine to coarse.
+        strides: stride of each returned feature relative to the image, fine to coarse.
 
     Args:
-        strides: of the seven stages; the stem adds a stride of 2.
-        dilations: of the seven stages.
-        taps: the stages (0 to 6, increasing) whose outputs are returned.
-        width: factor on all channels, rounded to multiples of 8.
+        strides: stride of each of the seven stages, 1 or 2; the stem before them has stride 2.
+        dilations: dilation of each of the seven stages, at least 1.
+        taps: indices of the stages whose outputs are returned, 0 to 6, increasing.
+        width: factor on all numbers of channels, which are rounded to multiples of 8.
         pretrained: "imagenet" or a file of weights, for `tiekd.models.weights.pretrained.load`;
             nothing is read here.
     """
@@ -61,7 +62,7 @@ class MobileNetV2(nn.Module):
             out_channels = _round_to_8(STAGE_CHANNELS[stage] * width)
             blocks = []
             for block in range(STAGE_BLOCKS[stage]):
-                # Stride and dilation are the first block's; the others keep size and pattern.
+                # Only the first block of a stage has its stride and dilation.
                 block_stride, dilation = (
                     (strides[stage], dilations[stage]) if block == 0 else (1, 1)
                 )
@@ -74,7 +75,7 @@ class MobileNetV2(nn.Module):
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
             stride *= strides[stage]
             tapped.append((channels, stride))
-        # What necks and decoders ask an encoder: channels and strides of its taps.
+        # Necks and decoders are built with the channels and strides of the taps.
         self.channels = tuple(tapped[tap][0] for tap in self.taps)
         self.strides = tuple(tapped[tap][1] for tap in self.taps)
         # He's initialisation for ReLU; weights that are loaded replace it.
@@ -101,7 +102,7 @@ class ConvNorm(nn.Module):
     """Convolution without bias, BatchNorm and, unless `linear`, ReLU6. Keeps the size at stride 1.
 
     Attributes:
-        plain: True: with torch's own ReLU6, which saves a copy for backward.
+        plain: True uses torch's own ReLU6, which saves a copy of its input for backward.
     """
 
     plain = False
@@ -140,9 +141,9 @@ class ConvNorm(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """1x1 expansion, 3x3 depthwise and linear 1x1 projection, with a residual.
+    """1x1 expansion, 3x3 depthwise convolution and linear 1x1 projection.
 
-    The input is added where the shapes allow it.
+    A skip connection adds the input if the stride is 1 and the numbers of channels are equal.
     """
 
     def __init__(
@@ -164,10 +165,10 @@ class InvertedResidual(nn.Module):
 
 
 class _ReLU6(torch.autograd.Function):
-    """ReLU6 in place, with a gradient by its result.
+    """ReLU6 in place, whose gradient is computed from its result.
 
-    The next convolution saves that result anyway. torch's own ReLU6 saves a copy of its input, a
-    third of all that the encoder saves.
+    The next convolution saves that result anyway. torch's own ReLU6 saves a copy of its input;
+    these copies would be a third of the encoder's saved activations.
     """
 
     @staticmethod
@@ -183,7 +184,7 @@ class _ReLU6(torch.autograd.Function):
 
 
 def _relu6(x: Tensor) -> Tensor:
-    """Applies ReLU6 in place. A compiler, and an export, get the operator that they know."""
+    """Applies ReLU6 in place; without gradients or under torch.compile by torch's own operator."""
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return relu6(x, inplace=True)
     return _ReLU6.apply(x)
@@ -207,7 +208,7 @@ def _checked(
 
 
 def _round_to_8(channels: float) -> int:
-    """Returns the nearest multiple of 8, at least 8 and never more than 10 % less than asked."""
+    """Rounds to the nearest multiple of 8, at least 8 and at least 90 % of `channels`."""
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * channels else rounded
 

@@ -1,8 +1,7 @@
-"""ResNet (He et al. 2016, arXiv 1512.03385) as an encoder: stem and stages, tapped where asked.
+"""ResNet (He et al. 2016, arXiv 1512.03385) as an encoder: `taps` selects outputs of the stages.
 
-The stride of a bottleneck is in its 3x3 convolution (the "pytorch" or v1.5 layout). The state dict
-has torchvision's names. Left out: stages after the last tap, the classifier, other strides and
-dilations.
+A bottleneck's stride is in its 3x3 convolution (the "pytorch" or v1.5 variant). The state dict has
+torchvision's names. Left out: stages after the last tap, the classifier, other strides, dilations.
 """
 
 from collections.abc import Sequence
@@ -23,17 +22,17 @@ STRIDES = (2, 4, 8, 16, 32)
 class ResNet(nn.Module):
     """ResNet without its classifier.
 
-    A feature's size is the image's divided by its stride, rounded up. Convolutions start
-    Kaiming-normal (fan out), norms at 1 and 0.
+    A feature's size is the image's size divided by the stride, rounded up. Convolutions are
+    initialised Kaiming-normal (fan out), norms with weight 1 and bias 0.
 
     Attributes:
-        channels: of the returned features.
-        strides: of the returned features.
+        channels: number of channels of each returned feature, fine to coarse.
+        strides: stride of each returned feature relative to the image, fine to coarse.
 
     Args:
         depth: 18, 34 (basic blocks), 50 or 101 (bottlenecks).
-        taps: which of the stem (0) and the stages (1 to 4) are returned, increasing. The stem's
-            feature is the one before the pooling, at stride 2; the stages are at 4, 8, 16 and 32.
+        taps: indices of the returned outputs, increasing: 0 for the stem before its pooling (stride
+            2), 1 to 4 for the stages (strides 4, 8, 16 and 32).
         pretrained: "imagenet" or a file of weights, for `tiekd.models.weights.pretrained.load`;
             nothing is read here.
     """
@@ -61,8 +60,8 @@ class ResNet(nn.Module):
         for stage in range(1, self.taps[-1] + 1):
             width = STAGE_CHANNELS[stage - 1]
             out_channels = width * block.expansion
-            # The first block strides and widens, but in stage 1, which the pooling has strided
-            # already.
+            # The first block of a stage halves the resolution, except in stage 1, since the pooling
+            # has done so already.
             first = block(channels[-1], width, 1 if stage == 1 else 2)
             rest = [block(out_channels, width, 1) for _ in range(num_blocks[stage - 1] - 1)]
             self.add_module(f"layer{stage}", nn.Sequential(first, *rest))
@@ -82,7 +81,7 @@ class ResNet(nn.Module):
         """
         x = relu(self.bn1(self.conv1(image)), inplace=True)
         features = [x] if 0 in self.taps else []
-        # The pooling comes behind tap 0, whose stride is 2.
+        # The stem's max pooling comes after tap 0 and isn't needed if that is the only tap.
         if self.taps[-1] > 0:
             x = max_pool2d(x, 3, 2, 1)
         for stage in range(1, self.taps[-1] + 1):
@@ -93,7 +92,7 @@ class ResNet(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with norms around an identity or a 1x1 projection."""
+    """Two 3x3 convolutions with norms, and a skip connection (identity or 1x1 projection)."""
 
     expansion = 1
 
@@ -113,9 +112,9 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, strided 3x3 and widening 1x1 convolution with norms, and a shortcut.
+    """1x1, strided 3x3 and widening 1x1 convolution with norms, and a skip connection.
 
-    The shortcut is the identity or a 1x1 projection.
+    The skip connection is the identity or a 1x1 projection.
     """
 
     expansion = 4
@@ -140,7 +139,7 @@ class Bottleneck(nn.Module):
 
 
 def _projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
-    """Returns the shortcut's projection; None if the shapes need none."""
+    """Returns the skip connection's 1x1 projection; None if it can be the identity."""
     if stride == 1 and in_channels == out_channels:
         return None
     return nn.Sequential(

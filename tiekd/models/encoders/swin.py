@@ -21,28 +21,29 @@ TINY = (96, [2, 2, 6, 2], [3, 6, 12, 24], 7)
 
 
 class Swin(nn.Module):
-    """Swin without its classifier; a norm of its own follows each stage where it is tapped.
+    """Swin without its classifier; each returned feature passes a LayerNorm of its own.
 
-    A feature's size is the image's divided by its stride, rounded up. Linear layers start at a
-    standard deviation of 0.02, biases at 0, norms at 1 and 0.
+    A feature's size is the image's size divided by the stride, rounded up. Linear layers are
+    initialised with a standard deviation of 0.02, biases with 0, norms with weight 1 and bias 0.
 
     Attributes:
-        channels: of the returned features.
-        strides: of the returned features.
+        channels: number of channels of each returned feature, fine to coarse.
+        strides: stride of each returned feature relative to the image, fine to coarse.
 
     Args:
-        width: channels of the first stage, doubled at each next one.
-        depths: blocks per stage.
-        heads: attention heads per stage.
-        window: tokens along the side of an attention window.
-        drop_path: in training, the probability that an image skips the last block; it rises
-            linearly from 0 at the first (stochastic depth, Huang et al. 2016, arXiv 1603.09382). It
-            is drawn from torch's generator of the device, whose state a checkpoint holds.
+        width: number of channels of the first stage, doubled in each following stage.
+        depths: number of blocks of each of the four stages.
+        heads: number of attention heads of each stage; they must divide the stage's channels.
+        window: side of an attention window, tokens.
+        drop_path: in training, the probability that an image skips the last block; the first
+            block's is 0, and those between increase linearly (stochastic depth, Huang et al. 2016,
+            arXiv 1603.09382). Draws are from torch's generator of the device, whose state is in
+            checkpoints.
         pretrained: "imagenet" (Swin-T only) or a file of weights, for
             `tiekd.models.weights.pretrained.load`; nothing is read here.
     """
 
-    not_pretrained = ("norms.",)  # a classifier has none at the taps
+    not_pretrained = ("norms.",)  # a classifier's weights have no norms at the taps
 
     def __init__(
         self,
@@ -68,7 +69,8 @@ class Swin(nn.Module):
         self.stages = nn.ModuleList()
         self.norms = nn.ModuleList()
         for channels, depth, stage_heads in zip(self.channels, depths, heads, strict=True):
-            # Every second block shifts its windows by half a window, so that neighbours exchange.
+            # Every second block shifts its windows by half a window, so that tokens of adjacent
+            # windows can attend to each other.
             blocks = [
                 Block(channels, stage_heads, window, i % 2 * (window // 2), next(rates))
                 for i in range(depth)
@@ -88,13 +90,14 @@ class Swin(nn.Module):
         Args:
             image: (B, 3, H, W), normalised.
         """
-        # Zeros at the right and the bottom where patches don't divide the image.
+        # Pad with zeros at the right and bottom to whole patches.
         image = pad(image, (0, -image.shape[3] % PATCH, 0, -image.shape[2] % PATCH))
         x = self.patch_norm(self.patches(image).permute(0, 2, 3, 1))
         features = []
         for i, (stage, norm) in enumerate(zip(self.stages, self.norms, strict=True)):
             x = stage(x)
-            # A tap has a norm of its own; the next stage takes what was before it.
+            # The norm is applied to the returned feature only; the next stage gets the feature
+            # before the norm.
             features.append(norm(x).permute(0, 3, 1, 2).contiguous())
             if i < len(self.merges):
                 x = self.merges[i](x)
@@ -102,7 +105,7 @@ class Swin(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention within windows and a two-layer perceptron, each with a norm and a residual."""
+    """Window attention and a two-layer MLP, each with a pre-norm and a skip connection."""
 
     def __init__(self, channels: int, heads: int, window: int, shift: int, drop_path: float):
         super().__init__()
@@ -119,7 +122,10 @@ class Block(nn.Module):
         return x + self._dropped(self.project(gelu(self.expand(self.norm2(x)))))
 
     def _dropped(self, x: Tensor) -> Tensor:
-        """Returns x with some images 0 in training, the others scaled to keep the mean."""
+        """Stochastic depth: in training, zeroes random images and rescales the others.
+
+        The scale 1 / (1 - drop_path) keeps the expected value.
+        """
         if not self.training or self.drop_path == 0:
             return x
         kept = torch.rand(len(x), 1, 1, 1, device=x.device) >= self.drop_path
@@ -137,7 +143,7 @@ class PatchMerging(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Returns (B, ceil(H / 2), ceil(W / 2), 2 * channels) from (B, H, W, channels)."""
         x = pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
-        # The published order of the four: channel first, then row and column within the square.
+        # Concatenate each 2x2 square's channels in the published order: (channel, row, column).
         x = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).permute(0, 1, 3, 5, 2, 4).flatten(3)
         return self.reduction(self.norm(x))
 

@@ -29,15 +29,15 @@ HUB = "hub"
 class Timm(nn.Module):
     """A backbone of timm.
 
-    A feature's size is the image's divided by its stride, rounded up. For a backbone that rounds
-    down, an image whose sides aren't multiples of the largest stride is padded with the mean, at
-    the right and the bottom.
+    A feature's size is the image's size divided by the stride, rounded up. If the backbone rounds
+    down, images whose sides aren't multiples of the largest stride are padded with the mean at the
+    right and the bottom.
 
     Attributes:
-        channels: of the returned features.
-        strides: of the returned features.
-        pretrained: as given.
-        collection: the word for timm's own weights.
+        channels: number of channels of each returned feature, fine to coarse.
+        strides: stride of each returned feature relative to the image, fine to coarse.
+        pretrained: the argument `pretrained`.
+        collection: the value of `pretrained` that means timm's own weights, "hub".
 
     Args:
         model: timm's name, with or without a tag of weights ("resnet50" or "resnet50.a1_in1k").
@@ -123,10 +123,10 @@ class Timm(nn.Module):
 
 
 class Normalisation(nn.Module):
-    """Turns images normalised by ImageNet's mean and deviation into ones by a backbone's own.
+    """Converts images from ImageNet's normalisation to that of a backbone.
 
-    Where the two are the same, every value stays as it is. Mean and deviation are buffers in fp32,
-    in grey levels, whatever the dtype of the network.
+    If the two are equal, every value stays the same. Mean and standard deviation are fp32 buffers
+    in grey levels (0 to 255), whatever the dtype of the network.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]):
@@ -197,7 +197,7 @@ def _create(model: str, taps: tuple[int, ...] | None, **options) -> nn.Module:
         text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     if options:
         raise RecipeError(text)
-    # Without taps it is told which of the two doesn't work.
+    # Creating the model without taps finds out whether the taps or the model are invalid.
     if taps is not None:
         strides = _create(model, None).feature_info.reduction()
         raise RecipeError(
@@ -224,10 +224,10 @@ def _check_strides(model: str, strides: tuple[int, ...]) -> None:
 def _needs_padding(
     model: str, backbone: nn.Module, strides: tuple[int, ...], channels: tuple[int, ...]
 ) -> bool:
-    """True if features have the sizes that their strides say only where these divide the image.
+    """True if features have the size given by their strides only when the strides divide the image.
 
     Raises:
-        RecipeError: a small image's features have other sizes, or it is refused.
+        RecipeError: a small image's features have other sizes, or the backbone raises an error.
     """
     backbone.eval()
     for side in (2 * strides[-1] + 1, 2 * strides[-1]):
@@ -246,9 +246,10 @@ def _needs_padding(
 
 
 def _with_own_norms(module: nn.Module) -> nn.Module:
-    """Replaces batch norms, with their values, by this project's, in place; returns the module.
+    """Replaces batch norms by this project's `BatchNorm2d`, in place; returns the module.
 
-    timm's norm with an activation becomes a norm followed by this activation.
+    Parameters and statistics are copied. timm's norm with an activation becomes a norm followed by
+    the activation.
     """
     from timm.layers import BatchNormAct2d
 

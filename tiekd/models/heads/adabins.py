@@ -1,10 +1,9 @@
 """AdaBins head: a distribution over depth bins that adapt to the image.
 
-After Bhat, Alhashim and Wonka 2021 (arXiv 2011.14141). The mini-ViT divides the depth range into
-bins of this image's own widths and returns maps. A 1x1 convolution and a softmax over the bins
-make a distribution per pixel, whose mean is the depth. Costs (B, num_bins, h, w) float32 three
-times over in training. Left out: the divergence from a target, because bins that move are no fixed
-distribution.
+After Bhat, Alhashim and Wonka 2021 (arXiv 2011.14141). The mini-ViT predicts the widths of the
+image's depth bins, and range-attention maps. A 1x1 convolution of the maps and a softmax over the
+bins give a distribution per pixel, whose mean is the depth. Cost: three (B, num_bins, h, w) float32
+tensors in training. Left out: the divergence from a target, because the bins differ between images.
 """
 
 from dataclasses import dataclass
@@ -23,14 +22,15 @@ class AdaBinsOptions:
     """The options of a recipe's AdaBins head.
 
     Attributes:
-        num_bins: number of bins.
-        num_queries: of the mini-ViT. An image must have more patches than that.
-        width: of the mini-ViT.
-        patch: pixels of the features along a patch's side; published is 32 pixels of the image, so
-            that the least is 129 patches such as 352x384 pixels. Smaller images need a smaller
-            patch or fewer queries.
-        num_positions: the most patches that an image may have.
-        dropout: in the mini-ViT, in training.
+        num_bins: number of bins, at least 2.
+        num_queries: number of tokens that become kernels in the mini-ViT. An image must have more
+            patches than that.
+        width: channels of the mini-ViT, a multiple of its number of heads.
+        patch: side of a patch in pixels of the features. The published 16 are 32 pixels of the
+            image, so that an image needs at least 129 patches, e.g. 352x384 pixels. Smaller images
+            need a smaller patch or fewer queries.
+        num_positions: maximum number of patches of an image.
+        dropout: dropout probability in the mini-ViT in training.
     """
 
     num_bins: int = 256
@@ -64,17 +64,17 @@ _PUBLISHED = AdaBinsOptions()
 
 
 class AdaBins(nn.Module):
-    """Depth as the mean over bins between min_depth and max_depth, whose widths are predicted.
+    """Predicts depth = sum_k p_k c_k, with bin centres c_k that are predicted per image.
 
-    The last weight starts at a standard deviation of 0.01 and the bias at 0, so that the
-    distribution starts nearly uniform: the maps are products of two activations, and a saturated
-    softmax learns nothing.
+    The last weight is initialised with a standard deviation of 0.01 and the bias with 0, so that
+    the distribution is nearly uniform at first. Larger weights would saturate the softmax, because
+    the maps are products of two activations, and a saturated softmax has no gradient.
 
     Args:
-        in_channels: of the features.
-        min_depth: metres.
-        max_depth: metres.
-        options: of the recipe.
+        in_channels: number of feature channels.
+        min_depth: lower edge of the first bin, metres.
+        max_depth: upper edge of the last bin, metres.
+        options: the head's options from the recipe.
     """
 
     def __init__(
@@ -94,8 +94,8 @@ class AdaBins(nn.Module):
             options.num_positions,
             options.dropout,
         )
-        # Parameters of this module and not of a Conv2d, as in the DPM head: published files have
-        # one name for both.
+        # Parameters of this module instead of a Conv2d, as in the DPM head, because published files
+        # use the same names for both heads.
         self.weight = nn.Parameter(torch.empty(options.num_bins, options.num_queries, 1, 1))
         self.bias = nn.Parameter(torch.zeros(options.num_bins))
         nn.init.normal_(self.weight, std=0.01)
@@ -121,21 +121,21 @@ class AdaBins(nn.Module):
         widths, maps = self.vit(features)
         probabilities = conv2d(maps, self.weight, self.bias).float().softmax(1)
         centres = bin_centres(widths, self.min_depth, self.max_depth)
-        # Not a matrix product: under autocast that would be in bfloat16.
+        # Not a matmul: autocast would run it in bfloat16.
         depth = (probabilities * centres[:, :, None, None]).sum(1, keepdim=True)
         return Prediction(depth, bin_centres=centres)
 
 
 def bin_centres(widths: Tensor, min_depth: float, max_depth: float) -> Tensor:
-    """Returns the centres of bins that follow one another from min_depth on.
+    """Returns the centres of K consecutive bins that cover min_depth to max_depth.
 
     Args:
-        widths: (B, K), shares of the range, summing to 1.
-        min_depth: metres.
-        max_depth: metres.
+        widths: (B, K), bin widths as fractions of the range, summing to 1 over K.
+        min_depth: lower edge of the first bin, metres.
+        max_depth: upper edge of the last bin, metres.
 
     Returns:
-        (B, K), metres.
+        (B, K), metres, increasing.
     """
     metres = widths * (max_depth - min_depth)
     return min_depth + metres.cumsum(1) - metres / 2

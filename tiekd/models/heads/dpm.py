@@ -1,9 +1,9 @@
-"""DPM head: a distribution over depth bins per pixel, its mean as depth, and its divergence.
+"""DPM (depth probability map) head: a distribution over depth bins per pixel; depth is its mean.
 
-The distribution is a 1x1 convolution and a softmax. The divergence from the target's distribution
-is computed here, where the probabilities are, because they are never stored at full size
-(`tiekd.kernels` has the arithmetic). A head coarser than the image learns from the mean target
-distribution of the pixels under each cell.
+The distribution is the softmax of a 1x1 convolution. The divergence from the target distribution
+is computed in the head and not in a loss, because the probabilities are never stored at full size
+(`tiekd.kernels` has the arithmetic). If the head is coarser than the image, a cell's target is the
+mean target distribution of the pixels that it covers.
 """
 
 from dataclasses import dataclass
@@ -24,14 +24,15 @@ class DpmOptions:
     """The options of a recipe's DPM head.
 
     Attributes:
-        num_bins: number of bins.
-        target: "gaussian", the Gaussian's mass per bin, or "released", the published softmax of
-            density values.
-        sigma: of the target, metres; for "gaussian" at least half of the widest bin.
-        beyond: what a target depth above max_depth does. "clamp" keeps it ("gaussian": as the last
-            bin's centre). "ignore" drops the pixel, and the loss needs `max_depth` to leave it out
-            of its mean. Below min_depth nothing is dropped.
-        spacing: of the bins, "uniform" (published) or "log".
+        num_bins: number of bins, at least 2.
+        target: target distribution: "gaussian", the Gaussian's mass per bin, or "released", the
+            published softmax of density values.
+        sigma: standard deviation of the target, metres; for "gaussian" at least half of the widest
+            bin's width.
+        beyond: treatment of target depths above max_depth. "clamp" keeps them ("gaussian" clamps
+            them to the last bin's centre). "ignore" makes them invalid; the loss then needs
+            `max_depth` to exclude them from its mean. Depths below min_depth are never dropped.
+        spacing: spacing of the bins, "uniform" (published) or "log".
     """
 
     num_bins: int = 257
@@ -58,20 +59,21 @@ _PUBLISHED = DpmOptions()
 
 
 class Dpm(nn.Module):
-    """Depth as the mean of a distribution over `num_bins` bins between min_depth and max_depth.
+    """Predicts depth = sum_k softmax(conv1x1(features))_k c_k, with fixed bin centres c_k.
 
-    The weight starts at a standard deviation of 0.01 and the bias at 0: the distribution starts
-    nearly uniform, which is the least certain, and its depth near the middle of the range.
+    The weight is initialised with a standard deviation of 0.01 and the bias with 0, so that at
+    first the distribution is nearly uniform and the depth near the mean of the bin centres.
 
     Attributes:
-        kernel: computes it: `tiekd.kernels.dpm`, or another of its implementations.
+        kernel: the function that computes depth and divergence, `tiekd.kernels.dpm` or one of its
+            implementations.
 
     Args:
-        in_channels: of the features.
-        min_depth: metres.
-        max_depth: metres.
+        in_channels: number of feature channels.
+        min_depth: lower edge of the first bin, metres.
+        max_depth: upper edge of the last bin, metres.
         stride: image pixels per side of a cell.
-        options: of the recipe.
+        options: the head's options from the recipe.
     """
 
     def __init__(
@@ -88,8 +90,8 @@ class Dpm(nn.Module):
             edges = bin_edges(num_bins, min_depth, max_depth, options.spacing)
             if options.target == "gaussian":
                 check_sigma(options.sigma, edges)
-        # Parameters of this module and not of a Conv2d: ZeRO-3 gathers a module's own weights for
-        # its forward.
+        # Parameters of this module instead of a Conv2d: ZeRO-3 gathers only a module's own
+        # parameters for its forward, and the kernel uses them here.
         self.weight = nn.Parameter(torch.empty(num_bins, in_channels, 1, 1))
         self.bias = nn.Parameter(torch.zeros(num_bins))
         nn.init.normal_(self.weight, std=0.01)
@@ -104,16 +106,16 @@ class Dpm(nn.Module):
     def forward(
         self, features: Tensor, image_size: tuple[int, int], target_depth: Tensor | None = None
     ) -> Prediction:
-        """Predicts depth and, with a target, the divergence.
+        """Predicts depth and, if there is a target, computes the divergence.
 
         Args:
-            features: (B, C, h, w), about the image's size over `stride`.
+            features: (B, C, h, w), with h and w about the image's size divided by `stride`.
             image_size: (H, W).
-            target_depth: (B, 1, H, W), metres, 0 where not valid; None without a target.
+            target_depth: (B, 1, H, W), metres, 0 where invalid; None without a target.
 
         Returns:
-            depth (B, 1, h, w) float32 in metres and the divergence (B, 1, H, W) float32 in nats:
-            that of each cell, repeated over its pixels, 0 where the target is not valid.
+            depth (B, 1, h, w) float32, metres, and divergence (B, 1, H, W) float32, nats: each
+            cell's divergence, repeated for its pixels, and 0 where the target is invalid.
         """
         if target_depth is None:
             return Prediction(self._dpm(features, None)[0])
@@ -121,18 +123,19 @@ class Dpm(nn.Module):
         if tuple(features.shape[2:]) == cells:
             depth, divergence = self._dpm(features, target_depth)
         else:
-            # A decoder can overshoot a size that its strides don't divide. Depth must not depend
-            # on the presence of a target, so only the divergence is computed on the image's grid.
+            # Where the strides don't divide the image, a decoder's output can be larger than the
+            # image's grid of cells. Only the divergence uses features resized to that grid, because
+            # depth must not depend on the presence of a target.
             depth, _ = self._dpm(features, None)
             features = interpolate(features, size=cells, mode="bilinear", align_corners=True)
             _, divergence = self._dpm(features, target_depth)
         return Prediction(depth, self._to_pixels(divergence, target_depth))
 
     def probabilities(self, features: Tensor) -> Tensor:
-        """Returns the distribution over the bins of `edges`, (B, num_bins, h, w) float32.
+        """Returns the distribution over the bins, (B, num_bins, h, w) float32.
 
-        It is for figures and readouts, not for training, where it would be the largest tensor of
-        all.
+        It is for visualisation and readouts. Training avoids this tensor, since it would be the
+        largest of all.
         """
         return conv2d(features, self.weight, self.bias).float().softmax(1)
 
@@ -151,7 +154,7 @@ class Dpm(nn.Module):
         )
 
     def _to_pixels(self, divergence: Tensor, target_depth: Tensor) -> Tensor:
-        """Repeats each cell's divergence over its pixels, 0 where the target is not valid."""
+        """Repeats each cell's divergence for its pixels; 0 in pixels with an invalid target."""
         if self.stride == 1:
             return divergence
         height, width = target_depth.shape[2:]
@@ -163,9 +166,9 @@ class Dpm(nn.Module):
         return divergence[:, :, :height, :width].masked_fill(~valid.any(1, keepdim=True), 0)
 
     def _apply(self, fn, recurse: bool = True):
-        """Moves and casts as nn.Module does, but keeps the edges in float32.
+        """Moves and casts the module like nn.Module, but keeps the edges in float32.
 
-        In half precision neighbouring edges would become equal.
+        In half precision, adjacent edges would round to the same value.
         """
         super()._apply(fn, recurse)
         self.edges = self._edges_float32.to(self.edges.device)

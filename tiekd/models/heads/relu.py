@@ -1,6 +1,6 @@
-"""ReLU head, DepthFormer's: a 3x3 convolution and depth = relu + min_depth, in metres.
+"""ReLU head of DepthFormer: depth = relu(conv3x3(features)) + min_depth, in metres.
 
-Left out: scaling by max_depth and an upper bound (evaluation clamps), and any divergence.
+Left out: scaling by max_depth, an upper bound (depth is clamped in eval mode), and a divergence.
 """
 
 from torch import Tensor, nn
@@ -11,15 +11,15 @@ from tiekd.models.network import Prediction
 
 
 class Relu(nn.Module):
-    """Depth from min_depth on, at the features' resolution.
+    """Predicts depth = relu(conv3x3(features)) + min_depth, at the features' resolution.
 
-    The bias starts at a fifth of max_depth, near the mean depth of driving and indoor scenes: a
-    pixel that starts below 0 would get no gradient.
+    The bias is initialised with max_depth / 5, near the mean depth of driving and indoor scenes,
+    because pixels with a negative convolution result would get no gradient.
 
     Args:
-        in_channels: of the features.
-        min_depth: metres.
-        max_depth: metres.
+        in_channels: number of feature channels.
+        min_depth: smallest predicted depth, metres.
+        max_depth: metres; used for the bias's initial value only.
     """
 
     def __init__(self, in_channels: int, min_depth: float, max_depth: float):

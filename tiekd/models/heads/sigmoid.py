@@ -1,7 +1,7 @@
-"""Sigmoid head: a 3x3 convolution and depth = sigmoid * max_depth, in metres.
+"""Sigmoid head: depth = sigmoid(conv3x3(features)) * max_depth, in metres.
 
-It is for regression students, and for BTS. Left out: an offset by min_depth (the published head
-has none; evaluation clamps) and any divergence.
+Regression students and BTS use it. Left out: an offset by min_depth (the published head has none;
+depth is clamped in eval mode) and a divergence.
 """
 
 from torch import Tensor, nn
@@ -11,14 +11,14 @@ from tiekd.models.network import Prediction
 
 
 class Sigmoid(nn.Module):
-    """Depth between 0 and max_depth, at the features' resolution.
+    """Predicts depth = sigmoid(conv3x3(features)) * max_depth, at the features' resolution.
 
-    The bias starts at 0, so that every pixel starts near max_depth / 2, where the sigmoid's slope
-    is largest.
+    The bias is initialised with 0, so that every pixel's depth is near max_depth / 2 at first,
+    where the sigmoid's slope is largest.
 
     Args:
-        in_channels: of the features.
-        max_depth: metres.
+        in_channels: number of feature channels.
+        max_depth: upper bound of the predicted depth, metres.
     """
 
     def __init__(self, in_channels: int, max_depth: float):

@@ -24,8 +24,8 @@ def counting_only(counted: Tensor | None):
     """Restricts training statistics of `BatchNorm2d` to counted pixels; a context manager.
 
     Args:
-        counted: (B, 1, H, W) bool, True for pixels that count. It is looked up at the centre of
-            each feature's pixel. None: all pixels count.
+        counted: (B, 1, H, W) bool, True for pixels that are included in the statistics. A feature's
+            pixel uses the value at its centre. None includes all pixels.
     """
     global _counted
     before, _counted = _counted, counted
@@ -65,7 +65,7 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalises x: (B, C, H, W) in any float dtype; returns the same shape and dtype."""
-        # With fp32 statistics the kernels take fp32 or less.
+        # With fp32 statistics torch's kernels don't support fp64 inputs.
         if x.dtype == torch.float64:
             return self.forward(x.float()).double()
         weight, bias = self.weight.float(), self.bias.float()
@@ -109,8 +109,8 @@ class BatchNorm2d(nn.BatchNorm2d):
         counted, everything = over_ranks(
             torch.stack([mask.sum(), torch.ones_like(mask).sum()]).float()
         )
-        # Where images are so narrow that no centre of a coarse feature's pixels lies in them, all
-        # pixels count.
+        # If at most one pixel is counted (images smaller than a pixel of a coarse feature), include
+        # all pixels.
         mask = mask | (counted <= 1)
         count = torch.where(counted > 1, counted, everything)
 
@@ -130,8 +130,8 @@ class BatchNorm2d(nn.BatchNorm2d):
 class _NormaliseOverRanks(torch.autograd.Function):
     """Batch normalisation with statistics over all ranks, with the exact gradient of the same.
 
-    The parameters' gradients are those of this rank's part. x is saved in its own dtype, and
-    nothing else of its size; weight and bias are fp32.
+    The gradients of weight and bias are this rank's contribution. Of tensors the size of x, only x
+    itself is saved, in its own dtype; weight and bias are fp32.
     """
 
     @staticmethod
@@ -163,7 +163,7 @@ class _NormaliseOverRanks(torch.autograd.Function):
     def backward(ctx, grad: Tensor, *_):
         x, weight, mean, var, count = ctx.saved_tensors
         inv_std = torch.rsqrt(var + ctx.eps)
-        # If the layouts differ, a CPU's kernel sums bf16 in bf16.
+        # Give grad the memory layout of x. Otherwise the CPU kernel would accumulate bf16 in bf16.
         channels_last = x.is_contiguous(memory_format=torch.channels_last)
         grad = grad.contiguous(
             memory_format=torch.channels_last if channels_last else torch.contiguous_format

@@ -1,12 +1,12 @@
 """Multi-scale deformable attention (Zhu et al. 2021, arXiv 2010.04159) in plain torch, for HAHI.
 
-Each query samples a few points of each level, at places that it predicts, and sums them up.
-Memory: all the values sampled by one image's queries at stride 2 would be 7 GB at 352x1216. They
-are sampled level by level for some queries at a time, and again in the backward pass, so only
-SAMPLED_VALUES of them exist at once.
+Each query predicts a few sampling locations per level (feature map) and returns the weighted sum of
+the values there. Memory: the values sampled by all queries of a 352x1216 image at stride 2 would be
+7 GB. They are sampled for a chunk of queries and one level at a time, and recomputed in backward,
+so at most about SAMPLED_VALUES of them exist at once.
 
-Places and weights are float32 whatever the network's precision: bfloat16 can't tell apart two
-columns of a wide image.
+Sampling locations and weights are float32 whatever the network's precision, because bfloat16 can't
+distinguish adjacent columns of a wide image.
 Left out: reference boxes, padding masks, and on CUDA a deterministic gradient: grid_sample has
 none there, so `train.deterministic` refuses it.
 """
@@ -23,18 +23,18 @@ SAMPLED_VALUES = 2**24  # 64 MiB
 
 
 class DeformableAttention(nn.Module):
-    """Adds to queries what they sample from feature maps.
+    """Adds to queries the attention-weighted values that they sample from feature maps.
 
-    It starts with every head looking in its own direction from the reference, point i at i + 1
-    cells, with all weights equal. They are only nearly equal, because the weights' inputs
-    (positions, levels) would get no gradient through weights of 0.
+    It is initialised such that each head samples in a direction of its own from the reference
+    point, point i at a distance of i + 1 cells, with nearly equal weights. They aren't exactly
+    equal, because layers with zero weights pass no gradient to their inputs (positions, levels).
 
     Args:
-        width: channels of queries, values and output.
+        width: number of channels of queries, values and output.
         num_levels: number of feature maps.
-        num_heads: number of heads.
-        num_points: sampled points per query, head and level.
-        dropout: of the result, in training.
+        num_heads: number of attention heads.
+        num_points: number of sampled points per query, head and level.
+        dropout: dropout probability of the sampled values' projection in training.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class DeformableAttention(nn.Module):
         self.num_heads = num_heads
         self.num_points = num_points
         self.dropout = dropout
-        # Places and weights from the query, values from the tokens.
+        # Sampling locations and weights are computed from the query, values from the tokens.
         points = num_heads * num_levels * num_points
         self.sampling_offsets = Float32Linear(width, 2 * points)
         self.attention_weights = Float32Linear(width, points)
@@ -86,7 +86,7 @@ class DeformableAttention(nn.Module):
             reference: (B or 1, Q, num_levels or 1, 2) float32, x and y between 0 and 1 from edge to
                 edge of a level.
         """
-        # Where each query samples, and the weight of each point.
+        # Each query's sampling offsets, and the softmax weights of its points.
         asked = query.float() + position
         heads = self.num_heads
         levels = self.num_levels
@@ -107,7 +107,7 @@ class DeformableAttention(nn.Module):
 
 
 class Float32Linear(nn.Linear):
-    """A linear layer in float32 also where its weights, or autocast, are of lower precision."""
+    """A linear layer that computes in float32 even if its weights or autocast use less."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns (..., out_features) float32 from (..., in_features)."""
@@ -129,7 +129,7 @@ def read_points(
         reference: (B or 1, Q, L or 1, 2), see `DeformableAttention`.
         offsets: (B, Q, heads, L, points, 2), x and y in cells of their level.
         weights: (B, Q, heads, L, points).
-        sampled_values: how many numbers are sampled at once.
+        sampled_values: approximate number of values that are sampled at once.
 
     Returns:
         (B, Q, heads * d) float32.

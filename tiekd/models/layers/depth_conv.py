@@ -12,11 +12,11 @@ from torch.nn.functional import conv2d
 class DepthConv(nn.Conv2d):
     """Maps (B, C, h, w) of any float dtype to (B, 1, h, w) float32.
 
-    The weight starts at a standard deviation of 0.01.
+    The weight is initialised with a standard deviation of 0.01.
 
     Args:
-        in_channels: of the features.
-        bias: value of the bias at the start.
+        in_channels: number of feature channels.
+        bias: initial value of the bias.
     """
 
     def __init__(self, in_channels: int, bias: float):

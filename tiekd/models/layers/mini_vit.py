@@ -4,9 +4,9 @@ Each patch is one token. The first token gives the width of each depth bin of th
 tokens become 1x1 convolution kernels over the image's own features. Cost: little but the maps, 128
 multiplications per feature and kernel.
 
-Positions are a table indexed by the patch's number in reading order, as published. So another
-width than in training gives patches the positions of others, and more patches than in training
-have positions that were never trained.
+As published, the positional embedding is indexed by the patch's number in row-major order. So at
+another image width than in training, patches get the embeddings of other positions, and patches
+beyond the number in training get untrained embeddings.
 """
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tiekd.errors import RecipeError
 
 NUM_LAYERS, NUM_HEADS, FEEDFORWARD, REGRESSOR = 4, 4, 1024, 256
-# A bin's share before normalisation is at least this, so that none vanishes.
+# Minimum width of a bin before normalisation, so that no bin's width becomes 0.
 NARROWEST = 0.1
 
 
@@ -91,7 +91,7 @@ class MiniViT(nn.Module):
 
 
 class Layer(nn.Module):
-    """A transformer encoder layer with norms after the sums.
+    """A post-norm transformer encoder layer.
 
     After Vaswani et al. 2017 (arXiv 1706.03762).
     """
@@ -113,10 +113,7 @@ class Layer(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention of plain linear layers.
-
-    So ZeRO-3 gathers each weight where it is used.
-    """
+    """Multi-head self-attention made of nn.Linear, so that ZeRO-3 gathers each weight when used."""
 
     def __init__(self, width: int, dropout: float):
         super().__init__()

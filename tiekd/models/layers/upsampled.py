@@ -91,12 +91,12 @@ class PointwiseConv(nn.Conv2d):
 
 
 class UpsampledConv(Conv2d):
-    """3x3 convolution of upsampled features.
+    """3x3 convolution of bilinearly upsampled features, concatenated with a skip connection.
 
     Weights and state dict are those of an `nn.Conv2d`.
 
     Attributes:
-        plain: True: computed by its definition, without any of the savings.
+        plain: True computes it by its definition, without the savings of memory and time.
     """
 
     plain = False
@@ -115,11 +115,12 @@ class UpsampledConv(Conv2d):
         """Returns (B, out_channels, H, W).
 
         Args:
-            x: (B, C, h, w), resized to `size` bilinearly, corners aligned.
+            x: (B, C, h, w), features that are resized to `size` bilinearly with aligned corners.
             size: (H, W).
-            skip: (B, S, H, W), concatenated to it, or None. C + S are the `in_channels`.
-            pointwise: a convolution that x has yet to go through, or None; x then has that
-                convolution's input channels.
+            skip: (B, S, H, W), concatenated after the upsampled x, or None (S = 0).
+            pointwise: a 1x1 convolution to apply to x before upsampling, or None. C is its number
+                of input channels, and its output channels + S are `in_channels`; without it
+                C + S = `in_channels`.
         """
         # Merge the 1x1 convolution, or apply it.
         weight, bias_weight = self.weight, self.bias_weight
@@ -143,9 +144,9 @@ class UpsampledConv(Conv2d):
 
     @torch.no_grad()
     def take_in(self, pointwise: PointwiseConv) -> None:
-        """Merges `pointwise` for good, in place, for inference.
+        """Merges `pointwise` into this convolution permanently, in place, for inference.
 
-        From here on x has `pointwise`'s input channels, and the state dict is another one.
+        Afterwards x must have the input channels of `pointwise`, and the state dict has changed.
         """
         weight, self.bias_weight = pointwise.merged(self.weight)
         self.weight = nn.Parameter(weight, requires_grad=False)
@@ -219,8 +220,9 @@ class _ByProducts(torch.autograd.Function):
 def _before_upsampling(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the gradients of x and of its channels' weights from that of the result.
 
-    Upsampling is linear and, pixel by pixel, the same for all channels. So a tap's gradient goes
-    back through it first, and the products are those of x's own pixels, a quarter of them.
+    Upsampling is linear and the same for all channels, so it commutes with the products over
+    channels. The gradient of each kernel tap is first propagated back through the upsampling; the
+    matrix products are then over the pixels of x, e.g. a quarter of the upsampled ones.
     """
     batch_size, channels, height, width = x.shape
     pixels = x.permute(0, 2, 3, 1).reshape(-1, channels)
@@ -230,8 +232,7 @@ def _before_upsampling(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor,
     rows, columns = grad.shape[2:]
     for row in range(3):
         for column in range(3):
-            # A tap's pixel of the upsampled features lies (row - 1, column - 1) away; outside are
-            # zeros.
+            # Shift the gradient by the tap's offset (row - 1, column - 1), with zeros outside.
             down, right = row - 1, column - 1
             top = max(0, down)
             bottom = min(rows, rows + down)
@@ -289,9 +290,9 @@ class UpsampleByProducts(torch.autograd.Function):
 
 
 def _keeps_all() -> bool:
-    """True if nothing is to be computed again in backward.
+    """True if activations aren't recomputed in backward: without gradients or under torch.compile.
 
-    A compiler decides itself what it saves.
+    A compiler decides itself what to save and what to recompute.
     """
     return not torch.is_grad_enabled() or torch.compiler.is_compiling()
 
@@ -306,10 +307,9 @@ def _upsample(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _shares(small: int, large: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Returns the share of each of `small` numbers in each of the `large` interpolated ones.
+    """Returns the matrix (small, large) of the weights of linear interpolation, corners aligned.
 
-    Returns:
-        (small, large).
+    Column j has the weights of the `small` input values in output value j.
     """
     step = (small - 1) / max(large - 1, 1)
     place = torch.arange(large, dtype=torch.float64, device=device) * step

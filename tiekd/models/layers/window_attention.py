@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-# The published logit between tokens that don't see each other; finite, also in half precision.
+# The published bias of the logit between tokens that are masked from each other; it is finite in
+# half precision too.
 BLOCKED = -100.0
 
 

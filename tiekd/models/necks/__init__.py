@@ -1,5 +1,6 @@
-"""Necks: features to features of the same strides, between encoder and decoder.
+"""Necks: modules between encoder and decoder that map features to features of the same strides.
 
-There is one module per neck, named in a neck node. Each ends with `build = ItsClass`, is built
-with `encoder_channels`, and has `channels`.
+There is one Python module per neck; a recipe's neck node gives its name. Each ends with
+`build = ItsClass`. The class gets `encoder_channels` and has an attribute `channels`, one entry per
+feature.
 """

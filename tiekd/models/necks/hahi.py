@@ -24,11 +24,11 @@ class Hahi(nn.Module):
     """Maps features, fine to coarse, to features of the same shapes.
 
     Args:
-        encoder_channels: channels of each feature, fine to coarse; two features at least.
-        width: channels of tokens and queries (512 is published).
-        num_heads: of both attentions.
-        num_points: sampled points per query, level and head, of both attentions.
-        dropout: of the attentions' outputs, in training.
+        encoder_channels: number of channels of each feature, fine to coarse; at least two features.
+        width: number of channels of tokens and queries (published: 512).
+        num_heads: number of heads of both attention layers.
+        num_points: number of sampled points per query, level and head in both attention layers.
+        dropout: dropout probability of the attention layers' outputs in training.
     """
 
     def __init__(
@@ -61,7 +61,8 @@ class Hahi(nn.Module):
         self.token_fusions = nn.ModuleList(ConvNorm(width + c, c, 3) for c in coarser)
         self.query_projection = ConvNorm(finest, width, 1)
         self.query_fusion = ConvNorm(width + finest, finest, 3)
-        # The two attentions, an embedding per level, and where a query looks first.
+        # The attention layers, an embedding per level, and the layer that predicts each query's
+        # reference point.
         self.level_embed = nn.Parameter(torch.randn(len(coarser), width))
         self.self_attention = DeformableAttention(
             width, len(coarser), num_heads, num_points, dropout
@@ -103,8 +104,8 @@ class Hahi(nn.Module):
         queries = self.cross_attention(
             to_tokens(self.query_projection(finest)), position, tokens, sizes, reference
         )
-        # Back to maps, fused with the features. The published order of the channels: the finest
-        # feature comes after its queries, the others before their tokens.
+        # Reshape to maps and fuse them with the features. In the published order of channels, the
+        # finest feature comes after its queries, the other features before their tokens.
         parts = tokens.split([height * width for height, width in sizes], dim=1)
         fused = [self.query_fusion(torch.cat([to_map(queries, finest.shape[2:]), finest], dim=1))]
         for fuse, feature, part in zip(self.token_fusions, coarser, parts, strict=True):
@@ -115,7 +116,7 @@ class Hahi(nn.Module):
 class ConvNorm(nn.Module):
     """Convolution without bias that keeps the size, BatchNorm and ReLU.
 
-    The weight starts Kaiming-normal (fan out).
+    The weight is initialised Kaiming-normal (fan out).
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int):
@@ -140,14 +141,14 @@ def to_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def cell_centres(size: tuple[int, int], device: torch.device) -> Tensor:
-    """Returns x and y of the cells' centres, in widths and heights of the feature.
+    """Returns the normalised coordinates of the centres of a feature's cells.
 
     Args:
-        size: (h, w).
-        device: of the result.
+        size: (h, w) of the feature.
+        device: device of the result.
 
     Returns:
-        (1, h * w, 2) float32, 0 to 1.
+        (1, h * w, 2) float32, x and y, from 0 to 1 between the feature's edges.
     """
     y, x = ((torch.arange(n, device=device, dtype=torch.float32) + 0.5) / n for n in size)
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=2).flatten(0, 1).unsqueeze(0)
@@ -156,14 +157,14 @@ def cell_centres(size: tuple[int, int], device: torch.device) -> Tensor:
 def sine_positions(size: tuple[int, int], width: int, device: torch.device) -> Tensor:
     """Returns the sine and cosine encoding of the cells' rows and columns.
 
-    The first half of the channels is of the row, the second of the column; sines and cosines
+    The first half of the channels encodes the row, the second half the column; sines and cosines
     alternate. Rows and columns count from 1. Wavelengths rise geometrically from 2 pi to
     TEMPERATURE times that (Vaswani et al. 2017, arXiv 1706.03762, in two dimensions).
 
     Args:
-        size: (h, w).
+        size: (h, w) of the feature.
         width: number of channels.
-        device: of the result.
+        device: device of the result.
 
     Returns:
         (1, h * w, width) float32.

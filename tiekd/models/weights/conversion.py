@@ -29,10 +29,10 @@ class Conversion(NamedTuple):
     """The result of a conversion.
 
     Attributes:
-        tensors: by their new names.
-        report: how the network fits them, by our names. The norms' batch counters are not counted
-            as missing; a misfit's entry says both shapes.
-        dead: published names that nothing uses.
+        tensors: the tensors by their new names.
+        report: how the tensors fit the network, by this project's names. The norms' batch counters
+            don't count as missing; a misfit's entry contains both shapes.
+        dead: names of published tensors that the published network doesn't use.
     """
 
     tensors: dict[str, Tensor]
@@ -51,7 +51,7 @@ def from_published(source: str | Path, network_node: dict) -> Conversion:
         CheckpointError: the file can't be read as a published one.
     """
     state = state_dicts.read_checkpoint(source)
-    # Of the published head's two output convolutions the recipe's head says which one is used.
+    # A published head has two output convolutions; the recipe's head determines which one is used.
     head = network_node.get("head", {}).get("name")
     head = head if head in _HEADS else None
     try:

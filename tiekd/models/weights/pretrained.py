@@ -30,18 +30,18 @@ _MOBILENET_BLOCKS = (1, 2, 3, 4, 3, 3, 1)
 
 
 def load(network: nn.Module) -> str | None:
-    """Loads the encoder's weights as its `pretrained` says.
+    """Loads the pretrained weights that the encoder's attribute `pretrained` names.
 
-    Collective: rank 0 reads them and broadcasts.
+    Collective: rank 0 reads the weights and broadcasts them, so all ranks must call it.
 
     Args:
         network: a new network; its encoder is filled in place.
 
     Returns:
-        The line to log, or None if `pretrained` is not set.
+        A line for the log, or None if `pretrained` is not set.
 
     Raises:
-        RecipeError: on every rank, if there are no such weights.
+        RecipeError: the weights can't be read or don't fit; raised on every rank.
     """
     asking = [
         module
@@ -50,7 +50,7 @@ def load(network: nn.Module) -> str | None:
     ]
     if not asking:
         return None
-    # Rank 0 reads. Its error goes to the other ranks, so that all of them raise it.
+    # Rank 0 reads the weights and broadcasts its error too, so that all ranks raise it.
     encoder = asking[0]
     source = asking[0].pretrained
     state, what, problem = None, None, None
@@ -97,7 +97,7 @@ def to_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _read_fitting(encoder: nn.Module, source: str) -> tuple[dict[str, Tensor], str]:
-    """Returns the tensors that the encoder has, and what they are, for the log."""
+    """Returns the encoder's tensors from `source`, and a description of the source for the log."""
     if hasattr(encoder, "read_pretrained"):
         return encoder.read_pretrained(source)
     state = _fitting(_read(encoder, source), encoder, source)

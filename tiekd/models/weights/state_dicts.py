@@ -39,13 +39,13 @@ _PLAIN_TYPES = [
 
 
 class Report(NamedTuple):
-    """The names of tensors by how they fit a network, each sorted.
+    """The names of tensors by how a state dict fits a network, sorted.
 
     Attributes:
-        matched: name and shape fit.
-        missing: not in the state dict.
-        unexpected: not in the network.
-        misfit: of another shape.
+        matched: tensors whose name and shape are those of the network.
+        missing: tensors of the network that are not in the state dict.
+        unexpected: tensors of the state dict that are not in the network.
+        misfit: tensors whose name is in the network, but with another shape.
     """
 
     matched: list[str]
@@ -121,9 +121,9 @@ def from_published(state: Mapping, head: str | None = None) -> dict[str, Tensor]
     Args:
         state: bare or with a `state_dict` entry, names with or without `module.`, `backbone.` and
             `decode_head.`. A state dict without either of the last two counts as an encoder's.
-        head: "dpm" or "sigmoid": which of the published head's two output convolutions is used.
-            None tells it by their sizes. That is wrong only for a DPM head of exactly 256 bins;
-            AdaBins' is told by its other names, and uses the same one as a DPM head.
+        head: "dpm" or "sigmoid", the one of the published head's two output convolutions that is
+            used. None infers it from the number of bins, which is wrong only for a DPM head with
+            exactly 256 bins. AdaBins is recognised by its other names and uses "dpm".
 
     Raises:
         CheckpointError: no name is known.
