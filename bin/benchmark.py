@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Measures our implementation against a plain one, interleaved in one process.
 
-    bin/benchmark.py head        and so on, one word for each benchmark
+    bin/benchmark.py head        or another benchmark's name
 
-Prints the median ratio of times, its range, both peaks of memory, and the hardware; --json prints
-one object instead. `bin/benchmark.py head --help` lists the options of `head`.
+Prints the median ratio of the times and its range, the peak memory of both, and the hardware.
+--json prints one JSON object instead. `bin/benchmark.py head --help` lists the options of `head`.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def parse_arguments() -> argparse.Namespace:
         if name not in sys.argv[1:2]:
             continue
         source = Path(arguments.__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
-        # Parsed, not imported: importing the module takes seconds.
+        # Read the docstring by parsing the file, since importing the module takes seconds.
         command.description = ast.get_docstring(ast.parse(source))
         command.add_argument("--device", default="cpu", help="cpu or cuda, default cpu")
         command.add_argument(
@@ -53,7 +53,7 @@ def main() -> None:
 
     module = importlib.import_module(f"tiekd.tools.benchmarks.{args.command}")
 
-    # What others print while it runs (DeepSpeed says which device it takes) is not the result.
+    # Keep the output of libraries (DeepSpeed prints the device that it uses) out of the result.
     with contextlib.redirect_stdout(sys.stderr):
         figures = module.run(args)
     result = {"benchmark": args.command, **figures, "hardware": measure.hardware(args.device)}

@@ -3,10 +3,10 @@
 
     bin/cache_frames.py RECIPE
 
-Decodes images, depth maps and cached teacher maps into `data.decoded`, else <data.root>/decoded.
-Prints the space that they need and the space that is free before it writes. An interrupted job
-resumes where it stopped. A second job decodes what has changed; with --verify also what holds wrong
-values. Training then reads them with --set data.decoded=FOLDER.
+Decodes images, depth maps and cached teacher maps into the folder `data.decoded`, by default
+<data.root>/decoded. Before it writes, it prints the required and the free disk space. An
+interrupted job resumes where it stopped. A repeated job decodes only changed files; with --verify
+also those whose cached values are wrong. Training reads the cache with --set data.decoded=FOLDER.
 """
 
 import argparse

@@ -3,8 +3,9 @@
 
     deepspeed --num_gpus 4 bin/cache_teacher.py RECIPE
 
-RECIPE is a student's (its `teacher` makes the maps) or a teacher's own (its best weights, or
---checkpoint). Students then learn from `teacher: {maps: FOLDER}` and need no teacher in memory.
+RECIPE is a student's recipe, whose `teacher` predicts the maps, or a teacher's own recipe, whose
+best weights (or --checkpoint) are used. Students then learn from `teacher: {maps: FOLDER}` and need
+no teacher in memory.
 Maps have the published format: 16-bit PNG of depth / max_depth * 65535, named by the image's path,
 with flip averaging unless --set teacher.flip=false. Runs on one or many ranks. An interrupted job
 resumes where it stopped.

@@ -4,8 +4,8 @@
     bin/evaluate.py RECIPE [CHECKPOINT] [--against RECIPE[:CHECKPOINT] ...]
     deepspeed --num_gpus 4 bin/evaluate.py ...        the same figures, on four ranks
 
-CHECKPOINT is a weights file (ours or a published one), a work dir, or a checkpoint in one. Without
-it the best weights of the recipe's work dir are taken, else the newest, and the program says which.
+CHECKPOINT is a weights file (of tiekd or published), a work dir, or a checkpoint in one. Without
+it the best weights of the recipe's work dir are used, else the newest; the program prints which.
 Networks may be students or teachers. All of them are evaluated on the first recipe's validation
 frames, with the protocol of its `evaluation` section.
 """

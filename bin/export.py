@@ -3,15 +3,14 @@
 
     bin/export.py RECIPE [CHECKPOINT] --out F.onnx
 
-The file takes RGB images with values 0..255, (batch, 3, height, width), upright and at their own
-size, and returns depth in metres at that size. The working resolution that the weights were trained
-at is inside. The format follows from --format or from the name: .onnx; .pt2 (torch.export); .pth
-(plain float32 weights, for tiekd and --load-from).
+The file's input is RGB images with values 0..255, (batch, 3, height, width), upright and at their
+own size; its output is depth in metres at that size. It includes the resizing to the working
+resolution that the weights were trained at. The format is given by --format or by the file name:
+.onnx; .pt2 (torch.export); .pth (plain float32 weights, for tiekd and --load-from).
 
-Before the file is written it is compared with `tiekd.load_student`, on the recipe's validation
-frames or, without them, on built-in scenes. If the two don't agree, nothing is written. Without
-CHECKPOINT the best weights of the recipe's work dir are taken, else the newest, and the program
-says which.
+The exported file is compared with `tiekd.load_student` on the recipe's validation frames or,
+without them, on built-in scenes. If the two disagree, nothing is written. Without CHECKPOINT the
+best weights of the recipe's work dir are used, else the newest; the program prints which.
 """
 
 import argparse

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Converts a published checkpoint to a weights file of ours, or back.
+"""Converts a published checkpoint to a tiekd weights file, or back.
 
     bin/import_weights.py SOURCE.pth RECIPE --out OUT.pth
 
@@ -7,9 +7,9 @@ Prints how every tensor fits the recipe's network. If one is missing or unexpect
 written. Published files are also accepted as they are by --load-from, teacher.checkpoint and
 bin/evaluate.py; this program checks them first.
 
-With --to-published a file of ours (or a work dir's best_*.pth) gets the published names, for the
-published code. That code's networks carry parameters that they don't use; ours don't have them, so
-the written file doesn't either. Load it there with strict=False.
+With --to-published, the tensors of a tiekd weights file (such as a work dir's best_*.pth) get the
+names that the published code uses. The published networks have unused parameters, which tiekd's
+networks and therefore the written file lack, so load the file there with strict=False.
 """
 
 import argparse

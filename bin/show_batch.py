@@ -3,10 +3,10 @@
 
     bin/show_batch.py WORK_DIR --iteration N [--rank R] [--out DIR]
 
-Makes the global batch of that iteration again, from the recipe, the seed and the ranks of the work
-dir (as the run was last started). Prints each sample with its augmentation, value ranges and share
-of finite values, and draws image, ground truth and teacher into one PNG each. The log names the
-iterations whose loss or gradient was not finite.
+Reproduces the global batch of that iteration from the recipe, the seed and the world size that the
+work dir records for the last launch. Prints each sample with its augmentation, value ranges and
+fraction of finite values, and draws its image, ground truth and teacher into one PNG per sample.
+The log names the iterations whose loss or gradient was not finite.
 """
 
 import argparse

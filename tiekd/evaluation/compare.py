@@ -1,8 +1,8 @@
 """Evaluates several networks on the same frames and compares them.
 
-There is one pass over the frames per network, so memory holds one network's work at a time. All
-networks see the first recipe's frames, each at its own working resolution. All are scored at the
-ground truth's own size.
+Each network makes its own pass over the frames, so memory holds the activations of one network at a
+time. All networks are evaluated on the first recipe's frames, each network at its own working
+resolution. All are scored at the ground truth's own size.
 """
 
 import math
@@ -38,10 +38,10 @@ class Entrant(NamedTuple):
     """One network, or another predictor, that is evaluated.
 
     Attributes:
-        predict: image (B, 3, H, W), normalised and at the working resolution, to metres
-            (B, 1, H, W).
-        weights: their file; None for a predictor without weights.
-        trained_on: the frames that it was trained on; None where that isn't known.
+        predict: function from images (B, 3, H, W), normalised and at the working resolution, to
+            depth (B, 1, H, W) in metres.
+        weights: the weights file; None for a predictor without weights.
+        trained_on: the frames that it was trained on; None if they aren't known.
         resize: the working resolution.
     """
 
@@ -51,14 +51,14 @@ class Entrant(NamedTuple):
     resize: Resize = OWN_SIZE
 
     def depth_of(self, pixels: Tensor, device: torch.device) -> Tensor:
-        """Predicts the depth of images, as it is scored.
+        """Predicts depth at the images' own size, resized by the same rule as for the metrics.
 
         Args:
             pixels: (B, 3, H, W) uint8 images at their own size.
-            device: where the network is.
+            device: the network's device.
 
         Returns:
-            (B, 1, H, W) metres, at the images' own size.
+            (B, 1, H, W) float32, metres.
         """
         image = resizes.network_input(pixels, self.resize).to(device)
         image = look_up(image, colour_table()[None].to(device).expand(len(image), -1, -1))
@@ -71,12 +71,12 @@ class Result(NamedTuple):
     """The evaluation of one entrant.
 
     Attributes:
-        weights: their file; None for a predictor without weights.
+        weights: the weights file; None for a predictor without weights.
         metrics: the nine metrics by name.
-        ranges: bias and error by range of depth.
+        ranges: bias and errors per depth range.
         frames: the results per frame.
-        overlap: how many of the frames it was trained on; None where that isn't known.
-        resize: its working resolution.
+        overlap: how many of the frames it was trained on; None if that isn't known.
+        resize: the working resolution.
     """
 
     weights: Path | None
@@ -93,16 +93,20 @@ def entrants(
     flip: bool,
     device: torch.device,
 ) -> dict[str, Entrant]:
-    """Loads the networks to compare, by names that tell them apart.
+    """Loads the networks to compare, and gives each a unique name.
 
-    A network is named after its recipe's file, or after the work dir if the recipe is the one that
-    a run saved there. Where two would have one name, the checkpoint's name is added.
+    A network is named after its recipe file, or after the work dir if the recipe is the copy that a
+    run saved there. If that name is taken, the checkpoint's name is appended.
 
     Args:
-        named: (recipe, checkpoint) pairs; checkpoint None: the one in the recipe's work dir.
-        overrides: `--set` options of the last recipe.
-        flip: average with the mirrored image's prediction.
-        device: where the networks go.
+        named: (recipe, checkpoint) pairs. If the checkpoint is None, the one in the recipe's work
+            dir is loaded.
+        overrides: `--set` options, applied to the last recipe only.
+        flip: True to average with the prediction for the mirrored image.
+        device: the device to which the networks are moved.
+
+    Returns:
+        name -> entrant, in the order of `named`.
 
     Raises:
         RecipeError: a recipe can't be used.
@@ -115,7 +119,7 @@ def entrants(
             recipe_path, checkpoint_path, overrides if last else ()
         )
 
-        # The shortest name that isn't taken.
+        # Use the shortest name that isn't taken.
         file = Path(recipe_path)
         stem = file.resolve().parent.name if file.name == workdir.RECIPE else file.stem
         tries = (stem, f"{stem}:{path.name}", f"{recipe_path}:{path}")
@@ -128,12 +132,16 @@ def entrants(
 
 
 def overlaps(entrants: Mapping[str, Entrant], frames: Dataset) -> dict[str, Overlap | None]:
-    """Counts the frames that each entrant was trained on. Collective; rank 0 reads the files.
+    """Counts the evaluation frames that each entrant was trained on. Collective.
+
+    Args:
+        entrants: name -> entrant.
+        frames: the evaluation frames.
 
     Returns:
-        By the entrant's name; None where its training frames aren't known.
+        name -> overlap, on every rank; None for an entrant whose training frames aren't known.
     """
-    # Rank 0 alone reads the files' sizes, which are hashed with the frames' names.
+    # A frame's hash contains the sizes of its files. Only rank 0 reads those from the disk.
     found = None
     if comm.is_main():
         hashes = trained_on.hashes_of(frames)
@@ -145,7 +153,12 @@ def overlaps(entrants: Mapping[str, Entrant], frames: Dataset) -> dict[str, Over
 
 
 def refuse_trained_on(seen: Mapping[str, Overlap | None], networks: Mapping[str, Entrant]) -> None:
-    """Raises DataError if a network was trained on all frames that it would be evaluated on."""
+    """Raises DataError if a network was trained on all frames that it would be evaluated on.
+
+    Args:
+        seen: name -> overlap, as `overlaps` returns it.
+        networks: name -> entrant.
+    """
     for name, entrant in networks.items():
         if seen[name] is not None and seen[name].is_whole:
             raise DataError(
@@ -157,9 +170,9 @@ def refuse_trained_on(seen: Mapping[str, Overlap | None], networks: Mapping[str,
 
 
 def recipe_and_checkpoint(text: str) -> tuple[str, str | None]:
-    """Splits `RECIPE` or `RECIPE:CHECKPOINT`.
+    """Splits `RECIPE` or `RECIPE:CHECKPOINT` into two paths; the checkpoint is None if not given.
 
-    If the whole text is an existing file, it is a recipe whose path has a colon.
+    If the whole text is the path of an existing file, it is a recipe whose path contains a colon.
     """
     if ":" not in text or Path(paths.expanded(text)).is_file():
         return paths.expanded(text), None
@@ -168,17 +181,15 @@ def recipe_and_checkpoint(text: str) -> tuple[str, str | None]:
 
 
 def mean_map(training: Dataset, device: torch.device, out: TextIO) -> Entrant:
-    """Returns the baseline that a network has to beat: the per-pixel mean of the training depths.
-
-    It predicts the same map for every image.
+    """Returns a baseline predictor: the per-pixel mean of the training depths, for every image.
 
     Args:
-        training: the training set, with frames of one size.
-        device: where the map goes.
-        out: terminal for the progress.
+        training: the training set. All frames must have one size.
+        device: the device to which the mean map is moved.
+        out: text stream that receives the progress.
 
     Raises:
-        DataError: the frames, or the images predicted for, differ in size.
+        DataError: the frames differ in size. The predictor raises it for images of another size.
     """
     depth = evaluation.mean_depth_map(training, out).to(device)
 
@@ -206,13 +217,16 @@ def evaluate(
     """Evaluates one entrant. Collective; returns the same on every rank.
 
     Args:
-        entrant: the predictor.
-        frames: the data set.
-        protocol: how it is scored.
-        device: where the predictor is.
-        loading: number and timeout of the data workers.
-        out: terminal for the progress.
-        watchers: as for `evaluate.evaluate`.
+        entrant: the predictor to evaluate.
+        frames: the dataset of evaluation frames.
+        protocol: depth range, crop and batch size.
+        device: the predictor's device.
+        loading: number and timeout of each rank's data workers.
+        out: text stream that receives the progress.
+        watchers: further watchers, see `evaluate.evaluate`.
+
+    Returns:
+        The result, in which `overlap` isn't filled in.
     """
     rows = FrameRows(protocol.min_depth, protocol.cap, protocol.settings.crop)
     figures = evaluation.evaluate(
@@ -225,7 +239,7 @@ def evaluate(
         watchers=(rows, *watchers),
         out=out,
     )
-    # All ranks' rows, from which the figures by range and the comparisons are made.
+    # Gather the rows of all ranks. The errors per range and the comparisons are computed from them.
     table = rows.gather()
     return Result(
         entrant.weights,
@@ -237,13 +251,17 @@ def evaluate(
 
 
 def as_json(results: Mapping[str, Result], protocol: EvaluationProtocol) -> dict:
-    """Returns everything as plain values for a JSON file.
+    """Returns all results as plain values for a JSON file.
 
-    The keys are `protocol`, `networks` by name, and `against`: the last network against each other
-    one. Values that are not finite (a range without a pixel, or a broken network) are null, because
-    JSON has no such numbers.
+    The keys are `protocol`; `networks`, by name; and `against`, the comparison of the last network
+    with each other one. Non-finite values (a range without pixels, or a network that predicts
+    non-finite depth) become null, because JSON can't represent them.
+
+    Args:
+        results: name -> result, of which the last is compared with the others.
+        protocol: how they were evaluated.
     """
-    # The frames are the same for all networks.
+    # All networks saw the same frames, so any network's table gives their numbers.
     *others, last = results
     table = results[last].frames
     return {

@@ -1,12 +1,13 @@
-"""The share of points that hang in mid-air at depth edges.
+"""The fraction of predicted points near depth edges that are in mid-air between the two surfaces.
 
-Error metrics are means over pixels and hardly see edges, while a point cloud with a curtain
-between a car and the house behind it is useless. Needs dense ground truth; the built-in scenes
-have it exactly. The definition is ours, after the boundary errors of Koch et al. 2018 (arXiv
-1805.01328), which measure where edges are and not what lies between their sides.
+Error metrics are means over pixels, so the few pixels at edges hardly affect them. But a point
+cloud with a curtain of points between a car and the house behind it is useless. The metric needs
+dense ground truth, such as that of the built-in scenes. The definition is our own. It is inspired
+by the boundary errors of Koch et al. 2018 (arXiv 1805.01328), which measure where edges are, not
+which depths are predicted between the two surfaces.
 
-Left out: edges against what has no depth (the sky), and points before the near or behind the far
-side, which are wrong depths but no curtain.
+Left out: edges next to pixels without ground truth (the sky); and points nearer than the near
+surface or farther than the far one, which are depth errors but not mid-air points.
 """
 
 from typing import NamedTuple
@@ -20,7 +21,8 @@ class MidAir(NamedTuple):
     """The result of `mid_air`.
 
     Attributes:
-        share: points in mid-air among the pixels near edges, 0 to 1; NaN without such pixels.
+        share: fraction of the pixels near edges whose point is in mid-air, 0 to 1; NaN if there are
+            no pixels near edges.
         pixels: number of pixels near edges.
     """
 
@@ -31,20 +33,20 @@ class MidAir(NamedTuple):
 def mid_air(
     prediction: Tensor, truth: Tensor, jump: float = 1.25, radius: int = 2, tolerance: float = 0.05
 ) -> MidAir:
-    """Measures how many predicted points near depth edges lie between the two sides of the edge.
+    """Computes the fraction of points near depth edges that are between the two sides of the edge.
 
-    An edge is where the truths of two vertical or horizontal neighbours differ by a factor of
-    `jump` or more. A pixel is near an edge if both neighbours lie within `radius` pixels of it in
-    both directions and all truth in that square is known. The near and the far side are the least
-    and the greatest truth in the square. A point is in mid-air if it is more than `tolerance`
-    behind the near side and more than `tolerance` before the far one.
+    There is an edge between two vertical or horizontal neighbours if their true depths differ by a
+    factor of `jump` or more. A pixel is near an edge if the square of 2 `radius` + 1 pixels around
+    it contains both neighbours, and the true depth of the whole square is known. The near and the
+    far side are the minimum and the maximum true depth in the square. A point is in mid-air if its
+    depth is above (1 + `tolerance`) x near side and below (1 - `tolerance`) x far side.
 
     Args:
         prediction: (B, 1, H, W) float, metres.
-        truth: (B, 1, H, W) float, metres; dense, 0 where there is none.
-        jump: smallest ratio of two depths at an edge.
-        radius: pixels, 1 or more.
-        tolerance: relative distance from a side, as a share of its depth.
+        truth: (B, 1, H, W) float, metres; dense, 0 where unknown.
+        jump: minimum ratio of two neighbouring depths at an edge.
+        radius: in pixels, 1 or more.
+        tolerance: relative to a side's depth.
 
     Raises:
         ValueError: the radius is below 1, or the shapes differ.
@@ -54,7 +56,7 @@ def mid_air(
     if prediction.shape != truth.shape or truth.dim() != 4:
         shapes = f"{tuple(prediction.shape)}, {tuple(truth.shape)}"
         raise ValueError(f"mid_air: needs two maps (B, 1, H, W), got {shapes}")
-    # The two sides of the edge: the extremes of the truth around each pixel.
+    # The two sides of the edge are the extreme true depths in the square around each pixel.
     known = torch.isfinite(truth) & (truth > 0)
     far = _largest(torch.where(known, truth, 0), radius)
     near = -_largest(torch.where(known, -truth, -torch.inf), radius)
@@ -68,10 +70,10 @@ def mid_air(
 
 
 def _near_edges(truth: Tensor, known: Tensor, jump: float, radius: int) -> Tensor:
-    """Returns (B, 1, H, W) bool: True where the square around a pixel has both sides of an edge."""
+    """Returns a (B, 1, H, W) bool mask of pixels whose square contains both sides of an edge."""
     near = torch.zeros_like(known)
     for axis in (2, 3):
-        # An edge belongs to both of its neighbours along this axis.
+        # Mark both neighbours of an edge along this axis.
         length = truth.shape[axis] - 1
         first = truth.narrow(axis, 0, length)
         second = truth.narrow(axis, 1, length)
@@ -80,14 +82,18 @@ def _near_edges(truth: Tensor, known: Tensor, jump: float, radius: int) -> Tenso
         edges = torch.zeros_like(known)
         edges.narrow(axis, 0, length).logical_or_(differ)
         edges.narrow(axis, 1, length).logical_or_(differ)
-        # Across the edge one less, because one of the two neighbours is a pixel nearer.
+        # The square must contain both neighbours. Along this axis the nearer one is a pixel closer,
+        # so the reach is radius - 1.
         reach = (radius - 1, radius) if axis == 2 else (radius, radius - 1)
         near |= _largest(edges.float(), *reach) > 0
     return near
 
 
 def _largest(values: Tensor, rows: int, columns: int | None = None) -> Tensor:
-    """Returns the greatest value within so many rows and columns of each pixel."""
+    """Returns for each pixel of (B, 1, H, W) the maximum within `rows` and `columns` of it.
+
+    `columns` defaults to `rows`.
+    """
     columns = rows if columns is None else columns
     return max_pool2d(
         values.float(), (2 * rows + 1, 2 * columns + 1), stride=1, padding=(rows, columns)

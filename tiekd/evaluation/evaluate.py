@@ -1,8 +1,8 @@
 """Evaluation: nine metrics per image and their nan-mean over images.
 
-The figures are the same on any number of ranks. Batches are formed over the whole validation set,
-and each rank takes whole batches. The ranks' rows are put back in the data set's order before the
-mean is taken.
+The metrics don't depend on the number of ranks: batches are formed over the whole validation set,
+each rank evaluates whole batches, and the ranks' rows are gathered and sorted into the dataset's
+order before the mean is computed.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,12 +32,13 @@ class EvaluationSettings:
 
     Attributes:
         interval: epochs or iterations between evaluations, as `by` says.
-        by: "epoch" or "iteration".
-        crop: garg, eigen, nyu_eigen or none.
-        flip: average with the mirrored image's prediction.
-        cap: metres; ground truth counts below it; None: the network's max_depth.
-        batch_size: images of a batch.
-        save_best: the metric by which the best checkpoint is kept.
+        by: unit of `interval`, "epoch" or "iteration".
+        crop: "garg", "eigen", "nyu_eigen" or "none".
+        flip: True to average with the prediction for the mirrored image.
+        cap: metres. Pixels count only if their ground truth is below it. None for the network's
+            max_depth.
+        batch_size: images per batch.
+        save_best: name of the metric by which the best checkpoint is chosen.
     """
 
     interval: int = 1
@@ -79,8 +80,8 @@ class EvaluationProtocol:
 
     Attributes:
         settings: `recipe["evaluation"]`.
-        min_depth: metres; ground truth counts above it.
-        max_depth: metres, the network's; see `cap`.
+        min_depth: metres. Pixels count only if their ground truth is above it.
+        max_depth: the network's largest depth in metres; the default of `cap`.
         split: name of the frames' split, for reports.
     """
 
@@ -91,7 +92,7 @@ class EvaluationProtocol:
 
     @property
     def cap(self) -> float:
-        """The depth below which ground truth counts, in metres."""
+        """Pixels count only if their ground truth is below this depth, in metres."""
         return self.max_depth if self.settings.cap is None else self.settings.cap
 
 
@@ -108,24 +109,27 @@ def evaluate(
 ) -> dict[str, float]:
     """Evaluates a predictor on a data set and returns the nine metrics. Collective.
 
-    Ground truth counts where min_depth < depth < cap, inside the crop. An image without any counts
-    in no mean. Besides the network's own memory at the working resolution, two float32 maps of the
-    original size are held per image: the truth and the prediction.
+    A pixel counts if it is inside the crop and min_depth < ground truth < cap. An image without
+    such pixels is left out of the means. Memory: besides the network at the working resolution, two
+    float32 maps per image at its own size, the ground truth and the prediction.
 
     Args:
-        predictor: image (B, 3, H, W) -> metres (B, 1, H, W).
-        dataset: the frames.
-        protocol: range, crop and batch size.
-        device: where the predictor is.
+        predictor: function from images (B, 3, H, W) to depth (B, 1, H, W) in metres.
+        dataset: the evaluation frames.
+        protocol: depth range, crop and batch size.
+        device: the predictor's device.
         loading: number and timeout of each rank's data workers; by default there are none.
-        resize: the working resolution, at which the predictor sees images. Its depth is resized
-            bilinearly to the ground truth's own size, where all of that is scored.
-        watchers: called after each of this rank's batches with its indices, the batch, the
-            predicted depth (B, 1, H, W) and the metrics (B, 9), all on the device.
-        out: terminal for the progress; nothing is written to a file.
+        resize: the working resolution, to which images are resized for the predictor. Its depth is
+            resized bilinearly to the ground truth's own size, at which it is scored.
+        watchers: called after each of this rank's batches with the frames' indices, the batch, the
+            predicted depth (B, 1, H, W) and the metrics (B, 9), all tensors on the device.
+        out: text stream that receives the progress if it is a terminal; None for no progress.
+
+    Returns:
+        name -> mean over the images, for each of METRIC_NAMES.
     """
     settings = protocol.settings
-    # This rank's batches, each scored at the ground truth's own size.
+    # Evaluate this rank's batches, at the ground truth's own size.
     indices, rows = [], []
     batches = validation_batches(
         dataset,
@@ -147,7 +151,8 @@ def evaluate(
         )
         for watcher in watchers:
             watcher(batch_indices, batch, depth, rows[-1])
-    # All ranks' rows in the data set's order. A frame that two ranks had counts once.
+    # Gather the rows of all ranks, sorted into the dataset's order. Each frame counts once, even if
+    # two ranks evaluated it.
     mine = torch.cat(rows).cpu().tolist() if rows else []
     by_index = dict(
         pair for part in comm.gather_objects(list(zip(indices, mine, strict=True))) for pair in part
@@ -160,9 +165,9 @@ def evaluate(
 def _shown(
     pairs: Iterable[tuple[list[int], Any]], noun: str, total: int, ranks: int, out: TextIO | None
 ) -> Iterator:
-    """Yields the (indices, ...) pairs; rank 0 shows the progress on a terminal.
+    """Yields the pairs (indices, batch or sample) unchanged; rank 0 shows the progress on `out`.
 
-    Rank 0 takes the other ranks to be as far as itself.
+    The progress assumes that the other ranks are as far as rank 0.
     """
     if out is None or not comm.is_main():
         yield from pairs
@@ -176,19 +181,19 @@ def _shown(
 
 
 def mean_depth_map(dataset: Dataset, out: TextIO | None = None) -> Tensor:
-    """Returns the per-pixel mean of a data set's measured depths: (1, 1, H, W) metres.
+    """Returns the per-pixel mean of a dataset's measured depths: (1, 1, H, W) float32, metres.
 
-    It is the least that a network has to beat. A pixel that was never measured takes the mean of
-    its row; a row without any takes the mean of all.
+    It is a baseline that any useful network beats. A pixel without any measurement gets the mean of
+    its row. A row without any measurement gets the mean over all pixels.
 
     Args:
-        dataset: the frames.
-        out: terminal for the progress.
+        dataset: the frames, whose `depth` is (1, H, W) metres, 0 where not measured.
+        out: text stream that receives the progress; None for no progress.
 
     Raises:
         DataError: the frames differ in size.
     """
-    # Sums over the frames, per pixel.
+    # Sum depths and count measurements per pixel over the frames.
     total, count = 0.0, 0.0
     samples = (([index], dataset[index]) for index in range(len(dataset)))
     for (index,), sample in _shown(samples, "training frames", len(dataset), 1, out):
@@ -201,7 +206,7 @@ def mean_depth_map(dataset: Dataset, out: TextIO | None = None) -> Tensor:
             )
         total = total + depth
         count = count + (depth > 0)
-    # Pixels without a measurement take the mean of their row, or of the whole map.
+    # Fill pixels without a measurement with the mean of their row, or of the whole map.
     rows = total.sum(-1, keepdim=True)
     row_counts = count.sum(-1, keepdim=True)
     everywhere = rows.sum() / row_counts.sum()

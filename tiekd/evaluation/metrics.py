@@ -1,10 +1,10 @@
-"""The nine depth metrics of the field (Eigen et al. 2014), per image, and their table.
+"""The nine standard depth metrics (Eigen et al. 2014), per image, and their table.
 
-Source: arXiv 1406.2283. Sums are float64, so that a figure doesn't depend on the device, and rows
-stay on the tensors' own device. On a CPU the pixels that count are selected once, because measured
-depth is sparse: about 0.8 ms for a 352x1216 image of which 18 % was measured. Elsewhere selecting
-would be a host sync, so all pixels of the crop are computed, in some twenty passes. Predictions are
-taken as they are: clamp them to the range first if the protocol says so.
+Source: arXiv 1406.2283. Sums are float64, so that the metrics don't depend on the device; the
+results stay on the inputs' device. On a CPU the valid pixels are selected first, because measured
+depth is sparse: about 0.8 ms for a 352x1216 image of which 18 % is measured. On a GPU selecting
+them would force a host sync, so masked sums run over all pixels of the crop, in some twenty passes.
+Predictions are not clamped: clamp them to the depth range first if the protocol says so.
 
 Left out: median scaling (metric depth needs none), metrics against the teacher's map, and
 gradients.
@@ -31,22 +31,23 @@ _FRACTIONS = {
     "eigen": (0.3324324, 0.91351351, 0.0359477, 0.96405229),
 }
 CROPS = ("none", *_FRACTIONS, "nyu_eigen")
-# The bounds of |log(p / t)| for a1, a2 and a3. The comparison is strict. A ratio of two float32
-# numbers is either exactly on a bound or off by more than the 1e-10 that is subtracted here for the
-# rounding of the logarithm.
+# Upper bounds of |log(p / t)| for a1, a2 and a3, compared by <. The logarithm of a ratio exactly on
+# a bound may be rounded down, which 1e-10 compensates. No ratio of two float32 numbers below the
+# bound is lost by it: such a ratio is off the bound by more than that.
 _LARGEST_LOGS = tuple(power * math.log(1.25) - 1e-10 for power in (1, 2, 3))
 
 
 def crop_box(crop: str, height: int, width: int) -> tuple[slice, slice]:
-    """Returns the rows and columns that an evaluation crop keeps.
+    """Returns the rows and columns that an evaluation crop keeps, as slices.
 
     Args:
-        crop: one of CROPS. `nyu_eigen` is in pixels of 480x640, whatever the size.
+        crop: one of CROPS. `nyu_eigen` is a fixed box in the pixels of a 480x640 image and isn't
+            scaled for other sizes.
         height: rows of the image.
         width: columns of the image.
 
     Raises:
-        RecipeError: there is no such crop.
+        RecipeError: the crop is unknown.
     """
     if crop == "none":
         return slice(0, height), slice(0, width)
@@ -65,22 +66,22 @@ def depth_metrics(
 ) -> Tensor:
     """Returns the metrics of each image: (B, 9) float64 in the order of METRIC_NAMES.
 
-    a1..a3 are shares of 1, rmse and sq_rel in metres, silog in percent, the rest without unit. The
-    result is on the images' device. Only pixels with min_depth < ground_truth < max_depth inside
-    the crop count. An image without any such pixel is a row of NaN. A prediction that is not finite
-    and above 0 at such a pixel makes the errors infinite rather than NaN: a broken network must not
-    vanish from the mean.
+    a1..a3 are fractions from 0 to 1, rmse and sq_rel are in metres, silog is in percent, the others
+    have no unit. The result is on the device of the inputs. Only pixels inside the crop with
+    min_depth < ground_truth < max_depth are valid. The row of an image without valid pixels is NaN.
+    If the prediction at a valid pixel is not finite or not above 0, the image's errors are infinite
+    rather than NaN, because the nan-mean over images would ignore NaN and hide a broken network.
 
     Args:
         prediction: (H, W) or (B, 1, H, W) float, metres.
         ground_truth: the same shape, metres.
-        min_depth: metres.
-        max_depth: metres.
+        min_depth: exclusive lower bound of valid ground truth, metres.
+        max_depth: exclusive upper bound of valid ground truth, metres.
         crop: "garg", "eigen", "nyu_eigen" or "none".
 
     Raises:
-        ValueError: the shapes differ, or are neither of the two.
-        RecipeError: there is no such crop.
+        ValueError: the shapes differ, or are neither (H, W) nor (B, 1, H, W).
+        RecipeError: the crop is unknown.
     """
     if prediction.shape != ground_truth.shape or prediction.ndim not in (2, 4):
         shapes = f"{tuple(prediction.shape)} and {tuple(ground_truth.shape)}"
@@ -89,7 +90,7 @@ def depth_metrics(
     predicted, truth = (
         maps.reshape(-1, *maps.shape[-2:])[:, rows] for maps in (prediction, ground_truth)
     )
-    # On a CPU only the pixels that count are computed.
+    # On a CPU, select the valid pixels. Elsewhere that would force a host sync, so mask the others.
     if prediction.device.type == "cpu":
         return _from_sums(*_sums_on_cpu(predicted, truth, min_depth, max_depth, columns))
     predicted, truth = (maps[..., columns].flatten(1).double() for maps in (predicted, truth))
@@ -99,16 +100,24 @@ def depth_metrics(
 def _sums_on_cpu(
     predicted: Tensor, truth: Tensor, min_depth: float, max_depth: float, columns: slice
 ) -> tuple[Tensor, Tensor]:
-    """Returns (B, 9) sums and (B,) counts of (B, h, W) maps.
+    """Returns the (B, 9) sums of `_sums` and the (B,) numbers of valid pixels.
 
-    This is numpy, one image at a time, which fits a core's cache. torch would start its threads for
-    every step, and wait for them whenever the data workers have the cores.
+    Uses numpy, one image at a time, whose data fit in a core's cache. torch would run each
+    operation on several threads, and wait for them while data workers occupy the cores.
+
+    Args:
+        predicted: (B, h, W) metres, cropped in rows only.
+        truth: (B, h, W) metres, cropped in rows only.
+        min_depth: see `depth_metrics`.
+        max_depth: see `depth_metrics`.
+        columns: columns of the crop.
     """
     predicted, truth = (
         m if m.dtype in (torch.float32, torch.float64) else m.float() for m in (predicted, truth)
     )
     predicted, truth = predicted.numpy(), truth.numpy()
-    # numpy rounds a bound to the array's dtype. No depth may change its side of it by that.
+    # numpy rounds the bounds to the array's dtype. Round the lower one down and the upper one up,
+    # so that each depth compares as with the exact bound.
     low = _rounded(min_depth, truth.dtype, -np.inf)
     high = _rounded(max_depth, truth.dtype, np.inf)
     dot = partial(np.einsum, "i,i->")
@@ -117,7 +126,7 @@ def _sums_on_cpu(
         valid = truth_map > low
         valid &= truth_map < high
         valid[:, : columns.start] = valid[:, columns.stop :] = False
-        # Taking by indices is several times faster than by a mask.
+        # Indexing by positions is several times faster than by a mask.
         kept = np.flatnonzero(valid)
         pixels = (
             maps.reshape(-1).take(kept).astype(np.float64) for maps in (predicted_map, truth_map)
@@ -131,9 +140,11 @@ def _sums_on_cpu(
 def _sums_without_sync(
     predicted: Tensor, truth: Tensor, min_depth: float, max_depth: float
 ) -> tuple[Tensor, Tensor]:
-    """Returns (B, 9) sums and (B,) counts of (B, N) float64 maps.
+    """Returns the (B, 9) sums of `_sums` and the (B,) numbers of valid pixels.
 
-    Pixels that don't count are exact predictions of a depth of 1, which add nothing to the errors.
+    The maps are (B, N) float64, metres.
+
+    Truth and prediction of an invalid pixel are both set to 1, so that it adds 0 to every error.
     """
     valid = (truth > min_depth) & (truth < max_depth)
     count = valid.sum(1)
@@ -141,17 +152,25 @@ def _sums_without_sync(
     sums = torch.stack(
         _sums(predicted, truth, torch.log, partial(torch.sum, dim=1), torch.linalg.vecdot), dim=1
     )
-    # The pixels that don't count were within a1, a2 and a3.
+    # The invalid pixels were counted in a1, a2 and a3: subtract them.
     sums[:, :3] -= (valid.shape[1] - count)[:, None]
     return sums, count
 
 
 def _sums(predicted, truth, log: Callable, count: Callable, dot: Callable) -> list:
-    """Sums over the pixels, the last dimension of float64 arrays or tensors.
+    """Sums the terms of the metrics over the pixels, the last dimension.
 
-    Returns the numbers of pixels within each of _LARGEST_LOGS, then the sums of |d| / t, d^2, |l|,
-    l^2, l and d^2 / t, for d = p - t and l = log(p / t). Where a prediction is not finite and above
-    0, the sum of l^2 isn't finite either.
+    Args:
+        predicted: p, float64 array or tensor.
+        truth: t, of the same shape.
+        log: elementwise logarithm of the library.
+        count: counts True over the pixels.
+        dot: dot product over the pixels.
+
+    Returns:
+        The numbers of pixels below each of _LARGEST_LOGS, then the sums of |d| / t, d^2, |l|, l^2,
+        l and d^2 / t, for d = p - t and l = log(p / t). If a prediction isn't finite or isn't above
+        0, the sum of l^2 is not finite.
     """
     predicted = predicted.clip(0)
     ratio = predicted / truth
@@ -171,7 +190,7 @@ def _sums(predicted, truth, log: Callable, count: Callable, dot: Callable) -> li
 
 
 def _rounded(bound: float, dtype: np.dtype, towards: float) -> np.floating:
-    """Returns the bound in the dtype, or the next number in that direction if it has none."""
+    """Rounds `bound` to `dtype`, in the direction of `towards` (-inf or inf)."""
     nearest = dtype.type(bound)
     passed = float(nearest) > bound if towards < 0 else float(nearest) < bound
     if passed:
@@ -188,27 +207,35 @@ def _from_sums(sums: Tensor, count: Tensor) -> Tensor:
     errors = torch.stack(
         [abs_rel, square.sqrt(), log / math.log(10), log_square.sqrt(), silog, sq_rel], dim=1
     )
-    # The sum of the squared log ratio is not finite if any prediction is broken.
+    # The sum of the squared log ratio isn't finite if any prediction isn't finite or isn't above 0.
     broken = ~sums[:, 6:7].isfinite()
     errors = torch.where(broken, torch.inf, errors)
     return torch.cat([torch.stack([a1, a2, a3], dim=1), errors], dim=1)
 
 
 def aggregate(rows: Tensor) -> dict[str, float]:
-    """Returns the means over images, by metric.
+    """Returns name -> mean over images, for each metric.
 
     Args:
-        rows: (N, 9). Rows of NaN don't count; without any other row all means are NaN.
+        rows: (N, 9) as `depth_metrics` returns them. Rows of NaN are left out; if there are no
+            others, all means are NaN.
     """
     means = rows.double().nanmean(dim=0).tolist() if len(rows) else [math.nan] * len(METRIC_NAMES)
     return dict(zip(METRIC_NAMES, means, strict=True))
 
 
 def is_better(name: str, new: float, old: float | None) -> bool:
-    """True where `new` beats `old` in this metric. NaN never does; other numbers beat None and NaN.
+    """Returns True if `new` beats `old` in this metric.
+
+    NaN never beats anything. Any other number beats None and NaN.
+
+    Args:
+        name: one of METRIC_NAMES.
+        new: the new value.
+        old: the best value so far; None without one.
 
     Raises:
-        RecipeError: there is no such metric.
+        RecipeError: the metric is unknown.
     """
     if name not in METRIC_NAMES:
         near = get_close_matches(name, METRIC_NAMES, n=1)
@@ -222,7 +249,7 @@ def is_better(name: str, new: float, old: float | None) -> bool:
 
 
 def metrics_table(metrics: dict[str, float]) -> str:
-    """Returns the metrics as a boxed table of one row, values rounded to four places."""
+    """Returns the metrics as a boxed text table of one row, with four decimal places."""
     values = [str(round(float(value), 4)) for value in metrics.values()]
     widths = [max(len(name), len(value)) for name, value in zip(metrics, values, strict=True)]
     rule = "+" + "+".join("-" * (width + 2) for width in widths) + "+"

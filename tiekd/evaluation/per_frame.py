@@ -1,7 +1,7 @@
-"""Results per frame: the rows behind the means, as a table, as a file, and the worst frames.
+"""Results per frame: the rows from which the means are computed, a CSV file, the worst frames.
 
-`FrameRows` is one of the watchers of `evaluate.evaluate`. Nothing leaves the device before
-`gather`; then some 200 bytes a frame go to every rank. Left out: per-pixel results, which
+`FrameRows` is a watcher of `evaluate.evaluate`. The results stay on the device until `gather`,
+which sends some 200 bytes per frame to every rank. Left out: per-pixel results, which
 tiekd/visualization/frame_pictures.py draws.
 """
 
@@ -23,12 +23,13 @@ from tiekd.files import replace_text
 
 
 class FrameTable(NamedTuple):
-    """The results of all frames, in the data set's order.
+    """The results of all frames, in the dataset's order.
 
     Attributes:
-        names: N frame names.
-        metrics: (N, 9) float64, NaN for a frame without ground truth that counts.
-        sums: (N, NUM_RANGES, 4) float64 of `range_errors.range_sums`.
+        names: names of the N frames.
+        metrics: (N, 9) float64 in the order of METRIC_NAMES; NaN for a frame without valid ground
+            truth.
+        sums: (N, NUM_RANGES, 4) float64, see `range_errors.range_sums`.
     """
 
     names: list[str]
@@ -37,16 +38,22 @@ class FrameTable(NamedTuple):
 
     @property
     def pixels(self) -> list[int]:
-        """The number of pixels of each frame that counted."""
+        """The number of pixels with valid ground truth in each frame."""
         return self.sums[:, :, PIXELS].sum(1).long().tolist()
 
     def column(self, metric: str) -> Tensor:
-        """Returns (N,) values of one metric."""
+        """Returns the (N,) values of the metric with this name."""
         return self.metrics[:, metrics.METRIC_NAMES.index(metric)]
 
 
 class FrameRows:
-    """Collects the rows of this rank's frames as they are evaluated."""
+    """Watcher that collects the results of this rank's frames during an evaluation.
+
+    Args:
+        min_depth: ground truth is valid above it, metres.
+        cap: ground truth is valid below it, metres.
+        crop: name of the evaluation crop.
+    """
 
     def __init__(self, min_depth: float, cap: float, crop: str):
         self.min_depth = min_depth
@@ -58,7 +65,14 @@ class FrameRows:
         self._sums: list[Tensor] = []
 
     def __call__(self, indices: list[int], batch: Batch, depth: Tensor, rows: Tensor) -> None:
-        """Adds a batch: its frames' indices, the batch, the predicted depth and the metrics."""
+        """Adds the results of a batch.
+
+        Args:
+            indices: the frames' indices in the dataset.
+            batch: the batch.
+            depth: (B, 1, H, W) predicted depth, metres.
+            rows: (B, 9) metrics.
+        """
         self._indices += indices
         self._names += batch.names
         self._rows.append(rows)
@@ -70,7 +84,7 @@ class FrameRows:
             torch.cat(self._rows).cpu() if self._rows else torch.zeros(0, len(metrics.METRIC_NAMES))
         )
         sums = torch.cat(self._sums).cpu() if self._sums else torch.zeros(0, NUM_RANGES, 4)
-        # Sorting by index restores the data set's order.
+        # Sort by index, the first element, which restores the dataset's order.
         mine = list(zip(self._indices, self._names, rows.tolist(), sums.tolist(), strict=True))
         everything = sorted(frame for part in comm.gather_objects(mine) for frame in part)
         _, names, rows, sums = zip(*everything, strict=True)
@@ -82,14 +96,14 @@ class FrameRows:
 def write_csv(path: Path, tables: Mapping[str, FrameTable]) -> None:
     """Writes the results per frame as a CSV file, one network after the other.
 
-    One row per frame in the data set's order: name, pixels, the nine metrics with all their digits
-    (empty where no pixel counts) and the network.
+    One row per frame in the dataset's order: name, number of valid pixels, the nine metrics in full
+    precision (empty for a frame without valid pixels) and the network's name.
 
     Args:
         path: the file; replaced atomically.
-        tables: by the network's name.
+        tables: network's name -> results.
     """
-    # The whole text first, so that the file is replaced in one step.
+    # Build the whole text first, so that the file is replaced in one step.
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["name", "pixels", *metrics.METRIC_NAMES, "network"])
@@ -105,12 +119,12 @@ def write_csv(path: Path, tables: Mapping[str, FrameTable]) -> None:
 def worst(table: FrameTable, metric: str = "abs_rel", count: int = 3) -> list[tuple[str, float]]:
     """Returns the frames with the largest error as (name, error), the worst first.
 
-    Frames without ground truth are left out.
+    Frames without valid ground truth are left out.
 
     Args:
         table: the results.
-        metric: its name.
-        count: number of frames.
+        metric: name of a metric of which less is better.
+        count: maximum number of frames.
     """
     column = table.column(metric)
     # NaN marks a frame without ground truth.
@@ -120,9 +134,11 @@ def worst(table: FrameTable, metric: str = "abs_rel", count: int = 3) -> list[tu
 
 
 def wins(ours: FrameTable, theirs: FrameTable) -> dict[str, tuple[int, int]]:
-    """Returns for each metric the number of frames where ours is better and where theirs is.
+    """Compares two networks frame by frame.
 
-    Equal frames count for neither.
+    Returns:
+        metric -> (frames on which `ours` is better, frames on which `theirs` is better). Frames
+        with equal values, or without valid ground truth, count for neither.
     """
     counts = {}
     for name in metrics.METRIC_NAMES:

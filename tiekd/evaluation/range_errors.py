@@ -1,10 +1,10 @@
-"""Bias and error by range of the measured depth: near, middle and far.
+"""Bias and error in three ranges of the ground truth: near, middle and far.
 
-A network may be right on the mean and wrong where it matters. Most predict too near far away; that
-shows here and in none of the nine metrics. The ranges end at a quarter, a half and the whole of
-the cap: 0-20, 20-40 and 40-80 m on KITTI. Unlike the nine metrics these are means over all pixels
-of a range, since many images have few far pixels. Sums are float64 and stay on the device, without
-a host sync; they cost some twelve passes over the crop's pixels.
+A network can be accurate on average and biased in a range. Most networks predict far surfaces too
+near, which none of the nine metrics shows. The ranges end at a quarter, a half and the whole of the
+cap: 0-20, 20-40 and 40-80 m on KITTI. Unlike the nine metrics these are means over all pixels of a
+range, not over images, since many images have few far pixels. Sums are float64 and stay on the
+device, without a host sync; they cost some twelve passes over the crop's pixels.
 """
 
 from typing import NamedTuple
@@ -20,7 +20,7 @@ PIXELS = 0  # index of the number of pixels among the sums
 
 
 class RangeFigures(NamedTuple):
-    """The errors of the pixels whose measured depth is in [from_m, to_m). NaN without a pixel.
+    """The errors of the pixels whose ground truth is in [from_m, to_m). NaN if there are none.
 
     Attributes:
         from_m: lower end of the range, metres.
@@ -40,7 +40,7 @@ class RangeFigures(NamedTuple):
 
 
 def bounds_m(cap: float) -> list[tuple[float, float]]:
-    """Returns the ranges (from, to) in metres."""
+    """Returns the ranges (from, to) in metres; the last one ends at `cap` metres."""
     edges = [share * cap for share in _SHARES]
     return list(zip(edges[:-1], edges[1:], strict=True))
 
@@ -49,29 +49,30 @@ def bounds_m(cap: float) -> list[tuple[float, float]]:
 def range_sums(
     prediction: Tensor, ground_truth: Tensor, min_depth: float, cap: float, crop: str
 ) -> Tensor:
-    """Returns the sums of each image and range: pixels, d, |d| / t and d^2, for d = prediction - t.
+    """Sums the errors of each image and range, over the pixels valid for `metrics.depth_metrics`.
 
-    A prediction that is not finite is an infinite error.
+    A prediction that is not finite counts as an infinite error.
 
     Args:
         prediction: (B, 1, H, W), metres.
-        ground_truth: (B, 1, H, W), metres; the pixels that count for `metrics.depth_metrics` count.
-        min_depth: metres; ground truth counts above it.
-        cap: metres; ground truth counts below it.
+        ground_truth: (B, 1, H, W), metres.
+        min_depth: ground truth is valid above it, metres.
+        cap: ground truth is valid below it, metres.
         crop: name of the evaluation crop.
 
     Returns:
-        (B, NUM_RANGES, 4) float64 on the same device.
+        (B, NUM_RANGES, 4) float64 on the same device: the number of pixels, and the sums of d,
+        |d| / t and d^2, for d = prediction - t and the ground truth t.
     """
     rows, columns = metrics.crop_box(crop, *prediction.shape[-2:])
     predicted, truth = (
         maps[:, 0, rows, columns].flatten(1).double() for maps in (prediction, ground_truth)
     )
-    # Pixels that don't count get a truth of 1, so that no division fails.
+    # Set the truth of invalid pixels to 1, so that the division below gives no NaN.
     counts = (truth > min_depth) & (truth < cap)
     truth = torch.where(counts, truth, 1.0)
     difference = torch.where(predicted.isfinite(), predicted, torch.inf) - truth
-    # Each range sums its own pixels.
+    # Sum each term over the pixels of each range.
     terms = (torch.ones_like(truth), difference, difference.abs() / truth, difference.square())
     sums = []
     for low, high in bounds_m(cap):
@@ -81,11 +82,11 @@ def range_sums(
 
 
 def range_figures(sums: Tensor, cap: float) -> list[RangeFigures]:
-    """Returns the figures of each range.
+    """Returns bias and errors of each range, as means over the pixels of all images.
 
     Args:
-        sums: (N, NUM_RANGES, 4) of all images, as `range_sums` returns them.
-        cap: metres.
+        sums: (N, NUM_RANGES, 4), the sums of all images, as `range_sums` returns them.
+        cap: upper end of the last range, metres.
     """
     figures = []
     for (low, high), (count, bias, relative, square) in zip(

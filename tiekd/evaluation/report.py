@@ -1,4 +1,4 @@
-"""The text that an evaluation prints: tables that compare networks."""
+"""The text that an evaluation prints: the protocol, and tables that compare networks."""
 
 from collections.abc import Mapping
 
@@ -9,11 +9,11 @@ from tiekd.evaluation.evaluate import EvaluationProtocol
 
 
 def everything(results: Mapping[str, Result], protocol: EvaluationProtocol) -> list[str]:
-    """Returns all text of an evaluation, block by block, with the last network's worst frames.
+    """Returns the report of an evaluation as a list of text blocks.
 
     Args:
-        results: by the network's name.
-        protocol: how they were evaluated.
+        results: network's name -> result. The worst frames are those of the last network.
+        protocol: how the networks were evaluated.
     """
     last = list(results)[-1]
     result = results[last]
@@ -29,7 +29,12 @@ def everything(results: Mapping[str, Result], protocol: EvaluationProtocol) -> l
 
 
 def protocol_lines(protocol: EvaluationProtocol, result: Result) -> str:
-    """Describes in words how the figures were made and on what."""
+    """Describes the evaluated frames and the protocol in words.
+
+    Args:
+        protocol: how the networks were evaluated.
+        result: the network whose numbers of frames and pixels, and working resolution, are named.
+    """
     table = result.frames
     with_truth = sum(map(bool, table.pixels))
     settings = protocol.settings
@@ -54,11 +59,13 @@ def trained_on_lines(results: Mapping[str, Result]) -> list[str]:
 
 
 def comparison_table(figures: Mapping[str, Mapping[str, float]]) -> str:
-    """Returns a table with one row a network and one column a metric.
+    """Returns a text table with one row per network and one column per metric.
 
-    Of several networks the last column is abs_rel divided by the first network's.
+    With several networks a last column has abs_rel divided by that of the first network.
+
+    Args:
+        figures: network's name -> metric -> value.
     """
-    # With several networks the last column is relative to the first of them.
     width = max(map(len, figures))
     several = len(figures) > 1
     first = next(iter(figures.values()))["abs_rel"]
@@ -72,7 +79,7 @@ def comparison_table(figures: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def ranges_table(results: Mapping[str, Result]) -> str:
-    """Returns a table with one row a network and range: pixels, bias and error."""
+    """Returns a text table with one row per network and depth range: pixels, bias and errors."""
     width = max(map(len, results))
     head = f"{'':{width}}  {'range, m':>13}  {'pixels':>11}"
     lines = [f"{head}  {'bias, m':>8}  {'abs_rel':>8}  {'rmse, m':>8}"]
@@ -85,14 +92,14 @@ def ranges_table(results: Mapping[str, Result]) -> str:
                 else "no pixel"
             )
             lines.append(f"{label:{width}}  {place:>13}  {row.pixels:>11}  {figures:>8}")
-            label = ""  # A network's name stands in its first row only.
+            label = ""  # Show a network's name in its first row only.
     return "\n".join(lines)
 
 
 def duels_table(results: Mapping[str, Result]) -> str:
-    """Compares the last network with each other one.
+    """Returns text tables that compare the last network with each other one.
 
-    Returns the differences of the metrics and the numbers of frames on which each is better.
+    Each has the differences of the metrics, and the numbers of frames on which either is better.
     """
     *others, last = results
     ours = results[last]
@@ -114,7 +121,7 @@ def duels_table(results: Mapping[str, Result]) -> str:
 
 
 def worst_lines(label: str, result: Result) -> str:
-    """Returns the three frames with the largest abs_rel, one a line."""
+    """Returns the three frames of a network with the largest abs_rel, one per line."""
     rows = per_frame.worst(result.frames)
     return "\n".join(
         [

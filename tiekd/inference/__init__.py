@@ -1,1 +1,1 @@
-"""A trained network in use: as a function, over files and videos, and as an exported file."""
+"""Inference: a trained network as a function, on image and video files, and as an exported file."""

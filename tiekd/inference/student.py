@@ -1,12 +1,13 @@
-"""A trained network as a function from images to metres, for users who only predict.
+"""A trained network as a function from images to depth in metres, for users who only predict.
 
     student = tiekd.load_student("work_dirs/tiekd_light_bts_kitti/best_abs_rel.pth")
     depth = student("street.jpg")          # (H, W) float32 metres, on the CPU
 
-It includes everything around the network: reading, the working resolution that the weights were
-trained at (tiekd/data/resize.py), the normalisation and the readout. Costs what the network's
-forward costs at that resolution; distributions over depth bins are read in strips
-(tiekd/models/readout.py), never whole. Left out: flip averaging, and half precision.
+It includes the steps around the network: reading the file, resizing to the working resolution that
+the weights were trained at (tiekd/data/resize.py), normalisation and readout. The cost is that of
+the network's forward pass at that resolution. A distribution over depth bins is computed in strips
+(tiekd/models/readout.py), so that it is never in memory as a whole. Left out: flip averaging, and
+half precision.
 """
 
 from os import PathLike, fspath
@@ -37,8 +38,8 @@ class Reading(NamedTuple):
 
     Attributes:
         depth: (B, 1, H, W) float32, metres.
-        confidence: (B, 1, H, W) float32, the probability that depth lies near the likeliest bin
-            (tiekd/models/readout.py); None if it wasn't asked for.
+        confidence: (B, 1, H, W) float32, 0 to 1, the probability that depth is near the likeliest
+            bin (tiekd/models/readout.py); None if it wasn't requested.
     """
 
     depth: Tensor
@@ -46,19 +47,19 @@ class Reading(NamedTuple):
 
 
 class Student:
-    """A network in eval mode on one device: image -> metres.
+    """Predicts depth in metres from images, with a network in eval mode on one device.
 
     Args:
-        network: The network; it is moved to the device and set to eval mode.
-        device: The device.
+        network: The network. It is moved to the device and set to eval mode.
+        device: The device to run on.
         readout: How depth is read from a DPM head's distribution: "mean", as trained and evaluated;
-            "mode"; or "local", the mean near the mode, which leaves fewer points in mid-air at
-            edges. Other heads have the mean only.
-        resize: The working resolution at which the network sees each image; the depth is returned
-            at the image's own size.
+            "mode"; or "local", the mean near the mode, which puts fewer points into mid-air at
+            object edges. Other heads support "mean" only.
+        resize: The working resolution, to which each image is resized. Depth is returned at the
+            image's own size.
 
     Raises:
-        RecipeError: If the head can't give the readout.
+        RecipeError: If the head doesn't support the readout.
     """
 
     def __init__(
@@ -77,9 +78,9 @@ class Student:
 
     @property
     def smooth(self) -> bool:
-        """True if depth may be interpolated between pixels.
+        """True if depth may be interpolated between pixels, i.e. for the readout "mean".
 
-        For mode and local that would put points into mid-air.
+        For "mode" and "local", interpolating across an object edge would put points into mid-air.
         """
         return self.readout == "mean"
 
@@ -87,15 +88,15 @@ class Student:
         """Predicts the depth of an image.
 
         Args:
-            image: A file, a Pillow image, (H, W, 3) uint8 RGB, or a (3, H, W) or (B, 3, H, W) uint8
-                RGB tensor.
+            image: The path of an image file, a Pillow image, an (H, W, 3) uint8 RGB array, or a
+                (3, H, W) or (B, 3, H, W) uint8 RGB tensor.
 
         Returns:
-            (H, W), for a batch (B, H, W), float32 metres between the network's min_depth and
+            (H, W), or (B, H, W) for a batch; float32 metres between the network's min_depth and
             max_depth, on the CPU.
 
         Raises:
-            DataError: For a file that is no image, and for anything else.
+            DataError: If the file can't be read as an image, or `image` is none of the above.
         """
         pixels = as_pixels(image)
         depth = self.predict(pixels if pixels.dim() == 4 else pixels[None]).depth[:, 0]
@@ -106,13 +107,13 @@ class Student:
 
         Args:
             pixels: (B, 3, H, W) uint8 RGB.
-            with_confidence: Also return the confidence; needs a DPM head.
+            with_confidence: True to return confidence, too. Needs a DPM head.
 
         Returns:
-            The reading on the CPU.
+            Depth and confidence at the images' own size, on the CPU.
 
         Raises:
-            RecipeError: If confidence is asked of another head.
+            RecipeError: If confidence is requested of another head.
         """
         reading = self.read(network_input(pixels, self.resize), with_confidence)
         return self.at_own_size(reading, tuple(pixels.shape[2:]))
@@ -121,8 +122,11 @@ class Student:
         """Resizes a reading from the working resolution to the images' own size, on the CPU.
 
         Args:
-            reading: At the working resolution, of images of one size.
-            size: (height, width) of the images.
+            reading: Depth and confidence at the working resolution, of images of one size.
+            size: (height, width) of the images in pixels.
+
+        Returns:
+            Depth and confidence at `size`.
         """
         confidence = reading.confidence
         if confidence is not None:
@@ -134,18 +138,22 @@ class Student:
         """Predicts the depth of images at the working resolution, on the student's device.
 
         Args:
-            pixels: (B, 3, h, w) uint8 RGB as the network sees them (`network_input`).
-            with_confidence: Also return the confidence; needs a DPM head.
+            pixels: (B, 3, h, w) uint8 RGB at the working resolution, as `network_input` returns it.
+            with_confidence: True to return confidence, too. Needs a DPM head.
+
+        Returns:
+            Depth and confidence, (B, 1, h, w), on the device.
 
         Raises:
-            RecipeError: If confidence is asked of another head.
+            RecipeError: If confidence is requested of another head.
         """
         if with_confidence:
             check_readout(self.network, "local", "confidence")
         network = self.network
         image = self._normalised(pixels)
         size = tuple(image.shape[2:])
-        # The network's own forward gives the mean; other outputs read the distribution in strips.
+        # The network's forward pass computes the mean. Other readouts, and confidence, need the
+        # distribution, which is computed in strips.
         if self.smooth and not with_confidence:
             return Reading(network(image).depth)
         features = network.features(image)
@@ -165,16 +173,16 @@ class Student:
 
     @torch.no_grad()
     def margins(self, pixels: Tensor) -> Tensor:
-        """Returns how much likelier the chosen bin is than the next one, for mode and local.
+        """Returns the difference in probability between the likeliest and the next likeliest bin.
 
-        Near 0, rounding decides which bin is chosen. Each pixel has the margin of the cell that its
-        depth comes from.
+        Where it is near 0, rounding decides which bin the readouts "mode" and "local" choose. A
+        pixel has the margin of the grid cell from which its depth is taken.
 
         Args:
-            pixels: (B, 3, H, W) uint8 RGB.
+            pixels: (B, 3, H, W) uint8 RGB at the images' own size.
 
         Returns:
-            (B, 1, H, W), 0 to 1, on the CPU.
+            (B, 1, H, W) float32, 0 to 1, on the CPU.
         """
         image = self._normalised(network_input(pixels, self.resize))
         features = self.network.features(image)
@@ -197,33 +205,37 @@ def load_student(
     readout: str = "mean",
     size: tuple[int, int] | str | None = None,
 ) -> Student:
-    """Loads a checkpoint as a function from an image to metres: `load_student(checkpoint)(image)`.
+    """Loads a student, a function from an image to metres: `load_student(checkpoint)(image)`.
 
     Args:
-        checkpoint: Weights written by tiekd (best_*.pth, a checkpoint's student.pth), which contain
-            the description of their network; a work dir, for its best weights, else its latest; or
-            a published file, which needs `recipe`.
-        recipe: The YAML file of the network. Weights whose network has external parts need it too:
-            a file alone must not choose which modules are imported.
-        device: The student's device.
+        checkpoint: One of: a weights file written by tiekd (best_*.pth, or a checkpoint's
+            student.pth), which contains the description of its network; a work dir, of which the
+            best weights are loaded, or the latest if there are no best ones; a published weights
+            file, which needs `recipe`.
+        recipe: The YAML file that describes the network. It is also required if the network has
+            components of modules outside tiekd, because a weights file alone must not decide which
+            modules are imported.
+        device: The device to run on.
         readout: See `Student`.
-        size: None for the working resolution that the weights were trained at, which tiekd's
-            weights contain, else the recipe's, else the images' own size. (height, width) fits each
-            image into it by one factor. "full" keeps each image's own size.
+        size: The working resolution. None uses the one that the weights were trained at, which
+            tiekd's weights files contain; otherwise the recipe's; otherwise the images' own size.
+            (height, width) in pixels scales each image, with its aspect ratio kept, to fit into it.
+            "full" keeps each image's own size.
 
     Returns:
         The student.
 
     Raises:
-        CheckpointError: If the file is no checkpoint, or doesn't fit its network.
-        RecipeError: If an option is wrong.
+        CheckpointError: If the file is not a checkpoint, doesn't match its network, or needs
+            `recipe`.
+        RecipeError: If `recipe`, `readout` or `size` is invalid.
     """
     path = Path(paths.expanded(fspath(checkpoint)))
     if path.is_dir():
         from tiekd.workdir.checkpoints import find_weights
 
         path = find_weights(path)
-    # Find the description of the network, in the recipe or in the file.
+    # Get the description of the network from the recipe if there is one, otherwise from the file.
     state = state_dicts.read_checkpoint(path)
     loaded = load_recipe(recipe) if recipe is not None else None
     node = state.get("network") if loaded is None else loaded.get("network")
@@ -232,7 +244,7 @@ def load_student(
             f"{path}: doesn't say its network; give the recipe of it, as in load_student(..., "
             "recipe=)"
         )
-    # External parts are imported only if the user gives the recipe that names them.
+    # Without a recipe, refuse components of modules outside tiekd, which would be imported.
     foreign = next(external.names_in(node), None) if recipe is None else None
     if foreign is not None:
         raise CheckpointError(
@@ -263,12 +275,12 @@ def _fit_in(size: tuple[int, int] | str) -> Resize:
 
 
 def check_readout(network: Network, readout: str, option: str = "readout") -> None:
-    """Raises RecipeError for an unknown readout, or one that the network's head can't give.
+    """Raises RecipeError if the readout is unknown, or if the network's head doesn't support it.
 
     Args:
         network: The network.
-        readout: One of READOUTS.
-        option: The option to name in the message.
+        readout: The name of the readout.
+        option: The name of the option that the message mentions.
     """
     if readout not in readouts.READOUTS:
         raise RecipeError(f"readout: got {readout!r}; allowed: {', '.join(readouts.READOUTS)}")
@@ -282,19 +294,23 @@ def check_readout(network: Network, readout: str, option: str = "readout") -> No
 
 
 def as_pixels(image: str | PathLike | Image.Image | np.ndarray | Tensor) -> Tensor:
-    """Converts an image in any form that `Student` takes to uint8 RGB.
+    """Converts an image in any form that `Student` accepts to a uint8 RGB tensor on the CPU.
+
+    Args:
+        image: See `Student.__call__`.
 
     Returns:
-        (3, H, W); for a batch (B, 3, H, W).
+        (3, H, W), or (B, 3, H, W) for a batch.
 
     Raises:
-        DataError: For a file that is no image, and for anything else.
+        DataError: If the file can't be read as an image, or `image` has another type, dtype or
+            shape.
     """
     if isinstance(image, str | PathLike):
         return read_photo(Path(paths.expanded(fspath(image))))
     if isinstance(image, Image.Image):
         return as_photo(image, "the image")
-    # Other shapes and dtypes fall through to the error.
+    # Arrays and tensors of other shapes or dtypes fall through to the error below.
     if isinstance(image, np.ndarray):
         if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size:
             return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
@@ -318,16 +334,20 @@ def as_pixels(image: str | PathLike | Image.Image | np.ndarray | Tensor) -> Tens
 
 
 def pick_device(name: str | None) -> torch.device:
-    """Returns the device of a name; for None the GPU if there is one, else the CPU.
+    """Returns the device with this name, or for None the GPU if there is one, else the CPU.
+
+    Args:
+        name: Such as "cpu", "cuda" or "cuda:1"; None for the default.
 
     Raises:
-        LaunchError: If there is no such device.
+        LaunchError: If the machine has no such device.
     """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        # Only using a device shows whether it exists, and whether it holds values ("meta" doesn't).
+        # torch.device accepts devices that don't exist, and "meta", which holds no values. Using
+        # the device reveals both.
         torch.zeros(1, device=device).item()
         return device
     except (RuntimeError, AssertionError) as error:

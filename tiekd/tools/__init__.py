@@ -1,1 +1,1 @@
-"""The bodies of the programs in bin/, one module each."""
+"""The implementations of the programs in bin/, one module per program."""

@@ -1,7 +1,7 @@
-"""The options that several programs share, and the recipe that those of a run change.
+"""Command-line options that several programs share, and the recipe with a run's options applied.
 
-Every option of bin/train.py that affects what is learned becomes a value of the recipe, so that the
-saved recipe has it.
+Every option of bin/train.py that affects what is learned is written into the recipe, so that the
+recipe that a run saves is complete.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from tiekd.config.recipe import load_recipe, merge, work_dir_of
 
 
 def new_parser(description: str) -> argparse.ArgumentParser:
-    """Returns a parser whose help shows a program's docstring as it is laid out."""
+    """Returns a parser whose help shows `description` with its line breaks kept."""
     return argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -27,7 +27,7 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
-    """Adds `--set`, whose words are `overrides`."""
+    """Adds the option `--set`, stored as `overrides`."""
     parser.add_argument(
         "--set",
         metavar="KEY=VALUE",
@@ -40,7 +40,7 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 
 
 def add_frames(parser: argparse.ArgumentParser) -> None:
-    """Adds which frames a program reads, and the number of processes that read them."""
+    """Adds the options for the frames that a program reads and for the processes that read them."""
     parser.add_argument(
         "--split",
         choices=("train", "val", "both"),
@@ -54,7 +54,7 @@ def add_frames(parser: argparse.ArgumentParser) -> None:
 
 
 def add_local_rank(parser: argparse.ArgumentParser) -> None:
-    """Adds the option that DeepSpeed's launcher gives each rank, which nothing reads."""
+    """Adds `--local_rank`, which DeepSpeed's launcher passes to each rank. Its value isn't used."""
     parser.add_argument("--local_rank", type=int, default=0, help="given by the launcher")
 
 

@@ -1,11 +1,11 @@
 """Fills the cache of decoded frames (tiekd/data/decoded_cache.py) that `data.decoded` reads.
 
-Each array is written atomically. Arrays that are there and whose source is unchanged are kept. So a
-killed job resumes where it was, and a repeated one decodes only what has changed. Several processes
-decode at once. Decoding a frame of KITTI takes about 25 ms plus its writing, verifying one about 3
-ms.
+Each array is written atomically, and existing arrays whose source is unchanged are kept. Therefore
+a killed job resumes where it stopped, and a repeated job decodes only changed files. Several
+processes decode in parallel. Decoding a KITTI frame takes about 25 ms plus the write, verifying one
+about 3 ms.
 
-Left out: folders that several machines fill at once.
+Left out: several machines that fill one folder at the same time.
 """
 
 import argparse
@@ -36,24 +36,24 @@ from tiekd.training.settings import Recipe
 
 _LOCK = ".lock"
 _FILES_A_BATCH = 4
-_BLOCK = 4096  # bytes; a file takes whole blocks of the disk
+_BLOCK = 4096  # bytes; the disk allocates whole blocks for a file
 
 Sources = dict[Path, Callable[[Path], Tensor]]
 
 
 def sources_of(recipe: Recipe, splits: tuple[str, ...], out: TextIO | None = None) -> Sources:
-    """Lists the files that the splits' frames are decoded from, each once.
+    """Lists the files from which the splits' frames are decoded, each file once.
 
     Args:
-        recipe: with its overrides applied.
+        recipe: the recipe, with overrides applied.
         splits: "train", "val" or both.
-        out: gets the data set's warnings about how the files were found.
+        out: text stream that receives the dataset's warnings about how the files were found.
 
     Returns:
-        Each file with the function that decodes it.
+        path -> the function that decodes the file.
 
     Raises:
-        RecipeError: the data set has no files to decode.
+        RecipeError: the dataset has no files to decode.
     """
     sources = {}
     notes: dict[str, None] = {}  # an ordered set: the splits of a folder have the same notes
@@ -80,24 +80,26 @@ def sources_of(recipe: Recipe, splits: tuple[str, ...], out: TextIO | None = Non
 def fill(
     recipe: Recipe, sources: Sources, folder: Path, num_workers: int, verify: bool, out: TextIO
 ) -> None:
-    """Decodes the files that the cache doesn't have yet.
+    """Decodes the files that the cache doesn't contain yet.
 
     Args:
-        recipe: with its overrides applied.
-        sources: what `sources_of` returns.
-        folder: the cache.
-        num_workers: processes that decode.
-        verify: also compares what is there with its source, and replaces arrays with wrong values.
-        out: gets the progress.
+        recipe: the recipe, with overrides applied.
+        sources: the files, as `sources_of` returns them.
+        folder: the folder of the cache.
+        num_workers: number of processes that decode.
+        verify: True to also compare existing arrays with their sources, and replace those with
+            wrong values.
+        out: text stream that receives the progress.
 
     Raises:
-        DataError: the arrays don't fit on the disk (raised before any is written), one can't be
-            written (raised at once), or files can't be decoded (raised after all others are).
+        DataError: the arrays don't fit on the disk (raised before any is written); an array can't
+            be written (raised at once); or some files can't be decoded (raised after all others
+            are).
     """
     cache = Decoded(folder, recipe.dataset.root)
     each = partial(_each, num_workers=num_workers, timeout_s=recipe.loading.timeout_s, out=out)
     with _claimed(folder):
-        # What is missing.
+        # Find the missing files.
         if verify:
             whole = list(each("verified", list(sources), partial(cache.holds, thoroughly=True)))
         else:
@@ -110,7 +112,7 @@ def fill(
             f"{folder}",
         )
         _check_disk(folder, [(source, sources[source]) for source in missing], out)
-        # Decode it. Faulty files are collected; a disk that can't be written to ends the job.
+        # Decode them. Errors of corrupt files are collected, while a failed write ends the job.
         problems = []
         with closing(
             each("files", missing, partial(_write, cache, sources), there=there)
@@ -130,7 +132,7 @@ def fill(
 
 
 def _write(cache: Decoded, sources: Sources, source: Path) -> DataError | None:
-    """Decodes a file into the cache; returns the error, if there is one."""
+    """Decodes a file into the cache. Returns the error if it can't be decoded, otherwise None."""
     try:
         cache.write(source, sources[source])
     except DataError as error:
@@ -148,18 +150,16 @@ def _each(
     *,
     there: int = 0,
 ) -> Iterator:
-    """Yields what `act` returns for each file, in order, computed by several processes.
-
-    Shows the progress.
+    """Yields act(path) for each file, in order, computed by several processes.
 
     Args:
-        noun: what is counted.
+        noun: name of the counted things in the progress.
         paths: the files.
-        act: takes a file's path.
-        num_workers: processes that call it.
-        timeout_s: how long to wait for a batch.
-        out: gets the progress.
-        there: how many further files are already done.
+        act: function of a file's path.
+        num_workers: number of processes.
+        timeout_s: seconds to wait for a batch of results before an error is raised.
+        out: text stream that receives the progress.
+        there: number of further files that are already done, for the progress.
     """
     done = there
     progress = Progress(noun, there + len(paths), lambda: done, out)
@@ -181,7 +181,8 @@ def _check_disk(folder: Path, missing: list[tuple[Path, Callable]], out: TextIO)
     needed = sum(_bytes(*source) for source in missing)
     free = shutil.disk_usage(folder).free
     _tell(out, f"Disk: {needed / 1e9:.3f} GB needed, {free / 1e9:.3f} GB free")
-    # Before anything is written: hours later the disk would be full of half a cache.
+    # Check the space before the first write: otherwise the disk would be full hours later, with an
+    # incomplete cache.
     if needed > free:
         raise DataError(
             f"{folder}: {len(missing)} decoded files need {needed / 1e9:.3f} GB, {free / 1e9:.3f} "
@@ -196,7 +197,7 @@ def _bytes(source: Path, decode: Callable) -> int:
     except DataError:
         return 0
     content = height * width * (3 if decode is image_io.read_image else 2)
-    return (content // _BLOCK + 2) * _BLOCK  # with its header and the note about its source
+    return (content // _BLOCK + 2) * _BLOCK  # including header and metadata about the source
 
 
 @contextmanager
@@ -207,7 +208,7 @@ def _claimed(folder: Path) -> Iterator[None]:
         raise DataError(f"{folder / _LOCK}: {found}, no lock; remove it")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # The kernel releases the lock when the process ends, however it ends.
+        # The kernel releases the lock when the process ends, even if it is killed.
         lock = (folder / _LOCK).open("w")
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,12 +1,13 @@
 """Writes a teacher's depth maps to files, in the published naming and encoding.
 
-Any number of students can then learn from them. The teacher predicts one frame at a time (with its
-mirror image, if flip averaging is on), so a map doesn't depend on a batch or on the number of
-ranks. Each map is written atomically and existing ones are kept, so a killed job resumes where it
-was. Each rank encodes and writes in threads while its network predicts.
+Any number of students can then learn from these maps. The teacher predicts one frame at a time
+(together with its mirror image if flip averaging is on), so that a map doesn't depend on the batch
+or on the number of ranks. Each map is written atomically and existing maps are kept, so that a
+killed job resumes where it stopped. Each rank encodes and writes maps in threads while its network
+predicts.
 
-Left out: folders that several machines don't share, and replacing maps: another teacher takes
-another folder.
+Left out: folders that aren't shared by all machines; and replacing maps, since the maps of another
+teacher belong in another folder.
 """
 
 import argparse
@@ -49,20 +50,20 @@ from tiekd.training.settings import Recipe
 
 TIMEOUT_MINUTES = 600.0  # the last rank may be hours behind the first where their devices differ
 
-_WRITERS = 2  # threads of a rank
-_WAITING = 4  # maps that may wait for a thread
-_PROBES = 3  # maps from whose size the size of all is estimated
-_MARGIN = 1.1  # on that estimate
+_WRITERS = 2  # threads per rank that encode and write
+_WAITING = 4  # maps that may wait for such a thread
+_PROBES = 3  # maps that are encoded to estimate the size of all
+_MARGIN = 1.1  # safety factor on that estimate
 
 
 class Source(NamedTuple):
     """The teacher that makes the maps.
 
     Attributes:
-        teacher: the recipe's section, with the file of its checkpoint in it.
-        flip: whether flips are averaged; False for a teacher from outside the project, which
-            decides that itself, and loads its own weights.
-        resize: a working resolution in place of the weights' own; None keeps theirs.
+        teacher: the recipe's `teacher` section, with the path of the checkpoint filled in.
+        flip: True to average with the prediction for the mirrored image. False for a teacher of a
+            module outside tiekd, which decides that itself and loads its own weights.
+        resize: the working resolution; None for the one stored with the weights.
     """
 
     teacher: TeacherNode
@@ -71,7 +72,7 @@ class Source(NamedTuple):
 
     @property
     def node(self) -> dict:
-        """The section of which the teacher is built."""
+        """The recipe node from which the teacher is built."""
         if self.teacher.module is not None:
             return self.teacher.node
         return self.teacher.node | {"flip": self.flip}
@@ -85,18 +86,18 @@ class Source(NamedTuple):
 def teacher_of(
     recipe: Recipe, recipe_path: str | Path, checkpoint: str | None, overrides: Sequence[str] = ()
 ) -> Source:
-    """Finds the teacher of a recipe: a student's `teacher`, or the network itself if it has none.
+    """Returns the teacher of a recipe: its `teacher`, or its own network if it has no `teacher`.
 
     Args:
-        recipe: with its overrides applied.
-        recipe_path: its file.
-        checkpoint: weights in place of the recipe's own.
-        overrides: words of `--set`. If the teacher is the recipe's own network, `data.resize` among
-            them applies to the teacher. Otherwise it applies to the student, and the teacher keeps
-            its own.
+        recipe: the recipe, with overrides applied.
+        recipe_path: the recipe's file.
+        checkpoint: weights file that replaces the recipe's own; None to keep that.
+        overrides: the arguments of `--set`. If the teacher is the recipe's own network, a
+            `data.resize` among them applies to the teacher. Otherwise it applies to the student
+            only, and the teacher keeps its own working resolution.
 
     Raises:
-        TeacherError: there are no weights, or the recipe learns from cached maps.
+        TeacherError: there are no weights, or the recipe's teacher is a folder of cached maps.
     """
     resize = None
     teacher = recipe.teacher
@@ -112,7 +113,7 @@ def teacher_of(
             f"teacher.maps: {recipe_path} learns from cached maps, so there is no network to make "
             "any; give the teacher's own recipe"
         )
-    # The recipe trains the teacher itself: its own network and weights are meant.
+    # The recipe trains the teacher itself, so use its own network and weights.
     if teacher.is_the_recipes_network:
         own = {"network": recipe.network, "recipe": str(recipe_path)}
         if "work_dir" in recipe.node:
@@ -138,13 +139,13 @@ def default_folder(recipe: Recipe, recipe_path: str | Path, split: str) -> Path:
 
 
 def frames_of(recipe: Recipe, split: str) -> Dataset:
-    """Builds the frames of a split that need teacher maps, cropped as they are read.
+    """Builds the dataset of the frames of a split that need teacher maps.
 
-    Training frames include those without ground truth, and those that only a run without validation
-    trains on.
+    Training frames include those without ground truth, and those that are trained on only in a run
+    without validation.
 
     Raises:
-        RecipeError: the data set doesn't name its frames' maps.
+        RecipeError: the dataset doesn't define the file names of its frames' maps.
     """
     # With a teacher in the recipe, frames without ground truth are included.
     taught = replace(recipe.dataset, maps=None, has_teacher=True)
@@ -161,21 +162,21 @@ def frames_of(recipe: Recipe, split: str) -> Dataset:
 def cache_maps(
     recipe: Recipe, source: Source, frames: Dataset, folder: Path, device: torch.device, out: TextIO
 ) -> None:
-    """Writes the maps that the folder doesn't have yet. Collective.
+    """Writes the maps that the folder doesn't contain yet. Collective.
 
     Args:
-        recipe: with its overrides applied.
+        recipe: the recipe, with overrides applied.
         source: the teacher.
-        frames: as `frames_of` builds them.
-        folder: for the maps and their manifest.
-        device: of this rank.
-        out: gets the progress, from rank 0.
+        frames: the frames, as `frames_of` builds them.
+        folder: the folder of the maps and their manifest.
+        device: this rank's device.
+        out: text stream to which rank 0 writes the progress.
 
     Raises:
-        TeacherError: the folder holds maps of another kind.
+        TeacherError: the folder's manifest describes another teacher or other settings.
         DataError: the maps don't fit on the disk.
     """
-    # The teacher, and the manifest that says what its maps are made with.
+    # Build the teacher, and the manifest, which records how the maps are made.
     teacher = build_teacher(source.node, device, source.resize)
     digest = None if teacher.network is None else digest_of(teacher.network)
     described, resize = source.node, {}
@@ -187,10 +188,10 @@ def cache_maps(
     check_same({"map": frames})
     found = teacher_maps.read_manifest(folder) or manifest
     if teacher_maps.ORIENTATION not in found and not _any_turned(frames):
-        # An older folder has no entry about EXIF rotation. If no frame is rotated, its maps are the
-        # same, and the job resumes in it.
+        # An older folder's manifest lacks the entry about EXIF rotation. If no frame is rotated,
+        # the maps are the same without it, so leave the entry out and resume in that folder.
         del manifest[teacher_maps.ORIENTATION]
-    # Write the maps that aren't there yet.
+    # Write the missing maps.
     index_by_name = {frames.map_name(index): index for index in range(len(frames))}
     job = _Job(teacher, frames, index_by_name, folder, manifest["full_scale_m"], device, out)
     for note in getattr(frames, "notes", ()):
@@ -223,11 +224,11 @@ def digest_of(network: nn.Module) -> str:
 
 @dataclass(frozen=True)
 class _Job:
-    """One folder of maps that is being filled.
+    """The job that fills one folder with maps.
 
     Attributes:
-        index_by_name: the file name of each frame's map -> the frame's index.
-        full_scale_m: metres of the largest value of a map.
+        index_by_name: file name of a frame's map -> the frame's index.
+        full_scale_m: depth in metres of the largest value that a map's encoding holds.
     """
 
     teacher: FrozenTeacher | OutsideTeacher
@@ -247,7 +248,7 @@ class _Job:
     def missing(self) -> list[str]:
         """Returns the names of maps that are missing or incomplete. Collective.
 
-        Each rank checks a share.
+        Each rank checks some of the files; all ranks return the same list.
         """
         mine = list(self.index_by_name)[comm.rank() :: comm.world_size()]
         missing = [name for name in mine if not image_io.is_whole_depth_png(self.folder / name)]
@@ -255,12 +256,12 @@ class _Job:
         return [name for name in self.index_by_name if name in lost]
 
     def check_disk(self, missing: list[str]) -> None:
-        """Compares the space that the maps need with the free space. Collective.
+        """Checks that the missing maps fit on the disk. Collective.
 
-        The size of all is estimated from a few.
+        Their total size is estimated from a few maps.
 
         Raises:
-            DataError: the space isn't enough.
+            DataError: the free space is too small.
         """
         problem = None
         if comm.is_main():
@@ -291,7 +292,8 @@ class _Job:
             bar = Progress("maps", len(self.index_by_name), self._count, self.out)
         with bar as progress:
             with ThreadPoolExecutor(_WRITERS) as pool:
-                # The queue is short, so that a slow disk holds the network up, not the memory.
+                # The queue is short, so that a slow disk stalls the network instead of filling the
+                # memory with maps.
                 waiting = deque()
                 share = RankShare(comm.rank(), comm.world_size())
                 for name, depth in self._depths(missing, share, loading):
@@ -307,10 +309,10 @@ class _Job:
     def _depths(
         self, names: list[str], share: RankShare, loading: Loading
     ) -> Iterator[tuple[str, np.ndarray]]:
-        """Predicts a rank's share of the frames, at each frame's own size.
+        """Predicts this rank's share of the frames, at each frame's own size.
 
         Yields:
-            The map's name, and depth (H, W) float32, metres.
+            (name, depth): the map's file name, and (H, W) float32 in metres.
         """
         frames = Subset(self.frames, [self.index_by_name[name] for name in names])
         resize = getattr(self.teacher, "resize", OWN_SIZE)
@@ -348,13 +350,17 @@ def _claimed(folder: Path, manifest: dict) -> Iterator[None]:
 
 
 def _claim(folder: Path, manifest: dict) -> tuple[TextIO | None, str | None]:
-    """Returns the locked manifest, or the reason why there is none. Rank 0 only.
+    """Locks the folder for this job. Called by rank 0 only.
 
-    The lock ends with the process, however that ends.
+    The kernel releases the lock when the process ends, even if it is killed.
+
+    Returns:
+        (manifest, None) with the open, locked manifest; or (None, reason) if the folder can't be
+        used.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Maps that are there are kept only if the manifest says that they are of this kind.
+        # Use a folder with maps only if its manifest equals this job's.
         found = teacher_maps.read_manifest(folder)
         if found is None and any(name.endswith(".png") for name in os.listdir(folder)):
             return (
@@ -371,11 +377,11 @@ def _claim(folder: Path, manifest: dict) -> tuple[TextIO | None, str | None]:
                 f"{folder}: holds maps of another kind (they differ in {other}); give another "
                 "--out",
             )
-        # One job a folder: the second one is refused while the first one runs.
+        # Only one job may fill a folder: refuse a second one while the first runs.
         lock = (folder / teacher_maps.MANIFEST).open("r+")
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.fstat(lock.fileno()).st_ino != os.stat(lock.name).st_ino:
-            # Another job that started at the same time has replaced our manifest by its own.
+            # Another job started at the same time, and replaced this job's manifest by its own.
             raise BlockingIOError
     except BlockingIOError:
         return (
@@ -385,7 +391,7 @@ def _claim(folder: Path, manifest: dict) -> tuple[TextIO | None, str | None]:
         )
     except OSError as error:
         return None, f"{folder}: can't be written to ({error.strerror}); give another --out"
-    for partial in folder.glob(".*.png.*"):  # of a job that was killed while it wrote
+    for partial in folder.glob(".*.png.*"):  # left by a job that was killed during a write
         partial.unlink(missing_ok=True)
     return lock, None
 

@@ -1,9 +1,10 @@
-"""Checks the frames of a recipe, and writes a report and split files without the faulty ones.
+"""Checks the frames of a recipe, and writes a report and split files without the faulty frames.
 
-The user's files stay untouched: all output goes to a folder that must not hold such files yet, each
-written atomically after all frames were read. A faulty frame is dropped from the cleaned split. A
-frame with only a warning (tiekd/data/checks.py) stays unless asked otherwise, and then only
-training frames are dropped: another validation set would give other figures.
+The dataset's files are never changed. All output goes to a folder that must not contain earlier
+results; each file is written atomically after all frames were read. A faulty frame is dropped from
+the cleaned split. A frame with only a warning (tiekd/data/checks.py) is kept, unless the user asks
+to drop that kind of warning. Then only training frames are dropped, because metrics on another
+validation set would not be comparable.
 """
 
 import argparse
@@ -45,9 +46,9 @@ class Split:
     Attributes:
         name: "train" or "val".
         frames: the split's frames.
-        lines: (number, text) of each frame's line in the split file; None if it has no file.
-        facts: what was read of each frame.
-        findings: faults and warnings.
+        lines: (line number, text) of each frame in the split file; None without a split file.
+        facts: the properties that were read from each frame.
+        findings: the faults and warnings.
         dropped: indices of the frames that the cleaned split leaves out.
     """
 
@@ -59,13 +60,13 @@ class Split:
     dropped: set[int] = field(default_factory=set)
 
     def where(self, index: int) -> str | None:
-        """Returns the split file and line number of a frame; None if there is no file."""
+        """Returns a frame's split file and line number as text; None without a split file."""
         return None if self.lines is None else f"{self.frames.source}:{self.lines[index][0]}"
 
     def remarks(self) -> list[str]:
-        """Returns how depth maps are interpreted, and what else a person should look at.
+        """Returns remarks for the user, such as how depth maps are interpreted.
 
-        None of it is a fault by itself.
+        A remark isn't a fault.
         """
         found = depth_values.describe(
             self.frames, [fact.levels for fact in self.facts if fact.levels is not None]
@@ -107,17 +108,17 @@ def check(
     drop: Sequence[str],
     out: TextIO,
 ) -> None:
-    """Reads all frames and fills in the splits' facts, findings and dropped frames.
+    """Reads all frames, and fills in `facts`, `findings` and `dropped` of the splits.
 
     Args:
-        recipe: with its overrides applied.
-        splits: to be checked.
-        num_workers: processes that read.
-        timeout_s: how long to wait for a batch.
-        neighbours: training frames whose numbers are at most this far from a validation frame's get
-            a warning; 0 for none.
+        recipe: the recipe, with overrides applied.
+        splits: the splits to check, which are changed in place.
+        num_workers: number of processes that read.
+        timeout_s: seconds to wait for a batch before an error is raised.
+        neighbours: a training frame gets a warning if its frame number differs by at most this from
+            that of a validation frame; 0 for no such warnings.
         drop: kinds of warnings for which training frames are dropped like faulty ones.
-        out: gets the progress.
+        out: text stream that receives the progress.
     """
     augment, resize = recipe.augment, recipe.resize
     total = sum(len(split.frames) for split in splits)
@@ -133,14 +134,14 @@ def check(
                 timeout_s,
                 progress,
             )
-    # Training frames that are, or nearly are, validation frames.
+    # Find training frames that equal, or are close in time to, validation frames.
     by_name = {split.name: split for split in splits}
     if len(by_name) == len(_SPLITS):
         train = by_name["train"]
         val = by_name["val"]
         train.findings += checks.shared(train.frames, train.facts, val.frames, val.facts)
         train.findings += checks.neighbours(train.frames, val.frames, neighbours)
-    # The frames to drop. If there is a teacher, training frames may have empty ground truth.
+    # Choose the frames to drop. With a teacher, training frames may have empty ground truth.
     for split in splits:
         tolerated = () if split.name == "val" or not recipe.teacher.is_given else ("empty",)
         kinds = {*FAULTS, *(drop if split.name == "train" else ())}.difference(tolerated)
@@ -151,7 +152,7 @@ def claim(out: Path) -> None:
     """Creates the folder for the results.
 
     Raises:
-        LaunchError: it holds some already, or can't be created.
+        LaunchError: the folder already contains results, or can't be created.
     """
     held = [
         name
@@ -174,16 +175,16 @@ def write(recipe: Recipe, splits: list[Split], out: Path) -> str:
     """Writes the report and the cleaned split files.
 
     Returns:
-        The report in short, with the options that use the cleaned files.
+        A summary of the report, with the options that make a run use the cleaned files.
     """
     texts = {f"{split.name}.txt": split.cleaned() for split in _to_clean(recipe, splits)}
-    # Without any frame left in one of them no cleaned split is written.
+    # If a split has no frames left, write no cleaned split at all.
     empty = [name for name, text in texts.items() if not text]
     texts = {} if empty else texts
     for name, text in texts.items():
         write_durably(out / name, text.encode(errors="surrogateescape"))
     short = _short(recipe, splits, texts, empty, out)
-    # The same findings as text and as JSON.
+    # Write the findings as text and as JSON.
     findings = [(split, finding) for split in splits for finding in split.findings]
     lines = [
         f"{s.name} {f.kind}: {f.message} ({s.where(f.index) or s.frames.source})"

@@ -1,10 +1,10 @@
-"""Measures what a run will need by starting it: `bin/train.py --dry-run`.
+"""Measures the time, memory and disk space that a run will need: `bin/train.py --dry-run`.
 
-Builds everything that the run builds, so it refuses what the run would refuse. Trains until the
-median time of an iteration is known (3 s, 5 to 50 iterations; up to a minute if they are slow),
-evaluates a few validation frames, and serialises a checkpoint without writing it. So times and peak
-memory are those of the run. Writes nothing, reads no checkpoint of the run, and works while another
-process uses the work dir.
+It builds everything that the run builds, so that it raises the same errors. It trains until the
+median time per iteration is known (3 s, 5 to 50 iterations; up to a minute if they are slow),
+evaluates a few validation frames, and serialises a checkpoint without writing it. Therefore times
+and peak memory are those of the run. It writes nothing, reads no checkpoint of the run, and works
+while another process uses the work dir.
 
 Left out: the time of saving, and TensorBoard's images.
 """
@@ -41,7 +41,7 @@ from tiekd.training.settings import Recipe
 from tiekd.workdir import checkpoints, manifest, workdir
 from tiekd.workdir.environment import environment
 
-_MOST_ITERATIONS = 200  # far more than the stopwatch needs
+_MOST_ITERATIONS = 200  # upper bound; the stopwatch ends training much earlier
 _EVALUATED = 4  # batches per rank on which an evaluation is timed
 _SLOW_S = 20.0  # seconds of an evaluation's batch from which on one batch is timed
 
@@ -50,15 +50,15 @@ def dry_run(recipe: dict, recipe_path: Path, engine_config: dict) -> list[str]:
     """Measures a run. Collective.
 
     Args:
-        recipe: with its overrides applied.
-        recipe_path: its file.
-        engine_config: as read from its file.
+        recipe: the recipe, with overrides applied.
+        recipe_path: the recipe's file.
+        engine_config: the engine config, as read from its file.
 
     Returns:
         The report's lines, the same on every rank.
 
     Raises:
-        UserError: what `training.run.run` raises before it trains.
+        UserError: any error that `training.run.run` raises before it trains.
     """
     # Build what the run builds.
     sections = Recipe(recipe)
@@ -112,7 +112,7 @@ def dry_run(recipe: dict, recipe_path: Path, engine_config: dict) -> list[str]:
 
 
 def begin(parts: Parts, watch: Stopwatch) -> None:
-    """Builds the engine and trains until the stopwatch has enough. Collective."""
+    """Builds the engine and trains until `watch` has timed enough iterations. Collective."""
     state = parts.state
     options = parts.recipe.train
     state.engine = build_engine(parts.network, parts.optimizer, parts.config)
@@ -146,7 +146,7 @@ class _First(Dataset):
 
 
 class _Sizes(manifest.Files):
-    """Counts the bytes of a checkpoint's files, DeepSpeed's too, in place of writing them."""
+    """Counts the bytes of a checkpoint's files, including DeepSpeed's, instead of writing them."""
 
     def save(self, state_dict, path: str | Path) -> None:
         """Serialises a file and records its size."""
@@ -195,9 +195,9 @@ def _evaluations(parts: Parts) -> int:
 
 
 def _evaluation_s(parts: Parts) -> float:
-    """Returns the seconds of one evaluation; 0 without validation. Collective.
+    """Returns the estimated seconds of one evaluation; 0 without validation. Collective.
 
-    Extrapolated from the time of one batch per rank, and of a few.
+    It is extrapolated from the times of one batch and of a few batches per rank.
     """
     hook = next((hook for hook in parts.state.hooks if isinstance(hook, Evaluation)), None)
     if hook is None:
@@ -218,8 +218,8 @@ def _evaluation_s(parts: Parts) -> float:
         memory.wait(parts.device)
         return comm.max_over_ranks(time.perf_counter() - started)
 
-    # Starting workers costs time once, so the batches after the first are timed by a second try,
-    # unless one batch alone is slow.
+    # Data workers are launched once per evaluation. To separate that time from the time per batch,
+    # time a few batches, too, unless one batch alone is slow.
     seconds(1)  # warms up
     one = seconds(1)
     batches = -(-len(hook.dataset) // at_once)
@@ -230,9 +230,9 @@ def _evaluation_s(parts: Parts) -> float:
 
 
 def _checkpoint_bytes(parts: Parts) -> tuple[int, int]:
-    """Returns the bytes of the student's plain weights, and of a checkpoint's files of all ranks.
+    """Returns the sizes in bytes of the student's weights file and of a checkpoint. Collective.
 
-    Collective.
+    The checkpoint's size includes the files of all ranks.
     """
     engine = parts.state.engine
     patches.save_through(engine, _Sizes())
@@ -245,9 +245,9 @@ def _checkpoint_bytes(parts: Parts) -> tuple[int, int]:
 
 
 def _disk(parts: Parts, weights_bytes: int, checkpoint_bytes: int) -> list[str]:
-    """Returns lines about the most disk space that checkpoints and best weights take.
+    """Returns lines about the peak disk usage of checkpoints and best weights.
 
-    That is while one checkpoint is written beside those that are kept.
+    The peak is reached while a checkpoint is written and the ones to keep still exist.
     """
     saver = next(
         (hook for hook in reversed(parts.state.hooks) if isinstance(hook, Checkpoint)), None
@@ -264,7 +264,7 @@ def _disk(parts: Parts, weights_bytes: int, checkpoint_bytes: int) -> list[str]:
     at_most = min(len(saved), kept + 1) * checkpoint_bytes
     if parts.recipe.train.validate:
         at_most += 2 * weights_bytes
-    # The work dir may not exist yet: ask the disk of the folder above it that does.
+    # The work dir may not exist yet: use the disk of its closest existing parent.
     there = parts.state.work_dir.absolute()
     there = next(folder for folder in (there, *there.parents) if folder.is_dir())
     free = shutil.disk_usage(there).free
@@ -281,9 +281,9 @@ def _disk(parts: Parts, weights_bytes: int, checkpoint_bytes: int) -> list[str]:
 
 
 def _moments(parts: Parts, interval: int, by: str) -> Iterator[int]:
-    """Yields the iterations at which something is done every `interval` epochs or iterations.
+    """Yields the iterations at which an action is due every `interval` epochs or iterations.
 
-    The run's last iteration is always one.
+    `by` is the unit, "epoch" or "iteration". The run's last iteration is always included.
     """
     total = parts.state.total_iterations
     period = parts.state.period(interval, by)

@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> None:
     loading = recipe.loading
     frames = build_dataset(data, args.split, as_evaluated=True)
     check_same({"evaluation": frames})
-    # Everything that can be refused, before the networks run.
+    # Raise all user errors before the networks run.
     seen = compare.overlaps(networks, frames)
     if args.split == "val" and not args.on_trained:
         compare.refuse_trained_on(seen, networks)

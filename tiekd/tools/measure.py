@@ -9,9 +9,9 @@ import torch
 from tiekd.distributed import comm, memory
 from tiekd.training.hook import Hook
 
-_LEAST_S = 3.0  # seconds of timed iterations
-_MOST_S = 60.0  # seconds of all iterations, after which three iterations are enough
-_LEAST = 5  # timed iterations
+_LEAST_S = 3.0  # minimum total time of the timed iterations, seconds
+_MOST_S = 60.0  # after this many seconds, three timed iterations are enough
+_LEAST = 5  # minimum number of timed iterations
 _MOST = 50
 # Iterations skipped while fp16's loss scale is searched are left out: before the first step the
 # optimizer has no state whose memory could be measured.
@@ -20,20 +20,20 @@ _READ_AHEAD = 2  # batches that a worker of torch's loader has ready
 
 
 class Stopwatch(Hook):
-    """Times each iteration until the device has finished it.
+    """Times each iteration, including the device's work.
 
-    The first iteration warms up, and so do those whose data was read while nothing trained. Waits
-    for the device and exchanges a value between ranks after every iteration.
+    Excluded as warm-up are the first iteration, and those whose data was read before training
+    began. Costs a host sync and an exchange between ranks after every iteration.
     """
 
     def __init__(self, device: torch.device, workers: int, accumulation: int, least: int = _LEAST):
-        """Times on `device`.
+        """Makes a stopwatch for a run.
 
         Args:
-            device: of this rank.
-            workers: processes that read data.
+            device: this rank's device.
+            workers: number of data workers.
             accumulation: micro-batches per iteration.
-            least: iterations that are timed at least; 1 times the first one, without warming up.
+            least: minimum number of timed iterations; 1 to time the first one, without warm-up.
         """
         self.device = device
         self.least = least
@@ -47,7 +47,7 @@ class Stopwatch(Hook):
         self._began = self._started = time.perf_counter()
 
     def after_iteration(self, state) -> None:
-        """Records an iteration's time; stops the run if that was enough. Collective."""
+        """Records an iteration's time, and stops the run after enough iterations. Collective."""
         memory.wait(self.device)
         self.rows.append((time.perf_counter() - self._started, state.data_time_s))
         if bool(state.step_skipped) and state.iteration < _MOST_SKIPPED:
@@ -57,11 +57,11 @@ class Stopwatch(Hook):
         self._started = time.perf_counter()
 
     def median_s(self) -> tuple[float, float]:
-        """Returns the median seconds of an iteration, and of waiting for its data."""
+        """Returns the median seconds per iteration, and of the wait for data within it."""
         return tuple(statistics.median(column) for column in zip(*self._timed(), strict=True))
 
     def range_s(self) -> tuple[float, float]:
-        """Returns the least and the most seconds of an iteration."""
+        """Returns the minimum and the maximum seconds per iteration."""
         times = [row[0] for row in self._timed()]
         return min(times), max(times)
 

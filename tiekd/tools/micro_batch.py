@@ -1,16 +1,16 @@
 """Finds the largest micro-batch that fits: `bin/train.py --dry-run --find-micro-batch`.
 
-The global batch and the ranks stay fixed. The engine is built and makes one iteration with
-micro-batches of one image, so that everything that it holds in a run is there: weights, gradients,
-the optimizer's state, buckets. Beside it, a plain copy of the student goes forward and backward on
-1, 2, ... images, the divisors of a rank's share of the batch. Such a try has no collective
-(BatchNorm doesn't synchronise either), so a rank that runs out of memory leaves no other waiting.
-After each try the ranks exchange the result, and the one with the least room decides. The copy's
-weights and gradients come on top of the engine's: the answer errs by these, on the safe side.
+The global batch size and the world size stay fixed. The engine is built and runs one iteration with
+micro-batches of one image, so that all memory that it holds during a run is allocated: weights,
+gradients, optimizer state, buckets. Then a plain copy of the student runs forward and backward on
+1, 2, ... images, the divisors of the batch size per rank. Such a try has no collectives (BatchNorm
+doesn't synchronise either), so that no rank waits for one that runs out of memory. After each try
+the ranks exchange the result, and the rank with the least free memory decides. The copy's weights
+and gradients are allocated in addition to the engine's, so the estimate is conservative.
 
-An accelerator reports when its memory is full. A CPU doesn't: it swaps, or the process is killed.
-There a number of images is only tried if the memory of smaller ones, extrapolated linearly, is
-within the budget.
+A GPU raises an error when its memory is full. On a CPU the machine would swap, or the process would
+be killed. Therefore a number of images is tried on a CPU only if its memory, extrapolated linearly
+from smaller numbers, is within the budget.
 """
 
 import gc
@@ -33,18 +33,18 @@ from tiekd.tools.measure import Stopwatch
 from tiekd.training.build import Parts, build_parts
 from tiekd.training.settings import Recipe
 
-_LOOKED_AT = 8  # images, of which the largest is tried
-_LEFT_FREE = 0.1  # the share of a machine's memory that is left for what isn't measured
+_LOOKED_AT = 8  # images that are read; the tries repeat the largest of them
+_LEFT_FREE = 0.1  # fraction of the machine's memory that is reserved for other uses
 
 
 class Try(NamedTuple):
     """A micro-batch that was tried.
 
     Attributes:
-        images: the number of images of a rank.
-        peak_bytes: the most bytes that a rank holds, measured; extrapolated where `time_s` is None.
-        time_s: seconds of a forward and a backward.
-        fits: whether every rank has the memory for it.
+        images: images per rank.
+        peak_bytes: the maximum over ranks of the peak memory; extrapolated if `time_s` is None.
+        time_s: seconds of a forward and a backward pass; None if it didn't run.
+        fits: True if the memory of every rank suffices.
     """
 
     images: int
@@ -57,10 +57,10 @@ def find(recipe: dict, engine_config: dict, memory_gb: float | None) -> list[str
     """Finds the largest micro-batch that fits. Collective.
 
     Args:
-        recipe: with its overrides applied.
-        engine_config: as read from its file.
-        memory_gb: GB that a rank may hold; None for all that is free on its device, or for its
-            share of what is free on the machine.
+        recipe: the recipe, with overrides applied.
+        engine_config: the engine config, as read from its file.
+        memory_gb: memory budget per rank in GB; None for all free memory of its GPU, or on a CPU
+            for its share of the machine's free memory.
 
     Returns:
         The report's lines, the same on every rank.
@@ -100,19 +100,19 @@ def find_largest(
     """Tries numbers of images, from small to large, until one doesn't fit. Collective.
 
     Args:
-        candidates: numbers of images, rising.
-        try_images: goes forward and backward with so many.
-        device: of this rank.
-        budget: bytes that this rank may hold, on a device that raises no OutOfMemoryError; else
-            None.
+        candidates: numbers of images, in increasing order.
+        try_images: function that runs forward and backward on a given number of images.
+        device: this rank's device.
+        budget: memory budget of this rank in bytes, on a device that raises no OutOfMemoryError;
+            otherwise None.
 
     Returns:
-        The tries; the last one that fits is the answer.
+        The tries in order. The last one that fits has the largest micro-batch.
     """
     tries: list[Try] = []
     for images in candidates:
         if device.type == "cpu":
-            # Freed memory that the process keeps would hide how much more a larger try takes.
+            # Return cached free memory: reusing it would hide how much more a larger try needs.
             allocator.give_back()
         foreseen = _foreseen(tries, images, memory.held_bytes(device))
         mine = Try(images, foreseen, None, False)
@@ -135,7 +135,8 @@ def find_largest(
 def _foreseen(tries: list[Try], images: int, held: float) -> float:
     """Extrapolates the peak bytes of a number of images.
 
-    From two tries linearly; from one as if everything that it took grew with its images.
+    From two tries linearly. From one try, assuming that its memory above `held` is proportional to
+    the number of images.
     """
     if not tries:
         return held
@@ -146,7 +147,7 @@ def _foreseen(tries: list[Try], images: int, held: float) -> float:
 def _try(
     images: int, try_images: Callable[[int], None], device: torch.device, budget: float | None
 ) -> Try:
-    """Tries a number of images twice: the first time allocates and warms up."""
+    """Tries a number of images twice, since the first run allocates and warms up."""
     memory.restart_peak(device)
     try:
         for _ in range(2):
@@ -157,7 +158,7 @@ def _try(
         peak = memory.peak_bytes(device)
         result = Try(images, peak, seconds, budget is None or peak <= budget)
     except (MemoryError, RuntimeError) as error:
-        # A device's libraries may raise RuntimeErrors with messages of their own.
+        # Libraries such as cuDNN may report missing memory by a RuntimeError with another message.
         known = isinstance(error, torch.OutOfMemoryError | MemoryError)
         if not known and not entrypoint.is_out_of_memory(error):
             raise
@@ -169,11 +170,11 @@ def _try(
 
 
 def _on_a_copy(parts: Parts) -> Callable[[int], None]:
-    """Returns a function that trains on a number of images without a step.
+    """Returns a function that runs forward and backward on a given number of images.
 
-    They go forward and backward through teacher, a copy of the student, and losses.
+    It runs the teacher, a copy of the student, and the losses, without an optimizer step.
     """
-    # The copy: the engine's network with its precision, but without collectives.
+    # Copy the engine's network in its precision, but without collectives.
     engine = parts.state.engine
     device = parts.device
     network = build_network(parts.recipe.network).to(device).train()
@@ -226,7 +227,7 @@ def _told(parts: Parts, tries: list[Try], share: int, budget: float | None) -> l
         lines.append(f"{images:11d}   {share // images:12d}   {size(peak):>16}   {end}")
     if budget is not None:
         lines.append(f"A rank may hold {size(min(comm.gather_objects(budget)))}")
-    # The tries were from small to large, so where none fits the first says what one image takes.
+    # Tries are in increasing order: if none fits, the first one shows the memory of one image.
     largest = max((t.images for t in tries if t.fits), default=None)
     if largest is None:
         allowed = "" if budget is None else f" of the {size(budget)} that it may"
@@ -235,7 +236,7 @@ def _told(parts: Parts, tries: list[Try], share: int, budget: float | None) -> l
             f"not even one image fits, a rank holds {held}{allowed}; make data.augment.crop or the "
             "network smaller"
         )
-    # The size of a micro-batch is no mere matter of speed where norms see it.
+    # BatchNorm computes statistics per micro-batch, so its size affects training, not only speed.
     if any(isinstance(module, torch.nn.BatchNorm2d) for module in parts.network.modules()):
         lines.append(
             "The student has BatchNorm, whose statistics are of all ranks' micro-batches together "

@@ -1,9 +1,10 @@
-"""Plots training and validation curves of several runs' `.log.json` files, ours and mmcv's.
+"""Plots training and validation curves from the `.log.json` files of runs of tiekd or mmcv.
 
-A file has rows of `mode` train, whose `iter` counts within the epoch or over the run, and rows of
-`mode` val, whose `iter` counts images. The iterations of an epoch are only in the `.log` beside it.
-Without that they are estimated from the rows, too small by up to one interval of the log. Times are
-of training; the time of evaluations is in no row.
+A file has rows with `mode` train, whose `iter` restarts with each epoch or counts over the run, and
+rows with `mode` val, whose `iter` counts images. The number of iterations per epoch is only in the
+`.log` file beside it. Without that file the number is estimated from the rows, which can be too
+small by up to one logging interval. Times include training only, because no row has the time of an
+evaluation.
 """
 
 import json
@@ -35,7 +36,7 @@ _PLOT = "#202024"
 _GRID = "#38383e"
 _INK = "#ebebee"
 _FAINT_INK = "#a0a0a8"
-_DOTS_UP_TO = 40  # up to this many points of a curve are also drawn as dots
+_DOTS_UP_TO = 40  # a curve of at most this many points also shows each point as a dot
 
 
 class Row(NamedTuple):
@@ -43,10 +44,10 @@ class Row(NamedTuple):
 
     Attributes:
         mode: "train" or "val".
-        iteration: since the beginning of the run.
-        epoch: the same in epochs.
-        time: the same in hours of training.
-        values: the row's numbers by their keys.
+        iteration: iterations since the beginning of the run.
+        epoch: epochs since the beginning of the run.
+        time: hours of training since the beginning of the run.
+        values: the row's numbers: key -> value.
     """
 
     mode: str
@@ -70,7 +71,7 @@ class Run(NamedTuple):
         """Returns the xs and ys of a key in training rows, else in validation rows.
 
         Args:
-            key: of the rows.
+            key: a key of the rows.
             by: the x axis, one of AXES.
         """
         modes = {row.mode for row in self.rows if key in row.values}
@@ -194,9 +195,10 @@ def _draw(axes, runs: Sequence[Run], key: str, by: str, x_unit: float, smooth: i
 
 
 def _dotted(ys: Sequence[float]) -> list[int]:
-    """Returns the points that are drawn as dots: of a short curve all, else those without a line.
+    """Returns the indices of the points that are drawn as dots.
 
-    A point without finite neighbours has none.
+    In a short curve these are all points. In a long one they are those without finite neighbours,
+    since no line shows them.
     """
     if len(ys) <= _DOTS_UP_TO:
         return list(range(len(ys)))
@@ -205,9 +207,9 @@ def _dotted(ys: Sequence[float]) -> list[int]:
 
 
 def _running_mean(ys: Sequence[float], count: int) -> list[float]:
-    """Returns means over the last `count` finite numbers.
+    """Returns for each position the mean of the finite values among the last `count` values.
 
-    They are over fewer at the start, and NaN if none is finite.
+    It is over fewer values at the start, and NaN if none of them is finite.
     """
     parts = (np.asarray(ys[max(i + 1 - count, 0) : i + 1], dtype=float) for i in range(len(ys)))
     finite = (part[np.isfinite(part)] for part in parts)
@@ -264,7 +266,7 @@ def _read_json_lines(path: Path) -> list[dict]:
             elif row.get("mode") == _RENUMBERED:
                 found.append({"mode": _RENUMBERED, "of": int(row["now"]["of"])})
         except (ValueError, KeyError, TypeError, AttributeError):
-            # The last line without its end is being written at this moment.
+            # A last line without a newline is still being written: ignore it.
             if number < len(lines) or text.endswith("\n"):
                 raise DataError(
                     f"{path}: line {number} is no row of a .log.json; give that file of the run, "

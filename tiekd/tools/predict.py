@@ -18,7 +18,7 @@ def run(args: argparse.Namespace) -> None:
     recipe = load_recipe(args.recipe, args.overrides)
     data = recipe.get("data", {})
     has_checkpoint = len(args.words) > 1 and not inputs.looks_like_input(args.words[0])
-    # What to predict. Mistakes in it are reported before the network is built.
+    # Find the inputs first, so that errors in them are reported before the network is built.
     found = inputs.find(args.words[has_checkpoint:], args.out)
     given = parse_size(args.size)
     known = (
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> None:
         if has_checkpoint:
             read_as = f"; of several words after RECIPE the first, {args.words[0]}, is CHECKPOINT"
         raise CheckpointError(f"{error}{read_as}") from None
-    # The network, and where its depth is written.
+    # Load the network, and set up the outputs.
     resize = resize if given is None else given
     model = student.Student(network, device, args.readout, resize)
     if args.confidence:

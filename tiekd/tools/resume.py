@@ -16,16 +16,16 @@ def run(given: Sequence[str], rest: Sequence[str], args: argparse.Namespace, pro
     """Runs bin/resume.
 
     Args:
-        given: the user's options for the launcher.
-        rest: the other words of the command line.
-        args: the same, parsed.
-        program: the file of bin/resume, which the launcher is to start.
+        given: the command line's options for the launcher.
+        rest: the other arguments of the command line.
+        args: `rest`, parsed.
+        program: the path of bin/resume, which the launcher runs on each rank.
 
     Returns:
         The exit code.
 
     Raises:
-        UserError: there is no run, or it can't be resumed like this.
+        UserError: there is no run, or it can't be resumed with these options.
     """
     if args.restarts < 0:
         raise LaunchError(f"--restarts {args.restarts}: give how often, from 0")
@@ -35,7 +35,7 @@ def run(given: Sequence[str], rest: Sequence[str], args: argparse.Namespace, pro
     starts = "RANK" not in os.environ and (
         given or record.launcher == "deepspeed" or record.world_size > 1
     )
-    # Check the launcher's options, before anything starts.
+    # Check the launcher's options before any process is launched.
     options = record.launcher_options(given, args.work_dir) if starts else []
     if starts:
         hostfile.check_options(options)
@@ -58,7 +58,8 @@ def run(given: Sequence[str], rest: Sequence[str], args: argparse.Namespace, pro
     if starts:
         launch_record.replace_by_launcher(options, program, rest)
 
-    # A rank: train with the saved recipe and engine config, from the folder of the first start.
+    # This process is a rank: train with the saved recipe and engine config, in the working
+    # directory of the first launch.
     from tiekd.engine.config import read_engine_config, refill
     from tiekd.training import run as training
 
@@ -105,7 +106,7 @@ def is_finished(args: argparse.Namespace) -> bool:
 
 
 def without_restarts(arguments: list[str]) -> list[str]:
-    """Returns the words of the command line without --restarts."""
+    """Returns the command-line arguments without --restarts and its value."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--restarts")
     return parser.parse_known_args(arguments)[1]

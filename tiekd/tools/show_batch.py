@@ -1,7 +1,8 @@
-"""Makes a run's global batch again: the same tensors that its ranks trained on.
+"""Reproduces a run's global batch: the tensors on which its ranks trained in an iteration.
 
-Samples and their augmentation are functions of (seed, iteration), so only the recipe is needed, and
-how the batch was split. Each sample is read twice, since what was drawn for it depends on its size.
+Samples and their augmentation are functions of (seed, iteration). Therefore only the recipe, the
+world size and the number of accumulation steps are needed. Each sample is read twice, because the
+random augmentation drawn for it depends on its image's size.
 """
 
 import argparse
@@ -40,11 +41,11 @@ class MicroBatch(NamedTuple):
     """One micro-batch of one rank.
 
     Attributes:
-        rank: from 0.
-        index: from 0 within its iteration.
-        batch: what the rank trained on.
-        keys: (epoch from 0, index) of each sample.
-        decisions: the augmentation that was drawn for each sample.
+        rank: the rank, from 0.
+        index: index of the micro-batch within the iteration, from 0.
+        batch: the tensors on which the rank trained.
+        keys: (epoch from 0, dataset index) of each sample.
+        decisions: the random augmentation drawn for each sample.
     """
 
     rank: int
@@ -68,15 +69,15 @@ def global_batch(
 
     Args:
         dataset: the run's training set.
-        augment: its augmentation.
-        loading: its settings for loading.
-        train: the run's seed, and its batch size of all ranks.
-        accumulation: micro-batches per iteration.
+        augment: the run's augmentation.
+        loading: the run's loading settings.
+        train: the run's seed and global batch size.
+        accumulation: micro-batches per iteration and rank.
         world_size: the number of ranks.
-        iteration: from 1, as the log counts them.
+        iteration: the iteration, from 1 as in the log.
         resize: the working resolution.
     """
-    # The same sampler as in training, set to this one iteration.
+    # Use the sampler of training, positioned at this iteration.
     groups = size_groups(dataset, resize) if augment.sizes == "bucket" else None
     for rank in range(world_size):
         sampler = MicroBatches(
@@ -100,7 +101,7 @@ def global_batch(
         reader = BatchReader(dataset, augment, train.seed, resize=resize)
         for index, (keys, batch) in enumerate(zip(sampler, batches, strict=True)):
             decisions = [_drawn(reader, *key) for key in keys]
-            # A small data set is repeated: higher indices are repetitions.
+            # A small dataset is repeated, so that indices beyond its length wrap around.
             samples = [(epoch, index % len(dataset)) for epoch, index in keys]
             yield MicroBatch(rank, index, batch, samples, decisions)
 
@@ -121,8 +122,8 @@ def describe(micro_batch: MicroBatch, sample: int, teacher_depth: Tensor | None)
     """Describes a sample in three lines: its name, its augmentation, its values.
 
     Args:
-        micro_batch: the batch of one rank.
-        sample: the index in it.
+        micro_batch: the micro-batch.
+        sample: index of the sample in the micro-batch.
         teacher_depth: (B, 1, H, W) float32, metres, of the whole micro-batch; None without a
             teacher.
     """
@@ -148,9 +149,9 @@ def describe(micro_batch: MicroBatch, sample: int, teacher_depth: Tensor | None)
 
 
 def _drawn(reader: BatchReader, epoch: int, index: int) -> Decisions:
-    """Returns a sample's augmentation, which is drawn for the size of the image that was read.
+    """Returns a sample's augmentation, drawn for the size of the image that was actually read.
 
-    That may be another frame, which was read in place of a faulty one (`data.on_error: skip`).
+    With `data.on_error: skip` that may be another frame, which replaced a faulty one.
     """
     for read_index in range(index, index + len(reader.dataset)):
         try:
@@ -171,7 +172,7 @@ def _range(name: str, values: Tensor) -> str:
 
 
 def _depths(name: str, depth: Tensor) -> str:
-    """Describes a depth map's known pixels: those that aren't 0, non-finite ones included."""
+    """Describes a depth map's known pixels, i.e. those that aren't 0 (non-finite ones count)."""
     known = depth[depth != 0]
     if not len(known):
         return f"{name}: none"
@@ -186,7 +187,7 @@ def run(args: argparse.Namespace) -> None:
     out = (args.out or args.work_dir / "batches").resolve()
     if args.rank is not None and not 0 <= args.rank < record.world_size:
         raise LaunchError(f"--rank {args.rank}: the run had ranks 0 to {record.world_size - 1}")
-    # Relative paths of the recipe start in the folder in which the run was started.
+    # Relative paths in the recipe refer to the working directory in which the run was launched.
     work_dir = args.work_dir.resolve()
     os.chdir(record.folder)
     has_teacher = recipe.teacher.is_given and not args.no_teacher
@@ -194,7 +195,7 @@ def run(args: argparse.Namespace) -> None:
     held_out = inputs.held_out(inputs.read(work_dir), recipe)
     train_set = build_dataset(recipe.dataset, "train", held_out=held_out)
     check_iteration(args.iteration, train_set, recipe)
-    # Ranks and accumulation are those of the last start, since they decide how a batch is split.
+    # World size and accumulation decide how a batch is split: use those of the last launch.
     micro_batches = global_batch(
         train_set,
         recipe.augment,

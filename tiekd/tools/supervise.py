@@ -1,9 +1,9 @@
 """Restarts a run when it crashes, until it has finished: `bin/resume --restarts N`.
 
-The run is a process of its own. It is restarted after 1, 2, 4, ... at most 60 seconds. It isn't
-restarted if it finished, if it was asked to stop, or if two starts in a row brought no newer
-checkpoint, as with a user's mistake. The ranks watch this process like the launcher
-(tiekd/distributed/launcher_watch.py), so none is left running without it.
+The run is a child process. After a crash it is launched again after a delay of 1, 2, 4, ... and at
+most 60 seconds. It isn't launched again if it has finished, if it was asked to stop, or if two
+launches in a row produced no newer checkpoint, as with a user error. The ranks watch this process
+as they watch the launcher (tiekd/distributed/launcher_watch.py), so that they exit if it dies.
 """
 
 import contextlib
@@ -22,45 +22,45 @@ from tiekd.distributed.launcher_watch import SUPERVISOR
 from tiekd.workdir import checkpoints, workdir
 
 _LONGEST_PAUSE_S = 60
-_RANKS_LEAVE_S = 90.0  # after their launcher, once they have saved
+_RANKS_LEAVE_S = 90.0  # time that ranks have to save and exit after their launcher has ended
 _STARTS_WITHOUT_GAIN = 2
 
 
 def supervise(command: Sequence[str], work_dir: Path, restarts: int) -> int:
-    """Runs a command that resumes a run, again after each crash.
+    """Runs a command that resumes a run, and runs it again after each crash.
 
-    A first signal to this process is passed on to the run, which saves and stops. A second one
+    The first signal to this process is forwarded to the run, which saves and stops. A second signal
     kills the run.
 
     Args:
-        command: resumes the run.
-        work_dir: the run's.
-        restarts: the most restarts after the first start.
+        command: the command that resumes the run.
+        work_dir: the run's work dir.
+        restarts: maximum number of launches after the first one.
 
     Returns:
-        The exit code: 0 if the run finished, 75 if it was asked to stop, else that of the last
-        start.
+        The exit code: 0 if the run finished, 75 if it was asked to stop, otherwise the exit code of
+        the last launch.
     """
     asked: list[int] = []
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, lambda number, _frame: asked.append(number))
     newest = _newest(work_dir)
-    idle = 0  # starts in a row that brought no newer checkpoint
+    idle = 0  # consecutive launches that produced no newer checkpoint
     for attempt in range(restarts + 1):
         before = workdir.read_outcome(work_dir)
         code = _run(command, work_dir, asked)
         outcome = workdir.read_outcome(work_dir)
-        # An unchanged outcome is that of the start before: this one ended before it wrote its own.
+        # An unchanged outcome is the previous launch's: this launch ended before it wrote its own.
         outcome = None if outcome == before else outcome
         reached = newest
         newest = _newest(work_dir)
         idle = 0 if newest > reached else idle + 1
-        # Over: it finished, or was asked to stop.
+        # The run finished, or was asked to stop: don't launch it again.
         if outcome is not None and outcome.outcome == "finished":
             return 0
         if asked or (outcome is not None and outcome.outcome == "stopped"):
             return STOPPED_CODE
-        # It crashed: start it again, unless that has been of no use.
+        # It crashed: launch it again, unless the last launches produced no newer checkpoint.
         why = "killed, or it did not begin"
         if outcome is not None and outcome.reason:
             why = outcome.reason
@@ -83,12 +83,12 @@ def supervise(command: Sequence[str], work_dir: Path, restarts: int) -> int:
 
 
 def _run(command: Sequence[str], work_dir: Path, asked: list[int]) -> int:
-    """Runs a command until it and the ranks that outlive it have ended.
+    """Runs a command, and waits until it and the ranks that outlive it have ended.
 
-    Passes the first signal on, and answers a second one by killing all processes.
+    The first signal is forwarded; a second one kills all processes.
     """
     environment = os.environ | {SUPERVISOR: str(os.getpid())}
-    # In a session of its own, so that a terminal's Ctrl-C reaches it only through this process.
+    # Use a new session, so that Ctrl-C in a terminal reaches the command only via this process.
     child = subprocess.Popen(command, start_new_session=True, env=environment)
     everything: set[psutil.Process] = set()
     told = 0
@@ -116,10 +116,11 @@ def _below_this() -> set[psutil.Process]:
 
 
 def _to_be_asked(work_dir: Path, child: int) -> int:
-    """Returns the process that a signal is passed on to.
+    """Returns the id of the process to which a signal is forwarded.
 
-    That is rank 0 if it runs on this machine: it lets all ranks save and end together, whereas
-    DeepSpeed's launcher would end ranks on other machines at once. Otherwise the child.
+    It is rank 0 if that runs on this machine, because rank 0 makes all ranks save and stop
+    together, while DeepSpeed's launcher would end ranks on other machines at once. Otherwise it is
+    the child process.
     """
     return workdir.main_rank_here(work_dir) or child
 

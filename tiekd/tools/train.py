@@ -10,7 +10,8 @@ def run(args: argparse.Namespace) -> None:
     """Runs bin/train.py with its arguments; prints a dry run's report, and raises UserErrors."""
     recipe = recipe_from_arguments(args.recipe, args)
     path = Path(args.recipe).resolve()
-    # Imports torch, so it comes after the recipe, whose mistakes are then reported at once.
+    # This imports torch, so do it after the recipe is loaded: errors in the recipe are then
+    # reported without the delay.
     from tiekd.engine.config import read_engine_config
 
     engine_config = read_engine_config(args.deepspeed_config)

@@ -1,9 +1,9 @@
-"""Charts of curves over a number axis, drawn with Pillow in the style of `visualization.pictures`.
+"""Line charts, drawn with Pillow in the style of `visualization.pictures`.
 
-For images of training, which need no matplotlib; `visualization.figures` is for programs.
-Curves are drawn at three times the size and shrunk, so they are smooth; text and axes are drawn at
-their own size. A chart of 600x400 takes some 20 ms. Left out: axes of dates or categories, and
-interaction.
+They are for images written during training, which must not need matplotlib; programs that plot use
+`visualization.figures`. For antialiasing, curves are drawn at three times the size and downsampled;
+text and axes are drawn at their final size. A chart of 600x400 takes some 20 ms. Left out: axes of
+dates or categories, and interaction.
 """
 
 import math
@@ -16,8 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 from tiekd.visualization.pictures import BACKGROUND, FAINT_INK, INK
 
 Colour = tuple[int, int, int]
-# For a dark background. Neighbours differ in lightness, so colour-blind readers can distinguish
-# them, too.
+# For a dark background. Consecutive colours differ in lightness, so that colour-blind readers can
+# distinguish them.
 COLOURS: tuple[Colour, ...] = (
     (86, 180, 233),
     (230, 159, 0),
@@ -30,8 +30,8 @@ COLOURS: tuple[Colour, ...] = (
 _PLOT = (32, 32, 36)
 _GRID = (56, 56, 62)
 _AXIS = (110, 110, 118)
-_SMOOTH = 3  # curves are drawn this many times larger, then shrunk
-_DOTS_UP_TO = 40  # up to this many points of a curve are also drawn as dots
+_SMOOTH = 3  # curves are drawn this many times larger, then downsampled
+_DOTS_UP_TO = 40  # a curve of at most this many points also shows each point as a dot
 
 
 class Curve(NamedTuple):
@@ -39,10 +39,10 @@ class Curve(NamedTuple):
 
     Attributes:
         xs: The x values.
-        ys: As many y values; one that is not finite interrupts the curve.
+        ys: The y values, as many as `xs`. NaN interrupts the curve.
         colour: RGB, 0 to 255.
-        name: Name in the legend; none if empty.
-        faint: Draw the curve pale and leave it out of the legend.
+        name: Name in the legend; empty to leave the curve out of the legend.
+        faint: True to draw the curve pale and leave it out of the legend.
     """
 
     xs: Sequence[float]
@@ -53,19 +53,19 @@ class Curve(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """A dashed vertical line at x."""
+    """A dashed vertical line at `x`, in the RGB colour `colour`."""
 
     x: float
     colour: Colour
 
 
 class _Axes(NamedTuple):
-    """The plot's box and its ranges.
+    """The plot's box and the value ranges of its axes.
 
     Attributes:
         box: (left, top, right, bottom) in pixels.
-        x_range: The numbers at the left and right border.
-        y_range: The numbers at the bottom and top border, logarithms if `log_y`.
+        x_range: The values at the left and right border.
+        y_range: The values at the bottom and top border; their log10 if `log_y`.
         log_y: True for a logarithmic y axis.
     """
 
@@ -75,9 +75,9 @@ class _Axes(NamedTuple):
     log_y: bool
 
     def place(self, xs, ys) -> np.ndarray:
-        """Returns (N, 2) pixels from the box's corner.
+        """Converts N points to (N, 2) pixels (x, y), relative to the box's top left corner.
 
-        They are not finite where a number isn't, or has no logarithm.
+        A coordinate is NaN if its value is NaN or, on a logarithmic axis, not above 0.
         """
         left, top, right, bottom = self.box
         xs, ys = np.asarray(xs, dtype=float), np.asarray(ys, dtype=float)
@@ -85,7 +85,8 @@ class _Axes(NamedTuple):
             ys = np.log10(np.where(ys > 0, ys, np.nan))
         x_share = (xs - self.x_range[0]) / (self.x_range[1] - self.x_range[0])
         y_share = (ys - self.y_range[0]) / (self.y_range[1] - self.y_range[0])
-        # Clipping far outside the plot changes nothing visible and keeps Pillow from overflowing.
+        # Clip far outside the plot: it changes nothing visible, and larger coordinates would
+        # overflow in Pillow.
         return np.clip(
             np.stack([x_share * (right - left), (1 - y_share) * (bottom - top)], axis=1), -1e4, 1e4
         )
@@ -101,17 +102,17 @@ def chart(
     y_range: tuple[float, float] | None = None,
     log_y: bool = False,
 ) -> np.ndarray:
-    """Draws curves to a chart; named curves are listed in a legend under the title.
+    """Draws a chart of curves, with the named curves in a legend under the title.
 
     Args:
         curves: The curves.
         size: (width, height) in pixels.
-        title: The title.
-        x_label: Label of the x axis.
+        title: The title; empty for none.
+        x_label: Label of the x axis; empty for none.
         marks: Vertical lines.
-        x_range: Range of x; None to include all curves.
-        y_range: Range of y; None to include all curves.
-        log_y: Use a logarithmic y axis, on which numbers up to 0 are not shown.
+        x_range: (left, right) values of the x axis; None to include all curves.
+        y_range: (bottom, top) values of the y axis; None to include all curves.
+        log_y: True for a logarithmic y axis, on which values of 0 or below are not shown.
 
     Returns:
         (height, width, 3) uint8.
@@ -124,7 +125,7 @@ def chart(
     top = _draw_legend(
         draw, fonts[1], [c for c in curves if c.name and not c.faint], 26 if title else 8, size[0]
     )
-    # Ranges, ticks and the box that their labels leave.
+    # Compute the ranges, the ticks, and the box that remains beside the tick labels.
     x_range = x_range or _extent([curve.xs for curve in curves], log=False)
     low, high = y_range or _extent([curve.ys for curve in curves], log=log_y)
     y_range = (math.log10(low), math.log10(high)) if log_y else (low, high)
@@ -133,7 +134,7 @@ def chart(
     axes = _Axes(
         (round(left), top, size[0] - 14, size[1] - (40 if x_label else 24)), x_range, y_range, log_y
     )
-    # Axes, then the curves over them.
+    # Draw the axes, then the curves over them.
     _draw_axes(draw, axes, fonts[1], y_ticks, x_label)
     canvas.paste(_plot(canvas, axes, curves, marks), axes.box[:2])
     draw.rectangle(axes.box, outline=_AXIS)
@@ -141,12 +142,12 @@ def chart(
 
 
 def ticks(low: float, high: float, at_most: int) -> list[float]:
-    """Returns round numbers from low to high, in equal steps of 1, 2 or 5 times a power of ten.
+    """Returns the multiples, from low to high, of a step of 1, 2 or 5 times a power of ten.
 
     Args:
         low: Start of the range.
         high: End of the range.
-        at_most: About the largest number of ticks.
+        at_most: Approximate maximum number of ticks.
     """
     least = (high - low) / max(at_most, 1)
     power = 10.0 ** math.floor(math.log10(least))
@@ -156,9 +157,10 @@ def ticks(low: float, high: float, at_most: int) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Returns 1, 2 and 5 times powers of ten from low to high.
+    """Returns the ticks of a logarithmic axis: 1, 2 and 5 times powers of ten from low to high.
 
-    Over a long range only the powers; over a short one those of `ticks`.
+    If high / low is 200 or more, only the powers of ten. If that leaves fewer than three, the ticks
+    of `ticks`.
     """
     factors = (1, 2, 5) if high / low < 200 else (1,)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
@@ -168,14 +170,17 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def label(number: float) -> str:
-    """Returns a tick's number without needless digits."""
+    """Formats a tick's value without trailing zeros."""
     return f"{number:.0e}" if number and not 1e-4 <= abs(number) < 1e7 else f"{number:.10g}"
 
 
 def legend(
     draw, place: tuple[float, float], font, colour: Colour, name: str, dashed: bool = False
 ) -> float:
-    """Draws one entry of a legend at (left, middle), and returns where the next one begins."""
+    """Draws one legend entry and returns the x coordinate at which the next one begins.
+
+    `place` is (left, vertical centre) in pixels.
+    """
     left, middle = place
     for x in range(0, 18, 6 if dashed else 18):
         draw.line(
@@ -186,7 +191,7 @@ def legend(
 
 
 def _draw_legend(draw, font, curves: Sequence[Curve], top: int, width: int) -> int:
-    """Draws the entries line by line, and returns where the plot may begin."""
+    """Draws the legend in lines from `top` on, and returns the y coordinate below it."""
     left = 10.0
     for curve in curves:
         needed = 24 + draw.textlength(curve.name, font=font)
@@ -224,7 +229,7 @@ def _plot(
     plot = canvas.crop(axes.box)
     large = plot.resize((plot.width * _SMOOTH, plot.height * _SMOOTH), Image.Resampling.NEAREST)
     draw = ImageDraw.Draw(large)
-    # Faint curves first, so that the others lie over them.
+    # Draw faint curves first, so that the others cover them.
     for curve in sorted(curves, key=lambda curve: not curve.faint):
         colour = curve.colour
         if curve.faint:
@@ -234,7 +239,7 @@ def _plot(
             draw.line(
                 [tuple(point) for point in part], fill=colour, width=2 * _SMOOTH, joint="curve"
             )
-            # Short curves get dots, and so do isolated points, which no line shows.
+            # Draw dots for short curves, and for isolated points, which have no line.
             if len(points) <= _DOTS_UP_TO and not curve.faint or len(part) == 1:
                 for x, y in part:
                     draw.ellipse([x - 8, y - 8, x + 8, y + 8], fill=colour)
@@ -252,9 +257,9 @@ def _finite_parts(points: np.ndarray) -> list[np.ndarray]:
 
 
 def _extent(numbers: Sequence[Sequence[float]], log: bool) -> tuple[float, float]:
-    """Returns the smallest range that includes the finite numbers, with a little room.
+    """Returns a non-empty range that includes all finite values, with a small margin.
 
-    It is never empty.
+    If `log`, values of 0 or below are ignored, too.
     """
     values = np.concatenate([np.asarray(some, dtype=float) for some in numbers] or [np.zeros(0)])
     values = values[np.isfinite(values) & ((values > 0) | (not log))]

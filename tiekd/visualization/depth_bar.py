@@ -1,8 +1,8 @@
-"""A scale in metres beside a coloured depth map, sized to the image.
+"""A colour bar in metres beside a coloured depth map, as high as the image.
 
-The colours come from `pictures.colourise`, applied to the depths along the bar, so that the bar
-agrees with the image. Takes a few milliseconds, once for all images of one height. Left out: titles
-and several images (pictures.panel).
+`pictures.colourise` colours the depths along the bar, so that the bar agrees with the image. The
+bar costs a few milliseconds and is cached per image height. Left out: titles, and a bar for several
+images (`pictures.panel`).
 """
 
 import math
@@ -19,11 +19,11 @@ _SMALLEST_FONT = 11
 
 
 def with_bar(colour: np.ndarray, max_depth: float) -> np.ndarray:
-    """Appends the scale from 0 to `max_depth` metres at the right.
+    """Appends a colour bar from 0 to `max_depth` metres at the right of an image.
 
     Args:
-        colour: (H, W, 3) uint8, a depth map in `colourise`'s colours.
-        max_depth: Metres.
+        colour: (H, W, 3) uint8, a depth map coloured by `colourise`.
+        max_depth: End of the colour scale in metres, as given to `colourise`.
 
     Returns:
         (H, W + bar, 3) uint8.
@@ -33,10 +33,14 @@ def with_bar(colour: np.ndarray, max_depth: float) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def bar(height: int, max_depth: float) -> np.ndarray:
-    """Draws the scale alone, far at the top, with ticks at round numbers of metres.
+    """Draws the colour bar alone, with `max_depth` at the top and ticks at round numbers.
+
+    Args:
+        height: Pixels.
+        max_depth: End of the colour scale in metres.
 
     Returns:
-        (height, some width, 3) uint8, read-only.
+        (height, width, 3) uint8, read-only. The width depends on the labels.
     """
     font_size = max(_SMALLEST_FONT, height // 40)
     font = ImageFont.load_default(font_size)
@@ -49,12 +53,12 @@ def bar(height: int, max_depth: float) -> np.ndarray:
     draw = ImageDraw.Draw(canvas)
     top = min(gap, height // 4)
     length = height - 2 * min(gap, height // 4)
-    # Depth is the square of the position on the bar, as in colourise; 0 itself would count as
-    # unknown.
+    # As in `colourise`, the position on the bar is the square root of the depth. Depths are kept
+    # above 0, since 0 would be coloured as unknown.
     places = np.linspace(1, 0, max(length, 1))
     colours = colourise(np.maximum(max_depth * places**2, max_depth * 1e-6)[:, None], max_depth)
     canvas.paste(Image.fromarray(np.repeat(colours, bar_width, axis=1)), (gap, top))
-    # Draw each tick whose label has room beside those already drawn.
+    # Draw each tick whose label doesn't overlap those already drawn.
     taken: list[float] = []
     for tick in ticks:
         y = top + (1 - math.sqrt(tick / max_depth)) * (length - 1)
@@ -76,9 +80,9 @@ def bar(height: int, max_depth: float) -> np.ndarray:
 
 
 def _ticks(largest: float) -> list[float]:
-    """Returns the largest, 0, then 1, 2, 5 times powers of ten below it, the greatest first.
+    """Returns candidate ticks by priority.
 
-    This is the order in which ticks get room.
+    First `largest` and 0, then 1, 2 and 5 times powers of ten below `largest`, in descending order.
     """
     power = math.floor(math.log10(largest))
     round_numbers = [factor * 10.0**p for p in range(power - 2, power + 1) for factor in (1, 2, 5)]

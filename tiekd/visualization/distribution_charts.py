@@ -1,9 +1,9 @@
-"""Charts of a pixel's two distributions over the bins: the target's and the student's output.
+"""Charts of a pixel's two distributions over the depth bins: the target and the student's output.
 
-It is for networks with a DPM head. A rule that depends on the frame's depths alone chooses the
-pixels, so a frame shows the same ones at every evaluation: one near, one of middle depth, one far
-and one at the edge of an object. A panel takes some 100 ms on the CPU. Left out: heads whose bins
-move with the image.
+For networks with a DPM head. The pixels are chosen by the frame's depths alone, so that a frame
+shows the same pixels at every evaluation: one near, one at middle depth, one far, and one at an
+object edge. A panel takes some 100 ms on the CPU. Left out: heads with adaptive bins, i.e. bins
+that depend on the image.
 """
 
 from typing import NamedTuple
@@ -19,8 +19,8 @@ from tiekd.models.heads.dpm import Dpm
 from tiekd.visualization.charts import Curve, Mark, chart, legend
 from tiekd.visualization.pictures import BACKGROUND, FAINT_INK, INK, resized
 
-# Of the pixels whose depth is within _SAME of these quantiles of the frame's depths, the one
-# nearest to the middle column is chosen.
+# For each of these quantiles of the frame's depths: of the pixels whose log depth is within _SAME
+# of the quantile's, the one nearest to the middle column is chosen.
 _QUANTILES = {"near": 0.1, "middle": 0.5, "far": 0.9}
 _SAME = 0.05
 _EDGE_RADIUS = 2
@@ -31,7 +31,7 @@ _TRUTH = (245, 245, 245)
 _GAP = 8
 _MARGIN = 14
 _CHART = (400, 250)
-_SHOWN_MASS = 0.995  # the share of each distribution that a chart's range includes
+_SHOWN_MASS = 0.995  # a chart's range starts at 1 minus this quantile and ends at this quantile
 
 
 class Pixel(NamedTuple):
@@ -39,12 +39,12 @@ class Pixel(NamedTuple):
 
     Attributes:
         name: "near", "middle", "far" or "edge".
-        row: Its row.
-        column: Its column.
-        truth: Metres, 0 where not measured.
-        target: (K,) probabilities that the student learns from.
-        student: (K,) probabilities that it predicts.
-        centres: (K,) metres, the bins' centres.
+        row: Row of the pixel in the image.
+        column: Column of the pixel in the image.
+        truth: Measured depth in metres; 0 if not measured.
+        target: (K,) probabilities, the target distribution of the loss.
+        student: (K,) probabilities that the student predicts.
+        centres: (K,) centres of the bins in metres.
     """
 
     name: str
@@ -57,20 +57,20 @@ class Pixel(NamedTuple):
 
 
 def choose_pixels(truth: np.ndarray, target: np.ndarray) -> list[tuple[str, int, int]]:
-    """Chooses up to four pixels of a frame.
+    """Chooses up to four pixels of a frame: near, middle, far and edge.
 
-    They lie where both depths are known, or the target if there is no truth, and keep away from the
-    border and each other.
+    Both depths are known at a chosen pixel; if no pixel has both, only the target is known. Chosen
+    pixels keep a distance from the border and from each other.
 
     Args:
-        truth: (H, W) metres, not above 0 where unknown.
-        target: (H, W) metres, not above 0 where unknown.
+        truth: (H, W) measured depth in metres, 0 or below where unknown.
+        target: (H, W) target depth in metres, 0 or below where unknown.
 
     Returns:
-        (name, row, column) of each.
+        (name, row, column) of each chosen pixel.
     """
     height, width = target.shape
-    # Candidates: known pixels away from the border, thinned to a bounded number.
+    # Candidates are the known pixels away from the border, subsampled to a bounded number.
     known = np.isfinite(target) & (target > 0)
     both = known & (truth > 0)
     border = max(min(height, width) // 25, _EDGE_RADIUS)
@@ -103,30 +103,30 @@ def pixel_distributions(
 ) -> list[Pixel]:
     """Returns the chosen pixels of one frame with their distributions.
 
-    The target's distribution is that of the pixel's cell of the head, as in the divergence. A pixel
-    that the head ignores, or at which the student's numbers are not finite, is left out.
+    The target distribution is that of the head's grid cell that contains the pixel, as in the loss.
+    A pixel is left out if the loss ignores its cell, or if the student's output is not finite.
 
     Args:
         head: The student's head.
         features: (1, C, h, w), the head's input.
-        truth: (H, W) metres, 0 where unknown.
-        target: (H, W) metres, 0 where unknown.
+        truth: (H, W) measured depth in metres, 0 where unknown.
+        target: (H, W) target depth in metres, 0 where unknown.
     """
     found = []
     for name, row, column in choose_pixels(truth, target):
-        # The target's distribution in the pixel's cell.
+        # Compute the target distribution of the pixel's cell.
         top, left = (place // head.stride * head.stride for place in (row, column))
         patch = torch.from_numpy(
             target[top : top + head.stride, left : left + head.stride].copy()
         ).to(head.edges)
         if head.stride == 1 or not (patch > 0).any():
-            # A head at full resolution, or a cell without a target, takes the pixel's own depth.
+            # The head has full resolution, or the cell has no target: use the pixel's own depth.
             patch = patch.new_full((head.stride, head.stride), float(target[row, column]))
         q, valid = cell_target(
             patch[None, None], head.sigma, None, head.edges, head.target, head.beyond, head.stride
         )
-        # The student's, at the pixel's feature. A decoder's output can be larger than a size that
-        # its strides don't divide.
+        # Compute the student's distribution at the pixel's feature. Scale the indices, since the
+        # decoder's output can exceed the image if its strides don't divide the image's size.
         i = row * features.shape[2] // truth.shape[0]
         j = column * features.shape[3] // truth.shape[1]
         p = head.probabilities(features[:, :, i : i + 1, j : j + 1])
@@ -146,9 +146,9 @@ def distribution_panel(
     """Draws a panel of a frame's images with marked pixels, and a chart per pixel.
 
     Args:
-        images: (H, W, 3) uint8 images of one frame by their titles.
-        pixels: The pixels, of which four are shown.
-        target_name: Where the target comes from.
+        images: title -> (H, W, 3) uint8 image of the frame.
+        pixels: The pixels, of which the first four get a chart.
+        target_name: Name of the target's source in the legend, "teacher" or "ground truth".
 
     Returns:
         (height, width, 3) uint8.
@@ -166,7 +166,7 @@ def distribution_panel(
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(12)
     y = top
-    # Images at the left, with marked pixels.
+    # Draw the images at the left, with the pixels marked.
     for title, image in images.items():
         draw.text(
             (_MARGIN + cell[0] / 2, y + 10),
@@ -187,7 +187,7 @@ def distribution_panel(
         (_TRUTH, "ground truth", True),
     ):
         x = legend(draw, (x, 18), font, colour, name, dashed)
-    # Charts at the right, two by two.
+    # Draw the charts at the right, in two rows and two columns.
     for i, pixel in enumerate(pixels[:4]):
         place = (left + i % 2 * (_CHART[0] + _GAP), top + i // 2 * (_CHART[1] + _GAP))
         canvas.paste(Image.fromarray(_chart(i + 1, pixel)), place)
@@ -217,9 +217,10 @@ def _chart(number: int, pixel: Pixel) -> np.ndarray:
 
 
 def _range(pixel: Pixel, xs: list[float]) -> tuple[float, float]:
-    """Returns metres that include the marks and nearly all of both distributions.
+    """Returns the x range of a chart in metres.
 
-    There is some room at both sides, within the bins.
+    It includes all of `xs` (the marks) and nearly all of both distributions. A margin is added at
+    both sides, which doesn't extend past the outermost bins.
     """
     ends = list(xs)
     for p in (pixel.target, pixel.student):
@@ -232,7 +233,7 @@ def _range(pixel: Pixel, xs: list[float]) -> tuple[float, float]:
 
 
 def _marked(image: Image.Image, pixels: list[Pixel], scale: float) -> Image.Image:
-    """Draws a ring around each pixel with its number, white on black to show on any background."""
+    """Draws a numbered ring around each pixel, white on black to be visible on any background."""
     draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(13)
     for number, pixel in enumerate(pixels, start=1):
@@ -257,7 +258,14 @@ def _marked(image: Image.Image, pixels: list[Pixel], scale: float) -> Image.Imag
 def _spread(
     target: np.ndarray, known: np.ndarray, rows: np.ndarray, columns: np.ndarray
 ) -> np.ndarray:
-    """Returns (N,) ratios of the farthest to the nearest known depth around each pixel."""
+    """Returns (N,) ratios of the largest to the smallest known depth around each pixel.
+
+    Args:
+        target: (H, W) depth in metres.
+        known: (H, W) bool, mask of the pixels with a depth.
+        rows: (N,) rows of the pixels, at least _EDGE_RADIUS away from the border.
+        columns: (N,) columns of the pixels, likewise.
+    """
     nearest, farthest = np.full(len(rows), np.inf), np.zeros(len(rows))
     steps = range(-_EDGE_RADIUS, _EDGE_RADIUS + 1)
     for i, j in ((i, j) for i in steps for j in steps):

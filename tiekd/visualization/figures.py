@@ -1,7 +1,7 @@
 """Figures drawn with matplotlib (extra `plot`), for the programs that plot curves.
 
-matplotlib is imported when a figure is made: half a second, once. No window is opened, and its
-global state (pyplot) isn't touched. Left out: figures inside of training, which
+matplotlib is imported when the first figure is made, which takes half a second. No window is
+opened, and matplotlib's global state (pyplot) isn't used. Left out: charts during training, which
 `visualization.charts` draws without matplotlib.
 """
 
@@ -19,7 +19,7 @@ def check_installed() -> None:
     """Checks that matplotlib is installed, without importing it.
 
     Raises:
-        LaunchError: it isn't.
+        LaunchError: matplotlib isn't installed.
     """
     if find_spec("matplotlib") is None:
         raise LaunchError(
@@ -28,7 +28,7 @@ def check_installed() -> None:
 
 
 def new_figure(width: int, height: int):
-    """Returns an empty matplotlib Figure of a size in pixels.
+    """Returns an empty matplotlib Figure of (width, height) pixels.
 
     Raises:
         LaunchError: matplotlib isn't installed.
@@ -43,13 +43,13 @@ def new_figure(width: int, height: int):
 
 
 def pixels_of(figure) -> np.ndarray:
-    """Draws a figure of `new_figure`; returns (height, width, 3) uint8."""
+    """Renders a figure of `new_figure` to (height, width, 3) uint8 RGB."""
     figure.canvas.draw()
     return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
 
 
 def png_of(figure) -> bytes:
-    """Draws a figure of `new_figure`; returns the bytes of a PNG."""
+    """Renders a figure of `new_figure` to the content of a PNG file."""
     file = io.BytesIO()
     figure.savefig(file, format="png")
     return file.getvalue()

@@ -1,8 +1,8 @@
 """Writes an image file for every frame of an evaluation: image, truth, prediction and error.
 
-`FramePictures` is one of `evaluate.evaluate`'s watchers; each rank writes the files of its own
-frames. Costs about 0.1 s per KITTI frame, and a copy to the host. Ground truth may be sparse or
-dense: only points with gaps between them are grown.
+`FramePictures` is a watcher of `evaluate.evaluate`; each rank writes the files of its own frames.
+Costs about 0.1 s per KITTI frame and a copy to the host. Points of sparse ground truth are dilated
+so that they are visible; dense ground truth is shown as it is.
 """
 
 from pathlib import Path
@@ -18,23 +18,25 @@ from tiekd.data.resize import OWN_SIZE, Resize, restored
 from tiekd.evaluation import metrics
 from tiekd.visualization import pictures
 
-_LARGEST_ERROR = 1 / 8  # end of the error scale, as a share of the depth scale's
+_LARGEST_ERROR = 1 / 8  # end of the error scale, as a fraction of the end of the depth scale
 # Widths of a cell in pixels.
 _NARROWEST = 320
 _WIDEST = 800
-_DENSE = 0.5  # from this share of measured pixels on, points need no growing
+_DENSE = 0.5  # ground truth is dense if at least this fraction of the pixels is measured
 _CAPTION_HEIGHT = 34
 _SHOWN = ("abs_rel", "rmse", "a1")
 
 
 class FramePictures:
-    """Writes `<folder>/<index in the dataset>_<name>.png`, which lists in the dataset's order.
+    """Watcher that writes `<folder>/<index in the dataset>_<name>.png` for every frame.
+
+    The zero-padded index makes a folder listing follow the dataset's order.
 
     Args:
-        folder: The folder.
-        num_frames: Size of the dataset.
-        max_depth: End of the depth scale in metres; the scale of errors ends at an eighth of it.
-        resize: The working resolution of the images; they are shown at their own size.
+        folder: The folder to write to.
+        num_frames: Number of frames in the dataset.
+        max_depth: End of the depth scale in metres; the error scale ends at an eighth of it.
+        resize: The working resolution of the batches' images. They are drawn at their own size.
     """
 
     def __init__(self, folder: Path, num_frames: int, max_depth: float, resize: Resize = OWN_SIZE):
@@ -75,11 +77,11 @@ def frame_picture(
     """Draws image and ground truth above prediction and error, with scales in metres.
 
     Args:
-        image: (3, H, W), normalised.
-        truth: (H, W) metres, 0 where not measured.
-        depth: (H, W) metres.
-        max_depth: End of the depth scale in metres.
-        caption: A line above the images.
+        image: (3, H, W) float, normalised.
+        truth: (H, W) ground truth in metres, 0 where not measured.
+        depth: (H, W) predicted depth in metres.
+        max_depth: End of the depth scale in metres; the error scale ends at an eighth of it.
+        caption: A line of text above the images.
 
     Returns:
         (height, width, 3) uint8.
@@ -96,7 +98,7 @@ def frame_picture(
     }
     width = min(max(truth.shape[1], _NARROWEST), _WIDEST)
     titles = list(cells)
-    # Two panels of two cells, so that each pair has its own titles.
+    # Draw two panels of two cells each, so that both rows have titles.
     halves = [
         pictures.panel([[cells[title] for title in pair]], pair, max_depth, max_error, width)
         for pair in (titles[:2], titles[2:])
@@ -105,15 +107,18 @@ def frame_picture(
 
 
 def growth(truth: np.ndarray) -> int:
-    """Returns by how many pixels measured points must grow to be visible.
+    """Returns the radius in pixels by which to dilate measured points so that they are visible.
 
-    It is 0 if most pixels are measured.
+    It is 0 for dense ground truth.
+
+    Args:
+        truth: (H, W) metres, 0 where not measured.
     """
     return 0 if np.count_nonzero(truth > 0) >= _DENSE * truth.size else 1
 
 
 def _captioned(below: np.ndarray, caption: str) -> np.ndarray:
-    """Returns a strip with a caption, in the width and background colour of the image below it."""
+    """Returns a strip with a caption, in the width and background colour of the image `below`."""
     strip = Image.new("RGB", (below.shape[1], _CAPTION_HEIGHT), tuple(below[0, 0].tolist()))
     ImageDraw.Draw(strip).text(
         (14, _CAPTION_HEIGHT - 6),

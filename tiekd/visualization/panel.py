@@ -1,4 +1,4 @@
-"""Draws the predictions of several networks beside the ground truth."""
+"""Draws the predictions of several networks beside the ground truth, for a few frames."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,22 +22,24 @@ def write_panel(
     device: torch.device,
     num_rows: int = 5,
 ) -> None:
-    """Writes a panel of frames: image | ground truth | each network | error of the last one.
+    """Writes a panel with one row per frame.
+
+    The columns are image, ground truth, the depth of each network, and the error of the last one.
 
     Args:
-        path: The file.
-        frames: The dataset, from which frames are taken evenly spaced.
-        predictors: By title, functions of (B, 3, H, W) uint8 images at their own size and the
-            device; each returns (B, 1, H, W) metres.
-        max_depth: End of the depth scale in metres; the scale of errors ends at an eighth of it.
+        path: The image file to write.
+        frames: The dataset, of which evenly spaced frames are shown.
+        predictors: title -> function of (B, 3, H, W) uint8 images at their own size and the device,
+            which returns (B, 1, H, W) depth in metres.
+        max_depth: End of the depth scale in metres; the error scale ends at an eighth of it.
         device: The networks' device.
-        num_rows: The largest number of frames.
+        num_rows: Maximum number of frames.
     """
     titles = ["image", "ground truth", *predictors, f"error of {list(predictors)[-1]}"]
     max_error = max_depth / 8
     rows = []
     for row in range(min(num_rows, len(frames))):
-        # The same frames for every call, evenly spaced.
+        # Evenly spaced frames, the same in every call.
         sample = in_grey_levels(frames[row * len(frames) // min(num_rows, len(frames))])
         truth = sample.depth[0].numpy()
         radius = growth(truth)

@@ -1,10 +1,10 @@
-"""Depth as colour, and panels of images with titles and scales, for people to look at.
+"""Colours depth maps, and draws panels of images with titles and colour scales.
 
-The colours are a fixed function of metres, so that images of different iterations, frames and runs
-are comparable: near is warm, far is cold, unknown is dark grey. The position on the colour scale is
-the square root of the depth, because streets and rooms are mostly near. numpy and Pillow on the
-CPU, some 50 ms a panel. Left out: scaling to an image's own range (it hides a wrong scale), and
-matplotlib.
+The colour is a fixed function of depth in metres, so that images of different iterations, frames
+and runs are comparable. Near is warm, far is cold, unknown is dark grey. The position on the colour
+scale is proportional to the square root of the depth, because most pixels of streets and rooms are
+near. Uses numpy and Pillow on the CPU; a panel takes some 50 ms. Left out: normalising to an
+image's own range, which would hide a wrong scale of the depth; and matplotlib.
 """
 
 import math
@@ -19,8 +19,8 @@ UNKNOWN = (52, 52, 56)
 BACKGROUND = (24, 24, 27)
 INK = (235, 235, 238)
 FAINT_INK = (160, 160, 168)
-# Anchors at equal steps: far to near for depth (after Google's Turbo), small to large for errors
-# (after Inferno), and certain to uniform for entropies.
+# Colours at equal steps of the scales: far to near for depth (similar to Google's Turbo), small to
+# large for errors (similar to Inferno), and low to high for entropies.
 _DEPTH_ANCHORS = "3a2a8c 4669e0 28bbec 31f299 a2fc3c edd03a fb8022 d23105 7a0403"
 _ERROR_ANCHORS = "000004 320a5e 781c6d bc3754 ed6925 fbb61a fcffa4"
 _ENTROPY_ANCHORS = "081d3a 1d4e89 1f87a8 4dbfa5 b5e48c f9f6c1"
@@ -32,11 +32,11 @@ _TITLE = 24
 
 
 def colourise(depth: np.ndarray, max_depth: float) -> np.ndarray:
-    """Colours a depth map: `max_depth` metres and beyond are dark blue, 0 is dark red.
+    """Colours a depth map, from dark red for near 0 to dark blue for `max_depth` and beyond.
 
     Args:
-        depth: (H, W) float, metres, not above 0 or not finite where unknown.
-        max_depth: Metres.
+        depth: (H, W) float, metres; 0, negative or not finite where unknown.
+        max_depth: End of the colour scale in metres.
 
     Returns:
         (H, W, 3) uint8, dark grey where unknown.
@@ -49,19 +49,19 @@ def colourise(depth: np.ndarray, max_depth: float) -> np.ndarray:
 def error_map(
     prediction: np.ndarray, target: np.ndarray, max_error: float, radius: int = 0
 ) -> np.ndarray:
-    """Colours |prediction - target|, from black to light yellow; grey where the target is unknown.
+    """Colours |prediction - target|, from black for 0 to light yellow for `max_error` and beyond.
 
-    A prediction that is not finite counts as the largest error.
+    A non-finite prediction counts as an error of `max_error`.
 
     Args:
         prediction: (H, W) float, metres.
-        target: (H, W) float, metres, not above 0 or not finite where unknown.
-        max_error: Metres at the end of the scale.
-        radius: Grow the pixels to squares of 2 radius + 1, for sparse targets; the larger error
-            wins.
+        target: (H, W) float, metres; 0, negative or not finite where unknown.
+        max_error: End of the error scale in metres.
+        radius: For sparse targets, dilate each known pixel to a square of 2 `radius` + 1 pixels.
+            Where squares overlap, the larger error is shown.
 
     Returns:
-        (H, W, 3) uint8.
+        (H, W, 3) uint8, dark grey where the target is unknown.
     """
     known = np.isfinite(target) & (target > 0)
     error = np.abs(prediction - np.where(known, target, 0))
@@ -71,29 +71,29 @@ def error_map(
 
 
 def entropy_map(entropy: np.ndarray, max_entropy: float) -> np.ndarray:
-    """Colours entropies, dark blue at 0 to light yellow at `max_entropy`.
+    """Colours entropies, from dark blue for 0 to light yellow for `max_entropy`.
 
     Args:
         entropy: (H, W) nats, not finite where unknown.
-        max_entropy: Nats.
+        max_entropy: End of the entropy scale in nats.
 
     Returns:
-        (H, W, 3) uint8.
+        (H, W, 3) uint8, dark grey where unknown.
     """
     return _paint(_ENTROPY_TABLE, _fraction(entropy, max_entropy), np.isfinite(entropy))
 
 
 def dilate(sparse: np.ndarray, radius: int = 2) -> np.ndarray:
-    """Grows measured points to squares of 2 radius + 1 pixels, so that they are visible.
+    """Dilates measured points to squares of 2 `radius` + 1 pixels, so that they are visible.
 
-    The nearer point wins.
+    Where squares overlap, the smaller depth is kept.
 
     Args:
         sparse: (H, W) float, metres, 0 where not measured.
         radius: Pixels.
 
     Returns:
-        Of the same shape, dtype and meaning.
+        (H, W) of the same dtype, metres, 0 outside the squares.
     """
     filled = _minimum(np.where(np.isfinite(sparse) & (sparse > 0), sparse, np.inf), radius)
     return np.where(np.isfinite(filled), filled, 0).astype(sparse.dtype)
@@ -112,17 +112,20 @@ def panel(
     max_error: float | None = None,
     cell_width: int = 480,
 ) -> np.ndarray:
-    """Draws a grid of images with a title over each column, and scales in metres at the right.
+    """Draws a grid of images with a title over each column, and colour scales at the right.
 
     Args:
-        rows: Rows of (H, W, 3) uint8 images, of one size in a row, one for each title.
+        rows: Rows of (H, W, 3) uint8 images. A row has one image per title, all of one size.
         titles: The columns' titles.
         max_depth: End of the depth scale in metres.
-        max_error: End of `error_map`'s scale in metres; None leaves it out.
-        cell_width: Pixels that each image is resized to.
+        max_error: End of the error scale in metres; None to leave it out.
+        cell_width: Width in pixels to which each image is resized.
 
     Returns:
         (height, width, 3) uint8.
+
+    Raises:
+        ValueError: If a row hasn't one image per title.
     """
     if any(len(row) != len(titles) for row in rows):
         raise ValueError(
@@ -143,11 +146,11 @@ def sheet(
     """Draws the images of one frame with their titles, in two columns, or three if they are narrow.
 
     Args:
-        cells: (H, W, 3) uint8 images by title.
+        cells: title -> (H, W, 3) uint8 image.
         max_depth: End of the depth scale in metres.
-        max_error: End of `error_map`'s scale in metres; None leaves it out.
-        max_entropy: End of `entropy_map`'s scale in nats; None leaves it out.
-        cell_width: Pixels that each image is resized to.
+        max_error: End of the error scale in metres; None to leave it out.
+        max_entropy: End of the entropy scale in nats; None to leave it out.
+        cell_width: Width in pixels to which each image is resized.
 
     Returns:
         (height, width, 3) uint8.
@@ -169,7 +172,10 @@ def sheet(
 
 
 def resized(cell: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    """Resizes an (H, W, 3) uint8 image to (width, height); enlarging adds no new colours."""
+    """Resizes an (H, W, 3) uint8 image to (width, height).
+
+    Enlarging uses nearest-neighbour interpolation, so that it adds no colours; shrinking averages.
+    """
     shrinks = size[0] < cell.shape[1]
     return Image.fromarray(cell).resize(
         size, Image.Resampling.BOX if shrinks else Image.Resampling.NEAREST
@@ -177,7 +183,7 @@ def resized(cell: np.ndarray, size: tuple[int, int]) -> Image.Image:
 
 
 def _scales(max_depth: float, max_error: float | None, max_entropy: float | None) -> list[tuple]:
-    """Returns name, largest number and colours of each requested scale."""
+    """Returns (name, largest value, colour table) of each scale whose largest value is given."""
     scales = [
         ("depth, m", max_depth, _DEPTH_TABLE),
         ("error, m", max_error, _ERROR_TABLE),
@@ -189,17 +195,24 @@ def _scales(max_depth: float, max_error: float | None, max_entropy: float | None
 def _grid(
     rows: Sequence[Sequence[np.ndarray]], titles: Sequence[Sequence[str]], scales, cell_width: int
 ) -> np.ndarray:
-    """Draws rows of images, below the row's titles if it has any, with the scales at the right."""
+    """Draws rows of images with the colour scales at the right.
+
+    Args:
+        rows: Rows of (H, W, 3) uint8 images, of one size within a row.
+        titles: For each row the titles above its images; empty for a row without titles.
+        scales: As `_scales` returns them.
+        cell_width: Width in pixels to which each image is resized.
+    """
     heights = [round(row[0].shape[0] * cell_width / row[0].shape[1]) for row in rows]
     title_font = ImageFont.load_default(15)
     tick_font = ImageFont.load_default(12)
-    # Lay out the rows.
+    # Compute the top of each row.
     tops = []
     y = _MARGIN
     for height, row_titles in zip(heights, titles, strict=True):
         tops.append(y + (_TITLE if row_titles else 0))
         y = tops[-1] + height + _GAP
-    # A scale needs some height to be legible, whatever the shape of the images.
+    # A scale is illegible below a minimum height, so low grids are extended.
     grid_height = max(y - _GAP - tops[0], 150)
     grid_width = max(map(len, rows)) * (cell_width + _GAP) - _GAP
     size = (2 * _MARGIN + grid_width + len(scales) * _SCALE_WIDTH, tops[0] + grid_height + _MARGIN)
@@ -224,11 +237,15 @@ def _grid(
 def _draw_scale(
     canvas, draw, font, place: tuple[int, int, int], largest: float, table: np.ndarray
 ) -> None:
-    """Draws a vertical colour bar from 0 at the bottom to `largest`, ticks at round numbers."""
+    """Draws a vertical colour bar from 0 at the bottom to `largest`, with ticks at round numbers.
+
+    `place` is (left, top, height) in pixels.
+    """
     left, top, height = place
     is_depth = table is _DEPTH_TABLE
     fractions = np.linspace(1, 0, height)
-    # The bar is linear in the position on the colour scale, so ticks of depth are at square roots.
+    # The bar is linear in the position on the colour scale, so a tick of depth is at the square
+    # root of its depth.
     colours = table[np.rint((1 - fractions if is_depth else fractions) * 255).astype(int)]
     canvas.paste(Image.fromarray(np.repeat(colours[:, None], _BAR_WIDTH, axis=1)), (left, top))
     taken: list[int] = []
@@ -244,7 +261,7 @@ def _draw_scale(
 
 
 def _round_numbers(largest: float) -> list[float]:
-    """Returns 0, then 1, 2, 5 times powers of ten below `largest`, the greatest first."""
+    """Returns 0, then 1, 2 and 5 times powers of ten below `largest` in descending order."""
     lowest = math.floor(math.log10(largest)) - 1
     ticks = [
         round(factor * 10.0**power, 6)
@@ -255,7 +272,7 @@ def _round_numbers(largest: float) -> list[float]:
 
 
 def _minimum(values: np.ndarray, radius: int) -> np.ndarray:
-    """Returns the least value within `radius` pixels in both directions.
+    """Returns for each pixel the minimum over the square of 2 `radius` + 1 pixels around it.
 
     Args:
         values: (H, W) of a float dtype.

@@ -1,9 +1,9 @@
-"""A few fixed validation frames, as the student of an evaluation sees them.
+"""A few fixed validation frames with the student's predictions, for images during training.
 
-Frames are read and the teacher runs once; both are then kept on the host: 15 bytes a pixel, some 6
-MB per KITTI frame. It runs on the calling rank, without collectives: to an evaluation of hundreds
-of frames it adds the time of a few more. Left out: flip averaging, which the evaluation's figures
-may include; the images show what one forward gives.
+The frames are read once and the teacher runs once; the results are kept on the host, 15 bytes per
+pixel, some 6 MB per KITTI frame. The code runs on the calling rank only, without collectives, and
+costs about as much as evaluating these few frames. Left out: flip averaging, which the evaluation's
+metrics may include; the images show a single forward pass.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,17 +23,18 @@ from tiekd.visualization.views import View, views
 
 
 class ShownFrames:
-    """Evenly spaced frames of a dataset, with the network and teacher to show.
+    """Evenly spaced frames of a dataset, with the network and the teacher whose depth is drawn.
 
     Args:
         dataset: The validation set.
-        network: The evaluation's network, which the evaluation fills.
-        teacher: Returns the teacher's depth of a batch, as in the loop; None without a teacher.
+        network: The evaluation's network. The evaluation loads the student's weights into it.
+        teacher: Function from a batch to the teacher's depth, as in the training loop; None without
+            a teacher.
         device: The network's device.
-        crop: The evaluation's crop.
-        num_frames: The largest number of frames.
-        cap: The evaluation's cap in metres; None for the network's max_depth.
-        resize: The working resolution, at which the frames are shown.
+        crop: Name of the evaluation crop.
+        num_frames: Maximum number of frames.
+        cap: Ground truth is valid below it, metres; None for the network's max_depth.
+        resize: The working resolution, at which the frames are drawn.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class ShownFrames:
     ):
         count = min(num_frames, len(dataset))
         self.chosen = Subset(
-            # The middles of equal parts of the dataset.
+            # Split the dataset into `count` equal ranges and choose the middle frame of each.
             dataset,
             [(2 * i + 1) * len(dataset) // (2 * count) for i in range(count)],
         )
@@ -62,9 +63,13 @@ class ShownFrames:
         self._kept: list[tuple[Tensor, Tensor, Tensor | None]] = []
 
     def views(self) -> list[View]:
-        """Returns one view of each frame, each with explained pixels. Raises DataError."""
+        """Predicts the frames and returns one view per frame, each with explained pixels.
+
+        Raises:
+            DataError: If a frame can't be read.
+        """
         if not self._kept:
-            # On this rank alone and without workers, so no collective is needed.
+            # Read on this rank only and without data workers, so that no collective is needed.
             batches = validation_batches(
                 self.chosen, 1, self.device, resize=self.resize, resized_depth=True
             )
@@ -75,22 +80,22 @@ class ShownFrames:
         return found
 
     def errors_by_range(self, shown: Sequence[View]) -> dict[str, np.ndarray]:
-        """Returns student - truth by range of the truth, at all pixels that an evaluation counts.
+        """Returns student - truth per depth range, at all pixels that the evaluation counts.
 
-        The ranges are the evaluation's (tiekd/evaluation/range_errors.py), named like `0-20m`. A
-        range in which nothing was measured is left out.
+        The ranges are those of tiekd/evaluation/range_errors.py, named like `0-20m`. A range
+        without such pixels is left out.
 
         Args:
-            shown: The views.
+            shown: The views, as `views` returns them.
 
         Returns:
-            (N,) metres by range.
+            Name of the range -> (N,) errors in metres, of the pixels of all views.
         """
         found = {}
         for low, high in bounds_m(self.cap):
             errors = []
             for view in shown:
-                # The pixels that the evaluation counts, in this range of the truth.
+                # Select the pixels that the evaluation counts and whose truth is in this range.
                 box = crop_box(self.crop, *view.truth.shape)
                 truth = view.truth[box]
                 student = view.student[box]

@@ -1,10 +1,10 @@
-"""Views of frames on the host, from which images are drawn.
+"""Views: all data of a frame, on the host, from which its images are drawn.
 
-A view has a frame's image, its depths, the student's entropy and explained pixels. `views` runs a
-student on a few images of a batch, in eval mode as it will be used, on this rank alone; its
-statistics, random numbers and gradients are not touched. Costs a forward of those images, and up to
-20,000 distributions of a DPM head at once, 21 MB of 257 bins. Left out: entropies of heads whose
-bins move with the image.
+A view has a frame's image, its depth maps, the student's entropy, and explained pixels. `views`
+runs a student in eval mode on a few images, on the calling rank only. It changes neither the
+network's running statistics nor random number generators nor gradients. The cost is a forward pass
+of those images, and up to 20,000 distributions of a DPM head at once (21 MB for 257 bins). Left
+out: the entropy of heads with adaptive bins, i.e. bins that depend on the image.
 """
 
 import math
@@ -27,16 +27,19 @@ _CELL_WIDTH = 400
 
 
 class View(NamedTuple):
-    """One frame. Depths: (H, W) float32, metres, not above 0 where unknown.
+    """The data of one frame.
+
+    Depth maps are (H, W) float32 in metres, 0 or below where unknown.
 
     Attributes:
-        image: (H, W, 3) uint8.
+        image: (H, W, 3) uint8 RGB.
         truth: Measured depth.
-        teacher: The teacher's depth; None without one.
+        teacher: The teacher's depth; None without a teacher.
         student: The student's depth.
-        entropy: (h, w) nats of a sample of the pixels; None if the head has no distribution.
-        max_entropy: Nats of a uniform distribution; None if the head has no distribution.
-        pixels: Explained pixels; empty if there are none.
+        entropy: (h, w) entropies in nats of the student's distributions, on a subsampled grid; None
+            unless the head is a DPM head.
+        max_entropy: Entropy of a uniform distribution in nats; None unless the head is a DPM head.
+        pixels: Pixels with their distributions to explain; empty if there are none.
     """
 
     image: np.ndarray
@@ -59,23 +62,25 @@ def views(
     """Returns a View of each image.
 
     Args:
-        student: The network, or its depths (B, 1, H, W) if it can't be run.
-        images: (B, 3, H, W), normalised.
-        truths: (B, 1, H, W) metres, 0 where unknown.
-        teachers: (B, 1, H, W) metres, 0 where unknown; None without a teacher.
-        explained: How many views get `pixels`.
+        student: The network; or its depth (B, 1, H, W) in metres, if the network can't be run here.
+        images: (B, 3, H, W) float, normalised.
+        truths: (B, 1, H, W) measured depth in metres, 0 where unknown.
+        teachers: (B, 1, H, W) the teacher's depth in metres, 0 where unknown; None without a
+            teacher.
+        explained: The number of views, counted from the first, that get `pixels`.
     """
-    # NaN means unknown in these maps; in the student's it is an error and stays visible.
+    # In truth and teacher, NaN means unknown: replace it with 0. In the student's depth NaN is an
+    # error, so keep it.
     on_host = [
         np.nan_to_num(_on_host(t), nan=0.0)
         for t in (truths, truths if teachers is None else teachers)
     ]
-    # Only a network can give more than depth.
+    # Given only the student's depth, the views have no entropy and no explained pixels.
     if isinstance(student, Tensor):
         found = [{}] * len(images)
         depths = student
     else:
-        # One forward gives depth, entropies and explanations.
+        # Depth, entropies and explanations are computed from the features of one forward pass.
         with _eval_mode(student):
             features = student.features(images)
             depths = student.read(features, (images.shape[2], images.shape[3])).depth
@@ -100,22 +105,24 @@ def views(
 
 
 def overview(view: View, max_depth: float, against: str) -> np.ndarray:
-    """Draws a sheet of image, ground truth, teacher, student, error and entropy, as available.
+    """Draws a sheet with image, ground truth, teacher, student, error and entropy, if available.
+
+    Sparse measured points are dilated so that they are visible.
 
     Args:
-        view: The view.
-        max_depth: End of the depth scale in metres.
-        against: "teacher" or "ground truth", which the error refers to.
+        view: The view to draw.
+        max_depth: End of the depth scale in metres; the error scale ends at a tenth of it.
+        against: The reference of the error, "teacher" or "ground truth".
 
     Returns:
-        (height, width, 3) uint8. Measured points are grown so that they are visible.
+        (height, width, 3) uint8.
     """
     max_error = max_depth / 10
     cells = {"image": view.image, "ground truth": pictures.colourise(grown(view.truth), max_depth)}
     if view.teacher is not None:
         cells["teacher"] = pictures.colourise(view.teacher, max_depth)
     cells["student"] = pictures.colourise(view.student, max_depth)
-    # Errors against sparse truth are grown like the truth.
+    # Dilate errors at sparse ground truth by the same radius as the ground truth itself.
     target, radius = (
         (view.teacher, 0) if against == "teacher" else (view.truth, _radius(view.truth))
     )
@@ -126,14 +133,14 @@ def overview(view: View, max_depth: float, against: str) -> np.ndarray:
 
 
 def why(view: View, max_depth: float) -> np.ndarray | None:
-    """Draws the explanation of a view; None if there is nothing to explain.
+    """Draws target and predicted distributions of a view's explained pixels.
 
     Args:
-        view: The view.
+        view: The view to draw.
         max_depth: End of the depth scale in metres.
 
     Returns:
-        (height, width, 3) uint8, or None.
+        (height, width, 3) uint8; None if the view has no explained pixels.
     """
     if not view.pixels:
         return None
@@ -148,12 +155,19 @@ def why(view: View, max_depth: float) -> np.ndarray | None:
 
 
 def grown(truth: np.ndarray) -> np.ndarray:
-    """Returns measured depth with points grown to be visible in a panel; dense depth unchanged."""
+    """Dilates sparse measured depth so that its points are visible in a panel.
+
+    Args:
+        truth: (H, W) metres, 0 where not measured. Dense depth is returned unchanged.
+    """
     return pictures.dilate(truth, _radius(truth)) if _radius(truth) else truth
 
 
 def _radius(truth: np.ndarray) -> int:
-    """Returns the pixels to grow by: 0 for dense depth; sparse points become three pixels wide."""
+    """Returns the radius of the dilation: 0 for dense depth, else at least 1.
+
+    A point of sparse depth becomes about three pixels wide in a cell of the sheet.
+    """
     if (truth > 0).mean() > 0.5:
         return 0
     return max(1, round(1.5 * truth.shape[1] / _CELL_WIDTH))
@@ -161,7 +175,7 @@ def _radius(truth: np.ndarray) -> int:
 
 @contextmanager
 def _eval_mode(network: nn.Module) -> Iterator[None]:
-    """Sets eval mode, and restores every module's mode at the end."""
+    """Context manager that sets eval mode, and restores the mode of every module at the end."""
     was_training = [module for module in network.modules() if module.training]
     network.eval()
     try:
@@ -172,7 +186,10 @@ def _eval_mode(network: nn.Module) -> Iterator[None]:
 
 
 def _entropy(head: Dpm, features: Tensor) -> np.ndarray:
-    """Returns (h, w) nats of every n-th pixel of the features (1, C, H, W)."""
+    """Returns (h, w) entropies in nats for every n-th row and column of the features (1, C, H, W).
+
+    n is chosen so that there are at most about _MAX_DISTRIBUTIONS of them.
+    """
     step = max(1, math.ceil(math.sqrt(features.shape[2] * features.shape[3] / _MAX_DISTRIBUTIONS)))
     return entropy(head.probabilities(features[:, :, ::step, ::step]))[0, 0].cpu().numpy()
 

@@ -1,13 +1,14 @@
-"""A network as it is exported: from a camera's pixels to metres and confidence, in plain operators.
+"""The module that is exported: from a camera's pixels to metres and confidence, in plain operators.
 
-The working resolution is part of it: matrix products resize images to it (`tiekd.data.resize`), and
-depth is resized back to the image's own size by the readout's rule, as in
-`tiekd.inference.student`. The DPM head's own arithmetic works in tiles with its own backward pass,
-which no exporter supports; here it is written out plainly. Costs about three (B, K, h, w) float32
-tensors with a DPM head at the working size, so it is for export, not for training; and for each
-side a matrix of the image's side by the working one, which a graph of a fixed size contains (12
-megapixels to 192x640: 12 MB). Left out: images of any size if the working size depends on the
-image's.
+It includes the working resolution: matrix products resize images to it (`tiekd.data.resize`), and
+depth is resized back to the image's own size with the interpolation that suits the readout, as in
+`tiekd.inference.student`. The DPM head's own kernel works in tiles with a custom backward pass,
+which no exporter supports, so the same arithmetic is written here in plain operators.
+
+Cost: with a DPM head about three (B, K, h, w) float32 tensors at the working size, so this is for
+export, not for training. Per image side there is one resizing matrix, (working side, image side),
+which a graph of fixed size contains (12 megapixels to 192x640: 12 MB). Left out: a graph for images
+of any size, if the working size depends on the image's size.
 """
 
 import torch
@@ -32,18 +33,19 @@ from tiekd.models.readout import confidence, on_image_grid, read_out, spread_on_
 
 
 class Deployed(nn.Module):
-    """(B, 3, H, W) RGB grey levels 0..255 to depth (B, 1, H, W) float32 in metres, and confidence.
+    """Maps RGB images (B, 3, H, W), uint8 or float in 0..255, to depth and optionally confidence.
 
-    The input is uint8 or float. Depth is clamped to the network's range. With `confidence` the
-    second output is (B, 1, H, W) float32, 0 to 1.
+    Depth is (B, 1, H, W) float32 in metres, clamped to the network's range. Confidence is
+    (B, 1, H, W) float32, 0 to 1.
 
     Args:
-        network: The network.
-        readout: For DPM heads only, see `tiekd.models.readout`.
-        confidence: For DPM heads only, see `tiekd.models.readout`.
+        network: The network. It is used, not copied.
+        readout: How depth is read from a DPM head's distribution, see `tiekd.models.readout`. With
+            another head it must be "mean".
+        confidence: True to return confidence as a second output. Needs a DPM head.
         resize: The working resolution.
-        size: (H, W) of all images. None if they may have any size: then nothing may depend on it,
-            and `resize` must be OWN_SIZE or stretch.
+        size: (H, W) of all images, or None for images of any size. With None, `resize` must be
+            OWN_SIZE or have the mode "stretch", since no other working size is a constant.
     """
 
     def __init__(
@@ -65,7 +67,7 @@ class Deployed(nn.Module):
         self.size = size
         for name, numbers in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
             self.register_buffer(name, torch.tensor(numbers)[:, None, None], persistent=False)
-        # For images of one size the resizing matrices are constants of the graph.
+        # All images have one size: the resizing matrices become constants of the graph.
         self.is_resized = size is not None and resize.place(*size).scaled != size
         if self.is_resized:
             for name, old, new in zip(
@@ -74,7 +76,7 @@ class Deployed(nn.Module):
                 self.register_buffer(name, dense_weights(old, new), persistent=False)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Returns (depth,) or (depth, confidence)."""
+        """Returns (depth,) or (depth, confidence), at the size of `image`; shapes as above."""
         network = self.network
         own = (image.shape[2], image.shape[3])
         seen = self._network_input(image.float())
@@ -108,8 +110,8 @@ class Deployed(nn.Module):
         """Resizes from the head's grid to the network's input, then to the image's own size.
 
         Args:
-            values: The output on the head's grid.
-            smooth: Interpolate bilinearly; False takes the nearest.
+            values: (B, 1, h, w), depth or confidence on the head's grid.
+            smooth: True to interpolate bilinearly, False to use the nearest value.
             size: (height, width) of the network's input.
             own: (height, width) of the image.
         """
@@ -122,9 +124,9 @@ class Deployed(nn.Module):
 
     def _read(self, head: Dpm, features: Tensor) -> list[Tensor]:
         logits = conv2d(features, head.weight, head.bias).float()
-        # Unnormalised probabilities: with the largest logit subtracted, their sum neither over- nor
-        # underflows, and one division per pixel normalises them. Matrix products are avoided, since
-        # they may run in TF32.
+        # Unnormalised probabilities: the largest logit is subtracted, so that their sum neither
+        # overflows nor underflows. One division per pixel then normalises the result. Sums are used
+        # instead of matrix products, since those may run in TF32.
         unscaled = (logits - logits.amax(1, keepdim=True)).exp()
         maps = [read_out(unscaled, bin_centres(head.edges), self.readout)]
         if self.confidence:

@@ -4,17 +4,19 @@
     torch_export   a .pt2 of torch.export, for torch alone (program_format.py)
     weights        a .pth with the plain float32 state dict and its network's recipe node
 
-The working resolution is part of the file: images go in at their own size, and depth comes out at
-it. The file is written under a temporary name, read back, run on images and compared with
-`load_student` (tiekd/inference/export/verification.py); it is removed if they disagree. Two
-consecutive convolutions that are cheaper as one are merged (`DenseDepth.fold`). Half precision is
-float16 inside, after norms are folded into the convolutions before them
-(tiekd/inference/export/norms.py); input and output keep their dtypes.
+The file includes the resizing to the working resolution, so its input is an image at its own size
+and its output has that size, too. The file is written under a temporary name, loaded again, run on
+images and compared with `load_student` (tiekd/inference/export/verification.py). If the two
+disagree, the file is removed. Two consecutive convolutions that are cheaper as one are merged
+(`DenseDepth.fold`). For half precision, norms are folded into the convolutions before them
+(tiekd/inference/export/norms.py) and the network runs in float16; input and output keep their
+dtypes.
 
-Cost: seconds to minutes of tracing, and per image two runs on the CPU; with a DPM head at full
-resolution about three (K, H, W) float32 tensors. Left out: integer quantisation; open sizes if the
-working size depends on the image's, or a network's arithmetic on a size that isn't resized (BTS,
-AdaBins, Swin); files above protobuf's 2 GB.
+Cost: seconds to minutes of tracing, and two runs per image on the CPU. With a DPM head at full
+resolution, a run needs about three (K, H, W) float32 tensors. Left out: integer quantisation;
+dynamic sizes, if the working size depends on the image's size, or if the images aren't resized and
+the network's arithmetic depends on their size (BTS, AdaBins, Swin); ONNX files above protobuf's
+limit of 2 GB.
 """
 
 import copy
@@ -52,15 +54,15 @@ class Settings:
     """The settings of an export.
 
     Attributes:
-        size: (height, width) in pixels of the images that the file takes, at their own size; with
-            `dynamic`, of those that it is first tried on.
+        size: (height, width) in pixels of the file's input images, before they are resized. With
+            `dynamic`, the size of the images that the file is first verified on.
         format: A key of SUFFIXES.
-        input: "uint8", or "float" for float32 of the same 0..255.
-        dynamic: Take images of any size.
-        half: Use float16 inside.
-        confidence: Add a second output, of a DPM head.
-        readout: A DPM head's, see tiekd.models.readout.
-        resize: The working resolution, which is part of the file.
+        input: dtype of the input image: "uint8", or "float" for float32. Both range from 0 to 255.
+        dynamic: True for a file that accepts images of any size.
+        half: True to run the network in float16.
+        confidence: True to add confidence as a second output. Needs a DPM head.
+        readout: How depth is read from a DPM head's distribution, see tiekd.models.readout.
+        resize: The working resolution, which the file includes.
     """
 
     size: tuple[int, int]
@@ -74,7 +76,11 @@ class Settings:
 
     @property
     def open_resize(self) -> Resize:
-        """The working resolution of a file for any size: the images' own if recipes set none."""
+        """The working resolution of a dynamic file: that of the recipe, or none if it sets none.
+
+        Without a resolution in the recipe, `load_student` shrinks large images only (`at_most`). A
+        dynamic file shrinks no image.
+        """
         return OWN_SIZE if self.resize.at_most is not None else self.resize
 
     @property
@@ -87,9 +93,9 @@ class Exported(NamedTuple):
     """The result of an export.
 
     Attributes:
-        comparisons: One comparison per tried size.
-        file_ms: Time of the file for one image on the CPU, ms; None for weights.
-        torch_ms: Time of the student for it; None for weights.
+        comparisons: One comparison per batch of images.
+        file_ms: Latency of the file for one image on the CPU in ms; None for weights.
+        torch_ms: Latency of the student for the same image on the CPU in ms; None for weights.
     """
 
     comparisons: list[verification.Comparison]
@@ -98,14 +104,14 @@ class Exported(NamedTuple):
 
 
 def format_of(path: Path) -> str:
-    """Returns the format of a file's suffix; "onnx" for another one, which `check` then refuses."""
+    """Returns the format of a file suffix; "onnx" if it is unknown, which `check` rejects."""
     return next((name for name, suffix in SUFFIXES.items() if path.suffix == suffix), "onnx")
 
 
 def least_side(network: Network, settings: Settings) -> int:
-    """Returns the least height and width in pixels of the images that a file takes.
+    """Returns the minimum height and width, in pixels, of the images that a file accepts.
 
-    For images of one size `check` sets more limits.
+    For a file of one size `check` enforces further limits.
     """
     if settings.dynamic:
         return program_format.least_side(network, settings.open_resize)
@@ -113,18 +119,18 @@ def least_side(network: Network, settings: Settings) -> int:
 
 
 def check(network: Network, settings: Settings, path: Path) -> None:
-    """Checks the settings before anything costs time, and creates the file's folder.
+    """Checks the settings before the slow steps, and creates the file's folder.
 
     Args:
-        network: The network.
-        settings: How to export it.
+        network: The network to export.
+        settings: The settings of the export.
         path: The file to write.
 
     Raises:
-        ExportError: If the settings can't be exported.
+        ExportError: If the network can't be exported with these settings, or a package is missing.
         LaunchError: If the folder can't be created.
     """
-    # The options must fit the format.
+    # The options must suit the format.
     if path.suffix != SUFFIXES[settings.format]:
         raise ExportError(
             f"--out {path}: a file of format {settings.format} ends with "
@@ -156,7 +162,7 @@ def _check_size(network: Network, settings: Settings) -> None:
         raise ExportError(
             f"--size {height}x{width}: larger than {LARGEST} pixels a side; give a smaller one"
         )
-    # Open sizes need a working size that doesn't depend on the image's.
+    # A dynamic file needs a working size that doesn't depend on the image's size.
     canvas = settings.resize.place(height, width).canvas
     if settings.dynamic and settings.open_resize != OWN_SIZE and settings.resize.mode != "stretch":
         raise ExportError(
@@ -170,7 +176,7 @@ def _check_size(network: Network, settings: Settings) -> None:
             f"{canvas[0]}x{canvas[1]} of it; leave out --dynamic, or give --set data.resize=null "
             "for images at their own size"
         )
-    # Images must not be smaller than the network's coarsest stride.
+    # Neither the image nor the network's input may be smaller than the encoder's largest stride.
     least = least_side(network, settings)
     if min(settings.size) < least:
         raise ExportError(
@@ -193,28 +199,30 @@ def write(
     facts: dict[str, str],
     stream: TextIO,
 ) -> Exported:
-    """Writes `path` if the file agrees with the network on every image.
+    """Exports a network to `path`, provided that the file agrees with the network on every image.
 
     Args:
-        path: The file.
-        network: In eval mode, float32, on the CPU; it isn't changed.
-        node: Its recipe node.
-        settings: How to export it.
-        images: (B, 3, H, W) uint8 batches, of any sizes with `dynamic`.
+        path: The file to write. An existing file is replaced only if the export succeeds.
+        network: The network in eval mode, float32, on the CPU. It isn't changed.
+        node: The network's recipe node.
+        settings: The settings of the export.
+        images: Batches to verify the file on, each (B, 3, H, W) uint8. With `dynamic` the batches
+            may differ in size.
         facts: Metadata to write into the file.
-        stream: Progress is written to it, in lines.
+        stream: Text stream that receives lines about the progress.
 
     Returns:
-        The comparisons and timings.
+        The comparisons and latencies.
 
     Raises:
-        ExportError: If they disagree; there is no file then.
+        ExportError: If the network can't be exported, or file and network disagree. Nothing is
+            written at `path` then.
         LaunchError: If the folder can't be created.
     """
     check(network, settings, path)
     partial = path.with_name(f".{os.getpid()}.{path.name}")
     try:
-        # Write the file under a temporary name and read it back.
+        # Write the file under a temporary name and load it again.
         stream.write(f"Writing {settings.format}\n")
         facts = {**facts, **_description(network, settings)}
         read_back = _FORMATS[settings.format](partial, network, node, settings, facts)
@@ -225,7 +233,7 @@ def write(
         def run(image: Tensor) -> tuple[Tensor, ...]:
             return read_back(image.to(INPUTS[settings.input]))
 
-        # Compare it with the student, and time both.
+        # Compare the file with the student, and time both.
         comparisons = []
         for batch in images:
             comparisons.append(verification.compare(run, reference, batch, limits))
@@ -235,7 +243,7 @@ def write(
             one = images[0][:1]
             file_ms, torch_ms = (verification.latency_ms(each, one) for each in (run, reference))
         verification.refuse_disagreement(comparisons, path)
-        # Everything agrees: give the file its name.
+        # All comparisons are within the limits: move the file to its final name.
         sync(partial)
         os.replace(partial, path)
     except OSError as error:
@@ -249,7 +257,7 @@ def write(
 
 
 def _program(network: Network, settings: Settings) -> ExportedProgram:
-    # Folding changes weights in place, so a copy is exported.
+    # Folding changes weights in place, so export a copy.
     network = copy.deepcopy(network)
     if isinstance(network.decoder, DenseDepth):
         network.decoder.fold()
@@ -296,7 +304,7 @@ def _write_weights(
     torch.save({**content, "iteration": 0, "facts": facts}, file)
     path.write_bytes(file.getbuffer())
     state = state_dicts.read_checkpoint(path)
-    # Rebuild the network from the file alone, as a user would.
+    # Rebuild the network from the file's content only, as a user would.
     again = build_network(state["network"])
     state_dicts.load_into(again, state_dicts.named_tensors(state))
     return verification.Reference(
@@ -329,7 +337,7 @@ def _description(network: Network, settings: Settings) -> dict[str, str]:
 
 
 def working_resolution(settings: Settings) -> str:
-    """Describes the working resolution of a file."""
+    """Describes the working resolution of a file with these settings, in words."""
     if not settings.dynamic or settings.resize.at_most is None:
         return str(settings.resize)
     most = "x".join(map(str, settings.resize.at_most))

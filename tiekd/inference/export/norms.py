@@ -1,9 +1,10 @@
-"""Folds norms into the convolutions before them, so that half precision has no float32 islands.
+"""Folds batch norms into the convolutions before them, so that a half-precision graph is float16.
 
-A norm keeps its statistics in float32, so a float16 graph would mix the two at every norm, which
-not every runtime supports. In eval mode a norm is a factor and an offset per channel, which the
-preceding convolution absorbs, computed in float32. Norms that follow something else (ELU, a sum, a
-concatenation) stay. Float32 exports don't need this: ONNX's optimiser folds them itself.
+A batch norm keeps its statistics in float32, so a float16 graph would mix the two dtypes at every
+norm, which not every runtime supports. In eval mode a batch norm is a scale and an offset per
+channel. They are folded, in float32, into weight and bias of the preceding convolution. Norms that
+follow another operator (ELU, a sum, a concatenation) stay. Float32 exports don't need this, since
+ONNX's optimiser folds norms itself.
 """
 
 from torch import nn
@@ -14,14 +15,14 @@ from torch.ops import aten
 
 
 def fold_norms(module: nn.Module, program: ExportedProgram) -> int:
-    """Folds, in place, each norm whose only input is a convolution's output that nothing else uses.
+    """Folds, in place, each batch norm that is the only user of a convolution's output.
 
     Args:
         module: The module to change.
-        program: Traced from this very module in eval mode.
+        program: The graph of `module`, traced in eval mode.
 
     Returns:
-        The number of norms that were replaced by an Identity.
+        The number of folded norms; each is replaced by an Identity.
     """
     names = program.graph_signature.inputs_to_parameters
     folded = 0
@@ -31,10 +32,10 @@ def fold_norms(module: nn.Module, program: ExportedProgram) -> int:
         conv_node = _only_source(node)
         if conv_node is None or conv_node.target is not aten.conv2d.default:
             continue
-        # Only parameters that are used once, so that nothing else sees the changed weights.
+        # Fold only parameters that are used once: another user would see the changed weights.
         weights = _through_casts(conv_node.args[1]), _through_casts(node.args[1])
         if any(weight.name not in names or len(_users(weight)) > 1 for weight in weights):
-            continue  # computed, or used in two places
+            continue  # the weight is computed by the graph, or has a second user
         conv_name, norm_name = (names[weight.name].rpartition(".")[0] for weight in weights)
         conv, norm = module.get_submodule(conv_name), module.get_submodule(norm_name)
         if not isinstance(conv, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d):
@@ -55,7 +56,10 @@ def fold_norms(module: nn.Module, program: ExportedProgram) -> int:
 
 
 def _only_source(norm: Node) -> Node | None:
-    """Returns the node that a norm normalises, if nothing else uses it."""
+    """Returns the node whose output the norm normalises, looking through dtype casts.
+
+    Returns None if that output has another user.
+    """
     source = norm.args[0]
     while len(_users(source)) == 1 and source.target is aten.to.dtype:
         source = source.args[0]
@@ -69,5 +73,5 @@ def _through_casts(node: Node) -> Node:
 
 
 def _users(node: Node) -> list[Node]:
-    """Returns the users of a node, without the dtype checks that tracing adds."""
+    """Returns the nodes that use `node`, without the metadata assertions that tracing adds."""
     return [user for user in node.users if user.target is not aten._assert_tensor_metadata.default]

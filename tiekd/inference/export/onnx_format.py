@@ -1,9 +1,9 @@
-"""Writes ONNX files of exported programs, and runs them with ONNX Runtime on the CPU.
+"""Writes exported programs as ONNX files, and runs such files with ONNX Runtime on the CPU.
 
-torch's exporter (`dynamo=True`; the older one is being removed) uses standard operators only and
-folds constants and norms. The source locations that it notes at each operator are removed; metadata
-for the file's users is added. ONNX Runtime 1.29 and later send telemetry at every start unless the
-environment forbids it beforehand.
+torch's exporter (`dynamo=True`; the older one is deprecated) uses standard operators only and folds
+constants and norms. It records source locations at each operator, which are removed here; metadata
+for the file's users is added. Importing this module disables ONNX Runtime's telemetry, which
+version 1.29 and later send at every start unless the environment variable is set before the import.
 """
 
 import importlib.util
@@ -20,11 +20,11 @@ from tiekd.errors import ExportError
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 AXES = {0: "batch", 2: "height", 3: "width"}
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-LARGEST_BYTES = 2**31 - 2**24  # of a protobuf file, minus room for the operators
+LARGEST_BYTES = 2**31 - 2**24  # protobuf's limit on a file, minus room for the operators
 
 
 def check_packages() -> None:
-    """Raises ExportError if a package is missing."""
+    """Raises ExportError if a package that ONNX export needs isn't installed."""
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ExportError(
@@ -40,17 +40,17 @@ def write(
     open_sizes: bool,
     facts: dict[str, str],
 ) -> None:
-    """Writes one file that contains the weights.
+    """Writes a self-contained ONNX file, i.e. one that contains the weights.
 
     Args:
-        path: The file.
+        path: The file to write.
         program: The traced network.
         outputs: Names of the outputs, in order.
-        open_sizes: True if batch and sizes are open.
-        facts: Metadata.
+        open_sizes: True if `program` has a dynamic batch size, height and width.
+        facts: Metadata to write into the file.
 
     Raises:
-        ExportError: If it would be too large for one file.
+        ExportError: If the weights exceed the 2 GB that one file can hold.
     """
     num_bytes = sum(
         tensor.numel() * tensor.element_size() for tensor in program.state_dict.values()
@@ -63,13 +63,13 @@ def write(
         program,
         input_names=["image"],
         output_names=outputs,
-        # Only names the axes: the program itself says which of them are open.
+        # This only names the axes; `program` already says which of them are dynamic.
         dynamic_shapes=(AXES,) if open_sizes else None,
         dynamo=True,
         verbose=False,
     )
     model = made.model
-    # Remove the notes on source locations, and add the metadata.
+    # Remove the source locations, which contain this machine's paths, and add the metadata.
     for node in model.graph.all_nodes():
         node.metadata_props.clear()
         for value in node.outputs:
@@ -82,13 +82,16 @@ def write(
 
 
 def load(path: Path) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    """Loads the file as a function of an image tensor, on as many threads as torch has."""
+    """Loads an ONNX file as a function from an image tensor to the tuple of its outputs.
+
+    It runs on the CPU with as many threads as torch uses.
+    """
     # Imported here, since the package is optional.
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3  # errors
+    options.log_severity_level = 3  # log errors only
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def run(image: Tensor) -> tuple[Tensor, ...]:

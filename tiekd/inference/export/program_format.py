@@ -1,6 +1,7 @@
-"""Traces networks by torch.export, and writes .pt2 files, which torch alone loads and runs.
+"""Traces networks with torch.export, and writes .pt2 files, which torch loads without tiekd.
 
-Left out: open sizes if a network's arithmetic depends on them; tracing reports it.
+Left out: dynamic sizes for a network whose arithmetic depends on the size. Tracing raises an error
+for it.
 """
 
 import io
@@ -18,14 +19,20 @@ from tiekd.errors import ExportError, UserError
 from tiekd.inference.export.deployed import Deployed
 from tiekd.models.network import Network
 
-FACTS = "tiekd.json"  # in a .pt2, as torch.export.load(path, extra_files={FACTS: ""}) gives it
+# Name of the metadata in a .pt2: torch.export.load(path, extra_files={FACTS: ""}) reads it.
+FACTS = "tiekd.json"
 
 
 def least_side(network: Network, resize: Resize) -> int:
-    """Returns the least height and width in pixels of a file that takes any size.
+    """Returns the minimum height and width, in pixels, of the images that a dynamic file accepts.
 
-    It is above the coarsest stride; or above 1, which a tracer takes for a constant, if the network
-    sees another size than the image's.
+    If the network sees images at their own size, the minimum is the encoder's largest stride + 1.
+    If it sees them resized, the minimum is 2, since the tracer would treat a size of 1 as a
+    constant.
+
+    Args:
+        network: The network.
+        resize: The working resolution.
     """
     return max(network.encoder.strides) + 1 if resize.mode is None else 2
 
@@ -36,18 +43,19 @@ def trace(
     """Traces a network to one graph of torch's own operators.
 
     Args:
-        deployed: The network as it is exported.
-        size: (height, width) of the images.
-        dtype: Their dtype.
-        open_sizes: Take any batch, and any size from `least_side` on.
+        deployed: The module to trace.
+        size: (height, width) of the images in pixels.
+        dtype: dtype of the images, uint8 or float32.
+        open_sizes: True for a dynamic batch size, height and width; the minimum height and width
+            are those of `least_side`.
 
     Returns:
-        The graph, for images (1, 3, *size) unless sizes are open.
+        The graph; its input is (1, 3, *size), or (B, 3, H, W) with `open_sizes`.
 
     Raises:
         ExportError: If the network can't be traced.
     """
-    # A batch or a size of 1 would be taken for a constant.
+    # For dynamic shapes the batch size is 2: the tracer would treat a dimension of 1 as a constant.
     image = torch.zeros(2 if open_sizes else 1, 3, *size, dtype=dtype)
     shapes = None
     if open_sizes:
@@ -56,13 +64,13 @@ def trace(
             {0: Dim("batch", min=1), 2: Dim("height", min=least), 3: Dim("width", min=least)},
         )
     try:
-        # Attention by its definition: the memory layouts of fused kernels' results are unknown to
-        # other runtimes.
+        # Trace attention as plain matmul and softmax, since other runtimes don't know the memory
+        # layout that fused attention kernels return.
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             return torch.export.export(deployed, (image,), dynamic_shapes=shapes, strict=False)
     except UserError:
         raise
-    except Exception as error:  # noqa: BLE001 - a tracer raises all kinds
+    except Exception as error:  # noqa: BLE001 - tracing raises many types of exceptions
         remedy = "its parts must be plain torch that decides nothing by values"
         if open_sizes:
             remedy = (
@@ -74,9 +82,9 @@ def trace(
 
 
 def write(path: Path, program: ExportedProgram, facts: dict[str, str]) -> None:
-    """Writes a .pt2 with the metadata beside the program."""
+    """Writes a .pt2 file of the program, with `facts` as JSON in an extra file named FACTS."""
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # it contains paths on this machine
+        node.meta.pop("stack_trace", None)  # it contains this machine's paths
     # By way of memory: torch's own writer answers a full disk with a RuntimeError.
     file = io.BytesIO()
     torch.export.save(program, file, extra_files={FACTS: json.dumps(facts)})
@@ -84,7 +92,7 @@ def write(path: Path, program: ExportedProgram, facts: dict[str, str]) -> None:
 
 
 def load(path: Path) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    """Loads the file as a function of an image tensor."""
+    """Loads a .pt2 file as a function from an image tensor to the tuple of its outputs."""
     return torch.no_grad()(torch.export.load(path).module())
 
 

@@ -1,4 +1,4 @@
-"""Images to try an exported student on: the recipe's validation frames, or built-in scenes."""
+"""Images to verify an exported file on: the recipe's validation frames, or rendered scenes."""
 
 from collections.abc import Sequence
 
@@ -11,18 +11,19 @@ from tiekd.data.datasets import scenes
 from tiekd.data.resize import resized_image
 from tiekd.errors import DataError, RecipeError
 
-_RENDERED = 192, 640
+_RENDERED = 192, 640  # (height, width) of rendered scenes in pixels
 
 
 def frames(recipe: dict, count: int = 2) -> tuple[list[Tensor], str]:
     """Returns images at their own size, evenly spaced over the validation set.
 
     Args:
-        recipe: The recipe.
-        count: The largest number of images.
+        recipe: The recipe. Without usable validation data in it, scenes of the built-in `scenes`
+            dataset are rendered instead.
+        count: The maximum number of images.
 
     Returns:
-        (3, H, W) uint8 images, and their description.
+        The images, each (3, H, W) uint8, and a description of where they come from.
     """
     try:
         data = recipe.get("data", {})
@@ -31,7 +32,7 @@ def frames(recipe: dict, count: int = 2) -> tuple[list[Tensor], str]:
             settings = settings_of(data, recipe["network"]["max_depth"])
             found = build_dataset(settings, "val", as_evaluated=True)
         return _spaced(found, count), f"{data.get('root', data.get('name'))} (val)"
-    # Without usable validation data the built-in scenes stand in.
+    # There is no usable validation data: fall through to the rendered scenes, and say why.
     except (DataError, RecipeError) as error:
         reason = str(error)
     return [
@@ -45,16 +46,17 @@ def frames(recipe: dict, count: int = 2) -> tuple[list[Tensor], str]:
 def batches(
     images: Sequence[Tensor], size: tuple[int, int], least: int | None = None
 ) -> list[Tensor]:
-    """Returns the batches to try.
+    """Returns the batches to verify a file on.
 
     Args:
-        images: (3, H, W) uint8 images.
-        size: (height, width) that each image is tried at, alone.
-        least: The least side of a file that takes any size, which is then also tried with all
-            images at once at an odd size; None for a file of one size.
+        images: Images of any sizes, each (3, H, W) uint8.
+        size: (height, width) in pixels to which each image is resized.
+        least: The minimum side of a dynamic file's images in pixels. The last batch then holds all
+            images at about 3/4 of `size`, with odd sides. None for a file of one size.
 
     Returns:
-        (1, 3, H, W) uint8 batches, then perhaps (B, 3, h, w).
+        One batch (1, 3, height, width) uint8 per image, and for a dynamic file a last one,
+        (B, 3, h, w) uint8.
     """
     tried = [resized_image(each, size)[None].contiguous() for each in images]
     if least is not None:

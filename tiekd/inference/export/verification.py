@@ -1,11 +1,12 @@
 """Compares an exported file with `load_student`, on images at their own size, and times both.
 
-The student shares nothing with the file's graph: its images are resized in integers and normalised
-by training's own table, the DPM head has its own kernel, and readouts are brought to the image's
-size by indices. Limits hold for the 99.9th percentile over pixels and for the largest difference. A
-readout that selects the likeliest bin jumps where two bins are equally likely, and rounding
-decides: pixels with such a tie don't count. `local` has no limit on the largest difference, since a
-bin at the end of its reach may be included or not.
+The student is an independent reference, since it shares no arithmetic with the file's graph: it
+resizes images in integers, normalises them with the lookup table used in training, runs the DPM
+head's own kernel, and resizes maps by indexing. There are limits on the 99.9th percentile of the
+differences over pixels and on the largest difference. A readout that selects the likeliest bin
+jumps at pixels where two bins are equally likely, because there rounding decides; such pixels are
+excluded. The readout `local` has no limit on the largest difference, since rounding decides whether
+the outermost bin of its window is included.
 """
 
 import math
@@ -20,24 +21,25 @@ from torch import Tensor
 from tiekd.errors import ExportError
 from tiekd.inference.student import Student
 
-LIMITS_M = 1e-3, 1e-2  # float32, metres: 99.9th percentile and largest
-HALF_LIMITS = 1 / 100, 1 / 20  # float16: the same, as shares of the network's max_depth
-CONFIDENCE_LIMITS = 1e-3, 5e-2  # p99.9 in float32 and in float16
-# In float32 and in float16: two bins are equally likely if their probabilities differ by less.
-TIES = 1e-4, 5e-2
-RUNS = 5
-RUNS_S = 10.0
+# Largest allowed difference of depth, as (99.9th percentile, maximum).
+LIMITS_M = 1e-3, 1e-2  # float32: in metres
+HALF_LIMITS = 1 / 100, 1 / 20  # float16: as fractions of the network's max_depth
+# The following hold one value for float32 and one for float16.
+CONFIDENCE_LIMITS = 1e-3, 5e-2  # 99.9th percentile of the difference of confidence
+TIES = 1e-4, 5e-2  # two bins count as equally likely if their probabilities differ by less
+RUNS = 5  # timed runs
+RUNS_S = 10.0  # no further run starts after this many seconds
 
 
 class Limits(NamedTuple):
-    """The largest differences that are allowed.
+    """The largest differences allowed between the file and the student.
 
     Attributes:
-        depth_p999: Metres, 99.9th percentile.
-        depth_max: Metres; None for no limit.
-        confidence_p999: Of a probability.
-        tie: Pixels whose two likeliest bins differ by less in probability don't count; None if all
-            count.
+        depth_p999: 99.9th percentile of the difference of depth, metres.
+        depth_max: Largest difference of depth, metres; None for no limit.
+        confidence_p999: 99.9th percentile of the difference of confidence, 0 to 1.
+        tie: Pixels whose two likeliest bins differ by less than this probability are excluded; None
+            to compare all pixels.
     """
 
     depth_p999: float
@@ -47,17 +49,19 @@ class Limits(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """The comparison on one batch of images.
+    """The differences between file and student on one batch of images.
 
     Attributes:
-        size: (B, H, W).
-        low: Smallest depth of the network, metres.
-        high: Largest depth of the network, metres.
-        depth_p999: 99.9th percentile of the differences, metres; NaN if no pixel counts.
-        depth_max: Largest difference, metres; NaN if no pixel counts.
-        confidence_p999: 99.9th percentile for confidence; None without that output.
-        limits: What is allowed.
-        ties: Share of pixels that don't count; None if all do.
+        size: (B, H, W) of the batch.
+        low: Smallest depth that the student predicts, metres.
+        high: Largest depth that the student predicts, metres.
+        depth_p999: 99.9th percentile of the difference of depth, metres; NaN if all pixels are
+            excluded.
+        depth_max: Largest difference of depth, metres; NaN if all pixels are excluded.
+        confidence_p999: 99.9th percentile of the difference of confidence; None without that
+            output.
+        limits: The largest allowed differences.
+        ties: Fraction of pixels that were excluded for a tie; None if the readout has no ties.
     """
 
     size: tuple[int, int, int]
@@ -70,7 +74,7 @@ class Comparison(NamedTuple):
     ties: float | None = None
 
     def holds(self) -> bool:
-        """Returns True if all differences are within the limits; NaN is not."""
+        """Returns True if all differences are within the limits, and False if one is NaN."""
         return (
             math.isfinite(self.depth_max)
             and self.depth_p999 <= self.limits.depth_p999
@@ -99,34 +103,53 @@ class Comparison(NamedTuple):
 
 
 class Reference:
-    """`load_student`'s results for (B, 3, H, W) uint8 images, with the outputs of the file."""
+    """A student as a function with the input and the outputs of an exported file.
+
+    Args:
+        student: The student, as `load_student` returns it.
+        confidence: True to return confidence as a second output.
+    """
 
     def __init__(self, student: Student, confidence: bool):
         self.student = student
         self.confidence = confidence
 
     def __call__(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """Returns (depth,) or (depth, confidence) of the images at their own size."""
+        """Returns (depth,) or (depth, confidence), each (B, 1, H, W) float32.
+
+        Args:
+            pixels: (B, 3, H, W) uint8.
+        """
         reading = self.student.predict(pixels, self.confidence)
         return (reading.depth, reading.confidence) if self.confidence else (reading.depth,)
 
     def counts(self, pixels: Tensor, tie: float | None) -> Tensor | None:
-        """Returns (B, 1, H, W), False where two bins are equally likely; None if all count."""
+        """Returns the mask of the pixels to compare.
+
+        Args:
+            pixels: (B, 3, H, W) uint8.
+            tie: See `Limits`.
+
+        Returns:
+            (B, 1, H, W) bool, False at pixels whose two likeliest bins differ in probability by
+            less than `tie`; None if all pixels are compared.
+        """
         return None if tie is None else self.student.margins(pixels) >= tie
 
 
 def limits_of(half: bool, readout: str, max_depth: float) -> Limits:
-    """Returns the limits of an export.
+    """Returns the limits for an exported file.
 
     Args:
-        half: True for float16.
+        half: True if the file computes in float16.
         readout: "mean", "mode" or "local".
-        max_depth: The network's range in metres.
+        max_depth: The network's largest depth in metres.
     """
     p999, largest = (share * max_depth for share in HALF_LIMITS) if half else LIMITS_M
     if readout == "mean":
         return Limits(p999, largest, CONFIDENCE_LIMITS[half])
-    # Rounding can move a float16 readout to a neighbouring bin, and `local`'s reach by one bin.
+    # No limit on the largest difference of a float16 readout, which rounding can move to a
+    # neighbouring bin, nor of `local`, whose window rounding can move by one bin.
     same_bin = p999 if readout == "mode" and not half else None
     return Limits(p999, same_bin, CONFIDENCE_LIMITS[half], TIES[half])
 
@@ -135,13 +158,16 @@ def compare(run: Callable, reference: Reference, images: Tensor, limits: Limits)
     """Compares the file with the student on a batch of images.
 
     Args:
-        run: The file as a function of the images.
+        run: The file as a function from the images to the tuple of its outputs.
         reference: The student.
         images: (B, 3, H, W) uint8.
-        limits: What is allowed.
+        limits: The largest allowed differences. They are recorded, not enforced.
+
+    Returns:
+        The differences.
 
     Raises:
-        ExportError: If shapes or dtypes differ.
+        ExportError: If the shape or dtype of an output differs.
     """
     found = run(images)
     wanted = reference(images)
@@ -151,9 +177,9 @@ def compare(run: Callable, reference: Reference, images: Tensor, limits: Limits)
                 f"the file gives {got.dtype} of {tuple(got.shape)}, the network {right.dtype} of "
                 f"{tuple(right.shape)}; nothing is written"
             )
-    # Depth first, then confidence if there is one.
+    # errors[0] is for depth, errors[1] for confidence if there is that output.
     errors = [(got - right).abs().flatten() for got, right in zip(found, wanted, strict=True)]
-    # Leave out pixels at which rounding decides between two bins.
+    # Exclude pixels at which rounding decides between two bins.
     counts = reference.counts(images, limits.tie)
     ties = None
     if counts is not None:
@@ -173,7 +199,7 @@ def compare(run: Callable, reference: Reference, images: Tensor, limits: Limits)
 
 
 def refuse_disagreement(comparisons: Sequence[Comparison], path: Path) -> None:
-    """Raises ExportError that shows the first comparison beyond its limits."""
+    """Raises ExportError for the first comparison beyond its limits, or without any pixel."""
     for row in comparisons:
         if row.ties == 1:
             raise ExportError(
@@ -188,9 +214,13 @@ def refuse_disagreement(comparisons: Sequence[Comparison], path: Path) -> None:
 
 
 def latency_ms(run: Callable, image: Tensor) -> float:
-    """Returns the median time of a run in ms, over RUNS runs or about RUNS_S seconds.
+    """Returns the median latency in ms over RUNS runs, or over as many as start within RUNS_S s.
 
-    One run before them isn't counted.
+    One warm-up run isn't counted.
+
+    Args:
+        run: The function to time.
+        image: Its argument, (1, 3, H, W) uint8.
     """
     run(image)
     times = []

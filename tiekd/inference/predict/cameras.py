@@ -1,4 +1,4 @@
-"""The camera of an image: as the user gives it, as the recipe has it, or the dataset's own."""
+"""The camera of an image: from the command line, else from the recipe, else from the dataset."""
 
 import importlib
 import math
@@ -11,10 +11,16 @@ from tiekd.errors import DataError, RecipeError
 
 
 def parse_intrinsics(text: str | None) -> Camera | None:
-    """Parses the option --intrinsics FX,FY,CX,CY: pixels of the whole, upright image.
+    """Parses the option --intrinsics FX,FY,CX,CY, in pixels of the uncropped, upright image.
+
+    Args:
+        text: The option's text, or None if it isn't given.
+
+    Returns:
+        The camera, or None for None.
 
     Raises:
-        RecipeError: If it isn't four numbers with focal lengths above 0.
+        RecipeError: If `text` isn't four finite numbers with focal lengths above 0.
     """
     if text is None:
         return None
@@ -31,14 +37,14 @@ def parse_intrinsics(text: str | None) -> Camera | None:
 
 
 class Cameras:
-    """The camera of each image.
+    """Looks up the camera of each image.
 
     Args:
-        given: One camera for all images, or None.
-        data: The recipe's `data`, which is used if none is given.
+        given: One camera for all images, or None for that of the recipe or its dataset.
+        data: The recipe's `data` node; {} if the recipe has none.
 
     Raises:
-        RecipeError: If neither has a camera.
+        RecipeError: If none of the three has a camera, or `data.intrinsics` is invalid.
     """
 
     def __init__(self, given: Camera | None, data: dict):
@@ -51,7 +57,7 @@ class Cameras:
                     f"data.intrinsics: got {data['intrinsics']}; focal lengths must be above 0 "
                     "pixels"
                 )
-        # KITTI and NYU know their own cameras.
+        # Without a given camera: the modules of KITTI and NYU know theirs (`known_camera`).
         has_one = given is None and name in ("kitti", "nyu")
         module = importlib.import_module(f"tiekd.data.datasets.{name}") if has_one else None
         if given is None and module is None:
@@ -63,17 +69,17 @@ class Cameras:
         self.known = getattr(module, "known_camera", None)
 
     def of(self, path: Path, height: int, width: int) -> Camera:
-        """Returns the camera of an upright image.
+        """Returns the camera of an image, in pixels of the upright image.
 
         Args:
             path: The image's file.
-            height: Pixels.
-            width: Pixels.
+            height: Height of the upright image in pixels.
+            width: Width of the upright image in pixels.
 
         Raises:
-            DataError: If the camera isn't known; or if it is that of the dataset's recordings,
-                which no orientation mark turns, but the image has a mark. A camera that the user
-                gives is that of the upright image.
+            DataError: If the camera isn't known. Also if it comes from the dataset but the image
+                has an EXIF orientation, since the dataset's camera holds for unrotated pixels; a
+                camera that the user gives holds for the upright image.
         """
         if self.given is None and orientation.mark_in(path) != orientation.UPRIGHT:
             raise DataError(

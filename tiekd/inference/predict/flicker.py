@@ -1,4 +1,4 @@
-"""Flicker: how much the depth of a video changes where nothing moves."""
+"""Flicker: the mean change of a video's depth between frames, over static pixels."""
 
 import torch
 from torch import Tensor
@@ -7,12 +7,12 @@ STILL_LEVELS = 4
 
 
 class Flicker:
-    """Mean |change of depth| from one frame to the next over static pixels, in metres.
+    """Accumulates the mean absolute change of depth between consecutive frames, in metres.
 
-    A pixel is static between two frames if no channel of it changes by more than STILL_LEVELS of
-    255 grey levels; a change of depth there comes from the network. What moves without showing it
-    (a white wall in a pan) counts as static too, and a frame without static pixels counts in no
-    mean.
+    Only static pixels count: those of which no channel changes by more than STILL_LEVELS of 255
+    grey levels between the two frames. A change of depth at a static pixel comes from the network.
+    Limits: a uniform surface that moves (a white wall while the camera pans) counts as static, too;
+    a pair of frames without static pixels is left out of the mean.
     """
 
     def __init__(self):
@@ -27,13 +27,14 @@ class Flicker:
             depth: (H, W) float, metres.
 
         Returns:
-            The mean change from the frame before and the share of static pixels; NaN if there is
-            none.
+            (change, share): the mean change of depth from the previous frame over static pixels in
+            metres, NaN without any; and the fraction of static pixels, NaN without a previous frame
+            of the same size.
         """
         change = float("nan")
         share = float("nan")
         if self._pixels is not None and self._pixels.shape == pixels.shape:
-            # uint8 differences would wrap around.
+            # Subtract in int16, since uint8 differences would wrap around.
             static = (pixels.short() - self._pixels.short()).abs().amax(0) <= STILL_LEVELS
             share = static.float().mean().item()
             if share > 0:
@@ -45,5 +46,5 @@ class Flicker:
 
     @property
     def mean(self) -> float:
-        """The mean over the pairs of frames, metres; NaN without any."""
+        """The mean over all frame pairs with static pixels, in metres; NaN without such a pair."""
         return torch.tensor(self._changes, dtype=torch.float64).mean().item()

@@ -1,8 +1,9 @@
-"""Finds the inputs of a prediction, images and videos by file, folder or pattern, and names them.
+"""Finds the inputs of a prediction: images and videos, given by file, folder or pattern.
 
-Names are paths without suffix below the given folder (of a pattern: below its part without
-wildcards), so that outputs mirror the tree of the inputs. Links are followed, each folder once; a
-folder that can't be listed is an error.
+Each input gets a name, from which the paths of its outputs are made. The name is the input's path
+without suffix, relative to the given folder or to the part of a pattern before its first wildcard,
+so that outputs mirror the tree of the inputs. Symbolic links are followed; each folder is searched
+once. A folder that can't be listed raises an error.
 """
 
 import fnmatch
@@ -28,8 +29,8 @@ class Input(NamedTuple):
     """One image or video.
 
     Attributes:
-        name: Name of its outputs, a path without suffix.
-        path: The file.
+        name: Relative path without suffix, from which the paths of its outputs are made.
+        path: The input's file.
     """
 
     name: str
@@ -37,7 +38,7 @@ class Input(NamedTuple):
 
     @property
     def is_video(self) -> bool:
-        """True for a video, and for a GIF of several frames."""
+        """True for a video file. A GIF is a video if it has several frames, otherwise an image."""
         suffix = self.path.suffix.lower()
         return suffix in VIDEOS and (suffix != ".gif" or frames_in(self.path) > 1)
 
@@ -45,38 +46,43 @@ class Input(NamedTuple):
 def frames_in(path: Path) -> int:
     """Returns the number of frames or pages in an image file; 1 if it can't be read.
 
-    A camera's additions to a JPEG (its own preview or depth) don't count.
+    Images that a camera embeds in a JPEG (MPO: a preview or a depth map) aren't counted.
     """
     if instead_of_file(path):  # reading the pixels reports it
         return 1
     try:
         with Image.open(path) as image:
             return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-    except Exception:  # noqa: BLE001 - reading the file reports the error
+    except Exception:  # noqa: BLE001 - predicting the file later raises and reports the error
         return 1
 
 
 def looks_like_input(argument: str) -> bool:
-    """Returns True if a word of the command line looks like an image, a video or a pattern.
+    """Returns True if a command-line argument looks like an image, a video or a pattern.
 
-    Weights look like none of them.
+    It tells inputs from the weights by suffix and wildcards alone; files aren't opened.
     """
     return Path(argument).suffix.lower() in IMAGE_SUFFIXES + VIDEOS or glob.has_magic(argument)
 
 
 def find(arguments: Sequence[str], out: Path) -> list[Input]:
-    """Finds the images and videos that the arguments mean, in the order of their paths.
+    """Finds the images and videos that the command-line arguments name.
 
-    A folder means all images in and below it except hidden files. Videos are predicted only if they
-    are named, by file or pattern. If `out` lies below a folder or a pattern's fixed part, its
-    content is no input.
+    A folder stands for all images in and below it except hidden files. It doesn't include videos:
+    those must be named by file or pattern. If `out` is below a folder or below the part of a
+    pattern before its first wildcard, the files in `out` are excluded.
 
     Args:
         arguments: Files, folders and patterns.
         out: The folder of the outputs.
 
+    Returns:
+        The inputs in the order of the arguments, each file once; those of a folder or pattern are
+        sorted by path.
+
     Raises:
-        DataError: If nothing is found, or two inputs would share outputs.
+        DataError: If an argument yields no input or a folder can't be listed, or if two inputs
+            would have the same outputs.
     """
     found: dict[Path, Input] = {}
     for argument in arguments:
@@ -95,18 +101,18 @@ def _meant_by(argument: str, out: Path) -> list[Input]:
         raise DataError(
             f"{argument}: weights by their name, no image; give what to predict after them"
         )
-    if os.path.lexists(path):  # reading a broken link reports the error
+    if os.path.lexists(path):  # also a broken link: reading it later raises and reports the error
         return [Input(path.stem, path)]
     if not glob.has_magic(argument):
         raise DataError(
             f"{argument}: no such file or folder; give an image, a folder, a quoted pattern or a "
             "video"
         )
-    # Search below the part of the pattern without wildcards; earlier outputs are no inputs.
+    # Search below the part of the pattern before its first wildcard. Exclude files in `out`.
     fixed = Path(*_until_wildcard(path))
     parts = path.parts[len(fixed.parts) :]
     files = sorted(_fitting(str(fixed), (*parts, "*") if parts[-1] == "**" else parts, set()))
-    # Path.resolve fails on links that lead back to themselves.
+    # realpath, since Path.resolve raises for a symbolic link that refers to itself.
     results = Path(os.path.realpath(out))
     if Path(os.path.realpath(fixed)) in results.parents:
         files = [file for file in files if results not in Path(os.path.realpath(file)).parents]
@@ -132,15 +138,20 @@ def _until_wildcard(path: Path) -> list[str]:
 def _fitting(
     folder: str, parts: tuple[str, ...], tried: set[tuple[int, int, int]]
 ) -> Iterator[str]:
-    """Yields the files below a folder that match the parts of a pattern, by glob's rules.
+    """Yields the files below a folder that match a pattern, by the rules of `glob`.
 
-    `*` and `?` leave out hidden names, and a part `**` is any number of folders. `tried` holds
-    (device, inode, number of parts), each of which is searched once.
+    `*` and `?` don't match hidden names, and a component `**` matches any number of folders.
+
+    Args:
+        folder: The folder to search.
+        parts: The path components of the pattern, relative to `folder`.
+        tried: (device, inode, number of components left) of the searches done so far. Each search
+            is done once, so that a link to a parent folder causes no endless recursion.
     """
     part = parts[0]
     rest = parts[1:]
     try:
-        # Links can lead back to a folder; each is searched once per rest of the pattern.
+        # A link may lead to a parent folder: search each folder once per remaining pattern.
         status = os.stat(folder or ".")
         state = status.st_dev, status.st_ino, len(parts)
         if state in tried:
@@ -157,7 +168,7 @@ def _fitting(
     for name in names:
         path = os.path.join(folder, name)
         fits = part == "**" or fnmatch.fnmatchcase(name, part)
-        # Hidden names match only a part that begins with a dot.
+        # A hidden name matches a wildcard only if the component itself begins with a dot.
         if glob.has_magic(part) and name.startswith(".") and not part.startswith("."):
             continue
         if os.path.isdir(path) and (rest or part == "**") and fits:
@@ -201,7 +212,8 @@ def _check_names(inputs: Sequence[Input]) -> None:
                 f"{other} and {item.path} would have the same outputs, {item.name}.*; predict them "
                 "apart"
             )
-    # A video's outputs are a folder of its name, in which an image's would lie, too.
+    # A video's frames are written to a folder of its name. Reject an image below a folder of that
+    # name, since its outputs would mix with the frames.
     for video in inputs:
         if video.is_video:
             inside = next((item for item in inputs if item.name.startswith(f"{video.name}/")), None)

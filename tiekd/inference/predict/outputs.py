@@ -1,14 +1,14 @@
 """Writes the files of a prediction: one folder per kind below --out, mirroring the inputs' tree.
 
     depth/       16-bit PNG in the dataset's unit, as the `folder` dataset reads it; never 0
-    colour/      PNG with a scale in metres; of a video one MP4
+    colour/      PNG with a scale in metres; for a video one MP4
     raw/         NPY, (H, W) float32 metres
     points/      PLY, camera coordinates in metres, coloured
     confidence/  8-bit PNG, 255 for certain; with raw also NPY, (H, W) float32 from 0 to 1
-    times/       CSV of a video's frames
+    times/       CSV with time and flicker of each frame of a video
 
-Every file is whole or absent. Existing files are kept unless the user says otherwise, and inputs
-are never overwritten.
+Each file is written atomically: it is complete or absent. Existing files are replaced only with
+--overwrite, and inputs are never overwritten.
 """
 
 import importlib
@@ -39,12 +39,12 @@ class Outputs:
     """The kinds of files to write, and their settings.
 
     Attributes:
-        folder: The folder of all outputs.
-        units_per_m: Levels of depth/ per metre.
-        max_depth: Metres at the far end of the colours.
-        raw: Write raw/.
-        points: Write points/.
-        confidence: Write confidence/.
+        folder: The folder that contains all outputs (--out).
+        units_per_m: Grey levels per metre of the PNGs in depth/.
+        max_depth: Depth at the far end of the colour scale, metres.
+        raw: True to write raw/.
+        points: True to write points/.
+        confidence: True to write confidence/.
     """
 
     folder: Path
@@ -55,7 +55,7 @@ class Outputs:
     confidence: bool = False
 
     def of(self, name: str) -> dict[str, Path]:
-        """Returns the files of an image by kind."""
+        """Returns the output files of an image: kind -> path. `name` is its `Input.name`."""
         # Folder and suffix of each kind.
         places = {"depth": ("depth", ".png"), "colour": ("colour", ".png")}
         if self.raw:
@@ -72,24 +72,31 @@ class Outputs:
         }
 
     def of_video(self, name: str) -> dict[str, Path]:
-        """Returns the files of a video, and for each other kind the folder of its frames."""
+        """Returns the outputs of a video: kind -> path.
+
+        For "colour" and "times" the path is a file, for each other kind the folder of the frames'
+        files.
+
+        Args:
+            name: Its `Input.name`.
+        """
         return {kind: path.parent for kind, path in self.of(f"{name}/0").items()} | {
             "colour": self.folder / "colour" / f"{name}.mp4",
             "times": self.folder / "times" / f"{name}.csv",
         }
 
     def check(self, inputs: Iterable[Input], overwrite: bool) -> None:
-        """Checks that no input, and without `overwrite` no existing file, would be overwritten.
+        """Checks that no output would overwrite an input, or an existing file.
 
         Args:
-            inputs: The inputs.
-            overwrite: Allow existing files to be replaced.
+            inputs: The images and videos.
+            overwrite: True to allow that existing files other than inputs are replaced.
 
         Raises:
-            DataError: If one would be.
+            DataError: If an output would overwrite one.
         """
         inputs = list(inputs)
-        # Compare real paths: an output may be an input by way of a link.
+        # Compare real paths, since an output path may be a symbolic link to an input.
         sources = {os.path.realpath(item.path) for item in inputs}
         there: list[Path] = []
         for item in inputs:
@@ -120,23 +127,23 @@ class Outputs:
         """Writes the files of one image.
 
         Args:
-            name: Name of the outputs.
+            name: The image's `Input.name`.
             rgb: (H, W, 3) uint8.
             depth: (H, W) float32, metres.
-            confidence: (H, W) float32, 0 to 1, if that kind is written.
-            camera: The camera, if points are written.
-            colour: Write colour/ too.
+            confidence: (H, W) float32, 0 to 1; needed if confidence/ is written.
+            camera: The image's camera; needed if points/ is written.
+            colour: False to leave out colour/, as for a frame of a video.
 
         Raises:
             DataError: If a file can't be written.
-            OSError: If a file can't be written.
+            OSError: If a folder can't be created.
         """
         files = self.of(name)
         if not colour:
             del files["colour"]
         for path in files.values():
             path.parent.mkdir(parents=True, exist_ok=True)
-        # The depth map is always written, the other kinds if they are wanted.
+        # The depth map is always written, the other kinds only if they are enabled.
         write_depth_png(files["depth"], depth, self.units_per_m)
         if colour:
             write_image(files["colour"], self.coloured(depth))
@@ -150,23 +157,30 @@ class Outputs:
             write_durably(files["raw_confidence"], _npy(confidence))
 
     def remove_frames_from(self, name: str, count: int) -> None:
-        """Removes files of frames from number `count` on, left by a longer video of this name."""
+        """Removes a video's frame files from number `count` on, left over from an earlier run.
+
+        An earlier video of this name may have had more frames.
+        """
         for path in self.of(f"{name}/0").values():
-            # Only names that a video's frames have.
+            # Only names of the form that `predict_video` gives to frames.
             for old in path.parent.glob(f"*{path.suffix}"):
                 if re.fullmatch(r"\d{6,}", old.stem) and int(old.stem) >= count:
                     old.unlink()
 
     def coloured(self, depth: np.ndarray) -> np.ndarray:
-        """Converts (H, W) metres to (H, W + bar, 3) uint8."""
+        """Colours a depth map and adds a scale: (H, W) metres to (H, W + scale, 3) uint8."""
         return with_bar(pictures.colourise(depth, self.max_depth), self.max_depth)
 
 
 def units_of(data: dict, max_depth: float) -> float:
-    """Returns the levels of a depth PNG per metre in a recipe's dataset.
+    """Returns the grey levels per metre of a depth PNG in the format of a recipe's dataset.
 
-    They are 256 in KITTI's, 1000 in NYU's, and a folder's `depth_unit`. Without any, they are
-    KITTI's, or as many as 16 bits hold up to `max_depth` metres.
+    KITTI's format has 256 levels per metre, NYU's 1000, and the `folder` dataset's `depth_unit`
+    levels. For other data it is 256, or fewer if 16 bits would not reach `max_depth`.
+
+    Args:
+        data: The recipe's `data` node; {} if the recipe has none.
+        max_depth: The network's largest depth in metres.
 
     Raises:
         RecipeError: If `depth_unit` is out of range.
@@ -188,7 +202,16 @@ def units_of(data: dict, max_depth: float) -> float:
 
 
 def parse_units(text: str | None, data: dict, max_depth: float) -> float:
-    """Returns the option --depth-unit, else `units_of`. Raises RecipeError."""
+    """Parses the option --depth-unit; without it, returns `units_of(data, max_depth)`.
+
+    Args:
+        text: The option's text, or None if it isn't given.
+        data: The recipe's `data` node.
+        max_depth: The network's largest depth in metres.
+
+    Raises:
+        RecipeError: If the number of levels is out of range.
+    """
     if text is None:
         return units_of(data, max_depth)
     try:
@@ -203,9 +226,14 @@ def parse_units(text: str | None, data: dict, max_depth: float) -> float:
 
 
 def in_words(units_per_m: float, max_depth: float) -> str:
-    """Describes depth/, and warns if its unit can't hold the network's range."""
+    """Describes the PNGs in depth/, and warns if 16 bits can't hold the network's range.
+
+    Args:
+        units_per_m: Grey levels per metre.
+        max_depth: The network's largest depth in metres.
+    """
     largest = LARGEST_LEVEL / units_per_m
-    # Depth beyond the largest level saturates.
+    # Depth above this saturates at the largest level.
     cut = ""
     if largest < max_depth:
         cut = f"; what is beyond {largest:.2f} m is stored as that, which data sets read as none"

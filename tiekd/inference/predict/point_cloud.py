@@ -1,7 +1,7 @@
-"""Converts a depth map to a cloud of coloured points, as a binary PLY file, which viewers read.
+"""Converts a depth map to a coloured point cloud in a binary PLY file, which common viewers open.
 
-Camera coordinates in metres: x to the right, y down, z forward. 15 bytes a point: 6.9 MB for a
-KITTI image. Left out: normals, meshes, and joining the clouds of several images.
+Camera coordinates in metres: x to the right, y down, z forward. A point has 15 bytes, so a KITTI
+image gives 6.9 MB. Left out: normals, meshes, and merging the clouds of several images.
 """
 
 import numpy as np
@@ -15,14 +15,17 @@ _KINDS = {"f4": "float", "u1": "uchar"}
 
 
 def points_of(depth: np.ndarray, camera: Camera) -> np.ndarray:
-    """Converts (H, W) z-depth in metres to (H, W, 3) float32 metres by the pinhole camera.
+    """Unprojects a depth map with the pinhole model.
 
-    x = (column - centre_x) / focal_x * z and y = (row - centre_y) / focal_y * z, where the centre
-    of the first pixel is at (0, 0). A camera without a centre has it in the image's middle.
+    x = (column - centre_x) / focal_x * z and y = (row - centre_y) / focal_y * z. (0, 0) is the
+    centre of the first pixel. If the camera has no principal point, the image's centre is used.
 
     Args:
-        depth: (H, W) float, metres.
-        camera: Its camera, in pixels.
+        depth: (H, W) float, z-depth in metres.
+        camera: The depth map's camera, in pixels.
+
+    Returns:
+        (H, W, 3) float32, x, y and z in metres.
     """
     height, width = depth.shape
     centre_x = (width - 1) / 2 if camera.centre_x is None else camera.centre_x
@@ -33,17 +36,17 @@ def points_of(depth: np.ndarray, camera: Camera) -> np.ndarray:
 
 
 def encode_ply(depth: np.ndarray, rgb: np.ndarray, camera: Camera) -> bytes:
-    """Encodes a point for every pixel whose depth is finite and above 0.
+    """Encodes the pixels whose depth is finite and above 0 as a PLY file, one vertex per pixel.
 
     Args:
-        depth: (H, W) float, metres.
+        depth: (H, W) float, z-depth in metres.
         rgb: (H, W, 3) uint8.
-        camera: The camera, in pixels.
+        camera: The image's camera, in pixels.
 
     Returns:
         The PLY file's content.
     """
-    # A vertex for every pixel with a depth; its fields lie as the file has them.
+    # The structured array has the memory layout of the file's vertices.
     known = np.isfinite(depth) & (depth > 0)
     vertices = np.empty(int(known.sum()), _VERTEX)
     points = points_of(depth, camera)

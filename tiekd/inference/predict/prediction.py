@@ -1,8 +1,8 @@
 """Predicts the depth of many images and videos, and writes it.
 
-Threads read images ahead and write files beside the network. Consecutive images of one working size
-go through it together, at the working resolution. Memory holds, at their own size, at most a batch
-of images and READ_AHEAD + WAITING + 1 more; with their depth, some 100 MB each at 4000x3000 pixels.
+Threads read images ahead and write files while the network runs. Consecutive images of one working
+size form a batch. At most one batch plus READ_AHEAD + WAITING + 1 images are in memory at their own
+size. With its depth, an image of 4000x3000 pixels needs about 100 MB.
 """
 
 import time
@@ -18,31 +18,31 @@ from tiekd.inference.predict.inputs import SEQUENCES, Input, frames_in
 from tiekd.inference.predict.predictor import THREADS, LoadedImage, Predictor, Writes
 from tiekd.inference.predict.video_prediction import predict_video
 
-READ_AHEAD = 2
+READ_AHEAD = 2  # images that are read ahead of the current one
 
 
 def predict_all(predictor: Predictor, inputs: Sequence[Input], out: TextIO, errors: TextIO) -> int:
     """Predicts images, then videos.
 
-    An input that can't be read, or whose size the network can't take, is reported and skipped.
+    An input that can't be read, or whose size the network can't process, is reported and skipped.
 
     Args:
         predictor: The student with its outputs.
         inputs: The images and videos.
-        out: Progress and rates are written to it.
-        errors: A line about each failed input is written to it.
+        out: Text stream that receives progress and rates.
+        errors: Text stream that receives one line for each failed input.
 
     Returns:
         The number of failed inputs.
 
     Raises:
         DataError: If a file can't be written.
-        OSError: If a file can't be written.
+        OSError: If a folder can't be created.
     """
     images = [item for item in inputs if not item.is_video]
     failed = 0
     for item in images:
-        # Report files of which only the first image is predicted.
+        # Report image files that hold several images, since only the first is predicted.
         if item.path.suffix.lower() in SEQUENCES and (count := frames_in(item.path)) > 1:
             told = f"holds {count} images; only the first is predicted (of a video or GIF all are)"
             errors.write(f"{item.path}: {told}\n")
@@ -65,10 +65,10 @@ def predict_all(predictor: Predictor, inputs: Sequence[Input], out: TextIO, erro
 def predict_images(
     predictor: Predictor, images: Sequence[Input], out: TextIO, errors: TextIO
 ) -> int:
-    """Predicts images; see `predict_all`."""
+    """Predicts images in batches; arguments, result and errors are those of `predict_all`."""
     done = failed = 0
     progress = Progress("images", len(images), lambda: done + failed, out)
-    # Images of one size become neighbours, so that batches are full.
+    # Sort by size, so that images of one size are consecutive and batches are full.
     if predictor.batch_size > 1:
         images = sorted(images, key=_size_of)
     with (
@@ -76,21 +76,22 @@ def predict_images(
         ThreadPoolExecutor(THREADS) as writers,
         Writes() as writes,
     ):
-        # Read ahead, predict batch by batch, write behind. A user's error replaces its image or
-        # batch.
+        # Read ahead, predict batch by batch, and write in threads. A UserError takes the place of
+        # the image that can't be read, or of the batch that can't be predicted.
         loaded = _read_ahead(readers, lambda item: _attempt(_load, predictor, item), images)
         for batch in _batches(loaded, predictor.batch_size):
             found = batch if isinstance(batch, UserError) else _attempt(predictor.depths, batch)
             if isinstance(found, UserError):
                 failed += 1 if isinstance(batch, UserError) else len(batch)
-                start = "\n" if out.isatty() else ""  # ends the line of the progress display
+                start = "\n" if out.isatty() else ""  # end the line of the progress display
                 errors.write(f"{start}{_line(found, batch)}\n")
             else:
                 for image, (depth, confidence) in zip(batch, found, strict=True):
                     writes.add(writers.submit(predictor.write, image, depth, confidence))
                     del image, depth, confidence
                 done += len(batch)
-            del batch, found  # before the next ones are read: these have the images' own size
+            # Free these full-size images before the next batch is read.
+            del batch, found
             progress.update()
     progress.finish()
     return failed
@@ -101,7 +102,7 @@ def _load(predictor: Predictor, item: Input) -> LoadedImage:
 
 
 def _attempt(function: Callable, *arguments):
-    """Returns the function's result, or the user's error that it raises."""
+    """Returns the function's result, or the UserError that it raises."""
     try:
         return function(*arguments)
     except UserError as error:
@@ -109,7 +110,7 @@ def _attempt(function: Callable, *arguments):
 
 
 def _read_ahead(pool: ThreadPoolExecutor, read: Callable, items: Iterable) -> Iterator:
-    """Maps in threads, READ_AHEAD items ahead."""
+    """Yields read(item) for each item in order, while threads read the next READ_AHEAD items."""
     coming: deque = deque()
     for item in items:
         coming.append(pool.submit(read, item))
@@ -122,7 +123,10 @@ def _read_ahead(pool: ThreadPoolExecutor, read: Callable, items: Iterable) -> It
 def _batches(
     loaded: Iterable[LoadedImage | UserError], batch_size: int
 ) -> Iterator[list[LoadedImage] | UserError]:
-    """Yields up to `batch_size` consecutive images of one working size; errors pass through."""
+    """Yields batches of up to `batch_size` consecutive images of one working size.
+
+    Errors among `loaded` are yielded as they come, before the unfinished batch.
+    """
     batch: list[LoadedImage] = []
     for image in loaded:
         if isinstance(image, UserError):
@@ -142,12 +146,18 @@ def _batches(
 def _size_of(item: Input) -> tuple[int, int]:
     try:
         return read_image_size(item.path)
-    except DataError:  # reading the image reports it
+    except DataError:  # reading the image later raises and reports the error
         return 0, 0
 
 
 def _line(error: UserError, batch: list[LoadedImage] | UserError) -> str:
-    """Returns the error's line, with its files and a remedy, which the network doesn't know."""
+    """Formats an error as one line.
+
+    Args:
+        error: The error.
+        batch: The images that were predicted when it was raised: the network's message lacks the
+            files, so their paths, working size and a remedy are added. Otherwise the error itself.
+    """
     text = " ".join(str(error).split())
     if not isinstance(batch, UserError) and str(batch[0].path) not in text:
         size = "x".join(map(str, batch[0].small.shape[1:]))

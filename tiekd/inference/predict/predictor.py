@@ -1,7 +1,7 @@
-"""Runs a student on batches and writes its depth: what images and videos share.
+"""Runs a student on batches of images and writes the depth; used for images and for videos.
 
-Memory holds a batch at its working size, and at their own size the images of that batch and those
-that wait to be written (tiekd/inference/predict/prediction.py counts them). Left out: several
+Memory holds a batch at the working size and, at their own size, the images of that batch and those
+that wait to be written (counted in tiekd/inference/predict/prediction.py). Left out: several
 devices, and half precision.
 """
 
@@ -21,19 +21,19 @@ from tiekd.inference.predict.cameras import Cameras
 from tiekd.inference.predict.outputs import Outputs
 from tiekd.inference.student import Reading, Student
 
-THREADS = 2
-WAITING = 2
+THREADS = 2  # threads that read, and as many that write
+WAITING = 2  # images that may wait to be written
 
 
 class LoadedImage(NamedTuple):
     """One image to predict.
 
     Attributes:
-        name: Name of its outputs.
-        path: Its file.
-        pixels: (3, H, W) uint8 RGB.
-        small: The same as the network sees it, (3, h, w) uint8.
-        camera: Its camera, if points are written.
+        name: Its `Input.name`; for a frame, the video's followed by the frame's number.
+        path: The file of the image or video.
+        pixels: (3, H, W) uint8 RGB, at the image's own size.
+        small: (3, h, w) uint8 RGB, the image at the working resolution.
+        camera: The image's camera; None if no points are written.
     """
 
     name: str
@@ -44,13 +44,15 @@ class LoadedImage(NamedTuple):
 
 
 class Predictor:
-    """A student with its outputs; `network_s` sums the time spent in the network.
+    """Predicts batches with a student, and writes the outputs.
+
+    `network_s` is the total time spent in the network so far, in seconds.
 
     Args:
         student: The student.
-        outputs: What is written.
-        batch_size: Images of one working size that go through the network together.
-        cameras: Cameras for points; None without points.
+        outputs: The kinds of files to write.
+        batch_size: Maximum number of images per batch.
+        cameras: The cameras of the images; None if no points are written.
     """
 
     def __init__(
@@ -69,8 +71,13 @@ class Predictor:
     def prepare(self, name: str, path: Path, pixels: Tensor) -> LoadedImage:
         """Returns an image with its resized copy and its camera.
 
+        Args:
+            name: See `LoadedImage`.
+            path: The file of the image or video.
+            pixels: (3, H, W) uint8 RGB.
+
         Raises:
-            DataError: If points are wanted and the image's camera isn't known.
+            DataError: If points are written and the image's camera isn't known.
         """
         height, width = pixels.shape[1:]
         small = network_input(pixels, self.student.resize)
@@ -82,14 +89,14 @@ class Predictor:
         """Predicts images of one working size.
 
         Args:
-            batch: The images.
+            batch: The images; their own sizes may differ.
 
         Returns:
-            (depth, confidence) of each, (H, W) float32 on the CPU at the image's own size.
-            Confidence is None unless it is wanted.
+            (depth, confidence) of each image, both (H, W) float32 on the CPU at the image's own
+            size. Confidence is None unless confidence/ is written.
 
         Raises:
-            DataError: If they don't fit in the device's memory.
+            DataError: If the batch doesn't fit in the GPU's memory.
         """
         started = time.monotonic()
         wants_confidence = self.outputs.confidence
@@ -103,13 +110,13 @@ class Predictor:
                 f"{batch[0].path}: {len(batch)} of {size} don't fit in the device's memory; give a "
                 "smaller --batch-size or --size"
             ) from None
-        # Copying to the CPU waits for the device, so the time includes the computation.
+        # Copying to the CPU forces a host sync, so the time includes the computation.
         depth = reading.depth.cpu()
         confidence = reading.confidence.cpu() if wants_confidence else None
         self.network_s += time.monotonic() - started
         found = []
         for index, image in enumerate(batch):
-            # Each image of the batch returns to its own size.
+            # Resize each map to the own size of its image.
             one = slice(index, index + 1)
             reading = Reading(depth[one], confidence[one] if wants_confidence else None)
             own = self.student.at_own_size(reading, tuple(image.pixels.shape[1:]))
@@ -119,14 +126,24 @@ class Predictor:
     def write(
         self, image: LoadedImage, depth: Tensor, confidence: Tensor | None, colour: bool = True
     ) -> None:
-        """Writes the files of one image; runs in a thread."""
+        """Writes the files of one image; called in a thread.
+
+        Args:
+            image: The image.
+            depth: (H, W) float32 on the CPU, metres.
+            confidence: (H, W) float32 on the CPU, 0 to 1, or None.
+            colour: False to leave out colour/, as for a frame of a video.
+        """
         rgb = image.pixels.permute(1, 2, 0).numpy()
         sure = None if confidence is None else confidence.numpy()
         self.outputs.write(image.name, rgb, depth.numpy(), sure, image.camera, colour)
 
 
 class Writes:
-    """Writes in progress in threads, of which WAITING may wait; exceptions are raised here."""
+    """Limits the writes that threads have not finished to WAITING, and raises their exceptions.
+
+    A context manager: leaving it waits for all writes, unless an exception is being raised.
+    """
 
     def __init__(self):
         self._waiting: deque = deque()
@@ -135,12 +152,12 @@ class Writes:
         return self
 
     def __exit__(self, kind, *_) -> None:
-        # After an exception the remaining writes aren't waited for.
+        # `kind` is the type of an exception raised inside: don't collect the other writes then.
         while self._waiting and kind is None:
             self._waiting.popleft().result()
 
     def add(self, write) -> None:
-        """Adds a Future, and waits if too many are in progress."""
+        """Adds a write, a Future, and waits for the oldest while more than WAITING are left."""
         self._waiting.append(write)
         while len(self._waiting) > WAITING:
             self._waiting.popleft().result()

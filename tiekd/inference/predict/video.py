@@ -1,7 +1,7 @@
-"""Reads and writes videos frame by frame with their times, by PyAV (extra `video`) and its FFmpeg.
+"""Reads and writes videos frame by frame with timestamps, using PyAV (extra `video`) and FFmpeg.
 
-Decoding and encoding take some milliseconds a frame. Left out: sound, and frames that a network
-would see together.
+Decoding and encoding cost some milliseconds per frame. Left out: sound, and clips, i.e. several
+consecutive frames as one input of a network.
 """
 
 import os
@@ -18,13 +18,13 @@ from tiekd.files import check_readable
 
 _CODECS = ("libx264", "mpeg4")  # the first available one is used
 _KEPT = "; depth of those is there, the rest isn't in the file"
-# A last frame may stand still for this share of a video's duration plus this many seconds.
+# An intact video may show its last frame for this fraction of its duration plus these seconds.
 _STANDS_STILL = 0.05
 _STANDS_STILL_S = 0.5
-_GIF_END = b";"
-_GIF_TAIL = 4096
-_DEFAULT_RATE = Fraction(25)
-# mpeg4 allows up to 65535 units a second; all usual rates divide 60000.
+_GIF_END = b";"  # the trailer with which a complete GIF ends, perhaps followed by zero bytes
+_GIF_TAIL = 4096  # bytes at the end of a GIF in which the trailer is searched
+_DEFAULT_RATE = Fraction(25)  # frames per second, if the file doesn't say
+# mpeg4 allows up to 65535 time units per second; 60000 is a multiple of all usual frame rates.
 _FINEST_BASE = Fraction(1, 60000)
 
 
@@ -33,8 +33,8 @@ class Frame(NamedTuple):
 
     Attributes:
         rgb: (H, W, 3) uint8, upright.
-        pts: Its time in units of `Video.time_base`.
-        time_s: Its time in seconds.
+        pts: Presentation timestamp in units of `Video.time_base`.
+        time_s: The same timestamp in seconds.
     """
 
     rgb: np.ndarray
@@ -47,9 +47,9 @@ class Video:
 
     Attributes:
         path: The file.
-        rate: Frames per second.
-        time_base: Seconds per unit of time.
-        count: About how many frames there are.
+        rate: Average frames per second.
+        time_base: Seconds per unit of `Frame.pts`.
+        count: Approximate number of frames, from the file's header.
 
     Raises:
         DataError: If PyAV is missing, or the file is no video.
@@ -62,12 +62,12 @@ class Video:
             with av.open(str(path)) as container:
                 if not container.streams.video:
                     raise DataError(f"{path}: there is no video in it")
-                # Files may lack any of these; the defaults only affect times and progress.
+                # A file may lack any of these. The defaults affect only timestamps and progress.
                 stream = container.streams.video[0]
                 self.rate = Fraction(stream.average_rate or stream.guessed_rate or _DEFAULT_RATE)
                 self.time_base = Fraction(stream.time_base or 1 / self.rate)
                 self._duration_s = float((container.duration or 0) / av.time_base)
-                self._counted = stream.frames  # by the file's index; 0 if it has none
+                self._counted = stream.frames  # as the file's index says; 0 without an index
                 self.count = self._counted or round(self._duration_s * self.rate)
         except (av.error.FFmpegError, OSError) as error:
             raise DataError(
@@ -76,10 +76,10 @@ class Video:
         self.path = path
 
     def frames(self) -> Iterator[Frame]:
-        """Yields the frames in the order of their times.
+        """Yields the frames in presentation order.
 
         Raises:
-            DataError: After the last readable frame, if the file breaks off or is damaged.
+            DataError: After the last readable frame, if the file is truncated or corrupt.
         """
         av = _pyav(self.path)
         count = 0
@@ -87,9 +87,9 @@ class Video:
         last_s = 0.0
         try:
             with av.open(str(self.path)) as container:
-                # Decodes one frame after the other. With a frame per thread, the threads deadlock
-                # at the end of a damaged file: they wait for Python's lock to log, and Python
-                # waits for them.
+                # Keep PyAV's default, without frame threading: at the end of a corrupt file,
+                # FFmpeg's frame threads wait for Python's global lock to log, while Python waits
+                # for those threads, a deadlock.
                 for frame in container.decode(container.streams.video[0]):
                     pts = (
                         round(count / self.rate / self.time_base)
@@ -113,10 +113,14 @@ class Video:
             raise DataError(f"{self.path}: breaks off after {count} frames{part}{_KEPT}")
 
     def _is_short(self, count: int, shown_s: float) -> bool:
-        """Returns True if frames are missing at the end, by the file's own index and duration.
+        """Returns True if frames are missing at the end, judged by the file's index and duration.
 
-        The index also counts frames that an editor has cut off, and during a part of the duration
-        the last frame may be shown, so both must say so.
+        Both must indicate it: the index also counts frames that an editor has cut off, and the
+        duration may include a time in which the last frame stays on screen.
+
+        Args:
+            count: Number of decoded frames.
+            shown_s: Seconds from the first frame to the end of the last one.
         """
         if (
             self.path.suffix.lower() == ".gif"
@@ -130,16 +134,20 @@ class Video:
 
 @contextmanager
 def writing(path: Path, rate: Fraction, time_base: Fraction):
-    """Opens an MP4 for writing, as a context that gives the function (rgb, pts) that adds a frame.
+    """Context manager that writes an MP4 and yields the function `add(rgb, pts)`.
 
-    The file appears once the context ends without an error and there were frames. rgb is (H, W, 3)
-    uint8; a frame of another size than the first one is scaled to it. Times begin at 0 and grow
-    with each frame, whatever a damaged video says.
+    `add` appends a frame, rgb (H, W, 3) uint8. A frame of another size than the first is scaled to
+    the first's. Timestamps start at 0 and are made strictly increasing, even if a corrupt video's
+    `pts` are not. The file appears at `path` when the context ends without an exception and with at
+    least one frame.
 
     Args:
-        path: The file.
+        path: The file to write.
         rate: Frames per second.
         time_base: Seconds per unit of `pts`.
+
+    Yields:
+        The function `add`.
 
     Raises:
         DataError: If encoding fails.
@@ -151,7 +159,7 @@ def writing(path: Path, rate: Fraction, time_base: Fraction):
         with av.open(str(partial), "w", format="mp4") as container:
             stream, add = _encoder(av, container, rate, time_base)
             yield add
-            # The encoder opens with the first frame, so without frames there is no file.
+            # The encoder opens with the first frame. Without frames no file is kept.
             written = stream.codec_context.is_open
             if written:
                 container.mux(stream.encode())
@@ -177,7 +185,7 @@ def _encoder(av, container, rate: Fraction, time_base: Fraction):
 
     def add(rgb: np.ndarray, pts: int) -> None:
         nonlocal first, last
-        # The format wants even sizes.
+        # yuv420p needs an even height and width, so repeat the last row or column.
         height = rgb.shape[0] + rgb.shape[0] % 2
         width = rgb.shape[1] + rgb.shape[1] % 2
         padded = np.pad(
@@ -189,7 +197,7 @@ def _encoder(av, container, rate: Fraction, time_base: Fraction):
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(padded), format="rgb24")
         first = pts if first is None else first
         last = 0 if last is None else max(round((pts - first) * time_base / base), last + 1)
-        # Times must increase, even if a damaged video repeats one.
+        # Timestamps must increase, even if a corrupt video repeats one.
         frame.pts = last
         frame.time_base = base
         container.mux(stream.encode(frame))
@@ -205,7 +213,7 @@ def _pyav(path: Path):
         raise DataError(
             f"{path}: videos need PyAV, which is not installed; pip install 'tiekd[video]'"
         ) from None
-    av.logging.set_level(av.logging.PANIC)  # errors are reported by this module
+    av.logging.set_level(av.logging.PANIC)  # this module reports errors itself
     return av
 
 

@@ -1,8 +1,8 @@
-"""Predicts the depth of a video frame by frame; frames are written like images, colours as a video.
+"""Predicts the depth of a video frame by frame.
 
-The colours have the video's rate and times. A table has each frame's time and how much depth
-changed in it where nothing moves (tiekd/inference/predict/flicker.py). Left out: making depth
-steadier, which is the network's matter.
+Depth is written per frame as for images, and the coloured depth as one video with the frame rate
+and timestamps of the input. A CSV table lists each frame's timestamp and its flicker
+(tiekd/inference/predict/flicker.py). Left out: temporal smoothing of the depth.
 """
 
 import csv
@@ -33,14 +33,14 @@ def predict_video(predictor: Predictor, item: Input, out: TextIO) -> Flicker:
     Args:
         predictor: The student with its outputs.
         item: The video.
-        out: Progress, rate and flicker are written to it.
+        out: Text stream that receives progress, rate and flicker.
 
     Returns:
-        The flicker.
+        The flicker over all frames.
 
     Raises:
-        DataError: If the file is no video, or breaks off. Frames predicted until then are written
-            and whole.
+        DataError: If the file is not a video, or is truncated or corrupt. The outputs of the frames
+            before the corruption are complete then.
     """
     video = Video(item.path)
     outputs = predictor.outputs
@@ -55,7 +55,7 @@ def predict_video(predictor: Predictor, item: Input, out: TextIO) -> Flicker:
         ThreadPoolExecutor(THREADS) as writers,
         Writes() as writes,
     ):
-        # Predict and write chunk by chunk; each frame also goes to the colour video and the table.
+        # Predict and write batch by batch. Add each frame to the colour video and to the table.
         for chunk in _chunks(_until_broken(video, broken), predictor.batch_size):
             batch = [
                 predictor.prepare(f"{item.name}/{index:06}", item.path, _pixels(frame))
@@ -70,11 +70,11 @@ def predict_video(predictor: Predictor, item: Input, out: TextIO) -> Flicker:
                 rows.append((index, f"{frame.time_s:.6f}", _number(change), _number(share)))
             progress.update()
     progress.finish()
-    # Finish what was predicted, even if the video breaks off.
+    # Complete the outputs of the predicted frames, even if the video is truncated or corrupt.
     if rows:
         outputs.remove_frames_from(item.name, len(rows))
         _write_table(files["times"], rows)
-    # Report the damage after saving what could be predicted.
+    # Raise the decoding error only now, when the outputs are complete.
     if broken or not rows:
         raise broken[0] if broken else DataError(f"{item.path}: there are no frames in it")
     elapsed_s = time.monotonic() - started
@@ -87,7 +87,7 @@ def predict_video(predictor: Predictor, item: Input, out: TextIO) -> Flicker:
 
 
 def _chunks(frames: Iterable[Frame], most: int) -> Iterator[list[tuple[int, Frame]]]:
-    """Yields numbered frames in lists of up to `most` consecutive frames of one size."""
+    """Yields lists of (frame number, frame), up to `most` consecutive frames of one size."""
     for _, alike in groupby(enumerate(frames), lambda numbered: numbered[1].rgb.shape):
         while chunk := list(islice(alike, most)):
             yield chunk
@@ -98,7 +98,7 @@ def _pixels(frame: Frame) -> torch.Tensor:
 
 
 def _until_broken(video: Video, broken: list[DataError]) -> Iterator[Frame]:
-    """Yields a video's frames; an error ends them and is appended to `broken`."""
+    """Yields a video's frames. A DataError ends the iteration and is appended to `broken`."""
     try:
         yield from video.frames()
     except DataError as error:

@@ -1,7 +1,7 @@
-"""The benchmarks of `bin/benchmark.py`: one module per word, with `run(arguments) -> dict`.
+"""The benchmarks of `bin/benchmark.py`: one module per benchmark, with `run(arguments) -> dict`.
 
-Each compares our implementation with a plain one, interleaved in one process (`measure`).
-`arguments` holds their options.
+Each compares tiekd's implementation with a plain reference, interleaved in one process (`measure`).
+`arguments` defines their options.
 """
 
 COMMANDS = {

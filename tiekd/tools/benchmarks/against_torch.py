@@ -1,12 +1,12 @@
 """The engine's step against that of a plain torch loop with DistributedDataParallel.
 
-For each number of ranks and ZeRO stage. Each rank is a process of its own that holds both: the same
-network with the same weights, criterion, optimizer, clipping and batch. After a barrier one makes a
-few steps, then the other, in turns; the slowest rank's time counts. BatchNorm is over all ranks in
-both, so torch doesn't broadcast buffers either. fp32, one micro-batch per step; on a CPU one thread
-per rank.
+They are compared for each world size and ZeRO stage. Each rank is a process that holds both loops,
+with the same network, weights, criterion, optimizer, clipping and batch. After a barrier, each loop
+in turn runs a few steps; the slowest rank's time counts. Both synchronise BatchNorm over all ranks,
+so torch's loop needn't broadcast buffers. fp32, one micro-batch per step; on a CPU one thread per
+rank.
 
-Left out: data, teacher and hooks, which both loops would share, and several machines.
+Left out: data, teacher and hooks, which would be the same in both loops; and several machines.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> dict:
             asked = [args.recipe, shape, stage, args.rounds, args.block]
             rows = ranks.run_ranks(__name__, count, device.type, asked)
             table.append({"ranks": count, "zero": stage} | combined(rows))
-    # Higher stages save memory at the cost of time, which torch's loop doesn't do.
+    # Use the smallest stage for the ratios: higher stages trade time for memory, torch's loop not.
     least = [row for row in table if row["zero"] == min(args.zero)]
     return {
         "compared": "the engine's step / a plain torch loop's with DistributedDataParallel, "
@@ -136,7 +136,7 @@ def main(
         "torch": torch_step(recipe, copy.deepcopy(network), criterion, batch, batch_size),
         "engine": engine_step(recipe, network, criterion, batch, batch_size, stage),
     }
-    # Memory first, which also warms up; then times, each round in the reverse order of the last.
+    # Measure memory first, which also warms up, then times. The order alternates between rounds.
     peaks = {name: measure.peak_bytes(step, device) for name, step in steps.items()}
     times: dict[str, list[float]] = {name: [] for name in steps}
     order = list(steps)

@@ -21,21 +21,21 @@ OTHERS = ("products", "compiled", "chunks")
 
 
 def _add_batch(parser: argparse.ArgumentParser, of: str = "a step") -> None:
-    """Adds the number and size of images."""
+    """Adds the options for the number and the size of the images."""
     parser.add_argument("--batch", type=int, default=1, help=f"images {of}, default 1")
     parser.add_argument("--height", type=int, default=352)
     parser.add_argument("--width", type=int, default=704)
 
 
 def _add_recipe(parser: argparse.ArgumentParser, default: Path, whose: str) -> None:
-    """Adds the recipe of the network that is timed, as text for the JSON of the figures."""
+    """Adds the recipe of the timed network. Its path stays a string, for the JSON output."""
     parser.add_argument(
         "--recipe", type=paths.path_text_argument, default=str(default), help=f"default {whose}"
     )
 
 
 def _add_kitti(parser: argparse.ArgumentParser) -> None:
-    """Adds the folder of a KITTI."""
+    """Adds the option for a KITTI folder."""
     parser.add_argument(
         "--data",
         type=paths.path_argument,
@@ -45,7 +45,7 @@ def _add_kitti(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_compile(parser: argparse.ArgumentParser) -> None:
-    """Adds whether parts of the network are compiled."""
+    """Adds the option that compiles the network's encoder and decoder."""
     parser.add_argument(
         "--compile", action="store_true", help="our encoder and decoder by torch.compile"
     )

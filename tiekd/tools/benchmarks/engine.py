@@ -1,11 +1,11 @@
 """Host time of the loop and its hooks, and our loop against a bare one on the same engine.
 
-Trains a recipe's student on made-up batches, with DeepSpeed's engine. After every few iterations,
-the same number of a bare loop's (forward, losses, backward, clipping, step) are made twice, on the
-same engine and batch. The first against the second shows how noisy the machine is. Hooks are those
-of a run except evaluation and checkpoints, whose time is their own. The time that a hook takes for
-a line of the log or for an image is spread over the recipe's intervals. `host_share` is the time of
-the loop and its hooks, divided by that of the step; on a GPU it may overlap with the device's work.
+Trains a recipe's student on synthetic batches, with DeepSpeed's engine. After every few iterations,
+a bare loop (forward, losses, backward, clipping, step) runs the same number of iterations twice, on
+the same engine and batch. The ratio of these two runs shows the machine's noise. The hooks are
+those of a run, except evaluation and checkpoints, whose cost is measured elsewhere. The time of a
+hook for a log line or an image is averaged over the recipe's interval. `host_share` is the time of
+the loop and its hooks divided by that of the step; on a GPU it may overlap with the device's work.
 Left out: more than one rank.
 
 `--against torch` instead compares the engine's step with that of a plain torch loop with
@@ -70,10 +70,10 @@ def run(args: argparse.Namespace) -> dict:
         for name, times in watch.times.items()
         if name[0] != "_"
     }
-    # "off" are iterations without a log line or image, which are most of them.
+    # "off" are iterations without a log line or image, i.e. most iterations.
     loop = 1e3 * statistics.median(watch.times["_loop"]["off"])
     step = 1e3 * statistics.median(watch.times["_step"]["off"])
-    # The bare loop against itself shows how much of a ratio is noise.
+    # The ratio of the bare loop's two runs shows how much of any ratio is noise.
     ratios = [a / b for a, b in zip(watch.ours_s, watch.bare_s, strict=True)]
     again = [a / b for a, b in zip(watch.again_s, watch.bare_s, strict=True)]
     return {

@@ -1,10 +1,10 @@
 """Growth of a training step's time and memory with batch, crop, bins and ranks.
 
-Prints a table, draws a plot, and says where growth isn't linear. Each quantity is varied by itself
-from the smallest size. A line is fitted to its points; a point that is further than a tenth from it
-is reported. For ranks, the step uses DeepSpeed and each rank has the same batch: time should stay
-that of one rank, and the memory of all together should grow with their number. `time_ratio` is, of
-all points, the time that is farthest from its line, divided by the line's value; `memory_ratio`
+Prints a table, draws a plot, and reports nonlinear growth. Each quantity is varied alone, with the
+others at their smallest size. A line is fitted to the points; points that deviate from it by more
+than a tenth are reported. For ranks, the step uses DeepSpeed and the batch size per rank is fixed,
+so the time should stay constant and the total memory should be proportional to the world size.
+`time_ratio` is the largest deviation of a time from its line, as time / line; `memory_ratio`
 likewise. Left out: several machines.
 """
 
@@ -83,7 +83,7 @@ def _curve(args: argparse.Namespace, recipe: dict, points: list[tuple[int, dict]
     sizes = []
     times = []
     peaks = []
-    # The fastest round of each point: what is slower was disturbed by the machine.
+    # Use the fastest round of each point, since slower ones were disturbed by other processes.
     for size, change in points:
         step = _step(args, recipe, device, **change)
         peaks.append((measure.peak_bytes(step, device) + step.state_bytes()) / 1e6)

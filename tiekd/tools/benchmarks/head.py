@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> dict:
     inputs = example(
         args.batch, args.channels, args.bins, args.height, args.width, DTYPES[args.dtype], device
     )
-    # Networks that convolve in channels_last hand their features over like that.
+    # A network in channels_last passes its features to the head in that memory format.
     if args.layout == "channels_last":
         inputs = inputs[0].to(memory_format=torch.channels_last), *inputs[1:]
     ours, plain = (
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> dict:
         f"batch {args.batch}, {args.channels} channels, {args.bins} bins, "
         f"{args.height}x{args.width}"
     )
-    # The implementation that these inputs are given to, which depends on the device and sizes.
+    # Which implementation is selected for these inputs depends on their device and sizes.
     name = kernels.implementation(*inputs[:1], inputs[4], inputs[3]).__module__.rsplit(".", 1)[1]
     compared = (
         f"head and divergence, forward and backward: {name} / reference, {args.dtype}, "
@@ -61,7 +61,8 @@ def run(args: argparse.Namespace) -> dict:
     )
     # Correctness, then the other comparisons that were asked for.
     result["worst_relative_error"] = worst_error(ours(), plain())
-    # What a head costs at least (its products), and what else would save memory or time.
+    # The matrix products are a lower bound of a head's cost; the others are alternative ways to
+    # save memory or time.
     others = {
         "products": partial(products, *inputs[:3]),
         "chunks": partial(train, in_chunks, *inputs, args.target),

@@ -1,7 +1,7 @@
-"""The frames of the data benchmarks: a KITTI folder of the user's, or rendered scenes.
+"""The frames of the data benchmarks: the user's KITTI folder, or rendered scenes in its format.
 
-Left out: teacher maps of a real teacher; the made-up ones are a road with noise, and as hard to
-decode.
+Left out: maps of a real teacher. The synthetic maps are a flat road with noise, which takes as long
+to decode.
 """
 
 from collections.abc import Iterator
@@ -57,7 +57,8 @@ def with_teacher_maps(root: Path, scratch: Path, kb_crop: tuple[int, int]) -> Fr
     rng = np.random.default_rng(0)
     rows = np.linspace(0.02, 1, kb_crop[0])[:, None]  # the lower, the nearer
     for index in range(len(frames)):
-        # A camera 1.65 m above a flat road; noise makes the maps as hard to decode as real ones.
+        # A camera 1.65 m above a flat road. With the noise, the maps take as long to decode as
+        # real ones.
         depth_m = np.clip(1.65 / rows, 1, MAX_DEPTH_M) * rng.normal(1, 0.003, kb_crop)
         image_io.write_durably(
             maps / frames.map_name(index), image_io.encode_teacher_map(depth_m, MAX_DEPTH_M)

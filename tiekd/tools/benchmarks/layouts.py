@@ -1,10 +1,11 @@
-"""Every choice of the table of layouts, row by row, for the instruction set of this process.
+"""Times every choice in the table of memory layouts, for this process's CPU instruction set.
 
-The table (tiekd/kernels/layouts.py) is made from these figures; a run never measures. For each row,
-all choices are timed on the same convolutions: those of the published student, at 352x704 or a
-quarter of it. Each figure is a choice's time divided by that of the table's choice, the median of
-the rounds: below 1, another choice is faster here. Times are CPU seconds of one thread, in which
-other programs on the machine count little. A CPU can be limited to fewer instructions than it has:
+The table (tiekd/kernels/layouts.py) was made from these results; a training run measures nothing.
+For each row, all choices are timed on the same convolutions: those of the published student, at
+352x704 or a quarter of it. A result is the time of a choice divided by that of the table's choice,
+the median over rounds. A result below 1 means that the choice is faster here than the table's.
+Times are CPU seconds of one thread, which other programs on the machine affect little. To measure a
+smaller instruction set on the same CPU:
 `ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 bin/benchmark.py layouts`. Left out: memory, GPUs,
 more threads.
 """
@@ -86,7 +87,7 @@ def run(args: argparse.Namespace) -> dict:
         for (of, shape_class, dtype), chosen in layouts.TABLE.items():
             if of != isa:
                 continue
-            # Shrunk images keep their channels, so a quick try has the same arithmetic.
+            # A quick run uses smaller images with the same channels, i.e. the same arithmetic.
             totals = {}
             for shape in SHAPES[shape_class]:
                 height, width = (
@@ -97,7 +98,7 @@ def run(args: argparse.Namespace) -> dict:
                 for choice, values in times.items():
                     totals[choice] = totals.get(choice, 0.0) + statistics.median(values)
                 rows.append(_row(f"{shape_class}, {dtype}", shape, chosen, times))
-            # One choice per row of the table, so the times of its shapes are added.
+            # A row of the table has one choice for several shapes, so their times are added.
             best = min(totals, key=totals.get)
             if totals[best] < 0.95 * totals[chosen]:
                 faster.append(

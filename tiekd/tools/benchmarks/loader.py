@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> dict:
         The figures; "plain" also has the differences from the published pipeline.
     """
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as data workers do
+    torch.set_num_threads(1)  # as in a data worker
     try:
         with kitti_folder(args.data, tuple(args.kb_crop)) as (root, scratch):
             frames = with_teacher_maps(root, scratch, tuple(args.kb_crop))
@@ -83,7 +83,7 @@ def _measured(
     def plain(epoch: int, index: int):
         return plain_sample(frames, index, kb_crop, augment.draw(_SEED, epoch, index, *kb_crop))
 
-    # What the device gets: batches that are made before the clock starts.
+    # Make the batches for the device's share before timing starts.
     ready = {
         key: from_cache.read([key])
         for key in itertools.product(range(rounds + 1), range(len(frames)))
@@ -170,7 +170,8 @@ def _times(
 def _differences(ours: BatchReader, plain: Callable, num_frames: int, epochs: int = 3) -> dict:
     """Returns the largest differences from the plain pipeline.
 
-    These are grey levels before and after colour augmentation, and the share of depths that differ.
+    They are in grey levels, before and after colour augmentation. For depth maps it is the fraction
+    of pixels that differ.
     """
     before = 0.0
     after = 0.0

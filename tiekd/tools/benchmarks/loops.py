@@ -1,8 +1,8 @@
-"""The clocks of the `engine` benchmark, and the bare loop that it compares.
+"""The timers of the `engine` benchmark, and the bare loop that it compares.
 
-Clocks stand around the parts of an iteration and around each hook of a real training. Blocks of the
-bare loop run on the same engine in between. Costs a few readings of the clock per iteration. On a
-GPU the times are the host's; whole blocks wait for the device.
+The phases of an iteration and each hook of a real training are timed. Blocks of the bare loop run
+on the same engine in between. Costs a few clock reads per iteration. On a GPU, phases and hooks are
+timed on the host, while blocks are timed with a host sync at the end.
 """
 
 import time

@@ -1,8 +1,8 @@
 """Times and peak memory of two ways of doing one thing, side by side in one process.
 
-Machines are noisy, so the two take turns, each round gives one ratio, and the median of the ratios
-is the figure. Their range is reported with it. Left out: energy, and memory that other processes
-(data workers) hold.
+Machines are noisy, so the two calls alternate. Each round yields one ratio; the median of the
+ratios is reported together with their range. Left out: energy, and the memory of other processes
+(data workers).
 """
 
 import gc
@@ -19,7 +19,7 @@ from tiekd.distributed import allocator, memory
 from tiekd.kernels import layouts
 
 _MB = 1e6
-QUEUED_CALLS = 5  # calls timed together on a GPU, as a training run's host is ahead of its device
+QUEUED_CALLS = 5  # calls timed together on a GPU, since in training the host runs ahead of the GPU
 
 
 def compare(
@@ -34,12 +34,12 @@ def compare(
     """Compares our time and memory with the reference's.
 
     Args:
-        compared: what is compared, for the report.
-        ours: a function without arguments.
-        reference: another one.
-        rounds: how many times each is timed.
-        device: which both wait for.
-        with_memory: measures memory too.
+        compared: description of the comparison, for the report.
+        ours: function without arguments, the implementation to measure.
+        reference: function without arguments that does the same.
+        rounds: number of times that each is timed.
+        device: the device to synchronise with after each call.
+        with_memory: True to measure peak memory, too.
         queued: as in `seconds`.
 
     Returns:
@@ -50,7 +50,7 @@ def compare(
     """
     device = torch.device(device)
     result = {"compared": compared}
-    # Memory first, which also warms up.
+    # Measure memory first, which also warms up.
     peaks = [peak_bytes(call, device) for call in (ours, reference)] if with_memory else []
     times = interleaved(
         {"ours": ours, "reference": reference}, rounds, device, not with_memory, queued
@@ -78,10 +78,10 @@ def interleaved(
     """Times functions in turns; the order is reversed from one round to the next.
 
     Args:
-        calls: name -> function.
-        rounds: how many times each is timed.
-        device: which each waits for.
-        warm_up: calls each once before.
+        calls: name -> function without arguments.
+        rounds: number of times that each is timed.
+        device: the device to synchronise with after each call.
+        warm_up: True to call each function once before.
         queued: as in `seconds`.
 
     Returns:
@@ -103,9 +103,9 @@ def seconds(call: Callable[[], object], device: torch.device, queued: int = 1) -
     """Returns the seconds of a call, until the device has finished its work.
 
     Args:
-        call: a function.
-        device: which it runs on.
-        queued: on a GPU the mean of this many calls in a row is taken.
+        call: function without arguments.
+        device: the device that it runs on.
+        queued: on a GPU, time this many consecutive calls and return their mean.
     """
     calls = queued if device.type == "cuda" else 1
     memory.wait(device)
@@ -117,16 +117,17 @@ def seconds(call: Callable[[], object], device: torch.device, queued: int = 1) -
 
 
 def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
-    """Returns the most bytes that a call holds beyond what was held before it.
+    """Returns the peak memory of a call in bytes, above the memory held before it.
 
-    On a CPU these are bytes of this process (Linux), elsewhere of the device's allocator. The call
-    is made twice: what the first one keeps for good doesn't count.
+    On a CPU this is the process's memory (Linux), on a GPU that of torch's allocator. The function
+    is called twice and the second call is measured, so that memory that the first call keeps (such
+    as compiled kernels) doesn't count.
     """
     # The first call: what it keeps, such as compiled kernels, doesn't count.
     call()
     gc.collect()
     if device.type == "cpu":
-        # Otherwise a call reuses memory that others have freed, and seems to need none.
+        # Return cached free memory first: a call that reuses it would seem to need none.
         allocator.give_back()
     memory.wait(device)
     memory.restart_peak(device)
@@ -137,9 +138,9 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
 
 
 def hardware(device: torch.device | str = "cpu") -> dict:
-    """Returns what has to be quoted with a figure.
+    """Returns the conditions of a measurement, to be reported with its results.
 
-    These are the device, a CPU's instruction set and threads, versions, allocator, date.
+    These are the device, a CPU's instruction set and threads, versions, allocator and date.
     """
     if torch.device(device).type == "cuda":
         name = torch.cuda.get_device_name(device)

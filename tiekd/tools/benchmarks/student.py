@@ -1,10 +1,10 @@
 """Parameters, multiplications, latency and memory of a recipe's network, or its teacher's.
 
-Multiplications are multiply-adds of convolutions and matrix products in one forward of one image,
-the head's included, counted as torch calls them: those of the network as it is defined, and those
-of ours. Latency is that of a forward without gradients: ours in the memory layout and precision
-that are asked for, against the network as it is defined, in fp32 on contiguous tensors. Left out:
-data, flip averaging, other runtimes.
+Multiplications are the multiply-adds of convolutions and matrix products, including the head's, in
+a forward pass of one image. They are counted for the plain network and for the optimised one.
+Latency is that of a forward pass without gradients: of the optimised network in the given memory
+format and precision, against the plain network in fp32 on contiguous tensors. Left out: data, flip
+averaging, other runtimes.
 """
 
 import argparse

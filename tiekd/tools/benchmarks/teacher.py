@@ -1,7 +1,7 @@
 """A training step of a recipe's student with cached teacher maps, and with the teacher online.
 
-Ours reads the map that came with the batch. The reference runs the recipe's teacher, frozen and
-with random weights, before the same step. The cost of loading the maps is measured by `loader`.
+With cached maps, the step uses the map in the batch. The reference runs the recipe's teacher,
+frozen and with random weights, before the same step. `loader` measures the cost of loading maps.
 Left out: flip averaging, which doubles the teacher's time; DeepSpeed.
 """
 

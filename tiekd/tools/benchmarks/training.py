@@ -44,10 +44,10 @@ class BatchShape(NamedTuple):
 
 
 class TrainingStep:
-    """A training step on a fixed batch of noise; a call makes one.
+    """A training step on a fixed batch of noise. Each call runs one step.
 
     Attributes:
-        loss: of the last step, a 0-d tensor; None before.
+        loss: loss of the last step, a 0-d tensor; None before the first step.
     """
 
     def __init__(
@@ -64,15 +64,15 @@ class TrainingStep:
         """Builds network, losses, optimizer and batch.
 
         Args:
-            recipe: its network, losses and optimizer are used.
-            device: of all tensors.
-            shape: of a step's batch.
-            dtype: of the autocast around forward; None for none.
-            memory_format: of the network and its features.
-            plain: makes the network plain (`make_plain`), with torch's loop over parameters as
-                optimizer.
-            compiled: compiles encoder and decoder.
-            teacher: batch -> depth; None uses the batch's map.
+            recipe: the recipe, whose network, losses and optimizer are used.
+            device: the device of all tensors.
+            shape: batch size and image size.
+            dtype: dtype of autocast in the forward pass; None for no autocast.
+            memory_format: memory format of the network and its features.
+            plain: True to use the plain network (`make_plain`) and an optimizer that loops over
+                the parameters.
+            compiled: True to compile encoder and decoder.
+            teacher: function from a batch to the teacher's depth; None to use the batch's map.
         """
         torch.manual_seed(0)
         self.network = build_network(recipe["network"]).to(device).train()
@@ -163,9 +163,9 @@ def device_of(name: str) -> torch.device:
 
 
 def make_plain(network: nn.Module) -> nn.Module:
-    """Makes a network compute as it is defined, operator by operator; in place, returns it.
+    """Switches off a network's optimisations for time and memory, in place, and returns it.
 
-    Numbers are the same except for rounding; what we do for time and memory is off.
+    It then computes each operator as published. Results are the same except for rounding.
     """
     for module in network.modules():
         if isinstance(module, (UpsampledConv, TwoConvs, ConvNorm)):
