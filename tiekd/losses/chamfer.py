@@ -1,10 +1,10 @@
 """The chamfer distance between AdaBins' bin centres and the valid depths, in square metres.
 
-Equation 4 of Bhat, Alhashim and Wonka 2021 (arXiv 2011.14141): it pulls the bin centres towards the depths.
-The value is the mean squared distance of each depth to its nearest centre, plus that of each
-centre to its nearest depth. The paper writes sums, but its code and the published weight of 0.1
-use means. In one dimension the nearest is found by sorting, so this costs one sort of the depths and
-no distance matrix. Left out: a gradient for anything but the bins.
+Equation 4 of Bhat, Alhashim and Wonka 2021 (arXiv 2011.14141): it pulls the bin centres towards the
+depths. The value is the mean squared distance of each depth to its nearest centre, plus that of
+each centre to its nearest depth. The paper writes sums, but its code and the published weight of
+0.1 use means. In one dimension the nearest is found by sorting, so this costs one sort of the
+depths and no distance matrix. Left out: a gradient for anything but the bins.
 """
 
 from typing import TYPE_CHECKING

@@ -39,9 +39,9 @@ class SSIM(nn.Module):
     """Mean over the valid windows of 1 - SSIM, between 0 (equal) and 2 (inverted).
 
     Args:
-        space: the values that are compared. "metres": depths as they are. "normalised": depths divided by
-            max_depth, or by the image's largest valid target. "log": the natural log of the depth
-            over 1 mm.
+        space: the values that are compared. "metres": depths as they are. "normalised": depths
+            divided by max_depth, or by the image's largest valid target. "log": the natural log of
+            the depth over 1 mm.
         signed: True: an inverted relief counts as inverted. False is published: abs() on both
             variances and on the covariance. None: True, unless `released`.
         released: as published: metres, abs(), zero padding of 5, every pixel counts whether valid

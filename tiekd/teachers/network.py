@@ -23,8 +23,9 @@ class FrozenTeacher:
         precision: "fp32", "bf16" or "fp16", for its convolutions and matrix products,
             independently of the student's precision. Weights, depth and a head's float32
             arithmetic stay float32.
-        resize: The working resolution that its weights were trained at. tiekd/tools/cache_teacher.py
-            resizes whole images to it; in training the teacher sees the student's crops.
+        resize: The working resolution that its weights were trained at.
+            tiekd/tools/cache_teacher.py resizes whole images to it; in training the teacher sees
+            the student's.
     """
 
     def __init__(
