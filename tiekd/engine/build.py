@@ -35,14 +35,14 @@ def build_engine(network: nn.Module, optimizer: torch.optim.Optimizer, config: E
     values = {key: value for key, value in config.values.items() if key != execution.SECTION}
     execution.prepare(network, config.values)
     if clips_here(config):
-        # engine/step.py clips instead.
+        # engine/step.py clips instead, so DeepSpeed must not.
         values["gradient_clipping"] = 0.0
     initial = None
     if scales_here(config):
         initial = {name: value.detach().clone() for name, value in network.state_dict().items()}
     patches.time_each_collective()
     try:
-        # A value that DeepSpeed refuses is the user's, and told in a line.
+        # A value that DeepSpeed refuses is a user error: report it in one line.
         _read_by_deepspeed(values)
         engine, *_ = deepspeed.initialize(model=network, optimizer=optimizer, config=values)
     except ValidationError as error:
@@ -65,7 +65,7 @@ def build_engine(network: nn.Module, optimizer: torch.optim.Optimizer, config: E
 
 
 def _read_by_deepspeed(values: dict) -> None:
-    """Lets DeepSpeed read a config; whatever a wrong value raises becomes a ValueError."""
+    """Lets DeepSpeed read a config; whatever it raises is re-raised as a ValueError."""
     from deepspeed.runtime.config import DeepSpeedConfig
 
     try:

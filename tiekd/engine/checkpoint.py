@@ -25,7 +25,7 @@ from tiekd.workdir.checkpoints import LATEST, MOMENTS, STATE, STUDENT, check
 
 
 class SaveFailed(Exception):
-    """A checkpoint that the disk didn't take, on every rank; older ones are as they were."""
+    """Saving a checkpoint failed; raised on every rank. Older checkpoints are unchanged."""
 
 
 def save(
@@ -37,9 +37,9 @@ def save(
         engine: The DeepSpeed engine.
         folder: Where the run's checkpoints are.
         iteration: Finished iterations.
-        hook_states: This rank's, of plain values.
-        recipe: The run's.
-        facts: What else goes into the student's file.
+        hook_states: This rank's hook states by hook, of plain values.
+        recipe: The run's recipe.
+        facts: Further entries of the student's weights file.
 
     Returns:
         The checkpoint's path.
@@ -62,11 +62,11 @@ def save(
     if problem is None and comm.is_main():
         written = {name: facts for share, _ in shares for name, facts in share.items()}
         problem = _make_current(partial, final, written)
-    # Rank 0 made the checkpoint current, or says why it didn't.
+    # Rank 0 has renamed the folder, or broadcasts why it couldn't, so that all ranks raise.
     problem = comm.broadcast_object(problem)
     if problem is not None:
         if comm.is_main():
-            shutil.rmtree(partial, ignore_errors=True)  # it may be what filled the disk
+            shutil.rmtree(partial, ignore_errors=True)  # it may have filled the disk
         raise SaveFailed(f"{final} was not saved, {problem}")
     return final
 
@@ -105,7 +105,7 @@ def load(engine, checkpoint: Path) -> tuple[int, dict[str, dict]]:
         The checkpoint's iteration, and this rank's hook states.
 
     Raises:
-        CheckpointError: It is damaged, or of another network or optimizer.
+        CheckpointError: The checkpoint is corrupt, or of another network or optimizer.
     """
     # Rank 0 verifies the digests of all ranks' files.
     problem = comm.broadcast_object(check(checkpoint) if comm.is_main() else None)
@@ -115,7 +115,8 @@ def load(engine, checkpoint: Path) -> tuple[int, dict[str, dict]]:
         )
     try:
         state = json.loads((checkpoint / STATE).read_text())
-        # DeepSpeed's files need the same ranks, stage and precision; the plain ones fit any.
+        # DeepSpeed's files load only with the same world size, ZeRO stage and precision; otherwise
+        # load the plain weights and moments.
         if state["made_by"] == _shape(engine):
             patches.load_plain_data_only()
             path, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
@@ -126,7 +127,7 @@ def load(engine, checkpoint: Path) -> tuple[int, dict[str, dict]]:
             full_state.restore(engine, weights, engine.checkpoint_files.load(checkpoint / MOMENTS))
             full_state.set_counters(engine, state["counters"])
         rank_file = checkpoint / f"rank_{comm.rank()}.pt"
-        if not rank_file.exists():  # more ranks than at the save
+        if not rank_file.exists():  # this rank has no file: the world size was smaller at the save
             rank_file = checkpoint / "rank_0.pt"
         mine = engine.checkpoint_files.load(rank_file)
         rng_state.put_back(mine["random"])
@@ -140,7 +141,7 @@ def load(engine, checkpoint: Path) -> tuple[int, dict[str, dict]]:
         raise CheckpointError(
             f"{checkpoint}: can't be read ({error}); resume from another one"
         ) from None
-    # Neither running out of memory nor a lost rank is the checkpoint's fault.
+    # Out of memory or a lost rank: re-raise, since the checkpoint itself may be fine.
     except torch.cuda.OutOfMemoryError:
         raise
     except (
@@ -160,7 +161,7 @@ def load(engine, checkpoint: Path) -> tuple[int, dict[str, dict]]:
 
 
 def _make_current(partial: Path, final: Path, files: dict[str, list]) -> str | None:
-    """Writes the manifest and renames the folder, on rank 0; returns what went wrong."""
+    """Writes the manifest and renames the folder, on rank 0; returns the error, or None."""
     try:
         manifest.write(partial, files)
         sync(partial)
@@ -196,7 +197,7 @@ def _facts(engine, iteration: int, recipe: dict) -> dict:
 
 
 def _shape(engine) -> dict:
-    """Returns what has to be the same for DeepSpeed's own files to load."""
+    """Returns the values that must match between save and load for DeepSpeed's own files."""
     precision = "fp16" if engine.fp16_enabled() else "bf16" if engine.bfloat16_enabled() else "fp32"
     stage = engine.zero_optimization_stage()
     return {"world_size": comm.world_size(), "zero_stage": stage, "precision": precision}

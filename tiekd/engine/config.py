@@ -18,8 +18,8 @@ from tiekd.files import check_readable
 
 DEFAULT_CONFIG = Path(__file__).parents[2] / "ds_configs" / "fp32.json"
 
-# DeepSpeed 0.19 lets unknown top-level keys pass silently, and dies of values of other kinds in its
-# own code.
+# DeepSpeed 0.19 lets unknown top-level keys pass silently, and fails on values of wrong types with
+# errors from deep in its own code, so keys and types are checked here.
 _WORDS = (
     "communication_data_type seq_parallel_communication_data_type gradient_allreduce_op log_level"
 )
@@ -43,7 +43,7 @@ ENGINE_KEYS = {
     **dict.fromkeys(_SWITCHES.split(), bool),
     **dict.fromkeys(_WORDS.split(), str),
 }
-_FROM_RECIPE = (*_COUNTS.split()[:3], "gradient_clipping")  # those may be "auto"
+_FROM_RECIPE = (*_COUNTS.split()[:3], "gradient_clipping")  # these values may be "auto"
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class EngineConfig:
     """A resolved engine config.
 
     Attributes:
-        values: DeepSpeed's, and those of execution.SECTION.
+        values: The whole config: DeepSpeed's keys, and the section execution.SECTION.
         batch_size_per_gpu: Images of a rank's micro-batch.
-        accumulation: Micro-batches an iteration.
+        accumulation: Micro-batches per iteration.
     """
 
     values: dict
@@ -70,7 +70,7 @@ def read_engine_config(path: str | Path | None) -> dict:
     """Returns the JSON of a file with `~` expanded; None reads ds_configs/fp32.json.
 
     Raises:
-        LaunchError: It can't be read.
+        LaunchError: The file can't be read.
     """
     path = Path(path or DEFAULT_CONFIG)
     check_readable(path, "engine config", LaunchError, "--deepspeed_config ")
@@ -95,7 +95,7 @@ def read_engine_config(path: str | Path | None) -> dict:
 
 
 def _json_object(pairs: list[tuple[str, object]]) -> dict:
-    """An object of the engine config: no key twice, `~` expanded (only paths begin so)."""
+    """Returns a JSON object as a dict: refuses duplicate keys, expands a leading `~` in strings."""
     found = {}
     for key, value in pairs:
         if key in found:
@@ -110,8 +110,8 @@ def resolve(config: dict, batch_size: int, clip_norm: float, world_size: int) ->
 
     Args:
         config: As `read_engine_config` returns it.
-        batch_size: Images an iteration, of all ranks.
-        clip_norm: The largest L2 norm of a gradient, 0 for no limit.
+        batch_size: Global batch size, images per iteration over all ranks.
+        clip_norm: Maximum L2 norm of the gradient; 0: no clipping.
         world_size: The number of ranks.
 
     Raises:
@@ -133,7 +133,7 @@ def resolve(config: dict, batch_size: int, clip_norm: float, world_size: int) ->
             check_value(value, ENGINE_KEYS[key], f"engine config: {key}")
         if key in ("steps_per_print", "gradient_predivide_factor") and not 0 < value < math.inf:
             raise RecipeError(f"engine config: {key} is {value}; it must be above 0")
-    # What the recipe says counts; the same value in the JSON is allowed.
+    # The recipe's values win: the JSON may hold "auto" or the same value, else it is refused.
     _agree(config, "train_batch_size", batch_size, "train.batch_size")
     _agree(config, "gradient_clipping", clip_norm, "train.clip_norm")
     per_gpu, accumulation = _deal(config, batch_size, world_size)
@@ -151,18 +151,18 @@ def resolve(config: dict, batch_size: int, clip_norm: float, world_size: int) ->
 
 
 def refill(config: dict, world_size: int, other_batch: bool) -> dict:
-    """Returns a resolved engine config with "auto" wherever the recipe may say something new.
+    """Returns a resolved engine config with "auto" for every value that the recipe may change.
 
     Args:
         config: `EngineConfig.values` of an earlier start.
         world_size: The number of ranks now.
-        other_batch: True where the recipe's global batch has changed.
+        other_batch: True if the recipe's global batch size has changed.
     """
     of_recipe = {"train_batch_size", "gradient_clipping"}
     deal = [
         config.get(key) for key in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
     ]
-    # The split of the global batch stays where it still makes up that batch.
+    # Keep the split if micro-batch * accumulation * ranks is still the global batch size.
     fits = None not in deal and deal[0] * deal[1] * world_size == config.get("train_batch_size")
     if other_batch or not fits:
         of_recipe |= {"train_micro_batch_size_per_gpu", "gradient_accumulation_steps"}
@@ -170,13 +170,13 @@ def refill(config: dict, world_size: int, other_batch: bool) -> dict:
 
 
 def clips_here(config: EngineConfig) -> bool:
-    """True where engine/step.py clips the gradient, and DeepSpeed doesn't."""
+    """Returns True if engine/step.py clips the gradient instead of DeepSpeed."""
     in_half = any(config.values.get(kind, {}).get("enabled") for kind in ("fp16", "bf16"))
     return config.zero_stage == 0 and not in_half
 
 
 def scales_here(config: EngineConfig) -> bool:
-    """True where engine/step.py multiplies the loss with fp16's scale, and DeepSpeed doesn't."""
+    """Returns True if engine/step.py multiplies the loss by fp16's scale instead of DeepSpeed."""
     return config.zero_stage == 0 and bool(config.values.get("fp16", {}).get("enabled"))
 
 
@@ -201,7 +201,7 @@ def _deal(config: dict, batch_size: int, world_size: int) -> tuple[int, int]:
             raise RecipeError(
                 f'engine config: {key} is {value!r}; it must be a whole number from 1, or "auto"'
             )
-    # Each `auto` takes what the other key leaves of the global batch.
+    # An `auto` key is the quotient: global batch / (ranks * the other key).
     if accumulation == "auto":
         accumulation = (
             1 if per_gpu == "auto" else max(1, round(batch_size / (per_gpu * world_size)))
@@ -213,7 +213,7 @@ def _deal(config: dict, batch_size: int, world_size: int) -> tuple[int, int]:
     step = accumulation * world_size
     if config.get("train_micro_batch_size_per_gpu", "auto") != "auto":
         step *= per_gpu
-    # The error names what would fit, so that nobody has to calculate.
+    # The error lists values that divide the global batch.
     lower = batch_size // step * step
     fits = ", ".join(str(size) for size in (lower, lower + step) if size)
     ranks = [n for n in range(1, batch_size + 1) if batch_size % (n * step // world_size) == 0]

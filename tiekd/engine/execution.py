@@ -53,8 +53,8 @@ def of_engine_config(config: dict) -> Execution:
     """Returns the section, checked.
 
     Raises:
-        RecipeError: A key or value is wrong.
-        LaunchError: Nothing can be compiled here.
+        RecipeError: A key is unknown or a value is not allowed.
+        LaunchError: torch.compile doesn't work on this machine.
     """
     node = config.get(SECTION, {})
     fields = Execution.__dataclass_fields__
@@ -62,7 +62,7 @@ def of_engine_config(config: dict) -> Execution:
     for key, value in node.items():
         check_value(value, fields[key].type, f"engine config: {SECTION}.{key}")
     execution = Execution(**node)
-    # Values that the annotations don't rule out.
+    # The types were checked by annotation; check the allowed values.
     if execution.memory_format not in FORMATS:
         raise RecipeError(
             f"engine config: {SECTION}.memory_format: got {execution.memory_format!r}; allowed: "
@@ -82,11 +82,11 @@ def of_engine_config(config: dict) -> Execution:
 
 
 def memory_format(execution: Execution, in_half: bool) -> torch.memory_format:
-    """Returns the memory format that is meant here.
+    """Returns the memory format of the network, with "auto" resolved.
 
     Args:
         execution: The section.
-        in_half: True where the convolutions run in bf16 or fp16.
+        in_half: True if the convolutions run in bf16 or fp16.
     """
     chosen = execution.memory_format
     if chosen == "auto":
@@ -95,7 +95,7 @@ def memory_format(execution: Execution, in_half: bool) -> torch.memory_format:
 
 
 def prepare(network: nn.Module, config: dict) -> None:
-    """Makes a network run as a checked engine config says; its state dict stays as it is."""
+    """Applies the section's memory format and compilation in place; the state dict is unchanged."""
     execution = of_engine_config(config)
     in_half = any(config.get(kind, {}).get("enabled", False) for kind in _HALF)
     network.memory_format = memory_format(execution, in_half)
@@ -106,7 +106,7 @@ def prepare(network: nn.Module, config: dict) -> None:
 
 
 def about(config: dict, device: torch.device) -> list[str]:
-    """Returns a line for the log where a CPU lacks the arithmetic that is asked for, else none."""
+    """Returns [a log line] if this CPU computes bf16 convolutions in fp32, else []."""
     chosen = layouts.choice(layouts.ANY, layouts.BF16)
     if device.type != "cpu" or not _in_bf16(config) or chosen == layouts.NATIVE:
         return []
@@ -123,7 +123,7 @@ def _in_bf16(config: dict) -> bool:
 
 
 def compile_parts(network: nn.Module) -> None:
-    """Compiles encoder, neck and decoder in place, at their next call.
+    """Wraps encoder, neck and decoder in torch.compile, in place; they compile at the next call.
 
     Names and parameters don't change.
     """

@@ -1,8 +1,8 @@
 """Reads and restores an engine's weights and moments by parameter name, whole and in fp32.
 
-It does so at any ZeRO stage. So a run resumes with another number of ranks or at another stage,
+Works at any ZeRO stage, so a run can resume with another number of ranks or at another stage,
 where DeepSpeed's own files don't load, and every checkpoint has plain weights. Cost: one collective
-a tensor; rank 0 holds everything once in host memory. Left out: DeepSpeed's offload to NVMe.
+per tensor; rank 0 holds everything once in host memory. Left out: DeepSpeed's offload to NVMe.
 """
 
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ _FLAT_GROUPS = (
 def weights(engine) -> dict[str, Tensor]:
     """Returns the student's fp32 weights and its buffers, on rank 0's CPU. Collective.
 
-    They are the optimizer's where the engine runs in half precision. Empty on the other ranks.
+    In half precision these are the optimizer's fp32 master weights. Empty on the other ranks.
     """
     masters = _masters(engine)
     values = {}
@@ -52,11 +52,11 @@ def moments(engine) -> dict[str, dict[str, Tensor]]:
     state = _torch_optimizer(engine).state
     masters = _masters(engine)
     values = {}
-    # Stage 0: the torch optimizer has a state a parameter.
+    # Stage 0: the torch optimizer has one state per parameter.
     if masters:
         values = {name: dict(state[master]) for name, master in masters.items() if master in state}
     elif state:
-        # ZeRO: it has one a flat group, of which DeepSpeed gives each parameter its part.
+        # ZeRO: it has one state per flat group; DeepSpeed returns each parameter's slice of it.
         patches.link_all_moments(engine)
         flat = next(tensor for tensor in _flat_groups(engine) if tensor in state)
         like_weights = [key for key, value in state[flat].items() if _is_like(value, flat)]
@@ -87,7 +87,7 @@ def restore(engine, values: dict[str, Tensor], kept: dict[str, dict[str, Tensor]
     masters, state = _masters(engine), _torch_optimizer(engine).state
     state.clear()
     if masters:
-        # Stage 0: the state is set as it is.
+        # Stage 0: set each parameter's state.
         for name, master in masters.items():
             master.data.copy_(values[name])
             if name in kept:
@@ -96,7 +96,8 @@ def restore(engine, values: dict[str, Tensor], kept: dict[str, dict[str, Tensor]
                 }
         return
     if kept:
-        # ZeRO: each flat group gets zeros of its size, into which the parameters' parts are put.
+        # ZeRO: each flat group gets zeros of its size, into which the parameters' slices are
+        # copied.
         some = next(iter(kept))
         shape = values[some].shape
         for flat in _flat_groups(engine):
@@ -116,7 +117,7 @@ def restore(engine, values: dict[str, Tensor], kept: dict[str, dict[str, Tensor]
 
 
 def counters(engine) -> dict[str, float]:
-    """Returns the engine's counters, and its loss scale, which is 1 where it has none."""
+    """Returns the engine's counters and its loss scale (1 without loss scaling)."""
     values = {name: getattr(engine, name) for name in _COUNTERS}
     scaler = _scaler(engine)
     return values | {"loss_scale": 1.0 if scaler is None else float(scaler.cur_scale)}
@@ -125,7 +126,7 @@ def counters(engine) -> dict[str, float]:
 def set_counters(engine, values: dict[str, float]) -> None:
     """Restores what `counters` returned.
 
-    An engine of a run that scaled no loss before starts with the scale of its config.
+    If the saved run had no loss scaling, the engine keeps its config's initial scale.
     """
     for name in _COUNTERS:
         setattr(engine, name, values[name])
@@ -156,7 +157,7 @@ def _set_module(engine, values: dict[str, Tensor]) -> None:
 def _masters(engine) -> dict[str, Tensor] | None:
     """Returns the tensors that the torch optimizer steps at stage 0, by parameter name.
 
-    None where ZeRO has them flat.
+    None under ZeRO, which keeps them as flat groups.
     """
     if engine.zero_optimization_stage() > 0 or any(
         hasattr(engine.optimizer, name) for name in _FLAT_GROUPS
@@ -203,8 +204,8 @@ def _set_whole(parameter: Tensor, value: Tensor, key: str | None = None) -> None
     )
 
     if hasattr(parameter, "ds_id"):
-        # The last rank's shard is padded, which DeepSpeed's own function for whole values doesn't
-        # know.
+        # The last rank's shard is padded, which DeepSpeed's own function for whole values
+        # ignores.
         size = parameter.ds_tensor.numel()
         flat = F.pad(value.flatten(), (0, size * comm.world_size() - value.numel()))
         value = flat[comm.rank() * size :][:size]
@@ -226,7 +227,7 @@ def _is_like(value, flat: Tensor) -> bool:
 
 
 def _copy(value, shape: torch.Size):
-    """On the CPU, in the parameter's shape if it has one element for each of its."""
+    """Returns a copy on the CPU, reshaped to `shape` if the numbers of elements match."""
     if not isinstance(value, Tensor):
         return value
     value = value.detach().cpu().clone()

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 
 class GradientPoison:
-    """Makes the gradient of a loss that isn't finite be not finite either.
+    """Makes a non-finite loss give a non-finite gradient, so that the step is skipped.
 
     The smallest parameter's gradient gets NaN added before ZeRO takes it over, 0 otherwise; the sum
     over micro-batches and ranks does the rest. Multiplying the loss would not do: NaN times an
@@ -30,7 +30,7 @@ class GradientPoison:
         smallest.register_hook(self._add)
 
     def add_where_not_finite(self, loss: Tensor) -> None:
-        """Takes the 0-d loss whose backward comes next."""
+        """Arms the poison with the 0-d loss whose backward runs next."""
         self._added[:] = [torch.where(loss.detach().isfinite(), 0.0, math.nan)]
 
     def _add(self, gradient: Tensor) -> Tensor:

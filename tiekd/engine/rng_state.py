@@ -1,6 +1,6 @@
-"""Saves and restores this process's random generators.
+"""Saves and restores the states of this process's random generators.
 
-They are Python's, numpy's, torch's, and CUDA's where there is one.
+These are Python's, NumPy's and torch's, and CUDA's if there is a device.
 """
 
 import random
@@ -24,7 +24,7 @@ def taken() -> dict:
 
 
 def put_back(states: dict) -> None:
-    """Sets the generators to what `taken` gave."""
+    """Restores the generators' states from the dict that `taken` returned."""
     torch.set_rng_state(states["torch"])
     name, keys, *rest = states["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))

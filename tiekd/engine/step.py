@@ -15,26 +15,26 @@ from tiekd.engine.config import EngineConfig, clips_here, scales_here
 class Step:
     """Runs an engine's network, gradients and optimizer, a micro-batch at a time.
 
-    To be made when the engine has the weights that training begins with: their running statistics
-    are the first to be kept.
+    Construct it after the weights are loaded, because it copies their running statistics as the
+    first finite ones.
     """
 
     def __init__(self, engine, config: EngineConfig, clip_norm: float):
-        """Takes an engine of `build_engine`.
+        """Wraps an engine that `build_engine` returned.
 
         Args:
             engine: The DeepSpeed engine.
             config: The resolved engine config that it was built with.
-            clip_norm: The largest L2 norm of the gradient, over all parameters; 0 for no limit.
+            clip_norm: Maximum L2 norm of the gradient over all parameters; 0: no clipping.
         """
         self.engine = engine
         self._poison = nonfinite.GradientPoison(engine.module)
         self._statistics = nonfinite.RunningStatistics(engine.module)
         # DeepSpeed 0.19 divides the gradients of a torch optimizer at stage 0 by the loss scale,
-        # but never multiplies the loss with it: without this, training stands still and says
-        # nothing.
+        # but never multiplies the loss with it: without this, the weights silently stay almost
+        # unchanged.
         self._scales = scales_here(config)
-        # In stage 0 without a loss scale DeepSpeed clips but tells no norm, so this clips itself.
+        # In stage 0 without a loss scale DeepSpeed clips but doesn't return the norm, so clip here.
         self._clipped = _trained(engine.module) if clips_here(config) else None
         self._clip_norm = clip_norm or float("inf")
         self._num_skipped = torch.zeros((), device=self._clipped[0].device) if self._clipped else 0
@@ -45,10 +45,10 @@ class Step:
         """Runs the network in the engine's precision.
 
         Args:
-            image: (B, 3, H, W) float32, as the network wants it.
-            target_depth: (B, 1, H, W) float32, metres, 0 where not valid: what the divergence is
-                taken to; None where no loss reads that.
-            counted: (B, 1, H, W) bool, pixels that norms count; None for all.
+            image: (B, 3, H, W) float32, ImageNet-normalised.
+            target_depth: (B, 1, H, W) float32, metres, 0 where not valid: the divergence's
+                target; None if no loss term reads the divergence.
+            counted: (B, 1, H, W) bool, mask of the pixels in the norms' statistics; None: all.
 
         Returns:
             The network's Prediction.
@@ -71,7 +71,7 @@ class Step:
 
     @property
     def skipped(self) -> Tensor | bool:
-        """True where all ranks skipped the last optimizer step; a tensor stays on the device."""
+        """True if all ranks skipped the last optimizer step; a tensor stays on the device."""
         if self._clipped is not None:
             return self.engine.optimizer.found_inf
         return not self.engine.was_step_applied()
@@ -90,7 +90,7 @@ class Step:
 
     @property
     def searches_loss_scale(self) -> bool:
-        """True where a skipped step may only mean a too large loss scale, which is then halved."""
+        """True if a skipped step may only mean a too large loss scale, which is then halved."""
         searches = self.engine.fp16_enabled() and self.engine.dynamic_loss_scale()
         return searches and self.loss_scale > 1
 
@@ -98,7 +98,7 @@ class Step:
         return self.engine.optimizer.loss_scale_config.cur_scale
 
     def _step(self) -> Tensor | float | None:
-        # At stage 0 the norm still has the loss scale of the step in it.
+        # At stage 0 the norm is of the scaled gradient: divide by the step's loss scale.
         scale = self._scale_here() if self._scales else 1.0
         self.engine.step()
         norm = self.engine.get_global_grad_norm()

@@ -21,8 +21,9 @@ class DPM(nn.Module):
     Args:
         max_depth: metres; deeper targets are left out of the mean. Give it with a head that has
             `beyond: ignore`, whose divergence is 0 there.
-        top_crop: this many top rows count as 0 and are still divided by, as in the published
-            training (110 rows at a width of 704). For parity only.
+        top_crop: rows at the top whose divergence counts as 0. Their pixels still count in the
+            mean's denominator, as in the published training (110 rows at a width of 704). For
+            parity only.
     """
 
     needs_divergence = True

@@ -18,7 +18,7 @@ class MSE(nn.Module):
     """Mean over the valid pixels of (depth - target)^2."""
 
     def __init__(self):
-        # A recipe's arguments are checked against this signature; nn.Module's own takes anything.
+        # A recipe's arguments are checked against this signature; nn.Module's accepts any argument.
         super().__init__()
 
     def forward(self, prediction: "Prediction", target: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ class MSE(nn.Module):
         """
         depth = prediction.depth.float()
         valid = valid_pixels(target)
-        # Targets that are not valid may be NaN; in backward, 0 times NaN would reach the network.
+        # Invalid targets may be NaN: mask before squaring, else backward computes 0 * NaN = NaN.
         return mean_over_valid((depth - torch.where(valid, target, depth.detach())).square(), valid)
 
 

@@ -28,7 +28,7 @@ class SILog(nn.Module):
     g = log(depth + 1e-3) - log(target + 1e-3), depths in metres.
 
     Args:
-        max_depth: metres; deeper targets are not valid. None: all are.
+        max_depth: metres; deeper targets are masked out. None: no upper bound.
         reduce: "image": one value per image. "batch": one value over all pixels of the batch,
             repeated for each image, as published; it depends on how a batch is split over ranks, so
             it is for parity only.
@@ -83,7 +83,7 @@ def _value(g: Tensor, valid: Tensor, warming_up: bool) -> Tensor:
     square = MEAN_SHARE * mean.square()
     if not warming_up:
         square = square + ((g - mean[:, None]) * valid).square().sum(1) / (count - 1).clamp_min(1)
-    # Not `square > 0`: a prediction that is not finite must not look like a perfect one.
+    # Not `square > 0`: that is False for NaN, so a non-finite prediction would count as perfect.
     positive = ~(square <= 0)
     return torch.where(positive, square, 1.0).sqrt() * positive
 

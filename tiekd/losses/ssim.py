@@ -31,7 +31,7 @@ GAUSSIAN = [math.exp(-((i - WINDOW // 2) ** 2) / (2 * SIGMA**2)) for i in range(
 TAPS = [value / sum(GAUSSIAN) for value in GAUSSIAN]
 C1, C2 = 0.01**2, 0.03**2
 SPACES = ("metres", "normalised", "log")
-# The log space measures from here, so that it is never negative.
+# Metres. The log space is log(depth / this), so that it is non-negative.
 NEAREST_M = 1e-3
 
 
@@ -39,9 +39,9 @@ class SSIM(nn.Module):
     """Mean over the valid windows of 1 - SSIM, between 0 (equal) and 2 (inverted).
 
     Args:
-        space: what is compared. "metres": depths as they are. "normalised": depths divided by
-            max_depth, or by the image's largest valid target. "log": the natural log of the depth
-            over 1 mm.
+        space: the values that are compared. "metres": depths as they are. "normalised": depths
+            divided by max_depth, or by the image's largest valid target. "log": the natural log of
+            the depth over 1 mm.
         signed: True: an inverted relief counts as inverted. False is published: abs() on both
             variances and on the covariance. None: True, unless `released`.
         released: as published: metres, abs(), zero padding of 5, every pixel counts whether valid
@@ -100,7 +100,7 @@ class SSIM(nn.Module):
         valid = valid_pixels(target)
         if min(target.shape[2:]) < WINDOW:
             return mean_over_valid(depth, torch.zeros_like(valid))
-        # Pixels that are not valid only take part in windows that don't count, but must be finite.
+        # Invalid pixels lie only in masked-out windows, but must be finite for a finite gradient.
         depth = torch.where(valid, depth, 1.0)
         target = torch.where(valid, target, 1.0)
         depth, target = self._into_space(depth, target, valid)
@@ -155,7 +155,7 @@ class _WindowMeans(torch.autograd.Function):
 
 
 def _slide(maps: Tensor, dim: int) -> Tensor:
-    """Returns the window's weighted means along one dimension, which gets shorter by 10.
+    """Returns the Gaussian-weighted means along `dim`, whose size shrinks by 10.
 
     Exact where a convolution may not be: an accelerator rounds a convolution's inputs to ten bits
     unless told otherwise.

@@ -1,1 +1,1 @@
-"""Teachers: a batch to depth in metres. One module each, which ends with a `build`."""
+"""Teachers: callables from a batch to depth in metres, one per module, made by its `build`."""

@@ -1,4 +1,4 @@
-"""A teacher of one's own, from a module outside the project."""
+"""A user-defined teacher, from a module outside the project."""
 
 from collections.abc import Callable
 
@@ -10,17 +10,17 @@ from tiekd.errors import TeacherError
 
 
 class OutsideTeacher:
-    """A teacher of the user's own: what the `build(**arguments)` of their module returns.
+    """Calls the teacher that `build(**arguments)` of the user's module returned.
 
         teacher: {name: my_package.my_teacher, **arguments}
 
-    That is a callable (batch: tiekd.Batch) -> depth (B, 1, H, W), floating point, metres, as large
-    as the batch's images and on their device, 0 where it knows none. It takes what it needs of the
-    batch: `image` is ImageNet-normalised, `names` are the images' paths. It is called outside the
-    engine, without gradients, and is in no checkpoint. Its depth doesn't count where a rotation
-    turned in what no camera saw. An nn.Module is moved to the device, put into eval mode and
-    frozen; anything else may ask for `device` in its build's signature. It loads its own weights.
-    Raises TeacherError for an object that isn't callable, or returns something else.
+    The teacher is a callable (batch: tiekd.Batch) -> depth (B, 1, H, W), floating point, metres, as
+    large as the batch's images and on their device, 0 where it knows none. It reads what it needs
+    from the batch: `image` is ImageNet-normalised, `names` are the images' paths. It is called
+    outside the engine, without gradients, and is in no checkpoint. Pixels that a rotation filled
+    from outside the image are excluded from the loss. An nn.Module is moved to the device, put into
+    eval mode and frozen; anything else may ask for `device` in its build's signature. It loads its
+    own weights. Raises TeacherError for an object that isn't callable, or returns something else.
     """
 
     def __init__(self, name: str, teacher: Callable[[Batch], Tensor], device: torch.device):
@@ -36,14 +36,15 @@ class OutsideTeacher:
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Tensor:
-        """Returns the teacher's depth, (B, 1, H, W) float32, metres, 0 where none counts.
+        """Returns the teacher's depth, (B, 1, H, W) float32, metres, 0 where masked out.
 
         Raises:
-            TeacherError: It isn't depth of the batch's shape, or lies on another device.
+            TeacherError: The teacher's result isn't depth of the batch's shape, or is on another
+                device.
         """
         depth, wanted = self.teacher(batch), batch.inside
-        # A teacher of the user's own may return anything; a wrong shape or device would fail far
-        # from here.
+        # A user's teacher may return anything: check here, since a wrong shape or device would
+        # otherwise raise an unrelated error later, in a loss.
         right = (
             isinstance(depth, Tensor)
             and depth.is_floating_point()

@@ -6,7 +6,7 @@ from tiekd.data.batch import Batch
 
 
 class GroundTruth:
-    """No teacher: the student learns from what was measured."""
+    """Returns the ground truth as the target, for training without a teacher network."""
 
     def __call__(self, batch: Batch) -> Tensor:
         """Returns the batch's own depth, (B, 1, H, W) float32, metres, 0 where not measured."""

@@ -6,10 +6,10 @@ from tiekd.data.batch import Batch
 
 
 class CachedMaps:
-    """The maps that came with the batch; they already are 0 where rotation turned in nothing."""
+    """Returns the batch's cached maps; pixels that a rotation filled are 0 in them already."""
 
     def __call__(self, batch: Batch) -> Tensor:
-        """Returns the batch's maps, (B, 1, H, W) float32, metres, 0 where they don't count."""
+        """Returns the batch's maps, (B, 1, H, W) float32, metres, 0 where not valid."""
         return batch.teacher_depth
 
 

@@ -15,15 +15,17 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 class FrozenTeacher:
     """A network in eval mode without gradients.
 
-    `no_grad`, because inference tensors can't be saved for backward.
+    Runs under `no_grad`, not `inference_mode`, whose tensors can't be saved for backward.
 
     Attributes:
         flip: Averages with the mirrored image's depth, at twice the cost, as cached maps usually
             do.
-        precision: Of its convolutions and matrix products, whatever the student's: "fp32", "bf16"
-            or "fp16". Weights, depth and what a head does in float32 stay so.
-        resize: The working resolution that its weights go with. tiekd/tools/cache_teacher.py brings
-            whole images to it; in training it sees the student's.
+        precision: "fp32", "bf16" or "fp16", for its convolutions and matrix products,
+            independently of the student's precision. Weights, depth and a head's float32
+            arithmetic stay float32.
+        resize: The working resolution that its weights were trained at.
+            tiekd/tools/cache_teacher.py resizes whole images to it; in training the teacher sees
+            the student's.
     """
 
     def __init__(
@@ -44,11 +46,11 @@ class FrozenTeacher:
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Tensor:
         """Returns the network's depth, (B, 1, H, W) float32, metres; 0 outside the image."""
-        # Its own precision holds even within the student's autocast, which fp32 switches off.
+        # The teacher's precision overrides an enclosing autocast; fp32 disables autocast.
         dtype = PRECISIONS[self.precision]
         with torch.autocast(batch.image.device.type, dtype, enabled=dtype is not None):
             depth = predict(self.network, batch.image, self.flip)
-        # Depth of pixels that a rotation turned in is of no use as a target.
+        # Pixels that a rotation filled from outside the image are excluded from the loss.
         return torch.where(batch.inside, depth.float(), 0)
 
 
