@@ -54,7 +54,7 @@ def of_engine_config(config: dict) -> Execution:
 
     Raises:
         RecipeError: A key is unknown or a value is not allowed.
-        LaunchError: torch.compile doesn't work on this machine.
+        LaunchError: `compile` is set, but this machine lacks what torch.compile needs.
     """
     node = config.get(SECTION, {})
     fields = Execution.__dataclass_fields__
@@ -95,7 +95,7 @@ def memory_format(execution: Execution, in_half: bool) -> torch.memory_format:
 
 
 def prepare(network: nn.Module, config: dict) -> None:
-    """Applies the section's memory format and compilation in place; the state dict is unchanged."""
+    """Applies memory format, bf16 layout and compilation in place; keeps the state dict."""
     execution = of_engine_config(config)
     in_half = any(config.get(kind, {}).get("enabled", False) for kind in _HALF)
     network.memory_format = memory_format(execution, in_half)

@@ -227,7 +227,7 @@ def _is_like(value, flat: Tensor) -> bool:
 
 
 def _copy(value, shape: torch.Size):
-    """Returns a copy on the CPU, reshaped to `shape` if the numbers of elements match."""
+    """Returns a tensor's copy on the CPU, in `shape` unless 0-d; other values as they are."""
     if not isinstance(value, Tensor):
         return value
     value = value.detach().cpu().clone()

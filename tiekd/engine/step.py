@@ -31,8 +31,8 @@ class Step:
         self._poison = nonfinite.GradientPoison(engine.module)
         self._statistics = nonfinite.RunningStatistics(engine.module)
         # DeepSpeed 0.19 divides the gradients of a torch optimizer at stage 0 by the loss scale,
-        # but never multiplies the loss with it: without this, the weights silently stay almost
-        # unchanged.
+        # but never multiplies the loss with it: without this, training silently makes no
+        # progress.
         self._scales = scales_here(config)
         # In stage 0 without a loss scale DeepSpeed clips but doesn't return the norm, so clip here.
         self._clipped = _trained(engine.module) if clips_here(config) else None
