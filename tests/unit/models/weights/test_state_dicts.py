@@ -206,7 +206,7 @@ def test_read_checkpoint_rejects_torn_or_unsafe_files(tmp_path):
         "code.pth": "more than tensors and plain values .*eval",
         "pickle.pth": "torn, or not torch's|more than tensors",
         "list.pth": "holds a list; it must be a dict",
-        "": "no such file",
+        "": "a folder, no checkpoint",
     }
     for name, reason in reasons.items():
         with pytest.raises(CheckpointError) as error:
