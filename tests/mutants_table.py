@@ -41,6 +41,30 @@ class Mutant(NamedTuple):
 
 MUTANTS = [
     Mutant(
+        "maps_are_written_beside_images",
+        "tiekd.tools.cache_teacher",
+        "_claim",
+        "name.lower().endswith(IMAGE_SUFFIXES)",
+        "False",
+        ("tests/unit/tools/test_cache_teacher.py",),
+    ),
+    Mutant(
+        "moments_that_do_not_exist_are_accepted",
+        "tiekd.training.hook",
+        "check_moments",
+        "is_moment and name not in moments",
+        "False",
+        ("tests/unit/training/test_hook.py",),
+    ),
+    Mutant(
+        "variadic_parameters_are_needed",
+        "tiekd.config.build",
+        "parameters_of",
+        "parameter.kind in variadic",
+        "False",
+        ("tests/unit/config/test_build.py",),
+    ),
+    Mutant(
         "help_imports_torch",
         "tiekd.distributed.entrypoint",
         "",

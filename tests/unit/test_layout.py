@@ -157,10 +157,7 @@ ELSEWHERE = {
         "data/file_fingerprints",
         "training/input_changes",
     ),
-    "unit/training/test_loop.py": (
-        "training/hook",
-        "training/state",
-    ),
+    "unit/training/test_loop.py": ("training/state",),
     "unit/training/test_resume.py": (
         "engine/checkpoint",
         "engine/rng_state",

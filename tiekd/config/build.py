@@ -75,9 +75,13 @@ def parameters_of(factory: Callable) -> dict[str, inspect.Parameter]:
         def build(in_channels: int, options: BlurOptions): ...
 
     A recipe then says `{name: blur, width: 3}`, as it would for `build(in_channels, width, sigma)`.
+    `*args` and `**kwargs` are left out: a class without an `__init__` of its own has nn.Module's.
     """
     parameters = {}
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     for name, parameter in inspect.signature(factory).parameters.items():
+        if parameter.kind in variadic:
+            continue
         if not _is_options(parameter):
             parameters[name] = parameter
             continue

@@ -43,6 +43,7 @@ from tiekd.data.rank_consistency import check_same
 from tiekd.data.resize import OWN_SIZE, Resize
 from tiekd.distributed import comm, process_group
 from tiekd.errors import DataError, RecipeError, TeacherError
+from tiekd.inference.predict.inputs import IMAGE_SUFFIXES
 from tiekd.teachers.external import OutsideTeacher
 from tiekd.teachers.network import FrozenTeacher
 from tiekd.teaching import build_teacher, teacher_checkpoint
@@ -362,12 +363,17 @@ def _claim(folder: Path, manifest: dict) -> tuple[TextIO | None, str | None]:
         folder.mkdir(parents=True, exist_ok=True)
         # Use a folder with maps only if its manifest equals this job's.
         found = teacher_maps.read_manifest(folder)
-        if found is None and any(name.endswith(".png") for name in os.listdir(folder)):
+        names = os.listdir(folder) if found is None else []
+        if any(name.endswith(".png") for name in names):
             return (
                 None,
                 f"{folder}: holds maps of nobody knows which teacher (no manifest); give another "
                 "--out",
             )
+        # Maps beside images of the same names would make a dataset's listing ambiguous.
+        images = [name for name in names if name.lower().endswith(IMAGE_SUFFIXES)]
+        if images:
+            return None, f"{folder}: holds images ({min(images)}, ...); give another --out"
         if found is None:
             teacher_maps.write_manifest(folder, manifest)
         elif found != manifest:

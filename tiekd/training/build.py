@@ -39,7 +39,7 @@ from tiekd.training import criterion as criteria
 from tiekd.training import schedules
 from tiekd.training.criterion import Criterion
 from tiekd.training.evaluation_hook import Evaluation
-from tiekd.training.hook import Hook
+from tiekd.training.hook import Hook, check_moments
 from tiekd.training.hooks.counting import PixelsCount
 from tiekd.training.hooks.guard import Guard
 from tiekd.training.hooks.preemption import Preemption
@@ -310,7 +310,10 @@ def build_hooks(
                 resize=recipe.resize,
             )
         )
-    hooks += [build(node, folder, "hooks") for node in recipe.node.get("hooks", [])]
+    for node in recipe.node.get("hooks", []):
+        hook = build(node, folder, "hooks")
+        check_moments(hook, f"hooks ({node['name']})")
+        hooks.append(hook)
     saving = {"name": "checkpoint", **recipe.section("checkpoint")}
     hooks.append(build(saving, folder, "checkpoint", hooks=list(hooks), info=log.info))
     return hooks, log

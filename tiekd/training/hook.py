@@ -5,6 +5,10 @@ A hook that needs another one's result stands behind it in the list. Left out: m
 iteration, which is the loop's business.
 """
 
+import difflib
+
+from tiekd.errors import RecipeError
+
 
 class Hook:
     """Does nothing at every moment; a hook overrides the ones that it needs.
@@ -47,3 +51,24 @@ class Hook:
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Restores what `state_dict` returned; is called before `before_train`."""
+
+
+def check_moments(hook: Hook, where: str) -> None:
+    """Refuses a hook with a method for a moment that doesn't exist; it would never be called.
+
+    Args:
+        hook: The hook, of the project or from outside.
+        where: Its place in the recipe and its name, for the error.
+
+    Raises:
+        RecipeError: A method's name begins with `before_` or `after_` and isn't one of Hook's.
+    """
+    moments = [name for name in vars(Hook) if name.startswith(("before_", "after_"))]
+    for name in dir(hook):
+        is_moment = name.startswith(("before_", "after_")) and callable(getattr(hook, name))
+        if is_moment and name not in moments:
+            nearest = difflib.get_close_matches(name, moments, n=1, cutoff=0.0)[0]
+            raise RecipeError(
+                f"{where}: a hook has no method {name!r}, so it would never be called; did you "
+                f"mean {nearest!r}? There are {', '.join(moments)}"
+            )

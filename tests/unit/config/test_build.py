@@ -65,6 +65,16 @@ class Blur:
 def build(options: dict, blur: Blur = None):
     return options, blur
 """,
+    "without_init": """
+from torch import nn
+
+
+class Plain(nn.Module):
+    pass
+
+
+build = Plain
+""",
 }
 
 
@@ -146,3 +156,10 @@ def test_kinds_of_options_are_read_from_the_source(parts, part):
     assert {key: read[key] for key in read.keys() - left_out} == {
         key: found[key].annotation for key in found.keys() - left_out
     }
+
+
+def test_build_ignores_variadic_parameters(parts):
+    """A class without an `__init__` of its own, which has nn.Module's, needs no arguments."""
+    assert type(made(parts, "without_init", {})).__name__ == "Plain"
+    with pytest.raises(RecipeError, match="unknown key 'args'"):
+        made(parts, "without_init", {}, args=1)

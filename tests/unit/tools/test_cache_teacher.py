@@ -174,6 +174,15 @@ def test_cache_maps_rejects_missing_manifest(ground, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["published.png"]
 
 
+def test_cache_maps_refuses_folder_of_images(ground, tmp_path):
+    """Maps are not written beside images, whose names they would have."""
+    (tmp_path / "000.jpg").touch()
+    assert "holds images (000.jpg, ...); give another --out" in refused(
+        TeacherError, recipe_of(ground), tmp_path
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["000.jpg"]
+
+
 def test_cache_maps_rejects_replaced_manifest(ground, tmp_path, monkeypatch):
     """If another job replaces the manifest before it is locked, this job is rejected.
 
