@@ -66,7 +66,7 @@ def run(given: Sequence[str], rest: Sequence[str], args: argparse.Namespace, pro
     recipe = recipe_from_arguments(args.work_dir / "config.yaml", args)
     recipe["work_dir"] = str(args.work_dir.resolve())
     saved_config = args.work_dir / "ds_config.json"
-    if not args.deepspeed_config and not saved_config.is_file():
+    if not args.deepspeed_config and not saved_config.exists():
         raise LaunchError(
             f"{saved_config}: the run's engine config is missing; put it back, or give one with "
             "--deepspeed_config"
