@@ -49,7 +49,7 @@ def build_teacher(
     if node is None:
         return GroundTruth()
     teacher = TeacherNode(node)
-    # A module of the user's own has all other keys to itself.
+    # A module from outside the project interprets all other keys itself.
     if teacher.module is not None:
         return OutsideTeacher(teacher.module, build(node, "", "teacher", device=device), device)
     # Cached maps were made already, so no key may say how.

@@ -146,7 +146,7 @@ def _anchored(change: dict, folder: Path, where: str) -> dict:
     """Returns the change with `teacher.recipe` as an absolute path.
 
     Another recipe takes the old teacher's network and weights away, and a teacher of the user's
-    own; the `recipe` of such a teacher is its own affair.
+    own; such a teacher interprets its `recipe` key itself.
     """
     teacher = change.get("teacher")
     if (

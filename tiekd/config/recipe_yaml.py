@@ -115,7 +115,7 @@ def value(text: str, of_texts: bool = False):
 
     Args:
         text: As typed.
-        of_texts: True where a list's items are text, too.
+        of_texts: True if a list's items are text, too.
 
     Raises:
         yaml.YAMLError, ValueError, RecursionError: As `load` does.

@@ -308,7 +308,7 @@ def lost_a_rank(error: Exception) -> bool:
 def _check_hostfile() -> None:
     """Raises LaunchError if `deepspeed` was given a hostfile that doesn't exist.
 
-    DeepSpeed would go on with this machine alone.
+    DeepSpeed would continue on this machine alone.
     """
     from tiekd.distributed import launcher_watch
 

@@ -98,7 +98,7 @@ class Parts:
     def batches(self, end: int) -> Iterator[Batch]:
         """Returns this rank's micro-batches from where the run stands up to iteration `end`."""
         train = self.recipe.train
-        # The order depends on the seed and the iteration alone, so a resumed run goes on in the
+        # The order depends on the seed and the iteration alone, so a resumed run continues in the
         # midst of an epoch.
         sampler = MicroBatches(
             num_samples=len(self.train_set),
@@ -135,7 +135,7 @@ def build_parts(
         recipe: The run's.
         engine_config: As read from its file.
         device: Of this rank.
-        resuming: True where the work dir's run is resumed, so that its teacher stays the same.
+        resuming: True if the work dir's run is resumed, so that its teacher stays the same.
         begins: True at iteration 0, with the weights that the recipe names.
         held_out: See `build_dataset`.
 

@@ -30,7 +30,7 @@ class Term(NamedTuple):
     """One term of the sum.
 
     Attributes:
-        loss: (prediction, target) -> (B,), a value an image.
+        loss: (prediction, target) -> (B,), one value per image.
         weight: Its factor in the sum.
         against: Which depth is the target, one of AGAINST.
     """
@@ -45,8 +45,8 @@ class Criterion(nn.Module):
 
     Attributes:
         terms: By their keys in the recipe.
-        needs_divergence: True where a term reads the prediction's divergence, the dearest thing
-            that a DPM head computes.
+        needs_divergence: True if a term reads the prediction's divergence, the most expensive
+            output of a DPM head.
     """
 
     def __init__(self, terms: dict[str, Term]):

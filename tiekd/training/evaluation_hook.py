@@ -105,7 +105,7 @@ class Evaluation(Hook):
         )
         state.num_evaluated = len(self.dataset)
         # The best weights are saved before other hooks are called, which may read, draw and fail.
-        # What is said of them stands behind the figures in the log.
+        # Warnings about the metrics are logged after the metrics.
         told = self._keep_if_best(weights, state)
         for hook in state.hooks:
             hook.after_evaluation(state, state.metrics)

@@ -1,7 +1,7 @@
 """The moments of a run at which a hook is called, and the state that it may keep.
 
 Hooks run in the order of their list, on every rank; there are no priorities and no further moments.
-A hook that needs another one's result stands behind it in the list. Left out: moments inside an
+A hook that needs another hook's result comes after it in the list. Left out: moments inside an
 iteration, which is the loop's business.
 """
 

@@ -74,10 +74,10 @@ def judge(
 
     Args:
         started: The record of the start.
-        now: Today's.
+        now: The record of the inputs as they are now.
         resume_path: The checkpoint; None where the run begins, so that nothing has been learned
             yet.
-        accept: True where changes are accepted.
+        accept: True if changes are accepted.
 
     Raises:
         CheckpointError: On all ranks, for changes of what is trained on or compared.
@@ -124,7 +124,7 @@ def compare(started: dict | None, now: dict) -> Verdict:
             refused.append(text)
         elif text is not None:
             told.append(text)
-    # Validation that began, or that goes on with the frames of the start.
+    # Validation that began, or that continues with the frames of the start.
     if "val" in now["splits"]:
         if "val" not in started["splits"]:
             told.append("There was no validation at the start; it begins now")
@@ -135,7 +135,7 @@ def compare(started: dict | None, now: dict) -> Verdict:
         values = _value(now["recipe"], key), _value(started["recipe"], key)
         if key not in names and values[0] != values[1]:
             refused.append(f"{key} is {values[0]}, was {values[1]}")
-    # By what it comes to: data.resize, or keep_aspect with its crop.
+    # Compare the resulting working resolution, from data.resize or from keep_aspect and its crop.
     before, after = (resizes.of_data(each["recipe"].get("data", {})) for each in (started, now))
     if before != after:
         refused.append(f"the working resolution is {after}, was {before}")

@@ -74,7 +74,7 @@ def collect(
             here, too.
     """
     old_splits = {} if started is None else started["splits"]
-    # A run that goes on without validation may validate again later, on the frames of its start.
+    # A run that resumes without validation may validate again later, on the frames of its start.
     splits = dict(old_splits)
     splits |= {
         name: _split(dataset, old_splits.get(name))
@@ -265,7 +265,7 @@ def _single_files(
     for section, node in (("data", data), ("teacher", teacher.node or {})):
         if "." in str(
             node.get("name", "")
-        ):  # a part from outside the project, whose other keys are its own affair
+        ):  # a part from outside the project interprets its other keys itself
             yield f"{section}.name", _code_of(node["name"])
             own = {
                 key: value

@@ -71,7 +71,7 @@ def build_optimizer(
     by_group = parameter_groups(groups, parameters, arguments["lr"])
     try:
         return OPTIMIZERS[name](by_group, fused=True, **arguments)
-    except (TypeError, ValueError, RuntimeError) as error:  # what the arguments can't be together
+    except (TypeError, ValueError, RuntimeError) as error:  # torch refuses the combination
         raise RecipeError(
             f"optimizer ({name}): got {arguments}; torch says: {' '.join(str(error).split())}"
         ) from None

@@ -153,8 +153,8 @@ def forget_other_best(
     Args:
         state: Where the run stands.
         started: The record of the inputs at the start (tiekd/training/inputs.py), on rank 0.
-        now: Today's, on rank 0; its `best_from` is filled in.
-        accepted: True where the run resumes with other inputs; rank 0 sets the best weights from
+        now: The record of the inputs as they are now, on rank 0; its `best_from` is filled in.
+        accepted: True if the run resumes with other inputs; rank 0 sets the best weights from
             before aside.
     """
     if comm.is_main():

@@ -21,30 +21,30 @@ class TrainState:
         recipe: The run's whole recipe, for records of the run.
         work_dir: The folder of the run.
         timestamp: Of this start, as in the log's file name.
-        batch_size: Images an iteration, of all ranks.
-        accumulation: Micro-batches an iteration.
+        batch_size: Images per iteration, summed over all ranks.
+        accumulation: Micro-batches per iteration and rank.
         iterations_per_epoch: Iterations in which every training sample is seen once.
         total_iterations: The iteration after which training ends.
-        by_epoch: True where the recipe gives epochs.
+        by_epoch: True if the recipe gives its length in epochs.
         hooks: In the order in which they are called.
         step: Runs a micro-batch on the engine; set before training.
         iteration: Finished iterations.
-        lr: The learning rates used, one a parameter group.
-        momentum: The momenta used, one a parameter group.
+        lr: The learning rates used, one per parameter group.
+        momentum: The momenta used, one per parameter group.
         losses: Means over this rank's micro-batches, 0-d, on the device.
         micro_losses: The losses of each of this rank's micro-batches.
         names: The samples' names in each of this rank's micro-batches.
-        image_sums: (B,) of each micro-batch: not finite where an image isn't.
-        grad_norm: The L2 norm of the gradient before clipping; None where the engine tells none.
-        time_s: Seconds of the iteration.
-        data_time_s: Seconds of it that were spent waiting for batches.
+        image_sums: Per micro-batch a (B,) tensor, not finite where an image isn't.
+        grad_norm: The L2 norm of the gradient before clipping; None if unknown.
+        time_s: Duration of the iteration in seconds.
+        data_time_s: Part of `time_s` that was spent waiting for batches.
         batch: The last micro-batch.
         prediction: The network's prediction for it.
         teacher_depth: Its target depth, which is the ground truth in a run without a teacher.
-        metrics: The figures of the last evaluation.
-        num_evaluated: Frames of the last evaluation.
-        orphaned: True where the run stops because its launcher is gone and nobody asked for it.
-        trained_on: What the weights learned from, on rank 0; None where the data set doesn't say.
+        metrics: The metrics of the last evaluation, by name.
+        num_evaluated: Number of frames in the last evaluation.
+        orphaned: True if the run stops because its launcher has died.
+        trained_on: The frames that the weights were trained on, on rank 0; None if unknown.
         stop_reason: Set by a hook, on every rank after the same iteration: training ends there.
     """
 

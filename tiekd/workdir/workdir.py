@@ -168,7 +168,7 @@ def check(work_dir: Path, recipe_path: Path, resuming: bool) -> None:
     """Refuses a work dir that belongs to another recipe or run. Collective.
 
     Raises:
-        LaunchError: it does; the message names the owner.
+        LaunchError: The work dir belongs to another recipe or run; the message names which.
     """
     problem = comm.broadcast_object(_problem(work_dir, recipe_path, resuming))
     if problem:

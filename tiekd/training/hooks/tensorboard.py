@@ -1,6 +1,6 @@
 """Writes to TensorBoard: the text log's scalars, images, histograms of errors, and the recipe.
 
-Scalars are named as mmcv's TensorboardLoggerHook names them. It stands behind `text_log` in the
+Scalars are named as mmcv's TensorboardLoggerHook names them. It follows `text_log` in the
 list of hooks and takes its means, so scalars cost no further collective or host sync. Steps are
 iterations. What an interrupted run had written past the point that it resumes from is purged.
 

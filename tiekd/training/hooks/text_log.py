@@ -183,8 +183,8 @@ class TextLog(Hook):
         """Restores them, so that lines and estimates continue as if the run had not stopped."""
         self._logged_time_s = state_dict["logged_time_s"]
         self._start_iteration = state_dict["start_iteration"]
-        # A rank's own sums go on bit for bit; with another number of ranks each takes the mean of
-        # all.
+        # Each rank restores its own sums bit for bit. If the number of ranks changed, each starts
+        # with the mean over the former ranks.
         self._window = Window(
             **state_dict["window" if state_dict["ranks"] == world_size() else "mean_window"]
         )
