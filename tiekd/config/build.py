@@ -17,9 +17,10 @@ def build(node: dict, package: str, where: str, **context):
     """Builds the object that a node names.
 
     `{name: X, **arguments}` is `<package>.X.build(**arguments)`. A dotted name is a module outside
-    the project (tiekd/config/external.py). A parameter `options` that is annotated with a dataclass
-    takes the arguments that are fields of it (`parameters_of`). An error of the part's own that
-    begins with an argument's name, as in "sigma: got 0", gets that argument's place before it.
+    the project (tiekd/config/external.py). A component with a parameter `options` that is annotated
+    with a dataclass accepts that class's fields as its own config keys (`parameters_of`). If the
+    component's error begins with an argument's name, as in "sigma: got 0", the argument's place in
+    the recipe is put before it.
 
     Args:
         node: A mapping with a name.
@@ -99,7 +100,7 @@ def parameters_of(factory: Callable) -> dict[str, inspect.Parameter]:
 
 
 def _call(factory: Callable, arguments: dict):
-    """Calls a part, with the fields of its `options` in one object."""
+    """Calls a component, with the fields of its `options` dataclass in one object."""
     options = inspect.signature(factory).parameters.get("options")
     if options is None or not _is_options(options):
         return factory(**arguments)

@@ -73,9 +73,9 @@ def _folders() -> Iterator[Path]:
 
 
 def _of_run(work_dir: Path) -> tuple[Path, ...]:
-    """Returns the recipe's folder that a run was started with, and the current one then.
+    """Returns the folder of the recipe that a run was launched with, and the current folder then.
 
-    None where there is no run.
+    Empty if the work dir has no readable launch record.
     """
     if instead_of_file(work_dir / LAUNCH_RECORD):  # who resumes the run reports it
         return ()
@@ -111,7 +111,7 @@ def _has(folder: Path, name: str) -> bool:
 
 
 def names_in(node) -> Iterator[str]:
-    """Returns the dotted names in a recipe's node.
+    """Yields the dotted names in a recipe's node.
 
     Building the node would import each of them as a module.
     """

@@ -43,9 +43,9 @@ def check_value(value: Any, annotation: Any, where: str) -> None:
 
 
 def fits(value: Any, annotation: Any) -> bool:
-    """Returns True where the value is of the annotated kind.
+    """Returns True if the value is of the annotated type.
 
-    So it does for an annotation that this module doesn't read.
+    Also True for an annotation that this module doesn't check.
     """
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
@@ -72,7 +72,10 @@ def fits(value: Any, annotation: Any) -> bool:
 
 
 def converted(value: Any, annotation: Any) -> Any:
-    """Returns the value, as a Path where the annotation asks for no other text; so in a list."""
+    """Returns a string as a Path if the annotation allows Path and not str, also inside a list.
+
+    Any other value is returned unchanged.
+    """
     origin, parts = get_origin(annotation), get_args(annotation)
     if isinstance(value, str):
         alternatives = parts if origin in (Union, types.UnionType) else (annotation,)

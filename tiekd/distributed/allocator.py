@@ -20,10 +20,11 @@ from tiekd.errors import LaunchError
 
 VARIABLE = "TIEKD_ALLOCATOR"
 _CHOICES = ("keep", "system")
-# Parameter numbers of malloc.h, and values. M_MMAP_MAX: no block is mapped by itself.
-# M_TRIM_THRESHOLD: the heap's end is never given back. M_ARENA_MAX: threads share the one heap,
-# since a heap of their own can't hold a block of 64 MB. M_MXFAST: a small freed block is merged
-# with free neighbours at once, so that there are fewer gaps in which nothing fits.
+# Parameters of glibc's mallopt() as numbered in malloc.h, and their values.
+# M_MMAP_MAX = 0: no allocation gets a mapping of its own.
+# M_TRIM_THRESHOLD = -1: the top of the heap is never returned to the kernel.
+# M_ARENA_MAX = 1: all threads share the main arena, since a thread's arena can't hold 64 MB blocks.
+# M_MXFAST = 0: small freed blocks are merged at once, which reduces fragmentation.
 _SETTINGS = {
     "mmap_max": (-4, 0),
     "trim_threshold": (-1, -1),

@@ -86,7 +86,7 @@ def broadcast_object(value):
 
 def set_default_timeout(timeout: timedelta) -> None:
     """Sets the timeout of process groups that are created later, including DeepSpeed's."""
-    # A new group gets torch's constant, whatever timeout the first group was started with.
+    # Torch gives a new group its default timeout, not that of the first group.
     distributed_c10d.default_pg_timeout = distributed_c10d.default_pg_nccl_timeout = timeout
 
 

@@ -183,15 +183,15 @@ def program(main: Callable[[], int | None]) -> NoReturn:
 def run(main: Callable[[], int | None]) -> int:
     """Runs a program and returns its exit code.
 
-    If every rank makes the same mistake, the first rank of each machine reports it; the others wait
-    until the launcher has ended them. A rank that loses another one waits in the same way, so that
-    only the cause is printed.
+    If all ranks fail with the same user error, the first rank of each machine prints it; the others
+    wait until the launcher ends them. A rank whose peer died waits likewise, so that only the root
+    cause is printed.
 
     Args:
         main: the program; returns its exit code, or None for 0.
 
     Returns:
-        The program's own exit code; 2 after a user's mistake, which is reported in one line on
+        The program's own exit code; 2 after a user error, which is reported in one line on
         stderr; 75 if a run was asked to stop and can resume from its checkpoint; 130 after Ctrl-C.
     """
     slurm.adopt_task()

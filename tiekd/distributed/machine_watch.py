@@ -42,7 +42,7 @@ def watch_machines(on_loss: OnLoss) -> None:
     Raises:
         LaunchError: a machine can't be reached.
     """
-    # One rank a machine watches; on a single machine there is nothing to watch.
+    # One rank per machine watches; on a single machine there is nothing to watch.
     firsts = sum(comm.gather_objects(os.environ["LOCAL_RANK"] == "0"))
     if firsts < 2:
         return
@@ -115,7 +115,7 @@ def _watch(connections: dict[socket.socket, str], on_loss: OnLoss) -> None:
     with selectors.DefaultSelector() as selector:
         for connection in connections:
             selector.register(connection, selectors.EVENT_READ)
-        # Nothing is ever sent but a farewell: what else can be read is the end of a connection.
+        # Only a farewell is ever sent, so anything else that can be read is the connection's end.
         while selector.get_map():
             for key, _ in selector.select():
                 silent = False

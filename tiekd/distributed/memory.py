@@ -21,7 +21,7 @@ def held_bytes(device: torch.device) -> int:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Returns the most bytes held since the start, or since `restart_peak`."""
+    """Returns the maximum of the bytes held since the start, or since `restart_peak`."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return _field(_PROCESS, "VmHWM")

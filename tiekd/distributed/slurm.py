@@ -28,7 +28,7 @@ def adopt_task() -> None:
     on_each = tasks_per_node(
         told.get("SLURM_STEP_TASKS_PER_NODE") or told.get("SLURM_TASKS_PER_NODE") or tasks
     )
-    # A task that was given one GPU of its own sees it as device 0.
+    # With one entry in CUDA_VISIBLE_DEVICES the task sees a single GPU, as device 0.
     own_gpu = (
         len(told.get("CUDA_VISIBLE_DEVICES", "").split(",")) == 1 and "CUDA_VISIBLE_DEVICES" in told
     )

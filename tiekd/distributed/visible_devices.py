@@ -1,11 +1,11 @@
 """Translates CUDA_VISIBLE_DEVICES and a number of ranks for DeepSpeed's launcher.
 
 The program behind bin/dist_train.sh. DeepSpeed ignores the variable if it is given a number of
-GPUs, and takes no UUIDs. So device numbers become `--include`, and UUIDs are first translated by
+GPUs, and accepts no UUIDs. So device numbers become `--include`, and UUIDs are first translated by
 nvidia-smi. As in CUDA, an empty list or -1 hides all GPUs; the ranks then run on the CPU. Imports
 only Python's standard library, and so starts at once.
 
-Left out: ranks on several MIG devices, between which NCCL doesn't work.
+Left out: ranks on several MIG instances, between which NCCL doesn't work.
 """
 
 import os
@@ -21,7 +21,7 @@ _ASK = "give numbers from 0 on, such as CUDA_VISIBLE_DEVICES=0,1"
 
 
 class Refused(ValueError):
-    """The mistake and what the user has to change, in one line."""
+    """A user error; its one line says what is wrong and what to change."""
 
 
 def command(
@@ -49,7 +49,7 @@ def command(
     port = _whole(environment.get("PORT") or "29500", "PORT", 65535, "a free port")
     environment = dict(environment)
     visible = environment.pop("CUDA_VISIBLE_DEVICES", None)
-    # The launcher can't name parts of a device, but one rank needs no launcher.
+    # The launcher can't select a MIG instance, but a single rank runs without the launcher.
     if visible is not None and _is_mig(visible):
         _check_one_mig(visible, count)
         return [sys.executable, train, recipe, *options], environment | {
@@ -98,7 +98,7 @@ def _devices(
         )
     if not slots and not any(map(os.path.exists, _OF_GPUS)):  # numbers mean nothing to a CPU
         return ["--num_gpus", str(count)], {}
-    # nvidia-smi orders devices by bus; CUDA, unless it is told, by speed.
+    # nvidia-smi numbers devices in PCI bus order; CUDA's default order is fastest first.
     order = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if not all(map(str.isdecimal, names)) else {}
     return ["--include", f"localhost:{','.join(map(str, numbers))}"], order
 
@@ -137,9 +137,9 @@ def _check_one_mig(visible: str, count: int) -> None:
 
 
 def _uuids() -> list[str]:
-    """Returns the UUIDs of this machine's GPUs in nvidia-smi's order; none if nvidia-smi fails.
+    """Returns the UUIDs of this machine's GPUs in nvidia-smi's order.
 
-    A missing one and one that hangs count as failed.
+    Empty if nvidia-smi is missing, times out or lists none.
     """
     try:
         said = subprocess.run(
@@ -160,7 +160,7 @@ def _whole(value: str, name: str, most: int, meaning: str) -> int:
 
 
 def main() -> int:
-    """Replaces this process by the launcher; returns exit code 2 after a mistake."""
+    """Replaces this process by the launcher (exec); returns 2 after a user error."""
     try:
         words, environment = command(["deepspeed"], os.environ, sys.argv[1:])
         os.execvpe(words[0], words, environment)
