@@ -135,19 +135,6 @@ def test_stopwatch_excludes_skipped_steps(monkeypatch):
     assert watch.median_s()[0] == 1.0
 
 
-def test_restart_peak_resets_memory_peak():
-    """Restarting the peak lowers the measured CPU memory once a tensor is freed."""
-    peak = memory.peak_bytes(CPU)
-    block = torch.ones(100 * MB // 4)
-    grown = memory.peak_bytes(CPU)
-    assert grown > peak - 1
-    assert memory.held_bytes(CPU) >= 100 * MB
-    del block
-    memory.restart_peak(CPU)
-    assert memory.peak_bytes(CPU) < grown - 50 * MB
-    assert memory.free_bytes(CPU) > 0
-
-
 class Device:
     """Stands for what tries take: `per_image` bytes over `held`."""
 
