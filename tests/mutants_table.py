@@ -1823,7 +1823,7 @@ if passed_over:
         "a_missing_engine_config_was_an_option",
         "tiekd.tools.resume",
         "run",
-        "not args.deepspeed_config and not saved_config.is_file()",
+        "not args.deepspeed_config and not saved_config.exists()",
         "False",
         ("tests/unit/tools/test_resume.py",),
     ),
