@@ -3,6 +3,7 @@
 import io
 from pathlib import Path
 
+import pytest
 import torch
 
 from tiekd.data.datasets.scenes import write_kitti_layout
@@ -64,6 +65,14 @@ def cache(recipe: dict, folder: Path, split: str = "train", checkpoint: str | No
     frames = cache_teacher.frames_of(Recipe(recipe), split)
     cache_teacher.cache_maps(Recipe(recipe), source, frames, folder, CPU, out)
     return out.getvalue()
+
+
+def refused(kind, *arguments, **options) -> str:
+    """The one line with which `cache` refuses its arguments."""
+    with pytest.raises(kind) as error:
+        cache(*arguments, **options)
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 def files_of(folder: Path) -> dict[str, tuple]:

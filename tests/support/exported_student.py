@@ -5,18 +5,12 @@ from pathlib import Path
 
 import torch
 from support import fitted
+from support.recipes import ENCODER
 from torch import nn
 
 from tiekd.inference.export import export
 from tiekd.models.build import build_network
 
-ENCODER = {
-    "name": "mobilenet_v2",
-    "width": 0.25,
-    "strides": [1, 2, 2, 2, 1, 2, 1],
-    "dilations": [1] * 7,
-    "taps": [1, 3],
-}
 RANGE = {"min_depth": 0.5, "max_depth": 80.0}
 DECODER = {"name": "densedepth", "widths": [8, 16], "extra_ups": 1, "extra_width": 8}
 DPM = {

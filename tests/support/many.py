@@ -1,4 +1,4 @@
-"""Trains one recipe after another in one set of ranks: `deepspeed --num_gpus 2 many.py JOBS.json`.
+"""Trains one recipe after another in one set of ranks: `many.py JOBS.json`.
 
 A job is {name, recipe, engine: path of a JSON, fp16_on_cpu: bool}. Starting a launcher costs ten
 seconds, a tiny run two. In `finished.json` of the work dir: digests of the online teacher's

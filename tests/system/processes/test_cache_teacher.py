@@ -5,11 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.cached_teacher import (
-    cache,
-    make_ground,
-    recipe_of,
-)
+from support.cached_teacher import cache, make_ground, recipe_of, refused
 
 from tiekd.errors import TeacherError
 
@@ -17,13 +13,6 @@ from tiekd.errors import TeacherError
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory) -> Path:
     return make_ground(tmp_path_factory.mktemp("ground"))
-
-
-def refused(kind, *arguments, **options) -> str:
-    with pytest.raises(kind) as error:
-        cache(*arguments, **options)
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 def test_cache_maps_rejects_locked_folder(ground, tmp_path):

@@ -6,14 +6,10 @@ import subprocess
 import sys
 
 import pytest
+from support.launched_run import RECORD
 from support.programs import ROOT
 
 from tiekd.workdir import launch_record
-
-RECORD = {
-    "recipe": "r.yaml", "launcher": "deepspeed", "world_size": 2, "ranks_per_node": 2,
-    "visible_devices": "0,1", "master_port": 29500, "folder": ".",
-}  # fmt: skip
 
 
 @pytest.mark.parametrize(

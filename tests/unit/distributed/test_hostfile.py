@@ -7,6 +7,7 @@ import json
 import os
 
 import pytest
+from support.launched_run import RECORD
 
 from tiekd.distributed import comm, entrypoint, hostfile, launcher_watch
 from tiekd.errors import LaunchError
@@ -98,17 +99,6 @@ def test_check_options_against_machines(options, told, tmp_path, monkeypatch):
         hostfile.check_options(options)
     assert told in str(error.value)
     assert "\n" not in str(error.value)
-
-
-RECORD = {
-    "recipe": "r.yaml",
-    "launcher": "deepspeed",
-    "world_size": 2,
-    "ranks_per_node": 2,
-    "visible_devices": "0,1",
-    "master_port": 29500,
-    "folder": ".",
-}
 
 
 @pytest.mark.parametrize(

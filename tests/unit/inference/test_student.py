@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from support.recipes import ENCODER
 
 import tiekd
 from tiekd.data.augment.augment import colour_table, look_up
@@ -20,13 +21,6 @@ from tiekd.models.build import build_network
 from tiekd.models.readout import on_image_grid
 from tiekd.workdir.weights_file import write_weights
 
-ENCODER = {
-    "name": "mobilenet_v2",
-    "width": 0.25,
-    "strides": [1, 2, 2, 2, 1, 2, 1],
-    "dilations": [1] * 7,
-    "taps": [1, 3],
-}
 DECODER = {"name": "densedepth", "widths": [8, 16], "extra_ups": 1, "extra_width": 8}
 RANGE = {"min_depth": 0.5, "max_depth": 80.0}
 DPM = {

@@ -17,6 +17,7 @@ from support.cached_teacher import (
     files_of,
     make_ground,
     recipe_of,
+    refused,
 )
 
 from tiekd.data import teacher_maps
@@ -34,13 +35,6 @@ from tiekd.workdir.weights_file import write_weights
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory) -> Path:
     return make_ground(tmp_path_factory.mktemp("ground"))
-
-
-def refused(kind, *arguments, **options) -> str:
-    with pytest.raises(kind) as error:
-        cache(*arguments, **options)
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 def levels_of(path: Path) -> np.ndarray:

@@ -7,19 +7,10 @@ import json
 from pathlib import Path
 
 import pytest
+from support.launched_run import RECORD
 
 from tiekd.errors import CheckpointError, LaunchError
 from tiekd.workdir import launch_record
-
-RECORD = {
-    "recipe": "r.yaml",
-    "launcher": "deepspeed",
-    "world_size": 2,
-    "ranks_per_node": 2,
-    "visible_devices": "0,1",
-    "master_port": 29500,
-    "folder": ".",
-}
 
 
 @pytest.mark.parametrize(
