@@ -141,7 +141,7 @@ def main(
     network = build_network(recipe["network"]).to(device)
     criterion = criteria.build(recipe["losses"], has_teacher=True).to(device)
     batch = noise(BatchShape(*shape), network.max_depth, device)
-    batch = batch._replace(image=batch.image.roll(comm.rank(), -1))  # other images on each rank
+    batch = batch._replace(image=batch.image.roll(comm.rank(), -1))  # each rank has other images
     steps = {
         "torch": torch_step(recipe, copy.deepcopy(network), criterion, batch, batch_size),
         "engine": engine_step(recipe, network, criterion, batch, batch_size, stage),

@@ -5,7 +5,7 @@ the others at their smallest size. A line is fitted to the points; points that d
 by more than a tenth are reported. For ranks, the step uses DeepSpeed and the batch size per rank is
 fixed, so the time should stay constant and the total memory should be proportional to the world
 size. `time_ratio` is the largest deviation of a time from its line, as time / line; `memory_ratio`
-likewise. Left out: several machines.
+is the same for memory. Left out: several machines.
 """
 
 import argparse

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> dict:
         f"batch {args.batch}, {args.channels} channels, {args.bins} bins, "
         f"{args.height}x{args.width}"
     )
-    # The selected implementation depends on the device and sizes of the inputs; name it.
+    # The selected implementation depends on the device and sizes of the inputs: report it.
     name = kernels.implementation(*inputs[:1], inputs[4], inputs[3]).__module__.rsplit(".", 1)[1]
     compared = (
         f"head and divergence, forward and backward: {name} / reference, {args.dtype}, "

@@ -126,7 +126,7 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
     call()
     gc.collect()
     if device.type == "cpu":
-        # Return cached free memory first: a call that reuses it would seem to need none.
+        # Give cached free memory back first: a call that reuses it would seem to need none.
         allocator.give_back()
     memory.wait(device)
     memory.restart_peak(device)

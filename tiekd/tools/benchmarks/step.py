@@ -20,7 +20,7 @@ from tiekd.tools.benchmarks.training import DTYPES, BatchShape, TrainingStep, de
 
 
 def run(args: argparse.Namespace) -> dict:
-    """Compares the two steps.
+    """Compares our training step with the plain one.
 
     Args:
         args: the command-line options that `arguments.of_step` defines.

@@ -19,7 +19,7 @@ from tiekd.tools.benchmarks.training import DTYPES, BatchShape, TrainingStep, de
 
 
 def run(args: argparse.Namespace) -> dict:
-    """Compares the two steps.
+    """Compares the step with cached maps with the step that runs the teacher.
 
     Args:
         args: the command-line options that `arguments.of_teacher` defines.
