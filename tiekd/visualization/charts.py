@@ -28,7 +28,7 @@ class Curve(NamedTuple):
 
     Attributes:
         xs: The x values.
-        ys: The y values, as many as `xs`. NaN interrupts the curve.
+        ys: The y values, as many as `xs`. Non-finite values interrupt the curve.
         colour: RGB, 0 to 255.
     """
 
@@ -53,7 +53,7 @@ class _Axes(NamedTuple):
         y_range: The values at the bottom and top border.
     """
 
-    box: tuple[int, int, int, int]  # left, top, right, bottom
+    box: tuple[int, int, int, int]  # pixels
     x_range: tuple[float, float]
     y_range: tuple[float, float]
 
@@ -142,7 +142,7 @@ def legend(
 ) -> float:
     """Draws one legend entry and returns the x coordinate at which the next one begins.
 
-    `place` is (left, vertical centre) in pixels.
+    `place` is (left, vertical centre) in pixels. `dashed` draws a dashed line for a `Mark`.
     """
     left, middle = place
     for x in range(0, 18, 6 if dashed else 18):
