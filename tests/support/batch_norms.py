@@ -1,4 +1,4 @@
-"""Training steps of a BatchNorm over the images of one rank, or of all ranks at once."""
+"""Runs training steps of a BatchNorm on the images of one rank, or of all ranks together."""
 
 import torch
 from torch import nn
@@ -7,7 +7,10 @@ SHAPES = {"equal": ((2, 3, 5, 7), (2, 3, 5, 7)), "unequal": ((1, 3, 5, 7), (3, 3
 
 
 def images(case):
-    """Images of each rank, whose means and deviations differ, so that a mean of them is wrong."""
+    """Returns the images of each rank, (B, 3, H, W).
+
+    Their means and deviations differ between ranks, so averaging the ranks' statistics is wrong.
+    """
     generator = torch.Generator().manual_seed(0)
     return [
         torch.randn(shape, generator=generator) * (2 + r) + 3 + 2 * r
@@ -24,9 +27,9 @@ def norm(cls, dtype=torch.float32, **options):
 
 
 def step(module, xs):
-    """Takes two training steps on images of any shapes, as one batch.
+    """Runs two training steps of a module from `OnOne` or `OnRank` on a list of images.
 
-    Returns outputs, gradients of a weighted sum, and statistics.
+    Returns the outputs, gradients of a weighted sum of the outputs, and running statistics.
     """
     for _ in range(2):
         module.zero_grad()
@@ -45,7 +48,7 @@ def step(module, xs):
 
 
 class OnOne(nn.Module):
-    """One norm over the pixels of all images, whatever their shapes."""
+    """Applies a norm to the pixels of all images together; the images may differ in shape."""
 
     def __init__(self, norm):
         super().__init__()
@@ -65,7 +68,7 @@ class OnOne(nn.Module):
 
 
 class OnRank(OnOne):
-    """This rank's images only."""
+    """Applies a norm to each image tensor separately, as a rank does with its own images."""
 
     def forward(self, xs):
         return [self.norm(x) for x in xs]

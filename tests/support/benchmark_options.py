@@ -1,4 +1,4 @@
-"""Options of the benchmarks at toy sizes, and what all their reports have."""
+"""Benchmark options for toy sizes, and the keys that all benchmark reports have."""
 
 from argparse import ArgumentParser
 
@@ -9,7 +9,7 @@ ALWAYS = {"compared", "time_ratio", "memory_ratio"}
 
 
 def arguments(module, *words: str):
-    """The options of a benchmark, at toy sizes, on the CPU."""
+    """Parses `words` as a benchmark's options, with defaults of toy size on the CPU."""
     parser = ArgumentParser()
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=2)

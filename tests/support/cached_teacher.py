@@ -1,4 +1,4 @@
-"""A teacher, frames that it sees, and the folder of maps that are made of them."""
+"""Makes a tiny teacher and a dataset, and caches the teacher's maps of its frames."""
 
 import io
 from pathlib import Path
@@ -38,13 +38,13 @@ def make_ground(folder: Path) -> Path:
     torch.manual_seed(1)
     network = build_network(TEACHER)
     for tensor in network.head.parameters():
-        tensor.data.mul_(100)  # depths all over the range
+        tensor.data.mul_(100)  # spreads the depths over the whole range
     write_weights(folder / "teacher.pth", network.state_dict(), TEACHER, 0)
     return folder
 
 
 def recipe_of(ground: Path, max_depth: float = 80.0, **teacher) -> dict:
-    """A student's recipe, as load_recipe gives it."""
+    """Returns the recipe of a student of this teacher, in the form of load_recipe's result."""
     return {
         "network": TEACHER | {"max_depth": max_depth},
         "teacher": {"network": TEACHER, "checkpoint": str(ground / "teacher.pth"), **teacher},
@@ -59,7 +59,7 @@ def recipe_of(ground: Path, max_depth: float = 80.0, **teacher) -> dict:
 
 
 def cache(recipe: dict, folder: Path, split: str = "train", checkpoint: str | None = None) -> str:
-    """Makes the maps; returns what was told."""
+    """Caches the maps of a split, and returns the printed text."""
     out = io.StringIO()
     source = cache_teacher.teacher_of(Recipe(recipe), "recipes/student.yaml", checkpoint)
     frames = cache_teacher.frames_of(Recipe(recipe), split)
@@ -68,7 +68,7 @@ def cache(recipe: dict, folder: Path, split: str = "train", checkpoint: str | No
 
 
 def refused(kind, *arguments, **options) -> str:
-    """The one line with which `cache` refuses its arguments."""
+    """Checks that `cache` raises an error of this kind, and returns its one-line message."""
     with pytest.raises(kind) as error:
         cache(*arguments, **options)
     assert "\n" not in str(error.value)
@@ -76,7 +76,7 @@ def refused(kind, *arguments, **options) -> str:
 
 
 def files_of(folder: Path) -> dict[str, tuple]:
-    """Inode, time and bytes of every file."""
+    """Returns file name -> (inode, modification time in ns, content) of a folder's files."""
     stats = {path: path.stat() for path in folder.iterdir()}
     return {
         path.name: (stat.st_ino, stat.st_mtime_ns, path.read_bytes())

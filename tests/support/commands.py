@@ -1,9 +1,9 @@
-"""The commands that the documents have a user type, and the files that they have them write.
+"""Extracts from the documents the commands to type and the files to write.
 
-A command is a line of a ```bash block, a span of `code` that begins with a program and has
-arguments, and, in a table of what "you type", a cell that begins with an option: those belong
-behind `bin/train.py RECIPE`. A block of code whose first line is a comment with a path is that
-file.
+A command is a line of a ```bash block, or a span of `code` that begins with a program and has
+arguments. In a table with the column "you type", a cell that begins with an option is a command,
+too: the option is appended to `bin/train.py RECIPE`. A code block whose first line is a comment
+with a path is the content of that file.
 """
 
 import re
@@ -25,16 +25,16 @@ DOCUMENTS = (
     "tiekd/tools/benchmarks/README.md",
     "CONTRIBUTING.md",
 )
-OF_TESTS = ("tests/README.md", "tests/golden/README.md")  # about the tests themselves
+OF_TESTS = ("tests/README.md", "tests/golden/README.md")  # documents about the tests
 PROGRAM = re.compile(r"(\w+=\S+ )*(bin/\w|deepspeed |python |sh |srun |pip |printf |tensorboard )")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
 OPTIONS_FOR = "bin/train.py RECIPE "
 
 
 class Block(NamedTuple):
-    """A block of code that is no command.
+    """A code block of another language than bash.
 
-    file: the path in its first line, where it belongs; None where there is none.
+    `file` is the path in its first line, to which the block is to be written; None without one.
     """
 
     language: str
@@ -43,7 +43,7 @@ class Block(NamedTuple):
 
 
 def commands(root: Path, documents: tuple[str, ...] = DOCUMENTS) -> list[str]:
-    """Returns all commands, each once, in the order of the documents."""
+    """Returns the commands of all documents, each once, in the documents' order."""
     found = [
         command
         for document in documents
@@ -68,14 +68,15 @@ def of_text(text: str) -> list[str]:
 
 
 def outside_blocks(text: str) -> list[str]:
-    """Returns a document's paragraphs and tables, without its blocks of code."""
+    """Returns the commands in a document's paragraphs and tables, without its code blocks."""
     return of_prose(BLOCK.sub("", text))
 
 
 def of_prose(text: str) -> list[str]:
-    """Returns the commands of paragraphs and tables.
+    """Returns the commands in paragraphs and tables.
 
-    Where a table sets what was "then" typed elsewhere against ours, its first column is left out.
+    The first column of a table is skipped if its heading is "then": it has commands of another
+    project, beside ours.
     """
     found, head = [], []
     for part in re.split(r"(^\|.*$)", text, flags=re.M):
@@ -98,7 +99,7 @@ def without_comment(line: str) -> str:
 
 
 def blocks(root: Path) -> list[Block]:
-    """Returns the blocks of Python and YAML, in the order of the documents."""
+    """Returns the code blocks of Python and YAML, in the order of the documents."""
     found = []
     for document in DOCUMENTS:
         for block in BLOCK.finditer((root / document).read_text(encoding="utf-8")):

@@ -1,4 +1,4 @@
-"""Iterations before the hook that asks whether any training pixel counts."""
+"""Simulates iterations of a run with the hook `PixelsCount`."""
 
 from types import SimpleNamespace
 

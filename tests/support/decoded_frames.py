@@ -1,4 +1,4 @@
-"""A KITTI folder, and the folder of its decoded frames."""
+"""Makes a KITTI folder, and fills its folder of decoded frames."""
 
 import io
 from pathlib import Path
@@ -47,7 +47,7 @@ def refused(root: Path, kind=DataError, **options) -> str:
 
 
 def arrays(root: Path) -> dict[str, tuple]:
-    """Inode, time and bytes of every decoded file."""
+    """Returns relative path -> (inode, modification time in ns, content) of each decoded file."""
     stats = {path: path.stat() for path in (root / "decoded").rglob("*.npy")}
     return {
         str(path): (stat.st_ino, stat.st_mtime_ns, path.read_bytes())

@@ -1,11 +1,9 @@
-"""Calls bin/train.py's main for one list of arguments after another: `python each.py JOBS`.
+"""Runs bin/train.py's main for each job of a JSON file, in one process: `python each.py JOBS`.
 
-Then looks at what each run saved.
-
-A job is {name, arguments, work_dir}. Work dirs of large networks would fill a disk, so each one
-goes when it has been looked at. Prints one JSON line a job: name, code, stderr, stdout, and, where
-it was no dry run, from the work dir the last training row of the log, what is wrong with the
-checkpoint (null: nothing), and the tensors of the student's weights.
+A job is {name, arguments, work_dir}. One JSON line is printed per job: name, exit code, stderr and
+stdout. If the job isn't a dry run and succeeds, the line also has data from the work dir: the log's
+last training row, the problem with the checkpoint (null for none), and the shapes of the student's
+weights. The work dir is deleted afterwards, since those of large networks would fill a disk.
 """
 
 import json
@@ -17,7 +15,7 @@ sys.path[:0] = [str(Path(__file__).parents[2])]
 
 import mains  # noqa: E402
 
-mains.LIMIT_S = 3600  # the largest teachers take ten seconds a step
+mains.LIMIT_S = 3600  # the largest teachers take ten seconds per step
 
 
 def look_at(work_dir: Path) -> dict:

@@ -1,4 +1,4 @@
-"""A KITTI folder of a few small frames, for the tests that read one."""
+"""Makes a KITTI folder of a few small frames."""
 
 from pathlib import Path
 
@@ -31,15 +31,20 @@ def make(
 ) -> Path:
     """Writes `num_frames` frames and both split files.
 
-    Frame `index` has grey level 10 * index and a depth of index + 1 metres, but for row 0, which
-    has none.
+    Frame `index` has grey level 10 * index and a depth of index + 1 metres, except in row 0, which
+    isn't measured.
 
-    without: frames whose line says None.
+    Args:
+        root: the folder to write to.
+        num_frames: number of frames.
+        height: height of the frames, pixels.
+        width: width of the frames, pixels.
+        without: indices of the frames without ground truth (`None` in the split files).
     """
     lines = []
     for index in range(num_frames):
         image = np.full((height, width, 3), 10 * index, np.uint8)
-        image[:, :, 0] = np.arange(width)  # red tells the column
+        image[:, :, 0] = np.arange(width)  # the red channel equals the column
         write_png(root / "input" / image_name(index), image)
         levels = np.full((height, width), (index + 1) * 256, np.uint16)
         levels[0] = 0

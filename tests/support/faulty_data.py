@@ -1,4 +1,4 @@
-"""A tiny KITTI with one of every kind of fault planted, for the tests of the data check."""
+"""Makes a tiny KITTI folder that contains every kind of fault, for tests of the data check."""
 
 import json
 import os
@@ -8,10 +8,10 @@ import numpy as np
 from support import fake_data
 from support.fake_data import depth_name, image_name, write_png
 
-TRAIN, VAL = (*range(15), 17, 18, 24, 0), (20, 21, 22, 23)  # frame 0 stands in two lines
+TRAIN, VAL = (*range(15), 17, 18, 24, 0), (20, 21, 22, 23)  # frame 0 is listed twice
 
-# What bin/check_data.py must find and nothing else: (split, kind, frame); 18 is two frames from 20,
-# 24 one from 23.
+# The complete list of findings that bin/check_data.py must report: (split, kind, frame). Frame 18
+# is two frames away from 20, and 24 is one frame away from 23.
 PLANTED = {
     ("train", "missing", 1),
     ("train", "unreadable", 2),
@@ -23,7 +23,7 @@ PLANTED = {
     ("train", "shared", 8),
     ("train", "missing", 9),
     ("train", "unreadable", 10),
-    ("train", "missing", 10),  # a frame with two faults has both told
+    ("train", "missing", 10),  # both faults of a frame are reported
     ("train", "size", 11),
     ("train", "bit depth", 12),
     ("train", "unit", 13),
@@ -47,7 +47,7 @@ def make(root: Path) -> Path:
     image(2).write_bytes(image(2).read_bytes()[:60])
     write_png(depth(3), np.ones((20, 30), np.uint8))
     write_png(depth(4), np.full((18, 30), 1000, np.uint16))
-    write_png(depth(5), np.full((20, 30), 5, np.uint16))  # metres without a factor
+    write_png(depth(5), np.full((20, 30), 5, np.uint16))  # depth in metres without a factor
     write_png(depth(6), np.zeros((20, 30), np.uint16))
     image(7).write_bytes(image(0).read_bytes())
     image(8).write_bytes(image(21).read_bytes())

@@ -1,8 +1,8 @@
-"""Networks whose depth spans a factor of 10 on real images after a minute of fitting or less.
+"""Fits networks within a minute, such that depth on real images spans a factor of 10.
 
-They are fitted to a ramp from near (bottom row) to far (top row). A head alone on a random body
-won't do: rounding costs its features a digit or two, which the head makes larger, so that two
-libraries differ by millimetres.
+They are fitted to a ramp from near (bottom row) to far (top row). Fitting the head alone on a
+random body isn't enough: rounding costs the features one or two digits and the head amplifies the
+error, so that two libraries differ by millimetres.
 """
 
 import os
@@ -23,7 +23,7 @@ SIZE = 64, 96
 
 
 def images(count: int = 2) -> list[Tensor]:
-    """(3, H, W) uint8: KITTI's where TIEKD_REAL_DATA names them, else built-in scenes."""
+    """Returns (3, H, W) uint8 images: KITTI's if TIEKD_REAL_DATA is set, else rendered scenes."""
     if "TIEKD_REAL_DATA" in os.environ:
         found = sorted((Path(os.environ["TIEKD_REAL_DATA"]) / "kitti" / "input").rglob("*.png"))
         return [read_image(path) for path in found[:: len(found) // count][:count]]
@@ -32,9 +32,12 @@ def images(count: int = 2) -> list[Tensor]:
 
 
 def fit(network: Network, image: Tensor, iterations: int = 150) -> None:
-    """Fits a network to an image.
+    """Fits a network to a ramp of depth on the given images.
 
-    image: (B, 3, H, W) uint8, of the size that it is fitted on.
+    Args:
+        network: the network, changed in place.
+        image: (B, 3, H, W) uint8.
+        iterations: number of optimizer steps.
     """
     normalised = look_up(image, colour_table()[None].expand(len(image), -1, -1))
     far, near = 0.9 * network.max_depth, network.max_depth / 60
@@ -43,7 +46,7 @@ def fit(network: Network, image: Tensor, iterations: int = 150) -> None:
         .view(1, 1, -1, 1)
         .expand(len(image), 1, -1, image.shape[3])
     )
-    # A sigmoid that is driven to its end learns nothing more.
+    # Use a smaller learning rate for other heads, since a saturated sigmoid has no gradient.
     lr = 3e-3 if isinstance(network.head, Dpm) else 3e-4
     optimizer = torch.optim.Adam(network.parameters(), lr=lr)
     network.train()
@@ -61,7 +64,7 @@ def fit(network: Network, image: Tensor, iterations: int = 150) -> None:
 
 
 def _settle_norms(network: Network, normalised: Tensor) -> None:
-    """Sets the running statistics to those of a batch."""
+    """Sets the norms' running statistics to those of one batch."""
     norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -73,7 +76,10 @@ def _settle_norms(network: Network, normalised: Tensor) -> None:
 
 
 def checkpoint(path: Path, node: dict, iterations: int = 150, seed: int = 0) -> Network:
-    """Writes the weights of a fitted network of a recipe's node, and returns it."""
+    """Builds and fits a network, writes its weights to `path`, and returns the network.
+
+    `node` is the `network` section of a recipe.
+    """
     torch.manual_seed(seed)
     network = build_network(node)
     fit(network, torch.stack([_cut(photo) for photo in images()]), iterations)
@@ -82,7 +88,7 @@ def checkpoint(path: Path, node: dict, iterations: int = 150, seed: int = 0) -> 
 
 
 def _cut(photo: Tensor) -> Tensor:
-    """Returns every second pixel of an image's middle."""
+    """Returns the centre of an image, subsampled by 2 to SIZE."""
     height, width = (2 * side for side in SIZE)
     top, left = (
         (side - cut) // 2 for side, cut in zip(photo.shape[1:], (height, width), strict=True)

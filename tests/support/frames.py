@@ -1,4 +1,4 @@
-"""The project's data sets by keywords: those of `build`, and those of its options beside them."""
+"""Builds the project's datasets from keyword arguments: options and arguments of `build`."""
 
 from tiekd.data.datasets import folder, kitti, nyu, scenes
 from tiekd.data.frames import Frames
@@ -7,22 +7,22 @@ _OF_BUILD = ("needs_ground_truth", "maps", "on_error", "held_out")
 
 
 def kitti_frames(root: str, split: str, max_depth: float, **arguments) -> Frames:
-    """Returns a split of KITTI."""
+    """Returns the frames of a KITTI split."""
     return _made(kitti.build, kitti.KittiOptions, split, max_depth, {"root": root} | arguments)
 
 
 def nyu_frames(root: str, split: str, max_depth: float, **arguments) -> Frames:
-    """Returns a split of NYU."""
+    """Returns the frames of an NYU split."""
     return _made(nyu.build, nyu.NyuOptions, split, max_depth, {"root": root} | arguments)
 
 
 def scenes_frames(root: str, split: str, max_depth: float, **arguments) -> Frames:
-    """Returns a split of the built-in scenes."""
+    """Returns the frames of a split of the built-in scenes."""
     return _made(scenes.build, scenes.ScenesOptions, split, max_depth, {"root": root} | arguments)
 
 
 def folder_frames(images: str, split: str, max_depth: float, **arguments) -> Frames:
-    """Returns a split of a folder of images."""
+    """Returns the frames of a split of a folder of images."""
     options = {"images": images} | arguments
     return _made(folder.build, folder.FolderOptions, split, max_depth, options)
 

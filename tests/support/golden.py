@@ -1,7 +1,7 @@
-"""Weights and inputs by rule, so that no input of the golden numbers has to be stored.
+"""Generates the weights and inputs of the golden numbers, so that they needn't be stored.
 
-Every array comes from its tag: numpy's legacy stream seeded with crc32(tag), arithmetic in float64,
-float32 at the end.
+Each array is determined by its tag: NumPy's legacy generator is seeded with crc32(tag), the
+arithmetic is float64, and the result is float32.
 """
 
 import json
@@ -48,14 +48,14 @@ def rand(tag: str, shape, low: float = 0.0, high: float = 1.0) -> Tensor:
 
 
 def image(tag: str, shape) -> Tensor:
-    """A normalised network input (N, C, H, W): one wave per channel plus noise."""
+    """Returns a normalised network input (N, C, H, W): one wave per channel plus noise."""
     n, c, y, x = np.meshgrid(*(np.arange(size) for size in shape), indexing="ij")
     wave = (1 + c + n) * x / shape[3] + (2 - c + n) * y / shape[2]
     return _float32(1.2 * np.sin(2 * np.pi * wave + 0.7 * c + 0.3 * n) + 0.5 * normal(tag, shape))
 
 
 def depth(tag: str, shape, low: float, high: float) -> Tensor:
-    """A smooth, slightly noisy depth map (N, 1, H, W) between low and high, in metres."""
+    """Returns a smooth, slightly noisy depth map (N, 1, H, W) from low to high, in metres."""
     n, _, y, x = np.meshgrid(*(np.arange(size) for size in shape), indexing="ij")
     waves = np.sin(2 * np.pi * (1.5 * x / shape[3] + 0.5 * y / shape[2]) + 0.9 * n) * np.cos(
         1.5 * np.pi * y / shape[2]
@@ -67,7 +67,7 @@ def depth(tag: str, shape, low: float, high: float) -> Tensor:
 def fill(
     name: str, shape, gain: float = 1.0, overrides: Mapping[str, float] | None = None
 ) -> Tensor:
-    """Returns the value of one entry of a state dict, from its published name and its shape."""
+    """Returns the generated value of a state dict's entry with this published name and shape."""
     if name.endswith("num_batches_tracked"):
         return torch.zeros(shape, dtype=torch.int64)
     n = normal(name, shape)

@@ -1,4 +1,4 @@
-"""A small network whose parameters fall into three groups, and an optimizer of them."""
+"""A small network whose parameters form three groups, and an optimizer with these groups."""
 
 from collections import OrderedDict
 
@@ -13,7 +13,10 @@ CYCLE = {"name": "one_cycle", "div_factor": 4, "final_div_factor": 10, "cycle_mo
 
 
 class Net(nn.Module):
-    """Two parts with a norm each; the decoder's is first by name, so that order decides nothing."""
+    """Encoder and decoder with a norm each: last in the encoder, first in the decoder.
+
+    So tests can't pass by relying on the order of the layers.
+    """
 
     def __init__(self):
         super().__init__()

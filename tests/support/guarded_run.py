@@ -1,4 +1,4 @@
-"""Iterations before a Guard, some with a loss or gradient that isn't finite, and its messages."""
+"""Simulates iterations of a run with the hook `Guard`, and reads its messages from the log."""
 
 import math
 import re
@@ -28,7 +28,7 @@ def iterate(
     names=(("a", "b"), ("c", "d")),
     sums=None,
 ):
-    """One iteration of two micro-batches of two samples; it is skipped for a bad loss."""
+    """Runs one iteration of two micro-batches of two samples; non-finite losses skip its step."""
     state.iteration += 1
     state.micro_losses = [
         {"loss_dpm": torch.tensor(value / 2), "loss": torch.tensor(value)} for value in loss

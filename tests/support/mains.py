@@ -1,9 +1,10 @@
-"""Calls programs' mains for lists of arguments in one process: `python mains.py ARGUMENTS.json`.
+"""Runs programs for many lists of arguments in one process: `python mains.py ARGUMENTS.json`.
 
-Importing torch and deepspeed costs five seconds, a mistake none. A list that begins with `bin/...`
-names its program; the others are bin/train.py's. Writes `<ARGUMENTS>.out`: per list the exit code
-and what went to stderr and stdout, tracebacks of unexpected errors included; a call that takes
-longer than LIMIT_S ends with one.
+One process saves time, since importing torch and deepspeed takes five seconds, and a call that
+fails on a user error almost none. A list may begin with the program's path, `bin/...`; otherwise
+the program is bin/train.py. For each list, exit code, stderr and stdout are written to
+`<ARGUMENTS>.out`, with the tracebacks of unexpected errors. A call that takes longer than LIMIT_S
+is ended by an exception.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ LIMIT_S = 600
 
 
 class Hang(BaseException):
-    """A call that took too long."""
+    """Raised in a call that takes longer than LIMIT_S."""
 
 
 def stop(*_) -> None:
@@ -31,7 +32,7 @@ def stop(*_) -> None:
 def call(arguments: list[str]) -> dict:
     from tiekd.distributed import entrypoint
 
-    # A program ends its process; here the next one follows.
+    # A program would end its process: raise SystemExit instead, since other calls follow.
     entrypoint.program = lambda main, **_: sys.exit(entrypoint.run(main))
     program, *rest = arguments if arguments[0].startswith("bin/") else ["bin/train.py", *arguments]
     sys.argv = [str(ROOT / program), *rest]

@@ -1,8 +1,8 @@
-"""Trains one recipe after another in one set of ranks: `many.py JOBS.json`.
+"""Trains several recipes one after another on the same ranks: `many.py JOBS.json`.
 
-A job is {name, recipe, engine: path of a JSON, fp16_on_cpu: bool}. Starting a launcher costs ten
-seconds, a tiny run two. In `finished.json` of the work dir: digests of the online teacher's
-parameters before and after training.
+This saves time, since starting a launcher takes ten seconds, and a tiny run two. A job is {name,
+recipe, engine: path of a JSON file, fp16_on_cpu: bool}. `finished.json` in each work dir has the
+digests of the online teacher's parameters before and after training.
 """
 
 import hashlib
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def digest(teacher) -> str:
-    """Returns the digest of every parameter and buffer; empty for a teacher that is no network."""
+    """Returns a digest of a teacher's parameters and buffers; empty if it isn't a network."""
     state = teacher.network.state_dict() if hasattr(teacher, "network") else {}
     bits = b"".join(tensor.cpu().numpy().tobytes() for tensor in state.values())
     return hashlib.sha256(bits).hexdigest() if state else ""

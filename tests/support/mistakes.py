@@ -1,6 +1,7 @@
-"""A user's mistakes, by kind.
+"""Tables of user errors, by kind, with the error message that each must cause.
 
-Each has the way it is made (spoiling.py), the error's class and what the error's line must hold.
+Each entry has a function that makes the error (spoiling.py), the name of the exception's class, and
+a text that the error's line must contain.
 """
 
 import shutil

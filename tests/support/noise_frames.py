@@ -1,4 +1,4 @@
-"""Frames of noise with ground truth, and a network without mirror symmetry, for evaluation."""
+"""A dataset of noise, and a network that isn't mirror-symmetric, for tests of evaluation."""
 
 import torch
 from torch import nn
@@ -11,7 +11,7 @@ CPU = torch.device("cpu")
 
 
 class Frames(torch.utils.data.Dataset):
-    """Seven frames of noise with ground truth of 1 to 90 m, of which frame 3 has none."""
+    """Seven frames of noise with ground truth of 1 to 90 m; frame 3 has no ground truth."""
 
     def __len__(self):
         return 7
@@ -32,12 +32,12 @@ class Frames(torch.utils.data.Dataset):
 
 
 def protocol(**settings) -> EvaluationProtocol:
-    """Scores all pixels between 1 mm and 80 m, unless the settings say otherwise."""
+    """Returns a protocol that scores all pixels between 1 mm and 80 m, with other `settings`."""
     return EvaluationProtocol(EvaluationSettings(**{"crop": "none"} | settings), 1e-3, 80.0)
 
 
 class Slanted(nn.Module):
-    """Not mirror-symmetric: grey plus a ramp from left to right."""
+    """Predicts grey plus a ramp from left to right, which isn't mirror-symmetric."""
 
     def forward(self, image):
         return Prediction(

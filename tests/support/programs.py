@@ -1,9 +1,10 @@
 """Runs programs in process groups of their own, and reads the work dirs that they leave.
 
 A Python program of the checkout is forked from a warm server (warm.py), which saves the five
-seconds that importing torch and DeepSpeed costs. It is a fresh process where a test says so or sets
-a variable that is read at an import; the real `deepspeed` starts ranks where the launcher matters.
-Every process that is started here ends here, with all its children, whatever the test does.
+seconds of importing torch and DeepSpeed. It is started as a new process if a test asks for that or
+sets an environment variable that is read at an import. Tests of the launcher start ranks with the
+real `deepspeed`. Every process that is started here is ended here, with all its children, even if
+the test fails.
 """
 
 import contextlib
@@ -27,13 +28,14 @@ ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 DS_CONFIGS = ROOT / "ds_configs"
 BIN = Path(sys.executable).parent
-# Others may be using the cores; and above the 300 s after which a data worker is reported.
+# Long, since other processes may use the cores; and more than the 300 s after which a hanging data
+# worker is reported.
 TIMEOUT_S = 1200
 
-# Variables that libraries or the interpreter read at their start, and which a fork is too late for.
+# Variables that libraries or the interpreter read when they start; a forked process can't set them.
 READ_AT_START = re.compile("OMP_|ATEN_|ONEDNN_|LD_|MALLOC|PYTHON|TIEKD_ALLOCATOR|MKL_|KMP_")
 
-REPORTS: list[str] = []  # lines to be printed after all tests
+REPORTS: list[str] = []  # lines to print after all tests
 LOG_LINE = re.compile(
     r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} - depth - INFO - Epoch \[\d+\]\[\d+/\d+\]\tlr: "
     r"[\d.e+-]+, eta: (\d+ days?, )?\d+:\d\d:\d\d, time: \d+\.\d{3}, data_time: \d+\.\d{3}, "
@@ -50,22 +52,22 @@ class Result(NamedTuple):
     stderr: str
 
     def our_lines(self) -> list[str]:
-        """The lines on stderr that name a user's error."""
+        """Returns the lines on stderr that begin with an error class, i.e. about user errors."""
         return [
             line for line in self.stderr.splitlines() if re.match(r"(?:\S+: )?\w*Error: ", line)
         ]
 
 
 class Program:
-    """A program in a process group of its own; leaving its `with` ends the group.
+    """Context manager that runs a program in its own process group; leaving it kills the group.
 
     Args:
         command: the program and its arguments.
-        cwd: its working folder.
-        recorder: True where recipes may name parts in tests/ (support/parts).
-        fresh: starts a new interpreter, for tests of imports, memory or signals at the start.
-        ranks: number of processes, joined as by a launcher, without the launcher's ten seconds.
-        environment: variables beside those of this process.
+        cwd: the working directory of the program.
+        recorder: True if recipes may name parts in tests/ (support/parts).
+        fresh: True to start a new interpreter, for tests of imports, memory or early signals.
+        ranks: number of processes, which form ranks as with a launcher, but start in less time.
+        environment: environment variables to set in addition to those of this process.
     """
 
     def __init__(
@@ -109,13 +111,13 @@ class Program:
         self.kill()
 
     def kill(self) -> None:
-        """Kills all of the group that is left (SIGKILL)."""
+        """Kills all processes of the group that still run (SIGKILL)."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.communicate()
 
     def processes(self) -> list[psutil.Process]:
-        """Returns the program and all processes below it that run."""
+        """Returns the running processes: the program and all its descendants."""
         try:
             program = psutil.Process(self.process.pid)
             return [program, *program.children(recursive=True)]
@@ -123,9 +125,10 @@ class Program:
             return []
 
     def ranks(self) -> list[psutil.Process]:
-        """Returns the processes that DeepSpeed's launcher started, by rank."""
+        """Returns the ranks that DeepSpeed's launcher started, in the order of their local rank."""
         found = {}
-        # Parents come first, and a rank's data workers have its command line.
+        # Keep the first process with each command line: a rank comes before its data workers, which
+        # have the same command line.
         for process in self.processes():
             with contextlib.suppress(psutil.Error):
                 found.setdefault(
@@ -138,15 +141,16 @@ class Program:
         return [found[option] for option in sorted(found)]
 
     def result(self, timeout_s: float = TIMEOUT_S) -> Result:
-        """Waits for the end. Raises subprocess.TimeoutExpired."""
+        """Waits for the program's end, and returns its result; raises subprocess.TimeoutExpired."""
         stdout, stderr = self.process.communicate(timeout=timeout_s)
         return Result(self.process.returncode, stdout, stderr)
 
     def wait_until(self, condition, timeout_s: float = TIMEOUT_S) -> None:
-        """Polls until `condition()` holds; fails when the program ends first."""
+        """Polls until `condition()` is true; fails if the program ends before that."""
         end = time.monotonic() + timeout_s
         while True:
-            ended = self.process.poll() is not None  # asked first: the condition may come with it
+            # Ask for the end before the condition, which may become true at the end.
+            ended = self.process.poll() is not None
             if condition():
                 return
             assert not ended, self.process.communicate()[1]
@@ -155,7 +159,10 @@ class Program:
 
 
 def python_program(words: list[str]) -> list[str]:
-    """The words from the program's file on, for a Python program of this checkout; else none."""
+    """Returns the command without the interpreter, for a Python program of this checkout.
+
+    For other commands the result is empty.
+    """
     words = words[1:] if words[0] in (sys.executable, "python") else words
     is_python = words and (words[0].endswith(".py") or words[0] == str(ROOT / "bin" / "resume"))
     is_ours = is_python and Path(words[0]).is_relative_to(ROOT)
@@ -164,21 +171,21 @@ def python_program(words: list[str]) -> list[str]:
 
 @functools.cache
 def warm_server() -> WarmServer:
-    """The server of this process's tests, started when it is first needed."""
+    """Returns the warm server of this process, which is started at the first call."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     return WarmServer(ROOT, environment | {"OMP_NUM_THREADS": "1"})
 
 
 def finish(command: list, timeout_s: float = TIMEOUT_S, **options) -> Result:
-    """Runs a program to its end."""
+    """Runs a program until it ends, and returns its result."""
     with Program(command, **options) as program:
         return program.result(timeout_s)
 
 
 def many(jobs: list[dict], folder: Path, ranks: int) -> None:
-    """Runs jobs (see many.py) one after another in one set of ranks.
+    """Runs training jobs (see many.py) one after another on the same ranks.
 
-    Work dirs lie in `folder` by the job's name.
+    The work dir of a job is `folder`/<the job's name>.
     """
     for job in jobs:
         job["recipe"]["work_dir"] = str(folder / job["name"])
@@ -189,7 +196,10 @@ def many(jobs: list[dict], folder: Path, ranks: int) -> None:
 
 
 def deepspeed(ranks: int, port: int | None = None) -> list[str]:
-    """Returns the launcher's words, on a port that nobody else uses."""
+    """Returns the beginning of a command that starts a program with DeepSpeed's launcher.
+
+    Without `port`, the ranks meet at a free port.
+    """
     return [
         str(BIN / "deepspeed"),
         "--num_gpus",
@@ -208,9 +218,9 @@ def free_port() -> int:
 
 
 def recorded(work_dir: Path) -> list[dict]:
-    """Returns what the recorder wrote: one dict an iteration, losses unrounded in fp32.
+    """Returns the rows of the hook `Recorder`: one dict per iteration, with unrounded losses.
 
-    Where an iteration was recorded twice, the later row counts.
+    If an iteration was recorded twice, the later row is returned.
     """
     lines = (work_dir / "recorded.jsonl").read_text().splitlines()
     by_iteration = {row["iteration"]: row for row in map(json.loads, lines)}
@@ -236,13 +246,13 @@ def json_log(work_dir: Path) -> list[dict]:
 
 
 def student(work_dir: Path, iteration: int = 20) -> dict[str, torch.Tensor]:
-    """Returns the weights of a checkpoint."""
+    """Returns the student's weights in the checkpoint of an iteration."""
     path = work_dir / "checkpoints" / f"iter_{iteration}" / "student.pth"
     return torch.load(path, weights_only=True)["state_dict"]
 
 
 def digest(state: dict[str, torch.Tensor]) -> str:
-    """Returns one digest of all weights' bits."""
+    """Returns a SHA-256 of all weights, bit for bit."""
     parts = hashlib.sha256()
     for name in sorted(state):
         parts.update(name.encode() + state[name].contiguous().numpy().tobytes())
@@ -250,7 +260,7 @@ def digest(state: dict[str, torch.Tensor]) -> str:
 
 
 def files_of(folder: Path) -> dict[str, str]:
-    """Returns the digest of every file below a folder."""
+    """Returns relative path -> SHA-256 of every file below a folder."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()

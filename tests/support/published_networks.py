@@ -1,4 +1,4 @@
-"""The published students and the published BTS as our nodes, with weights and inputs by rule."""
+"""Recipe nodes of the published students and BTS, with generated weights and inputs."""
 
 from functools import lru_cache
 
@@ -23,7 +23,7 @@ RESNET50 = {
 }
 BTS = {"encoder": {"name": "resnet", "depth": 50}, "decoder": {"name": "bts"}}
 SIGMOID = {"head": {"name": "sigmoid"}}
-# Whatever their configs say, all published students learn with a sigma of 0.5 m.
+# All published students were trained with a sigma of 0.5 m, whatever their configs contain.
 KITTI_DPM = {"head": {"name": "dpm", "num_bins": 257, "target": "released", "sigma": 0.5}}
 NYU_DPM = {"head": {"name": "dpm", "num_bins": 49, "target": "released", "sigma": 0.5}}
 NODES = {
@@ -51,7 +51,7 @@ def arrays() -> dict:
 
 @lru_cache(maxsize=1)
 def state(published: str) -> dict[str, torch.Tensor]:
-    """Returns every entry of a published checkpoint."""
+    """Returns a state dict with the entries of a published checkpoint and generated values."""
     case = cases()["cases"][published]
     return {
         k: golden.fill(k, shape, case["gain"], case["overrides"])

@@ -1,12 +1,13 @@
-"""A reader of the documents, who types their commands as written in a small checkout.
+"""Runs the commands of the documents in a small checkout (small_checkout.py), as a reader would.
 
-small_checkout.py makes it. Before a command runs it is changed where it has to be:
+Before a command runs, it is changed where necessary:
 
-- RECIPE and other placeholders are filled in (STANDS_FOR);
-- a second training of a recipe gets a work dir of its own, since one that holds a run is refused;
-- `deepspeed --num_gpus 2 PROGRAM` becomes two processes of PROGRAM (warm.py), unless it is to be
-  launched;
-- what would take long on a CPU is told to do less, and a finished run to train on (TOLD).
+- RECIPE and other placeholders are filled in (STANDS_FOR).
+- A second training of a recipe gets another work dir, since a work dir with a run raises an error.
+- `deepspeed --num_gpus 2 PROGRAM` is replaced by two processes of PROGRAM (warm.py), unless the
+  test asks for the launcher.
+- Options are added to commands that would take long on a CPU, and to the resume of a finished run
+  (TOLD).
 """
 
 import contextlib
@@ -28,7 +29,7 @@ STANDS_FOR = {
     "iter_N": "iter_4",
     "CHECKPOINT": f"work_dirs/{STUDENT}/best_abs_rel.pth",
 }
-# What a reader has besides the files that small_checkout makes: a second run, and files with
+# Commands that make further files which a reader would have: a second run, and weights with
 # published names.
 PREPARING = [
     "cp -r work_dirs/NAME work_dirs/OTHER",
@@ -56,14 +57,14 @@ IN_SHELL = (
     "printf ",
     "cp ",
     "python tests/",
-)  # all that does nothing outside the checkout and isn't a program of ours
+)  # commands of other programs that change nothing outside the checkout
 LIMIT_S = 600
 
 
 class Reader:
-    """Makes a small checkout with the files that the READMEs have one write.
+    """A small checkout with the files that the READMEs tell the reader to write.
 
-    A server runs its programs (warm.py); it is to be closed.
+    Its programs run on a warm server (warm.py), which the caller must close.
     """
 
     def __init__(self, folder: Path):
@@ -75,10 +76,13 @@ class Reader:
         self.server = WarmServer(folder, {**os.environ, "OMP_NUM_THREADS": "1"})
 
     def types(self, command: str, launches: bool = False) -> tuple[int, str]:
-        """Runs a command; returns its exit code and output.
+        """Runs a command, and returns (exit code, output).
 
-        Of many ranks the exit code is the first that isn't 0. launches: in a shell, by the launcher
-        where the command has one.
+        With several ranks, the exit code is the first one that isn't 0.
+
+        Args:
+            command: the command, as in the documents.
+            launches: True to run the command in a shell, including its launcher.
         """
         self.typed += 1
         command = self._completed(command)
@@ -87,7 +91,8 @@ class Reader:
             assert launches or command.startswith(IN_SHELL), (
                 f"nothing here says how to run {command}"
             )
-            # Eight slots, as a CPU counts them, so that 4 and 5 are among them.
+            # Eight slots, which DeepSpeed counts from LOCAL_SIZE on a CPU, since commands use
+            # devices 4 and 5.
             result = programs.finish(
                 ["bash", "-c", command], cwd=self.folder, recorder=False, LOCAL_SIZE="8"
             )
@@ -116,9 +121,9 @@ def filled_in(text: str) -> str:
 
 
 def twin(command: str) -> tuple[int, list[str]]:
-    """Returns the processes that a command means: how many, which program, and its arguments.
+    """Returns (number of ranks, words) of a command; the words are the program and its arguments.
 
-    No words for a command that isn't ours.
+    The words are empty if the command's program isn't in bin/.
     """
     words, ranks = shlex.split(re.sub(r"^(\w+=\S+ )+", "", command)), 1
     if words[0] == "deepspeed":

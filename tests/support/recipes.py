@@ -1,4 +1,4 @@
-"""A tiny recipe: scenes of 64x128, networks of some ten thousand parameters, crops of 32x64."""
+"""Tiny recipes: scenes of 64x128, networks of some ten thousand parameters, crops of 32x64."""
 
 import json
 from pathlib import Path
@@ -27,12 +27,11 @@ RECORDER = {"name": "support.parts.recorder"}
 
 
 def recipe(ground: Path, **train) -> dict:
-    """A student that learns from the teacher of `ground` (see conftest) and from ground truth.
+    """Returns a recipe of a student that learns from the teacher of `ground` (see conftest).
 
-    It trains for 20 iterations of 4.
-
-    With Adam's usual eps the rounding noise of all but zero gradients becomes whole steps; 1e-4
-    keeps runs comparable.
+    It also learns from ground truth, and trains for 20 iterations with a batch size of 4. Adam's
+    eps is 1e-4: with the usual value, rounding noise of gradients near 0 would cause full steps,
+    and runs wouldn't be comparable.
     """
     options = {
         "batch_size": 4,
@@ -68,7 +67,7 @@ def recipe(ground: Path, **train) -> dict:
 
 
 def write_recipe(path: Path, node: dict) -> Path:
-    """Writes a recipe as JSON, which is YAML."""
+    """Writes a recipe as JSON, which is valid YAML, and returns the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(node, indent=1))
     return path

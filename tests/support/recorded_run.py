@@ -1,4 +1,4 @@
-"""A folder of ten images with a recipe, and the record of what a run of it reads."""
+"""Makes a folder of ten images with a recipe, and the record of a run's inputs."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def write_frame(root: Path, name: str, level: int = 100) -> None:
 
 
 class Run:
-    """A folder of ten images with a recipe and a base, and what a run of it would write down."""
+    """A dataset of ten images, a recipe with a base, and the record of inputs that a run saves."""
 
     def __init__(self, folder: Path):
         self.folder = folder

@@ -1,11 +1,9 @@
-"""A small copy of the checkout, as somebody has it who follows the README.
+"""Makes a small copy of the checkout, in which each command of the README takes seconds.
 
-Nothing in it takes longer than seconds.
-
-The programs are unaltered, and so are the recipes; what recipes are made of in model_configs/_base_
-is overwritten with networks of some ten thousand parameters, crops of 32x64 pixels and two epochs
-of two iterations. data/ holds a KITTI folder of 8 frames and a folder of own images; the files
-that the README's placeholders stand for are there, too.
+Programs and recipes are unchanged. The bases of the recipes in model_configs/_base_ are overwritten
+with networks of some ten thousand parameters, crops of 32x64 pixels and two epochs of two
+iterations. data/ contains a KITTI folder of 8 frames and a folder of the user's own images. The
+files for the README's placeholders exist, too.
 """
 
 import shutil
@@ -71,7 +69,7 @@ BASES = {
 
 
 def make(folder: Path) -> Path:
-    """Makes the copy in a new folder, and returns that."""
+    """Makes the copy in a new folder, and returns the folder."""
     folder.mkdir()
     for name in _COPIED:
         if (programs.ROOT / name).is_dir():

@@ -1,4 +1,4 @@
-"""A small network of a recipe, and a recipe of it in a file."""
+"""The recipe node of a small network, and a function that writes a recipe with it."""
 
 NETWORK = {
     "encoder": {"name": "mobilenet_v2", "width": 0.25},

@@ -1,4 +1,4 @@
-"""A TrainState of which only some values are known, for tests of hooks."""
+"""A stand-in for TrainState with some of its attributes, for tests of hooks."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,7 +7,7 @@ from tiekd.training.state import TrainState
 
 
 class SomeState(SimpleNamespace):
-    """Has the values that it is given, and TrainState's answers to when something is due."""
+    """Has the given attributes, and TrainState's methods about when an action is due."""
 
     stop_reason = None
     is_due, period = TrainState.is_due, TrainState.period
@@ -15,7 +15,7 @@ class SomeState(SimpleNamespace):
 
 
 def logged_state(work_dir: Path, **values) -> SomeState:
-    """A state with all that a TextLog writes into its lines; `values` take the place of these."""
+    """Returns a state with all attributes that TextLog uses; `values` overrides the defaults."""
     state = dict(
         iteration=0, iterations_per_epoch=100, total_iterations=200, by_epoch=True, batch_size=16,
         lr=[4e-5], momentum=[0.95], losses={}, grad_norm=1.0, time_s=0.5, data_time_s=0.1,

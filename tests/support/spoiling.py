@@ -1,10 +1,9 @@
-"""Ways to spoil a good run's recipe, engine config, files and command line.
+"""Functions that put an error into a valid run's recipe, engine config, files or command line.
 
-mistakes.py has what they lead to.
-
-A mistake is made in a place of its own, with `data/`, `teacher.pth` and a good recipe. It changes
-the recipe or the files, and may return other words for the command line, where `{}` stands for the
-place.
+mistakes.py lists the error message of each. The functions here return a function (place, recipe).
+`place` is a folder of its own for each error, with `data/`, `teacher.pth` and a valid recipe. The
+returned function changes the recipe or the files, and may return another command line, in which
+`{}` is replaced by the place.
 """
 
 import json
@@ -33,7 +32,7 @@ OTHER_TEACHER = {**recipes.TEACHER, "decoder": {**recipes.TEACHER["decoder"], "w
 
 
 def place_for(ground: Path, folder: Path) -> Path:
-    """Makes a folder with its own copy of the data, as plain KITTI, for a mistake to be made in."""
+    """Copies the data (as plain KITTI) and the teacher to a folder in which an error is made."""
     shutil.copytree(ground / "scenes", folder / "data")
     shutil.copy(ground / "teacher.pth", folder)
     return folder
@@ -50,7 +49,7 @@ def good(place: Path) -> dict:
         "augment": augment,
     }
     recipe["hooks"] = []
-    return json.loads(json.dumps(recipe))  # its parts are shared by all recipes
+    return json.loads(json.dumps(recipe))  # a deep copy, since recipes share their nodes
 
 
 def in_recipe(key: str, value):
@@ -117,7 +116,7 @@ def array(pixels: np.ndarray, **options):
 
 
 def npy(save: Callable[[Path], None]):
-    """Returns a way that saves a frame's ground truth as NPY, in a folder data set."""
+    """Returns a function that changes to a folder dataset and saves ground truth as NPY."""
 
     def make(place, recipe):
         for path in (place / "data/gt_depth").rglob("*.png"):
@@ -141,7 +140,7 @@ def npy(save: Callable[[Path], None]):
 
 
 def weights(change: Callable[[dict], dict | None]):
-    """Returns a way that changes the teacher's weights."""
+    """Returns a function that changes the teacher's weights file."""
 
     def change_file(path):
         state = torch.load(path, weights_only=True)
@@ -204,7 +203,7 @@ def moving(path: Path) -> None:
 
 
 def enormous_png(path: Path) -> None:
-    """Writes a PNG of 60,000 x 60,000 pixels in a hundred bytes."""
+    """Writes a PNG file of a hundred bytes whose header says 60,000 x 60,000 pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
@@ -241,7 +240,7 @@ def to_bytes(state: dict) -> None:
 
 
 class Bomb:
-    """An object that makes a file when it is unpickled."""
+    """An object that creates the file `exploded` when it is unpickled."""
 
     def __reduce__(self):
         return Path.touch, (Path("exploded"),)

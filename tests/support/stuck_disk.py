@@ -1,4 +1,4 @@
-"""A disk that doesn't answer for one file."""
+"""Simulates a disk on which the read of one file never returns."""
 
 import time
 from pathlib import Path
@@ -7,7 +7,7 @@ from tiekd.data import image_io
 
 
 def hold(monkeypatch, path: Path) -> None:
-    """Makes every read of the file wait for an hour, here and in processes forked from this one."""
+    """Makes each read of the file last an hour, in this process and processes forked from it."""
     read = image_io._decode
 
     def stuck(asked: Path, kind: str):

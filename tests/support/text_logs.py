@@ -1,4 +1,4 @@
-"""The messages of a text log."""
+"""Splits a text log into its messages."""
 
 import re
 

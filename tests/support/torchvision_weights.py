@@ -1,4 +1,4 @@
-"""Students whose encoder starts from torchvision's weights, and such weights at random."""
+"""Recipe nodes of students with `pretrained` encoders, and random torchvision weights."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def node(**encoder) -> dict:
 
 
 def randomised(network):
-    """Torchvision's network in eval mode with every parameter and statistic at random."""
+    """Randomises a torchvision network's parameters and statistics; returns it in eval mode."""
     for tensor in network.state_dict().values():
         if tensor.is_floating_point():
             tensor.copy_(

@@ -1,8 +1,8 @@
-"""SIGKILLs a run at seeded random moments, resumes it after each, and counts what came of it.
+"""Kills a run (SIGKILL) at random moments from a seed, resumes it each time, and counts the kills.
 
-Moments: in a step, inside a save (while its unfinished folder is there) and in an evaluation (while
-validation frames are read). Victims: one rank, the launcher, or everything. It looks at the work
-dir and at processes from outside.
+A moment is in a training step, in a save (while its unfinished folder exists) or in an evaluation
+(while validation frames are read). One rank, the launcher or all processes are killed. The moments
+are detected from outside, by the work dir and the processes.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ _ALL_GONE_S = 240.0
 
 
 def recipe(ground: Path, mark: Path) -> dict:
-    """Returns a recipe of 40 iterations: a save at every third, an evaluation at every fourth."""
+    """Returns a recipe of 40 iterations that saves every 3 and evaluates every 4 iterations."""
     node = recipes.recipe(ground, batch_size=2, iterations=ITERATIONS, validate=True)
     node["checkpoint"] = {"interval": 3, "by": "iteration", "keep_last": 2}
     node["evaluation"] |= {"interval": 4, "by": "iteration"}
@@ -31,7 +31,7 @@ def recipe(ground: Path, mark: Path) -> dict:
 
 
 def engine_config(stage: int) -> dict:
-    """Returns a config of a ZeRO stage; at stage 3 even a small model is sharded."""
+    """Returns an engine config for a ZeRO stage; stage 3 shards small parameters, too."""
     zero = {"stage": stage}
     if stage == 3:
         zero |= dict.fromkeys(
@@ -46,9 +46,10 @@ def engine_config(stage: int) -> dict:
 
 
 class Torture:
-    """A run in `folder/<name>`, from a recipe and an engine config in `folder`.
+    """A run that is killed and resumed with `bin/train.py` and `bin/resume`.
 
-    It is started and resumed by the two commands.
+    Attributes:
+        count: counts of kills, by moment and by victim, of resumes and of unfinished saves.
     """
 
     def __init__(self, work_dir: Path, recipe_path: Path, engine_path: Path, mark: Path, seed: int):
@@ -75,7 +76,7 @@ class Torture:
         ]
 
     def strike(self, moment: str, victim: str) -> None:
-        """Starts or resumes the run and kills at the moment, if the run gets there."""
+        """Starts or resumes the run; kills the victim at the moment, unless the run ends first."""
         with programs.Program(self.command()) as program:
             if not self._came(moment, program):
                 return
@@ -91,7 +92,7 @@ class Torture:
             inside = bool(self._unfinished())
             program.result(
                 _ALL_GONE_S
-            )  # until nobody has its output open any more, so all ranks and workers ended
+            )  # waits until no process has the output open, so all ranks and workers have ended
         self.count.update(["kills", moment, victim])
         self.count["inside a save"] += inside
         self.count["torn checkpoints"] += bool(self._unfinished())
@@ -102,7 +103,7 @@ class Torture:
         assert result.code == 0, result.stderr[-4000:]
 
     def _came(self, moment: str, program: programs.Program) -> bool:
-        """Waits for the moment; False where the run ended first."""
+        """Waits for the moment, plus a random delay; returns False if the run ends first."""
         pick = self.random.uniform
         if moment == "step":
             goal = self._iterations() + self.random.randint(1, 4)
@@ -131,7 +132,7 @@ class Torture:
         return path.read_bytes().count(b"\n") if path.is_file() else 0
 
     def _unfinished(self) -> set[int]:
-        """Returns the inodes of unfinished saves; one of an earlier kill may still lie there."""
+        """Returns the inodes of unfinished saves' folders, also of those left by earlier kills."""
         found = set()
         for path in (self.work_dir / "checkpoints").glob(".iter_*.partial"):
             with contextlib.suppress(FileNotFoundError):
@@ -140,9 +141,9 @@ class Torture:
 
 
 def mismatches(work_dir: Path, unbroken: Path) -> list[str]:
-    """Returns where a run differs from the unbroken one.
+    """Compares a killed and resumed run with an uninterrupted one, and returns the differences.
 
-    Compared are every recorded loss (replayed ones included), the log and the weights.
+    All recorded losses (also those of repeated iterations), the log and the weights are compared.
     """
     found = []
     expected = {row["iteration"]: row for row in programs.recorded(unbroken)}
@@ -150,7 +151,7 @@ def mismatches(work_dir: Path, unbroken: Path) -> list[str]:
     for line in (work_dir / "recorded.jsonl").read_text().splitlines():
         try:
             row = json.loads(line)
-        except ValueError:  # the line that was being written
+        except ValueError:  # a partly written line
             continue
         seen.add(row["iteration"])
         if row != expected[row["iteration"]]:
@@ -168,7 +169,7 @@ def mismatches(work_dir: Path, unbroken: Path) -> list[str]:
 
 
 def logged(work_dir: Path) -> list[dict]:
-    """Returns the rows of all .log.json files, without times."""
+    """Returns the rows of all .log.json files, without the times in them."""
     rows = []
     for path in sorted(work_dir.glob("*.log.json")):
         rows += [json.loads(line) for line in path.read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""Six batches by rule, as the published trajectories had them, and a hook that records them."""
+"""Generates the six batches of the published trajectories; a hook records losses of iterations."""
 
 import torch
 from support import golden

@@ -1,12 +1,10 @@
-"""Two machines on this one, joined by one cable.
+"""Simulates two machines, connected by one network cable, on this machine.
 
-They are namespaces of their own for network, processes, host name and mounts.
-
-Each has a network interface that leads nowhere but to the other machine, its own process numbers,
-/etc/hosts, /run and ssh configuration, and sees this machine's files. Its first process reads from
-a pipe that the test holds; when that process ends, for whatever reason, the kernel ends all others
-of the machine and takes the interface away. Left out: disks of their own (see `hide`), and users
-but root.
+Each machine is a set of namespaces for network, processes, host name and mounts. It has a network
+interface that is connected to the other machine only, its own process ids, /etc/hosts, /run and ssh
+configuration, and it sees this machine's files. Its first process reads from a pipe that the test
+keeps open. When that process ends, the kernel kills all other processes of the machine and removes
+the interface. Left out: separate disks (see `hide`), and users other than root.
 """
 
 import os
@@ -23,12 +21,14 @@ _NAMESPACES = ["--net", "--uts", "--ipc", "--mount", "--pid"]
 
 
 class Machine:
-    """One machine; leaving its `with` ends it."""
+    """Context manager of one machine, which is switched off at the end."""
 
     def __init__(self, name: str, start: str = ""):
         """Starts the machine.
 
-        start: shell commands that it runs first, in its own namespaces.
+        Args:
+            name: host name of the machine.
+            start: shell commands that the machine runs first, in its own namespaces.
         """
         self.name = name
         script = f"set -e; hostname {name}; ip link set lo up; {start}\necho up; read _"
@@ -36,13 +36,13 @@ class Machine:
             ["unshare", *_NAMESPACES, "--fork", "--mount-proc", "sh", "-c", script],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            start_new_session=True,  # a Ctrl-C of the tests is theirs alone
+            start_new_session=True,  # Ctrl-C reaches the tests only
         )
         assert self._unshare.stdout.readline() == b"up\n", f"{name} did not start"
         (self._first,) = psutil.Process(self._unshare.pid).children()
         self.process_id = self._first.pid
-        # Its interface stays while this is open: else the other machine would lose its end of the
-        # cable too.
+        # The interface exists while this file is open. If it were removed, the other machine would
+        # lose its end of the cable, too.
         self._network = os.open(f"/proc/{self.process_id}/ns/net", os.O_RDONLY)
 
     def __enter__(self) -> "Machine":
@@ -53,7 +53,7 @@ class Machine:
         os.close(self._network)
 
     def command(self, *command, folder: Path = Path("/")) -> list[str]:
-        """Returns a command that runs on this machine, in a folder."""
+        """Returns the command line that runs a command on this machine, in a folder."""
         enter = ["nsenter", f"--target={self.process_id}", *_NAMESPACES]
         return [*enter, "env", "-C", str(folder), *map(str, command)]
 
@@ -63,20 +63,20 @@ class Machine:
         ).stdout
 
     def hide(self, folder: Path) -> None:
-        """Makes this machine see an empty folder there from now on."""
+        """Mounts an empty folder over `folder` on this machine, until `show` is called."""
         self.run("mount", "-t", "tmpfs", "tmpfs", folder)
 
     def show(self, folder: Path) -> None:
         self.run("umount", folder)
 
     def cut(self) -> None:
-        """Pulls the cable: nothing comes or goes, and nobody is told."""
+        """Disconnects the cable: packets are lost without any error message."""
         self.run("ip", "link", "set", "eth0", "down")
 
     def processes(self) -> dict[psutil.Process, str]:
-        """Returns the processes there, with their commands.
+        """Returns process -> command line of the machine's processes.
 
-        Left out are the first process and the sshd that listens.
+        The first process and the listening sshd are left out.
         """
         found = {
             p: c for p, c in _of_namespace(self.process_id).items() if p.pid != self.process_id
@@ -86,7 +86,7 @@ class Machine:
         }
 
     def kill(self) -> None:
-        """Switches the machine off: SIGKILL to its first process, and so to all."""
+        """Switches the machine off: kills its first process, so that the kernel kills the rest."""
         if self._unshare.poll() is None:
             self._unshare.kill()
             self._first.kill()
@@ -95,10 +95,13 @@ class Machine:
 
 
 def pair(folder: Path, ssh: bool) -> tuple[Machine, Machine]:
-    """Two machines that know each other by name; with `ssh`, root of each may log in to the other.
+    """Returns two machines that know each other's host names; the caller must end them.
 
-    folder: made, for keys and configuration; the caller ends the machines. Skips the test where
-    they can't be made.
+    The test is skipped if such machines can't be made here.
+
+    Args:
+        folder: a folder to create for keys and configuration.
+        ssh: True to let root of each machine log in to the other.
     """
     _skip_without(*(["ssh", "ssh-keygen", "sshd", "pdsh"] if ssh else []))
     folder.mkdir()
@@ -140,7 +143,7 @@ def pair(folder: Path, ssh: bool) -> tuple[Machine, Machine]:
 
 
 def _skip_without(*programs: str) -> None:
-    """Skips the test where two machines can't be made."""
+    """Skips the test if two machines can't be made here."""
     missing = [
         name
         for name in ("ip", "unshare", "nsenter", *programs)
@@ -161,9 +164,9 @@ def write_hostfile(path: Path, *names: str) -> Path:
 
 
 def _write_ssh(folder: Path) -> None:
-    """Writes keys and ssh's settings as a user would set them up.
+    """Writes ssh keys and settings, as a user would for a cluster.
 
-    Each node may enter the others, and a silent one counts as gone.
+    Each machine can log in to the other. A connection ends if the other machine doesn't answer.
     """
     for name in ("host_key", "user_key"):
         subprocess.run(
@@ -183,9 +186,9 @@ def _write_ssh(folder: Path) -> None:
 
 
 def _of_namespace(first: int) -> dict[psutil.Process, str]:
-    """Returns the processes in the process namespace of `first`, with their commands.
+    """Returns process -> command line of the processes in the namespace of process `first`.
 
-    They are seen from outside.
+    The process ids are those of this machine.
     """
     namespace, found = os.readlink(f"/proc/{first}/ns/pid"), {}
     for process in psutil.process_iter():
@@ -195,7 +198,7 @@ def _of_namespace(first: int) -> dict[psutil.Process, str]:
                 and process.status() != psutil.STATUS_ZOMBIE
             ):
                 found[process] = " ".join(process.cmdline())
-        except (OSError, psutil.Error):  # has just ended
+        except (OSError, psutil.Error):  # the process has just ended
             continue
     return found
 

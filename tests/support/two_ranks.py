@@ -1,4 +1,4 @@
-"""Runs a function on gloo ranks in processes of their own, for tests of what ranks do together."""
+"""Runs a function on several gloo ranks, each in a new process, for tests of collectives."""
 
 import multiprocessing
 import os
@@ -12,15 +12,15 @@ import torch.multiprocessing as mp
 
 
 def run(work: Callable, folder: Path, *arguments, world_size: int = 2) -> list:
-    """Returns what `work(rank, *arguments)` returned on every rank.
+    """Calls `work(rank, *arguments)` on every rank, and returns the results in rank order.
 
-    `work` must be a module's own function.
+    `work` must be a function at the top level of a module, so that it can be pickled.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # A fork server imports torch once; spawned processes would do it each, and a fork would inherit
-    # our threads.
+    # Use a fork server, which imports torch once. Each spawned process would import it, and
+    # forking this process isn't safe, since it has threads.
     multiprocessing.set_forkserver_preload(["tiekd.evaluation.evaluate", "pytest"])
     arguments = (world_size, port, str(folder), work, arguments)
     mp.start_processes(_rank, arguments, nprocs=world_size, start_method="forkserver")

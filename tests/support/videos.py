@@ -1,10 +1,18 @@
-"""Videos whose frames grow brighter."""
+"""Makes videos whose frames become brighter."""
 
 import numpy as np
 
 
 def encode(path, count=20, rate=10, last_s=0.1, **options):
-    """last_s: how long the last frame stands."""
+    """Writes a video of 96x64 pixels.
+
+    Args:
+        path: the file to write.
+        count: number of frames.
+        rate: frames per second.
+        last_s: duration of the last frame, seconds.
+        options: options of the container.
+    """
     import av
 
     with av.open(str(path), "w", options=options) as container:

@@ -1,4 +1,4 @@
-"""Starts programs from a warm server, a process that has torch and DeepSpeed imported already."""
+"""Starts programs from a warm server, a process that has already imported torch and DeepSpeed."""
 
 import contextlib
 import json
@@ -12,16 +12,16 @@ import tempfile
 import time
 from pathlib import Path
 
-START_S = 120  # for the server's imports, on a machine that is busy
+START_S = 120  # time for the server's imports on a busy machine
 
 
 class WarmServer:
-    """A server for the programs of one checkout (warm_server.py); it ends with this process.
+    """A server that runs programs of one checkout (warm_server.py); it ends with this process.
 
     Args:
-        root: the checkout, which holds tests/support/warm_server.py.
-        environment: environment variables of the server; those that a library reads when it is
-            imported hold for all programs.
+        root: the checkout, which contains tests/support/warm_server.py.
+        environment: environment variables of the server. Those that libraries read when they are
+            imported apply to all programs.
     """
 
     def __init__(self, root: Path, environment: dict[str, str]):
@@ -43,10 +43,10 @@ class WarmServer:
 
         Args:
             words: the program's path and its arguments.
-            cwd: its working folder.
-            environment: its environment variables.
-            path: folders for the front of `sys.path`, behind the program's own.
-            ranks: number of processes that run it, joined as by a launcher.
+            cwd: the program's working directory.
+            environment: the program's environment variables.
+            path: folders to insert in `sys.path` after the program's own folder.
+            ranks: number of processes that run the program, as ranks of one group.
         """
         client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         last = time.monotonic() + START_S
@@ -64,18 +64,18 @@ class WarmServer:
         return WarmProcess(words, client, out, errors)
 
     def close(self) -> None:
-        """Ends the server; programs that run go on."""
+        """Ends the server; running programs continue."""
         self.process.stdin.close()
         self.process.wait()
         self.folder.cleanup()
 
 
 class WarmProcess:
-    """A program that the server forked: the part of subprocess.Popen that the tests use.
+    """A program that the server forked, with the methods of subprocess.Popen that tests use.
 
     Attributes:
-        pid: process id; also that of its session and process group.
-        returncode: exit code, negative for a signal; None as long as it runs, as far as is known.
+        pid: process id, which is also the id of the session and the process group.
+        returncode: exit code, negative for a signal; None until the end is known.
     """
 
     def __init__(self, words: list[str], client: socket.socket, out: int, errors: int):
@@ -91,19 +91,19 @@ class WarmProcess:
         self.pid = int(first)
 
     def poll(self) -> int | None:
-        """The exit code, or None while it runs."""
+        """Returns the exit code, or None while the program runs."""
         self._hear(0)
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Waits for the end. Raises subprocess.TimeoutExpired."""
+        """Waits for the end and returns the exit code. Raises subprocess.TimeoutExpired."""
         self._hear(timeout)
         if self.returncode is None:
             raise subprocess.TimeoutExpired(self.args, timeout)
         return self.returncode
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
-        """Reads stdout and stderr to their ends and waits. Raises subprocess.TimeoutExpired."""
+        """Waits for the end and returns (stdout, stderr). Raises subprocess.TimeoutExpired."""
         last = None if timeout is None else time.monotonic() + timeout
         with selectors.DefaultSelector() as ready:
             for file in self._open:
@@ -124,7 +124,7 @@ class WarmProcess:
         return out, errors
 
     def send_signal(self, number: int) -> None:
-        """Sends a signal, to a process that runs."""
+        """Sends a signal if the process still runs."""
         if self.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)

@@ -2,11 +2,11 @@
 
     python warm_server.py SOCKET
 
-Importing torch and DeepSpeed costs five seconds of a core, a fork milliseconds. The checkout is the
-one that this file lies in. A client (warm.py) connects to SOCKET once for each program and sends a
-JSON object {words, cwd, environment, ranks, path} together with two descriptors, for stdout and
-stderr. The answer is the process id, and, when the process has ended, its exit code, a line each.
-The server ends when its stdin is closed, thus with the process that started it.
+Importing torch and DeepSpeed takes five seconds, a fork milliseconds. The checkout is the one that
+contains this file. A client (warm.py) connects to SOCKET once for each program and sends a JSON
+object {words, cwd, environment, ranks, path} together with two descriptors, for stdout and stderr.
+The server answers with a line that has the process id, and when the process has ended, a line with
+its exit code. The server ends when its stdin is closed, i.e. with the process that started it.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 REQUEST_BYTES = 1 << 20
-LEAVE_S = 30  # a rank whose fellow has failed gets SIGTERM, and SIGKILL after this time
+LEAVE_S = 30  # seconds from SIGTERM to SIGKILL for the ranks that remain after one has failed
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(sys.argv[1])
     listener.listen(64)
-    clean_path = list(sys.path[1:])  # without the folder of this file
+    clean_path = list(sys.path[1:])  # without this file's folder
     sys.path.insert(0, str(ROOT))
     import_everything()
     woken, wake = os.pipe()
@@ -55,7 +55,7 @@ def main() -> None:
                 process = os.fork()
                 if process == 0:
                     signal.set_wakeup_fd(-1)
-                    os.setsid()  # before the client knows the process, whose group it may end
+                    os.setsid()  # before the client knows the process id and may kill the group
                     client.sendall(f"{os.getpid()}\n".encode())
                     for other in (listener, client, *children.values()):
                         other.close()
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def import_everything() -> None:
-    """Imports what the programs import, so that a forked process finds it done."""
+    """Imports the modules that programs import, so that forked processes needn't."""
     import deepspeed  # noqa: F401
     import torch.utils.tensorboard  # noqa: F401
 
@@ -80,7 +80,7 @@ def import_everything() -> None:
 
 
 def receive(client: socket.socket) -> tuple[dict, list[int]]:
-    """A request, which ends with a newline, and its descriptors."""
+    """Returns a client's request, which ends with a newline, and its two descriptors."""
     data, descriptors, _, _ = socket.recv_fds(client, REQUEST_BYTES, 2)
     while not data.endswith(b"\n"):
         data += client.recv(REQUEST_BYTES)
@@ -94,13 +94,13 @@ def report_ended(children: dict[int, socket.socket]) -> None:
         if not ended:
             continue
         del children[process]
-        with contextlib.suppress(OSError):  # the client has no more interest
+        with contextlib.suppress(OSError):  # the client has closed the connection
             client.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
         client.close()
 
 
 def become(request: dict, descriptors: list[int], clean_path: list[str]) -> None:
-    """Turns this forked process into the program; its end is the process's."""
+    """Runs the requested program in this forked process."""
     for number in (signal.SIGCHLD, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -108,7 +108,7 @@ def become(request: dict, descriptors: list[int], clean_path: list[str]) -> None
     for number, descriptor in enumerate((nothing, *descriptors)):
         os.dup2(descriptor, number)
         os.close(descriptor)
-    # As the interpreter makes them when it starts; the server's own have other files below them.
+    # Open them as the interpreter does at its start, since the server's objects use other files.
     sys.stdin = open(0)  # noqa: SIM115
     sys.stdout = open(1, "w")  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, errors="backslashreplace")  # noqa: SIM115
@@ -123,10 +123,11 @@ def become(request: dict, descriptors: list[int], clean_path: list[str]) -> None
 
 
 def is_rank(ranks: int) -> bool:
-    """Forks a process for each rank. True in a rank, with RANK and its kin set as a launcher does.
+    """Forks a process for each rank; returns True in each of them.
 
-    The calling process waits for them and ends the others when one fails, as the launcher does; its
-    exit code is that of the first that failed.
+    In a rank, RANK and the other variables of a launcher are set. The calling process doesn't
+    return: as a launcher does, it waits for the ranks, ends the others when one fails, and exits
+    with the exit code of the first rank that failed.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -152,7 +153,7 @@ def is_rank(ranks: int) -> bool:
 
 
 def end(processes: set[int]) -> None:
-    """Ends the other ranks: SIGTERM, and SIGKILL for those that are still there LEAVE_S later."""
+    """Ends ranks: SIGTERM, and after LEAVE_S seconds SIGKILL for those that still run."""
     for process in processes:
         os.kill(process, signal.SIGTERM)
     last = time.monotonic() + LEAVE_S

@@ -1,4 +1,4 @@
-"""The dataset settings of a recipe (`DataSettings`), and building the dataset of one split."""
+"""Reads the dataset settings of a recipe (`DataSettings`), and builds the dataset of a split."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -27,7 +27,7 @@ class DataSettings:
         max_depth_m: The network's range in metres.
         loading: The loading settings (workers, errors, cache), which apply to any dataset.
         resize: The working resolution.
-        maps: Folder of cached teacher maps, below data.root or absolute; None reads none.
+        maps: Folder of cached teacher maps, below data.root or absolute; None to read no maps.
         has_teacher: True if there is a teacher, so that training frames without ground truth are
             kept.
         validates: False if the run doesn't validate, so that no frame is held out of training.
@@ -48,7 +48,7 @@ class DataSettings:
 
     @property
     def decoded_folder(self) -> Path | None:
-        """The folder of decoded frames; None if the files are read."""
+        """The folder of decoded frames; None if the original files are read."""
         decoded = self.loading.decoded
         return None if decoded is None else self.root / Path(decoded).expanduser()
 
@@ -90,7 +90,7 @@ def build_dataset(
     Args:
         data: The settings of both splits.
         split: "train" or "val".
-        as_evaluated: Ignore the crops that apply to training frames only, as for evaluation.
+        as_evaluated: True to ignore the crops that apply to training frames only.
         held_out: Names of the validation frames of a dataset without split files, if they are
             already chosen. None lets the dataset choose them; in a run that doesn't validate, no
             training frame is held out.

@@ -108,7 +108,7 @@ class Examined:
                 read[name] = part()
             except DataError as error:
                 faults.append((error.kind, str(error)))
-        # Without the image nothing else can be checked.
+        # If the image can't be read, nothing else can be checked.
         if "image" not in read:
             return Facts(faults, None, None)
         digest = hashlib.blake2b(Path(frame.image).read_bytes(), digest_size=16).digest()

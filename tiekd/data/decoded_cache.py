@@ -26,8 +26,8 @@ from tiekd.data import image_io, orientation
 from tiekd.data.frames import Frames
 from tiekd.errors import DataError, RecipeError
 
-# Magic bytes; size (bytes) and modification time (ns) of the source; CRC-32; the array's offset and
-# its three dimensions.
+# The trailer's fields: magic bytes; size (bytes) and modification time (ns) of the source; CRC-32;
+# the array's offset and its three dimensions.
 _NOTE = struct.Struct("<8sQqIIIII")
 _MARK = b"tiekd 2\n"
 # Files with these magic bytes were written before images were turned upright and before level 65535
@@ -113,7 +113,7 @@ class Decoded:
 
         Args:
             source: The original file.
-            thoroughly: Verify the checksum too, which reads the whole array.
+            thoroughly: True to verify the checksum, too, which reads the whole array.
         """
         try:
             mapped, note = self._mapped(source)
@@ -130,7 +130,7 @@ class Decoded:
         path = self.path(source)
         try:
             # Copy-on-write: tensors over the mapping are writable, but the file never changes.
-            # A pipe isn't waited for; it can't be mapped either.
+            # O_NONBLOCK avoids waiting for a pipe's writer; mapping a pipe then raises an error.
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
             try:
                 mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)
@@ -140,7 +140,7 @@ class Decoded:
             raise DataError(
                 f"{source}: not in {self.folder} (data.decoded); run {_PROGRAM}", "missing"
             ) from None
-        except (OSError, ValueError) as error:  # an empty file is a ValueError
+        except (OSError, ValueError) as error:  # mapping an empty file raises ValueError
             raise DataError(
                 f"{path}: can't be read ({error}); make it anew with {_PROGRAM}"
             ) from None
@@ -186,9 +186,9 @@ def attach(frames: object, folder: Path, root: Path, name: str) -> None:
 
 
 def describe(frames: object) -> list[str]:
-    """Returns a log line that tells whether the cache is complete and up to date.
+    """Returns log lines about the cache: the number of missing or outdated arrays.
 
-    Costs a stat of every file, 20 us each. Empty for a dataset without a cache.
+    This costs a stat of every file, 20 us each. There are no lines for a dataset without a cache.
     """
     cache = getattr(frames, "decoded", None)
     if cache is None:

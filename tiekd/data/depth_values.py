@@ -19,10 +19,10 @@ from tiekd.data import image_io
 from tiekd.data.frames import Frames
 from tiekd.errors import DataError
 
-NEAREST_M = 0.1
-FARTHEST = 3.0  # times max_depth
-_PROBED = 5  # number of frames
-_PILE = 0.05  # share of the pixels that aren't 0
+NEAREST_M = 0.1  # smallest plausible median depth
+FARTHEST = 3.0  # largest plausible median depth, as a multiple of max_depth
+_PROBED = 5  # number of frames that are read
+_PILE = 0.05  # minimum share of a suspicious value among the pixels that aren't 0
 _8_BITS = 255
 
 
@@ -89,7 +89,7 @@ def check_range(frames: Dataset) -> list[str]:
 
 
 def turned_line(names: Sequence[str]) -> str:
-    """Returns a line for the log on images with ground truth that EXIF turns."""
+    """Returns a log line about images with ground truth that are turned by EXIF orientation."""
     return (
         f"{len(names)} image(s) are turned by their EXIF orientation, such as {names[0]}: depth "
         "maps and intrinsics must be of the upright image"
@@ -100,7 +100,7 @@ def _range_lines(frames: Frames, medians: dict[str, float]) -> list[str]:
     """Returns the log lines of `check_range` for the medians by file; raises its DataError."""
     if not medians:
         return []
-    # A single odd frame may be real, so report only what holds for all probed frames.
+    # A single frame may have unusual depths, so report only a property of all probed frames.
     path, median_m = next(iter(medians.items()))
     taken = taken_as(frames, image_io.kind_of_depth(Path(path)))
     count = (
@@ -139,7 +139,8 @@ def levels_of(path: Path) -> Levels:
     kind = image_io.kind_of_depth(path)
     if values.size == 0:
         return Levels(kind, 0, 0.0, {})
-    # A value for "not measured" is mostly the smallest, the largest or (16 bits) the most frequent.
+    # A value for "not measured" is usually the smallest, the largest or, with 16 bits, the most
+    # frequent one.
     likely = {
         values.min(),
         values.max(),

@@ -16,7 +16,7 @@ _BLOCK = 1 << 20
 
 
 def of_each(fact: Callable, paths: Sequence[str | None]) -> list:
-    """Returns the fact of each path, in order.
+    """Applies a function to each path, and returns the results in order.
 
     Args:
         fact: A function of a path, such as `size_and_time`.

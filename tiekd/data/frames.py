@@ -76,8 +76,8 @@ class DepthFormat:
         units_per_m: uint16 levels per metre; None if no file is uint16.
         float_units_per_m: Units per metre of floating-point files, which `read` has already
             applied; None if the dataset has no option for it.
-        invalid: uint16 levels that mean not measured, in addition to those that `read` replaces by
-            0.
+        invalid: uint16 levels that mean "not measured", in addition to those that `read` replaces
+            by 0.
     """
 
     read: Callable[[Path], Tensor]
@@ -113,9 +113,9 @@ class Frames(torch.utils.data.Dataset):
     Args:
         split: The frames and how their files are read.
         max_depth: The network's range in metres.
-        needs_ground_truth: Skip frames without ground truth (`num_skipped` counts them).
-        maps: Folder of cached teacher maps; None reads none. A map has the size of the whole image,
-            and is then cropped with it, or the size of the window.
+        needs_ground_truth: True to skip frames without ground truth; `num_skipped` counts them.
+        maps: Folder of cached teacher maps; None to read no maps. A map has the size of the whole
+            image, and is then cropped with it, or the size of the window.
 
     Raises:
         DataError: If the folder of maps is missing, or no frame is left.
@@ -137,7 +137,8 @@ class Frames(torch.utils.data.Dataset):
         self.maps = maps
         self.map_prefix = split.map_prefix
         self.notes = split.notes
-        # If set, a cache (tiekd/data/decoded_cache.py) that is read instead of the original files.
+        # None, or the cache (tiekd/data/decoded_cache.py) that is read instead of the original
+        # files.
         self.decoded = None
         if not self.frames:
             raise DataError(
@@ -236,7 +237,7 @@ class Frames(torch.utils.data.Dataset):
                 "with bin/cache_teacher.py",
                 "size",
             )
-        # A map of the whole image is cropped with it; one of the window's size is used as it is.
+        # Crop a map of the whole image with the image; use a map of the window's size unchanged.
         if _size(teacher_depth) == _size(image):
             return self._cut(self._with_map(whole, teacher_depth), frame)
         sample = self._cut(whole, frame)
@@ -266,7 +267,7 @@ class Frames(torch.utils.data.Dataset):
     def _whole(self, frame: Frame, image: Tensor, depth: Tensor | None) -> Sample:
         """Returns the sample of the whole image, without a teacher map."""
         height, width = image.shape[-2:]
-        # A frame without ground truth gets a view of one zero, which takes no memory.
+        # Without ground truth use a view of a single zero, which takes no memory.
         if depth is None:
             depth = torch.zeros(1, 1, 1, dtype=torch.uint16).expand(1, height, width)
         elif _size(depth) != _size(image):
@@ -349,8 +350,8 @@ def _camera_matrix(camera: Camera | None, height: int, width: int) -> Tensor:
 def _unturned(frame: Frame, image: Tensor, other: Tensor) -> str:
     """Explains a size mismatch of image and depth map that is due to EXIF orientation.
 
-    Returns an empty string if the orientation isn't the reason. It is if the map fits the image as
-    stored, before it is turned upright.
+    EXIF orientation is the reason if the map fits the image as stored, before the image is turned
+    upright. Otherwise the result is an empty string.
     """
     mark = orientation.mark_in(Path(frame.image))
     if mark == orientation.UPRIGHT or other.shape[-2:] != image.shape[-2:][::-1]:

@@ -29,7 +29,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_END = bytes(4) + b"IEND" + zlib.crc32(b"IEND").to_bytes(4, "big")
 # A cached teacher map stores round(depth / full scale * 65535) in 16 bits.
 TEACHER_MAP_LEVELS = 65535
-NO_RETURN = 65535  # in 16-bit ground truth: sensors and tools write it at unmeasured pixels
+NO_RETURN = 65535  # level of unmeasured pixels in 16-bit ground truth of some sensors and tools
 LARGEST_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # 178 million; Pillow refuses more
 _LFS = b"version https://git-lfs"
 # Formats that can hold an animation. A TIFF or MPO with several pages isn't an animation.
@@ -154,7 +154,7 @@ def read_measured_levels(path: Path) -> Tensor:
 def without_levels(levels: Tensor, invalid: Sequence[float]) -> Tensor:
     """Returns uint16 levels with `invalid` ones replaced by 0; the tensor itself if it has none."""
     values = levels.numpy()
-    largest = values.max(initial=0)  # mostly below all invalid levels: no comparison needed
+    largest = values.max(initial=0)  # usually below all invalid levels, so none is compared
     present = [
         np.uint16(level) for level in invalid if 0 <= level <= largest and level == int(level)
     ]
@@ -179,8 +179,8 @@ def read_depth_npy(
         units_per_m: Units per metre of integer values, which require it (None raises an error). It
             doesn't apply to floating-point values.
         float_units_per_m: Units per metre of floating-point values; None means metres.
-        invalid: Stored values that mean not measured. In uint16 files NO_RETURN always means that,
-            too.
+        invalid: Stored values that mean "not measured". In uint16 files NO_RETURN always has this
+            meaning, too.
 
     Returns:
         (1, H, W) float32, metres, 0 where invalid, not finite or not above 0.
@@ -220,7 +220,7 @@ def read_depth_npy(
     none = np.zeros(1, bool)
     for value in (*invalid, *((NO_RETURN,) if depth.dtype.str[1:] == "u2" else ())):
         none = none | (depth == value)
-    with np.errstate(over="ignore"):  # values beyond float32 become infinite, so invalid
+    with np.errstate(over="ignore"):  # values beyond float32's range become infinite, hence invalid
         metres = torch.from_numpy(depth.astype(np.float32))[None] / unit
     return torch.where(metres.isfinite() & (metres > 0) & ~torch.from_numpy(none), metres, 0.0)
 
@@ -232,8 +232,8 @@ def kind_of_depth(path: Path) -> str:
     """
     if needs_decoding(path):
         return "16-bit PNG"
-    # Not a regular file: don't open it, since opening a FIFO blocks. Reading the depth map raises
-    # the error.
+    # Open only regular files, since opening a FIFO blocks. For other files, reading the depth map
+    # raises the error.
     if not os.path.isfile(path):
         return "NPY"
     try:
@@ -362,7 +362,7 @@ def _decode(path: Path, kind: str) -> Image.Image:
 
 
 def _rgb(image: Image.Image) -> Tensor:
-    """Converts an image of 8 bits a channel to (3, H, W) uint8 RGB."""
+    """Converts an image of 8 bits per channel to (3, H, W) uint8 RGB."""
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # Pillow warns if it is converted to RGB directly
     image = image if image.mode == "RGB" else image.convert("RGB")

@@ -37,7 +37,7 @@ _CHUNK_EXTRA = 12
 def mark_of(image: Image.Image) -> int:
     """Returns the mark of a Pillow image: 2 to 8 if it must be turned, else 1.
 
-    It is 1 for an upright image, and for one without a readable mark.
+    The mark is 1 for an upright image, and for an image without a readable mark.
     """
     try:
         late = image.format == "PNG" and _has_late_chunks(image)
@@ -51,12 +51,12 @@ def mark_of(image: Image.Image) -> int:
 
 def mark_in(path: Path) -> int:
     """Returns the mark in a file's header; 1 if the file has no mark or isn't an image."""
-    if instead_of_file(path):  # reading the pixels reports it
+    if instead_of_file(path):  # reading the pixels raises the error
         return UPRIGHT
     try:
         with Image.open(path) as image:
             return mark_of(image)
-    except Exception:  # noqa: BLE001 - a video, or a corrupt file: decoding reports that
+    except Exception:  # noqa: BLE001 - a video or a corrupt file: decoding raises an error
         return UPRIGHT
 
 

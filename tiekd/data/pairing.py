@@ -16,9 +16,9 @@ UNMATCHED = ("refuse", "allow")
 _MOST = 0.5  # share of files without a partner above which "refuse" raises an error
 _EXAMPLES = 3
 _TRIED_DEPTHS = 3  # number of depth maps from which rules are derived
-_TRIED_IMAGES = 200  # number of images with which each of these is compared
+_TRIED_IMAGES = 200  # number of images with which each of these depth maps is compared
 _COUNTED = 1000  # number of images on which each rule is tested
-_RULE_FITS = 2  # pairs that a rule must explain, or all if there are fewer
+_RULE_FITS = 2  # minimum number of pairs that a rule must explain, or all if there are fewer
 
 
 def check_pairs(
@@ -35,7 +35,7 @@ def check_pairs(
         depths: Folder of the depth maps, for messages.
         image_files: Paths of the images below `images`, keyed by the path without suffix. An image
             and a depth map with the same key are a pair.
-        depth_files: Paths of the depth maps below `depths`, keyed likewise.
+        depth_files: Paths of the depth maps below `depths`, keyed by the path without suffix.
         unmatched: "refuse" raises an error if more than half of the images have no partner, or if
             an image has no partner while more than half of the depth maps have none; "allow"
             accepts both.
@@ -139,7 +139,7 @@ def _rules_of(image: str, depth: str) -> Iterator[tuple[str, Callable[[str], str
             f"<name> where the image is {start}<name>{end}",
             lambda name: _renamed(name, lambda own: own.removeprefix(start).removesuffix(end)),
         )
-    # A replaced substring: what is left of both paths without their common prefix and suffix.
+    # Find a replaced substring: the rest of both paths without their common prefix and suffix.
     same_start = len(os.path.commonprefix([image, depth]))
     rest = image[same_start:]
     other = depth[same_start:]

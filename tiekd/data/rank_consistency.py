@@ -32,7 +32,7 @@ def check_same(datasets: Mapping[str, Dataset]) -> None:
     if comm.world_size() == 1:
         return
     rows = {kind: _rows(dataset) for kind, dataset in datasets.items()}
-    # Compare hashes first: in the usual case nothing else is sent.
+    # Compare hashes first: if they are equal, as usual, nothing else is sent.
     digests = comm.gather_objects({kind: _digest(row) for kind, row in rows.items()})
     for kind, row in rows.items():
         differing = [

@@ -2,8 +2,8 @@
 
 `data.resize` is the first transform wherever images are read: training, evaluation, prediction,
 `load_student`, caching and export. Training resizes depth maps, masks and intrinsics with the
-image; evaluation resizes the image alone. It is stored with the weights, so no caller has to repeat
-it.
+image; evaluation resizes the image alone. The setting is stored with the weights, so callers
+needn't repeat it.
 
 Images are resized by an antialiasing triangle filter in fixed-point arithmetic: weights are
 multiples of 1/2048, and grey levels between the two passes are multiples of 1/16. float32
@@ -35,10 +35,10 @@ from tiekd.data.sample import Sample, in_grey_levels
 from tiekd.errors import DataError, RecipeError
 
 MODES = ("stretch", "cover", "contain", "fit")
-SLACK = 1.5  # `at_most`: an image with up to this many times the pixels keeps its size
+SLACK = 1.5  # with `at_most`, an image of up to this many times as many pixels keeps its size
 ONE_SURFACE = 1.1  # largest ratio of two depths in a cell that count as one surface
-LARGEST = 16384  # pixels of a side
-# Filter weights are multiples of 1/2048, grey levels between the two passes multiples of 1/16.
+LARGEST = 16384  # maximum pixels of a side
+# Filter weights are multiples of 1/2048; between the two passes, grey levels are multiples of 1/16.
 _WEIGHTS = 2048
 _BETWEEN = 16
 
@@ -280,7 +280,7 @@ def resize_of(
     Raises:
         RecipeError: If the resolution that applies isn't valid.
     """
-    # An explicit override, then the weights, then the recipe.
+    # Precedence: an explicit override, then the weights, then the recipe.
     data = {} if recipe is None else recipe.get("data") or {}
     if is_overridden(("data", "resize"), recipe or {}, overrides):
         return OWN_SIZE if data.get("resize") is None else of_data(data)
@@ -366,7 +366,7 @@ def dense_weights(old: int, new: int) -> Tensor:
 def open_weights(old: int, new: int) -> Tensor:
     """Computes `dense_weights` by tensor operations, for graphs in which `old` is symbolic.
 
-    It uses integer arithmetic, so that the weights are the same.
+    Integer arithmetic makes the weights equal to those of `dense_weights`.
 
     Args:
         old: Pixels of the side before resizing, at least 2; a symbol while tracing.
@@ -407,8 +407,9 @@ def resized_by_products(pixels: Tensor, rows: Tensor, columns: Tensor) -> Tensor
 def resized_depth(depth: Tensor, size: tuple[int, int]) -> Tensor:
     """Resizes measured depth without interpolation, so that no depth is invented.
 
-    Each new pixel is a cell. Of the valid old pixels whose centres are inside the cell, it gets the
-    one nearest to the cell's centre (the first in row order among equals), or 0 if there is none.
+    Each new pixel is a cell. It gets the value of the valid old pixel nearest to its centre, among
+    those whose centres are inside the cell (the first in row order if several are equally near), or
+    0 if there is none.
     If the new grid is finer, a cell without an old pixel's centre gets the old pixel that contains
     the cell's centre.
 
@@ -711,7 +712,7 @@ def _members(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _nearest_valid(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Returns for each cell the valid pixel nearest to its centre, as `resized_depth` says."""
+    """Returns each cell's value: that of the nearest valid pixel, as `resized_depth` explains."""
     (rows, row_distances), (columns, column_distances) = (
         _members(old, new) for old, new in zip(plane.shape, size, strict=True)
     )

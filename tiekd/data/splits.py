@@ -45,7 +45,7 @@ def read_split(path: Path) -> list[SplitLine]:
         DataError: If the file is missing or empty, or a line is malformed.
     """
     lines = read_lines(path, f"a line is {_LINE}")
-    # The majority of the lines decides the format, so that one malformed line is reported as such.
+    # The majority of the lines decides the format, so that a single malformed line is reported.
     names_alone = sum(len(line.split()) == 1 for _, line in lines) * 2 > len(lines)
     parse = _parse_name if names_alone else _parse
     return [parse(line, f"{path}:{number}") for number, line in lines]
@@ -94,8 +94,8 @@ def _refuse_other_separators(line: str, where: str) -> None:
 
     A comma or semicolon within a single name is allowed.
     """
-    # It is a separator if a blank follows it, or if several of the separated strings look like file
-    # names.
+    # A comma or semicolon is a separator if a blank follows it, or if several of the separated
+    # strings look like file names.
     parts = re.split(r"[,;]\s*", line)
     if len(parts) > 1 and (
         re.search(r"[,;]\s", line) or sum(bool(_FILE.search(part)) for part in parts) > 1

@@ -16,7 +16,8 @@ from tiekd.errors import DataError, TeacherError
 from tiekd.files import check_readable
 
 MANIFEST = "manifest.json"
-# Absent from manifests that were written before images were turned upright.
+# Name of the manifest entry about EXIF orientation, which old manifests lack: their maps were made
+# before images were turned upright.
 ORIENTATION = "orientation"
 
 
@@ -93,7 +94,7 @@ def make_manifest(
         "teacher_network": teacher_node,
         **({"resize": dict(resize)} if resize else {}),
     }
-    return json.loads(json.dumps(manifest))  # equal to what is read back: lists instead of tuples
+    return json.loads(json.dumps(manifest))  # as it is read back: lists instead of tuples
 
 
 def write_manifest(folder: Path, manifest: dict) -> None:
@@ -121,7 +122,7 @@ def read_manifest(folder: Path) -> dict | None:
             ),
             None,
         )
-        # Access both: `null` is allowed, but a missing entry raises KeyError.
+        # Access both entries: `null` is allowed, but a missing entry raises KeyError.
         manifest["kb_crop"], manifest["flip"]
     except PermissionError as error:
         raise DataError(

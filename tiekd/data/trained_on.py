@@ -1,5 +1,7 @@
 """Records the training frames in a weights file, so that metrics on these frames can be marked.
 
+The record is a dict under the key `trained_on`:
+
     {"hashes": (N,) int64, sorted, "zero_bits": 0}
 
 A frame is identified by a hash of its name in the dataset and its image file's size in bytes. So a
@@ -102,8 +104,8 @@ def overlap(record: TrainedOn | None, hashes: Iterable[int] | None) -> Overlap |
         return None
     hashes = list(hashes)
     known = set(record.hashes.tolist())
-    # A thinned record has only hashes with its trailing zero bits: count among those, and
-    # extrapolate to all frames.
+    # A thinned record has only hashes with `zero_bits` trailing zero bits: count the frames with
+    # such hashes, and extrapolate to all frames.
     asked = [value for value in hashes if _ends_in_zeros(value, record.zero_bits)]
     seen = sum(value in known for value in asked)
     if not record.zero_bits:

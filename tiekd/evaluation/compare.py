@@ -41,7 +41,7 @@ class Entrant(NamedTuple):
         predict: function from images (B, 3, H, W), normalised and at the working resolution, to
             depth (B, 1, H, W) in metres.
         weights: the weights file; None for a predictor without weights.
-        trained_on: the frames that it was trained on; None if they aren't known.
+        trained_on: the frames that the network was trained on; None if they aren't known.
         resize: the working resolution.
     """
 
@@ -75,7 +75,7 @@ class Result(NamedTuple):
         metrics: the nine metrics by name.
         ranges: bias and errors per depth range.
         frames: the results per frame.
-        overlap: how many of the frames it was trained on; None if that isn't known.
+        overlap: how many of the frames the network was trained on; None if that isn't known.
         resize: the working resolution.
     """
 
@@ -141,7 +141,7 @@ def overlaps(entrants: Mapping[str, Entrant], frames: Dataset) -> dict[str, Over
     Returns:
         name -> overlap, on every rank; None for an entrant whose training frames aren't known.
     """
-    # A frame's hash contains the sizes of its files. Only rank 0 reads those from the disk.
+    # A frame's hash includes the size of its image file. Only rank 0 reads the sizes.
     found = None
     if comm.is_main():
         hashes = trained_on.hashes_of(frames)
@@ -214,7 +214,7 @@ def evaluate(
     out: TextIO,
     watchers: Sequence[Watcher] = (),
 ) -> Result:
-    """Evaluates one entrant. Collective; returns the same on every rank.
+    """Evaluates one entrant. Collective; the result is the same on every rank.
 
     Args:
         entrant: the predictor to evaluate.
@@ -259,7 +259,7 @@ def as_json(results: Mapping[str, Result], protocol: EvaluationProtocol) -> dict
 
     Args:
         results: name -> result, of which the last is compared with the others.
-        protocol: how they were evaluated.
+        protocol: how the networks were evaluated.
     """
     # All networks saw the same frames, so any network's table gives their numbers.
     *others, last = results

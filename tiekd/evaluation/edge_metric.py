@@ -1,10 +1,10 @@
-"""The fraction of predicted points near depth edges that are in mid-air between the two surfaces.
+"""Computes the fraction of predicted points near depth edges that are between the two surfaces.
 
 Error metrics are means over pixels, so the few pixels at edges hardly affect them. But a point
-cloud with a curtain of points between a car and the house behind it is useless. The metric needs
-dense ground truth, such as that of the built-in scenes. The definition is our own. It is inspired
-by the boundary errors of Koch et al. 2018 (arXiv 1805.01328), which measure where edges are, not
-which depths are predicted between the two surfaces.
+cloud with a curtain of points in mid-air, between a car and the house behind it, is useless. The
+metric needs dense ground truth, such as that of the built-in scenes. The definition is our own. It
+is inspired by the boundary errors of Koch et al. 2018 (arXiv 1805.01328), which measure where edges
+are, not which depths are predicted between the two surfaces.
 
 Left out: edges next to pixels without ground truth (the sky); and points nearer than the near
 surface or farther than the far one, which are depth errors but not mid-air points.
@@ -45,8 +45,8 @@ def mid_air(
         prediction: (B, 1, H, W) float, metres.
         truth: (B, 1, H, W) float, metres; dense, 0 where unknown.
         jump: minimum ratio of two neighbouring depths at an edge.
-        radius: in pixels, 1 or more.
-        tolerance: relative to a side's depth.
+        radius: number of pixels to each side of the square's centre, 1 or more.
+        tolerance: minimum distance of a mid-air point from a side, relative to the side's depth.
 
     Raises:
         ValueError: the radius is below 1, or the shapes differ.
@@ -56,7 +56,7 @@ def mid_air(
     if prediction.shape != truth.shape or truth.dim() != 4:
         shapes = f"{tuple(prediction.shape)}, {tuple(truth.shape)}"
         raise ValueError(f"mid_air: needs two maps (B, 1, H, W), got {shapes}")
-    # The two sides of the edge are the extreme true depths in the square around each pixel.
+    # Find the two sides of the edge: the extreme true depths in the square around each pixel.
     known = torch.isfinite(truth) & (truth > 0)
     far = _largest(torch.where(known, truth, 0), radius)
     near = -_largest(torch.where(known, -truth, -torch.inf), radius)
@@ -82,8 +82,8 @@ def _near_edges(truth: Tensor, known: Tensor, jump: float, radius: int) -> Tenso
         edges = torch.zeros_like(known)
         edges.narrow(axis, 0, length).logical_or_(differ)
         edges.narrow(axis, 1, length).logical_or_(differ)
-        # The square must contain both neighbours. Along this axis the nearer one is a pixel closer,
-        # so the reach is radius - 1.
+        # The square must contain both neighbours. Along this axis that holds up to a distance of
+        # radius - 1 from the nearer neighbour.
         reach = (radius - 1, radius) if axis == 2 else (radius, radius - 1)
         near |= _largest(edges.float(), *reach) > 0
     return near

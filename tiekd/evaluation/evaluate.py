@@ -1,4 +1,4 @@
-"""Evaluation: nine metrics per image and their nan-mean over images.
+"""Evaluates a predictor: nine metrics per image, and their nan-mean over images.
 
 The metrics don't depend on the number of ranks: batches are formed over the whole validation set,
 each rank evaluates whole batches, and the ranks' rows are gathered and sorted into the dataset's
@@ -107,7 +107,7 @@ def evaluate(
     watchers: Sequence[Watcher] = (),
     out: TextIO | None = None,
 ) -> dict[str, float]:
-    """Evaluates a predictor on a data set and returns the nine metrics. Collective.
+    """Evaluates a predictor on a dataset and returns the nine metrics. Collective.
 
     A pixel counts if it is inside the crop and min_depth < ground truth < cap. An image without
     such pixels is left out of the means. Memory: besides the network at the working resolution, two
@@ -167,7 +167,7 @@ def _shown(
 ) -> Iterator:
     """Yields the pairs (indices, batch or sample) unchanged; rank 0 shows the progress on `out`.
 
-    The progress assumes that the other ranks are as far as rank 0.
+    The progress assumes that all ranks have processed as many samples as rank 0.
     """
     if out is None or not comm.is_main():
         yield from pairs
@@ -183,8 +183,8 @@ def _shown(
 def mean_depth_map(dataset: Dataset, out: TextIO | None = None) -> Tensor:
     """Returns the per-pixel mean of a dataset's measured depths: (1, 1, H, W) float32, metres.
 
-    It is a baseline that any useful network beats. A pixel without any measurement gets the mean of
-    its row. A row without any measurement gets the mean over all pixels.
+    The map is a baseline that any useful network beats. A pixel without any measurement gets the
+    mean of its row. A row without any measurement gets the mean over all pixels.
 
     Args:
         dataset: the frames, whose `depth` is (1, H, W) metres, 0 where not measured.

@@ -1,4 +1,4 @@
-"""The nine standard depth metrics (Eigen et al. 2014), per image, and their table.
+"""Computes the nine standard depth metrics (Eigen et al. 2014) per image, and prints their table.
 
 Source: arXiv 1406.2283. Sums are float64, so that the metrics don't depend on the device; the
 results stay on the inputs' device. On a CPU the valid pixels are selected first, because measured
@@ -24,16 +24,16 @@ from tiekd.errors import RecipeError
 METRIC_NAMES = ("a1", "a2", "a3", "abs_rel", "rmse", "log_10", "rmse_log", "silog", "sq_rel")
 LESS_IS_BETTER = frozenset(METRIC_NAMES) - {"a1", "a2", "a3"}
 
-# Top, bottom, left and right as fractions of height and width. On KITTI's 352x1216 these are rows
-# 143:349 (Garg et al. 2016) or 117:321 (Eigen) and columns 43:1172.
+# Top, bottom, left and right of each crop, as fractions of height and width. On KITTI's 352x1216
+# these are rows 143:349 (Garg et al. 2016) or 117:321 (Eigen) and columns 43:1172.
 _FRACTIONS = {
     "garg": (0.40810811, 0.99189189, 0.03594771, 0.96405229),
     "eigen": (0.3324324, 0.91351351, 0.0359477, 0.96405229),
 }
 CROPS = ("none", *_FRACTIONS, "nyu_eigen")
-# Upper bounds of |log(p / t)| for a1, a2 and a3, compared by <. The logarithm of a ratio exactly on
-# a bound may be rounded down, which 1e-10 compensates. No ratio of two float32 numbers below the
-# bound is lost by it: such a ratio is off the bound by more than that.
+# Upper bounds of |log(p / t)| for a1, a2 and a3, compared by <. The logarithm of a ratio that
+# equals a bound may be rounded down; subtracting 1e-10 excludes it all the same. No smaller ratio
+# of two float32 numbers is excluded, since its logarithm differs from the bound by more than 1e-10.
 _LARGEST_LOGS = tuple(power * math.log(1.25) - 1e-10 for power in (1, 2, 3))
 
 
@@ -90,7 +90,7 @@ def depth_metrics(
     predicted, truth = (
         maps.reshape(-1, *maps.shape[-2:])[:, rows] for maps in (prediction, ground_truth)
     )
-    # On a CPU, select the valid pixels. Elsewhere that would force a host sync, so mask the others.
+    # On a CPU, select the valid pixels. On a GPU this would force a host sync, so mask the others.
     if prediction.device.type == "cpu":
         return _from_sums(*_sums_on_cpu(predicted, truth, min_depth, max_depth, columns))
     predicted, truth = (maps[..., columns].flatten(1).double() for maps in (predicted, truth))
@@ -126,7 +126,7 @@ def _sums_on_cpu(
         valid = truth_map > low
         valid &= truth_map < high
         valid[:, : columns.start] = valid[:, columns.stop :] = False
-        # Indexing by positions is several times faster than by a mask.
+        # Index by positions, which is several times faster than by a mask.
         kept = np.flatnonzero(valid)
         pixels = (
             maps.reshape(-1).take(kept).astype(np.float64) for maps in (predicted_map, truth_map)
@@ -152,7 +152,7 @@ def _sums_without_sync(
     sums = torch.stack(
         _sums(predicted, truth, torch.log, partial(torch.sum, dim=1), torch.linalg.vecdot), dim=1
     )
-    # The invalid pixels were counted in a1, a2 and a3: subtract them.
+    # Subtract the invalid pixels, which were counted in a1, a2 and a3.
     sums[:, :3] -= (valid.shape[1] - count)[:, None]
     return sums, count
 
@@ -163,9 +163,9 @@ def _sums(predicted, truth, log: Callable, count: Callable, dot: Callable) -> li
     Args:
         predicted: p, float64 array or tensor.
         truth: t, of the same shape.
-        log: elementwise logarithm of the library.
-        count: counts True over the pixels.
-        dot: dot product over the pixels.
+        log: elementwise logarithm, of NumPy or torch.
+        count: function that counts True values over the pixels.
+        dot: function that computes the dot product of two arrays over the pixels.
 
     Returns:
         The numbers of pixels below each of _LARGEST_LOGS, then the sums of |d| / t, d^2, |l|, l^2,

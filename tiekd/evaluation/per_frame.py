@@ -1,4 +1,4 @@
-"""Results per frame: the rows from which the means are computed, a CSV file, the worst frames.
+"""Collects results per frame, writes them to a CSV file, and lists the worst frames.
 
 `FrameRows` is a watcher of `evaluate.evaluate`. The results stay on the device until `gather`,
 which sends some 200 bytes per frame to every rank. Left out: per-pixel results, which
@@ -50,8 +50,8 @@ class FrameRows:
     """Watcher that collects the results of this rank's frames during an evaluation.
 
     Args:
-        min_depth: ground truth is valid above it, metres.
-        cap: ground truth is valid below it, metres.
+        min_depth: exclusive lower bound of valid ground truth, metres.
+        cap: exclusive upper bound of valid ground truth, metres.
         crop: name of the evaluation crop.
     """
 
@@ -123,7 +123,7 @@ def worst(table: FrameTable, metric: str = "abs_rel", count: int = 3) -> list[tu
 
     Args:
         table: the results.
-        metric: name of a metric of which less is better.
+        metric: name of a metric that is better if smaller.
         count: maximum number of frames.
     """
     column = table.column(metric)

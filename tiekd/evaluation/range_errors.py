@@ -1,4 +1,4 @@
-"""Bias and error in three ranges of the ground truth: near, middle and far.
+"""Computes bias and error in three ranges of the ground truth: near, middle and far.
 
 A network can be accurate on average and biased in a range. Most networks predict far surfaces too
 near, which none of the nine metrics shows. The ranges end at a quarter, a half and the whole of the
@@ -14,19 +14,20 @@ from torch import Tensor
 
 from tiekd.evaluation import metrics
 
-_SHARES = (0.0, 0.25, 0.5, 1.0)  # of the cap
+_SHARES = (0.0, 0.25, 0.5, 1.0)  # ends of the ranges, as fractions of the cap
 NUM_RANGES = len(_SHARES) - 1
 PIXELS = 0  # index of the number of pixels among the sums
 
 
 class RangeFigures(NamedTuple):
-    """The errors of the pixels whose ground truth is in [from_m, to_m). NaN if there are none.
+    """The errors of the pixels whose ground truth is in [from_m, to_m); NaN without such pixels.
 
     Attributes:
         from_m: lower end of the range, metres.
         to_m: upper end of the range, metres.
         pixels: number of pixels.
-        bias_m: mean of prediction - ground truth, metres; below 0: predicted too near.
+        bias_m: mean of prediction - ground truth, metres; negative if depths are predicted too
+            near.
         abs_rel: mean of |prediction - ground truth| / ground truth.
         rmse_m: root of the mean squared difference, metres.
     """
@@ -56,8 +57,8 @@ def range_sums(
     Args:
         prediction: (B, 1, H, W), metres.
         ground_truth: (B, 1, H, W), metres.
-        min_depth: ground truth is valid above it, metres.
-        cap: ground truth is valid below it, metres.
+        min_depth: exclusive lower bound of valid ground truth, metres.
+        cap: exclusive upper bound of valid ground truth, metres.
         crop: name of the evaluation crop.
 
     Returns:

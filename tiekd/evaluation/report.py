@@ -1,4 +1,4 @@
-"""The text that an evaluation prints: the protocol, and tables that compare networks."""
+"""Formats the text that an evaluation prints: the protocol, and tables that compare networks."""
 
 from collections.abc import Mapping
 
@@ -99,7 +99,8 @@ def ranges_table(results: Mapping[str, Result]) -> str:
 def duels_table(results: Mapping[str, Result]) -> str:
     """Returns text tables that compare the last network with each other one.
 
-    Each has the differences of the metrics, and the numbers of frames on which either is better.
+    Each table has the differences of the metrics, and the numbers of frames on which either network
+    is better.
     """
     *others, last = results
     ours = results[last]

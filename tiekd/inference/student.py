@@ -3,11 +3,11 @@
     student = tiekd.load_student("work_dirs/tiekd_light_bts_kitti/best_abs_rel.pth")
     depth = student("street.jpg")          # (H, W) float32 metres, on the CPU
 
-It includes the steps around the network: reading the file, resizing to the working resolution that
-the weights were trained at (tiekd/data/resize.py), normalisation and readout. The cost is that of
-the network's forward pass at that resolution. A distribution over depth bins is computed in strips
-(tiekd/models/readout.py), so that it is never in memory as a whole. Left out: flip averaging, and
-half precision.
+The function includes the steps around the network: reading the file, resizing to the working
+resolution that the weights were trained at (tiekd/data/resize.py), normalisation and readout. The
+cost is that of the network's forward pass at that resolution. A distribution over depth bins is
+computed in strips (tiekd/models/readout.py), so that it is never in memory as a whole. Left out:
+flip averaging, and half precision.
 """
 
 from os import PathLike, fspath

@@ -19,7 +19,7 @@ from tiekd.kernels.target import Windows, gaussian_windows, shares
 
 
 class Target(NamedTuple):
-    """The target distribution q of P cells, sparse or dense over the bins.
+    """The target distribution q of P cells, stored sparsely or densely over the bins.
 
     Attributes:
         bins: (N, P) int64, indices of each cell's N bins with mass; None if `mass` is dense.
@@ -135,7 +135,7 @@ class Cells:
         )
         if share is not None:
             mass *= share[image, :, rows].flatten(1)[..., None]
-        # From (J, P, bins per window) to (J * bins per window, P).
+        # Reshape (J, P, bins per window) to (J * bins per window, P).
         bins, mass = (t.transpose(1, 2).flatten(0, 1) for t in (bins, mass))
         return Target(bins, mass, valid, overlap=share is not None)
 
@@ -145,8 +145,9 @@ class Cells:
 
         Returns:
             (windows, shares, valid): the windows of shape (B, J, h, w); each Gaussian's weight in
-            its cell's q, (B, J, h, w), or None if J = 1, so that all weights are 1; and which cells
-            have a target, (B, h, w) bool. None instead if `gaussian_windows` finds no windows.
+            its cell's q, (B, J, h, w), or None if J = 1, so that all weights are 1; and (B, h, w)
+            bool, True for cells with a target. None instead of the tuple if `gaussian_windows`
+            finds no windows.
         """
         maps = (self.depth, self.sigma, self.weight)
         windows, parts, counted = [], [], []
@@ -158,8 +159,8 @@ class Cells:
                 return None
             parts.append(shares(depth, weight, self.edges.dtype) if depth.shape[1] > 1 else None)
             counted.append((depth > 0).any(1, keepdim=True))
-        # One pixel per cell: its windows are the cell's. Otherwise concatenate the windows of a
-        # cell's pixels; the cell's q is the mean over its valid pixels.
+        # With one pixel per cell, the pixel's windows are those of the cell. Otherwise concatenate
+        # the windows of a cell's pixels; the cell's q is the mean over its valid pixels.
         if len(windows) == 1:
             return windows[0], parts[0], counted[0][:, 0]
         of_cell = windows[0]._replace(

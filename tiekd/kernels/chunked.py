@@ -1,4 +1,4 @@
-"""The DPM head's arithmetic in tiles of rows: the numbers of `reference` in little memory.
+"""Computes the DPM head in tiles of rows: the results of `reference` with little memory.
 
 No (B, K, h, w) tensor is ever allocated. Forward saves the features, the weights and two numbers
 per cell (depth and log-sum-exp of the logits). Backward recomputes a tile's logits and target and
@@ -21,7 +21,7 @@ from tiekd.kernels import in_threads, reference
 from tiekd.kernels.cells import Cells, Target
 from tiekd.kernels.target import bin_centres
 
-# Bytes of one tile's logits. On a CPU a tile should fit a core's cache.
+# Maximum bytes of one tile's logits. On a CPU a tile should fit into a core's cache.
 TILE_BYTES = {"cpu": 1 << 21}
 TILE_BYTES_ELSEWHERE = 1 << 27
 TILES_PER_BLOCK = 4  # the targets of a block's tiles are computed together
@@ -62,7 +62,7 @@ def dpm(
 
 
 class _Dpm(torch.autograd.Function):
-    """The operator: (features, weight, bias, edges, cells) -> (depth, divergence)."""
+    """Autograd function from (features, weight, bias, edges, cells) to (depth, divergence)."""
 
     @staticmethod
     def forward(
@@ -79,7 +79,7 @@ class _Dpm(torch.autograd.Function):
 
         def tile_by_tile(blocks: list[Block]) -> None:
             for image, tile, q, logits, _ in _tiles(blocks, features, edges, cells):
-                # The tile's logits, minus each pixel's largest logit.
+                # Compute the tile's logits, minus each pixel's largest logit.
                 _product(bias[:, None], weight, features[image].flatten(1)[:, tile], out=logits)
                 logits -= torch.amax(logits, 0, out=largest[image, tile])
                 if q is not None and is_gaussian:
@@ -88,7 +88,7 @@ class _Dpm(torch.autograd.Function):
                         q.expectation(logits),
                         out=divergence[image, tile],
                     )
-                # The sums for softmax and depth. The published divergence isn't linear in the
+                # Sum for softmax and depth. The published divergence isn't linear in the
                 # log-probabilities, so it needs the normalised probabilities.
                 p = logits.exp_()
                 sums[:, image, tile] = _sums(factors, p)
@@ -164,7 +164,7 @@ class _Dpm(torch.autograd.Function):
                     logits_grad.addcmul_(slope, by_divergence)
                 elif q is not None:
                     q.add_to(logits_grad, by_divergence.neg_())
-                # The gradients of bias, weight and features.
+                # Compute the gradients of bias, weight and features.
                 if need_bias:
                     bias_grad += logits_grad.sum(1)
                 logits_grad = logits_grad.to(weight.dtype)
@@ -265,7 +265,7 @@ def _sums(factors: Tensor, p: Tensor) -> Tensor:
     """Returns factors @ p, (2, P), for factors (2, K), whose first row is 1, and p (K, P)."""
     if p.device.type == "cpu":
         return factors @ p
-    # Not a matmul: a GPU may run it in TF32, which has three significant digits.
+    # Multiply and sum instead of a matmul, which a GPU may run in TF32, with three digits.
     return torch.stack((p.sum(0), (p * factors[1][:, None]).sum(0)))
 
 

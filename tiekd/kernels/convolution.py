@@ -10,8 +10,8 @@ gradient of the features remain torch's.
 bf16; a convolution converts them to fp32, accumulates in fp32 as native bf16 arithmetic does, and
 rounds the result to bf16.
 
-Left out: strides, dilations and groups other than 1, and GPUs. Under torch.compile both fall back
-to torch's own operators.
+Left out: strides, dilations and groups other than 1, and GPUs. Under torch.compile, `Conv2d` and
+`compute_in_fp32` use torch's own operators.
 """
 
 from functools import partial
@@ -22,8 +22,8 @@ from torch.nn.functional import conv2d
 
 from tiekd.kernels import layouts
 
-# Small enough that features and gradients of 128 channels fit a core's L2 cache, large enough that
-# each matrix product is efficient.
+# Pixels of a strip: few enough that features and gradients of 128 channels fit into a core's L2
+# cache, and enough for efficient matrix products.
 _STRIP_PIXELS = 4096
 
 # Stride, padding, dilation and groups of the convolutions that PRODUCTS supports.
@@ -44,7 +44,7 @@ class Conv2d(nn.Conv2d):
 
 
 def is_large(pixels: int, in_channels: int, out_channels: int) -> bool:
-    """True if a 3x3 convolution has more input and output values than weights.
+    """Returns True if a 3x3 convolution has more input and output values than weights.
 
     Args:
         pixels: number of pixels of all images of a batch.
@@ -83,8 +83,8 @@ def weight_gradient(x: Tensor, grad: Tensor, strip_pixels: int = _STRIP_PIXELS) 
     for image, of_image in zip(images, grads, strict=True):
         for start in range(0, height * width, strip):
             for row, column in _TAPS:
-                # Distance in memory, in pixels, from an output pixel to the input pixel under this
-                # tap. Rows wrap around; `_take_off_wrapped` corrects that.
+                # Compute the distance in memory, in pixels, from an output pixel to the input pixel
+                # under this tap. Rows wrap around; `_take_off_wrapped` corrects that.
                 offset = (row - 1) * width + column - 1
                 first = max(start, -offset)
                 end = min(start + strip, height * width, height * width - offset)
@@ -163,12 +163,12 @@ class _InFp32(torch.autograd.Function):
 
 
 def _in_fp32(module: nn.Conv2d, usual, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Replacement of a module's `_conv_forward` that computes half precision in fp32.
+    """Replaces a module's `_conv_forward`; computes half-precision convolutions in fp32.
 
     Args:
         module: the convolution.
-        usual: the module's original `_conv_forward`, for fp32, GPUs and torch.compile.
-        x: (B, C, H, W).
+        usual: the module's original `_conv_forward`, used for fp32, GPUs and torch.compile.
+        x: (B, C, H, W), the features.
         weight: the convolution's weight.
         bias: the convolution's bias, or None.
     """
@@ -182,7 +182,9 @@ def _in_fp32(module: nn.Conv2d, usual, x: Tensor, weight: Tensor, bias: Tensor |
 
 
 def wants_products(x: Tensor, weight: Tensor, size: tuple[int, int]) -> bool:
-    """True if a 3x3 convolution with padding 1 should compute its weight gradient by products.
+    """Returns True if a 3x3 convolution should compute its weight gradient by matrix products.
+
+    Its padding is 1.
 
     Args:
         x: the convolution's input, possibly before it is upsampled.
@@ -219,9 +221,9 @@ def gradients_by_products(
 
 
 def _suits_products(x: Tensor, weight: Tensor, size: tuple[int, int]) -> bool:
-    """True if this CPU's choice is PRODUCTS, x is channels_last, and the convolution is large.
+    """Returns True if the CPU's choice is PRODUCTS, x is channels_last and the convolution large.
 
-    Arguments as for `wants_products`.
+    The arguments are those of `wants_products`.
     """
     if layouts.choice(layouts.LARGE_TRAINING, layouts.FP32) != layouts.PRODUCTS:
         return False

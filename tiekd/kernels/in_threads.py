@@ -1,8 +1,9 @@
-"""Runs a function on several shares of work in parallel threads of one torch thread each (CPU).
+"""Runs a function on several shares of work in parallel CPU threads.
 
-torch parallelises every operation over its thread pool and waits for the slowest thread. Where
-operations are small, that is thousands of synchronisations per step, and whenever another process
-occupies one core, all threads wait. Here the threads synchronise only once, at the end. torch's
+torch parallelises every operation over its thread pool and waits for the slowest thread. With small
+operations there are thousands of synchronisations per step, and whenever another process occupies
+one core, all threads wait. Here each thread runs its operations alone, with one torch thread, and
+the threads synchronise only once, at the end. torch's
 number of threads is restored afterwards. Left out: devices other than CPUs.
 """
 
@@ -26,7 +27,7 @@ def count() -> int:
 
 
 def each(function: Callable[[Share], Result], shares: Sequence[Share]) -> list[Result]:
-    """Calls the function with each share in a thread of its own, without autograd.
+    """Calls the function once per share of work, each in a separate thread, without autograd.
 
     Args:
         function: called once per share; it must be thread-safe.

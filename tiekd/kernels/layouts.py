@@ -1,11 +1,11 @@
-"""Memory layout and arithmetic of convolutions on a CPU, from a table of measured choices.
+"""Chooses memory layout and arithmetic of convolutions on a CPU, from a table of measurements.
 
 The table's keys are instruction set, shape class and dtype. It was measured once and committed:
 choosing by timing at run time would make runs irreproducible. `bin/benchmark.py layouts` measures
 every row on the present machine and reports where another choice is faster.
 
 A run on a CPU writes its choices to its work dir (layouts.json). A resumed run uses that file, even
-on another CPU, so that its results stay the same but for rounding.
+on another CPU, so that its results change by rounding only.
 
 The instruction set is the best one that both ATen and oneDNN use, so ATEN_CPU_CAPABILITY and
 ONEDNN_MAX_CPU_ISA have an effect. Left out: GPUs; AMX, which is treated as AVX-512 with bf16; ARM
@@ -57,7 +57,7 @@ TABLE = {
     ("avx2", LARGE_FORWARD, FP32): CHANNELS_LAST,
     ("avx2", SMALL, FP32): AS_IT_COMES,
     ("avx2", ANY, BF16): IN_FP32,
-    # Not measured: torch's defaults.
+    # Other instruction sets weren't measured and use torch's defaults.
     ("other", LARGE_TRAINING, FP32): AS_IT_COMES,
     ("other", LARGE_FORWARD, FP32): AS_IT_COMES,
     ("other", SMALL, FP32): AS_IT_COMES,
@@ -122,7 +122,7 @@ def read(work_dir: Path) -> dict | None:
     """Reads the layouts.json of a work dir.
 
     Returns:
-        {"isa", "choices"} as `write` got it, or None if there is no such file.
+        {"isa", "choices"} as passed to `write`, or None if there is no such file.
 
     Raises:
         LaunchError: the file can't be read, is corrupt, or holds unknown choices.
@@ -149,15 +149,16 @@ def read(work_dir: Path) -> dict | None:
 def record_of_run(resumed_from: list[Path]) -> tuple[dict, list[str]]:
     """Returns a run's choices, and the lines to log about them.
 
-    It changes nothing: each rank has to pass the choices to `set_choices`.
+    The choices aren't applied: each rank has to pass them to `set_choices`.
 
     Args:
         resumed_from: work dirs in which to look for a resumed run's layouts.json, in order of
             preference; empty for a new run.
 
     Returns:
-        (record, lines): {"isa", "choices"} of the first layouts.json found, else of this CPU; and
-        log lines, if the file is missing or was written on a CPU with another instruction set.
+        (record, lines). The record is {"isa", "choices"} of the first layouts.json found, else of
+        this CPU. There are lines if the file is missing or was written on a CPU with another
+        instruction set.
 
     Raises:
         LaunchError: a layouts.json can't be used, as for `read`.

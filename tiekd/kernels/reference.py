@@ -67,7 +67,7 @@ def dpm(
     logits = F.conv2d(features, weight, bias).to(edges.dtype)
     log_p = logits.log_softmax(1)
     p = log_p.exp()
-    # Not a matmul: a GPU may run it in TF32, which has three significant digits.
+    # Multiply and sum instead of a matmul, which a GPU may run in TF32, with three digits.
     depth = (p * bin_centres(edges).view(1, -1, 1, 1)).sum(1, keepdim=True)
     if target_depth is None:
         return depth, None
@@ -115,7 +115,7 @@ def cell_target(
     beyond: str = "clamp",
     stride: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """Returns the target distribution of each cell; arguments as for `dpm`, with weight for M > 1.
+    """Returns the target distribution of each cell; the arguments are those of `dpm`.
 
     Returns:
         (q, valid): q (B, K, h, w) in the dtype of edges, and valid (B, 1, h, w) bool, True for
@@ -175,8 +175,8 @@ def check_choices(target: str, beyond: str) -> None:
 def _pad(values: float | Tensor | None, stride: int, value: float) -> float | Tensor | None:
     """Pads a map with `value` at the right and bottom to a multiple of the stride.
 
-    So subsampling at any offset within the cells gives the same shape. Numbers and None are
-    returned as they are.
+    Then subsampling at each offset within the cells gives maps of the same shape. Numbers and None
+    are returned unchanged.
     """
     if not isinstance(values, Tensor) or values.ndim != 4:
         return values

@@ -1,4 +1,4 @@
-"""The target of a Depth Probability Map (DPM) head: a distribution over depth bins for every pixel.
+"""Computes the target of a depth probability map (DPM) head: a distribution over bins per pixel.
 
 `gaussian_target` converts each target depth to a Gaussian's mass per bin; the first and last bin
 absorb the tails. Absorbing the tails (and coarse or uneven bins) would bias the mean, by +30 % at
@@ -22,9 +22,10 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from tiekd.errors import RecipeError
 
-# Nodes of the table per sigma; with linear interpolation the mean is within 0.03 % of the depth.
+# Number of the table's nodes per sigma. With linear interpolation between nodes, the mean is within
+# 0.03 % of the depth.
 TABLE_STEPS_PER_SIGMA = 64
-# Bins farther than this from a Gaussian's centre count as empty; the mass beyond it is 1e-9.
+# Bins farther than this from a Gaussian's centre are treated as empty; the mass there is 1e-9.
 REACH_SIGMAS = 6.0
 NEWTON_STEPS = 6
 # Relative tolerance for bin widths: float32 rounding makes uniform bins slightly uneven.
@@ -44,9 +45,9 @@ def bin_edges(
     """Returns the edges of depth bins.
 
     Args:
-        num_bins: K, 2 or more.
-        min_depth: metres, the first edge.
-        max_depth: metres, the last edge.
+        num_bins: number of bins K, 2 or more.
+        min_depth: first edge, metres.
+        max_depth: last edge, metres.
         spacing: "uniform" (published), or "log" for edges that increase by a constant ratio.
 
     Returns:
@@ -85,7 +86,7 @@ def check_sigma(sigma: float, edges: Tensor) -> None:
     Such a Gaussian is too narrow for its mass per bin to represent its mean.
 
     Args:
-        sigma: metres.
+        sigma: standard deviation, metres.
         edges: (K + 1,), metres.
 
     Raises:
@@ -173,8 +174,8 @@ class Windows(NamedTuple):
     def mass(self, first: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the mass per bin of some of the Gaussians.
 
-        It computes the same as `_mass_between` in fewer operations. They rely on sigma being at
-        least half of every bin's width, which `gaussian_windows` ensures.
+        The result is that of `_mass_between`, in fewer operations. The method requires that sigma
+        is at least half of every bin's width, which `gaussian_windows` ensures.
 
         Args:
             first: (...), a selection from the attribute `first`, of any shape.
@@ -187,8 +188,8 @@ class Windows(NamedTuple):
         bins = first.flatten().long()[:, None] + torch.arange(num_bins, device=first.device)
         offset = self.edges.index_select(0, first.flatten())
         offset.sub_(centre.flatten()[:, None] / self.unit)
-        # The mass between each edge and infinity on the edge's side of the centre. The sign is that
-        # of (edge - centre).
+        # Compute the mass between each edge and infinity, on the edge's side of the centre, with
+        # the sign of (edge - centre).
         tail = offset.abs().erfc_().copysign_(offset).mul_(0.5)
         mass = tail.new_empty(bins.shape)
         inner = torch.sub(tail[:, :-1], tail[:, 1:], out=mass[:, 1:-1])
@@ -332,7 +333,8 @@ def _mass_between(offset: Tensor, sigma: float | Tensor) -> Tensor:
         (B, E + 1, H, W).
     """
     above = offset >= 0
-    # The mass between each edge and infinity on the edge's side of the centre, negative below it.
+    # Compute the mass between each edge and infinity, on the edge's side of the centre; it is
+    # negative below the centre.
     tail = (offset / (math.sqrt(2) * sigma)).abs_().erfc_().mul_(0.5)
     tail.copysign_(offset)
     mass = tail.new_empty(tail.shape[0], tail.shape[1] + 1, *tail.shape[2:])
@@ -360,14 +362,14 @@ def cached_table(sigma: float, edges: Tensor) -> _Table | None:
 
 
 def _build_table(sigma: float, edges: Tensor, like: Tensor) -> _Table:
-    """Builds the table.
+    """Builds the table from the Gaussian's centre to the mean over the bins.
 
     Args:
         sigma: metres.
         edges: (K + 1,) float64 on the CPU, metres.
         like: a tensor with the dtype and device that the table's tensors get.
     """
-    # The nodes: centres from `reach` below the first inner edge to `reach` above the last one.
+    # Place the nodes: centres from `reach` below the first inner edge to `reach` above the last.
     inner = edges[1:-1]
     steps = bin_centres(edges).diff()
     reach = REACH_SIGMAS * sigma
@@ -378,19 +380,19 @@ def _build_table(sigma: float, edges: Tensor, like: Tensor) -> _Table:
         math.ceil(span / sigma * TABLE_STEPS_PER_SIGMA) + 1,
         dtype=edges.dtype,
     )
-    # The mean over the bins at each node: the first bin centre plus, for each inner edge, the
-    # distance between the two adjacent bin centres times the mass above the edge.
+    # Compute the mean over the bins at each node: the first bin centre plus, for each inner edge,
+    # the distance between the two adjacent bin centres times the mass above the edge.
     passed = torch.cat((steps.new_zeros(1), steps.cumsum(0)))
     means = []
     for part in nodes.split(8 * TABLE_STEPS_PER_SIGMA):
-        # Of edges more than ten sigma away, those below have all mass above them and add their full
-        # distance; those above add nothing.
+        # Edges more than ten sigma away need no erfc: those below have all mass above them and add
+        # their full distance, and those above add nothing.
         low = int(torch.searchsorted(inner, part[0] - 10 * sigma))
         high = int(torch.searchsorted(inner, part[-1] + 10 * sigma))
         beyond = torch.special.erfc((inner[low:high] - part[:, None]) / (math.sqrt(2) * sigma)) / 2
         means.append(passed[low] + beyond @ steps[low:high])
     means = bin_centres(edges)[0] + torch.cat(means)
-    # The window of bins within reach of each interval between nodes. The reach is enlarged by
+    # Find the window of bins within reach of each interval between nodes. The reach is enlarged by
     # 0.1 %, because an edge just outside may round into it in the dtype of `like`.
     first = torch.searchsorted(inner, nodes[:-1] - 1.001 * reach)
     num_near = int((torch.searchsorted(inner, nodes[1:] + 1.001 * reach, right=True) - first).max())

@@ -1,4 +1,4 @@
-"""The fused DPM head's two backward kernels, launched once per strip of tiles.
+"""The two backward kernels of the fused DPM head, launched once per strip of tiles.
 
 `features_gradient` recomputes the logits and multiplies their gradient by the weights. It also
 stores the logits' gradient of the strip, which `weight_gradient` multiplies by the features.
@@ -125,7 +125,7 @@ def weight_gradient(
     WHOLE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Adds a strip's gradients of weight and bias to the partial sums.
+    """Adds the gradients of weight and bias from one strip of tiles to the partial sums.
 
     `partial` is (splits, bins, channels + 1), with the bias's gradient in the last channel. A
     program sums one block of bins over every `splits`-th tile of the strip; the program of the last
@@ -245,7 +245,7 @@ def _logits_gradient(
     g_kl p_k (slope_k - mean slope). `cells` and `values` are from `_load_tile`; k (1, K) are the
     indices of the block's bins.
     """
-    # The terms that are multiples of p: from the depth, and g_kl p_k from the divergence.
+    # Add the terms that are multiples of p: from the depth, and g_kl p_k from the divergence.
     depth, log_sum, slope, depth_grad, divergence_grad = values
     p = tl.exp2(logits - log_sum)
     by_p = -depth_grad * depth
@@ -253,7 +253,7 @@ def _logits_gradient(
         by_p += divergence_grad
     by_p += depth_grad * tl.load(bins.centre + k)
     grad = p * by_p
-    # The terms that depend on q, only in blocks where some target has mass.
+    # Add the terms that depend on q, only in blocks where some target has mass.
     if TARGET != "none":
         if in_span(cells, bins, start, BLOCK_K):
             q = target_mass(

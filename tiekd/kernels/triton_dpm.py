@@ -1,8 +1,8 @@
-"""Fused CUDA implementation of the DPM head: the numbers of `reference` without stored logits.
+"""Fused CUDA implementation of the DPM head: the results of `reference`, without storing logits.
 
 Forward is one kernel with one program per tile of pixels. The tile's features stay on chip while
 the program loops over blocks of bins; each block is a matrix product and an update of the online
-softmax. It writes up to four numbers per pixel: depth, log-sum-exp, divergence, and for the
+softmax. The kernel writes up to four numbers per pixel: depth, log-sum-exp, divergence, and for the
 published target the mean slope.
 
 Backward processes the pixels in strips of tiles, with two kernels per strip. The first recomputes
@@ -47,7 +47,8 @@ from tiekd.kernels.triton_target import (
     series_pieces,
 )
 
-# Limits of `supports`. Those of channels make tiles fit the shared memory of smaller GPUs.
+# Limits checked by `supports`. The limits of channels make tiles fit into the shared memory of
+# smaller GPUs.
 MAX_CHANNELS = 256
 MAX_CHANNELS_OF_4_BYTES = 128
 MAX_COMPONENTS = 4
@@ -72,7 +73,7 @@ STRIP_BYTES = 300 << 20
 
 
 def supports(features: Tensor, target_depth: Tensor | None, edges: Tensor) -> bool:
-    """True if `dpm` supports the device, dtypes and sizes of these arguments.
+    """Returns True if `dpm` supports the device, dtypes and sizes of these arguments.
 
     Args:
         features: (B, C, h, w).
@@ -229,10 +230,10 @@ def dpm_backward(
     Args:
         depth_grad: (B, 1, h, w), gradient with respect to depth, or None.
         divergence_grad: (B, 1, h, w), gradient with respect to divergence, or None.
-        features: as in forward.
-        weight: as in forward.
-        bias: as in forward.
-        edges: as in forward.
+        features: (B, C, h, w), as in forward.
+        weight: (K, C, 1, 1), as in forward.
+        bias: (K,), as in forward.
+        edges: (K + 1,), metres, as in forward.
         saved: depth, log-sum-exp, mean slope and the target's three maps, from forward.
         sigma: metres; not used with a map of sigmas.
         target: "gaussian" or "released".
@@ -271,8 +272,8 @@ def dpm_backward(
     assert of_weight["BLOCK_P"] == block_p, "a strip's rows are those of both kernels' tiles"
     kept = flat.new_empty(strip * block_p if needs_weight else 0, width)
     features_grad = torch.empty_like(flat) if needs_features else features.new_empty(0)
-    # Partial sums of the weights' gradient. The bins after the last whole block form a tail of the
-    # last program's block, or one more block.
+    # Allocate the partial sums of the weights' gradient. The bins after the last whole block form a
+    # tail of the last program's block, or one more block.
     blocks = bins.count // of_weight["BLOCK_K"] + bool(
         bins.count % of_weight["BLOCK_K"] and not of_weight["TAIL_K"]
     )

@@ -48,12 +48,12 @@ def forward(
     For the published target it also writes slope. The constants are explained in
     `triton_dpm._constants`.
     """
-    # The tile's features and targets.
+    # Load the tile's features and targets.
     image, p, inside = pixels_of(tl.program_id(0), layer, BLOCK_P, WHOLE)
     x = tl.trans(load_features(layer, image, p, inside, BLOCK_C))
     first = image * N * layer.pixels + p
     cells = load_cells(parts, first[:, None], inside[:, None], layer.pixels, N, TARGET)
-    # Online softmax over the blocks of bins; the last block may have another size (TAIL_K).
+    # Run an online softmax over the blocks of bins; the last block may have another size (TAIL_K).
     zero = tl.zeros((BLOCK_P,), tl.float32)
     sums = (zero - BIG, zero, zero, zero)
     whole = bins.count - bins.count % BLOCK_K if TAIL_K > 0 else bins.count
@@ -137,7 +137,7 @@ def _add_block(
     logits = logits_of(
         x, load_weight(layer, start, BLOCK_K, BLOCK_C), layer, start, BLOCK_K, PRECISION
     )
-    # Where the largest logit increases, rescale the earlier sums of exponentials.
+    # If a pixel's largest logit increases, rescale the earlier sums of exponentials.
     new = tl.maximum(largest, tl.max(logits, 1))
     shrink, p = tl.exp2(largest - new), tl.exp2(logits - new[:, None])
     centre = tl.load(bins.centre + start + tl.arange(0, BLOCK_K))

@@ -1,6 +1,6 @@
-"""The DPM target distribution inside a GPU kernel, computed for blocks of bins and never stored.
+"""Computes the DPM target distribution inside a GPU kernel, for blocks of bins, without storing it.
 
-Mixtures, cells of several pixels, weights and invalid depths have one representation: a cell's
+Mixtures, cells of several pixels, weights and invalid depths share one representation: a cell's
 target is a mixture of N = M stride^2 parts. Each part has a position, a share (its weight in q, 0
 if invalid) and optionally a spread of its own. `cell_parts` computes these maps with PyTorch; the
 `@triton.jit` functions compute q (P, K) from them for a tile of cells and a block of bins.
@@ -26,14 +26,14 @@ from torch.utils.weak import WeakIdKeyDictionary
 from tiekd.kernels import reference
 from tiekd.kernels import target as definition
 
-# Stands for infinity where inf - inf or 0 * inf would be NaN.
+# Used in place of infinity, since inf - inf and 0 * inf would be NaN.
 BIG = tl.constexpr(1e30)
 REACH_SIGMAS = tl.constexpr(definition.REACH_SIGMAS)
 THRESHOLD = tl.constexpr(definition.PUBLISHED_THRESHOLD)
 FLOOR = tl.constexpr(definition.PUBLISHED_FLOOR)
 EPS = tl.constexpr(reference.PUBLISHED_EPS)
-# exp() of a smaller number is 0 in float32 even with denormals. Comparing log-probabilities with it
-# reproduces the published `p != 0` also where the GPU flushes denormals to 0.
+# exp() of a smaller number is 0 in float32, even with denormals. Comparing log-probabilities with
+# it reproduces the published `p != 0` also where the GPU flushes denormals to 0.
 LEAST_LOG_P = tl.constexpr(-103.972)
 # Maximum width of a piece of a bin, in sigmas, for which the series' error is below 5e-7 of the
 # mass; and the maximum number of pieces per bin.
@@ -140,7 +140,7 @@ def _shifted_centre(depth: Tensor, sigma: float | Tensor, edges: Tensor) -> Tens
 
 
 def bins_of(edges: Tensor) -> tuple[Bins, float, bool]:
-    """Returns the bins, the width of the widest one, and True if widths differ by rounding only.
+    """Returns (bins, width of the widest bin, True if widths differ by rounding only).
 
     The result is cached for the lifetime of the tensor `edges`, because computing it costs a host
     sync.
@@ -161,9 +161,9 @@ def bins_of(edges: Tensor) -> tuple[Bins, float, bool]:
 
 
 def series_pieces(sigma: float, widest: float) -> int:
-    """Returns the number of pieces into which the series has to split every bin.
+    """Returns the number of pieces into which every bin is split for the series.
 
-    It is 0 if the bins are too wide for the series.
+    The number is 0 if the bins are too wide for the series.
 
     Args:
         sigma: metres.
@@ -198,7 +198,7 @@ def _look_up(depth, means, centres, centre, count, nodes, STEPS: tl.constexpr, B
     """Writes the table's centre, linearly interpolated at each depth and clamped to its ends."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     wanted = tl.load(depth + at, mask=at < count, other=0.0)
-    # Binary search: the first node whose mean is at least the wanted one is in [right, end].
+    # Search binarily: the first node whose mean is at least the wanted mean is in [right, end].
     right = tl.zeros((BLOCK,), tl.int32)
     end = right + nodes
     for _ in range(STEPS):
@@ -258,8 +258,8 @@ def _load_part(parts, n, at, here, pixels, TARGET: tl.constexpr):
     position = tl.load(parts.position + at + n * pixels, mask=here, other=0.0)
     spread = position
     if TARGET == "gaussian_map" or TARGET == "released":
-        # For cells that don't exist: a sigma that can be divided by, or a log-normaliser that makes
-        # the mass 0.
+        # Cells that don't exist get a sigma that isn't 0, or a log-normaliser that makes the mass
+        # 0.
         spread = tl.load(
             parts.spread + at + n * pixels, mask=here, other=BIG if TARGET == "released" else 1.0
         )
@@ -268,7 +268,7 @@ def _load_part(parts, n, at, here, pixels, TARGET: tl.constexpr):
 
 @triton.jit
 def in_span(cells, bins, start, BLOCK_K: tl.constexpr):
-    """True if some cell may have mass in the bins from `start` to `start + BLOCK_K - 1`."""
+    """Returns True if a cell may have mass in the bins from `start` to `start + BLOCK_K - 1`."""
     _, _, _, _, low, high = cells
     last = tl.minimum(start + BLOCK_K, bins.count) - 1
     return (tl.load(bins.lower + start) <= high) & (tl.load(bins.upper + last) >= low)
@@ -363,7 +363,7 @@ def _mass_by_tails(centre, sigma, bins, k):
 
 @triton.jit
 def _mass_by_series(centre, sigma, bins, k, PIECES: tl.constexpr, EVEN: tl.constexpr):
-    """Returns the same mass as `_mass_by_tails`, except in the first and last bin.
+    """Returns the mass of `_mass_by_tails` by a series; it is wrong in the first and last bin.
 
     Let h be a piece's width and u the distance of its midpoint from the Gaussian's centre, in
     sigmas. The mass is the integral of the Taylor series of the normal density phi,
@@ -404,8 +404,8 @@ def _mass_below(z):
 def _tail(z):
     """Returns erfc(z) / 2 for z >= 0.
 
-    It is exp(-z^2) times a polynomial in 1 / (1 + z / 2), fitted to the minimal maximum relative
-    error on [0, 7], which is 4.4e-7.
+    The result is exp(-z^2) times a polynomial in 1 / (1 + z / 2), fitted for the smallest maximum
+    relative error on [0, 7], which is 4.4e-7.
     """
     t = 1 / (1 + 0.5 * z)
     p = -0.1894654133 + t * 0.047214126

@@ -2,8 +2,8 @@
 
 A loss takes (prediction, target). The target is (B, 1, H, W) float32, metres, 0 where not valid.
 It returns one float32 value per image, the mean over that image's valid pixels. An image without
-valid pixels gives 0 and no gradient. What an image contributes depends neither on the batch size
-nor on how the batch is split over ranks or micro-batches.
+valid pixels gives 0 and no gradient. An image's value depends neither on the batch size nor on how
+the batch is split over ranks or micro-batches.
 """
 
 import torch
@@ -17,7 +17,7 @@ def valid_pixels(target: Tensor, max_depth: float | None = None) -> Tensor:
 
     Args:
         target: depth of any shape, metres.
-        max_depth: metres; None: no upper bound.
+        max_depth: largest valid depth, metres; None for no upper bound.
 
     Returns:
         Bool tensor of the target's shape.
@@ -29,8 +29,8 @@ def mean_over_valid(values: Tensor, valid: Tensor) -> Tensor:
     """Returns the mean of each image's valid values.
 
     Args:
-        values: (B, ...).
-        valid: (B, ...) bool.
+        values: (B, ...), float.
+        valid: (B, ...) bool, True for values that count.
 
     Returns:
         (B,); 0 for an image without a valid value.
@@ -39,7 +39,7 @@ def mean_over_valid(values: Tensor, valid: Tensor) -> Tensor:
 
 
 def check_top_crop(top_crop: int, height: int) -> None:
-    """Refuses a top crop that leaves no rows of the image to learn from.
+    """Checks that a top crop leaves rows of the image to learn from.
 
     Args:
         top_crop: rows cropped at the top.

@@ -1,10 +1,10 @@
 """The chamfer distance between AdaBins' bin centres and the valid depths, in square metres.
 
-Equation 4 of Bhat, Alhashim and Wonka 2021 (arXiv 2011.14141): it pulls the bin centres towards the
-depths. The value is the mean squared distance of each depth to its nearest centre, plus that of
-each centre to its nearest depth. The paper writes sums, but its code and the published weight of
-0.1 use means. In one dimension the nearest is found by sorting, so this costs one sort of the
-depths and no distance matrix. Left out: a gradient for anything but the bins.
+The loss is equation 4 of Bhat, Alhashim and Wonka 2021 (arXiv 2011.14141). It moves the bin centres
+towards the depths. The value is the mean squared distance of each depth to its nearest centre, plus
+that of each centre to its nearest depth. The paper writes sums, but its code and the published
+weight of 0.1 use means. In one dimension nearest neighbours are found by sorting, so the cost is
+one sort of the depths, without a distance matrix. Left out: a gradient for anything but the bins.
 """
 
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ class Chamfer(nn.Module):
     """Mean squared distance of the depths to the centres, plus that of the centres to the depths.
 
     Args:
-        max_depth: metres; deeper targets are masked out. None: no upper bound.
+        max_depth: metres; larger target depths are masked out. None for no upper bound.
     """
 
     def __init__(self, max_depth: float | None = None):
@@ -35,11 +35,11 @@ class Chamfer(nn.Module):
         self.max_depth = max_depth
 
     def forward(self, prediction: "Prediction", target: Tensor) -> Tensor:
-        """Returns each image's distance.
+        """Returns the chamfer distance of each image.
 
         Args:
-            prediction: with bin_centres (B, K), metres.
-            target: (B, 1, H, W) float32, metres, 0 where not valid.
+            prediction: the network's output, whose bin_centres are (B, K), metres.
+            target: (B, 1, H, W) float32, target depth, metres, 0 where not valid.
 
         Returns:
             (B,) float32, square metres.
@@ -58,7 +58,7 @@ class Chamfer(nn.Module):
 
     def _to_centres(self, depths: Tensor, valid: Tensor, centres: Tensor) -> Tensor:
         """Returns (B,), the mean squared distance of the valid depths to their nearest centres."""
-        # The midpoints between sorted centres are the boundaries of their nearest-centre cells.
+        # The midpoints between sorted centres bound the intervals in which a centre is the nearest.
         middles = (centres[:, 1:] + centres[:, :-1]).detach() / 2
         nearest = centres.gather(1, torch.searchsorted(middles, depths))
         return mean_over_valid((nearest - torch.where(valid, depths, 0)).square(), valid)
@@ -66,8 +66,8 @@ class Chamfer(nn.Module):
     def _to_depths(self, centres: Tensor, depths: Tensor, count: Tensor) -> Tensor:
         """Returns (B,), the mean squared distance of the centres to their nearest valid depths.
 
-        count: (B, 1), the number of valid depths of each image. Invalid depths are
-        infinite, so they sort after the valid ones.
+        `count` (B, 1) is the number of valid depths of each image. `depths` are sorted; invalid
+        ones are infinite, so they come last.
         """
         depths = depths.sort(1).values
         at = centres.detach()
@@ -76,7 +76,7 @@ class Chamfer(nn.Module):
         last = (count - 1).clamp_min(0)
         higher, lower = (depths.gather(1, i.clamp_min(0).minimum(last)) for i in (above, above - 1))
         nearest = torch.where(higher - at < at - lower, higher, lower)
-        # An image without valid depths: compare the centres with themselves, for 0 and no gradient.
+        # Without valid depths, compare the centres with themselves, which gives 0 and no gradient.
         return (centres - torch.where(count > 0, nearest, at)).square().mean(1)
 
 

@@ -19,11 +19,11 @@ class DPM(nn.Module):
     """Mean over the valid pixels of KL(target distribution || student distribution).
 
     Args:
-        max_depth: metres; deeper targets are left out of the mean. Give it with a head that has
-            `beyond: ignore`, whose divergence is 0 there.
-        top_crop: rows at the top whose divergence counts as 0. Their pixels still count in the
-            mean's denominator, as in the published training (110 rows at a width of 704). For
-            parity only.
+        max_depth: metres; pixels with a larger target depth are excluded from the mean. Set it for
+            a head with `beyond: ignore`, whose divergence is 0 at these pixels.
+        top_crop: number of rows at the top whose divergence is set to 0. Their pixels still count
+            in the mean's denominator, as in the published training (110 rows at a width of 704).
+            Use it only to reproduce published results.
     """
 
     needs_divergence = True
@@ -43,14 +43,14 @@ class DPM(nn.Module):
         """Returns each image's mean divergence.
 
         Args:
-            prediction: with divergence (B, 1, H, W), nats.
-            target: (B, 1, H, W), metres, 0 where not valid.
+            prediction: the network's output, whose divergence is (B, 1, H, W), nats.
+            target: (B, 1, H, W), target depth, metres, 0 where not valid.
 
         Returns:
             (B,) float32, nats.
 
         Raises:
-            RecipeError: the network predicts no divergence, or the top crop takes all rows.
+            RecipeError: the network predicts no divergence, or the top crop removes all rows.
         """
         if prediction.divergence is None:
             raise RecipeError("the network gives no divergence; it needs `head: {name: dpm, ...}`")

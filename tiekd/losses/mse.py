@@ -1,6 +1,6 @@
 """Mean squared error in square metres, the response-based alternative to the DPM divergence.
 
-Costs next to nothing.
+Its cost is negligible.
 """
 
 from typing import TYPE_CHECKING
@@ -18,22 +18,23 @@ class MSE(nn.Module):
     """Mean over the valid pixels of (depth - target)^2."""
 
     def __init__(self):
-        # A recipe's arguments are checked against this signature; nn.Module's accepts any argument.
+        # Define a signature without arguments, against which a recipe's arguments are checked.
         super().__init__()
 
     def forward(self, prediction: "Prediction", target: Tensor) -> Tensor:
         """Returns each image's mean squared error.
 
         Args:
-            prediction: with depth (B, 1, H, W), metres.
-            target: (B, 1, H, W), metres, 0 where not valid.
+            prediction: the network's output, whose depth is (B, 1, H, W), metres.
+            target: (B, 1, H, W), target depth, metres, 0 where not valid.
 
         Returns:
             (B,) float32, square metres.
         """
         depth = prediction.depth.float()
         valid = valid_pixels(target)
-        # Invalid targets may be NaN: mask before squaring, else backward computes 0 * NaN = NaN.
+        # Mask before squaring: invalid targets may be NaN, and backward would compute 0 * NaN =
+        # NaN.
         return mean_over_valid((depth - torch.where(valid, target, depth.detach())).square(), valid)
 
 

@@ -1,8 +1,8 @@
 """The scale-invariant log error sqrt(var(g) + 0.15 mean(g)^2), g = log ratio of depths.
 
-After Eigen et al. 2014. 0.15 keeps a little of the scale, as in AdaBins and the published
-baseline. Costs next to nothing. The slope is infinite at a perfect prediction; the gradient there
-is set to 0.
+After Eigen et al. 2014. With the factor 0.15, as in AdaBins and the published baseline, a wrong
+overall scale is penalised a little. The cost is negligible. The slope is infinite at a perfect
+prediction, so the gradient is set to 0 there.
 """
 
 import math
@@ -28,12 +28,12 @@ class SILog(nn.Module):
     g = log(depth + 1e-3) - log(target + 1e-3), depths in metres.
 
     Args:
-        max_depth: metres; deeper targets are masked out. None: no upper bound.
-        reduce: "image": one value per image. "batch": one value over all pixels of the batch,
-            repeated for each image, as published; it depends on how a batch is split over ranks, so
-            it is for parity only.
-        warm_up: iterations at the start in which the variance is left out. They are counted from
-            the start of the training, also in a resumed run.
+        max_depth: metres; larger target depths are masked out. None for no upper bound.
+        reduce: "image" for one value per image; "batch" for one value over all pixels of the batch,
+            repeated for each image, as published. The latter depends on how a batch is split over
+            ranks, so use it only to reproduce published results.
+        warm_up: number of iterations at the start in which the variance is left out. They are
+            counted from the start of training, also in a resumed run.
     """
 
     def __init__(self, max_depth: float | None = None, reduce: str = "image", warm_up: int = 0):
@@ -56,9 +56,9 @@ class SILog(nn.Module):
         """Returns each image's error.
 
         Args:
-            prediction: with depth (B, 1, H, W), metres.
-            target: (B, 1, H, W), metres, 0 where not valid.
-            iteration: number of finished iterations; None: past the warm-up.
+            prediction: the network's output, whose depth is (B, 1, H, W), metres.
+            target: (B, 1, H, W), target depth, metres, 0 where not valid.
+            iteration: number of finished iterations; None if the warm-up is over.
 
         Returns:
             (B,) float32.
@@ -74,16 +74,16 @@ class SILog(nn.Module):
 
 
 def _value(g: Tensor, valid: Tensor, warming_up: bool) -> Tensor:
-    """Returns (N,) errors from log ratios g (N, P) and their validity (N, P).
+    """Returns (N,) errors from log ratios g (N, P) and their validity (N, P) bool.
 
-    With one valid pixel the variance counts as 0.
+    With a single valid pixel the variance is 0. While `warming_up`, the variance is left out.
     """
     count = valid.sum(1)
     mean = (g * valid).sum(1) / count.clamp_min(1)
     square = MEAN_SHARE * mean.square()
     if not warming_up:
         square = square + ((g - mean[:, None]) * valid).square().sum(1) / (count - 1).clamp_min(1)
-    # Not `square > 0`: that is False for NaN, so a non-finite prediction would count as perfect.
+    # Don't use `square > 0`: it is False for NaN, so a non-finite prediction would seem perfect.
     positive = ~(square <= 0)
     return torch.where(positive, square, 1.0).sqrt() * positive
 

@@ -1,15 +1,15 @@
 """Structural dissimilarity of two depth maps, 1 - SSIM (Wang et al. 2004).
 
-The window is an 11 x 11 Gaussian with sigma 1.5. A window counts only where it lies wholly on
-valid target pixels, so neither the border nor a hole is taken for a structure. For the same reason
-the loss is of no use on sparse ground truth.
+The window is an 11 x 11 Gaussian with sigma 1.5. Only windows that contain valid target pixels
+alone are counted, so that neither the border nor a hole appears as a structure. Therefore the loss
+is useless on sparse ground truth.
 
 Cost: five maps in float64, filtered along rows and then along columns by shifted additions, which
-are bound by memory. That takes a quarter of the time of float32 convolutions on a CPU (0.25 s with
+are memory-bound. This takes a quarter of the time of float32 convolutions on a CPU (0.25 s with
 backward at 352 x 704 on one core) and 31 MB an image for backward.
 
-On metres (the published choice) the constant C2 = 9e-4 makes anything flatter than 3 cm a matter
-of noise; the spaces `normalised` and `log` compare shapes instead.
+With depths in metres (as published), the constant C2 = 9e-4 suppresses structures of less than 3
+cm. The spaces `normalised` and `log` compare shapes independently of the scale.
 """
 
 import math
@@ -31,7 +31,7 @@ GAUSSIAN = [math.exp(-((i - WINDOW // 2) ** 2) / (2 * SIGMA**2)) for i in range(
 TAPS = [value / sum(GAUSSIAN) for value in GAUSSIAN]
 C1, C2 = 0.01**2, 0.03**2
 SPACES = ("metres", "normalised", "log")
-# Metres. The log space is log(depth / this), so that it is non-negative.
+# Metres. The log space is log(depth / NEAREST_M), which is non-negative for larger depths.
 NEAREST_M = 1e-3
 
 
@@ -42,13 +42,15 @@ class SSIM(nn.Module):
         space: the values that are compared. "metres": depths as they are. "normalised": depths
             divided by max_depth, or by the image's largest valid target. "log": the natural log of
             the depth over 1 mm.
-        signed: True: an inverted relief counts as inverted. False is published: abs() on both
-            variances and on the covariance. None: True, unless `released`.
-        released: as published: metres, abs(), zero padding of 5, every pixel counts whether valid
-            or not.
-        max_depth: metres, for the normalised space only.
-        top_crop: this many top rows are cropped and as many rows of zeros added at the bottom. For
-            parity only, with `released` (110 rows at a width of 704).
+        signed: True to keep the sign of the covariance, so that an inverted relief counts as
+            inverted. False to apply abs() to both variances and the covariance, as published. None
+            for True, unless `released`.
+        released: True for the published loss: metres, abs(), zero padding of 5, and all pixels
+            counted, also invalid ones.
+        max_depth: divisor of the normalised space, metres; used for that space only.
+        top_crop: number of rows that are cropped at the top; as many rows of zeros are added at the
+            bottom. Use it only to reproduce published results, with `released` (110 rows at a width
+            of 704).
     """
 
     def __init__(
@@ -80,14 +82,14 @@ class SSIM(nn.Module):
         """Returns each image's mean dissimilarity.
 
         Args:
-            prediction: with depth (B, 1, H, W), metres.
-            target: (B, 1, H, W), metres, 0 where not valid.
+            prediction: the network's output, whose depth is (B, 1, H, W), metres.
+            target: (B, 1, H, W), target depth, metres, 0 where not valid.
 
         Returns:
-            (B,) float32, 0 to 2. 0 for an image smaller than the window.
+            (B,) float32, 0 to 2; 0 for an image smaller than the window.
 
         Raises:
-            RecipeError: the top crop takes all rows.
+            RecipeError: the top crop removes all rows.
         """
         depth = prediction.depth.float()
         if self.released:
@@ -100,7 +102,7 @@ class SSIM(nn.Module):
         valid = valid_pixels(target)
         if min(target.shape[2:]) < WINDOW:
             return mean_over_valid(depth, torch.zeros_like(valid))
-        # Invalid pixels lie only in masked-out windows, but must be finite for a finite gradient.
+        # Replace invalid pixels, which are only in masked-out windows, to keep the gradient finite.
         depth = torch.where(valid, depth, 1.0)
         target = torch.where(valid, target, 1.0)
         depth, target = self._into_space(depth, target, valid)
@@ -119,8 +121,8 @@ class SSIM(nn.Module):
 
     def _similarity(self, x: Tensor, y: Tensor) -> Tensor:
         """Returns SSIM per window: (B, 1, H - 10, W - 10) float64."""
-        # A variance is the small difference of two squared depths. In float32 its error would be
-        # as large as C2.
+        # Use float64, since a variance is the small difference of two squared depths: in float32
+        # its error would be as large as C2.
         x, y = x.double(), y.double()
         maps = torch.cat((x, y, x * x, y * y, x * y))
         mean_x, mean_y, xx, yy, xy = _WindowMeans.apply(maps).chunk(5)
@@ -140,7 +142,7 @@ class SSIM(nn.Module):
 class _WindowMeans(torch.autograd.Function):
     """Weighted means of all windows: (B, 1, H, W) to (B, 1, H - 10, W - 10).
 
-    Saves nothing for backward.
+    It saves no tensor for backward.
     """
 
     @staticmethod
@@ -157,8 +159,8 @@ class _WindowMeans(torch.autograd.Function):
 def _slide(maps: Tensor, dim: int) -> Tensor:
     """Returns the Gaussian-weighted means along `dim`, whose size shrinks by 10.
 
-    Exact where a convolution may not be: an accelerator rounds a convolution's inputs to ten bits
-    unless told otherwise.
+    The means are computed by shifted additions instead of a convolution, whose inputs a GPU may
+    round to ten bits (TF32).
     """
     size = maps.shape[dim] - WINDOW + 1
     means = TAPS[0] * maps.narrow(dim, 0, size)

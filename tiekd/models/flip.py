@@ -13,7 +13,7 @@ def predict(network: Network, image: Tensor, flip: bool) -> Tensor:
     Args:
         network: the network, in eval mode.
         image: (B, 3, H, W), normalised.
-        flip: True averages the prediction with that for the horizontally mirrored image.
+        flip: True to average the prediction with that for the horizontally mirrored image.
 
     Returns:
         (B, 1, H, W) float32, metres.

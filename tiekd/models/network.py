@@ -22,7 +22,7 @@ class Prediction(NamedTuple):
 
     Attributes:
         depth: (B, 1, H, W) float32, metres, at the image's size; in eval mode clamped to the
-            network's depth range, in training mode not.
+            network's depth range, in training mode not clamped.
         divergence: (B, 1, H, W) float32, nats, KL(target || prediction) per pixel, 0 where the
             target depth is invalid. None if there is no target depth or the head computes no
             divergence.
@@ -132,7 +132,7 @@ class Network(nn.Module):
         return self.decoder(features, (image.shape[2], image.shape[3]))
 
     def _too_small(self, image: Tensor, error: str) -> str:
-        """Returns the error message for a norm with a single value, which says what to change.
+        """Returns the error message for a norm with a single value per channel, and the remedy.
 
         Args:
             image: (B, 3, H, W).

@@ -1,1 +1,1 @@
-"""Teachers: callables from a batch to depth in metres, one per module, made by its `build`."""
+"""Teachers: functions from a batch to depth in metres. Each module has one, made by `build`."""

@@ -14,13 +14,13 @@ class OutsideTeacher:
 
         teacher: {name: my_package.my_teacher, **arguments}
 
-    The teacher is a callable (batch: tiekd.Batch) -> depth (B, 1, H, W), floating point, metres, as
-    large as the batch's images and on their device, 0 where it knows none. It reads what it needs
-    from the batch: `image` is ImageNet-normalised, `names` are the images' paths. It is called
-    outside the engine, without gradients, and is in no checkpoint. Pixels that a rotation filled
-    from outside the image are excluded from the loss. An nn.Module is moved to the device, put into
-    eval mode and frozen; anything else may ask for `device` in its build's signature. It loads its
-    own weights. Raises TeacherError for an object that isn't callable, or returns something else.
+    The teacher is a function from a `tiekd.Batch` to depth (B, 1, H, W), floating point, metres, 0
+    where unknown, of the size and on the device of the batch's images. In the batch, `image` is
+    ImageNet-normalised, and `names` are the images' paths. The teacher loads its own weights. It is
+    called outside the engine, without gradients, and isn't saved in checkpoints. Pixels that a
+    rotation filled from outside the image are excluded from the loss. An nn.Module is moved to the
+    device, set to eval mode and frozen; the `build` of any other teacher may have a parameter
+    `device`. An object that isn't callable, or another result, raises TeacherError.
     """
 
     def __init__(self, name: str, teacher: Callable[[Batch], Tensor], device: torch.device):
@@ -36,15 +36,15 @@ class OutsideTeacher:
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Tensor:
-        """Returns the teacher's depth, (B, 1, H, W) float32, metres, 0 where masked out.
+        """Returns the teacher's depth, (B, 1, H, W) float32, metres, 0 where unknown or masked.
 
         Raises:
             TeacherError: The teacher's result isn't depth of the batch's shape, or is on another
                 device.
         """
         depth, wanted = self.teacher(batch), batch.inside
-        # A user's teacher may return anything: check here, since a wrong shape or device would
-        # otherwise raise an unrelated error later, in a loss.
+        # Check the result, since a wrong shape or device would otherwise raise an unrelated error
+        # later, in a loss.
         right = (
             isinstance(depth, Tensor)
             and depth.is_floating_point()

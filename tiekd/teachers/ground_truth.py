@@ -1,4 +1,4 @@
-"""The ground truth as the teacher."""
+"""A teacher that returns the ground truth of the batch."""
 
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""Cached maps as the teacher."""
+"""A teacher that returns the cached teacher maps of the batch."""
 
 from torch import Tensor
 
@@ -6,7 +6,7 @@ from tiekd.data.batch import Batch
 
 
 class CachedMaps:
-    """Returns the batch's cached maps; pixels that a rotation filled are 0 in them already."""
+    """Returns the batch's cached maps, in which pixels filled by a rotation are 0 already."""
 
     def __call__(self, batch: Batch) -> Tensor:
         """Returns the batch's maps, (B, 1, H, W) float32, metres, 0 where not valid."""

@@ -1,4 +1,4 @@
-"""A frozen network as the teacher."""
+"""A teacher that is a frozen network, run on the batch's images."""
 
 import torch
 from torch import Tensor
@@ -13,19 +13,19 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class FrozenTeacher:
-    """A network in eval mode without gradients.
+    """A network in eval mode, which predicts without gradients.
 
-    Runs under `no_grad`, not `inference_mode`, whose tensors can't be saved for backward.
+    It runs under `no_grad` and not under `inference_mode`, whose tensors can't be saved for
+    backward.
 
     Attributes:
-        flip: Averages with the mirrored image's depth, at twice the cost, as cached maps usually
-            do.
-        precision: "fp32", "bf16" or "fp16", for its convolutions and matrix products,
-            independently of the student's precision. Weights, depth and a head's float32
-            arithmetic stay float32.
-        resize: The working resolution that its weights were trained at.
-            tiekd/tools/cache_teacher.py resizes whole images to it; in training the teacher sees
-            the student's.
+        flip: True to average with the prediction for the mirrored image, at twice the cost. Cached
+            maps are usually made so.
+        precision: "fp32", "bf16" or "fp16", for convolutions and matrix products, independently of
+            the student's precision. Weights, depth and a head's float32 arithmetic stay float32.
+        resize: The working resolution that the teacher's weights were trained at.
+            tiekd/tools/cache_teacher.py resizes whole images to it; in training the teacher gets
+            images at the student's working resolution.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class FrozenTeacher:
         dtype = PRECISIONS[self.precision]
         with torch.autocast(batch.image.device.type, dtype, enabled=dtype is not None):
             depth = predict(self.network, batch.image, self.flip)
-        # Pixels that a rotation filled from outside the image are excluded from the loss.
+        # Set pixels that a rotation filled from outside the image to 0, i.e. invalid for the loss.
         return torch.where(batch.inside, depth.float(), 0)
 
 

@@ -1,4 +1,4 @@
-"""Command-line options that several programs share, and the recipe with a run's options applied.
+"""Defines command-line options that several programs share, and applies a run's to its recipe.
 
 Every option of bin/train.py that affects what is learned is written into the recipe, so that the
 recipe that a run saves is complete.

@@ -56,7 +56,7 @@ def sources_of(recipe: Recipe, splits: tuple[str, ...], out: TextIO | None = Non
         RecipeError: the dataset has no files to decode.
     """
     sources = {}
-    notes: dict[str, None] = {}  # an ordered set: the splits of a folder have the same notes
+    notes: dict[str, None] = {}  # an ordered set, since the splits of a folder may have equal notes
     for split in splits:
         frames = build_dataset(recipe.dataset.from_files(), split)
         if not isinstance(frames, Frames):
@@ -64,7 +64,7 @@ def sources_of(recipe: Recipe, splits: tuple[str, ...], out: TextIO | None = Non
                 f"data.name: {recipe.data['name']} has no files to decode; kitti, nyu and "
                 "folder have"
             )
-        # Splits may share files; each is decoded once.
+        # Splits may share files; a dict keeps each file once.
         notes |= dict.fromkeys(frames.notes)
         for index in range(len(frames)):
             sources |= {
@@ -80,14 +80,14 @@ def sources_of(recipe: Recipe, splits: tuple[str, ...], out: TextIO | None = Non
 def fill(
     recipe: Recipe, sources: Sources, folder: Path, num_workers: int, verify: bool, out: TextIO
 ) -> None:
-    """Decodes the files that the cache doesn't contain yet.
+    """Decodes the files that the cache doesn't contain yet, and writes them to the cache.
 
     Args:
         recipe: the recipe, with overrides applied.
         sources: the files, as `sources_of` returns them.
         folder: the folder of the cache.
         num_workers: number of processes that decode.
-        verify: True to also compare existing arrays with their sources, and replace those with
+        verify: True to also compare existing arrays with their sources, and rewrite arrays with
             wrong values.
         out: text stream that receives the progress.
 
@@ -99,7 +99,7 @@ def fill(
     cache = Decoded(folder, recipe.dataset.root)
     each = partial(_each, num_workers=num_workers, timeout_s=recipe.loading.timeout_s, out=out)
     with _claimed(folder):
-        # Find the missing files.
+        # Find the files that are missing in the cache.
         if verify:
             whole = list(each("verified", list(sources), partial(cache.holds, thoroughly=True)))
         else:
@@ -112,7 +112,8 @@ def fill(
             f"{folder}",
         )
         _check_disk(folder, [(source, sources[source]) for source in missing], out)
-        # Decode them. Errors of corrupt files are collected, while a failed write ends the job.
+        # Decode the missing files. Errors of corrupt files are collected; a failed write ends the
+        # job.
         problems = []
         with closing(
             each("files", missing, partial(_write, cache, sources), there=there)
@@ -153,7 +154,7 @@ def _each(
     """Yields act(path) for each file, in order, computed by several processes.
 
     Args:
-        noun: name of the counted things in the progress.
+        noun: plural of what is counted, for the progress ("files").
         paths: the files.
         act: function of a file's path.
         num_workers: number of processes.
@@ -191,13 +192,16 @@ def _check_disk(folder: Path, missing: list[tuple[Path, Callable]], out: TextIO)
 
 
 def _bytes(source: Path, decode: Callable) -> int:
-    """Bytes of the decoded file; 0 if it can't be read (reported when it is decoded)."""
+    """Returns the bytes that the decoded file needs on the disk.
+
+    It is 0 if the file can't be read; that error is reported when the file is decoded.
+    """
     try:
         height, width = image_io.read_image_size(source)
     except DataError:
         return 0
     content = height * width * (3 if decode is image_io.read_image else 2)
-    return (content // _BLOCK + 2) * _BLOCK  # including header and metadata about the source
+    return (content // _BLOCK + 2) * _BLOCK  # one block more for the header and metadata
 
 
 @contextmanager

@@ -49,12 +49,12 @@ from tiekd.teachers.network import FrozenTeacher
 from tiekd.teaching import build_teacher, teacher_checkpoint
 from tiekd.training.settings import Recipe
 
-TIMEOUT_MINUTES = 600.0  # the last rank may be hours behind the first where their devices differ
+TIMEOUT_MINUTES = 600.0  # the last rank may be hours behind the first if devices differ
 
 _WRITERS = 2  # threads per rank that encode and write
-_WAITING = 4  # maps that may wait for such a thread
-_PROBES = 3  # maps that are encoded to estimate the size of all
-_MARGIN = 1.1  # safety factor on that estimate
+_WAITING = 4  # maps that may wait for a writer thread
+_PROBES = 3  # maps that are encoded to estimate the total size
+_MARGIN = 1.1  # safety factor on the estimated total size
 
 
 class Source(NamedTuple):
@@ -62,8 +62,8 @@ class Source(NamedTuple):
 
     Attributes:
         teacher: the recipe's `teacher` section, with the path of the checkpoint filled in.
-        flip: True to average with the prediction for the mirrored image. False for a teacher of a
-            module outside tiekd, which decides that itself and loads its own weights.
+        flip: True to average with the prediction for the mirrored image. Always False for a teacher
+            from a module outside tiekd, which applies flip averaging and loads weights itself.
         resize: the working resolution; None for the one stored with the weights.
     """
 
@@ -92,7 +92,7 @@ def teacher_of(
     Args:
         recipe: the recipe, with overrides applied.
         recipe_path: the recipe's file.
-        checkpoint: weights file that replaces the recipe's own; None to keep that.
+        checkpoint: weights file to use instead of the recipe's; None to use the recipe's.
         overrides: the arguments of `--set`. If the teacher is the recipe's own network, a
             `data.resize` among them applies to the teacher. Otherwise it applies to the student
             only, and the teacher keeps its own working resolution.
@@ -114,7 +114,7 @@ def teacher_of(
             f"teacher.maps: {recipe_path} learns from cached maps, so there is no network to make "
             "any; give the teacher's own recipe"
         )
-    # The recipe trains the teacher itself, so use its own network and weights.
+    # This recipe trains the teacher: use the recipe's network and its trained weights.
     if teacher.is_the_recipes_network:
         own = {"network": recipe.network, "recipe": str(recipe_path)}
         if "work_dir" in recipe.node:
@@ -129,7 +129,7 @@ def teacher_of(
 
 
 def default_folder(recipe: Recipe, recipe_path: str | Path, split: str) -> Path:
-    """Returns `<data.root>/gt_kd_<teacher's recipe or module>`, for validation with `_val`."""
+    """Returns `<data.root>/gt_kd_<teacher's recipe or module>`, plus `_val` for validation."""
     teacher = recipe.teacher
     if teacher.module is not None:
         name = teacher.module.split(".")[-1]
@@ -140,15 +140,15 @@ def default_folder(recipe: Recipe, recipe_path: str | Path, split: str) -> Path:
 
 
 def frames_of(recipe: Recipe, split: str) -> Dataset:
-    """Builds the dataset of the frames of a split that need teacher maps.
+    """Builds the dataset of a split's frames that need teacher maps.
 
-    Training frames include those without ground truth, and those that are trained on only in a run
-    without validation.
+    The training split includes frames without ground truth, and those that would be held out for
+    validation, because a run without validation trains on them too.
 
     Raises:
         RecipeError: the dataset doesn't define the file names of its frames' maps.
     """
-    # With a teacher in the recipe, frames without ground truth are included.
+    # `has_teacher` includes frames without ground truth.
     taught = replace(recipe.dataset, maps=None, has_teacher=True)
     held_out = () if split == "train" else None
     frames = build_dataset(taught, split, as_evaluated=True, held_out=held_out)
@@ -225,7 +225,7 @@ def digest_of(network: nn.Module) -> str:
 
 @dataclass(frozen=True)
 class _Job:
-    """The job that fills one folder with maps.
+    """Fills one folder with maps: the work of `cache_maps` once the folder is locked.
 
     Attributes:
         index_by_name: file name of a frame's map -> the frame's index.
@@ -241,7 +241,7 @@ class _Job:
     out: TextIO
 
     def tell(self, line: str) -> None:
-        """Writes a line on rank 0."""
+        """Writes a line of progress on rank 0."""
         if comm.is_main():
             self.out.write(f"{line}\n")
             self.out.flush()
@@ -266,7 +266,7 @@ class _Job:
         """
         problem = None
         if comm.is_main():
-            # A map's size depends on what it shows, so the probes are spread over the frames.
+            # The bytes of a map depend on its content, so encode maps spread over all frames.
             probes = sorted(
                 {missing[round(i * (len(missing) - 1) / (_PROBES - 1))] for i in range(_PROBES)}
             )
@@ -370,7 +370,7 @@ def _claim(folder: Path, manifest: dict) -> tuple[TextIO | None, str | None]:
                 f"{folder}: holds maps of nobody knows which teacher (no manifest); give another "
                 "--out",
             )
-        # Maps beside images of the same names would make a dataset's listing ambiguous.
+        # Maps beside images of the same names would make a dataset's list of frames ambiguous.
         images = [name for name in names if name.lower().endswith(IMAGE_SUFFIXES)]
         if images:
             return None, f"{folder}: holds images ({min(images)}, ...); give another --out"
@@ -397,7 +397,7 @@ def _claim(folder: Path, manifest: dict) -> tuple[TextIO | None, str | None]:
         )
     except OSError as error:
         return None, f"{folder}: can't be written to ({error.strerror}); give another --out"
-    for partial in folder.glob(".*.png.*"):  # left by a job that was killed during a write
+    for partial in folder.glob(".*.png.*"):  # partial files of a job that was killed during a write
         partial.unlink(missing_ok=True)
     return lock, None
 

@@ -64,9 +64,9 @@ class Split:
         return None if self.lines is None else f"{self.frames.source}:{self.lines[index][0]}"
 
     def remarks(self) -> list[str]:
-        """Returns remarks for the user, such as how depth maps are interpreted.
+        """Returns lines for the user, such as how depth maps are interpreted.
 
-        A remark isn't a fault.
+        These are neither faults nor warnings.
         """
         found = depth_values.describe(
             self.frames, [fact.levels for fact in self.facts if fact.levels is not None]
@@ -93,7 +93,7 @@ def splits_of(recipe: Recipe, which: str) -> list[Split]:
     """Builds the splits to check.
 
     Args:
-        recipe: with its overrides applied.
+        recipe: the recipe, with overrides applied.
         which: "train", "val" or "both"; "both" means "train" if the recipe has no validation.
     """
     return [_split(recipe, name) for name in recipe.splits(which)]
@@ -178,7 +178,7 @@ def write(recipe: Recipe, splits: list[Split], out: Path) -> str:
         A summary of the report, with the options that make a run use the cleaned files.
     """
     texts = {f"{split.name}.txt": split.cleaned() for split in _to_clean(recipe, splits)}
-    # If a split has no frames left, write no cleaned split at all.
+    # If any split has no frames left, write no cleaned split files at all.
     empty = [name for name, text in texts.items() if not text]
     texts = {} if empty else texts
     for name, text in texts.items():
@@ -220,7 +220,7 @@ def _split(recipe: Recipe, name: str) -> Split:
     if not frames.source.is_file():
         return Split(name, frames, None)
     lines = read_lines(frames.source, "")
-    if frames.num_skipped:  # lines without ground truth, where it is needed
+    if frames.num_skipped:  # skip lines without ground truth if ground truth is needed
         truths = [line.ground_truth for line in read_split(frames.source)]
         lines = [line for line, truth in zip(lines, truths, strict=True) if truth is not None]
     assert len(lines) == len(frames)
@@ -248,16 +248,17 @@ def _examine(
     for facts in workers.read(examined.facts, batches, num_workers, describe, timeout_s):
         split.facts += facts
         progress.update()
-    # Faults of single frames, then those that show only between frames.
+    # Collect the faults of single frames, then duplicates, which show only between frames.
     faults = [(index, fault) for index, fact in enumerate(split.facts) for fault in fact.faults]
     split.findings = [Finding(kind, index, message) for index, (kind, message) in faults]
     split.findings += checks.duplicates(split.frames, split.facts)
 
 
 def _to_clean(recipe: Recipe, splits: list[Split]) -> list[Split]:
-    """Returns the splits that get a file.
+    """Returns the splits for which a cleaned split file is written.
 
-    In a folder data set, one split is what the other leaves, so both get a file or none.
+    In a folder dataset, one split has the frames that the other doesn't list. Therefore both splits
+    get a file, or neither.
     """
     if recipe.data["name"] not in _WITH_SPLIT_OPTIONS or not any(split.dropped for split in splits):
         return []
@@ -276,7 +277,7 @@ def _short(
     ]
     rows += [f"{split.name}: {line}" for split in splits for line in split.remarks()]
     rows += [f"WARNING: {note}" for note in _notes(splits)]
-    # A table with a row for each kind of finding and a column for each split.
+    # Add a table with a row for each kind of finding and a column for each split.
     rows += ["", f"{'':<12}" + "".join(f"{split.name:>7}" for split in splits) + "  first"]
     for kind in (*FAULTS, *WARNINGS):
         counts = [sum(finding.kind == kind for finding in split.findings) for split in splits]
@@ -289,7 +290,7 @@ def _short(
             )
     if not any(split.findings for split in splits):
         return "\n".join(rows[:-1] + ([] if _notes(splits) else ["Nothing was found."]))
-    # Where the rest is, and how to use the cleaned splits.
+    # Add the report's path, and how to use the cleaned splits.
     rows += ["", f"All of them: {out / TEXT}"]
     if empty:
         rows.append(
@@ -312,7 +313,7 @@ def _short(
 
 
 def _notes(splits: list[Split]) -> list[str]:
-    """Returns the data set's notes on how the files were found, each once."""
+    """Returns the datasets' notes on how their files were found, each note once."""
     return list(dict.fromkeys(note for split in splits for note in split.frames.notes))
 
 

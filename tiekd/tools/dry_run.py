@@ -43,7 +43,7 @@ from tiekd.workdir.environment import environment
 
 _MOST_ITERATIONS = 200  # upper bound; the stopwatch ends training much earlier
 _EVALUATED = 4  # batches per rank on which an evaluation is timed
-_SLOW_S = 20.0  # seconds of an evaluation's batch from which on one batch is timed
+_SLOW_S = 20.0  # if a batch of an evaluation takes longer than this, only one is timed
 
 
 def dry_run(recipe: dict, recipe_path: Path, engine_config: dict) -> list[str]:
@@ -60,7 +60,7 @@ def dry_run(recipe: dict, recipe_path: Path, engine_config: dict) -> list[str]:
     Raises:
         UserError: any error that `training.run.run` raises before it trains.
     """
-    # Build what the run builds.
+    # Build everything that the run builds.
     sections = Recipe(recipe)
     options = sections.train
     device = process_group.start_rank(options.timeout_minutes)
@@ -68,7 +68,7 @@ def dry_run(recipe: dict, recipe_path: Path, engine_config: dict) -> list[str]:
     state = parts.state
     refusal = _refusal(state.work_dir, recipe_path)
     if comm.is_main():
-        tensorboard.writer_class()  # imported for its memory: the run imports it too
+        tensorboard.writer_class()  # import it as the run does, so that its memory is counted
     # Measure iterations, an evaluation, a checkpoint and the peak of memory.
     machine = environment()
     watch = Stopwatch(device, sections.loading.workers, state.accumulation)
@@ -78,7 +78,7 @@ def dry_run(recipe: dict, recipe_path: Path, engine_config: dict) -> list[str]:
     weights_bytes, checkpoint_bytes = _checkpoint_bytes(parts)
     peaks = comm.gather_objects(memory.peak_bytes(device))
 
-    # Report.
+    # Format the report.
     seconds, data_s = watch.median_s()
     least_s, most_s = watch.range_s()
     total = state.total_iterations
@@ -130,7 +130,7 @@ def size(num_bytes: float) -> str:
 
 
 class _First(Dataset):
-    """The first `count` samples of a data set."""
+    """The first `count` samples of a dataset."""
 
     def __init__(self, dataset: Dataset, count: int):
         self.dataset = dataset
@@ -158,17 +158,17 @@ class _Sizes(manifest.Files):
         self.written[Path(path).name] = [counter.size, ""]
 
     def make_folder(self, path: str | Path, exist_ok: bool = False) -> None:
-        """Creates no folder."""
+        """Does nothing, since no file is written."""
         pass
 
 
 class _Counter:
-    """A file object that only counts bytes."""
+    """A file object that counts the bytes written to it, in `size`, and stores nothing."""
 
     size = 0
 
     def write(self, data) -> int:
-        """Counts the bytes."""
+        """Adds the number of bytes in `data` to `size`, and returns it."""
         written = len(memoryview(data).cast("B"))
         self.size += written
         return written
@@ -218,8 +218,8 @@ def _evaluation_s(parts: Parts) -> float:
         memory.wait(parts.device)
         return comm.max_over_ranks(time.perf_counter() - started)
 
-    # Data workers are launched once per evaluation. To separate that time from the time per batch,
-    # time a few batches, too, unless one batch alone is slow.
+    # Data workers are launched once per evaluation. To separate their launch from the time per
+    # batch, time one batch and then several, unless one batch alone is slow.
     seconds(1)  # warms up
     one = seconds(1)
     batches = -(-len(hook.dataset) // at_once)
@@ -254,7 +254,7 @@ def _disk(parts: Parts, weights_bytes: int, checkpoint_bytes: int) -> list[str]:
     )
     if saver is None:
         return [f"Disk: {size(checkpoint_bytes)} a checkpoint; the recipe's own hook says how many"]
-    # Checkpoints of the whole run: those that stay, and one more while it is written.
+    # Count the checkpoints of the whole run: those that are kept, and one while it is written.
     saved = list(_moments(parts, saver.interval, saver.by))
     for_good = []
     if saver.keep_every:
@@ -264,7 +264,7 @@ def _disk(parts: Parts, weights_bytes: int, checkpoint_bytes: int) -> list[str]:
     at_most = min(len(saved), kept + 1) * checkpoint_bytes
     if parts.recipe.train.validate:
         at_most += 2 * weights_bytes
-    # The work dir may not exist yet: use the disk of its closest existing parent.
+    # The work dir may not exist yet, so use the disk of its closest existing parent folder.
     there = parts.state.work_dir.absolute()
     there = next(folder for folder in (there, *there.parents) if folder.is_dir())
     free = shutil.disk_usage(there).free

@@ -1,4 +1,4 @@
-"""Evaluates networks side by side: the body of bin/evaluate.py."""
+"""Evaluates one or more networks on the same frames: the body of bin/evaluate.py."""
 
 import argparse
 import json
@@ -17,7 +17,7 @@ from tiekd.visualization import frame_pictures, panel
 
 def run(args: argparse.Namespace) -> None:
     """Runs bin/evaluate.py with its arguments; prints, and raises UserErrors."""
-    # The networks, the first recipe's frames and its protocol.
+    # Load the networks, and build the frames and the evaluation protocol of the first recipe.
     recipe = Recipe(load_recipe(args.recipe, args.overrides))
     flip = recipe.evaluation.flip
     device = process_group.start_rank()
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> None:
     loading = recipe.loading
     frames = build_dataset(data, args.split, as_evaluated=True)
     check_same({"evaluation": frames})
-    # Raise all user errors before the networks run.
+    # Raise errors about frames used in training before the networks run.
     seen = compare.overlaps(networks, frames)
     if args.split == "val" and not args.on_trained:
         compare.refuse_trained_on(seen, networks)
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
     if args.mean_map:
         training = build_dataset(data, "train", as_evaluated=True)
         entrants = {"mean map": compare.mean_map(training, device, sys.stderr), **networks}
-    # Evaluate each network; the last one's frames are drawn if asked for.
+    # Evaluate each network; with --show-dir, write images of the last network's predictions.
     results = {}
     for name, entrant in entrants.items():
         shown = args.show_dir is not None and name == list(entrants)[-1]
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
         watchers = [watcher] if shown else []
         result = compare.evaluate(entrant, frames, protocol, device, loading, sys.stderr, watchers)
         results[name] = result._replace(overlap=seen.get(name))
-    # Report.
+    # Print and write the report on rank 0.
     if not comm.is_main():
         return
     print("\n\n".join(report.everything(results, protocol)))

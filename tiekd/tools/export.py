@@ -19,7 +19,7 @@ def run(args: argparse.Namespace, version: str) -> None:
     recipe = load_recipe(args.recipe, args.overrides)
     network, weights, resize = load.load_network(args.recipe, args.checkpoint, args.overrides)
     print(f"{Path(args.recipe).stem}: {weights}")
-    # How to export: the size of the recipe's frames unless another is asked for.
+    # Choose the image size: that of the recipe's frames, unless --size gives another.
     frames, origin = trial_images.frames(recipe)
     size = tuple(map(int, args.size.split("x"))) if args.size else tuple(frames[0].shape[1:])
     settings = export.Settings(

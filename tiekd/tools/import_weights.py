@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> None:
     convert = conversion.to_published if args.to_published else conversion.from_published
     converted = convert(args.source, node)
     print(f"{args.source} for {args.recipe}\n{conversion.summary(converted)}")
-    # Printed before it is checked, so that a mismatch can be read in the table.
+    # Print the summary before the check, so that it shows the mismatch if the check fails.
     conversion.check(converted, args.source, args.recipe)
     if args.to_published:
         conversion.write(args.out, {"meta": {}, "state_dict": converted.tensors})

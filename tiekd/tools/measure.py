@@ -10,24 +10,24 @@ from tiekd.distributed import comm, memory
 from tiekd.training.hook import Hook
 
 _LEAST_S = 3.0  # minimum total time of the timed iterations, seconds
-_MOST_S = 60.0  # after this many seconds, three timed iterations are enough
+_MOST_S = 60.0  # after this total time, seconds, fewer timed iterations suffice
 _LEAST = 5  # minimum number of timed iterations
-_MOST = 50
-# Iterations skipped while fp16's loss scale is searched are left out: before the first step the
-# optimizer has no state whose memory could be measured.
+_MOST = 50  # maximum number of timed iterations
+# With fp16, the first optimizer steps are skipped until the loss scale fits. The timing restarts at
+# each of them before this iteration, because the optimizer's state isn't allocated before a step.
 _MOST_SKIPPED = 40
-_READ_AHEAD = 2  # batches that a worker of torch's loader has ready
+_READ_AHEAD = 2  # batches that each worker of torch's loader prefetches
 
 
 class Stopwatch(Hook):
     """Times each iteration, including the device's work.
 
-    Excluded as warm-up are the first iteration, and those whose data was read before training
-    began. Costs a host sync and an exchange between ranks after every iteration.
+    The first iteration is excluded as warm-up, and so are those whose data was read before training
+    began. The hook costs a host sync and an exchange between ranks after every iteration.
     """
 
     def __init__(self, device: torch.device, workers: int, accumulation: int, least: int = _LEAST):
-        """Makes a stopwatch for a run.
+        """Initialises the stopwatch for a run.
 
         Args:
             device: this rank's device.
@@ -39,11 +39,11 @@ class Stopwatch(Hook):
         self.least = least
         self.least_s = _LEAST_S if least > 1 else 0.0
         self.warm_up = 1 + math.ceil(_READ_AHEAD * workers / accumulation) if least > 1 else 0
-        # Seconds of each iteration, and of waiting for its data.
+        # One (seconds, seconds of waiting for data) per iteration.
         self.rows: list[tuple[float, float]] = []
 
     def before_train(self, state) -> None:
-        """Starts the first iteration's time."""
+        """Starts the timer of the first iteration."""
         self._began = self._started = time.perf_counter()
 
     def after_iteration(self, state) -> None:
@@ -57,7 +57,7 @@ class Stopwatch(Hook):
         self._started = time.perf_counter()
 
     def median_s(self) -> tuple[float, float]:
-        """Returns the median seconds per iteration, and of the wait for data within it."""
+        """Returns (median seconds per iteration, median seconds of waiting for data within it)."""
         return tuple(statistics.median(column) for column in zip(*self._timed(), strict=True))
 
     def range_s(self) -> tuple[float, float]:

@@ -33,7 +33,7 @@ from tiekd.tools.measure import Stopwatch
 from tiekd.training.build import Parts, build_parts
 from tiekd.training.settings import Recipe
 
-_LOOKED_AT = 8  # images that are read; the tries repeat the largest of them
+_LOOKED_AT = 8  # number of images that are read; the tries repeat the largest one
 _LEFT_FREE = 0.1  # fraction of the machine's memory that is reserved for other uses
 
 
@@ -67,7 +67,7 @@ def find(recipe: dict, engine_config: dict, memory_gb: float | None) -> list[str
 
     Raises:
         LaunchError: not even one image fits.
-        UserError: what `training.run.run` raises before it trains.
+        UserError: any error that `training.run.run` raises before it trains.
     """
     sections = Recipe(recipe)
     options = sections.train
@@ -76,14 +76,14 @@ def find(recipe: dict, engine_config: dict, memory_gb: float | None) -> list[str
         torch.cuda.set_per_process_memory_fraction(
             min(1.0, memory_gb * 1e9 / torch.cuda.mem_get_info(device)[1])
         )
-    # The engine as training has it, whose optimizer and buffers take memory besides the images: a
-    # step of one image makes them.
+    # Build the engine of the run and train a step on one image, so that the memory of optimizer
+    # state and buffers is allocated.
     one_image = {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": "auto"}
     parts = build_parts(sections, engine_config | one_image, device, resuming=False, begins=True)
     begin(parts, Stopwatch(device, 0, parts.state.accumulation, least=1))
     share = options.batch_size // comm.world_size()
     try_images = _on_a_copy(parts)
-    # A GPU raises OutOfMemoryError; a CPU's process would be killed, so its tries are foreseen.
+    # A GPU raises OutOfMemoryError. On a CPU the process would be killed, so use a budget there.
     budget = _budget(device, memory_gb) if device.type == "cpu" else None
     tries = find_largest(
         [n for n in range(1, share + 1) if share % n == 0], try_images, device, budget
@@ -112,7 +112,8 @@ def find_largest(
     tries: list[Try] = []
     for images in candidates:
         if device.type == "cpu":
-            # Return cached free memory: reusing it would hide how much more a larger try needs.
+            # Give cached free memory back to the system: reusing it would hide how much more memory
+            # a larger try needs.
             allocator.give_back()
         foreseen = _foreseen(tries, images, memory.held_bytes(device))
         mine = Try(images, foreseen, None, False)
@@ -133,10 +134,10 @@ def find_largest(
 
 
 def _foreseen(tries: list[Try], images: int, held: float) -> float:
-    """Extrapolates the peak bytes of a number of images.
+    """Extrapolates the peak bytes of a forward and backward pass on a number of images.
 
-    From two tries linearly. From one try, assuming that its memory above `held` is proportional to
-    the number of images.
+    With two earlier tries the extrapolation is linear. With one earlier try, its memory above
+    `held` (bytes) is assumed to be proportional to the number of images.
     """
     if not tries:
         return held
@@ -158,7 +159,7 @@ def _try(
         peak = memory.peak_bytes(device)
         result = Try(images, peak, seconds, budget is None or peak <= budget)
     except (MemoryError, RuntimeError) as error:
-        # Libraries such as cuDNN may report missing memory by a RuntimeError with another message.
+        # Libraries such as cuDNN may report missing memory as a RuntimeError with another text.
         known = isinstance(error, torch.OutOfMemoryError | MemoryError)
         if not known and not entrypoint.is_out_of_memory(error):
             raise
@@ -172,7 +173,7 @@ def _try(
 def _on_a_copy(parts: Parts) -> Callable[[int], None]:
     """Returns a function that runs forward and backward on a given number of images.
 
-    It runs the teacher, a copy of the student, and the losses, without an optimizer step.
+    The function runs the teacher, a copy of the student, and the losses; no optimizer step.
     """
     # Copy the engine's network in its precision, but without collectives.
     engine = parts.state.engine
@@ -186,8 +187,8 @@ def _on_a_copy(parts: Parts) -> Callable[[int], None]:
         network.to(torch.float16 if engine.fp16_enabled() else torch.bfloat16)
     casts = parts.config.values.get("torch_autocast", {}).get("enabled", False)
     if device.type == "cpu" and (engine.bfloat16_enabled() or casts):
-        prepare_bf16(network)  # as the engine's is
-    # The largest of a few images; a try repeats it.
+        prepare_bf16(network)  # as in the engine's network
+    # Choose the largest of a few images; each try repeats it.
     batches = parts.batches(_LOOKED_AT)
     one = max(islice(batches, _LOOKED_AT), key=lambda batch: batch.image.numel())
     batches.close()
@@ -236,7 +237,7 @@ def _told(parts: Parts, tries: list[Try], share: int, budget: float | None) -> l
             f"not even one image fits, a rank holds {held}{allowed}; make data.augment.crop or the "
             "network smaller"
         )
-    # BatchNorm computes statistics per micro-batch, so its size affects training, not only speed.
+    # BatchNorm computes statistics per micro-batch, so the micro-batch size affects results too.
     if any(isinstance(module, torch.nn.BatchNorm2d) for module in parts.network.modules()):
         lines.append(
             "The student has BatchNorm, whose statistics are of all ranks' micro-batches together "

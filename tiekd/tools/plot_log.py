@@ -26,10 +26,10 @@ _X_LABELS = {"iteration": "iteration", "epoch": "epoch", "time": "hours of train
 _NO_KEYS = ("mode", "epoch", "iter")
 # The mode of a row that is written on resume if the number of frames has changed.
 _RENUMBERED = "epochs_renumbered"
-_WIDTH = 640  # of a chart, in pixels
+_WIDTH = 640  # width of a chart, pixels
 _HEIGHT = 400
-# For a dark background. Neighbours differ in lightness, so colour-blind readers can distinguish
-# them, too.
+# Colours of curves on a dark background. Consecutive colours differ in lightness, so that
+# colour-blind readers can distinguish them, too.
 COLOURS = ("#56b4e9", "#e69f00", "#00be8c", "#f0e442", "#d55e3c", "#cc79a7", "#aaaaff")
 _BACKGROUND = "#18181b"
 _PLOT = "#202024"
@@ -58,7 +58,7 @@ class Row(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A run's rows in order."""
+    """A run's name and its rows in order."""
 
     name: str
     rows: list[Row]
@@ -68,7 +68,7 @@ class Run(NamedTuple):
         return list(dict.fromkeys(key for row in self.rows for key in row.values))
 
     def curve(self, key: str, by: str) -> tuple[list[float], list[float]]:
-        """Returns the xs and ys of a key in training rows, else in validation rows.
+        """Returns the x and y values of a key: of training rows, or else of validation rows.
 
         Args:
             key: a key of the rows.
@@ -81,7 +81,7 @@ class Run(NamedTuple):
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
-    """Reads one run per path: a `.log.json`, or a work dir, whose files are joined.
+    """Reads one run per path: a `.log.json`, or a work dir, whose `.log.json` files are joined.
 
     A run is named after its folder; if folders have equal names, after its file.
 
@@ -94,7 +94,7 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
         [path.name.removesuffix(".log.json") for path in paths],
         [str(path) for path in paths],
     )
-    # The shortest names that tell the runs apart.
+    # Use the shortest names that distinguish the runs.
     names = next((names for names in choices if len(set(names)) == len(names)), choices[-1])
     return [Run(name, _read_run(path)) for path, name in zip(paths, names, strict=True)]
 
@@ -110,10 +110,11 @@ def plot(
 
     Args:
         runs: as `read_runs` returns them.
-        keys: of the rows.
+        keys: the rows' keys to plot.
         by: the x axis, one of AXES.
-        smooth: the number of training rows of a running mean; the rows themselves stay, pale.
-        log_y: logarithmic y axes.
+        smooth: number of training rows over which a running mean is drawn; the rows' own values are
+            drawn pale.
+        log_y: True for logarithmic y axes.
 
     Returns:
         An image, (height, width, 3) uint8.
@@ -143,7 +144,7 @@ def plot(
         axes.set_xlabel(x_label, color=_FAINT_INK)
         if log_y:
             axes.set_yscale("log", nonpositive="mask")
-    # The last line may have no second chart.
+    # With an odd number of charts, remove the empty place at the end.
     for axes in places[len(keys) :]:
         axes.remove()
     return figures.pixels_of(figure)
@@ -153,7 +154,7 @@ def write(path: Path, pixels: np.ndarray) -> None:
     """Writes an image as PNG, atomically.
 
     Raises:
-        DataError: it can't be written.
+        DataError: the file can't be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -181,7 +182,7 @@ def _draw(axes, runs: Sequence[Run], key: str, by: str, x_unit: float, smooth: i
             ys = _running_mean(ys, smooth)
         lines += axes.plot(xs, ys, color=colour, linewidth=2, zorder=2.2)
         lines[-1].set(marker="o", markersize=5, markevery=_dotted(ys))
-    # The lines are named here, since matplotlib leaves out labels that begin with an underscore.
+    # Pass names to the legend, since matplotlib omits labels that begin with an underscore.
     legend = axes.legend(
         lines,
         [run.name for run in runs],
@@ -195,10 +196,10 @@ def _draw(axes, runs: Sequence[Run], key: str, by: str, x_unit: float, smooth: i
 
 
 def _dotted(ys: Sequence[float]) -> list[int]:
-    """Returns the indices of the points that are drawn as dots.
+    """Returns the indices of the points of a curve that are also drawn as dots.
 
-    In a short curve these are all points. In a long one they are those without finite neighbours,
-    since no line shows them.
+    In a short curve these are all points. In a long curve these are points without finite
+    neighbours, because no line is drawn through them.
     """
     if len(ys) <= _DOTS_UP_TO:
         return list(range(len(ys)))
@@ -209,7 +210,7 @@ def _dotted(ys: Sequence[float]) -> list[int]:
 def _running_mean(ys: Sequence[float], count: int) -> list[float]:
     """Returns for each position the mean of the finite values among the last `count` values.
 
-    It is over fewer values at the start, and NaN if none of them is finite.
+    At the start there are fewer than `count` values. The mean is NaN if no value is finite.
     """
     parts = (np.asarray(ys[max(i + 1 - count, 0) : i + 1], dtype=float) for i in range(len(ys)))
     finite = (part[np.isfinite(part)] for part in parts)
@@ -233,7 +234,8 @@ def _read_run(path: Path) -> list[Row]:
     for part in parts:
         per_epoch = next((line["of"] for line in part if line["mode"] == _RENUMBERED), per_epoch)
         part = [line for line in part if line["mode"] != _RENUMBERED]
-        # A run that was resumed from an earlier iteration has rows twice; the later ones count.
+        # If a run was resumed from an earlier iteration, some rows are repeated: keep the later
+        # ones.
         first = next(
             (_iteration(line, by_epoch, per_epoch) for line in part if line["mode"] == "train"),
             math.inf,
@@ -244,9 +246,9 @@ def _read_run(path: Path) -> list[Row]:
 
 
 def _read_json_lines(path: Path) -> list[dict]:
-    """Reads the rows of training, of validation and about renumbered epochs.
+    """Reads the rows of a `.log.json`: training, validation, and renumbered epochs.
 
-    A last line that is only partly written is left out.
+    A partly written last line is ignored.
     """
     check_readable(path, "log of a run", DataError)
     try:
@@ -276,7 +278,11 @@ def _read_json_lines(path: Path) -> list[dict]:
 
 
 def _counting(lines: list[dict], files: Sequence[Path]) -> tuple[bool, float]:
-    """Returns True if `iter` restarts with each epoch, and the iterations of an epoch."""
+    """Returns (restarts, per_epoch) for the rows of one run.
+
+    `restarts` is True if `iter` restarts with each epoch; `per_epoch` is the number of iterations
+    per epoch.
+    """
     train = [line for line in lines if line["mode"] == "train"]
     texts = [file.with_suffix("") for file in files]  # x.log.json -> x.log
     said = next(filter(None, (_said_per_epoch(text) for text in texts if text.is_file())), None)
@@ -286,12 +292,12 @@ def _counting(lines: list[dict], files: Sequence[Path]) -> tuple[bool, float]:
     )
     if said or falls or max(line["epoch"] for line in train) == 1:
         return True, said or max(line["iter"] for line in train)
-    # In every row (epoch - 1) * per_epoch < iter <= epoch * per_epoch.
+    # Estimate per_epoch: in every row (epoch - 1) * per_epoch < iter <= epoch * per_epoch.
     return False, max(line["iter"] / line["epoch"] for line in train)
 
 
 def _said_per_epoch(path: Path) -> int | None:
-    """Returns M of the first `Epoch [1][50/M]` in a log."""
+    """Returns the iterations per epoch, M of the first `Epoch [1][50/M]` in a `.log` file."""
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             if found := re.search(r"Epoch \[\d+\]\[\d+/(\d+)\]", line):
@@ -300,18 +306,18 @@ def _said_per_epoch(path: Path) -> int | None:
 
 
 def _place(lines: list[dict], by_epoch: bool, per_epoch: float, before: list[Row]) -> list[Row]:
-    """Places the rows of one file on the axes.
+    """Computes the iteration, epoch and time of each row of one file.
 
-    An evaluation is placed at the training row before it, or at the end of its epoch if no training
-    row of that epoch follows.
+    An evaluation gets the place of the training row before it, or the end of its epoch if no
+    training row of that epoch follows.
     """
     rows: list[Row] = []
     trained = next((row for row in reversed(before) if row.mode == "train"), None)
     iteration = trained.iteration if trained else 0.0
     hours = trained.time if trained else 0.0
     passed = iteration
-    # Hours are added up from the rows' seconds an iteration, so a pause between two starts takes no
-    # time.
+    # Add up hours from the rows' seconds per iteration, so that pauses between launches don't
+    # count.
     for index, line in enumerate(lines):
         values = {
             k: float(v) for k, v in line.items() if k not in _NO_KEYS and isinstance(v, int | float)
@@ -332,6 +338,6 @@ def _iteration(line: dict, by_epoch: bool, per_epoch: float) -> float:
 
 
 def _goes_on(later: list[dict], epoch: int) -> bool:
-    """Returns True if training rows of this epoch follow."""
+    """Returns True if the next training row is of this epoch."""
     following = next((line for line in later if line["mode"] == "train"), None)
     return following is not None and following["epoch"] == epoch

@@ -13,12 +13,12 @@ from tiekd.workdir import launch_record
 
 
 def run(given: Sequence[str], rest: Sequence[str], args: argparse.Namespace, program: str) -> int:
-    """Runs bin/resume.
+    """Runs bin/resume: on the command line, starts the launcher; on a rank, trains.
 
     Args:
         given: the command line's options for the launcher.
         rest: the other arguments of the command line.
-        args: `rest`, parsed.
+        args: the parsed `rest`.
         program: the path of bin/resume, which the launcher runs on each rank.
 
     Returns:
@@ -88,9 +88,9 @@ def run(given: Sequence[str], rest: Sequence[str], args: argparse.Namespace, pro
 
 
 def is_finished(args: argparse.Namespace) -> bool:
-    """Returns True if nothing is left to do, and prints that on rank 0.
+    """Returns True if the run has finished, and prints that on rank 0.
 
-    With overrides it returns False: the changed recipe may have more to do.
+    With overrides the result is False, since the changed recipe may train longer.
     """
     from tiekd.workdir.workdir import read_outcome
 

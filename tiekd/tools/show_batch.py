@@ -101,7 +101,7 @@ def global_batch(
         reader = BatchReader(dataset, augment, train.seed, resize=resize)
         for index, (keys, batch) in enumerate(zip(sampler, batches, strict=True)):
             decisions = [_drawn(reader, *key) for key in keys]
-            # A small dataset is repeated, so that indices beyond its length wrap around.
+            # A small dataset is repeated, so indices may exceed its length: wrap them around.
             samples = [(epoch, index % len(dataset)) for epoch, index in keys]
             yield MicroBatch(rank, index, batch, samples, decisions)
 
@@ -149,9 +149,9 @@ def describe(micro_batch: MicroBatch, sample: int, teacher_depth: Tensor | None)
 
 
 def _drawn(reader: BatchReader, epoch: int, index: int) -> Decisions:
-    """Returns a sample's augmentation, drawn for the size of the image that was actually read.
+    """Returns a sample's augmentation, which depends on the size of the image that was read.
 
-    With `data.on_error: skip` that may be another frame, which replaced a faulty one.
+    With `data.on_error: skip` the image may be that of another frame, read instead of a faulty one.
     """
     for read_index in range(index, index + len(reader.dataset)):
         try:
@@ -172,7 +172,7 @@ def _range(name: str, values: Tensor) -> str:
 
 
 def _depths(name: str, depth: Tensor) -> str:
-    """Describes a depth map's known pixels, i.e. those that aren't 0 (non-finite ones count)."""
+    """Describes a depth map's known pixels: all that aren't 0, including non-finite ones."""
     known = depth[depth != 0]
     if not len(known):
         return f"{name}: none"

@@ -3,7 +3,7 @@
 The run is a child process. After a crash it is launched again after a delay of 1, 2, 4, ... and at
 most 60 seconds. It isn't launched again if it has finished, if it was asked to stop, or if two
 launches in a row produced no newer checkpoint, as with a user error. The ranks watch this process
-as they watch the launcher (tiekd/distributed/launcher_watch.py), so that they exit if it dies.
+as they watch the launcher (tiekd/distributed/launcher_watch.py), so they exit if this process dies.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from tiekd.distributed.launcher_watch import SUPERVISOR
 from tiekd.workdir import checkpoints, workdir
 
 _LONGEST_PAUSE_S = 60
-_RANKS_LEAVE_S = 90.0  # time that ranks have to save and exit after their launcher has ended
+_RANKS_LEAVE_S = 90.0  # seconds that ranks have to save and exit after their launcher has ended
 _STARTS_WITHOUT_GAIN = 2
 
 
@@ -83,9 +83,9 @@ def supervise(command: Sequence[str], work_dir: Path, restarts: int) -> int:
 
 
 def _run(command: Sequence[str], work_dir: Path, asked: list[int]) -> int:
-    """Runs a command, and waits until it and the ranks that outlive it have ended.
+    """Runs a command, waits until it and all ranks have ended, and returns its exit code.
 
-    The first signal is forwarded; a second one kills all processes.
+    The first signal to this process is forwarded; a second one kills all processes.
     """
     environment = os.environ | {SUPERVISOR: str(os.getpid())}
     # Use a new session, so that Ctrl-C in a terminal reaches the command only via this process.

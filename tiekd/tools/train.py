@@ -1,4 +1,4 @@
-"""Trains a recipe, or measures what that will need: the body of bin/train.py."""
+"""Trains a recipe, or measures what a run will need: the body of bin/train.py."""
 
 import argparse
 from pathlib import Path
@@ -10,8 +10,8 @@ def run(args: argparse.Namespace) -> None:
     """Runs bin/train.py with its arguments; prints a dry run's report, and raises UserErrors."""
     recipe = recipe_from_arguments(args.recipe, args)
     path = Path(args.recipe).resolve()
-    # This imports torch, so do it after the recipe is loaded: errors in the recipe are then
-    # reported without the delay.
+    # Import torch only after the recipe is loaded, so that errors in the recipe are reported
+    # without delay.
     from tiekd.engine.config import read_engine_config
 
     engine_config = read_engine_config(args.deepspeed_config)

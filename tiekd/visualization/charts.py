@@ -2,8 +2,8 @@
 
 They are for images written during training, which must not need matplotlib; programs that plot use
 `visualization.figures`. For antialiasing, curves are drawn at three times the size and downsampled;
-text and axes are drawn at their final size. A chart of 600x400 takes some 20 ms. Left out: axes of
-dates or categories, and interaction.
+text and axes are drawn at their final size. A chart of 600x400 takes some 20 ms. Left out:
+logarithmic axes, axes of dates or categories, and interaction.
 """
 
 import math
@@ -16,17 +16,6 @@ from PIL import Image, ImageDraw, ImageFont
 from tiekd.visualization.pictures import BACKGROUND, FAINT_INK, INK
 
 Colour = tuple[int, int, int]
-# For a dark background. Consecutive colours differ in lightness, so that colour-blind readers can
-# distinguish them.
-COLOURS: tuple[Colour, ...] = (
-    (86, 180, 233),
-    (230, 159, 0),
-    (0, 190, 140),
-    (240, 228, 66),
-    (213, 94, 60),
-    (204, 121, 167),
-    (170, 170, 255),
-)
 _PLOT = (32, 32, 36)
 _GRID = (56, 56, 62)
 _AXIS = (110, 110, 118)
@@ -39,17 +28,13 @@ class Curve(NamedTuple):
 
     Attributes:
         xs: The x values.
-        ys: The y values, as many as `xs`. NaN interrupts the curve.
+        ys: The y values, as many as `xs`. Non-finite values interrupt the curve.
         colour: RGB, 0 to 255.
-        name: Name in the legend; empty to leave the curve out of the legend.
-        faint: True to draw the curve pale and leave it out of the legend.
     """
 
     xs: Sequence[float]
     ys: Sequence[float]
     colour: Colour
-    name: str = ""
-    faint: bool = False
 
 
 class Mark(NamedTuple):
@@ -65,24 +50,20 @@ class _Axes(NamedTuple):
     Attributes:
         box: (left, top, right, bottom) in pixels.
         x_range: The values at the left and right border.
-        y_range: The values at the bottom and top border; their log10 if `log_y`.
-        log_y: True for a logarithmic y axis.
+        y_range: The values at the bottom and top border.
     """
 
-    box: tuple[int, int, int, int]  # left, top, right, bottom
+    box: tuple[int, int, int, int]  # pixels
     x_range: tuple[float, float]
     y_range: tuple[float, float]
-    log_y: bool
 
     def place(self, xs, ys) -> np.ndarray:
         """Converts N points to (N, 2) pixels (x, y), relative to the box's top left corner.
 
-        A coordinate is NaN if its value is NaN or, on a logarithmic axis, not above 0.
+        A coordinate is NaN if its value is NaN.
         """
         left, top, right, bottom = self.box
         xs, ys = np.asarray(xs, dtype=float), np.asarray(ys, dtype=float)
-        if self.log_y:
-            ys = np.log10(np.where(ys > 0, ys, np.nan))
         x_share = (xs - self.x_range[0]) / (self.x_range[1] - self.x_range[0])
         y_share = (ys - self.y_range[0]) / (self.y_range[1] - self.y_range[0])
         # Clip far outside the plot: it changes nothing visible, and larger coordinates would
@@ -100,9 +81,8 @@ def chart(
     marks: Sequence[Mark] = (),
     x_range: tuple[float, float] | None = None,
     y_range: tuple[float, float] | None = None,
-    log_y: bool = False,
 ) -> np.ndarray:
-    """Draws a chart of curves, with the named curves in a legend under the title.
+    """Draws a chart of curves and vertical lines, without a legend.
 
     Args:
         curves: The curves.
@@ -112,27 +92,23 @@ def chart(
         marks: Vertical lines.
         x_range: (left, right) values of the x axis; None to include all curves.
         y_range: (bottom, top) values of the y axis; None to include all curves.
-        log_y: True for a logarithmic y axis, on which values of 0 or below are not shown.
 
     Returns:
         (height, width, 3) uint8.
     """
     fonts = ImageFont.load_default(14), ImageFont.load_default(12)
-    # Title and legend.
+    # Draw the title; the plot begins below it.
     canvas = Image.new("RGB", size, BACKGROUND)
     draw = ImageDraw.Draw(canvas)
     draw.text((10, 6), title, font=fonts[0], fill=INK)
-    top = _draw_legend(
-        draw, fonts[1], [c for c in curves if c.name and not c.faint], 26 if title else 8, size[0]
-    )
+    top = 30 if title else 12
     # Compute the ranges, the ticks, and the box that remains beside the tick labels.
-    x_range = x_range or _extent([curve.xs for curve in curves], log=False)
-    low, high = y_range or _extent([curve.ys for curve in curves], log=log_y)
-    y_range = (math.log10(low), math.log10(high)) if log_y else (low, high)
-    y_ticks = log_ticks(low, high) if log_y else ticks(low, high, max((size[1] - top) // 45, 3))
+    x_range = x_range or _extent([curve.xs for curve in curves])
+    y_range = y_range or _extent([curve.ys for curve in curves])
+    y_ticks = ticks(*y_range, max((size[1] - top) // 45, 3))
     left = 18 + max((draw.textlength(label(tick), font=fonts[1]) for tick in y_ticks), default=0)
     axes = _Axes(
-        (round(left), top, size[0] - 14, size[1] - (40 if x_label else 24)), x_range, y_range, log_y
+        (round(left), top, size[0] - 14, size[1] - (40 if x_label else 24)), x_range, y_range
     )
     # Draw the axes, then the curves over them.
     _draw_axes(draw, axes, fonts[1], y_ticks, x_label)
@@ -156,19 +132,6 @@ def ticks(low: float, high: float, at_most: int) -> list[float]:
     return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def log_ticks(low: float, high: float) -> list[float]:
-    """Returns the ticks of a logarithmic axis: 1, 2 and 5 times powers of ten from low to high.
-
-    If high / low is 200 or more, only the powers of ten. If that leaves fewer than three, the ticks
-    of `ticks`.
-    """
-    factors = (1, 2, 5) if high / low < 200 else (1,)
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    found = [round(factor * 10.0**power, 12) for power in powers for factor in factors]
-    found = [tick for tick in found if low * (1 - 1e-9) <= tick <= high * (1 + 1e-9)]
-    return found if len(found) > 2 else ticks(low, high, 6)
-
-
 def label(number: float) -> str:
     """Formats a tick's value without trailing zeros."""
     return f"{number:.0e}" if number and not 1e-4 <= abs(number) < 1e7 else f"{number:.10g}"
@@ -179,7 +142,7 @@ def legend(
 ) -> float:
     """Draws one legend entry and returns the x coordinate at which the next one begins.
 
-    `place` is (left, vertical centre) in pixels.
+    `place` is (left, vertical centre) in pixels. `dashed` draws a dashed line for a `Mark`.
     """
     left, middle = place
     for x in range(0, 18, 6 if dashed else 18):
@@ -188,17 +151,6 @@ def legend(
         )
     draw.text((left + 24, middle), name, font=font, fill=INK, anchor="lm")
     return left + 24 + draw.textlength(name, font=font) + 18
-
-
-def _draw_legend(draw, font, curves: Sequence[Curve], top: int, width: int) -> int:
-    """Draws the legend in lines from `top` on, and returns the y coordinate below it."""
-    left = 10.0
-    for curve in curves:
-        needed = 24 + draw.textlength(curve.name, font=font)
-        if left > 10 and left + needed > width - 10:
-            left, top = 10.0, top + 18
-        left = legend(draw, (left, top + 9), font, curve.colour, curve.name)
-    return top + (24 if curves else 4)
 
 
 def _draw_axes(draw, axes: _Axes, font, y_ticks: list[float], x_label: str) -> None:
@@ -229,20 +181,19 @@ def _plot(
     plot = canvas.crop(axes.box)
     large = plot.resize((plot.width * _SMOOTH, plot.height * _SMOOTH), Image.Resampling.NEAREST)
     draw = ImageDraw.Draw(large)
-    # Draw faint curves first, so that the others cover them.
-    for curve in sorted(curves, key=lambda curve: not curve.faint):
-        colour = curve.colour
-        if curve.faint:
-            colour = tuple((c + 2 * p) // 3 for c, p in zip(colour, _PLOT, strict=True))
+    for curve in curves:
         points = axes.place(curve.xs, curve.ys) * _SMOOTH
         for part in _finite_parts(points):
             draw.line(
-                [tuple(point) for point in part], fill=colour, width=2 * _SMOOTH, joint="curve"
+                [tuple(point) for point in part],
+                fill=curve.colour,
+                width=2 * _SMOOTH,
+                joint="curve",
             )
             # Draw dots for short curves, and for isolated points, which have no line.
-            if len(points) <= _DOTS_UP_TO and not curve.faint or len(part) == 1:
+            if len(points) <= _DOTS_UP_TO or len(part) == 1:
                 for x, y in part:
-                    draw.ellipse([x - 8, y - 8, x + 8, y + 8], fill=colour)
+                    draw.ellipse([x - 8, y - 8, x + 8, y + 8], fill=curve.colour)
     for mark in filter(lambda mark: math.isfinite(mark.x), marks):
         ((x, _),) = axes.place([mark.x], [1.0]) * _SMOOTH
         for y in range(0, large.height, 10 * _SMOOTH):
@@ -256,17 +207,12 @@ def _finite_parts(points: np.ndarray) -> list[np.ndarray]:
     return [part for part in np.split(points, breaks) if len(part) and np.isfinite(part[0]).all()]
 
 
-def _extent(numbers: Sequence[Sequence[float]], log: bool) -> tuple[float, float]:
-    """Returns a non-empty range that includes all finite values, with a small margin.
-
-    If `log`, values of 0 or below are ignored, too.
-    """
+def _extent(numbers: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Returns a non-empty range that includes all finite values, with a small margin."""
     values = np.concatenate([np.asarray(some, dtype=float) for some in numbers] or [np.zeros(0)])
-    values = values[np.isfinite(values) & ((values > 0) | (not log))]
+    values = values[np.isfinite(values)]
     if not len(values):
-        return (0.1, 1.0) if log else (0.0, 1.0)
+        return 0.0, 1.0
     low, high = float(values.min()), float(values.max())
-    if log:
-        return low / 1.1, high * 1.1
     room = (high - low) * 0.04 or abs(low) * 0.1 or 0.5
     return low - room, high + room

@@ -1,4 +1,4 @@
-"""A colour bar in metres beside a coloured depth map, as high as the image.
+"""Draws a colour bar in metres beside a coloured depth map, as high as the image.
 
 `pictures.colourise` colours the depths along the bar, so that the bar agrees with the image. The
 bar costs a few milliseconds and is cached per image height. Left out: titles, and a bar for several
@@ -36,7 +36,7 @@ def bar(height: int, max_depth: float) -> np.ndarray:
     """Draws the colour bar alone, with `max_depth` at the top and ticks at round numbers.
 
     Args:
-        height: Pixels.
+        height: Height of the bar in pixels.
         max_depth: End of the colour scale in metres.
 
     Returns:

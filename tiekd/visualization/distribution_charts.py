@@ -1,6 +1,6 @@
-"""Charts of a pixel's two distributions over the depth bins: the target and the student's output.
+"""Draws charts of pixels' distributions over the depth bins: the target's and the student's.
 
-For networks with a DPM head. The pixels are chosen by the frame's depths alone, so that a frame
+The network must have a DPM head. The pixels are chosen by the frame's depths alone, so that a frame
 shows the same pixels at every evaluation: one near, one at middle depth, one far, and one at an
 object edge. A panel takes some 100 ms on the CPU. Left out: heads with adaptive bins, i.e. bins
 that depend on the image.
@@ -19,8 +19,8 @@ from tiekd.models.heads.dpm import Dpm
 from tiekd.visualization.charts import Curve, Mark, chart, legend
 from tiekd.visualization.pictures import BACKGROUND, FAINT_INK, INK, resized
 
-# For each of these quantiles of the frame's depths: of the pixels whose log depth is within _SAME
-# of the quantile's, the one nearest to the middle column is chosen.
+# Quantiles of the frame's depths. Of the pixels whose log depth is within _SAME of a quantile's log
+# depth, the one nearest to the middle column is chosen.
 _QUANTILES = {"near": 0.1, "middle": 0.5, "far": 0.9}
 _SAME = 0.05
 _EDGE_RADIUS = 2
@@ -70,7 +70,7 @@ def choose_pixels(truth: np.ndarray, target: np.ndarray) -> list[tuple[str, int,
         (name, row, column) of each chosen pixel.
     """
     height, width = target.shape
-    # Candidates are the known pixels away from the border, subsampled to a bounded number.
+    # Collect candidates: known pixels away from the border, subsampled to a bounded number.
     known = np.isfinite(target) & (target > 0)
     both = known & (truth > 0)
     border = max(min(height, width) // 25, _EDGE_RADIUS)
@@ -120,7 +120,7 @@ def pixel_distributions(
             target[top : top + head.stride, left : left + head.stride].copy()
         ).to(head.edges)
         if head.stride == 1 or not (patch > 0).any():
-            # The head has full resolution, or the cell has no target: use the pixel's own depth.
+            # If the head has full resolution or the cell has no target, use the pixel's own depth.
             patch = patch.new_full((head.stride, head.stride), float(target[row, column]))
         q, valid = cell_target(
             patch[None, None], head.sigma, None, head.edges, head.target, head.beyond, head.stride
@@ -177,7 +177,7 @@ def distribution_panel(
         )
         canvas.paste(_marked(resized(image, cell), pixels, cell[1] / height), (_MARGIN, y + 22))
         y += cell[1] + 24
-    # Legend at the top.
+    # Draw the legend at the top.
     x: float = left
     for colour, name, dashed in (
         (_TARGET, f"learns from the {target_name}", False),
@@ -264,7 +264,7 @@ def _spread(
         target: (H, W) depth in metres.
         known: (H, W) bool, mask of the pixels with a depth.
         rows: (N,) rows of the pixels, at least _EDGE_RADIUS away from the border.
-        columns: (N,) columns of the pixels, likewise.
+        columns: (N,) columns of the pixels, also at least _EDGE_RADIUS away from the border.
     """
     nearest, farthest = np.full(len(rows), np.inf), np.zeros(len(rows))
     steps = range(-_EDGE_RADIUS, _EDGE_RADIUS + 1)

@@ -19,7 +19,7 @@ from tiekd.evaluation import metrics
 from tiekd.visualization import pictures
 
 _LARGEST_ERROR = 1 / 8  # end of the error scale, as a fraction of the end of the depth scale
-# Widths of a cell in pixels.
+# Minimum and maximum width of a cell in pixels.
 _NARROWEST = 320
 _WIDEST = 800
 _DENSE = 0.5  # ground truth is dense if at least this fraction of the pixels is measured
@@ -36,7 +36,7 @@ class FramePictures:
         folder: The folder to write to.
         num_frames: Number of frames in the dataset.
         max_depth: End of the depth scale in metres; the error scale ends at an eighth of it.
-        resize: The working resolution of the batches' images. They are drawn at their own size.
+        resize: The working resolution of the batches' images, which are drawn at their own size.
     """
 
     def __init__(self, folder: Path, num_frames: int, max_depth: float, resize: Resize = OWN_SIZE):
@@ -109,7 +109,7 @@ def frame_picture(
 def growth(truth: np.ndarray) -> int:
     """Returns the radius in pixels by which to dilate measured points so that they are visible.
 
-    It is 0 for dense ground truth.
+    The radius is 0 for dense ground truth.
 
     Args:
         truth: (H, W) metres, 0 where not measured.

@@ -90,7 +90,7 @@ def dilate(sparse: np.ndarray, radius: int = 2) -> np.ndarray:
 
     Args:
         sparse: (H, W) float, metres, 0 where not measured.
-        radius: Pixels.
+        radius: Radius of the squares in pixels.
 
     Returns:
         (H, W) of the same dtype, metres, 0 outside the squares.
@@ -125,7 +125,7 @@ def panel(
         (height, width, 3) uint8.
 
     Raises:
-        ValueError: If a row hasn't one image per title.
+        ValueError: If a row's number of images differs from that of the titles.
     """
     if any(len(row) != len(titles) for row in rows):
         raise ValueError(
@@ -160,7 +160,7 @@ def sheet(
     height, width = images[0].shape[:2]
     columns = 2 if width > 1.5 * height else 3
     lines = [slice(i, i + columns) for i in range(0, len(titles), columns)]
-    # Subsampled images, such as entropies, are enlarged to the size of the others.
+    # Enlarge subsampled images, such as entropies, to the size of the others.
     size = (cell_width, round(height * cell_width / width))
     rows = [[np.asarray(resized(cell, size)) for cell in images[line]] for line in lines]
     return _grid(
@@ -212,13 +212,13 @@ def _grid(
     for height, row_titles in zip(heights, titles, strict=True):
         tops.append(y + (_TITLE if row_titles else 0))
         y = tops[-1] + height + _GAP
-    # A scale is illegible below a minimum height, so low grids are extended.
+    # Extend low grids, since a scale is illegible below a minimum height.
     grid_height = max(y - _GAP - tops[0], 150)
     grid_width = max(map(len, rows)) * (cell_width + _GAP) - _GAP
     size = (2 * _MARGIN + grid_width + len(scales) * _SCALE_WIDTH, tops[0] + grid_height + _MARGIN)
     canvas = Image.new("RGB", size, BACKGROUND)
     draw = ImageDraw.Draw(canvas)
-    # Images and titles.
+    # Draw the images and their titles.
     for top, height, images, row_titles in zip(tops, heights, rows, titles, strict=True):
         for column, cell in enumerate(images):
             left = _MARGIN + column * (cell_width + _GAP)
@@ -226,7 +226,7 @@ def _grid(
             if row_titles:
                 middle = (left + cell_width / 2, top - _TITLE + 8)
                 draw.text(middle, row_titles[column], font=title_font, fill=INK, anchor="mm")
-    # Scales.
+    # Draw the scales.
     for index, (name, largest, table) in enumerate(scales):
         left = _MARGIN + grid_width + index * _SCALE_WIDTH + 18
         draw.text((left, _MARGIN + 8), name, font=tick_font, fill=FAINT_INK, anchor="lm")
@@ -244,8 +244,8 @@ def _draw_scale(
     left, top, height = place
     is_depth = table is _DEPTH_TABLE
     fractions = np.linspace(1, 0, height)
-    # The bar is linear in the position on the colour scale, so a tick of depth is at the square
-    # root of its depth.
+    # The bar is linear in the position on the colour scale, so a depth tick is at the square root
+    # of the depth.
     colours = table[np.rint((1 - fractions if is_depth else fractions) * 255).astype(int)]
     canvas.paste(Image.fromarray(np.repeat(colours[:, None], _BAR_WIDTH, axis=1)), (left, top))
     taken: list[int] = []
@@ -276,7 +276,7 @@ def _minimum(values: np.ndarray, radius: int) -> np.ndarray:
 
     Args:
         values: (H, W) of a float dtype.
-        radius: Pixels.
+        radius: Radius of the square in pixels.
     """
     for axis in (0, 1):
         pads = [(radius, radius) if other == axis else (0, 0) for other in (0, 1)]

@@ -1,4 +1,4 @@
-"""A few fixed validation frames with the student's predictions, for images during training.
+"""Predicts a few fixed validation frames with the student, for images during training.
 
 The frames are read once and the teacher runs once; the results are kept on the host, 15 bytes per
 pixel, some 6 MB per KITTI frame. The code runs on the calling rank only, without collectives, and
@@ -23,7 +23,7 @@ from tiekd.visualization.views import View, views
 
 
 class ShownFrames:
-    """Evenly spaced frames of a dataset, with the network and the teacher whose depth is drawn.
+    """Evenly spaced frames of a dataset, and the network and teacher whose depth is drawn.
 
     Args:
         dataset: The validation set.
@@ -33,7 +33,7 @@ class ShownFrames:
         device: The network's device.
         crop: Name of the evaluation crop.
         num_frames: Maximum number of frames.
-        cap: Ground truth is valid below it, metres; None for the network's max_depth.
+        cap: Exclusive upper bound of valid ground truth, metres; None for the network's max_depth.
         resize: The working resolution, at which the frames are drawn.
     """
 

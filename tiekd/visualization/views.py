@@ -1,4 +1,4 @@
-"""Views: all data of a frame, on the host, from which its images are drawn.
+"""Computes views: all data of a frame, on the host, from which its images are drawn.
 
 A view has a frame's image, its depth maps, the student's entropy, and explained pixels. `views`
 runs a student in eval mode on a few images, on the calling rank only. It changes neither the
@@ -59,7 +59,7 @@ def views(
     teachers: Tensor | None,
     explained: int,
 ) -> list[View]:
-    """Returns a View of each image.
+    """Predicts images with the student, and returns a View of each image.
 
     Args:
         student: The network; or its depth (B, 1, H, W) in metres, if the network can't be run here.
@@ -69,7 +69,7 @@ def views(
             teacher.
         explained: The number of views, counted from the first, that get `pixels`.
     """
-    # In truth and teacher, NaN means unknown: replace it with 0. In the student's depth NaN is an
+    # In truth and teacher NaN means unknown, so replace it with 0. In the student's depth NaN is an
     # error, so keep it.
     on_host = [
         np.nan_to_num(_on_host(t), nan=0.0)
@@ -188,12 +188,12 @@ def _eval_mode(network: nn.Module) -> Iterator[None]:
 def _entropy(head: Dpm, features: Tensor) -> np.ndarray:
     """Returns (h, w) entropies in nats for every n-th row and column of the features (1, C, H, W).
 
-    n is chosen so that there are at most about _MAX_DISTRIBUTIONS of them.
+    n is chosen such that at most about _MAX_DISTRIBUTIONS entropies are computed.
     """
     step = max(1, math.ceil(math.sqrt(features.shape[2] * features.shape[3] / _MAX_DISTRIBUTIONS)))
     return entropy(head.probabilities(features[:, :, ::step, ::step]))[0, 0].cpu().numpy()
 
 
 def _on_host(depths: Tensor) -> np.ndarray:
-    """Converts (B, 1, H, W) to (B, H, W) float32."""
+    """Converts a tensor (B, 1, H, W) to a (B, H, W) float32 array on the host."""
     return depths.detach()[:, 0].float().cpu().numpy()

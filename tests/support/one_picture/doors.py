@@ -1,9 +1,8 @@
-"""Every door from which a user gets depth, as a function of a case.
+"""All ways in which a user can get the depth of an image ("doors"), as functions of a case.
 
-A case is weights, a recipe, a working resolution and an image.
-
-A door is added by a function `(case) -> (H, W) float32 metres` in DOORS; one that a case doesn't
-have returns None.
+A case consists of weights, a recipe, a working resolution and an image. DOORS has a function per
+door, from a case to depth (H, W) float32 in metres. It returns None if the door doesn't exist for
+the case. To add a door, add its function to DOORS.
 """
 
 import io
@@ -79,9 +78,10 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Case:
-    """A case.
+    """Weights, a recipe, a working resolution and an image.
 
-    folder: for what doors write. path: the image's. pixels: (3, H, W) uint8, upright.
+    `folder` is the folder to which doors write, `path` the image file, and `pixels` the upright
+    image, (3, H, W) uint8.
     """
 
     network: Network
@@ -96,14 +96,14 @@ class Case:
 
     @property
     def student(self) -> Student:
-        """The network as `load_student` returns it, the reference of all doors."""
+        """The student as `load_student` returns it, with which all doors are compared."""
         return tiekd.load_student(self.checkpoint, self.recipe, readout=self.readout)
 
 
 def network_of(head: str) -> Network:
-    """Returns a network of random weights whose depth varies over most of the range.
+    """Returns a network with random weights, whose depth varies over most of the range.
 
-    Every call returns the same weights.
+    The weights are the same in every call.
     """
     torch.manual_seed(5)
     network = build_network(NODES[head])
@@ -125,9 +125,9 @@ def network_of(head: str) -> Network:
 
 
 def case(network: Network, head: str, readout: str, resize: str, size: str, folder: Path) -> Case:
-    """Writes a case's files.
+    """Writes the files of a case to `folder`: weights, recipe and image.
 
-    The weights say their working resolution, the recipe doesn't; an image lies beside them.
+    The working resolution is stored in the weights file, not in the recipe.
     """
     folder.mkdir(parents=True)
     checkpoint, recipe = folder / "weights.pth", folder / "recipe.yaml"
@@ -149,7 +149,7 @@ def _write_picture(folder: Path, size: str) -> Path:
         image.save(folder / "picture.png")
         return folder / "picture.png"
     exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = 6  # stored a quarter turn counter-clockwise
+    exif[ExifTags.Base.Orientation] = 6  # stored rotated by 90 degrees counter-clockwise
     image.transpose(Image.Transpose.ROTATE_90).save(folder / "picture.jpg", exif=exif, quality=95)
     return folder / "picture.jpg"
 
@@ -164,7 +164,7 @@ def load_student(case: Case) -> Tensor:
 
 
 def predict(case: Case) -> Tensor:
-    """Returns bin/predict.py's float arrays; its PNG beside them is compared with them here."""
+    """Returns the depth of bin/predict.py's NPY file, after comparing its PNG with it."""
     network, _, resize = trained.load_network(str(case.recipe), str(case.checkpoint))
     outputs = Outputs(case.folder / "predicted", UNITS_PER_M, MAX_M, raw=True)
     predictor = Predictor(Student(network, "cpu", case.readout, resize), outputs, batch_size=1)
@@ -191,7 +191,7 @@ def _exported(case: Case, name: str, load: Callable) -> Tensor:
     settings = export.Settings(
         tuple(image.shape[2:]), export.format_of(path), readout=case.readout, resize=case.resize
     )
-    # On another image than the one that is compared.
+    # Verify the export on another image than the one that is compared later.
     export.write(path, case.network, case.node, settings, [image.flip(-1)], {}, io.StringIO())
     depth = load(path)(image)[0][0, 0]
     path.unlink()
@@ -199,7 +199,7 @@ def _exported(case: Case, name: str, load: Callable) -> Tensor:
 
 
 def evaluated(case: Case) -> Tensor | None:
-    """Returns the depth that an evaluation scores; only the mean of heads' distributions."""
+    """Returns the depth that an evaluation scores; None unless the readout is "mean"."""
     if case.readout != "mean":
         return None
     size, scored = case.pixels.shape[1:], []
@@ -220,10 +220,10 @@ DOORS: dict[str, Callable[[Case], Tensor | None]] = {
     "pt2": exported_pt2,
     "evaluation": evaluated,
 }
-BIT_FOR_BIT = ("predict",)  # with load_student
+BIT_FOR_BIT = ("predict",)  # doors whose depth equals load_student's bit for bit
 
 
 def doors(case: Case) -> dict[str, Tensor]:
-    """Returns the image's depth, (H, W) float32 metres, from every door that the case has."""
+    """Returns door -> depth (H, W) float32 in metres, for all doors that the case has."""
     found = {name: door(case) for name, door in DOORS.items()}
     return {name: depth for name, depth in found.items() if depth is not None}

@@ -1,4 +1,4 @@
-"""An encoder of five convolutions, so that a file of it is exported in a second."""
+"""An encoder of five convolutions, small enough to be exported in a second."""
 
 from collections.abc import Sequence
 
@@ -8,9 +8,10 @@ CHANNELS, STRIDES = (8, 8, 12, 12, 16), (2, 4, 8, 16, 32)
 
 
 class SmallEncoder(nn.Module):
-    """Convolution, norm and ReLU, each of stride 2.
+    """Five stages of convolution, norm and ReLU, each of stride 2.
 
-    taps: the ones of the five (0 to 4) whose features are returned.
+    Args:
+        taps: the stages (0 to 4) whose features are returned.
     """
 
     def __init__(self, taps: Sequence[int] = (0, 1, 2, 3, 4)):

@@ -1,4 +1,4 @@
-"""The cases of test_one_picture.py: a pairwise set, and the whole product."""
+"""The cases of test_one_picture.py: a set that covers all pairs of values, and the product."""
 
 from collections.abc import Iterator, Sequence
 from itertools import combinations, product
@@ -7,16 +7,13 @@ from typing import NamedTuple
 from support.one_picture.doors import NODES, RESIZES, SIZES
 
 READOUTS = ("mean", "local", "mode")
-# Two rows only have twelve megapixels, since each takes ten seconds: this size isn't paired with
-# every other value.
+# Only two rows have images of twelve megapixels, since each takes ten seconds. So this size isn't
+# paired with every other value.
 NOT_PAIRED = ("turned_12mp",)
 
 
 class Row(NamedTuple):
-    """One row of cases.
-
-    readouts: one or two, of which the row's depth is taken.
-    """
+    """One combination of values; one or two readouts are tested with it."""
 
     head: str
     readouts: tuple[str, ...]
@@ -53,9 +50,9 @@ PAIRWISE = (
 
 
 def whole_product() -> Iterator[Row]:
-    """Returns every case that there is."""
+    """Yields every possible combination."""
     for head, resize, size in product(NODES, RESIZES, SIZES):
-        # At its own size a network of twelve megapixels takes gigabytes.
+        # Skip twelve megapixels without resizing, for which a network needs gigabytes.
         if size != "turned_12mp" or resize in ("stretch", "cover", "contain", "short_side"):
             yield Row(head, readouts_of(head), resize, size)
 
@@ -65,7 +62,7 @@ def readouts_of(head: str) -> tuple[str, ...]:
 
 
 def missing_pairs(rows: Sequence[Row]) -> set[tuple]:
-    """Returns the possible pairs of two factors' levels that no row has."""
+    """Returns the possible pairs of values of two columns that no row contains."""
     there = {pair for row in rows for pair in _pairs(row)}
     wanted = {pair for row in whole_product() if row.size not in NOT_PAIRED for pair in _pairs(row)}
     return wanted - there

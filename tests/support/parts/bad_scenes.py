@@ -1,4 +1,4 @@
-"""The built-in scenes, with one training image all NaN as a camera driver's bug may leave it."""
+"""The built-in scenes, with one training image all NaN, as after a fault of a camera driver."""
 
 import math
 

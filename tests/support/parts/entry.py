@@ -1,4 +1,4 @@
-"""A hook that evaluates where a run begins and ends, into `<work_dir>/entered.jsonl`."""
+"""A hook that records metrics at a run's beginning and end in `<work_dir>/entered.jsonl`."""
 
 import json
 from functools import partial
@@ -12,9 +12,10 @@ from tiekd.training.hook import Hook
 
 
 class Entry(Hook):
-    """Writes a row at each call: the iteration and the nine metrics.
+    """Evaluates before training, and writes a row of metrics before and after it.
 
-    The row of `before_train` also has the norms' running statistics.
+    The row has the iteration and the nine metrics; before training also the norms' running
+    statistics.
     """
 
     def before_train(self, state) -> None:

@@ -1,4 +1,4 @@
-"""Squared errors that are NaN on rank 1 from an iteration on, with a gradient that is finite."""
+"""A loss term that becomes NaN on rank 1 at a given iteration, while its gradient stays finite."""
 
 import math
 
@@ -8,9 +8,10 @@ from tiekd.distributed.comm import rank
 
 
 class Failing(nn.Module):
-    """The squared error.
+    """The mean squared error of each image; NaN on rank 1 after some iterations.
 
-    after: the number of good iterations.
+    Args:
+        after: number of iterations before the loss becomes NaN.
     """
 
     def __init__(self, after: int):

@@ -1,4 +1,4 @@
-"""A hook that fills a disk, but for some bytes, after an iteration of the first start."""
+"""A hook that fills a disk except for some bytes, once, after a given iteration."""
 
 import os
 from pathlib import Path
@@ -8,10 +8,12 @@ from tiekd.training.hook import Hook
 
 
 class Filler(Hook):
-    """Fills a disk.
+    """Fills the disk of a folder; a resumed run finds the file `filled` and fills nothing.
 
-    folder: on that disk; a file `filling` in it takes the room. A second start finds `filled` and
-    does nothing.
+    Args:
+        folder: a folder on the disk, in which the file `filling` takes up the space.
+        after: the iteration after which the disk is filled.
+        free: number of bytes to leave free.
     """
 
     def __init__(self, folder: str, after: int, free: int):

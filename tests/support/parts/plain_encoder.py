@@ -1,13 +1,13 @@
 """An encoder without norms.
 
-Only without batch statistics can accumulation give the numbers of one large batch.
+Without batch statistics, gradient accumulation gives the same results as one large batch.
 """
 
 from torch import Tensor, nn
 
 
 class PlainEncoder(nn.Module):
-    """Three convolutions of stride 2, the last two tapped."""
+    """Three convolutions of stride 2, of which the last two give the features."""
 
     def __init__(self):
         super().__init__()
@@ -17,7 +17,7 @@ class PlainEncoder(nn.Module):
         self.channels, self.strides = (8, 16), (4, 8)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Returns the tapped features of an image (B, 3, H, W)."""
+        """Returns the two features of images (B, 3, H, W), fine to coarse."""
         fine = self.fine(self.stem(image).relu()).relu()
         return [fine, self.coarse(fine).relu()]
 

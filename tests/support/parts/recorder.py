@@ -1,6 +1,6 @@
 """A hook that writes every iteration's unrounded losses to `<work_dir>/recorded.jsonl`.
 
-The rows also say how many parameters ZeRO-3 has sharded.
+The rows also have the number of parameters that ZeRO-3 has sharded.
 """
 
 import json
@@ -12,13 +12,15 @@ from tiekd.training.hook import Hook
 
 
 class Recorder(Hook):
-    """Writes a row an iteration.
+    """Writes one row per iteration.
 
-    `skipped` counts the optimizer steps that were skipped so far. `empty` counts the parameters
-    that hold nothing between steps.
+    In a row, `skipped` is the number of optimizer steps skipped so far, and `empty` the number of
+    parameters without elements on this rank between steps.
 
-    wait_for: a file without which nothing follows iteration `after`, so that a test can do
-    something in the meantime.
+    Args:
+        wait_for: path of a file; from iteration `after` on, the run waits until the file exists, so
+            that a test can act in the meantime. None to never wait.
+        after: the first iteration at which the run waits.
     """
 
     def __init__(self, wait_for: str | None = None, after: int = 1):

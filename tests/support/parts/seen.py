@@ -1,4 +1,4 @@
-"""A hook that saves what each rank trained on, and its teacher's depth.
+"""A hook that saves the batch on which each rank trained, and the teacher's depth.
 
 The files are `<work_dir>/seen_<iteration>_<rank>.pt`.
 """

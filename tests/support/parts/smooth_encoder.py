@@ -1,7 +1,7 @@
-"""An encoder with norms over all ranks and no kinks.
+"""An encoder with norms over all ranks and a smooth activation.
 
-A ReLU whose input is all but zero turns rounding into a whole gradient; here rounding stays
-rounding, so that a run on another number of ranks can be held to it.
+Near an input of 0, rounding can switch a ReLU's gradient on or off. A smooth activation avoids
+this, so that runs on different numbers of ranks differ by rounding only.
 """
 
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from tiekd.models.layers.batch_norm import BatchNorm2d
 
 
 class SmoothEncoder(nn.Module):
-    """Three convolutions of stride 2, each with BatchNorm and SiLU, the last two tapped."""
+    """Three convolutions of stride 2 with BatchNorm and SiLU; the last two give the features."""
 
     def __init__(self):
         super().__init__()
@@ -28,7 +28,7 @@ class SmoothEncoder(nn.Module):
         )
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Returns the tapped features of an image (B, 3, H, W)."""
+        """Returns the two features of images (B, 3, H, W), fine to coarse."""
         fine = self.fine(self.stem(image))
         return [fine, self.coarse(fine)]
 

@@ -1,6 +1,6 @@
-"""A hook that stops a run after an iteration, as a signal would.
+"""A hook that stops a run after a given iteration, as a signal would.
 
-A run that resumes from there is left alone.
+A run that is resumed after this iteration isn't stopped again.
 """
 
 from tiekd.training.hook import Hook

@@ -1,4 +1,4 @@
-"""KITTI on a disk that doesn't answer for one image."""
+"""The dataset KITTI with one image whose read never returns, as on a failing disk."""
 
 import time
 from pathlib import Path
@@ -11,9 +11,14 @@ from tiekd.data.frames import Frames
 def build(
     root: str, split: str, max_depth: float, stuck: str, kb_crop: tuple[int, int] | None = None
 ) -> Frames:
-    """Builds the data set.
+    """Builds the frames of a split.
 
-    stuck: the image.
+    Args:
+        root: the KITTI folder.
+        split: "train" or "val".
+        max_depth: the network's range in metres.
+        stuck: name of the image whose read never returns.
+        kb_crop: (height, width) of the KITTI benchmark crop; None for whole frames.
     """
     read = image_io._decode
 

@@ -1,9 +1,10 @@
-"""A hook that finds all that makes the host wait for the device in a real run.
+"""A hook that finds all host syncs (operations that wait for the device) in a real run.
 
-It writes `<work_dir>/syncs.json`.
+It writes them to `<work_dir>/syncs.json`.
 
-On a CPU nothing waits, so there it is forbidden operations that are looked for: reading a tensor's
-numbers, and what needs them to know its result's size. On a GPU it is what torch itself warns of.
+On a GPU these are the operations about which torch warns. On a CPU nothing waits, so the hook looks
+for operations that would sync on a GPU: those that read a tensor's values, or need the values to
+determine the size of their result.
 """
 
 import json
@@ -17,8 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tiekd.training.hook import Hook
 
 ROOT = Path(__file__).parents[3] / "tiekd"
-# Functions that read numbers which are on the host anyway: the ranks' answers, and code that asks
-# for a CPU first.
+# Functions that may read values, because these are on the host anyway: the ranks' answers, and code
+# that runs on CPUs only.
 ON_HOST = {("training/hooks/preemption.py", "_answer"), ("kernels/cells.py", "of")}
 ON_HOST |= {("data/augment/resample.py", "resample")}
 NEED_VALUES = {
@@ -32,18 +33,16 @@ METHODS = ("cpu", "numpy", "tolist", "item")
 
 
 class SyncWatch(Hook):
-    """Looks from the end of iteration `first` to that of iteration `last`.
+    """Records host syncs from the end of iteration `first` to the end of iteration `last`.
 
-    Stands last in the list of hooks.
-
-    Afterwards, on a GPU, it makes as many iterations of a bare loop on the same engine, and counts
-    its waits, too.
+    It must be the last hook of the list. On a GPU, it then runs as many iterations of a bare loop
+    on the same engine, and counts the syncs of that loop, too.
     """
 
     def __init__(self, first: int, last: int):
         self.first, self.last = first, last
         self.found: list[str] = []
-        self.num_others = 0  # waits of which nobody of ours is the cause: DeepSpeed's, torch's
+        self.num_others = 0  # syncs that aren't caused by our code but by DeepSpeed or torch
         self.others: dict[str, int] = {}
 
     def after_iteration(self, state) -> None:
@@ -62,7 +61,7 @@ class SyncWatch(Hook):
             (state.work_dir / "syncs.json").write_text(json.dumps(told, indent=1))
 
     def note(self, what: str) -> None:
-        """Notes a wait; the code nearest to it, but for torch's, is its cause."""
+        """Records a sync; its cause is the innermost function in the stack that isn't torch's."""
         frames = [
             f
             for f in traceback.extract_stack()

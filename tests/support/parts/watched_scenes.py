@@ -1,6 +1,6 @@
-"""The built-in scenes, with validation frames that leave a mark when they are read.
+"""The built-in scenes; reading a validation frame touches a file.
 
-The mark says that an evaluation is running.
+The file shows that an evaluation is running.
 """
 
 from pathlib import Path
@@ -9,7 +9,7 @@ from tiekd.data.datasets import scenes
 
 
 class Watched:
-    """A data set that touches the file `mark` at every frame."""
+    """A dataset that touches the file `mark` whenever a frame is read."""
 
     def __init__(self, frames, mark: Path):
         self.frames, self.mark = frames, mark

@@ -1,4 +1,4 @@
-"""Draws the random decisions of a sample's augmentation, and applies those about colour.
+"""Draws the random decisions of a sample's augmentation, and applies the colour changes.
 
 tiekd/data/augment/geometry.py applies the geometric decisions.
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from tiekd.data.sample import Sample
 from tiekd.errors import DataError, RecipeError
 
-# Per channel, RGB, in grey levels 0..255.
+# Mean and standard deviation of the red, green and blue channel, in grey levels 0..255.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 SIZES = ("crop", "keep_aspect", "bucket")
@@ -116,8 +116,8 @@ class Augment:
         Args:
             seed: The run's seed.
             epoch: Epoch, from 0.
-            index: The sample's index in the sampler's numbering, in which repetitions have their
-                own.
+            index: The sample's index in the sampler's numbering, in which each repetition of a
+                sample has an index of its own.
             height: Rows of the image at its working resolution, including padding.
             width: Columns of the image at its working resolution, including padding.
 
@@ -126,7 +126,7 @@ class Augment:
         """
         rng = np.random.default_rng([seed, epoch, index, 1])
 
-        # The size of the window.
+        # Compute the size of the window.
         crop_height, crop_width = self.crop or (height, width)
         if self.sizes == "keep_aspect":
             crop_height = min(crop_height, height)
@@ -138,7 +138,7 @@ class Augment:
                 "scale images by data.resize",
                 "size",
             )
-        # Draw in this fixed order, since another order would change the augmentations of a seed.
+        # Keep this order of draws, since another order would change the augmentations of a seed.
         angle = 0.0
         if rng.random() < self.rotate_p:
             angle = rng.uniform(-self.rotate_deg, self.rotate_deg)
@@ -190,7 +190,7 @@ def look_up(image: Tensor, tables: Tensor) -> Tensor:
     Returns:
         (B, 3, H, W) float32.
     """
-    # One gather from the flattened tables: the table of each (image, channel) pair starts at a
+    # Use one gather from the flattened tables: the table of each (image, channel) pair starts at a
     # multiple of 256.
     first = torch.arange(0, tables.numel(), 256, dtype=torch.int32, device=image.device)
     places = image + first.view(*tables.shape[:2], 1, 1)

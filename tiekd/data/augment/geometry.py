@@ -24,7 +24,7 @@ def move(sample: Sample, decisions: Decisions) -> Sample:
     pixel. Pixels from outside the image are black and have depth 0, i.e. invalid.
     """
     part = cut(sample, decisions, abs(decisions.angle))
-    # Resample a batch of one.
+    # Resample the region as a batch of one image.
     teacher_depth = None if part.teacher_depth is None else part.teacher_depth[None]
     image, depth, teacher_depth, inside = resample(
         part.image[None], part.depth[None], teacher_depth, part.place[None], part.size
@@ -53,12 +53,12 @@ def cut(sample: Sample, decisions: Decisions, rotate_deg: float) -> Sample:
         The region as a sample, with the window's `place` in it and the window's `size`. Its
         intrinsics are already those of the window.
     """
-    # The affine map from the window to the image, with a point as the complex number x + iy.
+    # Compute the affine map from the window to the image, with points as complex numbers x + iy.
     height, width = sample.image.shape[-2:]
     centre = complex((width - 1) / 2, (height - 1) / 2)
     angle = radians(decisions.angle)
     rotation = complex(cos(angle), sin(angle)) if decisions.angle else 1
-    # For a pixel of the window, undo the flip, then the rotation about the image's centre.
+    # Map a pixel of the window to the image: undo the flip, then the rotation about the centre.
     to_column = rotation * (-1 if decisions.flip else 1)
     to_row = rotation * 1j
     first_column = width - 1 - decisions.left if decisions.flip else decisions.left

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# The image, depth, teacher_depth and inside of the windows, as `resample` returns them.
+# The result of `resample`: image, depth, teacher_depth and inside of the windows.
 Windows = tuple[Tensor, Tensor, Tensor | None, Tensor]
 
 

@@ -49,19 +49,19 @@ class FolderOptions:
         depth_unit: Levels per metre (1000 for millimetres); needed for PNG and whole numbers.
         float_depth_unit: Units per metre of floating-point NPY files; None means metres, regardless
             of `depth_unit`.
-        invalid: Levels or values, as stored, that mean not measured, in addition to 0, non-finite
-            values and, in 16 bits, 65535.
+        invalid: Stored values that mean "not measured", in addition to 0, non-finite values and, in
+            16-bit files, 65535.
         unmatched: "refuse" raises an error if more than half of the images have no depth map, or if
             an image has no depth map while more than half of the depth maps have no image; "allow"
             accepts both.
         train_split: Text file of training images, one path below `images` a line. If only one of
             the two split files is given, all other images form the other split.
-        val_split: Likewise for validation.
+        val_split: Text file of validation images, in the same format.
         val_fraction: Without split files, the share of the frames with ground truth that is held
             out for validation, chosen by a hash of their names. Images of one video look alike, so
-            list whole videos in val_split for an honest figure.
-        intrinsics: [focal_x, focal_y, centre_x, centre_y] in pixels, the same for all (upright)
-            images; None if unknown.
+            list whole videos in val_split to get unbiased metrics.
+        intrinsics: [focal_x, focal_y, centre_x, centre_y] in pixels, the same for all images after
+            they are turned upright; None if unknown.
     """
 
     images: str
@@ -111,7 +111,7 @@ def build(
         options: The files, their units and the choice of the split.
         split: "train" or "val".
         max_depth: The network's range in metres.
-        needs_ground_truth: Skip images without a depth map.
+        needs_ground_truth: True to skip images without a depth map.
         maps: Folder of cached teacher maps, below `options.root` or absolute; read for training
             frames only.
         on_error: "skip" leaves out folders that can't be listed, and counts them.
@@ -135,7 +135,7 @@ def build(
     source = folder / Path(options.images).expanduser()
     frames = _frames(folder, options, on_error == "skip", notes)
     chosen = _names_of(split, folder, frames, options, held_out)
-    # Describe how the files are read.
+    # Describe the format of the depth maps.
     read_depth = partial(
         _read_depth,
         units_per_m=options.depth_unit,
@@ -204,8 +204,8 @@ def _frames(folder: Path, options: FolderOptions, skip: bool, notes: list[str]) 
     Args:
         folder: The data root.
         options: The folders below it, the unit and the camera.
-        skip: Leave out folders that can't be listed.
-        notes: Lines for the log are appended to it.
+        skip: True to leave out folders that can't be listed.
+        notes: List to which lines for the log are appended.
     """
     images = folder / Path(options.images).expanduser()
     depths = None if options.depths is None else folder / Path(options.depths).expanduser()

@@ -20,8 +20,8 @@ from tiekd.errors import RecipeError
 
 UNITS_PER_M = 256.0
 
-# Colour camera 2 of each recording day: focal length and principal point in pixels (KITTI raw
-# calibration files).
+# Intrinsics of colour camera 2 by recording day: focal length, then column and row of the principal
+# point, in pixels (from the calibration files of KITTI raw).
 _CALIBRATION = {
     "2011_09_26": (721.5377, 609.5593, 172.854),
     "2011_09_28": (707.0493, 604.0814, 180.5066),
@@ -37,11 +37,12 @@ class KittiOptions:
 
     Attributes:
         root: Folder with the images in `image_folder` and the ground truth in gt_depth/.
-        train_split: Split file, below root or absolute.
-        val_split: Likewise; for the benchmark's test set kitti_benchmark_test.txt.
+        train_split: Split file of training, below root or absolute.
+        val_split: Split file of validation, below root or absolute; kitti_benchmark_test.txt for
+            the benchmark's test set.
         image_folder: Folder of the images below root; for the benchmark's test set benchmark_test.
         kb_crop: (height, width) of the window in pixels; None for whole frames.
-        invalid: Levels of the ground truth that mean not measured, in addition to 0 and 65535.
+        invalid: Levels of the ground truth that mean "not measured", in addition to 0 and 65535.
     """
 
     root: str
@@ -72,7 +73,7 @@ def build(
         options: The files and the window.
         split: "train" or "val"; selects `train_split` or `val_split`.
         max_depth: The network's range in metres.
-        needs_ground_truth: Skip frames whose line says `None`.
+        needs_ground_truth: True to skip frames without ground truth (`None` in the split file).
         maps: Folder of cached teacher maps, below root or absolute; read for training frames only.
 
     Raises:

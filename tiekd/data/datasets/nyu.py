@@ -29,11 +29,11 @@ class NyuOptions:
 
     Attributes:
         root: Folder with the scenes' folders.
-        train_split: Split file, below root or absolute.
-        val_split: Likewise.
+        train_split: Split file of training, below root or absolute.
+        val_split: Split file of validation, below root or absolute.
         nyu_crop: [top, bottom, left, right] in pixels, bottom and right excluded, of training
             frames; None for whole frames.
-        invalid: Levels of the ground truth that mean not measured, in addition to 0 and 65535.
+        invalid: Levels of the ground truth that mean "not measured", in addition to 0 and 65535.
     """
 
     root: str
@@ -66,7 +66,7 @@ def build(
         options: The files and the window.
         split: "train" or "val"; selects `train_split` or `val_split`.
         max_depth: The network's range in metres.
-        needs_ground_truth: Skip frames whose line says `None`.
+        needs_ground_truth: True to skip frames without ground truth (`None` in the split file).
         maps: Folder of cached teacher maps, below root or absolute; read for training frames only.
 
     Raises:

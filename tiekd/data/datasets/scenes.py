@@ -31,7 +31,7 @@ from tiekd.errors import DataError, RecipeError
 from tiekd.files import check_readable
 
 MAX_DEPTH_M = 80.0
-# Scenes from here on are for validation, whatever the size of the training set.
+# Scenes with this index or a larger one are for validation, whatever the training set's size.
 FIRST_HELD_OUT_INDEX = 1_000_000
 _RENDERER = 1  # increased when the same parameters give other images
 _MANIFEST = "scenes.json"
@@ -68,8 +68,8 @@ def render(seed: int, index: int, height: int, width: int) -> Scene:
     Args:
         seed: Number of the set, from 0.
         index: Number of the scene, from 0.
-        height: Pixels, from 32.
-        width: Pixels, from 32.
+        height: Height of the image in pixels, at least 32.
+        width: Width of the image in pixels, at least 32.
 
     Raises:
         RecipeError: If a number is out of its range.
@@ -81,7 +81,7 @@ def render(seed: int, index: int, height: int, width: int) -> Scene:
         raise RecipeError(
             f"scene size (height={height}, width={width}) must be 32 pixels or more each way"
         )
-    # Independent random streams, so that a change to one stage leaves the others as they are.
+    # Use independent random streams, so that a change to one stage doesn't affect the others.
     camera_seed, street_seed, lidar_seed, noise_seed = np.random.SeedSequence([seed, index]).spawn(
         4
     )
@@ -194,12 +194,12 @@ def write_kitti_layout(
     Args:
         root: The folder to create.
         seed: Number of the set, from 0.
-        height: Pixels, from 32.
-        width: Pixels, from 32.
+        height: Height of the images in pixels, at least 32.
+        width: Width of the images in pixels, at least 32.
         num_train: Number of training scenes.
         num_val: Number of validation scenes.
-        dense_val: Also write the exact depth of the validation scenes to gt_dense/, under the same
-            names.
+        dense_val: True to also write the exact depth of the validation scenes to gt_dense/, under
+            the same names.
         progress: Called with (done, total) after every scene.
 
     Raises:
@@ -214,7 +214,7 @@ def write_kitti_layout(
     if _holds(root, wanted):
         return
     root.parent.mkdir(parents=True, exist_ok=True)
-    # Write to a temporary folder beside it, and rename it once it is complete.
+    # Write to a temporary folder beside `root`, and rename the folder once it is complete.
     partial = Path(tempfile.mkdtemp(prefix=f"{root.name}.partial-{os.getpid()}-", dir=root.parent))
     try:
         partial.chmod(0o755)
@@ -232,7 +232,7 @@ def write_kitti_layout(
 def _write(folder: Path, wanted: dict, progress: Callable[[int, int], None] | None) -> None:
     total = wanted["num_train"] + wanted["num_val"]
     done = 0
-    # KITTI's folders and split files, one drive per split.
+    # Write KITTI's folders and split files, with one drive per split.
     splits = (
         ("train", _TRAIN_DRIVE, 0, wanted["num_train"]),
         ("test", _HELD_OUT_DRIVE, FIRST_HELD_OUT_INDEX, wanted["num_val"]),
@@ -271,8 +271,8 @@ class ScenesOptions:
 
     Attributes:
         root: Folder of the set.
-        height: Pixels, from 32.
-        width: Pixels, from 32.
+        height: Height of the images in pixels, at least 32.
+        width: Width of the images in pixels, at least 32.
         num_train: Number of training scenes.
         num_val: Number of validation scenes.
         seed: Number of the set, from 0.
@@ -298,7 +298,7 @@ def build(
     Collective.
 
     Args:
-        options: The set.
+        options: The size, seed and folder of the set.
         split: "train" or "val".
         max_depth: The network's range in metres.
         needs_ground_truth: As in `kitti.build`; all scenes have ground truth.
@@ -313,8 +313,7 @@ def build(
     if comm.is_main():
         write_kitti_layout(Path(options.root), options.seed, *size)
     comm.barrier()
-    # On other ranks this finds the set that rank 0 wrote, or writes it if the machine has its own
-    # disk.
+    # Other ranks find the set that rank 0 wrote, or write it if their machine has its own disk.
     write_kitti_layout(Path(options.root), options.seed, *size)
     in_kitti_layout = kitti.KittiOptions(options.root)
     return kitti.build(in_kitti_layout, split, max_depth, needs_ground_truth, maps=maps)

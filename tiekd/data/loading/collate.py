@@ -40,11 +40,11 @@ def collate(
         is_padded: See WorkerBatch.
         skipped: See WorkerBatch.
     """
-    # A folder with both PNG and NPY depth maps gives uint16 levels and float32 metres, which can't
-    # be stacked.
+    # A folder with both PNG and NPY depth maps has uint16 levels and float32 metres, which can't be
+    # stacked: convert levels to metres.
     if len({sample.depth.dtype for sample in samples}) > 1:
         samples = [in_metres(sample) for sample in samples]
-    # The image regions from which the windows are resampled may still differ in size.
+    # Pad the image regions, since regions of windows of one size may differ in size.
     samples = _of_one_size(samples)
 
     # Stack each field; large tensors are written directly to the shared memory that is sent.

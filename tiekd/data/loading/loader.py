@@ -34,7 +34,7 @@ class Loading:
     """The loading settings in `recipe["data"]`, which apply to any dataset.
 
     Attributes:
-        workers: Worker processes per rank, 0 to 1024; 0 reads in the main process.
+        workers: Worker processes per rank, 0 to 1024; 0 to read in the main process.
         on_error: What to do with a training sample that can't be read: "raise" the error, or "skip"
             it, i.e. replace it by another sample.
         max_errors: Largest number of files that may be skipped in a run.
@@ -69,7 +69,7 @@ class Loading:
             )
 
 
-# Reads in the calling process.
+# Settings for reading in the calling process.
 NO_WORKERS = Loading(workers=0)
 
 
@@ -142,7 +142,7 @@ def validation_batches(
         loading: How many workers read, and how long to wait for them.
         resize: The working resolution of the images alone: depths and intrinsics keep the image's
             own size, and `inside` has the size of the resized image.
-        resized_depth: Resize depths and intrinsics with the image, too.
+        resized_depth: True to resize depths and intrinsics with the image.
 
     Raises:
         DataError: If a sample can't be read, or a worker hangs or dies.

@@ -1,4 +1,4 @@
-"""Batches on the device; on CUDA the next batch is prefetched while the current one is used.
+"""Copies batches to the device; on CUDA prefetches the next batch while the current one is used.
 
 Costs the memory of one more batch on the device. An error in prefetching a batch is raised only
 when that batch is requested. Left out: prefetching on a CPU, where nothing could overlap.
@@ -44,7 +44,7 @@ def one_ahead(items: Iterator, start: Callable, finish: Callable) -> Iterator:
     while problem is None:
         try:
             started.append(start(next(items)))
-        # Before the error is raised, the item that was already started is yielded.
+        # Keep the error, and raise it after the item that was already started is yielded.
         except (StopIteration, UserError) as error:
             problem = error
         if len(started) > (problem is None):

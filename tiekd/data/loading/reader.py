@@ -35,8 +35,8 @@ class BatchReader:
         max_errors: Largest number of consecutive samples that may be skipped; None raises the error
             of a sample that can't be read.
         resize: The working resolution; if none is given, `augment.sizes: keep_aspect` sets one.
-        resized_depth: Resize depths and intrinsics with the image. Without it, only the image is
-            resized, unless there is an augmentation.
+        resized_depth: True to resize depths and intrinsics with the image. If False, only the image
+            is resized, unless there is an augmentation.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class BatchReader:
     def describe(self, keys: list[tuple[int, int]]) -> str:
         """Lists the images of a batch; sample numbers for a dataset without files."""
         frames = getattr(self.dataset, "frames", None)
-        # Repetitions in a batch have indices beyond the dataset (data/loading/sampler.py).
+        # Repeated samples have indices beyond the dataset's length (data/loading/sampler.py).
         indices = [index % len(self.dataset) for _, index in keys]
         return ", ".join(
             f"sample {index}" if frames is None else frames[index].image for index in indices
@@ -183,7 +183,7 @@ def _on_image(decisions: Decisions, placement: Placement) -> Decisions:
 
 
 def _table(image: Tensor, decisions: Decisions | None = None) -> Tensor:
-    """Returns the colour table of an image: what each grey level becomes.
+    """Returns an image's (3, 256) colour table: the augmented, normalised value of each grey level.
 
     All entries are NaN if the image has a non-finite value, which an external dataset may return.
     uint8 can't represent that value, and the NaNs make training skip the optimizer step.

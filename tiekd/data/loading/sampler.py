@@ -1,9 +1,10 @@
 """Selects the samples of each batch: a pure function of (seed, iteration) for any number of ranks.
 
-The stream is one permutation per epoch; the last batch is filled up from the permutation's start
-(as DistributedSampler does). Global batch i is split into contiguous slices, first by accumulation
-step, then by rank. So 1 rank x 4 samples, 2 ranks x 2 samples and accumulation see the same images
-per iteration, and the number of consumed iterations alone determines the position in the data.
+Each epoch is one permutation of the samples; its last batch is filled up from the permutation's
+start (as DistributedSampler does). Global batch i is split into contiguous slices, first by
+accumulation step, then by rank. So 1 rank x 4 samples, 2 ranks x 2 samples and accumulation see the
+same images per iteration, and the number of consumed iterations alone determines the position in
+the data.
 
 A batch larger than the number of samples (of its group) repeats samples. Each repetition has its
 own key, so that it is augmented differently: the n-th repetition's index is the sample's index plus
@@ -28,7 +29,7 @@ from tiekd.errors import RecipeError
 def size_groups(dataset: Dataset, resize: Resize = OWN_SIZE) -> list[int]:
     """Returns a group number for each sample; samples of equal size (after resizing) share a group.
 
-    Reads the head of every image, 0.1 ms each.
+    This reads the header of every image file, 0.1 ms each.
 
     Args:
         dataset: The training set.
@@ -74,7 +75,7 @@ def epoch_batches(
     Returns:
         (batches, batch_size) int64.
     """
-    # The permutation, and the group of each of its samples.
+    # Draw the permutation, and look up the group of each of its samples.
     order = np.random.default_rng([seed, epoch]).permutation(num_samples)
     group_of = np.zeros(num_samples, int) if groups is None else np.asarray(groups)[order]
     batches = []

@@ -122,7 +122,7 @@ def send(connection: Connection, value) -> None:
     If pickling or allocating memory fails, nothing has been sent.
     """
     try:
-        # Pickle the value; large tensors are already in the outbox's pieces, or are copied there.
+        # Pickle the value without its large tensors, which are in the outbox or are copied to it.
         pickled = io.BytesIO()
         _Pickler(pickled, _outbox).dump(value)
         content = pickled.getvalue()
@@ -204,7 +204,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _open_anonymous() -> tuple[int, bool]:
-    """Returns a descriptor of anonymous memory, and True if a file on disk replaces it."""
+    """Returns (descriptor, is_file) of anonymous memory; is_file if a disk file replaces it."""
     # Some systems require a flag that older kernels reject, so both are tried.
     for flags in (0, _NO_EXECUTION) if hasattr(os, "memfd_create") else ():
         with contextlib.suppress(OSError):
@@ -230,7 +230,7 @@ def _descriptor(connection: Connection) -> int:
     """Receives a file descriptor; raises OSError (EMFILE) if too many files are open."""
     try:
         return recv_handle(connection)
-    except RuntimeError:  # the kernel drops a descriptor beyond the process's limit
+    except RuntimeError:  # beyond the process's limit the kernel drops the descriptor
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from None
 
 

@@ -38,11 +38,11 @@ from tiekd.distributed import limits
 from tiekd.errors import DataError, LaunchError
 
 TIMEOUT_S = 300.0
-_DYING_S = 2.0  # wait for the exit code of a worker whose connection has closed
+_DYING_S = 2.0  # how long to wait for the exit code of a worker whose connection has closed
 _STARTING_S = 5.0  # starting usually takes some 20 ms
 _STARTS = 3  # attempts to start the workers
 _AHEAD = 2  # batches requested from each worker in advance
-_ENDING_S = 5.0  # wait for busy workers to exit before they are killed
+_ENDING_S = 5.0  # how long to wait for busy workers to exit before they are killed
 _LOOK_UP_S = 5.0  # how often an idle worker checks that the main process exists
 _NO_MORE = object()
 _FORK = multiprocessing.get_context("fork")
@@ -57,16 +57,16 @@ def read(
     timeout_s: float = TIMEOUT_S,
     pin_memory: bool = False,
 ) -> Iterator:
-    """Yields what `load` returns for each batch of keys, in order.
+    """Yields the result of `load` for each batch of keys, in order.
 
     Args:
-        load: Called with a batch of keys, in a worker.
+        load: Function of a batch of keys, which is called in a worker.
         batches: Batches of keys; iterated only once the workers have started.
         workers: Number of worker processes; 0 reads in this process.
-        describe: Returns the files of a batch of keys, for the error message if the batch times
-            out.
+        describe: Function from a batch of keys to the names of its files, for the error message if
+            the batch times out.
         timeout_s: Seconds to wait for a batch.
-        pin_memory: Receive batches into pinned memory, one batch ahead.
+        pin_memory: True to receive batches into pinned memory, one batch ahead.
 
     Raises:
         DataError: If a batch times out, or a worker dies.
@@ -146,7 +146,7 @@ class _Pool:
     def results(
         self, batches: Iterable[list], describe: Callable, timeout_s: float, pin: bool
     ) -> Iterator:
-        """Yields the results in the order of the batches, which go to the workers in turn."""
+        """Yields the results in the order of the batches, which are sent to the workers in turn."""
         remaining = iter(batches)
         turns = itertools.cycle(range(len(self._processes)))
         requested: deque[tuple[int, list]] = deque()
@@ -305,7 +305,7 @@ def _receive_ahead(results: Iterator, pool: _Pool) -> Iterator:
 def _serve(connection: Connection, load: Callable, number: int) -> None:
     """Runs a worker until its connection closes.
 
-    It ignores the signals that ask a run to stop, since launchers send them to workers as well.
+    The worker ignores signals that ask a run to stop, since launchers send them to workers, too.
     """
     # Ignore the launcher's signals, and close the connections inherited from the main process.
     program = os.getppid()

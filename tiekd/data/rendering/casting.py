@@ -255,13 +255,13 @@ def cast(camera: Camera, solids: list[Solid]) -> Hits:
     Returns:
         The face and the inverse depth of every pixel.
     """
-    # The ground plane, up to the horizon.
+    # Cast the ground plane, up to the horizon.
     x, y = rays(camera)
     down = -camera.axes[:, 1] / camera.position[1]
     inverse = (np.float32(down[0]) * x + np.float32(down[2])) + np.float32(down[1]) * y
     face = np.where(inverse > 1 / HORIZON_M, np.int32(GROUND), np.int32(SKY))
     inverse[face == SKY] = 0
-    # The solids, each within its bounding rectangle; a depth test keeps the nearest face.
+    # Cast the solids, each within its bounding rectangle; a depth test keeps the nearest face.
     first = 1
     for solid in solids:
         area = rectangle(camera, solid.corners)
@@ -295,7 +295,7 @@ def _cast_faces(camera, solid, x, y):
         The inverse depth, (h, w) float32, 0 for rays that miss, and the index of the face hit,
         (h, w) int32 or one int. The inverse depth is None if no face points towards the camera.
     """
-    # gap < 0: the camera is in front of the face's plane, so the face is a front face.
+    # If gap < 0, the camera is in front of the face's plane, so the face is a front face.
     gap = solid.offsets - (solid.normals * camera.position).sum(-1)
     gap = np.where(np.abs(gap) < 1e-6, 1e-6, gap)
     slope = ((solid.normals[:, None, :] * camera.axes).sum(-1) / gap[:, None]).astype(np.float32)

@@ -43,8 +43,8 @@ def _albedo(camera: Camera, road: Road, depth, x, z):
         x: (n,), world x, metres.
         z: (n,), world z, metres.
     """
-    # foot and long: a pixel's size on the ground across and along the view. e: distance to the
-    # right of the centre line. All in metres.
+    # `foot` and `long` are a pixel's size on the ground, across and along the viewing direction;
+    # `e` is the distance to the right of the centre line. All are in metres.
     foot = depth * np.float32(1 / camera.focal)
     long = np.minimum(depth * foot * np.float32(1 / camera.position[1]), 40) + np.float32(1e-3)
     e = x - np.float32(road.offset) - np.float32(road.bend) * z * z
@@ -54,7 +54,7 @@ def _albedo(camera: Camera, road: Road, depth, x, z):
     def rough(rgb, coarsely, finely):
         return np.asarray(rgb, np.float32) * (1 + coarsely * coarse + finely * fine)[:, None]
 
-    # Verge, pavement with joints between its slabs, and kerb.
+    # Shade the verge, the pavement with joints between its slabs, and the kerb.
     half = road.half_width
     colour = rough(road.verge, 0.5, 0.8)
     if road.pavement:
@@ -65,13 +65,14 @@ def _albedo(camera: Camera, road: Road, depth, x, z):
     kerb = rough(road.slabs, 0.1, 0.2) * np.float32(1.2)
     mix(colour, kerb, strip(np.abs(e), half + 0.08, 0.1, foot))
 
-    # Asphalt, darker in the two tyre tracks of each lane.
+    # Shade the asphalt, darker in the two tyre tracks of each lane.
     asphalt = rough(road.asphalt, 0.2, 0.45)
     tyre_tracks = strip(np.abs(np.abs(e) - road.lane_edge / 2), 0.75, 0.3, foot)
     asphalt *= (1 - np.float32(0.12) * tyre_tracks)[:, None]
     mix(colour, asphalt, strip(e, 0, half, foot))
 
-    # Lane markings, and the side road with its zebra crossing (road.crossing is 1e6 without one).
+    # Shade lane markings, and the side road with its zebra crossing (road.crossing is 1e6 if there
+    # is none).
     mark = strip(e, 0, 0.07, foot)
     if road.dashed:
         mark *= stripes(z, 7.5, 0.42, long)
@@ -151,7 +152,7 @@ def _shadow_of_faces(solid: Solid, to_sun, x, z):
 
 def _shadow_of_ellipsoid(solid: Solid, to_sun, x, z):
     """Returns the darkness 0..0.9 of an ellipsoid's shadow; arguments as for `_shadow_of_faces`."""
-    # Coordinates relative to the centre, in units of the radii.
+    # Compute coordinates relative to the centre, in units of the radii.
     middle = solid.centre.astype(np.float32)
     radii = solid.radii.astype(np.float32)
     way = (to_sun / solid.radii).astype(np.float32)
@@ -160,7 +161,7 @@ def _shadow_of_ellipsoid(solid: Solid, to_sun, x, z):
     c = (z - middle[2]) / radii[2]
     along = a * way[0] + b * way[1] + c * way[2]
     square = way[0] * way[0] + way[1] * way[1] + way[2] * way[2]
-    # Squared distance from the centre to the line from the ground point to the sun.
+    # Compute the squared distance from the centre to the line from the ground point to the sun.
     away = a * a + b * b + c * c - along * along / square
     holes = np.float32(solid.numbers[0]) * noise(x * np.float32(2.3), z * np.float32(2.3))
     return np.minimum(np.maximum((1 - away - holes) * 4, 0), np.float32(0.9))

@@ -32,19 +32,19 @@ class Road(NamedTuple):
         dashed: True if the centre line is dashed.
         edge_lines: True if the outer edges of the traffic lanes are marked.
         crossing: z of the side road's centre line, metres; 1e6 for none.
-        asphalt: colour of the asphalt, linear RGB, as the next two.
-        slabs: colour of the pavement.
-        verge: colour of the ground beyond the pavement.
+        asphalt: colour of the asphalt, linear RGB.
+        slabs: colour of the pavement, linear RGB.
+        verge: colour of the ground beyond the pavement, linear RGB.
     """
 
     offset: float
     bend: float
     half_width: float
-    lane_edge: float  # outer edge of the traffic lanes; parking or a shoulder beyond
-    pavement: float  # 0: none
+    lane_edge: float  # metres; beyond the lanes there is parking space or a shoulder
+    pavement: float  # metres; 0 for none
     dashed: bool
     edge_lines: bool
-    crossing: float  # z of the side road's middle; 1e6: none
+    crossing: float  # z of the side road's centre line; 1e6 for none
     asphalt: tuple
     slabs: tuple
     verge: tuple
@@ -60,7 +60,7 @@ class Road(NamedTuple):
         return x, z - across * math.sin(angle)
 
     def open_at(self, z: float, room: float) -> bool:
-        """True if an object that spans z - room to z + room (metres) is clear of the side road."""
+        """Returns True if an object from z - room to z + room, metres, is beside the side road."""
         return abs(z - self.crossing) > room + 4.0
 
 
@@ -85,7 +85,7 @@ def random_street(draw: Draw) -> Street:
     light = random_light(draw)
     solids = []
 
-    # Each side of the road: buildings, trees, small objects, parked vehicles.
+    # Add the objects on each side of the road: buildings, trees, small objects, parked vehicles.
     for side in (-1, 1):
         _frontage(solids, draw, road, kind, side)
         _trees_and_lamps(solids, draw, road, kind, side)
@@ -95,7 +95,7 @@ def random_street(draw: Draw) -> Street:
             _lane(
                 solids, draw, road, parked, draw.span(2, 14), draw.span(0.8, 12), oncoming=side < 0
             )
-    # Driving vehicles in the right lane (away from the camera) and in the left lane (oncoming).
+    # Add driving vehicles, in the right lane away from the camera and in the left lane oncoming.
     lane = road.lane_edge / 2
     if draw.chance(0.8):
         _lane(solids, draw, road, lane, draw.span(8, 40), draw.span(10, 50), oncoming=False)
@@ -143,7 +143,7 @@ def _frontage(solids: list[Solid], draw: Draw, road: Road, kind: str, side: int)
     edge = road.half_width + road.pavement
     terraced = kind == "town" and draw.chance(0.75)
     while z < _BUILT_TO_M:
-        # The size and place of the next plot. It stays empty where the side road crosses.
+        # Draw the size and place of the next plot, which stays empty at the side road.
         length = draw.span(9, 24) if kind == "town" else draw.span(8, 15)
         depth = draw.span(8, 14)
         if terraced:
@@ -155,7 +155,7 @@ def _frontage(solids: list[Solid], draw: Draw, road: Road, kind: str, side: int)
         z = z + length + gap
         if not road.open_at(middle, length / 2 + 2):
             continue
-        # The building.
+        # Add the building.
         if kind == "town":
             storeys = 2 + draw.whole(4)
             gabled = draw.chance(0.3)
@@ -167,7 +167,7 @@ def _frontage(solids: list[Solid], draw: Draw, road: Road, kind: str, side: int)
         objects.building(
             solids, draw, *x_z, angle + draw.span(-0.03, 0.03), length, depth, storeys, gabled
         )
-        # The plot's hedge or wall.
+        # Add the plot's hedge or wall.
         if kind == "suburb" and draw.chance(0.6):
             hedge = draw.chance(0.6)
             x_z = road.place(side * (edge + 0.5), middle)

@@ -44,7 +44,8 @@ def random_light(draw: Draw) -> Light:
         math.sin(height),
         math.cos(azimuth) * math.cos(height),
     ]
-    # Sunny: warm sunlight and a bluish sky. Overcast: almost no sunlight and a grey sky.
+    # A sunny scene has warm sunlight and a bluish sky; an overcast one has almost no sunlight and a
+    # grey sky.
     if draw.chance(0.67):
         warm = draw.span(0.7, 1.0)
         strength = draw.span(1.5, 2.2)
@@ -76,18 +77,18 @@ def sky(ray: list[np.ndarray], light: Light) -> np.ndarray:
         ray: three (n,) arrays, the ray directions of n pixels in world axes, not normalised.
         light: the scene's light.
     """
-    # Gradient from the horizon to the zenith.
+    # Blend the colours of horizon and zenith by the viewing direction.
     flat = np.maximum(ray[1], 0) + np.float32(0.02)
     blend = np.minimum(flat * np.float32(2.2), 1)[:, None]
     colour = light.horizon + blend * (light.zenith - light.horizon)
-    # Glow around the sun: the 8th power of the cosine of the angle between ray and sun.
+    # Add a glow around the sun: the 8th power of the cosine of the angle between ray and sun.
     sun = light.sun.astype(np.float32)
     glow = np.maximum(ray[0] * sun[0] + ray[1] * sun[1] + ray[2] * sun[2], 0)
     glow /= np.sqrt(ray[0] * ray[0] + ray[1] * ray[1] + ray[2] * ray[2])
     for _ in range(3):
         glow *= glow
     colour += glow[:, None] * (light.sun_colour * np.float32(0.3))
-    # Clouds: three octaves of value noise on a horizontal plane above the camera.
+    # Add clouds: three octaves of value noise on a horizontal plane above the camera.
     scale = 1 / (flat + np.float32(0.06))
     a, b = ray[0] * scale, ray[2] * scale
     cover = np.float32(0.6) * noise(a * np.float32(0.6) + np.float32(11), b * np.float32(0.6))
@@ -99,7 +100,7 @@ def sky(ray: list[np.ndarray], light: Light) -> np.ndarray:
     cloud = light.horizon * np.float32(0.95) + light.sun_colour * np.float32(0.15)
     colour += cover[:, None] * (cloud - colour)
 
-    # Distant hills: the ridge's height is noise over the horizontal viewing direction.
+    # Add distant hills: the ridge's height is noise over the horizontal viewing direction.
     across, up = ray[0] / ray[2], ray[1] / ray[2]
     row = np.zeros_like(across)
     ridge = noise(across * 3 + 40, row) + np.float32(0.35) * noise(across * 23, row)

@@ -58,14 +58,14 @@ def solids(
     surface, material = _surfaces(
         camera, street, hits.face[at] - 1, depth, np.stack(point, 1), np.stack(ray, 1)
     )
-    # The unlit colour of each point, by the painter of its material.
+    # Compute the unlit colour of each point, by the painter of its material.
     light, colour = street.light, surface.colour
     for number, paint in _PAINTERS.items():
         some = np.flatnonzero(material == number)
         if len(some):
             colour[some] = paint(Surface(*(values[some] for values in surface)), light)
-    # Diffuse lighting: sunlight by the angle between normal and sun, sky light by the angle between
-    # normal and zenith.
+    # Apply diffuse lighting: sunlight by the angle between normal and sun, sky light by the angle
+    # between normal and zenith.
     sun = light.sun.astype(np.float32)
     up = surface.normal[:, 1]
     towards = surface.normal[:, 0] * sun[0] + up * sun[1] + surface.normal[:, 2] * sun[2]
@@ -90,7 +90,7 @@ def _surfaces(
         point: (n, 3), world coordinates, metres.
         ray: (n, 3), ray directions in world axes.
     """
-    # The index of each point's solid, from the index of its face.
+    # Look up the index of each point's solid from the index of its face.
     all_solids = street.solids
     face_counts = [len(solid.offsets) for solid in all_solids]
     owner = np.repeat(np.arange(len(all_solids)), face_counts)[face]
@@ -139,7 +139,7 @@ def _facade(s: Surface, light: Light) -> np.ndarray:
     cell = lattice(
         np.floor(across / period).astype(np.int64) + s.key, floor.astype(np.int64) + 7 * s.key
     )
-    # Masks of the window panes and of the frames around them.
+    # Compute masks of the window panes and of the frames around them.
     wall_here = (s.height < top - np.float32(0.4)) & (s.normal[:, 1] < 0.3)
     share, margin = np.float32(0.5), np.float32(0.09)
     frame = stripes(across + margin, period, duty + 2 * margin / period, s.wide)
@@ -148,7 +148,7 @@ def _facade(s: Surface, light: Light) -> np.ndarray:
     pane_rows = stripes(s.height - np.float32(0.9), storey, share, s.foot)
     glass = stripes(across, period, duty, s.wide) * pane_rows * wall_here
 
-    # The wall: stains and, depending on the key, courses of bricks, a plinth and ledges.
+    # Paint the wall: stains and, depending on the key, courses of bricks, a plinth and ledges.
     spots = grain(s.along, s.height, 2.5, s.wide) * np.float32(0.14)
     spots = spots + grain(s.along, s.height, 0.3, s.wide) * np.float32(0.2)
     courses = stripes(s.height, np.float32(0.16), np.float32(0.2), s.foot)
@@ -180,7 +180,7 @@ def _body(s: Surface, light: Light) -> np.ndarray:
     front = ahead > 0
     dark = np.float32(0.02)
     colour = s.colour + _shine(s, 0.12, light)
-    # Front and rear end: white front lamps, red rear lamps, number plates, and the front grille.
+    # Paint the front and rear end: white front lamps, red rear lamps, number plates, front grille.
     lamp = end * strip(np.abs(across), side - np.float32(0.22), np.float32(0.2), s.foot)
     lamp = lamp * strip(s.height, 0.66, 0.1, s.foot)
     mix(colour, np.where(front[:, None], np.float32(0.85), _REAR_LAMP), lamp)
@@ -189,7 +189,7 @@ def _body(s: Surface, light: Light) -> np.ndarray:
     grille = strip(across, 0, side - np.float32(0.5), s.foot) * strip(s.height, 0.64, 0.07, s.foot)
     mix(colour, dark, (end & front) * grille)
     mix(colour, dark, strip(s.height, 0.3, 0.07, s.foot))
-    # The doors' seams, on the sides only.
+    # Paint the doors' seams, on the sides only.
     seams = strip(ahead, np.float32(0.3) * half, np.float32(0.012), s.wide)
     seams += strip(ahead, np.float32(-0.25) * half, np.float32(0.012), s.wide)
     mix(colour, dark, (np.abs(across) > side - np.float32(0.02)) * seams * np.float32(0.6))

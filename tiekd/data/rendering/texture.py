@@ -75,7 +75,7 @@ def stripes(at: np.ndarray, period, duty, foot: np.ndarray) -> np.ndarray:
     low = at / period - foot * np.float32(0.5)
     high = low + foot
     below, above = np.floor(low), np.floor(high)
-    # The integral of the stripes' indicator function from `low` to `high`.
+    # Integrate the stripes' indicator function from `low` to `high`.
     covered = (above - below) * duty + np.minimum(high - above, duty)
     return (covered - np.minimum(low - below, duty)) / foot
 

@@ -63,7 +63,7 @@ def vehicle(
             prism(profile, (x, 0, middle), axes, half_width, material, colour, paint, key, numbers)
         )
 
-    # Body and cabin.
+    # Add the body and the cabin.
     half = length / 2
     side = _WIDTH_M[kind] / 2
     if kind == "lorry":
@@ -72,7 +72,7 @@ def vehicle(
         _van(add, half, side, paint)
     else:
         _car(add, half, side, paint, size, boot=kind == "saloon")
-    # Front and rear wheels.
+    # Add the front and rear wheels.
     radius = 0.45 if kind == "lorry" else 0.32
     for axle in (-0.62 * half, 0.62 * half):
         tyre = [(axle + a, radius * 0.98 + b) for a, b in ring(radius, 8)]

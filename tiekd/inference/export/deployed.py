@@ -1,9 +1,10 @@
-"""The module that is exported: from a camera's pixels to metres and confidence, in plain operators.
+"""The module that is exported: from an image's pixels to metres and confidence, in plain operators.
 
-It includes the working resolution: matrix products resize images to it (`tiekd.data.resize`), and
-depth is resized back to the image's own size with the interpolation that suits the readout, as in
-`tiekd.inference.student`. The DPM head's own kernel works in tiles with a custom backward pass,
-which no exporter supports, so the same arithmetic is written here in plain operators.
+The module includes resizing to the working resolution: matrix products resize images to it
+(`tiekd.data.resize`), and depth is resized back to the image's own size with the interpolation that
+suits the readout, as in `tiekd.inference.student`. The DPM head's own kernel works in tiles with a
+custom backward pass, which no exporter supports, so the same arithmetic is written here in plain
+operators.
 
 Cost: with a DPM head about three (B, K, h, w) float32 tensors at the working size, so this is for
 export, not for training. Per image side there is one resizing matrix, (working side, image side),
@@ -39,7 +40,7 @@ class Deployed(nn.Module):
     (B, 1, H, W) float32, 0 to 1.
 
     Args:
-        network: The network. It is used, not copied.
+        network: The network, which is used without a copy.
         readout: How depth is read from a DPM head's distribution, see `tiekd.models.readout`. With
             another head it must be "mean".
         confidence: True to return confidence as a second output. Needs a DPM head.
@@ -67,7 +68,7 @@ class Deployed(nn.Module):
         self.size = size
         for name, numbers in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
             self.register_buffer(name, torch.tensor(numbers)[:, None, None], persistent=False)
-        # All images have one size: the resizing matrices become constants of the graph.
+        # If all images have one size, the resizing matrices become constants of the graph.
         self.is_resized = size is not None and resize.place(*size).scaled != size
         if self.is_resized:
             for name, old, new in zip(
@@ -87,7 +88,7 @@ class Deployed(nn.Module):
         else:
             maps = [network.head(features, size).depth]
         maps[0] = maps[0].clamp(network.min_depth, network.max_depth)
-        is_smooth = self.readout == "mean", True  # of depth, of confidence
+        is_smooth = self.readout == "mean", True  # for depth and for confidence
         return tuple(
             self._at_own_size(*pair, size, own) for pair in zip(maps, is_smooth, strict=False)
         )
@@ -117,16 +118,16 @@ class Deployed(nn.Module):
         """
         if self.size is not None:
             return restored(on_image_grid(values, size, smooth), self.resize, self.size, smooth)
-        # Without resizing, `size` equals `own`, and one step suffices.
+        # Without resizing, `size` equals `own`, and one resizing step suffices.
         if self.resize.mode is None:
             return spread_on_grid(values, own, smooth)
         return stretched_map(on_image_grid(values, size, smooth), own, smooth)
 
     def _read(self, head: Dpm, features: Tensor) -> list[Tensor]:
         logits = conv2d(features, head.weight, head.bias).float()
-        # Unnormalised probabilities: the largest logit is subtracted, so that their sum neither
-        # overflows nor underflows. One division per pixel then normalises the result. Sums are used
-        # instead of matrix products, since those may run in TF32.
+        # Compute unnormalised probabilities. Subtracting the largest logit avoids overflow and
+        # underflow of their sum, and one division per pixel then normalises the result. Use sums
+        # instead of matrix products, which may run in TF32.
         unscaled = (logits - logits.amax(1, keepdim=True)).exp()
         maps = [read_out(unscaled, bin_centres(head.edges), self.readout)]
         if self.confidence:

@@ -130,7 +130,7 @@ def check(network: Network, settings: Settings, path: Path) -> None:
         ExportError: If the network can't be exported with these settings, or a package is missing.
         LaunchError: If the folder can't be created.
     """
-    # The options must suit the format.
+    # Check that the options suit the format.
     if path.suffix != SUFFIXES[settings.format]:
         raise ExportError(
             f"--out {path}: a file of format {settings.format} ends with "
@@ -143,14 +143,14 @@ def check(network: Network, settings: Settings, path: Path) -> None:
             "--format weights: holds no arithmetic; leave out --input, --dynamic, --half, "
             "--confidence"
         )
-    # The network must support the size and the outputs.
+    # Check that the network supports the size and the outputs.
     _check_size(network, settings)
     if (settings.confidence or settings.readout != "mean") and not isinstance(network.head, Dpm):
         option = "--confidence" if settings.confidence else f"--readout {settings.readout}"
         raise ExportError(
             f"{option}: needs a distribution over fixed bins; this network's head isn't a DPM head"
         )
-    # The environment must have the packages and a writable folder.
+    # Check that the packages are installed and the folder is writable.
     if settings.format == "onnx":
         onnx_format.check_packages()
     files.check_output("--out", path, SUFFIXES[settings.format])
@@ -299,7 +299,7 @@ def _write_weights(
         "network": node,
         "resize": settings.resize.node(),
     }
-    # By way of memory: torch's own writer answers a full disk with a RuntimeError.
+    # Serialise in memory first: torch's own writer raises a RuntimeError if the disk is full.
     file = io.BytesIO()
     torch.save({**content, "iteration": 0, "facts": facts}, file)
     path.write_bytes(file.getbuffer())

@@ -35,7 +35,7 @@ def fold_norms(module: nn.Module, program: ExportedProgram) -> int:
         # Fold only parameters that are used once: another user would see the changed weights.
         weights = _through_casts(conv_node.args[1]), _through_casts(node.args[1])
         if any(weight.name not in names or len(_users(weight)) > 1 for weight in weights):
-            continue  # the weight is computed by the graph, or has a second user
+            continue  # the graph computes the weight, or another node uses it
         conv_name, norm_name = (names[weight.name].rpartition(".")[0] for weight in weights)
         conv, norm = module.get_submodule(conv_name), module.get_submodule(norm_name)
         if not isinstance(conv, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d):

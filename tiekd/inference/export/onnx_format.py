@@ -63,7 +63,7 @@ def write(
         program,
         input_names=["image"],
         output_names=outputs,
-        # This only names the axes; `program` already says which of them are dynamic.
+        # This only names the axes; `program` already defines which of them are dynamic.
         dynamic_shapes=(AXES,) if open_sizes else None,
         dynamo=True,
         verbose=False,
@@ -84,9 +84,9 @@ def write(
 def load(path: Path) -> Callable[[Tensor], tuple[Tensor, ...]]:
     """Loads an ONNX file as a function from an image tensor to the tuple of its outputs.
 
-    It runs on the CPU with as many threads as torch uses.
+    The function runs on the CPU with as many threads as torch uses.
     """
-    # Imported here, since the package is optional.
+    # Import the package here, since it is optional.
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

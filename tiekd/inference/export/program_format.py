@@ -1,7 +1,7 @@
 """Traces networks with torch.export, and writes .pt2 files, which torch loads without tiekd.
 
-Left out: dynamic sizes for a network whose arithmetic depends on the size. Tracing raises an error
-for it.
+Left out: dynamic sizes for a network whose arithmetic depends on the size. Tracing such a
+network raises an error.
 """
 
 import io
@@ -85,7 +85,7 @@ def write(path: Path, program: ExportedProgram, facts: dict[str, str]) -> None:
     """Writes a .pt2 file of the program, with `facts` as JSON in an extra file named FACTS."""
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # it contains this machine's paths
-    # By way of memory: torch's own writer answers a full disk with a RuntimeError.
+    # Serialise in memory first: torch's own writer raises a RuntimeError if the disk is full.
     file = io.BytesIO()
     torch.export.save(program, file, extra_files={FACTS: json.dumps(facts)})
     path.write_bytes(file.getbuffer())

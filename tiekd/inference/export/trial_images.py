@@ -1,4 +1,4 @@
-"""Images to verify an exported file on: the recipe's validation frames, or rendered scenes."""
+"""Provides images to verify an exported file on: validation frames, or rendered scenes."""
 
 from collections.abc import Sequence
 
@@ -32,7 +32,7 @@ def frames(recipe: dict, count: int = 2) -> tuple[list[Tensor], str]:
             settings = settings_of(data, recipe["network"]["max_depth"])
             found = build_dataset(settings, "val", as_evaluated=True)
         return _spaced(found, count), f"{data.get('root', data.get('name'))} (val)"
-    # There is no usable validation data: fall through to the rendered scenes, and say why.
+    # Without usable validation data, fall through to rendered scenes, and return the reason.
     except (DataError, RecipeError) as error:
         reason = str(error)
     return [

@@ -24,7 +24,7 @@ from tiekd.inference.student import Student
 # Largest allowed difference of depth, as (99.9th percentile, maximum).
 LIMITS_M = 1e-3, 1e-2  # float32: in metres
 HALF_LIMITS = 1 / 100, 1 / 20  # float16: as fractions of the network's max_depth
-# The following hold one value for float32 and one for float16.
+# The following constants have one value for float32 and one for float16.
 CONFIDENCE_LIMITS = 1e-3, 5e-2  # 99.9th percentile of the difference of confidence
 TIES = 1e-4, 5e-2  # two bins count as equally likely if their probabilities differ by less
 RUNS = 5  # timed runs
@@ -148,7 +148,7 @@ def limits_of(half: bool, readout: str, max_depth: float) -> Limits:
     p999, largest = (share * max_depth for share in HALF_LIMITS) if half else LIMITS_M
     if readout == "mean":
         return Limits(p999, largest, CONFIDENCE_LIMITS[half])
-    # No limit on the largest difference of a float16 readout, which rounding can move to a
+    # There is no limit on the largest difference of a float16 readout, which rounding can move to a
     # neighbouring bin, nor of `local`, whose window rounding can move by one bin.
     same_bin = p999 if readout == "mode" and not half else None
     return Limits(p999, same_bin, CONFIDENCE_LIMITS[half], TIES[half])

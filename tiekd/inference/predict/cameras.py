@@ -1,4 +1,4 @@
-"""The camera of an image: from the command line, else from the recipe, else from the dataset."""
+"""Looks up an image's camera: from the command line, else the recipe, else the dataset."""
 
 import importlib
 import math
@@ -57,7 +57,7 @@ class Cameras:
                     f"data.intrinsics: got {data['intrinsics']}; focal lengths must be above 0 "
                     "pixels"
                 )
-        # Without a given camera: the modules of KITTI and NYU know theirs (`known_camera`).
+        # If no camera is given, use `known_camera` of the modules of KITTI and NYU.
         has_one = given is None and name in ("kitti", "nyu")
         module = importlib.import_module(f"tiekd.data.datasets.{name}") if has_one else None
         if given is None and module is None:

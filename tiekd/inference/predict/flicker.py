@@ -1,4 +1,4 @@
-"""Flicker: the mean change of a video's depth between frames, over static pixels."""
+"""Measures flicker: the mean change of a video's depth between frames, over static pixels."""
 
 import torch
 from torch import Tensor

@@ -48,7 +48,7 @@ def frames_in(path: Path) -> int:
 
     Images that a camera embeds in a JPEG (MPO: a preview or a depth map) aren't counted.
     """
-    if instead_of_file(path):  # reading the pixels reports it
+    if instead_of_file(path):  # reading the pixels raises the error
         return 1
     try:
         with Image.open(path) as image:
@@ -60,7 +60,7 @@ def frames_in(path: Path) -> int:
 def looks_like_input(argument: str) -> bool:
     """Returns True if a command-line argument looks like an image, a video or a pattern.
 
-    It tells inputs from the weights by suffix and wildcards alone; files aren't opened.
+    Inputs are distinguished from weights by suffix and wildcards alone; no file is opened.
     """
     return Path(argument).suffix.lower() in IMAGE_SUFFIXES + VIDEOS or glob.has_magic(argument)
 
@@ -112,7 +112,7 @@ def _meant_by(argument: str, out: Path) -> list[Input]:
     fixed = Path(*_until_wildcard(path))
     parts = path.parts[len(fixed.parts) :]
     files = sorted(_fitting(str(fixed), (*parts, "*") if parts[-1] == "**" else parts, set()))
-    # realpath, since Path.resolve raises for a symbolic link that refers to itself.
+    # Use realpath, since Path.resolve raises an error for a symbolic link that refers to itself.
     results = Path(os.path.realpath(out))
     if Path(os.path.realpath(fixed)) in results.parents:
         files = [file for file in files if results not in Path(os.path.realpath(file)).parents]

@@ -56,7 +56,7 @@ class Outputs:
 
     def of(self, name: str) -> dict[str, Path]:
         """Returns the output files of an image: kind -> path. `name` is its `Input.name`."""
-        # Folder and suffix of each kind.
+        # Collect the folder and suffix of each enabled kind.
         places = {"depth": ("depth", ".png"), "colour": ("colour", ".png")}
         if self.raw:
             places["raw"] = "raw", ".npy"
@@ -78,7 +78,7 @@ class Outputs:
         files.
 
         Args:
-            name: Its `Input.name`.
+            name: The video's `Input.name`.
         """
         return {kind: path.parent for kind, path in self.of(f"{name}/0").items()} | {
             "colour": self.folder / "colour" / f"{name}.mp4",
@@ -93,7 +93,7 @@ class Outputs:
             overwrite: True to allow that existing files other than inputs are replaced.
 
         Raises:
-            DataError: If an output would overwrite one.
+            DataError: If an output would overwrite one of them.
         """
         inputs = list(inputs)
         # Compare real paths, since an output path may be a symbolic link to an input.
@@ -162,7 +162,7 @@ class Outputs:
         An earlier video of this name may have had more frames.
         """
         for path in self.of(f"{name}/0").values():
-            # Only names of the form that `predict_video` gives to frames.
+            # Remove only files named as `predict_video` names frames.
             for old in path.parent.glob(f"*{path.suffix}"):
                 if re.fullmatch(r"\d{6,}", old.stem) and int(old.stem) >= count:
                     old.unlink()
@@ -197,7 +197,7 @@ def units_of(data: dict, max_depth: float) -> float:
         return float(unit)
     if name in ("kitti", "nyu"):
         return importlib.import_module(f"tiekd.data.datasets.{name}").UNITS_PER_M
-    # A fine unit, unless 16 bits would not reach the network's range.
+    # Use a fine unit, unless 16 bits would not reach the network's range.
     return min(DEFAULT_UNITS_PER_M, LARGEST_LEVEL // max_depth or 1.0)
 
 
@@ -233,7 +233,7 @@ def in_words(units_per_m: float, max_depth: float) -> str:
         max_depth: The network's largest depth in metres.
     """
     largest = LARGEST_LEVEL / units_per_m
-    # Depth above this saturates at the largest level.
+    # Depths above `largest` saturate at the largest level.
     cut = ""
     if largest < max_depth:
         cut = f"; what is beyond {largest:.2f} m is stored as that, which data sets read as none"

@@ -155,8 +155,8 @@ def _line(error: UserError, batch: list[LoadedImage] | UserError) -> str:
 
     Args:
         error: The error.
-        batch: The images that were predicted when it was raised: the network's message lacks the
-            files, so their paths, working size and a remedy are added. Otherwise the error itself.
+        batch: The images whose prediction raised the error; their paths, their working size and a
+            remedy are then added. For an error in reading an image, the error itself.
     """
     text = " ".join(str(error).split())
     if not isinstance(batch, UserError) and str(batch[0].path) not in text:

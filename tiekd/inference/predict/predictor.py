@@ -21,7 +21,7 @@ from tiekd.inference.predict.cameras import Cameras
 from tiekd.inference.predict.outputs import Outputs
 from tiekd.inference.student import Reading, Student
 
-THREADS = 2  # threads that read, and as many that write
+THREADS = 2  # number of reading threads, and of writing threads
 WAITING = 2  # images that may wait to be written
 
 
@@ -29,7 +29,8 @@ class LoadedImage(NamedTuple):
     """One image to predict.
 
     Attributes:
-        name: Its `Input.name`; for a frame, the video's followed by the frame's number.
+        name: The image's `Input.name`; for a frame, the video's name followed by the frame's
+            number.
         path: The file of the image or video.
         pixels: (3, H, W) uint8 RGB, at the image's own size.
         small: (3, h, w) uint8 RGB, the image at the working resolution.
@@ -152,12 +153,12 @@ class Writes:
         return self
 
     def __exit__(self, kind, *_) -> None:
-        # `kind` is the type of an exception raised inside: don't collect the other writes then.
+        # Wait for the writes, unless an exception (of type `kind`) was raised inside.
         while self._waiting and kind is None:
             self._waiting.popleft().result()
 
     def add(self, write) -> None:
-        """Adds a write, a Future, and waits for the oldest while more than WAITING are left."""
+        """Adds a write (a Future), and waits for the oldest ones until at most WAITING are left."""
         self._waiting.append(write)
         while len(self._waiting) > WAITING:
             self._waiting.popleft().result()

@@ -23,7 +23,7 @@ _STANDS_STILL = 0.05
 _STANDS_STILL_S = 0.5
 _GIF_END = b";"  # the trailer with which a complete GIF ends, perhaps followed by zero bytes
 _GIF_TAIL = 4096  # bytes at the end of a GIF in which the trailer is searched
-_DEFAULT_RATE = Fraction(25)  # frames per second, if the file doesn't say
+_DEFAULT_RATE = Fraction(25)  # frames per second, if the file doesn't specify a rate
 # mpeg4 allows up to 65535 time units per second; 60000 is a multiple of all usual frame rates.
 _FINEST_BASE = Fraction(1, 60000)
 
@@ -62,12 +62,13 @@ class Video:
             with av.open(str(path)) as container:
                 if not container.streams.video:
                     raise DataError(f"{path}: there is no video in it")
-                # A file may lack any of these. The defaults affect only timestamps and progress.
+                # A file may lack any of these values. The defaults affect only timestamps and
+                # progress.
                 stream = container.streams.video[0]
                 self.rate = Fraction(stream.average_rate or stream.guessed_rate or _DEFAULT_RATE)
                 self.time_base = Fraction(stream.time_base or 1 / self.rate)
                 self._duration_s = float((container.duration or 0) / av.time_base)
-                self._counted = stream.frames  # as the file's index says; 0 without an index
+                self._counted = stream.frames  # from the file's index; 0 without an index
                 self.count = self._counted or round(self._duration_s * self.rate)
         except (av.error.FFmpegError, OSError) as error:
             raise DataError(
@@ -115,8 +116,8 @@ class Video:
     def _is_short(self, count: int, shown_s: float) -> bool:
         """Returns True if frames are missing at the end, judged by the file's index and duration.
 
-        Both must indicate it: the index also counts frames that an editor has cut off, and the
-        duration may include a time in which the last frame stays on screen.
+        Both must indicate missing frames: the index also counts frames that an editor has cut off,
+        and the duration may include a time in which the last frame stays on screen.
 
         Args:
             count: Number of decoded frames.

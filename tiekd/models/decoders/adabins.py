@@ -2,8 +2,8 @@
 
 Source: arXiv 2011.14141. The deepest feature passes a 1x1 convolution. Then, for each finer
 feature: bilinear upsampling to its size (corners aligned), concatenation with it, and two 3x3
-convolutions with BatchNorm and ReLU. A 3x3 convolution without norm and activation is last. The
-paper's code uses LeakyReLU; the published teachers were trained with ReLU.
+convolutions with BatchNorm and ReLU. The last layer is a 3x3 convolution without norm and
+activation. The paper's code uses LeakyReLU; the published teachers were trained with ReLU.
 Left out: upsampling beyond the finest tap, so the head predicts at that tap's stride.
 """
 

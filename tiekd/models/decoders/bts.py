@@ -61,8 +61,9 @@ class Bts(nn.Module):
             raise RecipeError(
                 f"norm_momentum: got {norm_momentum}; it must be above 0 and at most 1"
             )
-        # The layers, coarse to fine. The number in `up` and `merge` is the level, from 5 (output at
-        # stride 16) to 1 (output at the image's size); the number in `plane` is the stride.
+        # Build the layers, coarse to fine. The number in `up` and `merge` is the level, from 5
+        # (output at stride 16) to 1 (output at the image's size); the number in `plane` is the
+        # stride.
         skip2, skip4, skip8, skip16, deepest = encoder_channels
         w16, w8, w4, w2, w1 = (width >> i for i in range(5))
         self.up5 = UpConv(deepest, w16)
@@ -112,7 +113,7 @@ class Bts(nn.Module):
         x = torch.cat([self.up2(x, size2), skip2, _every(depth4, 2, size2).to(x.dtype)], dim=1)
         x = _elu(self.merge2(x))
         depth2 = spread_planes(to_planes(self.plane2(x)), 2)
-        # Full resolution, with the depths of all levels.
+        # Upsample to full resolution, and concatenate the depths of all levels.
         x = self.up1(x, image_size)
         depth1 = self.plane1(x).float().sigmoid()
         depths = [
@@ -136,7 +137,10 @@ class UpConv(nn.Module):
 
 
 class DenseAspp(nn.Module):
-    """Atrous convolutions, each on the outputs of all before it, fused by a 3x3 convolution."""
+    """Densely connected atrous convolutions, whose outputs are fused by a 3x3 convolution.
+
+    Each atrous convolution gets the outputs of all earlier ones.
+    """
 
     def __init__(self, channels: int, skip_channels: int, out_channels: int):
         super().__init__()
@@ -145,7 +149,7 @@ class DenseAspp(nn.Module):
         seen = channels
         for i, dilation in enumerate(DILATIONS):
             self.branches[str(dilation)] = AtrousConv(seen, out_channels, dilation, norm_in=i > 0)
-            # The first branch sees x alone, the later ones also the features that x was made from.
+            # The input of the first branch is x alone; later branches also get the skip features.
             seen += out_channels + (skip_channels if i == 0 else 0)
         self.fuse = _conv3x3(channels + len(DILATIONS) * out_channels, out_channels)
 
@@ -185,7 +189,7 @@ class AtrousConv(nn.Module):
 class Reduction(nn.Module):
     """1x1 convolutions with ELU that halve the channels down to 8, and a last one without ELU.
 
-    The last one has `out_channels`.
+    The last convolution has `out_channels` output channels.
     """
 
     def __init__(self, in_channels: int, first_width: int, out_channels: int):

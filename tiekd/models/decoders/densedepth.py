@@ -2,8 +2,8 @@
 
 After Alhashim and Wonka 2018 (arXiv 1812.11941). The deepest feature passes a 1x1 convolution.
 Then, for each finer feature: bilinear upsampling to its size (corners aligned), concatenation with
-it, and two 3x3 convolutions with ReLU. `extra_ups` more such blocks, without a skip connection,
-double the resolution each. DepthFormer's decoder is this one with leaky ReLU and no extra blocks.
+it, and two 3x3 convolutions with ReLU. `extra_ups` further blocks without a skip connection each
+double the resolution. DepthFormer's decoder is this one with leaky ReLU and no extra blocks.
 
 Cost: 3x3 convolutions at full resolution are expensive. The two of the published students' last
 block, with 128 channels, cost 73 GMAC at 352x704, half of the network; stopping at stride 2 saves
@@ -76,7 +76,7 @@ class DenseDepth(nn.Module):
             )
         if activation not in ACTIVATIONS:
             raise RecipeError(f"activation: got {activation!r}; allowed: {', '.join(ACTIVATIONS)}")
-        # The levels, coarse to fine, then the blocks without a skip.
+        # Build the levels, coarse to fine, then the blocks without a skip connection.
         deepest = PointwiseConv(encoder_channels[-1], widths[-1])
         levels = [
             TwoConvs(widths[i + 1] + encoder_channels[i], widths[i], activation)
@@ -117,18 +117,18 @@ class DenseDepth(nn.Module):
         if not levels:
             x = deepest(x)
         for level, skip in zip(levels, reversed(features[:-1]), strict=True):
-            # The first level applies the 1x1 convolution together with its own.
+            # The first level applies the 1x1 convolution, if possible merged with its own.
             x = level(x, tuple(skip.shape[2:]), skip, pointwise)
             pointwise = None
         for extra in self.extras:
-            # Beyond the finest feature there is no skip connection that gives the size: double it.
+            # Extra blocks have no skip connection that gives the output size, so double the size.
             x = extra(x, (2 * x.shape[2], 2 * x.shape[3]))
         return x
 
     def fold(self) -> None:
-        """Merges the 1x1 convolution into the next convolution if it adds channels, in place.
+        """Merges the 1x1 convolution into the next one, in place, if this saves computation.
 
-        This is for inference only, since it changes the state dict.
+        Use this for inference only, since it changes the state dict.
         """
         deepest = self.levels[0]
         if len(self.levels) > 1 and isinstance(deepest, PointwiseConv) and deepest.adds_channels:
@@ -139,13 +139,13 @@ class DenseDepth(nn.Module):
 class TwoConvs(nn.Module):
     """Two 3x3 convolutions with activation; the first one upsamples its input.
 
-    On a CPU in fp32 they use the memory layout that tiekd/kernels/layouts.py chooses, usually
-    channels_last if there are more features than weights. For contiguous features oneDNN copies
-    into a layout of its own and back, which takes an eighth of the published student's time per
-    iteration and a tenth of its memory.
+    On a CPU in fp32 the convolutions use the memory layout that tiekd/kernels/layouts.py chooses,
+    usually channels_last if there are more feature values than weights. For contiguous features
+    oneDNN copies them to a layout of its own and back, which takes an eighth of the published
+    student's time per iteration and a tenth of its memory.
 
     Attributes:
-        plain: True keeps the memory layout of the input.
+        plain: True to keep the memory layout of the input.
     """
 
     plain = False

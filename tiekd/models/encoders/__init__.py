@@ -1,6 +1,6 @@
 """Encoders: modules that map an image (B, 3, H, W) to a list of features, fine to coarse.
 
-There is one Python module per encoder; a recipe's encoder node gives its name. Each ends with
-`build = ItsClass`. The class has attributes `channels` and `strides`, one entry per returned
-feature.
+There is one Python module per encoder; a recipe's encoder node gives its name. Each module
+ends with `build = ItsClass`. The class has attributes `channels` and `strides`, one entry per
+returned feature.
 """

@@ -66,19 +66,19 @@ class EfficientNet(nn.Module):
         self.torchvision_name = None
         self.taps = tuple(taps)
 
-        # Stem.
+        # Build the stem.
         width, depth = VARIANTS[variant]
         channels = _round_to_8(STEM_CHANNELS * width)
         self.conv_stem = SameConv2d(3, channels, 3, stride=2)
         self.bn_stem = BatchNorm2d(channels, eps=NORM_EPS)
-        # Stages up to the last tap.
+        # Build the stages up to the last tap.
         stride, tapped, stages = 2, [], []
         for stage in range(min(self.taps[-1], CONV_HEAD - 1) + 1):
             out_channels = _round_to_8(STAGE_CHANNELS[stage] * width)
             blocks = []
             for block in range(math.ceil(STAGE_BLOCKS[stage] * depth)):
                 block_stride = STAGE_STRIDES[stage] if block == 0 else 1
-                # Stage 0 expands nothing, so its blocks have no expanding convolution.
+                # Blocks of stage 0 have no 1x1 expansion.
                 kind = DepthwiseSeparable if stage == 0 else InvertedResidual
                 blocks.append(kind(channels, out_channels, STAGE_KERNELS[stage], block_stride))
                 channels = out_channels
@@ -120,8 +120,8 @@ class EfficientNet(nn.Module):
 class SameConv2d(nn.Conv2d):
     """Convolution without bias and with TensorFlow's SAME padding.
 
-    The output's size is the input's over the stride, rounded up. An odd number of padded pixels has
-    one more at the right and the bottom.
+    The output's size is the input's size divided by the stride, rounded up. If the number of padded
+    pixels is odd, the right and the bottom get the additional one.
     """
 
     def __init__(
@@ -141,9 +141,9 @@ class SameConv2d(nn.Conv2d):
 
 
 class SqueezeExcite(nn.Module):
-    """Squeeze-and-excitation: scales each channel by a gate in (0, 1) computed from all means.
+    """Squeeze-and-excitation (arXiv 1709.01507): scales each channel by a gate between 0 and 1.
 
-    After arXiv 1709.01507.
+    The gates are computed from the spatial means of all channels.
     """
 
     def __init__(self, channels: int, squeezed: int):

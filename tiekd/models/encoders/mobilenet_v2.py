@@ -56,7 +56,7 @@ class MobileNetV2(nn.Module):
         self.taps = _checked(strides, dilations, taps, width)
         channels = stem = _round_to_8(STEM_CHANNELS * width)
         self.conv1 = ConvNorm(3, stem, 3, stride=2)
-        # Stages up to the last tap.
+        # Build the stages up to the last tap.
         stride, tapped = 2, []
         for stage in range(self.taps[-1] + 1):
             out_channels = _round_to_8(STAGE_CHANNELS[stage] * width)
@@ -78,7 +78,7 @@ class MobileNetV2(nn.Module):
         # Necks and decoders are built with the channels and strides of the taps.
         self.channels = tuple(tapped[tap][0] for tap in self.taps)
         self.strides = tuple(tapped[tap][1] for tap in self.taps)
-        # He's initialisation for ReLU; weights that are loaded replace it.
+        # Use He's initialisation for ReLU; weights loaded later replace these values.
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -167,8 +167,8 @@ class InvertedResidual(nn.Module):
 class _ReLU6(torch.autograd.Function):
     """ReLU6 in place, whose gradient is computed from its result.
 
-    The next convolution saves that result anyway. torch's own ReLU6 saves a copy of its input;
-    these copies would be a third of the encoder's saved activations.
+    The next convolution saves the result for backward anyway. torch's own ReLU6 saves a copy of its
+    input; these copies would be a third of the encoder's saved activations.
     """
 
     @staticmethod
@@ -179,7 +179,7 @@ class _ReLU6(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
-        # The result lies strictly between 0 and 6 exactly where x does.
+        # The gradient passes where 0 < result < 6, which holds exactly where 0 < x < 6.
         return torch.ops.aten.hardtanh_backward(grad, ctx.saved_tensors[0], 0.0, 6.0)
 
 

@@ -55,7 +55,7 @@ class ResNet(nn.Module):
         num_blocks = (BASIC_BLOCKS | BOTTLENECK_BLOCKS)[depth]
         self.conv1 = nn.Conv2d(3, STEM_CHANNELS, 7, 2, 3, bias=False)
         self.bn1 = BatchNorm2d(STEM_CHANNELS)
-        # Stages up to the last tap.
+        # Build the stages up to the last tap.
         channels = [STEM_CHANNELS]
         for stage in range(1, self.taps[-1] + 1):
             width = STAGE_CHANNELS[stage - 1]
@@ -68,7 +68,7 @@ class ResNet(nn.Module):
             channels.append(out_channels)
         self.channels = tuple(channels[tap] for tap in self.taps)
         self.strides = tuple(STRIDES[tap] for tap in self.taps)
-        # He's initialisation for ReLU; weights that are loaded replace it.
+        # Use He's initialisation for ReLU; weights loaded later replace these values.
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

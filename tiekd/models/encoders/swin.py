@@ -1,7 +1,7 @@
 """Swin transformer (Liu et al. 2021, arXiv 2103.14030) as an encoder: stages at strides 4 to 32.
 
-The defaults are Swin-T; Swin-L is `width: 192, depths: [2, 2, 18, 2], heads: [6, 12, 24, 48]`. It
-works at any image size. Cost of a block in multiply-adds per token: 12 channels squared, and
+The defaults are Swin-T; Swin-L is `width: 192, depths: [2, 2, 18, 2], heads: [6, 12, 24, 48]`. Any
+image size works. Cost of a block in multiply-adds per token: 12 channels squared, and
 2 * window squared * channels for the attention. Left out: absolute positions, dropout of
 activations, taps other than all four.
 """
@@ -63,7 +63,7 @@ class Swin(nn.Module):
         self.strides = (4, 8, 16, 32)
         self.patches = nn.Conv2d(3, width, PATCH, PATCH)
         self.patch_norm = nn.LayerNorm(width)
-        # Stages; the rate of dropped paths rises from block to block.
+        # Build the stages; the drop probability rises from block to block.
         last = max(1, sum(depths) - 1)
         rates = iter([drop_path * i / last for i in range(sum(depths))])
         self.stages = nn.ModuleList()
@@ -105,7 +105,10 @@ class Swin(nn.Module):
 
 
 class Block(nn.Module):
-    """Window attention and a two-layer MLP, each with a pre-norm and a skip connection."""
+    """Transformer block: window attention, then a two-layer MLP.
+
+    Both have a LayerNorm before them and a skip connection.
+    """
 
     def __init__(self, channels: int, heads: int, window: int, shift: int, drop_path: float):
         super().__init__()

@@ -1,11 +1,12 @@
-"""Encoders of timm (extra `timm`): any backbone with features, `{name: timm, model: resnet34d}`.
+"""Encoders from timm (extra `timm`), such as `{name: timm, model: resnet34d}`.
 
-Strides, channels, mean and deviation are timm's. Images arrive normalised by ImageNet's mean and
-deviation; a backbone with others normalises them again, by buffers that are stored with the
-weights. Its batch norms of images become `BatchNorm2d` of this project, whose statistics cover all
-ranks. Cost: timm's import (2 s), and one or two forward passes of a small image at construction.
-Left out: a model's own options (drop rates, dilations), backbones of one stride (ViT), those that
-take images of one size only, and those whose features aren't (channels, height, width).
+Any backbone works that returns feature maps at several strides. Strides and channels are those
+of timm. Images are normalised with ImageNet's mean and standard deviation; for a backbone with
+other values they are normalised again, with buffers that are stored with the weights. 2d batch
+norms are replaced by this project's `BatchNorm2d`, whose statistics cover all ranks. Cost: timm's
+import (2 s), and one or two forward passes of a small image at construction. Left out: a model's
+own options (drop rates, dilations), backbones of one stride (ViT), backbones that accept images of
+one size only, and backbones whose features aren't (channels, height, width).
 """
 
 import difflib
@@ -27,11 +28,11 @@ HUB = "hub"
 
 
 class Timm(nn.Module):
-    """A backbone of timm.
+    """An encoder that wraps a backbone of timm.
 
     A feature's size is the image's size divided by the stride, rounded up. If the backbone rounds
-    down, images whose sides aren't multiples of the largest stride are padded with the mean at the
-    right and the bottom.
+    down, images whose sides aren't multiples of the largest stride are padded at the right and the
+    bottom with the mean colour.
 
     Attributes:
         channels: number of channels of each returned feature, fine to coarse.
@@ -43,8 +44,8 @@ class Timm(nn.Module):
         model: timm's name, with or without a tag of weights ("resnet50" or "resnet50.a1_in1k").
         taps: the returned features, increasing, by timm's numbers from 0 (`out_indices`); None for
             all that timm returns by default.
-        pretrained: "hub", which downloads timm's weights; a file of weights of timm's own names
-            (.pth or .safetensors); or None. Nothing is read here, see
+        pretrained: "hub", which downloads timm's weights; a file of weights with timm's names (.pth
+            or .safetensors); or None for random weights. Nothing is read here, see
             `tiekd.models.weights.pretrained.load`.
     """
 
@@ -90,16 +91,16 @@ class Timm(nn.Module):
         ]
 
     def read_pretrained(self, source: str) -> tuple[dict[str, Tensor], str]:
-        """Reads weights for this encoder; it is not changed, and no random number is drawn.
+        """Reads weights for this encoder, without changing it or drawing random numbers.
 
         Args:
-            source: "hub" or a file, as `pretrained`.
+            source: "hub" or a file, as the argument `pretrained`.
 
         Returns:
-            The encoder's tensors by name, and what they are, for the log.
+            The encoder's tensors by name, and a description of the weights for the log.
 
         Raises:
-            CheckpointError: the weights can't be had, or don't fit.
+            CheckpointError: the weights can't be read or downloaded, or don't fit.
         """
         with torch.random.fork_rng(devices=[]):
             overlay = {}
@@ -131,7 +132,8 @@ class Normalisation(nn.Module):
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]):
         super().__init__()
-        # Multiplied in double precision, so that ImageNet's are exactly the pipeline's.
+        # Multiply in double precision: ImageNet's values are then equal to those of the data
+        # pipeline, bit for bit.
         for name, values in (("mean", mean), ("std", std)):
             levels = torch.tensor([255 * value for value in values])
             self.register_buffer(name, levels[:, None, None])
@@ -157,7 +159,7 @@ def _check_name(model: str) -> None:
     """Checks that timm is installed and has the model.
 
     Raises:
-        RecipeError: it isn't, or hasn't; the nearest names are listed.
+        RecipeError: timm isn't installed, or has no such model; the message lists similar names.
     """
     try:
         import timm
@@ -186,7 +188,7 @@ def _create(model: str, taps: tuple[int, ...] | None, **options) -> nn.Module:
     """Returns timm's feature extractor.
 
     Raises:
-        RecipeError: timm can't make one of this model, or of these taps.
+        RecipeError: timm has no feature extractor for this model, or not these taps.
     """
     import timm
 
@@ -207,10 +209,10 @@ def _create(model: str, taps: tuple[int, ...] | None, **options) -> nn.Module:
 
 
 def _check_strides(model: str, strides: tuple[int, ...]) -> None:
-    """Checks that features get coarser by powers of two, as decoders need them.
+    """Checks that strides are increasing powers of two, as decoders need them.
 
     Raises:
-        RecipeError: they don't.
+        RecipeError: the strides aren't.
     """
     powers = [1 << k for k in range(10)]
     if list(strides) != sorted(set(strides) & set(powers)):
@@ -224,10 +226,14 @@ def _check_strides(model: str, strides: tuple[int, ...]) -> None:
 def _needs_padding(
     model: str, backbone: nn.Module, strides: tuple[int, ...], channels: tuple[int, ...]
 ) -> bool:
-    """True if features have the size given by their strides only when the strides divide the image.
+    """Returns True if the backbone needs images whose sides are multiples of the largest stride.
+
+    An image whose sides are no such multiples is tried: its features should have the image's size
+    divided by the stride, rounded up.
 
     Raises:
-        RecipeError: a small image's features have other sizes, or the backbone raises an error.
+        RecipeError: even for an image with such sides, the features have another size or shape, or
+            the backbone raises an error.
     """
     backbone.eval()
     for side in (2 * strides[-1] + 1, 2 * strides[-1]):
@@ -246,10 +252,10 @@ def _needs_padding(
 
 
 def _with_own_norms(module: nn.Module) -> nn.Module:
-    """Replaces batch norms by this project's `BatchNorm2d`, in place; returns the module.
+    """Replaces batch norms with this project's `BatchNorm2d`, in place; returns the module.
 
-    Parameters and statistics are copied. timm's norm with an activation becomes a norm followed by
-    the activation.
+    Parameters and statistics are copied. A timm norm that includes an activation becomes a norm
+    followed by the activation.
     """
     from timm.layers import BatchNormAct2d
 
@@ -269,13 +275,14 @@ def _with_own_norms(module: nn.Module) -> nn.Module:
 
 
 def _read_file(path: Path, model: str) -> tuple[dict[str, Tensor], list[str]]:
-    """Reads a file of weights of timm's names.
+    """Reads a file of weights with timm's names.
 
     Returns:
-        The tensors but those of the classifier, and the classifier's names.
+        The tensors without those of the classifier, and the names of the classifier's tensors.
 
     Raises:
-        CheckpointError: it can't be read; or tensors are missing, unexpected or of another shape.
+        CheckpointError: the file can't be read; or tensors are missing, unexpected or of another
+            shape.
     """
     import timm
 
@@ -286,7 +293,8 @@ def _read_file(path: Path, model: str) -> tuple[dict[str, Tensor], list[str]]:
         state = state.get("state_dict", state.get("model", state))
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
-    # The whole model, classifier and all, has the names that timm's files have.
+    # Create the model with its classifier, since its tensors have the names that are in timm's
+    # files.
     whole = timm.create_model(model)
     classifiers = whole.pretrained_cfg.get("classifier") or ()
     classifiers = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)

@@ -23,8 +23,8 @@ class AdaBinsOptions:
 
     Attributes:
         num_bins: number of bins, at least 2.
-        num_queries: number of tokens that become kernels in the mini-ViT. An image must have more
-            patches than that.
+        num_queries: number of the mini-ViT's tokens that become 1x1 convolution kernels. An image
+            must have more patches than queries.
         width: channels of the mini-ViT, a multiple of its number of heads.
         patch: side of a patch in pixels of the features. The published 16 are 32 pixels of the
             image, so that an image needs at least 129 patches, e.g. 352x384 pixels. Smaller images
@@ -94,8 +94,8 @@ class AdaBins(nn.Module):
             options.num_positions,
             options.dropout,
         )
-        # Parameters of this module instead of a Conv2d, as in the DPM head, because published files
-        # use the same names for both heads.
+        # Use parameters of this module instead of a Conv2d, as in the DPM head, because published
+        # files use the same names for both heads.
         self.weight = nn.Parameter(torch.empty(options.num_bins, options.num_queries, 1, 1))
         self.bias = nn.Parameter(torch.zeros(options.num_bins))
         nn.init.normal_(self.weight, std=0.01)
@@ -121,7 +121,7 @@ class AdaBins(nn.Module):
         widths, maps = self.vit(features)
         probabilities = conv2d(maps, self.weight, self.bias).float().softmax(1)
         centres = bin_centres(widths, self.min_depth, self.max_depth)
-        # Not a matmul: autocast would run it in bfloat16.
+        # Multiply and sum instead of a matmul, which autocast would run in bfloat16.
         depth = (probabilities * centres[:, :, None, None]).sum(1, keepdim=True)
         return Prediction(depth, bin_centres=centres)
 

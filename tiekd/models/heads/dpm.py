@@ -90,7 +90,7 @@ class Dpm(nn.Module):
             edges = bin_edges(num_bins, min_depth, max_depth, options.spacing)
             if options.target == "gaussian":
                 check_sigma(options.sigma, edges)
-        # Parameters of this module instead of a Conv2d: ZeRO-3 gathers only a module's own
+        # Use parameters of this module instead of a Conv2d: ZeRO-3 gathers only a module's own
         # parameters for its forward, and the kernel uses them here.
         self.weight = nn.Parameter(torch.empty(num_bins, in_channels, 1, 1))
         self.bias = nn.Parameter(torch.zeros(num_bins))
@@ -123,9 +123,9 @@ class Dpm(nn.Module):
         if tuple(features.shape[2:]) == cells:
             depth, divergence = self._dpm(features, target_depth)
         else:
-            # Where the strides don't divide the image, a decoder's output can be larger than the
-            # image's grid of cells. Only the divergence uses features resized to that grid, because
-            # depth must not depend on the presence of a target.
+            # If the strides don't divide the image's size, the decoder's output can be larger than
+            # the image's grid of cells. Resize features to that grid for the divergence only,
+            # because depth must not depend on the presence of a target.
             depth, _ = self._dpm(features, None)
             features = interpolate(features, size=cells, mode="bilinear", align_corners=True)
             _, divergence = self._dpm(features, target_depth)

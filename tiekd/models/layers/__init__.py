@@ -1,1 +1,1 @@
-"""Layers that several networks share."""
+"""Layers that encoders, necks, decoders and heads share or are built from."""

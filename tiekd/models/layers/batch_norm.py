@@ -84,7 +84,7 @@ class BatchNorm2d(nn.BatchNorm2d):
                 self.momentum,
                 self.eps,
             )
-        # In training, over all ranks.
+        # In training, normalise with statistics over all ranks.
         y, mean, var, count = _NormaliseOverRanks.apply(x, weight, bias, self.eps)
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
@@ -93,8 +93,8 @@ class BatchNorm2d(nn.BatchNorm2d):
         return y
 
     def _normalised_by_counted(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """Normalises as `forward` in training, with statistics of the counted pixels alone."""
-        # The mask at the feature's resolution, by the centres of the feature's pixels.
+        """Normalises x (B, C, H, W) in training, with statistics of the counted pixels alone."""
+        # Sample the mask at the centres of the feature's pixels.
         rows, columns = (
             ((2 * torch.arange(coarse, device=x.device) + 1) * fine) // (2 * coarse)
             for coarse, fine in zip(x.shape[2:], _counted.shape[2:], strict=True)
@@ -114,7 +114,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         mask = mask | (counted <= 1)
         count = torch.where(counted > 1, counted, everything)
 
-        # Mean and variance, as plain differentiable arithmetic.
+        # Compute mean and variance by differentiable operations.
         values = x.float()
         mean = over_ranks(torch.where(mask, values, 0).sum((0, 2, 3))) / count
         centred = values - mean[:, None, None]
@@ -128,7 +128,7 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 
 class _NormaliseOverRanks(torch.autograd.Function):
-    """Batch normalisation with statistics over all ranks, with the exact gradient of the same.
+    """Batch normalisation with statistics over all ranks, and its exact gradient.
 
     The gradients of weight and bias are this rank's contribution. Of tensors the size of x, only x
     itself is saved, in its own dtype; weight and bias are fp32.
@@ -137,8 +137,8 @@ class _NormaliseOverRanks(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float):
         num_channels = x.shape[1]
-        # The kernel for one rank's statistics. The running statistics only tell it to use fp32;
-        # with a momentum of 0 it doesn't change them.
+        # Compute this rank's mean and variance. The running statistics are dummies of dtype fp32,
+        # which make the kernel use fp32; a momentum of 0 leaves them unchanged.
         mean, var = torch.batch_norm_update_stats(
             x, torch.zeros_like(weight), torch.ones_like(weight), momentum=0.0
         )
@@ -168,7 +168,7 @@ class _NormaliseOverRanks(torch.autograd.Function):
         grad = grad.contiguous(
             memory_format=torch.channels_last if channels_last else torch.contiguous_format
         )
-        # The gradients for given statistics are the sums over this rank's pixels of
+        # Compute the gradients of weight and bias: the sums over this rank's pixels of
         # grad * (x - mean) / std and of grad.
         _, weight_grad, bias_grad = torch.ops.aten.native_batch_norm_backward(
             grad, x, weight, mean, var, mean, inv_std, False, ctx.eps, [False, True, True]

@@ -7,8 +7,8 @@ so at most about SAMPLED_VALUES of them exist at once.
 
 Sampling locations and weights are float32 whatever the network's precision, because bfloat16 can't
 distinguish adjacent columns of a wide image.
-Left out: reference boxes, padding masks, and on CUDA a deterministic gradient: grid_sample has
-none there, so `train.deterministic` refuses it.
+Left out: reference boxes, padding masks, and a deterministic gradient on CUDA. grid_sample has no
+deterministic gradient there, so `train.deterministic` raises an error.
 """
 
 import math
@@ -23,11 +23,12 @@ SAMPLED_VALUES = 2**24  # 64 MiB
 
 
 class DeformableAttention(nn.Module):
-    """Adds to queries the attention-weighted values that they sample from feature maps.
+    """Multi-scale deformable attention with a skip connection.
 
-    It is initialised such that each head samples in a direction of its own from the reference
-    point, point i at a distance of i + 1 cells, with nearly equal weights. They aren't exactly
-    equal, because layers with zero weights pass no gradient to their inputs (positions, levels).
+    To each query it adds the attention-weighted sum of values sampled from the feature maps. At
+    initialisation, each head samples in a different direction from the reference point: point i at
+    a distance of i + 1 cells, with nearly equal weights. The weights aren't exactly equal, because
+    layers with zero weights pass no gradient to their inputs (positions, levels).
 
     Args:
         width: number of channels of queries, values and output.
@@ -56,7 +57,7 @@ class DeformableAttention(nn.Module):
         self.attention_weights = Float32Linear(width, points)
         self.value_proj = nn.Linear(width, width)
         self.output_proj = nn.Linear(width, width)
-        # The start of the weights; the offsets' bias holds the heads' directions.
+        # Initialise the weights; the bias of the offsets holds the directions of the heads.
         for layer in (self.sampling_offsets, self.attention_weights):
             nn.init.normal_(layer.weight, std=1e-3)
         for layer in (self.value_proj, self.output_proj):
@@ -76,17 +77,18 @@ class DeformableAttention(nn.Module):
         sizes: Sequence[tuple[int, int]],
         reference: Tensor,
     ) -> Tensor:
-        """Returns the queries plus what they sampled, (B, Q, width).
+        """Returns the queries plus the weighted sums of their samples, (B, Q, width).
 
         Args:
             query: (B, Q, width).
-            position: (B or 1, Q, width) float32, added to the query to predict the places.
-            tokens: (B, T, width), the levels' cells one after another.
+            position: (B or 1, Q, width) float32, positional encoding, added to the query to predict
+                sampling locations and weights.
+            tokens: (B, T, width), the cells of all levels, concatenated.
             sizes: each level's (height, width).
-            reference: (B or 1, Q, num_levels or 1, 2) float32, x and y between 0 and 1 from edge to
-                edge of a level.
+            reference: (B or 1, Q, num_levels or 1, 2) float32, the queries' reference points: x and
+                y, from 0 to 1 between the edges of a level.
         """
-        # Each query's sampling offsets, and the softmax weights of its points.
+        # Predict each query's sampling offsets, and the softmax weights of its points.
         asked = query.float() + position
         heads = self.num_heads
         levels = self.num_levels
@@ -94,7 +96,7 @@ class DeformableAttention(nn.Module):
         offsets = self.sampling_offsets(asked).unflatten(2, (heads, levels, points, 2))
         weights = self.attention_weights(asked).unflatten(2, (heads, levels * points)).softmax(3)
         weights = weights.unflatten(3, (levels, points))
-        # The values as one map per level and head.
+        # Reshape the values to one map per level and head.
         values = self.value_proj(tokens).float().transpose(1, 2)
         maps = [
             value.reshape(-1, value.shape[1] // heads, *size)
@@ -122,13 +124,14 @@ def read_points(
     weights: Tensor,
     sampled_values: int = SAMPLED_VALUES,
 ) -> Tensor:
-    """Returns the weighted sum of what the queries sample from all levels.
+    """Returns for each query the weighted sum of the values sampled from all levels.
 
     Args:
-        maps: per level (B * heads, d, h, w) float32.
-        reference: (B or 1, Q, L or 1, 2), see `DeformableAttention`.
-        offsets: (B, Q, heads, L, points, 2), x and y in cells of their level.
-        weights: (B, Q, heads, L, points).
+        maps: one (B * heads, d, h, w) float32 tensor per level.
+        reference: (B or 1, Q, L or 1, 2), see `DeformableAttention.forward`.
+        offsets: (B, Q, heads, L, points, 2), x and y relative to the reference, in cells of the
+            level.
+        weights: (B, Q, heads, L, points), attention weights.
         sampled_values: approximate number of values that are sampled at once.
 
     Returns:
@@ -138,7 +141,7 @@ def read_points(
     chunk = max(1, sampled_values // (len(maps[0]) * maps[0].shape[1] * num_points))
     reference = reference.expand(batch, num_queries, len(maps), 2)
     read = []
-    # Under a checkpoint the sampled values are not saved but sampled again in backward.
+    # Checkpoint each chunk, so that sampled values are recomputed in backward and not saved.
     for some in zip(
         reference.split(chunk, 1), offsets.split(chunk, 1), weights.split(chunk, 1), strict=True
     ):
@@ -152,7 +155,7 @@ def read_points(
 
 
 def _read_some(reference: Tensor, offsets: Tensor, weights: Tensor, *maps: Tensor) -> Tensor:
-    """Computes `read_points` for queries few enough to sample all points of a level at once."""
+    """Computes `read_points` for one chunk of queries, sampling all points of a level at once."""
     batch, num_queries, heads, _, _ = weights.shape
     total = 0
     for level, values in enumerate(maps):
@@ -169,9 +172,10 @@ def _read_some(reference: Tensor, offsets: Tensor, weights: Tensor, *maps: Tenso
 
 
 def _first_offsets(num_heads: int, num_levels: int, num_points: int) -> Tensor:
-    """Returns the offsets at the start, (heads, levels, points, 2), in cells.
+    """Returns the initial sampling offsets, (heads, levels, points, 2), x and y in cells.
 
-    The heads' directions lie on a square around the reference; point i is at i + 1 cells.
+    The heads' directions point to a square around the reference point; point i of a head is i + 1
+    cells away.
     """
     angles = torch.arange(num_heads) * (2 * math.pi / num_heads)
     directions = torch.stack([angles.cos(), angles.sin()], dim=1)

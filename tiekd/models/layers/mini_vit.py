@@ -1,8 +1,8 @@
 """AdaBins' mini-ViT (arXiv 2011.14141, section 3.2): a small transformer over image patches.
 
 Each patch is one token. The first token gives the width of each depth bin of this image. The next
-tokens become 1x1 convolution kernels over the image's own features. Cost: little but the maps, 128
-multiplications per feature and kernel.
+tokens become 1x1 convolution kernels over the image's own features. Cost: mainly the maps, 128
+multiplications per pixel and kernel.
 
 As published, the positional embedding is indexed by the patch's number in row-major order. So at
 another image width than in training, patches get the embeddings of other positions, and patches
@@ -24,14 +24,14 @@ class MiniViT(nn.Module):
     """Maps features to normalised bin widths and range-attention maps.
 
     Args:
-        in_channels: of the features.
+        in_channels: number of feature channels.
         num_bins: number of bin widths per image.
         num_queries: number of tokens that become kernels.
         width: channels of the transformer, a multiple of 4.
-        patch: pixels of a patch's side; features that fill no whole patch at the right and the
-            bottom have no token.
-        num_positions: the most patches that an image may have; num_queries + 1 is the least.
-        dropout: in training.
+        patch: side of a patch in pixels of the features; pixels at the right and the bottom that
+            don't fill a whole patch are ignored.
+        num_positions: maximum number of patches of an image; the minimum is num_queries + 1.
+        dropout: dropout probability in training.
     """
 
     def __init__(
@@ -60,13 +60,14 @@ class MiniViT(nn.Module):
         )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns bin widths and maps.
+        """Returns bin widths and range-attention maps.
 
         Args:
             x: (B, C, h, w).
 
         Returns:
-            Bin widths (B, num_bins) float32, positive, summing to 1; maps (B, num_queries, h, w).
+            Bin widths (B, num_bins) float32, positive, summing to 1; range-attention maps (B,
+            num_queries, h, w).
 
         Raises:
             RecipeError: the features have too few or too many patches.
@@ -91,7 +92,7 @@ class MiniViT(nn.Module):
 
 
 class Layer(nn.Module):
-    """A post-norm transformer encoder layer.
+    """A transformer encoder layer with norms after attention and MLP (post-norm).
 
     After Vaswani et al. 2017 (arXiv 1706.03762).
     """

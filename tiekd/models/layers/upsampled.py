@@ -1,21 +1,25 @@
-"""A 3x3 convolution of upsampled features: each level of the DenseDepth and AdaBins decoders.
+"""3x3 convolution of upsampled features, with less time and memory than torch's operators.
 
-It is a level's first convolution. Where a 1x1 convolution that adds channels comes right before
-it, the two are computed as one 3x3 convolution of fewer channels, whose weights are a matrix
-product of theirs; upsampling commutes with the 1x1 convolution. The published MobileNetV2 students
-have 320 -> 2048 -> 512 channels there, 39 of their 171 GMAC at 352x704, of which 9 are left.
+It is the first convolution of each level in the DenseDepth and AdaBins decoders.
 
-The convolution's input is the largest tensor of its level. It isn't saved for backward but
-computed again there, at the cost of one more bilinear upsampling, from features that are saved
-anyway. The numbers are the same, bit for bit.
+If a 1x1 convolution that adds channels comes directly before it, the two are computed as one 3x3
+convolution with fewer input channels. Its weights are a matrix product of the weights of the two.
+This is possible because upsampling commutes with the 1x1 convolution. In the published MobileNetV2
+students these convolutions have 320 -> 2048 -> 512 channels and take 39 of 171 GMAC at 352x704;
+merged, they take 9.
 
-On a CPU without AVX-512 the gradients are matrix products (tiekd/kernels/layouts.py), those of
-upsampled channels at the size before upsampling. A backward of 128 channels, 88x176 to 176x352,
-takes 0.53 of what it takes with the products of all pixels.
+The convolution's input is the largest tensor of its level. It isn't saved for backward. Instead,
+it is recomputed there from features that are saved anyway, at the cost of one more bilinear
+upsampling. The results are the same, bit for bit.
 
-In half precision on a GPU the upsampling's gradient is two matrix products, which run on tensor
-cores, with sums in fp32 and in one order. torch's own has four atomic additions a number, each of
-them rounded, and is slow in bf16 (pytorch issue 140096).
+On a CPU without AVX-512 the gradients are computed as matrix products (tiekd/kernels/layouts.py).
+For upsampled channels, these products are computed at the size before upsampling. The backward
+pass of 128 channels from 88x176 to 176x352 then takes 0.53 of the time of products at the full
+size.
+
+In half precision on a GPU the gradient of the upsampling is computed as two matrix products. They
+run on tensor cores and sum in fp32 in a fixed order. torch's operator uses four atomic additions
+per value, each of them rounded, and is slow in bf16 (pytorch issue 140096).
 """
 
 from collections.abc import Callable
@@ -32,7 +36,7 @@ from tiekd.kernels.convolution import Conv2d
 
 
 class PointwiseConv(nn.Conv2d):
-    """1x1 convolution that the next convolution can be merged with.
+    """1x1 convolution that can be merged into the convolution after it.
 
     Weights and state dict are those of an `nn.Conv2d`.
     """
@@ -42,10 +46,10 @@ class PointwiseConv(nn.Conv2d):
 
     @property
     def adds_channels(self) -> bool:
-        """True if the next convolution is cheaper when merged with this one.
+        """True if this convolution adds channels, so that merging it saves computation.
 
-        That holds for 320 -> 2048 -> 512 channels, which the published MobileNetV2 students have,
-        from some 350 pixels on, counted over all images of a batch.
+        For the published MobileNetV2 students (320 -> 2048 -> 512 channels), merging is faster if a
+        batch has more than some 350 pixels in total.
         """
         return self.in_channels < self.out_channels
 
@@ -54,11 +58,12 @@ class PointwiseConv(nn.Conv2d):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Returns (B, out_channels, h, w), or with next_weight the result of `merged`.
 
-        Merging goes through forward because ZeRO-3 has a module's weights at hand only there.
+        Merging is part of forward because ZeRO-3 gathers a module's weights only for its forward.
 
         Args:
-            x: (B, in_channels, h, w); None with next_weight.
-            next_weight: as for `merged`, or None.
+            x: (B, in_channels, h, w); None if `next_weight` is given.
+            next_weight: the next convolution's weight, as for `merged`; None to apply this
+                convolution to x.
         """
         return super().forward(x) if next_weight is None else self.merged(next_weight)
 
@@ -66,26 +71,26 @@ class PointwiseConv(nn.Conv2d):
         """Merges this convolution into the next one.
 
         Args:
-            next_weight: of the next convolution, (O, out_channels + S, k, k), S channels being
-                others'.
+            next_weight: weight of the next convolution, (O, out_channels + S, k, k); its last S
+                input channels are those of a skip connection.
 
         Returns:
-            The next convolution's weight for this one's input, (O, in_channels + S, k, k), and its
-            weight for a map of ones, (O, 1, k, k). The map of ones stands for this one's bias,
-            which doesn't reach over the edge, where there are zeros.
+            The merged weight (O, in_channels + S, k, k), and a weight (O, 1, k, k) for an
+            additional input channel of ones. This channel adds the effect of this convolution's
+            bias, which isn't constant: near the border, the zero padding has no bias.
         """
         parameters = next_weight, self.weight, self.bias
         return self._merged(*parameters) if _keeps_all() else _checkpoint(self._merged, *parameters)
 
     def _merged(self, next_weight: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """Computes `merged` from the three parameters, so that a checkpoint sees them."""
+        """Computes `merged`; gets weight and bias as arguments, so that it can be checkpointed."""
         ours, others = next_weight.split(
             [self.out_channels, next_weight.shape[1] - self.out_channels], dim=1
         )
         columns = torch.cat([weight[:, :, 0, 0], bias[:, None]], dim=1)
         product = (ours.permute(0, 2, 3, 1) @ columns).permute(0, 3, 1, 2)
         by_channel, of_bias = product.split([self.in_channels, 1], dim=1)
-        # Contiguous, as all weights are: a convolution takes its layout from either operand.
+        # Make the weights contiguous, since a convolution's memory layout follows either operand.
         others = others.to(product.dtype)
         return torch.cat([by_channel, others], dim=1).contiguous(), of_bias.contiguous()
 
@@ -96,7 +101,7 @@ class UpsampledConv(Conv2d):
     Weights and state dict are those of an `nn.Conv2d`.
 
     Attributes:
-        plain: True computes it by its definition, without the savings of memory and time.
+        plain: True to compute each operator by its definition, without saving time or memory.
     """
 
     plain = False
@@ -118,11 +123,11 @@ class UpsampledConv(Conv2d):
             x: (B, C, h, w), features that are resized to `size` bilinearly with aligned corners.
             size: (H, W).
             skip: (B, S, H, W), concatenated after the upsampled x, or None (S = 0).
-            pointwise: a 1x1 convolution to apply to x before upsampling, or None. C is its number
-                of input channels, and its output channels + S are `in_channels`; without it
-                C + S = `in_channels`.
+            pointwise: a 1x1 convolution to apply to x before upsampling; None for none. With it, C
+                is its number of input channels, and its output channels + S = `in_channels`.
+                Without it, C + S = `in_channels`.
         """
-        # Merge the 1x1 convolution, or apply it.
+        # Merge the 1x1 convolution if this saves computation; otherwise apply it.
         weight, bias_weight = self.weight, self.bias_weight
         if pointwise is not None:
             if pointwise.adds_channels and not self.plain:
@@ -146,7 +151,7 @@ class UpsampledConv(Conv2d):
     def take_in(self, pointwise: PointwiseConv) -> None:
         """Merges `pointwise` into this convolution permanently, in place, for inference.
 
-        Afterwards x must have the input channels of `pointwise`, and the state dict has changed.
+        This changes the state dict. Afterwards x must have the input channels of `pointwise`.
         """
         weight, self.bias_weight = pointwise.merged(self.weight)
         self.weight = nn.Parameter(weight, requires_grad=False)
@@ -171,10 +176,10 @@ class UpsampledConv(Conv2d):
 
 
 class _ByProducts(torch.autograd.Function):
-    """`UpsampledConv._convolve` with the weights' gradient by matrix products.
+    """Computes `UpsampledConv._convolve`, with gradients by matrix products.
 
-    A checkpoint around that gradient's own function would convolve once more in backward. Around
-    torch's operator it only upsamples.
+    It saves the features before upsampling and repeats only the upsampling in backward.
+    `_checkpoint` around an autograd function would repeat the convolution, too.
     """
 
     @staticmethod
@@ -196,7 +201,7 @@ class _ByProducts(torch.autograd.Function):
         of_x, _, of_skip, of_weight, of_bias = ctx.needs_input_grad
         channels = x.shape[1]
 
-        # Upsampled to less than three times the pixels: the products of all pixels.
+        # If upsampling adds few pixels (less than three times), compute the products at full size.
         if ctx.size[0] * ctx.size[1] < 3 * x.shape[2] * x.shape[3]:
             needs = of_x or of_skip, of_weight, of_bias
             merged = _merge(x, ctx.size, skip)
@@ -205,7 +210,7 @@ class _ByProducts(torch.autograd.Function):
             )
             of_x = _upsample_backward(of_merged[:, :channels], x.shape) if of_x else None
             return of_x, None, of_merged[:, channels:] if of_skip else None, of_weight, of_bias
-        # Else the upsampled channels' products are computed at the size before upsampling.
+        # Otherwise compute the products of upsampled channels at the size before upsampling.
         needs = of_skip, of_weight and skip is not None, of_bias
         of_x, of_upsampled = (
             _before_upsampling(grad, x, weight) if of_x or of_weight else (None, None)
@@ -218,11 +223,12 @@ class _ByProducts(torch.autograd.Function):
 
 
 def _before_upsampling(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the gradients of x and of its channels' weights from that of the result.
+    """Returns the gradients of x and of the weights of its channels.
 
-    Upsampling is linear and the same for all channels, so it commutes with the products over
-    channels. The gradient of each kernel tap is first propagated back through the upsampling; the
-    matrix products are then over the pixels of x, e.g. a quarter of the upsampled ones.
+    `grad` is the gradient of the convolution's result. Upsampling is linear and the same for all
+    channels, so it commutes with the products over channels. The gradient of each kernel tap is
+    first propagated back through the upsampling; the matrix products then sum over the pixels of x,
+    e.g. a quarter of the upsampled pixels.
     """
     batch_size, channels, height, width = x.shape
     pixels = x.permute(0, 2, 3, 1).reshape(-1, channels)
@@ -256,15 +262,15 @@ def _upsample_backward(grad: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _merge(x: Tensor, size: tuple[int, int], skip: Tensor | None) -> Tensor:
-    """Returns x, upsampled, with the channels of skip after its own."""
+    """Upsamples x to `size` and concatenates the channels of `skip`, if there are any."""
     x = _upsample(x, size)
     return x if skip is None else torch.cat([x, skip], dim=1)
 
 
 class UpsampleByProducts(torch.autograd.Function):
-    """Bilinear upsampling, corners aligned, with a gradient by products.
+    """Bilinear upsampling with aligned corners, whose gradient is computed by matrix products.
 
-    Saves nothing for backward.
+    It saves no tensor for backward.
     """
 
     @staticmethod
@@ -279,7 +285,7 @@ class UpsampleByProducts(torch.autograd.Function):
         height, width = ctx.size
         pixels = grad.permute(0, 2, 3, 1).contiguous()
         batch_size, rows, columns, channels = pixels.shape
-        # A compiler would warn of the cache.
+        # torch.compile warns about functions with a cache, so call the uncached function.
         shares = _shares.__wrapped__ if torch.compiler.is_compiling() else _shares
         by_row = shares(height, rows, grad.dtype, grad.device).expand(batch_size, -1, -1)
         by_column = shares(width, columns, grad.dtype, grad.device)
@@ -290,9 +296,10 @@ class UpsampleByProducts(torch.autograd.Function):
 
 
 def _keeps_all() -> bool:
-    """True if activations aren't recomputed in backward: without gradients or under torch.compile.
+    """Returns True if nothing should be recomputed in backward.
 
-    A compiler decides itself what to save and what to recompute.
+    This is the case without gradients, and under torch.compile, which decides itself what to save
+    and what to recompute.
     """
     return not torch.is_grad_enabled() or torch.compiler.is_compiling()
 
@@ -307,9 +314,9 @@ def _upsample(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _shares(small: int, large: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Returns the matrix (small, large) of the weights of linear interpolation, corners aligned.
+    """Returns the matrix (small, large) of linear interpolation from `small` to `large` values.
 
-    Column j has the weights of the `small` input values in output value j.
+    Corners are aligned. Column j has the weights of the input values in output value j.
     """
     step = (small - 1) / max(large - 1, 1)
     place = torch.arange(large, dtype=torch.float64, device=device) * step

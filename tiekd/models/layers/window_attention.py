@@ -1,9 +1,9 @@
 """Self-attention within shifted windows (Liu et al. 2021, arXiv 2103.14030), for the Swin encoder.
 
-Tokens attend only to those of their own window, so the cost grows with the image and not with its
-square. Every other block shifts the windows by half their size, around the borders. Tokens that
-are in one window only because of the shift don't attend to each other. The feature is padded with
-zeros to whole windows; padded tokens take part as keys, as published.
+Tokens attend only to those of their own window, so the cost is linear in the number of tokens
+and not quadratic. Every other block shifts the windows by half their size, cyclically. Tokens that
+share a window only because of the cyclic shift don't attend to each other. The feature is padded
+with zeros to whole windows; padded tokens take part as keys, as published.
 Left out: version 2's cosine attention and continuous positions.
 """
 
@@ -11,22 +11,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-# The published bias of the logit between tokens that are masked from each other; it is finite in
-# half precision too.
+# Added to the attention logit between tokens that are masked from each other, as published. It is
+# finite in half precision, too.
 BLOCKED = -100.0
 
 
 class WindowAttention(nn.Module):
     """Attention in windows of `window` x `window` tokens, shifted by `shift` tokens.
 
-    The bias per head and offset between two tokens starts at a standard deviation of 0.02. The
-    projections start at torch's defaults until the encoder sets them.
+    Each head has a learned bias per offset between two tokens, initialised with a standard
+    deviation of 0.02. The projections have torch's default initialisation until the encoder
+    initialises them.
 
     Args:
-        channels: of the tokens.
+        channels: number of channels of the tokens.
         heads: number of attention heads.
         window: tokens along a window's side.
-        shift: tokens by which the windows start before the feature's corner.
+        shift: number of tokens by which the windows are shifted; 0 for none.
     """
 
     def __init__(self, channels: int, heads: int, window: int, shift: int):
@@ -44,22 +45,23 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns (B, H, W, channels) from the same shape, of any size."""
-        # Pad to whole windows, and shift.
+        # Pad to whole windows, and shift cyclically.
         batch, height, width = x.shape[:3]
         window = self.window
         x = pad(x, (0, 0, 0, -width % window, 0, -height % window))
         rows, columns = x.shape[1] // window, x.shape[2] // window
         if self.shift:
             x = x.roll((-self.shift, -self.shift), (1, 2))
-        # Attention in each window.
+        # Compute attention in each window.
         x = self.qkv(to_windows(x, window))
         query, key, value = x.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         bias = self._bias(batch, rows, columns).to(query.dtype)
         x = scaled_dot_product_attention(query, key, value, attn_mask=bias)
-        # A copy: torch.export and the ONNX decomposition disagree about the layout of attention.
+        # Copy, because torch.export and the ONNX decomposition disagree about the memory layout of
+        # the attention's result.
         x = x.transpose(1, 2).clone(memory_format=torch.contiguous_format)
         x = self.proj(x.flatten(2))
-        # Windows back to a map, shifted back and cropped.
+        # Reassemble the windows to a map, undo the shift, and crop the padding.
         x = x.view(batch, rows, columns, window, window, -1).transpose(2, 3)
         x = x.flatten(3, 4).flatten(1, 2)
         if self.shift:
@@ -67,7 +69,7 @@ class WindowAttention(nn.Module):
         return x[:, :height, :width]
 
     def _bias(self, batch: int, rows: int, columns: int) -> Tensor:
-        """Returns the bias of the logits: (1 or B * windows, heads, tokens, tokens)."""
+        """Returns the bias to add to the logits: (1 or B * windows, heads, tokens, tokens)."""
         bias = self.relative_position_bias_table[self.relative_position_index]
         bias = bias.permute(2, 0, 1).unsqueeze(0)
         if not self.shift:
@@ -91,7 +93,7 @@ def to_windows(x: Tensor, window: int) -> Tensor:
 
 
 def relative_position_index(window: int) -> Tensor:
-    """Returns the row of the bias table for each query (row) and key (column) by their offset.
+    """Returns the row of the bias table for each pair of query (row) and key (column) token.
 
     Args:
         window: tokens along a window's side.
@@ -109,18 +111,18 @@ def blocked_pairs(rows: int, columns: int, window: int, shift: int, device: torc
     """Returns the pairs of tokens that share a window only because of the shift.
 
     Args:
-        rows: of windows.
-        columns: of windows.
+        rows: number of rows of windows.
+        columns: number of columns of windows.
         window: tokens along a window's side.
-        shift: tokens.
-        device: of the result.
+        shift: number of tokens by which the windows are shifted.
+        device: device of the result.
 
     Returns:
-        (rows * columns, tokens, tokens) bool.
+        (rows * columns, tokens, tokens) bool, True for a pair of tokens in a window.
     """
     y, x = (torch.arange(size * window, device=device) for size in (rows, columns))
-    # Only the last row and column of windows have tokens from two sides: their own, and those that
-    # the shift moved around the border.
+    # Only the last row and the last column of windows contain tokens that the shift moved from the
+    # opposite border.
     y = (y >= rows * window - shift).long()
     x = (x >= columns * window - shift).long()
     side = (2 * y[:, None] + x[None, :]).view(1, rows * window, columns * window, 1)

@@ -55,14 +55,15 @@ class Hahi(nn.Module):
         self.channels = tuple(encoder_channels)
         self.width = width
         finest, *coarser = encoder_channels
-        # Projections: of every feature, of the tokens, and of the queries.
+        # Build the projections of features, tokens and queries, and the layers that fuse the
+        # results.
         self.laterals = nn.ModuleList(ConvNorm(c, c, 1) for c in encoder_channels)
         self.token_projections = nn.ModuleList(ConvNorm(c, width, 1) for c in coarser)
         self.token_fusions = nn.ModuleList(ConvNorm(width + c, c, 3) for c in coarser)
         self.query_projection = ConvNorm(finest, width, 1)
         self.query_fusion = ConvNorm(width + finest, finest, 3)
-        # The attention layers, an embedding per level, and the layer that predicts each query's
-        # reference point.
+        # Build the attention layers, an embedding per level, and the layer that predicts the
+        # reference point of each query.
         self.level_embed = nn.Parameter(torch.randn(len(coarser), width))
         self.self_attention = DeformableAttention(
             width, len(coarser), num_heads, num_points, dropout
@@ -80,7 +81,7 @@ class Hahi(nn.Module):
         Args:
             features: (B, channels[i], h_i, w_i), fine to coarse.
         """
-        # Tokens: the coarser features' cells, which attend to each other.
+        # Reshape the coarser features' cells to tokens, which attend to each other.
         finest, *coarser = [
             lateral(feature) for lateral, feature in zip(self.laterals, features, strict=True)
         ]
@@ -98,7 +99,7 @@ class Hahi(nn.Module):
         centres = torch.cat([cell_centres(size, device) for size in sizes], dim=1).unsqueeze(2)
         tokens = self.self_attention(tokens, position, tokens, sizes, centres)
 
-        # Queries: the finest feature's cells, which attend to the tokens.
+        # Reshape the finest feature's cells to queries, which attend to the tokens.
         position = sine_positions(finest.shape[2:], self.width, device)
         reference = self.reference_points(position).sigmoid().unsqueeze(2)
         queries = self.cross_attention(

@@ -1,1 +1,1 @@
-"""Weights by name: reading files, translating published names, and the fit to a network."""
+"""Weights: reads files, translates published names of tensors, compares them with a network."""

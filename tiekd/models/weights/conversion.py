@@ -1,9 +1,9 @@
 """Converts published checkpoint files to ours and back, with a report on every tensor.
 
-Only names and shapes are compared with the network, whose tensors are never filled: a conversion
+Only names and shapes are compared with the network, whose tensors are never allocated: a conversion
 costs the file's size in memory, and a second or two. A file is written under a temporary name and
-renamed, so it is either complete or not there.
-Left out: optimizer states, and parameters that the published networks carry without using them.
+renamed, so that no partial file is left.
+Left out: optimizer states, and parameters that the published networks contain but don't use.
 """
 
 import io
@@ -30,7 +30,7 @@ class Conversion(NamedTuple):
 
     Attributes:
         tensors: the tensors by their new names.
-        report: how the tensors fit the network, by this project's names. The norms' batch counters
+        report: the comparison with the network, by this project's names. The norms' batch counters
             don't count as missing; a misfit's entry contains both shapes.
         dead: names of published tensors that the published network doesn't use.
     """
@@ -65,7 +65,7 @@ def from_published(source: str | Path, network_node: dict) -> Conversion:
 
 
 def to_published(source: str | Path, network_node: dict) -> Conversion:
-    """Converts weights of ours to the published names.
+    """Converts a weights file of this project to the published names.
 
     Args:
         source: the file.
@@ -82,8 +82,8 @@ def check(conversion: Conversion, source: str | Path, recipe_path: str | Path) -
     """Checks that the tensors fit the network.
 
     Raises:
-        CheckpointError: counts and names the tensors that are missing, unexpected or of another
-            shape.
+        CheckpointError: tensors are missing, unexpected or of another shape; the message counts and
+            names them.
     """
     wrong = [
         f"{len(names)} {kind} ({_listed(names)})"
@@ -98,7 +98,7 @@ def check(conversion: Conversion, source: str | Path, recipe_path: str | Path) -
 
 
 def summary(conversion: Conversion) -> str:
-    """Returns the report in lines: counts, and every name that didn't simply match."""
+    """Returns the report as text: counts, and the name of every tensor that didn't match."""
     lines = [f"matched: {len(conversion.report.matched)}"]
     for kind, names in _kinds(conversion.report).items():
         lines += [f"{kind}: {len(names)}", *(f"  {name}" for name in names)]
@@ -117,7 +117,7 @@ def write(path: Path, content: Mapping) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # By way of memory: torch's own writer answers a full disk with a RuntimeError.
+        # Serialise in memory first: torch's own writer raises a RuntimeError if the disk is full.
         file = io.BytesIO()
         torch.save(dict(content), file)
         partial.write_bytes(file.getbuffer())
@@ -132,7 +132,7 @@ def write(path: Path, content: Mapping) -> None:
 
 
 def _report(ours: Mapping[str, Tensor], network_node: dict) -> Report:
-    """Returns the fit of our tensors to the network, which is built without memory."""
+    """Compares tensors with the network, which is built on the meta device, without memory."""
     with torch.device("meta"):
         network = build_network(network_node)
     report = state_dicts.compare(network, ours)

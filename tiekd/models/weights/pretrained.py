@@ -1,14 +1,14 @@
 """ImageNet weights for encoders: `encoder: {name: resnet, depth: 50, pretrained: imagenet}`.
 
-A file can be given in place of `imagenet`. An encoder only stores what its recipe asks for. `load`
-loads the weights, and only a run that starts from scratch calls it. So resuming, starting from
+A file can be given in place of `imagenet`. An encoder only stores the value of `pretrained`. `load`
+loads the weights, and only a run that starts from scratch calls `load`. So resuming, starting from
 other weights, teachers, evaluation and export need neither the file nor a network connection.
 
-`imagenet` means torchvision's first set (IMAGENET1K_V1), with which published depth networks
-start. It is taken from the torch hub cache, into which rank 0 downloads it if it isn't there. A
-file may have torchvision's names, the published ones, ours or, for Swin, its authors'. An encoder
-with a method `read_pretrained`, as timm's, reads its weights itself; its `collection` is the word
-that it takes in place of `imagenet`.
+`imagenet` means torchvision's first set (IMAGENET1K_V1), from which published depth networks are
+trained. The weights are read from the torch hub cache; rank 0 downloads them if they aren't there.
+The tensors in a file may have the names of torchvision, of the published networks, of this project
+or, for Swin, of its authors. An encoder with a method `read_pretrained`, such as timm's, reads its
+weights itself; its attribute `collection` is the word that replaces `imagenet`.
 Left out: other collections, and encoders that torchvision doesn't have with the same arithmetic.
 """
 
@@ -25,7 +25,8 @@ from tiekd.models.weights import state_dicts, swin_names
 
 IMAGENET = "imagenet"
 _OPTION = "network.encoder.pretrained"
-# Inverted residuals of each stage. torchvision numbers them through all stages, from 1.
+# Number of inverted residuals in each stage. torchvision numbers the blocks of all stages
+# consecutively, from 1.
 _MOBILENET_BLOCKS = (1, 2, 3, 4, 3, 3, 1)
 
 
@@ -35,7 +36,7 @@ def load(network: nn.Module) -> str | None:
     Collective: rank 0 reads the weights and broadcasts them, so all ranks must call it.
 
     Args:
-        network: a new network; its encoder is filled in place.
+        network: a new network; the weights are loaded into its encoder in place.
 
     Returns:
         A line for the log, or None if `pretrained` is not set.
@@ -71,15 +72,15 @@ def load(network: nn.Module) -> str | None:
 
 
 def to_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Renames an encoder's tensors from torchvision's, published or our names.
+    """Renames an encoder's tensors from torchvision's or the published names to ours.
 
-    Tensors of a classifier, and unknown ones, are left out.
+    Tensors of a classifier and tensors with unknown names are left out.
 
     Args:
-        state: a state dict, bare or in a checkpoint.
+        state: a state dict, or a checkpoint that contains one.
 
     Returns:
-        The tensors under our names, without `encoder.`.
+        The tensors under our names, without the prefix `encoder.`.
     """
     state = state.get("state_dict", state.get("model", state))
     if swin_names.is_imagenet(state):
@@ -87,7 +88,7 @@ def to_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if any(name.startswith("features.") for name in state):  # torchvision's MobileNetV2
         renamed = {_mobilenet_name(name): tensor for name, tensor in state.items()}
         return {name: tensor for name, tensor in renamed.items() if name is not None}
-    # Names without `encoder.` are published ones, or torchvision's of a ResNet, which are the same.
+    # Names without `encoder.` are published names. Those of a ResNet are the same as torchvision's.
     if not any(name.startswith("encoder.") for name in state):
         state = state_dicts.from_published(state)
     ours = {
@@ -107,7 +108,7 @@ def _read_fitting(encoder: nn.Module, source: str) -> tuple[dict[str, Tensor], s
 
 
 def _read(encoder: nn.Module, source: str) -> dict[str, Tensor]:
-    """Returns the tensors of `imagenet` or a file, under our names."""
+    """Reads the ImageNet weights, or a file, and returns the tensors under our names."""
     if source != IMAGENET:
         return to_our_names(state_dicts.read_checkpoint(Path(source)))
     name = encoder.torchvision_name
@@ -131,7 +132,7 @@ def _from_torchvision(name: str) -> dict[str, Tensor]:
                 progress=False, check_hash=True, weights_only=True, map_location="cpu"
             )
         except (OSError, RuntimeError) as error:
-            # No connection, no space, or a download with another checksum.
+            # There is no connection or no space, or the download has another checksum.
             raise RecipeError(
                 f"{_OPTION}: {IMAGENET} weights of {name} can't be downloaded "
                 f"({_one_line(error)}); put {entry.url} at {file}, or anywhere and say "
@@ -141,16 +142,16 @@ def _from_torchvision(name: str) -> dict[str, Tensor]:
 
 
 def _fitting(state: dict[str, Tensor], encoder: nn.Module, source: str) -> dict[str, Tensor]:
-    """Returns the tensors that the encoder has; stages after its last tap are left out.
+    """Returns the tensors that the encoder has, without those of stages after its last tap.
 
-    Tensors whose names begin with one of the encoder's `not_pretrained` may be missing.
+    Tensors may be missing if their names begin with a prefix in the encoder's `not_pretrained`.
 
     Raises:
         RecipeError: a tensor is missing or of another shape.
     """
     own = encoder.state_dict()
     new = getattr(encoder, "not_pretrained", ())
-    # Old files lack the norms' batch counters.
+    # The norms' batch counters may be missing, as in old files.
     missing = [
         name for name in own if name not in state and not name.endswith("num_batches_tracked")
     ]
@@ -175,7 +176,7 @@ def _mobilenet_name(name: str) -> str | None:
         return None
     index = int(match[1]) - 1
     rest = match[2]
-    if index == -1:  # the stem: 0 is its convolution, 1 its norm
+    if index == -1:  # the stem, in which 0 is the convolution and 1 the norm
         return f"conv1.{_conv_or_norm(rest)}"
     for stage, num_blocks in enumerate(_MOBILENET_BLOCKS, 1):
         if index < num_blocks:
@@ -185,9 +186,10 @@ def _mobilenet_name(name: str) -> str | None:
 
 
 def _block_name(block: str, rest: str, projection: int) -> str:
-    """Renames a tensor of a block.
+    """Renames torchvision's tensor `rest` of an inverted residual to our name, below `block`.
 
-    Before the projection (layer number `projection`) a convolution and its norm are one layer.
+    Layers before number `projection` contain a convolution and its norm; that number is the
+    projection's convolution, and the next number its norm.
     """
     layer, inner = rest.removeprefix("conv.").split(".", 1)
     if int(layer) < projection:
@@ -197,7 +199,7 @@ def _block_name(block: str, rest: str, projection: int) -> str:
 
 
 def _conv_or_norm(rest: str) -> str:
-    """Renames a tensor of a layer: 0 is its convolution, 1 its norm."""
+    """Renames `0.NAME`, a tensor of the convolution, to `conv.NAME`, and `1.NAME` to `bn.NAME`."""
     number, parameter = rest.split(".", 1)
     return f"{('conv', 'bn')[int(number)]}.{parameter}"
 

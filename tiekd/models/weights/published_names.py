@@ -1,13 +1,14 @@
-"""The names of published (mmcv layout) checkpoints and ours, and which published tensors are dead.
+"""Table of tensor names in published (mmcv layout) checkpoints and in this project.
 
-The mapping is a table of name templates, the same in both directions; a new family of networks is
-more rows. In a template `{i}` and `{k}` are numbers, `{n}` two numbers joined by `_`, `{p}` one
-part of a dotted name, and `{rest}` one or more parts.
+The rows are pairs of name templates, used in both directions; a new family of networks needs more
+rows. The module also lists published tensors that the networks don't use. In a template `{i}` and
+`{k}` are numbers, `{n}` two numbers joined by `_`, `{p}` one part of a dotted name, and `{rest}`
+one or more parts.
 """
 
 VIT = "decode_head.adaptive_bins_layer.patch_transformer."
 NAMES = (
-    # (published, ours); the first row that fits a name counts.
+    # (published, ours); the first row whose template matches a name is used.
     ("decode_head.conv_list.{i}.conv.{p}", "decoder.levels.{i}.{p}"),
     ("decode_head.conv_list.{i}.convA.conv.{p}", "decoder.levels.{i}.first.{p}"),
     ("decode_head.conv_list.{i}.convB.conv.{p}", "decoder.levels.{i}.second.{p}"),
@@ -81,9 +82,9 @@ NAMES = (
 )
 FIELDS = {"i": r"\d+", "k": r"\d+", "n": r"\d+_\d+", "p": r"[^.]+", "rest": r".+"}
 PREFIXES = ("backbone.", "decode_head.", "neck.")
-# Tensors of encoders trained on ImageNet that lie after the last tap.
+# Prefixes of the classifier's tensors in encoders trained on ImageNet.
 CLASSIFIERS = ("backbone.fc.", "backbone.conv2.", "backbone.classifier.")
 CLASSIFIERS += ("backbone.original_model.bn2.", "backbone.original_model.classifier.")
-LEFTOVER_BINS = 256  # conv_out's size in published sigmoid heads, which don't use it
-# Suffixes of buffers that follow from the sizes; ours aren't saved.
+LEFTOVER_BINS = 256  # output channels of conv_out in published sigmoid heads, which don't use it
+# Suffixes of buffers that are computed from the sizes; ours aren't in the state dict.
 TABLES = ("relative_position_index",)

@@ -1,6 +1,6 @@
-"""Weights by name: reading checkpoint files, loading them, and translating published ones.
+"""Reads checkpoint files, translates published names, and loads tensors into a network.
 
-The published names and ours are in `published_names`. Left out: optimizer states, and reshaping of
+The table of published names is in `published_names`. Left out: optimizer states, and reshaping of
 tensors that don't fit.
 """
 
@@ -26,10 +26,10 @@ from tiekd.models.weights.published_names import (
     VIT,
 )
 
-LISTED = 4  # tensors that an error message names
-COUNTERS = "*num_batches_tracked"  # of norms; they may be missing, as in old files
-# A published file of the best evaluation also holds its metric as a NumPy number, pickled under
-# NumPy's old or new name.
+LISTED = 4  # maximum number of tensors that an error message names
+COUNTERS = "*num_batches_tracked"  # batch counters of norms, which may be missing, as in old files
+# Types that a file may contain. Published files of the best evaluation hold the metric as a NumPy
+# number, which is pickled under NumPy's old or new module name.
 _NUMPY_NUMBER = np.float64(0).__reduce__()[0]
 _PLAIN_TYPES = [
     np.dtype,
@@ -39,7 +39,7 @@ _PLAIN_TYPES = [
 
 
 class Report(NamedTuple):
-    """The names of tensors by how a state dict fits a network, sorted.
+    """The result of comparing a state dict with a network: four sorted lists of tensor names.
 
     Attributes:
         matched: tensors whose name and shape are those of the network.
@@ -55,11 +55,11 @@ class Report(NamedTuple):
 
 
 def read_checkpoint(path: str | Path) -> dict:
-    """Reads a checkpoint file, on the CPU. Files that would run code when read are refused.
+    """Reads a checkpoint file to the CPU. Files that would run code when loaded raise an error.
 
     Raises:
-        CheckpointError: the file is missing, torn, not a torch file, or holds more than tensors and
-            plain values.
+        CheckpointError: the file is missing, truncated or not a torch file, or contains other
+            objects than tensors and plain values.
     """
     path = Path(path)
     check_readable(path, "checkpoint", CheckpointError)
@@ -73,7 +73,7 @@ def read_checkpoint(path: str | Path) -> dict:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"{path}: can't be read ({error.strerror})") from None
-    except Exception as error:  # noqa: BLE001 - a torn pickle can raise anything
+    except Exception as error:  # noqa: BLE001 - a torn pickle raises any type
         foreign = re.search(r"(?:GLOBAL|Unsupported class) ([\w.]+)", str(error))
         if foreign:
             raise CheckpointError(
@@ -97,10 +97,10 @@ def read_checkpoint(path: str | Path) -> dict:
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Reads a network's tensors under our names, from a file of ours or a published one.
+    """Reads a network's tensors under our names, from our own or a published file.
 
     Raises:
-        CheckpointError: as for `read_checkpoint`.
+        CheckpointError: the file can't be read, see `read_checkpoint`.
     """
     return named_tensors(read_checkpoint(path))
 
@@ -116,17 +116,18 @@ def named_tensors(state: Mapping) -> dict[str, Tensor]:
 def from_published(state: Mapping, head: str | None = None) -> dict[str, Tensor]:
     """Returns the tensors of a published (mmcv layout) checkpoint under our names.
 
-    Tensors that aren't ours are left out; `dropped` lists them.
+    Tensors that our network doesn't have are left out; `dropped` lists them.
 
     Args:
-        state: bare or with a `state_dict` entry, names with or without `module.`, `backbone.` and
-            `decode_head.`. A state dict without either of the last two counts as an encoder's.
+        state: a state dict, or a checkpoint with an entry `state_dict`. Names may have the prefix
+            `module.`. If no name has the prefix `backbone.` or `decode_head.`, the tensors are
+            taken to be those of an encoder.
         head: "dpm" or "sigmoid", the one of the published head's two output convolutions that is
-            used. None infers it from the number of bins, which is wrong only for a DPM head with
-            exactly 256 bins. AdaBins is recognised by its other names and uses "dpm".
+            used. None infers the head from the number of bins, which is wrong only for a DPM head
+            with exactly 256 bins. AdaBins is recognised by its other names and uses "dpm".
 
     Raises:
-        CheckpointError: no name is known.
+        CheckpointError: none of the names is known.
     """
     ours = _translated(state, head)
     if not ours:
@@ -138,15 +139,18 @@ def from_published(state: Mapping, head: str | None = None) -> dict[str, Tensor]
 
 
 def dropped(state: Mapping, head: str | None = None) -> list[str]:
-    """Returns the names that `from_published` leaves out, sorted: dead, classifiers' or unknown."""
+    """Returns the names that `from_published` leaves out, sorted.
+
+    They belong to unused tensors or classifiers, or are unknown.
+    """
     bare = _bare(state)
     return sorted(set(bare) - set(_translated(state, head)))
 
 
 def unknown(state: Mapping) -> list[str]:
-    """Returns the names of a published checkpoint that no row of the table fits, sorted.
+    """Returns the names of a published checkpoint that match no row of the table, sorted.
 
-    The other names in `dropped` are dead.
+    The other names in `dropped` belong to tensors that the published network doesn't use.
     """
     return sorted(name for name in _bare(state) if _renamed(name, _FROM_PUBLISHED) is None)
 
@@ -154,7 +158,8 @@ def unknown(state: Mapping) -> list[str]:
 def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Renames our state dict to the published names.
 
-    It is the inverse of `from_published`, except for what that drops.
+    This is the inverse of `from_published`, except for the tensors that `from_published` leaves
+    out.
 
     Raises:
         CheckpointError: a tensor has no published name.
@@ -185,20 +190,21 @@ def compare(network: nn.Module, state: Mapping[str, Tensor]) -> Report:
 def load_into(
     network: nn.Module, state: Mapping[str, Tensor], ignore: Sequence[str] = ()
 ) -> Report:
-    """Copies the tensors whose names and shapes fit into a network, casting to its dtypes.
+    """Copies tensors into a network by name, cast to the network's dtypes.
 
-    The network is not changed if this raises. The norms' batch counters may be missing.
+    If an error is raised, the network is unchanged. The norms' batch counters may be missing.
 
     Args:
-        network: filled in place.
-        state: tensors by our names.
-        ignore: glob patterns of names that need not fit ("head.*").
+        network: the network, changed in place.
+        state: the tensors under our names.
+        ignore: glob patterns of names ("head.*") whose tensors may be missing, unexpected or of
+            another shape.
 
     Raises:
-        CheckpointError: a tensor that is not ignored is missing, unexpected or of another shape, or
-            one to be copied is not plain finite numbers.
+        CheckpointError: a tensor that isn't ignored is missing, unexpected or of another shape, or
+            a tensor to copy isn't dense or has a non-finite value.
     """
-    # Collect everything that doesn't fit before anything is copied.
+    # Collect all tensors that don't fit before any is copied.
     own = network.state_dict()
     report = compare(network, state)
     complaints = [
@@ -222,7 +228,7 @@ def load_into(
 
 
 def _flaw(tensor: Tensor, own: Tensor) -> str | None:
-    """Returns why a tensor of the right shape can't be copied to the network; None if it can."""
+    """Returns the reason why a tensor of the right shape can't be copied; None if it can be."""
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
         return "sparse, quantised or without data, wanted plain numbers"
     if own.is_floating_point() and not tensor.is_floating_point():
@@ -231,9 +237,9 @@ def _flaw(tensor: Tensor, own: Tensor) -> str | None:
 
 
 def _bare(state: Mapping) -> dict[str, Tensor]:
-    """Returns the tensors under their published names, without wrappers and `module.`.
+    """Returns the tensors under their published names, without the prefix `module.`.
 
-    A lone encoder's names get `backbone.`.
+    The names of an encoder alone get the prefix `backbone.`.
     """
     state = state.get("state_dict", state)
     tensors = {
@@ -243,7 +249,7 @@ def _bare(state: Mapping) -> dict[str, Tensor]:
     }
     if any(name.startswith(PREFIXES) for name in tensors):
         return tensors
-    # An EfficientNet's names have one more part.
+    # The published names of an EfficientNet have one more part.
     prefix = "backbone.original_model." if "conv_stem.weight" in tensors else "backbone."
     return {prefix + name: value for name, value in tensors.items()}
 
@@ -254,16 +260,17 @@ def _translated(state: Mapping, head: str | None) -> dict[str, tuple[str, Tensor
     bare = _bare(state)
     bins = bare.get("decode_head.conv_out.0.weight")
     if head is None:
-        # AdaBins has as many bins as the unused convolution of a sigmoid head.
+        # The number of bins can't identify AdaBins: it equals that of a sigmoid head's unused
+        # layer.
         adaptive = any(name.startswith(VIT) for name in bare)
         has_bins = bins is not None and bins.shape[0] != LEFTOVER_BINS
         head = "dpm" if adaptive or has_bins else "sigmoid"
 
-    # Tensors that the published network doesn't use.
+    # Collect the prefixes of tensors that the published network doesn't use.
     dead = ["decode_head.conv_depth." if head == "dpm" else "decode_head.conv_out.", *CLASSIFIERS]
     if "decode_head.conv_list.4.convA.conv.weight" in bare:
-        # With five taps the finest is at stride 2. One more doubling reaches the image's size, and
-        # the second never runs.
+        # With five taps the finest feature has stride 2: one upsampling block reaches the image's
+        # size, so the second block isn't used.
         dead.append("decode_head.upsample_custom2.")
     living = {
         name: tensor
@@ -279,7 +286,7 @@ def _translated(state: Mapping, head: str | None) -> dict[str, tuple[str, Tensor
 
 
 def _renamed(name: str, rules: list[tuple[re.Pattern, str]]) -> str | None:
-    """Returns the name by the first rule that fits; None if none does."""
+    """Returns the new name by the first rule that matches; None if no rule matches."""
     for pattern, template in rules:
         match = pattern.fullmatch(name)
         if match:
@@ -288,7 +295,7 @@ def _renamed(name: str, rules: list[tuple[re.Pattern, str]]) -> str | None:
 
 
 def _pattern(template: str) -> re.Pattern:
-    """Returns the template as a regular expression; a repeated field must match the same text."""
+    """Converts a template to a regular expression; a repeated field must match the same text."""
     seen = set()
     parts = []
     for literal, field in re.findall(r"([^{]*)(?:\{(\w+)\})?", template):
@@ -300,7 +307,7 @@ def _pattern(template: str) -> re.Pattern:
 
 
 def _not(names: list[str], patterns: Sequence[str]) -> list[str]:
-    """Returns the names that fit none of the glob patterns."""
+    """Returns the names that match none of the glob patterns."""
     return [name for name in names if not any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 

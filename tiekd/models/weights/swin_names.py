@@ -1,8 +1,8 @@
-"""The names of Swin's ImageNet weights, as its authors and torchvision publish them, and ours.
+"""Translates the names of Swin's ImageNet weights, from its authors' or torchvision's to ours.
 
 The authors' networks merge four tokens in another order than the published depth networks, so two
-tensors of each merging are reordered. Left out: the classifier and buffers that follow from the
-sizes (masks, index tables).
+tensors of each merging layer are reordered. Left out: the classifier, and buffers that are computed
+from the sizes (masks, index tables).
 """
 
 import re
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 _NAMES = (
-    # (the authors', ours); torchvision's names are translated to the authors' first.
+    # (authors' name, our name); torchvision's names are first translated to the authors'.
     (r"patch_embed\.proj\.(\w+)", r"patches.\1"),
     (r"patch_embed\.norm\.(\w+)", r"patch_norm.\1"),
     (r"layers\.(\d)\.blocks\.(\d+)\.(norm[12]\.\w+)", r"stages.\1.\2.\3"),
@@ -26,14 +26,14 @@ _NAMES = (
 
 
 def is_imagenet(state: Mapping[str, Tensor]) -> bool:
-    """True if these are Swin's names as its authors or torchvision publish them."""
+    """Returns True if a state dict has the names of Swin's authors or of torchvision."""
     return "layers.0.blocks.0.attn.qkv.weight" in state or "features.1.0.attn.qkv.weight" in state
 
 
 def to_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns the tensors of a `Swin` under our names.
 
-    Those of the norms at the taps are missing, because a classifier has none.
+    The norms at the taps are missing, because a classifier doesn't have them.
     """
     ours = {}
     for theirs, tensor in state.items():
@@ -44,9 +44,9 @@ def to_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _authors_name(match: re.Match) -> str:
-    """Translates torchvision's name, which numbers stem, stages and mergings in one sequence.
+    """Translates torchvision's name, which numbers stem, stages and merging layers consecutively.
 
-    0 is the stem, 1, 3, 5 and 7 are the stages, and 2, 4 and 6 the mergings between them.
+    0 is the stem, 1, 3, 5 and 7 are the stages, and 2, 4 and 6 the merging layers between them.
     """
     index = int(match[1])
     rest = match[2]

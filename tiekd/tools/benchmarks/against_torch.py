@@ -1,10 +1,10 @@
-"""The engine's step against that of a plain torch loop with DistributedDataParallel.
+"""Compares the engine's training step with that of a plain torch loop (DistributedDataParallel).
 
-They are compared for each world size and ZeRO stage. Each rank is a process that holds both loops,
-with the same network, weights, criterion, optimizer, clipping and batch. After a barrier, each loop
-in turn runs a few steps; the slowest rank's time counts. Both synchronise BatchNorm over all ranks,
-so torch's loop needn't broadcast buffers. fp32, one micro-batch per step; on a CPU one thread per
-rank.
+The comparison is made for each world size and ZeRO stage. Each rank is a process that holds both
+loops, with the same network, weights, criterion, optimizer, clipping and batch. After a barrier,
+each loop in turn runs a few steps; the slowest rank's time counts. Both loops synchronise BatchNorm
+over all ranks, so torch's loop needn't broadcast buffers. Steps are in fp32, with one micro-batch;
+on a CPU each rank uses one thread.
 
 Left out: data, teacher and hooks, which would be the same in both loops; and several machines.
 """
@@ -33,20 +33,19 @@ from tiekd.tools.benchmarks.training import CLIP_NORM, BatchShape, device_of, no
 from tiekd.training import criterion as criteria
 from tiekd.training.optimizer import build_optimizer
 
-_LEARNING_RATE = 1e-5  # small, so that the losses of the two can be compared after many steps
+_LEARNING_RATE = 1e-5  # small, so that the two losses stay comparable over many steps
 
 
 def run(args: argparse.Namespace) -> dict:
-    """Compares the two for each number of ranks and each ZeRO stage.
+    """Compares the two steps for each number of ranks and each ZeRO stage.
 
     Args:
-        args: the options of `arguments.of_engine`.
+        args: the command-line options that `arguments.of_engine` defines.
 
     Returns:
-        {"table": [one comparison for each], "time_ratio", "memory_ratio", ...}. The two ratios are
-        the largest at ZeRO 0, or at the smallest stage that was asked for. A comparison is that of
-        `measure.compare` with `ranks`, `zero` and `loss_difference`: the relative difference of the
-        last step's loss, which only rounding may cause.
+        {"table", "time_ratio", "memory_ratio", ...}. The table is a list with one comparison, the
+        result of `combined`, per number of ranks and stage. The two ratios are the largest of those
+        at the smallest stage that was asked for.
 
     Raises:
         LaunchError: an engine config is given, which would apply to one of the two only, or there
@@ -61,14 +60,15 @@ def run(args: argparse.Namespace) -> dict:
     if min(args.ranks) < 1:
         raise LaunchError(f"--ranks: got {min(args.ranks)}; each must be a whole number from 1")
     shape = args.batch, args.height, args.width
-    # Each number of ranks at each stage, in processes of their own.
+    # Measure each number of ranks at each ZeRO stage, each time in new processes.
     table = []
     for count in args.ranks:
         for stage in args.zero:
             asked = [args.recipe, shape, stage, args.rounds, args.block]
             rows = ranks.run_ranks(__name__, count, device.type, asked)
             table.append({"ranks": count, "zero": stage} | combined(rows))
-    # Use the smallest stage for the ratios: higher stages trade time for memory, torch's loop not.
+    # Report the ratios of the smallest stage: higher stages spend time to save memory, which
+    # torch's loop doesn't do.
     least = [row for row in table if row["zero"] == min(args.zero)]
     return {
         "compared": "the engine's step / a plain torch loop's with DistributedDataParallel, "
@@ -84,12 +84,21 @@ def run(args: argparse.Namespace) -> dict:
 
 
 def combined(rows: list[dict]) -> dict:
-    """Combines the measurements of all ranks: the slowest rank's times, the sum of memory."""
+    """Combines the measurements of all ranks to one comparison of the two steps.
+
+    Args:
+        rows: the JSON object that `main` wrote on each rank.
+
+    Returns:
+        Times of the slowest rank in seconds, memory summed over ranks in MB, their ratios (engine /
+        torch), and `loss_difference`: the relative difference between the losses of the two last
+        steps, which only rounding may cause.
+    """
 
     def slowest(key: str) -> list[float]:
         return [max(times) for times in zip(*(row[key] for row in rows), strict=True)]
 
-    # A step is over when the slowest rank is; memory is needed on every rank.
+    # A step ends when the slowest rank has finished; the memory of all ranks is added.
     engine_s = slowest("engine_s")
     torch_s = slowest("torch_s")
     ratios = [a / b for a, b in zip(engine_s, torch_s, strict=True)]
@@ -110,33 +119,35 @@ def combined(rows: list[dict]) -> dict:
 def main(
     recipe_path: str, shape: tuple[int, int, int], stage: int, rounds: int, block: int, answer: str
 ) -> None:
-    """Measures on one rank and writes JSON.
+    """Measures both steps on this rank, and writes the figures to a JSON file.
 
-    For both: seconds of a step in each round, and the most bytes that a step holds beyond those
-    held before it. Also the relative difference of the losses after as many steps of both.
+    For each of the two steps the file has the seconds per step in each round, and the peak bytes
+    above those held before the step. It also has the relative difference between the two losses
+    after the same number of steps.
 
     Args:
-        recipe_path: of the student.
-        shape: batch of a rank, height, width in pixels.
-        stage: of ZeRO.
-        rounds: how many times each is timed.
-        block: steps that are timed together.
-        answer: the file to write.
+        recipe_path: path of the student's recipe.
+        shape: (batch size per rank, height, width); height and width in pixels.
+        stage: ZeRO stage.
+        rounds: number of times that each step is timed.
+        block: number of consecutive steps that are timed together.
+        answer: path of the JSON file.
     """
     device = process_group.start_rank()
     recipe = load_recipe(recipe_path)
     batch_size = shape[0] * comm.world_size()
-    # One seed, so that all ranks have the same weights.
+    # Use the same seed on all ranks, so that they have the same weights.
     torch.manual_seed(0)
     network = build_network(recipe["network"]).to(device)
     criterion = criteria.build(recipe["losses"], has_teacher=True).to(device)
     batch = noise(BatchShape(*shape), network.max_depth, device)
-    batch = batch._replace(image=batch.image.roll(comm.rank(), -1))  # differs between ranks
+    batch = batch._replace(image=batch.image.roll(comm.rank(), -1))  # each rank has other images
     steps = {
         "torch": torch_step(recipe, copy.deepcopy(network), criterion, batch, batch_size),
         "engine": engine_step(recipe, network, criterion, batch, batch_size, stage),
     }
-    # Measure memory first, which also warms up, then times. The order alternates between rounds.
+    # Measure memory first, which also warms up, then time. The order of the two steps alternates
+    # between rounds.
     peaks = {name: measure.peak_bytes(step, device) for name, step in steps.items()}
     times: dict[str, list[float]] = {name: [] for name in steps}
     order = list(steps)
@@ -163,9 +174,9 @@ def main(
 def torch_step(
     recipe: dict, network: nn.Module, criterion: nn.Module, batch, batch_size: int
 ) -> Callable:
-    """Returns a step as it is written without an engine; a call returns the loss, a 0-d tensor."""
+    """Returns a function that runs a step of a plain torch loop and returns the 0-d loss."""
     on_gpu = batch.image.is_cuda
-    # The student's norms reduce their statistics over ranks, so buffers need no broadcast.
+    # The student's BatchNorm layers synchronise their statistics, so buffers need no broadcast.
     ddp = nn.parallel.DistributedDataParallel(
         network.train(),
         device_ids=[batch.image.device] if on_gpu else None,
@@ -176,7 +187,7 @@ def torch_step(
     )
     clip_norm = recipe["train"].get("clip_norm", CLIP_NORM)
 
-    # As the engine's step: forward, loss, backward, clipping, update.
+    # Run the same phases as the engine: forward, loss, backward, clipping, update.
     def step() -> torch.Tensor:
         prediction = ddp(batch.image, criterion.divergence_target(batch.teacher_depth))
         loss = criterion(prediction, batch, batch.teacher_depth)["loss"]
@@ -192,7 +203,7 @@ def torch_step(
 def engine_step(
     recipe: dict, network: nn.Module, criterion: nn.Module, batch, batch_size: int, stage: int
 ) -> Callable:
-    """Returns a step as the training loop makes it; a call returns the loss, a 0-d tensor."""
+    """Returns a function that runs a step of the training loop and returns the 0-d loss."""
     clip_norm = recipe["train"].get("clip_norm", CLIP_NORM)
     values = {"zero_optimization": {"stage": stage}} if stage else {}
     config = resolve(values, batch_size, clip_norm, comm.world_size())

@@ -1,7 +1,8 @@
-"""The options of each benchmark, without the modules that measure, which take seconds to import.
+"""Defines the command-line options of the benchmarks.
 
-Choices are written out here; tests/unit/tools/benchmarks/test_benchmarks.py compares them with the
-names that the modules accept.
+The benchmarks' own modules take seconds to import, so this one doesn't import them. The values that
+an option allows are repeated here; tests/unit/tools/benchmarks/test_benchmarks.py compares them
+with the values that the benchmarks accept.
 """
 
 import argparse
@@ -28,14 +29,14 @@ def _add_batch(parser: argparse.ArgumentParser, of: str = "a step") -> None:
 
 
 def _add_recipe(parser: argparse.ArgumentParser, default: Path, whose: str) -> None:
-    """Adds the recipe of the timed network. Its path stays a string, for the JSON output."""
+    """Adds the option for the recipe of the timed network; its path is a string, for JSON."""
     parser.add_argument(
         "--recipe", type=paths.path_text_argument, default=str(default), help=f"default {whose}"
     )
 
 
 def _add_kitti(parser: argparse.ArgumentParser) -> None:
-    """Adds the option for a KITTI folder."""
+    """Adds the option for a folder with the KITTI dataset."""
     parser.add_argument(
         "--data",
         type=paths.path_argument,
@@ -52,7 +53,7 @@ def _add_compile(parser: argparse.ArgumentParser) -> None:
 
 
 def of_head(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `head`."""
+    """Adds the options of the benchmark `head`."""
     for name, default in (
         ("batch", 1),
         ("height", 352),
@@ -75,7 +76,7 @@ def of_head(parser: argparse.ArgumentParser) -> None:
 
 
 def of_step(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `step`."""
+    """Adds the options of the benchmark `step`."""
     _add_recipe(parser, PUBLISHED, "the published KITTI student's")
     _add_batch(parser)
     parser.add_argument(
@@ -91,7 +92,7 @@ def of_step(parser: argparse.ArgumentParser) -> None:
 
 
 def of_loader(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `loader`."""
+    """Adds the options of the benchmark `loader`."""
     _add_kitti(parser)
     parser.add_argument(
         "--crop", type=int, nargs=2, default=(352, 704), metavar=("H", "W"), help="default 352 704"
@@ -107,7 +108,7 @@ def of_loader(parser: argparse.ArgumentParser) -> None:
 
 
 def of_eval(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `eval`."""
+    """Adds the options of the benchmark `eval`."""
     _add_kitti(parser)
     parser.add_argument(
         "--kb-crop", type=int, nargs=2, default=(352, 1216), metavar=("H", "W"), help="352 1216"
@@ -127,7 +128,7 @@ def of_eval(parser: argparse.ArgumentParser) -> None:
 
 
 def of_engine(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `engine`."""
+    """Adds the options of the benchmark `engine`."""
     _add_recipe(parser, LIGHT, "the light KITTI student's")
     parser.add_argument(
         "--deepspeed_config",
@@ -154,7 +155,7 @@ def of_engine(parser: argparse.ArgumentParser) -> None:
 
 
 def of_student(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `student`."""
+    """Adds the options of the benchmark `student`."""
     _add_recipe(parser, PUBLISHED, "the published KITTI student's")
     parser.add_argument("--teacher", action="store_true", help="the recipe's teacher instead")
     _add_batch(parser, "a forward")
@@ -169,7 +170,7 @@ def of_student(parser: argparse.ArgumentParser) -> None:
 
 
 def of_teacher(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `teacher`."""
+    """Adds the options of the benchmark `teacher`."""
     _add_recipe(parser, PUBLISHED, "the published student's, from AdaBins")
     _add_batch(parser)
     parser.add_argument(
@@ -178,14 +179,14 @@ def of_teacher(parser: argparse.ArgumentParser) -> None:
 
 
 def of_layouts(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `layouts`."""
+    """Adds the options of the benchmark `layouts`."""
     parser.add_argument(
         "--shrink", type=int, default=1, help="divides rows and columns of pixels, default 1"
     )
 
 
 def of_growth(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `growth`."""
+    """Adds the options of the benchmark `growth`."""
     _add_recipe(parser, LIGHT, "the light KITTI student's")
     parser.add_argument(
         "--batches", type=int, nargs="+", default=[1, 2, 4, 8], help="default 1 2 4 8"

@@ -1,4 +1,4 @@
-"""Host time of the loop and its hooks, and our loop against a bare one on the same engine.
+"""Measures the host time of the training loop and its hooks, and compares the loop with a bare one.
 
 Trains a recipe's student on synthetic batches, with DeepSpeed's engine. After every few iterations,
 a bare loop (forward, losses, backward, clipping, step) runs the same number of iterations twice, on
@@ -45,18 +45,18 @@ from tiekd.training.optimizer import build_optimizer
 from tiekd.training.state import TrainState
 
 IMAGES = 3
-IMAGE_INTERVAL = 500  # of the hook, if the recipe sets none
+IMAGE_INTERVAL = 500  # iterations between images, if the recipe sets no interval
 
 
 def run(args: argparse.Namespace) -> dict:
-    """Compares the two loops.
+    """Measures the training loop and its hooks, and compares the loop with the bare one.
 
     Args:
-        args: the options of `arguments.of_engine`.
+        args: the command-line options that `arguments.of_engine` defines.
 
     Returns:
-        The figures of `measure.compare`, with `hooks_ms` and `loop_ms` of an iteration and their
-        `host_share`.
+        The figures of `measure.compare`; `hooks_ms` (by hook) and `loop_ms`, milliseconds per
+        iteration; and `host_share`, their sum divided by the time of the step.
     """
     if args.against == "torch":
         return against_torch.run(args)
@@ -64,13 +64,13 @@ def run(args: argparse.Namespace) -> dict:
     device = process_group.start_rank()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         watch, log_interval, image_interval = _train(args, device, Path(folder))
-    # Names that begin with _ are parts of the loop, the others hooks.
+    # Names that begin with _ are phases of the loop; the others are hooks.
     hooks = {
         name: 1e3 * _amortised(times, log_interval, image_interval)
         for name, times in watch.times.items()
         if name[0] != "_"
     }
-    # "off" are iterations without a log line or image, i.e. most iterations.
+    # The key "off" has the iterations without a log line or an image, i.e. most iterations.
     loop = 1e3 * statistics.median(watch.times["_loop"]["off"])
     step = 1e3 * statistics.median(watch.times["_step"]["off"])
     # The ratio of the bare loop's two runs shows how much of any ratio is noise.
@@ -96,10 +96,10 @@ def run(args: argparse.Namespace) -> dict:
 
 
 def _train(args: argparse.Namespace, device: torch.device, folder: Path) -> tuple[Watch, int, int]:
-    """Trains once.
+    """Trains the student with timed hooks, and runs the bare loop between blocks of iterations.
 
     Returns:
-        The measurements, and the recipe's intervals of the log and of images.
+        The measurements, and the recipe's intervals of log lines and of images in iterations.
     """
     recipe = load_recipe(args.recipe)
     clip_norm = recipe["train"].get("clip_norm", CLIP_NORM)
@@ -110,13 +110,13 @@ def _train(args: argparse.Namespace, device: torch.device, folder: Path) -> tupl
     criterion = criteria.build(recipe["losses"], has_teacher=True).to(device)
     shape = BatchShape(args.batch, args.height, args.width)
     batch = noise(shape, network.max_depth, device)
-    # The engine config decides into how many micro-batches the batch is split.
+    # Split the batch into as many micro-batches as the engine config asks for.
     micro = args.batch // config.accumulation
     micro_batches = [
         Batch(*(None if value is None else value[i : i + micro] for value in batch))
         for i in range(0, args.batch, micro)
     ]
-    # The schedule and the hooks of a run; the clocks stand around all of them.
+    # Build the schedule and the hooks of a run, and wrap each hook in a timer.
     total = args.rounds * args.block + IMAGES
     schedule = schedules.build(
         {"name": "constant"},
@@ -127,7 +127,7 @@ def _train(args: argparse.Namespace, device: torch.device, folder: Path) -> tupl
     )
     step = Step(engine, config, clip_norm)
     parts = Parts(step, micro_batches, criterion, clip_norm if clips_here(config) else None)
-    # The log writes a line after each block, and images are drawn after the last block.
+    # The log writes a line after each block; TensorBoard draws images only after the last block.
     log = TextLog(interval=args.block, by_epoch=False)
     board = TensorBoard(image_interval=0, max_depth=network.max_depth, text_log=log)
     watch = Watch(device, parts.bare_iteration, args.block, args.rounds, board)
@@ -148,7 +148,7 @@ def _train(args: argparse.Namespace, device: torch.device, folder: Path) -> tupl
         step=parts,
     )
     parts.watch = watch
-    # Cached maps are the teacher that costs least: the batch's own map.
+    # Use cached maps as the teacher, since they cost least: the map is part of the batch.
     train(state, parts.batches(), parts.timed(CachedMaps()), parts.timed_criterion, schedule)
     intervals = (
         recipe["log"]["interval"],
@@ -158,9 +158,9 @@ def _train(args: argparse.Namespace, device: torch.device, folder: Path) -> tupl
 
 
 def _amortised(times: dict[str, list[float]], log_interval: int, image_interval: int) -> float:
-    """Returns a hook's seconds per iteration.
+    """Returns a hook's mean seconds per iteration.
 
-    These are what it takes in every iteration, and a share of what a line or an image adds.
+    The additional time of a log line or an image is divided by the interval between two of them.
     """
     off, line, image = (statistics.median(times[kind]) for kind in ("off", "line", "image"))
     per_iteration = off + max(0.0, line - off) / log_interval

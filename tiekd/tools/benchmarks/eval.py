@@ -1,11 +1,12 @@
-"""Evaluation against one image at a time in NumPy.
+"""Compares our evaluation with a plain one that handles one image at a time in NumPy.
 
-First the metrics alone, of predictions that are on the device already: in batches, against one
-image after another in NumPy. Then whole evaluations, flip averaging included: reading, predicting,
-metrics. How much faster a whole one is depends on the share of reading and metrics in it. So it is
-measured with a predictor that costs next to nothing, from the files and from decoded frames
-(bin/cache_frames.py), and with a real student, whose own time is the same on both sides. --data
-FOLDER is a KITTI folder whose training frames are evaluated; without it scenes are rendered.
+First the metrics alone are compared, for predictions that are on the device already: ours in
+batches, the plain ones image by image. Then whole evaluations are compared: reading, prediction
+with flip averaging, metrics. The speedup of a whole evaluation depends on the share of reading and
+metrics in its time. Therefore it is measured with a predictor that costs next to nothing, from the
+files and from decoded frames (bin/cache_frames.py), and with a real student, whose own time is the
+same on both sides. --data FOLDER is a KITTI folder whose training frames are evaluated; without it
+scenes are rendered.
 """
 
 import argparse
@@ -36,20 +37,21 @@ def run(args: argparse.Namespace) -> dict:
     """Compares metrics and whole evaluations.
 
     Args:
-        args: the options of `arguments.of_eval`.
+        args: the command-line options that `arguments.of_eval` defines.
 
     Returns:
-        The figures of `_compare` for the metrics; under "whole", "whole_decoded" and "student"
-        those for evaluations.
+        The figures of `_compare` for the metrics alone. The keys "whole", "whole_decoded" and
+        "student" have the figures for whole evaluations.
     """
     device = torch.device(args.device)
     kb_crop = tuple(args.kb_crop)
-    # A CPU core's cache holds one image.
+    # On a CPU use one image per batch, since a core's cache doesn't hold more.
     batch_size = args.batch_size or (1 if device.type == "cpu" else 8)
     with kitti_folder(args.data, kb_crop) as (root, scratch):
         options = kitti.KittiOptions(str(root), kb_crop=kb_crop)
         from_files, from_cache = (kitti.build(options, "train", MAX_DEPTH_M) for _ in range(2))
-        # Both sides read the same frames; ours also from the cache that is filled here.
+        # Both sides read the same frames. Ours is also measured with decoded frames, which are
+        # written here.
         from_cache.decoded = Decoded(scratch / "decoded", root)
         for index in range(len(from_cache)):
             for path, decode in from_cache.files(index).values():
@@ -73,7 +75,7 @@ def run(args: argparse.Namespace) -> dict:
 
 
 class _First(Dataset):
-    """The first frames of a data set; all of its frames' files stay reachable."""
+    """The first `count` frames of a dataset. `frames_there` is the whole dataset."""
 
     def __init__(self, frames: Frames, count: int):
         self.frames_there = frames
@@ -90,21 +92,21 @@ class _First(Dataset):
 
 
 def _grey(image: Tensor) -> Prediction:
-    """Predicts depth at next to no cost: the brighter, the farther."""
+    """Predicts a depth that increases with the red channel, at next to no cost."""
     return Prediction((image[:, :1] * 5 + 20).clamp_(1, MAX_DEPTH_M))
 
 
 def _metrics_alone(frames: Frames, batch_size: int, device: torch.device, rounds: int) -> dict:
-    # Predictions: the ground truth with 10 % noise.
+    # Make predictions by adding 10 % noise to the ground truth.
     noise = torch.Generator().manual_seed(0)
     truths = [frames[index].depth for index in range(len(frames))]
     pairs = [
         (truth * torch.empty_like(truth).normal_(1, 0.1, generator=noise).clamp(0.5), truth)
         for truth in truths
     ]
-    # Pixels without ground truth are predicted as well, as in published programs.
+    # Predict 10 m where there is no ground truth, since a network predicts every pixel.
     pairs = [(torch.where(truth > 0, predicted, 10.0), truth) for predicted, truth in pairs]
-    # Both sides get their predictions on the device, in batches as an evaluation has them.
+    # Put the predictions on the device, in batches of the size that an evaluation uses.
     batches = []
     for start in range(0, len(pairs), batch_size):
         predictions, batch_truths = zip(*pairs[start : start + batch_size], strict=True)
@@ -142,7 +144,7 @@ def _whole(
     device: torch.device,
     rounds: int,
 ) -> dict:
-    # Both sides predict each image and its mirror image, crop alike, and average over images.
+    # Both sides use flip averaging, the same evaluation crop and the mean over images.
     settings = evaluate.EvaluationSettings(crop=_CROP, batch_size=batch_size)
     protocol = evaluate.EvaluationProtocol(settings, *_RANGE)
     predictor = partial(flip.predict, network, flip=True)
@@ -172,12 +174,13 @@ def _compare(
     rounds: int,
     device: torch.device,
 ) -> dict:
-    """Compares two functions as `measure.compare` does.
+    """Compares the time and memory of two functions that return metrics, with `measure.compare`.
 
-    Adds `images_per_s_ratio`, and `figures_off`: the largest relative difference of the metrics.
+    The result has two more keys: `images_per_s_ratio`, and `figures_off`, the largest relative
+    difference between the two functions' metrics.
     """
     result = measure.compare(compared, ours, plain, rounds, device)
-    # Both must compute the same figures, or their times would say nothing.
+    # Report how far the metrics differ: times are comparable only if the metrics are equal.
     pairs = zip(ours().values(), plain().values(), strict=True)
     result["images_per_s_ratio"] = 1 / result["time_ratio"]
     return result | {"figures_off": max(abs(a - b) / max(abs(b), 1e-12) for a, b in pairs)}

@@ -1,11 +1,11 @@
-"""Growth of a training step's time and memory with batch, crop, bins and ranks.
+"""Measures how a training step's time and memory grow with batch, crop, bins and ranks.
 
-Prints a table, draws a plot, and reports nonlinear growth. Each quantity is varied alone, with the
-others at their smallest size. A line is fitted to the points; points that deviate from it by more
-than a tenth are reported. For ranks, the step uses DeepSpeed and the batch size per rank is fixed,
-so the time should stay constant and the total memory should be proportional to the world size.
-`time_ratio` is the largest deviation of a time from its line, as time / line; `memory_ratio`
-likewise. Left out: several machines.
+It prints a table, draws a plot, and reports nonlinear growth. Each quantity is varied alone, with
+the others at their smallest size. A line is fitted to the points; points that deviate from the line
+by more than a tenth are reported. For ranks, the step uses DeepSpeed and the batch size per rank is
+fixed, so the time should stay constant and the total memory should be proportional to the world
+size. `time_ratio` is the largest deviation of a time from its line, as time / line; `memory_ratio`
+is the same for memory. Left out: several machines.
 """
 
 import argparse
@@ -30,14 +30,14 @@ UNITS = {
 
 
 def run(args: argparse.Namespace) -> dict:
-    """Measures all curves.
+    """Measures a curve of time and memory for each quantity.
 
     Args:
-        args: the options of `arguments.of_growth`.
+        args: the command-line options that `arguments.of_growth` defines.
 
     Returns:
-        A table, the two ratios, and {"batch": {"sizes", "time_s", "peak_mb", "time_by_line",
-        "says", ...}, ...}.
+        {"table": text, "time_ratio", "memory_ratio", ...}, and for each quantity ("batch", "crop",
+        "bins", "ranks") the result of `judged`.
 
     Raises:
         LaunchError: a plot is asked for, and matplotlib isn't installed.
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> dict:
     if args.plot is not None:
         figures.check_installed()
     recipe = load_recipe(args.recipe)
-    # One option grows at a time; the others stay at their smallest.
+    # Vary one quantity at a time, with the others at their smallest.
     curves = {
         "batch": _curve(args, recipe, [(n, {"batch": n}) for n in args.batches]),
         "crop": _curve(
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> dict:
         ),
         "bins": _curve(args, recipe, [(n, {"bins": n}) for n in args.bins]),
     }
-    # Ranks are processes of their own, each with a batch of its own.
+    # Each rank is a separate process, with a batch of its own.
     if args.ranks:
         curves["ranks"] = _of_ranks(args)
     if args.plot is not None:
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> dict:
 
 
 def _farthest(curves: dict[str, dict], key: str) -> float:
-    """Returns the ratio that is farthest from 1."""
+    """Returns the ratio farthest from 1 among the lists under `key` of all curves."""
     ratios = [ratio for curve in curves.values() for ratio in curve[key]]
     return max(ratios, key=lambda ratio: abs(ratio - 1))
 
@@ -91,7 +91,7 @@ def _curve(args: argparse.Namespace, recipe: dict, points: list[tuple[int, dict]
             min(measure.interleaved({"step": step}, args.rounds, device, warm_up=False)["step"])
         )
         sizes.append(size)
-        del step  # its memory must not count for the next point
+        del step  # free its memory, so that it isn't counted at the next point
     return judged(sizes, times, peaks)
 
 
@@ -103,7 +103,7 @@ def _step(
     width: int | None = None,
     bins: int | None = None,
 ) -> TrainingStep:
-    # Fewer bins are wider, and the target's Gaussian must cover a bin.
+    # With fewer bins each bin is wider, and sigma must be at least half of a bin's width.
     if bins is not None:
         recipe = merge(
             recipe, {"network": {"head": {"num_bins": bins, "sigma": max(0.8, 80.0 / bins)}}}
@@ -121,7 +121,8 @@ def _of_ranks(args: argparse.Namespace) -> dict:
         for n in args.ranks
     ]
     times, peaks = (list(column) for column in zip(*rows, strict=True))
-    # Relative to the first point: constant time, and memory proportional to the ranks.
+    # Divide by the values expected from the first point: the same time, and memory proportional to
+    # the number of ranks.
     by_one = (
         [time / times[0] for time in times],
         [peak / peaks[0] * args.ranks[0] / n for n, peak in zip(args.ranks, peaks, strict=True)],
@@ -130,7 +131,7 @@ def _of_ranks(args: argparse.Namespace) -> dict:
 
 
 def table(curves: dict[str, dict]) -> str:
-    """Formats the curves in columns, one line per measured point."""
+    """Formats the curves as a table with one line per measured point."""
     lines = ["what     size          time        by line   memory        by line"]
     for name, curve in curves.items():
         columns = (
@@ -151,16 +152,17 @@ def judged(
     peaks_mb: list[float],
     by_line: tuple[list[float], list[float]] | None = None,
 ) -> dict:
-    """Compares measured values with a line.
+    """Compares the measured times and memory of one quantity with a line.
 
     Args:
-        sizes: of the points.
-        times: seconds of a step.
-        peaks_mb: MB at its peak.
-        by_line: ratios of times and of peaks to their line; None fits a line to each.
+        sizes: the quantity's value at each point.
+        times: seconds per step at each point.
+        peaks_mb: peak memory at each point, MB.
+        by_line: the ratios to the line, of times and of memory; None to fit a line to each and
+            compute the ratios.
 
     Returns:
-        The values, their ratios to the line, and under "says" whether all are near it.
+        The three lists, the ratios to the line, and under "says" a sentence about linearity.
     """
     by_line = by_line or (_by_line(sizes, times), _by_line(sizes, peaks_mb))
     by_line = dict(zip(("time", "memory"), by_line, strict=True))
@@ -182,9 +184,9 @@ def judged(
 
 
 def _by_line(sizes: list[int], values: list[float]) -> list[float]:
-    """Returns each value divided by that of the line that fits best, by relative squares.
+    """Fits a line by least squares of relative errors; returns each value / the line's value.
 
-    1 for up to two points, which always lie on a line.
+    For one or two points all ratios are 1, since a line passes through them.
     """
     if len(sizes) < 3:
         return [1.0] * len(sizes)

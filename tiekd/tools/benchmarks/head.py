@@ -1,6 +1,6 @@
-"""The DPM head's forward and backward: our kernels against the plain definition.
+"""Compares the DPM head's kernels with its plain definition, in forward and backward.
 
-Ours is what `tiekd.kernels.dpm` selects for the device. The definition is
+Ours is the implementation that `tiekd.kernels.dpm` selects for the device. The definition is
 `tiekd.kernels.reference`, which keeps every (B, K, h, w) tensor that autograd needs. Further
 comparisons: the head's matrix products alone (logits twice, since they are not kept, and both
 gradients), torch.compile of the definition, the definition on chunks of rows, and the roofline. The
@@ -27,14 +27,15 @@ Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, float]
 
 
 def run(args: argparse.Namespace) -> dict:
-    """Compares the kernels with the definition and with what `--also` names.
+    """Compares the kernels with the definition and with the alternatives that `--also` names.
 
     Args:
-        args: the options of `arguments.of_head`.
+        args: the command-line options that `arguments.of_head` defines.
 
     Returns:
-        The figures of `measure.compare`; `worst_relative_error` of our results and gradients to the
-        definition's in the same dtype; on a GPU "roofline".
+        The figures of `measure.compare`; `worst_relative_error`, the result of `worst_error` for
+        our outputs and gradients against the definition's in the same dtype; and the figures of
+        the further comparisons, on a GPU including "roofline".
     """
     device = device_of(args.device)
     inputs = example(
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> dict:
         f"batch {args.batch}, {args.channels} channels, {args.bins} bins, "
         f"{args.height}x{args.width}"
     )
-    # Which implementation is selected for these inputs depends on their device and sizes.
+    # The selected implementation depends on the device and sizes of the inputs: report it.
     name = kernels.implementation(*inputs[:1], inputs[4], inputs[3]).__module__.rsplit(".", 1)[1]
     compared = (
         f"head and divergence, forward and backward: {name} / reference, {args.dtype}, "
@@ -59,10 +60,10 @@ def run(args: argparse.Namespace) -> dict:
     result = measure.compare(
         compared, ours, plain, args.rounds, device, queued=measure.QUEUED_CALLS
     )
-    # Correctness, then the other comparisons that were asked for.
+    # Check correctness, then make the further comparisons that `--also` asks for.
     result["worst_relative_error"] = worst_error(ours(), plain())
-    # The matrix products are a lower bound of a head's cost; the others are alternative ways to
-    # save memory or time.
+    # The matrix products alone are a lower bound of the head's time. The other entries are
+    # alternative ways to save memory or time.
     others = {
         "products": partial(products, *inputs[:3]),
         "chunks": partial(train, in_chunks, *inputs, args.target),
@@ -96,20 +97,20 @@ def example(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Inputs:
-    """Makes inputs of `reference.dpm`.
+    """Makes random inputs for `reference.dpm`.
 
     Args:
-        images: B, the batch.
-        channels: C of the features.
-        bins: K of the head.
-        height: pixels of features and depth.
-        width: likewise.
-        dtype: of features, weight and bias.
-        device: of all tensors.
+        images: batch size B.
+        channels: number of feature channels C.
+        bins: number of bins K.
+        height: height h of features and depth.
+        width: width w of features and depth.
+        dtype: dtype of features, weight and bias.
+        device: device of all tensors.
 
     Returns:
-        Features (B, C, h, w), weight (K, C, 1, 1), bias (K,), bin edges in metres, depth (B, 1, h,
-        w) float32, metres, 0 in a tenth of the pixels, and sigma.
+        Features (B, C, h, w), weight (K, C, 1, 1), bias (K,), bin edges (K + 1,) in metres, target
+        depth (B, 1, h, w) float32 in metres, 0 in a tenth of the pixels, and sigma in metres.
     """
     g = torch.Generator(device).manual_seed(0)
     features = torch.randn(images, channels, height, width, generator=g, device=device)
@@ -117,11 +118,11 @@ def example(
     depth = (
         torch.linspace(80, 3, height, device=device).view(1, 1, -1, 1).repeat(images, 1, 1, width)
     )
-    # Up to 1 m of noise, and holes in a tenth of the pixels.
+    # Add up to 1 m of noise, and remove the depth of a tenth of the pixels.
     depth += torch.rand(depth.shape, generator=g, device=device)
     depth[torch.rand(depth.shape, generator=g, device=device) < 0.1] = 0
     edges = bin_edges(bins, 1e-3, 80.0).to(device)
-    # A Gaussian's sigma must be at least half of the widest bin.
+    # Sigma of the target's Gaussian must be at least half of the widest bin's width.
     sigma = max(0.5, 0.51 * float(edges[-1] - edges[-2]))
     return (
         features.to(dtype),
@@ -143,17 +144,21 @@ def train(
     sigma: float,
     target: str,
 ) -> tuple[Tensor, ...]:
-    """Returns depth, divergence, and the three gradients of a weighted sum of their means.
+    """Runs a DPM head forward and backward.
 
     Args:
-        dpm: a head's function, such as `kernels.dpm`.
+        dpm: the function that computes the head, such as `kernels.dpm`.
         features: (B, C, h, w).
         weight: (K, C, 1, 1).
         bias: (K,).
-        edges: of the bins, metres.
-        depth: (B, 1, h, w), metres, 0 where not valid.
-        sigma: of the target's Gaussian.
+        edges: (K + 1,), edges of the bins, metres.
+        depth: (B, 1, h, w), target depth, metres, 0 where not valid.
+        sigma: standard deviation of the target's Gaussian, metres.
         target: "gaussian" or "released".
+
+    Returns:
+        Depth, divergence, and the gradients of features, weight and bias. The loss is a weighted
+        sum of the means of depth and divergence.
     """
     leaves = [t.detach().requires_grad_() for t in (features, weight, bias)]
     outputs = dpm(*leaves, edges, depth, sigma, target=target)
@@ -170,9 +175,9 @@ def in_chunks(
     sigma: float,
     target: str,
 ):
-    """Computes the definition on a few rows at a time; backward computes each chunk again.
+    """Computes `reference.dpm` on a few rows of pixels at a time, and recomputes each in backward.
 
-    Arguments are those of `train`.
+    The arguments are those of `train`, without `dpm`.
     """
     rows = zip(features.split(_CHUNK_ROWS, 2), depth.split(_CHUNK_ROWS, 2), strict=True)
     whole = partial(torch.utils.checkpoint.checkpoint, reference.dpm, use_reentrant=False)
@@ -181,10 +186,13 @@ def in_chunks(
 
 
 def products(features: Tensor, weight: Tensor, bias: Tensor) -> None:
-    """Computes logits twice and the gradients of features and weight, as matrix products alone."""
+    """Computes only the head's matrix products: the logits twice, and two gradients.
+
+    The gradients are those of features and weight. The arguments are those of `train`.
+    """
     x = features.flatten(2)
     matrix = weight.flatten(1)
-    # One image at a time, so that only one image's logits are in memory.
+    # Process one image at a time, so that only one image's logits are in memory.
     for image in x:
         logits = F.linear(image.T, matrix, bias)
         del logits
@@ -193,7 +201,7 @@ def products(features: Tensor, weight: Tensor, bias: Tensor) -> None:
 
 
 def worst_error(got: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> float:
-    """Returns the largest difference of any two tensors, relative to the largest wanted value."""
+    """Returns the largest error of any tensor, relative to its largest wanted absolute value."""
     pairs = zip(got, wanted, strict=True)
     return max(
         float((a.double() - b.double()).abs().max() / b.double().abs().max()) for a, b in pairs
@@ -210,27 +218,27 @@ def roofline_seconds(
     bytes_per_s: float,
     flops_per_s: float,
 ) -> dict[str, float]:
-    """Returns the least seconds of forward and backward on a device.
+    """Returns lower bounds of the head's seconds, from a device's bandwidth and speed (roofline).
 
     Forward reads the features and a target depth, writes three numbers per pixel, and has one
     product of 2 x channels x bins flops per pixel. Backward reads the features and six numbers,
-    writes the features' gradient, and has three products. Each takes the longer of its bytes and
-    its flops. The weights are negligible.
+    writes the features' gradient, and has three products. Each takes the time for its
+    bytes or for its flops, whichever is longer. The weights' bytes are negligible.
 
     Args:
-        images: the batch.
-        channels: of the features.
-        bins: of the head.
-        height: pixels.
-        width: pixels.
+        images: batch size.
+        channels: number of feature channels.
+        bins: number of bins.
+        height: height of the features, pixels.
+        width: width of the features, pixels.
         bytes_per_feature: 4 for fp32, 2 for bf16 and fp16.
-        bytes_per_s: that the device's memory moves.
-        flops_per_s: of the device's matrix products.
+        bytes_per_s: bandwidth of the device's memory.
+        flops_per_s: speed of the device's matrix products.
 
     Returns:
         {"forward_s", "backward_s", "total_s"}.
     """
-    # Numbers per pixel are float32: four of them in forward (16 bytes), six in backward (24).
+    # The numbers per pixel are float32: four in forward (16 bytes), six in backward (24 bytes).
     pixels = images * height * width
     volume = pixels * channels * bytes_per_feature
     product = 2.0 * pixels * channels * bins
@@ -242,8 +250,8 @@ def roofline_seconds(
 def _roofline(
     args: argparse.Namespace, bytes_per_feature: int, ours_s: float, device: torch.device
 ) -> dict:
-    """Compares our time with the roofline of the device, by its measured copy and product."""
-    # The device's bandwidth (a copy reads and writes 1 GiB), and its product of large matrices.
+    """Compares our time with the roofline, for the bandwidth and speed measured on this device."""
+    # Measure the bandwidth (a copy reads and writes 1 GiB) and the speed of a large matrix product.
     block = torch.empty(1 << 28, dtype=torch.float32, device=device)
     other = torch.empty_like(block)
     copies = measure.interleaved({"copy": lambda: other.copy_(block)}, 5, device)["copy"]
@@ -253,7 +261,7 @@ def _roofline(
     multiplied = measure.interleaved({"product": lambda: a @ b}, 5, device)["product"]
     bytes_per_s = args.tb_per_s * 1e12 if args.tb_per_s else 2 * block.numel() * 4 / min(copies)
     flops_per_s = 2 * size**3 / min(multiplied)
-    # The least seconds: what must be read and written, or multiplied, whichever takes longer.
+    # Compute the lower bound of the time, and compare ours with it.
     least = roofline_seconds(
         args.batch,
         args.channels,

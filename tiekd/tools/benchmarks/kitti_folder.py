@@ -1,7 +1,7 @@
-"""The frames of the data benchmarks: the user's KITTI folder, or rendered scenes in its format.
+"""Provides the frames of the data benchmarks: the user's KITTI folder, or rendered scenes.
 
-Left out: maps of a real teacher. The synthetic maps are a flat road with noise, which takes as long
-to decode.
+Rendered scenes are written in KITTI's format. Left out: maps of a real teacher. The synthetic maps
+show a flat road with noise, and take as long to decode.
 """
 
 from collections.abc import Iterator
@@ -24,12 +24,12 @@ _RENDERED = 8
 def kitti_folder(
     data: str | None, kb_crop: tuple[int, int], rendered: int = _RENDERED
 ) -> Iterator[tuple[Path, Path]]:
-    """Provides a KITTI folder and a temporary one, which is removed at the end.
+    """Provides a KITTI folder, and a temporary folder that is removed at the end.
 
     Args:
-        data: the user's KITTI folder; None renders frames somewhat larger than the window.
-        kb_crop: (height, width) of the window.
-        rendered: the number of frames.
+        data: the user's KITTI folder; None renders frames somewhat larger than `kb_crop`.
+        kb_crop: (height, width) of the KITTI benchmark crop, pixels.
+        rendered: number of frames to render if `data` is None.
 
     Yields:
         The KITTI folder, and the temporary folder for what a benchmark writes.
@@ -43,22 +43,22 @@ def kitti_folder(
 
 
 def with_teacher_maps(root: Path, scratch: Path, kb_crop: tuple[int, int]) -> Frames:
-    """Builds the training frames, cut to the window, with made-up teacher maps of its size.
+    """Builds the training frames, cut to the benchmark crop, with synthetic teacher maps.
 
     Args:
         root: the KITTI folder.
-        scratch: the folder for the maps.
-        kb_crop: (height, width) of the window.
+        scratch: the folder to which the maps are written.
+        kb_crop: (height, width) of the KITTI benchmark crop and of the maps, pixels.
     """
     options = kitti.KittiOptions(str(root), kb_crop=kb_crop)
     frames = kitti.build(options, "train", MAX_DEPTH_M, needs_ground_truth=False)
     maps = scratch / "maps"
     maps.mkdir()
     rng = np.random.default_rng(0)
-    rows = np.linspace(0.02, 1, kb_crop[0])[:, None]  # the lower, the nearer
+    rows = np.linspace(0.02, 1, kb_crop[0])[:, None]  # lower rows are nearer
     for index in range(len(frames)):
-        # A camera 1.65 m above a flat road. With the noise, the maps take as long to decode as
-        # real ones.
+        # Compute the depth of a flat road, seen by a camera 1.65 m above it. With noise, the maps
+        # take as long to decode as real ones.
         depth_m = np.clip(1.65 / rows, 1, MAX_DEPTH_M) * rng.normal(1, 0.003, kb_crop)
         image_io.write_durably(
             maps / frames.map_name(index), image_io.encode_teacher_map(depth_m, MAX_DEPTH_M)

@@ -1,4 +1,4 @@
-"""Times every choice in the table of memory layouts, for this process's CPU instruction set.
+"""Times the choices of memory layout for convolutions, on this process's CPU instruction set.
 
 The table (tiekd/kernels/layouts.py) was made from these results; a training run measures nothing.
 For each row, all choices are timed on the same convolutions: those of the published student, at
@@ -35,8 +35,8 @@ class Shape(NamedTuple):
     stride: int = 1
 
 
-# The decoder's first convolution with the 1x1 one before it folded in, two further ones of the
-# decoder, and one of a narrow student.
+# Convolutions for the rows of the table about large inputs: the decoder's first one, merged with
+# the 1x1 convolution before it; two further ones of the decoder; and one of a narrow student.
 LARGE = [
     Shape(416, 512, 44, 88),
     Shape(280, 128, 88, 176),
@@ -44,7 +44,7 @@ LARGE = [
     Shape(32, 32, 176, 352),
 ]
 SMALL = [Shape(416, 512, 11, 22), Shape(512, 512, 8, 16)]
-# 3x3, depthwise, both kinds of 1x1, and the stem.
+# Convolutions of other kinds: 3x3, depthwise, widening and narrowing 1x1, and the stem.
 ANY = [
     Shape(64, 64, 44, 88),
     Shape(192, 192, 44, 88, groups=192),
@@ -61,14 +61,15 @@ SHAPES = {
 
 
 def run(args: argparse.Namespace) -> dict:
-    """Times all choices.
+    """Times all choices in the rows of the table for this CPU's instruction set.
 
     Args:
-        args: the options of `arguments.of_layouts`.
+        args: the command-line options that `arguments.of_layouts` defines.
 
     Returns:
-        {"isa", "rows": [{"row", "convolution", "table", and each choice's time by the table's}],
-        "faster": where another choice is faster than the table's, ...}.
+        {"isa", "rows", "faster", ...}. Each of `rows` has "row", "convolution", "table" (the
+        table's choice), and the time of each choice divided by that of the table's choice. `faster`
+        lists the rows for which another choice is faster.
 
     Raises:
         LaunchError: the device is no CPU.
@@ -83,11 +84,11 @@ def run(args: argparse.Namespace) -> dict:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        # Only the rows of this CPU's instruction set can be measured here.
+        # Only rows for this CPU's instruction set can be measured here.
         for (of, shape_class, dtype), chosen in layouts.TABLE.items():
             if of != isa:
                 continue
-            # A quick run uses smaller images with the same channels, i.e. the same arithmetic.
+            # With --shrink use smaller images; the numbers of channels stay the same.
             totals = {}
             for shape in SHAPES[shape_class]:
                 height, width = (
@@ -136,10 +137,10 @@ def _row(name: str, shape: Shape, chosen: str, times: dict[str, list[float]]) ->
 
 
 def _times(shape: Shape, shape_class: str, dtype: str, rounds: int) -> dict[str, list[float]]:
-    """Returns the CPU seconds of each choice in each round, without the first, which warms up."""
+    """Returns the CPU seconds of each choice in each round, without the warm-up round."""
     calls = {choice: _call(shape, shape_class, dtype, choice) for choice in layouts.ALLOWED[dtype]}
     if shape_class in (layouts.LARGE_FORWARD, layouts.SMALL):
-        # Matrix products are used only with a gradient and more features than weights.
+        # Matrix products are used only for gradients, and only with more features than weights.
         del calls[layouts.PRODUCTS]
     times = {choice: [] for choice in calls}
     for _ in range(rounds + 1):
@@ -151,7 +152,7 @@ def _times(shape: Shape, shape_class: str, dtype: str, rounds: int) -> dict[str,
 
 
 def _call(shape: Shape, shape_class: str, dtype: str, choice: str) -> Callable[[], None]:
-    # The convolution with input and gradient in the layout and precision of the choice.
+    # Make the convolution and its input in the layout and precision of the choice.
     torch.manual_seed(0)
     conv = Conv2d(
         shape.in_channels,
@@ -173,11 +174,11 @@ def _call(shape: Shape, shape_class: str, dtype: str, choice: str) -> Callable[[
     if in_bf16:
         x = x.bfloat16()
     x.requires_grad_(training)
-    # The table with this one row changed.
+    # Copy the table, and set this row to the choice.
     choices = dict(layouts.of_isa(layouts.isa()))
     if not in_bf16:
         choices[f"{layouts.LARGE_TRAINING}, {layouts.FP32}"] = choice
-    # A gradient of the output's shape and dtype, made before the clock starts.
+    # Make a gradient of the output's shape and dtype before the time is taken.
     with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16), torch.no_grad():
         grad = torch.randn_like(conv(x))
 

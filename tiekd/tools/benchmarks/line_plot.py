@@ -1,6 +1,6 @@
-"""Draws a row of small plots: seconds of a step and its peak memory, with the lines fitted to them.
+"""Draws a row of small plots: seconds and peak memory of a step, with the fitted lines.
 
-Drawn with matplotlib (extra `plot`). Left out: logarithmic axes.
+It needs matplotlib (extra `plot`). Left out: logarithmic axes.
 """
 
 from tiekd.visualization import figures
@@ -40,7 +40,7 @@ def draw(curves: dict[str, dict], units: dict[str, str]) -> bytes:
 
 
 def _draw_line(axes, key: str, sizes: list, values: list, ratios: list) -> None:
-    """Draws measured points and the fitted line, on an axis from 0."""
+    """Draws measured points and the fitted line, on a y axis that starts at 0."""
     colour = COLOURS[key]
     axes.set_ylabel(NAMES[key], color=colour)
     axes.set_ylim(0, 1.1 * max(values))

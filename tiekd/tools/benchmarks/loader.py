@@ -1,12 +1,13 @@
-"""Reading and augmenting a training sample against decoding its files.
+"""Compares the time to make a training sample with the time to only decode its files.
 
-A sample is timed as a data worker makes it in the published setting (window 352x1216, drawing its
-augmentation, its part of the image, collated into a batch), on one core. It is compared with the
-time in which Pillow only decodes its image, ground truth and teacher map. Further comparisons: the
-same from decoded frames (bin/cache_frames.py), the device's share (rotation, flip and crop to
-352x704, colours, normalisation, metres), both together, and the published pipeline in plain NumPy,
-whose pixels ours must have. --data FOLDER is a KITTI folder; without it scenes are rendered. All
-files are in the machine's page cache, so the figures don't include a disk's time.
+The sample is made as by a data worker in the published setting, on one core: decode the files, crop
+to 352x1216, draw the augmentation, cut out the part that the augmented image needs, and collate a
+batch. The reference is Pillow decoding the image, ground truth and teacher map. Further
+comparisons: samples from decoded frames (bin/cache_frames.py); the device's share (rotation, flip
+and crop to 352x704, colours, normalisation, conversion to metres); worker and device together; and
+the published pipeline in plain NumPy, which must give the same pixels. --data FOLDER is a KITTI
+folder; without it scenes are rendered. All files are in the machine's page cache, so the figures
+don't include a disk's time.
 """
 
 import argparse
@@ -35,10 +36,11 @@ def run(args: argparse.Namespace) -> dict:
     """Compares the ways of making a sample.
 
     Args:
-        args: the options of `arguments.of_loader`.
+        args: the command-line options that `arguments.of_loader` defines.
 
     Returns:
-        The figures; "plain" also has the differences from the published pipeline.
+        The ratios of time and memory by comparison, and the milliseconds per sample. The entry
+        "plain" also has the differences from the published pipeline's pixels.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a data worker
@@ -46,7 +48,7 @@ def run(args: argparse.Namespace) -> dict:
         with kitti_folder(args.data, tuple(args.kb_crop)) as (root, scratch):
             frames = with_teacher_maps(root, scratch, tuple(args.kb_crop))
             augment = Augment(crop=tuple(args.crop))
-            # The same frames once more, read from a folder of decoded files.
+            # Build the same frames once more, to be read from a folder of decoded files.
             cached = kitti.build(
                 kitti.KittiOptions(str(root), kb_crop=tuple(args.kb_crop)),
                 "train",
@@ -77,7 +79,7 @@ def _measured(
     device: torch.device,
     rounds: int,
 ) -> dict:
-    # Both draw the same augmentations, from the same seed.
+    # Both readers have the same seed, so they draw the same augmentations.
     from_files, from_cache = (BatchReader(each, augment, _SEED) for each in (frames, cached))
 
     def plain(epoch: int, index: int):
@@ -88,7 +90,7 @@ def _measured(
         key: from_cache.read([key])
         for key in itertools.product(range(rounds + 1), range(len(frames)))
     }
-    # One call handles one frame of one epoch.
+    # Each function handles one frame of one epoch.
     calls = {
         "ours": lambda epoch, index: from_files.read([(epoch, index)]),
         "decoding": lambda _, index: decode(frames, index),
@@ -146,17 +148,17 @@ def _sum_ratio(ours_s: float, device_s: float, decoding_s: float) -> float:
 def _times(
     calls: dict[str, Callable], num_frames: int, rounds: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Returns the seconds that each call takes for all frames, in each round.
+    """Returns the seconds in which each function handles all frames, in each round.
 
-    The calls take turns frame by frame. Every round augments the frames differently, like another
-    epoch.
+    The functions alternate frame by frame. Every round is another epoch, so the frames are
+    augmented differently.
     """
 
     def one_by_one(call: Callable[[int, int], object]) -> Callable[[], object]:
         keys = itertools.product(range(rounds + 1), range(num_frames))
         return lambda: call(*next(keys))
 
-    # Each call is timed frame by frame; the frames of a round are then added.
+    # Time the functions frame by frame, then add up the frames of each round.
     singly = measure.interleaved(
         {name: one_by_one(call) for name, call in calls.items()}, rounds * num_frames, device
     )
@@ -168,16 +170,16 @@ def _times(
 
 
 def _differences(ours: BatchReader, plain: Callable, num_frames: int, epochs: int = 3) -> dict:
-    """Returns the largest differences from the plain pipeline.
+    """Returns the largest differences between our samples and those of the plain pipeline.
 
-    They are in grey levels, before and after colour augmentation. For depth maps it is the fraction
-    of pixels that differ.
+    For images these are grey levels, before and after colour augmentation; for depth maps, the
+    fraction of pixels that differ.
     """
     before = 0.0
     after = 0.0
     unlike = 0.0
     deviation = np.array(IMAGENET_STD)
-    # Several epochs, since each draws another augmentation.
+    # Compare several epochs, since each draws another augmentation.
     for epoch, index in itertools.product(range(epochs), range(num_frames)):
         sent = ours.read([(epoch, index)])
         expected = plain(epoch, index)

@@ -1,8 +1,9 @@
-"""The timers of the `engine` benchmark, and the bare loop that it compares.
+"""The timers of the `engine` benchmark, and the bare loop with which it compares the training loop.
 
-The phases of an iteration and each hook of a real training are timed. Blocks of the bare loop run
-on the same engine in between. Costs a few clock reads per iteration. On a GPU, phases and hooks are
-timed on the host, while blocks are timed with a host sync at the end.
+The phases of an iteration and each hook of a real training run are timed. Blocks of iterations of
+the bare loop run in between, on the same engine. The timers cost a few clock reads per iteration.
+On a GPU, phases and hooks are timed on the host, while blocks are timed with a host sync at the
+end.
 """
 
 import time
@@ -20,10 +21,12 @@ from tiekd.training.hooks.tensorboard import TensorBoard
 
 
 class Parts:
-    """The step as the loop sees it, with clocks around the parts of an iteration.
+    """Stands for the training step in the loop, and times the phases of an iteration.
+
+    Forward, backward, criterion and teacher are timed. Other attributes are those of the step.
 
     Attributes:
-        spent_s: seconds that the current iteration has spent in the parts.
+        spent_s: total seconds of these phases in the current iteration.
     """
 
     def __init__(
@@ -37,9 +40,10 @@ class Parts:
 
         Args:
             step: the run's step.
-            micro_batches: of every iteration.
+            micro_batches: the micro-batches of every iteration.
             criterion: the run's losses.
-            clip_norm: of the bare loop, 0 for no limit; None where the engine clips by itself.
+            clip_norm: maximum gradient norm in the bare loop, 0 for no limit; None if the engine
+                clips gradients itself.
         """
         self._step = step
         self.micro_batches = micro_batches
@@ -53,7 +57,7 @@ class Parts:
         return getattr(self._step, name)
 
     def timed(self, call: Callable) -> Callable:
-        """Returns a function that adds the time of `call` to `spent_s`."""
+        """Returns a function that calls `call` and adds its seconds to `spent_s`."""
 
         def timed_call(*arguments):
             started = time.perf_counter()
@@ -64,17 +68,17 @@ class Parts:
         return timed_call
 
     def batches(self) -> Iterator[Batch]:
-        """Yields the same micro-batches for ever."""
+        """Yields the micro-batches again and again, without end."""
         while True:
             yield from self.micro_batches
 
     def bare_iteration(self) -> None:
-        """Makes one iteration with DeepSpeed's own methods and nothing of ours around them."""
+        """Runs one iteration of the bare loop, with DeepSpeed's own methods only."""
         engine = self._step.engine
         for batch in self.micro_batches:
             prediction = engine(batch.image, self.criterion.divergence_target(batch.teacher_depth))
             engine.backward(self.criterion(prediction, batch, batch.teacher_depth)["loss"])
-            # Where the engine doesn't clip by itself, the run clips too (tiekd/engine/step.py).
+            # If the engine doesn't clip gradients, clip them here as a run does (engine/step.py).
             if self.clip_norm is not None and engine.is_gradient_accumulation_boundary():
                 nn.utils.clip_grad_norm_(engine.module.parameters(), self.clip_norm or float("inf"))
             engine.step()
@@ -82,57 +86,64 @@ class Parts:
 
 @dataclass
 class TimedCriterion:
-    """A criterion whose call is timed."""
+    """A criterion whose calls are timed.
+
+    Attributes:
+        criterion: the criterion.
+        call: function that calls the criterion and records its time.
+    """
 
     criterion: nn.Module
     call: Callable
 
     def divergence_target(self, teacher_depth: Tensor) -> Tensor | None:
-        """Returns the criterion's target."""
+        """Returns the criterion's target for the divergence; this isn't timed."""
         return self.criterion.divergence_target(teacher_depth)
 
     def __call__(self, *arguments):
-        """Times the criterion."""
+        """Calls the criterion, records its time and returns its losses."""
         return self.call(*arguments)
 
 
 class TimedHook(Hook):
-    """A hook whose after_iteration is timed."""
+    """Wraps a hook and times its `after_iteration`."""
 
     def __init__(self, hook: Hook, watch: "Watch"):
         self.hook = hook
         self.watch = watch
 
     def before_train(self, state) -> None:
-        """Calls the hook."""
+        """Calls the hook's `before_train`, which isn't timed."""
         self.hook.before_train(state)
 
     def after_iteration(self, state) -> None:
-        """Calls the hook and records its time."""
+        """Calls the hook's `after_iteration` and records its time."""
         started = time.perf_counter()
         self.hook.after_iteration(state)
         self.watch.note(type(self.hook).__name__, state, time.perf_counter() - started)
 
     def after_train(self, state) -> None:
-        """Calls the hook."""
+        """Calls the hook's `after_train`, which isn't timed."""
         self.hook.after_train(state)
 
 
 @dataclass(eq=False)
 class Watch(Hook):
-    """The last hook: collects times and runs blocks of the bare loop.
+    """The last hook of the list: collects times, and runs blocks of the bare loop.
 
     Attributes:
-        block: iterations of a block.
-        rounds: the number of blocks.
-        board: writes images in the iterations after the last block.
-        times: seconds by hook, `_loop` or `_step`, then by kind of iteration: "off", "line",
-            "image".
+        device: the device of the engine.
+        bare_iteration: function that runs one iteration of the bare loop.
+        block: number of iterations in a block.
+        rounds: number of blocks.
+        board: the TensorBoard hook, which writes images in the iterations after the last block.
+        times: seconds, first by name (a hook, `_loop` or `_step`), then by kind of iteration: "off"
+            (neither a log line nor an image), "line" or "image".
         ours_s: seconds of each block of our loop.
-        bare_s: of the bare loop.
-        again_s: of the bare loop's repetition.
-        ours_peaks: bytes at each block's peak.
-        bare_peaks: of the bare loop's.
+        bare_s: seconds of each block of the bare loop.
+        again_s: seconds of each repeated block of the bare loop.
+        ours_peaks: peak bytes in each block of our loop.
+        bare_peaks: peak bytes in each block of the bare loop, repetitions included.
     """
 
     device: torch.device
@@ -148,23 +159,23 @@ class Watch(Hook):
     bare_peaks: list[int] = field(default_factory=list)
 
     def note(self, name: str, state, seconds: float) -> None:
-        """Records the seconds of a hook in the current iteration."""
+        """Records seconds of the current iteration under `name`, a hook or a phase of the loop."""
         kind = "off" if state.iteration % self.block else "line"
         if state.iteration > self.block * self.rounds:
             kind = "image"
-        if state.iteration > 1:  # the first one warms up
+        if state.iteration > 1:  # the first iteration warms up
             self.times.setdefault(name, {"off": [], "line": [], "image": []})[kind].append(seconds)
 
     def before_train(self, state) -> None:
-        """Warms up the bare loop and starts the first block's time."""
-        # The first iterations warm up.
+        """Warms up the bare loop and starts the timer of the first block."""
+        # Run two iterations without a timer.
         for _ in range(2):
             self.bare_iteration()
         state.step.spent_s = 0.0
         self._start()
 
     def after_iteration(self, state) -> None:
-        """Records the iteration, and after each block runs two of the bare loop."""
+        """Records the iteration's times, and after each block runs two blocks of the bare loop."""
         self.note("_loop", state, state.time_s - state.data_time_s - state.step.spent_s)
         self.note("_step", state, state.time_s - state.data_time_s)
         if state.iteration % self.block == 0:
@@ -174,7 +185,7 @@ class Watch(Hook):
                 for _ in range(self.block):
                     self.bare_iteration()
                 times.append(self._stop(self.bare_peaks))
-            # After the last block each iteration draws an image, whose time is wanted too.
+            # After the last block write an image in each iteration, to measure that time as well.
             if state.iteration == self.block * self.rounds:
                 self.board.image_interval = 1
             self._start()

@@ -1,6 +1,6 @@
-"""Times and peak memory of two ways of doing one thing, side by side in one process.
+"""Compares the time and peak memory of two functions that do the same, in one process.
 
-Machines are noisy, so the two calls alternate. Each round yields one ratio; the median of the
+Machines are noisy, so the two functions alternate. Each round yields one ratio; the median of the
 ratios is reported together with their range. Left out: energy, and the memory of other processes
 (data workers).
 """
@@ -19,7 +19,7 @@ from tiekd.distributed import allocator, memory
 from tiekd.kernels import layouts
 
 _MB = 1e6
-QUEUED_CALLS = 5  # calls timed together on a GPU, since in training the host runs ahead of the GPU
+QUEUED_CALLS = 5  # calls timed together on a GPU: in training, too, the host runs ahead of the GPU
 
 
 def compare(
@@ -31,7 +31,7 @@ def compare(
     with_memory: bool = True,
     queued: int = 1,
 ) -> dict:
-    """Compares our time and memory with the reference's.
+    """Compares the time and memory of our function with those of the reference.
 
     Args:
         compared: description of the comparison, for the report.
@@ -40,13 +40,12 @@ def compare(
         rounds: number of times that each is timed.
         device: the device to synchronise with after each call.
         with_memory: True to measure peak memory, too.
-        queued: as in `seconds`.
+        queued: number of calls that are timed together on a GPU (see `seconds`).
 
     Returns:
         {"compared", "time_ratio": median over rounds, "time_ratio_range": [least, largest],
-        "ours_s", "reference_s": medians, "rounds"}, and `with_memory` {"memory_ratio",
-        "ours_peak_mb", "reference_peak_mb"}: the most that a call holds beyond what was held before
-        it.
+        "ours_s", "reference_s": medians, "rounds"}. If `with_memory` is True, also {"memory_ratio",
+        "ours_peak_mb", "reference_peak_mb"}; the peaks are above the memory held before the call.
     """
     device = torch.device(device)
     result = {"compared": compared}
@@ -75,14 +74,14 @@ def interleaved(
     warm_up: bool = True,
     queued: int = 1,
 ) -> dict[str, list[float]]:
-    """Times functions in turns; the order is reversed from one round to the next.
+    """Times several functions, one after the other in each round, in alternating order.
 
     Args:
         calls: name -> function without arguments.
         rounds: number of times that each is timed.
         device: the device to synchronise with after each call.
-        warm_up: True to call each function once before.
-        queued: as in `seconds`.
+        warm_up: True to call each function once before the first round.
+        queued: number of calls that are timed together on a GPU (see `seconds`).
 
     Returns:
         Name -> seconds of each round.
@@ -100,11 +99,11 @@ def interleaved(
 
 
 def seconds(call: Callable[[], object], device: torch.device, queued: int = 1) -> float:
-    """Returns the seconds of a call, until the device has finished its work.
+    """Returns the seconds from the call until the device has finished its work.
 
     Args:
         call: function without arguments.
-        device: the device that it runs on.
+        device: the device on which the call runs.
         queued: on a GPU, time this many consecutive calls and return their mean.
     """
     calls = queued if device.type == "cuda" else 1
@@ -123,11 +122,11 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
     is called twice and the second call is measured, so that memory that the first call keeps (such
     as compiled kernels) doesn't count.
     """
-    # The first call: what it keeps, such as compiled kernels, doesn't count.
+    # Call once before measuring, since memory that stays allocated (compiled kernels) is excluded.
     call()
     gc.collect()
     if device.type == "cpu":
-        # Return cached free memory first: a call that reuses it would seem to need none.
+        # Give cached free memory back first: a call that reuses it would seem to need none.
         allocator.give_back()
     memory.wait(device)
     memory.restart_peak(device)
@@ -138,7 +137,7 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
 
 
 def hardware(device: torch.device | str = "cpu") -> dict:
-    """Returns the conditions of a measurement, to be reported with its results.
+    """Returns the conditions of a measurement, which are reported with its results.
 
     These are the device, a CPU's instruction set and threads, versions, allocator and date.
     """
@@ -156,7 +155,7 @@ def hardware(device: torch.device | str = "cpu") -> dict:
 
 
 def as_text(result: dict, indent: str = "") -> str:
-    """Formats a result in lines; nested comparisons are indented below their name."""
+    """Formats a result as lines of text; nested comparisons are indented below their name."""
     lines = []
     for name, value in result.items():
         if isinstance(value, dict):

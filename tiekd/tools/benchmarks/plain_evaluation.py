@@ -1,7 +1,7 @@
-"""The field's evaluation in plain NumPy, as published programs do it.
+"""Evaluates a network in plain NumPy, one image at a time, as published programs do.
 
-Eigen et al. 2014, arXiv 1406.2283. One image at a time, then its mirror image. Our figures and
-times are compared with these.
+The metrics are those of Eigen et al. 2014, arXiv 1406.2283. Each image is predicted, then its
+mirror image (flip averaging). The benchmark `eval` compares our metrics and times with these.
 """
 
 from collections.abc import Callable
@@ -24,9 +24,9 @@ def plain_metrics(
     Args:
         prediction: (H, W) float64, metres.
         truth: (H, W) float64, metres, 0 where not valid.
-        min_depth: metres; pixels with less are left out.
-        max_depth: metres; pixels with more are left out.
-        crop: the name of a region, such as "garg".
+        min_depth: metres; pixels with smaller ground truth are excluded.
+        max_depth: metres; pixels with larger ground truth are excluded.
+        crop: name of the evaluation crop, such as "garg".
     """
     evaluated = np.zeros(truth.shape, dtype=bool)
     evaluated[crop_box(crop, *truth.shape)] = True
@@ -48,7 +48,7 @@ def plain_metrics(
 
 
 def plain_mean(rows: list[list]) -> dict[str, float]:
-    """Averages the metrics over images."""
+    """Averages the metrics over images; images without ground truth (NaN) are excluded."""
     return dict(
         zip(
             METRIC_NAMES, np.nanmean(np.array(rows, dtype=np.float64), axis=0).tolist(), strict=True
@@ -66,30 +66,30 @@ def plain_evaluation(
     crop: str,
     device: torch.device,
 ) -> dict[str, float]:
-    """Evaluates a network with flip averaging, and averages over images.
+    """Evaluates a network with flip averaging; returns each metric's mean over images.
 
     Args:
-        network: image (1, 3, H, W) -> metres (1, 1, H, W).
-        frames: of KITTI.
-        kb_crop: (height, width) of the window.
-        min_depth: metres.
-        max_depth: metres.
-        crop: the name of a region.
-        device: of the network.
+        network: function from a normalised image (1, 3, H, W) to depth (1, 1, H, W) in metres.
+        frames: frames of KITTI.
+        kb_crop: (height, width) of the KITTI benchmark crop, pixels.
+        min_depth: lower end of the evaluated depth range, metres.
+        max_depth: upper end of the evaluated depth range, metres.
+        crop: name of the evaluation crop, such as "garg".
+        device: device of the network.
     """
     rows = []
     for index in range(len(frames)):
         image, truth = (decode(path).numpy() for path, decode in frames.files(index).values())
         image = image.transpose(1, 2, 0).astype(np.float32)
         truth = truth[0].astype(np.float64) / UNITS_PER_M
-        # The benchmark's window: at the bottom, in the middle.
+        # Take the benchmark crop: at the bottom, horizontally centred.
         top = image.shape[0] - kb_crop[0]
         left = (image.shape[1] - kb_crop[1]) // 2
         image, truth = (
             pixels[top : top + kb_crop[0], left : left + kb_crop[1]] for pixels in (image, truth)
         )
         image = (image - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
-        # Flip averaging: the image and its mirror image.
+        # Predict the image and its mirror image (flip averaging).
         depths = []
         for view in (image, image[:, ::-1]):
             planes = torch.from_numpy(

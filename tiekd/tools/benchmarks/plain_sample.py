@@ -1,9 +1,9 @@
-"""The published training sample in plain NumPy: whole images, step by step.
+"""Makes a training sample in plain NumPy, as published: on whole images, step by step.
 
-arXiv 2402.14340, KITTI. Decode, cut to the benchmark window, rotate all of it, flip, crop, colour,
-normalise, everything in float64. It defines what the loader has to return. Its time is that of
-NumPy, not of the published program with its own image library. Unlike there, the teacher's map
-rotates with its image.
+The steps are those of arXiv 2402.14340 for KITTI, in float64: decode, cut to the benchmark crop,
+rotate, flip, crop, augment colours, normalise. The result defines what the loader must return. The
+time is that of NumPy; the published program uses an image library. In contrast to that program, the
+teacher's map is rotated together with the image.
 """
 
 from math import cos, radians, sin
@@ -19,12 +19,12 @@ from tiekd.data.image_io import TEACHER_MAP_LEVELS
 
 
 class PlainSample(NamedTuple):
-    """A sample; all arrays are float64.
+    """A training sample; all arrays are float64.
 
     Attributes:
-        grey: (H, W, 3), levels 0 to 255 before colour augmentation.
-        image: (H, W, 3), normalised.
-        depth: (H, W), metres, 0 where not valid.
+        grey: (H, W, 3), the image before colour augmentation, 0 to 255.
+        image: (H, W, 3), the augmented and normalised image.
+        depth: (H, W), ground truth, metres, 0 where not valid.
         teacher_depth: (H, W), metres, 0 where not valid.
     """
 
@@ -35,21 +35,21 @@ class PlainSample(NamedTuple):
 
 
 def decode(frames: Frames, index: int) -> list[np.ndarray]:
-    """Decodes a frame's files with Pillow, and does nothing else."""
+    """Decodes a frame's files (image, ground truth, teacher map) with Pillow; converts nothing."""
     return [np.asarray(Image.open(path)) for path, _ in frames.files(index).values()]
 
 
 def plain_sample(frames: Frames, index: int, kb_crop: tuple[int, int], d: Decisions) -> PlainSample:
-    """Augments a frame with image, ground truth and teacher map.
+    """Makes the training sample of a frame with the given augmentation.
 
     Args:
-        frames: of KITTI, with teacher maps.
-        index: of the frame.
-        kb_crop: (height, width) of the window.
-        d: the augmentation.
+        frames: frames of KITTI, with teacher maps.
+        index: index of the frame.
+        kb_crop: (height, width) of the KITTI benchmark crop, pixels.
+        d: the augmentation drawn for the sample.
     """
     image, depth, teacher_depth = (pixels.astype(np.float64) for pixels in decode(frames, index))
-    # The benchmark's window: at the bottom, in the middle. Teacher maps have its size already.
+    # Take the benchmark crop: at the bottom, horizontally centred. Teacher maps have its size.
     top = image.shape[0] - kb_crop[0]
     left = (image.shape[1] - kb_crop[1]) // 2
     image, depth = (
@@ -70,14 +70,14 @@ def plain_sample(frames: Frames, index: int, kb_crop: tuple[int, int], d: Decisi
 
 
 def _turned(pixels: np.ndarray, angle_deg: float, bilinear: bool) -> np.ndarray:
-    """Rotates the whole image counter-clockwise about its centre; 0 enters from outside."""
+    """Rotates an image counter-clockwise about its centre; pixels from outside are 0."""
     height, width = pixels.shape[:2]
     x, y = np.meshgrid(np.arange(width) - (width - 1) / 2, np.arange(height) - (height - 1) / 2)
     cosine = cos(radians(angle_deg))
     sine = sin(radians(angle_deg))
     from_x = cosine * x - sine * y + (width - 1) / 2
     from_y = sine * x + cosine * y + (height - 1) / 2
-    # A border of 0, from which all pixels outside are read.
+    # Add a border of zeros, from which all pixels outside the image are read.
     framed = np.pad(pixels, ((1, 1), (1, 1)) + ((0, 0),) * (pixels.ndim - 2))
 
     def at(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:

@@ -1,7 +1,8 @@
-"""A step with DeepSpeed on several ranks of this machine, each a process with a batch of its own.
+"""Times a training step with DeepSpeed on several ranks of this machine.
 
-On a CPU every rank has one thread, whatever their number, so that one rank and several are
-comparable. Left out: several machines.
+Each rank is a process with a batch of its own. On a CPU each rank has one thread, whatever the
+number of ranks, so that the times of one and of several ranks are comparable. Left out: several
+machines.
 """
 
 import json
@@ -41,14 +42,15 @@ def measure_step(
 
     Args:
         count: the number of ranks.
-        recipe_path: of the student.
-        shape: batch of a rank, height, width in pixels.
-        dtype: a name of `training.DTYPES`.
-        rounds: steps that are timed.
+        recipe_path: path of the student's recipe.
+        shape: (batch size per rank, height, width); height and width in pixels.
+        dtype: a key of `training.DTYPES`.
+        rounds: number of timed steps.
         device: "cpu" or "cuda".
 
     Returns:
-        Seconds of the slowest rank's fastest step, and MB at the peak of all ranks together.
+        Seconds of the fastest step on the slowest rank, and the sum of all ranks' peak memory in
+        MB.
 
     Raises:
         LaunchError: there are fewer GPUs than ranks.
@@ -58,18 +60,19 @@ def measure_step(
 
 
 def run_ranks(module: str, count: int, device: str, arguments: list) -> list:
-    """Runs a module as several ranks and collects their answers.
+    """Runs a module on several ranks, and returns their answers.
 
-    A rank is `python -m MODULE JSON`, where JSON is [*arguments, the file to write].
+    Each rank runs `python -m MODULE JSON`. JSON is a list: the arguments, then the path of the file
+    to which the rank writes its answer.
 
     Args:
-        module: its dotted name.
-        count: the number of ranks.
+        module: dotted name of the module.
+        count: number of ranks.
         device: "cpu" or "cuda".
-        arguments: values that JSON can hold.
+        arguments: values that can be written as JSON.
 
     Returns:
-        What each rank has written as JSON, in rank order.
+        Each rank's answer, read from its JSON file, in rank order.
 
     Raises:
         LaunchError: there are fewer GPUs than ranks, or a rank fails.
@@ -79,7 +82,7 @@ def run_ranks(module: str, count: int, device: str, arguments: list) -> list:
             f"--ranks {count}: each needs a GPU, and there are {torch.cuda.device_count()}; ask "
             "for less"
         )
-    # A free port for the ranks to meet.
+    # Find a free port for the process group of the ranks.
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -98,7 +101,7 @@ def run_ranks(module: str, count: int, device: str, arguments: list) -> list:
                         f"{told.strip()[-500:]}"
                     )
         finally:
-            # After a failure the other ranks would wait for the lost one.
+            # After a failure kill the other ranks, which would wait for the failed one.
             for process in started:
                 process.kill()
                 process.wait()
@@ -108,7 +111,7 @@ def run_ranks(module: str, count: int, device: str, arguments: list) -> list:
 def _start(
     module: str, rank: int, count: int, port: int, device: str, asked: str
 ) -> subprocess.Popen:
-    # The variables that a launcher sets, without the seconds that it takes to start.
+    # Set the environment variables here, since starting a launcher takes seconds.
     places = {
         "RANK": rank,
         "LOCAL_RANK": rank,
@@ -124,7 +127,7 @@ def _start(
     }
     environment = os.environ | {key: str(value) for key, value in places.items()}
     environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-    # The rank runs `main` of the benchmark's module, with the options as one JSON argument.
+    # Run `main` of the benchmark's module, with the options as one JSON argument.
     command = [sys.executable, "-m", module, asked]
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -134,7 +137,15 @@ def _start(
 def main(
     recipe_path: str, shape: tuple[int, int, int], dtype: str, rounds: int, answer: str
 ) -> None:
-    """Measures one rank; writes [seconds of its fastest step, bytes at its peak] to a file."""
+    """Times steps on this rank, and writes [seconds of the fastest step, peak bytes] as JSON.
+
+    Args:
+        recipe_path: path of the student's recipe.
+        shape: (batch size per rank, height, width); height and width in pixels.
+        dtype: a key of `training.DTYPES`.
+        rounds: number of timed steps.
+        answer: path of the file to write.
+    """
     device = process_group.start_rank()
     recipe = load_recipe(recipe_path)
     ranks = comm.world_size()
@@ -147,13 +158,13 @@ def main(
     engine = build_engine(
         network, build_optimizer(recipe["optimizer"], network, shape[0] * ranks, "none"), config
     )
-    # A batch of noise takes a real one's time: nothing in a step depends on the images.
+    # Use a batch of noise, since the time of a step doesn't depend on the images' content.
     criterion = criteria.build(recipe["losses"], has_teacher=True).to(device)
     batch = noise(BatchShape(*shape), network.max_depth, device)
     step = Step(engine, config, CLIP_NORM)
     engine.train()
     times = []
-    # Two steps warm up. The barrier starts all ranks' steps together.
+    # The first two steps warm up. The barrier starts each step on all ranks together.
     for _ in range(2 + rounds):
         comm.barrier()
         memory.wait(device)

@@ -1,11 +1,12 @@
-"""A whole training step of a recipe's student: ours against the plain head with eager modules.
+"""Compares our training step of a recipe's student with a plain one.
 
-Ours: the head's kernels, modules that save work and memory, --dtype, --memory-format, the fused
-optimizer, and torch.compile on request. The reference: head and modules operator by operator as
-they are defined and published, fp32, contiguous tensors, AdamW parameter by parameter. Both have
-the same weights, losses and clipping, and the same made-up batch. Memory is all that a step needs:
-weights, moments, and its peak above them. torch's defaults decide whether convolutions may use
-TF32; the result says so. Left out: DeepSpeed, data, hooks (`engine`).
+Ours uses the head's kernels, modules that save work and memory, --dtype, --memory-format, the fused
+optimizer, and torch.compile on request. The reference computes head and modules operator by
+operator, as they are defined and published, in fp32 on contiguous tensors, and AdamW parameter by
+parameter. Both have the same weights, losses and clipping, and the same batch of noise. Memory
+includes weights, the optimizer's moments, and the step's peak above them. torch's defaults decide
+whether convolutions may use TF32; the result reports this. Left out: DeepSpeed, data and hooks, see
+the benchmark `engine`.
 """
 
 import argparse
@@ -19,14 +20,14 @@ from tiekd.tools.benchmarks.training import DTYPES, BatchShape, TrainingStep, de
 
 
 def run(args: argparse.Namespace) -> dict:
-    """Compares the two steps.
+    """Compares our training step with the plain one.
 
     Args:
-        args: the options of `arguments.of_step`.
+        args: the command-line options that `arguments.of_step` defines.
 
     Returns:
-        The figures of `measure.compare`, and `first_loss_difference`, relative, which only rounding
-        may cause.
+        The figures of `measure.compare`, and `first_loss_difference`: the relative difference
+        between the losses of the two first steps, which only rounding may cause.
     """
     device = device_of(args.device)
     recipe = load_recipe(args.recipe)
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace) -> dict:
     layout = memory_format(Execution(args.memory_format), dtype is not None)
     ours = TrainingStep(recipe, device, shape, dtype, layout, compiled=args.compile)
     theirs = TrainingStep(recipe, device, shape, plain=True)
-    # The first step of both, from the same weights: their losses must be equal up to rounding.
+    # Run the first step of both from the same weights: the losses must be equal up to rounding.
     losses = [_first_loss(step) for step in (ours, theirs)]
     how = f"{args.dtype}, {str(layout).removeprefix('torch.')}"
     if args.compile:
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> dict:
     result = measure.compare(
         compared, ours, theirs, args.rounds, device, queued=measure.QUEUED_CALLS
     )
-    # A training step's memory includes what stays between steps: weights and moments.
+    # Add the memory that stays allocated between steps: weights and moments.
     for name, step in (("ours", ours), ("reference", theirs)):
         result[f"{name}_peak_mb"] += step.state_bytes() / 1e6
         result[f"{name}_images_per_s"] = args.batch / result[f"{name}_s"]

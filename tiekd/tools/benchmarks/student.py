@@ -1,7 +1,7 @@
-"""Parameters, multiplications, latency and memory of a recipe's network, or its teacher's.
+"""Measures parameters, multiply-adds, latency and memory of a recipe's student or teacher.
 
-Multiplications are the multiply-adds of convolutions and matrix products, including the head's, in
-a forward pass of one image. They are counted for the plain network and for the optimised one.
+Multiply-adds are those of convolutions and matrix products, including the head's, in a forward pass
+of one image. They are counted for the plain network and for the optimised one.
 Latency is that of a forward pass without gradients: of the optimised network in the given memory
 format and precision, against the plain network in fp32 on contiguous tensors. Left out: data, flip
 averaging, other runtimes.
@@ -29,11 +29,12 @@ def run(args: argparse.Namespace) -> dict:
     """Measures the network.
 
     Args:
-        args: the options of `arguments.of_student`.
+        args: the command-line options that `arguments.of_student` defines.
 
     Returns:
-        The figures of `measure.compare`, with `parameters_m`, `gmac` of one image, `ours_gmac`, and
-        `weights_mb`.
+        The figures of `measure.compare`; `parameters_m`, millions of parameters; `gmac` and
+        `ours_gmac`, billions of multiply-adds per image of the plain and of the optimised network;
+        and `weights_mb`.
     """
     device = device_of(args.device)
     recipe = load_recipe(args.recipe)
@@ -44,10 +45,10 @@ def run(args: argparse.Namespace) -> dict:
     count = sum(parameter.numel() for parameter in network.parameters())
     dtype = DTYPES[args.dtype]
     layout = memory_format(Execution(args.memory_format), dtype is not None)
-    # Counted before precision and layout are set, on one image.
+    # Count multiply-adds of one image, before precision and layout are set.
     plain = make_plain(build_network(node).to(device).eval())
     gmac, ours_gmac = (multiply_adds(each, image[:1]) / 1e9 for each in (plain, network))
-    # Ours, with the layout, precision and compilation that were asked for.
+    # Apply the layout, precision and compilation that the options ask for to our network.
     network.memory_format = layout
     if dtype is not None:
         prepare_bf16(network)
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> dict:
     compared = (
         f"a forward without gradients, ours ({how}) / plain modules and head, fp32, contiguous"
     )
-    # The plain network computes in fp32 whatever ours does.
+    # The plain network computes in fp32, whatever the precision of ours.
     ours = _forward(network, image, dtype)
     theirs = _forward(plain, image, None)
     return {
@@ -93,9 +94,9 @@ def network_node(recipe: dict, teachers: bool, path: str) -> dict:
 
 @torch.no_grad()
 def multiply_adds(network: nn.Module, image: torch.Tensor) -> int:
-    """Counts the multiply-adds of convolutions and matrix products in one forward.
+    """Counts the multiply-adds of convolutions and matrix products in one forward pass.
 
-    The head is the plain one, since custom kernels aren't counted.
+    A DPM head uses its plain definition while counting, since torch doesn't count custom kernels.
     """
     head = network.head
     kernel = getattr(network.head, "kernel", None)

@@ -1,7 +1,7 @@
-"""A training step of a recipe's student with cached teacher maps, and with the teacher online.
+"""Compares a training step with cached teacher maps with a step that runs the teacher online.
 
-With cached maps, the step uses the map in the batch. The reference runs the recipe's teacher,
-frozen and with random weights, before the same step. `loader` measures the cost of loading maps.
+With cached maps, the step uses the map in the batch. The reference first runs the recipe's teacher,
+frozen and with random weights, then the same step. `loader` measures the cost of loading maps.
 Left out: flip averaging, which doubles the teacher's time; DeepSpeed.
 """
 
@@ -19,10 +19,10 @@ from tiekd.tools.benchmarks.training import DTYPES, BatchShape, TrainingStep, de
 
 
 def run(args: argparse.Namespace) -> dict:
-    """Compares the two steps.
+    """Compares the step with cached maps with the step that runs the teacher.
 
     Args:
-        args: the options of `arguments.of_teacher`.
+        args: the command-line options that `arguments.of_teacher` defines.
 
     Returns:
         The figures of `measure.compare`; memory includes the networks' weights and the optimizer's
@@ -41,7 +41,8 @@ def run(args: argparse.Namespace) -> dict:
     ]
     compared = f"a training step with cached maps / with the teacher online, both {args.dtype}"
     result = measure.compare(compared, *steps, args.rounds, device)
-    # What stays between steps: the student's weights and moments, online the teacher's weights too.
+    # Add the memory that stays allocated between steps: the student's weights and moments, and in
+    # the online step the teacher's weights.
     teacher_bytes = sum(t.numel() * t.element_size() for t in network.state_dict().values())
     result["ours_peak_mb"] += steps[0].state_bytes() / 1e6
     result["reference_peak_mb"] += (steps[1].state_bytes() + teacher_bytes) / 1e6

@@ -1,7 +1,7 @@
-"""One training step of a recipe's student on made-up images, without DeepSpeed.
+"""Runs training steps of a recipe's student on images of noise, without DeepSpeed.
 
-Forward, losses, backward, clipping, optimizer: what the benchmarks time. Left out: data, hooks,
-ranks.
+The benchmarks time such steps: forward, losses, backward, clipping and optimizer. Left out: data,
+hooks, several ranks.
 """
 
 from collections.abc import Callable
@@ -33,9 +33,9 @@ class BatchShape(NamedTuple):
     """The size of a batch.
 
     Attributes:
-        batch_size: images.
-        height: pixels.
-        width: pixels.
+        batch_size: number of images.
+        height: height of the images, pixels.
+        width: width of the images, pixels.
     """
 
     batch_size: int
@@ -44,7 +44,7 @@ class BatchShape(NamedTuple):
 
 
 class TrainingStep:
-    """A training step on a fixed batch of noise. Each call runs one step.
+    """A network with its optimizer and a fixed batch of noise. Each call runs a training step.
 
     Attributes:
         loss: loss of the last step, a 0-d tensor; None before the first step.
@@ -92,7 +92,7 @@ class TrainingStep:
         self.loss: Tensor | None = None
 
     def __call__(self) -> None:
-        """Makes one step and keeps its loss."""
+        """Runs one training step, and stores its loss in `loss`."""
         batch = self.batch
         teacher_depth = self.teacher(batch)
         target = self.criterion.divergence_target(teacher_depth)
@@ -117,18 +117,18 @@ def noise(shape: BatchShape, max_depth: float, device: torch.device) -> Batch:
     """Makes a batch of noise.
 
     Args:
-        shape: of its images.
-        max_depth: metres.
-        device: of the tensors.
+        shape: batch size and image size.
+        max_depth: largest depth of the teacher maps, metres.
+        device: device of the tensors.
 
     Returns:
-        Normalised noise as images; dense, smooth teacher maps from 2 m to max_depth; ground truth
-        on a twentieth of the pixels.
+        A batch with normalised noise as images, dense and smooth teacher maps from 2 m to
+        max_depth, and ground truth on a twentieth of the pixels.
     """
     generator = torch.Generator().manual_seed(1)
     batch_size, height, width = shape
     one_channel = batch_size, 1, height, width
-    # Smooth maps: noise at a 32nd of the size, enlarged.
+    # Make smooth maps by upsampling noise of 1/32 of the size.
     coarse = torch.rand(
         batch_size, 1, max(2, height // 32), max(2, width // 32), generator=generator
     )
@@ -136,7 +136,7 @@ def noise(shape: BatchShape, max_depth: float, device: torch.device) -> Batch:
         coarse, size=(height, width), mode="bilinear", align_corners=True
     )
     teacher_depth = 2.0 + (max_depth - 2.0) * maps
-    # Ground truth is sparse, as a lidar's.
+    # Make ground truth sparse, like that of a lidar.
     measured = torch.rand(one_channel, generator=generator) < 0.05
     batch = Batch(
         torch.randn(batch_size, 3, height, width, generator=generator),
@@ -163,9 +163,9 @@ def device_of(name: str) -> torch.device:
 
 
 def make_plain(network: nn.Module) -> nn.Module:
-    """Switches off a network's optimisations for time and memory, in place, and returns it.
+    """Switches off a network's optimisations for time and memory, in place; returns the network.
 
-    It then computes each operator as published. Results are the same except for rounding.
+    Afterwards it computes each operator as published. Its results differ only by rounding.
     """
     for module in network.modules():
         if isinstance(module, (UpsampledConv, TwoConvs, ConvNorm)):
@@ -176,9 +176,10 @@ def make_plain(network: nn.Module) -> nn.Module:
 
 
 def make_optimizer(node: dict, network: nn.Module, plain: bool) -> torch.optim.Optimizer:
-    """Builds the recipe's optimizer, fused; the plain one is torch's loop over parameters.
+    """Builds the recipe's optimizer.
 
-    Published code uses the plain one.
+    The plain one loops over the parameters, as published code does. Otherwise it is torch's fused
+    one.
     """
     arguments = {
         key: value for key, value in node.items() if key not in ("name", "groups", "lr_batch_size")
