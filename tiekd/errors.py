@@ -11,7 +11,16 @@ class UserError(ValueError):
 
 
 class RecipeError(UserError):
-    """A value in a recipe, an override or an engine config that isn't allowed."""
+    """A value in a recipe, an override or an engine config that isn't allowed.
+
+    Attributes:
+        keys: the dotted keys of recipe values that contradict each other. A program that has read
+            the recipe adds where each value comes from (`tiekd.config.provenance.with_origins`).
+    """
+
+    def __init__(self, message: str, keys: tuple[str, ...] = ()):
+        super().__init__(message)
+        self.keys = keys
 
 
 class DataError(UserError):

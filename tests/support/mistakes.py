@@ -131,7 +131,10 @@ RECIPES = {
         "losses: got {}; give at least one term, for example",
     ),
     "epochs and iterations": Mistake(
-        in_recipe("train.epochs", 1), "RecipeError", "give either epochs or iterations"
+        in_recipe("train.epochs", 1),
+        "RecipeError",
+        "give either epochs or iterations; there are epochs 1 and iterations 8, so set the one "
+        "that isn't meant to null; train.epochs is from recipe.yaml; train.iterations is from rec",
     ),
     "mapping for a name": Mistake(
         in_recipe("schedule.name", {"a": 1}),

@@ -14,6 +14,7 @@ from tiekd import paths
 from tiekd.config import recipe_yaml
 from tiekd.config.recipe import load_recipe, merge, merged
 from tiekd.config.teacher_node import TeacherNode
+from tiekd.errors import RecipeError
 
 _PROJECT = Path(__file__).parents[2]
 _HERE = "\0origin"  # no YAML has such a key: the origin of a mapping that has nothing in it
@@ -48,6 +49,33 @@ def annotated(path: str | Path, overrides: Sequence[str] = ()) -> str:
     return "".join(
         f"{line}\n" for line in _lines(_with_values(marked, recipe), path.resolve().parent, "")
     )
+
+
+def with_origins(
+    error: RecipeError, path: str | Path, overrides: Sequence[str] = ()
+) -> RecipeError:
+    """Returns an error about a recipe's values with the origin of each behind its text.
+
+    An error that names no keys is returned as it is. A value that no file or override gave, as an
+    option of the program did, has no origin.
+
+    Args:
+        error: What was wrong with the recipe.
+        path: The recipe's YAML file.
+        overrides: Each `key.sub=value`.
+    """
+    if not error.keys:
+        return error
+    path = Path(paths.expanded(str(path)))
+    marked = merged(path, overrides, _mark)
+    told = []
+    for key in error.keys:
+        found = marked
+        for part in key.split("."):
+            found = found.get(part) if isinstance(found, dict) else None
+        if isinstance(found, _Value):
+            told.append(f"{key} is from {_named(found.origin, path.resolve().parent)}")
+    return RecipeError("; ".join([str(error), *told]), error.keys)
 
 
 def _mark(node, origin: str):

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch.utils.data import Dataset
 
 from tiekd.config.build import build, settings
-from tiekd.data import decoded_cache, teacher_maps
+from tiekd.data import contract, decoded_cache, teacher_maps
 from tiekd.data import resize as resizes
 from tiekd.data.loading.loader import Loading
 from tiekd.data.resize import OWN_SIZE, Resize
@@ -120,6 +120,7 @@ def build_dataset(
         on_error=data.loading.on_error,
         held_out=held_out,
     )
+    contract.check_dataset(frames, f"data ({node['name']})")
     # An external dataset may have no attribute `maps`.
     if getattr(frames, "maps", None) is not None:
         teacher_maps.check(frames.maps, data.max_depth_m, data.part.get("kb_crop"))

@@ -3,6 +3,7 @@
 from tiekd.config.build import build
 from tiekd.config.schema import check_keys, check_value
 from tiekd.errors import RecipeError
+from tiekd.models.contract import check_encoder, check_neck
 from tiekd.models.network import Network
 
 PARTS = ("encoder", "neck", "decoder", "head", "min_depth", "max_depth")
@@ -42,10 +43,12 @@ def build_network(node: dict, where: str = "network") -> Network:
         )
     # Build the components in order, since each needs the channels and strides of the one before.
     encoder = build(node["encoder"], "tiekd.models.encoders", f"{where}.encoder")
+    check_encoder(encoder, _place(node, "encoder", where))
     channels = encoder.channels
     neck = None
     if "neck" in node:
         neck = build(node["neck"], "tiekd.models.necks", f"{where}.neck", encoder_channels=channels)
+        check_neck(neck, channels, _place(node, "neck", where))
         channels = neck.channels
     decoder = build(
         node["decoder"],
@@ -65,3 +68,8 @@ def build_network(node: dict, where: str = "network") -> Network:
         max_depth=max_depth,
     )
     return Network(encoder, decoder, head, min_depth, max_depth, neck=neck)
+
+
+def _place(node: dict, part: str, where: str) -> str:
+    """Returns a part's place in the recipe and its name, for error messages."""
+    return f"{where}.{part} ({node[part]['name']})"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from tiekd.errors import RecipeError
+from tiekd.models.contract import check_features
 from tiekd.models.layers.batch_norm import counting_only
 
 # torch's error messages for a single value per channel: batch and group norms, and instance norms.
@@ -68,6 +69,8 @@ class Network(nn.Module):
         self.min_depth = min_depth
         self.max_depth = max_depth
         self.memory_format = torch.contiguous_format
+        # A network that is made by hand may have parts that state nothing.
+        self._has_checked_features = not hasattr(encoder, "strides")
 
     def forward(
         self, image: Tensor, target_depth: Tensor | None = None, counted: Tensor | None = None
@@ -88,7 +91,8 @@ class Network(nn.Module):
 
         Raises:
             RecipeError: in training, images are so few and small that a norm gets a single value
-                per channel.
+                per channel; at the first call, the encoder's or the neck's features aren't as they
+                state.
         """
         if not self.training:
             return self.read(self.features(image), (image.shape[2], image.shape[3]), target_depth)
@@ -123,12 +127,24 @@ class Network(nn.Module):
         return Prediction(depth, divergence, bin_centres)
 
     def features(self, image: Tensor) -> Tensor:
-        """Returns the head's input, (B, C, h, w), for images (B, 3, H, W) as for `forward`."""
-        features = self.encoder(
-            image.to(next(self.parameters()).dtype, memory_format=self.memory_format)
+        """Returns the head's input, (B, C, h, w), for images (B, 3, H, W) as for `forward`.
+
+        Raises:
+            RecipeError: At the first call, the encoder's or the neck's features aren't as stated.
+        """
+        image = image.to(next(self.parameters()).dtype, memory_format=self.memory_format)
+        features = self.encoder(image)
+        # A graph that is being exported holds no checks.
+        checks = not (
+            self._has_checked_features or torch.jit.is_tracing() or torch.compiler.is_compiling()
         )
+        if checks:
+            check_features(self.encoder, "encoder", features, image, self.encoder.strides)
         if self.neck is not None:
             features = self.neck(features)
+            if checks:
+                check_features(self.neck, "neck", features, image, self.encoder.strides)
+        self._has_checked_features = self._has_checked_features or checks
         return self.decoder(features, (image.shape[2], image.shape[3]))
 
     def _too_small(self, image: Tensor, error: str) -> str:

@@ -21,6 +21,8 @@ class OutsideTeacher:
     rotation filled from outside the image are excluded from the loss. An nn.Module is moved to the
     device, set to eval mode and frozen; the `build` of any other teacher may have a parameter
     `device`. An object that isn't callable, or another result, raises TeacherError.
+    Shape, dtype and device are checked at each call; the values at the first one alone, since that
+    waits for the device.
     """
 
     def __init__(self, name: str, teacher: Callable[[Batch], Tensor], device: torch.device):
@@ -30,6 +32,7 @@ class OutsideTeacher:
                 "metres"
             )
         self.name, self.network = name, teacher if isinstance(teacher, nn.Module) else None
+        self._has_checked_values = False
         self.teacher = (
             teacher if self.network is None else teacher.to(device).eval().requires_grad_(False)
         )
@@ -40,7 +43,8 @@ class OutsideTeacher:
 
         Raises:
             TeacherError: The teacher's result isn't depth of the batch's shape, or is on another
-                device.
+                device. At the first call, also if it has negative or non-finite depth inside the
+                image.
         """
         depth, wanted = self.teacher(batch), batch.inside
         # Check the result, since a wrong shape or device would otherwise raise an unrelated error
@@ -60,7 +64,23 @@ class OutsideTeacher:
                 f"teacher ({self.name}): returned {got:.80}; it must be depth in metres, "
                 f"{tuple(wanted.shape)}, floating point, on {wanted.device}"
             )
-        return torch.where(wanted, depth.float(), 0)
+        depth = torch.where(wanted, depth.float(), 0)
+        if not self._has_checked_values:
+            self._check_values(depth, batch.names)
+            self._has_checked_values = True
+        return depth
+
+    def _check_values(self, depth: Tensor, names: list[str]) -> None:
+        """Raises TeacherError if depth, (B, 1, H, W), isn't finite or negative anywhere."""
+        wrong = ~(depth.isfinite() & (depth >= 0))
+        if not wrong.any():
+            return
+        image = int(wrong.flatten(1).any(1).nonzero()[0])
+        raise TeacherError(
+            f"teacher ({self.name}): returned {depth[wrong][0].item():.4g} for {int(wrong.sum())} "
+            f"of {wrong.numel()} pixels, the first of them in {names[image]}; it must be depth in "
+            "metres, 0 where it knows none"
+        )
 
 
 build = OutsideTeacher

@@ -6,8 +6,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tiekd.config import provenance
 from tiekd.distributed import hostfile
-from tiekd.errors import LaunchError
+from tiekd.errors import LaunchError, RecipeError
 from tiekd.tools.arguments import recipe_from_arguments
 from tiekd.workdir import launch_record
 
@@ -63,7 +64,8 @@ def run(given: Sequence[str], rest: Sequence[str], args: argparse.Namespace, pro
     from tiekd.engine.config import read_engine_config, refill
     from tiekd.training import run as training
 
-    recipe = recipe_from_arguments(args.work_dir / "config.yaml", args)
+    recipe_path = (args.work_dir / "config.yaml").resolve()  # the working directory changes below
+    recipe = recipe_from_arguments(recipe_path, args)
     recipe["work_dir"] = str(args.work_dir.resolve())
     saved_config = args.work_dir / "ds_config.json"
     if not args.deepspeed_config and not saved_config.exists():
@@ -83,7 +85,10 @@ def run(given: Sequence[str], rest: Sequence[str], args: argparse.Namespace, pro
             f"entered ({error.strerror}); make it, or change folder in "
             f"{args.work_dir / launch_record.RECORD}"
         ) from None
-    training.run(recipe, Path(record.recipe), engine_config, "auto", args.accept_changes)
+    try:
+        training.run(recipe, Path(record.recipe), engine_config, "auto", args.accept_changes)
+    except RecipeError as error:
+        raise provenance.with_origins(error, recipe_path, args.overrides) from error
     return 0
 
 

@@ -3,11 +3,20 @@
 import argparse
 from pathlib import Path
 
+from tiekd.config import provenance
+from tiekd.errors import RecipeError
 from tiekd.tools.arguments import recipe_from_arguments
 
 
 def run(args: argparse.Namespace) -> None:
     """Runs bin/train.py with its arguments; prints a dry run's report, and raises UserErrors."""
+    try:
+        _run(args)
+    except RecipeError as error:
+        raise provenance.with_origins(error, args.recipe, args.overrides) from error
+
+
+def _run(args: argparse.Namespace) -> None:
     recipe = recipe_from_arguments(args.recipe, args)
     path = Path(args.recipe).resolve()
     # Import torch only after the recipe is loaded, so that errors in the recipe are reported

@@ -5,7 +5,8 @@
 A key names its loss module, `tiekd/losses/<key>.py`, unless the term has a `name:`. Every term is
 the mean over the batch's images of per-image means, `loss_<key>`, weight included. A loss whose
 forward has an argument `iteration` is given it; one that reads the prediction's divergence says so
-in `needs_divergence`. Left out: weights that change over time.
+in `needs_divergence`. What a loss returns is checked at its first call alone, by shape and dtype,
+which waits for no device. Left out: weights that change over time.
 """
 
 import inspect
@@ -61,6 +62,7 @@ class Criterion(nn.Module):
         reading = [loss for loss in self.losses if getattr(loss, "needs_divergence", False)]
         self.needs_divergence = bool(reading)
         self.top_crop = min((getattr(loss, "top_crop", 0) for loss in reading), default=0)
+        self._unchecked = set(terms)
 
     def divergence_target(self, teacher_depth: Tensor) -> Tensor | None:
         """Returns the depth that the network takes its divergence to; None where no term reads it.
@@ -88,6 +90,10 @@ class Criterion(nn.Module):
             batch: Its `depth` is the ground truth, (B, 1, H, W) float32, metres, 0 where not valid.
             teacher_depth: The same of the teacher; None without one.
             iteration: Finished ones; None is past every warm-up.
+
+        Raises:
+            RecipeError: At the first call, a loss returns something else than (B,) values that
+                have a gradient.
         """
         values = {}
         for key, term in self.terms.items():
@@ -97,8 +103,47 @@ class Criterion(nn.Module):
                 loss = term.loss(prediction, target, **position)
             except RecipeError as error:
                 raise RecipeError(f"losses.{key}: {error}") from None
+            if key in self._unchecked:
+                name = f"losses.{key} ({type(term.loss).__module__}.{type(term.loss).__name__})"
+                _check_returned(loss, target, name)
+                # A loss that knows the iteration may be constant until some iteration.
+                if key not in self.told_iteration:
+                    _check_gradient(loss, prediction, name)
+                self._unchecked.remove(key)
             values[f"loss_{key}"] = term.weight * loss.mean()
         return values | {"loss": sum(values.values())}
+
+
+def _check_returned(returned, target: Tensor, name: str) -> None:
+    """Raises RecipeError if a loss returned something else than one value per image.
+
+    Args:
+        returned: What the loss returned.
+        target: What it was given, (B, 1, H, W).
+        name: The loss in the error.
+    """
+    wanted = (len(target),)
+    is_right = isinstance(returned, Tensor) and returned.is_floating_point()
+    if is_right and returned.shape == wanted and returned.device == target.device:
+        return
+    got = f"a {type(returned).__name__}"
+    if isinstance(returned, Tensor):
+        got = f"{tuple(returned.shape)} {returned.dtype} on {returned.device}"
+    raise RecipeError(
+        f"{name}: returned {got}; it must be {wanted}, floating point, on {target.device}: one "
+        "value for each image, as tiekd.mean_over_valid(values, valid) returns them"
+    )
+
+
+def _check_gradient(returned: Tensor, prediction: "Prediction", name: str) -> None:
+    """Raises RecipeError if a loss has no gradient although the prediction has one."""
+    if returned.requires_grad or not prediction.depth.requires_grad:
+        return
+    raise RecipeError(
+        f"{name}: returned values without a gradient, so nothing would be learned from them; "
+        "compute them from the prediction with torch's operations, without .detach(), .item() or "
+        "NumPy"
+    )
 
 
 def build(losses_node: dict, has_teacher: bool) -> Criterion:
@@ -149,6 +194,7 @@ def _build_term(key: str, node: dict, has_teacher: bool) -> Term:
     # The loss itself, and the targets that it can't be taken against.
     arguments = {name: value for name, value in node.items() if name not in ("weight", "against")}
     loss = config.build({"name": key} | arguments, "tiekd.losses", where)
+    _check_loss(loss, f"{where} ({arguments.get('name', key)})")
     if isinstance(loss, SSIM) and against == "ground_truth":
         raise RecipeError(
             f"{where}: SSIM can't be taken against sparse ground truth; it needs a teacher's dense "
@@ -160,3 +206,21 @@ def _build_term(key: str, node: dict, has_teacher: bool) -> Term:
             "the network was given; write teacher, or train with `teacher: null`"
         )
     return Term(loss, float(weight), against)
+
+
+def _check_loss(loss: nn.Module, where: str) -> None:
+    """Raises RecipeError unless a loss is a module that takes a prediction and a target."""
+    if not isinstance(loss, nn.Module):
+        raise RecipeError(
+            f"{where}: build made a {type(loss).__name__}; it must be a torch.nn.Module whose "
+            "forward takes (prediction, target)"
+        )
+    signature = inspect.signature(loss.forward)
+    position = {"iteration": 0} if "iteration" in signature.parameters else {}
+    try:
+        signature.bind(None, None, **position)
+    except TypeError:
+        raise RecipeError(
+            f"{where}: forward takes {signature}; it must take (prediction, target), and may take "
+            "iteration"
+        ) from None

@@ -54,15 +54,21 @@ class Hook:
 
 
 def check_moments(hook: Hook, where: str) -> None:
-    """Refuses a hook with a method for a moment that doesn't exist; it would never be called.
+    """Refuses what isn't a hook, or one with a method for a moment that doesn't exist.
 
     Args:
         hook: The hook, of the project or from outside.
         where: Its place in the recipe and its name, for the error.
 
     Raises:
-        RecipeError: A method's name begins with `before_` or `after_` and isn't one of Hook's.
+        RecipeError: It isn't a Hook; or a method's name begins with `before_` or `after_` and isn't
+            one of Hook's, so that it would never be called.
     """
+    if not isinstance(hook, Hook):
+        raise RecipeError(
+            f"{where}: build made a {type(hook).__name__}; it must be a tiekd.Hook, so derive its "
+            "class from that"
+        )
     moments = [name for name in vars(Hook) if name.startswith(("before_", "after_"))]
     for name in dir(hook):
         is_moment = name.startswith(("before_", "after_")) and callable(getattr(hook, name))

@@ -179,8 +179,17 @@ class TrainSettings:
             )
         if self.seed < 0:
             raise RecipeError(f"train.seed: got {self.seed}; it must be a whole number from 0")
-        if (self.epochs is None) == (self.iterations is None):
-            raise RecipeError("train: give either epochs or iterations")
+        if self.epochs is None and self.iterations is None:
+            raise RecipeError(
+                "train: give either epochs or iterations; there is neither, so set one, for "
+                "example train.epochs=30"
+            )
+        if self.epochs is not None and self.iterations is not None:
+            raise RecipeError(
+                f"train: give either epochs or iterations; there are epochs {self.epochs} and "
+                f"iterations {self.iterations}, so set the one that isn't meant to null",
+                keys=("train.epochs", "train.iterations"),
+            )
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tiekd.config.provenance import annotated
+from tiekd.config.provenance import annotated, with_origins
 from tiekd.config.recipe import load_recipe
 from tiekd.errors import RecipeError
 
@@ -86,6 +86,26 @@ def test_annotated_teacher_network_names_its_files(tmp_path):
         "teacher.network.decoder.width": "--set teacher.network.decoder.width=8",
         "teacher.network.head.name": "net.yaml",
     }
+
+
+def test_with_origins_names_file_and_override_of_each_key(tmp_path):
+    """An error about values names the base, recipe or override that gave each."""
+    write(tmp_path / "bases/a.yaml", "train: {epochs: 1, seed: 3}\n")
+    path = write(tmp_path / "x.yaml", "_base_: bases/a.yaml\ntrain: {iterations: 2}\n")
+    error = RecipeError("train: both", ("train.epochs", "train.iterations"))
+    told = with_origins(error, path)
+    assert str(told) == (
+        "train: both; train.epochs is from bases/a.yaml; train.iterations is from x.yaml"
+    )
+    assert told.keys == error.keys
+    assert str(with_origins(error, path, ["train.epochs=7"])) == (
+        "train: both; train.epochs is from --set train.epochs=7; train.iterations is from x.yaml"
+    )
+    # A value from elsewhere has no origin, and neither has a key that isn't there.
+    other = RecipeError("train: both", ("train.seed.x", "optimizer.lr"))
+    assert str(with_origins(other, path)) == "train: both"
+    plain = RecipeError("train: no")
+    assert with_origins(plain, path) is plain
 
 
 def test_annotated_rejects_what_load_recipe_rejects(tmp_path):

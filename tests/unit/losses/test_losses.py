@@ -4,6 +4,8 @@ Also its validity and its finite gradients.
 """
 
 import math
+import sys
+import types
 from types import SimpleNamespace
 
 import pytest
@@ -510,6 +512,89 @@ def test_losses_reject_top_crop_of_all_rows(loss):
         loss(prediction(target, target), target)
     taller = torch.ones(1, 1, 13, 12)
     assert loss(prediction(taller, taller), taller).isfinite().all()
+
+
+class Returning(torch.nn.Module):
+    """A loss that returns what a function makes of the errors, (B, 1, H, W)."""
+
+    def __init__(self, returned):
+        super().__init__()
+        self.returned = returned
+
+    def forward(self, prediction, target):
+        return self.returned((prediction.depth - target).abs())
+
+
+def one_term(monkeypatch, loss) -> criterion.Criterion:
+    """Returns the criterion of a loss from outside the project."""
+    module = types.ModuleType("mine.loss")
+    module.build = lambda: loss
+    monkeypatch.setitem(sys.modules, "mine.loss", module)
+    return criterion.build({"own": {"name": "mine.loss"}}, True)
+
+
+@pytest.mark.parametrize(
+    ("returned", "told"),
+    [
+        (lambda e: e.mean(), r"returned \(\) torch.float32 on cpu; it must be \(3,\), floating"),
+        (lambda e: e, r"returned \(3, 1, 4, 5\) torch.float32 on cpu; it must be \(3,\)"),
+        (lambda e: e.flatten(1).mean(1, keepdim=True), r"returned \(3, 1\) torch.float32 on cpu"),
+        (lambda e: e[:2].flatten(1).mean(1), r"returned \(2,\) torch.float32 on cpu; it must be"),
+        (lambda e: e.flatten(1).mean(1).long(), r"returned \(3,\) torch.int64 on cpu; it must be"),
+        (lambda e: e.flatten(1).mean(1).to("meta"), r"returned \(3,\) torch.float32 on meta; it"),
+        (lambda e: float(e.detach().mean()), r"returned a float; it must be \(3,\)"),
+        (lambda e: {"loss": e.mean()}, r"returned a dict; it must be \(3,\)"),
+        (lambda e: None, r"returned a NoneType; it must be \(3,\)"),
+        (lambda e: e.detach().flatten(1).mean(1), "returned values without a gradient, so nothing"),
+    ],
+)
+def test_criterion_refuses_what_is_no_value_per_image(monkeypatch, returned, told):
+    """A loss that returns no value with a gradient for each image is named."""
+    terms = one_term(monkeypatch, Returning(returned))
+    depth = torch.ones(3, 1, 4, 5, requires_grad=True)
+    name = r"^losses.own \(\S*test_losses.Returning\): "
+    with pytest.raises(RecipeError, match=name + told) as error:
+        terms(prediction(depth), None, torch.full((3, 1, 4, 5), 2.0))
+    assert "\n" not in str(error.value)
+
+
+def test_criterion_checks_what_a_loss_returns_once(monkeypatch):
+    """Only the first result of a loss is checked, and one without gradients may be computed."""
+    terms = one_term(monkeypatch, Returning(lambda e: e.flatten(1).mean(1)))
+    depth, target = torch.ones(3, 1, 4, 5), torch.full((3, 1, 4, 5), 2.0)
+    assert float(terms(prediction(depth), None, target)["loss"]) == 1.0
+    monkeypatch.delattr(criterion, "_check_returned")
+    assert float(terms(prediction(depth), None, target)["loss"]) == 1.0
+
+
+class WarmUp(torch.nn.Module):
+    def forward(self, prediction, target, iteration=None):
+        return torch.zeros(len(target))
+
+
+class Alone(torch.nn.Module):
+    def forward(self, prediction):
+        return prediction.depth.flatten(1).mean(1)
+
+
+def test_criterion_loss_that_knows_iteration_may_be_constant(monkeypatch):
+    """A loss that is given the iteration may have no gradient at the first one."""
+    depth = torch.ones(3, 1, 4, 5, requires_grad=True)
+    values = one_term(monkeypatch, WarmUp())(prediction(depth), None, depth.detach(), 0)
+    assert float(values["loss"]) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("loss", "told"),
+    [
+        (lambda prediction, target: 0, "build made a function; it must be a torch.nn.Module whose"),
+        (Alone(), r"forward takes \(prediction\); it must take \(prediction, target\), and may"),
+    ],
+)
+def test_criterion_refuses_what_is_no_loss(monkeypatch, loss, told):
+    """A loss is a module that takes a prediction and a target."""
+    with pytest.raises(RecipeError, match=rf"^losses.own \(mine.loss\): {told}"):
+        one_term(monkeypatch, loss)
 
 
 def test_criterion_error_names_term_of_recipe():

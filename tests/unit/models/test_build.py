@@ -1,6 +1,8 @@
 """Networks from recipe nodes: the parts get what they need, and every mistake is one line."""
 
 import copy
+import sys
+import types
 
 import pytest
 import torch
@@ -103,6 +105,17 @@ def test_build_network_invalid_node_is_one_line(path, value, line):
         build_network(changed(path, value))
     assert line in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_build_network_refuses_parts_that_state_nothing(monkeypatch):
+    """An encoder or neck from outside without channels is refused with its name in the recipe."""
+    module = types.ModuleType("mine.part")
+    module.build = torch.nn.Identity
+    monkeypatch.setitem(sys.modules, "mine.part", module)
+    for part in ("encoder", "neck"):
+        told = rf"^network.{part} \(mine.part\): its attribute channels isn't there; it must be"
+        with pytest.raises(RecipeError, match=told):
+            build_network(changed(part, {"name": "mine.part"}))
 
 
 @pytest.mark.parametrize("node", [None, {}])

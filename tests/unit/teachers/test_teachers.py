@@ -257,6 +257,29 @@ def test_external_teacher_rejects_wrong_output(monkeypatch, returned, words):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [(-1.0, "returned -1 for 3 of"), (torch.nan, "returned nan for 3 of"), (torch.inf, "inf for")],
+)
+def test_external_teacher_rejects_impossible_depth_once(monkeypatch, value, told):
+    """Negative or non-finite depth inside the image is refused in the first batch alone."""
+    data = batch()
+    depth = torch.full(data.depth.shape, 3.0)
+    depth[1, 0, 2, :3] = value
+    depth[0, :, :5] = value  # outside the first image
+    returned = [depth, depth.clamp(min=0).nan_to_num(0, 0), depth]
+    teacher = outside(monkeypatch, lambda scale: lambda batch: returned.pop(0))
+    with pytest.raises(TeacherError) as error:
+        teacher(data)
+    assert str(error.value).startswith("teacher (somebodys.teacher): ")
+    assert told in str(error.value)
+    assert "4096 pixels, the first of them in b; it must be depth in metres, 0 where it" in str(
+        error.value
+    )
+    teacher(data)
+    teacher(data)
+
+
 def test_external_teacher_rejects_invalid_build(monkeypatch):
     """A build that returns no callable or doesn't take a given key is rejected."""
     with pytest.raises(TeacherError, match="build made 3.0; it must be a callable"):

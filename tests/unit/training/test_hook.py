@@ -18,6 +18,18 @@ def test_check_moments_names_the_nearest():
         check_moments(Diary(), "hooks (mine.diary)")
 
 
+def test_check_moments_refuses_what_is_no_hook():
+    """An object of a class that isn't derived from Hook is refused."""
+
+    class Diary:
+        def after_iteration(self, state):
+            pass
+
+    told = r"^hooks \(mine.diary\): build made a Diary; it must be a tiekd.Hook"
+    with pytest.raises(RecipeError, match=told):
+        check_moments(Diary(), "hooks (mine.diary)")
+
+
 def test_check_moments_accepts_all_of_hooks():
     """All moments of Hook, attributes that aren't methods, and other methods are accepted."""
 

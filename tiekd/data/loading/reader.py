@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from tiekd.data import contract
 from tiekd.data import resize as resizes
 from tiekd.data.augment.augment import Augment, Decisions, colour_table
 from tiekd.data.augment.geometry import cut
@@ -61,6 +62,7 @@ class BatchReader:
         self.resize = resize
         # Evaluation resizes the image alone, and compares depth at the image's own size.
         self.resizes_depth = augment is not None or resized_depth
+        self._has_checked = False
 
     def read(self, keys: list[tuple[int, int]]) -> WorkerBatch | UserError:
         """Reads one micro-batch.
@@ -75,6 +77,8 @@ class BatchReader:
         try:
             samples = [self._readable_sample(*key, skipped) for key in keys]
             check_sizes(samples)
+            is_padded = self.resizes_depth and self.resize.is_padded
+            return collate(samples, is_padded=is_padded, skipped=tuple(skipped))
         except UserError as error:
             # If memory or file descriptors ran out, say so instead, since the file itself may be
             # intact.
@@ -82,8 +86,12 @@ class BatchReader:
             if told is None:
                 return error
             return LaunchError(f"{error}: {told}, or set a smaller data.workers")
-        is_padded = self.resizes_depth and self.resize.is_padded
-        return collate(samples, is_padded=is_padded, skipped=tuple(skipped))
+        except Exception:
+            # Only the first sample was checked. A later one may be what this failed on.
+            fault = self._out_of_contract(keys)
+            if fault is None:
+                raise
+            return fault
 
     def describe(self, keys: list[tuple[int, int]]) -> str:
         """Lists the images of a batch; sample numbers for a dataset without files."""
@@ -126,16 +134,37 @@ class BatchReader:
             except DataError as error:
                 if limits.lacking(error):
                     raise
+                # The dataset's code is wrong, not the sample's file.
+                if error.kind == contract.KIND:
+                    raise
                 skipped.append(str(error))
         raise DataError(
             f"data.on_error: {tries} training samples in a row can't be read; the last: "
             f"{skipped[-1]}"
         )
 
+    def _out_of_contract(self, keys: list[tuple[int, int]]) -> DataError | None:
+        """Reads the samples of a batch again; returns the error of the first that is wrong."""
+        try:
+            for _, index in keys:
+                read_index = index % len(self.dataset)
+                contract.check_sample(self._stored(read_index), self.dataset, read_index)
+        except DataError as error:
+            return error if error.kind == contract.KIND else None
+        except Exception:  # the dataset's own fault, which is reported with its traceback
+            return None
+        return None
+
+    def _stored(self, read_index: int) -> Sample:
+        # `stored` (Frames only) returns depths as 16-bit levels, not yet in metres.
+        return getattr(self.dataset, "stored", self.dataset.__getitem__)(read_index)
+
     def _sample(self, epoch: int, index: int, read_index: int) -> Sample:
-        # Read the frame. `stored` (Frames only) returns depths as 16-bit levels, not yet in metres.
-        stored = getattr(self.dataset, "stored", self.dataset.__getitem__)
-        sample = stored(read_index)
+        # Read the frame. Each worker checks the first that it reads.
+        sample = self._stored(read_index)
+        if not self._has_checked:
+            contract.check_sample(sample, self.dataset, read_index)
+            self._has_checked = True
         _check_depth_sizes(sample)
         image = sample.image
         if not self.resizes_depth:

@@ -1,0 +1,123 @@
+"""Checks that a dataset from outside the project returns samples as `Sample` says they are.
+
+Most mistakes would otherwise end in an unrelated error later, and images of levels 0..1 in none:
+training would see black. Costs two passes over the image, so the reader (loading/reader.py) checks
+the first sample that a worker reads. Left out: depths in another unit than metres, which one sample
+can't show.
+"""
+
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from tiekd.data.sample import Sample
+from tiekd.errors import DataError, RecipeError
+
+KIND = "contract"  # DataError.kind, of an error that no other sample makes good
+_LARGEST_OF_ONES = 1.0  # a float image whose largest level is at most this is of 0..1
+_LARGEST_NORMALISED = 2.64  # white, less ImageNet's mean and divided by its deviation
+_BRIGHTEST = 510.0  # twice 255; resizing overshoots, and levels are clipped
+
+
+def check_dataset(dataset, where: str) -> None:
+    """Refuses a dataset without the methods that are called.
+
+    Args:
+        dataset: What `build` returned.
+        where: Its place in the recipe and its name, for the error.
+
+    Raises:
+        RecipeError: It has no `__len__` or no `__getitem__`.
+        DataError: It is empty.
+    """
+    if missing := [name for name in ("__len__", "__getitem__") if not hasattr(dataset, name)]:
+        raise RecipeError(
+            f"{where}: build made a {type(dataset).__name__} without {' and '.join(missing)}; it "
+            "must be a torch.utils.data.Dataset that returns tiekd.Sample"
+        )
+    if len(dataset) == 0:
+        raise DataError(f"{where}: the dataset is empty; give it a sample or more")
+
+
+def check_sample(sample: Sample, dataset: Dataset, index: int) -> None:
+    """Refuses a sample that isn't as `Sample` says.
+
+    Args:
+        sample: What the dataset returned.
+        dataset: The dataset, for the error.
+        index: The sample's index in it, for the error.
+
+    Raises:
+        DataError: A field has another type, dtype or shape, or the image other levels; the error's
+            `kind` is KIND.
+    """
+    where = f"data ({type(dataset).__module__}.{type(dataset).__name__}): sample {index}"
+    if not isinstance(sample, Sample):
+        _refuse(where, f"is a {type(sample).__name__}; it must be a tiekd.Sample")
+    if not isinstance(sample.name, str):
+        _refuse(where, f"name is a {type(sample.name).__name__}; it must be a string")
+    where = f"{where} ({sample.name})"
+    # The image says how large everything else is.
+    _check(where, "image", sample.image, (3, None, None), (torch.uint8, torch.float32))
+    _check_levels(where, sample.image)
+    height, width = sample.image.shape[1:]
+    plane = (1, height, width)
+    depths = (torch.float32, torch.uint16)
+    _check(where, "depth", sample.depth, plane, depths)
+    _check(where, "inside", sample.inside, plane, (torch.bool,))
+    if sample.teacher_depth is not None:
+        _check(where, "teacher_depth", sample.teacher_depth, plane, depths)
+    hint = "; fill it with NaN where the camera isn't known"
+    _check(where, "intrinsics", sample.intrinsics, (3, 3), (torch.float32,), hint)
+
+
+def _check(
+    where: str,
+    field: str,
+    value,
+    shape: tuple[int | None, ...],
+    dtypes: tuple[torch.dtype, ...],
+    hint: str = "",
+) -> None:
+    """Raises DataError unless a field is a tensor of this shape (None: any) and of these dtypes."""
+    wanted = ", ".join("HW"[axis - 1] if n is None else str(n) for axis, n in enumerate(shape))
+    wanted = f"a torch tensor ({wanted}) {' or '.join(map(_name_of, dtypes))}"
+    if not isinstance(value, Tensor):
+        kind = f"{type(value).__module__}.{type(value).__name__}"
+        got = "None" if value is None else f"a {kind.removeprefix('builtins.')}"
+        _refuse(where, f"{field} is {got}; it must be {wanted}{hint}")
+    fits = len(value.shape) == len(shape) and all(
+        size == n or (n is None and size > 0) for size, n in zip(value.shape, shape, strict=True)
+    )
+    if not fits or value.dtype not in dtypes or value.device.type != "cpu":
+        got = f"{tuple(value.shape)} {_name_of(value.dtype)} on {value.device}"
+        _refuse(where, f"{field} is {got}; it must be {wanted} on cpu{hint}")
+
+
+def _check_levels(where: str, image: Tensor) -> None:
+    """Raises DataError if the levels of an image, (3, H, W), can't be 0..255.
+
+    A uint8 image can be as dark as it likes. NaN and infinity are left to the reader, which keeps
+    such an image out of the optimizer's step.
+    """
+    if image.dtype == torch.uint8 or not image.isfinite().all():
+        return
+    least, largest = image.min().item(), image.max().item()
+    is_of_ones = 0 < largest <= _LARGEST_OF_ONES
+    is_normalised = least < 0 and largest <= _LARGEST_NORMALISED
+    if is_of_ones or is_normalised or largest > _BRIGHTEST:
+        _refuse(
+            where,
+            f"image has levels {least:.4g} to {largest:.4g}; they must be 0 to 255, not "
+            "normalised (multiply by 255, or return the uint8 image as it was read)",
+        )
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _refuse(where: str, what: str) -> NoReturn:
+    raise DataError(f"{where}: {what}", KIND)
