@@ -148,7 +148,8 @@ class Decoded:
         note = _note(mapped)
         if note is None:
             raise DataError(
-                f"{path}: {len(mapped)} bytes, a truncated or damaged file; make it again with {_PROGRAM}"
+                f"{path}: {len(mapped)} bytes, a truncated or damaged file; make it again with "
+                f"{_PROGRAM}"
             )
         if _state(source) != note[1:3]:
             raise DataError(
