@@ -22,7 +22,8 @@ _MAPPINGS = (
     *("network", "teacher", "losses", "data", "optimizer", "schedule", "train", "evaluation"),
     *("checkpoint", "log", "tensorboard", "load"),
 )
-# The top-level sections of a recipe, and the type of each.
+# The top-level sections of a recipe, and the type of each. The keys of `losses` and `data` depend
+# on the parts that they name.
 SECTIONS = dict.fromkeys(_MAPPINGS, dict) | {"hooks": list[dict], "work_dir": Path}
 TEACHER = {
     "recipe": Path,

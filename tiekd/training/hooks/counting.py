@@ -2,8 +2,9 @@
 
 That happens if all target depth is 0, cropped away, or above a loss's max_depth because its unit is
 wrong. The check is made once, at a line of the text log after MIN_SAMPLES samples or at the end of
-the first epoch, whichever comes first. Costs until then one comparison per loss on the device, and
-one host sync and one collective for the check. Left out: runs with a few valid pixels.
+the first epoch or the run, whichever comes first. If only some losses were always 0, they are
+logged and the run continues. Costs until then one comparison per loss on the device, and one host
+sync and one collective for the check. Left out: runs with a few valid pixels.
 """
 
 import torch

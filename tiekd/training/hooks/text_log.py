@@ -90,8 +90,8 @@ class TextLog(Hook):
     def drop_rows(self, work_dir: Path) -> None:
         """Deletes the rows after the resumed checkpoint from .log.json files, on rank 0.
 
-        Otherwise iterations that are trained again would be in the files twice. For a new run all
-        rows of earlier runs are deleted. The .log files keep every line.
+        Otherwise iterations that are trained again would be in the files twice. For a new run the
+        rows of all iterations are deleted. The .log files keep every line.
         """
         paths = list(Path(work_dir).glob("*.log.json")) if is_main() else []
         if self._sizes and not any(path.name in self._sizes for path in paths):
