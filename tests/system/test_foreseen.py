@@ -129,7 +129,7 @@ def test_dry_run_refuses_like_run(folder):
     assert wrong.our_lines() == run.our_lines() != []
     undealt = result(folder, "undealt")
     assert undealt.code == 2
-    assert "can't be dealt" in undealt.our_lines()[0]
+    assert "can't be split" in undealt.our_lines()[0]
 
 
 def test_dry_run_refuses_conflicting_options(folder):
