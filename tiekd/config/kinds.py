@@ -53,8 +53,8 @@ _FIELDS = {
     ("data", "augment"): ("data/augment/augment.py", "Augment"),
     ("data", "resize"): ("data/resize.py", "Resize"),
 }
-# Keys that are annotated `str` or not at all, but hold a path. (The user's own parts annotate such
-# keys with `Path`.)
+# Keys of this project's parts whose values are paths although they are annotated with `str` or not
+# at all. (The user's own parts annotate such keys with `Path`.)
 _PATHS = {
     ("data",): ("root", "images", "depths", "image_folder", "train_split", "val_split", "decoded"),
     ("network", "encoder"): ("pretrained",),

@@ -123,7 +123,7 @@ class _Stdout(io.RawIOBase):
 def guard_stdout() -> None:
     """Replaces this process's stdout by a `_Stdout` with the same file descriptor."""
     stream = sys.stdout
-    # The errors are those of a stdout that isn't a file or is closed; such a stream stays.
+    # A stdout that isn't a file, or is closed, raises one of these errors and stays as it is.
     with contextlib.suppress(AttributeError, OSError):
         # With PYTHONUNBUFFERED `stream.buffer` is the raw file itself.
         raw = getattr(stream.buffer, "raw", stream.buffer)

@@ -176,7 +176,7 @@ class Evaluation(Hook):
         self.best, self.owed = state["best"], state["owed"]
         other_metric = state.get("metric", self.settings.save_best) != self.settings.save_best
         # Older versions saved no `resize`: they evaluated each image at its own size, however
-        # training scaled images. Their best may also be NaN, if no pixel had a ground truth.
+        # training scaled images. Their best value may also be NaN, if no pixel had ground truth.
         own_size = "resize" not in state and self.resize not in (
             OWN_SIZE,
             Resize(at_most=self.resize.at_most),

@@ -49,7 +49,7 @@ class Checkpoint(Hook):
         ):
             if (type(value) is not int or value < 1) and (name, value) != ("keep_every", None):
                 raise RecipeError(f"{name}: got {value!r}; it must be a whole number from 1")
-        # A checkpoint that is never deleted has to be one that is saved.
+        # Checkpoints are saved at multiples of `interval` only, so `keep_every` must be one.
         if keep_every is not None and keep_every % interval:
             raise RecipeError(
                 f"keep_every: got {keep_every}; it must be a multiple of interval, {interval}"

@@ -42,7 +42,7 @@ class Preemption(Hook):
     def __init__(self):
         self._reason: str | None = None
         self._asked = 0
-        self._iterations = 0  # Finished in this process.
+        self._iterations = 0  # The number of iterations finished in this process.
         self._question: tuple[dist.Work | None, torch.Tensor] | None = None
         self._group = None
 
