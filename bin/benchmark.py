@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measures our implementation against a plain one, interleaved in one process.
+"""Compares this project's implementation with a plain one, timed alternately in one process.
 
     bin/benchmark.py head        or another benchmark's name
 
@@ -47,7 +47,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Runs one benchmark and prints its figures with the hardware."""
+    """Runs one benchmark, and prints its results and the hardware."""
     args = parse_arguments()
     from tiekd.tools.benchmarks import measure
 

@@ -6,9 +6,10 @@
 RECIPE is a student's recipe, whose `teacher` predicts the maps, or a teacher's own recipe, whose
 best weights (or --checkpoint) are used. Students then learn from `teacher: {maps: FOLDER}` and need
 no teacher in memory.
-Maps have the published format: 16-bit PNG of depth / max_depth * 65535, named by the image's path,
-with flip averaging unless --set teacher.flip=false. Runs on one or many ranks. An interrupted job
-resumes where it stopped.
+
+Maps have the published format: 16-bit PNG of depth / max_depth * 65535, named by the image's path.
+The teacher predicts with flip averaging unless --set teacher.flip=false is given. Runs on one or
+many ranks. An interrupted job resumes where it stopped.
 """
 
 import argparse
@@ -38,7 +39,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--checkpoint",
         type=paths.path_argument,
-        help="weights file of the teacher, ours or published; default: the recipe's",
+        help="weights file of the teacher, of tiekd or published; default: the recipe's",
     )
     arguments.add_overrides(parser)
     arguments.add_local_rank(parser)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Reads all frames of a recipe once and reports what is wrong with them.
+"""Reads all frames of a recipe once and reports faults in them.
 
     bin/check_data.py RECIPE [--split train]
 
@@ -8,9 +8,9 @@ valid pixel; duplicate images; and training frames that are, or nearly are, vali
 (tiekd/data/checks.py has the rules). Reports how depth files are read, which depth values are
 suspiciously frequent, which images EXIF rotates, and which files have no partner.
 
-Prints a table; writes report.txt, report.json and cleaned split files into --out, and never over
-existing files. Ends with code 0 if nothing was found, 1 if something was, 2 for a mistake in the
-call.
+Prints a table, and writes report.txt, report.json and cleaned split files into --out, where it
+never replaces existing files. The exit code is 0 without faults, 1 with faults, 2 for an error in
+the arguments.
 """
 
 import argparse

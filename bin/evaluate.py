@@ -29,7 +29,7 @@ def parse_arguments() -> argparse.Namespace:
         "checkpoint",
         type=paths.path_argument,
         nargs="?",
-        help="weights file (ours or published), work dir, or checkpoint",
+        help="weights file (of tiekd or published), work dir, or checkpoint",
     )
     parser.add_argument(
         "--against",

@@ -30,7 +30,10 @@ def parse_arguments() -> argparse.Namespace:
     parser = arguments.new_parser(__doc__)
     arguments.add_recipe(parser)
     parser.add_argument(
-        "checkpoint", type=paths.path_argument, nargs="?", help="weights file, ours or published"
+        "checkpoint",
+        type=paths.path_argument,
+        nargs="?",
+        help="weights file, of tiekd or published",
     )
     parser.add_argument("--out", type=paths.path_argument, required=True, help="the file to write")
     parser.add_argument(
@@ -39,7 +42,7 @@ def parse_arguments() -> argparse.Namespace:
         help="default: by the name of --out",
     )
     parser.add_argument(
-        "--size", metavar="HxW", help="of the images; default: the validation frames'"
+        "--size", metavar="HxW", help="size of the images; default: the validation frames'"
     )
     parser.add_argument(
         "--dynamic", action="store_true", help="any batch, height and width; not for all networks"
@@ -48,17 +51,17 @@ def parse_arguments() -> argparse.Namespace:
         "--input",
         choices=("uint8", "float"),
         default="uint8",
-        help="type of the input, default uint8; float is 0..255, too",
+        help="type of the input, default uint8; float has values 0..255, too",
     )
     parser.add_argument("--half", action="store_true", help="compute in float16, for accelerators")
     parser.add_argument(
-        "--confidence", action="store_true", help="second output, 0 to 1, of DPM heads"
+        "--confidence", action="store_true", help="for DPM heads: confidence, 0 to 1, as 2nd output"
     )
     parser.add_argument(
         "--readout",
         choices=("mean", "mode", "local"),
         default="mean",
-        help="of DPM heads, default mean",
+        help="for DPM heads: how depth is read from the distribution, default mean",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace --out where it exists")
     arguments.add_overrides(parser)

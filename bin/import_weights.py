@@ -3,9 +3,9 @@
 
     bin/import_weights.py SOURCE.pth RECIPE --out OUT.pth
 
-Prints how every tensor fits the recipe's network. If one is missing or unexpected, nothing is
-written. Published files are also accepted as they are by --load-from, teacher.checkpoint and
-bin/evaluate.py; this program checks them first.
+Prints for every tensor whether it fits the recipe's network. If a tensor is missing or unexpected,
+nothing is written. --load-from, teacher.checkpoint and bin/evaluate.py also accept published files
+without conversion; this program shows beforehand whether they fit.
 
 With --to-published, the tensors of a tiekd weights file (such as a work dir's best_*.pth) get the
 names that the published code uses. The published networks have unused parameters, which tiekd's
@@ -34,7 +34,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--out", type=paths.path_argument, required=True, help="the file to write")
     parser.add_argument(
-        "--to-published", action="store_true", help="from ours to the published names"
+        "--to-published", action="store_true", help="convert tiekd's names to the published ones"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace --out where it exists")
     arguments.add_overrides(parser)

@@ -3,9 +3,9 @@
 
     bin/plot_log.py LOG.json|WORK_DIR ... --keys loss abs_rel --out x.png
 
-Draws one chart a key and one curve a run, named by its work dir. All .log.json files of a work dir
-are joined, as a run that was stopped and resumed has left them. Keys are those of the rows: losses,
-lr, grad_norm, time, and metrics of evaluations.
+Draws one chart per key, with one curve per run, which is named by its work dir. All .log.json files
+of a work dir are joined, since every resume starts a new file. Keys are those in the rows of these
+files: losses, lr, grad_norm, time, and metrics of evaluations.
 """
 
 import argparse

@@ -5,12 +5,12 @@
 
 INPUT is an image, a folder (all images in and below it), a quoted pattern such as 'rides/**/*.jpg',
 or a video. If several words follow RECIPE, the first is CHECKPOINT unless it looks like an image, a
-video or a pattern. Without CHECKPOINT the best weights of the recipe's work dir are taken, else the
-newest, and the program says which.
+video or a pattern. Without CHECKPOINT the best weights of the recipe's work dir are used, else the
+newest; the program prints which.
 
 Writes DIR/depth, 16-bit PNG in the data set's unit (KITTI metres * 256, NYU * 1000, a folder's
-depth_unit), DIR/colour, with a scale in metres, and what other options ask for. Each repeats the
-folders of the input. The depth has the image's own size, upright.
+depth_unit); DIR/colour, with a scale in metres; and the outputs of other options. Each has the same
+subfolders as the input. The depth has the image's own size, upright.
 
 The network sees each image at the working resolution that the weights were trained at, which the
 program prints, or at --size; its depth is then resized to the image. If neither weights nor recipe
@@ -18,11 +18,11 @@ have a working resolution, the network sees the image at its own size. If the re
 one size (kb_crop, height and width, NYU), an image with more than 1.5 times their pixels is shrunk
 to as many pixels.
 
-A video gives its frames' depth, a colour video of the same rate, DIR/times with the time of each
-frame, and a flicker figure. An animated GIF is a video.
+For a video the program writes the depth of each frame, a colour video of the same frame rate, and
+the time of each frame in DIR/times, and prints a measure of flicker. An animated GIF is a video.
 
-An image that can't be read gives one line, the others are predicted, and the exit code is 2. The
-same holds for a video that breaks off or is damaged: the frames before that are predicted.
+An image that can't be read is reported in one line; the others are predicted, and the exit code is
+2. The same holds for a damaged or truncated video: the frames before the fault are predicted.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def parse_arguments() -> argparse.Namespace:
     add(
         "--readout",
         default="mean",
-        help="mean, mode or local, of DPM heads: local keeps edges sharp",
+        help="for DPM heads: mean, mode or local, which keeps edges sharp",
     )
     add("--raw", action="store_true", help="also NPY, float32 metres")
     add("--points", action="store_true", help="also PLY, coloured points in metres")
@@ -67,7 +67,7 @@ def parse_arguments() -> argparse.Namespace:
         metavar="FX,FY,CX,CY",
         help="for --points, in pixels; default: the data set's",
     )
-    add("--confidence", action="store_true", help="also confidence, 0 to 1, of DPM heads")
+    add("--confidence", action="store_true", help="for DPM heads: also confidence, 0 to 1")
     add("--size", metavar="HxW|full", help="fit images in HxW for the network, or keep their size")
     add("--depth-unit", metavar="N", help="value of one metre in the PNG of depth/")
     add(
@@ -86,7 +86,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Predicts depth."""
+    """Predicts the depth of the images and videos."""
     args = parse_arguments()
     from tiekd.tools import predict
 

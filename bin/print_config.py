@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Prints a recipe after its bases and overrides, and where each value comes from.
+"""Prints a recipe with its bases and overrides merged, and the origin of each value.
 
     bin/print_config.py RECIPE [--set KEY=VALUE ...]
 
-The output is itself a recipe: the same one, in one file.
+The output is itself a recipe with the same values, in one file.
 """
 
 import argparse

@@ -23,7 +23,7 @@ from tiekd.tools import arguments  # noqa: E402
 def parse_arguments() -> argparse.Namespace:
     """Parses the command line."""
     parser = arguments.new_parser(__doc__)
-    parser.add_argument("work_dir", type=paths.path_argument, help="of the run")
+    parser.add_argument("work_dir", type=paths.path_argument, help="work dir of the run")
     parser.add_argument(
         "--iteration", type=int, required=True, metavar="N", help="counted from 1, as in the log"
     )
@@ -42,7 +42,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Draws the batch."""
+    """Draws the samples of one iteration's batch."""
     args = parse_arguments()
     from tiekd.tools import show_batch
 

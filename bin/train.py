@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Trains a recipe.
+"""Trains the network of a recipe.
 
     deepspeed --num_gpus 2 bin/train.py model_configs/students/tiekd_light_bts_kitti.yaml
     python bin/train.py RECIPE        one process
@@ -23,13 +23,13 @@ def parse_arguments() -> argparse.Namespace:
     parser = arguments.new_parser(__doc__)
     arguments.add_recipe(parser)
     parser.add_argument(
-        "--work-dir", type=paths.path_argument, help="where logs and checkpoints go"
+        "--work-dir", type=paths.path_argument, help="folder for logs and checkpoints"
     )
     parser.add_argument(
         "--resume-from",
         metavar="CHECKPOINT|auto",
         type=paths.checkpoint_argument,
-        help="resume from it; auto: from the newest, or start the run",
+        help="resume from it; auto: from the newest, or start a new run if there is none",
     )
     parser.add_argument(
         "--load-from",
@@ -44,10 +44,10 @@ def parse_arguments() -> argparse.Namespace:
     foreseen = "start, report time, memory and disk, write nothing, and end"
     parser.add_argument("--dry-run", action="store_true", help=foreseen)
     parser.add_argument(
-        "--find-micro-batch", action="store_true", help="with --dry-run: largest that fits"
+        "--find-micro-batch", action="store_true", help="with --dry-run: find the largest that fits"
     )
     parser.add_argument(
-        "--memory", type=float, metavar="GB", help="of a rank, for --find-micro-batch"
+        "--memory", type=float, metavar="GB", help="memory of a rank, for --find-micro-batch"
     )
     arguments.add_arguments(parser)
     args = parser.parse_args()

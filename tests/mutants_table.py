@@ -1798,7 +1798,7 @@ MUTANTS = [
         "find",
         """
 if passed_over:
-    remedy = "put their files back, or start the run anew with bin/train.py in another --work-dir"
+    remedy = "put their files back, or start the run again with bin/train.py in another --work-dir"
 """,
         "",
         ("tests/unit/workdir/test_checkpoints.py",),

@@ -1,14 +1,15 @@
-"""tiekd: small metric-depth networks distilled from large frozen teachers on the DeepSpeed engine.
+"""tiekd distils small metric-depth networks from large frozen teachers, on the DeepSpeed engine.
 
     tiekd.load_recipe(path, overrides=()) -> dict
     tiekd.build_network(recipe["network"]) -> nn.Module, (B, 3, H, W) image -> Prediction
     tiekd.load_student(checkpoint)(image) -> metres; a file, array or tensor in, a depth map out
 
-The names that external parts need are here too (model_configs/YOUR_PARTS.md): Batch, Sample,
-Prediction, Hook and others. They stay importable from `tiekd` wherever they are defined.
+The names that users' own parts need can be imported from here too (model_configs/YOUR_PARTS.md):
+Batch, Sample, Prediction, Hook and others. These import paths don't change, even if a definition
+moves to another module.
 
-Each name is imported on first access: `import tiekd` takes milliseconds, and reading a recipe needs
-no torch.
+Each name is imported on first access. So `import tiekd` takes milliseconds, and reading a recipe
+imports no torch.
 """
 
 from importlib import import_module

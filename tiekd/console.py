@@ -1,6 +1,6 @@
-"""Progress of a long job: one rewritten line with a bar on a terminal, plain lines in a file.
+"""Shows the progress of a long job: a progress bar on a terminal, plain lines in a file.
 
-Costs one reading of the clock per step, and one count (which may list a folder) per line.
+Costs one reading of the clock per step, and one call of `count` (which may list a folder) per line.
 """
 
 import shutil
@@ -16,11 +16,11 @@ _SHORTEST_BAR = 5
 
 
 class Progress:
-    """Shows the progress of a job.
+    """Shows how many things of a job are done, the rate, and the estimated time left.
 
     On a terminal: `frames [=====>    ] 120/697, 12.3/s, eta 0:00:47`. In a file: `frames: 120/697,
-    12.3/s, eta: ...`. As a context manager it finishes by itself. If the job fails, the terminal's
-    line stays as it is, and the error message starts on a line of its own.
+    12.3/s, eta: ...`. Used as a context manager it writes the last line at the end of the block. If
+    the block raises an error, the bar stays as it is and the error message starts on a new line.
     """
 
     def __init__(
@@ -29,12 +29,12 @@ class Progress:
         """Shows the first line if the stream is a terminal.
 
         Args:
-            noun: the things that are counted, such as `frames`.
+            noun: the name of the things that are counted, such as `frames`.
             total: the number of things at the end of the job.
-            count: returns how many there are now, whichever process made them. The rate is measured
-                from the count at this moment.
-            stream: where the lines go.
-            in_files: False writes nothing if the stream isn't a terminal.
+            count: returns the number of things done so far, by any process. The rate counts only
+                those done after this moment.
+            stream: the stream that lines are written to.
+            in_files: False to write nothing if the stream isn't a terminal.
         """
         self.noun = noun
         self.total = total
@@ -45,7 +45,7 @@ class Progress:
         self._interval_s = TERMINAL_INTERVAL_S if self._rewrites else FILE_INTERVAL_S
         self._started = self._told = time.monotonic()
         self._at_start = 0 if self._silent else count()
-        self._length = 0  # columns of the line that is on the terminal
+        self._length = 0  # Characters in the line that is on the terminal.
         if self._rewrites:
             self._tell(finished=False)
 
@@ -59,7 +59,7 @@ class Progress:
             self._write("\n")
 
     def update(self) -> None:
-        """Shows a new line if one is due; to be called after every step."""
+        """Updates the bar or writes a line if enough time has passed; call it after every step."""
         if not self._silent and time.monotonic() - self._told >= self._interval_s:
             self._tell(finished=False)
 
@@ -80,12 +80,15 @@ class Progress:
         ending = f"in {timedelta(seconds=round(elapsed_s))}" if finished else f"eta {eta}"
         told = f" {done}/{self.total}, {rate:.1f}/s, {ending}"
         line = f"{self.noun}{self._bar(done, len(self.noun) + len(told))}{told}"
-        # Spaces overwrite the rest of the previous line if that was longer.
+        # Pad with spaces to overwrite the end of a longer previous line.
         self._write(f"\r{line:<{self._length}}" + ("\n" if finished else ""))
         self._length = len(line)
 
     def _bar(self, done: int, taken: int) -> str:
-        """Returns the bar, as long as the terminal has room for; empty if that is too short."""
+        """Returns a bar that fills the terminal's width; empty if there is too little room.
+
+        `taken` is the number of characters in the rest of the line.
+        """
         width = min(_LONGEST_BAR, shutil.get_terminal_size().columns - 1 - taken - len(" []"))
         if width < _SHORTEST_BAR:
             return ""

@@ -1,8 +1,8 @@
-"""The kinds of mistakes that a user can make.
+"""The exceptions for mistakes that a user can correct.
 
-Each message is one line: what was given, what is allowed, what to do. Programs in `bin/` print it
-after its class name and exit with code 2 (`tiekd.distributed.entrypoint.run`). `TIEKD_DEBUG=1`
-shows the traceback as well.
+Each message is one line: what was given, what is allowed, what to do. Programs in `bin/` print the
+class name and the message, and exit with code 2 (`tiekd.distributed.entrypoint.run`).
+`TIEKD_DEBUG=1` shows the traceback as well.
 """
 
 
@@ -29,7 +29,7 @@ class DataError(UserError):
     The message names the file.
 
     Attributes:
-        kind: the fault in one word, for programs that sort the errors of a whole data set.
+        kind: the fault in one word, by which bin/check_data.py groups the errors of a data set.
     """
 
     def __init__(self, message: str, kind: str = "unreadable"):
@@ -54,7 +54,7 @@ class ExportError(UserError):
 
 
 class DivergedError(UserError):
-    """Training whose numbers are no longer finite and don't recover.
+    """Training with too many iterations in a row whose loss or gradient is not finite.
 
     The message names the checkpoint to resume from.
     """

@@ -1,7 +1,8 @@
-"""Files: what stands in the place of one, and writing so that a reader never sees half of one.
+"""Writes files atomically, and checks paths before they are opened.
 
-A written file is whole even after a kill or a power cut. A reader asks `check_readable` first: to
-open a pipe waits for a writer, for ever, and a device may never end. That costs one stat.
+A reader always sees a complete file, even after a kill or a power cut during writing. Before a file
+is opened, `check_readable` refuses anything that isn't a regular file, at the cost of one stat:
+opening a pipe would wait for a writer for ever, and reading a device may never end.
 """
 
 import errno
@@ -21,14 +22,15 @@ _KINDS = {
 
 
 def instead_of_file(path: str | os.PathLike) -> str | None:
-    """Returns what stands at a path in the place of a file, such as "a pipe".
+    """Returns the kind of something that isn't a regular file, such as "a pipe" or "a folder".
 
-    None for a file, for a link to one, and where nothing is there or can't be looked at: opening it
-    reports that at once.
+    None for a regular file or a link to one. Also None if there is nothing at the path or it can't
+    be accessed, since opening it then raises an error at once.
     """
     try:
         kind = stat.S_IFMT(os.stat(path).st_mode)
-    except (OSError, ValueError):  # a zero byte in a name is a ValueError
+    except (OSError, ValueError):
+        # A path with a NUL character is a ValueError.
         return None
     return None if kind == stat.S_IFREG else _KINDS.get(kind, "something else")
 
@@ -39,13 +41,13 @@ def check_readable(
     """Refuses a folder, a pipe, a socket or a device in the place of a file, without opening it.
 
     Args:
-        path: the file; one that isn't there is left to whoever opens it.
-        noun: what the file should be, for the message, such as "recipe".
+        path: the path. A path at which there is nothing is not refused.
+        noun: the expected content, for the message, such as "recipe".
         kind: the class of the error.
-        option: begins the message, such as "--deepspeed_config ".
+        option: the beginning of the message, such as "--deepspeed_config ".
 
     Raises:
-        UserError: of the class `kind`, if it is no file.
+        UserError: of the class `kind`, if there is something else than a regular file.
     """
     found = instead_of_file(path)
     if found is not None:
@@ -65,13 +67,16 @@ def replace_bytes(path: Path, data: bytes) -> None:
         os.replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        # A write's own error doesn't say of which file it is.
+        # The error of a write has no file name, so set it.
         error.filename = str(path)
         raise
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Replaces a file atomically by UTF-8 text, in which file names keep their bytes."""
+    """Replaces a file atomically by text in UTF-8.
+
+    Bytes of file names that are not UTF-8 (Python's surrogate escapes) are written unchanged.
+    """
     replace_bytes(path, text.encode(errors="surrogateescape"))
 
 
@@ -79,7 +84,7 @@ def append_line(path: Path, line: str) -> None:
     """Appends a line to a text file, completely or not at all.
 
     Raises:
-        OSError: the line can't be written; the file is as it was.
+        OSError: the line can't be written; the file is unchanged.
     """
     with path.open("ab", buffering=0) as file:
         before = file.tell()
@@ -103,22 +108,26 @@ def sync(path: Path) -> None:
 
 
 def check_output(option: str, path: Path | None, suffix: str | None) -> None:
-    """Creates the folder of a program's output at its start, hours before the output is written.
+    """Checks a program's output path at the start, and creates its folder.
+
+    So a mistake in the path is found at once and not when the output is written, hours later.
 
     Args:
         option: the option's name, for the message.
-        path: the output; None if the user didn't ask for it.
-        suffix: the file name's required ending, such as `.json`; None if the output is a folder.
+        path: the output path; None if the user didn't ask for this output.
+        suffix: the required ending of the file name, such as `.json`; None if the output is a
+            folder.
 
     Raises:
-        LaunchError: the folder can't be created, or the file has another ending or that of a run's
-            log. Such a file may be the user's own; one with the right ending is replaced.
+        LaunchError: the folder can't be created, the file name has another ending, or it ends in
+            .log.json like a run's log. (An existing output is replaced, so this protects other
+            files of the user.)
     """
     if path is None:
         return
     if suffix is not None and (path.suffix.lower() != suffix or instead_of_file(path)):
         raise LaunchError(f"{option} {path}: a file that ends in {suffix} is written; give one")
-    # `.json` alone would let a run's log be replaced by a table of figures.
+    # A run's log also ends in `.json` and must not be replaced.
     if path.name.lower().endswith(".log.json"):
         raise LaunchError(
             f"{option} {path}: runs' logs end in .log.json; give another name, such as figures.json"

@@ -1,10 +1,11 @@
-"""Paths as users write them: `~` is expanded everywhere, `$NAME` nowhere.
+"""Parses paths from users: a leading `~` is expanded everywhere, `$NAME` nowhere.
 
-A shell expands both, but not within quotes, and `~` not after `--option=` or `key=`. A recipe is
-read by no shell. So `~/x` and `~name/x` are expanded when a path is read: by `tiekd.config.recipe`
-in recipes and --set, by `path_argument` on the command line. A variable may have another value in
-the next shell, and the saved recipe would no longer say what was read. So `$NAME` stays as it is
-written, and if no file has that name the message says so.
+A shell expands both, but not within quotes, and `~` not after `--option=` or `key=`; and no shell
+reads a recipe. So `~/x` and `~name/x` are expanded here, for recipes and --set by
+`tiekd.config.recipe`, for the command line by `path_argument`. `$NAME` is not expanded, since a
+variable may have another value in the next shell, and the saved recipe would no longer say which
+file was read. If there is no file of such a name, the error message says that `$NAME` isn't
+expanded.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from tiekd.errors import LaunchError, RecipeError, UserError
 
-VARIABLES = "a $NAME in a path isn't filled in here: let the shell do that, or write the path out"
+VARIABLES = "a $NAME in a path isn't expanded here: let the shell do that, or write the path out"
 _VARIABLE = re.compile(r"\$(?:[A-Za-z_]\w*|\{[A-Za-z_]\w*\})")
 _MISSING = re.compile(r"\bno\b|\bnothing\b|not found|doesn't exist|can't be", re.IGNORECASE)
 
@@ -23,15 +24,15 @@ def expanded(path: str, where: str = "", error: type[UserError] = LaunchError) -
     """Returns the path with the home folder in place of a leading `~` or `~name`.
 
     Args:
-        path: as the user wrote it.
-        where: stands before the path in the message.
+        path: the path as the user wrote it.
+        where: the beginning of the message, before the path.
         error: the class of the exception.
 
     Raises:
-        UserError: of the class `error`, if this machine doesn't know the user and no file has that
-            name. So no folder is ever created whose name begins with `~`.
+        UserError: of the class `error`, if there is no user of that name and no file of that name
+            either. (Otherwise a folder with a name that begins with `~` would be created.)
     """
-    # No path can contain "\0"; the code that reads the path reports that.
+    # No path can contain "\0"; the code that opens the path reports that.
     if not path.startswith("~") or "\0" in path:
         return path
     found = os.path.expanduser(path)
@@ -43,7 +44,7 @@ def expanded(path: str, where: str = "", error: type[UserError] = LaunchError) -
 
 
 def path_argument(text: str) -> Path:
-    """Parses a path on the command line, for argparse's `type`."""
+    """Parses a path from the command line, as a `type` for argparse."""
     if not text:
         raise argparse.ArgumentTypeError("is empty; give a path")
     try:
@@ -57,7 +58,7 @@ def path_argument(text: str) -> Path:
 
 
 def path_text_argument(text: str) -> str:
-    """Parses a path as `path_argument` does; returns a string, for values in JSON."""
+    """Parses a path as `path_argument` does, but returns a string, for values that become JSON."""
     return str(path_argument(text))
 
 
@@ -67,9 +68,9 @@ def checkpoint_argument(text: str) -> Path | str:
 
 
 def unfilled(path: str | Path) -> str | None:
-    """Returns the beginning of a path up to a part with `$NAME`, if it doesn't exist, else None."""
+    """Returns a path up to its first part with a `$NAME`, if nothing has that path; else None."""
     parts = Path(path).parts
-    # A folder may really be called `$NAME`: only one that doesn't exist is a mistake.
+    # A folder may really be called `$NAME`, so only a path that doesn't exist is a mistake.
     for end, part in enumerate(parts, 1):
         if _VARIABLE.search(part):
             beginning = os.path.join(*parts[:end])
@@ -78,13 +79,16 @@ def unfilled(path: str | Path) -> str | None:
 
 
 def refuse_unfilled(path: str | Path, where: str) -> None:
-    """Raises RecipeError for a path with a `$NAME` that doesn't exist, before it is created."""
+    """Raises RecipeError if a path contains a `$NAME` and doesn't exist.
+
+    Otherwise a folder of that name would be created. `where` begins the message.
+    """
     missing = unfilled(path)
     if missing:
         raise RecipeError(f"{where}: nothing is called {missing}; {VARIABLES}")
 
 
 def with_hint(message: str) -> str:
-    """Adds to a "not found" message the hint that `$NAME` isn't expanded, if one is in it."""
+    """Adds a hint that `$NAME` isn't expanded to a "not found" message with a `$NAME` in it."""
     hinted = _VARIABLE.search(message) and _MISSING.search(message) and VARIABLES not in message
     return f"{message}; {VARIABLES}" if hinted else message

@@ -1,9 +1,10 @@
-"""Builds the teacher of a recipe: where the depth comes from that the student learns.
+"""Builds the teacher of a recipe, which gives the target depth that the student learns.
 
-It is a frozen network, cached maps, the ground truth, or a teacher of the user's own from outside
-the project, all in tiekd/teachers/. Each is a callable (batch) -> (B, 1, H, W) float32, metres, 0
-where not valid. A frozen network lives outside the engine: in it, ZeRO would shard and broadcast
-it, `train()` would wake its BatchNorm, and every checkpoint would carry it.
+A teacher is a frozen network, cached depth maps, the ground truth, or the user's own code from
+outside the project; their classes are in tiekd/teachers/. Each is a callable from a batch to the
+target depth, (B, 1, H, W) float32, metres, 0 where not valid. The DeepSpeed engine does not contain
+a frozen network: otherwise ZeRO would shard the teacher, the engine's `train()` would update its
+BatchNorm statistics, and every checkpoint would contain its weights.
 """
 
 import shlex
@@ -33,18 +34,22 @@ def build_teacher(
 ) -> FrozenTeacher | CachedMaps | GroundTruth | OutsideTeacher:
     """Builds the teacher of a recipe's `teacher` section.
 
-    The keys of the node: `name` is a module outside the project, and all other keys are then its
-    build's. Otherwise `maps` are cached ones, or `checkpoint` is a file of weights, a checkpoint's
-    folder or a work dir (its best, else its latest weights); without it, the work dir of `recipe`.
-    For `flip` and `precision` see FrozenTeacher.
+    The section has one of these forms:
+
+    - `name`: a module outside the project. All other keys are arguments of the module's `build`.
+    - `maps`: a folder of cached depth maps.
+    - `recipe` and `checkpoint`: a network and its weights. The checkpoint is a file of weights, a
+      checkpoint's folder, or a work dir (for its best, else its latest weights); without
+      `checkpoint` it is the recipe's work dir. For `flip` and `precision` see FrozenTeacher.
 
     Args:
         node: The section; None makes the ground truth the teacher.
-        device: Of the teacher's network.
-        resize: The working resolution, in place of the weights' or recipe's.
+        device: The device of the teacher's network.
+        resize: The resolution at which the teacher sees images; None for the one recorded with the
+            weights, or that of the teacher's recipe.
 
     Raises:
-        TeacherError: There are no weights, or they are of another network.
+        TeacherError: The section is wrong, there are no weights, or they are of another network.
     """
     if node is None:
         return GroundTruth()
@@ -52,7 +57,7 @@ def build_teacher(
     # A module from outside the project interprets all other keys itself.
     if teacher.module is not None:
         return OutsideTeacher(teacher.module, build(node, "", "teacher", device=device), device)
-    # Cached maps were made already, so no key may say how.
+    # Cached maps exist already, so keys on how to compute them are refused.
     if teacher.maps is not None:
         if teacher.recipe is not None or teacher.checkpoint is not None:
             raise TeacherError(
@@ -70,7 +75,7 @@ def build_teacher(
         raise TeacherError(
             "teacher: give `recipe` (and `checkpoint`) for a network, or `maps` for cached maps"
         )
-    # A network, in the precision that is asked for.
+    # The teacher is a network: check its precision.
     precision = node.get("precision", "fp32")
     if precision not in PRECISIONS:
         raise TeacherError(
@@ -80,7 +85,7 @@ def build_teacher(
         raise TeacherError(
             "teacher.precision: fp16 is not for CPUs, which compute it slowly; set bf16 or fp32"
         )
-    # Its weights, which must be those of this very network.
+    # Load the network's weights. All tensors have to match.
     path = teacher_checkpoint(teacher)
     network = build_network(teacher.network, "teacher.network")
     try:
@@ -92,32 +97,36 @@ def build_teacher(
         state_dicts.load_into(network, tensors)
     except CheckpointError as error:
         raise TeacherError(f"teacher.checkpoint: {path}: {error}") from None
-    # It sees images at the resolution that it learned from.
+    # The teacher sees images at the resolution at which it was trained.
     if resize is None:
         resize = resizes.resize_of(state, _recipe_file(teacher))
     return FrozenTeacher(network, device, node.get("flip", False), precision, resize)
 
 
 def _recipe_file(teacher: TeacherNode) -> dict | None:
-    """Returns the teacher's recipe, where its file is there.
+    """Loads the teacher's recipe; None if the section names none or the file doesn't exist.
 
-    It has the working resolution of weights that don't record it.
+    It gives the working resolution for weights that don't record one.
     """
     path = teacher.recipe
     return load_recipe(path) if path is not None and path.exists() else None
 
 
 def with_teachers_file(recipe: dict, resuming: bool) -> dict:
-    """Returns the recipe with the teacher's file of weights named.
+    """Returns the recipe with the path of the teacher's weights file filled in.
 
-    The best weights of a work dir may be others tomorrow. A resumed run takes the file that it was
-    started with.
+    A work dir's best weights may change between two starts of a run. So the path is fixed at the
+    first start, and a resumed run uses the same file.
+
+    Args:
+        recipe: The run's recipe.
+        resuming: True to reuse the path that is recorded in the run's work dir.
     """
     teacher = TeacherNode.of(recipe)
     if teacher.network is None:
         return recipe
     work_dir = Path(recipe["work_dir"])
-    # The run's own record says which file it was started with.
+    # The recipe that the run wrote to its work dir names the file that it was started with.
     if resuming and teacher.checkpoint is None and (work_dir / workdir.RECIPE).is_file():
         started_with = TeacherNode.of(load_recipe(work_dir / workdir.RECIPE))
         if started_with.recipe == teacher.recipe and started_with.checkpoint is not None:
@@ -127,10 +136,10 @@ def with_teachers_file(recipe: dict, resuming: bool) -> dict:
 
 
 def teacher_checkpoint(teacher: TeacherNode) -> Path:
-    """Returns the file of weights that a teacher's section means; see `build_teacher`.
+    """Returns the path of the weights file for a teacher's section; see `build_teacher`.
 
     Raises:
-        TeacherError: There is none.
+        TeacherError: There is no such file.
     """
     path = teacher.checkpoint
     if path is None:
@@ -147,20 +156,20 @@ def teacher_checkpoint(teacher: TeacherNode) -> Path:
 
 
 def default_checkpoint(teacher: TeacherNode) -> Path:
-    """Returns the weights of a section without `checkpoint`: those of its recipe's work dir.
+    """Returns the path of the best, else the latest, weights in the work dir of teacher.recipe.
 
-    The best ones, else the latest.
+    Used for a section without `checkpoint`.
 
     Raises:
-        TeacherError: There are none.
+        TeacherError: The section has no `recipe`, or the work dir has no weights.
     """
     path = teacher.recipe
     if path is None:
         raise TeacherError(
             "teacher.checkpoint: needed beside teacher.network; give a file of weights"
         )
-    # The recipe's file may be gone when a run is repeated from its saved recipe, which has the
-    # network but not this.
+    # When a run is repeated from its saved recipe, the teacher's recipe may be gone. The work dir
+    # then follows from the recipe's name.
     work_dir = load_recipe(path).get("work_dir") if path.exists() else None
     return _weights_in(
         Path(work_dir or work_dir_of(path)), teacher, "teacher.checkpoint: not given, and "
@@ -177,5 +186,5 @@ def _weights_in(work_dir: Path, teacher: TeacherNode, beginning: str) -> Path:
 
 
 def _recipe_of(teacher: TeacherNode) -> str:
-    """Returns the teacher's recipe as a word for the shell."""
+    """Returns the path of the teacher's recipe, quoted for a shell command in a message."""
     return "RECIPE" if teacher.recipe is None else shlex.quote(str(teacher.recipe))

@@ -207,7 +207,7 @@ ENGINES = {
     "unknown type": Mistake(
         in_json(data_types={"grad_accum_dtype": "fp99"}),
         "RecipeError",
-        "DeepSpeed can't take it ('fp99' is not a valid",
+        "DeepSpeed refuses it ('fp99' is not a valid",
     ),
     "an optimizer": Mistake(
         in_json(optimizer={}), "RecipeError", "'optimizer' belongs to the recipe (optimizer, sched"
@@ -257,7 +257,7 @@ SPLITS = {
     "names with blanks": Mistake(
         in_split(lambda text: text.replace(b"data/", b"my data/")),
         "DataError",
-        "names with blanks can't be told apart",
+        "names with spaces can't be separated",
     ),
     "commas": Mistake(
         in_split(lambda text: text.replace(b" ", b",")),

@@ -154,7 +154,7 @@ def test_decoded_cache_stale_source_ends_run(recipe, unbroken):
     (line,) = result.our_lines()
     assert result.code == 2
     assert line.startswith(f"DataError: {source}: has changed since ")
-    assert line.endswith("make that anew with bin/cache_frames.py")
+    assert line.endswith("make that again with bin/cache_frames.py")
     assert (
         f"{TOTAL - 1} there already, 1 to make" in programs.finish(command(recipe, unbroken)).stdout
     )

@@ -83,7 +83,7 @@ def test_resume_refuses_added_images(accepted):
     assert refused(results["refused"]) == (
         f"CheckpointError: {folder / 'run' / 'checkpoints' / 'iter_6'}: not as at the start of "
         "the run: 10 train frames were added (010.png, 011.png, 012.png and 7 more); put that "
-        "back, or go on with it by --accept-changes, which counts the best anew"
+        "back, or resume with --accept-changes, which restarts the search for the best weights"
     )
     before, after = (programs.files_of(folder / name) for name in ("before", "refused"))
     assert {

@@ -115,8 +115,8 @@ def test_dry_run_writes_nothing(folder):
     assert programs.files_of(folder / "run") == json.loads((folder / "files.json").read_text())
     assert not (folder / "elsewhere").exists()
     told = (
-        f"\nA run would be refused here now: {folder / 'run'} already holds a run (iter_8); go on "
-        "with bin/resume"
+        f"\nA run would be refused here now: {folder / 'run'} already holds a run (iter_8); resume "
+        "it with bin/resume"
     )
     assert told in result(folder, "dry").stdout
     assert "would be refused" not in result(folder, "dry_no_validate").stdout
@@ -129,7 +129,7 @@ def test_dry_run_refuses_like_run(folder):
     assert wrong.our_lines() == run.our_lines() != []
     undealt = result(folder, "undealt")
     assert undealt.code == 2
-    assert "can't be dealt" in undealt.our_lines()[0]
+    assert "can't be split" in undealt.our_lines()[0]
 
 
 def test_dry_run_refuses_conflicting_options(folder):

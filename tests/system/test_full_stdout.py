@@ -36,7 +36,7 @@ entrypoint.program(main)
             check=False,
         )
     assert ended.stderr == (
-        "tiekd: stdout: No space left on device; what is printed from here on is lost\n"
+        "tiekd: stdout: No space left on device; all later output to stdout is lost\n"
     )
     assert ended.returncode == code
     assert (tmp_path / "done").exists()

@@ -70,4 +70,4 @@ def test_hung_rank_is_named_and_job_ends(ground, tmp_path, engine, encoder, rank
     assert re.match(
         f"LaunchError: rank {first} {how} rank {hung}, which does not answer; ", line
     ), line
-    assert "go on with bin/resume" in line
+    assert "resume with bin/resume" in line

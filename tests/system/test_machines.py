@@ -125,7 +125,7 @@ def test_two_machines_stop_and_resume_bit_identical(
         process.send_signal(number)
         wait_until_gone(machines, LAUNCHER_KILLED_S)
         assert re.search(
-            f"tiekd: stopped after iteration [0-9]+, {told}; go on", program.result().stderr
+            f"tiekd: stopped after iteration [0-9]+, {told}; continue", program.result().stderr
         )
     assert 10 <= iterations_done(work_dir) == stopped_after(work_dir) < ITERATIONS
     assert json.loads((work_dir / "launch.json").read_text())["nodes"] == {
@@ -174,7 +174,7 @@ def test_lost_machine_ends_run_and_resumes_on_other(
     told = (
         "rank 0 lost rank 1, "
         if loss == "switched off"
-        else "machine node2 fell silent; go on with bin/resume"
+        else "machine node2 stopped answering; resume with bin/resume"
     )
     assert sum(f"LaunchError: {told}" in line for line in result.stderr.splitlines()) == 1, (
         result.stderr[-3000:]

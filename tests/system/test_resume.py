@@ -216,7 +216,7 @@ def test_resume_refuses_end_before_checkpoint(one_process, unbroken):
     ("name", "text"),
     [
         ("nowhere", "no such checkpoint folder; give .../checkpoints/iter_N or auto"),
-        ("again", "already holds a run (iter_14); go on with bin/resume"),
+        ("again", "already holds a run (iter_14); resume it with bin/resume"),
     ],
 )
 def test_resume_impossible_is_refused_in_one_line(one_process, name, text):

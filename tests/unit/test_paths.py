@@ -80,7 +80,7 @@ def test_expanded_without_home_is_launch_error(monkeypatch):
 
 def test_path_option_rejects_variables(home):
     """A path option with $NAME or empty text is rejected, unless such a path exists."""
-    told = r"nothing is called .*\$.*; a \$NAME in a path isn't filled"
+    told = r"nothing is called .*\$.*; a \$NAME in a path isn't expanded"
     for text in ("$HOME/x", "a/${DATA}/x", "$X"):
         with pytest.raises(argparse.ArgumentTypeError, match=told):
             paths.path_argument(text)

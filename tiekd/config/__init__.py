@@ -1,1 +1,1 @@
-"""Recipes: read and merged, checked, and turned into objects."""
+"""Reads, merges and checks recipes (YAML), and builds the objects that they describe."""

@@ -1,4 +1,7 @@
-"""Builds the object that a recipe's node names, and the dataclass of a section of fixed keys."""
+"""Builds objects from a recipe: the part that a node names, or the dataclass of a section.
+
+A node is a mapping in a recipe; a node with a `name` describes a part, such as an encoder.
+"""
 
 import dataclasses
 import difflib
@@ -14,31 +17,34 @@ from tiekd.errors import RecipeError
 
 
 def build(node: dict, package: str, where: str, **context):
-    """Builds the object that a node names.
+    """Builds the part that a node names.
 
-    `{name: X, **arguments}` is `<package>.X.build(**arguments)`. A dotted name is a module outside
-    the project (tiekd/config/external.py). A component with a parameter `options` that is annotated
-    with a dataclass accepts that class's fields as its own config keys (`parameters_of`). If the
-    component's error begins with an argument's name, as in "sigma: got 0", the argument's place in
-    the recipe is put before it.
+    The node `{name: X, **arguments}` becomes `<package>.X.build(**arguments)`. A dotted name is a
+    module outside the project (tiekd/config/external.py). If `build` has a parameter `options` that
+    is annotated with a dataclass, the fields of that class are keys of the node (`parameters_of`).
+    If a RecipeError of `build` begins with an argument's name, as in "sigma: got 0", the argument's
+    place in the recipe is put before the message.
 
     Args:
-        node: A mapping with a name.
-        package: Where the parts of that kind are.
+        node: The mapping, with a name.
+        package: The package with the modules of this kind of part.
         where: The node's place in the recipe, for errors.
-        context: What the program knows (channels, ranges); passed on where the signature asks for
-            it.
+        context: Values that the program gives and no recipe may set, such as channels. Each is
+            passed on if `build` has a parameter of that name.
+
+    Returns:
+        The object that `build` returned.
 
     Raises:
-        RecipeError: The name is unknown; or an argument is unknown, missing, of another kind than
-            its annotation, or belongs to the program.
+        RecipeError: The name is unknown; or an argument is unknown, missing, not of the annotated
+            type, or one of `context`.
     """
     if not isinstance(node, dict) or not isinstance(node.get("name"), str):
         names = ", ".join(_names(package))
         raise RecipeError(
             f"{where}: got {node!r}; it must be a mapping with a name, one of: {names}"
         )
-    # Arguments are checked against the signature: nothing is declared twice.
+    # Check the arguments against the signature and annotations of `build`.
     factory = find(node["name"], package, where)
     arguments = {key: value for key, value in node.items() if key != "name"}
     parameters = parameters_of(factory)
@@ -48,12 +54,12 @@ def build(node: dict, package: str, where: str, **context):
     for key, value in arguments.items():
         check_value(value, parameters[key].annotation, f"{where}.{key}")
         arguments[key] = converted(value, parameters[key].annotation)
-    # The program's own values come last, so that no recipe can set them.
+    # Add the program's own values last, so that no recipe can override them.
     arguments |= {key: value for key, value in context.items() if key in parameters}
     missing = [n for n, p in parameters.items() if p.default is p.empty and n not in arguments]
     if missing:
         raise RecipeError(f"{where} ({node['name']}): needs {', '.join(missing)}")
-    # The part's own complaint gets the place of its argument.
+    # If the part refuses an argument, put the argument's place in the recipe before the message.
     try:
         return _call(factory, arguments)
     except RecipeError as error:
@@ -63,10 +69,10 @@ def build(node: dict, package: str, where: str, **context):
 
 
 def parameters_of(factory: Callable) -> dict[str, inspect.Parameter]:
-    """Returns the parameters by which a recipe and the program may call a part, by name.
+    """Returns the parameters of a part's `build`, by name.
 
-    They are those of its signature. A parameter `options` that is annotated with a dataclass is
-    replaced by the dataclass's fields, so a part with many options takes them as one object:
+    They are those of its signature. But a parameter `options` that is annotated with a dataclass is
+    replaced by the dataclass's fields, so that a part can receive many options as one object:
 
         @dataclass(frozen=True)
         class BlurOptions:
@@ -75,8 +81,9 @@ def parameters_of(factory: Callable) -> dict[str, inspect.Parameter]:
 
         def build(in_channels: int, options: BlurOptions): ...
 
-    A recipe then says `{name: blur, width: 3}`, as it would for `build(in_channels, width, sigma)`.
-    `*args` and `**kwargs` are left out: a class without an `__init__` of its own has nn.Module's.
+    The recipe's node is then `{name: blur, width: 3}`, as for `build(in_channels, width, sigma)`.
+    `*args` and `**kwargs` are left out, since a module without an `__init__` of its own inherits
+    them from nn.Module.
     """
     parameters = {}
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -100,7 +107,7 @@ def parameters_of(factory: Callable) -> dict[str, inspect.Parameter]:
 
 
 def _call(factory: Callable, arguments: dict):
-    """Calls a component, with the fields of its `options` dataclass in one object."""
+    """Calls a part's `build`, with the fields of its `options` dataclass in one object."""
     options = inspect.signature(factory).parameters.get("options")
     if options is None or not _is_options(options):
         return factory(**arguments)
@@ -122,11 +129,15 @@ def _fields_of(cls: type) -> list[dataclasses.Field]:
 
 
 def find(name: str, package: str, where: str) -> Callable:
-    """Returns the `build` of module `package.name`, or of the module that a dotted name gives."""
+    """Returns the `build` of the module `package.name`; a dotted name is a full module path.
+
+    Raises:
+        RecipeError: There is no such module, or it has no `build`. `where` begins the message.
+    """
     if "." not in name:
         names = _names(package)
         if name not in names:
-            # A typing mistake is the likely reason, so the nearest name comes first.
+            # The name is probably misspelt, so the most similar names come first in the message.
             names.sort(key=lambda n: -difflib.SequenceMatcher(None, n, name).ratio())
             raise RecipeError(
                 f"{where}.name: no {name!r}; there are (nearest first): {', '.join(names)}"
@@ -150,10 +161,15 @@ def _build_of(module: ModuleType, name: str, where: str) -> Callable:
 
 
 def settings(recipe: dict, section: str, cls: type):
-    """Builds the dataclass of a section of fixed keys; missing ones are at their defaults.
+    """Builds a section's dataclass; keys that the recipe doesn't set have their defaults.
+
+    Args:
+        recipe: The whole recipe.
+        section: The section's name.
+        cls: The dataclass, whose fields are the section's keys.
 
     Raises:
-        RecipeError: A key is unknown, or a value of the wrong kind.
+        RecipeError: A key is unknown, or a value has the wrong type.
     """
     node = recipe.get(section, {})
     fields = cls.__dataclass_fields__
@@ -164,7 +180,7 @@ def settings(recipe: dict, section: str, cls: type):
 
 
 def _names(package: str) -> list[str]:
-    """Returns the modules of a package of parts, each of which ends with a `build`."""
+    """Returns the names of the modules in a package of parts."""
     return [
         m.name
         for m in pkgutil.iter_modules(importlib.import_module(package).__path__)

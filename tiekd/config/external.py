@@ -1,12 +1,12 @@
-"""Finds the modules outside the project that a recipe names: `name: my_package.my_module`.
+"""Finds and imports modules outside the project that a recipe names: `name: my_package.my_module`.
 
-They are looked for where Python looks (installed, or on PYTHONPATH), then in the current folder,
-then beside the recipes that were read, in that order, under every launcher alike; for a recipe that
-a run saved in its work dir also beside the one that the run was started with, and in the folder
-where it was. Only the folder that has the package is added to Python's path, and at its end: it
-hides nothing that is installed, the package's own imports find each other later on, and data
-workers inherit it. Naming a module in a recipe runs its code, as any import does; nothing else in a
-recipe runs any. Left out: reading a module again when its file changes.
+The search order is the same under every launcher: Python's own path (installed packages and
+PYTHONPATH), the current folder, then the folders of the recipes that were read. A recipe that a run
+saved in its work dir adds the folder of the recipe that the run was started with, and the folder in
+which the run was started. The folder that has the package is added at the end of sys.path. There it
+hides no installed package, the package's own imports work later on, and data workers inherit it.
+Naming a module in a recipe runs the module's code, as any import does; nothing else in a recipe
+runs code. Left out: importing a module again when its file changes.
 """
 
 import importlib
@@ -22,31 +22,30 @@ from tiekd.files import instead_of_file
 
 WHERE = "in the current folder, beside the recipe, or in a folder on PYTHONPATH"
 
-LAUNCH_RECORD = (
-    "launch.json"  # of a run, in its work dir; tiekd/workdir/launch_record.py has all of it
-)
+# The file in a work dir that records how its run was started (tiekd/workdir/launch_record.py).
+LAUNCH_RECORD = "launch.json"
 
 _recipe_folders: list[Path] = []
 
 
 def look_beside(recipe_path: Path) -> None:
-    """Makes packages beside this recipe be found from now on."""
+    """Adds the folder of a recipe to the folders in which packages are searched."""
     folder = recipe_path.resolve().parent
     if folder not in _recipe_folders:
         _recipe_folders.append(folder)
 
 
 def import_module(name: str) -> ModuleType | None:
-    """Returns the module; None where there is none.
+    """Imports and returns the module with a dotted name; None if there is no such module.
 
-    What goes wrong inside it, a missing import of its own too, is raised.
+    An error inside the module is raised, including a failed import of another module.
     """
     if not all(part.isidentifier() for part in name.split(".")):
         return None
     module = _imported(name)
     if module is None:
         for folder in _folders():
-            # A folder without the package stays off the path, where its files could hide others.
+            # Add only a folder that has the package: files of any other folder could hide modules.
             if str(folder) not in sys.path and _has(folder, name):
                 sys.path.append(str(folder))
                 importlib.invalidate_caches()
@@ -55,7 +54,10 @@ def import_module(name: str) -> ModuleType | None:
 
 
 def source_of(name: str) -> Path | None:
-    """The file that importing the module would run, None where there is none; it isn't run."""
+    """Returns the file that importing the module would run; None if there is none.
+
+    The module is not imported.
+    """
     parts = name.split(".")
     for folder in (*map(Path, sys.path), *_folders()):
         place = folder.joinpath(*parts)
@@ -73,16 +75,18 @@ def _folders() -> Iterator[Path]:
 
 
 def _of_run(work_dir: Path) -> tuple[Path, ...]:
-    """Returns the folder of the recipe that a run was launched with, and the current folder then.
+    """Returns the folder of the recipe that a run was started with, and the current folder then.
 
     Empty if the work dir has no readable launch record.
     """
-    if instead_of_file(work_dir / LAUNCH_RECORD):  # who resumes the run reports it
+    # A folder or a pipe of that name is an error that the resume of the run reports.
+    if instead_of_file(work_dir / LAUNCH_RECORD):
         return ()
     try:
         record = json.loads((work_dir / LAUNCH_RECORD).read_text())
         return Path(record["recipe"]).parent, Path(record["folder"])
-    except (OSError, ValueError, TypeError, LookupError):  # most recipes are in no work dir
+    except (OSError, ValueError, TypeError, LookupError):
+        # The usual case: the recipe's folder is not a work dir and has no launch record.
         return ()
 
 
@@ -90,12 +94,12 @@ def _imported(name: str) -> ModuleType | None:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        # A part that was written for an older tiekd imports a module that is elsewhere now.
+        # Code written for an older tiekd may import a module that has moved since.
         told = moved.advice(error)
         if told is not None:
             raise RecipeError(told) from None
-        # An import that fails inside the user's own module is that module's fault and must stay
-        # visible.
+        # An import that fails inside the user's own module is raised, not reported as a missing
+        # module.
         if not (
             isinstance(error, ModuleNotFoundError)
             and error.name
@@ -111,10 +115,7 @@ def _has(folder: Path, name: str) -> bool:
 
 
 def names_in(node) -> Iterator[str]:
-    """Yields the dotted names in a recipe's node.
-
-    Building the node would import each of them as a module.
-    """
+    """Yields the dotted names of all modules that building a recipe's node would import."""
     if isinstance(node, dict):
         if "." in str(node.get("name", "")):
             yield str(node["name"])

@@ -1,11 +1,11 @@
-"""The kind of value that each key of a recipe asks for, read from source that isn't imported.
+"""The type of value that each key of a recipe expects, read from source code without importing it.
 
-Kinds are the annotations of a part's `build` and of the fields of its `options`
-(tiekd/config/build.py), or of the fields of a section's dataclass. They say where `--set` takes a
-value as it is typed and where `~` means a home (tiekd/config/recipe.py), before torch, or a module
-of the user's own, has any business in a program. Costs a parse of one file, some 5 ms, once. Left
-out: constructors and `options` that are defined in another file, and annotations that aren't built
-in, of `typing`, `collections.abc` or `pathlib`. What can't be read is `Any`.
+The kind of a key is a type annotation: of a parameter of a part's `build`, of a field of its
+`options` (tiekd/config/build.py), or of a field of a section's dataclass. tiekd/config/recipe.py
+uses kinds to read the values of `--set` and to expand `~` in paths. Parsing the source takes some
+5 ms per file, once; importing it would also import torch, or run a module of the user's. Left out:
+constructors and `options` that are defined in another file; annotations that aren't built in, of
+`typing`, `collections.abc` or `pathlib`. A kind that can't be read is `Any`.
 """
 
 import ast
@@ -22,7 +22,8 @@ _MAPPINGS = (
     *("network", "teacher", "losses", "data", "optimizer", "schedule", "train", "evaluation"),
     *("checkpoint", "log", "tensorboard", "load"),
 )
-# `losses` and `data` are open mappings: their keys depend on the parts that they name.
+# The top-level sections of a recipe, and the type of each. The keys of `losses` and `data` depend
+# on the parts that they name.
 SECTIONS = dict.fromkeys(_MAPPINGS, dict) | {"hooks": list[dict], "work_dir": Path}
 TEACHER = {
     "recipe": Path,
@@ -43,7 +44,8 @@ _NETWORK = {
     "max_depth": float,
 }
 _TERM = {"weight": float, "against": str}
-_FIELDS = {  # the dataclass of a section, by the file that has it
+# For each section with fixed keys the file and the name of its dataclass.
+_FIELDS = {
     ("train",): ("training/settings.py", "TrainSettings"),
     ("load",): ("training/settings.py", "LoadSettings"),
     ("evaluation",): ("evaluation/evaluate.py", "EvaluationSettings"),
@@ -51,7 +53,8 @@ _FIELDS = {  # the dataclass of a section, by the file that has it
     ("data", "augment"): ("data/augment/augment.py", "Augment"),
     ("data", "resize"): ("data/resize.py", "Resize"),
 }
-# Text that is a path. A part of the user's own says so by the annotation `Path`.
+# Keys of this project's parts whose values are paths although they are annotated with `str` or not
+# at all. (The user's own parts annotate such keys with `Path`.)
 _PATHS = {
     ("data",): ("root", "images", "depths", "image_folder", "train_split", "val_split", "decoded"),
     ("network", "encoder"): ("pretrained",),
@@ -59,7 +62,7 @@ _PATHS = {
 }
 _HOOKS = {"log": "text_log", "tensorboard": "tensorboard", "checkpoint": "checkpoint"}
 _SCALARS, _CONTAINERS = (int, float, bool, str), (list, tuple, dict)
-# The words that an annotation may use, spelled as in source; all others are Any.
+# The names that annotations may use, as spelled in source code; any other name is Any.
 _WORDS = {
     kind.__name__: kind
     for kind in (*_SCALARS, *_CONTAINERS, Path, Sequence, Collection, Iterable, Mapping)
@@ -76,13 +79,14 @@ _WORDS |= {"PathLike": Path, "PurePath": Path}
 
 
 def kind_of(key: Sequence[str | int], recipe: dict) -> Any:
-    """The annotation of a key, given by its parts, as `("data", "root")`; an int counts in a list.
+    """Returns the annotation of a key of a recipe; Any if it isn't known.
 
-    recipe: says which parts there are, by their names. A list's item has the kind that the list
-    asks for.
+    Args:
+        key: The path to the key, such as `("data", "root")`; an int is an index into a list.
+        recipe: The recipe, whose names of parts decide which keys there are.
     """
     *path, last = key
-    # An item of a list: the list's annotation has its kind.
+    # An item of a list has the item type of the list's annotation.
     if isinstance(last, int):
         kinds = [
             get_args(kind)
@@ -92,25 +96,25 @@ def kind_of(key: Sequence[str | int], recipe: dict) -> Any:
         return next((args[0] for args in kinds if args), Any)
     if path and last == "name":
         return str
-    # A key of a mapping. The teacher's network has the keys of a student's, and the same paths.
+    # A key of a mapping. `teacher.network` has the same keys as `network`, the student.
     kind = _kinds_in(tuple(path), recipe).get(last, Any)
     ours = tuple(path[1:] if path[:2] == ["teacher", "network"] else path)
     return Path if last in _PATHS.get(ours, ()) and (kind is Any or is_text(kind)) else kind
 
 
 def is_text(kind: Any) -> bool:
-    """True where nothing but text is asked for: paths count as text, null is left aside."""
+    """Returns True if only text (or a path) is allowed, apart from null."""
     alternatives = _alternatives(kind)
     return bool(alternatives) and all(each is str or _is_path(each) for each in alternatives)
 
 
 def is_path(kind: Any) -> bool:
-    """True where a path is asked for, at least among others."""
+    """Returns True if a path is allowed, maybe among other types."""
     return any(map(_is_path, _alternatives(kind)))
 
 
 def are_texts(kind: Any) -> bool:
-    """True where a list is asked for, each item of which is text."""
+    """Returns True if a list of text is allowed, and no list of other items."""
     lists = [each for each in _alternatives(kind) if get_origin(each) is not None]
     return bool(lists) and all(
         is_text(item) for each in lists for item in get_args(each) if item is not Ellipsis
@@ -127,9 +131,10 @@ def _is_path(kind: Any) -> bool:
 
 
 def _kinds_in(path: tuple, recipe: dict) -> dict[str, Any]:
-    """By name the kinds of the keys of the node at `path`."""
+    """Returns the kinds of all keys of the node at `path`, by name."""
     node = _node_at(path, recipe)
-    # A teacher is a module of the user's own, with its arguments, or a network, as a student is.
+    # A teacher with a `name` is the user's own module. Any other has the keys of TEACHER, and its
+    # network has those of the student.
     if path[:1] == ("teacher",):
         if "name" in _node_at(("teacher",), recipe):
             return _of_part("", node.get("name")) if path == ("teacher",) else {}
@@ -166,7 +171,12 @@ def _node_at(path: tuple, recipe: dict) -> dict:
 
 
 def _of_part(folder: str, name: Any) -> dict[str, Any]:
-    """The kinds that a part's `build` asks for."""
+    """Returns the kinds of the parameters of a part's `build`, by name.
+
+    Args:
+        folder: The folder of the part's module in tiekd; unused for a dotted name.
+        name: The name of the part, or the dotted name of a module outside the project.
+    """
     if not isinstance(name, str) or not all(word.isidentifier() for word in name.split(".")):
         return {}
     file = external.source_of(name) if "." in name else _TIEKD / folder / f"{name}.py"
@@ -179,15 +189,15 @@ def _of(file: str, name: str) -> dict[str, Any]:
 
 @functools.cache
 def _read(file: Path, name: str) -> dict[str, Any]:
-    """Returns the kinds of the arguments of a function, or a class, of the file.
+    """Returns the kinds of the arguments of a function or class in a file, by name.
 
-    Empty where they can't be read.
+    Empty if the file can't be read or parsed.
     """
     try:
         statements = ast.parse(file.read_bytes()).body
     except (OSError, SyntaxError, ValueError, RecursionError):
-        return {}  # whoever builds it, or imports the file, says what is wrong
-    # The functions and classes by name, and the other names that they get, as `build = Dpm`.
+        return {}  # The error is raised later, when the file is imported.
+    # Functions and classes by name, also by names that are assigned, as in `build = Dpm`.
     named = {s.name: s for s in statements if isinstance(s, ast.FunctionDef | ast.ClassDef)}
     for s in statements:
         if isinstance(s, ast.Assign) and isinstance(s.value, ast.Name):
@@ -205,15 +215,15 @@ def _taken_by(found: ast.stmt | None, named: dict) -> dict[str, Any]:
         for a in [*found.args.posonlyargs, *found.args.args, *found.args.kwonlyargs]:
             options = _options_class(a, named)
             if options is not None:
-                # A part takes the fields of its `options` (tiekd/config/build.py).
+                # The fields of the `options` dataclass are arguments too (tiekd/config/build.py).
                 kinds |= _taken_by(options, named)
             elif a.annotation is not None:
                 kinds[a.arg] = _kind(a.annotation)
         return kinds
     if not isinstance(found, ast.ClassDef):
         return {}
-    # A class takes what its own `__init__` takes, else what its bases and its fields say: a
-    # dataclass has only these.
+    # A class has the arguments of its `__init__`. Without one it is a dataclass or inherits, and
+    # has the arguments of its bases and its annotated fields.
     for s in found.body:
         if isinstance(s, ast.FunctionDef) and s.name == "__init__":
             return _taken_by(s, named)
@@ -231,22 +241,25 @@ def _taken_by(found: ast.stmt | None, named: dict) -> dict[str, Any]:
 
 
 def _options_class(argument: ast.arg, named: dict) -> ast.ClassDef | None:
-    """Returns the dataclass of the same file that an argument `options` is annotated with."""
+    """Returns the dataclass that annotates an argument named `options`; None for other arguments.
+
+    `named` holds the definitions of the file; a dataclass from another file is not found.
+    """
     found = named.get(argument.annotation.id) if isinstance(argument.annotation, ast.Name) else None
     if argument.arg != "options" or not isinstance(found, ast.ClassDef):
         return None
-    # Of decorators as they are written: @dataclass, @dataclass(frozen=True), @dataclasses.dataclass
+    # The decorator may be @dataclass, @dataclass(frozen=True) or @dataclasses.dataclass.
     decorators = [d.func if isinstance(d, ast.Call) else d for d in found.decorator_list]
     names = [d.attr if isinstance(d, ast.Attribute) else getattr(d, "id", "") for d in decorators]
     return found if "dataclass" in names else None
 
 
 def _kind(node: ast.expr | None) -> Any:
-    """An annotation as the object that it stands for, as far as this module knows its words."""
+    """Evaluates the syntax tree of an annotation to a type; Any if it has names not in _WORDS."""
     match node:
         case ast.Constant(value=None):
             return None
-        # An annotation in quotes is parsed as if it stood without them.
+        # An annotation in quotes is parsed like one without.
         case ast.Constant(value=str(text)):
             try:
                 return _kind(ast.parse(text, mode="eval").body)
@@ -254,7 +267,7 @@ def _kind(node: ast.expr | None) -> Any:
                 return Any
         case ast.Name(id=name) | ast.Attribute(attr=name):
             return _WORDS.get(name, Any)
-        # `int | None`; a Union takes more kinds of operands than `|` does.
+        # `int | None`. Union is used because `|` doesn't accept every operand, such as Any.
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
             return Union[_kind(left), _kind(right)]  # noqa: UP007 - of values
         case ast.Subscript(
@@ -267,7 +280,7 @@ def _kind(node: ast.expr | None) -> Any:
                 else Any
             )
         case ast.Subscript(value=value, slice=inner):
-            # `list[int]`, `Optional[int]` and the like; an odd one, as `int[str]`, is Any.
+            # `list[int]`, `Optional[int]` and so on; an invalid one, such as `int[str]`, is Any.
             base = _kind(value)
             items = tuple(map(_item, inner.elts if isinstance(inner, ast.Tuple) else [inner]))
             try:

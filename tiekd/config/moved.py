@@ -1,7 +1,8 @@
-"""Maps old import paths of tiekd to the new ones, for parts that users wrote for the old.
+"""Maps old import paths of tiekd to the new ones, for error messages on users' own parts.
 
-The names that parts are written with have one lasting place, tiekd itself (`PUBLIC`). Nothing in
-the project imports by this table; it only words one line for those who do.
+A part that was written for an older tiekd may import a module that has moved. The error then says
+how to write the import now. The names in `PUBLIC` can be imported from tiekd itself and don't move.
+The tables are used for messages only; no import is redirected.
 """
 
 import ast
@@ -32,17 +33,18 @@ PUBLIC = (
 
 
 def advice(error: ImportError) -> str | None:
-    """Returns a line on how to write an import that failed because its path is an old one.
+    """Returns a message on how to write an import that failed because the module has moved.
 
     Args:
-        error: As it was caught; the file and line come from its traceback.
+        error: The error of the import; its traceback gives the file and line.
 
     Returns:
-        None for other errors.
+        The message; None if the import failed for another reason.
     """
     if (error.name or "").split(".")[0] != "tiekd":
         return None
-    # The statement that failed: the innermost frame of a file, since importlib's have names in <>.
+    # The failed statement is in the innermost frame with a file. Frames of importlib are left out;
+    # their names begin with "<".
     frames = [
         f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<")
     ]
@@ -53,7 +55,7 @@ def advice(error: ImportError) -> str | None:
         statements = ast.walk(ast.parse(Path(place.filename).read_bytes()))
     except (OSError, SyntaxError, ValueError):
         return None
-    # The traceback has a line, which may be in the midst of a statement of several lines.
+    # The traceback gives a line, which may be in the middle of a statement of several lines.
     for node in statements:
         if (
             isinstance(node, ast.Import | ast.ImportFrom)
@@ -69,9 +71,14 @@ def advice(error: ImportError) -> str | None:
 
 
 def home_of(module: str, name: str) -> str | None:
-    """Returns the module, below tiekd, that has a name of an old one now.
+    """Returns the present module of a name that was once in `module`.
 
-    None where there is no old module of that name, and for a name that has no successor.
+    Args:
+        module: The old module, without the leading `tiekd.`.
+        name: The name in it; empty for the module itself.
+
+    Returns:
+        The present module, without `tiekd.`; None if there was no such module, or the name is gone.
     """
     if f"{module}.{name}" in GONE:
         return None
@@ -86,9 +93,8 @@ def home_of(module: str, name: str) -> str | None:
 
 
 def _as_it_is_now(node: ast.Import | ast.ImportFrom) -> str | None:
-    """The statement with today's names; None where it has no old one."""
-    # One statement may import from modules that are apart now, so its names are sorted by their new
-    # places.
+    """Returns an import statement with the present paths; None if no path in it is old."""
+    # The names of one statement may be in several modules now, so they are sorted by module.
     statements: dict[str, list[str]] = {}
     found = False
     for alias in node.names:
@@ -101,7 +107,7 @@ def _as_it_is_now(node: ast.Import | ast.ImportFrom) -> str | None:
         if name in PUBLIC:
             place, found = "tiekd", True
         else:
-            whole = f"{module}.{name}".strip(".")  # a module itself, by either statement
+            whole = f"{module}.{name}".strip(".")  # The path if `name` is itself a module.
             new = home_of(whole, "") or home_of(module, name)
             if new is None:
                 continue
@@ -118,10 +124,10 @@ def _as_it_is_now(node: ast.Import | ast.ImportFrom) -> str | None:
     )
 
 
-# Old module: new one, both below tiekd.
+# Old module: new module, both without the leading `tiekd.`, in alphabetical order.
 
 MODULES = {
-    # In alphabetical order; a module that kept its path isn't here.
+    # Modules that kept their path are not listed.
     "allocator": "distributed.allocator",
     "ancestry": "distributed.launcher_watch",
     "annotations": "config.schema",
@@ -263,7 +269,7 @@ MODULES = {
     "work_dirs": "workdir.workdir",
 }
 
-# Of modules that are several now: the symbols of each; `*` has the others.
+# Modules that were split: for each new module the names that it has now; `*` is all other names.
 SPLIT = {
     "checkpoint": {
         "workdir.checkpoints": "FOLDER LATEST STATE STUDENT MOMENTS find find_weights check "
@@ -330,6 +336,6 @@ SPLIT = {
     },
 }
 
-# Old names without a successor of that name: nothing is advised for them.
-# `is_outside` is the attribute `config.teacher_node.TeacherNode.module` now.
+# Old names that no longer exist under any path, so no message is given for them.
+# `is_outside` is now the attribute `config.teacher_node.TeacherNode.module`.
 GONE = ("models.teacher.is_outside",)

@@ -1,7 +1,7 @@
-"""Says where each value of a resolved recipe comes from: the file or --set that gave it last.
+"""Shows for each value of a recipe the file or --set option that it comes from.
 
-The same merge as `load_recipe`'s runs over values that carry their origin, so the two can't
-disagree. Cost: every file is read twice.
+Values are wrapped together with their origin, and merged by the same code as in `load_recipe`. So
+the origins always match the merged values. Cost: every file is read twice.
 """
 
 import json
@@ -17,31 +17,38 @@ from tiekd.config.teacher_node import TeacherNode
 from tiekd.errors import RecipeError
 
 _PROJECT = Path(__file__).parents[2]
-_HERE = "\0origin"  # no YAML has such a key: the origin of a mapping that has nothing in it
-_COLUMN = 60
+_HERE = "\0origin"  # The key of a mapping's own origin; no YAML can have such a key.
+_COLUMN = 60  # The column at which origins are aligned.
 
 
 @dataclass(frozen=True)
 class _Value:
-    """Equal to the same value from elsewhere, for `merge` compares names."""
+    """A value together with its origin.
+
+    Equality ignores the origin, since `merge` compares the names of parts.
+    """
 
     value: Any
     origin: str = field(compare=False)
 
 
 def annotated(path: str | Path, overrides: Sequence[str] = ()) -> str:
-    """Returns the recipe as YAML with each value's origin behind it.
+    """Returns the recipe as YAML, with each value's origin as a comment at the end of its line.
 
-    It reads back as what `load_recipe` returns. Files are named by their paths from the project's
-    folder, else from the recipe's; a list comes from one place as a whole.
+    Reading this YAML gives the same recipe as `load_recipe`. Paths of origins are relative to the
+    project's folder, or else to the recipe's folder. A list has one origin as a whole.
+
+    Args:
+        path: The recipe.
+        overrides: Each `key.sub=value`, as in `load_recipe`.
 
     Raises:
         RecipeError: As `load_recipe` does.
     """
-    recipe = load_recipe(path, overrides)  # refuses what is wrong
+    recipe = load_recipe(path, overrides)
     path = Path(paths.expanded(str(path)))
     marked = merged(path, overrides, _mark)
-    # The teacher's network comes from its own recipe's files, as `load_recipe` takes it.
+    # As in `load_recipe`, the teacher's network comes from the files of the teacher's own recipe.
     teacher = marked.get("teacher", {})
     theirs = TeacherNode(_plain(teacher)).lending_recipe()
     if theirs is not None:
@@ -85,7 +92,7 @@ def _mark(node, origin: str):
 
 
 def _with_values(marked: dict, recipe: dict) -> dict:
-    """The origins with the values of the recipe, in which paths are expanded."""
+    """Returns the marked values with their values replaced by the recipe's, with expanded paths."""
     found = {_HERE: marked.get(_HERE)}
     for key, value in recipe.items():
         mark = marked[key]
@@ -105,8 +112,8 @@ def _lines(node: dict, folder: Path, indent: str) -> Iterator[str]:
         if key == _HERE:
             continue
         name = f"{indent}{_in_one_line(key)}:"
-        # A mapping with something besides its origin has its keys on lines of their own; an empty
-        # one, and any other value, ends with the origin.
+        # A mapping that is not empty is written with one line per key. Any other value, and an
+        # empty mapping, is written in one line that ends with the origin.
         if isinstance(value, dict) and len(value) > 1:
             yield name
             yield from _lines(value, folder, indent + "  ")

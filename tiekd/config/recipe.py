@@ -1,11 +1,11 @@
-"""Recipes: YAML with `_base_`, and overrides from the command line.
+"""Loads a recipe: reads its YAML, merges the files of `_base_`, and applies overrides (`--set`).
 
-A recipe is plain dicts, lists and scalars after `load_recipe`; tiekd/config/recipe_yaml.py says
-what its YAML allows. Merging is deep: later wins, `null` removes, and a node whose `name` changes
-is replaced whole (the old options don't apply to it). An override's value is taken as it is typed
-where its key asks for text, and otherwise read as in a recipe. `~` is expanded wherever a key asks
-for a path (tiekd/config/kinds.py says which do). Left out on purpose: registries, Python in
-configs, interpolation between keys.
+`load_recipe` returns plain dicts, lists and scalars; tiekd/config/recipe_yaml.py describes the YAML
+that is allowed. Merging is deep: a later value replaces an earlier one, `null` removes a key, and a
+node with another `name` is replaced as a whole, since the options of the old part don't apply to
+the new one. An override's value is plain text if its key expects text, and otherwise parsed like a
+value in a recipe. `~` is expanded in keys that expect a path (tiekd/config/kinds.py). Left out on
+purpose: registries, Python in configs, interpolation between keys.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from tiekd.config.teacher_node import TeacherNode
 from tiekd.errors import RecipeError
 from tiekd.files import check_readable
 
-_DEEPEST = 32  # parts of a key
+_DEEPEST = 32  # The largest number of parts in a key `a.b.c`.
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> dict:
@@ -35,11 +35,11 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> dict:
         overrides: Each `key.sub=value`.
 
     Returns:
-        Plain dicts with only known top-level sections, `~` expanded.
+        Plain dicts with only known top-level sections, and `~` expanded in paths.
 
     Raises:
-        RecipeError: A file is missing or bad YAML, bases make a loop, a section is unknown or of
-            the wrong kind, or an override is malformed.
+        RecipeError: A file is missing or not valid YAML, bases form a loop, a section is unknown or
+            of the wrong type, or an override is malformed.
     """
     path = Path(paths.expanded(str(path), error=RecipeError))
     external.look_beside(path)
@@ -56,16 +56,18 @@ def _unmarked(node: dict, _origin: str) -> dict:
 def merged(
     path: Path, overrides: Sequence[str] = (), mark: Callable[[dict, str], dict] = _unmarked
 ) -> dict:
-    """Returns a recipe with its bases and overrides, unchecked, without the teacher's network.
+    """Merges a recipe with its bases and overrides, without checking the result.
+
+    The network of the teacher's recipe is not filled in.
 
     Args:
         path: The YAML file.
         overrides: Each `key.sub=value`.
-        mark: Maps the content of each file or override, named by the second argument, before it is
-            merged.
+        mark: Called with the content of each file or override and with its name; what it returns
+            is merged in place of the content.
     """
-    # An override is read by the kind of its key, which needs the recipe's plain values: with marks
-    # the files are read twice.
+    # How an override is parsed depends on the type that its key expects, and that depends on the
+    # recipe's plain values. So if `mark` changes the values, the files are read a second time.
     recipe = _load_with_bases(path, (), mark)
     plain = recipe if mark is _unmarked or not overrides else _load_with_bases(path, (), _unmarked)
     for override in overrides:
@@ -77,19 +79,19 @@ def merged(
 
 
 def merge(base: dict, change: dict) -> dict:
-    """Returns `change` laid over `base`; neither is modified.
+    """Returns `base` updated by `change`, recursively; neither is modified.
 
-    Deep for dicts; `None` removes, and another `name` replaces. So does another form of `resize`,
-    whose keys exclude each other.
+    A value of None removes a key. A mapping with another `name` replaces the old one as a whole. In
+    `resize`, whose forms exclude each other, keys of another form are removed.
     """
-    # Another part: the old one's options don't apply to it.
+    # Another name is another part, to which the options of the old one don't apply.
     if change.get("name", base.get("name")) != base.get("name"):
         base = {}
     merged = dict(base)
     for key, value in change.items():
         if value is None:
             merged.pop(key, None)
-        # Mappings are merged; everything else, lists too, is replaced as a whole.
+        # Mappings are merged; any other value, also a list, is replaced as a whole.
         elif isinstance(value, dict):
             old = merged.get(key)
             if key == "resize" and isinstance(old, dict):
@@ -100,11 +102,11 @@ def merge(base: dict, change: dict) -> dict:
     return merged
 
 
-_RESIZE_FORMS = ({"height", "width", "mode"}, {"short_side"}, {"scale"})  # keys that go together
+_RESIZE_FORMS = ({"height", "width", "mode"}, {"short_side"}, {"scale"})  # The keys of each form.
 
 
 def _of_the_same_form(old: dict, change: dict) -> dict:
-    """Returns a `resize` node without the keys of other forms than the change's."""
+    """Returns the old `resize` node without the keys that can't be combined with the change's."""
     said = {key for key, value in change.items() if value is not None}
     known = set().union(*_RESIZE_FORMS)
     return {
@@ -115,7 +117,7 @@ def _of_the_same_form(old: dict, change: dict) -> dict:
 
 
 def dump_recipe(recipe: dict) -> str:
-    """The recipe as YAML that `load_recipe` reads back to the same dict."""
+    """Returns the recipe as YAML, which `load_recipe` reads back to the same dict."""
     return recipe_yaml.dump(recipe, width=120)
 
 
@@ -143,10 +145,15 @@ def _load_with_bases(path: Path, seen: tuple[Path, ...], mark: Callable[[dict, s
 
 
 def _anchored(change: dict, folder: Path, where: str) -> dict:
-    """Returns the change with `teacher.recipe` as an absolute path.
+    """Returns the content of a file or override with `teacher.recipe` as an absolute path.
 
-    Another recipe takes the old teacher's network and weights away, and a teacher of the user's
-    own; such a teacher interprets its `recipe` key itself.
+    A new `teacher.recipe` also removes the `name`, `network` and `checkpoint` of an earlier
+    teacher. A teacher with a `name` is the user's own module, whose key `recipe` is not touched.
+
+    Args:
+        change: The content of the file or override.
+        folder: The folder that a relative path starts from.
+        where: The name of the file or override, for errors.
     """
     teacher = change.get("teacher")
     if (
@@ -166,7 +173,8 @@ def _anchored(change: dict, folder: Path, where: str) -> dict:
 
 
 def _read_yaml(path: Path) -> dict:
-    if not path.is_dir():  # of a folder the message below names the recipes in it
+    # A folder is reported below, with the names of the recipes in it.
+    if not path.is_dir():
         check_readable(path, "recipe", RecipeError)
     try:
         node = recipe_yaml.load(path.read_text(encoding="utf-8-sig"))
@@ -195,11 +203,15 @@ def _read_yaml(path: Path) -> dict:
 
 
 def _parse_override(override: str, recipe: dict) -> dict:
-    """The change of a `key.sub=value` to a recipe, read as the key's kind asks for.
+    """Parses an override `key.sub=value` to a nested dict `{key: {sub: value}}`.
 
-    Text is taken as it is typed. For all else a number, true, false, a [list], a {mapping} and
-    'text in quotes' are read as in a recipe, and what is none of them is text. `null` takes the
-    key away.
+    If the key expects text, the value is the text as typed. Otherwise a number, true, false, a
+    [list], a {mapping} and 'text in quotes' are read as in a recipe, and any other value is text.
+    `null` becomes None, which removes the key.
+
+    Args:
+        override: The override.
+        recipe: The recipe so far, on which the type that a key expects depends.
     """
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
@@ -208,10 +220,10 @@ def _parse_override(override: str, recipe: dict) -> dict:
             f"--set {override}: must be key.sub=value, for example --set data.workers=2"
         )
     if not text:
-        raise RecipeError(f"--set {override}: has no value; give one, or null to take {key} away")
+        raise RecipeError(f"--set {override}: has no value; give one, or null to remove {key}")
     if parts[:2] == ["teacher", "network"]:
         recipe = _with_teachers_network(recipe)
-    # The value, as its key asks for it.
+    # Parse the value according to the type that the key expects.
     kind = kinds.kind_of(parts, recipe)
     try:
         node = text if kinds.is_text(kind) else recipe_yaml.value(text, kinds.are_texts(kind))
@@ -221,20 +233,25 @@ def _parse_override(override: str, recipe: dict) -> dict:
         ) from None
     if text == "null":
         node = None
-    # From the value outwards: `a.b=1` is {a: {b: 1}}.
+    # Build the nested dict from the inside: `a.b=1` is {a: {b: 1}}.
     for part in reversed(parts):
         node = {part: node}
     return node
 
 
 def is_overridden(key: Sequence[str], recipe: dict, overrides: Sequence[str]) -> bool:
-    """Returns True where one of the overrides `key.sub=value` sets this key of the recipe.
+    """Returns True if one of the overrides `key.sub=value` sets this key of the recipe.
 
-    That is by its own name, by that of something in it, or in a mapping that holds it.
+    It may set the key itself, a key below it, or a mapping that contains it.
+
+    Args:
+        key: The parts of the key, such as `("data", "resize")`.
+        recipe: The recipe that the overrides were applied to.
+        overrides: The overrides.
     """
     for override in overrides:
         node = _parse_override(override, recipe)
-        # Follows the key into the override's mapping until it leaves it.
+        # Follow the key into the override's nested dict; it is set if no part of it is missing.
         for part in key:
             if not isinstance(node, dict) or part not in node:
                 break
@@ -245,7 +262,10 @@ def is_overridden(key: Sequence[str], recipe: dict, overrides: Sequence[str]) ->
 
 
 def _with_homes(node, key: tuple, recipe: dict):
-    """A node of the recipe with `~` expanded in it wherever its kind is a path."""
+    """Returns a node of the recipe with `~` expanded in all values that are paths.
+
+    `key` is the node's place in the recipe, as a tuple of its parts.
+    """
     if isinstance(node, dict):
         return {name: _with_homes(value, (*key, name), recipe) for name, value in node.items()}
     if isinstance(node, list):
@@ -256,9 +276,10 @@ def _with_homes(node, key: tuple, recipe: dict):
 
 
 def _with_teachers_network(recipe: dict) -> dict:
-    """The recipe with the network of `teacher.recipe` in it, as far as there is one."""
+    """Returns the recipe with the network of `teacher.recipe` filled in, if there is one."""
     teacher, network = recipe.get("teacher"), None
-    told_later = (RecipeError, LookupError, TypeError, AttributeError)  # when the recipe is whole
+    # Errors are raised later, by _resolve_teacher, once all overrides are applied.
+    told_later = (RecipeError, LookupError, TypeError, AttributeError)
     with contextlib.suppress(*told_later):
         path = TeacherNode(teacher).lending_recipe()
         network = path and merge(merged(path)["network"], teacher.get("network", {}))
@@ -266,9 +287,9 @@ def _with_teachers_network(recipe: dict) -> dict:
 
 
 def _resolve_teacher(recipe: dict) -> None:
-    """Puts the network of `teacher.recipe` into the recipe.
+    """Copies the network of the file `teacher.recipe` into the recipe, in place.
 
-    So the saved recipe needs no other file.
+    So a recipe that is saved with a run needs no other file.
     """
     teacher = TeacherNode.of(recipe)
     teacher.check()

@@ -1,19 +1,20 @@
-"""The YAML of recipes: the core schema of YAML 1.2.
+"""Reads and writes the YAML of recipes: the core schema of YAML 1.2.
 
-Nothing but a number, true, false and null is taken for anything else than text. PyYAML follows YAML
-1.1, where 1e-3 is text, yes and on are true, 2024-01-01 is a date, 1:30 is ninety and 010 is eight.
-Refused on top of what it refuses: a key that stands twice in a mapping, of which it takes the last;
-{epochs:2}, which is a key without a value; tags that aren't the schema's own; and anchors that hold
-themselves or swell. Written YAML quotes what either version would misread.
+Only numbers, true, false and null are not text. (PyYAML follows YAML 1.1, in which 1e-3 is text,
+yes and on are true, 2024-01-01 is a date, 1:30 is ninety and 010 is eight.) Some YAML that PyYAML
+accepts is refused here: a key that occurs twice in a mapping, of which PyYAML keeps the last;
+{epochs:2}, which is a key without a value; tags outside the core schema; and anchors that contain
+themselves or expand to a huge recipe. Written YAML quotes all text that either version of YAML
+would misread.
 """
 
 import re
 
 import yaml
 
-_LARGEST = 1_000_000  # values, anchors followed
-# By type: the text that is of it, and the characters that such text begins with, by which PyYAML
-# looks rules up.
+_LARGEST = 1_000_000  # The largest number of values in a recipe, with anchors expanded.
+# For each type the pattern of its text, and the first characters of such text, by which PyYAML
+# finds the pattern.
 _CORE = {
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -37,7 +38,7 @@ def _refused(why: str, node: yaml.Node) -> yaml.YAMLError:
 
 
 class _Loader(yaml.SafeLoader):
-    """The core schema."""
+    """A PyYAML loader of the core schema of YAML 1.2."""
 
     yaml_implicit_resolvers: dict = {}
     yaml_constructors = {
@@ -45,18 +46,18 @@ class _Loader(yaml.SafeLoader):
     }
 
     def construct_mapping(self, node, deep=False):
-        """Refuses a key that is there already, and `key:value` without its blank."""
+        """Builds a dict; refuses a duplicate key, and `key:value` without a space."""
         seen = set()
         for key, value in node.value:
-            # YAML takes {epochs:2} for a key `epochs:2` without a value, which begins where the key
-            # ends.
+            # YAML reads {epochs:2} as a key `epochs:2` with an empty value. Such a value begins
+            # exactly where the key ends.
             in_one = value.value == "" and value.start_mark.index == key.end_mark.index
             if in_one and re.search(r"[:\s]", str(key.value)):
                 raise _refused(
-                    f"{key.value!r:.80} has no value; behind the colon of a key belongs a blank",
+                    f"{key.value!r:.80} has no value; write a space after the colon of a key",
                     key,
                 )
-            # `1` and `"1"` are two keys; `<<` may stand twice, as each merges another mapping.
+            # `1` and `"1"` are different keys. `<<` may occur twice, as each merges a mapping.
             name = (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else key
             if name in seen and key.tag != _TAG + "merge":
                 raise _refused(f"the key {key.value!r:.80} is there twice", key)
@@ -64,17 +65,17 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def number(self, node):
-        """A whole number, which has no octal form but 0o17."""
+        """Parses a whole number: decimal (010 is ten), octal (0o17) or hexadecimal (0x1f)."""
         text = self.construct_scalar(node).lower()
         return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
 
     def fraction(self, node):
-        """Any other number."""
+        """Parses a floating-point number, infinity or NaN."""
         text = self.construct_scalar(node).lower()
         return float(text.replace(".inf", "inf").replace(".nan", "nan"))
 
     def truth(self, node):
-        """True or False."""
+        """Parses a boolean."""
         text = self.construct_scalar(node)
         if not re.fullmatch(_CORE["bool"][0], text):
             raise _refused(f"{text!r:.80} is neither true nor false", node)
@@ -82,13 +83,13 @@ class _Loader(yaml.SafeLoader):
 
 
 class _TextLoader(_Loader):
-    """Every scalar is text."""
+    """A loader for which every scalar is text."""
 
     yaml_implicit_resolvers: dict = {}
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what the core schema would take for something else, too."""
+    """Quotes text that would be misread, by the core schema as well as by YAML 1.1."""
 
 
 _Loader.add_constructor(_TAG + "int", _Loader.number)
@@ -100,27 +101,29 @@ for _name, (_pattern, _first) in _CORE.items():
 
 
 def load(text: str):
-    """The content of a recipe's file.
+    """Parses the text of a recipe's file.
 
-    Raises yaml.YAMLError, ValueError and RecursionError for what is no YAML, or none that is
-    allowed.
+    Raises:
+        yaml.YAMLError, ValueError, RecursionError: The text is not YAML, or not YAML that is
+            allowed.
     """
     return _checked(yaml.load(text, Loader=_Loader))  # noqa: S506 - a SafeLoader
 
 
 def value(text: str, of_texts: bool = False):
-    """Reads one value as it is typed on a command line.
+    """Parses one value from a command line.
 
-    YAML, if all of it is a number, true, false, a list, a mapping or quoted; otherwise text.
+    A number, true, false, a [list], a {mapping} and text in quotes are read as YAML; any other
+    value is text.
 
     Args:
-        text: As typed.
-        of_texts: True if a list's items are text, too.
+        text: The value as typed.
+        of_texts: True if the items of a list are text, even those that look like numbers.
 
     Raises:
         yaml.YAMLError, ValueError, RecursionError: As `load` does.
     """
-    # Text in brackets or quotes is parsed, all else is a scalar of the core schema or text.
+    # Parse what begins with a bracket or a quote. Anything else is one scalar.
     stripped = text.strip()
     if stripped[:1] and stripped[0] in "[{\"'":
         loader = _TextLoader if of_texts else _Loader
@@ -131,26 +134,27 @@ def value(text: str, of_texts: bool = False):
 
 
 def dump(node, **layout) -> str:
-    """Returns YAML that `load`, and any other reader, reads back to the same.
+    """Returns a node as YAML, which `load` and other YAML readers read back to the same node.
 
-    Keys stay in their order.
+    Keys stay in their order. `layout` is passed on to yaml.dump.
     """
     return yaml.dump(node, Dumper=_Dumper, sort_keys=False, **layout)
 
 
 def _checked(node):
-    """Returns the node.
+    """Returns the node, if its anchors are harmless.
 
-    Raises ValueError where an anchor holds itself, or anchors of anchors make it more than anybody
-    wrote.
+    Raises:
+        ValueError: An anchor contains itself, or the node has more than _LARGEST values once
+            anchors are expanded.
     """
     sizes: dict[int, int | None] = {}
 
     def size(part) -> int:
         if not isinstance(part, dict | list):
             return 1
-        # An anchor's object is counted once; None while it is being counted, which only its own
-        # content can see.
+        # The size of an object is computed once and is None meanwhile. Meeting None means that the
+        # object contains itself.
         if id(part) not in sizes:
             sizes[id(part)] = None
             inside = part.values() if isinstance(part, dict) else part

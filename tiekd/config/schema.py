@@ -1,10 +1,10 @@
-"""Checks that a recipe's value is of the kind that an annotation asks for.
+"""Checks the values of a recipe against type annotations, so that a wrong type is a clear error.
 
-So a wrong one is a line, not a traceback. `int | None`, `tuple[int, int]`, `Sequence[float]` and
-the like are read from a constructor's own signature: nothing is declared twice. YAML's lists count
-as tuples and sequences, whole numbers as float, and true and false never as numbers. `Path` asks
-for text that is a path: where no other text is asked for, it is handed over as a Path. Left out:
-annotations other than these (they accept anything), and ranges, which the constructors know.
+The annotations are those of the constructor that receives the value, such as `int | None`,
+`tuple[int, int]` or `Sequence[float]`. A YAML list is accepted for tuples and sequences, and a
+whole number for float; true and false are never numbers. `Path` accepts text, which becomes a Path
+unless the annotation also allows str. Left out: other annotations, which accept any value, and
+ranges, which the constructors check.
 """
 
 import difflib
@@ -28,10 +28,10 @@ _WORDS[Path] = _WORDS[str]
 def check_value(value: Any, annotation: Any, where: str) -> None:
     """Raises RecipeError unless the value fits the annotation.
 
-    It names `where`, the value and what is allowed.
+    The message names the value's place `where`, the value, and what is allowed.
     """
     if not fits(value, annotation):
-        # The mistakes that YAML's types make likely, each with what to write instead.
+        # Hints for common mistakes with YAML's types.
         hint = "; write numbers without quotes" if _looks_like_a_number(value) else ""
         if hint and "_" in value:
             hint = "; write numbers without _"
@@ -59,7 +59,7 @@ def fits(value: Any, annotation: Any) -> bool:
     if annotation is Path:
         return isinstance(value, Path) or fits(value, str)
     if annotation is str:
-        return isinstance(value, str) and "\0" not in value  # which no path can have
+        return isinstance(value, str) and "\0" not in value  # No path can contain a NUL.
     if annotation is bool:
         return isinstance(value, bool)
     if origin is tuple and parts[-1] is not Ellipsis:
@@ -86,7 +86,7 @@ def converted(value: Any, annotation: Any) -> Any:
 
 
 def describe(annotation: Any) -> str:
-    """Returns the annotation in words: `a list of 2: a whole number, a whole number`."""
+    """Returns an annotation in words, such as "a list of 2: a whole number, a whole number"."""
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
         words = [describe(part) for part in parts if part is not types.NoneType]
@@ -118,7 +118,7 @@ def _looks_like_a_number(value: Any) -> bool:
 def check_keys(node: dict, allowed: Iterable[str], where: str) -> None:
     """Raises RecipeError for the first key of `node` that isn't allowed.
 
-    It names the nearest ones that are.
+    The message names the most similar allowed key, and all allowed keys.
     """
     allowed = list(allowed)
     if not isinstance(node, dict):

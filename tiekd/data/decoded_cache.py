@@ -142,22 +142,23 @@ class Decoded:
             ) from None
         except (OSError, ValueError) as error:  # mapping an empty file raises ValueError
             raise DataError(
-                f"{path}: can't be read ({error}); make it anew with {_PROGRAM}"
+                f"{path}: can't be read ({error}); make it again with {_PROGRAM}"
             ) from None
         # Reject corrupt files, and arrays made before the source changed.
         note = _note(mapped)
         if note is None:
             raise DataError(
-                f"{path}: {len(mapped)} bytes, a torn or damaged file; make it anew with {_PROGRAM}"
+                f"{path}: {len(mapped)} bytes, a truncated or damaged file; make it again with "
+                f"{_PROGRAM}"
             )
         if _state(source) != note[1:3]:
             raise DataError(
-                f"{source}: has changed since {path} was made from it; make that anew with "
+                f"{source}: has changed since {path} was made from it; make that again with "
                 f"{_PROGRAM}"
             )
         if note[0] == _AS_STORED and orientation.mark_in(source) != orientation.UPRIGHT:
             old = f"{source}: {path} was made before orientation marks counted"
-            raise DataError(f"{old}; make that anew with {_PROGRAM}")
+            raise DataError(f"{old}; make that again with {_PROGRAM}")
         return mapped, note
 
 

@@ -233,7 +233,7 @@ class Frames(torch.utils.data.Dataset):
         if self.maps_of_stored_pixels and self.is_turned(index):
             raise DataError(
                 f"{self.maps / self.map_name(index)}: made before images were turned upright, as "
-                f"the EXIF orientation of {frame.name} says; make the maps anew in another folder "
+                f"the EXIF orientation of {frame.name} says; make the maps again in another folder "
                 "with bin/cache_teacher.py",
                 "size",
             )

@@ -379,7 +379,7 @@ def _missing(path: Path, kind: str) -> DataError:
         if os.path.islink(path):
             there = "leads back to itself" if error.errno == errno.ELOOP else "is not there"
             message = (
-                f"{path}: a link to {os.readlink(path)}, which {there}; mend the link, or remove it"
+                f"{path}: a link to {os.readlink(path)}, which {there}; correct or remove the link"
             )
             return DataError(message, "missing")
         return DataError(f"{path}: no such {kind}; check data.root and the split file", "missing")

@@ -17,7 +17,7 @@ from tiekd.errors import DataError
 from tiekd.files import instead_of_file
 
 _LINE = "`image ground_truth focal`"
-_BLANKS = "names with blanks can't be told apart here, so link or rename such files"
+_BLANKS = "names with spaces can't be separated here, so link or rename such files"
 _ESCAPED = re.compile("[\udc80-\udcff]")  # surrogates for bytes that aren't UTF-8
 _UTF_16 = b"\xff\xfe", b"\xfe\xff"
 _FILE = re.compile(r"\.[A-Za-z]{2,5}$|^None$")

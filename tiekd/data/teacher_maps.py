@@ -130,11 +130,11 @@ def read_manifest(folder: Path) -> dict | None:
         ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise DataError(
-            f"{path}: not a manifest of teacher maps; make the maps anew in another folder"
+            f"{path}: not a manifest of teacher maps; make the maps again in another folder"
         ) from None
     if wrong is not None:
         raise DataError(
-            f"{path}: not a manifest of teacher maps ({wrong}); make the maps anew in another "
+            f"{path}: not a manifest of teacher maps ({wrong}); make the maps again in another "
             "folder"
         )
     return manifest

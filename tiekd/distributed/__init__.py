@@ -1,1 +1,1 @@
-"""Ranks: starts and ends them, exchanges values between them, and watches for lost ones."""
+"""Starts and ends ranks, exchanges values between ranks, and detects lost ranks and machines."""

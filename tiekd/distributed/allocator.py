@@ -1,15 +1,15 @@
-"""Keeps the memory that tensors free in the process, so that it needn't be paged in again.
+"""Lets a program keep freed host memory for reuse (TIEKD_ALLOCATOR=keep).
 
-glibc maps a block of 32 MB or more from the kernel, unmaps it when it is freed, and gives the end
-of its heap back too. A training step then pages in again, 4 KB at a time, what it had a moment
-before. TIEKD_ALLOCATOR=keep makes a program set glibc so that it serves all blocks from one heap
-and keeps what is freed; `import tiekd` never does. Numbers don't change.
+glibc returns large freed blocks (32 MB or more) and the free end of its heap to the kernel. So a
+training step on a CPU allocates the same memory from the kernel again and again, and page faults
+bring it in 4 KB at a time. With TIEKD_ALLOCATOR=keep a program sets glibc to serve all blocks from
+one heap and to keep freed memory. `import tiekd` never does that. Results don't change.
 
-By default (TIEKD_ALLOCATOR=system) the allocator stays as it is: keeping saves training 2 to 4 % of
-its processor time and costs 12 % more memory at its peak (tiekd/tools/benchmarks/README.md).
-training/kept_memory_hook.py bounds what is kept between the peaks. The allocator also stays as it
-is where the user has set it (MALLOC_..., GLIBC_TUNABLES) or preloaded another one, and without
-glibc (musl, macOS), where there is nothing to set.
+The default is TIEKD_ALLOCATOR=system, which changes nothing: keeping memory saves training 2 to 4 %
+of its CPU time, but costs 12 % more memory at its peak (tiekd/tools/benchmarks/README.md).
+training/kept_memory_hook.py limits the memory kept between peaks. Nothing is set either if the user
+has configured glibc's allocator (MALLOC_..., GLIBC_TUNABLES) or preloaded another one, and without
+glibc (musl, macOS).
 """
 
 import ctypes
@@ -31,6 +31,7 @@ _SETTINGS = {
     "arena_max": (-8, 1),
     "mxfast": (1, 0),
 }
+# Environment variables by which a user configures glibc's allocator.
 _OF_THE_USER = (
     "MALLOC_ARENA_MAX",
     "MALLOC_ARENA_TEST",
@@ -47,7 +48,7 @@ def set_by_environment() -> None:
     """Sets the allocator of this process to keep freed memory if TIEKD_ALLOCATOR says keep.
 
     Raises:
-        LaunchError: the variable has another value than keep and system.
+        LaunchError: the variable is neither keep nor system.
     """
     global _kept
     chosen = os.environ.get(VARIABLE) or "system"
@@ -66,7 +67,7 @@ def is_kept() -> bool:
 
 
 def give_back() -> None:
-    """Returns freed memory to the kernel, so that the process's size is what it holds.
+    """Returns all freed memory to the kernel, so that the process holds only memory in use.
 
     Takes up to about 100 ms per GB.
     """

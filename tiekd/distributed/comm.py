@@ -1,4 +1,4 @@
-"""Rank numbers, and collectives that are one call each."""
+"""Rank, world size, and collectives as plain functions, which also work without a process group."""
 
 import contextlib
 import os
@@ -23,9 +23,9 @@ def world_size() -> int:
 
 
 def is_main() -> bool:
-    """Returns True on rank 0, which writes files and images.
+    """Returns True on rank 0, which alone writes files and logs.
 
-    Wrap a write with it, never a collective.
+    Use it around a write, never around a collective.
     """
     return rank() == 0
 
@@ -107,14 +107,15 @@ def missing_ranks(wait_s: float) -> list[int]:
     here: set[int] = set()
     asking = threading.Thread(target=_ask_who_is_here, args=(here, wait_s), daemon=True)
     asking.start()
-    asking.join(wait_s + 1)  # the store may hang
+    asking.join(wait_s + 1)  # With a timeout, since a call to the store may hang.
     return sorted(set(range(world_size())) - here) if here else [0]
 
 
 def _ask_who_is_here(here: set[int], wait_s: float) -> None:
     store = distributed_c10d._get_default_store()
     end = time.monotonic() + wait_s
-    with contextlib.suppress(RuntimeError):  # the store is gone
+    # A RuntimeError means that the store is gone.
+    with contextlib.suppress(RuntimeError):
         store.set(f"tiekd/here/{rank()}", "1")
         while len(here) < world_size() and time.monotonic() < end:
             here.update(
@@ -124,7 +125,7 @@ def _ask_who_is_here(here: set[int], wait_s: float) -> None:
 
 
 def _device_of_collectives() -> torch.device:
-    """Returns the device for the tensors of collectives; NCCL, for one, takes none on a CPU."""
+    """Returns the device for the tensors of collectives: a GPU for NCCL, the CPU for gloo."""
     on_cpu = world_size() == 1 or dist.get_backend() == "gloo"
     return torch.device("cpu") if on_cpu else torch.device("cuda", torch.cuda.current_device())
 

@@ -1,10 +1,11 @@
-"""Starts and ends a process: the rank's environment, its exit code, one line per mistake.
+"""Runs a program's main function: checks the rank's environment, reports errors, sets exit codes.
 
-Works under `deepspeed`, under `srun`, under any launcher that sets RANK, WORLD_SIZE, LOCAL_RANK,
-MASTER_ADDR and MASTER_PORT, and as plain `python` (one rank on a free port).
+A user's mistake is reported in one line. It works under `deepspeed`, under `srun`, under any
+launcher that sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, and as plain `python`
+(one rank on a free port).
 
-torch is imported within the functions that need it: its import takes two seconds, and `--help`, a
-mistake in the call and programs that only read a recipe end in a fraction of that.
+torch is imported only inside the functions that need it, since importing it takes two seconds. So
+`--help`, errors in the arguments, and programs that only read a recipe are fast.
 """
 
 import atexit
@@ -26,7 +27,8 @@ from tiekd.distributed import allocator, hostfile, limits, slurm
 from tiekd.errors import LaunchError, UserError
 
 USER_ERROR_CODE = 2
-STOPPED_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again later
+STOPPED_CODE = 75  # EX_TEMPFAIL of sysexits.h, "try again later".
+# Errors of a collective whose other rank is gone.
 _LOST_PEER = re.compile(
     r"Connection (closed|reset)|Broken pipe|Socket Timeout|NCCL.*(abort|remote)|recv.*failed|"
     r"Timed out|wait timeout",
@@ -39,38 +41,40 @@ _LESS_MEMORY = (
     "not enough memory; smaller batches, images and networks need less (for training, "
     "bin/train.py RECIPE --dry-run --find-micro-batch says what fits)"
 )
-_MAKE_ROOM = "make room, then go on or start again"
+_MAKE_ROOM = "make room, then resume or start again"
 _ALLOW = "change its permissions, or give another path"
+# For each error of the operating system what the user can do.
 _REMEDIES = {
     errno.ENOSPC: _MAKE_ROOM,
     errno.EDQUOT: _MAKE_ROOM,
     errno.EACCES: _ALLOW,
     errno.EROFS: _ALLOW,
-    errno.EFBIG: "raise the limit of a file's size (ulimit -f), or give a disk that takes such "
+    errno.EFBIG: "raise the limit of a file's size (ulimit -f), or give a disk that allows such "
     "files",
-    errno.EIO: "the disk, or the way to it, fails; see what the system's log says of it, and go on "
-    "when it is mended",
-    errno.ESTALE: "the network's disk has lost it; mount it anew, then go on",
+    errno.EIO: "the disk, or the connection to it, fails; look into the system's log, and resume "
+    "when it is repaired",
+    errno.ESTALE: "the network's disk has lost it; mount it again, then resume",
     errno.EISDIR: "a file is read or written there; move the folder, or give another path",
     errno.ENOTDIR: "a part of its path is a file; give another path",
     errno.ENAMETOOLONG: "give a shorter path",
     errno.ELOOP: "a link there leads back to itself; remove it",
 }
 _LONGEST_LINE = 2000
-_LAUNCHER_REACTS_S = 20.0
-_LAUNCHER_KILLS_AFTER_S = 30.0  # a rank that doesn't end on SIGTERM
-_RANKS_ANSWER_S = 10.0
-_SAME_ERROR_ELSEWHERE_S = 15.0
-_START_APART_S = 60.0
+# How long ranks wait after an error, so that only the rank with the root cause reports it:
+_LAUNCHER_REACTS_S = 20.0  # for the launcher to end the other ranks after one has ended;
+_LAUNCHER_KILLS_AFTER_S = 30.0  # for the launcher to kill a rank that ignores SIGTERM;
+_RANKS_ANSWER_S = 10.0  # for the answers of ranks that are still alive;
+_SAME_ERROR_ELSEWHERE_S = 15.0  # for the first rank to report an error that all ranks have;
+_START_APART_S = 60.0  # the same at the start, when ranks may be up to a minute apart.
 
 
-# The first error of writing to stdout, and whether the program's result is elsewhere (in files).
+# The first error of writing to stdout; and True if the program's result is in files, not on stdout.
 _stdout_error: OSError | None = None
 _result_is_elsewhere = False
 _NOT_TO_BE_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
-# The reasons to stop that training/hooks/preemption.py got in this process.
+# The stop requests that training/hooks/preemption.py has received in this process, in words.
 asked_to_stop: list[str] = []
 
 
@@ -79,28 +83,29 @@ class Stopped(Exception):
 
 
 class _Stdout(io.RawIOBase):
-    """Writes to the process's stdout until that fails, which one line on stderr says.
+    """A stdout that survives a full disk: after the first error it drops all output.
 
-    A run must not end because its stdout is full, and each logger would print a traceback.
+    One line on stderr reports the error. A run must not end because the file behind its stdout
+    can't grow, and each logger would print a traceback.
     """
 
     def __init__(self, descriptor: int):
         self._descriptor = descriptor
 
     def writable(self) -> bool:
-        """Returns True."""
+        """Returns True: the stream can be written to."""
         return True
 
     def fileno(self) -> int:
-        """Returns the number of the file."""
+        """Returns the file descriptor."""
         return self._descriptor
 
     def isatty(self) -> bool:
-        """Returns True for a terminal."""
+        """Returns True if stdout is a terminal."""
         return os.isatty(self._descriptor)
 
     def write(self, data) -> int:
-        """Writes bytes; takes all and drops them once that has failed."""
+        """Writes bytes and returns their number; drops them after the first failed write."""
         global _stdout_error
         if _stdout_error is None:
             try:
@@ -110,16 +115,18 @@ class _Stdout(io.RawIOBase):
                     raise
                 _stdout_error = error
                 sys.stderr.write(
-                    f"tiekd: stdout: {error.strerror}; what is printed from here on is lost\n"
+                    f"tiekd: stdout: {error.strerror}; all later output to stdout is lost\n"
                 )
         return len(memoryview(data).cast("B"))
 
 
 def guard_stdout() -> None:
-    """Puts `_Stdout` in the place of this process's own stdout."""
+    """Replaces this process's stdout by a `_Stdout` with the same file descriptor."""
     stream = sys.stdout
-    with contextlib.suppress(AttributeError, OSError):  # another stream, or none
-        raw = getattr(stream.buffer, "raw", stream.buffer)  # PYTHONUNBUFFERED has no buffer
+    # A stdout that isn't a file, or is closed, raises one of these errors and stays as it is.
+    with contextlib.suppress(AttributeError, OSError):
+        # With PYTHONUNBUFFERED `stream.buffer` is the raw file itself.
+        raw = getattr(stream.buffer, "raw", stream.buffer)
         if stream is not sys.__stdout__ or not isinstance(raw, io.FileIO):
             return
         stream.flush()
@@ -134,24 +141,29 @@ def guard_stdout() -> None:
 
 
 def result_is_elsewhere() -> None:
-    """Says that what this program prints isn't its result, so that it may be lost."""
+    """Marks this program as one whose result is in files, so that losing stdout is no error."""
     global _result_is_elsewhere
     _result_is_elsewhere = True
 
 
 def _code_after_stdout(code: int) -> int:
-    """Returns a program's exit code once all that it printed is written, or is known to be lost."""
-    with contextlib.suppress(OSError):  # the reader is gone
+    """Flushes stdout, and returns the exit code: 2 instead of 0 if a result on stdout was lost."""
+    # An OSError means that the reader of a pipe is gone.
+    with contextlib.suppress(OSError):
         sys.stdout.flush()
     lost = _stdout_error is not None and not _result_is_elsewhere
     return USER_ERROR_CODE if lost and code == 0 else code
 
 
 def program(main: Callable[[], int | None]) -> NoReturn:
-    """Runs a program as `run` does, and exits with its exit code.
+    """Runs a program with `run`, and exits with its exit code.
 
-    One of several ranks exits without Python's cleanup: gloo's threads may outlive what they use,
-    and the process would abort. Functions that are registered with `atexit` are called.
+    With several ranks, a rank exits without Python's cleanup, in which gloo's threads may use
+    objects that are gone and abort the process. Functions that are registered with `atexit` are
+    still called.
+
+    Args:
+        main: the program; returns its exit code, or None for 0.
     """
 
     def main_with_allocator() -> int | None:
@@ -162,18 +174,19 @@ def program(main: Callable[[], int | None]) -> NoReturn:
     was_in_a_group = _is_in_a_group()
     guard_stdout()
     code = _code_after_stdout(run(main_with_allocator))
-    # The process group that `main` joined is left here, before Python's cleanup.
+    # If `main` has joined a process group, leave the group before Python's cleanup.
     if _is_in_a_group() and not was_in_a_group:
         import torch
 
         alone = torch.distributed.get_world_size() == 1
         if code in (0, STOPPED_CODE):
-            with contextlib.suppress(RuntimeError):  # another rank may be gone
+            # A RuntimeError means that another rank is gone already.
+            with contextlib.suppress(RuntimeError):
                 torch.distributed.destroy_process_group()
-        # The functions that Python would call at its end, then the end without it.
+        # Call the functions that Python would call at exit, then exit without Python's cleanup.
         if not alone:
             atexit._run_exitfuncs()
-            with contextlib.suppress(OSError):  # the reader is gone
+            with contextlib.suppress(OSError):
                 sys.stdout.flush()
                 sys.stderr.flush()
             os._exit(code)
@@ -195,15 +208,19 @@ def run(main: Callable[[], int | None]) -> int:
         stderr; 75 if a run was asked to stop and can resume from its checkpoint; 130 after Ctrl-C.
     """
     slurm.adopt_task()
-    for stream in (sys.stdout, sys.stderr):  # file names may be bytes that are no text
-        with contextlib.suppress(AttributeError):  # a stream that a caller has replaced
+    # File names may contain bytes that can't be encoded; print them escaped.
+    for stream in (sys.stdout, sys.stderr):
+        # A stream that a caller has replaced may lack `reconfigure`.
+        with contextlib.suppress(AttributeError):
             stream.reconfigure(errors="backslashreplace")
     try:
         check_ranks(os.environ)
-    except LaunchError as error:  # each rank has its own mistake
+    except LaunchError as error:
+        # The variables differ between ranks, so each rank reports its own error.
         return _report(error)
     try:
-        if "CROSS_RANK" in os.environ:  # DeepSpeed's launcher sets it
+        # Only DeepSpeed's launcher sets CROSS_RANK.
+        if "CROSS_RANK" in os.environ:
             _check_hostfile()
         code = main() or 0
         _say_farewell()
@@ -211,12 +228,13 @@ def run(main: Callable[[], int | None]) -> int:
     except UserError as error:
         _let_signals_end_this()
         if int(os.environ.get("LOCAL_RANK", 0)) > 0:
-            # Until the process group exists, ranks of a busy machine may be far apart.
+            # Let the first rank of this machine report the error. Before the process group exists,
+            # ranks on a busy machine may be far apart in time.
             time.sleep(_SAME_ERROR_ELSEWHERE_S if _is_in_a_group() else _START_APART_S)
         return _report(error)
     except Stopped as stopped:
-        # The launcher ends all ranks as soon as one has ended, so they end together. A rank that is
-        # lost here has saved as well.
+        # The launcher kills all ranks as soon as one has ended, so the ranks wait for each other. A
+        # rank that is lost here has already saved its state.
         with contextlib.suppress(RuntimeError):
             from tiekd.distributed.comm import barrier
 
@@ -231,7 +249,7 @@ def run(main: Callable[[], int | None]) -> int:
         _let_signals_end_this()
         return _report(LaunchError(_not_to_be_written(error)))
     except Exception as error:
-        # Faults of the machine, not of the program: disk, limits, a lost rank, memory.
+        # Report faults of the machine in one line: disk, process limits, a lost rank, memory.
         if isinstance(error, OSError) and error.errno in _REMEDIES:
             _let_signals_end_this()
             name = error.filename2 or error.filename or "a file"
@@ -252,19 +270,19 @@ def run(main: Callable[[], int | None]) -> int:
 
 
 def check_ranks(told: Mapping[str, str]) -> None:
-    """Refuses ranks that no launcher gives, which the other ranks would wait for in vain.
+    """Refuses wrong values of RANK, WORLD_SIZE and so on, with which ranks would wait for ever.
 
     Args:
-        told: the environment; what isn't set in it isn't looked at.
+        told: the environment variables; those that aren't set are not checked.
 
     Raises:
-        LaunchError: a variable is no whole number, or a rank isn't below the count of ranks.
+        LaunchError: a variable is not a whole number, or a rank isn't below the number of ranks.
     """
     counts = ("WORLD_SIZE", "LOCAL_SIZE", "LOCAL_WORLD_SIZE")
     for name in ("RANK", "LOCAL_RANK", *counts):
         least = 1 if name in counts else 0
         text = told.get(name, str(least))
-        # DeepSpeed takes an empty LOCAL_SIZE for one that isn't set, and so does `start_rank`.
+        # An empty LOCAL_SIZE counts as one that isn't set, in DeepSpeed and in `start_rank`.
         if name.startswith("LOCAL_") and name in counts and not text:
             continue
         if re.fullmatch(r"[0-9]{1,9}", text) is None or int(text) < least:
@@ -277,7 +295,7 @@ def check_ranks(told: Mapping[str, str]) -> None:
         if rank in told and told.get(count) and int(told[rank]) >= int(told[count]):
             raise LaunchError(
                 f"{rank}: got {int(told[rank])} with {count}={told[count]}; it must be from 0 to "
-                f"{int(told[count]) - 1}; mend the launcher's settings"
+                f"{int(told[count]) - 1}; correct the launcher's settings"
             )
 
 
@@ -293,7 +311,7 @@ def _not_to_be_written(error: UnicodeEncodeError) -> str:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Returns True if an error's text says that memory is exhausted, on whatever device."""
+    """Returns True if an error means that memory is exhausted, on the CPU or on a GPU."""
     return (
         isinstance(error, MemoryError | RuntimeError)
         and _OUT_OF_MEMORY.search(repr(error)) is not None
@@ -306,9 +324,9 @@ def lost_a_rank(error: Exception) -> bool:
 
 
 def _check_hostfile() -> None:
-    """Raises LaunchError if `deepspeed` was given a hostfile that doesn't exist.
+    """Raises LaunchError if the hostfile in the `deepspeed` command doesn't exist.
 
-    DeepSpeed would continue on this machine alone.
+    DeepSpeed itself would ignore that and run on this machine alone.
     """
     from tiekd.distributed import launcher_watch
 
@@ -317,17 +335,17 @@ def _check_hostfile() -> None:
 
 
 def _lost_rank(error: Exception) -> LaunchError:
-    """Returns the error that names the rank for which a collective failed.
+    """Finds the ranks that are missing after a failed collective; returns an error that names them.
 
-    Only the lowest rank that still answers reports it at once. The others wait: a rank that ended
-    by an error of its own has reported that, and its launcher ends the others.
+    Only the lowest rank that still answers returns at once. The other ranks wait for the launcher
+    to end them: the rank that caused the failure has probably reported its own error.
     """
     from tiekd.distributed.comm import missing_ranks
 
     me = int(os.environ["RANK"])
     missing = missing_ranks(_RANKS_ANSWER_S)
     if not missing or me != min(set(range(int(os.environ["WORLD_SIZE"]))) - set(missing)):
-        # The launcher ends one rank after the other.
+        # The launcher ends ranks one after the other, so the wait grows with the missing ranks.
         time.sleep(_LAUNCHER_REACTS_S + _LAUNCHER_KILLS_AFTER_S * len(missing))
     lost = "another rank"
     if missing:
@@ -336,12 +354,12 @@ def _lost_rank(error: Exception) -> LaunchError:
     how = f"waited {int(waited[1]) / 1000:g} s for" if waited else "lost"
     return LaunchError(
         f"rank {me} {how} {lost}; it hangs, was stopped or has ended (then its own message says "
-        "why); once that is mended, go on with bin/resume"
+        "why); once that is repaired, resume with bin/resume"
     )
 
 
 def _is_in_a_group() -> bool:
-    """Returns True if this process has joined a group; without torch it hasn't."""
+    """Returns True if this process is in a process group. Doesn't import torch."""
     torch = sys.modules.get("torch")
     return torch is not None and torch.distributed.is_initialized()
 
@@ -362,23 +380,26 @@ def on_lost_machine(name: str, silent: bool) -> None:
     """Ends this rank after another machine was lost.
 
     Args:
-        name: of the machine.
-        silent: True if it fell silent. Otherwise its connection closed; then this rank waits, since
-            its own collective may fail and its error says more.
+        name: the lost machine's name.
+        silent: True if the machine stopped answering. Otherwise its connection was closed. Then
+            this rank waits first, since its own collective may fail with a better error message.
     """
     from tiekd.distributed import launcher_watch
 
     if not silent:
         time.sleep(_RANKS_ANSWER_S + _LAUNCHER_REACTS_S + 5)
-    what = "fell silent" if silent else "has lost its rank"
-    told = f"machine {name} {what}; go on with bin/resume, on others if it stays away"
+    what = "stopped answering" if silent else "has lost its rank"
+    told = f"machine {name} {what}; resume with bin/resume, on other machines if it stays away"
     launcher_watch.end_process(code=_report(LaunchError(told)))
 
 
 def _tell_of_a_thread(ended) -> None:
-    """Reports a thread's end in one line if no fault of the program caused it.
+    """Reports an exception in a thread, in one line if it isn't the program's fault.
 
-    An example is TensorBoard's writer when the disk is full.
+    An example is TensorBoard's writer thread on a full disk. Other exceptions give a traceback.
+
+    Args:
+        ended: the arguments of `threading.excepthook`.
     """
     error = ended.exc_value
     remedy = _REMEDIES.get(error.errno) if isinstance(error, OSError) else None
@@ -399,7 +420,8 @@ def _report(error: UserError) -> int:
         traceback.print_exc()
     message = " ".join(map(str.strip, str(error).splitlines()))
     line = f"{type(error).__name__}: {paths.with_hint(message)}"
-    if len(line) > _LONGEST_LINE:  # it quotes a long value; what to do comes at the end
+    # A message that quotes a long value is cut in the middle, since its end says what to do.
+    if len(line) > _LONGEST_LINE:
         line = f"{line[: _LONGEST_LINE // 2]} ... {line[-_LONGEST_LINE // 2 :]}"
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()

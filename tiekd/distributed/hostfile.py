@@ -1,8 +1,8 @@
-"""Checks the hostfile and the device options that DeepSpeed's launcher is given.
+"""Checks the hostfile and the device options for DeepSpeed's launcher, before it is started.
 
 The launcher ignores a hostfile that doesn't exist and trains on this machine alone; other mistakes
-end in a traceback. So they are checked before it runs. A hostfile has one line `NAME slots=N` for
-each machine. Left out: whether the machines can be reached.
+end in a traceback of the launcher. A hostfile has one line `NAME slots=N` for each machine, with
+its number of devices. Left out: whether the machines can be reached.
 """
 
 import re
@@ -12,7 +12,7 @@ from pathlib import Path
 from tiekd.errors import LaunchError
 from tiekd.files import instead_of_file
 
-DEFAULT = Path("/job/hostfile")  # DeepSpeed's, where none is given
+DEFAULT = Path("/job/hostfile")  # DeepSpeed's default.
 _FORM = "give a file with a line `NAME slots=N` for each machine"
 _LINE = re.compile(r"(\S+)\s+slots=(\d+)\s*(#.*)?", re.ASCII)
 
@@ -32,7 +32,7 @@ def read(path: str | Path) -> dict[str, int]:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise LaunchError(f"--hostfile {path}: can't be read ({error}); {_FORM}") from None
-    # The launcher ends in a traceback where a line is wrong; here the line is named.
+    # Parse each line as the launcher does, but name a wrong line in the error.
     hosts: dict[str, int] = {}
     for number, line in enumerate(map(str.strip, lines), 1):
         if not line or line.startswith("#"):
@@ -58,7 +58,7 @@ def read(path: str | Path) -> dict[str, int]:
 
 
 def check_is_file(path: Path) -> None:
-    """Raises LaunchError for a path that is no file, which DeepSpeed's launcher would ignore."""
+    """Raises LaunchError if a hostfile doesn't exist; DeepSpeed's launcher would ignore that."""
     if path.is_file():
         return
     kind = instead_of_file(path) or "no such file"
@@ -66,29 +66,29 @@ def check_is_file(path: Path) -> None:
 
 
 def check_options(options: Sequence[str]) -> None:
-    """Checks options for `deepspeed`.
+    """Checks the machine and device options of a `deepspeed` command.
 
     Args:
-        options: each as `--name=value`.
+        options: the options, each as `--name=value`.
 
     Raises:
         LaunchError: options exclude each other, or name machines, devices or numbers that don't
             exist.
     """
-    # Values by themselves.
+    # Check each number by itself.
     given = dict(option.removeprefix("--").split("=", 1) for option in options)
     for name in ("num_gpus", "num_nodes", "master_port"):
         if name in given and not re.fullmatch(r"[1-9]\d{0,4}", given[name], re.ASCII):
             raise LaunchError(f"--{name}: got {given[name]!r}; it must be a whole number from 1")
-    # Options that exclude each other.
+    # Refuse options that exclude each other.
     filters = [name for name in ("include", "exclude") if given.get(name)]
     if len(filters) > 1:
-        raise LaunchError("--include and --exclude can't go together; give one of them")
+        raise LaunchError("--include and --exclude can't be combined; give one of them")
     if filters and {"num_gpus", "num_nodes"} & set(given):
         raise LaunchError(
-            f"--{filters[0]} can't go with --num_gpus or --num_nodes; give one of them"
+            f"--{filters[0]} can't be combined with --num_gpus or --num_nodes; give one of them"
         )
-    # Machines and devices that the hostfile, or this machine, doesn't have.
+    # Refuse machines and devices that aren't in the hostfile or, without one, not on this machine.
     hosts = None
     if "hostfile" in given or DEFAULT.is_file():
         hosts = read(given.get("hostfile", DEFAULT))
@@ -115,9 +115,8 @@ def _check_filter(name: str, value: str, hosts: dict[str, int] | None) -> None:
         hosts: machines and their numbers of devices; None for this machine, whose devices aren't
             counted.
     """
-    # Machines are separated by @; each may have its devices behind a colon.
     known = hosts or {"localhost": None}
-    # Machines are joined by @; a colon and devices may follow each.
+    # Machines are separated by @. A machine may be followed by a colon and its devices.
     for part in value.split("@"):
         host, colon, slots = part.partition(":")
         if host not in known:

@@ -1,12 +1,12 @@
-"""Watches the launcher's processes above a rank, and ends the rank when they are gone.
+"""Watches the launcher processes above a rank, and ends the rank when one of them has ended.
 
-A `deepspeed` that is terminated or killed leaves its ranks running, and nothing would end them. So
-each rank watches its launcher from the start, and exits when that is gone unless `when_lost` sets
-another answer.
+If `deepspeed` is terminated or killed, its ranks keep running and nothing would end them. So each
+rank watches its launcher from the start. When the launcher is gone, the rank exits, or calls a
+function that was set by `when_lost`.
 
-On several machines ranks are started over ssh. There the end of the ssh session is watched, and on
-the launcher's machine the end of `deepspeed` and its pdsh. If only these are killed, the ssh
-connections stay, and so do the ranks on the other machines.
+On several machines ranks are started over ssh. There each rank watches its ssh session; ranks on
+the launcher's machine also watch `deepspeed` and its pdsh. If only these two are killed, the ssh
+connections stay open, and the ranks on the other machines keep running.
 
 Left out: other launchers (SLURM and similar ones end their processes themselves).
 """
@@ -25,16 +25,16 @@ from pathlib import Path
 import psutil
 
 _RUNNERS = ("deepspeed.launcher.runner", "bin/deepspeed")
-# The name of the environment variable that holds the process number of `bin/resume --restarts`.
+# The environment variable with the process ID of `bin/resume --restarts`.
 SUPERVISOR = "TIEKD_SUPERVISOR"
 _REAPERS = ("systemd", "init", "tini", "dumb-init", "containerd-shim")
 _LAUNCHER_MODULES = ("deepspeed.launcher.launch", *_RUNNERS)
 
 
 def end_process(_gone: psutil.Process | None = None, code: int = 1) -> None:
-    """Exits at once and without a message, since its reader is gone; kills child processes first.
+    """Kills all child processes and exits at once, without a message, as nobody is left to read it.
 
-    A data worker whose disk doesn't answer would outlive this process otherwise.
+    Children are killed because a data worker whose disk hangs would outlive this process.
     """
     with contextlib.suppress(psutil.Error):
         for child in psutil.Process().children(recursive=True):
@@ -49,10 +49,10 @@ _on_lost_launcher: Callable[[psutil.Process], None] = end_process
 def watch_launchers() -> None:
     """Starts to watch the launchers of this process; exits if one of them has already ended.
 
-    What happens when one ends later is set by `when_lost`.
+    `when_lost` sets the function that is called if one ends later.
     """
     found = launchers()
-    # Launchers that ended before this process got here: launch.py, which sets CROSS_RANK, ...
+    # Exit if a launcher has ended already: launch.py, which sets CROSS_RANK, ...
     is_there = any(_LAUNCHER_MODULES[0] in _command(process) for process in found)
     if "CROSS_RANK" in os.environ and not is_there:
         end_process()
@@ -69,7 +69,7 @@ def watch_launchers() -> None:
 
 
 def when_lost(answer: Callable[[psutil.Process], None]) -> None:
-    """Sets the answer to a launcher's end: `answer(launcher)` is called in another thread."""
+    """Sets the function that is called, in another thread, with a launcher that has ended."""
     global _on_lost_launcher
     _on_lost_launcher = answer
 
@@ -93,9 +93,9 @@ def launchers() -> list[psutil.Process]:
 
 
 def launcher_hostfile() -> Path | None:
-    """Returns the hostfile in the command line of the `deepspeed` above this process.
+    """Returns the hostfile in the command line of the `deepspeed` that started this process.
 
-    None if it was given none, or runs on another machine.
+    None if there is no hostfile in it, or `deepspeed` runs on another machine.
     """
     for process in psutil.Process().parents():
         with contextlib.suppress(psutil.Error):
@@ -108,9 +108,10 @@ def launcher_hostfile() -> Path | None:
 
 
 def _hostfile_in(words: list[str]) -> str | None:
-    """Returns the hostfile among the words after `deepspeed`, in any abbreviation of the option.
+    """Returns the value of --hostfile, or of an abbreviation of it, in a `deepspeed` command.
 
-    Its own options stand before this program's name.
+    Args:
+        words: the words after `deepspeed`. Only those before this program's name are its options.
     """
     own = words[: words.index(sys.argv[0])] if sys.argv[0] in words else words
     parser = argparse.ArgumentParser(add_help=False)
@@ -121,8 +122,8 @@ def _hostfile_in(words: list[str]) -> str | None:
 def nodes() -> dict[str, list[int]] | None:
     """Returns the machines of this run and their device numbers, from the launcher's command line.
 
-    None if there is one machine, or if the launcher was started by hand on each of them: then it
-    can't be started from here.
+    None if there is one machine, or if the user started the launcher on each machine by hand, so
+    that a resume can't start it.
     """
     commands = " ".join(map(_command, launchers()))
     told = re.search(r"--world_info=([\w=-]+)", commands)
@@ -138,7 +139,7 @@ def watch(
     def look() -> None:
         pause = threading.Event()
         while not pause.wait(every_s):
-            # A reused process number counts as ended, and so does a zombie.
+            # A process whose ID is used by another process has ended, and so has a zombie.
             gone = next((p for p in processes if not p.is_running() or _is_zombie(p)), None)
             if gone is not None:
                 on_loss(gone)
@@ -151,8 +152,8 @@ def watch(
 def _is_adopted(launch: psutil.Process) -> bool:
     """Returns True if the `deepspeed` that started launch.py is gone.
 
-    Its parent is then the system's first process or a substitute for it, which belongs to another
-    process group. A launch.py that was started by hand leads its own process group.
+    The parent of launch.py is then init, or a process that adopts orphans in its place, and is in
+    another process group. (A launch.py that was started by hand leads its own process group.)
     """
     with contextlib.suppress(psutil.Error, OSError):
         parent = launch.parent()
@@ -169,9 +170,12 @@ def _launches(command: str) -> bool:
 
 
 def _pdsh_and_above(launch: str) -> list[psutil.Process]:
-    """Returns the pdsh that runs this command of launch.py on all machines, and its launchers.
+    """Returns the pdsh process that runs a launch.py command on all machines, and its launchers.
 
     Empty if they don't run on this machine.
+
+    Args:
+        launch: the command line of launch.py, whose options identify the run.
     """
     marks = re.findall(r"--(?:world_info|master_addr|master_port)=\S+", launch)
     every = [(process, _command(process)) for process in psutil.process_iter()]
@@ -189,7 +193,8 @@ def _pdsh_and_above(launch: str) -> list[psutil.Process]:
 def _command(process: psutil.Process) -> str:
     try:
         return " ".join(process.cmdline())
-    except psutil.Error:  # it has just ended, or belongs to another user
+    except psutil.Error:
+        # The process has just ended, or belongs to another user.
         return ""
 
 

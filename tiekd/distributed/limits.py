@@ -1,4 +1,4 @@
-"""A process's limits (open files, threads, memory, ...), and which one an error comes from.
+"""Recognises errors that come from a process's limits: open files, threads, memory.
 
 Left out: limits that end a process by a signal (`ulimit -t`, a container's memory), since then
 nothing can be reported.
@@ -24,10 +24,10 @@ _WORDS = {
 
 
 def lacking(error: BaseException) -> str | None:
-    """Returns the exhausted resource and how to get more, if an error or its cause comes from that.
+    """Returns a message if an error, or one of its causes, comes from an exhausted resource.
 
     Returns:
-        Text for a message; None for any other error.
+        The resource and how to get more of it; None for any other error.
     """
     for each in _chain(error):
         number = each.errno if isinstance(each, OSError) else _by_words(str(each))
@@ -39,9 +39,10 @@ def lacking(error: BaseException) -> str | None:
 def check_threads(count: int) -> None:
     """Raises LaunchError if this process can't start `count` more threads.
 
-    C++ libraries abort if they can't start theirs.
+    Without this check C++ libraries would abort the process when they start their threads.
     """
-    # Tried for real, since a container or a service may set a limit that can't be read.
+    # Start the threads to find out, since a container or a service may set a limit that can't be
+    # read.
     may_end = threading.Event()
     threads = [threading.Thread(target=may_end.wait, daemon=True) for _ in range(count)]
     try:

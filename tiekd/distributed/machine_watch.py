@@ -1,12 +1,13 @@
-"""Watches the other machines of a run.
+"""Detects within a minute that another machine of a run is lost.
 
-A machine that loses its power or its network cable reports nothing: ranks on the others would wait
-in a collective until the process group's timeout. So the first rank of every machine keeps a
-connection to rank 0. Nothing is sent on it; the kernels send keep-alive packets, and a machine that
-is silent for a minute is lost. If a connection closes without a farewell, a rank is lost, at once.
-Costs one thread and a few empty packets a minute.
+If a machine loses its power or its network, the ranks on other machines would wait in a collective
+until the process group's timeout. So the first rank of every machine keeps a TCP connection to rank
+0. No data is sent on it, but the kernels exchange keep-alive packets. A machine counts as lost if
+it doesn't answer these for a minute. It also counts as lost, at once, if its connection closes
+without the farewell byte that a finished rank sends. Costs one thread and a few empty packets per
+minute.
 
-Left out: ranks of one machine, which its launcher ends together.
+Left out: lost ranks on the same machine; its launcher ends the other ranks there.
 """
 
 import os
@@ -25,7 +26,7 @@ _ASK_EVERY_S = 5
 _ASK_TIMES = 9
 _CONNECT_S = 120.0
 _FAREWELL = b"."
-_connections: dict[socket.socket, str] = {}  # the machine at the other end
+_connections: dict[socket.socket, str] = {}  # The name of the machine at the other end of each.
 
 OnLoss = Callable[[str, bool], None]
 
@@ -36,8 +37,8 @@ def watch_machines(on_loss: OnLoss) -> None:
     Rank 0's machine watches all others, and the others watch rank 0's.
 
     Args:
-        on_loss: called in another thread with the lost machine's name, and with True if it fell
-            silent, False if its connection closed.
+        on_loss: called in another thread with the lost machine's name, and with True if it stopped
+            answering, False if its connection closed.
 
     Raises:
         LaunchError: a machine can't be reached.
@@ -47,7 +48,7 @@ def watch_machines(on_loss: OnLoss) -> None:
     if firsts < 2:
         return
     listener = _listen() if comm.is_main() else None
-    # The secret keeps connections of strangers, port scanners for one, out of the watch.
+    # The secret rejects connections from processes outside the run, such as port scanners.
     port, secret = comm.broadcast_object(
         listener and (listener.getsockname()[1], secrets.token_hex(16))
     )
@@ -73,7 +74,8 @@ def say_farewell() -> None:
     for connection in _connections:
         try:
             connection.sendall(_FAREWELL)
-        except OSError:  # the other end has finished before
+        except OSError:
+            # The process at the other end has finished earlier.
             continue
 
 
@@ -84,14 +86,14 @@ def _listen() -> socket.socket:
 
 
 def _accept(listener: socket.socket, secret: str, count: int) -> None:
-    """Accepts the connections of `count` machines that know the secret."""
+    """Accepts connections until `count` machines have connected with the run's secret."""
     listener.settimeout(_CONNECT_S)
     with listener:
         while len(_connections) < count:
             connection, _ = listener.accept()
             connection.settimeout(_CONNECT_S)
             said, _, name = connection.makefile(errors="replace").readline().strip().partition(" ")
-            # Any process on the network can connect; only ranks of this run know the secret.
+            # Any process on the network can connect, but only ranks of this run know the secret.
             if secrets.compare_digest(said.encode(), secret.encode()):
                 _keep(connection, name)
 
@@ -115,7 +117,7 @@ def _watch(connections: dict[socket.socket, str], on_loss: OnLoss) -> None:
     with selectors.DefaultSelector() as selector:
         for connection in connections:
             selector.register(connection, selectors.EVENT_READ)
-        # Only a farewell is ever sent, so anything else that can be read is the connection's end.
+        # The farewell is the only byte that is ever sent. Any other event is the connection's end.
         while selector.get_map():
             for key, _ in selector.select():
                 silent = False
@@ -123,7 +125,8 @@ def _watch(connections: dict[socket.socket, str], on_loss: OnLoss) -> None:
                     said = key.fileobj.recv(1)
                 except ConnectionResetError:
                     said = b""
-                except OSError:  # no answer to keep-alive packets, or no route to the machine
+                except OSError:
+                    # No answer to keep-alive packets, or no route to the machine.
                     said = b""
                     silent = True
                 if said != _FAREWELL:

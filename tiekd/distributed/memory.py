@@ -1,7 +1,7 @@
-"""Memory that a rank holds: on an accelerator by torch's allocator, on a CPU by its process.
+"""Measures the memory of a rank: torch's allocated GPU memory, or on a CPU that of the process.
 
-A process's figure (Linux only) includes everything, libraries too. Data workers are processes of
-their own and not included.
+The memory of a process (Linux only) includes libraries. Data workers are separate processes and are
+not included.
 """
 
 from pathlib import Path
@@ -14,25 +14,25 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 
 def held_bytes(device: torch.device) -> int:
-    """Returns the bytes that this rank holds at the moment."""
+    """Returns the bytes that this rank uses at the moment."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     return _field(_PROCESS, "VmRSS")
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Returns the maximum of the bytes held since the start, or since `restart_peak`."""
+    """Returns the largest number of bytes used since the start, or since `restart_peak`."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return _field(_PROCESS, "VmHWM")
 
 
 def restart_peak(device: torch.device) -> None:
-    """Resets the peak to the bytes that are held at the moment."""
+    """Resets the peak to the bytes that are used at the moment."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        # 5 resets the peak resident set size, VmHWM (proc(5)).
+        # Writing 5 resets the peak resident set size, VmHWM; see proc(5).
         Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -43,10 +43,10 @@ def wait(device: torch.device) -> None:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Returns the bytes that can still be allocated.
+    """Returns the number of bytes that can still be allocated.
 
-    On an accelerator those of the device. On a CPU those of the machine without swapping, within
-    the limit of the container.
+    On a GPU this is the device's free memory. On a CPU it is the machine's available memory without
+    swap, or the rest of the container's limit if that is less.
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]

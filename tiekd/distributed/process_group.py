@@ -1,7 +1,7 @@
-"""Starts a rank: the process group, its device, its threads, and the seeds.
+"""Starts a rank: joins the process group, selects the device, sets threads and seeds.
 
-torch is imported within the functions: its import takes two seconds, and a program that only reads
-a recipe ends in a fraction of that.
+torch is imported inside the functions, since importing it takes two seconds and programs that only
+read a recipe don't need it.
 """
 
 import os
@@ -17,14 +17,14 @@ from tiekd.errors import LaunchError
 if TYPE_CHECKING:
     import torch
 
-_LIBRARIES_THREADS = 8  # those of gloo for two groups, and of the store
+_LIBRARIES_THREADS = 8  # Threads of gloo for two process groups, and of torch's store.
 
 
 def _threads(text: str) -> int:
-    """Returns the number of threads in OMP_NUM_THREADS; the first if it lists several for nesting.
+    """Parses OMP_NUM_THREADS; of a list for nested regions, such as "4,2", the first number counts.
 
     Raises:
-        LaunchError: it is no whole number from 1.
+        LaunchError: The value isn't a whole number from 1.
     """
     first = text.partition(",")[0].strip()
     if not first.isdecimal() or int(first) < 1:
@@ -57,9 +57,10 @@ def start_rank(timeout_minutes: float = 30.0) -> "torch.device":
     if "RANK" not in os.environ:
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1"}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
-    # Every CPU rank would compile this op at start, but only inference_all_reduce needs it.
+    # Otherwise every CPU rank would compile this op at start, which only inference_all_reduce
+    # needs.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    # Pick the device, and set the threads of a CPU rank.
+    # Select the device, and set the number of threads of a CPU rank.
     accelerator = get_accelerator()
     local_rank = int(os.environ["LOCAL_RANK"])
     if accelerator.device_name() == "cpu":
@@ -79,7 +80,8 @@ def start_rank(timeout_minutes: float = 30.0) -> "torch.device":
         accelerator.set_device(local_rank)
         device = torch.device(accelerator.device_name(local_rank))
         backend = accelerator.communication_backend_name()
-    # Join the process group. First count threads: gloo aborts if it can't start its own.
+    # Join the process group. Check the limit of threads first: gloo would abort the process if it
+    # couldn't start its own.
     limits.check_threads(_LIBRARIES_THREADS + torch.get_num_threads())
     try:
         deepspeed.init_distributed(
@@ -116,7 +118,10 @@ def seed_everything(seed: int, deterministic: bool) -> None:
 
 
 def _check_hidden_devices() -> None:
-    """Raises LaunchError if a run would use the CPU because no GPU has the names that are given."""
+    """Raises LaunchError if CUDA_VISIBLE_DEVICES names a GPU that this machine doesn't have.
+
+    Otherwise the run would silently use the CPU.
+    """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").strip()
     named = visible.startswith(("GPU-", "MIG-"))
     if named and os.environ.get("DS_ACCELERATOR") != "cpu":

@@ -1,7 +1,7 @@
-"""Ranks under `srun python bin/train.py RECIPE`: one per task, from SLURM's variables.
+"""Sets the variables of a launcher for `srun python bin/train.py RECIPE`, one rank per task.
 
-Ranks, the address of rank 0 and a port follow from the job alone, so no program is called and
-nothing else has to be set. Left out: jobs of several components (`srun a : b`).
+Rank, address of rank 0 and port are derived from SLURM's environment variables. No other program is
+called, and the user has to set nothing. Left out: jobs of several components (`srun a : b`).
 """
 
 import os
@@ -9,12 +9,11 @@ import re
 
 
 def adopt_task() -> None:
-    """Sets the launcher's variables for a task of a SLURM job step.
+    """Sets RANK, WORLD_SIZE and the other variables of a launcher for a task of a SLURM job step.
 
-    These are RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT. Does
-    nothing below another launcher, for a single task, and in the batch script itself, which SLURM
-    numbers 0 like the first task. MASTER_ADDR, MASTER_PORT and OMP_NUM_THREADS are kept if they are
-    set.
+    The others are LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT and OMP_NUM_THREADS; the
+    last three are kept if they are set. Does nothing if another launcher has set RANK, for a single
+    task, and in the batch script itself, which SLURM numbers 0 like the first task.
     """
     told = os.environ
     tasks = told.get("SLURM_STEP_NUM_TASKS")
@@ -28,7 +27,7 @@ def adopt_task() -> None:
     on_each = tasks_per_node(
         told.get("SLURM_STEP_TASKS_PER_NODE") or told.get("SLURM_TASKS_PER_NODE") or tasks
     )
-    # With one entry in CUDA_VISIBLE_DEVICES the task sees a single GPU, as device 0.
+    # If CUDA_VISIBLE_DEVICES has one entry, the task sees a single GPU, which is device 0.
     own_gpu = (
         len(told.get("CUDA_VISIBLE_DEVICES", "").split(",")) == 1 and "CUDA_VISIBLE_DEVICES" in told
     )
@@ -43,12 +42,12 @@ def adopt_task() -> None:
 
 
 def first_node(nodes: str) -> str:
-    """Returns the first name of a node list: node01 for `node[01-03,07],other`."""
+    """Returns the first name of a SLURM node list: node01 for `node[01-03,07],other`."""
     return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", nodes).split(",")[0]
 
 
 def tasks_per_node(counts: str) -> list[int]:
-    """Expands SLURM's count of tasks on each node: `2(x3),1` is 2, 2, 2, 1."""
+    """Expands SLURM's number of tasks on each node: `2(x3),1` is [2, 2, 2, 1]."""
     return [
         int(n)
         for n, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", counts)
@@ -57,5 +56,5 @@ def tasks_per_node(counts: str) -> list[int]:
 
 
 def port(job: str, step: str) -> int:
-    """Returns a port for a job step, 10000 to 29999, below those that systems assign themselves."""
+    """Returns a port for a job step, 10000 to 29999; higher ones are assigned by the system."""
     return 10000 + (int(job) * 7 + int(step)) % 20000

@@ -1,9 +1,10 @@
-"""Translates CUDA_VISIBLE_DEVICES and a number of ranks for DeepSpeed's launcher.
+"""Translates CUDA_VISIBLE_DEVICES and a number of ranks to options of DeepSpeed's launcher.
 
-The program behind bin/dist_train.sh. DeepSpeed ignores the variable if it is given a number of
-GPUs, and accepts no UUIDs. So device numbers become `--include`, and UUIDs are first translated by
-nvidia-smi. As in CUDA, an empty list or -1 hides all GPUs; the ranks then run on the CPU. Imports
-only Python's standard library, and so starts at once.
+This is the program behind bin/dist_train.sh. DeepSpeed ignores CUDA_VISIBLE_DEVICES if it is called
+with a number of GPUs, and accepts no UUIDs. So device numbers are passed as `--include`, and UUIDs
+are first translated to numbers by nvidia-smi. As in CUDA, an empty list or -1 hides all GPUs; the
+ranks then run on the CPU. Only Python's standard library is imported, so the program starts at
+once.
 
 Left out: ranks on several MIG instances, between which NCCL doesn't work.
 """
@@ -14,31 +15,31 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
-_HIDDEN = ("", "-1", "NoDevFiles", "none", "void")  # values that hide all devices
+_HIDDEN = ("", "-1", "NoDevFiles", "none", "void")  # Values that hide all devices.
 _LIST_TIMEOUT_S = 20.0
-_OF_GPUS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA's, AMD's, Windows' for Linux
+_OF_GPUS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # Device files of NVIDIA, AMD and WSL.
 _ASK = "give numbers from 0 on, such as CUDA_VISIBLE_DEVICES=0,1"
 
 
 class Refused(ValueError):
-    """A user error; its one line says what is wrong and what to change."""
+    """A user's mistake; the message is one line that says what is wrong and what to change."""
 
 
 def command(
     launcher: Sequence[str], environment: Mapping[str, str], arguments: Sequence[str]
 ) -> tuple[list, dict]:
-    """Returns the command that `dist_train.sh RECIPE GPUS [options]` stands for.
+    """Returns the command that `dist_train.sh RECIPE GPUS [options]` runs.
 
     Args:
-        launcher: the words of the `deepspeed` command.
-        environment: the variables of this process.
+        launcher: the words that start DeepSpeed's launcher.
+        environment: the environment variables of this process.
         arguments: the path of train.py, then the arguments of dist_train.sh.
 
     Returns:
-        The words of the command, and its environment.
+        The words of the command, and its environment variables.
 
     Raises:
-        Refused: the arguments or variables can't work.
+        Refused: an argument or a variable is wrong, or they contradict each other.
     """
     if len(arguments) < 3:
         raise Refused(
@@ -70,7 +71,7 @@ def command(
 def _devices(
     visible: str | None, count: int, environment: Mapping[str, str]
 ) -> tuple[list[str], dict[str, str]]:
-    """Returns the launcher's device options, and the variables that they need."""
+    """Returns the launcher's device options, and environment variables to set with them."""
     listed = visible if visible is None else visible.strip()
     if listed in _HIDDEN:
         return ["--num_gpus", str(count)], {"DS_ACCELERATOR": "cpu"}
@@ -81,7 +82,7 @@ def _devices(
                 f"GPUS is {count}, but this machine has {len(there)}; give {len(there)} or less"
             )
         return ["--num_gpus", str(count)], {}
-    # The launcher takes numbers, so UUIDs are looked up among this machine's devices.
+    # The launcher accepts only numbers, so UUIDs are looked up among this machine's devices.
     names = [name.strip() for name in listed.rstrip(" ,").split(",")]
     if len(names) != count:
         raise Refused(
@@ -96,7 +97,8 @@ def _devices(
         raise Refused(
             f"CUDA_VISIBLE_DEVICES={listed}: this machine has {slots} GPUs, 0 to {slots - 1}"
         )
-    if not slots and not any(map(os.path.exists, _OF_GPUS)):  # numbers mean nothing to a CPU
+    # Without any GPU the ranks run on the CPU, where device numbers have no meaning.
+    if not slots and not any(map(os.path.exists, _OF_GPUS)):
         return ["--num_gpus", str(count)], {}
     # nvidia-smi numbers devices in PCI bus order; CUDA's default order is fastest first.
     order = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if not all(map(str.isdecimal, names)) else {}
@@ -104,7 +106,13 @@ def _devices(
 
 
 def _number(name: str, listed: str, there: Sequence[str]) -> int:
-    """Returns the number of a device that is given by number or by (the beginning of) its UUID."""
+    """Converts an entry of CUDA_VISIBLE_DEVICES to a device number.
+
+    Args:
+        name: a number, or the beginning of a UUID.
+        listed: the whole variable, for errors.
+        there: the UUIDs of this machine's GPUs.
+    """
     if re.fullmatch(r"\d+", name, re.ASCII):
         return int(name)
     if not name.startswith("GPU-"):
@@ -160,7 +168,7 @@ def _whole(value: str, name: str, most: int, meaning: str) -> int:
 
 
 def main() -> int:
-    """Replaces this process by the launcher (exec); returns 2 after a user error."""
+    """Replaces this process by the launcher (exec); returns exit code 2 after a user's mistake."""
     try:
         words, environment = command(["deepspeed"], os.environ, sys.argv[1:])
         os.execvpe(words[0], words, environment)

@@ -1,1 +1,1 @@
-"""All that touches DeepSpeed: its config, the engine, a step, checkpoints."""
+"""All code that uses DeepSpeed: the engine config, the engine, one training step, checkpoints."""

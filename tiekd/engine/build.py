@@ -1,7 +1,7 @@
-"""Builds an engine from network, optimizer and resolved engine config.
+"""Builds a DeepSpeed engine from a network, an optimizer and a resolved engine config.
 
-The one call of deepspeed.initialize. Left out: DeepSpeed's own optimizers and schedulers. The
-schedule is a function of the iteration, which the loop applies.
+It has the project's only call of deepspeed.initialize. Left out: DeepSpeed's own optimizers and
+schedulers; the training loop sets the learning rate of each iteration.
 """
 
 from copy import deepcopy
@@ -42,7 +42,7 @@ def build_engine(network: nn.Module, optimizer: torch.optim.Optimizer, config: E
         initial = {name: value.detach().clone() for name, value in network.state_dict().items()}
     patches.time_each_collective()
     try:
-        # A value that DeepSpeed refuses is a user error: report it in one line.
+        # If DeepSpeed refuses a value, the user's engine config is wrong: report it in one line.
         _read_by_deepspeed(values)
         engine, *_ = deepspeed.initialize(model=network, optimizer=optimizer, config=values)
     except ValidationError as error:
@@ -52,11 +52,11 @@ def build_engine(network: nn.Module, optimizer: torch.optim.Optimizer, config: E
     except (ValueError, AssertionError) as error:
         reason = " ".join(str(error).split())
         raise RecipeError(
-            f"engine config: DeepSpeed can't take it ({reason}); see ds_configs/"
+            f"engine config: DeepSpeed refuses it ({reason}); see ds_configs/"
         ) from None
     if initial is not None:
-        # Building the engine took an optimizer step there: the weights have decayed, and Adam's
-        # bias correction would be one step late.
+        # In fp16 at stage 0 building the engine takes an optimizer step: it applies weight decay
+        # and advances Adam's step count. Restore the initial weights and an empty optimizer state.
         full_state.restore(engine, initial, {})
     patches.save_through(engine, Files())
     patches.keep_on_at_lowest_loss_scale(engine)
@@ -65,7 +65,7 @@ def build_engine(network: nn.Module, optimizer: torch.optim.Optimizer, config: E
 
 
 def _read_by_deepspeed(values: dict) -> None:
-    """Lets DeepSpeed read a config; whatever it raises is re-raised as a ValueError."""
+    """Parses a config with DeepSpeed; errors that aren't ValueErrors are raised as ValueErrors."""
     from deepspeed.runtime.config import DeepSpeedConfig
 
     try:

@@ -1,9 +1,10 @@
-"""Saves an engine's checkpoint, whole or not at all, and restores it.
+"""Saves an engine's checkpoint atomically, and restores an engine from a checkpoint.
 
-A checkpoint is written beside its place, verified by a manifest and made current by one rename.
-tiekd/workdir/checkpoints.py says which files it has. Everything loads with `weights_only`: a
-checkpoint never runs code. With the same number of ranks, ZeRO stage and precision a run resumes
-from DeepSpeed's files, bit for bit; with any others from student.pth and moments.pth.
+A checkpoint is written to a temporary folder with a manifest of its files. One rename then gives
+the folder its final name. tiekd/workdir/checkpoints.py lists the files. All loading uses
+`weights_only`, so that a checkpoint can't run code. With the same number of ranks, ZeRO stage and
+precision a run resumes from DeepSpeed's files, bit for bit; otherwise it resumes from student.pth
+and moments.pth.
 """
 
 import json
@@ -31,12 +32,12 @@ class SaveFailed(Exception):
 def save(
     engine, folder: Path, iteration: int, hook_states: dict[str, dict], recipe: dict, **facts
 ) -> Path:
-    """Writes `<folder>/iter_<iteration>` so that it is either whole or not there. Collective.
+    """Writes the checkpoint `<folder>/iter_<iteration>` atomically. Collective.
 
     Args:
         engine: The DeepSpeed engine.
-        folder: Where the run's checkpoints are.
-        iteration: Finished iterations.
+        folder: The folder of the run's checkpoints.
+        iteration: The number of finished iterations.
         hook_states: This rank's hook states by hook, of plain values.
         recipe: The run's recipe.
         facts: Further entries of the student's weights file.
@@ -56,7 +57,7 @@ def save(
         files.make_folder(partial)
     comm.barrier()
     write_files(engine, partial, iteration, hook_states, recipe, **facts)
-    # One rank that couldn't write makes the save fail on all of them.
+    # If one rank couldn't write, the save fails on all ranks.
     shares = comm.gather_objects((files.written, files.problem))
     problem = next((problem for _, problem in shares if problem), None)
     if problem is None and comm.is_main():
@@ -74,10 +75,10 @@ def save(
 def write_files(
     engine, folder: Path, iteration: int, hook_states: dict[str, dict], recipe: dict, **facts
 ) -> None:
-    """Writes this rank's share of a checkpoint's files, but for the manifest. Collective.
+    """Writes this rank's share of a checkpoint's files, except the manifest. Collective.
 
-    They go through `engine.checkpoint_files`. Arguments are those of `save`; `folder` is the
-    checkpoint's own.
+    All files are written by `engine.checkpoint_files`, which records their digests and errors. The
+    arguments are those of `save`, but `folder` is the checkpoint's own folder.
     """
     files = engine.checkpoint_files
     engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
@@ -99,19 +100,19 @@ def write_files(
 
 
 def load(engine, checkpoint: Path) -> tuple[int, dict[str, dict]]:
-    """Restores engine and random states from a whole checkpoint. Collective.
+    """Verifies a checkpoint, and restores the engine and the random states. Collective.
 
     Returns:
         The checkpoint's iteration, and this rank's hook states.
 
     Raises:
-        CheckpointError: The checkpoint is corrupt, or of another network or optimizer.
+        CheckpointError: The checkpoint is damaged, or of another network or optimizer.
     """
     # Rank 0 verifies the digests of all ranks' files.
     problem = comm.broadcast_object(check(checkpoint) if comm.is_main() else None)
     if problem:
         raise CheckpointError(
-            f"{checkpoint}: {problem}; resume from another one, or --resume-from auto"
+            f"{checkpoint}: {problem}; resume from another checkpoint, or with --resume-from auto"
         )
     try:
         state = json.loads((checkpoint / STATE).read_text())
@@ -127,7 +128,8 @@ def load(engine, checkpoint: Path) -> tuple[int, dict[str, dict]]:
             full_state.restore(engine, weights, engine.checkpoint_files.load(checkpoint / MOMENTS))
             full_state.set_counters(engine, state["counters"])
         rank_file = checkpoint / f"rank_{comm.rank()}.pt"
-        if not rank_file.exists():  # this rank has no file: the world size was smaller at the save
+        # A run that resumes on more ranks than it was saved with has no files for the new ranks.
+        if not rank_file.exists():
             rank_file = checkpoint / "rank_0.pt"
         mine = engine.checkpoint_files.load(rank_file)
         rng_state.put_back(mine["random"])
@@ -135,13 +137,14 @@ def load(engine, checkpoint: Path) -> tuple[int, dict[str, dict]]:
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{checkpoint}: a file in it is no plain data and was not opened further, as it could "
-            f"run code ({_one_line(error)}); resume from another one"
+            f"run code ({_one_line(error)}); resume from another checkpoint"
         ) from None
     except OSError as error:
         raise CheckpointError(
-            f"{checkpoint}: can't be read ({error}); resume from another one"
+            f"{checkpoint}: can't be read ({error}); resume from another checkpoint"
         ) from None
-    # Out of memory or a lost rank: re-raise, since the checkpoint itself may be fine.
+    # Running out of memory says nothing about the checkpoint, so it isn't reported as damaged. The
+    # same holds for a lost rank below.
     except torch.cuda.OutOfMemoryError:
         raise
     except (
@@ -165,9 +168,9 @@ def _make_current(partial: Path, final: Path, files: dict[str, list]) -> str | N
     try:
         manifest.write(partial, files)
         sync(partial)
-        if (
-            final.exists()
-        ):  # saved by a run that was killed before it had removed it, or by two hooks
+        # The folder may exist already: from a run that was killed, or from a second Checkpoint
+        # hook.
+        if final.exists():
             os.rename(final, final.with_name(f".{final.name}.partial.old"))
         os.rename(partial, final)
         sync(final.parent)
@@ -184,7 +187,7 @@ def _make_current(partial: Path, final: Path, files: dict[str, list]) -> str | N
 def _facts(engine, iteration: int, recipe: dict) -> dict:
     """Returns the content of state.json.
 
-    A resume reads iteration, made_by and counters; the rest is for people.
+    A resume reads only `iteration`, `made_by` and `counters`; the other values are for people.
     """
     return {
         "iteration": iteration,
@@ -197,7 +200,10 @@ def _facts(engine, iteration: int, recipe: dict) -> dict:
 
 
 def _shape(engine) -> dict:
-    """Returns the values that must match between save and load for DeepSpeed's own files."""
+    """Returns world size, ZeRO stage and precision.
+
+    DeepSpeed's own files can be loaded only if these are the same as at the save.
+    """
     precision = "fp16" if engine.fp16_enabled() else "bf16" if engine.bfloat16_enabled() else "fp32"
     stage = engine.zero_optimization_stage()
     return {"world_size": comm.world_size(), "zero_stage": stage, "precision": precision}

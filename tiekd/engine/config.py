@@ -1,6 +1,8 @@
-"""Reads, checks and resolves the engine config: JSON that says how a step runs here.
+"""Reads, checks and resolves the engine config: a JSON file of DeepSpeed settings.
 
-Values that belong to the recipe are "auto" in it and are filled in; a contradiction is refused.
+The engine config says how a step is computed, such as its precision and ZeRO stage. Values that the
+recipe determines, such as the batch size, are "auto" in the file and are filled in. A value that
+contradicts the recipe is refused.
 """
 
 import difflib
@@ -18,8 +20,8 @@ from tiekd.files import check_readable
 
 DEFAULT_CONFIG = Path(__file__).parents[2] / "ds_configs" / "fp32.json"
 
-# DeepSpeed 0.19 lets unknown top-level keys pass silently, and fails on values of wrong types with
-# errors from deep in its own code, so keys and types are checked here.
+# DeepSpeed 0.19 ignores unknown top-level keys, and fails on values of wrong types with errors from
+# deep in its own code. So keys and types are checked here.
 _WORDS = (
     "communication_data_type seq_parallel_communication_data_type gradient_allreduce_op log_level"
 )
@@ -43,7 +45,7 @@ ENGINE_KEYS = {
     **dict.fromkeys(_SWITCHES.split(), bool),
     **dict.fromkeys(_WORDS.split(), str),
 }
-_FROM_RECIPE = (*_COUNTS.split()[:3], "gradient_clipping")  # these values may be "auto"
+_FROM_RECIPE = (*_COUNTS.split()[:3], "gradient_clipping")  # Keys whose value may be "auto".
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,8 @@ class EngineConfig:
 
     Attributes:
         values: The whole config: DeepSpeed's keys, and the section execution.SECTION.
-        batch_size_per_gpu: Images of a rank's micro-batch.
-        accumulation: Micro-batches per iteration.
+        batch_size_per_gpu: Images in a micro-batch of one rank.
+        accumulation: Micro-batches per iteration on each rank.
     """
 
     values: dict
@@ -67,10 +69,13 @@ class EngineConfig:
 
 
 def read_engine_config(path: str | Path | None) -> dict:
-    """Returns the JSON of a file with `~` expanded; None reads ds_configs/fp32.json.
+    """Reads an engine config, and expands a leading `~` in its strings.
+
+    Args:
+        path: The JSON file; None for ds_configs/fp32.json.
 
     Raises:
-        LaunchError: The file can't be read.
+        LaunchError: The file can't be read or is not a JSON object.
     """
     path = Path(path or DEFAULT_CONFIG)
     check_readable(path, "engine config", LaunchError, "--deepspeed_config ")
@@ -95,7 +100,10 @@ def read_engine_config(path: str | Path | None) -> dict:
 
 
 def _json_object(pairs: list[tuple[str, object]]) -> dict:
-    """Returns a JSON object as a dict: refuses duplicate keys, expands a leading `~` in strings."""
+    """Converts the pairs of a JSON object to a dict, for `json.loads`.
+
+    Refuses duplicate keys, and expands a leading `~` in strings.
+    """
     found = {}
     for key, value in pairs:
         if key in found:
@@ -118,7 +126,7 @@ def resolve(config: dict, batch_size: int, clip_norm: float, world_size: int) ->
         RecipeError: A key is unknown, a value contradicts the recipe, or the batch can't be split.
         LaunchError: This device, or DeepSpeed, can't compute in that precision.
     """
-    # Keys and kinds: DeepSpeed itself lets unknown keys pass.
+    # Check keys and types, since DeepSpeed itself ignores unknown keys.
     for key, value in config.items():
         if key in ("optimizer", "scheduler"):
             raise RecipeError(
@@ -133,11 +141,11 @@ def resolve(config: dict, batch_size: int, clip_norm: float, world_size: int) ->
             check_value(value, ENGINE_KEYS[key], f"engine config: {key}")
         if key in ("steps_per_print", "gradient_predivide_factor") and not 0 < value < math.inf:
             raise RecipeError(f"engine config: {key} is {value}; it must be above 0")
-    # The recipe's values win: the JSON may hold "auto" or the same value, else it is refused.
+    # The JSON may have "auto" or the recipe's own value; any other value is refused.
     _agree(config, "train_batch_size", batch_size, "train.batch_size")
     _agree(config, "gradient_clipping", clip_norm, "train.clip_norm")
     per_gpu, accumulation = _deal(config, batch_size, world_size)
-    # DeepSpeed prints nothing, takes torch's optimizers, and finds no "auto" left.
+    # Fill in all values, turn off DeepSpeed's own log lines, and allow any torch optimizer.
     values = {"steps_per_print": 10**9, "zero_allow_untested_optimizer": True, **config}
     values |= {
         "train_batch_size": batch_size,
@@ -151,7 +159,7 @@ def resolve(config: dict, batch_size: int, clip_norm: float, world_size: int) ->
 
 
 def refill(config: dict, world_size: int, other_batch: bool) -> dict:
-    """Returns a resolved engine config with "auto" for every value that the recipe may change.
+    """Returns a resolved engine config with "auto" for every value that a changed recipe may set.
 
     Args:
         config: `EngineConfig.values` of an earlier start.
@@ -190,7 +198,14 @@ def _agree(config: dict, key: str, recipe_value: float, recipe_key: str) -> None
 
 
 def _deal(config: dict, batch_size: int, world_size: int) -> tuple[int, int]:
-    """Splits a global batch; returns (images of a rank's micro-batch, accumulation)."""
+    """Splits a global batch over ranks and micro-batches.
+
+    Returns:
+        The number of images in a rank's micro-batch, and the number of micro-batches per iteration.
+
+    Raises:
+        RecipeError: The global batch can't be split evenly.
+    """
     per_gpu = config.get("train_micro_batch_size_per_gpu", "auto")
     accumulation = config.get("gradient_accumulation_steps", "auto")
     for key, value in (
@@ -201,7 +216,7 @@ def _deal(config: dict, batch_size: int, world_size: int) -> tuple[int, int]:
             raise RecipeError(
                 f'engine config: {key} is {value!r}; it must be a whole number from 1, or "auto"'
             )
-    # An `auto` key is the quotient: global batch / (ranks * the other key).
+    # A key that is "auto" follows from the other: global batch / (ranks * other key).
     if accumulation == "auto":
         accumulation = (
             1 if per_gpu == "auto" else max(1, round(batch_size / (per_gpu * world_size)))
@@ -213,13 +228,13 @@ def _deal(config: dict, batch_size: int, world_size: int) -> tuple[int, int]:
     step = accumulation * world_size
     if config.get("train_micro_batch_size_per_gpu", "auto") != "auto":
         step *= per_gpu
-    # The error lists the nearest global batch sizes and the world sizes that fit.
+    # For the error message: the nearest global batch sizes that fit, and all world sizes that fit.
     lower = batch_size // step * step
     fits = ", ".join(str(size) for size in (lower, lower + step) if size)
     ranks = [n for n in range(1, batch_size + 1) if batch_size % (n * step // world_size) == 0]
     ranks = ", ".join(map(str, ranks)) or "none"
     raise RecipeError(
-        f"train.batch_size {batch_size} can't be dealt to {world_size} ranks with accumulation "
+        f"train.batch_size {batch_size} can't be split over {world_size} ranks with accumulation "
         f"{accumulation}"
         f"{'' if step == accumulation * world_size else f' and {per_gpu} images a rank'}; nearest "
         "global batches that "

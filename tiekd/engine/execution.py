@@ -1,23 +1,23 @@
-"""Sets how the student's convolutions run: their memory layout, and torch.compile.
+"""Sets how the student's convolutions run: their memory format, and torch.compile.
 
-Both belong to the engine config, in a section of its own that DeepSpeed doesn't see, because they
-change neither what is learned nor what is stored: weights keep their layout and names, at every
-ZeRO stage.
+Both are set in the engine config, since they change neither what is learned nor what is stored:
+weights keep their layout and names at every ZeRO stage. They have a section of their own, which is
+not passed to DeepSpeed.
 
     "tiekd": {"memory_format": "auto", "compile": false}
 
-`channels_last` is the layout of tensor cores, and of oneDNN on CPUs; the image is laid out so, and
-everything after it follows. "auto" is that in half precision. fp32 stays contiguous: a CPU's norms
-take their statistics of channels-last features with a hundred times the rounding (7e-5 of a
-variance), so that one rank and several would no longer agree, for some percent of the time; on a
-GPU it has not been measured in fp32. DenseDepth, which has no norms, lays out large features on a
-CPU by the table of tiekd/kernels/layouts.py, whatever is asked; so are bf16's convolutions computed
-on CPUs without bf16 arithmetic.
+`channels_last` is the layout for tensor cores, and for oneDNN on CPUs. The image is converted to
+it, and all features follow. "auto" means channels_last in half precision and contiguous in fp32. In
+fp32 on a CPU, norms compute the statistics of channels-last features with a hundred times the
+rounding error (7e-5 of a variance), so that results on one rank and on several would no longer
+agree, to save a few percent of the time. In fp32 on a GPU channels_last has not been measured. Two
+layouts on CPUs are always chosen by the table in tiekd/kernels/layouts.py: that of large features
+in DenseDepth, which has no norms, and that of bf16 convolutions on CPUs without bf16 arithmetic.
 
-`compile` takes encoder, neck and decoder, each on its own; the head's kernel stays as it is. It
-costs a minute at the first iteration, and again for images of another size, and for the first one
-that TensorBoard draws, which is another batch in eval mode. Left out: compiling under ZeRO 3, which
-gathers weights by hooks inside the network, and DeepSpeed's own `compile`.
+`compile` compiles encoder, neck and decoder, each on its own; the head's kernel is not compiled. It
+costs a minute at the first iteration, again for images of another size, and again for the first
+TensorBoard image, whose batch has another size and is in eval mode. Left out: compiling under
+ZeRO-3, which gathers weights by hooks inside the network; and DeepSpeed's own `compile`.
 """
 
 import shutil
@@ -41,8 +41,8 @@ class Execution:
     """The section "tiekd" of the engine config.
 
     Attributes:
-        memory_format: One of FORMATS; "auto" is channels_last in half precision.
-        compile: Compiles encoder, neck and decoder.
+        memory_format: One of FORMATS; "auto" is channels_last in half precision, else contiguous.
+        compile: True to compile encoder, neck and decoder.
     """
 
     memory_format: str = "auto"
@@ -50,7 +50,7 @@ class Execution:
 
 
 def of_engine_config(config: dict) -> Execution:
-    """Returns the section, checked.
+    """Returns the section "tiekd" of an engine config, checked.
 
     Raises:
         RecipeError: A key is unknown or a value is not allowed.
@@ -62,7 +62,7 @@ def of_engine_config(config: dict) -> Execution:
     for key, value in node.items():
         check_value(value, fields[key].type, f"engine config: {SECTION}.{key}")
     execution = Execution(**node)
-    # The types were checked by annotation; check the allowed values.
+    # The types were checked by their annotations. Check the values.
     if execution.memory_format not in FORMATS:
         raise RecipeError(
             f"engine config: {SECTION}.memory_format: got {execution.memory_format!r}; allowed: "
@@ -71,8 +71,8 @@ def of_engine_config(config: dict) -> Execution:
     if execution.compile:
         if config.get("zero_optimization", {}).get("stage", 0) == 3:
             raise RecipeError(
-                f"engine config: {SECTION}.compile can't go with ZeRO stage 3; leave one of them "
-                "out"
+                f"engine config: {SECTION}.compile can't be combined with ZeRO stage 3; leave one "
+                "of them out"
             )
         if not any(map(shutil.which, ("c++", "g++", "clang++"))):
             raise LaunchError(
@@ -82,10 +82,10 @@ def of_engine_config(config: dict) -> Execution:
 
 
 def memory_format(execution: Execution, in_half: bool) -> torch.memory_format:
-    """Returns the memory format of the network, with "auto" resolved.
+    """Returns the network's memory format, with "auto" resolved.
 
     Args:
-        execution: The section.
+        execution: The section "tiekd" of the engine config.
         in_half: True if the convolutions run in bf16 or fp16.
     """
     chosen = execution.memory_format
@@ -95,7 +95,14 @@ def memory_format(execution: Execution, in_half: bool) -> torch.memory_format:
 
 
 def prepare(network: nn.Module, config: dict) -> None:
-    """Applies memory format, bf16 layout and compilation in place; keeps the state dict."""
+    """Applies memory format, bf16 layout and torch.compile to a network, in place.
+
+    The names and values in its state dict don't change.
+
+    Args:
+        network: The student.
+        config: The resolved engine config.
+    """
     execution = of_engine_config(config)
     in_half = any(config.get(kind, {}).get("enabled", False) for kind in _HALF)
     network.memory_format = memory_format(execution, in_half)
@@ -106,7 +113,7 @@ def prepare(network: nn.Module, config: dict) -> None:
 
 
 def about(config: dict, device: torch.device) -> list[str]:
-    """Returns [a log line] if this CPU computes bf16 convolutions in fp32, else []."""
+    """Returns a line for the log if bf16 convolutions are computed in fp32 on this CPU, else []."""
     chosen = layouts.choice(layouts.ANY, layouts.BF16)
     if device.type != "cpu" or not _in_bf16(config) or chosen == layouts.NATIVE:
         return []
@@ -123,7 +130,7 @@ def _in_bf16(config: dict) -> bool:
 
 
 def compile_parts(network: nn.Module) -> None:
-    """Wraps encoder, neck and decoder in torch.compile, in place; they compile at the next call.
+    """Sets up torch.compile for encoder, neck and decoder, in place; compiled at their next call.
 
     Names and parameters don't change.
     """

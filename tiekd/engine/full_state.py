@@ -1,8 +1,9 @@
-"""Reads and restores an engine's weights and moments by parameter name, whole and in fp32.
+"""Gathers and restores an engine's unsharded fp32 weights and optimizer moments, by parameter name.
 
-Works at any ZeRO stage, so a run can resume with another number of ranks or at another stage,
-where DeepSpeed's own files don't load, and every checkpoint has plain weights. Cost: one collective
-per tensor; rank 0 holds everything once in host memory. Left out: DeepSpeed's offload to NVMe.
+This works at any ZeRO stage. So a run can resume on another number of ranks or at another stage,
+where DeepSpeed's own files can't be loaded, and every checkpoint has plain weights. Cost: one
+collective per tensor, and host memory on rank 0 for one copy of everything. Left out: DeepSpeed's
+offload to NVMe.
 """
 
 from collections.abc import Iterator
@@ -14,8 +15,10 @@ from torch import Tensor
 from tiekd.distributed import comm
 from tiekd.engine import patches
 
-# Where DeepSpeed's optimizers keep the flat fp32 tensors that the torch optimizer steps.
+# Attributes of the engine that count steps, samples and skipped steps.
 _COUNTERS = ("global_steps", "global_samples", "skipped_steps")
+# Attributes of DeepSpeed's ZeRO optimizers with the flat fp32 tensors that the torch optimizer
+# updates. Each tensor is this rank's part of one parameter group.
 _FLAT_GROUPS = (
     "single_partition_of_fp32_groups",
     "fp32_partitioned_groups_flat",
@@ -24,7 +27,7 @@ _FLAT_GROUPS = (
 
 
 def weights(engine) -> dict[str, Tensor]:
-    """Returns the student's fp32 weights and its buffers, on rank 0's CPU. Collective.
+    """Returns the student's fp32 weights and its buffers by name, on rank 0's CPU. Collective.
 
     In half precision these are the optimizer's fp32 master weights. Empty on the other ranks.
     """
@@ -44,10 +47,10 @@ def weights(engine) -> dict[str, Tensor]:
 
 
 def moments(engine) -> dict[str, dict[str, Tensor]]:
-    """Returns the optimizer's state by parameter, on rank 0's CPU. Collective.
+    """Returns the optimizer's state by parameter name, on rank 0's CPU. Collective.
 
-    Tensors of the parameter's shape (`exp_avg`, ...) are fp32; the others (`step`) are as the
-    optimizer has them. Empty on the other ranks, and before the first step.
+    Tensors of the parameter's shape (`exp_avg`, ...) are fp32; other values (`step`) have the
+    optimizer's own type. Empty on the other ranks, and before the first step.
     """
     state = _torch_optimizer(engine).state
     masters = _masters(engine)
@@ -56,7 +59,8 @@ def moments(engine) -> dict[str, dict[str, Tensor]]:
     if masters:
         values = {name: dict(state[master]) for name, master in masters.items() if master in state}
     elif state:
-        # ZeRO: it has one state per flat group; DeepSpeed returns each parameter's slice of it.
+        # ZeRO: the optimizer has one state per flat group, of which DeepSpeed returns each
+        # parameter's slice.
         patches.link_all_moments(engine)
         flat = next(tensor for tensor in _flat_groups(engine) if tensor in state)
         like_weights = [key for key, value in state[flat].items() if _is_like(value, flat)]
@@ -75,13 +79,13 @@ def moments(engine) -> dict[str, dict[str, Tensor]]:
 
 
 def restore(engine, values: dict[str, Tensor], kept: dict[str, dict[str, Tensor]]) -> None:
-    """Puts weights and moments into an engine of any stage. Collective.
+    """Sets an engine's weights and optimizer moments, at any ZeRO stage. Collective.
 
     Args:
         engine: The DeepSpeed engine.
-        values: As `weights` returned them, whole on every rank.
-        kept: As `moments` returned them, whole on every rank; if empty, the optimizer is as before
-            its first step.
+        values: The weights as `weights` returned them, unsharded, the same on every rank.
+        kept: The moments as `moments` returned them, unsharded, the same on every rank. If empty,
+            the optimizer is reset to its state before the first step.
     """
     _set_module(engine, values)
     masters, state = _masters(engine), _torch_optimizer(engine).state
@@ -96,8 +100,8 @@ def restore(engine, values: dict[str, Tensor], kept: dict[str, dict[str, Tensor]
                 }
         return
     if kept:
-        # ZeRO: each flat group gets zeros of its size, into which the parameters' slices are
-        # copied.
+        # ZeRO: create zero moments for each flat group. The parameters' slices are copied into
+        # them below.
         some = next(iter(kept))
         shape = values[some].shape
         for flat in _flat_groups(engine):
@@ -117,16 +121,16 @@ def restore(engine, values: dict[str, Tensor], kept: dict[str, dict[str, Tensor]
 
 
 def counters(engine) -> dict[str, float]:
-    """Returns the engine's counters and its loss scale (1 without loss scaling)."""
+    """Returns the engine's counts of steps and samples, and its loss scale (1 without scaling)."""
     values = {name: getattr(engine, name) for name in _COUNTERS}
     scaler = _scaler(engine)
     return values | {"loss_scale": 1.0 if scaler is None else float(scaler.cur_scale)}
 
 
 def set_counters(engine, values: dict[str, float]) -> None:
-    """Restores what `counters` returned.
+    """Restores the counts and the loss scale that `counters` returned.
 
-    If the saved run had no loss scaling, the engine keeps its config's initial scale.
+    If the saved run had no loss scaling, the engine keeps the initial scale of its config.
     """
     for name in _COUNTERS:
         setattr(engine, name, values[name])
@@ -142,7 +146,7 @@ def _scaler(engine):
 
 
 def _set_module(engine, values: dict[str, Tensor]) -> None:
-    """Sets the weights and buffers that forward runs on."""
+    """Copies values into the module's parameters and buffers, which the forward pass uses."""
     from deepspeed.runtime.zero import GatheredParameters
 
     parameters = dict(engine.module.named_parameters())
@@ -155,9 +159,9 @@ def _set_module(engine, values: dict[str, Tensor]) -> None:
 
 
 def _masters(engine) -> dict[str, Tensor] | None:
-    """Returns the tensors that the torch optimizer steps at stage 0, by parameter name.
+    """Returns the fp32 tensors that the torch optimizer updates at stage 0, by parameter name.
 
-    None under ZeRO, which keeps them as flat groups.
+    None under ZeRO, where the optimizer updates flat groups.
     """
     if engine.zero_optimization_stage() > 0 or any(
         hasattr(engine.optimizer, name) for name in _FLAT_GROUPS
@@ -185,7 +189,7 @@ def _flat_groups(engine) -> Iterator[Tensor]:
 
 
 def _whole(parameter: Tensor, key: str | None = None) -> Tensor:
-    """Returns the whole fp32 parameter, or its moment `key`, of a ZeRO engine."""
+    """Returns a ZeRO engine's parameter, unsharded and in fp32, or its moment `key`. Collective."""
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
     return (
@@ -204,8 +208,8 @@ def _set_whole(parameter: Tensor, value: Tensor, key: str | None = None) -> None
     )
 
     if hasattr(parameter, "ds_id"):
-        # The last rank's shard is padded, which DeepSpeed's own function for whole values
-        # ignores.
+        # DeepSpeed's function that sets an unsharded value ignores the padding of the last rank's
+        # shard. So the value is padded here and each rank sets its own shard.
         size = parameter.ds_tensor.numel()
         flat = F.pad(value.flatten(), (0, size * comm.world_size() - value.numel()))
         value = flat[comm.rank() * size :][:size]
@@ -227,7 +231,7 @@ def _is_like(value, flat: Tensor) -> bool:
 
 
 def _copy(value, shape: torch.Size):
-    """Returns a tensor's copy on the CPU, in `shape` unless 0-d; other values as they are."""
+    """Copies a tensor to the CPU, in `shape` unless it is 0-d; returns other values unchanged."""
     if not isinstance(value, Tensor):
         return value
     value = value.detach().cpu().clone()

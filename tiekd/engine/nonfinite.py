@@ -1,11 +1,11 @@
-"""Keeps numbers that aren't finite out of the network: the step's own defence, on the device.
+"""Keeps NaN and infinity out of the network's weights and running statistics, without a host sync.
 
-DeepSpeed, and the fused optimizer at stage 0 (engine/step.py), skip a step whose gradient isn't
-finite, on all ranks. Two ways around that are closed here. A loss that isn't finite may have a
-finite gradient: that of a mean over no pixel is 0. And norms change their running statistics in
-forward, before there is a gradient; one NaN stays in them for ever. Cost: one addition to the
-smallest gradient and four kernels a micro-batch, no host sync. Left out: statistics that became
-finite nonsense, which an image without NaN or infinity can do.
+DeepSpeed, and the fused optimizer at stage 0 (engine/step.py), skip a step on all ranks if its
+gradient isn't finite. That misses two cases, which this module handles. First, a loss that isn't
+finite may have a finite gradient: the mean over no pixel is NaN, but its gradient is 0. Second,
+BatchNorm updates its running statistics in the forward pass, before there is a gradient, and one
+NaN stays in them for ever. Cost: one addition to the smallest gradient and four kernels per
+micro-batch. Left out: statistics that are finite but wrong, as extreme finite images cause.
 """
 
 import math
@@ -16,11 +16,12 @@ from torch.nn.modules.batchnorm import _NormBase
 
 
 class GradientPoison:
-    """Makes a non-finite loss give a non-finite gradient, so that the step is skipped.
+    """Makes a loss that isn't finite give a NaN gradient, so that all ranks skip the step.
 
-    The smallest parameter's gradient gets NaN added before ZeRO takes it over, 0 otherwise; the sum
-    over micro-batches and ranks does the rest. Multiplying the loss would not do: NaN times an
-    empty gradient is nothing.
+    NaN is added to the gradient of the smallest parameter (0 for a finite loss), before ZeRO
+    reduces the gradient. The sum over micro-batches and ranks is then NaN as well. Multiplying the
+    loss by NaN would not be enough: if no pixel is valid, the gradient is an empty tensor, on which
+    a factor has no effect.
     """
 
     def __init__(self, network: nn.Module):
@@ -30,7 +31,7 @@ class GradientPoison:
         smallest.register_hook(self._add)
 
     def add_where_not_finite(self, loss: Tensor) -> None:
-        """Arms the poison with the 0-d loss whose backward runs next."""
+        """Adds NaN to the gradient of the next backward pass if `loss`, 0-d, isn't finite."""
         self._added[:] = [torch.where(loss.detach().isfinite(), 0.0, math.nan)]
 
     def _add(self, gradient: Tensor) -> Tensor:
@@ -48,7 +49,7 @@ class RunningStatistics:
         self._finite = torch.cat(self._buffers) if norms else None
 
     def keep_finite(self) -> None:
-        """Restores each number that is no longer finite."""
+        """Replaces each running value that is no longer finite by its last finite value."""
         if self._finite is None:
             return
         newest = torch.cat(self._buffers)

@@ -1,13 +1,15 @@
 """Every change that is made to DeepSpeed.
 
-Each is one function that changes one engine, or one module of DeepSpeed. Its docstring says what
-goes wrong without it, the version in which that was seen, and the test that fails without it. When
-DeepSpeed is updated, take out one function after the other: where its test then passes, it may go.
+Each function patches one engine, or one module of DeepSpeed. Its docstring says what goes wrong
+without the patch, the version in which that was seen, and the test that fails without the patch.
+When DeepSpeed is updated, remove one patch after the other: if the test of a patch passes without
+it, the patch is no longer needed.
 
-Left out: what avoids a fault and changes nothing in DeepSpeed. It stands where it is done, with its
-reason: the first optimizer step of fp16 at stage 0 in engine/build.py, clipping and the loss scale
-of stage 0 in engine/step.py, padded shards in engine/full_state.py. One switch is set before there
-is an engine, in distributed/process_group.py, so that CPU ranks compile no op that nobody calls.
+Left out: workarounds that change nothing in DeepSpeed. They are in the code that needs them, with
+the reason: the first optimizer step of fp16 at stage 0 in engine/build.py; clipping and the loss
+scale of stage 0 in engine/step.py; padded shards in engine/full_state.py. One setting is made
+before there is an engine, in distributed/process_group.py, so that CPU ranks compile no DeepSpeed
+op that isn't used.
 """
 
 import os
@@ -19,10 +21,11 @@ from tiekd.workdir.manifest import Files
 
 
 def save_through(engine, files: Files) -> None:
-    """Lets `files` write and read the engine's checkpoints, as `engine.checkpoint_files`.
+    """Makes the engine write and read its checkpoints with `files`, its new `checkpoint_files`.
 
     Without it: a full disk ends a run with a traceback, files have no digests, and each checkpoint
-    holds a copy of zero_to_fp32.py, which converts it to the plain weights that are saved anyway.
+    contains a copy of zero_to_fp32.py, a script that extracts plain weights, which are saved
+    anyway.
     Seen in: DeepSpeed 0.19.8.
     Test: test_save_on_full_disk_keeps_training.
     """
@@ -35,10 +38,9 @@ def save_through(engine, files: Files) -> None:
 
 
 def load_plain_data_only() -> None:
-    """Makes DeepSpeed's loading weights-only, with the types of its own that its files contain.
+    """Makes DeepSpeed load its files with `weights_only`, and allows DeepSpeed's own types in them.
 
-    Without it: `torch.load` in DeepSpeed unpickles whatever a checkpoint holds, and so may run
-    code.
+    Without it: `torch.load` in DeepSpeed unpickles any object in a checkpoint, and so may run code.
     Seen in: DeepSpeed 0.19.8.
     Test: test_hostile_pickle_is_never_executed.
     """
@@ -53,10 +55,11 @@ def load_plain_data_only() -> None:
 
 
 def keep_on_at_lowest_loss_scale(engine) -> None:
-    """Lets training go on where fp16's loss scale is 1 and a gradient still isn't finite.
+    """Lets training continue if fp16's loss scale is down to 1 and a gradient still isn't finite.
 
-    Without it: that step raises an exception. training/hooks/guard.py ends such a run instead, with
-    the samples' names and the checkpoint to resume from.
+    Without it: such a step raises an exception. With it the step is skipped, and after too many of
+    them training/hooks/guard.py ends the run with the samples' names and a checkpoint to resume
+    from.
     Seen in: DeepSpeed 0.19.8.
     Test: test_loss_scale_halves_down_to_one.
     """
@@ -66,11 +69,11 @@ def keep_on_at_lowest_loss_scale(engine) -> None:
 
 
 def link_all_moments(engine) -> None:
-    """Makes DeepSpeed find every parameter's moments; to be called before they are read.
+    """Makes DeepSpeed find the moments of all parameters; call it before moments are read.
 
-    Without it: stages 1 and 2 look for them once, when the first parameter group has made its first
-    step. The other groups' parameters then have none, and saving a run with `optimizer.groups` ends
-    with a traceback.
+    Without it: stages 1 and 2 look for moments only once, right after the first step of the first
+    parameter group. They then find none for the other groups, and saving a run with
+    `optimizer.groups` ends with a traceback.
     Seen in: DeepSpeed 0.19.8.
     Test: test_zero_stages_train_groups_as_torch.
     """
@@ -80,10 +83,10 @@ def link_all_moments(engine) -> None:
 
 
 def time_whole_network(engine) -> None:
-    """Makes the flops profiler time the network as a whole.
+    """Makes the flops profiler report the right time for the whole network.
 
-    Without it: the profiler starts in the network's forward, after the moment at which it would
-    read the clock, and reports the time since 1970.
+    Without it: the profiler starts during the network's forward, after the point at which it would
+    record the start time. It then reports the time since 1970.
     Seen in: DeepSpeed 0.19.8.
     Test: test_flops_profiler_table_has_all_parts.
     """
@@ -99,9 +102,10 @@ def time_whole_network(engine) -> None:
 
 
 def time_each_collective() -> None:
-    """Makes `comms_logger` note each collective's time; to be called before an engine is built.
+    """Makes `comms_logger` record each collective's own time; call it before an engine is built.
 
-    Without it: its timers are never reset, and it notes the sum of all collectives of that kind.
+    Without it: the timers are never reset, so each record is the sum of all earlier collectives of
+    that kind.
     Seen in: DeepSpeed 0.19.8.
     Test: test_comms_logger_times_fit_run.
     """

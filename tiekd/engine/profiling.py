@@ -1,15 +1,16 @@
-"""Prints what DeepSpeed's own profiling, asked for in the engine config, has counted.
+"""Prints the results of DeepSpeed's communication profiling at the end of a run.
 
-`flops_profiler` prints a table at one iteration, `wall_clock_breakdown` a line an iteration: both
-by themselves, on rank 0, to stdout (the table to its `output_file`, where one is given).
-`comms_logger` counts and prints nothing until it is asked. Cost: the latter two wait for the device
-at every operation that they time, so a profiled run is slow. What DeepSpeed measures wrongly is
-mended in engine/patches.py.
+The engine config turns on DeepSpeed's profilers. Two of them print by themselves, on rank 0 to
+stdout: `flops_profiler` a table at one iteration (to its `output_file` if one is given), and
+`wall_clock_breakdown` a line per iteration. The third, `comms_logger`, only counts, so this module
+prints its table. Cost: `wall_clock_breakdown` and `comms_logger` wait for the device at every
+operation that they time, so a profiled run is slow. engine/patches.py corrects times that DeepSpeed
+measures wrongly.
 """
 
 
 def print_collectives(engine) -> None:
-    """Prints the table of `comms_logger`, where that is on, on rank 0. Collective."""
+    """Prints the table of `comms_logger` on rank 0, if the config turns it on. Collective."""
     if engine._config.comms_config.comms_logger_enabled:
         from deepspeed import comm
 

@@ -1,7 +1,4 @@
-"""Saves and restores the states of this process's random generators.
-
-These are Python's, NumPy's and torch's, and CUDA's if there is a device.
-"""
+"""Saves and restores this process's random states: Python's, NumPy's, torch's and CUDA's."""
 
 import random
 

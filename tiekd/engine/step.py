@@ -13,10 +13,10 @@ from tiekd.engine.config import EngineConfig, clips_here, scales_here
 
 
 class Step:
-    """Runs an engine's network, gradients and optimizer, a micro-batch at a time.
+    """Runs forward, backward and the optimizer step of one micro-batch at a time.
 
-    Construct it after the weights are loaded, because it copies their running statistics as the
-    first finite ones.
+    Construct it after the weights are loaded, because it copies the norms' running statistics as
+    the first finite ones.
     """
 
     def __init__(self, engine, config: EngineConfig, clip_norm: float):
@@ -24,17 +24,18 @@ class Step:
 
         Args:
             engine: The DeepSpeed engine.
-            config: The resolved engine config that it was built with.
+            config: The resolved engine config that the engine was built with.
             clip_norm: Maximum L2 norm of the gradient over all parameters; 0: no clipping.
         """
         self.engine = engine
         self._poison = nonfinite.GradientPoison(engine.module)
         self._statistics = nonfinite.RunningStatistics(engine.module)
-        # DeepSpeed 0.19 divides the gradients of a torch optimizer at stage 0 by the loss scale,
-        # but never multiplies the loss with it: without this, training silently makes no
-        # progress.
+        # At stage 0 DeepSpeed 0.19 divides a torch optimizer's gradients by the loss scale but
+        # never multiplies the loss by it. Without the multiplication in `backward`, training would
+        # silently make no progress.
         self._scales = scales_here(config)
-        # In stage 0 without a loss scale DeepSpeed clips but doesn't return the norm, so clip here.
+        # At stage 0 without a loss scale DeepSpeed clips but doesn't return the norm, so the
+        # gradient is clipped here.
         self._clipped = _trained(engine.module) if clips_here(config) else None
         self._clip_norm = clip_norm or float("inf")
         self._num_skipped = torch.zeros((), device=self._clipped[0].device) if self._clipped else 0
@@ -56,13 +57,14 @@ class Step:
         return self.engine(image, target_depth, counted)
 
     def backward(self, loss: Tensor) -> Tensor | float | None:
-        """Adds a micro-batch's gradients; at the accumulation boundary also clips them and steps.
+        """Adds a micro-batch's gradients; after the iteration's last one also clips and steps.
 
         Args:
             loss: 0-d float32, the mean over this rank's images.
 
         Returns:
-            The gradient's L2 norm before clipping, over all ranks; None before the boundary.
+            The L2 norm of the averaged gradient of all ranks before clipping; None before the
+            iteration's last micro-batch.
         """
         self._poison.add_where_not_finite(loss)
         self.engine.backward(loss * self._scale_here() if self._scales else loss)
@@ -71,26 +73,26 @@ class Step:
 
     @property
     def skipped(self) -> Tensor | bool:
-        """True if all ranks skipped the last optimizer step; a tensor stays on the device."""
+        """True if all ranks skipped the last optimizer step; maybe a 0-d tensor on the device."""
         if self._clipped is not None:
             return self.engine.optimizer.found_inf
         return not self.engine.was_step_applied()
 
     @property
     def num_skipped(self) -> int:
-        """Optimizer steps of this engine that were skipped. One host sync."""
+        """The number of optimizer steps that this engine has skipped. One host sync."""
         return self.engine.skipped_steps + int(self._num_skipped)
 
     @property
     def loss_scale(self) -> float | None:
-        """The factor of the next loss in fp16; None in the other precisions."""
+        """The factor by which fp16 multiplies the next loss; None in bf16 and fp32."""
         return (
             full_state.counters(self.engine)["loss_scale"] if self.engine.fp16_enabled() else None
         )
 
     @property
     def searches_loss_scale(self) -> bool:
-        """True if a skipped step may only mean a too large loss scale, which is then halved."""
+        """True if fp16 adapts the loss scale, so that a step may be skipped for its size alone."""
         searches = self.engine.fp16_enabled() and self.engine.dynamic_loss_scale()
         return searches and self.loss_scale > 1
 
@@ -98,14 +100,18 @@ class Step:
         return self.engine.optimizer.loss_scale_config.cur_scale
 
     def _step(self) -> Tensor | float | None:
-        # At stage 0 the norm is of the scaled gradient: divide by the step's loss scale.
+        # At stage 0 DeepSpeed returns the norm of the scaled gradient: divide by the loss scale.
         scale = self._scale_here() if self._scales else 1.0
         self.engine.step()
         norm = self.engine.get_global_grad_norm()
         return norm if norm is None else norm / scale
 
     def _clip_and_step(self) -> Tensor | None:
-        """Clips by DeepSpeed's formula; the fused optimizer skips on the device, without a sync."""
+        """Clips the gradient and takes the optimizer step; returns the norm before clipping.
+
+        The formula is DeepSpeed's. If the norm isn't finite, the fused optimizer skips the step on
+        the device, without a host sync.
+        """
         norm = None
         if self.engine.is_gradient_accumulation_boundary():
             norm = nn.utils.clip_grad_norm_(self._clipped, self._clip_norm)

@@ -306,8 +306,8 @@ def _short(
         )
     elif any(split.dropped for split in splits) and recipe.data["name"] not in _WITH_SPLIT_OPTIONS:
         rows.append(
-            f"Splits of data.name={recipe.data['name']} can't be cleaned; mend the files, or "
-            "make them anew"
+            f"Splits of data.name={recipe.data['name']} can't be cleaned; repair the files, or "
+            "make them again"
         )
     return "\n".join(rows)
 

@@ -1,7 +1,6 @@
-"""Builds the parts of a run from its recipe, up to the engine.
+"""Builds all parts of a run from its recipe, except the engine.
 
-Everything that can be wrong with a recipe is found here, before the first iteration and before
-anything is written.
+Errors in the recipe are found here, before the first iteration and before anything is written.
 """
 
 import sys
@@ -59,22 +58,25 @@ class Parts:
     """The parts of a run, all checked.
 
     Attributes:
-        recipe: The recipe that it was built from.
+        recipe: The recipe that the parts were built from.
         config: The resolved engine config.
-        device: Of this rank.
-        network: The student, on the CPU; the engine moves it.
-        replica: A second student on the device, for evaluations; None without validation.
+        device: The device of this rank.
+        network: The student, on the CPU; the engine moves it to the device.
+        replica: A second copy of the student on the device, for evaluations; None without
+            validation.
         criterion: The sum of the loss terms.
-        teacher: Gives a batch its target depth.
+        teacher: Returns a batch's target depth, (B, 1, H, W) float32, metres, 0 where not valid.
         train_set: The training frames.
         val_set: The validation frames; None without validation.
-        groups: The training frames' size groups, where a batch holds images of one size.
-        unreadable: What the loader met and skipped; None where such a sample is an error.
-        optimizer: Of the network's parameters.
-        schedule: Gives each iteration its learning rate and momentum.
-        state: Where the run stands; it lacks engine and step. Its recipe names the teacher's file
-            of weights.
-        log: The text log, the first of the hooks.
+        groups: The index of each training frame's size group, if each batch holds images of one
+            size; else None.
+        unreadable: Collects samples that can't be read and are skipped; None if such a sample
+            raises an error.
+        optimizer: The optimizer of the network's parameters.
+        schedule: Returns each iteration's learning rate and momentum.
+        state: The state of the run, still without engine and step. Its recipe names the file of
+            the teacher's weights.
+        log: The text log, which is also the first of the hooks.
         report: Lines for the log.
     """
 
@@ -96,10 +98,10 @@ class Parts:
     report: list[str]
 
     def batches(self, end: int) -> Iterator[Batch]:
-        """Returns this rank's micro-batches from where the run stands up to iteration `end`."""
+        """Yields this rank's micro-batches from the current iteration up to iteration `end`."""
         train = self.recipe.train
         # The order depends on the seed and the iteration alone, so a resumed run continues in the
-        # midst of an epoch.
+        # middle of an epoch.
         sampler = MicroBatches(
             num_samples=len(self.train_set),
             batch_size=train.batch_size,
@@ -129,14 +131,15 @@ def build_parts(
     begins: bool,
     held_out: Collection[str] | None = None,
 ) -> Parts:
-    """Builds everything up to the engine; changes and writes nothing that it was given. Collective.
+    """Builds all parts of a run except the engine. Writes no file. Collective.
 
     Args:
-        recipe: The run's.
-        engine_config: As read from its file.
-        device: Of this rank.
+        recipe: The run's recipe.
+        engine_config: The engine config as read from its file. Neither it nor `recipe` is changed.
+        device: The device of this rank.
         resuming: True if the work dir's run is resumed, so that its teacher stays the same.
-        begins: True at iteration 0, with the weights that the recipe names.
+        begins: True if training starts at iteration 0, with the initial weights that the recipe
+            names; False if a checkpoint will be restored.
         held_out: See `build_dataset`.
 
     Raises:
@@ -152,7 +155,7 @@ def build_parts(
     criterion = criteria.build(recipe.section("losses"), recipe.teacher.is_given).to(device)
     check_ignored_depths(network, criterion)
 
-    # Frames, and how they are read.
+    # The data sets and the settings of their loader.
     train_set = build_dataset(recipe.dataset, "train", held_out=held_out)
     val_set = build_dataset(recipe.dataset, "val", held_out=held_out) if train.validate else None
     check_same({"training": train_set} | ({} if val_set is None else {"validation": val_set}))
@@ -165,7 +168,7 @@ def build_parts(
     node = with_teachers_file(recipe.node, resuming=resuming)
     teacher = build_teacher(node.get("teacher"), device)
 
-    # How long the run is, and what its weights have seen.
+    # The number of iterations, the initial weights, and the frames that the weights have seen.
     groups = None
     if recipe.augment.sizes == "bucket":
         groups = size_groups(train_set, recipe.resize)
@@ -236,9 +239,9 @@ def build_parts(
 
 
 def check_ignored_depths(network: nn.Module, criterion: criteria.Criterion) -> None:
-    """Raises RecipeError where a head ignores depths that the divergence's mean counts.
+    """Raises RecipeError if the head ignores depths that the divergence loss averages over.
 
-    They would count as 0 and scale the loss down.
+    The divergence of ignored pixels is 0. Averaged in, they would scale the loss down.
     """
     if getattr(network.head, "beyond", None) != "ignore":
         return
@@ -262,18 +265,22 @@ def build_hooks(
     teacher: Callable[[Batch], Tensor],
     unreadable: Unreadable | None,
 ) -> tuple[list[Hook], TextLog]:
-    """Builds the hooks in their order; the text log is returned by itself, too.
+    """Builds the hooks, in the order in which they are called.
 
-    The log comes first, so that an iteration's own line stands before what follows it. Evaluation
-    comes before the checkpoint, which then holds the outcome of the evaluation at its iteration.
+    The text log comes first, so that an iteration's own line precedes the lines of other hooks.
+    Evaluation comes before the checkpoint, so that a checkpoint holds the outcome of the evaluation
+    at its iteration.
+
+    Returns:
+        All hooks, and the text log among them.
     """
     folder = "tiekd.training.hooks"
     log = build({"name": "text_log", **recipe.section("log")}, folder, "log")
-    # Validation frames that TensorBoard shows.
+    # The validation frames whose images TensorBoard shows.
     evaluation, frames = recipe.evaluation, None
     if recipe.train.validate:
-        # Rank 0 alone asks, for validation frames: a teacher of the user's own may not be made for
-        # either.
+        # These images leave out a teacher from outside the project. The teacher would be called on
+        # rank 0 alone and with validation frames, and may support neither.
         taught = recipe.teacher.is_given and recipe.teacher.module is None
         frames = ShownFrames(
             val_set,
@@ -292,7 +299,7 @@ def build_hooks(
         max_depth=recipe.max_depth_m,
         frames=frames,
     )
-    # Logs, what may stop the run, evaluation, the user's hooks; the checkpoint is the last.
+    # The order: logs, hooks that may stop the run, evaluation, the user's hooks, checkpoint.
     hooks: list[Hook] = [log, board, Preemption(), Guard(log, recipe.train.max_bad_iterations)]
     hooks += [PixelsCount(log), KeptMemory()]
     if unreadable is not None:
@@ -320,12 +327,16 @@ def build_hooks(
 
 
 def load_weights(network: nn.Module, recipe: Recipe) -> list[str]:
-    """Loads `load.checkpoint`, else the encoder's `pretrained`; returns lines for the log."""
+    """Loads the initial weights: `load.checkpoint`, else the encoder's `pretrained`.
+
+    Returns:
+        Lines for the log.
+    """
     load = recipe.load
     if load.checkpoint is None:
         return [note for note in [pretrained.load(network)] if note]
-    # Weights of another head or number of bins fit in part: what is left out is the recipe's to
-    # say.
+    # Weights of a network with another head or number of bins fit only in part. The tensors to
+    # leave out are listed in `load.ignore`; any other misfit is an error.
     path = _weights_file(load.checkpoint)
     state = state_dicts.read_weights(path)
     try:
@@ -340,19 +351,19 @@ def load_weights(network: nn.Module, recipe: Recipe) -> list[str]:
 
 
 def _weights_file(given: str) -> Path:
-    """Returns the file that `load.checkpoint` means, also for a work dir or a checkpoint in one."""
+    """Returns the weights file for `load.checkpoint`: a file, a work dir or a checkpoint folder."""
     path = Path(given)
     return checkpoints.find_weights(path) if path.is_dir() else path
 
 
 def _seen_before(recipe: Recipe) -> trained_on.TrainedOn | None:
-    """Returns what the weights that the run begins with were trained on."""
+    """Returns the frames that the weights of `load.checkpoint` were trained on; None if unknown."""
     given = recipe.load.checkpoint
     return None if given is None else trained_on.read(_weights_file(given))
 
 
 def _repeated_places(groups: list[int], places: int) -> str:
-    """Returns the log's line on batches of one size, which repeat images to be full."""
+    """Returns a line for the log: how many images repeat, to fill up batches of one image size."""
     return (
         f"A batch holds images of one size, of which there are {len(set(groups))}; to fill up "
         f"each size's last batch, {places - len(groups)} of an epoch's {places} places repeat an "
@@ -361,10 +372,10 @@ def _repeated_places(groups: list[int], places: int) -> str:
 
 
 def _check_loading(recipe: Recipe) -> None:
-    """Raises RecipeError where samples are skipped and batches need every image's size."""
+    """Raises RecipeError if unreadable samples are skipped but batches need each image's size."""
     if recipe.loading.on_error == "skip" and recipe.augment.sizes == "bucket":
         raise RecipeError(
-            "data.on_error: skip can't go with data.augment.sizes=bucket, where all images' "
-            "sizes must be known; set sizes=keep_aspect, or train on the split that "
+            "data.on_error: skip can't be combined with data.augment.sizes=bucket, where all "
+            "images' sizes must be known; set sizes=keep_aspect, or train on the split that "
             "bin/check_data.py cleans"
         )

@@ -1,12 +1,13 @@
-"""Adds the weighted terms of a recipe's loss, each against the teacher or the ground truth.
+"""The training loss: a weighted sum of terms, each against the teacher or the ground truth.
 
     losses: {dpm: {weight: 1.0}, ssim: {weight: 9.0}, silog: {weight: 1.0, against: ground_truth}}
 
-A key names its loss module, `tiekd/losses/<key>.py`, unless the term has a `name:`. Every term is
-the mean over the batch's images of per-image means, `loss_<key>`, weight included. A loss whose
-forward has an argument `iteration` is given it; one that reads the prediction's divergence says so
-in `needs_divergence`. What a loss returns is checked at its first call alone, by shape and dtype,
-which waits for no device. Left out: weights that change over time.
+A key names the module of its loss, `tiekd/losses/<key>.py`, unless the term has a `name:`. The
+value of a term, `loss_<key>`, is its weight times the mean over the batch's images of per-image
+means. If a loss's forward has an argument `iteration`, the number of finished iterations is passed
+to it. A loss that reads the prediction's divergence has an attribute `needs_divergence`. The result of a loss is
+checked at its first call alone, by shape and dtype, without waiting for the device. Left out:
+weights that change over time.
 """
 
 import inspect
@@ -31,9 +32,9 @@ class Term(NamedTuple):
     """One term of the sum.
 
     Attributes:
-        loss: (prediction, target) -> (B,), one value per image.
-        weight: Its factor in the sum.
-        against: Which depth is the target, one of AGAINST.
+        loss: (prediction, target depth) -> (B,), one value per image.
+        weight: The term's factor in the sum.
+        against: The depth that is the target, one of AGAINST.
     """
 
     loss: nn.Module
@@ -45,9 +46,12 @@ class Criterion(nn.Module):
     """The total loss and its terms.
 
     Attributes:
-        terms: By their keys in the recipe.
+        terms: The terms by their keys in the recipe.
+        losses: The loss modules of the terms, in the same order.
+        told_iteration: The keys of the terms whose loss takes the iteration as an argument.
         needs_divergence: True if a term reads the prediction's divergence, the most expensive
             output of a DPM head.
+        top_crop: The number of top rows that no term reads the divergence of.
     """
 
     def __init__(self, terms: dict[str, Term]):
@@ -65,10 +69,14 @@ class Criterion(nn.Module):
         self._unchecked = set(terms)
 
     def divergence_target(self, teacher_depth: Tensor) -> Tensor | None:
-        """Returns the depth that the network takes its divergence to; None where no term reads it.
+        """Returns the target depth of the divergence, (B, 1, H, W) in metres.
 
-        (B, 1, H, W), metres. Cropped rows are zeroed, so their divergence isn't computed. (A coarse
-        head's cells that reach over the last of them then learn from their other rows alone.)
+        It is the teacher's depth with the top `top_crop` rows set to 0, so that their divergence
+        isn't computed. (A head that predicts at a coarser resolution has cells across the border of
+        the crop. Such a cell then learns from its rows below the border alone.)
+
+        Returns:
+            The depth; None if no term reads the divergence.
         """
         if not self.needs_divergence or not self.top_crop:
             return teacher_depth if self.needs_divergence else None
@@ -83,13 +91,14 @@ class Criterion(nn.Module):
         teacher_depth: Tensor | None,
         iteration: int | None = None,
     ) -> dict[str, Tensor]:
-        """Returns the weighted terms `loss_<key>` and `loss`, their sum, all 0-d float32.
+        """Computes the weighted terms `loss_<key>` and their sum `loss`, all 0-d float32.
 
         Args:
-            prediction: The network's.
+            prediction: The prediction of the network.
             batch: Its `depth` is the ground truth, (B, 1, H, W) float32, metres, 0 where not valid.
-            teacher_depth: The same of the teacher; None without one.
-            iteration: Finished ones; None is past every warm-up.
+            teacher_depth: The teacher's depth, of the same shape and unit; None without a teacher.
+            iteration: The number of finished iterations, for terms with a warm-up; None means past
+                every warm-up.
 
         Raises:
             RecipeError: At the first call, a loss returns something else than (B,) values that
@@ -150,7 +159,7 @@ def build(losses_node: dict, has_teacher: bool) -> Criterion:
     """Builds the criterion of a recipe's `losses` section.
 
     Raises:
-        RecipeError: A term is wrong, or needs a teacher that isn't there.
+        RecipeError: A term is wrong, or needs a teacher and the recipe has none.
     """
     if not isinstance(losses_node, dict) or not losses_node:
         raise RecipeError(
@@ -169,7 +178,7 @@ def _build_term(key: str, node: dict, has_teacher: bool) -> Term:
             f"{where}: got {node!r}; it must be a mapping, for example {{weight: 1.0}}"
         )
     weight = node.get("weight", 1.0)
-    # One published recipe ran with a negative weight on its structural term.
+    # A term with `released: true` may have a negative weight, as one published recipe has.
     least = -math.inf if node.get("released") is True else 0
     if (
         isinstance(weight, bool)
@@ -178,10 +187,10 @@ def _build_term(key: str, node: dict, has_teacher: bool) -> Term:
         or not weight
     ):
         raise RecipeError(
-            f"{where}.weight: {weight!r} is not a number > 0; a term that should not count is left "
-            "out"
+            f"{where}.weight: {weight!r} is not a number > 0; leave out a term that should not "
+            "count"
         )
-    # The target: the teacher's depth, where there is one and the term doesn't say otherwise.
+    # The target is the teacher's depth by default, if there is a teacher.
     against = node.get("against", "teacher" if has_teacher else "ground_truth")
     if against not in AGAINST:
         raise RecipeError(
@@ -191,7 +200,7 @@ def _build_term(key: str, node: dict, has_teacher: bool) -> Term:
         raise RecipeError(
             f"{where}.against: teacher, but the recipe has none; add one or write ground_truth"
         )
-    # The loss itself, and the targets that it can't be taken against.
+    # Build the loss, and refuse targets that it can't be computed against.
     arguments = {name: value for name, value in node.items() if name not in ("weight", "against")}
     loss = config.build({"name": key} | arguments, "tiekd.losses", where)
     _check_loss(loss, f"{where} ({arguments.get('name', key)})")

@@ -1,4 +1,4 @@
-"""Evaluates the student when it is due, reports the figures and keeps the best weights."""
+"""Evaluates the student during training, logs its metrics and saves the best weights."""
 
 import math
 from collections.abc import Callable
@@ -22,22 +22,24 @@ from tiekd.workdir import weights_file
 
 
 class Evaluation(Hook):
-    """Runs at every `settings.interval` epochs or iterations, and at the end of training.
+    """Evaluates every `settings.interval` epochs or iterations, and at the end of training.
 
-    Where a run is stopped at such an iteration, time is short: the evaluation is made up for when
-    the run resumes.
+    A run that is stopped has little time left. If it is stopped at an iteration with an evaluation,
+    that evaluation is postponed: the run does it when it resumes.
 
     Attributes:
         settings: When and how to evaluate.
         dataset: The validation frames.
-        replica: A plain fp32 network of the student's shape on the device, filled from the engine
-            at each evaluation.
-        device: Of the replica.
-        loading: How the frames are read.
+        replica: A plain fp32 copy of the student on the device. Each evaluation copies the
+            engine's weights into it.
+        device: The device of the replica.
+        loading: The settings of the data loader.
         info: Writes a line to the log.
-        terminal: Where the log's lines are shown; where it is no terminal, progress isn't.
+        terminal: The stream on which progress is shown, if it is a terminal.
         resize: The working resolution.
-        best: The best figure so far.
+        best: The best value so far of the metric `settings.save_best`; None before the first.
+        overlap: The validation frames that were trained on; None if unknown, and on ranks above 0.
+        owed: The learning rates of the iteration whose evaluation is postponed; None if none is.
     """
 
     def __init__(
@@ -55,22 +57,18 @@ class Evaluation(Hook):
         self.device, self.loading, self.info = device, loading, info
         self.terminal, self.resize = terminal, resize
         self.best: float | None = None
-        self.overlap: trained_on.Overlap | None = (
-            None  # of these frames with the training's; rank 0
-        )
-        self.owed: list[float] | None = (
-            None  # the lr of the iteration whose evaluation is to be made up for
-        )
+        self.overlap: trained_on.Overlap | None = None
+        self.owed: list[float] | None = None
 
     @property
     def protocol(self) -> EvaluationProtocol:
-        """How the student is evaluated: the settings, and the replica's range of depth."""
+        """The evaluation's settings together with the depth range of the network."""
         return EvaluationProtocol(self.settings, self.replica.min_depth, self.replica.max_depth)
 
     def before_train(self, state) -> None:
-        """Compares the frames with the training's, and makes up for an evaluation that is owed.
+        """Warns of validation frames that were trained on, and does a postponed evaluation.
 
-        Collective where one is.
+        Collective if an evaluation was postponed.
         """
         if comm.is_main():
             self.overlap = trained_on.overlap(state.trained_on, trained_on.hashes_of(self.dataset))
@@ -82,7 +80,7 @@ class Evaluation(Hook):
             self._evaluate(state)
 
     def after_iteration(self, state) -> None:
-        """Evaluates where it is due; a run that is stopped owes the evaluation. Collective."""
+        """Evaluates if an evaluation is due; a run that is stopped postpones it. Collective."""
         if not state.is_due(self.settings.interval, self.settings.by) and not state.is_last:
             return
         if state.stop_reason is not None and not state.is_last:
@@ -91,7 +89,7 @@ class Evaluation(Hook):
             self._evaluate(state)
 
     def _evaluate(self, state) -> None:
-        # Rank 0 gathers the weights; each rank's replica is filled with them.
+        # Gather the weights on rank 0, and copy them into every rank's replica.
         weights = full_state.weights(state.engine)
         self._fill_replica(weights)
         state.metrics = evaluate(
@@ -104,8 +102,8 @@ class Evaluation(Hook):
             out=self.terminal,
         )
         state.num_evaluated = len(self.dataset)
-        # The best weights are saved before other hooks are called, which may read, draw and fail.
-        # Warnings about the metrics are logged after the metrics.
+        # The best weights are saved before other hooks are called, since such a hook may read the
+        # file or raise an error. The line on them is logged after the metrics, which a hook logs.
         told = self._keep_if_best(weights, state)
         for hook in state.hooks:
             hook.after_evaluation(state, state.metrics)
@@ -113,7 +111,11 @@ class Evaluation(Hook):
             self.info(told)
 
     def _keep_if_best(self, weights: dict, state) -> str | None:
-        """Saves the weights if their figure is the best so far; returns a line for the log."""
+        """Saves the weights if their metric is the best so far.
+
+        Returns:
+            A line for the log, or None if there is nothing to log.
+        """
         name = self.settings.save_best
         value = state.metrics[name]
         if not math.isfinite(value):
@@ -123,7 +125,7 @@ class Evaluation(Hook):
         return None
 
     def _why_no_best(self, name: str, value: float) -> str:
-        """Returns the line for a figure that isn't finite: such weights are never the best."""
+        """Returns a line for the log on a metric that isn't finite, which is never the best."""
         if not math.isnan(value):
             return (
                 f"No best is saved: {name} is {value}, since depth was predicted that is not "
@@ -141,10 +143,10 @@ class Evaluation(Hook):
     def _save_best(self, name: str, weights: dict, state) -> str:
         """Saves the new best weights, on rank 0; returns a line for the log.
 
-        Where the disk doesn't take them, the old ones stay the best on rank 0, whose line says so.
+        If writing fails, the older best weights stay, and rank 0's line says so.
         """
-        # The file says what the figure was and on which frames the network was trained, so that
-        # later evaluations can warn of those.
+        # The file records the metrics and the frames that the network was trained on, so that a
+        # later evaluation can warn if it uses one of those frames.
         value, path = state.metrics[name], state.work_dir / f"best_{name}.pth"
         if comm.is_main():
             try:
@@ -155,23 +157,26 @@ class Evaluation(Hook):
                 )
             except OSError as error:
                 problem = f"{path} was not written, {error.strerror}"
-                return f"{problem}; training goes on, an older one stays"
+                return f"{problem}; training continues, an older one stays"
         self.best = value
         label = f" ({self.overlap})" if self.overlap is not None and self.overlap.seen else ""
         best = f"Best {name} so far: {value:.4f} at iteration {state.iteration}"
         return f"{best}, saved as best_{name}.pth{label}"
 
     def state_dict(self) -> dict:
-        """Returns the best figure, what it is of, and the learning rates of an owed evaluation."""
+        """Returns the best value, its metric and resolution, and `owed`."""
         compared = {"metric": self.settings.save_best, "resize": self.resize.node()}
         return {"best": self.best, "owed": self.owed, **compared}
 
     def load_state_dict(self, state: dict) -> None:
-        """Restores them; a best figure that new ones can't be compared with is dropped."""
+        """Restores the state; drops the best value if new evaluations can't be compared with it.
+
+        That is so for another metric, another working resolution, and a value that isn't finite.
+        """
         self.best, self.owed = state["best"], state["owed"]
         other_metric = state.get("metric", self.settings.save_best) != self.settings.save_best
-        # Older versions evaluated images at their own size, whatever training scaled them by, and
-        # may have taken a best from an evaluation without a pixel.
+        # Older versions saved no `resize`: they evaluated each image at its own size, however
+        # training scaled images. Their best value may also be NaN, if no pixel had ground truth.
         own_size = "resize" not in state and self.resize not in (
             OWN_SIZE,
             Resize(at_most=self.resize.at_most),
@@ -180,7 +185,7 @@ class Evaluation(Hook):
             self.best = None
 
     def _fill_replica(self, weights: dict) -> None:
-        """Rank 0 has the weights; every rank's replica gets them by one broadcast a tensor."""
+        """Copies rank 0's `weights` into every rank's replica, with one broadcast per tensor."""
         with torch.no_grad():
             for name, tensor in self.replica.state_dict().items():
                 if comm.is_main():

@@ -1,8 +1,8 @@
-"""The moments of a run at which a hook is called, and the state that it may keep.
+"""The base class of hooks: one method for each moment of a run at which hooks are called.
 
-Hooks run in the order of their list, on every rank; there are no priorities and no further moments.
-A hook that needs another hook's result comes after it in the list. Left out: moments inside an
-iteration, which is the loop's business.
+Hooks are called in the order of their list, on every rank; there are no priorities. A hook that
+needs another hook's result comes after that hook in the list. Left out: moments inside an
+iteration, which belong to the training loop.
 """
 
 import difflib
@@ -11,54 +11,56 @@ from tiekd.errors import RecipeError
 
 
 class Hook:
-    """Does nothing at every moment; a hook overrides the ones that it needs.
+    """A hook that does nothing; a subclass overrides the methods that it needs.
 
-    `state` is the loop's TrainState (tiekd/training/state.py), which also says what is due.
+    The argument `state` is the loop's TrainState (tiekd/training/state.py). Its `is_due` says
+    whether something that happens every so many iterations happens now.
     """
 
     def before_train(self, state) -> None:
-        """Is called once, before the first iteration of this start.
+        """Called once per process, before its first iteration.
 
         `state.iteration` is above 0 in a resumed run.
         """
 
     def after_iteration(self, state) -> None:
-        """Is called after every iteration; `state.iteration` counts the one just finished."""
+        """Called after every iteration; `state.iteration` is the number of finished iterations."""
 
     def after_evaluation(self, state, metrics: dict[str, float]) -> None:
-        """Is called after every evaluation of the validation frames, on all ranks.
+        """Called after every evaluation of the validation frames, on all ranks.
 
-        That is in the Evaluation hook's `after_iteration`, or in its `before_train` where a run
-        that was stopped makes up for one. The weights are saved already if they are the best.
+        The Evaluation hook calls it in its `after_iteration`. A resumed run calls it in
+        `before_train` if the stop had skipped an evaluation. If the weights are the best so far,
+        they are saved before this call.
 
         Args:
-            state: Where the run stands; `state.num_evaluated` frames were evaluated.
-            metrics: The figures by name, the same on all ranks.
+            state: The state of the run; `state.num_evaluated` frames were evaluated.
+            metrics: The metrics by name, the same on all ranks.
         """
 
     def after_train(self, state) -> None:
-        """Is called once, after the last iteration or where a hook stopped the run.
+        """Called once, after the last iteration or after the one at which a hook stopped the run.
 
-        It is not called when training ends with an error.
+        Not called when training ends with an error.
         """
 
     def state_dict(self) -> dict:
-        """Returns what a resumed run needs to continue as if it had not stopped.
+        """Returns the hook's state for a checkpoint: plain numbers, strings, lists and dicts.
 
-        Plain numbers, strings, lists and dicts.
+        With this state a resumed run continues as if it had not stopped.
         """
         return {}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Restores what `state_dict` returned; is called before `before_train`."""
+        """Restores the state that `state_dict` returned; called before `before_train`."""
 
 
 def check_moments(hook: Hook, where: str) -> None:
-    """Refuses what isn't a hook, or one with a method for a moment that doesn't exist.
+    """Refuses an object that isn't a hook, and a hook with a misspelt `before_` or `after_` method.
 
     Args:
         hook: The hook, of the project or from outside.
-        where: Its place in the recipe and its name, for the error.
+        where: The hook's name and place in the recipe, for the error message.
 
     Raises:
         RecipeError: It isn't a Hook; or a method's name begins with `before_` or `after_` and isn't

@@ -1,10 +1,10 @@
-"""Compares a run's inputs at its start and at a resume, and says whether it may resume.
+"""Compares a run's inputs at its start with those at a resume, and refuses some changes.
 
-A change of what is trained on, or of what its evaluations compare, is refused unless it was
-accepted (`--accept-changes`): frames, their files, the order of them, the teacher's weights and
-maps, the user's code that makes data or targets, and the recipe's keys that say how depth is read
-and scored. Any other change is logged, such as a data set that was moved. A time of change alone
-refuses nothing.
+A change of the training or validation data is refused unless the user accepts it
+(`--accept-changes`): frames, their files and order, the teacher's weights and maps, the user's code
+that makes data or targets, and the recipe's keys on how depth is read and scored. Any other change
+is logged, such as a data set in another folder. A file that only has another modification time is
+not refused.
 """
 
 from collections import Counter
@@ -31,8 +31,8 @@ _REFUSED_KEYS = (
     "evaluation.flip",
     "network.m??_depth",
 )
-# Where files are, and which are allowed: what is in them decides. Augmentation and loading don't
-# change which frames there are.
+# Keys of paths and of the choice of frames are not refused, since the files and frames themselves
+# are compared. Augmentation and loading don't change which frames there are.
 _PLACES = (
     "root",
     "images",
@@ -53,13 +53,13 @@ _LISTS = ("data.train_split", "data.val_split")
 
 
 class Verdict(NamedTuple):
-    """The changes since a run's start.
+    """The changes of a run's inputs since its start.
 
     Attributes:
-        keys: Changed keys of the recipe, as `workdir.changed_keys` returns them; None where the
-            start's recipe isn't known.
-        refused: Changes of what is trained on or compared, in words.
-        told: All other changes, in words.
+        keys: Changed keys of the recipe, as `workdir.changed_keys` returns them; None if the
+            recipe at the start isn't known.
+        refused: Messages on changes of the training or validation data, which the user must accept.
+        told: Messages on all other changes, which are only logged.
     """
 
     keys: list[str] | None
@@ -70,17 +70,20 @@ class Verdict(NamedTuple):
 def judge(
     started: dict | None, now: dict | None, resume_path: Path | None, accept: bool
 ) -> Verdict:
-    """Compares the records of the start and of now, which are None but on rank 0. Collective.
+    """Compares the inputs at the start with the present ones, and refuses some changes. Collective.
 
     Args:
-        started: The record of the start.
-        now: The record of the inputs as they are now.
-        resume_path: The checkpoint; None where the run begins, so that nothing has been learned
-            yet.
-        accept: True if changes are accepted.
+        started: The record of the inputs at the start; None if there is none, and on ranks above 0.
+        now: The record of the present inputs; None on ranks above 0.
+        resume_path: The checkpoint to resume from; None for a new run, which has no changes.
+        accept: True if the user accepts all changes.
+
+    Returns:
+        The changes, the same on all ranks.
 
     Raises:
-        CheckpointError: On all ranks, for changes of what is trained on or compared.
+        CheckpointError: On all ranks, for changes of the training or validation data that aren't
+            accepted.
     """
     verdict = None
     if comm.is_main():
@@ -89,13 +92,14 @@ def judge(
     if verdict.refused and not accept:
         raise CheckpointError(
             f"{resume_path}: not as at the start of the run: {'; '.join(verdict.refused)}; put "
-            "that back, or go on with it by --accept-changes, which counts the best anew"
+            "that back, or resume with --accept-changes, which restarts the search for the best "
+            "weights"
         )
     return verdict
 
 
 def compare(started: dict | None, now: dict) -> Verdict:
-    """The changes between two records; see `Verdict`."""
+    """Returns the changes between the record of the start and the present one."""
     if started is None:
         line = (
             f"There is no {inputs.NAME} of this run's start, so nothing says what has changed since"
@@ -105,18 +109,18 @@ def compare(started: dict | None, now: dict) -> Verdict:
     keys = [key for key in differing if not key.startswith(workdir.NOT_LEARNED_FROM)]
     refused, told = [], []
     of_splits = {}
-    # Frames: their files, names and order.
+    # Compare the frames: their files, names and order.
     for split in ("train", "val"):
         of_splits[split] = _split_changes(
             split, started["splits"].get(split), now["splits"].get(split)
         )
         refused += of_splits[split].refused
         told += of_splits[split].told
-    # Single files: the teacher's weights, split files, the user's code.
+    # Compare single files: the teacher's weights, split files, the user's code.
     names = sorted(started["files"].keys() | now["files"].keys())
     for name in names:
         is_another, text = _file_change(name, started["files"].get(name), now["files"].get(name))
-        # Frames say what a list changes; where they changed it is named as the reason.
+        # A changed split file is refused only if it changed the frames of its split.
         reason = (
             name in _LISTS and of_splits[name.removeprefix("data.").removesuffix("_split")].refused
         )
@@ -124,18 +128,18 @@ def compare(started: dict | None, now: dict) -> Verdict:
             refused.append(text)
         elif text is not None:
             told.append(text)
-    # Validation that began, or that continues with the frames of the start.
+    # Validation that begins now, or that keeps its frames although the training frames changed.
     if "val" in now["splits"]:
         if "val" not in started["splits"]:
             told.append("There was no validation at the start; it begins now")
         elif of_splits["train"].refused and not of_splits["val"].refused:
             told.append("The validation frames stay those of the start")
-    # Keys of the recipe that say how depth is read and scored.
+    # Compare the recipe's keys on how depth is read and scored.
     for key in filter(_is_refused, keys):
         values = _value(now["recipe"], key), _value(started["recipe"], key)
         if key not in names and values[0] != values[1]:
             refused.append(f"{key} is {values[0]}, was {values[1]}")
-    # Compare the resulting working resolution, from data.resize or from keep_aspect and its crop.
+    # Compare the working resolutions, which follow from data.resize or from keep_aspect and a crop.
     before, after = (resizes.of_data(each["recipe"].get("data", {})) for each in (started, now))
     if before != after:
         refused.append(f"the working resolution is {after}, was {before}")
@@ -149,9 +153,13 @@ def compare(started: dict | None, now: dict) -> Verdict:
 
 
 def note_epochs(log: TextLog, started: dict | None, now: dict, iteration: int) -> None:
-    """Logs, in words and as a row, that epochs changed their length. Rank 0 only.
+    """Logs a line and a .log.json row if the length of an epoch has changed. Rank 0 only.
 
-    They are longer or shorter than they were up to `iteration`.
+    Args:
+        log: The text log.
+        started: The record of the inputs at the start; None if there is none.
+        now: The record of the present inputs.
+        iteration: The iteration at which the run resumes.
     """
     if (
         started is None
@@ -179,14 +187,14 @@ class _Changes(NamedTuple):
 def _split_changes(split: str, old: dict | None, new: dict | None) -> _Changes:
     if old is None or new is None:
         return _Changes([], [])
-    # A data set from outside the project: only the number of its samples is known.
+    # In a data set from outside the project only the number of samples is known.
     if "names" not in old or "names" not in new:
         changed = old["count"] != new["count"]
         return _Changes(
             [f"there are {new['count']} {split} frames, were {old['count']}"] if changed else [], []
         )
     refused, told = [], []
-    # Frames that came, went or changed places; a name may stand in a split twice.
+    # Find frames that were added, removed or reordered. A split may contain a name twice.
     before, after = Counter(old["names"]), Counter(new["names"])
     added, removed = list((after - before).elements()), list((before - after).elements())
     if added:
@@ -198,21 +206,21 @@ def _split_changes(split: str, old: dict | None, new: dict | None) -> _Changes:
     common = [name for name in old["names"] if name in after]
     if common != [name for name in new["names"] if name in before] and not added and not removed:
         refused.append(f"the {split} frames have another order")
-    # The files of the frames that stayed, by what was recorded of them.
+    # Compare the files of the frames that are in both records.
     unsure = 0
     for kind in inputs.KINDS:
         pairs = _pairs(old, new, kind)
         changed = [name for name, was, is_now in pairs if _is_another(was, is_now)]
         if changed:
-            word = "image" if kind == "picture" else kind  # the record's key is an older word
+            word = "image" if kind == "picture" else kind  # Records call an image "picture".
             refused.append(
                 f"the {word} of {len(changed)} {split} frames is another or gone ({_some(changed)})"
             )
         unsure += sum(_is_unsure(was, is_now) for _, was, is_now in pairs)
     if unsure:
         told.append(
-            f"{unsure} files of the {split} frames have another time of change and the same size; "
-            "they are taken to be as they were"
+            f"{unsure} files of the {split} frames have another modification time and the same "
+            "size; they are assumed to be unchanged"
         )
     if old["source"] != new["source"]:
         told.append(
@@ -222,7 +230,7 @@ def _split_changes(split: str, old: dict | None, new: dict | None) -> _Changes:
 
 
 def _pairs(old: dict, new: dict, kind: str) -> list[tuple[str, inputs.Entry, inputs.Entry]]:
-    """Each frame that is in both records, with its file of a kind in each."""
+    """Returns (name, old entry, new entry) of each frame in both records, for one kind of file."""
     now = dict(zip(new["names"], new["files"][kind], strict=True))
     return [
         (name, was, now[name])
@@ -245,10 +253,19 @@ def _is_unsure(was: inputs.Entry, is_now: inputs.Entry) -> bool:
 
 
 def _file_change(name: str, old: list | None, new: list | None) -> tuple[bool, str | None]:
-    """A change of a single file: of its content or only of its place, and in words."""
-    if (
-        old is None
-    ):  # a part of one's own may have made it; another value of the key is refused as such
+    """Compares one file at the start with the present one.
+
+    Args:
+        name: The file's name in the record, such as `teacher.checkpoint`.
+        old: [path, CRC-32] at the start; None if there was no such file.
+        new: [path, CRC-32] now; None if there is no such file.
+
+    Returns:
+        True if the content has changed or the file is gone; and a message on the change, or None.
+    """
+    # A new file is not refused: a part from outside the project may have written it. If the key in
+    # the recipe has changed, that is refused by itself.
+    if old is None:
         return False, f"{name}: {new[0]} was not there at the start"
     if new is None:
         return True, f"{name}: {old[0]}, which was read at the start, isn't any more"
@@ -261,10 +278,10 @@ def _file_change(name: str, old: list | None, new: list | None) -> tuple[bool, s
 
 
 def _is_only_told(name: str) -> bool:
-    """Returns True for a change that is logged and never refused.
+    """Returns True for a file whose change is logged and not refused.
 
-    That is a file that a resumed run doesn't read again, a list, or code that makes neither data
-    nor targets.
+    That is so for the initial weights, which a resumed run doesn't read; for split files, since the
+    frames are compared; and for code that makes neither data nor targets.
     """
     return name == "load.checkpoint" or name in _LISTS or name.startswith("module ")
 
@@ -296,9 +313,9 @@ def _position(iteration: int, per_epoch: int) -> dict[str, int]:
 
 
 def _value(node: dict, key: str):
-    """Returns the value of a dotted name, or the default of an evaluation's key.
+    """Returns the value of a dotted key in a recipe or engine config; None if it isn't set.
 
-    None for another key that isn't there.
+    A key of `evaluation` that isn't set has its default.
     """
     if key == "evaluation.cap":
         return node.get("evaluation", {}).get("cap") or node.get("network", {}).get("max_depth")

@@ -1,15 +1,16 @@
-"""Records what a run reads in its work dir (`inputs.json`), so that a resume notices changes.
+"""Records the inputs of a run in its work dir (`inputs.json`), so that a resume notices changes.
 
     {"recipe": {...}, "engine": {...}, "iterations_per_epoch": 12, "best_from": -1,
-     "files": {"teacher.checkpoint": [path, CRC-32], ...},   and split files, the user's code, ...
+     "files": {"teacher.checkpoint": [path, CRC-32], ...},   also split files, the user's code, ...
      "recipe_files": {path: CRC-32, ...},                    the recipe, its bases and the teacher's
      "splits": {"train": {"count": 45, "source": ..., "names": [...], "files":
-                    {"picture": [[bytes, CRC-32 or null, time of change in ns], ...], ...}}}}
+                    {"picture": [[bytes, CRC-32 or null, modification time in ns], ...], ...}}}}
 
-Frames are in their order. Of a split of at most 256 MB the contents are read; of a larger one the
-sizes and times of change are taken. Only rank 0 reads and writes; for 24,000 frames that takes some
-2 s, and the file 3 MB. `tiekd/training/input_changes.py` compares two of them. Left out: contents
-of large data sets, and of data sets without files.
+`names`, and the lists in a split's `files`, have one entry per frame, in the order of the frames.
+("picture" is the key of images.) The CRC-32 of each file is recorded if a split has at most 256 MB;
+of a larger split only sizes and modification times are recorded. Only rank 0 reads and writes. For
+24,000 frames that takes about 2 s, and the file has 3 MB. `tiekd/training/input_changes.py`
+compares two records. Left out: contents of large data sets, and of data sets without files.
 """
 
 import contextlib
@@ -44,14 +45,16 @@ _PARTS = {
     "recipe_files": dict,
     "splits": dict,
 }
-READ_UP_TO = 256 * 10**6  # bytes of a split whose contents are read
+READ_UP_TO = 256 * 10**6  # The largest split whose file contents are read, in bytes.
 KINDS = ("picture", "depth map", "teacher map")
 _SHARES = tuple(
     key
     for key in ENGINE_KEYS
     if key.startswith(("train_", "gradient_accumulation", "gradient_clipping"))
 )
-Entry = list | None  # of a file: [bytes, CRC-32 or None, ns]; None where there is none
+# The state of one frame's file: [size in bytes, CRC-32 or None, modification time in ns]; None if
+# the frame has no such file.
+Entry = list | None
 
 
 def collect(
@@ -62,19 +65,20 @@ def collect(
     iterations_per_epoch: int,
     started: dict | None = None,
 ) -> dict:
-    """Returns the record of a run as it is now. Rank 0 only.
+    """Returns the record of a run's present inputs. Rank 0 only.
 
     Args:
-        recipe: The run's.
-        recipe_path: Its file.
-        engine_config: The engine's settings.
-        datasets: "train" and "val", the latter None without validation.
+        recipe: The run's recipe.
+        recipe_path: The recipe's file.
+        engine_config: The resolved engine config.
+        datasets: The data sets "train" and "val", the latter None without validation.
         iterations_per_epoch: The length of an epoch.
-        started: The record of the start if one is compared with it; contents that it has are read
-            here, too.
+        started: The record of the run's start that the result will be compared with, or None. The
+            contents of frames with a CRC-32 in `started` are read even in a large split.
     """
     old_splits = {} if started is None else started["splits"]
-    # A run that resumes without validation may validate again later, on the frames of its start.
+    # Keep the start's splits: a run that resumes without validation may validate again at a later
+    # resume, and then on the validation frames of its start.
     splits = dict(old_splits)
     splits |= {
         name: _split(dataset, old_splits.get(name))
@@ -92,20 +96,21 @@ def collect(
         "recipe_files": {path: crc(path) for path in _recipe_files(recipe, recipe_path, started)},
         "splits": splits,
     }
-    return json.loads(json.dumps(record, default=str))  # as it will be read back: lists for tuples
+    # Through JSON and back, so that the record equals one that is read from a file (no tuples).
+    return json.loads(json.dumps(record, default=str))
 
 
 def write(work_dir: Path, record: dict) -> None:
-    """Writes the record so that it is whole or not there. Rank 0 only; raises OSError."""
+    """Writes the record to the work dir, atomically. Rank 0 only; raises OSError."""
     replace_text(work_dir / NAME, json.dumps(record, separators=(",", ":")) + "\n")
 
 
 def read(work_dir: Path) -> dict | None:
-    """The record in a work dir; None where there is none, or one of another version.
+    """Reads the record in a work dir; None if there is none or it has another version.
 
     Raises:
-        CheckpointError: The file is damaged, or a folder or a pipe stands in its place; it would be
-            overwritten if it counted as missing.
+        CheckpointError: The file is damaged, or is a folder or a pipe. (If it counted as missing,
+            it would be overwritten.)
     """
     path = work_dir / NAME
     check_readable(path, _NOUN, CheckpointError)
@@ -124,12 +129,12 @@ def read(work_dir: Path) -> dict | None:
         why = getattr(error, "strerror", None) or error
         raise CheckpointError(
             f"{path}: not the record of a run's inputs ({why}); put the run's own file back, or "
-            "delete it to go on without a comparison with the start"
+            "delete it to resume without a comparison with the start"
         ) from None
 
 
 def _fault(record: dict) -> str | None:
-    """Returns what is wrong with a record's parts; None where each is of its kind."""
+    """Returns a message on the first part of a record with a wrong type; None if all are right."""
     for key, kind in _PARTS.items():
         if not isinstance(record.get(key), kind):
             return f"{key} is missing or wrong"
@@ -142,7 +147,7 @@ def _fault(record: dict) -> str | None:
 
 
 def _is_split(split: object) -> bool:
-    """Returns True for the facts of a split's frames, whose files are known or aren't."""
+    """Returns True if `split` is a valid record of a split, with or without its frames' files."""
     if not isinstance(split, dict) or not isinstance(split.get("count"), int):
         return False
     if "names" not in split:
@@ -161,15 +166,19 @@ def _is_state(state: object) -> bool:
 
 
 def of_checkpoint(path: Path | None) -> dict | None:
-    """The record in the work dir of a checkpoint, which may be another run's."""
+    """Reads the record in the work dir that holds a checkpoint, maybe another run's work dir."""
     return None if path is None else read(path.absolute().parent.parent)
 
 
 def held_out(record: dict | None, recipe: Recipe) -> list[str] | None:
-    """Returns the names of the validation frames at the start.
+    """Returns the names of the validation frames at the start of a run, to validate on the same.
 
-    None if there were none, if they aren't known, and if the recipe asks for another share of the
-    frames.
+    None if there were none, if their names aren't known, or if `val_fraction` in the recipe has
+    changed since.
+
+    Args:
+        record: The record of the start; None for a new run.
+        recipe: The present recipe.
     """
     if record is None:
         return None
@@ -181,8 +190,8 @@ def _split(dataset: Dataset, old: dict | None) -> dict:
     if not isinstance(dataset, Frames):
         return {"count": len(dataset)}
     paths = _paths(dataset)
-    # Every file's size and time; reading contents is dear, so that is for small data sets, and for
-    # the frames that were read at the start, which a resume compares.
+    # Record every file's size and modification time. Contents take long to read, so they are read
+    # only for small data sets, and for frames whose contents were read at the start.
     files = {
         kind: [
             state and [state[0], None, state[1]] for state in of_each(size_and_time, paths[kind])
@@ -207,7 +216,7 @@ def _split(dataset: Dataset, old: dict | None) -> dict:
 
 
 def _paths(frames: Frames) -> dict[str, list[str | None]]:
-    """Returns lists of one path a frame, by kind."""
+    """Returns for each kind of file the paths of all frames, None for a frame without that file."""
     maps = [None] * len(frames)
     if frames.maps is not None:
         maps = [os.path.join(frames.maps, frames.map_name(index)) for index in range(len(frames))]
@@ -220,7 +229,7 @@ def _paths(frames: Frames) -> dict[str, list[str | None]]:
 
 
 def _read_at_the_start(old: dict | None) -> set[str]:
-    """Names of the frames whose contents are in a record of the start."""
+    """Returns the names of the frames that have a CRC-32 in the start's record of a split."""
     if old is None or "names" not in old:
         return set()
     return {
@@ -231,9 +240,10 @@ def _read_at_the_start(old: dict | None) -> set[str]:
 
 
 def _files(recipe: Recipe, datasets: Mapping[str, Dataset | None]) -> Iterator[tuple[str, str]]:
-    """Names and absolute paths of single files: those that decide what is trained on.
+    """Yields the names and absolute paths of input files that exist, other than frames.
 
-    And those that the run began from.
+    They are split files, teacher weights, initial weights, the manifest of teacher maps, and the
+    code of parts from outside the project.
     """
     for name, path in _single_files(recipe, datasets):
         if path is not None and os.path.isfile(path):
@@ -244,8 +254,8 @@ def _single_files(
     recipe: Recipe, datasets: Mapping[str, Dataset | None]
 ) -> Iterator[tuple[str, str | Path | None]]:
     data, teacher = recipe.data, recipe.teacher
-    # The lists of frames: the data set's own file, or what the recipe names. The options of a
-    # dataset from outside the project may be anything.
+    # The split files: the file that the data set has read, or the one that the recipe names. In a
+    # data set from outside the project these keys may have any type of value.
     given = data.get("root", ".")
     root = Path(given).expanduser() if isinstance(given, str) else Path()
     for split, dataset in datasets.items():
@@ -253,7 +263,7 @@ def _single_files(
         if isinstance(dataset, Frames) and dataset.source.is_file():
             listed = dataset.source
         yield f"data.{split}_split", root / listed if isinstance(listed, str | Path) else None
-    # What the student learns from and begins with: weights and the maps' manifest.
+    # The teacher's weights, the manifest of its cached maps, and the student's initial weights.
     if teacher.checkpoint is not None:
         yield "teacher.checkpoint", teacher.checkpoint.expanduser()
     maps = getattr(datasets["train"], "maps", None)
@@ -263,9 +273,8 @@ def _single_files(
         with contextlib.suppress(UserError):
             yield "load.checkpoint", checkpoints.find_weights(path) if path.is_dir() else path
     for section, node in (("data", data), ("teacher", teacher.node or {})):
-        if "." in str(
-            node.get("name", "")
-        ):  # a part from outside the project interprets its other keys itself
+        # A part from outside the project has keys of its own; any of their strings may be a path.
+        if "." in str(node.get("name", "")):
             yield f"{section}.name", _code_of(node["name"])
             own = {
                 key: value
@@ -281,9 +290,9 @@ def _single_files(
 
 
 def _recipe_files(recipe: Recipe, recipe_path: Path, started: dict | None) -> Sequence[str]:
-    """Returns absolute paths of the recipe, its bases and the teacher's.
+    """Returns the absolute paths of all files that the recipe and the teacher's recipe consist of.
 
-    They are the start's where the recipe can't be read now.
+    If they can't be read now, the paths in the start's record are returned.
     """
     found: list[str] = []
 
@@ -292,11 +301,12 @@ def _recipe_files(recipe: Recipe, recipe_path: Path, started: dict | None) -> Se
         return node
 
     try:
-        # Merging a recipe names every file that it is made of.
+        # Merging a recipe calls `noted` for every file that the recipe consists of.
         for path in (recipe_path, recipe.teacher.recipe):
             if path is not None and path.is_file():
                 merged(path, mark=noted)
-    except UserError:  # a run that resumes from the recipe in its work dir doesn't mind
+    except UserError:
+        # No error here: the run may resume with the recipe that is saved in its work dir.
         found += (started or {}).get("recipe_files", ())
     if not recipe_path.is_file():
         found += (started or {}).get("recipe_files", ())

@@ -1,9 +1,10 @@
-"""Bounds the freed memory that a training process keeps (tiekd/distributed/allocator.py).
+"""Limits the growth of host memory where a process keeps freed memory (TIEKD_ALLOCATOR=keep).
 
-Tensors whose sizes differ from one iteration to the next leave ever more gaps that nothing fits in.
-After the first iteration the process holds what an iteration needs; where it holds a twentieth
-more, all that is not in use goes back to the kernel, and the next iteration pages its memory in
-again. Costs a look at /proc an iteration, where memory is kept.
+If tensor sizes differ between iterations, the heap fragments and the process grows. So this hook
+measures the memory that is held after the first iteration. When the process holds 5 % more than
+that, the hook returns all unused memory to the kernel; the next iteration has to page its memory in
+again. Costs one read of /proc per iteration, and nothing with the default allocator
+(tiekd/distributed/allocator.py).
 """
 
 import torch
@@ -15,17 +16,19 @@ _GROWTH = 1.05
 
 
 class KeptMemory(Hook):
-    """Gives memory back where it creeps up.
+    """Returns unused host memory to the kernel when the process has grown by 5 %.
 
-    Stands before the hooks that need memory of their own between iterations, such as evaluations
-    and checkpoints.
+    It comes in the list before the hooks that need much memory between iterations, such as
+    evaluation and checkpoint.
     """
 
     def __init__(self):
-        self._needed: int | None = None  # bytes after the iteration that pages in what is needed
+        # Bytes that the process held after the first iteration, or after the first one since
+        # memory was last returned.
+        self._needed: int | None = None
 
     def after_iteration(self, state) -> None:
-        """Gives memory back where the process holds a twentieth more than an iteration needs."""
+        """Measures the memory that the process holds, and returns the unused part if it grew."""
         if not allocator.is_kept():
             return
         held = memory.held_bytes(torch.device("cpu"))

@@ -1,4 +1,7 @@
-"""The training loop. It reads as the algorithm; everything else is a hook or is built before it."""
+"""The training loop.
+
+Logging, evaluation and checkpoints are hooks; networks, data and engine are built before the loop.
+"""
 
 import time
 from collections.abc import Callable, Iterator
@@ -18,13 +21,13 @@ def train(
     criterion: Criterion,
     schedule: Schedule,
 ) -> None:
-    """Trains from `state.iteration` to `state.total_iterations`, or to where a hook stops it.
+    """Trains from `state.iteration` to `state.total_iterations`, or until a hook stops the run.
 
     Args:
-        state: Where the run stands; `engine` and `step` are set. Changed in place.
-        batches: This rank's micro-batches, `state.accumulation` an iteration.
-        teacher: Gives a batch its target depth, (B, 1, H, W) float32, metres, 0 where not valid.
-        criterion: Gives the terms of a micro-batch's loss, and `loss`, their sum.
+        state: The state of the run, with `engine` and `step` set. Changed in place.
+        batches: This rank's micro-batches, `state.accumulation` per iteration.
+        teacher: Returns a batch's target depth, (B, 1, H, W) float32, metres, 0 where not valid.
+        criterion: Returns the loss terms of a micro-batch, and their sum as `loss`.
         schedule: Sets the optimizer's learning rate and momentum for an iteration.
     """
     engine, step = state.engine, state.step

@@ -1,7 +1,8 @@
-"""Means over a window of iterations, summed where the numbers are and reduced over ranks once.
+"""Means of scalars over a window of iterations and over all ranks.
 
-An iteration costs a handful of tiny kernels and no host sync; the reduction costs one collective
-and one sync. Left out: anything but means of scalars.
+Each scalar is summed on its own device, and the sums are reduced over the ranks once per window. An
+iteration costs a few tiny kernels and no host sync; the reduction costs one collective and one
+sync. Left out: anything but means of scalars.
 """
 
 import math
@@ -14,9 +15,15 @@ from tiekd.distributed.comm import mean_over_ranks
 
 
 class Window:
-    """Sums of scalars over iterations, kept where the scalars are.
+    """The sums of named scalars over a window of iterations, for their means.
 
-    Values that are not finite count as missing.
+    Tensors are summed on their device, without a host sync. Values that are not finite are left out
+    of the sum and the count.
+
+    Attributes:
+        iterations: The number of iterations in the window.
+        time_s: The total duration of these iterations in seconds.
+        data_time_s: The part of `time_s` that was spent waiting for batches.
     """
 
     def __init__(
@@ -35,7 +42,7 @@ class Window:
 
     @property
     def device(self) -> torch.device:
-        """The device of the sums."""
+        """The device on which tensors are summed; the CPU before the first tensor."""
         return torch.device("cpu") if self._on_device is None else self._on_device.device
 
     def add(
@@ -43,14 +50,13 @@ class Window:
     ) -> None:
         """Adds one iteration. No host sync.
 
-        With ZeRO-Offload the losses are on the GPU and the gradient norm on the CPU, where reading
-        it is no wait.
-
         Args:
-            values: 0-d tensors on the first one's device stay there; the rest is summed on the
-                host. None is missing.
-            time_s: Seconds of the iteration.
-            data_time_s: Seconds of it spent waiting for batches.
+            values: Scalars by name. 0-d tensors on the device of the first tensor are summed there;
+                all other values are summed on the host. None counts as missing. (With ZeRO-Offload
+                losses are on the GPU and the gradient norm is on the CPU, so reading the norm
+                doesn't wait for the GPU.)
+            time_s: The duration of the iteration in seconds.
+            data_time_s: The part of `time_s` that was spent waiting for batches.
         """
         device = next(
             (value.device for value in values.values() if isinstance(value, Tensor)), None
@@ -60,7 +66,7 @@ class Window:
             for k, value in values.items()
             if isinstance(value, Tensor) and value.device == device
         }
-        # On the device: one small kernel a value, and no sync.
+        # Sum tensors on the device, without a sync: values and counts of finite values.
         if tensors:
             stacked = torch.stack([value.detach().double() for value in tensors.values()])
             finite = stacked.isfinite()
@@ -70,7 +76,7 @@ class Window:
                 self._names, self._on_device = list(tensors), new
             else:
                 self._on_device += new
-        # On the host: plain numbers, and tensors of another device.
+        # Sum plain numbers, and tensors on another device, on the host.
         for name in values.keys() - tensors.keys():
             value = math.nan if values[name] is None else float(values[name])
             finite = math.isfinite(value)
@@ -82,9 +88,9 @@ class Window:
         self.data_time_s += data_time_s
 
     def wait_for_device(self) -> None:
-        """Adds the device's backlog to the time.
+        """Waits until the GPU has finished its queued kernels, and adds the wait to `time_s`.
 
-        The host runs ahead of a GPU, and the last sync shows by how much.
+        Kernels run asynchronously, so the time measured on the host leaves out the queued ones.
         """
         if self.device.type == "cuda":
             started = time.perf_counter()
@@ -92,13 +98,13 @@ class Window:
             self.time_s += time.perf_counter() - started
 
     def means_over_ranks(self) -> tuple[dict[str, float], int]:
-        """Returns the means over iterations and ranks. One collective and one host sync.
+        """Computes the means over iterations and ranks. One collective and one host sync.
 
         Returns:
-            Means in the order of the last `add`, NaN where no value was finite; and the number of
-            iterations with such values.
+            The means by name, in the order of the last `add`, NaN if no value was finite; and the
+            number of iterations with a value that was not finite.
         """
-        # The sums on the host, and those that are still on the device.
+        # Add up the sums on the host and those that are still on the device.
         sums, counts = dict(self._sums), dict(self._counts)
         if self._on_device is not None:
             for name, total, count in zip(self._names, *self._on_device.unbind(), strict=True):
@@ -131,7 +137,10 @@ class Window:
         }
 
     def mean_over_ranks(self) -> dict:
-        """Returns a state for resuming on any number of ranks. One collective."""
+        """Returns a state with the mean of all ranks' sums. One collective.
+
+        A run that resumes on another number of ranks gives this state to every rank.
+        """
         state = self.state_dict()
         parts = {
             (kind, name): value

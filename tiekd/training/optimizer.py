@@ -1,13 +1,13 @@
-"""Builds torch's fused optimizers, with a learning rate and weight decay a parameter group.
+"""Builds torch's fused optimizers, with learning rate and weight decay for each parameter group.
 
     optimizer: {name: adamw, lr: 1e-4, weight_decay: 0.01, groups: [
       {match: ["*norm*", "*bias_table"], weight_decay: 0},
       {match: "decoder.*", lr_mult: 10}]}
 
-`match` holds glob patterns of parameter names. A parameter belongs to the first group that has a
-pattern for it, and what none matches keeps the optimizer's own values. The schedule sets a group's
-lr to its own times the group's `lr_mult`. Left out: other values a group, and DeepSpeed's own
-optimizers.
+`match` holds glob patterns of parameter names. A parameter belongs to the first group with a
+matching pattern; a parameter without one is trained with the optimizer's own values. In every
+iteration a group's learning rate is the schedule's times the group's `lr_mult`. Left out: other
+values per group, and DeepSpeed's own optimizers.
 """
 
 import inspect
@@ -21,8 +21,8 @@ from tiekd.config.schema import check_keys, check_value, fits
 from tiekd.errors import RecipeError
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
-# Of torch's arguments those that say what is learned; how it is computed (fused, foreach, ...) is
-# decided here.
+# The arguments of torch's optimizers that a recipe may give. Arguments on how a step is computed
+# (fused, foreach, ...) are not among them: build_optimizer sets those.
 ARGUMENTS = {
     "lr": float,
     "betas": tuple[float, float],
@@ -41,13 +41,13 @@ GROUP_KEYS = {"match": str | list[str], "lr_mult": float, "weight_decay": float}
 def build_optimizer(
     node: dict, network: nn.Module, batch_size: int, lr_scaling: str
 ) -> torch.optim.Optimizer:
-    """Builds the torch optimizer of a recipe's `optimizer` section, fused where torch has it.
+    """Builds the fused torch optimizer of a recipe's `optimizer` section.
 
     Args:
-        node: The section. Its `lr_batch_size` is the global batch that `lr` is meant for.
+        node: The section. Its `lr_batch_size` is the global batch size that `lr` is meant for.
         network: The student.
-        batch_size: Images an iteration, of all ranks.
-        lr_scaling: How another batch than `lr_batch_size` changes lr: none, linear or sqrt.
+        batch_size: Images per iteration, summed over all ranks.
+        lr_scaling: How lr scales with batch_size / lr_batch_size: none, linear or sqrt.
 
     Returns:
         The optimizer; its `defaults` hold lr and momentum without any group's factor.
@@ -60,7 +60,7 @@ def build_optimizer(
     name, groups = arguments.pop("name", None), arguments.pop("groups", [])
     if name not in list(OPTIMIZERS):
         raise RecipeError(f"optimizer.name: got {name!r}; allowed: {', '.join(OPTIMIZERS)}")
-    # The global batch scales the learning rate before torch sees it.
+    # Scale the learning rate for the global batch size.
     factor = lr_factor(batch_size, arguments.pop("lr_batch_size", None), lr_scaling)
     _check_arguments(name, arguments)
     arguments["lr"] *= factor
@@ -78,13 +78,14 @@ def build_optimizer(
 
 
 def lr_factor(batch_size: int, lr_batch_size: int | None, lr_scaling: str) -> float:
-    """Returns the factor of the learning rate for another global batch than it is meant for.
+    """Returns the factor that scales the learning rate to the global batch size.
 
     Args:
-        batch_size: Images an iteration.
-        lr_batch_size: What the learning rate is meant for; None, where the recipe doesn't say,
-            allows no scaling.
-        lr_scaling: none, linear or sqrt.
+        batch_size: Images per iteration, summed over all ranks.
+        lr_batch_size: The global batch size that the learning rate is meant for; None if the
+            recipe doesn't give it, which requires `lr_scaling` none.
+        lr_scaling: The factor is 1 (none), the ratio of the batch sizes (linear) or the square root
+            of the ratio (sqrt).
 
     Raises:
         RecipeError: `lr_scaling` is unknown, or needs `lr_batch_size`.
@@ -109,10 +110,20 @@ def lr_factor(batch_size: int, lr_batch_size: int | None, lr_scaling: str) -> fl
 def parameter_groups(
     nodes: list[dict], parameters: dict[str, nn.Parameter], lr: float
 ) -> list[dict]:
-    """Returns the parameter groups: what no pattern matches, then one a node.
+    """Sorts parameters into groups by their names.
+
+    Args:
+        nodes: The recipe's `groups`, each with `match` and maybe `lr_mult` and `weight_decay`.
+        parameters: The trainable parameters by name.
+        lr: The learning rate of a group without `lr_mult`.
+
+    Returns:
+        Groups for a torch optimizer: first the parameters that no pattern matches, if any; then one
+        group for each node.
 
     Raises:
-        RecipeError: A pattern has no parameter, or earlier groups have all of a group's.
+        RecipeError: A pattern matches no parameter, or earlier groups contain all that a group
+            matches.
     """
     check_value(nodes, list[dict], "optimizer.groups")
     # A parameter belongs to the first group that matches it.
@@ -141,13 +152,13 @@ def parameter_groups(
         groups.append(
             group | ({"weight_decay": node["weight_decay"]} if "weight_decay" in node else {})
         )
-    # What no pattern matches is trained as the optimizer says.
+    # Parameters that no pattern matches are trained with the optimizer's own values.
     rest = [{"params": list(left.values()), "lr_mult": 1.0}] if left else []
     return rest + groups
 
 
 def _check_arguments(name: str, arguments: dict) -> None:
-    """Raises RecipeError for an unknown argument, or one of a wrong kind or range."""
+    """Raises RecipeError for an optimizer argument that is unknown or of a wrong type or range."""
     known = [key for key in inspect.signature(OPTIMIZERS[name]).parameters if key in ARGUMENTS]
     check_keys(arguments, known, f"optimizer ({name})")
     for key, value in ({"lr": None} | arguments).items():

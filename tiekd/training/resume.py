@@ -1,4 +1,4 @@
-"""Resume: choose a checkpoint, restore engine and hooks, set newer checkpoints aside."""
+"""Resume: chooses a checkpoint, restores engine and hooks, sets newer checkpoints aside."""
 
 from pathlib import Path
 
@@ -19,23 +19,23 @@ from tiekd.workdir import checkpoints, weights_file
 
 
 def checkpoint_path(work_dir: Path, resume_from: str | None) -> tuple[Path | None, list[str]]:
-    """Chooses the checkpoint to resume from. Collective: rank 0 looks, and all take the same.
+    """Chooses the checkpoint to resume from. Collective: rank 0 chooses for all ranks.
 
     Args:
         work_dir: The folder of the run.
-        resume_from: A checkpoint's folder, "auto" for the newest whole one, or None to begin.
-            "auto" begins where there is no checkpoint at all, so that a job may be started by one
-            command again and again.
+        resume_from: A checkpoint's folder, "auto" for the newest intact one, or None for a new
+            run. If the work dir has no checkpoint at all, "auto" starts a new run, so that a job
+            can be started and restarted by the same command.
 
     Returns:
-        The checkpoint, None to begin; and lines on it and on newer ones that are passed over.
+        The checkpoint, or None for a new run; and lines for the log on damaged newer checkpoints.
 
     Raises:
-        CheckpointError: There is none that can be taken.
+        CheckpointError: There are checkpoints, but none is intact.
     """
     if resume_from is None:
         return None, []
-    # Rank 0 alone looks: all ranks must take the same checkpoint, or all raise.
+    # Rank 0 alone looks, so that all ranks use the same checkpoint or raise the same error.
     if resume_from == "auto":
         found = None
         if comm.is_main():
@@ -43,14 +43,14 @@ def checkpoint_path(work_dir: Path, resume_from: str | None) -> tuple[Path | Non
                 if checkpoints.newest_first(work_dir / checkpoints.FOLDER):
                     found = checkpoints.find(work_dir)
                 else:
-                    found = None, ["There was no checkpoint to go on from; the run begins"]
+                    found = None, ["There was no checkpoint to resume from; the run begins"]
             except CheckpointError as error:
                 found = error
         found = comm.broadcast_object(found)
         if isinstance(found, CheckpointError):
             raise found
         return found
-    # A folder that is named is checked when it is loaded.
+    # A folder that the user names is verified when it is loaded.
     path = Path(resume_from)
     if not path.is_dir():
         raise CheckpointError(
@@ -60,13 +60,13 @@ def checkpoint_path(work_dir: Path, resume_from: str | None) -> tuple[Path | Non
 
 
 def inputs_at_start(path: Path | None) -> dict | None:
-    """Reads the record of the inputs at the start of a checkpoint's run. Collective.
+    """Reads the record of the inputs with which a checkpoint's run was started. Collective.
 
     Returns:
-        The record on rank 0, None on other ranks and where there is none.
+        The record (tiekd/training/inputs.py) on rank 0; None on other ranks and if there is none.
 
     Raises:
-        CheckpointError: On all ranks, where rank 0's file is damaged.
+        CheckpointError: On all ranks, if the file that rank 0 reads is damaged.
     """
     started, problem = None, None
     if comm.is_main():
@@ -83,17 +83,18 @@ def inputs_at_start(path: Path | None) -> dict | None:
 def set_layouts(
     work_dir: Path, device: torch.device, checkpoint_path: Path | None
 ) -> tuple[dict | None, list[str]]:
-    """Makes the run's layouts (tiekd/kernels/layouts.py) hold in all ranks. Collective.
+    """Sets the convolution layouts of all ranks (tiekd/kernels/layouts.py). Collective.
 
-    Rank 0's CPU and file decide for all.
+    Rank 0's record, or the table's choices for rank 0's CPU, hold on all ranks.
 
     Args:
         work_dir: The folder of the run.
-        device: Of the ranks; a GPU needs no layouts.
-        checkpoint_path: What the run resumes from, also another work dir's; None where it begins.
+        device: The device of this rank; on a GPU nothing is set.
+        checkpoint_path: The checkpoint to resume from, maybe in another work dir; None for a new
+            run.
 
     Returns:
-        The layouts' record, and lines for the log.
+        The record of the layouts, None on a GPU; and lines for the log.
     """
     if device.type != "cpu":
         return None, []
@@ -111,7 +112,7 @@ def set_layouts(
     found = comm.broadcast_object(found)
     if isinstance(found, UserError):
         raise found
-    # From here on every convolution of this process follows the record.
+    # From here on every convolution in this process uses the recorded layouts.
     record, lines = found
     layouts.set_choices(record["choices"])
     return record, lines
@@ -121,16 +122,16 @@ def restore(state: TrainState, path: Path | None, log: TextLog) -> None:
     """Restores a run's state and hooks from a checkpoint, and sets newer ones aside. Collective.
 
     Args:
-        state: Where the run stands; changed in place.
-        path: The checkpoint; None where the run begins anew.
-        log: The text log, whose later rows are dropped.
+        state: The state of the run; changed in place.
+        path: The checkpoint; None for a new run.
+        log: The text log. Its rows on later iterations are dropped.
 
     Raises:
-        RecipeError: The recipe ends before the checkpoint; nothing was written then.
-        CheckpointError: It can't be loaded.
+        RecipeError: The recipe's last iteration is before the checkpoint's. Nothing is written.
+        CheckpointError: The checkpoint can't be loaded.
     """
     if path is not None:
-        # The engine first: what follows needs to know the iteration.
+        # The engine is restored first, since the steps below need the iteration.
         state.iteration, hook_states = checkpoint.load(state.engine, path)
         _check_end(state, path)
         if comm.is_main():
@@ -139,7 +140,7 @@ def restore(state: TrainState, path: Path | None, log: TextLog) -> None:
         for key, hook in keyed(state.hooks).items():
             if key in hook_states:
                 _load(hook, hook_states[key], path)
-    # Newer checkpoints and rows are of the run that is not resumed.
+    # Checkpoints and log rows after this iteration belong to iterations that will be trained again.
     if comm.is_main():
         checkpoints.set_aside_newer(state.work_dir, state.iteration)
     log.drop_rows(state.work_dir)
@@ -148,21 +149,23 @@ def restore(state: TrainState, path: Path | None, log: TextLog) -> None:
 def forget_other_best(
     state: TrainState, started: dict | None, now: dict | None, accepted: bool
 ) -> None:
-    """Makes evaluations begin anew with their best where what they compare has changed. Collective.
+    """Forgets the best metric if the data behind it have changed. Collective.
 
     Args:
-        state: Where the run stands.
+        state: The state of the run.
         started: The record of the inputs at the start (tiekd/training/inputs.py), on rank 0.
-        now: The record of the inputs as they are now, on rank 0; its `best_from` is filled in.
-        accepted: True if the run resumes with other inputs; rank 0 sets the best weights from
-            before aside.
+        now: The record of the present inputs, on rank 0. Its `best_from` is set: metrics up to
+            that iteration can't be compared with later ones.
+        accepted: True if the run resumes with changed inputs. Then rank 0 also sets the files of
+            the best weights aside.
     """
     if comm.is_main():
         now["best_from"] = state.iteration if accepted else (started or now)["best_from"]
         if accepted:
             weights_file.set_aside_best(state.work_dir)
     best_from = comm.broadcast_object(now and now["best_from"])
-    # A checkpoint from before an accepted change has a best that isn't comparable at any resume.
+    # A checkpoint from before an accepted change holds a best metric that later metrics can't be
+    # compared with, at this resume and at every later one.
     if state.iteration <= best_from:
         for hook in state.hooks:
             if isinstance(hook, Evaluation):
@@ -170,7 +173,7 @@ def forget_other_best(
 
 
 def _check_end(state: TrainState, path: Path) -> None:
-    """Raises RecipeError where the run would end before the checkpoint that it resumes from."""
+    """Raises RecipeError if the recipe's last iteration is before the checkpoint's."""
     if state.iteration <= state.total_iterations:
         return
     key, unit = "train.iterations", 1
@@ -190,6 +193,6 @@ def _load(hook: Hook, hook_state: dict, path: Path) -> None:
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
             f"{path}: its state of {type(hook).__name__} is of another version "
-            f"({type(error).__name__}: {error}); resume from another one, or start a new run with "
-            "--load-from"
+            f"({type(error).__name__}: {error}); resume from another checkpoint, or start a new "
+            "run with --load-from"
         ) from None

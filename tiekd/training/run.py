@@ -1,4 +1,4 @@
-"""Runs one training from a recipe: builds its parts, restores a checkpoint, calls the loop."""
+"""Runs one training: builds its parts from a recipe, restores a checkpoint, calls the loop."""
 
 from pathlib import Path
 
@@ -25,27 +25,30 @@ def run(
 
     Args:
         recipe: As `load_recipe` returns it.
-        recipe_path: Where the recipe came from, which says whose work dir it is.
+        recipe_path: The recipe's file. A work dir that belongs to another recipe is refused.
         engine_config: As `read_engine_config` returns it.
-        resume_from: A checkpoint's folder, "auto" for the newest whole one, or None to begin.
-        accept_changes: Resumes although what is trained on or compared has changed.
+        resume_from: A checkpoint's folder, "auto" for the newest intact one, or None for a new
+            run.
+        accept_changes: Resumes even if the training or validation data have changed since the
+            start.
 
     Raises:
-        UserError: Something that the user gave is wrong, or the run was stopped.
+        UserError: The recipe, the engine config or a file is wrong, or the run was stopped.
     """
     entrypoint.result_is_elsewhere()
     sections = Recipe(recipe)
     options, work_dir, resuming = sections.train, sections.work_dir, resume_from is not None
     device = process_group.start_rank(options.timeout_minutes)
 
-    # Where the run begins or resumes.
+    # Choose the checkpoint to resume from. The work dir is locked first, since a run that is about
+    # to end may still save a checkpoint.
     if resuming:
-        workdir.lock(work_dir, resuming=True)  # before looking: a run that ends may save once more
+        workdir.lock(work_dir, resuming=True)
     resume_path, passed_over = resume.checkpoint_path(work_dir, resume_from)
     layout, laid_out = resume.set_layouts(work_dir, device, resume_path)
     started = resume.inputs_at_start(resume_path)
 
-    # All parts, and whether they may run here. Nothing is written yet.
+    # Build all parts and check that the run may use this work dir. Nothing is written yet.
     parts = build_parts(
         sections,
         engine_config,
@@ -60,12 +63,12 @@ def run(
     if comm.is_main():
         datasets = {"train": parts.train_set, "val": parts.val_set}
         per_epoch = state.iterations_per_epoch
-        with_teacher = Recipe(state.recipe)  # whose teacher's file is known by now
+        with_teacher = Recipe(state.recipe)  # now with the path of the teacher's weights
         now = inputs.collect(with_teacher, recipe_path, parts.config, datasets, per_epoch, started)
     verdict = input_changes.judge(started, now, resume_path, accept_changes)
     state.engine = build_engine(parts.network, parts.optimizer, parts.config)
 
-    # The work dir is this run's from here on; what a checkpoint holds is restored.
+    # From here on this run holds the work dir's lock. Restore the checkpoint.
     workdir.lock(work_dir)
     process_group.seed_everything(options.seed + comm.rank(), options.deterministic)
     changed, ranks = [], startup_log.of_ranks(work_dir) if resuming else []
@@ -77,7 +80,7 @@ def run(
         resume.forget_other_best(state, started, now, accepted=bool(verdict.refused))
     comm.barrier()
 
-    # Records of the run, and the log's first lines.
+    # Write the records of the run and the first lines of its log.
     if comm.is_main():
         workdir.write(work_dir, state.recipe, recipe_path, parts.config.values)
         inputs.write(work_dir, now)
@@ -99,4 +102,4 @@ def run(
     profiling.print_collectives(state.engine)
     if state.stop_reason is not None:
         told = f"stopped after iteration {state.iteration}, {state.stop_reason}"
-        raise entrypoint.Stopped(f"{told}; go on with bin/resume")
+        raise entrypoint.Stopped(f"{told}; continue with bin/resume")

@@ -1,11 +1,12 @@
 """Learning rate and momentum as pure functions of the iteration that is about to run (0-based).
 
-A schedule is a factor of the optimizer's own learning rate, so nothing has to be saved or restored:
-a resumed run asks for iteration 1200 and gets what a straight run got. Each name below is a
-function `factor(progress, span, ...)` of the position in the run; its further arguments are the
-keys a recipe may give. `one_cycle` equals torch's OneCycleLR and mmcv's OneCycle, the others mmcv's
-updaters of the same names. Costs nothing. Left out: the three-phase one-cycle, cyclic schedules and
-warm restarts, and any schedule that looks at the loss.
+A schedule multiplies the optimizer's learning rate by a factor that depends on the iteration alone.
+So a schedule has no state to save: a resumed run computes the same value for iteration 1200 as a
+run that was not interrupted. Each function `factor(progress, span, ...)` below returns that factor.
+`progress` is the number of finished iterations (or epochs, with `by: epoch`), `span` their number
+in the whole run; the other arguments are keys of the recipe. `one_cycle` equals torch's OneCycleLR
+and mmcv's OneCycle, the others mmcv's updaters of the same names. Left out: the three-phase
+one-cycle, cyclic schedules and warm restarts, and any schedule that depends on the loss.
 
     schedule: {name: one_cycle, div_factor: 25, final_div_factor: 100, cycle_momentum: true}
     schedule: {name: cosine, min_lr_ratio: 1e-8, warmup_iterations: 12800, warmup_ratio: 1e-3}
@@ -30,32 +31,33 @@ def one_cycle(
     div_factor: float = 25.0,
     final_div_factor: float = 1e4,
 ) -> float:
-    """Cosine from 1/div_factor up to 1 over the first `pct_start` of the run, and down again.
+    """Rises by half a cosine to 1 over the first `pct_start` of the run, then falls by another.
 
-    The end is 1/div_factor over final_div_factor. Smith and Topin 2019 (arXiv 1708.07120) with
-    torch's off-by-one: the top is at `pct_start * span - 1`.
+    The factor is 1 / div_factor at the start and 1 / div_factor / final_div_factor at the end.
+    From Smith and Topin 2019 (arXiv 1708.07120). As in torch, the top is one iteration early, at
+    `pct_start * span - 1`.
     """
     first, last = 1 / div_factor, 1 / div_factor / final_div_factor
     return _up_and_down(progress, span, pct_start, first, 1.0, last)
 
 
 def cosine(progress: int, span: int, min_lr_ratio: float = 0.0) -> float:
-    """Half a cosine from 1 to `min_lr_ratio` (SGDR without restarts, arXiv 1608.03983)."""
+    """Falls by half a cosine from 1 to `min_lr_ratio` (SGDR without restarts, arXiv 1608.03983)."""
     return _anneal(1.0, min_lr_ratio, progress / span)
 
 
 def step(progress: int, span: int, milestones: Sequence[int] = (), gamma: float = 0.1) -> float:
-    """1, times `gamma` from each milestone on (iterations, or epochs with `by: epoch`)."""
+    """Starts at 1, and is multiplied by `gamma` at each milestone (in the unit of `progress`)."""
     return gamma ** sum(progress >= milestone for milestone in milestones)
 
 
 def poly(progress: int, span: int, power: float = 0.9, min_lr_ratio: float = 0.0) -> float:
-    """`(1 - progress / span) ** power`, scaled to end at `min_lr_ratio`."""
+    """Falls as `(1 - progress / span) ** power` from 1, rescaled to end at `min_lr_ratio`."""
     return (1 - min_lr_ratio) * (1 - progress / span) ** power + min_lr_ratio
 
 
 def constant(progress: int, span: int) -> float:
-    """Always 1."""
+    """Returns 1 throughout: the learning rate stays the optimizer's."""
     return 1.0
 
 
@@ -65,7 +67,10 @@ _OTHER_KEYS = {"by": "iteration", "warmup_iterations": 0, "warmup_ratio": 0.1}
 
 
 class Schedule:
-    """Learning rate and momentum of every iteration of one run, and the one way to set them."""
+    """The learning rate and momentum of every iteration of one run.
+
+    `lr` and `momentum` return the values for an iteration; `apply` sets them in an optimizer.
+    """
 
     def __init__(
         self,
@@ -78,12 +83,14 @@ class Schedule:
     def lr(self, iteration: int) -> float:
         """Returns the learning rate of a parameter group without `lr_mult`.
 
-        Past the end it is that of the last iteration.
+        Args:
+            iteration: The number of finished iterations. Past the end of the run the learning rate
+                stays that of the last iteration.
         """
         return self._lr(min(iteration, self._last))
 
     def momentum(self, iteration: int) -> float | None:
-        """Returns betas[0] or momentum; None where neither schedule nor recipe gives one."""
+        """Returns the value for betas[0] or momentum; None to leave the optimizer's value."""
         return self._momentum(min(iteration, self._last))
 
     def apply(
@@ -92,12 +99,12 @@ class Schedule:
         """Sets every group's lr (times its `lr_mult`) and momentum for an iteration.
 
         Args:
-            optimizer: Anything with `param_groups`; a group without betas and momentum has momentum
-                0.
-            iteration: Finished iterations.
+            optimizer: Any object with `param_groups`. A group without betas and momentum counts as
+                momentum 0.
+            iteration: The number of finished iterations.
 
         Returns:
-            The learning rates and the momenta that are now in force, one a group.
+            The learning rates and the momenta that are now set, one per group.
         """
         lr, momentum = self.lr(iteration), self.momentum(iteration)
         for group in optimizer.param_groups:
@@ -122,16 +129,23 @@ def build(
     total_iterations: int,
     iterations_per_epoch: int,
 ) -> Schedule:
-    """Makes the schedule that a recipe's `schedule` node describes.
+    """Builds the schedule of a recipe's `schedule` section.
 
-    base_lr: the optimizer's learning rate, the top of every schedule. base_momentum: its betas[0]
-    or momentum, set in every iteration of a schedule that doesn't cycle it (None leaves it alone).
-    Raises RecipeError.
+    Args:
+        node: The section.
+        base_lr: The optimizer's learning rate, which the schedule's factor multiplies.
+        base_momentum: The optimizer's betas[0] or momentum. A schedule that doesn't cycle the
+            momentum sets this value in every iteration; None leaves the momentum as it is.
+        total_iterations: The length of the run.
+        iterations_per_epoch: The length of an epoch.
+
+    Raises:
+        RecipeError: The section's name, a key or a value is wrong.
     """
     assert total_iterations > 0
     assert iterations_per_epoch > 0
     shape, keys, common = _read(node)
-    # One cycle also moves the momentum, against the learning rate.
+    # With `cycle_momentum` one_cycle also lowers the momentum while the learning rate rises.
     if shape is one_cycle:
         low, high = common["base_momentum"], common["max_momentum"]
 
@@ -146,7 +160,7 @@ def build(
             lambda i: base_lr * shape(i, total_iterations, **keys), momentum, total_iterations
         )
 
-    # The others count in epochs or iterations, after a warm-up.
+    # The other schedules count in epochs or iterations, and may begin with a warm-up.
     unit = iterations_per_epoch if common["by"] == "epoch" else 1
     span = math.ceil(total_iterations / unit)
     warmup_iterations, warmup_ratio = common["warmup_iterations"], common["warmup_ratio"]
@@ -155,15 +169,14 @@ def build(
         regular = base_lr * shape(iteration // unit, span, **keys)
         if iteration >= warmup_iterations:
             return regular
-        # The warm-up scales the value that the schedule would have, so it joins the schedule
-        # without a step.
+        # The warm-up scales the schedule's own value, so the two meet without a jump.
         return regular * (1 - (1 - iteration / warmup_iterations) * (1 - warmup_ratio))
 
     return Schedule(lr, lambda _: base_momentum, total_iterations)
 
 
 def unfinished_warmup(node: dict, total_iterations: int) -> str | None:
-    """Returns a line for the log where a run ends within its warm-up, else None."""
+    """Returns a warning for the log if a run ends within its warm-up, else None."""
     warmup_iterations = node.get("warmup_iterations", 0)
     if not 0 < total_iterations <= warmup_iterations:
         return None
@@ -175,7 +188,12 @@ def unfinished_warmup(node: dict, total_iterations: int) -> str | None:
 
 
 def _read(node: dict) -> tuple[Callable, dict, dict]:
-    """Returns a node's shape, its arguments and the keys common to all kinds, checked."""
+    """Reads and checks a `schedule` section.
+
+    Returns:
+        The function of the factor; those of its arguments that the section gives; and the keys
+        that don't belong to the function, with defaults filled in.
+    """
     name = node.get("name") if isinstance(node, dict) else None
     if name not in list(SHAPES):
         names = sorted(SHAPES, key=lambda known: -SequenceMatcher(None, known, str(name)).ratio())
@@ -183,7 +201,7 @@ def _read(node: dict) -> tuple[Callable, dict, dict]:
             f"schedule.name: no {name!r}; there are (nearest first): {', '.join(names)}"
         )
     shape = SHAPES[name]
-    # A shape's own keys are its arguments that have a default: it gets the first two from the run.
+    # A function's arguments with a default are keys of the recipe; the first two come from the run.
     own = {
         key: p.default
         for key, p in inspect.signature(shape).parameters.items()
@@ -234,14 +252,14 @@ def _increasing(values) -> bool:
 def _up_and_down(
     progress: int, span: int, pct_start: float, first: float, top: float, last: float
 ) -> float:
-    """Half a cosine from `first` to `top`, and another one to `last`.
+    """Returns a value that goes by half a cosine from `first` to `top`, and by another to `last`.
 
-    They meet at `pct_start * span - 1` and end at `span - 1`.
+    `top` is reached at `pct_start * span - 1`, `last` at `span - 1`.
     """
     turn, end = pct_start * span - 1, span - 1
     if progress <= turn:
         return _anneal(first, top, progress / turn if turn > 0 else 1.0)
-    # In a run of less than 1 / pct_start iterations the turn lies before iteration 0, as in torch
+    # In a run of less than 1 / pct_start iterations the top lies before iteration 0, as in torch
     # and mmcv.
     return _anneal(top, last, (progress - turn) / (end - turn))
 

@@ -1,6 +1,6 @@
-"""A recipe's sections as checked values: `Recipe`, and the dataclasses of `train` and `load`.
+"""Typed access to a recipe: `Recipe`, and the dataclasses of its sections `train` and `load`.
 
-The other dataclasses stand where their values are used, in data/ and evaluation/.
+The dataclasses of other sections are defined where they are used, in data/ and evaluation/.
 """
 
 from collections.abc import Sequence
@@ -20,15 +20,14 @@ from tiekd.evaluation.evaluate import EvaluationProtocol, EvaluationSettings
 
 
 class Recipe:
-    """A recipe whose sections of fixed keys are read once, when they are first asked for.
+    """A recipe whose sections are parsed and checked when they are first read.
 
-    So a program that needs a few of the sections also takes a recipe that has no others. A section
-    whose keys are the arguments of a part (network, losses, optimizer, ...) is its node, of which
-    config.build.build makes the part.
+    So a program that needs only some of the sections accepts a recipe without the others. Sections
+    with fixed keys become dataclasses. A section whose keys are the arguments of a part (network,
+    losses, optimizer, ...) stays a dict, from which config.build.build makes the part.
 
     Attributes:
-        node: The whole recipe as `load_recipe` returns it, as records of a run keep it. It is not
-            changed.
+        node: The whole recipe as a dict, as `load_recipe` returns it. It is not changed.
     """
 
     def __init__(self, node: dict):
@@ -36,18 +35,18 @@ class Recipe:
 
     @cached_property
     def train(self) -> "TrainSettings":
-        """The length, batch and seed of training. Raises RecipeError."""
+        """The section `train`: length, batch size and seed of training. Raises RecipeError."""
         return settings(self.node, "train", TrainSettings)
 
     @property
     def validates(self) -> bool:
-        """False where the recipe turns evaluations off; it needs no section `train`."""
+        """True if training evaluates; also known for a recipe without a section `train`."""
         return self.section("train").get("validate", TrainSettings.validate)
 
     def splits(self, which: str) -> tuple[str, ...]:
-        """Returns the splits that "train", "val" or "both" means.
+        """Returns the names of the splits that "train", "val" or "both" stands for.
 
-        Both are the training frames alone in a recipe that doesn't validate.
+        In a recipe without validation "both" is the training split alone.
         """
         if which != "both":
             return (which,)
@@ -55,29 +54,29 @@ class Recipe:
 
     @cached_property
     def load(self) -> "LoadSettings":
-        """The weights to start from. Raises RecipeError."""
+        """The section `load`: the weights to start from. Raises RecipeError."""
         return settings(self.node, "load", LoadSettings)
 
     @cached_property
     def evaluation(self) -> EvaluationSettings:
-        """The evaluation of the validation frames. Raises RecipeError."""
+        """The section `evaluation`: when and how the student is evaluated. Raises RecipeError."""
         return settings(self.node, "evaluation", EvaluationSettings)
 
     def protocol(self, split: str) -> EvaluationProtocol:
-        """Returns how the student is evaluated on the frames of a split. Raises RecipeError."""
+        """Returns crop, depth range and flip of an evaluation on `split`. Raises RecipeError."""
         return EvaluationProtocol(
             self.evaluation, self.network["min_depth"], self.network["max_depth"], split
         )
 
     @cached_property
     def augment(self) -> Augment:
-        """The augmentation of training samples. Raises RecipeError."""
+        """The settings of the augmentation of training samples. Raises RecipeError."""
         node = self.data.get("augment", {})
         return settings({"data.augment": node}, "data.augment", Augment)
 
     @cached_property
     def loading(self) -> Loading:
-        """The reading of frames. Raises RecipeError."""
+        """The settings of the data loader, such as its workers. Raises RecipeError."""
         return loading_of(self.data)
 
     @cached_property
@@ -87,7 +86,7 @@ class Recipe:
 
     @cached_property
     def dataset(self) -> DataSettings:
-        """The frames of both splits. Raises RecipeError."""
+        """The settings of the training and validation sets. Raises RecipeError."""
         return replace(
             settings_of(self.data, self.max_depth_m),
             maps=self.teacher.maps,
@@ -97,12 +96,12 @@ class Recipe:
 
     @property
     def data(self) -> dict:
-        """The node of the data set."""
+        """The section `data`, as a dict."""
         return self.node.get("data", {})
 
     @property
     def network(self) -> dict | None:
-        """The student's node; None where the recipe has none."""
+        """The section `network`, which describes the student; None if the recipe has none."""
         return self.node.get("network")
 
     @property
@@ -112,11 +111,11 @@ class Recipe:
 
     @property
     def teacher(self) -> TeacherNode:
-        """The teacher's section."""
+        """The section `teacher`."""
         return TeacherNode.of(self.node)
 
     def without_teacher(self) -> "Recipe":
-        """Returns the recipe with the ground truth as its teacher."""
+        """Returns a copy of the recipe that trains on the ground truth, without a teacher."""
         return Recipe(without_teacher(self.node))
 
     @property
@@ -125,7 +124,7 @@ class Recipe:
         return Path(self.node["work_dir"])
 
     def section(self, name: str, default: dict | None = None) -> dict:
-        """Returns the node of a section that is made into one part, such as `optimizer`."""
+        """Returns the section `name` as a dict; `default`, or an empty dict, if there is none."""
         return self.node.get(name, {} if default is None else default)
 
 
@@ -134,17 +133,17 @@ class TrainSettings:
     """The section `train`.
 
     Attributes:
-        batch_size: Images an iteration, of all ranks.
-        epochs: Either these or `iterations` say how long training runs.
-        iterations: Of the optimizer.
-        clip_norm: The largest L2 norm of a gradient, 0 for no limit.
-        seed: Of weights, order and augmentation, from 0.
-        lr_scaling: How the learning rate follows the batch size (training/optimizer.py).
-        deterministic: Allows only algorithms that repeat bit for bit.
-        validate: Evaluates, and keeps the best weights.
-        max_bad_iterations: That many in a row whose loss or gradient isn't finite end the run; 0
-            for no end.
-        timeout_minutes: How long ranks wait for one that doesn't come.
+        batch_size: Images per iteration, summed over all ranks.
+        epochs: The length of training in epochs; a recipe gives either `epochs` or `iterations`.
+        iterations: The length of training in optimizer steps.
+        clip_norm: The largest L2 norm of the gradient, 0 for no clipping.
+        seed: The seed of initial weights, sample order and augmentation, 0 or more.
+        lr_scaling: How the learning rate scales with the batch size (training/optimizer.py).
+        deterministic: Allows only algorithms whose results repeat bit for bit.
+        validate: Evaluates during training, and saves the best weights.
+        max_bad_iterations: After this many iterations in a row with a loss or gradient that isn't
+            finite the run ends; 0 for never.
+        timeout_minutes: How long a rank waits in a collective for the other ranks.
     """
 
     batch_size: int = 16
@@ -198,7 +197,7 @@ class LoadSettings:
 
     Attributes:
         checkpoint: The weights to start from: a file, a checkpoint's folder or a work dir.
-        ignore: Patterns of tensors that are left as initialised.
+        ignore: Glob patterns of tensor names that are not loaded and stay as initialised.
     """
 
     checkpoint: str | None = None

@@ -1,4 +1,4 @@
-"""Writes the log's lines from before training: what is trained, on what, and from where."""
+"""Composes the log's first lines: data, networks, learning rate, ranks and the resume."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from tiekd.workdir import launch_record
 
 
 def about(parts: Parts) -> list[str]:
-    """Returns lines on sizes, counts, and everything a user should know about a run."""
+    """Returns the log's lines on a run's data, resolution, networks, teacher and learning rate."""
     recipe, teacher = parts.recipe, parts.teacher
     train_set, val_set = parts.train_set, parts.val_set
     # The data.
@@ -31,7 +31,7 @@ def about(parts: Parts) -> list[str]:
     said.append(f"Working resolution: {recipe.resize}")
     for note in dict.fromkeys([*getattr(train_set, "notes", ()), *getattr(val_set, "notes", ())]):
         said.append(f"Warning: {note}")
-    # The networks, and where the teacher's depth comes from.
+    # The sizes of the networks, and the source of the teacher's depth.
     said.append(f"Student: {_millions(parts.network)} M parameters, trainable")
     if isinstance(teacher, FrozenTeacher):
         size = _millions(teacher.network)
@@ -51,7 +51,7 @@ def about(parts: Parts) -> list[str]:
         said.append(f"Teacher: {teacher.name}{counted}")
     elif getattr(train_set, "maps", None) is not None:
         said.append(teacher_maps.describe(train_set.maps))
-    # The learning rate, where it is meant for another batch or never leaves its warm-up.
+    # The learning rate, if it is meant for another batch size or if the warm-up never ends.
     batch_size, lr_scaling = recipe.train.batch_size, recipe.train.lr_scaling
     lr_batch_size = recipe.section("optimizer").get("lr_batch_size") or batch_size
     if lr_batch_size != batch_size:
@@ -66,9 +66,10 @@ def about(parts: Parts) -> list[str]:
 
 
 def of_ranks(work_dir: Path) -> list[str]:
-    """Returns a warning where a run had another number of ranks when it was last started.
+    """Returns a warning if the run had another number of ranks when it was last started.
 
-    To be asked before that record is written anew; empty where the work dir has none.
+    Reads the launch record, so it has to be called before this start overwrites the record. The
+    list is empty if the number is the same or the work dir has no record.
     """
     try:
         before, now = launch_record.read(work_dir).world_size, comm.world_size()
@@ -81,26 +82,29 @@ def of_ranks(work_dir: Path) -> list[str]:
         if now < before
         else ""
     )
-    return [f"The run was started on {before} ranks and goes on on {now}{fewer}"]
+    return [f"The run was started on {before} ranks and resumes on {now}{fewer}"]
 
 
 def of_resuming(path: Path | None, changed: list[str], verdict: Verdict) -> list[str]:
-    """Returns lines on where a run resumes from and on what has changed since it was started.
+    """Returns lines on the checkpoint that a run resumes from and on changes since its start.
 
     Args:
-        path: The checkpoint; None where the run begins.
-        changed: Keys of the recipe.
-        verdict: Of the changes of what is trained on.
+        path: The checkpoint; None for a new run, which has no such lines.
+        changed: The keys of the recipe whose values have changed.
+        verdict: The changes of the run's inputs, and which of them had to be accepted.
     """
     if path is None:
         return []
     said = [f"Resumed from {path}", *verdict.told]
     if verdict.refused:
         said.append(f"Accepted changes: {'; '.join(verdict.refused)}")
-        said.append("The best is counted anew; best weights from before are abandoned_best_*.pth")
+        said.append(
+            "The search for the best weights restarts; earlier best weights are now "
+            "abandoned_best_*.pth"
+        )
     if changed:
         said.append(
-            "Not as it was started, so it won't go on as it would have; changed: "
+            "Not as it was started, so it won't continue as it would have; changed: "
             f"{', '.join(changed)}"
         )
     return said

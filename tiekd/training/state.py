@@ -14,38 +14,41 @@ from tiekd.training.hook import Hook
 
 @dataclass
 class TrainState:
-    """The state of a run. In `after_iteration` all values are of the iteration just finished.
+    """The state of a run. In `after_iteration` all values are those of the finished iteration.
 
     Attributes:
         engine: The deepspeed.DeepSpeedEngine.
-        recipe: The run's whole recipe, for records of the run.
+        recipe: The run's whole recipe, for the records that the run writes.
         work_dir: The folder of the run.
-        timestamp: Of this start, as in the log's file name.
+        timestamp: The time at which this process started, as in the log's file name.
         batch_size: Images per iteration, summed over all ranks.
         accumulation: Micro-batches per iteration and rank.
         iterations_per_epoch: Iterations in which every training sample is seen once.
         total_iterations: The iteration after which training ends.
-        by_epoch: True if the recipe gives its length in epochs.
-        hooks: In the order in which they are called.
+        by_epoch: True if the recipe gives the length of training in epochs.
+        hooks: The hooks, in the order in which they are called.
         step: Runs a micro-batch on the engine; set before training.
-        iteration: Finished iterations.
+        iteration: The number of finished iterations.
         lr: The learning rates used, one per parameter group.
         momentum: The momenta used, one per parameter group.
-        losses: Means over this rank's micro-batches, 0-d, on the device.
+        losses: Each loss's mean over this rank's micro-batches, 0-d tensors on the device.
         micro_losses: The losses of each of this rank's micro-batches.
         names: The samples' names in each of this rank's micro-batches.
-        image_sums: Per micro-batch a (B,) tensor, not finite where an image isn't.
+        image_sums: For each micro-batch the sums over its images, (B,). A sum is not finite if a
+            value of that image isn't.
         grad_norm: The L2 norm of the gradient before clipping; None if unknown.
         time_s: Duration of the iteration in seconds.
-        data_time_s: Part of `time_s` that was spent waiting for batches.
+        data_time_s: The part of `time_s` that was spent waiting for batches.
         batch: The last micro-batch.
-        prediction: The network's prediction for it.
-        teacher_depth: Its target depth, which is the ground truth in a run without a teacher.
+        prediction: The network's prediction for `batch`.
+        teacher_depth: The target depth of `batch`: the teacher's, or the ground truth in a run
+            without a teacher.
         metrics: The metrics of the last evaluation, by name.
         num_evaluated: Number of frames in the last evaluation.
         orphaned: True if the run stops because its launcher has died.
         trained_on: The frames that the weights were trained on, on rank 0; None if unknown.
-        stop_reason: Set by a hook, on every rank after the same iteration: training ends there.
+        stop_reason: The reason to stop training after this iteration; None to continue. A hook
+            sets it, on every rank after the same iteration.
     """
 
     engine: object
@@ -79,7 +82,7 @@ class TrainState:
     stop_reason: str | None = None
 
     def begin_iteration(self) -> None:
-        """Clears what `record` collects over an iteration's micro-batches."""
+        """Clears the values that `record` collects over an iteration's micro-batches."""
         self.losses, self.data_time_s = {}, 0.0
         self.micro_losses, self.names, self.image_sums = [], [], []
 
@@ -91,7 +94,7 @@ class TrainState:
         losses: dict[str, Tensor],
         grad_norm: Tensor | float | None,
     ) -> None:
-        """Keeps what hooks read of a micro-batch. No host sync."""
+        """Stores a micro-batch's names, losses and tensors for the hooks. No host sync."""
         self.batch, self.teacher_depth, self.prediction = batch, teacher_depth, prediction
         self.grad_norm = grad_norm
         self.names.append(batch.names)
@@ -101,41 +104,50 @@ class TrainState:
             self.losses[name] = self.losses.get(name, 0.0) + loss / self.accumulation
 
     def period(self, every: int, by: str = "iteration") -> int:
-        """Returns the iterations in `every` epochs or iterations, as `by` ("epoch") says."""
+        """Converts an interval of `every` epochs (`by="epoch"`) or iterations to iterations."""
         return every * (self.iterations_per_epoch if by == "epoch" else 1)
 
     def is_due(self, every: int, by: str = "iteration") -> bool:
-        """Returns True after every `every`-th epoch or iteration, counted from the run's start."""
+        """Returns True if `every` epochs or iterations, or a multiple of them, are finished.
+
+        They are counted from the start of the run, across resumes.
+        """
         return self.iteration % self.period(every, by) == 0
 
     @property
     def is_last(self) -> bool:
-        """True after the recipe's last iteration."""
+        """True after the last iteration that the recipe asks for."""
         return self.iteration == self.total_iterations
 
     @property
     def ends(self) -> bool:
-        """True where no iteration follows: after the last one, or where a hook stops the run."""
+        """True if no iteration follows: this was the last one, or a hook stops the run."""
         return self.is_last or self.stop_reason is not None
 
     @property
     def skipped_steps(self) -> int:
-        """Optimizer steps skipped in this process for gradients that weren't finite. One sync."""
+        """The number of optimizer steps that this process skipped, as gradients weren't finite.
+
+        Costs one host sync.
+        """
         return self.step.num_skipped
 
     @property
     def step_skipped(self) -> Tensor | bool:
-        """True, on all ranks, where this iteration's step was skipped; a tensor on the device."""
+        """True, on all ranks, if this iteration's optimizer step was skipped.
+
+        It may be a 0-d tensor on the device, so that reading it costs a host sync.
+        """
         return self.step.skipped
 
     @property
     def searches_loss_scale(self) -> bool:
-        """True where a skipped step may only mean that the loss scale is too large."""
+        """True in fp16 while a step may be skipped merely because the loss scale is too large."""
         return self.step.searches_loss_scale
 
     @property
     def loss_scale(self) -> float | None:
-        """The loss scale of fp16 after the iteration; None in the other precisions."""
+        """The fp16 loss scale after the iteration; None in bf16 and fp32."""
         return self.step.loss_scale
 
     @property

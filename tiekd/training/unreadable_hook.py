@@ -1,9 +1,9 @@
-"""Logs training samples that can't be read and were replaced, and ends a run with too many.
+"""Logs training samples that can't be read and were replaced; ends a run with too many of them.
 
-The ranks tell each other when a log line is due, one collective; nothing in between. A sample is
-counted when a batch with its replacement is trained on, so the log and the end come at the same
-iteration with any number of workers, and with any number of ranks whose logs have the same
-interval.
+The ranks exchange their messages when a log line is due, with one collective, and not in between. A
+sample is counted when a batch with its replacement is trained on. So the log lines, and the end of
+the run, come at the same iteration with any number of workers and ranks (if the log interval is the
+same).
 """
 
 from tiekd.data.loading.loader import Unreadable
@@ -14,12 +14,12 @@ from tiekd.training.hooks.text_log import TextLog
 
 
 class UnreadableSamples(Hook):
-    """Logs each sample once, and raises DataError on all ranks where there are too many.
+    """Logs each unreadable sample once, and raises DataError on all ranks if there are too many.
 
     Attributes:
-        found: What this rank's loader met.
+        found: The errors that this rank's loader met, and how many are allowed.
         log: The text log.
-        told: The messages, of all ranks, that are in the log.
+        told: All ranks' messages that are already in the log, as the keys of a dict.
     """
 
     def __init__(self, found: Unreadable, log: TextLog):
@@ -27,16 +27,16 @@ class UnreadableSamples(Hook):
         self.told: dict[str, None] = {}
 
     def after_iteration(self, state) -> None:
-        """Logs new samples where a log line is due or the run ends. Collective.
+        """Logs new unreadable samples if a log line is due or the run ends. Collective.
 
         Raises:
-            DataError: On all ranks, where there are more than `data.max_errors`.
+            DataError: On all ranks, if there are more than `data.max_errors` such samples.
         """
         if state.is_due(self.log.interval) or state.ends:
             self._tell()
 
     def _tell(self) -> None:
-        """Every rank must come here: a collective inside."""
+        """Gathers all ranks' new messages and logs them. Collective."""
         mine = [message for message in self.found.messages if message not in self.told]
         for message in sorted({message for part in comm.gather_objects(mine) for message in part}):
             self.told[message] = None
@@ -52,9 +52,9 @@ class UnreadableSamples(Hook):
             )
 
     def state_dict(self) -> dict:
-        """Returns the messages that are in the log, of all ranks."""
+        """Returns all ranks' messages that are in the log."""
         return {"told": list(self.told)}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Restores them, so that none is logged or counted twice."""
+        """Restores the messages, so that no sample is logged or counted twice."""
         self.told = dict.fromkeys(state_dict["told"])

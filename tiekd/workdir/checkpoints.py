@@ -1,12 +1,12 @@
-"""Checkpoints in a work dir: lists them, checks that they are complete, removes old ones.
+"""Lists the checkpoints in a work dir, checks that they are complete, and removes old ones.
 
     checkpoints/iter_1200/   DeepSpeed's files, and:
-        rank_<r>.pt          random states and hooks of rank r
+        rank_<r>.pt          random states and hook states of rank r
         student.pth          plain fp32 weights
         moments.pth          the optimizer's state by parameter
         state.json           iteration, ranks, recipe, engine config, versions
         manifest.json        sizes and digests of all files
-    checkpoints/latest       the name of the newest complete one, for people; code reads manifests
+    checkpoints/latest       name of the newest complete checkpoint, for people; code doesn't use it
     best_abs_rel.pth         plain fp32 student weights of the best evaluation
                              (tiekd/workdir/weights_file.py)
 
@@ -34,8 +34,8 @@ def find(work_dir: Path) -> tuple[Path, list[str]]:
     """Finds the newest complete checkpoint of a work dir.
 
     Returns:
-        The checkpoint's folder, and one line with the reason for each newer one that is passed
-        over.
+        The checkpoint's folder; and for each newer checkpoint, which is incomplete or damaged, a
+        line with the reason why it is passed over.
 
     Raises:
         CheckpointError: there is no complete checkpoint.
@@ -51,13 +51,15 @@ def find(work_dir: Path) -> tuple[Path, list[str]]:
     remedy = "start the run with bin/train.py first"
     if passed_over:
         remedy = (
-            "put their files back, or start the run anew with bin/train.py in another --work-dir"
+            "put their files back, or start the run again with bin/train.py in another --work-dir"
         )
     raise CheckpointError(f"{work_dir}: no checkpoint to resume from{why}; {remedy}")
 
 
 def find_weights(folder: Path) -> Path:
-    """Finds student weights: those of the best evaluation, else of the newest checkpoint.
+    """Finds a file of student weights in a checkpoint or a work dir.
+
+    In a work dir these are the weights of the best evaluation, else of the newest checkpoint.
 
     Args:
         folder: a checkpoint or a work dir.
@@ -68,7 +70,8 @@ def find_weights(folder: Path) -> Path:
     if (folder / STUDENT).is_file():
         return folder / STUDENT
     best = list(folder.glob("best_*.pth"))
-    if best:  # there are several after a change of evaluation.save_best
+    # After a change of evaluation.save_best there are several; take the newest file.
+    if best:
         return max(best, key=lambda path: path.stat().st_mtime)
     try:
         return find(folder)[0] / STUDENT
@@ -77,7 +80,7 @@ def find_weights(folder: Path) -> Path:
 
 
 def check(checkpoint: Path) -> str | None:
-    """Returns what is wrong with a checkpoint; None if all files match the manifest."""
+    """Returns a message on a damaged checkpoint; None if all files match the manifest."""
     problem = manifest.check(checkpoint)
     if problem is not None:
         return problem
@@ -97,16 +100,16 @@ def check(checkpoint: Path) -> str | None:
 
 
 def set_aside_newer(work_dir: Path, iteration: int) -> None:
-    """Renames the checkpoints and best weights that are newer than `iteration`.
+    """Renames the checkpoints and best weights that are newer than `iteration`. Rank 0 only.
 
-    A run that resumes from `iteration` will not pass through them again. Best weights of before
-    them come back. Rank 0 only.
+    They belong to iterations that a run resumed from `iteration` will train again. The best weights
+    at `iteration`, if they were replaced since, get their name back.
     """
     newer = [c for c in newest_first(work_dir / FOLDER) if iteration_of(c) > iteration]
     newer += [best for best in work_dir.glob("best_*.pth") if made_at(best) > iteration]
     for path in newer:
         set_aside(path)
-    # The best weights that the resumed checkpoint was saved with take their name back.
+    # Restore the best weights as they were when the resumed checkpoint was saved.
     for before in work_dir.glob(BEST_BEFORE.format("*")):
         best = work_dir / before.name.removeprefix(".").removesuffix(".before")
         if not best.exists() and made_at(before) <= iteration:
@@ -114,12 +117,12 @@ def set_aside_newer(work_dir: Path, iteration: int) -> None:
 
 
 def prune(folder: Path, keep_last: int, keep_every: int | None = None) -> None:
-    """Removes old checkpoints, and the leftovers of saves that were killed. Rank 0 only.
+    """Removes old checkpoints, and partial ones from saves that were killed. Rank 0 only.
 
     Args:
         folder: the work dir's `checkpoints` folder.
-        keep_last: how many of the newest are kept.
-        keep_every: those of every `keep_every`th iteration are kept too.
+        keep_last: the number of newest checkpoints to keep.
+        keep_every: checkpoints at multiples of this many iterations are kept too; None for none.
     """
     _remove_leftovers(folder)
     for old in newest_first(folder)[keep_last:]:

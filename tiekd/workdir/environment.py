@@ -1,4 +1,4 @@
-"""The machine and the software of a run, for its log and its work dir.
+"""Describes the hardware and software of a run, for its log and its work dir.
 
 Left out: environment variables, which may hold secrets.
 """
@@ -15,7 +15,7 @@ from tiekd.kernels import layouts
 
 
 def environment() -> dict[str, str]:
-    """Returns the names and versions of hardware and software that a reader of a log needs."""
+    """Returns the names and versions of CPU, GPUs and software, by their label in the log."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     processor = platform.processor() or platform.machine()
     values = {

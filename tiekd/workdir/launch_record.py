@@ -1,4 +1,7 @@
-"""The record of a run's launch, from which bin/resume starts it on the same ranks and devices."""
+"""The record of how a run was launched, so that bin/resume starts it on the same ranks and devices.
+
+It is the file launch.json in the run's work dir.
+"""
 
 import json
 import os
@@ -20,7 +23,7 @@ _CHOICES = {"--num_gpus", "--include", "--exclude", "--hostfile", "--num_nodes"}
 
 @dataclass(frozen=True)
 class LaunchRecord:
-    """The start of a run: recipe, launcher, ranks, devices and machines.
+    """How a run was launched: recipe, launcher, ranks, devices and machines.
 
     Attributes:
         recipe: the recipe's path.
@@ -29,9 +32,9 @@ class LaunchRecord:
         ranks_per_node: the number of ranks on rank 0's machine.
         visible_devices: a rank's CUDA_VISIBLE_DEVICES, as the launcher set it ("0,1").
         master_port: rank 0's port.
-        folder: the folder from which the recipe's relative paths start.
-        nodes: machines and their device numbers if there were several; the work dir's hostfile
-            holds them too.
+        folder: the current folder at the start, to which the recipe's relative paths refer.
+        nodes: for each machine its device numbers, if there were several machines; else None. The
+            work dir's hostfile lists them too.
         master_addr: rank 0's address.
     """
 
@@ -49,20 +52,22 @@ class LaunchRecord:
         """Returns options for `deepspeed` that start the same ranks on the same devices.
 
         Args:
-            given: the user's options, which take precedence. Those that choose among machines
-                choose among the run's machines.
-            work_dir: the run's, with its hostfile.
+            given: the user's own options for `deepspeed`, which take precedence. Options that
+                select machines, such as --include, select among the run's machines.
+            work_dir: the run's work dir, which holds its hostfile.
 
         Raises:
-            LaunchError: the options can't be derived from the record; the user has to give some.
+            LaunchError: the record is not enough, so the user has to give options.
         """
         # Ranks of srun or torchrun: only the user knows how to start them.
         if self.launcher != "deepspeed" and self.world_size > 1 and not given:
             raise LaunchError(
-                f"the run had {self.world_size} ranks of another launcher; say how to go on, with "
-                "--num_gpus N, or start that launcher with bin/resume as its program"
+                f"the run had {self.world_size} ranks of another launcher; give the number of "
+                "ranks to resume on, with --num_gpus N, or start that launcher with bin/resume as "
+                "its program"
             )
-        # Several machines: the run's hostfile, unless the user gives another or asks for this one.
+        # Several machines: use the run's hostfile, unless the user gives another one or asks for
+        # this machine alone.
         names = {option.split("=")[0] for option in given}
         port = [] if "--master_port" in names else [f"--master_port={self.master_port}"]
         if (
@@ -73,8 +78,8 @@ class LaunchRecord:
             return [*self._machines(names, work_dir), *port, *given]
         if self.world_size != self.ranks_per_node and not names & _CHOICES:
             raise LaunchError(
-                f"the run had {self.world_size} ranks on several machines; say on which to go on, "
-                "with --hostfile FILE"
+                f"the run had {self.world_size} ranks on several machines; give the machines to "
+                "resume on, with --hostfile FILE"
             )
         # One machine: a count if the run used its first devices, else the devices by number.
         default = ",".join(str(i) for i in range(self.ranks_per_node))
@@ -85,18 +90,18 @@ class LaunchRecord:
         return [*([] if names & _CHOICES else [devices]), *port, *given]
 
     def _machines(self, names: set[str], work_dir: Path) -> list[str]:
-        """Returns options for the run's machines.
+        """Returns options for `deepspeed` that select the run's machines and devices.
 
         Args:
-            names: the names of the user's options. If one of them chooses machines or devices, only
+            names: the names of the user's options. If one of them selects machines or devices, only
                 the hostfile is added.
-            work_dir: the run's, with its hostfile.
+            work_dir: the run's work dir, which holds its hostfile.
         """
         hostfile = work_dir / HOSTFILE
         if not hostfile.is_file():
             raise LaunchError(
-                f"{hostfile}, with the run's machines, is gone; say on which to go on, with "
-                "--hostfile FILE"
+                f"{hostfile}, with the run's machines, is gone; give the machines to resume on, "
+                "with --hostfile FILE"
             )
         if names & _CHOICES:
             return [f"--hostfile={hostfile}"]
@@ -121,7 +126,7 @@ def write(work_dir: Path, recipe_path: Path) -> None:
         master_addr=os.environ["MASTER_ADDR"],
     )
     if record.nodes:
-        # A hostfile holds counts; which of the devices were used is in launch.json.
+        # A hostfile holds only the number of devices; launch.json records which ones were used.
         lines = [f"{name} slots={max(slots) + 1}\n" for name, slots in record.nodes.items()]
         replace_text(work_dir / HOSTFILE, "".join(lines))
     replace_text(work_dir / RECORD, json.dumps(asdict(record), indent=2) + "\n")
@@ -131,7 +136,7 @@ def read(work_dir: Path) -> LaunchRecord:
     """Reads the launch record of a work dir.
 
     Raises:
-        CheckpointError: no run was started in it, or the record is no file.
+        CheckpointError: no run was started in the work dir, or the record can't be read.
     """
     path = work_dir / RECORD
     check_readable(path, "record of a run's launch", CheckpointError)

@@ -1,10 +1,11 @@
-"""A checkpoint's files: each is written and hashed by its own rank and listed in one manifest.
+"""Writes a checkpoint's files and a manifest of their sizes and digests, and verifies them later.
 
     {"files": {"student.pth": [size in bytes, sha256], ...}}
 
-An error of the disk is remembered and reported after the save, not raised within it: the other
-ranks would wait for a rank that left DeepSpeed's saving. Cost: each file is read once after it was
-written, at about 0.5 GB/s.
+Each rank writes and hashes its own files; one manifest lists the files of all ranks. A write error
+is stored and reported after the save, not raised during it: if one rank left DeepSpeed's save, the
+other ranks would hang in its collectives. Cost: each file is read once after it was written, at
+about 0.5 GB/s.
 """
 
 import errno
@@ -63,7 +64,7 @@ class Files:
         return torch.load(path, map_location=map_location, weights_only=True)
 
     def _attempt(self, path: Path, write) -> None:
-        # After a first error nothing more is written; the save has failed anyway.
+        # After the first error nothing more is written, since the save has failed already.
         if self.problem:
             return
         try:
@@ -96,7 +97,10 @@ def write(folder: Path, files: dict[str, list]) -> None:
 
 
 def check(folder: Path) -> str | None:
-    """Returns the fault of a folder's files; None if each has the manifest's size and digest."""
+    """Returns a message on the first wrong file of a folder; None if all match the manifest.
+
+    A file matches if its size and digest are those in the manifest.
+    """
     found = instead_of_file(folder / NAME)
     if found is not None:
         return f"its manifest is {found}"
@@ -117,7 +121,7 @@ def check(folder: Path) -> str | None:
         return "its manifest can't be read"
     if len(listed) != len(files):
         return "its manifest names files elsewhere"
-    # The size first: it is found wrong without reading the file.
+    # Compare sizes before digests, since a wrong size is found without reading the file.
     for name, size, written in listed:
         path = folder / name
         try:

@@ -1,6 +1,6 @@
-"""Files of plain fp32 student weights, and the best ones of a run.
+"""Writes files of plain fp32 student weights, and manages a run's best weights.
 
-A file is written atomically. All loading uses `weights_only`: a weights file never runs code.
+A file is written atomically. All loading uses `weights_only`, so that a file can't run code.
 """
 
 import errno
@@ -17,32 +17,36 @@ BEST_BEFORE = ".{}.before"
 
 
 def set_aside_best(work_dir: Path) -> None:
-    """Renames the best weights if later figures aren't comparable with theirs. Rank 0 only."""
+    """Renames the files of best weights, as new metrics can't be compared with theirs. Rank 0 only.
+
+    The search for the best weights then begins again.
+    """
     for path in work_dir.glob("best_*.pth"):
         set_aside(path)
     forget_older_best(work_dir)
 
 
 def replace_best(path: Path, state_dict: dict, network_node: dict, iteration: int, **facts) -> None:
-    """Writes new best weights, and keeps those that the newest checkpoint was saved with.
+    """Writes new best weights, and keeps a copy of the best weights at the newest checkpoint.
 
-    A run that resumes from that checkpoint takes the kept ones back; `forget_older_best` removes
-    them. Arguments are those of `write_weights`.
+    A run that resumes from that checkpoint restores the copy. After the next checkpoint is saved,
+    `forget_older_best` removes the copy. The arguments are those of `write_weights`.
 
     Raises:
         OSError: the file can't be written.
     """
     before = path.with_name(BEST_BEFORE.format(path.name))
-    # Only the first replacement after a checkpoint: later ones replace weights of no checkpoint.
+    # Only the first replacement after a checkpoint needs a copy: later ones replace weights that
+    # are newer than the checkpoint.
     if path.exists() and not before.exists():
         os.link(path, before)
     write_weights(path, state_dict, network_node, iteration, **facts)
 
 
 def forget_older_best(work_dir: Path) -> None:
-    """Removes the kept best weights, after a checkpoint was saved. Rank 0 only.
+    """Removes the copy of older best weights, after a checkpoint was saved. Rank 0 only.
 
-    The new checkpoint goes with the best weights that are there now.
+    A run that resumes from the new checkpoint uses the present best weights.
     """
     for before in work_dir.glob(BEST_BEFORE.format("*")):
         before.unlink()
@@ -63,7 +67,8 @@ def write_weights(
     Raises:
         OSError: the file can't be written.
     """
-    # Written under another name and then renamed: a reader sees the old file or the new one.
+    # The file is written under another name and then renamed, so that a reader always finds a
+    # complete file, the old or the new one.
     partial = path.with_name(f".{path.name}.partial")
     files = manifest.Files()
     files.save(
@@ -87,7 +92,7 @@ def set_aside(path: Path) -> None:
 
 
 def made_at(weights: Path) -> int:
-    """Returns the iteration of a weights file; -1 for a file that isn't ours, to be left alone."""
+    """Returns the iteration of a weights file; -1 if it isn't a weights file of this project."""
     if instead_of_file(weights):
         return -1
     try:

@@ -1,16 +1,16 @@
-"""The owner of a work dir, and the files in it besides logs and checkpoints.
+"""Locks a work dir for one run, and writes the run's files except logs and checkpoints.
 
     config.yaml      the resolved recipe
-    ds_config.json   the resolved engine config; a run can be repeated from these two
+    ds_config.json   the resolved engine config; with config.yaml enough to repeat the run
     launch.json      how the run was started (tiekd/workdir/launch_record.py)
-    hostfile         the machines of the run
-    environment.txt  its hardware and software
-    inputs.json      the files that it reads, as they were (tiekd/training/inputs.py)
+    hostfile         the machines of a run on several machines
+    environment.txt  the hardware and software
+    inputs.json      the input files, with sizes and checksums (tiekd/training/inputs.py)
     layouts.json     how convolutions run on a CPU (tiekd/kernels/layouts.py); kept on resume
     outcome.json     running, finished, stopped, orphaned or failed; "running" after a kill
-    .lock            held by rank 0 while it lives, so that two runs can't share a work dir
+    .lock            locked by rank 0 while its process runs, so that no other run can use it
 
-Each of them is replaced atomically.
+Each file is replaced atomically.
 """
 
 import contextlib
@@ -41,7 +41,9 @@ ENGINE_CONFIG = "ds_config.json"
 ENVIRONMENT = "environment.txt"
 OUTCOME = "outcome.json"
 LOCK = ".lock"
-_ENDING_RUN_LEAVES_S = 30.0  # a run that is about to end may be saving
+# How long a resume waits for the lock, since a run that is about to end may still be saving.
+_ENDING_RUN_LEAVES_S = 30.0
+# Prefixes of recipe keys that don't affect what is learned.
 NOT_LEARNED_FROM = (
     "work_dir",
     "train.timeout_minutes",
@@ -51,7 +53,8 @@ NOT_LEARNED_FROM = (
     "log.",
     "tensorboard.",
 )
-# A network file system may cache for a while that a file doesn't exist.
+# How long a rank looks for a file that rank 0 has written: a network file system may cache for a
+# while that the file doesn't exist.
 _SHARED_FILES_APPEAR_S = 10.0
 
 
@@ -60,15 +63,15 @@ _locks: dict[Path, TextIOWrapper] = {}
 
 @dataclass(frozen=True)
 class Outcome:
-    """The end of a run, or the mark that it is still running.
+    """The content of outcome.json: how a run ended, or that it is still running.
 
     Attributes:
         outcome: running, finished, failed, stopped (on request) or orphaned (stopped because its
-            launcher was gone).
+            launcher died).
         iteration: the last finished iteration.
-        total_iterations: the number of iterations that the run was to have.
-        reason: why it stopped or failed; None otherwise.
-        time: of this entry, ISO 8601, local.
+        total_iterations: the number of iterations that the recipe asks for.
+        reason: why the run stopped or failed; None otherwise.
+        time: when this was written, ISO 8601, local time.
     """
 
     outcome: str
@@ -80,16 +83,20 @@ class Outcome:
 
 @contextlib.contextmanager
 def outcome_of(state) -> Iterator[None]:
-    """Records how the training in a `with` statement ends. Only rank 0 writes."""
+    """Writes outcome.json at the start and at the end of a `with` block. Only rank 0 writes.
+
+    An exception in the block is recorded as "failed" and raised again.
+    """
 
     def write_down(outcome: str, reason: str | None = None) -> None:
         now = datetime.now().isoformat(timespec="seconds")
         facts = asdict(Outcome(outcome, state.iteration, state.total_iterations, reason, now))
         if comm.is_main():
-            with contextlib.suppress(OSError):  # a full disk mustn't end a run because of this file
+            # If the disk is full, the run continues without this file.
+            with contextlib.suppress(OSError):
                 replace_text(state.work_dir / OUTCOME, json.dumps(facts, indent=1) + "\n")
 
-    # A run that is killed can't write its end: `running` stays in the file.
+    # A run that is killed can't write how it ended, so "running" stays in the file.
     write_down("running")
     try:
         yield
@@ -103,10 +110,10 @@ def outcome_of(state) -> Iterator[None]:
 
 
 def read_outcome(work_dir: Path) -> Outcome | None:
-    """Reads the outcome of the last start; None if there is none or it can't be read.
+    """Reads outcome.json; None if there is none or it can't be parsed.
 
     Raises:
-        LaunchError: a folder or a pipe stands in its place.
+        LaunchError: outcome.json is a folder or a pipe.
     """
     check_readable(work_dir / OUTCOME, "record of a run's end", LaunchError)
     try:
@@ -121,8 +128,8 @@ def lock(work_dir: Path, resuming: bool = False) -> None:
     On a file system without locks the run continues without one.
 
     Args:
-        work_dir: created if it isn't there.
-        resuming: waits half a minute for a run that is about to end, and creates no work dir.
+        work_dir: the folder; created if it doesn't exist.
+        resuming: True to wait up to 30 s for a run that is about to end, and to create no folder.
 
     Raises:
         LaunchError: another run holds the lock, or the work dir can't be written to.
@@ -153,7 +160,7 @@ def is_in_use(work_dir: Path) -> bool:
 
 
 def main_rank_here(work_dir: Path) -> int | None:
-    """Returns the process number of the run's rank 0 if that runs on this machine, else None."""
+    """Returns the process ID of the run's rank 0 if it is alive on this machine, else None."""
     if instead_of_file(work_dir / LOCK):
         return None
     try:
@@ -167,8 +174,13 @@ def main_rank_here(work_dir: Path) -> int | None:
 def check(work_dir: Path, recipe_path: Path, resuming: bool) -> None:
     """Refuses a work dir that belongs to another recipe or run. Collective.
 
+    Args:
+        work_dir: the folder.
+        recipe_path: the recipe of this run.
+        resuming: True if the work dir's run is resumed.
+
     Raises:
-        LaunchError: The work dir belongs to another recipe or run; the message names which.
+        LaunchError: the work dir belongs to another recipe or run; the message names which.
     """
     problem = comm.broadcast_object(_problem(work_dir, recipe_path, resuming))
     if problem:
@@ -178,14 +190,14 @@ def check(work_dir: Path, recipe_path: Path, resuming: bool) -> None:
 def check_shared(work_dir: Path) -> None:
     """Refuses a work dir that a rank on another machine doesn't see. Collective.
 
-    Each rank looks for the content that rank 0 wrote into the lock file.
+    Each rank compares the content of the lock file with what rank 0 wrote.
 
     Raises:
-        LaunchError: a rank doesn't see it; the message names its machine.
+        LaunchError: a rank doesn't see that content; the message names the rank's machine.
     """
     written = None
     if comm.is_main():
-        # Read through the open file: closing another handle of it would release the lock.
+        # Read through the open file, since closing a second handle would release the lock.
         _locks[work_dir].seek(0)
         written = _locks[work_dir].read()
     written = comm.broadcast_object(written)
@@ -201,17 +213,17 @@ def check_shared(work_dir: Path) -> None:
 
 
 def write(work_dir: Path, recipe: dict, recipe_path: Path, engine_config: dict) -> None:
-    """Creates the work dir and writes the run's files, when nothing can be refused any more.
+    """Writes config.yaml, ds_config.json, environment.txt and launch.json. Rank 0 only.
 
-    Rank 0 only.
+    It is called after all checks, when nothing can refuse the run any more.
 
     Args:
-        work_dir: the run's.
-        recipe: resolved.
-        recipe_path: where the user's recipe is.
-        engine_config: resolved.
+        work_dir: the run's folder.
+        recipe: the resolved recipe.
+        recipe_path: the path of the user's recipe.
+        engine_config: the resolved engine config.
     """
-    # Removed first: a finished run that is extended isn't finished any more.
+    # Remove the old outcome: a finished run that is extended isn't finished any more.
     (work_dir / OUTCOME).unlink(missing_ok=True)
     replace_text(work_dir / RECIPE, dump_recipe(recipe))
     replace_text(work_dir / ENGINE_CONFIG, json.dumps(engine_config, indent=2) + "\n")
@@ -221,7 +233,7 @@ def write(work_dir: Path, recipe: dict, recipe_path: Path, engine_config: dict) 
 
 
 def changed_keys(work_dir: Path, recipe: dict) -> list[str]:
-    """Returns the dotted names of recipe values that changed since the last start.
+    """Returns the dotted names of recipe values that changed since the run was last started.
 
     Values that don't affect what is learned (NOT_LEARNED_FROM) are left out.
     """
@@ -253,13 +265,14 @@ def _problem(work_dir: Path, recipe_path: Path, resuming: bool) -> str | None:
         if maker != str(recipe_path):
             return f"{work_dir} belongs to {maker}; give this run another --work-dir"
     elif (work_dir / RECIPE).exists() and not (work_dir / LOCK).exists():
-        # A start that was killed before it wrote the launch record would have left its lock file.
+        # A start that was killed before it wrote the launch record would have left a lock file. So
+        # this config.yaml is not from a run.
         return f"{work_dir} holds a config.yaml that no run made; give this run another --work-dir"
     held = [*(work_dir / checkpoints.FOLDER).glob("iter_*"), *work_dir.glob("best_*.pth")]
     if held and not resuming:
         return (
-            f"{work_dir} already holds a run ({held[0].name}); go on with bin/resume "
-            f"{shlex.quote(str(work_dir))}, or start anew in another --work-dir"
+            f"{work_dir} already holds a run ({held[0].name}); resume it with bin/resume "
+            f"{shlex.quote(str(work_dir))}, or start again in another --work-dir"
         )
     return None
 
@@ -275,7 +288,7 @@ def _lock(work_dir: Path, wait_s: float) -> str | None:
     found = instead_of_file(work_dir / LOCK)
     if found is not None:
         return f"{work_dir / LOCK}: {found}, no lock; remove it"
-    # Not flock: a data worker inherits that, and outlives a killed rank for some seconds.
+    # lockf, not flock: data workers inherit a flock, and outlive a killed rank for some seconds.
     file = (work_dir / LOCK).open("a+", encoding="utf-8")
     end = time.monotonic() + wait_s
     told = False
@@ -284,7 +297,7 @@ def _lock(work_dir: Path, wait_s: float) -> str | None:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
         except OSError as error:
-            # Any other error: the file system has no locks, and the run continues without one.
+            # Any other error means that the file system has no locks; continue without one.
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 break
         file.seek(0)
@@ -299,7 +312,7 @@ def _lock(work_dir: Path, wait_s: float) -> str | None:
             sys.stderr.write(f"tiekd: waiting for {owner} to leave {work_dir}\n")
             told = True
         time.sleep(0.2)
-    # The owner is written for the messages of other runs; the lock itself is the kernel's.
+    # The text names the owner, for the messages of other runs. The lock itself is the kernel's.
     file.truncate(0)
     now = datetime.now().isoformat(timespec="seconds")
     file.write(f"process {os.getpid()} on {socket.gethostname()}, since {now}\n")

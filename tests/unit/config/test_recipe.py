@@ -216,7 +216,7 @@ def test_recipe_scientific_notation_is_float(tmp_path, text):
         ("teacher=yes", "teacher: got 'yes'; it must be a mapping"),
         ("hooks={name: x}", "hooks: got {'name': 'x'}; it must be a list, each a mapping"),
         ("hooks=[3]", "hooks: got [3]; it must be a list, each a mapping"),
-        ("data.root=", "--set data.root=: has no value; give one, or null to take data.root away"),
+        ("data.root=", "--set data.root=: has no value; give one, or null to remove data.root"),
         ("=x", "--set =x: must be key.sub=value"),
         ("", "--set : must be key.sub=value"),
         ("data.=x", "--set data.=x: must be key.sub=value"),

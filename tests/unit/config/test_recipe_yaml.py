@@ -94,7 +94,7 @@ def test_dump_texts_reload_here_and_in_yaml_1_1(text):
         ("a: {b: 1, b: 1}\n", "the key 'b' is there twice"),
         (
             "train: {epochs:2}\n",
-            "'epochs:2' has no value; behind the colon of a key belongs a blank",
+            "'epochs:2' has no value; write a space after the colon of a key",
         ),
         ("train: {epochs 2, seed: 1}\n", "'epochs 2' has no value"),
         ("train: {epochs:\u00a02}\n", "has no value"),

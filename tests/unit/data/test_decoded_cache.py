@@ -160,7 +160,7 @@ def test_decoded_torn_file_is_refused(root, size):
     path.write_bytes(path.read_bytes()[:size])
     told = refused(cache.read, source)
     assert told.startswith(f"{path}: ")
-    assert told.endswith("make it anew with bin/cache_frames.py")
+    assert told.endswith("make it again with bin/cache_frames.py")
     assert not cache.holds(source)
 
 

@@ -44,10 +44,10 @@ def test_read_split_with_or_without_ground_truth(tmp_path):
         ("a.png,b.png", "with blanks and no commas between them"),
         (
             "my a.png my b.png 721.5",
-            "focal in pixels > 0; names with blanks can't be told apart here",
+            "focal in pixels > 0; names with spaces can't be separated here",
         ),
-        ("a 1 5 b.png 700", "focal in pixels > 0; names with blanks can't be told apart here"),
-        ("a.png b.png 700 1", "focal in pixels > 0; names with blanks can't be told apart here"),
+        ("a 1 5 b.png 700", "focal in pixels > 0; names with spaces can't be separated here"),
+        ("a.png b.png 700 1", "focal in pixels > 0; names with spaces can't be separated here"),
         ("a.png b.png", "a line is `image ground_truth focal`, focal in pixels > 0"),
     ],
 )

@@ -195,7 +195,7 @@ def test_unreadable_manifest_is_one_line(ground, tmp_path, text):
     (tmp_path / "manifest.json").write_text(text, errors="surrogateescape")
     message = refused(DataError, recipe_of(ground, maps=str(tmp_path)))
     assert message == (
-        f"{tmp_path / 'manifest.json'}: not a manifest of teacher maps; make the maps anew in "
+        f"{tmp_path / 'manifest.json'}: not a manifest of teacher maps; make the maps again in "
         "another folder"
     )
 
@@ -301,5 +301,5 @@ def test_read_manifest_refuses_values_that_are_none(key, value, told, tmp_path):
     with pytest.raises(DataError) as error:
         teacher_maps.read_manifest(tmp_path)
     assert str(error.value) == (
-        f"{path}: not a manifest of teacher maps ({told}); make the maps anew in another folder"
+        f"{path}: not a manifest of teacher maps ({told}); make the maps again in another folder"
     )

@@ -77,10 +77,10 @@ def test_read_hostfile_invalid_is_one_line_error(text, told, tmp_path):
         (["--hostfile=HOSTS", "--num_nodes=3"], "--num_nodes 3: HOSTS has 2"),
         (["--include=node1:0"], "no machine is called 'node1'; there are localhost"),
         (["--num_nodes=2"], "--num_nodes 2: without --hostfile there is one"),
-        (["--include=localhost:0", "--num_gpus=1"], "--include can't go with --num_gpus"),
+        (["--include=localhost:0", "--num_gpus=1"], "--include can't be combined with --num_gpus"),
         (
             ["--include=localhost:0", "--exclude=localhost:1"],
-            "--include and --exclude can't go together",
+            "--include and --exclude can't be combined",
         ),
         (["--num_gpus=0"], "--num_gpus: got '0'"),
         (["--num_gpus=-1"], "--num_gpus: got '-1'"),
@@ -102,7 +102,7 @@ def test_check_options_against_machines(options, told, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("now", "said"), [(2, None), (1, "if that isn't meant, stop it"), (3, "goes on on 3")]
+    ("now", "said"), [(2, None), (1, "if that isn't meant, stop it"), (3, "resumes on 3")]
 )
 def test_startup_log_warns_of_changed_world_size(now, said, tmp_path, monkeypatch):
     """At resume the startup log says when the number of ranks has changed."""

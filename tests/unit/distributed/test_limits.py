@@ -82,7 +82,10 @@ def test_entrypoint_lacking_resource_is_one_line(capsys, monkeypatch):
             errno.EFBIG,
             "LaunchError: a file: File too large; raise the limit of a file's size (ulimit -f)",
         ),
-        (errno.EIO, "LaunchError: a file: Input/output error; the disk, or the way to it, fails"),
+        (
+            errno.EIO,
+            "LaunchError: a file: Input/output error; the disk, or the connection to it, fails",
+        ),
         (errno.ESTALE, "LaunchError: a file: Stale file handle; the network's disk has lost it"),
     ],
 )

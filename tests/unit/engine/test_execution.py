@@ -100,7 +100,11 @@ def test_memory_format_auto_is_channels_last_in_half():
         ({"memory_fromat": "auto"}, {}, "did you mean 'memory_format'?"),
         ({"memory_format": "nhwc"}, {}, "allowed: auto, channels_last, contiguous"),
         ({"compile": "yes"}, {}, "tiekd.compile"),
-        ({"compile": True}, {"zero_optimization": {"stage": 3}}, "can't go with ZeRO stage 3"),
+        (
+            {"compile": True},
+            {"zero_optimization": {"stage": 3}},
+            "can't be combined with ZeRO stage 3",
+        ),
         ("fast", {}, "engine config: tiekd"),
     ],
 )

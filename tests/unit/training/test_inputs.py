@@ -91,7 +91,7 @@ def test_inputs_read_damaged_record_refused(run, content, told):
         inputs.read(run.folder)
     assert str(error.value).startswith(f"{path}: not the record of a run's inputs ({told}")
     assert str(error.value).endswith(
-        "; put the run's own file back, or delete it to go on without a comparison with the start"
+        "; put the run's own file back, or delete it to resume without a comparison with the start"
     )
 
 
@@ -180,8 +180,8 @@ def test_inputs_changed_mtime_not_refused(run, monkeypatch):
     verdict = changes(run, started)
     assert verdict.refused == []
     assert verdict.told == [
-        f"{count} files of the {split} frames have another time of change and the same size; they "
-        "are taken to be as they were"
+        f"{count} files of the {split} frames have another modification time and the same size; "
+        "they are assumed to be unchanged"
         for split, count in (("train", 16), ("val", 4))
     ]
     write_frame(run.folder / "data", "03", 77)  # another size
@@ -464,7 +464,8 @@ def test_judge_refuses_unless_accepted(run):
         judge(run, started)
     assert str(caught.value) == (
         "w/checkpoints/iter_3: not as at the start of the run: 1 train frames were added (zz.png); "
-        "put that back, or go on with it by --accept-changes, which counts the best anew"
+        "put that back, or resume with --accept-changes, which restarts the search for the best "
+        "weights"
     )
     assert judge(run, started, accept=True).refused == ["1 train frames were added (zz.png)"]
     assert judge(run, started, path=None) == (None, [], [])

@@ -29,7 +29,7 @@ def test_checkpoint_path_auto_without_checkpoint(tmp_path):
     for work_dir in (tmp_path / "none", tmp_path):
         path, notes = resume.checkpoint_path(work_dir, "auto")
         assert path is None
-        assert notes == ["There was no checkpoint to go on from; the run begins"]
+        assert notes == ["There was no checkpoint to resume from; the run begins"]
     (tmp_path / "checkpoints" / "iter_5").mkdir(parents=True)
     with pytest.raises(CheckpointError, match="no checkpoint to resume from; passed over iter_5"):
         resume.checkpoint_path(tmp_path, "auto")

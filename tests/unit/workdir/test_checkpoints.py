@@ -61,7 +61,7 @@ def test_find_skips_damaged_checkpoint(tmp_path, damage, reason):
     with pytest.raises(
         CheckpointError,
         match=f"passed over iter_2: .*{reason}.*iter_1: .*; "
-        "put their files back, or start the run anew with bin/train.py in another --work-dir$",
+        "put their files back, or start the run again with bin/train.py in another --work-dir$",
     ):
         checkpoints.find(tmp_path)
 

@@ -1,1 +1,1 @@
-"""The hooks of a recipe: logs, images, checkpoints. Each is one file with a `build`."""
+"""The hooks of a training run: logs, TensorBoard, checkpoints, guards. Each file has a `build`."""

@@ -1,6 +1,6 @@
-"""Saves checkpoints and keeps the last few.
+"""Saves a checkpoint every `interval` epochs or iterations and at the end, and keeps the last few.
 
-One is saved every `interval` epochs or iterations and where training ends.
+At the end means after the last iteration and where a hook stops the run.
 """
 
 import shlex
@@ -15,20 +15,21 @@ from tiekd.workdir import checkpoints, weights_file
 
 
 class Checkpoint(Hook):
-    """Saves when it is due; stands after the evaluation in the list.
+    """Saves checkpoints, and deletes older ones.
 
-    A checkpoint then holds the outcome of the evaluation at its iteration, so a run that resumes
-    from it has lost nothing.
+    It comes after the evaluation in the list of hooks, so that a checkpoint holds the outcome of
+    the evaluation at its iteration and a resumed run needn't repeat that evaluation.
 
     Attributes:
-        hooks: Those whose states are saved.
+        hooks: The hooks whose states are saved.
         info: Writes a line to the log.
         interval: Epochs or iterations from one checkpoint to the next.
-        by: "epoch" or "iteration".
-        keep_last: The number of checkpoints that stay.
-        keep_every: Of every so many epochs or iterations one stays for good; None for none.
-        on_error: What a save that the disk didn't take does to the run, "continue" or "stop". A
-            last one that fails always ends it with an error.
+        by: The unit of `interval` and `keep_every`, "epoch" or "iteration".
+        keep_last: The number of newest checkpoints to keep.
+        keep_every: Checkpoints at multiples of this many epochs or iterations are never deleted;
+            None for no such checkpoints.
+        on_error: What to do if the disk is full or writing fails: "continue" training, or "stop"
+            with an error. A save that fails at the end of the run is always an error.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class Checkpoint(Hook):
         ):
             if (type(value) is not int or value < 1) and (name, value) != ("keep_every", None):
                 raise RecipeError(f"{name}: got {value!r}; it must be a whole number from 1")
-        # A checkpoint to keep for good is one that is saved anyway.
+        # Checkpoints are saved at multiples of `interval` only, so `keep_every` must be one.
         if keep_every is not None and keep_every % interval:
             raise RecipeError(
                 f"keep_every: got {keep_every}; it must be a multiple of interval, {interval}"
@@ -61,15 +62,15 @@ class Checkpoint(Hook):
         self.keep_last, self.keep_every, self.on_error = keep_last, keep_every, on_error
 
     def after_iteration(self, state) -> None:
-        """Saves where it is due or the run ends, then prunes. Collective.
+        """Saves a checkpoint if one is due or the run ends, then deletes older ones. Collective.
 
         Raises:
-            CheckpointError: The disk didn't take it, and the run ends here or `on_error` says stop.
+            CheckpointError: Writing failed, and the run ends here or `on_error` is "stop".
         """
         if not state.is_due(self.interval, self.by) and not state.ends:
             return
         folder = state.work_dir / checkpoints.FOLDER
-        # All ranks save: each has its own random states and hooks' states.
+        # All ranks save, since each has random states and hook states of its own.
         hook_states = {key: hook.state_dict() for key, hook in keyed(self.hooks).items()}
         try:
             what = state.iteration, hook_states, state.recipe
@@ -78,21 +79,20 @@ class Checkpoint(Hook):
             if state.ends or self.on_error == "stop":
                 command = f"bin/resume {shlex.quote(str(state.work_dir))}"
                 raise CheckpointError(f"{failure}; make room, then {command}") from None
-            self.info(
-                f"{failure}; training goes on, and the checkpoints from before are as they were"
-            )
+            self.info(f"{failure}; training continues, and the earlier checkpoints are unchanged")
             return
         if comm.is_main():
-            # Only now is nothing lost if older files go.
+            # Older files are deleted only now, after the new checkpoint is on disk.
             weights_file.forget_older_best(state.work_dir)
             kept_for_good = self.keep_every and state.period(self.keep_every, self.by)
             checkpoints.prune(folder, self.keep_last, kept_for_good)
 
 
 def keyed(hooks: Sequence[Hook]) -> dict[str, Hook]:
-    """Returns hooks by their names in a checkpoint.
+    """Returns the hooks by their keys in a checkpoint.
 
-    That is the class, with a number from the second of a class on.
+    A key is the name of the hook's class. The second hook of a class has the key `<class>_2`, the
+    third `<class>_3`, and so on.
     """
     names: dict[str, Hook] = {}
     for hook in hooks:

@@ -1,10 +1,10 @@
-"""Ends a run in which no training pixel counts, so that every loss is 0 and nothing is learned.
+"""Ends a run in which no pixel is valid in any loss, so that all losses are 0 from the start.
 
-That is so where all ground truth is 0, in another unit than said (beyond a loss's max_depth), or
-cropped away. The first look is at the first line of the log, or at the end of the first epoch where
-that comes before; from the first loss above 0 on nothing is done any more. Cost until then: a
-comparison a loss on the device, and with a look one host sync and one collective. Left out: runs
-that have some pixels, however few.
+That happens if all target depth is 0, cropped away, or above a loss's max_depth because its unit is
+wrong. The check is made once, at a line of the text log after MIN_SAMPLES samples or at the end of
+the first epoch or the run, whichever comes first. If only some losses were always 0, they are
+logged and the run continues. Costs until then one comparison per loss on the device, and one host
+sync and one collective for the check. Left out: runs with a few valid pixels.
 """
 
 import torch
@@ -14,39 +14,41 @@ from tiekd.errors import DataError
 from tiekd.training.hook import Hook
 from tiekd.training.hooks.text_log import TextLog
 
-# A look before the epoch's end needs as many samples: a few sparse frames may well have no depth
-# in their crop.
+# The check waits for this many samples or for the end of the epoch, since a few frames with sparse
+# depth may have no depth inside their crop.
 MIN_SAMPLES = 100
-_NAMED = 3
+_NAMED = 3  # Samples that the error message names.
 
 
 class PixelsCount(Hook):
-    """Looks for a loss above 0 at lines of the text log, behind which it stands.
+    """Checks once, early in a run, that some loss was above 0.
 
-    It stands before the checkpoint: a run without one saves nothing.
+    It comes after the text log in the list of hooks, and before the checkpoint, so that a run
+    without a valid pixel saves nothing.
     """
 
     def __init__(self, text_log: TextLog):
         self.text_log = text_log
-        self._any: torch.Tensor | None = None  # (losses,) bool on the device: not 0 so far
+        # (number of losses,) bool on the device: True if the loss was other than 0 at least once.
+        self._any: torch.Tensor | None = None
         self._names: list[str] = []
         self._seen, self._done = 0, False
 
     def after_iteration(self, state) -> None:
-        """Compares the losses with 0 on the device, and looks at the outcome when it is due.
+        """Compares the losses with 0 on the device, and does the check when it is due.
 
         Raises:
-            DataError: On all ranks, where every loss so far was 0.
+            DataError: On all ranks, if every loss so far was 0.
         """
         if self._done:
             return
         # The comparison stays on the device: no host sync.
         self._names = list(state.micro_losses[0])
         losses = torch.stack([torch.stack(list(each.values())) for each in state.micro_losses])
-        found = (losses != 0).any(0)  # NaN is not 0 either, and is the guard's business
+        found = (losses != 0).any(0)  # True for NaN too, which the Guard hook reports.
         self._any = found if self._any is None else self._any | found
         self._seen += 1
-        # A look, with its host sync, is made once there is enough to judge by.
+        # The check costs a host sync, so it waits for enough samples and for a line of the log.
         ends = state.is_last and state.stop_reason is None
         epoch_is_through = self._seen >= state.iterations_per_epoch
         enough = self._seen * state.batch_size >= MIN_SAMPLES or epoch_is_through or ends
@@ -54,7 +56,11 @@ class PixelsCount(Hook):
             self._look(state)
 
     def _look(self, state) -> None:
-        """Collective; DataError on all ranks where no loss of any rank was above 0."""
+        """Logs which losses were always 0. Collective.
+
+        Raises:
+            DataError: On all ranks, if all losses of all ranks were always 0.
+        """
         facts = comm.gather_objects((self._any.tolist(), _target_facts(state)))
         self._done = True
         counted = [any(ranks) for ranks in zip(*(found for found, _ in facts), strict=True)]
@@ -73,9 +79,11 @@ class PixelsCount(Hook):
 
 
 def _target_facts(state) -> tuple[int, int, float, list[str]]:
-    """Returns facts of this rank's last micro-batch.
+    """Returns figures on this rank's last micro-batch, for the error message.
 
-    They are the pixels with a target depth, all pixels, the largest depth in metres, and the names.
+    Returns:
+        The number of pixels with a target depth, the number of all pixels, the largest target depth
+        in metres, and the samples' names.
     """
     target = state.batch.depth if state.teacher_depth is None else state.teacher_depth
     return int((target > 0).sum()), target.numel(), float(target.max()), state.batch.names
@@ -101,7 +109,7 @@ def _message(
     if measured:
         largest = max(fact[2] for fact in facts)
         found = (
-            f"{measured} of {pixels} pixels have a depth, up to {largest:g} m, but no loss takes "
+            f"{measured} of {pixels} pixels have a depth, up to {largest:g} m, but no loss counts "
             "one of them"
         )
     else:

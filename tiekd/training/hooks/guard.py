@@ -1,11 +1,12 @@
-"""Logs which samples gave a loss or gradient that isn't finite; ends a run that stays bad.
+"""Logs the samples whose loss or gradient wasn't finite; ends a run with too many such iterations.
 
-The step has been skipped already, on all ranks (tiekd/engine/nonfinite.py, tiekd/engine/step.py).
-Between two lines of the text log this keeps what is there anyway: names on the host, losses on the
-device. A line costs one host sync and one collective. So bad iterations are logged, and counted, up
-to two intervals of the log after they were (a window ends with its epoch). In fp16 a skipped step
-whose losses are finite counts only where the loss scale can't be the reason. Left out: what has
-been kept when a run dies between two lines; that of a stopped one is logged before it ends.
+In this module an iteration is bad if its loss or gradient is not finite. Its optimizer step has
+been skipped already, on all ranks (tiekd/engine/nonfinite.py, tiekd/engine/step.py). The hook only
+stores names (on the host) and losses (on the device) of each iteration. When the text log writes a
+line, the hook reads them, with one host sync and one collective. So a bad iteration is logged and
+counted up to two log intervals late. In fp16 a skipped step with finite losses counts as bad only
+if the loss scale can't be the reason. Left out: if a run dies between two log lines, the iterations
+since the last one are not logged; a run that is stopped logs them before it ends.
 """
 
 import math
@@ -21,20 +22,24 @@ from tiekd.training.hook import Hook
 from tiekd.training.hooks.text_log import TextLog, log_name
 from tiekd.workdir import checkpoints
 
-MAX_TOLD_ITERATIONS, MAX_TOLD_NAMES = 5, 16  # of a line of the log; the .log.json has all
+# The largest number of bad iterations logged at once, and of names in a line. The .log.json file
+# has all of them.
+MAX_TOLD_ITERATIONS, MAX_TOLD_NAMES = 5, 16
 
 
 @dataclass(frozen=True)
 class Iteration:
-    """The facts that one rank keeps of an iteration.
+    """The values of one iteration that a rank stores until the next line of the log.
 
     Attributes:
-        number: The iteration's, from 1.
-        skipped: True where its step was skipped, maybe on the device.
-        searched_loss_scale: True where that may only mean a too large loss scale.
-        losses: Of each micro-batch.
-        names: Of each micro-batch's samples.
-        image_sums: Of each micro-batch, (B,).
+        number: The iteration's number, from 1.
+        skipped: True if the optimizer step was skipped; maybe a 0-d tensor on the device.
+        searched_loss_scale: True if the step may have been skipped only because the fp16 loss scale
+            was too large.
+        losses: For each micro-batch its losses by name, 0-d tensors.
+        names: For each micro-batch the names of its samples.
+        image_sums: For each micro-batch the sums over its images, (B,); not finite for an image
+            with a value that isn't.
     """
 
     number: int
@@ -48,24 +53,22 @@ class Iteration:
 class Guard(Hook):
     """Counts bad iterations; raises DivergedError on all ranks after too many in a row.
 
-    Stands behind the hooks that stop a run and before the checkpoint: where the run ends for its
-    numbers, nothing is saved over the good ones.
+    It comes in the list after the hooks that stop a run, and before the checkpoint: a run that ends
+    because of bad iterations saves no checkpoint of them.
 
     Attributes:
-        text_log: Where bad iterations are logged.
-        max_in_a_row: Bad iterations after which the run ends; 0 for no end.
+        text_log: The text log, to which bad iterations are logged.
+        max_in_a_row: After this many bad iterations in a row the run ends; 0 for never.
     """
 
     def __init__(self, text_log: TextLog, max_in_a_row: int):
         self.text_log, self.max_in_a_row = text_log, max_in_a_row
         self._kept: list[Iteration] = []
-        self._in_a_row, self._first_bad = (
-            0,
-            0,
-        )  # of the newest iterations, those that were bad without a break
+        # The length and the first iteration of the newest unbroken series of bad iterations.
+        self._in_a_row, self._first_bad = (0, 0)
 
     def after_iteration(self, state) -> None:
-        """Keeps the iteration's facts, and judges all that are kept when a line is logged.
+        """Stores the iteration's values; checks all stored iterations when a log line is written.
 
         Raises:
             DivergedError: On all ranks, after `max_in_a_row` bad iterations in a row.
@@ -82,19 +85,20 @@ class Guard(Hook):
             self._look(state)
 
     def state_dict(self) -> dict:
-        """Returns the number of bad iterations in a row so far, and the first one of them."""
+        """Returns the number of bad iterations in a row so far, and the first of them."""
         return {"in_a_row": self._in_a_row, "first_bad": self._first_bad}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Restores them, so that bad iterations in a row are counted across a resume."""
+        """Restores the count, so that bad iterations in a row are counted across a resume."""
         self._in_a_row, self._first_bad = state_dict["in_a_row"], state_dict["first_bad"]
 
     def _look(self, state) -> None:
-        """Logs and counts the bad ones among the kept iterations. Collective.
+        """Logs and counts the bad ones among the stored iterations. Collective.
 
-        Raises DivergedError on all ranks.
+        Raises:
+            DivergedError: On all ranks, after `max_in_a_row` bad iterations in a row.
         """
-        # One host sync for all kept iterations, and one collective.
+        # Read all stored iterations with one host sync, and gather the bad ones of all ranks.
         kept, self._kept = self._kept, []
         skipped = _on_host([iteration.skipped for iteration in kept])
         mine = {
@@ -105,7 +109,7 @@ class Guard(Hook):
         of_ranks = comm.gather_objects(mine)
         told = 0
         for iteration in kept:
-            # The micro-batches of all ranks, where this iteration's step was skipped.
+            # All ranks' micro-batches of this iteration; empty if its step was not skipped.
             reports = [
                 report | {"rank": rank}
                 for rank, of in enumerate(of_ranks)
@@ -114,7 +118,7 @@ class Guard(Hook):
             broken = [report for report in reports if not _is_finite(report)]
             if not reports:
                 self._in_a_row = 0
-            # A finite loss whose step was skipped may only mean a too large loss scale.
+            # With finite losses the step may have been skipped only for a too large loss scale.
             elif broken or not iteration.searched_loss_scale:
                 self._first_bad = self._first_bad if self._in_a_row else iteration.number
                 self._in_a_row += 1
@@ -145,10 +149,14 @@ class Guard(Hook):
 
 
 def last_good(state, first_bad: int):
-    """Returns the newest whole checkpoint from before the first bad iteration. Collective.
+    """Returns the path of the newest intact checkpoint before the first bad iteration. Collective.
 
-    Where none is left it is the first whole one after it, for skipped steps have left the weights
-    as they were. None where there is no checkpoint.
+    If there is none any more, it is the oldest intact checkpoint after that iteration: steps of bad
+    iterations are skipped, so its weights are still good. None if there is no checkpoint at all.
+
+    Args:
+        state: The state of the run.
+        first_bad: The number of the first bad iteration.
     """
     found = None
     if comm.is_main():
@@ -162,23 +170,26 @@ def last_good(state, first_bad: int):
 def _way_on(state, first_bad: int) -> str:
     found = last_good(state, first_bad)
     if found is None:
-        return "there is no checkpoint yet; start anew, for example with a smaller optimizer.lr"
+        return "there is no checkpoint yet; start again, for example with a smaller optimizer.lr"
     return (
-        f"the last good checkpoint is {found}: go on from it with bin/train.py's --resume-from, "
+        f"the last good checkpoint is {found}: resume from it with bin/train.py --resume-from, "
         "for example with a smaller optimizer.lr"
     )
 
 
 def _on_host(flags: list[Tensor | bool]) -> list[bool]:
-    """Host syncs: one where the flags are on the device."""
+    """Returns flags as plain bools, with one host sync if they are tensors on the device."""
     if isinstance(flags[0], Tensor):
         return [flag != 0 for flag in torch.stack(flags).tolist()]
     return flags
 
 
 def _reported(iteration: Iteration) -> list[dict]:
-    """One row a micro-batch, of plain values. Two host syncs."""
-    # All micro-batches' losses in one transfer, and all images' sums in another.
+    """Returns a dict of plain values for each micro-batch of a skipped iteration. Two host syncs.
+
+    It has the losses, the samples' names, and the names of images with a value that isn't finite.
+    """
+    # One transfer for the losses of all micro-batches, and another for the sums of all images.
     losses = torch.stack(
         [torch.stack(list(losses.values())).double() for losses in iteration.losses]
     ).tolist()
@@ -222,9 +233,9 @@ def _line(number: int, reports: list[dict], broken: list[dict]) -> str:
 
 
 def _row(number: int, reports: list[dict], what: str) -> dict:
-    """Returns the row for the .log.json.
+    """Returns the .log.json row on a skipped iteration.
 
-    It has no epoch, so that readers of training and validation rows pass over it.
+    The row has no key `epoch`, so that programs that read training and validation rows ignore it.
     """
     samples = [
         report | {"losses": {name: f"{x:.6g}" for name, x in report["losses"].items()}}

@@ -1,13 +1,14 @@
-"""Stops a run that is asked to end: after the iteration, with a checkpoint to resume from.
+"""Stops a run on a signal, after the current iteration and with a checkpoint to resume from.
 
-SIGTERM and SIGUSR1 to any rank ask for it, and so does the end of the launcher. All ranks stop
-after the same iteration: each tells the others at every iteration, in a reduction on the host that
-is waited for one iteration later, so neither the device nor the host ever waits for it. A second
-signal, later than the copies of the first one that launchers pass on, ends the process at once.
+A run stops on SIGTERM or SIGUSR1 to any rank, and when the launcher dies. All ranks stop after the
+same iteration: in every iteration they all-reduce a flag on the host, asynchronously, and read the
+result one iteration later. So neither device nor host waits for this reduction. A second signal
+ends the process at once, if it comes more than 3 seconds after the first (launchers send copies of
+a signal, which don't count).
 
-Until the first iteration is done there is nothing to save: a signal before it begins ends the
-process as always, and one that comes while it is waited for (batches that don't come, a
-compilation) ends it 20 seconds later.
+Before the first iteration is finished there is nothing to save. A signal before training begins
+ends the process as usual. A signal during the first iteration, which may hang or compile, ends the
+process 20 seconds later if that iteration is still not finished.
 """
 
 import os
@@ -34,29 +35,30 @@ _SIGNAL, _ORPHANED = 1, 2
 class Preemption(Hook):
     """Sets `state.stop_reason` on every rank after the same iteration.
 
-    Stands before the checkpoint hook in the list. A rank that has lost its launcher and then
-    another rank of its machine can't finish an iteration, and ends 20 seconds later.
+    It comes before the checkpoint in the list of hooks. If the launcher dies and then another rank
+    on the same machine, no iteration can be finished: this rank ends 20 seconds later.
     """
 
     def __init__(self):
         self._reason: str | None = None
         self._asked = 0
-        self._iterations = 0  # of this process
+        self._iterations = 0  # The number of iterations finished in this process.
         self._question: tuple[dist.Work | None, torch.Tensor] | None = None
         self._group = None
 
     def before_train(self, state) -> None:
-        """Takes over the signals, and begins to watch the launcher. Collective."""
-        # A group of its own: the question must not wait behind the device's collectives.
+        """Installs the signal handlers and watches the launcher. Collective."""
+        # The flag is reduced in a process group of its own, so that this reduction doesn't wait
+        # behind the device's collectives.
         if comm.world_size() > 1:
             self._group = dist.new_group(backend="gloo")
-        # Ranks of this machine are watched if the launcher dies.
+        # The other ranks on this machine, which are watched once the launcher has died.
         ranks = comm.gather_objects((socket.gethostname(), os.getpid()))
         here = [pid for host, pid in ranks if host == socket.gethostname() and pid != os.getpid()]
         self._neighbours = [psutil.Process(pid) for pid in here]
         self._before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
-        # A handler has to wait for a collective that the main thread is in; the thread at the
-        # pipe's end hasn't.
+        # Python runs a signal handler only after the main thread returns from a collective. So a
+        # thread reads the signals from a pipe, and can end a process that hangs in one.
         ours, self._signals = os.pipe()
         os.set_blocking(self._signals, False)
         signal.set_wakeup_fd(self._signals, warn_on_full_buffer=False)
@@ -67,13 +69,13 @@ class Preemption(Hook):
         launcher_watch.when_lost(self._on_orphaned)
 
     def after_iteration(self, state) -> None:
-        """Reads the ranks' answers of the iteration before, and asks again. Collective."""
+        """Reads the reduced flag of the iteration before, and reduces it again. Collective."""
         self._iterations += 1
         if asked := self._answer():
             state.stop_reason = self._reason or "another rank was asked to stop"
             state.orphaned = asked == _ORPHANED
             return
-        # The question is asked now, and its answer awaited an iteration later.
+        # Start the reduction of this iteration's flag. Its result is read an iteration later.
         asked = torch.tensor([self._asked], dtype=torch.int32)
         work = (
             dist.all_reduce(asked, dist.ReduceOp.MAX, self._group, async_op=True)
@@ -83,7 +85,7 @@ class Preemption(Hook):
         self._question = work, asked
 
     def after_train(self, state) -> None:
-        """Gives the signals back; a lost launcher ends the process at once again."""
+        """Restores the signal handlers; if the launcher dies now, the process ends at once."""
         self._answer()
         launcher_watch.when_lost(launcher_watch.end_process)
         for number, handler in self._before.items():
@@ -92,7 +94,7 @@ class Preemption(Hook):
             os.close(self._signals)
 
     def _answer(self) -> int:
-        """Returns what the ranks said an iteration ago: 0, _SIGNAL or _ORPHANED."""
+        """Returns the largest flag of all ranks an iteration ago: 0, _SIGNAL or _ORPHANED."""
         if self._question is None:
             return 0
         work, asked = self._question
@@ -114,21 +116,27 @@ class Preemption(Hook):
         launcher_watch.watch(self._neighbours, self._on_lost_neighbour)
 
     def _on_lost_neighbour(self, _rank) -> None:
-        time.sleep(_GRACE_S)  # one that has saved and ended is followed by this one long before
+        # If that rank has saved its checkpoint and ended, this process ends by itself meanwhile.
+        time.sleep(_GRACE_S)
         launcher_watch.end_process()
 
 
 def _end_at_second(signals: int, waits: Callable[[], bool]) -> None:
-    """Reads the numbers of signals as they come, until the pipe is closed.
+    """Reads signal numbers from a pipe, and ends the process if it doesn't stop by itself.
 
-    Ends the process at a second request, and where it still waits for its first iteration some time
-    after the first request.
+    It ends the process at a second request to stop. It also ends the process _GRACE_S seconds after
+    the first request, if the first iteration is not finished by then. Returns when the pipe is
+    closed.
+
+    Args:
+        signals: The reading end of the pipe, a file descriptor.
+        waits: Returns True until the first iteration is finished.
     """
     first_at, first = None, 0
     poller = select.poll()
     poller.register(signals, select.POLLIN)
     while True:
-        # Waits without an end, but where a request came before the first iteration is done.
+        # Wait without a limit, unless a request came before the first iteration is finished.
         left_s = None if first_at is None or not waits() else first_at + _GRACE_S - time.monotonic()
         if not poller.poll(left_s and max(0.0, left_s) * 1000):
             if waits():
@@ -138,7 +146,8 @@ def _end_at_second(signals: int, waits: Callable[[], bool]) -> None:
             break
         if number[0] not in SIGNALS:
             continue
-        # Launchers pass a signal on, so copies of the first request come within seconds.
+        # A launcher sends its signal on to its ranks, so copies of the first request come within
+        # seconds. They are no second request.
         now = time.monotonic()
         if first_at is not None and now - first_at >= _COPIES_COME_S:
             launcher_watch.end_process(code=128 + number[0])

@@ -1,26 +1,28 @@
 """Writes to TensorBoard: the text log's scalars, images, histograms of errors, and the recipe.
 
-Scalars are named as mmcv's TensorboardLoggerHook names them. It follows `text_log` in the
-list of hooks and takes its means, so scalars cost no further collective or host sync. Steps are
-iterations. What an interrupted run had written past the point that it resumes from is purged.
+Scalars are named as mmcv's TensorboardLoggerHook names them. The hook comes after `text_log` in the
+list of hooks and writes the means that `text_log` has computed, so scalars cost no further
+collective or host sync. Steps are iterations. When a run resumes from a checkpoint, values that
+were written for later iterations are purged.
 
     train/<loss>, ...      with the text log's lines; also learning_rate, momentum, and
-                           train/skipped_steps where any was
+                           train/skipped_steps if any step was skipped
     val/<metric>           at evaluations
     train/pictures_1, ...  every image_interval iterations, of rank 0's newest batch: image, ground
-    train/why_1            truth, teacher, student, error and entropy; and for the first image why,
-                           at marked pixels
+                           truth, teacher, student, error and entropy
+    train/why_1            for the first of these images, the predicted distribution over depth at
+                           marked pixels
     val/pictures_1, ...    at evaluations, of the same few validation frames each time
     val/why_1, ...
     val/error_0-20m, ...   histograms of student - ground truth in those frames, by ranges of the
                            ground truth
     recipe, ds_config      text, the contents of the work dir's files of that name
 
-All on rank 0 without a collective. Two images of training take some 0.2 s of a core beside a
-forward of those images, so one in 500 iterations costs little. With ZeRO-3, where no rank has the
-weights, images of training are of the depth that training had and nothing is explained there. Left
-out: histograms of weights, graphs; and a teacher from outside tiekd in images of evaluations, whose
-frames it may not be made for.
+Everything is written by rank 0 without a collective. Images of two training samples take about
+0.2 s of one CPU core, and a forward of the student, every 500 iterations. With ZeRO-3, where no
+rank has all weights, training images show the depth that the training step predicted, and
+train/why_1 is not written. Left out: histograms of weights; graphs; and, in validation images, a
+teacher from outside tiekd, which may not support validation frames.
 """
 
 import shutil
@@ -47,13 +49,15 @@ class TensorBoard(Hook):
     """Writes `<work_dir>/tf_logs` on rank 0.
 
     Attributes:
-        interval: Least iterations between scalars; they come with the text log's lines.
-        image_interval: Iterations between images of training, of which the last iteration has one,
-            too; 0 for no images, of evaluations neither.
-        num_images: Images of training, at most the batch.
-        max_depth: Metres at the far end of the colours; errors are shown up to a tenth of it.
-        text_log: Where the means come from; None takes the first TextLog of `state.hooks`.
-        frames: What images of evaluations show; None for no such images.
+        interval: The minimum number of iterations between scalars. Scalars are written only when
+            the text log writes a line.
+        image_interval: Iterations between training images, which are also written at the last
+            iteration; 0 for no images, neither in training nor at evaluations.
+        num_images: The number of training images, at most the batch size.
+        max_depth: The depth in metres at the far end of the colour map. The error's colour map ends
+            at a tenth of it.
+        text_log: The text log whose means are written; None for the first TextLog in `state.hooks`.
+        frames: The validation frames whose images are written; None for no such images.
     """
 
     def __init__(
@@ -95,8 +99,7 @@ class TensorBoard(Hook):
         if not is_main():
             return
         SummaryWriter = writer_class()
-        # What stands at the resumed iteration itself was written before its checkpoint and is
-        # right.
+        # Values of the resumed iteration itself were written before its checkpoint and stay.
         self._writer = SummaryWriter(
             str(Path(state.work_dir) / "tf_logs"), purge_step=state.iteration + 1
         )
@@ -105,7 +108,7 @@ class TensorBoard(Hook):
                 self._write_text(name, Path(state.work_dir) / file, state.iteration)
 
     def after_iteration(self, state) -> None:
-        """Writes the text log's newest means, and images where they are due, on rank 0."""
+        """Writes the text log's newest means, and images if they are due, on rank 0."""
         if self._writer is None or not self._has_room():
             return
         if self.text_log.last_iteration == state.iteration >= self._last_iteration + self.interval:
@@ -129,28 +132,29 @@ class TensorBoard(Hook):
         self._last_iteration = state_dict["last_iteration"]
 
     def after_evaluation(self, state, metrics: dict[str, float]) -> None:
-        """Writes the figures as `val/<metric>`, and images of validation frames, on rank 0."""
+        """Writes the metrics as `val/<metric>`, and images of validation frames, on rank 0."""
         if self._writer is None or not self._has_room():
             return
         for name, value in metrics.items():
             self._writer.add_scalar(f"val/{name}", value, state.iteration)
-        # Images of a few frames, the same at each evaluation.
+        # Images of a few validation frames, the same frames at each evaluation.
         if self.image_interval and self.frames is not None:
             shown = self.frames.views()
             for number, view in enumerate(shown, start=1):
                 overall = overview(view, self.max_depth, "ground truth")
                 self._write_image(f"val/pictures_{number}", overall, state.iteration)
                 self._write_image(f"val/why_{number}", why(view, self.max_depth), state.iteration)
-            # Even and the same ones at each evaluation; numpy's own choice can come to millions.
+            # Histogram bins of equal width, the same at each evaluation. Numpy's automatic choice
+            # can come to millions of bins.
             bins = np.linspace(-self.max_depth, self.max_depth, 1601)
             for name, errors in self.frames.errors_by_range(shown).items():
                 self._writer.add_histogram(f"val/error_{name}", errors, state.iteration, bins)
         self._writer.flush()
 
     def _has_room(self) -> bool:
-        """Returns True where the disk takes what is to be written.
+        """Returns True if the disk has enough free space to write.
 
-        TensorBoard's own thread dies where it doesn't.
+        TensorBoard's writer thread would die on a full disk.
         """
         has_room = shutil.disk_usage(self._writer.log_dir).free > _ROOM_BYTES
         if self._had_room and not has_room:
@@ -172,15 +176,17 @@ class TensorBoard(Hook):
         self._writer.flush()
 
     def _write_text(self, name: str, path: Path, step: int) -> None:
-        if path.is_file():  # indented by four, which is Markdown's way of saying: as it is
+        if path.is_file():
+            # TensorBoard renders Markdown, in which an indent of four spaces is a code block.
             lines = path.read_text(encoding="utf-8").splitlines()
             self._writer.add_text(name, "\n".join(f"    {line}" for line in lines), step)
 
     def _write_images(self, state) -> None:
         few, batch = slice(self.num_images), state.batch
-        # Without a teacher the student learns from the ground truth, which has its column already.
+        # Without a teacher the target is the ground truth, which has a column of its own already.
         teachers = state.teacher_depth[few] if TeacherNode.of(state.recipe).is_given else None
-        # The network itself explains its depth; under ZeRO 3 only that depth is there.
+        # Run the network, for the distribution behind each depth. Under ZeRO-3 no rank has all
+        # weights, so only the depth of the training step is shown.
         student = _whole_network(state.engine) or state.prediction.depth[few]
         shown = views(student, batch.image[few], batch.depth[few], teachers, explained=1)
         against = "ground truth" if teachers is None else "teacher"
@@ -191,7 +197,11 @@ class TensorBoard(Hook):
         self._writer.flush()
 
     def _write_image(self, tag: str, pixels: np.ndarray | None, step: int) -> None:
-        """Encoded here, for SummaryWriter's own way is slower for a file a few percent smaller."""
+        """Writes an RGB image, (H, W, 3) uint8; nothing for None.
+
+        The PNG is encoded here with fast compression. SummaryWriter.add_image is slower, for a file
+        that is only a few percent smaller.
+        """
         if pixels is None:
             return
         from tensorboard.compat.proto.summary_pb2 import Summary
@@ -211,9 +221,10 @@ build = TensorBoard
 
 
 def _whole_network(engine) -> Network | None:
-    """Returns the student where this rank can run it alone.
+    """Returns the student if rank 0 can run it alone, without the other ranks.
 
-    None also where that shows no more than the depth of training does.
+    None if its parameters are sharded (ZeRO-3), or if its head predicts no distribution over depth,
+    so that running it would show nothing but the depth that is known already.
     """
     network = getattr(engine, "module", None)
     sharded = not isinstance(network, Network) or any(
@@ -223,10 +234,10 @@ def _whole_network(engine) -> Network | None:
 
 
 def writer_class() -> type:
-    """Returns SummaryWriter of tensorboard, which takes a second and 150 MB to import.
+    """Imports and returns TensorBoard's SummaryWriter. The import takes a second and 150 MB.
 
     Raises:
-        LaunchError: It isn't installed.
+        LaunchError: The package tensorboard isn't installed.
     """
     try:
         from torch.utils.tensorboard import SummaryWriter

@@ -1,12 +1,12 @@
-"""Writes the text log, a line every `interval` iterations, and its `.log.json` twin.
+"""Writes the text log, with a line every `interval` iterations, and the same as `.log.json`.
 
-The lines, their rounding, windows and estimates are those of mmcv 1.7's TextLoggerHook, so that its
-tools read our logs; the twin has `images_per_s` in addition. A line shows means over the last
-`interval` iterations, of which those that were not finite are left out (and counted in a line of
-their own); in fp16 the loss scale follows them. Between two lines nothing leaves the device; a line
-costs one collective for its means, one for the memory, and a host sync each. Every line is on disk
-when the call returns. With epochs, windows don't cross their ends: what is left of an epoch after
-its last full window is not shown.
+The format, rounding, windows and time estimates are those of mmcv 1.7's TextLoggerHook, so that
+mmcv's tools can read these logs; the .log.json file has `images_per_s` in addition. A line shows
+means over the last `interval` iterations, and in fp16 the loss scale. Values that are not finite
+are left out of the means, and their number is logged in a line of its own. Between two lines
+nothing is copied from the device. A line costs one collective for the means and one for the memory,
+each with a host sync. Every line is on disk when the call returns. If the run is counted in epochs,
+windows don't cross the end of an epoch: iterations after an epoch's last full window are not shown.
 """
 
 import getpass
@@ -34,16 +34,16 @@ _ITERATIONS_PER_EXP_NAME = 1000
 class TextLog(Hook):
     """Writes `<work_dir>/<timestamp>.log` and `.log.json` on rank 0.
 
-    The former's lines go to the terminal (stderr), too.
+    The lines of the .log file are also printed on stderr.
 
     Attributes:
-        interval: Iterations a line, at most an epoch (or the run, by iteration).
-        by_epoch: True for `Epoch [3][1200/1514]`, False for `Iter [1200/38400]`; None takes the
-            unit of the recipe.
-        exp_name: The run's name; None takes the work dir's.
-        last_means: The numbers of the newest line.
+        interval: Iterations per line, at most an epoch (or the run, if counted in iterations).
+        by_epoch: True for lines `Epoch [3][1200/1514]`, False for `Iter [1200/38400]`; None for the
+            unit in which the recipe gives the length of training.
+        exp_name: The name of the run in the log; None for the name of the work dir.
+        last_means: The values of the newest line, by name.
         last_iteration: The iteration of the newest line.
-        skipped_steps: Steps that were skipped up to it.
+        skipped_steps: The number of optimizer steps skipped up to the newest line.
     """
 
     def __init__(
@@ -59,18 +59,17 @@ class TextLog(Hook):
         self._logger = logging.getLogger("depth")
         self._handlers: list[logging.Handler] = []
         self._json_path: Path | None = None
-        self._sizes: dict[
-            str, int
-        ] = {}  # bytes of the .log.json files at the checkpoint that was resumed from
+        # The sizes in bytes of the .log.json files when the resumed checkpoint was saved.
+        self._sizes: dict[str, int] = {}
         self._window = Window()
         self._logged_time_s = 0.0
         self._start_iteration: int | None = None
         self.skipped_steps = 0
 
     def open(self, work_dir: Path, timestamp: str) -> None:
-        """Starts the files, on rank 0, so that `info` can be used before training.
+        """Opens the log files, on rank 0, so that `info` can be used before training begins.
 
-        Otherwise `before_train` does it.
+        `before_train` calls it too; a second call does nothing.
         """
         if not is_main() or self._handlers:
             return
@@ -89,18 +88,20 @@ class TextLog(Hook):
             self._handlers.append(handler)
 
     def drop_rows(self, work_dir: Path) -> None:
-        """Drops rows after the resumed checkpoint from older .log.json files, on rank 0.
+        """Deletes the rows after the resumed checkpoint from .log.json files, on rank 0.
 
-        So no iteration is in them twice; all rows go where the run begins anew. The .log files keep
-        every line.
+        Otherwise iterations that are trained again would be in the files twice. For a new run the
+        rows of all iterations are deleted. The .log files keep every line.
         """
         paths = list(Path(work_dir).glob("*.log.json")) if is_main() else []
         if self._sizes and not any(path.name in self._sizes for path in paths):
-            return  # the checkpoint is another work dir's
+            return  # The checkpoint is from another work dir, with log files of its own.
         for path in paths:
-            if instead_of_file(path):  # it has no rows, and reading a pipe would wait for ever
+            # Skip a folder or a pipe of that name; reading from a pipe would hang.
+            if instead_of_file(path):
                 continue
-            # Rows up to the checkpoint stay byte for byte, and so do the starts' rows.
+            # Rows up to the checkpoint stay byte for byte. Of later rows only those that describe
+            # the start of a process stay.
             rows = path.read_bytes()
             later = rows[self._sizes.get(path.name, 0) :].splitlines(keepends=True)
             kept = rows[: self._sizes.get(path.name, 0)] + b"".join(
@@ -110,12 +111,12 @@ class TextLog(Hook):
                 replace_bytes(path, kept)
 
     def info(self, text: str) -> None:
-        """Writes a line of its own, on rank 0."""
+        """Writes a line of text to the log, on rank 0."""
         if self._handlers:
             self._logger.info(text)
 
     def before_train(self, state) -> None:
-        """Settles what the arguments left open, and writes the lines that begin a log."""
+        """Fills in the arguments that were None, and writes the log's first lines."""
         self.open(state.work_dir, state.timestamp)
         if self.by_epoch is None:
             self.by_epoch = state.by_epoch
@@ -133,7 +134,7 @@ class TextLog(Hook):
             self._write_start(state)
 
     def after_iteration(self, state) -> None:
-        """Adds the iteration to the window; writes a line where the window is full. Collective."""
+        """Adds the iteration to the window, and writes a line if the window is full. Collective."""
         values = {log_name(name): loss for name, loss in state.losses.items()}
         values["grad_norm"] = state.grad_norm
         self._window.add(values, state.time_s, state.data_time_s)
@@ -144,14 +145,14 @@ class TextLog(Hook):
             self._window = Window()
 
     def after_train(self, state) -> None:
-        """Closes the files, so that another run of this process writes its own."""
+        """Closes the files, so that another run in this process can open its own."""
         for handler in self._handlers:
             self._logger.removeHandler(handler)
             handler.close()
         self._handlers = []
 
     def after_evaluation(self, state, metrics: dict[str, float]) -> None:
-        """Writes an evaluation's table and its line, on rank 0."""
+        """Writes the metrics of an evaluation as a table and as a line, on rank 0."""
         if not self._handlers:
             return
         self.info("Summary:")
@@ -164,9 +165,10 @@ class TextLog(Hook):
         self.write_json({**row, **metrics})
 
     def state_dict(self) -> dict:
-        """Returns the window, what estimates the time left, and the files' sizes. Collective.
+        """Returns the window, the time logged so far, and the sizes of the files. Collective.
 
-        It holds this rank's window and the mean of all, for a resume with other ranks.
+        It has this rank's window and the mean of all ranks' windows. The mean is for a resume on
+        another number of ranks.
         """
         return {
             "logged_time_s": self._logged_time_s,
@@ -180,7 +182,7 @@ class TextLog(Hook):
         }
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Restores them, so that lines and estimates continue as if the run had not stopped."""
+        """Restores the state; means and estimates continue as if the run had not stopped."""
         self._logged_time_s = state_dict["logged_time_s"]
         self._start_iteration = state_dict["start_iteration"]
         # Each rank restores its own sums bit for bit. If the number of ranks changed, each starts
@@ -206,22 +208,22 @@ class TextLog(Hook):
         self.write_json({"env_info": lines, "seed": seed, "exp_name": self.exp_name})
 
     def _write_line(self, state) -> None:
-        """Reduces the window and writes it. Every rank must come here: collectives inside."""
-        # The means over this window's iterations and all ranks.
+        """Computes the means over the window and all ranks, and writes a line. Collective."""
+        # Means over this window's iterations and all ranks, and the peak memory of any rank.
         window, self._window = self._window, Window()
         window.wait_for_device()
         values, num_broken = window.means_over_ranks()
         memory_mb = _peak_memory_mb(window.device)
         memory = {} if memory_mb is None else {"memory": int(max_over_ranks(memory_mb))}
         scale = {} if state.loss_scale is None else {"loss_scale": state.loss_scale}
-        # The estimate of the time that is left.
+        # Estimate the remaining time.
         time_s = window.time_s / window.iterations
         self._logged_time_s += time_s * window.iterations
-        # As in mmcv, iterations that no line shows count as done but their time doesn't: early by
-        # at most their share.
+        # As in mmcv, iterations that no line shows count as finished, but their time is missing. So
+        # the estimate is too small by at most the share of those iterations.
         per_iteration_s = self._logged_time_s / (state.iteration - self._start_iteration)
         eta = timedelta(seconds=int(per_iteration_s * (state.total_iterations - state.iteration)))
-        # What TensorBoard takes, too.
+        # The values of this line, which the TensorBoard hook also writes.
         self.last_means = {
             "lr": state.lr[0],
             **memory,
@@ -232,7 +234,7 @@ class TextLog(Hook):
             "images_per_s": state.batch_size / max(time_s, 1e-9),
         }
         self.last_iteration = state.iteration
-        # The line itself, after what explains it, and its row in the twin.
+        # A line on skipped steps comes first, then the line itself and its row in the .log.json.
         self._write_skipped(state, num_broken, window.iterations)
         self._write_exp_name(state)
         self.info(self._train_line(state, eta, {**memory, **values, **scale}))
@@ -277,9 +279,9 @@ class TextLog(Hook):
             self.info(f"Exp name: {self.exp_name}")
 
     def write_json(self, values: dict) -> None:
-        """Writes a row of the twin, on rank 0.
+        """Appends a row to the .log.json file, on rank 0.
 
-        A row that has an `epoch` is one of mmcv's, for its tools.
+        Rows with a key `epoch` are those of mmcv's format; mmcv's tools ignore all other rows.
         """
         if not self._handlers:
             return
@@ -291,8 +293,8 @@ class TextLog(Hook):
             append_line(self._json_path, json.dumps(rounded))
         except OSError as error:
             self.info(
-                f"{self._json_path}: a row could not be written ({error.strerror}); training goes "
-                "on"
+                f"{self._json_path}: a row could not be written ({error.strerror}); training "
+                "continues"
             )
 
     def _position(self, state) -> int:
@@ -310,14 +312,14 @@ build = TextLog
 
 
 def log_name(loss: str) -> str:
-    """Returns a loss's name as the log has it: mmcv's, with the decoder's prefix on each term."""
+    """Returns a loss's name in the log: as in mmcv's logs, a term has the prefix `decode.`."""
     return loss if loss == "loss" else f"decode.{loss}"
 
 
 class _LogFile(logging.FileHandler):
-    """A log file that misses lines while the disk is full.
+    """A log file that loses lines while the disk is full, in place of raising an error.
 
-    The terminal has them all; training continues.
+    The lines are still printed on the terminal, and training continues.
     """
 
     def handleError(self, _record) -> None:

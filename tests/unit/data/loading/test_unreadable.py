@@ -242,7 +242,7 @@ def test_skip_with_bucket_is_refused():
     """`on_error: skip` can't be combined with `sizes: bucket`."""
     augment = {"sizes": "bucket"}
     with pytest.raises(
-        RecipeError, match="^data.on_error: skip can't go with data.augment.sizes=bucket"
+        RecipeError, match="^data.on_error: skip can't be combined with data.augment.sizes=bucket"
     ):
         _check_loading(
             Recipe({"data": {"name": "kitti", "root": "x", "on_error": "skip", "augment": augment}})

@@ -52,7 +52,7 @@ def test_pixels_count_ends_after_window_or_epoch(tmp_path, interval, values, exp
 def test_pixels_count_names_depths_out_of_range(tmp_path):
     """The error states the largest depth if depths exist but no loss uses them."""
     _, message = ends_at(*start(tmp_path, 50), depth=2500.0)
-    assert "24 of 24 pixels have a depth, up to 2500 m, but no loss takes one of them" in message
+    assert "24 of 24 pixels have a depth, up to 2500 m, but no loss counts one of them" in message
 
 
 @pytest.mark.parametrize("loss", [0.25, float("nan"), -1.0])

@@ -174,14 +174,14 @@ def test_guard_end_names_last_good_checkpoint(with_checkpoints, monkeypatch, num
         "4 iterations in a row, from 5 on, had a loss or gradient that was not finite"
     )
     path = with_checkpoints / checkpoints.FOLDER / f"iter_{named}"
-    assert f"the last good checkpoint is {path}: go on from it with" in message
+    assert f"the last good checkpoint is {path}: resume from it with" in message
     assert path.is_dir()
     assert f"bin/show_batch.py {with_checkpoints} --iteration 5 shows" in message
 
 
 def test_guard_end_without_checkpoint(tmp_path):
-    """Without a checkpoint the final error says to start anew."""
-    assert "there is no checkpoint yet; start anew" in run_into_it(tmp_path)
+    """Without a checkpoint the final error says to start again."""
+    assert "there is no checkpoint yet; start again" in run_into_it(tmp_path)
 
 
 def test_guard_counter_resets_and_resumes(tmp_path):
