@@ -5,9 +5,9 @@
 A key names the module of its loss, `tiekd/losses/<key>.py`, unless the term has a `name:`. The
 value of a term, `loss_<key>`, is its weight times the mean over the batch's images of per-image
 means. If a loss's forward has an argument `iteration`, the number of finished iterations is passed
-to it. A loss that reads the prediction's divergence has an attribute `needs_divergence`. The result of a loss is
-checked at its first call alone, by shape and dtype, without waiting for the device. Left out:
-weights that change over time.
+to it. A loss that reads the prediction's divergence has an attribute `needs_divergence`. Shape and
+dtype of what a loss returns are checked at its first call, without waiting for the device. Left
+out: weights that change over time.
 """
 
 import inspect
