@@ -1,5 +1,6 @@
 """The ends of a program: the words and the exit code."""
 
+import io
 import os
 
 import pytest
@@ -27,6 +28,26 @@ def test_entrypoint_user_error_is_one_line_and_code_2(capsys, monkeypatch):
     monkeypatch.setenv("TIEKD_DEBUG", "1")
     assert entrypoint.run(mistaken) == 2
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_entrypoint_error_escapes_control_characters(capsys, monkeypatch):
+    """A name with a terminal's control characters is escaped in the error's line."""
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+
+    def mistaken():
+        raise DataError("\x1b[2J\x9bx\x07.png: torn")
+
+    assert entrypoint.run(mistaken) == 2
+    assert capsys.readouterr().err == "DataError: \\x1b[2J\\x9bx\\x07.png: torn\n"
+
+
+def test_printable_stream_escapes_control_characters():
+    """The programs' own streams escape control characters but for the layout of lines."""
+    file = io.BytesIO()
+    stream = entrypoint._Printable(file, encoding="utf-8", errors="backslashreplace")
+    assert stream.write("a\x1b[2J\tb\r\n\udcff") == 10
+    stream.flush()
+    assert file.getvalue() == b"a\\x1b[2J\tb\r\n\\udcff"
 
 
 @pytest.mark.parametrize(
