@@ -50,6 +50,7 @@ _REMEDIES = {
     errno.ENOSPC: _MAKE_ROOM,
     errno.EDQUOT: _MAKE_ROOM,
     errno.EACCES: _ALLOW,
+    errno.EPERM: _ALLOW,
     errno.EROFS: _ALLOW,
     errno.EFBIG: "raise the limit of a file's size (ulimit -f), or give a disk that allows such "
     "files",

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from tiekd import files
 from tiekd.config.recipe import load_recipe
 from tiekd.data import read_folders
 from tiekd.data.augment.augment import Augment, Decisions
@@ -209,7 +210,7 @@ def run(args: argparse.Namespace) -> None:
     )
     read_folders.refuse("--out", out, (".png",), recipe.data, recipe.dataset.maps)
     max_depth = recipe.max_depth_m
-    out.mkdir(parents=True, exist_ok=True)
+    files.check_output("--out", out, None)
     for part in micro_batches:
         if args.rank not in (None, part.rank):
             continue

@@ -2,6 +2,7 @@
 
 import json
 from argparse import Namespace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -78,3 +79,11 @@ def test_programs_refuse_folders_that_the_data_set_reads(name, place):
     with pytest.raises(LaunchError, match=r"the data set reads from .* \(data.(images|depths)\)"):
         module.run(Namespace(**(given | options(place))))
     assert sorted(place.rglob("*")) == before
+
+
+def test_predict_refuses_an_output_folder_that_cannot_be_made(place):
+    """The folder is made before the first image is predicted, whatever error that gives."""
+    options = PROGRAMS["predict"][2](place)
+    given = {"recipe": str(place / "r.yaml"), "overrides": [], "out": Path("/proc/tiekd")}
+    with pytest.raises(LaunchError, match="^--out /proc/tiekd: /proc/tiekd can't be made"):
+        predict.run(Namespace(**(given | options)))
