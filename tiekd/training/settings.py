@@ -162,6 +162,11 @@ class TrainSettings:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise RecipeError(f"train.{name}: got {value!r}; it must be a whole number from 1")
+        # Longer runs have no date on which they end, which the log shows.
+        for name, most in (("epochs", 10**6), ("iterations", 10**9)):
+            value = getattr(self, name)
+            if value is not None and value > most:
+                raise RecipeError(f"train.{name}: got {value}; it must be at most {most}")
         if self.batch_size > 65536:
             raise RecipeError(
                 f"train.batch_size: got {self.batch_size}; it must be at most 65536 images"

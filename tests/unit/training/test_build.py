@@ -119,6 +119,15 @@ def test_recipe_sections_are_lazy():
         recipe.train  # noqa: B018
 
 
+@pytest.mark.parametrize(("key", "most"), [("epochs", 10**6), ("iterations", 10**9)])
+def test_recipe_refuses_a_run_without_an_end(key, most):
+    """A length whose end has no date is refused with the largest that is allowed."""
+    assert getattr(Recipe({"train": {key: most}}).train, key) == most
+    told = f"^train.{key}: got {most + 1}; it must be at most {most}$"
+    with pytest.raises(RecipeError, match=told):
+        Recipe({"train": {key: most + 1}}).train  # noqa: B018
+
+
 def test_protocol_of_a_recipe_has_its_settings_and_its_network_s_range():
     """The cap is the recipe's, else the network's largest depth."""
     node = {"network": {"min_depth": 0.1, "max_depth": 80.0}, "evaluation": {"crop": "eigen"}}
