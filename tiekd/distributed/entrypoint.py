@@ -319,6 +319,12 @@ def check_ranks(told: Mapping[str, str]) -> None:
                 f"{name}: got {text!r:.80}; a launcher sets it to a whole number from {least}; "
                 f"start with a launcher, or unset {name}"
             )
+    port = told.get("MASTER_PORT", "1") if "RANK" in told else "1"
+    if re.fullmatch(r"[0-9]{1,5}", port) is None or not 1 <= int(port) <= 65535:
+        raise LaunchError(
+            f"MASTER_PORT: got {port!r:.80}; a launcher sets it to a port from 1 to 65535; start "
+            "with a launcher, or unset RANK"
+        )
     pairs = [("RANK", "WORLD_SIZE")] + [("LOCAL_RANK", name) for name in counts]
     for rank, count in pairs:
         if rank in told and told.get(count) and int(told[rank]) >= int(told[count]):
