@@ -128,6 +128,12 @@ def test_recipe_refuses_a_run_without_an_end(key, most):
         Recipe({"train": {key: most + 1}}).train  # noqa: B018
 
 
+def test_recipe_refuses_a_clip_norm_that_is_no_number():
+    """NaN as the largest norm, which would make all weights NaN, is refused."""
+    with pytest.raises(RecipeError, match="^train.clip_norm: got nan; it must be a number$"):
+        Recipe({"train": {"epochs": 1, "clip_norm": float("nan")}}).train  # noqa: B018
+
+
 def test_protocol_of_a_recipe_has_its_settings_and_its_network_s_range():
     """The cap is the recipe's, else the network's largest depth."""
     node = {"network": {"min_depth": 0.1, "max_depth": 80.0}, "evaluation": {"crop": "eigen"}}
