@@ -39,7 +39,10 @@ def parse_arguments() -> argparse.Namespace:
         command.description = ast.get_docstring(ast.parse(source))
         command.add_argument("--device", default="cpu", help="cpu or cuda, default cpu")
         command.add_argument(
-            "--rounds", type=int, default=7, help="how many times each is timed, default 7"
+            "--rounds",
+            type=arguments.whole,
+            default=7,
+            help="how many times each is timed, default 7",
         )
         command.add_argument("--json", action="store_true", help="one JSON object instead of lines")
         arguments.OF[name](command)

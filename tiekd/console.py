@@ -1,8 +1,11 @@
-"""Shows the progress of a long job: a progress bar on a terminal, plain lines in a file.
+"""What people read: a long job's progress, and text that is safe to print.
+
+Progress is one rewritten line with a bar on a terminal, plain lines in a file.
 
 Costs one reading of the clock per step, and one call of `count` (which may list a folder) per line.
 """
 
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -13,6 +16,25 @@ TERMINAL_INTERVAL_S = 0.5
 FILE_INTERVAL_S = 30.0
 _LONGEST_BAR = 30
 _SHORTEST_BAR = 5
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+def printable(text: str, kept: str = "") -> str:
+    r"""Escapes control characters, which a terminal would obey, as in \x1b.
+
+    A file's name may hold any of them. Names that aren't UTF-8 are left to the stream, which
+    escapes what it can't encode.
+
+    Args:
+        text: such as a path or a message with one.
+        kept: control characters that stay, such as a line break.
+    """
+
+    def escaped(found: re.Match) -> str:
+        character = found[0]
+        return character if character in kept else f"\\x{ord(character):02x}"
+
+    return _CONTROL.sub(escaped, text)
 
 
 class Progress:

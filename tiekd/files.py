@@ -5,13 +5,17 @@ is opened, `check_readable` refuses anything that isn't a regular file, at the c
 opening a pipe would wait for a writer for ever, and reading a device may never end.
 """
 
+import contextlib
 import errno
+import hashlib
 import os
+import resource
 import stat
 from pathlib import Path
 
 from tiekd.errors import LaunchError, UserError
 
+_LONGEST_NAME = 200  # bytes of a name to which something is added; disks take 255
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
@@ -54,22 +58,55 @@ def check_readable(
         raise kind(f"{option}{path}: {found}, no {noun}; put the file itself there")
 
 
-def replace_bytes(path: Path, data: bytes) -> None:
+def cause_of(error: BaseException, partial: Path | None = None) -> str:
+    """Returns why a file couldn't be written, in words; names the process's limit if it is that.
+
+    Args:
+        error: the error of the write.
+        partial: what was written of the file. A library's own error has no number, so a file as
+            large as the limit tells that the limit was the cause.
+    """
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    is_limited = getattr(error, "errno", None) == errno.EFBIG
+    if not isinstance(error, OSError) and partial is not None and limit != resource.RLIM_INFINITY:
+        with contextlib.suppress(OSError):
+            is_limited = partial.stat().st_size >= limit
+    if is_limited and limit != resource.RLIM_INFINITY:
+        return f"{os.strerror(errno.EFBIG)}: the file size limit (ulimit -f) is {limit} bytes"
+    return getattr(error, "strerror", None) or " ".join(str(error).split())
+
+
+def replace_bytes(path: Path, data: bytes, durable: bool = True) -> None:
     """Replaces a file atomically: a reader sees the old content or the new, both complete.
+
+    Args:
+        path: the file.
+        data: its new content.
+        durable: waits until the content is on the disk, so that it outlives a power cut.
 
     Raises:
         OSError: the file can't be written; the old one is unchanged.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(_partial_name(path.name))
     try:
         partial.write_bytes(data)
-        sync(partial)
+        if durable:
+            sync(partial)
         os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        # The error of a write has no file name, so set it.
-        error.filename = str(path)
+    except BaseException as error:  # also Ctrl-C
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            # The error of a write has no file name, so set it.
+            error.filename, error.filename2 = str(path), None
         raise
+
+
+def _partial_name(name: str) -> str:
+    """Returns the name under which this process writes a file, of a length that a disk takes."""
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest() + Path(name).suffix[:8]
+    return f".{name}.{os.getpid()}.partial"
 
 
 def replace_text(path: Path, text: str) -> None:

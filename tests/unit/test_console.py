@@ -5,7 +5,7 @@ import io
 import pytest
 
 from tiekd import console
-from tiekd.console import Progress
+from tiekd.console import Progress, printable
 
 
 class Terminal(io.StringIO):
@@ -100,3 +100,10 @@ def test_progress_without_rate_has_no_eta():
     stream = io.StringIO()
     Progress("maps", 10, lambda: 0, stream).finish()
     assert stream.getvalue() == "maps: 0/10, 0.0/s, eta: ?\n"
+
+
+def test_printable_escapes_control_characters_alone():
+    """C0, DEL and C1 are escaped; letters, bytes that aren't UTF-8 and what is kept stay."""
+    assert printable("a\x1b[2Jb\x7f\x9bc\n") == r"a\x1b[2Jb\x7f\x9bc\x0a"
+    assert printable("Straße 道\udcff") == "Straße 道\udcff"
+    assert printable("a\tb\nc\x07", kept="\n\t") == "a\tb\nc\\x07"

@@ -1,11 +1,14 @@
 """What stands in the place of a file is named at once, and never waited for."""
 
+import errno
 import os
+import resource
 import signal
 import socket
 from pathlib import Path
 
 import pytest
+import torch
 
 from tiekd import files, teaching
 from tiekd.config import external, recipe
@@ -21,6 +24,7 @@ from tiekd.tools import cache_frames, plot_log
 from tiekd.training import inputs as inputs_record
 from tiekd.training.hooks import text_log
 from tiekd.workdir import checkpoints, launch_record, manifest, weights_file, workdir
+from tiekd.workdir.weights_file import write_weights
 
 WAITS_S = 10
 
@@ -236,3 +240,81 @@ def test_decoded_cache_refuses_pipe(tmp_path):
     path.parent.mkdir(parents=True, exist_ok=True)
     os.mkfifo(path)
     assert not cache.holds(source)
+
+
+@pytest.fixture
+def small_files():
+    """Limits this process's files to 1000 bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+LIMIT = "File too large: the file size limit (ulimit -f) is 1000 bytes"
+
+
+@pytest.mark.usefixtures("small_files")
+def test_replace_bytes_leaves_the_old_file_alone(tmp_path):
+    """A file that can't be replaced stays as it was, without a partial file beside it."""
+    path = tmp_path / "a"
+    files.replace_bytes(path, b"old")
+    with pytest.raises(OSError, match="File too large") as error:
+        files.replace_bytes(path, bytes(2000))
+    assert error.value.filename == str(path)
+    assert files.cause_of(error.value) == LIMIT
+    assert [each.name for each in tmp_path.iterdir()] == ["a"]
+    assert path.read_bytes() == b"old"
+
+
+def test_replace_bytes_takes_the_longest_name(tmp_path):
+    """A file with a name as long as a disk takes is written, and so is another like it."""
+    for name in ("x" * 251 + ".png", "x" * 250 + "y.png"):
+        files.replace_bytes(tmp_path / name, name.encode())
+        assert (tmp_path / name).read_text() == name
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_replace_bytes_interrupted_leaves_no_partial_file(monkeypatch, tmp_path):
+    """Ctrl-C between writing and renaming leaves no partial file."""
+
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files, "sync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        files.replace_bytes(tmp_path / "a", b"new")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("small_files")
+def test_cause_of_names_the_limit_only_where_it_was_the_cause(tmp_path):
+    """A library's own error comes from the limit if the file is as large as the limit."""
+    partial = tmp_path / "partial"
+    error = RuntimeError("unexpected pos 64 vs 0")
+    partial.write_bytes(bytes(999))
+    assert files.cause_of(error, partial) == "unexpected pos 64 vs 0"
+    partial.write_bytes(bytes(1000))
+    assert files.cause_of(error, partial) == LIMIT
+    full = OSError(errno.ENOSPC, "No space left on device")
+    assert files.cause_of(full, partial) == "No space left on device"
+
+
+@pytest.mark.usefixtures("small_files")
+@pytest.mark.parametrize("content", [bytes(2000), {"a": torch.zeros(1000)}])
+def test_checkpoint_files_name_the_limit(content, tmp_path):
+    """A checkpoint's file cut by the file size limit names the limit, whoever wrote it."""
+    written = manifest.Files()
+    written.save(content, tmp_path / "student.pth")
+    assert written.problem == f"student.pth: {LIMIT}"
+    assert written.errno == errno.EFBIG
+
+
+@pytest.mark.usefixtures("small_files")
+def test_weights_file_names_the_limit_and_leaves_no_partial_file(tmp_path):
+    """Weights that exceed the file size limit name it; no partial file stays."""
+    with pytest.raises(OSError, match="File too large") as error:
+        write_weights(tmp_path / "best.pth", {"a": torch.zeros(1000)}, {}, 1)
+    assert error.value.errno == errno.EFBIG
+    assert LIMIT in str(error.value)
+    assert list(tmp_path.iterdir()) == []

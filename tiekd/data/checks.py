@@ -121,16 +121,17 @@ class Examined:
             if "depth" in read:
                 fault, median_m = self._depth_fault(sample, frame.depth)
                 faults += fault
-            self._check_crop(sample)
+            self._check_size(sample)
         except DataError as error:
             faults.append((error.kind, str(error)))
         return Facts(faults, digest, median_m, turned, levels)
 
-    def _check_crop(self, sample: Sample) -> None:
-        """Raises DataError if the augmentation's crop is larger than the sample's image."""
+    def _check_size(self, sample: Sample) -> None:
+        """Raises DataError if the sample is too large once resized, or smaller than the crop."""
+        reader = BatchReader(self.frames, self.augment, 0, resize=self.resize)
+        placement = reader.resize.place(*sample.image.shape[-2:], sample.name)
         if self.augment is not None:
-            reader = BatchReader(self.frames, self.augment, 0, resize=self.resize)
-            reader.decisions(0, 0, sample.name, reader.resize.place(*sample.image.shape[-2:]))
+            reader.decisions(0, 0, sample.name, placement)
 
     def _depth_fault(self, sample: Sample, path: str) -> tuple[list[tuple[str, str]], float | None]:
         """Returns the (kind, message) faults of a sample's depths, and their median in metres."""

@@ -201,7 +201,7 @@ class Frames(torch.utils.data.Dataset):
         if frame.depth is not None:
             files["depth"] = Path(frame.depth), self.depth_format.read
         if self.maps is not None:
-            files["teacher_depth"] = self.maps / self.map_name(index), image_io.read_levels
+            files["teacher_depth"] = self.maps / self.map_name(index), image_io.read_teacher_map
         return files
 
     def assemble(

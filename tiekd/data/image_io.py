@@ -15,6 +15,7 @@ import warnings
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from tiekd.data import orientation
 from tiekd.errors import DataError
-from tiekd.files import instead_of_file, replace_bytes
+from tiekd.files import cause_of, instead_of_file, replace_bytes
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_END = bytes(4) + b"IEND" + zlib.crc32(b"IEND").to_bytes(4, "big")
@@ -40,6 +41,33 @@ _MAY_MOVE = (
     "AVIF",
 )
 
+
+class _Kind(NamedTuple):
+    """What a file should hold, for errors.
+
+    Attributes:
+        noun: Such as "depth map".
+        find: What to do if there is no such file.
+        restore: What to do if the file is damaged.
+        convert: What to do if the file is of another form.
+    """
+
+    noun: str
+    find: str = "check data.root and the split file"
+    restore: str = "copy it from the original again"
+    convert: str = "convert it from the original depth (a coloured image can't be used)"
+
+
+_IMAGE = _Kind("image")
+_DEPTH_MAP = _Kind("depth map")
+_TEACHER_MAP = _Kind(
+    "teacher map",
+    find="make the missing maps with bin/cache_teacher.py, or set another teacher.maps",
+    restore="make it again with bin/cache_teacher.py",
+    convert="make the maps with bin/cache_teacher.py, or set another teacher.maps",
+)
+
+
 # Phones produce images of more than half of LARGEST_PIXELS, about which Pillow would warn.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
@@ -52,7 +80,7 @@ def read_image(path: Path) -> Tensor:
     Raises:
         DataError: If the file is missing, corrupt or not an 8-bit image.
     """
-    image = _decode(path, "image")
+    image = _decode(path, _IMAGE)
     if image.mode.startswith(("I", "F")):
         raise DataError(
             f"{path}: an image must have 8 bits a channel, this has more; is it a depth map?",
@@ -71,7 +99,7 @@ def read_photo(path: Path) -> Tensor:
         DataError: If the file is missing, corrupt or not an image, or its values aren't grey levels
             of 8 or 16 bits.
     """
-    return as_photo(_decode(path, "image"), str(path))
+    return as_photo(_decode(path, _IMAGE), str(path))
 
 
 def as_photo(image: Image.Image, name: str) -> Tensor:
@@ -108,7 +136,7 @@ def as_photo(image: Image.Image, name: str) -> Tensor:
 def read_image_size(path: Path) -> tuple[int, int]:
     """Returns (height, width) of an upright image from its file's header. Raises DataError."""
     if not os.path.isfile(path):
-        raise _missing(path, "image")
+        raise _missing(path, _IMAGE)
     try:
         with Image.open(path) as image:
             return orientation.upright_size(image)
@@ -123,24 +151,37 @@ def read_image_size(path: Path) -> tuple[int, int]:
 def read_levels(path: Path) -> Tensor:
     """Reads a 16-bit depth PNG, upright, as (1, H, W) uint16 in the file's unit, 0 if not measured.
 
-    KITTI has 256 levels a metre, NYU 1000, a cached teacher map 65535 / full scale.
+    KITTI has 256 levels a metre, NYU 1000.
 
     Raises:
         DataError: If the file is missing or corrupt, or isn't a one-channel 16-bit PNG.
     """
-    raw = _decode(path, "depth map")
+    return _read_levels(path, _DEPTH_MAP)
+
+
+def read_teacher_map(path: Path) -> Tensor:
+    """Reads a cached teacher map as (1, H, W) uint16, of which 65535 / full scale make a metre.
+
+    Raises:
+        DataError: As `read_levels` does; the message says how to make the map.
+    """
+    return _read_levels(path, _TEACHER_MAP)
+
+
+def _read_levels(path: Path, kind: _Kind) -> Tensor:
+    raw = _decode(path, kind)
     if raw.format != "PNG":
         raise DataError(
-            f"{path}: a depth map must be a one-channel 16-bit PNG, this is a {raw.format}",
+            f"{path}: a {kind.noun} must be a one-channel 16-bit PNG, this is a {raw.format}; "
+            f"{kind.convert}",
             "bit depth",
         )
     if not raw.mode.startswith("I"):  # 16 bits are I;16 or, in older versions of Pillow, I
         with path.open("rb") as file:
             bits = file.read(25)[-1]  # Pillow reports 8 of 16 bits if there are several channels
         raise DataError(
-            f"{path}: a depth map must be a one-channel 16-bit PNG, this has {len(raw.getbands())} "
-            f"channel(s) of {bits} bits; convert it from the original depth (a coloured image "
-            "can't be used)",
+            f"{path}: a {kind.noun} must be a one-channel 16-bit PNG, this has "
+            f"{len(raw.getbands())} channel(s) of {bits} bits; {kind.convert}",
             "bit depth",
         )
     return torch.from_numpy(np.array(orientation.upright(raw), dtype=np.uint16))[None]
@@ -189,7 +230,7 @@ def read_depth_npy(
         DataError: If the file is missing, or doesn't hold such an array.
     """
     if not os.path.isfile(path):
-        raise _missing(path, "depth map")
+        raise _missing(path, _DEPTH_MAP)
     try:
         depth = np.load(path, allow_pickle=False)
     except Exception as error:  # noqa: BLE001 - a corrupt header or archive raises any type
@@ -274,7 +315,8 @@ def write_durably(path: Path, data: bytes) -> None:
     try:
         replace_bytes(path, data)
     except OSError as error:
-        message = f"{path}: can't be written ({error.strerror}); check the disk and its permissions"
+        cause = cause_of(error)
+        message = f"{path}: can't be written ({cause}); check the disk and its permissions"
         raise DataError(message, "disk") from None
 
 
@@ -314,14 +356,15 @@ def write_image(path: Path, rgb: np.ndarray) -> None:
 
 
 def _write_png(path: Path, pixels: np.ndarray) -> None:
-    # Write a temporary file and rename it, so that readers never see a partial file.
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    Image.fromarray(pixels).save(partial, format="PNG", compress_level=1)
-    os.replace(partial, path)
+    # Encoded in memory, so that the disk's errors come from one write, which cleans up.
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="PNG", compress_level=1)
+    replace_bytes(path, file.getvalue(), durable=False)
 
 
-def _decode(path: Path, kind: str) -> Image.Image:
+def _decode(path: Path, kind: _Kind) -> Image.Image:
     """Decodes a file and returns the loaded image; `kind` names it in errors. Raises DataError."""
+    noun = kind.noun
     if not os.path.isfile(path):  # opening a FIFO would block
         raise _missing(path, kind)
     try:
@@ -330,16 +373,14 @@ def _decode(path: Path, kind: str) -> Image.Image:
         raise _unreadable(path, error) from None
     # Detect common kinds of corruption, for which Pillow's message would not help.
     if len(data) == 0:
-        raise DataError(f"{path}: an empty file, no {kind}; copy it from the original again")
+        raise DataError(f"{path}: an empty file, no {noun}; {kind.restore}")
     if data[: len(_LFS)].tobytes() == _LFS:
         raise DataError(
-            f"{path}: the place of a file in Git LFS, no {kind}; fetch the file with git lfs pull"
+            f"{path}: the place of a file in Git LFS, no {noun}; fetch the file with git lfs pull"
         )
     file = io.BytesIO(data)
     if data[: len(_PNG)].tobytes() == _PNG and not _is_whole_png(file):
-        raise DataError(
-            f"{path}: a torn or damaged PNG ({len(data)} bytes); copy it from the original again"
-        )
+        raise DataError(f"{path}: a torn or damaged PNG ({len(data)} bytes); {kind.restore}")
     file.seek(0)
     try:
         image = Image.open(file)
@@ -349,13 +390,13 @@ def _decode(path: Path, kind: str) -> Image.Image:
         raise _too_large(path, error) from None
     except Exception as error:  # noqa: BLE001 - Pillow's plug-ins raise any type on corrupt files
         reason = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
-        article = "an" if kind == "image" else "a"
+        article = "an" if kind is _IMAGE else "a"
         raise DataError(
-            f"{path}: can't be decoded as {article} {kind}{reason}; the file is torn or no {kind}"
+            f"{path}: can't be decoded as {article} {noun}{reason}; the file is torn or no {noun}"
         ) from None
     if moves:
         raise DataError(
-            f"{path}: an animation of {image.n_frames} frames ({image.format}), no {kind}; "
+            f"{path}: an animation of {image.n_frames} frames ({image.format}), no {noun}; "
             "save the frames as files, or all as a video"
         )
     return image
@@ -369,7 +410,7 @@ def _rgb(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-def _missing(path: Path, kind: str) -> DataError:
+def _missing(path: Path, kind: _Kind) -> DataError:
     """Returns the DataError for a path that isn't a regular file."""
     try:
         os.stat(path)
@@ -382,8 +423,8 @@ def _missing(path: Path, kind: str) -> DataError:
                 f"{path}: a link to {os.readlink(path)}, which {there}; correct or remove the link"
             )
             return DataError(message, "missing")
-        return DataError(f"{path}: no such {kind}; check data.root and the split file", "missing")
-    message = f"{path}: {instead_of_file(path)}, no {kind}; put the file itself there"
+        return DataError(f"{path}: no such {kind.noun}; {kind.find}", "missing")
+    message = f"{path}: {instead_of_file(path)}, no {kind.noun}; put the file itself there"
     return DataError(message, "missing")
 
 

@@ -143,8 +143,13 @@ class Resize:
         """(height, width) of the training crop if the recipe sets none; None for whole images."""
         return (self.height, self.width) if self.mode == "cover" else None
 
-    def place(self, height: int, width: int) -> Placement:
+    def place(self, height: int, width: int, name: str = "an image") -> Placement:
         """Returns the placement of an image of height x width pixels.
+
+        Args:
+            height: Rows of the image.
+            width: Columns of the image.
+            name: The image's file, for the error.
 
         Raises:
             DataError: If the working size would be larger than LARGEST pixels a side.
@@ -152,7 +157,7 @@ class Resize:
         placement = self._place(height, width)
         if self != OWN_SIZE and max(placement.canvas) > LARGEST:
             raise DataError(
-                f"an image of {height}x{width} would be {_by(placement.canvas)} at the working "
+                f"{name}: {height}x{width} would be {_by(placement.canvas)} at the working "
                 f"resolution ({self}), larger than {LARGEST} pixels a side; leave it out, or set "
                 "another data.resize",
                 "size",
@@ -479,7 +484,7 @@ def resized_sample(sample: Sample, resize: Resize) -> tuple[Sample, Placement]:
         canvas. A sample that already has the size is returned unchanged.
     """
     height, width = sample.image.shape[-2:]
-    placement = resize.place(height, width)
+    placement = resize.place(height, width, sample.name)
     if placement.scaled == (height, width):
         return sample, placement
     return sample._replace(
@@ -512,12 +517,12 @@ def resized_intrinsics(intrinsics: Tensor, old: tuple[int, int], new: tuple[int,
     return resized
 
 
-def network_input(pixels: Tensor, resize: Resize) -> Tensor:
+def network_input(pixels: Tensor, resize: Resize, name: str = "an image") -> Tensor:
     """Converts (..., 3, H, W) uint8 images to (..., 3, *canvas) uint8, as the network sees them.
 
-    The images are resized, then padded with black.
+    The images are resized, then padded with black. Errors begin with `name`, the image's file.
     """
-    placement = resize.place(*pixels.shape[-2:])
+    placement = resize.place(*pixels.shape[-2:], name)
     return on_canvas(resized_image(pixels, placement.scaled), placement)
 
 

@@ -23,8 +23,10 @@ from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 from tiekd import paths
+from tiekd.console import printable
 from tiekd.distributed import allocator, hostfile, limits, slurm
 from tiekd.errors import LaunchError, UserError
+from tiekd.files import cause_of
 
 USER_ERROR_CODE = 2
 STOPPED_CODE = 75  # EX_TEMPFAIL of sysexits.h, "try again later".
@@ -48,6 +50,7 @@ _REMEDIES = {
     errno.ENOSPC: _MAKE_ROOM,
     errno.EDQUOT: _MAKE_ROOM,
     errno.EACCES: _ALLOW,
+    errno.EPERM: _ALLOW,
     errno.EROFS: _ALLOW,
     errno.EFBIG: "raise the limit of a file's size (ulimit -f), or give a disk that allows such "
     "files",
@@ -60,6 +63,7 @@ _REMEDIES = {
     errno.ELOOP: "a link there leads back to itself; remove it",
 }
 _LONGEST_LINE = 2000
+_LAYOUT = "\n\r\t"  # control characters that the programs themselves print
 # How long ranks wait after an error, so that only the rank with the root cause reports it:
 _LAUNCHER_REACTS_S = 20.0  # for the launcher to end the other ranks after one has ended;
 _LAUNCHER_KILLS_AFTER_S = 30.0  # for the launcher to kill a rank that ignores SIGTERM;
@@ -120,6 +124,30 @@ class _Stdout(io.RawIOBase):
         return len(memoryview(data).cast("B"))
 
 
+class _Printable(io.TextIOWrapper):
+    """Escapes the control characters of file names; line breaks and tabs are left as they are."""
+
+    def write(self, text: str) -> int:
+        """Writes text; returns its length."""
+        super().write(printable(text, _LAYOUT))
+        return len(text)
+
+
+def guard_stderr() -> None:
+    """Puts `_Printable` in the place of this process's own stderr."""
+    stream = sys.stderr
+    with contextlib.suppress(AttributeError, OSError):  # another stream, or none
+        if stream is not sys.__stderr__ or not isinstance(stream, io.TextIOWrapper):
+            return
+        stream.flush()
+        sys.stderr = _Printable(
+            io.FileIO(stream.fileno(), "w", closefd=False),
+            encoding=stream.encoding,
+            errors=stream.errors,
+            write_through=True,
+        )
+
+
 def guard_stdout() -> None:
     """Replaces this process's stdout by a `_Stdout` with the same file descriptor."""
     stream = sys.stdout
@@ -131,7 +159,7 @@ def guard_stdout() -> None:
             return
         stream.flush()
         ours = _Stdout(stream.fileno())
-        sys.stdout = io.TextIOWrapper(
+        sys.stdout = _Printable(
             ours if raw is stream.buffer else io.BufferedWriter(ours),
             encoding=stream.encoding,
             errors=stream.errors,
@@ -173,6 +201,7 @@ def program(main: Callable[[], int | None]) -> NoReturn:
     threading.excepthook = _tell_of_a_thread
     was_in_a_group = _is_in_a_group()
     guard_stdout()
+    guard_stderr()
     code = _code_after_stdout(run(main_with_allocator))
     # If `main` has joined a process group, leave the group before Python's cleanup.
     if _is_in_a_group() and not was_in_a_group:
@@ -240,7 +269,7 @@ def run(main: Callable[[], int | None]) -> int:
 
             barrier()
         if int(os.environ.get("RANK", 0)) == 0:
-            sys.stderr.write(f"tiekd: {stopped}\n")
+            sys.stderr.write(f"tiekd: {printable(str(stopped))}\n")
         _say_farewell()
         return STOPPED_CODE
     except KeyboardInterrupt:
@@ -253,7 +282,7 @@ def run(main: Callable[[], int | None]) -> int:
         if isinstance(error, OSError) and error.errno in _REMEDIES:
             _let_signals_end_this()
             name = error.filename2 or error.filename or "a file"
-            return _report(LaunchError(f"{name}: {error.strerror}; {_REMEDIES[error.errno]}"))
+            return _report(LaunchError(f"{name}: {cause_of(error)}; {_REMEDIES[error.errno]}"))
         if (told := limits.lacking(error)) is not None:
             _let_signals_end_this()
             return _report(LaunchError(told))
@@ -290,6 +319,12 @@ def check_ranks(told: Mapping[str, str]) -> None:
                 f"{name}: got {text!r:.80}; a launcher sets it to a whole number from {least}; "
                 f"start with a launcher, or unset {name}"
             )
+    port = told.get("MASTER_PORT", "1") if "RANK" in told else "1"
+    if re.fullmatch(r"[0-9]{1,5}", port) is None or not 1 <= int(port) <= 65535:
+        raise LaunchError(
+            f"MASTER_PORT: got {port!r:.80}; a launcher sets it to a port from 1 to 65535; start "
+            "with a launcher, or unset RANK"
+        )
     pairs = [("RANK", "WORLD_SIZE")] + [("LOCAL_RANK", name) for name in counts]
     for rank, count in pairs:
         if rank in told and told.get(count) and int(told[rank]) >= int(told[count]):
@@ -405,20 +440,20 @@ def _tell_of_a_thread(ended) -> None:
     remedy = _REMEDIES.get(error.errno) if isinstance(error, OSError) else None
     told = None
     if remedy is not None:
-        told = f"{error}; {remedy}"
+        told = f"{error.filename or 'a file'}: {cause_of(error)}; {remedy}"
     elif error is not None:
         told = limits.lacking(error)
     if not told or os.environ.get("TIEKD_DEBUG") == "1":
         threading.__excepthook__(ended)
         return
     name = "a thread" if ended.thread is None else f"thread {ended.thread.name}"
-    sys.stderr.write(f"tiekd: {name} has ended: {' '.join(told.split())}\n")
+    sys.stderr.write(f"tiekd: {name} has ended: {printable(' '.join(told.split()))}\n")
 
 
 def _report(error: UserError) -> int:
     if os.environ.get("TIEKD_DEBUG") == "1":
         traceback.print_exc()
-    message = " ".join(map(str.strip, str(error).splitlines()))
+    message = printable(" ".join(map(str.strip, str(error).splitlines())))
     line = f"{type(error).__name__}: {paths.with_hint(message)}"
     # A message that quotes a long value is cut in the middle, since its end says what to do.
     if len(line) > _LONGEST_LINE:

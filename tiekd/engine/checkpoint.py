@@ -20,7 +20,7 @@ from tiekd.data import resize as resizes
 from tiekd.distributed import comm, entrypoint
 from tiekd.engine import full_state, patches, rng_state
 from tiekd.errors import CheckpointError
-from tiekd.files import replace_text, sync
+from tiekd.files import cause_of, replace_text, sync
 from tiekd.workdir import manifest
 from tiekd.workdir.checkpoints import LATEST, MOMENTS, STATE, STUDENT, check
 
@@ -177,7 +177,7 @@ def _make_current(partial: Path, final: Path, files: dict[str, list]) -> str | N
         replace_text(final.parent / LATEST, final.name)
     except OSError as error:
         return (
-            f"{error.filename or partial}: {error.strerror}"
+            f"{error.filename or partial}: {cause_of(error)}"
             if not (final / manifest.NAME).is_file()
             else None
         )

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tiekd import paths
+from tiekd.data import least_size, trained_on
 from tiekd.data import resize as resizes
-from tiekd.data import trained_on
 from tiekd.data.augment.augment import colour_table, look_up
 from tiekd.data.loading.loader import Loading
 from tiekd.data.resize import OWN_SIZE, Resize
@@ -43,12 +43,14 @@ class Entrant(NamedTuple):
         weights: the weights file; None for a predictor without weights.
         trained_on: the frames that the network was trained on; None if they aren't known.
         resize: the working resolution.
+        least_side: smallest side in pixels that the network can take.
     """
 
     predict: Callable[[Tensor], Tensor]
     weights: Path | None = None
     trained_on: TrainedOn | None = None
     resize: Resize = OWN_SIZE
+    least_side: int = 1
 
     def depth_of(self, pixels: Tensor, device: torch.device) -> Tensor:
         """Predicts depth at the images' own size, resized by the same rule as for the metrics.
@@ -127,7 +129,8 @@ def entrants(
             (name for name in tries if name not in found), f"{recipe_path}:{path} ({place + 1})"
         )
         predict = partial(flipping.predict, network.to(device).eval(), flip=flip)
-        found[name] = Entrant(predict, path, trained_on.read(path), resize)
+        least = least_size.least_side(network)
+        found[name] = Entrant(predict, path, trained_on.read(path), resize, least)
     return found
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from tiekd import paths
 from tiekd.config import external
 from tiekd.config.recipe import load_recipe
+from tiekd.data import least_size
 from tiekd.data.augment.augment import colour_table, look_up
 from tiekd.data.image_io import as_photo, read_photo
 from tiekd.data.resize import LARGEST, OWN_SIZE, Resize, network_input, resize_of, restored
@@ -99,7 +100,9 @@ class Student:
             DataError: If the file can't be read as an image, or `image` is none of the above.
         """
         pixels = as_pixels(image)
-        depth = self.predict(pixels if pixels.dim() == 4 else pixels[None]).depth[:, 0]
+        name = str(fspath(image)) if isinstance(image, str | PathLike) else "the image"
+        small = self.working_image(pixels if pixels.dim() == 4 else pixels[None], name)
+        depth = self.at_own_size(self.read(small), tuple(pixels.shape[-2:])).depth[:, 0]
         return depth if pixels.dim() == 4 else depth[0]
 
     def predict(self, pixels: Tensor, with_confidence: bool = False) -> Reading:
@@ -115,8 +118,28 @@ class Student:
         Raises:
             RecipeError: If confidence is requested of another head.
         """
-        reading = self.read(network_input(pixels, self.resize), with_confidence)
+        reading = self.read(self.working_image(pixels), with_confidence)
         return self.at_own_size(reading, tuple(pixels.shape[2:]))
+
+    def working_image(self, pixels: Tensor, name: str = "the image") -> Tensor:
+        """Returns images as the network sees them, resized and padded.
+
+        Args:
+            pixels: (..., 3, H, W) uint8 RGB at the images' own size.
+            name: The image's file, for the error.
+
+        Returns:
+            (..., 3, h, w) uint8 at the working resolution.
+
+        Raises:
+            DataError: If the working size is larger than is allowed, or smaller than the network
+                can take.
+        """
+        least = least_size.least_side(self.network)
+        found = least_size.fault(self.resize, tuple(pixels.shape[-2:]), least, name)
+        if found is not None:
+            raise DataError(f"{found}; give another size", "size")
+        return network_input(pixels, self.resize, name)
 
     def at_own_size(self, reading: Reading, size: tuple[int, int]) -> Reading:
         """Resizes a reading from the working resolution to the images' own size, on the CPU.
@@ -184,7 +207,7 @@ class Student:
         Returns:
             (B, 1, H, W) float32, 0 to 1, on the CPU.
         """
-        image = self._normalised(network_input(pixels, self.resize))
+        image = self._normalised(self.working_image(pixels))
         features = self.network.features(image)
         margin = readouts.in_strips(readouts.margin, features, self.network.head.probabilities)
         margin = readouts.on_image_grid(margin, tuple(image.shape[2:]), smooth=False)

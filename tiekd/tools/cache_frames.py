@@ -24,8 +24,8 @@ from torch import Tensor
 
 from tiekd import paths
 from tiekd.config.recipe import load_recipe
-from tiekd.console import Progress
-from tiekd.data import image_io
+from tiekd.console import Progress, printable
+from tiekd.data import image_io, read_folders
 from tiekd.data.build import build_dataset
 from tiekd.data.decoded_cache import Decoded
 from tiekd.data.frames import Frames
@@ -124,7 +124,7 @@ def fill(
                 if problem is not None:
                     problems.append(problem)
     for problem in problems:
-        _tell(out, str(problem))
+        _tell(out, printable(str(problem)))
     if problems:
         raise DataError(
             f"{len(problems)} of {len(sources)} files can't be decoded; all others are. "
@@ -248,5 +248,7 @@ def run(args: argparse.Namespace) -> None:
     sources = sources_of(recipe, recipe.splits(args.split), sys.stdout)
     folder = recipe.dataset.decoded_folder or recipe.dataset.root / "decoded"
     paths.refuse_unfilled(folder, "data.decoded")
+    own = read_folders.DECODED
+    read_folders.refuse(own, folder, (".npy",), recipe.data, recipe.dataset.maps, own=own)
     fill(recipe, sources, folder, args.workers, args.verify, sys.stdout)
     print(f"Read from them with --set {shlex.quote(f'data.decoded={folder.resolve()}')}")

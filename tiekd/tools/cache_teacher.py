@@ -33,7 +33,7 @@ from torch.utils.data import Dataset, Subset
 from tiekd.config.recipe import is_overridden, load_recipe
 from tiekd.config.teacher_node import TeacherNode
 from tiekd.console import Progress
-from tiekd.data import image_io, teacher_maps
+from tiekd.data import image_io, least_size, read_folders, teacher_maps
 from tiekd.data import resize as resizes
 from tiekd.data.build import build_dataset
 from tiekd.data.frames import Frames
@@ -187,6 +187,9 @@ def cache_maps(
         recipe.max_depth_m, recipe.data.get("kb_crop"), described, digest, source.flip, resize
     )
     check_same({"map": frames})
+    if source.teacher.module is None:
+        least = least_size.least_side(teacher.network)
+        least_size.check_frames(frames, teacher.resize, least, "the teacher's data.resize")
     found = teacher_maps.read_manifest(folder) or manifest
     if teacher_maps.ORIENTATION not in found and not _any_turned(frames):
         # An older folder's manifest lacks the entry about EXIF rotation. If no frame is rotated,
@@ -417,6 +420,7 @@ def run(args: argparse.Namespace) -> None:
     frames = frames_of(recipe, args.split)
     source = teacher_of(recipe, args.recipe, args.checkpoint, args.overrides)
     folder = args.out or default_folder(recipe, args.recipe, args.split)
+    read_folders.refuse("--out", folder, (".png",), recipe.data)
     if comm.is_main():
         print(f"Teacher: {source}, on {comm.world_size()} rank(s)")
     cache_maps(recipe, source, frames, folder, device, sys.stdout)

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TextIO
 
 from tiekd.config.recipe import load_recipe
-from tiekd.console import Progress
-from tiekd.data import checks, depth_values
+from tiekd.console import Progress, printable
+from tiekd.data import checks, depth_values, read_folders
 from tiekd.data.augment.augment import Augment
 from tiekd.data.build import build_dataset
 from tiekd.data.checks import FAULTS, WARNINGS, Examined, Facts, Finding
@@ -28,7 +28,7 @@ from tiekd.data.image_io import write_durably
 from tiekd.data.loading import workers
 from tiekd.data.resize import Resize
 from tiekd.data.splits import read_lines, read_split
-from tiekd.errors import LaunchError, RecipeError
+from tiekd.errors import DataError, LaunchError, RecipeError
 from tiekd.training.settings import Recipe
 
 REPORT = "report.json"
@@ -187,7 +187,7 @@ def write(recipe: Recipe, splits: list[Split], out: Path) -> str:
     # Write the findings as text and as JSON.
     findings = [(split, finding) for split in splits for finding in split.findings]
     lines = [
-        f"{s.name} {f.kind}: {f.message} ({s.where(f.index) or s.frames.source})"
+        printable(f"{s.name} {f.kind}: {f.message} ({s.where(f.index) or s.frames.source})")
         for s, f in findings
     ]
     write_durably(out / TEXT, "\n".join([short, "", *lines, ""]).encode(errors="backslashreplace"))
@@ -265,7 +265,11 @@ def _to_clean(recipe: Recipe, splits: list[Split]) -> list[Split]:
     if recipe.data["name"] != "folder":
         return [split for split in splits if split.dropped]
     checked = {split.name: split for split in splits}
-    return [checked.get(split.name) or split for split in splits_of(recipe, "both")]
+    try:
+        both = splits_of(recipe, "both")
+    except DataError:  # a split that wasn't checked has no frames
+        both = splits
+    return [checked.get(split.name) or split for split in both]
 
 
 def _short(
@@ -286,7 +290,9 @@ def _short(
         ][:_SHOWN]
         if any(counts):
             rows.append(
-                f"{kind:<12}" + "".join(f"{count:>7}" for count in counts) + f"  {', '.join(first)}"
+                f"{kind:<12}"
+                + "".join(f"{count:>7}" for count in counts)
+                + f"  {printable(', '.join(first))}"
             )
     if not any(split.findings for split in splits):
         return "\n".join(rows[:-1] + ([] if _notes(splits) else ["Nothing was found."]))
@@ -338,6 +344,7 @@ def run(args: argparse.Namespace) -> int:
     recipe = Recipe(load_recipe(args.recipe, args.overrides))
     out = args.out or Path("work_dirs") / f"check_{Path(args.recipe).stem}"
     splits = splits_of(recipe, args.split)
+    read_folders.refuse("--out", out, (".txt", ".json"), recipe.data, recipe.dataset.maps)
     claim(out)
     timeout_s = recipe.loading.timeout_s
     check(recipe, splits, args.workers, timeout_s, args.neighbours, args.drop, sys.stdout)

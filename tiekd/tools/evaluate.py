@@ -6,6 +6,7 @@ import sys
 
 from tiekd import files
 from tiekd.config.recipe import load_recipe
+from tiekd.data import least_size, read_folders
 from tiekd.data.build import build_dataset
 from tiekd.data.depth_values import check_range
 from tiekd.data.rank_consistency import check_same
@@ -27,6 +28,9 @@ def run(args: argparse.Namespace) -> None:
     loading = recipe.loading
     frames = build_dataset(data, args.split, as_evaluated=True)
     check_same({"evaluation": frames})
+    for name, entrant in networks.items():
+        key = f"data.resize of {name}"
+        least_size.check_frames(frames, entrant.resize, entrant.least_side, key)
     # Raise errors about frames used in training before the networks run.
     seen = compare.overlaps(networks, frames)
     if args.split == "val" and not args.on_trained:
@@ -39,6 +43,11 @@ def run(args: argparse.Namespace) -> None:
         ("show_dir", None),
     ):
         files.check_output(f"--{option.replace('_', '-')}", getattr(args, option), suffix)
+    pictures = {"--panel": args.panel and args.panel.parent, "--show-dir": args.show_dir}
+    for option, folder in pictures.items():
+        if folder is not None:
+            maps = recipe.dataset.maps
+            read_folders.refuse(option, folder, (".png",), recipe.data, maps)
     protocol = recipe.protocol(args.split)
     if comm.is_main():
         told = [f"{name}: {entrant.weights}" for name, entrant in networks.items()]

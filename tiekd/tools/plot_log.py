@@ -18,7 +18,7 @@ import numpy as np
 
 from tiekd.data.image_io import write_image
 from tiekd.errors import DataError, LaunchError
-from tiekd.files import check_readable
+from tiekd.files import cause_of, check_readable
 from tiekd.visualization import figures
 
 AXES = ("iteration", "epoch", "time")
@@ -161,7 +161,7 @@ def write(path: Path, pixels: np.ndarray) -> None:
         write_image(path, pixels)
     except OSError as error:
         raise DataError(
-            f"{path}: can't be written ({error.strerror}); give --out a place that can be"
+            f"{path}: can't be written ({cause_of(error)}); give --out a place that can be"
         ) from None
 
 

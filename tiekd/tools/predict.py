@@ -3,7 +3,10 @@
 import argparse
 import sys
 
+from tiekd import files
 from tiekd.config.recipe import load_recipe
+from tiekd.config.teacher_node import TeacherNode
+from tiekd.data import read_folders
 from tiekd.data.resize import parse_size
 from tiekd.errors import CheckpointError, DataError
 from tiekd.inference import student
@@ -42,7 +45,11 @@ def run(args: argparse.Namespace) -> None:
     written = outputs.Outputs(
         args.out, units, network.max_depth, args.raw, args.points, args.confidence
     )
+    maps = TeacherNode.of(recipe).maps
+    for path in written.of("any").values():
+        read_folders.refuse("--out", path.parent, (path.suffix,), data, maps)
     written.check(found, args.overwrite)
+    files.check_output("--out", args.out, None)
     print(f"Weights: {weights}; readout {args.readout}, on {device}")
     print(f"Working resolution: {resize}")
     print(f"Depth: {args.out / 'depth'}, {outputs.in_words(units, network.max_depth)}")

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from tiekd import files
 from tiekd.config.recipe import load_recipe
+from tiekd.data import read_folders
 from tiekd.data.augment.augment import Augment, Decisions
 from tiekd.data.batch import Batch
 from tiekd.data.build import build_dataset
@@ -158,7 +160,7 @@ def _drawn(reader: BatchReader, epoch: int, index: int) -> Decisions:
             sample = reader.dataset[read_index % len(reader.dataset)]
         except DataError:
             continue
-        placement = reader.resize.place(*sample.image.shape[-2:])
+        placement = reader.resize.place(*sample.image.shape[-2:], sample.name)
         return reader.decisions(epoch, index, sample.name, placement)
     raise AssertionError("the batch could be read")
 
@@ -206,8 +208,9 @@ def run(args: argparse.Namespace) -> None:
         args.iteration,
         recipe.resize,
     )
+    read_folders.refuse("--out", out, (".png",), recipe.data, recipe.dataset.maps)
     max_depth = recipe.max_depth_m
-    out.mkdir(parents=True, exist_ok=True)
+    files.check_output("--out", out, None)
     for part in micro_batches:
         if args.rank not in (None, part.rank):
             continue

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from tiekd.config.build import build
-from tiekd.data import trained_on
+from tiekd.data import least_size, trained_on
 from tiekd.data.batch import Batch
 from tiekd.data.build import build_dataset
 from tiekd.data.depth_values import check_range
@@ -160,6 +160,10 @@ def build_parts(
     val_set = build_dataset(recipe.dataset, "val", held_out=held_out) if train.validate else None
     check_same({"training": train_set} | ({} if val_set is None else {"validation": val_set}))
     _check_loading(recipe)
+    least = least_size.least_side(network)
+    least_size.check_crop(recipe.augment.crop, least)
+    for frames in filter(None, (train_set, val_set)):
+        least_size.check_frames(frames, recipe.resize, least)
     unreadable = None
     if recipe.loading.on_error == "skip":
         unreadable = Unreadable(recipe.loading.max_errors)

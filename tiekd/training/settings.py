@@ -162,6 +162,14 @@ class TrainSettings:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise RecipeError(f"train.{name}: got {value!r}; it must be a whole number from 1")
+        # Longer runs have no date on which they end, which the log shows.
+        for name, most in (("epochs", 10**6), ("iterations", 10**9)):
+            value = getattr(self, name)
+            if value is not None and value > most:
+                raise RecipeError(f"train.{name}: got {value}; it must be at most {most}")
+        # No number is neither above nor below another: compared with it, gradients become NaN.
+        if self.clip_norm is not None and self.clip_norm != self.clip_norm:
+            raise RecipeError(f"train.clip_norm: got {self.clip_norm}; it must be a number")
         if self.batch_size > 65536:
             raise RecipeError(
                 f"train.batch_size: got {self.batch_size}; it must be at most 65536 images"

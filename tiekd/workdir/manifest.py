@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from tiekd.files import instead_of_file, sync
+from tiekd.files import cause_of, instead_of_file, sync
 
 NAME = "manifest.json"
 _TORCH_COULD_NOT_WRITE = re.compile(
@@ -35,6 +35,7 @@ class Files:
         written: name -> [size in bytes, sha256] of the files that this rank has written since
             `start`.
         problem: the first error in one line; None if there was none.
+        errno: the number of that error.
     """
 
     def __init__(self):
@@ -44,6 +45,7 @@ class Files:
         """Forgets files and errors of the previous save."""
         self.written: dict[str, list] = {}
         self.problem: str | None = None
+        self.errno: int | None = None
 
     def save(self, state_dict, path: str | Path) -> None:
         """Writes and hashes a file: bytes as they are, anything else with `torch.save`."""
@@ -57,7 +59,8 @@ class Files:
         try:
             os.makedirs(path, exist_ok=exist_ok)
         except OSError as error:
-            self.problem = self.problem or f"{path}: {error.strerror}"
+            if self.problem is None:
+                self.problem, self.errno = f"{path}: {error.strerror}", error.errno
 
     def load(self, path: str | Path, map_location="cpu"):
         """Loads a file that `save` has written, with `weights_only`."""
@@ -74,9 +77,7 @@ class Files:
         except (OSError, RuntimeError) as error:
             if not isinstance(error, OSError) and not _TORCH_COULD_NOT_WRITE.search(str(error)):
                 raise
-            # torch's writer raises RuntimeErrors, which have no strerror.
-            reason = getattr(error, "strerror", None) or "it could not be written whole"
-            self.problem = f"{path.name}: {reason}{_free(path.parent)}"
+            self.problem, self.errno = f"{path.name}: {_cause(error, path)}", _number(error, path)
 
 
 def write(folder: Path, files: dict[str, list]) -> None:
@@ -147,6 +148,22 @@ def digest(path: Path) -> str:
 
 def _text(files: dict[str, list]) -> str:
     return json.dumps({"files": dict(sorted(files.items()))}, indent=1)
+
+
+def _number(error: Exception, path: Path) -> int:
+    """Returns the number of a write's error; torch's writer raises RuntimeErrors without one."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    return errno.EFBIG if "ulimit -f" in cause_of(error, path) else errno.ENOSPC
+
+
+def _cause(error: Exception, path: Path) -> str:
+    cause = cause_of(error, path)
+    if "ulimit -f" in cause:
+        return cause
+    # What torch's writer says doesn't help a user.
+    told = cause if isinstance(error, OSError) else "it could not be written whole"
+    return f"{told}{_free(path.parent)}"
 
 
 def _free(folder: Path) -> str:

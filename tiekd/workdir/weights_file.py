@@ -3,7 +3,6 @@
 A file is written atomically. All loading uses `weights_only`, so that a file can't run code.
 """
 
-import errno
 import os
 import pickle
 from pathlib import Path
@@ -71,14 +70,16 @@ def write_weights(
     # complete file, the old or the new one.
     partial = path.with_name(f".{path.name}.partial")
     files = manifest.Files()
-    files.save(
-        {"state_dict": state_dict, "network": network_node, "iteration": iteration, **facts},
-        partial,
-    )
-    if files.problem:
+    try:
+        files.save(
+            {"state_dict": state_dict, "network": network_node, "iteration": iteration, **facts},
+            partial,
+        )
+        if files.problem:
+            raise OSError(files.errno, files.problem, str(path))
+        os.replace(partial, path)
+    finally:
         partial.unlink(missing_ok=True)
-        raise OSError(errno.ENOSPC, files.problem, str(path))
-    os.replace(partial, path)
 
 
 def set_aside(path: Path) -> None:

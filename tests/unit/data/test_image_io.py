@@ -3,7 +3,9 @@
 Round trips are exact, and DataErrors are one line that names the file.
 """
 
+import errno
 import pickle
+import resource
 import zlib
 
 import numpy as np
@@ -21,6 +23,7 @@ from tiekd.data.image_io import (
     read_levels,
     read_measured_levels,
     read_photo,
+    read_teacher_map,
     without_levels,
     write_depth_png,
     write_image,
@@ -467,3 +470,55 @@ def test_read_photo_scales_16_bit_refuses_float(tmp_path):
 def write_bytes(path, data):
     path.write_bytes(data)
     return path
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (
+            lambda path: path.unlink(),
+            "no such teacher map; make the missing maps with bin/cache_te",
+        ),
+        (
+            lambda path: path.write_bytes(b""),
+            "an empty file, no teacher map; make it again with bin",
+        ),
+        (
+            lambda path: path.write_bytes(path.read_bytes()[:40]),
+            "a torn or damaged PNG (40 bytes); make it again with bin/cache_teacher.py",
+        ),
+        (
+            lambda path: Image.fromarray(np.zeros((4, 5), np.uint8)).save(path),
+            "a teacher map must be a one-channel 16-bit PNG, this has 1 channel(s) of 8 bits; make "
+            "the maps with bin/cache_teacher.py",
+        ),
+        (
+            lambda path: Image.fromarray(np.zeros((4, 5), np.uint8)).save(path, format="GIF"),
+            "a teacher map must be a one-channel 16-bit PNG, this is a GIF; make the maps with",
+        ),
+    ],
+)
+def test_read_teacher_map_calls_it_that_and_says_how_to_make_it(spoil, told, tmp_path):
+    """A bad teacher map isn't called a depth map, and the remedy is the program that makes it."""
+    path = tmp_path / "a.png"
+    Image.fromarray(np.ones((4, 5), np.uint16)).save(path)
+    assert read_teacher_map(path).shape == (1, 4, 5)
+    spoil(path)
+    message = refused(read_teacher_map, path)
+    assert message.startswith(f"{path}: {told}")
+    assert "depth map" not in message
+
+
+@pytest.mark.parametrize("write", [write_image, write_depth_png])
+def test_write_png_leaves_nothing_where_the_disk_takes_no_more(write, tmp_path):
+    """A PNG that can't be written whole leaves no partial file, and the error names the PNG."""
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as error:
+            write(tmp_path / "a.png", pixels if write is write_image else pixels[..., 0] / 3.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (error.value.filename, error.value.errno) == (str(tmp_path / "a.png"), errno.EFBIG)
+    assert list(tmp_path.iterdir()) == []

@@ -4,6 +4,7 @@ Depth is never made up, and padding counts for nothing.
 """
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from torch.nn.functional import interpolate
 from tiekd.data import resize as resizes
 from tiekd.data.augment.augment import Augment
 from tiekd.data.loading.reader import BatchReader
+from tiekd.data.loading.sampler import size_groups
 from tiekd.data.resize import OWN_SIZE, Resize
 from tiekd.data.sample import Sample
 from tiekd.errors import DataError, RecipeError
@@ -476,6 +478,29 @@ def test_of_data_only_known_fixed_size_datasets():
 )
 def test_place_refuses_enormous_image(resize):
     """A resize that would enlarge an image enormously is refused."""
-    with pytest.raises(DataError, match="an image of 1x5000 would be .* at the working resolution"):
+    with pytest.raises(DataError, match="an image: 1x5000 would be .* at the working resolution"):
         resize.place(1, 5000)
     assert OWN_SIZE.place(1, 50000).canvas == (1, 50000)
+
+
+def test_enormous_working_size_names_the_sample():
+    """Training, evaluation and the groups of sizes name the image whose working size is refused."""
+    resize = Resize(short_side=64)
+    told = "one: 1x400 would be 64x25600 at the working resolution"
+    for augment in (PLAIN, None):
+        error = BatchReader(One(sample_of(1, 400)), augment, 0, resize=resize).read([(0, 0)])
+        assert isinstance(error, DataError)
+        assert str(error).startswith(told)
+
+
+class TwoSizes(torch.utils.data.Dataset):
+    frames = (SimpleNamespace(name="a.png"), SimpleNamespace(name="b.png"))
+
+    def image_sizes(self):
+        return [(40, 60), (1, 400)]
+
+
+def test_size_groups_name_the_image_of_an_enormous_working_size():
+    """Groups of equal sizes name the image whose working size is refused."""
+    with pytest.raises(DataError, match="^b.png: 1x400 would be 64x25600"):
+        size_groups(TwoSizes(), Resize(short_side=64))

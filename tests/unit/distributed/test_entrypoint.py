@@ -1,5 +1,6 @@
 """The ends of a program: the words and the exit code."""
 
+import io
 import os
 
 import pytest
@@ -29,6 +30,26 @@ def test_entrypoint_user_error_is_one_line_and_code_2(capsys, monkeypatch):
     assert "Traceback" in capsys.readouterr().err
 
 
+def test_entrypoint_error_escapes_control_characters(capsys, monkeypatch):
+    """A name with a terminal's control characters is escaped in the error's line."""
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+
+    def mistaken():
+        raise DataError("\x1b[2J\x9bx\x07.png: torn")
+
+    assert entrypoint.run(mistaken) == 2
+    assert capsys.readouterr().err == "DataError: \\x1b[2J\\x9bx\\x07.png: torn\n"
+
+
+def test_printable_stream_escapes_control_characters():
+    """The programs' own streams escape control characters but for the layout of lines."""
+    file = io.BytesIO()
+    stream = entrypoint._Printable(file, encoding="utf-8", errors="backslashreplace")
+    assert stream.write("a\x1b[2J\tb\r\n\udcff") == 10
+    stream.flush()
+    assert file.getvalue() == b"a\\x1b[2J\tb\r\n\\udcff"
+
+
 @pytest.mark.parametrize(
     ("visible", "accelerator", "told"),
     [
@@ -56,6 +77,12 @@ def test_check_hidden_devices_rejects_missing_gpu(visible, accelerator, told, mo
         ({}, None),
         ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_SIZE": ""}, None),
         ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, None),
+        ({"RANK": "0", "MASTER_PORT": "65535"}, None),
+        ({"MASTER_PORT": "x"}, None),
+        ({"RANK": "0", "MASTER_PORT": "x"}, "MASTER_PORT: got 'x'; a launcher sets it to a port"),
+        ({"RANK": "0", "MASTER_PORT": ""}, "MASTER_PORT: got ''; "),
+        ({"RANK": "0", "MASTER_PORT": "0"}, "MASTER_PORT: got '0'; "),
+        ({"RANK": "0", "MASTER_PORT": "65536"}, "MASTER_PORT: got '65536'; "),
         ({"RANK": "3", "WORLD_SIZE": "2"}, "RANK: got 3 with WORLD_SIZE=2; it must be from 0 to 1"),
         ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK: got 2 with WORLD_SIZE=2; it must be from 0 to 1"),
         ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK: got '-1'; "),
@@ -69,7 +96,8 @@ def test_check_hidden_devices_rejects_missing_gpu(visible, accelerator, told, mo
 )
 def test_entrypoint_impossible_rank_is_one_line(told, line, monkeypatch, capsys):
     """A rank that no launcher gives is refused before the program starts, which would wait."""
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "LOCAL_WORLD_SIZE"):
+    counts = ("WORLD_SIZE", "LOCAL_SIZE", "LOCAL_WORLD_SIZE")
+    for name in ("RANK", "LOCAL_RANK", *counts, "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     for name, value in told.items():
         monkeypatch.setenv(name, value)

@@ -300,6 +300,17 @@ def test_load_student_work_dir_uses_best_weights(checkpoint, tmp_path):
         tiekd.load_student(tmp_path)
 
 
+def test_student_names_file_whose_working_size_is_refused(network, tmp_path):
+    """A working size that is too large or too small for the network is refused with the file."""
+    write_image(tmp_path / "narrow.png", np.zeros((1, 400, 3), np.uint8))
+    path = str(tmp_path / "narrow.png")
+    with pytest.raises(DataError, match=f"^{path}: 1x400 would be 64x25600 at the working res"):
+        Student(network, "cpu", resize=Resize(short_side=64))(path)
+    told = "1x400 would be 1x4 at the working .* needs at least 16 pixels a side; give another size"
+    with pytest.raises(DataError, match=f"^{path}: {told}"):
+        Student(network, "cpu", resize=Resize(scale=0.01))(path)
+
+
 def test_pick_device_rejects_missing_device():
     """An unknown device name raises a LaunchError that lists the allowed devices."""
     assert pick_device("cpu").type == "cpu"

@@ -20,6 +20,7 @@ from support.faulty_data import DROPPED_TRAIN, DROPPED_VAL, PLANTED, TRAIN, foun
 
 from tiekd.config.recipe import dump_recipe
 from tiekd.data.build import build_dataset
+from tiekd.data.checks import Examined
 from tiekd.errors import DataError, LaunchError, RecipeError
 from tiekd.tools import check_data
 from tiekd.tools.check_data import splits_of
@@ -375,3 +376,29 @@ def test_check_data_reports_median_depths(tmp_path):
         "val: 5 frames, the frames' median depths are 3 m (90 % of them 1.2 to 4.8 m)\n"
     )
     assert short.endswith("\nNothing was found.")
+
+
+def test_check_data_escapes_control_characters_of_names(tmp_path):
+    """Names are escaped in the summary and the report, which people read on a terminal."""
+    recipe = mine(tmp_path / "mine", ["a\x1b[2J", "b"])
+    recipe["data"]["val_fraction"] = 0.0
+    (tmp_path / "mine/pictures/a\x1b[2J.png").write_bytes(b"")
+    _, short, _ = check(recipe, tmp_path / "out", which="train")
+    text = (tmp_path / "out/report.txt").read_text()
+    for told in (short, text):
+        assert r"a\x1b[2J.png" in told
+        assert "\x1b" not in told
+
+
+def test_check_data_names_an_enormous_working_size(tmp_path):
+    """A frame whose working size is refused is a fault of its own, also among validation frames."""
+    recipe = mine(tmp_path / "mine", ["a", "b"])
+    recipe["data"] |= {"val_fraction": 0.0, "resize": {"short_side": 64}}
+    write_png(tmp_path / "mine/pictures/a.png", np.zeros((1, 400, 3), np.uint8))
+    write_png(tmp_path / "mine/depth/a.png", np.full((1, 400), 4000, np.uint16))
+    recipe = Recipe(recipe)
+    frames = build_dataset(recipe.dataset, "train")
+    for augment in (None, recipe.augment):
+        faults = Examined(frames, augment, recipe.resize).facts([0])[0].faults
+        assert [kind for kind, _ in faults] == ["size"]
+        assert faults[0][1].startswith("a.png: 1x400 would be 64x25600")

@@ -119,6 +119,21 @@ def test_recipe_sections_are_lazy():
         recipe.train  # noqa: B018
 
 
+@pytest.mark.parametrize(("key", "most"), [("epochs", 10**6), ("iterations", 10**9)])
+def test_recipe_refuses_a_run_without_an_end(key, most):
+    """A length whose end has no date is refused with the largest that is allowed."""
+    assert getattr(Recipe({"train": {key: most}}).train, key) == most
+    told = f"^train.{key}: got {most + 1}; it must be at most {most}$"
+    with pytest.raises(RecipeError, match=told):
+        Recipe({"train": {key: most + 1}}).train  # noqa: B018
+
+
+def test_recipe_refuses_a_clip_norm_that_is_no_number():
+    """NaN as the largest norm, which would make all weights NaN, is refused."""
+    with pytest.raises(RecipeError, match="^train.clip_norm: got nan; it must be a number$"):
+        Recipe({"train": {"epochs": 1, "clip_norm": float("nan")}}).train  # noqa: B018
+
+
 def test_protocol_of_a_recipe_has_its_settings_and_its_network_s_range():
     """The cap is the recipe's, else the network's largest depth."""
     node = {"network": {"min_depth": 0.1, "max_depth": 80.0}, "evaluation": {"crop": "eigen"}}
@@ -174,6 +189,40 @@ def test_build_parts_rejects_wrong_depth_unit(tmp_path):
         parts_of(recipe, 2)
     recipe["data"]["float_depth_unit"] = 1000.0
     assert not any("metres" in line for line in parts_of(recipe, 2).report)
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (
+            {"resize": {"scale": 0.01}},
+            r"^data.resize: 0.png: 64x64 would be 1x1 at the working resolution \(scaled by "
+            r"0.01\); this network needs at least 8 pixels a side; set a larger size$",
+        ),
+        ({"resize": {"short_side": 7}}, "^data.resize: 0.png: 64x64 would be 7x7 at"),
+        (
+            {"augment": {"crop": [64, 7]}},
+            r"^data.augment.crop: got \[64, 7\]; this network needs at least 8 pixels a side; set",
+        ),
+    ],
+)
+def test_build_parts_refuses_sizes_below_the_encoders_stride(tmp_path, data, told):
+    """A run whose images or crops are smaller than the encoder's largest stride isn't started."""
+    recipe = folder_recipe(tmp_path, np.full((64, 64), 5, np.float32))
+    recipe["network"]["encoder"] = {"name": "mobilenet_v2", "width": 0.25}
+    recipe["network"]["decoder"] = {"name": "densedepth", "widths": [8] * 4, "extra_ups": 1}
+    recipe["data"] |= data
+    with pytest.raises(RecipeError, match=told):
+        parts_of(recipe, 2)
+
+
+def test_build_parts_allows_sizes_of_the_encoders_stride(tmp_path):
+    """Images and crops of exactly the encoder's largest stride are allowed."""
+    recipe = folder_recipe(tmp_path, np.full((64, 64), 5, np.float32))
+    recipe["network"]["encoder"] = {"name": "mobilenet_v2", "width": 0.25}
+    recipe["network"]["decoder"] = {"name": "densedepth", "widths": [8] * 4, "extra_ups": 1}
+    recipe["data"] |= {"resize": {"scale": 0.125}, "augment": {"crop": [8, 8]}}
+    assert parts_of(recipe, 2).train_set is not None
 
 
 def test_startup_log_warns_of_unmatched_and_batch(tmp_path):

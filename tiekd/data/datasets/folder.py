@@ -36,6 +36,8 @@ from tiekd.errors import DataError, RecipeError
 
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _DEPTHS = (".png", ".npy")
+# Options that name folders, with their defaults and the suffixes of the files that are read.
+READS = {"images": (None, _IMAGE_SUFFIXES), "depths": (None, _DEPTHS)}
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,9 @@ _CALIBRATION = {
     "2011_10_03": (718.856, 607.1928, 185.2157),
 }
 
+# Folders below the root, by option: the default, and the suffixes that are read (here all).
+READS = {"image_folder": ("input", ()), "gt_depth": ("gt_depth", ())}
+
 
 @dataclass(frozen=True)
 class KittiOptions:

@@ -213,9 +213,15 @@ def write_kitti_layout(
         raise RecipeError(f"num_train (={num_train}) and num_val (={num_val}) must be 0 or more")
     if _holds(root, wanted):
         return
-    root.parent.mkdir(parents=True, exist_ok=True)
     # Write to a temporary folder beside `root`, and rename the folder once it is complete.
-    partial = Path(tempfile.mkdtemp(prefix=f"{root.name}.partial-{os.getpid()}-", dir=root.parent))
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        made = tempfile.mkdtemp(prefix=f"{root.name}.partial-{os.getpid()}-", dir=root.parent)
+    except OSError as error:
+        raise DataError(
+            f"data.root: {root} can't be made ({error.strerror}); give another folder"
+        ) from None
+    partial = Path(made)
     try:
         partial.chmod(0o755)
         _write(partial, wanted, progress)

@@ -168,7 +168,7 @@ class BatchReader:
         _check_depth_sizes(sample)
         image = sample.image
         if not self.resizes_depth:
-            resized = resizes.network_input(in_grey_levels(sample).image, self.resize)
+            resized = resizes.network_input(in_grey_levels(sample).image, self.resize, sample.name)
             return sample._replace(image=resized, table=_table(image))
         # Resize the image and its depths, and draw the augmentation.
         sample, placement = resizes.resized_sample(sample, self.resize)

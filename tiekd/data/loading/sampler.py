@@ -44,7 +44,11 @@ def size_groups(dataset: Dataset, resize: Resize = OWN_SIZE) -> list[int]:
             f"data.augment.sizes: bucket needs a data set with image_sizes(), {kind} has none; use "
             "crop"
         )
-    sizes = [resize.place(*size).canvas for size in dataset.image_sizes()]
+    frames = getattr(dataset, "frames", None)
+    sizes = []
+    for index, size in enumerate(dataset.image_sizes()):
+        name = f"sample {index}" if frames is None else frames[index].name
+        sizes.append(resize.place(*size, name).canvas)
     numbers = {size: number for number, size in enumerate(sorted(set(sizes)))}
     return [numbers[size] for size in sizes]
 

@@ -20,6 +20,7 @@ limit of 2 GB.
 """
 
 import copy
+import errno
 import io
 import os
 from collections.abc import Callable, Sequence
@@ -248,12 +249,16 @@ def write(
         os.replace(partial, path)
     except OSError as error:
         raise ExportError(
-            f"--out {path}: can't be written ({error.strerror or error}); make room, or give "
-            "another --out"
+            f"--out {path}: can't be written ({files.cause_of(error)}); {_remedy(error)}"
         ) from None
     finally:
         partial.unlink(missing_ok=True)
     return Exported(comparisons, file_ms, torch_ms)
+
+
+def _remedy(error: OSError) -> str:
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return "make room, or give another --out" if is_full else "mend that, or give another --out"
 
 
 def _program(network: Network, settings: Settings) -> ExportedProgram:

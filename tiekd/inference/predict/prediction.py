@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TextIO
 
-from tiekd.console import Progress
+from tiekd.console import Progress, printable
 from tiekd.data.image_io import read_image_size, read_photo
 from tiekd.errors import DataError, UserError
 from tiekd.inference.predict.inputs import SEQUENCES, Input, frames_in
@@ -45,7 +45,7 @@ def predict_all(predictor: Predictor, inputs: Sequence[Input], out: TextIO, erro
         # Report image files that hold several images, since only the first is predicted.
         if item.path.suffix.lower() in SEQUENCES and (count := frames_in(item.path)) > 1:
             told = f"holds {count} images; only the first is predicted (of a video or GIF all are)"
-            errors.write(f"{item.path}: {told}\n")
+            errors.write(f"{printable(str(item.path))}: {told}\n")
     if images:
         started = time.monotonic()
         failed = predict_images(predictor, images, out, errors)
@@ -165,7 +165,7 @@ def _line(error: UserError, batch: list[LoadedImage] | UserError) -> str:
             f"{', '.join(str(image.path) for image in batch)}, as {size}: {text}; --size HxW "
             "scales images"
         )
-    return f"{type(error).__name__}: {text}"
+    return f"{type(error).__name__}: {printable(text)}"
 
 
 def _rate(count: int, elapsed_s: float, network_s: float) -> str:

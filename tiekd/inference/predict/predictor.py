@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from tiekd.data.frames import Camera
-from tiekd.data.resize import network_input
 from tiekd.errors import DataError
 from tiekd.inference.predict.cameras import Cameras
 from tiekd.inference.predict.outputs import Outputs
@@ -81,7 +80,7 @@ class Predictor:
             DataError: If points are written and the image's camera isn't known.
         """
         height, width = pixels.shape[1:]
-        small = network_input(pixels, self.student.resize)
+        small = self.student.working_image(pixels, str(path))
         return LoadedImage(
             name, path, pixels, small, self.cameras and self.cameras.of(path, height, width)
         )

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tiekd.errors import CheckpointError
-from tiekd.files import sync
+from tiekd.files import cause_of, sync
 from tiekd.models.build import build_network
 from tiekd.models.weights import state_dicts
 from tiekd.models.weights.state_dicts import COUNTERS, LISTED, Report
@@ -125,7 +125,7 @@ def write(path: Path, content: Mapping) -> None:
         os.replace(partial, path)
     except OSError as error:
         raise CheckpointError(
-            f"{path}: can't be written ({error.strerror}); give another --out"
+            f"{path}: can't be written ({cause_of(error)}); give another --out"
         ) from None
     finally:
         partial.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ The table of published names is in `published_names`. Left out: optimizer states
 tensors that don't fit.
 """
 
+import errno
 import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -72,6 +73,12 @@ def read_checkpoint(path: str | Path) -> dict:
         with torch.serialization.safe_globals(_PLAIN_TYPES):
             state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
+        # torch's reader seeks before the beginning of a file that is cut.
+        if error.errno == errno.EINVAL:
+            raise CheckpointError(
+                f"{path}: torn, or not torch's (cut at {path.stat().st_size} bytes); copy or save "
+                "it again"
+            ) from None
         raise CheckpointError(f"{path}: can't be read ({error.strerror})") from None
     except Exception as error:  # noqa: BLE001 - a torn pickle raises any type
         foreign = re.search(r"(?:GLOBAL|Unsupported class) ([\w.]+)", str(error))

@@ -6,6 +6,7 @@ with the values that the benchmarks accept.
 """
 
 import argparse
+import re
 from pathlib import Path
 
 from tiekd import paths
@@ -18,14 +19,24 @@ DTYPES = ("fp32", "bf16", "fp16")
 TARGETS = ("gaussian", "released")
 FORMATS = ("auto", "channels_last", "contiguous")
 AGAINST = ("bare", "torch")
+LARGEST = 10**6  # of sizes and counts
 OTHERS = ("products", "compiled", "chunks")
+
+
+def whole(text: str) -> int:
+    """Parses a size or a count, for argparse's `type`."""
+    if not re.fullmatch(r"[0-9]{1,9}", text) or not 1 <= int(text) <= LARGEST:
+        raise argparse.ArgumentTypeError(
+            f"got {text!r:.80}; it must be a whole number from 1 to {LARGEST}"
+        )
+    return int(text)
 
 
 def _add_batch(parser: argparse.ArgumentParser, of: str = "a step") -> None:
     """Adds the options for the number and the size of the images."""
-    parser.add_argument("--batch", type=int, default=1, help=f"images {of}, default 1")
-    parser.add_argument("--height", type=int, default=352)
-    parser.add_argument("--width", type=int, default=704)
+    parser.add_argument("--batch", type=whole, default=1, help=f"images {of}, default 1")
+    parser.add_argument("--height", type=whole, default=352)
+    parser.add_argument("--width", type=whole, default=704)
 
 
 def _add_recipe(parser: argparse.ArgumentParser, default: Path, whose: str) -> None:
@@ -61,7 +72,7 @@ def of_head(parser: argparse.ArgumentParser) -> None:
         ("channels", 128),
         ("bins", 257),
     ):
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
+        parser.add_argument(f"--{name}", type=whole, default=default, help=f"default {default}")
     parser.add_argument(
         "--dtype", choices=DTYPES, default="fp32", help="of features and weights, default fp32"
     )
@@ -95,11 +106,16 @@ def of_loader(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the benchmark `loader`."""
     _add_kitti(parser)
     parser.add_argument(
-        "--crop", type=int, nargs=2, default=(352, 704), metavar=("H", "W"), help="default 352 704"
+        "--crop",
+        type=whole,
+        nargs=2,
+        default=(352, 704),
+        metavar=("H", "W"),
+        help="default 352 704",
     )
     parser.add_argument(
         "--kb-crop",
-        type=int,
+        type=whole,
         nargs=2,
         default=(352, 1216),
         metavar=("H", "W"),
@@ -111,10 +127,10 @@ def of_eval(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the benchmark `eval`."""
     _add_kitti(parser)
     parser.add_argument(
-        "--kb-crop", type=int, nargs=2, default=(352, 1216), metavar=("H", "W"), help="352 1216"
+        "--kb-crop", type=whole, nargs=2, default=(352, 1216), metavar=("H", "W"), help="352 1216"
     )
     parser.add_argument(
-        "--batch-size", type=int, help="of our evaluation, default 8 on a GPU and 1 on a CPU"
+        "--batch-size", type=whole, help="of our evaluation, default 8 on a GPU and 1 on a CPU"
     )
     parser.add_argument(
         "--student",
@@ -123,7 +139,7 @@ def of_eval(parser: argparse.ArgumentParser) -> None:
         help="a real network, too, with weights as initialised",
     )
     parser.add_argument(
-        "--student-frames", type=int, default=2, help="how many it is timed on, default 2"
+        "--student-frames", type=whole, default=2, help="how many it is timed on, default 2"
     )
 
 
@@ -138,7 +154,7 @@ def of_engine(parser: argparse.ArgumentParser) -> None:
     )
     _add_batch(parser)
     parser.add_argument(
-        "--block", type=int, default=4, help="iterations between two changes of loop, default 4"
+        "--block", type=whole, default=4, help="iterations between two changes of loop, default 4"
     )
     parser.add_argument("--against", choices=AGAINST, default="bare", help="default bare")
     parser.add_argument(
@@ -181,7 +197,7 @@ def of_teacher(parser: argparse.ArgumentParser) -> None:
 def of_layouts(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the benchmark `layouts`."""
     parser.add_argument(
-        "--shrink", type=int, default=1, help="divides rows and columns of pixels, default 1"
+        "--shrink", type=whole, default=1, help="divides rows and columns of pixels, default 1"
     )
 
 
@@ -189,15 +205,19 @@ def of_growth(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the benchmark `growth`."""
     _add_recipe(parser, LIGHT, "the light KITTI student's")
     parser.add_argument(
-        "--batches", type=int, nargs="+", default=[1, 2, 4, 8], help="default 1 2 4 8"
-    )
-    parser.add_argument("--height", type=int, default=176, help="of the smallest crop, default 176")
-    parser.add_argument("--width", type=int, default=352, help="of the smallest crop, default 352")
-    parser.add_argument(
-        "--crops", type=int, nargs="+", default=[1, 2, 4], help="times its pixels, default 1 2 4"
+        "--batches", type=whole, nargs="+", default=[1, 2, 4, 8], help="default 1 2 4 8"
     )
     parser.add_argument(
-        "--bins", type=int, nargs="+", default=[64, 128, 256, 512], help="default 64 128 256 512"
+        "--height", type=whole, default=176, help="of the smallest crop, default 176"
+    )
+    parser.add_argument(
+        "--width", type=whole, default=352, help="of the smallest crop, default 352"
+    )
+    parser.add_argument(
+        "--crops", type=whole, nargs="+", default=[1, 2, 4], help="times its pixels, default 1 2 4"
+    )
+    parser.add_argument(
+        "--bins", type=whole, nargs="+", default=[64, 128, 256, 512], help="default 64 128 256 512"
     )
     parser.add_argument(
         "--ranks", type=int, nargs="*", default=[1, 2], help="default 1 2; none of them: --ranks"

@@ -28,6 +28,7 @@ from tiekd.models.network import Prediction
 from tiekd.tools.benchmarks import measure
 from tiekd.tools.benchmarks.kitti_folder import MAX_DEPTH_M, kitti_folder
 from tiekd.tools.benchmarks.plain_evaluation import plain_evaluation, plain_mean, plain_metrics
+from tiekd.tools.benchmarks.training import device_of
 
 _RANGE = (1e-3, MAX_DEPTH_M)
 _CROP = "garg"
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> dict:
         The figures of `_compare` for the metrics alone. The keys "whole", "whole_decoded" and
         "student" have the figures for whole evaluations.
     """
-    device = torch.device(args.device)
+    device = device_of(args.device)
     kb_crop = tuple(args.kb_crop)
     # On a CPU use one image per batch, since a core's cache doesn't hold more.
     batch_size = args.batch_size or (1 if device.type == "cpu" else 8)

@@ -27,6 +27,7 @@ from tiekd.data.loading.reader import BatchReader
 from tiekd.tools.benchmarks import measure
 from tiekd.tools.benchmarks.kitti_folder import kitti_folder, with_teacher_maps
 from tiekd.tools.benchmarks.plain_sample import decode, plain_sample
+from tiekd.tools.benchmarks.training import device_of
 
 _SEED = 0
 _CPU = torch.device("cpu")
@@ -42,6 +43,7 @@ def run(args: argparse.Namespace) -> dict:
         The ratios of time and memory by comparison, and the milliseconds per sample. The entry
         "plain" also has the differences from the published pipeline's pixels.
     """
+    device = device_of(args.device)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a data worker
     try:
@@ -57,9 +59,7 @@ def run(args: argparse.Namespace) -> dict:
                 maps=str(frames.maps),
             )
             cached.decoded = _filled(Decoded(scratch / "decoded", root), cached)
-            return _measured(
-                frames, cached, augment, tuple(args.kb_crop), torch.device(args.device), args.rounds
-            )
+            return _measured(frames, cached, augment, tuple(args.kb_crop), device, args.rounds)
     finally:
         torch.set_num_threads(threads)
 

@@ -16,6 +16,8 @@ from tiekd.data.augment.augment import IMAGENET_MEAN, IMAGENET_STD, Decisions
 from tiekd.data.datasets.kitti import UNITS_PER_M
 from tiekd.data.frames import Frames
 from tiekd.data.image_io import TEACHER_MAP_LEVELS
+from tiekd.errors import DataError
+from tiekd.files import check_readable
 
 
 class PlainSample(NamedTuple):
@@ -36,7 +38,11 @@ class PlainSample(NamedTuple):
 
 def decode(frames: Frames, index: int) -> list[np.ndarray]:
     """Decodes a frame's files (image, ground truth, teacher map) with Pillow; converts nothing."""
-    return [np.asarray(Image.open(path)) for path, _ in frames.files(index).values()]
+    decoded = []
+    for path, _ in frames.files(index).values():
+        check_readable(path, "image", DataError)  # to open a pipe would wait for ever
+        decoded.append(np.asarray(Image.open(path)))
+    return decoded
 
 
 def plain_sample(frames: Frames, index: int, kb_crop: tuple[int, int], d: Decisions) -> PlainSample:

@@ -78,7 +78,8 @@ class Checkpoint(Hook):
         except checkpoint.SaveFailed as failure:
             if state.ends or self.on_error == "stop":
                 command = f"bin/resume {shlex.quote(str(state.work_dir))}"
-                raise CheckpointError(f"{failure}; make room, then {command}") from None
+                remedy = "raise that limit" if "ulimit -f" in str(failure) else "make room"
+                raise CheckpointError(f"{failure}; {remedy}, then {command}") from None
             self.info(f"{failure}; training continues, and the earlier checkpoints are unchanged")
             return
         if comm.is_main():

@@ -123,6 +123,14 @@ class TensorBoard(Hook):
             self._writer.close()
         self._writer = None
 
+    def _flush(self) -> None:
+        """Waits for the writer's thread, whose errors don't say where they happened."""
+        try:
+            self._writer.flush()
+        except OSError as error:
+            error.filename = error.filename or str(self._writer.log_dir)
+            raise
+
     def state_dict(self) -> dict:
         """Returns the iteration of the newest scalars, from which `interval` counts."""
         return {"last_iteration": self._last_iteration}
@@ -149,7 +157,7 @@ class TensorBoard(Hook):
             bins = np.linspace(-self.max_depth, self.max_depth, 1601)
             for name, errors in self.frames.errors_by_range(shown).items():
                 self._writer.add_histogram(f"val/error_{name}", errors, state.iteration, bins)
-        self._writer.flush()
+        self._flush()
 
     def _has_room(self) -> bool:
         """Returns True if the disk has enough free space to write.
@@ -173,7 +181,7 @@ class TensorBoard(Hook):
             scalars["train/skipped_steps"] = self.text_log.skipped_steps
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, state.iteration)
-        self._writer.flush()
+        self._flush()
 
     def _write_text(self, name: str, path: Path, step: int) -> None:
         if path.is_file():
@@ -194,7 +202,7 @@ class TensorBoard(Hook):
             overall = overview(view, self.max_depth, against)
             self._write_image(f"train/pictures_{number}", overall, state.iteration)
         self._write_image("train/why_1", why(shown[0], self.max_depth), state.iteration)
-        self._writer.flush()
+        self._flush()
 
     def _write_image(self, tag: str, pixels: np.ndarray | None, step: int) -> None:
         """Writes an RGB image, (H, W, 3) uint8; nothing for None.

@@ -20,10 +20,11 @@ from pathlib import Path
 
 import torch
 
+from tiekd.console import printable
 from tiekd.distributed.comm import is_main, max_over_ranks, world_size
 from tiekd.errors import RecipeError
 from tiekd.evaluation.metrics import metrics_table
-from tiekd.files import append_line, instead_of_file, replace_bytes
+from tiekd.files import append_line, cause_of, instead_of_file, replace_bytes
 from tiekd.training.hook import Hook
 from tiekd.training.meters import Window
 from tiekd.workdir.environment import environment
@@ -113,7 +114,7 @@ class TextLog(Hook):
     def info(self, text: str) -> None:
         """Writes a line of text to the log, on rank 0."""
         if self._handlers:
-            self._logger.info(text)
+            self._logger.info(printable(text, "\n\t"))
 
     def before_train(self, state) -> None:
         """Fills in the arguments that were None, and writes the log's first lines."""
@@ -293,7 +294,7 @@ class TextLog(Hook):
             append_line(self._json_path, json.dumps(rounded))
         except OSError as error:
             self.info(
-                f"{self._json_path}: a row could not be written ({error.strerror}); training "
+                f"{self._json_path}: a row could not be written ({cause_of(error)}); training "
                 "continues"
             )
 

@@ -139,7 +139,7 @@ def test_folder_reads_teacher_maps(root):
     write_png(root / "maps/b_c_1.png", levels)
     data = make(root, needs_ground_truth=False, maps="maps")
     assert (data[2].teacher_depth == 10).all()
-    assert f"{root / 'maps' / 'a_1.png'}: no such depth map" in refused(lambda: data[0])
+    assert f"{root / 'maps' / 'a_1.png'}: no such teacher map; make" in refused(lambda: data[0])
     write_png(root / "maps/b_c_1.png", levels[1:])
     assert "teacher map of 11x16 for an image of 12x16; make the maps" in refused(lambda: data[2])
 

@@ -110,7 +110,9 @@ def test_kitti_teacher_map_names_and_sizes(
     assert data[0].teacher_depth.shape == (1, 19, 21)
     assert (data[0].teacher_depth == 10).all()
     assert str(root / "gt_kd") in refused(lambda: data[1])
-    assert "no such depth map" in refused(lambda: data[1])
+    assert "no such teacher map; make the missing maps with bin/cache_teacher.py" in refused(
+        lambda: data[1]
+    )
     assert (
         kitti_frames(str(root), "val", 10.0, kb_crop=(19, 21), maps="nowhere")[0].teacher_depth
         is None

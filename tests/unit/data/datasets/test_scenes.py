@@ -5,6 +5,7 @@ The same bytes everywhere, depth that agrees with geometry, and a layout that is
 
 import math
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -242,6 +243,12 @@ def test_write_kitti_layout_keeps_existing_set(tmp_path):
     with pytest.raises(DataError, match="choose another root"):
         write_kitti_layout(tmp_path / "mine", 1, *SIZE, 1, 1)
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_write_kitti_layout_names_a_root_that_cannot_be_made():
+    """A data root where no folder can be made is refused in one line."""
+    with pytest.raises(DataError, match="^data.root: /proc/tiekd/set can't be made "):
+        write_kitti_layout(Path("/proc/tiekd/set"), 1, *SIZE, 1, 1)
 
 
 def test_write_kitti_layout_loser_takes_winners_set(tmp_path, monkeypatch):

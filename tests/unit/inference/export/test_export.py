@@ -374,7 +374,8 @@ def test_export_unwritable_file_is_named(tmp_path, sigmoid, suffix):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert str(error.value) == (
-        f"--out {path}: can't be written (File too large); make room, or give another --out"
+        f"--out {path}: can't be written (File too large: the file size limit (ulimit -f) is 1000 "
+        "bytes); mend that, or give another --out"
     )
     assert list(tmp_path.iterdir()) == []
 

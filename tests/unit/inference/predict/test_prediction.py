@@ -28,6 +28,7 @@ class Brightness(Student):
 
     def __init__(self, refuses: tuple[int, int] = (0, 0), readout: str = "mean"):
         self.batches, self.refuses, self.readout, self.resize = [], refuses, readout, OWN_SIZE
+        self.network = None
 
     def read(self, pixels, with_confidence=False):
         self.batches.append(tuple(pixels.shape))
@@ -93,6 +94,15 @@ def test_predict_all_skips_broken_images(tmp_path):
     assert np.allclose(raw(tmp_path, 2), 3)
 
 
+def test_predict_all_escapes_control_characters_of_names(tmp_path):
+    """A broken image's name is escaped in its line, so that a terminal doesn't obey it."""
+    folder = folder_of(tmp_path, [(30, 40)])
+    (folder / "a\x1b[2J.png").write_bytes(b"")
+    _, _, errors = predict(tmp_path, folder, Brightness())
+    assert r"a\x1b[2J.png: an empty file" in errors
+    assert "\x1b" not in errors
+
+
 def test_predict_all_reports_refused_size(tmp_path):
     """A size that the network rejects is reported with its file, and no output is written."""
     folder = folder_of(tmp_path, [(20, 30), (30, 40)])
@@ -104,6 +114,15 @@ def test_predict_all_reports_refused_size(tmp_path):
     )
     assert (tmp_path / "out/raw/0.npy").exists()
     assert not (tmp_path / "out/raw/1.npy").exists()
+
+
+def test_predict_all_names_file_of_enormous_working_size(tmp_path):
+    """An image whose working size would be too large is reported with its file, others aren't."""
+    folder = folder_of(tmp_path, [(1, 400), (40, 60)])
+    failed, _, errors = predict(tmp_path, folder, Brightness(), Resize(short_side=64))
+    assert failed == 1
+    assert errors.startswith(f"DataError: {folder / '0.png'}: 1x400 would be 64x25600 at the ")
+    assert raw(tmp_path, "1").shape == (40, 60)
 
 
 def test_predict_all_large_image_keeps_size(tmp_path):

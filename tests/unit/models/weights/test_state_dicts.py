@@ -216,3 +216,13 @@ def test_read_checkpoint_rejects_torn_or_unsafe_files(tmp_path):
         assert "\n" not in message
         assert len(message) < 300
         assert re.search(reason, message), message
+
+
+@pytest.mark.parametrize("kept", [10, 400, 5000, 200_000])
+def test_read_checkpoint_calls_a_cut_file_torn(kept, tmp_path):
+    """A file that is cut anywhere is called torn, whatever the error of torch's reader."""
+    path = tmp_path / "torn.pth"
+    torch.save({f"w{index}": torch.zeros(1000) for index in range(100)}, path)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(CheckpointError, match="torn, or not torch's .*copy or save it again"):
+        read_checkpoint(path)

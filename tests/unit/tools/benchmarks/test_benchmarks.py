@@ -256,6 +256,17 @@ def test_engine_against_torch_rejects_options(words, told):
         engine.run(arguments(engine, "--against", "torch", *words))
 
 
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "1000001", "9" * 5000, "x\x1b", ""])
+def test_whole_refuses_sizes_that_nothing_has(text, capsys):
+    """A size or a count below 1, or one that no machine holds, is refused by the option's name."""
+    with pytest.raises(SystemExit):
+        arguments(head, "--height", text)
+    told = capsys.readouterr().err
+    assert "argument --height: got " in told
+    assert told.endswith("it must be a whole number from 1 to 1000000\n")
+    assert arguments(head, "--height", "1000000").height == 10**6
+
+
 def test_judged_tells_linear_from_nonlinear():
     """A near-linear curve and a nonlinear one are judged as such, with the worst size named."""
     curve = growth.judged([1, 2, 4, 8], [0.11, 0.21, 0.41, 0.81], [100, 200, 400, 1600])

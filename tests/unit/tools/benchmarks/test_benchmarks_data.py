@@ -5,19 +5,23 @@ The pipelines that they compare ours with give the same numbers, and they say wh
 
 import argparse
 import json
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from support import fake_data
 
+from tiekd.errors import DataError, LaunchError
 from tiekd.evaluation.metrics import depth_metrics
 from tiekd.tools.benchmarks import eval as evaluations
 from tiekd.tools.benchmarks import loader, measure
 from tiekd.tools.benchmarks.arguments import OF
 from tiekd.tools.benchmarks.kitti_folder import kitti_folder, with_teacher_maps
 from tiekd.tools.benchmarks.plain_evaluation import plain_metrics
+from tiekd.tools.benchmarks.plain_sample import decode
 
 KB_CROP = ["--kb-crop", "48", "96"]
 
@@ -99,3 +103,18 @@ def test_kitti_folder_removes_scratch(tmp_path):
         assert frames.stored(1).teacher_depth.shape == (1, 48, 96)
     assert not scratch.exists()
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("module", [loader, evaluations])
+def test_data_benchmarks_refuse_other_devices(module):
+    """A device that holds no values is refused before any frame is rendered."""
+    with pytest.raises(LaunchError, match="^--device meta: allowed: cpu, cuda$"):
+        run(module, "--device", "meta")
+
+
+def test_plain_decoding_refuses_a_pipe(tmp_path):
+    """A pipe in the place of an image is named at once, and not waited for."""
+    os.mkfifo(tmp_path / "a.png")
+    frames = SimpleNamespace(files=lambda _: {"image": (tmp_path / "a.png", None)})
+    with pytest.raises(DataError, match="a.png: a pipe, no image"):
+        decode(frames, 0)

@@ -1,3 +1,4 @@
+import errno
 import math
 from types import SimpleNamespace
 
@@ -300,3 +301,16 @@ def test_tensorboard_rejects_invalid_arguments(tmp_path):
         TensorBoard(num_images=0)
     with pytest.raises(RecipeError, match="put text_log before it in hooks"):
         TensorBoard().before_train(make_state(tmp_path, []))
+
+
+def test_tensorboard_error_of_the_disk_names_the_folder(tmp_path):
+    """An error of the writer's thread, which names no file, gets the writer's folder."""
+
+    def full():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    hook = TensorBoard(10)
+    hook._writer = SimpleNamespace(flush=full, log_dir=tmp_path)
+    with pytest.raises(OSError, match="No space left on device") as error:
+        hook._flush()
+    assert error.value.filename == str(tmp_path)

@@ -1,0 +1,78 @@
+"""Refuses a working resolution at which images are smaller than the network's largest stride.
+
+Such a network computes a depth without an error, but each of its coarsest features sees only
+padding beside a pixel or two. Costs reading three frames. Left out: images that are that small in
+their files, which a user may want to predict, and single narrow frames among those of a data set.
+"""
+
+from torch import nn
+from torch.utils.data import Dataset
+
+from tiekd.data.resize import Resize
+from tiekd.errors import DataError, RecipeError
+
+_PROBED = 3
+
+
+def least_side(network: nn.Module) -> int:
+    """Returns the encoder's largest stride in pixels; 1 if the encoder doesn't state its strides.
+
+    Args:
+        network: A network with an encoder, or any other module.
+    """
+    return max(getattr(getattr(network, "encoder", None), "strides", (1,)))
+
+
+def fault(resize: Resize, size: tuple[int, int], least: int, name: str) -> str | None:
+    """Returns why an image is too small at its working resolution; None if it isn't.
+
+    Args:
+        resize: The working resolution.
+        size: (height, width) of the image's own pixels.
+        least: Smallest side in pixels that the network can take.
+        name: The image's name in the message.
+    """
+    canvas = resize.place(*size, name).canvas
+    # Images that aren't resized have the size that the user gave them.
+    if min(canvas) >= least or canvas == tuple(size):
+        return None
+    (height, width), (rows, columns) = size, canvas
+    return (
+        f"{name}: {height}x{width} would be {rows}x{columns} at the working resolution ({resize}); "
+        f"this network needs at least {least} pixels a side"
+    )
+
+
+def check_frames(frames: Dataset, resize: Resize, least: int, key: str = "data.resize") -> None:
+    """Raises RecipeError if some of three frames are too small at the working resolution.
+
+    Args:
+        frames: A data set, of which the first, the middle and the last frame are read.
+        resize: The working resolution.
+        least: Smallest side in pixels that the network can take.
+        key: What sets the working resolution, for the message.
+    """
+    if least == 1 or not resize.node() or resize.at_most is not None:
+        return
+    for index in sorted({round(i * (len(frames) - 1) / (_PROBED - 1)) for i in range(_PROBED)}):
+        try:
+            sample = frames[index]
+        except DataError:  # reading the frame later raises and reports the error
+            continue
+        found = fault(resize, tuple(sample.image.shape[-2:]), least, sample.name)
+        if found is not None:
+            raise RecipeError(f"{key}: {found}; set a larger size")
+
+
+def check_crop(crop: tuple[int, int] | None, least: int) -> None:
+    """Raises RecipeError if `data.augment.crop` is smaller than the network can take.
+
+    Args:
+        crop: (height, width) in pixels; None for whole images.
+        least: Smallest side in pixels that the network can take.
+    """
+    if crop is not None and min(crop) < least:
+        raise RecipeError(
+            f"data.augment.crop: got {list(crop)}; this network needs at least {least} pixels a "
+            "side; set a larger crop"
+        )

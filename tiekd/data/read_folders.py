@@ -1,0 +1,75 @@
+"""Refuses output folders from which a data set reads, so that no output becomes a frame.
+
+A folder data set lists its folders with all that is below them: a depth map that is written there
+would be an image of the next run. Costs no listing. Left out: data sets from outside tiekd, and
+NYU's folders of scenes, of which only files named in a split file are read.
+"""
+
+import os
+from collections.abc import Collection, Mapping
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+from tiekd.errors import LaunchError
+
+MAPS = "teacher.maps"
+DECODED = "data.decoded"
+
+
+def read_folders(data: Mapping, maps: str | None = None) -> dict[str, tuple[Path, tuple[str, ...]]]:
+    """Returns the folders from which a recipe's data set reads, by the option that names them.
+
+    Args:
+        data: The recipe's `data`, also an incomplete one.
+        maps: The recipe's `teacher.maps`.
+
+    Returns:
+        option -> (folder, suffixes of the files that are read there; none stands for all).
+    """
+    root = Path(str(data.get("root", "."))).expanduser()
+    named = [(DECODED, data.get("decoded"), ()), (MAPS, maps, ())]
+    module = f"tiekd.data.datasets.{data.get('name')}"
+    if str(data.get("name")).isidentifier() and find_spec(module) is not None:
+        reads = getattr(import_module(module), "READS", {})
+        named += [
+            (f"data.{key}", data.get(key, default), suffixes)
+            for key, (default, suffixes) in reads.items()
+        ]
+    return {
+        option: (root / Path(given).expanduser(), suffixes)
+        for option, given, suffixes in named
+        if isinstance(given, str)
+    }
+
+
+def refuse(
+    option: str,
+    out: Path,
+    suffixes: Collection[str],
+    data: Mapping,
+    maps: str | None = None,
+    *,
+    own: str | None = None,
+) -> None:
+    """Raises LaunchError if an output folder is one from which the data set reads, or below one.
+
+    Args:
+        option: The option that names the output, for the message.
+        out: The folder; it needn't exist.
+        suffixes: Suffixes of the files that are written there. Below a folder from which only files
+            with other suffixes are read they may be written.
+        data: The recipe's `data`.
+        maps: The recipe's `teacher.maps`.
+        own: The option whose folder is the program's own output, such as DECODED.
+    """
+    place = os.path.realpath(out)
+    for name, (folder, read) in read_folders(data, maps).items():
+        there = os.path.realpath(folder)
+        is_below = os.path.commonpath([place, there]) == there
+        is_read = not read or not set(suffixes).isdisjoint(read)
+        if name != own and (place == there or (is_below and is_read)):
+            raise LaunchError(
+                f"{option} {out}: the data set reads from {folder} ({name}); give a folder outside "
+                "of it"
+            )
