@@ -8,8 +8,8 @@ et al., TPAMI 2020). The anchor, sparse ground truth or a metric teacher, gives 
    through two anchor points, which are far apart in x. A point's residual is r = (s x + t) / y - 1,
    in either space the relative error in depth to first order. The candidate with the least median
    of |r| gives the noise sigma = 1.4826 median |r| (Rousseeuw, "Least Median of Squares
-   Regression", JASA 1984); then the least sum of min(r^2, (CUT sigma)^2) chooses (Torr and Zisserman, "MLESAC",
-   CVIU 2000).
+   Regression", JASA 1984); then the least sum of min(r^2, (CUT sigma)^2) chooses (Torr and
+   Zisserman, "MLESAC", CVIU 2000).
 2. Weighted least squares, repeated: minimise sum w (y - p)^2 / p^2 over s and t, where p = s x + t
    of the round before, so that residuals are relative in depth; w is Tukey's biweight of r / sigma.
    Weights of 1 / y^2 would make s too small by two variances of the noise.
@@ -35,6 +35,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tiekd.errors import TeacherError
 from tiekd.teachers.outputs.meaning import Meaning
 
 NUM_DRAWS = 400
@@ -54,12 +55,12 @@ NUM_OUTPUTS = 20000
 MIN_POINTS = 100
 MIN_INLIER_SHARE = 0.5
 MAX_ERROR = 0.1
-MAX_UNCERTAINTY = 0.008
+MAX_UNCERTAINTY = 0.007
 MAX_EXTRAPOLATION = 0.05
-# A map that deviates more from the anchor may be as uncertain as these shares of `Fit.error`: what
-# scale and shift add is small beside its own error.
-UNCERTAINTY_OF_ERROR = 0.5
-EXTRAPOLATION_OF_ERROR = 2.5
+# A map that deviates from the anchor by more than noise of 2 % does (`Fit.error` is then 1.35 %) may
+# be more uncertain, by what it deviates more: little is added to an error that it has anyway.
+ERROR_OF_NOISE = 0.0155
+EXTRAPOLATION_BY_UNCERTAINTY = 4
 # Rank correlation of output and anchor below which the output falls where it should rise.
 INVERTED = -0.5
 
@@ -75,7 +76,8 @@ class Fit:
         inlier_share: Share of them that agree with the fit within CUT sigma.
         error: Median relative depth error on the inliers.
         uncertainty: Predicted relative depth error of scale and shift, 2 sigma, median over the
-            range of log depth of the whole image within max_depth_m. inf if it can't be told.
+            range of log depth of the whole image within max_depth_m. None if it can't be
+            told.
         extrapolation: The largest over that range.
         reason: Why the image is left out; "" for a good fit.
     """
@@ -124,6 +126,10 @@ def fit(
     usable = np.isfinite(output) if meaning.has_shift else np.isfinite(output) & (output > 0)
     points = np.flatnonzero(usable & (depth > 0) & (depth < max_depth_m))
     num_points = len(points)
+    if min_points < MIN_TILES:
+        raise TeacherError(
+            f"teacher.anchor: min_points {min_points} is too few; use {MIN_TILES} or more"
+        )
     if num_points < min_points:
         return Fit(
             None, None, num_points, reason=f"{num_points} anchor points; {min_points} needed"
@@ -174,7 +180,8 @@ def fit(
         near, far = np.quantile(depth.ravel()[points][inlier], (0.01, 0.99))
         reason += f" (anchor points that agree are at {near:.3g} to {far:.3g} m)"
     scale, shift = scale / unit, shift - scale * origin / unit
-    return Fit(float(scale), float(shift), num_points, **quality, reason=reason)
+    known = {key: value if np.isfinite(value) else None for key, value in quality.items()}
+    return Fit(float(scale), float(shift), num_points, **known, reason=reason)
 
 
 def apply(
@@ -237,7 +244,7 @@ def _no_line(meaning: Meaning, correlation: float) -> str:
 def _sample_consensus(
     x: np.ndarray, y: np.ndarray, has_shift: bool, generator: np.random.Generator
 ) -> tuple[float, float, float] | None:
-    """Returns (scale, shift, sigma) of the best candidate; None if none has a scale above 0.
+    """Returns (scale, shift, sigma) of the best candidate; None if its scale isn't above 0.
 
     Args:
         x: (N,) outputs, in random order.
@@ -260,7 +267,7 @@ def _sample_consensus(
     else:
         scales = y[first] / x[first]
         shifts = np.zeros(NUM_DRAWS)
-    allowed = np.isfinite(scales) & (scales > 0)
+    allowed = np.isfinite(scales)
     if not allowed.any():
         return None
     scales, shifts = scales[allowed], shifts[allowed]
@@ -268,7 +275,8 @@ def _sample_consensus(
     residuals = np.abs((scales[:, None] * x + shifts[:, None]) / y - 1)
     sigma = _sigma(residuals[np.argmin(np.median(residuals, axis=1))])
     best = np.argmin((np.minimum(residuals, CUT * sigma) ** 2).sum(axis=1))
-    return scales[best], shifts[best], sigma
+    # Falling candidates take part, so that a flat one doesn't win where the output falls.
+    return (scales[best], shifts[best], sigma) if scales[best] > 0 else None
 
 
 def _sigma(residuals: np.ndarray) -> float:
@@ -353,13 +361,15 @@ def _predict_errors(
         max_depth_m: End of the range.
 
     Returns:
-        (NUM_PREDICTED,), inf where the tiles don't tell.
+        (NUM_PREDICTED,), inf where there are too few tiles, or the scale isn't known to be above 0.
     """
     count, freedom = len(lines), len(lines) - 1 - meaning.has_shift
     scale, shift = line
     linear = scale * ends + shift
     positive = linear[linear > 0]
-    if freedom < 1 or not len(positive):
+    variance = (count - 1) / count * ((lines - line) ** 2).sum(axis=0)
+    is_known = count >= MIN_TILES and scale > 3 * np.sqrt(variance[0])
+    if not (is_known and len(positive)):
         return np.full(NUM_PREDICTED, np.inf)
     # What is predicted beyond might be within, so the range ends at the largest depth then.
     farthest = 1 / max_depth_m if meaning.space == "inverse" else max_depth_m
@@ -371,7 +381,7 @@ def _predict_errors(
     variance = (count - 1) / count * (spread**2).sum(axis=0)
     # Student's t in the place of 2 sigma (the first term of its expansion by degrees of freedom).
     errors = np.sqrt(variance) * (2 + 2.5 / freedom) / predicted
-    return np.where(np.isfinite(errors), errors, np.inf)
+    return np.nan_to_num(errors, nan=np.inf)
 
 
 def _poor(quality: Mapping[str, float], num_tiles: int) -> str:
@@ -379,10 +389,12 @@ def _poor(quality: Mapping[str, float], num_tiles: int) -> str:
     share = quality["inlier_share"]
     if share < MIN_INLIER_SHARE:
         return f"{share:.0%} of the anchor points agree with a fit; {MIN_INLIER_SHARE:.0%} needed"
-    if num_tiles < MIN_TILES:
-        return f"the anchor points lie in {num_tiles} of {TILES[0] * TILES[1]} tiles of the image"
-    uncertainty = max(MAX_UNCERTAINTY, UNCERTAINTY_OF_ERROR * quality["error"])
-    extrapolation = max(MAX_EXTRAPOLATION, EXTRAPOLATION_OF_ERROR * quality["error"])
+    if not np.isfinite(quality["uncertainty"]):
+        tiles = f"{num_tiles} of {TILES[0] * TILES[1]} tiles of the image"
+        return f"the anchor points, which lie in {tiles}, don't determine the scale"
+    more = max(quality["error"] - ERROR_OF_NOISE, 0)
+    uncertainty = MAX_UNCERTAINTY + more
+    extrapolation = MAX_EXTRAPOLATION + EXTRAPOLATION_BY_UNCERTAINTY * more
     limits = {
         "error": (MAX_ERROR, "median relative error on the anchor points that agree"),
         "uncertainty": (uncertainty, "median predicted error over the image's range"),
