@@ -57,12 +57,13 @@ MIN_INLIER_SHARE = 0.5
 MAX_ERROR = 0.1
 MAX_UNCERTAINTY = 0.007
 MAX_EXTRAPOLATION = 0.05
-# A map that deviates from the anchor by more than noise of 2 % does (`Fit.error` is then 1.35 %) may
-# be more uncertain, by what it deviates more: little is added to an error that it has anyway.
+# With noise of 2 % `Fit.error` is 1.35 %. A map that deviates more from the anchor may be more
+# uncertain, by what it deviates more: little is added to an error that it has anyway.
 ERROR_OF_NOISE = 0.0155
 EXTRAPOLATION_BY_UNCERTAINTY = 4
-# Rank correlation of output and anchor below which the output falls where it should rise.
-INVERTED = -0.5
+# Rank correlation of output and anchor below which the output falls where it should rise. With 30 %
+# outliers it is -0.35 or less then, and 0.35 or more where the output rises.
+INVERTED = -0.25
 
 
 @dataclass(frozen=True)
