@@ -151,24 +151,16 @@ def fit(
     origin, unit = (middle, high - low) if meaning.has_shift else (0.0, middle)
     x, outputs = (x - origin) / unit, (outputs - origin) / unit
 
-    correlation = _rank_correlation(x[:NUM_COMPARED], y[:NUM_COMPARED])
-    line = None
-    if correlation > INVERTED:
-        line = _sample_consensus(x, y, meaning.has_shift, generator)
-    if line is not None:
-        line = _least_squares(x, y, line, meaning.has_shift)
+    line, reason = _find_line(x, y, meaning, generator)
     if line is None:
-        return Fit(None, None, num_points, reason=_no_line(meaning, correlation))
+        return Fit(None, None, num_points, reason=reason)
     scale, shift, weights, inlier = line
 
     # Quality, and the limits that leave an image out.
     predicted = scale * x[inlier] + shift
     ratio = predicted / y[inlier] if meaning.space == "depth" else y[inlier] / predicted
-    rows, columns = np.divmod(points, output.shape[1])
-    tile_rows, tile_columns = TILES
-    tiles = rows * tile_rows // output.shape[0] * tile_columns
-    tiles += columns * tile_columns // output.shape[1]
-    lines = _without_each_tile(x, y, weights, tiles, meaning.has_shift)
+    tiles = _tiles(points, output.shape)
+    lines = _without_each_tile(_terms(x, y, weights), tiles, meaning.has_shift)
     errors = _predict_errors(outputs, (scale, shift), lines, meaning, max_depth_m)
     quality = {
         "inlier_share": float(inlier.mean()),
@@ -219,7 +211,7 @@ def apply(
 def _to_numpy(values: Tensor | np.ndarray) -> np.ndarray:
     """Returns a float64 copy on the CPU."""
     if isinstance(values, Tensor):
-        values = values.detach().to("cpu", torch.float64).numpy()
+        values = values.detach().cpu().double().numpy()
     return np.array(values, dtype=np.float64)
 
 
@@ -229,17 +221,25 @@ def _rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
     return float(np.corrcoef(ranks)[0, 1])
 
 
-def _no_line(meaning: Meaning, correlation: float) -> str:
-    """The reason for an image in which no scale above 0 fits."""
-    if correlation > INVERTED:
-        return (
+def _find_line(
+    x: np.ndarray, y: np.ndarray, meaning: Meaning, generator: np.random.Generator
+) -> tuple[tuple[float, float, np.ndarray, np.ndarray] | None, str]:
+    """Returns what `_least_squares` does and "", or None and why no scale above 0 fits."""
+    correlation = _rank_correlation(x[:NUM_COMPARED], y[:NUM_COMPARED])
+    if correlation < INVERTED:
+        return None, (
+            f"the output falls where {meaning.formula} rises (rank correlation "
+            f"{correlation:.2f}); its meaning may be {meaning.opposite}, not {meaning.name}"
+        )
+    line = _sample_consensus(x, y, meaning.has_shift, generator)
+    if line is not None:
+        line = _least_squares(x, y, line, meaning.has_shift)
+    if line is None:
+        return None, (
             f"no scale above 0 fits (rank correlation of output and anchor {correlation:.2f}): the "
             "anchor points have too few different outputs or depths"
         )
-    return (
-        f"the output falls where {meaning.formula} rises (rank correlation {correlation:.2f}); "
-        f"its meaning may be {meaning.opposite}, not {meaning.name}"
-    )
+    return line, ""
 
 
 def _sample_consensus(
@@ -297,30 +297,32 @@ def _least_squares(
         has_shift: False keeps the shift at 0.
     """
     scale, shift, sigma = line
-    for last in [False] * NUM_ROUNDS + [True]:
-        predicted = scale * x + shift
-        positive = predicted > 0
-        divisor = np.where(positive, predicted, 1)
-        residuals = np.where(positive, np.abs(y - predicted) / divisor, np.inf)
-        inlier = residuals < CUT * sigma
-        if not inlier.any():
-            return None
-        sigma = _sigma(residuals[inlier])
-        weights = (1 - np.minimum(residuals / (BIWEIGHT * sigma), 1) ** 2) ** 2 / divisor**2
-        if last:
-            return scale, shift, weights, inlier
-        scale, shift = _solve(_sums(x, y, weights), has_shift)
+    for _ in range(NUM_ROUNDS):
+        weights, _, sigma = _weigh(x, y, (scale, shift), sigma)
+        scale, shift = _solve(_terms(x, y, weights).sum(axis=1), has_shift)
         if not scale > 0:
             return None
-    raise AssertionError("the last round returns")
+    weights, inlier, _ = _weigh(x, y, (scale, shift), sigma)
+    return (scale, shift, weights, inlier) if inlier.any() else None
 
 
-def _sums(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The sums of the normal equations, (5, N) terms summed: w, w x, w y, w x x, w x y."""
-    return _terms(x, y, weights).sum(axis=1)
+def _weigh(
+    x: np.ndarray, y: np.ndarray, line: tuple[float, float], sigma: float
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Returns weights (N,), inlier (N,) bool by the sigma given, and the sigma of these inliers."""
+    predicted = line[0] * x + line[1]
+    positive = predicted > 0
+    divisor = np.where(positive, predicted, 1)
+    residuals = np.where(positive, np.abs(y - predicted) / divisor, np.inf)
+    inlier = residuals < CUT * sigma
+    if inlier.any():
+        sigma = _sigma(residuals[inlier])
+    weights = (1 - np.minimum(residuals / (BIWEIGHT * sigma), 1) ** 2) ** 2 / divisor**2
+    return weights, inlier, sigma
 
 
 def _terms(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Returns what the normal equations sum, (5, N): w, w x, w y, w x x, w x y."""
     weighted = weights * x
     return np.stack([weights, weighted, weights * y, weighted * x, weighted * y])
 
@@ -335,11 +337,20 @@ def _solve(sums: np.ndarray, has_shift: bool) -> tuple[np.ndarray, np.ndarray]:
         return scale, (y - scale * x) / one
 
 
-def _without_each_tile(
-    x: np.ndarray, y: np.ndarray, weights: np.ndarray, tiles: np.ndarray, has_shift: bool
-) -> np.ndarray:
-    """Returns scale and shift of the fits without each tile that has points, (num tiles, 2)."""
-    terms = _terms(x, y, weights)
+def _tiles(points: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Returns the tile, 0 and up, of each flat index of a pixel."""
+    rows, columns = np.divmod(points, shape[1])
+    return rows * TILES[0] // shape[0] * TILES[1] + columns * TILES[1] // shape[1]
+
+
+def _without_each_tile(terms: np.ndarray, tiles: np.ndarray, has_shift: bool) -> np.ndarray:
+    """Returns scale and shift of the fits without each tile that has points, (num tiles, 2).
+
+    Args:
+        terms: (5, N) of `_terms`.
+        tiles: (N,) each point's tile.
+        has_shift: False keeps the shift at 0.
+    """
     of_tile = np.stack([np.bincount(tiles, term) for term in terms])
     of_tile = of_tile[:, of_tile[0] > 0]
     return np.stack(_solve(of_tile.sum(axis=1, keepdims=True) - of_tile, has_shift), axis=1)
@@ -382,7 +393,7 @@ def _predict_errors(
     variance = (count - 1) / count * (spread**2).sum(axis=0)
     # Student's t in the place of 2 sigma (the first term of its expansion by degrees of freedom).
     errors = np.sqrt(variance) * (2 + 2.5 / freedom) / predicted
-    return np.nan_to_num(errors, nan=np.inf)
+    return np.where(np.isnan(errors), np.inf, errors)
 
 
 def _poor(quality: Mapping[str, float], num_tiles: int) -> str:
