@@ -1,0 +1,119 @@
+"""The meanings that a teacher's output can have, and metres from the metric ones.
+
+A relative output is depth or inverse depth up to a scale, or a scale and a shift, that differ from
+image to image: Ranftl et al., "Towards Robust Monocular Depth Estimation: Mixing Datasets for
+Zero-shot Cross-dataset Transfer", TPAMI 2020. anchor.py determines them. A meaning is read from a
+model's config or given by the user. It is never guessed from the values.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tiekd.errors import TeacherError
+
+# Networks of canonical output are trained as if every camera had this focal length in pixels.
+CANONICAL_FOCAL = 300.0
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What the values of a teacher's output are.
+
+    Attributes:
+        name: Key of `OUTPUTS`.
+        formula: Metres or inverse metres from the output, for messages.
+        is_metric: True if `to_metres` applies, False if scale or shift are unknown.
+        needs_focal: True if the focal length is part of the formula.
+        space: "depth" or "inverse": what is linear in the output.
+        has_shift: True if a shift is unknown as well as the scale.
+        opposite: For a relative meaning the name of the same one in the other space.
+    """
+
+    name: str
+    formula: str
+    is_metric: bool = False
+    needs_focal: bool = False
+    space: str = "depth"
+    has_shift: bool = False
+    opposite: str | None = None
+
+
+OUTPUTS = {
+    meaning.name: meaning
+    for meaning in (
+        Meaning("metres", "depth = output", is_metric=True),
+        Meaning(
+            "canonical",
+            f"depth = output * focal / {CANONICAL_FOCAL:g}",
+            is_metric=True,
+            needs_focal=True,
+        ),
+        Meaning("depth_scale", "depth = s * output", opposite="inverse"),
+        Meaning(
+            "depth_affine", "depth = s * output + t", has_shift=True, opposite="inverse_affine"
+        ),
+        Meaning("inverse", "1 / depth = s * output", space="inverse", opposite="depth_scale"),
+        Meaning(
+            "inverse_affine",
+            "1 / depth = s * output + t",
+            space="inverse",
+            has_shift=True,
+            opposite="depth_affine",
+        ),
+    )
+}
+
+
+def find_meaning(output: str, *, has_anchor: bool) -> Meaning:
+    """Returns the meaning of this name.
+
+    Args:
+        output: Value of the teacher's key `output`.
+        has_anchor: True if the teacher has something that makes a relative output metric.
+
+    Raises:
+        TeacherError: There is no such meaning, or it is relative and has no anchor.
+    """
+    if output not in OUTPUTS:
+        allowed = ", ".join(OUTPUTS)
+        raise TeacherError(f"teacher.output: {output!r} is no meaning of an output; use {allowed}")
+    meaning = OUTPUTS[output]
+    if not meaning.is_metric and not has_anchor:
+        metric = " or ".join(name for name, other in OUTPUTS.items() if other.is_metric)
+        raise TeacherError(
+            f"teacher.output: {output} ({meaning.formula}) isn't metric without an anchor; set "
+            "teacher.anchor to ground_truth or to a metric teacher {name: ...}, or use a model "
+            f"whose output is {metric}"
+        )
+    return meaning
+
+
+def to_metres(output: Tensor, meaning: Meaning, focal: float | Tensor | None = None) -> Tensor:
+    """Returns a metric output in metres.
+
+    Args:
+        output: (B, 1, H, W), any floating type: what the network gave.
+        meaning: A metric one.
+        focal: (fx + fy) / 2 in pixels of the image that the network saw, so scaled by the teacher's
+            own resize; a number or (B,). Not used unless the meaning needs it.
+
+    Returns:
+        (B, 1, H, W) float32, metres, 0 where the output isn't finite or not positive.
+
+    Raises:
+        TeacherError: The meaning needs a focal length, and an image has none.
+    """
+    assert meaning.is_metric, f"{meaning.name} is relative: anchor.fit and anchor.apply"
+    depth = output.float()
+    if meaning.needs_focal:
+        focal = torch.as_tensor(float("nan") if focal is None else focal, device=depth.device)
+        if not (torch.isfinite(focal) & (focal > 0)).all():
+            raise TeacherError(
+                f"teacher.output: {meaning.name} ({meaning.formula}) needs the focal length of "
+                f"every image in pixels, got {focal.tolist()}; list the cameras of the data, or "
+                "use a model whose output is metres"
+            )
+        depth = depth * (focal.float() / CANONICAL_FOCAL).reshape(-1, 1, 1, 1)
+    return torch.where(torch.isfinite(depth) & (depth > 0), depth, 0)
