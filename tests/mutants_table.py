@@ -2306,6 +2306,8 @@ if passed_over:
         "error.errno in (errno.ENOSPC, errno.EDQUOT)",
         "True",
         ("tests/unit/inference/export/test_export.py::test_export_unwritable_file_is_named",),
+    ),
+    Mutant(
         "noise_in_metres_weighs_an_anchor_s_points",
         "tiekd.teachers.outputs.anchor",
         "_weigh",
