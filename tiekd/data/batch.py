@@ -27,7 +27,7 @@ class Batch(NamedTuple):
         intrinsics: (B, 3, 3) float32, pixels of this image (every geometric transform updates
             them), NaN where unknown.
         names: The B image paths as the split file has them.
-        counted: `inside`, if images may be padded to a larger canvas (`data.resize` with mode
+        counted: The mask `inside`, if images may be padded to a fixed size (`data.resize` with mode
             `contain`): normalisation layers exclude the padding from their statistics. None without
             padding.
         skipped: Error messages of the training samples that couldn't be read and were replaced by
@@ -90,14 +90,14 @@ class WorkerBatch(NamedTuple):
         image = there.image
         depth = there.depth
         teacher_depth = there.teacher_depth
-        # Resample the windows: rotation, flip and crop.
+        # Rotate, flip and crop the images, unless they need none of it (`places` is None).
         if there.places is None:
             inside = torch.ones(len(image), 1, *image.shape[-2:], dtype=torch.bool, device=device)
         else:
             image, depth, teacher_depth, inside = resample(
                 image, depth, teacher_depth, there.places, there.size
             )
-        # Apply the colour tables, and convert depths to metres.
+        # Convert depths to metres; `tables` map grey levels to augmented and normalised colours.
         if teacher_depth is not None:
             teacher_depth = _metres(teacher_depth, there.teacher_units)
         return Batch(
@@ -113,7 +113,12 @@ class WorkerBatch(NamedTuple):
 
 
 def _metres(levels: Tensor, units: Tensor) -> Tensor:
-    """Converts (B, 1, H, W) levels to float32 metres; `units`: (B,) levels per metre."""
+    """Converts depths as stored in files, (B, 1, H, W), to float32 metres.
+
+    Args:
+        levels: The stored depths, uint16 or float32.
+        units: (B,) stored units per metre.
+    """
     # Divide by a tensor, because some devices replace a division by a Python number with a
     # multiplication by its reciprocal, which may change the last bit.
     return levels.float() / units.view(-1, 1, 1, 1)
