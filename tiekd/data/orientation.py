@@ -56,7 +56,7 @@ def mark_in(path: Path) -> int:
     try:
         with Image.open(path) as image:
             return mark_of(image)
-    except Exception:  # noqa: BLE001 - a video or a corrupt file: decoding it later raises the error
+    except Exception:  # noqa: BLE001 - decoding a video or a corrupt file later raises the error
         return UPRIGHT
 
 

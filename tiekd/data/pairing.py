@@ -154,7 +154,7 @@ def _rules_of(image: str, depth: str) -> Iterator[tuple[str, Callable[[str], str
 
 
 def _renamed(path: str, rename: Callable[[str], str]) -> str:
-    """Returns a path whose file name, i.e. the part after the last slash, is changed by `rename`."""
+    """Returns a path with `rename` applied to the part after the last slash, its file name."""
     folder, slash, name = path.rpartition("/")
     return f"{folder}{slash}{rename(name)}"
 
