@@ -55,13 +55,15 @@ class WorkerBatch(NamedTuple):
         depth_units: (B,) float32, units of `depth` per metre.
         teacher_depth: Like `depth`, with `teacher_units`; None without cached teacher maps.
         teacher_units: (B,) float32, units of `teacher_depth` per metre.
-        places: (B, 8) float64, the affine map from each window to its image (see `resample` in
-            tiekd/data/augment/resample.py); None if the images are the windows.
-        size: (height, width) of the windows in pixels; None if the images are the windows.
-        intrinsics: As in Batch.
-        names: As in Batch.
+        places: (B, 8) float64, the affine map from each window (the image after rotation, flip and
+            crop) to `image` (see `resample` in tiekd/data/augment/resample.py); None if `image`
+            is used as it is.
+        size: (height, width) of the windows in pixels; None like `places`.
+        intrinsics: (B, 3, 3) float32, camera matrices in pixels of the window, NaN where unknown.
+        names: The B image paths as the split file has them.
         is_padded: True if windows include padding by design (`data.resize` with mode `contain`).
-        skipped: As in Batch.
+        skipped: Error messages of the training samples that couldn't be read and were replaced by
+            others in this batch (`data.on_error: skip`).
     """
 
     image: Tensor

@@ -43,7 +43,7 @@ class TrainedOn(NamedTuple):
 
 
 class Overlap(NamedTuple):
-    """How many of a dataset's frames a network was trained on.
+    """The number of a dataset's frames that a network was trained on.
 
     Attributes:
         seen: Number of frames that it was trained on.

@@ -37,8 +37,8 @@ def collate(
     Args:
         samples: Samples whose `table` is set, and whose sizes `check_sizes` accepts. `place` and
             `size` are set in all samples or in none.
-        is_padded: See WorkerBatch.
-        skipped: See WorkerBatch.
+        is_padded: True if images include padding by design (`data.resize` with mode `contain`).
+        skipped: Error messages of samples that couldn't be read and were replaced by others.
     """
     # Depth is uint16 from PNG files and float32 from NPY files. A batch with both can't be stacked,
     # so convert all depths to metres.
