@@ -64,7 +64,7 @@ def check_range(frames: Dataset) -> list[str]:
     """Checks the ground truth of five frames for depths that can't be metres.
 
     Args:
-        frames: The dataset. One that isn't a `Frames`, i.e. has no depth files, isn't checked.
+        frames: The dataset. Only a `Frames`, which reads depth files of a known unit, is checked.
 
     Returns:
         Warnings for the log; empty if there are none.
@@ -135,7 +135,7 @@ def _range_lines(frames: Frames, medians: dict[str, float]) -> list[str]:
 
 
 def levels_of(path: Path) -> Levels:
-    """Returns the statistics of a depth file's values as stored; invalid values aren't removed.
+    """Returns statistics of a depth file's values, before the recipe's unit and invalid values apply.
 
     Raises:
         DataError: If there is no such file or it can't be read.

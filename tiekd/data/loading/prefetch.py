@@ -13,7 +13,10 @@ from tiekd.errors import UserError
 
 
 def on_device(batches: Iterator[WorkerBatch], device: torch.device) -> Iterator[Batch]:
-    """Yields the batches in order, copied to the device; on CUDA, one batch is copied ahead."""
+    """Yields the batches in order, copied to the device.
+
+    On CUDA, the next batch is copied while the current one is used.
+    """
     if device.type != "cuda":
         return (batch.to(device) for batch in batches)
     stream = torch.cuda.Stream(device)

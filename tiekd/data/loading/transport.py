@@ -96,7 +96,7 @@ class _Outbox:
         self.pieces = []
 
 
-_outbox: _Outbox | None = None  # the next message's large tensors; None in the main process
+_outbox: _Outbox | None = None  # shared memory of the next message; None in the main process
 
 
 def open_outbox() -> None:

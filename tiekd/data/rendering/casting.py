@@ -141,11 +141,11 @@ def prism(
         centre: (3,), world coordinates, metres.
         axes: three orthogonal unit vectors; the profile is extruded along the third.
         half_length: metres that the prism extends to each side of the profile's plane.
-        material: a material constant of objects.py.
+        material: a constant of objects.py (FACADE, PAINT, ...), which selects the shading function.
         colour: (3,), linear RGB.
-        second: second colour, (3,), linear RGB.
-        key: 0..255, varies the texture.
-        numbers: (4,), parameters of the material.
+        second: second colour, (3,), linear RGB; its use depends on the material.
+        key: 0..255, a random number that varies the texture.
+        numbers: (4,), parameters of the material, as its function in materials.py describes.
     """
     axes = np.array(axes)
     centre = np.array(centre, dtype=float)
@@ -175,10 +175,10 @@ def ellipsoid(
     Args:
         centre: (3,), world coordinates, metres.
         radii: (3,), semi-axes along x, y and z, metres.
-        material: a material constant of objects.py.
+        material: a constant of objects.py (FACADE, PAINT, ...), which selects the shading function.
         colour: (3,), linear RGB.
-        second: second colour, (3,), linear RGB.
-        key: 0..255, varies the texture.
+        second: second colour, (3,), linear RGB; its use depends on the material.
+        key: 0..255, a random number that varies the texture.
         numbers: (4,), parameters of the material; the first is the raggedness of the outline, from
             0 (smooth) to 1.
     """

@@ -72,7 +72,7 @@ def predict_video(predictor: Predictor, item: Input, out: TextIO) -> Flicker:
                 rows.append((index, f"{frame.time_s:.6f}", _number(change), _number(share)))
             progress.update()
     progress.finish()
-    # Even if the video is corrupt, complete the outputs of the frames before the corruption.
+    # Also for a corrupt video: remove frames of an earlier, longer one, and write the table.
     if rows:
         outputs.remove_frames_from(item.name, len(rows))
         _write_table(files["times"], rows)
