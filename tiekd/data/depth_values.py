@@ -135,7 +135,7 @@ def _range_lines(frames: Frames, medians: dict[str, float]) -> list[str]:
 
 
 def levels_of(path: Path) -> Levels:
-    """Returns statistics of a depth file's values, before the recipe's unit and invalid values apply.
+    """Returns statistics of a depth file's values, before the unit and invalid values apply.
 
     Raises:
         DataError: If there is no such file or it can't be read.

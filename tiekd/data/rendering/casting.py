@@ -202,11 +202,11 @@ def ellipsoid(
 
 
 def rectangle(camera: Camera, points: np.ndarray) -> tuple[slice, slice] | None:
-    """Returns the image rectangle that contains the projection of a solid, from its corners.
+    """Returns the image rectangle that contains the projection of a convex hull.
 
     Args:
-        camera: the camera that projects the points.
-        points: (k, 3), world coordinates of the corners of the solid's convex hull, metres.
+        camera: the camera that projects the hull.
+        points: (k, 3), world coordinates of the hull's corners, metres.
 
     Returns:
         The rectangle's slices of rows and columns; None if the hull is outside the image or has no
