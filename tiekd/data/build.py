@@ -53,7 +53,7 @@ class DataSettings:
         return None if decoded is None else self.root / Path(decoded).expanduser()
 
     def from_files(self) -> "DataSettings":
-        """Returns these settings with reading from the original files instead of decoded ones."""
+        """Returns these settings changed so that frames are read from their original files."""
         return replace(self, loading=replace(self.loading, decoded=None))
 
 

@@ -189,9 +189,10 @@ def attach(frames: object, folder: Path, root: Path, name: str) -> None:
 
 
 def describe(frames: object) -> list[str]:
-    """Returns log lines that say how many of a dataset's files the cache lacks or has outdated.
+    """Returns log lines with the number of a dataset's files that aren't in the cache.
 
-    Costs a stat of every file, 20 us each. There are no lines for a dataset without a cache.
+    Files that have changed since they were cached count, too. Costs a stat of every file, 20 us
+    each. There are no lines for a dataset without a cache.
 
     Args:
         frames: The dataset, after `attach`.

@@ -156,7 +156,7 @@ class _Pool:
     def results(
         self, batches: Iterable[list], describe: Callable, timeout_s: float, pin: bool
     ) -> Iterator:
-        """Yields the workers' results in the order of the batches, which they are sent in turn.
+        """Sends batches to the workers in turn, and yields the results in the batches' order.
 
         Args:
             batches: Batches of keys.
@@ -253,9 +253,10 @@ class _Pool:
 
     @contextlib.contextmanager
     def _naming_deaths(self):
-        """Context manager that raises a DataError with a worker's fate if its connection is closed.
+        """Context manager that explains a closed connection.
 
-        A lack of file descriptors or memory becomes a LaunchError.
+        It raises a DataError that says how the worker died. A lack of file descriptors or memory
+        becomes a LaunchError.
         """
         try:
             yield
