@@ -27,7 +27,7 @@ class Batch(NamedTuple):
         intrinsics: (B, 3, 3) float32, pixels of this image (every geometric transform updates
             them), NaN where unknown.
         names: The B image paths as the split file has them.
-        counted: `inside`, if images may be padded to a larger canvas (`data.resize` with mode
+        counted: The mask `inside`, if images may be padded to a fixed size (`data.resize` with mode
             `contain`): normalisation layers exclude the padding from their statistics. None without
             padding.
         skipped: Error messages of the training samples that couldn't be read and were replaced by
@@ -55,13 +55,15 @@ class WorkerBatch(NamedTuple):
         depth_units: (B,) float32, units of `depth` per metre.
         teacher_depth: Like `depth`, with `teacher_units`; None without cached teacher maps.
         teacher_units: (B,) float32, units of `teacher_depth` per metre.
-        places: (B, 8) float64, the affine map from each window to its image (see `resample` in
-            tiekd/data/augment/resample.py); None if the images are the windows.
-        size: (height, width) of the windows in pixels; None if the images are the windows.
-        intrinsics: As in Batch.
-        names: As in Batch.
+        places: (B, 8) float64, the affine map from each window (the image after rotation, flip and
+            crop) to `image` (see `resample` in tiekd/data/augment/resample.py); None if `image`
+            is used as it is.
+        size: (height, width) of the windows in pixels; None like `places`.
+        intrinsics: (B, 3, 3) float32, camera matrices in pixels of the window, NaN where unknown.
+        names: The B image paths as the split file has them.
         is_padded: True if windows include padding by design (`data.resize` with mode `contain`).
-        skipped: As in Batch.
+        skipped: Error messages of the training samples that couldn't be read and were replaced by
+            others in this batch (`data.on_error: skip`).
     """
 
     image: Tensor
@@ -90,14 +92,14 @@ class WorkerBatch(NamedTuple):
         image = there.image
         depth = there.depth
         teacher_depth = there.teacher_depth
-        # Resample the windows: rotation, flip and crop.
+        # Rotate, flip and crop the images, unless they need none of it (`places` is None).
         if there.places is None:
             inside = torch.ones(len(image), 1, *image.shape[-2:], dtype=torch.bool, device=device)
         else:
             image, depth, teacher_depth, inside = resample(
                 image, depth, teacher_depth, there.places, there.size
             )
-        # Apply the colour tables, and convert depths to metres.
+        # Convert depths to metres; `tables` map grey levels to augmented and normalised colours.
         if teacher_depth is not None:
             teacher_depth = _metres(teacher_depth, there.teacher_units)
         return Batch(
@@ -113,7 +115,12 @@ class WorkerBatch(NamedTuple):
 
 
 def _metres(levels: Tensor, units: Tensor) -> Tensor:
-    """Converts (B, 1, H, W) levels to float32 metres; `units`: (B,) levels per metre."""
+    """Converts depths as stored in files, (B, 1, H, W), to float32 metres.
+
+    Args:
+        levels: The stored depths, uint16 or float32.
+        units: (B,) stored units per metre.
+    """
     # Divide by a tensor, because some devices replace a division by a Python number with a
     # multiplication by its reciprocal, which may change the last bit.
     return levels.float() / units.view(-1, 1, 1, 1)

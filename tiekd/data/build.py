@@ -24,9 +24,9 @@ class DataSettings:
 
     Attributes:
         part: The dataset's config node, `{name: NAME, **options}`.
-        max_depth_m: The network's range in metres.
+        max_depth_m: The largest depth that the network predicts, in metres.
         loading: The loading settings (workers, errors, cache), which apply to any dataset.
-        resize: The working resolution.
+        resize: How images are resized before they are input to the network.
         maps: Folder of cached teacher maps, below data.root or absolute; None to read no maps.
         has_teacher: True if there is a teacher, so that training frames without ground truth are
             kept.
@@ -43,7 +43,7 @@ class DataSettings:
 
     @property
     def root(self) -> Path:
-        """The data root with `~` expanded."""
+        """The folder of the dataset's files (data.root), with `~` expanded."""
         return Path(self.part.get("root", ".")).expanduser()
 
     @property
@@ -53,7 +53,7 @@ class DataSettings:
         return None if decoded is None else self.root / Path(decoded).expanduser()
 
     def from_files(self) -> "DataSettings":
-        """Returns these settings without the cache of decoded frames."""
+        """Returns these settings changed so that frames are read from their original files."""
         return replace(self, loading=replace(self.loading, decoded=None))
 
 
@@ -62,7 +62,7 @@ def settings_of(data: dict, max_depth_m: float) -> DataSettings:
 
     Args:
         data: The recipe's `data`.
-        max_depth_m: The network's range in metres.
+        max_depth_m: The largest depth that the network predicts, in metres.
 
     Raises:
         RecipeError: If a setting is invalid.
@@ -72,7 +72,7 @@ def settings_of(data: dict, max_depth_m: float) -> DataSettings:
 
 
 def loading_of(data: dict) -> Loading:
-    """Returns the loading settings of a recipe's `data`, for any dataset. Raises RecipeError."""
+    """Returns the loading settings of a recipe's `data`; raises RecipeError if one is invalid."""
     node = {key: value for key, value in data.items() if key in Loading.__dataclass_fields__}
     return settings({"data": node}, "data", Loading)
 
@@ -101,9 +101,9 @@ def build_dataset(
     Raises:
         RecipeError: If options are invalid or contradict each other.
         DataError: If files are missing or no frame is left.
-        TeacherError: If cached maps were made for another recipe.
+        TeacherError: If cached teacher maps were made for another depth range or another crop.
     """
-    # Without validation no frame is held out.
+    # If the run doesn't validate, all frames are used for training.
     if held_out is None and split == "train" and not data.validates:
         held_out = ()
     left_out = _TRAINING_CROPS if as_evaluated else ()
@@ -121,7 +121,7 @@ def build_dataset(
         held_out=held_out,
     )
     contract.check_dataset(frames, f"data ({node['name']})")
-    # An external dataset may have no attribute `maps`.
+    # Check the cached teacher maps. A dataset from outside may have no attribute `maps`.
     if getattr(frames, "maps", None) is not None:
         teacher_maps.check(frames.maps, data.max_depth_m, data.part.get("kb_crop"))
     if data.decoded_folder is not None:
@@ -130,9 +130,13 @@ def build_dataset(
 
 
 def _check_one_scale(node: dict, resize: Resize) -> None:
-    """Raises RecipeError if training frames would be resized by another factor than evaluation's.
+    """Raises RecipeError if training frames would be resized by another factor than validation's.
 
     That happens if only training frames are cropped before they are resized to a fixed size.
+
+    Args:
+        node: The dataset's config node, `{name: NAME, **options}`.
+        resize: How images are resized.
     """
     cut = next((key for key in _TRAINING_CROPS if node.get(key) is not None), None)
     if cut is not None and (resize.mode is not None or resize.short_side is not None):

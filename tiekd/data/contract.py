@@ -1,9 +1,9 @@
-"""Checks that a dataset from outside the project returns samples as `Sample` says they are.
+"""Checks that a dataset from outside the project returns samples as `Sample` specifies them.
 
-Most mistakes would otherwise end in an unrelated error later, and images of levels 0..1 in none:
-training would see black. Costs two passes over the image, so the reader (loading/reader.py) checks
-the first sample that a worker reads. Left out: depths in another unit than metres, which one sample
-can't show.
+Most mistakes would otherwise cause an unrelated error later. An image with values 0..1 instead of
+0..255 would cause no error at all, and the network would be trained on black images. A check costs
+two passes over the image, so the reader (loading/reader.py) checks the first sample that a worker
+reads. Left out: depths in another unit than metres, which one sample can't show.
 """
 
 from typing import NoReturn
@@ -15,22 +15,22 @@ from torch.utils.data import Dataset
 from tiekd.data.sample import Sample
 from tiekd.errors import DataError, RecipeError
 
-KIND = "contract"  # DataError.kind, of an error that no other sample makes good
-_LARGEST_OF_ONES = 1.0  # a float image whose largest level is at most this is of 0..1
-_LARGEST_NORMALISED = 2.64  # white, less ImageNet's mean and divided by its deviation
-_BRIGHTEST = 510.0  # twice 255; resizing overshoots, and levels are clipped
+KIND = "contract"  # `kind` of these DataErrors, which the reader never skips
+_LARGEST_OF_ONES = 1.0  # up to this maximum, a float image is taken to have values 0..1
+_LARGEST_NORMALISED = 2.64  # the value of white after ImageNet's normalisation
+_BRIGHTEST = 510.0  # twice 255: a dataset's bicubic resizing may exceed 255
 
 
 def check_dataset(dataset, where: str) -> None:
-    """Refuses a dataset without the methods that are called.
+    """Raises an error for a dataset that is empty, or lacks a method that the loader calls.
 
     Args:
-        dataset: What `build` returned.
-        where: Its place in the recipe and its name, for the error.
+        dataset: The object that the dataset's `build` returned.
+        where: The dataset's place in the recipe and its name, for the error.
 
     Raises:
-        RecipeError: It has no `__len__` or no `__getitem__`.
-        DataError: It is empty.
+        RecipeError: If it has no `__len__` or no `__getitem__`.
+        DataError: If it is empty.
     """
     if missing := [name for name in ("__len__", "__getitem__") if not hasattr(dataset, name)]:
         raise RecipeError(
@@ -42,16 +42,16 @@ def check_dataset(dataset, where: str) -> None:
 
 
 def check_sample(sample: Sample, dataset: Dataset, index: int) -> None:
-    """Refuses a sample that isn't as `Sample` says.
+    """Raises an error if a sample isn't as `Sample` specifies.
 
     Args:
-        sample: What the dataset returned.
+        sample: The sample that the dataset returned.
         dataset: The dataset, for the error.
         index: The sample's index in it, for the error.
 
     Raises:
-        DataError: A field has another type, dtype or shape, or the image other levels; the error's
-            `kind` is KIND.
+        DataError: If a field has another type, dtype or shape, or the image's values aren't in
+            0..255. The error's `kind` is KIND.
     """
     where = f"data ({type(dataset).__module__}.{type(dataset).__name__}): sample {index}"
     if not isinstance(sample, Sample):
@@ -59,7 +59,7 @@ def check_sample(sample: Sample, dataset: Dataset, index: int) -> None:
     if not isinstance(sample.name, str):
         _refuse(where, f"name is a {type(sample.name).__name__}; it must be a string")
     where = f"{where} ({sample.name})"
-    # The image says how large everything else is.
+    # Check the image first: the depth maps and the mask must have its height and width.
     _check(where, "image", sample.image, (3, None, None), (torch.uint8, torch.float32))
     _check_levels(where, sample.image)
     height, width = sample.image.shape[1:]
@@ -81,7 +81,16 @@ def _check(
     dtypes: tuple[torch.dtype, ...],
     hint: str = "",
 ) -> None:
-    """Raises DataError unless a field is a tensor of this shape (None: any) and of these dtypes."""
+    """Raises DataError unless a field of a sample is a CPU tensor of this shape and dtype.
+
+    Args:
+        where: The sample's name and dataset, for the error.
+        field: The field's name.
+        value: The field's value.
+        shape: The required shape; None allows any size above 0.
+        dtypes: The allowed dtypes.
+        hint: Advice for the user, added to the error.
+    """
     wanted = ", ".join("HW"[axis - 1] if n is None else str(n) for axis, n in enumerate(shape))
     wanted = f"a torch tensor ({wanted}) {' or '.join(map(_name_of, dtypes))}"
     if not isinstance(value, Tensor):
@@ -97,10 +106,10 @@ def _check(
 
 
 def _check_levels(where: str, image: Tensor) -> None:
-    """Raises DataError if the levels of an image, (3, H, W), can't be 0..255.
+    """Raises DataError if the values of an image, (3, H, W), can't be grey levels 0..255.
 
-    A uint8 image can be as dark as it likes. NaN and infinity are left to the reader, which keeps
-    such an image out of the optimizer's step.
+    Any uint8 image is accepted. An image with NaN or infinity is accepted here, too: the reader
+    keeps such an image out of the optimizer's step.
     """
     if image.dtype == torch.uint8 or not image.isfinite().all():
         return

@@ -2,12 +2,13 @@
 
 There is one file for each image, depth map and teacher map, named by its path below data.root with
 `.npy` appended. It holds an array in NumPy's format (`numpy.load`): an image (3, H, W) uint8,
-upright, or a depth map (1, H, W) uint16 as it is read. A trailer (`_NOTE`) holds the size and
-modification time of the source file, and a checksum of everything before the trailer.
-bin/cache_frames.py writes the files. Files written before images were turned upright are still read
-if their images have no orientation mark. Costs 3.2 MB per KITTI frame with a teacher map, and one
-stat of the source per read. Left out: depth in NPY files, which needs no decoding, and verifying
-the checksum while training, which would read the whole file.
+upright (see orientation.py), or a depth map (1, H, W) uint16 as stored in its file. A trailer
+(`_NOTE`) holds the size and modification time of the source file, and a checksum of everything
+before the trailer. bin/cache_frames.py writes the files. Files of the format's first version, in
+which images aren't upright, are still read if their images have no EXIF orientation. Costs 3.2 MB
+per KITTI frame with a teacher map, and one stat of the source per read. Left out: depth in NPY
+files, which needs no decoding, and verifying the checksum while training, which would read the
+whole file.
 """
 
 import io
@@ -26,8 +27,8 @@ from tiekd.data import image_io, orientation
 from tiekd.data.frames import Frames
 from tiekd.errors import DataError, RecipeError
 
-# The trailer's fields: magic bytes; size (bytes) and modification time (ns) of the source; CRC-32;
-# the array's offset and its three dimensions.
+# The trailer that ends a cache file: magic bytes; size (bytes) and modification time (ns) of the
+# source; CRC-32; the array's offset and its three dimensions.
 _NOTE = struct.Struct("<8sQqIIIII")
 _MARK = b"tiekd 2\n"
 # Files with these magic bytes were written before images were turned upright and before level 65535
@@ -41,8 +42,8 @@ class Decoded:
 
     Args:
         folder: The cache's folder.
-        root: The data root: the cache file of a source below it has the same relative path; other
-            sources are cached under their absolute path.
+        root: The dataset's folder (data.root). A source below it has the same relative path in the
+            cache; other sources are cached under their absolute path.
     """
 
     def __init__(self, folder: Path, root: Path):
@@ -59,10 +60,10 @@ class Decoded:
 
         Args:
             source: The original file.
-            measured: True if the source is ground truth, in which level 65535 means not measured.
+            measured: True if the source is ground truth, in which 65535 means not measured.
 
         Returns:
-            (3, H, W) uint8 or (1, H, W) uint16, as the source was decoded.
+            The decoded image, (3, H, W) uint8, or depth map, (1, H, W) uint16.
 
         Raises:
             DataError: If the cache file is missing or corrupt, or the source has changed since it
@@ -74,7 +75,7 @@ class Decoded:
         array = torch.frombuffer(
             mapped, dtype=dtype, count=shape[0] * shape[1] * shape[2], offset=start
         ).view(shape)
-        # Old cache files still have level 65535 (not measured) in ground truth.
+        # Files of the first version still have 65535 (not measured) in ground truth: set it to 0.
         if measured and note[0] == _AS_STORED:
             array = image_io.without_levels(array, (image_io.NO_RETURN,))
         return array
@@ -84,13 +85,14 @@ class Decoded:
 
         Args:
             source: The original file.
-            decode: Function that decodes a source: (3, H, W) uint8 or (1, H, W) uint16.
+            decode: Function from the source's path to its array, (3, H, W) uint8 for an image or
+                (1, H, W) uint16 for a depth map.
 
         Raises:
             DataError: If the source can't be decoded or the array can't be written.
         """
-        # Take the source's size and time before decoding, so that the array is stale if the source
-        # changes meanwhile.
+        # Take the source's size and modification time before decoding: if the source changes
+        # meanwhile, the cache file counts as outdated.
         state = _state(source)
         array = np.ascontiguousarray(decode(source).numpy())
         file = io.BytesIO()
@@ -109,7 +111,7 @@ class Decoded:
         image_io.write_durably(path, file.getvalue())
 
     def holds(self, source: Path, thoroughly: bool = False) -> bool:
-        """Returns True if there is a complete array, made from the source as it is now.
+        """Returns True if a source's cache file is complete, and the source hasn't changed since.
 
         Args:
             source: The original file.
@@ -122,7 +124,7 @@ class Decoded:
         return not thoroughly or zlib.crc32(memoryview(mapped)[: -_NOTE.size]) == note[3]
 
     def _mapped(self, source: Path) -> tuple[mmap.mmap, tuple]:
-        """Memory-maps a source's cache file and returns it with the trailer's fields.
+        """Memory-maps a source's cache file and returns it with its trailer's fields (`_NOTE`).
 
         Raises:
             DataError: If the file is missing or corrupt, or the source has changed since.
@@ -144,7 +146,7 @@ class Decoded:
             raise DataError(
                 f"{path}: can't be read ({error}); make it again with {_PROGRAM}"
             ) from None
-        # Reject corrupt files, and arrays made before the source changed.
+        # Reject corrupt files, and files written before the source changed.
         note = _note(mapped)
         if note is None:
             raise DataError(
@@ -166,9 +168,9 @@ def attach(frames: object, folder: Path, root: Path, name: str) -> None:
     """Makes a dataset read its frames from a cache (`data.decoded`).
 
     Args:
-        frames: The dataset; its `decoded` is set.
-        folder: The folder of decoded frames.
-        root: The data root.
+        frames: The dataset; its attribute `decoded` is set to the cache.
+        folder: The folder of the cache.
+        root: The dataset's folder (data.root), to which the cache's paths are relative.
         name: The dataset's name, for messages.
 
     Raises:
@@ -187,9 +189,13 @@ def attach(frames: object, folder: Path, root: Path, name: str) -> None:
 
 
 def describe(frames: object) -> list[str]:
-    """Returns log lines about the cache: the number of missing or outdated arrays.
+    """Returns log lines with the number of a dataset's files that aren't in the cache.
 
-    This costs a stat of every file, 20 us each. There are no lines for a dataset without a cache.
+    Files that have changed since they were cached count, too. Costs a stat of every file, 20 us
+    each. There are no lines for a dataset without a cache.
+
+    Args:
+        frames: The dataset, after `attach`.
     """
     cache = getattr(frames, "decoded", None)
     if cache is None:
@@ -206,7 +212,13 @@ def describe(frames: object) -> list[str]:
 
 
 def _note(content: mmap.mmap | bytes) -> tuple | None:
-    """Returns the trailer's fields; None if it is missing or contradicts the file's size."""
+    """Returns the fields of a cache file's trailer (`_NOTE`).
+
+    Returns None if the trailer is missing or contradicts the file's size.
+
+    Args:
+        content: The content of the cache file.
+    """
     end = len(content) - _NOTE.size
     note = _NOTE.unpack_from(content, end) if end > 0 else (b"",)
     if note[0] not in (_MARK, _AS_STORED):

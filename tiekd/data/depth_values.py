@@ -1,4 +1,4 @@
-"""Checks the values in depth files: their unit, and levels that seem to mean "not measured".
+"""Checks the values in depth files: their unit, and values that seem to mean "not measured".
 
 `check_range` reads the ground truth of five frames before training and rejects depths that can't be
 metres. `levels_of` and `describe` collect statistics for bin/check_data.py, so that the user can
@@ -21,16 +21,16 @@ from tiekd.errors import DataError
 
 NEAREST_M = 0.1  # smallest plausible median depth
 FARTHEST = 3.0  # largest plausible median depth, as a multiple of max_depth
-_PROBED = 5  # number of frames that are read
-_PILE = 0.05  # minimum share of a suspicious value among the pixels that aren't 0
+_PROBED = 5  # number of frames that `check_range` reads
+_PILE = 0.05  # a value is suspicious from this share of the pixels above 0
 _8_BITS = 255
 
 
 class Levels(NamedTuple):
-    """Statistics of the values in a depth file, as stored.
+    """Statistics of the values in a depth file, as stored, i.e. before conversion to metres.
 
     Attributes:
-        kind: The kind of file, as `image_io.kind_of_depth` names it.
+        kind: The kind of file, such as "16-bit PNG" (see `image_io.kind_of_depth`).
         count: Number of pixels whose value is finite and above 0.
         largest: The largest of these values; 0 if there are none.
         piles: Suspiciously frequent values, which may mean "not measured", and their pixel counts:
@@ -44,11 +44,11 @@ class Levels(NamedTuple):
 
 
 def taken_as(frames: Frames, kind: str) -> str:
-    """Describes the unit in which depths of a kind of file are read, and the option that sets it.
+    """Describes the unit in which a kind of depth file is read, and the option that sets it.
 
     Args:
-        frames: The dataset, which has the units.
-        kind: The kind of file, as `image_io.kind_of_depth` names it.
+        frames: The dataset, whose `depth_format` has the units.
+        kind: The kind of file, such as "16-bit PNG" (see `image_io.kind_of_depth`).
     """
     if _is_float(kind):
         units_per_m = frames.depth_format.float_units_per_m or 1.0
@@ -64,18 +64,18 @@ def check_range(frames: Dataset) -> list[str]:
     """Checks the ground truth of five frames for depths that can't be metres.
 
     Args:
-        frames: The dataset; only a `Frames` is checked.
+        frames: The dataset. Only a `Frames`, which reads depth files of a known unit, is checked.
 
     Returns:
-        Lines for the log.
+        Warnings for the log; empty if there are none.
 
     Raises:
-        DataError: If the median depth of each of these frames is above three times the network's
-            range, so that nothing would be learned and the metrics would be NaN.
+        DataError: If the median depth of each of these frames is above three times max_depth, so
+            that nothing would be learned and the metrics would be NaN.
     """
     if not isinstance(frames, Frames):
         return []
-    # Select five frames, evenly spaced over those that have ground truth.
+    # Select five frames, evenly spaced over those with ground truth.
     known = [index for index, frame in enumerate(frames.frames) if frame.depth is not None]
     probed = []
     if known:
@@ -89,7 +89,11 @@ def check_range(frames: Dataset) -> list[str]:
 
 
 def turned_line(names: Sequence[str]) -> str:
-    """Returns a log line about images with ground truth that are turned by EXIF orientation."""
+    """Returns a log line about images that are turned by their EXIF orientation.
+
+    Args:
+        names: The images' paths; each image has ground truth.
+    """
     return (
         f"{len(names)} image(s) are turned by their EXIF orientation, such as {names[0]}: depth "
         "maps and intrinsics must be of the upright image"
@@ -97,10 +101,15 @@ def turned_line(names: Sequence[str]) -> str:
 
 
 def _range_lines(frames: Frames, medians: dict[str, float]) -> list[str]:
-    """Returns the log lines of `check_range` for the medians by file; raises its DataError."""
+    """Returns the warnings of `check_range`, or raises its DataError.
+
+    Args:
+        frames: The dataset, for the unit of its depth files and max_depth.
+        medians: depth file -> its median depth in metres.
+    """
     if not medians:
         return []
-    # A single frame may have unusual depths, so report only a property of all probed frames.
+    # A single frame may have unusual depths, so report only a property of all these frames.
     path, median_m = next(iter(medians.items()))
     taken = taken_as(frames, image_io.kind_of_depth(Path(path)))
     count = (
@@ -126,7 +135,7 @@ def _range_lines(frames: Frames, medians: dict[str, float]) -> list[str]:
 
 
 def levels_of(path: Path) -> Levels:
-    """Returns the statistics of a depth file, before any unit or invalid levels are applied.
+    """Returns statistics of a depth file's values, before the unit and invalid values apply.
 
     Raises:
         DataError: If there is no such file or it can't be read.
@@ -157,11 +166,11 @@ def levels_of(path: Path) -> Levels:
 
 
 def describe(frames: Frames, found: Sequence[Levels]) -> list[str]:
-    """Describes the unit of the frames' depth maps and their suspiciously frequent levels.
+    """Describes the unit of a dataset's depth maps and their suspiciously frequent values.
 
     Args:
-        frames: The dataset, which has the units and the invalid levels.
-        found: The statistics of their depth maps.
+        frames: The dataset, whose `depth_format` has the units and the invalid values.
+        found: What `levels_of` returned for each depth map.
 
     Returns:
         Lines for the user.
@@ -184,7 +193,13 @@ def describe(frames: Frames, found: Sequence[Levels]) -> list[str]:
 
 
 def _piles(frames: Frames, found: Sequence[Levels], are_float: bool) -> list[str]:
-    """Describes the suspiciously frequent values of integer or of floating-point depth maps."""
+    """Describes values that are so frequent in depth maps that they may mean "not measured".
+
+    Args:
+        frames: The dataset, whose `depth_format` has the values that are known to be invalid.
+        found: What `levels_of` returned for each depth map; all are of integers or all of floats.
+        are_float: True for maps of floating-point values.
+    """
     total = sum(levels.count for levels in found)
     pixels = Counter()
     maps = Counter()
@@ -193,8 +208,8 @@ def _piles(frames: Frames, found: Sequence[Levels], are_float: bool) -> list[str
         maps.update(levels.piles.keys())
     said = []
     for value, count in sorted(pixels.items()):
-        # Report a value only if it is frequent over all maps, and in at least two maps or the only
-        # one.
+        # Report a value only if it is frequent in all maps together, and in at least two of them
+        # (or in the only map).
         if count < _PILE * total or maps[value] < min(2, len(found)):
             continue
         is_none = value in frames.depth_format.invalid or (
@@ -211,9 +226,14 @@ def _piles(frames: Frames, found: Sequence[Levels], are_float: bool) -> list[str
 
 
 def _medians(frames: Frames, indices: Sequence[int]) -> dict[str, float]:
-    """Returns the median measured depth in metres by file, without files that can't be read.
+    """Returns {depth file: its median measured depth in metres} of some frames.
 
-    Unreadable files are reported when they are read in training.
+    Files without a measured pixel are left out. So are files that can't be read, since those are
+    reported when they are read in training.
+
+    Args:
+        frames: The dataset.
+        indices: The frames' indices in it.
     """
     medians = {}
     for index in indices:

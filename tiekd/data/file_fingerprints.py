@@ -18,9 +18,11 @@ _BLOCK = 1 << 20
 def of_each(fact: Callable, paths: Sequence[str | None]) -> list:
     """Applies a function to each path, and returns the results in order.
 
+    Uses threads for more than 4096 paths.
+
     Args:
-        fact: A function of a path, such as `size_and_time`.
-        paths: The paths; the result for None is None. Threads are used for more than 4096 paths.
+        fact: A function of one path, such as `size_and_time`.
+        paths: The paths; the result for None is None.
     """
 
     def of_part(part: Sequence[str | None]) -> list:
@@ -28,7 +30,7 @@ def of_each(fact: Callable, paths: Sequence[str | None]) -> list:
 
     if len(paths) <= _FEW:
         return of_part(paths)
-    # Each task processes many files, so that the overhead per task is small.
+    # Give each thread many files at once, so that the overhead per file is small.
     parts = [paths[start : start + _AT_ONCE] for start in range(0, len(paths), _AT_ONCE)]
     with ThreadPoolExecutor(_THREADS) as pool:
         return [value for part in pool.map(of_part, parts) for value in part]

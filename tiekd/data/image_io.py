@@ -30,7 +30,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_END = bytes(4) + b"IEND" + zlib.crc32(b"IEND").to_bytes(4, "big")
 # A cached teacher map stores round(depth / full scale * 65535) in 16 bits.
 TEACHER_MAP_LEVELS = 65535
-NO_RETURN = 65535  # level of unmeasured pixels in 16-bit ground truth of some sensors and tools
+NO_RETURN = 65535  # some 16-bit ground truth has this value where it isn't measured
 LARGEST_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # 178 million; Pillow refuses more
 _LFS = b"version https://git-lfs"
 # Formats that can hold an animation. A TIFF or MPO with several pages isn't an animation.
@@ -43,13 +43,13 @@ _MAY_MOVE = (
 
 
 class _Kind(NamedTuple):
-    """What a file should hold, for errors.
+    """A kind of file, as error messages name it.
 
     Attributes:
         noun: Such as "depth map".
-        find: What to do if there is no such file.
-        restore: What to do if the file is damaged.
-        convert: What to do if the file is of another form.
+        find: What the user can do if there is no such file.
+        restore: What the user can do if the file is damaged.
+        convert: What the user can do if the file has another format.
     """
 
     noun: str
@@ -134,7 +134,11 @@ def as_photo(image: Image.Image, name: str) -> Tensor:
 
 
 def read_image_size(path: Path) -> tuple[int, int]:
-    """Returns (height, width) of an upright image from its file's header. Raises DataError."""
+    """Returns the (height, width) that an image has when upright, from its file's header.
+
+    Raises:
+        DataError: If the file is missing, or its header can't be read.
+    """
     if not os.path.isfile(path):
         raise _missing(path, _IMAGE)
     try:
@@ -188,14 +192,19 @@ def _read_levels(path: Path, kind: _Kind) -> Tensor:
 
 
 def read_measured_levels(path: Path) -> Tensor:
-    """Reads ground truth as `read_levels` does, with NO_RETURN (not measured) replaced by 0."""
+    """Reads ground truth as `read_levels` does, and sets NO_RETURN (not measured) to 0."""
     return without_levels(read_levels(path), (NO_RETURN,))
 
 
 def without_levels(levels: Tensor, invalid: Sequence[float]) -> Tensor:
-    """Returns uint16 levels with `invalid` ones replaced by 0; the tensor itself if it has none."""
+    """Returns a depth map with invalid values set to 0; the tensor itself if it has none.
+
+    Args:
+        levels: The depth map, (1, H, W) uint16 as stored in its file.
+        invalid: The values that mean "not measured".
+    """
     values = levels.numpy()
-    largest = values.max(initial=0)  # usually below all invalid levels, so none is compared
+    largest = values.max(initial=0)  # often below all `invalid` values, which then aren't compared
     present = [
         np.uint16(level) for level in invalid if 0 <= level <= largest and level == int(level)
     ]
@@ -311,7 +320,11 @@ def needs_decoding(path: Path) -> bool:
 
 
 def write_durably(path: Path, data: bytes) -> None:
-    """Writes a file atomically, safe against a power cut. Raises DataError."""
+    """Writes a file atomically, so that even a power cut leaves it complete or absent.
+
+    Raises:
+        DataError: If the file can't be written.
+    """
     try:
         replace_bytes(path, data)
     except OSError as error:
@@ -341,9 +354,14 @@ def is_whole_depth_png(path: Path) -> bool:
 
 
 def write_depth_png(path: Path, depth_m: np.ndarray, units_per_m: float = 256.0) -> None:
-    """Writes (H, W) metres as a 16-bit PNG of round(depth * units), atomically.
+    """Writes a depth map as a 16-bit PNG of round(depth * units_per_m), atomically.
 
-    Levels saturate at 65535. A depth above 0 becomes at least level 1, since 0 means no depth.
+    Values saturate at 65535. A depth above 0 becomes at least 1, since 0 means no depth.
+
+    Args:
+        path: The file to write.
+        depth_m: (H, W) metres.
+        units_per_m: Stored units per metre.
     """
     depth_m = np.nan_to_num(depth_m)
     levels = np.clip(np.rint(depth_m * units_per_m), depth_m > 0, 65535).astype(np.uint16)
@@ -356,14 +374,22 @@ def write_image(path: Path, rgb: np.ndarray) -> None:
 
 
 def _write_png(path: Path, pixels: np.ndarray) -> None:
-    # Encoded in memory, so that the disk's errors come from one write, which cleans up.
+    # Encode in memory, so that only `replace_bytes` writes, which removes the file if that fails.
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format="PNG", compress_level=1)
     replace_bytes(path, file.getvalue(), durable=False)
 
 
 def _decode(path: Path, kind: _Kind) -> Image.Image:
-    """Decodes a file and returns the loaded image; `kind` names it in errors. Raises DataError."""
+    """Decodes an image file completely.
+
+    Args:
+        path: The file.
+        kind: What the file should hold, for the error.
+
+    Raises:
+        DataError: If the file is missing, corrupt or of another kind.
+    """
     noun = kind.noun
     if not os.path.isfile(path):  # opening a FIFO would block
         raise _missing(path, kind)
@@ -371,7 +397,7 @@ def _decode(path: Path, kind: _Kind) -> Image.Image:
         data = np.fromfile(path, dtype=np.uint8)
     except OSError as error:
         raise _unreadable(path, error) from None
-    # Detect common kinds of corruption, for which Pillow's message would not help.
+    # Recognise common kinds of bad files, for which Pillow's message would be of no help.
     if len(data) == 0:
         raise DataError(f"{path}: an empty file, no {noun}; {kind.restore}")
     if data[: len(_LFS)].tobytes() == _LFS:
@@ -405,7 +431,7 @@ def _decode(path: Path, kind: _Kind) -> Image.Image:
 def _rgb(image: Image.Image) -> Tensor:
     """Converts an image of 8 bits per channel to (3, H, W) uint8 RGB."""
     if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # Pillow warns if it is converted to RGB directly
+        image = image.convert("RGBA")  # Pillow warns if such an image is converted to RGB directly
     image = image if image.mode == "RGB" else image.convert("RGB")
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 

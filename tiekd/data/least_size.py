@@ -1,4 +1,4 @@
-"""Refuses a working resolution at which images are smaller than the network's largest stride.
+"""Refuses a resizing after which images are smaller than the network's largest stride.
 
 Such a network computes a depth without an error, but each of its coarsest features sees only
 padding beside a pixel or two. Costs reading three frames. Left out: images that are that small in
@@ -24,16 +24,16 @@ def least_side(network: nn.Module) -> int:
 
 
 def fault(resize: Resize, size: tuple[int, int], least: int, name: str) -> str | None:
-    """Returns why an image is too small at its working resolution; None if it isn't.
+    """Returns why an image is too small after resizing; None if it is large enough.
 
     Args:
-        resize: The working resolution.
-        size: (height, width) of the image's own pixels.
+        resize: How images are resized.
+        size: (height, width) of the image in its file, in pixels.
         least: Smallest side in pixels that the network can take.
         name: The image's name in the message.
     """
     canvas = resize.place(*size, name).canvas
-    # Images that aren't resized have the size that the user gave them.
+    # Accept an image that keeps its size, however small, since the user chose that size.
     if min(canvas) >= least or canvas == tuple(size):
         return None
     (height, width), (rows, columns) = size, canvas
@@ -44,13 +44,13 @@ def fault(resize: Resize, size: tuple[int, int], least: int, name: str) -> str |
 
 
 def check_frames(frames: Dataset, resize: Resize, least: int, key: str = "data.resize") -> None:
-    """Raises RecipeError if some of three frames are too small at the working resolution.
+    """Raises RecipeError if one of three frames is too small after resizing.
 
     Args:
         frames: A data set, of which the first, the middle and the last frame are read.
-        resize: The working resolution.
+        resize: How images are resized.
         least: Smallest side in pixels that the network can take.
-        key: What sets the working resolution, for the message.
+        key: The option that sets the resizing, for the message.
     """
     if least == 1 or not resize.node() or resize.at_most is not None:
         return

@@ -43,7 +43,7 @@ def list_files(
     files = []
     repeated = []
     entered = set() if leave_out is None else _identity(leave_out, lambda _: None)
-    # Enter real folders first, and links to folders when no real folder is left.
+    # Enter links to folders only when no real folder is left.
     real = deque([""])
     links = deque()
     while real or links:
@@ -61,7 +61,7 @@ def list_files(
         except OSError as error:
             on_error(error)
             continue
-        # Queue links separately, since a link may lead to a folder that a real path reaches later.
+        # Queue links separately, since a link may lead to a folder that is found without it, too.
         for entry in entries:
             path = os.path.join(below, entry.name)
             if not _is_folder(entry):
@@ -86,7 +86,12 @@ def unlistable(error: OSError, remedy: str) -> DataError:
 
 
 def _identity(folder: str | Path, on_error: Callable[[OSError], None]) -> set[tuple[int, int]]:
-    """Returns {(device, inode)} of a folder; empty if it can't be accessed."""
+    """Returns {(device, inode)} of a folder; empty if it can't be accessed.
+
+    Args:
+        folder: The folder.
+        on_error: Called with the OSError if the folder can't be accessed.
+    """
     try:
         status = os.stat(folder)
     except OSError as error:

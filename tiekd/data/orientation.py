@@ -1,10 +1,10 @@
-"""EXIF orientation ("mark"): how an image's stored pixels must be turned to be upright.
+"""EXIF orientation: the number that says how an image's stored pixels must be turned to be upright.
 
 The whole project uses upright images: training, evaluation, checks, caches and prediction. Sizes,
 depth maps, teacher maps and intrinsics refer to the upright image. A depth PNG is turned by its own
-mark. The mark is read from EXIF or XMP, in JPEG, PNG, WebP and TIFF; a corrupt mark counts as
-upright. Costs some 0.02 ms for an image that is decoded anyway, 0.1 ms if only the file's header is
-read.
+orientation, not by its image's. The orientation is read from EXIF or XMP, in JPEG, PNG, WebP and
+TIFF; a corrupt one counts as upright. Costs some 0.02 ms for an image that is decoded anyway, 0.1
+ms if only the file's header is read.
 """
 
 import os
@@ -15,7 +15,7 @@ from PIL import ExifTags, Image
 
 from tiekd.files import instead_of_file
 
-# Suppress Pillow's warning about a corrupt mark, which it would repeat for each image and process.
+# Suppress Pillow's warning about corrupt EXIF data: each process would repeat it for each image.
 warnings.filterwarnings("ignore", message="Corrupt EXIF data", category=UserWarning)
 
 UPRIGHT = 1
@@ -35,33 +35,33 @@ _CHUNK_EXTRA = 12
 
 
 def mark_of(image: Image.Image) -> int:
-    """Returns the mark of a Pillow image: 2 to 8 if it must be turned, else 1.
+    """Returns the EXIF orientation of a Pillow image: 2 to 8 if it must be turned, else 1.
 
-    The mark is 1 for an upright image, and for an image without a readable mark.
+    The result is 1 for an upright image, and for an image without a readable orientation.
     """
     try:
         late = image.format == "PNG" and _has_late_chunks(image)
-        # PngImageFile.getexif decodes all pixels, so call it only if the mark may follow them.
+        # PngImageFile.getexif decodes all pixels, so call it only if EXIF data may follow them.
         exif = image.getexif() if late else Image.Image.getexif(image)
         mark = exif.get(ExifTags.Base.Orientation, UPRIGHT)
         return mark if mark in _TURNS else UPRIGHT
-    except Exception:  # noqa: BLE001 - a corrupt mark raises many types; it counts as upright
+    except Exception:  # noqa: BLE001 - corrupt EXIF data raises many types of errors
         return UPRIGHT
 
 
 def mark_in(path: Path) -> int:
-    """Returns the mark in a file's header; 1 if the file has no mark or isn't an image."""
-    if instead_of_file(path):  # reading the pixels raises the error
+    """Returns the EXIF orientation in a file's header; 1 if it has none or isn't an image."""
+    if instead_of_file(path):  # no regular file: decoding it later raises the error
         return UPRIGHT
     try:
         with Image.open(path) as image:
             return mark_of(image)
-    except Exception:  # noqa: BLE001 - a video or a corrupt file: decoding raises an error
+    except Exception:  # noqa: BLE001 - decoding a video or a corrupt file later raises the error
         return UPRIGHT
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Returns the image turned as its mark says; the image itself if it is upright."""
+    """Returns the image turned as its EXIF orientation says; the image itself if it is upright."""
     image.load()
     if image.format == "TIFF":  # Pillow turns TIFF images when it loads them
         return image
@@ -70,7 +70,7 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Returns (height, width) of an opened image once it is upright."""
+    """Returns the (height, width) that a Pillow image has after it is turned upright."""
     if image.format == "TIFF":  # Pillow reports the upright size of TIFF images
         return image.height, image.width
     if mark_of(image) in _SWAP_SIDES:
@@ -79,7 +79,7 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def _has_late_chunks(image: Image.Image) -> bool:
-    """Returns True if a PNG file has chunks after its pixel data, which may hold the mark.
+    """Returns True if a PNG file has chunks after its pixels, which may hold the EXIF orientation.
 
     Pillow reads such chunks only after the pixels.
     """
@@ -89,7 +89,7 @@ def _has_late_chunks(image: Image.Image) -> bool:
     try:
         descriptor = file.fileno()
     except OSError:
-        return True  # a file in memory has no descriptor: assume that there are such chunks
+        return True  # a file in memory can't be read by descriptor: assume late chunks
     start = _PNG_HEAD
     pixels_came = False
     while len(head := os.pread(descriptor, _CHUNK_HEAD, start)) == _CHUNK_HEAD:

@@ -15,10 +15,10 @@ from tiekd.errors import DataError, RecipeError
 UNMATCHED = ("refuse", "allow")
 _MOST = 0.5  # share of files without a partner above which "refuse" raises an error
 _EXAMPLES = 3
-_TRIED_DEPTHS = 3  # number of depth maps from which rules are derived
+_TRIED_DEPTHS = 3  # number of depth maps from which naming rules are derived
 _TRIED_IMAGES = 200  # number of images with which each of these depth maps is compared
-_COUNTED = 1000  # number of images on which each rule is tested
-_RULE_FITS = 2  # minimum number of pairs that a rule must explain, or all if there are fewer
+_COUNTED = 1000  # number of images on which each naming rule is tested
+_RULE_FITS = 2  # minimum number of pairs that a naming rule must explain, or all if fewer
 
 
 def check_pairs(
@@ -28,7 +28,7 @@ def check_pairs(
     depth_files: Mapping[str, str],
     unmatched: str,
 ) -> list[str]:
-    """Counts the files without a partner, and gives a few examples.
+    """Counts the images and depth maps without a partner, and gives a few examples.
 
     Args:
         images: Folder of the images, for messages.
@@ -41,7 +41,7 @@ def check_pairs(
             accepts both.
 
     Returns:
-        A line for each kind of file without a partner.
+        One line about images without a partner, and one about depth maps, if there are any.
 
     Raises:
         RecipeError: If `unmatched` isn't allowed.
@@ -66,10 +66,10 @@ def check_pairs(
             f"{len(without)} of {len(image_files)} images in {images} match no depth map, such as "
             f"{named}"
         )
-    # Guess the naming rule, then raise the error or return the report.
+    # Guess the rule by which depth maps are named, for the message.
     rule = naming_rule(without, alone) if alone and without else None
     guess = "" if rule is None else f"; depth maps seem to be named {rule}"
-    # If every image has its depth map, surplus depth maps don't indicate another naming rule.
+    # If every image has its depth map, further depth maps are no error.
     too_many_alone = bool(without) and len(alone) > _MOST * len(depth_files)
     too_many = too_many_alone or len(without) > _MOST * len(image_files)
     nothing = len(alone) == len(depth_files)
@@ -92,7 +92,7 @@ def naming_rule(images: Sequence[str], depths: Sequence[str]) -> str | None:
     Returns:
         The rule in words; None if no rule is likely.
     """
-    # First try rules under which both names become equal: case, accents, zeros, folders.
+    # First try to ignore differences in case, accents, leading zeros or folders.
     for words, alike in (
         ("like images but for upper and lower case", str.lower),
         (
@@ -107,8 +107,8 @@ def naming_rule(images: Sequence[str], depths: Sequence[str]) -> str | None:
             alike(name) in of_images for name in depths
         ) >= min(_RULE_FITS, len(depths), len(images)):
             return words
-    # Then derive prefixes, suffixes and replaced substrings from a few pairs, and count for how
-    # many images each rule gives the name of a depth map.
+    # Then derive rules from a few pairs (an added or removed prefix and suffix, or a replaced
+    # substring), and count for how many images each rule gives the name of a depth map.
     known = set(depths)
     fitting = {}
     few = min(len(images), len(depths))
@@ -124,9 +124,13 @@ def naming_rule(images: Sequence[str], depths: Sequence[str]) -> str | None:
 
 
 def _rules_of(image: str, depth: str) -> Iterator[tuple[str, Callable[[str], str | None]]]:
-    """Yields (rule in words, function) for each rule that gives this depth map's name.
+    """Yields each rule by which a depth map's name may be made from an image's name.
 
-    The function converts an image's path to the depth map's path by the rule.
+    A rule is (the rule in words, function from an image's path to its depth map's path).
+
+    Args:
+        image: Path of an image without suffix, relative to the folder of images.
+        depth: Path of a depth map without suffix, relative to the folder of depth maps.
     """
     image_name = PurePosixPath(image).name
     depth_name = PurePosixPath(depth).name
@@ -150,7 +154,7 @@ def _rules_of(image: str, depth: str) -> Iterator[tuple[str, Callable[[str], str
 
 
 def _renamed(path: str, rename: Callable[[str], str]) -> str:
-    """Returns the path with `rename` applied to the file name."""
+    """Returns a path with `rename` applied to the part after the last slash, its file name."""
     folder, slash, name = path.rpartition("/")
     return f"{folder}{slash}{rename(name)}"
 

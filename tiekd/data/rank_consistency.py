@@ -23,7 +23,7 @@ def check_same(datasets: Mapping[str, Dataset]) -> None:
     """Compares the frames of all ranks. Collective.
 
     Args:
-        datasets: The datasets, keyed by the word for them in messages, such as "training".
+        datasets: This rank's datasets, keyed by their names in messages, such as "training".
 
     Raises:
         DataError: On every rank, if a rank's frames differ from rank 0's. The message names the
@@ -54,7 +54,7 @@ def check_same(datasets: Mapping[str, Dataset]) -> None:
 
 
 def _rows(dataset: Dataset) -> list[str]:
-    """Returns one string per frame (its name and depth file), in the dataset's order.
+    """Returns one string per frame of a dataset, with the frame's name and depth file, in order.
 
     For a dataset without files, the strings are the indices.
     """
@@ -72,7 +72,12 @@ def _digest(rows: Sequence[str]) -> bytes:
 
 
 def _difference(first: Sequence[str], here: Sequence[str]) -> str:
-    """Describes how this rank's rows differ from rank 0's (`first`): counts and one frame."""
+    """Describes how this rank's frames differ from rank 0's: their counts and one frame.
+
+    Args:
+        first: What `_rows` returned on rank 0.
+        here: What `_rows` returned on this rank.
+    """
     counts = f"{len(here)} there, {len(first)} on rank 0"
     theirs, ours = set(first), set(here)
     for row in [*first, *here]:

@@ -52,16 +52,18 @@ def refuse(
     *,
     own: str | None = None,
 ) -> None:
-    """Raises LaunchError if an output folder is one from which the data set reads, or below one.
+    """Raises LaunchError for an output folder whose files the data set could read as frames.
+
+    That is a folder that the data set reads, or one below it, if the data set also reads files with
+    the outputs' suffixes there.
 
     Args:
-        option: The option that names the output, for the message.
-        out: The folder; it needn't exist.
-        suffixes: Suffixes of the files that are written there. Below a folder from which only files
-            with other suffixes are read they may be written.
+        option: The option that names the output folder, for the message.
+        out: The output folder; it needn't exist.
+        suffixes: Suffixes of the files that are written there.
         data: The recipe's `data`.
         maps: The recipe's `teacher.maps`.
-        own: The option whose folder is the program's own output, such as DECODED.
+        own: The option whose folder is the program's own output, such as DECODED, which is allowed.
     """
     place = os.path.realpath(out)
     for name, (folder, read) in read_folders(data, maps).items():

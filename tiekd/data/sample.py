@@ -14,9 +14,9 @@ from torch import Tensor
 class Sample(NamedTuple):
     """One frame, as a dataset returns it or after augmentation.
 
-    A dataset doesn't set `table`, `place` and `size`. Augmentation sets them and crops the tensors
-    to the region of the frame from which the augmented window is resampled. The window itself is
-    resampled later, on the device (tiekd/data/augment/resample.py).
+    A dataset doesn't set `table`, `place` and `size`. Augmentation sets them, and crops the tensors
+    to what the window (the rotated, flipped and cropped image) needs. The window itself is computed
+    later, on the device (tiekd/data/augment/resample.py).
 
     Attributes:
         image: (3, H, W) uint8 or float32 RGB, grey levels 0..255.
@@ -31,8 +31,8 @@ class Sample(NamedTuple):
         table: (3, 256) float32 lookup table, the augmented and normalised value of each grey level
             per channel; None as a dataset returns it.
         place: (8,) float64, the affine map from the window to `image` (see `resample` in
-            tiekd/data/augment/resample.py); None if the image is the window.
-        size: (height, width) of the window in pixels; None if the image is the window.
+            tiekd/data/augment/resample.py); None if `image` isn't to be cropped on the device.
+        size: (height, width) of the window in pixels; None like `place`.
     """
 
     image: Tensor
@@ -64,7 +64,7 @@ def in_metres(sample: Sample) -> Sample:
 def in_grey_levels(sample: Sample) -> Sample:
     """Returns the sample with a uint8 image, clipped to 0..255 and rounded.
 
-    One NumPy pass takes half of torch's time.
+    NumPy is used, because it takes half of torch's time.
     """
     if sample.image.dtype == torch.uint8:
         return sample

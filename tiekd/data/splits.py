@@ -18,7 +18,7 @@ from tiekd.files import instead_of_file
 
 _LINE = "`image ground_truth focal`"
 _BLANKS = "names with spaces can't be separated here, so link or rename such files"
-_ESCAPED = re.compile("[\udc80-\udcff]")  # surrogates for bytes that aren't UTF-8
+_ESCAPED = re.compile("[\udc80-\udcff]")  # characters that stand for bytes that aren't UTF-8
 _UTF_16 = b"\xff\xfe", b"\xfe\xff"
 _FILE = re.compile(r"\.[A-Za-z]{2,5}$|^None$")
 
@@ -45,7 +45,7 @@ def read_split(path: Path) -> list[SplitLine]:
         DataError: If the file is missing or empty, or a line is malformed.
     """
     lines = read_lines(path, f"a line is {_LINE}")
-    # The majority of the lines decides the format, so that a single malformed line is reported.
+    # Most lines decide if the file has image names alone, so that one malformed line is an error.
     names_alone = sum(len(line.split()) == 1 for _, line in lines) * 2 > len(lines)
     parse = _parse_name if names_alone else _parse
     return [parse(line, f"{path}:{number}") for number, line in lines]
@@ -65,7 +65,7 @@ def read_lines(
         DataError: If the file is missing, empty, unreadable or not text.
     """
     try:
-        found = instead_of_file(path)  # opening a FIFO blocks
+        found = instead_of_file(path)  # no regular file: opening a FIFO would block
         if found is not None:
             raise DataError(f"{path}: {found}, no split file; give a text file, {rule}")
         data = path.read_bytes()
@@ -93,6 +93,10 @@ def _refuse_other_separators(line: str, where: str) -> None:
     """Raises DataError for a line whose values are separated by commas or semicolons.
 
     A comma or semicolon within a single name is allowed.
+
+    Args:
+        line: The line's text.
+        where: File and line number, for the message.
     """
     # A comma or semicolon is a separator if a blank follows it, or if several of the separated
     # strings look like file names.
@@ -106,17 +110,17 @@ def _refuse_other_separators(line: str, where: str) -> None:
 
 
 def below_root(name: str, where: str) -> str:
-    """Returns the name without leading slashes.
+    """Checks a path from a split file, and returns it without leading slashes.
 
-    Only the text of the path is checked. Links are followed, since they are the user's own: both
-    links below the root and a root that is a link.
+    Only the path's text is checked. It may lead outside the data root by a symbolic link, since
+    that is the user's own.
 
     Args:
-        name: A path from a split file.
-        where: File and line, for the message.
+        name: The path.
+        where: File and line number, for the message.
 
     Raises:
-        DataError: If the name contains `..`, names no file or has a zero byte.
+        DataError: If the path contains `..`, names no file or has a zero byte.
     """
     if ".." in name.split("/"):
         raise DataError(f"{where}: {name} leads out of the data root; give a path below it")

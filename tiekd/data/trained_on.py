@@ -43,10 +43,10 @@ class TrainedOn(NamedTuple):
 
 
 class Overlap(NamedTuple):
-    """The number of a dataset's frames that the weights were trained on.
+    """The number of a dataset's frames that a network was trained on.
 
     Attributes:
-        seen: Number of frames that were trained on.
+        seen: Number of frames that it was trained on.
         frames: Number of frames in the dataset.
         estimated: True if not all hashes were kept, so that `seen` is an estimate.
     """
@@ -57,7 +57,7 @@ class Overlap(NamedTuple):
 
     @property
     def is_whole(self) -> bool:
-        """True if all frames were trained on."""
+        """True if the network was trained on all frames of the dataset."""
         return self.seen >= self.frames > 0
 
     def __str__(self) -> str:
@@ -77,13 +77,16 @@ def hashes_of(dataset: Dataset) -> list[int] | None:
 
 
 def trained_on(dataset: Dataset) -> TrainedOn | None:
-    """Returns the record of a training set; None for a dataset without files."""
+    """Returns the record of a training set's frames; None for a dataset without files."""
     hashes = hashes_of(dataset)
     return None if hashes is None else _thinned(hashes, 0)
 
 
 def union(first: TrainedOn | None, second: TrainedOn | None) -> TrainedOn | None:
-    """Returns the union of two records; if one of them is None (unknown), returns the other."""
+    """Returns the record of two training sets together, such as before and after fine-tuning.
+
+    If one of the records is None (unknown), returns the other.
+    """
     if first is None or second is None:
         return second if first is None else first
     bits = max(first.zero_bits, second.zero_bits)
@@ -91,20 +94,20 @@ def union(first: TrainedOn | None, second: TrainedOn | None) -> TrainedOn | None
 
 
 def overlap(record: TrainedOn | None, hashes: Iterable[int] | None) -> Overlap | None:
-    """Counts the frames with these hashes (see `hashes_of`) in a record.
+    """Counts how many of a dataset's frames are in the record of a training set.
 
     Args:
-        record: The record of a training set; None if unknown.
-        hashes: One hash per frame; None if unknown.
+        record: The record; None if unknown.
+        hashes: One hash per frame of the dataset (see `hashes_of`); None if unknown.
 
     Returns:
-        The overlap; None if either is unknown.
+        The counts; None if either is unknown.
     """
     if record is None or hashes is None:
         return None
     hashes = list(hashes)
     known = set(record.hashes.tolist())
-    # A thinned record has only hashes with `zero_bits` trailing zero bits: count the frames with
+    # A large record keeps only hashes with `zero_bits` trailing zero bits: count the frames with
     # such hashes, and extrapolate to all frames.
     asked = [value for value in hashes if _ends_in_zeros(value, record.zero_bits)]
     seen = sum(value in known for value in asked)
@@ -114,12 +117,15 @@ def overlap(record: TrainedOn | None, hashes: Iterable[int] | None) -> Overlap |
 
 
 def as_plain(record: TrainedOn | None) -> dict:
-    """Returns the record as an entry to add to a weights file; empty if the record is None."""
+    """Returns {KEY: the record as a plain dict}, to add to a weights file; {} for None."""
     return {} if record is None else {KEY: {"hashes": record.hashes, "zero_bits": record.zero_bits}}
 
 
 def from_plain(state: Mapping) -> TrainedOn | None:
-    """Returns the record from a weights file's content; None for external and older files."""
+    """Returns the record in the content of a weights file.
+
+    Returns None for files that were written before there were records, or by other programs.
+    """
     node = state.get(KEY)
     if not isinstance(node, Mapping) or not isinstance(node.get("hashes"), Tensor):
         return None
@@ -151,7 +157,13 @@ def _hash(name: str, size: int | None) -> int:
 
 
 def _thinned(hashes: Iterable[int], zero_bits: int) -> TrainedOn:
-    """Returns a record of at most MAX_HASHES hashes, with `zero_bits` zero bits or more."""
+    """Returns a record that keeps at most MAX_HASHES of some hashes.
+
+    Args:
+        hashes: The hashes.
+        zero_bits: Number of trailing zero bits that kept hashes must have at least. It is raised
+            until few enough are kept.
+    """
     kept = sorted({value for value in hashes if _ends_in_zeros(value, zero_bits)})
     while len(kept) > MAX_HASHES:
         zero_bits += 1

@@ -24,7 +24,7 @@ _DOTS_UP_TO = 40  # a curve of at most this many points also shows each point as
 
 
 class Curve(NamedTuple):
-    """One curve.
+    """One curve of a chart.
 
     Attributes:
         xs: The x values.
@@ -38,17 +38,22 @@ class Curve(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """A dashed vertical line at `x`, in the RGB colour `colour`."""
+    """A dashed vertical line in a chart.
+
+    Attributes:
+        x: Its position on the x axis.
+        colour: RGB, 0 to 255.
+    """
 
     x: float
     colour: Colour
 
 
 class _Axes(NamedTuple):
-    """The plot's box and the value ranges of its axes.
+    """The position of a chart's plot in the image, and the value ranges of its axes.
 
     Attributes:
-        box: (left, top, right, bottom) in pixels.
+        box: (left, top, right, bottom) of the plot in pixels.
         x_range: The values at the left and right border.
         y_range: The values at the bottom and top border.
     """
@@ -58,16 +63,20 @@ class _Axes(NamedTuple):
     y_range: tuple[float, float]
 
     def place(self, xs, ys) -> np.ndarray:
-        """Converts N points to (N, 2) pixels (x, y), relative to the box's top left corner.
+        """Converts N points to pixels (x, y) relative to the plot's top left corner, (N, 2).
 
         A coordinate is NaN if its value is NaN.
+
+        Args:
+            xs: N values on the x axis.
+            ys: N values on the y axis.
         """
         left, top, right, bottom = self.box
         xs, ys = np.asarray(xs, dtype=float), np.asarray(ys, dtype=float)
         x_share = (xs - self.x_range[0]) / (self.x_range[1] - self.x_range[0])
         y_share = (ys - self.y_range[0]) / (self.y_range[1] - self.y_range[0])
-        # Clip far outside the plot: it changes nothing visible, and larger coordinates would
-        # overflow in Pillow.
+        # Limit coordinates, since Pillow overflows if they are too large. The limit is far outside
+        # the plot, so nothing visible changes.
         return np.clip(
             np.stack([x_share * (right - left), (1 - y_share) * (bottom - top)], axis=1), -1e4, 1e4
         )
@@ -102,7 +111,7 @@ def chart(
     draw = ImageDraw.Draw(canvas)
     draw.text((10, 6), title, font=fonts[0], fill=INK)
     top = 30 if title else 12
-    # Compute the ranges, the ticks, and the box that remains beside the tick labels.
+    # Compute the axes' ranges and ticks, and the space that the tick labels leave for the plot.
     x_range = x_range or _extent([curve.xs for curve in curves])
     y_range = y_range or _extent([curve.ys for curve in curves])
     y_ticks = ticks(*y_range, max((size[1] - top) // 45, 3))
@@ -118,11 +127,13 @@ def chart(
 
 
 def ticks(low: float, high: float, at_most: int) -> list[float]:
-    """Returns the multiples, from low to high, of a step of 1, 2 or 5 times a power of ten.
+    """Returns round numbers at which to draw an axis's ticks, in ascending order.
+
+    They are the multiples of a step that is 1, 2 or 5 times a power of ten.
 
     Args:
-        low: Start of the range.
-        high: End of the range.
+        low: Start of the axis.
+        high: End of the axis.
         at_most: Approximate maximum number of ticks.
     """
     least = (high - low) / max(at_most, 1)
@@ -140,9 +151,15 @@ def label(number: float) -> str:
 def legend(
     draw, place: tuple[float, float], font, colour: Colour, name: str, dashed: bool = False
 ) -> float:
-    """Draws one legend entry and returns the x coordinate at which the next one begins.
+    """Draws one legend entry, and returns the x coordinate in pixels at which the next one begins.
 
-    `place` is (left, vertical centre) in pixels. `dashed` draws a dashed line for a `Mark`.
+    Args:
+        draw: Pillow's drawing object of the image.
+        place: (left, vertical centre) of the entry in pixels.
+        font: Font of the name.
+        colour: RGB of the curve.
+        name: Name of the curve.
+        dashed: True for a `Mark`, which is drawn as a dashed line.
     """
     left, middle = place
     for x in range(0, 18, 6 if dashed else 18):
@@ -176,7 +193,14 @@ def _draw_axes(draw, axes: _Axes, font, y_ticks: list[float], x_label: str) -> N
 def _plot(
     canvas: Image.Image, axes: _Axes, curves: Sequence[Curve], marks: Sequence[Mark]
 ) -> Image.Image:
-    """Returns the inside of the plot with its curves, antialiased."""
+    """Draws the antialiased curves and marks of a chart, and returns the plot alone.
+
+    Args:
+        canvas: The chart's image, with the axes.
+        axes: The position of the plot in it, and the value ranges.
+        curves: The curves.
+        marks: The vertical lines.
+    """
     left, top, right, bottom = axes.box
     plot = canvas.crop(axes.box)
     large = plot.resize((plot.width * _SMOOTH, plot.height * _SMOOTH), Image.Resampling.NEAREST)
@@ -190,7 +214,7 @@ def _plot(
                 width=2 * _SMOOTH,
                 joint="curve",
             )
-            # Draw dots for short curves, and for isolated points, which have no line.
+            # Draw dots at the points of a short curve, and at a single point, which has no line.
             if len(points) <= _DOTS_UP_TO or len(part) == 1:
                 for x, y in part:
                     draw.ellipse([x - 8, y - 8, x + 8, y + 8], fill=curve.colour)
@@ -208,7 +232,11 @@ def _finite_parts(points: np.ndarray) -> list[np.ndarray]:
 
 
 def _extent(numbers: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """Returns a non-empty range that includes all finite values, with a small margin."""
+    """Returns the range of an axis: all finite values, with a small margin; never empty.
+
+    Args:
+        numbers: The values of each curve on this axis.
+    """
     values = np.concatenate([np.asarray(some, dtype=float) for some in numbers] or [np.zeros(0)])
     values = values[np.isfinite(values)]
     if not len(values):

@@ -1,9 +1,9 @@
 """Draws charts of pixels' distributions over the depth bins: the target's and the student's.
 
-The network must have a DPM head. The pixels are chosen by the frame's depths alone, so that a frame
-shows the same pixels at every evaluation: one near, one at middle depth, one far, and one at an
-object edge. A panel takes some 100 ms on the CPU. Left out: heads with adaptive bins, i.e. bins
-that depend on the image.
+The network must have a DPM head, which predicts such a distribution for each pixel. The pixels are
+chosen by the frame's depths alone, so that a frame shows the same pixels at every evaluation: one
+near, one at middle depth, one far, and one at an object edge. A panel takes some 100 ms on the CPU.
+Left out: heads with adaptive bins, i.e. bins that depend on the image.
 """
 
 from typing import NamedTuple
@@ -19,8 +19,8 @@ from tiekd.models.heads.dpm import Dpm
 from tiekd.visualization.charts import Curve, Mark, chart, legend
 from tiekd.visualization.pictures import BACKGROUND, FAINT_INK, INK, resized
 
-# Quantiles of the frame's depths. Of the pixels whose log depth is within _SAME of a quantile's log
-# depth, the one nearest to the middle column is chosen.
+# The quantiles of a frame's depths at which pixels are chosen. Of pixels whose log depth differs
+# from the quantile's by less than _SAME, the nearest to the middle column is chosen.
 _QUANTILES = {"near": 0.1, "middle": 0.5, "far": 0.9}
 _SAME = 0.05
 _EDGE_RADIUS = 2
@@ -31,18 +31,18 @@ _TRUTH = (245, 245, 245)
 _GAP = 8
 _MARGIN = 14
 _CHART = (400, 250)
-_SHOWN_MASS = 0.995  # a chart's range starts at 1 minus this quantile and ends at this quantile
+_SHOWN_MASS = 0.995  # of a distribution, a chart shows the quantiles from 1 minus this to this
 
 
 class Pixel(NamedTuple):
     """A pixel of an image, with its two distributions over the same bins.
 
     Attributes:
-        name: "near", "middle", "far" or "edge".
+        name: Why it was chosen: "near", "middle", "far" or "edge".
         row: Row of the pixel in the image.
         column: Column of the pixel in the image.
         truth: Measured depth in metres; 0 if not measured.
-        target: (K,) probabilities, the target distribution of the loss.
+        target: (K,) probabilities of the K depth bins, which the loss compares the student's with.
         student: (K,) probabilities that the student predicts.
         centres: (K,) centres of the bins in metres.
     """
@@ -57,10 +57,10 @@ class Pixel(NamedTuple):
 
 
 def choose_pixels(truth: np.ndarray, target: np.ndarray) -> list[tuple[str, int, int]]:
-    """Chooses up to four pixels of a frame: near, middle, far and edge.
+    """Chooses up to four pixels of a frame: near, middle, far and at an object edge.
 
-    Both depths are known at a chosen pixel; if no pixel has both, only the target is known. Chosen
-    pixels keep a distance from the border and from each other.
+    A chosen pixel has a measured depth and a target depth; if no pixel has both, it has a target
+    depth. Chosen pixels keep a distance from the border and from each other.
 
     Args:
         truth: (H, W) measured depth in metres, 0 or below where unknown.
@@ -70,7 +70,7 @@ def choose_pixels(truth: np.ndarray, target: np.ndarray) -> list[tuple[str, int,
         (name, row, column) of each chosen pixel.
     """
     height, width = target.shape
-    # Collect candidates: known pixels away from the border, subsampled to a bounded number.
+    # Collect candidates: pixels of known depth away from the border, at most some _MAX_CANDIDATES.
     known = np.isfinite(target) & (target > 0)
     both = known & (truth > 0)
     border = max(min(height, width) // 25, _EDGE_RADIUS)
@@ -82,7 +82,7 @@ def choose_pixels(truth: np.ndarray, target: np.ndarray) -> list[tuple[str, int,
         return []
     logs = np.log(target[rows, columns])
     off_middle = np.abs(columns - width / 2) / width
-    # Edges are chosen first, since they have the fewest candidates, and listed last.
+    # Rank candidates per name, lowest first. The edge pixel is chosen first, since fewest fit.
     ranks = {"edge": -_spread(target, known, rows, columns)}
     for name, log in zip(_QUANTILES, np.quantile(logs, list(_QUANTILES.values())), strict=True):
         away = np.abs(logs - log)
@@ -101,10 +101,12 @@ def choose_pixels(truth: np.ndarray, target: np.ndarray) -> list[tuple[str, int,
 def pixel_distributions(
     head: Dpm, features: Tensor, truth: np.ndarray, target: np.ndarray
 ) -> list[Pixel]:
-    """Returns the chosen pixels of one frame with their distributions.
+    """Chooses pixels of a frame, and returns them with target's and student's distributions.
 
-    The target distribution is that of the head's grid cell that contains the pixel, as in the loss.
-    A pixel is left out if the loss ignores its cell, or if the student's output is not finite.
+    If the head has a lower resolution than the image, one distribution belongs to a square of
+    pixels (head.stride on a side). As in the loss, the target distribution is then that of the
+    square. A pixel is left out if the loss ignores its square, or if the student's output is not
+    finite.
 
     Args:
         head: The student's head.
@@ -114,19 +116,19 @@ def pixel_distributions(
     """
     found = []
     for name, row, column in choose_pixels(truth, target):
-        # Compute the target distribution of the pixel's cell.
+        # Compute the target distribution of the head's square of pixels around this one.
         top, left = (place // head.stride * head.stride for place in (row, column))
         patch = torch.from_numpy(
             target[top : top + head.stride, left : left + head.stride].copy()
         ).to(head.edges)
         if head.stride == 1 or not (patch > 0).any():
-            # If the head has full resolution or the cell has no target, use the pixel's own depth.
+            # At full resolution, or if the square has no target depth, use this pixel's depth.
             patch = patch.new_full((head.stride, head.stride), float(target[row, column]))
         q, valid = cell_target(
             patch[None, None], head.sigma, None, head.edges, head.target, head.beyond, head.stride
         )
-        # Compute the student's distribution at the pixel's feature. Scale the indices, since the
-        # decoder's output can exceed the image if its strides don't divide the image's size.
+        # Compute the student's distribution at the pixel. Scale its indices by the ratio of the
+        # sizes, since features times stride can exceed an image whose size isn't a multiple of it.
         i = row * features.shape[2] // truth.shape[0]
         j = column * features.shape[3] // truth.shape[1]
         p = head.probabilities(features[:, :, i : i + 1, j : j + 1])
@@ -146,7 +148,7 @@ def distribution_panel(
     """Draws a panel of a frame's images with marked pixels, and a chart per pixel.
 
     Args:
-        images: title -> (H, W, 3) uint8 image of the frame.
+        images: title -> (H, W, 3) uint8 image of the frame, all of one size.
         pixels: The pixels, of which the first four get a chart.
         target_name: Name of the target's source in the legend, "teacher" or "ground truth".
 
@@ -217,10 +219,14 @@ def _chart(number: int, pixel: Pixel) -> np.ndarray:
 
 
 def _range(pixel: Pixel, xs: list[float]) -> tuple[float, float]:
-    """Returns the x range of a chart in metres.
+    """Returns the x range of a pixel's chart in metres.
 
-    It includes all of `xs` (the marks) and nearly all of both distributions. A margin is added at
-    both sides, which doesn't extend past the outermost bins.
+    It includes all of `xs` and nearly all of both distributions. A margin is added at both sides,
+    which doesn't extend past the outermost bins.
+
+    Args:
+        pixel: The pixel.
+        xs: Depths in metres at which vertical lines are drawn.
     """
     ends = list(xs)
     for p in (pixel.target, pixel.student):
@@ -233,7 +239,13 @@ def _range(pixel: Pixel, xs: list[float]) -> tuple[float, float]:
 
 
 def _marked(image: Image.Image, pixels: list[Pixel], scale: float) -> Image.Image:
-    """Draws a numbered ring around each pixel, white on black to be visible on any background."""
+    """Draws a numbered ring around each pixel, white on black to be visible on any background.
+
+    Args:
+        image: The image to draw on, which is changed.
+        pixels: The pixels; the first has number 1.
+        scale: The image's size relative to the frame in which the pixels' rows and columns count.
+    """
     draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(13)
     for number, pixel in enumerate(pixels, start=1):
@@ -258,7 +270,9 @@ def _marked(image: Image.Image, pixels: list[Pixel], scale: float) -> Image.Imag
 def _spread(
     target: np.ndarray, known: np.ndarray, rows: np.ndarray, columns: np.ndarray
 ) -> np.ndarray:
-    """Returns (N,) ratios of the largest to the smallest known depth around each pixel.
+    """Returns (N,) ratios of the largest to the smallest known depth around each of N pixels.
+
+    A large ratio means an object edge.
 
     Args:
         target: (H, W) depth in metres.

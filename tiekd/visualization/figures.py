@@ -43,13 +43,13 @@ def new_figure(width: int, height: int):
 
 
 def pixels_of(figure) -> np.ndarray:
-    """Renders a figure of `new_figure` to (height, width, 3) uint8 RGB."""
+    """Renders a figure that `new_figure` returned to an image, (height, width, 3) uint8 RGB."""
     figure.canvas.draw()
     return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
 
 
 def png_of(figure) -> bytes:
-    """Renders a figure of `new_figure` to the content of a PNG file."""
+    """Renders a figure that `new_figure` returned, and returns the bytes of a PNG file."""
     file = io.BytesIO()
     figure.savefig(file, format="png")
     return file.getvalue()

@@ -1,8 +1,8 @@
 """Writes an image file for every frame of an evaluation: image, truth, prediction and error.
 
-`FramePictures` is a watcher of `evaluate.evaluate`; each rank writes the files of its own frames.
-Costs about 0.1 s per KITTI frame and a copy to the host. Points of sparse ground truth are dilated
-so that they are visible; dense ground truth is shown as it is.
+`evaluate.evaluate` calls `FramePictures` with each batch; each rank writes the files of its own
+frames. Costs about 0.1 s per KITTI frame and a copy to the host. Points of sparse ground truth are
+dilated so that they are visible; dense ground truth is shown as it is.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ from tiekd.evaluation import metrics
 from tiekd.visualization import pictures
 
 _LARGEST_ERROR = 1 / 8  # end of the error scale, as a fraction of the end of the depth scale
-# Minimum and maximum width of a cell in pixels.
+# The minimum and maximum width, in pixels, at which each of a frame's images is drawn.
 _NARROWEST = 320
 _WIDEST = 800
 _DENSE = 0.5  # ground truth is dense if at least this fraction of the pixels is measured
@@ -28,7 +28,7 @@ _SHOWN = ("abs_rel", "rmse", "a1")
 
 
 class FramePictures:
-    """Watcher that writes `<folder>/<index in the dataset>_<name>.png` for every frame.
+    """Writes `<folder>/<index in the dataset>_<name>.png` for every frame of an evaluation.
 
     The zero-padded index makes a folder listing follow the dataset's order.
 
@@ -36,7 +36,7 @@ class FramePictures:
         folder: The folder to write to.
         num_frames: Number of frames in the dataset.
         max_depth: End of the depth scale in metres; the error scale ends at an eighth of it.
-        resize: The working resolution of the batches' images, which are drawn at their own size.
+        resize: How the batches' images were resized. They are drawn at their original size.
     """
 
     def __init__(self, folder: Path, num_frames: int, max_depth: float, resize: Resize = OWN_SIZE):
@@ -51,8 +51,8 @@ class FramePictures:
         Args:
             indices: The frames' indices in the dataset.
             batch: The batch.
-            depth: (B, 1, H, W) predicted metres.
-            rows: (B, number of metrics), in the order of METRIC_NAMES.
+            depth: (B, 1, H, W) predicted depth in metres, at the size of the ground truth.
+            rows: (B, number of metrics), each frame's metrics in the order of METRIC_NAMES.
         """
         image = restored(batch.image, self.resize, tuple(batch.depth.shape[-2:]), smooth=True)
         images, truths, depths = (t.float().cpu().numpy() for t in (image, batch.depth, depth))
@@ -77,7 +77,7 @@ def frame_picture(
     """Draws image and ground truth above prediction and error, with scales in metres.
 
     Args:
-        image: (3, H, W) float, normalised.
+        image: (3, H, W) float, ImageNet-normalised.
         truth: (H, W) ground truth in metres, 0 where not measured.
         depth: (H, W) predicted depth in metres.
         max_depth: End of the depth scale in metres; the error scale ends at an eighth of it.
@@ -98,7 +98,7 @@ def frame_picture(
     }
     width = min(max(truth.shape[1], _NARROWEST), _WIDEST)
     titles = list(cells)
-    # Draw two panels of two cells each, so that both rows have titles.
+    # Draw two panels of two images each, since a panel has titles above its first row only.
     halves = [
         pictures.panel([[cells[title] for title in pair]], pair, max_depth, max_error, width)
         for pair in (titles[:2], titles[2:])
@@ -107,18 +107,24 @@ def frame_picture(
 
 
 def growth(truth: np.ndarray) -> int:
-    """Returns the radius in pixels by which to dilate measured points so that they are visible.
-
-    The radius is 0 for dense ground truth.
+    """Returns by how many pixels to dilate measured points so that they are visible.
 
     Args:
         truth: (H, W) metres, 0 where not measured.
+
+    Returns:
+        1 for sparse ground truth, 0 for dense ground truth.
     """
     return 0 if np.count_nonzero(truth > 0) >= _DENSE * truth.size else 1
 
 
 def _captioned(below: np.ndarray, caption: str) -> np.ndarray:
-    """Returns a strip with a caption, in the width and background colour of the image `below`."""
+    """Draws a line of text on an image of its own, to put above another image.
+
+    Args:
+        below: The other image, whose width and background colour are used.
+        caption: The text.
+    """
     strip = Image.new("RGB", (below.shape[1], _CAPTION_HEIGHT), tuple(below[0, 0].tolist()))
     ImageDraw.Draw(strip).text(
         (14, _CAPTION_HEIGHT - 6),

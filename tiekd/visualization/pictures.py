@@ -19,8 +19,8 @@ UNKNOWN = (52, 52, 56)
 BACKGROUND = (24, 24, 27)
 INK = (235, 235, 238)
 FAINT_INK = (160, 160, 168)
-# Colours at equal steps of the scales: far to near for depth (similar to Google's Turbo), small to
-# large for errors (similar to Inferno), and low to high for entropies.
+# Colours (hexadecimal RGB) at equal steps of a colour scale: far to near for depth (similar to
+# Google's Turbo), small to large for errors (similar to Inferno), and low to high for entropies.
 _DEPTH_ANCHORS = "3a2a8c 4669e0 28bbec 31f299 a2fc3c edd03a fb8022 d23105 7a0403"
 _ERROR_ANCHORS = "000004 320a5e 781c6d bc3754 ed6925 fbb61a fcffa4"
 _ENTROPY_ANCHORS = "081d3a 1d4e89 1f87a8 4dbfa5 b5e48c f9f6c1"
@@ -100,7 +100,7 @@ def dilate(sparse: np.ndarray, radius: int = 2) -> np.ndarray:
 
 
 def denormalise(image: np.ndarray) -> np.ndarray:
-    """Converts a normalised image, (3, H, W) float, to (H, W, 3) uint8 RGB."""
+    """Converts an ImageNet-normalised image, (3, H, W) float, to (H, W, 3) uint8 RGB."""
     pixels = image.transpose(1, 2, 0) * np.float32(IMAGENET_STD) + np.float32(IMAGENET_MEAN)
     return np.rint(np.clip(np.nan_to_num(pixels), 0, 255)).astype(np.uint8)
 
@@ -143,7 +143,7 @@ def sheet(
     max_entropy: float | None = None,
     cell_width: int = 400,
 ) -> np.ndarray:
-    """Draws the images of one frame with their titles, in two columns, or three if they are narrow.
+    """Draws the images of one frame with titles, in two columns, or three if they are narrow.
 
     Args:
         cells: title -> (H, W, 3) uint8 image.
@@ -160,7 +160,7 @@ def sheet(
     height, width = images[0].shape[:2]
     columns = 2 if width > 1.5 * height else 3
     lines = [slice(i, i + columns) for i in range(0, len(titles), columns)]
-    # Enlarge subsampled images, such as entropies, to the size of the others.
+    # Bring all images to one size, since some have a lower resolution, such as entropies.
     size = (cell_width, round(height * cell_width / width))
     rows = [[np.asarray(resized(cell, size)) for cell in images[line]] for line in lines]
     return _grid(
@@ -174,7 +174,11 @@ def sheet(
 def resized(cell: np.ndarray, size: tuple[int, int]) -> Image.Image:
     """Resizes an (H, W, 3) uint8 image to (width, height).
 
-    Enlarging uses nearest-neighbour interpolation, so that it adds no colours; shrinking averages.
+    To enlarge, it repeats the nearest pixel, so that no colours are added; to shrink, it averages.
+
+    Args:
+        cell: The image.
+        size: (width, height) in pixels.
     """
     shrinks = size[0] < cell.shape[1]
     return Image.fromarray(cell).resize(
@@ -183,7 +187,13 @@ def resized(cell: np.ndarray, size: tuple[int, int]) -> Image.Image:
 
 
 def _scales(max_depth: float, max_error: float | None, max_entropy: float | None) -> list[tuple]:
-    """Returns (name, largest value, colour table) of each scale whose largest value is given."""
+    """Returns the colour scales to draw: (name, largest value, table of 256 colours) of each.
+
+    Args:
+        max_depth: End of the depth scale in metres.
+        max_error: End of the error scale in metres; None to leave it out.
+        max_entropy: End of the entropy scale in nats; None to leave it out.
+    """
     scales = [
         ("depth, m", max_depth, _DEPTH_TABLE),
         ("error, m", max_error, _ERROR_TABLE),
@@ -206,13 +216,13 @@ def _grid(
     heights = [round(row[0].shape[0] * cell_width / row[0].shape[1]) for row in rows]
     title_font = ImageFont.load_default(15)
     tick_font = ImageFont.load_default(12)
-    # Compute the top of each row.
+    # Compute the y coordinate, in pixels, at which each row of images begins.
     tops = []
     y = _MARGIN
     for height, row_titles in zip(heights, titles, strict=True):
         tops.append(y + (_TITLE if row_titles else 0))
         y = tops[-1] + height + _GAP
-    # Extend low grids, since a scale is illegible below a minimum height.
+    # Make the panel at least 150 pixels high, since a lower colour scale would be illegible.
     grid_height = max(y - _GAP - tops[0], 150)
     grid_width = max(map(len, rows)) * (cell_width + _GAP) - _GAP
     size = (2 * _MARGIN + grid_width + len(scales) * _SCALE_WIDTH, tops[0] + grid_height + _MARGIN)
@@ -226,7 +236,7 @@ def _grid(
             if row_titles:
                 middle = (left + cell_width / 2, top - _TITLE + 8)
                 draw.text(middle, row_titles[column], font=title_font, fill=INK, anchor="mm")
-    # Draw the scales.
+    # Draw the colour scales side by side at the right.
     for index, (name, largest, table) in enumerate(scales):
         left = _MARGIN + grid_width + index * _SCALE_WIDTH + 18
         draw.text((left, _MARGIN + 8), name, font=tick_font, fill=FAINT_INK, anchor="lm")
@@ -239,13 +249,19 @@ def _draw_scale(
 ) -> None:
     """Draws a vertical colour bar from 0 at the bottom to `largest`, with ticks at round numbers.
 
-    `place` is (left, top, height) in pixels.
+    Args:
+        canvas: The image to draw on.
+        draw: Pillow's drawing object of the image.
+        font: Font of the tick labels.
+        place: (left, top, height) of the bar in pixels.
+        largest: The value at the top.
+        table: (256, 3) uint8, the scale's colours.
     """
     left, top, height = place
     is_depth = table is _DEPTH_TABLE
     fractions = np.linspace(1, 0, height)
-    # The bar is linear in the position on the colour scale, so a depth tick is at the square root
-    # of the depth.
+    # Depth colours are listed from far to near, the others from small to large. The position of a
+    # depth on its scale is proportional to its square root.
     colours = table[np.rint((1 - fractions if is_depth else fractions) * 255).astype(int)]
     canvas.paste(Image.fromarray(np.repeat(colours[:, None], _BAR_WIDTH, axis=1)), (left, top))
     taken: list[int] = []
@@ -261,7 +277,10 @@ def _draw_scale(
 
 
 def _round_numbers(largest: float) -> list[float]:
-    """Returns 0, then 1, 2 and 5 times powers of ten below `largest` in descending order."""
+    """Returns the values for a scale's ticks: 0, then round numbers in descending order.
+
+    They are 1, 2 and 5 times powers of ten below `largest`, the scale's largest value.
+    """
     lowest = math.floor(math.log10(largest)) - 1
     ticks = [
         round(factor * 10.0**power, 6)

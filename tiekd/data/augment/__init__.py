@@ -1,1 +1,1 @@
-"""Augmentation: the random decisions for a training sample, and the transforms that apply them."""
+"""Augmentation: random rotation, flip, crop and colour changes of the training samples."""

@@ -1,10 +1,10 @@
-"""Crops an image to the region from which its augmented window is resampled.
+"""Geometric augmentation of a sample: the window, i.e. the rotated, flipped and cropped image.
 
-The region is a view, without a copy. Without rotation in the recipe, it is the window itself.
-Otherwise it has additional rows and columns, the same number in every sample, so that the regions
-can be stacked to a batch. tiekd/data/augment/resample.py resamples the window from the region, on
-the device. A window may extend beyond the image: pixels there are black and have depth 0, i.e.
-invalid.
+A training worker only crops the image to the region that contains the window's pixels (`cut`). The
+region is a view, without a copy. Later tiekd/data/augment/resample.py rotates and flips it on the
+device. If the recipe has no rotation, the region has the window's size. Otherwise it has additional
+rows and columns, the same number in every sample, so that the regions can be stacked to a batch. A
+window may extend beyond the image: pixels there are black and have depth 0, i.e. invalid.
 """
 
 from math import ceil, cos, floor, radians, sin
@@ -18,13 +18,17 @@ from tiekd.data.sample import Sample, in_grey_levels
 
 
 def move(sample: Sample, decisions: Decisions) -> Sample:
-    """Returns the flipped, rotated and cropped window of a sample, computed on the CPU.
+    """Rotates, flips and crops a sample, on the CPU.
 
-    The image is uint8, sampled bilinearly and rounded to a grey level; depths take the nearest
-    pixel. Pixels from outside the image are black and have depth 0, i.e. invalid.
+    The resulting image is uint8, sampled bilinearly and rounded to an integer; depths take the
+    nearest pixel. Pixels from outside the image are black and have depth 0, i.e. invalid.
+
+    Args:
+        sample: The sample as read, without augmentation.
+        decisions: The rotation angle, the flip and the crop; their colour changes aren't applied.
     """
     part = cut(sample, decisions, abs(decisions.angle))
-    # Resample the region as a batch of one image.
+    # `resample` takes batches, so add a batch dimension of 1.
     teacher_depth = None if part.teacher_depth is None else part.teacher_depth[None]
     image, depth, teacher_depth, inside = resample(
         part.image[None], part.depth[None], teacher_depth, part.place[None], part.size
@@ -40,30 +44,33 @@ def move(sample: Sample, decisions: Decisions) -> Sample:
 
 
 def cut(sample: Sample, decisions: Decisions, rotate_deg: float) -> Sample:
-    """Crops the sample to the region from which the window is resampled; the tensors are views.
+    """Crops a sample to the region that contains its augmented window; doesn't rotate or flip it.
+
+    The cropped tensors are views, except that a float32 image is rounded to uint8.
 
     Args:
-        sample: The whole frame.
-        decisions: The decisions of its augmentation.
+        sample: The sample as read, without augmentation.
+        decisions: The rotation angle, the flip and the crop that define the window.
         rotate_deg: The largest rotation angle in the recipe, in degrees. The region's size depends
-            on this angle and not on the drawn one, so that windows of one size have regions of one
-            size (if their images are large enough).
+            on this angle and not on that of `decisions`, so that windows of one size have regions
+            of one size (if their images are large enough).
 
     Returns:
-        The region as a sample, with the window's `place` in it and the window's `size`. Its
-        intrinsics are already those of the window.
+        The cropped sample. Its `place` is the affine map from the window to the region, its `size`
+        the window's (height, width) in pixels. Its intrinsics are those of the window.
     """
-    # Compute the affine map from the window to the image, with points as complex numbers x + iy.
+    # Represent points and steps in the image, in pixels, as complex numbers x + iy.
     height, width = sample.image.shape[-2:]
     centre = complex((width - 1) / 2, (height - 1) / 2)
     angle = radians(decisions.angle)
     rotation = complex(cos(angle), sin(angle)) if decisions.angle else 1
-    # Map a pixel of the window to the image: undo the flip, then the rotation about the centre.
+    # Map the window's first pixel, and its steps to the next column and row, to the image: undo the
+    # flip, then the rotation about the centre.
     to_column = rotation * (-1 if decisions.flip else 1)
     to_row = rotation * 1j
     first_column = width - 1 - decisions.left if decisions.flip else decisions.left
     first = rotation * (complex(first_column, decisions.top) - centre) + centre
-    # Find the rows and columns that the window's corners span.
+    # Find the upright rectangle of the image that contains the rotated window's corners.
     size = window_height, window_width = decisions.height, decisions.width
     corners = [
         first + to_column * c + to_row * r
@@ -76,7 +83,7 @@ def cut(sample: Sample, decisions: Decisions, rotate_deg: float) -> Sample:
     part = crop_window(sample, top, left, rows, columns)
     part = in_grey_levels(part)
 
-    # Express the map in pixels of the region instead of the image.
+    # Count the window's pixels from the first pixel of the cropped image instead of the whole one.
     first -= complex(left, top)
     place = [
         first.real,
@@ -97,14 +104,14 @@ def cut(sample: Sample, decisions: Decisions, rotate_deg: float) -> Sample:
 
 
 def crop_window(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:
-    """Crops the image and all its maps, as views, and moves the principal point accordingly.
+    """Crops a sample's image, mask and depth maps, as views, and moves its principal point.
 
     Args:
-        sample: The frame.
-        top: First row of the window.
-        left: First column of the window.
-        height: Rows of the window.
-        width: Columns of the window.
+        sample: The sample to crop.
+        top: First row to keep.
+        left: First column to keep.
+        height: Number of rows to keep.
+        width: Number of columns to keep.
     """
     rows, cols = slice(top, top + height), slice(left, left + width)
     intrinsics = sample.intrinsics.clone()
@@ -125,30 +132,36 @@ def crop_window(sample: Sample, top: int, left: int, height: int, width: int) ->
 
 
 def _span(places: list[float], size: int, window: int, more: float) -> tuple[int, int]:
-    """Returns the region along one side of the image: (first pixel, number of pixels).
+    """Returns (first pixel, number of pixels) to keep of an image along one axis (x or y).
 
     Args:
-        places: Coordinates of the window's corners along this side, in pixels.
-        size: Pixels of the image's side.
-        window: Pixels of the window's side.
-        more: Pixels by which the largest rotation widens the window's extent; 0 without rotation.
-            With rotation, 3 pixels are added for interpolation at both ends.
+        places: Coordinates of the rotated window's corners along this axis, in pixels of the image.
+        size: Number of the image's pixels along this axis.
+        window: Number of the window's pixels along this axis.
+        more: Number of pixels by which the largest rotation widens the rectangle around the window;
+            0 without rotation. With rotation, 3 pixels are added for interpolation at both ends.
     """
     count = min(size, window + (ceil(more) + 3 if more else 0))
     return max(0, min(floor(min(places)), size - count)), count
 
 
 def _moved_intrinsics(intrinsics: Tensor, decisions: Decisions, width: int, height: int) -> Tensor:
-    """Returns the intrinsics with the principal point after rotation, flip and crop.
+    """Returns the camera matrix with the principal point after rotation, flip and crop.
 
     The rotation itself (a roll of the camera) can't be expressed in a camera matrix.
+
+    Args:
+        intrinsics: (3, 3) camera matrix of the image as read, in pixels.
+        decisions: The rotation angle, the flip and the crop.
+        width: Columns of the image as read.
+        height: Rows of the image as read.
     """
     centre_x, centre_y = (width - 1) / 2, (height - 1) / 2
     dx = float(intrinsics[0, 2]) - centre_x
     dy = float(intrinsics[1, 2]) - centre_y
     angle = radians(decisions.angle)
     cosine, sine = cos(angle), sin(angle)
-    # Rotate about the image's centre, flip, then count from the window's first pixel.
+    # Rotate the principal point about the image's centre, flip it, and subtract the crop's corner.
     x = centre_x + cosine * dx + sine * dy
     y = centre_y - sine * dx + cosine * dy
     moved = intrinsics.clone()

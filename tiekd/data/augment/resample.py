@@ -1,18 +1,18 @@
 """Resamples a batch on the device: each image is rotated, flipped and cropped in one step.
 
-Workers crop each image to the region from which its window is resampled
-(tiekd/data/augment/geometry.py), and send the affine map from the window to the region. Images are
-sent as uint8 and depths as the uint16 of their files. Costs a copy in the worker; on a GPU some
-twenty small kernels per batch without a host sync; on one CPU core 5 ms for a rotated image of
-352x704 with two depth maps, 0.3 ms for an unrotated one. Results on different devices may differ by
-one grey level, due to rounding.
+The resulting image is called the window. Workers crop each image to the region that contains the
+window's pixels (tiekd/data/augment/geometry.py), and send the affine map from the window to the
+region. Images are sent as uint8 and depths as the uint16 of their files. Costs a copy in the
+worker; on a GPU some twenty small kernels per batch without a host sync; on one CPU core 5 ms for a
+rotated image of 352x704 with two depth maps, 0.3 ms for an unrotated one. Results on different
+devices may differ by one grey level, due to rounding.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# The result of `resample`: image, depth, teacher_depth and inside of the windows.
+# What `resample` returns: image, depth, teacher depth (or None), and the mask `inside`.
 Windows = tuple[Tensor, Tensor, Tensor | None, Tensor]
 
 
@@ -23,36 +23,36 @@ def resample(
     places: Tensor,
     size: tuple[int, int],
 ) -> Windows:
-    """Resamples a batch of windows from their image regions.
+    """Rotates, flips and crops a batch of images and depth maps by one affine map per image.
 
-    The image is sampled bilinearly and rounded to a grey level; depths take the nearest pixel.
-    Pixels from outside the region are black and have depth 0.
+    The image is sampled bilinearly and rounded to an integer; depths take the nearest pixel.
+    Pixels from outside the input are black and have depth 0.
 
     Args:
-        image: (B, 3, H, W) uint8, the regions of the images.
+        image: (B, 3, H, W) uint8.
         depth: (B, 1, H, W) of any dtype and unit, 0 where invalid.
         teacher_depth: Like `depth`; None without teacher maps.
-        places: (B, 8) float64, the affine map from each window to its region, in pixels of the
-            region: (x, y) of the window's first pixel, the (x, y) step to its next column, the (x,
-            y) step to its next row, then the region's height and width. Pixels beyond that height
-            and width are padding.
-        size: (h, w) of the windows.
+        places: (B, 8) float64, the affine map from each output image (the window) to its input, in
+            pixels of the input: (x, y) of the window's first pixel, the (x, y) step to its next
+            column, the (x, y) step to its next row, then the input's height and width. Input pixels
+            beyond that height and width are padding.
+        size: (h, w) of the output in pixels.
 
     Returns:
-        The windows' image (B, 3, h, w) uint8; depth (B, 1, h, w) in the input's dtype and unit;
-        teacher_depth like depth, or None; and inside (B, 1, h, w) bool, a mask that is False at
-        pixels outside the region.
+        image (B, 3, h, w) uint8; depth (B, 1, h, w) in the input's dtype and unit; teacher_depth
+        like depth, or None; and inside (B, 1, h, w) bool, a mask that is False at pixels outside
+        the input.
     """
-    # On a GPU, checking which windows are unrotated would force a host sync, so all count as
-    # rotated.
+    # Unrotated images have a faster path on the CPU only: on a GPU, checking which images are
+    # unrotated would force a host sync.
     if image.device.type != "cpu":
         return _rotated(image, depth, teacher_depth, places, size)
     maps = [depth] if teacher_depth is None else [depth, teacher_depth]
     parts = []
     for index, place in enumerate(places.tolist()):
         one = [tensor[index : index + 1] for tensor in (image, *maps)]
-        # An unrotated window has steps of one pixel along the axes; a flip makes the column step
-        # -1.
+        # Without rotation, the steps to the next column and row are one pixel along the axes; with
+        # a flip, the step to the next column is -1.
         is_upright = place[3] == place[4] == 0 and abs(place[2]) == place[5] == 1
         if is_upright and _lies_within(place, size):
             parts.append(_upright(one, place, size))
@@ -63,14 +63,25 @@ def resample(
 
 
 def _lies_within(place: list[float], size: tuple[int, int]) -> bool:
-    """Returns True if an unrotated window is entirely within its region."""
+    """Returns True if an unrotated window is entirely within its input image.
+
+    Args:
+        place: One row of `places` as in `resample`.
+        size: (height, width) of the window in pixels.
+    """
     first, top, step, *_, height, width = place
     left = first - (size[1] - 1 if step < 0 else 0)
     return left >= 0 and top >= 0 and left + size[1] <= width and top + size[0] <= height
 
 
 def _upright(planes: list[Tensor], place: list[float], size: tuple[int, int]) -> Windows:
-    """Returns one unrotated window: a view of the region, or a mirrored copy."""
+    """Crops one unrotated window: views of the input, or mirrored copies.
+
+    Args:
+        planes: The image and one or two depth maps, each with a batch dimension of 1.
+        place: One row of `places` as in `resample`.
+        size: (height, width) of the window in pixels.
+    """
     height, width = size
     flip = place[2] < 0
     left = int(place[0]) - (width - 1 if flip else 0)
@@ -84,7 +95,7 @@ def _upright(planes: list[Tensor], place: list[float], size: tuple[int, int]) ->
 
 
 def _bits(plane: Tensor) -> Tensor:
-    """Returns uint16 tensors viewed as int16, others unchanged.
+    """Returns a uint16 tensor viewed as int16, any other tensor unchanged.
 
     Some devices and versions of torch can't flip or gather uint16.
     """
@@ -98,8 +109,8 @@ def _rotated(
     places: Tensor,
     size: tuple[int, int],
 ) -> Windows:
-    """Returns the windows of a batch, each with any rotation; arguments as for `resample`."""
-    # Sample the image bilinearly. In a sampling grid, -1 and 1 are the region's outer edges.
+    """Resamples a batch whose images may be rotated by any angle; arguments as `resample`."""
+    # Sample the image bilinearly. `grid_sample` takes coordinates from -1 to 1, the outer edges.
     x, y = _coordinates(places, size)
     height, width = image.shape[-2:]
     grid = torch.stack(
@@ -111,7 +122,7 @@ def _rotated(
         .add_(0.5)
         .to(torch.uint8)
     )
-    # Gather the depths by the index of the nearest pixel.
+    # Take each depth from the nearest pixel, since a mean of two depths may be on no surface.
     columns, rows = x.add_(0.5).floor_(), y.add_(0.5).floor_()
     heights, widths = places[:, 6:].float()[..., None, None].unbind(1)
     inside = (columns >= 0) & (columns < widths) & (rows >= 0) & (rows < heights)
@@ -135,10 +146,14 @@ def _rotated(
 
 
 def _coordinates(places: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Returns x and y of the windows' pixels in their regions, each (B, h, w) float32.
+    """Returns x and y in the input of each output pixel, each (B, h, w) float32.
 
     The map is affine, so each coordinate is the sum of a term that depends on the pixel's column
     and a term that depends on its row.
+
+    Args:
+        places: (B, 8), the affine maps as in `resample`.
+        size: (h, w) of the output in pixels.
     """
     rows, columns = (
         torch.arange(count, dtype=torch.float64, device=places.device) for count in size

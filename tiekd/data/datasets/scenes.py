@@ -38,8 +38,8 @@ _MANIFEST = "scenes.json"
 _DATE = "2000_01_01"
 _TRAIN_DRIVE = f"{_DATE}_drive_0001_sync"
 _HELD_OUT_DRIVE = f"{_DATE}_drive_0002_sync"
-# LiDAR samples per pixel, before rays without a hit and lost returns are removed; about 0.04
-# remain.
+# LiDAR samples per pixel of the image. Samples without a surface and some random ones are dropped
+# later, so that about 0.04 remain.
 _RETURNS_SHARE = 0.046
 
 
@@ -81,13 +81,13 @@ def render(seed: int, index: int, height: int, width: int) -> Scene:
         raise RecipeError(
             f"scene size (height={height}, width={width}) must be 32 pixels or more each way"
         )
-    # Use independent random streams, so that a change to one stage doesn't affect the others.
+    # Use independent random streams, so that a change to the camera doesn't change the street.
     camera_seed, street_seed, lidar_seed, noise_seed = np.random.SeedSequence([seed, index]).spawn(
         4
     )
     camera = random_camera(camera_seed, height, width)
     street = random_street(Draw(street_seed))
-    # Cast rays, then keep depth within the range.
+    # Cast rays, and keep depths up to MAX_DEPTH_M. Elsewhere the depth is 0.
     hits = cast(camera, street.solids)
     near = hits.inverse_depth >= 1 / MAX_DEPTH_M
     depth = np.where(near, 1 / np.where(near, hits.inverse_depth, 1), np.float32(0))
@@ -101,14 +101,20 @@ def render(seed: int, index: int, height: int, width: int) -> Scene:
         + np.float32(0.5)
     )
     image = np.minimum(np.maximum(levels, 0), 255).astype(np.uint8)
-    # Sample the exact depth at the LiDAR's pixels.
+    # Keep the exact depth at the pixels that the LiDAR samples.
     sparse = np.where(_lidar_pixels(camera, lidar_seed), depth, np.float32(0))
     intrinsics = np.array([[camera.focal, 0, camera.cx], [0, camera.focal, camera.cy], [0, 0, 1]])
     return Scene(image, depth, sparse, intrinsics)
 
 
 def random_camera(seed: np.random.SeedSequence, height: int, width: int) -> Camera:
-    """Returns KITTI's camera 1.55..1.75 m above the ground, slightly rotated as in a moving car."""
+    """Returns KITTI's camera 1.55..1.75 m above the ground, slightly rotated as in a moving car.
+
+    Args:
+        seed: Seed of the height and the rotation.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+    """
     draw = Draw(seed)
     return look(
         draw.span(1.55, 1.75),
@@ -127,9 +133,14 @@ def _lidar_pixels(camera: Camera, seed: np.random.SeedSequence) -> np.ndarray:
     random. The beams are those of a 64-beam sensor (+2 to -8.3 degrees every 1/3, then to -24.3
     every 1/2; azimuth every 0.17), spread or thinned so that the share of pixels is that of KITTI
     at any image size.
+
+    Args:
+        camera: The camera, at whose position the LiDAR is.
+        seed: Seed of the grid's offset and of the dropped rays.
     """
     rng = np.random.Generator(np.random.PCG64(seed))
-    # Count the samples of the real sensor at this size, then scale its density to KITTI's share.
+    # Count the pixels that the real sensor samples at this image size, and scale its density so
+    # that the share of pixels is KITTI's.
     full = _beam_pixels(camera, 1.0, 0.5)
     density = math.sqrt(_RETURNS_SHARE * camera.height * camera.width / len(full[0]))
     rows, columns = _beam_pixels(camera, density, float(rng.random()))
@@ -228,7 +239,7 @@ def write_kitti_layout(
         try:
             os.rename(partial, root)
         except OSError:
-            # Another process may have finished first; anything else is a real failure.
+            # If another process has written the same set first, use that; else raise the error.
             if not _holds(root, wanted):
                 raise
     finally:
@@ -299,14 +310,14 @@ def build(
     needs_ground_truth: bool = True,
     maps: str | None = None,
 ) -> Frames:
-    """Builds the rendered set as a dataset; writes it below `options.root` on first use.
+    """Builds the dataset of rendered scenes; writes them below `options.root` on first use.
 
-    Collective.
+    All ranks must call it, since rank 0 writes first.
 
     Args:
         options: The size, seed and folder of the set.
         split: "train" or "val".
-        max_depth: The network's range in metres.
+        max_depth: The largest depth that the network predicts, in metres.
         needs_ground_truth: As in `kitti.build`; all scenes have ground truth.
         maps: Folder of cached teacher maps, read for training frames only.
 
@@ -326,10 +337,16 @@ def build(
 
 
 def _holds(root: Path, wanted: dict) -> bool:
-    """Returns True if root is a complete set with these parameters, False if it is absent or empty.
+    """Returns True if a folder is a complete set of scenes with some parameters.
+
+    Returns False if the folder is absent or empty.
+
+    Args:
+        root: The folder.
+        wanted: The parameters, as in the set's manifest.
 
     Raises:
-        DataError: If root holds anything else.
+        DataError: If the folder holds anything else.
     """
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False

@@ -1,8 +1,8 @@
 """Collates the samples of one micro-batch to a `WorkerBatch`, in the worker that read them.
 
 Costs one copy of each sample, directly into the shared memory in which the batch is sent. Left out:
-resizing. Only the image regions of rotated windows are padded to one size, if some images are too
-small for the full region.
+resizing. Only inputs of rotated images, which are cropped later on the device, are padded to one
+size; they differ in size if some images are too small for the margin that a rotation needs.
 """
 
 import torch
@@ -15,9 +15,9 @@ from tiekd.errors import DataError
 
 
 def check_sizes(samples: list[Sample]) -> None:
-    """Raises DataError if the samples differ in size, so that they can't be stacked to a batch."""
-    # A sample with a window is resampled to the window's `size`. Without windows, images and depths
-    # are stacked as they are.
+    """Raises DataError if samples of different sizes can't be stacked to a batch."""
+    # A sample whose `size` is set is cropped to that size later, on the device. Otherwise the image
+    # and the depth map are stacked as they are.
     sizes = [sample.size or tuple(sample.image.shape[-2:]) for sample in samples]
     own = [sample.size or tuple(sample.depth.shape[-2:]) for sample in samples]
     if len(set(sizes)) > 1 or len(set(own)) > 1:
@@ -35,16 +35,16 @@ def collate(
     """Collates the samples of one micro-batch.
 
     Args:
-        samples: Samples with colour tables and with sizes that `check_sizes` accepts. Either all
-            have a window or none has.
-        is_padded: See WorkerBatch.
-        skipped: See WorkerBatch.
+        samples: Samples whose `table` is set, and whose sizes `check_sizes` accepts. `place` and
+            `size` are set in all samples or in none.
+        is_padded: True if images include padding by design (`data.resize` with mode `contain`).
+        skipped: Error messages of samples that couldn't be read and were replaced by others.
     """
-    # A folder with both PNG and NPY depth maps has uint16 levels and float32 metres, which can't be
-    # stacked: convert levels to metres.
+    # Depth is uint16 from PNG files and float32 from NPY files. A batch with both can't be stacked,
+    # so convert all depths to metres.
     if len({sample.depth.dtype for sample in samples}) > 1:
         samples = [in_metres(sample) for sample in samples]
-    # Pad the image regions, since regions of windows of one size may differ in size.
+    # Pad images that will be cropped to one size on the device, but differ in size now.
     samples = _of_one_size(samples)
 
     # Stack each field; large tensors are written directly to the shared memory that is sent.
@@ -70,7 +70,7 @@ def collate(
 
 
 def _of_one_size(samples: list[Sample]) -> list[Sample]:
-    """Pads image regions with zeros, below and to the right, to the largest height and width."""
+    """Pads images and depth maps with zeros, below and to the right, to the largest size."""
     heights, widths = zip(*(sample.image.shape[-2:] for sample in samples), strict=True)
     if len(set(heights)) == len(set(widths)) == 1:
         return samples

@@ -13,7 +13,10 @@ from tiekd.errors import UserError
 
 
 def on_device(batches: Iterator[WorkerBatch], device: torch.device) -> Iterator[Batch]:
-    """Yields the batches in order, copied to the device."""
+    """Yields the batches in order, copied to the device.
+
+    On CUDA, the next batch is copied while the current one is used.
+    """
     if device.type != "cuda":
         return (batch.to(device) for batch in batches)
     stream = torch.cuda.Stream(device)
@@ -22,7 +25,7 @@ def on_device(batches: Iterator[WorkerBatch], device: torch.device) -> Iterator[
         with torch.cuda.stream(stream):
             return batch.to(device), stream.record_event()
 
-    # Make the consumer's stream wait for the copy.
+    # When a batch is requested, make the current stream wait for its copy.
     def finish(started: tuple[Batch, torch.cuda.Event]) -> Batch:
         batch, copied = started
         current = torch.cuda.current_stream(device)
@@ -38,13 +41,19 @@ def on_device(batches: Iterator[WorkerBatch], device: torch.device) -> Iterator[
 
 
 def one_ahead(items: Iterator, start: Callable, finish: Callable) -> Iterator:
-    """Yields `finish(start(item))` of each item; starts the next item before yielding."""
+    """Yields `finish(start(item))` for each item; starts the next item before yielding this one.
+
+    Args:
+        items: The items; reading one may raise a UserError.
+        start: Begins work on an item, such as an asynchronous copy, without waiting for it.
+        finish: Completes what `start` returned.
+    """
     started = []
     problem = None
     while problem is None:
         try:
             started.append(start(next(items)))
-        # Keep the error, and raise it after the item that was already started is yielded.
+        # Raise the error only after the item that was started before it is yielded.
         except (StopIteration, UserError) as error:
             problem = error
         if len(started) > (problem is None):

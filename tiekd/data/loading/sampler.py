@@ -27,13 +27,13 @@ from tiekd.errors import RecipeError
 
 
 def size_groups(dataset: Dataset, resize: Resize = OWN_SIZE) -> list[int]:
-    """Returns a group number for each sample; samples of equal size (after resizing) share a group.
+    """Returns a group number for each sample; samples whose images have one size share a group.
 
     This reads the header of every image file, 0.1 ms each.
 
     Args:
         dataset: The training set.
-        resize: The working resolution.
+        resize: How images are resized before they are grouped.
 
     Raises:
         RecipeError: If the dataset has no image_sizes().
@@ -59,6 +59,12 @@ def iterations_per_epoch(
     """Returns the number of global batches in an epoch, which cover every sample at least once.
 
     The last batch (of each group) is filled up with repeated samples.
+
+    Args:
+        num_samples: Size of the training set.
+        batch_size: Samples per global batch.
+        groups: A group number for each sample, so that a batch holds samples of one group; None
+            for one group.
     """
     counts = [num_samples] if groups is None else np.bincount(groups).tolist()
     return sum(-(-count // batch_size) for count in counts)
@@ -79,14 +85,14 @@ def epoch_batches(
     Returns:
         (batches, batch_size) int64.
     """
-    # Draw the permutation, and look up the group of each of its samples.
+    # Permute the samples, and look up the group of each.
     order = np.random.default_rng([seed, epoch]).permutation(num_samples)
     group_of = np.zeros(num_samples, int) if groups is None else np.asarray(groups)[order]
     batches = []
     # Form batches of positions in the permutation, one group after the other.
     for group in np.unique(group_of):
         places = np.flatnonzero(group_of == group)
-        # np.resize fills up the last batch from the group's start.
+        # np.resize repeats the group from its start to fill up the last batch.
         batches.append(np.resize(places, (-(-len(places) // batch_size), batch_size)))
     # Order the batches by the position of their first sample.
     places = np.concatenate(batches)
@@ -94,7 +100,13 @@ def epoch_batches(
 
 
 def repeats(num_samples: int, batch_size: int, groups: Sequence[int] | None = None) -> list[str]:
-    """Returns a warning for the log if a batch holds a sample several times, else nothing."""
+    """Returns a warning for the log if a batch holds a sample several times, else nothing.
+
+    Args:
+        num_samples: Size of the training set.
+        batch_size: Samples per global batch.
+        groups: A group number for each sample; None for one group.
+    """
     fewest = num_samples if groups is None else min(np.bincount(groups).tolist())
     if batch_size <= fewest:
         return []
@@ -107,7 +119,7 @@ def repeats(num_samples: int, batch_size: int, groups: Sequence[int] | None = No
 
 @dataclass(frozen=True)
 class RankShare:
-    """The share of the batches that one rank reads.
+    """The part of each global batch that one rank reads.
 
     Attributes:
         rank: The rank, from 0.
@@ -175,7 +187,7 @@ class MicroBatches(Sampler):
         batches = None
         for iteration in self.iterations:
             epoch, position = divmod(iteration, per_epoch)
-            # Draw each epoch's permutation once.
+            # Compute an epoch's batches once, when its first batch is needed.
             if epoch != drawn:
                 drawn = epoch
                 batches = epoch_batches(
@@ -188,10 +200,16 @@ class MicroBatches(Sampler):
                 yield keys[first : first + self.micro_batch_size]
 
     def _with_own_indices(self, batch: np.ndarray) -> np.ndarray:
-        """Returns the batch with repeated samples numbered beyond num_samples."""
+        """Returns a global batch in which each repetition of a sample has an index of its own.
+
+        The n-th repetition's index is the sample's index plus n * num_samples.
+
+        Args:
+            batch: (batch_size,) indices of samples.
+        """
         _, first_places, counts = np.unique(batch, return_index=True, return_counts=True)
         if len(counts) == len(batch):
             return batch
-        period = len(counts)  # a batch cycles through the available samples
+        period = len(counts)  # a batch larger than its group repeats the group in order
         assert sorted(first_places) == list(range(period))
         return batch + self.num_samples * (np.arange(len(batch)) // period)

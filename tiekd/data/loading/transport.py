@@ -29,13 +29,16 @@ from tiekd.errors import DataError
 _SHARED_BYTES = 16 * 1024  # tensors of at least this size are sent in shared memory
 # A larger pickle could fill the connection's buffer and block while the main process is busy.
 _PICKLE_BYTES = 64 * 1024
-_PIECE_BYTES = 64 * 2**20  # size of a piece; pages that aren't written take no memory
+_PIECE_BYTES = 64 * 2**20  # size of a block of shared memory; unwritten pages take no memory
 _ALIGNMENT = 64
 _NO_EXECUTION = 8  # MFD_NOEXEC_SEAL, which some systems require
 
 
 class _Piece:
-    """Anonymous memory with its own descriptor: `size` bytes, of which `used` are allocated."""
+    """A block of shared memory with its own file descriptor.
+
+    `size` bytes are mapped, of which the first `used` are allocated to tensors.
+    """
 
     def __init__(self, size: int):
         self.descriptor, self._is_file = _open_anonymous()
@@ -46,7 +49,7 @@ class _Piece:
         self.start = torch.frombuffer(self._mapped, dtype=torch.uint8, count=1).data_ptr()
 
     def take(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Allocates an uninitialised tensor in this block.
+        """Allocates an uninitialised tensor in this block of shared memory.
 
         Raises:
             DataError: If the temporary folder is full.
@@ -61,14 +64,14 @@ class _Piece:
         )
 
     def close(self) -> None:
-        """Closes the descriptor; the memory is freed with the last tensor in it."""
+        """Closes the file descriptor; the memory is freed with the last tensor in it."""
         if self.descriptor >= 0:
             os.close(self.descriptor)
         self.descriptor = -1
 
 
 class _Outbox:
-    """The shared-memory blocks in which the next message's large tensors are allocated."""
+    """Blocks of shared memory, which hold the large tensors of the message that is sent next."""
 
     def __init__(self):
         self.pieces: list[_Piece] = []
@@ -80,7 +83,7 @@ class _Outbox:
         return self.pieces[-1].take(shape, dtype)
 
     def place(self, tensor: Tensor) -> tuple[int, int] | None:
-        """Returns (piece index, byte offset) of a tensor in this outbox; None for any other."""
+        """Returns (block index, byte offset) of a tensor in these blocks; None for any other."""
         for number, piece in enumerate(self.pieces):
             offset = tensor.data_ptr() - piece.start
             if 0 <= offset < piece.used:
@@ -93,17 +96,20 @@ class _Outbox:
         self.pieces = []
 
 
-_outbox: _Outbox | None = None  # set in worker processes only
+_outbox: _Outbox | None = None  # shared memory of the next message; None in the main process
 
 
 def open_outbox() -> None:
-    """Makes this process a worker: `stack` allocates in shared memory, which `send` then sends."""
+    """Makes this process a worker: `stack` uses shared memory, and `send` sends it."""
     global _outbox
     _outbox = _Outbox()
 
 
 def stack(tensors: Sequence[Tensor]) -> Tensor:
-    """Stacks tensors of one shape and dtype; a worker stacks large ones into shared memory."""
+    """Stacks tensors of one shape and dtype along a new first dimension.
+
+    A worker stacks large tensors directly into the shared memory that `send` sends.
+    """
     shape = (len(tensors), *tensors[0].shape)
     dtype = tensors[0].dtype
     if _outbox is None or torch.Size(shape).numel() * dtype.itemsize < _SHARED_BYTES:
@@ -112,17 +118,22 @@ def stack(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def discard() -> None:
-    """Discards the tensors that were stacked since the last message."""
+    """Frees the shared memory of the tensors that were stacked since the last message."""
     _outbox.empty()
 
 
 def send(connection: Connection, value) -> None:
-    """Sends a value that can be pickled, and empties this worker's outbox.
+    """Sends a value that can be pickled, with the shared memory of its large tensors.
 
-    If pickling or allocating memory fails, nothing has been sent.
+    The worker's own references to this memory are closed. If pickling or allocating memory fails,
+    nothing has been sent.
+
+    Args:
+        connection: The connection to the main process.
+        value: The value; large tensors in it are copied to shared memory if they aren't there yet.
     """
     try:
-        # Pickle the value without its large tensors, which are in the outbox or are copied to it.
+        # Pickle the value without its large tensors, which are sent in shared memory.
         pickled = io.BytesIO()
         _Pickler(pickled, _outbox).dump(value)
         content = pickled.getvalue()
@@ -131,7 +142,7 @@ def send(connection: Connection, value) -> None:
             place = _outbox.take((len(content),), torch.uint8)
             place.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
             content = (*_outbox.place(place), len(content))
-        # Send the sizes and the pickle, then the descriptor of each piece.
+        # Send the sizes and the pickle, then the file descriptor of each block of shared memory.
         message = pickle.dumps(([piece.used for piece in _outbox.pieces], content))
         for piece in _outbox.pieces:
             os.ftruncate(piece.descriptor, piece.used)
@@ -172,8 +183,8 @@ class _Pickler(pickle.Pickler):
         if value.requires_grad or value.is_quantized or value.is_conj() or value.is_neg():
             return None
         value = value.contiguous()
-        # Small tensors are pickled; large ones are sent as (piece index, byte offset), after
-        # copying them to the outbox if they aren't there yet.
+        # Pickle the content of a small tensor, but of a large one only its position in shared
+        # memory, (block index, byte offset). Copy it there unless `stack` has put it there.
         if value.nbytes < _SHARED_BYTES:
             return (
                 value.dtype,
@@ -194,7 +205,7 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, tensor_id: tuple) -> Tensor:
         dtype, shape, place = tensor_id
         if isinstance(place, bytes):
-            if not place:  # frombuffer refuses an empty buffer
+            if not place:  # frombuffer raises an error for an empty buffer
                 return torch.empty(shape, dtype=dtype)
             values = torch.frombuffer(bytearray(place), dtype=torch.uint8)
             return values.view(dtype).view(shape)
@@ -204,8 +215,8 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _open_anonymous() -> tuple[int, bool]:
-    """Returns (descriptor, is_file) of anonymous memory; is_file if a disk file replaces it."""
-    # Some systems require a flag that older kernels reject, so both are tried.
+    """Opens anonymous memory; returns (file descriptor, True if it is a file on disk instead)."""
+    # Some systems require a flag that older kernels reject, so try without and with it.
     for flags in (0, _NO_EXECUTION) if hasattr(os, "memfd_create") else ():
         with contextlib.suppress(OSError):
             return os.memfd_create("tiekd-batch", os.MFD_CLOEXEC | flags), False
@@ -214,7 +225,13 @@ def _open_anonymous() -> tuple[int, bool]:
 
 
 def _take_room(descriptor: int, offset: int, size: int) -> None:
-    """Reserves disk space for a batch; raises DataError if the disk or the quota is full."""
+    """Reserves disk space in a file; raises DataError if the disk or the quota is full.
+
+    Args:
+        descriptor: The file's descriptor.
+        offset: First byte to reserve.
+        size: Number of bytes to reserve.
+    """
     try:
         os.posix_fallocate(descriptor, offset, size)
     except OSError as error:
@@ -235,7 +252,13 @@ def _descriptor(connection: Connection) -> int:
 
 
 def _map(descriptor: int, size: int, pin_memory: bool) -> Tensor:
-    """Returns a received piece as (size,) uint8, mapped or pinned; closes the descriptor."""
+    """Returns a received block of shared memory as (size,) uint8, and closes its descriptor.
+
+    Args:
+        descriptor: The block's file descriptor.
+        size: Bytes of the block.
+        pin_memory: True to return a copy in pinned memory, False to map the block.
+    """
     try:
         mapped = torch.frombuffer(mmap.mmap(descriptor, size), dtype=torch.uint8)
     finally:

@@ -4,8 +4,8 @@ The main process then ends with a one-line error. Each worker is a forked proces
 connection to the main process. There are no locks, queues or helper threads, so a worker uses no
 /dev/shm and two file descriptors (tiekd/data/loading/transport.py describes how batches are sent).
 A worker exits when its connection closes, however the main process ended. A worker's death
-interrupts the main thread by SIGCHLD. Left out: detecting a hang without workers, or while image
-sizes are read at the start (for batches of one size), since no other process watches the time then.
+interrupts the main thread by SIGCHLD. Left out: detecting a hang of the main process itself, which
+reads files without workers, and at the start reads the image sizes for batches of one size.
 
 Workers that don't start in time are replaced: before Python 3.12, a forked process hangs if another
 thread was being registered with Python at the moment of the fork, as gloo's threads are after a
@@ -39,8 +39,8 @@ from tiekd.errors import DataError, LaunchError
 
 TIMEOUT_S = 300.0
 _DYING_S = 2.0  # how long to wait for the exit code of a worker whose connection has closed
-_STARTING_S = 5.0  # starting usually takes some 20 ms
-_STARTS = 3  # attempts to start the workers
+_STARTING_S = 5.0  # workers that take longer to start are replaced; 20 ms is usual
+_STARTS = 3  # attempts to start all workers
 _AHEAD = 2  # batches requested from each worker in advance
 _ENDING_S = 5.0  # how long to wait for busy workers to exit before they are killed
 _LOOK_UP_S = 5.0  # how often an idle worker checks that the main process exists
@@ -58,6 +58,8 @@ def read(
     pin_memory: bool = False,
 ) -> Iterator:
     """Yields the result of `load` for each batch of keys, in order.
+
+    A key identifies a sample, such as (epoch, index).
 
     Args:
         load: Function of a batch of keys, which is called in a worker.
@@ -78,8 +80,8 @@ def read(
         return
     for start in range(1, _STARTS + 1):
         with closing(_Pool(load, workers)) as pool:
-            # Skip this check in the last attempt: its workers may take `timeout_s` to start, in
-            # case the machine is slow.
+            # Replace workers that don't start in time, except in the last attempt: if the machine
+            # is slow, they may take up to `timeout_s`.
             if start < _STARTS and not pool.has_started(_STARTING_S):
                 continue
             results = pool.results(batches, describe, timeout_s, pin_memory)
@@ -105,7 +107,12 @@ class _Failure:
 
 
 class _Pool:
-    """The worker processes and the connections to them; `close` ends them."""
+    """The worker processes and the connections to them; `close` ends them.
+
+    Args:
+        load: Function of a batch of keys, which is called in a worker.
+        count: Number of workers.
+    """
 
     def __init__(self, load: Callable, count: int):
         self._processes: list[multiprocessing.Process] = []
@@ -113,7 +120,7 @@ class _Pool:
         self._ending = False
         self._hangs = False
         self._num_started = 0
-        # Register the pool first, so that the SIGCHLD handler notices a worker that dies at once.
+        # Add the pool to `_live` before starting workers, so that `_on_child` notices any death.
         _live.append(self)
         _watch_deaths()
         try:
@@ -135,7 +142,10 @@ class _Pool:
         self._processes.append(process)
 
     def has_started(self, within_s: float) -> bool:
-        """Waits for each worker's first message; returns False if one sends none in time."""
+        """Waits for the message by which each worker reports that it has started.
+
+        Returns False if a worker sends none within `within_s` seconds.
+        """
         for connection in self._connections[self._num_started :]:
             if not connection.poll(within_s):
                 self._hangs = True
@@ -146,7 +156,14 @@ class _Pool:
     def results(
         self, batches: Iterable[list], describe: Callable, timeout_s: float, pin: bool
     ) -> Iterator:
-        """Yields the results in the order of the batches, which are sent to the workers in turn."""
+        """Sends batches to the workers in turn, and yields the results in the batches' order.
+
+        Args:
+            batches: Batches of keys.
+            describe: Function from a batch of keys to the names of its files, for error messages.
+            timeout_s: Seconds to wait for a batch.
+            pin: True to receive batches into pinned memory.
+        """
         remaining = iter(batches)
         turns = itertools.cycle(range(len(self._processes)))
         requested: deque[tuple[int, list]] = deque()
@@ -161,7 +178,7 @@ class _Pool:
         # Request a few batches from each worker in advance.
         for _ in range(_AHEAD * len(self._processes)):
             request()
-        # Receive a batch, and request the next one before it is used.
+        # Receive the next result in order. Request another batch before the caller uses it.
         while requested:
             worker, keys = requested[0]
             result = self._receive(worker, lambda keys=keys: describe(keys), timeout_s, pin)
@@ -200,9 +217,9 @@ class _Pool:
             process.kill()
 
     def abandon(self) -> None:
-        """Closes this forked process's copies of the pool's connections.
+        """Closes the connections in a process that was forked from the main process.
 
-        Otherwise the copies would keep the connections open after the main process has ended.
+        Otherwise these copies would keep the connections open after the main process has ended.
         """
         for connection in self._connections:
             connection.close()
@@ -212,7 +229,7 @@ class _Pool:
         end = time.monotonic() + timeout_s
         with self._naming_deaths():
             while True:
-                # Wake up for the worker's message, for the death of any worker, or at the timeout.
+                # Wait for the worker's message, for the death of any worker, or for the timeout.
                 ready = wait([connection, *self._sentinels()], max(0.0, end - time.monotonic()))
                 if connection not in ready:
                     self.check()
@@ -236,9 +253,10 @@ class _Pool:
 
     @contextlib.contextmanager
     def _naming_deaths(self):
-        """Converts a closed connection to a DataError that says how a worker died.
+        """Context manager that explains a closed connection.
 
-        A lack of file descriptors or memory becomes a LaunchError.
+        It raises a DataError that says how the worker died. A lack of file descriptors or memory
+        becomes a LaunchError.
         """
         try:
             yield
@@ -264,8 +282,8 @@ _previous_handler: Callable | None = None  # the SIGCHLD handler that `_on_child
 
 @atexit.register
 def _kill_all() -> None:
-    # Runs before multiprocessing's own exit handler, which sends SIGTERM and waits: workers
-    # ignore SIGTERM, so it would wait forever.
+    # This runs before multiprocessing's own exit handler, which sends SIGTERM and waits for the
+    # workers. They ignore SIGTERM, so it would wait forever.
     for pool in _live:
         pool.kill()
 
@@ -289,7 +307,12 @@ def _on_child(number: int, frame) -> None:
 
 
 def _receive_ahead(results: Iterator, pool: _Pool) -> Iterator:
-    """Yields the results; a thread receives the next one while the caller uses the current one."""
+    """Yields the results; a thread receives the next one while the caller uses the current one.
+
+    Args:
+        results: What `_Pool.results` returned.
+        pool: The pool, whose workers are killed if the caller stops early.
+    """
     thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
     try:
         pending = thread.submit(next, results, _NO_MORE)
@@ -298,7 +321,7 @@ def _receive_ahead(results: Iterator, pool: _Pool) -> Iterator:
             yield result
     finally:
         if not pending.done():
-            pool.kill()  # otherwise the thread would wait for a worker's batch
+            pool.kill()  # else the thread would go on waiting for a worker's result
         thread.shutdown()
 
 
@@ -306,6 +329,11 @@ def _serve(connection: Connection, load: Callable, number: int) -> None:
     """Runs a worker until its connection closes.
 
     The worker ignores signals that ask a run to stop, since launchers send them to workers, too.
+
+    Args:
+        connection: The connection to the main process.
+        load: Function of a batch of keys, whose result is sent to the main process.
+        number: The worker's number, from 0.
     """
     # Ignore the launcher's signals, and close the connections inherited from the main process.
     program = os.getppid()
@@ -316,16 +344,16 @@ def _serve(connection: Connection, load: Callable, number: int) -> None:
         pool.abandon()
     _live.clear()
     torch.set_num_threads(1)
-    # Seed the global random generators for external datasets; this project's don't use them.
+    # Seed the global random generators, which datasets from outside the project may use.
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(number)
-    # Answer each batch of keys, in order, until the connection ends.
+    # Load each batch of keys that the main process sends, in order, and send the result.
     transport.open_outbox()
-    with contextlib.suppress(EOFError, ConnectionError):  # the main process closed it, or is gone
+    with contextlib.suppress(EOFError, ConnectionError):  # closed, or main process gone
         connection.send_bytes(b"here")
         while True:
-            # Exit if the main process is gone while another forked process keeps the connection
-            # open.
+            # Exit if the main process is gone. Its connection doesn't close then if another process
+            # that was forked from it holds a copy.
             while not connection.poll(_LOOK_UP_S):
                 if os.getppid() != program:
                     return

@@ -15,7 +15,7 @@ import numpy as np
 from tiekd.data.rendering.texture import noise
 
 NEAR_M = 0.3
-HORIZON_M = 1500.0  # ground whose z-depth is larger is drawn as sky
+HORIZON_M = 1500.0  # ground whose z-depth is larger is rendered as sky
 SKY, GROUND = -1, 0  # values in Hits.face; the solids' faces are numbered from 1
 
 
@@ -54,11 +54,11 @@ class Solid(NamedTuple):
         centre: (3,), origin of the local frame in world coordinates, metres.
         axes: (3, 3), rows: the unit vectors of the local frame in world axes.
         radii: (3,), metres, of an ellipsoid; None for a polyhedron.
-        material: the material constant of objects.py (FACADE, PAINT, ...) that shading uses.
+        material: a constant of objects.py (FACADE, PAINT, ...), which selects the shading function.
         colour: (3,), linear RGB.
         second: second colour, (3,), linear RGB; its use depends on the material.
         key: 0..255, a random number that varies the texture.
-        numbers: (4,), parameters of the material; see materials.py.
+        numbers: (4,), parameters of the material, as its function in materials.py describes.
     """
 
     normals: np.ndarray
@@ -141,11 +141,11 @@ def prism(
         centre: (3,), world coordinates, metres.
         axes: three orthogonal unit vectors; the profile is extruded along the third.
         half_length: metres that the prism extends to each side of the profile's plane.
-        material: a material constant of objects.py.
+        material: a constant of objects.py (FACADE, PAINT, ...), which selects the shading function.
         colour: (3,), linear RGB.
-        second: second colour, (3,), linear RGB.
-        key: 0..255, varies the texture.
-        numbers: (4,), parameters of the material.
+        second: second colour, (3,), linear RGB; its use depends on the material.
+        key: 0..255, a random number that varies the texture.
+        numbers: (4,), parameters of the material, as its function in materials.py describes.
     """
     axes = np.array(axes)
     centre = np.array(centre, dtype=float)
@@ -175,10 +175,10 @@ def ellipsoid(
     Args:
         centre: (3,), world coordinates, metres.
         radii: (3,), semi-axes along x, y and z, metres.
-        material: a material constant of objects.py.
+        material: a constant of objects.py (FACADE, PAINT, ...), which selects the shading function.
         colour: (3,), linear RGB.
-        second: second colour, (3,), linear RGB.
-        key: 0..255, varies the texture.
+        second: second colour, (3,), linear RGB; its use depends on the material.
+        key: 0..255, a random number that varies the texture.
         numbers: (4,), parameters of the material; the first is the raggedness of the outline, from
             0 (smooth) to 1.
     """
@@ -202,15 +202,15 @@ def ellipsoid(
 
 
 def rectangle(camera: Camera, points: np.ndarray) -> tuple[slice, slice] | None:
-    """Returns the image rectangle that bounds the projection of the convex hull of world points.
+    """Returns the image rectangle that contains the projection of a convex hull.
 
     Args:
-        camera: the camera that projects the points.
-        points: (k, 3), world coordinates, metres.
+        camera: the camera that projects the hull.
+        points: (k, 3), world coordinates of the hull's corners, metres.
 
     Returns:
-        The rectangle's slices of rows and columns; None if the hull is outside the image or nearer
-        than NEAR_M.
+        The rectangle's slices of rows and columns; None if the hull is outside the image or has no
+        point whose z-depth is above NEAR_M metres.
     """
     points = points - camera.position
     points = (points[:, None, :] * camera.axes).sum(-1)
@@ -236,9 +236,9 @@ def rectangle(camera: Camera, points: np.ndarray) -> tuple[slice, slice] | None:
 
 
 def rays(camera: Camera) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the slopes x (1, W) and y (H, 1) of the pixels' rays, float32.
+    """Returns x (1, W) and y (H, 1), float32, which give the directions of all pixels' rays.
 
-    With the camera's axes, the ray of a pixel is right * x + down * y + ahead.
+    The ray of a pixel is x * right + y * down + ahead, with the camera's axes.
     """
     x = (np.arange(camera.width) - camera.cx) / camera.focal
     y = (np.arange(camera.height) - camera.cy) / camera.focal
@@ -250,7 +250,7 @@ def cast(camera: Camera, solids: list[Solid]) -> Hits:
 
     Args:
         camera: the camera, above the ground.
-        solids: the solids of the scene. A solid that contains the camera is not drawn.
+        solids: the solids of the scene. A solid that contains the camera is invisible.
 
     Returns:
         The face and the inverse depth of every pixel.
@@ -261,7 +261,7 @@ def cast(camera: Camera, solids: list[Solid]) -> Hits:
     inverse = (np.float32(down[0]) * x + np.float32(down[2])) + np.float32(down[1]) * y
     face = np.where(inverse > 1 / HORIZON_M, np.int32(GROUND), np.int32(SKY))
     inverse[face == SKY] = 0
-    # Cast the solids, each within its bounding rectangle; a depth test keeps the nearest face.
+    # Cast each solid within its bounding rectangle. Per pixel, keep the nearest face so far.
     first = 1
     for solid in solids:
         area = rectangle(camera, solid.corners)
@@ -280,10 +280,11 @@ def cast(camera: Camera, solids: list[Solid]) -> Hits:
 
 
 def _cast_faces(camera, solid, x, y):
-    """Casts the rays of a rectangle of pixels at a polyhedron.
+    """Intersects the rays of a rectangle of pixels with a polyhedron.
 
-    A ray hits if it crosses the planes of all front faces before that of any back face; the face
-    that it hits is the last front face.
+    A front face is one that the camera looks at from outside. A ray hits the polyhedron if it
+    crosses the planes of all front faces before that of any other face. It then enters through the
+    front face whose plane it crosses last.
 
     Args:
         camera: the camera.
@@ -293,7 +294,7 @@ def _cast_faces(camera, solid, x, y):
 
     Returns:
         The inverse depth, (h, w) float32, 0 for rays that miss, and the index of the face hit,
-        (h, w) int32 or one int. The inverse depth is None if no face points towards the camera.
+        (h, w) int32 or one int. The inverse depth is None if there is no front face.
     """
     # If gap < 0, the camera is in front of the face's plane, so the face is a front face.
     gap = solid.offsets - (solid.normals * camera.position).sum(-1)
@@ -310,15 +311,15 @@ def _cast_faces(camera, solid, x, y):
             number = np.where(plane < entry, np.int32(index), number)
             entry = np.minimum(entry, plane, out=entry)
     if entry is not None and leave is not None:
-        entry[entry <= leave] = 0  # an inverse depth of 0 never passes the depth test
+        entry[entry <= leave] = 0  # the ray misses: 0 is an infinite depth, behind everything
     return entry, number
 
 
 def _cast_ellipsoid(camera, solid, x, y):
-    """Casts the rays of a rectangle of pixels at an ellipsoid; arguments as for `_cast_faces`.
+    """Intersects the rays of a rectangle of pixels with an ellipsoid.
 
     In units of the radii the ellipsoid is a unit sphere. The nearer root of a quadratic equation is
-    the ray's intersection with it.
+    the ray's intersection with it. The arguments are those of `_cast_faces`.
 
     Returns:
         The inverse depth, (h, w) float32, 0 for rays that miss, and the face index 0. The inverse

@@ -21,7 +21,7 @@ def ground(
     Args:
         camera: the camera that the image was cast with.
         street: the road, the light and the solids that cast shadows.
-        hits: the result of casting the image.
+        hits: the nearest surface in every pixel, as `cast` returns it.
         at: (H, W) bool, mask of the n pixels to shade.
         depth: (n,), z-depth of the masked pixels, metres.
         point: three (n,) arrays, world coordinates x, y and z of the masked pixels, metres.
@@ -54,7 +54,7 @@ def _albedo(camera: Camera, road: Road, depth, x, z):
     def rough(rgb, coarsely, finely):
         return np.asarray(rgb, np.float32) * (1 + coarsely * coarse + finely * fine)[:, None]
 
-    # Shade the verge, the pavement with joints between its slabs, and the kerb.
+    # Paint the verge over the whole ground, then the pavement with joints, and the kerb.
     half = road.half_width
     colour = rough(road.verge, 0.5, 0.8)
     if road.pavement:
@@ -65,14 +65,14 @@ def _albedo(camera: Camera, road: Road, depth, x, z):
     kerb = rough(road.slabs, 0.1, 0.2) * np.float32(1.2)
     mix(colour, kerb, strip(np.abs(e), half + 0.08, 0.1, foot))
 
-    # Shade the asphalt, darker in the two tyre tracks of each lane.
+    # Paint the asphalt over the road's width, darker in the two tyre tracks of each lane.
     asphalt = rough(road.asphalt, 0.2, 0.45)
     tyre_tracks = strip(np.abs(np.abs(e) - road.lane_edge / 2), 0.75, 0.3, foot)
     asphalt *= (1 - np.float32(0.12) * tyre_tracks)[:, None]
     mix(colour, asphalt, strip(e, 0, half, foot))
 
-    # Shade lane markings, and the side road with its zebra crossing (road.crossing is 1e6 if there
-    # is none).
+    # Paint the lane markings, and the side road with its zebra crossing. Without a side road,
+    # road.crossing is 1e6.
     mark = strip(e, 0, 0.07, foot)
     if road.dashed:
         mark *= stripes(z, 7.5, 0.42, long)
@@ -95,7 +95,7 @@ def _light_that_arrives(camera: Camera, street: Street, hits: Hits):
     Args:
         camera: the camera that the image was cast with.
         street: the light, and the solids that cast shadows.
-        hits: the result of casting the image.
+        hits: the nearest surface in every pixel, as `cast` returns it.
 
     Returns:
         Two (H, W) float32 arrays, 0 (full shadow) to 1, meaningful in pixels of the ground only.
@@ -126,13 +126,13 @@ def _light_that_arrives(camera: Camera, street: Street, hits: Hits):
 
 
 def _shadow_of_faces(solid: Solid, to_sun, x, z):
-    """Returns 1 where a polyhedron blocks the sun, else 0, (h, w) float32.
+    """Returns 1 at ground points from which a polyhedron hides the sun, else 0, (h, w) float32.
 
     Args:
         solid: the polyhedron.
         to_sun: (3,), unit vector to the sun.
-        x: (h, w), world x of points on the ground, metres.
-        z: (h, w), world z of the same points, metres.
+        x: (h, w), world x of the ground points, metres.
+        z: (h, w), world z of the ground points, metres.
     """
     enter, leave = np.float32(0), np.float32(1e9)
     for normal, offset in zip(solid.normals, solid.offsets, strict=True):
@@ -151,8 +151,11 @@ def _shadow_of_faces(solid: Solid, to_sun, x, z):
 
 
 def _shadow_of_ellipsoid(solid: Solid, to_sun, x, z):
-    """Returns the darkness 0..0.9 of an ellipsoid's shadow; arguments as for `_shadow_of_faces`."""
-    # Compute coordinates relative to the centre, in units of the radii.
+    """Returns the darkness of an ellipsoid's shadow at ground points, 0 (none) to 0.9, (h, w).
+
+    The arguments are those of `_shadow_of_faces`.
+    """
+    # Scale coordinates by the radii, so that the ellipsoid is a unit sphere at the origin.
     middle = solid.centre.astype(np.float32)
     radii = solid.radii.astype(np.float32)
     way = (to_sun / solid.radii).astype(np.float32)

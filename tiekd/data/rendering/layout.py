@@ -1,4 +1,4 @@
-"""Draws a random street: the road's parameters, the light, and a list of solids.
+"""Generates a random street: the road's parameters, the light, and a list of solids.
 
 There are three kinds of surroundings (town, suburb, country), straight and curved roads, side
 roads, and parked and driving vehicles. Left out: hills (the ground is flat), kerb heights, motion
@@ -40,11 +40,11 @@ class Road(NamedTuple):
     offset: float
     bend: float
     half_width: float
-    lane_edge: float  # metres; beyond the lanes there is parking space or a shoulder
-    pavement: float  # metres; 0 for none
+    lane_edge: float  # metres from the centre line
+    pavement: float  # width in metres; 0 for none
     dashed: bool
     edge_lines: bool
-    crossing: float  # z of the side road's centre line; 1e6 for none
+    crossing: float  # z of the side road's centre line, metres; 1e6 for none
     asphalt: tuple
     slabs: tuple
     verge: tuple
@@ -54,13 +54,23 @@ class Road(NamedTuple):
         return math.atan(2 * self.bend * z)
 
     def place(self, across: float, z: float) -> tuple[float, float]:
-        """Returns the world (x, z) `across` metres to the right of the centre line at z."""
+        """Returns the world (x, z) of a point beside the centre line, metres.
+
+        Args:
+            across: metres to the right of the centre line; < 0 is to the left.
+            z: z of the point on the centre line, metres.
+        """
         angle = self.heading(z)
         x = self.offset + self.bend * z * z + across * math.cos(angle)
         return x, z - across * math.sin(angle)
 
     def open_at(self, z: float, room: float) -> bool:
-        """Returns True if an object from z - room to z + room, metres, is beside the side road."""
+        """Returns True if an object doesn't block the side road, which is 8 m wide.
+
+        Args:
+            z: z of the object's centre, metres.
+            room: half the length that the object needs along z, metres.
+        """
         return abs(z - self.crossing) > room + 4.0
 
 
@@ -79,7 +89,7 @@ class Street(NamedTuple):
 
 
 def random_street(draw: Draw) -> Street:
-    """Returns a random street whose right lane contains the camera's place, x = z = 0."""
+    """Returns a random street; the camera's position, x = z = 0, is on its right lane."""
     kind = ("town", "town", "suburb", "suburb", "country")[draw.whole(5)]
     road = _road(draw, kind)
     light = random_light(draw)
@@ -105,7 +115,7 @@ def random_street(draw: Draw) -> Street:
 
 
 def _road(draw: Draw, kind: str) -> Road:
-    """Returns a random road; `kind` is "town", "suburb" or "country"."""
+    """Returns a random road; `kind` is its surroundings: "town", "suburb" or "country"."""
     lane = draw.span(2.8, 3.6)
     parking = {"town": 2.2, "suburb": 2.0, "country": 0.6}[kind] * draw.span(0.9, 1.1)
     bend = 0.0
@@ -134,16 +144,16 @@ def _frontage(solids: list[Solid], draw: Draw, road: Road, kind: str, side: int)
 
     Args:
         solids: the list to append to.
-        draw: random numbers.
+        draw: the random number generator.
         road: the road.
-        kind: "town", "suburb" or "country".
+        kind: the surroundings, "town", "suburb" or "country".
         side: -1 for the left side, +1 for the right side.
     """
     z = draw.span(-25, -5)
     edge = road.half_width + road.pavement
     terraced = kind == "town" and draw.chance(0.75)
     while z < _BUILT_TO_M:
-        # Draw the size and place of the next plot, which stays empty at the side road.
+        # Choose a random size for the next plot of land. At the side road it stays empty.
         length = draw.span(9, 24) if kind == "town" else draw.span(8, 15)
         depth = draw.span(8, 14)
         if terraced:
@@ -167,7 +177,7 @@ def _frontage(solids: list[Solid], draw: Draw, road: Road, kind: str, side: int)
         objects.building(
             solids, draw, *x_z, angle + draw.span(-0.03, 0.03), length, depth, storeys, gabled
         )
-        # Add the plot's hedge or wall.
+        # In a suburb, add a hedge or a wall between the plot and the street.
         if kind == "suburb" and draw.chance(0.6):
             hedge = draw.chance(0.6)
             x_z = road.place(side * (edge + 0.5), middle)
@@ -181,7 +191,10 @@ def _frontage(solids: list[Solid], draw: Draw, road: Road, kind: str, side: int)
 
 
 def _trees_and_lamps(solids: list[Solid], draw: Draw, road: Road, kind: str, side: int) -> None:
-    """Adds rows of trees and street lamps along one side; arguments as for `_frontage`."""
+    """Adds rows of trees and street lamps along one side of the road.
+
+    The arguments are those of `_frontage`.
+    """
     edge = road.half_width + (0.7 if road.pavement else 2.0)
     if draw.chance(0.7):
         z, step = draw.span(3, 20), draw.span(7, 22)
@@ -205,7 +218,14 @@ def _trees_and_lamps(solids: list[Solid], draw: Draw, road: Road, kind: str, sid
 
 
 def _small_things(solids: list[Solid], draw: Draw, road: Road, side: int) -> None:
-    """Adds up to four signs, people and bins on one side (-1 left, +1 right) of the road."""
+    """Adds up to four signs, people and bins along one side of the road.
+
+    Args:
+        solids: the list to append to.
+        draw: the random number generator.
+        road: the road.
+        side: -1 for the left side, +1 for the right side.
+    """
     edge = road.half_width + (0.7 if road.pavement else 2.0)
     for _ in range(draw.whole(5)):
         what = (objects.sign, objects.person, objects.bin_)[draw.whole(3)]
@@ -218,19 +238,19 @@ def _small_things(solids: list[Solid], draw: Draw, road: Road, side: int) -> Non
 def _lane(
     solids: list[Solid], draw: Draw, road: Road, across: float, z: float, gap: float, oncoming: bool
 ) -> None:
-    """Adds a line of vehicles along the road.
+    """Adds a row of parked or driving vehicles along the road.
 
     Args:
         solids: the list to append to.
-        draw: random numbers.
+        draw: the random number generator.
         road: the road.
-        across: metres to the right of the centre line.
+        across: metres from the centre line to the vehicles, > 0 to the right.
         z: near end of the first vehicle, metres along the road.
         gap: mean distance between vehicles, metres.
         oncoming: True if the vehicles face the camera.
     """
     while z < _DRIVEN_TO_M:
-        # Keep the junction with the side road free.
+        # Place no vehicle at the junction with the side road, which crosses at z = road.crossing.
         if road.crossing - 12 < z < road.crossing + 5:
             z = road.crossing + 5 + draw.span(0, 3)
         swerve = draw.span(-0.15, 0.15)

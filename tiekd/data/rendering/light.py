@@ -1,4 +1,4 @@
-"""Draws a scene's light, sunny or overcast, and shades the sky that belongs to it."""
+"""Generates a scene's random light, sunny or overcast, and shades the sky that belongs to it."""
 
 import math
 from typing import NamedTuple
@@ -77,7 +77,7 @@ def sky(ray: list[np.ndarray], light: Light) -> np.ndarray:
         ray: three (n,) arrays, the ray directions of n pixels in world axes, not normalised.
         light: the scene's light.
     """
-    # Blend the colours of horizon and zenith by the viewing direction.
+    # Blend the sky's colours at horizon and zenith by the height of the viewing direction.
     flat = np.maximum(ray[1], 0) + np.float32(0.02)
     blend = np.minimum(flat * np.float32(2.2), 1)[:, None]
     colour = light.horizon + blend * (light.zenith - light.horizon)

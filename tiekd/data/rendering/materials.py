@@ -19,7 +19,7 @@ class Surface(NamedTuple):
     Attributes:
         colour: (n, 3), linear RGB.
         second: (n, 3), second colour, linear RGB.
-        numbers: (n, 4), parameters of the material.
+        numbers: (n, 4), parameters of the material, as the functions below describe.
         key: (n,) int64, 0..255, the solid's random number.
         normal: (n, 3), unit normals in world axes.
         local: (n, 3), coordinates in the solid's local frame.
@@ -49,7 +49,7 @@ def solids(
     Args:
         camera: the camera that the image was cast with.
         street: the solids and the light.
-        hits: the result of casting the image.
+        hits: the nearest surface in every pixel, as `cast` returns it.
         at: (H, W) bool, mask of the n pixels to shade.
         depth: (n,), z-depth of the masked pixels, metres.
         point: three (n,) arrays, world coordinates x, y and z of the masked pixels, metres.
@@ -58,7 +58,7 @@ def solids(
     surface, material = _surfaces(
         camera, street, hits.face[at] - 1, depth, np.stack(point, 1), np.stack(ray, 1)
     )
-    # Compute the unlit colour of each point, by the painter of its material.
+    # Compute the unlit colour of each point by the function for its material.
     light, colour = street.light, surface.colour
     for number, paint in _PAINTERS.items():
         some = np.flatnonzero(material == number)
@@ -69,7 +69,7 @@ def solids(
     sun = light.sun.astype(np.float32)
     up = surface.normal[:, 1]
     towards = surface.normal[:, 0] * sun[0] + up * sun[1] + surface.normal[:, 2] * sun[2]
-    # Leaves are translucent, so the shadow side of a crown is lighter than that of a wall.
+    # Leaves are translucent, so a tree's side away from the sun is lighter than a wall's.
     towards = np.where(material == LEAF, towards * np.float32(0.55) + np.float32(0.35), towards)
     near_ground = np.minimum(np.float32(0.65) + surface.height * np.float32(0.2), 1)
     sky = (np.float32(0.62) + np.float32(0.38) * up) * near_ground
@@ -125,10 +125,15 @@ def _surfaces(
 
 
 def _facade(s: Surface, light: Light) -> np.ndarray:
-    """Returns the unlit colours (n, 3) of a facade with rows of windows, and of the roof.
+    """Returns the unlit colours (n, 3) of a building: walls with rows of windows, and the roof.
 
-    s.numbers: horizontal spacing of the windows (metres), height of a storey (metres), width of a
-    window divided by the spacing, height of the wall's top (metres).
+    The material's parameters, s.numbers, are the horizontal spacing of the windows (metres), the
+    height of a storey (metres), the width of a window divided by the spacing, and the height of the
+    wall's top (metres).
+
+    Args:
+        s: the n surface points.
+        light: the scene's light, which the panes reflect.
     """
     period, storey, duty, top = s.numbers.T
     # Some facades have wide shop windows on the ground floor.
@@ -139,7 +144,7 @@ def _facade(s: Surface, light: Light) -> np.ndarray:
     cell = lattice(
         np.floor(across / period).astype(np.int64) + s.key, floor.astype(np.int64) + 7 * s.key
     )
-    # Compute masks of the window panes and of the frames around them.
+    # Compute masks of the windows' panes (`glass`) and of the frames around them (`frame`).
     wall_here = (s.height < top - np.float32(0.4)) & (s.normal[:, 1] < 0.3)
     share, margin = np.float32(0.5), np.float32(0.09)
     frame = stripes(across + margin, period, duty + 2 * margin / period, s.wide)
@@ -163,7 +168,7 @@ def _facade(s: Surface, light: Light) -> np.ndarray:
     pane = reflected[:, None] * (light.horizon + np.float32(0.15))
     mix(wall, pane, glass)
 
-    # The roof, i.e. faces whose normal points upwards, has rows of tiles.
+    # Faces whose normal points upwards are the roof: paint rows of tiles.
     rows = np.float32(0.3) * stripes(s.height, np.float32(0.2), np.float32(0.25), s.foot * 2)
     tiles = s.second * (1 + 2 * spots - rows)[:, None]
     return np.where(s.normal[:, 1:2] > 0.3, tiles, wall)
@@ -172,7 +177,12 @@ def _facade(s: Surface, light: Light) -> np.ndarray:
 def _body(s: Surface, light: Light) -> np.ndarray:
     """Returns the unlit colours (n, 3) of a vehicle's body: lamps, plates, grille and door seams.
 
-    s.numbers: height of the belt line, half the length, half the width (metres), and one not used.
+    The material's parameters, s.numbers, are the height of the windows' lower edge, half the length
+    and half the width of the vehicle (metres), and one that is not used.
+
+    Args:
+        s: the n surface points.
+        light: the scene's light, which the paint reflects.
     """
     _, half, side, _ = s.numbers.T
     ahead, across = s.local[:, 0], s.local[:, 2]
@@ -199,8 +209,12 @@ def _body(s: Surface, light: Light) -> np.ndarray:
 def _cabin(s: Surface, light: Light) -> np.ndarray:
     """Returns the unlit colours (n, 3) of a vehicle's cabin with its windows and pillars.
 
-    s.numbers: height of the windows' lower and upper edge (metres), half the vehicle's length
-    (metres), and 1 if only the front part has windows, else 0.
+    The material's parameters, s.numbers, are the height of the windows' lower and upper edge
+    (metres), half the vehicle's length (metres), and 1 if only the front part has windows, else 0.
+
+    Args:
+        s: the n surface points.
+        light: the scene's light, which paint and windows reflect.
     """
     belt, roof, half, cargo = s.numbers.T
     ahead, up = s.local[:, 0], s.normal[:, 1]
@@ -217,7 +231,10 @@ def _cabin(s: Surface, light: Light) -> np.ndarray:
 def _shine(s: Surface, share: float, light: Light) -> np.ndarray:
     """Returns the light (n, 3) that smooth surfaces reflect from the sky.
 
-    It is `share` times the sky's colour on a horizontal surface, and 0 on a vertical one.
+    Args:
+        s: the n surface points.
+        share: reflectance of a horizontal surface; that of a vertical one is 0.
+        light: the scene's light.
     """
     return (np.maximum(s.normal[:, 1], 0) * np.float32(share))[:, None] * light.horizon
 
@@ -225,7 +242,12 @@ def _shine(s: Surface, share: float, light: Light) -> np.ndarray:
 def _wheel(s: Surface, light: Light) -> np.ndarray:
     """Returns the unlit colours (n, 3) of a tyre with its hub.
 
-    s.numbers: the axle's position along the vehicle and the tyre's radius (metres); two not used.
+    The material's parameters, s.numbers, are the axle's position along the vehicle and the tyre's
+    radius (metres), and two that are not used.
+
+    Args:
+        s: the n surface points.
+        light: not used.
     """
     radius = s.numbers[:, 1]
     a = s.local[:, 0] - s.numbers[:, 0]
@@ -235,9 +257,14 @@ def _wheel(s: Surface, light: Light) -> np.ndarray:
 
 
 def _plain(s: Surface, light: Light) -> np.ndarray:
-    """Returns one unlit colour with stains, (n, 3).
+    """Returns the unlit colours (n, 3) of a surface of one colour with stains.
 
-    s.numbers: contrast of the stains, 0 for none; three not used.
+    The material's parameters, s.numbers, are the contrast of the stains, 0 for none, and three that
+    are not used.
+
+    Args:
+        s: the n surface points.
+        light: not used.
     """
     spots = grain(s.along + s.key.astype(np.float32), s.height, 0.6, s.wide)
     spots = spots + grain(s.along, s.height, 0.15, s.wide)
@@ -245,7 +272,12 @@ def _plain(s: Surface, light: Light) -> np.ndarray:
 
 
 def _leaf(s: Surface, light: Light) -> np.ndarray:
-    """Returns the unlit colours (n, 3) of leaves in clumps, lighter where the normal points up."""
+    """Returns the unlit colours (n, 3) of leaves in clumps, lighter where the normal points up.
+
+    Args:
+        s: the n surface points.
+        light: not used.
+    """
     a, b, c = (s.local + s.key[:, None].astype(np.float32)).T
     clumps = grain(a + np.float32(0.5) * c, b, 0.7, s.foot)
     clumps = clumps + grain(a, b - np.float32(0.6) * c, 0.22, s.foot)

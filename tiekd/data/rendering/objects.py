@@ -61,9 +61,9 @@ _SIGNS = (
 
 
 class Draw:
-    """A seeded random number generator with one method per kind of draw.
+    """A seeded random number generator with methods for the values that a scene needs.
 
-    Of NumPy's generator it uses only `random` and `integers`, because their streams stay the same
+    It uses only `random` and `integers` of NumPy's generator, because their streams stay the same
     across NumPy versions.
     """
 
@@ -71,7 +71,7 @@ class Draw:
         self._rng = np.random.Generator(np.random.PCG64(seed))
 
     def span(self, low: float, high: float) -> float:
-        """Returns a float drawn uniformly from [low, high)."""
+        """Returns a random float, uniform in [low, high)."""
         return low + (high - low) * float(self._rng.random())
 
     def chance(self, probability: float) -> bool:
@@ -79,7 +79,7 @@ class Draw:
         return float(self._rng.random()) < probability
 
     def whole(self, count: int) -> int:
-        """Returns an integer drawn uniformly from 0 to count - 1."""
+        """Returns a random integer, uniform from 0 to count - 1."""
         return int(self._rng.integers(count))
 
     def tint(self, colours: tuple, spread: float = 0.15) -> tuple:
@@ -95,7 +95,11 @@ class Draw:
 
 
 def frame(angle: float) -> tuple:
-    """Returns the unit vectors (ahead, up, right), world axes, of an object that faces `angle`."""
+    """Returns an object's unit vectors (ahead, up, right) in world axes.
+
+    Args:
+        angle: horizontal direction that the object faces, radians, > 0 to the right of z.
+    """
     ahead = (math.sin(angle), 0.0, math.cos(angle))
     return ahead, (0.0, 1.0, 0.0), (ahead[2], 0.0, -ahead[0])
 
@@ -194,7 +198,7 @@ def building(
 
     Args:
         solids: the list to append to.
-        draw: random numbers.
+        draw: the random number generator.
         x: world x of the centre, metres.
         z: world z of the centre, metres.
         angle: direction of the street, radians.
@@ -206,8 +210,8 @@ def building(
     ahead, up, right = frame(angle)
     storey = draw.span(2.7, 3.4)
     top = storey * storeys + draw.span(0.2, 0.8)
-    # The profile (wall and gable) is extruded along the roof's ridge. If the gable faces the
-    # street, the ridge is perpendicular to the street.
+    # A building is its gable wall's outline, extruded along the roof's ridge. If the gable faces
+    # the street, the ridge is perpendicular to the street.
     gable_on_street = draw.chance(0.4)
     span, half = (length / 2, depth / 2) if gable_on_street else (depth / 2, length / 2)
     axes = (ahead, up, right) if gable_on_street else (right, up, ahead)
@@ -227,7 +231,7 @@ def tree(solids: list[Solid], draw: Draw, x: float, z: float, size: float) -> No
 
     Args:
         solids: the list to append to.
-        draw: random numbers.
+        draw: the random number generator.
         x: world x, metres.
         z: world z, metres.
         size: factor on the height, which is 5 to 9 m at a size of 1.
@@ -270,7 +274,14 @@ def lamp(solids: list[Solid], x: float, z: float, angle: float, side: int, tall:
 
 
 def sign(solids: list[Solid], draw: Draw, x: float, z: float) -> None:
-    """Adds a traffic sign on a pole at (x, z) that roughly faces the camera."""
+    """Adds a traffic sign on a pole, which roughly faces the camera.
+
+    Args:
+        solids: the list to append to.
+        draw: the random number generator.
+        x: world x of the pole, metres.
+        z: world z of the pole, metres.
+    """
     ahead, up, right = frame(draw.span(-0.2, 0.2))
     tall = draw.span(2.0, 2.6)
     colour, corners = _SIGNS[draw.whole(len(_SIGNS))]
@@ -280,7 +291,14 @@ def sign(solids: list[Solid], draw: Draw, x: float, z: float) -> None:
 
 
 def bin_(solids: list[Solid], draw: Draw, x: float, z: float) -> None:
-    """Adds a box at (x, z) the size of a dustbin or a switch cabinet."""
+    """Adds a box of the size of a dustbin or a switch cabinet.
+
+    Args:
+        solids: the list to append to.
+        draw: the random number generator.
+        x: world x of the centre, metres.
+        z: world z of the centre, metres.
+    """
     size = draw.span(0.5, 0.9)
     angle = draw.span(-0.2, 0.2)
     colour = draw.tint(CLOTHES)
@@ -288,7 +306,14 @@ def bin_(solids: list[Solid], draw: Draw, x: float, z: float) -> None:
 
 
 def person(solids: list[Solid], draw: Draw, x: float, z: float) -> None:
-    """Adds a standing person at (x, z): three ellipsoids for legs, trunk and head."""
+    """Adds a standing person, made of three ellipsoids for legs, trunk and head.
+
+    Args:
+        solids: the list to append to.
+        draw: the random number generator.
+        x: world x, metres.
+        z: world z, metres.
+    """
     tall = draw.span(1.55, 1.9) / 1.75
     legs, trunk = draw.tint(CLOTHES), draw.tint(CLOTHES)
     parts = (

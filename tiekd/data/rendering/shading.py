@@ -20,7 +20,7 @@ def shade(camera: Camera, street: Street, hits: Hits) -> np.ndarray:
     Args:
         camera: the camera that the image was cast with.
         street: the scene.
-        hits: the result of casting the scene.
+        hits: the nearest surface in every pixel, as `cast` returns it.
     """
     x, y = rays(camera)
     axes = camera.axes.astype(np.float32)

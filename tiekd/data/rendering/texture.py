@@ -14,7 +14,10 @@ _TILE = (
 
 
 def lattice(i: np.ndarray, j: np.ndarray) -> np.ndarray:
-    """Returns a fixed pseudo-random float32 in [0, 1) for each pair of integers, of period 256."""
+    """Returns a pseudo-random float32 in [0, 1) for each pair of integers (i, j).
+
+    The values are always the same, and repeat every 256 in i and j.
+    """
     return _TILE.take(((i & 255) << 8) | (j & 255))
 
 
@@ -34,20 +37,22 @@ def noise(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def grain(a: np.ndarray, b: np.ndarray, cell: float, foot: np.ndarray) -> np.ndarray:
-    """Returns noise in [-0.5, 0.5) that fades to 0 where pixels are larger than its cells.
+    """Returns noise in [-0.5, 0.5) that fades to 0 where a pixel is too large to show it.
 
     Args:
         a: first coordinate.
         b: second coordinate.
         cell: lattice spacing of the noise, in the unit of a and b.
-        foot: size of a pixel, in the same unit.
+        foot: size of a pixel on the surface, in the same unit.
     """
     fade = np.minimum(np.maximum(cell / foot - np.float32(0.4), 0), 1)
     return fade * (noise(a * np.float32(1 / cell), b * np.float32(1 / cell)) - np.float32(0.5))
 
 
 def strip(at: np.ndarray, centre, half, foot: np.ndarray) -> np.ndarray:
-    """Returns the fraction 0..1 of each pixel that the strip |x - centre| <= half covers.
+    """Returns the fraction 0..1 of each pixel that a straight strip of a surface covers.
+
+    The strip is where |x - centre| <= half, with x one of the surface's coordinates.
 
     Args:
         at: coordinate x of the pixels' centres.
@@ -84,7 +89,7 @@ def mix(base: np.ndarray, new, share: np.ndarray) -> None:
     """Blends new colours into `base`, in place.
 
     Args:
-        base: (n, 3), changed in place.
+        base: (n, 3), linear RGB, changed in place.
         new: (n, 3) or (3,), or one number for grey.
         share: (n,), weight of the new colours, 0 to 1.
     """

@@ -38,10 +38,10 @@ def vehicle(
 
     Args:
         solids: the list to append to.
-        draw: random numbers.
+        draw: the random number generator.
         place: function (across, z) -> world (x, z), as `Road.place`.
         heading: function z -> the road's direction, radians, as `Road.heading`.
-        across: metres to the right of the centre line.
+        across: metres from the centre line to the vehicle, > 0 to the right.
         z: near end of the vehicle, metres along the road.
         oncoming: True if the vehicle faces the camera, False if it drives away.
 
@@ -58,7 +58,7 @@ def vehicle(
     key = draw.whole(256)
 
     def add(profile, half_width, material, colour, numbers):
-        # `paint` is the second colour: the material CABIN uses it for pillars and roof.
+        # Pass `paint` as the second colour, which the material CABIN uses for pillars and roof.
         solids.append(
             prism(profile, (x, 0, middle), axes, half_width, material, colour, paint, key, numbers)
         )

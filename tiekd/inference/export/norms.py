@@ -15,14 +15,16 @@ from torch.ops import aten
 
 
 def fold_norms(module: nn.Module, program: ExportedProgram) -> int:
-    """Folds, in place, each batch norm that is the only user of a convolution's output.
+    """Folds batch norms into the convolutions before them, in place.
+
+    A norm is folded if nothing else uses the convolution's output. An Identity replaces it.
 
     Args:
-        module: The module to change.
+        module: The module to change, in eval mode.
         program: The graph of `module`, traced in eval mode.
 
     Returns:
-        The number of folded norms; each is replaced by an Identity.
+        The number of folded norms.
     """
     names = program.graph_signature.inputs_to_parameters
     folded = 0
@@ -32,10 +34,10 @@ def fold_norms(module: nn.Module, program: ExportedProgram) -> int:
         conv_node = _only_source(node)
         if conv_node is None or conv_node.target is not aten.conv2d.default:
             continue
-        # Fold only parameters that are used once: another user would see the changed weights.
+        # Skip weights that are used several times, since folding would change them for all users.
         weights = _through_casts(conv_node.args[1]), _through_casts(node.args[1])
         if any(weight.name not in names or len(_users(weight)) > 1 for weight in weights):
-            continue  # the graph computes the weight, or another node uses it
+            continue  # computed from other values, or used by another node, too
         conv_name, norm_name = (names[weight.name].rpartition(".")[0] for weight in weights)
         conv, norm = module.get_submodule(conv_name), module.get_submodule(norm_name)
         if not isinstance(conv, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d):
@@ -56,9 +58,12 @@ def fold_norms(module: nn.Module, program: ExportedProgram) -> int:
 
 
 def _only_source(norm: Node) -> Node | None:
-    """Returns the node whose output the norm normalises, looking through dtype casts.
+    """Returns the graph node whose output is a batch norm's input; casts in between are skipped.
 
-    Returns None if that output has another user.
+    Returns None if another node uses that output, too.
+
+    Args:
+        norm: The batch norm's node.
     """
     source = norm.args[0]
     while len(_users(source)) == 1 and source.target is aten.to.dtype:
@@ -73,5 +78,8 @@ def _through_casts(node: Node) -> Node:
 
 
 def _users(node: Node) -> list[Node]:
-    """Returns the nodes that use `node`, without the metadata assertions that tracing adds."""
+    """Returns the graph nodes that use a node's output.
+
+    Assertions about metadata, which tracing adds, don't count.
+    """
     return [user for user in node.users if user.target is not aten._assert_tensor_metadata.default]

@@ -1,4 +1,7 @@
-"""Provides images to verify an exported file on: validation frames, or rendered scenes."""
+"""Provides images on which an exported file is compared with its network.
+
+They are validation frames, or rendered street scenes if there is no usable validation data.
+"""
 
 from collections.abc import Sequence
 
@@ -15,11 +18,13 @@ _RENDERED = 192, 640  # (height, width) of rendered scenes in pixels
 
 
 def frames(recipe: dict, count: int = 2) -> tuple[list[Tensor], str]:
-    """Returns images at their own size, evenly spaced over the validation set.
+    """Returns images to verify an exported file on, at their own size.
+
+    They are evenly spaced over the validation set. Without usable validation data, scenes of the
+    built-in `scenes` dataset are rendered instead.
 
     Args:
-        recipe: The recipe. Without usable validation data in it, scenes of the built-in `scenes`
-            dataset are rendered instead.
+        recipe: The recipe, whose `data` section may be missing.
         count: The maximum number of images.
 
     Returns:
@@ -32,7 +37,7 @@ def frames(recipe: dict, count: int = 2) -> tuple[list[Tensor], str]:
             settings = settings_of(data, recipe["network"]["max_depth"])
             found = build_dataset(settings, "val", as_evaluated=True)
         return _spaced(found, count), f"{data.get('root', data.get('name'))} (val)"
-    # Without usable validation data, fall through to rendered scenes, and return the reason.
+    # There is no usable validation data: render scenes instead, and return the reason.
     except (DataError, RecipeError) as error:
         reason = str(error)
     return [
@@ -46,16 +51,17 @@ def frames(recipe: dict, count: int = 2) -> tuple[list[Tensor], str]:
 def batches(
     images: Sequence[Tensor], size: tuple[int, int], least: int | None = None
 ) -> list[Tensor]:
-    """Returns the batches to verify a file on.
+    """Returns the batches on which an exported file is compared with its network.
 
     Args:
         images: Images of any sizes, each (3, H, W) uint8.
         size: (height, width) in pixels to which each image is resized.
-        least: The minimum side of a dynamic file's images in pixels. The last batch then holds all
-            images at about 3/4 of `size`, with odd sides. None for a file of one size.
+        least: The minimum side in pixels of the images that the file takes, if it takes images of
+            any size. A last batch then holds all images at about 3/4 of `size`, with odd sides.
+            None for a file that takes one size.
 
     Returns:
-        One batch (1, 3, height, width) uint8 per image, and for a dynamic file a last one,
+        One batch (1, 3, height, width) uint8 per image; then, if `least` is given, the last one,
         (B, 3, h, w) uint8.
     """
     tried = [resized_image(each, size)[None].contiguous() for each in images]

@@ -1,4 +1,4 @@
-"""Measures flicker: the mean change of a video's depth between frames, over static pixels."""
+"""Measures flicker: the mean change of depth between a video's frames, in static pixels."""
 
 import torch
 from torch import Tensor
@@ -23,18 +23,18 @@ class Flicker:
         """Adds the next frame.
 
         Args:
-            pixels: (3, H, W) uint8.
-            depth: (H, W) float, metres.
+            pixels: The RGB frame, (3, H, W) uint8.
+            depth: Its predicted depth, (H, W) float, metres.
 
         Returns:
-            (change, share): the mean change of depth from the previous frame over static pixels in
-            metres, NaN without any; and the fraction of static pixels, NaN without a previous frame
-            of the same size.
+            (change, share): the mean absolute change of depth from the previous frame in static
+            pixels, in metres, NaN if there are none; and the fraction of pixels that are static,
+            NaN without a previous frame of the same size.
         """
         change = float("nan")
         share = float("nan")
         if self._pixels is not None and self._pixels.shape == pixels.shape:
-            # Subtract in int16, since uint8 differences would wrap around.
+            # Subtract as int16, since negative differences of uint8 would wrap around.
             static = (pixels.short() - self._pixels.short()).abs().amax(0) <= STILL_LEVELS
             share = static.float().mean().item()
             if share > 0:
@@ -46,5 +46,8 @@ class Flicker:
 
     @property
     def mean(self) -> float:
-        """The mean over all frame pairs with static pixels, in metres; NaN without such a pair."""
+        """The mean, over all pairs of consecutive frames, of the change that `add` returns.
+
+        In metres; pairs without static pixels don't count, and without any pair it is NaN.
+        """
         return torch.tensor(self._changes, dtype=torch.float64).mean().item()

@@ -1,9 +1,9 @@
-"""Finds the inputs of a prediction: images and videos, given by file, folder or pattern.
+"""Finds the images and videos to predict, given by file, folder or pattern.
 
 Each input gets a name, from which the paths of its outputs are made. The name is the input's path
-without suffix, relative to the given folder or to the part of a pattern before its first wildcard,
-so that outputs mirror the tree of the inputs. Symbolic links are followed; each folder is searched
-once. A folder that can't be listed raises an error.
+without suffix, relative to the given folder or to the part of a pattern before its first wildcard.
+So outputs are in the same subfolders as the inputs. Symbolic links are followed; each folder is
+searched once. A folder that can't be listed raises an error.
 """
 
 import fnmatch
@@ -48,7 +48,7 @@ def frames_in(path: Path) -> int:
 
     Images that a camera embeds in a JPEG (MPO: a preview or a depth map) aren't counted.
     """
-    if instead_of_file(path):  # reading the pixels raises the error
+    if instead_of_file(path):  # no regular file: predicting it later raises the error
         return 1
     try:
         with Image.open(path) as image:
@@ -101,18 +101,19 @@ def _meant_by(argument: str, out: Path) -> list[Input]:
         raise DataError(
             f"{argument}: weights by their name, no image; give what to predict after them"
         )
-    if os.path.lexists(path):  # also a broken link: reading it later raises and reports the error
+    if os.path.lexists(path):  # true for a broken link, too, which prediction reports
         return [Input(path.stem, path)]
     if not glob.has_magic(argument):
         raise DataError(
             f"{argument}: no such file or folder; give an image, a folder, a quoted pattern or a "
             "video"
         )
-    # Search below the part of the pattern before its first wildcard. Exclude files in `out`.
+    # Search the folder that the pattern names before its first wildcard.
     fixed = Path(*_until_wildcard(path))
     parts = path.parts[len(fixed.parts) :]
     files = sorted(_fitting(str(fixed), (*parts, "*") if parts[-1] == "**" else parts, set()))
-    # Use realpath, since Path.resolve raises an error for a symbolic link that refers to itself.
+    # Exclude earlier outputs. Use realpath, since Path.resolve raises an error for a symbolic link
+    # that refers to itself.
     results = Path(os.path.realpath(out))
     if Path(os.path.realpath(fixed)) in results.parents:
         files = [file for file in files if results not in Path(os.path.realpath(file)).parents]
@@ -145,13 +146,13 @@ def _fitting(
     Args:
         folder: The folder to search.
         parts: The path components of the pattern, relative to `folder`.
-        tried: (device, inode, number of components left) of the searches done so far. Each search
-            is done once, so that a link to a parent folder causes no endless recursion.
+        tried: (device, inode, number of components left) of the searches that were begun. Each is
+            done once, so that a link to a parent folder causes no endless recursion.
     """
     part = parts[0]
     rest = parts[1:]
     try:
-        # A link may lead to a parent folder: search each folder once per remaining pattern.
+        # Search each folder once per remaining pattern, since a link may lead to a parent folder.
         status = os.stat(folder or ".")
         state = status.st_dev, status.st_ino, len(parts)
         if state in tried:
@@ -168,7 +169,7 @@ def _fitting(
     for name in names:
         path = os.path.join(folder, name)
         fits = part == "**" or fnmatch.fnmatchcase(name, part)
-        # A hidden name matches a wildcard only if the component itself begins with a dot.
+        # A hidden name matches a wildcard only if the pattern's component begins with a dot.
         if glob.has_magic(part) and name.startswith(".") and not part.startswith("."):
             continue
         if os.path.isdir(path) and (rest or part == "**") and fits:

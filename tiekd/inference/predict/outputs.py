@@ -1,7 +1,7 @@
-"""Writes the files of a prediction: one folder per kind below --out, mirroring the inputs' tree.
+"""Writes the files of a prediction: one folder per kind below --out, with the inputs' subfolders.
 
     depth/       16-bit PNG in the dataset's unit, as the `folder` dataset reads it; never 0
-    colour/      PNG with a scale in metres; for a video one MP4
+    colour/      PNG with a colour bar in metres; for a video one MP4
     raw/         NPY, (H, W) float32 metres
     points/      PLY, camera coordinates in metres, coloured
     confidence/  8-bit PNG, 255 for certain; with raw also NPY, (H, W) float32 from 0 to 1
@@ -40,7 +40,7 @@ class Outputs:
 
     Attributes:
         folder: The folder that contains all outputs (--out).
-        units_per_m: Grey levels per metre of the PNGs in depth/.
+        units_per_m: Integer levels per metre in the PNGs in depth/.
         max_depth: Depth at the far end of the colour scale, metres.
         raw: True to write raw/.
         points: True to write points/.
@@ -55,8 +55,12 @@ class Outputs:
     confidence: bool = False
 
     def of(self, name: str) -> dict[str, Path]:
-        """Returns the output files of an image: kind -> path. `name` is its `Input.name`."""
-        # Collect the folder and suffix of each enabled kind.
+        """Returns the paths of an image's output files, keyed by kind, such as "depth" or "raw".
+
+        Args:
+            name: The image's `Input.name`.
+        """
+        # Map each kind of file that is enabled to its folder and suffix.
         places = {"depth": ("depth", ".png"), "colour": ("colour", ".png")}
         if self.raw:
             places["raw"] = "raw", ".npy"
@@ -72,7 +76,7 @@ class Outputs:
         }
 
     def of_video(self, name: str) -> dict[str, Path]:
-        """Returns the outputs of a video: kind -> path.
+        """Returns the paths of a video's outputs, keyed by kind, such as "depth" or "times".
 
         For "colour" and "times" the path is a file, for each other kind the folder of the frames'
         files.
@@ -157,9 +161,11 @@ class Outputs:
             write_durably(files["raw_confidence"], _npy(confidence))
 
     def remove_frames_from(self, name: str, count: int) -> None:
-        """Removes a video's frame files from number `count` on, left over from an earlier run.
+        """Removes frame files that an earlier, longer video of this name has left.
 
-        An earlier video of this name may have had more frames.
+        Args:
+            name: The video's `Input.name`.
+            count: Number of frames of the video now; files of frames from this number on go.
         """
         for path in self.of(f"{name}/0").values():
             # Remove only files named as `predict_video` names frames.
@@ -168,19 +174,26 @@ class Outputs:
                     old.unlink()
 
     def coloured(self, depth: np.ndarray) -> np.ndarray:
-        """Colours a depth map and adds a scale: (H, W) metres to (H, W + scale, 3) uint8."""
+        """Colours a depth map, and adds a colour bar at the right.
+
+        Args:
+            depth: (H, W) float, metres.
+
+        Returns:
+            (H, W + the bar's width, 3) uint8 RGB.
+        """
         return with_bar(pictures.colourise(depth, self.max_depth), self.max_depth)
 
 
 def units_of(data: dict, max_depth: float) -> float:
-    """Returns the grey levels per metre of a depth PNG in the format of a recipe's dataset.
+    """Returns the levels per metre of the PNGs in depth/, which follow the recipe's dataset.
 
     KITTI's format has 256 levels per metre, NYU's 1000, and the `folder` dataset's `depth_unit`
     levels. For other data it is 256, or fewer if 16 bits would not reach `max_depth`.
 
     Args:
-        data: The recipe's `data` node; {} if the recipe has none.
-        max_depth: The network's largest depth in metres.
+        data: The recipe's `data` section; {} if the recipe has none.
+        max_depth: The largest depth that the network predicts, in metres.
 
     Raises:
         RecipeError: If `depth_unit` is out of range.
@@ -197,17 +210,19 @@ def units_of(data: dict, max_depth: float) -> float:
         return float(unit)
     if name in ("kitti", "nyu"):
         return importlib.import_module(f"tiekd.data.datasets.{name}").UNITS_PER_M
-    # Use a fine unit, unless 16 bits would not reach the network's range.
+    # The default is 256 levels per metre, or fewer if 65535 levels would not reach max_depth.
     return min(DEFAULT_UNITS_PER_M, LARGEST_LEVEL // max_depth or 1.0)
 
 
 def parse_units(text: str | None, data: dict, max_depth: float) -> float:
-    """Parses the option --depth-unit; without it, returns `units_of(data, max_depth)`.
+    """Parses the option --depth-unit, i.e. the levels per metre of the PNGs in depth/.
+
+    Without the option, returns `units_of(data, max_depth)`.
 
     Args:
         text: The option's text, or None if it isn't given.
-        data: The recipe's `data` node.
-        max_depth: The network's largest depth in metres.
+        data: The recipe's `data` section.
+        max_depth: The largest depth that the network predicts, in metres.
 
     Raises:
         RecipeError: If the number of levels is out of range.
@@ -226,14 +241,14 @@ def parse_units(text: str | None, data: dict, max_depth: float) -> float:
 
 
 def in_words(units_per_m: float, max_depth: float) -> str:
-    """Describes the PNGs in depth/, and warns if 16 bits can't hold the network's range.
+    """Describes the unit of the PNGs in depth/, and warns if 16 bits can't hold all depths.
 
     Args:
-        units_per_m: Grey levels per metre.
-        max_depth: The network's largest depth in metres.
+        units_per_m: Levels per metre.
+        max_depth: The largest depth that the network predicts, in metres.
     """
     largest = LARGEST_LEVEL / units_per_m
-    # Depths above `largest` saturate at the largest level.
+    # Larger depths than `largest` are stored as the largest level, 65535.
     cut = ""
     if largest < max_depth:
         cut = f"; what is beyond {largest:.2f} m is stored as that, which data sets read as none"

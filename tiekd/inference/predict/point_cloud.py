@@ -17,8 +17,9 @@ _KINDS = {"f4": "float", "u1": "uchar"}
 def points_of(depth: np.ndarray, camera: Camera) -> np.ndarray:
     """Unprojects a depth map with the pinhole model.
 
-    x = (column - centre_x) / focal_x * z and y = (row - centre_y) / focal_y * z. (0, 0) is the
-    centre of the first pixel. If the camera has no principal point, the image's centre is used.
+    x = (column - centre_x) / focal_x * z and y = (row - centre_y) / focal_y * z, where (0, 0) is
+    the centre of the first pixel, and (centre_x, centre_y) the principal point. If the camera has
+    no principal point, the image's centre is used.
 
     Args:
         depth: (H, W) float, z-depth in metres.
@@ -46,7 +47,7 @@ def encode_ply(depth: np.ndarray, rgb: np.ndarray, camera: Camera) -> bytes:
     Returns:
         The PLY file's content.
     """
-    # The structured array has the memory layout of the file's vertices.
+    # Fill an array whose records have the binary layout of the file's vertices.
     known = np.isfinite(depth) & (depth > 0)
     vertices = np.empty(int(known.sum()), _VERTEX)
     points = points_of(depth, camera)

@@ -27,9 +27,9 @@ def predict_all(predictor: Predictor, inputs: Sequence[Input], out: TextIO, erro
     An input that can't be read, or whose size the network can't process, is reported and skipped.
 
     Args:
-        predictor: The student with its outputs.
+        predictor: The student and the settings of its outputs.
         inputs: The images and videos.
-        out: Text stream that receives progress and rates.
+        out: Text stream that receives progress and speed.
         errors: Text stream that receives one line for each failed input.
 
     Returns:
@@ -76,8 +76,8 @@ def predict_images(
         ThreadPoolExecutor(THREADS) as writers,
         Writes() as writes,
     ):
-        # Read ahead, predict batch by batch, and write in threads. A UserError takes the place of
-        # the image that can't be read, or of the batch that can't be predicted.
+        # Read and write in threads, and predict batch by batch. For an image that can't be read or
+        # a batch that can't be predicted, `_attempt` returns the UserError, which is reported.
         loaded = _read_ahead(readers, lambda item: _attempt(_load, predictor, item), images)
         for batch in _batches(loaded, predictor.batch_size):
             found = batch if isinstance(batch, UserError) else _attempt(predictor.depths, batch)
@@ -90,7 +90,7 @@ def predict_images(
                     writes.add(writers.submit(predictor.write, image, depth, confidence))
                     del image, depth, confidence
                 done += len(batch)
-            # Free these full-size images before the next batch is read.
+            # Free the memory of these images before the next batch is read.
             del batch, found
             progress.update()
     progress.finish()
@@ -102,7 +102,7 @@ def _load(predictor: Predictor, item: Input) -> LoadedImage:
 
 
 def _attempt(function: Callable, *arguments):
-    """Returns the function's result, or the UserError that it raises."""
+    """Calls a function, and returns its result or the UserError that it raises."""
     try:
         return function(*arguments)
     except UserError as error:
@@ -123,9 +123,13 @@ def _read_ahead(pool: ThreadPoolExecutor, read: Callable, items: Iterable) -> It
 def _batches(
     loaded: Iterable[LoadedImage | UserError], batch_size: int
 ) -> Iterator[list[LoadedImage] | UserError]:
-    """Yields batches of up to `batch_size` consecutive images of one working size.
+    """Yields batches of consecutive images that have one size after resizing.
 
-    Errors among `loaded` are yielded as they come, before the unfinished batch.
+    An error in `loaded` is yielded as it comes, before the batch that isn't complete yet.
+
+    Args:
+        loaded: The images, or errors in place of those that couldn't be read.
+        batch_size: The largest number of images in a batch.
     """
     batch: list[LoadedImage] = []
     for image in loaded:

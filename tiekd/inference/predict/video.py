@@ -16,15 +16,17 @@ import numpy as np
 from tiekd.errors import DataError
 from tiekd.files import check_readable
 
-_CODECS = ("libx264", "mpeg4")  # the first available one is used
+_CODECS = ("libx264", "mpeg4")  # the first one that FFmpeg has is used
 _KEPT = "; depth of those is there, the rest isn't in the file"
-# An intact video may show its last frame for this fraction of its duration plus these seconds.
+# The last frame of an intact video may end before the file's duration does, by this fraction of the
+# duration plus these seconds.
 _STANDS_STILL = 0.05
 _STANDS_STILL_S = 0.5
-_GIF_END = b";"  # the trailer with which a complete GIF ends, perhaps followed by zero bytes
-_GIF_TAIL = 4096  # bytes at the end of a GIF in which the trailer is searched
+_GIF_END = b";"  # a complete GIF ends with this byte, perhaps followed by zero bytes
+_GIF_TAIL = 4096  # bytes at the end of a GIF in which _GIF_END is searched
 _DEFAULT_RATE = Fraction(25)  # frames per second, if the file doesn't specify a rate
-# mpeg4 allows up to 65535 time units per second; 60000 is a multiple of all usual frame rates.
+# mpeg4 allows up to 65535 time units per second. With 60000, timestamps of 24, 25, 30, 50, 60 and
+# 30000/1001 frames per second are exact; others are rounded to a unit.
 _FINEST_BASE = Fraction(1, 60000)
 
 
@@ -49,7 +51,7 @@ class Video:
         path: The file.
         rate: Average frames per second.
         time_base: Seconds per unit of `Frame.pts`.
-        count: Approximate number of frames, from the file's header.
+        count: Approximate number of frames, from the file's index or its duration.
 
     Raises:
         DataError: If PyAV is missing, or the file is no video.
@@ -62,13 +64,13 @@ class Video:
             with av.open(str(path)) as container:
                 if not container.streams.video:
                     raise DataError(f"{path}: there is no video in it")
-                # A file may lack any of these values. The defaults affect only timestamps and
-                # progress.
+                # A file may lack its frame rate, time base or duration. The defaults affect only
+                # timestamps and the display of progress.
                 stream = container.streams.video[0]
                 self.rate = Fraction(stream.average_rate or stream.guessed_rate or _DEFAULT_RATE)
                 self.time_base = Fraction(stream.time_base or 1 / self.rate)
                 self._duration_s = float((container.duration or 0) / av.time_base)
-                self._counted = stream.frames  # from the file's index; 0 without an index
+                self._counted = stream.frames  # number of frames in the file's index; 0 without one
                 self.count = self._counted or round(self._duration_s * self.rate)
         except (av.error.FFmpegError, OSError) as error:
             raise DataError(
@@ -88,9 +90,9 @@ class Video:
         last_s = 0.0
         try:
             with av.open(str(self.path)) as container:
-                # Keep PyAV's default, without frame threading: at the end of a corrupt file,
-                # FFmpeg's frame threads wait for Python's global lock to log, while Python waits
-                # for those threads, a deadlock.
+                # Leave frame threading off, as is PyAV's default. It deadlocks at the end of a
+                # corrupt file: FFmpeg's threads need Python's global lock for logging, and the
+                # thread that holds it waits for them.
                 for frame in container.decode(container.streams.video[0]):
                     pts = (
                         round(count / self.rate / self.time_base)
@@ -114,10 +116,11 @@ class Video:
             raise DataError(f"{self.path}: breaks off after {count} frames{part}{_KEPT}")
 
     def _is_short(self, count: int, shown_s: float) -> bool:
-        """Returns True if frames are missing at the end, judged by the file's index and duration.
+        """Returns True if frames are missing at the end of the file, as in a truncated one.
 
-        Both must indicate missing frames: the index also counts frames that an editor has cut off,
-        and the duration may include a time in which the last frame stays on screen.
+        Both the file's index and its duration must indicate missing frames: the index also counts
+        frames that an editor has cut off, and the duration may include a time in which the last
+        frame stays on screen. A GIF is judged by its last byte instead.
 
         Args:
             count: Number of decoded frames.
@@ -125,7 +128,7 @@ class Video:
         """
         if (
             self.path.suffix.lower() == ".gif"
-        ):  # PyAV counts a GIF's frames by decoding, so look for its end mark
+        ):  # a GIF has no frame count of its own, so look for its last byte
             with self.path.open("rb") as file:
                 file.seek(-min(_GIF_TAIL, file.seek(0, os.SEEK_END)), os.SEEK_END)
                 return not file.read().rstrip(b"\0").endswith(_GIF_END)
@@ -160,7 +163,7 @@ def writing(path: Path, rate: Fraction, time_base: Fraction):
         with av.open(str(partial), "w", format="mp4") as container:
             stream, add = _encoder(av, container, rate, time_base)
             yield add
-            # The encoder opens with the first frame. Without frames no file is kept.
+            # The encoder is opened by the first frame. If there was none, keep no file.
             written = stream.codec_context.is_open
             if written:
                 container.mux(stream.encode())
@@ -198,7 +201,7 @@ def _encoder(av, container, rate: Fraction, time_base: Fraction):
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(padded), format="rgb24")
         first = pts if first is None else first
         last = 0 if last is None else max(round((pts - first) * time_base / base), last + 1)
-        # Timestamps must increase, even if a corrupt video repeats one.
+        # `last` increases by at least 1, even if a corrupt video repeats a timestamp.
         frame.pts = last
         frame.time_base = base
         container.mux(stream.encode(frame))

@@ -28,12 +28,14 @@ COLUMNS = ("frame", "time_s", "static_change_m", "static_share")
 
 
 def predict_video(predictor: Predictor, item: Input, out: TextIO) -> Flicker:
-    """Predicts a video's frames, named `<name>/000000` and so on.
+    """Predicts a video's frames, and writes their outputs.
+
+    The outputs of single frames are named `<name>/000000` and so on.
 
     Args:
-        predictor: The student with its outputs.
+        predictor: The student and the settings of its outputs.
         item: The video.
-        out: Text stream that receives progress, rate and flicker.
+        out: Text stream that receives progress, speed and flicker.
 
     Returns:
         The flicker over all frames.
@@ -55,7 +57,7 @@ def predict_video(predictor: Predictor, item: Input, out: TextIO) -> Flicker:
         ThreadPoolExecutor(THREADS) as writers,
         Writes() as writes,
     ):
-        # Predict and write batch by batch. Add each frame to the colour video and to the table.
+        # Predict batch by batch. Write each frame's files, and add it to colour video and table.
         for chunk in _chunks(_until_broken(video, broken), predictor.batch_size):
             batch = [
                 predictor.prepare(f"{item.name}/{index:06}", item.path, _pixels(frame))
@@ -70,11 +72,11 @@ def predict_video(predictor: Predictor, item: Input, out: TextIO) -> Flicker:
                 rows.append((index, f"{frame.time_s:.6f}", _number(change), _number(share)))
             progress.update()
     progress.finish()
-    # Complete the outputs of the predicted frames, even if the video is truncated or corrupt.
+    # Also for a corrupt video: remove frames of an earlier, longer one, and write the table.
     if rows:
         outputs.remove_frames_from(item.name, len(rows))
         _write_table(files["times"], rows)
-    # Raise the decoding error only now, when the outputs are complete.
+    # Raise a decoding error only now, when these outputs are complete.
     if broken or not rows:
         raise broken[0] if broken else DataError(f"{item.path}: there are no frames in it")
     elapsed_s = time.monotonic() - started
@@ -87,7 +89,10 @@ def predict_video(predictor: Predictor, item: Input, out: TextIO) -> Flicker:
 
 
 def _chunks(frames: Iterable[Frame], most: int) -> Iterator[list[tuple[int, Frame]]]:
-    """Yields lists of (frame number, frame), up to `most` consecutive frames of one size."""
+    """Yields the frames in order as lists of (frame number, frame).
+
+    A list has up to `most` consecutive frames, all of one size.
+    """
     for _, alike in groupby(enumerate(frames), lambda numbered: numbered[1].rgb.shape):
         while chunk := list(islice(alike, most)):
             yield chunk
@@ -98,7 +103,12 @@ def _pixels(frame: Frame) -> torch.Tensor:
 
 
 def _until_broken(video: Video, broken: list[DataError]) -> Iterator[Frame]:
-    """Yields a video's frames. A DataError ends the iteration and is appended to `broken`."""
+    """Yields a video's frames up to the first that can't be decoded.
+
+    Args:
+        video: The video.
+        broken: A list to which the decoding error is appended.
+    """
     try:
         yield from video.frames()
     except DataError as error:
