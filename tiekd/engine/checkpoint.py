@@ -77,8 +77,15 @@ def write_files(
 ) -> None:
     """Writes this rank's files of a checkpoint; the manifest is written later. Collective.
 
-    All files are written by `engine.checkpoint_files`, which records their digests and errors. The
-    arguments are those of `save`, but `folder` is the checkpoint's own folder.
+    All files are written by `engine.checkpoint_files`, which records their digests and errors.
+
+    Args:
+        engine: The DeepSpeed engine.
+        folder: The checkpoint's own folder, which exists.
+        iteration: The number of finished iterations.
+        hook_states: This rank's hook states by the hook's key, dicts of plain values.
+        recipe: The run's recipe.
+        facts: Further entries of the student's weights file.
     """
     files = engine.checkpoint_files
     engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)

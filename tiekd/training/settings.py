@@ -45,9 +45,11 @@ class Recipe:
         return self.section("train").get("validate", TrainSettings.validate)
 
     def splits(self, which: str) -> tuple[str, ...]:
-        """Returns the names of the splits that "train", "val" or "both" stands for.
+        """Returns the names of the splits that an option of a program asks for.
 
-        If the recipe doesn't evaluate during training, "both" is the training split alone.
+        Args:
+            which: "train", "val" or "both". If the recipe doesn't evaluate during training, "both"
+                is the training split alone.
         """
         if which != "both":
             return (which,)

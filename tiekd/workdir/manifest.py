@@ -48,14 +48,26 @@ class Files:
         self.errno: int | None = None
 
     def save(self, state_dict, path: str | Path) -> None:
-        """Writes and hashes a file: bytes as they are, anything else with `torch.save`."""
+        """Writes a file and records its size and digest.
+
+        An error is stored in `problem` instead of being raised.
+
+        Args:
+            state_dict: the content. Bytes are written as they are, anything else by `torch.save`.
+            path: the file.
+        """
         if isinstance(state_dict, bytes):
             self._attempt(Path(path), lambda: Path(path).write_bytes(state_dict))
         else:
             self._attempt(Path(path), lambda: torch.save(state_dict, path))
 
     def make_folder(self, path: str | Path, exist_ok: bool = False) -> None:
-        """Creates a folder, with its parents."""
+        """Creates a folder, with its parents.
+
+        Args:
+            path: the folder.
+            exist_ok: True if the folder may exist already.
+        """
         try:
             os.makedirs(path, exist_ok=exist_ok)
         except OSError as error:
@@ -63,7 +75,12 @@ class Files:
                 self.problem, self.errno = f"{path}: {error.strerror}", error.errno
 
     def load(self, path: str | Path, map_location="cpu"):
-        """Loads a file that `save` has written, with `weights_only`."""
+        """Loads a file that `save` has written, with `weights_only`, so that it can't run code.
+
+        Args:
+            path: the file.
+            map_location: the device to which tensors are loaded.
+        """
         return torch.load(path, map_location=map_location, weights_only=True)
 
     def _attempt(self, path: Path, write) -> None:

@@ -33,7 +33,14 @@ def replace_best(path: Path, state_dict: dict, network_node: dict, iteration: in
     """Writes new best weights, and keeps a copy of the best weights at the newest checkpoint.
 
     A run that resumes from that checkpoint restores the copy. After the next checkpoint is saved,
-    `forget_older_best` removes the copy. The arguments are those of `write_weights`.
+    `forget_older_best` removes the copy.
+
+    Args:
+        path: the file of the best weights, which is replaced.
+        state_dict: the student's parameters and buffers by name, float32.
+        network_node: the recipe's node that describes the network.
+        iteration: the iteration of the weights.
+        **facts: further entries of the file.
 
     Raises:
         OSError: the file can't be written.

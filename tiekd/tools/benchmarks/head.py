@@ -181,8 +181,16 @@ def in_chunks(
 ):
     """Computes `reference.dpm` on a few rows of pixels at a time, and recomputes each in backward.
 
-    So only the logits of these rows are in memory. The arguments are those of `train`, without
-    `dpm`.
+    So only the logits of these rows are in memory.
+
+    Args:
+        features: (B, C, h, w), the decoder's features.
+        weight: (K, C, 1, 1), of the convolution that gives the logits.
+        bias: (K,), of the same convolution.
+        edges: (K + 1,), edges of the K bins, metres.
+        depth: (B, 1, h, w), target depth, metres, 0 where not valid.
+        sigma: standard deviation of the Gaussian target, metres.
+        target: how the target distribution is computed, "gaussian" or "released".
 
     Returns:
         Depth and divergence, as `reference.dpm` returns them.
@@ -197,7 +205,12 @@ def products(features: Tensor, weight: Tensor, bias: Tensor) -> None:
     """Computes only the head's matrix products: the logits twice, and two gradients.
 
     The logits are computed twice since the kernels don't keep them for backward. The gradients are
-    those of features and weight. The arguments are those of `train`.
+    those of features and weight.
+
+    Args:
+        features: (B, C, h, w), the decoder's features.
+        weight: (K, C, 1, 1), of the convolution that gives the logits of K bins.
+        bias: (K,), of the same convolution.
     """
     x = features.flatten(2)
     matrix = weight.flatten(1)

@@ -49,7 +49,14 @@ def plain_metrics(
 
 
 def plain_mean(rows: list[list]) -> dict[str, float]:
-    """Averages the metrics over images; images without ground truth (NaN) are excluded."""
+    """Averages the metrics over images; images without ground truth (NaN) are excluded.
+
+    Args:
+        rows: for each image its metrics, as `plain_metrics` returns them.
+
+    Returns:
+        Each metric's name -> its mean.
+    """
     return dict(
         zip(
             METRIC_NAMES, np.nanmean(np.array(rows, dtype=np.float64), axis=0).tolist(), strict=True

@@ -74,6 +74,10 @@ class TextLog(Hook):
         """Opens the log files, on rank 0, so that `info` can be used before training begins.
 
         `before_train` calls it too; a second call does nothing.
+
+        Args:
+            work_dir: The folder of the run.
+            timestamp: The time at which this process started, for the files' names.
         """
         if not is_main() or self._handlers:
             return
@@ -290,6 +294,9 @@ class TextLog(Hook):
         """Appends a row to the .log.json file, on rank 0.
 
         Rows with a key `epoch` are those of mmcv's format; mmcv's tools ignore all other rows.
+
+        Args:
+            values: The row: key -> value. Floats are rounded to five decimals.
         """
         if not self._handlers:
             return
