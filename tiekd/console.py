@@ -81,7 +81,10 @@ class Progress:
             self._write("\n")
 
     def update(self) -> None:
-        """Updates the bar or writes a line if enough time has passed; call it after every step."""
+        """Shows the progress if enough time has passed since the last time.
+
+        Call it after every step of the job.
+        """
         if not self._silent and time.monotonic() - self._told >= self._interval_s:
             self._tell(finished=False)
 

@@ -20,8 +20,9 @@ from tiekd.files import check_readable
 
 DEFAULT_CONFIG = Path(__file__).parents[2] / "ds_configs" / "fp32.json"
 
-# DeepSpeed 0.19 ignores unknown top-level keys, and fails on values of wrong types with errors from
-# deep in its own code. So keys and types are checked here.
+# The keys that DeepSpeed 0.19 accepts, sorted by the type of their values, here text. They are
+# checked in this module, because DeepSpeed ignores unknown top-level keys, and fails on values of
+# wrong types with errors from deep in its own code.
 _WORDS = (
     "communication_data_type seq_parallel_communication_data_type gradient_allreduce_op log_level"
 )
@@ -130,7 +131,7 @@ def resolve(config: dict, batch_size: int, clip_norm: float, world_size: int) ->
             split evenly over ranks and micro-batches.
         LaunchError: The device doesn't support the precision that the config asks for.
     """
-    # Check keys and types, since DeepSpeed itself ignores unknown keys.
+    # Check keys and types, since DeepSpeed ignores unknown keys.
     for key, value in config.items():
         if key in ("optimizer", "scheduler"):
             raise RecipeError(

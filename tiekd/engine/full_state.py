@@ -15,7 +15,7 @@ from torch import Tensor
 from tiekd.distributed import comm
 from tiekd.engine import patches
 
-# Attributes of the engine that count steps, samples and skipped steps.
+# Attributes of DeepSpeed's engine that count optimizer steps, samples and skipped steps.
 _COUNTERS = ("global_steps", "global_samples", "skipped_steps")
 # Attributes of DeepSpeed's ZeRO optimizers that hold flat groups: one fp32 tensor for each
 # parameter group, with this rank's share of its values one after the other. The torch optimizer

@@ -118,8 +118,10 @@ class Step:
     def _clip_and_step(self) -> Tensor | None:
         """Clips the gradient and takes the optimizer step; returns the norm before clipping.
 
-        The formula is DeepSpeed's. If the norm isn't finite, the fused optimizer skips the step on
-        the device, without a host sync.
+        It is called after each micro-batch and does this only after the iteration's last one;
+        before that it returns None. It clips as DeepSpeed does, by the L2 norm over all parameters.
+        If the norm isn't finite, the fused optimizer skips the step on the device, without a host
+        sync.
         """
         norm = None
         if self.engine.is_gradient_accumulation_boundary():

@@ -85,7 +85,10 @@ class Split:
         return found
 
     def cleaned(self) -> str:
-        """Returns the split file's text without the lines of dropped frames."""
+        """Returns the lines of the split file that remain without those of the dropped frames.
+
+        Without a split file a line is a frame's name.
+        """
         if self.lines is None:
             texts = [frame.name for frame in self.frames.frames]
         else:

@@ -266,9 +266,10 @@ def _read_run(path: Path) -> list[Row]:
 
 
 def _read_json_lines(path: Path) -> list[dict]:
-    """Reads the rows of a `.log.json`: training, validation, and renumbered epochs.
+    """Reads the rows of a `.log.json` file that belong to the curves.
 
-    A partly written last line is ignored.
+    These are rows of training and validation, and those that state a new number of iterations per
+    epoch. A partly written last line is ignored.
     """
     check_readable(path, "log of a run", DataError)
     try:

@@ -61,5 +61,5 @@ class UnreadableSamples(Hook):
         return {"told": list(self.told)}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Restores the messages, so that no sample is logged or counted twice."""
+        """Restores the logged messages, so that no unreadable sample is logged or counted twice."""
         self.told = dict.fromkeys(state_dict["told"])

@@ -60,7 +60,7 @@ def _add_recipe(parser: argparse.ArgumentParser, default: Path, whose: str) -> N
 
 
 def _add_kitti(parser: argparse.ArgumentParser) -> None:
-    """Adds the option for a folder with the KITTI dataset."""
+    """Adds the option `--data` for a folder with the KITTI data set."""
     parser.add_argument(
         "--data",
         type=paths.path_argument,
@@ -70,7 +70,7 @@ def _add_kitti(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_compile(parser: argparse.ArgumentParser) -> None:
-    """Adds the option that compiles the network's encoder and decoder."""
+    """Adds the option `--compile`, which compiles encoder and decoder with torch.compile."""
     parser.add_argument(
         "--compile", action="store_true", help="our encoder and decoder by torch.compile"
     )

@@ -95,7 +95,10 @@ class Guard(Hook):
         return {"in_a_row": self._in_a_row, "first_bad": self._first_bad}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Restores the count, so that bad iterations in a row are counted across a resume."""
+        """Restores the number of bad iterations in a row, so that it is continued across a resume.
+
+        An iteration is bad if its loss or gradient is not finite.
+        """
         self._in_a_row, self._first_bad = state_dict["in_a_row"], state_dict["first_bad"]
 
     def _look(self, state) -> None:

@@ -82,7 +82,8 @@ class Preemption(Hook):
             state.stop_reason = self._reason or "another rank was asked to stop"
             state.orphaned = asked == _ORPHANED
             return
-        # Start the reduction of this iteration's flag. Its result is read an iteration later.
+        # Start the reduction of this iteration's flag: has any rank been asked to stop? Its result
+        # is read an iteration later.
         asked = torch.tensor([self._asked], dtype=torch.int32)
         work = (
             dist.all_reduce(asked, dist.ReduceOp.MAX, self._group, async_op=True)
@@ -101,7 +102,11 @@ class Preemption(Hook):
             os.close(self._signals)
 
     def _answer(self) -> int:
-        """Returns the largest flag of all ranks an iteration ago: 0, _SIGNAL or _ORPHANED."""
+        """Returns the largest flag of all ranks an iteration ago: 0, _SIGNAL or _ORPHANED.
+
+        The flag is 0 if no rank was asked to stop, _SIGNAL if one got a signal, and _ORPHANED if a
+        launcher has died.
+        """
         if self._question is None:
             return 0
         work, asked = self._question
