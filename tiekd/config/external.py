@@ -5,7 +5,7 @@ The search order is the same under every launcher:
 1. Python's own path: installed packages and PYTHONPATH;
 2. the current folder;
 3. the folder of each recipe that was read. If that folder is the work dir of a run, the folder of
-the recipe that the run was started with, and the current folder of that start, follow.
+   the recipe that the run was started with, and the current folder of that start, follow.
 
 The folder that has the package is added at the end of sys.path. There it hides no installed
 package, the package's own imports work later on, and data workers inherit it. Naming a module in a

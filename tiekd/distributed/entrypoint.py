@@ -45,7 +45,7 @@ _LESS_MEMORY = (
 )
 _MAKE_ROOM = "make room, then resume or start again"
 _ALLOW = "change its permissions, or give another path"
-# For each error number of the operating system an advice to the user, for the error message.
+# For each error number of the operating system what the user can do; ends the error message.
 _REMEDIES = {
     errno.ENOSPC: _MAKE_ROOM,
     errno.EDQUOT: _MAKE_ROOM,

@@ -81,7 +81,7 @@ def write_files(
 
     Args:
         engine: The DeepSpeed engine.
-        folder: The checkpoint's own folder, which exists.
+        folder: The checkpoint's own folder.
         iteration: The number of finished iterations.
         hook_states: This rank's hook states by the hook's key, dicts of plain values.
         recipe: The run's recipe.
