@@ -4,9 +4,9 @@
     tiekd.build_network(recipe["network"]) -> nn.Module, (B, 3, H, W) image -> Prediction
     tiekd.load_student(checkpoint)(image) -> metres; a file, array or tensor in, a depth map out
 
-The names that users' own parts need can be imported from here too (model_configs/YOUR_PARTS.md):
-Batch, Sample, Prediction, Hook and others. These import paths don't change, even if a definition
-moves to another module.
+The names that users' own data sets, networks and hooks need can be imported from here too: Batch,
+Sample, Prediction, Hook and others (model_configs/YOUR_PARTS.md). These import paths don't change,
+even if a definition moves to another module.
 
 Each name is imported on first access. So `import tiekd` takes milliseconds, and reading a recipe
 imports no torch.
@@ -49,7 +49,7 @@ __all__ = [
     "valid_pixels",
 ]
 
-# The module that defines each public name.
+# For each public name of `tiekd` the module that defines it.
 _HOMES = {
     "IMAGENET_MEAN": "tiekd.data.augment.augment",
     "IMAGENET_STD": "tiekd.data.augment.augment",
@@ -71,7 +71,7 @@ _HOMES = {
 
 
 def __getattr__(name: str):
-    """Imports a public name from its module on first access."""
+    """Imports a public name of `tiekd` from the module that defines it, on first access."""
     if name not in _HOMES:
         raise AttributeError(f"module 'tiekd' has no attribute {name!r}")
     found = getattr(import_module(_HOMES[name]), name)
@@ -80,5 +80,5 @@ def __getattr__(name: str):
 
 
 def __dir__() -> list[str]:
-    """Lists the module's names, including those that are not imported yet."""
+    """Lists the names in `tiekd`, including public names that are not imported yet."""
     return sorted({*globals(), *_HOMES})

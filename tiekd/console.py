@@ -1,8 +1,8 @@
-"""What people read: a long job's progress, and text that is safe to print.
+"""Shows the progress of a long job, and makes text safe to print.
 
-Progress is one rewritten line with a bar on a terminal, plain lines in a file.
-
-Costs one reading of the clock per step, and one call of `count` (which may list a folder) per line.
+On a terminal the progress is one line with a bar that is rewritten; in a file it is a plain line
+now and then. Costs one reading of the clock per step, and one call of `count` (which may list a
+folder) for each line that is written.
 """
 
 import re
@@ -20,14 +20,14 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def printable(text: str, kept: str = "") -> str:
-    r"""Escapes control characters, which a terminal would obey, as in \x1b.
+    r"""Escapes control characters, such as \x1b, to which a terminal would react.
 
-    A file's name may hold any of them. Names that aren't UTF-8 are left to the stream, which
-    escapes what it can't encode.
+    A file's name may contain any control character. Names that aren't UTF-8 are left to the stream,
+    which escapes what it can't encode.
 
     Args:
-        text: such as a path or a message with one.
-        kept: control characters that stay, such as a line break.
+        text: the text, such as a path or a message with one.
+        kept: control characters that stay as they are, such as a line break.
     """
 
     def escaped(found: re.Match) -> str:
@@ -38,7 +38,7 @@ def printable(text: str, kept: str = "") -> str:
 
 
 class Progress:
-    """Shows how many things of a job are done, the rate, and the estimated time left.
+    """Shows how many items of a job are done, the rate, and the estimated time left.
 
     On a terminal: `frames [=====>    ] 120/697, 12.3/s, eta 0:00:47`. In a file: `frames: 120/697,
     12.3/s, eta: ...`. Used as a context manager it writes the last line at the end of the block. If
@@ -51,9 +51,9 @@ class Progress:
         """Shows the first line if the stream is a terminal.
 
         Args:
-            noun: the name of the things that are counted, such as `frames`.
-            total: the number of things at the end of the job.
-            count: returns the number of things done so far, by any process. The rate counts only
+            noun: the name of the items that are counted, such as `frames`.
+            total: the number of items at the end of the job.
+            count: returns the number of items done so far, by any process. The rate counts only
                 those done after this moment.
             stream: the stream that lines are written to.
             in_files: False to write nothing if the stream isn't a terminal.
@@ -67,7 +67,7 @@ class Progress:
         self._interval_s = TERMINAL_INTERVAL_S if self._rewrites else FILE_INTERVAL_S
         self._started = self._told = time.monotonic()
         self._at_start = 0 if self._silent else count()
-        self._length = 0  # Characters in the line that is on the terminal.
+        self._length = 0  # The length of the line on the terminal.
         if self._rewrites:
             self._tell(finished=False)
 
@@ -81,12 +81,15 @@ class Progress:
             self._write("\n")
 
     def update(self) -> None:
-        """Updates the bar or writes a line if enough time has passed; call it after every step."""
+        """Shows the progress if enough time has passed since the last time.
+
+        Call it after every step of the job.
+        """
         if not self._silent and time.monotonic() - self._told >= self._interval_s:
             self._tell(finished=False)
 
     def finish(self) -> None:
-        """Writes the last line."""
+        """Writes the last line, with the number of items that are done."""
         if not self._silent:
             self._tell(finished=True)
 
@@ -107,9 +110,11 @@ class Progress:
         self._length = len(line)
 
     def _bar(self, done: int, taken: int) -> str:
-        """Returns a bar that fills the terminal's width; empty if there is too little room.
+        """Returns a bar that fills the rest of the terminal's line; empty if there is no room.
 
-        `taken` is the number of characters in the rest of the line.
+        Args:
+            done: the number of items that are done.
+            taken: the number of characters in the rest of the line.
         """
         width = min(_LONGEST_BAR, shutil.get_terminal_size().columns - 1 - taken - len(" []"))
         if width < _SHORTEST_BAR:

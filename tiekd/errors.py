@@ -14,8 +14,9 @@ class RecipeError(UserError):
     """A value in a recipe, an override or an engine config that isn't allowed.
 
     Attributes:
-        keys: the dotted keys of recipe values that contradict each other. A program that has read
-            the recipe adds where each value comes from (`tiekd.config.provenance.with_origins`).
+        keys: the dotted names of the recipe's values that contradict each other, if there are any.
+            A program that has read the recipe adds where each of them comes from
+            (`tiekd.config.provenance.with_origins`).
     """
 
     def __init__(self, message: str, keys: tuple[str, ...] = ()):
@@ -46,15 +47,15 @@ class CheckpointError(UserError):
 
 
 class LaunchError(UserError):
-    """A way of starting the program (ranks, devices, port, work dir) that can't work."""
+    """A way of starting a program that can't work: wrong ranks, devices, port or work dir."""
 
 
 class ExportError(UserError):
-    """A network that can't be exported as asked, or whose exported file computes other values."""
+    """A network that can't be exported as asked, or whose exported file gives different outputs."""
 
 
 class DivergedError(UserError):
-    """Training with too many iterations in a row whose loss or gradient is not finite.
+    """Training in which too many iterations in a row had a loss or gradient that isn't finite.
 
     The message names the checkpoint to resume from.
     """

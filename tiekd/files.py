@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tiekd.errors import LaunchError, UserError
 
-_LONGEST_NAME = 200  # bytes of a name to which something is added; disks take 255
+_LONGEST_NAME = 200  # bytes; a suffix is added, and file systems allow 255
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
@@ -26,7 +26,7 @@ _KINDS = {
 
 
 def instead_of_file(path: str | os.PathLike) -> str | None:
-    """Returns the kind of something that isn't a regular file, such as "a pipe" or "a folder".
+    """Returns the kind of what is at a path, such as "a pipe", if it isn't a regular file.
 
     None for a regular file or a link to one. Also None if there is nothing at the path or it can't
     be accessed, since opening it then raises an error at once.
@@ -34,7 +34,8 @@ def instead_of_file(path: str | os.PathLike) -> str | None:
     try:
         kind = stat.S_IFMT(os.stat(path).st_mode)
     except (OSError, ValueError):
-        # A path with a NUL character is a ValueError.
+        # A ValueError means that the path contains a NUL character; opening it raises the error
+        # again.
         return None
     return None if kind == stat.S_IFREG else _KINDS.get(kind, "something else")
 
@@ -48,7 +49,8 @@ def check_readable(
         path: the path. A path at which there is nothing is not refused.
         noun: the expected content, for the message, such as "recipe".
         kind: the class of the error.
-        option: the beginning of the message, such as "--deepspeed_config ".
+        option: the option that gave the path, with which the message begins, such as
+            "--deepspeed_config ".
 
     Raises:
         UserError: of the class `kind`, if there is something else than a regular file.
@@ -59,12 +61,14 @@ def check_readable(
 
 
 def cause_of(error: BaseException, partial: Path | None = None) -> str:
-    """Returns why a file couldn't be written, in words; names the process's limit if it is that.
+    """Returns the reason why a file couldn't be written, in words.
+
+    If the reason is the process's limit of file sizes (ulimit -f), the text names the limit.
 
     Args:
-        error: the error of the write.
-        partial: what was written of the file. A library's own error has no number, so a file as
-            large as the limit tells that the limit was the cause.
+        error: the error that writing raised.
+        partial: the partly written file; None if unknown. An error of a library, such as torch, has
+            no error number; then a file as large as the limit shows that the limit was the reason.
     """
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     is_limited = getattr(error, "errno", None) == errno.EFBIG
@@ -82,7 +86,7 @@ def replace_bytes(path: Path, data: bytes, durable: bool = True) -> None:
     Args:
         path: the file.
         data: its new content.
-        durable: waits until the content is on the disk, so that it outlives a power cut.
+        durable: True to wait until the content is on the disk, so that it survives a power cut.
 
     Raises:
         OSError: the file can't be written; the old one is unchanged.
@@ -97,13 +101,18 @@ def replace_bytes(path: Path, data: bytes, durable: bool = True) -> None:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            # The error of a write has no file name, so set it.
+            # An error of writing has no file name, and one of renaming has two. Set the file's own
+            # name.
             error.filename, error.filename2 = str(path), None
         raise
 
 
 def _partial_name(name: str) -> str:
-    """Returns the name under which this process writes a file, of a length that a disk takes."""
+    """Returns the name of the temporary file in which a file's new content is written.
+
+    It contains this process's ID. A long name is replaced by its hash, since file systems limit the
+    length of names.
+    """
     if len(os.fsencode(name)) > _LONGEST_NAME:
         name = hashlib.sha256(os.fsencode(name)).hexdigest() + Path(name).suffix[:8]
     return f".{name}.{os.getpid()}.partial"
@@ -127,7 +136,8 @@ def append_line(path: Path, line: str) -> None:
         before = file.tell()
         data = f"{line}\n".encode()
         try:
-            # On a full disk the first write is short and only the next one fails.
+            # If the disk gets full, a write may write a part of the data without an error. Treat
+            # that as an error too.
             if file.write(data) != len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError:
@@ -145,9 +155,9 @@ def sync(path: Path) -> None:
 
 
 def check_output(option: str, path: Path | None, suffix: str | None) -> None:
-    """Checks a program's output path at the start, and creates its folder.
+    """Checks a program's output path when the program starts, and creates its folder.
 
-    So a mistake in the path is found at once and not when the output is written, hours later.
+    So a mistake in the path is reported at once and not when the output is written, hours later.
 
     Args:
         option: the option's name, for the message.
@@ -164,7 +174,7 @@ def check_output(option: str, path: Path | None, suffix: str | None) -> None:
         return
     if suffix is not None and (path.suffix.lower() != suffix or instead_of_file(path)):
         raise LaunchError(f"{option} {path}: a file that ends in {suffix} is written; give one")
-    # A run's log also ends in `.json` and must not be replaced.
+    # The log of a run may end in `.json` as well. Refuse it, since the output would replace it.
     if path.name.lower().endswith(".log.json"):
         raise LaunchError(
             f"{option} {path}: runs' logs end in .log.json; give another name, such as figures.json"

@@ -1,11 +1,11 @@
 """Parses paths from users: a leading `~` is expanded everywhere, `$NAME` nowhere.
 
-A shell expands both, but not within quotes, and `~` not after `--option=` or `key=`; and no shell
-reads a recipe. So `~/x` and `~name/x` are expanded here, for recipes and --set by
-`tiekd.config.recipe`, for the command line by `path_argument`. `$NAME` is not expanded, since a
-variable may have another value in the next shell, and the saved recipe would no longer say which
-file was read. If there is no file of such a name, the error message says that `$NAME` isn't
-expanded.
+A shell expands `~` and `$NAME`, but neither in single quotes, and `~` neither after `--option=` nor
+after `key=`. No shell expands anything in a recipe. So `~/x` and `~name/x` are expanded in Python:
+by `tiekd.config.recipe` for recipes and --set, by `path_argument` for the command line. `$NAME` is
+not expanded, since a variable may have another value in the next shell, and the saved recipe would
+no longer say which file was read. If a path with `$NAME` doesn't exist, the error message says that
+`$NAME` isn't expanded.
 """
 
 import argparse
@@ -21,18 +21,18 @@ _MISSING = re.compile(r"\bno\b|\bnothing\b|not found|doesn't exist|can't be", re
 
 
 def expanded(path: str, where: str = "", error: type[UserError] = LaunchError) -> str:
-    """Returns the path with the home folder in place of a leading `~` or `~name`.
+    """Returns a path with the home folder in place of a leading `~` or `~name`.
 
     Args:
         path: the path as the user wrote it.
-        where: the beginning of the message, before the path.
+        where: text that is put before the path in the error message.
         error: the class of the exception.
 
     Raises:
         UserError: of the class `error`, if there is no user of that name and no file of that name
             either. (Otherwise a folder with a name that begins with `~` would be created.)
     """
-    # No path can contain "\0"; the code that opens the path reports that.
+    # A path with a NUL character is invalid; opening it raises the error.
     if not path.startswith("~") or "\0" in path:
         return path
     found = os.path.expanduser(path)
@@ -44,7 +44,7 @@ def expanded(path: str, where: str = "", error: type[UserError] = LaunchError) -
 
 
 def path_argument(text: str) -> Path:
-    """Parses a path from the command line, as a `type` for argparse."""
+    """Parses a path from the command line, as the `type` of an argparse argument."""
     if not text:
         raise argparse.ArgumentTypeError("is empty; give a path")
     try:
@@ -58,19 +58,23 @@ def path_argument(text: str) -> Path:
 
 
 def path_text_argument(text: str) -> str:
-    """Parses a path as `path_argument` does, but returns a string, for values that become JSON."""
+    """Parses a path as `path_argument` does, but returns a string, for arguments saved as JSON."""
     return str(path_argument(text))
 
 
 def checkpoint_argument(text: str) -> Path | str:
-    """Parses a path as `path_argument` does, or the word `auto`."""
+    """Parses the value of a checkpoint option: a path (see `path_argument`) or the word `auto`."""
     return text if text == "auto" else path_argument(text)
 
 
 def unfilled(path: str | Path) -> str | None:
-    """Returns a path up to its first part with a `$NAME`, if nothing has that path; else None."""
+    """Returns the beginning of a path with `$NAME` in it that doesn't exist; None if there is none.
+
+    The beginning ends with the first folder or file name that contains `$NAME`, such as `$DATA` of
+    `$DATA/kitti`.
+    """
     parts = Path(path).parts
-    # A folder may really be called `$NAME`, so only a path that doesn't exist is a mistake.
+    # A folder may really be called `$NAME`, so it is only a mistake if it doesn't exist.
     for end, part in enumerate(parts, 1):
         if _VARIABLE.search(part):
             beginning = os.path.join(*parts[:end])
@@ -81,7 +85,11 @@ def unfilled(path: str | Path) -> str | None:
 def refuse_unfilled(path: str | Path, where: str) -> None:
     """Raises RecipeError if a path contains a `$NAME` and doesn't exist.
 
-    Otherwise a folder of that name would be created. `where` begins the message.
+    Otherwise a folder called `$NAME` would be created.
+
+    Args:
+        path: the path.
+        where: the path's place in the recipe, with which the message begins.
     """
     missing = unfilled(path)
     if missing:
@@ -89,6 +97,9 @@ def refuse_unfilled(path: str | Path, where: str) -> None:
 
 
 def with_hint(message: str) -> str:
-    """Adds a hint that `$NAME` isn't expanded to a "not found" message with a `$NAME` in it."""
+    """Adds to a message about a missing path with `$NAME` that `$NAME` isn't expanded.
+
+    Any other message is returned unchanged.
+    """
     hinted = _VARIABLE.search(message) and _MISSING.search(message) and VARIABLES not in message
     return f"{message}; {VARIABLES}" if hinted else message

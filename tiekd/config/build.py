@@ -1,6 +1,7 @@
-"""Builds objects from a recipe: the part that a node names, or the dataclass of a section.
+"""Builds objects from a recipe: the component that a node names, or the dataclass of a section.
 
-A node is a mapping in a recipe; a node with a `name` describes a part, such as an encoder.
+A node is a mapping in a recipe. If it has a key `name`, it describes a component, such as an
+encoder or a loss term.
 """
 
 import dataclasses
@@ -17,20 +18,21 @@ from tiekd.errors import RecipeError
 
 
 def build(node: dict, package: str, where: str, **context):
-    """Builds the part that a node names.
+    """Builds the component that a recipe's node names.
 
     The node `{name: X, **arguments}` becomes `<package>.X.build(**arguments)`. A dotted name is a
     module outside the project (tiekd/config/external.py). If `build` has a parameter `options` that
     is annotated with a dataclass, the fields of that class are keys of the node (`parameters_of`).
-    If a RecipeError of `build` begins with an argument's name, as in "sigma: got 0", the argument's
-    place in the recipe is put before the message.
+    If `build` raises a RecipeError whose text begins with an argument's name, as in "sigma: got 0",
+    the argument's place in the recipe is put before the text.
 
     Args:
-        node: The mapping, with a name.
-        package: The package with the modules of this kind of part.
-        where: The node's place in the recipe, for errors.
-        context: Values that the program gives and no recipe may set, such as channels. Each is
-            passed on if `build` has a parameter of that name.
+        node: A mapping with a key `name`.
+        package: The dotted name of the package with the components of this kind, such as
+            `tiekd.models.encoders`.
+        where: The node's place in the recipe, for errors, such as `network.encoder`.
+        context: Values that the program gives and no recipe may set, such as the number of
+            channels. Each is passed on if `build` has a parameter of that name.
 
     Returns:
         The object that `build` returned.
@@ -59,7 +61,7 @@ def build(node: dict, package: str, where: str, **context):
     missing = [n for n, p in parameters.items() if p.default is p.empty and n not in arguments]
     if missing:
         raise RecipeError(f"{where} ({node['name']}): needs {', '.join(missing)}")
-    # If the part refuses an argument, put the argument's place in the recipe before the message.
+    # If `build` refuses an argument, put the argument's place in the recipe before the message.
     try:
         return _call(factory, arguments)
     except RecipeError as error:
@@ -69,10 +71,10 @@ def build(node: dict, package: str, where: str, **context):
 
 
 def parameters_of(factory: Callable) -> dict[str, inspect.Parameter]:
-    """Returns the parameters of a part's `build`, by name.
+    """Returns the parameters of a component's `build`, by name.
 
     They are those of its signature. But a parameter `options` that is annotated with a dataclass is
-    replaced by the dataclass's fields, so that a part can receive many options as one object:
+    replaced by the dataclass's fields, so that a component can receive many options as one object:
 
         @dataclass(frozen=True)
         class BlurOptions:
@@ -82,8 +84,11 @@ def parameters_of(factory: Callable) -> dict[str, inspect.Parameter]:
         def build(in_channels: int, options: BlurOptions): ...
 
     The recipe's node is then `{name: blur, width: 3}`, as for `build(in_channels, width, sigma)`.
-    `*args` and `**kwargs` are left out, since a module without an `__init__` of its own inherits
-    them from nn.Module.
+    `*args` and `**kwargs` are left out: they take no fixed name, and a class without an `__init__`
+    of its own inherits them from nn.Module.
+
+    Args:
+        factory: The `build` function or class.
     """
     parameters = {}
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -107,7 +112,7 @@ def parameters_of(factory: Callable) -> dict[str, inspect.Parameter]:
 
 
 def _call(factory: Callable, arguments: dict):
-    """Calls a part's `build`, with the fields of its `options` dataclass in one object."""
+    """Calls a component's `build`; fields of its `options` dataclass become one object."""
     options = inspect.signature(factory).parameters.get("options")
     if options is None or not _is_options(options):
         return factory(**arguments)
@@ -129,15 +134,21 @@ def _fields_of(cls: type) -> list[dataclasses.Field]:
 
 
 def find(name: str, package: str, where: str) -> Callable:
-    """Returns the `build` of the module `package.name`; a dotted name is a full module path.
+    """Returns the function `build` of a component's module.
+
+    Args:
+        name: The component's name: a module in `package`, or the full dotted path of a module
+            outside the project.
+        package: The dotted name of the package with the components of this kind.
+        where: The node's place in the recipe, with which an error message begins.
 
     Raises:
-        RecipeError: There is no such module, or it has no `build`. `where` begins the message.
+        RecipeError: There is no such module, or it has no `build`.
     """
     if "." not in name:
         names = _names(package)
         if name not in names:
-            # The name is probably misspelt, so the most similar names come first in the message.
+            # The name is probably misspelt, so the message lists the most similar names first.
             names.sort(key=lambda n: -difflib.SequenceMatcher(None, n, name).ratio())
             raise RecipeError(
                 f"{where}.name: no {name!r}; there are (nearest first): {', '.join(names)}"
@@ -161,11 +172,11 @@ def _build_of(module: ModuleType, name: str, where: str) -> Callable:
 
 
 def settings(recipe: dict, section: str, cls: type):
-    """Builds a section's dataclass; keys that the recipe doesn't set have their defaults.
+    """Builds the dataclass of a recipe's section; keys that aren't set get their defaults.
 
     Args:
         recipe: The whole recipe.
-        section: The section's name.
+        section: The section's name, a top-level key of the recipe.
         cls: The dataclass, whose fields are the section's keys.
 
     Raises:
@@ -180,7 +191,7 @@ def settings(recipe: dict, section: str, cls: type):
 
 
 def _names(package: str) -> list[str]:
-    """Returns the names of the modules in a package of parts."""
+    """Returns the names of the modules in a package, given by its dotted name."""
     return [
         m.name
         for m in pkgutil.iter_modules(importlib.import_module(package).__path__)

@@ -1,12 +1,16 @@
 """Finds and imports modules outside the project that a recipe names: `name: my_package.my_module`.
 
-The search order is the same under every launcher: Python's own path (installed packages and
-PYTHONPATH), the current folder, then the folders of the recipes that were read. A recipe that a run
-saved in its work dir adds the folder of the recipe that the run was started with, and the folder in
-which the run was started. The folder that has the package is added at the end of sys.path. There it
-hides no installed package, the package's own imports work later on, and data workers inherit it.
-Naming a module in a recipe runs the module's code, as any import does; nothing else in a recipe
-runs code. Left out: importing a module again when its file changes.
+The search order is the same under every launcher:
+
+1. Python's own path: installed packages and PYTHONPATH;
+2. the current folder;
+3. the folder of each recipe that was read. If that folder is the work dir of a run, the folder of
+   the recipe that the run was started with, and the current folder of that start, follow.
+
+The folder that has the package is added at the end of sys.path. There it hides no installed
+package, the package's own imports work later on, and data workers inherit it. Naming a module in a
+recipe runs the module's code, as any import does; nothing else in a recipe runs code. Left out:
+importing a module again when its file changes.
 """
 
 import importlib
@@ -29,7 +33,7 @@ _recipe_folders: list[Path] = []
 
 
 def look_beside(recipe_path: Path) -> None:
-    """Adds the folder of a recipe to the folders in which packages are searched."""
+    """Adds the folder of a recipe's file to the folders in which named modules are searched."""
     folder = recipe_path.resolve().parent
     if folder not in _recipe_folders:
         _recipe_folders.append(folder)
@@ -38,14 +42,15 @@ def look_beside(recipe_path: Path) -> None:
 def import_module(name: str) -> ModuleType | None:
     """Imports and returns the module with a dotted name; None if there is no such module.
 
-    An error inside the module is raised, including a failed import of another module.
+    An error inside the module is raised, including a failed import of another module by it.
     """
     if not all(part.isidentifier() for part in name.split(".")):
         return None
     module = _imported(name)
     if module is None:
         for folder in _folders():
-            # Add only a folder that has the package: files of any other folder could hide modules.
+            # Add a folder to sys.path only if it has the package: files in other folders could hide
+            # modules of the same name.
             if str(folder) not in sys.path and _has(folder, name):
                 sys.path.append(str(folder))
                 importlib.invalidate_caches()
@@ -54,9 +59,12 @@ def import_module(name: str) -> ModuleType | None:
 
 
 def source_of(name: str) -> Path | None:
-    """Returns the file that importing the module would run; None if there is none.
+    """Returns the file that importing a module would run; None if there is none.
 
     The module is not imported.
+
+    Args:
+        name: The module's dotted name.
     """
     parts = name.split(".")
     for folder in (*map(Path, sys.path), *_folders()):
@@ -77,16 +85,16 @@ def _folders() -> Iterator[Path]:
 def _of_run(work_dir: Path) -> tuple[Path, ...]:
     """Returns the folder of the recipe that a run was started with, and the current folder then.
 
-    Empty if the work dir has no readable launch record.
+    Empty if `work_dir` has no readable launch record, for example because it is no work dir.
     """
-    # A folder or a pipe of that name is an error that the resume of the run reports.
+    # A folder or a pipe with the launch record's name can't be read. Resuming the run reports it.
     if instead_of_file(work_dir / LAUNCH_RECORD):
         return ()
     try:
         record = json.loads((work_dir / LAUNCH_RECORD).read_text())
         return Path(record["recipe"]).parent, Path(record["folder"])
     except (OSError, ValueError, TypeError, LookupError):
-        # The usual case: the recipe's folder is not a work dir and has no launch record.
+        # The usual case: the folder is not a work dir, so it has no launch record.
         return ()
 
 
@@ -94,12 +102,13 @@ def _imported(name: str) -> ModuleType | None:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        # Code written for an older tiekd may import a module that has moved since.
+        # The module may be written for an older tiekd and import one of its modules that has moved
+        # since.
         told = moved.advice(error)
         if told is not None:
             raise RecipeError(told) from None
-        # An import that fails inside the user's own module is raised, not reported as a missing
-        # module.
+        # If the named module exists, but another import inside it failed, raise that error instead
+        # of reporting that the named module is missing.
         if not (
             isinstance(error, ModuleNotFoundError)
             and error.name
@@ -115,7 +124,7 @@ def _has(folder: Path, name: str) -> bool:
 
 
 def names_in(node) -> Iterator[str]:
-    """Yields the dotted names of all modules that building a recipe's node would import."""
+    """Yields the dotted `name`s in a recipe's node: the modules that building it would import."""
     if isinstance(node, dict):
         if "." in str(node.get("name", "")):
             yield str(node["name"])

@@ -1,8 +1,8 @@
-"""Maps old import paths of tiekd to the new ones, for error messages on users' own parts.
+"""Maps old import paths of tiekd to the present ones, for error messages about users' own code.
 
-A part that was written for an older tiekd may import a module that has moved. The error then says
-how to write the import now. The names in `PUBLIC` can be imported from tiekd itself and don't move.
-The tables are used for messages only; no import is redirected.
+Code that was written for an older tiekd may import a module that has moved. The error message then
+says how to write the import now. The names in `PUBLIC` can be imported from tiekd itself and don't
+move. The tables are used for messages only; no import is redirected.
 """
 
 import ast
@@ -33,7 +33,7 @@ PUBLIC = (
 
 
 def advice(error: ImportError) -> str | None:
-    """Returns a message on how to write an import that failed because the module has moved.
+    """Returns a message that says how to write an import that failed because the module has moved.
 
     Args:
         error: The error of the import; its traceback gives the file and line.
@@ -43,8 +43,8 @@ def advice(error: ImportError) -> str | None:
     """
     if (error.name or "").split(".")[0] != "tiekd":
         return None
-    # The failed statement is in the innermost frame with a file. Frames of importlib are left out;
-    # their names begin with "<".
+    # The import that failed is in the innermost traceback entry that has a file. Entries of
+    # Python's own import machinery have names that begin with "<".
     frames = [
         f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<")
     ]
@@ -55,7 +55,8 @@ def advice(error: ImportError) -> str | None:
         statements = ast.walk(ast.parse(Path(place.filename).read_bytes()))
     except (OSError, SyntaxError, ValueError):
         return None
-    # The traceback gives a line, which may be in the middle of a statement of several lines.
+    # The traceback gives one line. It may be in the middle of an import statement of several lines,
+    # so look for the statement that contains it.
     for node in statements:
         if (
             isinstance(node, ast.Import | ast.ImportFrom)
@@ -71,14 +72,15 @@ def advice(error: ImportError) -> str | None:
 
 
 def home_of(module: str, name: str) -> str | None:
-    """Returns the present module of a name that was once in `module`.
+    """Returns the present module of a name that was once defined in `module`.
 
     Args:
         module: The old module, without the leading `tiekd.`.
         name: The name in it; empty for the module itself.
 
     Returns:
-        The present module, without `tiekd.`; None if there was no such module, or the name is gone.
+        The present module, without `tiekd.`; None if there was no such module, or the name no
+        longer exists.
     """
     if f"{module}.{name}" in GONE:
         return None
@@ -93,8 +95,13 @@ def home_of(module: str, name: str) -> str | None:
 
 
 def _as_it_is_now(node: ast.Import | ast.ImportFrom) -> str | None:
-    """Returns an import statement with the present paths; None if no path in it is old."""
-    # The names of one statement may be in several modules now, so they are sorted by module.
+    """Returns an import statement with the present paths; None if no path in it is old.
+
+    Args:
+        node: The parsed import statement.
+    """
+    # Names that one old statement imports may be in several modules now. So there is one new
+    # statement for each module.
     statements: dict[str, list[str]] = {}
     found = False
     for alias in node.names:
@@ -124,7 +131,7 @@ def _as_it_is_now(node: ast.Import | ast.ImportFrom) -> str | None:
     )
 
 
-# Old module: new module, both without the leading `tiekd.`, in alphabetical order.
+# Maps each old module to the present one, both without the leading `tiekd.`, in alphabetical order.
 
 MODULES = {
     # Modules that kept their path are not listed.
@@ -269,7 +276,8 @@ MODULES = {
     "work_dirs": "workdir.workdir",
 }
 
-# Modules that were split: for each new module the names that it has now; `*` is all other names.
+# Old modules that were split. For each of their present modules the names that it has now; `*`
+# stands for all names that aren't listed.
 SPLIT = {
     "checkpoint": {
         "workdir.checkpoints": "FOLDER LATEST STATE STUDENT MOMENTS find find_weights check "
@@ -336,6 +344,6 @@ SPLIT = {
     },
 }
 
-# Old names that no longer exist under any path, so no message is given for them.
-# `is_outside` is now the attribute `config.teacher_node.TeacherNode.module`.
+# Old names that were removed, so no message can say where they are now. `is_outside` became the
+# attribute `config.teacher_node.TeacherNode.module`.
 GONE = ("models.teacher.is_outside",)

@@ -1,7 +1,7 @@
 """Shows for each value of a recipe the file or --set option that it comes from.
 
-Values are wrapped together with their origin, and merged by the same code as in `load_recipe`. So
-the origins always match the merged values. Cost: every file is read twice.
+Each value is wrapped in an object with its origin, and these are merged by the same code as in
+`load_recipe`. So the origins always match the merged values. Cost: every file is read twice.
 """
 
 import json
@@ -17,15 +17,15 @@ from tiekd.config.teacher_node import TeacherNode
 from tiekd.errors import RecipeError
 
 _PROJECT = Path(__file__).parents[2]
-_HERE = "\0origin"  # The key of a mapping's own origin; no YAML can have such a key.
-_COLUMN = 60  # The column at which origins are aligned.
+_HERE = "\0origin"  # The key for a mapping's own origin; no key in YAML can contain a NUL.
+_COLUMN = 60  # The column at which the comments with origins begin.
 
 
 @dataclass(frozen=True)
 class _Value:
-    """A value together with its origin.
+    """A recipe's value together with its origin: the file's path, or the --set option.
 
-    Equality ignores the origin, since `merge` compares the names of parts.
+    Equality ignores the origin, since `merge` compares values of the key `name`.
     """
 
     value: Any
@@ -33,13 +33,13 @@ class _Value:
 
 
 def annotated(path: str | Path, overrides: Sequence[str] = ()) -> str:
-    """Returns the recipe as YAML, with each value's origin as a comment at the end of its line.
+    """Returns a recipe as YAML, with each value's origin as a comment at the end of its line.
 
-    Reading this YAML gives the same recipe as `load_recipe`. Paths of origins are relative to the
+    Reading this YAML gives the same recipe as `load_recipe`. An origin's path is relative to the
     project's folder, or else to the recipe's folder. A list has one origin as a whole.
 
     Args:
-        path: The recipe.
+        path: The recipe's YAML file.
         overrides: Each `key.sub=value`, as in `load_recipe`.
 
     Raises:
@@ -48,7 +48,8 @@ def annotated(path: str | Path, overrides: Sequence[str] = ()) -> str:
     recipe = load_recipe(path, overrides)
     path = Path(paths.expanded(str(path)))
     marked = merged(path, overrides, _mark)
-    # As in `load_recipe`, the teacher's network comes from the files of the teacher's own recipe.
+    # If the teacher is a network of another recipe (`teacher.recipe`), its network comes from that
+    # recipe's files, as in `load_recipe`.
     teacher = marked.get("teacher", {})
     theirs = TeacherNode(_plain(teacher)).lending_recipe()
     if theirs is not None:
@@ -61,15 +62,15 @@ def annotated(path: str | Path, overrides: Sequence[str] = ()) -> str:
 def with_origins(
     error: RecipeError, path: str | Path, overrides: Sequence[str] = ()
 ) -> RecipeError:
-    """Returns an error about a recipe's values with the origin of each behind its text.
+    """Returns an error about a recipe's values, with the origin of each value added to its text.
 
-    An error that names no keys is returned as it is. A value that no file or override gave, as an
-    option of the program did, has no origin.
+    An error without `keys` is returned as it is. A value that comes from neither a file nor an
+    override, such as one set by a program's option, gets no origin.
 
     Args:
-        error: What was wrong with the recipe.
+        error: The error; its `keys` name the values.
         path: The recipe's YAML file.
-        overrides: Each `key.sub=value`.
+        overrides: Each `key.sub=value`, as in `load_recipe`.
     """
     if not error.keys:
         return error
@@ -92,7 +93,12 @@ def _mark(node, origin: str):
 
 
 def _with_values(marked: dict, recipe: dict) -> dict:
-    """Returns the marked values with their values replaced by the recipe's, with expanded paths."""
+    """Returns `marked` with each value replaced by the recipe's, whose paths are expanded.
+
+    Args:
+        marked: The merged recipe of wrapped values, which keep their origins.
+        recipe: The same recipe as `load_recipe` returns it.
+    """
     found = {_HERE: marked.get(_HERE)}
     for key, value in recipe.items():
         mark = marked[key]

@@ -1,11 +1,11 @@
 """Loads a recipe: reads its YAML, merges the files of `_base_`, and applies overrides (`--set`).
 
 `load_recipe` returns plain dicts, lists and scalars; tiekd/config/recipe_yaml.py describes the YAML
-that is allowed. Merging is deep: a later value replaces an earlier one, `null` removes a key, and a
-node with another `name` is replaced as a whole, since the options of the old part don't apply to
-the new one. An override's value is plain text if its key expects text, and otherwise parsed like a
-value in a recipe. `~` is expanded in keys that expect a path (tiekd/config/kinds.py). Left out on
-purpose: registries, Python in configs, interpolation between keys.
+that is allowed. Merging is deep: a later value replaces an earlier one, and `null` removes a key. A
+mapping with another `name` replaces the old one as a whole, since the old one's options don't apply
+to the new component. An override's value is plain text if its key expects text; otherwise it is
+parsed like a value in a recipe. `~` is expanded in keys that expect a path (tiekd/config/kinds.py).
+Left out on purpose: registries, Python in configs, interpolation between keys.
 """
 
 import contextlib
@@ -24,11 +24,11 @@ from tiekd.config.teacher_node import TeacherNode
 from tiekd.errors import RecipeError
 from tiekd.files import check_readable
 
-_DEEPEST = 32  # The largest number of parts in a key `a.b.c`.
+_DEEPEST = 32  # The largest number of dot-separated names in an override's key, such as `a.b.c`.
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> dict:
-    """Reads a recipe with its bases and overrides, and resolves the teacher's recipe.
+    """Reads a recipe with its bases and overrides, and fills in the network of `teacher.recipe`.
 
     Args:
         path: The YAML file.
@@ -58,13 +58,14 @@ def merged(
 ) -> dict:
     """Merges a recipe with its bases and overrides, without checking the result.
 
-    The network of the teacher's recipe is not filled in.
+    The network of `teacher.recipe` is not filled in.
 
     Args:
         path: The YAML file.
         overrides: Each `key.sub=value`.
-        mark: Called with the content of each file or override and with its name; what it returns
-            is merged in place of the content.
+        mark: Called with the content of each file or override and with its name; what it returns is
+            merged in place of the content. `annotated` (tiekd/config/provenance.py) adds origins
+            with it.
     """
     # How an override is parsed depends on the type that its key expects, and that depends on the
     # recipe's plain values. So if `mark` changes the values, the files are read a second time.
@@ -81,17 +82,18 @@ def merged(
 def merge(base: dict, change: dict) -> dict:
     """Returns `base` updated by `change`, recursively; neither is modified.
 
-    A value of None removes a key. A mapping with another `name` replaces the old one as a whole. In
-    `resize`, whose forms exclude each other, keys of another form are removed.
+    A value of None removes a key. A mapping with another `name` replaces the old one as a whole.
+    `resize` can be given in several forms that exclude each other, such as `scale` or `short_side`;
+    keys of another form than the change's are removed from it.
     """
-    # Another name is another part, to which the options of the old one don't apply.
+    # Another `name` means another component, to which the old one's options don't apply.
     if change.get("name", base.get("name")) != base.get("name"):
         base = {}
     merged = dict(base)
     for key, value in change.items():
         if value is None:
             merged.pop(key, None)
-        # Mappings are merged; any other value, also a list, is replaced as a whole.
+        # Merge mappings key by key. Any other value, also a list, replaces the old one.
         elif isinstance(value, dict):
             old = merged.get(key)
             if key == "resize" and isinstance(old, dict):
@@ -106,7 +108,7 @@ _RESIZE_FORMS = ({"height", "width", "mode"}, {"short_side"}, {"scale"})  # The 
 
 
 def _of_the_same_form(old: dict, change: dict) -> dict:
-    """Returns the old `resize` node without the keys that can't be combined with the change's."""
+    """Returns the old `resize` node without the keys that can't be combined with the new ones."""
     said = {key for key, value in change.items() if value is not None}
     known = set().union(*_RESIZE_FORMS)
     return {
@@ -137,7 +139,8 @@ def _load_with_bases(path: Path, seen: tuple[Path, ...], mark: Callable[[dict, s
     bases = node.pop("_base_", None) or []
     check_value(bases, str | list[str], f"{path}: _base_")
     recipe: dict = {}
-    # Later bases win over earlier ones, and the file itself over all of them.
+    # Merge the files of `_base_` in their order, so that later ones win; the file itself wins over
+    # all.
     for base in [bases] if isinstance(bases, str) else bases:
         base = paths.expanded(base, f"{path}: _base_: ", RecipeError)
         recipe = merge(recipe, _load_with_bases(path.parent / base, (*seen, resolved), mark))
@@ -147,8 +150,9 @@ def _load_with_bases(path: Path, seen: tuple[Path, ...], mark: Callable[[dict, s
 def _anchored(change: dict, folder: Path, where: str) -> dict:
     """Returns the content of a file or override with `teacher.recipe` as an absolute path.
 
-    A new `teacher.recipe` also removes the `name`, `network` and `checkpoint` of an earlier
-    teacher. A teacher with a `name` is the user's own module, whose key `recipe` is not touched.
+    A new `teacher.recipe` selects another teacher. So it also removes the `name`, `network` and
+    `checkpoint` that a base set. A teacher with a `name` is the user's own module; its key `recipe`
+    is left alone.
 
     Args:
         change: The content of the file or override.
@@ -173,7 +177,7 @@ def _anchored(change: dict, folder: Path, where: str) -> dict:
 
 
 def _read_yaml(path: Path) -> dict:
-    # A folder is reported below, with the names of the recipes in it.
+    # Skip the check for a folder: the error below lists the recipes in it.
     if not path.is_dir():
         check_readable(path, "recipe", RecipeError)
     try:
@@ -211,7 +215,8 @@ def _parse_override(override: str, recipe: dict) -> dict:
 
     Args:
         override: The override.
-        recipe: The recipe so far, on which the type that a key expects depends.
+        recipe: The merged recipe without this override. It is needed because the type that a key
+            expects depends on the named components.
     """
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
@@ -240,18 +245,19 @@ def _parse_override(override: str, recipe: dict) -> dict:
 
 
 def is_overridden(key: Sequence[str], recipe: dict, overrides: Sequence[str]) -> bool:
-    """Returns True if one of the overrides `key.sub=value` sets this key of the recipe.
+    """Returns True if one of the overrides sets this key of the recipe.
 
     It may set the key itself, a key below it, or a mapping that contains it.
 
     Args:
-        key: The parts of the key, such as `("data", "resize")`.
+        key: The names on the way to the key, such as `("data", "resize")`.
         recipe: The recipe that the overrides were applied to.
-        overrides: The overrides.
+        overrides: Each `key.sub=value`.
     """
     for override in overrides:
         node = _parse_override(override, recipe)
-        # Follow the key into the override's nested dict; it is set if no part of it is missing.
+        # Follow the key's names into the override's nested dict. The override sets the key if all
+        # names are found.
         for part in key:
             if not isinstance(node, dict) or part not in node:
                 break
@@ -264,7 +270,10 @@ def is_overridden(key: Sequence[str], recipe: dict, overrides: Sequence[str]) ->
 def _with_homes(node, key: tuple, recipe: dict):
     """Returns a node of the recipe with `~` expanded in all values that are paths.
 
-    `key` is the node's place in the recipe, as a tuple of its parts.
+    Args:
+        node: A mapping, list or value of the recipe.
+        key: The node's place in the recipe, as a tuple of names; () for the whole recipe.
+        recipe: The whole recipe, on which the type that a key expects depends.
     """
     if isinstance(node, dict):
         return {name: _with_homes(value, (*key, name), recipe) for name, value in node.items()}
@@ -276,9 +285,10 @@ def _with_homes(node, key: tuple, recipe: dict):
 
 
 def _with_teachers_network(recipe: dict) -> dict:
-    """Returns the recipe with the network of `teacher.recipe` filled in, if there is one."""
+    """Returns the recipe with the network from the file `teacher.recipe`, if that key is set."""
     teacher, network = recipe.get("teacher"), None
-    # Errors are raised later, by _resolve_teacher, once all overrides are applied.
+    # Ignore errors here: _resolve_teacher raises them once all overrides are applied, one of which
+    # may still correct the mistake.
     told_later = (RecipeError, LookupError, TypeError, AttributeError)
     with contextlib.suppress(*told_later):
         path = TeacherNode(teacher).lending_recipe()
@@ -289,7 +299,7 @@ def _with_teachers_network(recipe: dict) -> dict:
 def _resolve_teacher(recipe: dict) -> None:
     """Copies the network of the file `teacher.recipe` into the recipe, in place.
 
-    So a recipe that is saved with a run needs no other file.
+    So the recipe that is saved with a run needs no other file.
     """
     teacher = TeacherNode.of(recipe)
     teacher.check()

@@ -1,20 +1,24 @@
 """Reads and writes the YAML of recipes: the core schema of YAML 1.2.
 
-Only numbers, true, false and null are not text. (PyYAML follows YAML 1.1, in which 1e-3 is text,
-yes and on are true, 2024-01-01 is a date, 1:30 is ninety and 010 is eight.) Some YAML that PyYAML
-accepts is refused here: a key that occurs twice in a mapping, of which PyYAML keeps the last;
-{epochs:2}, which is a key without a value; tags outside the core schema; and anchors that contain
-themselves or expand to a huge recipe. Written YAML quotes all text that either version of YAML
-would misread.
+In it only numbers, true, false and null are not text. (PyYAML follows YAML 1.1, in which 1e-3 is
+text, yes and on are true, 2024-01-01 is a date, 1:30 is ninety and 010 is eight.) Some YAML that
+PyYAML accepts is refused here:
+
+- a key that occurs twice in a mapping, of which PyYAML keeps the last;
+- {epochs:2}, which is a key without a value;
+- tags outside the core schema;
+- anchors that contain themselves or expand to a huge recipe.
+
+Written YAML quotes all text that either version of YAML would misread.
 """
 
 import re
 
 import yaml
 
-_LARGEST = 1_000_000  # The largest number of values in a recipe, with anchors expanded.
-# For each type the pattern of its text, and the first characters of such text, by which PyYAML
-# finds the pattern.
+_LARGEST = 1_000_000  # The largest number of values in a recipe after anchors are expanded.
+# For each type of the core schema the pattern of its values, and their possible first characters.
+# PyYAML looks up patterns by the first character.
 _CORE = {
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -65,7 +69,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def number(self, node):
-        """Parses a whole number: decimal (010 is ten), octal (0o17) or hexadecimal (0x1f)."""
+        """Parses an integer: decimal (010 is ten), octal (0o17) or hexadecimal (0x1f)."""
         text = self.construct_scalar(node).lower()
         return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
 
@@ -83,13 +87,13 @@ class _Loader(yaml.SafeLoader):
 
 
 class _TextLoader(_Loader):
-    """A loader for which every scalar is text."""
+    """A PyYAML loader that reads every scalar as text."""
 
     yaml_implicit_resolvers: dict = {}
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that would be misread, by the core schema as well as by YAML 1.1."""
+    """A PyYAML dumper that quotes text that YAML 1.1 or the core schema of 1.2 would misread."""
 
 
 _Loader.add_constructor(_TAG + "int", _Loader.number)
@@ -118,12 +122,13 @@ def value(text: str, of_texts: bool = False):
 
     Args:
         text: The value as typed.
-        of_texts: True if the items of a list are text, even those that look like numbers.
+        of_texts: True if the value is a list whose items are all text, even those that look like
+            numbers.
 
     Raises:
         yaml.YAMLError, ValueError, RecursionError: As `load` does.
     """
-    # Parse what begins with a bracket or a quote. Anything else is one scalar.
+    # Parse the value as YAML if it begins with a bracket or a quote. Any other value is one scalar.
     stripped = text.strip()
     if stripped[:1] and stripped[0] in "[{\"'":
         loader = _TextLoader if of_texts else _Loader
@@ -142,19 +147,19 @@ def dump(node, **layout) -> str:
 
 
 def _checked(node):
-    """Returns the node, if its anchors are harmless.
+    """Returns what was parsed, if its anchors are harmless.
 
     Raises:
-        ValueError: An anchor contains itself, or the node has more than _LARGEST values once
-            anchors are expanded.
+        ValueError: An anchor contains itself, or there are more than _LARGEST values after anchors
+            are expanded.
     """
     sizes: dict[int, int | None] = {}
 
     def size(part) -> int:
         if not isinstance(part, dict | list):
             return 1
-        # The size of an object is computed once and is None meanwhile. Meeting None means that the
-        # object contains itself.
+        # The size of a mapping or list is computed once, and is None during the computation. If it
+        # is None here, the mapping or list contains itself.
         if id(part) not in sizes:
             sizes[id(part)] = None
             inside = part.values() if isinstance(part, dict) else part

@@ -26,12 +26,17 @@ _WORDS[Path] = _WORDS[str]
 
 
 def check_value(value: Any, annotation: Any, where: str) -> None:
-    """Raises RecipeError unless the value fits the annotation.
+    """Raises RecipeError if a recipe's value doesn't fit a type annotation.
 
-    The message names the value's place `where`, the value, and what is allowed.
+    Args:
+        value: The value from the recipe.
+        annotation: The annotation, such as `tuple[int, int] | None`.
+        where: The value's place in the recipe, such as `train.epochs`. The message names it, the
+            value, and what is allowed.
     """
     if not fits(value, annotation):
-        # Hints for common mistakes with YAML's types.
+        # Add a hint if the value is a number in quotes, or has `_` between digits, which only
+        # Python allows.
         hint = "; write numbers without quotes" if _looks_like_a_number(value) else ""
         if hint and "_" in value:
             hint = "; write numbers without _"
@@ -45,14 +50,14 @@ def check_value(value: Any, annotation: Any, where: str) -> None:
 def fits(value: Any, annotation: Any) -> bool:
     """Returns True if the value is of the annotated type.
 
-    Also True for an annotation that this module doesn't check.
+    Also returns True for annotations that this module doesn't check.
     """
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
         return any(fits(value, part) for part in parts)
     if annotation in (None, types.NoneType):
         return value is None
-    # YAML's `true` is no number, although Python's bool is an int.
+    # A bool from YAML isn't accepted for a number, although Python's bool is a subclass of int.
     if annotation in (int, float):
         number = isinstance(value, (int, annotation)) and not isinstance(value, bool)
         return number and (isinstance(value, float) or _in_64_bits(value))
@@ -72,7 +77,7 @@ def fits(value: Any, annotation: Any) -> bool:
 
 
 def converted(value: Any, annotation: Any) -> Any:
-    """Returns a string as a Path if the annotation allows Path and not str, also inside a list.
+    """Converts a string to a Path if the annotation allows Path and not str, also inside a list.
 
     Any other value is returned unchanged.
     """
@@ -116,9 +121,14 @@ def _looks_like_a_number(value: Any) -> bool:
 
 
 def check_keys(node: dict, allowed: Iterable[str], where: str) -> None:
-    """Raises RecipeError for the first key of `node` that isn't allowed.
+    """Raises RecipeError for the first key of a mapping that isn't allowed.
 
     The message names the most similar allowed key, and all allowed keys.
+
+    Args:
+        node: The mapping of the recipe.
+        allowed: The allowed keys.
+        where: The mapping's place in the recipe, for the message.
     """
     allowed = list(allowed)
     if not isinstance(node, dict):

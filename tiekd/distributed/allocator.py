@@ -7,9 +7,10 @@ one heap and to keep freed memory. `import tiekd` never does that. Results don't
 
 The default is TIEKD_ALLOCATOR=system, which changes nothing: keeping memory saves training 2 to 4 %
 of its CPU time, but costs 12 % more memory at its peak (tiekd/tools/benchmarks/README.md).
-training/kept_memory_hook.py limits the memory kept between peaks. Nothing is set either if the user
-has configured glibc's allocator (MALLOC_..., GLIBC_TUNABLES) or preloaded another one, and without
-glibc (musl, macOS).
+training/kept_memory_hook.py limits the memory that is kept between peaks.
+
+The variable has no effect if the user has configured glibc's allocator (MALLOC_..., GLIBC_TUNABLES)
+or preloaded another allocator, nor with another C library (musl, macOS).
 """
 
 import ctypes
@@ -20,7 +21,7 @@ from tiekd.errors import LaunchError
 
 VARIABLE = "TIEKD_ALLOCATOR"
 _CHOICES = ("keep", "system")
-# Parameters of glibc's mallopt() as numbered in malloc.h, and their values.
+# Parameters of glibc's mallopt(): the number that malloc.h gives each, and the value to set.
 # M_MMAP_MAX = 0: no allocation gets a mapping of its own.
 # M_TRIM_THRESHOLD = -1: the top of the heap is never returned to the kernel.
 # M_ARENA_MAX = 1: all threads share the main arena, since a thread's arena can't hold 64 MB blocks.
@@ -62,21 +63,21 @@ def set_by_environment() -> None:
 
 
 def is_kept() -> bool:
-    """Returns True if this process keeps freed memory."""
+    """Returns True if this process keeps freed memory, as `set_by_environment` has set it."""
     return _kept
 
 
 def give_back() -> None:
-    """Returns all freed memory to the kernel, so that the process holds only memory in use.
+    """Returns all freed memory to the kernel; does nothing without glibc.
 
-    Takes up to about 100 ms per GB.
+    The call takes up to about 100 ms per GB.
     """
     if _glibc() is not None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def description() -> str:
-    """Returns the allocator's name and whether it keeps freed memory, for the log's environment."""
+    """Describes this process's allocator for the log: its name, and if it keeps freed memory."""
     version = _glibc()
     if version is None:
         return "the system's"
@@ -110,7 +111,7 @@ def _preloaded() -> str | None:
 
 
 class _SymbolInfo(ctypes.Structure):
-    """The struct Dl_info of dladdr(3)."""
+    """The C struct Dl_info, which dladdr(3) fills with the library that defines a function."""
 
     _fields_ = [
         ("file_name", ctypes.c_char_p),
@@ -121,7 +122,7 @@ class _SymbolInfo(ctypes.Structure):
 
 
 def _of_the_user() -> str | None:
-    """Returns the name of a variable by which the user has set glibc's allocator, or None."""
+    """Returns the environment variable by which the user configured glibc's allocator, or None."""
     if "glibc.malloc." in os.environ.get("GLIBC_TUNABLES", ""):
         return "GLIBC_TUNABLES"
     return next((name for name in _OF_THE_USER if name in os.environ), None)

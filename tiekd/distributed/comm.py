@@ -1,4 +1,7 @@
-"""Rank, world size, and collectives as plain functions, which also work without a process group."""
+"""Rank, world size, and collectives as functions that also work without a process group.
+
+Without a process group, a process is the only rank.
+"""
 
 import contextlib
 import os
@@ -23,9 +26,9 @@ def world_size() -> int:
 
 
 def is_main() -> bool:
-    """Returns True on rank 0, which alone writes files and logs.
+    """Returns True on rank 0, the only rank that writes files and logs.
 
-    Use it around a write, never around a collective.
+    Use it around a write, never around a collective, which all ranks must call.
     """
     return rank() == 0
 
@@ -76,7 +79,10 @@ def gather_objects(value) -> list:
 
 
 def broadcast_object(value):
-    """Returns rank 0's value on every rank. Collective."""
+    """Returns rank 0's `value` on every rank; other ranks may pass anything. Collective.
+
+    The value is any picklable Python object.
+    """
     if world_size() == 1:
         return value
     box = [value]
@@ -86,35 +92,37 @@ def broadcast_object(value):
 
 def set_default_timeout(timeout: timedelta) -> None:
     """Sets the timeout of process groups that are created later, including DeepSpeed's."""
-    # Torch gives a new group its default timeout, not that of the first group.
+    # Torch gives each new group the default timeout of its backend, not the timeout of the first
+    # group.
     distributed_c10d.default_pg_timeout = distributed_c10d.default_pg_nccl_timeout = timeout
 
 
 def missing_ranks(wait_s: float) -> list[int]:
-    """Returns the ranks that don't answer after a failed collective.
+    """Returns the ranks that don't respond after a failed collective.
 
-    The ranks report through the store, since process groups may be broken. Under most launchers
-    rank 0 holds the store; if no rank answers, rank 0 is missing.
+    Each rank that calls this function reports through the key-value store of torch.distributed,
+    since the process groups may be broken. Under most launchers rank 0 holds the store. So if no
+    rank can report, rank 0 is missing.
 
     Args:
         wait_s: how many seconds each rank waits for the reports of the others.
 
     Returns:
-        Rank numbers in order; empty if the process group never existed.
+        The numbers of the missing ranks, in order; empty if there is no process group.
     """
     if not _is_initialised():
         return []
     here: set[int] = set()
     asking = threading.Thread(target=_ask_who_is_here, args=(here, wait_s), daemon=True)
     asking.start()
-    asking.join(wait_s + 1)  # With a timeout, since a call to the store may hang.
+    asking.join(wait_s + 1)  # A call to the store may hang.
     return sorted(set(range(world_size())) - here) if here else [0]
 
 
 def _ask_who_is_here(here: set[int], wait_s: float) -> None:
     store = distributed_c10d._get_default_store()
     end = time.monotonic() + wait_s
-    # A RuntimeError means that the store is gone.
+    # A call to the store raises RuntimeError if the rank that holds it is gone.
     with contextlib.suppress(RuntimeError):
         store.set(f"tiekd/here/{rank()}", "1")
         while len(here) < world_size() and time.monotonic() < end:

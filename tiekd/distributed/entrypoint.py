@@ -1,6 +1,6 @@
 """Runs a program's main function: checks the rank's environment, reports errors, sets exit codes.
 
-A user's mistake is reported in one line. It works under `deepspeed`, under `srun`, under any
+A user's mistake is reported in one line. All this works under `deepspeed`, under `srun`, under any
 launcher that sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, and as plain `python`
 (one rank on a free port).
 
@@ -30,7 +30,7 @@ from tiekd.files import cause_of
 
 USER_ERROR_CODE = 2
 STOPPED_CODE = 75  # EX_TEMPFAIL of sysexits.h, "try again later".
-# Errors of a collective whose other rank is gone.
+# Matches the messages with which a collective fails if another rank is gone.
 _LOST_PEER = re.compile(
     r"Connection (closed|reset)|Broken pipe|Socket Timeout|NCCL.*(abort|remote)|recv.*failed|"
     r"Timed out|wait timeout",
@@ -45,7 +45,7 @@ _LESS_MEMORY = (
 )
 _MAKE_ROOM = "make room, then resume or start again"
 _ALLOW = "change its permissions, or give another path"
-# For each error of the operating system what the user can do.
+# For each error number of the operating system what the user can do; ends the error message.
 _REMEDIES = {
     errno.ENOSPC: _MAKE_ROOM,
     errno.EDQUOT: _MAKE_ROOM,
@@ -63,22 +63,25 @@ _REMEDIES = {
     errno.ELOOP: "a link there leads back to itself; remove it",
 }
 _LONGEST_LINE = 2000
-_LAYOUT = "\n\r\t"  # control characters that the programs themselves print
-# How long ranks wait after an error, so that only the rank with the root cause reports it:
+_LAYOUT = "\n\r\t"  # control characters that programs print themselves
+# Seconds that a rank waits before it reports an error, so that only the rank with the root cause
+# reports it. It waits ...
 _LAUNCHER_REACTS_S = 20.0  # for the launcher to end the other ranks after one has ended;
 _LAUNCHER_KILLS_AFTER_S = 30.0  # for the launcher to kill a rank that ignores SIGTERM;
 _RANKS_ANSWER_S = 10.0  # for the answers of ranks that are still alive;
 _SAME_ERROR_ELSEWHERE_S = 15.0  # for the first rank to report an error that all ranks have;
-_START_APART_S = 60.0  # the same at the start, when ranks may be up to a minute apart.
+_START_APART_S = 60.0  # the same before training, when ranks may be a minute apart.
 
 
-# The first error of writing to stdout; and True if the program's result is in files, not on stdout.
+# The first error of writing to stdout. The flag below is True if the program's result is in files,
+# so that lost output on stdout is no failure.
 _stdout_error: OSError | None = None
 _result_is_elsewhere = False
 _NOT_TO_BE_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
-# The stop requests that training/hooks/preemption.py has received in this process, in words.
+# The signals on which this process was asked to stop its run, as text; set by
+# training/hooks/preemption.py.
 asked_to_stop: list[str] = []
 
 
@@ -89,19 +92,19 @@ class Stopped(Exception):
 class _Stdout(io.RawIOBase):
     """A stdout that survives a full disk: after the first error it drops all output.
 
-    One line on stderr reports the error. A run must not end because the file behind its stdout
-    can't grow, and each logger would print a traceback.
+    One line on stderr reports the error. A run must not end because the file to which its stdout is
+    redirected can't grow, and loggers would print a traceback for every message.
     """
 
     def __init__(self, descriptor: int):
         self._descriptor = descriptor
 
     def writable(self) -> bool:
-        """Returns True: the stream can be written to."""
+        """Returns True, as io.RawIOBase requires for a stream that can be written to."""
         return True
 
     def fileno(self) -> int:
-        """Returns the file descriptor."""
+        """Returns the file descriptor of stdout."""
         return self._descriptor
 
     def isatty(self) -> bool:
@@ -109,7 +112,14 @@ class _Stdout(io.RawIOBase):
         return os.isatty(self._descriptor)
 
     def write(self, data) -> int:
-        """Writes bytes and returns their number; drops them after the first failed write."""
+        """Writes bytes to stdout; drops them after the first failed write.
+
+        Args:
+            data: the bytes.
+
+        Returns:
+            The number of bytes that were written or dropped.
+        """
         global _stdout_error
         if _stdout_error is None:
             try:
@@ -125,18 +135,24 @@ class _Stdout(io.RawIOBase):
 
 
 class _Printable(io.TextIOWrapper):
-    """Escapes the control characters of file names; line breaks and tabs are left as they are."""
+    """A text stream that escapes control characters, which file names may contain.
+
+    Line breaks and tabs are left as they are, since programs print them.
+    """
 
     def write(self, text: str) -> int:
-        """Writes text; returns its length."""
+        """Writes text with control characters escaped; returns the text's own length."""
         super().write(printable(text, _LAYOUT))
         return len(text)
 
 
 def guard_stderr() -> None:
-    """Puts `_Printable` in the place of this process's own stderr."""
+    """Replaces this process's stderr by a stream that escapes control characters.
+
+    A stderr that was replaced before, as by a test, is left alone.
+    """
     stream = sys.stderr
-    with contextlib.suppress(AttributeError, OSError):  # another stream, or none
+    with contextlib.suppress(AttributeError, OSError):  # stderr is closed or no file
         if stream is not sys.__stderr__ or not isinstance(stream, io.TextIOWrapper):
             return
         stream.flush()
@@ -149,11 +165,15 @@ def guard_stderr() -> None:
 
 
 def guard_stdout() -> None:
-    """Replaces this process's stdout by a `_Stdout` with the same file descriptor."""
+    """Replaces this process's stdout by a stream that survives a full disk.
+
+    The stream also escapes control characters. A stdout that was replaced before, as by a test, is
+    left alone.
+    """
     stream = sys.stdout
-    # A stdout that isn't a file, or is closed, raises one of these errors and stays as it is.
+    # If stdout is closed or isn't a file, one of these errors is raised, and stdout stays as it is.
     with contextlib.suppress(AttributeError, OSError):
-        # With PYTHONUNBUFFERED `stream.buffer` is the raw file itself.
+        # If Python runs unbuffered (PYTHONUNBUFFERED), `stream.buffer` is the raw file itself.
         raw = getattr(stream.buffer, "raw", stream.buffer)
         if stream is not sys.__stdout__ or not isinstance(raw, io.FileIO):
             return
@@ -169,14 +189,14 @@ def guard_stdout() -> None:
 
 
 def result_is_elsewhere() -> None:
-    """Marks this program as one whose result is in files, so that losing stdout is no error."""
+    """States that the program's result is in files, so that lost output on stdout is no failure."""
     global _result_is_elsewhere
     _result_is_elsewhere = True
 
 
 def _code_after_stdout(code: int) -> int:
-    """Flushes stdout, and returns the exit code: 2 instead of 0 if a result on stdout was lost."""
-    # An OSError means that the reader of a pipe is gone.
+    """Flushes stdout; returns 2 instead of the exit code 0 if a result on stdout was lost."""
+    # An OSError means that stdout is a pipe whose reader has ended.
     with contextlib.suppress(OSError):
         sys.stdout.flush()
     lost = _stdout_error is not None and not _result_is_elsewhere
@@ -186,9 +206,9 @@ def _code_after_stdout(code: int) -> int:
 def program(main: Callable[[], int | None]) -> NoReturn:
     """Runs a program with `run`, and exits with its exit code.
 
-    With several ranks, a rank exits without Python's cleanup, in which gloo's threads may use
-    objects that are gone and abort the process. Functions that are registered with `atexit` are
-    still called.
+    If there are several ranks, a rank exits without Python's cleanup: during the cleanup threads of
+    gloo may use objects that no longer exist, which would abort the process. Functions that are
+    registered with `atexit` are still called.
 
     Args:
         main: the program; returns its exit code, or None for 0.
@@ -203,16 +223,17 @@ def program(main: Callable[[], int | None]) -> NoReturn:
     guard_stdout()
     guard_stderr()
     code = _code_after_stdout(run(main_with_allocator))
-    # If `main` has joined a process group, leave the group before Python's cleanup.
+    # If `main` has joined a process group, leave the group before the process exits.
     if _is_in_a_group() and not was_in_a_group:
         import torch
 
         alone = torch.distributed.get_world_size() == 1
         if code in (0, STOPPED_CODE):
-            # A RuntimeError means that another rank is gone already.
+            # A RuntimeError means that another rank has ended already.
             with contextlib.suppress(RuntimeError):
                 torch.distributed.destroy_process_group()
-        # Call the functions that Python would call at exit, then exit without Python's cleanup.
+        # With several ranks, call the functions that Python would call at exit, then exit without
+        # its cleanup.
         if not alone:
             atexit._run_exitfuncs()
             with contextlib.suppress(OSError):
@@ -225,30 +246,30 @@ def program(main: Callable[[], int | None]) -> NoReturn:
 def run(main: Callable[[], int | None]) -> int:
     """Runs a program and returns its exit code.
 
-    If all ranks fail with the same user error, the first rank of each machine prints it; the others
-    wait until the launcher ends them. A rank whose peer died waits likewise, so that only the root
-    cause is printed.
+    If all ranks fail with the same user error, the first rank of each machine prints it. The others
+    wait, so that the launcher ends them before they print it too. A rank that fails because another
+    rank has ended also waits, so that only the root cause is printed.
 
     Args:
         main: the program; returns its exit code, or None for 0.
 
     Returns:
-        The program's own exit code; 2 after a user error, which is reported in one line on
-        stderr; 75 if a run was asked to stop and can resume from its checkpoint; 130 after Ctrl-C.
+        The program's own exit code; 2 after a user error, which is reported in one line on stderr;
+        75 if a run was asked to stop and can resume from its checkpoint; 130 after Ctrl-C.
     """
     slurm.adopt_task()
-    # File names may contain bytes that can't be encoded; print them escaped.
+    # File names may contain bytes that the stream's encoding can't represent; print them escaped.
     for stream in (sys.stdout, sys.stderr):
-        # A stream that a caller has replaced may lack `reconfigure`.
+        # If something else than a text file has replaced the stream, it may lack `reconfigure`.
         with contextlib.suppress(AttributeError):
             stream.reconfigure(errors="backslashreplace")
     try:
         check_ranks(os.environ)
     except LaunchError as error:
-        # The variables differ between ranks, so each rank reports its own error.
+        # The ranks' environment variables differ, so each rank reports its own error.
         return _report(error)
     try:
-        # Only DeepSpeed's launcher sets CROSS_RANK.
+        # The variable CROSS_RANK means that DeepSpeed's launcher has started this process.
         if "CROSS_RANK" in os.environ:
             _check_hostfile()
         code = main() or 0
@@ -257,13 +278,13 @@ def run(main: Callable[[], int | None]) -> int:
     except UserError as error:
         _let_signals_end_this()
         if int(os.environ.get("LOCAL_RANK", 0)) > 0:
-            # Let the first rank of this machine report the error. Before the process group exists,
-            # ranks on a busy machine may be far apart in time.
+            # Wait while the first rank of this machine reports the error. Before the process group
+            # exists, ranks on a busy machine may reach this line up to a minute apart.
             time.sleep(_SAME_ERROR_ELSEWHERE_S if _is_in_a_group() else _START_APART_S)
         return _report(error)
     except Stopped as stopped:
-        # The launcher kills all ranks as soon as one has ended, so the ranks wait for each other. A
-        # rank that is lost here has already saved its state.
+        # The launcher kills all ranks as soon as one has ended, so wait until all have saved. If a
+        # rank is lost here, it has already saved its state.
         with contextlib.suppress(RuntimeError):
             from tiekd.distributed.comm import barrier
 
@@ -278,7 +299,8 @@ def run(main: Callable[[], int | None]) -> int:
         _let_signals_end_this()
         return _report(LaunchError(_not_to_be_written(error)))
     except Exception as error:
-        # Report faults of the machine in one line: disk, process limits, a lost rank, memory.
+        # Report in one line what isn't a fault of the program: a full disk, process limits, a lost
+        # rank, too little memory.
         if isinstance(error, OSError) and error.errno in _REMEDIES:
             _let_signals_end_this()
             name = error.filename2 or error.filename or "a file"
@@ -289,7 +311,8 @@ def run(main: Callable[[], int | None]) -> int:
         if lost_a_rank(error):
             _let_signals_end_this()
             if asked_to_stop:
-                # The launcher is already ending the run, and another rank has reported the cause.
+                # The launcher is already ending all ranks, and the rank with the root cause has
+                # reported it.
                 return USER_ERROR_CODE
             return _report(_lost_rank(error))
         if is_out_of_memory(error):
@@ -299,7 +322,7 @@ def run(main: Callable[[], int | None]) -> int:
 
 
 def check_ranks(told: Mapping[str, str]) -> None:
-    """Refuses wrong values of RANK, WORLD_SIZE and so on, with which ranks would wait for ever.
+    """Refuses wrong values of RANK, WORLD_SIZE and the like, with which ranks would wait for ever.
 
     Args:
         told: the environment variables; those that aren't set are not checked.
@@ -311,7 +334,8 @@ def check_ranks(told: Mapping[str, str]) -> None:
     for name in ("RANK", "LOCAL_RANK", *counts):
         least = 1 if name in counts else 0
         text = told.get(name, str(least))
-        # An empty LOCAL_SIZE counts as one that isn't set, in DeepSpeed and in `start_rank`.
+        # DeepSpeed treats an empty LOCAL_SIZE or LOCAL_WORLD_SIZE as if it weren't set, and so does
+        # `start_rank`.
         if name.startswith("LOCAL_") and name in counts and not text:
             continue
         if re.fullmatch(r"[0-9]{1,9}", text) is None or int(text) < least:
@@ -346,7 +370,7 @@ def _not_to_be_written(error: UnicodeEncodeError) -> str:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Returns True if an error means that memory is exhausted, on the CPU or on a GPU."""
+    """Returns True if an error means that there isn't enough memory, on the CPU or on a GPU."""
     return (
         isinstance(error, MemoryError | RuntimeError)
         and _OUT_OF_MEMORY.search(repr(error)) is not None
@@ -361,7 +385,7 @@ def lost_a_rank(error: Exception) -> bool:
 def _check_hostfile() -> None:
     """Raises LaunchError if the hostfile in the `deepspeed` command doesn't exist.
 
-    DeepSpeed itself would ignore that and run on this machine alone.
+    DeepSpeed itself would run on this machine alone, without an error.
     """
     from tiekd.distributed import launcher_watch
 
@@ -370,17 +394,20 @@ def _check_hostfile() -> None:
 
 
 def _lost_rank(error: Exception) -> LaunchError:
-    """Finds the ranks that are missing after a failed collective; returns an error that names them.
+    """Returns an error that names the ranks that are missing after a failed collective.
 
     Only the lowest rank that still answers returns at once. The other ranks wait for the launcher
     to end them: the rank that caused the failure has probably reported its own error.
+
+    Args:
+        error: the error that the collective raised.
     """
     from tiekd.distributed.comm import missing_ranks
 
     me = int(os.environ["RANK"])
     missing = missing_ranks(_RANKS_ANSWER_S)
     if not missing or me != min(set(range(int(os.environ["WORLD_SIZE"]))) - set(missing)):
-        # The launcher ends ranks one after the other, so the wait grows with the missing ranks.
+        # The launcher ends ranks one after the other, so wait longer the more ranks are missing.
         time.sleep(_LAUNCHER_REACTS_S + _LAUNCHER_KILLS_AFTER_S * len(missing))
     lost = "another rank"
     if missing:
@@ -394,7 +421,7 @@ def _lost_rank(error: Exception) -> LaunchError:
 
 
 def _is_in_a_group() -> bool:
-    """Returns True if this process is in a process group. Doesn't import torch."""
+    """Returns True if this process has joined a process group. Doesn't import torch."""
     torch = sys.modules.get("torch")
     return torch is not None and torch.distributed.is_initialized()
 
@@ -429,7 +456,7 @@ def on_lost_machine(name: str, silent: bool) -> None:
 
 
 def _tell_of_a_thread(ended) -> None:
-    """Reports an exception in a thread, in one line if it isn't the program's fault.
+    """Reports an exception in a thread: in one line if it isn't the program's fault.
 
     An example is TensorBoard's writer thread on a full disk. Other exceptions give a traceback.
 

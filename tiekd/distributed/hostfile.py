@@ -1,8 +1,8 @@
 """Checks the hostfile and the device options for DeepSpeed's launcher, before it is started.
 
-The launcher ignores a hostfile that doesn't exist and trains on this machine alone; other mistakes
-end in a traceback of the launcher. A hostfile has one line `NAME slots=N` for each machine, with
-its number of devices. Left out: whether the machines can be reached.
+A hostfile has one line `NAME slots=N` for each machine, with its number of devices. If the hostfile
+doesn't exist, the launcher trains on this machine alone without an error. Other mistakes end in a
+traceback of the launcher. Left out: whether the machines can be reached.
 """
 
 import re
@@ -12,13 +12,13 @@ from pathlib import Path
 from tiekd.errors import LaunchError
 from tiekd.files import instead_of_file
 
-DEFAULT = Path("/job/hostfile")  # DeepSpeed's default.
+DEFAULT = Path("/job/hostfile")  # The hostfile that DeepSpeed reads without --hostfile.
 _FORM = "give a file with a line `NAME slots=N` for each machine"
 _LINE = re.compile(r"(\S+)\s+slots=(\d+)\s*(#.*)?", re.ASCII)
 
 
 def read(path: str | Path) -> dict[str, int]:
-    """Reads a hostfile.
+    """Reads a hostfile, in which each line `NAME slots=N` is a machine with N devices.
 
     Returns:
         The name of each machine -> its number of devices.
@@ -58,7 +58,10 @@ def read(path: str | Path) -> dict[str, int]:
 
 
 def check_is_file(path: Path) -> None:
-    """Raises LaunchError if a hostfile doesn't exist; DeepSpeed's launcher would ignore that."""
+    """Raises LaunchError if a hostfile doesn't exist.
+
+    DeepSpeed's launcher would use this machine alone instead, without an error.
+    """
     if path.is_file():
         return
     kind = instead_of_file(path) or "no such file"
@@ -75,7 +78,7 @@ def check_options(options: Sequence[str]) -> None:
         LaunchError: options exclude each other, or name machines, devices or numbers that don't
             exist.
     """
-    # Check each number by itself.
+    # First check that numbers of GPUs and nodes and the port are positive integers.
     given = dict(option.removeprefix("--").split("=", 1) for option in options)
     for name in ("num_gpus", "num_nodes", "master_port"):
         if name in given and not re.fullmatch(r"[1-9]\d{0,4}", given[name], re.ASCII):
@@ -88,7 +91,8 @@ def check_options(options: Sequence[str]) -> None:
         raise LaunchError(
             f"--{filters[0]} can't be combined with --num_gpus or --num_nodes; give one of them"
         )
-    # Refuse machines and devices that aren't in the hostfile or, without one, not on this machine.
+    # Refuse machines and devices that aren't in the hostfile. Without a hostfile there is only this
+    # machine.
     hosts = None
     if "hostfile" in given or DEFAULT.is_file():
         hosts = read(given.get("hostfile", DEFAULT))
@@ -112,8 +116,8 @@ def _check_filter(name: str, value: str, hosts: dict[str, int] | None) -> None:
     Args:
         name: the option, without `--`.
         value: its value.
-        hosts: machines and their numbers of devices; None for this machine, whose devices aren't
-            counted.
+        hosts: name of each machine -> its number of devices; None if there is no hostfile. Then
+            only this machine is allowed, and its device numbers aren't checked.
     """
     known = hosts or {"localhost": None}
     # Machines are separated by @. A machine may be followed by a colon and its devices.

@@ -4,9 +4,10 @@ If `deepspeed` is terminated or killed, its ranks keep running and nothing would
 rank watches its launcher from the start. When the launcher is gone, the rank exits, or calls a
 function that was set by `when_lost`.
 
-On several machines ranks are started over ssh. There each rank watches its ssh session; ranks on
-the launcher's machine also watch `deepspeed` and its pdsh. If only these two are killed, the ssh
-connections stay open, and the ranks on the other machines keep running.
+On several machines ranks are started over ssh. There each rank watches its ssh session. Ranks on
+the launcher's machine also watch `deepspeed` and pdsh, the program by which it opens the ssh
+sessions. If only these two are killed, the ssh connections stay open, and the ranks on the other
+machines keep running.
 
 Left out: other launchers (SLURM and similar ones end their processes themselves).
 """
@@ -32,9 +33,15 @@ _LAUNCHER_MODULES = ("deepspeed.launcher.launch", *_RUNNERS)
 
 
 def end_process(_gone: psutil.Process | None = None, code: int = 1) -> None:
-    """Kills all child processes and exits at once, without a message, as nobody is left to read it.
+    """Kills all child processes and ends this process at once, without a message.
 
-    Children are killed because a data worker whose disk hangs would outlive this process.
+    It is called when the launcher, which passes on messages, has ended. Children are killed because
+    a data worker whose disk hangs would outlive this process.
+
+    Args:
+        _gone: the launcher that has ended; not used, but given to every function set by
+            `when_lost`.
+        code: the exit code.
     """
     with contextlib.suppress(psutil.Error):
         for child in psutil.Process().children(recursive=True):
@@ -49,37 +56,40 @@ _on_lost_launcher: Callable[[psutil.Process], None] = end_process
 def watch_launchers() -> None:
     """Starts to watch the launchers of this process; exits if one of them has already ended.
 
-    `when_lost` sets the function that is called if one ends later.
+    If a launcher ends later, the function that was set by `when_lost` is called; without one, the
+    process exits.
     """
     found = launchers()
-    # Exit if a launcher has ended already: launch.py, which sets CROSS_RANK, ...
+    # Exit if DeepSpeed's launch.py has already ended. It sets CROSS_RANK, so it has started this
+    # process.
     is_there = any(_LAUNCHER_MODULES[0] in _command(process) for process in found)
     if "CROSS_RANK" in os.environ and not is_there:
         end_process()
-    # ... the `deepspeed` above it, ...
+    # Exit if the `deepspeed` process that started launch.py has already ended.
     if found and _is_adopted(found[-1]):
         sys.stderr.write(
             f"tiekd: the launcher above process {found[-1].pid} has ended, and so does this rank\n"
         )
         end_process()
-    # ... or bin/resume --restarts.
+    # Exit if the `bin/resume --restarts` that started the run has already ended.
     if SUPERVISOR in os.environ and not psutil.pid_exists(int(os.environ[SUPERVISOR])):
         end_process()
     watch(found, lambda process: _on_lost_launcher(process))
 
 
 def when_lost(answer: Callable[[psutil.Process], None]) -> None:
-    """Sets the function that is called, in another thread, with a launcher that has ended."""
+    """Sets the function to call, in another thread, with a launcher process that has ended."""
     global _on_lost_launcher
     _on_lost_launcher = answer
 
 
 def launchers() -> list[psutil.Process]:
-    """Returns this process's launchers among its ancestors, nearest first.
+    """Returns the launcher processes that started this process, nearest first.
 
     These are DeepSpeed's launch.py and runner, and `bin/resume --restarts`. If the runner isn't
-    among them, launch.py was started over ssh. Then the ssh session comes last, followed by pdsh
-    and the launchers above it if they run on this machine.
+    among the ancestors, launch.py was started over ssh. Then the ssh session is added. If the pdsh
+    process that opened the session runs on this machine, it is added too, with the launchers above
+    it.
     """
     ancestors = [(process, _command(process)) for process in psutil.Process().parents()]
     found = [i for i, (_, command) in enumerate(ancestors) if _launches(command)]
@@ -93,9 +103,9 @@ def launchers() -> list[psutil.Process]:
 
 
 def launcher_hostfile() -> Path | None:
-    """Returns the hostfile in the command line of the `deepspeed` that started this process.
+    """Returns the path after --hostfile in the command line of the `deepspeed` above this process.
 
-    None if there is no hostfile in it, or `deepspeed` runs on another machine.
+    None if the option isn't given, or if `deepspeed` runs on another machine.
     """
     for process in psutil.Process().parents():
         with contextlib.suppress(psutil.Error):
@@ -111,7 +121,8 @@ def _hostfile_in(words: list[str]) -> str | None:
     """Returns the value of --hostfile, or of an abbreviation of it, in a `deepspeed` command.
 
     Args:
-        words: the words after `deepspeed`. Only those before this program's name are its options.
+        words: the command's words after `deepspeed`. Words from this program's name on are the
+            program's own arguments and are ignored.
     """
     own = words[: words.index(sys.argv[0])] if sys.argv[0] in words else words
     parser = argparse.ArgumentParser(add_help=False)
@@ -120,10 +131,11 @@ def _hostfile_in(words: list[str]) -> str | None:
 
 
 def nodes() -> dict[str, list[int]] | None:
-    """Returns the machines of this run and their device numbers, from the launcher's command line.
+    """Returns the device numbers of each machine of this run, by the machine's name.
 
-    None if there is one machine, or if the user started the launcher on each machine by hand, so
-    that a resume can't start it.
+    They are read from the launcher's command line. None if there is only one machine. Also None if
+    the user started the launcher on each machine by hand (--no_ssh), so that bin/resume can't start
+    it.
     """
     commands = " ".join(map(_command, launchers()))
     told = re.search(r"--world_info=([\w=-]+)", commands)
@@ -134,12 +146,19 @@ def nodes() -> dict[str, list[int]] | None:
 def watch(
     processes: list[psutil.Process], on_loss: Callable[[psutil.Process], None], every_s: float = 1.0
 ) -> None:
-    """Calls `on_loss(process)` once, in another thread, when one of the processes has ended."""
+    """Calls `on_loss(process)` once, in another thread, when one of the processes has ended.
+
+    Args:
+        processes: the processes; without any, nothing is watched.
+        on_loss: called with the process that has ended.
+        every_s: seconds between two checks.
+    """
 
     def look() -> None:
         pause = threading.Event()
         while not pause.wait(every_s):
-            # A process whose ID is used by another process has ended, and so has a zombie.
+            # A process has also ended if its ID now belongs to another process, or if it is a
+            # zombie.
             gone = next((p for p in processes if not p.is_running() or _is_zombie(p)), None)
             if gone is not None:
                 on_loss(gone)
@@ -150,10 +169,14 @@ def watch(
 
 
 def _is_adopted(launch: psutil.Process) -> bool:
-    """Returns True if the `deepspeed` that started launch.py is gone.
+    """Returns True if the `deepspeed` process that started launch.py has ended.
 
-    The parent of launch.py is then init, or a process that adopts orphans in its place, and is in
-    another process group. (A launch.py that was started by hand leads its own process group.)
+    launch.py then has a new parent: init, or a process that adopts orphans in its place. Its
+    process group is still that of `deepspeed`, so it is neither its parent's nor its own. (A
+    launch.py that was started by hand leads its own process group.)
+
+    Args:
+        launch: the process of launch.py.
     """
     with contextlib.suppress(psutil.Error, OSError):
         parent = launch.parent()
@@ -170,7 +193,7 @@ def _launches(command: str) -> bool:
 
 
 def _pdsh_and_above(launch: str) -> list[psutil.Process]:
-    """Returns the pdsh process that runs a launch.py command on all machines, and its launchers.
+    """Returns the pdsh process that started launch.py on all machines, and the launchers above it.
 
     Empty if they don't run on this machine.
 
@@ -194,7 +217,7 @@ def _command(process: psutil.Process) -> str:
     try:
         return " ".join(process.cmdline())
     except psutil.Error:
-        # The process has just ended, or belongs to another user.
+        # The process has just ended, or it belongs to another user, so its command can't be read.
         return ""
 
 

@@ -1,7 +1,7 @@
 """Recognises errors that come from a process's limits: open files, threads, memory.
 
-Left out: limits that end a process by a signal (`ulimit -t`, a container's memory), since then
-nothing can be reported.
+Left out: limits at which the kernel kills a process (`ulimit -t`, a container's memory), since the
+process can't report anything then.
 """
 
 import errno
@@ -27,7 +27,7 @@ def lacking(error: BaseException) -> str | None:
     """Returns a message if an error, or one of its causes, comes from an exhausted resource.
 
     Returns:
-        The resource and how to get more of it; None for any other error.
+        The resource, such as open files, and how to get more of it; None for any other error.
     """
     for each in _chain(error):
         number = each.errno if isinstance(each, OSError) else _by_words(str(each))
@@ -39,10 +39,10 @@ def lacking(error: BaseException) -> str | None:
 def check_threads(count: int) -> None:
     """Raises LaunchError if this process can't start `count` more threads.
 
-    Without this check C++ libraries would abort the process when they start their threads.
+    A C++ library that can't start its threads would abort the process without a clear message.
     """
-    # Start the threads to find out, since a container or a service may set a limit that can't be
-    # read.
+    # Try to start the threads. Reading the limits isn't enough: those of a container or a service
+    # can't always be read.
     may_end = threading.Event()
     threads = [threading.Thread(target=may_end.wait, daemon=True) for _ in range(count)]
     try:
@@ -57,7 +57,7 @@ def check_threads(count: int) -> None:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yields an error and its causes, including those that `raise ... from None` hides."""
+    """Yields an error and the errors that led to it, also those hidden by `raise ... from None`."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

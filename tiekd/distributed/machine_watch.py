@@ -20,13 +20,14 @@ from collections.abc import Callable
 from tiekd.distributed import comm
 from tiekd.errors import LaunchError
 
-# TCP keep-alive: a machine is lost after 15 + 9 * 5 seconds of silence, a minute.
+# TCP keep-alive settings: after 15 s of silence a probe is sent every 5 s. A machine counts as lost
+# after 9 probes without an answer, a minute in all.
 _SILENT_S = 15
 _ASK_EVERY_S = 5
 _ASK_TIMES = 9
 _CONNECT_S = 120.0
 _FAREWELL = b"."
-_connections: dict[socket.socket, str] = {}  # The name of the machine at the other end of each.
+_connections: dict[socket.socket, str] = {}  # Connection -> the machine at its other end.
 
 OnLoss = Callable[[str, bool], None]
 
@@ -43,7 +44,8 @@ def watch_machines(on_loss: OnLoss) -> None:
     Raises:
         LaunchError: a machine can't be reached.
     """
-    # One rank per machine watches; on a single machine there is nothing to watch.
+    # Only the rank with LOCAL_RANK 0 of each machine watches. With a single machine there is
+    # nothing to watch.
     firsts = sum(comm.gather_objects(os.environ["LOCAL_RANK"] == "0"))
     if firsts < 2:
         return
@@ -70,12 +72,15 @@ def watch_machines(on_loss: OnLoss) -> None:
 
 
 def say_farewell() -> None:
-    """Tells the other machines that this process ends because it has finished."""
+    """Sends the farewell byte on all connections: this process ends because it has finished.
+
+    Without it, the other machines would take the closed connection for a lost machine.
+    """
     for connection in _connections:
         try:
             connection.sendall(_FAREWELL)
         except OSError:
-            # The process at the other end has finished earlier.
+            # The connection is closed, since the process at its other end has finished earlier.
             continue
 
 
@@ -86,7 +91,13 @@ def _listen() -> socket.socket:
 
 
 def _accept(listener: socket.socket, secret: str, count: int) -> None:
-    """Accepts connections until `count` machines have connected with the run's secret."""
+    """Accepts connections until `count` of them have sent the run's secret.
+
+    Args:
+        listener: rank 0's listening socket.
+        secret: the text by which a rank of this run identifies itself.
+        count: the number of other machines.
+    """
     listener.settimeout(_CONNECT_S)
     with listener:
         while len(_connections) < count:
@@ -117,7 +128,8 @@ def _watch(connections: dict[socket.socket, str], on_loss: OnLoss) -> None:
     with selectors.DefaultSelector() as selector:
         for connection in connections:
             selector.register(connection, selectors.EVENT_READ)
-        # The farewell is the only byte that is ever sent. Any other event is the connection's end.
+        # The farewell byte is the only data on these connections. Without it, an event means that
+        # the connection has ended.
         while selector.get_map():
             for key, _ in selector.select():
                 silent = False
@@ -126,7 +138,8 @@ def _watch(connections: dict[socket.socket, str], on_loss: OnLoss) -> None:
                 except ConnectionResetError:
                     said = b""
                 except OSError:
-                    # No answer to keep-alive packets, or no route to the machine.
+                    # The read failed: the machine doesn't answer keep-alive packets, or there is no
+                    # route to it.
                     said = b""
                     silent = True
                 if said != _FAREWELL:

@@ -1,7 +1,7 @@
-"""Measures the memory of a rank: torch's allocated GPU memory, or on a CPU that of the process.
+"""Measures the memory of a rank.
 
-The memory of a process (Linux only) includes libraries. Data workers are separate processes and are
-not included.
+On a GPU this is the memory that torch has allocated; on a CPU it is the memory of the process,
+including libraries (Linux only). Data workers are separate processes and are not included.
 """
 
 from pathlib import Path
@@ -14,25 +14,25 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 
 def held_bytes(device: torch.device) -> int:
-    """Returns the bytes that this rank uses at the moment."""
+    """Returns the bytes of memory that this rank uses on its device now."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     return _field(_PROCESS, "VmRSS")
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Returns the largest number of bytes used since the start, or since `restart_peak`."""
+    """Returns the largest number of bytes this rank has used since its start or `restart_peak`."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return _field(_PROCESS, "VmHWM")
 
 
 def restart_peak(device: torch.device) -> None:
-    """Resets the peak to the bytes that are used at the moment."""
+    """Resets the peak that `peak_bytes` returns to the bytes that are used now."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        # Writing 5 resets the peak resident set size, VmHWM; see proc(5).
+        # Writing 5 to this file resets the process's peak resident memory (VmHWM); see proc(5).
         Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -43,7 +43,7 @@ def wait(device: torch.device) -> None:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Returns the number of bytes that can still be allocated.
+    """Returns the number of bytes that can still be allocated on a device.
 
     On a GPU this is the device's free memory. On a CPU it is the machine's available memory without
     swap, or the rest of the container's limit if that is less.

@@ -17,11 +17,13 @@ from tiekd.errors import LaunchError
 if TYPE_CHECKING:
     import torch
 
-_LIBRARIES_THREADS = 8  # Threads of gloo for two process groups, and of torch's store.
+_LIBRARIES_THREADS = 8  # Of gloo's two process groups and torch's store.
 
 
 def _threads(text: str) -> int:
-    """Parses OMP_NUM_THREADS; of a list for nested regions, such as "4,2", the first number counts.
+    """Parses the value of OMP_NUM_THREADS.
+
+    It may be a list for nested parallel regions, such as "4,2". Its first number is returned.
 
     Raises:
         LaunchError: The value isn't a whole number from 1.
@@ -57,8 +59,8 @@ def start_rank(timeout_minutes: float = 30.0) -> "torch.device":
     if "RANK" not in os.environ:
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1"}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
-    # Otherwise every CPU rank would compile this op at start, which only inference_all_reduce
-    # needs.
+    # Disable this DeepSpeed op: every CPU rank would compile it at its start, and only
+    # inference_all_reduce, which isn't used here, needs it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     # Select the device, and set the number of threads of a CPU rank.
     accelerator = get_accelerator()
@@ -99,11 +101,12 @@ def start_rank(timeout_minutes: float = 30.0) -> "torch.device":
 
 
 def seed_everything(seed: int, deterministic: bool) -> None:
-    """Seeds Python, NumPy and torch.
+    """Seeds the random generators of Python, NumPy and torch.
 
     Args:
         seed: any integer from 0.
-        deterministic: allows only algorithms whose results repeat bit for bit.
+        deterministic: True to allow only algorithms whose results are the same bit for bit in every
+            run.
     """
     import numpy as np
     import torch
@@ -120,7 +123,7 @@ def seed_everything(seed: int, deterministic: bool) -> None:
 def _check_hidden_devices() -> None:
     """Raises LaunchError if CUDA_VISIBLE_DEVICES names a GPU that this machine doesn't have.
 
-    Otherwise the run would silently use the CPU.
+    CUDA then hides all GPUs, and the run would use the CPU without an error.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").strip()
     named = visible.startswith(("GPU-", "MIG-"))
@@ -132,9 +135,9 @@ def _check_hidden_devices() -> None:
 
 
 def ranks_on_this_machine() -> int:
-    """Returns the number of ranks on this machine.
+    """Returns the number of ranks on this machine, from the launcher's environment variable.
 
-    DeepSpeed's launcher sets LOCAL_SIZE, torch's and others LOCAL_WORLD_SIZE.
+    DeepSpeed's launcher sets LOCAL_SIZE, torchrun and others LOCAL_WORLD_SIZE.
     """
     return int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or 1)
 

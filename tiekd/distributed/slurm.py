@@ -1,7 +1,8 @@
-"""Sets the variables of a launcher for `srun python bin/train.py RECIPE`, one rank per task.
+"""Sets the environment variables of a launcher for `srun python bin/train.py RECIPE`.
 
-Rank, address of rank 0 and port are derived from SLURM's environment variables. No other program is
-called, and the user has to set nothing. Left out: jobs of several components (`srun a : b`).
+Each task of the job step is one rank. Rank, address of rank 0 and port are derived from SLURM's
+environment variables. No other program is called, and the user has to set nothing. Left out: jobs
+of several components (`srun a : b`).
 """
 
 import os
@@ -12,8 +13,9 @@ def adopt_task() -> None:
     """Sets RANK, WORLD_SIZE and the other variables of a launcher for a task of a SLURM job step.
 
     The others are LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT and OMP_NUM_THREADS; the
-    last three are kept if they are set. Does nothing if another launcher has set RANK, for a single
-    task, and in the batch script itself, which SLURM numbers 0 like the first task.
+    last three are kept if they are set. Does nothing in three cases: another launcher has set RANK;
+    the job step has a single task; or this is the batch script itself, to which SLURM also gives
+    task number 0.
     """
     told = os.environ
     tasks = told.get("SLURM_STEP_NUM_TASKS")
@@ -27,7 +29,8 @@ def adopt_task() -> None:
     on_each = tasks_per_node(
         told.get("SLURM_STEP_TASKS_PER_NODE") or told.get("SLURM_TASKS_PER_NODE") or tasks
     )
-    # If CUDA_VISIBLE_DEVICES has one entry, the task sees a single GPU, which is device 0.
+    # If SLURM gives each task one GPU of its own in CUDA_VISIBLE_DEVICES, that GPU is device 0 of
+    # the task, and so its LOCAL_RANK is 0.
     own_gpu = (
         len(told.get("CUDA_VISIBLE_DEVICES", "").split(",")) == 1 and "CUDA_VISIBLE_DEVICES" in told
     )
@@ -42,12 +45,12 @@ def adopt_task() -> None:
 
 
 def first_node(nodes: str) -> str:
-    """Returns the first name of a SLURM node list: node01 for `node[01-03,07],other`."""
+    """Returns the first machine's name in a SLURM node list: node01 for `node[01-03,07],other`."""
     return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", nodes).split(",")[0]
 
 
 def tasks_per_node(counts: str) -> list[int]:
-    """Expands SLURM's number of tasks on each node: `2(x3),1` is [2, 2, 2, 1]."""
+    """Returns the number of tasks on each node from SLURM's short form: [2, 2, 1] for `2(x2),1`."""
     return [
         int(n)
         for n, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", counts)
@@ -56,5 +59,12 @@ def tasks_per_node(counts: str) -> list[int]:
 
 
 def port(job: str, step: str) -> int:
-    """Returns a port for a job step, 10000 to 29999; higher ones are assigned by the system."""
+    """Returns a port for rank 0, the same for all tasks of a job step, from 10000 to 29999.
+
+    Higher ports may be taken: the system assigns them to outgoing connections.
+
+    Args:
+        job: SLURM's job ID.
+        step: SLURM's step ID.
+    """
     return 10000 + (int(job) * 7 + int(step)) % 20000

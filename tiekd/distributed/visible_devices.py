@@ -2,11 +2,11 @@
 
 This is the program behind bin/dist_train.sh. DeepSpeed ignores CUDA_VISIBLE_DEVICES if it is called
 with a number of GPUs, and accepts no UUIDs. So device numbers are passed as `--include`, and UUIDs
-are first translated to numbers by nvidia-smi. As in CUDA, an empty list or -1 hides all GPUs; the
-ranks then run on the CPU. Only Python's standard library is imported, so the program starts at
-once.
+are first translated to numbers with the help of nvidia-smi. As in CUDA, an empty value or -1 hides
+all GPUs; the ranks then run on the CPU. Only Python's standard library is imported, so the program
+starts at once.
 
-Left out: ranks on several MIG instances, between which NCCL doesn't work.
+Left out: ranks on several MIG instances (slices of a GPU), between which NCCL doesn't work.
 """
 
 import os
@@ -15,9 +15,9 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
-_HIDDEN = ("", "-1", "NoDevFiles", "none", "void")  # Values that hide all devices.
+_HIDDEN = ("", "-1", "NoDevFiles", "none", "void")  # Values that hide all GPUs.
 _LIST_TIMEOUT_S = 20.0
-_OF_GPUS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # Device files of NVIDIA, AMD and WSL.
+_OF_GPUS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # Device files of NVIDIA, of AMD and of WSL.
 _ASK = "give numbers from 0 on, such as CUDA_VISIBLE_DEVICES=0,1"
 
 
@@ -50,7 +50,8 @@ def command(
     port = _whole(environment.get("PORT") or "29500", "PORT", 65535, "a free port")
     environment = dict(environment)
     visible = environment.pop("CUDA_VISIBLE_DEVICES", None)
-    # The launcher can't select a MIG instance, but a single rank runs without the launcher.
+    # The launcher can't select a MIG instance (a slice of a GPU). A single rank doesn't need the
+    # launcher, so it is started directly.
     if visible is not None and _is_mig(visible):
         _check_one_mig(visible, count)
         return [sys.executable, train, recipe, *options], environment | {
@@ -71,7 +72,19 @@ def command(
 def _devices(
     visible: str | None, count: int, environment: Mapping[str, str]
 ) -> tuple[list[str], dict[str, str]]:
-    """Returns the launcher's device options, and environment variables to set with them."""
+    """Returns options for DeepSpeed's launcher that select devices, and variables to set with them.
+
+    Args:
+        visible: the value of CUDA_VISIBLE_DEVICES; None if it isn't set.
+        count: the number of ranks, one per device.
+        environment: the environment variables of this process.
+
+    Returns:
+        The options, and the environment variables that must be set or changed for the launcher.
+
+    Raises:
+        Refused: the devices don't exist, or their number isn't `count`.
+    """
     listed = visible if visible is None else visible.strip()
     if listed in _HIDDEN:
         return ["--num_gpus", str(count)], {"DS_ACCELERATOR": "cpu"}
@@ -97,10 +110,12 @@ def _devices(
         raise Refused(
             f"CUDA_VISIBLE_DEVICES={listed}: this machine has {slots} GPUs, 0 to {slots - 1}"
         )
-    # Without any GPU the ranks run on the CPU, where device numbers have no meaning.
+    # Without a GPU the ranks run on the CPU, so device numbers have no meaning; give only their
+    # count.
     if not slots and not any(map(os.path.exists, _OF_GPUS)):
         return ["--num_gpus", str(count)], {}
-    # nvidia-smi numbers devices in PCI bus order; CUDA's default order is fastest first.
+    # The numbers come from nvidia-smi, which sorts devices by PCI bus. CUDA's default order is
+    # fastest first, so it is changed.
     order = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if not all(map(str.isdecimal, names)) else {}
     return ["--include", f"localhost:{','.join(map(str, numbers))}"], order
 
@@ -109,9 +124,12 @@ def _number(name: str, listed: str, there: Sequence[str]) -> int:
     """Converts an entry of CUDA_VISIBLE_DEVICES to a device number.
 
     Args:
-        name: a number, or the beginning of a UUID.
-        listed: the whole variable, for errors.
-        there: the UUIDs of this machine's GPUs.
+        name: the entry: a number, or the beginning of a UUID.
+        listed: the whole value of the variable, for errors.
+        there: the UUIDs of this machine's GPUs, in the order of their numbers.
+
+    Raises:
+        Refused: no GPU, or more than one, has this UUID.
     """
     if re.fullmatch(r"\d+", name, re.ASCII):
         return int(name)
@@ -168,7 +186,7 @@ def _whole(value: str, name: str, most: int, meaning: str) -> int:
 
 
 def main() -> int:
-    """Replaces this process by the launcher (exec); returns exit code 2 after a user's mistake."""
+    """Replaces this process by DeepSpeed's launcher (exec); returns 2 after a user's mistake."""
     try:
         words, environment = command(["deepspeed"], os.environ, sys.argv[1:])
         os.execvpe(words[0], words, environment)

@@ -16,7 +16,7 @@ from tiekd.workdir.manifest import Files
 
 
 def build_engine(network: nn.Module, optimizer: torch.optim.Optimizer, config: EngineConfig):
-    """Builds the DeepSpeed engine, patched (engine/patches.py). Collective.
+    """Builds the DeepSpeed engine, with the patches of engine/patches.py. Collective.
 
     Args:
         network: The student; its convolutions are prepared in place (engine/execution.py).
@@ -35,14 +35,15 @@ def build_engine(network: nn.Module, optimizer: torch.optim.Optimizer, config: E
     values = {key: value for key, value in config.values.items() if key != execution.SECTION}
     execution.prepare(network, config.values)
     if clips_here(config):
-        # engine/step.py clips instead, so DeepSpeed must not.
+        # engine/step.py clips the gradient, so DeepSpeed must not clip it as well.
         values["gradient_clipping"] = 0.0
     initial = None
     if scales_here(config):
         initial = {name: value.detach().clone() for name, value in network.state_dict().items()}
     patches.time_each_collective()
     try:
-        # If DeepSpeed refuses a value, the user's engine config is wrong: report it in one line.
+        # The values come from the user's engine config, so errors about them are reported in one
+        # line.
         _read_by_deepspeed(values)
         engine, *_ = deepspeed.initialize(model=network, optimizer=optimizer, config=values)
     except ValidationError as error:
@@ -55,8 +56,9 @@ def build_engine(network: nn.Module, optimizer: torch.optim.Optimizer, config: E
             f"engine config: DeepSpeed refuses it ({reason}); see ds_configs/"
         ) from None
     if initial is not None:
-        # In fp16 at stage 0 building the engine takes an optimizer step: it applies weight decay
-        # and advances Adam's step count. Restore the initial weights and an empty optimizer state.
+        # In fp16 without ZeRO, DeepSpeed takes an optimizer step while it builds the engine: the
+        # step applies weight decay and advances Adam's step count. Restore the initial weights and
+        # an empty optimizer state.
         full_state.restore(engine, initial, {})
     patches.save_through(engine, Files())
     patches.keep_on_at_lowest_loss_scale(engine)
@@ -65,7 +67,7 @@ def build_engine(network: nn.Module, optimizer: torch.optim.Optimizer, config: E
 
 
 def _read_by_deepspeed(values: dict) -> None:
-    """Parses a config with DeepSpeed; errors that aren't ValueErrors are raised as ValueErrors."""
+    """Parses an engine config with DeepSpeed; raises ValueError if DeepSpeed can't parse it."""
     from deepspeed.runtime.config import DeepSpeedConfig
 
     try:

@@ -38,7 +38,7 @@ def save(
         engine: The DeepSpeed engine.
         folder: The folder of the run's checkpoints.
         iteration: The number of finished iterations.
-        hook_states: This rank's hook states by hook, of plain values.
+        hook_states: This rank's hook states by the hook's key, dicts of plain values.
         recipe: The run's recipe.
         facts: Further entries of the student's weights file.
 
@@ -57,13 +57,13 @@ def save(
         files.make_folder(partial)
     comm.barrier()
     write_files(engine, partial, iteration, hook_states, recipe, **facts)
-    # If one rank couldn't write, the save fails on all ranks.
+    # Gather which files each rank has written. If one rank couldn't write, the save fails on all.
     shares = comm.gather_objects((files.written, files.problem))
     problem = next((problem for _, problem in shares if problem), None)
     if problem is None and comm.is_main():
         written = {name: facts for share, _ in shares for name, facts in share.items()}
         problem = _make_current(partial, final, written)
-    # Rank 0 has renamed the folder, or broadcasts why it couldn't, so that all ranks raise.
+    # If rank 0 couldn't rename the folder, it broadcasts the reason, so that all ranks raise.
     problem = comm.broadcast_object(problem)
     if problem is not None:
         if comm.is_main():
@@ -75,10 +75,17 @@ def save(
 def write_files(
     engine, folder: Path, iteration: int, hook_states: dict[str, dict], recipe: dict, **facts
 ) -> None:
-    """Writes this rank's share of a checkpoint's files, except the manifest. Collective.
+    """Writes this rank's files of a checkpoint; the manifest is written later. Collective.
 
-    All files are written by `engine.checkpoint_files`, which records their digests and errors. The
-    arguments are those of `save`, but `folder` is the checkpoint's own folder.
+    All files are written by `engine.checkpoint_files`, which records their digests and errors.
+
+    Args:
+        engine: The DeepSpeed engine.
+        folder: The checkpoint's own folder.
+        iteration: The number of finished iterations.
+        hook_states: This rank's hook states by the hook's key, dicts of plain values.
+        recipe: The run's recipe.
+        facts: Further entries of the student's weights file.
     """
     files = engine.checkpoint_files
     engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
@@ -102,13 +109,17 @@ def write_files(
 def load(engine, checkpoint: Path) -> tuple[int, dict[str, dict]]:
     """Verifies a checkpoint, and restores the engine and the random states. Collective.
 
+    Args:
+        engine: The DeepSpeed engine.
+        checkpoint: The checkpoint's folder.
+
     Returns:
         The checkpoint's iteration, and this rank's hook states.
 
     Raises:
         CheckpointError: The checkpoint is damaged, or of another network or optimizer.
     """
-    # Rank 0 verifies the digests of all ranks' files.
+    # Rank 0 alone verifies the checkpoint: it compares all files with the manifest.
     problem = comm.broadcast_object(check(checkpoint) if comm.is_main() else None)
     if problem:
         raise CheckpointError(
@@ -116,8 +127,8 @@ def load(engine, checkpoint: Path) -> tuple[int, dict[str, dict]]:
         )
     try:
         state = json.loads((checkpoint / STATE).read_text())
-        # DeepSpeed's files load only with the same world size, ZeRO stage and precision; otherwise
-        # load the plain weights and moments.
+        # DeepSpeed's files can be loaded only with the same world size, ZeRO stage and precision as
+        # at the save. Otherwise restore the plain fp32 weights and moments.
         if state["made_by"] == _shape(engine):
             patches.load_plain_data_only()
             path, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
@@ -128,7 +139,8 @@ def load(engine, checkpoint: Path) -> tuple[int, dict[str, dict]]:
             full_state.restore(engine, weights, engine.checkpoint_files.load(checkpoint / MOMENTS))
             full_state.set_counters(engine, state["counters"])
         rank_file = checkpoint / f"rank_{comm.rank()}.pt"
-        # A run that resumes on more ranks than it was saved with has no files for the new ranks.
+        # If the run resumes on more ranks than before, there are no random states and hook states
+        # for the new ranks, so they load those of rank 0.
         if not rank_file.exists():
             rank_file = checkpoint / "rank_0.pt"
         mine = engine.checkpoint_files.load(rank_file)
@@ -143,8 +155,8 @@ def load(engine, checkpoint: Path) -> tuple[int, dict[str, dict]]:
         raise CheckpointError(
             f"{checkpoint}: can't be read ({error}); resume from another checkpoint"
         ) from None
-    # Running out of memory says nothing about the checkpoint, so it isn't reported as damaged. The
-    # same holds for a lost rank below.
+    # If memory runs out, the checkpoint may be intact, so don't report it as damaged. The same
+    # holds below if another rank is lost.
     except torch.cuda.OutOfMemoryError:
         raise
     except (
@@ -164,12 +176,20 @@ def load(engine, checkpoint: Path) -> tuple[int, dict[str, dict]]:
 
 
 def _make_current(partial: Path, final: Path, files: dict[str, list]) -> str | None:
-    """Writes the manifest and renames the folder, on rank 0; returns the error, or None."""
+    """Writes the manifest and renames the checkpoint's folder; returns an error's message, or None.
+
+    Only rank 0 calls it.
+
+    Args:
+        partial: The temporary folder with all ranks' files.
+        final: The checkpoint's final path.
+        files: The name of each file -> [size in bytes, sha256].
+    """
     try:
         manifest.write(partial, files)
         sync(partial)
-        # The folder may exist already: from a run that was killed, or from a second Checkpoint
-        # hook.
+        # The checkpoint may exist already, from a run that was killed or a second Checkpoint hook.
+        # Rename it out of the way.
         if final.exists():
             os.rename(final, final.with_name(f".{final.name}.partial.old"))
         os.rename(partial, final)
@@ -185,9 +205,10 @@ def _make_current(partial: Path, final: Path, files: dict[str, list]) -> str | N
 
 
 def _facts(engine, iteration: int, recipe: dict) -> dict:
-    """Returns the content of state.json.
+    """Returns the content of a checkpoint's state.json.
 
-    A resume reads only `iteration`, `made_by` and `counters`; the other values are for people.
+    A resume reads only `iteration`, `made_by` (world size, ZeRO stage and precision) and
+    `counters`; the other values are for people.
     """
     return {
         "iteration": iteration,
@@ -200,7 +221,7 @@ def _facts(engine, iteration: int, recipe: dict) -> dict:
 
 
 def _shape(engine) -> dict:
-    """Returns world size, ZeRO stage and precision.
+    """Returns an engine's world size, ZeRO stage and precision.
 
     DeepSpeed's own files can be loaded only if these are the same as at the save.
     """

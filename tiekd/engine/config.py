@@ -1,8 +1,8 @@
 """Reads, checks and resolves the engine config: a JSON file of DeepSpeed settings.
 
 The engine config says how a step is computed, such as its precision and ZeRO stage. Values that the
-recipe determines, such as the batch size, are "auto" in the file and are filled in. A value that
-contradicts the recipe is refused.
+recipe determines, such as the batch size, may be "auto" in the file and are then filled in. A value
+that contradicts the recipe is refused.
 """
 
 import difflib
@@ -20,8 +20,9 @@ from tiekd.files import check_readable
 
 DEFAULT_CONFIG = Path(__file__).parents[2] / "ds_configs" / "fp32.json"
 
-# DeepSpeed 0.19 ignores unknown top-level keys, and fails on values of wrong types with errors from
-# deep in its own code. So keys and types are checked here.
+# The keys that DeepSpeed 0.19 accepts, sorted by the type of their values, here text. They are
+# checked in this module, because DeepSpeed ignores unknown top-level keys, and fails on values of
+# wrong types with errors from deep in its own code.
 _WORDS = (
     "communication_data_type seq_parallel_communication_data_type gradient_allreduce_op log_level"
 )
@@ -50,10 +51,10 @@ _FROM_RECIPE = (*_COUNTS.split()[:3], "gradient_clipping")  # Keys whose value m
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """A resolved engine config.
+    """An engine config in which every "auto" is replaced by a value.
 
     Attributes:
-        values: The whole config: DeepSpeed's keys, and the section execution.SECTION.
+        values: The whole config: DeepSpeed's keys, and the section "tiekd" (engine/execution.py).
         batch_size_per_gpu: Images in a micro-batch of one rank.
         accumulation: Micro-batches per iteration on each rank.
     """
@@ -100,7 +101,7 @@ def read_engine_config(path: str | Path | None) -> dict:
 
 
 def _json_object(pairs: list[tuple[str, object]]) -> dict:
-    """Converts the pairs of a JSON object to a dict, for `json.loads`.
+    """Converts the key-value pairs of a JSON object to a dict, for `json.loads`.
 
     Refuses duplicate keys, and expands a leading `~` in strings.
     """
@@ -114,7 +115,7 @@ def _json_object(pairs: list[tuple[str, object]]) -> dict:
 
 
 def resolve(config: dict, batch_size: int, clip_norm: float, world_size: int) -> EngineConfig:
-    """Fills in every "auto" from the recipe, and checks the rest.
+    """Replaces every "auto" in an engine config by the recipe's value, and checks all other values.
 
     Args:
         config: As `read_engine_config` returns it.
@@ -122,11 +123,15 @@ def resolve(config: dict, batch_size: int, clip_norm: float, world_size: int) ->
         clip_norm: Maximum L2 norm of the gradient; 0: no clipping.
         world_size: The number of ranks.
 
+    Returns:
+        The engine config without "auto".
+
     Raises:
-        RecipeError: A key is unknown, a value contradicts the recipe, or the batch can't be split.
-        LaunchError: This device, or DeepSpeed, can't compute in that precision.
+        RecipeError: A key is unknown, a value contradicts the recipe, or the global batch can't be
+            split evenly over ranks and micro-batches.
+        LaunchError: The device doesn't support the precision that the config asks for.
     """
-    # Check keys and types, since DeepSpeed itself ignores unknown keys.
+    # Check keys and types, since DeepSpeed ignores unknown keys.
     for key, value in config.items():
         if key in ("optimizer", "scheduler"):
             raise RecipeError(
@@ -141,11 +146,13 @@ def resolve(config: dict, batch_size: int, clip_norm: float, world_size: int) ->
             check_value(value, ENGINE_KEYS[key], f"engine config: {key}")
         if key in ("steps_per_print", "gradient_predivide_factor") and not 0 < value < math.inf:
             raise RecipeError(f"engine config: {key} is {value}; it must be above 0")
-    # The JSON may have "auto" or the recipe's own value; any other value is refused.
+    # Refuse a batch size or a clipping norm that differs from the recipe's. "auto" stands for the
+    # recipe's value.
     _agree(config, "train_batch_size", batch_size, "train.batch_size")
     _agree(config, "gradient_clipping", clip_norm, "train.clip_norm")
     per_gpu, accumulation = _deal(config, batch_size, world_size)
-    # Fill in all values, turn off DeepSpeed's own log lines, and allow any torch optimizer.
+    # Fill in the recipe's values, turn off DeepSpeed's own progress lines, and allow any torch
+    # optimizer under ZeRO.
     values = {"steps_per_print": 10**9, "zero_allow_untested_optimizer": True, **config}
     values |= {
         "train_batch_size": batch_size,
@@ -159,18 +166,22 @@ def resolve(config: dict, batch_size: int, clip_norm: float, world_size: int) ->
 
 
 def refill(config: dict, world_size: int, other_batch: bool) -> dict:
-    """Returns a resolved engine config with "auto" for every value that a changed recipe may set.
+    """Puts "auto" back into a resolved engine config where a changed recipe may need another value.
 
     Args:
         config: `EngineConfig.values` of an earlier start.
         world_size: The number of ranks now.
         other_batch: True if the recipe's global batch size has changed.
+
+    Returns:
+        The engine config, for `resolve` with the changed recipe.
     """
     of_recipe = {"train_batch_size", "gradient_clipping"}
     deal = [
         config.get(key) for key in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
     ]
-    # Keep the split if micro-batch * accumulation * ranks is still the global batch size.
+    # Keep micro-batch size and accumulation if their product, times the ranks, is still the global
+    # batch size.
     fits = None not in deal and deal[0] * deal[1] * world_size == config.get("train_batch_size")
     if other_batch or not fits:
         of_recipe |= {"train_micro_batch_size_per_gpu", "gradient_accumulation_steps"}
@@ -178,13 +189,16 @@ def refill(config: dict, world_size: int, other_batch: bool) -> dict:
 
 
 def clips_here(config: EngineConfig) -> bool:
-    """Returns True if engine/step.py clips the gradient instead of DeepSpeed."""
+    """Returns True if engine/step.py clips the gradient instead of DeepSpeed: fp32 without ZeRO."""
     in_half = any(config.values.get(kind, {}).get("enabled") for kind in ("fp16", "bf16"))
     return config.zero_stage == 0 and not in_half
 
 
 def scales_here(config: EngineConfig) -> bool:
-    """Returns True if engine/step.py multiplies the loss by fp16's scale instead of DeepSpeed."""
+    """Returns True if engine/step.py multiplies the loss by the loss scale: in fp16 without ZeRO.
+
+    Elsewhere DeepSpeed does that itself if it is needed.
+    """
     return config.zero_stage == 0 and bool(config.values.get("fp16", {}).get("enabled"))
 
 
@@ -198,7 +212,12 @@ def _agree(config: dict, key: str, recipe_value: float, recipe_key: str) -> None
 
 
 def _deal(config: dict, batch_size: int, world_size: int) -> tuple[int, int]:
-    """Splits a global batch over ranks and micro-batches.
+    """Splits the global batch over ranks and micro-batches.
+
+    Args:
+        config: The engine config, whose micro-batch size and accumulation may be "auto".
+        batch_size: Global batch size, images per iteration over all ranks.
+        world_size: The number of ranks.
 
     Returns:
         The number of images in a rank's micro-batch, and the number of micro-batches per iteration.
@@ -216,7 +235,8 @@ def _deal(config: dict, batch_size: int, world_size: int) -> tuple[int, int]:
             raise RecipeError(
                 f'engine config: {key} is {value!r}; it must be a whole number from 1, or "auto"'
             )
-    # A key that is "auto" follows from the other: global batch / (ranks * other key).
+    # Micro-batch size and accumulation: if one of them is "auto", it is the global batch size
+    # divided by the other and by the number of ranks. If both are, accumulation is 1.
     if accumulation == "auto":
         accumulation = (
             1 if per_gpu == "auto" else max(1, round(batch_size / (per_gpu * world_size)))
@@ -228,7 +248,8 @@ def _deal(config: dict, batch_size: int, world_size: int) -> tuple[int, int]:
     step = accumulation * world_size
     if config.get("train_micro_batch_size_per_gpu", "auto") != "auto":
         step *= per_gpu
-    # For the error message: the nearest global batch sizes that fit, and all world sizes that fit.
+    # For the error message find the nearest global batch sizes that can be split evenly, and all
+    # numbers of ranks over which this one can.
     lower = batch_size // step * step
     fits = ", ".join(str(size) for size in (lower, lower + step) if size)
     ranks = [n for n in range(1, batch_size + 1) if batch_size % (n * step // world_size) == 0]

@@ -6,13 +6,16 @@ not passed to DeepSpeed.
 
     "tiekd": {"memory_format": "auto", "compile": false}
 
-`channels_last` is the layout for tensor cores, and for oneDNN on CPUs. The image is converted to
-it, and all features follow. "auto" means channels_last in half precision and contiguous in fp32. In
-fp32 on a CPU, norms compute the statistics of channels-last features with a hundred times the
-rounding error (7e-5 of a variance), so that results on one rank and on several would no longer
-agree, to save a few percent of the time. In fp32 on a GPU channels_last has not been measured. Two
-layouts on CPUs are always chosen by the table in tiekd/kernels/layouts.py: that of large features
-in DenseDepth, which has no norms, and that of bf16 convolutions on CPUs without bf16 arithmetic.
+`channels_last` is the memory format for tensor cores, and for oneDNN on CPUs. The image is
+converted to it, and all features follow. "auto" means channels_last in half precision and
+contiguous in fp32. In fp32 on a CPU channels_last would save a few percent of the time. But norms
+compute the statistics of channels-last features with a hundred times the rounding error (7e-5 of a
+variance), so that results on one rank and on several would no longer agree. In fp32 on a GPU
+channels_last has not been measured.
+
+Two formats on CPUs are not set here but always chosen by the table in tiekd/kernels/layouts.py:
+that of large features in DenseDepth, which has no norms, and that of bf16 convolutions on CPUs
+without bf16 arithmetic.
 
 `compile` compiles encoder, neck and decoder, each on its own; the head's kernel is not compiled. It
 costs a minute at the first iteration, again for images of another size, and again for the first
@@ -52,9 +55,12 @@ class Execution:
 def of_engine_config(config: dict) -> Execution:
     """Returns the section "tiekd" of an engine config, checked.
 
+    Args:
+        config: The engine config, a dict with DeepSpeed's keys and this section.
+
     Raises:
         RecipeError: A key is unknown or a value is not allowed.
-        LaunchError: `compile` is set, but this machine lacks what torch.compile needs.
+        LaunchError: `compile` is set, but this machine has no C++ compiler.
     """
     node = config.get(SECTION, {})
     fields = Execution.__dataclass_fields__
@@ -62,7 +68,7 @@ def of_engine_config(config: dict) -> Execution:
     for key, value in node.items():
         check_value(value, fields[key].type, f"engine config: {SECTION}.{key}")
     execution = Execution(**node)
-    # The types were checked by their annotations. Check the values.
+    # The types were checked above, so only the value itself has to be checked.
     if execution.memory_format not in FORMATS:
         raise RecipeError(
             f"engine config: {SECTION}.memory_format: got {execution.memory_format!r}; allowed: "
@@ -95,7 +101,7 @@ def memory_format(execution: Execution, in_half: bool) -> torch.memory_format:
 
 
 def prepare(network: nn.Module, config: dict) -> None:
-    """Applies memory format, bf16 layout and torch.compile to a network, in place.
+    """Sets memory format, torch.compile and the way of bf16 convolutions of a network, in place.
 
     The names and values in its state dict don't change.
 
@@ -113,7 +119,12 @@ def prepare(network: nn.Module, config: dict) -> None:
 
 
 def about(config: dict, device: torch.device) -> list[str]:
-    """Returns a line for the log if bf16 convolutions are computed in fp32 on this CPU, else []."""
+    """Returns a log message, in a list, if this CPU computes bf16 convolutions in fp32; else [].
+
+    Args:
+        config: The resolved engine config.
+        device: This rank's device.
+    """
     chosen = layouts.choice(layouts.ANY, layouts.BF16)
     if device.type != "cpu" or not _in_bf16(config) or chosen == layouts.NATIVE:
         return []
@@ -130,9 +141,9 @@ def _in_bf16(config: dict) -> bool:
 
 
 def compile_parts(network: nn.Module) -> None:
-    """Sets up torch.compile for encoder, neck and decoder, in place; compiled at their next call.
+    """Sets up torch.compile for a network's encoder, neck and decoder, in place.
 
-    Names and parameters don't change.
+    Each is compiled when it is called next. Names and parameters don't change.
     """
     for part in (network.encoder, network.neck, network.decoder):
         if part is not None:

@@ -1,9 +1,9 @@
 """Gathers and restores an engine's unsharded fp32 weights and optimizer moments, by parameter name.
 
-This works at any ZeRO stage. So a run can resume on another number of ranks or at another stage,
-where DeepSpeed's own files can't be loaded, and every checkpoint has plain weights. Cost: one
-collective per tensor, and host memory on rank 0 for one copy of everything. Left out: DeepSpeed's
-offload to NVMe.
+DeepSpeed's own files can only be loaded on the same number of ranks and at the same ZeRO stage.
+With this module a run can resume on another number of ranks or at another stage, and every
+checkpoint has plain weights. Cost: one collective per tensor, and host memory on rank 0 for one
+copy of everything. Left out: DeepSpeed's offload to NVMe.
 """
 
 from collections.abc import Iterator
@@ -15,10 +15,11 @@ from torch import Tensor
 from tiekd.distributed import comm
 from tiekd.engine import patches
 
-# Attributes of the engine that count steps, samples and skipped steps.
+# Attributes of DeepSpeed's engine that count optimizer steps, samples and skipped steps.
 _COUNTERS = ("global_steps", "global_samples", "skipped_steps")
-# Attributes of DeepSpeed's ZeRO optimizers with the flat fp32 tensors that the torch optimizer
-# updates. Each tensor is this rank's part of one parameter group.
+# Attributes of DeepSpeed's ZeRO optimizers that hold flat groups: one fp32 tensor for each
+# parameter group, with this rank's share of its values one after the other. The torch optimizer
+# updates these.
 _FLAT_GROUPS = (
     "single_partition_of_fp32_groups",
     "fp32_partitioned_groups_flat",
@@ -29,7 +30,8 @@ _FLAT_GROUPS = (
 def weights(engine) -> dict[str, Tensor]:
     """Returns the student's fp32 weights and its buffers by name, on rank 0's CPU. Collective.
 
-    In half precision these are the optimizer's fp32 master weights. Empty on the other ranks.
+    In half precision these are the optimizer's fp32 master weights. On other ranks the dict is
+    empty.
     """
     masters = _masters(engine)
     values = {}
@@ -50,17 +52,18 @@ def moments(engine) -> dict[str, dict[str, Tensor]]:
     """Returns the optimizer's state by parameter name, on rank 0's CPU. Collective.
 
     Tensors of the parameter's shape (`exp_avg`, ...) are fp32; other values (`step`) have the
-    optimizer's own type. Empty on the other ranks, and before the first step.
+    optimizer's own type. The dict is empty on the other ranks, and before the first step.
     """
     state = _torch_optimizer(engine).state
     masters = _masters(engine)
     values = {}
-    # Stage 0: the torch optimizer has one state per parameter.
+    # Without ZeRO the torch optimizer has one state for each parameter.
     if masters:
         values = {name: dict(state[master]) for name, master in masters.items() if master in state}
     elif state:
-        # ZeRO: the optimizer has one state per flat group, of which DeepSpeed returns each
-        # parameter's slice.
+        # Under ZeRO the optimizer has one state for each flat group, i.e. for this rank's values of
+        # a parameter group in one tensor. DeepSpeed's functions return the unsharded state of one
+        # parameter.
         patches.link_all_moments(engine)
         flat = next(tensor for tensor in _flat_groups(engine) if tensor in state)
         like_weights = [key for key, value in state[flat].items() if _is_like(value, flat)]
@@ -79,19 +82,20 @@ def moments(engine) -> dict[str, dict[str, Tensor]]:
 
 
 def restore(engine, values: dict[str, Tensor], kept: dict[str, dict[str, Tensor]]) -> None:
-    """Sets an engine's weights and optimizer moments, at any ZeRO stage. Collective.
+    """Sets an engine's weights and optimizer state, at any ZeRO stage. Collective.
 
     Args:
         engine: The DeepSpeed engine.
-        values: The weights as `weights` returned them, unsharded, the same on every rank.
-        kept: The moments as `moments` returned them, unsharded, the same on every rank. If empty,
-            the optimizer is reset to its state before the first step.
+        values: The weights and buffers by name, as `weights` returned them on rank 0, the same on
+            every rank.
+        kept: The optimizer's state by parameter name, as `moments` returned it on rank 0, the same
+            on every rank. If empty, the optimizer is reset to its state before the first step.
     """
     _set_module(engine, values)
     masters, state = _masters(engine), _torch_optimizer(engine).state
     state.clear()
     if masters:
-        # Stage 0: set each parameter's state.
+        # Without ZeRO: set each parameter's fp32 weight and optimizer state directly.
         for name, master in masters.items():
             master.data.copy_(values[name])
             if name in kept:
@@ -100,8 +104,8 @@ def restore(engine, values: dict[str, Tensor], kept: dict[str, dict[str, Tensor]
                 }
         return
     if kept:
-        # ZeRO: create zero moments for each flat group. The parameters' slices are copied into
-        # them below.
+        # Under ZeRO: create zero moments for each flat group, i.e. for this rank's values of a
+        # parameter group in one tensor. The loop below copies each parameter's moments into them.
         some = next(iter(kept))
         shape = values[some].shape
         for flat in _flat_groups(engine):
@@ -121,14 +125,17 @@ def restore(engine, values: dict[str, Tensor], kept: dict[str, dict[str, Tensor]
 
 
 def counters(engine) -> dict[str, float]:
-    """Returns the engine's counts of steps and samples, and its loss scale (1 without scaling)."""
+    """Returns the engine's counts of steps, samples and skipped steps, and its loss scale.
+
+    The loss scale is 1 if the loss isn't scaled, i.e. in bf16 and fp32.
+    """
     values = {name: getattr(engine, name) for name in _COUNTERS}
     scaler = _scaler(engine)
     return values | {"loss_scale": 1.0 if scaler is None else float(scaler.cur_scale)}
 
 
 def set_counters(engine, values: dict[str, float]) -> None:
-    """Restores the counts and the loss scale that `counters` returned.
+    """Restores the counts and the loss scale of an engine, as `counters` returned them.
 
     If the saved run had no loss scaling, the engine keeps the initial scale of its config.
     """
@@ -146,7 +153,10 @@ def _scaler(engine):
 
 
 def _set_module(engine, values: dict[str, Tensor]) -> None:
-    """Copies values into the module's parameters and buffers, which the forward pass uses."""
+    """Copies weights and buffers, by name, into the network that the engine runs.
+
+    Under ZeRO-3 the parameters are gathered for the copy.
+    """
     from deepspeed.runtime.zero import GatheredParameters
 
     parameters = dict(engine.module.named_parameters())
@@ -159,9 +169,10 @@ def _set_module(engine, values: dict[str, Tensor]) -> None:
 
 
 def _masters(engine) -> dict[str, Tensor] | None:
-    """Returns the fp32 tensors that the torch optimizer updates at stage 0, by parameter name.
+    """Returns the fp32 tensors that the torch optimizer updates, by name; None under ZeRO.
 
-    None under ZeRO, where the optimizer updates flat groups.
+    They are the parameters themselves, or in half precision their fp32 master copies. Under ZeRO
+    there is no tensor for each parameter: the optimizer updates flat groups.
     """
     if engine.zero_optimization_stage() > 0 or any(
         hasattr(engine.optimizer, name) for name in _FLAT_GROUPS
@@ -189,7 +200,12 @@ def _flat_groups(engine) -> Iterator[Tensor]:
 
 
 def _whole(parameter: Tensor, key: str | None = None) -> Tensor:
-    """Returns a ZeRO engine's parameter, unsharded and in fp32, or its moment `key`. Collective."""
+    """Returns a ZeRO engine's parameter, or one of its moments, unsharded and in fp32. Collective.
+
+    Args:
+        parameter: The network's parameter.
+        key: The moment's name in the optimizer's state, such as `exp_avg`; None for the parameter.
+    """
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
     return (
@@ -208,8 +224,8 @@ def _set_whole(parameter: Tensor, value: Tensor, key: str | None = None) -> None
     )
 
     if hasattr(parameter, "ds_id"):
-        # DeepSpeed's function that sets an unsharded value ignores the padding of the last rank's
-        # shard. So the value is padded here and each rank sets its own shard.
+        # DeepSpeed's function that sets an unsharded value fails to handle the padding of the last
+        # rank's shard. So the value is padded here, and each rank sets its own shard.
         size = parameter.ds_tensor.numel()
         flat = F.pad(value.flatten(), (0, size * comm.world_size() - value.numel()))
         value = flat[comm.rank() * size :][:size]
@@ -231,7 +247,10 @@ def _is_like(value, flat: Tensor) -> bool:
 
 
 def _copy(value, shape: torch.Size):
-    """Copies a tensor to the CPU, in `shape` unless it is 0-d; returns other values unchanged."""
+    """Copies a tensor to the CPU.
+
+    It gets the given shape, unless it is 0-d. Values that are no tensors are returned unchanged.
+    """
     if not isinstance(value, Tensor):
         return value
     value = value.detach().cpu().clone()

@@ -1,10 +1,10 @@
 """Keeps NaN and infinity out of the network's weights and running statistics, without a host sync.
 
-DeepSpeed, and the fused optimizer at stage 0 (engine/step.py), skip a step on all ranks if its
-gradient isn't finite. That misses two cases, which this module handles. First, a loss that isn't
-finite may have a finite gradient: the mean over no pixel is NaN, but its gradient is 0. Second,
-BatchNorm updates its running statistics in the forward pass, before there is a gradient, and one
-NaN stays in them for ever. Cost: one addition to the smallest gradient and four kernels per
+DeepSpeed, or without ZeRO in fp32 the fused optimizer (engine/step.py), skips a step on all ranks
+if its gradient isn't finite. That misses two cases, which this module handles. First, a loss that
+isn't finite may have a finite gradient: the mean over no pixel is NaN, but its gradient is 0.
+Second, BatchNorm updates its running statistics in the forward pass, before there is a gradient,
+and one NaN stays in them for ever. Cost: one addition to the smallest gradient and four kernels per
 micro-batch. Left out: statistics that are finite but wrong, as extreme finite images cause.
 """
 
@@ -16,12 +16,12 @@ from torch.nn.modules.batchnorm import _NormBase
 
 
 class GradientPoison:
-    """Makes a loss that isn't finite give a NaN gradient, so that all ranks skip the step.
+    """Turns a loss that isn't finite into a NaN gradient, so that all ranks skip the step.
 
-    NaN is added to the gradient of the smallest parameter (0 for a finite loss), before ZeRO
-    reduces the gradient. The sum over micro-batches and ranks is then NaN as well. Multiplying the
-    loss by NaN would not be enough: if no pixel is valid, the gradient is an empty tensor, on which
-    a factor has no effect.
+    A hook on the smallest parameter adds NaN to its gradient, or 0 if the loss is finite, before
+    ZeRO reduces the gradient. The sum over micro-batches and ranks is then NaN as well. Multiplying
+    the loss by NaN would not be enough: if no pixel is valid, the gradient is an empty tensor, on
+    which a factor has no effect.
     """
 
     def __init__(self, network: nn.Module):
@@ -39,7 +39,7 @@ class GradientPoison:
 
 
 class RunningStatistics:
-    """The last finite values of the running means and variances of a network's norms."""
+    """The last finite values of the running means and variances of a network's BatchNorm layers."""
 
     def __init__(self, network: nn.Module):
         norms = [module for module in network.modules() if isinstance(module, _NormBase)]
@@ -49,7 +49,7 @@ class RunningStatistics:
         self._finite = torch.cat(self._buffers) if norms else None
 
     def keep_finite(self) -> None:
-        """Replaces each running value that is no longer finite by its last finite value."""
+        """Replaces each running mean or variance that isn't finite by its last finite value."""
         if self._finite is None:
             return
         newest = torch.cat(self._buffers)

@@ -6,8 +6,8 @@ When DeepSpeed is updated, remove one patch after the other: if the test of a pa
 it, the patch is no longer needed.
 
 Left out: workarounds that change nothing in DeepSpeed. They are in the code that needs them, with
-the reason: the first optimizer step of fp16 at stage 0 in engine/build.py; clipping and the loss
-scale of stage 0 in engine/step.py; padded shards in engine/full_state.py. One setting is made
+the reason: the first optimizer step of fp16 without ZeRO in engine/build.py; clipping and the loss
+scale without ZeRO in engine/step.py; padded shards in engine/full_state.py. One setting is made
 before there is an engine, in distributed/process_group.py, so that CPU ranks compile no DeepSpeed
 op that isn't used.
 """
@@ -55,10 +55,10 @@ def load_plain_data_only() -> None:
 
 
 def keep_on_at_lowest_loss_scale(engine) -> None:
-    """Lets training continue if fp16's loss scale is down to 1 and a gradient still isn't finite.
+    """Lets training continue if a gradient isn't finite although fp16's loss scale is down to 1.
 
-    Without it: such a step raises an exception. With it the step is skipped, and after too many of
-    them training/hooks/guard.py ends the run with the samples' names and a checkpoint to resume
+    Without it: such a step raises an exception. With it the step is skipped. After too many skipped
+    steps training/hooks/guard.py ends the run, and names the samples and a checkpoint to resume
     from.
     Seen in: DeepSpeed 0.19.8.
     Test: test_loss_scale_halves_down_to_one.
@@ -69,11 +69,11 @@ def keep_on_at_lowest_loss_scale(engine) -> None:
 
 
 def link_all_moments(engine) -> None:
-    """Makes DeepSpeed find the moments of all parameters; call it before moments are read.
+    """Makes DeepSpeed find the optimizer moments of all parameters; call it before they are read.
 
-    Without it: stages 1 and 2 look for moments only once, right after the first step of the first
-    parameter group. They then find none for the other groups, and saving a run with
-    `optimizer.groups` ends with a traceback.
+    Without it: ZeRO stages 1 and 2 look for moments only once, right after the first step of the
+    first parameter group. They then find none for the other groups, and saving a run with several
+    parameter groups (`optimizer.groups` in the recipe) ends with a traceback.
     Seen in: DeepSpeed 0.19.8.
     Test: test_zero_stages_train_groups_as_torch.
     """
@@ -83,10 +83,10 @@ def link_all_moments(engine) -> None:
 
 
 def time_whole_network(engine) -> None:
-    """Makes the flops profiler report the right time for the whole network.
+    """Makes DeepSpeed's flops profiler report the right time for the whole network.
 
-    Without it: the profiler starts during the network's forward, after the point at which it would
-    record the start time. It then reports the time since 1970.
+    Without it: the profiler is started within the network's forward, too late to record when the
+    forward began. It then reports the time since 1970.
     Seen in: DeepSpeed 0.19.8.
     Test: test_flops_profiler_table_has_all_parts.
     """
@@ -102,10 +102,10 @@ def time_whole_network(engine) -> None:
 
 
 def time_each_collective() -> None:
-    """Makes `comms_logger` record each collective's own time; call it before an engine is built.
+    """Makes DeepSpeed's `comms_logger` record the time of each collective by itself.
 
-    Without it: the timers are never reset, so each record is the sum of all earlier collectives of
-    that kind.
+    Call it before an engine is built. Without it: the timers are never reset, so each record is the
+    sum of all earlier collectives of that kind.
     Seen in: DeepSpeed 0.19.8.
     Test: test_comms_logger_times_fit_run.
     """

@@ -10,7 +10,10 @@ measures wrongly.
 
 
 def print_collectives(engine) -> None:
-    """Prints the table of `comms_logger` on rank 0, if the config turns it on. Collective."""
+    """Prints the table of DeepSpeed's `comms_logger` on rank 0, if it is turned on. Collective.
+
+    The table has the number, size and time of each kind of collective.
+    """
     if engine._config.comms_config.comms_logger_enabled:
         from deepspeed import comm
 

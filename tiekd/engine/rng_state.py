@@ -1,4 +1,4 @@
-"""Saves and restores this process's random states: Python's, NumPy's, torch's and CUDA's."""
+"""Saves and restores the states of this process's random generators: Python, NumPy, torch, CUDA."""
 
 import random
 
@@ -7,7 +7,7 @@ import torch
 
 
 def taken() -> dict:
-    """Returns the generators' states as plain data that loads with `weights_only`."""
+    """Returns the states of the random generators, as data that loads with `weights_only`."""
     name, keys, position, has_gauss, cached = np.random.get_state()
     version, internal, gauss = random.getstate()
     states = {
@@ -21,7 +21,7 @@ def taken() -> dict:
 
 
 def put_back(states: dict) -> None:
-    """Restores the generators' states from the dict that `taken` returned."""
+    """Restores the states of the random generators from the dict that `taken` returned."""
     torch.set_rng_state(states["torch"])
     name, keys, *rest = states["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))

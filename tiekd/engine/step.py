@@ -15,8 +15,8 @@ from tiekd.engine.config import EngineConfig, clips_here, scales_here
 class Step:
     """Runs forward, backward and the optimizer step of one micro-batch at a time.
 
-    Construct it after the weights are loaded, because it copies the norms' running statistics as
-    the first finite ones.
+    Construct it after the weights are loaded: it copies the running statistics of BatchNorm, to
+    restore them if they become NaN or infinite.
     """
 
     def __init__(self, engine, config: EngineConfig, clip_norm: float):
@@ -30,12 +30,12 @@ class Step:
         self.engine = engine
         self._poison = nonfinite.GradientPoison(engine.module)
         self._statistics = nonfinite.RunningStatistics(engine.module)
-        # At stage 0 DeepSpeed 0.19 divides a torch optimizer's gradients by the loss scale but
-        # never multiplies the loss by it. Without the multiplication in `backward`, training would
+        # Without ZeRO, DeepSpeed 0.19 divides the gradients by fp16's loss scale but never
+        # multiplies the loss by it. Without the multiplication in `backward`, training would
         # silently make no progress.
         self._scales = scales_here(config)
-        # At stage 0 without a loss scale DeepSpeed clips but doesn't return the norm, so the
-        # gradient is clipped here.
+        # In fp32 without ZeRO, DeepSpeed clips the gradient but doesn't return its norm, so it is
+        # clipped here instead.
         self._clipped = _trained(engine.module) if clips_here(config) else None
         self._clip_norm = clip_norm or float("inf")
         self._num_skipped = torch.zeros((), device=self._clipped[0].device) if self._clipped else 0
@@ -47,9 +47,10 @@ class Step:
 
         Args:
             image: (B, 3, H, W) float32, ImageNet-normalised.
-            target_depth: (B, 1, H, W) float32, metres, 0 where not valid: the divergence's
-                target; None if no loss term reads the divergence.
-            counted: (B, 1, H, W) bool, mask of the pixels in the norms' statistics; None: all.
+            target_depth: (B, 1, H, W) float32, metres, 0 where not valid: the teacher's depth, for
+                the divergence in the Prediction; None if no loss term needs the divergence.
+            counted: (B, 1, H, W) bool, the pixels that count in the statistics of BatchNorm; None:
+                all.
 
         Returns:
             The network's Prediction.
@@ -60,10 +61,10 @@ class Step:
         """Adds a micro-batch's gradients; after the iteration's last one also clips and steps.
 
         Args:
-            loss: 0-d float32, the mean over this rank's images.
+            loss: 0-d float32, the mean over the images of this rank's micro-batch.
 
         Returns:
-            The L2 norm of the averaged gradient of all ranks before clipping; None before the
+            The L2 norm of the gradient before clipping, averaged over all ranks; None before the
             iteration's last micro-batch.
         """
         self._poison.add_where_not_finite(loss)
@@ -73,7 +74,10 @@ class Step:
 
     @property
     def skipped(self) -> Tensor | bool:
-        """True if all ranks skipped the last optimizer step; maybe a 0-d tensor on the device."""
+        """True if all ranks skipped the last optimizer step, because its gradient was not finite.
+
+        It is a bool, or a 0-d tensor on the device, which is true if it isn't 0.
+        """
         if self._clipped is not None:
             return self.engine.optimizer.found_inf
         return not self.engine.was_step_applied()
@@ -92,7 +96,11 @@ class Step:
 
     @property
     def searches_loss_scale(self) -> bool:
-        """True if fp16 adapts the loss scale, so that a step may be skipped for its size alone."""
+        """True if fp16 adapts the loss scale and can still lower it.
+
+        A step may then be skipped only because the loss scale was too large, which is no fault of
+        the loss.
+        """
         searches = self.engine.fp16_enabled() and self.engine.dynamic_loss_scale()
         return searches and self.loss_scale > 1
 
@@ -100,7 +108,8 @@ class Step:
         return self.engine.optimizer.loss_scale_config.cur_scale
 
     def _step(self) -> Tensor | float | None:
-        # At stage 0 DeepSpeed returns the norm of the scaled gradient: divide by the loss scale.
+        # Without ZeRO in fp16, DeepSpeed returns the norm of the scaled gradient, so divide it by
+        # the loss scale.
         scale = self._scale_here() if self._scales else 1.0
         self.engine.step()
         norm = self.engine.get_global_grad_norm()
@@ -109,8 +118,10 @@ class Step:
     def _clip_and_step(self) -> Tensor | None:
         """Clips the gradient and takes the optimizer step; returns the norm before clipping.
 
-        The formula is DeepSpeed's. If the norm isn't finite, the fused optimizer skips the step on
-        the device, without a host sync.
+        It is called after each micro-batch and does this only after the iteration's last one;
+        before that it returns None. It clips as DeepSpeed does, by the L2 norm over all parameters.
+        If the norm isn't finite, the fused optimizer skips the step on the device, without a host
+        sync.
         """
         norm = None
         if self.engine.is_gradient_accumulation_boundary():

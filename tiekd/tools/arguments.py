@@ -1,4 +1,4 @@
-"""Defines command-line options that several programs share, and applies a run's to its recipe.
+"""Defines command-line options that several programs share, and applies them to a run's recipe.
 
 Every option of bin/train.py that affects what is learned is written into the recipe, so that the
 recipe that a run saves is complete.
@@ -13,21 +13,21 @@ from tiekd.config.recipe import load_recipe, merge, work_dir_of
 
 
 def new_parser(description: str) -> argparse.ArgumentParser:
-    """Returns a parser whose help shows `description` with its line breaks kept."""
+    """Returns a command-line parser whose help keeps the line breaks of `description`."""
     return argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
-    """Adds the recipe's path, the first argument of most programs."""
+    """Adds the positional argument with the recipe's path, which most programs have."""
     parser.add_argument(
         "recipe", type=paths.path_argument, help="YAML below model_configs/, or your own"
     )
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
-    """Adds the option `--set`, stored as `overrides`."""
+    """Adds the option `--set key.sub=value`, which may be repeated, stored as `overrides`."""
     parser.add_argument(
         "--set",
         metavar="KEY=VALUE",
@@ -40,7 +40,7 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 
 
 def add_frames(parser: argparse.ArgumentParser) -> None:
-    """Adds the options for the frames that a program reads and for the processes that read them."""
+    """Adds the options that select which images a program reads, and with how many processes."""
     parser.add_argument(
         "--split",
         choices=("train", "val", "both"),
@@ -54,7 +54,10 @@ def add_frames(parser: argparse.ArgumentParser) -> None:
 
 
 def add_local_rank(parser: argparse.ArgumentParser) -> None:
-    """Adds `--local_rank`, which DeepSpeed's launcher passes to each rank. Its value isn't used."""
+    """Adds the option `--local_rank`, which DeepSpeed's launcher passes to each rank.
+
+    Its value isn't used, but without the option the parser would refuse it.
+    """
     parser.add_argument("--local_rank", type=int, default=0, help="given by the launcher")
 
 
@@ -103,7 +106,7 @@ def recipe_from_arguments(path: str | Path, args: argparse.Namespace) -> dict:
     train_options["timeout_minutes"] = args.timeout
     if args.no_validate:
         train_options["validate"] = False
-    # An option that isn't given leaves the recipe's value.
+    # Options that aren't given are None; they leave the recipe's value as it is.
     given = {"train": {key: value for key, value in train_options.items() if value is not None}}
     if getattr(args, "load_from", None):
         given["load"] = {"checkpoint": str(Path(args.load_from).resolve())}

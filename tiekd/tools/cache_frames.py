@@ -1,9 +1,10 @@
 """Fills the cache of decoded frames (tiekd/data/decoded_cache.py) that `data.decoded` reads.
 
-Each array is written atomically, and existing arrays whose source is unchanged are kept. Therefore
-a killed job resumes where it stopped, and a repeated job decodes only changed files. Several
-processes decode in parallel. Decoding a KITTI frame takes about 25 ms plus the write, verifying one
-about 3 ms.
+A frame is an image with its depth maps; decoded, each is an array in a file of its own. Each array
+is written atomically, and existing arrays whose source is unchanged are kept. Therefore a killed
+job resumes where it stopped, and a repeated job decodes only changed files. Several processes
+decode in parallel. Decoding a KITTI frame takes about 25 ms plus the write, verifying one about 3
+ms.
 
 Left out: several machines that fill one folder at the same time.
 """
@@ -36,13 +37,13 @@ from tiekd.training.settings import Recipe
 
 _LOCK = ".lock"
 _FILES_A_BATCH = 4
-_BLOCK = 4096  # bytes; the disk allocates whole blocks for a file
+_BLOCK = 4096  # bytes; file systems allocate whole blocks
 
 Sources = dict[Path, Callable[[Path], Tensor]]
 
 
 def sources_of(recipe: Recipe, splits: tuple[str, ...], out: TextIO | None = None) -> Sources:
-    """Lists the files from which the splits' frames are decoded, each file once.
+    """Lists the files that must be decoded for some splits, each file once.
 
     Args:
         recipe: the recipe, with overrides applied.
@@ -56,7 +57,7 @@ def sources_of(recipe: Recipe, splits: tuple[str, ...], out: TextIO | None = Non
         RecipeError: the dataset has no files to decode.
     """
     sources = {}
-    notes: dict[str, None] = {}  # an ordered set, since the splits of a folder may have equal notes
+    notes: dict[str, None] = {}  # an ordered set: both splits may have the same notes
     for split in splits:
         frames = build_dataset(recipe.dataset.from_files(), split)
         if not isinstance(frames, Frames):
@@ -99,7 +100,7 @@ def fill(
     cache = Decoded(folder, recipe.dataset.root)
     each = partial(_each, num_workers=num_workers, timeout_s=recipe.loading.timeout_s, out=out)
     with _claimed(folder):
-        # Find the files that are missing in the cache.
+        # Find the files whose array is missing in the cache, out of date or, with `verify`, wrong.
         if verify:
             whole = list(each("verified", list(sources), partial(cache.holds, thoroughly=True)))
         else:
@@ -112,8 +113,8 @@ def fill(
             f"{folder}",
         )
         _check_disk(folder, [(source, sources[source]) for source in missing], out)
-        # Decode the missing files. Errors of corrupt files are collected; a failed write ends the
-        # job.
+        # Decode these files. If a file is corrupt, continue and report it at the end; if an array
+        # can't be written, end the job.
         problems = []
         with closing(
             each("files", missing, partial(_write, cache, sources), there=there)
@@ -133,7 +134,16 @@ def fill(
 
 
 def _write(cache: Decoded, sources: Sources, source: Path) -> DataError | None:
-    """Decodes a file into the cache. Returns the error if it can't be decoded, otherwise None."""
+    """Decodes a file and writes its array to the cache.
+
+    Args:
+        cache: the cache of decoded frames.
+        sources: path -> the function that decodes the file.
+        source: the file's path.
+
+    Returns:
+        The error if the file can't be decoded or its array can't be written; else None.
+    """
     try:
         cache.write(source, sources[source])
     except DataError as error:
@@ -182,8 +192,8 @@ def _check_disk(folder: Path, missing: list[tuple[Path, Callable]], out: TextIO)
     needed = sum(_bytes(*source) for source in missing)
     free = shutil.disk_usage(folder).free
     _tell(out, f"Disk: {needed / 1e9:.3f} GB needed, {free / 1e9:.3f} GB free")
-    # Check the space before the first write: otherwise the disk would be full hours later, with an
-    # incomplete cache.
+    # Compare the space before the first write. Otherwise the disk could get full hours later, with
+    # an incomplete cache.
     if needed > free:
         raise DataError(
             f"{folder}: {len(missing)} decoded files need {needed / 1e9:.3f} GB, {free / 1e9:.3f} "
@@ -195,24 +205,29 @@ def _bytes(source: Path, decode: Callable) -> int:
     """Returns the bytes that the decoded file needs on the disk.
 
     It is 0 if the file can't be read; that error is reported when the file is decoded.
+
+    Args:
+        source: the file's path.
+        decode: the function that decodes the file; for `read_image` a pixel takes three bytes, for
+            depth maps two.
     """
     try:
         height, width = image_io.read_image_size(source)
     except DataError:
         return 0
     content = height * width * (3 if decode is image_io.read_image else 2)
-    return (content // _BLOCK + 2) * _BLOCK  # one block more for the header and metadata
+    return (content // _BLOCK + 2) * _BLOCK  # one more for header and metadata
 
 
 @contextmanager
 def _claimed(folder: Path) -> Iterator[None]:
-    """Locks the folder for this job, and removes partial files of killed jobs."""
+    """Locks the cache's folder for this job, and removes partial files of killed jobs."""
     found = instead_of_file(folder / _LOCK)
     if found is not None:
         raise DataError(f"{folder / _LOCK}: {found}, no lock; remove it")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # The kernel releases the lock when the process ends, even if it is killed.
+        # The lock needn't be removed after a kill: the kernel releases it when the process ends.
         lock = (folder / _LOCK).open("w")
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -243,7 +258,7 @@ def _tell(out: TextIO, line: str) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Runs bin/cache_frames.py with its arguments; prints, and raises UserErrors."""
+    """Runs bin/cache_frames.py with its arguments; prints its progress, and raises UserErrors."""
     recipe = Recipe(load_recipe(args.recipe, args.overrides))
     sources = sources_of(recipe, recipe.splits(args.split), sys.stdout)
     folder = recipe.dataset.decoded_folder or recipe.dataset.root / "decoded"

@@ -1,10 +1,10 @@
 """Checks the frames of a recipe, and writes a report and split files without the faulty frames.
 
-The dataset's files are never changed. All output goes to a folder that must not contain earlier
-results; each file is written atomically after all frames were read. A faulty frame is dropped from
-the cleaned split. A frame with only a warning (tiekd/data/checks.py) is kept, unless the user asks
-to drop that kind of warning. Then only training frames are dropped, because metrics on another
-validation set would not be comparable.
+A frame is an image with its ground truth and teacher map. The dataset's files are never changed.
+All output goes to a folder that must not contain earlier results; each file is written atomically
+after all frames were read. A faulty frame is dropped from the cleaned split file. A frame with only
+a warning (tiekd/data/checks.py) is kept, unless the user asks to drop that kind of warning. Then
+only training frames are dropped, because metrics on another validation set would not be comparable.
 """
 
 import argparse
@@ -41,7 +41,7 @@ _SHOWN = 3
 
 @dataclass
 class Split:
-    """One split and the findings about it.
+    """One split of the data set, and what was found in its frames.
 
     Attributes:
         name: "train" or "val".
@@ -49,7 +49,7 @@ class Split:
         lines: (line number, text) of each frame in the split file; None without a split file.
         facts: the properties that were read from each frame.
         findings: the faults and warnings.
-        dropped: indices of the frames that the cleaned split leaves out.
+        dropped: indices of the frames that the cleaned split file leaves out.
     """
 
     name: str
@@ -60,11 +60,15 @@ class Split:
     dropped: set[int] = field(default_factory=set)
 
     def where(self, index: int) -> str | None:
-        """Returns a frame's split file and line number as text; None without a split file."""
+        """Returns a frame's split file and line number as text; None without a split file.
+
+        Args:
+            index: the frame's index in the split.
+        """
         return None if self.lines is None else f"{self.frames.source}:{self.lines[index][0]}"
 
     def remarks(self) -> list[str]:
-        """Returns lines for the user, such as how depth maps are interpreted.
+        """Returns texts for the user about how the files are read, such as the unit of depth maps.
 
         These are neither faults nor warnings.
         """
@@ -81,7 +85,10 @@ class Split:
         return found
 
     def cleaned(self) -> str:
-        """Returns the split file's text without the lines of dropped frames."""
+        """Returns the lines of the split file that remain without those of the dropped frames.
+
+        Without a split file a line is a frame's name.
+        """
         if self.lines is None:
             texts = [frame.name for frame in self.frames.frames]
         else:
@@ -134,14 +141,16 @@ def check(
                 timeout_s,
                 progress,
             )
-    # Find training frames that equal, or are close in time to, validation frames.
+    # If both splits are checked, find training frames that are equal to validation frames or were
+    # taken shortly before or after one.
     by_name = {split.name: split for split in splits}
     if len(by_name) == len(_SPLITS):
         train = by_name["train"]
         val = by_name["val"]
         train.findings += checks.shared(train.frames, train.facts, val.frames, val.facts)
         train.findings += checks.neighbours(train.frames, val.frames, neighbours)
-    # Choose the frames to drop. With a teacher, training frames may have empty ground truth.
+    # Choose the frames to drop: those with a fault or a chosen kind of warning. In training with a
+    # teacher, empty ground truth is no reason to drop a frame.
     for split in splits:
         tolerated = () if split.name == "val" or not recipe.teacher.is_given else ("empty",)
         kinds = {*FAULTS, *(drop if split.name == "train" else ())}.difference(tolerated)
@@ -174,17 +183,22 @@ def claim(out: Path) -> None:
 def write(recipe: Recipe, splits: list[Split], out: Path) -> str:
     """Writes the report and the cleaned split files.
 
+    Args:
+        recipe: the recipe, with overrides applied.
+        splits: the checked splits.
+        out: the folder for the results.
+
     Returns:
         A summary of the report, with the options that make a run use the cleaned files.
     """
     texts = {f"{split.name}.txt": split.cleaned() for split in _to_clean(recipe, splits)}
-    # If any split has no frames left, write no cleaned split files at all.
+    # If a cleaned split file would be empty, write none at all.
     empty = [name for name, text in texts.items() if not text]
     texts = {} if empty else texts
     for name, text in texts.items():
         write_durably(out / name, text.encode(errors="surrogateescape"))
     short = _short(recipe, splits, texts, empty, out)
-    # Write the findings as text and as JSON.
+    # Write all faults and warnings, as text for people and as JSON for programs.
     findings = [(split, finding) for split in splits for finding in split.findings]
     lines = [
         printable(f"{s.name} {f.kind}: {f.message} ({s.where(f.index) or s.frames.source})")
@@ -216,11 +230,11 @@ def _split(recipe: Recipe, name: str) -> Split:
         raise RecipeError(
             f"data.name: {recipe.data['name']} has no files to check; kitti, nyu and folder have"
         )
-    # Frames may be listed without a split file; their source is then a folder.
+    # Without a split file the frames are those of a folder, so there are no lines.
     if not frames.source.is_file():
         return Split(name, frames, None)
     lines = read_lines(frames.source, "")
-    if frames.num_skipped:  # skip lines without ground truth if ground truth is needed
+    if frames.num_skipped:  # drop the lines that the data set skipped
         truths = [line.ground_truth for line in read_split(frames.source)]
         lines = [line for line, truth in zip(lines, truths, strict=True) if truth is not None]
     assert len(lines) == len(frames)
@@ -248,7 +262,7 @@ def _examine(
     for facts in workers.read(examined.facts, batches, num_workers, describe, timeout_s):
         split.facts += facts
         progress.update()
-    # Collect the faults of single frames, then duplicates, which show only between frames.
+    # Collect the faults of each frame. Duplicates are found afterwards, by comparing frames.
     faults = [(index, fault) for index, fact in enumerate(split.facts) for fault in fact.faults]
     split.findings = [Finding(kind, index, message) for index, (kind, message) in faults]
     split.findings += checks.duplicates(split.frames, split.facts)
@@ -257,8 +271,13 @@ def _examine(
 def _to_clean(recipe: Recipe, splits: list[Split]) -> list[Split]:
     """Returns the splits for which a cleaned split file is written.
 
-    In a folder dataset, one split has the frames that the other doesn't list. Therefore both splits
-    get a file, or neither.
+    In a folder dataset a split without a split file has the frames that the other's file doesn't
+    list. If only that file were cleaned, the dropped frames would become part of the other split.
+    So both splits get a file, or neither.
+
+    Args:
+        recipe: the recipe, with overrides applied.
+        splits: the checked splits.
     """
     if recipe.data["name"] not in _WITH_SPLIT_OPTIONS or not any(split.dropped for split in splits):
         return []
@@ -267,7 +286,7 @@ def _to_clean(recipe: Recipe, splits: list[Split]) -> list[Split]:
     checked = {split.name: split for split in splits}
     try:
         both = splits_of(recipe, "both")
-    except DataError:  # a split that wasn't checked has no frames
+    except DataError:  # the split that wasn't checked has no frames
         both = splits
     return [checked.get(split.name) or split for split in both]
 
@@ -281,7 +300,7 @@ def _short(
     ]
     rows += [f"{split.name}: {line}" for split in splits for line in split.remarks()]
     rows += [f"WARNING: {note}" for note in _notes(splits)]
-    # Add a table with a row for each kind of finding and a column for each split.
+    # Add a table with a row for each kind of fault or warning, and a column for each split.
     rows += ["", f"{'':<12}" + "".join(f"{split.name:>7}" for split in splits) + "  first"]
     for kind in (*FAULTS, *WARNINGS):
         counts = [sum(finding.kind == kind for finding in split.findings) for split in splits]
@@ -296,7 +315,7 @@ def _short(
             )
     if not any(split.findings for split in splits):
         return "\n".join(rows[:-1] + ([] if _notes(splits) else ["Nothing was found."]))
-    # Add the report's path, and how to use the cleaned splits.
+    # Add the path of the full report, and the options that make a run use the cleaned split files.
     rows += ["", f"All of them: {out / TEXT}"]
     if empty:
         rows.append(
@@ -319,7 +338,7 @@ def _short(
 
 
 def _notes(splits: list[Split]) -> list[str]:
-    """Returns the datasets' notes on how their files were found, each note once."""
+    """Returns notes on how the files of the splits were found, each note once."""
     return list(dict.fromkeys(note for split in splits for note in split.frames.notes))
 
 
@@ -336,10 +355,10 @@ def _figures(split: Split) -> dict:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs bin/check_data.py with its arguments; prints, and raises UserErrors.
+    """Runs bin/check_data.py with its arguments; prints a summary, and raises UserErrors.
 
     Returns:
-        The program's exit code: 0 if nothing was found, 1 if something was.
+        The program's exit code: 0 if nothing was found, 1 if there is a fault or a warning.
     """
     recipe = Recipe(load_recipe(args.recipe, args.overrides))
     out = args.out or Path("work_dirs") / f"check_{Path(args.recipe).stem}"

@@ -1,4 +1,4 @@
-"""Converts a published checkpoint to ours, or back: the body of bin/import_weights.py."""
+"""Converts a published checkpoint to tiekd's format, or back: the body of bin/import_weights.py."""
 
 import argparse
 
@@ -9,7 +9,7 @@ from tiekd.models.weights import conversion
 
 
 def run(args: argparse.Namespace) -> None:
-    """Runs bin/import_weights.py with its arguments; prints, and raises UserErrors."""
+    """Runs bin/import_weights.py with its arguments; prints a summary, and raises UserErrors."""
     recipe = load_recipe(args.recipe, args.overrides)
     node = recipe.get("network")
     if node is None:
@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> None:
     convert = conversion.to_published if args.to_published else conversion.from_published
     converted = convert(args.source, node)
     print(f"{args.source} for {args.recipe}\n{conversion.summary(converted)}")
-    # Print the summary before the check, so that it shows the mismatch if the check fails.
+    # Print the summary first: if the check fails, the summary shows the mismatch.
     conversion.check(converted, args.source, args.recipe)
     if args.to_published:
         conversion.write(args.out, {"meta": {}, "state_dict": converted.tensors})

@@ -13,17 +13,21 @@ _LEAST_S = 3.0  # minimum total time of the timed iterations, seconds
 _MOST_S = 60.0  # after this total time, seconds, fewer timed iterations suffice
 _LEAST = 5  # minimum number of timed iterations
 _MOST = 50  # maximum number of timed iterations
-# With fp16, the first optimizer steps are skipped until the loss scale fits. The timing restarts at
-# each of them before this iteration, because the optimizer's state isn't allocated before a step.
+# With fp16, optimizer steps are skipped until the loss scale fits, and before the first step the
+# optimizer's state isn't allocated. So timing restarts after each skipped step, but only before
+# this iteration.
 _MOST_SKIPPED = 40
 _READ_AHEAD = 2  # batches that each worker of torch's loader prefetches
 
 
 class Stopwatch(Hook):
-    """Times each iteration, including the device's work.
+    """Times each iteration, including the device's work, and then stops the run.
 
     The first iteration is excluded as warm-up, and so are those whose data was read before training
     began. The hook costs a host sync and an exchange between ranks after every iteration.
+
+    Attributes:
+        rows: (seconds, seconds of waiting for data) of each iteration.
     """
 
     def __init__(self, device: torch.device, workers: int, accumulation: int, least: int = _LEAST):
@@ -39,7 +43,7 @@ class Stopwatch(Hook):
         self.least = least
         self.least_s = _LEAST_S if least > 1 else 0.0
         self.warm_up = 1 + math.ceil(_READ_AHEAD * workers / accumulation) if least > 1 else 0
-        # One (seconds, seconds of waiting for data) per iteration.
+        # For each iteration (seconds, seconds of waiting for data).
         self.rows: list[tuple[float, float]] = []
 
     def before_train(self, state) -> None:
@@ -47,7 +51,7 @@ class Stopwatch(Hook):
         self._began = self._started = time.perf_counter()
 
     def after_iteration(self, state) -> None:
-        """Records an iteration's time, and stops the run after enough iterations. Collective."""
+        """Records an iteration's time, and stops the run once enough were timed. Collective."""
         memory.wait(self.device)
         self.rows.append((time.perf_counter() - self._started, state.data_time_s))
         if bool(state.step_skipped) and state.iteration < _MOST_SKIPPED:
@@ -57,11 +61,11 @@ class Stopwatch(Hook):
         self._started = time.perf_counter()
 
     def median_s(self) -> tuple[float, float]:
-        """Returns (median seconds per iteration, median seconds of waiting for data within it)."""
+        """Returns (median seconds of an iteration, median seconds of waiting for data in one)."""
         return tuple(statistics.median(column) for column in zip(*self._timed(), strict=True))
 
     def range_s(self) -> tuple[float, float]:
-        """Returns the minimum and the maximum seconds per iteration."""
+        """Returns the shortest and the longest time of an iteration, in seconds."""
         times = [row[0] for row in self._timed()]
         return min(times), max(times)
 

@@ -3,8 +3,8 @@
 A file has rows with `mode` train, whose `iter` restarts with each epoch or counts over the run, and
 rows with `mode` val, whose `iter` counts images. The number of iterations per epoch is only in the
 `.log` file beside it. Without that file the number is estimated from the rows, which can be too
-small by up to one logging interval. Times include training only, because no row has the time of an
-evaluation.
+small by up to one logging interval. Times are those of training only, because no row has the time
+of an evaluation.
 """
 
 import json
@@ -24,11 +24,12 @@ from tiekd.visualization import figures
 AXES = ("iteration", "epoch", "time")
 _X_LABELS = {"iteration": "iteration", "epoch": "epoch", "time": "hours of training"}
 _NO_KEYS = ("mode", "epoch", "iter")
-# The mode of a row that is written on resume if the number of frames has changed.
+# The `mode` of a row that a run writes when it resumes with another number of training samples. It
+# has the new number of iterations per epoch.
 _RENUMBERED = "epochs_renumbered"
 _WIDTH = 640  # width of a chart, pixels
 _HEIGHT = 400
-# Colours of curves on a dark background. Consecutive colours differ in lightness, so that
+# Colours of curves on a dark background. Neighbours in this list differ in lightness, so that
 # colour-blind readers can distinguish them, too.
 COLOURS = ("#56b4e9", "#e69f00", "#00be8c", "#f0e442", "#d55e3c", "#cc79a7", "#aaaaff")
 _BACKGROUND = "#18181b"
@@ -36,11 +37,11 @@ _PLOT = "#202024"
 _GRID = "#38383e"
 _INK = "#ebebee"
 _FAINT_INK = "#a0a0a8"
-_DOTS_UP_TO = 40  # a curve of at most this many points also shows each point as a dot
+_DOTS_UP_TO = 40  # curves with at most this many points show each as a dot
 
 
 class Row(NamedTuple):
-    """One row of a run's log.
+    """One row of a run's log, with its place on the x axis.
 
     Attributes:
         mode: "train" or "val".
@@ -64,15 +65,17 @@ class Run(NamedTuple):
     rows: list[Row]
 
     def keys(self) -> list[str]:
-        """Returns the keys of all rows, each once."""
+        """Returns the keys that occur in the rows, each once, such as "loss" or "abs_rel"."""
         return list(dict.fromkeys(key for row in self.rows for key in row.values))
 
     def curve(self, key: str, by: str) -> tuple[list[float], list[float]]:
-        """Returns the x and y values of a key: of training rows, or else of validation rows.
+        """Returns the x and y values of a key's curve.
+
+        They are from training rows; if no training row has the key, from validation rows.
 
         Args:
-            key: a key of the rows.
-            by: the x axis, one of AXES.
+            key: a key of the rows, such as "loss".
+            by: the x axis: an attribute of Row, "iteration", "epoch" or "time".
         """
         modes = {row.mode for row in self.rows if key in row.values}
         mode = "train" if "train" in modes else "val"
@@ -94,7 +97,7 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
         [path.name.removesuffix(".log.json") for path in paths],
         [str(path) for path in paths],
     )
-    # Use the shortest names that distinguish the runs.
+    # Name the runs by folder, by file, or by path: the first of these by which all names differ.
     names = next((names for names in choices if len(set(names)) == len(names)), choices[-1])
     return [Run(name, _read_run(path)) for path, name in zip(paths, names, strict=True)]
 
@@ -106,14 +109,14 @@ def plot(
     smooth: int = 1,
     log_y: bool = False,
 ):
-    """Draws one chart per key and one curve per run, at most two charts beside each other.
+    """Plots one chart per key and one curve per run, at most two charts beside each other.
 
     Args:
         runs: as `read_runs` returns them.
-        keys: the rows' keys to plot.
-        by: the x axis, one of AXES.
-        smooth: number of training rows over which a running mean is drawn; the rows' own values are
-            drawn pale.
+        keys: the rows' keys to plot, such as "loss".
+        by: the x axis: "iteration", "epoch" or "time".
+        smooth: number of training rows over which a running mean is plotted; the rows' own values
+            are plotted in a pale colour. 1 for no running mean.
         log_y: True for logarithmic y axes.
 
     Returns:
@@ -144,7 +147,7 @@ def plot(
         axes.set_xlabel(x_label, color=_FAINT_INK)
         if log_y:
             axes.set_yscale("log", nonpositive="mask")
-    # With an odd number of charts, remove the empty place at the end.
+    # If the number of charts is odd, the last place of the grid has none: remove its axes.
     for axes in places[len(keys) :]:
         axes.remove()
     return figures.pixels_of(figure)
@@ -152,6 +155,10 @@ def plot(
 
 def write(path: Path, pixels: np.ndarray) -> None:
     """Writes an image as PNG, atomically.
+
+    Args:
+        path: the file; its folder is created.
+        pixels: (height, width, 3) uint8.
 
     Raises:
         DataError: the file can't be written.
@@ -166,7 +173,16 @@ def write(path: Path, pixels: np.ndarray) -> None:
 
 
 def _draw(axes, runs: Sequence[Run], key: str, by: str, x_unit: float, smooth: int) -> None:
-    """Draws the curve of a key for each run, with a legend."""
+    """Plots the curve of a key for each run, with a legend.
+
+    Args:
+        axes: the matplotlib axes.
+        runs: the runs.
+        key: the key of the rows.
+        by: the x axis: "iteration", "epoch" or "time".
+        x_unit: the factor that converts x values to the axis's unit, such as 60 for minutes.
+        smooth: number of rows over which a running mean is plotted; 1 for none.
+    """
     axes.set_facecolor(_PLOT)
     axes.grid(color=_GRID)
     axes.set_axisbelow(True)
@@ -182,7 +198,8 @@ def _draw(axes, runs: Sequence[Run], key: str, by: str, x_unit: float, smooth: i
             ys = _running_mean(ys, smooth)
         lines += axes.plot(xs, ys, color=colour, linewidth=2, zorder=2.2)
         lines[-1].set(marker="o", markersize=5, markevery=_dotted(ys))
-    # Pass names to the legend, since matplotlib omits labels that begin with an underscore.
+    # Give names and curves to the legend explicitly, since matplotlib omits labels that begin with
+    # an underscore, as a run's name may.
     legend = axes.legend(
         lines,
         [run.name for run in runs],
@@ -196,10 +213,13 @@ def _draw(axes, runs: Sequence[Run], key: str, by: str, x_unit: float, smooth: i
 
 
 def _dotted(ys: Sequence[float]) -> list[int]:
-    """Returns the indices of the points of a curve that are also drawn as dots.
+    """Returns the indices of the points of a curve that are also shown as dots.
 
     In a short curve these are all points. In a long curve these are points without finite
-    neighbours, because no line is drawn through them.
+    neighbours, because no line connects them to others.
+
+    Args:
+        ys: the y values of the curve.
     """
     if len(ys) <= _DOTS_UP_TO:
         return list(range(len(ys)))
@@ -208,7 +228,7 @@ def _dotted(ys: Sequence[float]) -> list[int]:
 
 
 def _running_mean(ys: Sequence[float], count: int) -> list[float]:
-    """Returns for each position the mean of the finite values among the last `count` values.
+    """Returns for each value of a curve the mean of the finite ones among the last `count` values.
 
     At the start there are fewer than `count` values. The mean is NaN if no value is finite.
     """
@@ -234,8 +254,8 @@ def _read_run(path: Path) -> list[Row]:
     for part in parts:
         per_epoch = next((line["of"] for line in part if line["mode"] == _RENUMBERED), per_epoch)
         part = [line for line in part if line["mode"] != _RENUMBERED]
-        # If a run was resumed from an earlier iteration, some rows are repeated: keep the later
-        # ones.
+        # A run that was resumed from an earlier iteration has some iterations in two files. Drop
+        # those of the earlier file that this one repeats.
         first = next(
             (_iteration(line, by_epoch, per_epoch) for line in part if line["mode"] == "train"),
             math.inf,
@@ -246,9 +266,10 @@ def _read_run(path: Path) -> list[Row]:
 
 
 def _read_json_lines(path: Path) -> list[dict]:
-    """Reads the rows of a `.log.json`: training, validation, and renumbered epochs.
+    """Reads the rows of a `.log.json` file that belong to the curves.
 
-    A partly written last line is ignored.
+    These are rows of training and validation, and those that state a new number of iterations per
+    epoch. A partly written last line is ignored.
     """
     check_readable(path, "log of a run", DataError)
     try:
@@ -278,10 +299,14 @@ def _read_json_lines(path: Path) -> list[dict]:
 
 
 def _counting(lines: list[dict], files: Sequence[Path]) -> tuple[bool, float]:
-    """Returns (restarts, per_epoch) for the rows of one run.
+    """Returns how the rows of one run count iterations.
 
-    `restarts` is True if `iter` restarts with each epoch; `per_epoch` is the number of iterations
-    per epoch.
+    Args:
+        lines: the rows, as in the files.
+        files: the `.log.json` files.
+
+    Returns:
+        True if `iter` restarts with each epoch; and the number of iterations per epoch.
     """
     train = [line for line in lines if line["mode"] == "train"]
     texts = [file.with_suffix("") for file in files]  # x.log.json -> x.log
@@ -292,12 +317,16 @@ def _counting(lines: list[dict], files: Sequence[Path]) -> tuple[bool, float]:
     )
     if said or falls or max(line["epoch"] for line in train) == 1:
         return True, said or max(line["iter"] for line in train)
-    # Estimate per_epoch: in every row (epoch - 1) * per_epoch < iter <= epoch * per_epoch.
+    # `iter` counts over the run, so in every row (epoch - 1) * per_epoch < iter <= epoch *
+    # per_epoch. Estimate per_epoch, the iterations per epoch, from that.
     return False, max(line["iter"] / line["epoch"] for line in train)
 
 
 def _said_per_epoch(path: Path) -> int | None:
-    """Returns the iterations per epoch, M of the first `Epoch [1][50/M]` in a `.log` file."""
+    """Returns the iterations per epoch that a `.log` file states; None if it doesn't.
+
+    It is M in the first text of the form `Epoch [1][50/M]`.
+    """
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             if found := re.search(r"Epoch \[\d+\]\[\d+/(\d+)\]", line):
@@ -308,16 +337,22 @@ def _said_per_epoch(path: Path) -> int | None:
 def _place(lines: list[dict], by_epoch: bool, per_epoch: float, before: list[Row]) -> list[Row]:
     """Computes the iteration, epoch and time of each row of one file.
 
-    An evaluation gets the place of the training row before it, or the end of its epoch if no
-    training row of that epoch follows.
+    An evaluation gets the iteration of the training row before it. If no more training rows of its
+    epoch follow, it gets the end of the epoch.
+
+    Args:
+        lines: the rows, as in the file.
+        by_epoch: True if `iter` restarts with each epoch.
+        per_epoch: the number of iterations per epoch.
+        before: the rows of the run's earlier files.
     """
     rows: list[Row] = []
     trained = next((row for row in reversed(before) if row.mode == "train"), None)
     iteration = trained.iteration if trained else 0.0
     hours = trained.time if trained else 0.0
     passed = iteration
-    # Add up hours from the rows' seconds per iteration, so that pauses between launches don't
-    # count.
+    # Compute the time on the x axis from the seconds per iteration that the rows state. So time
+    # between two starts of the run doesn't count.
     for index, line in enumerate(lines):
         values = {
             k: float(v) for k, v in line.items() if k not in _NO_KEYS and isinstance(v, int | float)
@@ -333,11 +368,22 @@ def _place(lines: list[dict], by_epoch: bool, per_epoch: float, before: list[Row
 
 
 def _iteration(line: dict, by_epoch: bool, per_epoch: float) -> float:
-    """Returns the iteration of a training row, counted from the beginning of the run."""
+    """Returns the iteration of a training row, counted from the beginning of the run.
+
+    Args:
+        line: the row, as in the file.
+        by_epoch: True if `iter` restarts with each epoch.
+        per_epoch: the number of iterations per epoch.
+    """
     return line["iter"] + (line["epoch"] - 1) * per_epoch * by_epoch
 
 
 def _goes_on(later: list[dict], epoch: int) -> bool:
-    """Returns True if the next training row is of this epoch."""
+    """Returns True if training of an epoch continues in later rows of the log.
+
+    Args:
+        later: the rows that follow, as in the file.
+        epoch: the epoch.
+    """
     following = next((line for line in later if line["mode"] == "train"), None)
     return following is not None and following["epoch"] == epoch

@@ -14,7 +14,7 @@ from tiekd.workdir import launch_record
 
 
 def run(given: Sequence[str], rest: Sequence[str], args: argparse.Namespace, program: str) -> int:
-    """Runs bin/resume: on the command line, starts the launcher; on a rank, trains.
+    """Runs bin/resume: started by the user, starts the launcher; started as a rank, trains.
 
     Args:
         given: the command line's options for the launcher.
@@ -36,7 +36,7 @@ def run(given: Sequence[str], rest: Sequence[str], args: argparse.Namespace, pro
     starts = "RANK" not in os.environ and (
         given or record.launcher == "deepspeed" or record.world_size > 1
     )
-    # Check the launcher's options before any process is launched.
+    # Check the launcher's options first: a mistake in them is reported before any process starts.
     options = record.launcher_options(given, args.work_dir) if starts else []
     if starts:
         hostfile.check_options(options)
@@ -44,7 +44,8 @@ def run(given: Sequence[str], rest: Sequence[str], args: argparse.Namespace, pro
         raise LaunchError(
             f"{given[0]}: a launcher has started this already; give its options before bin/resume"
         )
-    # Start the launcher, once or under supervision, unless this process is a rank already.
+    # If this process isn't a rank, start the launcher: with --restarts as a child process that is
+    # restarted after a crash, otherwise in place of this process.
     if args.restarts > 0:
         if "RANK" in os.environ:
             raise LaunchError(
@@ -59,12 +60,12 @@ def run(given: Sequence[str], rest: Sequence[str], args: argparse.Namespace, pro
     if starts:
         launch_record.replace_by_launcher(options, program, rest)
 
-    # This process is a rank: train with the saved recipe and engine config, in the working
-    # directory of the first launch.
+    # This process is a rank. Train with the recipe and the engine config that the run saved, in the
+    # current folder of the run's first start.
     from tiekd.engine.config import read_engine_config, refill
     from tiekd.training import run as training
 
-    recipe_path = (args.work_dir / "config.yaml").resolve()  # the working directory changes below
+    recipe_path = (args.work_dir / "config.yaml").resolve()  # before the current folder changes
     recipe = recipe_from_arguments(recipe_path, args)
     recipe["work_dir"] = str(args.work_dir.resolve())
     saved_config = args.work_dir / "ds_config.json"
@@ -93,9 +94,12 @@ def run(given: Sequence[str], rest: Sequence[str], args: argparse.Namespace, pro
 
 
 def is_finished(args: argparse.Namespace) -> bool:
-    """Returns True if the run has finished, and prints that on rank 0.
+    """Returns True if the run in the work dir has finished, and prints that on rank 0.
 
     With overrides the result is False, since the changed recipe may train longer.
+
+    Args:
+        args: the parsed command line of bin/resume.
     """
     from tiekd.workdir.workdir import read_outcome
 

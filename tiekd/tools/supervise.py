@@ -35,7 +35,7 @@ def supervise(command: Sequence[str], work_dir: Path, restarts: int) -> int:
     Args:
         command: the command that resumes the run.
         work_dir: the run's work dir.
-        restarts: maximum number of launches after the first one.
+        restarts: largest number of times that the command is run again.
 
     Returns:
         The exit code: 0 if the run finished, 75 if it was asked to stop, otherwise the exit code of
@@ -50,17 +50,19 @@ def supervise(command: Sequence[str], work_dir: Path, restarts: int) -> int:
         before = workdir.read_outcome(work_dir)
         code = _run(command, work_dir, asked)
         outcome = workdir.read_outcome(work_dir)
-        # An unchanged outcome is the previous launch's: this launch ended before it wrote its own.
+        # If outcome.json hasn't changed, it is that of the launch before: this launch ended too
+        # early to write its own.
         outcome = None if outcome == before else outcome
         reached = newest
         newest = _newest(work_dir)
         idle = 0 if newest > reached else idle + 1
-        # The run finished, or was asked to stop: don't launch it again.
+        # Don't launch the run again if it has finished or was asked to stop.
         if outcome is not None and outcome.outcome == "finished":
             return 0
         if asked or (outcome is not None and outcome.outcome == "stopped"):
             return STOPPED_CODE
-        # It crashed: launch it again, unless the last launches produced no newer checkpoint.
+        # The run crashed. Launch it again, unless several launches in a row gave no newer
+        # checkpoint.
         why = "killed, or it did not begin"
         if outcome is not None and outcome.reason:
             why = outcome.reason
@@ -86,9 +88,14 @@ def _run(command: Sequence[str], work_dir: Path, asked: list[int]) -> int:
     """Runs a command, waits until it and all ranks have ended, and returns its exit code.
 
     The first signal to this process is forwarded; a second one kills all processes.
+
+    Args:
+        command: the command that resumes the run.
+        work_dir: the run's work dir, whose lock shows that rank 0 still runs.
+        asked: the signals to this process so far; the signal handlers append to it.
     """
     environment = os.environ | {SUPERVISOR: str(os.getpid())}
-    # Use a new session, so that Ctrl-C in a terminal reaches the command only via this process.
+    # A new session keeps Ctrl-C in a terminal from the command, to which this process forwards it.
     child = subprocess.Popen(command, start_new_session=True, env=environment)
     everything: set[psutil.Process] = set()
     told = 0
@@ -97,7 +104,8 @@ def _run(command: Sequence[str], work_dir: Path, asked: list[int]) -> int:
         everything |= _below_this()
         if child.poll() is not None:
             gone_at = gone_at or time.monotonic()
-            # Rank 0 may still be saving after its launcher has ended.
+            # The launcher has ended. Rank 0 may still be saving a checkpoint, so wait for it for
+            # some time.
             if not workdir.is_in_use(work_dir) or time.monotonic() - gone_at > _RANKS_LEAVE_S:
                 break
         if len(asked) > told:
@@ -116,11 +124,15 @@ def _below_this() -> set[psutil.Process]:
 
 
 def _to_be_asked(work_dir: Path, child: int) -> int:
-    """Returns the id of the process to which a signal is forwarded.
+    """Returns the ID of the process to which a request to stop is sent.
 
-    It is rank 0 if that runs on this machine, because rank 0 makes all ranks save and stop
-    together, while DeepSpeed's launcher would end ranks on other machines at once. Otherwise it is
-    the child process.
+    It is rank 0 if that runs on this machine: rank 0 makes all ranks save and stop together, while
+    DeepSpeed's launcher would end ranks on other machines at once. Otherwise it is the child
+    process.
+
+    Args:
+        work_dir: the run's work dir.
+        child: the process ID of the command that resumes the run.
     """
     return workdir.main_rank_here(work_dir) or child
 

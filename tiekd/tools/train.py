@@ -1,4 +1,4 @@
-"""Trains a recipe, or measures what a run will need: the body of bin/train.py."""
+"""Trains a recipe, or with --dry-run measures what the run will need: the body of bin/train.py."""
 
 import argparse
 from pathlib import Path
@@ -19,8 +19,8 @@ def run(args: argparse.Namespace) -> None:
 def _run(args: argparse.Namespace) -> None:
     recipe = recipe_from_arguments(args.recipe, args)
     path = Path(args.recipe).resolve()
-    # Import torch only after the recipe is loaded, so that errors in the recipe are reported
-    # without delay.
+    # Import torch, which takes seconds, only now, so that errors in the recipe are reported without
+    # delay.
     from tiekd.engine.config import read_engine_config
 
     engine_config = read_engine_config(args.deepspeed_config)

@@ -1,1 +1,1 @@
-"""A training run: what it is made of, the loop, and what happens around it."""
+"""A training run: its components, their settings, the training loop, the hooks and the resume."""

@@ -5,9 +5,9 @@
 A key names the module of its loss, `tiekd/losses/<key>.py`, unless the term has a `name:`. The
 value of a term, `loss_<key>`, is its weight times the mean over the batch's images of per-image
 means. If a loss's forward has an argument `iteration`, the number of finished iterations is passed
-to it. A loss that reads the prediction's divergence has an attribute `needs_divergence`. Shape and
-dtype of what a loss returns are checked at its first call, without waiting for the device. Left
-out: weights that change over time.
+to it. A loss with an attribute `needs_divergence = True` uses the divergence that a DPM head
+computes from its bins and the target depth. Shape and dtype of what a loss returns are checked at
+its first call, without waiting for the device. Left out: weights that change over time.
 """
 
 import inspect
@@ -29,12 +29,12 @@ AGAINST = ("teacher", "ground_truth")
 
 
 class Term(NamedTuple):
-    """One term of the sum.
+    """One weighted loss of the sum.
 
     Attributes:
-        loss: (prediction, target depth) -> (B,), one value per image.
+        loss: The loss module: (prediction, target depth) -> (B,), one value per image.
         weight: The term's factor in the sum.
-        against: The depth that is the target, one of AGAINST.
+        against: The target, "teacher" or "ground_truth".
     """
 
     loss: nn.Module
@@ -43,15 +43,15 @@ class Term(NamedTuple):
 
 
 class Criterion(nn.Module):
-    """The total loss and its terms.
+    """The total loss: the weighted sum of a recipe's loss terms.
 
     Attributes:
         terms: The terms by their keys in the recipe.
         losses: The loss modules of the terms, in the same order.
         told_iteration: The keys of the terms whose loss takes the iteration as an argument.
-        needs_divergence: True if a term reads the prediction's divergence, the most expensive
-            output of a DPM head.
-        top_crop: The number of top rows that no term reads the divergence of.
+        needs_divergence: True if a term uses the prediction's divergence, the most expensive output
+            of a DPM head.
+        top_crop: The number of top rows of pixels in which no term uses the divergence.
     """
 
     def __init__(self, terms: dict[str, Term]):
@@ -69,14 +69,18 @@ class Criterion(nn.Module):
         self._unchecked = set(terms)
 
     def divergence_target(self, teacher_depth: Tensor) -> Tensor | None:
-        """Returns the target depth of the divergence, (B, 1, H, W) in metres.
+        """Returns the target depth for the divergence that a DPM head computes.
 
-        It is the teacher's depth with the top `top_crop` rows set to 0, so that their divergence
-        isn't computed. (A head that predicts at a coarser resolution has cells across the border of
-        the crop. Such a cell then learns from its rows below the border alone.)
+        It is the teacher's depth with the top `top_crop` rows set to 0, i.e. not valid, so that
+        their divergence isn't computed. (If a head predicts at a coarser resolution, one of its
+        output pixels may cover rows on both sides of this border. It then learns only from the rows
+        below.)
+
+        Args:
+            teacher_depth: (B, 1, H, W) float32, metres, 0 where not valid.
 
         Returns:
-            The depth; None if no term reads the divergence.
+            The target depth, of the same shape and unit; None if no term uses the divergence.
         """
         if not self.needs_divergence or not self.top_crop:
             return teacher_depth if self.needs_divergence else None
@@ -94,15 +98,17 @@ class Criterion(nn.Module):
         """Computes the weighted terms `loss_<key>` and their sum `loss`, all 0-d float32.
 
         Args:
-            prediction: The prediction of the network.
+            prediction: The student's prediction for the batch.
             batch: Its `depth` is the ground truth, (B, 1, H, W) float32, metres, 0 where not valid.
             teacher_depth: The teacher's depth, of the same shape and unit; None without a teacher.
-            iteration: The number of finished iterations, for terms with a warm-up; None means past
-                every warm-up.
+            iteration: The number of finished iterations, for losses whose value depends on it, as
+                in a warm-up; None means past every warm-up.
+
+        Returns:
+            The terms and the sum, by name.
 
         Raises:
-            RecipeError: At the first call, a loss returns something else than (B,) values that
-                have a gradient.
+            RecipeError: At the first call, if a loss doesn't return (B,) values with a gradient.
         """
         values = {}
         for key, term in self.terms.items():
@@ -115,7 +121,8 @@ class Criterion(nn.Module):
             if key in self._unchecked:
                 name = f"losses.{key} ({type(term.loss).__module__}.{type(term.loss).__name__})"
                 _check_returned(loss, target, name)
-                # A loss that knows the iteration may be constant until some iteration.
+                # A loss that takes the iteration may be constant, and so have no gradient, during
+                # its warm-up.
                 if key not in self.told_iteration:
                     _check_gradient(loss, prediction, name)
                 self._unchecked.remove(key)
@@ -124,12 +131,12 @@ class Criterion(nn.Module):
 
 
 def _check_returned(returned, target: Tensor, name: str) -> None:
-    """Raises RecipeError if a loss returned something else than one value per image.
+    """Raises RecipeError unless a loss returned one floating-point value per image.
 
     Args:
         returned: What the loss returned.
-        target: What it was given, (B, 1, H, W).
-        name: The loss in the error.
+        target: The target depth that the loss was given, (B, 1, H, W).
+        name: The loss's key and class, for the error message.
     """
     wanted = (len(target),)
     is_right = isinstance(returned, Tensor) and returned.is_floating_point()
@@ -145,7 +152,13 @@ def _check_returned(returned, target: Tensor, name: str) -> None:
 
 
 def _check_gradient(returned: Tensor, prediction: "Prediction", name: str) -> None:
-    """Raises RecipeError if a loss has no gradient although the prediction has one."""
+    """Raises RecipeError if a loss's value has no gradient although the prediction has one.
+
+    Args:
+        returned: The value of the loss, (B,).
+        prediction: The prediction that the loss was given.
+        name: The loss's key and class, for the error message.
+    """
     if returned.requires_grad or not prediction.depth.requires_grad:
         return
     raise RecipeError(
@@ -157,6 +170,11 @@ def _check_gradient(returned: Tensor, prediction: "Prediction", name: str) -> No
 
 def build(losses_node: dict, has_teacher: bool) -> Criterion:
     """Builds the criterion of a recipe's `losses` section.
+
+    Args:
+        losses_node: The section: for each term a mapping with `weight`, `against` and the loss's
+            own arguments.
+        has_teacher: True if the recipe has a teacher.
 
     Raises:
         RecipeError: A term is wrong, or needs a teacher and the recipe has none.
@@ -178,7 +196,8 @@ def _build_term(key: str, node: dict, has_teacher: bool) -> Term:
             f"{where}: got {node!r}; it must be a mapping, for example {{weight: 1.0}}"
         )
     weight = node.get("weight", 1.0)
-    # A term with `released: true` may have a negative weight, as one published recipe has.
+    # With `released: true` a loss is computed as in the code that was published with its paper. Its
+    # weight may be negative, as in one published recipe.
     least = -math.inf if node.get("released") is True else 0
     if (
         isinstance(weight, bool)
@@ -200,7 +219,7 @@ def _build_term(key: str, node: dict, has_teacher: bool) -> Term:
         raise RecipeError(
             f"{where}.against: teacher, but the recipe has none; add one or write ground_truth"
         )
-    # Build the loss, and refuse targets that it can't be computed against.
+    # Build the loss, then refuse combinations of loss and target that are meaningless.
     arguments = {name: value for name, value in node.items() if name not in ("weight", "against")}
     loss = config.build({"name": key} | arguments, "tiekd.losses", where)
     _check_loss(loss, f"{where} ({arguments.get('name', key)})")
@@ -218,7 +237,7 @@ def _build_term(key: str, node: dict, has_teacher: bool) -> Term:
 
 
 def _check_loss(loss: nn.Module, where: str) -> None:
-    """Raises RecipeError unless a loss is a module that takes a prediction and a target."""
+    """Raises RecipeError unless a loss is a module whose forward takes prediction and target."""
     if not isinstance(loss, nn.Module):
         raise RecipeError(
             f"{where}: build made a {type(loss).__name__}; it must be a torch.nn.Module whose "

@@ -1,7 +1,7 @@
-"""The base class of hooks: one method for each moment of a run at which hooks are called.
+"""The base class of hooks, which has one method for each moment of a run at which hooks are called.
 
-Hooks are called in the order of their list, on every rank; there are no priorities. A hook that
-needs another hook's result comes after that hook in the list. Left out: moments inside an
+Hooks are called in the order of the run's list of hooks, on every rank; there are no priorities. A
+hook that needs another hook's result comes after that hook in the list. Left out: moments inside an
 iteration, which belong to the training loop.
 """
 
@@ -13,8 +13,8 @@ from tiekd.errors import RecipeError
 class Hook:
     """A hook that does nothing; a subclass overrides the methods that it needs.
 
-    The argument `state` is the loop's TrainState (tiekd/training/state.py). Its `is_due` says
-    whether something that happens every so many iterations happens now.
+    The argument `state` of its methods is the run's TrainState (tiekd/training/state.py). A hook
+    that acts every so many iterations asks `state.is_due` if this iteration is one of them.
     """
 
     def before_train(self, state) -> None:
@@ -27,19 +27,19 @@ class Hook:
         """Called after every iteration; `state.iteration` is the number of finished iterations."""
 
     def after_evaluation(self, state, metrics: dict[str, float]) -> None:
-        """Called after every evaluation of the validation frames, on all ranks.
+        """Called after every evaluation on the validation images, on all ranks.
 
-        The Evaluation hook calls it in its `after_iteration`. A resumed run calls it in
-        `before_train` if the stop had skipped an evaluation. If the weights are the best so far,
-        they are saved before this call.
+        The Evaluation hook calls it in its own `after_iteration`. If a run was stopped before an
+        evaluation that was due, the resumed run evaluates and calls this method in `before_train`.
+        If the weights are the best so far, they are saved before this call.
 
         Args:
-            state: The state of the run; `state.num_evaluated` frames were evaluated.
+            state: The state of the run; `state.num_evaluated` images were evaluated.
             metrics: The metrics by name, the same on all ranks.
         """
 
     def after_train(self, state) -> None:
-        """Called once, after the last iteration or after the one at which a hook stopped the run.
+        """Called once, after the last iteration or the one at which a hook stopped the run.
 
         Not called when training ends with an error.
         """
@@ -47,7 +47,7 @@ class Hook:
     def state_dict(self) -> dict:
         """Returns the hook's state for a checkpoint: plain numbers, strings, lists and dicts.
 
-        With this state a resumed run continues as if it had not stopped.
+        A run that resumes with this state continues as if it had not stopped.
         """
         return {}
 
@@ -59,7 +59,7 @@ def check_moments(hook: Hook, where: str) -> None:
     """Refuses an object that isn't a hook, and a hook with a misspelt `before_` or `after_` method.
 
     Args:
-        hook: The hook, of the project or from outside.
+        hook: The hook, one of tiekd's or the user's.
         where: The hook's name and place in the recipe, for the error message.
 
     Raises:

@@ -1,9 +1,9 @@
-"""Limits the growth of host memory where a process keeps freed memory (TIEKD_ALLOCATOR=keep).
+"""Limits the growth of host memory if the process keeps freed memory (TIEKD_ALLOCATOR=keep).
 
 If tensor sizes differ between iterations, the heap fragments and the process grows. So this hook
-measures the memory that is held after the first iteration. When the process holds 5 % more than
-that, the hook returns all unused memory to the kernel; the next iteration has to page its memory in
-again. Costs one read of /proc per iteration, and nothing with the default allocator
+measures the memory that the process holds after the first iteration. When the process holds 5 %
+more than that, the hook returns all unused memory to the kernel; in the next iteration page faults
+bring it in again. Costs one read of /proc per iteration, and nothing with the default allocator
 (tiekd/distributed/allocator.py).
 """
 
@@ -18,17 +18,17 @@ _GROWTH = 1.05
 class KeptMemory(Hook):
     """Returns unused host memory to the kernel when the process has grown by 5 %.
 
-    It comes in the list before the hooks that need much memory between iterations, such as
-    evaluation and checkpoint.
+    In the list of hooks it comes before those that need much memory between iterations, such as
+    evaluation and checkpoint: it measures what training itself needs.
     """
 
     def __init__(self):
-        # Bytes that the process held after the first iteration, or after the first one since
-        # memory was last returned.
+        # Bytes that the process held after the first iteration, or after the first one since unused
+        # memory was last returned to the kernel; None until then.
         self._needed: int | None = None
 
     def after_iteration(self, state) -> None:
-        """Measures the memory that the process holds, and returns the unused part if it grew."""
+        """Measures the memory of the process; if it grew by 5 %, returns the unused part."""
         if not allocator.is_kept():
             return
         held = memory.held_bytes(torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""Means of scalars over a window of iterations and over all ranks.
+"""Means of scalars, such as losses, over a window of iterations and over all ranks.
 
 Each scalar is summed on its own device, and the sums are reduced over the ranks once per window. An
 iteration costs a few tiny kernels and no host sync; the reduction costs one collective and one
@@ -15,7 +15,7 @@ from tiekd.distributed.comm import mean_over_ranks
 
 
 class Window:
-    """The sums of named scalars over a window of iterations, for their means.
+    """The sums of named scalars over a window, i.e. some iterations in a row, for their means.
 
     Tensors are summed on their device, without a host sync. Values that are not finite are left out
     of the sum and the count.
@@ -48,7 +48,7 @@ class Window:
     def add(
         self, values: dict[str, Tensor | float | None], time_s: float, data_time_s: float
     ) -> None:
-        """Adds one iteration. No host sync.
+        """Adds the scalars of one iteration to the sums. No host sync.
 
         Args:
             values: Scalars by name. 0-d tensors on the device of the first tensor are summed there;
@@ -66,7 +66,8 @@ class Window:
             for k, value in values.items()
             if isinstance(value, Tensor) and value.device == device
         }
-        # Sum tensors on the device, without a sync: values and counts of finite values.
+        # Add the finite values, and for each name the count of finite values, on the device: no
+        # host sync.
         if tensors:
             stacked = torch.stack([value.detach().double() for value in tensors.values()])
             finite = stacked.isfinite()
@@ -90,7 +91,8 @@ class Window:
     def wait_for_device(self) -> None:
         """Waits until the GPU has finished its queued kernels, and adds the wait to `time_s`.
 
-        Kernels run asynchronously, so the time measured on the host leaves out the queued ones.
+        Kernels run asynchronously, so the time measured on the host leaves out the queued ones. On
+        a CPU there is nothing to wait for.
         """
         if self.device.type == "cuda":
             started = time.perf_counter()
@@ -98,11 +100,11 @@ class Window:
             self.time_s += time.perf_counter() - started
 
     def means_over_ranks(self) -> tuple[dict[str, float], int]:
-        """Computes the means over iterations and ranks. One collective and one host sync.
+        """Computes each scalar's mean over iterations and ranks. One collective and one host sync.
 
         Returns:
-            The means by name, in the order of the last `add`, NaN if no value was finite; and the
-            number of iterations with a value that was not finite.
+            The means by name, in the order of the last `add`; NaN if no value was finite. And the
+            number of iterations in which a value was missing or not finite.
         """
         # Add up the sums on the host and those that are still on the device.
         sums, counts = dict(self._sums), dict(self._counts)
@@ -126,7 +128,7 @@ class Window:
         return means, num_broken
 
     def state_dict(self) -> dict:
-        """Returns this rank's sums as plain numbers. One host sync."""
+        """Returns this rank's sums and counts as plain numbers, for a checkpoint. One host sync."""
         self._fold()
         return {
             "sums": dict(self._sums),
@@ -137,9 +139,10 @@ class Window:
         }
 
     def mean_over_ranks(self) -> dict:
-        """Returns a state with the mean of all ranks' sums. One collective.
+        """Returns the same state as `state_dict`, but with sums and counts averaged over all ranks.
 
-        A run that resumes on another number of ranks gives this state to every rank.
+        One collective. A run that resumes on another number of ranks gives this state to every
+        rank.
         """
         state = self.state_dict()
         parts = {

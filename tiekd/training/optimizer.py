@@ -5,9 +5,9 @@
       {match: "decoder.*", lr_mult: 10}]}
 
 `match` holds glob patterns of parameter names. A parameter belongs to the first group with a
-matching pattern; a parameter without one is trained with the optimizer's own values. In every
-iteration a group's learning rate is the schedule's times the group's `lr_mult`. Left out: other
-values per group, and DeepSpeed's own optimizers.
+matching pattern. A parameter that no pattern matches is trained with the values outside `groups`.
+In every iteration a group's learning rate is the schedule's times the group's `lr_mult`. Left out:
+other values per group, and DeepSpeed's own optimizers.
 """
 
 import inspect
@@ -21,8 +21,8 @@ from tiekd.config.schema import check_keys, check_value, fits
 from tiekd.errors import RecipeError
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
-# The arguments of torch's optimizers that a recipe may give. Arguments on how a step is computed
-# (fused, foreach, ...) are not among them: build_optimizer sets those.
+# The arguments of torch's optimizers that a recipe may give. Arguments that only say how a step is
+# computed (fused, foreach, ...) are missing here: build_optimizer sets them.
 ARGUMENTS = {
     "lr": float,
     "betas": tuple[float, float],
@@ -44,13 +44,14 @@ def build_optimizer(
     """Builds the fused torch optimizer of a recipe's `optimizer` section.
 
     Args:
-        node: The section. Its `lr_batch_size` is the global batch size that `lr` is meant for.
+        node: The section. Its `lr` is meant for the global batch size `lr_batch_size`.
         network: The student.
         batch_size: Images per iteration, summed over all ranks.
-        lr_scaling: How lr scales with batch_size / lr_batch_size: none, linear or sqrt.
+        lr_scaling: How the learning rate grows with batch_size / lr_batch_size: none, linear or
+            sqrt.
 
     Returns:
-        The optimizer; its `defaults` hold lr and momentum without any group's factor.
+        The optimizer; its `defaults` hold the scaled learning rate without any group's `lr_mult`.
 
     Raises:
         RecipeError: A name, argument or group is unknown or wrong.
@@ -66,7 +67,7 @@ def build_optimizer(
     arguments["lr"] *= factor
     if "betas" in arguments:
         arguments["betas"] = tuple(map(float, arguments["betas"]))
-    # Frozen parameters are in no group.
+    # Sort the trainable parameters into groups; frozen ones are not given to the optimizer.
     parameters = {key: p for key, p in network.named_parameters() if p.requires_grad}
     by_group = parameter_groups(groups, parameters, arguments["lr"])
     try:
@@ -82,10 +83,10 @@ def lr_factor(batch_size: int, lr_batch_size: int | None, lr_scaling: str) -> fl
 
     Args:
         batch_size: Images per iteration, summed over all ranks.
-        lr_batch_size: The global batch size that the learning rate is meant for; None if the
-            recipe doesn't give it, which requires `lr_scaling` none.
-        lr_scaling: The factor is 1 (none), the ratio of the batch sizes (linear) or the square root
-            of the ratio (sqrt).
+        lr_batch_size: The global batch size that the learning rate is meant for; None if the recipe
+            doesn't give it, which is allowed only if `lr_scaling` is none.
+        lr_scaling: With "none" the factor is 1, with "linear" batch_size / lr_batch_size, with
+            "sqrt" the square root of that.
 
     Raises:
         RecipeError: `lr_scaling` is unknown, or needs `lr_batch_size`.
@@ -113,7 +114,8 @@ def parameter_groups(
     """Sorts parameters into groups by their names.
 
     Args:
-        nodes: The recipe's `groups`, each with `match` and maybe `lr_mult` and `weight_decay`.
+        nodes: The recipe's `groups`, each with glob patterns `match` and optionally `lr_mult` and
+            `weight_decay`.
         parameters: The trainable parameters by name.
         lr: The learning rate of a group without `lr_mult`.
 
@@ -126,7 +128,7 @@ def parameter_groups(
             matches.
     """
     check_value(nodes, list[dict], "optimizer.groups")
-    # A parameter belongs to the first group that matches it.
+    # Take the groups in order, so that a parameter belongs to the first one that matches its name.
     left, groups = dict(parameters), []
     for i, node in enumerate(nodes):
         where = f"optimizer.groups[{i}]"
@@ -152,13 +154,18 @@ def parameter_groups(
         groups.append(
             group | ({"weight_decay": node["weight_decay"]} if "weight_decay" in node else {})
         )
-    # Parameters that no pattern matches are trained with the optimizer's own values.
+    # Parameters that no pattern matches have the learning rate and weight decay of the section.
     rest = [{"params": list(left.values()), "lr_mult": 1.0}] if left else []
     return rest + groups
 
 
 def _check_arguments(name: str, arguments: dict) -> None:
-    """Raises RecipeError for an optimizer argument that is unknown or of a wrong type or range."""
+    """Raises RecipeError for an optimizer argument that is unknown or of a wrong type or range.
+
+    Args:
+        name: The optimizer's name, a key of OPTIMIZERS.
+        arguments: The arguments that the recipe gives.
+    """
     known = [key for key in inspect.signature(OPTIMIZERS[name]).parameters if key in ARGUMENTS]
     check_keys(arguments, known, f"optimizer ({name})")
     for key, value in ({"lr": None} | arguments).items():

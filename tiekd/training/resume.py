@@ -1,4 +1,4 @@
-"""Resume: chooses a checkpoint, restores engine and hooks, sets newer checkpoints aside."""
+"""Resumes a run: chooses a checkpoint, restores engine and hooks, sets newer checkpoints aside."""
 
 from pathlib import Path
 
@@ -23,19 +23,20 @@ def checkpoint_path(work_dir: Path, resume_from: str | None) -> tuple[Path | Non
 
     Args:
         work_dir: The folder of the run.
-        resume_from: A checkpoint's folder, "auto" for the newest intact one, or None for a new
-            run. If the work dir has no checkpoint at all, "auto" starts a new run, so that a job
-            can be started and restarted by the same command.
+        resume_from: A checkpoint's folder, "auto" for the newest intact one, or None for a new run.
+            If the work dir has no checkpoint at all, "auto" starts a new run, so that a job can be
+            started and restarted by the same command.
 
     Returns:
-        The checkpoint, or None for a new run; and lines for the log on damaged newer checkpoints.
+        The checkpoint, or None for a new run; and messages for the log, each about a newer
+        checkpoint that is damaged.
 
     Raises:
         CheckpointError: There are checkpoints, but none is intact.
     """
     if resume_from is None:
         return None, []
-    # Rank 0 alone looks, so that all ranks use the same checkpoint or raise the same error.
+    # Only rank 0 looks for it, so that all ranks use the same checkpoint or raise the same error.
     if resume_from == "auto":
         found = None
         if comm.is_main():
@@ -60,10 +61,14 @@ def checkpoint_path(work_dir: Path, resume_from: str | None) -> tuple[Path | Non
 
 
 def inputs_at_start(path: Path | None) -> dict | None:
-    """Reads the record of the inputs with which a checkpoint's run was started. Collective.
+    """Reads which input files the run of a checkpoint was started with. Collective.
+
+    Args:
+        path: The checkpoint; None for a new run.
 
     Returns:
-        The record (tiekd/training/inputs.py) on rank 0; None on other ranks and if there is none.
+        The record of the inputs (tiekd/training/inputs.py) on rank 0, None if there is none; None
+        on all other ranks.
 
     Raises:
         CheckpointError: On all ranks, if the file that rank 0 reads is damaged.
@@ -83,9 +88,10 @@ def inputs_at_start(path: Path | None) -> dict | None:
 def set_layouts(
     work_dir: Path, device: torch.device, checkpoint_path: Path | None
 ) -> tuple[dict | None, list[str]]:
-    """Sets the convolution layouts of all ranks (tiekd/kernels/layouts.py). Collective.
+    """Sets in which memory layout all ranks compute convolutions on a CPU. Collective.
 
-    Rank 0's record, or the table's choices for rank 0's CPU, hold on all ranks.
+    A resumed run uses the layouts that it recorded at its start. A new run uses those that the
+    table in tiekd/kernels/layouts.py gives for rank 0's CPU. All ranks use the same.
 
     Args:
         work_dir: The folder of the run.
@@ -94,7 +100,7 @@ def set_layouts(
             run.
 
     Returns:
-        The record of the layouts, None on a GPU; and lines for the log.
+        The record of the layouts, None on a GPU; and messages for the log.
     """
     if device.type != "cpu":
         return None, []
@@ -124,14 +130,14 @@ def restore(state: TrainState, path: Path | None, log: TextLog) -> None:
     Args:
         state: The state of the run; changed in place.
         path: The checkpoint; None for a new run.
-        log: The text log. Its rows on later iterations are dropped.
+        log: The text log. Its rows about later iterations are dropped.
 
     Raises:
         RecipeError: The recipe's last iteration is before the checkpoint's. Nothing is written.
         CheckpointError: The checkpoint can't be loaded.
     """
     if path is not None:
-        # The engine is restored first, since the steps below need the iteration.
+        # Restore the engine first: the checks and hooks below need the checkpoint's iteration.
         state.iteration, hook_states = checkpoint.load(state.engine, path)
         _check_end(state, path)
         if comm.is_main():
@@ -140,7 +146,7 @@ def restore(state: TrainState, path: Path | None, log: TextLog) -> None:
         for key, hook in keyed(state.hooks).items():
             if key in hook_states:
                 _load(hook, hook_states[key], path)
-    # Checkpoints and log rows after this iteration belong to iterations that will be trained again.
+    # Set aside checkpoints and log rows of later iterations, since these will be trained again.
     if comm.is_main():
         checkpoints.set_aside_newer(state.work_dir, state.iteration)
     log.drop_rows(state.work_dir)
@@ -149,14 +155,15 @@ def restore(state: TrainState, path: Path | None, log: TextLog) -> None:
 def forget_other_best(
     state: TrainState, started: dict | None, now: dict | None, accepted: bool
 ) -> None:
-    """Forgets the best metric if the data behind it have changed. Collective.
+    """Forgets the best metric if the data on which it was measured have changed. Collective.
 
     Args:
         state: The state of the run.
-        started: The record of the inputs at the start (tiekd/training/inputs.py), on rank 0.
-        now: The record of the present inputs, on rank 0. Its `best_from` is set: metrics up to
-            that iteration can't be compared with later ones.
-        accepted: True if the run resumes with changed inputs. Then rank 0 also sets the files of
+        started: The record of the inputs when the run was started (tiekd/training/inputs.py), on
+            rank 0; None if there is none.
+        now: The record of the present inputs, on rank 0. Its `best_from` is set: metrics up to that
+            iteration can't be compared with later ones.
+        accepted: True if the user resumes with changed inputs. Then rank 0 also sets the files of
             the best weights aside.
     """
     if comm.is_main():
@@ -164,8 +171,8 @@ def forget_other_best(
         if accepted:
             weights_file.set_aside_best(state.work_dir)
     best_from = comm.broadcast_object(now and now["best_from"])
-    # A checkpoint from before an accepted change holds a best metric that later metrics can't be
-    # compared with, at this resume and at every later one.
+    # A checkpoint saved before the data changed holds a best metric that can't be compared with
+    # later ones. So forget it, in this resume and in every later one from such a checkpoint.
     if state.iteration <= best_from:
         for hook in state.hooks:
             if isinstance(hook, Evaluation):
@@ -173,7 +180,12 @@ def forget_other_best(
 
 
 def _check_end(state: TrainState, path: Path) -> None:
-    """Raises RecipeError if the recipe's last iteration is before the checkpoint's."""
+    """Raises RecipeError if the recipe's last iteration is before the iteration of a checkpoint.
+
+    Args:
+        state: The state of the run, with the checkpoint's iteration.
+        path: The checkpoint, for the error message.
+    """
     if state.iteration <= state.total_iterations:
         return
     key, unit = "train.iterations", 1

@@ -2,11 +2,14 @@
 
 A schedule multiplies the optimizer's learning rate by a factor that depends on the iteration alone.
 So a schedule has no state to save: a resumed run computes the same value for iteration 1200 as a
-run that was not interrupted. Each function `factor(progress, span, ...)` below returns that factor.
-`progress` is the number of finished iterations (or epochs, with `by: epoch`), `span` their number
-in the whole run; the other arguments are keys of the recipe. `one_cycle` equals torch's OneCycleLR
-and mmcv's OneCycle, the others mmcv's updaters of the same names. Left out: the three-phase
-one-cycle, cyclic schedules and warm restarts, and any schedule that depends on the loss.
+run that was not interrupted.
+
+Each of the functions `one_cycle`, `cosine`, `step`, `poly` and `constant` returns that factor. Its
+argument `progress` is the number of finished iterations (or epochs, with `by: epoch`), and `span`
+is their number in the whole run. Its other arguments are keys of the recipe. `one_cycle` equals
+torch's OneCycleLR and mmcv's OneCycle, the others mmcv's updaters of the same names. Left out: the
+three-phase one-cycle, cyclic schedules and warm restarts, and any schedule that depends on the
+loss.
 
     schedule: {name: one_cycle, div_factor: 25, final_div_factor: 100, cycle_momentum: true}
     schedule: {name: cosine, min_lr_ratio: 1e-8, warmup_iterations: 12800, warmup_ratio: 1e-3}
@@ -31,33 +34,61 @@ def one_cycle(
     div_factor: float = 25.0,
     final_div_factor: float = 1e4,
 ) -> float:
-    """Rises by half a cosine to 1 over the first `pct_start` of the run, then falls by another.
+    """Returns the one-cycle factor: it rises to 1 by half a cosine, and then falls by another.
 
-    The factor is 1 / div_factor at the start and 1 / div_factor / final_div_factor at the end.
-    From Smith and Topin 2019 (arXiv 1708.07120). As in torch, the top is one iteration early, at
-    `pct_start * span - 1`.
+    From Smith and Topin 2019 (arXiv 1708.07120). As in torch, the factor is 1 at `pct_start * span
+    - 1`, one iteration early.
+
+    Args:
+        progress: The number of finished iterations.
+        span: The number of iterations in the run.
+        pct_start: The fraction of the run in which the factor rises, 0 to 1.
+        div_factor: The factor at the start is 1 / div_factor.
+        final_div_factor: The factor at the end is 1 / div_factor / final_div_factor.
     """
     first, last = 1 / div_factor, 1 / div_factor / final_div_factor
     return _up_and_down(progress, span, pct_start, first, 1.0, last)
 
 
 def cosine(progress: int, span: int, min_lr_ratio: float = 0.0) -> float:
-    """Falls by half a cosine from 1 to `min_lr_ratio` (SGDR without restarts, arXiv 1608.03983)."""
+    """Returns a factor that falls by half a cosine from 1 to `min_lr_ratio`.
+
+    From SGDR without restarts (arXiv 1608.03983).
+
+    Args:
+        progress: The number of finished iterations or epochs.
+        span: Their number in the run.
+        min_lr_ratio: The factor at the end, 0 to 1.
+    """
     return _anneal(1.0, min_lr_ratio, progress / span)
 
 
 def step(progress: int, span: int, milestones: Sequence[int] = (), gamma: float = 0.1) -> float:
-    """Starts at 1, and is multiplied by `gamma` at each milestone (in the unit of `progress`)."""
+    """Returns a factor that is 1 at first and is multiplied by `gamma` at each milestone.
+
+    Args:
+        progress: The number of finished iterations or epochs.
+        span: Their number in the run; not used.
+        milestones: Increasing values of `progress`.
+        gamma: The factor of one milestone.
+    """
     return gamma ** sum(progress >= milestone for milestone in milestones)
 
 
 def poly(progress: int, span: int, power: float = 0.9, min_lr_ratio: float = 0.0) -> float:
-    """Falls as `(1 - progress / span) ** power` from 1, rescaled to end at `min_lr_ratio`."""
+    """Returns a factor that falls from 1 to `min_lr_ratio` as a power of the remaining progress.
+
+    Args:
+        progress: The number of finished iterations or epochs.
+        span: Their number in the run.
+        power: The exponent of `1 - progress / span`.
+        min_lr_ratio: The factor at the end, 0 to 1.
+    """
     return (1 - min_lr_ratio) * (1 - progress / span) ** power + min_lr_ratio
 
 
 def constant(progress: int, span: int) -> float:
-    """Returns 1 throughout: the learning rate stays the optimizer's."""
+    """Returns the factor 1: the learning rate stays that of the optimizer."""
     return 1.0
 
 
@@ -90,21 +121,25 @@ class Schedule:
         return self._lr(min(iteration, self._last))
 
     def momentum(self, iteration: int) -> float | None:
-        """Returns the value for betas[0] or momentum; None to leave the optimizer's value."""
+        """Returns betas[0] or momentum of an iteration; None to leave the optimizer's value.
+
+        Args:
+            iteration: The number of finished iterations.
+        """
         return self._momentum(min(iteration, self._last))
 
     def apply(
         self, optimizer: torch.optim.Optimizer, iteration: int
     ) -> tuple[list[float], list[float]]:
-        """Sets every group's lr (times its `lr_mult`) and momentum for an iteration.
+        """Sets the learning rate (times `lr_mult`) and the momentum of every parameter group.
 
         Args:
-            optimizer: Any object with `param_groups`. A group without betas and momentum counts as
-                momentum 0.
+            optimizer: Any object with `param_groups`, as torch's optimizers have.
             iteration: The number of finished iterations.
 
         Returns:
-            The learning rates and the momenta that are now set, one per group.
+            The learning rates and the momenta (betas[0] or momentum; 0 for a group without either)
+            that are now set, one per group.
         """
         lr, momentum = self.lr(iteration), self.momentum(iteration)
         for group in optimizer.param_groups:
@@ -136,8 +171,8 @@ def build(
         base_lr: The optimizer's learning rate, which the schedule's factor multiplies.
         base_momentum: The optimizer's betas[0] or momentum. A schedule that doesn't cycle the
             momentum sets this value in every iteration; None leaves the momentum as it is.
-        total_iterations: The length of the run.
-        iterations_per_epoch: The length of an epoch.
+        total_iterations: The number of iterations in the run.
+        iterations_per_epoch: The number of iterations in an epoch.
 
     Raises:
         RecipeError: The section's name, a key or a value is wrong.
@@ -145,7 +180,8 @@ def build(
     assert total_iterations > 0
     assert iterations_per_epoch > 0
     shape, keys, common = _read(node)
-    # With `cycle_momentum` one_cycle also lowers the momentum while the learning rate rises.
+    # One-cycle counts in iterations. With `cycle_momentum` it also lowers the momentum while the
+    # learning rate rises, and raises it while the learning rate falls.
     if shape is one_cycle:
         low, high = common["base_momentum"], common["max_momentum"]
 
@@ -169,14 +205,20 @@ def build(
         regular = base_lr * shape(iteration // unit, span, **keys)
         if iteration >= warmup_iterations:
             return regular
-        # The warm-up scales the schedule's own value, so the two meet without a jump.
+        # During the warm-up multiply the schedule's own value by a factor that rises to 1, so that
+        # there is no jump at the end of the warm-up.
         return regular * (1 - (1 - iteration / warmup_iterations) * (1 - warmup_ratio))
 
     return Schedule(lr, lambda _: base_momentum, total_iterations)
 
 
 def unfinished_warmup(node: dict, total_iterations: int) -> str | None:
-    """Returns a warning for the log if a run ends within its warm-up, else None."""
+    """Returns a warning for the log if a run ends within its warm-up, else None.
+
+    Args:
+        node: The recipe's `schedule` section.
+        total_iterations: The number of iterations in the run.
+    """
     warmup_iterations = node.get("warmup_iterations", 0)
     if not 0 < total_iterations <= warmup_iterations:
         return None
@@ -188,11 +230,14 @@ def unfinished_warmup(node: dict, total_iterations: int) -> str | None:
 
 
 def _read(node: dict) -> tuple[Callable, dict, dict]:
-    """Reads and checks a `schedule` section.
+    """Reads and checks a recipe's `schedule` section.
+
+    Args:
+        node: The section.
 
     Returns:
-        The function of the factor; those of its arguments that the section gives; and the keys
-        that don't belong to the function, with defaults filled in.
+        The schedule's function, which returns the learning rate's factor; those of its arguments
+        that the section gives; and the section's other keys, such as `by`, with defaults filled in.
     """
     name = node.get("name") if isinstance(node, dict) else None
     if name not in list(SHAPES):
@@ -201,7 +246,8 @@ def _read(node: dict) -> tuple[Callable, dict, dict]:
             f"schedule.name: no {name!r}; there are (nearest first): {', '.join(names)}"
         )
     shape = SHAPES[name]
-    # A function's arguments with a default are keys of the recipe; the first two come from the run.
+    # The keys of the recipe are the function's arguments with a default. The first two arguments,
+    # progress and span, have none: they come from the run.
     own = {
         key: p.default
         for key, p in inspect.signature(shape).parameters.items()
@@ -254,13 +300,19 @@ def _up_and_down(
 ) -> float:
     """Returns a value that goes by half a cosine from `first` to `top`, and by another to `last`.
 
-    `top` is reached at `pct_start * span - 1`, `last` at `span - 1`.
+    Args:
+        progress: The number of finished iterations.
+        span: The number of iterations in the run.
+        pct_start: The value is `top` at `pct_start * span - 1` iterations.
+        first: The value at the start.
+        top: The value at the turn.
+        last: The value at the last iteration, `span - 1`.
     """
     turn, end = pct_start * span - 1, span - 1
     if progress <= turn:
         return _anneal(first, top, progress / turn if turn > 0 else 1.0)
-    # In a run of less than 1 / pct_start iterations the top lies before iteration 0, as in torch
-    # and mmcv.
+    # In a run of less than 1 / pct_start iterations the turn lies before iteration 0, so the value
+    # only falls, as in torch and mmcv.
     return _anneal(top, last, (progress - turn) / (end - turn))
 
 

@@ -1,4 +1,4 @@
-"""Typed access to a recipe: `Recipe`, and the dataclasses of its sections `train` and `load`.
+"""Gives typed access to a recipe: `Recipe`, and the dataclasses of its sections `train` and `load`.
 
 The dataclasses of other sections are defined where they are used, in data/ and evaluation/.
 """
@@ -23,8 +23,9 @@ class Recipe:
     """A recipe whose sections are parsed and checked when they are first read.
 
     So a program that needs only some of the sections accepts a recipe without the others. Sections
-    with fixed keys become dataclasses. A section whose keys are the arguments of a part (network,
-    losses, optimizer, ...) stays a dict, from which config.build.build makes the part.
+    with fixed keys become dataclasses. A section that describes a component (network, losses,
+    optimizer, ...) has the component's arguments as keys. It stays a dict, from which
+    tiekd.config.build builds the component.
 
     Attributes:
         node: The whole recipe as a dict, as `load_recipe` returns it. It is not changed.
@@ -40,13 +41,15 @@ class Recipe:
 
     @property
     def validates(self) -> bool:
-        """True if training evaluates; also known for a recipe without a section `train`."""
+        """True if training evaluates the student; known without a section `train`, too."""
         return self.section("train").get("validate", TrainSettings.validate)
 
     def splits(self, which: str) -> tuple[str, ...]:
-        """Returns the names of the splits that "train", "val" or "both" stands for.
+        """Returns the names of the splits that an option of a program asks for.
 
-        In a recipe without validation "both" is the training split alone.
+        Args:
+            which: "train", "val" or "both". If the recipe doesn't evaluate during training, "both"
+                is the training split alone.
         """
         if which != "both":
             return (which,)
@@ -63,7 +66,11 @@ class Recipe:
         return settings(self.node, "evaluation", EvaluationSettings)
 
     def protocol(self, split: str) -> EvaluationProtocol:
-        """Returns crop, depth range and flip of an evaluation on `split`. Raises RecipeError."""
+        """Returns how a split is evaluated: crop, depth range, flip averaging. Raises RecipeError.
+
+        Args:
+            split: "train" or "val".
+        """
         return EvaluationProtocol(
             self.evaluation, self.network["min_depth"], self.network["max_depth"], split
         )
@@ -81,12 +88,12 @@ class Recipe:
 
     @cached_property
     def resize(self) -> Resize:
-        """The working resolution. Raises RecipeError."""
+        """How images are resized before the network sees them. Raises RecipeError."""
         return resizes.of_data(self.data)
 
     @cached_property
     def dataset(self) -> DataSettings:
-        """The settings of the training and validation sets. Raises RecipeError."""
+        """The settings of the data sets for training and validation. Raises RecipeError."""
         return replace(
             settings_of(self.data, self.max_depth_m),
             maps=self.teacher.maps,
@@ -111,7 +118,7 @@ class Recipe:
 
     @property
     def teacher(self) -> TeacherNode:
-        """The section `teacher`."""
+        """The section `teacher`, with methods that tell the kinds of teachers apart."""
         return TeacherNode.of(self.node)
 
     def without_teacher(self) -> "Recipe":
@@ -124,7 +131,7 @@ class Recipe:
         return Path(self.node["work_dir"])
 
     def section(self, name: str, default: dict | None = None) -> dict:
-        """Returns the section `name` as a dict; `default`, or an empty dict, if there is none."""
+        """Returns the section `name` as a dict; `default` (or an empty dict) if there is none."""
         return self.node.get(name, {} if default is None else default)
 
 
@@ -138,12 +145,14 @@ class TrainSettings:
         iterations: The length of training in optimizer steps.
         clip_norm: The largest L2 norm of the gradient, 0 for no clipping.
         seed: The seed of initial weights, sample order and augmentation, 0 or more.
-        lr_scaling: How the learning rate scales with the batch size (training/optimizer.py).
-        deterministic: Allows only algorithms whose results repeat bit for bit.
-        validate: Evaluates during training, and saves the best weights.
+        lr_scaling: How the learning rate grows with the batch size: none, linear or sqrt
+            (training/optimizer.py).
+        deterministic: True to allow only algorithms whose results are the same bit for bit in every
+            run.
+        validate: True to evaluate during training, and to save the best weights.
         max_bad_iterations: After this many iterations in a row with a loss or gradient that isn't
             finite the run ends; 0 for never.
-        timeout_minutes: How long a rank waits in a collective for the other ranks.
+        timeout_minutes: How many minutes a rank waits in a collective for the other ranks.
     """
 
     batch_size: int = 16
@@ -162,12 +171,13 @@ class TrainSettings:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise RecipeError(f"train.{name}: got {value!r}; it must be a whole number from 1")
-        # Longer runs have no date on which they end, which the log shows.
+        # Refuse longer runs: the log couldn't show their remaining time.
         for name, most in (("epochs", 10**6), ("iterations", 10**9)):
             value = getattr(self, name)
             if value is not None and value > most:
                 raise RecipeError(f"train.{name}: got {value}; it must be at most {most}")
-        # No number is neither above nor below another: compared with it, gradients become NaN.
+        # NaN is the only number that differs from itself. Clipping by it would make all gradients
+        # NaN.
         if self.clip_norm is not None and self.clip_norm != self.clip_norm:
             raise RecipeError(f"train.clip_norm: got {self.clip_norm}; it must be a number")
         if self.batch_size > 65536:
@@ -205,7 +215,8 @@ class LoadSettings:
 
     Attributes:
         checkpoint: The weights to start from: a file, a checkpoint's folder or a work dir.
-        ignore: Glob patterns of tensor names that are not loaded and stay as initialised.
+        ignore: Glob patterns of names in the state dict; these tensors are not loaded and stay as
+            initialised.
     """
 
     checkpoint: str | None = None

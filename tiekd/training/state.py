@@ -1,4 +1,4 @@
-"""The state of a run, for hooks to read."""
+"""TrainState: the values of a run that its hooks read, such as iteration, losses and engine."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,33 +22,34 @@ class TrainState:
         work_dir: The folder of the run.
         timestamp: The time at which this process started, as in the log's file name.
         batch_size: Images per iteration, summed over all ranks.
-        accumulation: Micro-batches per iteration and rank.
-        iterations_per_epoch: Iterations in which every training sample is seen once.
+        accumulation: Micro-batches per iteration on each rank.
+        iterations_per_epoch: The number of iterations in which every training sample is seen once.
         total_iterations: The iteration after which training ends.
         by_epoch: True if the recipe gives the length of training in epochs.
         hooks: The hooks, in the order in which they are called.
         step: Runs a micro-batch on the engine; set before training.
         iteration: The number of finished iterations.
-        lr: The learning rates used, one per parameter group.
-        momentum: The momenta used, one per parameter group.
-        losses: Each loss's mean over this rank's micro-batches, 0-d tensors on the device.
-        micro_losses: The losses of each of this rank's micro-batches.
-        names: The samples' names in each of this rank's micro-batches.
-        image_sums: For each micro-batch the sums over its images, (B,). A sum is not finite if a
-            value of that image isn't.
+        lr: The learning rates of this iteration, one per parameter group.
+        momentum: The momenta of this iteration, one per parameter group.
+        losses: For each loss by name its mean over this rank's micro-batches, a 0-d tensor on the
+            device.
+        micro_losses: For each of this rank's micro-batches its losses by name.
+        names: For each of this rank's micro-batches the names of its samples.
+        image_sums: For each micro-batch the sum over each image's values, (B,). A sum is not finite
+            if the image has a value that isn't.
         grad_norm: The L2 norm of the gradient before clipping; None if unknown.
         time_s: Duration of the iteration in seconds.
         data_time_s: The part of `time_s` that was spent waiting for batches.
         batch: The last micro-batch.
         prediction: The network's prediction for `batch`.
-        teacher_depth: The target depth of `batch`: the teacher's, or the ground truth in a run
-            without a teacher.
+        teacher_depth: The target depth of `batch`, (B, 1, H, W) in metres: the teacher's, or the
+            ground truth in a run without a teacher.
         metrics: The metrics of the last evaluation, by name.
-        num_evaluated: Number of frames in the last evaluation.
+        num_evaluated: The number of images in the last evaluation.
         orphaned: True if the run stops because its launcher has died.
-        trained_on: The frames that the weights were trained on, on rank 0; None if unknown.
-        stop_reason: The reason to stop training after this iteration; None to continue. A hook
-            sets it, on every rank after the same iteration.
+        trained_on: The images that the weights were trained on, on rank 0; None if unknown.
+        stop_reason: The reason to stop training after this iteration; None to continue. A hook sets
+            it, on every rank after the same iteration.
     """
 
     engine: object
@@ -94,7 +95,15 @@ class TrainState:
         losses: dict[str, Tensor],
         grad_norm: Tensor | float | None,
     ) -> None:
-        """Stores a micro-batch's names, losses and tensors for the hooks. No host sync."""
+        """Stores a micro-batch and its results for the hooks. No host sync.
+
+        Args:
+            batch: The micro-batch.
+            teacher_depth: Its target depth, (B, 1, H, W) in metres.
+            prediction: The network's prediction for it.
+            losses: Its losses by name, 0-d tensors.
+            grad_norm: The L2 norm of the iteration's gradient; None before the last micro-batch.
+        """
         self.batch, self.teacher_depth, self.prediction = batch, teacher_depth, prediction
         self.grad_norm = grad_norm
         self.names.append(batch.names)
@@ -108,7 +117,7 @@ class TrainState:
         return every * (self.iterations_per_epoch if by == "epoch" else 1)
 
     def is_due(self, every: int, by: str = "iteration") -> bool:
-        """Returns True if `every` epochs or iterations, or a multiple of them, are finished.
+        """Returns True after every `every`-th epoch (`by="epoch"`) or iteration.
 
         They are counted from the start of the run, across resumes.
         """
@@ -121,7 +130,7 @@ class TrainState:
 
     @property
     def ends(self) -> bool:
-        """True if no iteration follows: this was the last one, or a hook stops the run."""
+        """True if no iteration follows: this was the last one, or a hook has set `stop_reason`."""
         return self.is_last or self.stop_reason is not None
 
     @property
@@ -136,18 +145,21 @@ class TrainState:
     def step_skipped(self) -> Tensor | bool:
         """True, on all ranks, if this iteration's optimizer step was skipped.
 
-        It may be a 0-d tensor on the device, so that reading it costs a host sync.
+        It is a bool, or a 0-d tensor on the device, whose reading costs a host sync.
         """
         return self.step.skipped
 
     @property
     def searches_loss_scale(self) -> bool:
-        """True in fp16 while a step may be skipped merely because the loss scale is too large."""
+        """True if fp16 adapts the loss scale and can still lower it.
+
+        A step may then be skipped only because the loss scale is too large.
+        """
         return self.step.searches_loss_scale
 
     @property
     def loss_scale(self) -> float | None:
-        """The fp16 loss scale after the iteration; None in bf16 and fp32."""
+        """The factor by which fp16 multiplies the next iteration's loss; None in bf16 and fp32."""
         return self.step.loss_scale
 
     @property

@@ -1,9 +1,9 @@
 """Logs training samples that can't be read and were replaced; ends a run with too many of them.
 
-The ranks exchange their messages when a log line is due, with one collective, and not in between. A
-sample is counted when a batch with its replacement is trained on. So the log lines, and the end of
-the run, come at the same iteration with any number of workers and ranks (if the log interval is the
-same).
+Each rank collects messages about its own samples. The ranks exchange them only when a log line is
+due, with one collective. A sample is counted when a batch with its replacement is trained on. So
+the log lines, and the end of the run, come at the same iteration with any number of workers and
+ranks (if the log interval is the same).
 """
 
 from tiekd.data.loading.loader import Unreadable
@@ -17,9 +17,10 @@ class UnreadableSamples(Hook):
     """Logs each unreadable sample once, and raises DataError on all ranks if there are too many.
 
     Attributes:
-        found: The errors that this rank's loader met, and how many are allowed.
+        found: The messages about samples that this rank's loader couldn't read, and the largest
+            number that is allowed.
         log: The text log.
-        told: All ranks' messages that are already in the log, as the keys of a dict.
+        told: The messages of all ranks that are already in the log, as the keys of a dict.
     """
 
     def __init__(self, found: Unreadable, log: TextLog):
@@ -36,7 +37,11 @@ class UnreadableSamples(Hook):
             self._tell()
 
     def _tell(self) -> None:
-        """Gathers all ranks' new messages and logs them. Collective."""
+        """Gathers all ranks' new messages about unreadable samples, and logs them. Collective.
+
+        Raises:
+            DataError: On all ranks, if there are more than `data.max_errors` such samples.
+        """
         mine = [message for message in self.found.messages if message not in self.told]
         for message in sorted({message for part in comm.gather_objects(mine) for message in part}):
             self.told[message] = None
@@ -52,9 +57,9 @@ class UnreadableSamples(Hook):
             )
 
     def state_dict(self) -> dict:
-        """Returns all ranks' messages that are in the log."""
+        """Returns the logged messages about unreadable samples of all ranks, for a checkpoint."""
         return {"told": list(self.told)}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Restores the messages, so that no sample is logged or counted twice."""
+        """Restores the logged messages, so that no unreadable sample is logged or counted twice."""
         self.told = dict.fromkeys(state_dict["told"])

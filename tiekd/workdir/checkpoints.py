@@ -3,14 +3,14 @@
     checkpoints/iter_1200/   DeepSpeed's files, and:
         rank_<r>.pt          random states and hook states of rank r
         student.pth          plain fp32 weights
-        moments.pth          the optimizer's state by parameter
+        moments.pth          the optimizer's state, by parameter name
         state.json           iteration, ranks, recipe, engine config, versions
         manifest.json        sizes and digests of all files
     checkpoints/latest       name of the newest complete checkpoint, for people; code doesn't use it
     best_abs_rel.pth         plain fp32 student weights of the best evaluation
                              (tiekd/workdir/weights_file.py)
 
-tiekd/engine/checkpoint.py saves and restores them.
+tiekd/engine/checkpoint.py saves and restores checkpoints.
 """
 
 import json
@@ -34,8 +34,8 @@ def find(work_dir: Path) -> tuple[Path, list[str]]:
     """Finds the newest complete checkpoint of a work dir.
 
     Returns:
-        The checkpoint's folder; and for each newer checkpoint, which is incomplete or damaged, a
-        line with the reason why it is passed over.
+        The checkpoint's folder; and one line of text for each newer checkpoint, with the reason why
+        it can't be used, such as a missing file.
 
     Raises:
         CheckpointError: there is no complete checkpoint.
@@ -70,7 +70,8 @@ def find_weights(folder: Path) -> Path:
     if (folder / STUDENT).is_file():
         return folder / STUDENT
     best = list(folder.glob("best_*.pth"))
-    # After a change of evaluation.save_best there are several; take the newest file.
+    # If `evaluation.save_best` was changed, there is a file of best weights for each metric. Take
+    # the newest.
     if best:
         return max(best, key=lambda path: path.stat().st_mtime)
     try:
@@ -80,7 +81,10 @@ def find_weights(folder: Path) -> Path:
 
 
 def check(checkpoint: Path) -> str | None:
-    """Returns a message on a damaged checkpoint; None if all files match the manifest."""
+    """Returns a message that says how a checkpoint is damaged; None if it is complete.
+
+    It is complete if all files match its manifest and state.json can be read.
+    """
     problem = manifest.check(checkpoint)
     if problem is not None:
         return problem
@@ -102,14 +106,18 @@ def check(checkpoint: Path) -> str | None:
 def set_aside_newer(work_dir: Path, iteration: int) -> None:
     """Renames the checkpoints and best weights that are newer than `iteration`. Rank 0 only.
 
-    They belong to iterations that a run resumed from `iteration` will train again. The best weights
-    at `iteration`, if they were replaced since, get their name back.
+    A run that resumes from `iteration` will train the later iterations again. If the best weights
+    were replaced after `iteration`, the file that they replaced gets its name back.
+
+    Args:
+        work_dir: the run's folder.
+        iteration: the iteration of the checkpoint that the run resumes from.
     """
     newer = [c for c in newest_first(work_dir / FOLDER) if iteration_of(c) > iteration]
     newer += [best for best in work_dir.glob("best_*.pth") if made_at(best) > iteration]
     for path in newer:
         set_aside(path)
-    # Restore the best weights as they were when the resumed checkpoint was saved.
+    # Restore the best weights as they were when the checkpoint of `iteration` was saved.
     for before in work_dir.glob(BEST_BEFORE.format("*")):
         best = work_dir / before.name.removeprefix(".").removesuffix(".before")
         if not best.exists() and made_at(before) <= iteration:
@@ -117,17 +125,19 @@ def set_aside_newer(work_dir: Path, iteration: int) -> None:
 
 
 def prune(folder: Path, keep_last: int, keep_every: int | None = None) -> None:
-    """Removes old checkpoints, and partial ones from saves that were killed. Rank 0 only.
+    """Removes old checkpoints, and partial ones that killed processes left. Rank 0 only.
 
     Args:
         folder: the work dir's `checkpoints` folder.
         keep_last: the number of newest checkpoints to keep.
-        keep_every: checkpoints at multiples of this many iterations are kept too; None for none.
+        keep_every: also keep checkpoints whose iteration is a multiple of this; None: keep no
+            others.
     """
     _remove_leftovers(folder)
     for old in newest_first(folder)[keep_last:]:
         if keep_every is None or iteration_of(old) % keep_every:
-            # Renamed first, so that a kill while files are removed leaves no partial checkpoint.
+            # Rename the folder before removing it: if the process is killed while it removes files,
+            # no partial checkpoint is left under a checkpoint's name.
             os.rename(old, folder / f".{old.name}.partial.old")
     _remove_leftovers(folder)
 
@@ -143,6 +153,6 @@ def iteration_of(checkpoint: Path) -> int:
 
 
 def newest_first(folder: Path) -> list[Path]:
-    """Returns the checkpoints of a folder, newest first, complete or not."""
+    """Returns the checkpoints in a `checkpoints` folder, newest first, complete or not."""
     numbered = [p for p in folder.glob("iter_*") if p.is_dir() and p.name[5:].isdigit()]
     return sorted(numbered, key=iteration_of, reverse=True)

@@ -15,7 +15,7 @@ from tiekd.kernels import layouts
 
 
 def environment() -> dict[str, str]:
-    """Returns the names and versions of CPU, GPUs and software, by their label in the log."""
+    """Returns names and versions of CPU, GPUs and software; the keys are labels in the log."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     processor = platform.processor() or platform.machine()
     values = {
@@ -29,7 +29,7 @@ def environment() -> dict[str, str]:
         "PyTorch": torch.__version__,
         "allocator": allocator.description(),
     }
-    # Versions from the installed metadata: importing the packages takes seconds.
+    # Read versions from the metadata of the installed packages, since importing them takes seconds.
     for package in ("torchvision", "deepspeed", "numpy", "triton", "tiekd"):
         try:
             values[package] = metadata.version(package)

@@ -1,6 +1,6 @@
-"""The record of how a run was launched, so that bin/resume starts it on the same ranks and devices.
+"""Records how a run was launched, so that bin/resume starts it on the same ranks and devices.
 
-It is the file launch.json in the run's work dir.
+The record is the file launch.json in the run's work dir.
 """
 
 import json
@@ -30,11 +30,12 @@ class LaunchRecord:
         launcher: "deepspeed" or "python".
         world_size: the number of ranks.
         ranks_per_node: the number of ranks on rank 0's machine.
-        visible_devices: a rank's CUDA_VISIBLE_DEVICES, as the launcher set it ("0,1").
+        visible_devices: the value of CUDA_VISIBLE_DEVICES that the launcher gave to a rank, such as
+            "0,1"; None if it was not set.
         master_port: rank 0's port.
         folder: the current folder at the start, to which the recipe's relative paths refer.
-        nodes: for each machine its device numbers, if there were several machines; else None. The
-            work dir's hostfile lists them too.
+        nodes: if there were several machines, the device numbers of each machine by its name; else
+            None. The work dir's hostfile lists the machines too.
         master_addr: rank 0's address.
     """
 
@@ -57,17 +58,18 @@ class LaunchRecord:
             work_dir: the run's work dir, which holds its hostfile.
 
         Raises:
-            LaunchError: the record is not enough, so the user has to give options.
+            LaunchError: the record doesn't say enough to start the run again, so the user has to
+                give options.
         """
-        # Ranks of srun or torchrun: only the user knows how to start them.
+        # srun or torchrun started the ranks, and only the user knows with which options.
         if self.launcher != "deepspeed" and self.world_size > 1 and not given:
             raise LaunchError(
                 f"the run had {self.world_size} ranks of another launcher; give the number of "
                 "ranks to resume on, with --num_gpus N, or start that launcher with bin/resume as "
                 "its program"
             )
-        # Several machines: use the run's hostfile, unless the user gives another one or asks for
-        # this machine alone.
+        # The run had several machines: use its hostfile, unless the user gives another hostfile or
+        # a number of GPUs, or names localhost.
         names = {option.split("=")[0] for option in given}
         port = [] if "--master_port" in names else [f"--master_port={self.master_port}"]
         if (
@@ -81,7 +83,8 @@ class LaunchRecord:
                 f"the run had {self.world_size} ranks on several machines; give the machines to "
                 "resume on, with --hostfile FILE"
             )
-        # One machine: a count if the run used its first devices, else the devices by number.
+        # The run had one machine: give the number of devices if the run used the first ones, else
+        # their numbers.
         default = ",".join(str(i) for i in range(self.ranks_per_node))
         if self.visible_devices in (None, "", default):
             devices = f"--num_gpus={self.ranks_per_node}"
@@ -93,9 +96,12 @@ class LaunchRecord:
         """Returns options for `deepspeed` that select the run's machines and devices.
 
         Args:
-            names: the names of the user's options. If one of them selects machines or devices, only
-                the hostfile is added.
+            names: the names of the options that the user gave. If one of them selects machines or
+                devices, only the hostfile is added.
             work_dir: the run's work dir, which holds its hostfile.
+
+        Raises:
+            LaunchError: the hostfile is gone.
         """
         hostfile = work_dir / HOSTFILE
         if not hostfile.is_file():
@@ -113,7 +119,12 @@ class LaunchRecord:
 
 
 def write(work_dir: Path, recipe_path: Path) -> None:
-    """Writes the record of this process's launch into the work dir. Rank 0 only."""
+    """Writes launch.json, and a hostfile if there are several machines. Rank 0 only.
+
+    Args:
+        work_dir: the run's folder.
+        recipe_path: the path of the user's recipe.
+    """
     record = LaunchRecord(
         recipe=str(recipe_path),
         launcher="deepspeed" if "CROSS_RANK" in os.environ else "python",
@@ -126,7 +137,8 @@ def write(work_dir: Path, recipe_path: Path) -> None:
         master_addr=os.environ["MASTER_ADDR"],
     )
     if record.nodes:
-        # A hostfile holds only the number of devices; launch.json records which ones were used.
+        # A hostfile can only state a number of devices per machine; launch.json records which were
+        # used.
         lines = [f"{name} slots={max(slots) + 1}\n" for name, slots in record.nodes.items()]
         replace_text(work_dir / HOSTFILE, "".join(lines))
     replace_text(work_dir / RECORD, json.dumps(asdict(record), indent=2) + "\n")
@@ -159,6 +171,12 @@ def read(work_dir: Path) -> LaunchRecord:
 
 
 def replace_by_launcher(options: Sequence[str], script: str, arguments: Sequence[str]) -> None:
-    """Replaces this process by `deepspeed OPTIONS SCRIPT ARGUMENTS`; doesn't return."""
+    """Replaces this process by `deepspeed OPTIONS SCRIPT ARGUMENTS`; doesn't return.
+
+    Args:
+        options: options for `deepspeed`.
+        script: the Python program that every rank runs.
+        arguments: the program's arguments.
+    """
     command = [sys.executable, "-m", "deepspeed.launcher.runner", *options, script, *arguments]
     os.execv(sys.executable, command)

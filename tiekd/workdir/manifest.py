@@ -27,35 +27,47 @@ _TORCH_COULD_NOT_WRITE = re.compile(
 
 
 class Files:
-    """Writes and reads a checkpoint's files.
+    """Writes and reads a checkpoint's files, and records their sizes and digests.
 
     Loading uses `weights_only` and so runs no code.
 
     Attributes:
         written: name -> [size in bytes, sha256] of the files that this rank has written since
             `start`.
-        problem: the first error in one line; None if there was none.
-        errno: the number of that error.
+        problem: a message about the first error; None if there was none.
+        errno: the error number of the operating system for that error.
     """
 
     def __init__(self):
         self.start()
 
     def start(self) -> None:
-        """Forgets files and errors of the previous save."""
+        """Forgets the written files and the error of the previous save."""
         self.written: dict[str, list] = {}
         self.problem: str | None = None
         self.errno: int | None = None
 
     def save(self, state_dict, path: str | Path) -> None:
-        """Writes and hashes a file: bytes as they are, anything else with `torch.save`."""
+        """Writes a file and records its size and digest.
+
+        An error is stored in `problem` instead of being raised.
+
+        Args:
+            state_dict: the content. Bytes are written as they are, anything else by `torch.save`.
+            path: the file.
+        """
         if isinstance(state_dict, bytes):
             self._attempt(Path(path), lambda: Path(path).write_bytes(state_dict))
         else:
             self._attempt(Path(path), lambda: torch.save(state_dict, path))
 
     def make_folder(self, path: str | Path, exist_ok: bool = False) -> None:
-        """Creates a folder, with its parents."""
+        """Creates a folder, with its parents.
+
+        Args:
+            path: the folder.
+            exist_ok: True if the folder may exist already.
+        """
         try:
             os.makedirs(path, exist_ok=exist_ok)
         except OSError as error:
@@ -63,11 +75,16 @@ class Files:
                 self.problem, self.errno = f"{path}: {error.strerror}", error.errno
 
     def load(self, path: str | Path, map_location="cpu"):
-        """Loads a file that `save` has written, with `weights_only`."""
+        """Loads a file that `save` has written, with `weights_only`, so that it can't run code.
+
+        Args:
+            path: the file.
+            map_location: the device to which tensors are loaded.
+        """
         return torch.load(path, map_location=map_location, weights_only=True)
 
     def _attempt(self, path: Path, write) -> None:
-        # After the first error nothing more is written, since the save has failed already.
+        # After an error write nothing more, since the save has failed already.
         if self.problem:
             return
         try:
@@ -81,7 +98,7 @@ class Files:
 
 
 def write(folder: Path, files: dict[str, list]) -> None:
-    """Writes the manifest of all ranks' files.
+    """Writes the manifest of a checkpoint, which lists the files of all ranks.
 
     Args:
         folder: the checkpoint, which must contain the files.
@@ -98,9 +115,12 @@ def write(folder: Path, files: dict[str, list]) -> None:
 
 
 def check(folder: Path) -> str | None:
-    """Returns a message on the first wrong file of a folder; None if all match the manifest.
+    """Returns a message on the first file that differs from the manifest; None if all match.
 
     A file matches if its size and digest are those in the manifest.
+
+    Args:
+        folder: the checkpoint.
     """
     found = instead_of_file(folder / NAME)
     if found is not None:
@@ -108,7 +128,8 @@ def check(folder: Path) -> str | None:
     try:
         text = (folder / NAME).read_text(encoding="ascii")
         files = json.loads(text)["files"]
-        # Compared as text too, so that an edited or truncated manifest counts as unreadable.
+        # Compare the text as well as the values, so that an edited or truncated manifest is
+        # refused.
         if not files or text != _text(files):
             raise ValueError
         listed = [
@@ -151,7 +172,15 @@ def _text(files: dict[str, list]) -> str:
 
 
 def _number(error: Exception, path: Path) -> int:
-    """Returns the number of a write's error; torch's writer raises RuntimeErrors without one."""
+    """Returns the operating system's number for an error of writing a file.
+
+    torch's writer raises RuntimeErrors, which have no number. Then it is the number of the most
+    likely reason.
+
+    Args:
+        error: the error.
+        path: the file that could not be written.
+    """
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
     return errno.EFBIG if "ulimit -f" in cause_of(error, path) else errno.ENOSPC
@@ -161,7 +190,7 @@ def _cause(error: Exception, path: Path) -> str:
     cause = cause_of(error, path)
     if "ulimit -f" in cause:
         return cause
-    # What torch's writer says doesn't help a user.
+    # The text of a RuntimeError of torch's writer wouldn't help a user, so it is replaced.
     told = cause if isinstance(error, OSError) else "it could not be written whole"
     return f"{told}{_free(path.parent)}"
 

@@ -16,9 +16,13 @@ BEST_BEFORE = ".{}.before"
 
 
 def set_aside_best(work_dir: Path) -> None:
-    """Renames the files of best weights, as new metrics can't be compared with theirs. Rank 0 only.
+    """Renames the files of a run's best weights, so that the search for the best begins again.
 
-    The search for the best weights then begins again.
+    It is called when new metrics can't be compared with the old ones, because the data have
+    changed. Rank 0 only.
+
+    Args:
+        work_dir: the run's folder.
     """
     for path in work_dir.glob("best_*.pth"):
         set_aside(path)
@@ -29,23 +33,34 @@ def replace_best(path: Path, state_dict: dict, network_node: dict, iteration: in
     """Writes new best weights, and keeps a copy of the best weights at the newest checkpoint.
 
     A run that resumes from that checkpoint restores the copy. After the next checkpoint is saved,
-    `forget_older_best` removes the copy. The arguments are those of `write_weights`.
+    `forget_older_best` removes the copy.
+
+    Args:
+        path: the file of the best weights, which is replaced.
+        state_dict: the student's parameters and buffers by name, float32.
+        network_node: the recipe's node that describes the network.
+        iteration: the iteration of the weights.
+        **facts: further entries of the file.
 
     Raises:
         OSError: the file can't be written.
     """
     before = path.with_name(BEST_BEFORE.format(path.name))
-    # Only the first replacement after a checkpoint needs a copy: later ones replace weights that
-    # are newer than the checkpoint.
+    # Keep the old file only at the first replacement after a checkpoint: later replacements replace
+    # weights that are newer than the checkpoint.
     if path.exists() and not before.exists():
         os.link(path, before)
     write_weights(path, state_dict, network_node, iteration, **facts)
 
 
 def forget_older_best(work_dir: Path) -> None:
-    """Removes the copy of older best weights, after a checkpoint was saved. Rank 0 only.
+    """Removes the copy of the best weights that `replace_best` keeps for the checkpoint before.
 
-    A run that resumes from the new checkpoint uses the present best weights.
+    It is called after a new checkpoint was saved: a run that resumes from that uses the present
+    best weights. Rank 0 only.
+
+    Args:
+        work_dir: the run's folder.
     """
     for before in work_dir.glob(BEST_BEFORE.format("*")):
         before.unlink()
@@ -58,16 +73,16 @@ def write_weights(
 
     Args:
         path: the file, which is replaced.
-        state_dict: the student's parameters and buffers, float32.
-        network_node: the recipe node that builds the network.
+        state_dict: the student's parameters and buffers by name, float32.
+        network_node: the recipe's node that describes the network.
         iteration: the iteration of the weights.
         **facts: further entries of the file.
 
     Raises:
         OSError: the file can't be written.
     """
-    # The file is written under another name and then renamed, so that a reader always finds a
-    # complete file, the old or the new one.
+    # Write the file under another name and rename it then, so that a reader always finds a complete
+    # file, the old or the new one.
     partial = path.with_name(f".{path.name}.partial")
     files = manifest.Files()
     try:
@@ -93,7 +108,7 @@ def set_aside(path: Path) -> None:
 
 
 def made_at(weights: Path) -> int:
-    """Returns the iteration of a weights file; -1 if it isn't a weights file of this project."""
+    """Returns the iteration that a weights file states; -1 if it isn't a weights file of tiekd."""
     if instead_of_file(weights):
         return -1
     try:

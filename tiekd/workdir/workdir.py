@@ -7,10 +7,10 @@
     environment.txt  the hardware and software
     inputs.json      the input files, with sizes and checksums (tiekd/training/inputs.py)
     layouts.json     how convolutions run on a CPU (tiekd/kernels/layouts.py); kept on resume
-    outcome.json     running, finished, stopped, orphaned or failed; "running" after a kill
+    outcome.json     running, finished, stopped, orphaned or failed; stays "running" after a kill
     .lock            locked by rank 0 while its process runs, so that no other run can use it
 
-Each file is replaced atomically.
+Each file except the lock is replaced atomically.
 """
 
 import contextlib
@@ -41,9 +41,9 @@ ENGINE_CONFIG = "ds_config.json"
 ENVIRONMENT = "environment.txt"
 OUTCOME = "outcome.json"
 LOCK = ".lock"
-# How long a resume waits for the lock, since a run that is about to end may still be saving.
+# Seconds that a resume waits for the lock: a run that is about to end may still be saving.
 _ENDING_RUN_LEAVES_S = 30.0
-# Prefixes of recipe keys that don't affect what is learned.
+# Recipe keys that begin with one of these don't affect the trained weights.
 NOT_LEARNED_FROM = (
     "work_dir",
     "train.timeout_minutes",
@@ -53,8 +53,8 @@ NOT_LEARNED_FROM = (
     "log.",
     "tensorboard.",
 )
-# How long a rank looks for a file that rank 0 has written: a network file system may cache for a
-# while that the file doesn't exist.
+# Seconds that a rank waits until it sees a file that rank 0 has written: a network file system may
+# cache for some time that the file doesn't exist.
 _SHARED_FILES_APPEAR_S = 10.0
 
 
@@ -71,7 +71,7 @@ class Outcome:
         iteration: the last finished iteration.
         total_iterations: the number of iterations that the recipe asks for.
         reason: why the run stopped or failed; None otherwise.
-        time: when this was written, ISO 8601, local time.
+        time: when outcome.json was written, ISO 8601, local time.
     """
 
     outcome: str
@@ -86,17 +86,20 @@ def outcome_of(state) -> Iterator[None]:
     """Writes outcome.json at the start and at the end of a `with` block. Only rank 0 writes.
 
     An exception in the block is recorded as "failed" and raised again.
+
+    Args:
+        state: the run's TrainState; its work dir, iteration and reason to stop are written.
     """
 
     def write_down(outcome: str, reason: str | None = None) -> None:
         now = datetime.now().isoformat(timespec="seconds")
         facts = asdict(Outcome(outcome, state.iteration, state.total_iterations, reason, now))
         if comm.is_main():
-            # If the disk is full, the run continues without this file.
+            # An error such as a full disk must not end the run: outcome.json is then left out.
             with contextlib.suppress(OSError):
                 replace_text(state.work_dir / OUTCOME, json.dumps(facts, indent=1) + "\n")
 
-    # A run that is killed can't write how it ended, so "running" stays in the file.
+    # Write "running" first: a run that is killed can't write how it ended, so this value stays.
     write_down("running")
     try:
         yield
@@ -160,7 +163,11 @@ def is_in_use(work_dir: Path) -> bool:
 
 
 def main_rank_here(work_dir: Path) -> int | None:
-    """Returns the process ID of the run's rank 0 if it is alive on this machine, else None."""
+    """Returns the process ID of a run's rank 0 if it is alive on this machine, else None.
+
+    Args:
+        work_dir: the run's folder.
+    """
     if instead_of_file(work_dir / LOCK):
         return None
     try:
@@ -197,7 +204,8 @@ def check_shared(work_dir: Path) -> None:
     """
     written = None
     if comm.is_main():
-        # Read through the open file, since closing a second handle would release the lock.
+        # Read through the handle that holds the lock: opening the file again and closing it would
+        # release the lock.
         _locks[work_dir].seek(0)
         written = _locks[work_dir].read()
     written = comm.broadcast_object(written)
@@ -223,7 +231,8 @@ def write(work_dir: Path, recipe: dict, recipe_path: Path, engine_config: dict) 
         recipe_path: the path of the user's recipe.
         engine_config: the resolved engine config.
     """
-    # Remove the old outcome: a finished run that is extended isn't finished any more.
+    # Remove the outcome of an earlier start: a finished run that is extended isn't finished any
+    # more.
     (work_dir / OUTCOME).unlink(missing_ok=True)
     replace_text(work_dir / RECIPE, dump_recipe(recipe))
     replace_text(work_dir / ENGINE_CONFIG, json.dumps(engine_config, indent=2) + "\n")
@@ -233,9 +242,14 @@ def write(work_dir: Path, recipe: dict, recipe_path: Path, engine_config: dict) 
 
 
 def changed_keys(work_dir: Path, recipe: dict) -> list[str]:
-    """Returns the dotted names of recipe values that changed since the run was last started.
+    """Returns the dotted names of recipe values that changed since a run was last started.
 
-    Values that don't affect what is learned (NOT_LEARNED_FROM) are left out.
+    Values that don't affect the trained weights (NOT_LEARNED_FROM) are left out. Empty if no run
+    was started in the work dir.
+
+    Args:
+        work_dir: the run's folder, whose config.yaml is compared.
+        recipe: the resolved recipe of this start.
     """
     if not (work_dir / RECIPE).is_file():
         return []
@@ -247,7 +261,13 @@ def changed_keys(work_dir: Path, recipe: dict) -> list[str]:
 
 
 def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
-    """Returns the dotted names of values that differ between two recipes or two engine configs."""
+    """Returns the dotted names of values that differ between two recipes or two engine configs.
+
+    Args:
+        old: one of them.
+        new: the other.
+        prefix: text that is put before each name; set in recursive calls.
+    """
     changed = []
     for key in sorted(old.keys() | new.keys()):
         a = old.get(key)
@@ -265,8 +285,8 @@ def _problem(work_dir: Path, recipe_path: Path, resuming: bool) -> str | None:
         if maker != str(recipe_path):
             return f"{work_dir} belongs to {maker}; give this run another --work-dir"
     elif (work_dir / RECIPE).exists() and not (work_dir / LOCK).exists():
-        # A start that was killed before it wrote the launch record would have left a lock file. So
-        # this config.yaml is not from a run.
+        # A run creates the lock file before any other file. There is none, so this config.yaml was
+        # not written by a run.
         return f"{work_dir} holds a config.yaml that no run made; give this run another --work-dir"
     held = [*(work_dir / checkpoints.FOLDER).glob("iter_*"), *work_dir.glob("best_*.pth")]
     if held and not resuming:
@@ -288,7 +308,8 @@ def _lock(work_dir: Path, wait_s: float) -> str | None:
     found = instead_of_file(work_dir / LOCK)
     if found is not None:
         return f"{work_dir / LOCK}: {found}, no lock; remove it"
-    # lockf, not flock: data workers inherit a flock, and outlive a killed rank for some seconds.
+    # Use lockf, not flock: data workers inherit a flock and would hold it for some seconds after
+    # their rank was killed.
     file = (work_dir / LOCK).open("a+", encoding="utf-8")
     end = time.monotonic() + wait_s
     told = False
@@ -297,7 +318,8 @@ def _lock(work_dir: Path, wait_s: float) -> str | None:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
         except OSError as error:
-            # Any other error means that the file system has no locks; continue without one.
+            # EACCES and EAGAIN mean that another process holds the lock. Any other error means that
+            # the file system has no locks; continue without one.
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 break
         file.seek(0)
@@ -312,7 +334,8 @@ def _lock(work_dir: Path, wait_s: float) -> str | None:
             sys.stderr.write(f"tiekd: waiting for {owner} to leave {work_dir}\n")
             told = True
         time.sleep(0.2)
-    # The text names the owner, for the messages of other runs. The lock itself is the kernel's.
+    # Write the owner into the lock file, for the messages of other runs. The lock itself is held by
+    # the kernel, not by this text.
     file.truncate(0)
     now = datetime.now().isoformat(timespec="seconds")
     file.write(f"process {os.getpid()} on {socket.gethostname()}, since {now}\n")

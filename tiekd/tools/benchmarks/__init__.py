@@ -1,7 +1,7 @@
 """The benchmarks of `bin/benchmark.py`: one module per benchmark, with `run(arguments) -> dict`.
 
-Each compares tiekd's implementation with a plain reference, interleaved in one process (`measure`).
-`arguments` defines their options.
+Each compares tiekd's implementation with a plain reference, alternating in one process
+(`measure.py`). `arguments.py` defines their options.
 """
 
 COMMANDS = {

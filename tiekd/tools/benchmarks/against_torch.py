@@ -37,19 +37,19 @@ _LEARNING_RATE = 1e-5  # small, so that the two losses stay comparable over many
 
 
 def run(args: argparse.Namespace) -> dict:
-    """Compares the two steps for each number of ranks and each ZeRO stage.
+    """Compares the engine's step with torch's for each number of ranks and each ZeRO stage.
 
     Args:
         args: the command-line options that `arguments.of_engine` defines.
 
     Returns:
         {"table", "time_ratio", "memory_ratio", ...}. The table is a list with one comparison, the
-        result of `combined`, per number of ranks and stage. The two ratios are the largest of those
-        at the smallest stage that was asked for.
+        result of `combined`, per number of ranks and stage. The two ratios (engine / torch) are the
+        largest of those at the smallest stage that was asked for.
 
     Raises:
-        LaunchError: an engine config is given, which would apply to one of the two only, or there
-            are too few GPUs.
+        LaunchError: an engine config is given, which would apply only to the engine's step; or
+            there are fewer GPUs than ranks.
     """
     device = device_of(args.device)
     if args.deepspeed_config is not None:
@@ -60,15 +60,15 @@ def run(args: argparse.Namespace) -> dict:
     if min(args.ranks) < 1:
         raise LaunchError(f"--ranks: got {min(args.ranks)}; each must be a whole number from 1")
     shape = args.batch, args.height, args.width
-    # Measure each number of ranks at each ZeRO stage, each time in new processes.
+    # Measure every combination of a number of ranks and a ZeRO stage, each in new processes.
     table = []
     for count in args.ranks:
         for stage in args.zero:
             asked = [args.recipe, shape, stage, args.rounds, args.block]
             rows = ranks.run_ranks(__name__, count, device.type, asked)
             table.append({"ranks": count, "zero": stage} | combined(rows))
-    # Report the ratios of the smallest stage: higher stages spend time to save memory, which
-    # torch's loop doesn't do.
+    # Report the largest ratios at the smallest ZeRO stage. Higher stages take more time to save
+    # memory, which torch's loop doesn't do.
     least = [row for row in table if row["zero"] == min(args.zero)]
     return {
         "compared": "the engine's step / a plain torch loop's with DistributedDataParallel, "
@@ -84,10 +84,10 @@ def run(args: argparse.Namespace) -> dict:
 
 
 def combined(rows: list[dict]) -> dict:
-    """Combines the measurements of all ranks to one comparison of the two steps.
+    """Combines the measurements of all ranks to one comparison of the engine's step with torch's.
 
     Args:
-        rows: the JSON object that `main` wrote on each rank.
+        rows: for each rank the JSON object that `main` wrote.
 
     Returns:
         Times of the slowest rank in seconds, memory summed over ranks in MB, their ratios (engine /
@@ -98,7 +98,7 @@ def combined(rows: list[dict]) -> dict:
     def slowest(key: str) -> list[float]:
         return [max(times) for times in zip(*(row[key] for row in rows), strict=True)]
 
-    # A step ends when the slowest rank has finished; the memory of all ranks is added.
+    # A step ends when the slowest rank has finished it. The peak memory of all ranks is added.
     engine_s = slowest("engine_s")
     torch_s = slowest("torch_s")
     ratios = [a / b for a, b in zip(engine_s, torch_s, strict=True)]
@@ -119,16 +119,16 @@ def combined(rows: list[dict]) -> dict:
 def main(
     recipe_path: str, shape: tuple[int, int, int], stage: int, rounds: int, block: int, answer: str
 ) -> None:
-    """Measures both steps on this rank, and writes the figures to a JSON file.
+    """Measures the engine's step and torch's on this rank, and writes the results to a JSON file.
 
-    For each of the two steps the file has the seconds per step in each round, and the peak bytes
-    above those held before the step. It also has the relative difference between the two losses
-    after the same number of steps.
+    For each of the two the file has the seconds per step in each round, and the peak bytes above
+    those held before the step. It also has the relative difference between the two losses after the
+    same number of steps.
 
     Args:
         recipe_path: path of the student's recipe.
         shape: (batch size per rank, height, width); height and width in pixels.
-        stage: ZeRO stage.
+        stage: ZeRO stage; 0 for no ZeRO.
         rounds: number of times that each step is timed.
         block: number of consecutive steps that are timed together.
         answer: path of the JSON file.
@@ -146,8 +146,8 @@ def main(
         "torch": torch_step(recipe, copy.deepcopy(network), criterion, batch, batch_size),
         "engine": engine_step(recipe, network, criterion, batch, batch_size, stage),
     }
-    # Measure memory first, which also warms up, then time. The order of the two steps alternates
-    # between rounds.
+    # First measure memory, which also warms up, then time. In every other round the engine's step
+    # runs before torch's, so that a slow drift of the machine affects both alike.
     peaks = {name: measure.peak_bytes(step, device) for name, step in steps.items()}
     times: dict[str, list[float]] = {name: [] for name in steps}
     order = list(steps)
@@ -174,9 +174,18 @@ def main(
 def torch_step(
     recipe: dict, network: nn.Module, criterion: nn.Module, batch, batch_size: int
 ) -> Callable:
-    """Returns a function that runs a step of a plain torch loop and returns the 0-d loss."""
+    """Returns a function that runs a step of a plain torch loop and returns the 0-d loss.
+
+    Args:
+        recipe: the student's recipe, with `optimizer` and `train`.
+        network: the student, on the device.
+        criterion: the losses.
+        batch: this rank's Batch.
+        batch_size: images per iteration, summed over all ranks.
+    """
     on_gpu = batch.image.is_cuda
-    # The student's BatchNorm layers synchronise their statistics, so buffers need no broadcast.
+    # The student's BatchNorm layers average their statistics over all ranks, so the buffers are
+    # equal on all ranks and DistributedDataParallel needn't broadcast them.
     ddp = nn.parallel.DistributedDataParallel(
         network.train(),
         device_ids=[batch.image.device] if on_gpu else None,
@@ -187,7 +196,7 @@ def torch_step(
     )
     clip_norm = recipe["train"].get("clip_norm", CLIP_NORM)
 
-    # Run the same phases as the engine: forward, loss, backward, clipping, update.
+    # Run what a step of the engine runs: forward, loss, backward, clipping, optimizer.
     def step() -> torch.Tensor:
         prediction = ddp(batch.image, criterion.divergence_target(batch.teacher_depth))
         loss = criterion(prediction, batch, batch.teacher_depth)["loss"]
@@ -203,7 +212,16 @@ def torch_step(
 def engine_step(
     recipe: dict, network: nn.Module, criterion: nn.Module, batch, batch_size: int, stage: int
 ) -> Callable:
-    """Returns a function that runs a step of the training loop and returns the 0-d loss."""
+    """Returns a function that runs a step with DeepSpeed's engine and returns the 0-d loss.
+
+    Args:
+        recipe: the student's recipe, with `optimizer` and `train`.
+        network: the student, on the device.
+        criterion: the losses.
+        batch: this rank's Batch.
+        batch_size: images per iteration, summed over all ranks.
+        stage: ZeRO stage; 0 for no ZeRO.
+    """
     clip_norm = recipe["train"].get("clip_norm", CLIP_NORM)
     values = {"zero_optimization": {"stage": stage}} if stage else {}
     config = resolve(values, batch_size, clip_norm, comm.world_size())

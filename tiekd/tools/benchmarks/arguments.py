@@ -19,12 +19,12 @@ DTYPES = ("fp32", "bf16", "fp16")
 TARGETS = ("gaussian", "released")
 FORMATS = ("auto", "channels_last", "contiguous")
 AGAINST = ("bare", "torch")
-LARGEST = 10**6  # of sizes and counts
+LARGEST = 10**6  # The largest size or count.
 OTHERS = ("products", "compiled", "chunks")
 
 
 def whole(text: str) -> int:
-    """Parses a size or a count, for argparse's `type`."""
+    """Parses a size or a count, a whole number from 1, as the `type` of an argparse argument."""
     if not re.fullmatch(r"[0-9]{1,9}", text) or not 1 <= int(text) <= LARGEST:
         raise argparse.ArgumentTypeError(
             f"got {text!r:.80}; it must be a whole number from 1 to {LARGEST}"
@@ -33,21 +33,34 @@ def whole(text: str) -> int:
 
 
 def _add_batch(parser: argparse.ArgumentParser, of: str = "a step") -> None:
-    """Adds the options for the number and the size of the images."""
+    """Adds the options for the number and the size of the images in a batch.
+
+    Args:
+        parser: the benchmark's parser.
+        of: text after the word "images" in the help, such as "a step".
+    """
     parser.add_argument("--batch", type=whole, default=1, help=f"images {of}, default 1")
     parser.add_argument("--height", type=whole, default=352)
     parser.add_argument("--width", type=whole, default=704)
 
 
 def _add_recipe(parser: argparse.ArgumentParser, default: Path, whose: str) -> None:
-    """Adds the option for the recipe of the timed network; its path is a string, for JSON."""
+    """Adds the option for the recipe of the network that is measured.
+
+    Its path is stored as a string, so that it can be part of the JSON report.
+
+    Args:
+        parser: the benchmark's parser.
+        default: the recipe if the option isn't given.
+        whose: text that names the default in the help.
+    """
     parser.add_argument(
         "--recipe", type=paths.path_text_argument, default=str(default), help=f"default {whose}"
     )
 
 
 def _add_kitti(parser: argparse.ArgumentParser) -> None:
-    """Adds the option for a folder with the KITTI dataset."""
+    """Adds the option `--data` for a folder with the KITTI data set."""
     parser.add_argument(
         "--data",
         type=paths.path_argument,
@@ -57,7 +70,7 @@ def _add_kitti(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_compile(parser: argparse.ArgumentParser) -> None:
-    """Adds the option that compiles the network's encoder and decoder."""
+    """Adds the option `--compile`, which compiles encoder and decoder with torch.compile."""
     parser.add_argument(
         "--compile", action="store_true", help="our encoder and decoder by torch.compile"
     )

@@ -3,10 +3,10 @@
 Trains a recipe's student on synthetic batches, with DeepSpeed's engine. After every few iterations,
 a bare loop (forward, losses, backward, clipping, step) runs the same number of iterations twice, on
 the same engine and batch. The ratio of these two runs shows the machine's noise. The hooks are
-those of a run, except evaluation and checkpoints, whose cost is measured elsewhere. The time of a
-hook for a log line or an image is averaged over the recipe's interval. `host_share` is the time of
-the loop and its hooks divided by that of the step; on a GPU it may overlap with the device's work.
-Left out: more than one rank.
+those of a run, except evaluation and checkpoints, whose cost is measured elsewhere. The additional
+time that a hook takes for a log line or an image is divided by the recipe's interval between them.
+`host_share` is the time of the loop and its hooks divided by that of the step; on a GPU it may
+overlap with the device's work. Left out: more than one rank.
 
 `--against torch` instead compares the engine's step with that of a plain torch loop with
 DistributedDataParallel, on one and more ranks and at several ZeRO stages (see `against_torch`).
@@ -45,18 +45,22 @@ from tiekd.training.optimizer import build_optimizer
 from tiekd.training.state import TrainState
 
 IMAGES = 3
-IMAGE_INTERVAL = 500  # iterations between images, if the recipe sets no interval
+IMAGE_INTERVAL = 500  # iterations between images, if the recipe sets none
 
 
 def run(args: argparse.Namespace) -> dict:
-    """Measures the training loop and its hooks, and compares the loop with the bare one.
+    """Measures the training loop and its hooks, and compares the loop with a bare one.
+
+    The bare loop calls the engine without hooks (see the module). With `--against torch` the result
+    is that of `against_torch.run`.
 
     Args:
         args: the command-line options that `arguments.of_engine` defines.
 
     Returns:
-        The figures of `measure.compare`; `hooks_ms` (by hook) and `loop_ms`, milliseconds per
-        iteration; and `host_share`, their sum divided by the time of the step.
+        The ratios of time and memory (our loop / bare loop), as `measure.compare` names them;
+        `hooks_ms` (by hook) and `loop_ms`, milliseconds per iteration; and `host_share`, their sum
+        divided by the time of the step.
     """
     if args.against == "torch":
         return against_torch.run(args)
@@ -64,16 +68,17 @@ def run(args: argparse.Namespace) -> dict:
     device = process_group.start_rank()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         watch, log_interval, image_interval = _train(args, device, Path(folder))
-    # Names that begin with _ are phases of the loop; the others are hooks.
+    # Names that begin with _ are times of the whole step or of the loop; the others are hooks.
     hooks = {
         name: 1e3 * _amortised(times, log_interval, image_interval)
         for name, times in watch.times.items()
         if name[0] != "_"
     }
-    # The key "off" has the iterations without a log line or an image, i.e. most iterations.
+    # Use the iterations under "off", which have neither a log line nor an image, as most iterations
+    # of a run.
     loop = 1e3 * statistics.median(watch.times["_loop"]["off"])
     step = 1e3 * statistics.median(watch.times["_step"]["off"])
-    # The ratio of the bare loop's two runs shows how much of any ratio is noise.
+    # The bare loop runs twice. The ratio of its two times shows how far any ratio is noise.
     ratios = [a / b for a, b in zip(watch.ours_s, watch.bare_s, strict=True)]
     again = [a / b for a, b in zip(watch.again_s, watch.bare_s, strict=True)]
     return {
@@ -98,8 +103,14 @@ def run(args: argparse.Namespace) -> dict:
 def _train(args: argparse.Namespace, device: torch.device, folder: Path) -> tuple[Watch, int, int]:
     """Trains the student with timed hooks, and runs the bare loop between blocks of iterations.
 
+    Args:
+        args: the command-line options that `arguments.of_engine` defines.
+        device: this rank's device.
+        folder: the work dir.
+
     Returns:
-        The measurements, and the recipe's intervals of log lines and of images in iterations.
+        The measurements; and the intervals between log lines and between images, in iterations,
+        that the recipe sets.
     """
     recipe = load_recipe(args.recipe)
     clip_norm = recipe["train"].get("clip_norm", CLIP_NORM)
@@ -127,7 +138,8 @@ def _train(args: argparse.Namespace, device: torch.device, folder: Path) -> tupl
     )
     step = Step(engine, config, clip_norm)
     parts = Parts(step, micro_batches, criterion, clip_norm if clips_here(config) else None)
-    # The log writes a line after each block; TensorBoard draws images only after the last block.
+    # Let the log write a line after each block. TensorBoard writes no image until the last block
+    # has ended.
     log = TextLog(interval=args.block, by_epoch=False)
     board = TensorBoard(image_interval=0, max_depth=network.max_depth, text_log=log)
     watch = Watch(device, parts.bare_iteration, args.block, args.rounds, board)
@@ -148,7 +160,7 @@ def _train(args: argparse.Namespace, device: torch.device, folder: Path) -> tupl
         step=parts,
     )
     parts.watch = watch
-    # Use cached maps as the teacher, since they cost least: the map is part of the batch.
+    # Use cached teacher maps, which cost the least: the teacher's depth is part of the batch.
     train(state, parts.batches(), parts.timed(CachedMaps()), parts.timed_criterion, schedule)
     intervals = (
         recipe["log"]["interval"],
@@ -161,6 +173,12 @@ def _amortised(times: dict[str, list[float]], log_interval: int, image_interval:
     """Returns a hook's mean seconds per iteration.
 
     The additional time of a log line or an image is divided by the interval between two of them.
+
+    Args:
+        times: the hook's seconds by kind of iteration: "off" (neither a log line nor an image),
+            "line" or "image".
+        log_interval: iterations between two log lines.
+        image_interval: iterations between two images; 0 for no images.
     """
     off, line, image = (statistics.median(times[kind]) for kind in ("off", "line", "image"))
     per_iteration = off + max(0.0, line - off) / log_interval

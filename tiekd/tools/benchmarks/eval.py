@@ -3,10 +3,10 @@
 First the metrics alone are compared, for predictions that are on the device already: ours in
 batches, the plain ones image by image. Then whole evaluations are compared: reading, prediction
 with flip averaging, metrics. The speedup of a whole evaluation depends on the share of reading and
-metrics in its time. Therefore it is measured with a predictor that costs next to nothing, from the
-files and from decoded frames (bin/cache_frames.py), and with a real student, whose own time is the
-same on both sides. --data FOLDER is a KITTI folder whose training frames are evaluated; without it
-scenes are rendered.
+metrics in its time. Therefore it is measured twice: with a predictor that costs next to nothing,
+which reads from the files and from decoded frames (bin/cache_frames.py); and with a real student,
+whose own time is the same on both sides. --data FOLDER is a KITTI folder whose training images are
+evaluated; without it scenes are rendered.
 """
 
 import argparse
@@ -35,24 +35,25 @@ _CROP = "garg"
 
 
 def run(args: argparse.Namespace) -> dict:
-    """Compares metrics and whole evaluations.
+    """Compares our metrics, and whole evaluations, with plain ones in NumPy.
 
     Args:
         args: the command-line options that `arguments.of_eval` defines.
 
     Returns:
-        The figures of `_compare` for the metrics alone. The keys "whole", "whole_decoded" and
-        "student" have the figures for whole evaluations.
+        The result of `_compare` (ours / plain) for the metrics alone. The keys "whole" (from
+        files), "whole_decoded" (from decoded frames) and "student" (with a real student) have its
+        results for whole evaluations.
     """
     device = device_of(args.device)
     kb_crop = tuple(args.kb_crop)
-    # On a CPU use one image per batch, since a core's cache doesn't hold more.
+    # On a CPU use one image per batch: more images wouldn't fit into a core's cache.
     batch_size = args.batch_size or (1 if device.type == "cpu" else 8)
     with kitti_folder(args.data, kb_crop) as (root, scratch):
         options = kitti.KittiOptions(str(root), kb_crop=kb_crop)
         from_files, from_cache = (kitti.build(options, "train", MAX_DEPTH_M) for _ in range(2))
-        # Both sides read the same frames. Ours is also measured with decoded frames, which are
-        # written here.
+        # Both evaluations read the same images. Ours is also measured with decoded frames, i.e.
+        # with arrays instead of compressed files, which are written here.
         from_cache.decoded = Decoded(scratch / "decoded", root)
         for index in range(len(from_cache)):
             for path, decode in from_cache.files(index).values():
@@ -76,7 +77,12 @@ def run(args: argparse.Namespace) -> dict:
 
 
 class _First(Dataset):
-    """The first `count` frames of a dataset. `frames_there` is the whole dataset."""
+    """The first `count` frames of a data set.
+
+    Attributes:
+        frames_there: the whole data set.
+        count: the number of frames.
+    """
 
     def __init__(self, frames: Frames, count: int):
         self.frames_there = frames
@@ -88,17 +94,21 @@ class _First(Dataset):
         return self.count
 
     def image_sizes(self) -> list[tuple[int, int]]:
-        """Returns (height, width) of each frame."""
+        """Returns (height, width) of each image, pixels."""
         return self.frames_there.image_sizes()[: self.count]
 
 
 def _grey(image: Tensor) -> Prediction:
-    """Predicts a depth that increases with the red channel, at next to no cost."""
+    """Predicts depth from the red channel alone, in place of a network, at next to no cost.
+
+    Args:
+        image: (B, 3, H, W), normalised.
+    """
     return Prediction((image[:, :1] * 5 + 20).clamp_(1, MAX_DEPTH_M))
 
 
 def _metrics_alone(frames: Frames, batch_size: int, device: torch.device, rounds: int) -> dict:
-    # Make predictions by adding 10 % noise to the ground truth.
+    # Use the ground truth with 10 % noise as predictions.
     noise = torch.Generator().manual_seed(0)
     truths = [frames[index].depth for index in range(len(frames))]
     pairs = [
@@ -145,7 +155,7 @@ def _whole(
     device: torch.device,
     rounds: int,
 ) -> dict:
-    # Both sides use flip averaging, the same evaluation crop and the mean over images.
+    # Both evaluations use flip averaging, the same evaluation crop, and means over images.
     settings = evaluate.EvaluationSettings(crop=_CROP, batch_size=batch_size)
     protocol = evaluate.EvaluationProtocol(settings, *_RANGE)
     predictor = partial(flip.predict, network, flip=True)
@@ -175,10 +185,18 @@ def _compare(
     rounds: int,
     device: torch.device,
 ) -> dict:
-    """Compares the time and memory of two functions that return metrics, with `measure.compare`.
+    """Compares the time and memory of two evaluations with `measure.compare`.
 
-    The result has two more keys: `images_per_s_ratio`, and `figures_off`, the largest relative
-    difference between the two functions' metrics.
+    Args:
+        compared: description of the comparison, for the report.
+        ours: function that returns our metrics by name.
+        plain: function that returns the same metrics, computed in NumPy.
+        rounds: number of times that each is timed.
+        device: the device to synchronise with after each call.
+
+    Returns:
+        The result of `measure.compare` (ours / plain) with two more keys: `images_per_s_ratio`, and
+        `figures_off`, the largest relative difference between the two functions' metrics.
     """
     result = measure.compare(compared, ours, plain, rounds, device)
     # Report how far the metrics differ: times are comparable only if the metrics are equal.

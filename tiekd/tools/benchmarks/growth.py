@@ -1,11 +1,12 @@
 """Measures how a training step's time and memory grow with batch, crop, bins and ranks.
 
-It prints a table, draws a plot, and reports nonlinear growth. Each quantity is varied alone, with
-the others at their smallest size. A line is fitted to the points; points that deviate from the line
-by more than a tenth are reported. For ranks, the step uses DeepSpeed and the batch size per rank is
-fixed, so the time should stay constant and the total memory should be proportional to the world
-size. `time_ratio` is the largest deviation of a time from its line, as time / line; `memory_ratio`
-is the same for memory. Left out: several machines.
+It prints a table, writes a plot, and reports nonlinear growth. Each of the four quantities is
+varied alone, with the others at their smallest size. A straight line is fitted to the measured
+times, and another to the peak memory. Measurements that deviate from their line by more than a
+tenth are reported. For ranks, the step uses DeepSpeed and the batch size per rank is fixed, so the
+time should stay constant and the total memory should be proportional to the world size.
+`time_ratio` is the largest deviation of a time from its line, as time / line; `memory_ratio` is the
+same for memory. Left out: several machines.
 """
 
 import argparse
@@ -30,7 +31,7 @@ UNITS = {
 
 
 def run(args: argparse.Namespace) -> dict:
-    """Measures a curve of time and memory for each quantity.
+    """Measures time and memory of a training step at several sizes of each quantity.
 
     Args:
         args: the command-line options that `arguments.of_growth` defines.
@@ -45,7 +46,8 @@ def run(args: argparse.Namespace) -> dict:
     if args.plot is not None:
         figures.check_installed()
     recipe = load_recipe(args.recipe)
-    # Vary one quantity at a time, with the others at their smallest.
+    # Vary batch size, crop width and number of bins one at a time, with the others at their
+    # smallest.
     curves = {
         "batch": _curve(args, recipe, [(n, {"batch": n}) for n in args.batches]),
         "crop": _curve(
@@ -55,7 +57,7 @@ def run(args: argparse.Namespace) -> dict:
         ),
         "bins": _curve(args, recipe, [(n, {"bins": n}) for n in args.bins]),
     }
-    # Each rank is a separate process, with a batch of its own.
+    # Measure several ranks in separate processes, each with a batch of its own.
     if args.ranks:
         curves["ranks"] = _of_ranks(args)
     if args.plot is not None:
@@ -73,7 +75,12 @@ def run(args: argparse.Namespace) -> dict:
 
 
 def _farthest(curves: dict[str, dict], key: str) -> float:
-    """Returns the ratio farthest from 1 among the lists under `key` of all curves."""
+    """Returns the ratio farthest from 1 among the lists under `key` of all curves.
+
+    Args:
+        curves: for each quantity the result of `judged`.
+        key: "time_by_line" or "memory_by_line".
+    """
     ratios = [ratio for curve in curves.values() for ratio in curve[key]]
     return max(ratios, key=lambda ratio: abs(ratio - 1))
 
@@ -83,7 +90,7 @@ def _curve(args: argparse.Namespace, recipe: dict, points: list[tuple[int, dict]
     sizes = []
     times = []
     peaks = []
-    # Use the fastest round of each point, since slower ones were disturbed by other processes.
+    # Use the time of the fastest round at each size, since other processes slow down some rounds.
     for size, change in points:
         step = _step(args, recipe, device, **change)
         peaks.append((measure.peak_bytes(step, device) + step.state_bytes()) / 1e6)
@@ -91,7 +98,7 @@ def _curve(args: argparse.Namespace, recipe: dict, points: list[tuple[int, dict]
             min(measure.interleaved({"step": step}, args.rounds, device, warm_up=False)["step"])
         )
         sizes.append(size)
-        del step  # free its memory, so that it isn't counted at the next point
+        del step  # free its memory, so that it isn't counted at the next size
     return judged(sizes, times, peaks)
 
 
@@ -103,7 +110,8 @@ def _step(
     width: int | None = None,
     bins: int | None = None,
 ) -> TrainingStep:
-    # With fewer bins each bin is wider, and sigma must be at least half of a bin's width.
+    # With fewer bins each bin is wider. The standard deviation sigma of the head's Gaussian target
+    # must be at least half of a bin's width, so raise it too.
     if bins is not None:
         recipe = merge(
             recipe, {"network": {"head": {"num_bins": bins, "sigma": max(0.8, 80.0 / bins)}}}
@@ -121,8 +129,8 @@ def _of_ranks(args: argparse.Namespace) -> dict:
         for n in args.ranks
     ]
     times, peaks = (list(column) for column in zip(*rows, strict=True))
-    # Divide by the values expected from the first point: the same time, and memory proportional to
-    # the number of ranks.
+    # No line is fitted for ranks. Divide by what is expected from the first measurement: the same
+    # time, and memory proportional to the number of ranks.
     by_one = (
         [time / times[0] for time in times],
         [peak / peaks[0] * args.ranks[0] / n for n, peak in zip(args.ranks, peaks, strict=True)],
@@ -131,7 +139,11 @@ def _of_ranks(args: argparse.Namespace) -> dict:
 
 
 def table(curves: dict[str, dict]) -> str:
-    """Formats the curves as a table with one line per measured point."""
+    """Formats the measurements as a table with one line per measured size.
+
+    Args:
+        curves: for each quantity the result of `judged`.
+    """
     lines = ["what     size          time        by line   memory        by line"]
     for name, curve in curves.items():
         columns = (
@@ -152,17 +164,18 @@ def judged(
     peaks_mb: list[float],
     by_line: tuple[list[float], list[float]] | None = None,
 ) -> dict:
-    """Compares the measured times and memory of one quantity with a line.
+    """Compares the measured times and memory of one quantity with a straight line.
 
     Args:
-        sizes: the quantity's value at each point.
-        times: seconds per step at each point.
-        peaks_mb: peak memory at each point, MB.
-        by_line: the ratios to the line, of times and of memory; None to fit a line to each and
-            compute the ratios.
+        sizes: the quantity's value at each measurement.
+        times: seconds per step at each size.
+        peaks_mb: peak memory at each size, MB.
+        by_line: the ratios of the times and of the memory to the expected values, if these are
+            known; None to fit a line to each and compute the ratios to it.
 
     Returns:
-        The three lists, the ratios to the line, and under "says" a sentence about linearity.
+        The three lists as "sizes", "time_s" and "peak_mb"; the ratios as "time_by_line" and
+        "memory_by_line"; and as "says" a text that states if both are linear.
     """
     by_line = by_line or (_by_line(sizes, times), _by_line(sizes, peaks_mb))
     by_line = dict(zip(("time", "memory"), by_line, strict=True))
@@ -184,15 +197,20 @@ def judged(
 
 
 def _by_line(sizes: list[int], values: list[float]) -> list[float]:
-    """Fits a line by least squares of relative errors; returns each value / the line's value.
+    """Fits a straight line by least squares of relative errors; returns each value / the line's.
 
-    For one or two points all ratios are 1, since a line passes through them.
+    For one or two values all ratios are 1, since a line passes through them.
+
+    Args:
+        sizes: the x coordinates.
+        values: the y coordinates, above 0.
     """
     if len(sizes) < 3:
         return [1.0] * len(sizes)
     x = torch.tensor(sizes).double()
     y = torch.tensor(values).double()
-    # Dividing each row by its value makes least squares minimise relative errors.
+    # The equations intercept + slope * x = y, each divided by its y, so that least squares
+    # minimises relative errors.
     matrix = torch.stack((torch.ones_like(x), x), 1) / y[:, None]
     line = torch.linalg.lstsq(matrix, torch.ones_like(y)[:, None]).solution[:, 0]
     return (y / (line[0] + line[1] * x)).tolist()

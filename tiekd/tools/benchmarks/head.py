@@ -1,10 +1,11 @@
-"""Compares the DPM head's kernels with its plain definition, in forward and backward.
+"""Compares the DPM head's kernels with its plain implementation, in forward and backward.
 
-Ours is the implementation that `tiekd.kernels.dpm` selects for the device. The definition is
+Ours is the implementation that `tiekd.kernels.dpm` selects for the device. The plain one is
 `tiekd.kernels.reference`, which keeps every (B, K, h, w) tensor that autograd needs. Further
 comparisons: the head's matrix products alone (logits twice, since they are not kept, and both
-gradients), torch.compile of the definition, the definition on chunks of rows, and the roofline. The
-target resembles a street: depths that grow towards the top, with holes.
+gradients), torch.compile of the plain implementation, the plain implementation on chunks of rows,
+and on a GPU the roofline, i.e. the shortest possible time from memory bandwidth and arithmetic
+speed. The target resembles a street: depths that grow towards the top, with holes.
 """
 
 import argparse
@@ -27,21 +28,21 @@ Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, float]
 
 
 def run(args: argparse.Namespace) -> dict:
-    """Compares the kernels with the definition and with the alternatives that `--also` names.
+    """Compares the kernels with the plain implementation and with the alternatives of `--also`.
 
     Args:
         args: the command-line options that `arguments.of_head` defines.
 
     Returns:
-        The figures of `measure.compare`; `worst_relative_error`, the result of `worst_error` for
-        our outputs and gradients against the definition's in the same dtype; and the figures of
-        the further comparisons, on a GPU including "roofline".
+        The result of `measure.compare`; `worst_relative_error`, the result of `worst_error` for our
+        outputs and gradients against those of the plain implementation in the same dtype; and the
+        results of the further comparisons, on a GPU including "roofline".
     """
     device = device_of(args.device)
     inputs = example(
         args.batch, args.channels, args.bins, args.height, args.width, DTYPES[args.dtype], device
     )
-    # A network in channels_last passes its features to the head in that memory format.
+    # A network in channels_last passes its features to the head in this memory format.
     if args.layout == "channels_last":
         inputs = inputs[0].to(memory_format=torch.channels_last), *inputs[1:]
     ours, plain = (
@@ -51,7 +52,8 @@ def run(args: argparse.Namespace) -> dict:
         f"batch {args.batch}, {args.channels} channels, {args.bins} bins, "
         f"{args.height}x{args.width}"
     )
-    # The selected implementation depends on the device and sizes of the inputs: report it.
+    # Which implementation is selected depends on the device and sizes of the inputs. So its name is
+    # part of the report.
     name = kernels.implementation(*inputs[:1], inputs[4], inputs[3]).__module__.rsplit(".", 1)[1]
     compared = (
         f"head and divergence, forward and backward: {name} / reference, {args.dtype}, "
@@ -60,9 +62,9 @@ def run(args: argparse.Namespace) -> dict:
     result = measure.compare(
         compared, ours, plain, args.rounds, device, queued=measure.QUEUED_CALLS
     )
-    # Check correctness, then make the further comparisons that `--also` asks for.
+    # Compare the results of both implementations, so that a wrong one can't seem fast.
     result["worst_relative_error"] = worst_error(ours(), plain())
-    # The matrix products alone are a lower bound of the head's time. The other entries are
+    # The head can't take less time than its matrix products alone. The other entries are
     # alternative ways to save memory or time.
     others = {
         "products": partial(products, *inputs[:3]),
@@ -122,7 +124,8 @@ def example(
     depth += torch.rand(depth.shape, generator=g, device=device)
     depth[torch.rand(depth.shape, generator=g, device=device) < 0.1] = 0
     edges = bin_edges(bins, 1e-3, 80.0).to(device)
-    # Sigma of the target's Gaussian must be at least half of the widest bin's width.
+    # Sigma, the standard deviation of the Gaussian target, must be at least half of the width of
+    # the widest bin, which is the last one.
     sigma = max(0.5, 0.51 * float(edges[-1] - edges[-2]))
     return (
         features.to(dtype),
@@ -144,17 +147,18 @@ def train(
     sigma: float,
     target: str,
 ) -> tuple[Tensor, ...]:
-    """Runs a DPM head forward and backward.
+    """Runs a DPM head forward and backward, for images of size B, C, h, w and K bins.
 
     Args:
         dpm: the function that computes the head, such as `kernels.dpm`.
-        features: (B, C, h, w).
-        weight: (K, C, 1, 1).
-        bias: (K,).
+        features: (B, C, h, w), the decoder's features.
+        weight: (K, C, 1, 1), of the convolution that gives the logits.
+        bias: (K,), of the same convolution.
         edges: (K + 1,), edges of the bins, metres.
         depth: (B, 1, h, w), target depth, metres, 0 where not valid.
-        sigma: standard deviation of the target's Gaussian, metres.
-        target: "gaussian" or "released".
+        sigma: standard deviation of the Gaussian target, metres.
+        target: how the target distribution is computed: "gaussian", or "released" as in the code
+            that was published with the paper.
 
     Returns:
         Depth, divergence, and the gradients of features, weight and bias. The loss is a weighted
@@ -177,7 +181,19 @@ def in_chunks(
 ):
     """Computes `reference.dpm` on a few rows of pixels at a time, and recomputes each in backward.
 
-    The arguments are those of `train`, without `dpm`.
+    So only the logits of these rows are in memory.
+
+    Args:
+        features: (B, C, h, w), the decoder's features.
+        weight: (K, C, 1, 1), of the convolution that gives the logits.
+        bias: (K,), of the same convolution.
+        edges: (K + 1,), edges of the K bins, metres.
+        depth: (B, 1, h, w), target depth, metres, 0 where not valid.
+        sigma: standard deviation of the Gaussian target, metres.
+        target: how the target distribution is computed, "gaussian" or "released".
+
+    Returns:
+        Depth and divergence, as `reference.dpm` returns them.
     """
     rows = zip(features.split(_CHUNK_ROWS, 2), depth.split(_CHUNK_ROWS, 2), strict=True)
     whole = partial(torch.utils.checkpoint.checkpoint, reference.dpm, use_reentrant=False)
@@ -188,11 +204,17 @@ def in_chunks(
 def products(features: Tensor, weight: Tensor, bias: Tensor) -> None:
     """Computes only the head's matrix products: the logits twice, and two gradients.
 
-    The gradients are those of features and weight. The arguments are those of `train`.
+    The logits are computed twice since the kernels don't keep them for backward. The gradients are
+    those of features and weight.
+
+    Args:
+        features: (B, C, h, w), the decoder's features.
+        weight: (K, C, 1, 1), of the convolution that gives the logits of K bins.
+        bias: (K,), of the same convolution.
     """
     x = features.flatten(2)
     matrix = weight.flatten(1)
-    # Process one image at a time, so that only one image's logits are in memory.
+    # Process one image at a time, so that only the logits of one image are in memory.
     for image in x:
         logits = F.linear(image.T, matrix, bias)
         del logits
@@ -201,7 +223,12 @@ def products(features: Tensor, weight: Tensor, bias: Tensor) -> None:
 
 
 def worst_error(got: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> float:
-    """Returns the largest error of any tensor, relative to its largest wanted absolute value."""
+    """Returns the largest relative error of any tensor: its largest error / its largest value.
+
+    Args:
+        got: the tensors to check.
+        wanted: the right tensors, in the same order.
+    """
     pairs = zip(got, wanted, strict=True)
     return max(
         float((a.double() - b.double()).abs().max() / b.double().abs().max()) for a, b in pairs
@@ -218,12 +245,12 @@ def roofline_seconds(
     bytes_per_s: float,
     flops_per_s: float,
 ) -> dict[str, float]:
-    """Returns lower bounds of the head's seconds, from a device's bandwidth and speed (roofline).
+    """Returns the shortest possible times of the head from bandwidth and speed (roofline).
 
     Forward reads the features and a target depth, writes three numbers per pixel, and has one
     product of 2 x channels x bins flops per pixel. Backward reads the features and six numbers,
-    writes the features' gradient, and has three products. Each takes the time for its
-    bytes or for its flops, whichever is longer. The weights' bytes are negligible.
+    writes the features' gradient, and has three products. Each takes the time for its bytes or for
+    its flops, whichever is longer. The weights' bytes are negligible.
 
     Args:
         images: batch size.
@@ -236,9 +263,10 @@ def roofline_seconds(
         flops_per_s: speed of the device's matrix products.
 
     Returns:
-        {"forward_s", "backward_s", "total_s"}.
+        {"forward_s", "backward_s", "total_s"}, seconds.
     """
-    # The numbers per pixel are float32: four in forward (16 bytes), six in backward (24 bytes).
+    # Besides the features, each pixel has float32 numbers that are read or written: four in forward
+    # (16 bytes), six in backward (24 bytes).
     pixels = images * height * width
     volume = pixels * channels * bytes_per_feature
     product = 2.0 * pixels * channels * bins
@@ -250,8 +278,20 @@ def roofline_seconds(
 def _roofline(
     args: argparse.Namespace, bytes_per_feature: int, ours_s: float, device: torch.device
 ) -> dict:
-    """Compares our time with the roofline, for the bandwidth and speed measured on this device."""
-    # Measure the bandwidth (a copy reads and writes 1 GiB) and the speed of a large matrix product.
+    """Compares our time with the roofline, i.e. the shortest possible time on this device.
+
+    Args:
+        args: the command-line options; `tb_per_s` is the bandwidth in TB/s, or unset to measure it.
+        bytes_per_feature: 4 for fp32, 2 for bf16 and fp16.
+        ours_s: our time in seconds.
+        device: the GPU.
+
+    Returns:
+        The device's bandwidth and speed, the result of `roofline_seconds`, and "ours_by_it": our
+        time divided by the shortest possible one.
+    """
+    # Measure the memory bandwidth by a copy that reads and writes 1 GiB each, and the arithmetic
+    # speed by a large matrix product.
     block = torch.empty(1 << 28, dtype=torch.float32, device=device)
     other = torch.empty_like(block)
     copies = measure.interleaved({"copy": lambda: other.copy_(block)}, 5, device)["copy"]
@@ -261,7 +301,7 @@ def _roofline(
     multiplied = measure.interleaved({"product": lambda: a @ b}, 5, device)["product"]
     bytes_per_s = args.tb_per_s * 1e12 if args.tb_per_s else 2 * block.numel() * 4 / min(copies)
     flops_per_s = 2 * size**3 / min(multiplied)
-    # Compute the lower bound of the time, and compare ours with it.
+    # Compute the shortest possible time, by which ours is divided.
     least = roofline_seconds(
         args.batch,
         args.channels,

@@ -1,4 +1,4 @@
-"""Provides the frames of the data benchmarks: the user's KITTI folder, or rendered scenes.
+"""Provides the images of the data benchmarks: the user's KITTI folder, or rendered scenes.
 
 Rendered scenes are written in KITTI's format. Left out: maps of a real teacher. The synthetic maps
 show a flat road with noise, and take as long to decode.
@@ -27,9 +27,9 @@ def kitti_folder(
     """Provides a KITTI folder, and a temporary folder that is removed at the end.
 
     Args:
-        data: the user's KITTI folder; None renders frames somewhat larger than `kb_crop`.
+        data: the user's KITTI folder; None renders images somewhat larger than `kb_crop`.
         kb_crop: (height, width) of the KITTI benchmark crop, pixels.
-        rendered: number of frames to render if `data` is None.
+        rendered: number of images to render if `data` is None.
 
     Yields:
         The KITTI folder, and the temporary folder for what a benchmark writes.
@@ -43,7 +43,7 @@ def kitti_folder(
 
 
 def with_teacher_maps(root: Path, scratch: Path, kb_crop: tuple[int, int]) -> Frames:
-    """Builds the training frames, cut to the benchmark crop, with synthetic teacher maps.
+    """Returns the training images, cut to the benchmark crop, with synthetic teacher maps.
 
     Args:
         root: the KITTI folder.
@@ -57,8 +57,8 @@ def with_teacher_maps(root: Path, scratch: Path, kb_crop: tuple[int, int]) -> Fr
     rng = np.random.default_rng(0)
     rows = np.linspace(0.02, 1, kb_crop[0])[:, None]  # lower rows are nearer
     for index in range(len(frames)):
-        # Compute the depth of a flat road, seen by a camera 1.65 m above it. With noise, the maps
-        # take as long to decode as real ones.
+        # Compute the depth of a flat road that a camera 1.65 m above it sees. Add noise, so that
+        # the maps take as long to decode as those of a real teacher.
         depth_m = np.clip(1.65 / rows, 1, MAX_DEPTH_M) * rng.normal(1, 0.003, kb_crop)
         image_io.write_durably(
             maps / frames.map_name(index), image_io.encode_teacher_map(depth_m, MAX_DEPTH_M)

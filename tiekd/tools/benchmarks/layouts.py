@@ -1,13 +1,13 @@
-"""Times the choices of memory layout for convolutions, on this process's CPU instruction set.
+"""Times the memory layouts in which a convolution can run, on this CPU's instruction set.
 
-The table (tiekd/kernels/layouts.py) was made from these results; a training run measures nothing.
-For each row, all choices are timed on the same convolutions: those of the published student, at
-352x704 or a quarter of it. A result is the time of a choice divided by that of the table's choice,
-the median over rounds. A result below 1 means that the choice is faster here than the table's.
-Times are CPU seconds of one thread, which other programs on the machine affect little. To measure a
-smaller instruction set on the same CPU:
-`ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 bin/benchmark.py layouts`. Left out: memory, GPUs,
-more threads.
+The table in tiekd/kernels/layouts.py, which gives the layout for each kind of convolution (its
+rows), was made from these results. A training run measures nothing. For each row, all allowed
+layouts are timed on the same convolutions: those of the published student, at 352x704 or a quarter
+of it. A result is the time of a layout divided by that of the layout in the table, the median over
+rounds. A result below 1 means that the layout is faster here than the table's. Times are CPU
+seconds of one thread, which other programs on the machine affect little. To measure a smaller
+instruction set on the same CPU: `ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 bin/benchmark.py
+layouts`. Left out: memory, GPUs, more threads.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from tiekd.kernels.convolution import Conv2d, compute_in_fp32
 
 
 class Shape(NamedTuple):
-    """A convolution: channels in and out, rows and columns of pixels, kernel, groups, stride."""
+    """The size of a convolution: channels, input height and width, kernel, groups and stride."""
 
     in_channels: int
     out_channels: int
@@ -35,8 +35,8 @@ class Shape(NamedTuple):
     stride: int = 1
 
 
-# Convolutions for the rows of the table about large inputs: the decoder's first one, merged with
-# the 1x1 convolution before it; two further ones of the decoder; and one of a narrow student.
+# Convolutions with large inputs: the decoder's first one, merged with the 1x1 convolution before
+# it; two more of the decoder; and one of a narrow student.
 LARGE = [
     Shape(416, 512, 44, 88),
     Shape(280, 128, 88, 176),
@@ -44,7 +44,8 @@ LARGE = [
     Shape(32, 32, 176, 352),
 ]
 SMALL = [Shape(416, 512, 11, 22), Shape(512, 512, 8, 16)]
-# Convolutions of other kinds: 3x3, depthwise, widening and narrowing 1x1, and the stem.
+# Other kinds of convolutions of the encoder: 3x3, depthwise, widening and narrowing 1x1, and the
+# first one of the network.
 ANY = [
     Shape(64, 64, 44, 88),
     Shape(192, 192, 44, 88, groups=192),
@@ -61,15 +62,16 @@ SHAPES = {
 
 
 def run(args: argparse.Namespace) -> dict:
-    """Times all choices in the rows of the table for this CPU's instruction set.
+    """Times all allowed layouts of each kind of convolution, and compares them with the table's.
 
     Args:
         args: the command-line options that `arguments.of_layouts` defines.
 
     Returns:
-        {"isa", "rows", "faster", ...}. Each of `rows` has "row", "convolution", "table" (the
-        table's choice), and the time of each choice divided by that of the table's choice. `faster`
-        lists the rows for which another choice is faster.
+        {"isa": this CPU's instruction set, "rows", "faster", ...}. Each of `rows` has "row" (the
+        kind of convolution), "convolution", "table" (the table's layout), and for each layout its
+        time divided by that of the table's layout. `faster` lists the rows for which another layout
+        is faster.
 
     Raises:
         LaunchError: the device is no CPU.
@@ -84,11 +86,13 @@ def run(args: argparse.Namespace) -> dict:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        # Only rows for this CPU's instruction set can be measured here.
+        # The table has rows for several instruction sets. Only those for this CPU's can be
+        # measured.
         for (of, shape_class, dtype), chosen in layouts.TABLE.items():
             if of != isa:
                 continue
-            # With --shrink use smaller images; the numbers of channels stay the same.
+            # With --shrink the images are smaller by this factor; the numbers of channels stay the
+            # same.
             totals = {}
             for shape in SHAPES[shape_class]:
                 height, width = (
@@ -99,7 +103,7 @@ def run(args: argparse.Namespace) -> dict:
                 for choice, values in times.items():
                     totals[choice] = totals.get(choice, 0.0) + statistics.median(values)
                 rows.append(_row(f"{shape_class}, {dtype}", shape, chosen, times))
-            # A row of the table has one choice for several shapes, so their times are added.
+            # The table has one layout for all convolutions of a row, so the row's times are added.
             best = min(totals, key=totals.get)
             if totals[best] < 0.95 * totals[chosen]:
                 faster.append(
@@ -137,10 +141,18 @@ def _row(name: str, shape: Shape, chosen: str, times: dict[str, list[float]]) ->
 
 
 def _times(shape: Shape, shape_class: str, dtype: str, rounds: int) -> dict[str, list[float]]:
-    """Returns the CPU seconds of each choice in each round, without the warm-up round."""
+    """Returns the CPU seconds of each layout in each round, without the warm-up round.
+
+    Args:
+        shape: the size of the convolution.
+        shape_class: the kind of convolution in the table, a key of SHAPES.
+        dtype: the precision in the table, such as `layouts.BF16`.
+        rounds: number of rounds after the warm-up.
+    """
     calls = {choice: _call(shape, shape_class, dtype, choice) for choice in layouts.ALLOWED[dtype]}
     if shape_class in (layouts.LARGE_FORWARD, layouts.SMALL):
-        # Matrix products are used only for gradients, and only with more features than weights.
+        # The choice PRODUCTS computes the gradient of the weights by matrix products, which is done
+        # only in training with large inputs. So it doesn't exist for these rows.
         del calls[layouts.PRODUCTS]
     times = {choice: [] for choice in calls}
     for _ in range(rounds + 1):
@@ -152,7 +164,7 @@ def _times(shape: Shape, shape_class: str, dtype: str, rounds: int) -> dict[str,
 
 
 def _call(shape: Shape, shape_class: str, dtype: str, choice: str) -> Callable[[], None]:
-    # Make the convolution and its input in the layout and precision of the choice.
+    # Make the convolution and its input in the memory format and precision to be timed.
     torch.manual_seed(0)
     conv = Conv2d(
         shape.in_channels,
@@ -174,11 +186,12 @@ def _call(shape: Shape, shape_class: str, dtype: str, choice: str) -> Callable[[
     if in_bf16:
         x = x.bfloat16()
     x.requires_grad_(training)
-    # Copy the table, and set this row to the choice.
+    # In fp32 the convolution reads the choice from the table in training, so set it in a copy of
+    # the table. In bf16 the choice has been applied above.
     choices = dict(layouts.of_isa(layouts.isa()))
     if not in_bf16:
         choices[f"{layouts.LARGE_TRAINING}, {layouts.FP32}"] = choice
-    # Make a gradient of the output's shape and dtype before the time is taken.
+    # Make the gradient for backward now, so that its time isn't measured.
     with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16), torch.no_grad():
         grad = torch.randn_like(conv(x))
 

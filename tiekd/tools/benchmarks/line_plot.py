@@ -1,6 +1,7 @@
-"""Draws a row of small plots: seconds and peak memory of a step, with the fitted lines.
+"""Plots seconds and peak memory of a step against size, one small plot per quantity, with lines.
 
-It needs matplotlib (extra `plot`). Left out: logarithmic axes.
+The lines are those that the benchmark `growth` fits. It needs matplotlib (extra `plot`). Left out:
+logarithmic axes.
 """
 
 from tiekd.visualization import figures
@@ -12,12 +13,12 @@ NAMES = {"time_s": "time, s", "peak_mb": "peak memory, MB"}
 
 
 def draw(curves: dict[str, dict], units: dict[str, str]) -> bytes:
-    """Draws the curves of the `growth` benchmark.
+    """Plots the results of the `growth` benchmark.
 
     Args:
-        curves: name -> {"sizes": [...], "time_s": [...], "peak_mb": [...], "time_by_line": [...],
-            "memory_by_line": [...]}.
-        units: name -> the label of its x axis.
+        curves: for each quantity that was varied: {"sizes": [...], "time_s": [...], "peak_mb":
+            [...], "time_by_line": [...], "memory_by_line": [...]}, as `growth.judged` returns them.
+        units: for each quantity the label of its x axis.
 
     Returns:
         The bytes of a PNG.
@@ -26,7 +27,8 @@ def draw(curves: dict[str, dict], units: dict[str, str]) -> bytes:
         LaunchError: matplotlib isn't installed.
     """
     figure = figures.new_figure(WIDTH * len(curves), HEIGHT)
-    # One plot per curve, with an axis for seconds at the left and one for MB at the right.
+    # Make one plot for each quantity, with an axis for seconds at the left and one for MB at the
+    # right.
     for plot, (name, curve) in zip(
         figure.subplots(1, len(curves), squeeze=False).flat, curves.items(), strict=True
     ):
@@ -40,13 +42,21 @@ def draw(curves: dict[str, dict], units: dict[str, str]) -> bytes:
 
 
 def _draw_line(axes, key: str, sizes: list, values: list, ratios: list) -> None:
-    """Draws measured points and the fitted line, on a y axis that starts at 0."""
+    """Plots measured values and the fitted line, on a y axis that starts at 0.
+
+    Args:
+        axes: the matplotlib axes.
+        key: the key of the values, "time_s" or "peak_mb".
+        sizes: the x coordinates.
+        values: the measured values.
+        ratios: each measured value / the line's value.
+    """
     colour = COLOURS[key]
     axes.set_ylabel(NAMES[key], color=colour)
     axes.set_ylim(0, 1.1 * max(values))
     axes.tick_params(axis="y", colors=colour)
     axes.plot(sizes, values, "o", color=colour)
-    # A value divided by its ratio to the line is the line's value.
+    # The line's values are the measured ones divided by their ratios to the line.
     fitted = [value / ratio for value, ratio in zip(values, ratios, strict=True)]
     axes.plot(sizes, fitted, color=colour, linewidth=1)
 

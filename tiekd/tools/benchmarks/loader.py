@@ -1,13 +1,18 @@
 """Compares the time to make a training sample with the time to only decode its files.
 
 The sample is made as by a data worker in the published setting, on one core: decode the files, crop
-to 352x1216, draw the augmentation, cut out the part that the augmented image needs, and collate a
-batch. The reference is Pillow decoding the image, ground truth and teacher map. Further
-comparisons: samples from decoded frames (bin/cache_frames.py); the device's share (rotation, flip
-and crop to 352x704, colours, normalisation, conversion to metres); worker and device together; and
-the published pipeline in plain NumPy, which must give the same pixels. --data FOLDER is a KITTI
-folder; without it scenes are rendered. All files are in the machine's page cache, so the figures
-don't include a disk's time.
+to 352x1216, sample an augmentation at random, cut out the part that the augmented image needs, and
+collate a batch. The reference is Pillow decoding the image, ground truth and teacher map. Further
+comparisons:
+
+- samples from decoded frames (bin/cache_frames.py);
+- what the device does with a sample: rotation, flip and crop to 352x704, colours, normalisation,
+  conversion to metres;
+- worker and device together;
+- the published pipeline in plain NumPy, which must give the same pixels.
+
+--data FOLDER is a KITTI folder; without it scenes are rendered. All files are in the machine's page
+cache, so the times don't include a disk's.
 """
 
 import argparse
@@ -34,14 +39,14 @@ _CPU = torch.device("cpu")
 
 
 def run(args: argparse.Namespace) -> dict:
-    """Compares the ways of making a sample.
+    """Compares several ways to make a training sample: our loader's, decoding alone, plain NumPy.
 
     Args:
         args: the command-line options that `arguments.of_loader` defines.
 
     Returns:
         The ratios of time and memory by comparison, and the milliseconds per sample. The entry
-        "plain" also has the differences from the published pipeline's pixels.
+        "plain" also has the differences from the pixels of the published pipeline.
     """
     device = device_of(args.device)
     threads = torch.get_num_threads()
@@ -50,7 +55,7 @@ def run(args: argparse.Namespace) -> dict:
         with kitti_folder(args.data, tuple(args.kb_crop)) as (root, scratch):
             frames = with_teacher_maps(root, scratch, tuple(args.kb_crop))
             augment = Augment(crop=tuple(args.crop))
-            # Build the same frames once more, to be read from a folder of decoded files.
+            # Build the same data set once more, to read it from a folder of decoded files (arrays).
             cached = kitti.build(
                 kitti.KittiOptions(str(root), kb_crop=tuple(args.kb_crop)),
                 "train",
@@ -79,18 +84,18 @@ def _measured(
     device: torch.device,
     rounds: int,
 ) -> dict:
-    # Both readers have the same seed, so they draw the same augmentations.
+    # Both readers have the same seed, so a sample gets the same augmentation from both.
     from_files, from_cache = (BatchReader(each, augment, _SEED) for each in (frames, cached))
 
     def plain(epoch: int, index: int):
         return plain_sample(frames, index, kb_crop, augment.draw(_SEED, epoch, index, *kb_crop))
 
-    # Make the batches for the device's share before timing starts.
+    # Make the batches now that the device will process, so that their time isn't measured.
     ready = {
         key: from_cache.read([key])
         for key in itertools.product(range(rounds + 1), range(len(frames)))
     }
-    # Each function handles one frame of one epoch.
+    # Each function makes the sample with this index in this epoch.
     calls = {
         "ours": lambda epoch, index: from_files.read([(epoch, index)]),
         "decoding": lambda _, index: decode(frames, index),
@@ -148,17 +153,23 @@ def _sum_ratio(ours_s: float, device_s: float, decoding_s: float) -> float:
 def _times(
     calls: dict[str, Callable], num_frames: int, rounds: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Returns the seconds in which each function handles all frames, in each round.
+    """Returns the seconds that each function takes for all samples, in each round.
 
-    The functions alternate frame by frame. Every round is another epoch, so the frames are
+    The functions alternate sample by sample. Every round is another epoch, so the samples are
     augmented differently.
+
+    Args:
+        calls: name -> function of (epoch, index of the sample).
+        num_frames: number of samples in an epoch.
+        rounds: number of rounds after the warm-up.
+        device: the device to synchronise with after each call.
     """
 
     def one_by_one(call: Callable[[int, int], object]) -> Callable[[], object]:
         keys = itertools.product(range(rounds + 1), range(num_frames))
         return lambda: call(*next(keys))
 
-    # Time the functions frame by frame, then add up the frames of each round.
+    # Time each call by itself, then add up the calls of each round.
     singly = measure.interleaved(
         {name: one_by_one(call) for name, call in calls.items()}, rounds * num_frames, device
     )
@@ -174,12 +185,18 @@ def _differences(ours: BatchReader, plain: Callable, num_frames: int, epochs: in
 
     For images these are grey levels, before and after colour augmentation; for depth maps, the
     fraction of pixels that differ.
+
+    Args:
+        ours: our reader.
+        plain: function of (epoch, index) that returns a PlainSample.
+        num_frames: number of samples in an epoch.
+        epochs: number of epochs to compare.
     """
     before = 0.0
     after = 0.0
     unlike = 0.0
     deviation = np.array(IMAGENET_STD)
-    # Compare several epochs, since each draws another augmentation.
+    # Compare several epochs, since a sample is augmented differently in each.
     for epoch, index in itertools.product(range(epochs), range(num_frames)):
         sent = ours.read([(epoch, index)])
         expected = plain(epoch, index)

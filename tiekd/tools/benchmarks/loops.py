@@ -1,9 +1,9 @@
 """The timers of the `engine` benchmark, and the bare loop with which it compares the training loop.
 
-The phases of an iteration and each hook of a real training run are timed. Blocks of iterations of
-the bare loop run in between, on the same engine. The timers cost a few clock reads per iteration.
-On a GPU, phases and hooks are timed on the host, while blocks are timed with a host sync at the
-end.
+The phases of an iteration and each hook of a real training run are timed. The bare loop is forward,
+losses, backward, clipping and step, without hooks. Blocks of its iterations run in between, on the
+same engine. The timers cost a few clock reads per iteration. On a GPU, phases and hooks are timed
+on the host, while blocks are timed with a host sync at the end.
 """
 
 import time
@@ -21,7 +21,7 @@ from tiekd.training.hooks.tensorboard import TensorBoard
 
 
 class Parts:
-    """Stands for the training step in the loop, and times the phases of an iteration.
+    """Replaces the step of the training loop, and times the phases of an iteration.
 
     Forward, backward, criterion and teacher are timed. Other attributes are those of the step.
 
@@ -36,7 +36,7 @@ class Parts:
         criterion: nn.Module,
         clip_norm: float | None,
     ):
-        """Wraps the step.
+        """Wraps the step of a run.
 
         Args:
             step: the run's step.
@@ -68,12 +68,12 @@ class Parts:
         return timed_call
 
     def batches(self) -> Iterator[Batch]:
-        """Yields the micro-batches again and again, without end."""
+        """Yields the same micro-batches again and again, without end."""
         while True:
             yield from self.micro_batches
 
     def bare_iteration(self) -> None:
-        """Runs one iteration of the bare loop, with DeepSpeed's own methods only."""
+        """Runs one iteration of the bare loop: it calls DeepSpeed's own methods, without hooks."""
         engine = self._step.engine
         for batch in self.micro_batches:
             prediction = engine(batch.image, self.criterion.divergence_target(batch.teacher_depth))
@@ -97,7 +97,11 @@ class TimedCriterion:
     call: Callable
 
     def divergence_target(self, teacher_depth: Tensor) -> Tensor | None:
-        """Returns the criterion's target for the divergence; this isn't timed."""
+        """Returns the target depth of the divergence, as the criterion does; this isn't timed.
+
+        Args:
+            teacher_depth: (B, 1, H, W), metres, 0 where not valid.
+        """
         return self.criterion.divergence_target(teacher_depth)
 
     def __call__(self, *arguments):
@@ -106,7 +110,7 @@ class TimedCriterion:
 
 
 class TimedHook(Hook):
-    """Wraps a hook and times its `after_iteration`."""
+    """Wraps a hook and times its `after_iteration`; its other methods aren't timed."""
 
     def __init__(self, hook: Hook, watch: "Watch"):
         self.hook = hook
@@ -137,12 +141,13 @@ class Watch(Hook):
         block: number of iterations in a block.
         rounds: number of blocks.
         board: the TensorBoard hook, which writes images in the iterations after the last block.
-        times: seconds, first by name (a hook, `_loop` or `_step`), then by kind of iteration: "off"
-            (neither a log line nor an image), "line" or "image".
-        ours_s: seconds of each block of our loop.
+        times: seconds, first by name (a hook's class, `_loop` for the loop without the step,
+            `_step` for the whole iteration), then by kind of iteration: "off" (neither a log line
+            nor an image), "line" or "image".
+        ours_s: seconds of each block of the training loop.
         bare_s: seconds of each block of the bare loop.
         again_s: seconds of each repeated block of the bare loop.
-        ours_peaks: peak bytes in each block of our loop.
+        ours_peaks: peak bytes in each block of the training loop.
         bare_peaks: peak bytes in each block of the bare loop, repetitions included.
     """
 
@@ -159,7 +164,13 @@ class Watch(Hook):
     bare_peaks: list[int] = field(default_factory=list)
 
     def note(self, name: str, state, seconds: float) -> None:
-        """Records seconds of the current iteration under `name`, a hook or a phase of the loop."""
+        """Records a time of the current iteration, unless it is the first one.
+
+        Args:
+            name: a hook's class, `_loop` or `_step`.
+            state: the run's TrainState.
+            seconds: the time.
+        """
         kind = "off" if state.iteration % self.block else "line"
         if state.iteration > self.block * self.rounds:
             kind = "image"
@@ -168,14 +179,14 @@ class Watch(Hook):
 
     def before_train(self, state) -> None:
         """Warms up the bare loop and starts the timer of the first block."""
-        # Run two iterations without a timer.
+        # Warm up with two iterations that aren't timed.
         for _ in range(2):
             self.bare_iteration()
         state.step.spent_s = 0.0
         self._start()
 
     def after_iteration(self, state) -> None:
-        """Records the iteration's times, and after each block runs two blocks of the bare loop."""
+        """Records the iteration's times, and after each block runs the bare loop for two blocks."""
         self.note("_loop", state, state.time_s - state.data_time_s - state.step.spent_s)
         self.note("_step", state, state.time_s - state.data_time_s)
         if state.iteration % self.block == 0:
@@ -185,7 +196,8 @@ class Watch(Hook):
                 for _ in range(self.block):
                     self.bare_iteration()
                 times.append(self._stop(self.bare_peaks))
-            # After the last block write an image in each iteration, to measure that time as well.
+            # After the last block let TensorBoard write an image in each iteration, to measure that
+            # too.
             if state.iteration == self.block * self.rounds:
                 self.board.image_interval = 1
             self._start()

@@ -1,8 +1,8 @@
 """Compares the time and peak memory of two functions that do the same, in one process.
 
-Machines are noisy, so the two functions alternate. Each round yields one ratio; the median of the
-ratios is reported together with their range. Left out: energy, and the memory of other processes
-(data workers).
+Machines are noisy, so the two functions alternate. Each round, in which both are timed, gives one
+ratio of their times. The median of the ratios is reported together with their range. Left out:
+energy, and the memory of other processes (data workers).
 """
 
 import gc
@@ -43,13 +43,14 @@ def compare(
         queued: number of calls that are timed together on a GPU (see `seconds`).
 
     Returns:
-        {"compared", "time_ratio": median over rounds, "time_ratio_range": [least, largest],
-        "ours_s", "reference_s": medians, "rounds"}. If `with_memory` is True, also {"memory_ratio",
-        "ours_peak_mb", "reference_peak_mb"}; the peaks are above the memory held before the call.
+        {"compared", "time_ratio": ours / reference, median over rounds, "time_ratio_range": [least,
+        largest], "ours_s", "reference_s": medians, "rounds"}. If `with_memory` is True, also
+        {"memory_ratio", "ours_peak_mb", "reference_peak_mb"}; the peaks are above the memory held
+        before the call.
     """
     device = torch.device(device)
     result = {"compared": compared}
-    # Measure memory first, which also warms up.
+    # Measure memory before time, since that also warms up both functions.
     peaks = [peak_bytes(call, device) for call in (ours, reference)] if with_memory else []
     times = interleaved(
         {"ours": ours, "reference": reference}, rounds, device, not with_memory, queued
@@ -74,7 +75,7 @@ def interleaved(
     warm_up: bool = True,
     queued: int = 1,
 ) -> dict[str, list[float]]:
-    """Times several functions, one after the other in each round, in alternating order.
+    """Times several functions in turn in each round; every other round in reverse order.
 
     Args:
         calls: name -> function without arguments.
@@ -99,7 +100,7 @@ def interleaved(
 
 
 def seconds(call: Callable[[], object], device: torch.device, queued: int = 1) -> float:
-    """Returns the seconds from the call until the device has finished its work.
+    """Returns the seconds from a call until the device has finished the work that it queued.
 
     Args:
         call: function without arguments.
@@ -121,12 +122,17 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
     On a CPU this is the process's memory (Linux), on a GPU that of torch's allocator. The function
     is called twice and the second call is measured, so that memory that the first call keeps (such
     as compiled kernels) doesn't count.
+
+    Args:
+        call: function without arguments.
+        device: the device on which the call runs.
     """
-    # Call once before measuring, since memory that stays allocated (compiled kernels) is excluded.
+    # Call the function once before: what it keeps after its first call, such as compiled kernels,
+    # isn't part of its peak.
     call()
     gc.collect()
     if device.type == "cpu":
-        # Give cached free memory back first: a call that reuses it would seem to need none.
+        # Return freed memory to the kernel first: a call that reuses it would seem to need none.
         allocator.give_back()
     memory.wait(device)
     memory.restart_peak(device)
@@ -137,7 +143,7 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
 
 
 def hardware(device: torch.device | str = "cpu") -> dict:
-    """Returns the conditions of a measurement, which are reported with its results.
+    """Describes under which conditions a measurement was made, for the report of its results.
 
     These are the device, a CPU's instruction set and threads, versions, allocator and date.
     """
@@ -155,7 +161,12 @@ def hardware(device: torch.device | str = "cpu") -> dict:
 
 
 def as_text(result: dict, indent: str = "") -> str:
-    """Formats a result as lines of text; nested comparisons are indented below their name."""
+    """Formats a benchmark's result as text; nested results are indented below their name.
+
+    Args:
+        result: name -> value, or a nested result.
+        indent: spaces before each line.
+    """
     lines = []
     for name, value in result.items():
         if isinstance(value, dict):

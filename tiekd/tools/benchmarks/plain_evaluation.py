@@ -1,7 +1,8 @@
 """Evaluates a network in plain NumPy, one image at a time, as published programs do.
 
-The metrics are those of Eigen et al. 2014, arXiv 1406.2283. Each image is predicted, then its
-mirror image (flip averaging). The benchmark `eval` compares our metrics and times with these.
+The metrics are those of Eigen et al. 2014, arXiv 1406.2283. The depth of an image is the mean of
+the network's predictions for it and for its mirror image (flip averaging). The benchmark `eval`
+compares our metrics and times with these.
 """
 
 from collections.abc import Callable
@@ -48,7 +49,14 @@ def plain_metrics(
 
 
 def plain_mean(rows: list[list]) -> dict[str, float]:
-    """Averages the metrics over images; images without ground truth (NaN) are excluded."""
+    """Averages the metrics over images; images without ground truth (NaN) are excluded.
+
+    Args:
+        rows: for each image its metrics, as `plain_metrics` returns them.
+
+    Returns:
+        Each metric's name -> its mean.
+    """
     return dict(
         zip(
             METRIC_NAMES, np.nanmean(np.array(rows, dtype=np.float64), axis=0).tolist(), strict=True
@@ -70,7 +78,7 @@ def plain_evaluation(
 
     Args:
         network: function from a normalised image (1, 3, H, W) to depth (1, 1, H, W) in metres.
-        frames: frames of KITTI.
+        frames: the list of KITTI's images with ground truth.
         kb_crop: (height, width) of the KITTI benchmark crop, pixels.
         min_depth: lower end of the evaluated depth range, metres.
         max_depth: upper end of the evaluated depth range, metres.
@@ -82,7 +90,8 @@ def plain_evaluation(
         image, truth = (decode(path).numpy() for path, decode in frames.files(index).values())
         image = image.transpose(1, 2, 0).astype(np.float32)
         truth = truth[0].astype(np.float64) / UNITS_PER_M
-        # Take the benchmark crop: at the bottom, horizontally centred.
+        # Cut image and ground truth to the KITTI benchmark crop, at the bottom and horizontally
+        # centred.
         top = image.shape[0] - kb_crop[0]
         left = (image.shape[1] - kb_crop[1]) // 2
         image, truth = (

@@ -1,8 +1,8 @@
 """Makes a training sample in plain NumPy, as published: on whole images, step by step.
 
 The steps are those of arXiv 2402.14340 for KITTI, in float64: decode, cut to the benchmark crop,
-rotate, flip, crop, augment colours, normalise. The result defines what the loader must return. The
-time is that of NumPy; the published program uses an image library. In contrast to that program, the
+rotate, flip, crop, augment colours, normalise. The loader must return the same pixels. The time is
+that of NumPy; the published program uses an image library. In contrast to that program, the
 teacher's map is rotated together with the image.
 """
 
@@ -24,10 +24,10 @@ class PlainSample(NamedTuple):
     """A training sample; all arrays are float64.
 
     Attributes:
-        grey: (H, W, 3), the image before colour augmentation, 0 to 255.
+        grey: (H, W, 3), the image in colour, but before colour augmentation, 0 to 255.
         image: (H, W, 3), the augmented and normalised image.
         depth: (H, W), ground truth, metres, 0 where not valid.
-        teacher_depth: (H, W), metres, 0 where not valid.
+        teacher_depth: (H, W), the teacher's depth, metres, 0 where not valid.
     """
 
     grey: np.ndarray
@@ -37,25 +37,34 @@ class PlainSample(NamedTuple):
 
 
 def decode(frames: Frames, index: int) -> list[np.ndarray]:
-    """Decodes a frame's files (image, ground truth, teacher map) with Pillow; converts nothing."""
+    """Decodes the files of a sample with Pillow, without converting the values.
+
+    Args:
+        frames: the data set, with teacher maps.
+        index: index of the sample.
+
+    Returns:
+        Image, ground truth and teacher map.
+    """
     decoded = []
     for path, _ in frames.files(index).values():
-        check_readable(path, "image", DataError)  # to open a pipe would wait for ever
+        check_readable(path, "image", DataError)  # opening a pipe would wait for ever
         decoded.append(np.asarray(Image.open(path)))
     return decoded
 
 
 def plain_sample(frames: Frames, index: int, kb_crop: tuple[int, int], d: Decisions) -> PlainSample:
-    """Makes the training sample of a frame with the given augmentation.
+    """Makes the training sample of a KITTI image with the given augmentation.
 
     Args:
-        frames: frames of KITTI, with teacher maps.
-        index: index of the frame.
+        frames: the list of KITTI's images, with teacher maps.
+        index: index of the image.
         kb_crop: (height, width) of the KITTI benchmark crop, pixels.
-        d: the augmentation drawn for the sample.
+        d: the augmentation: rotation, flip, crop and colours.
     """
     image, depth, teacher_depth = (pixels.astype(np.float64) for pixels in decode(frames, index))
-    # Take the benchmark crop: at the bottom, horizontally centred. Teacher maps have its size.
+    # Cut image and ground truth to the KITTI benchmark crop, at the bottom and horizontally
+    # centred. Teacher maps have that size already.
     top = image.shape[0] - kb_crop[0]
     left = (image.shape[1] - kb_crop[1]) // 2
     image, depth = (
@@ -76,14 +85,20 @@ def plain_sample(frames: Frames, index: int, kb_crop: tuple[int, int], d: Decisi
 
 
 def _turned(pixels: np.ndarray, angle_deg: float, bilinear: bool) -> np.ndarray:
-    """Rotates an image counter-clockwise about its centre; pixels from outside are 0."""
+    """Rotates an image counter-clockwise about its centre; pixels from outside are 0.
+
+    Args:
+        pixels: (H, W) or (H, W, C).
+        angle_deg: the angle in degrees.
+        bilinear: True for bilinear interpolation, False for the nearest pixel.
+    """
     height, width = pixels.shape[:2]
     x, y = np.meshgrid(np.arange(width) - (width - 1) / 2, np.arange(height) - (height - 1) / 2)
     cosine = cos(radians(angle_deg))
     sine = sin(radians(angle_deg))
     from_x = cosine * x - sine * y + (width - 1) / 2
     from_y = sine * x + cosine * y + (height - 1) / 2
-    # Add a border of zeros, from which all pixels outside the image are read.
+    # Add a border of zeros; positions outside the image are clipped to it, so they give 0.
     framed = np.pad(pixels, ((1, 1), (1, 1)) + ((0, 0),) * (pixels.ndim - 2))
 
     def at(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:

@@ -44,7 +44,7 @@ def measure_step(
         count: the number of ranks.
         recipe_path: path of the student's recipe.
         shape: (batch size per rank, height, width); height and width in pixels.
-        dtype: a key of `training.DTYPES`.
+        dtype: the precision, a key of `training.DTYPES`.
         rounds: number of timed steps.
         device: "cpu" or "cuda".
 
@@ -60,10 +60,10 @@ def measure_step(
 
 
 def run_ranks(module: str, count: int, device: str, arguments: list) -> list:
-    """Runs a module on several ranks, and returns their answers.
+    """Runs a module on several ranks of this machine, and returns what each of them wrote.
 
     Each rank runs `python -m MODULE JSON`. JSON is a list: the arguments, then the path of the file
-    to which the rank writes its answer.
+    to which the rank writes its result.
 
     Args:
         module: dotted name of the module.
@@ -72,7 +72,7 @@ def run_ranks(module: str, count: int, device: str, arguments: list) -> list:
         arguments: values that can be written as JSON.
 
     Returns:
-        Each rank's answer, read from its JSON file, in rank order.
+        Each rank's result, read from its JSON file, in rank order.
 
     Raises:
         LaunchError: there are fewer GPUs than ranks, or a rank fails.
@@ -101,7 +101,7 @@ def run_ranks(module: str, count: int, device: str, arguments: list) -> list:
                         f"{told.strip()[-500:]}"
                     )
         finally:
-            # After a failure kill the other ranks, which would wait for the failed one.
+            # After an error kill the ranks that still run: they would wait for the failed one.
             for process in started:
                 process.kill()
                 process.wait()
@@ -111,7 +111,7 @@ def run_ranks(module: str, count: int, device: str, arguments: list) -> list:
 def _start(
     module: str, rank: int, count: int, port: int, device: str, asked: str
 ) -> subprocess.Popen:
-    # Set the environment variables here, since starting a launcher takes seconds.
+    # Set the environment variables that a launcher would set, since starting one takes seconds.
     places = {
         "RANK": rank,
         "LOCAL_RANK": rank,
@@ -127,7 +127,7 @@ def _start(
     }
     environment = os.environ | {key: str(value) for key, value in places.items()}
     environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-    # Run `main` of the benchmark's module, with the options as one JSON argument.
+    # Run the benchmark's module, which passes the list in its JSON argument to `main`.
     command = [sys.executable, "-m", module, asked]
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -142,7 +142,7 @@ def main(
     Args:
         recipe_path: path of the student's recipe.
         shape: (batch size per rank, height, width); height and width in pixels.
-        dtype: a key of `training.DTYPES`.
+        dtype: the precision, a key of `training.DTYPES`.
         rounds: number of timed steps.
         answer: path of the file to write.
     """
@@ -158,13 +158,13 @@ def main(
     engine = build_engine(
         network, build_optimizer(recipe["optimizer"], network, shape[0] * ranks, "none"), config
     )
-    # Use a batch of noise, since the time of a step doesn't depend on the images' content.
+    # The batch is noise, since the time of a step doesn't depend on what the images show.
     criterion = criteria.build(recipe["losses"], has_teacher=True).to(device)
     batch = noise(BatchShape(*shape), network.max_depth, device)
     step = Step(engine, config, CLIP_NORM)
     engine.train()
     times = []
-    # The first two steps warm up. The barrier starts each step on all ranks together.
+    # Two steps that aren't timed warm up. The barrier makes all ranks start each step together.
     for _ in range(2 + rounds):
         comm.barrier()
         memory.wait(device)

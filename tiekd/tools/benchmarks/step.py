@@ -1,12 +1,12 @@
 """Compares our training step of a recipe's student with a plain one.
 
 Ours uses the head's kernels, modules that save work and memory, --dtype, --memory-format, the fused
-optimizer, and torch.compile on request. The reference computes head and modules operator by
+optimizer, and torch.compile on request. The plain step computes head and modules operator by
 operator, as they are defined and published, in fp32 on contiguous tensors, and AdamW parameter by
 parameter. Both have the same weights, losses and clipping, and the same batch of noise. Memory
 includes weights, the optimizer's moments, and the step's peak above them. torch's defaults decide
-whether convolutions may use TF32; the result reports this. Left out: DeepSpeed, data and hooks, see
-the benchmark `engine`.
+if convolutions may use TF32; the result reports this. Left out: DeepSpeed and hooks, which the
+benchmark `engine` measures; and data.
 """
 
 import argparse
@@ -26,8 +26,8 @@ def run(args: argparse.Namespace) -> dict:
         args: the command-line options that `arguments.of_step` defines.
 
     Returns:
-        The figures of `measure.compare`, and `first_loss_difference`: the relative difference
-        between the losses of the two first steps, which only rounding may cause.
+        The result of `measure.compare` (ours / plain), and `first_loss_difference`: the relative
+        difference between the losses of the two first steps, which only rounding may cause.
     """
     device = device_of(args.device)
     recipe = load_recipe(args.recipe)
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> dict:
     layout = memory_format(Execution(args.memory_format), dtype is not None)
     ours = TrainingStep(recipe, device, shape, dtype, layout, compiled=args.compile)
     theirs = TrainingStep(recipe, device, shape, plain=True)
-    # Run the first step of both from the same weights: the losses must be equal up to rounding.
+    # Run the first step of both, from the same weights. Their losses may differ only by rounding.
     losses = [_first_loss(step) for step in (ours, theirs)]
     how = f"{args.dtype}, {str(layout).removeprefix('torch.')}"
     if args.compile:
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> dict:
     result = measure.compare(
         compared, ours, theirs, args.rounds, device, queued=measure.QUEUED_CALLS
     )
-    # Add the memory that stays allocated between steps: weights and moments.
+    # Add the memory that both hold between steps: weights, buffers and the optimizer's moments.
     for name, step in (("ours", ours), ("reference", theirs)):
         result[f"{name}_peak_mb"] += step.state_bytes() / 1e6
         result[f"{name}_images_per_s"] = args.batch / result[f"{name}_s"]

@@ -1,10 +1,10 @@
 """Measures parameters, multiply-adds, latency and memory of a recipe's student or teacher.
 
 Multiply-adds are those of convolutions and matrix products, including the head's, in a forward pass
-of one image. They are counted for the plain network and for the optimised one.
-Latency is that of a forward pass without gradients: of the optimised network in the given memory
-format and precision, against the plain network in fp32 on contiguous tensors. Left out: data, flip
-averaging, other runtimes.
+of one image. They are counted for the plain network, which computes each operator as published, and
+for the optimised one, which is trained and exported. Latency is that of a forward pass without
+gradients: of the optimised network in the given memory format and precision, against the plain
+network in fp32 on contiguous tensors. Left out: data, flip averaging, other runtimes.
 """
 
 import argparse
@@ -26,15 +26,15 @@ from tiekd.tools.benchmarks.training import DTYPES, BatchShape, device_of, make_
 
 
 def run(args: argparse.Namespace) -> dict:
-    """Measures the network.
+    """Measures the student or the teacher, with and without tiekd's optimisations.
 
     Args:
         args: the command-line options that `arguments.of_student` defines.
 
     Returns:
-        The figures of `measure.compare`; `parameters_m`, millions of parameters; `gmac` and
-        `ours_gmac`, billions of multiply-adds per image of the plain and of the optimised network;
-        and `weights_mb`.
+        The result of `measure.compare` (optimised / plain); `parameters_m`, millions of parameters;
+        `gmac` and `ours_gmac`, billions of multiply-adds per image of the plain and of the
+        optimised network; and `weights_mb`.
     """
     device = device_of(args.device)
     recipe = load_recipe(args.recipe)
@@ -45,10 +45,10 @@ def run(args: argparse.Namespace) -> dict:
     count = sum(parameter.numel() for parameter in network.parameters())
     dtype = DTYPES[args.dtype]
     layout = memory_format(Execution(args.memory_format), dtype is not None)
-    # Count multiply-adds of one image, before precision and layout are set.
+    # Count the multiply-adds of one image while both networks are still in fp32 and contiguous.
     plain = make_plain(build_network(node).to(device).eval())
     gmac, ours_gmac = (multiply_adds(each, image[:1]) / 1e9 for each in (plain, network))
-    # Apply the layout, precision and compilation that the options ask for to our network.
+    # Set memory format, precision and compilation of the optimised network, as the options say.
     network.memory_format = layout
     if dtype is not None:
         prepare_bf16(network)
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> dict:
     compared = (
         f"a forward without gradients, ours ({how}) / plain modules and head, fp32, contiguous"
     )
-    # The plain network computes in fp32, whatever the precision of ours.
+    # The plain network computes in fp32, whatever the precision of the optimised one.
     ours = _forward(network, image, dtype)
     theirs = _forward(plain, image, None)
     return {
@@ -77,7 +77,12 @@ def run(args: argparse.Namespace) -> dict:
 
 
 def network_node(recipe: dict, teachers: bool, path: str) -> dict:
-    """Returns the recipe node of the student's network, or of the teacher's.
+    """Returns the recipe's node of the student's network, or of the teacher's.
+
+    Args:
+        recipe: the recipe.
+        teachers: True for the teacher's network.
+        path: the recipe's path, for the error message.
 
     Raises:
         RecipeError: the recipe has no teacher network.
@@ -96,7 +101,12 @@ def network_node(recipe: dict, teachers: bool, path: str) -> dict:
 def multiply_adds(network: nn.Module, image: torch.Tensor) -> int:
     """Counts the multiply-adds of convolutions and matrix products in one forward pass.
 
-    A DPM head uses its plain definition while counting, since torch doesn't count custom kernels.
+    A DPM head uses its plain implementation while counting, since torch can't count the operations
+    of custom kernels.
+
+    Args:
+        network: the network.
+        image: (B, 3, H, W), its input.
     """
     head = network.head
     kernel = getattr(network.head, "kernel", None)

@@ -1,8 +1,9 @@
-"""Compares a training step with cached teacher maps with a step that runs the teacher online.
+"""Compares a training step that uses cached teacher maps with one that runs the teacher online.
 
-With cached maps, the step uses the map in the batch. The reference first runs the recipe's teacher,
-frozen and with random weights, then the same step. `loader` measures the cost of loading maps.
-Left out: flip averaging, which doubles the teacher's time; DeepSpeed.
+With cached maps, the step uses the teacher's depth in the batch. The reference first runs the
+recipe's teacher, frozen and with random weights, then the same step. The benchmark `loader`
+measures the cost of loading maps. Left out: flip averaging, which doubles the teacher's time;
+DeepSpeed.
 """
 
 import argparse
@@ -19,14 +20,14 @@ from tiekd.tools.benchmarks.training import DTYPES, BatchShape, TrainingStep, de
 
 
 def run(args: argparse.Namespace) -> dict:
-    """Compares the step with cached maps with the step that runs the teacher.
+    """Compares a step with cached teacher maps with a step that runs the teacher.
 
     Args:
         args: the command-line options that `arguments.of_teacher` defines.
 
     Returns:
-        The figures of `measure.compare`; memory includes the networks' weights and the optimizer's
-        moments.
+        The result of `measure.compare` (cached / online); memory includes the networks' weights and
+        the optimizer's moments.
     """
     device = device_of(args.device)
     recipe = load_recipe(args.recipe)
@@ -41,8 +42,8 @@ def run(args: argparse.Namespace) -> dict:
     ]
     compared = f"a training step with cached maps / with the teacher online, both {args.dtype}"
     result = measure.compare(compared, *steps, args.rounds, device)
-    # Add the memory that stays allocated between steps: the student's weights and moments, and in
-    # the online step the teacher's weights.
+    # Add the memory that stays allocated between steps: the student's weights and moments. Add the
+    # teacher's weights only to the step that runs the teacher.
     teacher_bytes = sum(t.numel() * t.element_size() for t in network.state_dict().values())
     result["ours_peak_mb"] += steps[0].state_bytes() / 1e6
     result["reference_peak_mb"] += (steps[1].state_bytes() + teacher_bytes) / 1e6

@@ -44,7 +44,7 @@ class BatchShape(NamedTuple):
 
 
 class TrainingStep:
-    """A network with its optimizer and a fixed batch of noise. Each call runs a training step.
+    """A network with its optimizer and a fixed batch of noise; each call runs a training step.
 
     Attributes:
         loss: loss of the last step, a 0-d tensor; None before the first step.
@@ -69,10 +69,11 @@ class TrainingStep:
             shape: batch size and image size.
             dtype: dtype of autocast in the forward pass; None for no autocast.
             memory_format: memory format of the network and its features.
-            plain: True to use the plain network (`make_plain`) and an optimizer that loops over
-                the parameters.
+            plain: True to use the network without optimisations (`make_plain`), and an optimizer
+                that loops over the parameters.
             compiled: True to compile encoder and decoder.
-            teacher: function from a batch to the teacher's depth; None to use the batch's map.
+            teacher: function from a batch to the teacher's depth; None to use the teacher map in
+                the batch.
         """
         torch.manual_seed(0)
         self.network = build_network(recipe["network"]).to(device).train()
@@ -114,7 +115,7 @@ class TrainingStep:
 
 
 def noise(shape: BatchShape, max_depth: float, device: torch.device) -> Batch:
-    """Makes a batch of noise.
+    """Makes a batch of noise images with synthetic teacher maps and ground truth.
 
     Args:
         shape: batch size and image size.
@@ -128,7 +129,7 @@ def noise(shape: BatchShape, max_depth: float, device: torch.device) -> Batch:
     generator = torch.Generator().manual_seed(1)
     batch_size, height, width = shape
     one_channel = batch_size, 1, height, width
-    # Make smooth maps by upsampling noise of 1/32 of the size.
+    # Make smooth teacher maps: noise at 1/32 of the image's size, upsampled.
     coarse = torch.rand(
         batch_size, 1, max(2, height // 32), max(2, width // 32), generator=generator
     )
@@ -136,7 +137,7 @@ def noise(shape: BatchShape, max_depth: float, device: torch.device) -> Batch:
         coarse, size=(height, width), mode="bilinear", align_corners=True
     )
     teacher_depth = 2.0 + (max_depth - 2.0) * maps
-    # Make ground truth sparse, like that of a lidar.
+    # Make ground truth for a twentieth of the pixels, about as sparse as that of a lidar.
     measured = torch.rand(one_channel, generator=generator) < 0.05
     batch = Batch(
         torch.randn(batch_size, 3, height, width, generator=generator),
@@ -163,9 +164,10 @@ def device_of(name: str) -> torch.device:
 
 
 def make_plain(network: nn.Module) -> nn.Module:
-    """Switches off a network's optimisations for time and memory, in place; returns the network.
+    """Switches off a network's optimisations of time and memory, in place; returns the network.
 
-    Afterwards it computes each operator as published. Its results differ only by rounding.
+    Afterwards it computes each operator as published. Its results differ from the optimised
+    network's only by rounding.
     """
     for module in network.modules():
         if isinstance(module, (UpsampledConv, TwoConvs, ConvNorm)):
@@ -176,10 +178,13 @@ def make_plain(network: nn.Module) -> nn.Module:
 
 
 def make_optimizer(node: dict, network: nn.Module, plain: bool) -> torch.optim.Optimizer:
-    """Builds the recipe's optimizer.
+    """Builds the recipe's optimizer for a network.
 
-    The plain one loops over the parameters, as published code does. Otherwise it is torch's fused
-    one.
+    Args:
+        node: the recipe's section `optimizer`.
+        network: the network, whose parameters are trained.
+        plain: True for an optimizer that loops over the parameters, as published code does; False
+            for torch's fused one.
     """
     arguments = {
         key: value for key, value in node.items() if key not in ("name", "groups", "lr_batch_size")

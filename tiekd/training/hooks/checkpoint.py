@@ -1,6 +1,7 @@
-"""Saves a checkpoint every `interval` epochs or iterations and at the end, and keeps the last few.
+"""Saves a checkpoint every `interval` epochs or iterations, and when training ends.
 
-At the end means after the last iteration and where a hook stops the run.
+Training ends after the last iteration, or where a hook stops the run. Only the last few checkpoints
+are kept.
 """
 
 import shlex
@@ -22,12 +23,12 @@ class Checkpoint(Hook):
 
     Attributes:
         hooks: The hooks whose states are saved.
-        info: Writes a line to the log.
-        interval: Epochs or iterations from one checkpoint to the next.
+        info: Function that writes a message to the log.
+        interval: The number of epochs or iterations from one checkpoint to the next.
         by: The unit of `interval` and `keep_every`, "epoch" or "iteration".
         keep_last: The number of newest checkpoints to keep.
         keep_every: Checkpoints at multiples of this many epochs or iterations are never deleted;
-            None for no such checkpoints.
+            None to delete all but the newest.
         on_error: What to do if the disk is full or writing fails: "continue" training, or "stop"
             with an error. A save that fails at the end of the run is always an error.
     """
@@ -49,7 +50,8 @@ class Checkpoint(Hook):
         ):
             if (type(value) is not int or value < 1) and (name, value) != ("keep_every", None):
                 raise RecipeError(f"{name}: got {value!r}; it must be a whole number from 1")
-        # Checkpoints are saved at multiples of `interval` only, so `keep_every` must be one.
+        # Checkpoints exist only at multiples of `interval`, so those to be kept for good must be
+        # among these.
         if keep_every is not None and keep_every % interval:
             raise RecipeError(
                 f"keep_every: got {keep_every}; it must be a multiple of interval, {interval}"
@@ -70,7 +72,7 @@ class Checkpoint(Hook):
         if not state.is_due(self.interval, self.by) and not state.ends:
             return
         folder = state.work_dir / checkpoints.FOLDER
-        # All ranks save, since each has random states and hook states of its own.
+        # Save on all ranks, since each rank has its own random states and hook states.
         hook_states = {key: hook.state_dict() for key, hook in keyed(self.hooks).items()}
         try:
             what = state.iteration, hook_states, state.recipe
@@ -83,14 +85,14 @@ class Checkpoint(Hook):
             self.info(f"{failure}; training continues, and the earlier checkpoints are unchanged")
             return
         if comm.is_main():
-            # Older files are deleted only now, after the new checkpoint is on disk.
+            # Delete older checkpoints only after the new one is complete on the disk.
             weights_file.forget_older_best(state.work_dir)
             kept_for_good = self.keep_every and state.period(self.keep_every, self.by)
             checkpoints.prune(folder, self.keep_last, kept_for_good)
 
 
 def keyed(hooks: Sequence[Hook]) -> dict[str, Hook]:
-    """Returns the hooks by their keys in a checkpoint.
+    """Returns the hooks by the keys under which a checkpoint stores their states.
 
     A key is the name of the hook's class. The second hook of a class has the key `<class>_2`, the
     third `<class>_3`, and so on.

@@ -1,10 +1,10 @@
-"""Ends a run in which no pixel is valid in any loss, so that all losses are 0 from the start.
+"""Ends a run in which no pixel counts in any loss, so that all losses are 0 from the start.
 
 That happens if all target depth is 0, cropped away, or above a loss's max_depth because its unit is
-wrong. The check is made once, at a line of the text log after MIN_SAMPLES samples or at the end of
-the first epoch or the run, whichever comes first. If only some losses were always 0, they are
-logged and the run continues. Costs until then one comparison per loss on the device, and one host
-sync and one collective for the check. Left out: runs with a few valid pixels.
+wrong. The check is made once: after MIN_SAMPLES samples, when the text log writes its next line,
+but no later than the end of the first epoch or of the run. If only some losses were always 0, they
+are logged and the run continues. Costs until then one comparison per loss on the device, and one
+host sync and one collective for the check. Left out: runs with a few valid pixels.
 """
 
 import torch
@@ -14,41 +14,43 @@ from tiekd.errors import DataError
 from tiekd.training.hook import Hook
 from tiekd.training.hooks.text_log import TextLog
 
-# The check waits for this many samples or for the end of the epoch, since a few frames with sparse
-# depth may have no depth inside their crop.
+# The check waits for this many samples or for the end of the epoch: ground truth of a few images
+# may be so sparse that no pixel of it lies inside the crop.
 MIN_SAMPLES = 100
-_NAMED = 3  # Samples that the error message names.
+_NAMED = 3  # The error message names this many samples.
 
 
 class PixelsCount(Hook):
-    """Checks once, early in a run, that some loss was above 0.
+    """Checks once, early in a run, that at least one loss wasn't always 0.
 
-    It comes after the text log in the list of hooks, and before the checkpoint, so that a run
-    without a valid pixel saves nothing.
+    In the list of hooks it comes after the text log, and before the checkpoint, so that a run in
+    which no pixel counts saves nothing.
     """
 
     def __init__(self, text_log: TextLog):
         self.text_log = text_log
-        # (number of losses,) bool on the device: True if the loss was other than 0 at least once.
+        # (number of losses,) bool on the device: True for each loss that was not 0 at least once;
+        # None before the first iteration.
         self._any: torch.Tensor | None = None
         self._names: list[str] = []
         self._seen, self._done = 0, False
 
     def after_iteration(self, state) -> None:
-        """Compares the losses with 0 on the device, and does the check when it is due.
+        """Compares the losses with 0 on the device; once enough are compared, checks the result.
 
         Raises:
             DataError: On all ranks, if every loss so far was 0.
         """
         if self._done:
             return
-        # The comparison stays on the device: no host sync.
+        # Compare on the device, which costs no host sync.
         self._names = list(state.micro_losses[0])
         losses = torch.stack([torch.stack(list(each.values())) for each in state.micro_losses])
         found = (losses != 0).any(0)  # True for NaN too, which the Guard hook reports.
         self._any = found if self._any is None else self._any | found
         self._seen += 1
-        # The check costs a host sync, so it waits for enough samples and for a line of the log.
+        # Reading the result costs a host sync, so it is done once: after enough samples, when the
+        # log writes a line and has a host sync anyway, or at the end of the epoch or run.
         ends = state.is_last and state.stop_reason is None
         epoch_is_through = self._seen >= state.iterations_per_epoch
         enough = self._seen * state.batch_size >= MIN_SAMPLES or epoch_is_through or ends
@@ -56,7 +58,7 @@ class PixelsCount(Hook):
             self._look(state)
 
     def _look(self, state) -> None:
-        """Logs which losses were always 0. Collective.
+        """Reads the comparisons of all ranks, and logs which losses were always 0. Collective.
 
         Raises:
             DataError: On all ranks, if all losses of all ranks were always 0.
@@ -79,7 +81,7 @@ class PixelsCount(Hook):
 
 
 def _target_facts(state) -> tuple[int, int, float, list[str]]:
-    """Returns figures on this rank's last micro-batch, for the error message.
+    """Returns numbers about the target depth of this rank's last micro-batch, for an error.
 
     Returns:
         The number of pixels with a target depth, the number of all pixels, the largest target depth

@@ -1,12 +1,13 @@
 """Logs the samples whose loss or gradient wasn't finite; ends a run with too many such iterations.
 
 In this module an iteration is bad if its loss or gradient is not finite. Its optimizer step has
-been skipped already, on all ranks (tiekd/engine/nonfinite.py, tiekd/engine/step.py). The hook only
-stores names (on the host) and losses (on the device) of each iteration. When the text log writes a
-line, the hook reads them, with one host sync and one collective. So a bad iteration is logged and
-counted up to two log intervals late. In fp16 a skipped step with finite losses counts as bad only
-if the loss scale can't be the reason. Left out: if a run dies between two log lines, the iterations
-since the last one are not logged; a run that is stopped logs them before it ends.
+been skipped already, on all ranks (tiekd/engine/nonfinite.py, tiekd/engine/step.py). After each
+iteration the hook only stores the samples' names (on the host) and the losses (on the device). When
+the text log writes a line, the hook reads them, with one host sync and one collective. So a bad
+iteration is logged and counted up to two log intervals late. In fp16 a skipped step with finite
+losses counts as bad only if the loss scale can't be the reason. Left out: if a run dies between two
+lines of the log, the iterations since the last line are not logged; a run that is stopped logs them
+before it ends.
 """
 
 import math
@@ -22,24 +23,24 @@ from tiekd.training.hook import Hook
 from tiekd.training.hooks.text_log import TextLog, log_name
 from tiekd.workdir import checkpoints
 
-# The largest number of bad iterations logged at once, and of names in a line. The .log.json file
-# has all of them.
+# The largest number of bad iterations (loss or gradient not finite) that are logged at once, and of
+# samples' names in one line of the log. The .log.json file has all of them.
 MAX_TOLD_ITERATIONS, MAX_TOLD_NAMES = 5, 16
 
 
 @dataclass(frozen=True)
 class Iteration:
-    """The values of one iteration that a rank stores until the next line of the log.
+    """The values of one iteration, which a rank stores until the text log writes its next line.
 
     Attributes:
         number: The iteration's number, from 1.
-        skipped: True if the optimizer step was skipped; maybe a 0-d tensor on the device.
+        skipped: True if the optimizer step was skipped; a bool, or a 0-d tensor on the device.
         searched_loss_scale: True if the step may have been skipped only because the fp16 loss scale
             was too large.
         losses: For each micro-batch its losses by name, 0-d tensors.
         names: For each micro-batch the names of its samples.
-        image_sums: For each micro-batch the sums over its images, (B,); not finite for an image
-            with a value that isn't.
+        image_sums: For each micro-batch the sum over each image's values, (B,). A sum is not finite
+            if the image has a value that isn't.
     """
 
     number: int
@@ -51,27 +52,29 @@ class Iteration:
 
 
 class Guard(Hook):
-    """Counts bad iterations; raises DivergedError on all ranks after too many in a row.
+    """Counts iterations whose loss or gradient isn't finite; raises after too many in a row.
 
-    It comes in the list after the hooks that stop a run, and before the checkpoint: a run that ends
-    because of bad iterations saves no checkpoint of them.
+    In the list of hooks it comes after the hooks that stop a run, and before the checkpoint. So a
+    run that it ends saves no checkpoint at that iteration.
 
     Attributes:
-        text_log: The text log, to which bad iterations are logged.
-        max_in_a_row: After this many bad iterations in a row the run ends; 0 for never.
+        text_log: The text log, to which such iterations are logged.
+        max_in_a_row: After this many of them in a row the run ends; 0 for never.
     """
 
     def __init__(self, text_log: TextLog, max_in_a_row: int):
         self.text_log, self.max_in_a_row = text_log, max_in_a_row
         self._kept: list[Iteration] = []
-        # The length and the first iteration of the newest unbroken series of bad iterations.
+        # The number of bad iterations in a row up to now (loss or gradient not finite), and the
+        # number of the first of them.
         self._in_a_row, self._first_bad = (0, 0)
 
     def after_iteration(self, state) -> None:
-        """Stores the iteration's values; checks all stored iterations when a log line is written.
+        """Stores the iteration's values; checks all stored ones if the log has written a line.
 
         Raises:
-            DivergedError: On all ranks, after `max_in_a_row` bad iterations in a row.
+            DivergedError: On all ranks, after `max_in_a_row` iterations in a row whose loss or
+                gradient was not finite.
         """
         facts = (
             state.step_skipped,
@@ -85,20 +88,27 @@ class Guard(Hook):
             self._look(state)
 
     def state_dict(self) -> dict:
-        """Returns the number of bad iterations in a row so far, and the first of them."""
+        """Returns the number of bad iterations in a row up to now, and the first of them.
+
+        An iteration is bad if its loss or gradient is not finite.
+        """
         return {"in_a_row": self._in_a_row, "first_bad": self._first_bad}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Restores the count, so that bad iterations in a row are counted across a resume."""
+        """Restores the number of bad iterations in a row, so that it is continued across a resume.
+
+        An iteration is bad if its loss or gradient is not finite.
+        """
         self._in_a_row, self._first_bad = state_dict["in_a_row"], state_dict["first_bad"]
 
     def _look(self, state) -> None:
-        """Logs and counts the bad ones among the stored iterations. Collective.
+        """Logs and counts the stored iterations whose loss or gradient isn't finite. Collective.
 
         Raises:
-            DivergedError: On all ranks, after `max_in_a_row` bad iterations in a row.
+            DivergedError: On all ranks, after `max_in_a_row` of them in a row.
         """
-        # Read all stored iterations with one host sync, and gather the bad ones of all ranks.
+        # Read the stored iterations with one host sync; then gather those with a skipped step from
+        # all ranks.
         kept, self._kept = self._kept, []
         skipped = _on_host([iteration.skipped for iteration in kept])
         mine = {
@@ -109,7 +119,8 @@ class Guard(Hook):
         of_ranks = comm.gather_objects(mine)
         told = 0
         for iteration in kept:
-            # All ranks' micro-batches of this iteration; empty if its step was not skipped.
+            # The micro-batches of this iteration on all ranks; empty if its optimizer step was not
+            # skipped.
             reports = [
                 report | {"rank": rank}
                 for rank, of in enumerate(of_ranks)
@@ -118,7 +129,8 @@ class Guard(Hook):
             broken = [report for report in reports if not _is_finite(report)]
             if not reports:
                 self._in_a_row = 0
-            # With finite losses the step may have been skipped only for a too large loss scale.
+            # An iteration with finite losses doesn't count if its step may have been skipped only
+            # because the fp16 loss scale was too large.
             elif broken or not iteration.searched_loss_scale:
                 self._first_bad = self._first_bad if self._in_a_row else iteration.number
                 self._in_a_row += 1
@@ -149,14 +161,15 @@ class Guard(Hook):
 
 
 def last_good(state, first_bad: int):
-    """Returns the path of the newest intact checkpoint before the first bad iteration. Collective.
+    """Returns the path of the checkpoint to resume from after a run has diverged. Collective.
 
-    If there is none any more, it is the oldest intact checkpoint after that iteration: steps of bad
-    iterations are skipped, so its weights are still good. None if there is no checkpoint at all.
+    It is the newest intact checkpoint before the first bad iteration. If that has been removed, it
+    is the oldest intact checkpoint after it: steps of bad iterations are skipped, so its weights
+    are still good. None if there is no intact checkpoint.
 
     Args:
         state: The state of the run.
-        first_bad: The number of the first bad iteration.
+        first_bad: The number of the first iteration whose loss or gradient was not finite.
     """
     found = None
     if comm.is_main():
@@ -178,18 +191,19 @@ def _way_on(state, first_bad: int) -> str:
 
 
 def _on_host(flags: list[Tensor | bool]) -> list[bool]:
-    """Returns flags as plain bools, with one host sync if they are tensors on the device."""
+    """Converts flags to bools, with one host sync if they are 0-d tensors on the device."""
     if isinstance(flags[0], Tensor):
         return [flag != 0 for flag in torch.stack(flags).tolist()]
     return flags
 
 
 def _reported(iteration: Iteration) -> list[dict]:
-    """Returns a dict of plain values for each micro-batch of a skipped iteration. Two host syncs.
+    """Returns the losses and names of each micro-batch of a skipped iteration. Two host syncs.
 
-    It has the losses, the samples' names, and the names of images with a value that isn't finite.
+    Each micro-batch is a dict of plain values: its number, its losses, the names of its samples,
+    and the names of images with a value that isn't finite.
     """
-    # One transfer for the losses of all micro-batches, and another for the sums of all images.
+    # Copy the losses of all micro-batches to the host at once, and then the sums of all images.
     losses = torch.stack(
         [torch.stack(list(losses.values())).double() for losses in iteration.losses]
     ).tolist()
@@ -233,9 +247,16 @@ def _line(number: int, reports: list[dict], broken: list[dict]) -> str:
 
 
 def _row(number: int, reports: list[dict], what: str) -> dict:
-    """Returns the .log.json row on a skipped iteration.
+    """Returns the row of the .log.json file about an iteration whose step was skipped.
 
-    The row has no key `epoch`, so that programs that read training and validation rows ignore it.
+    The row has no key `epoch`, so that programs that read the rows of training and validation
+    ignore it.
+
+    Args:
+        number: The iteration's number, from 1.
+        reports: The micro-batches that caused the skipped step, as `_reported` returns them, with
+            their rank.
+        what: What was not finite, "loss" or "gradient".
     """
     samples = [
         report | {"losses": {name: f"{x:.6g}" for name, x in report["losses"].items()}}

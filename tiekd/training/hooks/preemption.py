@@ -35,30 +35,33 @@ _SIGNAL, _ORPHANED = 1, 2
 class Preemption(Hook):
     """Sets `state.stop_reason` on every rank after the same iteration.
 
-    It comes before the checkpoint in the list of hooks. If the launcher dies and then another rank
-    on the same machine, no iteration can be finished: this rank ends 20 seconds later.
+    In the list of hooks it comes before the checkpoint, so that a stopped run is saved. If the
+    launcher dies and then another rank on the same machine, no iteration can be finished any more.
+    This rank then ends 20 seconds later.
     """
 
     def __init__(self):
         self._reason: str | None = None
         self._asked = 0
-        self._iterations = 0  # The number of iterations finished in this process.
+        self._iterations = 0  # Iterations finished in this process.
         self._question: tuple[dist.Work | None, torch.Tensor] | None = None
         self._group = None
 
     def before_train(self, state) -> None:
         """Installs the signal handlers and watches the launcher. Collective."""
-        # The flag is reduced in a process group of its own, so that this reduction doesn't wait
-        # behind the device's collectives.
+        # Reduce the flag in a gloo process group of its own, so that the reduction doesn't wait
+        # until the GPU has finished the collectives in its queue.
         if comm.world_size() > 1:
             self._group = dist.new_group(backend="gloo")
-        # The other ranks on this machine, which are watched once the launcher has died.
+        # Find the other ranks on this machine. They are watched once the launcher has died, which
+        # would have ended this rank if one of them had died.
         ranks = comm.gather_objects((socket.gethostname(), os.getpid()))
         here = [pid for host, pid in ranks if host == socket.gethostname() and pid != os.getpid()]
         self._neighbours = [psutil.Process(pid) for pid in here]
         self._before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
-        # Python runs a signal handler only after the main thread returns from a collective. So a
-        # thread reads the signals from a pipe, and can end a process that hangs in one.
+        # Python runs a signal handler only when the main thread executes Python code, so not while
+        # it waits in a collective. So a thread reads the signals from a pipe, and can end a process
+        # that hangs in a collective.
         ours, self._signals = os.pipe()
         os.set_blocking(self._signals, False)
         signal.set_wakeup_fd(self._signals, warn_on_full_buffer=False)
@@ -69,13 +72,18 @@ class Preemption(Hook):
         launcher_watch.when_lost(self._on_orphaned)
 
     def after_iteration(self, state) -> None:
-        """Reads the reduced flag of the iteration before, and reduces it again. Collective."""
+        """Sets `state.stop_reason` if a rank was asked to stop by the iteration before. Collective.
+
+        It reads the flag that was reduced over all ranks then, and starts the reduction of this
+        iteration's.
+        """
         self._iterations += 1
         if asked := self._answer():
             state.stop_reason = self._reason or "another rank was asked to stop"
             state.orphaned = asked == _ORPHANED
             return
-        # Start the reduction of this iteration's flag. Its result is read an iteration later.
+        # Start the reduction of this iteration's flag: has any rank been asked to stop? Its result
+        # is read an iteration later.
         asked = torch.tensor([self._asked], dtype=torch.int32)
         work = (
             dist.all_reduce(asked, dist.ReduceOp.MAX, self._group, async_op=True)
@@ -85,7 +93,7 @@ class Preemption(Hook):
         self._question = work, asked
 
     def after_train(self, state) -> None:
-        """Restores the signal handlers; if the launcher dies now, the process ends at once."""
+        """Restores the signal handlers; if the launcher dies later, the process ends at once."""
         self._answer()
         launcher_watch.when_lost(launcher_watch.end_process)
         for number, handler in self._before.items():
@@ -94,7 +102,11 @@ class Preemption(Hook):
             os.close(self._signals)
 
     def _answer(self) -> int:
-        """Returns the largest flag of all ranks an iteration ago: 0, _SIGNAL or _ORPHANED."""
+        """Returns the largest flag of all ranks an iteration ago: 0, _SIGNAL or _ORPHANED.
+
+        The flag is 0 if no rank was asked to stop, _SIGNAL if one got a signal, and _ORPHANED if a
+        launcher has died.
+        """
         if self._question is None:
             return 0
         work, asked = self._question
@@ -116,7 +128,8 @@ class Preemption(Hook):
         launcher_watch.watch(self._neighbours, self._on_lost_neighbour)
 
     def _on_lost_neighbour(self, _rank) -> None:
-        # If that rank has saved its checkpoint and ended, this process ends by itself meanwhile.
+        # The other rank may have ended because it has saved its checkpoint. Then this process also
+        # ends by itself during this time.
         time.sleep(_GRACE_S)
         launcher_watch.end_process()
 
@@ -130,13 +143,14 @@ def _end_at_second(signals: int, waits: Callable[[], bool]) -> None:
 
     Args:
         signals: The reading end of the pipe, a file descriptor.
-        waits: Returns True until the first iteration is finished.
+        waits: Function that returns True until the first iteration is finished.
     """
     first_at, first = None, 0
     poller = select.poll()
     poller.register(signals, select.POLLIN)
     while True:
-        # Wait without a limit, unless a request came before the first iteration is finished.
+        # Wait for the next signal without a time limit. But after a request to stop during the
+        # first iteration, wait only until the process has to be ended.
         left_s = None if first_at is None or not waits() else first_at + _GRACE_S - time.monotonic()
         if not poller.poll(left_s and max(0.0, left_s) * 1000):
             if waits():
@@ -146,8 +160,8 @@ def _end_at_second(signals: int, waits: Callable[[], bool]) -> None:
             break
         if number[0] not in SIGNALS:
             continue
-        # A launcher sends its signal on to its ranks, so copies of the first request come within
-        # seconds. They are no second request.
+        # A launcher that gets a signal sends it to its ranks, so a rank gets copies of the first
+        # request within seconds. They don't count as a second request.
         now = time.monotonic()
         if first_at is not None and now - first_at >= _COPIES_COME_S:
             launcher_watch.end_process(code=128 + number[0])

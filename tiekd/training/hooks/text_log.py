@@ -1,12 +1,13 @@
-"""Writes the text log, with a line every `interval` iterations, and the same as `.log.json`.
+"""Writes the text log, with a line every `interval` iterations, and the same values as `.log.json`.
 
 The format, rounding, windows and time estimates are those of mmcv 1.7's TextLoggerHook, so that
 mmcv's tools can read these logs; the .log.json file has `images_per_s` in addition. A line shows
-means over the last `interval` iterations, and in fp16 the loss scale. Values that are not finite
-are left out of the means, and their number is logged in a line of its own. Between two lines
-nothing is copied from the device. A line costs one collective for the means and one for the memory,
-each with a host sync. Every line is on disk when the call returns. If the run is counted in epochs,
-windows don't cross the end of an epoch: iterations after an epoch's last full window are not shown.
+means over a window, i.e. the last `interval` iterations, and in fp16 the loss scale. Values that
+are not finite are left out of the means, and their number is logged in a line of its own. Between
+two lines nothing is copied from the device. A line costs one collective for the means and one for
+the memory, each with a host sync. Every line is on disk when the call returns. If the run is
+counted in epochs, windows don't cross the end of an epoch: iterations after an epoch's last full
+window are not shown.
 """
 
 import getpass
@@ -38,7 +39,8 @@ class TextLog(Hook):
     The lines of the .log file are also printed on stderr.
 
     Attributes:
-        interval: Iterations per line, at most an epoch (or the run, if counted in iterations).
+        interval: Iterations from one line to the next; at most an epoch, or the whole run if it is
+            counted in iterations.
         by_epoch: True for lines `Epoch [3][1200/1514]`, False for `Iter [1200/38400]`; None for the
             unit in which the recipe gives the length of training.
         exp_name: The name of the run in the log; None for the name of the work dir.
@@ -60,7 +62,8 @@ class TextLog(Hook):
         self._logger = logging.getLogger("depth")
         self._handlers: list[logging.Handler] = []
         self._json_path: Path | None = None
-        # The sizes in bytes of the .log.json files when the resumed checkpoint was saved.
+        # For each .log.json file its size in bytes when the checkpoint was saved from which the run
+        # resumes; empty in a new run.
         self._sizes: dict[str, int] = {}
         self._window = Window()
         self._logged_time_s = 0.0
@@ -71,6 +74,10 @@ class TextLog(Hook):
         """Opens the log files, on rank 0, so that `info` can be used before training begins.
 
         `before_train` calls it too; a second call does nothing.
+
+        Args:
+            work_dir: The folder of the run.
+            timestamp: The time at which this process started, for the files' names.
         """
         if not is_main() or self._handlers:
             return
@@ -89,20 +96,21 @@ class TextLog(Hook):
             self._handlers.append(handler)
 
     def drop_rows(self, work_dir: Path) -> None:
-        """Deletes the rows after the resumed checkpoint from .log.json files, on rank 0.
+        """Deletes rows of iterations that will be trained again from .log.json files, on rank 0.
 
-        Otherwise iterations that are trained again would be in the files twice. For a new run the
-        rows of all iterations are deleted. The .log files keep every line.
+        These are the rows after the checkpoint from which the run resumes. Otherwise the iterations
+        would be in the files twice. In a new run the rows of all iterations are deleted. The .log
+        files keep every line.
         """
         paths = list(Path(work_dir).glob("*.log.json")) if is_main() else []
         if self._sizes and not any(path.name in self._sizes for path in paths):
-            return  # The checkpoint is from another work dir, with log files of its own.
+            return  # The checkpoint is from another work dir, with other log files.
         for path in paths:
-            # Skip a folder or a pipe of that name; reading from a pipe would hang.
+            # Skip a folder or a pipe with the name of a log: reading a pipe would wait for ever.
             if instead_of_file(path):
                 continue
-            # Rows up to the checkpoint stay byte for byte. Of later rows only those that describe
-            # the start of a process stay.
+            # Keep the rows up to the checkpoint byte for byte. Of later rows keep only those with
+            # `env_info`, one for each start of the run.
             rows = path.read_bytes()
             later = rows[self._sizes.get(path.name, 0) :].splitlines(keepends=True)
             kept = rows[: self._sizes.get(path.name, 0)] + b"".join(
@@ -112,17 +120,17 @@ class TextLog(Hook):
                 replace_bytes(path, kept)
 
     def info(self, text: str) -> None:
-        """Writes a line of text to the log, on rank 0."""
+        """Writes a message to the .log file and to stderr, on rank 0."""
         if self._handlers:
             self._logger.info(printable(text, "\n\t"))
 
     def before_train(self, state) -> None:
-        """Fills in the arguments that were None, and writes the log's first lines."""
+        """Sets the arguments that were None, and writes the log's first lines."""
         self.open(state.work_dir, state.timestamp)
         if self.by_epoch is None:
             self.by_epoch = state.by_epoch
-        # A window longer than an epoch would never be full, and a short run would never write a
-        # line.
+        # Without this limit an interval longer than an epoch would never give a line, nor would one
+        # longer than a run that is counted in iterations.
         self.interval = min(
             self.interval, state.iterations_per_epoch if self.by_epoch else state.total_iterations
         )
@@ -135,7 +143,7 @@ class TextLog(Hook):
             self._write_start(state)
 
     def after_iteration(self, state) -> None:
-        """Adds the iteration to the window, and writes a line if the window is full. Collective."""
+        """Adds an iteration to the means; writes a line every `interval` iterations. Collective."""
         values = {log_name(name): loss for name, loss in state.losses.items()}
         values["grad_norm"] = state.grad_norm
         self._window.add(values, state.time_s, state.data_time_s)
@@ -153,7 +161,7 @@ class TextLog(Hook):
         self._handlers = []
 
     def after_evaluation(self, state, metrics: dict[str, float]) -> None:
-        """Writes the metrics of an evaluation as a table and as a line, on rank 0."""
+        """Writes the metrics of an evaluation as a table, a line and a .log.json row, on rank 0."""
         if not self._handlers:
             return
         self.info("Summary:")
@@ -166,9 +174,9 @@ class TextLog(Hook):
         self.write_json({**row, **metrics})
 
     def state_dict(self) -> dict:
-        """Returns the window, the time logged so far, and the sizes of the files. Collective.
+        """Returns the sums for the next line, the time logged so far and file sizes. Collective.
 
-        It has this rank's window and the mean of all ranks' windows. The mean is for a resume on
+        The sums are both this rank's and the mean over all ranks. The mean is for a resume on
         another number of ranks.
         """
         return {
@@ -183,11 +191,11 @@ class TextLog(Hook):
         }
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Restores the state; means and estimates continue as if the run had not stopped."""
+        """Restores the state; means and time estimates continue as if the run had not stopped."""
         self._logged_time_s = state_dict["logged_time_s"]
         self._start_iteration = state_dict["start_iteration"]
-        # Each rank restores its own sums bit for bit. If the number of ranks changed, each starts
-        # with the mean over the former ranks.
+        # If the number of ranks is the same, each rank restores its own sums bit for bit. Otherwise
+        # each starts with the mean over the former ranks.
         self._window = Window(
             **state_dict["window" if state_dict["ranks"] == world_size() else "mean_window"]
         )
@@ -209,8 +217,9 @@ class TextLog(Hook):
         self.write_json({"env_info": lines, "seed": seed, "exp_name": self.exp_name})
 
     def _write_line(self, state) -> None:
-        """Computes the means over the window and all ranks, and writes a line. Collective."""
-        # Means over this window's iterations and all ranks, and the peak memory of any rank.
+        """Computes means over the last iterations and all ranks, and writes a line. Collective."""
+        # Compute the means since the line before over all ranks, and the largest peak memory of a
+        # rank.
         window, self._window = self._window, Window()
         window.wait_for_device()
         values, num_broken = window.means_over_ranks()
@@ -220,11 +229,12 @@ class TextLog(Hook):
         # Estimate the remaining time.
         time_s = window.time_s / window.iterations
         self._logged_time_s += time_s * window.iterations
-        # As in mmcv, iterations that no line shows count as finished, but their time is missing. So
-        # the estimate is too small by at most the share of those iterations.
+        # The estimate divides the logged time by all iterations. As in mmcv, iterations that no
+        # line shows count as finished, but their time is missing. So the estimate is too small by
+        # at most the share of these iterations.
         per_iteration_s = self._logged_time_s / (state.iteration - self._start_iteration)
         eta = timedelta(seconds=int(per_iteration_s * (state.total_iterations - state.iteration)))
-        # The values of this line, which the TensorBoard hook also writes.
+        # Keep the values of this line, since the TensorBoard hook writes them too.
         self.last_means = {
             "lr": state.lr[0],
             **memory,
@@ -235,7 +245,8 @@ class TextLog(Hook):
             "images_per_s": state.batch_size / max(time_s, 1e-9),
         }
         self.last_iteration = state.iteration
-        # A line on skipped steps comes first, then the line itself and its row in the .log.json.
+        # If steps were skipped, write that first. Then write the line itself, and its row in the
+        # .log.json.
         self._write_skipped(state, num_broken, window.iterations)
         self._write_exp_name(state)
         self.info(self._train_line(state, eta, {**memory, **values, **scale}))
@@ -283,6 +294,9 @@ class TextLog(Hook):
         """Appends a row to the .log.json file, on rank 0.
 
         Rows with a key `epoch` are those of mmcv's format; mmcv's tools ignore all other rows.
+
+        Args:
+            values: The row: key -> value. Floats are rounded to five decimals.
         """
         if not self._handlers:
             return
@@ -313,12 +327,12 @@ build = TextLog
 
 
 def log_name(loss: str) -> str:
-    """Returns a loss's name in the log: as in mmcv's logs, a term has the prefix `decode.`."""
+    """Returns a loss's name in the log: a loss term has the prefix `decode.`, as in mmcv's logs."""
     return loss if loss == "loss" else f"decode.{loss}"
 
 
 class _LogFile(logging.FileHandler):
-    """A log file that loses lines while the disk is full, in place of raising an error.
+    """A log file that loses lines while the disk is full, without raising an error.
 
     The lines are still printed on the terminal, and training continues.
     """
