@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 VIDEO = ["av>=14.1"]  # VideoFrame.rotation
 PLOT = ["matplotlib>=3.10"]
 TIMM = ["timm>=1.0.31"]
+HF = ["transformers>=5"]
 EXPORT = ["onnx>=1.17", "onnxscript>=0.5.4", "onnxruntime>=1.20"]
 
 setup(
@@ -29,8 +30,9 @@ setup(
         "pillow",
     ],
     extras_require={
-        "test": ["pytest", "pytest-xdist", "ruff", *EXPORT, *PLOT, *TIMM, *VIDEO],
+        "test": ["pytest", "pytest-xdist", "ruff", *EXPORT, *HF, *PLOT, *TIMM, *VIDEO],
         "export": EXPORT,
+        "hf": HF,
         "plot": PLOT,
         "timm": TIMM,
         "video": VIDEO,

@@ -1,10 +1,11 @@
 """Builds the teacher of a recipe, which gives the target depth that the student learns.
 
-A teacher is a frozen network, cached depth maps, the ground truth, or the user's own code from
-outside the project; their classes are in tiekd/teachers/. Each is a callable from a batch to the
-target depth, (B, 1, H, W) float32, metres, 0 where not valid. The DeepSpeed engine does not contain
-a frozen network: otherwise ZeRO would shard the teacher, the engine's `train()` would update its
-BatchNorm statistics, and every checkpoint would contain its weights.
+A teacher is a frozen network, cached depth maps, the ground truth, somebody else's network by its
+kind, or the user's own code from outside the project; their classes are in tiekd/teachers/. Each is
+a callable from a batch to the target depth, (B, 1, H, W) float32, metres, 0 where not valid. The
+DeepSpeed engine does not contain a frozen network: otherwise ZeRO would shard the teacher, the
+engine's `train()` would update its BatchNorm statistics, and every checkpoint would contain its
+weights.
 """
 
 import shlex
@@ -25,18 +26,23 @@ from tiekd.teachers.external import OutsideTeacher
 from tiekd.teachers.ground_truth import GroundTruth
 from tiekd.teachers.maps import CachedMaps
 from tiekd.teachers.network import PRECISIONS, FrozenTeacher
+from tiekd.teachers.outputs.teacher import FoundationTeacher
 from tiekd.workdir import workdir
 from tiekd.workdir.checkpoints import find_weights
 
 
 def build_teacher(
-    node: dict | None, device: torch.device, resize: Resize | None = None
-) -> FrozenTeacher | CachedMaps | GroundTruth | OutsideTeacher:
+    node: dict | None,
+    device: torch.device,
+    resize: Resize | None = None,
+    max_depth_m: float | None = None,
+) -> FrozenTeacher | CachedMaps | GroundTruth | OutsideTeacher | FoundationTeacher:
     """Builds the teacher of a recipe's `teacher` section.
 
     The section has one of these forms:
 
-    - `name`: a module outside the project. All other keys are arguments of the module's `build`.
+    - `name`: a kind in tiekd/teachers/ or a module outside the project. All other keys are
+      arguments of its `build`.
     - `maps`: a folder of cached depth maps.
     - `recipe` and `checkpoint`: a network and its weights. The checkpoint is a file of weights, a
       checkpoint's folder, or a work dir (for its best, else its latest weights); without
@@ -47,6 +53,7 @@ def build_teacher(
         device: The device of the teacher's network.
         resize: The resolution at which the teacher sees images; None for the one recorded with the
             weights, or that of the teacher's recipe.
+        max_depth_m: The student's range in metres; needed for a kind in tiekd/teachers/.
 
     Raises:
         TeacherError: The section is wrong, there are no weights, or they are of another network.
@@ -54,6 +61,10 @@ def build_teacher(
     if node is None:
         return GroundTruth()
     teacher = TeacherNode(node)
+    if teacher.kind is not None:
+        assert max_depth_m is not None
+        teacher.check()
+        return build(node, "tiekd.teachers", "teacher", run_device=device, max_depth_m=max_depth_m)
     # A module from outside the project interprets all other keys itself.
     if teacher.module is not None:
         return OutsideTeacher(teacher.module, build(node, "", "teacher", device=device), device)

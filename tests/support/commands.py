@@ -18,6 +18,7 @@ DOCUMENTS = (
     "bin/TROUBLESHOOTING.md",
     "model_configs/README.md",
     "model_configs/DATA.md",
+    "model_configs/TEACHERS.md",
     "model_configs/YOUR_PARTS.md",
     "model_configs/COMING_FROM_MMCV.md",
     "ds_configs/README.md",

@@ -26,8 +26,8 @@ def main() -> None:
     supported, teachers = get_accelerator().is_fp16_supported, []
     build_teacher = build.build_teacher
 
-    def seen(*arguments):
-        teachers.append(build_teacher(*arguments))
+    def seen(*arguments, **options):
+        teachers.append(build_teacher(*arguments, **options))
         return teachers[-1]
 
     build.build_teacher = seen

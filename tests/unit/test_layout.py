@@ -110,6 +110,16 @@ ELSEWHERE = {
     ),
     "unit/models/test_load.py": ("workdir/weights_file",),
     "unit/models/weights/test_state_dicts.py": ("models/weights/published_names",),
+    "unit/teachers/outputs/test_anchoring.py": ("teachers/outputs/anchor_quality",),
+    "unit/teachers/outputs/test_teacher.py": (
+        "teachers/outputs/digest",
+        "teachers/outputs/images",
+        "teachers/outputs/model_card",
+    ),
+    "unit/teachers/test_huggingface.py": (
+        "teachers/outputs/model_place",
+        "teachers/outputs/stated",
+    ),
     "unit/teachers/test_teachers.py": (
         "data/batch",
         "teachers/ground_truth",

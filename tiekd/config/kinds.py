@@ -133,11 +133,12 @@ def _is_path(kind: Any) -> bool:
 def _kinds_in(path: tuple, recipe: dict) -> dict[str, Any]:
     """Returns the kinds of all keys of the node at `path`, by name."""
     node = _node_at(path, recipe)
-    # A teacher with a `name` is the user's own module. Any other has the keys of TEACHER, and its
-    # network has those of the student.
+    # A teacher with a `name` is a part. Any other has the keys of TEACHER, and its network has
+    # those of the student.
     if path[:1] == ("teacher",):
         if "name" in _node_at(("teacher",), recipe):
-            return _of_part("", node.get("name")) if path == ("teacher",) else {}
+            is_teacher = path in (("teacher",), ("teacher", "anchor"))
+            return _of_part("teachers", node.get("name")) if is_teacher else {}
         if path == ("teacher",):
             return TEACHER
         path = path[1:]

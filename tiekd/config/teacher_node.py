@@ -1,16 +1,28 @@
 """Typed access to the `teacher` section of a recipe.
 
-The section describes a network, cached depth maps, or a module outside the project (whose other
-keys are passed to that module). Without the section the student learns from the ground truth. Left
-out: building the teacher, which tiekd/teaching.py does.
+The section describes a network, cached depth maps, or what `name` says: a kind of the project (a
+file in tiekd/teachers/) or a module outside the project, whose other keys are passed to its
+`build`. Without the section the student learns from the ground truth. Left out: building the
+teacher, which tiekd/teaching.py does.
 """
 
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
 from tiekd.config.kinds import TEACHER
 from tiekd.config.schema import check_keys, check_value
 from tiekd.errors import RecipeError
+
+_TEACHERS = Path(__file__).parents[1] / "teachers"
+# Teachers of the project that a section asks for by other keys than `name`, or by none.
+_WITHOUT_NAME = ("external", "ground_truth", "maps", "network")
+
+
+def kinds() -> list[str]:
+    """Returns the teachers of the project that a section asks for by `name`."""
+    found = {path.stem for path in _TEACHERS.glob("*.py")}
+    return sorted(found - {"__init__", *_WITHOUT_NAME})
 
 
 @dataclass(frozen=True)
@@ -34,9 +46,40 @@ class TeacherNode:
         return bool(self.node)
 
     @property
+    def name(self) -> str | None:
+        """The name of a kind of teacher or of a module; None for a network and for cached maps."""
+        return self.node["name"] if self.is_given and "name" in self.node else None
+
+    @property
     def module(self) -> str | None:
         """The dotted name of a module outside the project; None for a teacher of the project."""
-        return self.node["name"] if self.is_given and "name" in self.node else None
+        return self.name if "." in str(self.name) else None
+
+    @property
+    def kind(self) -> str | None:
+        """The name of a file in tiekd/teachers/; None for a module, a network and cached maps."""
+        return self.name if self.module is None else None
+
+    @property
+    def model_files(self) -> list[Path]:
+        """The model's file, or the files of its folder; empty where a kind names none that exist.
+
+        Subfolders are left out.
+        """
+        if self.kind is None:
+            return []
+        named = [self.node[key] for key in ("model", "file") if key in self.node]
+        if not named:
+            return []
+        place = Path(named[0]).expanduser()
+        found = sorted(place.iterdir()) if place.is_dir() else [place]
+        return [path for path in found if path.is_file()]
+
+    @property
+    def anchor(self) -> "TeacherNode":
+        """The teacher whose metric depth a relative kind is fitted to; an empty one without any."""
+        node = self.node.get("anchor") if self.kind is not None else None
+        return TeacherNode(node if isinstance(node, dict) else None)
 
     @property
     def maps(self) -> str | None:
@@ -67,7 +110,7 @@ class TeacherNode:
 
     def lending_recipe(self) -> Path | None:
         """Returns the recipe to copy the teacher's network from; None if none is needed."""
-        if not self.is_given or self.module is not None:
+        if not self.is_given or self.name is not None:
             return None
         path, given = self.recipe, self.node.get("network", {})
         # A recipe that was saved with a run has the whole network in `teacher.network`, which is
@@ -81,8 +124,12 @@ class TeacherNode:
         """Returns a copy of the section with `path` as its `checkpoint`."""
         return TeacherNode(self.node | {"checkpoint": str(path)})
 
-    def check(self) -> None:
-        """Raises RecipeError for a key that no teacher has, and for a value of the wrong type."""
+    def check(self, where: str = "teacher") -> None:
+        """Raises RecipeError for a key that no teacher has, and for a value of the wrong type.
+
+        Args:
+            where: The section's place in the recipe, for messages.
+        """
         if self.node is None:
             return
         if "name" not in self.node:
@@ -90,16 +137,18 @@ class TeacherNode:
             for key, value in self.node.items():
                 check_value(value, TEACHER[key], f"teacher.{key}")
             return
-        name = self.node["name"]
-        if not isinstance(name, str) or "." not in name:
+        name, allowed = self.node["name"], kinds()
+        if not isinstance(name, str) or ("." not in name and name not in allowed):
+            # A typing mistake is the likely reason, so the nearest name comes first.
+            allowed.sort(key=lambda n: -difflib.SequenceMatcher(None, n, str(name)).ratio())
             raise RecipeError(
-                f"teacher.name: got {name!r}; it must be a module of yours, as "
-                "my_package.my_teacher (for a network of the project: teacher.recipe)"
+                f"{where}.name: got {name!r}; allowed: {', '.join(allowed)}, or a module of yours, "
+                "as my_package.my_teacher (for a network of the project: teacher.recipe)"
             )
 
     def _of_ours(self, key: str):
-        """Returns a key's value; None if it isn't set or the teacher is outside the project."""
-        return self.node.get(key) if self.is_given and self.module is None else None
+        """Returns a key's value; None if it isn't set or the teacher is asked for by `name`."""
+        return self.node.get(key) if self.is_given and self.name is None else None
 
 
 def without_teacher(recipe: dict) -> dict:

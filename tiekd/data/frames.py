@@ -365,3 +365,11 @@ def _unturned(frame: Frame, image: Tensor, other: Tensor) -> str:
 def _size(tensor: Tensor) -> str:
     """Returns "HEIGHTxWIDTH" of a tensor, for messages."""
     return "x".join(map(str, tensor.shape[-2:]))
+
+
+def listed_frames(dataset: torch.utils.data.Dataset) -> Sequence[Frame]:
+    """Returns the files and cameras of a dataset's frames.
+
+    Empty for a dataset whose frames can't be asked without reading them.
+    """
+    return dataset.frames if isinstance(dataset, Frames) else ()

@@ -56,6 +56,7 @@ def make_manifest(
     digest: str | None,
     flip: bool,
     resize: Mapping | None = None,
+    teacher_max_depth_m: float | None = None,
 ) -> dict:
     """Returns the manifest of a folder of maps: their teacher, their images and their encoding.
 
@@ -66,14 +67,16 @@ def make_manifest(
     Args:
         max_depth_m: The student's range in metres.
         kb_crop: (height, width) of the images' crop; None for whole images.
-        teacher_node: The teacher's network node, or the `teacher` node of an external teacher.
+        teacher_node: The teacher's network node, the `teacher` node of an external teacher, or the
+            description of a teacher over somebody else's network.
         digest: Digest of the teacher's weights; None if they aren't accessible.
         flip: True if each map averages the predictions for the image and its mirror image.
         resize: Node of the teacher's working resolution; None or empty if it sees images at their
             own size.
+        teacher_max_depth_m: The teacher's range, where its node doesn't have it; None if unknown.
     """
     max_depth_m = float(max_depth_m)
-    sees_m = max_depth_m
+    sees_m = max_depth_m if teacher_max_depth_m is None else float(teacher_max_depth_m)
     if "name" not in teacher_node:
         encoder = {
             key: value for key, value in teacher_node["encoder"].items() if key != "pretrained"
@@ -189,9 +192,13 @@ def describe(folder: Path) -> str:
             "teacher made them, and they are taken to have this recipe's max_depth and crop"
         )
     digest = manifest.get("teacher_digest")
-    name = (manifest.get("teacher_network") or {}).get("name")
+    teacher = manifest.get("teacher_network") or {}
+    name = teacher.get("name")
     # An external teacher is identified by its name, one of this project by its weights' digest.
     parts = [name] if name else []
+    if "output" in teacher:
+        parts = [f"{name} {teacher.get('model')}", f"output {teacher['output']}"]
+        parts.append(f"licence {teacher.get('licence') or 'not stated'}")
     if digest:
         parts.append(f"the weights with digest {digest[:12]}")
     if not name:

@@ -12,7 +12,6 @@ teacher belong in another folder.
 
 import argparse
 import fcntl
-import hashlib
 import os
 import shlex
 import shutil
@@ -27,7 +26,6 @@ from typing import NamedTuple, TextIO
 
 import numpy as np
 import torch
-from torch import nn
 from torch.utils.data import Dataset, Subset
 
 from tiekd.config.recipe import is_overridden, load_recipe
@@ -36,7 +34,7 @@ from tiekd.console import Progress
 from tiekd.data import image_io, least_size, read_folders, teacher_maps
 from tiekd.data import resize as resizes
 from tiekd.data.build import build_dataset
-from tiekd.data.frames import Frames
+from tiekd.data.frames import Frames, listed_frames
 from tiekd.data.loading.loader import NO_WORKERS, Loading, validation_batches
 from tiekd.data.loading.sampler import ALL_BATCHES, RankShare
 from tiekd.data.rank_consistency import check_same
@@ -46,6 +44,10 @@ from tiekd.errors import DataError, RecipeError, TeacherError
 from tiekd.inference.predict.inputs import IMAGE_SUFFIXES
 from tiekd.teachers.external import OutsideTeacher
 from tiekd.teachers.network import FrozenTeacher
+from tiekd.teachers.outputs import anchor_quality
+from tiekd.teachers.outputs import digest as digests
+from tiekd.teachers.outputs.anchoring import Quality
+from tiekd.teachers.outputs.teacher import FoundationTeacher, describe
 from tiekd.teaching import build_teacher, teacher_checkpoint
 from tiekd.training.settings import Recipe
 
@@ -62,8 +64,9 @@ class Source(NamedTuple):
 
     Attributes:
         teacher: the recipe's `teacher` section, with the path of the checkpoint filled in.
-        flip: True to average with the prediction for the mirrored image. Always False for a teacher
-            from a module outside tiekd, which applies flip averaging and loads weights itself.
+        flip: True to average with the prediction for the mirrored image. A teacher with a `name`
+            decides that itself and loads its own weights: False for a module outside tiekd, the key
+            `flip` of a kind.
         resize: the working resolution; None for the one stored with the weights.
     """
 
@@ -74,13 +77,13 @@ class Source(NamedTuple):
     @property
     def node(self) -> dict:
         """The recipe node from which the teacher is built."""
-        if self.teacher.module is not None:
+        if self.teacher.name is not None:
             return self.teacher.node
         return self.teacher.node | {"flip": self.flip}
 
     def __str__(self) -> str:
-        if self.teacher.module is not None:
-            return self.teacher.module
+        if self.teacher.name is not None:
+            return self.teacher.name
         return f"{self.teacher.checkpoint}, flip averaging {'on' if self.flip else 'off'}"
 
 
@@ -102,13 +105,13 @@ def teacher_of(
     """
     resize = None
     teacher = recipe.teacher
-    if teacher.module is not None:
+    if teacher.name is not None:
         if checkpoint is not None:
             raise TeacherError(
-                f"--checkpoint: {teacher.module} loads its own weights; give them as an argument "
+                f"--checkpoint: {teacher.name} loads its own weights; give them as an argument "
                 "of it"
             )
-        return Source(teacher, False)
+        return Source(teacher, teacher.kind is not None and bool(teacher.node.get("flip")))
     if teacher.maps is not None:
         raise TeacherError(
             f"teacher.maps: {recipe_path} learns from cached maps, so there is no network to make "
@@ -129,9 +132,15 @@ def teacher_of(
 
 
 def default_folder(recipe: Recipe, recipe_path: str | Path, split: str) -> Path:
-    """Returns `<data.root>/gt_kd_<teacher's recipe or module>`, plus `_val` for validation."""
+    """Returns `<data.root>/gt_kd_<teacher>`, plus `_val` for validation.
+
+    The teacher is called by its recipe, its module, or its kind and its model.
+    """
     teacher = recipe.teacher
-    if teacher.module is not None:
+    if teacher.kind is not None:
+        model = teacher.node.get("model", teacher.node.get("file", ""))
+        name = f"{teacher.kind}_{Path(str(model)).name}"
+    elif teacher.module is not None:
         name = teacher.module.split(".")[-1]
     else:
         name = (teacher.recipe or Path(recipe_path)).stem
@@ -178,16 +187,29 @@ def cache_maps(
         DataError: the maps don't fit on the disk.
     """
     # Build the teacher, and the manifest, which records how the maps are made.
-    teacher = build_teacher(source.node, device, source.resize)
-    digest = None if teacher.network is None else digest_of(teacher.network)
-    described, resize = source.node, {}
-    if source.teacher.module is None:
-        described, resize = source.teacher.network, teacher.resize.node()
+    teacher = build_teacher(source.node, device, source.resize, recipe.max_depth_m)
+    described, resize, told = source.node, {}, []
+    if isinstance(teacher, FoundationTeacher):
+        described, digest = teacher.description, teacher.description["digest"]
+        told = [
+            f"Teacher: {describe(described)}",
+            *teacher.check_frames(listed_frames(frames)),
+        ]
+    else:
+        digest = None if teacher.network is None else digests.of_network(teacher.network)
+        if source.teacher.module is None:
+            described, resize = source.teacher.network, teacher.resize.node()
     manifest = teacher_maps.make_manifest(
-        recipe.max_depth_m, recipe.data.get("kb_crop"), described, digest, source.flip, resize
+        recipe.max_depth_m,
+        recipe.data.get("kb_crop"),
+        described,
+        digest,
+        source.flip,
+        resize,
+        getattr(teacher, "max_depth_m", None),
     )
     check_same({"map": frames})
-    if source.teacher.module is None:
+    if source.teacher.name is None:
         least = least_size.least_side(teacher.network)
         least_size.check_frames(frames, teacher.resize, least, "the teacher's data.resize")
     found = teacher_maps.read_manifest(folder) or manifest
@@ -198,6 +220,8 @@ def cache_maps(
     # Write the missing maps.
     index_by_name = {frames.map_name(index): index for index in range(len(frames))}
     job = _Job(teacher, frames, index_by_name, folder, manifest["full_scale_m"], device, out)
+    for line in told:
+        job.tell(line)
     for note in getattr(frames, "notes", ()):
         job.tell(f"Warning: {note}")
     with _claimed(folder, manifest):
@@ -211,19 +235,12 @@ def cache_maps(
             job.check_disk(missing)
             job.make(missing, recipe.loading)
         comm.barrier()
+        if comm.is_main() and getattr(teacher, "anchor", None) is not None:
+            job.tell(anchor_quality.merge(folder, list(index_by_name)))
 
 
 def _any_turned(frames: Dataset) -> bool:
     return isinstance(frames, Frames) and any(map(frames.is_turned, range(len(frames))))
-
-
-def digest_of(network: nn.Module) -> str:
-    """Returns the SHA-256 of a network's parameters and buffers with their names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -235,7 +252,7 @@ class _Job:
         full_scale_m: depth in metres of the largest value that a map's encoding holds.
     """
 
-    teacher: FrozenTeacher | OutsideTeacher
+    teacher: FrozenTeacher | OutsideTeacher | FoundationTeacher
     frames: Dataset
     index_by_name: dict[str, int]
     folder: Path
@@ -275,7 +292,7 @@ class _Job:
             )
             sizes = [
                 len(self._encoded(depth))
-                for _, depth in self._depths(probes, ALL_BATCHES, NO_WORKERS)
+                for _, depth, _ in self._depths(probes, ALL_BATCHES, NO_WORKERS)
             ]
             needed = _MARGIN * len(missing) * sum(sizes) / len(sizes)
             free = shutil.disk_usage(self.folder).free
@@ -300,7 +317,10 @@ class _Job:
                 # memory with maps.
                 waiting = deque()
                 share = RankShare(comm.rank(), comm.world_size())
-                for name, depth in self._depths(missing, share, loading):
+                for name, depth, fit in self._depths(missing, share, loading):
+                    if fit is not None:
+                        # Before its map, so that there is no map without a line.
+                        anchor_quality.add(self.folder, comm.rank(), name, fit)
                     waiting.append(pool.submit(self._write, name, depth))
                     while len(waiting) > _WAITING:
                         waiting.popleft().result()
@@ -312,11 +332,12 @@ class _Job:
 
     def _depths(
         self, names: list[str], share: RankShare, loading: Loading
-    ) -> Iterator[tuple[str, np.ndarray]]:
+    ) -> Iterator[tuple[str, np.ndarray, Quality | None]]:
         """Predicts this rank's share of the frames, at each frame's own size.
 
         Yields:
-            (name, depth): the map's file name, and (H, W) float32 in metres.
+            (name, depth, fit): the map's file name, (H, W) float32 in metres, and the fit of a
+            relative teacher's output.
         """
         frames = Subset(self.frames, [self.index_by_name[name] for name in names])
         resize = getattr(self.teacher, "resize", OWN_SIZE)
@@ -327,7 +348,8 @@ class _Job:
             depth = resizes.restored(
                 self.teacher(batch), resize, tuple(batch.depth.shape[-2:]), smooth=True
             )
-            yield names[place], depth[0, 0].cpu().numpy()
+            fits = getattr(self.teacher, "qualities", ())
+            yield names[place], depth[0, 0].cpu().numpy(), next(iter(fits), None)
 
     def _write(self, name: str, depth: np.ndarray) -> None:
         image_io.write_durably(self.folder / name, self._encoded(depth))

@@ -193,7 +193,10 @@ def run(args: argparse.Namespace) -> None:
     work_dir = args.work_dir.resolve()
     os.chdir(record.folder)
     has_teacher = recipe.teacher.is_given and not args.no_teacher
-    teacher = build_teacher(recipe.teacher.node, torch.device("cpu")) if has_teacher else None
+    teacher = None
+    if has_teacher:
+        cpu, max_depth_m = torch.device("cpu"), recipe.max_depth_m
+        teacher = build_teacher(recipe.teacher.node, cpu, max_depth_m=max_depth_m)
     held_out = inputs.held_out(inputs.read(work_dir), recipe)
     train_set = build_dataset(recipe.dataset, "train", held_out=held_out)
     check_iteration(args.iteration, train_set, recipe)

@@ -18,6 +18,7 @@ from tiekd.data import least_size, trained_on
 from tiekd.data.batch import Batch
 from tiekd.data.build import build_dataset
 from tiekd.data.depth_values import check_range
+from tiekd.data.frames import listed_frames
 from tiekd.data.loading.loader import Unreadable, training_batches
 from tiekd.data.loading.sampler import (
     MicroBatches,
@@ -33,6 +34,7 @@ from tiekd.errors import CheckpointError, RecipeError
 from tiekd.losses.dpm import DPM
 from tiekd.models.build import build_network
 from tiekd.models.weights import pretrained, state_dicts
+from tiekd.teachers.outputs.teacher import FoundationTeacher
 from tiekd.teaching import build_teacher, with_teachers_file
 from tiekd.training import criterion as criteria
 from tiekd.training import schedules
@@ -170,7 +172,9 @@ def build_parts(
 
     # The teacher.
     node = with_teachers_file(recipe.node, resuming=resuming)
-    teacher = build_teacher(node.get("teacher"), device)
+    teacher = build_teacher(node.get("teacher"), device, max_depth_m=recipe.max_depth_m)
+    if isinstance(teacher, FoundationTeacher):
+        teacher.check_frames(listed_frames(train_set))
 
     # The number of iterations, the initial weights, and the frames that the weights have seen.
     groups = None
@@ -283,9 +287,10 @@ def build_hooks(
     # The validation frames whose images TensorBoard shows.
     evaluation, frames = recipe.evaluation, None
     if recipe.train.validate:
-        # These images leave out a teacher from outside the project. The teacher would be called on
-        # rank 0 alone and with validation frames, and may support neither.
-        taught = recipe.teacher.is_given and recipe.teacher.module is None
+        # These images leave out a teacher with a `name`. It would be called on rank 0 alone and
+        # with validation frames: a module from outside the project may support neither, and a kind
+        # that needs focal lengths would get those of images of another size.
+        taught = recipe.teacher.is_given and recipe.teacher.name is None
         frames = ShownFrames(
             val_set,
             replica,

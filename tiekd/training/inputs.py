@@ -266,6 +266,8 @@ def _single_files(
     # The teacher's weights, the manifest of its cached maps, and the student's initial weights.
     if teacher.checkpoint is not None:
         yield "teacher.checkpoint", teacher.checkpoint.expanduser()
+    for label, model in (("teacher", teacher), ("teacher.anchor", teacher.anchor)):
+        yield from ((f"{label} {path.name}", path) for path in model.model_files)
     maps = getattr(datasets["train"], "maps", None)
     yield "teacher.maps", None if maps is None else Path(maps) / teacher_maps.MANIFEST
     if recipe.load.checkpoint is not None:

@@ -6,11 +6,13 @@ from torch.utils.data import Dataset
 
 from tiekd.config.teacher_node import TeacherNode
 from tiekd.data import teacher_maps
+from tiekd.data.frames import listed_frames
 from tiekd.data.resize import OWN_SIZE
 from tiekd.distributed import comm
 from tiekd.errors import CheckpointError
 from tiekd.teachers.external import OutsideTeacher
 from tiekd.teachers.network import FrozenTeacher
+from tiekd.teachers.outputs.teacher import FoundationTeacher, describe
 from tiekd.training import schedules
 from tiekd.training.build import Parts
 from tiekd.training.input_changes import Verdict
@@ -42,6 +44,13 @@ def about(parts: Parts) -> list[str]:
                 f"WARNING: the teacher learned from images at {teacher.resize}, and sees this "
                 "run's here; bin/cache_teacher.py makes its maps at its own resolution"
             )
+    elif isinstance(teacher, FoundationTeacher):
+        said.append(f"Teacher: {describe(teacher.description)}")
+        said.append(
+            "WARNING: the teacher sees augmented crops here; cache its maps of whole images with "
+            "bin/cache_teacher.py"
+        )
+        said += teacher.check_frames(listed_frames(train_set))
     elif isinstance(teacher, OutsideTeacher):
         counted = (
             ""

@@ -427,7 +427,7 @@ def test_recipe_external_teacher_replaces_node(tmp_path):
     assert load_recipe(back)["teacher"].keys() == {"recipe", "network"}
     for name in ("teacher", "3", "[a.b]"):
         message = refused(write(tmp_path / "x.yaml", f"teacher: {{name: {name}}}\n"))
-        assert "it must be a module of yours, as my_package.my_teacher" in message
+        assert "or a module of yours, as my_package.my_teacher" in message
 
 
 def test_recipe_teacher_without_network_is_rejected(tmp_path):

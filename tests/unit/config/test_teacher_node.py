@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tiekd.config.teacher_node import TeacherNode, without_teacher
+from tiekd.config.teacher_node import TeacherNode, kinds, without_teacher
 from tiekd.errors import RecipeError
 
 NETWORK = {"encoder": {}, "decoder": {}, "head": {}}
@@ -41,6 +41,8 @@ def answers(node: dict | None) -> tuple:
             },
             ("mine.teacher", None, None, None, None),
         ),
+        # So are those of a kind.
+        ({"name": "moge", "maps": "m", "checkpoint": "x.pth"}, (None, None, None, None, None)),
         # Maps that were made with this network: it isn't asked.
         ({"maps": "gt_kd", "network": NETWORK}, (None, "gt_kd", None, None, None)),
     ],
@@ -49,6 +51,40 @@ def test_teacher_node_names_what_its_kind_has(node, expected):
     """A section answers for its own kind of teacher alone."""
     assert answers(node) == expected
     assert TeacherNode.of({"teacher": node}).is_given == (node is not None)
+
+
+@pytest.mark.parametrize(
+    ("node", "name", "kind", "module"),
+    [
+        (None, None, None, None),
+        ({"maps": "m"}, None, None, None),
+        ({"name": "moge", "model": "m"}, "moge", "moge", None),
+        ({"name": "mine.teacher"}, "mine.teacher", None, "mine.teacher"),
+    ],
+)
+def test_teacher_node_name_is_a_kind_or_a_module(node, name, kind, module):
+    """A dot tells a module of the user's from a kind of the project."""
+    teacher = TeacherNode(node)
+    assert (teacher.name, teacher.kind, teacher.module) == (name, kind, module)
+
+
+def test_kinds_are_the_teachers_that_a_section_names():
+    """What other keys ask for isn't among them."""
+    assert kinds() == ["depth_anything_3", "exported", "huggingface", "moge", "unidepth"]
+
+
+def test_model_files_of_a_folder_of_a_file_and_of_an_id(tmp_path):
+    """Files that say what the teacher computes are named; a hub ID and a network have none."""
+    (tmp_path / "sub").mkdir()
+    for name in ("config.json", "model.safetensors", "sub/other.json"):
+        (tmp_path / name).touch()
+    files = [tmp_path / "config.json", tmp_path / "model.safetensors"]
+    assert TeacherNode({"name": "moge", "model": str(tmp_path)}).model_files == files
+    assert TeacherNode({"name": "exported", "file": str(files[0])}).model_files == files[:1]
+    assert TeacherNode({"name": "moge", "model": "owner/name"}).model_files == []
+    assert TeacherNode({"name": "mine.teacher", "model": str(tmp_path)}).model_files == []
+    assert TeacherNode({"maps": str(tmp_path)}).model_files == []
+    assert TeacherNode(None).model_files == []
 
 
 def test_teacher_node_of_a_recipe_without_the_section():
@@ -94,8 +130,11 @@ def test_with_checkpoint_changes_a_copy():
     [
         ({"checkpiont": "x"}, "^teacher: unknown key 'checkpiont'; did you mean 'checkpoint'"),
         ({"flip": "yes"}, "^teacher.flip: got 'yes'; it must be true or false"),
-        ({"name": "adabins"}, "^teacher.name: got 'adabins'; it must be a module of yours, as"),
-        ({"name": 3}, "^teacher.name: got 3; it must be a module of yours"),
+        ({"name": "hugingface"}, "^teacher.name: got 'hugingface'; allowed: huggingface, "),
+        ({"name": "mogge"}, "^teacher.name: got 'mogge'; allowed: moge, "),
+        ({"name": "network"}, "^teacher.name: got 'network'; allowed: .*, or a module of yours"),
+        ({"name": "maps"}, "^teacher.name: got 'maps'; allowed: "),
+        ({"name": 3}, "^teacher.name: got 3; allowed: "),
     ],
 )
 def test_check_refuses_what_no_teacher_has(node, line):

@@ -1,0 +1,126 @@
+"""A model of Depth Anything 3 as the teacher, over its own package `depth_anything_3`.
+
+DA3METRIC gives canonical depth: metres = output * f / 300, where f is the focal length of the image
+that the network saw. DA3NESTED gives metres. The others' depth is relative, and the recipe says
+how. Pixels that the network takes for sky are as far as the student sees, not unknown. The package
+runs in its own half precision. Left out: poses and several views: each image is its own scene.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from tiekd.errors import TeacherError
+from tiekd.teachers.outputs import digest
+from tiekd.teachers.outputs.anchoring import anchor_of
+from tiekd.teachers.outputs.cameras import FOCAL_NEEDED, focal_of
+from tiekd.teachers.outputs.meaning import OUTPUTS
+from tiekd.teachers.outputs.model_place import ModelPlace, import_package
+from tiekd.teachers.outputs.stated import stated_or_given
+from tiekd.teachers.outputs.teacher import FoundationTeacher, Output, running
+
+# By the beginning of the model's own name.
+_STATED = {"da3metric": "canonical", "da3nested": "metres"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """The keys of `teacher: {name: depth_anything_3}`.
+
+    Attributes:
+        model: A model's folder, or a hub ID.
+        output: What the output means, for models other than DA3METRIC and DA3NESTED.
+        revision: Branch, tag or commit of a hub ID.
+        resolution: Pixels of the longer side that the network sees, rounded to its patches.
+        anchor: What makes a relative output metric: ground_truth, or a metric teacher's node.
+        flip: Averages with the mirrored image's output.
+        batch_size: Images that are handed over at once; the network sees them one by one.
+        device: Of the model; None for the rank's own.
+    """
+
+    model: Path
+    output: str | None = None
+    revision: str | None = None
+    resolution: int = 504
+    anchor: str | dict | None = None
+    flip: bool = False
+    batch_size: int = 4
+    device: str | None = None
+
+
+class DepthAnything3Predictor:
+    """A model of Depth Anything 3; see `Predictor`."""
+
+    max_depth_m = None
+
+    def __init__(self, options: Options, device: torch.device):
+        if options.resolution < 14:
+            raise TeacherError(
+                f"teacher.resolution: got {options.resolution}; it must be pixels, from 14, the "
+                "network's patch"
+            )
+        package = import_package("depth_anything_3.api", "depth_anything_3")
+        place = ModelPlace(options.model, options.revision)
+        if not place.has("config.json"):
+            raise TeacherError(f"teacher.model: {place} has no config.json; give a model's folder")
+        model = place.loaded(package.DepthAnything3.from_pretrained, "the model can't be loaded")
+        own_name = str(model.model_name)
+        stated = next(
+            (meaning for name, meaning in _STATED.items() if own_name.startswith(name)), None
+        )
+        self.meaning = stated_or_given(stated, options.output, f"{place} ({own_name})")
+        self.needs_focal = OUTPUTS[self.meaning].needs_focal
+        self.without_focal = FOCAL_NEEDED if self.needs_focal else None
+        self.model = model.to(device).eval().requires_grad_(False)
+        self.resolution, self.device = options.resolution, device
+        self.description = {
+            "name": "depth_anything_3",
+            "model": place.base_name,
+            "architecture": own_name,
+            "revision": options.revision,
+            "licence": place.licence(),
+            "package": "depth_anything_3",
+            "resolution": options.resolution,
+            "digest": digest.of_network(self.model),
+        }
+
+    def __call__(self, images: Tensor, intrinsics: Tensor) -> Output:
+        """Returns depth on the images' grid, with the sky as beyond."""
+        own = images.shape[-2:]
+        depths, skies, focals = [], [], []
+        for image, matrix in zip(images, intrinsics, strict=True):
+            # A list of images would be views of one scene.
+            found = self.model.inference(
+                [image.permute(1, 2, 0).cpu().numpy()], process_res=self.resolution
+            )
+            depth = torch.as_tensor(found.depth, dtype=torch.float32)[:, None]
+            seen = depth.shape[-2:]
+            depths.append(interpolate(depth, own, mode="bilinear", align_corners=False))
+            focals.append(focal_of(matrix[None], (seen[0] / own[0], seen[1] / own[1])))
+            if found.sky is not None:
+                sky = torch.as_tensor(found.sky, dtype=torch.float32)[:, None]
+                skies.append(interpolate(sky, own, mode="nearest-exact") > 0.5)
+        return Output(
+            torch.cat(depths).to(images.device),
+            beyond=torch.cat(skies).to(images.device) if skies else None,
+            focal=torch.cat(focals) if self.needs_focal else None,
+        )
+
+
+def build(options: Options, run_device: torch.device, max_depth_m: float) -> FoundationTeacher:
+    """Builds the teacher.
+
+    Args:
+        options: The recipe's keys.
+        run_device: This rank's device.
+        max_depth_m: The student's range in metres.
+
+    Raises:
+        TeacherError: The package or the model is missing or unfit.
+    """
+    how = running(options, run_device, max_depth_m)
+    anchor = anchor_of(options.anchor, how.device, max_depth_m)
+    return FoundationTeacher(DepthAnything3Predictor(options, how.device), how, anchor)

@@ -1,0 +1,310 @@
+"""An exported network as the teacher: ONNX by ONNX Runtime, or a program of torch.export.
+
+A file says nothing of its preprocessing, so the recipe states it: mean, deviation, range, size and
+the output's meaning. Images are resized to the network's size by an antialiasing bilinear filter,
+and its map is brought back to the image's size bilinearly; a sky's or object's edge is then as
+soft as the network's pixels are large. ONNX needs `pip install 'tiekd[export]'`. Left out: inputs
+besides one image, channels last, and quantised (uint8) inputs.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from tiekd.errors import TeacherError
+from tiekd.files import check_readable
+from tiekd.teachers.outputs import digest
+from tiekd.teachers.outputs.anchoring import anchor_of
+from tiekd.teachers.outputs.cameras import FOCAL_NEEDED, focal_of
+from tiekd.teachers.outputs.meaning import OUTPUTS
+from tiekd.teachers.outputs.stated import stated_or_given
+from tiekd.teachers.outputs.teacher import FoundationTeacher, Output, running
+
+RANGES = (1, 255)
+_DTYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}
+
+
+@dataclass(frozen=True)
+class Options:
+    """The keys of `teacher: {name: exported}`.
+
+    Attributes:
+        file: X.onnx or X.pt2; it takes one image (B, 3, H, W), RGB, float.
+        output: What its output means.
+        mean: Three numbers, subtracted from the channels in the units of `range`.
+        std: Three numbers, by which the channels are then divided.
+        range: 1 or 255: the largest value of a grey level before mean and std.
+        size: [height, width] in pixels of the network's input; None for the file's fixed size, and
+            for the image's own where the file takes any.
+        output_name: Of the depth among several outputs of an ONNX file.
+        anchor: What makes a relative output metric: ground_truth, or a metric teacher's node.
+        flip: Averages with the mirrored image's output.
+        batch_size: Images that go through at once, where the file takes more than one.
+        device: Of the network; None for the rank's own.
+    """
+
+    file: Path
+    output: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    range: int
+    size: tuple[int, int] | None = None
+    output_name: str | None = None
+    anchor: str | dict | None = None
+    flip: bool = False
+    batch_size: int = 4
+    device: str | None = None
+
+
+class _Network(NamedTuple):
+    """A loaded file.
+
+    Attributes:
+        run: From (B, 3, H, W) to the output, both on the device.
+        shape: Of the input; None for a dimension that may have any size.
+        dtype: Of the input.
+        package: That runs it, with its version.
+    """
+
+    run: Callable[[Tensor], Tensor]
+    shape: tuple[int | None, ...]
+    dtype: torch.dtype
+    package: str
+
+
+class ExportedPredictor:
+    """An exported network with the preprocessing that the recipe states; see `Predictor`."""
+
+    max_depth_m = None
+
+    def __init__(self, options: Options, device: torch.device):
+        _check_options(options)
+        path = options.file.expanduser()
+        self.meaning = stated_or_given(None, options.output, str(path))
+        self.needs_focal = OUTPUTS[self.meaning].needs_focal
+        self.without_focal = FOCAL_NEEDED if self.needs_focal else None
+        load = _LOADERS.get(path.suffix.lower())
+        if load is None:
+            raise TeacherError(
+                f"teacher.file: {path}: allowed are {', '.join(_LOADERS)} files, of ONNX and of "
+                "torch.export"
+            )
+        check_readable(path, "exported network", TeacherError, "teacher.file: ")
+        if not path.is_file():
+            raise TeacherError(f"teacher.file: no file at {path}; give an exported network")
+        self.network = load(path, options, device)
+        self.size = _size_of(self.network.shape, options.size, path)
+        self.options, self.device, self.path = options, device, path
+        data = path.with_name(f"{path.name}.data")  # where ONNX keeps large weights
+        self.description = {
+            "name": "exported",
+            "model": path.name,
+            "architecture": None,
+            "revision": None,
+            "licence": None,
+            "package": self.network.package,
+            "mean": list(options.mean),
+            "std": list(options.std),
+            "range": options.range,
+            "size": None if self.size is None else list(self.size),
+            "digest": digest.of_files(path, *([data] if data.is_file() else [])),
+        }
+
+    def __call__(self, images: Tensor, intrinsics: Tensor) -> Output:
+        """Returns the network's output on the images' grid."""
+        own = tuple(images.shape[-2:])
+        size = own if self.size is None else self.size
+        levels = images.float()
+        if size != own:
+            levels = interpolate(levels, size, mode="bilinear", align_corners=False, antialias=True)
+        mean, std = (
+            torch.tensor(values, device=levels.device).view(3, 1, 1)
+            for values in (self.options.mean, self.options.std)
+        )
+        levels = levels if self.options.range == 255 else levels / 255
+        pixels = ((levels - mean) / std).to(self.network.dtype)
+        # A file may take a fixed number of images: one by one then.
+        count = self.network.shape[0] or len(pixels)
+        values = torch.cat([self._run(part) for part in pixels.split(count)])
+        values = interpolate(values, own, mode="bilinear", align_corners=False)
+        focal = None
+        if self.needs_focal:
+            focal = focal_of(intrinsics, (size[0] / own[0], size[1] / own[1]))
+        return Output(values, focal=focal)
+
+    def _run(self, pixels: Tensor) -> Tensor:
+        """Returns (B, 1, h, w) float32."""
+        try:
+            found = self.network.run(pixels)
+        except TeacherError:
+            raise
+        except Exception as error:  # each runtime has errors of its own
+            raise TeacherError(
+                f"teacher.file: {self.path} fails on images of {tuple(pixels.shape)}: "
+                f"{' '.join(str(error).split()):.200}; set teacher.size to one that it takes"
+            ) from None
+        found = found[:, None] if found.dim() == 3 else found
+        if found.dim() != 4 or found.shape[:2] != (len(pixels), 1):
+            raise TeacherError(
+                f"teacher.file: {self.path} gave {tuple(found.shape)} for images of "
+                f"{tuple(pixels.shape)}; it must be depth, (B, H, W) or (B, 1, H, W)"
+            )
+        return found.float()
+
+
+def _check_options(options: Options) -> None:
+    if options.range not in RANGES:
+        raise TeacherError(
+            f"teacher.range: got {options.range}; it must be 1 or 255, the largest grey level "
+            "before mean and std"
+        )
+    if min(options.std) <= 0:
+        raise TeacherError(f"teacher.std: got {list(options.std)}; each must be above 0")
+    if options.size is not None and min(options.size) < 1:
+        raise TeacherError(
+            f"teacher.size: got {list(options.size)}; it must be height and width in pixels, from 1"
+        )
+
+
+def _size_of(
+    shape: tuple[int | None, ...], size: tuple[int, int] | None, path: Path
+) -> tuple[int, int] | None:
+    """Returns the size of the network's input; None for the image's own."""
+    if len(shape) != 4 or shape[1] not in (3, None):
+        raise TeacherError(
+            f"teacher.file: {path} takes {_words(shape)}; it must take images (B, 3, H, W)"
+        )
+    if shape[0] not in (1, None):
+        raise TeacherError(
+            f"teacher.file: {path} takes {shape[0]} images at once; export it for 1, or for any "
+            "number"
+        )
+    fixed = shape[2:]
+    if size is None:
+        if (fixed[0] is None) != (fixed[1] is None):
+            raise TeacherError(f"teacher.size: needed, since {path} takes {_words(shape)}")
+        return None if fixed[0] is None else fixed
+    if any(theirs not in (ours, None) for theirs, ours in zip(fixed, size, strict=True)):
+        raise TeacherError(
+            f"teacher.size: got {list(size)}, but {path} takes {_words(shape)}; leave it out"
+        )
+    return tuple(size)
+
+
+def _words(shape: tuple[int | None, ...]) -> str:
+    return "(" + ", ".join("any" if side is None else str(side) for side in shape) + ")"
+
+
+def _load_onnx(path: Path, options: Options, device: torch.device) -> _Network:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise TeacherError(
+            f"teacher.file: {path} needs onnxruntime, which isn't installed; pip install "
+            "'tiekd[export]'"
+        ) from None
+    providers = ["CPUExecutionProvider"]
+    if device.type == "cuda":
+        cuda = "CUDAExecutionProvider"
+        if cuda not in onnxruntime.get_available_providers():
+            raise TeacherError(
+                f"teacher.device: {path} is to run on {device}, but this onnxruntime has no CUDA; "
+                "install onnxruntime-gpu, or set teacher.device to cpu"
+            )
+        providers.insert(0, (cuda, {"device_id": device.index or 0}))
+    quiet = onnxruntime.SessionOptions()
+    quiet.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(str(path), quiet, providers=providers)
+    except Exception as error:  # onnxruntime's errors have no common class
+        raise TeacherError(
+            f"teacher.file: {path}: ONNX Runtime can't load it: {' '.join(str(error).split()):.200}"
+        ) from None
+    inputs, outputs = session.get_inputs(), [each.name for each in session.get_outputs()]
+    _check_single(len(inputs), path)
+    name = options.output_name
+    if name is None and len(outputs) > 1:
+        raise TeacherError(
+            f"teacher.output_name: needed, since {path} gives several outputs; one of: "
+            f"{', '.join(outputs)}"
+        )
+    if name is not None and name not in outputs:
+        raise TeacherError(f"teacher.output_name: got {name!r}; {path} gives: {', '.join(outputs)}")
+    if inputs[0].type not in _DTYPES:
+        raise TeacherError(
+            f"teacher.file: {path} takes {inputs[0].type}; it must take a float or float16 image"
+        )
+
+    def run(pixels: Tensor) -> Tensor:
+        (found,) = session.run([name or outputs[0]], {inputs[0].name: pixels.cpu().numpy()})
+        return torch.from_numpy(found).to(pixels.device)
+
+    return _Network(
+        run,
+        tuple(side if isinstance(side, int) else None for side in inputs[0].shape),
+        _DTYPES[inputs[0].type],
+        f"onnxruntime {onnxruntime.__version__}",
+    )
+
+
+def _load_program(path: Path, options: Options, device: torch.device) -> _Network:
+    if options.output_name is not None:
+        raise TeacherError("teacher.output_name: only outputs of ONNX files have names")
+    try:
+        program = torch.export.load(path)
+    except Exception as error:  # a damaged zip, another version, ...: of many classes
+        raise TeacherError(
+            f"teacher.file: {path}: torch.export can't load it: {' '.join(str(error).split()):.200}"
+        ) from None
+    names = program.graph_signature.user_inputs
+    _check_single(len(names), path)
+    value = next(node.meta["val"] for node in program.graph.nodes if node.name == names[0])
+    if not value.is_floating_point():
+        raise TeacherError(
+            f"teacher.file: {path} takes {value.dtype}; it must take a floating point image"
+        )
+    module = program.module().to(device)
+
+    def run(pixels: Tensor) -> Tensor:
+        found = module(pixels)
+        if not isinstance(found, Tensor):
+            raise TeacherError(
+                f"teacher.file: {path} gives a {type(found).__name__}; export a network that "
+                "gives depth alone"
+            )
+        return found
+
+    # A symbolic size isn't an int.
+    shape = tuple(side if type(side) is int else None for side in value.shape)
+    return _Network(run, shape, value.dtype, f"torch {torch.__version__}")
+
+
+def _check_single(count: int, path: Path) -> None:
+    if count != 1:
+        raise TeacherError(
+            f"teacher.file: {path} takes {count} inputs; it must take one, the image"
+        )
+
+
+_LOADERS = {".onnx": _load_onnx, ".pt2": _load_program}
+
+
+def build(options: Options, run_device: torch.device, max_depth_m: float) -> FoundationTeacher:
+    """Builds the teacher.
+
+    Args:
+        options: The recipe's keys.
+        run_device: This rank's device.
+        max_depth_m: The student's range in metres.
+
+    Raises:
+        TeacherError: The file is missing, unfit, or not as the recipe says.
+    """
+    how = running(options, run_device, max_depth_m)
+    anchor = anchor_of(options.anchor, how.device, max_depth_m)
+    return FoundationTeacher(ExportedPredictor(options, how.device), how, anchor)

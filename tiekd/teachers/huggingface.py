@@ -1,0 +1,292 @@
+"""A depth model of transformers as the teacher: `AutoModelForDepthEstimation`, folder or hub ID.
+
+The model's own image processor does the preprocessing, and its own post-processing brings the map
+to the image's size. What the output means is read from the model's config. A folder is read
+offline, an ID by the hub's cache, else from the hub; weights are safetensors, and no code of a
+model's repository is run. Needs `pip install 'tiekd[hf]'`. Left out: models that need more than an
+image.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tiekd.errors import TeacherError
+from tiekd.teachers.network import PRECISIONS
+from tiekd.teachers.outputs import digest
+from tiekd.teachers.outputs.anchoring import anchor_of
+from tiekd.teachers.outputs.cameras import FOCAL_NEEDED, focal_of
+from tiekd.teachers.outputs.meaning import OUTPUTS
+from tiekd.teachers.outputs.model_card import licence_in
+from tiekd.teachers.outputs.model_place import ModelPlace
+from tiekd.teachers.outputs.stated import stated_or_given
+from tiekd.teachers.outputs.teacher import FoundationTeacher, Output, running
+
+# By `model_type`: what the config says of the output, as (meaning, largest depth in metres).
+_STATED: dict[str, Callable[[Any], tuple[str | None, float | None]]] = {
+    "depth_anything": lambda config: (
+        ("metres", float(config.max_depth))
+        if config.depth_estimation_type == "metric"
+        else ("inverse_affine", None)
+    ),
+    "depth_pro": lambda _: ("metres", None),
+    # One name for models of relative inverse depth, of metres and of other things.
+    "dpt": lambda _: (None, None),
+    "glpn": lambda config: ("metres", float(config.max_depth)),
+    "tipsv2_dpt": lambda config: ("metres", float(config.max_depth)),
+    "zoedepth": lambda config: (
+        "metres",
+        max(float(bins["max_depth"]) for bins in config.bin_configurations),
+    ),
+}
+_REFUSED = {
+    "chmv2": "gives the height of the canopy above ground, not depth",
+    "prompt_depth_anything": "needs a prompt of sparse depth besides the image",
+}
+_OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt")
+# Entries of a config that say where it comes from, not what the network computes.
+_ORIGIN = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "_commit_hash")
+
+
+@dataclass(frozen=True)
+class Options:
+    """The keys of `teacher: {name: huggingface}`.
+
+    Attributes:
+        model: A folder as `save_pretrained` writes it, with its image processor; or a hub ID.
+        output: What the output means, where the model's config doesn't say it.
+        revision: Branch, tag or commit of a hub ID.
+        precision: "fp32", "bf16" or "fp16", of the convolutions and matrix products.
+        anchor: What makes a relative output metric: ground_truth, or a metric teacher's node.
+        flip: Averages with the mirrored image's output.
+        batch_size: Images that go through the model at once.
+        device: Of the model; None for the rank's own.
+    """
+
+    model: Path
+    output: str | None = None
+    revision: str | None = None
+    precision: str = "fp32"
+    anchor: str | dict | None = None
+    flip: bool = False
+    batch_size: int = 4
+    device: str | None = None
+
+
+class HuggingFacePredictor:
+    """A model of transformers with its image processor; see `Predictor`."""
+
+    def __init__(self, options: Options, device: torch.device):
+        self.device, self.dtype = device, PRECISIONS[options.precision]
+        transformers = _transformers()
+        place = ModelPlace(options.model, options.revision)
+        architecture = _architecture(place, transformers)
+        self.processor = _processor(place, transformers)
+        model = _model(place, transformers)
+        config = model.config
+        # Meaning, and what a focal length is good for.
+        stated, self.max_depth_m = _STATED[architecture](config)
+        self.meaning = stated_or_given(stated, options.output, f"{place} ({architecture})")
+        self.is_depth_pro = architecture == "depth_pro"
+        estimates = self.is_depth_pro and config.use_fov_model
+        self.needs_focal = OUTPUTS[self.meaning].needs_focal or (
+            self.is_depth_pro and not estimates
+        )
+        self.without_focal = FOCAL_NEEDED if self.needs_focal else None
+        if estimates:
+            self.without_focal = "Depth Pro takes its own estimate of the field of view for them"
+        self.model = model.to(device).eval().requires_grad_(False)
+        self.description = {
+            "name": "huggingface",
+            "model": place.base_name,
+            "architecture": architecture,
+            "revision": getattr(config, "_commit_hash", None),
+            "licence": _licence(place, transformers),
+            "package": f"transformers {transformers.__version__}",
+            "precision": options.precision,
+            "digest": digest.of_network(
+                model, _plain(config.to_dict()), _plain(self.processor.to_dict())
+            ),
+        }
+
+    def __call__(self, images: Tensor, intrinsics: Tensor) -> Output:
+        """Returns the processed output on the images' grid."""
+        height, width = images.shape[-2:]
+        inputs = self.processor(
+            images=list(images), return_tensors="pt", input_data_format="channels_first"
+        )
+        pixels = inputs["pixel_values"].to(self.device)
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+            outputs = self.model(pixel_values=pixels)
+        # Post-processing interpolates, which takes float32.
+        outputs.predicted_depth = outputs.predicted_depth.float()
+        # Depth Pro's focal length is one of the image's own pixels.
+        focal = focal_of(intrinsics)
+        if self.is_depth_pro:
+            outputs.field_of_view = _field_of_view(
+                outputs.field_of_view, focal.to(self.device), width
+            )
+        else:
+            focal = focal_of(intrinsics, (pixels.shape[-2] / height, pixels.shape[-1] / width))
+        sizes = [(height, width)] * len(images)
+        # ZoeDepth takes off the padding that its processor adds to an image of the given size.
+        of_size = {"target_sizes": sizes}
+        if hasattr(self.processor, "_pad_images"):
+            of_size = {"source_sizes": sizes}
+        found = self.processor.post_process_depth_estimation(outputs, **of_size)
+        values = torch.stack([each["predicted_depth"] for each in found])[:, None]
+        return Output(values, focal=focal if self.needs_focal else None)
+
+
+def _field_of_view(estimated: Tensor | None, focal: Tensor, width: int) -> Tensor:
+    """Returns (B,) horizontal fields of view in degrees: by the focal length where it is known.
+
+    Depth Pro's depth is its canonical one times focal length / width, so this replaces the estimate
+    by what is known.
+
+    Args:
+        estimated: (B,) degrees; None from a model without that head.
+        focal: (B,) pixels, NaN where unknown; on the device of the estimate.
+        width: Of the images, in pixels.
+    """
+    known = 2 * torch.rad2deg(torch.atan(0.5 * width / focal))
+    if estimated is None:
+        return known
+    return torch.where(torch.isfinite(known), known, estimated.float().view(-1))
+
+
+def _architecture(place: ModelPlace, transformers: ModuleType) -> str:
+    """Returns the config's `model_type`, one of the supported ones."""
+    if not place.has("config.json"):
+        raise TeacherError(f"teacher.model: {place} has no config.json; a model's folder has one")
+    node, _ = place.loaded(
+        transformers.PreTrainedConfig.get_config_dict, "config.json can't be read"
+    )
+    found = node.get("model_type")
+    if found in _REFUSED:
+        raise TeacherError(f"teacher.model: {place}: {found} {_REFUSED[found]}")
+    if found not in _STATED:
+        raise TeacherError(
+            f"teacher.model: {place} is {found or 'of no stated architecture'}; allowed: "
+            f"{', '.join(_STATED)}"
+        )
+    return found
+
+
+def _processor(place: ModelPlace, transformers: ModuleType):
+    """Returns the model's image processor."""
+    if not place.has("preprocessor_config.json", "processor_config.json"):
+        raise TeacherError(
+            f"teacher.model: {place} has no preprocessor_config.json; copy it from the model's "
+            "repository, or save_pretrained the image processor there"
+        )
+    found = place.loaded(
+        transformers.AutoImageProcessor.from_pretrained,
+        "the image processor can't be loaded",
+        trust_remote_code=False,
+    )
+    if not hasattr(found, "post_process_depth_estimation"):
+        raise TeacherError(
+            f"teacher.model: {place}: {type(found).__name__} has no depth post-processing, so it "
+            "is of another model; save the model's own image processor"
+        )
+    return found
+
+
+def _model(place: ModelPlace, transformers: ModuleType) -> torch.nn.Module:
+    """Returns the model with all of its weights, in float32."""
+    if place.is_folder:
+        _check_weights(Path(place.name))
+    found, loading = place.loaded(
+        transformers.AutoModelForDepthEstimation.from_pretrained,
+        "the model can't be loaded",
+        dtype=torch.float32,
+        use_safetensors=True,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+        trust_remote_code=False,
+    )
+    # Parameters without weights would be random ones, and nothing would say so later.
+    random = {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}
+    if random:
+        raise TeacherError(
+            f"teacher.model: {place}: its weights lack or misfit {len(random)} of the model's "
+            f"tensors ({min(random)}, ...); give the folder of a depth estimation model"
+        )
+    return found
+
+
+def _check_weights(folder: Path) -> None:
+    """Raises TeacherError for a folder without safetensors."""
+    if any(folder.glob("*.safetensors")):
+        return
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _OTHER_WEIGHTS)
+    if pickles:
+        raise TeacherError(
+            f"teacher.model: {folder} has its weights as {pickles[0]} only, and a pickle can run "
+            "code; save them as safetensors (save_pretrained does)"
+        )
+    raise TeacherError(
+        f"teacher.model: {folder} has no weights; a model's folder has model.safetensors"
+    )
+
+
+def _licence(place: ModelPlace, transformers: ModuleType) -> str | None:
+    """Returns the licence that the model card names; None where it names none."""
+    if place.is_folder:
+        return place.licence()
+    try:
+        card = transformers.utils.cached_file(place.name, "README.md", **place.where)
+    except (OSError, ValueError):
+        return None
+    return None if card is None else licence_in(Path(card))
+
+
+def _transformers() -> ModuleType:
+    """Imports transformers, without its progress bars and warnings."""
+    try:
+        import transformers
+    except ImportError:
+        raise TeacherError(
+            "teacher.name: huggingface needs transformers, which isn't installed; pip install "
+            "'tiekd[hf]'"
+        ) from None
+    if int(transformers.__version__.split(".")[0]) < 5:
+        raise TeacherError(
+            f"teacher.name: huggingface needs transformers 5 or newer, and "
+            f"{transformers.__version__} is installed; pip install --upgrade 'tiekd[hf]'"
+        )
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    return transformers
+
+
+def _plain(node: Mapping) -> dict:
+    """Returns a config without what says where it comes from, at any depth."""
+    node = {key: value for key, value in node.items() if key not in _ORIGIN}
+    return json.loads(
+        json.dumps(node, default=str),
+        object_hook=lambda each: {k: v for k, v in each.items() if k not in _ORIGIN},
+    )
+
+
+def build(options: Options, run_device: torch.device, max_depth_m: float) -> FoundationTeacher:
+    """Builds the teacher.
+
+    Args:
+        options: The recipe's keys.
+        run_device: This rank's device.
+        max_depth_m: The student's range in metres.
+
+    Raises:
+        TeacherError: The package, the model or one of its files is missing or unfit.
+    """
+    how = running(options, run_device, max_depth_m)
+    anchor = anchor_of(options.anchor, how.device, max_depth_m)
+    return FoundationTeacher(HuggingFacePredictor(options, how.device), how, anchor)
