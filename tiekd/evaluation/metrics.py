@@ -142,7 +142,7 @@ def _sums_on_cpu(
         pixels = (
             maps.reshape(-1).take(kept).astype(np.float64) for maps in (predicted_map, truth_map)
         )
-        with np.errstate(divide="ignore"):  # a prediction of 0
+        with np.errstate(divide="ignore"):  # the logarithm of a prediction of 0 is -inf
             sums.append(_sums(*pixels, np.log, np.count_nonzero, dot))
         counts.append(len(kept))
     return torch.tensor(np.array(sums)), torch.tensor(counts)

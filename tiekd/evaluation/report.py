@@ -1,4 +1,4 @@
-"""Formats the text that an evaluation prints: the protocol, and tables that compare networks."""
+"""Formats what an evaluation prints: frames and settings, tables of metrics, the worst frames."""
 
 from collections.abc import Mapping
 

@@ -147,8 +147,8 @@ class Cells:
         )
         if share is not None:
             mass *= share[image, :, rows].flatten(1)[..., None]
-        # Concatenate the windows of the J Gaussians in each of the P targets: from (J, P, bins per
-        # window) to (J * bins per window, P).
+        # Each of the P targets has J Gaussians, each with mass in a window of bins. Concatenate the
+        # windows: from (J, P, bins per window) to (J * bins per window, P).
         bins, mass = (t.transpose(1, 2).flatten(0, 1) for t in (bins, mass))
         return Target(bins, mass, valid, overlap=share is not None)
 
@@ -174,9 +174,9 @@ class Cells:
                 return None
             parts.append(shares(depth, weight, self.edges.dtype) if depth.shape[1] > 1 else None)
             counted.append((depth > 0).any(1, keepdim=True))
-        # If the head's output has the image's size, the windows are complete. Otherwise concatenate
-        # the windows of all image pixels that an output pixel covers. Its target distribution is
-        # the mean over the valid ones, so each is weighted by 1 / number of valid pixels.
+        # If the head's output has the image's size, each target has the Gaussians of one image
+        # pixel. Otherwise concatenate those of all image pixels that an output pixel covers. Its
+        # target is the mean over the valid ones, so each is weighted by 1 / number of valid pixels.
         if len(windows) == 1:
             return windows[0], parts[0], counted[0][:, 0]
         of_cell = windows[0]._replace(

@@ -26,7 +26,8 @@ from tiekd.kernels.target import bin_centres
 # they should fit into a core's cache.
 TILE_BYTES = {"cpu": 1 << 21}
 TILE_BYTES_ELSEWHERE = 1 << 27
-TILES_PER_BLOCK = 4  # number of tiles whose targets are computed together
+# Number of tiles whose target distributions are computed together.
+TILES_PER_BLOCK = 4
 
 
 def dpm(
@@ -143,8 +144,8 @@ class _Dpm(torch.autograd.Function):
         cells = None if divergence_grad is None else ctx.cells
 
         def tile_by_tile(blocks: list[Block]) -> tuple[Tensor, Tensor]:
-            # Accumulate in the dtype of edges, since sums over many tiles lose digits in half
-            # precision.
+            # Accumulate in the dtype of the bin edges (float32 or float64), since sums over many
+            # pixels lose digits in half precision.
             weight_grad, bias_grad = (
                 torch.zeros_like(t, dtype=edges.dtype) for t in (matrix, bias)
             )

@@ -32,7 +32,7 @@ _3X3 = ((1, 1), (1, 1), (1, 1), 1)
 
 
 class Conv2d(nn.Conv2d):
-    """torch's Conv2d, with the weight gradient by matrix products where that is faster.
+    """torch's Conv2d, whose weight gradient is computed by matrix products where that is faster.
 
     Arguments, weights and state dict are those of `nn.Conv2d`.
     """
@@ -48,7 +48,7 @@ def is_large(pixels: int, in_channels: int, out_channels: int) -> bool:
     """Returns True if a 3x3 convolution has more input and output values than weights.
 
     Args:
-        pixels: number of pixels of all images of a batch.
+        pixels: number of pixels of the input, of all images of a batch together.
         in_channels: number of input channels.
         out_channels: number of output channels.
     """

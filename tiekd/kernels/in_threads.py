@@ -74,8 +74,9 @@ def _begin(size: int) -> ThreadPoolExecutor:
     pool = ThreadPoolExecutor(size, thread_name_prefix="tiekd-tiles")
 
     def begin(_) -> None:
-        # The first get_num_threads() in a thread initialises its number from the default; without
-        # this call, the thread's first operation would override set_num_threads(1).
+        # The first get_num_threads() in a thread sets its number of torch threads to the default.
+        # Without this call, the thread's first operation would do so and override
+        # set_num_threads(1).
         torch.get_num_threads()
         torch.set_num_threads(1)
         together.wait()

@@ -76,7 +76,10 @@ _chosen: dict[str, str] | None = None
 
 
 def isa() -> str:
-    """Returns the best instruction set of `ISAS` that ATen and oneDNN both use in this process."""
+    """Returns the best CPU instruction set that both ATen and oneDNN use in this process.
+
+    It is one of ISAS.
+    """
     aten = torch.backends.cpu.get_cpu_capability()
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or ""
     has = ISAS.index("avx512_bf16" if "avx512_bf16" in _cpu_flags() else "avx512")
@@ -208,8 +211,8 @@ def _limit_of_onednn(name: str) -> int:
     """Returns the index in `ISAS` of the best instruction set that ONEDNN_MAX_CPU_ISA allows.
 
     Args:
-        name: the variable's value in upper case. Values that set no limit or that oneDNN doesn't
-            know give index 0.
+        name: value of this environment variable in upper case. For values that set no limit or that
+            oneDNN doesn't know, the index is 0.
     """
     if name in ("SSE41", "AVX"):
         return ISAS.index("other")

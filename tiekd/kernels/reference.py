@@ -82,7 +82,7 @@ def dpm(
 
 
 def gaussian_divergence(log_p: Tensor, q: Tensor) -> Tensor:
-    """Returns KL(q || p) = sum_k q_k (log q_k - log p_k), with 0 log 0 = 0.
+    """Returns the divergence KL(q || p) = sum_k q_k (log q_k - log p_k), with 0 log 0 = 0.
 
     Args:
         log_p: (B, K, h, w), log-probabilities of the prediction.

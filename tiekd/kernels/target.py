@@ -30,7 +30,8 @@ TABLE_STEPS_PER_SIGMA = 64
 # mass at such a distance is 1e-9 to each side.
 REACH_SIGMAS = 6.0
 NEWTON_STEPS = 6
-# Relative tolerance for bin widths: float32 rounding makes uniform bins slightly uneven.
+# Relative tolerance in comparisons of sigma with half a bin's width, because rounding the edges to
+# float32 makes uniform bins slightly uneven.
 WIDTH_SLACK = 1e-3
 # Number of bin edges that one operation of Newton's method processes, which limits its memory.
 EDGES_AT_ONCE = 16
@@ -45,7 +46,7 @@ _tables: WeakIdKeyDictionary = WeakIdKeyDictionary()
 def bin_edges(
     num_bins: int, min_depth: float, max_depth: float, spacing: str = "uniform"
 ) -> Tensor:
-    """Returns the edges of depth bins.
+    """Returns the edges of K consecutive depth bins.
 
     Args:
         num_bins: number of bins K, 2 or more.
@@ -395,8 +396,8 @@ def _build_table(sigma: float, edges: Tensor, like: Tensor) -> _Table:
         edges: (K + 1,) float64 on the CPU, edges of the bins, metres.
         like: a tensor with the dtype and device that the table's tensors get.
     """
-    # Choose the Gaussian's centres at the nodes: evenly spaced, from `reach` below the first edge
-    # between two bins to `reach` above the last.
+    # Choose the Gaussian's centres for which the table has an entry (the nodes): evenly spaced,
+    # from `reach` below the first edge between two bins to `reach` above the last.
     inner = edges[1:-1]
     steps = bin_centres(edges).diff()
     reach = REACH_SIGMAS * sigma
@@ -419,8 +420,9 @@ def _build_table(sigma: float, edges: Tensor, like: Tensor) -> _Table:
         beyond = torch.special.erfc((inner[low:high] - part[:, None]) / (math.sqrt(2) * sigma)) / 2
         means.append(passed[low] + beyond @ steps[low:high])
     means = bin_centres(edges)[0] + torch.cat(means)
-    # For each interval between two nodes, find the window of bins within `reach` of it. The reach
-    # is enlarged by 0.1 %, because an edge just outside may round into it in the dtype of `like`.
+    # For each interval between two centres in the table, find the window of bins within `reach` of
+    # it. The reach is enlarged by 0.1 %, because an edge just outside may round into it in the
+    # dtype of `like`.
     first = torch.searchsorted(inner, nodes[:-1] - 1.001 * reach)
     num_near = int((torch.searchsorted(inner, nodes[1:] + 1.001 * reach, right=True) - first).max())
     first = first.clamp_(max=len(inner) - num_near).to(like.device, torch.int32)
@@ -493,7 +495,7 @@ def _solve(depth: Tensor, sigma: Tensor, edges: Tensor) -> Tensor:
     first = centres[0]
     span = centres[-1] - centres[0]
     # Clamp the wanted mean to slightly inside the range of bin centres, so that the logarithms stay
-    # finite. The margin is smaller than the tolerance.
+    # finite. The margin changes the mean by less than the tolerance of 0.1 %.
     wanted = torch.minimum((depth - first).clamp_min(1e-5 * first), span - 1e-4 * centres[-1])
     wanted = torch.log(wanted) - torch.log(span - wanted)
     lowest = edges[1] - REACH_SIGMAS * sigma

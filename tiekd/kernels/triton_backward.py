@@ -202,7 +202,7 @@ def weight_gradient(
         over = blocks * BLOCK_K + tl.arange(0, TAIL_K)
         over_total = tl.zeros((BLOCK_C, TAIL_K), tl.float32)
         over_bias = tl.zeros((64, TAIL_K), tl.float32)
-    # Sum over this program's tiles in a fixed order, so that results are deterministic.
+    # Sum over this program's groups of pixels in a fixed order, so that results are deterministic.
     for tile in range(split, tiles, splits):
         image, p, inside = pixels_of(first + tile, layer, BLOCK_P, WHOLE)
         x = load_features(layer, image, p, inside, BLOCK_C)

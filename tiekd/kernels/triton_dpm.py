@@ -67,8 +67,8 @@ TILES = {
     ("weight", 2): (64, 64, 4, 3, None),
     ("weight", 4): (64, 64, 8, 1, None),
 }
-# Programs of the weights' gradient per multiprocessor: as many as run concurrently, so that they
-# share the features in the L2 cache.
+# Number of programs per multiprocessor with which the kernel for the weights' gradient is launched:
+# as many as run concurrently, so that they share the features in the L2 cache.
 PROGRAMS_PER_PROCESSOR = 2
 # Backward stores the logits' gradients of a group of pixels at a time. This is the maximum of their
 # bytes; a group has at least the pixels of one program.
@@ -290,7 +290,7 @@ def dpm_backward(
     splits = max(1, min(strip, _programs(features) // blocks))
     partial = depth.new_zeros(splits if needs_weight else 0, bins.count, layer.channels + 1)
 
-    # Launch both kernels once per strip, i.e. per group of `strip` tiles.
+    # Launch both backward kernels once per strip, i.e. per group of `strip` tiles.
     with _on(features):
         for first in range(0, tiles, strip):
             some = min(strip, tiles - first)

@@ -109,7 +109,7 @@ def forward(
             BLOCK_C,
             PRECISION,
         )
-    # Store the results per pixel.
+    # Compute depth, log-sum-exp and divergence from the sums over the bins, and store them.
     largest, total, moment, divergence = sums
     log_sum = largest + log2(total)
     out = image * layer.pixels + p

@@ -48,15 +48,16 @@ _bins: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 class Bins(NamedTuple):
-    """The bins as arrays for the kernels, padded to a multiple of BINS_PADDED_TO, float32, metres.
+    """The depth bins as float32 arrays for the kernels, in metres.
 
-    A padding bin has centre and width 0. Both its edges are BIG, so its mass is 0.
+    The arrays are padded to a multiple of BINS_PADDED_TO bins. A padding bin has centre and width
+    0. Both its edges are BIG, so its mass is 0.
 
     Attributes:
         centre: centre of each bin.
         width: width of each bin.
-        lower: lower edge of each bin; -BIG for the first bin, which absorbs the lower tail.
-        upper: upper edge of each bin; BIG for the last bin, which absorbs the upper tail.
+        lower: lower edge of each bin; -BIG for the first bin, which gets all mass below it.
+        upper: upper edge of each bin; BIG for the last bin, which gets all mass above it.
         count: K, number of bins without padding.
     """
 
@@ -401,7 +402,7 @@ def target_mass(
     """
     at, here, first, _, low, _ = cells
     if N == 1:
-        # The only component of a valid distribution has the weight 1.
+        # With a single component, its weight in every valid distribution is 1.
         position, _, spread = first
         q = _mass(position, spread, low, parts, bins, k, start, BLOCK_K, TARGET, PIECES, EVEN)
     else:

@@ -14,7 +14,7 @@ from tiekd.errors import RecipeError
 
 
 def valid_pixels(target: Tensor, max_depth: float | None = None) -> Tensor:
-    """Returns the mask of valid depths: > 0, finite and, if max_depth is given, <= max_depth.
+    """Returns the mask of valid target depths: > 0, finite and at most max_depth.
 
     Args:
         target: depth of any shape, metres.

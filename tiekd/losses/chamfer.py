@@ -38,7 +38,7 @@ class Chamfer(nn.Module):
         self.max_depth = max_depth
 
     def forward(self, prediction: "Prediction", target: Tensor) -> Tensor:
-        """Returns the chamfer distance of each image.
+        """Returns the chamfer distance between each image's bin centres and valid target depths.
 
         Args:
             prediction: the network's output, whose bin_centres are (B, K), metres.

@@ -45,17 +45,18 @@ class DPM(nn.Module):
         self.top_crop = top_crop
 
     def forward(self, prediction: "Prediction", target: Tensor) -> Tensor:
-        """Returns each image's mean divergence.
+        """Returns each image's mean divergence over its valid pixels.
 
         Args:
             prediction: the network's output, whose divergence is (B, 1, H, W), nats.
-            target: (B, 1, H, W), target depth, metres, 0 where not valid.
+            target: (B, 1, H, W), target depth, metres, 0 where not valid; it decides which pixels
+                are valid.
 
         Returns:
             (B,) float32, nats.
 
         Raises:
-            RecipeError: the network predicts no divergence, or the top crop removes all rows.
+            RecipeError: the network computes no divergence, or `top_crop` excludes all rows.
         """
         if prediction.divergence is None:
             raise RecipeError("the network gives no divergence; it needs `head: {name: dpm, ...}`")

@@ -24,7 +24,7 @@ class MSE(nn.Module):
         super().__init__()
 
     def forward(self, prediction: "Prediction", target: Tensor) -> Tensor:
-        """Returns each image's mean squared error.
+        """Returns each image's mean squared error over its valid pixels.
 
         Args:
             prediction: the network's output, whose depth is (B, 1, H, W), metres.

@@ -91,7 +91,7 @@ class SSIM(nn.Module):
             (B,) float32, 0 to 2; 0 for an image smaller than the window.
 
         Raises:
-            RecipeError: the top crop removes all rows.
+            RecipeError: `top_crop` excludes all rows.
         """
         depth = prediction.depth.float()
         if self.released:
@@ -125,7 +125,7 @@ class SSIM(nn.Module):
     def _similarity(self, x: Tensor, y: Tensor) -> Tensor:
         """Returns the SSIM of two maps (B, 1, H, W) per window, (B, 1, H - 10, W - 10) float64."""
         # Use float64, since a variance is the small difference of two squared depths: in float32
-        # its error would be as large as C2.
+        # its error would be as large as SSIM's constant C2.
         x, y = x.double(), y.double()
         maps = torch.cat((x, y, x * x, y * y, x * y))
         mean_x, mean_y, xx, yy, xy = _WindowMeans.apply(maps).chunk(5)

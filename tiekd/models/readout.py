@@ -18,7 +18,9 @@ from tiekd.data.resize import picked
 from tiekd.errors import RecipeError
 
 READOUTS = ("mean", "mode", "local")
-REACH = 2  # bins to each side of the mode that `local` and `confidence` include
+# Number of bins to each side of the most probable bin that the readout "local" and `confidence`
+# include.
+REACH = 2
 # Maximum bytes of the distributions that `in_strips` computes at once. The readout of them needs up
 # to three more tensors of this size.
 STRIP_BYTES = 16 << 20

@@ -104,12 +104,13 @@ class Bts(nn.Module):
         """
         skip2, skip4, skip8, skip16, deepest = features
         size2, size4, size8, size16 = (skip.shape[2:] for skip in features[:4])
-        # Upsample to stride 8 and apply the atrous pyramid.
+        # Upsample the coarsest feature to strides 16 and 8, concatenating the encoder's features,
+        # and apply dense atrous spatial pyramid pooling.
         x = _elu(self.merge5(torch.cat([self.up5(deepest, size16), skip16], dim=1)))
         up = torch.cat([self.up4(x, size8), skip8], dim=1)
         x = self.aspp(_elu(self.merge4(up)), up)
-        # Predict planes at strides 8, 4 and 2; concatenate each level's depth to the next level's
-        # features.
+        # Predict local planes at strides 8, 4 and 2. The depth of a level's planes is concatenated
+        # to the features of the next finer level.
         depth8 = spread_planes(to_planes(self.plane8(x)), 8)
         x = torch.cat([self.up3(x, size4), skip4, _every(depth8, 4, size4).to(x.dtype)], dim=1)
         x = _elu(self.merge3(x))
@@ -117,7 +118,7 @@ class Bts(nn.Module):
         x = torch.cat([self.up2(x, size2), skip2, _every(depth4, 2, size2).to(x.dtype)], dim=1)
         x = _elu(self.merge2(x))
         depth2 = spread_planes(to_planes(self.plane2(x)), 2)
-        # Upsample to full resolution, and concatenate the depths of all levels.
+        # Upsample to the image's size, and concatenate the depths of all levels.
         x = self.up1(x, image_size)
         depth1 = self.plane1(x).float().sigmoid()
         depths = [

@@ -77,7 +77,7 @@ class DenseDepth(nn.Module):
             )
         if activation not in ACTIVATIONS:
             raise RecipeError(f"activation: got {activation!r}; allowed: {', '.join(ACTIVATIONS)}")
-        # Build the levels, coarse to fine, then the blocks without a skip connection.
+        # Build a level for each of the encoder's features, coarse to fine, then the extra blocks.
         deepest = PointwiseConv(encoder_channels[-1], widths[-1])
         levels = [
             TwoConvs(widths[i + 1] + encoder_channels[i], widths[i], activation)

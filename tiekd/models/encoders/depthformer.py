@@ -48,7 +48,7 @@ class DepthFormer(nn.Module):
         """Returns the features (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])).
 
         Args:
-            image: (B, 3, H, W), normalised.
+            image: (B, 3, H, W), normalised with ImageNet's mean and standard deviation.
         """
         return [relu(self.bn1(self.conv1(image)), inplace=True), *self.swin(image)]
 

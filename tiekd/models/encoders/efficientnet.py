@@ -103,7 +103,7 @@ class EfficientNet(nn.Module):
         """Returns the features (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])).
 
         Args:
-            image: (B, 3, H, W), normalised.
+            image: (B, 3, H, W), normalised with ImageNet's mean and standard deviation.
         """
         x = silu(self.bn_stem(self.conv_stem(image)))
         features = []
@@ -162,7 +162,7 @@ class SqueezeExcite(nn.Module):
         self.conv_expand = nn.Conv2d(squeezed, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns (B, channels, H, W) from the same shape."""
+        """Returns x (B, channels, H, W), multiplied by one gate per image and channel."""
         gate = self.conv_expand(silu(self.conv_reduce(x.mean((2, 3), keepdim=True))))
         return x * torch.sigmoid(gate)
 
@@ -189,7 +189,7 @@ class DepthwiseSeparable(nn.Module):
         self.residual = stride == 1 and in_channels == out_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns (B, out_channels, ceil(H / stride), ceil(W / stride))."""
+        """Returns (B, out_channels, ceil(H / stride), ceil(W / stride)) from x (B, C, H, W)."""
         y = self.se(silu(self.bn1(self.conv_dw(x))))
         y = self.bn2(self.conv_pw(y))
         return x + y if self.residual else y
@@ -221,7 +221,7 @@ class InvertedResidual(nn.Module):
         self.residual = stride == 1 and in_channels == out_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns (B, out_channels, ceil(H / stride), ceil(W / stride))."""
+        """Returns (B, out_channels, ceil(H / stride), ceil(W / stride)) from x (B, C, H, W)."""
         y = silu(self.bn1(self.conv_pw(x)))
         y = self.se(silu(self.bn2(self.conv_dw(y))))
         y = self.bn3(self.conv_pwl(y))
@@ -229,7 +229,7 @@ class InvertedResidual(nn.Module):
 
 
 def _round_to_8(channels: float) -> int:
-    """Rounds to the nearest multiple of 8, at least 8 and at least 90 % of `channels`."""
+    """Returns `channels`, rounded to the nearest multiple of 8, but at least 8 and 90 % of it."""
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * channels else rounded
 

@@ -87,7 +87,7 @@ class MobileNetV2(nn.Module):
         """Returns the features (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])).
 
         Args:
-            image: (B, 3, H, W), normalised.
+            image: (B, 3, H, W), normalised with ImageNet's mean and standard deviation.
         """
         x = self.conv1(image)
         features = []
@@ -178,7 +178,7 @@ class InvertedResidual(nn.Module):
         self.residual = stride == 1 and in_channels == out_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns (B, out_channels, ceil(H / stride), ceil(W / stride))."""
+        """Returns (B, out_channels, ceil(H / stride), ceil(W / stride)) from x (B, C, H, W)."""
         return x + self.conv(x) if self.residual else self.conv(x)
 
 
@@ -238,7 +238,7 @@ def _checked(
 
 
 def _round_to_8(channels: float) -> int:
-    """Rounds to the nearest multiple of 8, at least 8 and at least 90 % of `channels`."""
+    """Returns `channels`, rounded to the nearest multiple of 8, but at least 8 and 90 % of it."""
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * channels else rounded
 

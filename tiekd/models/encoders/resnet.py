@@ -78,7 +78,7 @@ class ResNet(nn.Module):
         """Returns the features (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])).
 
         Args:
-            image: (B, 3, H, W), normalised.
+            image: (B, 3, H, W), normalised with ImageNet's mean and standard deviation.
         """
         x = relu(self.bn1(self.conv1(image)), inplace=True)
         features = [x] if 0 in self.taps else []
@@ -158,7 +158,15 @@ class Bottleneck(nn.Module):
 
 
 def _projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
-    """Returns the skip connection's 1x1 projection; None if it can be the identity."""
+    """Returns the 1x1 projection of a block's skip connection, or None for the identity.
+
+    The identity is possible if the block keeps the resolution and the number of channels.
+
+    Args:
+        in_channels: number of the block's input channels.
+        out_channels: number of the block's output channels.
+        stride: the block's stride.
+    """
     if stride == 1 and in_channels == out_channels:
         return None
     return nn.Sequential(

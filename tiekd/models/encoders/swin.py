@@ -64,7 +64,7 @@ class Swin(nn.Module):
         self.strides = (4, 8, 16, 32)
         self.patches = nn.Conv2d(3, width, PATCH, PATCH)
         self.patch_norm = nn.LayerNorm(width)
-        # Build the stages; the drop probability rises from block to block.
+        # Build the stages. The probability of skipping a block rises linearly from block to block.
         last = max(1, sum(depths) - 1)
         rates = iter([drop_path * i / last for i in range(sum(depths))])
         self.stages = nn.ModuleList()
@@ -89,7 +89,7 @@ class Swin(nn.Module):
         """Returns the features (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])).
 
         Args:
-            image: (B, 3, H, W), normalised.
+            image: (B, 3, H, W), normalised with ImageNet's mean and standard deviation.
         """
         # Pad with zeros at the right and bottom to whole patches.
         image = pad(image, (0, -image.shape[3] % PATCH, 0, -image.shape[2] % PATCH))
@@ -162,7 +162,7 @@ class PatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * channels, 2 * channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns (B, ceil(H / 2), ceil(W / 2), 2 * channels) from (B, H, W, channels)."""
+        """Maps tokens (B, H, W, channels) to tokens (B, ceil(H / 2), ceil(W / 2), 2 * channels)."""
         x = pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
         # Concatenate each 2x2 square's channels in the published order: (channel, row, column).
         x = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).permute(0, 1, 3, 5, 2, 4).flatten(3)

@@ -1,12 +1,13 @@
-"""Encoders from timm (extra `timm`), such as `{name: timm, model: resnet34d}`.
+"""Encoders from the package timm, such as `{name: timm, model: resnet34d}` in a recipe.
 
-Any backbone works that returns feature maps at several strides. Strides and channels are those
-of timm. Images are normalised with ImageNet's mean and standard deviation; for a backbone with
-other values they are normalised again, with buffers that are stored with the weights. 2d batch
-norms are replaced by this project's `BatchNorm2d`, whose statistics cover all ranks. Cost: timm's
-import (2 s), and one or two forward passes of a small image at construction. Left out: a model's
-own options (drop rates, dilations), backbones of one stride (ViT), backbones that accept images of
-one size only, and backbones whose features aren't (channels, height, width).
+timm is installed with the extra `timm`. Any of its backbones works that returns feature maps at
+several strides. Strides and channels are those of timm. An encoder's input is normalised with
+ImageNet's mean and standard deviation; for a backbone with other values it is converted, with
+buffers that are saved with the weights. 2d batch norms are replaced by this project's
+`BatchNorm2d`, whose statistics cover all ranks' images. Cost: timm's import (2 s), and one or two
+forward passes of a small image at construction. Left out: a model's own options (drop rates,
+dilations), backbones of one stride (ViT), backbones that accept images of one size only, and
+backbones whose features aren't (channels, height, width).
 """
 
 import difflib
@@ -77,7 +78,7 @@ class Timm(nn.Module):
         """Returns the features (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])).
 
         Args:
-            image: (B, 3, H, W), normalised by ImageNet's mean and deviation.
+            image: (B, 3, H, W), normalised with ImageNet's mean and standard deviation.
         """
         height, width = image.shape[2:]
         image = self.normalisation(image)
@@ -136,8 +137,8 @@ class Normalisation(nn.Module):
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]):
         super().__init__()
-        # Multiply in double precision: ImageNet's values are then equal to those of the data
-        # pipeline, bit for bit.
+        # Multiply by 255 in double precision: a mean and deviation equal to ImageNet's then equal
+        # those of the data pipeline, bit for bit.
         for name, values in (("mean", mean), ("std", std)):
             levels = torch.tensor([255 * value for value in values])
             self.register_buffer(name, levels[:, None, None])
@@ -153,7 +154,11 @@ class Normalisation(nn.Module):
         return self
 
     def forward(self, image: Tensor) -> Tensor:
-        """Returns (B, 3, H, W) from the same shape, in the image's dtype."""
+        """Returns the images in the backbone's normalisation, in the same shape and dtype.
+
+        Args:
+            image: (B, 3, H, W), normalised with ImageNet's mean and standard deviation.
+        """
         scale = self.imagenet_std / self.std
         offset = (self.imagenet_mean - self.mean) / self.std
         return (image.float() * scale + offset).to(image.dtype)

@@ -1,9 +1,10 @@
 """AdaBins head: a distribution over depth bins that adapt to the image.
 
-After Bhat, Alhashim and Wonka 2021 (arXiv 2011.14141). The mini-ViT predicts the widths of the
-image's depth bins, and range-attention maps. A 1x1 convolution of the maps and a softmax over the
-bins give a distribution per pixel, whose mean is the depth. Cost: three (B, num_bins, h, w) float32
-tensors in training. Left out: the divergence from a target, because the bins differ between images.
+After Bhat, Alhashim and Wonka 2021 (arXiv 2011.14141). The mini-ViT, a small transformer, predicts
+the widths of the image's depth bins, and range-attention maps. A 1x1 convolution of the maps and a
+softmax over the bins give a distribution per pixel, whose mean is the depth. Cost: memory for three
+(B, num_bins, h, w) float32 tensors in training. Left out: the divergence from a target
+distribution, because the bins differ between images.
 """
 
 from dataclasses import dataclass
@@ -97,8 +98,8 @@ class AdaBins(nn.Module):
             options.num_positions,
             options.dropout,
         )
-        # Use parameters of this module instead of a Conv2d, as in the DPM head, because published
-        # files use the same names for both heads.
+        # Use parameters of this module instead of a Conv2d, as the DPM head does, because published
+        # checkpoints have the same tensor names for both heads.
         self.weight = nn.Parameter(torch.empty(options.num_bins, options.num_queries, 1, 1))
         self.bias = nn.Parameter(torch.zeros(options.num_bins))
         nn.init.normal_(self.weight, std=0.01)

@@ -126,9 +126,9 @@ class Dpm(nn.Module):
             depth, divergence = self._dpm(features, target_depth)
         else:
             # If the strides don't divide the image's size, the decoder's output can be larger than
-            # ceil(H / stride) x ceil(W / stride), which the target needs. Resize the features to
-            # that size for the divergence only, because depth must not depend on the presence of a
-            # target.
+            # ceil(H / stride) x ceil(W / stride), the size of the target distributions. Resize the
+            # features to that size for the divergence only, because depth must not depend on the
+            # presence of a target.
             depth, _ = self._dpm(features, None)
             features = interpolate(features, size=cells, mode="bilinear", align_corners=True)
             _, divergence = self._dpm(features, target_depth)
@@ -191,9 +191,9 @@ class Dpm(nn.Module):
         return divergence[:, :, :height, :width].masked_fill(~valid.any(1, keepdim=True), 0)
 
     def _apply(self, fn, recurse: bool = True):
-        """Moves and casts the module like nn.Module, but keeps the edges in float32.
+        """Moves and casts the module like nn.Module, but keeps the edges of the bins in float32.
 
-        In half precision, adjacent edges would round to the same value.
+        In half precision, edges of adjacent bins would be rounded to the same value.
         """
         super()._apply(fn, recurse)
         self.edges = self._edges_float32.to(self.edges.device)

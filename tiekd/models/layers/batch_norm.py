@@ -77,7 +77,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         Args:
             x: (B, C, H, W), any float dtype.
         """
-        # With fp32 statistics torch's kernels don't support fp64 inputs.
+        # torch's kernels don't support fp64 inputs together with fp32 running statistics.
         if x.dtype == torch.float64:
             return self.forward(x.float()).double()
         weight, bias = self.weight.float(), self.bias.float()
@@ -115,7 +115,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         Returns:
             All pixels, normalised, in the shape and dtype of x.
         """
-        # Sample the mask at the centres of the feature's pixels.
+        # Sample the mask of included image pixels at the centres of the feature's pixels.
         rows, columns = (
             ((2 * torch.arange(coarse, device=x.device) + 1) * fine) // (2 * coarse)
             for coarse, fine in zip(x.shape[2:], _counted.shape[2:], strict=True)

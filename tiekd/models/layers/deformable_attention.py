@@ -115,7 +115,7 @@ class Float32Linear(nn.Linear):
     """A linear layer that computes in float32 even if its weights or autocast use less."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns (..., out_features) float32 from (..., in_features)."""
+        """Returns (..., out_features) float32 from x (..., in_features) of any float dtype."""
         with torch.autocast(x.device.type, enabled=False):
             return linear(x.float(), self.weight.float(), self.bias.float())
 
@@ -145,7 +145,8 @@ def read_points(
     chunk = max(1, sampled_values // (len(maps[0]) * maps[0].shape[1] * num_points))
     reference = reference.expand(batch, num_queries, len(maps), 2)
     read = []
-    # Checkpoint each chunk, so that sampled values are recomputed in backward and not saved.
+    # Use activation checkpointing for each chunk of queries, so that sampled values are recomputed
+    # in backward and not saved.
     for some in zip(
         reference.split(chunk, 1), offsets.split(chunk, 1), weights.split(chunk, 1), strict=True
     ):

@@ -86,7 +86,8 @@ class MiniViT(nn.Module):
         tokens = self.embed(x).flatten(2).transpose(1, 2) + self.positions[:count]
         for layer in self.layers:
             tokens = layer(tokens)
-        # Token 0 becomes the bin widths, the next ones the kernels of the maps.
+        # Compute the maps with the next tokens as convolution kernels, and the bins' widths from
+        # token 0.
         kernels = tokens[:, 1 : self.num_queries + 1]
         maps = (kernels @ self.features(x).flatten(2)).unflatten(2, x.shape[2:])
         widths = self.regressor(tokens[:, 0]).float().relu() + NARROWEST
@@ -113,7 +114,7 @@ class Layer(nn.Module):
         self.norm2 = nn.LayerNorm(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns (B, N, width) from the same shape."""
+        """Maps N tokens per image, (B, N, width), to the same shape."""
         x = self.norm1(x + F.dropout(self.attention(x), self.dropout, self.training))
         y = F.dropout(F.relu(self.linear1(x)), self.dropout, self.training)
         return self.norm2(x + F.dropout(self.linear2(y), self.dropout, self.training))
@@ -140,7 +141,7 @@ class Attention(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns (B, N, width) from the same shape."""
+        """Maps N tokens per image, (B, N, width), to the same shape."""
         batch, count, width = x.shape
         heads = self.qkv(x).view(batch, count, 3, NUM_HEADS, width // NUM_HEADS)
         q, k, v = heads.permute(2, 0, 3, 1, 4)

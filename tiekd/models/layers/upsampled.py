@@ -186,7 +186,10 @@ class UpsampledConv(Conv2d):
     def _convolve(
         self, x: Tensor, size: tuple[int, int], skip: Tensor | None, weight: Tensor
     ) -> Tensor:
-        """Upsamples, concatenates and convolves; arguments as for `forward`."""
+        """Upsamples x, concatenates `skip` and convolves with `weight` (O, C + S, 3, 3).
+
+        The other arguments are those of `forward`.
+        """
         if (
             not self.plain
             and torch.is_grad_enabled()
@@ -339,7 +342,7 @@ class UpsampleByProducts(torch.autograd.Function):
 
 
 def _keeps_all() -> bool:
-    """Returns True if nothing should be recomputed in backward.
+    """Returns True if no intermediate tensor should be recomputed in backward.
 
     This is the case without gradients, and under torch.compile, which decides itself what to save
     and what to recompute.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-# Added to the attention logit between tokens that are masked from each other, as published. It is
+# Added to the attention logit of two tokens that must not attend to each other, as published. It is
 # finite in half precision, too.
 BLOCKED = -100.0
 
@@ -19,9 +19,9 @@ BLOCKED = -100.0
 class WindowAttention(nn.Module):
     """Attention in windows of `window` x `window` tokens, shifted by `shift` tokens.
 
-    Each head has a learned bias per offset between two tokens, initialised with a standard
-    deviation of 0.02. The projections have torch's default initialisation until the encoder
-    initialises them.
+    Each head adds a learned bias to the attention logit, one per offset between two tokens,
+    initialised with a standard deviation of 0.02. The linear layers have torch's default
+    initialisation until the encoder initialises them.
 
     Args:
         channels: number of channels of the tokens.

@@ -66,8 +66,8 @@ class Hahi(nn.Module):
         self.token_fusions = nn.ModuleList(ConvNorm(width + c, c, 3) for c in coarser)
         self.query_projection = ConvNorm(finest, width, 1)
         self.query_fusion = ConvNorm(width + finest, finest, 3)
-        # Build the attention layers, an embedding per level, and the layer that predicts the
-        # reference point of each query.
+        # Build the attention layers, an embedding for each of the coarser features, and the layer
+        # that predicts the reference point of each query.
         self.level_embed = nn.Parameter(torch.randn(len(coarser), width))
         self.self_attention = DeformableAttention(
             width, len(coarser), num_heads, num_points, dropout
@@ -109,8 +109,9 @@ class Hahi(nn.Module):
         queries = self.cross_attention(
             to_tokens(self.query_projection(finest)), position, tokens, sizes, reference
         )
-        # Reshape the attention's results to maps and fuse them with the features. In the published
-        # order of channels, the finest feature comes after its map, the others before theirs.
+        # Reshape the attention's results to maps and fuse them with the features by a convolution.
+        # As published, the finest feature's channels come after those of its map, the channels of
+        # the other features before those of their maps.
         parts = tokens.split([height * width for height, width in sizes], dim=1)
         fused = [self.query_fusion(torch.cat([to_map(queries, finest.shape[2:]), finest], dim=1))]
         for fuse, feature, part in zip(self.token_fusions, coarser, parts, strict=True):

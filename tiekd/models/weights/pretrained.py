@@ -217,7 +217,7 @@ def _mobilenet_name(name: str) -> str | None:
         if index < num_blocks:
             return _block_name(f"layer{stage}.{index}.conv", rest, 1 if stage == 1 else 2)
         index -= num_blocks
-    return None  # the convolution before the classifier
+    return None  # a tensor of the convolution before the classifier
 
 
 def _block_name(block: str, rest: str, projection: int) -> str:

@@ -26,7 +26,11 @@ _NAMES = (
 
 
 def is_imagenet(state: Mapping[str, Tensor]) -> bool:
-    """Returns True if a state dict has the names of Swin's authors or of torchvision."""
+    """Returns True if a state dict has the tensor names of Swin's authors or of torchvision's Swin.
+
+    Args:
+        state: the tensors by name.
+    """
     return "layers.0.blocks.0.attn.qkv.weight" in state or "features.1.0.attn.qkv.weight" in state
 
 
