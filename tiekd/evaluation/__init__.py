@@ -1,1 +1,1 @@
-"""Evaluation of trained networks: metrics per image and per depth range, and comparisons."""
+"""Evaluation of trained networks: metrics per image and depth range, comparison of networks."""

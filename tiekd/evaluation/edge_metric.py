@@ -1,10 +1,11 @@
-"""Computes the fraction of predicted points near depth edges that are between the two surfaces.
+"""Computes how many predicted points near depth edges are in mid-air between the two surfaces.
 
-Error metrics are means over pixels, so the few pixels at edges hardly affect them. But a point
-cloud with a curtain of points in mid-air, between a car and the house behind it, is useless. The
-metric needs dense ground truth, such as that of the built-in scenes. The definition is our own. It
-is inspired by the boundary errors of Koch et al. 2018 (arXiv 1805.01328), which measure where edges
-are, not which depths are predicted between the two surfaces.
+A depth edge is a border between a near and a far surface in the image. Error metrics are means over
+pixels, so the few pixels at edges hardly affect them. But a point cloud with a curtain of points in
+mid-air, between a car and the house behind it, is useless. The metric needs dense ground truth,
+such as that of the built-in scenes. It is this project's own, inspired by the boundary errors of
+Koch et al. 2018 (arXiv 1805.01328), which measure where edges are, not which depths are predicted
+between the two surfaces.
 
 Left out: edges next to pixels without ground truth (the sky); and points nearer than the near
 surface or farther than the far one, which are depth errors but not mid-air points.
@@ -18,11 +19,11 @@ from torch.nn.functional import max_pool2d
 
 
 class MidAir(NamedTuple):
-    """The result of `mid_air`.
+    """The number of pixels near depth edges, and the fraction of them that `mid_air` finds wrong.
 
     Attributes:
-        share: fraction of the pixels near edges whose point is in mid-air, 0 to 1; NaN if there are
-            no pixels near edges.
+        share: fraction of the pixels near edges whose predicted depth is in mid-air, i.e. between
+            the near and the far surface, 0 to 1; NaN if there are no pixels near edges.
         pixels: number of pixels near edges.
     """
 
@@ -35,18 +36,23 @@ def mid_air(
 ) -> MidAir:
     """Computes the fraction of points near depth edges that are between the two sides of the edge.
 
-    There is an edge between two vertical or horizontal neighbours if their true depths differ by a
-    factor of `jump` or more. A pixel is near an edge if the square of 2 `radius` + 1 pixels around
-    it contains both neighbours, and the true depth of the whole square is known. The near and the
-    far side are the minimum and the maximum true depth in the square. A point is in mid-air if its
-    depth is above (1 + `tolerance`) x near side and below (1 - `tolerance`) x far side.
+    There is an edge between two vertically or horizontally adjacent pixels if their true depths
+    differ by a factor of `jump` or more. A pixel is near an edge if the square around it, with a
+    side of 2 `radius` + 1 pixels, contains both of these pixels, and the true depth of the whole
+    square is known. The near and the far side of the edge are the minimum and the maximum true
+    depth in the square. A predicted point is in mid-air if its depth is above (1 + `tolerance`) x
+    near side and below (1 - `tolerance`) x far side.
 
     Args:
         prediction: (B, 1, H, W) float, metres.
         truth: (B, 1, H, W) float, metres; dense, 0 where unknown.
         jump: minimum ratio of two neighbouring depths at an edge.
         radius: number of pixels to each side of the square's centre, 1 or more.
-        tolerance: minimum distance of a mid-air point from a side, relative to the side's depth.
+        tolerance: minimum distance of a mid-air point from the near and the far side, relative to
+            the side's depth.
+
+    Returns:
+        The fraction of such points, and the number of pixels near edges, over all images together.
 
     Raises:
         ValueError: the radius is below 1, or the shapes differ.
@@ -56,7 +62,8 @@ def mid_air(
     if prediction.shape != truth.shape or truth.dim() != 4:
         shapes = f"{tuple(prediction.shape)}, {tuple(truth.shape)}"
         raise ValueError(f"mid_air: needs two maps (B, 1, H, W), got {shapes}")
-    # Find the two sides of the edge: the extreme true depths in the square around each pixel.
+    # Find the minimum and maximum true depth in the square around each pixel. Near an edge, these
+    # are the depths of its two sides.
     known = torch.isfinite(truth) & (truth > 0)
     far = _largest(torch.where(known, truth, 0), radius)
     near = -_largest(torch.where(known, -truth, -torch.inf), radius)
@@ -70,10 +77,23 @@ def mid_air(
 
 
 def _near_edges(truth: Tensor, known: Tensor, jump: float, radius: int) -> Tensor:
-    """Returns a (B, 1, H, W) bool mask of pixels whose square contains both sides of an edge."""
+    """Returns a mask of the pixels near depth edges.
+
+    A pixel is near an edge if the square around it contains the two adjacent pixels of the edge.
+
+    Args:
+        truth: (B, 1, H, W), true depth, metres.
+        known: (B, 1, H, W) bool, True where the true depth is known.
+        jump: minimum ratio of two neighbouring depths at an edge.
+        radius: number of pixels to each side of the square's centre.
+
+    Returns:
+        (B, 1, H, W) bool.
+    """
     near = torch.zeros_like(known)
     for axis in (2, 3):
-        # Mark both neighbours of an edge along this axis.
+        # Mark both pixels of each pair of neighbours along this axis whose depths differ by the
+        # factor `jump` or more.
         length = truth.shape[axis] - 1
         first = truth.narrow(axis, 0, length)
         second = truth.narrow(axis, 1, length)
@@ -82,17 +102,23 @@ def _near_edges(truth: Tensor, known: Tensor, jump: float, radius: int) -> Tenso
         edges = torch.zeros_like(known)
         edges.narrow(axis, 0, length).logical_or_(differ)
         edges.narrow(axis, 1, length).logical_or_(differ)
-        # The square must contain both neighbours. Along this axis that holds up to a distance of
-        # radius - 1 from the nearer neighbour.
+        # The square around a pixel must contain both pixels of the pair. Along this axis that holds
+        # up to a distance of radius - 1 from the nearer one, across it up to `radius`.
         reach = (radius - 1, radius) if axis == 2 else (radius, radius - 1)
         near |= _largest(edges.float(), *reach) > 0
     return near
 
 
 def _largest(values: Tensor, rows: int, columns: int | None = None) -> Tensor:
-    """Returns for each pixel of (B, 1, H, W) the maximum within `rows` and `columns` of it.
+    """Returns for each pixel the maximum of a map in the rectangle around it.
 
-    `columns` defaults to `rows`.
+    Args:
+        values: (B, 1, H, W).
+        rows: number of rows above and below the pixel that belong to the rectangle.
+        columns: number of columns to its left and right; None for `rows`.
+
+    Returns:
+        (B, 1, H, W) float32.
     """
     columns = rows if columns is None else columns
     return max_pool2d(

@@ -1,8 +1,9 @@
-"""Collects results per frame, writes them to a CSV file, and lists the worst frames.
+"""Collects an evaluation's results per frame, writes them as CSV, and lists the worst frames.
 
-`FrameRows` is a watcher of `evaluate.evaluate`. The results stay on the device until `gather`,
-which sends some 200 bytes per frame to every rank. Left out: per-pixel results, which
-tiekd/visualization/frame_pictures.py draws.
+A frame is an image with its ground truth. `FrameRows` is passed to `evaluate.evaluate` as a
+watcher, which is called with the results of each batch. The results stay on the device until
+`FrameRows.gather`, which sends some 200 bytes per frame to every rank. Left out: results per pixel,
+which tiekd/visualization/frame_pictures.py shows.
 """
 
 import csv
@@ -23,13 +24,14 @@ from tiekd.files import replace_text
 
 
 class FrameTable(NamedTuple):
-    """The results of all frames, in the dataset's order.
+    """The results of a network on all evaluated frames, in the dataset's order.
 
     Attributes:
         names: names of the N frames.
         metrics: (N, 9) float64 in the order of METRIC_NAMES; NaN for a frame without valid ground
             truth.
-        sums: (N, NUM_RANGES, 4) float64, see `range_errors.range_sums`.
+        sums: (N, NUM_RANGES, 4) float64, sums of the errors in each depth range, as
+            `range_errors.range_sums` returns them.
     """
 
     names: list[str]
@@ -42,12 +44,14 @@ class FrameTable(NamedTuple):
         return self.sums[:, :, PIXELS].sum(1).long().tolist()
 
     def column(self, metric: str) -> Tensor:
-        """Returns the (N,) values of the metric with this name."""
+        """Returns the values of a metric for all frames, (N,); `metric` is one of METRIC_NAMES."""
         return self.metrics[:, metrics.METRIC_NAMES.index(metric)]
 
 
 class FrameRows:
-    """Watcher that collects the results of this rank's frames during an evaluation.
+    """Collects the results of this rank's frames during an evaluation.
+
+    An instance is passed to `evaluate.evaluate` as a watcher, which calls it after each batch.
 
     Args:
         min_depth: exclusive lower bound of valid ground truth, metres.
@@ -65,13 +69,13 @@ class FrameRows:
         self._sums: list[Tensor] = []
 
     def __call__(self, indices: list[int], batch: Batch, depth: Tensor, rows: Tensor) -> None:
-        """Adds the results of a batch.
+        """Adds the results of a batch of B frames.
 
         Args:
             indices: the frames' indices in the dataset.
-            batch: the batch.
-            depth: (B, 1, H, W) predicted depth, metres.
-            rows: (B, 9) metrics.
+            batch: the batch, with the frames' names and ground truth.
+            depth: (B, 1, H, W), predicted depth, metres.
+            rows: (B, 9), metrics as `depth_metrics` returns them.
         """
         self._indices += indices
         self._names += batch.names
@@ -79,7 +83,10 @@ class FrameRows:
         self._sums.append(range_sums(depth, batch.depth, self.min_depth, self.cap, self.crop))
 
     def gather(self) -> FrameTable:
-        """Returns all ranks' frames, on every rank. Collective."""
+        """Returns the results of all ranks' frames, on every rank.
+
+        Collective: all ranks must call it.
+        """
         rows = (
             torch.cat(self._rows).cpu() if self._rows else torch.zeros(0, len(metrics.METRIC_NAMES))
         )
@@ -94,14 +101,15 @@ class FrameRows:
 
 
 def write_csv(path: Path, tables: Mapping[str, FrameTable]) -> None:
-    """Writes the results per frame as a CSV file, one network after the other.
+    """Writes the results per frame of one or several networks to a CSV file.
 
-    One row per frame in the dataset's order: name, number of valid pixels, the nine metrics in full
-    precision (empty for a frame without valid pixels) and the network's name.
+    There is one row per network and frame: all frames of the first network in the dataset's order,
+    then those of the next. The columns are the frame's name, its number of valid pixels, the nine
+    metrics in full precision (empty for a frame without valid pixels) and the network's name.
 
     Args:
         path: the file; replaced atomically.
-        tables: network's name -> results.
+        tables: network's name -> its results.
     """
     # Build the whole text first, so that the file is replaced in one step.
     file = io.StringIO()
@@ -117,14 +125,17 @@ def write_csv(path: Path, tables: Mapping[str, FrameTable]) -> None:
 
 
 def worst(table: FrameTable, metric: str = "abs_rel", count: int = 3) -> list[tuple[str, float]]:
-    """Returns the frames with the largest error as (name, error), the worst first.
+    """Returns the frames with the largest values of a metric, the largest first.
 
     Frames without valid ground truth are left out.
 
     Args:
-        table: the results.
-        metric: name of a metric that is better if smaller.
-        count: maximum number of frames.
+        table: a network's results.
+        metric: name of a metric that is better if smaller, e.g. "abs_rel".
+        count: maximum number of returned frames.
+
+    Returns:
+        (name of the frame, value of the metric) for each.
     """
     column = table.column(metric)
     # NaN marks a frame without ground truth.
@@ -134,7 +145,11 @@ def worst(table: FrameTable, metric: str = "abs_rel", count: int = 3) -> list[tu
 
 
 def wins(ours: FrameTable, theirs: FrameTable) -> dict[str, tuple[int, int]]:
-    """Compares two networks frame by frame.
+    """Counts for each metric on how many frames either of two networks is better.
+
+    Args:
+        ours: the results of the first network.
+        theirs: the results of the second network on the same frames.
 
     Returns:
         metric -> (frames on which `ours` is better, frames on which `theirs` is better). Frames

@@ -1,10 +1,11 @@
 """Computes bias and error in three ranges of the ground truth: near, middle and far.
 
 A network can be accurate on average and biased in a range. Most networks predict far surfaces too
-near, which none of the nine metrics shows. The ranges end at a quarter, a half and the whole of the
-cap: 0-20, 20-40 and 40-80 m on KITTI. Unlike the nine metrics these are means over all pixels of a
-range, not over images, since many images have few far pixels. Sums are float64 and stay on the
-device, without a host sync; they cost some twelve passes over the crop's pixels.
+near, which none of the nine metrics of `metrics` shows. The ranges end at a quarter, a half and the
+whole of the evaluation's maximum depth (the cap): 0-20, 20-40 and 40-80 m on KITTI. Unlike the nine
+metrics, bias and error are means over all pixels of a range, not over images, since many images
+have few far pixels. Sums are float64 and stay on the device, without a host sync; they cost some
+twelve passes over the pixels of the evaluated part of the image.
 """
 
 from typing import NamedTuple
@@ -14,18 +15,19 @@ from torch import Tensor
 
 from tiekd.evaluation import metrics
 
-_SHARES = (0.0, 0.25, 0.5, 1.0)  # ends of the ranges, as fractions of the cap
+# Ends of the depth ranges, as fractions of the evaluation's maximum depth.
+_SHARES = (0.0, 0.25, 0.5, 1.0)
 NUM_RANGES = len(_SHARES) - 1
-PIXELS = 0  # index of the number of pixels among the sums
+PIXELS = 0  # index of the number of pixels in the last dimension of `range_sums`' result
 
 
 class RangeFigures(NamedTuple):
-    """The errors of the pixels whose ground truth is in [from_m, to_m); NaN without such pixels.
+    """The errors of all pixels whose ground truth is in [from_m, to_m); NaN without such pixels.
 
     Attributes:
         from_m: lower end of the range, metres.
         to_m: upper end of the range, metres.
-        pixels: number of pixels.
+        pixels: number of these pixels.
         bias_m: mean of prediction - ground truth, metres; negative if depths are predicted too
             near.
         abs_rel: mean of |prediction - ground truth| / ground truth.
@@ -41,7 +43,11 @@ class RangeFigures(NamedTuple):
 
 
 def bounds_m(cap: float) -> list[tuple[float, float]]:
-    """Returns the ranges (from, to) in metres; the last one ends at `cap` metres."""
+    """Returns the lower and upper end of each depth range, metres.
+
+    Args:
+        cap: the evaluation's maximum depth, metres, at which the last range ends.
+    """
     edges = [share * cap for share in _SHARES]
     return list(zip(edges[:-1], edges[1:], strict=True))
 
@@ -50,9 +56,10 @@ def bounds_m(cap: float) -> list[tuple[float, float]]:
 def range_sums(
     prediction: Tensor, ground_truth: Tensor, min_depth: float, cap: float, crop: str
 ) -> Tensor:
-    """Sums the errors of each image and range, over the pixels valid for `metrics.depth_metrics`.
+    """Sums the errors over the valid pixels of each image and depth range.
 
-    A prediction that is not finite counts as an infinite error.
+    A pixel is valid if it is inside the crop and min_depth < ground_truth < cap. A prediction that
+    is not finite has an infinite error.
 
     Args:
         prediction: (B, 1, H, W), metres.
@@ -69,7 +76,7 @@ def range_sums(
     predicted, truth = (
         maps[:, 0, rows, columns].flatten(1).double() for maps in (prediction, ground_truth)
     )
-    # Set the truth of invalid pixels to 1, so that the division below gives no NaN.
+    # Set the ground truth of invalid pixels to 1, so that dividing by it gives no NaN.
     counts = (truth > min_depth) & (truth < cap)
     truth = torch.where(counts, truth, 1.0)
     difference = torch.where(predicted.isfinite(), predicted, torch.inf) - truth
@@ -83,11 +90,11 @@ def range_sums(
 
 
 def range_figures(sums: Tensor, cap: float) -> list[RangeFigures]:
-    """Returns bias and errors of each range, as means over the pixels of all images.
+    """Returns bias and errors of each depth range, as means over the pixels of all images.
 
     Args:
-        sums: (N, NUM_RANGES, 4), the sums of all images, as `range_sums` returns them.
-        cap: upper end of the last range, metres.
+        sums: (N, NUM_RANGES, 4), the sums of N images, as `range_sums` returns them.
+        cap: the evaluation's maximum depth, metres, at which the last range ends.
     """
     figures = []
     for (low, high), (count, bias, relative, square) in zip(

@@ -1,4 +1,4 @@
-"""Formats the text that an evaluation prints: the protocol, and tables that compare networks."""
+"""Formats what an evaluation prints: frames and settings, tables of metrics, the worst frames."""
 
 from collections.abc import Mapping
 
@@ -9,10 +9,11 @@ from tiekd.evaluation.evaluate import EvaluationProtocol
 
 
 def everything(results: Mapping[str, Result], protocol: EvaluationProtocol) -> list[str]:
-    """Returns the report of an evaluation as a list of text blocks.
+    """Returns the report of an evaluation of one or several networks, as a list of text blocks.
 
     Args:
-        results: network's name -> result. The worst frames are those of the last network.
+        results: network's name -> its result. Each other network is compared with the last one,
+            whose worst frames are listed.
         protocol: how the networks were evaluated.
     """
     last = list(results)[-1]
@@ -29,11 +30,12 @@ def everything(results: Mapping[str, Result], protocol: EvaluationProtocol) -> l
 
 
 def protocol_lines(protocol: EvaluationProtocol, result: Result) -> str:
-    """Describes the evaluated frames and the protocol in words.
+    """Returns a text that states the evaluated frames and how they were evaluated.
 
     Args:
         protocol: how the networks were evaluated.
-        result: the network whose numbers of frames and pixels, and working resolution, are named.
+        result: the result of a network, from which the numbers of frames and pixels, and the size
+            to which images were scaled for the network, are taken.
     """
     table = result.frames
     with_truth = sum(map(bool, table.pixels))
@@ -53,7 +55,11 @@ def protocol_lines(protocol: EvaluationProtocol, result: Result) -> str:
 
 
 def trained_on_lines(results: Mapping[str, Result]) -> list[str]:
-    """Returns a warning for each network that was trained on some of the frames."""
+    """Returns a warning for each network that was trained on some of the evaluated frames.
+
+    Args:
+        results: network's name -> its result.
+    """
     known = {name: result.overlap for name, result in results.items() if result.overlap is not None}
     return [f"Warning: {name}: {overlap}" for name, overlap in known.items() if overlap.seen]
 
@@ -61,10 +67,10 @@ def trained_on_lines(results: Mapping[str, Result]) -> list[str]:
 def comparison_table(figures: Mapping[str, Mapping[str, float]]) -> str:
     """Returns a text table with one row per network and one column per metric.
 
-    With several networks a last column has abs_rel divided by that of the first network.
+    With several networks, a last column has each network's abs_rel divided by that of the first.
 
     Args:
-        figures: network's name -> metric -> value.
+        figures: network's name -> metric's name -> value.
     """
     width = max(map(len, figures))
     several = len(figures) > 1
@@ -79,7 +85,11 @@ def comparison_table(figures: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def ranges_table(results: Mapping[str, Result]) -> str:
-    """Returns a text table with one row per network and depth range: pixels, bias and errors."""
+    """Returns a text table of the number of pixels, bias and errors in each depth range.
+
+    Args:
+        results: network's name -> its result; there is one row per network and depth range.
+    """
     width = max(map(len, results))
     head = f"{'':{width}}  {'range, m':>13}  {'pixels':>11}"
     lines = [f"{head}  {'bias, m':>8}  {'abs_rel':>8}  {'rmse, m':>8}"]
@@ -101,6 +111,9 @@ def duels_table(results: Mapping[str, Result]) -> str:
 
     Each table has the differences of the metrics, and the numbers of frames on which either network
     is better.
+
+    Args:
+        results: network's name -> its result, of two networks or more.
     """
     *others, last = results
     ours = results[last]
@@ -122,7 +135,12 @@ def duels_table(results: Mapping[str, Result]) -> str:
 
 
 def worst_lines(label: str, result: Result) -> str:
-    """Returns the three frames of a network with the largest abs_rel, one per line."""
+    """Returns a text that lists the three frames with a network's largest abs_rel, one per line.
+
+    Args:
+        label: the network's name.
+        result: the network's result.
+    """
     rows = per_frame.worst(result.frames)
     return "\n".join(
         [

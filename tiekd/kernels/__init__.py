@@ -1,9 +1,13 @@
 """The arithmetic of the DPM (depth probability map) head, and convolutions tuned for CPUs.
 
-`target` computes the target distribution; `dpm` computes depth and divergence from features.
-There are three implementations with the same signature. `reference` is the definition. `chunked`
-computes the same in tiles, on any device and in any dtype, with little memory. `triton_dpm` is a
-fused implementation for CUDA. `dpm` calls the fastest one that supports the arguments.
+The head predicts a distribution over depth bins for each pixel. From the head's input features,
+`dpm` computes the mean depth, and the KL divergence of a target distribution from the prediction.
+The module `target` computes the target distribution from a teacher's depth.
+
+`dpm` has three implementations with the same signature. `reference` evaluates the formulas on
+whole tensors. `chunked` computes the same results a few image rows at a time, on any device and in
+any dtype, with little memory. `triton_dpm` is a fused implementation for CUDA. `dpm` calls the
+fastest one that supports the arguments.
 """
 
 from collections.abc import Callable
@@ -25,17 +29,42 @@ def dpm(
     sigma: float | Tensor = 0.5,
     **options,
 ) -> tuple[Tensor, Tensor | None]:
-    """Computes `tiekd.kernels.reference.dpm` with the fastest implementation for the arguments.
+    """Computes depth and divergence of the DPM head by the fastest suitable implementation.
 
-    Arguments, results and errors are those of the reference. Gradients of features, weight and bias
-    are supported, second derivatives aren't.
+    The results equal those of `tiekd.kernels.reference.dpm` up to rounding. Gradients with respect
+    to features, weight and bias are supported; second derivatives aren't.
+
+    Args:
+        features: (B, C, h, w), the head's input.
+        weight: (K, C, 1, 1), weight of the 1x1 convolution that gives the logits of K bins.
+        bias: (K,), bias of this convolution.
+        edges: (K + 1,) float32 or float64, edges of the bins, metres, increasing.
+        target_depth: (B, M, H, W), metres, depths of M teachers; None computes no divergence.
+        sigma: standard deviation of the target, metres, a number or (B, M, H, W).
+        **options: the remaining arguments of `tiekd.kernels.reference.dpm`.
+
+    Returns:
+        (depth, divergence), each (B, 1, h, w): the mean depth in metres, and the divergence in
+        nats, or None without `target_depth`.
+
+    Raises:
+        RecipeError: an option is unknown, or sigma is too small for the bins.
     """
     compute = implementation(features, target_depth, edges)
     return compute(features, weight, bias, edges, target_depth, sigma, **options)
 
 
 def implementation(features: Tensor, target_depth: Tensor | None, edges: Tensor) -> Callable:
-    """Returns the fastest implementation of `dpm` that supports arguments like these."""
+    """Returns the fastest implementation of `dpm` for arguments of these shapes, dtypes and device.
+
+    Args:
+        features: (B, C, h, w), the head's input.
+        target_depth: (B, M, H, W), metres, or None.
+        edges: (K + 1,), edges of the depth bins, metres.
+
+    Returns:
+        `triton_dpm.dpm` or `chunked.dpm`.
+    """
     if features.is_cuda:
         fused = _triton_dpm()
         if fused is not None and fused.supports(features, target_depth, edges):
@@ -45,7 +74,7 @@ def implementation(features: Tensor, target_depth: Tensor | None, edges: Tensor)
 
 @cache
 def _triton_dpm() -> ModuleType | None:
-    """Imports the Triton implementation at the first call; returns None if Triton is missing."""
+    """Returns the module `triton_dpm`, imported at the first call; None without Triton."""
     if find_spec("triton") is None:
         return None
     from tiekd.kernels import triton_dpm

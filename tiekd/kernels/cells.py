@@ -1,12 +1,13 @@
-"""Target distributions of the DPM head's cells, computed one block of rows at a time.
+"""Target distributions of the DPM head's cells, computed for some rows of cells at a time.
 
-A cell is one pixel of the head's output; it covers stride x stride pixels of the image.
-`kernels/chunked.py` uses this module.
+A cell is one pixel of the head's output; it covers stride x stride pixels of the image. The
+implementation of the DPM head in `kernels/chunked.py` calls this module with blocks of rows.
 
-A `gaussian` target with a single sigma is a mixture of Gaussians per cell, each with mass in a
-window of few bins. Centre and first bin of all windows are computed once per batch; mass per bin is
-computed block by block. All other targets are computed densely, i.e. for all bins.
-Cost: two numbers per full-resolution pixel and Gaussian, and the windows of one block.
+If the target is `gaussian` and sigma is a single number, a cell's target is a mixture of Gaussians,
+each with mass in a window of few consecutive bins only. The centre and the first bin of every
+window are computed once per batch, the mass per bin only for the requested rows. All other targets
+are computed densely, i.e. for all bins.
+Cost: two numbers per image pixel and Gaussian, and the mass in the windows of the requested rows.
 """
 
 from typing import NamedTuple
@@ -19,12 +20,14 @@ from tiekd.kernels.target import Windows, gaussian_windows, shares
 
 
 class Target(NamedTuple):
-    """The target distribution q of P cells, stored sparsely or densely over the bins.
+    """The target distribution q of P cells over K depth bins, stored sparsely or densely.
+
+    A cell is one pixel of the head's output.
 
     Attributes:
         bins: (N, P) int64, indices of each cell's N bins with mass; None if `mass` is dense.
-        mass: (N, P), the mass of those bins, or (K, P), the mass of all bins; in the dtype of
-            edges.
+        mass: (N, P), the mass of those bins, or (K, P), the mass of all bins; in the dtype of the
+            bin edges.
         valid: (P,) bool, True for cells with a target.
         overlap: True if `bins` may contain the same bin several times for one cell, as in a
             mixture; the bin's mass is then the sum.
@@ -36,14 +39,20 @@ class Target(NamedTuple):
     overlap: bool = False
 
     def part(self, cells: slice) -> "Target":
-        """Returns the target of a slice of the cells, as views."""
+        """Returns the target of the cells in the slice `cells`, as views of these tensors."""
         bins = self.bins if self.bins is None else self.bins[:, cells]
         return Target(bins, self.mass[:, cells], self.valid[cells], self.overlap)
 
     def minus_entropy(self, num_bins: int) -> Tensor:
-        """Returns sum_k q_k log q_k with 0 log 0 = 0, the negative entropy of q: (P,), nats.
+        """Returns the negative entropy of q, sum_k q_k log q_k with 0 log 0 = 0.
 
-        It avoids torch.xlogy, which takes ten times as long.
+        The method avoids torch.xlogy, which takes ten times as long.
+
+        Args:
+            num_bins: K, number of all bins.
+
+        Returns:
+            (P,), nats.
         """
         mass = self.mass
         if self.overlap:
@@ -51,7 +60,7 @@ class Target(NamedTuple):
         return mass.clamp_min(torch.finfo(mass.dtype).tiny).log_().mul_(mass).sum(0)
 
     def expectation(self, values: Tensor) -> Tensor:
-        """Returns sum_k q_k values_k, (P,), for values (K, P)."""
+        """Returns the mean of `values` (K, P) under q, sum_k q_k values_k, as (P,)."""
         if self.bins is None:
             return (values * self.mass).sum(0)
         return values.gather(0, self.bins).mul_(self.mass).sum(0)
@@ -59,11 +68,11 @@ class Target(NamedTuple):
     def add_to(self, values: Tensor, factor: Tensor) -> None:
         """Adds factor * q to values, in place.
 
-        It may overwrite `mass`, so it must be the last use of this target.
+        The method may overwrite `mass`, so it must be the last use of this target.
 
         Args:
-            values: (K, P), changed in place.
-            factor: (P,).
+            values: (K, P), one value per bin and cell, changed in place.
+            factor: (P,), the factor of each cell's q.
         """
         if self.bins is None:
             values.addcmul_(self.mass, factor)
@@ -72,16 +81,17 @@ class Target(NamedTuple):
 
 
 class Cells:
-    """The target distributions of all cells (B, h, w) of a batch.
+    """The target distributions of the (B, h, w) pixels of the head's output, called cells.
 
     Args:
-        depth: (B, M, H, W), metres, `target_depth` of `reference.dpm`.
-        sigma: metres, a number or (B, M, H, W).
-        weight: (B, M, H, W), weights of the mixture's components, or None for equal ones.
-        edges: (K + 1,), metres.
-        target: "gaussian" or "released".
-        beyond: "clamp" or "ignore".
-        stride: full-resolution pixels per side of a cell.
+        depth: (B, M, H, W), depths of M teachers, metres, 0 where not valid.
+        sigma: standard deviation of the target, metres, a number or (B, M, H, W).
+        weight: (B, M, H, W), weights of the teachers in the target, or None for equal weights.
+        edges: (K + 1,), edges of the depth bins, metres, increasing.
+        target: "gaussian", or "released" for the published target.
+        beyond: treatment of depths above the last edge: "clamp" replaces them by the last bin's
+            centre, "ignore" makes them invalid.
+        stride: image pixels per side of a cell.
     """
 
     def __init__(
@@ -105,14 +115,16 @@ class Cells:
 
     @torch.no_grad()
     def of(self, image: int, rows: slice) -> Target | None:
-        """Returns the target of some rows of cells.
+        """Returns the target of all cells in some rows of the head's output.
 
         Args:
             image: index of the image in the batch.
-            rows: the rows of cells, with start and stop.
+            rows: slice of rows of the head's output; start and stop must be set.
 
         Returns:
-            The target of the rows' cells, flattened; None if, on a CPU, none of them is valid.
+            The target of the rows' cells in row-major order. Only on a CPU and for targets with
+            windows it is None if none of the cells is valid: on a GPU this check would force a host
+            sync, and dense targets are computed in any case.
         """
         if self.gaussians is None:
             pixels = slice(rows.start * self.stride, rows.stop * self.stride)
@@ -126,8 +138,8 @@ class Cells:
             return Target(None, q[0].flatten(1), valid.flatten())
         windows, share, valid = self.gaussians
         valid = valid[image, rows].flatten()
-        # Skip blocks without a valid cell. On a GPU this check would force a host sync, so there
-        # every block is computed.
+        # Skip rows without a valid target. On a GPU this check would force a host sync, so there
+        # the target distributions of all rows are computed.
         if valid.device.type == "cpu" and not valid.any():
             return None
         bins, mass = windows.mass(
@@ -135,7 +147,8 @@ class Cells:
         )
         if share is not None:
             mass *= share[image, :, rows].flatten(1)[..., None]
-        # Reshape (J, P, bins per window) to (J * bins per window, P).
+        # Each of the P targets has J Gaussians, each with mass in a window of bins. Concatenate the
+        # windows: from (J, P, bins per window) to (J * bins per window, P).
         bins, mass = (t.transpose(1, 2).flatten(0, 1) for t in (bins, mass))
         return Target(bins, mass, valid, overlap=share is not None)
 
@@ -143,11 +156,13 @@ class Cells:
     def _gaussians(self) -> tuple[Windows, Tensor | None, Tensor] | None:
         """Computes the windows of the J = stride * stride * M Gaussians of each cell.
 
+        A cell covers stride x stride pixels of the image, each with the depths of M teachers.
+
         Returns:
-            (windows, shares, valid): the windows of shape (B, J, h, w); each Gaussian's weight in
-            its cell's q, (B, J, h, w), or None if J = 1, so that all weights are 1; and (B, h, w)
-            bool, True for cells with a target. None instead of the tuple if `gaussian_windows`
-            finds no windows.
+            (windows, shares, valid): the windows, whose first bins and centres are (B, J, h, w);
+            each Gaussian's weight in its cell's target, (B, J, h, w), or None if J = 1, where all
+            weights are 1; and (B, h, w) bool, True for cells with a target. None instead of the
+            tuple if `gaussian_windows` returns None, e.g. for a map of sigmas.
         """
         maps = (self.depth, self.sigma, self.weight)
         windows, parts, counted = [], [], []
@@ -159,8 +174,9 @@ class Cells:
                 return None
             parts.append(shares(depth, weight, self.edges.dtype) if depth.shape[1] > 1 else None)
             counted.append((depth > 0).any(1, keepdim=True))
-        # With one pixel per cell, the pixel's windows are those of the cell. Otherwise concatenate
-        # the windows of a cell's pixels; the cell's q is the mean over its valid pixels.
+        # If the head's output has the image's size, each target has the Gaussians of one image
+        # pixel. Otherwise concatenate those of all image pixels that an output pixel covers. Its
+        # target is the mean over the valid ones, so each is weighted by 1 / number of valid pixels.
         if len(windows) == 1:
             return windows[0], parts[0], counted[0][:, 0]
         of_cell = windows[0]._replace(

@@ -1,10 +1,11 @@
-"""Computes the DPM head in tiles of rows: the results of `reference` with little memory.
+"""Computes the DPM head a few image rows at a time: the results of `reference` with little memory.
 
-No (B, K, h, w) tensor is ever allocated. Forward saves the features, the weights and two numbers
-per cell (depth and log-sum-exp of the logits). Backward recomputes a tile's logits and target and
-writes the gradients. All operations on a tile are in place, so that the tile stays in the CPU's
-cache. Targets are computed for several tiles at once (kernels/cells.py). On a CPU each thread
-processes its own tiles, so threads synchronise only at the end.
+A tile is a group of consecutive rows of one image's features (B, C, h, w). No tensor of all logits
+(B, K, h, w) is ever allocated. Forward saves the features, the weights and two numbers per pixel
+(depth and log-sum-exp of the logits). Backward recomputes a tile's logits and target and writes
+the gradients. All operations on a tile are in place, so that its logits stay in the CPU's cache.
+Targets are computed for several tiles at once (kernels/cells.py). On a CPU each thread processes
+its own tiles, so threads synchronise only at the end.
 
 Cost: four matrix products (the logits are computed twice); on a CPU all other operations take about
 half as long again. Temporary memory per thread is about six tiles, or forty for dense targets
@@ -21,10 +22,12 @@ from tiekd.kernels import in_threads, reference
 from tiekd.kernels.cells import Cells, Target
 from tiekd.kernels.target import bin_centres
 
-# Maximum bytes of one tile's logits. On a CPU a tile should fit into a core's cache.
+# Maximum bytes of the logits of one tile, i.e. of the rows that are computed together. On a CPU
+# they should fit into a core's cache.
 TILE_BYTES = {"cpu": 1 << 21}
 TILE_BYTES_ELSEWHERE = 1 << 27
-TILES_PER_BLOCK = 4  # the targets of a block's tiles are computed together
+# Number of tiles whose target distributions are computed together.
+TILES_PER_BLOCK = 4
 
 
 def dpm(
@@ -39,9 +42,10 @@ def dpm(
     stride: int = 1,
     target_weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Computes `tiekd.kernels.reference.dpm`, with gradients of features, weight and bias.
+    """Computes depth and divergence of the DPM head, a few image rows at a time.
 
-    Arguments, results and errors are those of the reference.
+    Arguments, results and errors are those of `tiekd.kernels.reference.dpm`. Gradients with respect
+    to features, weight and bias are supported.
     """
     reference.check_choices(target, beyond)
     device = features.device.type
@@ -50,8 +54,8 @@ def dpm(
         features = features.to(dtype)
         weight = weight.to(dtype)
         bias = bias.to(dtype)
-    # Tiles index the flattened pixels, so features (and the gradient, which has their memory
-    # layout) must allow flattening (h, w) without a copy.
+    # The computation indexes the flattened pixels, so features (B, C, h, w), and their gradient,
+    # which gets the same memory layout, must allow flattening (h, w) without a copy.
     if features.stride(2) != features.shape[3] * features.stride(3):
         features = features.contiguous()
     with torch.autocast(device, enabled=False):
@@ -62,14 +66,20 @@ def dpm(
 
 
 class _Dpm(torch.autograd.Function):
-    """Autograd function from (features, weight, bias, edges, cells) to (depth, divergence)."""
+    """Autograd function that computes depth and divergence of the DPM head tile by tile.
+
+    A tile is a group of consecutive rows of one image. The inputs are features (B, C, h, w), weight
+    (K, C, 1, 1), bias (K,), the bins' edges (K + 1,), and the target distributions, or None. The
+    results are depth and divergence, (B, 1, h, w) each; the divergence is None without targets.
+    """
 
     @staticmethod
     def forward(
         ctx, features: Tensor, weight: Tensor, bias: Tensor, edges: Tensor, cells: Cells | None
     ):
-        # Results per cell, (B, h * w): the largest logit, the divergence, and the sums over the
-        # bins of exp(logit - largest), unweighted and weighted by the bin centres.
+        # Allocate the results per pixel of the features, (B, h * w): the largest logit, the
+        # divergence, and the sums over the bins of exp(logit - largest logit), unweighted and
+        # weighted by the bin centres.
         shape = features.shape[0], 1, *features.shape[2:]
         largest, divergence = (edges.new_zeros(shape).flatten(1) for _ in range(2))
         valid = torch.zeros_like(largest, dtype=torch.bool)
@@ -79,7 +89,7 @@ class _Dpm(torch.autograd.Function):
 
         def tile_by_tile(blocks: list[Block]) -> None:
             for image, tile, q, logits, _ in _tiles(blocks, features, edges, cells):
-                # Compute the tile's logits, minus each pixel's largest logit.
+                # Compute the logits (K, P) of the tile's pixels, minus each pixel's largest logit.
                 _product(bias[:, None], weight, features[image].flatten(1)[:, tile], out=logits)
                 logits -= torch.amax(logits, 0, out=largest[image, tile])
                 if q is not None and is_gaussian:
@@ -88,8 +98,9 @@ class _Dpm(torch.autograd.Function):
                         q.expectation(logits),
                         out=divergence[image, tile],
                     )
-                # Sum for softmax and depth. The published divergence isn't linear in the
-                # log-probabilities, so it needs the normalised probabilities.
+                # Sum the exponentials, from which softmax and depth follow. The published
+                # divergence isn't linear in the log-probabilities, so it needs the normalised
+                # probabilities.
                 p = logits.exp_()
                 sums[:, image, tile] = _sums(factors, p)
                 if q is not None and not is_gaussian:
@@ -103,8 +114,9 @@ class _Dpm(torch.autograd.Function):
         log_sum = sums[0].log()
         depth = (sums[1] / sums[0]).view(shape)
         if is_gaussian:
-            # -sum_k q_k log p_k = log_sum - sum_k q_k logit_k, with the largest logit subtracted in
-            # both terms. The second term is in `divergence` already.
+            # The divergence sum_k q_k (log q_k - log p_k) is the sum of
+            # sum_k q_k (log q_k - logit_k), which is in `divergence` already, and log_sum. The
+            # largest logit was subtracted in both terms and cancels.
             divergence += log_sum
         divergence = divergence.masked_fill_(~valid, 0).view(shape) if cells is not None else None
         # ZeRO-3 frees the parameters' storage after forward and gathers it again before the owning
@@ -132,8 +144,8 @@ class _Dpm(torch.autograd.Function):
         cells = None if divergence_grad is None else ctx.cells
 
         def tile_by_tile(blocks: list[Block]) -> tuple[Tensor, Tensor]:
-            # Accumulate in the dtype of edges, since sums over many tiles lose digits in half
-            # precision.
+            # Accumulate in the dtype of the bin edges (float32 or float64), since sums over many
+            # pixels lose digits in half precision.
             weight_grad, bias_grad = (
                 torch.zeros_like(t, dtype=edges.dtype) for t in (matrix, bias)
             )
@@ -148,13 +160,14 @@ class _Dpm(torch.autograd.Function):
                     if q is not None and cells.target == "released"
                     else None
                 )
-                # The logits' gradient: g_d p_k (c_k - depth) from the depth, plus g_kl (p_k - q_k)
-                # from the divergence of a Gaussian target. The published divergence has its own
-                # slope.
+                # Compute the logits' gradient. With the incoming gradients g_d of the depth and
+                # g_kl of the divergence, it is g_d p_k (c_k - depth), for bin centres c_k, plus
+                # g_kl (p_k - q_k) for a Gaussian target. For the published divergence the second
+                # term is g_kl times the result of `_released_slope`.
                 factor = by_divergence if slope is None else None
                 if depth_grad is not None:
-                    # Subtract before multiplying: at large depths, the difference of the products
-                    # would lose two digits.
+                    # Subtract the depth from the bin centres before multiplying: at large depths,
+                    # the difference of the two products would lose two digits.
                     offset = torch.sub(centres, depth[image, tile], out=spare).mul_(
                         depth_grad[image, tile]
                     )
@@ -190,13 +203,22 @@ class _Dpm(torch.autograd.Function):
         )
 
 
-Block = tuple[int, int, int]  # (index of the image, first row, row after the last)
+# Consecutive rows of one image: (index of the image, first row, row after the last).
+Block = tuple[int, int, int]
 
 
 def _shares(features: Tensor, edges: Tensor) -> list[list[Block]]:
-    """Splits all images into blocks of TILES_PER_BLOCK tiles and returns one list per thread.
+    """Splits the rows of all images into blocks and distributes the blocks over the threads.
 
-    On devices other than a CPU there is one list.
+    A block has the rows of TILES_PER_BLOCK tiles, i.e. of as many groups of rows that are computed
+    together; an image's last block can have fewer.
+
+    Args:
+        features: (B, C, h, w).
+        edges: (K + 1,), edges of the depth bins.
+
+    Returns:
+        One list of blocks per thread; a single list on devices other than a CPU.
     """
     images, _, height, _ = features.shape
     step = _rows_of_tile(features, edges) * TILES_PER_BLOCK
@@ -211,7 +233,15 @@ def _shares(features: Tensor, edges: Tensor) -> list[list[Block]]:
 
 
 def _rows_of_tile(features: Tensor, edges: Tensor) -> int:
-    """Returns the number of rows of a tile, at least 1."""
+    """Returns the number of rows that are computed together, at least 1.
+
+    Their logits, in the dtype of edges, take at most TILE_BYTES on a CPU and TILE_BYTES_ELSEWHERE
+    on other devices, unless one row takes more.
+
+    Args:
+        features: (B, C, h, w).
+        edges: (K + 1,), edges of the depth bins.
+    """
     height, width = features.shape[2:]
     tile_bytes = TILE_BYTES.get(features.device.type, TILE_BYTES_ELSEWHERE)
     return min(height, max(1, tile_bytes // ((len(edges) - 1) * width * edges.element_size())))
@@ -220,12 +250,19 @@ def _rows_of_tile(features: Tensor, edges: Tensor) -> int:
 def _tiles(
     blocks: list[Block], features: Tensor, edges: Tensor, cells: Cells | None
 ) -> Iterator[tuple[int, slice, Target | None, Tensor, Tensor]]:
-    """Yields the tiles of the blocks, each a number of whole rows.
+    """Yields the tiles of some blocks; a tile is a group of consecutive rows of one image.
+
+    Args:
+        blocks: the blocks, each some rows of an image.
+        features: (B, C, h, w).
+        edges: (K + 1,), edges of the depth bins.
+        cells: the target distributions of all pixels of the features, or None.
 
     Yields:
-        (image, tile, target, logits, spare): the index of the image; the slice of its P flattened
-        pixels; the target of these cells, None without any; and two uninitialised (K, P) buffers in
-        the dtype of edges, which all tiles share.
+        (image, tile, target, logits, spare): the index of the image; the slice of the tile's P
+        pixels among the image's flattened pixels; the pixels' target distributions, or None if
+        there are none; and two uninitialised (K, P) buffers in the dtype of edges. All tiles are
+        given the same buffers.
     """
     bins = len(edges) - 1
     width = features.shape[3]
@@ -248,10 +285,10 @@ def _product(to: Tensor, weight: Tensor, pixels: Tensor, out: Tensor) -> Tensor:
     """Computes out = to + weight @ pixels, with the matrix product in the dtype of the weights.
 
     Args:
-        to: (K, 1) or (K, P); may be `out`.
-        weight: (K, C, 1, 1).
-        pixels: (C, P), features.
-        out: (K, P), written to.
+        to: (K, 1) or (K, P), the summand; may be the tensor `out`.
+        weight: (K, C, 1, 1), weight of a 1x1 convolution.
+        pixels: (C, P), features of P pixels.
+        out: (K, P), overwritten with the result.
 
     Returns:
         `out`.
@@ -262,19 +299,20 @@ def _product(to: Tensor, weight: Tensor, pixels: Tensor, out: Tensor) -> Tensor:
 
 
 def _sums(factors: Tensor, p: Tensor) -> Tensor:
-    """Returns factors @ p, (2, P), for factors (2, K), whose first row is 1, and p (K, P)."""
+    """Returns the matrix product of factors (2, K), whose first row is all ones, and p (K, P)."""
     if p.device.type == "cpu":
         return factors @ p
-    # Multiply and sum instead of a matmul, which a GPU may run in TF32, with three digits.
+    # Multiply and sum instead of a matmul, which a GPU may run in TF32, i.e. with the precision of
+    # three decimal digits.
     return torch.stack((p.sum(0), (p * factors[1][:, None]).sum(0)))
 
 
 def _released_slope(p: Tensor, q: Tensor) -> Tensor:
-    """Returns the published divergence's gradient with respect to the logits, (K, P).
+    """Returns the gradient of `reference.released_divergence` with respect to the logits, (K, P).
 
     Args:
-        p: (K, P), probabilities.
-        q: (K, P), target.
+        p: (K, P), predicted probabilities of K bins at P pixels.
+        q: (K, P), target distribution.
     """
     eps = reference.PUBLISHED_EPS
     by_p = -q.square() / ((p + eps) * (q + eps * (p + eps)))

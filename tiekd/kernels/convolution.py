@@ -1,17 +1,17 @@
-"""Convolutions tuned for CPUs, according to the choices of tiekd/kernels/layouts.py.
+"""Convolutions tuned for CPUs, with the settings that tiekd/kernels/layouts.py chooses for the CPU.
 
-`Conv2d` is torch's convolution, whose weight gradient is computed by matrix products if the choice
-is PRODUCTS. Without AVX-512, oneDNN's weight gradient is slow for channels_last features: 19
-GFLOP/s, against 74 for contiguous ones (128 -> 128 channels at 128x256, one thread). One matrix
-product per kernel tap and strip of rows reaches 88 GFLOP/s and copies nothing. Forward and the
-gradient of the features remain torch's.
+`Conv2d` is torch's convolution, whose weight gradient is computed by matrix products if the setting
+for this CPU is PRODUCTS. Without AVX-512, oneDNN's weight gradient is slow for channels_last
+features: 19 GFLOP/s, against 74 for contiguous ones (128 -> 128 channels at 128x256, one thread).
+One matrix product for each of the nine kernel positions and each group of rows reaches 88 GFLOP/s
+and copies nothing. Forward and the gradient of the features remain torch's.
 
 `compute_in_fp32` is for bf16 on CPUs without bf16 arithmetic. Features and gradients are stored in
 bf16; a convolution converts them to fp32, accumulates in fp32 as native bf16 arithmetic does, and
 rounds the result to bf16.
 
-Left out: strides, dilations and groups other than 1, and GPUs. Under torch.compile, `Conv2d` and
-`compute_in_fp32` use torch's own operators.
+Left out: matrix products for strides, dilations and groups other than 1, and GPUs. Under
+torch.compile, all convolutions use torch's own operators.
 """
 
 from functools import partial
@@ -22,16 +22,17 @@ from torch.nn.functional import conv2d
 
 from tiekd.kernels import layouts
 
-# Pixels of a strip: few enough that features and gradients of 128 channels fit into a core's L2
-# cache, and enough for efficient matrix products.
+# Number of pixels that one matrix product of `weight_gradient` sums over: few enough that features
+# and gradients of 128 channels fit into a core's L2 cache, and enough for efficient products.
 _STRIP_PIXELS = 4096
 
-# Stride, padding, dilation and groups of the convolutions that PRODUCTS supports.
+# Stride, padding, dilation and groups of the convolutions whose weight gradient can be computed by
+# `weight_gradient`.
 _3X3 = ((1, 1), (1, 1), (1, 1), 1)
 
 
 class Conv2d(nn.Conv2d):
-    """torch's Conv2d, with the weight gradient by matrix products where that is faster.
+    """torch's Conv2d, whose weight gradient is computed by matrix products where that is faster.
 
     Arguments, weights and state dict are those of `nn.Conv2d`.
     """
@@ -47,7 +48,7 @@ def is_large(pixels: int, in_channels: int, out_channels: int) -> bool:
     """Returns True if a 3x3 convolution has more input and output values than weights.
 
     Args:
-        pixels: number of pixels of all images of a batch.
+        pixels: number of pixels of the input, of all images of a batch together.
         in_channels: number of input channels.
         out_channels: number of output channels.
     """
@@ -70,7 +71,8 @@ def weight_gradient(x: Tensor, grad: Tensor, strip_pixels: int = _STRIP_PIXELS) 
     Args:
         x: (B, C, H, W), the convolution's input; it is copied if it isn't channels_last.
         grad: (B, O, H, W), the gradient of the output; it is copied if it isn't channels_last.
-        strip_pixels: approximate number of pixels that one matrix product sums over.
+        strip_pixels: approximate number of pixels that one matrix product sums over; it is rounded
+            to whole rows.
 
     Returns:
         (O, C, 3, 3), in the dtype of x.
@@ -84,7 +86,8 @@ def weight_gradient(x: Tensor, grad: Tensor, strip_pixels: int = _STRIP_PIXELS) 
         for start in range(0, height * width, strip):
             for row, column in _TAPS:
                 # Compute the distance in memory, in pixels, from an output pixel to the input pixel
-                # under this tap. Rows wrap around; `_take_off_wrapped` corrects that.
+                # at this row and column of the 3x3 kernel. At the left and right border that is a
+                # pixel of an adjacent row; `_take_off_wrapped` subtracts these products.
                 offset = (row - 1) * width + column - 1
                 first = max(start, -offset)
                 end = min(start + strip, height * width, height * width - offset)
@@ -103,10 +106,10 @@ def _take_off_wrapped(total: Tensor, image: Tensor, grad: Tensor) -> None:
     """Subtracts the products of pixels that are neighbours in memory but not in the image.
 
     In memory a row's first pixel follows the last pixel of the row above. So at the left and right
-    border `weight_gradient` used a pixel of another row where the padding is 0.
+    border `weight_gradient` multiplied by a pixel of another row instead of by the padding, 0.
 
     Args:
-        total: (3, 3, O, C), the sums, changed in place.
+        total: (3, 3, O, C), the image's contribution to the weight gradient, changed in place.
         image: (H, W, C), one image's input.
         grad: (H, W, O), the gradient of its output.
     """
@@ -163,7 +166,7 @@ class _InFp32(torch.autograd.Function):
 
 
 def _in_fp32(module: nn.Conv2d, usual, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Replaces a module's `_conv_forward`; computes half-precision convolutions in fp32.
+    """Computes a module's half-precision convolution in fp32, in place of its `_conv_forward`.
 
     Args:
         module: the convolution.
@@ -184,7 +187,7 @@ def _in_fp32(module: nn.Conv2d, usual, x: Tensor, weight: Tensor, bias: Tensor |
 def wants_products(x: Tensor, weight: Tensor, size: tuple[int, int]) -> bool:
     """Returns True if a 3x3 convolution should compute its weight gradient by matrix products.
 
-    Its padding is 1.
+    The convolution must have padding 1, and stride, dilation and groups 1.
 
     Args:
         x: the convolution's input, possibly before it is upsampled.
@@ -221,9 +224,15 @@ def gradients_by_products(
 
 
 def _suits_products(x: Tensor, weight: Tensor, size: tuple[int, int]) -> bool:
-    """Returns True if the CPU's choice is PRODUCTS, x is channels_last and the convolution large.
+    """Returns True if matrix products are the fastest weight gradient for this convolution.
 
-    The arguments are those of `wants_products`.
+    That is the case if the setting for large convolutions on this CPU is PRODUCTS
+    (tiekd/kernels/layouts.py), x is channels_last, and `is_large` is True for the convolution.
+
+    Args:
+        x: the convolution's input, possibly before it is upsampled.
+        weight: (O, C, kernel height, kernel width).
+        size: (H, W) of the convolution's input.
     """
     if layouts.choice(layouts.LARGE_TRAINING, layouts.FP32) != layouts.PRODUCTS:
         return False
@@ -244,13 +253,27 @@ def _gradients(
     groups: int,
     mask: list[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Returns torch's gradients of x, weight and bias; None where the mask is False."""
+    """Returns a convolution's gradients of x, weight and bias, computed by torch's operator.
+
+    Args:
+        grad: (B, O, H', W'), the gradient of the output.
+        x: (B, C, H, W), the input; may be None if only its own gradient is wanted.
+        weight: (O, C / groups, kernel height, kernel width).
+        stride: of the convolution, rows and columns.
+        padding: of the convolution, rows and columns.
+        dilation: of the convolution, rows and columns.
+        groups: number of groups.
+        mask: True for each of (x, weight, bias) whose gradient is wanted; the others are None.
+    """
     return torch.ops.aten.convolution_backward(
         grad, x, weight, [weight.shape[0]], stride, padding, dilation, False, [0, 0], groups, mask
     )
 
 
 def prepare_bf16(network: nn.Module) -> None:
-    """Makes a network's bf16 convolutions compute in fp32, in place, if IN_FP32 is the choice."""
+    """Makes a network's bf16 convolutions compute in fp32, in place, if this CPU is faster so.
+
+    The setting of bf16 convolutions for this CPU is then IN_FP32 (tiekd/kernels/layouts.py).
+    """
     if layouts.choice(layouts.ANY, layouts.BF16) == layouts.IN_FP32:
         compute_in_fp32(network)

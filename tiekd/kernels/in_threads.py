@@ -1,10 +1,10 @@
-"""Runs a function on several shares of work in parallel CPU threads.
+"""Runs a function on several parts of the work in parallel CPU threads.
 
 torch parallelises every operation over its thread pool and waits for the slowest thread. With small
 operations there are thousands of synchronisations per step, and whenever another process occupies
 one core, all threads wait. Here each thread runs its operations alone, with one torch thread, and
-the threads synchronise only once, at the end. torch's
-number of threads is restored afterwards. Left out: devices other than CPUs.
+the threads synchronise only once, at the end. The number of torch threads of all other threads
+stays the same. Left out: devices other than CPUs.
 """
 
 import os
@@ -22,19 +22,21 @@ _making = threading.Lock()
 
 
 def count() -> int:
-    """Returns the number of threads that `each` uses: torch's number of threads."""
+    """Returns the number of threads that `each` uses, which is `torch.get_num_threads()`."""
     return torch.get_num_threads()
 
 
 def each(function: Callable[[Share], Result], shares: Sequence[Share]) -> list[Result]:
-    """Calls the function once per share of work, each in a separate thread, without autograd.
+    """Calls a function once for each of several arguments, in parallel threads, without gradients.
 
     Args:
-        function: called once per share; it must be thread-safe.
-        shares: the arguments. A single share runs in the calling thread.
+        function: a function of one argument; it must be thread-safe. In a thread of the pool its
+            torch operations use one thread.
+        shares: the arguments, e.g. lists of work items. A single one is processed in the calling
+            thread.
 
     Returns:
-        The results, in the order of the shares.
+        The results, in the order of the arguments.
     """
     if len(shares) < 2:
         return [function(share) for share in shares]
@@ -50,7 +52,8 @@ def each(function: Callable[[Share], Result], shares: Sequence[Share]) -> list[R
 def _pool(size: int) -> ThreadPoolExecutor:
     """Returns this process's pool of `size` threads, created at the first call.
 
-    The key contains the process id, because a forked process doesn't inherit its parent's threads.
+    Pools are stored by process id and size, because a forked process inherits the dictionary of
+    pools but not its parent's threads.
     """
     key = os.getpid(), size
     with _making:
@@ -60,18 +63,20 @@ def _pool(size: int) -> ThreadPoolExecutor:
 
 
 def _begin(size: int) -> ThreadPoolExecutor:
-    """Creates a pool whose threads are all running and use one torch thread each.
+    """Creates a pool of `size` running threads, each limited to one torch thread.
 
-    torch.set_num_threads sets the calling thread's number and the default of threads that start
-    later. So all threads of the pool are launched first, and then the default is restored.
+    torch.set_num_threads sets both the calling thread's number of torch threads and the default for
+    threads that start later. So all threads of the pool are started here, and then the default is
+    restored.
     """
     together = threading.Barrier(size)
     before = torch.get_num_threads()
     pool = ThreadPoolExecutor(size, thread_name_prefix="tiekd-tiles")
 
     def begin(_) -> None:
-        # The first get_num_threads() in a thread initialises its number from the default; without
-        # this call, the thread's first operation would override set_num_threads(1).
+        # The first get_num_threads() in a thread sets its number of torch threads to the default.
+        # Without this call, the thread's first operation would do so and override
+        # set_num_threads(1).
         torch.get_num_threads()
         torch.set_num_threads(1)
         together.wait()

@@ -1,11 +1,12 @@
-"""Chooses memory layout and arithmetic of convolutions on a CPU, from a table of measurements.
+"""Chooses memory layout and arithmetic of convolutions on a CPU, from a table.
 
-The table's keys are instruction set, shape class and dtype. It was measured once and committed:
-choosing by timing at run time would make runs irreproducible. `bin/benchmark.py layouts` measures
-every row on the present machine and reports where another choice is faster.
+The table gives the fastest setting for an instruction set, a class of convolution shapes and a
+dtype. It was measured once and is fixed in this file: choosing by timing at run time would make
+runs irreproducible. `bin/benchmark.py layouts` measures every row on the present machine and
+reports where another setting is faster.
 
-A run on a CPU writes its choices to its work dir (layouts.json). A resumed run uses that file, even
-on another CPU, so that its results change by rounding only.
+A run on a CPU writes its settings to its work dir (layouts.json). A resumed run uses that file,
+even on another CPU, so that its results change by rounding only.
 
 The instruction set is the best one that both ATen and oneDNN use, so ATEN_CPU_CAPABILITY and
 ONEDNN_MAX_CPU_ISA have an effect. Left out: GPUs; AMX, which is treated as AVX-512 with bf16; ARM
@@ -27,22 +28,25 @@ RECORD = "layouts.json"
 # Instruction sets, best first. "other" is older x86 and every other architecture.
 ISAS = ("avx512_bf16", "avx512", "avx2", "other")
 
-# Shape classes. A 3x3 convolution is large if it has more input and output values than weights.
+# Classes of convolution shapes. A 3x3 convolution is large if it has more input and output values
+# than weights. "forward only" means without gradients.
 LARGE_TRAINING, LARGE_FORWARD, SMALL = "large 3x3, training", "large 3x3, forward only", "small 3x3"
 ANY = "any convolution"
 
-# Choices in fp32: keep the input's memory layout, convert to channels_last, or channels_last with
-# the weight gradient by matrix products (tiekd/kernels/convolution.py).
+# Settings of fp32 convolutions: keep the input's memory layout, convert it to channels_last, or
+# channels_last with the weight gradient by matrix products (tiekd/kernels/convolution.py).
 AS_IT_COMES = "as it comes"
 CHANNELS_LAST = "channels_last"
 PRODUCTS = "channels_last, weight gradient by products"
-# Choices in bf16: torch's own arithmetic, or fp32 arithmetic on bf16 features and weights.
+# Settings of bf16 convolutions: torch's own arithmetic, or fp32 arithmetic on bf16 features and
+# weights.
 NATIVE, IN_FP32 = "native", "computed in fp32"
 
 FP32, BF16 = "fp32", "bf16"
 
-# (instruction set, shape class, dtype) -> choice. Chosen by `bin/benchmark.py layouts` on one
-# thread of a Zen 4 AMD EPYC with torch 2.14.1, with oneDNN and ATen limited to the instruction set.
+# (instruction set, shape class, dtype) -> fastest setting. Measured by `bin/benchmark.py layouts`
+# on one thread of a Zen 4 AMD EPYC with torch 2.14.1, with oneDNN and ATen limited to the
+# instruction set.
 TABLE = {
     ("avx512_bf16", LARGE_TRAINING, FP32): CHANNELS_LAST,
     ("avx512_bf16", LARGE_FORWARD, FP32): CHANNELS_LAST,
@@ -52,7 +56,8 @@ TABLE = {
     ("avx512", LARGE_FORWARD, FP32): CHANNELS_LAST,
     ("avx512", SMALL, FP32): AS_IT_COMES,
     ("avx512", ANY, BF16): IN_FP32,
-    # On AVX2, oneDNN's weight gradient of channels_last features runs at a fifth of the speed.
+    # On AVX2, oneDNN computes the weight gradient of channels_last features at about a quarter of
+    # the speed of contiguous ones.
     ("avx2", LARGE_TRAINING, FP32): PRODUCTS,
     ("avx2", LARGE_FORWARD, FP32): CHANNELS_LAST,
     ("avx2", SMALL, FP32): AS_IT_COMES,
@@ -64,14 +69,17 @@ TABLE = {
     ("other", ANY, BF16): NATIVE,
 }
 
-# The allowed choices of each dtype.
+# The allowed settings of each dtype.
 ALLOWED = {FP32: (AS_IT_COMES, CHANNELS_LAST, PRODUCTS), BF16: (NATIVE, IN_FP32)}
 
 _chosen: dict[str, str] | None = None
 
 
 def isa() -> str:
-    """Returns the best instruction set of `ISAS` that ATen and oneDNN both use in this process."""
+    """Returns the best CPU instruction set that both ATen and oneDNN use in this process.
+
+    It is one of ISAS.
+    """
     aten = torch.backends.cpu.get_cpu_capability()
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or ""
     has = ISAS.index("avx512_bf16" if "avx512_bf16" in _cpu_flags() else "avx512")
@@ -80,14 +88,23 @@ def isa() -> str:
 
 
 def of_isa(name: str) -> dict[str, str]:
-    """Returns the table's choices for one of `ISAS`, as {"<shape class>, <dtype>": choice}."""
+    """Returns the table's settings for one instruction set.
+
+    Args:
+        name: one of ISAS.
+
+    Returns:
+        {"<shape class>, <dtype>": setting}, e.g. {"any convolution, bf16": "native"}.
+    """
     return {
         f"{shape}, {dtype}": choice for (of, shape, dtype), choice in TABLE.items() if of == name
     }
 
 
 def choice(shape_class: str, dtype: str) -> str:
-    """Returns this process's choice: the one passed to `set_choices`, else this CPU's in the table.
+    """Returns the memory layout and arithmetic that convolutions of this process should use.
+
+    It is what was passed to `set_choices`, or else the table's setting for this CPU.
 
     Args:
         shape_class: LARGE_TRAINING, LARGE_FORWARD, SMALL or ANY.
@@ -98,10 +115,10 @@ def choice(shape_class: str, dtype: str) -> str:
 
 
 def set_choices(choices: dict[str, str] | None) -> None:
-    """Sets this process's choices.
+    """Sets the memory layouts and arithmetic of this process's convolutions.
 
     Args:
-        choices: a dict like that of `of_isa`; None restores the table's choices for this CPU.
+        choices: settings in the format of `of_isa`; None restores the table's for this CPU.
     """
     global _chosen
     _chosen = choices
@@ -109,11 +126,11 @@ def set_choices(choices: dict[str, str] | None) -> None:
 
 
 def write(work_dir: Path, record: dict) -> None:
-    """Writes a run's choices to its work dir, as layouts.json.
+    """Writes the settings of a run's convolutions to layouts.json in its work dir.
 
     Args:
-        work_dir: the work dir.
-        record: {"isa": one of ISAS, "choices": a dict like that of `of_isa`}.
+        work_dir: the run's work dir.
+        record: {"isa": one of ISAS, "choices": settings in the format of `of_isa`}.
     """
     replace_text(work_dir / RECORD, json.dumps(record, indent=2) + "\n")
 
@@ -125,7 +142,7 @@ def read(work_dir: Path) -> dict | None:
         {"isa", "choices"} as passed to `write`, or None if there is no such file.
 
     Raises:
-        LaunchError: the file can't be read, is corrupt, or holds unknown choices.
+        LaunchError: the file can't be read, is corrupt, or contains unknown settings.
     """
     path = work_dir / RECORD
     if not path.exists():
@@ -147,18 +164,18 @@ def read(work_dir: Path) -> dict | None:
 
 
 def record_of_run(resumed_from: list[Path]) -> tuple[dict, list[str]]:
-    """Returns a run's choices, and the lines to log about them.
+    """Returns the settings of a run's convolutions, and messages about them for the log.
 
-    The choices aren't applied: each rank has to pass them to `set_choices`.
+    The settings aren't applied: each rank has to pass them to `set_choices`.
 
     Args:
         resumed_from: work dirs in which to look for a resumed run's layouts.json, in order of
             preference; empty for a new run.
 
     Returns:
-        (record, lines). The record is {"isa", "choices"} of the first layouts.json found, else of
-        this CPU. There are lines if the file is missing or was written on a CPU with another
-        instruction set.
+        (record, lines). The record is {"isa", "choices"} as for `write`, from the first
+        layouts.json found, else for this CPU. The lines are messages about a resumed run whose
+        layouts.json is missing or was written on a CPU with another instruction set; else empty.
 
     Raises:
         LaunchError: a layouts.json can't be used, as for `read`.
@@ -194,8 +211,8 @@ def _limit_of_onednn(name: str) -> int:
     """Returns the index in `ISAS` of the best instruction set that ONEDNN_MAX_CPU_ISA allows.
 
     Args:
-        name: the variable's value in upper case. Values that set no limit or that oneDNN doesn't
-            know give index 0.
+        name: value of this environment variable in upper case. For values that set no limit or that
+            oneDNN doesn't know, the index is 0.
     """
     if name in ("SSE41", "AVX"):
         return ISAS.index("other")
@@ -208,7 +225,7 @@ def _limit_of_onednn(name: str) -> int:
 
 @lru_cache(maxsize=1)
 def _cpu_flags() -> frozenset[str]:
-    """Returns the `flags` of the first CPU in /proc/cpuinfo; empty if there are none."""
+    """Returns the feature flags of the first CPU in /proc/cpuinfo; empty if it lists none."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("flags"):

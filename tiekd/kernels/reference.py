@@ -1,11 +1,11 @@
 """Reference implementation of the DPM head's arithmetic, which the faster ones are tested against.
 
-features -> 1x1 convolution -> one logit per depth bin -> softmax -> expected depth, and the
-divergence KL(q || p) of the target q from the probabilities p. Both are computed in the dtype of
-`edges` (float32 in training), whatever the dtype of the weights.
+features -> 1x1 convolution -> one logit for each of K depth bins -> softmax -> mean depth, and the
+divergence KL(q || p) of the target distribution q from the probabilities p. Both are computed in
+the dtype of the bins' edges (float32 in training), whatever the dtype of the weights.
 
-Cost: at the peak of forward and backward about eight (B, K, h, w) tensors. Left out: all savings of
-memory.
+Cost: at the peak of forward and backward, memory for about eight (B, K, h, w) tensors. Left out:
+all savings of memory.
 """
 
 from collections.abc import Iterator
@@ -36,23 +36,25 @@ def dpm(
 ) -> tuple[Tensor, Tensor | None]:
     """Computes depth and divergence from features.
 
-    K is the number of depth bins. The target of a pixel is a mixture of M components, one per
-    teacher (usually M = 1). A cell is a pixel of the features.
+    K is the number of depth bins. The target distribution q of an image pixel is a mixture of M
+    components, one per teacher (usually M = 1). A cell is one pixel of the features; it covers
+    stride x stride pixels of the image.
 
     Args:
         features: (B, C, h, w).
         weight: (K, C, 1, 1), weight of the 1x1 convolution, in the features' float dtype.
         bias: (K,), bias of the 1x1 convolution, in the same dtype.
         edges: (K + 1,) float32 or float64, edges of the bins, metres, increasing.
-        target_depth: (B, M, H, W), metres, with h = ceil(H / stride) and w = ceil(W / stride); a
-            component is valid where its depth is > 0. None computes no divergence.
-        sigma: standard deviation of the target, metres, a number or (B, M, H, W).
+        target_depth: (B, M, H, W), metres, depth of each component, with h = ceil(H / stride) and
+            w = ceil(W / stride); a component is valid where its depth is > 0. None computes no
+            divergence.
+        sigma: standard deviation of the components, metres, a number or (B, M, H, W).
         target: "gaussian", or "released" for the published target and divergence (M = 1 only, and
             depths aren't clamped).
         beyond: treatment of target depths above the last edge. "ignore" makes them invalid; "clamp"
             replaces them by the last bin's centre.
-        stride: full-resolution pixels per side of a cell; a cell's q is the mean q of the valid
-            pixels that it covers.
+        stride: image pixels per side of a cell; a cell's q is the mean q of the valid pixels that
+            it covers.
         target_weight: (B, M, H, W), non-negative weights of the components; None for equal weights.
 
     Returns:
@@ -67,7 +69,8 @@ def dpm(
     logits = F.conv2d(features, weight, bias).to(edges.dtype)
     log_p = logits.log_softmax(1)
     p = log_p.exp()
-    # Multiply and sum instead of a matmul, which a GPU may run in TF32, with three digits.
+    # Multiply and sum instead of a matmul, which a GPU may run in TF32, i.e. with the precision of
+    # three decimal digits.
     depth = (p * bin_centres(edges).view(1, -1, 1, 1)).sum(1, keepdim=True)
     if target_depth is None:
         return depth, None
@@ -79,7 +82,7 @@ def dpm(
 
 
 def gaussian_divergence(log_p: Tensor, q: Tensor) -> Tensor:
-    """Returns KL(q || p) = sum_k q_k (log q_k - log p_k), with 0 log 0 = 0.
+    """Returns the divergence KL(q || p) = sum_k q_k (log q_k - log p_k), with 0 log 0 = 0.
 
     Args:
         log_p: (B, K, h, w), log-probabilities of the prediction.
@@ -93,6 +96,8 @@ def gaussian_divergence(log_p: Tensor, q: Tensor) -> Tensor:
 
 def released_divergence(p: Tensor, q: Tensor) -> Tensor:
     """Returns the published divergence, sum_k [p_k != 0] q_k log(q_k / (p_k + 1e-7) + 1e-7).
+
+    [p_k != 0] is 1 if p_k is not 0, else 0.
 
     Args:
         p: (B, K, h, w), probabilities of the prediction.
@@ -115,15 +120,25 @@ def cell_target(
     beyond: str = "clamp",
     stride: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """Returns the target distribution of each cell; the arguments are those of `dpm`.
+    """Returns the target distribution of each cell, i.e. of each pixel of the head's output.
+
+    Args:
+        depth: (B, M, H, W), `target_depth` of `dpm`, metres.
+        sigma: metres, a number or (B, M, H, W).
+        weight: (B, M, H, W), `target_weight` of `dpm`, or None.
+        edges: (K + 1,), edges of the depth bins, metres.
+        target: "gaussian" or "released", as for `dpm`.
+        beyond: "clamp" or "ignore", as for `dpm`.
+        stride: image pixels per side of a cell.
 
     Returns:
-        (q, valid): q (B, K, h, w) in the dtype of edges, and valid (B, 1, h, w) bool, True for
-        cells with at least one valid pixel. In other cells q has no meaning.
+        (q, valid): the distribution over K bins, (B, K, h, w), in the dtype of edges; and
+        (B, 1, h, w) bool, True for cells with at least one valid pixel. In other cells q has no
+        meaning.
     """
     q, pixels = 0.0, 0
-    # Loop over the pixel's offset within its cell, so that only one pixel per cell has its q in
-    # memory at a time.
+    # Each pixel of the head's output covers stride x stride pixels of the image. Process one of
+    # these at a time, so that the distributions of all of them needn't be in memory.
     for d, s, w in pixels_of_cells(depth, sigma, weight, edges, beyond, stride):
         valid = (d > 0).any(1, keepdim=True)
         if target == "gaussian":
@@ -143,14 +158,15 @@ def pixels_of_cells(
     beyond: str,
     stride: int,
 ) -> Iterator[tuple[Tensor, float | Tensor, Tensor | None]]:
-    """Yields the target's maps subsampled at each of the stride x stride offsets within a cell.
+    """Yields the target's maps subsampled by `stride`, once for each of the stride^2 offsets.
 
-    The arguments are those of `cell_target`.
+    A cell, i.e. a pixel of the head's output, covers stride x stride pixels of the image. Each
+    result has one of these pixels for every cell. The arguments are those of `cell_target`.
 
     Yields:
-        (depth, sigma, weight) of one pixel per cell, each (B, M, h, w); sigma as a number and
-        weight as None stay as they are. Depth is 0 where it is NaN, in padding, and, with
-        beyond="ignore", above the last edge.
+        (depth, sigma, weight), each (B, M, h, w); sigma as a number and weight as None stay as they
+        are. Depth is 0 where it is NaN, beyond the image's border, and, with beyond="ignore", above
+        the last edge.
     """
     depth = torch.nan_to_num(depth.to(edges.dtype))
     if beyond == "ignore":
@@ -165,7 +181,15 @@ def pixels_of_cells(
 
 
 def check_choices(target: str, beyond: str) -> None:
-    """Raises RecipeError if `target` or `beyond` is unknown."""
+    """Checks the options `target` and `beyond` of the DPM head.
+
+    Args:
+        target: the target distribution, one of TARGETS.
+        beyond: the treatment of depths above the last edge, one of BEYOND.
+
+    Raises:
+        RecipeError: one of them is unknown.
+    """
     if target not in TARGETS:
         raise RecipeError(f"target: {target!r} is not known; there are: {', '.join(TARGETS)}")
     if beyond not in BEYOND:
@@ -173,10 +197,10 @@ def check_choices(target: str, beyond: str) -> None:
 
 
 def _pad(values: float | Tensor | None, stride: int, value: float) -> float | Tensor | None:
-    """Pads a map with `value` at the right and bottom to a multiple of the stride.
+    """Pads a map (B, M, H, W) with `value` at the right and bottom to multiples of the stride.
 
-    Then subsampling at each offset within the cells gives maps of the same shape. Numbers and None
-    are returned unchanged.
+    Taking every stride-th pixel then gives maps of the same shape, whichever pixel is the first.
+    Numbers and None are returned unchanged.
     """
     if not isinstance(values, Tensor) or values.ndim != 4:
         return values

@@ -1,15 +1,16 @@
 """Computes the target of a depth probability map (DPM) head: a distribution over bins per pixel.
 
-`gaussian_target` converts each target depth to a Gaussian's mass per bin; the first and last bin
-absorb the tails. Absorbing the tails (and coarse or uneven bins) would bias the mean, by +30 % at
-0.5 m with a sigma of 0.5 m. Therefore the Gaussian's centre is shifted such that the mean over the
-bins equals the target depth; `shifted_centre` computes that centre. `released_target` is the
-published target, a softmax of density values, kept for parity.
+`gaussian_target` converts each target depth to a Gaussian's mass in each depth bin; the mass below
+the first bin is added to the first bin, and the mass above the last bin to the last one. This (and
+coarse or uneven bins) would bias the mean, by +30 % at 0.5 m with a sigma of 0.5 m. Therefore the
+Gaussian's centre is shifted such that the mean over the bins equals the target depth;
+`shifted_centre` computes that centre. `released_target` is the published target, a softmax of
+density values, for reproducing published results.
 
-Cost with one sigma for all pixels: one erfc per pixel and edge within six sigma (20 of 257 in the
-published KITTI setting) and one (B, K, H, W) tensor; the centre is interpolated in a table that is
-built once per edges and sigma. Cost with a sigma per pixel: Newton steps over all edges, i.e. the
-erfc of all edges eight times, and one host sync to check sigma.
+Cost with one sigma for all pixels: one erfc per pixel and bin edge within six sigma (20 of 257 in
+the published KITTI setting) and one (B, K, H, W) tensor; the centre is interpolated in a table that
+is built once per edges and sigma. Cost with a sigma per pixel: Newton's method over all edges, i.e.
+the erfc of all edges seven times, and one host sync to check sigma.
 Left out: gradients with respect to the target depth, which is treated as a constant.
 """
 
@@ -22,17 +23,20 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from tiekd.errors import RecipeError
 
-# Number of the table's nodes per sigma. With linear interpolation between nodes, the mean is within
-# 0.03 % of the depth.
+# `shifted_centre` interpolates in a table with this many nodes per sigma. With linear interpolation
+# between them, the mean over the bins is within 0.03 % of the target depth.
 TABLE_STEPS_PER_SIGMA = 64
-# Bins farther than this from a Gaussian's centre are treated as empty; the mass there is 1e-9.
+# Bins farther than this many sigma from a Gaussian's centre are treated as empty; the Gaussian's
+# mass at such a distance is 1e-9 to each side.
 REACH_SIGMAS = 6.0
 NEWTON_STEPS = 6
-# Relative tolerance for bin widths: float32 rounding makes uniform bins slightly uneven.
+# Relative tolerance in comparisons of sigma with half a bin's width, because rounding the edges to
+# float32 makes uniform bins slightly uneven.
 WIDTH_SLACK = 1e-3
-# Edges per operation of the Newton steps, which limits temporary memory.
+# Number of bin edges that one operation of Newton's method processes, which limits its memory.
 EDGES_AT_ONCE = 16
-# If a window has more than this fraction of all edges, computing all bins densely is as fast.
+# A Gaussian is computed only in a window of bins around its centre. If the window has more than
+# this fraction of all edges, computing all bins is as fast.
 DENSE_FROM = 0.5
 PUBLISHED_THRESHOLD, PUBLISHED_FLOOR = 1e-16, -1000.0
 
@@ -42,7 +46,7 @@ _tables: WeakIdKeyDictionary = WeakIdKeyDictionary()
 def bin_edges(
     num_bins: int, min_depth: float, max_depth: float, spacing: str = "uniform"
 ) -> Tensor:
-    """Returns the edges of depth bins.
+    """Returns the edges of K consecutive depth bins.
 
     Args:
         num_bins: number of bins K, 2 or more.
@@ -81,13 +85,13 @@ def bin_centres(edges: Tensor) -> Tensor:
 
 
 def check_sigma(sigma: float, edges: Tensor) -> None:
-    """Raises RecipeError if sigma is below half of the widest bin's width.
+    """Checks that sigma is at least half of the widest bin's width.
 
-    Such a Gaussian is too narrow for its mass per bin to represent its mean.
+    The mass per bin of a narrower Gaussian determines its mean too inaccurately.
 
     Args:
-        sigma: standard deviation, metres.
-        edges: (K + 1,), metres.
+        sigma: standard deviation of the target, metres.
+        edges: (K + 1,), edges of the depth bins, metres, increasing.
 
     Raises:
         RecipeError: sigma is too small.
@@ -113,10 +117,11 @@ def check_sigma(sigma: float, edges: Tensor) -> None:
 def gaussian_target(
     depth: Tensor, sigma: float | Tensor, weight: Tensor | None, edges: Tensor
 ) -> Tensor:
-    """Returns the mass per bin of a mixture of M Gaussians.
+    """Returns the mass per depth bin of a mixture of M Gaussians, one per teacher.
 
-    With the bin centres c_k, the mean sum_k q_k c_k equals the (weighted mean) depth within 0.1 %.
-    Where no component is valid, q is finite and sums to 1, but has no meaning.
+    With the bin centres c_k, the mean sum_k q_k c_k equals the depth, or with M > 1 the weighted
+    mean of the depths, within 0.1 %. Where no component is valid, q is finite and sums to 1, but
+    has no meaning.
 
     Args:
         depth: (B, M, H, W), metres; a component is invalid where its depth is <= 0 or NaN. Valid
@@ -125,8 +130,8 @@ def gaussian_target(
             the depth.
         weight: (B, M, H, W), non-negative weights, normalised over the valid components; None for
             equal weights.
-        edges: (K + 1,) float32 or float64, metres, increasing, any spacing. A table is cached for
-            this tensor, so don't change it in place.
+        edges: (K + 1,) float32 or float64, edges of the bins, metres, increasing, of any spacing.
+            A table is cached for this tensor, so use the same tensor in every call.
 
     Returns:
         q (B, K, H, W) in the dtype of edges, summing to 1 over the bins.
@@ -156,13 +161,18 @@ def gaussian_target(
 
 
 class Windows(NamedTuple):
-    """Gaussians of a common sigma, each restricted to a window of E + 1 consecutive bins.
+    """Gaussians of the same sigma, each restricted to a window of E + 1 consecutive depth bins.
+
+    E is the number of edges between the bins of a window. It is the same for all windows, and such
+    that the other bins are more than REACH_SIGMAS from the Gaussian's centre. The mass outside the
+    window is added to the window's first and last bin.
 
     Attributes:
-        first: (B, M, H, W) int32, index of the window's first bin.
-        centre: (B, M, H, W), the Gaussian's (shifted) centre, metres, in the dtype of edges.
-        edges: (F, E), row f: the E inner edges of the window whose first bin is f, divided by
-            `unit`.
+        first: (B, M, H, W) int32, index of each window's first bin.
+        centre: (B, M, H, W), each Gaussian's centre as `shifted_centre` returns it, metres, in the
+            dtype of the bin edges.
+        edges: (F, E), for each of the F possible first bins the E edges between the window's bins,
+            divided by `unit`.
         unit: sqrt(2) sigma, metres.
     """
 
@@ -178,23 +188,27 @@ class Windows(NamedTuple):
         is at least half of every bin's width, which `gaussian_windows` ensures.
 
         Args:
-            first: (...), a selection from the attribute `first`, of any shape.
-            centre: (...), the same selection from the attribute `centre`.
+            first: the first bins of the selected Gaussians' windows: elements of the attribute
+                `first`, in any shape.
+            centre: the centres of the same Gaussians, metres, in the same shape.
 
         Returns:
-            (bins, mass), each (..., E + 1): the bins' indices, int64, and the mass in each.
+            (bins, mass): the indices (int64) of the E + 1 bins of each window, and the mass in each
+            bin. Both have the shape of the arguments and one more dimension of E + 1 elements,
+            where E is the number of edges within a window.
         """
         num_bins = self.edges.shape[1] + 1
         bins = first.flatten().long()[:, None] + torch.arange(num_bins, device=first.device)
         offset = self.edges.index_select(0, first.flatten())
         offset.sub_(centre.flatten()[:, None] / self.unit)
-        # Compute the mass between each edge and infinity, on the edge's side of the centre, with
-        # the sign of (edge - centre).
+        # For each edge, compute the mass that is farther from the centre than the edge, on the
+        # edge's side; give it the sign of (edge - centre).
         tail = offset.abs().erfc_().copysign_(offset).mul_(0.5)
         mass = tail.new_empty(bins.shape)
         inner = torch.sub(tail[:, :-1], tail[:, 1:], out=mass[:, 1:-1])
-        # The bin that contains the centre needs 1 - both tails, but the difference is -(both
-        # tails), which is -0.31 or less. All other differences are non-negative, so floor() adds 1
+        # The differences are the masses of the bins, except in the bin that contains the centre.
+        # Its mass is 1 minus the tails on both sides, but the difference is minus both tails, which
+        # is -0.31 or less. All other differences are non-negative, so subtracting the floor adds 1
         # to this bin only.
         inner.sub_((inner + 0.25).floor_()).clamp_min_(0)
         mass[:, 0] = torch.where(offset[:, 0] >= 0, 1 - tail[:, 0], -tail[:, 0])
@@ -204,16 +218,17 @@ class Windows(NamedTuple):
 
 @torch.no_grad()
 def gaussian_windows(depth: Tensor, sigma: float | Tensor, edges: Tensor) -> Windows | None:
-    """Returns the components of `gaussian_target`, each restricted to a window of bins.
+    """Returns the Gaussians of `gaussian_target`, each restricted to a window of bins.
 
     Args:
         depth: (B, M, H, W), metres, as for `gaussian_target`.
         sigma: metres, a number or (B, M, H, W).
-        edges: (K + 1,), metres, increasing.
+        edges: (K + 1,), edges of the bins, metres, increasing.
 
     Returns:
-        The windows, or None if sigma is a map, is too small for the widest bin, or is so large that
-        a window would contain more than DENSE_FROM of the edges.
+        The windows. None, which means that all bins must be computed, if sigma is a map, is too
+        small for the widest bin, or is so large that a window would contain more than the fraction
+        DENSE_FROM of the edges.
     """
     table = None if isinstance(sigma, Tensor) else cached_table(float(sigma), edges)
     if table is None or table.edges.shape[1] > (len(edges) - 2) * DENSE_FROM:
@@ -223,7 +238,7 @@ def gaussian_windows(depth: Tensor, sigma: float | Tensor, edges: Tensor) -> Win
 
 
 def shares(depth: Tensor, weight: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Returns the mixture's weights, normalised over the valid components.
+    """Returns the weights of a mixture's M components, normalised over the valid components.
 
     Args:
         depth: (B, M, H, W), metres; a component is valid where its depth is > 0.
@@ -247,9 +262,9 @@ def shares(depth: Tensor, weight: Tensor | None, dtype: torch.dtype) -> Tensor:
 def released_target(depth: Tensor, sigma: float, edges: Tensor, centres: Tensor) -> Tensor:
     """Returns the published target: the softmax over the bins of the Gaussian's density values.
 
-    Densities below 1e-16 are replaced by -1000. The result isn't a Gaussian but a plateau of about
-    8.5 sigma to each side of the depth, and its mean is biased: 2.9 m for a depth of 2 m with 257
-    bins up to 80 m.
+    Densities below 1e-16 are replaced by -1000 before the softmax. The result isn't a Gaussian but
+    a plateau of about 8.5 sigma to each side of the depth, and its mean is biased: 2.9 m for a
+    depth of 2 m with a sigma of 0.5 m and 257 bins up to 80 m.
 
     Args:
         depth: (B, 1, H, W), metres; not clamped.
@@ -268,10 +283,12 @@ def released_target(depth: Tensor, sigma: float, edges: Tensor, centres: Tensor)
 
 @torch.no_grad()
 def shifted_centre(depth: Tensor, sigma: float | Tensor, edges: Tensor) -> Tensor:
-    """Returns the centre of the Gaussian whose mass per bin has the mean `depth`.
+    """Returns the centre of the Gaussian whose mass per depth bin has the mean `depth`.
 
-    The mean increases monotonically with the centre, from the first bin centre to the last, so the
-    centre is unique for every depth in between. It may be outside of the edges, by up to 6 sigma.
+    The first and last bin include the Gaussian's tails, so the mean over the bins differs from the
+    Gaussian's centre. The mean increases monotonically with the centre, from the centre of the
+    first bin to that of the last, so the result is unique for every depth in between. It may be
+    outside of the bins, by up to 6 sigma.
 
     Args:
         depth: (B, M, H, W), metres.
@@ -282,8 +299,8 @@ def shifted_centre(depth: Tensor, sigma: float | Tensor, edges: Tensor) -> Tenso
         (B, M, H, W), metres, in the dtype of edges.
 
     Raises:
-        RecipeError: sigma is a map, or a number without a table, and below half of the width of the
-            bin that contains a valid depth.
+        RecipeError: sigma is below half of the width of the bin that contains the depth, at a valid
+            pixel.
     """
     assert edges.dtype in (torch.float32, torch.float64), (
         f"edges must stay float32 or float64, got {edges.dtype}"
@@ -299,14 +316,16 @@ def shifted_centre(depth: Tensor, sigma: float | Tensor, edges: Tensor) -> Tenso
 
 
 class _Table(NamedTuple):
-    """The mean over the bins as a function of the Gaussian's centre, for one (edges, sigma).
+    """The mean over the depth bins as a function of a Gaussian's centre, tabulated at N nodes.
+
+    A table is valid for one sigma and one set of bins.
 
     Attributes:
-        means: (N,), means over the bins at the N nodes, metres, increasing.
-        centres: (N,), the centres that have these means, metres, increasing.
-        first: (N - 1,) int32, for each interval between nodes, the first bin within REACH_SIGMAS of
-            its centres.
-        edges: (F, E), the windows' edges as in `Windows`.
+        means: (N,), means over the bins, metres, increasing.
+        centres: (N,), the Gaussian's centres that have these means, metres, increasing.
+        first: (N - 1,) int32, for each interval between two nodes, the first bin within
+            REACH_SIGMAS sigma of the interval.
+        edges: (F, E), the attribute `edges` of `Windows`.
     """
 
     means: Tensor
@@ -316,7 +335,7 @@ class _Table(NamedTuple):
 
 
 def _component(sigma: float | Tensor, m: int, edges: Tensor) -> float | Tensor:
-    """Returns sigma of component m: (B, 1, H, W) from a map, else the number itself."""
+    """Returns the sigma of the mixture's component m: (B, 1, H, W) of a map, else the number."""
     return sigma[:, m : m + 1].to(edges) if isinstance(sigma, Tensor) else sigma
 
 
@@ -326,20 +345,21 @@ def _mass_between(offset: Tensor, sigma: float | Tensor) -> Tensor:
     Each bin's mass is a difference of masses in the nearer tail, which avoids cancellation.
 
     Args:
-        offset: (B, E, H, W), edge minus the Gaussian's centre, metres, increasing over E.
+        offset: (B, E, H, W), each of E bin edges minus the Gaussian's centre, metres, increasing
+            over E.
         sigma: metres, a number or (B, 1, H, W).
 
     Returns:
-        (B, E + 1, H, W).
+        (B, E + 1, H, W), summing to 1 over the second dimension.
     """
     above = offset >= 0
-    # Compute the mass between each edge and infinity, on the edge's side of the centre; it is
-    # negative below the centre.
+    # For each edge, compute the mass that is farther from the centre than the edge, on the edge's
+    # side; negate it for edges below the centre.
     tail = (offset / (math.sqrt(2) * sigma)).abs_().erfc_().mul_(0.5)
     tail.copysign_(offset)
     mass = tail.new_empty(tail.shape[0], tail.shape[1] + 1, *tail.shape[2:])
     inner = torch.sub(tail[:, :-1], tail[:, 1:], out=mass[:, 1:-1])
-    # Add 1 to the bin that contains the centre, whose mass is 1 - both tails.
+    # The difference is minus both tails in the bin that contains the centre, so add 1 there.
     inner.add_(above[:, 1:] ^ above[:, :-1]).clamp_min_(0)
     mass[:, 0] = -tail[:, 0] + above[:, 0]
     mass[:, -1] = tail[:, -1] + ~above[:, -1]
@@ -347,10 +367,17 @@ def _mass_between(offset: Tensor, sigma: float | Tensor) -> Tensor:
 
 
 def cached_table(sigma: float, edges: Tensor) -> _Table | None:
-    """Returns the table for (edges, sigma), on the device of edges, built at the first call.
+    """Returns the table that maps means over the depth bins to centres of Gaussians.
 
-    It is None if sigma is below half of the widest bin's width. The cache is keyed by the tensor
-    `edges` and its version, so a change in place builds another table.
+    The table is built at the first call and cached for the tensor `edges`, its version and sigma,
+    so another table is built after a change in place.
+
+    Args:
+        sigma: standard deviation of the Gaussians, metres.
+        edges: (K + 1,), edges of the bins, metres, increasing.
+
+    Returns:
+        The table, on the device of edges; None if sigma is below half of the widest bin's width.
     """
     tables = _tables.setdefault(edges, {})
     version = 0 if edges.is_inference() else edges._version
@@ -362,14 +389,15 @@ def cached_table(sigma: float, edges: Tensor) -> _Table | None:
 
 
 def _build_table(sigma: float, edges: Tensor, like: Tensor) -> _Table:
-    """Builds the table from the Gaussian's centre to the mean over the bins.
+    """Builds the table of the mean over the depth bins as a function of a Gaussian's centre.
 
     Args:
-        sigma: metres.
-        edges: (K + 1,) float64 on the CPU, metres.
+        sigma: standard deviation of the Gaussian, metres.
+        edges: (K + 1,) float64 on the CPU, edges of the bins, metres.
         like: a tensor with the dtype and device that the table's tensors get.
     """
-    # Place the nodes: centres from `reach` below the first inner edge to `reach` above the last.
+    # Choose the Gaussian's centres for which the table has an entry (the nodes): evenly spaced,
+    # from `reach` below the first edge between two bins to `reach` above the last.
     inner = edges[1:-1]
     steps = bin_centres(edges).diff()
     reach = REACH_SIGMAS * sigma
@@ -380,20 +408,21 @@ def _build_table(sigma: float, edges: Tensor, like: Tensor) -> _Table:
         math.ceil(span / sigma * TABLE_STEPS_PER_SIGMA) + 1,
         dtype=edges.dtype,
     )
-    # Compute the mean over the bins at each node: the first bin centre plus, for each inner edge,
-    # the distance between the two adjacent bin centres times the mass above the edge.
+    # Compute the mean over the bins for each centre. It is the first bin's centre plus, for each
+    # edge between two bins, the distance between their centres times the mass above the edge.
     passed = torch.cat((steps.new_zeros(1), steps.cumsum(0)))
     means = []
     for part in nodes.split(8 * TABLE_STEPS_PER_SIGMA):
-        # Edges more than ten sigma away need no erfc: those below have all mass above them and add
-        # their full distance, and those above add nothing.
+        # Edges more than ten sigma away need no erfc. Those below the Gaussians have all mass above
+        # them and add the full distance between bin centres; those above add nothing.
         low = int(torch.searchsorted(inner, part[0] - 10 * sigma))
         high = int(torch.searchsorted(inner, part[-1] + 10 * sigma))
         beyond = torch.special.erfc((inner[low:high] - part[:, None]) / (math.sqrt(2) * sigma)) / 2
         means.append(passed[low] + beyond @ steps[low:high])
     means = bin_centres(edges)[0] + torch.cat(means)
-    # Find the window of bins within reach of each interval between nodes. The reach is enlarged by
-    # 0.1 %, because an edge just outside may round into it in the dtype of `like`.
+    # For each interval between two centres in the table, find the window of bins within `reach` of
+    # it. The reach is enlarged by 0.1 %, because an edge just outside may round into it in the
+    # dtype of `like`.
     first = torch.searchsorted(inner, nodes[:-1] - 1.001 * reach)
     num_near = int((torch.searchsorted(inner, nodes[1:] + 1.001 * reach, right=True) - first).max())
     first = first.clamp_(max=len(inner) - num_near).to(like.device, torch.int32)
@@ -402,7 +431,11 @@ def _build_table(sigma: float, edges: Tensor, like: Tensor) -> _Table:
 
 
 def _look_up(depth: Tensor, table: _Table) -> tuple[Tensor, Tensor]:
-    """Interpolates the table's centre linearly at each depth, clamped to the table's ends.
+    """Interpolates linearly the centre of the Gaussian whose mean over the bins is the depth.
+
+    Args:
+        depth: metres, any shape; clamped to the table's range of means.
+        table: the table of means and centres.
 
     Returns:
         (centre, node): the centre in metres, and the index (int32) of the node to its left; both
@@ -418,10 +451,18 @@ def _look_up(depth: Tensor, table: _Table) -> tuple[Tensor, Tensor]:
 
 
 def _check_local_sigma(depth: Tensor, sigma: Tensor, edges: Tensor) -> None:
-    """Raises RecipeError where sigma is below half of the width of the bin that contains the depth.
+    """Checks that sigma is at least half of the width of the bin that contains the depth.
 
-    Invalid depths (<= 0) aren't checked. It costs one host sync, so it is called only if there is
-    no table.
+    The check costs one host sync, so it is made only for a sigma without a cached table, which is a
+    map of sigmas or a number below half of the widest bin's width.
+
+    Args:
+        depth: (B, M, H, W), metres; invalid depths (<= 0) aren't checked.
+        sigma: (B, M, H, W), metres.
+        edges: (K + 1,), edges of the bins, metres.
+
+    Raises:
+        RecipeError: sigma is too small at a valid depth, or not finite.
     """
     bins = (torch.searchsorted(edges, depth.contiguous(), right=True) - 1).clamp_(0, len(edges) - 2)
     least = edges.diff()[bins] / 2
@@ -436,21 +477,25 @@ def _check_local_sigma(depth: Tensor, sigma: Tensor, edges: Tensor) -> None:
 
 
 def _solve(depth: Tensor, sigma: Tensor, edges: Tensor) -> Tensor:
-    """Computes the shifted centre by Newton steps on log((mean - c_0) / (c_last - mean)).
+    """Computes the centre of the Gaussian whose mean over the bins is `depth`, by Newton's method.
 
-    Unlike the mean itself, this function is nearly linear in the centre near both ends of the
-    range.
+    The equation is solved for log((mean - c_0) / (c_last - mean)), where c_0 and c_last are the
+    centres of the first and last bin. Unlike the mean itself, this function is nearly linear in the
+    Gaussian's centre near both ends of the range.
 
     Args:
-        depth: (B, M, H, W), metres.
+        depth: (B, M, H, W), the wanted mean, metres.
         sigma: (B, M, H, W), metres.
-        edges: (K + 1,), metres.
+        edges: (K + 1,), edges of the bins, metres.
+
+    Returns:
+        (B, M, H, W), metres.
     """
     centres = bin_centres(edges)
     first = centres[0]
     span = centres[-1] - centres[0]
     # Clamp the wanted mean to slightly inside the range of bin centres, so that the logarithms stay
-    # finite. The margin is smaller than the tolerance.
+    # finite. The margin changes the mean by less than the tolerance of 0.1 %.
     wanted = torch.minimum((depth - first).clamp_min(1e-5 * first), span - 1e-4 * centres[-1])
     wanted = torch.log(wanted) - torch.log(span - wanted)
     lowest = edges[1] - REACH_SIGMAS * sigma
@@ -466,10 +511,15 @@ def _solve(depth: Tensor, sigma: Tensor, edges: Tensor) -> Tensor:
 def _distances_and_slope(
     centre: Tensor, sigma: Tensor, edges: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the distances of the mean from the first and last bin centre, and its derivative.
+    """Returns a Gaussian's mean over the bins, as distances from both ends, and its derivative.
 
     Each distance is a sum of positive terms computed in the nearer tail, so neither suffers from
-    cancellation near an end.
+    cancellation near an end of the range.
+
+    Args:
+        centre: (B, M, H, W), the Gaussian's centre, metres.
+        sigma: (B, M, H, W), metres.
+        edges: (K + 1,), edges of the bins, metres.
 
     Returns:
         (mean - first bin centre, last bin centre - mean, derivative of the mean with respect to the

@@ -1,7 +1,9 @@
-"""The two backward kernels of the fused DPM head, launched once per strip of tiles.
+"""The two backward kernels of the fused DPM head.
 
-`features_gradient` recomputes the logits and multiplies their gradient by the weights. It also
-stores the logits' gradient of the strip, which `weight_gradient` multiplies by the features.
+The kernels process tiles, i.e. groups of BLOCK_P consecutive pixels of an image. They are launched
+once per strip, i.e. per group of consecutive tiles, so that what is stored between them stays
+small. `features_gradient` recomputes the logits and multiplies their gradient by the weights. It
+also stores the gradient of the strip's logits, which `weight_gradient` multiplies by the features.
 """
 
 import triton
@@ -34,18 +36,37 @@ def features_gradient(
     WHOLE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Computes the gradients of one tile per program; program 0 has the tile with index `first`.
+    """Computes the gradients of features and logits for one tile, i.e. BLOCK_P pixels, per program.
 
-    With GRAD it writes features_grad, which has the features' memory layout. With KEEP it writes
-    the logits' gradient to `kept`, (tiles of the strip * BLOCK_P, width), 0 in rows without a
-    pixel. N is the number of parts of a cell's target; the other constants are explained in
-    `triton_dpm._constants`.
+    Args:
+        layer: `Layer`, the operands of the 1x1 convolution.
+        bins: `Bins`, centres, widths and edges of the depth bins.
+        parts: `Parts`, the components of the target distributions.
+        maps: `Maps`, the results of forward and the incoming gradients.
+        features_grad: the features' gradient, written if GRAD, in the features' memory layout.
+        kept: (tiles of this launch * BLOCK_P, width), the logits' gradient, written if KEEP: one
+            row per pixel of a tile, and 0 where the tile extends beyond the image's last pixel.
+        first: index of program 0's tile among the tiles of all images.
+        width: number of columns of `kept`: number of bins, rounded up to a multiple of 16.
+        GRAD: True to write features_grad.
+        KEEP: True to write `kept`.
+        N: number of components of each target distribution.
+        TARGET: see `triton_dpm._constants`, as for all further arguments.
+        PIECES: see there.
+        EVEN: see there.
+        BLOCK_P: number of pixels of a tile.
+        BLOCK_K: number of bins that are processed at once.
+        TAIL_K: size of the last block, for the bins that remain; 0 if none remain.
+        BLOCK_C: number of channels, padded to a power of 2.
+        WHOLE: see `triton_dpm._constants`.
+        PRECISION: see there.
     """
     image, p, inside = pixels_of(first + tl.program_id(0), layer, BLOCK_P, WHOLE)
     x = tl.trans(load_features(layer, image, p, inside, BLOCK_C))
     cells, values = _load_tile(maps, parts, layer, image, p[:, None], inside[:, None], N, TARGET)
     rows = _kept_rows(kept, tl.program_id(0), width, BLOCK_P)
-    # Loop over blocks of bins; the last block may have another size (TAIL_K).
+    # Loop over blocks of BLOCK_K bins. If BLOCK_K doesn't divide the number of bins, the remaining
+    # ones are processed as a block of TAIL_K bins.
     total = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
     whole = bins.count - bins.count % BLOCK_K if TAIL_K > 0 else bins.count
     for start in range(0, whole, BLOCK_K):
@@ -91,9 +112,28 @@ def _add_block(
     BLOCK_C: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Adds one block of bins to `total`, the gradient of a tile's features (P, C); returns it.
+    """Adds one block of K bins to the gradient of the features of P pixels, and returns the sum.
 
-    With KEEP it stores the block's logits' gradient (P, K) at the pointers `rows` (P, 1).
+    Args:
+        total: (P, C), the gradient of the features so far.
+        rows: (P, 1), pointers to the rows in which the logits' gradient is stored, if KEEP.
+        x: (P, C), the pixels' features.
+        values: the pixels' saved values and incoming gradients, from `_load_tile`.
+        cells: the pixels' target distributions, from `_load_tile`.
+        layer: `Layer`, the operands of the 1x1 convolution.
+        bins: `Bins`, centres, widths and edges of the depth bins.
+        parts: `Parts`, the components of all target distributions.
+        start: index of the block's first bin.
+        width: number of bins that a row has room for.
+        GRAD: True to update `total`.
+        KEEP: True to store the logits' gradient.
+        BLOCK_K: K, number of bins of the block.
+        N: number of components of each target distribution.
+        TARGET: see `triton_dpm._constants`.
+        PIECES: see `triton_dpm._constants`.
+        EVEN: see `triton_dpm._constants`.
+        BLOCK_C: C, number of channels, padded to a power of 2.
+        PRECISION: see `triton_dpm._constants`.
     """
     w = load_weight(layer, start, BLOCK_K, BLOCK_C)
     logits = logits_of(x, w, layer, start, BLOCK_K, PRECISION)
@@ -125,19 +165,36 @@ def weight_gradient(
     WHOLE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Adds the gradients of weight and bias from one strip of tiles to the partial sums.
+    """Adds the gradients of weight and bias from some tiles to their partial sums.
 
-    `partial` is (splits, bins, channels + 1), with the bias's gradient in the last channel. A
-    program sums one block of bins over every `splits`-th tile of the strip; the program of the last
-    block also sums the tail of TAIL_K bins. Neighbouring programs process the same tiles with
-    different bins, so that the tiles are read from the L2 cache.
+    A tile is a group of BLOCK_P consecutive pixels. Each program computes the gradients for one
+    block of BLOCK_K bins, summed over every `splits`-th tile. The program of the last block also
+    has the TAIL_K bins after it. Neighbouring programs process the same tiles with different bins,
+    so that the features of a tile are read from the L2 cache.
+
+    Args:
+        layer: `Layer`, the operands of the 1x1 convolution.
+        kept: (tiles * BLOCK_P, width), the logits' gradient, written by `features_gradient`.
+        partial: (splits, count, channels + 1) float32, partial sums that are updated. The last
+            column is the bias's gradient, the others are the weight's.
+        first: index of the first of these tiles among the tiles of all images.
+        tiles: number of tiles whose gradients are in `kept`.
+        width: number of columns of `kept`.
+        count: number of bins.
+        BLOCK_P: number of pixels of a tile.
+        BLOCK_K: number of bins of a block.
+        TAIL_K: 16 if at most 16 bins remain after the last whole block; these are processed with
+            that block. 0 if none or more remain; more form a block of their own.
+        BLOCK_C: number of channels, padded to a power of 2.
+        WHOLE: see `triton_dpm._constants`.
+        PRECISION: see `triton_dpm._constants`.
     """
     blocks = count // BLOCK_K if TAIL_K > 0 else tl.cdiv(count, BLOCK_K)
     split, splits = tl.program_id(0) // blocks, tl.num_programs(0) // blocks
     block = tl.program_id(0) % blocks
     k = block * BLOCK_K + tl.arange(0, BLOCK_K)
-    # ones @ grad is the bias's gradient, in every row. 64 rows are the minimum of Hopper's matrix
-    # instruction.
+    # ones @ grad sums the logits' gradient over the pixels, which is the bias's gradient, in every
+    # row. 64 rows are the minimum of Hopper's matrix instruction.
     ones = tl.full((64, BLOCK_P), 1.0, kept.dtype.element_ty)
     total = tl.zeros((BLOCK_C, BLOCK_K), tl.float32)
     bias_total = tl.zeros((64, BLOCK_K), tl.float32)
@@ -145,7 +202,7 @@ def weight_gradient(
         over = blocks * BLOCK_K + tl.arange(0, TAIL_K)
         over_total = tl.zeros((BLOCK_C, TAIL_K), tl.float32)
         over_bias = tl.zeros((64, TAIL_K), tl.float32)
-    # Sum over this program's tiles in a fixed order, so that results are deterministic.
+    # Sum over this program's groups of pixels in a fixed order, so that results are deterministic.
     for tile in range(split, tiles, splits):
         image, p, inside = pixels_of(first + tile, layer, BLOCK_P, WHOLE)
         x = load_features(layer, image, p, inside, BLOCK_C)
@@ -167,15 +224,30 @@ def weight_gradient(
 
 @triton.jit
 def _kept_rows(kept, tile, width, BLOCK_P: tl.constexpr):
-    """Returns pointers (P, 1) to a tile's rows of `kept`; `tile` is its index in the strip."""
+    """Returns pointers (P, 1) to the rows of `kept` that hold the logits' gradient of P pixels.
+
+    Args:
+        kept: (number of tiles * BLOCK_P, width), the logits' gradient.
+        tile: index of the group of P pixels in `kept`.
+        width: number of columns of `kept`.
+        BLOCK_P: P, number of pixels of a tile.
+    """
     return kept + (tile * BLOCK_P + tl.arange(0, BLOCK_P)[:, None]) * width
 
 
 @triton.jit
 def _add_partial(partial, total, bias_total, split, k, count, channels, BLOCK_C: tl.constexpr):
-    """Adds one program's sums for the bins k (K,) to `partial`.
+    """Adds one program's gradients of weight and bias, for K bins, to `partial`.
 
-    total (C, K) is the weight's gradient; every row of bias_total (64, K) is the bias's.
+    Args:
+        partial: (splits, count, channels + 1), the partial sums, as in `weight_gradient`.
+        total: (C, K), the weight's gradient.
+        bias_total: (64, K), the bias's gradient, the same in every row.
+        split: index of the program's part of `partial`.
+        k: (K,), indices of the bins.
+        count: number of all bins; larger indices are ignored.
+        channels: number of channels without padding.
+        BLOCK_C: C, number of channels, padded to a power of 2.
     """
     c = tl.arange(0, BLOCK_C)
     at = partial + (split.to(tl.int64) * count + k) * (channels + 1)
@@ -188,22 +260,22 @@ def _add_partial(partial, total, bias_total, split, k, count, channels, BLOCK_C:
 
 @triton.jit
 def _load_tile(maps, parts, layer, image, p, here, N: tl.constexpr, TARGET: tl.constexpr):
-    """Loads the targets and the saved values of a tile's pixels.
+    """Loads the target distributions, saved values and incoming gradients of P pixels.
 
     Args:
-        maps: the saved values and the incoming gradients.
-        parts: the parts of all targets.
-        layer: the operands of the convolution.
+        maps: `Maps`, the results of forward and the incoming gradients of all pixels.
+        parts: `Parts`, the components of all target distributions.
+        layer: `Layer`, the operands of the 1x1 convolution.
         image: index of the image.
         p: (P, 1), indices of the pixels.
         here: (P, 1) bool, False for indices beyond the image's last pixel.
-        N: number of parts of a cell's target.
-        TARGET: kind of target.
+        N: number of components of each target distribution.
+        TARGET: "none", "gaussian", "gaussian_map" (with a map of sigmas) or "released".
 
     Returns:
-        (cells, values): the targets as `load_cells` returns them, and (depth, log_sum, slope,
-        gradient with respect to depth, gradient with respect to divergence), (P, 1) each. Where
-        `here` is False, they make probabilities and gradients 0.
+        (cells, values): the target distributions as `load_cells` returns them, and (depth, log_sum,
+        slope, gradient with respect to depth, gradient with respect to divergence), (P, 1) each.
+        Where `here` is False, the values make probabilities and gradients 0.
     """
     cells = load_cells(parts, image * N * layer.pixels + p, here, layer.pixels, N, TARGET)
     at = image * layer.pixels + p
@@ -239,13 +311,30 @@ def _logits_gradient(
     PIECES: tl.constexpr,
     EVEN: tl.constexpr,
 ):
-    """Returns the gradient of the logits, (P, K).
+    """Returns the gradient with respect to the logits of P pixels and K bins, (P, K).
 
-    It is g_d p_k (c_k - depth) + g_kl (p_k - q_k); for the published target the second term is
-    g_kl p_k (slope_k - mean slope). `cells` and `values` are from `_load_tile`; k (1, K) are the
-    indices of the block's bins.
+    With the incoming gradients g_d of the depth and g_kl of the divergence, and the bin centres
+    c_k, it is g_d p_k (c_k - depth) + g_kl (p_k - q_k). For the published target the second term is
+    g_kl p_k (s_k - mean of s under p), with the derivative s_k of the published divergence with
+    respect to p_k.
+
+    Args:
+        logits: (P, K), bits.
+        values: the pixels' saved values and incoming gradients, from `_load_tile`.
+        cells: the pixels' target distributions, from `_load_tile`.
+        layer: `Layer`, the operands of the 1x1 convolution.
+        bins: `Bins`, centres, widths and edges of the depth bins.
+        parts: `Parts`, the components of all target distributions.
+        k: (1, K), indices of the bins.
+        start: index of the first of these bins.
+        BLOCK_K: K, number of these bins.
+        N: number of components of each target distribution.
+        TARGET: see `triton_dpm._constants`.
+        PIECES: see `triton_dpm._constants`.
+        EVEN: see `triton_dpm._constants`.
     """
-    # Add the terms that are multiples of p: from the depth, and g_kl p_k from the divergence.
+    # Add the terms that are multiples of the probabilities p: that of the depth, and the g_kl p_k
+    # of the divergence.
     depth, log_sum, slope, depth_grad, divergence_grad = values
     p = tl.exp2(logits - log_sum)
     by_p = -depth_grad * depth
@@ -253,7 +342,7 @@ def _logits_gradient(
         by_p += divergence_grad
     by_p += depth_grad * tl.load(bins.centre + k)
     grad = p * by_p
-    # Add the terms that depend on q, only in blocks where some target has mass.
+    # Add the terms that depend on the target q, only if some pixel's target has mass in these bins.
     if TARGET != "none":
         if in_span(cells, bins, start, BLOCK_K):
             q = target_mass(

@@ -1,6 +1,7 @@
 """The fused DPM head's forward kernel.
 
-Each program keeps a tile of features on chip and loops over blocks of bins with an online softmax.
+Each program keeps the features of BLOCK_P pixels on chip and loops over blocks of depth bins with
+an online softmax.
 """
 
 import triton
@@ -43,17 +44,34 @@ def forward(
     WHOLE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Writes the maps of one tile per program: depth, log_sum and, with a target, divergence.
+    """Computes depth, log-sum-exp of the logits and, with a target, divergence of BLOCK_P pixels.
 
-    For the published target it also writes slope. The constants are explained in
-    `triton_dpm._constants`.
+    For the published target the kernel also writes the attribute `slope` of `Maps`. Each program
+    processes one tile, i.e. BLOCK_P consecutive pixels of an image.
+
+    Args:
+        layer: `Layer`, the operands of the 1x1 convolution.
+        bins: `Bins`, centres, widths and edges of the depth bins.
+        parts: `Parts`, the components of the target distributions.
+        maps: `Maps`, the results, which the kernel writes.
+        N: number of components of each target distribution.
+        TARGET: see `triton_dpm._constants`, as for all further arguments.
+        PIECES: see there.
+        EVEN: see there.
+        BLOCK_P: number of pixels of a tile.
+        BLOCK_K: number of bins that are processed at once.
+        TAIL_K: size of the last block, for the bins that remain; 0 if none remain.
+        BLOCK_C: number of channels, padded to a power of 2.
+        WHOLE: see `triton_dpm._constants`.
+        PRECISION: see there.
     """
-    # Load the tile's features and targets.
+    # Load the features and target distributions of the program's pixels.
     image, p, inside = pixels_of(tl.program_id(0), layer, BLOCK_P, WHOLE)
     x = tl.trans(load_features(layer, image, p, inside, BLOCK_C))
     first = image * N * layer.pixels + p
     cells = load_cells(parts, first[:, None], inside[:, None], layer.pixels, N, TARGET)
-    # Run an online softmax over the blocks of bins; the last block may have another size (TAIL_K).
+    # Run an online softmax over blocks of BLOCK_K bins. If BLOCK_K doesn't divide the number of
+    # bins, the remaining ones are processed as a block of TAIL_K bins.
     zero = tl.zeros((BLOCK_P,), tl.float32)
     sums = (zero - BIG, zero, zero, zero)
     whole = bins.count - bins.count % BLOCK_K if TAIL_K > 0 else bins.count
@@ -91,7 +109,7 @@ def forward(
             BLOCK_C,
             PRECISION,
         )
-    # Store the results per pixel.
+    # Compute depth, log-sum-exp and divergence from the sums over the bins, and store them.
     largest, total, moment, divergence = sums
     log_sum = largest + log2(total)
     out = image * layer.pixels + p
@@ -128,16 +146,30 @@ def _add_block(
     BLOCK_C: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Updates a tile's running sums with one block of bins and returns them.
+    """Updates the running sums of P pixels with one block of K bins, and returns them.
 
-    The sums, (P,) each, are the largest logit, the sum of exponentials, the sum of exponentials
-    times bin centres, and sum_k q_k (log q_k - logit_k).
+    Args:
+        sums: (P,) each: the largest logit, the sum of exp(logit - largest), the sum of these times
+            the bin centres, and sum_k q_k (log q_k - logit_k) for the target q, in bits.
+        x: (P, C), the pixels' features.
+        cells: the pixels' target distributions, from `load_cells`.
+        layer: `Layer`, the operands of the 1x1 convolution.
+        bins: `Bins`, centres, widths and edges of the depth bins.
+        parts: `Parts`, the components of all target distributions.
+        start: index of the block's first bin.
+        BLOCK_K: K, number of bins of the block.
+        N: number of components of each target distribution.
+        TARGET: see `triton_dpm._constants`.
+        PIECES: see `triton_dpm._constants`.
+        EVEN: see `triton_dpm._constants`.
+        BLOCK_C: C, number of channels, padded to a power of 2.
+        PRECISION: see `triton_dpm._constants`.
     """
     largest, total, moment, divergence = sums
     logits = logits_of(
         x, load_weight(layer, start, BLOCK_K, BLOCK_C), layer, start, BLOCK_K, PRECISION
     )
-    # If a pixel's largest logit increases, rescale the earlier sums of exponentials.
+    # If a pixel's largest logit increases, rescale its sums over the earlier blocks.
     new = tl.maximum(largest, tl.max(logits, 1))
     shrink, p = tl.exp2(largest - new), tl.exp2(logits - new[:, None])
     centre = tl.load(bins.centre + start + tl.arange(0, BLOCK_K))
@@ -167,12 +199,26 @@ def _published_divergence(
     BLOCK_C: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Returns the published divergence and its mean slope, each (P,).
+    """Returns the published divergence D of P pixels and the mean of dD/dp_k under p, each (P,).
 
-    The published divergence needs normalised probabilities, so this is a second pass over the bins
-    after log_sum is known.
+    The published divergence needs normalised probabilities p_k, so this is a second pass over the
+    bins after the log-sum-exp of the logits is known.
+
+    Args:
+        x: (P, C), the pixels' features.
+        log_sum: (P,), log-sum-exp of the logits, bits.
+        cells: the pixels' target distributions, from `load_cells`.
+        layer: `Layer`, the operands of the 1x1 convolution.
+        bins: `Bins`, centres, widths and edges of the depth bins.
+        parts: `Parts`, the components of all target distributions.
+        BLOCK_P: P, number of pixels.
+        BLOCK_K: number of bins that are processed at once.
+        N: number of components of each target distribution.
+        BLOCK_C: C, number of channels, padded to a power of 2.
+        PRECISION: see `triton_dpm._constants`.
     """
-    # If no cell of the tile has a target (low > high), both stay 0.
+    # If none of the pixels has a valid target, `load_cells` returned low > high, and both results
+    # stay 0.
     divergence = tl.zeros((BLOCK_P,), tl.float32)
     slope = divergence
     _, _, _, _, low, high = cells

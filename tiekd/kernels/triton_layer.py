@@ -1,7 +1,7 @@
-"""Operands, maps and logits of the fused DPM head, used by both its forward and backward kernels.
+"""Data structures and functions that the fused DPM head's forward and backward kernels share.
 
-Logits and log_sum are in bits (base 2) in the kernels, because exp2 and log2 are the GPU's native
-instructions.
+In the kernels, logits and their log-sum-exp are in bits, i.e. multiplied by log2(e), because exp2
+and log2 are the GPU's native instructions.
 """
 
 from typing import NamedTuple
@@ -17,18 +17,19 @@ LOG2_E_GPU, LN_2 = tl.constexpr(LOG2_E), tl.constexpr(1 / LOG2_E)
 
 
 class Layer(NamedTuple):
-    """The operands of the 1x1 convolution, and the features' memory layout.
+    """The operands of the head's 1x1 convolution, and the features' memory layout.
 
     Attributes:
-        features: (B, C, P), addressed by the strides below.
-        weight: (K, C), both dimensions padded with zeros to whole blocks.
-        bias: (K,) float32, multiplied by LOG2_E because logits are in bits; padded with -BIG to
-            whole blocks, so that bins that don't exist get probability 0.
+        features: (B, C, h, w), addressed by the strides below.
+        weight: (K, C), padded with zeros: the number of bins K to a multiple of BINS_PADDED_TO, the
+            number of channels C to a power of 2.
+        bias: (K,) float32, multiplied by LOG2_E because logits are in bits; padded with -BIG, so
+            that the bins of the padding get probability 0.
         image_stride: stride of the batch dimension, in elements.
         channel_stride: stride of the channels, in elements.
         pixel_stride: stride of the flattened pixels, in elements.
-        pixels: P, number of pixels of an image.
-        channels: C, number of channels without padding.
+        pixels: h * w, number of pixels of an image's features.
+        channels: number of channels without padding.
     """
 
     features: Tensor
@@ -42,16 +43,16 @@ class Layer(NamedTuple):
 
 
 class Maps(NamedTuple):
-    """Maps with one number per pixel, each (B, 1, h, w) float32.
+    """Results of forward and incoming gradients of backward, (B, 1, h, w) float32 each.
 
     Attributes:
         depth: mean depth, metres.
         log_sum: log-sum-exp of the logits, bits.
         slope: sum_k p_k dD/dp_k for the published divergence D; shape (0,) for other targets.
-        divergence: nats; (0,) without a target, None in backward.
+        divergence: nats; shape (0,) without a target, None in backward.
         depth_grad: gradient with respect to depth; None in forward.
-        divergence_grad: gradient with respect to divergence, 0 in cells without a target; None in
-            forward.
+        divergence_grad: gradient with respect to divergence, 0 in pixels without a valid target;
+            None in forward.
     """
 
     depth: Tensor
@@ -64,7 +65,10 @@ class Maps(NamedTuple):
 
 @triton.jit
 def log2(x):
-    """Returns the base-2 logarithm, by one instruction (tl.log2 needs twenty), within 2^-22."""
+    """Returns the base-2 logarithm of x, with an error of at most 2^-22.
+
+    On a GPU it is one instruction, where tl.log2 needs twenty.
+    """
     if INTERPRETED:
         y = tl.log2(x)
     else:
@@ -74,12 +78,17 @@ def log2(x):
 
 @triton.jit
 def pixels_of(tile, layer, BLOCK_P: tl.constexpr, WHOLE: tl.constexpr):
-    """Returns the image and the pixels of a tile.
+    """Returns the image and the pixels of a tile, i.e. a group of BLOCK_P consecutive pixels.
+
+    Args:
+        tile: index of the tile among the tiles of all images.
+        layer: `Layer`, which has the number of an image's pixels.
+        BLOCK_P: number of pixels of a tile.
+        WHOLE: True if BLOCK_P divides the number of an image's pixels.
 
     Returns:
-        (image, p, inside): the index of the image, int64; the indices of the tile's pixels, (P,);
-        and (P,) bool, False for indices beyond the image's last pixel. With WHOLE, tiles divide an
-        image, so all are True.
+        (image, p, inside): the index of the image, int64; the indices of the tile's pixels,
+        (BLOCK_P,); and (BLOCK_P,) bool, False for indices beyond the image's last pixel.
     """
     tiles = tl.cdiv(layer.pixels, BLOCK_P)
     p = (tile % tiles) * BLOCK_P + tl.arange(0, BLOCK_P)
@@ -89,7 +98,15 @@ def pixels_of(tile, layer, BLOCK_P: tl.constexpr, WHOLE: tl.constexpr):
 
 @triton.jit
 def load_features(layer, image, p, inside, BLOCK_C: tl.constexpr):
-    """Loads the features (C, P) of one tile, with 0 for channels and pixels that don't exist."""
+    """Loads the features of P pixels, (C, P), with 0 for channels and pixels that don't exist.
+
+    Args:
+        layer: `Layer`, the operands of the 1x1 convolution.
+        image: index of the image.
+        p: (P,), indices of the pixels.
+        inside: (P,) bool, False for indices beyond the image's last pixel.
+        BLOCK_C: C, number of channels, padded to a power of 2.
+    """
     c = tl.arange(0, BLOCK_C)
     at = layer.features + image * layer.image_stride + c[:, None] * layer.channel_stride
     return tl.load(
@@ -101,16 +118,22 @@ def load_features(layer, image, p, inside, BLOCK_C: tl.constexpr):
 
 @triton.jit
 def load_weight(layer, start, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Loads the weights (K, C) of the block of bins that begins at bin `start`."""
+    """Loads the weights (BLOCK_K, BLOCK_C) of BLOCK_K consecutive bins from bin `start` on."""
     k = start + tl.arange(0, BLOCK_K)
     return tl.load(layer.weight + k[:, None] * BLOCK_C + tl.arange(0, BLOCK_C)[None, :])
 
 
 @triton.jit
 def logits_of(x, w, layer, start, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr):
-    """Returns the logits (P, K), in bits, of one block of bins.
+    """Returns the logits of P pixels and K consecutive bins, (P, K), in bits.
 
-    x (P, C) are a tile's features and w (K, C) the weights of the block that begins at bin `start`.
+    Args:
+        x: (P, C), the pixels' features.
+        w: (K, C), the bins' weights.
+        layer: `Layer`, which has the bias.
+        start: index of the first bin.
+        BLOCK_K: K, number of bins.
+        PRECISION: input_precision of tl.dot.
     """
     b = tl.load(layer.bias + start + tl.arange(0, BLOCK_K))
     return tl.dot(x, tl.trans(w), input_precision=PRECISION) * LOG2_E_GPU + b[None, :]

@@ -1,13 +1,14 @@
 """Computes the DPM target distribution inside a GPU kernel, for blocks of bins, without storing it.
 
-Mixtures, cells of several pixels, weights and invalid depths share one representation: a cell's
-target is a mixture of N = M stride^2 parts. Each part has a position, a share (its weight in q, 0
-if invalid) and optionally a spread of its own. `cell_parts` computes these maps with PyTorch; the
-`@triton.jit` functions compute q (P, K) from them for a tile of cells and a block of bins.
+A cell is one pixel of the head's output; it covers stride x stride pixels of the image. Its target
+distribution q over K bins is a mixture of N = M stride^2 parts, one for each of M teachers and each
+of these pixels. A part has a position in metres, a share (its weight in q, 0 if the teacher's depth
+is invalid) and optionally a spread (its own sigma). `cell_parts` computes these numbers with
+PyTorch; the `@triton.jit` functions compute q from them, for P cells and a block of bins.
 
-If the bins are narrow relative to sigma, a Gaussian's mass per bin is a Taylor series around the
-bin's centre (one exponential per bin). Otherwise it is a difference of two values of erfc, taken in
-the nearer tail.
+If the bins are narrow relative to sigma, a Gaussian's mass per bin is computed by a Taylor series
+around the bin's centre (one exponential per bin). Otherwise it is a difference of two values of
+erfc, taken in the nearer tail.
 
 Cost: two maps (B, N, h, w) float32, or three with a map of sigmas or the published target. Left
 out: float64.
@@ -26,7 +27,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from tiekd.kernels import reference
 from tiekd.kernels import target as definition
 
-# Used in place of infinity, since inf - inf and 0 * inf would be NaN.
+# A number that is used in place of infinity, since inf - inf and 0 * inf would be NaN.
 BIG = tl.constexpr(1e30)
 REACH_SIGMAS = tl.constexpr(definition.REACH_SIGMAS)
 THRESHOLD = tl.constexpr(definition.PUBLISHED_THRESHOLD)
@@ -35,8 +36,9 @@ EPS = tl.constexpr(reference.PUBLISHED_EPS)
 # exp() of a smaller number is 0 in float32, even with denormals. Comparing log-probabilities with
 # it reproduces the published `p != 0` also where the GPU flushes denormals to 0.
 LEAST_LOG_P = tl.constexpr(-103.972)
-# Maximum width of a piece of a bin, in sigmas, for which the series' error is below 5e-7 of the
-# mass; and the maximum number of pieces per bin.
+# A bin's mass is computed by a Taylor series around its centre; wide bins are first split into
+# pieces. WIDEST_PIECE is the maximum width of a piece, in sigmas, for which the series' error is
+# below 5e-7 of the mass. With more than MOST_PIECES pieces per bin the series isn't used.
 WIDEST_PIECE = 1.0
 MOST_PIECES = 2
 
@@ -46,15 +48,16 @@ _bins: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 class Bins(NamedTuple):
-    """The bins as arrays for the kernels, padded to a multiple of BINS_PADDED_TO, float32, metres.
+    """The depth bins as float32 arrays for the kernels, in metres.
 
-    A padding bin has centre and width 0. Both its edges are BIG, so its mass is 0.
+    The arrays are padded to a multiple of BINS_PADDED_TO bins. A padding bin has centre and width
+    0. Both its edges are BIG, so its mass is 0.
 
     Attributes:
         centre: centre of each bin.
         width: width of each bin.
-        lower: lower edge of each bin; -BIG for the first bin, which absorbs the lower tail.
-        upper: upper edge of each bin; BIG for the last bin, which absorbs the upper tail.
+        lower: lower edge of each bin; -BIG for the first bin, which gets all mass below it.
+        upper: upper edge of each bin; BIG for the last bin, which gets all mass above it.
         count: K, number of bins without padding.
     """
 
@@ -66,15 +69,18 @@ class Bins(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """The parts of every cell's target.
+    """The components of the target distribution of every cell, i.e. pixel of the head's output.
+
+    A cell's distribution is a mixture of N parts, one for each teacher and each of the image's
+    pixels that the cell covers.
 
     Attributes:
-        position: (B, N, h, w) float32, metres: the Gaussian's shifted centre, or the depth for the
-            published target; (0,) without a target.
-        share: (B, N, h, w) float32, the part's weight in the cell's q. A cell's shares sum to 1, or
-            are all 0 if none of its pixels is valid.
+        position: (B, N, h, w) float32, metres: the Gaussian's centre, as `target.shifted_centre`
+            returns it, or the depth for the published target; shape (0,) without a target.
+        share: (B, N, h, w) float32, the part's weight in the cell's distribution. A cell's shares
+            sum to 1, or are all 0 if none of its pixels is valid; shape (0,) without a target.
         spread: (B, N, h, w) float32: sigma in metres for a map of sigmas, or the log-normaliser of
-            the published softmax; (0,) for a Gaussian target with a single sigma.
+            the published target's softmax; shape (0,) for a Gaussian target with a single sigma.
         sigma: metres, if it is a single number; else 0.
     """
 
@@ -93,7 +99,17 @@ def cell_parts(
     beyond: str,
     stride: int,
 ) -> Parts:
-    """Returns the parts of every cell's target; arguments as for `reference.dpm`."""
+    """Returns the components of the target distribution of every pixel of the head's output.
+
+    Args:
+        depth: (B, M, H, W), `target_depth` of `reference.dpm`, metres.
+        sigma: metres, a number or (B, M, H, W).
+        weight: (B, M, H, W), `target_weight` of `reference.dpm`, or None.
+        edges: (K + 1,) float32, edges of the depth bins, metres.
+        target: "gaussian" or "released", as for `reference.dpm`.
+        beyond: "clamp" or "ignore", as for `reference.dpm`.
+        stride: image pixels per side of a pixel of the head's output.
+    """
     positions, shares, spreads, counted = [], [], [], 0
     for d, s, w in reference.pixels_of_cells(depth, sigma, weight, edges, beyond, stride):
         valid = d > 0 if d.shape[1] == 1 else (d > 0).any(1, keepdim=True)
@@ -104,7 +120,8 @@ def cell_parts(
         counted = counted + valid
         if isinstance(s, Tensor):
             spreads.append(s.float().expand_as(d))
-    # All valid pixels of a cell have the same weight in its q.
+    # A pixel of the head's output covers stride x stride image pixels. Its target distribution is
+    # the mean over the valid ones, so each of them has the weight 1 / number of valid pixels.
     position, share = _together(positions), _together(shares)
     if stride > 1:
         share = share / counted.clamp_min(1).contiguous()
@@ -121,12 +138,18 @@ def cell_parts(
 
 
 def _together(maps: list[Tensor]) -> Tensor:
-    """Concatenates maps (B, M, h, w) along M to one contiguous tensor (B, N, h, w)."""
+    """Concatenates maps (B, M, h, w) along the second dimension to one contiguous tensor."""
     return (maps[0] if len(maps) == 1 else torch.cat(maps, 1)).contiguous()
 
 
 def _shifted_centre(depth: Tensor, sigma: float | Tensor, edges: Tensor) -> Tensor:
-    """Computes `target.shifted_centre` of depths without NaN, by one kernel if there is a table."""
+    """Computes `target.shifted_centre`, by a single kernel if there is a table for sigma.
+
+    Args:
+        depth: (B, M, h, w), metres, without NaN.
+        sigma: metres, a number or (B, M, h, w).
+        edges: (K + 1,), edges of the depth bins, metres.
+    """
     table = None if isinstance(sigma, Tensor) else definition.cached_table(sigma, edges)
     if table is None:
         return definition.shifted_centre(depth, sigma, edges)
@@ -140,10 +163,17 @@ def _shifted_centre(depth: Tensor, sigma: float | Tensor, edges: Tensor) -> Tens
 
 
 def bins_of(edges: Tensor) -> tuple[Bins, float, bool]:
-    """Returns (bins, width of the widest bin, True if widths differ by rounding only).
+    """Returns the bins as arrays for the kernels, and what is known about their widths.
 
     The result is cached for the lifetime of the tensor `edges`, because computing it costs a host
     sync.
+
+    Args:
+        edges: (K + 1,) float32, edges of the depth bins, metres.
+
+    Returns:
+        (bins, widest, even): the arrays; the width of the widest bin in metres; and True if the
+        bins' widths differ by rounding only.
     """
     if edges not in _bins:
         inner = edges[1:-1]
@@ -161,13 +191,16 @@ def bins_of(edges: Tensor) -> tuple[Bins, float, bool]:
 
 
 def series_pieces(sigma: float, widest: float) -> int:
-    """Returns the number of pieces into which every bin is split for the series.
+    """Returns the number of pieces into which `_mass_by_series` splits every bin.
 
-    The number is 0 if the bins are too wide for the series.
+    A Taylor series gives the mass of each piece, so pieces are at most WIDEST_PIECE sigma wide.
 
     Args:
-        sigma: metres.
+        sigma: standard deviation of the Gaussian, metres.
         widest: width of the widest bin, metres.
+
+    Returns:
+        1 to MOST_PIECES, or 0 if the bins are too wide for the series.
     """
     pieces = max(1, math.ceil(widest * (1 - definition.WIDTH_SLACK) / (WIDEST_PIECE * sigma)))
     return pieces if pieces <= MOST_PIECES else 0
@@ -177,7 +210,19 @@ def series_pieces(sigma: float, widest: float) -> int:
 def _published_normaliser(
     position, spread, bins, sigma, parts, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr
 ):
-    """Writes the published softmax's log-normaliser, log sum_k exp(density_k), of every part."""
+    """Computes the log-normaliser of the published target's softmax, log sum_k exp(density_k).
+
+    Each program processes BLOCK of the depths, and loops over the bins k.
+
+    Args:
+        position: depths, metres.
+        spread: the log-normaliser of each depth, written by the kernel.
+        bins: `Bins`, which has the centres of the bins.
+        sigma: metres.
+        parts: number of depths.
+        BLOCK: number of depths per program.
+        BLOCK_K: number of bins that are processed at once; divides BINS_PADDED_TO.
+    """
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     depth = tl.load(position + at, mask=at < parts, other=0.0)[:, None]
     largest = tl.full((BLOCK,), -BIG, tl.float32)
@@ -195,10 +240,22 @@ def _published_normaliser(
 
 @triton.jit
 def _look_up(depth, means, centres, centre, count, nodes, STEPS: tl.constexpr, BLOCK: tl.constexpr):
-    """Writes the table's centre, linearly interpolated at each depth and clamped to its ends."""
+    """Computes the Gaussian's centre for each depth, by linear interpolation in a table.
+
+    Args:
+        depth: the depths, metres; clamped to the table's range of means.
+        means: the table's means over the bins, metres, increasing.
+        centres: the table's centres of the Gaussians with these means, metres.
+        centre: the centre for each depth, metres, written by the kernel.
+        count: number of depths.
+        nodes: number of the table's entries.
+        STEPS: number of steps of the binary search.
+        BLOCK: number of depths per program.
+    """
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     wanted = tl.load(depth + at, mask=at < count, other=0.0)
-    # Search binarily: the first node whose mean is at least the wanted mean is in [right, end].
+    # Binary search for the first entry of the table whose mean is at least the depth; it stays in
+    # [right, end].
     right = tl.zeros((BLOCK,), tl.int32)
     end = right + nodes
     for _ in range(STEPS):
@@ -215,7 +272,15 @@ def _look_up(depth, means, centres, centre, count, nodes, STEPS: tl.constexpr, B
 
 @triton.jit
 def published_density(depth, sigma, centre):
-    """Returns the published density values, with those below THRESHOLD replaced by FLOOR."""
+    """Returns a Gaussian's density at bin centres, with values below THRESHOLD replaced by FLOOR.
+
+    The published target is the softmax of these values over the bins.
+
+    Args:
+        depth: the Gaussian's centre, metres.
+        sigma: the Gaussian's standard deviation, metres.
+        centre: the bin centres, metres; broadcast against `depth`.
+    """
     off = centre - depth
     density = tl.exp(-(off * off) / (2 * sigma * sigma)) / (2.5066282746310002 * sigma)
     return tl.where(density < THRESHOLD, FLOOR, density)
@@ -223,13 +288,24 @@ def published_density(depth, sigma, centre):
 
 @triton.jit
 def load_cells(parts, at, here, pixels, N: tl.constexpr, TARGET: tl.constexpr):
-    """Loads the targets of a tile of cells for the functions below, which call the result `cells`.
+    """Loads the target distributions of P cells, i.e. of pixels of the head's output.
+
+    A cell's distribution is a mixture of N parts. The result is the argument `cells` of other
+    functions; they load parts other than the first when they need them.
+
+    Args:
+        parts: `Parts` of all cells.
+        at: (P, 1), index of each cell's part 0 in the arrays of `parts`.
+        here: (P, 1) bool, False for cells beyond the image's last pixel.
+        pixels: number of cells of an image, which is the distance between a cell's parts in memory.
+        N: number of parts of a cell.
+        TARGET: "none", "gaussian", "gaussian_map" (with a map of sigmas) or "released".
 
     Returns:
-        (at, here, first, valid, low, high). at: (P, 1), index of each cell's first part. here:
-        (P, 1) bool, False for cells that don't exist. first: position, share and spread of part 0,
-        (P, 1) each. valid: (P, 1) bool, True for cells with a target. low and high: the range of
-        depths that contains the mass of all the tile's cells; low > high if none is valid.
+        (at, here, first, valid, low, high): `at` and `here` as given; position, share and spread of
+        part 0, (P, 1) each; (P, 1) bool, True for cells with a target; and the lower and upper end
+        of the range of depths, metres, that contains the mass of all these cells' distributions.
+        low > high if no cell has a target.
     """
     low = tl.full(at.shape, BIG, tl.float32)
     high = -low
@@ -254,12 +330,24 @@ def load_cells(parts, at, here, pixels, N: tl.constexpr, TARGET: tl.constexpr):
 
 @triton.jit
 def _load_part(parts, n, at, here, pixels, TARGET: tl.constexpr):
-    """Returns position, share and spread, (P, 1) each, of part n of every cell."""
+    """Returns position, share and spread of component n of P cells' target distributions.
+
+    Args:
+        parts: `Parts` of all cells.
+        n: index of the component.
+        at: (P, 1), index of each cell's component 0 in the arrays of `parts`.
+        here: (P, 1) bool, False for cells beyond the image's last pixel.
+        pixels: distance between a cell's components in memory.
+        TARGET: "gaussian", "gaussian_map" (with a map of sigmas) or "released".
+
+    Returns:
+        (P, 1) each; spread has no meaning for "gaussian".
+    """
     position = tl.load(parts.position + at + n * pixels, mask=here, other=0.0)
     spread = position
     if TARGET == "gaussian_map" or TARGET == "released":
-        # Cells that don't exist get a sigma that isn't 0, or a log-normaliser that makes the mass
-        # 0.
+        # Beyond the image's last pixel, use a sigma that isn't 0, to avoid a division by 0, or a
+        # log-normaliser that makes the mass 0.
         spread = tl.load(
             parts.spread + at + n * pixels, mask=here, other=BIG if TARGET == "released" else 1.0
         )
@@ -268,7 +356,14 @@ def _load_part(parts, n, at, here, pixels, TARGET: tl.constexpr):
 
 @triton.jit
 def in_span(cells, bins, start, BLOCK_K: tl.constexpr):
-    """Returns True if a cell may have mass in the bins from `start` to `start + BLOCK_K - 1`."""
+    """Returns True if a target distribution may have mass in the bins of a block.
+
+    Args:
+        cells: the target distributions of some pixels, from `load_cells`.
+        bins: `Bins`, which has the edges of the bins.
+        start: index of the block's first bin.
+        BLOCK_K: number of bins of the block.
+    """
     _, _, _, _, low, high = cells
     last = tl.minimum(start + BLOCK_K, bins.count) - 1
     return (tl.load(bins.lower + start) <= high) & (tl.load(bins.upper + last) >= low)
@@ -288,13 +383,26 @@ def target_mass(
     PIECES: tl.constexpr,
     EVEN: tl.constexpr,
 ):
-    """Returns q (P, K) for the block of bins k (1, K) that begins at bin `start`.
+    """Returns the mass of P target distributions in K consecutive bins, (P, K).
 
-    Values in cells without a target have no meaning.
+    Values of pixels without a valid target have no meaning.
+
+    Args:
+        cells: the P target distributions, from `load_cells`.
+        parts: `Parts`, the components of all target distributions.
+        bins: `Bins`, centres, widths and edges of the depth bins.
+        k: (1, K), indices of the bins.
+        start: index of the first bin.
+        pixels: number of pixels of an image of the head's output.
+        BLOCK_K: K, number of bins.
+        N: number of components of each distribution.
+        TARGET: "gaussian", "gaussian_map" (with a map of sigmas) or "released".
+        PIECES: number of pieces per bin, from `series_pieces`.
+        EVEN: True if all bins may use the first bin's width.
     """
     at, here, first, _, low, _ = cells
     if N == 1:
-        # A valid cell's only part has share 1.
+        # With a single component, its weight in every valid distribution is 1.
         position, _, spread = first
         q = _mass(position, spread, low, parts, bins, k, start, BLOCK_K, TARGET, PIECES, EVEN)
     else:
@@ -321,7 +429,21 @@ def _mass(
     PIECES: tl.constexpr,
     EVEN: tl.constexpr,
 ):
-    """Returns one part's mass (P, K) in the bins k (1, K); `low` is that of `load_cells`."""
+    """Returns the mass of one component of P target distributions in K bins, (P, K).
+
+    Args:
+        position: (P, 1), the Gaussian's centre, or the depth for the published target, metres.
+        spread: (P, 1), sigma in metres for "gaussian_map", log-normaliser for "released".
+        low: lower end of the range of depths that contains the mass of all P distributions.
+        parts: `Parts`, which has the single sigma.
+        bins: `Bins`, centres, widths and edges of the depth bins.
+        k: (1, K), indices of the bins.
+        start: index of the first bin.
+        BLOCK_K: K, number of bins.
+        TARGET: "gaussian", "gaussian_map" (with a map of sigmas) or "released".
+        PIECES: number of pieces per bin, from `series_pieces`; 0 to compute the mass by erfc.
+        EVEN: True if all bins may use the first bin's width.
+    """
     if TARGET == "released":
         mass = tl.exp(published_density(position, parts.sigma, tl.load(bins.centre + k)) - spread)
         mass = tl.where(k < bins.count, mass, 0.0)
@@ -331,7 +453,8 @@ def _mass(
         mass = _mass_by_tails(position, parts.sigma, bins, k)
     else:
         mass = _mass_by_series(position, parts.sigma, bins, k, PIECES, EVEN)
-        # The first and last bin absorb the tails, so correct them in the first and last block.
+        # The first and last bin also contain the Gaussian's tails, which the series leaves out, so
+        # correct these two bins.
         if (start == 0) & (low <= tl.load(bins.upper)) | (start + BLOCK_K >= bins.count):
             scale = 1 / parts.sigma
             below = _mass_below((tl.load(bins.upper) - position) * scale)
@@ -346,13 +469,27 @@ def _mass(
 
 @triton.jit
 def released_slope(p, q):
-    """Returns the derivative of the published divergence with respect to p_k."""
+    """Returns the derivative of the published divergence with respect to p_k, for each bin k.
+
+    Args:
+        p: predicted probabilities of the bins.
+        q: target distribution, of the same shape.
+    """
     return -q * q / ((p + EPS) * (q + EPS * (p + EPS)))
 
 
 @triton.jit
 def _mass_by_tails(centre, sigma, bins, k):
-    """Returns the Gaussian's mass in the bins k; the first and last bin absorb the tails."""
+    """Returns the mass of P Gaussians in K bins, (P, K), by erfc at the bins' edges.
+
+    The first bin includes all mass below it, the last bin all mass above it.
+
+    Args:
+        centre: (P, 1), the Gaussians' centres, metres.
+        sigma: metres, a number or (P, 1).
+        bins: `Bins`, which has the edges of the bins.
+        k: (1, K), indices of the bins.
+    """
     scale = 0.7071067811865476 / sigma
     from_lower = (tl.load(bins.lower + k) - centre) * scale
     from_upper = (tl.load(bins.upper + k) - centre) * scale
@@ -363,12 +500,21 @@ def _mass_by_tails(centre, sigma, bins, k):
 
 @triton.jit
 def _mass_by_series(centre, sigma, bins, k, PIECES: tl.constexpr, EVEN: tl.constexpr):
-    """Returns the mass of `_mass_by_tails` by a series; it is wrong in the first and last bin.
+    """Returns the mass of P Gaussians in K bins, (P, K), by a Taylor series.
 
-    Let h be a piece's width and u the distance of its midpoint from the Gaussian's centre, in
-    sigmas. The mass is the integral of the Taylor series of the normal density phi,
-    h phi(u) (1 + h^2 He_2(u) / 24 + h^4 He_4(u) / 1920 + h^6 He_6(u) / 322560). With EVEN, all bins
-    use the first bin's width and therefore the same coefficients.
+    The result is wrong in the first and last bin, whose mass includes the Gaussian's tails. Every
+    bin is split into pieces of equal width. Let h be a piece's width and u the distance of its
+    midpoint from the Gaussian's centre, both in sigmas. The mass of the piece is the integral of
+    the Taylor series of the normal density phi around u, with Hermite polynomials He_n:
+    h phi(u) (1 + h^2 He_2(u) / 24 + h^4 He_4(u) / 1920 + h^6 He_6(u) / 322560).
+
+    Args:
+        centre: (P, 1), the Gaussians' centres, metres.
+        sigma: metres.
+        bins: `Bins`, centres and widths of the depth bins.
+        k: (1, K), indices of the bins.
+        PIECES: number of pieces per bin.
+        EVEN: True to use the first bin's width, and therefore the same coefficients, for all bins.
     """
     scale = 1 / sigma
     if EVEN:
@@ -395,17 +541,17 @@ def _mass_by_series(centre, sigma, bins, k, PIECES: tl.constexpr, EVEN: tl.const
 
 @triton.jit
 def _mass_below(z):
-    """Returns the mass of the standard normal distribution below z."""
+    """Returns the mass of the standard normal distribution below z, element by element."""
     tail = _tail(tl.abs(z) * 0.7071067811865476)
     return tl.where(z < 0, tail, 1 - tail)
 
 
 @triton.jit
 def _tail(z):
-    """Returns erfc(z) / 2 for z >= 0.
+    """Returns an approximation of erfc(z) / 2 for z >= 0.
 
-    The result is exp(-z^2) times a polynomial in 1 / (1 + z / 2), fitted for the smallest maximum
-    relative error on [0, 7], which is 4.4e-7.
+    The result is exp(-z^2) times a polynomial in 1 / (1 + z / 2). Its coefficients minimise the
+    maximum relative error on [0, 7], which is 4.4e-7.
     """
     t = 1 / (1 + 0.5 * z)
     p = -0.1894654133 + t * 0.047214126

@@ -1,9 +1,10 @@
-"""Loss terms, one per file, named in the recipe; tiekd/training/criterion.py weighs and adds them.
+"""Loss terms, one per file, named in the recipe; tiekd/training/criterion.py weights and adds them.
 
-A loss takes (prediction, target). The target is (B, 1, H, W) float32, metres, 0 where not valid.
-It returns one float32 value per image, the mean over that image's valid pixels. An image without
-valid pixels gives 0 and no gradient. An image's value depends neither on the batch size nor on how
-the batch is split over ranks or micro-batches.
+A loss is called with a network's prediction and the target depth, (B, 1, H, W) float32, metres, 0
+where not valid. It returns one float32 value per image, which is computed from that image's valid
+pixels. An image without valid pixels gives 0 and no gradient. An image's value depends neither on
+the batch size nor on how the batch is split over ranks or micro-batches. The options that reproduce
+published losses are exceptions; their docstrings say so.
 """
 
 import torch
@@ -13,7 +14,7 @@ from tiekd.errors import RecipeError
 
 
 def valid_pixels(target: Tensor, max_depth: float | None = None) -> Tensor:
-    """Returns the mask of valid depths: > 0, finite and, if max_depth is given, <= max_depth.
+    """Returns the mask of valid target depths: > 0, finite and at most max_depth.
 
     Args:
         target: depth of any shape, metres.
@@ -29,8 +30,8 @@ def mean_over_valid(values: Tensor, valid: Tensor) -> Tensor:
     """Returns the mean of each image's valid values.
 
     Args:
-        values: (B, ...), float.
-        valid: (B, ...) bool, True for values that count.
+        values: (B, ...), float, one value per pixel or window.
+        valid: (B, ...) bool, True for values that are included in the mean.
 
     Returns:
         (B,); 0 for an image without a valid value.
@@ -39,14 +40,14 @@ def mean_over_valid(values: Tensor, valid: Tensor) -> Tensor:
 
 
 def check_top_crop(top_crop: int, height: int) -> None:
-    """Checks that a top crop leaves rows of the image to learn from.
+    """Checks that at least one row of an image is left if its top rows are excluded from a loss.
 
     Args:
-        top_crop: rows cropped at the top.
-        height: rows of the image.
+        top_crop: number of excluded rows at the top.
+        height: number of the image's rows.
 
     Raises:
-        RecipeError: top_crop >= height.
+        RecipeError: no row is left.
     """
     if top_crop >= height:
         raise RecipeError(

@@ -1,10 +1,11 @@
-"""The chamfer distance between AdaBins' bin centres and the valid depths, in square metres.
+"""The chamfer distance between AdaBins' bin centres and the valid target depths, in square metres.
 
-The loss is equation 4 of Bhat, Alhashim and Wonka 2021 (arXiv 2011.14141). It moves the bin centres
-towards the depths. The value is the mean squared distance of each depth to its nearest centre, plus
-that of each centre to its nearest depth. The paper writes sums, but its code and the published
-weight of 0.1 use means. In one dimension nearest neighbours are found by sorting, so the cost is
-one sort of the depths, without a distance matrix. Left out: a gradient for anything but the bins.
+The loss is equation 4 of Bhat, Alhashim and Wonka 2021 (arXiv 2011.14141). It moves the centres of
+an image's predicted depth bins towards the depths that occur in the target. The value is the mean
+squared distance of each depth to its nearest centre, plus that of each centre to its nearest depth.
+The paper writes sums, but its code uses means, for which the published weight of 0.1 is meant. In
+one dimension nearest neighbours are found by sorting, so the cost is one sort of the depths,
+without a distance matrix. Left out: a gradient for anything but the bin centres.
 """
 
 from typing import TYPE_CHECKING
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 
 
 class Chamfer(nn.Module):
-    """Mean squared distance of the depths to the centres, plus that of the centres to the depths.
+    """Mean squared distance of target depths to bin centres, plus that of centres to depths.
+
+    Each distance is to the nearest centre or depth.
 
     Args:
         max_depth: metres; larger target depths are masked out. None for no upper bound.
@@ -35,7 +38,7 @@ class Chamfer(nn.Module):
         self.max_depth = max_depth
 
     def forward(self, prediction: "Prediction", target: Tensor) -> Tensor:
-        """Returns the chamfer distance of each image.
+        """Returns the chamfer distance between each image's bin centres and valid target depths.
 
         Args:
             prediction: the network's output, whose bin_centres are (B, K), metres.
@@ -57,17 +60,32 @@ class Chamfer(nn.Module):
         return to_centres + self._to_depths(centres, depths, count)
 
     def _to_centres(self, depths: Tensor, valid: Tensor, centres: Tensor) -> Tensor:
-        """Returns (B,), the mean squared distance of the valid depths to their nearest centres."""
-        # The midpoints between sorted centres bound the intervals in which a centre is the nearest.
+        """Returns the mean squared distance of the valid depths to their nearest centres.
+
+        Args:
+            depths: (B, N), metres, of an image's N pixels; inf where not valid.
+            valid: (B, N) bool.
+            centres: (B, K), bin centres, metres, sorted.
+
+        Returns:
+            (B,), square metres.
+        """
+        # A centre is the nearest one between the midpoints to the next smaller and larger centre.
         middles = (centres[:, 1:] + centres[:, :-1]).detach() / 2
         nearest = centres.gather(1, torch.searchsorted(middles, depths))
         return mean_over_valid((nearest - torch.where(valid, depths, 0)).square(), valid)
 
     def _to_depths(self, centres: Tensor, depths: Tensor, count: Tensor) -> Tensor:
-        """Returns (B,), the mean squared distance of the centres to their nearest valid depths.
+        """Returns the mean squared distance of the centres to their nearest valid depths.
 
-        `count` (B, 1) is the number of valid depths of each image. `depths` are sorted; invalid
-        ones are infinite, so they come last.
+        Args:
+            centres: (B, K), bin centres, metres.
+            depths: (B, N), metres, of an image's N pixels; inf where not valid, so that invalid
+                ones come last when sorted.
+            count: (B, 1), number of valid depths of each image.
+
+        Returns:
+            (B,), square metres.
         """
         depths = depths.sort(1).values
         at = centres.detach()

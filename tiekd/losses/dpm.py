@@ -1,7 +1,8 @@
-"""The divergence of the student's depth distribution from the target's, averaged over valid pixels.
+"""The KL divergence of the target's depth distribution from the student's, averaged over pixels.
 
-The network's DPM head computes the divergence itself (`tiekd.kernels`), because the probabilities
-are never stored. This term costs next to nothing.
+A DPM (depth probability map) head predicts a distribution over depth bins for each pixel. The head
+computes the divergence itself (`tiekd.kernels`), because the probabilities are never stored. This
+loss averages it over each image's valid pixels, at negligible cost.
 """
 
 from typing import TYPE_CHECKING
@@ -21,9 +22,13 @@ class DPM(nn.Module):
     Args:
         max_depth: metres; pixels with a larger target depth are excluded from the mean. Set it for
             a head with `beyond: ignore`, whose divergence is 0 at these pixels.
-        top_crop: number of rows at the top whose divergence is set to 0. Their pixels still count
-            in the mean's denominator, as in the published training (110 rows at a width of 704).
-            Use it only to reproduce published results.
+        top_crop: number of rows at the top whose divergence is set to 0. The mean is still divided
+            by the number of all valid pixels, as in the published training (110 rows at a width of
+            704). Use it only to reproduce published results.
+
+    Attributes:
+        needs_divergence: True; the criterion then passes the target depth to the network, whose
+            head computes the divergence.
     """
 
     needs_divergence = True
@@ -40,17 +45,18 @@ class DPM(nn.Module):
         self.top_crop = top_crop
 
     def forward(self, prediction: "Prediction", target: Tensor) -> Tensor:
-        """Returns each image's mean divergence.
+        """Returns each image's mean divergence over its valid pixels.
 
         Args:
             prediction: the network's output, whose divergence is (B, 1, H, W), nats.
-            target: (B, 1, H, W), target depth, metres, 0 where not valid.
+            target: (B, 1, H, W), target depth, metres, 0 where not valid; it decides which pixels
+                are valid.
 
         Returns:
             (B,) float32, nats.
 
         Raises:
-            RecipeError: the network predicts no divergence, or the top crop removes all rows.
+            RecipeError: the network computes no divergence, or `top_crop` excludes all rows.
         """
         if prediction.divergence is None:
             raise RecipeError("the network gives no divergence; it needs `head: {name: dpm, ...}`")

@@ -1,6 +1,7 @@
-"""Mean squared error in square metres, the response-based alternative to the DPM divergence.
+"""Mean squared error of depth in square metres.
 
-Its cost is negligible.
+It compares the student's depth with the teacher's, whereas the loss `dpm` compares distributions
+over depth bins. Its cost is negligible.
 """
 
 from typing import TYPE_CHECKING
@@ -15,14 +16,15 @@ if TYPE_CHECKING:
 
 
 class MSE(nn.Module):
-    """Mean over the valid pixels of (depth - target)^2."""
+    """Mean over each image's valid pixels of (depth - target)^2."""
 
     def __init__(self):
-        # Define a signature without arguments, against which a recipe's arguments are checked.
+        # nn.Module's own signature accepts any arguments. This one has none, so that the check of a
+        # recipe's arguments against the signature refuses all.
         super().__init__()
 
     def forward(self, prediction: "Prediction", target: Tensor) -> Tensor:
-        """Returns each image's mean squared error.
+        """Returns each image's mean squared error over its valid pixels.
 
         Args:
             prediction: the network's output, whose depth is (B, 1, H, W), metres.
@@ -33,8 +35,8 @@ class MSE(nn.Module):
         """
         depth = prediction.depth.float()
         valid = valid_pixels(target)
-        # Mask before squaring: invalid targets may be NaN, and backward would compute 0 * NaN =
-        # NaN.
+        # Replace invalid targets before squaring: they may be NaN, and backward would compute 0 *
+        # NaN = NaN.
         return mean_over_valid((depth - torch.where(valid, target, depth.detach())).square(), valid)
 
 

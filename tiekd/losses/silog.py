@@ -1,7 +1,8 @@
-"""The scale-invariant log error sqrt(var(g) + 0.15 mean(g)^2), g = log ratio of depths.
+"""The scale-invariant log error sqrt(var(g) + 0.15 mean(g)^2).
 
-After Eigen et al. 2014. With the factor 0.15, as in AdaBins and the published baseline, a wrong
-overall scale is penalised a little. The cost is negligible. The slope is infinite at a perfect
+g is the logarithm of the ratio of predicted and target depth at a pixel. The loss is after Eigen et
+al. 2014. With the factor 0.15, as in AdaBins and the published baseline, a wrong overall scale is
+penalised a little. The cost is negligible. The derivative of the root is infinite at a perfect
 prediction, so the gradient is set to 0 there.
 """
 
@@ -23,9 +24,9 @@ REDUCE = ("image", "batch")
 
 
 class SILog(nn.Module):
-    """sqrt(var(g) + 0.15 mean(g)^2) over the valid pixels, with the unbiased variance.
+    """sqrt(var(g) + 0.15 mean(g)^2) over an image's valid pixels, with the unbiased variance.
 
-    g = log(depth + 1e-3) - log(target + 1e-3), depths in metres.
+    At each pixel g = log(depth + 1e-3) - log(target + 1e-3), with depth and target in metres.
 
     Args:
         max_depth: metres; larger target depths are masked out. None for no upper bound.
@@ -53,15 +54,15 @@ class SILog(nn.Module):
     def forward(
         self, prediction: "Prediction", target: Tensor, iteration: int | None = None
     ) -> Tensor:
-        """Returns each image's error.
+        """Returns each image's scale-invariant log error.
 
         Args:
             prediction: the network's output, whose depth is (B, 1, H, W), metres.
             target: (B, 1, H, W), target depth, metres, 0 where not valid.
-            iteration: number of finished iterations; None if the warm-up is over.
+            iteration: number of finished iterations; None to compute the error without warm-up.
 
         Returns:
-            (B,) float32.
+            (B,) float32, without unit.
         """
         warming_up = iteration is not None and iteration < self.warm_up
         valid = valid_pixels(target) & (target <= self.max_depth)
@@ -74,16 +75,22 @@ class SILog(nn.Module):
 
 
 def _value(g: Tensor, valid: Tensor, warming_up: bool) -> Tensor:
-    """Returns (N,) errors from log ratios g (N, P) and their validity (N, P) bool.
+    """Returns the scale-invariant log error of each of N sets of P pixels.
 
-    With a single valid pixel the variance is 0. While `warming_up`, the variance is left out.
+    Args:
+        g: (N, P), log ratios of predicted and target depth.
+        valid: (N, P) bool, True for pixels that are included.
+        warming_up: True to leave out the variance.
+
+    Returns:
+        (N,). The variance of a single valid pixel is 0, and so is the error without valid pixels.
     """
     count = valid.sum(1)
     mean = (g * valid).sum(1) / count.clamp_min(1)
     square = MEAN_SHARE * mean.square()
     if not warming_up:
         square = square + ((g - mean[:, None]) * valid).square().sum(1) / (count - 1).clamp_min(1)
-    # Don't use `square > 0`: it is False for NaN, so a non-finite prediction would seem perfect.
+    # `square > 0` would be False for NaN, so that a non-finite prediction would have an error of 0.
     positive = ~(square <= 0)
     return torch.where(positive, square, 1.0).sqrt() * positive
 

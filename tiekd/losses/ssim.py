@@ -1,15 +1,16 @@
 """Structural dissimilarity of two depth maps, 1 - SSIM (Wang et al. 2004).
 
-The window is an 11 x 11 Gaussian with sigma 1.5. Only windows that contain valid target pixels
-alone are counted, so that neither the border nor a hole appears as a structure. Therefore the loss
-is useless on sparse ground truth.
+SSIM (structural similarity) compares mean, variance and covariance of two maps in windows of 11 x
+11 pixels with Gaussian weights (sigma 1.5). Only windows whose target pixels are all valid are
+included, so that neither the border nor a hole appears as a structure. Therefore the loss is
+useless on sparse ground truth.
 
 Cost: five maps in float64, filtered along rows and then along columns by shifted additions, which
-are memory-bound. This takes a quarter of the time of float32 convolutions on a CPU (0.25 s with
-backward at 352 x 704 on one core) and 31 MB an image for backward.
+are memory-bound. On a CPU this takes a quarter of the time of float32 convolutions (0.25 s with
+backward at 352 x 704 on one core) and 31 MB per image for backward.
 
-With depths in metres (as published), the constant C2 = 9e-4 suppresses structures of less than 3
-cm. The spaces `normalised` and `log` compare shapes independently of the scale.
+With depths in metres (as published), SSIM's constant C2 = 9e-4 suppresses structures of less than 3
+cm. The options `space: normalised` and `space: log` compare shapes independently of the scale.
 """
 
 import math
@@ -31,23 +32,24 @@ GAUSSIAN = [math.exp(-((i - WINDOW // 2) ** 2) / (2 * SIGMA**2)) for i in range(
 TAPS = [value / sum(GAUSSIAN) for value in GAUSSIAN]
 C1, C2 = 0.01**2, 0.03**2
 SPACES = ("metres", "normalised", "log")
-# Metres. The log space is log(depth / NEAREST_M), which is non-negative for larger depths.
+# Metres. With `space: log`, log(depth / NEAREST_M) is compared; smaller depths are clamped to
+# NEAREST_M, so that the logarithm isn't negative.
 NEAREST_M = 1e-3
 
 
 class SSIM(nn.Module):
-    """Mean over the valid windows of 1 - SSIM, between 0 (equal) and 2 (inverted).
+    """Mean of 1 - SSIM over the windows with valid targets only, from 0 (equal) to 2 (inverted).
 
     Args:
         space: the values that are compared. "metres": depths as they are. "normalised": depths
-            divided by max_depth, or by the image's largest valid target. "log": the natural log of
-            the depth over 1 mm.
-        signed: True to keep the sign of the covariance, so that an inverted relief counts as
-            inverted. False to apply abs() to both variances and the covariance, as published. None
-            for True, unless `released`.
-        released: True for the published loss: metres, abs(), zero padding of 5, and all pixels
-            counted, also invalid ones.
-        max_depth: divisor of the normalised space, metres; used for that space only.
+            divided by max_depth, or, if that is None, by the image's largest valid target. "log":
+            the natural logarithm of depth / 1 mm.
+        signed: True to keep the sign of the covariance, so that an inverted relief has a larger
+            loss. False to apply abs() to both variances and the covariance, as published. None for
+            False if `released`, else True.
+        released: True for the published loss: metres, abs(), depths padded with 5 zeros at each
+            border, and all windows included, also those with invalid pixels.
+        max_depth: divisor for `space: normalised`, metres; not allowed for the other spaces.
         top_crop: number of rows that are cropped at the top; as many rows of zeros are added at the
             bottom. Use it only to reproduce published results, with `released` (110 rows at a width
             of 704).
@@ -79,7 +81,7 @@ class SSIM(nn.Module):
         self.top_crop = top_crop
 
     def forward(self, prediction: "Prediction", target: Tensor) -> Tensor:
-        """Returns each image's mean dissimilarity.
+        """Returns each image's mean structural dissimilarity.
 
         Args:
             prediction: the network's output, whose depth is (B, 1, H, W), metres.
@@ -89,7 +91,7 @@ class SSIM(nn.Module):
             (B,) float32, 0 to 2; 0 for an image smaller than the window.
 
         Raises:
-            RecipeError: the top crop removes all rows.
+            RecipeError: `top_crop` excludes all rows.
         """
         depth = prediction.depth.float()
         if self.released:
@@ -102,7 +104,8 @@ class SSIM(nn.Module):
         valid = valid_pixels(target)
         if min(target.shape[2:]) < WINDOW:
             return mean_over_valid(depth, torch.zeros_like(valid))
-        # Replace invalid pixels, which are only in masked-out windows, to keep the gradient finite.
+        # Replace invalid pixels, which may be NaN, to keep the gradient finite. All windows that
+        # contain them are excluded below.
         depth = torch.where(valid, depth, 1.0)
         target = torch.where(valid, target, 1.0)
         depth, target = self._into_space(depth, target, valid)
@@ -120,9 +123,9 @@ class SSIM(nn.Module):
         return depth, target
 
     def _similarity(self, x: Tensor, y: Tensor) -> Tensor:
-        """Returns SSIM per window: (B, 1, H - 10, W - 10) float64."""
+        """Returns the SSIM of two maps (B, 1, H, W) per window, (B, 1, H - 10, W - 10) float64."""
         # Use float64, since a variance is the small difference of two squared depths: in float32
-        # its error would be as large as C2.
+        # its error would be as large as SSIM's constant C2.
         x, y = x.double(), y.double()
         maps = torch.cat((x, y, x * x, y * y, x * y))
         mean_x, mean_y, xx, yy, xy = _WindowMeans.apply(maps).chunk(5)
@@ -140,9 +143,9 @@ class SSIM(nn.Module):
 
 
 class _WindowMeans(torch.autograd.Function):
-    """Weighted means of all windows: (B, 1, H, W) to (B, 1, H - 10, W - 10).
+    """Gaussian-weighted means of all windows of maps (N, 1, H, W), as (N, 1, H - 10, W - 10).
 
-    It saves no tensor for backward.
+    The function saves no tensor for backward.
     """
 
     @staticmethod
@@ -152,15 +155,20 @@ class _WindowMeans(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> Tensor:
-        # The window is symmetric, so the gradient is the same filter over the padded gradient.
+        # The window's weights are symmetric, so the gradient is the padded incoming gradient,
+        # filtered with the same weights.
         return _slide(_slide(F.pad(grad, [WINDOW - 1] * 4), 2), 3)
 
 
 def _slide(maps: Tensor, dim: int) -> Tensor:
-    """Returns the Gaussian-weighted means along `dim`, whose size shrinks by 10.
+    """Returns the Gaussian-weighted means of 11 neighbours along one dimension.
 
     The means are computed by shifted additions instead of a convolution, whose inputs a GPU may
     round to ten bits (TF32).
+
+    Args:
+        maps: (N, 1, H, W).
+        dim: the dimension; its size is 10 less in the result.
     """
     size = maps.shape[dim] - WINDOW + 1
     means = TAPS[0] * maps.narrow(dim, 0, size)

@@ -1,9 +1,9 @@
-"""Checks that a network's parts keep what they state: channels and strides, and features to match.
+"""Checks that an encoder's or neck's features have the channels and strides that it states.
 
-Parts from outside the project are written by hand, and a wrong size would otherwise end in an
-unrelated error of a later part, or in none. Costs nothing but Python: shapes are known without
-waiting for the device. Left out: the values of features, and decoders and heads, whose output is
-resized to the image.
+A user's own encoder or neck may return features of a wrong size, which would otherwise cause an
+unrelated error in a later module, or none. The checks only read shapes, so they don't wait for the
+device. Left out: the values of features, and decoders and heads, whose output is resized to the
+image.
 """
 
 from collections.abc import Sequence
@@ -14,15 +14,16 @@ from tiekd.errors import RecipeError
 
 
 def check_encoder(encoder: nn.Module, where: str) -> None:
-    """Refuses an encoder that doesn't state its features' channels and strides.
+    """Checks that an encoder states the number of channels and the stride of each of its features.
 
     Args:
-        encoder: What the encoder's `build` returned.
-        where: The encoder's place in the recipe and its name, for the error.
+        encoder: the object that the encoder's `build` returned.
+        where: the encoder's key in the recipe and its name, for the error message.
 
     Raises:
-        RecipeError: It isn't a module; or `channels` and `strides` are missing, aren't whole
-            numbers from 1, differ in length, or the strides decrease.
+        RecipeError: the encoder isn't an nn.Module; or its attributes `channels` and `strides` are
+            missing, aren't sequences of whole numbers from 1, or differ in length; or the strides
+            decrease.
     """
     _check_module(encoder, where)
     channels = _stated(encoder, "channels", where)
@@ -40,15 +41,16 @@ def check_encoder(encoder: nn.Module, where: str) -> None:
 
 
 def check_neck(neck: nn.Module, channels: Sequence[int], where: str) -> None:
-    """Refuses a neck that doesn't state one number of channels for each of the encoder's.
+    """Checks that a neck states the number of channels of each of its features.
 
     Args:
-        neck: What the neck's `build` returned.
-        channels: The encoder's.
-        where: The neck's place in the recipe and its name, for the error.
+        neck: the object that the neck's `build` returned.
+        channels: number of channels of each of the encoder's features.
+        where: the neck's key in the recipe and its name, for the error message.
 
     Raises:
-        RecipeError: It isn't a module, or `channels` is missing or of another length.
+        RecipeError: the neck isn't an nn.Module, or its attribute `channels` is missing or hasn't
+            one entry for each of the encoder's features.
     """
     _check_module(neck, where)
     stated = _stated(neck, "channels", where)
@@ -62,17 +64,18 @@ def check_neck(neck: nn.Module, channels: Sequence[int], where: str) -> None:
 def check_features(
     part: nn.Module, kind: str, features, image: Tensor, strides: Sequence[int]
 ) -> None:
-    """Refuses features that aren't what the part states.
+    """Checks that an encoder's or neck's features have the stated channels and strides.
 
     Args:
-        part: The encoder or neck, which states its `channels`.
-        kind: "encoder" or "neck".
-        features: What it returned.
-        image: The network's input, (B, 3, H, W).
-        strides: The encoder's.
+        part: the encoder or neck, whose attribute `channels` states the number of channels of each
+            feature.
+        kind: "encoder" or "neck", for the error message.
+        features: the features that it returned.
+        image: the network's input, (B, 3, H, W).
+        strides: the encoder's strides, one per feature.
 
     Raises:
-        RecipeError: They aren't a list of one tensor (B, channels[i], ceil(H / strides[i]),
+        RecipeError: `features` isn't a list of one tensor (B, channels[i], ceil(H / strides[i]),
             ceil(W / strides[i])) for each stride.
     """
     where = f"{kind} ({type(part).__module__}.{type(part).__name__})"
@@ -107,7 +110,16 @@ def _check_module(part, where: str) -> None:
 
 
 def _stated(part: nn.Module, name: str, where: str) -> list[int]:
-    """Returns the whole numbers in an attribute of a part. Raises RecipeError."""
+    """Returns the numbers in an attribute of an encoder or neck.
+
+    Args:
+        part: the encoder or neck.
+        name: name of the attribute, "channels" or "strides".
+        where: the module's key in the recipe and its name, for the error message.
+
+    Raises:
+        RecipeError: the attribute is missing, or isn't a sequence of whole numbers from 1.
+    """
     values = getattr(part, name, None)
     if (
         not isinstance(values, list | tuple)

@@ -1,11 +1,11 @@
-"""Readouts of a distribution over depth bins: a depth, and measures of its certainty.
+"""Computes a depth, or a measure of its certainty, from each pixel's distribution over depth bins.
 
 Training optimises the mean, which `Network` returns. At object boundaries the distribution has two
-modes, and the mean is a depth between foreground and background at which there is no surface.
-`mode` and `local` return a depth at the higher mode instead. The readouts are plain differentiable
-torch operations on whole (B, K, h, w) distributions, so they can be exported, at moderate sizes.
-`in_strips` predicts at any size with about 64 MiB of temporary memory. Left out: bins that depend
-on the image.
+modes, and the mean is a depth between foreground and background at which there is no surface. The
+depths `mode` and `local` are at the higher mode instead. The functions are plain torch operations
+on whole (B, K, h, w) distributions, so they can be exported. `in_strips` applies them to a few
+image rows at a time, with about 64 MiB of temporary memory at any image size. Left out: bins that
+depend on the image.
 """
 
 from collections.abc import Callable
@@ -18,12 +18,16 @@ from tiekd.data.resize import picked
 from tiekd.errors import RecipeError
 
 READOUTS = ("mean", "mode", "local")
-REACH = 2  # bins to each side of the mode that `local` and `confidence` include
-STRIP_BYTES = 16 << 20  # size of a strip's distribution; a readout needs three more such tensors
+# Number of bins to each side of the most probable bin that the readout "local" and `confidence`
+# include.
+REACH = 2
+# Maximum bytes of the distributions that `in_strips` computes at once. The readout of them needs up
+# to three more tensors of this size.
+STRIP_BYTES = 16 << 20
 
 
 def read_out(probabilities: Tensor, centres: Tensor, readout: str) -> Tensor:
-    """Computes one depth from each pixel's distribution.
+    """Computes one depth from each pixel's distribution over depth bins.
 
     Args:
         probabilities: (B, K, h, w), summing to 1 over K.
@@ -48,7 +52,7 @@ def read_out(probabilities: Tensor, centres: Tensor, readout: str) -> Tensor:
 
 
 def confidence(probabilities: Tensor) -> Tensor:
-    """Returns the probability mass within REACH bins of the most probable bin.
+    """Returns the total probability of the most probable bin and REACH bins to each side of it.
 
     Args:
         probabilities: (B, K, h, w), summing to 1 over K.
@@ -60,9 +64,9 @@ def confidence(probabilities: Tensor) -> Tensor:
 
 
 def margin(probabilities: Tensor) -> Tensor:
-    """Returns the difference between the two largest probabilities.
+    """Returns the difference between the two largest probabilities of each pixel.
 
-    Where it is near 0, rounding decides which bin is the mode.
+    If it is near 0, rounding decides which bin is the most probable one.
 
     Args:
         probabilities: (B, K, h, w), summing to 1 over K.
@@ -75,7 +79,7 @@ def margin(probabilities: Tensor) -> Tensor:
 
 
 def entropy(probabilities: Tensor) -> Tensor:
-    """Returns the entropy, -sum_k p_k log p_k with 0 log 0 = 0.
+    """Returns the entropy of each pixel's distribution, -sum_k p_k log p_k with 0 log 0 = 0.
 
     Args:
         probabilities: (B, K, h, w), summing to 1 over K.
@@ -89,14 +93,17 @@ def entropy(probabilities: Tensor) -> Tensor:
 def in_strips(
     read: Callable[[Tensor], Tensor], features: Tensor, probabilities: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """Applies a readout to a head's distribution, a strip of rows of one image at a time.
+    """Applies a function to a head's distributions over bins, for a few rows of an image at a time.
 
-    Both functions must treat every pixel independently.
+    The number of rows follows from STRIP_BYTES. Both functions must treat every pixel
+    independently.
 
     Args:
-        read: the readout, a function (B, K, h, w) -> (B, c, h, w).
+        read: a function of distributions (B, K, h, w) that returns (B, c, h, w), such as
+            `read_out` or `entropy`.
         features: (B, C, h, w), the head's input.
-        probabilities: the head's function (B, C, h, w) -> (B, K, h, w) float32.
+        probabilities: the head's function that computes distributions (B, K, h, w) float32 from
+            features (B, C, h, w).
 
     Returns:
         (B, c, h, w).
@@ -114,9 +121,9 @@ def on_image_grid(values: Tensor, size: tuple[int, int], smooth: bool) -> Tensor
     """Resizes a head's map to the size of the network's input image, with aligned corners.
 
     Args:
-        values: (B, 1, h, w).
+        values: (B, 1, h, w), one value per pixel of the head's output.
         size: (H, W) of the image.
-        smooth: True for bilinear interpolation; False for the nearest cell, so that no depth
+        smooth: True for bilinear interpolation; False for the nearest value, so that no depth
             between two bins is interpolated.
 
     Returns:
@@ -128,9 +135,10 @@ def on_image_grid(values: Tensor, size: tuple[int, int], smooth: bool) -> Tensor
 
 
 def spread_on_grid(values: Tensor, size: tuple[int, int], smooth: bool) -> Tensor:
-    """Resizes like `on_image_grid`, but without a branch on the sizes.
+    """Resizes like `on_image_grid`, but without an `if` on the sizes.
 
-    A traced graph is therefore valid for any size. The arguments are those of `on_image_grid`.
+    A graph that is traced from this function, e.g. for ONNX, is therefore valid for any size. The
+    arguments are those of `on_image_grid`.
     """
     if smooth:
         return interpolate(values, size=size, mode="bilinear", align_corners=True)
@@ -138,10 +146,16 @@ def spread_on_grid(values: Tensor, size: tuple[int, int], smooth: bool) -> Tenso
 
 
 def _aligned_index(coarse: int, fine: int, device: torch.device) -> Tensor:
-    """Returns the index of the nearest of `coarse` cells for each of `fine` pixels.
+    """Returns the index of the nearest of `coarse` values for each of `fine` positions.
 
-    The first and last cell are aligned with the first and last pixel. Of two equally near cells it
-    is the second. Integer arithmetic makes an exported graph choose the same cell.
+    Along one axis, `fine` pixels of an image are assigned to `coarse` values of a head's output.
+    The first and last value are aligned with the first and last pixel. If two values are equally
+    near, the result is the second. Integer arithmetic makes an exported graph choose the same one.
+
+    Args:
+        coarse: number of values.
+        fine: number of pixels.
+        device: device of the result.
 
     Returns:
         (fine,) int64.
@@ -151,6 +165,13 @@ def _aligned_index(coarse: int, fine: int, device: torch.device) -> Tensor:
 
 
 def _near_mode(probabilities: Tensor) -> Tensor:
-    """Returns a mask (B, K, h, w), True for bins within REACH of the most probable one."""
+    """Returns a bool mask, True for bins at most REACH bins from the most probable one.
+
+    Args:
+        probabilities: (B, K, h, w), distributions over K bins.
+
+    Returns:
+        (B, K, h, w).
+    """
     bins = torch.arange(probabilities.shape[1], device=probabilities.device).view(1, -1, 1, 1)
     return (bins - probabilities.argmax(1, keepdim=True)).abs() <= REACH

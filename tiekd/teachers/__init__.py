@@ -1,1 +1,1 @@
-"""Teachers: functions from a batch to depth in metres. Each module has one, made by `build`."""
+"""Teachers: functions that return target depth in metres for a batch; `build` makes a module's."""

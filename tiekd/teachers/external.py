@@ -1,4 +1,4 @@
-"""A user-defined teacher, from a module outside the project."""
+"""A teacher from a user's own Python module."""
 
 from collections.abc import Callable
 
@@ -10,19 +10,29 @@ from tiekd.errors import TeacherError
 
 
 class OutsideTeacher:
-    """Calls the teacher that `build(**arguments)` of the user's module returned.
+    """Calls a teacher from a user's own module, which a recipe names.
 
         teacher: {name: my_package.my_teacher, **arguments}
 
-    The teacher is a function from a `tiekd.Batch` to depth (B, 1, H, W), floating point, metres, 0
-    where unknown, of the size and on the device of the batch's images. In the batch, `image` is
-    ImageNet-normalised, and `names` are the images' paths. The teacher loads its own weights. It is
-    called outside the engine, without gradients, and isn't saved in checkpoints. Pixels that a
-    rotation filled from outside the image are excluded from the loss. An nn.Module is moved to the
-    device, set to eval mode and frozen; the `build` of any other teacher may have a parameter
-    `device`. An object that isn't callable, or another result, raises TeacherError.
-    Shape, dtype and device are checked at each call; the values at the first one alone, since that
-    waits for the device.
+    The module has a function `build(**arguments)` that returns the teacher. The teacher is a
+    function from a `tiekd.Batch` to depth (B, 1, H, W), floating point, metres, 0 where unknown, of
+    the size and on the device of the batch's images. In the batch, `image` is ImageNet-normalised,
+    and `names` are the images' paths. The teacher loads its own weights. It is called outside the
+    DeepSpeed engine, without gradients, and isn't saved in checkpoints. If it is an nn.Module, it
+    is moved to the device, set to eval mode and frozen; the `build` of any other teacher may have a
+    parameter `device`. Where rotation or padding added pixels from outside the image, the teacher's
+    depth is set to 0.
+
+    Shape, dtype and device of the depth are checked at each call. The values are checked at the
+    first call only, because that waits for the device.
+
+    Args:
+        name: the teacher's name in the recipe, for error messages.
+        teacher: the object that `build` returned.
+        device: the device of the batches.
+
+    Raises:
+        TeacherError: the object isn't callable.
     """
 
     def __init__(self, name: str, teacher: Callable[[Batch], Tensor], device: torch.device):
@@ -39,12 +49,18 @@ class OutsideTeacher:
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Tensor:
-        """Returns the teacher's depth, (B, 1, H, W) float32, metres, 0 where unknown or masked.
+        """Returns the teacher's depth for a batch.
+
+        Args:
+            batch: the batch, on the teacher's device.
+
+        Returns:
+            (B, 1, H, W) float32, metres, 0 where unknown or outside the image.
 
         Raises:
-            TeacherError: The teacher's result isn't depth of the batch's shape, or is on another
-                device. At the first call, also if it has negative or non-finite depth inside the
-                image.
+            TeacherError: the teacher's result isn't a floating-point tensor of this shape on the
+                batch's device; or, at the first call, it has negative or non-finite depth inside
+                the image.
         """
         depth, wanted = self.teacher(batch), batch.inside
         # Check the result, since a wrong shape or device would otherwise raise an unrelated error
@@ -71,7 +87,15 @@ class OutsideTeacher:
         return depth
 
     def _check_values(self, depth: Tensor, names: list[str]) -> None:
-        """Raises TeacherError if depth, (B, 1, H, W), isn't finite or negative anywhere."""
+        """Checks that all depths are finite and not negative.
+
+        Args:
+            depth: (B, 1, H, W), metres.
+            names: the images' paths, for the error message.
+
+        Raises:
+            TeacherError: a depth is negative or not finite.
+        """
         wrong = ~(depth.isfinite() & (depth >= 0))
         if not wrong.any():
             return

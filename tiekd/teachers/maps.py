@@ -1,4 +1,4 @@
-"""A teacher that returns the cached teacher maps of the batch."""
+"""A teacher that returns depth maps which a teacher network computed before training."""
 
 from torch import Tensor
 
@@ -6,10 +6,13 @@ from tiekd.data.batch import Batch
 
 
 class CachedMaps:
-    """Returns the batch's cached maps, in which pixels filled by a rotation are 0 already."""
+    """Returns the teacher's cached depth maps, which the data loader put into the batch.
+
+    Where rotation or padding added pixels from outside the image, they are 0 already.
+    """
 
     def __call__(self, batch: Batch) -> Tensor:
-        """Returns the batch's maps, (B, 1, H, W) float32, metres, 0 where not valid."""
+        """Returns the batch's teacher depth, (B, 1, H, W) float32, metres, 0 where not valid."""
         return batch.teacher_depth
 
 

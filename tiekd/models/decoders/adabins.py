@@ -4,7 +4,8 @@ Source: arXiv 2011.14141. The deepest feature passes a 1x1 convolution. Then, fo
 feature: bilinear upsampling to its size (corners aligned), concatenation with it, and two 3x3
 convolutions with BatchNorm and ReLU. The last layer is a 3x3 convolution without norm and
 activation. The paper's code uses LeakyReLU; the published teachers were trained with ReLU.
-Left out: upsampling beyond the finest tap, so the head predicts at that tap's stride.
+Left out: upsampling beyond the encoder's finest feature, so the head predicts at the stride of that
+feature.
 """
 
 from collections.abc import Sequence
@@ -18,10 +19,14 @@ from tiekd.models.layers.upsampled import UpsampledConv
 
 
 class AdaBins(nn.Module):
-    """Fuses features, fine to coarse, to one map (B, channels, h, w) at the finest one's size.
+    """Fuses the encoder's features to one map (B, channels, h, w) of the finest feature's size.
 
     Convolutions are initialised Kaiming-normal (fan in), biases with 0, norms with weight 1 and
     bias 0.
+
+    Attributes:
+        channels: number of channels of the output.
+        stride: stride of the output relative to the image.
 
     Args:
         encoder_channels: number of channels of each feature, fine to coarse.
@@ -64,7 +69,7 @@ class AdaBins(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, features: Sequence[Tensor], image_size: tuple[int, int]) -> Tensor:
-        """Returns (B, channels, h, w).
+        """Returns the fused features, (B, channels, h, w).
 
         Args:
             features: as the encoder returns them, fine to coarse.
@@ -77,7 +82,13 @@ class AdaBins(nn.Module):
 
 
 class TwoConvs(nn.Module):
-    """Two 3x3 convolutions with BatchNorm and ReLU, on upsampled features and a skip connection."""
+    """Two 3x3 convolutions with BatchNorm and ReLU, after upsampling and concatenation.
+
+    Args:
+        in_channels: number of channels of the upsampled features and the encoder's feature
+            together.
+        out_channels: number of output channels.
+    """
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
@@ -87,11 +98,14 @@ class TwoConvs(nn.Module):
         self.second_norm = BatchNorm2d(out_channels)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        """Returns (B, out_channels, H, W).
+        """Upsamples x to the size of `skip`, concatenates both and applies the convolutions.
 
         Args:
-            x: (B, C, h, w), upsampled to (H, W).
+            x: (B, C, h, w).
             skip: (B, in_channels - C, H, W), the encoder's feature.
+
+        Returns:
+            (B, out_channels, H, W).
         """
         x = relu(self.first_norm(self.first(x, tuple(skip.shape[2:]), skip)), inplace=True)
         return relu(self.second_norm(self.second(x)), inplace=True)

@@ -1,10 +1,10 @@
 """BTS decoder (Lee et al. 2019, arXiv 1907.10326): local planar guidance at strides 8, 4 and 2.
 
-It applies dense atrous spatial pyramid pooling at stride 8. Then each level predicts a map of local
-planes, each of which gives a depth to the pixels of one cell. The planes' depths are concatenated
-to the next level's features, and all of them to the final features at full resolution. Upsampling
-is nearest-neighbour, activations are ELU. Plane depths are in units of max_depth, so this decoder
-doesn't need the depth range.
+It applies dense atrous spatial pyramid pooling at stride 8. Then, at strides 8, 4 and 2, it
+predicts one local plane per feature pixel, which gives a depth to each of the stride x stride image
+pixels there. The planes' depths are concatenated to the next level's features, and all of them to
+the final features at full resolution. Upsampling is nearest-neighbour, activations are ELU. Plane
+depths are in units of max_depth, so this decoder doesn't need the depth range.
 Left out: the focal-length scaling of the original, which published configs don't use.
 """
 
@@ -22,22 +22,26 @@ STRIDES = (2, 4, 8, 16, 32)
 WIDTHS = (128, 256, 512, 1024)
 DILATIONS = (3, 6, 12, 18, 24)
 NORM_EPS, NORM_MOMENTUM = 1.1e-5, 0.01
-# Minimum denominator of a plane's depth. It bounds the depth of planes almost parallel to the ray.
+# Minimum denominator in the depth of a local plane (`spread_planes`). It bounds the depth of planes
+# that are almost parallel to a pixel's viewing ray.
 STEEPEST = 0.01
 
 
 class Bts(nn.Module):
     """Maps five features at strides 2 to 32 to (B, channels, H, W) at the image's size.
 
-    Convolutions are initialised Kaiming-normal (fan in). Those that predict planes have a standard
-    deviation of 0.01, so that at first all planes are alike: inclined by 30 degrees, at half of
-    max_depth.
+    Convolutions are initialised Kaiming-normal (fan in). Those that predict local planes have a
+    standard deviation of 0.01, so that at first all planes are alike: inclined by 30 degrees, at
+    half of max_depth.
+
+    Attributes:
+        channels: number of channels of the output, width / 16.
+        stride: 1, stride of the output relative to the image.
 
     Args:
         encoder_channels: number of channels of each feature, fine to coarse.
         encoder_strides: stride of each feature; must equal STRIDES.
-        width: number of channels at stride 16, halved at each finer level (published: 512);
-            `channels` is width / 16.
+        width: number of channels at stride 16, halved at each finer level (published: 512).
         norm_momentum: momentum of the norms' running statistics; with the published 0.01 they need
             hundreds of iterations to converge.
     """
@@ -61,9 +65,9 @@ class Bts(nn.Module):
             raise RecipeError(
                 f"norm_momentum: got {norm_momentum}; it must be above 0 and at most 1"
             )
-        # Build the layers, coarse to fine. The number in `up` and `merge` is the level, from 5
-        # (output at stride 16) to 1 (output at the image's size); the number in `plane` is the
-        # stride.
+        # Build the layers, coarse to fine. The number in the names up5 to up1 and merge5 to merge1
+        # is the level: 5 has its output at stride 16, 1 at the image's size. The number in plane8
+        # to plane1 is the stride of the planes.
         skip2, skip4, skip8, skip16, deepest = encoder_channels
         w16, w8, w4, w2, w1 = (width >> i for i in range(5))
         self.up5 = UpConv(deepest, w16)
@@ -92,20 +96,21 @@ class Bts(nn.Module):
             nn.init.normal_(reduction.out.weight, std=0.01)
 
     def forward(self, features: Sequence[Tensor], image_size: tuple[int, int]) -> Tensor:
-        """Returns (B, channels, H, W). Any image size works.
+        """Returns the fused features at the image's size, (B, channels, H, W), for any size.
 
         Args:
-            features: five, fine to coarse, as the encoder returns them.
-            image_size: (H, W).
+            features: the encoder's features at strides 2, 4, 8, 16 and 32.
+            image_size: (H, W) of the image.
         """
         skip2, skip4, skip8, skip16, deepest = features
         size2, size4, size8, size16 = (skip.shape[2:] for skip in features[:4])
-        # Upsample to stride 8 and apply the atrous pyramid.
+        # Upsample the coarsest feature to strides 16 and 8, concatenating the encoder's features,
+        # and apply dense atrous spatial pyramid pooling.
         x = _elu(self.merge5(torch.cat([self.up5(deepest, size16), skip16], dim=1)))
         up = torch.cat([self.up4(x, size8), skip8], dim=1)
         x = self.aspp(_elu(self.merge4(up)), up)
-        # Predict planes at strides 8, 4 and 2; concatenate each level's depth to the next level's
-        # features.
+        # Predict local planes at strides 8, 4 and 2. The depth of a level's planes is concatenated
+        # to the features of the next finer level.
         depth8 = spread_planes(to_planes(self.plane8(x)), 8)
         x = torch.cat([self.up3(x, size4), skip4, _every(depth8, 4, size4).to(x.dtype)], dim=1)
         x = _elu(self.merge3(x))
@@ -113,7 +118,7 @@ class Bts(nn.Module):
         x = torch.cat([self.up2(x, size2), skip2, _every(depth4, 2, size2).to(x.dtype)], dim=1)
         x = _elu(self.merge2(x))
         depth2 = spread_planes(to_planes(self.plane2(x)), 2)
-        # Upsample to full resolution, and concatenate the depths of all levels.
+        # Upsample to the image's size, and concatenate the depths of all levels.
         x = self.up1(x, image_size)
         depth1 = self.plane1(x).float().sigmoid()
         depths = [
@@ -123,7 +128,13 @@ class Bts(nn.Module):
 
 
 class UpConv(nn.Module):
-    """Nearest-neighbour upsampling to a size, 3x3 convolution, ELU and, with `norm`, BatchNorm."""
+    """Nearest-neighbour upsampling to a given size, 3x3 convolution, ELU and BatchNorm.
+
+    Args:
+        in_channels: number of input channels.
+        out_channels: number of output channels.
+        norm: False to leave out the BatchNorm.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, norm: bool = True):
         super().__init__()
@@ -139,7 +150,13 @@ class UpConv(nn.Module):
 class DenseAspp(nn.Module):
     """Densely connected atrous convolutions, whose outputs are fused by a 3x3 convolution.
 
-    Each atrous convolution gets the outputs of all earlier ones.
+    There is one atrous convolution for each of DILATIONS; each gets the outputs of all earlier
+    ones.
+
+    Args:
+        channels: number of channels of the features.
+        skip_channels: number of channels of the encoder's feature at the same stride.
+        out_channels: number of output channels, also of each atrous convolution.
     """
 
     def __init__(self, channels: int, skip_channels: int, out_channels: int):
@@ -149,17 +166,18 @@ class DenseAspp(nn.Module):
         seen = channels
         for i, dilation in enumerate(DILATIONS):
             self.branches[str(dilation)] = AtrousConv(seen, out_channels, dilation, norm_in=i > 0)
-            # The input of the first branch is x alone; later branches also get the skip features.
+            # The first branch gets the features alone. Later branches also get the encoder's
+            # feature and the outputs of all earlier branches.
             seen += out_channels + (skip_channels if i == 0 else 0)
         self.fuse = _conv3x3(channels + len(DILATIONS) * out_channels, out_channels)
 
     def forward(self, x: Tensor, merged: Tensor) -> Tensor:
-        """Returns (B, out_channels, h, w).
+        """Returns the fused outputs of the atrous convolutions, (B, out_channels, h, w).
 
         Args:
             x: (B, channels, h, w).
-            merged: (B, channels + skip_channels, h, w), the concatenated features from which x was
-                computed.
+            merged: (B, channels + skip_channels, h, w), the concatenation of upsampled and encoder
+                features from which x was computed.
         """
         x = self.norm(x)
         outputs = []
@@ -169,7 +187,14 @@ class DenseAspp(nn.Module):
 
 
 class AtrousConv(nn.Module):
-    """BatchNorm (with `norm_in`), ReLU, 1x1 convolution, BatchNorm, ReLU, dilated convolution."""
+    """BatchNorm, ReLU, 1x1 convolution, BatchNorm, ReLU and dilated 3x3 convolution.
+
+    Args:
+        in_channels: number of input channels.
+        out_channels: number of output channels; the 1x1 convolution has twice as many.
+        dilation: dilation of the 3x3 convolution.
+        norm_in: False to leave out the first BatchNorm.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, dilation: int, norm_in: bool):
         super().__init__()
@@ -189,7 +214,11 @@ class AtrousConv(nn.Module):
 class Reduction(nn.Module):
     """1x1 convolutions with ELU that halve the channels down to 8, and a last one without ELU.
 
-    The last convolution has `out_channels` output channels.
+    Args:
+        in_channels: number of input channels.
+        first_width: number of output channels of the first convolution; if it is below 8, there is
+            only the last convolution.
+        out_channels: number of output channels of the last convolution.
     """
 
     def __init__(self, in_channels: int, first_width: int, out_channels: int):
@@ -210,16 +239,16 @@ class Reduction(nn.Module):
 
 
 def _elu(x: Tensor) -> Tensor:
-    """Applies ELU in place, which is possible because no convolution's output is used elsewhere.
+    """Applies ELU in place; x must be a convolution's output that nothing else uses.
 
-    In place, the gradient is computed from the result. In bf16 it is therefore 0 for inputs below
+    In place, the gradient is computed from ELU's result. In bf16 it is therefore 0 for inputs below
     -6, where the exact gradient is 0.0025 or less.
     """
     return elu(x, inplace=True)
 
 
 def to_planes(x: Tensor) -> Tensor:
-    """Converts raw plane parameters to planes.
+    """Converts a network's raw output to local planes, each with a unit normal and a distance.
 
     The normal is inclined by 0 to 60 degrees to the viewing axis, in any direction. The distance is
     in units of max_depth, 0 to 1.
@@ -239,15 +268,16 @@ def to_planes(x: Tensor) -> Tensor:
 
 
 def spread_planes(planes: Tensor, stride: int) -> Tensor:
-    """Local planar guidance: the depth of each plane at the stride x stride pixels that it covers.
+    """Returns the depth of each local plane at the stride x stride pixels that it covers.
 
-    The depth is distance / (n1 u + n2 v + n3) with the unit normal n, and the position within the
-    cell, u to the right and v downwards, in [-0.5, 0.5] (equation 1 of the paper). The denominator
-    is clamped to at least STEEPEST.
+    The depth is distance / (n1 u + n2 v + n3) with the unit normal n = (n1, n2, n3). (u, v) is the
+    pixel's position within the square that the plane covers, u to the right and v downwards, both
+    from -0.5 to 0.5 (equation 1 of Lee et al. 2019). The denominator is clamped to at least
+    STEEPEST.
 
     Args:
-        planes: (B, 4, h, w) float32, unit normal and distance.
-        stride: pixels along a cell's side.
+        planes: (B, 4, h, w) float32, unit normal and distance of each plane.
+        stride: number of pixels along the side of the square that a plane covers.
 
     Returns:
         (B, 1, stride * h, stride * w) float32, in the unit of the distance.
@@ -263,9 +293,15 @@ def spread_planes(planes: Tensor, stride: int) -> Tensor:
 
 
 def _every(depth: Tensor, step: int, size: Sequence[int]) -> Tensor:
-    """Returns every step-th pixel of a depth map, cropped to (B, 1, *size).
+    """Returns every step-th pixel of a depth map in both directions, cropped to (B, 1, *size).
 
-    The crop removes pixels that the planes cover beyond the image.
+    A local plane at the right or bottom border may cover pixels beyond the image, which are
+    cropped.
+
+    Args:
+        depth: (B, 1, h, w).
+        step: distance between the pixels that are kept.
+        size: height and width of the result.
     """
     return depth[:, :, ::step, ::step][:, :, : size[0], : size[1]]
 

@@ -2,12 +2,13 @@
 
 After Alhashim and Wonka 2018 (arXiv 1812.11941). The deepest feature passes a 1x1 convolution.
 Then, for each finer feature: bilinear upsampling to its size (corners aligned), concatenation with
-it, and two 3x3 convolutions with ReLU. `extra_ups` further blocks without a skip connection each
-double the resolution. DepthFormer's decoder is this one with leaky ReLU and no extra blocks.
+it, and two 3x3 convolutions with ReLU. Up to the image's resolution, `extra_ups` further blocks,
+without an encoder feature, can each double the resolution. DepthFormer's decoder is this one with
+leaky ReLU and no extra blocks.
 
-Cost: 3x3 convolutions at full resolution are expensive. The two of the published students' last
-block, with 128 channels, cost 73 GMAC at 352x704, half of the network; stopping at stride 2 saves
-three quarters of that. Left out: norms, other activations.
+Cost: 3x3 convolutions at full resolution are expensive. In the published students, the two of the
+last block have 128 channels and cost 73 of the network's 171 GMAC at 352x704; with one extra block
+less, i.e. an output at stride 2, they are saved. Left out: norms, other activations.
 """
 
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ ACTIVATIONS = {"relu": relu, "leaky_relu": leaky_relu}
 
 
 class DenseDepth(nn.Module):
-    """Fuses features, fine to coarse, to one map (B, channels, h, w).
+    """Fuses the encoder's features, fine to coarse, to one map (B, channels, h, w).
 
     Convolutions are initialised Kaiming-normal (fan in, so that the features keep their variance
     without norms), biases with 0.
@@ -61,7 +62,7 @@ class DenseDepth(nn.Module):
                 f"widths: got {list(widths)}; {len(encoder_channels)} whole numbers above 0, "
                 "one per tap of the encoder, fine to coarse"
             )
-        # Each extra block doubles the resolution, at most up to the image's.
+        # Each extra block doubles the resolution, and the output may not be finer than the image.
         possible = encoder_strides[0].bit_length() - 1
         if extra_ups not in range(possible + 1):
             raise RecipeError(
@@ -76,7 +77,7 @@ class DenseDepth(nn.Module):
             )
         if activation not in ACTIVATIONS:
             raise RecipeError(f"activation: got {activation!r}; allowed: {', '.join(ACTIVATIONS)}")
-        # Build the levels, coarse to fine, then the blocks without a skip connection.
+        # Build a level for each of the encoder's features, coarse to fine, then the extra blocks.
         deepest = PointwiseConv(encoder_channels[-1], widths[-1])
         levels = [
             TwoConvs(widths[i + 1] + encoder_channels[i], widths[i], activation)
@@ -101,11 +102,11 @@ class DenseDepth(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, features: Sequence[Tensor], image_size: tuple[int, int]) -> Tensor:
-        """Returns (B, channels, h, w).
+        """Returns the fused features, (B, channels, h, w).
 
-        (h, w) is the finest feature's size times 2 ** extra_ups. That is the image's size divided
-        by `stride`, or up to 2 ** extra_ups - 1 more where the finest feature's stride doesn't
-        divide the image.
+        (h, w) is the finest feature's size times 2 ** extra_ups. If the finest feature's stride
+        divides the image's size, this is the image's size divided by `stride`; otherwise it is up
+        to 2 ** extra_ups - 1 more, because the feature's size is rounded up.
 
         Args:
             features: as the encoder returns them, fine to coarse.
@@ -117,11 +118,12 @@ class DenseDepth(nn.Module):
         if not levels:
             x = deepest(x)
         for level, skip in zip(levels, reversed(features[:-1]), strict=True):
-            # The first level applies the 1x1 convolution, if possible merged with its own.
+            # The first level applies the 1x1 convolution, merged with its own 3x3 convolution if
+            # this saves computation.
             x = level(x, tuple(skip.shape[2:]), skip, pointwise)
             pointwise = None
         for extra in self.extras:
-            # Extra blocks have no skip connection that gives the output size, so double the size.
+            # Extra blocks have no encoder feature that gives the output size, so double the size.
             x = extra(x, (2 * x.shape[2], 2 * x.shape[3]))
         return x
 
@@ -146,6 +148,12 @@ class TwoConvs(nn.Module):
 
     Attributes:
         plain: True to keep the memory layout of the input.
+
+    Args:
+        in_channels: number of channels of the upsampled features and the encoder's feature
+            together.
+        out_channels: number of output channels.
+        activation: one of ACTIVATIONS.
     """
 
     plain = False
@@ -171,7 +179,13 @@ class TwoConvs(nn.Module):
         return self.activate(self.second(x), inplace=True)
 
     def _wants_channels_last(self, x: Tensor, size: tuple[int, int], skip_channels: int) -> bool:
-        """True if the layout chosen for convolutions of these features is channels_last."""
+        """Returns True if the first convolution should run in channels_last memory layout.
+
+        Args:
+            x: (B, C, h, w), its input before upsampling.
+            size: (H, W) to which x is upsampled.
+            skip_channels: number of channels of the encoder's feature that is concatenated.
+        """
         if (
             self.plain
             or torch.compiler.is_compiling()

@@ -1,8 +1,8 @@
 """DepthFormer's encoder (Li et al. 2022): a Swin transformer beside a convolutional stem.
 
-Source: arXiv 2203.14211. The transformer starts at stride 4. The stem, ResNet's first convolution,
-adds the feature at stride 2; the transformer's stages give those at 4, 8, 16 and 32. Left out:
-convolutional stages after the stem, which published configs don't have.
+Source: arXiv 2203.14211. Both get the image. The transformer's four stages give the features at
+strides 4, 8, 16 and 32. The stem, which is ResNet's first convolution, adds one at stride 2. Left
+out: convolutional stages after the stem, which published configs don't have.
 """
 
 from collections.abc import Sequence
@@ -19,8 +19,8 @@ STEM_CHANNELS = 64
 class DepthFormer(nn.Module):
     """A convolutional stem (stride 2) and a Swin transformer (strides 4 to 32), side by side.
 
-    The arguments are those of `Swin`. `pretrained` weights don't cover the stem, which keeps its
-    random initialisation.
+    The arguments are those of `tiekd.models.encoders.swin.Swin`. `pretrained` weights don't include
+    the stem, which keeps its random initialisation.
 
     Attributes:
         channels: number of channels of each returned feature, fine to coarse.
@@ -48,7 +48,7 @@ class DepthFormer(nn.Module):
         """Returns the features (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])).
 
         Args:
-            image: (B, 3, H, W), normalised.
+            image: (B, 3, H, W), normalised with ImageNet's mean and standard deviation.
         """
         return [relu(self.bn1(self.conv1(image)), inplace=True), *self.swin(image)]
 

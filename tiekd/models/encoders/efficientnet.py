@@ -1,11 +1,10 @@
-"""EfficientNet as an encoder: `taps` selects outputs of its seven stages and last convolution.
+"""EfficientNet as an encoder that returns outputs of its seven stages and its last convolution.
 
 After Tan and Le 2019 (arXiv 1905.11946), compatible with the released TensorFlow weights: norms
 have an eps of 1e-3, and padding is TensorFlow's "SAME", which at stride 2 depends on the image's
 size and adds an odd pixel at the right and the bottom. State dict names are those of the published
-ports of these weights. B5 with the default taps has 28.34 M parameters and 11.6 GMAC at 352x704.
-Left out: the norm after the last convolution and the classifier (the taps lie before them), and
-stochastic depth.
+PyTorch ports of these weights. B5 with the default outputs has 28.34 M parameters and 11.6 GMAC at
+352x704. Left out: the norm after the last convolution, the classifier, and stochastic depth.
 """
 
 import math
@@ -18,7 +17,7 @@ from torch.nn.functional import pad, silu
 from tiekd.errors import RecipeError
 from tiekd.models.layers.batch_norm import BatchNorm2d
 
-# Variant -> (width, depth): factors on the base network's channels and numbers of blocks.
+# Variant -> (width, depth): factors on B0's numbers of channels and of blocks.
 VARIANTS = {"b0": (1.0, 1.0), "b1": (1.0, 1.1), "b2": (1.1, 1.2), "b3": (1.2, 1.4)}
 VARIANTS |= {"b4": (1.4, 1.8), "b5": (1.6, 2.2), "b6": (1.8, 2.6), "b7": (2.0, 3.1)}
 STEM_CHANNELS, HEAD_CHANNELS = 32, 1280
@@ -43,10 +42,10 @@ class EfficientNet(nn.Module):
 
     Args:
         variant: "b0" to "b7".
-        taps: the returned features, increasing: stages (0 to 6) and the last 1x1 convolution (7,
-            without norm and activation). The default is AdaBins'.
-        pretrained: a file of weights, for `tiekd.models.weights.pretrained.load`; nothing is read
-            here. torchvision's weights are for another padding, so "imagenet" is not available.
+        taps: indices of the returned outputs, increasing: 0 to 6 for the stages, 7 for the last 1x1
+            convolution (without norm and activation). The default is that of AdaBins.
+        pretrained: a file of weights, which `tiekd.models.weights.pretrained.load` loads; it isn't
+            read here. torchvision's weights are for another padding, so "imagenet" isn't available.
     """
 
     def __init__(
@@ -71,14 +70,14 @@ class EfficientNet(nn.Module):
         channels = _round_to_8(STEM_CHANNELS * width)
         self.conv_stem = SameConv2d(3, channels, 3, stride=2)
         self.bn_stem = BatchNorm2d(channels, eps=NORM_EPS)
-        # Build the stages up to the last tap.
+        # Build the stages up to the last one whose output is returned.
         stride, tapped, stages = 2, [], []
         for stage in range(min(self.taps[-1], CONV_HEAD - 1) + 1):
             out_channels = _round_to_8(STAGE_CHANNELS[stage] * width)
             blocks = []
             for block in range(math.ceil(STAGE_BLOCKS[stage] * depth)):
                 block_stride = STAGE_STRIDES[stage] if block == 0 else 1
-                # Blocks of stage 0 have no 1x1 expansion.
+                # Blocks of the first stage have no 1x1 expansion.
                 kind = DepthwiseSeparable if stage == 0 else InvertedResidual
                 blocks.append(kind(channels, out_channels, STAGE_KERNELS[stage], block_stride))
                 channels = out_channels
@@ -104,7 +103,7 @@ class EfficientNet(nn.Module):
         """Returns the features (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])).
 
         Args:
-            image: (B, 3, H, W), normalised.
+            image: (B, 3, H, W), normalised with ImageNet's mean and standard deviation.
         """
         x = silu(self.bn_stem(self.conv_stem(image)))
         features = []
@@ -122,6 +121,13 @@ class SameConv2d(nn.Conv2d):
 
     The output's size is the input's size divided by the stride, rounded up. If the number of padded
     pixels is odd, the right and the bottom get the additional one.
+
+    Args:
+        in_channels: number of input channels.
+        out_channels: number of output channels.
+        kernel: side of the kernel.
+        stride: stride in both directions.
+        groups: number of groups of channels.
     """
 
     def __init__(
@@ -130,7 +136,7 @@ class SameConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel, stride, groups=groups, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns (B, out_channels, ceil(H / stride), ceil(W / stride))."""
+        """Returns (B, out_channels, ceil(H / stride), ceil(W / stride)) from x (B, C, H, W)."""
         (kernel, _), (stride, _) = self.kernel_size, self.stride
         down, across = (
             max((math.ceil(n / stride) - 1) * stride + kernel - n, 0) for n in x.shape[2:]
@@ -144,6 +150,10 @@ class SqueezeExcite(nn.Module):
     """Squeeze-and-excitation (arXiv 1709.01507): scales each channel by a gate between 0 and 1.
 
     The gates are computed from the spatial means of all channels.
+
+    Args:
+        channels: number of input and output channels.
+        squeezed: number of channels between the two layers that compute the gates.
     """
 
     def __init__(self, channels: int, squeezed: int):
@@ -152,15 +162,21 @@ class SqueezeExcite(nn.Module):
         self.conv_expand = nn.Conv2d(squeezed, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns (B, channels, H, W) from the same shape."""
+        """Returns x (B, channels, H, W), multiplied by one gate per image and channel."""
         gate = self.conv_expand(silu(self.conv_reduce(x.mean((2, 3), keepdim=True))))
         return x * torch.sigmoid(gate)
 
 
 class DepthwiseSeparable(nn.Module):
-    """Depthwise convolution, squeeze-and-excitation and linear 1x1 projection.
+    """Depthwise convolution, squeeze-and-excitation and 1x1 projection without activation.
 
     A skip connection adds the input if the stride is 1 and the numbers of channels are equal.
+
+    Args:
+        in_channels: number of input channels.
+        out_channels: number of output channels.
+        kernel: side of the depthwise convolution's kernel.
+        stride: stride of the depthwise convolution.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int):
@@ -173,14 +189,24 @@ class DepthwiseSeparable(nn.Module):
         self.residual = stride == 1 and in_channels == out_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns (B, out_channels, ceil(H / stride), ceil(W / stride))."""
+        """Returns (B, out_channels, ceil(H / stride), ceil(W / stride)) from x (B, C, H, W)."""
         y = self.se(silu(self.bn1(self.conv_dw(x))))
         y = self.bn2(self.conv_pw(y))
         return x + y if self.residual else y
 
 
 class InvertedResidual(nn.Module):
-    """A 1x1 expansion to EXPANSION times the channels, followed by a DepthwiseSeparable block."""
+    """1x1 expansion, depthwise convolution, squeeze-and-excitation and 1x1 projection.
+
+    The expansion multiplies the number of channels by EXPANSION; the projection has no activation.
+    A skip connection adds the input if the stride is 1 and the numbers of channels are equal.
+
+    Args:
+        in_channels: number of input channels.
+        out_channels: number of output channels.
+        kernel: side of the depthwise convolution's kernel.
+        stride: stride of the depthwise convolution.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int):
         super().__init__()
@@ -195,7 +221,7 @@ class InvertedResidual(nn.Module):
         self.residual = stride == 1 and in_channels == out_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns (B, out_channels, ceil(H / stride), ceil(W / stride))."""
+        """Returns (B, out_channels, ceil(H / stride), ceil(W / stride)) from x (B, C, H, W)."""
         y = silu(self.bn1(self.conv_pw(x)))
         y = self.se(silu(self.bn2(self.conv_dw(y))))
         y = self.bn3(self.conv_pwl(y))
@@ -203,7 +229,7 @@ class InvertedResidual(nn.Module):
 
 
 def _round_to_8(channels: float) -> int:
-    """Rounds to the nearest multiple of 8, at least 8 and at least 90 % of `channels`."""
+    """Returns `channels`, rounded to the nearest multiple of 8, but at least 8 and 90 % of it."""
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * channels else rounded
 

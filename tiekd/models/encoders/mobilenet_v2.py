@@ -1,11 +1,11 @@
-"""MobileNetV2 (Sandler et al. 2018) as an encoder: `taps` selects outputs of its seven stages.
+"""MobileNetV2 (Sandler et al. 2018) as an encoder that returns outputs of its seven stages.
 
 Source: arXiv 1801.04381. Stride and dilation of each stage are options, so the same weights can be
 used at any output stride. The defaults are those of the published students (dilated, with a final
-stride of 8). The classifier has `strides: [1, 2, 2, 2, 1, 2, 1]` and
+stride of 8). The original network for classification has `strides: [1, 2, 2, 2, 1, 2, 1]` and
 `dilations: [1, 1, 1, 1, 1, 1, 1]` (final stride 32, four times cheaper). As published, a dilation
-applies only to the first block of its stage. Left out: stages after the last tap, the classifier's
-1280-channel convolution, dropout.
+applies only to the first block of its stage. Left out: stages after the last returned one, the
+1280-channel convolution before the classifier, dropout.
 """
 
 from collections.abc import Sequence
@@ -38,8 +38,8 @@ class MobileNetV2(nn.Module):
         dilations: dilation of each of the seven stages, at least 1.
         taps: indices of the stages whose outputs are returned, 0 to 6, increasing.
         width: factor on all numbers of channels, which are rounded to multiples of 8.
-        pretrained: "imagenet" or a file of weights, for `tiekd.models.weights.pretrained.load`;
-            nothing is read here.
+        pretrained: "imagenet" or a file of weights, which `tiekd.models.weights.pretrained.load`
+            loads; nothing is read here.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class MobileNetV2(nn.Module):
         self.taps = _checked(strides, dilations, taps, width)
         channels = stem = _round_to_8(STEM_CHANNELS * width)
         self.conv1 = ConvNorm(3, stem, 3, stride=2)
-        # Build the stages up to the last tap.
+        # Build the stages up to the last one whose output is returned.
         stride, tapped = 2, []
         for stage in range(self.taps[-1] + 1):
             out_channels = _round_to_8(STAGE_CHANNELS[stage] * width)
@@ -75,7 +75,7 @@ class MobileNetV2(nn.Module):
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
             stride *= strides[stage]
             tapped.append((channels, stride))
-        # Necks and decoders are built with the channels and strides of the taps.
+        # Channels and strides of the returned outputs, from which necks and decoders are built.
         self.channels = tuple(tapped[tap][0] for tap in self.taps)
         self.strides = tuple(tapped[tap][1] for tap in self.taps)
         # Use He's initialisation for ReLU; weights loaded later replace these values.
@@ -87,7 +87,7 @@ class MobileNetV2(nn.Module):
         """Returns the features (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])).
 
         Args:
-            image: (B, 3, H, W), normalised.
+            image: (B, 3, H, W), normalised with ImageNet's mean and standard deviation.
         """
         x = self.conv1(image)
         features = []
@@ -99,10 +99,21 @@ class MobileNetV2(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias, BatchNorm and, unless `linear`, ReLU6. Keeps the size at stride 1.
+    """Convolution without bias, BatchNorm and ReLU6.
+
+    The padding keeps the size at stride 1.
 
     Attributes:
-        plain: True uses torch's own ReLU6, which saves a copy of its input for backward.
+        plain: True to use torch's own ReLU6, which saves a copy of its input for backward.
+
+    Args:
+        in_channels: number of input channels.
+        out_channels: number of output channels.
+        kernel: side of the kernel, odd.
+        stride: stride of the convolution.
+        dilation: dilation of the convolution.
+        groups: number of groups of channels.
+        linear: True to leave out the ReLU6.
     """
 
     plain = False
@@ -133,7 +144,7 @@ class ConvNorm(nn.Module):
         self.linear = linear
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns (B, out_channels, ceil(H / stride), ceil(W / stride))."""
+        """Returns (B, out_channels, ceil(H / stride), ceil(W / stride)) from x (B, C, H, W)."""
         x = self.bn(self.conv(x))
         if self.linear:
             return x
@@ -141,9 +152,16 @@ class ConvNorm(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """1x1 expansion, 3x3 depthwise convolution and linear 1x1 projection.
+    """1x1 expansion, 3x3 depthwise convolution and 1x1 projection without activation.
 
     A skip connection adds the input if the stride is 1 and the numbers of channels are equal.
+
+    Args:
+        in_channels: number of input channels.
+        out_channels: number of output channels.
+        expansion: factor on the number of channels; 1 leaves out the 1x1 expansion.
+        stride: stride of the depthwise convolution.
+        dilation: dilation of the depthwise convolution.
     """
 
     def __init__(
@@ -160,15 +178,16 @@ class InvertedResidual(nn.Module):
         self.residual = stride == 1 and in_channels == out_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns (B, out_channels, ceil(H / stride), ceil(W / stride))."""
+        """Returns (B, out_channels, ceil(H / stride), ceil(W / stride)) from x (B, C, H, W)."""
         return x + self.conv(x) if self.residual else self.conv(x)
 
 
 class _ReLU6(torch.autograd.Function):
-    """ReLU6 in place, whose gradient is computed from its result.
+    """ReLU6 in place, whose gradient is computed from its result instead of its input.
 
-    The next convolution saves the result for backward anyway. torch's own ReLU6 saves a copy of its
-    input; these copies would be a third of the encoder's saved activations.
+    The next convolution saves the result for backward anyway, so it takes no additional memory.
+    torch's own ReLU6 saves a copy of its input; these copies would be a third of the encoder's
+    activations that are saved for backward.
     """
 
     @staticmethod
@@ -184,7 +203,11 @@ class _ReLU6(torch.autograd.Function):
 
 
 def _relu6(x: Tensor) -> Tensor:
-    """Applies ReLU6 in place; without gradients or under torch.compile by torch's own operator."""
+    """Applies ReLU6 in place.
+
+    Without gradients and under torch.compile it calls torch's own operator, which then needs no
+    more memory.
+    """
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return relu6(x, inplace=True)
     return _ReLU6.apply(x)
@@ -193,7 +216,14 @@ def _relu6(x: Tensor) -> Tensor:
 def _checked(
     strides: Sequence[int], dilations: Sequence[int], taps: Sequence[int], width: float
 ) -> tuple[int, ...]:
-    """Checks the arguments of `MobileNetV2` and returns the taps; raises RecipeError."""
+    """Checks the arguments of `MobileNetV2`, which have the same names.
+
+    Returns:
+        `taps` as a tuple.
+
+    Raises:
+        RecipeError: an argument is out of range.
+    """
     if len(strides) != 7 or any(stride not in (1, 2) for stride in strides):
         raise RecipeError(f"strides: got {list(strides)}; 7 values, one per stage, each 1 or 2")
     if len(dilations) != 7 or any(not isinstance(d, int) or d < 1 for d in dilations):
@@ -208,7 +238,7 @@ def _checked(
 
 
 def _round_to_8(channels: float) -> int:
-    """Rounds to the nearest multiple of 8, at least 8 and at least 90 % of `channels`."""
+    """Returns `channels`, rounded to the nearest multiple of 8, but at least 8 and 90 % of it."""
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * channels else rounded
 

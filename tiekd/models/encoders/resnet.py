@@ -1,7 +1,8 @@
-"""ResNet (He et al. 2016, arXiv 1512.03385) as an encoder: `taps` selects outputs of the stages.
+"""ResNet (He et al. 2016, arXiv 1512.03385) as an encoder that returns outputs of its stages.
 
 A bottleneck's stride is in its 3x3 convolution (the "pytorch" or v1.5 variant). The state dict has
-torchvision's names. Left out: stages after the last tap, the classifier, other strides, dilations.
+torchvision's names. Left out: stages after the last returned one, the classifier, other strides,
+dilations.
 """
 
 from collections.abc import Sequence
@@ -33,8 +34,8 @@ class ResNet(nn.Module):
         depth: 18, 34 (basic blocks), 50 or 101 (bottlenecks).
         taps: indices of the returned outputs, increasing: 0 for the stem before its pooling (stride
             2), 1 to 4 for the stages (strides 4, 8, 16 and 32).
-        pretrained: "imagenet" or a file of weights, for `tiekd.models.weights.pretrained.load`;
-            nothing is read here.
+        pretrained: "imagenet" or a file of weights, which `tiekd.models.weights.pretrained.load`
+            loads; nothing is read here.
     """
 
     def __init__(
@@ -55,13 +56,13 @@ class ResNet(nn.Module):
         num_blocks = (BASIC_BLOCKS | BOTTLENECK_BLOCKS)[depth]
         self.conv1 = nn.Conv2d(3, STEM_CHANNELS, 7, 2, 3, bias=False)
         self.bn1 = BatchNorm2d(STEM_CHANNELS)
-        # Build the stages up to the last tap.
+        # Build the stages up to the last one whose output is returned.
         channels = [STEM_CHANNELS]
         for stage in range(1, self.taps[-1] + 1):
             width = STAGE_CHANNELS[stage - 1]
             out_channels = width * block.expansion
-            # The first block of a stage halves the resolution, except in stage 1, since the pooling
-            # has done so already.
+            # The first block of a stage halves the resolution. Stage 1 is an exception, since the
+            # pooling before it halves the resolution.
             first = block(channels[-1], width, 1 if stage == 1 else 2)
             rest = [block(out_channels, width, 1) for _ in range(num_blocks[stage - 1] - 1)]
             self.add_module(f"layer{stage}", nn.Sequential(first, *rest))
@@ -77,11 +78,12 @@ class ResNet(nn.Module):
         """Returns the features (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])).
 
         Args:
-            image: (B, 3, H, W), normalised.
+            image: (B, 3, H, W), normalised with ImageNet's mean and standard deviation.
         """
         x = relu(self.bn1(self.conv1(image)), inplace=True)
         features = [x] if 0 in self.taps else []
-        # The stem's max pooling comes after tap 0 and isn't needed if that is the only tap.
+        # The stem's output is returned before its max pooling, which isn't needed if no stage's
+        # output is returned.
         if self.taps[-1] > 0:
             x = max_pool2d(x, 3, 2, 1)
         for stage in range(1, self.taps[-1] + 1):
@@ -92,7 +94,16 @@ class ResNet(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with norms, and a skip connection (identity or 1x1 projection)."""
+    """Two 3x3 convolutions with BatchNorm, and a skip connection (identity or 1x1 projection).
+
+    Attributes:
+        expansion: ratio of the numbers of output channels and `width`.
+
+    Args:
+        in_channels: number of input channels.
+        width: number of output channels.
+        stride: stride of the first convolution.
+    """
 
     expansion = 1
 
@@ -105,16 +116,24 @@ class BasicBlock(nn.Module):
         self.downsample = _projection(in_channels, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns (B, width, ceil(H / stride), ceil(W / stride))."""
+        """Returns (B, width, ceil(H / stride), ceil(W / stride)) from x (B, C, H, W)."""
         y = relu(self.bn1(self.conv1(x)), inplace=True)
         y = self.bn2(self.conv2(y))
         return relu(y + (x if self.downsample is None else self.downsample(x)), inplace=True)
 
 
 class Bottleneck(nn.Module):
-    """1x1, strided 3x3 and widening 1x1 convolution with norms, and a skip connection.
+    """1x1, 3x3 and 1x1 convolution with BatchNorm, and a skip connection.
 
     The skip connection is the identity or a 1x1 projection.
+
+    Attributes:
+        expansion: ratio of the numbers of output channels and `width`.
+
+    Args:
+        in_channels: number of input channels.
+        width: number of channels of the 3x3 convolution; the output has four times as many.
+        stride: stride of the 3x3 convolution.
     """
 
     expansion = 4
@@ -131,7 +150,7 @@ class Bottleneck(nn.Module):
         self.downsample = _projection(in_channels, out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns (B, 4 * width, ceil(H / stride), ceil(W / stride))."""
+        """Returns (B, 4 * width, ceil(H / stride), ceil(W / stride)) from x (B, C, H, W)."""
         y = relu(self.bn1(self.conv1(x)), inplace=True)
         y = relu(self.bn2(self.conv2(y)), inplace=True)
         y = self.bn3(self.conv3(y))
@@ -139,7 +158,15 @@ class Bottleneck(nn.Module):
 
 
 def _projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
-    """Returns the skip connection's 1x1 projection; None if it can be the identity."""
+    """Returns the 1x1 projection of a block's skip connection, or None for the identity.
+
+    The identity is possible if the block keeps the resolution and the number of channels.
+
+    Args:
+        in_channels: number of the block's input channels.
+        out_channels: number of the block's output channels.
+        stride: the block's stride.
+    """
     if stride == 1 and in_channels == out_channels:
         return None
     return nn.Sequential(

@@ -1,9 +1,9 @@
 """Swin transformer (Liu et al. 2021, arXiv 2103.14030) as an encoder: stages at strides 4 to 32.
 
 The defaults are Swin-T; Swin-L is `width: 192, depths: [2, 2, 18, 2], heads: [6, 12, 24, 48]`. Any
-image size works. Cost of a block in multiply-adds per token: 12 channels squared, and
-2 * window squared * channels for the attention. Left out: absolute positions, dropout of
-activations, taps other than all four.
+image size works. Cost of a block with C channels and windows of S x S tokens, per token: 12 C^2
+multiply-adds, and 2 S^2 C for the attention. Left out: absolute positions, dropout of activations,
+and returning fewer than all four stages' outputs.
 """
 
 from collections.abc import Sequence
@@ -37,13 +37,14 @@ class Swin(nn.Module):
         window: side of an attention window, tokens.
         drop_path: in training, the probability that an image skips the last block; the first
             block's is 0, and those between increase linearly (stochastic depth, Huang et al. 2016,
-            arXiv 1603.09382). Draws are from torch's generator of the device, whose state is in
-            checkpoints.
-        pretrained: "imagenet" (Swin-T only) or a file of weights, for
-            `tiekd.models.weights.pretrained.load`; nothing is read here.
+            arXiv 1603.09382). Random numbers come from the device's generator, whose state is saved
+            in checkpoints.
+        pretrained: "imagenet" (Swin-T only) or a file of weights, which
+            `tiekd.models.weights.pretrained.load` loads; nothing is read here.
     """
 
-    not_pretrained = ("norms.",)  # a classifier's weights have no norms at the taps
+    # Prefixes of tensors that weights of a classifier lack: the norms of the returned features.
+    not_pretrained = ("norms.",)
 
     def __init__(
         self,
@@ -63,7 +64,7 @@ class Swin(nn.Module):
         self.strides = (4, 8, 16, 32)
         self.patches = nn.Conv2d(3, width, PATCH, PATCH)
         self.patch_norm = nn.LayerNorm(width)
-        # Build the stages; the drop probability rises from block to block.
+        # Build the stages. The probability of skipping a block rises linearly from block to block.
         last = max(1, sum(depths) - 1)
         rates = iter([drop_path * i / last for i in range(sum(depths))])
         self.stages = nn.ModuleList()
@@ -88,7 +89,7 @@ class Swin(nn.Module):
         """Returns the features (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])).
 
         Args:
-            image: (B, 3, H, W), normalised.
+            image: (B, 3, H, W), normalised with ImageNet's mean and standard deviation.
         """
         # Pad with zeros at the right and bottom to whole patches.
         image = pad(image, (0, -image.shape[3] % PATCH, 0, -image.shape[2] % PATCH))
@@ -108,6 +109,14 @@ class Block(nn.Module):
     """Transformer block: window attention, then a two-layer MLP.
 
     Both have a LayerNorm before them and a skip connection.
+
+    Args:
+        channels: number of channels of the tokens.
+        heads: number of attention heads.
+        window: side of an attention window, tokens.
+        shift: number of tokens by which the windows are shifted; 0 for none.
+        drop_path: in training, the probability that an image skips the attention, and that it skips
+            the MLP.
     """
 
     def __init__(self, channels: int, heads: int, window: int, shift: int, drop_path: float):
@@ -120,14 +129,17 @@ class Block(nn.Module):
         self.drop_path = drop_path
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns (B, H, W, channels) from the same shape."""
+        """Maps a grid of tokens (B, H, W, channels) to the same shape."""
         x = x + self._dropped(self.attention(self.norm1(x)))
         return x + self._dropped(self.project(gelu(self.expand(self.norm2(x)))))
 
     def _dropped(self, x: Tensor) -> Tensor:
-        """Stochastic depth: in training, zeroes random images and rescales the others.
+        """Applies stochastic depth: in training, sets random images of x to 0.
 
-        The scale 1 / (1 - drop_path) keeps the expected value.
+        The others are multiplied by 1 / (1 - drop_path), which keeps the expected value.
+
+        Args:
+            x: (B, H, W, channels).
         """
         if not self.training or self.drop_path == 0:
             return x
@@ -136,7 +148,13 @@ class Block(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Merges four neighbouring tokens to one with twice the channels; pads odd sizes with zeros."""
+    """Merges each 2 x 2 square of tokens to one token with twice the channels.
+
+    Odd sizes are padded with zeros.
+
+    Args:
+        channels: number of channels of the input.
+    """
 
     def __init__(self, channels: int):
         super().__init__()
@@ -144,7 +162,7 @@ class PatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * channels, 2 * channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns (B, ceil(H / 2), ceil(W / 2), 2 * channels) from (B, H, W, channels)."""
+        """Maps tokens (B, H, W, channels) to tokens (B, ceil(H / 2), ceil(W / 2), 2 * channels)."""
         x = pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
         # Concatenate each 2x2 square's channels in the published order: (channel, row, column).
         x = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).permute(0, 1, 3, 5, 2, 4).flatten(3)
@@ -154,10 +172,10 @@ class PatchMerging(nn.Module):
 def _check(
     width: int, depths: Sequence[int], heads: Sequence[int], window: int, drop_path: float
 ) -> None:
-    """Checks the arguments of `Swin`.
+    """Checks the arguments of `Swin`, which have the same names.
 
     Raises:
-        RecipeError: one is out of range.
+        RecipeError: an argument is out of range.
     """
     for name, values in (("depths", depths), ("heads", heads)):
         if len(values) != 4 or any(not isinstance(value, int) or value < 1 for value in values):

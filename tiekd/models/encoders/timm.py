@@ -1,12 +1,13 @@
-"""Encoders from timm (extra `timm`), such as `{name: timm, model: resnet34d}`.
+"""Encoders from the package timm, such as `{name: timm, model: resnet34d}` in a recipe.
 
-Any backbone works that returns feature maps at several strides. Strides and channels are those
-of timm. Images are normalised with ImageNet's mean and standard deviation; for a backbone with
-other values they are normalised again, with buffers that are stored with the weights. 2d batch
-norms are replaced by this project's `BatchNorm2d`, whose statistics cover all ranks. Cost: timm's
-import (2 s), and one or two forward passes of a small image at construction. Left out: a model's
-own options (drop rates, dilations), backbones of one stride (ViT), backbones that accept images of
-one size only, and backbones whose features aren't (channels, height, width).
+timm is installed with the extra `timm`. Any of its backbones works that returns feature maps at
+several strides. Strides and channels are those of timm. An encoder's input is normalised with
+ImageNet's mean and standard deviation; for a backbone with other values it is converted, with
+buffers that are saved with the weights. 2d batch norms are replaced by this project's
+`BatchNorm2d`, whose statistics cover all ranks' images. Cost: timm's import (2 s), and one or two
+forward passes of a small image at construction. Left out: a model's own options (drop rates,
+dilations), backbones of one stride (ViT), backbones that accept images of one size only, and
+backbones whose features aren't (channels, height, width).
 """
 
 import difflib
@@ -30,20 +31,20 @@ HUB = "hub"
 class Timm(nn.Module):
     """An encoder that wraps a backbone of timm.
 
-    A feature's size is the image's size divided by the stride, rounded up. If the backbone rounds
-    down, images whose sides aren't multiples of the largest stride are padded at the right and the
-    bottom with the mean colour.
+    A feature's size is the image's size divided by the stride, rounded up. If the backbone computes
+    other sizes, images whose sides aren't multiples of the largest stride are padded at the right
+    and the bottom with 0, which is the backbone's mean colour.
 
     Attributes:
         channels: number of channels of each returned feature, fine to coarse.
         strides: stride of each returned feature relative to the image, fine to coarse.
         pretrained: the argument `pretrained`.
-        collection: the value of `pretrained` that means timm's own weights, "hub".
+        collection: "hub", the value of `pretrained` for the weights that timm offers for download.
 
     Args:
         model: timm's name, with or without a tag of weights ("resnet50" or "resnet50.a1_in1k").
-        taps: the returned features, increasing, by timm's numbers from 0 (`out_indices`); None for
-            all that timm returns by default.
+        taps: indices of the returned features, increasing, numbered from 0 as in timm's option
+            `out_indices`; None for all features that timm returns by default.
         pretrained: "hub", which downloads timm's weights; a file of weights with timm's names (.pth
             or .safetensors); or None for random weights. Nothing is read here, see
             `tiekd.models.weights.pretrained.load`.
@@ -77,7 +78,7 @@ class Timm(nn.Module):
         """Returns the features (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])).
 
         Args:
-            image: (B, 3, H, W), normalised by ImageNet's mean and deviation.
+            image: (B, 3, H, W), normalised with ImageNet's mean and standard deviation.
         """
         height, width = image.shape[2:]
         image = self.normalisation(image)
@@ -91,7 +92,7 @@ class Timm(nn.Module):
         ]
 
     def read_pretrained(self, source: str) -> tuple[dict[str, Tensor], str]:
-        """Reads weights for this encoder, without changing it or drawing random numbers.
+        """Reads weights for this encoder, without changing it or torch's random number generator.
 
         Args:
             source: "hub" or a file, as the argument `pretrained`.
@@ -127,13 +128,17 @@ class Normalisation(nn.Module):
     """Converts images from ImageNet's normalisation to that of a backbone.
 
     If the two are equal, every value stays the same. Mean and standard deviation are fp32 buffers
-    in grey levels (0 to 255), whatever the dtype of the network.
+    for colours from 0 to 255, whatever the dtype of the network.
+
+    Args:
+        mean: the backbone's mean of red, green and blue, for colours from 0 to 1.
+        std: the backbone's standard deviation of the same.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]):
         super().__init__()
-        # Multiply in double precision: ImageNet's values are then equal to those of the data
-        # pipeline, bit for bit.
+        # Multiply by 255 in double precision: a mean and deviation equal to ImageNet's then equal
+        # those of the data pipeline, bit for bit.
         for name, values in (("mean", mean), ("std", std)):
             levels = torch.tensor([255 * value for value in values])
             self.register_buffer(name, levels[:, None, None])
@@ -141,7 +146,7 @@ class Normalisation(nn.Module):
             self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
 
     def _apply(self, fn, recurse=True):
-        """Moves the buffers, but keeps them in fp32."""
+        """Moves the module to another device, but keeps its buffers in fp32."""
         before = dict(self.named_buffers())
         super()._apply(fn, recurse)
         for name, buffer in self.named_buffers():
@@ -149,7 +154,11 @@ class Normalisation(nn.Module):
         return self
 
     def forward(self, image: Tensor) -> Tensor:
-        """Returns (B, 3, H, W) from the same shape, in the image's dtype."""
+        """Returns the images in the backbone's normalisation, in the same shape and dtype.
+
+        Args:
+            image: (B, 3, H, W), normalised with ImageNet's mean and standard deviation.
+        """
         scale = self.imagenet_std / self.std
         offset = (self.imagenet_mean - self.mean) / self.std
         return (image.float() * scale + offset).to(image.dtype)
@@ -157,6 +166,9 @@ class Normalisation(nn.Module):
 
 def _check_name(model: str) -> None:
     """Checks that timm is installed and has the model.
+
+    Args:
+        model: timm's name, with or without a tag of weights.
 
     Raises:
         RecipeError: timm isn't installed, or has no such model; the message lists similar names.
@@ -185,10 +197,15 @@ def _check_name(model: str) -> None:
 
 
 def _create(model: str, taps: tuple[int, ...] | None, **options) -> nn.Module:
-    """Returns timm's feature extractor.
+    """Returns timm's feature extractor for a model.
+
+    Args:
+        model: timm's name of the model.
+        taps: indices of the returned features; None for timm's default.
+        **options: further arguments of timm's `create_model`.
 
     Raises:
-        RecipeError: timm has no feature extractor for this model, or not these taps.
+        RecipeError: timm has no feature extractor for this model, or not these features.
     """
     import timm
 
@@ -199,7 +216,8 @@ def _create(model: str, taps: tuple[int, ...] | None, **options) -> nn.Module:
         text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     if options:
         raise RecipeError(text)
-    # Creating the model without taps finds out whether the taps or the model are invalid.
+    # If the model can be created with timm's default features, the given indices are invalid.
+    # Otherwise this call raises the error for the model.
     if taps is not None:
         strides = _create(model, None).feature_info.reduction()
         raise RecipeError(
@@ -209,10 +227,10 @@ def _create(model: str, taps: tuple[int, ...] | None, **options) -> nn.Module:
 
 
 def _check_strides(model: str, strides: tuple[int, ...]) -> None:
-    """Checks that strides are increasing powers of two, as decoders need them.
+    """Checks that the features' strides are increasing powers of two, as decoders need them.
 
     Raises:
-        RecipeError: the strides aren't.
+        RecipeError: the strides aren't increasing powers of two.
     """
     powers = [1 << k for k in range(10)]
     if list(strides) != sorted(set(strides) & set(powers)):
@@ -228,12 +246,18 @@ def _needs_padding(
 ) -> bool:
     """Returns True if the backbone needs images whose sides are multiples of the largest stride.
 
-    An image whose sides are no such multiples is tried: its features should have the image's size
-    divided by the stride, rounded up.
+    The function runs the backbone on an image whose sides are no such multiples. If every feature
+    has the image's size divided by its stride, rounded up, the backbone needs no padding.
+
+    Args:
+        model: timm's name of the model, for the error message.
+        backbone: timm's feature extractor.
+        strides: stride of each feature.
+        channels: number of channels of each feature.
 
     Raises:
-        RecipeError: even for an image with such sides, the features have another size or shape, or
-            the backbone raises an error.
+        RecipeError: even for an image whose sides are such multiples, a feature has another size or
+            number of channels, or the backbone raises an error.
     """
     backbone.eval()
     for side in (2 * strides[-1] + 1, 2 * strides[-1]):
@@ -254,8 +278,8 @@ def _needs_padding(
 def _with_own_norms(module: nn.Module) -> nn.Module:
     """Replaces batch norms with this project's `BatchNorm2d`, in place; returns the module.
 
-    Parameters and statistics are copied. A timm norm that includes an activation becomes a norm
-    followed by the activation.
+    Parameters and statistics are copied. A norm of timm that includes an activation becomes a norm
+    followed by the activation. Norms without parameters or without running statistics stay.
     """
     from timm.layers import BatchNormAct2d
 
@@ -277,6 +301,10 @@ def _with_own_norms(module: nn.Module) -> nn.Module:
 def _read_file(path: Path, model: str) -> tuple[dict[str, Tensor], list[str]]:
     """Reads a file of weights with timm's names.
 
+    Args:
+        path: the file, .safetensors or a torch checkpoint.
+        model: timm's name of the model.
+
     Returns:
         The tensors without those of the classifier, and the names of the classifier's tensors.
 
@@ -293,8 +321,8 @@ def _read_file(path: Path, model: str) -> tuple[dict[str, Tensor], list[str]]:
         state = state.get("state_dict", state.get("model", state))
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
-    # Create the model with its classifier, since its tensors have the names that are in timm's
-    # files.
+    # Create timm's whole model, with its classifier, since the files have the tensors of the whole
+    # model. The feature extractor's tensors may have other names.
     whole = timm.create_model(model)
     classifiers = whole.pretrained_cfg.get("classifier") or ()
     classifiers = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)

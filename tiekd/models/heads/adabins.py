@@ -1,9 +1,10 @@
 """AdaBins head: a distribution over depth bins that adapt to the image.
 
-After Bhat, Alhashim and Wonka 2021 (arXiv 2011.14141). The mini-ViT predicts the widths of the
-image's depth bins, and range-attention maps. A 1x1 convolution of the maps and a softmax over the
-bins give a distribution per pixel, whose mean is the depth. Cost: three (B, num_bins, h, w) float32
-tensors in training. Left out: the divergence from a target, because the bins differ between images.
+After Bhat, Alhashim and Wonka 2021 (arXiv 2011.14141). The mini-ViT, a small transformer, predicts
+the widths of the image's depth bins, and range-attention maps. A 1x1 convolution of the maps and a
+softmax over the bins give a distribution per pixel, whose mean is the depth. Cost: memory for three
+(B, num_bins, h, w) float32 tensors in training. Left out: the divergence from a target
+distribution, because the bins differ between images.
 """
 
 from dataclasses import dataclass
@@ -21,14 +22,16 @@ from tiekd.models.network import Prediction
 class AdaBinsOptions:
     """The options of a recipe's AdaBins head.
 
+    The mini-ViT is a small transformer whose tokens are square patches of the features.
+
     Attributes:
-        num_bins: number of bins, at least 2.
+        num_bins: number of depth bins, at least 2.
         num_queries: number of the mini-ViT's tokens that become 1x1 convolution kernels. An image
             must have more patches than queries.
-        width: channels of the mini-ViT, a multiple of its number of heads.
-        patch: side of a patch in pixels of the features. The published 16 are 32 pixels of the
-            image, so that an image needs at least 129 patches, e.g. 352x384 pixels. Smaller images
-            need a smaller patch or fewer queries.
+        width: number of channels of the mini-ViT, a multiple of its number of attention heads.
+        patch: side of a patch in pixels of the features. With the defaults and features at stride
+            2, a patch is 32 x 32 pixels of the image, and an image needs at least 129 patches, e.g.
+            352x384 pixels. Smaller images need a smaller patch or fewer queries.
         num_positions: maximum number of patches of an image.
         dropout: dropout probability in the mini-ViT in training.
     """
@@ -66,7 +69,8 @@ _PUBLISHED = AdaBinsOptions()
 class AdaBins(nn.Module):
     """Predicts depth = sum_k p_k c_k, with bin centres c_k that are predicted per image.
 
-    The last weight is initialised with a standard deviation of 0.01 and the bias with 0, so that
+    The probabilities p_k of a pixel's bins are the softmax of a 1x1 convolution of the mini-ViT's
+    maps. Its weight is initialised with a standard deviation of 0.01 and its bias with 0, so that
     the distribution is nearly uniform at first. Larger weights would saturate the softmax, because
     the maps are products of two activations, and a saturated softmax has no gradient.
 
@@ -94,8 +98,8 @@ class AdaBins(nn.Module):
             options.num_positions,
             options.dropout,
         )
-        # Use parameters of this module instead of a Conv2d, as in the DPM head, because published
-        # files use the same names for both heads.
+        # Use parameters of this module instead of a Conv2d, as the DPM head does, because published
+        # checkpoints have the same tensor names for both heads.
         self.weight = nn.Parameter(torch.empty(options.num_bins, options.num_queries, 1, 1))
         self.bias = nn.Parameter(torch.zeros(options.num_bins))
         nn.init.normal_(self.weight, std=0.01)
@@ -105,15 +109,15 @@ class AdaBins(nn.Module):
     def forward(
         self, features: Tensor, image_size: tuple[int, int], target_depth: Tensor | None = None
     ) -> Prediction:
-        """Predicts depth and bins.
+        """Predicts depth and the centres of each image's depth bins.
 
         Args:
-            features: (B, C, h, w).
+            features: (B, C, h, w), the decoder's output.
             image_size: not used.
             target_depth: not used.
 
         Returns:
-            depth (B, 1, h, w) and bin_centres (B, num_bins), float32, metres.
+            A prediction with depth (B, 1, h, w) and bin_centres (B, num_bins), float32, metres.
 
         Raises:
             RecipeError: the features have too few or too many patches.

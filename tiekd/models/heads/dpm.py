@@ -2,8 +2,8 @@
 
 The distribution is the softmax of a 1x1 convolution. The divergence from the target distribution
 is computed in the head and not in a loss, because the probabilities are never stored at full size
-(`tiekd.kernels` has the arithmetic). If the head is coarser than the image, a cell's target is the
-mean target distribution of the pixels that it covers.
+(`tiekd.kernels` computes both). If the features are coarser than the image, the target distribution
+of a feature pixel is the mean of those of the image pixels that it covers.
 """
 
 from dataclasses import dataclass
@@ -24,9 +24,9 @@ class DpmOptions:
     """The options of a recipe's DPM head.
 
     Attributes:
-        num_bins: number of bins, at least 2.
-        target: target distribution: "gaussian", the Gaussian's mass per bin, or "released", the
-            published softmax of density values.
+        num_bins: number of depth bins, at least 2.
+        target: target distribution of a pixel: "gaussian", the mass per bin of a Gaussian around
+            the target depth, or "released", the published softmax of the Gaussian's density.
         sigma: standard deviation of the target, metres; for "gaussian" at least half of the widest
             bin's width.
         beyond: treatment of target depths above max_depth. "clamp" keeps them ("gaussian" clamps
@@ -72,7 +72,7 @@ class Dpm(nn.Module):
         in_channels: number of feature channels.
         min_depth: lower edge of the first bin, metres.
         max_depth: upper edge of the last bin, metres.
-        stride: image pixels per side of a cell.
+        stride: stride of the features relative to the image.
         options: the head's options from the recipe.
     """
 
@@ -109,13 +109,15 @@ class Dpm(nn.Module):
         """Predicts depth and, if there is a target, computes the divergence.
 
         Args:
-            features: (B, C, h, w), with h and w about the image's size divided by `stride`.
-            image_size: (H, W).
+            features: (B, C, h, w), the decoder's output, with h and w about the image's size
+                divided by `stride`.
+            image_size: (H, W) of the image.
             target_depth: (B, 1, H, W), metres, 0 where invalid; None without a target.
 
         Returns:
-            depth (B, 1, h, w) float32, metres, and divergence (B, 1, H, W) float32, nats: each
-            cell's divergence, repeated for its pixels, and 0 where the target is invalid.
+            A prediction with depth (B, 1, h, w) float32, metres, and divergence (B, 1, H, W)
+            float32, nats. The divergence is computed per feature pixel and repeated for the
+            stride x stride image pixels that it covers; it is 0 where the target is invalid.
         """
         if target_depth is None:
             return Prediction(self._dpm(features, None)[0])
@@ -124,23 +126,38 @@ class Dpm(nn.Module):
             depth, divergence = self._dpm(features, target_depth)
         else:
             # If the strides don't divide the image's size, the decoder's output can be larger than
-            # the image's grid of cells. Resize features to that grid for the divergence only,
-            # because depth must not depend on the presence of a target.
+            # ceil(H / stride) x ceil(W / stride), the size of the target distributions. Resize the
+            # features to that size for the divergence only, because depth must not depend on the
+            # presence of a target.
             depth, _ = self._dpm(features, None)
             features = interpolate(features, size=cells, mode="bilinear", align_corners=True)
             _, divergence = self._dpm(features, target_depth)
         return Prediction(depth, self._to_pixels(divergence, target_depth))
 
     def probabilities(self, features: Tensor) -> Tensor:
-        """Returns the distribution over the bins, (B, num_bins, h, w) float32.
+        """Returns each pixel's distribution over the depth bins.
 
-        It is for visualisation and readouts. Training avoids this tensor, since it would be the
-        largest of all.
+        The method is for visualisation and for `tiekd.models.readout`. Training avoids this tensor,
+        which would be its largest.
+
+        Args:
+            features: (B, C, h, w), the decoder's output.
+
+        Returns:
+            (B, num_bins, h, w) float32, summing to 1 over the bins.
         """
         return conv2d(features, self.weight, self.bias).float().softmax(1)
 
     def _dpm(self, features: Tensor, target_depth: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Computes depth and divergence, each (B, 1, h, w), with this head's options."""
+        """Computes depth and divergence with this head's weights and options.
+
+        Args:
+            features: (B, C, h, w).
+            target_depth: (B, 1, H, W), metres, or None.
+
+        Returns:
+            (depth, divergence), each (B, 1, h, w); the divergence is None without a target.
+        """
         return self.kernel(
             features,
             self.weight,
@@ -154,7 +171,15 @@ class Dpm(nn.Module):
         )
 
     def _to_pixels(self, divergence: Tensor, target_depth: Tensor) -> Tensor:
-        """Repeats each cell's divergence for its pixels; 0 in pixels with an invalid target."""
+        """Repeats the divergence of each feature pixel for the image pixels that it covers.
+
+        Args:
+            divergence: (B, 1, h, w), nats.
+            target_depth: (B, 1, H, W), metres.
+
+        Returns:
+            (B, 1, H, W), 0 in pixels with an invalid target.
+        """
         if self.stride == 1:
             return divergence
         height, width = target_depth.shape[2:]
@@ -166,9 +191,9 @@ class Dpm(nn.Module):
         return divergence[:, :, :height, :width].masked_fill(~valid.any(1, keepdim=True), 0)
 
     def _apply(self, fn, recurse: bool = True):
-        """Moves and casts the module like nn.Module, but keeps the edges in float32.
+        """Moves and casts the module like nn.Module, but keeps the edges of the bins in float32.
 
-        In half precision, adjacent edges would round to the same value.
+        In half precision, edges of adjacent bins would be rounded to the same value.
         """
         super()._apply(fn, recurse)
         self.edges = self._edges_float32.to(self.edges.device)

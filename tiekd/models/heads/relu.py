@@ -1,6 +1,7 @@
 """ReLU head of DepthFormer: depth = relu(conv3x3(features)) + min_depth, in metres.
 
-Left out: scaling by max_depth, an upper bound (depth is clamped in eval mode), and a divergence.
+Left out: scaling by max_depth, an upper bound (`Network` clamps depth in eval mode), and the
+divergence of a distribution.
 """
 
 from torch import Tensor, nn
@@ -13,8 +14,8 @@ from tiekd.models.network import Prediction
 class Relu(nn.Module):
     """Predicts depth = relu(conv3x3(features)) + min_depth, at the features' resolution.
 
-    The bias is initialised with max_depth / 5, near the mean depth of driving and indoor scenes,
-    because pixels with a negative convolution result would get no gradient.
+    The convolution's bias is initialised with max_depth / 5, near the mean depth of driving and
+    indoor scenes, because pixels with a negative convolution result would get no gradient.
 
     Args:
         in_channels: number of feature channels.
@@ -33,12 +34,12 @@ class Relu(nn.Module):
         """Predicts depth.
 
         Args:
-            features: (B, C, h, w).
+            features: (B, C, h, w), the decoder's output.
             image_size: not used.
             target_depth: not used.
 
         Returns:
-            depth (B, 1, h, w) float32 in metres.
+            A prediction with depth (B, 1, h, w) float32, metres, and no divergence.
         """
         return Prediction(relu(self.conv(features)) + self.min_depth)
 

@@ -1,7 +1,7 @@
 """Sigmoid head: depth = sigmoid(conv3x3(features)) * max_depth, in metres.
 
 Regression students and BTS use it. Left out: an offset by min_depth (the published head has none;
-depth is clamped in eval mode) and a divergence.
+`Network` clamps depth in eval mode) and the divergence of a distribution.
 """
 
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from tiekd.models.network import Prediction
 class Sigmoid(nn.Module):
     """Predicts depth = sigmoid(conv3x3(features)) * max_depth, at the features' resolution.
 
-    The bias is initialised with 0, so that every pixel's depth is near max_depth / 2 at first,
+    The convolution's bias is initialised with 0, so that depth is near max_depth / 2 at first,
     where the sigmoid's slope is largest.
 
     Args:
@@ -32,12 +32,12 @@ class Sigmoid(nn.Module):
         """Predicts depth.
 
         Args:
-            features: (B, C, h, w).
+            features: (B, C, h, w), the decoder's output.
             image_size: not used.
             target_depth: not used.
 
         Returns:
-            depth (B, 1, h, w) float32 in metres.
+            A prediction with depth (B, 1, h, w) float32, metres, and no divergence.
         """
         return Prediction(self.conv(features).sigmoid() * self.max_depth)
 

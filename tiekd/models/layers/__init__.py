@@ -1,1 +1,1 @@
-"""Layers that encoders, necks, decoders and heads share or are built from."""
+"""Layers that encoders, necks, decoders and heads are built from."""

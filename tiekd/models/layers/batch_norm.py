@@ -1,9 +1,9 @@
 """BatchNorm over all ranks on any device.
 
-`BatchNorm2d` exists because torch's SyncBatchNorm refuses CPU tensors, and because stock BatchNorm
-fails on half-precision parameters with fp32 buffers, as the fp16 engine makes them. It costs one
-all-gather of 2C+1 numbers in forward and one all-reduce of 2C in backward. Left out: uneven
-participation (every rank runs every norm in every step).
+`BatchNorm2d` exists because torch's SyncBatchNorm refuses CPU tensors, and because torch's
+BatchNorm fails on half-precision parameters with fp32 running statistics, as in fp16 training. With
+several ranks and C channels it costs one all-gather of 2C+1 numbers in forward and one all-reduce
+of 2C in backward. Left out: norms that only some ranks run in a step; these would wait forever.
 """
 
 import contextlib
@@ -21,11 +21,13 @@ _counted: Tensor | None = None
 
 @contextlib.contextmanager
 def counting_only(counted: Tensor | None):
-    """Restricts training statistics of `BatchNorm2d` to counted pixels; a context manager.
+    """Returns a context manager in which `BatchNorm2d` computes statistics from some pixels only.
+
+    It applies to the means and variances of the batch in training.
 
     Args:
-        counted: (B, 1, H, W) bool, True for pixels that are included in the statistics. A feature's
-            pixel uses the value at its centre. None includes all pixels.
+        counted: (B, 1, H, W) bool, True for image pixels that are included in the statistics. A
+            pixel of a coarser feature uses the value at its centre. None includes all pixels.
     """
     global _counted
     before, _counted = _counted, counted
@@ -36,12 +38,18 @@ def counting_only(counted: Tensor | None):
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation in fp32 whose training statistics cover the global micro-batch.
+    """Batch normalisation in fp32 whose training statistics cover the micro-batches of all ranks.
 
-    Parameters and state dict are those of `nn.BatchNorm2d`. With `sync` and more than one rank,
-    mean and biased variance are those of all ranks' images together, weighted by each rank's number
-    of pixels; the running variance is unbiased, as in torch. Statistics are fp32 whatever the dtype
-    of the input and of the parameters.
+    Parameters and state dict are those of `nn.BatchNorm2d`. With several ranks, mean and biased
+    variance are those of all ranks' images together, weighted by each rank's number of pixels; the
+    running variance is unbiased, as in torch. Statistics are fp32 whatever the dtype of the input
+    and of the parameters.
+
+    Args:
+        num_features: number of channels.
+        eps: added to the variance.
+        momentum: weight of a step's statistics in the update of the running statistics.
+        sync: False to use this rank's images only.
     """
 
     def __init__(
@@ -51,9 +59,9 @@ class BatchNorm2d(nn.BatchNorm2d):
         self.sync = sync
 
     def _apply(self, fn, recurse=True):
-        """Casts and moves the module, but keeps its statistics in fp32.
+        """Casts and moves the module, but keeps its running statistics in fp32.
 
-        An fp16 variance overflows at 65504.
+        In fp16 a variance above 65504 would overflow.
         """
         mean, var = self.running_mean, self.running_var
         super()._apply(fn, recurse)
@@ -64,8 +72,12 @@ class BatchNorm2d(nn.BatchNorm2d):
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalises x: (B, C, H, W) in any float dtype; returns the same shape and dtype."""
-        # With fp32 statistics torch's kernels don't support fp64 inputs.
+        """Returns the normalised features, of the shape and dtype of x.
+
+        Args:
+            x: (B, C, H, W), any float dtype.
+        """
+        # torch's kernels don't support fp64 inputs together with fp32 running statistics.
         if x.dtype == torch.float64:
             return self.forward(x.float()).double()
         weight, bias = self.weight.float(), self.bias.float()
@@ -84,7 +96,7 @@ class BatchNorm2d(nn.BatchNorm2d):
                 self.momentum,
                 self.eps,
             )
-        # In training, normalise with statistics over all ranks.
+        # Normalise with statistics over all ranks' images, and update the running statistics.
         y, mean, var, count = _NormaliseOverRanks.apply(x, weight, bias, self.eps)
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
@@ -93,8 +105,17 @@ class BatchNorm2d(nn.BatchNorm2d):
         return y
 
     def _normalised_by_counted(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """Normalises x (B, C, H, W) in training, with statistics of the counted pixels alone."""
-        # Sample the mask at the centres of the feature's pixels.
+        """Normalises x in training, with statistics of the pixels chosen by `counting_only`.
+
+        Args:
+            x: (B, C, H, W).
+            weight: (C,) fp32.
+            bias: (C,) fp32.
+
+        Returns:
+            All pixels, normalised, in the shape and dtype of x.
+        """
+        # Sample the mask of included image pixels at the centres of the feature's pixels.
         rows, columns = (
             ((2 * torch.arange(coarse, device=x.device) + 1) * fine) // (2 * coarse)
             for coarse, fine in zip(x.shape[2:], _counted.shape[2:], strict=True)
@@ -109,12 +130,13 @@ class BatchNorm2d(nn.BatchNorm2d):
         counted, everything = over_ranks(
             torch.stack([mask.sum(), torch.ones_like(mask).sum()]).float()
         )
-        # If at most one pixel is counted (images smaller than a pixel of a coarse feature), include
-        # all pixels.
+        # With at most one chosen pixel there is no variance, so use all pixels. That happens in
+        # coarse features, if the chosen part of the images is smaller than a feature's pixel.
         mask = mask | (counted <= 1)
         count = torch.where(counted > 1, counted, everything)
 
-        # Compute mean and variance by differentiable operations.
+        # Compute mean and variance by differentiable operations, so that autograd gives the
+        # gradient.
         values = x.float()
         mean = over_ranks(torch.where(mask, values, 0).sum((0, 2, 3))) / count
         centred = values - mean[:, None, None]
@@ -130,15 +152,18 @@ class BatchNorm2d(nn.BatchNorm2d):
 class _NormaliseOverRanks(torch.autograd.Function):
     """Batch normalisation with statistics over all ranks, and its exact gradient.
 
-    The gradients of weight and bias are this rank's contribution. Of tensors the size of x, only x
-    itself is saved, in its own dtype; weight and bias are fp32.
+    The inputs are x (B, C, H, W), weight and bias (C,) in fp32, and eps. The results are the
+    normalised x; mean and biased variance, (C,) each; and the number of pixels of all ranks. The
+    gradients of weight and bias are this rank's contribution; they aren't reduced over the ranks
+    here. Of tensors the size of x, only x itself is saved for backward, in its own dtype.
     """
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float):
         num_channels = x.shape[1]
-        # Compute this rank's mean and variance. The running statistics are dummies of dtype fp32,
-        # which make the kernel use fp32; a momentum of 0 leaves them unchanged.
+        # Compute this rank's mean and variance. torch's function also updates running statistics.
+        # Here these are dummies, whose dtype fp32 makes the kernel compute in fp32; a momentum of 0
+        # leaves them unchanged.
         mean, var = torch.batch_norm_update_stats(
             x, torch.zeros_like(weight), torch.ones_like(weight), momentum=0.0
         )
@@ -151,8 +176,8 @@ class _NormaliseOverRanks(torch.autograd.Function):
         count = counts.sum()
         share = counts / count
         mean = (share * means).sum(0)
-        # Chan et al. 1979: the variance of the union from the parts' variances, without the
-        # cancellation of E[x^2] - E[x]^2.
+        # Combine the ranks' variances to that of all images together (Chan et al. 1979), without
+        # the cancellation of E[x^2] - E[x]^2.
         var = (share * (variances + (means - mean) ** 2)).sum(0)
         ctx.save_for_backward(x, weight, mean, var, count)
         ctx.eps = eps

@@ -1,9 +1,9 @@
 """Multi-scale deformable attention (Zhu et al. 2021, arXiv 2010.04159) in plain torch, for HAHI.
 
-Each query predicts a few sampling locations per level (feature map) and returns the weighted sum of
-the values there. Memory: the values sampled by all queries of a 352x1216 image at stride 2 would be
-7 GB. They are sampled for a chunk of queries and one level at a time, and recomputed in backward,
-so at most about SAMPLED_VALUES of them exist at once.
+Each query predicts a few sampling locations per level (feature map) and gets the weighted sum of
+the values there. Memory: the values sampled by all queries, if there is one for each pixel of a
+352x1216 image at stride 2, would be 7 GB. They are sampled for a chunk of queries and one level at
+a time, and recomputed in backward, so at most about SAMPLED_VALUES of them exist at once.
 
 Sampling locations and weights are float32 whatever the network's precision, because bfloat16 can't
 distinguish adjacent columns of a wide image.
@@ -19,16 +19,18 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout, grid_sample, linear
 from torch.utils.checkpoint import checkpoint
 
-SAMPLED_VALUES = 2**24  # 64 MiB
+# Approximate number of values that are sampled at once, 64 MiB in float32.
+SAMPLED_VALUES = 2**24
 
 
 class DeformableAttention(nn.Module):
     """Multi-scale deformable attention with a skip connection.
 
     To each query it adds the attention-weighted sum of values sampled from the feature maps. At
-    initialisation, each head samples in a different direction from the reference point: point i at
-    a distance of i + 1 cells, with nearly equal weights. The weights aren't exactly equal, because
-    layers with zero weights pass no gradient to their inputs (positions, levels).
+    initialisation, each head samples in a different direction from the query's reference point:
+    point i at a distance of i + 1 pixels of the feature map, with nearly equal weights. The weights
+    aren't exactly equal, because the layer that predicts them would then have zero weights and pass
+    no gradient to its input, i.e. to the queries and the positional encoding.
 
     Args:
         width: number of channels of queries, values and output.
@@ -51,13 +53,14 @@ class DeformableAttention(nn.Module):
         self.num_heads = num_heads
         self.num_points = num_points
         self.dropout = dropout
-        # Sampling locations and weights are computed from the query, values from the tokens.
+        # Build the layers. Sampling locations and weights are computed from the query, values from
+        # the tokens, i.e. the pixels of the feature maps.
         points = num_heads * num_levels * num_points
         self.sampling_offsets = Float32Linear(width, 2 * points)
         self.attention_weights = Float32Linear(width, points)
         self.value_proj = nn.Linear(width, width)
         self.output_proj = nn.Linear(width, width)
-        # Initialise the weights; the bias of the offsets holds the directions of the heads.
+        # Initialise the weights. At first, the sampling offsets are equal to their layer's bias.
         for layer in (self.sampling_offsets, self.attention_weights):
             nn.init.normal_(layer.weight, std=1e-3)
         for layer in (self.value_proj, self.output_proj):
@@ -80,11 +83,11 @@ class DeformableAttention(nn.Module):
         """Returns the queries plus the weighted sums of their samples, (B, Q, width).
 
         Args:
-            query: (B, Q, width).
+            query: (B, Q, width), Q queries per image.
             position: (B or 1, Q, width) float32, positional encoding, added to the query to predict
                 sampling locations and weights.
-            tokens: (B, T, width), the cells of all levels, concatenated.
-            sizes: each level's (height, width).
+            tokens: (B, T, width), the pixels of all levels (feature maps), concatenated.
+            sizes: each level's (height, width), whose products sum to T.
             reference: (B or 1, Q, num_levels or 1, 2) float32, the queries' reference points: x and
                 y, from 0 to 1 between the edges of a level.
         """
@@ -112,7 +115,7 @@ class Float32Linear(nn.Linear):
     """A linear layer that computes in float32 even if its weights or autocast use less."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns (..., out_features) float32 from (..., in_features)."""
+        """Returns (..., out_features) float32 from x (..., in_features) of any float dtype."""
         with torch.autocast(x.device.type, enabled=False):
             return linear(x.float(), self.weight.float(), self.bias.float())
 
@@ -124,13 +127,14 @@ def read_points(
     weights: Tensor,
     sampled_values: int = SAMPLED_VALUES,
 ) -> Tensor:
-    """Returns for each query the weighted sum of the values sampled from all levels.
+    """Returns for each query the weighted sum of the values sampled from all L levels.
 
     Args:
-        maps: one (B * heads, d, h, w) float32 tensor per level.
-        reference: (B or 1, Q, L or 1, 2), see `DeformableAttention.forward`.
-        offsets: (B, Q, heads, L, points, 2), x and y relative to the reference, in cells of the
-            level.
+        maps: the values, one (B * heads, d, h, w) float32 tensor per level.
+        reference: (B or 1, Q, L or 1, 2), reference points of the Q queries, x and y from 0 to 1
+            between the edges of a level.
+        offsets: (B, Q, heads, L, points, 2), x and y of the sampling locations relative to the
+            reference point, in pixels of the level.
         weights: (B, Q, heads, L, points), attention weights.
         sampled_values: approximate number of values that are sampled at once.
 
@@ -141,7 +145,8 @@ def read_points(
     chunk = max(1, sampled_values // (len(maps[0]) * maps[0].shape[1] * num_points))
     reference = reference.expand(batch, num_queries, len(maps), 2)
     read = []
-    # Checkpoint each chunk, so that sampled values are recomputed in backward and not saved.
+    # Use activation checkpointing for each chunk of queries, so that sampled values are recomputed
+    # in backward and not saved.
     for some in zip(
         reference.split(chunk, 1), offsets.split(chunk, 1), weights.split(chunk, 1), strict=True
     ):
@@ -155,7 +160,10 @@ def read_points(
 
 
 def _read_some(reference: Tensor, offsets: Tensor, weights: Tensor, *maps: Tensor) -> Tensor:
-    """Computes `read_points` for one chunk of queries, sampling all points of a level at once."""
+    """Computes `read_points` for a few queries, sampling all their points of a level at once.
+
+    The arguments are those of `read_points`, with a reference point for every image and level.
+    """
     batch, num_queries, heads, _, _ = weights.shape
     total = 0
     for level, values in enumerate(maps):
@@ -172,10 +180,18 @@ def _read_some(reference: Tensor, offsets: Tensor, weights: Tensor, *maps: Tenso
 
 
 def _first_offsets(num_heads: int, num_levels: int, num_points: int) -> Tensor:
-    """Returns the initial sampling offsets, (heads, levels, points, 2), x and y in cells.
+    """Returns the initial sampling offsets of deformable attention.
 
-    The heads' directions point to a square around the reference point; point i of a head is i + 1
-    cells away.
+    Each head has a direction, evenly spaced over the full circle. Its point i is i + 1 pixels from
+    the reference point, measured along the axis on which it is farther away.
+
+    Args:
+        num_heads: number of attention heads.
+        num_levels: number of feature maps, which all get the same offsets.
+        num_points: number of sampled points per head and level.
+
+    Returns:
+        (num_heads, num_levels, num_points, 2) float32, x and y in pixels of the level.
     """
     angles = torch.arange(num_heads) * (2 * math.pi / num_heads)
     directions = torch.stack([angles.cos(), angles.sin()], dim=1)

@@ -10,7 +10,7 @@ from torch.nn.functional import conv2d
 
 
 class DepthConv(nn.Conv2d):
-    """Maps (B, C, h, w) of any float dtype to (B, 1, h, w) float32.
+    """3x3 convolution of features of any float dtype to one channel in float32.
 
     The weight is initialised with a standard deviation of 0.01.
 
@@ -25,6 +25,6 @@ class DepthConv(nn.Conv2d):
         nn.init.constant_(self.bias, bias)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Returns (B, 1, h, w) float32."""
+        """Returns (B, 1, h, w) float32 from features (B, C, h, w)."""
         with torch.autocast(features.device.type, enabled=False):
             return conv2d(features.float(), self.weight.float(), self.bias.float(), padding=1)

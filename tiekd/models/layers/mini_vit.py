@@ -1,8 +1,9 @@
 """AdaBins' mini-ViT (arXiv 2011.14141, section 3.2): a small transformer over image patches.
 
-Each patch is one token. The first token gives the width of each depth bin of this image. The next
-tokens become 1x1 convolution kernels over the image's own features. Cost: mainly the maps, 128
-multiplications per pixel and kernel.
+Each patch is one token. From the transformer's output at the first token the widths of the image's
+depth bins are computed. The outputs at the next tokens are used as 1x1 convolution kernels, which
+applied to the image's own features give the range-attention maps. Cost: mainly these maps, with one
+multiplication per pixel, kernel and channel.
 
 As published, the positional embedding is indexed by the patch's number in row-major order. So at
 another image width than in training, patches get the embeddings of other positions, and patches
@@ -16,21 +17,22 @@ from torch import Tensor, nn
 from tiekd.errors import RecipeError
 
 NUM_LAYERS, NUM_HEADS, FEEDFORWARD, REGRESSOR = 4, 4, 1024, 256
-# Minimum width of a bin before normalisation, so that no bin's width becomes 0.
+# Added to each bin's width before the widths are normalised, so that no width becomes 0.
 NARROWEST = 0.1
 
 
 class MiniViT(nn.Module):
-    """Maps features to normalised bin widths and range-attention maps.
+    """Computes the widths of an image's depth bins, and range-attention maps, from its features.
 
     Args:
         in_channels: number of feature channels.
         num_bins: number of bin widths per image.
-        num_queries: number of tokens that become kernels.
-        width: channels of the transformer, a multiple of 4.
+        num_queries: number of tokens that are used as convolution kernels, and of maps.
+        width: number of channels of the transformer, a multiple of NUM_HEADS.
         patch: side of a patch in pixels of the features; pixels at the right and the bottom that
             don't fill a whole patch are ignored.
-        num_positions: maximum number of patches of an image; the minimum is num_queries + 1.
+        num_positions: maximum number of patches of an image; an image must have at least
+            num_queries + 1.
         dropout: dropout probability in training.
     """
 
@@ -60,14 +62,14 @@ class MiniViT(nn.Module):
         )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns bin widths and range-attention maps.
+        """Returns the bins' widths and the range-attention maps.
 
         Args:
-            x: (B, C, h, w).
+            x: (B, in_channels, h, w), the image's features.
 
         Returns:
-            Bin widths (B, num_bins) float32, positive, summing to 1; range-attention maps (B,
-            num_queries, h, w).
+            (widths, maps): (B, num_bins) float32, positive, summing to 1, widths as fractions of
+            the depth range; and (B, num_queries, h, w).
 
         Raises:
             RecipeError: the features have too few or too many patches.
@@ -84,7 +86,8 @@ class MiniViT(nn.Module):
         tokens = self.embed(x).flatten(2).transpose(1, 2) + self.positions[:count]
         for layer in self.layers:
             tokens = layer(tokens)
-        # Token 0 becomes the bin widths, the next ones the kernels of the maps.
+        # Compute the maps with the next tokens as convolution kernels, and the bins' widths from
+        # token 0.
         kernels = tokens[:, 1 : self.num_queries + 1]
         maps = (kernels @ self.features(x).flatten(2)).unflatten(2, x.shape[2:])
         widths = self.regressor(tokens[:, 0]).float().relu() + NARROWEST
@@ -95,6 +98,10 @@ class Layer(nn.Module):
     """A transformer encoder layer with norms after attention and MLP (post-norm).
 
     After Vaswani et al. 2017 (arXiv 1706.03762).
+
+    Args:
+        width: number of channels of the tokens.
+        dropout: dropout probability in training.
     """
 
     def __init__(self, width: int, dropout: float):
@@ -107,14 +114,22 @@ class Layer(nn.Module):
         self.norm2 = nn.LayerNorm(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns (B, N, width) from the same shape."""
+        """Maps N tokens per image, (B, N, width), to the same shape."""
         x = self.norm1(x + F.dropout(self.attention(x), self.dropout, self.training))
         y = F.dropout(F.relu(self.linear1(x)), self.dropout, self.training)
         return self.norm2(x + F.dropout(self.linear2(y), self.dropout, self.training))
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention made of nn.Linear, so that ZeRO-3 gathers each weight when used."""
+    """Multi-head self-attention with NUM_HEADS heads.
+
+    It consists of nn.Linear modules, because ZeRO-3 gathers a module's weights when the module is
+    called; torch's MultiheadAttention uses the weights of a submodule without calling it.
+
+    Args:
+        width: number of channels of the tokens.
+        dropout: dropout probability of the attention weights in training.
+    """
 
     def __init__(self, width: int, dropout: float):
         super().__init__()
@@ -126,7 +141,7 @@ class Attention(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns (B, N, width) from the same shape."""
+        """Maps N tokens per image, (B, N, width), to the same shape."""
         batch, count, width = x.shape
         heads = self.qkv(x).view(batch, count, 3, NUM_HEADS, width // NUM_HEADS)
         q, k, v = heads.permute(2, 0, 3, 1, 4)

@@ -1,9 +1,10 @@
 """3x3 convolution of upsampled features, with less time and memory than torch's operators.
 
-It is the first convolution of each level in the DenseDepth and AdaBins decoders.
+`UpsampledConv` is the first convolution of each level in the DenseDepth and AdaBins decoders.
 
-If a 1x1 convolution that adds channels comes directly before it, the two are computed as one 3x3
-convolution with fewer input channels. Its weights are a matrix product of the weights of the two.
+If a 1x1 convolution that adds channels comes directly before the upsampling, it and the 3x3
+convolution are computed as one 3x3 convolution with fewer input channels. The weights of this
+convolution are a matrix product of the weights of the two.
 This is possible because upsampling commutes with the 1x1 convolution. In the published MobileNetV2
 students these convolutions have 320 -> 2048 -> 512 channels and take 39 of 171 GMAC at 352x704;
 merged, they take 9.
@@ -12,7 +13,8 @@ The convolution's input is the largest tensor of its level. It isn't saved for b
 it is recomputed there from features that are saved anyway, at the cost of one more bilinear
 upsampling. The results are the same, bit for bit.
 
-On a CPU without AVX-512 the gradients are computed as matrix products (tiekd/kernels/layouts.py).
+On a CPU without AVX-512 the weight gradient is computed by matrix products, as
+tiekd/kernels/layouts.py chooses.
 For upsampled channels, these products are computed at the size before upsampling. The backward
 pass of 128 channels from 88x176 to 176x352 then takes 0.53 of the time of products at the full
 size.
@@ -39,6 +41,10 @@ class PointwiseConv(nn.Conv2d):
     """1x1 convolution that can be merged into the convolution after it.
 
     Weights and state dict are those of an `nn.Conv2d`.
+
+    Args:
+        in_channels: number of input channels.
+        out_channels: number of output channels.
     """
 
     def __init__(self, in_channels: int, out_channels: int):
@@ -56,7 +62,7 @@ class PointwiseConv(nn.Conv2d):
     def forward(
         self, x: Tensor | None, next_weight: Tensor | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Returns (B, out_channels, h, w), or with next_weight the result of `merged`.
+        """Applies the convolution to x, or, with next_weight, merges it into the next convolution.
 
         Merging is part of forward because ZeRO-3 gathers a module's weights only for its forward.
 
@@ -64,6 +70,9 @@ class PointwiseConv(nn.Conv2d):
             x: (B, in_channels, h, w); None if `next_weight` is given.
             next_weight: the next convolution's weight, as for `merged`; None to apply this
                 convolution to x.
+
+        Returns:
+            (B, out_channels, h, w), or with next_weight the result of `merged`.
         """
         return super().forward(x) if next_weight is None else self.merged(next_weight)
 
@@ -75,33 +84,45 @@ class PointwiseConv(nn.Conv2d):
                 input channels are those of a skip connection.
 
         Returns:
-            The merged weight (O, in_channels + S, k, k), and a weight (O, 1, k, k) for an
-            additional input channel of ones. This channel adds the effect of this convolution's
-            bias, which isn't constant: near the border, the zero padding has no bias.
+            (merged, of_ones): the merged weight (O, in_channels + S, k, k); and a weight
+            (O, 1, k, k) for an additional input channel that is 1 everywhere. This channel adds the
+            effect of this convolution's bias, which differs near the border, because the next
+            convolution's zero padding has no bias.
         """
         parameters = next_weight, self.weight, self.bias
         return self._merged(*parameters) if _keeps_all() else _checkpoint(self._merged, *parameters)
 
     def _merged(self, next_weight: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """Computes `merged`; gets weight and bias as arguments, so that it can be checkpointed."""
+        """Computes `merged`, with this module's weight and bias as arguments.
+
+        Activation checkpointing, which recomputes this function in backward, needs them there.
+        """
         ours, others = next_weight.split(
             [self.out_channels, next_weight.shape[1] - self.out_channels], dim=1
         )
         columns = torch.cat([weight[:, :, 0, 0], bias[:, None]], dim=1)
         product = (ours.permute(0, 2, 3, 1) @ columns).permute(0, 3, 1, 2)
         by_channel, of_bias = product.split([self.in_channels, 1], dim=1)
-        # Make the weights contiguous, since a convolution's memory layout follows either operand.
+        # Make the weights contiguous: a convolution runs in channels_last if either its input or
+        # its weight has this memory layout.
         others = others.to(product.dtype)
         return torch.cat([by_channel, others], dim=1).contiguous(), of_bias.contiguous()
 
 
 class UpsampledConv(Conv2d):
-    """3x3 convolution of bilinearly upsampled features, concatenated with a skip connection.
+    """3x3 convolution of bilinearly upsampled features, concatenated with an encoder's feature.
 
     Weights and state dict are those of an `nn.Conv2d`.
 
     Attributes:
-        plain: True to compute each operator by its definition, without saving time or memory.
+        plain: True to call torch's operator for each step, without merging convolutions and
+            without recomputing anything in backward.
+
+    Args:
+        in_channels: number of channels of the upsampled features and the encoder's feature
+            together.
+        out_channels: number of output channels.
+        bias: True for a bias.
     """
 
     plain = False
@@ -117,15 +138,19 @@ class UpsampledConv(Conv2d):
         skip: Tensor | None = None,
         pointwise: PointwiseConv | None = None,
     ) -> Tensor:
-        """Returns (B, out_channels, H, W).
+        """Upsamples x, concatenates `skip` and applies the convolution.
 
         Args:
             x: (B, C, h, w), features that are resized to `size` bilinearly with aligned corners.
-            size: (H, W).
-            skip: (B, S, H, W), concatenated after the upsampled x, or None (S = 0).
+            size: (H, W) of the output.
+            skip: (B, S, H, W), the encoder's feature, concatenated after the upsampled x; None for
+                none (S = 0).
             pointwise: a 1x1 convolution to apply to x before upsampling; None for none. With it, C
                 is its number of input channels, and its output channels + S = `in_channels`.
                 Without it, C + S = `in_channels`.
+
+        Returns:
+            (B, out_channels, H, W).
         """
         # Merge the 1x1 convolution if this saves computation; otherwise apply it.
         weight, bias_weight = self.weight, self.bias_weight
@@ -151,7 +176,8 @@ class UpsampledConv(Conv2d):
     def take_in(self, pointwise: PointwiseConv) -> None:
         """Merges `pointwise` into this convolution permanently, in place, for inference.
 
-        This changes the state dict. Afterwards x must have the input channels of `pointwise`.
+        This changes the state dict. Afterwards the argument x of `forward` must have the number of
+        channels that `pointwise` takes.
         """
         weight, self.bias_weight = pointwise.merged(self.weight)
         self.weight = nn.Parameter(weight, requires_grad=False)
@@ -160,7 +186,10 @@ class UpsampledConv(Conv2d):
     def _convolve(
         self, x: Tensor, size: tuple[int, int], skip: Tensor | None, weight: Tensor
     ) -> Tensor:
-        """Upsamples, concatenates and convolves; arguments as for `forward`."""
+        """Upsamples x, concatenates `skip` and convolves with `weight` (O, C + S, 3, 3).
+
+        The other arguments are those of `forward`.
+        """
         if (
             not self.plain
             and torch.is_grad_enabled()
@@ -176,10 +205,10 @@ class UpsampledConv(Conv2d):
 
 
 class _ByProducts(torch.autograd.Function):
-    """Computes `UpsampledConv._convolve`, with gradients by matrix products.
+    """Computes `UpsampledConv._convolve`, with weight gradients by matrix products.
 
-    It saves the features before upsampling and repeats only the upsampling in backward.
-    `_checkpoint` around an autograd function would repeat the convolution, too.
+    The function saves the features before upsampling and repeats only the upsampling in backward.
+    Activation checkpointing would repeat the convolution, too.
     """
 
     @staticmethod
@@ -201,7 +230,8 @@ class _ByProducts(torch.autograd.Function):
         of_x, _, of_skip, of_weight, of_bias = ctx.needs_input_grad
         channels = x.shape[1]
 
-        # If upsampling adds few pixels (less than three times), compute the products at full size.
+        # If there are less than three times as many pixels after upsampling as before, compute the
+        # products at the size after upsampling.
         if ctx.size[0] * ctx.size[1] < 3 * x.shape[2] * x.shape[3]:
             needs = of_x or of_skip, of_weight, of_bias
             merged = _merge(x, ctx.size, skip)
@@ -210,7 +240,8 @@ class _ByProducts(torch.autograd.Function):
             )
             of_x = _upsample_backward(of_merged[:, :channels], x.shape) if of_x else None
             return of_x, None, of_merged[:, channels:] if of_skip else None, of_weight, of_bias
-        # Otherwise compute the products of upsampled channels at the size before upsampling.
+        # Otherwise compute the products for the upsampled channels at the size before upsampling,
+        # and those for the encoder's feature at its own size.
         needs = of_skip, of_weight and skip is not None, of_bias
         of_x, of_upsampled = (
             _before_upsampling(grad, x, weight) if of_x or of_weight else (None, None)
@@ -223,12 +254,21 @@ class _ByProducts(torch.autograd.Function):
 
 
 def _before_upsampling(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the gradients of x and of the weights of its channels.
+    """Returns the gradients of x and of the weights of its channels, by matrix products.
 
-    `grad` is the gradient of the convolution's result. Upsampling is linear and the same for all
-    channels, so it commutes with the products over channels. The gradient of each kernel tap is
-    first propagated back through the upsampling; the matrix products then sum over the pixels of x,
-    e.g. a quarter of the upsampled pixels.
+    Upsampling is linear and the same for all channels, so it commutes with the products over
+    channels. For each position in the 3x3 kernel, the output's gradient is first propagated back
+    through the upsampling; the matrix products then sum over the pixels of x, e.g. a quarter of the
+    upsampled pixels.
+
+    Args:
+        grad: (B, O, H, W), the gradient of the convolution's output.
+        x: (B, C, h, w), the features before they are upsampled to (H, W).
+        weight: (O, C + S, 3, 3), the convolution's weight; its first C input channels are those of
+            x.
+
+    Returns:
+        (B, C, h, w) and (O, C, 3, 3).
     """
     batch_size, channels, height, width = x.shape
     pixels = x.permute(0, 2, 3, 1).reshape(-1, channels)
@@ -238,7 +278,8 @@ def _before_upsampling(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor,
     rows, columns = grad.shape[2:]
     for row in range(3):
         for column in range(3):
-            # Shift the gradient by the tap's offset (row - 1, column - 1), with zeros outside.
+            # Shift the gradient by this kernel position's distance from the kernel's centre, with
+            # zeros outside.
             down, right = row - 1, column - 1
             top = max(0, down)
             bottom = min(rows, rows + down)
@@ -257,7 +298,12 @@ def _before_upsampling(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor,
 
 
 def _upsample_backward(grad: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Returns the gradient of the input of `_upsample`, which has the given shape."""
+    """Returns the gradient of the input of `_upsample`.
+
+    Args:
+        grad: (B, C, H, W), the gradient of its result.
+        shape: (B, C, h, w), the shape of its input.
+    """
     return torch.ops.aten.upsample_bilinear2d_backward(grad, grad.shape[2:], shape, True)
 
 
@@ -281,7 +327,7 @@ class UpsampleByProducts(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        """Returns the gradient of x: a product over the rows, then one over the columns."""
+        """Returns the gradient of x, by a matrix product over the rows and one over the columns."""
         height, width = ctx.size
         pixels = grad.permute(0, 2, 3, 1).contiguous()
         batch_size, rows, columns, channels = pixels.shape
@@ -296,7 +342,7 @@ class UpsampleByProducts(torch.autograd.Function):
 
 
 def _keeps_all() -> bool:
-    """Returns True if nothing should be recomputed in backward.
+    """Returns True if no intermediate tensor should be recomputed in backward.
 
     This is the case without gradients, and under torch.compile, which decides itself what to save
     and what to recompute.
@@ -314,9 +360,18 @@ def _upsample(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _shares(small: int, large: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Returns the matrix (small, large) of linear interpolation from `small` to `large` values.
+    """Returns the matrix of linear interpolation from `small` to `large` values along one axis.
 
-    Corners are aligned. Column j has the weights of the input values in output value j.
+    The first and the last value are the same before and after (aligned corners).
+
+    Args:
+        small: number of input values.
+        large: number of output values.
+        dtype: dtype of the result.
+        device: device of the result.
+
+    Returns:
+        (small, large); column j has the weights of the input values in output value j.
     """
     step = (small - 1) / max(large - 1, 1)
     place = torch.arange(large, dtype=torch.float64, device=device) * step

@@ -3,15 +3,15 @@
 Tokens attend only to those of their own window, so the cost is linear in the number of tokens
 and not quadratic. Every other block shifts the windows by half their size, cyclically. Tokens that
 share a window only because of the cyclic shift don't attend to each other. The feature is padded
-with zeros to whole windows; padded tokens take part as keys, as published.
-Left out: version 2's cosine attention and continuous positions.
+with zeros to whole windows; other tokens attend to the padding, too, as published.
+Left out: cosine attention and continuous position bias of Swin version 2.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-# Added to the attention logit between tokens that are masked from each other, as published. It is
+# Added to the attention logit of two tokens that must not attend to each other, as published. It is
 # finite in half precision, too.
 BLOCKED = -100.0
 
@@ -19,9 +19,9 @@ BLOCKED = -100.0
 class WindowAttention(nn.Module):
     """Attention in windows of `window` x `window` tokens, shifted by `shift` tokens.
 
-    Each head has a learned bias per offset between two tokens, initialised with a standard
-    deviation of 0.02. The projections have torch's default initialisation until the encoder
-    initialises them.
+    Each head adds a learned bias to the attention logit, one per offset between two tokens,
+    initialised with a standard deviation of 0.02. The linear layers have torch's default
+    initialisation until the encoder initialises them.
 
     Args:
         channels: number of channels of the tokens.
@@ -44,7 +44,7 @@ class WindowAttention(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns (B, H, W, channels) from the same shape, of any size."""
+        """Maps a grid of tokens (B, H, W, channels), of any size, to the same shape."""
         # Pad to whole windows, and shift cyclically.
         batch, height, width = x.shape[:3]
         window = self.window
@@ -69,7 +69,18 @@ class WindowAttention(nn.Module):
         return x[:, :height, :width]
 
     def _bias(self, batch: int, rows: int, columns: int) -> Tensor:
-        """Returns the bias to add to the logits: (1 or B * windows, heads, tokens, tokens)."""
+        """Returns the bias that is added to the attention logits.
+
+        Args:
+            batch: number of images, B.
+            rows: number of rows of windows.
+            columns: number of columns of windows.
+
+        Returns:
+            (1, heads, N, N) for windows of N tokens; with shifted windows
+            (B * rows * columns, heads, N, N), including BLOCKED for pairs of tokens that must not
+            attend to each other.
+        """
         bias = self.relative_position_bias_table[self.relative_position_index]
         bias = bias.permute(2, 0, 1).unsqueeze(0)
         if not self.shift:
@@ -79,10 +90,10 @@ class WindowAttention(nn.Module):
 
 
 def to_windows(x: Tensor, window: int) -> Tensor:
-    """Splits a map into windows.
+    """Splits a grid of tokens into square windows.
 
     Args:
-        x: (B, rows * window, columns * window, C).
+        x: (B, rows * window, columns * window, C), for rows x columns windows.
         window: tokens along a window's side.
 
     Returns:
@@ -93,13 +104,15 @@ def to_windows(x: Tensor, window: int) -> Tensor:
 
 
 def relative_position_index(window: int) -> Tensor:
-    """Returns the row of the bias table for each pair of query (row) and key (column) token.
+    """Returns the index into the table of position biases for each pair of tokens of a window.
+
+    The bias depends on the offset between the two tokens.
 
     Args:
         window: tokens along a window's side.
 
     Returns:
-        (tokens, tokens) int64.
+        (N, N) int64 for N = window^2 tokens: query tokens are rows, key tokens are columns.
     """
     y, x = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
     y, x = y.flatten(), x.flatten()
@@ -108,7 +121,7 @@ def relative_position_index(window: int) -> Tensor:
 
 
 def blocked_pairs(rows: int, columns: int, window: int, shift: int, device: torch.device) -> Tensor:
-    """Returns the pairs of tokens that share a window only because of the shift.
+    """Returns the pairs of tokens that share a window only because of the cyclic shift.
 
     Args:
         rows: number of rows of windows.
@@ -118,7 +131,7 @@ def blocked_pairs(rows: int, columns: int, window: int, shift: int, device: torc
         device: device of the result.
 
     Returns:
-        (rows * columns, tokens, tokens) bool, True for a pair of tokens in a window.
+        (rows * columns, N, N) bool for windows of N = window^2 tokens, True for such a pair.
     """
     y, x = (torch.arange(size * window, device=device) for size in (rows, columns))
     # Only the last row and the last column of windows contain tokens that the shift moved from the

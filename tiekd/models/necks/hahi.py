@@ -1,10 +1,11 @@
 """HAHI neck: attention across the features of all strides.
 
-From DepthFormer (Li et al. 2022, arXiv 2203.14211). The cells of the coarser features become
-tokens that attend to each other (deformable self-attention). Then each cell of the finest feature
+From DepthFormer (Li et al. 2022, arXiv 2203.14211). The pixels of the coarser features become
+tokens that attend to each other (deformable self-attention). Then each pixel of the finest feature
 attends to the tokens (deformable cross-attention). Every feature keeps its channels and stride.
-Cost: the cross-attention's queries are a quarter of the image's pixels; see `deformable_attention`
-for their memory. Left out: scaling between features, masks of padded images.
+Cost: with a finest feature at stride 2, the cross-attention has a query for every fourth pixel of
+the image; see `deformable_attention` for their memory. Left out: scaling between features, masks
+of padded images.
 """
 
 from collections.abc import Sequence
@@ -21,7 +22,10 @@ TEMPERATURE = 10000
 
 
 class Hahi(nn.Module):
-    """Maps features, fine to coarse, to features of the same shapes.
+    """Lets the encoder's features attend to each other; returns features of the same shapes.
+
+    Attributes:
+        channels: number of channels of each returned feature, fine to coarse.
 
     Args:
         encoder_channels: number of channels of each feature, fine to coarse; at least two features.
@@ -62,8 +66,8 @@ class Hahi(nn.Module):
         self.token_fusions = nn.ModuleList(ConvNorm(width + c, c, 3) for c in coarser)
         self.query_projection = ConvNorm(finest, width, 1)
         self.query_fusion = ConvNorm(width + finest, finest, 3)
-        # Build the attention layers, an embedding per level, and the layer that predicts the
-        # reference point of each query.
+        # Build the attention layers, an embedding for each of the coarser features, and the layer
+        # that predicts the reference point of each query.
         self.level_embed = nn.Parameter(torch.randn(len(coarser), width))
         self.self_attention = DeformableAttention(
             width, len(coarser), num_heads, num_points, dropout
@@ -79,9 +83,9 @@ class Hahi(nn.Module):
         """Returns features of the same shapes.
 
         Args:
-            features: (B, channels[i], h_i, w_i), fine to coarse.
+            features: the encoder's features, (B, channels[i], h_i, w_i), fine to coarse.
         """
-        # Reshape the coarser features' cells to tokens, which attend to each other.
+        # Reshape the pixels of all features but the finest to tokens, which attend to each other.
         finest, *coarser = [
             lateral(feature) for lateral, feature in zip(self.laterals, features, strict=True)
         ]
@@ -99,14 +103,15 @@ class Hahi(nn.Module):
         centres = torch.cat([cell_centres(size, device) for size in sizes], dim=1).unsqueeze(2)
         tokens = self.self_attention(tokens, position, tokens, sizes, centres)
 
-        # Reshape the finest feature's cells to queries, which attend to the tokens.
+        # Reshape the finest feature's pixels to queries, which attend to the tokens.
         position = sine_positions(finest.shape[2:], self.width, device)
         reference = self.reference_points(position).sigmoid().unsqueeze(2)
         queries = self.cross_attention(
             to_tokens(self.query_projection(finest)), position, tokens, sizes, reference
         )
-        # Reshape to maps and fuse them with the features. In the published order of channels, the
-        # finest feature comes after its queries, the other features before their tokens.
+        # Reshape the attention's results to maps and fuse them with the features by a convolution.
+        # As published, the finest feature's channels come after those of its map, the channels of
+        # the other features before those of their maps.
         parts = tokens.split([height * width for height, width in sizes], dim=1)
         fused = [self.query_fusion(torch.cat([to_map(queries, finest.shape[2:]), finest], dim=1))]
         for fuse, feature, part in zip(self.token_fusions, coarser, parts, strict=True):
@@ -118,6 +123,11 @@ class ConvNorm(nn.Module):
     """Convolution without bias that keeps the size, BatchNorm and ReLU.
 
     The weight is initialised Kaiming-normal (fan out).
+
+    Args:
+        in_channels: number of input channels.
+        out_channels: number of output channels.
+        kernel: side of the kernel, odd.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int):
@@ -132,31 +142,32 @@ class ConvNorm(nn.Module):
 
 
 def to_tokens(x: Tensor) -> Tensor:
-    """Reshapes (B, C, h, w) to (B, h * w, C)."""
+    """Reshapes a map (B, C, h, w) to tokens (B, h * w, C), one per pixel in row-major order."""
     return x.flatten(2).transpose(1, 2)
 
 
 def to_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:
-    """Reshapes (B, h * w, C) to (B, C, h, w)."""
+    """Reshapes tokens (B, h * w, C) to a map (B, C, h, w), with size = (h, w)."""
     return tokens.transpose(1, 2).unflatten(2, size)
 
 
 def cell_centres(size: tuple[int, int], device: torch.device) -> Tensor:
-    """Returns the normalised coordinates of the centres of a feature's cells.
+    """Returns the normalised coordinates of the centres of a feature's pixels.
 
     Args:
         size: (h, w) of the feature.
         device: device of the result.
 
     Returns:
-        (1, h * w, 2) float32, x and y, from 0 to 1 between the feature's edges.
+        (1, h * w, 2) float32, x and y of each pixel in row-major order; 0 is the feature's left or
+        top edge, 1 the right or bottom edge.
     """
     y, x = ((torch.arange(n, device=device, dtype=torch.float32) + 0.5) / n for n in size)
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=2).flatten(0, 1).unsqueeze(0)
 
 
 def sine_positions(size: tuple[int, int], width: int, device: torch.device) -> Tensor:
-    """Returns the sine and cosine encoding of the cells' rows and columns.
+    """Returns the sine and cosine encoding of the rows and columns of a feature's pixels.
 
     The first half of the channels encodes the row, the second half the column; sines and cosines
     alternate. Rows and columns count from 1. Wavelengths rise geometrically from 2 pi to

@@ -1,1 +1,1 @@
-"""Weights: reads files, translates published names of tensors, compares them with a network."""
+"""Reading of weights: files, names of tensors in published files, and comparison with a network."""

@@ -79,7 +79,12 @@ def to_published(source: str | Path, network_node: dict) -> Conversion:
 
 
 def check(conversion: Conversion, source: str | Path, recipe_path: str | Path) -> None:
-    """Checks that the tensors fit the network.
+    """Checks that the converted tensors fit the recipe's network.
+
+    Args:
+        conversion: the result of a conversion.
+        source: the converted file, for the error message.
+        recipe_path: the recipe's file, for the error message.
 
     Raises:
         CheckpointError: tensors are missing, unexpected or of another shape; the message counts and
@@ -98,7 +103,7 @@ def check(conversion: Conversion, source: str | Path, recipe_path: str | Path) -
 
 
 def summary(conversion: Conversion) -> str:
-    """Returns the report as text: counts, and the name of every tensor that didn't match."""
+    """Returns a text with the numbers of tensors, and the names of those that did not match."""
     lines = [f"matched: {len(conversion.report.matched)}"]
     for kind, names in _kinds(conversion.report).items():
         lines += [f"{kind}: {len(names)}", *(f"  {name}" for name in names)]

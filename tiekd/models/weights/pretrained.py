@@ -1,8 +1,9 @@
 """ImageNet weights for encoders: `encoder: {name: resnet, depth: 50, pretrained: imagenet}`.
 
 A file can be given in place of `imagenet`. An encoder only stores the value of `pretrained`. `load`
-loads the weights, and only a run that starts from scratch calls `load`. So resuming, starting from
-other weights, teachers, evaluation and export need neither the file nor a network connection.
+loads the weights, and only a training run whose student isn't loaded from a checkpoint calls
+`load`. So resuming, starting from other weights, teachers, evaluation and export need neither the
+file nor a network connection.
 
 `imagenet` means torchvision's first set (IMAGENET1K_V1), from which published depth networks are
 trained. The weights are read from the torch hub cache; rank 0 downloads them if they aren't there.
@@ -39,7 +40,7 @@ def load(network: nn.Module) -> str | None:
         network: a new network; the weights are loaded into its encoder in place.
 
     Returns:
-        A line for the log, or None if `pretrained` is not set.
+        A message for the log about what was loaded, or None if `pretrained` is None.
 
     Raises:
         RecipeError: the weights can't be read or don't fit; raised on every rank.
@@ -51,7 +52,7 @@ def load(network: nn.Module) -> str | None:
     ]
     if not asking:
         return None
-    # Rank 0 reads the weights and broadcasts its error too, so that all ranks raise it.
+    # Rank 0 reads the weights. If that fails, it broadcasts the error, so that all ranks raise it.
     encoder = asking[0]
     source = asking[0].pretrained
     state, what, problem = None, None, None
@@ -72,7 +73,10 @@ def load(network: nn.Module) -> str | None:
 
 
 def to_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Renames an encoder's tensors from torchvision's or the published names to ours.
+    """Renames an encoder's tensors to this project's names.
+
+    The present names may be those of torchvision, of the published depth networks, of Swin's
+    authors, or already ours.
 
     Tensors of a classifier and tensors with unknown names are left out.
 
@@ -80,7 +84,7 @@ def to_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         state: a state dict, or a checkpoint that contains one.
 
     Returns:
-        The tensors under our names, without the prefix `encoder.`.
+        The tensors, with names as in the encoder's own state dict.
     """
     state = state.get("state_dict", state.get("model", state))
     if swin_names.is_imagenet(state):
@@ -88,7 +92,8 @@ def to_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if any(name.startswith("features.") for name in state):  # torchvision's MobileNetV2
         renamed = {_mobilenet_name(name): tensor for name, tensor in state.items()}
         return {name: tensor for name, tensor in renamed.items() if name is not None}
-    # Names without `encoder.` are published names. Those of a ResNet are the same as torchvision's.
+    # If no name begins with `encoder.`, these are the names of published depth networks, or those
+    # of torchvision's ResNet, which are translated in the same way.
     if not any(name.startswith("encoder.") for name in state):
         state = state_dicts.from_published(state)
     ours = {
@@ -98,7 +103,19 @@ def to_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _read_fitting(encoder: nn.Module, source: str) -> tuple[dict[str, Tensor], str]:
-    """Returns the encoder's tensors from `source`, and a description of the source for the log."""
+    """Reads the tensors of an encoder.
+
+    Args:
+        encoder: the encoder, which isn't changed.
+        source: "imagenet", a file, or another value that the encoder's `read_pretrained` knows.
+
+    Returns:
+        (tensors by name, description of the source for the log).
+
+    Raises:
+        RecipeError: ImageNet weights can't be downloaded, or the weights don't fit.
+        CheckpointError: the file can't be read, or `read_pretrained` failed.
+    """
     if hasattr(encoder, "read_pretrained"):
         return encoder.read_pretrained(source)
     state = _fitting(_read(encoder, source), encoder, source)
@@ -108,7 +125,12 @@ def _read_fitting(encoder: nn.Module, source: str) -> tuple[dict[str, Tensor], s
 
 
 def _read(encoder: nn.Module, source: str) -> dict[str, Tensor]:
-    """Reads the ImageNet weights, or a file, and returns the tensors under our names."""
+    """Reads the ImageNet weights or a file; returns the tensors by this project's names.
+
+    Args:
+        encoder: the encoder, which states its name in torchvision.
+        source: "imagenet" or a file.
+    """
     if source != IMAGENET:
         return to_our_names(state_dicts.read_checkpoint(Path(source)))
     name = encoder.torchvision_name
@@ -121,7 +143,13 @@ def _read(encoder: nn.Module, source: str) -> dict[str, Tensor]:
 
 
 def _from_torchvision(name: str) -> dict[str, Tensor]:
-    """Reads torchvision's weights from the hub's cache, downloading them if needed."""
+    """Reads torchvision's ImageNet weights of an architecture.
+
+    They are read from torch's hub cache, and downloaded to it if they aren't there.
+
+    Args:
+        name: torchvision's name of the architecture, e.g. "resnet50".
+    """
     from torchvision.models import get_model_weights
 
     entry = get_model_weights(name).IMAGENET1K_V1
@@ -132,7 +160,7 @@ def _from_torchvision(name: str) -> dict[str, Tensor]:
                 progress=False, check_hash=True, weights_only=True, map_location="cpu"
             )
         except (OSError, RuntimeError) as error:
-            # There is no connection or no space, or the download has another checksum.
+            # There is no connection or no disk space, or the downloaded file is corrupt.
             raise RecipeError(
                 f"{_OPTION}: {IMAGENET} weights of {name} can't be downloaded "
                 f"({_one_line(error)}); put {entry.url} at {file}, or anywhere and say "
@@ -142,16 +170,22 @@ def _from_torchvision(name: str) -> dict[str, Tensor]:
 
 
 def _fitting(state: dict[str, Tensor], encoder: nn.Module, source: str) -> dict[str, Tensor]:
-    """Returns the tensors that the encoder has, without those of stages after its last tap.
+    """Returns those of the given tensors that the encoder has.
 
-    Tensors may be missing if their names begin with a prefix in the encoder's `not_pretrained`.
+    Others, e.g. of stages that the encoder doesn't build, are left out. The encoder's tensors whose
+    names begin with a prefix in its attribute `not_pretrained` may be missing.
+
+    Args:
+        state: the tensors by name.
+        encoder: the encoder.
+        source: the weights' source, for the error message.
 
     Raises:
         RecipeError: a tensor is missing or of another shape.
     """
     own = encoder.state_dict()
     new = getattr(encoder, "not_pretrained", ())
-    # The norms' batch counters may be missing, as in old files.
+    # The norms' counters of batches aren't needed; files from old torch versions lack them.
     missing = [
         name for name in own if name not in state and not name.endswith("num_batches_tracked")
     ]
@@ -167,9 +201,10 @@ def _fitting(state: dict[str, Tensor], encoder: nn.Module, source: str) -> dict[
 
 
 def _mobilenet_name(name: str) -> str | None:
-    """Renames torchvision's `features.4.conv.0.1.weight` to our `layer3.0.conv.0.bn.weight`.
+    """Returns this project's name for a tensor of torchvision's MobileNetV2.
 
-    Returns None for tensors of the classifier.
+    For example `features.4.conv.0.1.weight` is `layer3.0.conv.0.bn.weight`. None for tensors of the
+    classifier and of the convolution before it, which the encoder doesn't have.
     """
     match = re.fullmatch(r"features\.(\d+)\.(.+)", name)
     if match is None:
@@ -182,14 +217,19 @@ def _mobilenet_name(name: str) -> str | None:
         if index < num_blocks:
             return _block_name(f"layer{stage}.{index}.conv", rest, 1 if stage == 1 else 2)
         index -= num_blocks
-    return None  # the convolution before the classifier
+    return None  # a tensor of the convolution before the classifier
 
 
 def _block_name(block: str, rest: str, projection: int) -> str:
-    """Renames torchvision's tensor `rest` of an inverted residual to our name, below `block`.
+    """Returns this project's name for a tensor of an inverted residual of MobileNetV2.
 
-    Layers before number `projection` contain a convolution and its norm; that number is the
-    projection's convolution, and the next number its norm.
+    In torchvision's block, layers before number `projection` contain a convolution and its norm.
+    Layer `projection` is the 1x1 projection's convolution, and the next one its norm.
+
+    Args:
+        block: this project's prefix of the block's tensors.
+        rest: torchvision's name of the tensor within the block, e.g. "conv.1.0.weight".
+        projection: number of the projection's convolution within the block.
     """
     layer, inner = rest.removeprefix("conv.").split(".", 1)
     if int(layer) < projection:
@@ -199,7 +239,7 @@ def _block_name(block: str, rest: str, projection: int) -> str:
 
 
 def _conv_or_norm(rest: str) -> str:
-    """Renames `0.NAME`, a tensor of the convolution, to `conv.NAME`, and `1.NAME` to `bn.NAME`."""
+    """Renames `0.NAME` to `conv.NAME` (a convolution's) and `1.NAME` to `bn.NAME` (a norm's)."""
     number, parameter = rest.split(".", 1)
     return f"{('conv', 'bn')[int(number)]}.{parameter}"
 

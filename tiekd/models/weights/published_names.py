@@ -1,14 +1,14 @@
-"""Table of tensor names in published (mmcv layout) checkpoints and in this project.
+"""Table of tensor names in published checkpoints (those of mmcv) and in this project.
 
-The rows are pairs of name templates, used in both directions; a new family of networks needs more
-rows. The module also lists published tensors that the networks don't use. In a template `{i}` and
-`{k}` are numbers, `{n}` two numbers joined by `_`, `{p}` one part of a dotted name, and `{rest}`
-one or more parts.
+The rows are pairs of name templates, used for reading and writing published checkpoints; a new
+family of networks needs more rows. The module also lists published tensors that this project's
+networks don't have. In a template `{i}` and `{k}` are numbers, `{n}` two numbers joined by `_`,
+`{p}` one component of a dotted name, and `{rest}` one or more components.
 """
 
 VIT = "decode_head.adaptive_bins_layer.patch_transformer."
 NAMES = (
-    # (published, ours); the first row whose template matches a name is used.
+    # (published name, this project's name); the first row whose template matches a name is used.
     ("decode_head.conv_list.{i}.conv.{p}", "decoder.levels.{i}.{p}"),
     ("decode_head.conv_list.{i}.convA.conv.{p}", "decoder.levels.{i}.first.{p}"),
     ("decode_head.conv_list.{i}.convB.conv.{p}", "decoder.levels.{i}.second.{p}"),
@@ -85,6 +85,9 @@ PREFIXES = ("backbone.", "decode_head.", "neck.")
 # Prefixes of the classifier's tensors in encoders trained on ImageNet.
 CLASSIFIERS = ("backbone.fc.", "backbone.conv2.", "backbone.classifier.")
 CLASSIFIERS += ("backbone.original_model.bn2.", "backbone.original_model.classifier.")
-LEFTOVER_BINS = 256  # output channels of conv_out in published sigmoid heads, which don't use it
-# Suffixes of buffers that are computed from the sizes; ours aren't in the state dict.
+# Published checkpoints of sigmoid heads contain a convolution `conv_out` with this many output
+# channels, which these heads don't use.
+LEFTOVER_BINS = 256
+# Suffixes of buffers that published checkpoints contain and this project's don't, because they
+# follow from the layers' sizes.
 TABLES = ("relative_position_index",)

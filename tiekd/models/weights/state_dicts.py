@@ -104,7 +104,9 @@ def read_checkpoint(path: str | Path) -> dict:
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Reads a network's tensors under our names, from our own or a published file.
+    """Reads a network's tensors from a file of this project or a published one.
+
+    The tensors are returned by this project's names.
 
     Raises:
         CheckpointError: the file can't be read, see `read_checkpoint`.
@@ -113,7 +115,11 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def named_tensors(state: Mapping) -> dict[str, Tensor]:
-    """Returns a network's tensors under our names, from the result of `read_checkpoint`."""
+    """Returns a network's tensors by this project's names.
+
+    Args:
+        state: the content of a checkpoint file, as `read_checkpoint` returns it.
+    """
     tensors = state.get("state_dict", state)
     if any(name.removeprefix("module.").startswith(PREFIXES[:2]) for name in tensors):
         return from_published(state)
@@ -146,9 +152,10 @@ def from_published(state: Mapping, head: str | None = None) -> dict[str, Tensor]
 
 
 def dropped(state: Mapping, head: str | None = None) -> list[str]:
-    """Returns the names that `from_published` leaves out, sorted.
+    """Returns the tensor names that `from_published` leaves out, sorted.
 
-    They belong to unused tensors or classifiers, or are unknown.
+    They belong to unused tensors or classifiers, or are unknown. The arguments are those of
+    `from_published`.
     """
     bare = _bare(state)
     return sorted(set(bare) - set(_translated(state, head)))
@@ -235,7 +242,7 @@ def load_into(
 
 
 def _flaw(tensor: Tensor, own: Tensor) -> str | None:
-    """Returns the reason why a tensor of the right shape can't be copied; None if it can be."""
+    """Returns the reason why `tensor` can't be copied into `own`, of the same shape, or None."""
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
         return "sparse, quantised or without data, wanted plain numbers"
     if own.is_floating_point() and not tensor.is_floating_point():
@@ -262,7 +269,10 @@ def _bare(state: Mapping) -> dict[str, Tensor]:
 
 
 def _translated(state: Mapping, head: str | None) -> dict[str, tuple[str, Tensor]]:
-    """Returns our name and the tensor for each published name that is used."""
+    """Returns this project's name and the tensor for each used tensor of a published checkpoint.
+
+    The arguments are those of `from_published`.
+    """
     assert head in (None, "dpm", "sigmoid"), head
     bare = _bare(state)
     bins = bare.get("decode_head.conv_out.0.weight")
@@ -293,7 +303,7 @@ def _translated(state: Mapping, head: str | None) -> dict[str, tuple[str, Tensor
 
 
 def _renamed(name: str, rules: list[tuple[re.Pattern, str]]) -> str | None:
-    """Returns the new name by the first rule that matches; None if no rule matches."""
+    """Returns a name translated by the first rule that matches; None if no rule matches."""
     for pattern, template in rules:
         match = pattern.fullmatch(name)
         if match:
@@ -302,7 +312,10 @@ def _renamed(name: str, rules: list[tuple[re.Pattern, str]]) -> str | None:
 
 
 def _pattern(template: str) -> re.Pattern:
-    """Converts a template to a regular expression; a repeated field must match the same text."""
+    """Returns a regular expression for a template of `published_names`, such as `neck.{rest}`.
+
+    A field that is repeated in the template must match the same text.
+    """
     seen = set()
     parts = []
     for literal, field in re.findall(r"([^{]*)(?:\{(\w+)\})?", template):

@@ -1,8 +1,8 @@
-"""Translates the names of Swin's ImageNet weights, from its authors' or torchvision's to ours.
+"""Renames the tensors of Swin's ImageNet weights, of its authors or torchvision, to ours.
 
-The authors' networks merge four tokens in another order than the published depth networks, so two
-tensors of each merging layer are reordered. Left out: the classifier, and buffers that are computed
-from the sizes (masks, index tables).
+A merging layer concatenates the channels of four tokens. The authors' networks do so in another
+order than the published depth networks and ours, so the tensors of these layers are reordered. Left
+out: the classifier, and buffers that follow from the layers' sizes (masks, index tables).
 """
 
 import re
@@ -26,14 +26,21 @@ _NAMES = (
 
 
 def is_imagenet(state: Mapping[str, Tensor]) -> bool:
-    """Returns True if a state dict has the names of Swin's authors or of torchvision."""
+    """Returns True if a state dict has the tensor names of Swin's authors or of torchvision's Swin.
+
+    Args:
+        state: the tensors by name.
+    """
     return "layers.0.blocks.0.attn.qkv.weight" in state or "features.1.0.attn.qkv.weight" in state
 
 
 def to_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the tensors of a `Swin` under our names.
+    """Returns the tensors of a classifier by the names that the encoder `Swin` has for them.
 
-    The norms at the taps are missing, because a classifier doesn't have them.
+    The norms of the encoder's returned features are missing, because a classifier lacks them.
+
+    Args:
+        state: the classifier's tensors, by the names of Swin's authors or torchvision.
     """
     ours = {}
     for theirs, tensor in state.items():
@@ -44,9 +51,13 @@ def to_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _authors_name(match: re.Match) -> str:
-    """Translates torchvision's name, which numbers stem, stages and merging layers consecutively.
+    """Returns the authors' name for torchvision's name of a tensor.
 
-    0 is the stem, 1, 3, 5 and 7 are the stages, and 2, 4 and 6 the merging layers between them.
+    torchvision numbers the modules consecutively: 0 is the stem, 1, 3, 5 and 7 are the stages, and
+    2, 4 and 6 the merging layers between them.
+
+    Args:
+        match: a match of torchvision's name, with the module's number and the rest of the name.
     """
     index = int(match[1])
     rest = match[2]
@@ -56,7 +67,7 @@ def _authors_name(match: re.Match) -> str:
 
 
 def _our_name(name: str) -> str | None:
-    """Returns our name for an authors' name; None if we have no such tensor."""
+    """Returns the encoder's name for a tensor of the authors' network; None if it has none."""
     for pattern, ours in _NAMES:
         match = re.fullmatch(pattern, name)
         if match:
@@ -65,5 +76,9 @@ def _our_name(name: str) -> str | None:
 
 
 def _reordered(tensor: Tensor) -> Tensor:
-    """Reorders four tokens' channels from (column, row, channel) to (channel, row, column)."""
+    """Reorders the last dimension of a merging layer's tensor to the encoder's order of channels.
+
+    The dimension has the channels of 2 x 2 tokens. Its order changes from (column, row, channel) to
+    (channel, row, column).
+    """
     return tensor.unflatten(-1, (2, 2, -1)).transpose(-3, -1).flatten(-3)
