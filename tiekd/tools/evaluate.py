@@ -36,6 +36,7 @@ def run(args: argparse.Namespace) -> None:
     if args.split == "val" and not args.on_trained:
         compare.refuse_trained_on(seen, networks)
     remarks = [*(f"Warning: {note}" for note in getattr(frames, "notes", ())), *check_range(frames)]
+    remarks += getattr(frames, "camera_notes", ())
     for option, suffix in (
         ("out", ".json"),
         ("per_image", ".csv"),
