@@ -248,10 +248,16 @@ class Frames(torch.utils.data.Dataset):
 
     def image_sizes(self) -> list[tuple[int, int]]:
         """Returns (height, width) of every frame after cropping; reading a header takes 0.1 ms."""
-        return [
-            self._place(frame, *image_io.read_image_size(Path(frame.image)))[2:]
-            for frame in self.frames
-        ]
+        return [self.image_size(index) for index in range(len(self))]
+
+    def image_size(self, index: int) -> tuple[int, int]:
+        """Returns (height, width) of a frame after cropping, from its file's header.
+
+        Raises:
+            DataError: If the file can't be read, or is smaller than the crop.
+        """
+        frame = self.frames[index]
+        return self._place(frame, *image_io.read_image_size(Path(frame.image)))[2:]
 
     def _whole(self, frame: Frame, image: Tensor, depth: Tensor | None) -> Sample:
         """Returns the sample of the whole image, without a teacher map."""

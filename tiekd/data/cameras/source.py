@@ -77,15 +77,21 @@ def read(intrinsics: Intrinsics, root: Path, where: str = "data.intrinsics") -> 
         where: The setting's name, for messages.
 
     Raises:
-        RecipeError: The numbers aren't those of a camera.
+        RecipeError: The numbers aren't those of a camera, or there is no such file.
         DataError: The file can't be read.
     """
     check_numbers(intrinsics, where)
     if isinstance(intrinsics, str | Path):
         if str(intrinsics) == EXIF:
             return Source()
+        path = root / Path(intrinsics).expanduser()
+        if not path.exists():
+            raise RecipeError(
+                f"{where}: got {str(intrinsics)!r:.80}, but there is no file at {path}; it must be "
+                f"{ALLOWED}"
+            )
         try:
-            return Source(file=files.read(root / Path(intrinsics).expanduser()))
+            return Source(file=files.read(path))
         except DataError as error:
             raise DataError(f"{where}: {error}") from None
     numbers = [float(number) for number in intrinsics]

@@ -154,7 +154,7 @@ def test_wrong_numbers_are_one_line(root, value, line):
 
 def test_missing_file_is_one_line(root):
     """A file that isn't there is refused by the setting's name."""
-    with pytest.raises(DataError, match=r"data\.intrinsics: .*none\.txt: no such file"):
+    with pytest.raises(RecipeError, match=r"data\.intrinsics: got 'none\.txt', but there is no"):
         make(root, intrinsics="none.txt")
 
 
