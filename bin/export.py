@@ -63,6 +63,15 @@ def parse_arguments() -> argparse.Namespace:
         default="mean",
         help="for DPM heads: how depth is read from the distribution, default mean",
     )
+    parser.add_argument(
+        "--focal",
+        metavar="F",
+        type=float,
+        help="focal length of all images in pixels, for network.canonical_focal",
+    )
+    parser.add_argument(
+        "--focal-input", action="store_true", help="the focal length as second input, (batch,)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace --out where it exists")
     arguments.add_overrides(parser)
     args = parser.parse_args()

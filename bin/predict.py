@@ -18,6 +18,9 @@ have a working resolution, the network sees the image at its own size. If the re
 one size (kb_crop, height and width, NYU), an image with more than 1.5 times their pixels is shrunk
 to as many pixels.
 
+With network.canonical_focal, and for --points, each image's camera is needed: from --focal or
+--intrinsics, the recipe's data.intrinsics, or the data set; for the former else from EXIF.
+
 For a video the program writes the depth of each frame, a colour video of the same frame rate, and
 the time of each frame in DIR/times, and prints a measure of flicker. An animated GIF is a video.
 
@@ -64,8 +67,12 @@ def parse_arguments() -> argparse.Namespace:
     add("--points", action="store_true", help="also PLY, coloured points in metres")
     add(
         "--intrinsics",
-        metavar="FX,FY,CX,CY",
-        help="for --points, in pixels; default: the data set's",
+        metavar="FX,FY,CX,CY|FILE|exif",
+        type=paths.path_text_argument,
+        help="cameras, in pixels of the image; default: the data set's",
+    )
+    add(
+        "--focal", metavar="F", help="focal length in pixels of the image, in place of --intrinsics"
     )
     add("--confidence", action="store_true", help="for DPM heads: also confidence, 0 to 1")
     add("--size", metavar="HxW|full", help="fit images in HxW for the network, or keep their size")

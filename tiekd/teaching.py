@@ -20,6 +20,7 @@ from tiekd.data import resize as resizes
 from tiekd.data.resize import Resize
 from tiekd.errors import CheckpointError, TeacherError
 from tiekd.files import check_readable
+from tiekd.models import canonical
 from tiekd.models.build import build_network
 from tiekd.models.weights import state_dicts
 from tiekd.teachers.external import OutsideTeacher
@@ -98,12 +99,13 @@ def build_teacher(
         )
     # Load the network's weights. All tensors have to match.
     path = teacher_checkpoint(teacher)
-    network = build_network(teacher.network, "teacher.network")
     try:
         state = state_dicts.read_checkpoint(path)
+        network_node = canonical.completed(teacher.network, state, path)
         tensors = state_dicts.named_tensors(state)
     except CheckpointError as error:
         raise TeacherError(f"teacher.checkpoint: {error}") from None
+    network = build_network(network_node, "teacher.network")
     try:
         state_dicts.load_into(network, tensors)
     except CheckpointError as error:

@@ -35,7 +35,7 @@ PROGRAMS = sorted(
 )
 # Options whose text is no path, or a path among other things that the program itself takes apart.
 NO_PATHS = {
-    *("overrides", "keys", "size", "cap", "intrinsics", "depth_unit", "readout", "device"),
+    *("overrides", "keys", "size", "cap", "focal", "depth_unit", "readout", "device"),
     *("num_gpus", "num_nodes", "include", "exclude", "master_port", "master_addr", "launcher"),
     *("against", "words", "restarts"),
 }

@@ -42,6 +42,8 @@ _NETWORK = {
     "head": dict,
     "min_depth": float,
     "max_depth": float,
+    "canonical_focal": float,
+    "canonical_factors": tuple[float, float],
 }
 _TERM = {"weight": float, "against": str}
 # For each section with fixed keys the file and the name of its dataclass.

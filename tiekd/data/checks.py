@@ -131,7 +131,8 @@ class Examined:
         reader = BatchReader(self.frames, self.augment, 0, resize=self.resize)
         placement = reader.resize.place(*sample.image.shape[-2:], sample.name)
         if self.augment is not None:
-            reader.decisions(0, 0, sample.name, placement)
+            size = tuple(sample.image.shape[-2:])
+            reader.decisions(0, 0, sample.name, placement, size)
 
     def _depth_fault(self, sample: Sample, path: str) -> tuple[list[tuple[str, str]], float | None]:
         """Returns the (kind, message) faults of a sample's depths, and their median in metres."""

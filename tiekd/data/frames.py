@@ -17,24 +17,10 @@ from torch import Tensor
 
 from tiekd.data import image_io, orientation, teacher_maps
 from tiekd.data.augment.geometry import crop_window
+from tiekd.data.cameras.calibration import Camera
+from tiekd.data.cameras.source import Intrinsics, cameras_of
 from tiekd.data.sample import Sample, in_metres
 from tiekd.errors import DataError
-
-
-class Camera(NamedTuple):
-    """Intrinsics of a pinhole camera, in pixels of the whole, upright image.
-
-    Attributes:
-        focal_x: Horizontal focal length.
-        focal_y: Vertical focal length.
-        centre_x: Column of the principal point; None for the image's centre.
-        centre_y: Row of the principal point; None for the image's centre.
-    """
-
-    focal_x: float
-    focal_y: float
-    centre_x: float | None = None
-    centre_y: float | None = None
 
 
 class Frame(NamedTuple):
@@ -97,6 +83,7 @@ class DatasetSplit:
         window: The crop of each image that is kept; None keeps whole images.
         map_prefix: Prefix of the teacher maps' file names.
         notes: Lines for the log about how the files were found.
+        camera_notes: Lines for the log about the frames' cameras.
     """
 
     frames: Sequence[Frame]
@@ -105,6 +92,7 @@ class DatasetSplit:
     window: Window | None = None
     map_prefix: str = ""
     notes: Sequence[str] = ()
+    camera_notes: Sequence[str] = ()
 
 
 class Frames(torch.utils.data.Dataset):
@@ -137,6 +125,7 @@ class Frames(torch.utils.data.Dataset):
         self.maps = maps
         self.map_prefix = split.map_prefix
         self.notes = split.notes
+        self.camera_notes = split.camera_notes
         # None, or the cache (tiekd/data/decoded_cache.py) that is read instead of the original
         # files.
         self.decoded = None
@@ -259,10 +248,16 @@ class Frames(torch.utils.data.Dataset):
 
     def image_sizes(self) -> list[tuple[int, int]]:
         """Returns (height, width) of every frame after cropping; reading a header takes 0.1 ms."""
-        return [
-            self._place(frame, *image_io.read_image_size(Path(frame.image)))[2:]
-            for frame in self.frames
-        ]
+        return [self.image_size(index) for index in range(len(self))]
+
+    def image_size(self, index: int) -> tuple[int, int]:
+        """Returns (height, width) of a frame after cropping, from its file's header.
+
+        Raises:
+            DataError: If the file can't be read, or is smaller than the crop.
+        """
+        frame = self.frames[index]
+        return self._place(frame, *image_io.read_image_size(Path(frame.image)))[2:]
 
     def _whole(self, frame: Frame, image: Tensor, depth: Tensor | None) -> Sample:
         """Returns the sample of the whole image, without a teacher map."""
@@ -308,6 +303,26 @@ class Frames(torch.utils.data.Dataset):
                 "size",
             )
         return top, left, rows, columns
+
+
+def with_cameras(
+    frames: Sequence[Frame], intrinsics: Intrinsics, root: Path
+) -> tuple[list[Frame], list[str]]:
+    """Returns the frames with the cameras that `data.intrinsics` gives, and lines for the log.
+
+    Args:
+        frames: The frames, each with the camera that the data set knows itself, or None.
+        intrinsics: The setting; None keeps the data set's own cameras.
+        root: The data root.
+
+    Raises:
+        RecipeError: The setting isn't valid.
+        DataError: Its file can't be read, or an image has another aspect ratio than its intrinsics.
+    """
+    known = [(frame.name, frame.image, frame.camera) for frame in frames]
+    cameras, notes = cameras_of(known, intrinsics, root)
+    changed = [f._replace(camera=camera) for f, camera in zip(frames, cameras, strict=True)]
+    return changed, notes
 
 
 def joined_name(name: str) -> str:

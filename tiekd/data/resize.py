@@ -472,19 +472,41 @@ def resized_teacher_map(depth: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.from_numpy(np.where(one_surface, mean, _nearest_valid(plane, size)))[None]
 
 
-def resized_sample(sample: Sample, resize: Resize) -> tuple[Sample, Placement]:
+def zoomed(placement: Placement, zoom: float, window: tuple[int, int]) -> Placement:
+    """Returns the placement of an image that is enlarged by a factor beyond its working resolution.
+
+    The canvas is the zoomed image, so that a crop may take any part of it. Where that is smaller
+    than the window, it is centred on a canvas of the window's size.
+
+    Args:
+        placement: The placement without zoom.
+        zoom: The factor.
+        window: (height, width) that is cropped from the canvas; at most `placement.canvas` counts.
+    """
+    if zoom == 1:
+        return placement
+    height, width = (_side(side * zoom) for side in placement.scaled)
+    least = (min(sides) for sides in zip(window, placement.canvas, strict=True))
+    below, beside = map(max, (height, width), least)
+    return Placement((height, width), (below, beside), (below - height) // 2, (beside - width) // 2)
+
+
+def resized_sample(
+    sample: Sample, resize: Resize, placement: Placement | None = None
+) -> tuple[Sample, Placement]:
     """Resizes a sample to its working resolution, without padding.
 
     Args:
         sample: The sample; depths may be stored levels.
         resize: The working resolution.
+        placement: Its placement; None for that of `resize`. A zoomed one resizes in the same step.
 
     Returns:
         The sample with a uint8 image and depths in their dtype, and the image's placement on the
         canvas. A sample that already has the size is returned unchanged.
     """
     height, width = sample.image.shape[-2:]
-    placement = resize.place(height, width, sample.name)
+    placement = placement or resize.place(height, width, sample.name)
     if placement.scaled == (height, width):
         return sample, placement
     return sample._replace(

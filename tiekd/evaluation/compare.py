@@ -7,7 +7,6 @@ resolution. All are scored at the ground truth's own size.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tiekd import paths
+from tiekd.data import focal as focals
 from tiekd.data import least_size, trained_on
 from tiekd.data import resize as resizes
 from tiekd.data.augment.augment import colour_table, look_up
@@ -39,7 +39,7 @@ class Entrant(NamedTuple):
 
     Attributes:
         predict: function from images (B, 3, H, W), normalised and at the working resolution, to
-            depth (B, 1, H, W) in metres.
+            depth (B, 1, H, W) in metres; see `evaluate.evaluate`.
         weights: the weights file; None for a predictor without weights.
         trained_on: the frames that the network was trained on; None if they aren't known.
         resize: the working resolution.
@@ -52,21 +52,29 @@ class Entrant(NamedTuple):
     resize: Resize = OWN_SIZE
     least_side: int = 1
 
-    def depth_of(self, pixels: Tensor, device: torch.device) -> Tensor:
+    @property
+    def needs_focal(self) -> bool:
+        """True if it needs each image's focal length."""
+        return getattr(self.predict, "needs_focal", False)
+
+    def depth_of(self, pixels: Tensor, device: torch.device, intrinsics: Tensor) -> Tensor:
         """Predicts depth at the images' own size, resized by the same rule as for the metrics.
 
         Args:
             pixels: (B, 3, H, W) uint8 images at their own size.
             device: the network's device.
+            intrinsics: (B, 3, 3) float32, pixels of the images at their own size.
 
         Returns:
             (B, 1, H, W) float32, metres.
         """
         image = resizes.network_input(pixels, self.resize).to(device)
         image = look_up(image, colour_table()[None].to(device).expand(len(image), -1, -1))
-        return resizes.restored(
-            self.predict(image), self.resize, tuple(pixels.shape[-2:]), smooth=True
-        )
+        size = tuple(pixels.shape[-2:])
+        given = ()
+        if self.needs_focal:
+            given = (focals.of_own_size(intrinsics, size, self.resize).to(device),)
+        return resizes.restored(self.predict(image, *given), self.resize, size, smooth=True)
 
 
 class Result(NamedTuple):
@@ -128,7 +136,7 @@ def entrants(
         name = next(
             (name for name in tries if name not in found), f"{recipe_path}:{path} ({place + 1})"
         )
-        predict = partial(flipping.predict, network.to(device).eval(), flip=flip)
+        predict = flipping.Predictor(network.to(device).eval(), flip)
         least = least_size.least_side(network)
         found[name] = Entrant(predict, path, trained_on.read(path), resize, least)
     return found

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tiekd.console import Progress
+from tiekd.data import focal as focals
 from tiekd.data import resize as resizes
 from tiekd.data.batch import Batch
 from tiekd.data.loading.loader import NO_WORKERS, Loading, validation_batches
@@ -114,7 +115,9 @@ def evaluate(
     float32 maps per image at its own size, the ground truth and the prediction.
 
     Args:
-        predictor: function from images (B, 3, H, W) to depth (B, 1, H, W) in metres.
+        predictor: function from images (B, 3, H, W) to depth (B, 1, H, W) in metres. If its
+            `needs_focal` is True, the second argument is f of each image, (B,) in pixels of the
+            resized images.
         dataset: the evaluation frames.
         protocol: depth range, crop and batch size.
         device: the predictor's device.
@@ -140,8 +143,12 @@ def evaluate(
         resize=resize,
     )
     for batch_indices, batch in _shown(batches, "frames", len(dataset), comm.world_size(), out):
+        given = ()
+        if getattr(predictor, "needs_focal", False):
+            given = (focals.of_batch(batch, resize),)
+            focals.check_known(*given, batch.names)
         depth = resizes.restored(
-            predictor(batch.image), resize, tuple(batch.depth.shape[-2:]), smooth=True
+            predictor(batch.image, *given), resize, tuple(batch.depth.shape[-2:]), smooth=True
         )
         indices += batch_indices
         rows.append(

@@ -6,10 +6,13 @@
 The function includes the steps around the network: reading the file, resizing to the working
 resolution that the weights were trained at (tiekd/data/resize.py), normalisation and readout. The
 cost is that of the network's forward pass at that resolution. A distribution over depth bins is
-computed in strips (tiekd/models/readout.py), so that it is never in memory as a whole. Left out:
+computed in strips (tiekd/models/readout.py), so that it is never in memory as a whole. A network
+with `network.canonical_focal` needs each image's focal length: `student(image, focal=F)`. Left out:
 flip averaging, and half precision.
 """
 
+import math
+from collections.abc import Sequence
 from os import PathLike, fspath
 from pathlib import Path
 from typing import NamedTuple
@@ -22,12 +25,15 @@ from torch import Tensor
 from tiekd import paths
 from tiekd.config import external
 from tiekd.config.recipe import load_recipe
+from tiekd.data import focal as focals
 from tiekd.data import least_size
 from tiekd.data.augment.augment import colour_table, look_up
+from tiekd.data.cameras.calibration import Camera
 from tiekd.data.image_io import as_photo, read_photo
 from tiekd.data.resize import LARGEST, OWN_SIZE, Resize, network_input, resize_of, restored
 from tiekd.errors import CheckpointError, DataError, LaunchError, RecipeError
 from tiekd.kernels.target import bin_centres
+from tiekd.models import canonical
 from tiekd.models import readout as readouts
 from tiekd.models.build import build_network
 from tiekd.models.network import Network
@@ -85,12 +91,18 @@ class Student:
         """
         return self.readout == "mean"
 
-    def __call__(self, image: str | PathLike | Image.Image | np.ndarray | Tensor) -> Tensor:
+    def __call__(
+        self,
+        image: str | PathLike | Image.Image | np.ndarray | Tensor,
+        focal: float | Sequence[float] | None = None,
+    ) -> Tensor:
         """Predicts the depth of an image.
 
         Args:
             image: The path of an image file, a Pillow image, an (H, W, 3) uint8 RGB array, or a
                 (3, H, W) or (B, 3, H, W) uint8 RGB tensor.
+            focal: Focal length in pixels of `image` at its own size, (fx + fy) / 2; of a batch one
+                for all or one for each. For a network with `canonical_focal`, which needs it.
 
         Returns:
             (H, W), or (B, H, W) for a batch; float32 metres between the network's min_depth and
@@ -98,27 +110,38 @@ class Student:
 
         Raises:
             DataError: If the file can't be read as an image, or `image` is none of the above.
+            RecipeError: If the focal length is missing, not a number above 0, or of no use to the
+                network.
         """
         pixels = as_pixels(image)
         name = str(fspath(image)) if isinstance(image, str | PathLike) else "the image"
-        small = self.working_image(pixels if pixels.dim() == 4 else pixels[None], name)
-        depth = self.at_own_size(self.read(small), tuple(pixels.shape[-2:])).depth[:, 0]
+        batch = pixels if pixels.dim() == 4 else pixels[None]
+        size = tuple(pixels.shape[-2:])
+        reading = self.read(self.working_image(batch, name), focal=self._seen(focal, batch))
+        depth = self.at_own_size(reading, size).depth[:, 0]
         return depth if pixels.dim() == 4 else depth[0]
 
-    def predict(self, pixels: Tensor, with_confidence: bool = False) -> Reading:
+    def predict(
+        self,
+        pixels: Tensor,
+        with_confidence: bool = False,
+        focal: float | Sequence[float] | None = None,
+    ) -> Reading:
         """Predicts the depth of images at their own size.
 
         Args:
             pixels: (B, 3, H, W) uint8 RGB.
             with_confidence: True to return confidence, too. Needs a DPM head.
+            focal: As for `__call__`.
 
         Returns:
             Depth and confidence at the images' own size, on the CPU.
 
         Raises:
-            RecipeError: If confidence is requested of another head.
+            RecipeError: If confidence is requested of another head, or the focal length is wrong.
         """
-        reading = self.read(self.working_image(pixels), with_confidence)
+        small = self.working_image(pixels)
+        reading = self.read(small, with_confidence, self._seen(focal, pixels))
         return self.at_own_size(reading, tuple(pixels.shape[2:]))
 
     def working_image(self, pixels: Tensor, name: str = "the image") -> Tensor:
@@ -156,13 +179,25 @@ class Student:
             confidence = restored(confidence.cpu(), self.resize, size, smooth=True)
         return Reading(restored(reading.depth.cpu(), self.resize, size, self.smooth), confidence)
 
+    @property
+    def needs_focal(self) -> bool:
+        """True if the network has a canonical camera, so that images need their focal length."""
+        return getattr(self.network, "canonical", None) is not None
+
     @torch.no_grad()
-    def read(self, pixels: Tensor, with_confidence: bool = False) -> Reading:
+    def read(
+        self,
+        pixels: Tensor,
+        with_confidence: bool = False,
+        focal: Sequence[float] | None = None,
+    ) -> Reading:
         """Predicts the depth of images at the working resolution, on the student's device.
 
         Args:
             pixels: (B, 3, h, w) uint8 RGB at the working resolution, as `network_input` returns it.
             with_confidence: True to return confidence, too. Needs a DPM head.
+            focal: B focal lengths in pixels of `pixels` (tiekd/data/focal.py), for a network with a
+                canonical camera.
 
         Returns:
             Depth and confidence, (B, 1, h, w), on the device.
@@ -175,10 +210,13 @@ class Student:
         network = self.network
         image = self._normalised(pixels)
         size = tuple(image.shape[2:])
+        if focal is not None:
+            focal = torch.tensor(focal, dtype=torch.float32, device=self.device)
         # The network's forward pass computes the mean. Other readouts, and confidence, need the
         # distribution, which is computed in strips.
         if self.smooth and not with_confidence:
-            return Reading(network(image).depth)
+            given = {} if focal is None else {"focal": focal}
+            return Reading(network(image, **given).depth)
         features = network.features(image)
         head = network.head
         if self.smooth:
@@ -187,9 +225,7 @@ class Student:
         else:
             both = readouts.in_strips(self._depth_and_confidence, features, head.probabilities)
             depth, confidence = both.split(1, dim=1)
-        depth = readouts.on_image_grid(
-            depth.clamp(network.min_depth, network.max_depth), size, self.smooth
-        )
+        depth = readouts.on_image_grid(network.in_metres(depth, focal), size, self.smooth)
         return Reading(
             depth, readouts.on_image_grid(confidence, size, True) if with_confidence else None
         )
@@ -212,6 +248,44 @@ class Student:
         margin = readouts.in_strips(readouts.margin, features, self.network.head.probabilities)
         margin = readouts.on_image_grid(margin, tuple(image.shape[2:]), smooth=False)
         return restored(margin.cpu(), self.resize, tuple(pixels.shape[2:]), smooth=False)
+
+    def _seen(self, focal: float | Sequence[float] | None, pixels: Tensor) -> list[float] | None:
+        """Returns the focal lengths of images (B, 3, H, W) at the working resolution.
+
+        None for a network without canonical camera. Raises as `_cameras`.
+        """
+        cameras = self._cameras(focal, len(pixels))
+        if cameras is None:
+            return None
+        size = tuple(pixels.shape[-2:])
+        return [focals.of_camera(camera, size, self.resize) for camera in cameras]
+
+    def _cameras(self, focal: float | Sequence[float] | None, count: int) -> list[Camera] | None:
+        """Returns a camera of each of `count` images; None for a network without canonical camera.
+
+        Raises:
+            RecipeError: If the focal length is missing, not a number above 0, or of no use.
+        """
+        if not self.needs_focal:
+            if focal is not None:
+                raise RecipeError(
+                    f"focal: got {focal!r:.80}, but this network was trained without "
+                    "network.canonical_focal and doesn't use it; leave it out"
+                )
+            return None
+        if focal is None:
+            raise RecipeError(
+                "focal: this network was trained with network.canonical_focal and needs the focal "
+                "length of each image, in pixels of the image at its own size; give focal=F"
+            )
+        values = torch.as_tensor(focal).flatten().tolist() if _is_numbers(focal) else []
+        values = values * count if len(values) == 1 else values
+        if len(values) != count or not all(0 < value < math.inf for value in values):
+            raise RecipeError(
+                f"focal: got {focal!r:.80}; it must be a number of pixels above 0, or {count} of "
+                "them, one an image"
+            )
+        return [Camera(float(value), float(value)) for value in values]
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         return look_up(pixels.to(self.device).contiguous(), self._table.expand(len(pixels), -1, -1))
@@ -276,6 +350,8 @@ def load_student(
             "load_student(..., recipe=)"
         )
     # Build the network and load its tensors.
+    if loaded is not None:
+        node = canonical.completed(node, state, path)
     network = build_network(node)
     try:
         state_dicts.load_into(network, state_dicts.named_tensors(state))
@@ -283,6 +359,13 @@ def load_student(
         raise CheckpointError(f"{path}: {error}") from None
     resize = resize_of(state, loaded) if size is None else _fit_in(size)
     return Student(network, device, readout, resize)
+
+
+def _is_numbers(value: object) -> bool:
+    """Returns True for a number, a tensor or array, and a list of numbers."""
+    values = value if isinstance(value, list | tuple) else [value]
+    kinds = (int, float, np.number, np.ndarray, Tensor)
+    return all(isinstance(v, kinds) and not isinstance(v, bool) for v in values)
 
 
 def _fit_in(size: tuple[int, int] | str) -> Resize:

@@ -3,10 +3,13 @@
 from tiekd.config.build import build
 from tiekd.config.schema import check_keys, check_value
 from tiekd.errors import RecipeError
+from tiekd.models import canonical
 from tiekd.models.contract import check_encoder, check_neck
 from tiekd.models.network import Network
 
-PARTS = ("encoder", "neck", "decoder", "head", "min_depth", "max_depth")
+PARTS = ("encoder", "neck", "decoder", "head", "min_depth", "max_depth", *canonical.KEYS)
+
+_OPTIONAL = ("neck", *canonical.KEYS)
 
 
 def build_network(node: dict, where: str = "network") -> Network:
@@ -14,7 +17,8 @@ def build_network(node: dict, where: str = "network") -> Network:
 
     Args:
         node: the recipe's node with the keys encoder, neck (optional), decoder, head, and
-            min_depth and max_depth in metres.
+            min_depth and max_depth in metres; optionally canonical_focal in pixels and
+            canonical_factors, see tiekd/models/canonical.py.
         where: path of the node in the recipe, for error messages.
 
     Returns:
@@ -30,7 +34,7 @@ def build_network(node: dict, where: str = "network") -> Network:
             f"{where}: the recipe has none; take one from model_configs/_base_/networks by _base_"
         )
     check_keys(node, PARTS, where)
-    missing = [part for part in PARTS if part not in node and part != "neck"]
+    missing = [part for part in PARTS if part not in node and part not in _OPTIONAL]
     if missing:
         raise RecipeError(f"{where}: needs {', '.join(missing)}")
     min_depth, max_depth = node["min_depth"], node["max_depth"]
@@ -41,6 +45,11 @@ def build_network(node: dict, where: str = "network") -> Network:
             f"{where}: min_depth {min_depth} and max_depth {max_depth} must be metres "
             "with 0 < min < max, 1e-6 to 1e6"
         )
+    # Decoder and head work in the canonical camera's depth, if there is one.
+    camera = canonical.of_node(node, where)
+    low, high = min_depth, max_depth
+    if camera is not None:
+        low, high = min_depth * camera.smallest, max_depth * camera.largest
     # Build the components in order, since each needs the channels and strides of the one before.
     encoder = build(node["encoder"], "tiekd.models.encoders", f"{where}.encoder")
     check_encoder(encoder, _place(node, "encoder", where))
@@ -56,7 +65,7 @@ def build_network(node: dict, where: str = "network") -> Network:
         f"{where}.decoder",
         encoder_channels=channels,
         encoder_strides=encoder.strides,
-        max_depth=max_depth,
+        max_depth=high,
     )
     head = build(
         node["head"],
@@ -64,10 +73,10 @@ def build_network(node: dict, where: str = "network") -> Network:
         f"{where}.head",
         in_channels=decoder.channels,
         stride=decoder.stride,
-        min_depth=min_depth,
-        max_depth=max_depth,
+        min_depth=low,
+        max_depth=high,
     )
-    return Network(encoder, decoder, head, min_depth, max_depth, neck=neck)
+    return Network(encoder, decoder, head, min_depth, max_depth, neck=neck, canonical=camera)
 
 
 def _place(node: dict, part: str, where: str) -> str:

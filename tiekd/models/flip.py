@@ -1,29 +1,56 @@
 """Depth prediction, optionally averaged with the prediction for the mirrored image (flip test)."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from tiekd.models.network import Network
 
 
+class Predictor(NamedTuple):
+    """A network as a function from images to depth, optionally averaged with the mirrored image.
+
+    Attributes:
+        network: the network, in eval mode.
+        flip: as for `predict`.
+    """
+
+    network: Network
+    flip: bool
+
+    @property
+    def needs_focal(self) -> bool:
+        """True if the network has a canonical camera, so that images need their focal length."""
+        return getattr(self.network, "canonical", None) is not None
+
+    def __call__(self, image: Tensor, focal: Tensor | None = None) -> Tensor:
+        """Predicts depth; arguments and result are those of `predict`."""
+        return predict(self.network, image, self.flip, focal)
+
+
 @torch.no_grad()
-def predict(network: Network, image: Tensor, flip: bool) -> Tensor:
+def predict(network: Network, image: Tensor, flip: bool, focal: Tensor | None = None) -> Tensor:
     """Predicts depth without gradients.
 
     Args:
         network: the network, in eval mode.
         image: (B, 3, H, W), normalised.
         flip: True to average the prediction with that for the horizontally mirrored image.
+        focal: (B,), f of each image in pixels of `image`; None without a canonical camera.
 
     Returns:
         (B, 1, H, W) float32, metres.
     """
+    given = {} if focal is None else {"focal": focal}
     if not flip:
-        return network(image).depth
+        return network(image, **given).depth
     # Run both images as one batch, except on a CPU, where two separate passes are faster.
     if image.device.type == "cpu":
-        plain = network(image).depth
-        mirrored = network(image.flip(-1)).depth
+        plain = network(image, **given).depth
+        mirrored = network(image.flip(-1), **given).depth
     else:
-        plain, mirrored = network(torch.cat([image, image.flip(-1)])).depth.chunk(2)
+        twice = {name: value.repeat(2) for name, value in given.items()}
+        both = torch.cat([image, image.flip(-1)])
+        plain, mirrored = network(both, **twice).depth.chunk(2)
     return (plain + mirrored.flip(-1)) / 2

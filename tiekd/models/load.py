@@ -9,6 +9,7 @@ from tiekd.config.recipe import load_recipe, work_dir_of
 from tiekd.data import resize as resizes
 from tiekd.data.resize import Resize
 from tiekd.errors import CheckpointError
+from tiekd.models import canonical
 from tiekd.models.build import build_network
 from tiekd.models.network import Network
 from tiekd.models.weights import state_dicts
@@ -67,8 +68,12 @@ def load_network(
     elif path.is_dir():
         path = checkpoints.find_weights(path)
     # Build the network and load the weights.
-    network = build_network(recipe.get("network"))
-    state = state_dicts.read_checkpoint(path)
+    state = None
+    node = recipe.get("network")
+    if node:
+        state = state_dicts.read_checkpoint(path)
+        node = canonical.completed(node, state, path)
+    network = build_network(node)
     # Prefix errors about misfitting tensors with the file's name.
     try:
         state_dicts.load_into(network, state_dicts.named_tensors(state))

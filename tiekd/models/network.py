@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from tiekd.errors import RecipeError
+from tiekd.models.canonical import Canonical
 from tiekd.models.contract import check_features
 from tiekd.models.layers.batch_norm import counting_only
 
@@ -23,12 +24,13 @@ class Prediction(NamedTuple):
 
     Attributes:
         depth: (B, 1, H, W) float32, metres, at the image's size; in eval mode clamped to the
-            network's depth range, in training mode not clamped.
+            network's depth range, in training mode not clamped. With a canonical
+            camera it is canonical depth in training mode.
         divergence: (B, 1, H, W) float32, nats, KL(target || prediction) per pixel, 0 where the
             target depth is invalid. None if there is no target depth or the head computes no
             divergence.
-        bin_centres: (B, K) float32, metres, increasing, the centres of each image's depth bins.
-            None if the head predicts no bins.
+        bin_centres: (B, K) float32, metres, increasing, the centres of each image's depth bins;
+            canonical with a canonical camera. None if the head predicts no bins.
     """
 
     depth: Tensor
@@ -50,6 +52,8 @@ class Network(nn.Module):
         min_depth: lower end of the range to which depth is clamped in eval mode, metres.
         max_depth: upper end of that range, metres.
         neck: maps the encoder's features to features of the same strides; None for no neck.
+        canonical: the canonical camera, in whose depth the head predicts and learns; None for a
+            network that doesn't know the focal length.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class Network(nn.Module):
         min_depth: float,
         max_depth: float,
         neck: nn.Module | None = None,
+        canonical: Canonical | None = None,
     ):
         super().__init__()
         self.encoder = encoder
@@ -68,12 +73,17 @@ class Network(nn.Module):
         self.head = head
         self.min_depth = min_depth
         self.max_depth = max_depth
+        self.canonical = canonical
         self.memory_format = torch.contiguous_format
         # A network that is made by hand may have parts that state nothing.
         self._has_checked_features = not hasattr(encoder, "strides")
 
     def forward(
-        self, image: Tensor, target_depth: Tensor | None = None, counted: Tensor | None = None
+        self,
+        image: Tensor,
+        target_depth: Tensor | None = None,
+        counted: Tensor | None = None,
+        focal: Tensor | None = None,
     ) -> Prediction:
         """Predicts depth.
 
@@ -81,9 +91,12 @@ class Network(nn.Module):
             image: (B, 3, H, W), normalised, any float dtype; it is cast to the dtype of the
                 weights.
             target_depth: (B, 1, H, W) float32, metres, 0 or NaN where invalid; the target of a DPM
-                head's divergence. It has no influence on the predicted depth.
+                head's divergence, canonical with a canonical camera. It has no influence on the
+                predicted depth.
             counted: (B, 1, H, W) bool, False in an image's padding, which is excluded from the
                 norms' statistics in training; None without padding.
+            focal: (B,) float32, f of each image in pixels of `image` (tiekd/data/focal.py); needed
+                in eval mode with a canonical camera.
 
         Returns:
             The prediction at the image's size. If the head's resolution differs, depth is resized
@@ -95,7 +108,8 @@ class Network(nn.Module):
                 state.
         """
         if not self.training:
-            return self.read(self.features(image), (image.shape[2], image.shape[3]), target_depth)
+            size = image.shape[2], image.shape[3]
+            return self.read(self.features(image), size, target_depth, focal)
         try:
             with counting_only(counted):
                 return self.read(
@@ -107,7 +121,11 @@ class Network(nn.Module):
             raise RecipeError(self._too_small(image, str(error))) from None
 
     def read(
-        self, features: Tensor, image_size: tuple[int, int], target_depth: Tensor | None = None
+        self,
+        features: Tensor,
+        image_size: tuple[int, int],
+        target_depth: Tensor | None = None,
+        focal: Tensor | None = None,
     ) -> Prediction:
         """Computes the prediction from the head's input; `forward` is `features`, then `read`.
 
@@ -115,16 +133,31 @@ class Network(nn.Module):
             features: (B, C, h, w), the result of the method `features`.
             image_size: (height, width) of the images.
             target_depth: (B, 1, H, W), metres, as for `forward`; or None.
+            focal: (B,), as for `forward`; or None.
 
         Returns:
             The prediction at the image's size, as for `forward`.
         """
         depth, divergence, bin_centres = self.head(features, image_size, target_depth)
         if not self.training:
-            depth = depth.clamp(self.min_depth, self.max_depth)
+            depth = self.in_metres(depth, focal)
         if depth.shape[2:] != image_size:
             depth = interpolate(depth, size=image_size, mode="bilinear", align_corners=True)
         return Prediction(depth, divergence, bin_centres)
+
+    def in_metres(self, depth: Tensor, focal: Tensor | None = None) -> Tensor:
+        """Returns a head's depth in metres, clamped to the network's depth range.
+
+        Args:
+            depth: (B, 1, h, w), canonical with a canonical camera, else metres.
+            focal: (B,), as for `forward`; None without a canonical camera.
+
+        Raises:
+            RecipeError: there is a canonical camera, but no focal length is given.
+        """
+        if self.canonical is not None:
+            depth = self.canonical.to_metres(depth, focal)
+        return depth.clamp(self.min_depth, self.max_depth)
 
     def features(self, image: Tensor) -> Tensor:
         """Returns the head's input, (B, C, h, w), for images (B, 3, H, W) as for `forward`.

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from tiekd.data import focal as focals
 from tiekd.data.batch import Batch
 from tiekd.data.resize import OWN_SIZE, Resize
 from tiekd.kernels.convolution import prepare_bf16
@@ -26,6 +27,8 @@ class FrozenTeacher:
         resize: The working resolution that the teacher's weights were trained at.
             tiekd/tools/cache_teacher.py resizes whole images to it; in training the teacher gets
             images at the student's working resolution.
+        seen_at: The working resolution of the batches that it is given: its own unless training
+            sets the student's.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class FrozenTeacher:
     ):
         self.network = network.to(device).eval().requires_grad_(False)
         self.flip, self.precision, self.resize = flip, precision, resize
+        self.seen_at = resize
         if precision != "fp32":
             self.network.memory_format = torch.channels_last
         if precision == "bf16" and torch.device(device).type == "cpu":
@@ -49,9 +53,19 @@ class FrozenTeacher:
         # The teacher's precision overrides an enclosing autocast; fp32 disables autocast.
         dtype = PRECISIONS[self.precision]
         with torch.autocast(batch.image.device.type, dtype, enabled=dtype is not None):
-            depth = predict(self.network, batch.image, self.flip)
+            depth = predict(self.network, batch.image, self.flip, self._focal(batch))
         # Set pixels that a rotation filled from outside the image to 0, i.e. invalid for the loss.
         return torch.where(batch.inside, depth.float(), 0)
+
+    @property
+    def needs_focal(self) -> bool:
+        """True if the network has a canonical camera, so that images need their focal length."""
+        return self.network.canonical is not None
+
+    def _focal(self, batch: Batch) -> Tensor | None:
+        if not self.needs_focal:
+            return None
+        return focals.of_batch(batch, self.seen_at)
 
 
 build = FrozenTeacher

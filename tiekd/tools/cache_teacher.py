@@ -31,6 +31,7 @@ from torch.utils.data import Dataset, Subset
 from tiekd.config.recipe import is_overridden, load_recipe
 from tiekd.config.teacher_node import TeacherNode
 from tiekd.console import Progress
+from tiekd.data import focal as focals
 from tiekd.data import image_io, least_size, read_folders, teacher_maps
 from tiekd.data import resize as resizes
 from tiekd.data.build import build_dataset
@@ -49,6 +50,7 @@ from tiekd.teachers.outputs import digest as digests
 from tiekd.teachers.outputs.anchoring import Quality
 from tiekd.teachers.outputs.teacher import FoundationTeacher, describe
 from tiekd.teaching import build_teacher, teacher_checkpoint
+from tiekd.training.canonical import require_focals
 from tiekd.training.settings import Recipe
 
 TIMEOUT_MINUTES = 600.0  # the last rank may be hours behind the first if devices differ
@@ -212,6 +214,8 @@ def cache_maps(
     if source.teacher.name is None:
         least = least_size.least_side(teacher.network)
         least_size.check_frames(frames, teacher.resize, least, "the teacher's data.resize")
+    if getattr(teacher, "needs_focal", False):
+        require_focals(frames, teacher.resize, "map")
     found = teacher_maps.read_manifest(folder) or manifest
     if teacher_maps.ORIENTATION not in found and not _any_turned(frames):
         # An older folder's manifest lacks the entry about EXIF rotation. If no frame is rotated,
@@ -345,6 +349,8 @@ class _Job:
             frames, 1, self.device, share=share, loading=loading, resize=resize
         )
         for (place,), batch in batches:
+            if getattr(self.teacher, "needs_focal", False):
+                focals.check_known(focals.of_batch(batch, resize), batch.names)
             depth = resizes.restored(
                 self.teacher(batch), resize, tuple(batch.depth.shape[-2:]), smooth=True
             )

@@ -120,7 +120,7 @@ def begin(parts: Parts, watch: Stopwatch) -> None:
     state.step = Step(state.engine, parts.config, options.clip_norm)
     batches = parts.batches(_MOST_ITERATIONS)
     begun = replace(state, hooks=[KeptMemory(), watch], total_iterations=_MOST_ITERATIONS)
-    train(begun, batches, parts.teacher, parts.criterion, parts.schedule)
+    train(begun, batches, parts.teacher, parts.criterion, parts.schedule, parts.targets)
     batches.close()
 
 

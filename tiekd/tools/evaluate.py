@@ -12,6 +12,7 @@ from tiekd.data.depth_values import check_range
 from tiekd.data.rank_consistency import check_same
 from tiekd.distributed import comm, process_group
 from tiekd.evaluation import compare, per_frame, report
+from tiekd.training.canonical import require_focals
 from tiekd.training.settings import Recipe
 from tiekd.visualization import frame_pictures, panel
 
@@ -31,11 +32,14 @@ def run(args: argparse.Namespace) -> None:
     for name, entrant in networks.items():
         key = f"data.resize of {name}"
         least_size.check_frames(frames, entrant.resize, entrant.least_side, key)
+        if entrant.needs_focal:
+            require_focals(frames, entrant.resize, args.split)
     # Raise errors about frames used in training before the networks run.
     seen = compare.overlaps(networks, frames)
     if args.split == "val" and not args.on_trained:
         compare.refuse_trained_on(seen, networks)
     remarks = [*(f"Warning: {note}" for note in getattr(frames, "notes", ())), *check_range(frames)]
+    remarks += getattr(frames, "camera_notes", ())
     for option, suffix in (
         ("out", ".json"),
         ("per_image", ".csv"),

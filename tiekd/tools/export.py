@@ -31,6 +31,8 @@ def run(args: argparse.Namespace, version: str) -> None:
         confidence=args.confidence,
         readout=args.readout,
         resize=resize,
+        focal=args.focal,
+        focal_input=args.focal_input,
     )
     export.check(network, settings, args.out)
     print(f"Working resolution: {export.working_resolution(settings)}")
@@ -39,9 +41,10 @@ def run(args: argparse.Namespace, version: str) -> None:
     least = export.least_side(network, settings) if settings.dynamic else None
     images = trial_images.batches(frames, size, least)
     facts = {"tiekd": version, "recipe": Path(args.recipe).stem, "checkpoint": weights.name}
-    done = export.write(
-        args.out, network.eval(), recipe["network"], settings, images, facts, sys.stdout
-    )
+    node = recipe["network"]
+    if network.canonical is not None:
+        node = node | {"canonical_factors": list(network.canonical[1:])}
+    done = export.write(args.out, network.eval(), node, settings, images, facts, sys.stdout)
     if done.file_ms is not None:
         print(
             f"An image takes {done.file_ms:.1f} ms from the file, {done.torch_ms:.1f} ms in torch "

@@ -195,12 +195,12 @@ def _on_a_copy(parts: Parts) -> Callable[[int], None]:
 
     def try_images(images: int) -> None:
         batch = Batch(*(_repeated(value, images) for value in one))
-        teacher_depth = parts.teacher(batch)
+        learned, wanted = parts.targets(batch, parts.teacher(batch))
         with torch.autocast(device.type, torch.bfloat16, enabled=casts):
             prediction = network(
-                batch.image, parts.criterion.divergence_target(teacher_depth), batch.counted
+                batch.image, parts.criterion.divergence_target(wanted), batch.counted
             )
-        parts.criterion(prediction, batch, teacher_depth)["loss"].backward()
+        parts.criterion(prediction, learned, wanted)["loss"].backward()
 
     return try_images
 

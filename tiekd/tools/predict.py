@@ -8,7 +8,7 @@ from tiekd.config.recipe import load_recipe
 from tiekd.config.teacher_node import TeacherNode
 from tiekd.data import read_folders
 from tiekd.data.resize import parse_size
-from tiekd.errors import CheckpointError, DataError
+from tiekd.errors import CheckpointError, DataError, RecipeError
 from tiekd.inference import student
 from tiekd.inference.predict import cameras, inputs, outputs
 from tiekd.inference.predict.prediction import predict_all
@@ -24,9 +24,8 @@ def run(args: argparse.Namespace) -> None:
     # Find the inputs first, so that errors in them are reported before the network is built.
     found = inputs.find(args.words[has_checkpoint:], args.out)
     given = parse_size(args.size)
-    known = (
-        cameras.Cameras(cameras.parse_intrinsics(args.intrinsics), data) if args.points else None
-    )
+    camera = cameras.parse_intrinsics(args.intrinsics, args.focal)
+    known = cameras.Cameras(camera, data) if args.points else None
     device = student.pick_device(args.device)
     try:
         checkpoint = args.words[0] if has_checkpoint else None
@@ -39,6 +38,13 @@ def run(args: argparse.Namespace) -> None:
     # Load the network, and set up the outputs.
     resize = resize if given is None else given
     model = student.Student(network, device, args.readout, resize)
+    if model.needs_focal:
+        known = cameras.Cameras(camera, data, "network.canonical_focal", reads_exif=True)
+    elif args.focal is not None and not args.points:
+        raise RecipeError(
+            "--focal: this network was trained without network.canonical_focal and doesn't use it; "
+            "leave it out"
+        )
     if args.confidence:
         student.check_readout(network, "local", "confidence")
     units = outputs.parse_units(args.depth_unit, data, network.max_depth)
@@ -57,6 +63,8 @@ def run(args: argparse.Namespace) -> None:
     failed = predict_all(
         Predictor(model, written, batch_size, known), found, sys.stdout, sys.stderr
     )
+    if known is not None and known.approximate:
+        print(f"Focal length from EXIF, approximate: {known.approximate} image(s)")
     if failed:
         raise DataError(
             f"{failed} of {len(found)} could not be predicted, see above; what could is in "

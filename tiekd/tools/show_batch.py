@@ -160,8 +160,9 @@ def _drawn(reader: BatchReader, epoch: int, index: int) -> Decisions:
             sample = reader.dataset[read_index % len(reader.dataset)]
         except DataError:
             continue
-        placement = reader.resize.place(*sample.image.shape[-2:], sample.name)
-        return reader.decisions(epoch, index, sample.name, placement)
+        size = tuple(sample.image.shape[-2:])
+        placement = reader.placement(epoch, index, sample)
+        return reader.decisions(epoch, index, sample.name, placement, size)
     raise AssertionError("the batch could be read")
 
 

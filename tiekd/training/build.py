@@ -34,10 +34,12 @@ from tiekd.errors import CheckpointError, RecipeError
 from tiekd.losses.dpm import DPM
 from tiekd.models.build import build_network
 from tiekd.models.weights import pretrained, state_dicts
+from tiekd.teachers.network import FrozenTeacher
 from tiekd.teachers.outputs.teacher import FoundationTeacher
 from tiekd.teaching import build_teacher, with_teachers_file
+from tiekd.training import canonical, schedules
 from tiekd.training import criterion as criteria
-from tiekd.training import schedules
+from tiekd.training.canonical import Targets
 from tiekd.training.criterion import Criterion
 from tiekd.training.evaluation_hook import Evaluation
 from tiekd.training.hook import Hook, check_moments
@@ -68,6 +70,7 @@ class Parts:
             validation.
         criterion: The sum of the loss terms.
         teacher: Returns a batch's target depth, (B, 1, H, W) float32, metres, 0 where not valid.
+        targets: Converts metres to the depth that the network learns.
         train_set: The training frames.
         val_set: The validation frames; None without validation.
         groups: The index of each training frame's size group, if each batch holds images of one
@@ -89,6 +92,7 @@ class Parts:
     replica: nn.Module | None
     criterion: Criterion
     teacher: Callable[[Batch], Tensor]
+    targets: Targets
     train_set: Dataset
     val_set: Dataset | None
     groups: list[int] | None
@@ -121,6 +125,8 @@ class Parts:
             loading=self.recipe.loading,
             unreadable=self.unreadable,
             resize=self.recipe.resize,
+            needs_focal=self.targets.camera is not None
+            or getattr(self.teacher, "needs_focal", False),
         )
 
 
@@ -151,6 +157,12 @@ def build_parts(
     process_group.seed_everything(train.seed, train.deterministic)
     config = resolve(engine_config, train.batch_size, train.clip_norm, comm.world_size())
 
+    # The range of a canonical network depends on the frames' focal lengths, so they are read first.
+    sets, about_focal = None, []
+    if (recipe.network or {}).get("canonical_focal") is not None:
+        sets = _build_sets(recipe, held_out)
+        recipe, about_focal = canonical.with_factors(recipe, sets, resuming=resuming)
+
     # Networks and losses.
     network = build_network(recipe.network)
     replica = build_network(recipe.network).to(device) if train.validate else None
@@ -158,9 +170,8 @@ def build_parts(
     check_ignored_depths(network, criterion)
 
     # The data sets and the settings of their loader.
-    train_set = build_dataset(recipe.dataset, "train", held_out=held_out)
-    val_set = build_dataset(recipe.dataset, "val", held_out=held_out) if train.validate else None
-    check_same({"training": train_set} | ({} if val_set is None else {"validation": val_set}))
+    sets = sets or _build_sets(recipe, held_out)
+    train_set, val_set = sets["training"], sets.get("validation")
     _check_loading(recipe)
     least = least_size.least_side(network)
     least_size.check_crop(recipe.augment.crop, least)
@@ -175,6 +186,12 @@ def build_parts(
     teacher = build_teacher(node.get("teacher"), device, max_depth_m=recipe.max_depth_m)
     if isinstance(teacher, FoundationTeacher):
         teacher.check_frames(listed_frames(train_set))
+    is_blind = isinstance(teacher, FrozenTeacher) and not teacher.needs_focal
+    canonical.check_zoom(recipe.augment, recipe.network, is_blind_teacher=is_blind)
+    if isinstance(teacher, FrozenTeacher):
+        teacher.seen_at = recipe.resize
+        if teacher.needs_focal:
+            canonical.require_focals(train_set, recipe.resize, "training")
 
     # The number of iterations, the initial weights, and the frames that the weights have seen.
     groups = None
@@ -182,7 +199,7 @@ def build_parts(
         groups = size_groups(train_set, recipe.resize)
     per_epoch = iterations_per_epoch(len(train_set), train.batch_size, groups)
     total = train.iterations or train.epochs * per_epoch
-    report = [*check_range(train_set), *check_range(val_set)]
+    report = [*about_focal, *check_range(train_set), *check_range(val_set)]
     report += load_weights(network, recipe) if begins else []
     seen = None
     if comm.is_main():
@@ -234,6 +251,7 @@ def build_parts(
         replica=replica,
         criterion=criterion,
         teacher=teacher,
+        targets=canonical.Targets(network.canonical, recipe.resize),
         train_set=train_set,
         val_set=val_set,
         groups=groups,
@@ -246,6 +264,15 @@ def build_parts(
     )
 
 
+def _build_sets(recipe: Recipe, held_out: Collection[str] | None) -> dict[str, Dataset]:
+    """Builds the training and, if the run validates, the validation frames. Collective."""
+    sets = {"training": build_dataset(recipe.dataset, "train", held_out=held_out)}
+    if recipe.train.validate:
+        sets["validation"] = build_dataset(recipe.dataset, "val", held_out=held_out)
+    check_same(sets)
+    return sets
+
+
 def check_ignored_depths(network: nn.Module, criterion: criteria.Criterion) -> None:
     """Raises RecipeError if the head ignores depths that the divergence loss averages over.
 
@@ -253,13 +280,16 @@ def check_ignored_depths(network: nn.Module, criterion: criteria.Criterion) -> N
     """
     if getattr(network.head, "beyond", None) != "ignore":
         return
+    # With a canonical camera the losses see canonical depth, as the head does.
+    scale = 1.0 if network.canonical is None else network.canonical.largest
+    largest = network.max_depth * scale
     for key, term in criterion.terms.items():
         if isinstance(term.loss, DPM) and (
-            term.loss.max_depth is None or term.loss.max_depth > network.max_depth
+            term.loss.max_depth is None or term.loss.max_depth > largest
         ):
             raise RecipeError(
                 f"losses.{key}.max_depth: got {term.loss.max_depth} with head.beyond ignore, so "
-                f"ignored pixels would count as 0; set losses.{key}.max_depth={network.max_depth} "
+                f"ignored pixels would count as 0; set losses.{key}.max_depth={largest} "
                 "or network.head.beyond=clamp"
             )
 
@@ -347,7 +377,8 @@ def load_weights(network: nn.Module, recipe: Recipe) -> list[str]:
     # Weights of a network with another head or number of bins fit only in part. The tensors to
     # leave out are listed in `load.ignore`; any other misfit is an error.
     path = _weights_file(load.checkpoint)
-    state = state_dicts.read_weights(path)
+    content = state_dicts.read_checkpoint(path)
+    state = state_dicts.named_tensors(content)
     try:
         report = state_dicts.load_into(network, state, ignore=load.ignore)
     except CheckpointError as error:
@@ -356,7 +387,8 @@ def load_weights(network: nn.Module, recipe: Recipe) -> list[str]:
         ) from None
     left_out = [*report.misfit, *report.missing]
     told = f"; left as initialised: {', '.join(left_out)}" if left_out else ""
-    return [f"Loaded {len(report.matched)} tensors from {path}{told}"]
+    other = canonical.check_weights(recipe.network, content, path)
+    return [f"Loaded {len(report.matched)} tensors from {path}{told}", *other]
 
 
 def _weights_file(given: str) -> Path:

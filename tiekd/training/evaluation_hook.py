@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import TextIO
 
 import torch
@@ -15,7 +14,7 @@ from tiekd.distributed import comm
 from tiekd.engine import full_state
 from tiekd.evaluation import metrics
 from tiekd.evaluation.evaluate import EvaluationProtocol, EvaluationSettings, evaluate
-from tiekd.models.flip import predict
+from tiekd.models.flip import Predictor
 from tiekd.models.network import Network
 from tiekd.training.hook import Hook
 from tiekd.workdir import weights_file
@@ -93,7 +92,7 @@ class Evaluation(Hook):
         weights = full_state.weights(state.engine)
         self._fill_replica(weights)
         state.metrics = evaluate(
-            partial(predict, self.replica, flip=self.settings.flip),
+            Predictor(self.replica, self.settings.flip),
             self.dataset,
             self.protocol,
             self.device,

@@ -30,6 +30,7 @@ _REFUSED_KEYS = (
     "evaluation.cap",
     "evaluation.flip",
     "network.m??_depth",
+    "network.canonical_*",
 )
 # Keys of paths and of the choice of frames are not refused, since the files and frames themselves
 # are compared. Augmentation and loading don't change which frames there are.

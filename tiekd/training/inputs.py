@@ -263,6 +263,9 @@ def _single_files(
         if isinstance(dataset, Frames) and dataset.source.is_file():
             listed = dataset.source
         yield f"data.{split}_split", root / listed if isinstance(listed, str | Path) else None
+    # The file of the images' intrinsics.
+    if isinstance(data.get("intrinsics"), str):
+        yield "data.intrinsics", root / Path(data["intrinsics"]).expanduser()
     # The teacher's weights, the manifest of its cached maps, and the student's initial weights.
     if teacher.checkpoint is not None:
         yield "teacher.checkpoint", teacher.checkpoint.expanduser()

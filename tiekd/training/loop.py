@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from torch import Tensor
 
 from tiekd.data.batch import Batch
+from tiekd.training.canonical import METRES, Targets
 from tiekd.training.criterion import Criterion
 from tiekd.training.schedules import Schedule
 from tiekd.training.state import TrainState
@@ -20,6 +21,7 @@ def train(
     teacher: Callable[[Batch], Tensor],
     criterion: Criterion,
     schedule: Schedule,
+    targets: Targets = METRES,
 ) -> None:
     """Trains from `state.iteration` to `state.total_iterations`, or until a hook stops the run.
 
@@ -29,6 +31,7 @@ def train(
         teacher: Returns a batch's target depth, (B, 1, H, W) float32, metres, 0 where not valid.
         criterion: Returns the loss terms of a micro-batch, and their sum as `loss`.
         schedule: Sets the optimizer's learning rate and momentum for an iteration.
+        targets: Converts metres to the depth that the network learns.
     """
     engine, step = state.engine, state.step
     for hook in state.hooks:
@@ -44,9 +47,10 @@ def train(
             state.data_time_s += time.perf_counter() - asked
 
             teacher_depth = teacher(batch)
-            target = criterion.divergence_target(teacher_depth)
+            learned, wanted = targets(batch, teacher_depth)
+            target = criterion.divergence_target(wanted)
             prediction = step.forward(batch.image, target, batch.counted)
-            losses = criterion(prediction, batch, teacher_depth, state.iteration)
+            losses = criterion(prediction, learned, wanted, state.iteration)
             grad_norm = step.backward(losses["loss"])
             state.record(batch, teacher_depth, prediction, losses, grad_norm)
         state.iteration += 1

@@ -98,7 +98,7 @@ def run(
 
     with workdir.outcome_of(state):
         state.step = Step(state.engine, parts.config, options.clip_norm)
-        train(state, batches, parts.teacher, parts.criterion, parts.schedule)
+        train(state, batches, parts.teacher, parts.criterion, parts.schedule, parts.targets)
     profiling.print_collectives(state.engine)
     if state.stop_reason is not None:
         told = f"stopped after iteration {state.iteration}, {state.stop_reason}"

@@ -33,6 +33,8 @@ def about(parts: Parts) -> list[str]:
     said.append(f"Working resolution: {recipe.resize}")
     for note in dict.fromkeys([*getattr(train_set, "notes", ()), *getattr(val_set, "notes", ())]):
         said.append(f"Warning: {note}")
+    for frames in (train_set, val_set):
+        said += [note for note in getattr(frames, "camera_notes", ()) if note not in said]
     # The sizes of the networks, and the source of the teacher's depth.
     said.append(f"Student: {_millions(parts.network)} M parameters, trainable")
     if isinstance(teacher, FrozenTeacher):

@@ -17,7 +17,7 @@ from tiekd.visualization.frame_pictures import growth
 def write_panel(
     path: Path,
     frames: Dataset,
-    predictors: Mapping[str, Callable[[Tensor, torch.device], Tensor]],
+    predictors: Mapping[str, Callable[[Tensor, torch.device, Tensor], Tensor]],
     max_depth: float,
     device: torch.device,
     num_rows: int = 5,
@@ -29,8 +29,8 @@ def write_panel(
     Args:
         path: The image file to write.
         frames: The dataset, of which evenly spaced frames are shown.
-        predictors: title -> function of (B, 3, H, W) uint8 images at their own size and the device,
-            which returns (B, 1, H, W) depth in metres.
+        predictors: title -> function of (B, 3, H, W) uint8 images at their own size, the device,
+            and the images' intrinsics (B, 3, 3), which returns (B, 1, H, W) depth in metres.
         max_depth: End of the depth scale in metres; the error scale ends at an eighth of it.
         device: The networks' device.
         num_rows: Maximum number of frames.
@@ -44,7 +44,7 @@ def write_panel(
         truth = sample.depth[0].numpy()
         radius = growth(truth)
         depths = [
-            predict(sample.image[None], device)[0, 0].cpu().numpy()
+            predict(sample.image[None], device, sample.intrinsics[None])[0, 0].cpu().numpy()
             for predict in predictors.values()
         ]
         rows.append(

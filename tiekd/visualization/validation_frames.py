@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
+from tiekd.data import focal as focals
 from tiekd.data.batch import Batch
 from tiekd.data.loading.loader import validation_batches
 from tiekd.data.resize import OWN_SIZE, Resize
@@ -60,7 +61,7 @@ class ShownFrames:
         self.crop = crop
         self.cap = network.max_depth if cap is None else cap
         self.resize = resize
-        self._kept: list[tuple[Tensor, Tensor, Tensor | None]] = []
+        self._kept: list[tuple[Tensor, Tensor, Tensor | None, Tensor | None]] = []
 
     def views(self) -> list[View]:
         """Predicts the frames and returns one view per frame, each with explained pixels.
@@ -75,8 +76,9 @@ class ShownFrames:
             )
             self._kept = [self._read(batch) for _, batch in batches]
         found = []
-        for image, truth, teacher in self._kept:
-            found += views(self.network, image.to(self.device), truth, teacher, explained=1)
+        for image, truth, teacher, focal in self._kept:
+            image = image.to(self.device)
+            found += views(self.network, image, truth, teacher, explained=1, focal=focal)
         return found
 
     def errors_by_range(self, shown: Sequence[View]) -> dict[str, np.ndarray]:
@@ -111,6 +113,10 @@ class ShownFrames:
         return found
 
     @torch.no_grad()
-    def _read(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _read(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         teacher = None if self.teacher is None else self.teacher(batch)
-        return batch.image.cpu(), batch.depth.cpu(), None if teacher is None else teacher.cpu()
+        focal = None
+        if self.network.canonical is not None:
+            focal = focals.of_batch(batch, self.resize)
+        on_host = None if teacher is None else teacher.cpu()
+        return batch.image.cpu(), batch.depth.cpu(), on_host, focal

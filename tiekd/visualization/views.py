@@ -58,6 +58,7 @@ def views(
     truths: Tensor,
     teachers: Tensor | None,
     explained: int,
+    focal: Tensor | None = None,
 ) -> list[View]:
     """Predicts images with the student, and returns a View of each image.
 
@@ -68,6 +69,8 @@ def views(
         teachers: (B, 1, H, W) the teacher's depth in metres, 0 where unknown; None without a
             teacher.
         explained: The number of views, counted from the first, that get `pixels`.
+        focal: (B,) f of each image in pixels, for a network with a canonical camera. Its explained
+            pixels show canonical depth.
     """
     # In truth and teacher NaN means unknown, so replace it with 0. In the student's depth NaN is an
     # error, so keep it.
@@ -83,7 +86,8 @@ def views(
         # Depth, entropies and explanations are computed from the features of one forward pass.
         with _eval_mode(student):
             features = student.features(images)
-            depths = student.read(features, (images.shape[2], images.shape[3])).depth
+            size = images.shape[2], images.shape[3]
+            depths = student.read(features, size, focal=focal).depth
         found = [{} for _ in images]
         if isinstance(student.head, Dpm):
             for i, (truth, target) in enumerate(zip(*on_host, strict=True)):
@@ -93,7 +97,12 @@ def views(
                     "max_entropy": math.log(len(student.head.bias)),
                 }
                 if i < explained:
-                    found[i]["pixels"] = pixel_distributions(student.head, one, truth, target)
+                    scale = 1.0
+                    if student.canonical is not None:
+                        scale = student.canonical.focal / float(focal[i])
+                    found[i]["pixels"] = pixel_distributions(
+                        student.head, one, truth * scale, target * scale
+                    )
     return [
         View(
             pictures.denormalise(image), truth, None if teachers is None else teacher, depth, **more

@@ -181,7 +181,7 @@ def test_write_panel_column_per_network(tmp_path):
     """The panel has a column for each network, and errors are in the last column."""
     depth = np.full((32, 64), 10.0).tolist()
     exact, wrong = (
-        lambda image, device, metres=metres: torch.full((1, 1, 32, 64), metres)
+        lambda image, device, intrinsics, metres=metres: torch.full((1, 1, 32, 64), metres)
         for metres in (10.0, 60.0)
     )
     images = []

@@ -103,9 +103,9 @@ def seen(monkeypatch):
     """The sizes that networks see, in order."""
     sizes, read = [], Student.read
 
-    def spying(self, pixels, *arguments):
+    def spying(self, pixels, *arguments, **options):
         sizes.append(tuple(pixels.shape[2:]))
-        return read(self, pixels, *arguments)
+        return read(self, pixels, *arguments, **options)
 
     monkeypatch.setattr(Student, "read", spying)
     return sizes

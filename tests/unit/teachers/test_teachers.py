@@ -10,8 +10,11 @@ import types
 
 import pytest
 import torch
+from support import canonical_student
 
+from tiekd.data.augment.augment import colour_table, look_up
 from tiekd.data.batch import Batch
+from tiekd.data.resize import Resize, network_input
 from tiekd.errors import RecipeError, TeacherError
 from tiekd.models.build import build_network
 from tiekd.models.weights.state_dicts import to_published
@@ -311,3 +314,23 @@ def test_build_teacher_rejects_invalid_nodes(weights_file, tmp_path):
     message = refused({"network": other, "checkpoint": str(weights_file)})
     assert "don't fit" in message
     assert message.endswith("made with, or another checkpoint")
+
+
+@pytest.mark.parametrize("is_cached", [False, True])
+def test_canonical_teacher_takes_the_focal_length_of_what_it_sees(is_cached):
+    """A teacher with a canonical camera gives metres, of a training batch and of a cached frame."""
+    resize = Resize(scale=0.5)
+    pixels = canonical_student.image(160.0, 8.0)[None]
+    intrinsics = torch.tensor([[[160.0, 0, 79.5], [0, 160.0, 23.5], [0, 0, 1]]])
+    image = network_input(pixels, resize)
+    depth = torch.zeros(1, 1, 48, 160)
+    if not is_cached:
+        # Training resizes depth and intrinsics with the image.
+        depth = torch.zeros(1, 1, *image.shape[2:])
+        intrinsics[:, :2] /= 2
+    image = look_up(image, colour_table()[None])
+    inside = torch.ones(1, 1, *image.shape[2:], dtype=torch.bool)
+    teacher = FrozenTeacher(canonical_student.network(), CPU, resize=resize)
+    assert teacher.needs_focal
+    found = teacher(Batch(image, depth, inside, None, intrinsics, ["a"]))
+    assert found.mean().item() == pytest.approx(8.0, rel=1e-3)

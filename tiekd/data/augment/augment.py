@@ -73,6 +73,11 @@ class Augment:
         gamma: [low, high] of the exponent.
         brightness: [low, high] of the factor.
         channels: [low, high] of the factors, which are drawn per channel.
+        zoom: [low, high] of the factor by which the image is scaled before it is cropped, drawn
+            uniformly in the logarithm; a smaller image is padded. None doesn't zoom. The focal
+            length changes with the image.
+        zoom_depth: For a network without `canonical_focal`. "divide": the focal length stays, and
+            depth is divided by the zoom, as if the scene were nearer. None for a network with it.
     """
 
     rotate_p: float = 0.5
@@ -84,6 +89,8 @@ class Augment:
     gamma: tuple[float, float] = (0.9, 1.1)
     brightness: tuple[float, float] = (0.9, 1.1)
     channels: tuple[float, float] = (0.9, 1.1)
+    zoom: tuple[float, float] | None = None
+    zoom_depth: str | None = None
 
     def __post_init__(self):
         for name in ("rotate_p", "flip_p", "colour_p"):
@@ -101,6 +108,15 @@ class Augment:
                 raise RecipeError(
                     f"data.augment.{name}: got {[low, high]}; must be [low, high], 0 < low <= high"
                 )
+        if self.zoom is not None and not 0.1 <= self.zoom[0] <= self.zoom[1] <= 10:
+            raise RecipeError(
+                f"data.augment.zoom: got {list(self.zoom)}; it must be [low, high], 0.1 <= low <= "
+                "high <= 10, such as [0.7, 1.4], or null"
+            )
+        if self.zoom_depth not in (None, "divide"):
+            raise RecipeError(
+                f"data.augment.zoom_depth: got {self.zoom_depth!r}; allowed: divide, null"
+            )
         if self.crop is not None and min(self.crop) < 1:
             raise RecipeError(
                 f"data.augment.crop: got {self.crop}; it must be [height, width] in pixels"
@@ -110,7 +126,27 @@ class Augment:
                 f"data.augment.sizes: got {self.sizes!r}; allowed: {', '.join(SIZES)}"
             )
 
-    def draw(self, seed: int, epoch: int, index: int, height: int, width: int) -> Decisions:
+    @property
+    def zoom_range(self) -> tuple[float, float]:
+        """The smallest and the largest zoom."""
+        return (1.0, 1.0) if self.zoom is None else tuple(self.zoom)
+
+    def draw_zoom(self, seed: int, epoch: int, index: int) -> float:
+        """Draws the zoom of one sample, apart from `draw`, whose numbers stay as without zoom."""
+        if self.zoom is None:
+            return 1.0
+        low, high = np.log(self.zoom)
+        return float(np.exp(np.random.default_rng([seed, epoch, index, 2]).uniform(low, high)))
+
+    def draw(
+        self,
+        seed: int,
+        epoch: int,
+        index: int,
+        height: int,
+        width: int,
+        window: tuple[int, int] | None = None,
+    ) -> Decisions:
         """Draws the decisions for one sample; the result depends on the arguments alone.
 
         Args:
@@ -120,6 +156,7 @@ class Augment:
                 sample has an index of its own.
             height: Rows of the image at its working resolution, including padding.
             width: Columns of the image at its working resolution, including padding.
+            window: (height, width) of the window without a crop; None for the whole image.
 
         Raises:
             DataError: If the crop is larger than the image.
@@ -127,7 +164,7 @@ class Augment:
         rng = np.random.default_rng([seed, epoch, index, 1])
 
         # Compute the size of the window.
-        crop_height, crop_width = self.crop or (height, width)
+        crop_height, crop_width = self.crop or window or (height, width)
         if self.sizes == "keep_aspect":
             crop_height = min(crop_height, height)
             crop_width = min(crop_width, width)

@@ -5,7 +5,7 @@ turned upright as their EXIF orientation says. Depth maps are 16-bit PNG or NPY 
 with the image's path but another suffix (a/1.jpg and a/1.png); they must match the upright image.
 An image without a depth map is used for training if there is a teacher; otherwise it is skipped and
 counted. Cached teacher maps are PNG files named by the image's path joined by `_`. Left out: other
-ways to pair files (link or rename them), and cameras that differ between images.
+ways to pair files (link or rename them).
 """
 
 import hashlib
@@ -19,14 +19,15 @@ from pathlib import Path
 
 import torch
 
+from tiekd.data.cameras.source import check_numbers
 from tiekd.data.frames import (
-    Camera,
     DatasetSplit,
     DepthFormat,
     Frame,
     Frames,
     data_root,
     joined_name,
+    with_cameras,
 )
 from tiekd.data.image_io import read_depth_npy, read_measured_levels
 from tiekd.data.listing import list_files, unlistable
@@ -62,8 +63,10 @@ class FolderOptions:
         val_fraction: Without split files, the share of the frames with ground truth that is held
             out for validation, chosen by a hash of their names. Images of one video look alike, so
             list whole videos in val_split to get unbiased metrics.
-        intrinsics: [focal_x, focal_y, centre_x, centre_y] in pixels, the same for all images after
-            they are turned upright; None if unknown.
+        intrinsics: The cameras of the upright images (tiekd/data/cameras/source.py): [focal_x,
+            focal_y, centre_x, centre_y] in pixels of every image; the same with the width and
+            height of the image that they are of; a file below `root` or absolute; or `exif`. None
+            if unknown.
     """
 
     images: str
@@ -76,7 +79,7 @@ class FolderOptions:
     train_split: str | None = None
     val_split: str | None = None
     val_fraction: float = 0.1
-    intrinsics: tuple[float, float, float, float] | None = None
+    intrinsics: Path | Sequence[float] | None = None
 
     def __post_init__(self):
         for name in ("depth_unit", "float_depth_unit"):
@@ -90,12 +93,7 @@ class FolderOptions:
             raise RecipeError(
                 f"data.val_fraction: got {self.val_fraction}; it must be from 0 to below 1"
             )
-        numbers = self.intrinsics
-        if numbers is not None and not (min(numbers[:2]) > 0 and all(map(math.isfinite, numbers))):
-            raise RecipeError(
-                f"data.intrinsics: got {numbers}; it must be [focal_x, focal_y, centre_x, "
-                "centre_y] in pixels, focal lengths above 0"
-            )
+        check_numbers(self.intrinsics)
 
 
 def build(
@@ -144,13 +142,16 @@ def build(
         float_units_per_m=options.float_depth_unit,
         invalid=tuple(options.invalid),
     )
+    kept = [frame for name, frame in frames.items() if name in chosen]
+    kept, camera_notes = with_cameras(kept, options.intrinsics, folder)
     files = DatasetSplit(
-        [frame for name, frame in frames.items() if name in chosen],
+        kept,
         source,
         DepthFormat(
             read_depth, options.depth_unit, options.float_depth_unit or 1.0, options.invalid
         ),
         notes=notes,
+        camera_notes=camera_notes,
     )
     training_maps = folder / maps if maps and split == "train" else None
     return Frames(files, max_depth, needs_ground_truth, maps=training_maps)
@@ -205,7 +206,7 @@ def _frames(folder: Path, options: FolderOptions, skip: bool, notes: list[str]) 
 
     Args:
         folder: The data root.
-        options: The folders below it, the unit and the camera.
+        options: The folders below it, and the unit.
         skip: True to leave out folders that can't be listed.
         notes: List to which lines for the log are appended.
     """
@@ -223,7 +224,6 @@ def _frames(folder: Path, options: FolderOptions, skip: bool, notes: list[str]) 
             "give how many levels make a metre, such as 1000 for millimetres or 256 for KITTI's"
         )
     # One frame per image, in the order of names. Teacher maps need distinct names.
-    camera = None if options.intrinsics is None else Camera(*options.intrinsics)
     frames = {}
     named = {}
     for key, name in sorted(image_names.items(), key=lambda item: item[1]):
@@ -235,7 +235,7 @@ def _frames(folder: Path, options: FolderOptions, skip: bool, notes: list[str]) 
                 "rename one"
             )
         depth = f"{depths}/{measured[key]}" if key in measured else None
-        frames[name] = Frame(name, f"{images}/{name}", depth, camera)
+        frames[name] = Frame(name, f"{images}/{name}", depth, None)
     return frames
 
 

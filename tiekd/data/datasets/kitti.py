@@ -13,7 +13,17 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tiekd.data.frames import Camera, DatasetSplit, DepthFormat, Frame, Frames, Window, data_root
+from tiekd.data.cameras.source import check_numbers
+from tiekd.data.frames import (
+    Camera,
+    DatasetSplit,
+    DepthFormat,
+    Frame,
+    Frames,
+    Window,
+    data_root,
+    with_cameras,
+)
 from tiekd.data.image_io import read_measured_levels
 from tiekd.data.splits import SplitLine, read_split
 from tiekd.errors import RecipeError
@@ -46,6 +56,8 @@ class KittiOptions:
         image_folder: Folder of the images below root; for the benchmark's test set benchmark_test.
         kb_crop: (height, width) of the window in pixels; None for whole frames.
         invalid: Levels of the ground truth that mean "not measured", in addition to 0 and 65535.
+        intrinsics: The cameras of the whole images (tiekd/data/cameras/source.py), in place of the
+            split files' focal lengths; None takes those.
     """
 
     root: str
@@ -54,8 +66,10 @@ class KittiOptions:
     image_folder: str = "input"
     kb_crop: tuple[int, int] | None = None
     invalid: Sequence[float] = ()
+    intrinsics: Path | Sequence[float] | None = None
 
     def __post_init__(self):
+        check_numbers(self.intrinsics)
         if self.kb_crop is not None and min(self.kb_crop) < 1:
             raise RecipeError(
                 f"data.kb_crop: got {self.kb_crop}; it must be [height, width] in pixels, or null "
@@ -88,11 +102,14 @@ def build(
     window = None
     if options.kb_crop is not None:
         window = Window("data.kb_crop", partial(_kb_window, options.kb_crop))
+    frames = [_frame(line, images, f"{folder}/gt_depth/") for line in read_split(split_file)]
+    frames, camera_notes = with_cameras(frames, options.intrinsics, folder)
     files = DatasetSplit(
-        [_frame(line, images, f"{folder}/gt_depth/") for line in read_split(split_file)],
+        frames,
         split_file,
         DepthFormat(read_measured_levels, UNITS_PER_M, invalid=options.invalid),
         window=window,
+        camera_notes=camera_notes,
     )
     training_maps = folder / maps if maps and split == "train" else None
     return Frames(files, max_depth, needs_ground_truth, maps=training_maps)

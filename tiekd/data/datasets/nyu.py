@@ -12,7 +12,17 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tiekd.data.frames import Camera, DatasetSplit, DepthFormat, Frame, Frames, Window, data_root
+from tiekd.data.cameras.source import check_numbers
+from tiekd.data.frames import (
+    Camera,
+    DatasetSplit,
+    DepthFormat,
+    Frame,
+    Frames,
+    Window,
+    data_root,
+    with_cameras,
+)
 from tiekd.data.image_io import read_measured_levels
 from tiekd.data.splits import SplitLine, read_split
 from tiekd.errors import RecipeError
@@ -34,6 +44,8 @@ class NyuOptions:
         nyu_crop: [top, bottom, left, right] in pixels, bottom and right excluded, of training
             frames; None for whole frames.
         invalid: Levels of the ground truth that mean "not measured", in addition to 0 and 65535.
+        intrinsics: The cameras of the whole images (tiekd/data/cameras/source.py), in place of the
+            split files' focal lengths; None takes those.
     """
 
     root: str
@@ -41,8 +53,10 @@ class NyuOptions:
     val_split: str = "nyu_test.txt"
     nyu_crop: tuple[int, int, int, int] | None = None
     invalid: Sequence[float] = ()
+    intrinsics: Path | Sequence[float] | None = None
 
     def __post_init__(self):
+        check_numbers(self.intrinsics)
         if self.nyu_crop is None:
             return
         top, bottom, left, right = self.nyu_crop
@@ -78,12 +92,15 @@ def build(
     window = None
     if training and options.nyu_crop is not None:
         window = Window("data.nyu_crop", partial(_window, options.nyu_crop))
+    frames = [_frame(line, f"{folder}/") for line in read_split(split_file)]
+    frames, camera_notes = with_cameras(frames, options.intrinsics, folder)
     files = DatasetSplit(
-        [_frame(line, f"{folder}/") for line in read_split(split_file)],
+        frames,
         split_file,
         DepthFormat(read_measured_levels, UNITS_PER_M, invalid=options.invalid),
         window=window,
         map_prefix="data_nyu_",
+        camera_notes=camera_notes,
     )
     training_maps = folder / maps if maps and training else None
     return Frames(files, max_depth, needs_ground_truth, maps=training_maps)

@@ -96,6 +96,7 @@ def training_batches(
     loading: Loading = NO_WORKERS,
     unreadable: Unreadable | None = None,
     resize: Resize = OWN_SIZE,
+    needs_focal: bool = False,
 ) -> Iterator[Batch]:
     """Yields this rank's augmented, normalised micro-batches on the device, in the sampler's order.
 
@@ -107,13 +108,22 @@ def training_batches(
         loading: How many workers read, and how long to wait for them.
         unreadable: Receives the errors of skipped samples; None raises the first error instead.
         resize: The working resolution.
+        needs_focal: Raise an error for a sample whose focal length isn't known, or whose aspect
+            ratio the working resolution changes too much.
 
     Raises:
         DataError: If a sample can't be read, or a worker hangs or dies.
         LaunchError: If the system lacks room for the workers.
     """
     max_errors = None if unreadable is None else unreadable.max_errors
-    reader = BatchReader(dataset, augment, sampler.seed, max_errors=max_errors, resize=resize)
+    reader = BatchReader(
+        dataset,
+        augment,
+        sampler.seed,
+        max_errors=max_errors,
+        resize=resize,
+        needs_focal=needs_focal,
+    )
     for batch in _load(reader, sampler, loading, device):
         if unreadable is not None:
             unreadable.messages.update(dict.fromkeys(batch.skipped))

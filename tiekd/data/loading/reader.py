@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tiekd.data import contract
+from tiekd.data import focal as focals
 from tiekd.data import resize as resizes
 from tiekd.data.augment.augment import Augment, Decisions, colour_table
 from tiekd.data.augment.geometry import cut
@@ -38,6 +39,8 @@ class BatchReader:
         resize: The working resolution; if none is given, `augment.sizes: keep_aspect` sets one.
         resized_depth: True to resize depths and intrinsics with the image. If False, only the image
             is resized, unless there is an augmentation.
+        needs_focal: Raise an error for a sample whose focal length isn't known, or whose aspect
+            ratio the working resolution changes too much (tiekd/data/focal.py).
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class BatchReader:
         max_errors: int | None = None,
         resize: Resize = OWN_SIZE,
         resized_depth: bool = False,
+        needs_focal: bool = False,
     ):
         # Without data.resize, `augment.sizes` may ask for a working resolution.
         if augment is not None and resize == OWN_SIZE:
@@ -59,6 +63,7 @@ class BatchReader:
         self.augment = augment
         self.seed = seed
         self.max_errors = max_errors
+        self.needs_focal = needs_focal
         self.resize = resize
         # Evaluation resizes the image alone, and compares depth at the image's own size.
         self.resizes_depth = augment is not None or resized_depth
@@ -77,7 +82,8 @@ class BatchReader:
         try:
             samples = [self._readable_sample(*key, skipped) for key in keys]
             check_sizes(samples)
-            is_padded = self.resizes_depth and self.resize.is_padded
+            zooms_out = self.augment is not None and self.augment.zoom_range[0] < 1
+            is_padded = self.resizes_depth and (self.resize.is_padded or zooms_out)
             return collate(samples, is_padded=is_padded, skipped=tuple(skipped))
         except UserError as error:
             # If memory or file descriptors ran out, say so instead, since the file itself may be
@@ -102,7 +108,28 @@ class BatchReader:
             f"sample {index}" if frames is None else frames[index].image for index in indices
         )
 
-    def decisions(self, epoch: int, index: int, name: str, placement: Placement) -> Decisions:
+    def placement(self, epoch: int, index: int, sample: Sample) -> Placement:
+        """Returns the size and position of a sample's image on its canvas, with its zoom.
+
+        Args:
+            epoch: Epoch, from 0.
+            index: Index of the sample in the sampler's numbering.
+            sample: The sample as read.
+        """
+        placement = self.resize.place(*sample.image.shape[-2:], sample.name)
+        if self.augment is None:
+            return placement
+        zoom = self.augment.draw_zoom(self.seed, epoch, index)
+        return resizes.zoomed(placement, zoom, self.augment.crop or placement.canvas)
+
+    def decisions(
+        self,
+        epoch: int,
+        index: int,
+        name: str,
+        placement: Placement,
+        size: tuple[int, int],
+    ) -> Decisions:
         """Draws the augmentation of a sample.
 
         Args:
@@ -110,12 +137,14 @@ class BatchReader:
             index: Index of the sample in the sampler's numbering.
             name: The image's name, for errors.
             placement: The image's size and position on its canvas.
+            size: (height, width) of the image as read.
 
         Raises:
             DataError: If the image is smaller than the crop.
         """
         try:
-            return self.augment.draw(self.seed, epoch, index, *placement.canvas)
+            window = self.resize.place(*size).canvas
+            return self.augment.draw(self.seed, epoch, index, *placement.canvas, window=window)
         except DataError as error:
             raise DataError(f"{name}: {error}", error.kind) from None
 
@@ -166,20 +195,61 @@ class BatchReader:
             contract.check_sample(sample, self.dataset, read_index)
             self._has_checked = True
         _check_depth_sizes(sample)
+        if self.needs_focal:
+            _check_focal(sample, self.resize)
         image = sample.image
         if not self.resizes_depth:
             resized = resizes.network_input(in_grey_levels(sample).image, self.resize, sample.name)
             return sample._replace(image=resized, table=_table(image))
-        # Resize the image and its depths, and draw the augmentation.
-        sample, placement = resizes.resized_sample(sample, self.resize)
+        # Resize the image and its depths, by the zoom, too, and draw the augmentation.
+        size = tuple(image.shape[-2:])
+        placement = self.placement(epoch, index, sample)
+        sample, placement = resizes.resized_sample(sample, self.resize, placement)
+        if self.augment is not None and self.augment.zoom_depth == "divide":
+            sample = _with_nearer_scene(sample, placement, self.resize, size)
         decisions = _no_change(placement.canvas)
         largest_deg = 0.0
         if self.augment is not None:
-            decisions = self.decisions(epoch, index, sample.name, placement)
+            decisions = self.decisions(epoch, index, sample.name, placement, size)
             largest_deg = self.augment.rotate_deg if self.augment.rotate_p > 0 else 0.0
         # Crop to the region that the window needs; the device resamples the window from it.
         part = cut(sample, _on_image(decisions, placement), largest_deg)
         return part._replace(table=_table(image, decisions))
+
+
+def _with_nearer_scene(
+    sample: Sample, placement: Placement, resize: Resize, size: tuple[int, int]
+) -> Sample:
+    """Returns a zoomed sample as if the scene were nearer: depth / zoom, focal length kept.
+
+    Args:
+        sample: The zoomed sample.
+        placement: Its size and position.
+        resize: The working resolution.
+        size: (height, width) of the image as read.
+    """
+    plain = resize.place(*size).scaled
+    zoom_y, zoom_x = (new / old for new, old in zip(placement.scaled, plain, strict=True))
+    zoom = (zoom_x + zoom_y) / 2
+    intrinsics = sample.intrinsics.clone()
+    intrinsics[0, 0] /= zoom_x
+    intrinsics[1, 1] /= zoom_y
+    # A depth unit that is `zoom` times as many levels divides the depth in metres.
+    return sample._replace(
+        intrinsics=intrinsics,
+        depth_units=sample.depth_units * zoom,
+        teacher_units=sample.teacher_units * zoom,
+    )
+
+
+def _check_focal(sample: Sample, resize: Resize) -> None:
+    """Raises DataError if the sample's focal length at the network's input isn't known."""
+    if not (sample.intrinsics[0, 0] > 0 and sample.intrinsics[1, 1] > 0):
+        raise DataError(focals.no_focal(sample.name))
+    try:
+        focals.check_aspect(resize, tuple(sample.image.shape[-2:]))
+    except DataError as error:
+        raise DataError(f"{sample.name}: {error}", error.kind) from None
 
 
 def _check_depth_sizes(sample: Sample) -> None:

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
+from tiekd.data import focal as focals
 from tiekd.data.augment.augment import IMAGENET_MEAN, IMAGENET_STD
+from tiekd.data.cameras.calibration import Camera
 from tiekd.data.resize import (
     OWN_SIZE,
     Resize,
@@ -47,6 +49,8 @@ class Deployed(nn.Module):
         resize: The working resolution.
         size: (H, W) of all images, or None for images of any size. With None, `resize` must be
             OWN_SIZE or have the mode "stretch", since no other working size is a constant.
+        focal: Focal length of all images in pixels of their own size, for a network with a
+            canonical camera. None makes it an input, (B,) float32.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class Deployed(nn.Module):
         confidence: bool = False,
         resize: Resize = OWN_SIZE,
         size: tuple[int, int] | None = None,
+        focal: float | None = None,
     ):
         super().__init__()
         assert size is not None or resize == OWN_SIZE or resize.mode == "stretch", (
@@ -66,6 +71,12 @@ class Deployed(nn.Module):
         self.confidence = confidence
         self.resize = resize
         self.size = size
+        # The network's focal length is a constant multiple of the image's.
+        self.focal_scale = 1.0
+        if network.canonical is not None and size is not None:
+            self.focal_scale = focals.of_camera(Camera(1.0, 1.0), size, resize)
+        if focal is not None:
+            self.register_buffer("focal", torch.tensor([focal]), persistent=False)
         for name, numbers in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
             self.register_buffer(name, torch.tensor(numbers)[:, None, None], persistent=False)
         # If all images have one size, the resizing matrices become constants of the graph.
@@ -76,8 +87,15 @@ class Deployed(nn.Module):
             ):
                 self.register_buffer(name, dense_weights(old, new), persistent=False)
 
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Returns (depth,) or (depth, confidence), at the size of `image`; shapes as above."""
+    def forward(self, image: Tensor, focal: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Returns (depth,) or (depth, confidence), at the size of `image`; shapes as above.
+
+        Args:
+            image: (B, 3, H, W).
+            focal: (B,) float32, pixels of `image`; None if it is a constant or of no use.
+        """
+        if self.network.canonical is not None:
+            focal = (self.focal if focal is None else focal) * self.focal_scale
         network = self.network
         own = (image.shape[2], image.shape[3])
         seen = self._network_input(image.float())
@@ -87,7 +105,7 @@ class Deployed(nn.Module):
             maps = self._read(network.head, features)
         else:
             maps = [network.head(features, size).depth]
-        maps[0] = maps[0].clamp(network.min_depth, network.max_depth)
+        maps[0] = network.in_metres(maps[0], focal)
         is_smooth = self.readout == "mean", True  # for depth and for confidence
         return tuple(
             self._at_own_size(*pair, size, own) for pair in zip(maps, is_smooth, strict=False)

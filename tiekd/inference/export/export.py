@@ -22,6 +22,7 @@ limit of 2 GB.
 import copy
 import errno
 import io
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,8 +34,9 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from tiekd import files
+from tiekd.data import focal as focals
 from tiekd.data.resize import LARGEST, OWN_SIZE, SLACK, Resize, of_node
-from tiekd.errors import ExportError
+from tiekd.errors import DataError, ExportError
 from tiekd.files import sync
 from tiekd.inference.export import onnx_format, program_format, verification
 from tiekd.inference.export.deployed import Deployed
@@ -64,6 +66,9 @@ class Settings:
         confidence: True to add confidence as a second output. Needs a DPM head.
         readout: How depth is read from a DPM head's distribution, see tiekd.models.readout.
         resize: The working resolution, which the file includes.
+        focal: Focal length of all images in pixels of their own size, a constant of the file; for a
+            network with a canonical camera.
+        focal_input: True to make the focal length a second input instead, (batch,) float32.
     """
 
     size: tuple[int, int]
@@ -74,6 +79,8 @@ class Settings:
     confidence: bool = False
     readout: str = "mean"
     resize: Resize = OWN_SIZE
+    focal: float | None = None
+    focal_input: bool = False
 
     @property
     def open_resize(self) -> Resize:
@@ -83,6 +90,11 @@ class Settings:
         dynamic file shrinks no image.
         """
         return OWN_SIZE if self.resize.at_most is not None else self.resize
+
+    @property
+    def inputs(self) -> list[str]:
+        """The names of the file's inputs, in order."""
+        return ["image", "focal"] if self.focal_input else ["image"]
 
     @property
     def outputs(self) -> list[str]:
@@ -142,8 +154,9 @@ def check(network: Network, settings: Settings, path: Path) -> None:
     if settings.format == "weights" and not is_plain:
         raise ExportError(
             "--format weights: holds no arithmetic; leave out --input, --dynamic, --half, "
-            "--confidence"
+            "--confidence, --focal, --focal-input"
         )
+    _check_focal(network, settings)
     # Check that the network supports the size and the outputs.
     _check_size(network, settings)
     if (settings.confidence or settings.readout != "mean") and not isinstance(network.head, Dpm):
@@ -155,6 +168,37 @@ def check(network: Network, settings: Settings, path: Path) -> None:
     if settings.format == "onnx":
         onnx_format.check_packages()
     files.check_output("--out", path, SUFFIXES[settings.format])
+
+
+def _check_focal(network: Network, settings: Settings) -> None:
+    given = settings.focal is not None, settings.focal_input
+    if network.canonical is None:
+        if any(given):
+            raise ExportError(
+                "--focal, --focal-input: this network was trained without network.canonical_focal "
+                "and doesn't use it; leave it out"
+            )
+        return
+    if settings.format == "weights":
+        return
+    if given == (False, False) or all(given):
+        raise ExportError(
+            "--focal: this network was trained with network.canonical_focal; give --focal F, the "
+            "focal length of all images in pixels of their own size, or --focal-input for an input"
+        )
+    if settings.focal is not None and not 0 < settings.focal < math.inf:
+        raise ExportError(
+            f"--focal {settings.focal:g}: it must be a focal length in pixels above 0"
+        )
+    if settings.dynamic and settings.open_resize.mode == "stretch":
+        raise ExportError(
+            "--dynamic: a file can't refuse images whose aspect ratio data.resize changes too much "
+            "for network.canonical_focal; leave it out and export one file a size (--size HxW)"
+        )
+    try:
+        focals.check_aspect(settings.resize, settings.size)
+    except DataError as error:
+        raise ExportError(f"--size: {error}") from None
 
 
 def _check_size(network: Network, settings: Settings) -> None:
@@ -228,11 +272,16 @@ def write(
         facts = {**facts, **_description(network, settings)}
         read_back = _FORMATS[settings.format](partial, network, node, settings, facts)
         student = Student(network, "cpu", settings.readout, settings.resize)
-        reference = verification.Reference(student, settings.confidence)
+        reference = verification.Reference(
+            student, settings.confidence, _trial_focals(network, settings)
+        )
         limits = verification.limits_of(settings.half, settings.readout, network.max_depth)
 
         def run(image: Tensor) -> tuple[Tensor, ...]:
-            return read_back(image.to(INPUTS[settings.input]))
+            given = (image.to(INPUTS[settings.input]),)
+            if settings.focal_input:
+                given += (torch.tensor(reference.focals_of(len(image))),)
+            return read_back(*given)
 
         # Compare the file with the student, and time both.
         comparisons = []
@@ -261,6 +310,16 @@ def _remedy(error: OSError) -> str:
     return "make room, or give another --out" if is_full else "mend that, or give another --out"
 
 
+def _trial_focals(network: Network, settings: Settings) -> tuple[float, ...]:
+    """Returns the focal lengths that the file is tried with; none without a canonical camera."""
+    camera = network.canonical
+    if camera is None:
+        return ()
+    if settings.focal is not None:
+        return (settings.focal,)
+    return camera.focal / camera.largest, 0.9 * camera.focal / camera.largest
+
+
 def _program(network: Network, settings: Settings) -> ExportedProgram:
     # Folding changes weights in place, so export a copy.
     network = copy.deepcopy(network)
@@ -272,8 +331,9 @@ def _program(network: Network, settings: Settings) -> ExportedProgram:
         settings.confidence,
         settings.open_resize if settings.dynamic else settings.resize,
         None if settings.dynamic else settings.size,
+        settings.focal,
     )
-    shape = settings.size, INPUTS[settings.input], settings.dynamic
+    shape = settings.size, INPUTS[settings.input], settings.dynamic, settings.focal_input
     if settings.half:
         # The first trace only shows which norms follow a convolution.
         fold_norms(deployed, program_format.trace(deployed, *shape))
@@ -285,7 +345,8 @@ def _write_onnx(
     path: Path, network: Network, _node: dict, settings: Settings, facts: dict[str, str]
 ) -> Callable:
     program = _program(network, settings)
-    onnx_format.write(path, program, settings.outputs, settings.dynamic, facts)
+    names = settings.inputs, settings.outputs
+    onnx_format.write(path, program, names, settings.dynamic, facts)
     return onnx_format.load(path)
 
 
@@ -313,7 +374,9 @@ def _write_weights(
     again = build_network(state["network"])
     state_dicts.load_into(again, state_dicts.named_tensors(state))
     return verification.Reference(
-        Student(again, "cpu", resize=of_node(state["resize"])), confidence=False
+        Student(again, "cpu", resize=of_node(state["resize"])),
+        confidence=False,
+        focals=_trial_focals(network, settings),
     )
 
 
@@ -336,6 +399,13 @@ def _description(network: Network, settings: Settings) -> dict[str, str]:
             "image: RGB at the working resolution, ImageNet's mean taken off and divided by its "
             "deviation, (batch, 3, height, width)"
         )
+    if network.canonical is not None:
+        facts["canonical_focal"] = f"{network.canonical.focal:g}"
+        facts["focal"] = "an input: float32 pixels of the image at its own size, (batch,)"
+        if settings.focal is not None:
+            facts["focal"] = f"{settings.focal:g} pixels of the image at its own size, a constant"
+        if settings.format == "weights":
+            facts["focal"] = "needed: depth is canonical, metres = depth * f / canonical_focal"
     if settings.confidence:
         facts["confidence"] = "float32 0..1, the probability that depth is near the likeliest one"
     return facts

@@ -36,7 +36,7 @@ def check_packages() -> None:
 def write(
     path: Path,
     program: ExportedProgram,
-    outputs: list[str],
+    names: tuple[list[str], list[str]],
     open_sizes: bool,
     facts: dict[str, str],
 ) -> None:
@@ -45,7 +45,7 @@ def write(
     Args:
         path: The file to write.
         program: The traced network.
-        outputs: Names of the outputs, in order.
+        names: Names of the inputs and of the outputs, in order.
         open_sizes: True if `program` has a dynamic batch size, height and width.
         facts: Metadata to write into the file.
 
@@ -59,12 +59,13 @@ def write(
         raise ExportError(
             f"--format onnx: {num_bytes / 1e9:.1f} GB don't fit in a file of 2 GB; try --half"
         )
+    inputs, outputs = names
     made = torch.onnx.export(
         program,
-        input_names=["image"],
+        input_names=inputs,
         output_names=outputs,
         # This only names the axes; `program` already defines which of them are dynamic.
-        dynamic_shapes=(AXES,) if open_sizes else None,
+        dynamic_shapes=(AXES, {0: "batch"})[: len(inputs)] if open_sizes else None,
         dynamo=True,
         verbose=False,
     )
@@ -81,8 +82,8 @@ def write(
     made.save(path, external_data=False)
 
 
-def load(path: Path) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    """Loads an ONNX file as a function from an image tensor to the tuple of its outputs.
+def load(path: Path) -> Callable[..., tuple[Tensor, ...]]:
+    """Loads an ONNX file as a function from its input tensors to the tuple of its outputs.
 
     The function runs on the CPU with as many threads as torch uses.
     """
@@ -94,9 +95,10 @@ def load(path: Path) -> Callable[[Tensor], tuple[Tensor, ...]]:
     options.log_severity_level = 3  # log errors only
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
-    def run(image: Tensor) -> tuple[Tensor, ...]:
-        return tuple(
-            torch.from_numpy(output) for output in session.run(None, {"image": image.numpy()})
-        )
+    names = [each.name for each in session.get_inputs()]
+
+    def run(*tensors: Tensor) -> tuple[Tensor, ...]:
+        given = {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)}
+        return tuple(torch.from_numpy(output) for output in session.run(None, given))
 
     return run

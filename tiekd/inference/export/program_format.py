@@ -38,7 +38,11 @@ def least_side(network: Network, resize: Resize) -> int:
 
 
 def trace(
-    deployed: Deployed, size: tuple[int, int], dtype: torch.dtype, open_sizes: bool
+    deployed: Deployed,
+    size: tuple[int, int],
+    dtype: torch.dtype,
+    open_sizes: bool,
+    has_focal: bool = False,
 ) -> ExportedProgram:
     """Traces a network to one graph of torch's own operators.
 
@@ -48,6 +52,7 @@ def trace(
         dtype: dtype of the images, uint8 or float32.
         open_sizes: True for a dynamic batch size, height and width; the minimum height and width
             are those of `least_side`.
+        has_focal: True for a second input, the focal length of each image.
 
     Returns:
         The graph; its input is (1, 3, *size), or (B, 3, H, W) with `open_sizes`.
@@ -57,17 +62,20 @@ def trace(
     """
     # For dynamic shapes the batch size is 2: the tracer would treat a dimension of 1 as a constant.
     image = torch.zeros(2 if open_sizes else 1, 3, *size, dtype=dtype)
+    inputs = (image, torch.ones(len(image))) if has_focal else (image,)
     shapes = None
     if open_sizes:
         least = least_side(deployed.network, deployed.resize)
+        batch = Dim("batch", min=1)
         shapes = (
-            {0: Dim("batch", min=1), 2: Dim("height", min=least), 3: Dim("width", min=least)},
-        )
+            {0: batch, 2: Dim("height", min=least), 3: Dim("width", min=least)},
+            {0: batch},
+        )[: len(inputs)]
     try:
         # Trace attention as plain matmul and softmax, since other runtimes don't know the memory
         # layout that fused attention kernels return.
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            return torch.export.export(deployed, (image,), dynamic_shapes=shapes, strict=False)
+            return torch.export.export(deployed, inputs, dynamic_shapes=shapes, strict=False)
     except UserError:
         raise
     except Exception as error:  # noqa: BLE001 - tracing raises many types of exceptions
@@ -91,8 +99,8 @@ def write(path: Path, program: ExportedProgram, facts: dict[str, str]) -> None:
     path.write_bytes(file.getbuffer())
 
 
-def load(path: Path) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    """Loads a .pt2 file as a function from an image tensor to the tuple of its outputs."""
+def load(path: Path) -> Callable[..., tuple[Tensor, ...]]:
+    """Loads a .pt2 file as a function from its input tensors to the tuple of its outputs."""
     return torch.no_grad()(torch.export.load(path).module())
 
 

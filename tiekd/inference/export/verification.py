@@ -108,11 +108,20 @@ class Reference:
     Args:
         student: The student, as `load_student` returns it.
         confidence: True to return confidence as a second output.
+        focals: Focal lengths of a batch's images in turn, in pixels of their own size; none for a
+            network without a canonical camera.
     """
 
-    def __init__(self, student: Student, confidence: bool):
+    def __init__(self, student: Student, confidence: bool, focals: Sequence[float] = ()):
         self.student = student
         self.confidence = confidence
+        self.focals = focals
+
+    def focals_of(self, count: int) -> list[float] | None:
+        """Returns the focal lengths of `count` images; None without a canonical camera."""
+        if not self.focals:
+            return None
+        return [self.focals[index % len(self.focals)] for index in range(count)]
 
     def __call__(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """Returns (depth,) or (depth, confidence), each (B, 1, H, W) float32.
@@ -120,7 +129,8 @@ class Reference:
         Args:
             pixels: (B, 3, H, W) uint8.
         """
-        reading = self.student.predict(pixels, self.confidence)
+        focal = self.focals_of(len(pixels))
+        reading = self.student.predict(pixels, self.confidence, focal)
         return (reading.depth, reading.confidence) if self.confidence else (reading.depth,)
 
     def counts(self, pixels: Tensor, tie: float | None) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""Looks up an image's camera: from the command line, else the recipe, else the dataset."""
+"""The camera of an image: from the command line, the recipe, its dataset, or the image's EXIF."""
 
 import importlib
 import math
@@ -6,67 +6,103 @@ from pathlib import Path
 
 from tiekd.config.schema import check_value
 from tiekd.data import orientation
+from tiekd.data.cameras import exif, source
+from tiekd.data.cameras.source import EXIF, Source
 from tiekd.data.frames import Camera
 from tiekd.errors import DataError, RecipeError
 
+_ALLOWED = "FX,FY,CX,CY in pixels, a file of intrinsics, or exif"
 
-def parse_intrinsics(text: str | None) -> Camera | None:
-    """Parses the option --intrinsics FX,FY,CX,CY, in pixels of the uncropped, upright image.
+
+def parse_intrinsics(text: str | None, focal: str | None = None) -> Source | None:
+    """Parses the options --intrinsics and --focal, in pixels of the uncropped, upright image.
 
     Args:
-        text: The option's text, or None if it isn't given.
+        text: FX,FY,CX,CY, the path of a file of intrinsics, or "exif"; None if it isn't given.
+        focal: A focal length for both directions, with the principal point at the image's centre;
+            None if it isn't given.
 
     Returns:
-        The camera, or None for None.
+        The source of the cameras, or None if neither is given.
 
     Raises:
-        RecipeError: If `text` isn't four finite numbers with focal lengths above 0.
+        RecipeError: If the text isn't one of these, or both options are given.
+        DataError: If the file can't be read.
     """
+    if focal is not None:
+        if text is not None:
+            raise RecipeError("--focal: got it together with --intrinsics; give one of them")
+        return Source(of_all=source.Calibration(_of_focal(focal)))
     if text is None:
         return None
+    # Numbers, or else a file.
+    parts = text.split(",")
     try:
-        numbers = [float(part) for part in text.split(",")]
+        numbers = [float(part) for part in parts]
     except ValueError:
+        if text == EXIF or (text and Path(text).exists()):
+            return source.read(Path(text), Path(), "--intrinsics")
         numbers = []
     if len(numbers) != 4 or not all(map(math.isfinite, numbers)) or not min(numbers[:2]) > 0:
         raise RecipeError(
             f"--intrinsics: got {text!r}; it must be four numbers FX,FY,CX,CY in pixels, focal "
-            "lengths above 0, such as 721.5,721.5,609.6,172.9"
+            "lengths above 0, such as 721.5,721.5,609.6,172.9; a file of intrinsics; or exif"
         )
-    return Camera(*numbers)
+    return Source(of_all=source.Calibration(Camera(*numbers)))
+
+
+def _of_focal(text: str) -> Camera:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise RecipeError(
+            f"--focal: got {text!r:.80}; it must be a focal length in pixels of the image, above 0"
+        )
+    return Camera(value, value)
 
 
 class Cameras:
     """Looks up the camera of each image.
 
+    The sources in order: the given one; `data.intrinsics` of the recipe; the dataset's own camera;
+    EXIF, if `reads_exif`.
+
+    Attributes:
+        approximate: Number of images whose focal length is from EXIF.
+
     Args:
-        given: One camera for all images, or None for that of the recipe or its dataset.
+        given: The source of the options, or None.
         data: The recipe's `data` node; {} if the recipe has none.
+        option: What needs the cameras, for messages.
+        reads_exif: Take the focal length of EXIF, which is approximate, if nothing else is known.
 
     Raises:
-        RecipeError: If none of the three has a camera, or `data.intrinsics` is invalid.
+        RecipeError: If none of the sources can have a camera, or `data.intrinsics` is invalid.
+        DataError: If the file of `data.intrinsics` can't be read.
     """
 
-    def __init__(self, given: Camera | None, data: dict):
+    def __init__(
+        self, given: Source | None, data: dict, option: str = "--points", reads_exif: bool = False
+    ):
         name = data.get("name", "")
         if given is None and data.get("intrinsics") is not None:
-            check_value(data["intrinsics"], tuple[float, float, float, float], "data.intrinsics")
-            given = Camera(*data["intrinsics"])
-            if not all(map(math.isfinite, given[:4])) or not min(given[:2]) > 0:
-                raise RecipeError(
-                    f"data.intrinsics: got {data['intrinsics']}; focal lengths must be above 0 "
-                    "pixels"
-                )
-        # If no camera is given, use `known_camera` of the modules of KITTI and NYU.
-        has_one = given is None and name in ("kitti", "nyu")
+            intrinsics = data["intrinsics"]
+            if not isinstance(intrinsics, str):
+                check_value(intrinsics, list[float], "data.intrinsics")
+            root = data.get("root", ".")
+            given = source.read(intrinsics, Path(root if isinstance(root, str) else "."))
+        # Without a given camera: the modules of KITTI and NYU know theirs (`known_camera`).
+        has_one = name in ("kitti", "nyu") and (given is None or given.file is not None)
         module = importlib.import_module(f"tiekd.data.datasets.{name}") if has_one else None
-        if given is None and module is None:
+        if given is None and module is None and not reads_exif:
             of = f"the recipe's data ({name})" if name else "the recipe, without data,"
-            raise RecipeError(
-                f"--points: {of} knows no camera; give --intrinsics FX,FY,CX,CY in pixels"
-            )
+            raise RecipeError(f"{option}: {of} knows no camera; give --intrinsics {_ALLOWED}")
         self.given = given
         self.known = getattr(module, "known_camera", None)
+        self.reads_exif = reads_exif
+        self.approximate = 0
 
     def of(self, path: Path, height: int, width: int) -> Camera:
         """Returns the camera of an image, in pixels of the upright image.
@@ -77,19 +113,37 @@ class Cameras:
             width: Width of the upright image in pixels.
 
         Raises:
-            DataError: If the camera isn't known. Also if it comes from the dataset but the image
-                has an EXIF orientation, since the dataset's camera holds for unrotated pixels; a
-                camera that the user gives holds for the upright image.
+            DataError: If the camera isn't known, or is given for another aspect ratio. Also if it
+                comes from the dataset but the image has an EXIF orientation, since the dataset's
+                camera holds for unrotated pixels; a camera that the user gives holds for the
+                upright image.
         """
-        if self.given is None and orientation.mark_in(path) != orientation.UPRIGHT:
+        mark = orientation.mark_in(path)
+        calibration = self._given_to(path)
+        if calibration is not None:
+            self.approximate += calibration.is_approximate
+            return calibration.at_size(height, width, mark, str(path))
+        if self.known is not None and mark != orientation.UPRIGHT:
             raise DataError(
                 f"{path}: its orientation mark turns it, and the data set's camera is of the "
                 "pixels as stored; give --intrinsics FX,FY,CX,CY of the upright image"
             )
-        camera = self.given or self.known(path, height, width)
+        camera = None if self.known is None else self.known(path, height, width)
+        if camera is None and self.reads_exif:
+            calibration = exif.calibration(path)
+            if calibration is not None:
+                self.approximate += 1
+                return calibration.at_size(height, width, mark, str(path))
         if camera is None:
             raise DataError(
                 f"{path}: the camera of an image of {height}x{width} there isn't known; give "
-                "--intrinsics FX,FY,CX,CY"
+                f"--intrinsics {_ALLOWED}" + (", or --focal F" if self.reads_exif else "")
             )
         return camera
+
+    def _given_to(self, path: Path) -> source.Calibration | None:
+        if self.given is None:
+            return None
+        if self.given.file is not None:
+            return self.given.file.of_path(path)
+        return self.given.calibration(str(path), path)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tiekd.data import focal as focals
 from tiekd.data.frames import Camera
 from tiekd.errors import DataError
 from tiekd.inference.predict.cameras import Cameras
@@ -33,7 +34,8 @@ class LoadedImage(NamedTuple):
         path: The file of the image or video.
         pixels: (3, H, W) uint8 RGB, at the image's own size.
         small: (3, h, w) uint8 RGB, the image at the working resolution.
-        camera: The image's camera; None if no points are written.
+        camera: The image's camera; None if neither points nor the network need it.
+        focal: Focal length of `small` for the network, in pixels; None if it doesn't need it.
     """
 
     name: str
@@ -41,6 +43,7 @@ class LoadedImage(NamedTuple):
     pixels: Tensor
     small: Tensor
     camera: Camera | None
+    focal: float | None = None
 
 
 class Predictor:
@@ -52,7 +55,7 @@ class Predictor:
         student: The student.
         outputs: The kinds of files to write.
         batch_size: Maximum number of images per batch.
-        cameras: The cameras of the images; None if no points are written.
+        cameras: The cameras of the images; None if neither points nor the network need them.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class Predictor:
         self.outputs = outputs
         self.batch_size = batch_size
         self.cameras = cameras
+        self._needs_focal = getattr(student, "needs_focal", False)
         self.network_s = 0.0
 
     def prepare(self, name: str, path: Path, pixels: Tensor) -> LoadedImage:
@@ -77,13 +81,19 @@ class Predictor:
             pixels: (3, H, W) uint8 RGB.
 
         Raises:
-            DataError: If points are written and the image's camera isn't known.
+            DataError: If the image's camera is needed and isn't known, or the working resolution
+                changes the aspect ratio more than the network allows.
         """
         height, width = pixels.shape[1:]
         small = self.student.working_image(pixels, str(path))
-        return LoadedImage(
-            name, path, pixels, small, self.cameras and self.cameras.of(path, height, width)
-        )
+        camera = self.cameras and self.cameras.of(path, height, width)
+        focal = None
+        if self._needs_focal:
+            try:
+                focal = focals.of_camera(camera, (height, width), self.student.resize)
+            except DataError as error:
+                raise DataError(f"{path}: {error}", error.kind) from None
+        return LoadedImage(name, path, pixels, small, camera, focal)
 
     def depths(self, batch: Sequence[LoadedImage]) -> list[tuple[Tensor, Tensor | None]]:
         """Predicts images of one working size.
@@ -100,9 +110,10 @@ class Predictor:
         """
         started = time.monotonic()
         wants_confidence = self.outputs.confidence
+        given = ([image.focal for image in batch],) if self._needs_focal else ()
         try:
             reading = self.student.read(
-                torch.stack([image.small for image in batch]), wants_confidence
+                torch.stack([image.small for image in batch]), wants_confidence, *given
             )
         except torch.cuda.OutOfMemoryError:
             size = "x".join(map(str, batch[0].small.shape[1:]))

@@ -31,8 +31,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from tiekd.config.teacher_node import TeacherNode
+from tiekd.data import focal as focals
+from tiekd.data import resize as resizes
 from tiekd.distributed.comm import is_main
 from tiekd.errors import LaunchError, RecipeError
 from tiekd.models.network import Network
@@ -196,7 +199,17 @@ class TensorBoard(Hook):
         # Run the network, for the distribution behind each depth. Under ZeRO-3 no rank has all
         # weights, so only the depth of the training step is shown.
         student = _whole_network(state.engine) or state.prediction.depth[few]
-        shown = views(student, batch.image[few], batch.depth[few], teachers, explained=1)
+        # A canonical network gives metres by the focal length, and canonical depth in training.
+        camera = getattr(getattr(state.engine, "module", None), "canonical", None)
+        focal = None
+        if camera is not None:
+            resize = resizes.of_data(state.recipe.get("data", {}))
+            focal = focals.of_batch(batch, resize)[few]
+            if isinstance(student, Tensor):
+                student = camera.to_metres(student, focal)
+        shown = views(
+            student, batch.image[few], batch.depth[few], teachers, explained=1, focal=focal
+        )
         against = "ground truth" if teachers is None else "teacher"
         for number, view in enumerate(shown, start=1):
             overall = overview(view, self.max_depth, against)

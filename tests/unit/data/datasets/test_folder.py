@@ -320,7 +320,7 @@ def test_folder_ambiguous_files_are_refused(root, spoil, line):
         ({"val_fraction": 1.0}, "data.val_fraction: got 1.0; it must be from 0 to below 1"),
         (
             {"intrinsics": [50.0, 50.0]},
-            "data.intrinsics: got [50.0, 50.0]; it must be a list of 4: a number,",
+            "data.intrinsics: got [50.0, 50.0]; it must be [focal_x, focal_y, centre_x, centre_y]",
         ),
         ({"depth": "depths"}, "data (folder): unknown key 'depth'; did you mean 'depths'?"),
         ({"images": 3}, "data.images: got 3; it must be text"),

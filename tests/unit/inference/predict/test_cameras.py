@@ -15,8 +15,11 @@ KITTI = Path("input/2011_09_28/2011_09_28_drive_0001_sync/image_02/data/00000000
 def test_cameras_option_applies_to_all_images():
     """Intrinsics from the command line apply to every image, whatever the data set."""
     given = parse_intrinsics("700,710.5,600,170")
-    assert given == Camera(700.0, 710.5, 600.0, 170.0)
-    assert Cameras(given, {"name": "nyu"}).of(Path("a.png"), 10, 20) == given
+    camera = Camera(700.0, 710.5, 600.0, 170.0)
+    assert Cameras(given, {"name": "nyu"}).of(Path("a.png"), 10, 20) == camera
+    given = parse_intrinsics(None, "700")
+    assert Cameras(given, {"name": "nyu"}).of(Path("a.png"), 10, 20) == Camera(700.0, 700.0)
+    assert parse_intrinsics(None) is None
 
 
 @pytest.mark.parametrize(
@@ -60,7 +63,7 @@ def test_cameras_exif_rotated_images(tmp_path):
         exif = Image.Exif()
         exif[0x0112] = orientation
         Image.new("RGB", (40, 30)).save(tmp_path / f"{orientation}.jpg", exif=exif)
-    recipes, given = [20.0, 20.0, 20.0, 15.0], Camera(20.0, 20.0, 15.0, 20.0)
+    recipes, given = [20.0, 20.0, 20.0, 15.0], parse_intrinsics("20,20,15,20")
     cameras = Cameras(None, {"name": "folder", "intrinsics": recipes})
     assert cameras.of(tmp_path / "1.jpg", 30, 40) == Camera(*recipes)
     assert cameras.of(tmp_path / "6.jpg", 40, 30) == Camera(*recipes)
@@ -68,10 +71,9 @@ def test_cameras_exif_rotated_images(tmp_path):
         DataError, match=r"6\.jpg: its orientation mark .*give --intrinsics .*upright image"
     ):
         Cameras(None, {"name": "nyu"}).of(tmp_path / "6.jpg", 480, 640)
-    assert (
-        Cameras(given, {"name": "folder", "intrinsics": recipes}).of(tmp_path / "6.jpg", 40, 30)
-        == given
-    )
+    assert Cameras(given, {"name": "folder", "intrinsics": recipes}).of(
+        tmp_path / "6.jpg", 40, 30
+    ) == Camera(20.0, 20.0, 15.0, 20.0)
 
 
 @pytest.mark.parametrize(
@@ -82,3 +84,16 @@ def test_cameras_reject_invalid_recipe_intrinsics(value):
     with pytest.raises(RecipeError, match=r"^data\.intrinsics: got .*must be") as error:
         Cameras(None, {"name": "folder", "intrinsics": value})
     assert "\n" not in str(error.value)
+
+
+def test_cameras_file_names_images_by_the_end_of_their_path(tmp_path):
+    """A list gives the images that it names their camera; others have the data set's or none."""
+    (tmp_path / "i.txt").write_text("a/1.png 20 22 15.5 11.5 32 24\n")
+    cameras = Cameras(parse_intrinsics(str(tmp_path / "i.txt")), {})
+    assert cameras.of(tmp_path / "x/a/1.png", 12, 16) == Camera(10.0, 11.0, 7.5, 5.5)
+    with pytest.raises(DataError, match="there isn't known; give --intrinsics"):
+        cameras.of(tmp_path / "1.png", 12, 16)
+    with pytest.raises(DataError, match="1.png: intrinsics for 24x32"):
+        cameras.of(tmp_path / "a/1.png", 16, 16)
+    cameras = Cameras(parse_intrinsics(str(tmp_path / "i.txt")), {"name": "nyu"})
+    assert cameras.of(tmp_path / "rgb_00000.jpg", 480, 640)[0] == pytest.approx(518.858, abs=1e-3)

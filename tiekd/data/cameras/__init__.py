@@ -1,0 +1,1 @@
+"""Intrinsics of each image, upright: from lists, calibration files and EXIF."""

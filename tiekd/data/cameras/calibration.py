@@ -1,0 +1,141 @@
+"""A pinhole camera (`Camera`), and one as its source states it (`Calibration`).
+
+One rule holds for all sources: a camera is that of the upright image at its own size. A calibration
+for another size is scaled if the aspect ratio is the same, and refused otherwise. If its size fits
+only the pixels as stored, it is turned upright with them. (0, 0) is the centre of the first pixel.
+Left out: lens distortion, which only its largest coefficient is kept of, for the log.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from tiekd.errors import DataError
+
+# Two sizes have the same aspect ratio if the factors of height and width agree to this share, or if
+# rounding a side to whole pixels explains the difference.
+_SAME_ASPECT = 0.01
+_MIRRORED_X, _MIRRORED_Y, _SWAPPED = (2, 3, 6, 7), (3, 4, 7, 8), (5, 6, 7, 8)
+
+
+class Camera(NamedTuple):
+    """Intrinsics of a pinhole camera, in pixels of the whole, upright image.
+
+    Attributes:
+        focal_x: Horizontal focal length.
+        focal_y: Vertical focal length.
+        centre_x: Column of the principal point; None for the image's centre.
+        centre_y: Row of the principal point; None for the image's centre.
+    """
+
+    focal_x: float
+    focal_y: float
+    centre_x: float | None = None
+    centre_y: float | None = None
+
+    @property
+    def focal(self) -> float:
+        """The focal length of an image with this camera: the mean of both directions, pixels."""
+        return (self.focal_x + self.focal_y) / 2
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A camera as its source states it.
+
+    Attributes:
+        camera: The intrinsics.
+        size: (height, width) of the image that they are of; None for each image's own size.
+        distortion: The largest absolute coefficient of the lens distortion, which is ignored.
+        is_approximate: True for a focal length from EXIF.
+    """
+
+    camera: Camera
+    size: tuple[int, int] | None = None
+    distortion: float = 0.0
+    is_approximate: bool = False
+
+    def at_size(self, height: int, width: int, mark: int, where: str) -> Camera:
+        """Returns the camera of an image.
+
+        Args:
+            height: Rows of the upright image.
+            width: Columns of the upright image.
+            mark: The image's EXIF orientation, 1 for upright.
+            where: Source and image, for the message.
+
+        Raises:
+            DataError: The image has another aspect ratio than the calibration.
+        """
+        if self.size is None:
+            return self.camera
+        if _same_aspect(self.size, (height, width)):
+            return _scaled(self.camera, self.size, (height, width))
+        if mark in _SWAPPED and _same_aspect(self.size[::-1], (height, width)):
+            turned = turned_upright(self.camera, self.size, mark)
+            return _scaled(turned, self.size[::-1], (height, width))
+        raise DataError(
+            f"{where}: intrinsics for {self.size[0]}x{self.size[1]} (height x width), but the "
+            f"image is {height}x{width}, of another aspect ratio, so how it was cropped isn't "
+            "known; give intrinsics of the image itself, with its width and height",
+            "size",
+        )
+
+
+def checked(
+    numbers: list[float], size: tuple[int, int] | None, where: str, distortion: list[float] = ()
+) -> Calibration:
+    """Returns the calibration of focal_x, focal_y, centre_x and centre_y.
+
+    Raises:
+        DataError: A number isn't finite, a focal length isn't above 0, or a size isn't above 0.
+    """
+    if not all(map(math.isfinite, [*numbers, *distortion])) or not min(numbers[:2]) > 0:
+        raise DataError(
+            f"{where}: got {', '.join(f'{n:g}' for n in numbers)}; a camera is focal_x, focal_y, "
+            "centre_x, centre_y in pixels, all finite, focal lengths above 0"
+        )
+    if size is not None and not min(size) > 0:
+        raise DataError(
+            f"{where}: got {size[1]}x{size[0]} pixels; width and height must be above 0"
+        )
+    return Calibration(Camera(*numbers), size, max(map(abs, distortion), default=0.0))
+
+
+def turned_upright(camera: Camera, size: tuple[int, int], mark: int) -> Camera:
+    """Returns the camera of the upright image, given that of the pixels as stored.
+
+    Args:
+        camera: The camera of the stored pixels.
+        size: (height, width) of the stored pixels.
+        mark: The EXIF orientation, 1 to 8.
+    """
+    focal_x, focal_y, x, y = camera
+    height, width = size
+    if mark in _SWAPPED:
+        focal_x, focal_y, x, y = focal_y, focal_x, y, x
+        height, width = width, height
+    if mark in _MIRRORED_X and x is not None:
+        x = width - 1 - x
+    if mark in _MIRRORED_Y and y is not None:
+        y = height - 1 - y
+    return Camera(focal_x, focal_y, x, y)
+
+
+def _scaled(camera: Camera, old: tuple[int, int], new: tuple[int, int]) -> Camera:
+    """Scales a camera about the image's corner at (-0.5, -0.5)."""
+    if old == new:
+        return camera
+    scale_y, scale_x = new[0] / old[0], new[1] / old[1]
+    x = None if camera.centre_x is None else (camera.centre_x + 0.5) * scale_x - 0.5
+    y = None if camera.centre_y is None else (camera.centre_y + 0.5) * scale_y - 0.5
+    return Camera(camera.focal_x * scale_x, camera.focal_y * scale_y, x, y)
+
+
+def _same_aspect(old: tuple[int, int], new: tuple[int, int]) -> bool:
+    scale_y, scale_x = new[0] / old[0], new[1] / old[1]
+    return (
+        abs(scale_x / scale_y - 1) <= _SAME_ASPECT
+        or abs(old[1] * scale_y - new[1]) <= 1
+        or abs(old[0] * scale_x - new[0]) <= 1
+    )

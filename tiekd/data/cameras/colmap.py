@@ -1,0 +1,104 @@
+"""Reads COLMAP's text files: cameras.txt, and images.txt, which says which camera took an image.
+
+COLMAP counts from the first pixel's corner, so its principal point is half a pixel larger than
+here, where (0, 0) is the first pixel's centre. Distortion is ignored; fisheye models are refused.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from tiekd.data.cameras.calibration import Calibration, checked
+from tiekd.errors import DataError
+
+CAMERAS, IMAGES = "cameras.txt", "images.txt"
+# Model -> number of focal lengths, number of distortion coefficients.
+_PINHOLES = {
+    "SIMPLE_PINHOLE": (1, 0),
+    "PINHOLE": (2, 0),
+    "SIMPLE_RADIAL": (1, 1),
+    "RADIAL": (1, 2),
+    "OPENCV": (2, 4),
+    "FULL_OPENCV": (2, 8),
+}
+_OTHERS = (
+    *("OPENCV_FISHEYE", "FOV", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE"),
+    *("THIN_PRISM_FISHEYE", "RAD_TAN_THIN_PRISM_FISHEYE"),
+)
+MODELS = (*_PINHOLES, *_OTHERS)
+_IMAGE_WORDS = 10  # IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME
+
+
+def read(
+    path: Path, lines: list[tuple[int, list[str]]], read_text: Callable[[Path], str]
+) -> tuple[dict[str, Calibration], Calibration | None]:
+    """Reads the cameras, and which image each took.
+
+    Args:
+        path: cameras.txt.
+        lines: Its lines without comments, as (number, words).
+        read_text: Reads images.txt beside it.
+
+    Returns:
+        The calibrations by image name, and that of all images if there is no images.txt.
+
+    Raises:
+        DataError: A line is malformed, a camera is no pinhole, or nothing says which image a camera
+            took.
+    """
+    cameras = dict(_camera(f"{path}:{number}", words) for number, words in lines)
+    images = path.with_name(IMAGES)
+    if images.is_file():
+        return _by_image(images, read_text(images), cameras, path), None
+    if len(cameras) > 1:
+        raise DataError(
+            f"{path}: has {len(cameras)} cameras, and no {IMAGES} beside it says which took an "
+            "image; put it there, or keep one camera"
+        )
+    return {}, next(iter(cameras.values()))
+
+
+def _camera(where: str, words: list[str]) -> tuple[str, Calibration]:
+    model = words[1] if len(words) > 1 else ""
+    if model not in _PINHOLES:
+        raise DataError(
+            f"{where}: model {model!r:.40}, no pinhole; allowed: {', '.join(_PINHOLES)}; undistort "
+            "the images (colmap image_undistorter) and give their cameras.txt"
+        )
+    num_focals, num_distortion = _PINHOLES[model]
+    try:
+        width, height = int(words[2]), int(words[3])
+        numbers = list(map(float, words[4:]))
+        if len(numbers) != num_focals + 2 + num_distortion:
+            raise ValueError
+    except (ValueError, IndexError):
+        raise DataError(
+            f"{where}: got {' '.join(words)!r:.80}; a line is `CAMERA_ID {model} WIDTH HEIGHT` and "
+            f"{num_focals + 2 + num_distortion} parameters"
+        ) from None
+    focal_x, focal_y = numbers[0], numbers[num_focals - 1]
+    centre_x, centre_y = numbers[num_focals : num_focals + 2]
+    intrinsics = [focal_x, focal_y, centre_x - 0.5, centre_y - 0.5]
+    return words[0], checked(intrinsics, (height, width), where, numbers[num_focals + 2 :])
+
+
+def _by_image(
+    path: Path, text: str, cameras: dict[str, Calibration], cameras_path: Path
+) -> dict[str, Calibration]:
+    found = {}
+    # Two lines an image: its pose, camera and name, then its points, which may be an empty line.
+    lines = [
+        (number, line)
+        for number, line in enumerate(text.splitlines(), 1)
+        if not line.lstrip().startswith("#")
+    ]
+    for number, line in lines[::2]:
+        if not line.strip():
+            continue
+        words = line.split(maxsplit=_IMAGE_WORDS - 1)
+        if len(words) < _IMAGE_WORDS or words[8] not in cameras:
+            raise DataError(
+                f"{path}:{number}: got {line!r:.80}; a line is `IMAGE_ID QW QX QY QZ TX TY TZ "
+                f"CAMERA_ID NAME`, with a camera of {cameras_path.name}"
+            )
+        found[words[9].strip().lstrip("/")] = cameras[words[8]]
+    return found

@@ -1,0 +1,68 @@
+"""The focal length that a photo's EXIF states, in pixels: approximate.
+
+From the 35 mm equivalent: f = f35 / 43.27 mm * the image's diagonal in pixels, as CIPA defines it;
+else from the lens's focal length and the resolution of the focal plane. Both are rounded by the
+camera, and wrong if the photo was cropped. The principal point is taken to be the image's centre.
+Costs a read of the file's header, 0.1 ms.
+"""
+
+import math
+from pathlib import Path
+
+from PIL import Image
+
+from tiekd.data import orientation
+from tiekd.data.cameras.calibration import Calibration, Camera, turned_upright
+from tiekd.files import instead_of_file
+
+_DIAGONAL_MM = math.hypot(36, 24)
+_EXIF = 0x8769
+_FOCAL, _FOCAL_35, _WIDTH, _HEIGHT = 0x920A, 0xA405, 0xA002, 0xA003
+_PLANE_X, _PLANE_Y, _PLANE_UNIT = 0xA20E, 0xA20F, 0xA210
+_MM_PER_UNIT = {2: 25.4, 3: 10.0, 4: 1.0, 5: 1e-3}
+# A focal length outside this range, as a multiple of the image's diagonal, is no photo's.
+_PLAUSIBLE = 0.1, 50.0
+
+
+def calibration(path: Path) -> Calibration | None:
+    """Returns the approximate calibration of the upright image; None if EXIF has no focal length.
+
+    A file that can't be read gives None, too: decoding it reports that.
+    """
+    if instead_of_file(path):
+        return None
+    try:
+        with Image.open(path) as image:
+            size = orientation.upright_size(image)
+            mark = orientation.mark_of(image)
+            tags = image.getexif().get_ifd(_EXIF)
+            focals = _focals(tags, size, mark)
+    except Exception:  # noqa: BLE001 - Pillow raises any type on corrupt files
+        return None
+    if focals is None:
+        return None
+    low, high = (share * math.hypot(*size) for share in _PLAUSIBLE)
+    if not all(low < focal < high for focal in focals):
+        return None
+    return Calibration(Camera(*focals), size, is_approximate=True)
+
+
+def _focals(tags: dict, size: tuple[int, int], mark: int) -> tuple[float, float] | None:
+    """Returns (focal_x, focal_y) in pixels of the upright image of `size`, (height, width)."""
+    equivalent = float(tags.get(_FOCAL_35, 0))
+    if equivalent > 0:
+        focal = equivalent / _DIAGONAL_MM * math.hypot(*size)
+        return focal, focal
+    # The resolution of the focal plane is that of the photo as taken, which may have been scaled.
+    unit = _MM_PER_UNIT.get(tags.get(_PLANE_UNIT, 2))
+    lens, plane_x = float(tags.get(_FOCAL, 0)), float(tags.get(_PLANE_X, 0))
+    if unit is None or not lens > 0 or not plane_x > 0:
+        return None
+    plane_y = float(tags.get(_PLANE_Y, 0)) or plane_x
+    stored = Camera(lens * plane_x / unit, lens * plane_y / unit)
+    upright = turned_upright(stored, size, mark)
+    width, height = float(tags.get(_WIDTH, 0)), float(tags.get(_HEIGHT, 0))
+    if not (width > 0 and height > 0):
+        return upright.focal_x, upright.focal_y
+    scale = math.hypot(*size) / math.hypot(width, height)
+    return upright.focal_x * scale, upright.focal_y * scale

@@ -1,0 +1,107 @@
+"""The focal length of the network's input, from an image's camera and its working resolution.
+
+`f` is (fx + fy) / 2 in pixels of the image that the network sees, after every resize and zoom. A
+working resolution of mode `stretch` changes fx and fy by different factors: f is then
+sqrt(fx * fy), and an image whose aspect ratio changes by more than STRETCH is refused. Used with
+`network.canonical_focal` only (tiekd/models/canonical.py).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tiekd.data.batch import Batch
+from tiekd.data.cameras.calibration import Camera
+from tiekd.data.resize import Resize, resized_intrinsics
+from tiekd.errors import DataError
+
+STRETCH = 0.05  # largest change of an image's aspect ratio
+
+
+def of_input(intrinsics: Tensor, resize: Resize) -> Tensor:
+    """Returns (B,) float32: f of images, given the intrinsics of the network's input.
+
+    Args:
+        intrinsics: (B, 3, 3) float32, pixels; NaN where unknown.
+        resize: The working resolution, which decides between the two means.
+    """
+    focal_x, focal_y = intrinsics[:, 0, 0], intrinsics[:, 1, 1]
+    if resize.mode == "stretch":
+        return (focal_x * focal_y).sqrt()
+    return (focal_x + focal_y) / 2
+
+
+def of_own_size(intrinsics: Tensor, size: tuple[int, int], resize: Resize) -> Tensor:
+    """Returns (B,) float32: f of images whose intrinsics are those of the images' own size.
+
+    Args:
+        intrinsics: (B, 3, 3) float32, pixels of images of `size`; NaN where unknown.
+        size: (height, width) of the images.
+        resize: The working resolution.
+
+    Raises:
+        DataError: The working resolution changes the aspect ratio by more than STRETCH.
+    """
+    check_aspect(resize, size)
+    scaled = resize.place(*size).scaled
+    each = [resized_intrinsics(one, size, scaled) for one in intrinsics]
+    return of_input(torch.stack(each), resize)
+
+
+def of_batch(batch: Batch, resize: Resize) -> Tensor:
+    """Returns (B,) float32: f of a batch's images, on the batch's device.
+
+    In evaluation and caching the image alone is resized, and intrinsics are of the depth's size.
+
+    Raises:
+        DataError: The working resolution changes the aspect ratio by more than STRETCH.
+    """
+    own, seen = tuple(batch.depth.shape[-2:]), tuple(batch.image.shape[-2:])
+    if own == seen:
+        return of_input(batch.intrinsics, resize)
+    return of_own_size(batch.intrinsics, own, resize)
+
+
+def of_camera(camera: Camera, size: tuple[int, int], resize: Resize) -> float:
+    """Returns f of one image, given its camera at its own size, (height, width).
+
+    Raises:
+        DataError: The working resolution changes the aspect ratio by more than STRETCH.
+    """
+    matrix = torch.tensor([[camera.focal_x, 0, 0], [0, camera.focal_y, 0], [0, 0, 1]])
+    return float(of_own_size(matrix[None].double(), size, resize))
+
+
+def check_aspect(resize: Resize, size: tuple[int, int]) -> None:
+    """Raises DataError if the working resolution changes an image's aspect ratio too much.
+
+    Args:
+        resize: The working resolution.
+        size: (height, width) of the image.
+    """
+    if resize.mode != "stretch":
+        return
+    change = (resize.width / size[1]) / (resize.height / size[0])
+    if not 1 / (1 + STRETCH) <= change <= 1 + STRETCH:
+        raise DataError(
+            f"data.resize: {resize} changes the aspect ratio of an image of {size[0]}x{size[1]} by "
+            f"{abs(change - 1):.0%}, and network.canonical_focal allows {STRETCH:.0%}, for one "
+            "focal length can't say more; set mode cover, contain or fit",
+            "size",
+        )
+
+
+def check_known(focal: Tensor, names: Sequence[str]) -> None:
+    """Raises DataError for the first image whose focal length isn't known. One host sync."""
+    for name, value in zip(names, focal.tolist(), strict=True):
+        if not value > 0:
+            raise DataError(no_focal(name))
+
+
+def no_focal(name: str) -> str:
+    """Returns the message for an image whose focal length isn't known."""
+    return (
+        f"{name}: its focal length isn't known, and network.canonical_focal needs it; give "
+        "data.intrinsics (a file, numbers or exif)"
+    )

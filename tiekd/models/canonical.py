@@ -1,0 +1,128 @@
+"""`network.canonical_focal`: a network that learns depth * F / f, and gives metres by f.
+
+A single image doesn't say how far a thing is: twice the focal length and twice the distance look
+the same. A network that sees several cameras therefore learns the depth that a camera of focal
+length F would need for the same image, its canonical depth. f is the focal length of the network's
+input (tiekd/data/focal.py). Bins, range and sigma are canonical. `min_depth` and `max_depth` stay
+metres, to which the output is clamped; the head's range is theirs times the smallest and largest
+F / f of the training, which are stored with the weights as `canonical_factors`.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from torch import Tensor
+
+from tiekd.config.schema import check_value
+from tiekd.errors import CheckpointError, RecipeError
+
+KEYS = ("canonical_focal", "canonical_factors")
+
+
+class Canonical(NamedTuple):
+    """The canonical camera of a network.
+
+    Attributes:
+        focal: F, pixels.
+        smallest: Smallest F / f of the training.
+        largest: Largest F / f of the training.
+    """
+
+    focal: float
+    smallest: float
+    largest: float
+
+    def from_metres(self, depth: Tensor, focal: Tensor) -> Tensor:
+        """Returns canonical depth.
+
+        Args:
+            depth: (B, 1, H, W), metres, 0 where invalid.
+            focal: (B,), f of each image, pixels of the network's input.
+        """
+        return depth * (self.focal / focal).to(depth.dtype).view(-1, 1, 1, 1)
+
+    def to_metres(self, depth: Tensor, focal: Tensor | None) -> Tensor:
+        """Returns metres; arguments as for `from_metres`, depth being canonical.
+
+        Raises:
+            RecipeError: No focal length is given.
+        """
+        if focal is None:
+            raise RecipeError(
+                "network.canonical_focal: this network needs the focal length of each image, in "
+                "pixels; give it (load_student(...)(image, focal=F), --focal, --intrinsics or "
+                "data.intrinsics)"
+            )
+        return depth * (focal.to(depth) / self.focal).view(-1, 1, 1, 1)
+
+
+def of_node(node: Mapping, where: str = "network") -> Canonical | None:
+    """Returns the canonical camera of a network's node; None without `canonical_focal`.
+
+    Raises:
+        RecipeError: A value is wrong, or the factors are missing.
+    """
+    check_focal(node, where)
+    if node.get("canonical_focal") is None:
+        return None
+    factors = node.get("canonical_factors")
+    if factors is None:
+        raise RecipeError(
+            f"{where}.canonical_factors: not known; training computes the smallest and largest "
+            "F / f of its frames and stores them with the weights, so give weights of a run with "
+            "canonical_focal, or [smallest, largest]"
+        )
+    return Canonical(float(node["canonical_focal"]), *map(float, factors))
+
+
+def check_focal(node: Mapping, where: str = "network") -> None:
+    """Raises RecipeError if `canonical_focal` or `canonical_factors` isn't valid."""
+    focal, factors = (node.get(key) for key in KEYS)
+    if focal is None:
+        if factors is not None:
+            raise RecipeError(
+                f"{where}.canonical_factors: got {factors!r:.80} without canonical_focal; give "
+                "both, or leave it out"
+            )
+        return
+    check_value(focal, float, f"{where}.canonical_focal")
+    if not 0 < focal < math.inf:
+        raise RecipeError(
+            f"{where}.canonical_focal: got {focal}; it must be a focal length in pixels above 0, "
+            "such as 500, or null"
+        )
+    if factors is not None:
+        check_value(factors, tuple[float, float], f"{where}.canonical_factors")
+        if not 0 < factors[0] <= factors[1] < math.inf:
+            raise RecipeError(
+                f"{where}.canonical_factors: got {list(factors)}; it must be [smallest, largest] "
+                "of F / f, above 0"
+            )
+
+
+def completed(node: dict, state: Mapping, source: object) -> dict:
+    """Returns a recipe's network node with the factors that are stored with its weights.
+
+    Args:
+        node: The recipe's network node.
+        state: The content of the weights file; tiekd's have their network's node.
+        source: The weights file, for messages.
+
+    Raises:
+        CheckpointError: The weights were trained with another `canonical_focal`, or none.
+    """
+    trained = state.get("network") if isinstance(state, Mapping) else None
+    if not isinstance(trained, Mapping):
+        return node  # published weights
+    ours, theirs = node.get("canonical_focal"), trained.get("canonical_focal")
+    if ours != theirs:
+        words = ["none" if value is None else f"{value}" for value in (ours, theirs)]
+        raise CheckpointError(
+            f"{source}: trained with canonical_focal {words[1]}, but the recipe has "
+            f"{words[0]}, so depths would be wrong; set network.canonical_focal="
+            f"{'null' if theirs is None else theirs}"
+        )
+    if ours is None:
+        return node
+    return node | {"canonical_factors": trained.get("canonical_factors")}
