@@ -187,6 +187,8 @@ def build_parts(
     if isinstance(teacher, FoundationTeacher):
         teacher.check_frames(listed_frames(train_set))
     is_blind = isinstance(teacher, FrozenTeacher) and not teacher.needs_focal
+    if isinstance(teacher, FoundationTeacher):
+        is_blind = not teacher.follows_focal
     canonical.check_zoom(recipe.augment, recipe.network, is_blind_teacher=is_blind)
     if isinstance(teacher, FrozenTeacher):
         teacher.seen_at = recipe.resize

@@ -181,6 +181,18 @@ class FoundationTeacher:
         # Pixels that a rotation filled from outside the image are excluded from the loss.
         return torch.where(batch.inside, depth, 0)
 
+    @property
+    def follows_focal(self) -> bool:
+        """True if the depth of a zoomed image is that of the scene, given its focal length.
+
+        A network that takes no focal length sees a zoomed image as a nearer scene. Relative outputs
+        get their scale from the anchor.
+        """
+        if self.anchor is None:
+            return self.predictor.without_focal is not None
+        teacher = self.anchor.teacher
+        return not isinstance(teacher, FoundationTeacher) or teacher.follows_focal
+
     def check_frames(self, frames: Sequence[Frame]) -> list[str]:
         """Checks what is known of all frames before the first of them is read.
 

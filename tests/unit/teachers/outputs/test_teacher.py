@@ -5,7 +5,9 @@ import torch
 from support.teacher_batches import batch_of, images_of
 
 from tiekd.errors import TeacherError
+from tiekd.teachers.ground_truth import GroundTruth
 from tiekd.teachers.outputs import digest
+from tiekd.teachers.outputs.anchoring import Anchor
 from tiekd.teachers.outputs.images import rgb_of
 from tiekd.teachers.outputs.model_card import licence_in
 from tiekd.teachers.outputs.teacher import FoundationTeacher, Output, Running, describe
@@ -153,3 +155,20 @@ def test_digest_changes_with_weights_names_and_settings(tmp_path):
         digest.of_files(*(tmp_path / name for name in names)) for names in ("a", "b", "ab", "ba")
     }
     assert len(of_files) == 4
+
+
+def test_teacher_follows_the_focal_length_by_its_network_or_its_anchor():
+    """A zoomed image's depth is right where the focal length counts, or ground truth gives scale."""
+    blind, seeing, relative = Predictor(), Predictor(), Predictor()
+    seeing.without_focal = "it estimates one"
+    relative.meaning = "inverse_affine"
+    how = Running(CPU, 80.0)
+    assert not FoundationTeacher(blind, how).follows_focal
+    assert FoundationTeacher(seeing, how).follows_focal
+    for teacher, follows in (
+        (GroundTruth(), True),
+        (FoundationTeacher(seeing, how), True),
+        (FoundationTeacher(blind, how), False),
+    ):
+        anchor = Anchor(teacher, "an anchor", 80.0)
+        assert FoundationTeacher(relative, how, anchor).follows_focal is follows
