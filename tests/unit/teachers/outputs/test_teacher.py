@@ -158,7 +158,7 @@ def test_digest_changes_with_weights_names_and_settings(tmp_path):
 
 
 def test_teacher_follows_the_focal_length_by_its_network_or_its_anchor():
-    """A zoomed image's depth is right where the focal length counts, or ground truth gives scale."""
+    """Zooming keeps its depth right where the focal length counts, or truth gives the scale."""
     blind, seeing, relative = Predictor(), Predictor(), Predictor()
     seeing.without_focal = "it estimates one"
     relative.meaning = "inverse_affine"
