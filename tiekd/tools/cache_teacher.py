@@ -49,6 +49,7 @@ from tiekd.teachers.outputs import digest as digests
 from tiekd.teachers.outputs.anchoring import Quality
 from tiekd.teachers.outputs.teacher import FoundationTeacher, describe
 from tiekd.teaching import build_teacher, teacher_checkpoint
+from tiekd.training import teacher_audit
 from tiekd.training.settings import Recipe
 
 TIMEOUT_MINUTES = 600.0  # the last rank may be hours behind the first if devices differ
@@ -78,7 +79,7 @@ class Source(NamedTuple):
     def node(self) -> dict:
         """The recipe node from which the teacher is built."""
         if self.teacher.name is not None:
-            return self.teacher.node
+            return self.teacher.part
         return self.teacher.node | {"flip": self.flip}
 
     def __str__(self) -> str:
@@ -183,7 +184,8 @@ def cache_maps(
         out: text stream to which rank 0 writes the progress.
 
     Raises:
-        TeacherError: the folder's manifest describes another teacher or other settings.
+        TeacherError: the folder's manifest describes another teacher or other settings, or the
+            teacher's audit found something.
         DataError: the maps don't fit on the disk.
     """
     # Build the teacher, and the manifest, which records how the maps are made.
@@ -212,7 +214,19 @@ def cache_maps(
     if source.teacher.name is None:
         least = least_size.least_side(teacher.network)
         least_size.check_frames(frames, teacher.resize, least, "the teacher's data.resize")
-    found = teacher_maps.read_manifest(folder) or manifest
+    found = teacher_maps.read_manifest(folder)
+    if comm.broadcast_object(found is None):
+        audited = teacher_audit.audit(
+            source.teacher,
+            teacher,
+            frames,
+            max_depth_m=recipe.max_depth_m,
+            device=device,
+            resize=getattr(teacher, "resize", OWN_SIZE),
+        )
+        if comm.is_main():
+            out.writelines(f"{note}\n" for note in audited)
+    found = found or manifest
     if teacher_maps.ORIENTATION not in found and not _any_turned(frames):
         # An older folder's manifest lacks the entry about EXIF rotation. If no frame is rotated,
         # the maps are the same without it, so leave the entry out and resume in that folder.
