@@ -154,6 +154,7 @@ def test_judge_covered_side(frames):
     # A teacher that responds to its image gives no other frame's map, however blurred it is.
     responding = [replace(f, response=1.0) for f in _foreign(frames)]
     assert _judge(responding, False).kinds == []
+    assert "foreign" not in _judge(responding, True).kinds
 
 
 def test_judge_camera_height(frames):

@@ -291,10 +291,12 @@ def _with_truth(figures: dict[str, float], limits: Limits) -> list[Suspicion]:
 def _is_foreign(figures: dict[str, float], limits: Limits) -> bool:
     """Returns True if neither errors nor edges tell a frame's own map from other frames' maps.
 
-    A weak network's errors hardly depend on the frame, and its edges still do.
+    A weak network's errors hardly depend on the frame, and its edges still do. One that is seen to
+    respond to its image gives no other frame's map.
     """
     return (
-        figures["truth_own_z"] < limits.own_z
+        not abs(figures["response"]) > limits.response
+        and figures["truth_own_z"] < limits.own_z
         and not figures["own_z"] >= limits.own_z + 1
         and figures["variety"] > limits.variety
     )
