@@ -53,7 +53,7 @@ def observer_of(recipe: Recipe, args: argparse.Namespace, device: torch.device) 
     else:
         source = teacher_of(recipe, args.recipe, args.checkpoint, args.overrides)
         frames = frames_of(recipe, args.split)
-        teacher = build_teacher(source.node, device, source.resize)
+        teacher = build_teacher(source.node, device, source.resize, recipe.max_depth_m)
         questions = Questions(swapped=True, covered=True, changed=True)
     return Observer(
         teacher,
