@@ -62,6 +62,7 @@ def build_teacher(
     if node is None:
         return GroundTruth()
     teacher = TeacherNode(node)
+    node = teacher.part
     if teacher.kind is not None:
         assert max_depth_m is not None
         teacher.check()

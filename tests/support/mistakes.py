@@ -497,6 +497,11 @@ COMMANDS = {
         "DataError",
         "none; put KITTI there or say --set data.root=FOLDER",
     ),
+    "nothing to audit": Mistake(
+        words("bin/audit_teacher.py", "{}/recipe.yaml", "--out", "{}/teacher.pth"),
+        "LaunchError",
+        "teacher.pth: can't be made (File exists); give another folder",
+    ),
     "no batch to show": Mistake(
         words("bin/show_batch.py", "{}/data", "--iteration", "1"),
         "CheckpointError",

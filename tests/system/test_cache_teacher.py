@@ -100,6 +100,7 @@ def test_train_from_cached_maps_without_teacher(recipe):
         recipe,
         "--set",
         "teacher=null",
+        "teacher.audit=off",
         "train.iterations=2",
     ]
     maps_from = [f"teacher.maps={recipe.parent / 'unbroken'}"]

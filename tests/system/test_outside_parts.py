@@ -179,6 +179,7 @@ def test_external_parts_found_beside_recipe(trained):
     text = programs.log_text(trained)
     assert "Teacher: my_depth.oracle, 0.00 M parameters, frozen" in text
     assert "Training frames: 8" in text
+    assert "Teacher audit: left out, it needs 12 frames" in text
     assert "Hooks, in order: TextLog" in text
     assert "Diary" in text
 
@@ -213,7 +214,9 @@ def test_evaluate_student_with_external_parts(trained):
 
 def test_cache_teacher_with_external_teacher(ground, folder):
     """`cache_teacher.py` caches the maps of a teacher from outside the project."""
-    node = recipes.recipe(ground) | {"teacher": recipe()["teacher"], "hooks": []}
+    # The oracle knows no street, which an audit would notice; `audit` isn't passed to its build.
+    teacher = recipe()["teacher"]
+    node = recipes.recipe(ground) | {"teacher": teacher | {"audit": "off"}, "hooks": []}
     recipes.write_recipe(folder / "maps.yaml", node)
     cache = [
         sys.executable,
@@ -227,7 +230,7 @@ def test_cache_teacher_with_external_teacher(ground, folder):
     maps = list((folder / "maps").glob("*.png"))
     assert len(maps) == 16
     assert all(map(is_whole_depth_png, maps))
-    assert teacher_maps.read_manifest(folder / "maps")["teacher_network"] == node["teacher"]
+    assert teacher_maps.read_manifest(folder / "maps")["teacher_network"] == teacher
     assert "of my_depth.oracle, the weights with" in teacher_maps.describe(folder / "maps")
 
 

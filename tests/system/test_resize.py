@@ -83,7 +83,7 @@ def test_resize_cached_maps_equal_teacher_at_own_resize(ground, tmp_path):
     )
     node = recipes.recipe(ground)
     node["data"]["resize"] = STRETCH
-    node["teacher"] = {"network": recipes.TEACHER, "checkpoint": str(teacher), "flip": False}
+    node["teacher"] |= {"checkpoint": str(teacher), "flip": False}
     recipe = recipes.write_recipe(tmp_path / "student.yaml", node)
     result = programs.finish(
         [sys.executable, programs.ROOT / "bin" / "cache_teacher.py", recipe, "--out", maps]

@@ -55,6 +55,15 @@ ELSEWHERE = {
         "engine/step",
     ),
     "unit/engine/test_execution.py": ("engine/build",),
+    "unit/evaluation/test_teacher_audit.py": (
+        "evaluation/teacher_audit/edges",
+        "evaluation/teacher_audit/grid",
+        "evaluation/teacher_audit/report",
+        "evaluation/teacher_audit/shape",
+        "evaluation/teacher_audit/truth",
+        "evaluation/teacher_audit/verdict",
+    ),
+    "unit/tools/test_audit_teacher.py": ("evaluation/teacher_audit/observe",),
     "unit/evaluation/test_evaluate.py": (
         "models/flip",
         "training/evaluation_hook",

@@ -32,6 +32,7 @@ TEACHER = {
     "maps": Path,
     "flip": bool,
     "precision": str,
+    "audit": str,
 }
 
 _TIEKD = Path(__file__).parents[1]
@@ -139,8 +140,9 @@ def _kinds_in(path: tuple, recipe: dict) -> dict[str, Any]:
     # those of the student.
     if path[:1] == ("teacher",):
         if "name" in _node_at(("teacher",), recipe):
-            is_teacher = path in (("teacher",), ("teacher", "anchor"))
-            return _of_part("teachers", node.get("name")) if is_teacher else {}
+            if path not in (("teacher",), ("teacher", "anchor")):
+                return {}
+            return _of_part("teachers", node.get("name")) | {"audit": TEACHER["audit"]}
         if path == ("teacher",):
             return TEACHER
         path = path[1:]

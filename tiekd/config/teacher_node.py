@@ -14,6 +14,7 @@ from tiekd.config.kinds import TEACHER
 from tiekd.config.schema import check_keys, check_value
 from tiekd.errors import RecipeError
 
+_AUDIT = ("on", "off")
 _TEACHERS = Path(__file__).parents[1] / "teachers"
 # Teachers of the project that a section asks for by other keys than `name`, or by none.
 _WITHOUT_NAME = ("external", "ground_truth", "maps", "network")
@@ -104,9 +105,21 @@ class TeacherNode:
         return None if path is None else Path(path)
 
     @property
+    def is_audited(self) -> bool:
+        """True where the teacher's maps are checked before a student learns from them."""
+        return self.is_given and self.node.get("audit", _AUDIT[0]) == _AUDIT[0]
+
+    @property
+    def part(self) -> dict | None:
+        """The section without `audit`, which is no argument of the teacher's."""
+        if self.node is None:
+            return None
+        return {key: value for key, value in self.node.items() if key != "audit"}
+
+    @property
     def is_the_recipes_network(self) -> bool:
         """True if the section names no teacher, so that maps are made with the recipe's network."""
-        return not self.is_given or self.node.keys() <= {"flip"}
+        return not self.is_given or self.node.keys() <= {"flip", "audit"}
 
     def lending_recipe(self) -> Path | None:
         """Returns the recipe to copy the teacher's network from; None if none is needed."""
@@ -132,6 +145,10 @@ class TeacherNode:
         """
         if self.node is None:
             return
+        if self.node.get("audit", _AUDIT[0]) not in _AUDIT:
+            raise RecipeError(
+                f"teacher.audit: got {self.node['audit']!r}; allowed: {', '.join(_AUDIT)}"
+            )
         if "name" not in self.node:
             check_keys(self.node, TEACHER, "teacher")
             for key, value in self.node.items():

@@ -50,6 +50,7 @@ from tiekd.teachers.outputs import digest as digests
 from tiekd.teachers.outputs.anchoring import Quality
 from tiekd.teachers.outputs.teacher import FoundationTeacher, describe
 from tiekd.teaching import build_teacher, teacher_checkpoint
+from tiekd.training import teacher_audit
 from tiekd.training.canonical import require_focals
 from tiekd.training.settings import Recipe
 
@@ -80,7 +81,7 @@ class Source(NamedTuple):
     def node(self) -> dict:
         """The recipe node from which the teacher is built."""
         if self.teacher.name is not None:
-            return self.teacher.node
+            return self.teacher.part
         return self.teacher.node | {"flip": self.flip}
 
     def __str__(self) -> str:
@@ -185,7 +186,8 @@ def cache_maps(
         out: text stream to which rank 0 writes the progress.
 
     Raises:
-        TeacherError: the folder's manifest describes another teacher or other settings.
+        TeacherError: the folder's manifest describes another teacher or other settings, or the
+            teacher's audit found something.
         DataError: the maps don't fit on the disk.
     """
     # Build the teacher, and the manifest, which records how the maps are made.
@@ -216,7 +218,19 @@ def cache_maps(
         least_size.check_frames(frames, teacher.resize, least, "the teacher's data.resize")
     if getattr(teacher, "needs_focal", False):
         require_focals(frames, teacher.resize, "map")
-    found = teacher_maps.read_manifest(folder) or manifest
+    found = teacher_maps.read_manifest(folder)
+    if comm.broadcast_object(found is None):
+        audited = teacher_audit.audit(
+            source.teacher,
+            teacher,
+            frames,
+            max_depth_m=recipe.max_depth_m,
+            device=device,
+            resize=getattr(teacher, "resize", OWN_SIZE),
+        )
+        if comm.is_main():
+            out.writelines(f"{note}\n" for note in audited)
+    found = found or manifest
     if teacher_maps.ORIENTATION not in found and not _any_turned(frames):
         # An older folder's manifest lacks the entry about EXIF rotation. If no frame is rotated,
         # the maps are the same without it, so leave the entry out and resume in that folder.

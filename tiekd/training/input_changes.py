@@ -48,7 +48,10 @@ _PLACES = (
 _ALLOWED_KEYS = (
     *(f"data.{key}" for key in (*_PLACES, "augment", "augment.*", "resize", "resize.*")),
     *(f"data.{key}" for key in Loading.__dataclass_fields__),
-    *(f"teacher.{key}" for key in ("checkpoint", "recipe", "maps", "device", "batch_size")),
+    *(
+        f"teacher.{key}"
+        for key in ("checkpoint", "recipe", "maps", "device", "batch_size", "audit")
+    ),
 )
 _LISTS = ("data.train_split", "data.val_split")
 

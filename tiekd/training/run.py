@@ -7,7 +7,7 @@ from tiekd.engine import execution, profiling
 from tiekd.engine.build import build_engine
 from tiekd.engine.step import Step
 from tiekd.kernels import layouts
-from tiekd.training import input_changes, inputs, resume, startup_log
+from tiekd.training import input_changes, inputs, resume, startup_log, teacher_audit
 from tiekd.training.build import build_parts
 from tiekd.training.loop import train
 from tiekd.training.settings import Recipe
@@ -65,6 +65,16 @@ def run(
         per_epoch = state.iterations_per_epoch
         with_teacher = Recipe(state.recipe)  # now with the path of the teacher's weights
         now = inputs.collect(with_teacher, recipe_path, parts.config, datasets, per_epoch, started)
+    audited = []
+    if resume_path is None:
+        audited = teacher_audit.audit(
+            sections.teacher,
+            parts.teacher,
+            parts.train_set,
+            max_depth_m=sections.max_depth_m,
+            device=device,
+            resize=sections.resize,
+        )
     verdict = input_changes.judge(started, now, resume_path, accept_changes)
     state.engine = build_engine(parts.network, parts.optimizer, parts.config)
 
@@ -91,7 +101,7 @@ def run(
     log.open(work_dir, state.timestamp)
     told = startup_log.about(parts) + execution.about(parts.config.values, device) + laid_out
     told += startup_log.of_resuming(resume_path, changed, verdict)
-    for note in ranks + told + passed_over + parts.report:
+    for note in ranks + told + passed_over + parts.report + audited:
         log.info(note)
     if comm.is_main():
         input_changes.note_epochs(log, started, now, state.iteration)

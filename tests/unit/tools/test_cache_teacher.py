@@ -76,6 +76,14 @@ def test_cache_maps_encode_teacher_depth(ground, tmp_path, flip):
     assert np.ptp(spread) > 10
 
 
+def test_cache_maps_audits_once(ground, tmp_path):
+    """The teacher is audited before the first maps, not when a job resumes."""
+    line = "Teacher audit: left out, it needs 12 frames\n"
+    assert line in cache(recipe_of(ground), tmp_path / "maps")
+    assert line not in cache(recipe_of(ground), tmp_path / "maps")
+    assert "Teacher audit: off" in cache(recipe_of(ground, audit="off"), tmp_path / "other")
+
+
 def test_cache_maps_val_split(ground, tmp_path):
     """Caching the validation split writes maps for its frames only."""
     cache(recipe_of(ground), tmp_path / "maps", "val")
@@ -117,7 +125,7 @@ def test_cache_maps_rejects_full_disk(ground, tmp_path, monkeypatch):
 
 def test_cache_maps_estimates_disk_space(ground, tmp_path):
     """The disk estimate is printed first and exceeds the space used by less than 30 %."""
-    told = cache(recipe_of(ground), tmp_path / "maps").splitlines()
+    told = cache(recipe_of(ground, audit="off"), tmp_path / "maps").splitlines()[1:]
     assert told[1].startswith("Disk: ")
     assert " GB free" in told[1]
     needed_kb = float(told[1].split()[1])

@@ -1,0 +1,95 @@
+"""The outcome of an audit as a table for people and as JSON."""
+
+import math
+
+from tiekd.evaluation.teacher_audit.observe import ZOOM
+from tiekd.evaluation.teacher_audit.verdict import Verdict
+
+_LINES = (
+    ("median_m", "median depth, m", "{:.3g}"),
+    ("valid", "pixels with a depth", "{:.1%}"),
+    ("beyond", "depths beyond the range", "{:.1%}"),
+    ("levels", "distinct depths a frame", "{:.0f}"),
+    ("camera_height_m", "camera above the ground, m", "{:.2f}"),
+    ("focal_ratio", "listed focal by another source's", "{:.2f}"),
+    ("flip", "disagreement under flip", "{:.1%}"),
+    ("zoom", f"disagreement under zoom {ZOOM:g}", "{:.1%}"),
+    ("inverse_t", "evidence of an inverse, std. errors", "{:.1f}"),
+    ("variety", "difference between frames' maps", "{:.3f}"),
+    ("mirror_t", "edges: map against mirrored map, std. errors", "{:.1f}"),
+    ("own_z", "edges: own against other frames', std. errors", "{:.1f}"),
+    ("swap", "change when red and blue are exchanged", "{:.1%}"),
+    ("unrest_ratio", "effect of noise, RGB by BGR", "{:.2f}"),
+    ("abs_rel", "abs_rel to ground truth", "{:.3f}"),
+    ("aligned", "median error without the scale", "{:.3f}"),
+    ("scale", "scale to ground truth", "{:.3f}"),
+    ("scale_spread", "its spread over frames, log", "{:.3f}"),
+    ("fit_scale", "affine fit: scale", "{:.3f}"),
+    ("fit_shift", "affine fit: shift, m", "{:.2f}"),
+    ("correlation", "rank correlation with ground truth", "{:.2f}"),
+    ("truth_mirror_t", "error: mirrored against map, std. errors", "{:.1f}"),
+    ("truth_own_z", "error: own against other frames', std. errors", "{:.1f}"),
+    ("truth_swap_t", "error: BGR against RGB, std. errors", "{:.1f}"),
+)
+_EQUIVARIANT = 0.1  # log of the scale under zoom up to which a teacher counts as equivariant
+
+
+def table(verdict: Verdict) -> str:
+    """Returns the figures that are known, one a line, then the suspicions."""
+    counted = "without ground truth"
+    if verdict.truth is not None:
+        counted = f"{verdict.truth.count} with ground truth"
+    lines = [f"{verdict.frames} frames, {counted}"]
+    for name, title, form in _LINES:
+        value = verdict.figures.get(name, math.nan)
+        if math.isfinite(value):
+            lines.append(f"{title:<48}{form.format(value):>10}{_remark(name, verdict)}")
+    if verdict.truth is not None:
+        lines.append(f"{'range, m':<20}{'cells':>10}{'bias, m':>10}{'abs_rel':>10}")
+        for start, end, cells, bias, abs_rel in verdict.truth.ranges:
+            if cells:
+                lines.append(
+                    f"{f'{start:g} to {end:g}':<20}{cells:>10}{bias:>+10.2f}{abs_rel:>10.3f}"
+                )
+    if not verdict.suspicions:
+        return "\n".join([*lines, "Nothing is above its limit."])
+    return "\n".join([*lines, *(f"SUSPICION: {s.message}" for s in verdict.suspicions)])
+
+
+def _remark(name: str, verdict: Verdict) -> str:
+    scale = verdict.figures.get("zoom_scale", math.nan)
+    if name != "zoom" or not abs(scale) > _EQUIVARIANT:
+        return ""
+    return f"  not scale-equivariant: depth times {math.exp(scale):.2f}"
+
+
+def as_json(verdict: Verdict) -> dict:
+    """Returns the outcome for a JSON file; figures that can't be told are null."""
+    return {
+        "frames": verdict.frames,
+        "frames_with_ground_truth": 0 if verdict.truth is None else verdict.truth.count,
+        "suspicions": [suspicion._asdict() for suspicion in verdict.suspicions],
+        "figures": {name: _number(value) for name, value in verdict.figures.items()},
+        "ranges": []
+        if verdict.truth is None
+        else [
+            {
+                "from_m": start,
+                "to_m": end,
+                "cells": cells,
+                "bias_m": _number(bias),
+                "abs_rel": _number(abs_rel),
+            }
+            for start, end, cells, bias, abs_rel in verdict.truth.ranges
+        ],
+        "per_frame": []
+        if verdict.truth is None
+        else [
+            {name: _number(value) for name, value in frame._asdict().items()}
+            for frame in verdict.truth.frames
+        ],
+    }
+
+
+def _number(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,193 @@
+"""A teacher's maps against ground truth, sparse or dense, on the grid."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from tiekd.evaluation.teacher_audit.edges import own_shares, rank_z, t_value
+from tiekd.evaluation.teacher_audit.grid import AuditFrame
+from tiekd.evaluation.teacher_audit.shape import rank_correlation
+
+MIN_CELLS = 50  # cells with both depths that a frame needs to count
+_COMPARED = 300  # cells of a frame that are compared with every other frame's map
+_SHARES = (0.0, 0.25, 0.5, 1.0)  # ranges, as shares of the student's
+
+
+class FrameTruth(NamedTuple):
+    """One frame's map against its ground truth. NaN for a frame with too little of it.
+
+    Attributes:
+        abs_rel: Mean |teacher - truth| / truth.
+        scale: Median of teacher / truth.
+        aligned: Median |log(teacher / truth)| after the scale is removed.
+        correlation: Rank correlation of teacher and truth.
+        fit_scale: s of truth = s * teacher + t, a robust fit whose residuals are relative to depth.
+        fit_shift: t of the same, metres.
+        shift_gain: The residual of that fit, by the residual of the best scale alone.
+        relative_shift: |t| by the median truth.
+    """
+
+    abs_rel: float
+    scale: float
+    aligned: float
+    correlation: float
+    fit_scale: float
+    fit_shift: float
+    shift_gain: float
+    relative_shift: float
+
+
+class TruthFigures(NamedTuple):
+    """All frames' maps against ground truth.
+
+    Attributes:
+        frames: One entry a frame.
+        count: Number of frames with enough ground truth.
+        mirror_t: Mean log(error of the mirrored map / error of the map), in standard errors; below
+            0 where mirrored maps fit better.
+        mirror_ratio: Median of that ratio.
+        own_z: How often a frame's own map fits its truth better than other frames' maps, in
+            standard errors above chance.
+        swap_t: Mean log(error with red and blue exchanged / error), in standard errors; NaN if not
+            asked. Below 0 where exchanging helps.
+        swap_ratio: The mean ratio.
+        ranges: (from_m, to_m, cells, bias_m, abs_rel) of each range of the ground truth.
+    """
+
+    frames: list[FrameTruth]
+    count: int
+    mirror_t: float
+    mirror_ratio: float
+    own_z: float
+    swap_t: float
+    swap_ratio: float
+    ranges: list[tuple[float, float, int, float, float]]
+
+
+def compare(frames: Sequence[AuditFrame], max_depth_m: float) -> TruthFigures:
+    """Compares the maps of frames with their ground truth."""
+    each = [_frame_truth(frame.depth, frame.truth) for frame in frames]
+    counted = [i for i, figures in enumerate(each) if np.isfinite(figures.aligned)]
+    kept = [frames[i] for i in counted]
+    own = np.array([each[i].aligned for i in counted])
+    mirrored = np.array([aligned_error(f.depth[:, ::-1], f.truth) for f in kept])
+    ratios = np.log((mirrored + 1e-4) / (own + 1e-4))
+    swaps = np.array([_swap_ratio(frame) for frame in kept])
+    fits = -_errors_of_all(kept) if kept else np.zeros((0, 0))
+    return TruthFigures(
+        frames=each,
+        count=len(kept),
+        mirror_t=t_value(ratios),
+        mirror_ratio=float(np.exp(np.nanmedian(ratios))) if len(ratios) else float("nan"),
+        own_z=rank_z(own_shares(np.nan_to_num(fits, nan=-1e9))) if len(kept) > 1 else float("nan"),
+        swap_t=t_value(swaps),
+        swap_ratio=_mean_ratio(swaps),
+        ranges=_ranges(frames, max_depth_m),
+    )
+
+
+def aligned_error(depth: np.ndarray, truth: np.ndarray) -> float:
+    """Returns the median |log(depth / truth)| without their median ratio; NaN if unknown."""
+    ratio = _log_ratio(depth, truth)
+    if ratio is None:
+        return float("nan")
+    return float(np.median(np.abs(ratio - np.median(ratio))))
+
+
+def _errors_of_all(frames: Sequence[AuditFrame]) -> np.ndarray:
+    """Returns (N, N) aligned errors of each frame's truth (rows) with every frame's map."""
+    logs = np.stack([np.where(f.depth > 0, f.depth, np.nan).ravel() for f in frames])
+    logs = np.log(logs)
+    errors = np.full((len(frames), len(frames)), np.nan)
+    for row, frame in enumerate(frames):
+        # Some cells suffice, and N * N maps are many.
+        cells = np.flatnonzero(frame.truth > 0)
+        cells = cells[:: max(1, len(cells) // _COMPARED)]
+        truth = np.log(frame.truth.ravel()[cells].astype(float))
+        ratios = logs[:, cells] - truth
+        counted = np.isfinite(ratios).sum(1) >= min(MIN_CELLS, len(cells))
+        ratios = ratios[counted]
+        middles = np.nanmedian(ratios, 1, keepdims=True)
+        errors[row, counted] = np.nanmedian(np.abs(ratios - middles), 1)
+    return errors
+
+
+def _mean_error(depth: np.ndarray, truth: np.ndarray) -> float:
+    """Returns the mean |log(depth / truth)| without their median ratio; NaN if unknown."""
+    ratio = _log_ratio(depth, truth)
+    return float("nan") if ratio is None else float(np.mean(np.abs(ratio - np.median(ratio))))
+
+
+def _mean_ratio(logs: np.ndarray) -> float:
+    known = logs[np.isfinite(logs)]
+    return float(np.exp(known.mean())) if len(known) else float("nan")
+
+
+def _swap_ratio(frame: AuditFrame) -> float:
+    """Returns the log of the error with exchanged channels by that without; NaN if unknown."""
+    if frame.swapped is None:
+        return float("nan")
+    errors = [_mean_error(depth, frame.truth) for depth in (frame.swapped, frame.depth)]
+    return float(np.log((errors[0] + 1e-4) / (errors[1] + 1e-4)))
+
+
+def _log_ratio(depth: np.ndarray, truth: np.ndarray) -> np.ndarray | None:
+    both = (depth > 0) & (truth > 0)
+    if both.sum() < MIN_CELLS:
+        return None
+    return np.log(depth[both].astype(float)) - np.log(truth[both].astype(float))
+
+
+def _frame_truth(depth: np.ndarray, truth: np.ndarray) -> FrameTruth:
+    ratio = _log_ratio(depth, truth)
+    if ratio is None:
+        return FrameTruth(*[float("nan")] * len(FrameTruth._fields))
+    both = (depth > 0) & (truth > 0)
+    teacher, true = depth[both].astype(float), truth[both].astype(float)
+    scale = float(np.exp(np.median(ratio)))
+    fit_scale, fit_shift = _affine_fit(teacher, true)
+    by_scale = np.median(np.abs(teacher / scale - true) / true)
+    by_fit = np.median(np.abs(fit_scale * teacher + fit_shift - true) / true)
+    return FrameTruth(
+        abs_rel=float(np.mean(np.abs(teacher - true) / true)),
+        scale=scale,
+        aligned=float(np.median(np.abs(ratio - np.median(ratio)))),
+        correlation=rank_correlation(teacher, true) if np.ptp(teacher) and np.ptp(true) else 0.0,
+        fit_scale=fit_scale,
+        fit_shift=fit_shift,
+        shift_gain=float(by_fit / max(by_scale, 1e-6)),
+        relative_shift=float(abs(fit_shift) / np.median(true)),
+    )
+
+
+def _affine_fit(teacher: np.ndarray, true: np.ndarray) -> tuple[float, float]:
+    """Returns s and t of true = s * teacher + t, by reweighted least squares of relative errors."""
+    unit = float(np.median(teacher)) or 1.0
+    columns = np.stack([teacher / unit, np.ones(len(teacher))], 1)
+    weights = 1 / true
+    solution = np.zeros(2)
+    for _ in range(8):
+        solution = np.linalg.lstsq(columns * weights[:, None], true * weights, rcond=None)[0]
+        error = np.abs(columns @ solution - true) / true
+        limit = 2 * max(float(np.median(error)), 1e-6)
+        weights = np.sqrt(np.minimum(1, limit / np.maximum(error, 1e-9))) / true
+    return float(solution[0] / unit), float(solution[1])
+
+
+def _ranges(
+    frames: Sequence[AuditFrame], max_depth_m: float
+) -> list[tuple[float, float, int, float, float]]:
+    depth = np.concatenate([frame.depth.ravel() for frame in frames]).astype(float)
+    truth = np.concatenate([frame.truth.ravel() for frame in frames]).astype(float)
+    rows = []
+    for low, high in zip(_SHARES[:-1], _SHARES[1:], strict=True):
+        start, end = low * max_depth_m, high * max_depth_m
+        inside = (depth > 0) & (truth > start) & (truth <= end)
+        error = depth[inside] - truth[inside]
+        bias, relative = float("nan"), float("nan")
+        if len(error):
+            bias = float(error.mean())
+            relative = float(np.mean(np.abs(error) / truth[inside]))
+        rows.append((start, end, int(inside.sum()), bias, relative))
+    return rows

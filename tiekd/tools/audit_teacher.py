@@ -1,0 +1,196 @@
+"""Audits the teacher of a recipe: a table, audit.json, an image of the worst and median frame.
+
+The rules are in tiekd/evaluation/teacher_audit/. The teacher sees whole images, as when its maps
+are cached. Runs in one process. Left out: audits of ground truth, which bin/check_data.py checks.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image
+from torch.utils.data import Dataset
+
+from tiekd.config.recipe import load_recipe
+from tiekd.data.build import build_dataset
+from tiekd.data.frames import Frames
+from tiekd.data.image_io import write_durably, write_image
+from tiekd.data.resize import OWN_SIZE
+from tiekd.distributed import process_group
+from tiekd.errors import DataError, LaunchError, TeacherError
+from tiekd.evaluation.teacher_audit import report, verdict
+from tiekd.evaluation.teacher_audit.grid import AuditFrame
+from tiekd.evaluation.teacher_audit.observe import Observer, Questions
+from tiekd.evaluation.teacher_audit.verdict import Verdict
+from tiekd.teaching import build_teacher
+from tiekd.tools.cache_teacher import TIMEOUT_MINUTES, frames_of, teacher_of
+from tiekd.training.settings import Recipe
+from tiekd.visualization import pictures
+from tiekd.visualization.frame_pictures import growth
+
+JSON = "audit.json"
+PICTURE = "audit.png"
+_FULL_FRAME_MM = 43.267  # diagonal of the film that FocalLengthIn35mmFilm refers to
+
+
+def observer_of(recipe: Recipe, args: argparse.Namespace, device: torch.device) -> Observer:
+    """Builds the teacher and the frames of a recipe; `args` as bin/audit_teacher.py parses them.
+
+    Raises:
+        TeacherError: The recipe has no teacher that could be audited.
+    """
+    if recipe.teacher.maps is not None:
+        # The maps are those of training frames, and nothing can be asked about other images.
+        if args.split == "val" or args.checkpoint is not None:
+            option = "--split val" if args.split == "val" else "--checkpoint"
+            raise TeacherError(f"{option}: not for cached maps (teacher.maps); leave it out")
+        frames = build_dataset(recipe.dataset, "train", as_evaluated=True, held_out=())
+        teacher, questions = build_teacher(recipe.teacher.node, device), Questions()
+    else:
+        source = teacher_of(recipe, args.recipe, args.checkpoint, args.overrides)
+        frames = frames_of(recipe, args.split)
+        teacher = build_teacher(source.node, device, source.resize, recipe.max_depth_m)
+        questions = Questions(swapped=True, covered=True, changed=True)
+    return Observer(
+        teacher,
+        frames,
+        recipe.max_depth_m,
+        device,
+        getattr(teacher, "resize", OWN_SIZE),
+        questions,
+        lambda index: other_focals(frames, index, args.focal),
+    )
+
+
+def other_focals(frames: Dataset, index: int, given: float | None) -> Mapping[str, float]:
+    """Returns what the user and a frame's EXIF say of its focal length, in its own pixels."""
+    found = {} if given is None else {"given": given}
+    if isinstance(frames, Frames):
+        exif = exif_focal(Path(frames.frames[index].image))
+        found |= {} if exif is None else {"exif": exif}
+    return found
+
+
+def exif_focal(path: Path) -> float | None:
+    """Returns the focal length in pixels by an image's EXIF; None where it doesn't say."""
+    try:
+        with Image.open(path) as image:
+            millimetres = (
+                image.getexif()
+                .get_ifd(ExifTags.IFD.Exif)
+                .get(ExifTags.Base.FocalLengthIn35mmFilm, 0)
+            )
+            focal = float(millimetres) / _FULL_FRAME_MM * float(np.hypot(*image.size))
+    except Exception:  # noqa: BLE001 - corrupt EXIF raises many types, and then says nothing
+        return None
+    return focal if np.isfinite(focal) and focal > 0 else None
+
+
+def shown_frames(judged: Verdict, observed: list[AuditFrame]) -> dict[str, AuditFrame]:
+    """Returns the worst and the median frame by these words.
+
+    They are sorted by the error without the scale, where all have ground truth enough, else by how
+    well the edges of image and map agree.
+    """
+    badness = np.full(len(observed), np.nan)
+    if judged.truth is not None:
+        badness = np.array([frame.aligned for frame in judged.truth.frames])
+    elif judged.edges is not None:
+        badness = -judged.edges.own
+    known = np.flatnonzero(np.isfinite(badness))
+    if not len(known):
+        known, badness = np.arange(len(observed)), np.zeros(len(observed))
+    order = known[np.argsort(badness[known], kind="stable")]
+    return {
+        "worst": observed[order[-1]],
+        "median": observed[order[len(order) // 2]],
+    }
+
+
+def picture(observer: Observer, shown: Mapping[str, AuditFrame]) -> np.ndarray:
+    """Draws image, teacher, ground truth and difference of frames with a word each, one a row.
+
+    Returns:
+        (height, width, 3) uint8.
+    """
+    panels = []
+    for word, frame in shown.items():
+        batch = next(observer.batches(frame.index))
+        depth = observer.depth(batch).numpy()
+        truth = batch.depth[0, 0].cpu().numpy()
+        radius = growth(truth)
+        cells = [
+            pictures.denormalise(observer.image(batch).numpy()),
+            pictures.colourise(depth, observer.max_depth_m),
+            pictures.colourise(pictures.dilate(truth, radius), observer.max_depth_m),
+            pictures.error_map(depth, truth, observer.max_depth_m / 8, radius),
+        ]
+        titles = [f"{word}: image", "teacher", "ground truth", "difference"]
+        panels.append(
+            pictures.panel([cells], titles, observer.max_depth_m, observer.max_depth_m / 8)
+        )
+    return np.concatenate(panels)
+
+
+def claim(out: Path) -> None:
+    """Creates the folder for the results.
+
+    Raises:
+        LaunchError: The folder already contains results, or can't be created.
+    """
+    held = [name for name in (JSON, PICTURE) if (out / name).exists()]
+    if held:
+        raise LaunchError(
+            f"--out {out}: holds {held[0]} already, which is not overwritten; give another folder"
+        )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LaunchError(
+            f"--out {out}: can't be made ({error.strerror}); give another folder"
+        ) from None
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs bin/audit_teacher.py with its arguments; prints, and raises UserErrors.
+
+    Returns:
+        The program's exit code: 0 if nothing is above its limit, 1 if something is.
+    """
+    recipe = Recipe(load_recipe(args.recipe, args.overrides))
+    return audit(recipe, args, process_group.start_rank(TIMEOUT_MINUTES))
+
+
+def audit(recipe: Recipe, args: argparse.Namespace, device: torch.device) -> int:
+    """Audits a recipe's teacher, writes the results and prints the table; returns the exit code."""
+    out = args.out or Path("work_dirs") / f"audit_{Path(args.recipe).stem}"
+    observer = observer_of(recipe, args, device)
+    claim(out)
+    observed = observer.observe(args.frames)
+    if len(observed) < verdict.MIN_FRAMES:
+        raise DataError(
+            f"{args.recipe}: only {len(observed)} frames can be read, an audit needs "
+            f"{verdict.MIN_FRAMES}; bin/check_data.py says what is wrong with them"
+        )
+    if args.no_truth:
+        observed = [replace(frame, truth=np.zeros_like(frame.truth)) for frame in observed]
+    judged = verdict.judge(observed, recipe.max_depth_m)
+    shown = shown_frames(judged, observed)
+    names = {word: frame.name for word, frame in shown.items()}
+    # Write the results before printing, so that what is printed exists.
+    result = {
+        "recipe": str(args.recipe),
+        "split": args.split,
+        **report.as_json(judged),
+        "names": [frame.name for frame in observed],
+        "shown": names,
+    }
+    write_durably(out / JSON, (json.dumps(result, indent=1) + "\n").encode())
+    write_image(out / PICTURE, picture(observer, shown))
+    print(report.table(judged))
+    print(f"Worst frame: {names['worst']}, median frame: {names['median']}; see {out / PICTURE}")
+    return int(bool(judged.suspicions))
