@@ -317,7 +317,7 @@ IMAGES = {
     "link to itself": Mistake(
         image(lambda path: (path.unlink(), path.symlink_to(path.name))),
         "DataError",
-        "which leads back to itself; mend",
+        "which leads back to itself; correct",
     ),
     "animation": Mistake(
         image(moving),
