@@ -2818,4 +2818,15 @@ if passed_over:
         "True",
         ("tests/unit/training/test_teacher_audit.py",),
     ),
+    Mutant(
+        "edges_alone_stop_a_run",
+        "tiekd.evaluation.teacher_audit.verdict",
+        "Verdict.certain",
+        'suspicion.kind != "foreign"',
+        "True",
+        (
+            "tests/unit/evaluation/test_teacher_audit.py",
+            "tests/unit/training/test_teacher_audit.py",
+        ),
+    ),
 ]

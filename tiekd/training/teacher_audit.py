@@ -66,10 +66,12 @@ def audit(
             found = "left out, too few frames can be read, or they are too small", False
         else:
             judged = verdict.judge(observed, max_depth_m)
-            causes = [suspicion.message for suspicion in judged.suspicions]
+            causes = [cause.message for cause in judged.certain or judged.suspicions]
             more = f" (and {len(causes) - 1} more)" if len(causes) > 1 else ""
             passed = f"{judged.frames} frames, nothing is above its limit"
-            found = (causes[0] + more if causes else passed), bool(causes)
+            found = (causes[0] + more if causes else passed), bool(judged.certain)
+            if causes and not judged.certain:
+                found = f"Warning: it may be {causes[0]}; see bin/audit_teacher.py RECIPE", False
     told, stops = comm.broadcast_object(found)
     if stops:
         raise TeacherError(

@@ -157,6 +157,17 @@ def test_judge_covered_side(frames):
     assert "foreign" not in _judge(responding, True).kinds
 
 
+def test_certain_leaves_out_what_edges_alone_say(frames):
+    """Maps of other frames stop a run by ground truth, or if the teacher itself could be asked."""
+    foreign = _foreign(frames)
+    assert [cause.kind for cause in _judge(foreign, True).certain] == ["foreign"]
+    judged = _judge(foreign, False)
+    assert (judged.kinds, judged.certain) == (["foreign"], [])
+    asked = _judge([replace(frame, response=0.0) for frame in foreign], False)
+    assert [cause.kind for cause in asked.certain] == ["foreign"]
+    assert [cause.kind for cause in _judge(FAULTS["unit"](frames), False).certain] == ["unit"]
+
+
 def test_judge_camera_height(frames):
     """Without ground truth a camera 4.9 m above the ground tells a wrong scale or focal length."""
     judged = _judge(_with_maps(frames, lambda depth: 3 * depth), False)

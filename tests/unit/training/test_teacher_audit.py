@@ -11,6 +11,7 @@ from tiekd.data.build import build_dataset, settings_of
 from tiekd.data.datasets.scenes import render, write_kitti_layout
 from tiekd.data.resize import OWN_SIZE
 from tiekd.errors import RecipeError, TeacherError
+from tiekd.evaluation.teacher_audit import verdict
 from tiekd.training import teacher_audit
 
 CPU = torch.device("cpu")
@@ -60,6 +61,18 @@ def test_audit_stops_on_centimetres(frames):
     assert told.startswith("teacher: centimetres taken for metres: the scale is 100")
     assert told.endswith("see bin/audit_teacher.py RECIPE, or set teacher.audit=off")
     assert "\n" not in told
+
+
+def test_audit_warns_of_what_edges_alone_say(frames, monkeypatch):
+    """Stored maps that look like other frames' go on with a warning, without ground truth."""
+    judged = verdict.Verdict(12, {"response": float("nan")}, [verdict.Suspicion("foreign", "odd")])
+    monkeypatch.setattr(verdict, "judge", lambda *_: judged)
+    assert _audit(frames, _Exact(), maps="folder") == [
+        "Teacher audit: Warning: it may be odd; see bin/audit_teacher.py RECIPE"
+    ]
+    judged.figures["response"] = 0.0
+    with pytest.raises(TeacherError, match="teacher: odd; see"):
+        _audit(frames, _Exact(), maps="folder")
 
 
 def test_audit_off(frames):

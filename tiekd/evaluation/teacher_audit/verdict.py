@@ -110,6 +110,18 @@ class Verdict:
     edges: EdgeFigures | None = None
 
     @property
+    def certain(self) -> list[Suspicion]:
+        """The suspicions that are certain enough to stop a run.
+
+        Stored maps of a blurred network have no edges where the image has some, and so look like
+        maps of other frames. Without ground truth, and without a network whose response to a
+        covered part of the image shows more, that alone isn't enough.
+        """
+        if self.truth is not None or np.isfinite(self.figures["response"]):
+            return self.suspicions
+        return [suspicion for suspicion in self.suspicions if suspicion.kind != "foreign"]
+
+    @property
     def kinds(self) -> list[str]:
         """The kinds of the suspicions, in their order."""
         return [suspicion.kind for suspicion in self.suspicions]
