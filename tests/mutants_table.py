@@ -2829,4 +2829,12 @@ if passed_over:
             "tests/unit/training/test_teacher_audit.py",
         ),
     ),
+    Mutant(
+        "an_unknown_master_is_no_users_mistake",
+        "tiekd.distributed.process_group",
+        "start_rank",
+        'not _is_known(os.environ["MASTER_ADDR"])',
+        "False",
+        ("tests/system/test_jobs.py::test_unknown_master_is_named",),
+    ),
 ]

@@ -63,6 +63,23 @@ def test_taken_port_refuses_third_job(ground, tmp_path, curve):
     assert runs.losses(tmp_path / "second") == pytest.approx(curve, rel=1e-3)
 
 
+def test_unknown_master_is_named(ground, tmp_path):
+    """A rank whose MASTER_ADDR no machine has ends with one line once it has waited."""
+    # A label of more than 63 letters is no name of a machine, so no name server is asked.
+    unknown = f"{64 * 'a'}.invalid"
+    ranks = {"RANK": "1", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_SIZE": "1"}
+    result = runs.finish(
+        ["python", runs.ROOT / "bin" / "train.py", *in_recipe(tmp_path, ground, "alone")]
+        + ["--timeout", "0.05"],
+        MASTER_ADDR=unknown,
+        MASTER_PORT=str(runs.free_port()),
+        **ranks,
+    )
+    assert result.code == 2, result.stderr[-3000:]
+    (line,) = result.our_lines()
+    assert line.startswith(f"LaunchError: MASTER_ADDR={unknown}: no machine of that name")
+
+
 def test_dist_train_keeps_visible_devices(tmp_path):
     """`dist_train.sh` gives each rank the visible devices and the port that it was called with.
 

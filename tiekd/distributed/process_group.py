@@ -43,7 +43,8 @@ def start_rank(timeout_minutes: float = 30.0) -> "torch.device":
         timeout_minutes: how long a collective waits for a rank.
 
     Raises:
-        LaunchError: the port is taken, or there are more ranks than devices.
+        LaunchError: the port is taken, no machine has the name in MASTER_ADDR, or there are more
+            ranks than devices.
     """
     import deepspeed
     import torch
@@ -90,6 +91,12 @@ def start_rank(timeout_minutes: float = 30.0) -> "torch.device":
             backend, auto_mpi_discovery=False, verbose=False, timeout=timeout
         )
     except RuntimeError as error:
+        # Ask only now: a cluster may know the name of rank 0's machine later than this rank starts.
+        if not _is_known(os.environ["MASTER_ADDR"]):
+            raise LaunchError(
+                f"MASTER_ADDR={os.environ['MASTER_ADDR']}: no machine of that name; give the name "
+                "or the address of rank 0's machine"
+            ) from None
         if "EADDRINUSE" not in str(error) and "address already in use" not in str(error).lower():
             raise
         raise LaunchError(
@@ -98,6 +105,15 @@ def start_rank(timeout_minutes: float = 30.0) -> "torch.device":
         ) from None
     machine_watch.watch_machines(on_lost_machine)
     return device
+
+
+def _is_known(host: str) -> bool:
+    """Returns True if the name or address of a machine can be resolved."""
+    try:
+        socket.getaddrinfo(host, None)
+    except (OSError, UnicodeError):
+        return False
+    return True
 
 
 def seed_everything(seed: int, deterministic: bool) -> None:
