@@ -289,8 +289,8 @@ def shifted_centre(depth: Tensor, sigma: float | Tensor, edges: Tensor) -> Tenso
     The mean is that of the bin centres, weighted by the mass in each bin. The first and last bin
     include the Gaussian's tails, so the mean over the bins differs from the Gaussian's centre. The
     mean increases monotonically with the centre, from the centre of the first bin to that of the
-    last, so the result is unique for every depth in between. It may be outside of the bins, by up
-    to 6 sigma.
+    last, so the result is unique for every depth in between. The result may be outside of the
+    bins, by up to 6 sigma.
 
     Args:
         depth: (B, M, H, W), metres.

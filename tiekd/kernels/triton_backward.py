@@ -51,7 +51,8 @@ def features_gradient(
         GRAD: True to write features_grad.
         KEEP: True to write `kept`.
         N: number of components of each target distribution.
-        TARGET: "none", "gaussian", "gaussian_map" (with a map of sigmas) or "released".
+        TARGET: kind of target distribution: "none", "gaussian", "gaussian_map" (sigma per pixel) or
+            "released" (that of TIE-KD's published code).
         PIECES: number of pieces per bin, from `series_pieces`; 0 to compute the mass by erfc.
         EVEN: True if all bins may use the first bin's width.
         BLOCK_P: number of pixels of a tile.
@@ -129,7 +130,8 @@ def _add_block(
         KEEP: True to store the logits' gradient.
         BLOCK_K: K, number of bins of the block.
         N: number of components of each target distribution.
-        TARGET: "none", "gaussian", "gaussian_map" (with a map of sigmas) or "released".
+        TARGET: kind of target distribution: "none", "gaussian", "gaussian_map" (sigma per pixel) or
+            "released" (that of TIE-KD's published code).
         PIECES: number of pieces per bin, from `series_pieces`; 0 to compute the mass by erfc.
         EVEN: True if all bins may use the first bin's width.
         BLOCK_C: C, number of channels, padded to a power of 2.
@@ -271,7 +273,8 @@ def _load_tile(maps, parts, layer, image, p, here, N: tl.constexpr, TARGET: tl.c
         p: (P, 1), indices of the pixels.
         here: (P, 1) bool, False for indices beyond the image's last pixel.
         N: number of components of each target distribution.
-        TARGET: "none", "gaussian", "gaussian_map" (with a map of sigmas) or "released".
+        TARGET: kind of target distribution: "none", "gaussian", "gaussian_map" (sigma per pixel) or
+            "released" (that of TIE-KD's published code).
 
     Returns:
         (cells, values): the target distributions as `load_cells` returns them, and (depth, log_sum,
@@ -330,7 +333,8 @@ def _logits_gradient(
         start: index of the first of these bins.
         BLOCK_K: K, number of these bins.
         N: number of components of each target distribution.
-        TARGET: "none", "gaussian", "gaussian_map" (with a map of sigmas) or "released".
+        TARGET: kind of target distribution: "none", "gaussian", "gaussian_map" (sigma per pixel) or
+            "released" (that of TIE-KD's published code).
         PIECES: number of pieces per bin, from `series_pieces`; 0 to compute the mass by erfc.
         EVEN: True if all bins may use the first bin's width.
     """

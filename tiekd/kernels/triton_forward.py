@@ -55,7 +55,8 @@ def forward(
         parts: `Parts`, the components of the target distributions.
         maps: `Maps`, the results, which the kernel writes.
         N: number of components of each target distribution.
-        TARGET: "none", "gaussian", "gaussian_map" (with a map of sigmas) or "released".
+        TARGET: kind of target distribution: "none", "gaussian", "gaussian_map" (sigma per pixel) or
+            "released" (that of TIE-KD's published code).
         PIECES: number of pieces per bin, from `series_pieces`; 0 to compute the mass by erfc.
         EVEN: True if all bins may use the first bin's width.
         BLOCK_P: number of pixels of a tile.
@@ -159,7 +160,8 @@ def _add_block(
         start: index of the block's first bin.
         BLOCK_K: K, number of bins of the block.
         N: number of components of each target distribution.
-        TARGET: "none", "gaussian", "gaussian_map" (with a map of sigmas) or "released".
+        TARGET: kind of target distribution: "none", "gaussian", "gaussian_map" (sigma per pixel) or
+            "released" (that of TIE-KD's published code).
         PIECES: number of pieces per bin, from `series_pieces`; 0 to compute the mass by erfc.
         EVEN: True if all bins may use the first bin's width.
         BLOCK_C: C, number of channels, padded to a power of 2.

@@ -305,7 +305,8 @@ def load_cells(parts, at, here, pixels, N: tl.constexpr, TARGET: tl.constexpr):
         here: (P, 1) bool, False for cells beyond the image's last pixel.
         pixels: number of cells of an image, which is the distance between a cell's parts in memory.
         N: number of parts of a cell.
-        TARGET: "none", "gaussian", "gaussian_map" (with a map of sigmas) or "released".
+        TARGET: kind of target distribution: "none", "gaussian", "gaussian_map" (sigma per pixel) or
+            "released" (that of TIE-KD's published code).
 
     Returns:
         (at, here, first, valid, low, high): `at` and `here` as given; position, share and spread of
@@ -344,7 +345,8 @@ def _load_part(parts, n, at, here, pixels, TARGET: tl.constexpr):
         at: (P, 1), index of each cell's component 0 in the arrays of `parts`.
         here: (P, 1) bool, False for cells beyond the image's last pixel.
         pixels: distance between a cell's components in memory.
-        TARGET: "gaussian", "gaussian_map" (with a map of sigmas) or "released".
+        TARGET: kind of target distribution: "gaussian", "gaussian_map" (sigma per pixel) or
+            "released" (that of TIE-KD's published code).
 
     Returns:
         (position, share, spread), the attributes of `Parts`, (P, 1) each; spread has no meaning for
@@ -403,7 +405,8 @@ def target_mass(
         pixels: number of pixels of an image of the head's output.
         BLOCK_K: K, number of bins.
         N: number of components of each distribution.
-        TARGET: "gaussian", "gaussian_map" (with a map of sigmas) or "released".
+        TARGET: kind of target distribution: "gaussian", "gaussian_map" (sigma per pixel) or
+            "released" (that of TIE-KD's published code).
         PIECES: number of pieces per bin, from `series_pieces`.
         EVEN: True if all bins may use the first bin's width.
     """
@@ -447,7 +450,8 @@ def _mass(
         k: (1, K), indices of the bins.
         start: index of the first bin.
         BLOCK_K: K, number of bins.
-        TARGET: "gaussian", "gaussian_map" (with a map of sigmas) or "released".
+        TARGET: kind of target distribution: "gaussian", "gaussian_map" (sigma per pixel) or
+            "released" (that of TIE-KD's published code).
         PIECES: number of pieces per bin, from `series_pieces`; 0 to compute the mass by erfc.
         EVEN: True if all bins may use the first bin's width.
     """
