@@ -128,7 +128,7 @@ class DenseDepth(nn.Module):
         return x
 
     def fold(self) -> None:
-        """Merges the decoder's 1x1 convolution into the 3x3 one after it, if that saves time.
+        """Merges the decoder's 1x1 convolution into the next one, if that saves computation.
 
         The decoder and its state dict are changed in place. So use this method for inference only.
         """
