@@ -128,7 +128,11 @@ def _take_off_wrapped(total: Tensor, image: Tensor, grad: Tensor) -> None:
 
 
 class _ByProducts(torch.autograd.Function):
-    """3x3 convolution with padding 1 whose weight gradient is computed by `weight_gradient`."""
+    """3x3 convolution with padding 1 whose weight gradient is computed by `weight_gradient`.
+
+    The inputs are x (B, C, H, W), weight (O, C, 3, 3) and bias (O,) or None; the result is
+    (B, O, H, W).
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -142,9 +146,11 @@ class _ByProducts(torch.autograd.Function):
 
 
 class _InFp32(torch.autograd.Function):
-    """A convolution of half-precision tensors that computes in fp32.
+    """Autograd function for a convolution of half-precision tensors that computes in fp32.
 
-    It saves only the half-precision tensors for backward.
+    The inputs are features, weight and bias in half precision, and the `nn.Conv2d` that has stride,
+    padding, dilation and groups; the result has their dtype. Only half-precision tensors are saved
+    for backward.
     """
 
     @staticmethod

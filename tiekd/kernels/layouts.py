@@ -141,10 +141,14 @@ def write(work_dir: Path, record: dict) -> None:
 
 
 def read(work_dir: Path) -> dict | None:
-    """Reads the layouts.json of a work dir.
+    """Reads the settings of a run's convolutions from layouts.json in its work dir.
+
+    Args:
+        work_dir: the run's work dir.
 
     Returns:
-        {"isa", "choices"} as passed to `write`, or None if there is no such file.
+        {"isa": one of ISAS, "choices": settings in the format of `of_isa`}, or None if there is no
+        such file.
 
     Raises:
         LaunchError: the file can't be read, is corrupt, or contains unknown settings.

@@ -80,7 +80,11 @@ def bin_edges(
 
 
 def bin_centres(edges: Tensor) -> Tensor:
-    """Returns the midpoints of the bins, (K,), metres, from their edges (K + 1,), metres."""
+    """Returns the midpoints of depth bins, (K,), metres.
+
+    Args:
+        edges: (K + 1,), edges of the bins, metres.
+    """
     return (edges[:-1] + edges[1:]) / 2
 
 

@@ -405,15 +405,16 @@ def _flat_pixels(features: Tensor) -> Tensor:
 
 
 def _on(features: Tensor) -> contextlib.AbstractContextManager:
-    """Returns a context manager in which kernels are launched on the features' GPU."""
+    """Returns a context manager within which kernels are launched on the GPU of `features`."""
     return torch.cuda.device(features.device) if features.is_cuda else contextlib.nullcontext()
 
 
 def _programs(features: Tensor) -> int:
-    """Returns the number of programs that the kernel `weight_gradient` is launched with.
+    """Returns the number of programs with which the kernel `weight_gradient` should be launched.
 
-    There are PROGRAMS_PER_PROCESSOR per multiprocessor of the features' GPU. The number depends on
-    the device only, so the order of summation is the same in every step.
+    It is PROGRAMS_PER_PROCESSOR times the number of multiprocessors of the features' GPU, or 8
+    without a GPU. The number depends on the device only, so the order of summation is the same in
+    every step.
     """
     if not features.is_cuda:
         return 8

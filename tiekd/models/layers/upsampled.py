@@ -178,10 +178,13 @@ class UpsampledConv(Conv2d):
 
     @torch.no_grad()
     def take_in(self, pointwise: PointwiseConv) -> None:
-        """Merges `pointwise` into this convolution permanently, in place, for inference.
+        """Merges a 1x1 convolution into this convolution permanently, in place, for inference.
 
         This changes the state dict. Afterwards the argument x of `forward` must have the number of
         channels that `pointwise` takes.
+
+        Args:
+            pointwise: the 1x1 convolution that was applied before the upsampling; it isn't changed.
         """
         weight, self.bias_weight = pointwise.merged(self.weight)
         self.weight = nn.Parameter(weight, requires_grad=False)

@@ -251,7 +251,13 @@ def _block_name(block: str, rest: str, projection: int) -> str:
 
 
 def _conv_or_norm(rest: str) -> str:
-    """Renames `0.NAME` to `conv.NAME` (a convolution's) and `1.NAME` to `bn.NAME` (a norm's)."""
+    """Translates torchvision's name of a tensor in a pair of convolution and norm.
+
+    `0.NAME`, the convolution's, becomes `conv.NAME`; `1.NAME`, the norm's, becomes `bn.NAME`.
+
+    Args:
+        rest: torchvision's name of the tensor within the pair, e.g. "0.weight".
+    """
     number, parameter = rest.split(".", 1)
     return f"{('conv', 'bn')[int(number)]}.{parameter}"
 
