@@ -111,9 +111,9 @@ def evaluate(
     """Evaluates a predictor on a dataset, and returns the mean of each of the nine metrics.
 
     Collective: all ranks must call it, and all get the same result. A pixel counts if it is inside
-        the crop and min_depth < ground truth < cap. An image without
-    such pixels is left out of the means. Memory: besides the network at the working resolution, two
-    float32 maps per image at its own size, the ground truth and the prediction.
+    the crop and min_depth < ground truth < cap. An image without such pixels is left out of the
+    means. Memory: besides the network at the working resolution, two float32 maps per image at its
+    own size, the ground truth and the prediction.
 
     Args:
         predictor: function from images (B, 3, H, W) to depth (B, 1, H, W) in metres. If its

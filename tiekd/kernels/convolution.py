@@ -237,13 +237,13 @@ def gradients_by_products(
 
 
 def _suits_products(x: Tensor, weight: Tensor, size: tuple[int, int]) -> bool:
-    """Returns True if matrix products are the fastest weight gradient for this convolution.
+    """Returns True if matrix products are the fastest way to a convolution's weight gradient.
 
     That is the case if the setting for large convolutions on this CPU is PRODUCTS
     (tiekd/kernels/layouts.py), x is channels_last, and `is_large` is True for the convolution.
 
     Args:
-        x: the convolution's input, possibly before it is upsampled.
+        x: (B, C, h, w), the convolution's input, possibly before it is upsampled to `size`.
         weight: (O, C, kernel height, kernel width).
         size: (H, W) of the convolution's input.
     """

@@ -36,10 +36,11 @@ class View(NamedTuple):
         truth: Measured depth.
         teacher: The teacher's depth; None without a teacher.
         student: The student's depth.
-        entropy: (h, w) entropies in nats of the student's distributions, on a subsampled grid; None
-            unless the head is a DPM head.
+        entropy: (h, w) entropies in nats of the student's distributions at evenly spaced pixels of
+            the head's output; None unless the head is a DPM head.
         max_entropy: Entropy of a uniform distribution in nats; None unless the head is a DPM head.
-        pixels: Pixels with their distributions to explain; empty if there are none.
+        pixels: Pixels with their target and student distributions, which `why` draws; empty if
+            there are none.
     """
 
     image: np.ndarray

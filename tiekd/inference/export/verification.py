@@ -150,7 +150,7 @@ class Reference:
         """Returns the mask of the pixels at which file and student are compared.
 
         Args:
-            pixels: (B, 3, H, W) uint8.
+            pixels: (B, 3, H, W) uint8 RGB at the images' own size.
             tie: Limit of the difference in probability, as in `Limits`; None to compare all pixels.
 
         Returns:

@@ -26,7 +26,8 @@ class DpmOptions:
     Attributes:
         num_bins: number of depth bins, at least 2.
         target: target distribution of a pixel: "gaussian", the mass per bin of a Gaussian around
-            the target depth, or "released", the published softmax of the Gaussian's density.
+            the target depth, or "released", the softmax of the Gaussian's density, as in TIE-KD's
+            published code.
         sigma: standard deviation of the target, metres; for "gaussian" at least half of the widest
             bin's width.
         beyond: treatment of target depths above max_depth. "clamp" keeps them ("gaussian" clamps
