@@ -54,11 +54,11 @@ class Entrant(NamedTuple):
 
     @property
     def needs_focal(self) -> bool:
-        """True if it needs each image's focal length."""
+        """True if `predict` needs each image's focal length as its second argument."""
         return getattr(self.predict, "needs_focal", False)
 
     def depth_of(self, pixels: Tensor, device: torch.device, intrinsics: Tensor) -> Tensor:
-        """Predicts depth at the images' own size, resized by the same rule as for the metrics.
+        """Predicts depth at the images' own size, resized as for the metrics.
 
         Args:
             pixels: (B, 3, H, W) uint8 images at their own size.
@@ -143,7 +143,9 @@ def entrants(
 
 
 def overlaps(entrants: Mapping[str, Entrant], frames: Dataset) -> dict[str, Overlap | None]:
-    """Counts the evaluation frames that each entrant was trained on. Collective.
+    """Counts the evaluation frames that each entrant was trained on.
+
+    Collective: all ranks must call it.
 
     Args:
         entrants: name -> entrant.
@@ -164,11 +166,14 @@ def overlaps(entrants: Mapping[str, Entrant], frames: Dataset) -> dict[str, Over
 
 
 def refuse_trained_on(seen: Mapping[str, Overlap | None], networks: Mapping[str, Entrant]) -> None:
-    """Raises DataError if a network was trained on all frames that it would be evaluated on.
+    """Checks that no network was trained on all frames that it would be evaluated on.
 
     Args:
-        seen: name -> overlap, as `overlaps` returns it.
-        networks: name -> entrant.
+        seen: network's name -> overlap, as `overlaps` returns it.
+        networks: network's name -> entrant.
+
+    Raises:
+        DataError: a network was.
     """
     for name, entrant in networks.items():
         if seen[name] is not None and seen[name].is_whole:
@@ -181,9 +186,15 @@ def refuse_trained_on(seen: Mapping[str, Overlap | None], networks: Mapping[str,
 
 
 def recipe_and_checkpoint(text: str) -> tuple[str, str | None]:
-    """Splits `RECIPE` or `RECIPE:CHECKPOINT` into two paths; the checkpoint is None if not given.
+    """Splits the text `RECIPE` or `RECIPE:CHECKPOINT` into the paths of recipe and checkpoint.
 
     If the whole text is the path of an existing file, it is a recipe whose path contains a colon.
+
+    Args:
+        text: a command-line argument.
+
+    Returns:
+        (recipe, checkpoint); the checkpoint is None if the text has none.
     """
     if ":" not in text or Path(paths.expanded(text)).is_file():
         return paths.expanded(text), None
@@ -225,7 +236,9 @@ def evaluate(
     out: TextIO,
     watchers: Sequence[Watcher] = (),
 ) -> Result:
-    """Evaluates one entrant. Collective; the result is the same on every rank.
+    """Evaluates one entrant, i.e. one network or other predictor.
+
+    Collective: all ranks must call it, and all get the same result.
 
     Args:
         entrant: the predictor to evaluate.
@@ -237,7 +250,7 @@ def evaluate(
         watchers: further watchers, see `evaluate.evaluate`.
 
     Returns:
-        The result, in which `overlap` isn't filled in.
+        The result, whose attribute `overlap` is None.
     """
     rows = FrameRows(protocol.min_depth, protocol.cap, protocol.settings.crop)
     figures = evaluation.evaluate(

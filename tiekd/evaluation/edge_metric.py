@@ -115,7 +115,7 @@ def _largest(values: Tensor, rows: int, columns: int | None = None) -> Tensor:
     Args:
         values: (B, 1, H, W).
         rows: number of rows above and below the pixel that belong to the rectangle.
-        columns: number of columns to its left and right; None for `rows`.
+        columns: number of columns to the left and right of the pixel; None for as many as `rows`.
 
     Returns:
         (B, 1, H, W) float32.

@@ -108,16 +108,17 @@ def evaluate(
     watchers: Sequence[Watcher] = (),
     out: TextIO | None = None,
 ) -> dict[str, float]:
-    """Evaluates a predictor on a dataset and returns the nine metrics. Collective.
+    """Evaluates a predictor on a dataset, and returns the mean of each of the nine metrics.
 
-    A pixel counts if it is inside the crop and min_depth < ground truth < cap. An image without
-    such pixels is left out of the means. Memory: besides the network at the working resolution, two
-    float32 maps per image at its own size, the ground truth and the prediction.
+    Collective: all ranks must call it, and all get the same result. A pixel counts if it is inside
+    the crop and min_depth < ground truth < cap. An image without such pixels is left out of the
+    means. Memory: besides the network at the working resolution, two float32 maps per image at its
+    own size, the ground truth and the prediction.
 
     Args:
         predictor: function from images (B, 3, H, W) to depth (B, 1, H, W) in metres. If its
-            `needs_focal` is True, the second argument is f of each image, (B,) in pixels of the
-            resized images.
+            `needs_focal` is True, the second argument is the focal length of each image, (B,) in
+            pixels of the resized images.
         dataset: the evaluation frames.
         protocol: depth range, crop and batch size.
         device: the predictor's device.
@@ -172,9 +173,16 @@ def evaluate(
 def _shown(
     pairs: Iterable[tuple[list[int], Any]], noun: str, total: int, ranks: int, out: TextIO | None
 ) -> Iterator:
-    """Yields the pairs (indices, batch or sample) unchanged; rank 0 shows the progress on `out`.
+    """Yields the elements of `pairs` unchanged, and shows the progress on rank 0.
 
     The progress assumes that all ranks have processed as many samples as rank 0.
+
+    Args:
+        pairs: (indices in the dataset, batch or sample).
+        noun: name of what is counted, for the progress.
+        total: number of samples on all ranks together.
+        ranks: number of ranks.
+        out: text stream that receives the progress; None for no progress.
     """
     if out is None or not comm.is_main():
         yield from pairs

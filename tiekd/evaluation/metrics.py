@@ -49,6 +49,9 @@ def crop_box(crop: str, height: int, width: int) -> tuple[slice, slice]:
         height: number of the image's rows.
         width: number of the image's columns.
 
+    Returns:
+        (rows, columns).
+
     Raises:
         RecipeError: the crop is unknown.
     """
@@ -67,7 +70,7 @@ def crop_box(crop: str, height: int, width: int) -> tuple[slice, slice]:
 def depth_metrics(
     prediction: Tensor, ground_truth: Tensor, min_depth: float, max_depth: float, crop: str
 ) -> Tensor:
-    """Returns the nine metrics of each image.
+    """Returns the nine depth metrics of each image, as METRIC_NAMES lists them.
 
     Only pixels inside the crop with min_depth < ground_truth < max_depth are valid. If the
     prediction at a valid pixel is not finite or not above 0, the image's errors are infinite rather
@@ -281,10 +284,12 @@ def is_better(name: str, new: float, old: float | None) -> bool:
 
 
 def metrics_table(metrics: dict[str, float]) -> str:
-    """Returns a text table with a frame, one row and four decimal places.
+    """Returns a text table of metrics with lines around it: a row of names and a row of values.
+
+    Values are rounded to four decimal places.
 
     Args:
-        metrics: metric's name -> value; each is a column.
+        metrics: metric's name -> value, in the order of the columns.
     """
     values = [str(round(float(value), 4)) for value in metrics.values()]
     widths = [max(len(name), len(value)) for name, value in zip(metrics, values, strict=True)]

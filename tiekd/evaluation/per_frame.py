@@ -56,7 +56,7 @@ class FrameRows:
     Args:
         min_depth: exclusive lower bound of valid ground truth, metres.
         cap: exclusive upper bound of valid ground truth, metres.
-        crop: name of the evaluation crop.
+        crop: name of the evaluated part of an image, as for `metrics.crop_box`.
     """
 
     def __init__(self, min_depth: float, cap: float, crop: str):

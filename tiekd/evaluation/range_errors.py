@@ -66,7 +66,7 @@ def range_sums(
         ground_truth: (B, 1, H, W), metres.
         min_depth: exclusive lower bound of valid ground truth, metres.
         cap: exclusive upper bound of valid ground truth, metres.
-        crop: name of the evaluation crop.
+        crop: name of the evaluated part of an image, as for `metrics.crop_box`.
 
     Returns:
         (B, NUM_RANGES, 4) float64 on the same device: the number of pixels, and the sums of d,
@@ -90,7 +90,7 @@ def range_sums(
 
 
 def range_figures(sums: Tensor, cap: float) -> list[RangeFigures]:
-    """Returns bias and errors of each depth range, as means over the pixels of all images.
+    """Returns bias and errors of each depth range, nearest first, as means over all images' pixels.
 
     Args:
         sums: (N, NUM_RANGES, 4), the sums of N images, as `range_sums` returns them.

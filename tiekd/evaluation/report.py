@@ -55,7 +55,7 @@ def protocol_lines(protocol: EvaluationProtocol, result: Result) -> str:
 
 
 def trained_on_lines(results: Mapping[str, Result]) -> list[str]:
-    """Returns a warning for each network that was trained on some of the evaluated frames.
+    """Returns warnings, one line for each network that was trained on some evaluated frames.
 
     Args:
         results: network's name -> its result.
@@ -107,10 +107,10 @@ def ranges_table(results: Mapping[str, Result]) -> str:
 
 
 def duels_table(results: Mapping[str, Result]) -> str:
-    """Returns text tables that compare the last network with each other one.
+    """Returns text tables, one per other network, that compare the last network with another one.
 
-    Each table has the differences of the metrics, and the numbers of frames on which either network
-    is better.
+    A table has, for each metric, the last network's value minus the other's, and the numbers of
+    frames on which either of the two is better.
 
     Args:
         results: network's name -> its result, of two networks or more.

@@ -41,7 +41,7 @@ from tiekd.models.weights import state_dicts
 
 
 class Reading(NamedTuple):
-    """The output of a student.
+    """Depth and confidence that a student predicts for B images.
 
     Attributes:
         depth: (B, 1, H, W) float32, metres.
@@ -110,8 +110,8 @@ class Student:
 
         Raises:
             DataError: If the file can't be read as an image, or `image` is none of the above.
-            RecipeError: If the focal length is missing, not a number above 0, or of no use to the
-                network.
+            RecipeError: If the focal length is missing, not a number above 0, or given although the
+                network needs none.
         """
         pixels = as_pixels(image)
         name = str(fspath(image)) if isinstance(image, str | PathLike) else "the image"
@@ -132,20 +132,22 @@ class Student:
         Args:
             pixels: (B, 3, H, W) uint8 RGB.
             with_confidence: True to return confidence, too. Needs a DPM head.
-            focal: As for `__call__`.
+            focal: Focal length in pixels of the images at their own size, one for all or one for
+                each; for a network with `canonical_focal`.
 
         Returns:
             Depth and confidence at the images' own size, on the CPU.
 
         Raises:
-            RecipeError: If confidence is requested of another head, or the focal length is wrong.
+            RecipeError: If confidence is requested of another head; or if the focal length is
+                missing, not a number above 0, or given although the network needs none.
         """
         small = self.working_image(pixels)
         reading = self.read(small, with_confidence, self._seen(focal, pixels))
         return self.at_own_size(reading, tuple(pixels.shape[2:]))
 
     def working_image(self, pixels: Tensor, name: str = "the image") -> Tensor:
-        """Returns images as the network sees them, resized and padded.
+        """Resizes and pads images to the working resolution, i.e. as the network gets them.
 
         Args:
             pixels: (..., 3, H, W) uint8 RGB at the images' own size.
@@ -232,10 +234,11 @@ class Student:
 
     @torch.no_grad()
     def margins(self, pixels: Tensor) -> Tensor:
-        """Returns the difference in probability between the likeliest and the next likeliest bin.
+        """Returns each pixel's difference in probability between its two likeliest depth bins.
 
-        Where it is near 0, rounding decides which bin the readouts "mode" and "local" choose. A
-        pixel has the margin of the grid cell from which its depth is taken.
+        Where the difference is near 0, rounding decides which bin the readouts "mode" and "local"
+        choose. The head may have a lower resolution than the image; an image pixel gets the value
+        of the head's pixel from which its depth is taken. Needs a DPM head.
 
         Args:
             pixels: (B, 3, H, W) uint8 RGB at the images' own size.
@@ -250,9 +253,18 @@ class Student:
         return restored(margin.cpu(), self.resize, tuple(pixels.shape[2:]), smooth=False)
 
     def _seen(self, focal: float | Sequence[float] | None, pixels: Tensor) -> list[float] | None:
-        """Returns the focal lengths of images (B, 3, H, W) at the working resolution.
+        """Converts focal lengths at the images' own size to those at the working resolution.
 
-        None for a network without canonical camera. Raises as `_cameras`.
+        Args:
+            focal: Focal length in pixels of `pixels`, one for all images or one for each.
+            pixels: (B, 3, H, W), the images at their own size.
+
+        Returns:
+            B focal lengths in pixels of the resized images; None for a network without canonical
+            camera.
+
+        Raises:
+            RecipeError: As for `_cameras`.
         """
         cameras = self._cameras(focal, len(pixels))
         if cameras is None:
@@ -261,10 +273,16 @@ class Student:
         return [focals.of_camera(camera, size, self.resize) for camera in cameras]
 
     def _cameras(self, focal: float | Sequence[float] | None, count: int) -> list[Camera] | None:
-        """Returns a camera of each of `count` images; None for a network without canonical camera.
+        """Returns one camera per image; None for a network without canonical camera.
+
+        Args:
+            focal: Focal length in pixels of the images at their own size, one for all images or one
+                for each; None if it isn't given.
+            count: Number of images.
 
         Raises:
-            RecipeError: If the focal length is missing, not a number above 0, or of no use.
+            RecipeError: If the focal length is missing, not a number above 0, or given although the
+                network needs none.
         """
         if not self.needs_focal:
             if focal is not None:
@@ -362,7 +380,10 @@ def load_student(
 
 
 def _is_numbers(value: object) -> bool:
-    """Returns True for a number, a tensor or array, and a list of numbers."""
+    """Returns True if `value` is a number, tensor or array, or a list or tuple of these.
+
+    True and False don't count as numbers.
+    """
     values = value if isinstance(value, list | tuple) else [value]
     kinds = (int, float, np.number, np.ndarray, Tensor)
     return all(isinstance(v, kinds) and not isinstance(v, bool) for v in values)

@@ -31,8 +31,11 @@ def dpm(
 ) -> tuple[Tensor, Tensor | None]:
     """Computes depth and divergence of the DPM head by the fastest suitable implementation.
 
-    The results equal those of `tiekd.kernels.reference.dpm` up to rounding. Gradients with respect
-    to features, weight and bias are supported; second derivatives aren't.
+    The head predicts a distribution over K depth bins for each pixel of its features; the depth is
+    the distribution's mean. The divergence KL(q || p) is that of a target distribution q, which
+    follows from `target_depth`, from the predicted distribution p. The results equal those of
+    `tiekd.kernels.reference.dpm` up to rounding. Gradients with respect to features, weight and
+    bias are supported; second derivatives aren't.
 
     Args:
         features: (B, C, h, w), the head's input.
@@ -40,12 +43,14 @@ def dpm(
         bias: (K,), bias of this convolution.
         edges: (K + 1,) float32 or float64, edges of the bins, metres, increasing.
         target_depth: (B, M, H, W), metres, depths of M teachers; None computes no divergence.
-        sigma: standard deviation of the target, metres, a number or (B, M, H, W).
-        **options: the remaining arguments of `tiekd.kernels.reference.dpm`.
+        sigma: standard deviation, in metres, of the Gaussian around each target depth; a number or
+            (B, M, H, W).
+        **options: `target`, `beyond`, `stride` and `target_weight`, as for
+            `tiekd.kernels.reference.dpm`.
 
     Returns:
-        (depth, divergence), each (B, 1, h, w): the mean depth in metres, and the divergence in
-        nats, or None without `target_depth`.
+        (depth, divergence): the mean depth, (B, 1, h, w), metres; and the divergence, (B, 1, h, w),
+        nats, which is None if `target_depth` is None.
 
     Raises:
         RecipeError: an option is unknown, or sigma is too small for the bins.
@@ -63,7 +68,8 @@ def implementation(features: Tensor, target_depth: Tensor | None, edges: Tensor)
         edges: (K + 1,), edges of the depth bins, metres.
 
     Returns:
-        `triton_dpm.dpm` or `chunked.dpm`.
+        `triton_dpm.dpm` if Triton is installed and the function supports the arguments, otherwise
+        `chunked.dpm`.
     """
     if features.is_cuda:
         fused = _triton_dpm()
@@ -74,7 +80,10 @@ def implementation(features: Tensor, target_depth: Tensor | None, edges: Tensor)
 
 @cache
 def _triton_dpm() -> ModuleType | None:
-    """Returns the module `triton_dpm`, imported at the first call; None without Triton."""
+    """Returns the module `tiekd.kernels.triton_dpm`, or None if Triton isn't installed.
+
+    The module is imported at the first call.
+    """
     if find_spec("triton") is None:
         return None
     from tiekd.kernels import triton_dpm

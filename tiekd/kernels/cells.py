@@ -39,7 +39,11 @@ class Target(NamedTuple):
     overlap: bool = False
 
     def part(self, cells: slice) -> "Target":
-        """Returns the target of the cells in the slice `cells`, as views of these tensors."""
+        """Returns the targets of some of the P cells, as views of this object's tensors.
+
+        Args:
+            cells: slice of cells, numbered 0 to P - 1.
+        """
         bins = self.bins if self.bins is None else self.bins[:, cells]
         return Target(bins, self.mass[:, cells], self.valid[cells], self.overlap)
 
@@ -60,7 +64,14 @@ class Target(NamedTuple):
         return mass.clamp_min(torch.finfo(mass.dtype).tiny).log_().mul_(mass).sum(0)
 
     def expectation(self, values: Tensor) -> Tensor:
-        """Returns the mean of `values` (K, P) under q, sum_k q_k values_k, as (P,)."""
+        """Returns the mean of some values under each cell's q, i.e. sum_k q_k values_k.
+
+        Args:
+            values: (K, P), one value per bin and cell.
+
+        Returns:
+            (P,), in the unit of `values`.
+        """
         if self.bins is None:
             return (values * self.mass).sum(0)
         return values.gather(0, self.bins).mul_(self.mass).sum(0)
@@ -88,7 +99,7 @@ class Cells:
         sigma: standard deviation of the target, metres, a number or (B, M, H, W).
         weight: (B, M, H, W), weights of the teachers in the target, or None for equal weights.
         edges: (K + 1,), edges of the depth bins, metres, increasing.
-        target: "gaussian", or "released" for the published target.
+        target: "gaussian", or "released" for the target of TIE-KD's published code.
         beyond: treatment of depths above the last edge: "clamp" replaces them by the last bin's
             centre, "ignore" makes them invalid.
         stride: image pixels per side of a cell.
@@ -122,9 +133,9 @@ class Cells:
             rows: slice of rows of the head's output; start and stop must be set.
 
         Returns:
-            The target of the rows' cells in row-major order. Only on a CPU and for targets with
-            windows it is None if none of the cells is valid: on a GPU this check would force a host
-            sync, and dense targets are computed in any case.
+            The target of the rows' cells in row-major order. On a CPU it is None if none of these
+            cells has a target. It is never None on a GPU, where this check would force a host sync,
+            nor for dense targets, which are computed for all cells in any case.
         """
         if self.gaussians is None:
             pixels = slice(rows.start * self.stride, rows.stop * self.stride)
@@ -154,9 +165,10 @@ class Cells:
 
     @torch.no_grad()
     def _gaussians(self) -> tuple[Windows, Tensor | None, Tensor] | None:
-        """Computes the windows of the J = stride * stride * M Gaussians of each cell.
+        """Restricts each cell's J = stride * stride * M Gaussians to windows of consecutive bins.
 
-        A cell covers stride x stride pixels of the image, each with the depths of M teachers.
+        A cell covers stride x stride pixels of the image, each with the depths of M teachers. There
+        is one Gaussian per pixel and teacher.
 
         Returns:
             (windows, shares, valid): the windows, whose first bins and centres are (B, J, h, w);

@@ -45,7 +45,7 @@ def dpm(
     """Computes depth and divergence of the DPM head, a few image rows at a time.
 
     Arguments, results and errors are those of `tiekd.kernels.reference.dpm`. Gradients with respect
-    to features, weight and bias are supported.
+    to features, weight and bias are supported; second derivatives aren't.
     """
     reference.check_choices(target, beyond)
     device = features.device.type
@@ -218,7 +218,8 @@ def _shares(features: Tensor, edges: Tensor) -> list[list[Block]]:
         edges: (K + 1,), edges of the depth bins.
 
     Returns:
-        One list of blocks per thread; a single list on devices other than a CPU.
+        One list per thread, or a single list on devices other than a CPU. Its elements are blocks,
+        each (index of the image, first row, last row + 1).
     """
     images, _, height, _ = features.shape
     step = _rows_of_tile(features, edges) * TILES_PER_BLOCK
@@ -233,13 +234,13 @@ def _shares(features: Tensor, edges: Tensor) -> list[list[Block]]:
 
 
 def _rows_of_tile(features: Tensor, edges: Tensor) -> int:
-    """Returns the number of rows that are computed together, at least 1.
+    """Returns the number of rows of features that are computed together, at least 1.
 
-    Their logits, in the dtype of edges, take at most TILE_BYTES on a CPU and TILE_BYTES_ELSEWHERE
-    on other devices, unless one row takes more.
+    The logits of these rows, in the dtype of edges, take at most TILE_BYTES on a CPU and
+    TILE_BYTES_ELSEWHERE on other devices, unless one row takes more.
 
     Args:
-        features: (B, C, h, w).
+        features: (B, C, h, w), the head's input.
         edges: (K + 1,), edges of the depth bins.
     """
     height, width = features.shape[2:]
@@ -253,8 +254,8 @@ def _tiles(
     """Yields the tiles of some blocks; a tile is a group of consecutive rows of one image.
 
     Args:
-        blocks: the blocks, each some rows of an image.
-        features: (B, C, h, w).
+        blocks: groups of rows, each (index of the image, first row, last row + 1).
+        features: (B, C, h, w), the head's input.
         edges: (K + 1,), edges of the depth bins.
         cells: the target distributions of all pixels of the features, or None.
 
@@ -299,7 +300,12 @@ def _product(to: Tensor, weight: Tensor, pixels: Tensor, out: Tensor) -> Tensor:
 
 
 def _sums(factors: Tensor, p: Tensor) -> Tensor:
-    """Returns the matrix product of factors (2, K), whose first row is all ones, and p (K, P)."""
+    """Returns the matrix product of `factors` and `p`, (2, P).
+
+    Args:
+        factors: (2, K); its first row is all ones.
+        p: (K, P), predicted probabilities of K bins at P pixels.
+    """
     if p.device.type == "cpu":
         return factors @ p
     # Multiply and sum instead of a matmul, which a GPU may run in TF32, i.e. with the precision of

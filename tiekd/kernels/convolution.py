@@ -58,7 +58,11 @@ def is_large(pixels: int, in_channels: int, out_channels: int) -> bool:
 def compute_in_fp32(network: nn.Module) -> None:
     """Makes all half-precision convolutions of a network on a CPU compute in fp32, in place.
 
-    The state dict doesn't change, and convolutions in fp32 or on a GPU aren't affected.
+    Their inputs and outputs stay in half precision. The state dict doesn't change, and convolutions
+    in fp32 or on a GPU aren't affected.
+
+    Args:
+        network: any module; its convolutions are the `nn.Conv2d` modules in it.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d) and not isinstance(module.padding, str):
@@ -124,7 +128,11 @@ def _take_off_wrapped(total: Tensor, image: Tensor, grad: Tensor) -> None:
 
 
 class _ByProducts(torch.autograd.Function):
-    """3x3 convolution with padding 1 whose weight gradient is computed by `weight_gradient`."""
+    """3x3 convolution with padding 1 whose weight gradient is computed by `weight_gradient`.
+
+    The inputs are x (B, C, H, W), weight (O, C, 3, 3) and bias (O,) or None; the result is
+    (B, O, H, W).
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -138,9 +146,11 @@ class _ByProducts(torch.autograd.Function):
 
 
 class _InFp32(torch.autograd.Function):
-    """A convolution of half-precision tensors that computes in fp32.
+    """Autograd function for a convolution of half-precision tensors that computes in fp32.
 
-    It saves only the half-precision tensors for backward.
+    The inputs are features, weight and bias in half precision, and the `nn.Conv2d` that has stride,
+    padding, dilation and groups; the result has their dtype. Only half-precision tensors are saved
+    for backward.
     """
 
     @staticmethod
@@ -174,6 +184,9 @@ def _in_fp32(module: nn.Conv2d, usual, x: Tensor, weight: Tensor, bias: Tensor |
         x: (B, C, H, W), the features.
         weight: the convolution's weight.
         bias: the convolution's bias, or None.
+
+    Returns:
+        (B, O, H', W'), the convolution's output in its half-precision dtype.
     """
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     if x.device.type != "cpu" or dtype == torch.float32 or torch.compiler.is_compiling():
@@ -224,13 +237,13 @@ def gradients_by_products(
 
 
 def _suits_products(x: Tensor, weight: Tensor, size: tuple[int, int]) -> bool:
-    """Returns True if matrix products are the fastest weight gradient for this convolution.
+    """Returns True if matrix products are the fastest way to a convolution's weight gradient.
 
     That is the case if the setting for large convolutions on this CPU is PRODUCTS
     (tiekd/kernels/layouts.py), x is channels_last, and `is_large` is True for the convolution.
 
     Args:
-        x: the convolution's input, possibly before it is upsampled.
+        x: (B, C, h, w), the convolution's input, possibly before it is upsampled to `size`.
         weight: (O, C, kernel height, kernel width).
         size: (H, W) of the convolution's input.
     """
@@ -259,9 +272,9 @@ def _gradients(
         grad: (B, O, H', W'), the gradient of the output.
         x: (B, C, H, W), the input; may be None if only its own gradient is wanted.
         weight: (O, C / groups, kernel height, kernel width).
-        stride: of the convolution, rows and columns.
-        padding: of the convolution, rows and columns.
-        dilation: of the convolution, rows and columns.
+        stride: the convolution's stride, (rows, columns).
+        padding: the convolution's padding, (rows, columns).
+        dilation: the convolution's dilation, (rows, columns).
         groups: number of groups.
         mask: True for each of (x, weight, bias) whose gradient is wanted; the others are None.
     """
@@ -271,9 +284,13 @@ def _gradients(
 
 
 def prepare_bf16(network: nn.Module) -> None:
-    """Makes a network's bf16 convolutions compute in fp32, in place, if this CPU is faster so.
+    """Makes a network's bf16 convolutions compute in fp32, in place, if that is faster on this CPU.
 
-    The setting of bf16 convolutions for this CPU is then IN_FP32 (tiekd/kernels/layouts.py).
+    It is faster if the setting of bf16 convolutions in tiekd/kernels/layouts.py is IN_FP32 for this
+    CPU. Otherwise the network isn't changed.
+
+    Args:
+        network: any module that contains `nn.Conv2d` modules.
     """
     if layouts.choice(layouts.ANY, layouts.BF16) == layouts.IN_FP32:
         compute_in_fp32(network)

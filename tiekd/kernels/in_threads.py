@@ -22,7 +22,7 @@ _making = threading.Lock()
 
 
 def count() -> int:
-    """Returns the number of threads that `each` uses, which is `torch.get_num_threads()`."""
+    """Returns the number of threads in the pool of `each`, which is `torch.get_num_threads()`."""
     return torch.get_num_threads()
 
 

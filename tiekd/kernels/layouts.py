@@ -78,7 +78,8 @@ _chosen: dict[str, str] | None = None
 def isa() -> str:
     """Returns the best CPU instruction set that both ATen and oneDNN use in this process.
 
-    It is one of ISAS.
+    Returns:
+        "avx512_bf16", "avx512", "avx2" or "other".
     """
     aten = torch.backends.cpu.get_cpu_capability()
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or ""
@@ -102,13 +103,17 @@ def of_isa(name: str) -> dict[str, str]:
 
 
 def choice(shape_class: str, dtype: str) -> str:
-    """Returns the memory layout and arithmetic that convolutions of this process should use.
+    """Returns the memory layout and arithmetic that a class of convolutions should use.
 
-    It is what was passed to `set_choices`, or else the table's setting for this CPU.
+    The setting is the one passed to `set_choices` in this process, or else the one that the table
+    has for this CPU.
 
     Args:
-        shape_class: LARGE_TRAINING, LARGE_FORWARD, SMALL or ANY.
+        shape_class: LARGE_TRAINING, LARGE_FORWARD or SMALL for FP32; ANY for BF16.
         dtype: FP32 or BF16.
+
+    Returns:
+        AS_IT_COMES, CHANNELS_LAST or PRODUCTS for FP32; NATIVE or IN_FP32 for BF16.
     """
     choices = _of_this_cpu() if _chosen is None else _chosen
     return choices[f"{shape_class}, {dtype}"]
@@ -136,10 +141,14 @@ def write(work_dir: Path, record: dict) -> None:
 
 
 def read(work_dir: Path) -> dict | None:
-    """Reads the layouts.json of a work dir.
+    """Reads the settings of a run's convolutions from layouts.json in its work dir.
+
+    Args:
+        work_dir: the run's work dir.
 
     Returns:
-        {"isa", "choices"} as passed to `write`, or None if there is no such file.
+        {"isa": one of ISAS, "choices": settings in the format of `of_isa`}, or None if there is no
+        such file.
 
     Raises:
         LaunchError: the file can't be read, is corrupt, or contains unknown settings.
@@ -211,8 +220,8 @@ def _limit_of_onednn(name: str) -> int:
     """Returns the index in `ISAS` of the best instruction set that ONEDNN_MAX_CPU_ISA allows.
 
     Args:
-        name: value of this environment variable in upper case. For values that set no limit or that
-            oneDNN doesn't know, the index is 0.
+        name: value of the environment variable ONEDNN_MAX_CPU_ISA in upper case. For values that
+            set no limit or that oneDNN doesn't know, the index is 0.
     """
     if name in ("SSE41", "AVX"):
         return ISAS.index("other")

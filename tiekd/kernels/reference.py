@@ -34,7 +34,7 @@ def dpm(
     stride: int = 1,
     target_weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Computes depth and divergence from features.
+    """Computes the DPM head's depth, and its divergence from a target distribution, from features.
 
     K is the number of depth bins. The target distribution q of an image pixel is a mixture of M
     components, one per teacher (usually M = 1). A cell is one pixel of the features; it covers
@@ -49,8 +49,8 @@ def dpm(
             w = ceil(W / stride); a component is valid where its depth is > 0. None computes no
             divergence.
         sigma: standard deviation of the components, metres, a number or (B, M, H, W).
-        target: "gaussian", or "released" for the published target and divergence (M = 1 only, and
-            depths aren't clamped).
+        target: "gaussian", or "released" for target and divergence of TIE-KD's published code
+            (M = 1 only, and depths aren't clamped).
         beyond: treatment of target depths above the last edge. "ignore" makes them invalid; "clamp"
             replaces them by the last bin's centre.
         stride: image pixels per side of a cell; a cell's q is the mean q of the valid pixels that
@@ -95,9 +95,10 @@ def gaussian_divergence(log_p: Tensor, q: Tensor) -> Tensor:
 
 
 def released_divergence(p: Tensor, q: Tensor) -> Tensor:
-    """Returns the published divergence, sum_k [p_k != 0] q_k log(q_k / (p_k + 1e-7) + 1e-7).
+    """Returns the divergence of q from p as TIE-KD's published code computes it.
 
-    [p_k != 0] is 1 if p_k is not 0, else 0.
+    It is sum_k [p_k != 0] q_k log(q_k / (p_k + 1e-7) + 1e-7), where [p_k != 0] is 1 if p_k is not
+    0, else 0.
 
     Args:
         p: (B, K, h, w), probabilities of the prediction.
@@ -158,10 +159,11 @@ def pixels_of_cells(
     beyond: str,
     stride: int,
 ) -> Iterator[tuple[Tensor, float | Tensor, Tensor | None]]:
-    """Yields the target's maps subsampled by `stride`, once for each of the stride^2 offsets.
+    """Yields target depth, sigma and weight at every stride-th pixel, once per possible offset.
 
-    A cell, i.e. a pixel of the head's output, covers stride x stride pixels of the image. Each
-    result has one of these pixels for every cell. The arguments are those of `cell_target`.
+    A cell, i.e. a pixel of the head's output, covers stride x stride pixels of the image. Each of
+    the stride^2 results has one of these pixels for every cell. The arguments are those of
+    `cell_target`.
 
     Yields:
         (depth, sigma, weight), each (B, M, h, w); sigma as a number and weight as None stay as they
@@ -197,10 +199,14 @@ def check_choices(target: str, beyond: str) -> None:
 
 
 def _pad(values: float | Tensor | None, stride: int, value: float) -> float | Tensor | None:
-    """Pads a map (B, M, H, W) with `value` at the right and bottom to multiples of the stride.
+    """Pads a map at the right and bottom, so that its height and width are multiples of `stride`.
 
     Taking every stride-th pixel then gives maps of the same shape, whichever pixel is the first.
-    Numbers and None are returned unchanged.
+
+    Args:
+        values: (B, M, H, W); a number or None is returned unchanged.
+        stride: the number whose multiples height and width become.
+        value: value of the added pixels.
     """
     if not isinstance(values, Tensor) or values.ndim != 4:
         return values

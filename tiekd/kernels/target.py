@@ -80,7 +80,11 @@ def bin_edges(
 
 
 def bin_centres(edges: Tensor) -> Tensor:
-    """Returns the midpoints of the bins, (K,), metres, from their edges (K + 1,), metres."""
+    """Returns the midpoints of depth bins, (K,), metres.
+
+    Args:
+        edges: (K + 1,), edges of the bins, metres.
+    """
     return (edges[:-1] + edges[1:]) / 2
 
 
@@ -260,11 +264,12 @@ def shares(depth: Tensor, weight: Tensor | None, dtype: torch.dtype) -> Tensor:
 
 @torch.no_grad()
 def released_target(depth: Tensor, sigma: float, edges: Tensor, centres: Tensor) -> Tensor:
-    """Returns the published target: the softmax over the bins of the Gaussian's density values.
+    """Returns the target of TIE-KD's published code: the softmax of a Gaussian's density values.
 
-    Densities below 1e-16 are replaced by -1000 before the softmax. The result isn't a Gaussian but
-    a plateau of about 8.5 sigma to each side of the depth, and its mean is biased: 2.9 m for a
-    depth of 2 m with a sigma of 0.5 m and 257 bins up to 80 m.
+    The density is evaluated at the bin centres, and the softmax is over the bins. Densities below
+    1e-16 are replaced by -1000 before the softmax. The result isn't a Gaussian but a plateau of
+    about 8.5 sigma to each side of the depth, and its mean is biased: 2.9 m for a depth of 2 m with
+    a sigma of 0.5 m and 257 bins up to 80 m.
 
     Args:
         depth: (B, 1, H, W), metres; not clamped.
@@ -283,12 +288,13 @@ def released_target(depth: Tensor, sigma: float, edges: Tensor, centres: Tensor)
 
 @torch.no_grad()
 def shifted_centre(depth: Tensor, sigma: float | Tensor, edges: Tensor) -> Tensor:
-    """Returns the centre of the Gaussian whose mass per depth bin has the mean `depth`.
+    """Returns the centre that a Gaussian needs for its mass per depth bin to have the mean `depth`.
 
-    The first and last bin include the Gaussian's tails, so the mean over the bins differs from the
-    Gaussian's centre. The mean increases monotonically with the centre, from the centre of the
-    first bin to that of the last, so the result is unique for every depth in between. It may be
-    outside of the bins, by up to 6 sigma.
+    The mean is that of the bin centres, weighted by the mass in each bin. The first and last bin
+    include the Gaussian's tails, so the mean over the bins differs from the Gaussian's centre. The
+    mean increases monotonically with the centre, from the centre of the first bin to that of the
+    last, so the result is unique for every depth in between. The result may be outside of the
+    bins, by up to 6 sigma.
 
     Args:
         depth: (B, M, H, W), metres.
@@ -335,13 +341,23 @@ class _Table(NamedTuple):
 
 
 def _component(sigma: float | Tensor, m: int, edges: Tensor) -> float | Tensor:
-    """Returns the sigma of the mixture's component m: (B, 1, H, W) of a map, else the number."""
+    """Returns the standard deviation of one component of a mixture of Gaussians, metres.
+
+    Args:
+        sigma: metres, a number for all components or (B, M, H, W).
+        m: index of the component.
+        edges: (K + 1,), edges of the depth bins; the result has their dtype if it is a tensor.
+
+    Returns:
+        (B, 1, H, W) if sigma is a tensor, otherwise sigma.
+    """
     return sigma[:, m : m + 1].to(edges) if isinstance(sigma, Tensor) else sigma
 
 
 def _mass_between(offset: Tensor, sigma: float | Tensor) -> Tensor:
-    """Returns the mass of Gaussians below the first edge, between edges and above the last edge.
+    """Returns the mass of Gaussians in the bins that E edges separate.
 
+    The first bin is everything below the first edge, the last bin everything above the last edge.
     Each bin's mass is a difference of masses in the nearer tail, which avoids cancellation.
 
     Args:
@@ -394,7 +410,10 @@ def _build_table(sigma: float, edges: Tensor, like: Tensor) -> _Table:
     Args:
         sigma: standard deviation of the Gaussian, metres.
         edges: (K + 1,) float64 on the CPU, edges of the bins, metres.
-        like: a tensor with the dtype and device that the table's tensors get.
+        like: a tensor with the dtype and device that the table's float tensors get.
+
+    Returns:
+        The table, on the device of `like`.
     """
     # Choose the Gaussian's centres for which the table has an entry (the nodes): evenly spaced,
     # from `reach` below the first edge between two bins to `reach` above the last.

@@ -39,7 +39,7 @@ def features_gradient(
     """Computes the gradients of features and logits for one tile, i.e. BLOCK_P pixels, per program.
 
     Args:
-        layer: `Layer`, the operands of the 1x1 convolution.
+        layer: `Layer`: features, and weight and bias of the 1x1 convolution.
         bins: `Bins`, centres, widths and edges of the depth bins.
         parts: `Parts`, the components of the target distributions.
         maps: `Maps`, the results of forward and the incoming gradients.
@@ -51,15 +51,16 @@ def features_gradient(
         GRAD: True to write features_grad.
         KEEP: True to write `kept`.
         N: number of components of each target distribution.
-        TARGET: see `triton_dpm._constants`, as for all further arguments.
-        PIECES: see there.
-        EVEN: see there.
+        TARGET: kind of target distribution: "none", "gaussian", "gaussian_map" (sigma per pixel) or
+            "released" (that of TIE-KD's published code).
+        PIECES: number of pieces per bin, from `series_pieces`; 0 to compute the mass by erfc.
+        EVEN: True if all bins may use the first bin's width.
         BLOCK_P: number of pixels of a tile.
         BLOCK_K: number of bins that are processed at once.
         TAIL_K: size of the last block, for the bins that remain; 0 if none remain.
         BLOCK_C: number of channels, padded to a power of 2.
-        WHOLE: see `triton_dpm._constants`.
-        PRECISION: see there.
+        WHOLE: True if BLOCK_P divides the number of an image's pixels.
+        PRECISION: input_precision of tl.dot, "ieee" or "tf32x3".
     """
     image, p, inside = pixels_of(first + tl.program_id(0), layer, BLOCK_P, WHOLE)
     x = tl.trans(load_features(layer, image, p, inside, BLOCK_C))
@@ -120,20 +121,21 @@ def _add_block(
         x: (P, C), the pixels' features.
         values: the pixels' saved values and incoming gradients, from `_load_tile`.
         cells: the pixels' target distributions, from `_load_tile`.
-        layer: `Layer`, the operands of the 1x1 convolution.
+        layer: `Layer`: features, and weight and bias of the 1x1 convolution.
         bins: `Bins`, centres, widths and edges of the depth bins.
         parts: `Parts`, the components of all target distributions.
         start: index of the block's first bin.
-        width: number of bins that a row has room for.
+        width: number of columns of these rows: number of bins, rounded up to a multiple of 16.
         GRAD: True to update `total`.
         KEEP: True to store the logits' gradient.
         BLOCK_K: K, number of bins of the block.
         N: number of components of each target distribution.
-        TARGET: see `triton_dpm._constants`.
-        PIECES: see `triton_dpm._constants`.
-        EVEN: see `triton_dpm._constants`.
+        TARGET: kind of target distribution: "none", "gaussian", "gaussian_map" (sigma per pixel) or
+            "released" (that of TIE-KD's published code).
+        PIECES: number of pieces per bin, from `series_pieces`; 0 to compute the mass by erfc.
+        EVEN: True if all bins may use the first bin's width.
         BLOCK_C: C, number of channels, padded to a power of 2.
-        PRECISION: see `triton_dpm._constants`.
+        PRECISION: input_precision of tl.dot, "ieee" or "tf32x3".
     """
     w = load_weight(layer, start, BLOCK_K, BLOCK_C)
     logits = logits_of(x, w, layer, start, BLOCK_K, PRECISION)
@@ -168,12 +170,13 @@ def weight_gradient(
     """Adds the gradients of weight and bias from some tiles to their partial sums.
 
     A tile is a group of BLOCK_P consecutive pixels. Each program computes the gradients for one
-    block of BLOCK_K bins, summed over every `splits`-th tile. The program of the last block also
-    has the TAIL_K bins after it. Neighbouring programs process the same tiles with different bins,
-    so that the features of a tile are read from the L2 cache.
+    block of BLOCK_K bins, summed over every `splits`-th tile, where `splits` is the first dimension
+    of `partial`. The program of the last block also processes the TAIL_K bins after it.
+    Neighbouring programs process the same tiles with different bins, so that the features of a tile
+    are read from the L2 cache.
 
     Args:
-        layer: `Layer`, the operands of the 1x1 convolution.
+        layer: `Layer`: features, and weight and bias of the 1x1 convolution.
         kept: (tiles * BLOCK_P, width), the logits' gradient, written by `features_gradient`.
         partial: (splits, count, channels + 1) float32, partial sums that are updated. The last
             column is the bias's gradient, the others are the weight's.
@@ -186,8 +189,8 @@ def weight_gradient(
         TAIL_K: 16 if at most 16 bins remain after the last whole block; these are processed with
             that block. 0 if none or more remain; more form a block of their own.
         BLOCK_C: number of channels, padded to a power of 2.
-        WHOLE: see `triton_dpm._constants`.
-        PRECISION: see `triton_dpm._constants`.
+        WHOLE: True if BLOCK_P divides the number of an image's pixels.
+        PRECISION: input_precision of tl.dot, "ieee" or "tf32x3".
     """
     blocks = count // BLOCK_K if TAIL_K > 0 else tl.cdiv(count, BLOCK_K)
     split, splits = tl.program_id(0) // blocks, tl.num_programs(0) // blocks
@@ -240,10 +243,10 @@ def _add_partial(partial, total, bias_total, split, k, count, channels, BLOCK_C:
     """Adds one program's gradients of weight and bias, for K bins, to `partial`.
 
     Args:
-        partial: (splits, count, channels + 1), the partial sums, as in `weight_gradient`.
+        partial: (splits, count, channels + 1), the partial sums; the last column is the bias's.
         total: (C, K), the weight's gradient.
         bias_total: (64, K), the bias's gradient, the same in every row.
-        split: index of the program's part of `partial`.
+        split: index in the first dimension of `partial` of the sums to update.
         k: (K,), indices of the bins.
         count: number of all bins; larger indices are ignored.
         channels: number of channels without padding.
@@ -265,12 +268,13 @@ def _load_tile(maps, parts, layer, image, p, here, N: tl.constexpr, TARGET: tl.c
     Args:
         maps: `Maps`, the results of forward and the incoming gradients of all pixels.
         parts: `Parts`, the components of all target distributions.
-        layer: `Layer`, the operands of the 1x1 convolution.
+        layer: `Layer`: features, and weight and bias of the 1x1 convolution.
         image: index of the image.
         p: (P, 1), indices of the pixels.
         here: (P, 1) bool, False for indices beyond the image's last pixel.
         N: number of components of each target distribution.
-        TARGET: "none", "gaussian", "gaussian_map" (with a map of sigmas) or "released".
+        TARGET: kind of target distribution: "none", "gaussian", "gaussian_map" (sigma per pixel) or
+            "released" (that of TIE-KD's published code).
 
     Returns:
         (cells, values): the target distributions as `load_cells` returns them, and (depth, log_sum,
@@ -314,24 +318,25 @@ def _logits_gradient(
     """Returns the gradient with respect to the logits of P pixels and K bins, (P, K).
 
     With the incoming gradients g_d of the depth and g_kl of the divergence, and the bin centres
-    c_k, it is g_d p_k (c_k - depth) + g_kl (p_k - q_k). For the published target the second term is
-    g_kl p_k (s_k - mean of s under p), with the derivative s_k of the published divergence with
-    respect to p_k.
+    c_k, the result is g_d p_k (c_k - depth) + g_kl (p_k - q_k). For the published target the second
+    term is g_kl p_k (s_k - mean of s under p), with the derivative s_k of the published divergence
+    with respect to p_k.
 
     Args:
         logits: (P, K), bits.
         values: the pixels' saved values and incoming gradients, from `_load_tile`.
         cells: the pixels' target distributions, from `_load_tile`.
-        layer: `Layer`, the operands of the 1x1 convolution.
+        layer: `Layer`: features, and weight and bias of the 1x1 convolution.
         bins: `Bins`, centres, widths and edges of the depth bins.
         parts: `Parts`, the components of all target distributions.
         k: (1, K), indices of the bins.
         start: index of the first of these bins.
         BLOCK_K: K, number of these bins.
         N: number of components of each target distribution.
-        TARGET: see `triton_dpm._constants`.
-        PIECES: see `triton_dpm._constants`.
-        EVEN: see `triton_dpm._constants`.
+        TARGET: kind of target distribution: "none", "gaussian", "gaussian_map" (sigma per pixel) or
+            "released" (that of TIE-KD's published code).
+        PIECES: number of pieces per bin, from `series_pieces`; 0 to compute the mass by erfc.
+        EVEN: True if all bins may use the first bin's width.
     """
     # Add the terms that are multiples of the probabilities p: that of the depth, and the g_kl p_k
     # of the divergence.

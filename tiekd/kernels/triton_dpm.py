@@ -108,7 +108,7 @@ def dpm(
     """Computes depth and divergence of the DPM head on a GPU.
 
     Arguments, results and errors are those of `tiekd.kernels.reference.dpm`. `supports` must be
-    True for the arguments.
+    True for features, target_depth and edges.
     """
     reference.check_choices(target, beyond)
     device = features.device.type
@@ -154,7 +154,7 @@ def dpm_forward(
     beyond: str,
     stride: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Launches the forward kernel, which computes depth and divergence.
+    """Launches the forward kernel, which computes depth and divergence of the DPM head.
 
     The arguments are those of `reference.dpm`, except that sigma is either the number `sigma` or
     the map `sigma_map` (B, M, H, W), and the other one is 0 or None.
@@ -233,7 +233,7 @@ def dpm_backward(
     needs_features: bool,
     needs_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Launches the backward kernels.
+    """Launches the kernels that compute the gradients of the DPM head's features, weight and bias.
 
     Args:
         depth_grad: (B, 1, h, w), gradient with respect to depth, or None.
@@ -387,10 +387,13 @@ dpm_forward.register_autograd(_gradients, setup_context=_keep)
 
 
 def _flat_pixels(features: Tensor) -> Tensor:
-    """Returns features in a memory layout that the kernels support, copied if necessary.
+    """Returns `features` in a memory layout that the kernels support, copied if necessary.
 
-    The kernels address (B, C, h, w) features by the strides of batch, channel and flattened (h, w).
-    Contiguous and channels_last features aren't copied.
+    The kernels address features by the strides of batch, channel and flattened (h, w). Contiguous
+    and channels_last features aren't copied.
+
+    Args:
+        features: (B, C, h, w), any memory layout.
     """
     if features.stride(2) != features.shape[3] * features.stride(3):
         return features.contiguous()
@@ -402,15 +405,16 @@ def _flat_pixels(features: Tensor) -> Tensor:
 
 
 def _on(features: Tensor) -> contextlib.AbstractContextManager:
-    """Returns a context manager in which kernels are launched on the features' GPU."""
+    """Returns a context manager within which kernels are launched on the GPU of `features`."""
     return torch.cuda.device(features.device) if features.is_cuda else contextlib.nullcontext()
 
 
 def _programs(features: Tensor) -> int:
-    """Returns the number of programs that the kernel `weight_gradient` is launched with.
+    """Returns the number of programs with which the kernel `weight_gradient` should be launched.
 
-    There are PROGRAMS_PER_PROCESSOR per multiprocessor of the features' GPU. The number depends on
-    the device only, so the order of summation is the same in every step.
+    It is PROGRAMS_PER_PROCESSOR times the number of multiprocessors of the features' GPU, or 8
+    without a GPU. The number depends on the device only, so the order of summation is the same in
+    every step.
     """
     if not features.is_cuda:
         return 8
@@ -419,14 +423,15 @@ def _programs(features: Tensor) -> int:
 
 
 def _layer(features: Tensor, weight: Tensor, bias: Tensor) -> Layer:
-    """Returns the 1x1 convolution's operands for the kernels.
+    """Packs features, weight and bias of the head's 1x1 convolution into a `Layer`.
 
-    Bins are padded to a multiple of BINS_PADDED_TO, and the weight's channels to a power of 2.
+    The number of bins K is padded to a multiple of BINS_PADDED_TO, and the weight's number of
+    channels C to a power of 2, as `Layer` describes.
 
     Args:
-        features: (B, C, h, w), from `_flat_pixels`.
-        weight: (K, C, 1, 1).
-        bias: (K,).
+        features: (B, C, h, w), the convolution's input, from `_flat_pixels`.
+        weight: (K, C, 1, 1), the convolution's weight.
+        bias: (K,), the convolution's bias.
     """
     image, channel, _, pixel = features.stride()
     _, channels, height, width = features.shape
@@ -437,9 +442,9 @@ def _layer(features: Tensor, weight: Tensor, bias: Tensor) -> Layer:
 
 
 def _block_of(channels: int) -> int:
-    """Returns the number of channels to compute with: the next power of 2, at least 16.
+    """Returns the number of channels after padding: the next power of 2, at least 16.
 
-    Triton's tl.dot needs both.
+    Triton needs powers of 2 for the shapes of blocks, and its tl.dot at least 16.
     """
     return max(16, triton.next_power_of_2(channels))
 

@@ -50,20 +50,21 @@ def forward(
     processes one tile, i.e. BLOCK_P consecutive pixels of an image.
 
     Args:
-        layer: `Layer`, the operands of the 1x1 convolution.
+        layer: `Layer`: features, and weight and bias of the 1x1 convolution.
         bins: `Bins`, centres, widths and edges of the depth bins.
         parts: `Parts`, the components of the target distributions.
         maps: `Maps`, the results, which the kernel writes.
         N: number of components of each target distribution.
-        TARGET: see `triton_dpm._constants`, as for all further arguments.
-        PIECES: see there.
-        EVEN: see there.
+        TARGET: kind of target distribution: "none", "gaussian", "gaussian_map" (sigma per pixel) or
+            "released" (that of TIE-KD's published code).
+        PIECES: number of pieces per bin, from `series_pieces`; 0 to compute the mass by erfc.
+        EVEN: True if all bins may use the first bin's width.
         BLOCK_P: number of pixels of a tile.
         BLOCK_K: number of bins that are processed at once.
         TAIL_K: size of the last block, for the bins that remain; 0 if none remain.
         BLOCK_C: number of channels, padded to a power of 2.
-        WHOLE: see `triton_dpm._constants`.
-        PRECISION: see there.
+        WHOLE: True if BLOCK_P divides the number of an image's pixels.
+        PRECISION: input_precision of tl.dot, "ieee" or "tf32x3".
     """
     # Load the features and target distributions of the program's pixels.
     image, p, inside = pixels_of(tl.program_id(0), layer, BLOCK_P, WHOLE)
@@ -153,17 +154,18 @@ def _add_block(
             the bin centres, and sum_k q_k (log q_k - logit_k) for the target q, in bits.
         x: (P, C), the pixels' features.
         cells: the pixels' target distributions, from `load_cells`.
-        layer: `Layer`, the operands of the 1x1 convolution.
+        layer: `Layer`: features, and weight and bias of the 1x1 convolution.
         bins: `Bins`, centres, widths and edges of the depth bins.
         parts: `Parts`, the components of all target distributions.
         start: index of the block's first bin.
         BLOCK_K: K, number of bins of the block.
         N: number of components of each target distribution.
-        TARGET: see `triton_dpm._constants`.
-        PIECES: see `triton_dpm._constants`.
-        EVEN: see `triton_dpm._constants`.
+        TARGET: kind of target distribution: "none", "gaussian", "gaussian_map" (sigma per pixel) or
+            "released" (that of TIE-KD's published code).
+        PIECES: number of pieces per bin, from `series_pieces`; 0 to compute the mass by erfc.
+        EVEN: True if all bins may use the first bin's width.
         BLOCK_C: C, number of channels, padded to a power of 2.
-        PRECISION: see `triton_dpm._constants`.
+        PRECISION: input_precision of tl.dot, "ieee" or "tf32x3".
     """
     largest, total, moment, divergence = sums
     logits = logits_of(
@@ -208,14 +210,14 @@ def _published_divergence(
         x: (P, C), the pixels' features.
         log_sum: (P,), log-sum-exp of the logits, bits.
         cells: the pixels' target distributions, from `load_cells`.
-        layer: `Layer`, the operands of the 1x1 convolution.
+        layer: `Layer`: features, and weight and bias of the 1x1 convolution.
         bins: `Bins`, centres, widths and edges of the depth bins.
         parts: `Parts`, the components of all target distributions.
         BLOCK_P: P, number of pixels.
         BLOCK_K: number of bins that are processed at once.
         N: number of components of each target distribution.
         BLOCK_C: C, number of channels, padded to a power of 2.
-        PRECISION: see `triton_dpm._constants`.
+        PRECISION: input_precision of tl.dot, "ieee" or "tf32x3".
     """
     # If none of the pixels has a valid target, `load_cells` returned low > high, and both results
     # stay 0.

@@ -65,9 +65,9 @@ class Maps(NamedTuple):
 
 @triton.jit
 def log2(x):
-    """Returns the base-2 logarithm of x, with an error of at most 2^-22.
+    """Returns the base-2 logarithm of each element of x, with an error of at most 2^-22.
 
-    On a GPU it is one instruction, where tl.log2 needs twenty.
+    On a GPU this is one instruction, where tl.log2 needs twenty.
     """
     if INTERPRETED:
         y = tl.log2(x)
@@ -118,7 +118,14 @@ def load_features(layer, image, p, inside, BLOCK_C: tl.constexpr):
 
 @triton.jit
 def load_weight(layer, start, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Loads the weights (BLOCK_K, BLOCK_C) of BLOCK_K consecutive bins from bin `start` on."""
+    """Loads the weights of consecutive bins of the 1x1 convolution, (BLOCK_K, BLOCK_C).
+
+    Args:
+        layer: `Layer`, which has the padded weight.
+        start: index of the first bin.
+        BLOCK_K: number of bins.
+        BLOCK_C: number of channels, padded to a power of 2.
+    """
     k = start + tl.arange(0, BLOCK_K)
     return tl.load(layer.weight + k[:, None] * BLOCK_C + tl.arange(0, BLOCK_C)[None, :])
 

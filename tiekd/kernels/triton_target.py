@@ -138,7 +138,7 @@ def cell_parts(
 
 
 def _together(maps: list[Tensor]) -> Tensor:
-    """Concatenates maps (B, M, h, w) along the second dimension to one contiguous tensor."""
+    """Concatenates n maps (B, M, h, w) to one contiguous tensor (B, n * M, h, w)."""
     return (maps[0] if len(maps) == 1 else torch.cat(maps, 1)).contiguous()
 
 
@@ -149,6 +149,9 @@ def _shifted_centre(depth: Tensor, sigma: float | Tensor, edges: Tensor) -> Tens
         depth: (B, M, h, w), metres, without NaN.
         sigma: metres, a number or (B, M, h, w).
         edges: (K + 1,), edges of the depth bins, metres.
+
+    Returns:
+        (B, M, h, w), for each depth the Gaussian's centre, metres.
     """
     table = None if isinstance(sigma, Tensor) else definition.cached_table(sigma, edges)
     if table is None:
@@ -165,8 +168,8 @@ def _shifted_centre(depth: Tensor, sigma: float | Tensor, edges: Tensor) -> Tens
 def bins_of(edges: Tensor) -> tuple[Bins, float, bool]:
     """Returns the bins as arrays for the kernels, and what is known about their widths.
 
-    The result is cached for the lifetime of the tensor `edges`, because computing it costs a host
-    sync.
+    The result is cached for the lifetime of the tensor `edges`, because its computation costs a
+    host sync.
 
     Args:
         edges: (K + 1,) float32, edges of the depth bins, metres.
@@ -272,14 +275,17 @@ def _look_up(depth, means, centres, centre, count, nodes, STEPS: tl.constexpr, B
 
 @triton.jit
 def published_density(depth, sigma, centre):
-    """Returns a Gaussian's density at bin centres, with values below THRESHOLD replaced by FLOOR.
+    """Returns Gaussians' densities at bin centres, with values below THRESHOLD replaced by FLOOR.
 
-    The published target is the softmax of these values over the bins.
+    The target of TIE-KD's published code is the softmax of these values over the bins.
 
     Args:
-        depth: the Gaussian's centre, metres.
-        sigma: the Gaussian's standard deviation, metres.
-        centre: the bin centres, metres; broadcast against `depth`.
+        depth: (P, 1), the Gaussians' centres, metres.
+        sigma: the Gaussians' standard deviation, metres.
+        centre: the K bin centres, metres, in a shape that broadcasts with `depth`.
+
+    Returns:
+        (P, K).
     """
     off = centre - depth
     density = tl.exp(-(off * off) / (2 * sigma * sigma)) / (2.5066282746310002 * sigma)
@@ -299,7 +305,8 @@ def load_cells(parts, at, here, pixels, N: tl.constexpr, TARGET: tl.constexpr):
         here: (P, 1) bool, False for cells beyond the image's last pixel.
         pixels: number of cells of an image, which is the distance between a cell's parts in memory.
         N: number of parts of a cell.
-        TARGET: "none", "gaussian", "gaussian_map" (with a map of sigmas) or "released".
+        TARGET: kind of target distribution: "none", "gaussian", "gaussian_map" (sigma per pixel) or
+            "released" (that of TIE-KD's published code).
 
     Returns:
         (at, here, first, valid, low, high): `at` and `here` as given; position, share and spread of
@@ -338,10 +345,12 @@ def _load_part(parts, n, at, here, pixels, TARGET: tl.constexpr):
         at: (P, 1), index of each cell's component 0 in the arrays of `parts`.
         here: (P, 1) bool, False for cells beyond the image's last pixel.
         pixels: distance between a cell's components in memory.
-        TARGET: "gaussian", "gaussian_map" (with a map of sigmas) or "released".
+        TARGET: kind of target distribution: "gaussian", "gaussian_map" (sigma per pixel) or
+            "released" (that of TIE-KD's published code).
 
     Returns:
-        (P, 1) each; spread has no meaning for "gaussian".
+        (position, share, spread), the attributes of `Parts`, (P, 1) each; spread has no meaning for
+        "gaussian".
     """
     position = tl.load(parts.position + at + n * pixels, mask=here, other=0.0)
     spread = position
@@ -396,7 +405,8 @@ def target_mass(
         pixels: number of pixels of an image of the head's output.
         BLOCK_K: K, number of bins.
         N: number of components of each distribution.
-        TARGET: "gaussian", "gaussian_map" (with a map of sigmas) or "released".
+        TARGET: kind of target distribution: "gaussian", "gaussian_map" (sigma per pixel) or
+            "released" (that of TIE-KD's published code).
         PIECES: number of pieces per bin, from `series_pieces`.
         EVEN: True if all bins may use the first bin's width.
     """
@@ -440,7 +450,8 @@ def _mass(
         k: (1, K), indices of the bins.
         start: index of the first bin.
         BLOCK_K: K, number of bins.
-        TARGET: "gaussian", "gaussian_map" (with a map of sigmas) or "released".
+        TARGET: kind of target distribution: "gaussian", "gaussian_map" (sigma per pixel) or
+            "released" (that of TIE-KD's published code).
         PIECES: number of pieces per bin, from `series_pieces`; 0 to compute the mass by erfc.
         EVEN: True if all bins may use the first bin's width.
     """
@@ -469,11 +480,14 @@ def _mass(
 
 @triton.jit
 def released_slope(p, q):
-    """Returns the derivative of the published divergence with respect to p_k, for each bin k.
+    """Returns the derivative of `reference.released_divergence` with respect to p_k, for each bin.
 
     Args:
-        p: predicted probabilities of the bins.
-        q: target distribution, of the same shape.
+        p: (P, K), predicted probabilities of K bins at P pixels.
+        q: (P, K), target distribution.
+
+    Returns:
+        (P, K).
     """
     return -q * q / ((p + EPS) * (q + EPS * (p + EPS)))
 
@@ -541,7 +555,7 @@ def _mass_by_series(centre, sigma, bins, k, PIECES: tl.constexpr, EVEN: tl.const
 
 @triton.jit
 def _mass_below(z):
-    """Returns the mass of the standard normal distribution below z, element by element."""
+    """Returns the mass of the standard normal distribution below each element of z."""
     tail = _tail(tl.abs(z) * 0.7071067811865476)
     return tl.where(z < 0, tail, 1 - tail)
 

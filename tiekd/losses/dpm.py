@@ -45,7 +45,7 @@ class DPM(nn.Module):
         self.top_crop = top_crop
 
     def forward(self, prediction: "Prediction", target: Tensor) -> Tensor:
-        """Returns each image's mean divergence over its valid pixels.
+        """Returns each image's mean over its valid pixels of the divergence in `prediction`.
 
         Args:
             prediction: the network's output, whose divergence is (B, 1, H, W), nats.

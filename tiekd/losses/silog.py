@@ -54,7 +54,7 @@ class SILog(nn.Module):
     def forward(
         self, prediction: "Prediction", target: Tensor, iteration: int | None = None
     ) -> Tensor:
-        """Returns each image's scale-invariant log error.
+        """Returns each image's scale-invariant log error, as the class describes it.
 
         Args:
             prediction: the network's output, whose depth is (B, 1, H, W), metres.
@@ -62,7 +62,7 @@ class SILog(nn.Module):
             iteration: number of finished iterations; None to compute the error without warm-up.
 
         Returns:
-            (B,) float32, without unit.
+            (B,) float32, without unit; with `reduce: batch` all values are the same.
         """
         warming_up = iteration is not None and iteration < self.warm_up
         valid = valid_pixels(target) & (target <= self.max_depth)

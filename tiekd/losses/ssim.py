@@ -123,7 +123,15 @@ class SSIM(nn.Module):
         return depth, target
 
     def _similarity(self, x: Tensor, y: Tensor) -> Tensor:
-        """Returns the SSIM of two maps (B, 1, H, W) per window, (B, 1, H - 10, W - 10) float64."""
+        """Returns the structural similarity (SSIM) of two maps in every window of 11 x 11 pixels.
+
+        Args:
+            x: (B, 1, H, W), predicted values.
+            y: (B, 1, H, W), target values.
+
+        Returns:
+            (B, 1, H - 10, W - 10) float64, at most 1.
+        """
         # Use float64, since a variance is the small difference of two squared depths: in float32
         # its error would be as large as SSIM's constant C2.
         x, y = x.double(), y.double()
@@ -143,9 +151,9 @@ class SSIM(nn.Module):
 
 
 class _WindowMeans(torch.autograd.Function):
-    """Gaussian-weighted means of all windows of maps (N, 1, H, W), as (N, 1, H - 10, W - 10).
+    """Autograd function for the Gaussian-weighted mean of each window of 11 x 11 pixels.
 
-    The function saves no tensor for backward.
+    It maps (N, 1, H, W) to (N, 1, H - 10, W - 10), and saves no tensor for backward.
     """
 
     @staticmethod

@@ -80,5 +80,11 @@ def build_network(node: dict, where: str = "network") -> Network:
 
 
 def _place(node: dict, part: str, where: str) -> str:
-    """Returns a part's place in the recipe and its name, for error messages."""
+    """Returns a component's key in the recipe and its name, e.g. "network.encoder (resnet)".
+
+    Args:
+        node: the recipe's network node.
+        part: key of the component in the node, e.g. "encoder".
+        where: path of the node in the recipe.
+    """
     return f"{where}.{part} ({node[part]['name']})"

@@ -21,12 +21,12 @@ KEYS = ("canonical_focal", "canonical_factors")
 
 
 class Canonical(NamedTuple):
-    """The canonical camera of a network.
+    """The canonical camera of a network: the one for whose focal length F it predicts depth.
 
     Attributes:
         focal: F, pixels.
-        smallest: Smallest F / f of the training.
-        largest: Largest F / f of the training.
+        smallest: Smallest F / f of the training frames, whose own focal lengths are f.
+        largest: Largest F / f of the training frames.
     """
 
     focal: float
@@ -34,19 +34,29 @@ class Canonical(NamedTuple):
     largest: float
 
     def from_metres(self, depth: Tensor, focal: Tensor) -> Tensor:
-        """Returns canonical depth.
+        """Converts depth in metres to canonical depth, i.e. multiplies it by F / f.
 
         Args:
             depth: (B, 1, H, W), metres, 0 where invalid.
-            focal: (B,), f of each image, pixels of the network's input.
+            focal: (B,), focal length f of each image in pixels of the network's input.
+
+        Returns:
+            (B, 1, H, W), in the dtype of `depth`.
         """
         return depth * (self.focal / focal).to(depth.dtype).view(-1, 1, 1, 1)
 
     def to_metres(self, depth: Tensor, focal: Tensor | None) -> Tensor:
-        """Returns metres; arguments as for `from_metres`, depth being canonical.
+        """Converts canonical depth to depth in metres, i.e. multiplies it by f / F.
+
+        Args:
+            depth: (B, 1, H, W), canonical depth.
+            focal: (B,), focal length f of each image in pixels of the network's input.
+
+        Returns:
+            (B, 1, H, W), metres, in the dtype of `depth`.
 
         Raises:
-            RecipeError: No focal length is given.
+            RecipeError: `focal` is None.
         """
         if focal is None:
             raise RecipeError(
@@ -58,7 +68,11 @@ class Canonical(NamedTuple):
 
 
 def of_node(node: Mapping, where: str = "network") -> Canonical | None:
-    """Returns the canonical camera of a network's node; None without `canonical_focal`.
+    """Returns the canonical camera that a network node sets; None without `canonical_focal`.
+
+    Args:
+        node: The recipe's network node.
+        where: Path of the node in the recipe, for error messages.
 
     Raises:
         RecipeError: A value is wrong, or the factors are missing.
@@ -77,7 +91,15 @@ def of_node(node: Mapping, where: str = "network") -> Canonical | None:
 
 
 def check_focal(node: Mapping, where: str = "network") -> None:
-    """Raises RecipeError if `canonical_focal` or `canonical_factors` isn't valid."""
+    """Checks `canonical_focal` and `canonical_factors`, if a network node has them.
+
+    Args:
+        node: The recipe's network node.
+        where: Path of the node in the recipe, for error messages.
+
+    Raises:
+        RecipeError: One of them isn't valid, or there are factors without a focal length.
+    """
     focal, factors = (node.get(key) for key in KEYS)
     if focal is None:
         if factors is not None:
@@ -102,12 +124,15 @@ def check_focal(node: Mapping, where: str = "network") -> None:
 
 
 def completed(node: dict, state: Mapping, source: object) -> dict:
-    """Returns a recipe's network node with the factors that are stored with its weights.
+    """Returns a network node with the `canonical_factors` that are stored with its weights.
+
+    A node without `canonical_focal`, and that of published weights, is returned as it is.
 
     Args:
         node: The recipe's network node.
-        state: The content of the weights file; tiekd's have their network's node.
-        source: The weights file, for messages.
+        state: The content of the weights file; in a file of tiekd `network` is the network node of
+            the training.
+        source: The weights file, for error messages.
 
     Raises:
         CheckpointError: The weights were trained with another `canonical_focal`, or none.

@@ -70,7 +70,7 @@ def check_features(
         part: the encoder or neck, whose attribute `channels` states the number of channels of each
             feature.
         kind: "encoder" or "neck", for the error message.
-        features: the features that it returned.
+        features: the features that `part` returned for `image`.
         image: the network's input, (B, 3, H, W).
         strides: the encoder's strides, one per feature.
 
@@ -110,7 +110,7 @@ def _check_module(part, where: str) -> None:
 
 
 def _stated(part: nn.Module, name: str, where: str) -> list[int]:
-    """Returns the numbers in an attribute of an encoder or neck.
+    """Returns an encoder's or neck's numbers of channels or strides, one per feature.
 
     Args:
         part: the encoder or neck.

@@ -13,7 +13,7 @@ class Predictor(NamedTuple):
 
     Attributes:
         network: the network, in eval mode.
-        flip: as for `predict`.
+        flip: True to average the prediction with that for the horizontally mirrored image.
     """
 
     network: Network
@@ -25,7 +25,16 @@ class Predictor(NamedTuple):
         return getattr(self.network, "canonical", None) is not None
 
     def __call__(self, image: Tensor, focal: Tensor | None = None) -> Tensor:
-        """Predicts depth; arguments and result are those of `predict`."""
+        """Predicts depth without gradients.
+
+        Args:
+            image: (B, 3, H, W), normalised with ImageNet's mean and standard deviation.
+            focal: (B,), focal length of each image in pixels of `image`; None without a canonical
+                camera.
+
+        Returns:
+            (B, 1, H, W) float32, metres.
+        """
         return predict(self.network, image, self.flip, focal)
 
 
@@ -37,7 +46,8 @@ def predict(network: Network, image: Tensor, flip: bool, focal: Tensor | None = 
         network: the network, in eval mode.
         image: (B, 3, H, W), normalised.
         flip: True to average the prediction with that for the horizontally mirrored image.
-        focal: (B,), f of each image in pixels of `image`; None without a canonical camera.
+        focal: (B,), focal length of each image in pixels of `image`; None without a canonical
+            camera.
 
     Returns:
         (B, 1, H, W) float32, metres.

@@ -20,7 +20,7 @@ _ONE_VALUE = re.compile(r"Expected more than 1 (value per channel|spatial elemen
 
 
 class Prediction(NamedTuple):
-    """The output of a network.
+    """The output of a depth network.
 
     Attributes:
         depth: (B, 1, H, W) float32, metres, at the image's size; in eval mode clamped to the
@@ -85,18 +85,18 @@ class Network(nn.Module):
         counted: Tensor | None = None,
         focal: Tensor | None = None,
     ) -> Prediction:
-        """Predicts depth.
+        """Predicts the depth of images, and the quantities that some losses need.
 
         Args:
-            image: (B, 3, H, W), normalised, any float dtype; it is cast to the dtype of the
-                weights.
+            image: (B, 3, H, W), normalised with ImageNet's mean and standard deviation, any float
+                dtype; it is cast to the dtype of the weights.
             target_depth: (B, 1, H, W) float32, metres, 0 or NaN where invalid; the target of a DPM
                 head's divergence, canonical with a canonical camera. It has no influence on the
                 predicted depth.
             counted: (B, 1, H, W) bool, False in an image's padding, which is excluded from the
                 norms' statistics in training; None without padding.
-            focal: (B,) float32, f of each image in pixels of `image` (tiekd/data/focal.py); needed
-                in eval mode with a canonical camera.
+            focal: (B,) float32, focal length of each image in pixels of `image`
+                (tiekd/data/focal.py); needed in eval mode with a canonical camera.
 
         Returns:
             The prediction at the image's size. If the head's resolution differs, depth is resized
@@ -152,6 +152,9 @@ class Network(nn.Module):
             depth: (B, 1, h, w), canonical with a canonical camera, else metres.
             focal: (B,), as for `forward`; None without a canonical camera.
 
+        Returns:
+            (B, 1, h, w), metres.
+
         Raises:
             RecipeError: there is a canonical camera, but no focal length is given.
         """
@@ -160,10 +163,17 @@ class Network(nn.Module):
         return depth.clamp(self.min_depth, self.max_depth)
 
     def features(self, image: Tensor) -> Tensor:
-        """Returns the head's input, (B, C, h, w), for images (B, 3, H, W) as for `forward`.
+        """Applies encoder, neck and decoder to images, and returns the head's input.
+
+        Args:
+            image: (B, 3, H, W), as for `forward`.
+
+        Returns:
+            (B, C, h, w), with the decoder's number of channels and its stride.
 
         Raises:
-            RecipeError: At the first call, the encoder's or the neck's features aren't as stated.
+            RecipeError: at the first call, the encoder's or the neck's features don't have the
+                channels or strides that they state.
         """
         image = image.to(next(self.parameters()).dtype, memory_format=self.memory_format)
         features = self.encoder(image)

@@ -118,11 +118,13 @@ def in_strips(
 
 
 def on_image_grid(values: Tensor, size: tuple[int, int], smooth: bool) -> Tensor:
-    """Resizes a head's map to the size of the network's input image, with aligned corners.
+    """Resizes a map of one value per pixel of a head's output to the size of the input image.
+
+    The centres of the corner pixels of both are aligned.
 
     Args:
-        values: (B, 1, h, w), one value per pixel of the head's output.
-        size: (H, W) of the image.
+        values: (B, 1, h, w), e.g. depths.
+        size: (H, W) of the network's input image.
         smooth: True for bilinear interpolation; False for the nearest value, so that no depth
             between two bins is interpolated.
 
@@ -137,8 +139,15 @@ def on_image_grid(values: Tensor, size: tuple[int, int], smooth: bool) -> Tensor
 def spread_on_grid(values: Tensor, size: tuple[int, int], smooth: bool) -> Tensor:
     """Resizes like `on_image_grid`, but without an `if` on the sizes.
 
-    A graph that is traced from this function, e.g. for ONNX, is therefore valid for any size. The
-    arguments are those of `on_image_grid`.
+    A graph that is traced from this function, e.g. for ONNX, is therefore valid for any size.
+
+    Args:
+        values: (B, 1, h, w), one value per pixel of a head's output.
+        size: (H, W) of the network's input image.
+        smooth: True for bilinear interpolation; False for the nearest value.
+
+    Returns:
+        (B, 1, H, W).
     """
     if smooth:
         return interpolate(values, size=size, mode="bilinear", align_corners=True)

@@ -63,13 +63,15 @@ class _Axes(NamedTuple):
     y_range: tuple[float, float]
 
     def place(self, xs, ys) -> np.ndarray:
-        """Converts N points to pixels (x, y) relative to the plot's top left corner, (N, 2).
-
-        A coordinate is NaN if its value is NaN.
+        """Converts N points from axis values to pixel coordinates within the plot.
 
         Args:
             xs: N values on the x axis.
             ys: N values on the y axis.
+
+        Returns:
+            (N, 2) float, x and y in pixels from the plot's top left corner, y downwards. NaN where
+            the value is NaN.
         """
         left, top, right, bottom = self.box
         xs, ys = np.asarray(xs, dtype=float), np.asarray(ys, dtype=float)
@@ -144,7 +146,7 @@ def ticks(low: float, high: float, at_most: int) -> list[float]:
 
 
 def label(number: float) -> str:
-    """Formats a tick's value without trailing zeros."""
+    """Returns the text for the value of an axis tick, without trailing zeros."""
     return f"{number:.0e}" if number and not 1e-4 <= abs(number) < 1e7 else f"{number:.10g}"
 
 
@@ -193,13 +195,16 @@ def _draw_axes(draw, axes: _Axes, font, y_ticks: list[float], x_label: str) -> N
 def _plot(
     canvas: Image.Image, axes: _Axes, curves: Sequence[Curve], marks: Sequence[Mark]
 ) -> Image.Image:
-    """Draws the antialiased curves and marks of a chart, and returns the plot alone.
+    """Draws the antialiased curves and marks of a chart.
 
     Args:
-        canvas: The chart's image, with the axes.
-        axes: The position of the plot in it, and the value ranges.
+        canvas: The chart's image, with the axes; it isn't changed.
+        axes: The position of the plot in the image, and the value ranges.
         curves: The curves.
         marks: The vertical lines.
+
+    Returns:
+        An image of the plot alone, i.e. of the rectangle `axes.box`, with curves and marks.
     """
     left, top, right, bottom = axes.box
     plot = canvas.crop(axes.box)
@@ -232,7 +237,9 @@ def _finite_parts(points: np.ndarray) -> list[np.ndarray]:
 
 
 def _extent(numbers: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """Returns the range of an axis: all finite values, with a small margin; never empty.
+    """Returns the range (low, high) of an axis that includes all finite values and a margin.
+
+    low < high always holds. Without a finite value, the range is (0, 1).
 
     Args:
         numbers: The values of each curve on this axis.

@@ -41,7 +41,7 @@ class Pixel(NamedTuple):
         name: Why it was chosen: "near", "middle", "far" or "edge".
         row: Row of the pixel in the image.
         column: Column of the pixel in the image.
-        truth: Measured depth in metres; 0 if not measured.
+        truth: Measured depth of the pixel in metres; 0 if not measured.
         target: (K,) probabilities of the K depth bins, which the loss compares the student's with.
         student: (K,) probabilities that the student predicts.
         centres: (K,) centres of the bins in metres.
@@ -101,7 +101,9 @@ def choose_pixels(truth: np.ndarray, target: np.ndarray) -> list[tuple[str, int,
 def pixel_distributions(
     head: Dpm, features: Tensor, truth: np.ndarray, target: np.ndarray
 ) -> list[Pixel]:
-    """Chooses pixels of a frame, and returns them with target's and student's distributions.
+    """Returns up to four pixels of a frame with the target's and the student's distributions.
+
+    The pixels are chosen by `choose_pixels`.
 
     If the head has a lower resolution than the image, one distribution belongs to a square of
     pixels (head.stride on a side). As in the loss, the target distribution is then that of the
@@ -219,10 +221,10 @@ def _chart(number: int, pixel: Pixel) -> np.ndarray:
 
 
 def _range(pixel: Pixel, xs: list[float]) -> tuple[float, float]:
-    """Returns the x range of a pixel's chart in metres.
+    """Returns the lower and upper end of the depth axis of a pixel's chart, in metres.
 
-    It includes all of `xs` and nearly all of both distributions. A margin is added at both sides,
-    which doesn't extend past the outermost bins.
+    The range includes all of `xs` and nearly all of both distributions. A margin is added at both
+    sides, but not below 0 nor above the last bin.
 
     Args:
         pixel: The pixel.
@@ -239,7 +241,9 @@ def _range(pixel: Pixel, xs: list[float]) -> tuple[float, float]:
 
 
 def _marked(image: Image.Image, pixels: list[Pixel], scale: float) -> Image.Image:
-    """Draws a numbered ring around each pixel, white on black to be visible on any background.
+    """Draws a numbered ring around each pixel, and returns `image`.
+
+    Rings and numbers are white on black, to be visible on any background.
 
     Args:
         image: The image to draw on, which is changed.

@@ -28,9 +28,10 @@ _SHOWN = ("abs_rel", "rmse", "a1")
 
 
 class FramePictures:
-    """Writes `<folder>/<index in the dataset>_<name>.png` for every frame of an evaluation.
+    """Writes an image file for every frame of an evaluation, named `<index>_<frame's name>.png`.
 
-    The zero-padded index makes a folder listing follow the dataset's order.
+    The index is that of the frame in the dataset, padded with zeros, so that a folder listing
+    follows the dataset's order.
 
     Args:
         folder: The folder to write to.
@@ -50,7 +51,7 @@ class FramePictures:
 
         Args:
             indices: The frames' indices in the dataset.
-            batch: The batch.
+            batch: The batch, with the frames' images, names and ground truth.
             depth: (B, 1, H, W) predicted depth in metres, at the size of the ground truth.
             rows: (B, number of metrics), each frame's metrics in the order of METRIC_NAMES.
         """
@@ -119,11 +120,15 @@ def growth(truth: np.ndarray) -> int:
 
 
 def _captioned(below: np.ndarray, caption: str) -> np.ndarray:
-    """Draws a line of text on an image of its own, to put above another image.
+    """Draws a line of text as an image of its own, to put above another image.
 
     Args:
-        below: The other image, whose width and background colour are used.
+        below: The other image, (H, W, 3) uint8; the result gets its width and the colour of its top
+            left pixel as background.
         caption: The text.
+
+    Returns:
+        (_CAPTION_HEIGHT, W, 3) uint8.
     """
     strip = Image.new("RGB", (below.shape[1], _CAPTION_HEIGHT), tuple(below[0, 0].tolist()))
     ImageDraw.Draw(strip).text(

@@ -22,7 +22,7 @@ def write_panel(
     device: torch.device,
     num_rows: int = 5,
 ) -> None:
-    """Writes a panel with one row per frame.
+    """Writes an image file that compares the predictions of several networks, one row per frame.
 
     The columns are image, ground truth, the depth of each network, and the error of the last one.
 

@@ -187,7 +187,9 @@ def resized(cell: np.ndarray, size: tuple[int, int]) -> Image.Image:
 
 
 def _scales(max_depth: float, max_error: float | None, max_entropy: float | None) -> list[tuple]:
-    """Returns the colour scales to draw: (name, largest value, table of 256 colours) of each.
+    """Returns those of the scales of depth, error and entropy that have an end.
+
+    Each is (name, value at the end, table of colours); the table is (256, 3) uint8.
 
     Args:
         max_depth: End of the depth scale in metres.
@@ -212,6 +214,9 @@ def _grid(
         titles: For each row the titles above its images; empty for a row without titles.
         scales: As `_scales` returns them.
         cell_width: Width in pixels to which each image is resized.
+
+    Returns:
+        (height, width, 3) uint8.
     """
     heights = [round(row[0].shape[0] * cell_width / row[0].shape[1]) for row in rows]
     title_font = ImageFont.load_default(15)
@@ -250,8 +255,8 @@ def _draw_scale(
     """Draws a vertical colour bar from 0 at the bottom to `largest`, with ticks at round numbers.
 
     Args:
-        canvas: The image to draw on.
-        draw: Pillow's drawing object of the image.
+        canvas: The Pillow image to draw on.
+        draw: Pillow's drawing object of this image.
         font: Font of the tick labels.
         place: (left, top, height) of the bar in pixels.
         largest: The value at the top.
@@ -277,9 +282,12 @@ def _draw_scale(
 
 
 def _round_numbers(largest: float) -> list[float]:
-    """Returns the values for a scale's ticks: 0, then round numbers in descending order.
+    """Returns the values for a colour scale's ticks: 0, then round numbers in descending order.
 
-    They are 1, 2 and 5 times powers of ten below `largest`, the scale's largest value.
+    The round numbers are 1, 2 and 5 times powers of ten, below `largest`.
+
+    Args:
+        largest: The value at the end of the scale, which isn't included.
     """
     lowest = math.floor(math.log10(largest)) - 1
     ticks = [
@@ -291,11 +299,14 @@ def _round_numbers(largest: float) -> list[float]:
 
 
 def _minimum(values: np.ndarray, radius: int) -> np.ndarray:
-    """Returns for each pixel the minimum over the square of 2 `radius` + 1 pixels around it.
+    """Returns for each pixel the minimum of the values in a square around it.
 
     Args:
         values: (H, W) of a float dtype.
-        radius: Radius of the square in pixels.
+        radius: The square has a side of 2 `radius` + 1 pixels.
+
+    Returns:
+        (H, W), of the same dtype.
     """
     for axis in (0, 1):
         pads = [(radius, radius) if other == axis else (0, 0) for other in (0, 1)]

@@ -32,7 +32,7 @@ class ShownFrames:
         teacher: Function from a batch to the teacher's depth, as in the training loop; None without
             a teacher.
         device: The network's device.
-        crop: Name of the evaluation crop.
+        crop: Name of the evaluated part of an image, as for `metrics.crop_box`.
         num_frames: Maximum number of frames.
         cap: Exclusive upper bound of valid ground truth, metres; None for the network's max_depth.
         resize: The working resolution, at which the frames are drawn.
@@ -64,7 +64,9 @@ class ShownFrames:
         self._kept: list[tuple[Tensor, Tensor, Tensor | None, Tensor | None]] = []
 
     def views(self) -> list[View]:
-        """Predicts the frames and returns one view per frame, each with explained pixels.
+        """Predicts the frames, and returns one View per frame, i.e. the data that images show.
+
+        With a DPM head, each view has some pixels with their distributions over depth bins.
 
         Raises:
             DataError: If a frame can't be read.
@@ -82,7 +84,9 @@ class ShownFrames:
         return found
 
     def errors_by_range(self, shown: Sequence[View]) -> dict[str, np.ndarray]:
-        """Returns student - truth per depth range, at all pixels that the evaluation counts.
+        """Returns the student's depth minus the truth, per depth range.
+
+        All pixels of the views that the evaluation counts are included.
 
         The ranges are those of tiekd/evaluation/range_errors.py, named like `0-20m`. A range
         without such pixels is left out.

@@ -27,7 +27,7 @@ _CELL_WIDTH = 400
 
 
 class View(NamedTuple):
-    """The data of one frame.
+    """The data of one frame from which its images are drawn.
 
     Depth maps are (H, W) float32 in metres, 0 or below where unknown.
 
@@ -36,10 +36,11 @@ class View(NamedTuple):
         truth: Measured depth.
         teacher: The teacher's depth; None without a teacher.
         student: The student's depth.
-        entropy: (h, w) entropies in nats of the student's distributions, on a subsampled grid; None
-            unless the head is a DPM head.
+        entropy: (h, w) entropies in nats of the student's distributions at evenly spaced pixels of
+            the head's output; None unless the head is a DPM head.
         max_entropy: Entropy of a uniform distribution in nats; None unless the head is a DPM head.
-        pixels: Pixels with their distributions to explain; empty if there are none.
+        pixels: Pixels with their target and student distributions, which `why` draws; empty if
+            there are none.
     """
 
     image: np.ndarray
@@ -69,8 +70,11 @@ def views(
         teachers: (B, 1, H, W) the teacher's depth in metres, 0 where unknown; None without a
             teacher.
         explained: The number of views, counted from the first, that get `pixels`.
-        focal: (B,) f of each image in pixels, for a network with a canonical camera. Its explained
-            pixels show canonical depth.
+        focal: (B,) focal length of each image in pixels of `images`, for a network with a canonical
+            camera, whose explained pixels show canonical depth; None for other networks.
+
+    Returns:
+        B views, in the order of `images`.
     """
     # In truth and teacher NaN means unknown, so replace it with 0. In the student's depth NaN is an
     # error, so keep it.
@@ -168,14 +172,20 @@ def grown(truth: np.ndarray) -> np.ndarray:
 
     Args:
         truth: (H, W) metres, 0 where not measured. Dense depth is returned unchanged.
+
+    Returns:
+        (H, W) metres, 0 outside the dilated points.
     """
     return pictures.dilate(truth, _radius(truth)) if _radius(truth) else truth
 
 
 def _radius(truth: np.ndarray) -> int:
-    """Returns the radius of the dilation: 0 for dense depth, else at least 1.
+    """Returns the radius in pixels by which measured points are dilated; 0 for dense depth.
 
-    A point of sparse depth becomes about three pixels wide in a cell of the sheet.
+    A point of sparse depth becomes about three pixels wide after the map is resized for a sheet.
+
+    Args:
+        truth: (H, W) metres, 0 where not measured.
     """
     if (truth > 0).mean() > 0.5:
         return 0
@@ -184,7 +194,13 @@ def _radius(truth: np.ndarray) -> int:
 
 @contextmanager
 def _eval_mode(network: nn.Module) -> Iterator[None]:
-    """Context manager that sets eval mode, and restores the mode of every module at the end."""
+    """Context manager that sets a network to eval mode.
+
+    At the end it restores the mode of every module.
+
+    Args:
+        network: The network.
+    """
     was_training = [module for module in network.modules() if module.training]
     network.eval()
     try:
@@ -195,14 +211,21 @@ def _eval_mode(network: nn.Module) -> Iterator[None]:
 
 
 def _entropy(head: Dpm, features: Tensor) -> np.ndarray:
-    """Returns (h, w) entropies in nats for every n-th row and column of the features (1, C, H, W).
+    """Returns the entropy of the head's distribution at every n-th row and column of its input.
 
     n is chosen such that at most about _MAX_DISTRIBUTIONS entropies are computed.
+
+    Args:
+        head: The student's DPM head.
+        features: (1, C, H, W), the head's input.
+
+    Returns:
+        (h, w) entropies in nats.
     """
     step = max(1, math.ceil(math.sqrt(features.shape[2] * features.shape[3] / _MAX_DISTRIBUTIONS)))
     return entropy(head.probabilities(features[:, :, ::step, ::step]))[0, 0].cpu().numpy()
 
 
 def _on_host(depths: Tensor) -> np.ndarray:
-    """Converts a tensor (B, 1, H, W) to a (B, H, W) float32 array on the host."""
+    """Converts depth maps (B, 1, H, W) on any device to a (B, H, W) float32 NumPy array."""
     return depths.detach()[:, 0].float().cpu().numpy()

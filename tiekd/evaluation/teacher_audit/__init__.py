@@ -1,6 +1,8 @@
-"""The rules by which a teacher's depth maps are audited before a student learns from them.
+"""The audit of a teacher: searches its depth maps for mistakes before a student learns from them.
 
-All are pure functions of maps on one coarse grid (grid.py). edges.py compares maps with their
-images, shape.py looks at the maps alone, truth.py compares them with ground truth, and verdict.py
-turns the figures into suspicions. tiekd/tools/audit_teacher.py calls the teacher.
+Such mistakes are e.g. inverse depth, another unit or mirrored maps. observe.py calls the teacher
+and resizes images and maps to one coarse grid (grid.py). The other modules are pure functions of
+these maps: edges.py compares maps with their images, shape.py examines the maps alone, truth.py
+compares them with ground truth. verdict.py turns the measurements into suspicions, i.e. likely
+mistakes, and report.py formats them.
 """

@@ -1,7 +1,7 @@
-"""Whether maps and images show the same scene: do their edges lie at the same places?
+"""Measures if the edges of depth maps are at the same positions as the edges of their images.
 
 Most depth edges are image edges, too. So the edges of a frame's image are correlated with those of
-its map, of the map's mirror image, and of the other frames' maps. What all frames share, such as
+its map, of the map's mirror image, and of the other frames' maps. The mean over all frames, e.g.
 the horizon, is subtracted first, since it fits any frame. Needs no ground truth.
 """
 
@@ -19,7 +19,14 @@ _STRONG = 0.95  # quantile of the gradient that counts as a full edge
 
 
 def t_value(values: np.ndarray) -> float:
-    """Returns the mean in standard errors, NaN for fewer than three values that are known."""
+    """Returns the mean of the finite values, divided by its standard error.
+
+    Args:
+        values: (N,), one value per frame; non-finite ones are left out.
+
+    Returns:
+        The t statistic; NaN for fewer than three finite values.
+    """
     known = np.asarray(values, float)
     known = known[np.isfinite(known)]
     if len(known) < 3:
@@ -30,7 +37,14 @@ def t_value(values: np.ndarray) -> float:
 def rank_z(shares: np.ndarray) -> float:
     """Returns by how many standard errors the mean of `shares` is above 1/2.
 
-    Under the null hypothesis each is uniform in 0..1, as the rank of one of many equals is.
+    The standard error is that of uniformly distributed shares, which are expected if a frame's own
+    map fits no better than other frames' maps.
+
+    Args:
+        shares: (N,) from 0 to 1, as `own_shares` returns them; non-finite ones are left out.
+
+    Returns:
+        The z statistic; NaN without a finite share.
     """
     known = np.asarray(shares, float)
     known = known[np.isfinite(known)]
@@ -40,9 +54,15 @@ def rank_z(shares: np.ndarray) -> float:
 
 
 def own_shares(similarity: np.ndarray) -> np.ndarray:
-    """Returns for each row of (N, N) the share of other columns that the diagonal exceeds.
+    """Returns for each frame the fraction of other frames' maps that fit it worse than its own.
 
-    Ties count half.
+    Maps that fit equally well count half.
+
+    Args:
+        similarity: (N, N); element (i, j) says how well frame j's map fits frame i.
+
+    Returns:
+        (N,), 0 to 1.
     """
     own = np.diag(similarity)[:, None]
     others = similarity[~np.eye(len(similarity), dtype=bool)].reshape(len(similarity), -1)
@@ -50,22 +70,25 @@ def own_shares(similarity: np.ndarray) -> np.ndarray:
 
 
 class EdgeFigures:
-    """How well the edges of maps fit those of images.
+    """Correlations of the edges of N frames' images with the edges of their depth maps.
 
     Attributes:
-        own: (N,) correlation of each image's edges with its own map's.
-        mirrored: (N,) correlation with the mirror image of its own map.
-        mirror_t: Mean of own - mirrored over the frames, in standard errors; below 0 where the
-            mirror images fit better.
-        own_z: How often an image's own map fits better than other frames' maps, in standard errors
-            above chance.
+        own: (N,) correlation of each image's edges with those of its own map.
+        mirrored: (N,) correlation of each image's edges with those of its mirrored map.
+        mirror_t: Mean of own - mirrored over the frames, divided by its standard error; below 0 if
+            mirrored maps fit better.
+        own_z: How often an image's own map fits better than other frames' maps, as `rank_z` of
+            `own_shares`; near 0 by chance.
+
+    Args:
+        frames: The frames, with images and maps of one size.
     """
 
     def __init__(self, frames: Sequence[AuditFrame]):
         images = _edges(_stacked([frame.image for frame in frames]), None)
         maps = _depth_edges(np.stack([frame.depth for frame in frames]))
         self.own = _correlations(images, maps).numpy()
-        # The mirror image's edges are the edges' mirror image.
+        # Mirroring the edges gives the edges of the mirrored map, so they aren't computed again.
         self.mirrored = _correlations(images, maps.flip(-1)).numpy()
         self.mirror_t = t_value(self.own - self.mirrored)
         self.own_z = rank_z(own_shares((images.flatten(1) @ maps.flatten(1).T).numpy()))
@@ -80,7 +103,8 @@ def _depth_edges(depths: np.ndarray) -> Tensor:
     logs = np.log(np.where(valid, depths, 1))
     if valid.all():
         return _edges(_stacked(logs), None)
-    # A flat fill has no edges within, and those at its border are masked.
+    # Fill invalid cells with the map's mean, a constant, which has no edges; `_edges` sets those at
+    # the border between valid and invalid cells to 0.
     means = (logs * valid).sum((1, 2)) / np.maximum(valid.sum((1, 2)), 1)
     logs = np.where(valid, logs, means[:, None, None])
     return _edges(_stacked(logs), _stacked(valid))
@@ -91,7 +115,19 @@ def _stacked(arrays: Sequence[np.ndarray]) -> Tensor:
 
 
 def _edges(maps: Tensor, valid: Tensor | None) -> Tensor:
-    """Returns (N, h, w) gradient magnitudes, without the frames' mean, each of length 1."""
+    """Returns the gradient magnitudes of N maps, prepared for correlations.
+
+    With more than two maps, the mean over the maps is subtracted, and then each map's own mean.
+    Each result has the Euclidean norm 1, so that the correlation of two is their dot product.
+
+    Args:
+        maps: (N, h, w) float32, images or log depths.
+        valid: (N, h, w) float32, 1 where `maps` is valid and 0 elsewhere; gradients near invalid
+            elements are set to 0. None if all are valid.
+
+    Returns:
+        (N, h, w) float32.
+    """
     blurred = _blurred(_blurred(maps).transpose(1, 2)).transpose(1, 2)
     across = torch.zeros_like(blurred)
     down = torch.zeros_like(blurred)
@@ -111,7 +147,7 @@ def _edges(maps: Tensor, valid: Tensor | None) -> Tensor:
 
 
 def _blurred(maps: Tensor) -> Tensor:
-    """Returns (N, h, w) blurred along its last axis by a Gaussian of one cell."""
+    """Blurs maps (N, h, w) along the last axis by a Gaussian with a sigma of one grid element."""
     reach = len(_WEIGHTS) - 1
     padded = pad(maps, (reach, reach), mode="replicate")
     width = maps.shape[-1]

@@ -1,8 +1,9 @@
-"""Frames on the coarse grid on which a teacher is audited.
+"""Resizes frames to the coarse grid on which the audit of a teacher compares them.
 
-A grid of 96 rows suffices for edges, slopes and scales, and makes frames of several sizes
-comparable; a frame takes some 0.2 MB. A frame of another aspect is stretched, and its intrinsics
-with it. Left out: fine detail, which no rule of the audit needs.
+The grid has 96 cells, i.e. elements, along its shorter side. That suffices for edges, slopes and
+scales, and makes frames of several sizes comparable; a frame takes some 0.2 MB. A frame of another
+aspect ratio is stretched, and its intrinsics with it. Left out: fine detail, which no rule of the
+audit needs.
 """
 
 from collections.abc import Mapping
@@ -18,29 +19,36 @@ SHORT_SIDE = 96  # cells
 
 @dataclass(frozen=True)
 class AuditFrame:
-    """What the audit knows of one frame; maps are (h, w) float32 on the grid.
+    """The data of one frame that the audit of a teacher uses.
+
+    Maps are (h, w) float32, resized to the audit's grid of h x w cells. A ratio is that of two
+    depths at one position; "not asked" means that the teacher wasn't called for that image.
 
     Attributes:
         index: The frame's index in the dataset.
-        name: Its name there.
-        image: Mean of red, green and blue, normalised as the networks' input is.
+        name: The frame's name in the dataset.
+        image: Map of the mean of red, green and blue, normalised as the networks' input is.
         depth: The teacher's depth, metres, 0 where invalid.
         truth: The ground truth, metres, 0 where not measured.
         intrinsics: (3, 3) float64 in cells of the grid, NaN where unknown.
-        levels: Number of distinct depths among the map's valid pixels, before any resizing.
-        pixels: Number of the map's valid pixels.
-        beyond: Share of the valid pixels beyond the student's range.
-        at_top: Share of the valid pixels at the map's largest depth.
-        valid: Share of pixels with a finite depth above 0.
+        levels: Number of distinct depths among the teacher's valid pixels, before resizing to the
+            grid, as for the next four attributes. A pixel is valid if its depth is finite and
+            above 0.
+        pixels: Number of valid pixels.
+        beyond: Fraction of the valid pixels with a depth above the student's largest.
+        at_top: Fraction of the valid pixels that have the frame's largest depth.
+        valid: Fraction of all pixels that are valid.
         swapped: The teacher's depth for the image with red and blue exchanged; None if not asked.
-        flip: Median |log ratio| to the depth of the mirrored image; None if not asked.
-        zoom: (log of the median ratio, median |log ratio| after it is removed) of the depth of the
-            enlarged image to the depth; None if not asked.
-        response: Log of how much more the depth changes where the image was covered than at the
-            mirrored place; None if not asked.
-        unrest: Mean |log ratio| of the depth of the image with noise to that without; as it is, and
-            with red and blue exchanged. None if not asked.
-        focals: Focal length in the image's own pixels by source, such as "listed" and "exif".
+        flip: Median |log ratio| of the teacher's depth for the mirrored image, mirrored back, to
+            `depth`; None if not asked.
+        zoom: (m, d) for the enlarged image: m is the median log ratio of its depth to the enlarged
+            depth of the image, d the median |log ratio - m|. None if not asked.
+        response: Logarithm of the change of depth in the part of the image that was covered,
+            divided by the change in the opposite part; None if not asked.
+        unrest: Mean |log ratio| of the depth of the image with noise to that without noise, for
+            the image as it is, and for the image with red and blue exchanged. None if not asked.
+        focals: Source -> focal length in pixels of the image at its own size. Sources are "listed"
+            (the dataset's intrinsics), "teacher" (the teacher's estimate) and others, e.g. "exif".
     """
 
     index: int
@@ -63,27 +71,43 @@ class AuditFrame:
 
 
 def grid_of(height: int, width: int) -> tuple[int, int]:
-    """Returns (rows, columns) of the grid for images of this size; never finer than the image."""
+    """Returns the size (rows, columns) of the grid for images of a given size.
+
+    The shorter side has SHORT_SIDE cells, or as many as the image has pixels if those are fewer.
+
+    Args:
+        height: The images' height in pixels.
+        width: The images' width in pixels.
+    """
     scale = min(1.0, SHORT_SIDE / min(height, width))
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def on_grid(image: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """Returns the mean of the channels of (3, H, W) on the grid, (h, w) float32."""
+    """Averages an image over its channels, and resizes it to the grid.
+
+    Args:
+        image: (3, H, W), normalised.
+        size: (rows, columns) of the grid.
+
+    Returns:
+        (rows, columns) float32.
+    """
     grey = image.float().mean(0, keepdim=True)[None]
     return interpolate(grey, size=size, mode="bilinear", antialias=True)[0, 0].numpy()
 
 
 def depth_on_grid(depth: Tensor, size: tuple[int, int], min_share: float = 0.0) -> np.ndarray:
-    """Returns the geometric mean depth of each cell, 0 where too little of it is valid.
+    """Resizes a depth map to the grid: each cell gets the geometric mean of its valid depths.
 
     Args:
         depth: (H, W) metres; 0, negative or not finite where invalid.
         size: (rows, columns) of the grid.
-        min_share: The share of a cell that must be valid; any pixel suffices for 0.
+        min_share: Minimum fraction of a cell's pixels that must be valid. With 0, one valid pixel
+            suffices.
 
     Returns:
-        (rows, columns) float32, metres.
+        (rows, columns) float32, metres, 0 in cells with too few valid pixels.
     """
     valid = torch.isfinite(depth) & (depth > 0)
     logs = torch.where(valid, depth, 1.0).double().log()[None]
@@ -96,7 +120,16 @@ def depth_on_grid(depth: Tensor, size: tuple[int, int], min_share: float = 0.0) 
 def intrinsics_on_grid(
     matrix: Tensor, own_size: tuple[int, int], size: tuple[int, int]
 ) -> np.ndarray:
-    """Returns the (3, 3) camera matrix in cells, from one in pixels of an image of `own_size`."""
+    """Converts a camera matrix from pixels of the image to cells of the grid.
+
+    Args:
+        matrix: (3, 3), in pixels of the image.
+        own_size: (height, width) of the image in pixels.
+        size: (rows, columns) of the grid.
+
+    Returns:
+        (3, 3) float64, in cells.
+    """
     scaled = matrix.double().numpy().copy()
     for row, (cells, pixels) in enumerate(((size[1], own_size[1]), (size[0], own_size[0]))):
         factor = cells / pixels

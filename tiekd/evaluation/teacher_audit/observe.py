@@ -1,8 +1,8 @@
-"""Asks a teacher for the maps of some frames, and brings them onto the audit's grid.
+"""Calls a teacher for some frames, and resizes its depth maps to the audit's grid.
 
-Each frame is a batch of its own, whole and not augmented, as caching gives it. A teacher that sees
-the image can be asked about changed images, too: `Questions`, each at the cost of another call.
-Frames that can't be read are left out; training and bin/check_data.py report them.
+Each frame is a batch of its own, whole and not augmented, as in caching a teacher's maps. A teacher
+that is a network can also be called for changed images (`Questions`), each at the cost of further
+calls. Frames that can't be read are left out; training and bin/check_data.py report them.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -31,12 +31,14 @@ _UNCHANGED = 1e-3  # mean |log ratio| up to which a map counts as unchanged
 
 @dataclass(frozen=True)
 class Questions:
-    """What else a teacher is asked about each frame; nothing where its maps are stored.
+    """The changed images for which a teacher is called, beside each frame's own image.
+
+    A teacher whose maps are stored can't see changed images, so all are False for it.
 
     Attributes:
-        swapped: The depth of the image with red and blue exchanged.
-        covered: The depth of the partly covered image.
-        changed: The depth of the mirrored, the enlarged and the noisy image.
+        swapped: True for the image with red and blue exchanged.
+        covered: True for the image whose left part is covered.
+        changed: True for the mirrored, the enlarged and the noisy image.
     """
 
     swapped: bool = False
@@ -46,16 +48,17 @@ class Questions:
 
 @dataclass(frozen=True)
 class Observer:
-    """Asks a teacher for the maps of frames.
+    """Calls a teacher for frames of a dataset, and collects what the audit needs.
 
     Attributes:
-        teacher: Gives a batch its depth, (B, 1, H, W) float32, metres.
-        frames: The frames.
-        max_depth_m: The student's range in metres.
-        device: Of the batches.
-        resize: The size at which the teacher sees images.
-        questions: What else it is asked.
-        focals: Other sources of a frame's focal length, in its own pixels, by the frame's index.
+        teacher: Function from a batch to the teacher's depth, (B, 1, H, W) float32, metres.
+        frames: The dataset.
+        max_depth_m: The student's largest depth in metres.
+        device: Device to which batches are moved.
+        resize: The size to which images are resized for the teacher.
+        questions: The changed images for which the teacher is called, too.
+        focals: Function from a frame's index to a dict of source -> focal length in pixels of the
+            frame at its own size; None if only the dataset's intrinsics are known.
     """
 
     teacher: Callable[[Batch], Tensor]
@@ -67,7 +70,14 @@ class Observer:
     focals: Callable[[int], Mapping[str, float]] | None = None
 
     def observe(self, count: int) -> list[AuditFrame]:
-        """Returns evenly spaced frames with their maps, all on the grid of the first."""
+        """Calls the teacher for evenly spaced frames of the dataset.
+
+        Args:
+            count: Maximum number of frames.
+
+        Returns:
+            The frames that could be read, with all maps on the grid of the first frame.
+        """
         found, size = [], None
         for index in spaced(len(self.frames), count):
             for batch in self.batches(index):
@@ -77,7 +87,11 @@ class Observer:
         return found
 
     def batches(self, index: int) -> Iterator[Batch]:
-        """Yields the batch of one frame; nothing if the frame can't be read."""
+        """Yields one batch with a single frame; nothing if the frame can't be read.
+
+        Args:
+            index: The frame's index in the dataset.
+        """
         one = Subset(self.frames, [index])
         try:
             for _, batch in validation_batches(one, 1, self.device, resize=self.resize):
@@ -87,16 +101,29 @@ class Observer:
 
     @torch.no_grad()
     def depth(self, batch: Batch) -> Tensor:
-        """Returns the teacher's map of a batch of one, (H, W) at the image's own size, on the CPU.
+        """Returns the teacher's depth of a single frame at the image's own size.
 
-        No depth is interpolated.
+        Depth is resized to that size by repeating the nearest value, without interpolation.
+
+        Args:
+            batch: A batch of one frame.
+
+        Returns:
+            (H, W) float32 on the CPU, metres.
         """
         own_size = tuple(batch.depth.shape[-2:])
         depth = self.teacher(batch).float()
         return resizes.restored(depth, self.resize, own_size, smooth=False)[0, 0].cpu()
 
     def image(self, batch: Batch) -> Tensor:
-        """Returns the image of a batch of one, (3, H, W) normalised at its own size, on the CPU."""
+        """Returns the image of a single frame, resized back to its own size.
+
+        Args:
+            batch: A batch of one frame.
+
+        Returns:
+            (3, H, W) on the CPU, normalised.
+        """
         own_size = tuple(batch.depth.shape[-2:])
         return resizes.restored(batch.image, self.resize, own_size, smooth=True)[0].cpu()
 
@@ -135,7 +162,15 @@ class Observer:
         )
 
     def _changes(self, batch: Batch, raw: Tensor) -> dict[str, float | tuple[float, float]]:
-        """Returns `flip`, `zoom` and `unrest` of one frame, as in AuditFrame."""
+        """Calls the teacher for the mirrored, the enlarged and the noisy image of a frame.
+
+        Args:
+            batch: A batch of one frame.
+            raw: (H, W), the teacher's depth of this frame, metres.
+
+        Returns:
+            The attributes `flip`, `zoom` and `unrest` of the frame's `AuditFrame`, by name.
+        """
         flipped = self.depth(mirrored(batch)).flip(-1)
         enlarged = self.depth(zoomed(batch))
         expected = _enlarged(raw[None, None], "nearest")[0, 0]
@@ -151,7 +186,15 @@ class Observer:
         }
 
     def _response(self, batch: Batch, raw: Tensor) -> float:
-        """Returns `response` of one frame, as in AuditFrame; NaN if its map doesn't change."""
+        """Calls the teacher for the covered image, and returns the attribute `response`.
+
+        Args:
+            batch: A batch of one frame.
+            raw: (H, W), the teacher's depth of this frame, metres.
+
+        Returns:
+            `AuditFrame.response` of the frame; NaN if the depth hardly changes.
+        """
         changed = _log_ratio_map(self.depth(covered(batch)), raw).abs()
         width = raw.shape[-1] // _COVERED
         return response_of(
@@ -165,9 +208,17 @@ class Observer:
         return {} if self.focals is None else dict(self.focals(index))
 
     def _estimated(self, batch: Batch) -> dict[str, float]:
-        """Returns the focal length that a teacher estimates itself, if it offers one.
+        """Returns the teacher's own estimate of a frame's focal length.
 
-        Such a teacher has a method `estimate_focal`: batch -> (B,) pixels of `batch.image`.
+        A teacher that estimates focal lengths has a method `estimate_focal`, which maps a batch to
+        (B,) focal lengths in pixels of `batch.image`.
+
+        Args:
+            batch: A batch of one frame.
+
+        Returns:
+            {"teacher": focal length in pixels of the image at its own size}, or {} if the teacher
+            has no such method.
         """
         estimate = getattr(self.teacher, "estimate_focal", None)
         if estimate is None:
@@ -177,9 +228,15 @@ class Observer:
 
 
 def response_of(there: float, opposite: float) -> float:
-    """Returns the log of the change where an image was covered by that at the mirrored place.
+    """Returns the log of the depth's change where an image was covered over that opposite to it.
 
-    NaN where neither changes, as in maps that are stored.
+    Args:
+        there: Mean |log ratio| of depth with and without the cover, in the covered part.
+        opposite: The same in the part that is the mirror image of the covered one.
+
+    Returns:
+        The logarithm of the ratio: above 0 if depth changes where the image does, below 0 if the
+        maps are mirrored. NaN if depth changes in neither part, as in stored maps.
     """
     if not max(there, opposite) > _UNCHANGED:
         return float("nan")
@@ -187,13 +244,18 @@ def response_of(there: float, opposite: float) -> float:
 
 
 def spaced(total: int, count: int) -> list[int]:
-    """Returns at most `count` evenly spaced indices of `total`."""
+    """Returns evenly spaced indices, increasing from 0.
+
+    Args:
+        total: Number of elements; indices are below it.
+        count: Maximum number of indices.
+    """
     count = min(total, count)
     return [i * total // count for i in range(count)]
 
 
 def with_swapped_channels(batch: Batch) -> Batch:
-    """Returns the batch with red and blue of its images exchanged."""
+    """Returns a copy of `batch` with red and blue of its images exchanged."""
     mean, std = (
         torch.tensor(values, device=batch.image.device).view(1, 3, 1, 1)
         for values in (IMAGENET_MEAN, IMAGENET_STD)
@@ -202,7 +264,7 @@ def with_swapped_channels(batch: Batch) -> Batch:
 
 
 def mirrored(batch: Batch) -> Batch:
-    """Returns the batch with its images mirrored, and their intrinsics with them."""
+    """Returns a copy of `batch` with images mirrored left to right, and intrinsics to match."""
     intrinsics = batch.intrinsics.clone()
     intrinsics[:, 0, 2] = batch.depth.shape[-1] - 1 - intrinsics[:, 0, 2]
     return batch._replace(
@@ -211,7 +273,10 @@ def mirrored(batch: Batch) -> Batch:
 
 
 def zoomed(batch: Batch) -> Batch:
-    """Returns the batch with the middle of its images enlarged by ZOOM to their size."""
+    """Returns a copy of `batch` with images enlarged by ZOOM, and intrinsics to match.
+
+    The images keep their size, so only their middle part is left.
+    """
     intrinsics = batch.intrinsics.clone()
     for row, side in enumerate((batch.depth.shape[-1], batch.depth.shape[-2])):
         middle = (side - 1) / 2
@@ -221,14 +286,17 @@ def zoomed(batch: Batch) -> Batch:
 
 
 def noisy(batch: Batch) -> Batch:
-    """Returns the batch with noise on its images, the same in every call."""
+    """Returns a copy of `batch` with Gaussian noise added to its images.
+
+    The noise is the same in every call with images of this size.
+    """
     draw = torch.Generator().manual_seed(0)
     noise = torch.randn(batch.image.shape, generator=draw) * _NOISE
     return batch._replace(image=batch.image + noise.to(batch.image.device))
 
 
 def covered(batch: Batch) -> Batch:
-    """Returns the batch with the left part of its images replaced by their mean colour."""
+    """Returns a copy of `batch` with the left third of each image replaced by its mean colour."""
     image = batch.image.clone()
     width = image.shape[-1] // _COVERED
     image[..., :width] = image.mean((-2, -1), keepdim=True)
@@ -236,7 +304,15 @@ def covered(batch: Batch) -> Batch:
 
 
 def _enlarged(values: Tensor, mode: str) -> Tensor:
-    """Returns (B, C, H, W) with its middle enlarged by ZOOM to the same size."""
+    """Enlarges the middle of images or maps by ZOOM, so that their size stays the same.
+
+    Args:
+        values: (B, C, H, W).
+        mode: Interpolation, "bilinear" or "nearest".
+
+    Returns:
+        (B, C, H, W).
+    """
     height, width = values.shape[-2:]
     rows, columns = round(height / ZOOM), round(width / ZOOM)
     top, left = (height - rows) // 2, (width - columns) // 2

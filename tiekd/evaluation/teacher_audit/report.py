@@ -1,4 +1,4 @@
-"""The outcome of an audit as a table for people and as JSON."""
+"""Formats the result of a teacher's audit as a text table and as values for a JSON file."""
 
 import math
 
@@ -35,7 +35,13 @@ _EQUIVARIANT = 0.1  # log of the scale under zoom up to which a teacher counts a
 
 
 def table(verdict: Verdict) -> str:
-    """Returns the figures that are known, one a line, then the suspicions."""
+    """Returns a text of the audit's measurements, one per line, followed by the suspicions.
+
+    Measurements that are NaN are left out.
+
+    Args:
+        verdict: The result of the audit.
+    """
     counted = "without ground truth"
     if verdict.truth is not None:
         counted = f"{verdict.truth.count} with ground truth"
@@ -64,7 +70,14 @@ def _remark(name: str, verdict: Verdict) -> str:
 
 
 def as_json(verdict: Verdict) -> dict:
-    """Returns the outcome for a JSON file; figures that can't be told are null."""
+    """Returns the result of an audit as plain values for a JSON file.
+
+    The keys are `frames`, `frames_with_ground_truth`, `suspicions`, `figures` (the measurements by
+    name), and, from the ground truth, `ranges` and `per_frame`. Non-finite values become None.
+
+    Args:
+        verdict: The result of the audit.
+    """
     return {
         "frames": verdict.frames,
         "frames_with_ground_truth": 0 if verdict.truth is None else verdict.truth.count,

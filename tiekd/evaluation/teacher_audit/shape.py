@@ -1,7 +1,8 @@
-"""What depth maps alone tell: their slope, their planes, the camera's height above the ground.
+"""Measures properties of depth maps alone: slope over rows, planes, the camera's height.
 
-Needs neither images nor ground truth. Depth falls towards the lower border of street and indoor
-images, and 1 / depth, not depth, is linear in the pixels of a plane.
+Needs neither images nor ground truth. The measurements use two facts: depth decreases towards the
+lower border of street and indoor images; and on a plane, 1 / depth is a linear function of the
+pixel's position, whereas depth isn't.
 """
 
 from collections.abc import Sequence
@@ -20,9 +21,16 @@ _GROUND_SHARE = 0.6
 
 
 def row_correlation(depth: np.ndarray) -> float:
-    """Returns the rank correlation of each row's median depth with the row's number.
+    """Returns the rank correlation of each row's median depth with the row's number from the top.
 
-    Below 0 where the upper rows are farther. NaN where fewer than 8 rows are known.
+    Rows with a depth in less than half of their cells are left out.
+
+    Args:
+        depth: (h, w), depth map, metres, 0 where invalid.
+
+    Returns:
+        -1 to 1; below 0 if the upper rows are farther. NaN if fewer than 8 rows are left or all
+        have the same depth.
     """
     known = (depth > 0).sum(1) >= 0.5 * depth.shape[1]
     if known.sum() < 8:
@@ -34,16 +42,31 @@ def row_correlation(depth: np.ndarray) -> float:
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """Returns Spearman's rank correlation of two vectors; ties are ranked in their order."""
+    """Returns Spearman's rank correlation of two vectors, -1 to 1.
+
+    Equal values are ranked in the order of their positions.
+
+    Args:
+        first: (N,).
+        second: (N,).
+    """
     ranks = [np.argsort(np.argsort(values, kind="stable")) for values in (first, second)]
     return float(np.corrcoef(*ranks)[0, 1])
 
 
 def plane_preference(depth: np.ndarray) -> float:
-    """Returns the log of how much flatter windows are in depth than in 1 / depth, median.
+    """Measures if the planes in a map are linear functions of the position in it or in its inverse.
 
-    Below 0 for true depth: planes are linear in its inverse. Above 0 where the map is an inverse.
-    NaN without a slanted plane.
+    In square windows of the map, linear functions are fitted to the map and to its inverse. Windows
+    count if either fit is good and the map varies enough to distinguish the two.
+
+    Args:
+        depth: (h, w), depth map, 0 where invalid.
+
+    Returns:
+        Median over the windows of log(residual of the inverse / residual of the map). Below 0 for
+        depth, since planes are linear in its inverse; above 0 for inverse depth. NaN if no window
+        counts.
     """
     height, width = depth.shape
     window = min(_WINDOW, height, width)
@@ -69,9 +92,13 @@ def _residual(patches: np.ndarray, basis: np.ndarray) -> np.ndarray:
 
 
 def inverse_t(depths: Sequence[np.ndarray]) -> float:
-    """Returns the evidence, in standard errors, that maps are inverse depth: above 0 if they are.
+    """Returns the evidence that maps are inverse depth, in standard errors; above 0 if they are.
 
-    Adds the slope over rows and the preference of planes, each a mean over frames.
+    It is the sum of the t statistics of `row_correlation` and `plane_preference` over the frames.
+    A statistic that is NaN is left out; if both are NaN, the result is NaN.
+
+    Args:
+        depths: One map (h, w) per frame, 0 where invalid.
     """
     rows = t_value(np.array([row_correlation(depth) for depth in depths]))
     planes = t_value(np.array([plane_preference(depth) for depth in depths]))
@@ -80,10 +107,17 @@ def inverse_t(depths: Sequence[np.ndarray]) -> float:
 
 
 def camera_height(frame: AuditFrame) -> float:
-    """Returns the camera's height in metres above the ground plane; NaN where none is found.
+    """Returns the camera's height in metres above the ground plane of a frame.
 
-    The plane is fitted to 1 / depth in the middle of the lower third, which is linear there in the
-    viewing ray: 1 / depth = n . ray, with |n| = 1 / height.
+    The plane is fitted to the depth in the middle of the map's lower third. On a plane with unit
+    normal n at the distance `height` from the camera, 1 / depth = n . ray / height, where ray is
+    the viewing ray (x, y, 1) of a pixel.
+
+    Args:
+        frame: The frame, of which the depth and the intrinsics are used.
+
+    Returns:
+        The height; NaN if the intrinsics aren't known or no horizontal plane fits.
     """
     matrix, depth = frame.intrinsics, frame.depth
     if not np.isfinite(matrix).all():

@@ -1,4 +1,4 @@
-"""A teacher's maps against ground truth, sparse or dense, on the grid."""
+"""Compares a teacher's depth maps with sparse or dense ground truth on the audit's coarse grid."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,17 +15,20 @@ _SHARES = (0.0, 0.25, 0.5, 1.0)  # ranges, as shares of the student's
 
 
 class FrameTruth(NamedTuple):
-    """One frame's map against its ground truth. NaN for a frame with too little of it.
+    """The comparison of one frame's depth map with its ground truth.
+
+    All cells with both depths are compared. All attributes are NaN if there are fewer than
+    MIN_CELLS.
 
     Attributes:
         abs_rel: Mean |teacher - truth| / truth.
         scale: Median of teacher / truth.
-        aligned: Median |log(teacher / truth)| after the scale is removed.
+        aligned: Median |log(teacher / truth) - m|, where m is the median of log(teacher / truth).
         correlation: Rank correlation of teacher and truth.
         fit_scale: s of truth = s * teacher + t, a robust fit whose residuals are relative to depth.
-        fit_shift: t of the same, metres.
-        shift_gain: The residual of that fit, by the residual of the best scale alone.
-        relative_shift: |t| by the median truth.
+        fit_shift: t of the same fit, metres.
+        shift_gain: Median relative residual of the fit, divided by that of teacher / scale.
+        relative_shift: |t| divided by the median truth.
     """
 
     abs_rel: float
@@ -39,20 +42,24 @@ class FrameTruth(NamedTuple):
 
 
 class TruthFigures(NamedTuple):
-    """All frames' maps against ground truth.
+    """The comparison of all frames' depth maps with their ground truth.
 
     Attributes:
-        frames: One entry a frame.
-        count: Number of frames with enough ground truth.
-        mirror_t: Mean log(error of the mirrored map / error of the map), in standard errors; below
-            0 where mirrored maps fit better.
-        mirror_ratio: Median of that ratio.
-        own_z: How often a frame's own map fits its truth better than other frames' maps, in
-            standard errors above chance.
-        swap_t: Mean log(error with red and blue exchanged / error), in standard errors; NaN if not
-            asked. Below 0 where exchanging helps.
-        swap_ratio: The mean ratio.
-        ranges: (from_m, to_m, cells, bias_m, abs_rel) of each range of the ground truth.
+        frames: The comparison of each frame.
+        count: Number of frames with enough ground truth, from which the attributes `mirror_t` to
+            `swap_ratio` are computed.
+        mirror_t: Mean over frames of log(error of the mirrored map / error of the map), divided by
+            its standard error; below 0 if mirrored maps fit better.
+        mirror_ratio: Median over frames of (error of the mirrored map / error of the map).
+        own_z: How often a frame's own map fits its truth better than other frames' maps, as
+            `edges.rank_z`; near 0 by chance.
+        swap_t: Mean over frames of log(error with red and blue exchanged / error), divided by its
+            standard error. Below 0 if the error is smaller with red and blue exchanged; NaN if the
+            teacher wasn't called for such images.
+        swap_ratio: Geometric mean over frames of (error with red and blue exchanged / error).
+        ranges: (from_m, to_m, cells, bias_m, abs_rel) of each range of the ground truth, nearest
+            first: its ends in metres, number of cells, mean of teacher - truth in metres, and mean
+            of |teacher - truth| / truth.
     """
 
     frames: list[FrameTruth]
@@ -66,7 +73,12 @@ class TruthFigures(NamedTuple):
 
 
 def compare(frames: Sequence[AuditFrame], max_depth_m: float) -> TruthFigures:
-    """Compares the maps of frames with their ground truth."""
+    """Compares the teacher's depth maps of frames with their ground truth.
+
+    Args:
+        frames: The frames, on one grid.
+        max_depth_m: The student's largest depth in metres, where the last range ends.
+    """
     each = [_frame_truth(frame.depth, frame.truth) for frame in frames]
     counted = [i for i, figures in enumerate(each) if np.isfinite(figures.aligned)]
     kept = [frames[i] for i in counted]
@@ -88,7 +100,16 @@ def compare(frames: Sequence[AuditFrame], max_depth_m: float) -> TruthFigures:
 
 
 def aligned_error(depth: np.ndarray, truth: np.ndarray) -> float:
-    """Returns the median |log(depth / truth)| without their median ratio; NaN if unknown."""
+    """Returns the median error of a depth map after its scale is corrected.
+
+    Args:
+        depth: (h, w), metres, 0 where invalid.
+        truth: (h, w), metres, 0 where not measured.
+
+    Returns:
+        The median of |r - m|, where r is log(depth / truth) of a cell and m the median of r; NaN if
+        fewer than MIN_CELLS cells have both depths.
+    """
     ratio = _log_ratio(depth, truth)
     if ratio is None:
         return float("nan")
@@ -96,12 +117,22 @@ def aligned_error(depth: np.ndarray, truth: np.ndarray) -> float:
 
 
 def _errors_of_all(frames: Sequence[AuditFrame]) -> np.ndarray:
-    """Returns (N, N) aligned errors of each frame's truth (rows) with every frame's map."""
+    """Returns the error of every frame's map relative to every frame's ground truth.
+
+    Errors are those of `aligned_error`, computed at some of the cells with ground truth only.
+
+    Args:
+        frames: N frames on one grid.
+
+    Returns:
+        (N, N); element (i, j) is the error of frame j's map relative to frame i's ground truth, or
+        NaN if too few cells have both.
+    """
     logs = np.stack([np.where(f.depth > 0, f.depth, np.nan).ravel() for f in frames])
     logs = np.log(logs)
     errors = np.full((len(frames), len(frames)), np.nan)
     for row, frame in enumerate(frames):
-        # Some cells suffice, and N * N maps are many.
+        # Compare at about _COMPARED cells only, since there are N * N pairs of maps and truths.
         cells = np.flatnonzero(frame.truth > 0)
         cells = cells[:: max(1, len(cells) // _COMPARED)]
         truth = np.log(frame.truth.ravel()[cells].astype(float))
@@ -114,7 +145,16 @@ def _errors_of_all(frames: Sequence[AuditFrame]) -> np.ndarray:
 
 
 def _mean_error(depth: np.ndarray, truth: np.ndarray) -> float:
-    """Returns the mean |log(depth / truth)| without their median ratio; NaN if unknown."""
+    """Returns the mean error of a depth map after its scale is corrected.
+
+    Args:
+        depth: (h, w), metres, 0 where invalid.
+        truth: (h, w), metres, 0 where not measured.
+
+    Returns:
+        The mean of |r - m|, where r is log(depth / truth) of a cell and m the median of r; NaN if
+        fewer than MIN_CELLS cells have both depths.
+    """
     ratio = _log_ratio(depth, truth)
     return float("nan") if ratio is None else float(np.mean(np.abs(ratio - np.median(ratio))))
 
@@ -125,7 +165,12 @@ def _mean_ratio(logs: np.ndarray) -> float:
 
 
 def _swap_ratio(frame: AuditFrame) -> float:
-    """Returns the log of the error with exchanged channels by that without; NaN if unknown."""
+    """Returns log(error of the map with red and blue exchanged / error of the map).
+
+    Args:
+        frame: The frame. If its attribute `swapped` is None or it has too little ground truth, the
+            result is NaN.
+    """
     if frame.swapped is None:
         return float("nan")
     errors = [_mean_error(depth, frame.truth) for depth in (frame.swapped, frame.depth)]
@@ -162,7 +207,15 @@ def _frame_truth(depth: np.ndarray, truth: np.ndarray) -> FrameTruth:
 
 
 def _affine_fit(teacher: np.ndarray, true: np.ndarray) -> tuple[float, float]:
-    """Returns s and t of true = s * teacher + t, by reweighted least squares of relative errors."""
+    """Fits true = s * teacher + t by reweighted least squares of the errors relative to `true`.
+
+    Args:
+        teacher: (N,), the teacher's depths, metres.
+        true: (N,), the true depths, metres.
+
+    Returns:
+        (s, t), t in metres.
+    """
     unit = float(np.median(teacher)) or 1.0
     columns = np.stack([teacher / unit, np.ones(len(teacher))], 1)
     weights = 1 / true

@@ -1,9 +1,10 @@
-"""From the figures of an audit to suspicions, each with its limit.
+"""Decides from an audit's measurements (figures) which mistakes a teacher is suspected of.
 
-Ground truth counts first: where enough frames have it, the rules that guess without it only
-report. The limits were set so that good teachers pass: the figures are in
-tiekd/tools/TEACHER_AUDIT.md. Left out without ground truth: an affine error (depth = s * map + t),
-and a scale that is off by less than a unit.
+Each rule compares figures with limits. If enough frames have ground truth, the less certain rules
+for frames without it raise no suspicion. The limits were set such that good teachers pass;
+tiekd/tools/TEACHER_AUDIT.md lists the figures of such teachers. Not found without ground truth: an
+affine error (depth = s * map + t), and a scale that is wrong by less than the factor between two
+units.
 """
 
 from collections.abc import Sequence
@@ -25,33 +26,39 @@ UNITS |= {"kilometres": 0.001}
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits above which a figure is a suspicion.
+    """The limits with which the audit's figures, i.e. measurements, are compared.
 
     Attributes:
-        scale: Factor by which the median scale may be off.
-        unit: Factor within which a scale counts as that of another unit.
-        focal: Ratio by which two sources of the focal length may differ.
-        focal_scale: Factor within which a wrong scale counts as the ratio of focal lengths.
-        aligned: Median over frames of the error that is left after the scale is removed.
-        correlation: Rank correlation with the truth below which the map is an inverse.
-        shift: Median |shift| by depth of the affine fit.
-        shift_gain: What the affine fit must leave of the error at most, to be blamed.
-        t: Standard errors of evidence for a mirrored map or exchanged channels.
-        inverse_t: The same for an inverse without ground truth.
-        own_z: Standard errors by which a frame's own map must fit better than others.
-        variety: Median |log ratio| of two frames' maps from which the frames count as different; a
-            camera that stands still can't tell whose map it is.
-        swap_ratio: Error with exchanged channels by error without.
-        mirror_ratio: Error of mirrored maps by error of maps.
-        unrest_ratio: Effect of noise by that with exchanged channels.
-        response: |Log ratio| of a covered region's response to that of its mirror image from which
-            a teacher is known to see its image, as it is or mirrored.
-        levels: Distinct depths of a map that count as 8 bits.
-        beyond: Share of pixels beyond the student's range.
-        at_top: Share of pixels at a map's largest depth.
-        valid: Share of pixels with a depth.
-        heights_m: The camera's smallest and largest height.
-        median: The median depth's smallest share of the student's range.
+        scale: Largest factor by which the teacher's scale may differ from that of the truth.
+        unit: Largest factor between a wrong scale and that of another unit for the unit to be
+            suspected.
+        focal: Largest ratio of two sources' focal lengths that isn't suspicious.
+        focal_scale: Largest factor between a wrong scale and the ratio of focal lengths for the
+            focal length to be suspected.
+        aligned: Largest median error, after each frame's scale is corrected, that isn't suspicious.
+        correlation: Rank correlation with the truth below which inverse depth is suspected.
+        shift: Smallest |shift| of the affine fit, relative to depth, that is suspicious.
+        shift_gain: Largest ratio of errors with and without the affine fit for which the shift is
+            suspected.
+        t: Number of standard errors from which mirrored maps or exchanged channels are suspected.
+        inverse_t: Number of standard errors from which inverse depth is suspected without ground
+            truth.
+        own_z: Number of standard errors by which frames' own maps must fit better than others'.
+        variety: Smallest median |log ratio| of two frames' maps for which it matters whose map it
+            is; the maps of a camera that stands still differ by less.
+        swap_ratio: Ratio of errors with and without exchanged channels below which they are
+            suspected.
+        mirror_ratio: Ratio of errors of mirrored maps and maps below which mirroring is suspected.
+        unrest_ratio: Ratio of the effects of noise without and with exchanged channels above which
+            exchanged channels are suspected.
+        response: Smallest |AuditFrame.response| of a teacher that certainly depends on its image,
+            mirrored if the response is negative.
+        levels: Largest number of distinct depths of a map that is taken for 8-bit data.
+        beyond: Largest fraction of pixels above the student's largest depth.
+        at_top: Largest fraction of pixels at a map's largest depth.
+        valid: Smallest fraction of pixels with a depth.
+        heights_m: The camera's smallest and largest height above the ground, metres.
+        median: Smallest median depth, as a fraction of the student's largest depth.
     """
 
     scale: float = 1.35
@@ -79,12 +86,12 @@ class Limits:
 
 
 class Suspicion(NamedTuple):
-    """A figure above its limit.
+    """A mistake of a teacher that the audit suspects.
 
     Attributes:
         kind: One of "unit", "inverse", "affine", "mirrored", "bgr", "foreign", "focal", "scale",
             "range", "levels", "empty" and "error".
-        message: The likely cause, with the figure.
+        message: The likely cause, and the measurement that indicates it.
     """
 
     kind: str
@@ -93,14 +100,15 @@ class Suspicion(NamedTuple):
 
 @dataclass
 class Verdict:
-    """The outcome of an audit.
+    """The result of a teacher's audit.
 
     Attributes:
         frames: Number of audited frames.
-        figures: name -> value of every figure; NaN where it can't be told.
-        suspicions: The most likely cause first; empty if nothing is above its limit.
-        truth: The comparison with ground truth; None where too few frames have any.
-        edges: The comparison of the edges; None for maps without any depth.
+        figures: name -> value of every measurement; NaN if it couldn't be made.
+        suspicions: The suspected mistakes, the most likely first; empty if all figures are within
+            their limits.
+        truth: The comparison with ground truth; None if fewer than MIN_FRAMES frames have any.
+        edges: The comparison of the maps' edges with the images'; None for maps without any depth.
     """
 
     frames: int
@@ -111,11 +119,11 @@ class Verdict:
 
     @property
     def certain(self) -> list[Suspicion]:
-        """The suspicions that are certain enough to stop a run.
+        """The suspicions that are certain enough to stop a training run.
 
-        Stored maps of a blurred network have no edges where the image has some, and so look like
-        maps of other frames. Without ground truth, and without a network whose response to a
-        covered part of the image shows more, that alone isn't enough.
+        All are, except "foreign" (maps of other frames) without ground truth and for stored maps.
+        It is then based on edges alone, which blurred maps lack even if they are of the right
+        frames. A teacher that is a network is also called for covered images, which shows more.
         """
         if self.truth is not None or np.isfinite(self.figures["response"]):
             return self.suspicions
@@ -123,25 +131,33 @@ class Verdict:
 
     @property
     def kinds(self) -> list[str]:
-        """The kinds of the suspicions, in their order."""
+        """The attribute `kind` of each of the suspicions, in their order."""
         return [suspicion.kind for suspicion in self.suspicions]
 
 
 def judge(
     frames: Sequence[AuditFrame], max_depth_m: float, limits: Limits | None = None
 ) -> Verdict:
-    """Judges a teacher by the maps of some frames.
+    """Audits a teacher: measures its depth maps of some frames, and decides what is suspicious.
 
     Args:
         frames: The frames, on one grid.
-        max_depth_m: The student's range in metres.
-        limits: The limits of the figures.
+        max_depth_m: The student's largest depth in metres.
+        limits: The limits of the measurements; None for the default ones.
     """
     return decide(measure(frames, max_depth_m), max_depth_m, limits)
 
 
 def measure(frames: Sequence[AuditFrame], max_depth_m: float) -> Verdict:
-    """Returns all figures, without suspicions."""
+    """Makes all measurements of the depth maps of some frames.
+
+    Args:
+        frames: The frames, on one grid.
+        max_depth_m: The student's largest depth in metres.
+
+    Returns:
+        The measurements, with an empty list of suspicions, which `decide` adds.
+    """
     verdict = Verdict(len(frames), _plain_figures(frames))
     figures = verdict.figures
     if not np.isfinite(figures["median_m"]):
@@ -149,7 +165,7 @@ def measure(frames: Sequence[AuditFrame], max_depth_m: float) -> Verdict:
     verdict.edges = EdgeFigures(frames)
     figures["inverse_t"] = shape.inverse_t([frame.depth for frame in frames])
     figures["variety"] = _variety(frames)
-    # Sparse maps have no edges.
+    # Leave the edges out if the maps are sparse, since such maps have no edges.
     dense = np.mean([frame.depth > 0 for frame in frames]) >= _DENSE
     figures["mirror_t"] = verdict.edges.mirror_t if dense else float("nan")
     figures["own_z"] = verdict.edges.own_z if dense else float("nan")
@@ -163,19 +179,20 @@ def measure(frames: Sequence[AuditFrame], max_depth_m: float) -> Verdict:
 
 
 def decide(verdict: Verdict, max_depth_m: float, limits: Limits | None = None) -> Verdict:
-    """Returns the verdict with what is above its limit.
+    """Returns a copy of `verdict` with the suspicions that follow from its measurements.
 
     Args:
-        verdict: As `measure` returns it; without its `truth` ground truth doesn't count.
-        max_depth_m: The student's range in metres.
-        limits: The limits of the figures.
+        verdict: The measurements, as `measure` returns them. If its `truth` is None, only the rules
+            that need no ground truth are used.
+        max_depth_m: The student's largest depth in metres.
+        limits: The limits of the measurements; None for the default ones.
     """
     limits = limits or Limits()
     figures = verdict.figures
     if figures["valid"] < limits.valid or not np.isfinite(figures["median_m"]):
         text = f"only {figures['valid']:.0%} of the pixels have a depth"
         return replace(verdict, suspicions=[Suspicion("empty", text)])
-    # Ground truth goes first.
+    # If there is ground truth, the less certain rules without it aren't used.
     if verdict.truth is not None:
         found = _with_truth(figures, limits)
     else:
@@ -211,7 +228,14 @@ def _median(values: Sequence[float | None]) -> float:
 
 
 def _focal_ratio(frames: Sequence[AuditFrame]) -> float:
-    """Returns the listed focal length by another source's, the median; NaN without another."""
+    """Returns the median ratio of the listed focal length to that of another source.
+
+    Args:
+        frames: The frames; ratios to all other sources of all frames are included.
+
+    Returns:
+        The ratio; NaN if no frame has both a listed focal length and one of another source.
+    """
     ratios = []
     for frame in frames:
         listed = frame.focals.get("listed", float("nan"))
@@ -221,13 +245,28 @@ def _focal_ratio(frames: Sequence[AuditFrame]) -> float:
 
 
 def _variety(frames: Sequence[AuditFrame]) -> float:
-    """Returns how much the maps of neighbouring frames differ, without their scales, the median."""
+    """Returns the median difference between the maps of consecutive frames.
+
+    Args:
+        frames: The frames; the last one is compared with the first.
+
+    Returns:
+        Median of `truth.aligned_error` of the pairs, i.e. after scales are corrected; NaN if
+        unknown.
+    """
     pairs = zip(frames, [*frames[1:], frames[0]], strict=True)
     return _median([truth.aligned_error(one.depth, other.depth) for one, other in pairs])
 
 
 def _swap_change(frames: Sequence[AuditFrame]) -> float:
-    """Returns how much depth changes when red and blue are exchanged, the median over frames."""
+    """Returns the change of depth if red and blue are exchanged, as a median over frames.
+
+    Args:
+        frames: The frames; those whose attribute `swapped` is None are left out.
+
+    Returns:
+        Median of each frame's median |log ratio| of the two depths; NaN if no frame is left.
+    """
     changes = []
     for frame in frames:
         if frame.swapped is not None:
@@ -238,11 +277,15 @@ def _swap_change(frames: Sequence[AuditFrame]) -> float:
 
 
 def _unrest(frames: Sequence[AuditFrame]) -> tuple[float, float]:
-    """Returns how much less noise changes depth with red and blue exchanged.
+    """Compares the changes of depth by noise for images as they are and with channels exchanged.
+
+    Args:
+        frames: The frames, whose attribute `unrest` has the two changes.
 
     Returns:
-        (ratio, t): the ratio of the change as it is to that with exchanged channels, a geometric
-        mean; and the mean of its log in standard errors.
+        (ratio, t): the geometric mean over frames of (change for the image as it is / change for
+        the image with red and blue exchanged); and the mean of its logarithm, divided by its
+        standard error. Both are NaN if a frame has no `unrest`.
     """
     pairs = np.array([frame.unrest or (np.nan, np.nan) for frame in frames], float)
     if not (pairs > 0).all():
@@ -272,7 +315,8 @@ def _truth_figures(compared: TruthFigures) -> dict[str, float]:
 
 def _with_truth(figures: dict[str, float], limits: Limits) -> list[Suspicion]:
     found = []
-    # What is wrong with the shape of the maps, the most specific cause first.
+    # Search for mistakes that no scale corrects. Only the first one that is found is reported, so
+    # the rules with the most specific causes come first.
     mirrored = (
         figures["truth_mirror_t"] < -limits.t
         and figures["truth_mirror_ratio"] < limits.mirror_ratio
@@ -301,10 +345,16 @@ def _with_truth(figures: dict[str, float], limits: Limits) -> list[Suspicion]:
 
 
 def _is_foreign(figures: dict[str, float], limits: Limits) -> bool:
-    """Returns True if neither errors nor edges tell a frame's own map from other frames' maps.
+    """Returns True if maps seem to belong to other frames than those that they are given for.
 
-    A weak network's errors hardly depend on the frame, and its edges still do. One that is seen to
-    respond to its image gives no other frame's map.
+    That is so if neither errors nor edges distinguish a frame's own map from other frames' maps.
+    Both are required, because a weak network's errors hardly depend on the frame, but its edges do.
+    The result is False if the teacher's depth responds to a covered part of its image, or if the
+    maps of the frames hardly differ.
+
+    Args:
+        figures: name -> value of every measurement, those with ground truth included.
+        limits: The limits of the measurements.
     """
     return (
         not abs(figures["response"]) > limits.response
@@ -315,7 +365,14 @@ def _is_foreign(figures: dict[str, float], limits: Limits) -> bool:
 
 
 def _scale(figures: dict[str, float], limits: Limits) -> list[Suspicion]:
-    """Judges the scale to ground truth: another unit, another focal length, or unknown."""
+    """Returns the suspicion, if there is one, that follows from the scale relative to the truth.
+
+    Its kind is "unit", "focal" (another focal length), or "scale" if the cause isn't known.
+
+    Args:
+        figures: name -> value of every measurement, those with ground truth included.
+        limits: The limits of the measurements.
+    """
     scale = figures["scale"]
     if _is_near(scale, 1, limits.scale):
         return []
@@ -344,8 +401,8 @@ def _without_truth(
         found.append(Suspicion("inverse", f"inverse depth or disparity taken for depth: {text}"))
     else:
         found += _unit(figures, max_depth_m, limits)
-    # A teacher that is seen to respond to its image needs no edges, and those of maps that are cut
-    # off at one depth say nothing.
+    # Compare edges, unless the maps are cut off at one depth, which removes edges, or the teacher's
+    # response to a covered part of the image has already shown that its maps are of this frame.
     responds = abs(figures["response"]) > limits.response
     if figures["at_top"] < limits.at_top and not responds:
         if figures["mirror_t"] < -limits.t:
@@ -363,7 +420,16 @@ def _without_truth(
 
 
 def _unit(figures: dict[str, float], max_depth_m: float, limits: Limits) -> list[Suspicion]:
-    """Judges the size of the depths: do they suit the student's range, and a camera's height?"""
+    """Returns the suspicion, if there is one, that depths are in another unit or scale.
+
+    Without ground truth, depths are compared with the student's largest depth, and the height above
+    the ground that they give the camera with usual heights.
+
+    Args:
+        figures: name -> value of every measurement.
+        max_depth_m: The student's largest depth in metres.
+        limits: The limits of the measurements.
+    """
     median = figures["median_m"]
     likely = max_depth_m * 0.15
     nearest = min(UNITS, key=lambda unit: abs(np.log(median / UNITS[unit] / likely)))
@@ -385,7 +451,13 @@ def _unit(figures: dict[str, float], max_depth_m: float, limits: Limits) -> list
 
 
 def _either_way(figures: dict[str, float], limits: Limits, kinds: set[str]) -> list[Suspicion]:
-    """Judges what needs no ground truth and is as certain without it."""
+    """Returns the suspicions of the rules that are the same with and without ground truth.
+
+    Args:
+        figures: name -> value of every measurement.
+        limits: The limits of the measurements.
+        kinds: Kinds of the suspicions found so far, which aren't found again.
+    """
     found = []
     ratio = figures["focal_ratio"]
     if "focal" not in kinds and np.isfinite(ratio) and not _is_near(ratio, 1, limits.focal):

@@ -88,11 +88,16 @@ class Deployed(nn.Module):
                 self.register_buffer(name, dense_weights(old, new), persistent=False)
 
     def forward(self, image: Tensor, focal: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Returns (depth,) or (depth, confidence), at the size of `image`; shapes as above.
+        """Predicts depth, and confidence if the module was created with `confidence`.
 
         Args:
-            image: (B, 3, H, W).
-            focal: (B,) float32, pixels of `image`; None if it is a constant or of no use.
+            image: (B, 3, H, W) RGB, uint8 or float in 0..255.
+            focal: (B,) float32, focal length of each image in pixels of `image`; None if the module
+                was created with a focal length, or the network has no canonical camera.
+
+        Returns:
+            (depth,) or (depth, confidence), each (B, 1, H, W) float32; depth in metres, confidence
+            from 0 to 1.
         """
         if self.network.canonical is not None:
             focal = (self.focal if focal is None else focal) * self.focal_scale
@@ -126,13 +131,16 @@ class Deployed(nn.Module):
     def _at_own_size(
         self, values: Tensor, smooth: bool, size: tuple[int, int], own: tuple[int, int]
     ) -> Tensor:
-        """Resizes from the head's grid to the network's input, then to the image's own size.
+        """Resizes a map from the head's output size to the network's input, then to the image.
 
         Args:
-            values: (B, 1, h, w), depth or confidence on the head's grid.
+            values: (B, 1, h, w), depth or confidence per pixel of the head's output.
             smooth: True to interpolate bilinearly, False to use the nearest value.
             size: (height, width) of the network's input.
-            own: (height, width) of the image.
+            own: (height, width) of the image at its own size.
+
+        Returns:
+            (B, 1, height, width) at the image's own size.
         """
         if self.size is not None:
             return restored(on_image_grid(values, size, smooth), self.resize, self.size, smooth)

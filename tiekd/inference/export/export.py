@@ -93,12 +93,12 @@ class Settings:
 
     @property
     def inputs(self) -> list[str]:
-        """The names of the file's inputs, in order."""
+        """The names of the exported file's inputs, in order: "image", and "focal" if it is one."""
         return ["image", "focal"] if self.focal_input else ["image"]
 
     @property
     def outputs(self) -> list[str]:
-        """The names of the file's outputs, in order."""
+        """The names of the exported file's outputs, in order: "depth", and "confidence" if set."""
         return ["depth", "confidence"] if self.confidence else ["depth"]
 
 
@@ -117,14 +117,21 @@ class Exported(NamedTuple):
 
 
 def format_of(path: Path) -> str:
-    """Returns the format of a file suffix; "onnx" if it is unknown, which `check` rejects."""
+    """Returns the export format that belongs to a path's suffix: a key of SUFFIXES.
+
+    For an unknown suffix it is "onnx"; `check` then rejects the path.
+    """
     return next((name for name, suffix in SUFFIXES.items() if path.suffix == suffix), "onnx")
 
 
 def least_side(network: Network, settings: Settings) -> int:
-    """Returns the minimum height and width, in pixels, of the images that a file accepts.
+    """Returns the minimum height and width, in pixels, of the images that an exported file takes.
 
-    For a file of one size `check` enforces further limits.
+    A file that takes images of one size only has further limits, which `check` enforces.
+
+    Args:
+        network: The network to export.
+        settings: The settings of the export.
     """
     if settings.dynamic:
         return program_format.least_side(network, settings.open_resize)
@@ -311,7 +318,15 @@ def _remedy(error: OSError) -> str:
 
 
 def _trial_focals(network: Network, settings: Settings) -> tuple[float, ...]:
-    """Returns the focal lengths that the file is tried with; none without a canonical camera."""
+    """Returns the focal lengths, in pixels, with which an exported file is verified.
+
+    If the file has a constant focal length, it is the only one. Otherwise there are two, which
+    differ by 10 %.
+
+    Args:
+        network: The network; without a canonical camera the result is empty.
+        settings: The settings of the export.
+    """
     camera = network.canonical
     if camera is None:
         return ()
@@ -381,7 +396,16 @@ def _write_weights(
 
 
 def _description(network: Network, settings: Settings) -> dict[str, str]:
-    """Returns the metadata of a file: its input, output, resolution and readout, in words."""
+    """Returns texts that describe an exported file, which are written into it as metadata.
+
+    Args:
+        network: The exported network.
+        settings: The settings of the export.
+
+    Returns:
+        name -> text: "input", "output", "working_resolution" and "readout"; with a canonical camera
+        also "canonical_focal" and "focal"; with confidence also "confidence".
+    """
     facts = {
         "input": (
             f"image: RGB, {settings.input} 0..255, (batch, 3, height, width), upright and at its "
@@ -412,7 +436,11 @@ def _description(network: Network, settings: Settings) -> dict[str, str]:
 
 
 def working_resolution(settings: Settings) -> str:
-    """Describes the working resolution of a file with these settings, in words."""
+    """Returns a text that says to which size an exported file resizes its input images.
+
+    Args:
+        settings: The settings with which the file is exported.
+    """
     if not settings.dynamic or settings.resize.at_most is None:
         return str(settings.resize)
     most = "x".join(map(str, settings.resize.at_most))

@@ -58,12 +58,13 @@ def fold_norms(module: nn.Module, program: ExportedProgram) -> int:
 
 
 def _only_source(norm: Node) -> Node | None:
-    """Returns the graph node whose output is a batch norm's input; casts in between are skipped.
-
-    Returns None if another node uses that output, too.
+    """Finds the graph node whose output, possibly after casts, is a batch norm's input.
 
     Args:
         norm: The batch norm's node.
+
+    Returns:
+        The node; None if its output, or that of a cast, has other users, too.
     """
     source = norm.args[0]
     while len(_users(source)) == 1 and source.target is aten.to.dtype:
@@ -78,8 +79,8 @@ def _through_casts(node: Node) -> Node:
 
 
 def _users(node: Node) -> list[Node]:
-    """Returns the graph nodes that use a node's output.
+    """Returns the graph nodes that use the output of `node`.
 
-    Assertions about metadata, which tracing adds, don't count.
+    The assertions about shapes and dtypes that tracing adds to the graph are left out.
     """
     return [user for user in node.users if user.target is not aten._assert_tensor_metadata.default]

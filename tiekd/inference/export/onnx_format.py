@@ -24,7 +24,11 @@ LARGEST_BYTES = 2**31 - 2**24  # protobuf's limit on a file, minus room for the 
 
 
 def check_packages() -> None:
-    """Raises ExportError if a package that ONNX export needs isn't installed."""
+    """Checks that the packages that ONNX export needs are installed.
+
+    Raises:
+        ExportError: If one of them isn't; the message names it.
+    """
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ExportError(
@@ -83,9 +87,14 @@ def write(
 
 
 def load(path: Path) -> Callable[..., tuple[Tensor, ...]]:
-    """Loads an ONNX file as a function from its input tensors to the tuple of its outputs.
+    """Loads an ONNX file as a function, which runs on the CPU with as many threads as torch uses.
 
-    The function runs on the CPU with as many threads as torch uses.
+    Args:
+        path: The file, as `write` writes it.
+
+    Returns:
+        A function that takes the file's inputs as tensors, in the file's order, and returns the
+        tuple of its outputs as CPU tensors.
     """
     # Import the package here, since it is optional.
     import onnxruntime

@@ -90,7 +90,13 @@ def trace(
 
 
 def write(path: Path, program: ExportedProgram, facts: dict[str, str]) -> None:
-    """Writes a .pt2 file of the program, with `facts` as JSON in an extra file named FACTS."""
+    """Writes a traced network as a .pt2 file.
+
+    Args:
+        path: The file to write.
+        program: The traced network.
+        facts: Metadata, written as JSON to the entry FACTS within the file.
+    """
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # it contains this machine's paths
     # Serialise in memory first: torch's own writer raises a RuntimeError if the disk is full.
@@ -100,7 +106,15 @@ def write(path: Path, program: ExportedProgram, facts: dict[str, str]) -> None:
 
 
 def load(path: Path) -> Callable[..., tuple[Tensor, ...]]:
-    """Loads a .pt2 file as a function from its input tensors to the tuple of its outputs."""
+    """Loads a .pt2 file as a function.
+
+    Args:
+        path: The file, as `write` writes it.
+
+    Returns:
+        A function that takes the program's inputs as tensors, in order, and returns the tuple of
+        its outputs.
+    """
     return torch.no_grad()(torch.export.load(path).module())
 
 

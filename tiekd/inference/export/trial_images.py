@@ -18,17 +18,17 @@ _RENDERED = 192, 640  # (height, width) of rendered scenes in pixels
 
 
 def frames(recipe: dict, count: int = 2) -> tuple[list[Tensor], str]:
-    """Returns images to verify an exported file on, at their own size.
+    """Returns images on which an exported file can be compared with its network.
 
-    They are evenly spaced over the validation set. Without usable validation data, scenes of the
-    built-in `scenes` dataset are rendered instead.
+    They are frames of the recipe's validation set, evenly spaced over it and at their own size. If
+    they can't be read, scenes of the built-in `scenes` dataset are rendered instead.
 
     Args:
         recipe: The recipe, whose `data` section may be missing.
         count: The maximum number of images.
 
     Returns:
-        The images, each (3, H, W) uint8, and a description of where they come from.
+        (images, text): the images, each (3, H, W) uint8; and a description of where they come from.
     """
     try:
         data = recipe.get("data", {})
@@ -61,8 +61,8 @@ def batches(
             None for a file that takes one size.
 
     Returns:
-        One batch (1, 3, height, width) uint8 per image; then, if `least` is given, the last one,
-        (B, 3, h, w) uint8.
+        One batch (1, 3, height, width) uint8 per image; then, if `least` is given, one batch
+        (B, 3, h, w) uint8 of all B images at about 3/4 of `size`.
     """
     tried = [resized_image(each, size)[None].contiguous() for each in images]
     if least is not None:

@@ -118,27 +118,40 @@ class Reference:
         self.focals = focals
 
     def focals_of(self, count: int) -> list[float] | None:
-        """Returns the focal lengths of `count` images; None without a canonical camera."""
+        """Returns the focal lengths with which a batch of images is verified, in pixels.
+
+        The i-th image gets element i of `focals`, which is repeated if it is shorter.
+
+        Args:
+            count: Number of images in the batch.
+
+        Returns:
+            `count` focal lengths; None for a network without a canonical camera.
+        """
         if not self.focals:
             return None
         return [self.focals[index % len(self.focals)] for index in range(count)]
 
     def __call__(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """Returns (depth,) or (depth, confidence), each (B, 1, H, W) float32.
+        """Predicts depth, and confidence if it was requested, with the student.
 
         Args:
-            pixels: (B, 3, H, W) uint8.
+            pixels: (B, 3, H, W) uint8 RGB at the images' own size.
+
+        Returns:
+            (depth,) or (depth, confidence), each (B, 1, H, W) float32; depth in metres, confidence
+            from 0 to 1.
         """
         focal = self.focals_of(len(pixels))
         reading = self.student.predict(pixels, self.confidence, focal)
         return (reading.depth, reading.confidence) if self.confidence else (reading.depth,)
 
     def counts(self, pixels: Tensor, tie: float | None) -> Tensor | None:
-        """Returns the mask of the pixels to compare.
+        """Returns the mask of the pixels at which file and student are compared.
 
         Args:
-            pixels: (B, 3, H, W) uint8.
-            tie: See `Limits`.
+            pixels: (B, 3, H, W) uint8 RGB at the images' own size.
+            tie: Limit of the difference in probability, as in `Limits`; None to compare all pixels.
 
         Returns:
             (B, 1, H, W) bool, False at pixels whose two likeliest bins differ in probability by
@@ -148,7 +161,7 @@ class Reference:
 
 
 def limits_of(half: bool, readout: str, max_depth: float) -> Limits:
-    """Returns the limits for an exported file.
+    """Returns the largest differences that are allowed between an exported file and the student.
 
     Args:
         half: True if the file computes in float16.
@@ -209,7 +222,15 @@ def compare(run: Callable, reference: Reference, images: Tensor, limits: Limits)
 
 
 def refuse_disagreement(comparisons: Sequence[Comparison], path: Path) -> None:
-    """Raises ExportError for the first comparison beyond its limits, or without any pixel."""
+    """Checks that an exported file agrees with the student on every batch.
+
+    Args:
+        comparisons: The results of `compare`, one per batch.
+        path: The exported file, for the error message.
+
+    Raises:
+        ExportError: If a difference is beyond its limit, or no pixel of a batch was compared.
+    """
     for row in comparisons:
         if row.ties == 1:
             raise ExportError(

@@ -18,9 +18,10 @@ def parse_intrinsics(text: str | None, focal: str | None = None) -> Source | Non
     """Parses the options --intrinsics and --focal, in pixels of the uncropped, upright image.
 
     Args:
-        text: FX,FY,CX,CY, the path of a file of intrinsics, or "exif"; None if it isn't given.
-        focal: A focal length for both directions, with the principal point at the image's centre;
-            None if it isn't given.
+        text: Value of --intrinsics: FX,FY,CX,CY, the path of a file of intrinsics, or "exif"; None
+            if the option isn't given.
+        focal: Value of --focal: a focal length for both directions, with the principal point at the
+            image's centre; None if the option isn't given.
 
     Returns:
         The source of the cameras, or None if neither is given.
@@ -35,7 +36,7 @@ def parse_intrinsics(text: str | None, focal: str | None = None) -> Source | Non
         return Source(of_all=source.Calibration(_of_focal(focal)))
     if text is None:
         return None
-    # Numbers, or else a file.
+    # Parse the text as numbers. If that fails, it is the name of a file, or "exif".
     parts = text.split(",")
     try:
         numbers = [float(part) for part in parts]
@@ -66,17 +67,18 @@ def _of_focal(text: str) -> Camera:
 class Cameras:
     """Looks up the camera of each image.
 
-    The sources in order: the given one; `data.intrinsics` of the recipe; the dataset's own camera;
-    EXIF, if `reads_exif`.
+    The first source that has a camera is used, in this order: `given`; `data.intrinsics` of the
+    recipe; the camera that the code of the recipe's dataset knows; EXIF, if `reads_exif`.
 
     Attributes:
         approximate: Number of images whose focal length is from EXIF.
 
     Args:
-        given: The source of the options, or None.
+        given: The source that the options name, as `parse_intrinsics` returns it, or None.
         data: The recipe's `data` node; {} if the recipe has none.
-        option: What needs the cameras, for messages.
-        reads_exif: Take the focal length of EXIF, which is approximate, if nothing else is known.
+        option: The command-line option that needs the cameras, for error messages.
+        reads_exif: True to use the focal length in an image's EXIF data, which is approximate, if
+            nothing else is known.
 
     Raises:
         RecipeError: If none of the sources can have a camera, or `data.intrinsics` is invalid.
@@ -93,7 +95,8 @@ class Cameras:
                 check_value(intrinsics, list[float], "data.intrinsics")
             root = data.get("root", ".")
             given = source.read(intrinsics, Path(root if isinstance(root, str) else "."))
-        # Without a given camera: the modules of KITTI and NYU know theirs (`known_camera`).
+        # The modules of KITTI and NYU have a function `known_camera`. It is used if no camera is
+        # given, and for images that a given file of cameras doesn't list.
         has_one = name in ("kitti", "nyu") and (given is None or given.file is not None)
         module = importlib.import_module(f"tiekd.data.datasets.{name}") if has_one else None
         if given is None and module is None and not reads_exif:

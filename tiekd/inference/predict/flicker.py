@@ -20,11 +20,11 @@ class Flicker:
         self._changes: list[float] = []
 
     def add(self, pixels: Tensor, depth: Tensor) -> tuple[float, float]:
-        """Adds the next frame.
+        """Adds the next frame of the video, and compares it with the previous one.
 
         Args:
             pixels: The RGB frame, (3, H, W) uint8.
-            depth: Its predicted depth, (H, W) float, metres.
+            depth: The frame's predicted depth, (H, W) float, metres.
 
         Returns:
             (change, share): the mean absolute change of depth from the previous frame in static
@@ -46,8 +46,9 @@ class Flicker:
 
     @property
     def mean(self) -> float:
-        """The mean, over all pairs of consecutive frames, of the change that `add` returns.
+        """The mean change of depth in static pixels over all pairs of consecutive frames, metres.
 
-        In metres; pairs without static pixels don't count, and without any pair it is NaN.
+        Each pair counts with the mean over its static pixels; pairs without any are left out. NaN
+        if no pair is left.
         """
         return torch.tensor(self._changes, dtype=torch.float64).mean().item()

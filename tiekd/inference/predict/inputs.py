@@ -44,9 +44,12 @@ class Input(NamedTuple):
 
 
 def frames_in(path: Path) -> int:
-    """Returns the number of frames or pages in an image file; 1 if it can't be read.
+    """Returns the number of frames or pages in an image file; 1 if the file can't be read.
 
     Images that a camera embeds in a JPEG (MPO: a preview or a depth map) aren't counted.
+
+    Args:
+        path: The file, such as a GIF or TIFF.
     """
     if instead_of_file(path):  # no regular file: predicting it later raises the error
         return 1
@@ -58,9 +61,13 @@ def frames_in(path: Path) -> int:
 
 
 def looks_like_input(argument: str) -> bool:
-    """Returns True if a command-line argument looks like an image, a video or a pattern.
+    """Returns True if a command-line argument names an image or a video, or is a pattern.
 
-    Inputs are distinguished from weights by suffix and wildcards alone; no file is opened.
+    Only the argument's suffix and wildcards are considered, and no file is opened. This is enough
+    to distinguish inputs from weights files.
+
+    Args:
+        argument: The argument as typed, a path or a glob pattern.
     """
     return Path(argument).suffix.lower() in IMAGE_SUFFIXES + VIDEOS or glob.has_magic(argument)
 
@@ -139,15 +146,16 @@ def _until_wildcard(path: Path) -> list[str]:
 def _fitting(
     folder: str, parts: tuple[str, ...], tried: set[tuple[int, int, int]]
 ) -> Iterator[str]:
-    """Yields the files below a folder that match a pattern, by the rules of `glob`.
+    """Yields the paths of the files below a folder that match a pattern, by the rules of `glob`.
 
     `*` and `?` don't match hidden names, and a component `**` matches any number of folders.
 
     Args:
-        folder: The folder to search.
+        folder: The folder to search, with which the yielded paths begin.
         parts: The path components of the pattern, relative to `folder`.
-        tried: (device, inode, number of components left) of the searches that were begun. Each is
-            done once, so that a link to a parent folder causes no endless recursion.
+        tried: (device, inode, number of components left) of each search that was begun; this
+            function adds to it. No search is repeated, so that a link to a parent folder causes no
+            endless recursion.
     """
     part = parts[0]
     rest = parts[1:]

@@ -40,7 +40,8 @@ class Outputs:
 
     Attributes:
         folder: The folder that contains all outputs (--out).
-        units_per_m: Integer levels per metre in the PNGs in depth/.
+        units_per_m: Number of levels per metre in the PNGs in depth/: a PNG's value is depth in
+            metres times this number, rounded.
         max_depth: Depth at the far end of the colour scale, metres.
         raw: True to write raw/.
         points: True to write points/.
@@ -55,7 +56,9 @@ class Outputs:
     confidence: bool = False
 
     def of(self, name: str) -> dict[str, Path]:
-        """Returns the paths of an image's output files, keyed by kind, such as "depth" or "raw".
+        """Returns the path of each output file of an image, keyed by kind, e.g. "depth" or "raw".
+
+        Only the kinds that are to be written are included.
 
         Args:
             name: The image's `Input.name`.
@@ -76,7 +79,7 @@ class Outputs:
         }
 
     def of_video(self, name: str) -> dict[str, Path]:
-        """Returns the paths of a video's outputs, keyed by kind, such as "depth" or "times".
+        """Returns the path of each output of a video, keyed by kind, e.g. "depth" or "times".
 
         For "colour" and "times" the path is a file, for each other kind the folder of the frames'
         files.
@@ -97,7 +100,8 @@ class Outputs:
             overwrite: True to allow that existing files other than inputs are replaced.
 
         Raises:
-            DataError: If an output would overwrite one of them.
+            DataError: If an output would overwrite an input, or, without `overwrite`, an existing
+                file.
         """
         inputs = list(inputs)
         # Compare real paths, since an output path may be a symbolic link to an input.
@@ -128,12 +132,12 @@ class Outputs:
         camera: Camera | None = None,
         colour: bool = True,
     ) -> None:
-        """Writes the files of one image.
+        """Writes the output files of one image: those of the kinds that are to be written.
 
         Args:
             name: The image's `Input.name`.
-            rgb: (H, W, 3) uint8.
-            depth: (H, W) float32, metres.
+            rgb: The image, (H, W, 3) uint8.
+            depth: The predicted depth, (H, W) float32, metres.
             confidence: (H, W) float32, 0 to 1; needed if confidence/ is written.
             camera: The image's camera; needed if points/ is written.
             colour: False to leave out colour/, as for a frame of a video.
@@ -161,11 +165,12 @@ class Outputs:
             write_durably(files["raw_confidence"], _npy(confidence))
 
     def remove_frames_from(self, name: str, count: int) -> None:
-        """Removes frame files that an earlier, longer video of this name has left.
+        """Removes output files of frames that an earlier prediction of a longer video has left.
 
         Args:
             name: The video's `Input.name`.
-            count: Number of frames of the video now; files of frames from this number on go.
+            count: Number of frames of the present video. Frames are numbered from 0, so the files
+                of frame `count` and of all later frames are removed.
         """
         for path in self.of(f"{name}/0").values():
             # Remove only files named as `predict_video` names frames.
@@ -174,7 +179,7 @@ class Outputs:
                     old.unlink()
 
     def coloured(self, depth: np.ndarray) -> np.ndarray:
-        """Colours a depth map, and adds a colour bar at the right.
+        """Colours a depth map by depth, and appends a colour bar in metres at the right.
 
         Args:
             depth: (H, W) float, metres.
@@ -186,10 +191,11 @@ class Outputs:
 
 
 def units_of(data: dict, max_depth: float) -> float:
-    """Returns the levels per metre of the PNGs in depth/, which follow the recipe's dataset.
+    """Returns the number of levels per metre in the depth PNGs that a prediction writes.
 
-    KITTI's format has 256 levels per metre, NYU's 1000, and the `folder` dataset's `depth_unit`
-    levels. For other data it is 256, or fewer if 16 bits would not reach `max_depth`.
+    The number is that of the recipe's dataset: 256 for KITTI, 1000 for NYU, and the option
+    `depth_unit` for `folder`. For other data it is 256, or fewer if 16 bits would not reach
+    `max_depth`.
 
     Args:
         data: The recipe's `data` section; {} if the recipe has none.
@@ -215,17 +221,17 @@ def units_of(data: dict, max_depth: float) -> float:
 
 
 def parse_units(text: str | None, data: dict, max_depth: float) -> float:
-    """Parses the option --depth-unit, i.e. the levels per metre of the PNGs in depth/.
+    """Parses the option --depth-unit, the number of levels per metre in the depth PNGs.
 
-    Without the option, returns `units_of(data, max_depth)`.
+    Without the option, the result is `units_of(data, max_depth)`.
 
     Args:
         text: The option's text, or None if it isn't given.
-        data: The recipe's `data` section.
+        data: The recipe's `data` section; {} if the recipe has none.
         max_depth: The largest depth that the network predicts, in metres.
 
     Raises:
-        RecipeError: If the number of levels is out of range.
+        RecipeError: If the text is no number, or the number of levels is out of range.
     """
     if text is None:
         return units_of(data, max_depth)
@@ -241,7 +247,9 @@ def parse_units(text: str | None, data: dict, max_depth: float) -> float:
 
 
 def in_words(units_per_m: float, max_depth: float) -> str:
-    """Describes the unit of the PNGs in depth/, and warns if 16 bits can't hold all depths.
+    """Returns one line of text about the depth PNGs: their number of levels per metre.
+
+    If 16 bits can't hold depths up to `max_depth`, the text warns that larger ones are clamped.
 
     Args:
         units_per_m: Levels per metre.

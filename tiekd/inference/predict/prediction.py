@@ -22,7 +22,7 @@ READ_AHEAD = 2  # images that are read ahead of the current one
 
 
 def predict_all(predictor: Predictor, inputs: Sequence[Input], out: TextIO, errors: TextIO) -> int:
-    """Predicts images, then videos.
+    """Predicts the depth of images, then of videos, and writes the output files.
 
     An input that can't be read, or whose size the network can't process, is reported and skipped.
 
@@ -65,7 +65,23 @@ def predict_all(predictor: Predictor, inputs: Sequence[Input], out: TextIO, erro
 def predict_images(
     predictor: Predictor, images: Sequence[Input], out: TextIO, errors: TextIO
 ) -> int:
-    """Predicts images in batches; arguments, result and errors are those of `predict_all`."""
+    """Predicts the depth of images in batches, and writes the output files.
+
+    An image that can't be read, or whose size the network can't process, is reported and skipped.
+
+    Args:
+        predictor: The student and the settings of its outputs.
+        images: The images; no videos.
+        out: Text stream that receives the progress.
+        errors: Text stream that receives one line for each failed image or batch.
+
+    Returns:
+        The number of failed images.
+
+    Raises:
+        DataError: If a file can't be written.
+        OSError: If a folder can't be created.
+    """
     done = failed = 0
     progress = Progress("images", len(images), lambda: done + failed, out)
     # Sort by size, so that images of one size are consecutive and batches are full.
@@ -102,7 +118,10 @@ def _load(predictor: Predictor, item: Input) -> LoadedImage:
 
 
 def _attempt(function: Callable, *arguments):
-    """Calls a function, and returns its result or the UserError that it raises."""
+    """Returns function(*arguments), or the UserError that this call raises.
+
+    Other exceptions are not caught.
+    """
     try:
         return function(*arguments)
     except UserError as error:
@@ -110,7 +129,13 @@ def _attempt(function: Callable, *arguments):
 
 
 def _read_ahead(pool: ThreadPoolExecutor, read: Callable, items: Iterable) -> Iterator:
-    """Yields read(item) for each item in order, while threads read the next READ_AHEAD items."""
+    """Yields read(item) for each item in order, while threads read the next READ_AHEAD items.
+
+    Args:
+        pool: The threads.
+        read: A function of one item, which is called in a thread.
+        items: The items.
+    """
     coming: deque = deque()
     for item in items:
         coming.append(pool.submit(read, item))
@@ -123,13 +148,15 @@ def _read_ahead(pool: ThreadPoolExecutor, read: Callable, items: Iterable) -> It
 def _batches(
     loaded: Iterable[LoadedImage | UserError], batch_size: int
 ) -> Iterator[list[LoadedImage] | UserError]:
-    """Yields batches of consecutive images that have one size after resizing.
-
-    An error in `loaded` is yielded as it comes, before the batch that isn't complete yet.
+    """Groups consecutive images that have one size after resizing into batches.
 
     Args:
         loaded: The images, or errors in place of those that couldn't be read.
         batch_size: The largest number of images in a batch.
+
+    Yields:
+        A list of images; or an error of `loaded`, which is yielded as soon as it is met, even if a
+        batch isn't complete yet.
     """
     batch: list[LoadedImage] = []
     for image in loaded:
@@ -155,12 +182,13 @@ def _size_of(item: Input) -> tuple[int, int]:
 
 
 def _line(error: UserError, batch: list[LoadedImage] | UserError) -> str:
-    """Formats an error as one line.
+    """Returns one line of text about an error: its class and its message.
 
     Args:
         error: The error.
-        batch: The images whose prediction raised the error; their paths, their working size and a
-            remedy are then added. For an error in reading an image, the error itself.
+        batch: The images whose prediction raised the error. The line then also has their paths,
+            the size to which they were resized, and a remedy. For any other error, the error
+            itself.
     """
     text = " ".join(str(error).split())
     if not isinstance(batch, UserError) and str(batch[0].path) not in text:

@@ -47,7 +47,7 @@ class LoadedImage(NamedTuple):
 
 
 class Predictor:
-    """Predicts batches with a student, and writes the outputs.
+    """Predicts batches of images with a student, and writes the output files.
 
     `network_s` is the total time spent in the network so far, in seconds.
 
@@ -73,10 +73,10 @@ class Predictor:
         self.network_s = 0.0
 
     def prepare(self, name: str, path: Path, pixels: Tensor) -> LoadedImage:
-        """Returns an image with its resized copy and its camera.
+        """Prepares an image for the network: resizes it and looks up its camera, if it is needed.
 
         Args:
-            name: See `LoadedImage`.
+            name: Name of its output files, as in `LoadedImage`.
             path: The file of the image or video.
             pixels: (3, H, W) uint8 RGB.
 
@@ -96,7 +96,7 @@ class Predictor:
         return LoadedImage(name, path, pixels, small, camera, focal)
 
     def depths(self, batch: Sequence[LoadedImage]) -> list[tuple[Tensor, Tensor | None]]:
-        """Predicts images of one working size.
+        """Predicts the depth of images that have one size after resizing.
 
         Args:
             batch: The images; their own sizes may differ.
@@ -137,7 +137,7 @@ class Predictor:
     def write(
         self, image: LoadedImage, depth: Tensor, confidence: Tensor | None, colour: bool = True
     ) -> None:
-        """Writes the files of one image; called in a thread.
+        """Writes the output files of one image, as `Outputs.write` does; called in a thread.
 
         Args:
             image: The image.
@@ -151,9 +151,10 @@ class Predictor:
 
 
 class Writes:
-    """Limits the writes that threads have not finished to WAITING, and raises their exceptions.
+    """Context manager that limits the number of unfinished writes in threads to WAITING.
 
-    A context manager: leaving it waits for all writes, unless an exception is being raised.
+    Leaving it waits for all writes, unless an exception is being raised. If a write raised an
+    exception, waiting for it raises that exception again.
     """
 
     def __init__(self):
@@ -168,7 +169,11 @@ class Writes:
             self._waiting.popleft().result()
 
     def add(self, write) -> None:
-        """Adds a write (a Future), and waits for the oldest ones until at most WAITING are left."""
+        """Adds a write, and waits for the oldest ones until at most WAITING are left.
+
+        Args:
+            write: The Future of the write, which is raised again if it failed.
+        """
         self._waiting.append(write)
         while len(self._waiting) > WAITING:
             self._waiting.popleft().result()

@@ -89,9 +89,14 @@ def predict_video(predictor: Predictor, item: Input, out: TextIO) -> Flicker:
 
 
 def _chunks(frames: Iterable[Frame], most: int) -> Iterator[list[tuple[int, Frame]]]:
-    """Yields the frames in order as lists of (frame number, frame).
+    """Splits frames into lists of consecutive frames of one size.
 
-    A list has up to `most` consecutive frames, all of one size.
+    Args:
+        frames: The frames of a video, in order.
+        most: The largest number of frames in a list.
+
+    Yields:
+        Lists of (frame number, frame); frames are numbered from 0.
     """
     for _, alike in groupby(enumerate(frames), lambda numbered: numbered[1].rgb.shape):
         while chunk := list(islice(alike, most)):
@@ -103,11 +108,11 @@ def _pixels(frame: Frame) -> torch.Tensor:
 
 
 def _until_broken(video: Video, broken: list[DataError]) -> Iterator[Frame]:
-    """Yields a video's frames up to the first that can't be decoded.
+    """Yields a video's frames up to the first that can't be decoded, without raising an error.
 
     Args:
         video: The video.
-        broken: A list to which the decoding error is appended.
+        broken: A list to which the decoding error, if there is one, is appended.
     """
     try:
         yield from video.frames()

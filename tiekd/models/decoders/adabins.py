@@ -69,11 +69,11 @@ class AdaBins(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, features: Sequence[Tensor], image_size: tuple[int, int]) -> Tensor:
-        """Returns the fused features, (B, channels, h, w).
+        """Returns the fused features, (B, channels, h, w), at the finest feature's size (h, w).
 
         Args:
             features: as the encoder returns them, fine to coarse.
-            image_size: (H, W), not used.
+            image_size: (H, W) of the image; not used, but other decoders need this argument.
         """
         x = self.levels[0](features[-1])
         for level, skip in zip(self.levels[1:], reversed(features[:-1]), strict=True):

@@ -142,7 +142,15 @@ class UpConv(nn.Module):
         self.norm = BatchNorm2d(out_channels, eps=NORM_EPS) if norm else None
 
     def forward(self, x: Tensor, size: Sequence[int]) -> Tensor:
-        """Returns (B, out_channels, *size) from (B, in_channels, h, w)."""
+        """Upsamples x and applies convolution, ELU and BatchNorm.
+
+        Args:
+            x: (B, in_channels, h, w).
+            size: (height, width) to which x is upsampled.
+
+        Returns:
+            (B, out_channels, height, width).
+        """
         x = _elu(self.conv(interpolate(x, size=tuple(size), mode="nearest")))
         return x if self.norm is None else self.norm(x)
 
@@ -206,7 +214,14 @@ class AtrousConv(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns (B, out_channels, h, w) from (B, in_channels, h, w)."""
+        """Applies the layers that the class describes to x.
+
+        Args:
+            x: (B, in_channels, h, w).
+
+        Returns:
+            (B, out_channels, h, w).
+        """
         x = relu(x) if self.norm_in is None else relu(self.norm_in(x), inplace=True)
         return self.dilated(relu(self.norm(self.reduce(x)), inplace=True))
 
@@ -232,17 +247,27 @@ class Reduction(nn.Module):
         self.out = nn.Conv2d(in_channels, out_channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns (B, out_channels, h, w) from (B, in_channels, h, w)."""
+        """Applies the layers that the class describes to x.
+
+        Args:
+            x: (B, in_channels, h, w).
+
+        Returns:
+            (B, out_channels, h, w).
+        """
         for layer in self.layers.values():
             x = _elu(layer(x))
         return self.out(x)
 
 
 def _elu(x: Tensor) -> Tensor:
-    """Applies ELU in place; x must be a convolution's output that nothing else uses.
+    """Applies the activation ELU to x in place, and returns x.
 
-    In place, the gradient is computed from ELU's result. In bf16 it is therefore 0 for inputs below
-    -6, where the exact gradient is 0.0025 or less.
+    Then the gradient is computed from ELU's result. In bf16 it is therefore 0 for inputs below -6,
+    where the exact gradient is 0.0025 or less.
+
+    Args:
+        x: output of a convolution, of any shape, which no other operation uses.
     """
     return elu(x, inplace=True)
 
@@ -293,15 +318,18 @@ def spread_planes(planes: Tensor, stride: int) -> Tensor:
 
 
 def _every(depth: Tensor, step: int, size: Sequence[int]) -> Tensor:
-    """Returns every step-th pixel of a depth map in both directions, cropped to (B, 1, *size).
+    """Returns every step-th pixel of the local planes' depth, in rows and columns, and crops it.
 
     A local plane at the right or bottom border may cover pixels beyond the image, which are
     cropped.
 
     Args:
-        depth: (B, 1, h, w).
+        depth: (B, 1, h, w), as `spread_planes` returns it.
         step: distance between the pixels that are kept.
-        size: height and width of the result.
+        size: (height, width) of the result.
+
+    Returns:
+        (B, 1, height, width), in the unit of `depth`.
     """
     return depth[:, :, ::step, ::step][:, :, : size[0], : size[1]]
 

@@ -110,7 +110,7 @@ class DenseDepth(nn.Module):
 
         Args:
             features: as the encoder returns them, fine to coarse.
-            image_size: (H, W), not used.
+            image_size: (H, W) of the image; not used, but other decoders need this argument.
         """
         deepest, *levels = self.levels
         x = features[-1]
@@ -128,9 +128,9 @@ class DenseDepth(nn.Module):
         return x
 
     def fold(self) -> None:
-        """Merges the 1x1 convolution into the next one, in place, if this saves computation.
+        """Merges the decoder's 1x1 convolution into the next one, if that saves computation.
 
-        Use this for inference only, since it changes the state dict.
+        The decoder and its state dict are changed in place. So use this method for inference only.
         """
         deepest = self.levels[0]
         if len(self.levels) > 1 and isinstance(deepest, PointwiseConv) and deepest.adds_channels:
@@ -171,7 +171,18 @@ class TwoConvs(nn.Module):
         skip: Tensor | None = None,
         pointwise: PointwiseConv | None = None,
     ) -> Tensor:
-        """Returns (B, out_channels, *size); arguments as for `UpsampledConv.forward`."""
+        """Upsamples x, concatenates `skip` and applies the two convolutions.
+
+        Args:
+            x: (B, C, h, w), features that are resized to `size` bilinearly with aligned corners.
+            size: (H, W) of the output.
+            skip: (B, S, H, W), the encoder's feature, concatenated after the upsampled x; None for
+                none.
+            pointwise: a 1x1 convolution to apply to x before upsampling; None for none.
+
+        Returns:
+            (B, out_channels, H, W).
+        """
         if self._wants_channels_last(x, size, 0 if skip is None else skip.shape[1]):
             x = x.contiguous(memory_format=torch.channels_last)
             skip = None if skip is None else skip.contiguous(memory_format=torch.channels_last)
@@ -182,7 +193,7 @@ class TwoConvs(nn.Module):
         """Returns True if the first convolution should run in channels_last memory layout.
 
         Args:
-            x: (B, C, h, w), its input before upsampling.
+            x: (B, C, h, w), the convolution's input before upsampling.
             size: (H, W) to which x is upsampled.
             skip_channels: number of channels of the encoder's feature that is concatenated.
         """

@@ -45,10 +45,13 @@ class DepthFormer(nn.Module):
         self.strides = (2, *self.swin.strides)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Returns the features (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])).
+        """Returns the features of an image as a list, fine to coarse.
 
         Args:
             image: (B, 3, H, W), normalised with ImageNet's mean and standard deviation.
+
+        Returns:
+            One tensor (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])) for each i.
         """
         return [relu(self.bn1(self.conv1(image)), inplace=True), *self.swin(image)]
 

@@ -100,10 +100,13 @@ class EfficientNet(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Returns the features (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])).
+        """Returns the features of an image as a list, fine to coarse.
 
         Args:
             image: (B, 3, H, W), normalised with ImageNet's mean and standard deviation.
+
+        Returns:
+            One tensor (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])) for each i.
         """
         x = silu(self.bn_stem(self.conv_stem(image)))
         features = []
@@ -136,7 +139,14 @@ class SameConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel, stride, groups=groups, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns (B, out_channels, ceil(H / stride), ceil(W / stride)) from x (B, C, H, W)."""
+        """Applies the layers that the class describes to x.
+
+        Args:
+            x: (B, in_channels, H, W).
+
+        Returns:
+            (B, out_channels, ceil(H / stride), ceil(W / stride)).
+        """
         (kernel, _), (stride, _) = self.kernel_size, self.stride
         down, across = (
             max((math.ceil(n / stride) - 1) * stride + kernel - n, 0) for n in x.shape[2:]
@@ -162,7 +172,14 @@ class SqueezeExcite(nn.Module):
         self.conv_expand = nn.Conv2d(squeezed, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns x (B, channels, H, W), multiplied by one gate per image and channel."""
+        """Returns x, multiplied by one gate per image and channel.
+
+        Args:
+            x: (B, channels, H, W).
+
+        Returns:
+            (B, channels, H, W).
+        """
         gate = self.conv_expand(silu(self.conv_reduce(x.mean((2, 3), keepdim=True))))
         return x * torch.sigmoid(gate)
 
@@ -189,7 +206,14 @@ class DepthwiseSeparable(nn.Module):
         self.residual = stride == 1 and in_channels == out_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns (B, out_channels, ceil(H / stride), ceil(W / stride)) from x (B, C, H, W)."""
+        """Applies the layers that the class describes to x.
+
+        Args:
+            x: (B, in_channels, H, W).
+
+        Returns:
+            (B, out_channels, ceil(H / stride), ceil(W / stride)).
+        """
         y = self.se(silu(self.bn1(self.conv_dw(x))))
         y = self.bn2(self.conv_pw(y))
         return x + y if self.residual else y
@@ -221,7 +245,14 @@ class InvertedResidual(nn.Module):
         self.residual = stride == 1 and in_channels == out_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns (B, out_channels, ceil(H / stride), ceil(W / stride)) from x (B, C, H, W)."""
+        """Applies the layers that the class describes to x.
+
+        Args:
+            x: (B, in_channels, H, W).
+
+        Returns:
+            (B, out_channels, ceil(H / stride), ceil(W / stride)).
+        """
         y = silu(self.bn1(self.conv_pw(x)))
         y = self.se(silu(self.bn2(self.conv_dw(y))))
         y = self.bn3(self.conv_pwl(y))
@@ -229,7 +260,10 @@ class InvertedResidual(nn.Module):
 
 
 def _round_to_8(channels: float) -> int:
-    """Returns `channels`, rounded to the nearest multiple of 8, but at least 8 and 90 % of it."""
+    """Returns a multiple of 8 near `channels`, the wanted number of channels.
+
+    It is the nearest multiple, but at least 8 and at least 90 % of `channels`.
+    """
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * channels else rounded
 

@@ -84,10 +84,13 @@ class MobileNetV2(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Returns the features (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])).
+        """Returns the features of an image as a list, fine to coarse.
 
         Args:
             image: (B, 3, H, W), normalised with ImageNet's mean and standard deviation.
+
+        Returns:
+            One tensor (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])) for each i.
         """
         x = self.conv1(image)
         features = []
@@ -144,7 +147,14 @@ class ConvNorm(nn.Module):
         self.linear = linear
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns (B, out_channels, ceil(H / stride), ceil(W / stride)) from x (B, C, H, W)."""
+        """Applies the layers that the class describes to x.
+
+        Args:
+            x: (B, in_channels, H, W).
+
+        Returns:
+            (B, out_channels, ceil(H / stride), ceil(W / stride)).
+        """
         x = self.bn(self.conv(x))
         if self.linear:
             return x
@@ -178,7 +188,14 @@ class InvertedResidual(nn.Module):
         self.residual = stride == 1 and in_channels == out_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns (B, out_channels, ceil(H / stride), ceil(W / stride)) from x (B, C, H, W)."""
+        """Applies the layers that the class describes to x.
+
+        Args:
+            x: (B, in_channels, H, W).
+
+        Returns:
+            (B, out_channels, ceil(H / stride), ceil(W / stride)).
+        """
         return x + self.conv(x) if self.residual else self.conv(x)
 
 
@@ -203,10 +220,10 @@ class _ReLU6(torch.autograd.Function):
 
 
 def _relu6(x: Tensor) -> Tensor:
-    """Applies ReLU6 in place.
+    """Applies ReLU6 to x, of any shape, in place and returns it.
 
-    Without gradients and under torch.compile it calls torch's own operator, which then needs no
-    more memory.
+    Without gradients and under torch.compile the function calls torch's own ReLU6, which then needs
+    no more memory than `_ReLU6`.
     """
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return relu6(x, inplace=True)
@@ -216,13 +233,10 @@ def _relu6(x: Tensor) -> Tensor:
 def _checked(
     strides: Sequence[int], dilations: Sequence[int], taps: Sequence[int], width: float
 ) -> tuple[int, ...]:
-    """Checks the arguments of `MobileNetV2`, which have the same names.
-
-    Returns:
-        `taps` as a tuple.
+    """Checks the arguments of `MobileNetV2` with the same names, and returns `taps` as a tuple.
 
     Raises:
-        RecipeError: an argument is out of range.
+        RecipeError: one of them is out of range, or not one of the allowed values.
     """
     if len(strides) != 7 or any(stride not in (1, 2) for stride in strides):
         raise RecipeError(f"strides: got {list(strides)}; 7 values, one per stage, each 1 or 2")
@@ -238,7 +252,10 @@ def _checked(
 
 
 def _round_to_8(channels: float) -> int:
-    """Returns `channels`, rounded to the nearest multiple of 8, but at least 8 and 90 % of it."""
+    """Returns a multiple of 8 near `channels`, the wanted number of channels.
+
+    It is the nearest multiple, but at least 8 and at least 90 % of `channels`.
+    """
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * channels else rounded
 

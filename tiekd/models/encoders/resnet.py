@@ -75,10 +75,13 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Returns the features (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])).
+        """Returns the features of an image as a list, fine to coarse.
 
         Args:
             image: (B, 3, H, W), normalised with ImageNet's mean and standard deviation.
+
+        Returns:
+            One tensor (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])) for each i.
         """
         x = relu(self.bn1(self.conv1(image)), inplace=True)
         features = [x] if 0 in self.taps else []
@@ -116,7 +119,14 @@ class BasicBlock(nn.Module):
         self.downsample = _projection(in_channels, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns (B, width, ceil(H / stride), ceil(W / stride)) from x (B, C, H, W)."""
+        """Applies both convolutions to x, and adds the skip connection.
+
+        Args:
+            x: (B, in_channels, H, W).
+
+        Returns:
+            (B, width, ceil(H / stride), ceil(W / stride)).
+        """
         y = relu(self.bn1(self.conv1(x)), inplace=True)
         y = self.bn2(self.conv2(y))
         return relu(y + (x if self.downsample is None else self.downsample(x)), inplace=True)
@@ -150,7 +160,14 @@ class Bottleneck(nn.Module):
         self.downsample = _projection(in_channels, out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns (B, 4 * width, ceil(H / stride), ceil(W / stride)) from x (B, C, H, W)."""
+        """Applies the three convolutions to x, and adds the skip connection.
+
+        Args:
+            x: (B, in_channels, H, W).
+
+        Returns:
+            (B, 4 * width, ceil(H / stride), ceil(W / stride)).
+        """
         y = relu(self.bn1(self.conv1(x)), inplace=True)
         y = relu(self.bn2(self.conv2(y)), inplace=True)
         y = self.bn3(self.conv3(y))

@@ -86,10 +86,13 @@ class Swin(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Returns the features (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])).
+        """Returns the features of an image as a list, fine to coarse.
 
         Args:
             image: (B, 3, H, W), normalised with ImageNet's mean and standard deviation.
+
+        Returns:
+            One tensor (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])) for each i.
         """
         # Pad with zeros at the right and bottom to whole patches.
         image = pad(image, (0, -image.shape[3] % PATCH, 0, -image.shape[2] % PATCH))
@@ -129,7 +132,14 @@ class Block(nn.Module):
         self.drop_path = drop_path
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps a grid of tokens (B, H, W, channels) to the same shape."""
+        """Applies attention and MLP to a grid of H x W tokens per image.
+
+        Args:
+            x: (B, H, W, channels).
+
+        Returns:
+            (B, H, W, channels).
+        """
         x = x + self._dropped(self.attention(self.norm1(x)))
         return x + self._dropped(self.project(gelu(self.expand(self.norm2(x)))))
 
@@ -162,7 +172,14 @@ class PatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * channels, 2 * channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps tokens (B, H, W, channels) to tokens (B, ceil(H / 2), ceil(W / 2), 2 * channels)."""
+        """Merges a grid of H x W tokens per image.
+
+        Args:
+            x: (B, H, W, channels).
+
+        Returns:
+            (B, ceil(H / 2), ceil(W / 2), 2 * channels).
+        """
         x = pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
         # Concatenate each 2x2 square's channels in the published order: (channel, row, column).
         x = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).permute(0, 1, 3, 5, 2, 4).flatten(3)
@@ -172,7 +189,7 @@ class PatchMerging(nn.Module):
 def _check(
     width: int, depths: Sequence[int], heads: Sequence[int], window: int, drop_path: float
 ) -> None:
-    """Checks the arguments of `Swin`, which have the same names.
+    """Checks those arguments of the class `Swin` that have these names.
 
     Raises:
         RecipeError: an argument is out of range.

@@ -75,10 +75,13 @@ class Timm(nn.Module):
         self.backbone = _with_own_norms(backbone)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Returns the features (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])).
+        """Returns the features of an image as a list, fine to coarse.
 
         Args:
             image: (B, 3, H, W), normalised with ImageNet's mean and standard deviation.
+
+        Returns:
+            One tensor (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])) for each i.
         """
         height, width = image.shape[2:]
         image = self.normalisation(image)
@@ -146,7 +149,14 @@ class Normalisation(nn.Module):
             self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
 
     def _apply(self, fn, recurse=True):
-        """Moves the module to another device, but keeps its buffers in fp32."""
+        """Moves the module to another device like nn.Module, but keeps its buffers in fp32.
+
+        nn.Module calls this method for `to`, `half` and the like.
+
+        Args:
+            fn: function that moves or casts a tensor.
+            recurse: True to apply it to submodules, too.
+        """
         before = dict(self.named_buffers())
         super()._apply(fn, recurse)
         for name, buffer in self.named_buffers():
@@ -229,6 +239,10 @@ def _create(model: str, taps: tuple[int, ...] | None, **options) -> nn.Module:
 def _check_strides(model: str, strides: tuple[int, ...]) -> None:
     """Checks that the features' strides are increasing powers of two, as decoders need them.
 
+    Args:
+        model: timm's name of the model, for the error message.
+        strides: stride of each feature relative to the image.
+
     Raises:
         RecipeError: the strides aren't increasing powers of two.
     """
@@ -276,10 +290,11 @@ def _needs_padding(
 
 
 def _with_own_norms(module: nn.Module) -> nn.Module:
-    """Replaces batch norms with this project's `BatchNorm2d`, in place; returns the module.
+    """Replaces all batch norms within `module` by this project's `BatchNorm2d`, in place.
 
-    Parameters and statistics are copied. A norm of timm that includes an activation becomes a norm
-    followed by the activation. Norms without parameters or without running statistics stay.
+    Returns `module`. Parameters and statistics are copied. A norm of timm that includes an
+    activation becomes a norm followed by the activation. Norms without parameters or without
+    running statistics stay.
     """
     from timm.layers import BatchNormAct2d
 
@@ -306,7 +321,8 @@ def _read_file(path: Path, model: str) -> tuple[dict[str, Tensor], list[str]]:
         model: timm's name of the model.
 
     Returns:
-        The tensors without those of the classifier, and the names of the classifier's tensors.
+        (tensors, classifier): the tensors by timm's names, without those of the classifier; and the
+        names of the classifier's tensors.
 
     Raises:
         CheckpointError: the file can't be read; or tensors are missing, unexpected or of another

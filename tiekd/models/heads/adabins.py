@@ -113,8 +113,8 @@ class AdaBins(nn.Module):
 
         Args:
             features: (B, C, h, w), the decoder's output.
-            image_size: not used.
-            target_depth: not used.
+            image_size: (H, W) of the image; not used, but the DPM head needs this argument.
+            target_depth: (B, 1, H, W), metres; not used, but the DPM head needs it.
 
         Returns:
             A prediction with depth (B, 1, h, w) and bin_centres (B, num_bins), float32, metres.

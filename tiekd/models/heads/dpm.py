@@ -26,7 +26,8 @@ class DpmOptions:
     Attributes:
         num_bins: number of depth bins, at least 2.
         target: target distribution of a pixel: "gaussian", the mass per bin of a Gaussian around
-            the target depth, or "released", the published softmax of the Gaussian's density.
+            the target depth, or "released", the softmax of the Gaussian's density, as in TIE-KD's
+            published code.
         sigma: standard deviation of the target, metres; for "gaussian" at least half of the widest
             bin's width.
         beyond: treatment of target depths above max_depth. "clamp" keeps them ("gaussian" clamps
@@ -61,8 +62,9 @@ _PUBLISHED = DpmOptions()
 class Dpm(nn.Module):
     """Predicts depth = sum_k softmax(conv1x1(features))_k c_k, with fixed bin centres c_k.
 
-    The weight is initialised with a standard deviation of 0.01 and the bias with 0, so that at
-    first the distribution is nearly uniform and the depth near the mean of the bin centres.
+    The sum is over the depth bins k. The convolution's weight is initialised with a standard
+    deviation of 0.01 and its bias with 0, so that at first the distribution is nearly uniform and
+    the depth near the mean of the bin centres.
 
     Attributes:
         kernel: the function that computes depth and divergence, `tiekd.kernels.dpm` or one of its
@@ -106,7 +108,9 @@ class Dpm(nn.Module):
     def forward(
         self, features: Tensor, image_size: tuple[int, int], target_depth: Tensor | None = None
     ) -> Prediction:
-        """Predicts depth and, if there is a target, computes the divergence.
+        """Predicts depth and, with `target_depth`, computes its distribution's divergence.
+
+        The divergence is that of the target distribution from the predicted one.
 
         Args:
             features: (B, C, h, w), the decoder's output, with h and w about the image's size
@@ -149,14 +153,15 @@ class Dpm(nn.Module):
         return conv2d(features, self.weight, self.bias).float().softmax(1)
 
     def _dpm(self, features: Tensor, target_depth: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Computes depth and divergence with this head's weights and options.
+        """Calls `kernel` with this head's weights and options.
 
         Args:
             features: (B, C, h, w).
             target_depth: (B, 1, H, W), metres, or None.
 
         Returns:
-            (depth, divergence), each (B, 1, h, w); the divergence is None without a target.
+            (depth, divergence): the mean depth, (B, 1, h, w), metres; and the divergence of the
+            target distribution, (B, 1, h, w), nats, or None if `target_depth` is None.
         """
         return self.kernel(
             features,
@@ -193,7 +198,12 @@ class Dpm(nn.Module):
     def _apply(self, fn, recurse: bool = True):
         """Moves and casts the module like nn.Module, but keeps the edges of the bins in float32.
 
-        In half precision, edges of adjacent bins would be rounded to the same value.
+        In half precision, edges of adjacent bins would be rounded to the same value. nn.Module
+        calls this method for `to`, `half` and the like.
+
+        Args:
+            fn: function that moves or casts a tensor.
+            recurse: True to apply it to submodules, too.
         """
         super()._apply(fn, recurse)
         self.edges = self._edges_float32.to(self.edges.device)

@@ -31,12 +31,12 @@ class Relu(nn.Module):
     def forward(
         self, features: Tensor, image_size: tuple[int, int], target_depth: Tensor | None = None
     ) -> Prediction:
-        """Predicts depth.
+        """Predicts depth from features.
 
         Args:
             features: (B, C, h, w), the decoder's output.
-            image_size: not used.
-            target_depth: not used.
+            image_size: (H, W) of the image; not used, but the DPM head needs this argument.
+            target_depth: (B, 1, H, W), metres; not used, but the DPM head needs it.
 
         Returns:
             A prediction with depth (B, 1, h, w) float32, metres, and no divergence.

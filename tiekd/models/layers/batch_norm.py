@@ -59,9 +59,14 @@ class BatchNorm2d(nn.BatchNorm2d):
         self.sync = sync
 
     def _apply(self, fn, recurse=True):
-        """Casts and moves the module, but keeps its running statistics in fp32.
+        """Moves and casts the module like nn.Module, but keeps its running statistics in fp32.
 
-        In fp16 a variance above 65504 would overflow.
+        In fp16 a variance above 65504 would overflow. nn.Module calls this method for `to`, `half`
+        and the like.
+
+        Args:
+            fn: function that moves or casts a tensor.
+            recurse: True to apply it to submodules, too.
         """
         mean, var = self.running_mean, self.running_var
         super()._apply(fn, recurse)
@@ -108,12 +113,12 @@ class BatchNorm2d(nn.BatchNorm2d):
         """Normalises x in training, with statistics of the pixels chosen by `counting_only`.
 
         Args:
-            x: (B, C, H, W).
-            weight: (C,) fp32.
-            bias: (C,) fp32.
+            x: (B, C, H, W), the features.
+            weight: (C,) fp32, factor of each normalised channel.
+            bias: (C,) fp32, offset of each normalised channel.
 
         Returns:
-            All pixels, normalised, in the shape and dtype of x.
+            (B, C, H, W) in the dtype of x; the pixels that aren't chosen are normalised, too.
         """
         # Sample the mask of included image pixels at the centres of the feature's pixels.
         rows, columns = (

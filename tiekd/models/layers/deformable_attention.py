@@ -162,7 +162,16 @@ def read_points(
 def _read_some(reference: Tensor, offsets: Tensor, weights: Tensor, *maps: Tensor) -> Tensor:
     """Computes `read_points` for a few queries, sampling all their points of a level at once.
 
-    The arguments are those of `read_points`, with a reference point for every image and level.
+    Args:
+        reference: (B, Q, L, 2), reference points of the Q queries in each of L levels, i.e. maps: x
+            and y from 0 to 1 between the edges of the level.
+        offsets: (B, Q, heads, L, points, 2), x and y of the sampling locations relative to the
+            reference point, in pixels of the level.
+        weights: (B, Q, heads, L, points), attention weights.
+        *maps: the values, one (B * heads, d, h, w) float32 tensor per level.
+
+    Returns:
+        (B, Q, heads * d) float32.
     """
     batch, num_queries, heads, _, _ = weights.shape
     total = 0

@@ -25,6 +25,13 @@ class DepthConv(nn.Conv2d):
         nn.init.constant_(self.bias, bias)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Returns (B, 1, h, w) float32 from features (B, C, h, w)."""
+        """Applies the convolution in float32.
+
+        Args:
+            features: (B, in_channels, h, w), any float dtype.
+
+        Returns:
+            (B, 1, h, w) float32.
+        """
         with torch.autocast(features.device.type, enabled=False):
             return conv2d(features.float(), self.weight.float(), self.bias.float(), padding=1)

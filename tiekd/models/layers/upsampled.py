@@ -52,7 +52,9 @@ class PointwiseConv(nn.Conv2d):
 
     @property
     def adds_channels(self) -> bool:
-        """True if this convolution adds channels, so that merging it saves computation.
+        """True if this convolution has more output than input channels.
+
+        Merging it into the next convolution then saves computation.
 
         For the published MobileNetV2 students (320 -> 2048 -> 512 channels), merging is faster if a
         batch has more than some 350 pixels in total.
@@ -93,9 +95,11 @@ class PointwiseConv(nn.Conv2d):
         return self._merged(*parameters) if _keeps_all() else _checkpoint(self._merged, *parameters)
 
     def _merged(self, next_weight: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """Computes `merged`, with this module's weight and bias as arguments.
+        """Computes the results of `merged`, with this module's weight and bias as arguments.
 
-        Activation checkpointing, which recomputes this function in backward, needs them there.
+        Weight and bias are arguments because activation checkpointing, which recomputes this
+        function in backward, needs them as such. Arguments and results are those of `merged`
+        otherwise.
         """
         ours, others = next_weight.split(
             [self.out_channels, next_weight.shape[1] - self.out_channels], dim=1
@@ -174,10 +178,13 @@ class UpsampledConv(Conv2d):
 
     @torch.no_grad()
     def take_in(self, pointwise: PointwiseConv) -> None:
-        """Merges `pointwise` into this convolution permanently, in place, for inference.
+        """Merges a 1x1 convolution into this convolution permanently, in place, for inference.
 
         This changes the state dict. Afterwards the argument x of `forward` must have the number of
         channels that `pointwise` takes.
+
+        Args:
+            pointwise: the 1x1 convolution that was applied before the upsampling; it isn't changed.
         """
         weight, self.bias_weight = pointwise.merged(self.weight)
         self.weight = nn.Parameter(weight, requires_grad=False)
@@ -186,9 +193,16 @@ class UpsampledConv(Conv2d):
     def _convolve(
         self, x: Tensor, size: tuple[int, int], skip: Tensor | None, weight: Tensor
     ) -> Tensor:
-        """Upsamples x, concatenates `skip` and convolves with `weight` (O, C + S, 3, 3).
+        """Upsamples x, concatenates `skip` and applies a 3x3 convolution with this module's bias.
 
-        The other arguments are those of `forward`.
+        Args:
+            x: (B, C, h, w), features that are resized to `size` bilinearly with aligned corners.
+            size: (H, W) of the output.
+            skip: (B, S, H, W), concatenated after the upsampled x; None for none (S = 0).
+            weight: (O, C + S, 3, 3), weight of the convolution.
+
+        Returns:
+            (B, O, H, W).
         """
         if (
             not self.plain
@@ -268,7 +282,7 @@ def _before_upsampling(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor,
             x.
 
     Returns:
-        (B, C, h, w) and (O, C, 3, 3).
+        (gradient of x, gradient of weight[:, :C]), shapes (B, C, h, w) and (O, C, 3, 3).
     """
     batch_size, channels, height, width = x.shape
     pixels = x.permute(0, 2, 3, 1).reshape(-1, channels)
@@ -298,17 +312,29 @@ def _before_upsampling(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor,
 
 
 def _upsample_backward(grad: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Returns the gradient of the input of `_upsample`.
+    """Returns the gradient of the input of `_upsample`, i.e. of bilinear upsampling.
 
     Args:
-        grad: (B, C, H, W), the gradient of its result.
-        shape: (B, C, h, w), the shape of its input.
+        grad: (B, C, H, W), the gradient of the upsampled features.
+        shape: (B, C, h, w), the shape of the features before upsampling.
+
+    Returns:
+        (B, C, h, w).
     """
     return torch.ops.aten.upsample_bilinear2d_backward(grad, grad.shape[2:], shape, True)
 
 
 def _merge(x: Tensor, size: tuple[int, int], skip: Tensor | None) -> Tensor:
-    """Upsamples x to `size` and concatenates the channels of `skip`, if there are any."""
+    """Upsamples features, and concatenates an encoder's feature.
+
+    Args:
+        x: (B, C, h, w), features that are resized to `size` bilinearly with aligned corners.
+        size: (H, W) of the result.
+        skip: (B, S, H, W), the encoder's feature; None for none (S = 0).
+
+    Returns:
+        (B, C + S, H, W), the upsampled features first.
+    """
     x = _upsample(x, size)
     return x if skip is None else torch.cat([x, skip], dim=1)
 
@@ -321,13 +347,30 @@ class UpsampleByProducts(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """Returns (B, C, *size) from x (B, C, h, w)."""
+        """Upsamples x to `size`, bilinearly with aligned corners.
+
+        Args:
+            ctx: the autograd context, in which (h, w) is stored.
+            x: (B, C, h, w).
+            size: (H, W) of the result.
+
+        Returns:
+            (B, C, H, W).
+        """
         ctx.size = x.shape[2:]
         return _upsample(x, size)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        """Returns the gradient of x, by a matrix product over the rows and one over the columns."""
+        """Computes the gradient of x by a matrix product over the rows and one over the columns.
+
+        Args:
+            ctx: the autograd context, as `forward` filled it.
+            grad: (B, C, H, W), the gradient of the upsampled features.
+
+        Returns:
+            (gradient of x, None), the gradient (B, C, h, w); None is for `size`.
+        """
         height, width = ctx.size
         pixels = grad.permute(0, 2, 3, 1).contiguous()
         batch_size, rows, columns, channels = pixels.shape

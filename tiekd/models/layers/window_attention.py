@@ -44,7 +44,14 @@ class WindowAttention(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps a grid of tokens (B, H, W, channels), of any size, to the same shape."""
+        """Applies the attention to a grid of H x W tokens per image, of any size.
+
+        Args:
+            x: (B, H, W, channels).
+
+        Returns:
+            (B, H, W, channels).
+        """
         # Pad to whole windows, and shift cyclically.
         batch, height, width = x.shape[:3]
         window = self.window
@@ -69,7 +76,7 @@ class WindowAttention(nn.Module):
         return x[:, :height, :width]
 
     def _bias(self, batch: int, rows: int, columns: int) -> Tensor:
-        """Returns the bias that is added to the attention logits.
+        """Returns the bias, per head and pair of tokens, that is added to the attention logits.
 
         Args:
             batch: number of images, B.

@@ -80,10 +80,13 @@ class Hahi(nn.Module):
         nn.init.zeros_(self.reference_points.bias)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Returns features of the same shapes.
+        """Returns the features after attention, as a list in the order of `features`.
 
         Args:
             features: the encoder's features, (B, channels[i], h_i, w_i), fine to coarse.
+
+        Returns:
+            One tensor per feature, in that feature's shape.
         """
         # Reshape the pixels of all features but the finest to tokens, which attend to each other.
         finest, *coarser = [
@@ -137,7 +140,14 @@ class ConvNorm(nn.Module):
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns (B, out_channels, h, w) from (B, in_channels, h, w)."""
+        """Applies the layers that the class describes to x.
+
+        Args:
+            x: (B, in_channels, h, w).
+
+        Returns:
+            (B, out_channels, h, w).
+        """
         return relu(self.bn(self.conv(x)), inplace=True)
 
 

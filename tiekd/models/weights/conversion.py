@@ -26,12 +26,12 @@ _HEADS = ("dpm", "sigmoid")
 
 
 class Conversion(NamedTuple):
-    """The result of a conversion.
+    """The result of converting a checkpoint file between the published names and this project's.
 
     Attributes:
-        tensors: the tensors by their new names.
-        report: the comparison with the network, by this project's names. The norms' batch counters
-            don't count as missing; a misfit's entry contains both shapes.
+        tensors: the converted tensors by their new names.
+        report: the comparison of the tensors with the recipe's network, by this project's names.
+            The norms' batch counters don't count as missing; an entry of `misfit` has both shapes.
         dead: names of published tensors that the published network doesn't use.
     """
 
@@ -41,11 +41,14 @@ class Conversion(NamedTuple):
 
 
 def from_published(source: str | Path, network_node: dict) -> Conversion:
-    """Converts a published file for the network of a recipe.
+    """Converts a published checkpoint file (mmcv's layout) for the network of a recipe.
 
     Args:
-        source: the file.
+        source: path of the file, which is only read.
         network_node: `recipe["network"]`.
+
+    Returns:
+        The tensors by this project's names, and their comparison with the network.
 
     Raises:
         CheckpointError: the file can't be read as a published one.
@@ -65,11 +68,14 @@ def from_published(source: str | Path, network_node: dict) -> Conversion:
 
 
 def to_published(source: str | Path, network_node: dict) -> Conversion:
-    """Converts a weights file of this project to the published names.
+    """Converts a weights file of this project to the names of published (mmcv) checkpoints.
 
     Args:
-        source: the file.
+        source: path of the file, which is only read.
         network_node: `recipe["network"]`.
+
+    Returns:
+        The tensors by their published names, and their comparison with the network.
 
     Raises:
         CheckpointError: a tensor has no published name.
@@ -103,7 +109,14 @@ def check(conversion: Conversion, source: str | Path, recipe_path: str | Path) -
 
 
 def summary(conversion: Conversion) -> str:
-    """Returns a text with the numbers of tensors, and the names of those that did not match."""
+    """Returns a text of several lines about a conversion.
+
+    It has the numbers of tensors that match the network, are missing, unexpected or of another
+    shape, and the names of all but the matching ones.
+
+    Args:
+        conversion: the result of `from_published` or `to_published`.
+    """
     lines = [f"matched: {len(conversion.report.matched)}"]
     for kind, names in _kinds(conversion.report).items():
         lines += [f"{kind}: {len(names)}", *(f"  {name}" for name in names)]
@@ -115,6 +128,10 @@ def summary(conversion: Conversion) -> str:
 
 def write(path: Path, content: Mapping) -> None:
     """Writes a checkpoint file that loads with `weights_only=True`, atomically.
+
+    Args:
+        path: the file, which is replaced if it exists; its folder is created.
+        content: the file's content, of tensors and plain values only.
 
     Raises:
         CheckpointError: the file can't be written.
@@ -137,7 +154,15 @@ def write(path: Path, content: Mapping) -> None:
 
 
 def _report(ours: Mapping[str, Tensor], network_node: dict) -> Report:
-    """Compares tensors with the network, which is built on the meta device, without memory."""
+    """Compares tensors with a network, which is built on the meta device, without memory.
+
+    Args:
+        ours: the tensors by this project's names.
+        network_node: `recipe["network"]`, the network to build.
+
+    Returns:
+        The names of all tensors, as `Conversion.report` describes.
+    """
     with torch.device("meta"):
         network = build_network(network_node)
     report = state_dicts.compare(network, ours)

@@ -76,9 +76,8 @@ def to_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Renames an encoder's tensors to this project's names.
 
     The present names may be those of torchvision, of the published depth networks, of Swin's
-    authors, or already ours.
-
-    Tensors of a classifier and tensors with unknown names are left out.
+    authors, or of this project. Tensors of a classifier and tensors with unknown names are left
+    out.
 
     Args:
         state: a state dict, or a checkpoint that contains one.
@@ -103,14 +102,15 @@ def to_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _read_fitting(encoder: nn.Module, source: str) -> tuple[dict[str, Tensor], str]:
-    """Reads the tensors of an encoder.
+    """Reads pretrained weights, and returns those tensors that the encoder has.
 
     Args:
         encoder: the encoder, which isn't changed.
         source: "imagenet", a file, or another value that the encoder's `read_pretrained` knows.
 
     Returns:
-        (tensors by name, description of the source for the log).
+        (tensors, text): the tensors by this project's names, and a description of their source for
+        the log.
 
     Raises:
         RecipeError: ImageNet weights can't be downloaded, or the weights don't fit.
@@ -128,8 +128,13 @@ def _read(encoder: nn.Module, source: str) -> dict[str, Tensor]:
     """Reads the ImageNet weights or a file; returns the tensors by this project's names.
 
     Args:
-        encoder: the encoder, which states its name in torchvision.
-        source: "imagenet" or a file.
+        encoder: the encoder, whose attribute `torchvision_name` is torchvision's name of its
+            architecture, or None if torchvision has no weights for it.
+        source: "imagenet" or the path of a file.
+
+    Raises:
+        RecipeError: there are no ImageNet weights, or they can't be downloaded.
+        CheckpointError: the file can't be read.
     """
     if source != IMAGENET:
         return to_our_names(state_dicts.read_checkpoint(Path(source)))
@@ -149,6 +154,13 @@ def _from_torchvision(name: str) -> dict[str, Tensor]:
 
     Args:
         name: torchvision's name of the architecture, e.g. "resnet50".
+
+    Returns:
+        The tensors by torchvision's names, those of the classifier included.
+
+    Raises:
+        RecipeError: the weights can't be downloaded.
+        CheckpointError: the file in the cache can't be read.
     """
     from torchvision.models import get_model_weights
 
@@ -170,15 +182,15 @@ def _from_torchvision(name: str) -> dict[str, Tensor]:
 
 
 def _fitting(state: dict[str, Tensor], encoder: nn.Module, source: str) -> dict[str, Tensor]:
-    """Returns those of the given tensors that the encoder has.
+    """Selects from some tensors those that the encoder has, and returns them by name.
 
     Others, e.g. of stages that the encoder doesn't build, are left out. The encoder's tensors whose
     names begin with a prefix in its attribute `not_pretrained` may be missing.
 
     Args:
-        state: the tensors by name.
-        encoder: the encoder.
-        source: the weights' source, for the error message.
+        state: the tensors by this project's names.
+        encoder: the encoder, which isn't changed.
+        source: the value of `pretrained`, for the error message.
 
     Raises:
         RecipeError: a tensor is missing or of another shape.
@@ -239,7 +251,13 @@ def _block_name(block: str, rest: str, projection: int) -> str:
 
 
 def _conv_or_norm(rest: str) -> str:
-    """Renames `0.NAME` to `conv.NAME` (a convolution's) and `1.NAME` to `bn.NAME` (a norm's)."""
+    """Translates torchvision's name of a tensor in a pair of convolution and norm.
+
+    `0.NAME`, the convolution's, becomes `conv.NAME`; `1.NAME`, the norm's, becomes `bn.NAME`.
+
+    Args:
+        rest: torchvision's name of the tensor within the pair, e.g. "0.weight".
+    """
     number, parameter = rest.split(".", 1)
     return f"{('conv', 'bn')[int(number)]}.{parameter}"
 

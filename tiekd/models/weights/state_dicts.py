@@ -56,7 +56,14 @@ class Report(NamedTuple):
 
 
 def read_checkpoint(path: str | Path) -> dict:
-    """Reads a checkpoint file to the CPU. Files that would run code when loaded raise an error.
+    """Reads a checkpoint file to the CPU, and never runs code that the file contains.
+
+    Args:
+        path: a file that `torch.save` wrote.
+
+    Returns:
+        The file's content: a dict of tensors by name, or a dict with such a dict in its entry
+        `state_dict`.
 
     Raises:
         CheckpointError: the file is missing, truncated or not a torch file, or contains other
@@ -104,9 +111,13 @@ def read_checkpoint(path: str | Path) -> dict:
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Reads a network's tensors from a file of this project or a published one.
+    """Reads a network's tensors from a checkpoint file.
 
-    The tensors are returned by this project's names.
+    Args:
+        path: a checkpoint of this project, or a published one (mmcv's layout).
+
+    Returns:
+        The tensors by this project's names, on the CPU.
 
     Raises:
         CheckpointError: the file can't be read, see `read_checkpoint`.
@@ -115,10 +126,11 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def named_tensors(state: Mapping) -> dict[str, Tensor]:
-    """Returns a network's tensors by this project's names.
+    """Returns the tensors in a checkpoint's content by this project's names.
 
     Args:
-        state: the content of a checkpoint file, as `read_checkpoint` returns it.
+        state: the content of a checkpoint file, as `read_checkpoint` returns it. If its tensors
+            have published names, they are renamed as by `from_published`.
     """
     tensors = state.get("state_dict", state)
     if any(name.removeprefix("module.").startswith(PREFIXES[:2]) for name in tensors):
@@ -127,9 +139,9 @@ def named_tensors(state: Mapping) -> dict[str, Tensor]:
 
 
 def from_published(state: Mapping, head: str | None = None) -> dict[str, Tensor]:
-    """Returns the tensors of a published (mmcv layout) checkpoint under our names.
+    """Returns the tensors of a published (mmcv layout) checkpoint under this project's names.
 
-    Tensors that our network doesn't have are left out; `dropped` lists them.
+    Tensors that this project's network doesn't have are left out; `dropped` lists them.
 
     Args:
         state: a state dict, or a checkpoint with an entry `state_dict`. Names may have the prefix
@@ -152,28 +164,38 @@ def from_published(state: Mapping, head: str | None = None) -> dict[str, Tensor]
 
 
 def dropped(state: Mapping, head: str | None = None) -> list[str]:
-    """Returns the tensor names that `from_published` leaves out, sorted.
+    """Returns the names of the tensors that `from_published` leaves out, sorted.
 
-    They belong to unused tensors or classifiers, or are unknown. The arguments are those of
-    `from_published`.
+    The published network doesn't use these tensors, or they are a classifier's, or their names are
+    in no row of the table `published_names`.
+
+    Args:
+        state: a published checkpoint, as for `from_published`.
+        head: "dpm", "sigmoid" or None, as for `from_published`.
     """
     bare = _bare(state)
     return sorted(set(bare) - set(_translated(state, head)))
 
 
 def unknown(state: Mapping) -> list[str]:
-    """Returns the names of a published checkpoint that match no row of the table, sorted.
+    """Returns the tensor names that match no row of the table `published_names`, sorted.
 
-    The other names in `dropped` belong to tensors that the published network doesn't use.
+    `dropped` lists them, too, beside the names of tensors that the published network doesn't use.
+
+    Args:
+        state: a published checkpoint, as for `from_published`.
     """
     return sorted(name for name in _bare(state) if _renamed(name, _FROM_PUBLISHED) is None)
 
 
 def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Renames our state dict to the published names.
+    """Renames a network's tensors to the names that published (mmcv) checkpoints have for them.
 
     This is the inverse of `from_published`, except for the tensors that `from_published` leaves
     out.
+
+    Args:
+        state: the tensors by this project's names.
 
     Raises:
         CheckpointError: a tensor has no published name.
@@ -189,9 +211,11 @@ def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def compare(network: nn.Module, state: Mapping[str, Tensor]) -> Report:
-    """Compares the names and shapes of a state dict with a network's.
+    """Compares the names and shapes of a state dict's tensors with those of a network.
 
-    The network may be on the meta device.
+    Args:
+        network: the network; it may be on the meta device, i.e. without memory for its tensors.
+        state: tensors by this project's names.
     """
     own = network.state_dict()
     matched = sorted(name for name in own if name in state and state[name].shape == own[name].shape)
@@ -210,7 +234,7 @@ def load_into(
 
     Args:
         network: the network, changed in place.
-        state: the tensors under our names.
+        state: the tensors under this project's names.
         ignore: glob patterns of names ("head.*") whose tensors may be missing, unexpected or of
             another shape.
 
@@ -242,7 +266,12 @@ def load_into(
 
 
 def _flaw(tensor: Tensor, own: Tensor) -> str | None:
-    """Returns the reason why `tensor` can't be copied into `own`, of the same shape, or None."""
+    """Returns the reason why a tensor can't be copied into a network, or None if it can.
+
+    Args:
+        tensor: the tensor to copy.
+        own: the network's tensor, of the same shape.
+    """
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
         return "sparse, quantised or without data, wanted plain numbers"
     if own.is_floating_point() and not tensor.is_floating_point():
@@ -251,9 +280,12 @@ def _flaw(tensor: Tensor, own: Tensor) -> str | None:
 
 
 def _bare(state: Mapping) -> dict[str, Tensor]:
-    """Returns the tensors under their published names, without the prefix `module.`.
+    """Returns a published checkpoint's tensors by name, without the prefix `module.`.
 
-    The names of an encoder alone get the prefix `backbone.`.
+    If the checkpoint has only an encoder, whose names lack a prefix, they get `backbone.`.
+
+    Args:
+        state: a state dict, or a checkpoint with an entry `state_dict`.
     """
     state = state.get("state_dict", state)
     tensors = {
@@ -269,9 +301,14 @@ def _bare(state: Mapping) -> dict[str, Tensor]:
 
 
 def _translated(state: Mapping, head: str | None) -> dict[str, tuple[str, Tensor]]:
-    """Returns this project's name and the tensor for each used tensor of a published checkpoint.
+    """Translates the names of those tensors of a published checkpoint that its network uses.
 
-    The arguments are those of `from_published`.
+    Args:
+        state: a published checkpoint, as for `from_published`.
+        head: "dpm", "sigmoid" or None, as for `from_published`.
+
+    Returns:
+        published name -> (this project's name, tensor). Unknown names are left out.
     """
     assert head in (None, "dpm", "sigmoid"), head
     bare = _bare(state)
@@ -303,7 +340,12 @@ def _translated(state: Mapping, head: str | None) -> dict[str, tuple[str, Tensor
 
 
 def _renamed(name: str, rules: list[tuple[re.Pattern, str]]) -> str | None:
-    """Returns a name translated by the first rule that matches; None if no rule matches."""
+    """Returns a tensor's name in the other naming; None if no rule matches the name.
+
+    Args:
+        name: the tensor's full name.
+        rules: (pattern of the full name, template of the result); the first that matches is used.
+    """
     for pattern, template in rules:
         match = pattern.fullmatch(name)
         if match:
@@ -312,9 +354,10 @@ def _renamed(name: str, rules: list[tuple[re.Pattern, str]]) -> str | None:
 
 
 def _pattern(template: str) -> re.Pattern:
-    """Returns a regular expression for a template of `published_names`, such as `neck.{rest}`.
+    """Returns a regular expression for a template of names, such as `neck.{rest}`.
 
-    A field that is repeated in the template must match the same text.
+    Each field, such as {rest}, becomes a named group, which matches the text that
+    `published_names` allows for it. A repeated field must match the same text.
     """
     seen = set()
     parts = []
@@ -327,7 +370,7 @@ def _pattern(template: str) -> re.Pattern:
 
 
 def _not(names: list[str], patterns: Sequence[str]) -> list[str]:
-    """Returns the names that match none of the glob patterns."""
+    """Returns those of `names` that match none of the glob `patterns`, in the same order."""
     return [name for name in names if not any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 

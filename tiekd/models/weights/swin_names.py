@@ -35,9 +35,10 @@ def is_imagenet(state: Mapping[str, Tensor]) -> bool:
 
 
 def to_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the tensors of a classifier by the names that the encoder `Swin` has for them.
+    """Renames a Swin classifier's tensors to the names in the encoder `Swin`.
 
-    The norms of the encoder's returned features are missing, because a classifier lacks them.
+    Tensors that the encoder doesn't have are left out. The result lacks the norms of the encoder's
+    returned features, because a classifier has none.
 
     Args:
         state: the classifier's tensors, by the names of Swin's authors or torchvision.
@@ -67,7 +68,11 @@ def _authors_name(match: re.Match) -> str:
 
 
 def _our_name(name: str) -> str | None:
-    """Returns the encoder's name for a tensor of the authors' network; None if it has none."""
+    """Returns the name in the encoder `Swin` of a tensor; None if the encoder doesn't have it.
+
+    Args:
+        name: the tensor's name in the network of Swin's authors.
+    """
     for pattern, ours in _NAMES:
         match = re.fullmatch(pattern, name)
         if match:
@@ -78,7 +83,10 @@ def _our_name(name: str) -> str | None:
 def _reordered(tensor: Tensor) -> Tensor:
     """Reorders the last dimension of a merging layer's tensor to the encoder's order of channels.
 
-    The dimension has the channels of 2 x 2 tokens. Its order changes from (column, row, channel) to
-    (channel, row, column).
+    The last dimension has the channels of 2 x 2 tokens. Its order changes from (column, row,
+    channel) to (channel, row, column).
+
+    Args:
+        tensor: (4 * C) or (O, 4 * C), for tokens of C channels.
     """
     return tensor.unflatten(-1, (2, 2, -1)).transpose(-3, -1).flatten(-3)
