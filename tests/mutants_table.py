@@ -2798,7 +2798,7 @@ if passed_over:
         "a_bad_teacher_trains",
         "tiekd.training.teacher_audit",
         "audit",
-        "bool(causes)",
+        "bool(judged.certain)",
         "False",
         ("tests/unit/training/test_teacher_audit.py",),
     ),
