@@ -2,9 +2,9 @@
 
 `check_range` reads the ground truth of five frames before training and rejects depths that can't be
 metres. `levels_of` and `describe` collect statistics for bin/check_data.py, so that the user can
-judge what can't be decided automatically. Costs reading the depth maps, 5 ms each. Left out:
-frequent values in the middle of a floating-point map's range, since only its largest and smallest
-values are counted.
+judge what can't be decided automatically. Reading a depth map takes 5 ms. Left out: frequent values
+in the middle of a floating-point map's range, since only its largest and smallest values are
+counted.
 """
 
 from collections import Counter
@@ -44,7 +44,9 @@ class Levels(NamedTuple):
 
 
 def taken_as(frames: Frames, kind: str) -> str:
-    """Describes the unit in which a kind of depth file is read, and the option that sets it.
+    """Returns a phrase with the unit in which a kind of depth file is read, and its option.
+
+    An example is "16-bit PNG is taken as 256 levels a metre (data.depth_unit)".
 
     Args:
         frames: The dataset, whose `depth_format` has the units.
@@ -89,10 +91,12 @@ def check_range(frames: Dataset) -> list[str]:
 
 
 def turned_line(names: Sequence[str]) -> str:
-    """Returns a log line about images that are turned by their EXIF orientation.
+    """Returns a log line about images that were turned upright by their EXIF orientation.
+
+    The line reminds the user that depth maps and intrinsics must be those of the upright image.
 
     Args:
-        names: The images' paths; each image has ground truth.
+        names: The paths of all turned images that were found; each has ground truth.
     """
     return (
         f"{len(names)} image(s) are turned by their EXIF orientation, such as {names[0]}: depth "
@@ -101,11 +105,14 @@ def turned_line(names: Sequence[str]) -> str:
 
 
 def _range_lines(frames: Frames, medians: dict[str, float]) -> list[str]:
-    """Returns the warnings of `check_range`, or raises its DataError.
+    """Returns warnings about implausible median depths, for the log.
 
     Args:
         frames: The dataset, for the unit of its depth files and max_depth.
         medians: depth file -> its median depth in metres.
+
+    Raises:
+        DataError: If all medians are above FARTHEST times max_depth.
     """
     if not medians:
         return []
@@ -135,7 +142,12 @@ def _range_lines(frames: Frames, medians: dict[str, float]) -> list[str]:
 
 
 def levels_of(path: Path) -> Levels:
-    """Returns statistics of a depth file's values, before the unit and invalid values apply.
+    """Returns statistics of a depth file's values as they are stored.
+
+    No unit is applied, and no value other than 0, negatives and non-finite ones is left out.
+
+    Args:
+        path: The depth file, a 16-bit PNG or an NPY file.
 
     Raises:
         DataError: If there is no such file or it can't be read.
@@ -166,14 +178,13 @@ def levels_of(path: Path) -> Levels:
 
 
 def describe(frames: Frames, found: Sequence[Levels]) -> list[str]:
-    """Describes the unit of a dataset's depth maps and their suspiciously frequent values.
+    """Returns lines for the user about the unit of a dataset's depth maps and suspicious values.
+
+    A value is suspicious if so many pixels have it that it may mean "not measured".
 
     Args:
         frames: The dataset, whose `depth_format` has the units and the invalid values.
         found: What `levels_of` returned for each depth map.
-
-    Returns:
-        Lines for the user.
     """
     kinds = Counter(levels.kind for levels in found)
     said = [
@@ -193,7 +204,7 @@ def describe(frames: Frames, found: Sequence[Levels]) -> list[str]:
 
 
 def _piles(frames: Frames, found: Sequence[Levels], are_float: bool) -> list[str]:
-    """Describes values that are so frequent in depth maps that they may mean "not measured".
+    """Returns a line for each value that so many pixels have that it may mean "not measured".
 
     Args:
         frames: The dataset, whose `depth_format` has the values that are known to be invalid.

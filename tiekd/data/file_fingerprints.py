@@ -16,9 +16,9 @@ _BLOCK = 1 << 20
 
 
 def of_each(fact: Callable, paths: Sequence[str | None]) -> list:
-    """Applies a function to each path, and returns the results in order.
+    """Returns the result of a function for each path, as a list in the order of the paths.
 
-    Uses threads for more than 4096 paths.
+    Threads call the function if there are more than 4096 paths.
 
     Args:
         fact: A function of one path, such as `size_and_time`.
@@ -46,10 +46,10 @@ def size_and_time(path: str | os.PathLike) -> tuple[int, int] | None:
 
 
 def crc(path: str | os.PathLike) -> int | None:
-    """Returns the CRC-32 of a file's content; None if it can't be read.
+    """Returns the CRC-32 of a file's content; None if the file can't be read.
 
-    Returns None also for anything but a regular file, since opening a FIFO blocks until there is a
-    writer.
+    The result is None also for anything but a regular file, since opening a FIFO blocks until there
+    is a writer.
     """
     value = 0
     try:

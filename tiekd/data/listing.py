@@ -39,6 +39,9 @@ def list_files(
         on_error: Called with the OSError of each folder that can't be listed; its `filename` is the
             folder. It either raises an error, or returns to leave the folder out.
         leave_out: A folder that isn't entered; None enters all.
+
+    Returns:
+        The files, and the links to folders that weren't followed.
     """
     files = []
     repeated = []
@@ -86,11 +89,12 @@ def unlistable(error: OSError, remedy: str) -> DataError:
 
 
 def _identity(folder: str | Path, on_error: Callable[[OSError], None]) -> set[tuple[int, int]]:
-    """Returns {(device, inode)} of a folder; empty if it can't be accessed.
+    """Returns {(device, inode)} of a folder, by which two paths of the same folder are recognised.
 
     Args:
         folder: The folder.
-        on_error: Called with the OSError if the folder can't be accessed.
+        on_error: Called with the OSError if the folder can't be accessed. If it returns, the result
+            is the empty set.
     """
     try:
         status = os.stat(folder)

@@ -65,6 +65,9 @@ class Draw:
 
     It uses only `random` and `integers` of NumPy's generator, because their streams stay the same
     across NumPy versions.
+
+    Args:
+        seed: the seed.
     """
 
     def __init__(self, seed: np.random.SeedSequence):
@@ -83,11 +86,14 @@ class Draw:
         return int(self._rng.integers(count))
 
     def tint(self, colours: tuple, spread: float = 0.15) -> tuple:
-        """Returns one of `colours` with random changes of brightness and hue.
+        """Returns one of `colours`, chosen at random, with random changes of brightness and hue.
 
         Args:
             colours: the colours to choose from, linear RGB.
             spread: size of the changes, relative to each channel.
+
+        Returns:
+            (r, g, b), linear RGB.
         """
         colour = colours[self.whole(len(colours))]
         gain = self.span(1 - 2 * spread, 1 + spread)
@@ -105,11 +111,14 @@ def frame(angle: float) -> tuple:
 
 
 def ring(radius: float, count: int) -> list:
-    """Returns the `count` corners of a regular polygon around the origin with a horizontal base.
+    """Returns the corners of a regular polygon around the origin, whose lowest side is horizontal.
 
     Args:
         radius: distance of the corners from the origin, metres.
         count: number of corners.
+
+    Returns:
+        [(a, b), ...], counter-clockwise, metres.
     """
     turn = 2 * math.pi / count
     first = math.pi / count - math.pi / 2
