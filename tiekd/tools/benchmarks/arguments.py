@@ -19,12 +19,19 @@ DTYPES = ("fp32", "bf16", "fp16")
 TARGETS = ("gaussian", "released")
 FORMATS = ("auto", "channels_last", "contiguous")
 AGAINST = ("bare", "torch")
-LARGEST = 10**6  # The largest size or count.
+LARGEST = 10**6  # The largest size or count that an option accepts.
 OTHERS = ("products", "compiled", "chunks")
 
 
 def whole(text: str) -> int:
-    """Parses a size or a count, a whole number from 1, as the `type` of an argparse argument."""
+    """Converts the text of a command-line argument to a size or a count, for argparse's `type`.
+
+    Args:
+        text: the text, which must be a whole number from 1 to LARGEST.
+
+    Raises:
+        argparse.ArgumentTypeError: it isn't such a number.
+    """
     if not re.fullmatch(r"[0-9]{1,9}", text) or not 1 <= int(text) <= LARGEST:
         raise argparse.ArgumentTypeError(
             f"got {text!r:.80}; it must be a whole number from 1 to {LARGEST}"
@@ -33,7 +40,7 @@ def whole(text: str) -> int:
 
 
 def _add_batch(parser: argparse.ArgumentParser, of: str = "a step") -> None:
-    """Adds the options for the number and the size of the images in a batch.
+    """Adds the options `--batch`, the number of images in a batch, and `--height` and `--width`.
 
     Args:
         parser: the benchmark's parser.
@@ -45,14 +52,14 @@ def _add_batch(parser: argparse.ArgumentParser, of: str = "a step") -> None:
 
 
 def _add_recipe(parser: argparse.ArgumentParser, default: Path, whose: str) -> None:
-    """Adds the option for the recipe of the network that is measured.
+    """Adds the option `--recipe`, the path of the recipe of the network that is measured.
 
-    Its path is stored as a string, so that it can be part of the JSON report.
+    The path is stored as a string, so that it can be part of the JSON report.
 
     Args:
         parser: the benchmark's parser.
-        default: the recipe if the option isn't given.
-        whose: text that names the default in the help.
+        default: path of the recipe if the option isn't given.
+        whose: text that names this recipe in the help.
     """
     parser.add_argument(
         "--recipe", type=paths.path_text_argument, default=str(default), help=f"default {whose}"
@@ -60,7 +67,11 @@ def _add_recipe(parser: argparse.ArgumentParser, default: Path, whose: str) -> N
 
 
 def _add_kitti(parser: argparse.ArgumentParser) -> None:
-    """Adds the option `--data` for a folder with the KITTI data set."""
+    """Adds the option `--data` for a folder with the KITTI data set.
+
+    Args:
+        parser: the benchmark's parser.
+    """
     parser.add_argument(
         "--data",
         type=paths.path_argument,
@@ -70,7 +81,11 @@ def _add_kitti(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_compile(parser: argparse.ArgumentParser) -> None:
-    """Adds the option `--compile`, which compiles encoder and decoder with torch.compile."""
+    """Adds the option `--compile`, which compiles encoder and decoder with torch.compile.
+
+    Args:
+        parser: the benchmark's parser.
+    """
     parser.add_argument(
         "--compile", action="store_true", help="our encoder and decoder by torch.compile"
     )
