@@ -98,7 +98,7 @@ class WorkerBatch(NamedTuple):
         image = there.image
         depth = there.depth
         teacher_depth = there.teacher_depth
-        # Rotate, flip and crop the images, unless they need none of it (`places` is None).
+        # Rotate, flip and crop the images; if `places` is None, they are used as they are.
         if there.places is None:
             inside = torch.ones(len(image), 1, *image.shape[-2:], dtype=torch.bool, device=device)
         else:

@@ -249,7 +249,14 @@ def _note(content: mmap.mmap | bytes) -> tuple | None:
 
 
 def _state(source: Path) -> tuple[int, int]:
-    """Returns (bytes, modification time in ns) of a file. Raises DataError if it doesn't exist."""
+    """Returns (size in bytes, modification time in ns) of a file.
+
+    Args:
+        source: The file.
+
+    Raises:
+        DataError: If there is no such file.
+    """
     try:
         found = os.stat(source)
     except OSError:

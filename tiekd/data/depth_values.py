@@ -22,7 +22,7 @@ from tiekd.errors import DataError
 NEAREST_M = 0.1  # smallest plausible median depth
 FARTHEST = 3.0  # largest plausible median depth, as a multiple of max_depth
 _PROBED = 5  # number of frames that `check_range` reads
-_PILE = 0.05  # a value is suspicious from this share of the pixels above 0
+_PILE = 0.05  # a value that so large a share of the pixels above 0 has is suspicious
 _8_BITS = 255
 
 
@@ -116,7 +116,7 @@ def _range_lines(frames: Frames, medians: dict[str, float]) -> list[str]:
     """
     if not medians:
         return []
-    # A single frame may have unusual depths, so report only a property of all these frames.
+    # A single frame may have unusual depths, so report only what is true of all these frames.
     path, median_m = next(iter(medians.items()))
     taken = taken_as(frames, image_io.kind_of_depth(Path(path)))
     count = (
@@ -219,8 +219,8 @@ def _piles(frames: Frames, found: Sequence[Levels], are_float: bool) -> list[str
         maps.update(levels.piles.keys())
     said = []
     for value, count in sorted(pixels.items()):
-        # Report a value only if it is frequent in all maps together, and in at least two of them
-        # (or in the only map).
+        # Report a value only if it is frequent in all depth maps together, and also in at least two
+        # single ones (or in the only one).
         if count < _PILE * total or maps[value] < min(2, len(found)):
             continue
         is_none = value in frames.depth_format.invalid or (

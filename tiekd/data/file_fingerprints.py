@@ -37,7 +37,11 @@ def of_each(fact: Callable, paths: Sequence[str | None]) -> list:
 
 
 def size_and_time(path: str | os.PathLike) -> tuple[int, int] | None:
-    """Returns (bytes, modification time in ns) of a file; None if there is no such file."""
+    """Returns (size in bytes, modification time in ns) of a file; None if there is no such file.
+
+    Args:
+        path: The file.
+    """
     try:
         found = os.stat(path)
     except OSError:
@@ -46,10 +50,11 @@ def size_and_time(path: str | os.PathLike) -> tuple[int, int] | None:
 
 
 def crc(path: str | os.PathLike) -> int | None:
-    """Returns the CRC-32 of a file's content; None if the file can't be read.
+    """Returns the CRC-32 of a file's content.
 
-    The result is None also for anything but a regular file, since opening a FIFO blocks until there
-    is a writer.
+    Args:
+        path: The file. The result is None if it can't be read, or if it isn't a regular file, since
+            opening a FIFO blocks until there is a writer.
     """
     value = 0
     try:

@@ -46,7 +46,8 @@ def list_files(
     files = []
     repeated = []
     entered = set() if leave_out is None else _identity(leave_out, lambda _: None)
-    # Enter links to folders only when no real folder is left.
+    # Enter links to folders only when no real folder is left, so that a file is listed under a path
+    # without links if it has one.
     real = deque([""])
     links = deque()
     while real or links:

@@ -227,7 +227,8 @@ def describe(folder: Path) -> str:
     digest = manifest.get("teacher_digest")
     teacher = manifest.get("teacher_network") or {}
     name = teacher.get("name")
-    # An external teacher is identified by its name, one of this project by its weights' digest.
+    # An external teacher is identified by its name, a network of this project by the digest of its
+    # weights.
     parts = [name] if name else []
     if "output" in teacher:
         parts = [f"{name} {teacher.get('model')}", f"output {teacher['output']}"]

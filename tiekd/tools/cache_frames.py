@@ -197,8 +197,8 @@ def _check_disk(folder: Path, missing: list[tuple[Path, Callable]], out: TextIO)
     needed = sum(_bytes(*source) for source in missing)
     free = shutil.disk_usage(folder).free
     _tell(out, f"Disk: {needed / 1e9:.3f} GB needed, {free / 1e9:.3f} GB free")
-    # Compare the space before the first write. Otherwise the disk could get full hours later, with
-    # an incomplete cache.
+    # Compare needed and free space before the first write. Otherwise the disk could get full hours
+    # later, with an incomplete cache.
     if needed > free:
         raise DataError(
             f"{folder}: {len(missing)} decoded files need {needed / 1e9:.3f} GB, {free / 1e9:.3f} "

@@ -70,9 +70,9 @@ class Split:
         return None if self.lines is None else f"{self.frames.source}:{self.lines[index][0]}"
 
     def remarks(self) -> list[str]:
-        """Returns lines for the user about how the files are read, such as the unit of depth maps.
+        """Returns lines for the user about how the files are read, e.g. the unit of depth maps.
 
-        These are neither faults nor warnings.
+        These are neither faults nor warnings. The frames must have been read (`facts`).
         """
         found = depth_values.describe(
             self.frames, [fact.levels for fact in self.facts if fact.levels is not None]

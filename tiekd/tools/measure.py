@@ -17,7 +17,7 @@ _MOST = 50  # maximum number of timed iterations
 # optimizer's state isn't allocated. So timing restarts after each skipped step, but only before
 # this iteration.
 _MOST_SKIPPED = 40
-_READ_AHEAD = 2  # batches that each worker of torch's loader prefetches
+_READ_AHEAD = 2  # batches that each data worker reads in advance
 
 
 class Stopwatch(Hook):

@@ -98,7 +98,8 @@ def _run(command: Sequence[str], work_dir: Path, asked: list[int]) -> int:
         The command's exit code; 128 + N if signal N ended it.
     """
     environment = os.environ | {SUPERVISOR: str(os.getpid())}
-    # A new session keeps Ctrl-C in a terminal from the command, to which this process forwards it.
+    # In a session of its own the command doesn't receive Ctrl-C from the terminal; this process
+    # forwards it.
     child = subprocess.Popen(command, start_new_session=True, env=environment)
     everything: set[psutil.Process] = set()
     told = 0
@@ -107,8 +108,8 @@ def _run(command: Sequence[str], work_dir: Path, asked: list[int]) -> int:
         everything |= _below_this()
         if child.poll() is not None:
             gone_at = gone_at or time.monotonic()
-            # The launcher has ended. Rank 0 may still be saving a checkpoint, so wait for it for
-            # some time.
+            # The launcher has ended. Rank 0 may still be saving a checkpoint, so wait up to
+            # _RANKS_LEAVE_S seconds for it.
             if not workdir.is_in_use(work_dir) or time.monotonic() - gone_at > _RANKS_LEAVE_S:
                 break
         if len(asked) > told:

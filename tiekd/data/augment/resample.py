@@ -119,7 +119,8 @@ def _rotated(
 
     The arguments and the result are those of `resample`.
     """
-    # Sample the image bilinearly. `grid_sample` takes coordinates from -1 to 1, the outer edges.
+    # Sample the image bilinearly. `grid_sample` takes coordinates from -1 to 1, which are the outer
+    # edges of the image's first and last pixels.
     x, y = _coordinates(places, size)
     height, width = image.shape[-2:]
     grid = torch.stack(

@@ -33,7 +33,7 @@ from tiekd.files import check_readable
 MAX_DEPTH_M = 80.0
 # Scenes with this index or a larger one are for validation, whatever the training set's size.
 FIRST_HELD_OUT_INDEX = 1_000_000
-_RENDERER = 1  # increased when the same parameters give other images
+_RENDERER = 1  # the renderer's version, increased when the same parameters give other images
 _MANIFEST = "scenes.json"
 _DATE = "2000_01_01"
 _TRAIN_DRIVE = f"{_DATE}_drive_0001_sync"

@@ -138,7 +138,7 @@ class RankShare:
     world_size: int = 1
 
 
-# A single rank reads all batches.
+# The share of a single rank, which reads every global batch as a whole.
 ALL_BATCHES = RankShare()
 
 

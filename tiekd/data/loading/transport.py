@@ -75,7 +75,7 @@ class _Piece:
         )
 
     def close(self) -> None:
-        """Closes the file descriptor; the memory is freed with the last tensor in it."""
+        """Closes the block's file descriptor; its memory is freed with the last tensor in it."""
         if self.descriptor >= 0:
             os.close(self.descriptor)
         self.descriptor = -1

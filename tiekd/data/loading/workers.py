@@ -39,7 +39,7 @@ from tiekd.errors import DataError, LaunchError
 
 TIMEOUT_S = 300.0
 _DYING_S = 2.0  # how long to wait for the exit code of a worker whose connection has closed
-_STARTING_S = 5.0  # workers that take longer to start are replaced; 20 ms is usual
+_STARTING_S = 5.0  # if a worker takes longer to start, all are replaced; 20 ms is usual
 _STARTS = 3  # attempts to start all workers
 _AHEAD = 2  # batches requested from each worker in advance
 _ENDING_S = 5.0  # how long to wait for busy workers to exit before they are killed
@@ -313,7 +313,10 @@ def _kill_all() -> None:
 
 
 def _watch_deaths() -> None:
-    """Installs a SIGCHLD handler, so that a worker's death raises DataError in the main thread."""
+    """Installs `_on_child` as SIGCHLD handler, so that a worker's death raises DataError.
+
+    Nothing is done in other threads than the main one, since only that may install handlers.
+    """
     global _previous_handler
     handler = signal.getsignal(signal.SIGCHLD)
     if handler is _on_child or threading.current_thread() is not threading.main_thread():
@@ -381,8 +384,8 @@ def _serve(connection: Connection, load: Callable, number: int) -> None:
     with contextlib.suppress(EOFError, ConnectionError):  # closed, or main process gone
         connection.send_bytes(b"here")
         while True:
-            # Exit if the main process is gone. Its connection doesn't close then if another process
-            # that was forked from it holds a copy.
+            # Exit if the main process is gone. A closed connection doesn't always show that: it
+            # stays open while another process that was forked from the main process has a copy.
             while not connection.poll(_LOOK_UP_S):
                 if os.getppid() != program:
                     return

@@ -166,7 +166,7 @@ def _frontage(solids: list[Solid], draw: Draw, road: Road, kind: str, side: int)
     edge = road.half_width + road.pavement
     terraced = kind == "town" and draw.chance(0.75)
     while z < _BUILT_TO_M:
-        # Choose a random size for the next plot of land. At the side road it stays empty.
+        # Choose a random size for the next plot of land. A plot at the side road stays empty.
         length = draw.span(9, 24) if kind == "town" else draw.span(8, 15)
         depth = draw.span(8, 14)
         if terraced:

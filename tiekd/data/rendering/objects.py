@@ -74,7 +74,7 @@ class Draw:
         self._rng = np.random.Generator(np.random.PCG64(seed))
 
     def span(self, low: float, high: float) -> float:
-        """Returns a random float, uniform in [low, high)."""
+        """Returns a random float from a uniform distribution over [low, high)."""
         return low + (high - low) * float(self._rng.random())
 
     def chance(self, probability: float) -> bool:
@@ -82,7 +82,7 @@ class Draw:
         return float(self._rng.random()) < probability
 
     def whole(self, count: int) -> int:
-        """Returns a random integer, uniform from 0 to count - 1."""
+        """Returns a random integer from a uniform distribution over 0 to count - 1."""
         return int(self._rng.integers(count))
 
     def tint(self, colours: tuple, spread: float = 0.15) -> tuple:

@@ -92,7 +92,13 @@ def _add_compile(parser: argparse.ArgumentParser) -> None:
 
 
 def of_head(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of the benchmark `head`."""
+    """Adds the options of the benchmark `head` to a parser.
+
+    The benchmark measures the DPM head's kernels against their plain implementation.
+
+    Args:
+        parser: the benchmark's parser.
+    """
     for name, default in (
         ("batch", 1),
         ("height", 352),
@@ -115,7 +121,13 @@ def of_head(parser: argparse.ArgumentParser) -> None:
 
 
 def of_step(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of the benchmark `step`."""
+    """Adds the options of the benchmark `step` to a parser.
+
+    The benchmark measures tiekd's training step against a plain one.
+
+    Args:
+        parser: the benchmark's parser.
+    """
     _add_recipe(parser, PUBLISHED, "the published KITTI student's")
     _add_batch(parser)
     parser.add_argument(
@@ -131,7 +143,13 @@ def of_step(parser: argparse.ArgumentParser) -> None:
 
 
 def of_loader(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of the benchmark `loader`."""
+    """Adds the options of the benchmark `loader` to a parser.
+
+    The benchmark measures making a training sample against decoding its files.
+
+    Args:
+        parser: the benchmark's parser.
+    """
     _add_kitti(parser)
     parser.add_argument(
         "--crop",
@@ -152,7 +170,13 @@ def of_loader(parser: argparse.ArgumentParser) -> None:
 
 
 def of_eval(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of the benchmark `eval`."""
+    """Adds the options of the benchmark `eval` to a parser.
+
+    The benchmark measures tiekd's evaluation against a plain one.
+
+    Args:
+        parser: the benchmark's parser.
+    """
     _add_kitti(parser)
     parser.add_argument(
         "--kb-crop", type=whole, nargs=2, default=(352, 1216), metavar=("H", "W"), help="352 1216"
@@ -172,7 +196,13 @@ def of_eval(parser: argparse.ArgumentParser) -> None:
 
 
 def of_engine(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of the benchmark `engine`."""
+    """Adds the options of the benchmark `engine` to a parser.
+
+    The benchmark measures the training loop and its hooks against a bare loop.
+
+    Args:
+        parser: the benchmark's parser.
+    """
     _add_recipe(parser, LIGHT, "the light KITTI student's")
     parser.add_argument(
         "--deepspeed_config",
@@ -199,7 +229,13 @@ def of_engine(parser: argparse.ArgumentParser) -> None:
 
 
 def of_student(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of the benchmark `student`."""
+    """Adds the options of the benchmark `student` to a parser.
+
+    The benchmark measures parameters, latency and memory of a network.
+
+    Args:
+        parser: the benchmark's parser.
+    """
     _add_recipe(parser, PUBLISHED, "the published KITTI student's")
     parser.add_argument("--teacher", action="store_true", help="the recipe's teacher instead")
     _add_batch(parser, "a forward")
@@ -214,7 +250,13 @@ def of_student(parser: argparse.ArgumentParser) -> None:
 
 
 def of_teacher(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of the benchmark `teacher`."""
+    """Adds the options of the benchmark `teacher` to a parser.
+
+    The benchmark measures cached teacher maps against a teacher online.
+
+    Args:
+        parser: the benchmark's parser.
+    """
     _add_recipe(parser, PUBLISHED, "the published student's, from AdaBins")
     _add_batch(parser)
     parser.add_argument(
@@ -223,14 +265,26 @@ def of_teacher(parser: argparse.ArgumentParser) -> None:
 
 
 def of_layouts(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of the benchmark `layouts`."""
+    """Adds the options of the benchmark `layouts` to a parser.
+
+    The benchmark measures memory layouts of convolutions on a CPU.
+
+    Args:
+        parser: the benchmark's parser.
+    """
     parser.add_argument(
         "--shrink", type=whole, default=1, help="divides rows and columns of pixels, default 1"
     )
 
 
 def of_growth(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of the benchmark `growth`."""
+    """Adds the options of the benchmark `growth` to a parser.
+
+    The benchmark measures time and memory of a step against batch, crop, bins and ranks.
+
+    Args:
+        parser: the benchmark's parser.
+    """
     _add_recipe(parser, LIGHT, "the light KITTI student's")
     parser.add_argument(
         "--batches", type=whole, nargs="+", default=[1, 2, 4, 8], help="default 1 2 4 8"

@@ -70,14 +70,15 @@ def run(args: argparse.Namespace) -> dict:
     device = process_group.start_rank()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         watch, log_interval, image_interval = _train(args, device, Path(folder))
-    # Names that begin with _ are times of the whole step or of the loop; the others are hooks.
+    # `watch.times` has the times of each hook by its class, and besides them those of the whole
+    # step ("_step") and of the loop ("_loop").
     hooks = {
         name: 1e3 * _amortised(times, log_interval, image_interval)
         for name, times in watch.times.items()
         if name[0] != "_"
     }
-    # Use the iterations under "off", which have neither a log line nor an image, as most iterations
-    # of a run.
+    # Use the times under "off", which are those of iterations with neither a log line nor an image.
+    # Most iterations of a run are such.
     loop = 1e3 * statistics.median(watch.times["_loop"]["off"])
     step = 1e3 * statistics.median(watch.times["_step"]["off"])
     # The bare loop runs twice after each block. The ratio of its two times shows by how much any

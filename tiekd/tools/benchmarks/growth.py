@@ -131,8 +131,8 @@ def _of_ranks(args: argparse.Namespace) -> dict:
         for n in args.ranks
     ]
     times, peaks = (list(column) for column in zip(*rows, strict=True))
-    # No line is fitted for ranks. Divide by what is expected from the first measurement: the same
-    # time, and memory proportional to the number of ranks.
+    # No straight line is fitted to the measurements for several ranks. Divide them by what is
+    # expected from the first one: the same time, and memory proportional to the number of ranks.
     by_one = (
         [time / times[0] for time in times],
         [peak / peaks[0] * args.ranks[0] / n for n, peak in zip(args.ranks, peaks, strict=True)],

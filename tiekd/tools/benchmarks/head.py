@@ -312,7 +312,7 @@ def _roofline(
     multiplied = measure.interleaved({"product": lambda: a @ b}, 5, device)["product"]
     bytes_per_s = args.tb_per_s * 1e12 if args.tb_per_s else 2 * block.numel() * 4 / min(copies)
     flops_per_s = 2 * size**3 / min(multiplied)
-    # Compute the shortest possible time, by which ours is divided.
+    # Compute the shortest possible time, by which that of the kernels is divided.
     least = roofline_seconds(
         args.batch,
         args.channels,

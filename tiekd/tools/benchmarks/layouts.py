@@ -25,7 +25,17 @@ from tiekd.kernels.convolution import Conv2d, compute_in_fp32
 
 
 class Shape(NamedTuple):
-    """The size of a convolution: channels, input height and width, kernel, groups and stride."""
+    """The size of a convolution.
+
+    Attributes:
+        in_channels: number of input channels.
+        out_channels: number of output channels.
+        height: height of the input, pixels.
+        width: width of the input, pixels.
+        kernel: height and width of the kernel, pixels.
+        groups: number of groups of channels; `in_channels` for a depthwise convolution.
+        stride: stride in both directions, pixels.
+    """
 
     in_channels: int
     out_channels: int
@@ -107,7 +117,7 @@ def run(args: argparse.Namespace) -> dict:
                 for choice, values in times.items():
                     totals[choice] = totals.get(choice, 0.0) + statistics.median(values)
                 rows.append(_row(f"{shape_class}, {dtype}", shape, chosen, times))
-            # The table has one layout for all convolutions of a row, so the row's times are added.
+            # The table has one layout for all convolutions of a kind, so their times are added.
             best = min(totals, key=totals.get)
             if totals[best] < 0.95 * totals[chosen]:
                 faster.append(
@@ -157,8 +167,8 @@ def _times(shape: Shape, shape_class: str, dtype: str, rounds: int) -> dict[str,
     """
     calls = {choice: _call(shape, shape_class, dtype, choice) for choice in layouts.ALLOWED[dtype]}
     if shape_class in (layouts.LARGE_FORWARD, layouts.SMALL):
-        # The choice PRODUCTS computes the gradient of the weights by matrix products, which is done
-        # only in training with large inputs. So it doesn't exist for these rows.
+        # The layout PRODUCTS means that matrix products compute the gradient of the weights. That
+        # is done only in training with large inputs, so these kinds of convolutions don't have it.
         del calls[layouts.PRODUCTS]
     times = {choice: [] for choice in calls}
     for _ in range(rounds + 1):

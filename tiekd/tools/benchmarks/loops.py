@@ -85,7 +85,10 @@ class Parts:
             yield from self.micro_batches
 
     def bare_iteration(self) -> None:
-        """Runs one iteration of the bare loop: DeepSpeed's own methods, without hooks."""
+        """Runs an iteration of the bare loop.
+
+        For each micro-batch it runs DeepSpeed's forward, the losses, DeepSpeed's backward and step.
+        """
         engine = self._step.engine
         for batch in self.micro_batches:
             prediction = engine(batch.image, self.criterion.divergence_target(batch.teacher_depth))
@@ -120,7 +123,11 @@ class TimedCriterion:
         return self.criterion.divergence_target(teacher_depth)
 
     def __call__(self, *arguments):
-        """Calls the criterion with the same arguments, records the time, and returns the losses."""
+        """Calls the criterion, records the time, and returns the losses by name.
+
+        Args:
+            arguments: what the criterion takes: the prediction, the batch and the teacher's depth.
+        """
         return self.call(*arguments)
 
 

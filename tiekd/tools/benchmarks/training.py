@@ -100,7 +100,7 @@ class TrainingStep:
         self.loss: Tensor | None = None
 
     def __call__(self) -> None:
-        """Runs one training step, and stores its loss in `loss`."""
+        """Runs one training step from forward to optimizer, and stores its loss in `loss`."""
         batch = self.batch
         teacher_depth = self.teacher(batch)
         target = self.criterion.divergence_target(teacher_depth)
