@@ -197,5 +197,10 @@ def _thinned(hashes: Iterable[int], zero_bits: int) -> TrainedOn:
 
 
 def _ends_in_zeros(value: int, bits: int) -> bool:
-    """Returns True if a hash has at least `bits` trailing zero bits."""
+    """Returns True if an integer ends in zero bits.
+
+    Args:
+        value: The integer, such as a frame's hash.
+        bits: The least number of zero bits at its end.
+    """
     return value & ((1 << bits) - 1) == 0

@@ -99,7 +99,7 @@ class Split:
 
 
 def splits_of(recipe: Recipe, which: str) -> list[Split]:
-    """Builds the splits to check, whose frames aren't read yet.
+    """Returns the splits to check, whose frames aren't read yet.
 
     Args:
         recipe: the recipe, with overrides applied.

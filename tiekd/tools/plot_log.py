@@ -91,12 +91,15 @@ class Run(NamedTuple):
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
-    """Reads one run per path: a `.log.json`, or a work dir, whose `.log.json` files are joined.
+    """Reads the logs of several runs, one run per path.
 
     A run is named after its folder; if folders have equal names, after its file.
 
     Args:
-        paths: the `.log.json` files and work dirs.
+        paths: for each run its `.log.json`, or its work dir, whose `.log.json` files are joined.
+
+    Returns:
+        The runs, in the order of the paths.
 
     Raises:
         DataError: a file can't be read, is no log, or has no training row.

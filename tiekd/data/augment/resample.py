@@ -104,6 +104,9 @@ def _bits(plane: Tensor) -> Tensor:
     """Returns a uint16 tensor viewed as int16, any other tensor unchanged.
 
     Some devices and versions of torch can't flip or gather uint16.
+
+    Args:
+        plane: A tensor of any shape, such as a depth map.
     """
     return plane.view(torch.int16) if plane.dtype == torch.uint16 else plane
 
@@ -115,9 +118,12 @@ def _rotated(
     places: Tensor,
     size: tuple[int, int],
 ) -> Windows:
-    """Resamples a batch whose images may be rotated by any angle.
+    """Resamples a batch whose images may be rotated by any angle, on any device.
 
-    The arguments and the result are those of `resample`.
+    The arguments are those of `resample`.
+
+    Returns:
+        What `resample` returns: image, depth, teacher depth (or None), and the mask `inside`.
     """
     # Sample the image bilinearly. `grid_sample` takes coordinates from -1 to 1, which are the outer
     # edges of the image's first and last pixels.

@@ -56,7 +56,7 @@ class _Piece:
         self.start = torch.frombuffer(self._mapped, dtype=torch.uint8, count=1).data_ptr()
 
     def take(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Allocates an uninitialised tensor in this block of shared memory.
+        """Returns an uninitialised tensor that is allocated in this block of shared memory.
 
         Args:
             shape: The tensor's shape. The block must have room for the tensor.
@@ -128,7 +128,7 @@ def open_outbox() -> None:
 
 
 def stack(tensors: Sequence[Tensor]) -> Tensor:
-    """Stacks tensors of one shape and dtype along a new first dimension.
+    """Returns tensors of one shape and dtype, stacked along a new first dimension.
 
     In a data worker, a large result is written directly to the shared memory that `send` sends.
 

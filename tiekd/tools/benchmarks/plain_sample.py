@@ -54,7 +54,7 @@ def decode(frames: Frames, index: int) -> list[np.ndarray]:
 
 
 def plain_sample(frames: Frames, index: int, kb_crop: tuple[int, int], d: Decisions) -> PlainSample:
-    """Makes the training sample of a KITTI image with the given augmentation.
+    """Returns the training sample of a KITTI image with the given augmentation.
 
     Args:
         frames: the KITTI data set, with teacher maps.
