@@ -1,9 +1,10 @@
 """The focal length that a photo's EXIF states, in pixels: approximate.
 
-From the 35 mm equivalent: f = f35 / 43.27 mm * the image's diagonal in pixels, as CIPA defines it;
-else from the lens's focal length and the resolution of the focal plane. Both are rounded by the
-camera, and wrong if the photo was cropped. The principal point is taken to be the image's centre.
-Costs a read of the file's header, 0.1 ms.
+If EXIF has the focal length's 35 mm equivalent f35, the focal length is f35 / 43.27 mm * the
+image's diagonal in pixels, as CIPA defines it. Otherwise it is computed from the lens's focal
+length and the resolution of the focal plane. Both are rounded by the camera, and wrong if the photo
+was cropped. The principal point is taken to be the image's centre. Reading the file's header takes
+0.1 ms.
 """
 
 import math
@@ -25,9 +26,11 @@ _PLAUSIBLE = 0.1, 50.0
 
 
 def calibration(path: Path) -> Calibration | None:
-    """Returns the approximate calibration of the upright image; None if EXIF has no focal length.
+    """Returns the approximate calibration of an upright photo.
 
-    A file that can't be read gives None, too: decoding it reports that.
+    Args:
+        path: The image file. The result is None if its EXIF has no plausible focal length, or if
+            it can't be read, which is reported when the image is decoded.
     """
     if instead_of_file(path):
         return None
@@ -48,7 +51,13 @@ def calibration(path: Path) -> Calibration | None:
 
 
 def _focals(tags: dict, size: tuple[int, int], mark: int) -> tuple[float, float] | None:
-    """Returns (focal_x, focal_y) in pixels of the upright image of `size`, (height, width)."""
+    """Returns (focal_x, focal_y) of the upright image in pixels; None if EXIF doesn't state them.
+
+    Args:
+        tags: The EXIF tags by their numbers.
+        size: (height, width) of the upright image in pixels.
+        mark: The EXIF orientation, 1 to 8.
+    """
     equivalent = float(tags.get(_FOCAL_35, 0))
     if equivalent > 0:
         focal = equivalent / _DIAGONAL_MM * math.hypot(*size)
