@@ -222,7 +222,7 @@ class Frames(torch.utils.data.Dataset):
         depth: Tensor | None = None,
         teacher_depth: Tensor | None = None,
     ) -> Sample:
-        """Combines the decoded tensors of a frame to one sample, and crops it.
+        """Returns the cropped sample of a frame whose files are decoded already.
 
         Args:
             index: Index of the frame.

@@ -305,7 +305,7 @@ def resize_of(
 
 
 def parse_size(text: str | None) -> Resize | None:
-    """Parses the option --size HxW|full of `bin/predict.py`.
+    """Returns the resizing that the option --size HxW|full of `bin/predict.py` asks for.
 
     Args:
         text: The option's value; None if the option is left out, which makes the result None.
@@ -727,12 +727,16 @@ def _whole(height: int, width: int) -> Placement:
 
 
 def _side(length: float) -> int:
-    """Rounds a side to whole pixels, at least 1."""
+    """Rounds the length of a side to whole pixels, at least 1."""
     return max(1, round(length))
 
 
 def _by(size: tuple[int, int]) -> str:
-    """Returns a (height, width) as "HEIGHTxWIDTH", for messages."""
+    """Returns "HEIGHTxWIDTH" for messages.
+
+    Args:
+        size: (height, width) in pixels.
+    """
     return f"{size[0]}x{size[1]}"
 
 

@@ -39,7 +39,7 @@ _FULL_FRAME_MM = 43.267  # diagonal of the film that FocalLengthIn35mmFilm refer
 
 
 def observer_of(recipe: Recipe, args: argparse.Namespace, device: torch.device) -> Observer:
-    """Builds the teacher and the frames of a recipe, and the observer that runs the one on the other.
+    """Builds a recipe's teacher and frames, and the observer that runs the teacher on the frames.
 
     Args:
         recipe: the recipe, with overrides applied.

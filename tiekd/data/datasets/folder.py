@@ -364,13 +364,16 @@ def _read_depth(
     float_units_per_m: float | None,
     invalid: tuple[float, ...],
 ) -> torch.Tensor:
-    """Reads a depth file: an NPY file as float32 metres, a PNG as uint16 levels, each (1, H, W).
+    """Reads a depth file.
 
     Args:
-        path: The file.
+        path: The file, an NPY file or a 16-bit PNG.
         units_per_m: Units per metre of integers in an NPY file; None if unknown.
         float_units_per_m: Units per metre of floating-point values; None means metres.
         invalid: Values in an NPY file that mean "not measured".
+
+    Returns:
+        (1, H, W), 0 where invalid: float32 metres from an NPY file, uint16 levels from a PNG.
     """
     if path.suffix.lower() == ".npy":
         return read_depth_npy(path, units_per_m, float_units_per_m, invalid)
