@@ -81,7 +81,7 @@ def hashes_of(dataset: Dataset) -> list[int] | None:
 
 
 def trained_on(dataset: Dataset) -> TrainedOn | None:
-    """Returns the record of a training set's frames; None for a dataset without files.
+    """Returns the hashes that identify a training set's frames; None for a dataset without files.
 
     Args:
         dataset: The training set; only a `Frames` reads files.

@@ -50,7 +50,8 @@ def observer_of(recipe: Recipe, args: argparse.Namespace, device: torch.device) 
         TeacherError: The recipe has no teacher that could be audited.
     """
     if recipe.teacher.maps is not None:
-        # The maps are those of training frames, and nothing can be asked about other images.
+        # There are cached maps for training frames only, so the teacher can't be run on others.
+
         if args.split == "val" or args.checkpoint is not None:
             option = "--split val" if args.split == "val" else "--checkpoint"
             raise TeacherError(f"{option}: not for cached maps (teacher.maps); leave it out")

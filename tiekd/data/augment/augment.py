@@ -74,12 +74,13 @@ class Augment:
         colour_p: Probability of a colour change (gamma, brightness and channels together).
         gamma: [low, high] of the exponent.
         brightness: [low, high] of the factor.
-        channels: [low, high] of the factors, which are drawn per channel.
-        zoom: [low, high] of the factor by which the image is scaled before it is cropped, drawn
-            uniformly in the logarithm; a smaller image is padded. None doesn't zoom. The focal
-            length changes with the image.
-        zoom_depth: For a network without `canonical_focal`. "divide": the focal length stays, and
-            depth is divided by the zoom, as if the scene were nearer. None for a network with it.
+        channels: [low, high] of the factors, one random factor per channel.
+        zoom: [low, high] of the random factor by which the image is scaled before it is cropped;
+            its logarithm has a uniform distribution. If the image is then smaller than the crop, it
+            is padded. None doesn't zoom. The focal length changes with the image.
+        zoom_depth: "divide" for a network without `canonical_focal`: the focal length stays as
+            without zoom, and depth is divided by the zoom, as if the scene were nearer. None for a
+            network with `canonical_focal`, which uses the changed focal length.
     """
 
     rotate_p: float = 0.5

@@ -86,7 +86,7 @@ def _by_image(
     path: Path, text: str, cameras: dict[str, Calibration], cameras_path: Path
 ) -> dict[str, Calibration]:
     found = {}
-    # Two lines an image: its pose, camera and name, then its points, which may be an empty line.
+    # An image has two lines: its pose, camera and name, then its points. The second may be empty.
     lines = [
         (number, line)
         for number, line in enumerate(text.splitlines(), 1)

@@ -21,7 +21,7 @@ _EXIF = 0x8769
 _FOCAL, _FOCAL_35, _WIDTH, _HEIGHT = 0x920A, 0xA405, 0xA002, 0xA003
 _PLANE_X, _PLANE_Y, _PLANE_UNIT = 0xA20E, 0xA20F, 0xA210
 _MM_PER_UNIT = {2: 25.4, 3: 10.0, 4: 1.0, 5: 1e-3}
-# A focal length outside this range, as a multiple of the image's diagonal, is no photo's.
+# Smallest and largest plausible focal length of a photo, as multiples of the image's diagonal.
 _PLAUSIBLE = 0.1, 50.0
 
 

@@ -8,8 +8,9 @@
 | Kalibr's camchain, YAML: one of `cam0`, ... with `intrinsics`, `resolution` | all |
 | JSON or YAML with fx, fy, cx, cy, width, height; or such by image | all, or the named images |
 
-Kinds are told by the content. Only pinhole models are read; fisheye and omnidirectional ones are
-refused. Costs milliseconds; no torch. Left out: COLMAP's binary files, and Kalibr's extrinsics.
+The kind of a file is recognised by its content. Only pinhole models are read; fisheye and
+omnidirectional ones are refused. Reading a file takes milliseconds and doesn't import torch. Left
+out: COLMAP's binary files, and Kalibr's extrinsics.
 """
 
 import math
@@ -235,7 +236,7 @@ def _data(value: Any) -> Any:
 
 def _numbers(values: Any, count: int | None, where: str) -> list[float]:
     rows = values if isinstance(values, list) else [values]
-    # A matrix may be written by rows.
+    # A matrix may be a list of rows: join the rows.
     if any(isinstance(row, list) for row in rows):
         rows = [value for row in rows for value in (row if isinstance(row, list) else [row])]
     right = all(isinstance(v, int | float) and not isinstance(v, bool) for v in rows)

@@ -43,7 +43,7 @@ READS = {"images": (None, _IMAGE_SUFFIXES), "depths": (None, _DEPTHS)}
 
 @dataclass(frozen=True)
 class FolderOptions:
-    """The options of a recipe's `data`.
+    """The options of a recipe's `data` section for a folder of images.
 
     Attributes:
         images: Folder of the images, below `root` or absolute.

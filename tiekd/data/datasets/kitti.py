@@ -46,7 +46,7 @@ READS = {"image_folder": ("input", ()), "gt_depth": ("gt_depth", ())}
 
 @dataclass(frozen=True)
 class KittiOptions:
-    """The options of a recipe's `data`.
+    """The options of a recipe's `data` section for KITTI.
 
     Attributes:
         root: Folder with the images in `image_folder` and the ground truth in gt_depth/.
@@ -54,7 +54,7 @@ class KittiOptions:
         val_split: Split file of validation, below root or absolute; kitti_benchmark_test.txt for
             the benchmark's test set.
         image_folder: Folder of the images below root; for the benchmark's test set benchmark_test.
-        kb_crop: (height, width) of the window in pixels; None for whole frames.
+        kb_crop: (height, width) in pixels to which frames are cropped; None for whole frames.
         invalid: Levels of the ground truth that mean "not measured", in addition to 0 and 65535.
         intrinsics: The cameras of the whole images (tiekd/data/cameras/source.py), in place of the
             split files' focal lengths; None takes those.

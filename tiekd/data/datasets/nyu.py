@@ -35,7 +35,7 @@ _CAMERA = Camera(518.8579011745019, 519.4696111212749, 325.58244941119034, 253.7
 
 @dataclass(frozen=True)
 class NyuOptions:
-    """The options of a recipe's `data`.
+    """The options of a recipe's `data` section for NYU Depth v2.
 
     Attributes:
         root: Folder with the scenes' folders.

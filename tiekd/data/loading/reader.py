@@ -94,7 +94,8 @@ class BatchReader:
                 return error
             return LaunchError(f"{error}: {told}, or set a smaller data.workers")
         except Exception:
-            # Only the first sample was checked. A later one may be what this failed on.
+            # A worker checks only its first sample, so a later one that isn't as `Sample` specifies
+            # may have caused this error.
             fault = self._out_of_contract(keys)
             if fault is None:
                 raise
@@ -179,7 +180,7 @@ class BatchReader:
             except DataError as error:
                 if limits.lacking(error):
                     raise
-                # The dataset's code is wrong, not the sample's file.
+                # The dataset's code is wrong, not the sample's file, so don't skip the sample.
                 if error.kind == contract.KIND:
                     raise
                 skipped.append(str(error))
@@ -212,7 +213,7 @@ class BatchReader:
         return getattr(self.dataset, "stored", self.dataset.__getitem__)(read_index)
 
     def _sample(self, epoch: int, index: int, read_index: int) -> Sample:
-        # Read the frame. Each worker checks the first that it reads.
+        # Read the sample. Each worker checks the first one that it reads.
         sample = self._stored(read_index)
         if not self._has_checked:
             contract.check_sample(sample, self.dataset, read_index)
@@ -259,7 +260,7 @@ def _with_nearer_scene(
     intrinsics = sample.intrinsics.clone()
     intrinsics[0, 0] /= zoom_x
     intrinsics[1, 1] /= zoom_y
-    # A depth unit that is `zoom` times as many levels divides the depth in metres.
+    # Depth in metres is the stored depth / units, so multiply the units to divide the depth.
     return sample._replace(
         intrinsics=intrinsics,
         depth_units=sample.depth_units * zoom,
