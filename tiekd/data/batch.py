@@ -84,6 +84,12 @@ class WorkerBatch(NamedTuple):
 
         From pinned memory, the copy is asynchronous and overlaps with computation. Resampling,
         normalisation and the conversion to metres run on the device.
+
+        Args:
+            device: The device on which all tensors of the result are.
+
+        Returns:
+            The batch with normalised float32 images and with depths in metres.
         """
         # Copy all tensors to the device.
         there = WorkerBatch(
@@ -92,7 +98,7 @@ class WorkerBatch(NamedTuple):
         image = there.image
         depth = there.depth
         teacher_depth = there.teacher_depth
-        # Rotate, flip and crop the images, unless they need none of it (`places` is None).
+        # Rotate, flip and crop the images; if `places` is None, they are used as they are.
         if there.places is None:
             inside = torch.ones(len(image), 1, *image.shape[-2:], dtype=torch.bool, device=device)
         else:
@@ -115,11 +121,11 @@ class WorkerBatch(NamedTuple):
 
 
 def _metres(levels: Tensor, units: Tensor) -> Tensor:
-    """Converts depths as stored in files, (B, 1, H, W), to float32 metres.
+    """Returns depths in metres, (B, 1, H, W) float32.
 
     Args:
-        levels: The stored depths, uint16 or float32.
-        units: (B,) stored units per metre.
+        levels: The depths as stored in their files, (B, 1, H, W) uint16 or float32.
+        units: (B,) stored units per metre of each image's depths.
     """
     # Divide by a tensor, because some devices replace a division by a Python number with a
     # multiplication by its reciprocal, which may change the last bit.

@@ -20,10 +20,11 @@ _TRAINING_CROPS = ("nyu_crop",)
 
 @dataclass(frozen=True)
 class DataSettings:
-    """The settings that determine the frames of both splits, training and validation.
+    """The settings of a recipe that determine the frames of both splits, training and validation.
 
     Attributes:
-        part: The dataset's config node, `{name: NAME, **options}`.
+        part: The recipe's `data` without the settings below, i.e. `{name: NAME, **options}` with
+            the dataset's name and its own options.
         max_depth_m: The largest depth that the network predicts, in metres.
         loading: The loading settings (workers, errors, cache), which apply to any dataset.
         resize: How images are resized before they are input to the network.
@@ -48,20 +49,20 @@ class DataSettings:
 
     @property
     def decoded_folder(self) -> Path | None:
-        """The folder of decoded frames; None if the original files are read."""
+        """The folder of the cache of decoded frames; None if the recipe sets no `data.decoded`."""
         decoded = self.loading.decoded
         return None if decoded is None else self.root / Path(decoded).expanduser()
 
     def from_files(self) -> "DataSettings":
-        """Returns these settings changed so that frames are read from their original files."""
+        """Returns a copy of these settings without `data.decoded`: original files are read."""
         return replace(self, loading=replace(self.loading, decoded=None))
 
 
 def settings_of(data: dict, max_depth_m: float) -> DataSettings:
-    """Returns the dataset settings of a recipe's `data`, for a run without a teacher.
+    """Returns the dataset settings of a recipe's `data` section, for a run without a teacher.
 
     Args:
-        data: The recipe's `data`.
+        data: The recipe's `data` section.
         max_depth_m: The largest depth that the network predicts, in metres.
 
     Raises:
@@ -72,7 +73,14 @@ def settings_of(data: dict, max_depth_m: float) -> DataSettings:
 
 
 def loading_of(data: dict) -> Loading:
-    """Returns the loading settings of a recipe's `data`; raises RecipeError if one is invalid."""
+    """Returns the loading settings (workers, errors, cache) of a recipe's `data` section.
+
+    Args:
+        data: The recipe's `data` section; keys that aren't loading settings are ignored.
+
+    Raises:
+        RecipeError: If a loading setting is invalid.
+    """
     node = {key: value for key, value in data.items() if key in Loading.__dataclass_fields__}
     return settings({"data": node}, "data", Loading)
 
@@ -92,8 +100,8 @@ def build_dataset(
         split: "train" or "val".
         as_evaluated: True to ignore the crops that apply to training frames only.
         held_out: Names of the validation frames of a dataset without split files, if they are
-            already chosen. None lets the dataset choose them; in a run that doesn't validate, no
-            training frame is held out.
+            already chosen. None lets the dataset choose them. The exception is a training split
+            with `data.validates` False: None then means that no frame is held out of it.
 
     Returns:
         The dataset. If `data.decoded` is set, it reads from the cache of decoded frames.
@@ -132,7 +140,8 @@ def build_dataset(
 def _check_one_scale(node: dict, resize: Resize) -> None:
     """Raises RecipeError if training frames would be resized by another factor than validation's.
 
-    That happens if only training frames are cropped before they are resized to a fixed size.
+    That happens if only training frames are cropped (nyu_crop) before all frames are resized to a
+    fixed size or a fixed shorter side.
 
     Args:
         node: The dataset's config node, `{name: NAME, **options}`.

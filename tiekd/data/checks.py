@@ -66,12 +66,12 @@ class Facts(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """One warning about a frame.
+    """One fault of a frame, or one warning about it.
 
     Attributes:
-        kind: One of WARNINGS.
+        kind: One of FAULTS or WARNINGS.
         index: Index of the frame in its split.
-        message: The warning for the user.
+        message: The fault or warning, for the user.
     """
 
     kind: str
@@ -86,7 +86,7 @@ class Examined:
         frames: The split's frames.
         augment: Augmentation of training frames, whose crop must not be larger than the images;
             None for validation frames.
-        resize: The working resolution, at which the crop is taken.
+        resize: How images are resized before they are cropped.
     """
 
     def __init__(self, frames: Frames, augment: Augment | None, resize: Resize = OWN_SIZE):
@@ -95,7 +95,11 @@ class Examined:
         self.resize = resize
 
     def facts(self, indices: list[int]) -> list[Facts]:
-        """Checks the frames with these indices and returns their facts, in order."""
+        """Checks some frames, and returns the result for each, in order.
+
+        Args:
+            indices: The frames' indices in the split.
+        """
         return [self._facts(index) for index in indices]
 
     def _facts(self, index: int) -> Facts:
@@ -127,7 +131,11 @@ class Examined:
         return Facts(faults, digest, median_m, turned, levels)
 
     def _check_size(self, sample: Sample) -> None:
-        """Raises DataError if the sample is too large once resized, or smaller than the crop."""
+        """Raises DataError if a sample is too large after resizing, or smaller than the crop.
+
+        Args:
+            sample: The sample as read, at its own size.
+        """
         reader = BatchReader(self.frames, self.augment, 0, resize=self.resize)
         placement = reader.resize.place(*sample.image.shape[-2:], sample.name)
         if self.augment is not None:
@@ -135,7 +143,16 @@ class Examined:
             reader.decisions(0, 0, sample.name, placement, size)
 
     def _depth_fault(self, sample: Sample, path: str) -> tuple[list[tuple[str, str]], float | None]:
-        """Returns the (kind, message) faults of a sample's depths, and their median in metres."""
+        """Checks the measured depths of a sample: some must be valid, and their median plausible.
+
+        Args:
+            sample: The sample, with depth in metres.
+            path: The depth file, for messages.
+
+        Returns:
+            The (kind, message) of each fault, with the kinds "empty" and "unit"; and the median
+            depth in metres, None if no depth is valid.
+        """
         measured = sample.depth[sample.depth > 0]
         if len(measured) == 0:
             return [
@@ -157,7 +174,12 @@ class Examined:
 
 
 def duplicates(frames: Frames, facts: Sequence[Facts]) -> list[Finding]:
-    """Returns a finding for each frame with the same image as an earlier frame of the split."""
+    """Returns a warning for each frame with the same image as an earlier frame of the split.
+
+    Args:
+        frames: The split's frames.
+        facts: The result of checking each frame, in order.
+    """
     first: dict[bytes, int] = {}
     found = []
     for index, fact in enumerate(facts):
@@ -174,7 +196,14 @@ def duplicates(frames: Frames, facts: Sequence[Facts]) -> list[Finding]:
 def shared(
     train: Frames, train_facts: Sequence[Facts], val: Frames, val_facts: Sequence[Facts]
 ) -> list[Finding]:
-    """Returns a finding for each training frame whose image is also a validation frame's."""
+    """Returns a warning for each training frame whose image is also a validation frame's.
+
+    Args:
+        train: Training frames.
+        train_facts: The result of checking each training frame, in order.
+        val: Validation frames.
+        val_facts: The result of checking each validation frame, in order.
+    """
     # Images are compared by the hash of their file.
     names: dict[bytes, str] = {}
     for frame, fact in zip(val.frames, val_facts, strict=True):
@@ -191,7 +220,7 @@ def shared(
 
 
 def neighbours(train: Frames, val: Frames, distance: int) -> list[Finding]:
-    """Returns a finding for each training frame close to a validation frame of the same folder.
+    """Returns a warning for each training frame close to a validation frame of the same folder.
 
     Args:
         train: Training frames.
@@ -223,7 +252,11 @@ def neighbours(train: Frames, val: Frames, distance: int) -> list[Finding]:
 
 
 def median_span(facts: Sequence[Facts]) -> str:
-    """Describes the range of the frames' median depths, from the 5th to the 95th percentile."""
+    """Returns words for the median of the frames' median depths, and for the range of 90 % of them.
+
+    Args:
+        facts: The results of checking the frames.
+    """
     medians = torch.tensor(
         [fact.median_m for fact in facts if fact.median_m is not None], dtype=torch.float64
     )
@@ -236,7 +269,11 @@ def median_span(facts: Sequence[Facts]) -> str:
 
 
 def _place(name: str) -> tuple[str, int] | None:
-    """Splits a name into its folder and its frame number; None for a name without a number."""
+    """Returns (folder, frame number) of a frame's name; None for a name without a number.
+
+    Args:
+        name: The name, such as "day/0000000005.png" with the number 5.
+    """
     match = re.fullmatch(r"(.*?)(\d+)(\D*)", name, re.DOTALL)
     folder, _, _ = name.rpartition("/")
     return None if match is None or "/" in match[3] else (folder, int(match[2]))

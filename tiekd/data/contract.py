@@ -2,8 +2,8 @@
 
 Most mistakes would otherwise cause an unrelated error later. An image with values 0..1 instead of
 0..255 would cause no error at all, and the network would be trained on black images. A check costs
-two passes over the image, so the reader (loading/reader.py) checks the first sample that a worker
-reads. Left out: depths in another unit than metres, which one sample can't show.
+two passes over the image, so the reader (loading/reader.py) checks only the first sample that each
+worker reads. Left out: depths in another unit than metres, which one sample can't show.
 """
 
 from typing import NoReturn
@@ -16,7 +16,7 @@ from tiekd.data.sample import Sample
 from tiekd.errors import DataError, RecipeError
 
 KIND = "contract"  # `kind` of these DataErrors, which the reader never skips
-_LARGEST_OF_ONES = 1.0  # up to this maximum, a float image is taken to have values 0..1
+_LARGEST_OF_ONES = 1.0  # a float image with a maximum up to this is taken to have values 0..1
 _LARGEST_NORMALISED = 2.64  # the value of white after ImageNet's normalisation
 _BRIGHTEST = 510.0  # twice 255: a dataset's bicubic resizing may exceed 255
 
@@ -25,12 +25,13 @@ def check_dataset(dataset, where: str) -> None:
     """Raises an error for a dataset that is empty, or lacks a method that the loader calls.
 
     Args:
-        dataset: The object that the dataset's `build` returned.
-        where: The dataset's place in the recipe and its name, for the error.
+        dataset: The object that the `build` function of the dataset's module returned.
+        where: The option that selects the dataset, and the dataset's name, such as "data (kitti)";
+            begins the error message.
 
     Raises:
-        RecipeError: If it has no `__len__` or no `__getitem__`.
-        DataError: If it is empty.
+        RecipeError: If the object has no `__len__` or no `__getitem__`.
+        DataError: If the dataset is empty.
     """
     if missing := [name for name in ("__len__", "__getitem__") if not hasattr(dataset, name)]:
         raise RecipeError(
@@ -45,9 +46,9 @@ def check_sample(sample: Sample, dataset: Dataset, index: int) -> None:
     """Raises an error if a sample isn't as `Sample` specifies.
 
     Args:
-        sample: The sample that the dataset returned.
-        dataset: The dataset, for the error.
-        index: The sample's index in it, for the error.
+        sample: The object that the dataset returned for `index`.
+        dataset: The dataset, whose class the error message names.
+        index: The sample's index in the dataset, for the error message.
 
     Raises:
         DataError: If a field has another type, dtype or shape, or the image's values aren't in
@@ -81,15 +82,15 @@ def _check(
     dtypes: tuple[torch.dtype, ...],
     hint: str = "",
 ) -> None:
-    """Raises DataError unless a field of a sample is a CPU tensor of this shape and dtype.
+    """Raises DataError unless a field of a sample is a CPU tensor of a given shape and dtype.
 
     Args:
-        where: The sample's name and dataset, for the error.
+        where: The dataset and the sample's name, which begin the error message.
         field: The field's name.
-        value: The field's value.
-        shape: The required shape; None allows any size above 0.
+        value: The field's value, of any type.
+        shape: The required shape; None as a dimension allows any size above 0.
         dtypes: The allowed dtypes.
-        hint: Advice for the user, added to the error.
+        hint: Advice for the user, added to the error message.
     """
     wanted = ", ".join("HW"[axis - 1] if n is None else str(n) for axis, n in enumerate(shape))
     wanted = f"a torch tensor ({wanted}) {' or '.join(map(_name_of, dtypes))}"
@@ -106,10 +107,14 @@ def _check(
 
 
 def _check_levels(where: str, image: Tensor) -> None:
-    """Raises DataError if the values of an image, (3, H, W), can't be grey levels 0..255.
+    """Raises DataError if the values of an image can't be grey levels 0..255.
 
     Any uint8 image is accepted. An image with NaN or infinity is accepted here, too: the reader
     keeps such an image out of the optimizer's step.
+
+    Args:
+        where: The dataset and the sample's name, which begin the error message.
+        image: (3, H, W) uint8 or float32.
     """
     if image.dtype == torch.uint8 or not image.isfinite().all():
         return

@@ -3,12 +3,12 @@
 There is one file for each image, depth map and teacher map, named by its path below data.root with
 `.npy` appended. It holds an array in NumPy's format (`numpy.load`): an image (3, H, W) uint8,
 upright (see orientation.py), or a depth map (1, H, W) uint16 as stored in its file. A trailer
-(`_NOTE`) holds the size and modification time of the source file, and a checksum of everything
-before the trailer. bin/cache_frames.py writes the files. Files of the format's first version, in
-which images aren't upright, are still read if their images have no EXIF orientation. Costs 3.2 MB
-per KITTI frame with a teacher map, and one stat of the source per read. Left out: depth in NPY
-files, which needs no decoding, and verifying the checksum while training, which would read the
-whole file.
+(`_NOTE`) holds the size and modification time of the source, i.e. the original file, and a checksum
+of everything before the trailer. bin/cache_frames.py writes the cache. Cache files of the format's
+first version, in which images aren't upright, are still read if their sources have no EXIF
+orientation. The cache takes 3.2 MB per KITTI frame with a teacher map, and reading costs one stat
+of the source. Left out: depth in NPY files, which needs no decoding, and verifying the checksum
+while training, which would read the whole file.
 """
 
 import io
@@ -28,7 +28,7 @@ from tiekd.data.frames import Frames
 from tiekd.errors import DataError, RecipeError
 
 # The trailer that ends a cache file: magic bytes; size (bytes) and modification time (ns) of the
-# source; CRC-32; the array's offset and its three dimensions.
+# original file; CRC-32 of all before the trailer; the array's offset and its three dimensions.
 _NOTE = struct.Struct("<8sQqIIIII")
 _MARK = b"tiekd 2\n"
 # Files with these magic bytes were written before images were turned upright and before level 65535
@@ -38,7 +38,7 @@ _PROGRAM = "bin/cache_frames.py"
 
 
 class Decoded:
-    """A folder of cache files, one for each source file.
+    """A folder of cache files, one for each source file, i.e. each original image or depth map.
 
     Args:
         folder: The cache's folder.
@@ -51,23 +51,30 @@ class Decoded:
         self._prefix = os.path.join(os.path.abspath(root), "")
 
     def path(self, source: Path) -> Path:
-        """Returns the path of a source's cache file, whether or not it exists."""
+        """Returns the path of the cache file for an original file, whether or not it exists.
+
+        Args:
+            source: The original file.
+        """
         name = os.path.abspath(source)
         return self.folder / f"{name.removeprefix(self._prefix).lstrip('/')}.npy"
 
     def read(self, source: Path, measured: bool = False) -> Tensor:
-        """Memory-maps the cached array of a source; pages are read from disk on access.
+        """Returns the decoded array of an original file, memory-mapped from its cache file.
+
+        Pages are read from disk only when they are accessed.
 
         Args:
             source: The original file.
-            measured: True if the source is ground truth, in which 65535 means not measured.
+            measured: True if the source is ground truth, in which 65535 means not measured; such
+                pixels are 0 in the result.
 
         Returns:
             The decoded image, (3, H, W) uint8, or depth map, (1, H, W) uint16.
 
         Raises:
             DataError: If the cache file is missing or corrupt, or the source has changed since it
-                was written.
+                was cached.
         """
         mapped, note = self._mapped(source)
         start, *shape = note[4:]
@@ -81,7 +88,9 @@ class Decoded:
         return array
 
     def write(self, source: Path, decode: Callable[[Path], Tensor]) -> None:
-        """Decodes a source and writes its array atomically, so that no partial file is left.
+        """Decodes an original file and writes the array to its cache file.
+
+        The write is atomic, so that no partial file is left.
 
         Args:
             source: The original file.
@@ -111,7 +120,7 @@ class Decoded:
         image_io.write_durably(path, file.getvalue())
 
     def holds(self, source: Path, thoroughly: bool = False) -> bool:
-        """Returns True if a source's cache file is complete, and the source hasn't changed since.
+        """Returns True if an original file has a complete cache file, and hasn't changed since.
 
         Args:
             source: The original file.
@@ -124,10 +133,17 @@ class Decoded:
         return not thoroughly or zlib.crc32(memoryview(mapped)[: -_NOTE.size]) == note[3]
 
     def _mapped(self, source: Path) -> tuple[mmap.mmap, tuple]:
-        """Memory-maps a source's cache file and returns it with its trailer's fields (`_NOTE`).
+        """Memory-maps the cache file of an original file.
+
+        Args:
+            source: The original file.
+
+        Returns:
+            The mapped content and the fields of its trailer, in the order of `_NOTE`.
 
         Raises:
-            DataError: If the file is missing or corrupt, or the source has changed since.
+            DataError: If the cache file is missing or corrupt, or the source has changed since it
+                was cached.
         """
         path = self.path(source)
         try:
@@ -165,16 +181,16 @@ class Decoded:
 
 
 def attach(frames: object, folder: Path, root: Path, name: str) -> None:
-    """Makes a dataset read its frames from a cache (`data.decoded`).
+    """Makes a dataset read its frames from a cache of decoded frames (`data.decoded`).
 
     Args:
         frames: The dataset; its attribute `decoded` is set to the cache.
         folder: The folder of the cache.
         root: The dataset's folder (data.root), to which the cache's paths are relative.
-        name: The dataset's name, for messages.
+        name: The dataset's name, for error messages.
 
     Raises:
-        RecipeError: If the dataset has no files to decode.
+        RecipeError: If the dataset isn't a `Frames`, which reads frames from files.
         DataError: If the folder doesn't exist.
     """
     if not isinstance(frames, Frames):
@@ -189,13 +205,16 @@ def attach(frames: object, folder: Path, root: Path, name: str) -> None:
 
 
 def describe(frames: object) -> list[str]:
-    """Returns log lines with the number of a dataset's files that aren't in the cache.
+    """Returns a log line with the number of a dataset's files that aren't in its cache.
 
     Files that have changed since they were cached count, too. Costs a stat of every file, 20 us
-    each. There are no lines for a dataset without a cache.
+    each.
 
     Args:
         frames: The dataset, after `attach`.
+
+    Returns:
+        One line, a warning if any file isn't cached; no line for a dataset without a cache.
     """
     cache = getattr(frames, "decoded", None)
     if cache is None:
@@ -212,7 +231,7 @@ def describe(frames: object) -> list[str]:
 
 
 def _note(content: mmap.mmap | bytes) -> tuple | None:
-    """Returns the fields of a cache file's trailer (`_NOTE`).
+    """Returns the fields of a cache file's trailer in the order of `_NOTE`.
 
     Returns None if the trailer is missing or contradicts the file's size.
 
@@ -230,7 +249,14 @@ def _note(content: mmap.mmap | bytes) -> tuple | None:
 
 
 def _state(source: Path) -> tuple[int, int]:
-    """Returns (bytes, modification time in ns) of a file. Raises DataError if it doesn't exist."""
+    """Returns (size in bytes, modification time in ns) of a file.
+
+    Args:
+        source: The file.
+
+    Raises:
+        DataError: If there is no such file.
+    """
     try:
         found = os.stat(source)
     except OSError:

@@ -2,9 +2,9 @@
 
 `check_range` reads the ground truth of five frames before training and rejects depths that can't be
 metres. `levels_of` and `describe` collect statistics for bin/check_data.py, so that the user can
-judge what can't be decided automatically. Costs reading the depth maps, 5 ms each. Left out:
-frequent values in the middle of a floating-point map's range, since only its largest and smallest
-values are counted.
+judge what can't be decided automatically. Reading a depth map takes 5 ms. Left out: frequent values
+in the middle of a floating-point map's range, since only its largest and smallest values are
+counted.
 """
 
 from collections import Counter
@@ -22,7 +22,7 @@ from tiekd.errors import DataError
 NEAREST_M = 0.1  # smallest plausible median depth
 FARTHEST = 3.0  # largest plausible median depth, as a multiple of max_depth
 _PROBED = 5  # number of frames that `check_range` reads
-_PILE = 0.05  # a value is suspicious from this share of the pixels above 0
+_PILE = 0.05  # a value that so large a share of the pixels above 0 has is suspicious
 _8_BITS = 255
 
 
@@ -44,7 +44,9 @@ class Levels(NamedTuple):
 
 
 def taken_as(frames: Frames, kind: str) -> str:
-    """Describes the unit in which a kind of depth file is read, and the option that sets it.
+    """Returns a phrase with the unit in which a kind of depth file is read, and its option.
+
+    An example is "16-bit PNG is taken as 256 levels a metre (data.depth_unit)".
 
     Args:
         frames: The dataset, whose `depth_format` has the units.
@@ -89,10 +91,12 @@ def check_range(frames: Dataset) -> list[str]:
 
 
 def turned_line(names: Sequence[str]) -> str:
-    """Returns a log line about images that are turned by their EXIF orientation.
+    """Returns a log line about images that were turned upright by their EXIF orientation.
+
+    The line reminds the user that depth maps and intrinsics must be those of the upright image.
 
     Args:
-        names: The images' paths; each image has ground truth.
+        names: The paths of all turned images that were found; each has ground truth.
     """
     return (
         f"{len(names)} image(s) are turned by their EXIF orientation, such as {names[0]}: depth "
@@ -101,15 +105,18 @@ def turned_line(names: Sequence[str]) -> str:
 
 
 def _range_lines(frames: Frames, medians: dict[str, float]) -> list[str]:
-    """Returns the warnings of `check_range`, or raises its DataError.
+    """Returns warnings about implausible median depths, for the log.
 
     Args:
         frames: The dataset, for the unit of its depth files and max_depth.
         medians: depth file -> its median depth in metres.
+
+    Raises:
+        DataError: If all medians are above FARTHEST times max_depth.
     """
     if not medians:
         return []
-    # A single frame may have unusual depths, so report only a property of all these frames.
+    # A single frame may have unusual depths, so report only what is true of all these frames.
     path, median_m = next(iter(medians.items()))
     taken = taken_as(frames, image_io.kind_of_depth(Path(path)))
     count = (
@@ -135,7 +142,12 @@ def _range_lines(frames: Frames, medians: dict[str, float]) -> list[str]:
 
 
 def levels_of(path: Path) -> Levels:
-    """Returns statistics of a depth file's values, before the unit and invalid values apply.
+    """Returns statistics of a depth file's values as they are stored.
+
+    No unit is applied, and no value other than 0, negatives and non-finite ones is left out.
+
+    Args:
+        path: The depth file, a 16-bit PNG or an NPY file.
 
     Raises:
         DataError: If there is no such file or it can't be read.
@@ -166,14 +178,13 @@ def levels_of(path: Path) -> Levels:
 
 
 def describe(frames: Frames, found: Sequence[Levels]) -> list[str]:
-    """Describes the unit of a dataset's depth maps and their suspiciously frequent values.
+    """Returns lines for the user about the unit of a dataset's depth maps and suspicious values.
+
+    A value is suspicious if so many pixels have it that it may mean "not measured".
 
     Args:
         frames: The dataset, whose `depth_format` has the units and the invalid values.
         found: What `levels_of` returned for each depth map.
-
-    Returns:
-        Lines for the user.
     """
     kinds = Counter(levels.kind for levels in found)
     said = [
@@ -193,7 +204,7 @@ def describe(frames: Frames, found: Sequence[Levels]) -> list[str]:
 
 
 def _piles(frames: Frames, found: Sequence[Levels], are_float: bool) -> list[str]:
-    """Describes values that are so frequent in depth maps that they may mean "not measured".
+    """Returns a line for each value that so many pixels have that it may mean "not measured".
 
     Args:
         frames: The dataset, whose `depth_format` has the values that are known to be invalid.
@@ -208,8 +219,8 @@ def _piles(frames: Frames, found: Sequence[Levels], are_float: bool) -> list[str
         maps.update(levels.piles.keys())
     said = []
     for value, count in sorted(pixels.items()):
-        # Report a value only if it is frequent in all maps together, and in at least two of them
-        # (or in the only map).
+        # Report a value only if it is frequent in all depth maps together, and also in at least two
+        # single ones (or in the only one).
         if count < _PILE * total or maps[value] < min(2, len(found)):
             continue
         is_none = value in frames.depth_format.invalid or (

@@ -16,9 +16,9 @@ _BLOCK = 1 << 20
 
 
 def of_each(fact: Callable, paths: Sequence[str | None]) -> list:
-    """Applies a function to each path, and returns the results in order.
+    """Returns the result of a function for each path, as a list in the order of the paths.
 
-    Uses threads for more than 4096 paths.
+    Threads call the function if there are more than 4096 paths.
 
     Args:
         fact: A function of one path, such as `size_and_time`.
@@ -37,7 +37,11 @@ def of_each(fact: Callable, paths: Sequence[str | None]) -> list:
 
 
 def size_and_time(path: str | os.PathLike) -> tuple[int, int] | None:
-    """Returns (bytes, modification time in ns) of a file; None if there is no such file."""
+    """Returns (size in bytes, modification time in ns) of a file; None if there is no such file.
+
+    Args:
+        path: The file.
+    """
     try:
         found = os.stat(path)
     except OSError:
@@ -46,10 +50,11 @@ def size_and_time(path: str | os.PathLike) -> tuple[int, int] | None:
 
 
 def crc(path: str | os.PathLike) -> int | None:
-    """Returns the CRC-32 of a file's content; None if it can't be read.
+    """Returns the CRC-32 of a file's content.
 
-    Returns None also for anything but a regular file, since opening a FIFO blocks until there is a
-    writer.
+    Args:
+        path: The file. The result is None if it can't be read, or if it isn't a regular file, since
+            opening a FIFO blocks until there is a writer.
     """
     value = 0
     try:

@@ -1,8 +1,9 @@
 """The focal length of the network's input, from an image's camera and its working resolution.
 
-`f` is (fx + fy) / 2 in pixels of the image that the network sees, after every resize and zoom. A
-working resolution of mode `stretch` changes fx and fy by different factors: f is then
-sqrt(fx * fy), and an image whose aspect ratio changes by more than STRETCH is refused. Used with
+The working resolution is the size at which the network sees an image. The focal length f is
+(fx + fy) / 2 in pixels of the image that the network sees, after every resize and zoom. A working
+resolution of mode `stretch` changes fx and fy by different factors: f is then sqrt(fx * fy), and an
+image whose aspect ratio changes by more than STRETCH is refused. Used with
 `network.canonical_focal` only (tiekd/models/canonical.py).
 """
 
@@ -20,11 +21,12 @@ STRETCH = 0.05  # largest change of an image's aspect ratio
 
 
 def of_input(intrinsics: Tensor, resize: Resize) -> Tensor:
-    """Returns (B,) float32: f of images, given the intrinsics of the network's input.
+    """Returns the focal length of each image of a batch, (B,) float32, NaN where unknown.
 
     Args:
-        intrinsics: (B, 3, 3) float32, pixels; NaN where unknown.
-        resize: The working resolution, which decides between the two means.
+        intrinsics: (B, 3, 3) float32, in pixels of the network's input; NaN where unknown.
+        resize: How images are resized. After mode `stretch` the result is sqrt(fx * fy), otherwise
+            (fx + fy) / 2.
     """
     focal_x, focal_y = intrinsics[:, 0, 0], intrinsics[:, 1, 1]
     if resize.mode == "stretch":
@@ -33,15 +35,15 @@ def of_input(intrinsics: Tensor, resize: Resize) -> Tensor:
 
 
 def of_own_size(intrinsics: Tensor, size: tuple[int, int], resize: Resize) -> Tensor:
-    """Returns (B,) float32: f of images whose intrinsics are those of the images' own size.
+    """Returns the focal length of each image of a batch in the network's input, (B,) float32.
 
     Args:
-        intrinsics: (B, 3, 3) float32, pixels of images of `size`; NaN where unknown.
-        size: (height, width) of the images.
-        resize: The working resolution.
+        intrinsics: (B, 3, 3) float32, in pixels of the images before resizing; NaN where unknown.
+        size: (height, width) of the images before resizing.
+        resize: How images are resized to the network's input.
 
     Raises:
-        DataError: The working resolution changes the aspect ratio by more than STRETCH.
+        DataError: Resizing changes the aspect ratio by more than STRETCH.
     """
     check_aspect(resize, size)
     scaled = resize.place(*size).scaled
@@ -50,12 +52,16 @@ def of_own_size(intrinsics: Tensor, size: tuple[int, int], resize: Resize) -> Te
 
 
 def of_batch(batch: Batch, resize: Resize) -> Tensor:
-    """Returns (B,) float32: f of a batch's images, on the batch's device.
+    """Returns the focal length of each image of a batch, (B,) float32, on the batch's device.
 
     In evaluation and caching the image alone is resized, and intrinsics are of the depth's size.
 
+    Args:
+        batch: The batch.
+        resize: How its images were resized to the network's input.
+
     Raises:
-        DataError: The working resolution changes the aspect ratio by more than STRETCH.
+        DataError: Resizing changes the aspect ratio by more than STRETCH.
     """
     own, seen = tuple(batch.depth.shape[-2:]), tuple(batch.image.shape[-2:])
     if own == seen:
@@ -64,21 +70,26 @@ def of_batch(batch: Batch, resize: Resize) -> Tensor:
 
 
 def of_camera(camera: Camera, size: tuple[int, int], resize: Resize) -> float:
-    """Returns f of one image, given its camera at its own size, (height, width).
+    """Returns the focal length of one image in the network's input, in pixels.
+
+    Args:
+        camera: The camera of the image before resizing.
+        size: (height, width) of the image before resizing.
+        resize: How the image is resized to the network's input.
 
     Raises:
-        DataError: The working resolution changes the aspect ratio by more than STRETCH.
+        DataError: Resizing changes the aspect ratio by more than STRETCH.
     """
     matrix = torch.tensor([[camera.focal_x, 0, 0], [0, camera.focal_y, 0], [0, 0, 1]])
     return float(of_own_size(matrix[None].double(), size, resize))
 
 
 def check_aspect(resize: Resize, size: tuple[int, int]) -> None:
-    """Raises DataError if the working resolution changes an image's aspect ratio too much.
+    """Raises DataError if resizing changes an image's aspect ratio by more than STRETCH.
 
     Args:
-        resize: The working resolution.
-        size: (height, width) of the image.
+        resize: How the image is resized; only mode `stretch` changes the aspect ratio.
+        size: (height, width) of the image before resizing.
     """
     if resize.mode != "stretch":
         return
@@ -93,14 +104,23 @@ def check_aspect(resize: Resize, size: tuple[int, int]) -> None:
 
 
 def check_known(focal: Tensor, names: Sequence[str]) -> None:
-    """Raises DataError for the first image whose focal length isn't known. One host sync."""
+    """Raises DataError for the first image whose focal length isn't known. Costs one host sync.
+
+    Args:
+        focal: (B,) focal lengths; NaN where unknown.
+        names: The B images' names, for the message.
+    """
     for name, value in zip(names, focal.tolist(), strict=True):
         if not value > 0:
             raise DataError(no_focal(name))
 
 
 def no_focal(name: str) -> str:
-    """Returns the message for an image whose focal length isn't known."""
+    """Returns the error message for an image whose focal length isn't known.
+
+    Args:
+        name: The image's name.
+    """
     return (
         f"{name}: its focal length isn't known, and network.canonical_focal needs it; give "
         "data.intrinsics (a file, numbers or exif)"

@@ -1,4 +1,4 @@
-"""Reads frames from files: image, ground truth and cached teacher map, cropped to one window.
+"""Reads frames from files: image, ground truth and cached teacher map, with one crop for all three.
 
 KITTI, NYU and a folder of the user's own images share this code: each of their modules describes
 its files and depth format in a `DatasetSplit`, and `Frames` reads the files. A frame without ground
@@ -40,12 +40,12 @@ class Frame(NamedTuple):
 
 
 class Window(NamedTuple):
-    """The crop of each image that is kept.
+    """The rectangle to which each image of a dataset is cropped when it is read.
 
     Attributes:
         option: Name of the option that sets the crop, for messages.
-        place: Function (height, width) of an image -> (top, left, height, width) of the window.
-            `Frames` checks that the window is inside the image.
+        place: Function (height, width) of an image -> (top, left, height, width) of the rectangle,
+            in pixels. `Frames` checks that it is inside the image.
     """
 
     option: str
@@ -100,10 +100,10 @@ class Frames(torch.utils.data.Dataset):
 
     Args:
         split: The frames and how their files are read.
-        max_depth: The network's range in metres.
+        max_depth: The largest depth that the network predicts, in metres.
         needs_ground_truth: True to skip frames without ground truth; `num_skipped` counts them.
         maps: Folder of cached teacher maps; None to read no maps. A map has the size of the whole
-            image, and is then cropped with it, or the size of the window.
+            image, and is then cropped with it, or already has the size of the cropped image.
 
     Raises:
         DataError: If the folder of maps is missing, or no frame is left.
@@ -148,17 +148,25 @@ class Frames(torch.utils.data.Dataset):
         return in_metres(self.stored(index))
 
     def stored(self, index: int) -> Sample:
-        """Returns the sample with depths as stored in the files; its tensors are views.
+        """Returns a frame's sample with depths as stored in the files, e.g. uint16 levels.
 
-        A caller that crops the sample then has to convert only the crop to metres.
+        Its tensors are views. A caller that crops the sample then has to convert only the crop to
+        metres.
+
+        Args:
+            index: Index of the frame.
         """
         return self.assemble(index, **{name: read() for name, read in self.parts(index).items()})
 
     def parts(self, index: int) -> dict[str, Callable[[], Tensor]]:
-        """Returns a frame's reading functions, keyed by `image`, `depth` and `teacher_depth`.
+        """Returns functions that read a frame's files, one function per file.
 
-        Each takes no arguments and returns the decoded tensor. A key is absent if the frame has no
-        such file.
+        The keys are `image`, `depth` and `teacher_depth`; a key is absent if the frame has no such
+        file. Each function takes no arguments and returns the decoded tensor, (3, H, W) or
+        (1, H, W).
+
+        Args:
+            index: Index of the frame.
         """
         parts = {}
         for name, (path, decode) in self.files(index).items():
@@ -168,11 +176,18 @@ class Frames(torch.utils.data.Dataset):
         return parts
 
     def is_turned(self, index: int) -> bool:
-        """Returns True if a frame's stored image isn't upright; reads only the file's header."""
+        """Returns True if a frame's image isn't stored upright; reads only the file's header.
+
+        Args:
+            index: Index of the frame.
+        """
         return orientation.mark_in(Path(self.frames[index].image)) != orientation.UPRIGHT
 
     def measured(self, index: int) -> Tensor:
         """Returns the ground truth, before cropping, of a frame that has it.
+
+        Args:
+            index: Index of the frame.
 
         Returns:
             (1, H, W) float32, metres, 0 where not measured.
@@ -184,7 +199,14 @@ class Frames(torch.utils.data.Dataset):
         return depth
 
     def files(self, index: int) -> dict[str, tuple[Path, Callable[[Path], Tensor]]]:
-        """Returns (path, decoding function) of each of a frame's files, keyed as in `parts`."""
+        """Returns the files of a frame, keyed by `image`, `depth` and `teacher_depth`.
+
+        A file is (path, function from the path to the decoded tensor). A key is absent if the frame
+        has no such file.
+
+        Args:
+            index: Index of the frame.
+        """
         frame = self.frames[index]
         files = {"image": (Path(frame.image), image_io.read_image)}
         if frame.depth is not None:
@@ -200,14 +222,14 @@ class Frames(torch.utils.data.Dataset):
         depth: Tensor | None = None,
         teacher_depth: Tensor | None = None,
     ) -> Sample:
-        """Combines the decoded tensors of a frame to one sample, cropped to the window.
+        """Returns the cropped sample of a frame whose files are decoded already.
 
         Args:
             index: Index of the frame.
             image: (3, H, W) uint8.
             depth: (1, H, W) uint16 levels or float32 metres; None without ground truth.
-            teacher_depth: (1, h, w) uint16 levels, of the image's or the window's size; None
-                without a teacher map.
+            teacher_depth: (1, h, w) uint16 levels, of the size of the whole or of the cropped
+                image; None without a teacher map.
 
         Raises:
             DataError: If the sizes of image, depth and teacher map don't match, or the map was made
@@ -243,15 +265,27 @@ class Frames(torch.utils.data.Dataset):
         return self._with_map(sample, teacher_depth)
 
     def map_name(self, index: int) -> str:
-        """Returns the file name of a frame's teacher map: `map_prefix`, then `joined_name`."""
+        """Returns the file name of a frame's teacher map, such as `2011_09_26_1.png`.
+
+        It is `map_prefix`, then the frame's name with `_` for `/` and the suffix `.png`.
+
+        Args:
+            index: Index of the frame.
+        """
         return self.map_prefix + joined_name(self.frames[index].name)
 
     def image_sizes(self) -> list[tuple[int, int]]:
-        """Returns (height, width) of every frame after cropping; reading a header takes 0.1 ms."""
+        """Returns (height, width) of every frame's image after cropping, in order.
+
+        The headers of all image files are read, which takes 0.1 ms each.
+        """
         return [self.image_size(index) for index in range(len(self))]
 
     def image_size(self, index: int) -> tuple[int, int]:
-        """Returns (height, width) of a frame after cropping, from its file's header.
+        """Returns (height, width) of a frame's image after cropping, from its file's header.
+
+        Args:
+            index: Index of the frame.
 
         Raises:
             DataError: If the file can't be read, or is smaller than the crop.
@@ -260,7 +294,16 @@ class Frames(torch.utils.data.Dataset):
         return self._place(frame, *image_io.read_image_size(Path(frame.image)))[2:]
 
     def _whole(self, frame: Frame, image: Tensor, depth: Tensor | None) -> Sample:
-        """Returns the sample of the whole image, without a teacher map."""
+        """Returns the sample of a frame's whole image, without a teacher map.
+
+        Args:
+            frame: The frame.
+            image: (3, H, W) uint8.
+            depth: (1, H, W) uint16 levels or float32 metres; None without ground truth.
+
+        Raises:
+            DataError: If image and depth differ in size.
+        """
         height, width = image.shape[-2:]
         # Without ground truth use a view of a single zero, which takes no memory.
         if depth is None:
@@ -282,16 +325,35 @@ class Frames(torch.utils.data.Dataset):
         return Sample(image, depth, inside, None, camera, frame.name, depth_units=units)
 
     def _with_map(self, sample: Sample, levels: Tensor) -> Sample:
-        """Returns the sample with a teacher map: (1, h, w) uint16 levels."""
+        """Returns a sample with a teacher map added.
+
+        Args:
+            sample: The sample without a teacher map.
+            levels: The map, (1, H, W) uint16 levels, of the size of the sample's image.
+        """
         units = image_io.TEACHER_MAP_LEVELS / self.map_full_scale_m
         return sample._replace(teacher_depth=levels, teacher_units=units)
 
     def _cut(self, sample: Sample, frame: Frame) -> Sample:
-        """Returns the sample cropped to the window."""
+        """Returns the sample of a whole image, cropped to `self.window`.
+
+        Args:
+            sample: The sample.
+            frame: Its frame, for the error message.
+        """
         return crop_window(sample, *self._place(frame, *sample.image.shape[-2:]))
 
     def _place(self, frame: Frame, height: int, width: int) -> tuple[int, int, int, int]:
-        """Returns (top, left, height, width) of the window; raises DataError if it isn't inside."""
+        """Returns (top, left, height, width) of the crop `self.window` in an image.
+
+        Args:
+            frame: The image's frame, for the error message.
+            height: Rows of the whole image.
+            width: Columns of the whole image.
+
+        Raises:
+            DataError: If the crop extends beyond the image.
+        """
         if self.window is None:
             return 0, 0, height, width
         top, left, rows, columns = self.window.place(height, width)
@@ -326,7 +388,11 @@ def with_cameras(
 
 
 def joined_name(name: str) -> str:
-    """Returns the file name of a teacher map: `2011_09_26/1.jpg` becomes `2011_09_26_1.png`."""
+    """Returns the file name of a frame's teacher map, without its dataset's prefix.
+
+    Args:
+        name: The frame's name: `2011_09_26/1.jpg` becomes `2011_09_26_1.png`.
+    """
     return str(PurePosixPath(name.replace("/", "_")).with_suffix(".png"))
 
 
@@ -350,7 +416,14 @@ def data_root(root: str, content: str) -> Path:
 
 
 def _camera_matrix(camera: Camera | None, height: int, width: int) -> Tensor:
-    """Returns the (3, 3) float32 matrix of a camera in pixels; NaN if the camera isn't known."""
+    """Returns the (3, 3) float32 matrix of a camera in pixels.
+
+    Args:
+        camera: The camera; None if unknown, which makes the focal lengths and the principal point
+            NaN.
+        height: Rows of the image, for a principal point at its centre.
+        width: Columns of the image.
+    """
     if camera is None:
         focal_x = focal_y = centre_x = centre_y = float("nan")
     else:
@@ -363,10 +436,14 @@ def _camera_matrix(camera: Camera | None, height: int, width: int) -> Tensor:
 
 
 def _unturned(frame: Frame, image: Tensor, other: Tensor) -> str:
-    """Explains a size mismatch of image and depth map that is due to EXIF orientation.
+    """Returns the part of an error message that explains a wrong size by EXIF orientation.
 
-    EXIF orientation is the reason if the map fits the image as stored, before the image is turned
-    upright. Otherwise the result is an empty string.
+    It is empty unless the map fits the image as stored, i.e. before the image was turned upright.
+
+    Args:
+        frame: The frame.
+        image: (3, H, W), its upright image.
+        other: (1, h, w), its depth map or teacher map, of another size.
     """
     mark = orientation.mark_in(Path(frame.image))
     if mark == orientation.UPRIGHT or other.shape[-2:] != image.shape[-2:][::-1]:
@@ -378,13 +455,19 @@ def _unturned(frame: Frame, image: Tensor, other: Tensor) -> str:
 
 
 def _size(tensor: Tensor) -> str:
-    """Returns "HEIGHTxWIDTH" of a tensor, for messages."""
+    """Returns a tensor's size as "HEIGHTxWIDTH", for messages.
+
+    Args:
+        tensor: (..., height, width).
+    """
     return "x".join(map(str, tensor.shape[-2:]))
 
 
 def listed_frames(dataset: torch.utils.data.Dataset) -> Sequence[Frame]:
     """Returns the files and cameras of a dataset's frames.
 
-    Empty for a dataset whose frames can't be asked without reading them.
+    Args:
+        dataset: The dataset. The result is empty if it isn't a `Frames`, since another dataset's
+            frames must be read to know their cameras.
     """
     return dataset.frames if isinstance(dataset, Frames) else ()

@@ -2,10 +2,11 @@
 
 Pillow does all decoding and encoding, because torchvision's image functions are deprecated since
 0.29, write 8 bits only and crash on a corrupt PNG with a segmentation fault. PNG checksums are
-verified before decoding (`PIL.Image.verify`), about 1.5 ms a megabyte, because no decoder verifies
-those of the pixel data. A KITTI image takes some 20 ms, its depth map 5. Images and depth PNGs are
-returned upright, as their own EXIF orientation says (tiekd/data/orientation.py). Left out: formats
-that KITTI, NYU and the toolboxes don't use, animations, and images of more than LARGEST_PIXELS.
+verified before decoding (`PIL.Image.verify`), because no decoder verifies those of the pixel data;
+this takes about 1.5 ms a megabyte. Reading a KITTI image takes some 20 ms, its depth map 5. Images
+and depth PNGs are returned upright, as their own EXIF orientation says (tiekd/data/orientation.py).
+Left out: formats that KITTI, NYU and common depth toolboxes don't use, animations, and images of
+more than LARGEST_PIXELS.
 """
 
 import errno
@@ -28,7 +29,8 @@ from tiekd.files import cause_of, instead_of_file, replace_bytes
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_END = bytes(4) + b"IEND" + zlib.crc32(b"IEND").to_bytes(4, "big")
-# A cached teacher map stores round(depth / full scale * 65535) in 16 bits.
+# A cached teacher map stores round(depth / full scale * 65535) in 16 bits. The full scale is the
+# largest depth that the map can hold, in metres.
 TEACHER_MAP_LEVELS = 65535
 NO_RETURN = 65535  # some 16-bit ground truth has this value where it isn't measured
 LARGEST_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # 178 million; Pillow refuses more
@@ -43,7 +45,7 @@ _MAY_MOVE = (
 
 
 class _Kind(NamedTuple):
-    """A kind of file, as error messages name it.
+    """Words for one kind of file (image, depth map or teacher map) in error messages.
 
     Attributes:
         noun: Such as "depth map".
@@ -73,9 +75,13 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def read_image(path: Path) -> Tensor:
-    """Reads an 8-bit image, upright, as (3, H, W) uint8 RGB.
+    """Reads an 8-bit image, and turns it upright by its EXIF orientation.
 
-    The tensor is a permuted view of interleaved (H, W, 3) pixels.
+    Args:
+        path: The image file.
+
+    Returns:
+        (3, H, W) uint8 RGB, a permuted view of interleaved (H, W, 3) pixels.
 
     Raises:
         DataError: If the file is missing, corrupt or not an 8-bit image.
@@ -90,10 +96,15 @@ def read_image(path: Path) -> Tensor:
 
 
 def read_photo(path: Path) -> Tensor:
-    """Reads an image of any common kind, upright, as (3, H, W) uint8 RGB.
+    """Reads an image of any common kind, and turns it upright by its EXIF orientation.
 
-    The tensor is a permuted view of interleaved (H, W, 3) pixels. Grey becomes RGB, transparency is
-    dropped, and 16 bits are reduced to 8.
+    Grey becomes RGB, transparency is dropped, and 16 bits are reduced to 8.
+
+    Args:
+        path: The image file.
+
+    Returns:
+        (3, H, W) uint8 RGB, a permuted view of interleaved (H, W, 3) pixels.
 
     Raises:
         DataError: If the file is missing, corrupt or not an image, or its values aren't grey levels
@@ -103,11 +114,17 @@ def read_photo(path: Path) -> Tensor:
 
 
 def as_photo(image: Image.Image, name: str) -> Tensor:
-    """Converts a Pillow image as `read_photo` does.
+    """Converts a Pillow image of any common kind to an RGB tensor.
+
+    The image is turned upright by its EXIF orientation. Grey becomes RGB, transparency is dropped,
+    and 16 bits are reduced to 8.
 
     Args:
-        image: The image.
+        image: The image, which may not be decoded yet.
         name: The image's name in error messages.
+
+    Returns:
+        (3, H, W) uint8 RGB, a permuted view of interleaved (H, W, 3) pixels.
 
     Raises:
         DataError: If the image can't be decoded, or its values aren't grey levels of 8 or 16
@@ -134,7 +151,12 @@ def as_photo(image: Image.Image, name: str) -> Tensor:
 
 
 def read_image_size(path: Path) -> tuple[int, int]:
-    """Returns the (height, width) that an image has when upright, from its file's header.
+    """Returns the (height, width) in pixels that an image has when upright.
+
+    Only the file's header is read.
+
+    Args:
+        path: The image file.
 
     Raises:
         DataError: If the file is missing, or its header can't be read.
@@ -153,9 +175,14 @@ def read_image_size(path: Path) -> tuple[int, int]:
 
 
 def read_levels(path: Path) -> Tensor:
-    """Reads a 16-bit depth PNG, upright, as (1, H, W) uint16 in the file's unit, 0 if not measured.
+    """Reads a 16-bit depth PNG, and turns it upright by its EXIF orientation.
 
-    KITTI has 256 levels a metre, NYU 1000.
+    Args:
+        path: The depth PNG.
+
+    Returns:
+        (1, H, W) uint16 in the file's unit, 0 if not measured. KITTI has 256 levels a metre, NYU
+        1000.
 
     Raises:
         DataError: If the file is missing or corrupt, or isn't a one-channel 16-bit PNG.
@@ -164,10 +191,18 @@ def read_levels(path: Path) -> Tensor:
 
 
 def read_teacher_map(path: Path) -> Tensor:
-    """Reads a cached teacher map as (1, H, W) uint16, of which 65535 / full scale make a metre.
+    """Reads a cached teacher map, a 16-bit PNG.
+
+    Args:
+        path: The teacher map's file.
+
+    Returns:
+        (1, H, W) uint16, 0 where invalid. The depth in metres is level / 65535 * full scale, with
+        the full scale of `teacher_maps.full_scale_m`.
 
     Raises:
-        DataError: As `read_levels` does; the message says how to make the map.
+        DataError: If the file is missing or corrupt, or isn't a one-channel 16-bit PNG; the message
+            says how to make the map.
     """
     return _read_levels(path, _TEACHER_MAP)
 
@@ -192,7 +227,17 @@ def _read_levels(path: Path, kind: _Kind) -> Tensor:
 
 
 def read_measured_levels(path: Path) -> Tensor:
-    """Reads ground truth as `read_levels` does, and sets NO_RETURN (not measured) to 0."""
+    """Reads ground truth from a 16-bit depth PNG; level NO_RETURN counts as not measured.
+
+    Args:
+        path: The depth PNG.
+
+    Returns:
+        (1, H, W) uint16 in the file's unit, 0 if not measured.
+
+    Raises:
+        DataError: If the file is missing or corrupt, or isn't a one-channel 16-bit PNG.
+    """
     return without_levels(read_levels(path), (NO_RETURN,))
 
 
@@ -278,7 +323,11 @@ def read_depth_npy(
 def kind_of_depth(path: Path) -> str:
     """Returns the kind of a depth file: `16-bit PNG`, `float32 NPY` and so on.
 
-    The dtype is read from the file's header; `NPY` alone if the file can't be read.
+    The dtype of an NPY file is read from its header. The result is `NPY` alone if that can't be
+    read.
+
+    Args:
+        path: The depth file.
     """
     if needs_decoding(path):
         return "16-bit PNG"
@@ -298,8 +347,11 @@ def encode_teacher_map(depth_m: np.ndarray, full_scale_m: float) -> bytes:
     Valid depths (finite, above 0) become levels 1 to 65535, all others 0.
 
     Args:
-        depth_m: (H, W) metres.
+        depth_m: (H, W) depths in metres.
         full_scale_m: Depth in metres that level 65535 encodes; farther depths are clipped to it.
+
+    Returns:
+        The bytes of the PNG file.
     """
     levels = np.clip(
         np.rint(depth_m.astype(np.float64) * (TEACHER_MAP_LEVELS / full_scale_m)),
@@ -315,12 +367,20 @@ def encode_teacher_map(depth_m: np.ndarray, full_scale_m: float) -> bytes:
 
 
 def needs_decoding(path: Path) -> bool:
-    """Returns False for NPY files, which store their values without compression."""
+    """Returns True for an image file, False for an NPY file, whose values aren't compressed.
+
+    Args:
+        path: The file of an image or a depth map; only its suffix is used.
+    """
     return path.suffix.lower() != ".npy"
 
 
 def write_durably(path: Path, data: bytes) -> None:
     """Writes a file atomically, so that even a power cut leaves it complete or absent.
+
+    Args:
+        path: The file, which is replaced if it exists.
+        data: The file's content.
 
     Raises:
         DataError: If the file can't be written.
@@ -336,9 +396,14 @@ def write_durably(path: Path, data: bytes) -> None:
 def is_whole_depth_png(path: Path) -> bool:
     """Returns True if a file is a one-channel 16-bit PNG with correct checksums.
 
+    The pixels aren't decoded.
+
+    Args:
+        path: The file; the result is False if it doesn't exist.
+
     Raises:
-        DataError: If the permission to read the file is missing; the caller must not replace it
-            then.
+        DataError: If the permission to read the file is missing; the caller must not replace the
+            file then.
     """
     if instead_of_file(path):
         return False
@@ -369,7 +434,12 @@ def write_depth_png(path: Path, depth_m: np.ndarray, units_per_m: float = 256.0)
 
 
 def write_image(path: Path, rgb: np.ndarray) -> None:
-    """Writes (H, W, 3) uint8 RGB as PNG, atomically."""
+    """Writes an image as a PNG file, atomically.
+
+    Args:
+        path: The file to write.
+        rgb: (H, W, 3) uint8 RGB.
+    """
     _write_png(path, rgb)
 
 
@@ -381,11 +451,11 @@ def _write_png(path: Path, pixels: np.ndarray) -> None:
 
 
 def _decode(path: Path, kind: _Kind) -> Image.Image:
-    """Decodes an image file completely.
+    """Returns a Pillow image, decoded completely from its file, but not turned upright.
 
     Args:
         path: The file.
-        kind: What the file should hold, for the error.
+        kind: What the file should hold, for the error message.
 
     Raises:
         DataError: If the file is missing, corrupt or of another kind.
@@ -429,7 +499,7 @@ def _decode(path: Path, kind: _Kind) -> Image.Image:
 
 
 def _rgb(image: Image.Image) -> Tensor:
-    """Converts an image of 8 bits per channel to (3, H, W) uint8 RGB."""
+    """Converts a Pillow image of 8 bits per channel to a (3, H, W) uint8 RGB tensor."""
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # Pillow warns if such an image is converted to RGB directly
     image = image if image.mode == "RGB" else image.convert("RGB")
@@ -437,7 +507,12 @@ def _rgb(image: Image.Image) -> Tensor:
 
 
 def _missing(path: Path, kind: _Kind) -> DataError:
-    """Returns the DataError for a path that isn't a regular file."""
+    """Returns the DataError to raise for a path that isn't a regular file.
+
+    Args:
+        path: The path, which doesn't exist or is a folder, a broken link, a FIFO or the like.
+        kind: What should be there, for the message.
+    """
     try:
         os.stat(path)
     except OSError as error:
@@ -455,16 +530,24 @@ def _missing(path: Path, kind: _Kind) -> DataError:
 
 
 def _unreadable(path: Path, error: OSError) -> DataError:
-    """Returns the DataError for a file that the operating system can't read."""
+    """Returns the DataError to raise for a file that the operating system can't read.
+
+    Args:
+        path: The file.
+        error: The operating system's error, whose text is part of the message.
+    """
     return DataError(
         f"{path}: can't be read ({error.strerror or error}); check its permissions and the disk"
     )
 
 
 def _too_large(path: Path, error: Image.DecompressionBombError) -> DataError:
-    """Returns the DataError for an image with too many pixels.
+    """Returns the DataError to raise for an image with more than LARGEST_PIXELS pixels.
 
-    Pillow's error begins "Image size (192000000 pixels) exceeds limit".
+    Args:
+        path: The image file.
+        error: Pillow's error, from whose text the number of pixels is read. It begins "Image size
+            (192000000 pixels) exceeds limit".
     """
     pixels = next(
         (int(word.strip("(")) for word in str(error).split() if word.strip("(").isdigit()), 0
@@ -478,7 +561,11 @@ def _too_large(path: Path, error: Image.DecompressionBombError) -> DataError:
 def _is_whole_png(file: io.BytesIO) -> bool:
     """Returns True if the checksums of all chunks of a PNG are correct.
 
-    `verify` stops after the type of the end chunk, so the whole end chunk is compared here.
+    Pillow's `verify` stops after the type of the end chunk, so the whole end chunk is compared
+    here.
+
+    Args:
+        file: The PNG's content.
     """
     file.seek(0)
     try:

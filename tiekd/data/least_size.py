@@ -1,8 +1,9 @@
 """Refuses a resizing after which images are smaller than the network's largest stride.
 
-Such a network computes a depth without an error, but each of its coarsest features sees only
-padding beside a pixel or two. Costs reading three frames. Left out: images that are that small in
-their files, which a user may want to predict, and single narrow frames among those of a data set.
+With such images a network computes a depth without an error, but each of its coarsest features sees
+only padding beside a pixel or two. The check reads three frames. Left out: images that are that
+small in their files, which a user may want to predict, and single narrow frames among those of a
+data set.
 """
 
 from torch import nn
@@ -15,16 +16,19 @@ _PROBED = 3
 
 
 def least_side(network: nn.Module) -> int:
-    """Returns the encoder's largest stride in pixels; 1 if the encoder doesn't state its strides.
+    """Returns the encoder's largest stride in pixels, the smallest useful side of an image.
 
     Args:
-        network: A network with an encoder, or any other module.
+        network: A network with an encoder, or any other module. The result is 1 if it has no
+            encoder, or if the encoder doesn't state its strides.
     """
     return max(getattr(getattr(network, "encoder", None), "strides", (1,)))
 
 
 def fault(resize: Resize, size: tuple[int, int], least: int, name: str) -> str | None:
-    """Returns why an image is too small after resizing; None if it is large enough.
+    """Returns an error message if an image is too small after resizing; None if it is large enough.
+
+    An image whose size isn't changed by the resizing counts as large enough.
 
     Args:
         resize: How images are resized.
@@ -45,6 +49,9 @@ def fault(resize: Resize, size: tuple[int, int], least: int, name: str) -> str |
 
 def check_frames(frames: Dataset, resize: Resize, least: int, key: str = "data.resize") -> None:
     """Raises RecipeError if one of three frames is too small after resizing.
+
+    Frames that can't be read are skipped. Nothing is checked if the resizing leaves images at their
+    own size, or limits their size to a largest one (`at_most`).
 
     Args:
         frames: A data set, of which the first, the middle and the last frame are read.

@@ -39,11 +39,15 @@ def list_files(
         on_error: Called with the OSError of each folder that can't be listed; its `filename` is the
             folder. It either raises an error, or returns to leave the folder out.
         leave_out: A folder that isn't entered; None enters all.
+
+    Returns:
+        The files, and the links to folders that weren't followed.
     """
     files = []
     repeated = []
     entered = set() if leave_out is None else _identity(leave_out, lambda _: None)
-    # Enter links to folders only when no real folder is left.
+    # Enter links to folders only when no real folder is left, so that a file is listed under a path
+    # without links if it has one.
     real = deque([""])
     links = deque()
     while real or links:
@@ -86,11 +90,12 @@ def unlistable(error: OSError, remedy: str) -> DataError:
 
 
 def _identity(folder: str | Path, on_error: Callable[[OSError], None]) -> set[tuple[int, int]]:
-    """Returns {(device, inode)} of a folder; empty if it can't be accessed.
+    """Returns {(device, inode)} of a folder, by which two paths of the same folder are recognised.
 
     Args:
         folder: The folder.
-        on_error: Called with the OSError if the folder can't be accessed.
+        on_error: Called with the OSError if the folder can't be accessed. If it returns, the result
+            is the empty set.
     """
     try:
         status = os.stat(folder)

@@ -3,8 +3,8 @@
 The whole project uses upright images: training, evaluation, checks, caches and prediction. Sizes,
 depth maps, teacher maps and intrinsics refer to the upright image. A depth PNG is turned by its own
 orientation, not by its image's. The orientation is read from EXIF or XMP, in JPEG, PNG, WebP and
-TIFF; a corrupt one counts as upright. Costs some 0.02 ms for an image that is decoded anyway, 0.1
-ms if only the file's header is read.
+TIFF; a corrupt one counts as upright. Reading it takes some 0.02 ms for an image that is decoded
+anyway, and 0.1 ms if only the file's header is read.
 """
 
 import os
@@ -35,9 +35,12 @@ _CHUNK_EXTRA = 12
 
 
 def mark_of(image: Image.Image) -> int:
-    """Returns the EXIF orientation of a Pillow image: 2 to 8 if it must be turned, else 1.
+    """Returns the EXIF orientation of a Pillow image: 2 to 8 if it must be turned or mirrored.
 
     The result is 1 for an upright image, and for an image without a readable orientation.
+
+    Args:
+        image: The image, whose file may still be open.
     """
     try:
         late = image.format == "PNG" and _has_late_chunks(image)
@@ -50,7 +53,13 @@ def mark_of(image: Image.Image) -> int:
 
 
 def mark_in(path: Path) -> int:
-    """Returns the EXIF orientation in a file's header; 1 if it has none or isn't an image."""
+    """Returns the EXIF orientation in an image file's header, from 1 to 8.
+
+    The result is 1 (upright) if the header has none, or if the file isn't an image.
+
+    Args:
+        path: Any path, also of a file that doesn't exist.
+    """
     if instead_of_file(path):  # no regular file: decoding it later raises the error
         return UPRIGHT
     try:
@@ -61,7 +70,14 @@ def mark_in(path: Path) -> int:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Returns the image turned as its EXIF orientation says; the image itself if it is upright."""
+    """Decodes a Pillow image, and returns it turned as its EXIF orientation says.
+
+    Args:
+        image: The image, which is itself the result if it is upright.
+
+    Raises:
+        OSError: If the image can't be decoded.
+    """
     image.load()
     if image.format == "TIFF":  # Pillow turns TIFF images when it loads them
         return image
@@ -70,7 +86,11 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Returns the (height, width) that a Pillow image has after it is turned upright."""
+    """Returns the (height, width) in pixels that a Pillow image has after it is turned upright.
+
+    Args:
+        image: The image, which isn't decoded for this.
+    """
     if image.format == "TIFF":  # Pillow reports the upright size of TIFF images
         return image.height, image.width
     if mark_of(image) in _SWAP_SIDES:
@@ -81,7 +101,11 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 def _has_late_chunks(image: Image.Image) -> bool:
     """Returns True if a PNG file has chunks after its pixels, which may hold the EXIF orientation.
 
-    Pillow reads such chunks only after the pixels.
+    Pillow reads such chunks only after it has decoded the pixels.
+
+    Args:
+        image: A PNG image. The result is True if its file can't be examined because it is in
+            memory, and False if its file is closed.
     """
     file = getattr(image, "fp", None)
     if file is None:

@@ -1,8 +1,8 @@
 """Checks that images and depth maps pair by name, and reports files without a partner.
 
-The report guesses the rule by which the depth maps are named. Costs some milliseconds if all files
-have a partner; if many of 24,000 don't, the guess takes some 2 s. Left out: pairing files by the
-guessed rule, since the user can rename or link them.
+The report guesses the rule by which the depth maps are named. The check takes some milliseconds if
+all files have a partner; if many of 24,000 don't, the guess takes some 2 s. Left out: pairing files
+by the guessed rule, since the user can rename or link them.
 """
 
 import os
@@ -28,23 +28,25 @@ def check_pairs(
     depth_files: Mapping[str, str],
     unmatched: str,
 ) -> list[str]:
-    """Counts the images and depth maps without a partner, and gives a few examples.
+    """Reports the images and depth maps without a partner, with a few examples.
+
+    An image and a depth map are partners if their files have the same key.
 
     Args:
         images: Folder of the images, for messages.
         depths: Folder of the depth maps, for messages.
-        image_files: Paths of the images below `images`, keyed by the path without suffix. An image
-            and a depth map with the same key are a pair.
-        depth_files: Paths of the depth maps below `depths`, keyed by the path without suffix.
+        image_files: Paths of the images below `images`. A file's key is its path without suffix.
+        depth_files: Paths of the depth maps below `depths`, with keys made in the same way.
         unmatched: "refuse" raises an error if more than half of the images have no partner, or if
             an image has no partner while more than half of the depth maps have none; "allow"
             accepts both.
 
     Returns:
-        One line about images without a partner, and one about depth maps, if there are any.
+        Up to two lines for the user: one about depth maps without a partner, and one about images,
+        each only if there are any. The first has the guessed naming rule.
 
     Raises:
-        RecipeError: If `unmatched` isn't allowed.
+        RecipeError: If `unmatched` is another value.
         DataError: If too many files have no partner and `unmatched` is "refuse", or if no depth map
             has a partner. The message gives the guessed naming rule.
     """
@@ -86,11 +88,11 @@ def naming_rule(images: Sequence[str], depths: Sequence[str]) -> str | None:
     """Guesses the rule by which most of the depth maps are named after images.
 
     Args:
-        images: Names of images without a partner.
-        depths: Names of depth maps without a partner.
+        images: Paths, without suffix, of images without a depth map of the same name.
+        depths: Paths, without suffix, of depth maps without an image of the same name.
 
     Returns:
-        The rule in words; None if no rule is likely.
+        The rule in words, such as "<image>_depth"; None if no rule is likely.
     """
     # First try to ignore differences in case, accents, leading zeros or folders.
     for words, alike in (
@@ -117,7 +119,7 @@ def naming_rule(images: Sequence[str], depths: Sequence[str]) -> str | None:
             for words, depth_of in _rules_of(image, depth):
                 if words not in fitting and (few > 1 or not words.startswith("with ")):
                     fitting[words] = sum(depth_of(name) in known for name in images[:_COUNTED])
-    # Accept the best rule only if it explains half of the files.
+    # Accept the best rule only if it gives the names of half of the files without a partner.
     best = max(fitting, key=fitting.get, default=None)
     enough = max(min(_RULE_FITS, few), min(few, _COUNTED) // 2)
     return best if best is not None and fitting[best] >= enough else None
@@ -126,7 +128,8 @@ def naming_rule(images: Sequence[str], depths: Sequence[str]) -> str | None:
 def _rules_of(image: str, depth: str) -> Iterator[tuple[str, Callable[[str], str | None]]]:
     """Yields each rule by which a depth map's name may be made from an image's name.
 
-    A rule is (the rule in words, function from an image's path to its depth map's path).
+    A rule is a pair: the rule in words, and a function from an image's path to the path that its
+    depth map has by this rule. Paths are without suffix.
 
     Args:
         image: Path of an image without suffix, relative to the folder of images.
@@ -154,7 +157,12 @@ def _rules_of(image: str, depth: str) -> Iterator[tuple[str, Callable[[str], str
 
 
 def _renamed(path: str, rename: Callable[[str], str]) -> str:
-    """Returns a path with `rename` applied to the part after the last slash, its file name."""
+    """Returns a path whose file name, the part after the last slash, is changed by a function.
+
+    Args:
+        path: The path.
+        rename: Function from the file name to the new one.
+    """
     folder, slash, name = path.rpartition("/")
     return f"{folder}{slash}{rename(name)}"
 

@@ -20,7 +20,9 @@ _SEPARATOR = "\0"
 
 
 def check_same(datasets: Mapping[str, Dataset]) -> None:
-    """Compares the frames of all ranks. Collective.
+    """Raises an error unless all ranks have the same frames in the same order.
+
+    The check is collective, i.e. all ranks must call it.
 
     Args:
         datasets: This rank's datasets, keyed by their names in messages, such as "training".
@@ -54,9 +56,13 @@ def check_same(datasets: Mapping[str, Dataset]) -> None:
 
 
 def _rows(dataset: Dataset) -> list[str]:
-    """Returns one string per frame of a dataset, with the frame's name and depth file, in order.
+    """Returns one string per frame of a dataset, in order, to be compared between ranks.
 
-    For a dataset without files, the strings are the indices.
+    It consists of the frame's name and the name of its depth file. For a dataset that isn't a
+    `Frames`, it is the frame's index.
+
+    Args:
+        dataset: The dataset.
     """
     if not isinstance(dataset, Frames):
         return [str(index) for index in range(len(dataset))]
@@ -72,7 +78,7 @@ def _digest(rows: Sequence[str]) -> bytes:
 
 
 def _difference(first: Sequence[str], here: Sequence[str]) -> str:
-    """Describes how this rank's frames differ from rank 0's: their counts and one frame.
+    """Describes how this rank's frames differ from rank 0's: the numbers of frames, and one frame.
 
     Args:
         first: What `_rows` returned on rank 0.

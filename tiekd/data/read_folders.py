@@ -1,8 +1,8 @@
 """Refuses output folders from which a data set reads, so that no output becomes a frame.
 
-A folder data set lists its folders with all that is below them: a depth map that is written there
-would be an image of the next run. Costs no listing. Left out: data sets from outside tiekd, and
-NYU's folders of scenes, of which only files named in a split file are read.
+The data set `folder` lists its folders with all that is below them: a depth map that is written
+there would be an image of the next run. No folder is listed for this check. Left out: data sets
+from outside tiekd, and NYU's folders of scenes, of which only files named in a split file are read.
 """
 
 import os
@@ -21,11 +21,12 @@ def read_folders(data: Mapping, maps: str | None = None) -> dict[str, tuple[Path
     """Returns the folders from which a recipe's data set reads, by the option that names them.
 
     Args:
-        data: The recipe's `data`, also an incomplete one.
-        maps: The recipe's `teacher.maps`.
+        data: The recipe's `data` section, also an incomplete one.
+        maps: The recipe's `teacher.maps`; None if it has none.
 
     Returns:
-        option -> (folder, suffixes of the files that are read there; none stands for all).
+        option, such as "data.images" -> (folder, suffixes of the files that are read there). An
+        empty tuple of suffixes means that all files are read.
     """
     root = Path(str(data.get("root", "."))).expanduser()
     named = [(DECODED, data.get("decoded"), ()), (MAPS, maps, ())]
@@ -54,16 +55,17 @@ def refuse(
 ) -> None:
     """Raises LaunchError for an output folder whose files the data set could read as frames.
 
-    That is a folder that the data set reads, or one below it, if the data set also reads files with
-    the outputs' suffixes there.
+    That is a folder from which the data set reads, or a folder below one from which it reads files
+    with a suffix of the outputs.
 
     Args:
         option: The option that names the output folder, for the message.
         out: The output folder; it needn't exist.
         suffixes: Suffixes of the files that are written there.
-        data: The recipe's `data`.
-        maps: The recipe's `teacher.maps`.
-        own: The option whose folder is the program's own output, such as DECODED, which is allowed.
+        data: The recipe's `data` section.
+        maps: The recipe's `teacher.maps`; None if it has none.
+        own: An option whose folder the program is meant to write, such as DECODED; that folder is
+            allowed.
     """
     place = os.path.realpath(out)
     for name, (folder, read) in read_folders(data, maps).items():

@@ -36,7 +36,7 @@ from tiekd.errors import DataError, RecipeError
 
 MODES = ("stretch", "cover", "contain", "fit")
 SLACK = 1.5  # with `at_most`, an image of up to this many times as many pixels keeps its size
-ONE_SURFACE = 1.1  # largest ratio of two depths in a cell that count as one surface
+ONE_SURFACE = 1.1  # largest ratio of depths under one new pixel that count as one surface
 LARGEST = 16384  # maximum pixels of a side
 # Filter weights are multiples of 1/2048; between the two passes, grey levels are multiples of 1/16.
 _WEIGHTS = 2048
@@ -44,13 +44,14 @@ _BETWEEN = 16
 
 
 class Placement(NamedTuple):
-    """The size and position of one image in the network's input.
+    """The size and position of one resized image in the network's input.
 
-    Without padding `scaled` equals `canvas`, and `top` and `left` are 0.
+    Mode `contain` pads the resized image with black; the padded image is called the canvas. Without
+    padding `scaled` equals `canvas`, and `top` and `left` are 0.
 
     Attributes:
         scaled: (height, width) that the image is resized to.
-        canvas: (height, width) of the black canvas on which the resized image is placed.
+        canvas: (height, width) of the padded image, i.e. of the network's input.
         top: Row of the image's upper left corner on the canvas.
         left: Column of the image's upper left corner on the canvas.
     """
@@ -116,7 +117,7 @@ class Resize:
             )
 
     def node(self) -> dict:
-        """Returns the config node from which `of_node` restores this object."""
+        """Returns the options that are set as a dict, from which `of_node` restores this object."""
         return {key: value for key, value in vars(self).items() if value is not None}
 
     def __str__(self) -> str:
@@ -140,11 +141,11 @@ class Resize:
 
     @property
     def crop(self) -> tuple[int, int] | None:
-        """(height, width) of the training crop if the recipe sets none; None for whole images."""
+        """(height, width) of the training crop if the recipe has none; None for whole images."""
         return (self.height, self.width) if self.mode == "cover" else None
 
     def place(self, height: int, width: int, name: str = "an image") -> Placement:
-        """Returns the placement of an image of height x width pixels.
+        """Returns the size to which an image is resized, and its position on the padded canvas.
 
         Args:
             height: Rows of the image.
@@ -152,7 +153,7 @@ class Resize:
             name: The image's file, for the error.
 
         Raises:
-            DataError: If the working size would be larger than LARGEST pixels a side.
+            DataError: If the resized image would be larger than LARGEST pixels a side.
         """
         placement = self._place(height, width)
         if self != OWN_SIZE and max(placement.canvas) > LARGEST:
@@ -198,7 +199,7 @@ OWN_SIZE = Resize()
 
 
 def of_augment(sizes: str, crop: tuple[int, int] | None) -> Resize:
-    """Returns the working resolution that `data.augment` implies without `data.resize`.
+    """Returns the resizing that `data.augment` implies if there is no `data.resize`.
 
     With `keep_aspect`, images are resized to cover the crop; with other values they keep their
     size.
@@ -221,10 +222,14 @@ def of_augment(sizes: str, crop: tuple[int, int] | None) -> Resize:
 
 
 def of_node(node: object, where: str = "data.resize") -> Resize:
-    """Returns the `Resize` of a recipe's or a weights file's node; None means no resizing.
+    """Returns the `Resize` that a config node describes.
+
+    Args:
+        node: The node of a recipe or a weights file, a mapping; None means no resizing.
+        where: The node's name, for the message.
 
     Raises:
-        RecipeError: If the node isn't a valid working resolution.
+        RecipeError: If the node isn't a valid resizing.
     """
     if node is None:
         return OWN_SIZE
@@ -237,10 +242,13 @@ def of_node(node: object, where: str = "data.resize") -> Resize:
 
 
 def of_data(data: Mapping) -> Resize:
-    """Returns the working resolution of a recipe's `data`.
+    """Returns how images are resized by a recipe's `data` section.
 
     In order of precedence: `resize`; covering the crop, with `augment.sizes: keep_aspect`;
     `at_most` the frames' size, if all frames have one size; the images' own size.
+
+    Args:
+        data: The recipe's `data` section.
 
     Raises:
         RecipeError: If an option is invalid.
@@ -271,19 +279,21 @@ def of_data(data: Mapping) -> Resize:
 def resize_of(
     state: Mapping, recipe: Mapping | None = None, overrides: Sequence[str] = ()
 ) -> Resize:
-    """Returns the working resolution of trained weights, by the precedence that all programs share.
+    """Returns how images are resized for trained weights.
+
+    All programs share the precedence by which this is decided.
 
     Args:
-        state: The content of a weights file; tiekd writes the resolution under "resize".
+        state: The content of a weights file; tiekd writes the resizing under "resize".
         recipe: The recipe with its overrides applied, None if there is none.
         overrides: `--set` arguments for the recipe. One for `data.resize` takes precedence over the
             weights; `data.resize=null` keeps the images' own size.
 
     Returns:
-        The override's resolution, else the weights', else the recipe's, else the images' own size.
+        The override's resizing, else the weights', else the recipe's, else none.
 
     Raises:
-        RecipeError: If the resolution that applies isn't valid.
+        RecipeError: If the resizing that applies isn't valid.
     """
     # Precedence: an explicit override, then the weights, then the recipe.
     data = {} if recipe is None else recipe.get("data") or {}
@@ -295,7 +305,10 @@ def resize_of(
 
 
 def parse_size(text: str | None) -> Resize | None:
-    """Parses the option --size HxW|full of `bin/predict.py`; None if the option is left out.
+    """Returns the resizing that the option --size HxW|full of `bin/predict.py` asks for.
+
+    Args:
+        text: The option's value; None if the option is left out, which makes the result None.
 
     Raises:
         RecipeError: If the text is neither a size nor "full".
@@ -317,7 +330,11 @@ def parse_size(text: str | None) -> Resize | None:
 def frame_size(data: Mapping) -> tuple[int, int] | None:
     """Returns (height, width) of all frames of a recipe's data before resizing.
 
-    The size is known for `kb_crop`, the built-in scenes and NYU; None if frames may differ in size.
+    The size is known for `kb_crop`, the built-in scenes and NYU; the result is None if frames may
+    differ in size.
+
+    Args:
+        data: The recipe's `data` section.
 
     Raises:
         RecipeError: If an option isn't a valid size.
@@ -336,7 +353,7 @@ def resized_image(pixels: Tensor, size: tuple[int, int]) -> Tensor:
 
     Args:
         pixels: (..., 3, H, W) uint8.
-        size: (height, width).
+        size: (height, width) of the result.
 
     Returns:
         (..., 3, *size) uint8.
@@ -361,9 +378,14 @@ def resized_image(pixels: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def dense_weights(old: int, new: int) -> Tensor:
-    """Returns the (new, old) float32 filter matrix by which `resized_image` resizes one side."""
+    """Returns the (new, old) float32 filter matrix by which `resized_image` resizes one side.
+
+    Args:
+        old: Pixels of the side before resizing.
+        new: Pixels of the side after resizing.
+    """
     index, weights = _taps(old, new)
-    # Taps at the border can share an index, so their weights are added.
+    # At the border several weights of a new pixel can be for the same old pixel: add them.
     matrix = torch.zeros(new, old)
     return matrix.scatter_add_(1, torch.from_numpy(index), torch.from_numpy(weights))
 
@@ -412,15 +434,15 @@ def resized_by_products(pixels: Tensor, rows: Tensor, columns: Tensor) -> Tensor
 def resized_depth(depth: Tensor, size: tuple[int, int]) -> Tensor:
     """Resizes measured depth without interpolation, so that no depth is invented.
 
-    Each new pixel is a cell. It gets the value of the valid old pixel nearest to its centre, among
-    those whose centres are inside the cell (the first in row order if several are equally near), or
-    0 if there is none.
-    If the new grid is finer, a cell without an old pixel's centre gets the old pixel that contains
-    the cell's centre.
+    Each new pixel covers an area of the old grid. It gets the value of the valid old pixel nearest
+    to the area's centre, among those whose centres are inside the area (the first in row order if
+    several are equally near), or 0 if there is none.
+    If the new grid is finer, an area without an old pixel's centre gets the old pixel that contains
+    the area's centre.
 
     Args:
         depth: (1, H, W) of any dtype, 0 where invalid.
-        size: (height, width).
+        size: (height, width) of the result.
 
     Returns:
         (1, *size) of that dtype.
@@ -434,13 +456,14 @@ def resized_depth(depth: Tensor, size: tuple[int, int]) -> Tensor:
 def resized_teacher_map(depth: Tensor, size: tuple[int, int]) -> Tensor:
     """Resizes a teacher's depth, averaging only within one surface.
 
-    A cell gets the mean over its area if all its depths are valid and the ratio of the largest to
-    the smallest is at most ONE_SURFACE. Otherwise it gets a value as in `resized_depth`, since a
-    mean across an edge would be the depth of no surface.
+    Each new pixel covers an area of the old grid. It gets the mean over the area if all depths
+    there are valid and the ratio of the largest to the smallest is at most ONE_SURFACE. Otherwise
+    it gets a value as in `resized_depth`, since a mean across an edge would be the depth of no
+    surface.
 
     Args:
         depth: (1, H, W) uint16 levels or float32, 0 where invalid.
-        size: (height, width).
+        size: (height, width) of the result.
 
     Returns:
         (1, *size) of that dtype.
@@ -451,7 +474,7 @@ def resized_teacher_map(depth: Tensor, size: tuple[int, int]) -> Tensor:
     (row_index, row_weights), (column_index, column_weights) = (
         _overlaps(old, new) for old, new in zip(plane.shape, size, strict=True)
     )
-    # Sum over the pixels that each cell overlaps, and track their minimum and maximum.
+    # Sum over the old pixels that each new one overlaps, and track their minimum and maximum.
     total = np.zeros(size, np.float64)
     least, most = np.full(size, np.inf), np.zeros(size)
     for row, row_weight in zip(row_index.T, row_weights.T, strict=True):
@@ -473,15 +496,16 @@ def resized_teacher_map(depth: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def zoomed(placement: Placement, zoom: float, window: tuple[int, int]) -> Placement:
-    """Returns the placement of an image that is enlarged by a factor beyond its working resolution.
+    """Returns the placement of an image that is resized by a further factor, its zoom.
 
-    The canvas is the zoomed image, so that a crop may take any part of it. Where that is smaller
-    than the window, it is centred on a canvas of the window's size.
+    The canvas becomes the zoomed image, so that a crop may take any part of it. If that is smaller
+    than the crop, the image is centred on a canvas of the crop's size.
 
     Args:
         placement: The placement without zoom.
         zoom: The factor.
-        window: (height, width) that is cropped from the canvas; at most `placement.canvas` counts.
+        window: (height, width) of the crop; sides longer than those of `placement.canvas` count as
+            those.
     """
     if zoom == 1:
         return placement
@@ -494,16 +518,16 @@ def zoomed(placement: Placement, zoom: float, window: tuple[int, int]) -> Placem
 def resized_sample(
     sample: Sample, resize: Resize, placement: Placement | None = None
 ) -> tuple[Sample, Placement]:
-    """Resizes a sample to its working resolution, without padding.
+    """Resizes a sample, without padding it.
 
     Args:
         sample: The sample; depths may be stored levels.
-        resize: The working resolution.
-        placement: Its placement; None for that of `resize`. A zoomed one resizes in the same step.
+        resize: How images are resized.
+        placement: The size to resize to, e.g. with a zoom; None for that of `resize`.
 
     Returns:
         The sample with a uint8 image and depths in their dtype, and the image's placement on the
-        canvas. A sample that already has the size is returned unchanged.
+        canvas, i.e. in the padded image. A sample that already has the size is returned unchanged.
     """
     height, width = sample.image.shape[-2:]
     placement = placement or resize.place(height, width, sample.name)
@@ -521,12 +545,12 @@ def resized_sample(
 
 
 def resized_intrinsics(intrinsics: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """Returns the intrinsics of an image after resizing from `old` to `new`, each (height, width).
+    """Returns the (3, 3) intrinsics of an image after resizing.
 
     Pixel i covers i - 0.5 to i + 0.5, so a coordinate is scaled about the image's corner at -0.5.
 
     Args:
-        intrinsics: (3, 3), pixels.
+        intrinsics: (3, 3), in pixels before resizing.
         old: (height, width) before.
         new: (height, width) after.
     """
@@ -540,16 +564,33 @@ def resized_intrinsics(intrinsics: Tensor, old: tuple[int, int], new: tuple[int,
 
 
 def network_input(pixels: Tensor, resize: Resize, name: str = "an image") -> Tensor:
-    """Converts (..., 3, H, W) uint8 images to (..., 3, *canvas) uint8, as the network sees them.
+    """Resizes images and pads them with black, as the network sees them.
 
-    The images are resized, then padded with black. Errors begin with `name`, the image's file.
+    Args:
+        pixels: (..., 3, H, W) uint8.
+        resize: How images are resized.
+        name: The image's file, with which error messages begin.
+
+    Returns:
+        (..., 3, *canvas) uint8, where canvas is the (height, width) of the padded images.
+
+    Raises:
+        DataError: If the resized image would be larger than LARGEST pixels a side.
     """
     placement = resize.place(*pixels.shape[-2:], name)
     return on_canvas(resized_image(pixels, placement.scaled), placement)
 
 
 def on_canvas(values: Tensor, placement: Placement) -> Tensor:
-    """Pads (..., *scaled) with zeros to (..., *canvas)."""
+    """Pads a resized image with zeros to the size of the network's input.
+
+    Args:
+        values: (..., *placement.scaled).
+        placement: The image's size and its position in the padded image.
+
+    Returns:
+        (..., *placement.canvas).
+    """
     (height, width), (below, beside) = placement.scaled, placement.canvas
     if (height, width) == (below, beside):
         return values
@@ -561,9 +602,9 @@ def restored(values: Tensor, resize: Resize, size: tuple[int, int], smooth: bool
     """Crops the padding off a network's output and resizes it to the image's own size.
 
     Args:
-        values: (B, 1, *canvas) float32, the network's output.
-        resize: The working resolution.
-        size: (height, width) of the images.
+        values: (B, 1, *canvas) float32, the network's output, of the padded images' size.
+        resize: How the images were resized.
+        size: (height, width) of the images before resizing.
         smooth: True interpolates bilinearly. False takes the nearest pixel, which creates no depth
             between the two sides of an edge.
 
@@ -571,7 +612,7 @@ def restored(values: Tensor, resize: Resize, size: tuple[int, int], smooth: bool
         (B, 1, *size).
 
     Raises:
-        ValueError: If `values` has another size than the canvas.
+        ValueError: If `values` has another size than the padded images.
     """
     placement = resize.place(*size)
     if tuple(values.shape[-2:]) != placement.canvas:
@@ -584,12 +625,15 @@ def restored(values: Tensor, resize: Resize, size: tuple[int, int], smooth: bool
 
 
 def resized_map(values: Tensor, size: tuple[int, int], smooth: bool) -> Tensor:
-    """Resizes (B, 1, h, w) float32 to (B, 1, *size), with align_corners=False.
+    """Resizes maps such as depths, with align_corners=False.
 
     Args:
         values: (B, 1, h, w) float32.
-        size: (height, width).
+        size: (height, width) of the result.
         smooth: True interpolates bilinearly; False takes the nearest pixel.
+
+    Returns:
+        (B, 1, *size) float32.
     """
     if tuple(values.shape[-2:]) == tuple(size):
         return values
@@ -597,7 +641,16 @@ def resized_map(values: Tensor, size: tuple[int, int], smooth: bool) -> Tensor:
 
 
 def stretched_map(values: Tensor, size: tuple[int, int], smooth: bool) -> Tensor:
-    """Resizes as `resized_map`, without a branch on sizes: a traced graph is valid for any size."""
+    """Resizes as `resized_map`, without a branch on sizes, so that a traced graph fits any size.
+
+    Args:
+        values: (B, 1, h, w) float32.
+        size: (height, width) of the result.
+        smooth: True interpolates bilinearly; False takes the nearest pixel.
+
+    Returns:
+        (B, 1, *size) float32.
+    """
     if smooth:
         return interpolate(values, size=size, mode="bilinear", align_corners=False)
     return picked(values, size, nearest_index)
@@ -610,9 +663,9 @@ def picked(
 
     Args:
         values: (B, 1, h, w).
-        size: (height, width).
-        index: Function (source, new, device) of a side's pixels -> (new,) int64, the index of the
-            source pixel for each new pixel.
+        size: (height, width) of the result.
+        index: Function of a side's (source pixels, new pixels, device) -> (new pixels,) int64, the
+            index of the source pixel for each new pixel.
 
     Returns:
         (B, 1, *size).
@@ -625,7 +678,16 @@ def picked(
 
 
 def nearest_index(coarse: int, fine: int, device: torch.device | str = "cpu") -> Tensor:
-    """Returns (fine,) int64: the coarse pixel that contains the centre of each fine pixel."""
+    """Returns for each fine pixel the index of the coarse pixel that contains its centre.
+
+    Args:
+        coarse: Pixels of a side of the coarse grid.
+        fine: Pixels of that side of the fine grid.
+        device: Device of the result.
+
+    Returns:
+        (fine,) int64.
+    """
     return ((2 * torch.arange(fine, device=device) + 1) * coarse) // (2 * fine)
 
 
@@ -637,7 +699,15 @@ def _resized_inside(inside: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _checked_size(size: object, where: str) -> tuple[int, int]:
-    """Returns a recipe's size as (height, width); raises RecipeError if it isn't one."""
+    """Returns a size from a recipe as (height, width).
+
+    Args:
+        size: The option's value.
+        where: The option's name, for the message.
+
+    Raises:
+        RecipeError: If the value isn't two whole numbers from 1.
+    """
     check_value(size, tuple[int, int], where)
     if min(size) < 1:
         raise RecipeError(f"{where}: got {size}; it must be height and width in pixels, from 1")
@@ -652,28 +722,36 @@ def _check_side(name: str, value: int) -> None:
 
 
 def _whole(height: int, width: int) -> Placement:
-    """Returns the placement of an image that fills the canvas."""
+    """Returns the placement of an image of height x width pixels without padding."""
     return Placement((height, width), (height, width))
 
 
 def _side(length: float) -> int:
-    """Rounds a side to whole pixels, at least 1."""
+    """Rounds the length of a side to whole pixels, at least 1."""
     return max(1, round(length))
 
 
 def _by(size: tuple[int, int]) -> str:
-    """Returns "HEIGHTxWIDTH" for messages."""
+    """Returns "HEIGHTxWIDTH" for messages.
+
+    Args:
+        size: (height, width) in pixels.
+    """
     return f"{size[0]}x{size[1]}"
 
 
 def _taps(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the filter taps of each new pixel: the old pixels that are summed, and their weights.
+    """Returns for each new pixel the old pixels that are summed, and their weights.
 
     In units of 1 / (2 new) of an old pixel, all distances are integers. Weights are rounded to
     multiples of 1/2048 so that they add up to 1.
 
+    Args:
+        old: Pixels of a side before resizing.
+        new: Pixels of that side after resizing.
+
     Returns:
-        Indices (new, T) int64 and weights (new, T) float32.
+        Indices (new, T) int64 and weights (new, T) float32, for T old pixels per new one.
     """
     # The filter reaches one old or one new pixel to each side, whichever is larger.
     reach = 2 * max(old, new)
@@ -692,7 +770,15 @@ def _taps(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _resampled(lines: np.ndarray, new: int) -> np.ndarray:
-    """Resamples (old, N) lines to (new, N) float32: each new line is a weighted sum of old ones."""
+    """Resizes the first dimension of an array by the triangle filter.
+
+    Args:
+        lines: (old, N) uint8 or float32.
+        new: Size of the first dimension afterwards.
+
+    Returns:
+        (new, N) float32; each row is a weighted sum of old rows.
+    """
     index, weights = _taps(len(lines), new)
     total = np.zeros((new, lines.shape[1]), np.float32)
     term = np.empty((new, lines.shape[1]), np.float32)
@@ -704,10 +790,15 @@ def _resampled(lines: np.ndarray, new: int) -> np.ndarray:
 
 
 def _overlaps(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the pixels that each cell overlaps along a side, and their shares of the cell.
+    """Returns for each new pixel the old pixels that it overlaps, and their shares of its area.
+
+    Args:
+        old: Pixels of a side before resizing.
+        new: Pixels of that side after resizing.
 
     Returns:
-        Indices (new, T) int64 and shares (new, T) float64, which add up to 1 for each cell.
+        Indices (new, T) int64 and shares (new, T) float64, which add up to 1 for each new pixel;
+        T is the largest number of overlapped pixels.
     """
     starts = np.arange(new, dtype=np.int64) * old  # in units of 1 / new of a pixel
     index = (starts // new)[:, None] + np.arange(-(-old // new) + 1)
@@ -718,18 +809,23 @@ def _overlaps(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _members(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the pixels whose centres are in each cell of a side, with distances from its centre.
+    """Returns for each new pixel the old pixels whose centres it contains along a side.
 
-    A cell without such a pixel gets the pixel that contains the cell's own centre.
+    A new pixel that contains no such centre gets the old pixel that contains its own centre.
+
+    Args:
+        old: Pixels of the side before resizing.
+        new: Pixels of the side after resizing.
 
     Returns:
-        Indices (new, T) int64 and distances (new, T) float64 in pixels, infinite for padding
-        entries.
+        Indices (new, T) int64, and distances (new, T) float64 from the new pixel's centre in old
+        pixels, infinite for padding entries; T is the largest number of old pixels.
     """
     index = ((np.arange(new, dtype=np.int64) * old) // new)[:, None] + np.arange(-(-old // new) + 1)
     is_member = ((2 * index + 1) * new) // (2 * old) == np.arange(new)[:, None]
     is_member &= index < old
-    # Fill cells without a pixel's centre, which occur where the new grid is finer.
+    # A new pixel contains no old pixel's centre if the new grid is finer: use the old pixel that
+    # contains the new pixel's centre.
     alone = ~is_member.any(1)
     index[alone, 0] = ((2 * np.flatnonzero(alone) + 1) * old) // (2 * new)
     is_member[alone, 0] = True
@@ -739,7 +835,15 @@ def _members(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _nearest_valid(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Returns each cell's value: that of the nearest valid pixel, as `resized_depth` explains."""
+    """Resizes a depth map: each new pixel gets the nearest valid old one, as in `resized_depth`.
+
+    Args:
+        plane: (H, W) depths of any dtype, 0 where invalid.
+        size: (height, width) of the result.
+
+    Returns:
+        (*size) of that dtype.
+    """
     (rows, row_distances), (columns, column_distances) = (
         _members(old, new) for old, new in zip(plane.shape, size, strict=True)
     )

@@ -49,7 +49,11 @@ class Sample(NamedTuple):
 
 
 def in_metres(sample: Sample) -> Sample:
-    """Returns the sample with float32 depths in metres."""
+    """Returns a sample whose depth and teacher depth are float32 in metres.
+
+    Args:
+        sample: The sample, with depths in any unit.
+    """
     teacher_depth = sample.teacher_depth
     if teacher_depth is not None:
         teacher_depth = teacher_depth.float() / sample.teacher_units
@@ -62,9 +66,12 @@ def in_metres(sample: Sample) -> Sample:
 
 
 def in_grey_levels(sample: Sample) -> Sample:
-    """Returns the sample with a uint8 image, clipped to 0..255 and rounded.
+    """Returns a sample whose image is uint8; a float32 image is clipped to 0..255 and rounded.
 
     NumPy is used, because it takes half of torch's time.
+
+    Args:
+        sample: The sample, which is itself the result if its image is uint8 already.
     """
     if sample.image.dtype == torch.uint8:
         return sample

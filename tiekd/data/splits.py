@@ -1,10 +1,11 @@
-"""Reads split files: one frame per line, `image ground_truth focal`, or `None` as ground truth.
+"""Reads split files, which list the frames of a split.
 
-A file of image names alone, as KITTI's benchmark has for its test set, is read too. A path with a
-leading slash, as in NYU's published files, is relative to the data root. 24,000 lines take some
-0.05 s. Bytes that aren't UTF-8 are decoded as Python decodes file names (surrogateescape), so that
-a split file can list any name. Left out: names with blanks and comma-separated values, for which an
-error is raised.
+A line is `image ground_truth focal`, with `None` as ground truth for a frame without one. A file of
+image names alone, as KITTI's benchmark has for its test set, is read too. A path with a leading
+slash, as in NYU's published files, is relative to the data root. 24,000 lines take some 0.05 s.
+Bytes that aren't UTF-8 are decoded as Python decodes file names (surrogateescape), so that a split
+file can list any name. Left out: names with blanks and comma-separated values, for which an error
+is raised.
 """
 
 import math
@@ -39,13 +40,17 @@ class SplitLine(NamedTuple):
 
 
 def read_split(path: Path) -> list[SplitLine]:
-    """Returns the frames of a split file, in order.
+    """Returns the frames of a split file, one per line that isn't blank, in order.
+
+    Args:
+        path: The split file. Its lines are all `image ground_truth focal`, or all image names.
 
     Raises:
         DataError: If the file is missing or empty, or a line is malformed.
     """
     lines = read_lines(path, f"a line is {_LINE}")
-    # Most lines decide if the file has image names alone, so that one malformed line is an error.
+    # The file has image names alone if most of its lines have one word. A line of the other kind is
+    # an error then.
     names_alone = sum(len(line.split()) == 1 for _, line in lines) * 2 > len(lines)
     parse = _parse_name if names_alone else _parse
     return [parse(line, f"{path}:{number}") for number, line in lines]
@@ -54,7 +59,7 @@ def read_split(path: Path) -> list[SplitLine]:
 def read_lines(
     path: Path, rule: str, strip: Callable[[str], str] = str.strip
 ) -> list[tuple[int, str]]:
-    """Returns (number, text) of the lines that aren't blank, numbered from 1.
+    """Returns (line number from 1, text) of each line of a text file that isn't blank.
 
     Args:
         path: The text file.
@@ -110,10 +115,10 @@ def _refuse_other_separators(line: str, where: str) -> None:
 
 
 def below_root(name: str, where: str) -> str:
-    """Checks a path from a split file, and returns it without leading slashes.
+    """Returns a path from a split file without leading slashes, after checking it.
 
     Only the path's text is checked. It may lead outside the data root by a symbolic link, since
-    that is the user's own.
+    such a link was made by the user.
 
     Args:
         name: The path.

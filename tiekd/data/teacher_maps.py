@@ -1,8 +1,9 @@
 """Folders of cached teacher maps: their manifest, and the check that they fit a recipe.
 
-A map is a 16-bit PNG of depth / full scale * 65535, 0 where invalid; its dataset's `map_name`
-returns its file name. The manifest in the folder records how the maps were made. Published maps
-have no manifest and are assumed to fit the recipe.
+A map is a 16-bit PNG of depth / full scale * 65535, 0 where invalid; full scale is the depth in
+metres that level 65535 encodes. The dataset's method `map_name` returns a map's file name. The
+manifest in the folder records how the maps were made. Published maps have no manifest and are
+assumed to fit the recipe.
 """
 
 import json
@@ -27,13 +28,17 @@ def _is_length(value: object) -> bool:
 
 
 def _is_size(value: object) -> bool:
-    """Returns True for [height, width], integers above 0."""
+    """Returns True if a value is a list [height, width] of two integers above 0."""
     is_pair = isinstance(value, list) and len(value) == 2
     return is_pair and all(type(side) is int and side > 0 for side in value)
 
 
 def _is_missing_or(kind: type) -> Callable[[object], bool]:
-    """Returns a check that accepts None and values of this type."""
+    """Returns a function of a value that returns True for None and for values of a type.
+
+    Args:
+        kind: The type.
+    """
     return lambda value: value is None or isinstance(value, kind)
 
 
@@ -60,20 +65,24 @@ def make_manifest(
 ) -> dict:
     """Returns the manifest of a folder of maps: their teacher, their images and their encoding.
 
-    `full_scale_m`, the depth that level 65535 encodes, is the larger of the student's and the
-    teacher's range. So a teacher's depths beyond the student's range aren't clipped in the maps,
-    and the student's head decides how to use them.
+    The entry `full_scale_m`, the depth that level 65535 encodes, is the larger of the student's and
+    the teacher's range. So a teacher's depths beyond the student's range aren't clipped in the
+    maps, and the student's head decides how to use them.
 
     Args:
-        max_depth_m: The student's range in metres.
+        max_depth_m: The student's range, i.e. the largest depth that it predicts, in metres.
         kb_crop: (height, width) of the images' crop; None for whole images.
-        teacher_node: The teacher's network node, the `teacher` node of an external teacher, or the
-            description of a teacher over somebody else's network.
+        teacher_node: A dict that describes the teacher. For a network of this project it is the
+            recipe's network node; for any other teacher it has a `name`.
         digest: Digest of the teacher's weights; None if they aren't accessible.
         flip: True if each map averages the predictions for the image and its mirror image.
-        resize: Node of the teacher's working resolution; None or empty if it sees images at their
-            own size.
-        teacher_max_depth_m: The teacher's range, where its node doesn't have it; None if unknown.
+        resize: Node of the size at which the teacher sees images, as `Resize.node` returns it; None
+            or empty if it sees them at their own size.
+        teacher_max_depth_m: The teacher's range in metres, if its node doesn't have it; None if
+            unknown.
+
+    Returns:
+        The manifest as `read_manifest` would return it, i.e. with lists instead of tuples.
     """
     max_depth_m = float(max_depth_m)
     sees_m = max_depth_m if teacher_max_depth_m is None else float(teacher_max_depth_m)
@@ -101,12 +110,23 @@ def make_manifest(
 
 
 def write_manifest(folder: Path, manifest: dict) -> None:
-    """Writes the manifest atomically: it is never partially written."""
+    """Writes a folder's manifest atomically: it is never partially written.
+
+    Args:
+        folder: The folder of maps.
+        manifest: The manifest, as `make_manifest` returns it.
+
+    Raises:
+        DataError: If the file can't be written.
+    """
     image_io.write_durably(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
 
 
 def read_manifest(folder: Path) -> dict | None:
     """Returns the manifest of a folder of maps; None if the folder has no manifest.
+
+    Args:
+        folder: The folder of maps.
 
     Raises:
         DataError: If the manifest can't be read, or isn't a manifest of teacher maps.
@@ -144,7 +164,12 @@ def read_manifest(folder: Path) -> dict | None:
 
 
 def full_scale_m(folder: Path, max_depth: float) -> float:
-    """Returns the depth in metres that level 65535 encodes; `max_depth` without a manifest."""
+    """Returns the depth in metres that level 65535 of a folder's maps encodes.
+
+    Args:
+        folder: The folder of maps.
+        max_depth: The result if the folder has no manifest: the student's largest depth in metres.
+    """
     manifest = read_manifest(folder)
     return max_depth if manifest is None else float(manifest["full_scale_m"])
 
@@ -152,8 +177,10 @@ def full_scale_m(folder: Path, max_depth: float) -> float:
 def are_of_stored_pixels(folder: Path | None) -> bool:
     """Returns True if the folder's maps were made before images were turned upright.
 
-    Such maps fit only images whose EXIF orientation is upright. Without a folder or a manifest the
-    result is False.
+    Such maps fit only images that are stored upright, i.e. whose EXIF orientation is 1.
+
+    Args:
+        folder: The folder of maps. Without a manifest the result is False; so it is for None.
     """
     manifest = None if folder is None else read_manifest(folder)
     return manifest is not None and ORIENTATION not in manifest
@@ -164,8 +191,8 @@ def check(folder: Path, max_depth_m: float, kb_crop: Sequence[int] | None) -> No
 
     Args:
         folder: The folder of maps; without a manifest nothing is checked.
-        max_depth_m: The student's range in metres.
-        kb_crop: (height, width) of the images' crop; None for whole images.
+        max_depth_m: The recipe's network.max_depth in metres.
+        kb_crop: The recipe's data.kb_crop, (height, width); None for whole images.
     """
     manifest = read_manifest(folder)
     if manifest is None:
@@ -184,7 +211,13 @@ def check(folder: Path, max_depth_m: float, kb_crop: Sequence[int] | None) -> No
 
 
 def describe(folder: Path) -> str:
-    """Describes the maps in one line for the log; a warning if they have no manifest."""
+    """Returns a log line about a folder's maps: their teacher, its weights and its image size.
+
+    The line is a warning if the folder has no manifest.
+
+    Args:
+        folder: The folder of maps.
+    """
     manifest = read_manifest(folder)
     if manifest is None:
         return (
@@ -194,7 +227,8 @@ def describe(folder: Path) -> str:
     digest = manifest.get("teacher_digest")
     teacher = manifest.get("teacher_network") or {}
     name = teacher.get("name")
-    # An external teacher is identified by its name, one of this project by its weights' digest.
+    # An external teacher is identified by its name, a network of this project by the digest of its
+    # weights.
     parts = [name] if name else []
     if "output" in teacher:
         parts = [f"{name} {teacher.get('model')}", f"output {teacher['output']}"]

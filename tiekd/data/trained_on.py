@@ -6,10 +6,10 @@ The record is a dict under the key `trained_on`:
 
 A frame is identified by a hash of its name in the dataset and its image file's size in bytes. So a
 dataset that was moved is recognised, and another dataset with the same names isn't mistaken for it.
-The record has 8 bytes per frame. With more than 100,000 frames, only hashes with a certain number
-of trailing zero bits are kept, so that counts are estimates. Making the record costs one stat per
-file, half a second for 24,000. Left out: images that were renamed or re-encoded, datasets without
-files, and the frames that the teacher was trained on.
+The record has 8 bytes per frame. With more than 100,000 frames, only hashes with at least
+`zero_bits` trailing zero bits are kept, so that counts are estimates. Making the record costs one
+stat per file, half a second for 24,000. Left out: images that were renamed or re-encoded, datasets
+without files, and the frames that the teacher was trained on.
 """
 
 import hashlib
@@ -66,7 +66,11 @@ class Overlap(NamedTuple):
 
 
 def hashes_of(dataset: Dataset) -> list[int] | None:
-    """Returns one hash per frame, in order; None for a dataset without files."""
+    """Returns one int64 hash per frame, in the dataset's order; None for a dataset without files.
+
+    Args:
+        dataset: The dataset; only a `Frames` reads files.
+    """
     if not isinstance(dataset, Frames):
         return None
     states = of_each(size_and_time, [frame.image for frame in dataset.frames])
@@ -77,7 +81,11 @@ def hashes_of(dataset: Dataset) -> list[int] | None:
 
 
 def trained_on(dataset: Dataset) -> TrainedOn | None:
-    """Returns the record of a training set's frames; None for a dataset without files."""
+    """Returns the hashes that identify a training set's frames; None for a dataset without files.
+
+    Args:
+        dataset: The training set; only a `Frames` reads files.
+    """
     hashes = hashes_of(dataset)
     return None if hashes is None else _thinned(hashes, 0)
 
@@ -85,7 +93,10 @@ def trained_on(dataset: Dataset) -> TrainedOn | None:
 def union(first: TrainedOn | None, second: TrainedOn | None) -> TrainedOn | None:
     """Returns the record of two training sets together, such as before and after fine-tuning.
 
-    If one of the records is None (unknown), returns the other.
+    Args:
+        first: The record of one training set; None if it is unknown, which makes `second` the
+            result.
+        second: The record of the other; None if it is unknown, which makes `first` the result.
     """
     if first is None or second is None:
         return second if first is None else first
@@ -117,14 +128,20 @@ def overlap(record: TrainedOn | None, hashes: Iterable[int] | None) -> Overlap |
 
 
 def as_plain(record: TrainedOn | None) -> dict:
-    """Returns {KEY: the record as a plain dict}, to add to a weights file; {} for None."""
+    """Returns {KEY: {"hashes", "zero_bits"}}, the entry of a weights file for a record.
+
+    Args:
+        record: The record; None makes the result empty.
+    """
     return {} if record is None else {KEY: {"hashes": record.hashes, "zero_bits": record.zero_bits}}
 
 
 def from_plain(state: Mapping) -> TrainedOn | None:
     """Returns the record in the content of a weights file.
 
-    Returns None for files that were written before there were records, or by other programs.
+    Args:
+        state: The loaded content. The result is None if it has no valid record, because it was
+            written before there were records, or by another program.
     """
     node = state.get(KEY)
     if not isinstance(node, Mapping) or not isinstance(node.get("hashes"), Tensor):
@@ -136,10 +153,13 @@ def from_plain(state: Mapping) -> TrainedOn | None:
 
 
 def read(path: Path | None) -> TrainedOn | None:
-    """Returns the record in a weights file, or None.
+    """Returns the record of training frames in a weights file.
 
-    The file is memory-mapped, so that the weights themselves aren't read. Returns None also for a
-    file that torch can't load.
+    The file is memory-mapped, so that the weights themselves aren't read.
+
+    Args:
+        path: The file. The result is None if the file has no record or torch can't load it; so it
+            is if the path is None.
     """
     if path is None or instead_of_file(path):
         return None
@@ -151,7 +171,12 @@ def read(path: Path | None) -> TrainedOn | None:
 
 
 def _hash(name: str, size: int | None) -> int:
-    """Returns the int64 hash of a frame's name and its image file's size in bytes (or None)."""
+    """Returns the int64 hash that identifies a frame.
+
+    Args:
+        name: The frame's name in the dataset.
+        size: Its image file's size in bytes; None if there is no such file.
+    """
     text = f"{name}\0{size}".encode("utf-8", "surrogateescape")
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big", signed=True)
 
@@ -161,8 +186,8 @@ def _thinned(hashes: Iterable[int], zero_bits: int) -> TrainedOn:
 
     Args:
         hashes: The hashes.
-        zero_bits: Number of trailing zero bits that kept hashes must have at least. It is raised
-            until few enough are kept.
+        zero_bits: Smallest number of trailing zero bits of the kept hashes. It is increased until
+            at most MAX_HASHES are kept.
     """
     kept = sorted({value for value in hashes if _ends_in_zeros(value, zero_bits)})
     while len(kept) > MAX_HASHES:
@@ -172,5 +197,10 @@ def _thinned(hashes: Iterable[int], zero_bits: int) -> TrainedOn:
 
 
 def _ends_in_zeros(value: int, bits: int) -> bool:
-    """Returns True if a hash has at least `bits` trailing zero bits."""
+    """Returns True if an integer ends in zero bits.
+
+    Args:
+        value: The integer, such as a frame's hash.
+        bits: The least number of zero bits at its end.
+    """
     return value & ((1 << bits) - 1) == 0

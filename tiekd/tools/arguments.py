@@ -13,21 +13,35 @@ from tiekd.config.recipe import load_recipe, merge, work_dir_of
 
 
 def new_parser(description: str) -> argparse.ArgumentParser:
-    """Returns a command-line parser whose help keeps the line breaks of `description`."""
+    """Returns a command-line parser whose help begins with a description.
+
+    Args:
+        description: the description, whose line breaks are kept.
+    """
     return argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
-    """Adds the positional argument with the recipe's path, which most programs have."""
+    """Adds the positional argument `recipe`, the path of a recipe, to a program's parser.
+
+    Args:
+        parser: the program's parser.
+    """
     parser.add_argument(
         "recipe", type=paths.path_argument, help="YAML below model_configs/, or your own"
     )
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
-    """Adds the option `--set key.sub=value`, which may be repeated, stored as `overrides`."""
+    """Adds the option `--set KEY=VALUE [KEY=VALUE ...]`, which may be repeated.
+
+    The parsed option is `overrides`, the list of all its values as text, such as "train.epochs=3".
+
+    Args:
+        parser: the program's parser.
+    """
     parser.add_argument(
         "--set",
         metavar="KEY=VALUE",
@@ -40,7 +54,11 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 
 
 def add_frames(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that select which images a program reads, and with how many processes."""
+    """Adds `--split`, which images a program reads, and `--workers`, the number of processes.
+
+    Args:
+        parser: the program's parser.
+    """
     parser.add_argument(
         "--split",
         choices=("train", "val", "both"),
@@ -57,12 +75,19 @@ def add_local_rank(parser: argparse.ArgumentParser) -> None:
     """Adds the option `--local_rank`, which DeepSpeed's launcher passes to each rank.
 
     Its value isn't used, but without the option the parser would refuse it.
+
+    Args:
+        parser: the program's parser.
     """
     parser.add_argument("--local_rank", type=int, default=0, help="given by the launcher")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that bin/train.py and bin/resume share."""
+    """Adds the options that bin/train.py and bin/resume share.
+
+    Args:
+        parser: the program's parser.
+    """
     parser.add_argument(
         "--deepspeed_config",
         metavar="JSON",
@@ -93,7 +118,8 @@ def recipe_from_arguments(path: str | Path, args: argparse.Namespace) -> dict:
         args: the parsed options of bin/train.py or bin/resume.
 
     Returns:
-        The recipe, with `work_dir` filled in.
+        The recipe. Its `work_dir` is that of the command line or of the recipe's file; if neither
+        gives one, it is derived from the file's name.
 
     Raises:
         RecipeError: a value isn't allowed, or the work dir's path has an unknown `$NAME`.

@@ -1,7 +1,8 @@
 """Audits the teacher of a recipe: a table, audit.json, an image of the worst and median frame.
 
 The rules are in tiekd/evaluation/teacher_audit/. The teacher sees whole images, as when its maps
-are cached. Runs in one process. Left out: audits of ground truth, which bin/check_data.py checks.
+are cached. The audit runs in one process. Left out: audits of ground truth, which bin/check_data.py
+checks.
 """
 
 import argparse
@@ -38,13 +39,19 @@ _FULL_FRAME_MM = 43.267  # diagonal of the film that FocalLengthIn35mmFilm refer
 
 
 def observer_of(recipe: Recipe, args: argparse.Namespace, device: torch.device) -> Observer:
-    """Builds the teacher and the frames of a recipe; `args` as bin/audit_teacher.py parses them.
+    """Builds a recipe's teacher and frames, and the observer that runs the teacher on the frames.
+
+    Args:
+        recipe: the recipe, with overrides applied.
+        args: the parsed command line of bin/audit_teacher.py.
+        device: the device on which the teacher runs.
 
     Raises:
         TeacherError: The recipe has no teacher that could be audited.
     """
     if recipe.teacher.maps is not None:
-        # The maps are those of training frames, and nothing can be asked about other images.
+        # There are cached maps for training frames only, so the teacher can't be run on others.
+
         if args.split == "val" or args.checkpoint is not None:
             option = "--split val" if args.split == "val" else "--checkpoint"
             raise TeacherError(f"{option}: not for cached maps (teacher.maps); leave it out")
@@ -67,7 +74,17 @@ def observer_of(recipe: Recipe, args: argparse.Namespace, device: torch.device) 
 
 
 def other_focals(frames: Dataset, index: int, given: float | None) -> Mapping[str, float]:
-    """Returns what the user and a frame's EXIF say of its focal length, in its own pixels."""
+    """Returns a frame's focal lengths from other sources than its data set.
+
+    Args:
+        frames: the frames.
+        index: index of the frame.
+        given: the focal length that the user gave; None if none.
+
+    Returns:
+        source -> focal length in pixels of the frame's image; the sources are "given" and "exif",
+        each only if known.
+    """
     found = {} if given is None else {"given": given}
     if isinstance(frames, Frames):
         exif = exif_focal(Path(frames.frames[index].image))
@@ -76,7 +93,11 @@ def other_focals(frames: Dataset, index: int, given: float | None) -> Mapping[st
 
 
 def exif_focal(path: Path) -> float | None:
-    """Returns the focal length in pixels by an image's EXIF; None where it doesn't say."""
+    """Returns the focal length that an image's EXIF states, in pixels; None if it states none.
+
+    Args:
+        path: the image file.
+    """
     try:
         with Image.open(path) as image:
             millimetres = (
@@ -91,10 +112,17 @@ def exif_focal(path: Path) -> float | None:
 
 
 def shown_frames(judged: Verdict, observed: list[AuditFrame]) -> dict[str, AuditFrame]:
-    """Returns the worst and the median frame by these words.
+    """Returns the frame for which the teacher is worst, and the median frame.
 
-    They are sorted by the error without the scale, where all have ground truth enough, else by how
-    well the edges of image and map agree.
+    Frames are sorted by the error after aligning the scale, if all have enough ground truth.
+    Otherwise they are sorted by how badly the edges of image and teacher map agree.
+
+    Args:
+        judged: the audit's result.
+        observed: the audited frames.
+
+    Returns:
+        "worst" and "median" -> frame.
     """
     badness = np.full(len(observed), np.nan)
     if judged.truth is not None:
@@ -112,7 +140,11 @@ def shown_frames(judged: Verdict, observed: list[AuditFrame]) -> dict[str, Audit
 
 
 def picture(observer: Observer, shown: Mapping[str, AuditFrame]) -> np.ndarray:
-    """Draws image, teacher, ground truth and difference of frames with a word each, one a row.
+    """Draws one row per frame: image, teacher's depth, ground truth and their difference.
+
+    Args:
+        observer: the observer, by which image and depth are computed again.
+        shown: a word for each frame, which is written above its image -> the frame.
 
     Returns:
         (height, width, 3) uint8.
@@ -137,7 +169,10 @@ def picture(observer: Observer, shown: Mapping[str, AuditFrame]) -> np.ndarray:
 
 
 def claim(out: Path) -> None:
-    """Creates the folder for the results.
+    """Creates the folder for the results, unless it exists.
+
+    Args:
+        out: the folder.
 
     Raises:
         LaunchError: The folder already contains results, or can't be created.
@@ -156,17 +191,35 @@ def claim(out: Path) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs bin/audit_teacher.py with its arguments; prints, and raises UserErrors.
+    """Runs bin/audit_teacher.py: audits a recipe's teacher, writes the results and prints a table.
+
+    Args:
+        args: the program's parsed command line.
 
     Returns:
         The program's exit code: 0 if nothing is above its limit, 1 if something is.
+
+    Raises:
+        UserError: the recipe has no teacher to audit, or too few frames can be read.
     """
     recipe = Recipe(load_recipe(args.recipe, args.overrides))
     return audit(recipe, args, process_group.start_rank(TIMEOUT_MINUTES))
 
 
 def audit(recipe: Recipe, args: argparse.Namespace, device: torch.device) -> int:
-    """Audits a recipe's teacher, writes the results and prints the table; returns the exit code."""
+    """Audits a recipe's teacher, writes the results and prints the table.
+
+    Args:
+        recipe: the recipe, with overrides applied.
+        args: the parsed command line of bin/audit_teacher.py.
+        device: the device on which the teacher runs.
+
+    Returns:
+        The exit code: 0 if nothing is above its limit, 1 if something is.
+
+    Raises:
+        DataError: too few frames can be read.
+    """
     out = args.out or Path("work_dirs") / f"audit_{Path(args.recipe).stem}"
     observer = observer_of(recipe, args, device)
     claim(out)

@@ -1,10 +1,10 @@
 """Fills the cache of decoded frames (tiekd/data/decoded_cache.py) that `data.decoded` reads.
 
-A frame is an image with its depth maps; decoded, each is an array in a file of its own. Each array
-is written atomically, and existing arrays whose source is unchanged are kept. Therefore a killed
-job resumes where it stopped, and a repeated job decodes only changed files. Several processes
-decode in parallel. Decoding a KITTI frame takes about 25 ms plus the write, verifying one about 3
-ms.
+A frame is an image with its depth maps; decoded, each of them is an array in a file of its own.
+Each array is written atomically, and existing arrays whose source (the original file) is unchanged
+are kept. Therefore a killed job resumes where it stopped, and a repeated job decodes only changed
+files. Several processes decode in parallel. Decoding a KITTI frame takes about 25 ms plus the
+write, verifying one about 3 ms.
 
 Left out: several machines that fill one folder at the same time.
 """
@@ -43,12 +43,13 @@ Sources = dict[Path, Callable[[Path], Tensor]]
 
 
 def sources_of(recipe: Recipe, splits: tuple[str, ...], out: TextIO | None = None) -> Sources:
-    """Lists the files that must be decoded for some splits, each file once.
+    """Returns the files that must be decoded for some splits, each file once.
 
     Args:
         recipe: the recipe, with overrides applied.
-        splits: "train", "val" or both.
-        out: text stream that receives the dataset's warnings about how the files were found.
+        splits: names of the splits, "train" and "val".
+        out: text stream that receives the dataset's warnings about how the files were found; None
+            for no warnings.
 
     Returns:
         path -> the function that decodes the file.
@@ -88,19 +89,20 @@ def fill(
         sources: the files, as `sources_of` returns them.
         folder: the folder of the cache.
         num_workers: number of processes that decode.
-        verify: True to also compare existing arrays with their sources, and rewrite arrays with
-            wrong values.
+        verify: True to also verify the checksums of existing arrays, and rewrite damaged ones.
         out: text stream that receives the progress.
 
     Raises:
         DataError: the arrays don't fit on the disk (raised before any is written); an array can't
-            be written (raised at once); or some files can't be decoded (raised after all others
+            be written (raised immediately); or some files can't be decoded (raised after all others
             are).
     """
     cache = Decoded(folder, recipe.dataset.root)
     each = partial(_each, num_workers=num_workers, timeout_s=recipe.loading.timeout_s, out=out)
     with _claimed(folder):
-        # Find the files whose array is missing in the cache, out of date or, with `verify`, wrong.
+        # Find the files whose array in the cache is missing or out of date, with `verify` also
+        # those whose array is damaged.
+
         if verify:
             whole = list(each("verified", list(sources), partial(cache.holds, thoroughly=True)))
         else:
@@ -164,13 +166,16 @@ def _each(
     """Yields act(path) for each file, in order, computed by several processes.
 
     Args:
-        noun: plural of what is counted, for the progress ("files").
+        noun: plural of what is counted, such as "files", for the progress.
         paths: the files.
         act: function of a file's path.
         num_workers: number of processes.
-        timeout_s: seconds to wait for a batch of results before an error is raised.
+        timeout_s: seconds to wait for the results of a few files before an error is raised.
         out: text stream that receives the progress.
         there: number of further files that are already done, for the progress.
+
+    Raises:
+        DataError: a process dies or doesn't answer in time.
     """
     done = there
     progress = Progress(noun, there + len(paths), lambda: done, out)
@@ -192,8 +197,8 @@ def _check_disk(folder: Path, missing: list[tuple[Path, Callable]], out: TextIO)
     needed = sum(_bytes(*source) for source in missing)
     free = shutil.disk_usage(folder).free
     _tell(out, f"Disk: {needed / 1e9:.3f} GB needed, {free / 1e9:.3f} GB free")
-    # Compare the space before the first write. Otherwise the disk could get full hours later, with
-    # an incomplete cache.
+    # Compare needed and free space before the first write. Otherwise the disk could get full hours
+    # later, with an incomplete cache.
     if needed > free:
         raise DataError(
             f"{folder}: {len(missing)} decoded files need {needed / 1e9:.3f} GB, {free / 1e9:.3f} "
@@ -202,9 +207,9 @@ def _check_disk(folder: Path, missing: list[tuple[Path, Callable]], out: TextIO)
 
 
 def _bytes(source: Path, decode: Callable) -> int:
-    """Returns the bytes that the decoded file needs on the disk.
+    """Returns the bytes that a decoded file will need on the disk.
 
-    It is 0 if the file can't be read; that error is reported when the file is decoded.
+    The result is 0 if the file can't be read; that error is reported when the file is decoded.
 
     Args:
         source: the file's path.
@@ -221,7 +226,16 @@ def _bytes(source: Path, decode: Callable) -> int:
 
 @contextmanager
 def _claimed(folder: Path) -> Iterator[None]:
-    """Locks the cache's folder for this job, and removes partial files of killed jobs."""
+    """Context manager that locks the cache's folder for this job.
+
+    At the start it removes partial files of killed jobs.
+
+    Args:
+        folder: the cache's folder, which is created if it doesn't exist.
+
+    Raises:
+        DataError: another job holds the lock, or the folder can't be written to.
+    """
     found = instead_of_file(folder / _LOCK)
     if found is not None:
         raise DataError(f"{folder / _LOCK}: {found}, no lock; remove it")
@@ -258,7 +272,14 @@ def _tell(out: TextIO, line: str) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Runs bin/cache_frames.py with its arguments; prints its progress, and raises UserErrors."""
+    """Runs bin/cache_frames.py: fills the cache of a recipe's dataset, and prints the progress.
+
+    Args:
+        args: the program's parsed command line.
+
+    Raises:
+        UserError: the recipe is invalid, or files can't be decoded or written.
+    """
     recipe = Recipe(load_recipe(args.recipe, args.overrides))
     sources = sources_of(recipe, recipe.splits(args.split), sys.stdout)
     folder = recipe.dataset.decoded_folder or recipe.dataset.root / "decoded"

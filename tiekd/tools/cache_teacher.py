@@ -1,4 +1,4 @@
-"""Writes a teacher's depth maps to files, in the published naming and encoding.
+"""Writes a teacher's depth maps to files: with TIE-KD's file names, as 16-bit PNG.
 
 Any number of students can then learn from these maps. The teacher predicts one frame at a time
 (together with its mirror image if flip averaging is on), so that a map doesn't depend on the batch
@@ -70,7 +70,8 @@ class Source(NamedTuple):
         flip: True to average with the prediction for the mirrored image. A teacher with a `name`
             decides that itself and loads its own weights: False for a module outside tiekd, the key
             `flip` of a kind.
-        resize: the working resolution; None for the one stored with the weights.
+        resize: how images are resized for the teacher; None to take what is stored with its
+            weights.
     """
 
     teacher: TeacherNode
@@ -101,7 +102,7 @@ def teacher_of(
         checkpoint: weights file to use instead of the recipe's; None to use the recipe's.
         overrides: the arguments of `--set`. If the teacher is the recipe's own network, a
             `data.resize` among them applies to the teacher. Otherwise it applies to the student
-            only, and the teacher keeps its own working resolution.
+            only, and images are resized for the teacher as stored with its weights.
 
     Raises:
         TeacherError: there are no weights, or the recipe's teacher is a folder of cached maps.
@@ -135,9 +136,14 @@ def teacher_of(
 
 
 def default_folder(recipe: Recipe, recipe_path: str | Path, split: str) -> Path:
-    """Returns `<data.root>/gt_kd_<teacher>`, plus `_val` for validation.
+    """Returns the folder of the maps if none is given: `<data.root>/gt_kd_<teacher>`.
 
     The teacher is called by its recipe, its module, or its kind and its model.
+
+    Args:
+        recipe: the recipe, with overrides applied.
+        recipe_path: the recipe's file.
+        split: "train" or "val", for which `_val` is appended.
     """
     teacher = recipe.teacher
     if teacher.kind is not None:
@@ -157,6 +163,10 @@ def frames_of(recipe: Recipe, split: str) -> Dataset:
     The training split includes frames without ground truth, and those that would be held out for
     validation, because a run without validation trains on them too.
 
+    Args:
+        recipe: the recipe, with overrides applied.
+        split: "train" or "val".
+
     Raises:
         RecipeError: the dataset doesn't define the file names of its frames' maps.
     """
@@ -175,7 +185,9 @@ def frames_of(recipe: Recipe, split: str) -> Dataset:
 def cache_maps(
     recipe: Recipe, source: Source, frames: Dataset, folder: Path, device: torch.device, out: TextIO
 ) -> None:
-    """Writes the maps that the folder doesn't contain yet. Collective.
+    """Writes the maps that the folder doesn't contain yet.
+
+    Collective: all ranks must call it, and each writes some of the maps.
 
     Args:
         recipe: the recipe, with overrides applied.
@@ -266,8 +278,13 @@ class _Job:
     """Fills one folder with maps: the work of `cache_maps` once the folder is locked.
 
     Attributes:
+        teacher: the teacher.
+        frames: all frames that need a map.
         index_by_name: file name of a frame's map -> the frame's index.
+        folder: the folder of the maps.
         full_scale_m: depth in metres of the largest value that a map's encoding holds.
+        device: this rank's device.
+        out: text stream to which rank 0 writes the progress.
     """
 
     teacher: FrozenTeacher | OutsideTeacher | FoundationTeacher
@@ -279,7 +296,11 @@ class _Job:
     out: TextIO
 
     def tell(self, line: str) -> None:
-        """Writes a line of progress on rank 0."""
+        """Writes a line of progress on rank 0; does nothing on other ranks.
+
+        Args:
+            line: the line, without a newline.
+        """
         if comm.is_main():
             self.out.write(f"{line}\n")
             self.out.flush()
@@ -298,6 +319,9 @@ class _Job:
         """Checks that the missing maps fit on the disk. Collective.
 
         Their total size is estimated from a few maps.
+
+        Args:
+            missing: file names of the missing maps.
 
         Raises:
             DataError: the free space is too small.
@@ -325,7 +349,12 @@ class _Job:
             raise DataError(problem)
 
     def make(self, missing: list[str], loading: Loading) -> None:
-        """Predicts and writes this rank's share of the missing maps. Collective."""
+        """Predicts and writes this rank's share of the missing maps. Collective.
+
+        Args:
+            missing: file names of the missing maps of all ranks.
+            loading: how many workers read frames, and how long to wait for them.
+        """
         bar = nullcontext()
         if comm.is_main():
             bar = Progress("maps", len(self.index_by_name), self._count, self.out)
@@ -337,7 +366,7 @@ class _Job:
                 share = RankShare(comm.rank(), comm.world_size())
                 for name, depth, fit in self._depths(missing, share, loading):
                     if fit is not None:
-                        # Before its map, so that there is no map without a line.
+                        # Write the quality of the fit before its map, so that no map lacks it.
                         anchor_quality.add(self.folder, comm.rank(), name, fit)
                     waiting.append(pool.submit(self._write, name, depth))
                     while len(waiting) > _WAITING:
@@ -351,11 +380,16 @@ class _Job:
     def _depths(
         self, names: list[str], share: RankShare, loading: Loading
     ) -> Iterator[tuple[str, np.ndarray, Quality | None]]:
-        """Predicts this rank's share of the frames, at each frame's own size.
+        """Predicts this rank's share of some frames, at each frame's own size.
+
+        Args:
+            names: file names of the frames' maps.
+            share: this rank's share of the frames.
+            loading: how many workers read frames, and how long to wait for them.
 
         Yields:
-            (name, depth, fit): the map's file name, (H, W) float32 in metres, and the fit of a
-            relative teacher's output.
+            The map's file name; the depth, (H, W) float32 in metres; and, for a teacher of relative
+            depth, the quality of the fit that makes its output metric, otherwise None.
         """
         frames = Subset(self.frames, [self.index_by_name[name] for name in names])
         resize = getattr(self.teacher, "resize", OWN_SIZE)
@@ -383,7 +417,17 @@ class _Job:
 
 @contextmanager
 def _claimed(folder: Path, manifest: dict) -> Iterator[None]:
-    """Locks the folder for this job; creates it and its manifest if it is new. Collective."""
+    """Context manager that locks a folder of maps for this job. Collective.
+
+    A new folder and its manifest are created.
+
+    Args:
+        folder: the folder.
+        manifest: the manifest of this job's maps.
+
+    Raises:
+        TeacherError: the folder can't be used; on all ranks.
+    """
     lock, problem = _claim(folder, manifest) if comm.is_main() else (None, None)
     problem = comm.broadcast_object(problem)
     if problem:
@@ -396,13 +440,17 @@ def _claimed(folder: Path, manifest: dict) -> Iterator[None]:
 
 
 def _claim(folder: Path, manifest: dict) -> tuple[TextIO | None, str | None]:
-    """Locks the folder for this job. Called by rank 0 only.
+    """Locks a folder of maps for this job, on rank 0 only.
 
-    The kernel releases the lock when the process ends, even if it is killed.
+    A new folder and its manifest are created. The kernel releases the lock when the process ends,
+    even if it is killed.
+
+    Args:
+        folder: the folder.
+        manifest: the manifest of this job's maps, which that of the folder must equal.
 
     Returns:
-        (manifest, None) with the open, locked manifest; or (None, reason) if the folder can't be
-        used.
+        (the open, locked manifest file, None); or (None, reason) if the folder can't be used.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -456,7 +504,14 @@ def _size(num_bytes: float) -> str:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Runs bin/cache_teacher.py with its arguments; prints, and raises UserErrors."""
+    """Runs bin/cache_teacher.py: writes the maps of a recipe's teacher, and prints the progress.
+
+    Args:
+        args: the program's parsed command line.
+
+    Raises:
+        UserError: the recipe is invalid, or maps can't be made or written.
+    """
     recipe = Recipe(load_recipe(args.recipe, args.overrides))
     device = process_group.start_rank(TIMEOUT_MINUTES)
     frames = frames_of(recipe, args.split)

@@ -2,9 +2,10 @@
 
 A frame is an image with its ground truth and teacher map. The dataset's files are never changed.
 All output goes to a folder that must not contain earlier results; each file is written atomically
-after all frames were read. A faulty frame is dropped from the cleaned split file. A frame with only
-a warning (tiekd/data/checks.py) is kept, unless the user asks to drop that kind of warning. Then
-only training frames are dropped, because metrics on another validation set would not be comparable.
+after all frames were read. A faulty frame is dropped from the cleaned split file, i.e. the copy of
+the split file that a run can use instead. A frame with only a warning (tiekd/data/checks.py) is
+kept, unless the user asks to drop frames with that kind of warning. Then only training frames are
+dropped, because metrics on another validation set would not be comparable.
 """
 
 import argparse
@@ -46,9 +47,10 @@ class Split:
     Attributes:
         name: "train" or "val".
         frames: the split's frames.
-        lines: (line number, text) of each frame in the split file; None without a split file.
-        facts: the properties that were read from each frame.
-        findings: the faults and warnings.
+        lines: (line number, text) of each frame in the split file; None if the frames are those of
+            a folder, without a split file.
+        facts: for each frame the properties that were read from its files.
+        findings: the faults and warnings, in any order.
         dropped: indices of the frames that the cleaned split file leaves out.
     """
 
@@ -60,7 +62,7 @@ class Split:
     dropped: set[int] = field(default_factory=set)
 
     def where(self, index: int) -> str | None:
-        """Returns a frame's split file and line number as text; None without a split file.
+        """Returns "FILE:NUMBER", a frame's split file and line number; None without a split file.
 
         Args:
             index: the frame's index in the split.
@@ -68,9 +70,9 @@ class Split:
         return None if self.lines is None else f"{self.frames.source}:{self.lines[index][0]}"
 
     def remarks(self) -> list[str]:
-        """Returns texts for the user about how the files are read, such as the unit of depth maps.
+        """Returns lines for the user about how the files are read, e.g. the unit of depth maps.
 
-        These are neither faults nor warnings.
+        These are neither faults nor warnings. The frames must have been read (`facts`).
         """
         found = depth_values.describe(
             self.frames, [fact.levels for fact in self.facts if fact.levels is not None]
@@ -85,9 +87,9 @@ class Split:
         return found
 
     def cleaned(self) -> str:
-        """Returns the lines of the split file that remain without those of the dropped frames.
+        """Returns the text of the cleaned split file, i.e. the split file without dropped frames.
 
-        Without a split file a line is a frame's name.
+        Without a split file a frame's line is its name.
         """
         if self.lines is None:
             texts = [frame.name for frame in self.frames.frames]
@@ -97,11 +99,14 @@ class Split:
 
 
 def splits_of(recipe: Recipe, which: str) -> list[Split]:
-    """Builds the splits to check.
+    """Returns the splits to check, whose frames aren't read yet.
 
     Args:
         recipe: the recipe, with overrides applied.
         which: "train", "val" or "both"; "both" means "train" if the recipe has no validation.
+
+    Raises:
+        RecipeError: the dataset has no files to check.
     """
     return [_split(recipe, name) for name in recipe.splits(which)]
 
@@ -121,11 +126,14 @@ def check(
         recipe: the recipe, with overrides applied.
         splits: the splits to check, which are changed in place.
         num_workers: number of processes that read.
-        timeout_s: seconds to wait for a batch before an error is raised.
+        timeout_s: seconds to wait for a few frames to be read before an error is raised.
         neighbours: a training frame gets a warning if its frame number differs by at most this from
             that of a validation frame; 0 for no such warnings.
         drop: kinds of warnings for which training frames are dropped like faulty ones.
         out: text stream that receives the progress.
+
+    Raises:
+        DataError: a process dies or doesn't answer in time.
     """
     augment, resize = recipe.augment, recipe.resize
     total = sum(len(split.frames) for split in splits)
@@ -158,7 +166,10 @@ def check(
 
 
 def claim(out: Path) -> None:
-    """Creates the folder for the results.
+    """Creates the folder for the results, unless it exists.
+
+    Args:
+        out: the folder.
 
     Raises:
         LaunchError: the folder already contains results, or can't be created.
@@ -181,15 +192,16 @@ def claim(out: Path) -> None:
 
 
 def write(recipe: Recipe, splits: list[Split], out: Path) -> str:
-    """Writes the report and the cleaned split files.
+    """Writes the report, as text and as JSON, and the cleaned split files.
 
     Args:
         recipe: the recipe, with overrides applied.
-        splits: the checked splits.
+        splits: the splits, as `check` leaves them.
         out: the folder for the results.
 
     Returns:
-        A summary of the report, with the options that make a run use the cleaned files.
+        A summary of the report, several lines, with the options that make a run use the cleaned
+        split files.
     """
     texts = {f"{split.name}.txt": split.cleaned() for split in _to_clean(recipe, splits)}
     # If a cleaned split file would be empty, write none at all.
@@ -271,9 +283,9 @@ def _examine(
 def _to_clean(recipe: Recipe, splits: list[Split]) -> list[Split]:
     """Returns the splits for which a cleaned split file is written.
 
-    In a folder dataset a split without a split file has the frames that the other's file doesn't
-    list. If only that file were cleaned, the dropped frames would become part of the other split.
-    So both splits get a file, or neither.
+    In a folder dataset a split without a split file has the frames that aren't in the other split's
+    file. If only the other split's file were cleaned, the dropped frames would become part of this
+    split. So both splits get a file, or neither.
 
     Args:
         recipe: the recipe, with overrides applied.
@@ -338,7 +350,11 @@ def _short(
 
 
 def _notes(splits: list[Split]) -> list[str]:
-    """Returns notes on how the files of the splits were found, each note once."""
+    """Returns the datasets' notes on how files were found, for all splits, each note once.
+
+    Args:
+        splits: the checked splits.
+    """
     return list(dict.fromkeys(note for split in splits for note in split.frames.notes))
 
 
@@ -355,10 +371,17 @@ def _figures(split: Split) -> dict:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs bin/check_data.py with its arguments; prints a summary, and raises UserErrors.
+    """Runs bin/check_data.py: checks a recipe's data set, writes the results, and prints a summary.
+
+    Args:
+        args: the program's parsed command line.
 
     Returns:
-        The program's exit code: 0 if nothing was found, 1 if there is a fault or a warning.
+        The program's exit code: 0 if nothing was found, 1 if there is a fault, a warning, or a note
+        on how files were found.
+
+    Raises:
+        UserError: the recipe is invalid, or the results can't be written.
     """
     recipe = Recipe(load_recipe(args.recipe, args.overrides))
     out = args.out or Path("work_dirs") / f"check_{Path(args.recipe).stem}"

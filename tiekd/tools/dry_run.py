@@ -47,7 +47,9 @@ _SLOW_S = 20.0  # if a batch of an evaluation takes longer than this, only one i
 
 
 def dry_run(recipe: dict, recipe_path: Path, engine_config: dict) -> list[str]:
-    """Measures a run. Collective.
+    """Measures the time, memory and disk space that a run will need.
+
+    Collective: all ranks must call it.
 
     Args:
         recipe: the recipe, with overrides applied.
@@ -112,7 +114,12 @@ def dry_run(recipe: dict, recipe_path: Path, engine_config: dict) -> list[str]:
 
 
 def begin(parts: Parts, watch: Stopwatch) -> None:
-    """Builds the engine and trains until `watch` has timed enough iterations. Collective."""
+    """Builds the engine and trains until enough iterations are timed. Collective.
+
+    Args:
+        parts: the parts of the run, whose state gets the engine.
+        watch: the hook that times iterations and stops the training.
+    """
     state = parts.state
     options = parts.recipe.train
     state.engine = build_engine(parts.network, parts.optimizer, parts.config)
@@ -125,12 +132,21 @@ def begin(parts: Parts, watch: Stopwatch) -> None:
 
 
 def size(num_bytes: float) -> str:
-    """Formats a number of bytes, in decimal units."""
+    """Returns a number of bytes as text, such as "1.25 GB" or "31.0 MB".
+
+    Args:
+        num_bytes: the number of bytes; a MB is 1e6, a GB 1e9.
+    """
     return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.1f} MB"
 
 
 class _First(Dataset):
-    """The first `count` samples of a dataset."""
+    """The first samples of a dataset, as a dataset.
+
+    Args:
+        dataset: the whole dataset.
+        count: number of samples to keep; all are kept if there are fewer.
+    """
 
     def __init__(self, dataset: Dataset, count: int):
         self.dataset = dataset
@@ -149,7 +165,12 @@ class _Sizes(manifest.Files):
     """Counts the bytes of a checkpoint's files, including DeepSpeed's, instead of writing them."""
 
     def save(self, state_dict, path: str | Path) -> None:
-        """Serialises a file and records its size."""
+        """Serialises a file of a checkpoint and records the file's size.
+
+        Args:
+            state_dict: the content, bytes or what `torch.save` takes.
+            path: the path that the file would have.
+        """
         counter = _Counter()
         if isinstance(state_dict, bytes):
             counter.write(state_dict)
@@ -158,7 +179,12 @@ class _Sizes(manifest.Files):
         self.written[Path(path).name] = [counter.size, ""]
 
     def make_folder(self, path: str | Path, exist_ok: bool = False) -> None:
-        """Does nothing, since no file is written."""
+        """Does nothing, since no file is written.
+
+        Args:
+            path: the folder that a checkpoint would have.
+            exist_ok: not used.
+        """
         pass
 
 
@@ -168,7 +194,11 @@ class _Counter:
     size = 0
 
     def write(self, data) -> int:
-        """Adds the number of bytes in `data` to `size`, and returns it."""
+        """Adds the number of bytes in `data` to `size`, and returns this number.
+
+        Args:
+            data: the bytes that would be written.
+        """
         written = len(memoryview(data).cast("B"))
         self.size += written
         return written
@@ -187,7 +217,11 @@ def _refusal(work_dir: Path, recipe_path: Path) -> str | None:
 
 
 def _evaluations(parts: Parts) -> int:
-    """Returns the number of evaluations in the run."""
+    """Returns the number of evaluations in the run.
+
+    Args:
+        parts: the parts of the run.
+    """
     hooks = [hook for hook in parts.state.hooks if isinstance(hook, Evaluation)]
     return sum(
         len(list(_moments(parts, hook.settings.interval, hook.settings.by))) for hook in hooks
@@ -197,7 +231,10 @@ def _evaluations(parts: Parts) -> int:
 def _evaluation_s(parts: Parts) -> float:
     """Returns the estimated seconds of one evaluation; 0 without validation. Collective.
 
-    It is extrapolated from the times of one batch and of a few batches per rank.
+    The estimate is extrapolated from the times of one batch and of a few batches per rank.
+
+    Args:
+        parts: the parts of the run.
     """
     hook = next((hook for hook in parts.state.hooks if isinstance(hook, Evaluation)), None)
     if hook is None:
@@ -233,6 +270,9 @@ def _checkpoint_bytes(parts: Parts) -> tuple[int, int]:
     """Returns the sizes in bytes of the student's weights file and of a checkpoint. Collective.
 
     The checkpoint's size includes the files of all ranks.
+
+    Args:
+        parts: the parts of the run, with a built engine.
     """
     engine = parts.state.engine
     patches.save_through(engine, _Sizes())
@@ -245,9 +285,14 @@ def _checkpoint_bytes(parts: Parts) -> tuple[int, int]:
 
 
 def _disk(parts: Parts, weights_bytes: int, checkpoint_bytes: int) -> list[str]:
-    """Returns lines about the peak disk usage of checkpoints and best weights.
+    """Returns report lines about the peak disk usage of checkpoints and best weights.
 
     The peak is reached while a checkpoint is written and the ones to keep still exist.
+
+    Args:
+        parts: the parts of the run.
+        weights_bytes: size of the student's weights file.
+        checkpoint_bytes: size of a checkpoint, all ranks together.
     """
     saver = next(
         (hook for hook in reversed(parts.state.hooks) if isinstance(hook, Checkpoint)), None
@@ -281,9 +326,12 @@ def _disk(parts: Parts, weights_bytes: int, checkpoint_bytes: int) -> list[str]:
 
 
 def _moments(parts: Parts, interval: int, by: str) -> Iterator[int]:
-    """Yields the iterations at which an action is due every `interval` epochs or iterations.
+    """Yields the iterations at which an action is due; the run's last iteration is always one.
 
-    `by` is the unit, "epoch" or "iteration". The run's last iteration is always included.
+    Args:
+        parts: the parts of the run.
+        interval: number of epochs or iterations between two actions.
+        by: the unit of `interval`, "epoch" or "iteration".
     """
     total = parts.state.total_iterations
     period = parts.state.period(interval, by)

@@ -18,7 +18,14 @@ from tiekd.visualization import frame_pictures, panel
 
 
 def run(args: argparse.Namespace) -> None:
-    """Runs bin/evaluate.py with its arguments; prints, and raises UserErrors."""
+    """Runs bin/evaluate.py: evaluates networks on the same frames, and prints a report.
+
+    Args:
+        args: the program's parsed command line.
+
+    Raises:
+        UserError: a recipe, a checkpoint or an option is invalid, or frames can't be read.
+    """
     # Load the networks, and build the frames and the evaluation protocol of the first recipe.
     recipe = Recipe(load_recipe(args.recipe, args.overrides))
     flip = recipe.evaluation.flip

@@ -11,7 +11,16 @@ from tiekd.models import load
 
 
 def run(args: argparse.Namespace, version: str) -> None:
-    """Runs bin/export.py with its arguments; prints, and raises UserErrors."""
+    """Runs bin/export.py: writes a student as one file, and compares the file with the network.
+
+    Args:
+        args: the program's parsed command line.
+        version: tiekd's version, which is stored in the file.
+
+    Raises:
+        UserError: the recipe, the checkpoint or an option is invalid, or the file differs from the
+            network.
+    """
     if args.out.exists() and not args.overwrite:
         raise ExportError(
             f"--out {args.out}: exists; give another one, or --overwrite to replace it"

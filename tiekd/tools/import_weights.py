@@ -9,7 +9,15 @@ from tiekd.models.weights import conversion
 
 
 def run(args: argparse.Namespace) -> None:
-    """Runs bin/import_weights.py with its arguments; prints a summary, and raises UserErrors."""
+    """Runs bin/import_weights.py: converts a checkpoint, writes the result, and prints a summary.
+
+    Args:
+        args: the program's parsed command line.
+
+    Raises:
+        UserError: the recipe has no network, the weights don't fit the network, or the output file
+            exists already.
+    """
     recipe = load_recipe(args.recipe, args.overrides)
     node = recipe.get("network")
     if node is None:

@@ -10,24 +10,28 @@ from tiekd.distributed import comm, memory
 from tiekd.training.hook import Hook
 
 _LEAST_S = 3.0  # minimum total time of the timed iterations, seconds
-_MOST_S = 60.0  # after this total time, seconds, fewer timed iterations suffice
+_MOST_S = 60.0  # after this total time, seconds, timing stops even with fewer than _LEAST
 _LEAST = 5  # minimum number of timed iterations
 _MOST = 50  # maximum number of timed iterations
 # With fp16, optimizer steps are skipped until the loss scale fits, and before the first step the
 # optimizer's state isn't allocated. So timing restarts after each skipped step, but only before
 # this iteration.
 _MOST_SKIPPED = 40
-_READ_AHEAD = 2  # batches that each worker of torch's loader prefetches
+_READ_AHEAD = 2  # batches that each data worker reads in advance
 
 
 class Stopwatch(Hook):
-    """Times each iteration, including the device's work, and then stops the run.
+    """Times each iteration, including the device's work, and stops the run after enough iterations.
 
     The first iteration is excluded as warm-up, and so are those whose data was read before training
     began. The hook costs a host sync and an exchange between ranks after every iteration.
 
     Attributes:
-        rows: (seconds, seconds of waiting for data) of each iteration.
+        device: this rank's device.
+        least: minimum number of timed iterations.
+        least_s: minimum total time of the timed iterations, seconds.
+        warm_up: number of iterations at the start that are excluded.
+        rows: (seconds, seconds of waiting for data) of each iteration, warm-up included.
     """
 
     def __init__(self, device: torch.device, workers: int, accumulation: int, least: int = _LEAST):
@@ -47,11 +51,21 @@ class Stopwatch(Hook):
         self.rows: list[tuple[float, float]] = []
 
     def before_train(self, state) -> None:
-        """Starts the timer of the first iteration."""
+        """Starts the timer of the first iteration.
+
+        Args:
+            state: the run's TrainState, not used.
+        """
         self._began = self._started = time.perf_counter()
 
     def after_iteration(self, state) -> None:
-        """Records an iteration's time, and stops the run once enough were timed. Collective."""
+        """Records an iteration's time, and stops the run once enough iterations were timed.
+
+        Collective: all ranks must call it, since rank 0 decides when to stop.
+
+        Args:
+            state: the run's TrainState.
+        """
         memory.wait(self.device)
         self.rows.append((time.perf_counter() - self._started, state.data_time_s))
         if bool(state.step_skipped) and state.iteration < _MOST_SKIPPED:
@@ -61,11 +75,17 @@ class Stopwatch(Hook):
         self._started = time.perf_counter()
 
     def median_s(self) -> tuple[float, float]:
-        """Returns (median seconds of an iteration, median seconds of waiting for data in one)."""
+        """Returns (median seconds of an iteration, median seconds of waiting for data in one).
+
+        Iterations of the warm-up are left out, unless there are no others.
+        """
         return tuple(statistics.median(column) for column in zip(*self._timed(), strict=True))
 
     def range_s(self) -> tuple[float, float]:
-        """Returns the shortest and the longest time of an iteration, in seconds."""
+        """Returns (seconds of the shortest iteration, seconds of the longest one).
+
+        Iterations of the warm-up are left out, unless there are no others.
+        """
         times = [row[0] for row in self._timed()]
         return min(times), max(times)
 

@@ -54,7 +54,9 @@ class Try(NamedTuple):
 
 
 def find(recipe: dict, engine_config: dict, memory_gb: float | None) -> list[str]:
-    """Finds the largest micro-batch that fits. Collective.
+    """Finds the largest micro-batch that fits into the memory of every rank.
+
+    Collective: all ranks must call it.
 
     Args:
         recipe: the recipe, with overrides applied.
@@ -134,10 +136,15 @@ def find_largest(
 
 
 def _foreseen(tries: list[Try], images: int, held: float) -> float:
-    """Extrapolates the peak bytes of a forward and backward pass on a number of images.
+    """Returns the extrapolated peak bytes of a forward and backward pass on some images.
 
     With two earlier tries the extrapolation is linear. With one earlier try, its memory above
-    `held` (bytes) is assumed to be proportional to the number of images.
+    `held` is assumed to be proportional to the number of images. Without one, the result is `held`.
+
+    Args:
+        tries: the earlier tries, with increasing numbers of images.
+        images: the number of images.
+        held: bytes held before a pass.
     """
     if not tries:
         return held
@@ -148,7 +155,19 @@ def _foreseen(tries: list[Try], images: int, held: float) -> float:
 def _try(
     images: int, try_images: Callable[[int], None], device: torch.device, budget: float | None
 ) -> Try:
-    """Tries a number of images twice, since the first run allocates and warms up."""
+    """Runs forward and backward on a number of images, and measures time and memory.
+
+    The images are tried twice, since the first run allocates and warms up.
+
+    Args:
+        images: the number of images.
+        try_images: function that runs forward and backward on that many images.
+        device: this rank's device.
+        budget: memory budget of this rank in bytes; None on a GPU, which raises an error instead.
+
+    Returns:
+        The measurements of this rank; `fits` is False if memory ran out or the budget was exceeded.
+    """
     memory.restart_peak(device)
     try:
         for _ in range(2):
@@ -159,7 +178,8 @@ def _try(
         peak = memory.peak_bytes(device)
         result = Try(images, peak, seconds, budget is None or peak <= budget)
     except (MemoryError, RuntimeError) as error:
-        # Libraries such as cuDNN may report missing memory as a RuntimeError with another text.
+        # If memory runs out, libraries such as cuDNN may raise a RuntimeError with a text of their
+        # own instead of OutOfMemoryError.
         known = isinstance(error, torch.OutOfMemoryError | MemoryError)
         if not known and not entrypoint.is_out_of_memory(error):
             raise
@@ -174,6 +194,9 @@ def _on_a_copy(parts: Parts) -> Callable[[int], None]:
     """Returns a function that runs forward and backward on a given number of images.
 
     The function runs the teacher, a copy of the student, and the losses; no optimizer step.
+
+    Args:
+        parts: the parts of the run, with a built engine, whose precision the copy gets.
     """
     # Copy the engine's network in its precision, but without collectives.
     engine = parts.state.engine

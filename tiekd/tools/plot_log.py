@@ -1,8 +1,9 @@
 """Plots training and validation curves from the `.log.json` files of runs of tiekd or mmcv.
 
-A file has rows with `mode` train, whose `iter` restarts with each epoch or counts over the run, and
-rows with `mode` val, whose `iter` counts images. The number of iterations per epoch is only in the
-`.log` file beside it. Without that file the number is estimated from the rows, which can be too
+A row is one line of such a file, a JSON object. Rows of training have `mode` train, and an `iter`
+that either restarts with each epoch or counts over the run. Rows of validation have `mode` val, and
+an `iter` that counts images. The number of iterations per epoch is only in the `.log` file beside
+the `.log.json`. Without the `.log` file the number is estimated from the rows, which can be too
 small by up to one logging interval. Times are those of training only, because no row has the time
 of an evaluation.
 """
@@ -24,8 +25,8 @@ from tiekd.visualization import figures
 AXES = ("iteration", "epoch", "time")
 _X_LABELS = {"iteration": "iteration", "epoch": "epoch", "time": "hours of training"}
 _NO_KEYS = ("mode", "epoch", "iter")
-# The `mode` of a row that a run writes when it resumes with another number of training samples. It
-# has the new number of iterations per epoch.
+# The `mode` of a row that a run writes when it resumes with another number of training samples. The
+# row has the new number of iterations per epoch.
 _RENUMBERED = "epochs_renumbered"
 _WIDTH = 640  # width of a chart, pixels
 _HEIGHT = 400
@@ -41,14 +42,14 @@ _DOTS_UP_TO = 40  # curves with at most this many points show each as a dot
 
 
 class Row(NamedTuple):
-    """One row of a run's log, with its place on the x axis.
+    """One row of a run's `.log.json`, with its place on the x axis.
 
     Attributes:
         mode: "train" or "val".
         iteration: iterations since the beginning of the run.
         epoch: epochs since the beginning of the run.
         time: hours of training since the beginning of the run.
-        values: the row's numbers: key -> value.
+        values: the row's numbers, key -> value, such as "loss" or "abs_rel".
     """
 
     mode: str
@@ -59,19 +60,25 @@ class Row(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A run's name and its rows in order."""
+    """A run to plot.
+
+    Attributes:
+        name: the run's name in the legend.
+        rows: the rows of its logs, in the order in which they were written.
+    """
 
     name: str
     rows: list[Row]
 
     def keys(self) -> list[str]:
-        """Returns the keys that occur in the rows, each once, such as "loss" or "abs_rel"."""
+        """Returns the keys of all numbers in the rows, such as "loss", each key once."""
         return list(dict.fromkeys(key for row in self.rows for key in row.values))
 
     def curve(self, key: str, by: str) -> tuple[list[float], list[float]]:
-        """Returns the x and y values of a key's curve.
+        """Returns the curve of one key, as a list of x values and a list of y values.
 
-        They are from training rows; if no training row has the key, from validation rows.
+        The values are from training rows. If no training row has the key, they are from validation
+        rows.
 
         Args:
             key: a key of the rows, such as "loss".
@@ -84,9 +91,15 @@ class Run(NamedTuple):
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
-    """Reads one run per path: a `.log.json`, or a work dir, whose `.log.json` files are joined.
+    """Reads the logs of several runs, one run per path.
 
     A run is named after its folder; if folders have equal names, after its file.
+
+    Args:
+        paths: for each run its `.log.json`, or its work dir, whose `.log.json` files are joined.
+
+    Returns:
+        The runs, in the order of the paths.
 
     Raises:
         DataError: a file can't be read, is no log, or has no training row.
@@ -112,11 +125,11 @@ def plot(
     """Plots one chart per key and one curve per run, at most two charts beside each other.
 
     Args:
-        runs: as `read_runs` returns them.
+        runs: the runs, as `read_runs` returns them.
         keys: the rows' keys to plot, such as "loss".
         by: the x axis: "iteration", "epoch" or "time".
-        smooth: number of training rows over which a running mean is plotted; the rows' own values
-            are plotted in a pale colour. 1 for no running mean.
+        smooth: number of rows over which a running mean is plotted; the rows' own values are
+            plotted in a pale colour. 1 for no running mean.
         log_y: True for logarithmic y axes.
 
     Returns:
@@ -173,12 +186,12 @@ def write(path: Path, pixels: np.ndarray) -> None:
 
 
 def _draw(axes, runs: Sequence[Run], key: str, by: str, x_unit: float, smooth: int) -> None:
-    """Plots the curve of a key for each run, with a legend.
+    """Plots the curves of one key, one for each run, with a legend.
 
     Args:
         axes: the matplotlib axes.
         runs: the runs.
-        key: the key of the rows.
+        key: the key of the rows, such as "loss".
         by: the x axis: "iteration", "epoch" or "time".
         x_unit: the factor that converts x values to the axis's unit, such as 60 for minutes.
         smooth: number of rows over which a running mean is plotted; 1 for none.
@@ -228,9 +241,13 @@ def _dotted(ys: Sequence[float]) -> list[int]:
 
 
 def _running_mean(ys: Sequence[float], count: int) -> list[float]:
-    """Returns for each value of a curve the mean of the finite ones among the last `count` values.
+    """Returns the running mean of a curve: for each value the mean of it and the values before it.
 
-    At the start there are fewer than `count` values. The mean is NaN if no value is finite.
+    Values that aren't finite are left out of a mean. A mean is NaN if no value of it is finite.
+
+    Args:
+        ys: the y values of the curve.
+        count: number of values that a mean is of; at the start of the curve there are fewer.
     """
     parts = (np.asarray(ys[max(i + 1 - count, 0) : i + 1], dtype=float) for i in range(len(ys)))
     finite = (part[np.isfinite(part)] for part in parts)
@@ -266,10 +283,17 @@ def _read_run(path: Path) -> list[Row]:
 
 
 def _read_json_lines(path: Path) -> list[dict]:
-    """Reads the rows of a `.log.json` file that belong to the curves.
+    """Returns the rows of a `.log.json` file that belong to the curves, in order.
 
-    These are rows of training and validation, and those that state a new number of iterations per
-    epoch. A partly written last line is ignored.
+    These are rows of training and validation, and rows with `mode` _RENUMBERED, which are returned
+    as {"mode", "of": the new number of iterations per epoch}. A partly written last line is
+    ignored.
+
+    Args:
+        path: the file.
+
+    Raises:
+        DataError: the file can't be read, or a line is no row of such a file.
     """
     check_readable(path, "log of a run", DataError)
     try:
@@ -299,14 +323,15 @@ def _read_json_lines(path: Path) -> list[dict]:
 
 
 def _counting(lines: list[dict], files: Sequence[Path]) -> tuple[bool, float]:
-    """Returns how the rows of one run count iterations.
+    """Finds out if the `iter` of a run's training rows restarts with each epoch.
 
     Args:
-        lines: the rows, as in the files.
-        files: the `.log.json` files.
+        lines: the rows of all files, as `_read_json_lines` returns them.
+        files: the `.log.json` files, beside which there may be `.log` files.
 
     Returns:
-        True if `iter` restarts with each epoch; and the number of iterations per epoch.
+        True if `iter` restarts with each epoch, False if it counts over the run; and the number of
+        iterations per epoch, which is estimated if no `.log` file states it.
     """
     train = [line for line in lines if line["mode"] == "train"]
     texts = [file.with_suffix("") for file in files]  # x.log.json -> x.log
@@ -323,9 +348,12 @@ def _counting(lines: list[dict], files: Sequence[Path]) -> tuple[bool, float]:
 
 
 def _said_per_epoch(path: Path) -> int | None:
-    """Returns the iterations per epoch that a `.log` file states; None if it doesn't.
+    """Returns the number of iterations per epoch that a `.log` file states; None if it states none.
 
-    It is M in the first text of the form `Epoch [1][50/M]`.
+    The number is M in the first text of the form `Epoch [1][50/M]`.
+
+    Args:
+        path: the `.log` file.
     """
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
@@ -335,16 +363,16 @@ def _said_per_epoch(path: Path) -> int | None:
 
 
 def _place(lines: list[dict], by_epoch: bool, per_epoch: float, before: list[Row]) -> list[Row]:
-    """Computes the iteration, epoch and time of each row of one file.
+    """Returns the rows of one file with their iteration, epoch and time since the run's beginning.
 
     An evaluation gets the iteration of the training row before it. If no more training rows of its
     epoch follow, it gets the end of the epoch.
 
     Args:
-        lines: the rows, as in the file.
+        lines: the rows, as `_read_json_lines` returns them.
         by_epoch: True if `iter` restarts with each epoch.
         per_epoch: the number of iterations per epoch.
-        before: the rows of the run's earlier files.
+        before: the rows of the run's earlier files, after which these rows continue.
     """
     rows: list[Row] = []
     trained = next((row for row in reversed(before) if row.mode == "train"), None)
@@ -371,7 +399,7 @@ def _iteration(line: dict, by_epoch: bool, per_epoch: float) -> float:
     """Returns the iteration of a training row, counted from the beginning of the run.
 
     Args:
-        line: the row, as in the file.
+        line: the row, as `_read_json_lines` returns it.
         by_epoch: True if `iter` restarts with each epoch.
         per_epoch: the number of iterations per epoch.
     """
@@ -379,11 +407,11 @@ def _iteration(line: dict, by_epoch: bool, per_epoch: float) -> float:
 
 
 def _goes_on(later: list[dict], epoch: int) -> bool:
-    """Returns True if training of an epoch continues in later rows of the log.
+    """Returns True if training of an epoch continues in the rows that follow a row.
 
     Args:
-        later: the rows that follow, as in the file.
-        epoch: the epoch.
+        later: the rows that follow, as `_read_json_lines` returns them.
+        epoch: number of the epoch, from 1.
     """
     following = next((line for line in later if line["mode"] == "train"), None)
     return following is not None and following["epoch"] == epoch

@@ -17,7 +17,15 @@ from tiekd.models import load
 
 
 def run(args: argparse.Namespace) -> None:
-    """Runs bin/predict.py with its arguments; prints, and raises UserErrors."""
+    """Runs bin/predict.py: predicts the depth of images and videos, and writes it to files.
+
+    Args:
+        args: the program's parsed command line.
+
+    Raises:
+        UserError: the recipe, the checkpoint or an option is invalid, or an input can't be
+            predicted.
+    """
     recipe = load_recipe(args.recipe, args.overrides)
     data = recipe.get("data", {})
     has_checkpoint = len(args.words) > 1 and not inputs.looks_like_input(args.words[0])

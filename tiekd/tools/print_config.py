@@ -6,5 +6,12 @@ from tiekd.config.provenance import annotated
 
 
 def run(args: argparse.Namespace) -> None:
-    """Runs bin/print_config.py with its arguments; prints, and raises RecipeError."""
+    """Runs bin/print_config.py: prints a recipe as YAML, with the file that each value is from.
+
+    Args:
+        args: the program's parsed command line.
+
+    Raises:
+        RecipeError: the recipe is invalid.
+    """
     print(annotated(args.recipe, args.overrides), end="")

@@ -14,10 +14,13 @@ from tiekd.workdir import launch_record
 
 
 def run(given: Sequence[str], rest: Sequence[str], args: argparse.Namespace, program: str) -> int:
-    """Runs bin/resume: started by the user, starts the launcher; started as a rank, trains.
+    """Runs bin/resume: a process that the user started starts the launcher; a rank trains.
+
+    A run on one rank that was started without the launcher is resumed without it, unless `given`
+    has options.
 
     Args:
-        given: the command line's options for the launcher.
+        given: the options for the launcher on the command line.
         rest: the other arguments of the command line.
         args: the parsed `rest`.
         program: the path of bin/resume, which the launcher runs on each rank.
@@ -96,7 +99,7 @@ def run(given: Sequence[str], rest: Sequence[str], args: argparse.Namespace, pro
 def is_finished(args: argparse.Namespace) -> bool:
     """Returns True if the run in the work dir has finished, and prints that on rank 0.
 
-    With overrides the result is False, since the changed recipe may train longer.
+    With overrides (--set) the result is False, since the changed recipe may train longer.
 
     Args:
         args: the parsed command line of bin/resume.
@@ -115,7 +118,11 @@ def is_finished(args: argparse.Namespace) -> bool:
 
 
 def without_restarts(arguments: list[str]) -> list[str]:
-    """Returns the command-line arguments without --restarts and its value."""
+    """Returns command-line arguments without the option --restarts and its value.
+
+    Args:
+        arguments: the arguments of bin/resume, without the program's name.
+    """
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--restarts")
     return parser.parse_known_args(arguments)[1]

@@ -77,7 +77,7 @@ def global_batch(
         accumulation: micro-batches per iteration and rank.
         world_size: the number of ranks.
         iteration: the iteration, from 1 as in the log.
-        resize: the working resolution.
+        resize: how the run's images are resized before augmentation.
     """
     # Use the sampler of training, positioned at this iteration.
     groups = size_groups(dataset, resize) if augment.sizes == "bucket" else None
@@ -109,7 +109,13 @@ def global_batch(
 
 
 def check_iteration(iteration: int, dataset: Dataset, recipe: Recipe) -> None:
-    """Raises LaunchError for an iteration that a run of the recipe doesn't have."""
+    """Raises LaunchError for an iteration that a run of the recipe doesn't have.
+
+    Args:
+        iteration: the iteration, from 1.
+        dataset: the run's training set.
+        recipe: the recipe, with overrides applied.
+    """
     total = recipe.train.iterations
     if total is None:
         in_groups = recipe.augment.sizes == "bucket"
@@ -121,7 +127,7 @@ def check_iteration(iteration: int, dataset: Dataset, recipe: Recipe) -> None:
 
 
 def describe(micro_batch: MicroBatch, sample: int, teacher_depth: Tensor | None) -> str:
-    """Describes a sample in three lines: its name, its augmentation, its values.
+    """Returns three lines about a sample: its name, its augmentation, and the range of its values.
 
     Args:
         micro_batch: the micro-batch.
@@ -151,9 +157,14 @@ def describe(micro_batch: MicroBatch, sample: int, teacher_depth: Tensor | None)
 
 
 def _drawn(reader: BatchReader, epoch: int, index: int) -> Decisions:
-    """Returns a sample's augmentation, which depends on the size of the image that was read.
+    """Returns the random augmentation of a sample, which depends on the size of its image.
 
     With `data.on_error: skip` the image may be that of another frame, read instead of a faulty one.
+
+    Args:
+        reader: reader of the run's training set.
+        epoch: epoch, from 0.
+        index: index of the sample in the sampler's numbering.
     """
     for read_index in range(index, index + len(reader.dataset)):
         try:
@@ -175,7 +186,14 @@ def _range(name: str, values: Tensor) -> str:
 
 
 def _depths(name: str, depth: Tensor) -> str:
-    """Describes a depth map's known pixels: all that aren't 0, including non-finite ones."""
+    """Returns words for the range and the share of a depth map's known pixels.
+
+    Known pixels are all that aren't 0, including non-finite ones.
+
+    Args:
+        name: name of the map, with which the result begins.
+        depth: (1, H, W), metres.
+    """
     known = depth[depth != 0]
     if not len(known):
         return f"{name}: none"
@@ -183,7 +201,14 @@ def _depths(name: str, depth: Tensor) -> str:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Runs bin/show_batch.py with its arguments; prints, and raises UserErrors."""
+    """Runs bin/show_batch.py: prints the samples of an iteration of a run, and writes their images.
+
+    Args:
+        args: the program's parsed command line.
+
+    Raises:
+        UserError: there is no such run or iteration, or its files can't be read.
+    """
     record = launch_record.read(args.work_dir)
     recipe = Recipe(load_recipe(args.work_dir / "config.yaml", args.overrides))
     engine = read_engine_config(args.work_dir / "ds_config.json")

@@ -29,8 +29,8 @@ _STARTS_WITHOUT_GAIN = 2
 def supervise(command: Sequence[str], work_dir: Path, restarts: int) -> int:
     """Runs a command that resumes a run, and runs it again after each crash.
 
-    The first signal to this process is forwarded to the run, which saves and stops. A second signal
-    kills the run.
+    The first signal to this process (SIGTERM, SIGUSR1 or SIGINT) is forwarded to the run, which
+    saves a checkpoint and stops. A second signal kills the run.
 
     Args:
         command: the command that resumes the run.
@@ -85,7 +85,7 @@ def supervise(command: Sequence[str], work_dir: Path, restarts: int) -> int:
 
 
 def _run(command: Sequence[str], work_dir: Path, asked: list[int]) -> int:
-    """Runs a command, waits until it and all ranks have ended, and returns its exit code.
+    """Runs a command, waits until the command and all ranks have ended, and returns its exit code.
 
     The first signal to this process is forwarded; a second one kills all processes.
 
@@ -93,9 +93,13 @@ def _run(command: Sequence[str], work_dir: Path, asked: list[int]) -> int:
         command: the command that resumes the run.
         work_dir: the run's work dir, whose lock shows that rank 0 still runs.
         asked: the signals to this process so far; the signal handlers append to it.
+
+    Returns:
+        The command's exit code; 128 + N if signal N ended it.
     """
     environment = os.environ | {SUPERVISOR: str(os.getpid())}
-    # A new session keeps Ctrl-C in a terminal from the command, to which this process forwards it.
+    # In a session of its own the command doesn't receive Ctrl-C from the terminal; this process
+    # forwards it.
     child = subprocess.Popen(command, start_new_session=True, env=environment)
     everything: set[psutil.Process] = set()
     told = 0
@@ -104,8 +108,8 @@ def _run(command: Sequence[str], work_dir: Path, asked: list[int]) -> int:
         everything |= _below_this()
         if child.poll() is not None:
             gone_at = gone_at or time.monotonic()
-            # The launcher has ended. Rank 0 may still be saving a checkpoint, so wait for it for
-            # some time.
+            # The launcher has ended. Rank 0 may still be saving a checkpoint, so wait up to
+            # _RANKS_LEAVE_S seconds for it.
             if not workdir.is_in_use(work_dir) or time.monotonic() - gone_at > _RANKS_LEAVE_S:
                 break
         if len(asked) > told:
@@ -124,11 +128,11 @@ def _below_this() -> set[psutil.Process]:
 
 
 def _to_be_asked(work_dir: Path, child: int) -> int:
-    """Returns the ID of the process to which a request to stop is sent.
+    """Returns the ID of the process to which a request to stop the run is sent.
 
-    It is rank 0 if that runs on this machine: rank 0 makes all ranks save and stop together, while
-    DeepSpeed's launcher would end ranks on other machines at once. Otherwise it is the child
-    process.
+    The process is rank 0 if that runs on this machine: rank 0 makes all ranks save and stop
+    together, while DeepSpeed's launcher would end ranks on other machines immediately. Otherwise
+    it is the child process.
 
     Args:
         work_dir: the run's work dir.

@@ -9,7 +9,15 @@ from tiekd.tools.arguments import recipe_from_arguments
 
 
 def run(args: argparse.Namespace) -> None:
-    """Runs bin/train.py with its arguments; prints a dry run's report, and raises UserErrors."""
+    """Runs bin/train.py: trains, or with --dry-run prints a report of what the run will need.
+
+    Args:
+        args: the program's parsed command line.
+
+    Raises:
+        UserError: the recipe or an option is invalid, or the run fails for another reason that the
+            user can mend.
+    """
     try:
         _run(args)
     except RecipeError as error:

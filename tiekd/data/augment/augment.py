@@ -1,8 +1,8 @@
-"""Draws the random decisions of a sample's augmentation, and applies the colour changes.
+"""Samples the random parameters of an augmentation (`Decisions`), and applies the colour changes.
 
-tiekd/data/augment/geometry.py applies the geometric decisions.
+tiekd/data/augment/geometry.py applies rotation, flip and crop.
 
-A training sample's augmentation is drawn from (seed, epoch, index) alone. The colour change and the
+A training sample's augmentation depends on (seed, epoch, index) alone. The colour change and the
 normalisation are combined in one lookup table of 256 values per channel. It is applied on the
 batch's device in one pass, with the same result on every device.
 
@@ -28,7 +28,9 @@ SIZES = ("crop", "keep_aspect", "bucket")
 
 
 class Decisions(NamedTuple):
-    """The decisions of one augmentation.
+    """The random parameters of one sample's augmentation.
+
+    The window is the rectangle to which the rotated and flipped image is cropped.
 
     Attributes:
         angle: Degrees counter-clockwise about the image's centre.
@@ -72,12 +74,13 @@ class Augment:
         colour_p: Probability of a colour change (gamma, brightness and channels together).
         gamma: [low, high] of the exponent.
         brightness: [low, high] of the factor.
-        channels: [low, high] of the factors, which are drawn per channel.
-        zoom: [low, high] of the factor by which the image is scaled before it is cropped, drawn
-            uniformly in the logarithm; a smaller image is padded. None doesn't zoom. The focal
-            length changes with the image.
-        zoom_depth: For a network without `canonical_focal`. "divide": the focal length stays, and
-            depth is divided by the zoom, as if the scene were nearer. None for a network with it.
+        channels: [low, high] of the factors, one random factor per channel.
+        zoom: [low, high] of the random factor by which the image is scaled before it is cropped;
+            its logarithm has a uniform distribution. If the image is then smaller than the crop, it
+            is padded. None doesn't zoom. The focal length changes with the image.
+        zoom_depth: "divide" for a network without `canonical_focal`: the focal length stays as
+            without zoom, and depth is divided by the zoom, as if the scene were nearer. None for a
+            network with `canonical_focal`, which uses the changed focal length.
     """
 
     rotate_p: float = 0.5
@@ -128,11 +131,20 @@ class Augment:
 
     @property
     def zoom_range(self) -> tuple[float, float]:
-        """The smallest and the largest zoom."""
+        """(smallest zoom, largest zoom) of the recipe; (1, 1) without zoom."""
         return (1.0, 1.0) if self.zoom is None else tuple(self.zoom)
 
     def draw_zoom(self, seed: int, epoch: int, index: int) -> float:
-        """Draws the zoom of one sample, apart from `draw`, whose numbers stay as without zoom."""
+        """Returns the random zoom factor of one sample; 1 if the recipe has no zoom.
+
+        It has a random stream of its own, so that `draw` returns the same with and without zoom.
+
+        Args:
+            seed: The run's seed.
+            epoch: Epoch, from 0.
+            index: The sample's index in the sampler's numbering, in which each repetition of a
+                sample has an index of its own.
+        """
         if self.zoom is None:
             return 1.0
         low, high = np.log(self.zoom)
@@ -147,16 +159,17 @@ class Augment:
         width: int,
         window: tuple[int, int] | None = None,
     ) -> Decisions:
-        """Draws the decisions for one sample; the result depends on the arguments alone.
+        """Returns the random parameters for one sample, which depend on the arguments alone.
 
         Args:
             seed: The run's seed.
             epoch: Epoch, from 0.
             index: The sample's index in the sampler's numbering, in which each repetition of a
                 sample has an index of its own.
-            height: Rows of the image at its working resolution, including padding.
-            width: Columns of the image at its working resolution, including padding.
-            window: (height, width) of the window without a crop; None for the whole image.
+            height: Rows of the image after resizing and zoom, including padding.
+            width: Columns of the image after resizing and zoom, including padding.
+            window: (height, width) to which the image is cropped if the recipe has no crop; None
+                for the whole image.
 
         Raises:
             DataError: If the crop is larger than the image.
@@ -175,7 +188,8 @@ class Augment:
                 "scale images by data.resize",
                 "size",
             )
-        # Keep this order of draws, since another order would change the augmentations of a seed.
+        # Keep the order of these random numbers, since another order would change the
+        # augmentations of a seed.
         angle = 0.0
         if rng.random() < self.rotate_p:
             angle = rng.uniform(-self.rotate_deg, self.rotate_deg)
@@ -195,9 +209,12 @@ class Augment:
 
 
 def normalise(sample: Sample) -> Sample:
-    """Returns the sample with its image normalised by ImageNet's mean and standard deviation.
+    """Returns a sample with its image normalised by ImageNet's mean and standard deviation.
 
     Encoders that were pretrained on ImageNet expect this normalisation of grey levels 0..255.
+
+    Args:
+        sample: The sample, whose image has grey levels 0..255.
     """
     return sample._replace(image=_normalised(sample.image))
 
@@ -205,10 +222,10 @@ def normalise(sample: Sample) -> Sample:
 def colour_table(decisions: Decisions | None = None) -> Tensor:
     """Returns the (3, 256) float32 lookup table from grey level to normalised value, per channel.
 
-    The drawn colour change is applied first, then the normalisation.
+    The random colour change is applied first, then the normalisation.
 
     Args:
-        decisions: The decisions of the image's augmentation; None leaves the colours unchanged.
+        decisions: The image's augmentation; None leaves the colours unchanged.
     """
     levels = torch.arange(256, dtype=torch.float32).expand(3, 1, 256)
     if decisions is not None and decisions.gamma is not None:
@@ -218,7 +235,7 @@ def colour_table(decisions: Decisions | None = None) -> Tensor:
 
 
 def look_up(image: Tensor, tables: Tensor) -> Tensor:
-    """Replaces each pixel by its entry in its image's table.
+    """Replaces each grey level of a batch's images by its entry in the image's lookup table.
 
     Args:
         image: (B, 3, H, W) uint8.

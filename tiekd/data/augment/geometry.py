@@ -18,7 +18,7 @@ from tiekd.data.sample import Sample, in_grey_levels
 
 
 def move(sample: Sample, decisions: Decisions) -> Sample:
-    """Rotates, flips and crops a sample, on the CPU.
+    """Returns a sample after rotation, flip and crop, which are computed on the CPU.
 
     The resulting image is uint8, sampled bilinearly and rounded to an integer; depths take the
     nearest pixel. Pixels from outside the image are black and have depth 0, i.e. invalid.
@@ -26,6 +26,10 @@ def move(sample: Sample, decisions: Decisions) -> Sample:
     Args:
         sample: The sample as read, without augmentation.
         decisions: The rotation angle, the flip and the crop; their colour changes aren't applied.
+
+    Returns:
+        The sample of the augmented image: its image, mask and depth maps have the crop's height and
+        width. `place` and `size` are None, since nothing is left to be cropped on the device.
     """
     part = cut(sample, decisions, abs(decisions.angle))
     # `resample` takes batches, so add a batch dimension of 1.
@@ -46,6 +50,7 @@ def move(sample: Sample, decisions: Decisions) -> Sample:
 def cut(sample: Sample, decisions: Decisions, rotate_deg: float) -> Sample:
     """Crops a sample to the region that contains its augmented window; doesn't rotate or flip it.
 
+    The window is the rotated, flipped and cropped image, which is computed later from the region.
     The cropped tensors are views, except that a float32 image is rounded to uint8.
 
     Args:
@@ -56,8 +61,9 @@ def cut(sample: Sample, decisions: Decisions, rotate_deg: float) -> Sample:
             of one size (if their images are large enough).
 
     Returns:
-        The cropped sample. Its `place` is the affine map from the window to the region, its `size`
-        the window's (height, width) in pixels. Its intrinsics are those of the window.
+        The cropped sample. Its `place` is the affine map from the window to the region, (8,)
+        float64 as a row of `places` in `resample`; its `size` is the window's (height, width) in
+        pixels. Its intrinsics are those of the window.
     """
     # Represent points and steps in the image, in pixels, as complex numbers x + iy.
     height, width = sample.image.shape[-2:]
@@ -83,7 +89,7 @@ def cut(sample: Sample, decisions: Decisions, rotate_deg: float) -> Sample:
     part = crop_window(sample, top, left, rows, columns)
     part = in_grey_levels(part)
 
-    # Count the window's pixels from the first pixel of the cropped image instead of the whole one.
+    # `first` is in pixels of the whole image: convert it to pixels of the cropped image.
     first -= complex(left, top)
     place = [
         first.real,
@@ -104,7 +110,7 @@ def cut(sample: Sample, decisions: Decisions, rotate_deg: float) -> Sample:
 
 
 def crop_window(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:
-    """Crops a sample's image, mask and depth maps, as views, and moves its principal point.
+    """Crops a sample's image, mask and depth maps to a rectangle, as views.
 
     Args:
         sample: The sample to crop.
@@ -112,6 +118,9 @@ def crop_window(sample: Sample, top: int, left: int, height: int, width: int) ->
         left: First column to keep.
         height: Number of rows to keep.
         width: Number of columns to keep.
+
+    Returns:
+        The cropped sample. Its principal point is in pixels of the cropped image.
     """
     rows, cols = slice(top, top + height), slice(left, left + width)
     intrinsics = sample.intrinsics.clone()
@@ -146,9 +155,10 @@ def _span(places: list[float], size: int, window: int, more: float) -> tuple[int
 
 
 def _moved_intrinsics(intrinsics: Tensor, decisions: Decisions, width: int, height: int) -> Tensor:
-    """Returns the camera matrix with the principal point after rotation, flip and crop.
+    """Returns the (3, 3) camera matrix of the window, i.e. the rotated, flipped and cropped image.
 
-    The rotation itself (a roll of the camera) can't be expressed in a camera matrix.
+    Only the principal point changes. The rotation itself (a roll of the camera) can't be expressed
+    in a camera matrix.
 
     Args:
         intrinsics: (3, 3) camera matrix of the image as read, in pixels.

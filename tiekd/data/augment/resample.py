@@ -2,10 +2,10 @@
 
 The resulting image is called the window. Workers crop each image to the region that contains the
 window's pixels (tiekd/data/augment/geometry.py), and send the affine map from the window to the
-region. Images are sent as uint8 and depths as the uint16 of their files. Costs a copy in the
-worker; on a GPU some twenty small kernels per batch without a host sync; on one CPU core 5 ms for a
-rotated image of 352x704 with two depth maps, 0.3 ms for an unrotated one. Results on different
-devices may differ by one grey level, due to rounding.
+region. Images are sent as uint8 and depths as the uint16 of their files. Resampling costs a copy in
+the worker, and on a GPU some twenty small kernels per batch without a host sync. On one CPU core a
+rotated image of 352x704 with two depth maps takes 5 ms, an unrotated one 0.3 ms. Results on
+different devices may differ by one grey level, due to rounding.
 """
 
 import torch
@@ -66,7 +66,8 @@ def _lies_within(place: list[float], size: tuple[int, int]) -> bool:
     """Returns True if an unrotated window is entirely within its input image.
 
     Args:
-        place: One row of `places` as in `resample`.
+        place: The affine map from the window to the input image, 8 numbers as in a row of
+            `resample`'s argument `places`.
         size: (height, width) of the window in pixels.
     """
     first, top, step, *_, height, width = place
@@ -75,12 +76,17 @@ def _lies_within(place: list[float], size: tuple[int, int]) -> bool:
 
 
 def _upright(planes: list[Tensor], place: list[float], size: tuple[int, int]) -> Windows:
-    """Crops one unrotated window: views of the input, or mirrored copies.
+    """Crops one unrotated window from its input image, and mirrors it if `place` has a flip.
 
     Args:
-        planes: The image and one or two depth maps, each with a batch dimension of 1.
-        place: One row of `places` as in `resample`.
+        planes: The image, the depth map and, if there is one, the teacher map, each with a batch
+            dimension of 1.
+        place: The affine map from the window to the input image, 8 numbers as in a row of
+            `resample`'s argument `places`.
         size: (height, width) of the window in pixels.
+
+    Returns:
+        What `resample` returns, for a batch of 1: views of the input, or copies if mirrored.
     """
     height, width = size
     flip = place[2] < 0
@@ -98,6 +104,9 @@ def _bits(plane: Tensor) -> Tensor:
     """Returns a uint16 tensor viewed as int16, any other tensor unchanged.
 
     Some devices and versions of torch can't flip or gather uint16.
+
+    Args:
+        plane: A tensor of any shape, such as a depth map.
     """
     return plane.view(torch.int16) if plane.dtype == torch.uint16 else plane
 
@@ -109,8 +118,15 @@ def _rotated(
     places: Tensor,
     size: tuple[int, int],
 ) -> Windows:
-    """Resamples a batch whose images may be rotated by any angle; arguments as `resample`."""
-    # Sample the image bilinearly. `grid_sample` takes coordinates from -1 to 1, the outer edges.
+    """Resamples a batch whose images may be rotated by any angle, on any device.
+
+    The arguments are those of `resample`.
+
+    Returns:
+        What `resample` returns: image, depth, teacher depth (or None), and the mask `inside`.
+    """
+    # Sample the image bilinearly. `grid_sample` takes coordinates from -1 to 1, which are the outer
+    # edges of the image's first and last pixels.
     x, y = _coordinates(places, size)
     height, width = image.shape[-2:]
     grid = torch.stack(
@@ -146,13 +162,13 @@ def _rotated(
 
 
 def _coordinates(places: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Returns x and y in the input of each output pixel, each (B, h, w) float32.
+    """Returns the input coordinates (x, y) of each output pixel: two (B, h, w) float32 tensors.
 
     The map is affine, so each coordinate is the sum of a term that depends on the pixel's column
     and a term that depends on its row.
 
     Args:
-        places: (B, 8), the affine maps as in `resample`.
+        places: (B, 8) float64, the affine maps from output to input pixels, as in `resample`.
         size: (h, w) of the output in pixels.
     """
     rows, columns = (

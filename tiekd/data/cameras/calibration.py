@@ -3,7 +3,7 @@
 One rule holds for all sources: a camera is that of the upright image at its own size. A calibration
 for another size is scaled if the aspect ratio is the same, and refused otherwise. If its size fits
 only the pixels as stored, it is turned upright with them. (0, 0) is the centre of the first pixel.
-Left out: lens distortion, which only its largest coefficient is kept of, for the log.
+Left out: lens distortion, of which only the largest coefficient is kept, for the log.
 """
 
 import math
@@ -35,7 +35,7 @@ class Camera(NamedTuple):
 
     @property
     def focal(self) -> float:
-        """The focal length of an image with this camera: the mean of both directions, pixels."""
+        """The focal length in pixels: the mean of the horizontal and the vertical one."""
         return (self.focal_x + self.focal_y) / 2
 
 
@@ -56,7 +56,7 @@ class Calibration:
     is_approximate: bool = False
 
     def at_size(self, height: int, width: int, mark: int, where: str) -> Camera:
-        """Returns the camera of an image.
+        """Returns the camera of an image, scaled and turned upright as the image is.
 
         Args:
             height: Rows of the upright image.
@@ -85,7 +85,13 @@ class Calibration:
 def checked(
     numbers: list[float], size: tuple[int, int] | None, where: str, distortion: list[float] = ()
 ) -> Calibration:
-    """Returns the calibration of focal_x, focal_y, centre_x and centre_y.
+    """Returns a calibration after checking its numbers.
+
+    Args:
+        numbers: focal_x, focal_y, centre_x and centre_y in pixels.
+        size: (height, width) of the image that they are of; None for each image's own size.
+        where: The source, for the message.
+        distortion: The coefficients of the lens distortion.
 
     Raises:
         DataError: A number isn't finite, a focal length isn't above 0, or a size isn't above 0.
@@ -123,7 +129,15 @@ def turned_upright(camera: Camera, size: tuple[int, int], mark: int) -> Camera:
 
 
 def _scaled(camera: Camera, old: tuple[int, int], new: tuple[int, int]) -> Camera:
-    """Scales a camera about the image's corner at (-0.5, -0.5)."""
+    """Returns the camera of an image after resizing.
+
+    The origin of the scaling is the outer corner of the first pixel, (-0.5, -0.5).
+
+    Args:
+        camera: The camera before.
+        old: (height, width) before.
+        new: (height, width) after.
+    """
     if old == new:
         return camera
     scale_y, scale_x = new[0] / old[0], new[1] / old[1]

@@ -31,15 +31,16 @@ _IMAGE_WORDS = 10  # IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME
 def read(
     path: Path, lines: list[tuple[int, list[str]]], read_text: Callable[[Path], str]
 ) -> tuple[dict[str, Calibration], Calibration | None]:
-    """Reads the cameras, and which image each took.
+    """Reads the cameras of COLMAP's cameras.txt, and from images.txt which image each took.
 
     Args:
         path: cameras.txt.
-        lines: Its lines without comments, as (number, words).
-        read_text: Reads images.txt beside it.
+        lines: Its lines without comments, as (line number, words of the line).
+        read_text: Function that returns the text of a file, for images.txt beside it.
 
     Returns:
-        The calibrations by image name, and that of all images if there is no images.txt.
+        The calibrations by image name, and None; without images.txt an empty dict, and the
+        calibration of all images.
 
     Raises:
         DataError: A line is malformed, a camera is no pinhole, or nothing says which image a camera
@@ -85,7 +86,7 @@ def _by_image(
     path: Path, text: str, cameras: dict[str, Calibration], cameras_path: Path
 ) -> dict[str, Calibration]:
     found = {}
-    # Two lines an image: its pose, camera and name, then its points, which may be an empty line.
+    # An image has two lines: its pose, camera and name, then its points. The second may be empty.
     lines = [
         (number, line)
         for number, line in enumerate(text.splitlines(), 1)

@@ -1,9 +1,10 @@
 """The focal length that a photo's EXIF states, in pixels: approximate.
 
-From the 35 mm equivalent: f = f35 / 43.27 mm * the image's diagonal in pixels, as CIPA defines it;
-else from the lens's focal length and the resolution of the focal plane. Both are rounded by the
-camera, and wrong if the photo was cropped. The principal point is taken to be the image's centre.
-Costs a read of the file's header, 0.1 ms.
+If EXIF has the focal length's 35 mm equivalent f35, the focal length is f35 / 43.27 mm * the
+image's diagonal in pixels, as CIPA defines it. Otherwise it is computed from the lens's focal
+length and the resolution of the focal plane. Both are rounded by the camera, and wrong if the photo
+was cropped. The principal point is taken to be the image's centre. Reading the file's header takes
+0.1 ms.
 """
 
 import math
@@ -20,14 +21,16 @@ _EXIF = 0x8769
 _FOCAL, _FOCAL_35, _WIDTH, _HEIGHT = 0x920A, 0xA405, 0xA002, 0xA003
 _PLANE_X, _PLANE_Y, _PLANE_UNIT = 0xA20E, 0xA20F, 0xA210
 _MM_PER_UNIT = {2: 25.4, 3: 10.0, 4: 1.0, 5: 1e-3}
-# A focal length outside this range, as a multiple of the image's diagonal, is no photo's.
+# Smallest and largest plausible focal length of a photo, as multiples of the image's diagonal.
 _PLAUSIBLE = 0.1, 50.0
 
 
 def calibration(path: Path) -> Calibration | None:
-    """Returns the approximate calibration of the upright image; None if EXIF has no focal length.
+    """Returns the approximate calibration of an upright photo.
 
-    A file that can't be read gives None, too: decoding it reports that.
+    Args:
+        path: The image file. The result is None if its EXIF has no plausible focal length, or if
+            it can't be read, which is reported when the image is decoded.
     """
     if instead_of_file(path):
         return None
@@ -48,7 +51,13 @@ def calibration(path: Path) -> Calibration | None:
 
 
 def _focals(tags: dict, size: tuple[int, int], mark: int) -> tuple[float, float] | None:
-    """Returns (focal_x, focal_y) in pixels of the upright image of `size`, (height, width)."""
+    """Returns (focal_x, focal_y) of the upright image in pixels; None if EXIF doesn't state them.
+
+    Args:
+        tags: The EXIF tags by their numbers.
+        size: (height, width) of the upright image in pixels.
+        mark: The EXIF orientation, 1 to 8.
+    """
     equivalent = float(tags.get(_FOCAL_35, 0))
     if equivalent > 0:
         focal = equivalent / _DIAGONAL_MM * math.hypot(*size)

@@ -8,8 +8,9 @@
 | Kalibr's camchain, YAML: one of `cam0`, ... with `intrinsics`, `resolution` | all |
 | JSON or YAML with fx, fy, cx, cy, width, height; or such by image | all, or the named images |
 
-Kinds are told by the content. Only pinhole models are read; fisheye and omnidirectional ones are
-refused. Costs milliseconds; no torch. Left out: COLMAP's binary files, and Kalibr's extrinsics.
+The kind of a file is recognised by its content. Only pinhole models are read; fisheye and
+omnidirectional ones are refused. Reading a file takes milliseconds and doesn't import torch. Left
+out: COLMAP's binary files, and Kalibr's extrinsics.
 """
 
 import math
@@ -51,11 +52,22 @@ class CameraFile(NamedTuple):
     of_all: Calibration | None = None
 
     def of(self, name: str) -> Calibration | None:
-        """Returns the calibration of an image, given by its path; None if it isn't known."""
+        """Returns the calibration of an image of a data set; None if it isn't known.
+
+        Args:
+            name: The image's path in the data set.
+        """
         return self.by_image.get(name.lstrip("/"), self.of_all)
 
     def of_path(self, path: Path) -> Calibration | None:
-        """Returns the calibration of the longest end of a path that the file names."""
+        """Returns the calibration of an image file; None if it isn't known.
+
+        The file of intrinsics may name images by the last parts of their paths. If several of these
+        names fit, the longest counts.
+
+        Args:
+            path: The image file.
+        """
         parts = path.parts
         names = ("/".join(parts[start:]) for start in range(len(parts)))
         return next((self.by_image[n] for n in names if n in self.by_image), self.of_all)
@@ -63,6 +75,9 @@ class CameraFile(NamedTuple):
 
 def read(path: Path) -> CameraFile:
     """Reads a file of intrinsics, or a folder of COLMAP's text files.
+
+    Args:
+        path: The file or folder.
 
     Raises:
         DataError: It is missing, of no known kind, or malformed.
@@ -87,7 +102,14 @@ def read(path: Path) -> CameraFile:
 
 
 def read_text(path: Path) -> str:
-    """Returns a file's text. Raises DataError if it can't be read or is no text."""
+    """Returns the text of a file of intrinsics.
+
+    Args:
+        path: The file.
+
+    Raises:
+        DataError: The file can't be read or is no text.
+    """
     found = instead_of_file(path)
     if found is not None:
         raise DataError(f"{path}: {found}, no file of intrinsics; give {_KINDS}")
@@ -204,13 +226,17 @@ def _check_model(model: str, where: str) -> None:
 
 
 def _data(value: Any) -> Any:
-    """Returns the numbers of a matrix, which ROS and OpenCV write below `data`."""
+    """Returns the numbers of a matrix from YAML; ROS and OpenCV write them under the key `data`.
+
+    Args:
+        value: A mapping with the key `data`, or the numbers themselves.
+    """
     return value.get("data") if isinstance(value, Mapping) else value
 
 
 def _numbers(values: Any, count: int | None, where: str) -> list[float]:
     rows = values if isinstance(values, list) else [values]
-    # A matrix may be written by rows.
+    # A matrix may be a list of rows: join the rows.
     if any(isinstance(row, list) for row in rows):
         rows = [value for row in rows for value in (row if isinstance(row, list) else [row])]
     right = all(isinstance(v, int | float) and not isinstance(v, bool) for v in rows)

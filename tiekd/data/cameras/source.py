@@ -2,8 +2,8 @@
 
 The setting is one of: [focal_x, focal_y, centre_x, centre_y] of every image at its own size; the
 same with width and height of the image that they are of; a file (tiekd/data/cameras/files.py); or
-`exif`. Costs a read of each image's header (0.1 ms) unless it is four numbers. Left out: lens
-distortion, which is ignored and said to be.
+`exif`. Unless it is four numbers, each image's header is read, which takes 0.1 ms. Left out: lens
+distortion, which is ignored with a line in the log.
 """
 
 import math
@@ -26,7 +26,7 @@ ALLOWED = (
 
 
 class Source(NamedTuple):
-    """Where the cameras of images come from.
+    """The source of images' cameras: one calibration for all, a file, or, without both, EXIF.
 
     Attributes:
         of_all: One calibration for all images; None if they have their own.
@@ -38,11 +38,11 @@ class Source(NamedTuple):
 
     @property
     def uses_exif(self) -> bool:
-        """True if each image's EXIF is read."""
+        """True if the cameras are read from each image's EXIF."""
         return self.of_all is None and self.file is None
 
     def calibration(self, name: str, path: Path) -> Calibration | None:
-        """Returns the calibration of an image.
+        """Returns the calibration of an image; None if the source doesn't have it.
 
         Args:
             name: The image's name in its data set.
@@ -59,7 +59,12 @@ class Source(NamedTuple):
 
 
 def check_numbers(intrinsics: Intrinsics, where: str = "data.intrinsics") -> None:
-    """Raises RecipeError if the setting is numbers, but not those of a camera."""
+    """Raises RecipeError if a setting consists of numbers that aren't those of a camera.
+
+    Args:
+        intrinsics: The value of `data.intrinsics`; a file, `exif` or None is accepted.
+        where: The setting's name, for the message.
+    """
     if intrinsics is None or isinstance(intrinsics, str | Path):
         return
     numbers = list(intrinsics)
@@ -69,11 +74,11 @@ def check_numbers(intrinsics: Intrinsics, where: str = "data.intrinsics") -> Non
 
 
 def read(intrinsics: Intrinsics, root: Path, where: str = "data.intrinsics") -> Source:
-    """Returns the source that a setting names.
+    """Returns the source that a setting such as `data.intrinsics` names.
 
     Args:
         intrinsics: The setting, not None.
-        root: The folder below which a file is.
+        root: The folder to which a file's relative path refers.
         where: The setting's name, for messages.
 
     Raises:
@@ -102,7 +107,11 @@ def read(intrinsics: Intrinsics, root: Path, where: str = "data.intrinsics") -> 
 def camera_of(calibration: Calibration, path: Path, where: str) -> Camera:
     """Returns the camera of an image file, given a calibration for some size.
 
-    An image whose header can't be read keeps the calibration as it is: decoding it reports that.
+    Args:
+        calibration: The calibration.
+        path: The image file. If its header can't be read, the calibration's camera is returned as
+            it is; decoding the image reports the error.
+        where: Source and image, for the message.
 
     Raises:
         DataError: The image has another aspect ratio than the calibration.
@@ -121,10 +130,10 @@ def camera_of(calibration: Calibration, path: Path, where: str) -> Camera:
 def cameras_of(
     frames: Sequence[tuple[str, str, Camera | None]], intrinsics: Intrinsics, root: Path
 ) -> tuple[list[Camera | None], list[str]]:
-    """Returns the camera of each frame, and lines for the log.
+    """Returns the camera of each frame (None if unknown), and lines for the log.
 
     Args:
-        frames: (name, image's path, camera that the data set knows itself) of each frame.
+        frames: (name, image's path, camera that the data set knows itself or None) of each frame.
         intrinsics: `data.intrinsics`, which takes precedence; None for the data set's own cameras.
         root: The data root.
 
@@ -156,7 +165,12 @@ def cameras_of(
 
 
 def _unknown(frames: Sequence[tuple], cameras: Sequence[Camera | None]) -> list[str]:
-    """Returns a line with the number of frames whose camera isn't known; none if there are none."""
+    """Returns a log line with the number of frames whose camera isn't known; no line if all are.
+
+    Args:
+        frames: Tuples that begin with the frame's name.
+        cameras: The frames' cameras, in the same order; None if unknown.
+    """
     unknown = [frame[0] for frame, camera in zip(frames, cameras, strict=True) if camera is None]
     if not unknown:
         return []

@@ -43,7 +43,7 @@ READS = {"images": (None, _IMAGE_SUFFIXES), "depths": (None, _DEPTHS)}
 
 @dataclass(frozen=True)
 class FolderOptions:
-    """The options of a recipe's `data`.
+    """The options of a recipe's `data` section for a folder of images.
 
     Attributes:
         images: Folder of the images, below `root` or absolute.
@@ -110,7 +110,7 @@ def build(
     Args:
         options: The files, their units and the choice of the split.
         split: "train" or "val".
-        max_depth: The network's range in metres.
+        max_depth: The largest depth that the network predicts, in metres.
         needs_ground_truth: True to skip images without a depth map.
         maps: Folder of cached teacher maps, below `options.root` or absolute; read for training
             frames only.
@@ -173,8 +173,9 @@ def _names_of(
         split: "train" or "val".
         folder: The data root.
         frames: All frames by name.
-        options: The split files and the fraction.
-        held_out: See `build`.
+        options: The split files, and the fraction that is held out without them.
+        held_out: Names of the validation frames if there are no split files; None chooses them by a
+            hash.
 
     Raises:
         DataError: If a split file is malformed, or the split is empty.
@@ -202,13 +203,17 @@ def _names_of(
 
 
 def _frames(folder: Path, options: FolderOptions, skip: bool, notes: list[str]) -> dict[str, Frame]:
-    """Returns all frames by name, in the order of their names.
+    """Returns all frames of both splits, keyed by name, in the order of their names.
 
     Args:
         folder: The data root.
         options: The folders below it, and the unit.
         skip: True to leave out folders that can't be listed.
         notes: List to which lines for the log are appended.
+
+    Raises:
+        RecipeError: If depth PNGs have no unit.
+        DataError: If files are missing, don't pair, or have ambiguous names.
     """
     images = folder / Path(options.images).expanduser()
     depths = None if options.depths is None else folder / Path(options.depths).expanduser()
@@ -242,10 +247,22 @@ def _frames(folder: Path, options: FolderOptions, skip: bool, notes: list[str]) 
 def _files(
     folder: Path, suffixes: tuple[str, ...], option: str, skip: bool, notes: list[str]
 ) -> dict[str, str]:
-    """Returns the paths below the folder, keyed by path without suffix.
+    """Returns the paths of the files with some suffixes below a folder.
 
-    Hidden files are left out, and links are followed. Raises DataError if there are no files, or if
-    names are ambiguous.
+    Hidden files are left out, and links are followed.
+
+    Args:
+        folder: The folder, to which the paths are relative.
+        suffixes: The suffixes in lower case.
+        option: The option that names the folder, for messages.
+        skip: True to leave out folders that can't be listed.
+        notes: List to which lines for the log are appended.
+
+    Returns:
+        path without suffix -> path.
+
+    Raises:
+        DataError: If there are no files, names are ambiguous, or a folder can't be listed.
     """
     if not folder.is_dir():
         raise DataError(f"{option}: no folder at {folder}; give the folder that holds the files")
@@ -299,7 +316,16 @@ def _files(
 
 
 def _listed(split_file: Path, frames: dict[str, Frame], images: Path) -> set[str]:
-    """Returns the names that a split file lists. Raises DataError for a name not in `frames`."""
+    """Returns the names of the frames that a split file lists.
+
+    Args:
+        split_file: The split file.
+        frames: All frames by name.
+        images: Folder of the images, for messages.
+
+    Raises:
+        DataError: If a name isn't in `frames`, or the file can't be read.
+    """
     listed = set()
     for number, line in read_lines(split_file, "a line is an image's path below data.images", str):
         name = line if line in frames else below_root(line.strip(), f"{split_file}:{number}")
@@ -317,9 +343,14 @@ def _listed(split_file: Path, frames: dict[str, Frame], images: Path) -> set[str
 
 
 def _hash_picked(frames: dict[str, Frame], fraction: float) -> set[str]:
-    """Returns a fraction of the frames with ground truth, chosen by a hash of their names.
+    """Returns the names of a fraction of the frames with ground truth.
 
-    The choice depends on the names alone, not on the order of the files.
+    They are chosen by a hash of their names, so the choice doesn't depend on the order of the
+    files.
+
+    Args:
+        frames: All frames by name.
+        fraction: The fraction, from 0 to below 1; above 0 at least one frame is chosen.
     """
     names = [name for name, frame in frames.items() if frame.depth is not None]
     names.sort(key=lambda name: hashlib.sha256(name.encode(errors="surrogateescape")).digest())
@@ -333,7 +364,17 @@ def _read_depth(
     float_units_per_m: float | None,
     invalid: tuple[float, ...],
 ) -> torch.Tensor:
-    """Reads an NPY file as metres, a PNG as uint16 levels; arguments as for `read_depth_npy`."""
+    """Reads a depth file.
+
+    Args:
+        path: The file, an NPY file or a 16-bit PNG.
+        units_per_m: Units per metre of integers in an NPY file; None if unknown.
+        float_units_per_m: Units per metre of floating-point values; None means metres.
+        invalid: Values in an NPY file that mean "not measured".
+
+    Returns:
+        (1, H, W), 0 where invalid: float32 metres from an NPY file, uint16 levels from a PNG.
+    """
     if path.suffix.lower() == ".npy":
         return read_depth_npy(path, units_per_m, float_units_per_m, invalid)
     return read_measured_levels(path)

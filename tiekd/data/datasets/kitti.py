@@ -46,7 +46,7 @@ READS = {"image_folder": ("input", ()), "gt_depth": ("gt_depth", ())}
 
 @dataclass(frozen=True)
 class KittiOptions:
-    """The options of a recipe's `data`.
+    """The options of a recipe's `data` section for KITTI.
 
     Attributes:
         root: Folder with the images in `image_folder` and the ground truth in gt_depth/.
@@ -54,7 +54,7 @@ class KittiOptions:
         val_split: Split file of validation, below root or absolute; kitti_benchmark_test.txt for
             the benchmark's test set.
         image_folder: Folder of the images below root; for the benchmark's test set benchmark_test.
-        kb_crop: (height, width) of the window in pixels; None for whole frames.
+        kb_crop: (height, width) in pixels to which frames are cropped; None for whole frames.
         invalid: Levels of the ground truth that mean "not measured", in addition to 0 and 65535.
         intrinsics: The cameras of the whole images (tiekd/data/cameras/source.py), in place of the
             split files' focal lengths; None takes those.
@@ -87,9 +87,9 @@ def build(
     """Builds the frames of a split, cropped to `options.kb_crop`.
 
     Args:
-        options: The files and the window.
+        options: The files and the crop.
         split: "train" or "val"; selects `train_split` or `val_split`.
-        max_depth: The network's range in metres.
+        max_depth: The largest depth that the network predicts, in metres.
         needs_ground_truth: True to skip frames without ground truth (`None` in the split file).
         maps: Folder of cached teacher maps, below root or absolute; read for training frames only.
 
@@ -135,7 +135,13 @@ def known_camera(path: Path, height: int, width: int) -> Camera | None:
 
 
 def _kb_window(kb_crop: tuple[int, int], height: int, width: int) -> tuple[int, int, int, int]:
-    """Returns (top, left, height, width) of the crop: at the bottom, horizontally centred."""
+    """Returns (top, left, height, width) of the crop: at the bottom, horizontally centred.
+
+    Args:
+        kb_crop: (height, width) of the crop in pixels.
+        height: Rows of the image.
+        width: Columns of the image.
+    """
     return height - kb_crop[0], (width - kb_crop[1]) // 2, *kb_crop
 
 

@@ -35,7 +35,7 @@ _CAMERA = Camera(518.8579011745019, 519.4696111212749, 325.58244941119034, 253.7
 
 @dataclass(frozen=True)
 class NyuOptions:
-    """The options of a recipe's `data`.
+    """The options of a recipe's `data` section for NYU Depth v2.
 
     Attributes:
         root: Folder with the scenes' folders.
@@ -77,9 +77,9 @@ def build(
     """Builds the frames of a split; training frames are cropped to `options.nyu_crop`.
 
     Args:
-        options: The files and the window.
+        options: The files and the crop.
         split: "train" or "val"; selects `train_split` or `val_split`.
-        max_depth: The network's range in metres.
+        max_depth: The largest depth that the network predicts, in metres.
         needs_ground_truth: True to skip frames without ground truth (`None` in the split file).
         maps: Folder of cached teacher maps, below root or absolute; read for training frames only.
 
@@ -107,14 +107,26 @@ def build(
 
 
 def known_camera(path: Path, height: int, width: int) -> Camera | None:
-    """Returns the dataset's camera for an image of 480x640 pixels; None for other sizes."""
+    """Returns the dataset's camera for an uncropped image; None if its size isn't 480x640.
+
+    Args:
+        path: Path of the image, not used, since all images are of one camera.
+        height: Rows of the image.
+        width: Columns of the image.
+    """
     return _CAMERA if (height, width) == (480, 640) else None
 
 
 def _window(
     nyu_crop: tuple[int, int, int, int], height: int, width: int
 ) -> tuple[int, int, int, int]:
-    """Returns (top, left, height, width) of the crop, which is the same for all images."""
+    """Returns (top, left, height, width) of the crop, which is the same for all images.
+
+    Args:
+        nyu_crop: [top, bottom, left, right] in pixels, bottom and right excluded.
+        height: Rows of the image, not used.
+        width: Columns of the image, not used.
+    """
     top, bottom, left, right = nyu_crop
     return top, left, bottom - top, right - left
 

@@ -33,7 +33,7 @@ from tiekd.files import check_readable
 MAX_DEPTH_M = 80.0
 # Scenes with this index or a larger one are for validation, whatever the training set's size.
 FIRST_HELD_OUT_INDEX = 1_000_000
-_RENDERER = 1  # increased when the same parameters give other images
+_RENDERER = 1  # the renderer's version, increased when the same parameters give other images
 _MANIFEST = "scenes.json"
 _DATE = "2000_01_01"
 _TRAIN_DRIVE = f"{_DATE}_drive_0001_sync"
@@ -44,14 +44,14 @@ _RETURNS_SHARE = 0.046
 
 
 class Scene(NamedTuple):
-    """One rendered scene.
+    """One rendered street scene.
 
     Attributes:
         image: (H, W, 3) uint8 RGB.
         depth: (H, W) float32 z-depth in metres, exact wherever a surface is within 80 m, else 0.
         sparse_depth: (H, W) float32, `depth` at the pixels that the LiDAR samples, 3..5 % of all; 0
             elsewhere.
-        intrinsics: (3, 3) float64, pixels.
+        intrinsics: (3, 3) float64 camera matrix in pixels.
     """
 
     image: np.ndarray
@@ -61,15 +61,19 @@ class Scene(NamedTuple):
 
 
 def render(seed: int, index: int, height: int, width: int) -> Scene:
-    """Renders scene `index` of the set `seed`; the same arguments give the same bytes everywhere.
+    """Renders scene number `index` of the random scenes with one seed.
 
-    The street doesn't depend on the image size.
+    The same arguments give the same bytes on every machine. The street depends on seed and index
+    only, not on the image's size.
 
     Args:
-        seed: Number of the set, from 0.
-        index: Number of the scene, from 0.
+        seed: Seed of a set of scenes, 0 or more.
+        index: Number of the scene in the set, 0 or more.
         height: Height of the image in pixels, at least 32.
         width: Width of the image in pixels, at least 32.
+
+    Returns:
+        The image, its dense and its sparse depth, and the camera's intrinsics.
 
     Raises:
         RecipeError: If a number is out of its range.
@@ -111,7 +115,7 @@ def random_camera(seed: np.random.SeedSequence, height: int, width: int) -> Came
     """Returns KITTI's camera 1.55..1.75 m above the ground, slightly rotated as in a moving car.
 
     Args:
-        seed: Seed of the height and the rotation.
+        seed: Seed of the camera's random height above the ground and its random rotation.
         height: Height of the image in pixels.
         width: Width of the image in pixels.
     """
@@ -151,7 +155,9 @@ def _lidar_pixels(camera: Camera, seed: np.random.SeedSequence) -> np.ndarray:
 
 
 def _beam_pixels(camera: Camera, density: float, phase: float) -> tuple[np.ndarray, np.ndarray]:
-    """Returns rows and columns of the pixels in the image that the LiDAR samples, each (N,) int64.
+    """Returns the pixels that the LiDAR's rays hit inside the image, as (rows, columns).
+
+    Both are (N,) int64, with one entry per ray; several rays may hit one pixel.
 
     Args:
         camera: The camera, at whose position the LiDAR is.
@@ -284,15 +290,15 @@ def _write(folder: Path, wanted: dict, progress: Callable[[int, int], None] | No
 
 @dataclass(frozen=True)
 class ScenesOptions:
-    """The options of a recipe's `data`.
+    """The options of a recipe's `data` section for this dataset.
 
     Attributes:
-        root: Folder of the set.
+        root: Folder of the rendered files, which are written on first use.
         height: Height of the images in pixels, at least 32.
         width: Width of the images in pixels, at least 32.
         num_train: Number of training scenes.
         num_val: Number of validation scenes.
-        seed: Number of the set, from 0.
+        seed: Seed of the scenes, 0 or more.
     """
 
     root: str
@@ -312,18 +318,22 @@ def build(
 ) -> Frames:
     """Builds the dataset of rendered scenes; writes them below `options.root` on first use.
 
-    All ranks must call it, since rank 0 writes first.
+    All ranks must call it, since the other ranks wait until rank 0 has written the scenes.
 
     Args:
-        options: The size, seed and folder of the set.
+        options: The size, seed and folder of the scenes.
         split: "train" or "val".
         max_depth: The largest depth that the network predicts, in metres.
-        needs_ground_truth: As in `kitti.build`; all scenes have ground truth.
-        maps: Folder of cached teacher maps, read for training frames only.
+        needs_ground_truth: True to leave out frames without ground truth; without effect here,
+            since all scenes have ground truth.
+        maps: Folder of cached teacher maps, read for training frames only; None to read no maps.
+
+    Returns:
+        The dataset of the split's scenes, in KITTI's layout.
 
     Raises:
         RecipeError: If an option is out of its range.
-        DataError: If root holds a set with other parameters, or anything else.
+        DataError: If root holds scenes with other parameters, or anything else.
     """
     paths.refuse_unfilled(options.root, "data.root")
     size = (options.height, options.width, options.num_train, options.num_val)
@@ -337,16 +347,16 @@ def build(
 
 
 def _holds(root: Path, wanted: dict) -> bool:
-    """Returns True if a folder is a complete set of scenes with some parameters.
+    """Returns True if a folder holds all scenes with the wanted parameters, False if it is empty.
 
-    Returns False if the folder is absent or empty.
+    An absent folder counts as empty.
 
     Args:
         root: The folder.
-        wanted: The parameters, as in the set's manifest.
+        wanted: The scenes' parameters (seed, size, numbers of scenes), as in the folder's manifest.
 
     Raises:
-        DataError: If the folder holds anything else.
+        DataError: If the folder holds scenes with other parameters, or other files.
     """
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False

@@ -1,8 +1,9 @@
 """Collates the samples of one micro-batch to a `WorkerBatch`, in the worker that read them.
 
-Costs one copy of each sample, directly into the shared memory in which the batch is sent. Left out:
-resizing. Only inputs of rotated images, which are cropped later on the device, are padded to one
-size; they differ in size if some images are too small for the margin that a rotation needs.
+Each sample is copied once, directly into the shared memory in which the batch is sent. Left out:
+resizing. If the recipe has rotation, images are cropped to one size only later, on the device. Such
+images may still differ in size, because some are too small for the margin that a rotation needs;
+they are padded to one size here.
 """
 
 import torch
@@ -15,9 +16,13 @@ from tiekd.errors import DataError
 
 
 def check_sizes(samples: list[Sample]) -> None:
-    """Raises DataError if samples of different sizes can't be stacked to a batch."""
-    # A sample whose `size` is set is cropped to that size later, on the device. Otherwise the image
-    # and the depth map are stacked as they are.
+    """Raises DataError if samples of different sizes can't be stacked to a batch.
+
+    Args:
+        samples: The samples of one micro-batch, after augmentation.
+    """
+    # `sizes` are those of the images, `own` those of the depth maps. A sample whose `size` is set
+    # is cropped to that size later, on the device; other samples are stacked as they are.
     sizes = [sample.size or tuple(sample.image.shape[-2:]) for sample in samples]
     own = [sample.size or tuple(sample.depth.shape[-2:]) for sample in samples]
     if len(set(sizes)) > 1 or len(set(own)) > 1:
@@ -32,13 +37,16 @@ def check_sizes(samples: list[Sample]) -> None:
 def collate(
     samples: list[Sample], *, is_padded: bool = False, skipped: tuple[str, ...] = ()
 ) -> WorkerBatch:
-    """Collates the samples of one micro-batch.
+    """Stacks the samples of one micro-batch to a batch for the main process.
 
     Args:
         samples: Samples whose `table` is set, and whose sizes `check_sizes` accepts. `place` and
             `size` are set in all samples or in none.
         is_padded: True if images include padding by design (`data.resize` with mode `contain`).
         skipped: Error messages of samples that couldn't be read and were replaced by others.
+
+    Returns:
+        The batch, on the CPU; in a worker its large tensors are in shared memory.
     """
     # Depth is uint16 from PNG files and float32 from NPY files. A batch with both can't be stacked,
     # so convert all depths to metres.
@@ -70,7 +78,13 @@ def collate(
 
 
 def _of_one_size(samples: list[Sample]) -> list[Sample]:
-    """Pads images and depth maps with zeros, below and to the right, to the largest size."""
+    """Returns the samples with images and depth maps padded to the largest height and width.
+
+    The padding is zeros, below and to the right. Masks aren't padded.
+
+    Args:
+        samples: The samples of one micro-batch.
+    """
     heights, widths = zip(*(sample.image.shape[-2:] for sample in samples), strict=True)
     if len(set(heights)) == len(set(widths)) == 1:
         return samples

@@ -102,14 +102,15 @@ def training_batches(
 
     Args:
         dataset: The training set.
-        sampler: Yields the keys of each micro-batch; its seed is also the augmentation's seed.
+        sampler: Yields the (epoch, index) keys of each micro-batch; its seed is also the
+            augmentation's seed.
         augment: The augmentation.
         device: The batches' device.
         loading: How many workers read, and how long to wait for them.
         unreadable: Receives the errors of skipped samples; None raises the first error instead.
-        resize: The working resolution.
-        needs_focal: Raise an error for a sample whose focal length isn't known, or whose aspect
-            ratio the working resolution changes too much.
+        resize: How images are resized before they are augmented.
+        needs_focal: True to raise an error for a sample whose focal length isn't known, or whose
+            aspect ratio the resizing changes too much.
 
     Raises:
         DataError: If a sample can't be read, or a worker hangs or dies.
@@ -140,7 +141,7 @@ def validation_batches(
     resize: Resize = OWN_SIZE,
     resized_depth: bool = False,
 ) -> Iterator[tuple[list[int], Batch]]:
-    """Yields (indices, batch) pairs of this rank.
+    """Yields this rank's validation batches, each with the indices of its frames in the dataset.
 
     Batches are formed over the whole set and assigned to the ranks in turn (round-robin).
 
@@ -150,8 +151,8 @@ def validation_batches(
         device: The batches' device.
         share: This rank's share of the batches.
         loading: How many workers read, and how long to wait for them.
-        resize: The working resolution of the images alone: depths and intrinsics keep the image's
-            own size, and `inside` has the size of the resized image.
+        resize: How images are resized. Depths and intrinsics keep the image's own size, and
+            `inside` has the size of the resized image.
         resized_depth: True to resize depths and intrinsics with the image.
 
     Raises:
@@ -184,16 +185,25 @@ def _load(
 
 
 def _unless_error(read: WorkerBatch | UserError) -> WorkerBatch:
-    """Returns the batch, or raises the error that a worker returned in its place."""
+    """Returns a batch that a worker read, or raises the error that the worker returned instead.
+
+    Args:
+        read: What the worker returned.
+    """
     if isinstance(read, UserError):
         raise read
     return read
 
 
 def _neighbours_of_one_size(dataset: Dataset, batch_size: int) -> list[list[int]]:
-    """Returns the indices of all batches in order; a batch holds images of one size.
+    """Returns the dataset indices of each batch, for all batches of all ranks in order.
 
-    A batch has fewer than `batch_size` images if the next image has another size.
+    A batch holds consecutive images of one size. It has fewer than `batch_size` images if the next
+    image has another size.
+
+    Args:
+        dataset: The dataset. If it has no `image_sizes`, all images are taken to have one size.
+        batch_size: Images per batch.
     """
     one_size = batch_size == 1 or not hasattr(dataset, "image_sizes")
     sizes = [None] * len(dataset) if one_size else dataset.image_sizes()

@@ -13,9 +13,13 @@ from tiekd.errors import UserError
 
 
 def on_device(batches: Iterator[WorkerBatch], device: torch.device) -> Iterator[Batch]:
-    """Yields the batches in order, copied to the device.
+    """Returns an iterator over the batches in order, copied to the device.
 
-    On CUDA, the next batch is copied while the current one is used.
+    On CUDA, the next batch is copied while the caller uses the current one.
+
+    Args:
+        batches: The batches on the CPU.
+        device: The device.
     """
     if device.type != "cuda":
         return (batch.to(device) for batch in batches)
@@ -25,7 +29,7 @@ def on_device(batches: Iterator[WorkerBatch], device: torch.device) -> Iterator[
         with torch.cuda.stream(stream):
             return batch.to(device), stream.record_event()
 
-    # When a batch is requested, make the current stream wait for its copy.
+    # When the caller requests a batch, make the current CUDA stream wait until it is copied.
     def finish(started: tuple[Batch, torch.cuda.Event]) -> Batch:
         batch, copied = started
         current = torch.cuda.current_stream(device)
@@ -45,8 +49,12 @@ def one_ahead(items: Iterator, start: Callable, finish: Callable) -> Iterator:
 
     Args:
         items: The items; reading one may raise a UserError.
-        start: Begins work on an item, such as an asynchronous copy, without waiting for it.
-        finish: Completes what `start` returned.
+        start: Function of an item that begins work on it, such as an asynchronous copy, without
+            waiting for the work.
+        finish: Function of what `start` returned, which waits for the work and returns the result.
+
+    Raises:
+        UserError: What `items` raised, after all items before it were yielded.
     """
     started = []
     problem = None

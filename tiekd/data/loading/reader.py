@@ -1,7 +1,7 @@
 """Reads the samples of a micro-batch in a worker: decodes, resizes, augments and collates them.
 
-Workers decode, resize to the working resolution (tiekd/data/resize.py) and crop. Rotation, flip,
-colours, normalisation and the conversion to metres run on the device (tiekd/data/batch.py).
+Workers decode images, resize them (tiekd/data/resize.py) and crop them. Rotation, flip, colours,
+normalisation and the conversion to metres run on the device (tiekd/data/batch.py).
 
 Workers hold no random state: the key (epoch, index) and the seed determine the augmentation. A
 `UserError` is returned as a value, so that the user sees its one-line message and not a wrapped
@@ -28,7 +28,7 @@ from tiekd.errors import DataError, LaunchError, UserError
 
 
 class BatchReader:
-    """Reads micro-batches by their keys (epoch, index).
+    """Reads micro-batches by the keys (epoch, index) of their samples.
 
     Args:
         dataset: The dataset.
@@ -36,11 +36,12 @@ class BatchReader:
         seed: Seed of the augmentation.
         max_errors: Largest number of consecutive samples that may be skipped; None raises the error
             of a sample that can't be read.
-        resize: The working resolution; if none is given, `augment.sizes: keep_aspect` sets one.
+        resize: How images are resized; if they aren't, `augment.sizes: keep_aspect` may resize
+            them.
         resized_depth: True to resize depths and intrinsics with the image. If False, only the image
             is resized, unless there is an augmentation.
-        needs_focal: Raise an error for a sample whose focal length isn't known, or whose aspect
-            ratio the working resolution changes too much (tiekd/data/focal.py).
+        needs_focal: True to raise an error for a sample whose focal length isn't known, or whose
+            aspect ratio the resizing changes too much (tiekd/data/focal.py).
     """
 
     def __init__(
@@ -93,14 +94,21 @@ class BatchReader:
                 return error
             return LaunchError(f"{error}: {told}, or set a smaller data.workers")
         except Exception:
-            # Only the first sample was checked. A later one may be what this failed on.
+            # A worker checks only its first sample, so a later one that isn't as `Sample` specifies
+            # may have caused this error.
             fault = self._out_of_contract(keys)
             if fault is None:
                 raise
             return fault
 
     def describe(self, keys: list[tuple[int, int]]) -> str:
-        """Lists the images of a batch; sample numbers for a dataset without files."""
+        """Returns the paths of a batch's images, joined by commas, for error messages.
+
+        For a dataset without files these are sample numbers.
+
+        Args:
+            keys: The (epoch, index) of each sample.
+        """
         frames = getattr(self.dataset, "frames", None)
         # Repeated samples have indices beyond the dataset's length (data/loading/sampler.py).
         indices = [index % len(self.dataset) for _, index in keys]
@@ -109,7 +117,7 @@ class BatchReader:
         )
 
     def placement(self, epoch: int, index: int, sample: Sample) -> Placement:
-        """Returns the size and position of a sample's image on its canvas, with its zoom.
+        """Returns the size to which a sample's image is resized and zoomed, and its padding.
 
         Args:
             epoch: Epoch, from 0.
@@ -130,13 +138,13 @@ class BatchReader:
         placement: Placement,
         size: tuple[int, int],
     ) -> Decisions:
-        """Draws the augmentation of a sample.
+        """Returns the random parameters of a sample's augmentation.
 
         Args:
             epoch: Epoch, from 0.
             index: Index of the sample in the sampler's numbering.
             name: The image's name, for errors.
-            placement: The image's size and position on its canvas.
+            placement: The size of the resized and zoomed image, and its padding.
             size: (height, width) of the image as read.
 
         Raises:
@@ -149,9 +157,18 @@ class BatchReader:
             raise DataError(f"{name}: {error}", error.kind) from None
 
     def _readable_sample(self, epoch: int, index: int, skipped: list[str]) -> Sample:
-        """Returns the sample, or the next readable one with the augmentation of this one.
+        """Returns sample `index`; if it can't be read, the next readable sample of the dataset.
 
-        The messages of skipped samples are appended to `skipped`.
+        The next sample is augmented as sample `index` would have been.
+
+        Args:
+            epoch: Epoch, from 0.
+            index: Index of the sample in the sampler's numbering.
+            skipped: List to which the error messages of skipped samples are appended.
+
+        Raises:
+            DataError: If the sample can't be read, and `max_errors` is None or as many samples
+                after it can't be read either.
         """
         if self.max_errors is None:
             return self._sample(epoch, index, index % len(self.dataset))
@@ -163,7 +180,7 @@ class BatchReader:
             except DataError as error:
                 if limits.lacking(error):
                     raise
-                # The dataset's code is wrong, not the sample's file.
+                # The dataset's code is wrong, not the sample's file, so don't skip the sample.
                 if error.kind == contract.KIND:
                     raise
                 skipped.append(str(error))
@@ -173,7 +190,14 @@ class BatchReader:
         )
 
     def _out_of_contract(self, keys: list[tuple[int, int]]) -> DataError | None:
-        """Reads the samples of a batch again; returns the error of the first that is wrong."""
+        """Reads the samples of a batch again, to find one that isn't as `Sample` specifies.
+
+        Args:
+            keys: The (epoch, index) of each sample.
+
+        Returns:
+            The error of the first such sample; None if there is none.
+        """
         try:
             for _, index in keys:
                 read_index = index % len(self.dataset)
@@ -189,7 +213,7 @@ class BatchReader:
         return getattr(self.dataset, "stored", self.dataset.__getitem__)(read_index)
 
     def _sample(self, epoch: int, index: int, read_index: int) -> Sample:
-        # Read the frame. Each worker checks the first that it reads.
+        # Read the sample. Each worker checks the first one that it reads.
         sample = self._stored(read_index)
         if not self._has_checked:
             contract.check_sample(sample, self.dataset, read_index)
@@ -220,12 +244,14 @@ class BatchReader:
 def _with_nearer_scene(
     sample: Sample, placement: Placement, resize: Resize, size: tuple[int, int]
 ) -> Sample:
-    """Returns a zoomed sample as if the scene were nearer: depth / zoom, focal length kept.
+    """Returns a zoomed sample as if the scene were nearer: its depths are divided by the zoom.
+
+    Its focal length becomes that without zoom.
 
     Args:
-        sample: The zoomed sample.
-        placement: Its size and position.
-        resize: The working resolution.
+        sample: The sample, resized and zoomed.
+        placement: The size of its resized and zoomed image, and the padding.
+        resize: How images are resized without zoom.
         size: (height, width) of the image as read.
     """
     plain = resize.place(*size).scaled
@@ -234,7 +260,7 @@ def _with_nearer_scene(
     intrinsics = sample.intrinsics.clone()
     intrinsics[0, 0] /= zoom_x
     intrinsics[1, 1] /= zoom_y
-    # A depth unit that is `zoom` times as many levels divides the depth in metres.
+    # Depth in metres is the stored depth / units, so multiply the units to divide the depth.
     return sample._replace(
         intrinsics=intrinsics,
         depth_units=sample.depth_units * zoom,
@@ -243,7 +269,14 @@ def _with_nearer_scene(
 
 
 def _check_focal(sample: Sample, resize: Resize) -> None:
-    """Raises DataError if the sample's focal length at the network's input isn't known."""
+    """Raises DataError if a sample's focal length isn't known after resizing.
+
+    That is the case if the sample has no intrinsics, or resizing changes its aspect ratio too much.
+
+    Args:
+        sample: The sample as read.
+        resize: How images are resized.
+    """
     if not (sample.intrinsics[0, 0] > 0 and sample.intrinsics[1, 1] > 0):
         raise DataError(focals.no_focal(sample.name))
     try:
@@ -253,7 +286,13 @@ def _check_focal(sample: Sample, resize: Resize) -> None:
 
 
 def _check_depth_sizes(sample: Sample) -> None:
-    """Raises DataError if an external dataset returns depth of another size than its image."""
+    """Raises DataError if a sample's depth or teacher depth has another size than its image.
+
+    Only a dataset from outside the project may return such a sample.
+
+    Args:
+        sample: The sample as read.
+    """
     size = sample.image.shape[-2:]
     for kind, depth in (("depth", sample.depth), ("teacher_depth", sample.teacher_depth)):
         if depth is not None and depth.shape[-2:] != size:
@@ -265,14 +304,22 @@ def _check_depth_sizes(sample: Sample) -> None:
 
 
 def _no_change(canvas: tuple[int, int]) -> Decisions:
-    """Returns the decisions that leave an image as it is."""
+    """Returns the augmentation parameters that leave an image as it is.
+
+    Args:
+        canvas: (height, width) of the image with its padding.
+    """
     return Decisions(0.0, False, 0, 0, *canvas, None, 1.0, (1.0, 1.0, 1.0))
 
 
 def _on_image(decisions: Decisions, placement: Placement) -> Decisions:
-    """Converts decisions about a canvas to decisions about the image on it.
+    """Converts augmentation parameters of the padded image to those of the image without padding.
 
     The resulting window may extend beyond the image.
+
+    Args:
+        decisions: The parameters, whose window is in pixels of the padded image.
+        placement: The size of the image and its position in the padded one.
     """
     # A flip mirrors the canvas, so that the margin to the right of the image becomes the left one.
     left = placement.left
@@ -284,8 +331,12 @@ def _on_image(decisions: Decisions, placement: Placement) -> Decisions:
 def _table(image: Tensor, decisions: Decisions | None = None) -> Tensor:
     """Returns an image's (3, 256) colour table: the augmented, normalised value of each grey level.
 
-    All entries are NaN if the image has a non-finite value, which an external dataset may return.
-    uint8 can't represent that value, and the NaNs make training skip the optimizer step.
+    All entries are NaN if the image has a non-finite value, which a dataset from outside may
+    return. uint8 can't represent that value, and the NaNs make training skip the optimizer step.
+
+    Args:
+        image: (3, H, W), the image as read.
+        decisions: The image's augmentation; None leaves the colours unchanged.
     """
     table = colour_table(decisions)
     if image.dtype == torch.uint8 or image.isfinite().all():

@@ -29,11 +29,14 @@ from tiekd.errors import RecipeError
 def size_groups(dataset: Dataset, resize: Resize = OWN_SIZE) -> list[int]:
     """Returns a group number for each sample; samples whose images have one size share a group.
 
-    This reads the header of every image file, 0.1 ms each.
+    The sizes are those after resizing. This reads the header of every image file, 0.1 ms each.
 
     Args:
         dataset: The training set.
         resize: How images are resized before they are grouped.
+
+    Returns:
+        One number per sample, in order; groups are numbered from 0 in ascending order of size.
 
     Raises:
         RecipeError: If the dataset has no image_sizes().
@@ -58,7 +61,8 @@ def iterations_per_epoch(
 ) -> int:
     """Returns the number of global batches in an epoch, which cover every sample at least once.
 
-    The last batch (of each group) is filled up with repeated samples.
+    A global batch is that of all ranks together. The last batch (of each group) is filled up with
+    repeated samples.
 
     Args:
         num_samples: Size of the training set.
@@ -75,12 +79,15 @@ def epoch_batches(
 ) -> np.ndarray:
     """Returns the sample indices of an epoch's global batches in their order.
 
+    A global batch is that of all ranks together.
+
     Args:
-        epoch: Epoch, from 0.
+        epoch: Number of the epoch, from 0.
         num_samples: Size of the training set.
         batch_size: Samples per global batch.
         seed: Seed of the permutation.
-        groups: A group number for each sample; None for one group.
+        groups: A group number for each sample, so that a batch holds samples of one group; None
+            for one group.
 
     Returns:
         (batches, batch_size) int64.
@@ -100,12 +107,13 @@ def epoch_batches(
 
 
 def repeats(num_samples: int, batch_size: int, groups: Sequence[int] | None = None) -> list[str]:
-    """Returns a warning for the log if a batch holds a sample several times, else nothing.
+    """Returns a warning for the log if a batch holds a sample several times, else an empty list.
 
     Args:
         num_samples: Size of the training set.
-        batch_size: Samples per global batch.
-        groups: A group number for each sample; None for one group.
+        batch_size: Samples per global batch, i.e. the batch of all ranks together.
+        groups: A group number for each sample, so that a batch holds samples of one group; None
+            for one group.
     """
     fewest = num_samples if groups is None else min(np.bincount(groups).tolist())
     if batch_size <= fewest:
@@ -130,12 +138,12 @@ class RankShare:
     world_size: int = 1
 
 
-# A single rank reads all batches.
+# The share of a single rank, which reads every global batch as a whole.
 ALL_BATCHES = RankShare()
 
 
 class MicroBatches(Sampler):
-    """This rank's micro-batches as lists of (epoch, index) keys.
+    """Iterator over one rank's micro-batches, each a list of (epoch, index) keys.
 
     An index from num_samples on is a repetition, within a batch, of sample `index % num_samples`.
 
@@ -145,8 +153,9 @@ class MicroBatches(Sampler):
         iterations: The range of iterations to yield, counted from 0 at the start of training.
         seed: Seed of the permutations and of the augmentation, from 0.
         accumulation: Micro-batches per iteration and rank.
-        share: This rank's share of each global batch.
-        groups: A group number for each sample; None for one group.
+        share: The rank and the world size, which determine the rank's part of each global batch.
+        groups: A group number for each sample, so that a batch holds samples of one group; None
+            for one group.
 
     Raises:
         RecipeError: If there are no samples, or the seed is negative.
@@ -205,7 +214,11 @@ class MicroBatches(Sampler):
         The n-th repetition's index is the sample's index plus n * num_samples.
 
         Args:
-            batch: (batch_size,) indices of samples.
+            batch: (batch_size,) indices of samples. A batch larger than its group repeats the group
+                in order.
+
+        Returns:
+            (batch_size,) indices, `batch` itself if it repeats no sample.
         """
         _, first_places, counts = np.unique(batch, return_index=True, return_counts=True)
         if len(counts) == len(batch):

@@ -37,7 +37,14 @@ _NO_EXECUTION = 8  # MFD_NOEXEC_SEAL, which some systems require
 class _Piece:
     """A block of shared memory with its own file descriptor.
 
-    `size` bytes are mapped, of which the first `used` are allocated to tensors.
+    Args:
+        size: Bytes of the block.
+
+    Attributes:
+        descriptor: The block's file descriptor; -1 once it is closed.
+        size: Bytes of the block, all of which are mapped.
+        used: Bytes from the start of the block that are allocated to tensors.
+        start: Address of the block's first byte.
     """
 
     def __init__(self, size: int):
@@ -49,10 +56,14 @@ class _Piece:
         self.start = torch.frombuffer(self._mapped, dtype=torch.uint8, count=1).data_ptr()
 
     def take(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Allocates an uninitialised tensor in this block of shared memory.
+        """Returns an uninitialised tensor that is allocated in this block of shared memory.
+
+        Args:
+            shape: The tensor's shape. The block must have room for the tensor.
+            dtype: The tensor's dtype.
 
         Raises:
-            DataError: If the temporary folder is full.
+            DataError: If the block is a file and its disk is full.
         """
         count = torch.Size(shape).numel()
         offset = -(-self.used // _ALIGNMENT) * _ALIGNMENT
@@ -64,14 +75,18 @@ class _Piece:
         )
 
     def close(self) -> None:
-        """Closes the file descriptor; the memory is freed with the last tensor in it."""
+        """Closes the block's file descriptor; its memory is freed with the last tensor in it."""
         if self.descriptor >= 0:
             os.close(self.descriptor)
         self.descriptor = -1
 
 
 class _Outbox:
-    """Blocks of shared memory, which hold the large tensors of the message that is sent next."""
+    """Blocks of shared memory, which hold the large tensors of the message that is sent next.
+
+    Attributes:
+        pieces: The blocks; a new one is added when a tensor doesn't fit into the last one.
+    """
 
     def __init__(self):
         self.pieces: list[_Piece] = []
@@ -83,7 +98,11 @@ class _Outbox:
         return self.pieces[-1].take(shape, dtype)
 
     def place(self, tensor: Tensor) -> tuple[int, int] | None:
-        """Returns (block index, byte offset) of a tensor in these blocks; None for any other."""
+        """Returns (block index, byte offset) of a tensor that `take` allocated; None for any other.
+
+        Args:
+            tensor: The tensor.
+        """
         for number, piece in enumerate(self.pieces):
             offset = tensor.data_ptr() - piece.start
             if 0 <= offset < piece.used:
@@ -100,15 +119,21 @@ _outbox: _Outbox | None = None  # shared memory of the next message; None in the
 
 
 def open_outbox() -> None:
-    """Makes this process a worker: `stack` uses shared memory, and `send` sends it."""
+    """Makes this process a data worker.
+
+    From then on, `stack` puts large tensors into shared memory, and `send` can be called.
+    """
     global _outbox
     _outbox = _Outbox()
 
 
 def stack(tensors: Sequence[Tensor]) -> Tensor:
-    """Stacks tensors of one shape and dtype along a new first dimension.
+    """Returns tensors of one shape and dtype, stacked along a new first dimension.
 
-    A worker stacks large tensors directly into the shared memory that `send` sends.
+    In a data worker, a large result is written directly to the shared memory that `send` sends.
+
+    Args:
+        tensors: One tensor or more.
     """
     shape = (len(tensors), *tensors[0].shape)
     dtype = tensors[0].dtype
@@ -118,19 +143,20 @@ def stack(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def discard() -> None:
-    """Frees the shared memory of the tensors that were stacked since the last message."""
+    """Frees the shared memory of tensors that were stacked in this worker but not sent."""
     _outbox.empty()
 
 
 def send(connection: Connection, value) -> None:
-    """Sends a value that can be pickled, with the shared memory of its large tensors.
+    """Sends a value to the main process, with its large tensors in shared memory.
 
-    The worker's own references to this memory are closed. If pickling or allocating memory fails,
-    nothing has been sent.
+    Afterwards the worker's own file descriptors of this memory are closed. If pickling or
+    allocating memory fails, nothing has been sent.
 
     Args:
         connection: The connection to the main process.
-        value: The value; large tensors in it are copied to shared memory if they aren't there yet.
+        value: Any value that can be pickled; large tensors in it are copied to shared memory if
+            they aren't there yet.
     """
     try:
         # Pickle the value without its large tensors, which are sent in shared memory.
@@ -154,11 +180,11 @@ def send(connection: Connection, value) -> None:
 
 
 def receive(connection: Connection, pin_memory: bool = False):
-    """Receives a value that `send` sent.
+    """Receives the next value that a worker sent by `send`, and returns it.
 
     Args:
         connection: The connection to the worker.
-        pin_memory: Copy large tensors to pinned memory.
+        pin_memory: True to copy large tensors to pinned memory.
 
     Raises:
         EOFError: If the worker is gone.
@@ -215,7 +241,11 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _open_anonymous() -> tuple[int, bool]:
-    """Opens anonymous memory; returns (file descriptor, True if it is a file on disk instead)."""
+    """Opens anonymous memory, or an unlinked file on disk if the kernel has none.
+
+    Returns:
+        The file descriptor, and True if it is that of a file on disk.
+    """
     # Some systems require a flag that older kernels reject, so try without and with it.
     for flags in (0, _NO_EXECUTION) if hasattr(os, "memfd_create") else ():
         with contextlib.suppress(OSError):
@@ -244,7 +274,14 @@ def _take_room(descriptor: int, offset: int, size: int) -> None:
 
 
 def _descriptor(connection: Connection) -> int:
-    """Receives a file descriptor; raises OSError (EMFILE) if too many files are open."""
+    """Receives a file descriptor from a worker and returns it.
+
+    Args:
+        connection: The connection to the worker.
+
+    Raises:
+        OSError: EMFILE, if this process may open no more files.
+    """
     try:
         return recv_handle(connection)
     except RuntimeError:  # beyond the process's limit the kernel drops the descriptor

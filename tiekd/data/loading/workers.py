@@ -4,8 +4,8 @@ The main process then ends with a one-line error. Each worker is a forked proces
 connection to the main process. There are no locks, queues or helper threads, so a worker uses no
 /dev/shm and two file descriptors (tiekd/data/loading/transport.py describes how batches are sent).
 A worker exits when its connection closes, however the main process ended. A worker's death
-interrupts the main thread by SIGCHLD. Left out: detecting a hang of the main process itself, which
-reads files without workers, and at the start reads the image sizes for batches of one size.
+interrupts the main thread by SIGCHLD. Left out: detecting that the main process itself hangs, for
+example while it reads files without workers.
 
 Workers that don't start in time are replaced: before Python 3.12, a forked process hangs if another
 thread was being registered with Python at the moment of the fork, as gloo's threads are after a
@@ -39,7 +39,7 @@ from tiekd.errors import DataError, LaunchError
 
 TIMEOUT_S = 300.0
 _DYING_S = 2.0  # how long to wait for the exit code of a worker whose connection has closed
-_STARTING_S = 5.0  # workers that take longer to start are replaced; 20 ms is usual
+_STARTING_S = 5.0  # if a worker takes longer to start, all are replaced; 20 ms is usual
 _STARTS = 3  # attempts to start all workers
 _AHEAD = 2  # batches requested from each worker in advance
 _ENDING_S = 5.0  # how long to wait for busy workers to exit before they are killed
@@ -90,7 +90,12 @@ def read(
 
 
 class _Failure:
-    """An exception in a worker, with its traceback as text."""
+    """An exception that was raised in a worker, in a form that can be sent to the main process.
+
+    Attributes:
+        error: The exception, or a RuntimeError with its text if it can't be pickled.
+        traceback: The worker's traceback as text.
+    """
 
     def __init__(self, error: Exception):
         lines = traceback.format_exception(type(error), error, error.__traceback__)
@@ -101,17 +106,21 @@ class _Failure:
             self.error = RuntimeError(str(error))
 
     def with_cause(self) -> Exception:
-        """Returns the exception, with the worker's traceback as its cause."""
+        """Returns the exception to raise, with the worker's traceback as its cause."""
         self.error.__cause__ = RuntimeError(self.traceback)
         return self.error
 
 
 class _Pool:
-    """The worker processes and the connections to them; `close` ends them.
+    """The worker processes and the connections to them; `close` ends the workers.
 
     Args:
-        load: Function of a batch of keys, which is called in a worker.
+        load: Function of a batch of keys (which identify samples), called in a worker. Its result
+            is sent to the main process.
         count: Number of workers.
+
+    Raises:
+        LaunchError: If the system lacks room for so many workers.
     """
 
     def __init__(self, load: Callable, count: int):
@@ -120,7 +129,8 @@ class _Pool:
         self._ending = False
         self._hangs = False
         self._num_started = 0
-        # Add the pool to `_live` before starting workers, so that `_on_child` notices any death.
+        # Add the pool to `_live` (pools whose workers `_on_child` checks) before starting workers,
+        # so that the death of any worker is noticed.
         _live.append(self)
         _watch_deaths()
         try:
@@ -142,9 +152,13 @@ class _Pool:
         self._processes.append(process)
 
     def has_started(self, within_s: float) -> bool:
-        """Waits for the message by which each worker reports that it has started.
+        """Waits until each worker has reported that it has started.
 
-        Returns False if a worker sends none within `within_s` seconds.
+        Args:
+            within_s: Seconds to wait for each worker's report.
+
+        Returns:
+            False if a worker doesn't report in time.
         """
         for connection in self._connections[self._num_started :]:
             if not connection.poll(within_s):
@@ -159,10 +173,14 @@ class _Pool:
         """Sends batches to the workers in turn, and yields the results in the batches' order.
 
         Args:
-            batches: Batches of keys.
+            batches: Batches of keys, which identify samples.
             describe: Function from a batch of keys to the names of its files, for error messages.
             timeout_s: Seconds to wait for a batch.
             pin: True to receive batches into pinned memory.
+
+        Raises:
+            DataError: If a batch times out, or a worker dies.
+            Exception: What `load` raised in the worker.
         """
         remaining = iter(batches)
         turns = itertools.cycle(range(len(self._processes)))
@@ -189,14 +207,15 @@ class _Pool:
             yield result
 
     def check(self) -> None:
-        """Raises DataError if a worker has died."""
+        """Raises DataError if a worker has died before the pool was closed."""
         if not self._ending and (dead := [p for p in self._processes if p.exitcode]):
             raise DataError(_death(dead[0]))
 
     def close(self) -> None:
-        """Closes the connections, and kills workers that haven't exited after a few seconds.
+        """Closes the connections, on which workers exit, and waits for the workers.
 
-        If a worker hangs, all are killed immediately.
+        Workers that haven't exited after _ENDING_S seconds are killed. If a worker hangs, all are
+        killed immediately.
         """
         self._ending = True
         for connection in self._connections:
@@ -217,7 +236,7 @@ class _Pool:
             process.kill()
 
     def abandon(self) -> None:
-        """Closes the connections in a process that was forked from the main process.
+        """Closes the connections in a worker process, which inherited them from the main process.
 
         Otherwise these copies would keep the connections open after the main process has ended.
         """
@@ -246,17 +265,22 @@ class _Pool:
         return [process.sentinel for process in self._processes if process.exitcode is None]
 
     def _read_greeting(self, connection: Connection) -> None:
-        """Receives the message that a worker sends once it has started."""
+        """Receives the message that a worker sends once it has started, and counts the worker.
+
+        Args:
+            connection: The connection to the worker.
+        """
         with self._naming_deaths():
             connection.recv_bytes()
         self._num_started += 1
 
     @contextlib.contextmanager
     def _naming_deaths(self):
-        """Context manager that explains a closed connection.
+        """Context manager that replaces errors of a worker's connection by errors with the cause.
 
-        It raises a DataError that says how the worker died. A lack of file descriptors or memory
-        becomes a LaunchError.
+        Raises:
+            DataError: If the connection was closed; the message says how the worker died.
+            LaunchError: If file descriptors or memory are lacking.
         """
         try:
             yield
@@ -289,7 +313,10 @@ def _kill_all() -> None:
 
 
 def _watch_deaths() -> None:
-    """Installs a SIGCHLD handler, so that a worker's death raises DataError in the main thread."""
+    """Installs `_on_child` as SIGCHLD handler, so that a worker's death raises DataError.
+
+    Nothing is done in other threads than the main one, since only that may install handlers.
+    """
     global _previous_handler
     handler = signal.getsignal(signal.SIGCHLD)
     if handler is _on_child or threading.current_thread() is not threading.main_thread():
@@ -299,7 +326,12 @@ def _watch_deaths() -> None:
 
 
 def _on_child(number: int, frame) -> None:
-    """Handles SIGCHLD: calls the previous handler, then raises DataError if a worker has died."""
+    """Handles SIGCHLD: calls the previous handler, then raises DataError if a worker has died.
+
+    Args:
+        number: The signal's number.
+        frame: The interrupted stack frame, for the previous handler.
+    """
     if _previous_handler is not None:
         _previous_handler(number, frame)
     for pool in list(_live):
@@ -310,7 +342,7 @@ def _receive_ahead(results: Iterator, pool: _Pool) -> Iterator:
     """Yields the results; a thread receives the next one while the caller uses the current one.
 
     Args:
-        results: What `_Pool.results` returned.
+        results: The iterator that `_Pool.results` returned.
         pool: The pool, whose workers are killed if the caller stops early.
     """
     thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
@@ -352,8 +384,8 @@ def _serve(connection: Connection, load: Callable, number: int) -> None:
     with contextlib.suppress(EOFError, ConnectionError):  # closed, or main process gone
         connection.send_bytes(b"here")
         while True:
-            # Exit if the main process is gone. Its connection doesn't close then if another process
-            # that was forked from it holds a copy.
+            # Exit if the main process is gone. A closed connection doesn't always show that: it
+            # stays open while another process that was forked from the main process has a copy.
             while not connection.poll(_LOOK_UP_S):
                 if os.getppid() != program:
                     return

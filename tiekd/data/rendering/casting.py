@@ -1,10 +1,11 @@
 """Exact, vectorised ray casting of convex solids on a ground plane: each pixel's face and depth.
 
-The inverse z-depth of a plane is an affine function of the pixel coordinates. So each face of a
-convex solid costs one addition and one minimum or maximum per pixel of the solid's bounding
-rectangle. An ellipsoid also costs a square root per pixel. World axes are x right, y up, z ahead,
-in metres; the ground is y = 0. Arrays are computed with IEEE-exact operations only (+ - * / sqrt)
-and without BLAS, so the result is the same on every CPU. Left out: reflections, supersampling.
+A face is a flat side of a solid, or a whole ellipsoid. The inverse z-depth of a plane is an affine
+function of the pixel coordinates. So each face of a convex solid costs one addition and one minimum
+or maximum per pixel of the solid's bounding rectangle. An ellipsoid also costs a square root per
+pixel. World axes are x right, y up, z ahead, in metres; the ground is y = 0. Arrays are computed
+with IEEE-exact operations only (+ - * / sqrt) and without BLAS, so the result is the same on every
+CPU. Left out: reflections, supersampling.
 """
 
 import math
@@ -88,7 +89,7 @@ class Hits(NamedTuple):
 
 
 def look(height_m: float, yaw: float, pitch: float, roll: float, height: int, width: int) -> Camera:
-    """Returns a KITTI-like camera above the origin.
+    """Returns a camera above the world's origin, with KITTI's intrinsics scaled to the image size.
 
     Args:
         height_m: height above the ground, metres.
@@ -133,11 +134,11 @@ def prism(
     key=0,
     numbers=(0, 0, 0, 0),
 ) -> Solid:
-    """Returns a prism: a convex polygon extruded symmetrically about its plane.
+    """Returns a prism: a convex polygon extruded to both sides of its plane by the same length.
 
     Args:
         profile: [(a, b), ...], the polygon's corners, counter-clockwise, as coordinates along the
-            first two axes relative to `centre`, metres.
+            first two of `axes`, relative to `centre`, metres.
         centre: (3,), world coordinates, metres.
         axes: three orthogonal unit vectors; the profile is extruded along the third.
         half_length: metres that the prism extends to each side of the profile's plane.
@@ -236,9 +237,13 @@ def rectangle(camera: Camera, points: np.ndarray) -> tuple[slice, slice] | None:
 
 
 def rays(camera: Camera) -> tuple[np.ndarray, np.ndarray]:
-    """Returns x (1, W) and y (H, 1), float32, which give the directions of all pixels' rays.
+    """Returns the directions of all pixels' rays as two slopes: x (1, W) and y (H, 1), float32.
 
-    The ray of a pixel is x * right + y * down + ahead, with the camera's axes.
+    The ray of a pixel is x * right + y * down + ahead, where these are the unit vectors in
+    `camera.axes`.
+
+    Args:
+        camera: the camera, whose image has H rows and W columns.
     """
     x = (np.arange(camera.width) - camera.cx) / camera.focal
     y = (np.arange(camera.height) - camera.cy) / camera.focal
@@ -319,11 +324,18 @@ def _cast_ellipsoid(camera, solid, x, y):
     """Intersects the rays of a rectangle of pixels with an ellipsoid.
 
     In units of the radii the ellipsoid is a unit sphere. The nearer root of a quadratic equation is
-    the ray's intersection with it. The arguments are those of `_cast_faces`.
+    the ray's intersection with it.
+
+    Args:
+        camera: the camera.
+        solid: the ellipsoid.
+        x: (1, w) float32, the rays' slopes to the right.
+        y: (h, 1) float32, the rays' slopes downwards.
 
     Returns:
-        The inverse depth, (h, w) float32, 0 for rays that miss, and the face index 0. The inverse
-        depth is None if the camera is inside the ellipsoid.
+        The inverse depth, (h, w) float32, 0 for rays that miss, and the face index 0, since an
+        ellipsoid counts as one face. The inverse depth is None if the camera is inside the
+        ellipsoid.
     """
     start = (camera.position - solid.centre) / solid.radii
     outside = float((start * start).sum()) - 1

@@ -1,6 +1,7 @@
 """Shades the ground: asphalt, road markings, pavement, verges, side roads, and shadows of solids.
 
-Takes about a third of a scene's rendering time. Left out: shadows that solids cast on each other.
+This takes about a third of a scene's rendering time. Left out: shadows that solids cast on each
+other.
 """
 
 import numpy as np
@@ -126,7 +127,9 @@ def _light_that_arrives(camera: Camera, street: Street, hits: Hits):
 
 
 def _shadow_of_faces(solid: Solid, to_sun, x, z):
-    """Returns 1 at ground points from which a polyhedron hides the sun, else 0, (h, w) float32.
+    """Returns a mask of the shadow of a polyhedron on the ground, (h, w) float32.
+
+    It is 1 at ground points from which the polyhedron hides the sun, else 0.
 
     Args:
         solid: the polyhedron.
@@ -153,7 +156,11 @@ def _shadow_of_faces(solid: Solid, to_sun, x, z):
 def _shadow_of_ellipsoid(solid: Solid, to_sun, x, z):
     """Returns the darkness of an ellipsoid's shadow at ground points, 0 (none) to 0.9, (h, w).
 
-    The arguments are those of `_shadow_of_faces`.
+    Args:
+        solid: the ellipsoid; the outline of its shadow is as ragged as its own (numbers[0]).
+        to_sun: (3,), unit vector to the sun.
+        x: (h, w), world x of the ground points, metres.
+        z: (h, w), world z of the ground points, metres.
     """
     # Scale coordinates by the radii, so that the ellipsoid is a unit sphere at the origin.
     middle = solid.centre.astype(np.float32)
@@ -179,6 +186,9 @@ def _beside_vehicle(solid: Solid, x, z):
         solid: the vehicle's body; its numbers[1] and numbers[2] are half its length and width.
         x: (h, w), world x of points on the ground, metres.
         z: (h, w), world z of the same points, metres.
+
+    Returns:
+        (h, w) float32.
     """
     x = x - np.float32(solid.centre[0])
     z = z - np.float32(solid.centre[2])

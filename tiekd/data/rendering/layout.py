@@ -50,7 +50,11 @@ class Road(NamedTuple):
     verge: tuple
 
     def heading(self, z: float) -> float:
-        """Returns the road's direction at z (metres), radians, > 0 to the right."""
+        """Returns the horizontal direction of the road's centre line, radians, > 0 to the right.
+
+        Args:
+            z: distance along the world's z axis at which the direction is asked for, metres.
+        """
         return math.atan(2 * self.bend * z)
 
     def place(self, across: float, z: float) -> tuple[float, float]:
@@ -65,7 +69,7 @@ class Road(NamedTuple):
         return x, z - across * math.sin(angle)
 
     def open_at(self, z: float, room: float) -> bool:
-        """Returns True if an object doesn't block the side road, which is 8 m wide.
+        """Returns True if an object beside the road leaves the side road free, which is 8 m wide.
 
         Args:
             z: z of the object's centre, metres.
@@ -75,7 +79,7 @@ class Road(NamedTuple):
 
 
 class Street(NamedTuple):
-    """A scene: everything that the renderer needs besides the camera.
+    """A scene without its camera: the ground, the light, and the objects.
 
     Attributes:
         road: the ground.
@@ -89,7 +93,11 @@ class Street(NamedTuple):
 
 
 def random_street(draw: Draw) -> Street:
-    """Returns a random street; the camera's position, x = z = 0, is on its right lane."""
+    """Returns a random street; the camera's position, x = z = 0, is on its right lane.
+
+    Args:
+        draw: the random number generator, whose seed determines the street.
+    """
     kind = ("town", "town", "suburb", "suburb", "country")[draw.whole(5)]
     road = _road(draw, kind)
     light = random_light(draw)
@@ -115,7 +123,12 @@ def random_street(draw: Draw) -> Street:
 
 
 def _road(draw: Draw, kind: str) -> Road:
-    """Returns a random road; `kind` is its surroundings: "town", "suburb" or "country"."""
+    """Returns a random road.
+
+    Args:
+        draw: the random number generator.
+        kind: the surroundings of the road, "town", "suburb" or "country".
+    """
     lane = draw.span(2.8, 3.6)
     parking = {"town": 2.2, "suburb": 2.0, "country": 0.6}[kind] * draw.span(0.9, 1.1)
     bend = 0.0
@@ -140,7 +153,7 @@ def _road(draw: Draw, kind: str) -> Road:
 
 
 def _frontage(solids: list[Solid], draw: Draw, road: Road, kind: str, side: int) -> None:
-    """Adds the buildings along one side, in a suburb with hedges or walls in front of them.
+    """Adds the buildings along one side of a road, in a suburb with hedges or walls in front.
 
     Args:
         solids: the list to append to.
@@ -153,7 +166,7 @@ def _frontage(solids: list[Solid], draw: Draw, road: Road, kind: str, side: int)
     edge = road.half_width + road.pavement
     terraced = kind == "town" and draw.chance(0.75)
     while z < _BUILT_TO_M:
-        # Choose a random size for the next plot of land. At the side road it stays empty.
+        # Choose a random size for the next plot of land. A plot at the side road stays empty.
         length = draw.span(9, 24) if kind == "town" else draw.span(8, 15)
         depth = draw.span(8, 14)
         if terraced:
@@ -193,7 +206,12 @@ def _frontage(solids: list[Solid], draw: Draw, road: Road, kind: str, side: int)
 def _trees_and_lamps(solids: list[Solid], draw: Draw, road: Road, kind: str, side: int) -> None:
     """Adds rows of trees and street lamps along one side of the road.
 
-    The arguments are those of `_frontage`.
+    Args:
+        solids: the list to append to.
+        draw: the random number generator.
+        road: the road.
+        kind: the surroundings, "town", "suburb" or "country".
+        side: -1 for the left side, +1 for the right side.
     """
     edge = road.half_width + (0.7 if road.pavement else 2.0)
     if draw.chance(0.7):

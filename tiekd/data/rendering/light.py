@@ -36,7 +36,11 @@ class Light(NamedTuple):
 
 
 def random_light(draw: Draw) -> Light:
-    """Returns random light, sunny with probability 0.67, otherwise overcast."""
+    """Returns random light, sunny with probability 0.67, otherwise overcast.
+
+    Args:
+        draw: the random number generator.
+    """
     azimuth = draw.span(-math.pi, math.pi)
     height = draw.span(0.4, 1.05)
     sun = [

@@ -80,7 +80,7 @@ def solids(
 def _surfaces(
     camera: Camera, street: Street, face, depth, point, ray
 ) -> tuple[Surface, np.ndarray]:
-    """Returns the properties of n surface points, and the material (n,) int64 of each.
+    """Returns the properties of n surface points, and the material of each.
 
     Args:
         camera: the camera.
@@ -89,6 +89,9 @@ def _surfaces(
         depth: (n,), z-depth, metres.
         point: (n, 3), world coordinates, metres.
         ray: (n, 3), ray directions in world axes.
+
+    Returns:
+        The properties, and (n,) int64 materials, constants of objects.py (FACADE, PAINT, ...).
     """
     # Look up the index of each point's solid from the index of its face.
     all_solids = street.solids
@@ -247,7 +250,7 @@ def _wheel(s: Surface, light: Light) -> np.ndarray:
 
     Args:
         s: the n surface points.
-        light: not used.
+        light: not used; all functions of materials have this argument.
     """
     radius = s.numbers[:, 1]
     a = s.local[:, 0] - s.numbers[:, 0]
@@ -264,7 +267,7 @@ def _plain(s: Surface, light: Light) -> np.ndarray:
 
     Args:
         s: the n surface points.
-        light: not used.
+        light: not used; all functions of materials have this argument.
     """
     spots = grain(s.along + s.key.astype(np.float32), s.height, 0.6, s.wide)
     spots = spots + grain(s.along, s.height, 0.15, s.wide)
@@ -276,7 +279,7 @@ def _leaf(s: Surface, light: Light) -> np.ndarray:
 
     Args:
         s: the n surface points.
-        light: not used.
+        light: not used; all functions of materials have this argument.
     """
     a, b, c = (s.local + s.key[:, None].astype(np.float32)).T
     clumps = grain(a + np.float32(0.5) * c, b, 0.7, s.foot)

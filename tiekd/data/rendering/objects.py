@@ -65,13 +65,16 @@ class Draw:
 
     It uses only `random` and `integers` of NumPy's generator, because their streams stay the same
     across NumPy versions.
+
+    Args:
+        seed: the seed.
     """
 
     def __init__(self, seed: np.random.SeedSequence):
         self._rng = np.random.Generator(np.random.PCG64(seed))
 
     def span(self, low: float, high: float) -> float:
-        """Returns a random float, uniform in [low, high)."""
+        """Returns a random float from a uniform distribution over [low, high)."""
         return low + (high - low) * float(self._rng.random())
 
     def chance(self, probability: float) -> bool:
@@ -79,15 +82,18 @@ class Draw:
         return float(self._rng.random()) < probability
 
     def whole(self, count: int) -> int:
-        """Returns a random integer, uniform from 0 to count - 1."""
+        """Returns a random integer from a uniform distribution over 0 to count - 1."""
         return int(self._rng.integers(count))
 
     def tint(self, colours: tuple, spread: float = 0.15) -> tuple:
-        """Returns one of `colours` with random changes of brightness and hue.
+        """Returns one of `colours`, chosen at random, with random changes of brightness and hue.
 
         Args:
             colours: the colours to choose from, linear RGB.
             spread: size of the changes, relative to each channel.
+
+        Returns:
+            (r, g, b), linear RGB.
         """
         colour = colours[self.whole(len(colours))]
         gain = self.span(1 - 2 * spread, 1 + spread)
@@ -105,11 +111,14 @@ def frame(angle: float) -> tuple:
 
 
 def ring(radius: float, count: int) -> list:
-    """Returns the `count` corners of a regular polygon around the origin with a horizontal base.
+    """Returns the corners of a regular polygon around the origin, whose lowest side is horizontal.
 
     Args:
         radius: distance of the corners from the origin, metres.
         count: number of corners.
+
+    Returns:
+        [(a, b), ...], counter-clockwise, metres.
     """
     turn = 2 * math.pi / count
     first = math.pi / count - math.pi / 2

@@ -15,7 +15,7 @@ from tiekd.data.rendering.materials import solids
 
 
 def shade(camera: Camera, street: Street, hits: Hits) -> np.ndarray:
-    """Returns the image (H, W, 3) float32, RGB display values 0..1.
+    """Returns the image of a scene, (H, W, 3) float32, RGB display values 0..1.
 
     Args:
         camera: the camera that the image was cast with.
@@ -45,10 +45,16 @@ def shade(camera: Camera, street: Street, hits: Hits) -> np.ndarray:
 
 
 def _tone(linear: np.ndarray) -> np.ndarray:
-    """Applies a camera-like tone curve to linear values >= 0; returns display values 0..1.
+    """Applies a camera-like tone curve to an image.
 
     Highlights are compressed, a square root is the gamma, and averaging with a smoothstep adds
     contrast.
+
+    Args:
+        linear: linear RGB values >= 0, of any shape.
+
+    Returns:
+        Display values 0..1 of the same shape.
     """
     display = np.minimum(np.sqrt(linear / (1 + np.float32(0.25) * linear)), 1)
     return np.float32(0.5) * display + np.float32(0.5) * display * display * (3 - 2 * display)

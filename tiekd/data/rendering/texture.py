@@ -16,13 +16,22 @@ _TILE = (
 def lattice(i: np.ndarray, j: np.ndarray) -> np.ndarray:
     """Returns a pseudo-random float32 in [0, 1) for each pair of integers (i, j).
 
-    The values are always the same, and repeat every 256 in i and j.
+    The same pair always gives the same value. Values repeat every 256 in i and j.
+
+    Args:
+        i: integers of any shape.
+        j: integers of the same shape, or one that broadcasts.
     """
     return _TILE.take(((i & 255) << 8) | (j & 255))
 
 
 def noise(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Returns value noise in [0, 1) at coordinates (a, b), with a lattice spacing of 1."""
+    """Returns value noise in [0, 1), i.e. smoothly interpolated random values of a lattice.
+
+    Args:
+        a: first coordinate of each point; the lattice spacing is 1.
+        b: second coordinate of each point.
+    """
     i, j = np.floor(a), np.floor(b)
     fa, fb = a - i, b - j
     # Smoothstep interpolation, so that the noise has no visible creases along the lattice lines.
@@ -52,7 +61,7 @@ def grain(a: np.ndarray, b: np.ndarray, cell: float, foot: np.ndarray) -> np.nda
 def strip(at: np.ndarray, centre, half, foot: np.ndarray) -> np.ndarray:
     """Returns the fraction 0..1 of each pixel that a straight strip of a surface covers.
 
-    The strip is where |x - centre| <= half, with x one of the surface's coordinates.
+    The strip is the set of points with |x - centre| <= half, for one coordinate x of the surface.
 
     Args:
         at: coordinate x of the pixels' centres.
@@ -66,9 +75,10 @@ def strip(at: np.ndarray, centre, half, foot: np.ndarray) -> np.ndarray:
 
 
 def stripes(at: np.ndarray, period, duty, foot: np.ndarray) -> np.ndarray:
-    """Returns the fraction 0..1 of each pixel that periodic stripes cover.
+    """Returns the fraction 0..1 of each pixel that periodic stripes of a surface cover.
 
-    The stripes are x in [k period, (k + duty) period), for all integers k.
+    The stripes are the points with x in [k period, (k + duty) period), for all integers k and one
+    coordinate x of the surface.
 
     Args:
         at: coordinate x of the pixels' centres.

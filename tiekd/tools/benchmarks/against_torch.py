@@ -39,6 +39,8 @@ _LEARNING_RATE = 1e-5  # small, so that the two losses stay comparable over many
 def run(args: argparse.Namespace) -> dict:
     """Compares the engine's step with torch's for each number of ranks and each ZeRO stage.
 
+    Torch's is a step of a plain loop with DistributedDataParallel.
+
     Args:
         args: the command-line options that `arguments.of_engine` defines.
 
@@ -90,9 +92,10 @@ def combined(rows: list[dict]) -> dict:
         rows: for each rank the JSON object that `main` wrote.
 
     Returns:
-        Times of the slowest rank in seconds, memory summed over ranks in MB, their ratios (engine /
-        torch), and `loss_difference`: the relative difference between the losses of the two last
-        steps, which only rounding may cause.
+        "engine_s" and "torch_s", seconds of a step on the slowest rank, median over rounds;
+        "engine_peak_mb" and "torch_peak_mb", peak memory summed over ranks; "time_ratio" with
+        "time_ratio_range", and "memory_ratio", engine / torch; and "loss_difference", the relative
+        difference between the losses of the two last steps, which only rounding may cause.
     """
 
     def slowest(key: str) -> list[float]:
@@ -121,9 +124,10 @@ def main(
 ) -> None:
     """Measures the engine's step and torch's on this rank, and writes the results to a JSON file.
 
-    For each of the two the file has the seconds per step in each round, and the peak bytes above
-    those held before the step. It also has the relative difference between the two losses after the
-    same number of steps.
+    The file has "engine_s" and "torch_s", lists of the seconds per step in each round;
+    "engine_peak" and "torch_peak", the peak bytes above those held before the step; and
+    "loss_difference", the relative difference between the two losses after the same number of
+    steps.
 
     Args:
         recipe_path: path of the student's recipe.
@@ -147,7 +151,7 @@ def main(
         "engine": engine_step(recipe, network, criterion, batch, batch_size, stage),
     }
     # First measure memory, which also warms up, then time. In every other round the engine's step
-    # runs before torch's, so that a slow drift of the machine affects both alike.
+    # runs before torch's, so that a slow change of the machine's speed affects both alike.
     peaks = {name: measure.peak_bytes(step, device) for name, step in steps.items()}
     times: dict[str, list[float]] = {name: [] for name in steps}
     order = list(steps)
@@ -174,13 +178,13 @@ def main(
 def torch_step(
     recipe: dict, network: nn.Module, criterion: nn.Module, batch, batch_size: int
 ) -> Callable:
-    """Returns a function that runs a step of a plain torch loop and returns the 0-d loss.
+    """Returns a function that runs a step of a plain torch loop and returns its loss, a 0-d tensor.
 
     Args:
         recipe: the student's recipe, with `optimizer` and `train`.
         network: the student, on the device.
-        criterion: the losses.
-        batch: this rank's Batch.
+        criterion: the module that computes the weighted losses.
+        batch: this rank's `Batch`, the same in every step.
         batch_size: images per iteration, summed over all ranks.
     """
     on_gpu = batch.image.is_cuda
@@ -212,13 +216,13 @@ def torch_step(
 def engine_step(
     recipe: dict, network: nn.Module, criterion: nn.Module, batch, batch_size: int, stage: int
 ) -> Callable:
-    """Returns a function that runs a step with DeepSpeed's engine and returns the 0-d loss.
+    """Returns a function that runs a step with DeepSpeed's engine and returns its 0-d loss.
 
     Args:
         recipe: the student's recipe, with `optimizer` and `train`.
         network: the student, on the device.
-        criterion: the losses.
-        batch: this rank's Batch.
+        criterion: the module that computes the weighted losses.
+        batch: this rank's `Batch`, the same in every step.
         batch_size: images per iteration, summed over all ranks.
         stage: ZeRO stage; 0 for no ZeRO.
     """

@@ -19,12 +19,19 @@ DTYPES = ("fp32", "bf16", "fp16")
 TARGETS = ("gaussian", "released")
 FORMATS = ("auto", "channels_last", "contiguous")
 AGAINST = ("bare", "torch")
-LARGEST = 10**6  # The largest size or count.
+LARGEST = 10**6  # The largest size or count that an option accepts.
 OTHERS = ("products", "compiled", "chunks")
 
 
 def whole(text: str) -> int:
-    """Parses a size or a count, a whole number from 1, as the `type` of an argparse argument."""
+    """Converts the text of a command-line argument to a size or a count, for argparse's `type`.
+
+    Args:
+        text: the text, which must be a whole number from 1 to LARGEST.
+
+    Raises:
+        argparse.ArgumentTypeError: it isn't such a number.
+    """
     if not re.fullmatch(r"[0-9]{1,9}", text) or not 1 <= int(text) <= LARGEST:
         raise argparse.ArgumentTypeError(
             f"got {text!r:.80}; it must be a whole number from 1 to {LARGEST}"
@@ -33,7 +40,7 @@ def whole(text: str) -> int:
 
 
 def _add_batch(parser: argparse.ArgumentParser, of: str = "a step") -> None:
-    """Adds the options for the number and the size of the images in a batch.
+    """Adds the options `--batch`, the number of images in a batch, and `--height` and `--width`.
 
     Args:
         parser: the benchmark's parser.
@@ -45,14 +52,14 @@ def _add_batch(parser: argparse.ArgumentParser, of: str = "a step") -> None:
 
 
 def _add_recipe(parser: argparse.ArgumentParser, default: Path, whose: str) -> None:
-    """Adds the option for the recipe of the network that is measured.
+    """Adds the option `--recipe`, the path of the recipe of the network that is measured.
 
-    Its path is stored as a string, so that it can be part of the JSON report.
+    The path is stored as a string, so that it can be part of the JSON report.
 
     Args:
         parser: the benchmark's parser.
-        default: the recipe if the option isn't given.
-        whose: text that names the default in the help.
+        default: path of the recipe if the option isn't given.
+        whose: text that names this recipe in the help.
     """
     parser.add_argument(
         "--recipe", type=paths.path_text_argument, default=str(default), help=f"default {whose}"
@@ -60,7 +67,11 @@ def _add_recipe(parser: argparse.ArgumentParser, default: Path, whose: str) -> N
 
 
 def _add_kitti(parser: argparse.ArgumentParser) -> None:
-    """Adds the option `--data` for a folder with the KITTI data set."""
+    """Adds the option `--data` for a folder with the KITTI data set.
+
+    Args:
+        parser: the benchmark's parser.
+    """
     parser.add_argument(
         "--data",
         type=paths.path_argument,
@@ -70,14 +81,24 @@ def _add_kitti(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_compile(parser: argparse.ArgumentParser) -> None:
-    """Adds the option `--compile`, which compiles encoder and decoder with torch.compile."""
+    """Adds the option `--compile`, which compiles encoder and decoder with torch.compile.
+
+    Args:
+        parser: the benchmark's parser.
+    """
     parser.add_argument(
         "--compile", action="store_true", help="our encoder and decoder by torch.compile"
     )
 
 
 def of_head(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of the benchmark `head`."""
+    """Adds the options of the benchmark `head` to a parser.
+
+    The benchmark measures the DPM head's kernels against their plain implementation.
+
+    Args:
+        parser: the benchmark's parser.
+    """
     for name, default in (
         ("batch", 1),
         ("height", 352),
@@ -100,7 +121,13 @@ def of_head(parser: argparse.ArgumentParser) -> None:
 
 
 def of_step(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of the benchmark `step`."""
+    """Adds the options of the benchmark `step` to a parser.
+
+    The benchmark measures tiekd's training step against a plain one.
+
+    Args:
+        parser: the benchmark's parser.
+    """
     _add_recipe(parser, PUBLISHED, "the published KITTI student's")
     _add_batch(parser)
     parser.add_argument(
@@ -116,7 +143,13 @@ def of_step(parser: argparse.ArgumentParser) -> None:
 
 
 def of_loader(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of the benchmark `loader`."""
+    """Adds the options of the benchmark `loader` to a parser.
+
+    The benchmark measures making a training sample against decoding its files.
+
+    Args:
+        parser: the benchmark's parser.
+    """
     _add_kitti(parser)
     parser.add_argument(
         "--crop",
@@ -137,7 +170,13 @@ def of_loader(parser: argparse.ArgumentParser) -> None:
 
 
 def of_eval(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of the benchmark `eval`."""
+    """Adds the options of the benchmark `eval` to a parser.
+
+    The benchmark measures tiekd's evaluation against a plain one.
+
+    Args:
+        parser: the benchmark's parser.
+    """
     _add_kitti(parser)
     parser.add_argument(
         "--kb-crop", type=whole, nargs=2, default=(352, 1216), metavar=("H", "W"), help="352 1216"
@@ -157,7 +196,13 @@ def of_eval(parser: argparse.ArgumentParser) -> None:
 
 
 def of_engine(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of the benchmark `engine`."""
+    """Adds the options of the benchmark `engine` to a parser.
+
+    The benchmark measures the training loop and its hooks against a bare loop.
+
+    Args:
+        parser: the benchmark's parser.
+    """
     _add_recipe(parser, LIGHT, "the light KITTI student's")
     parser.add_argument(
         "--deepspeed_config",
@@ -184,7 +229,13 @@ def of_engine(parser: argparse.ArgumentParser) -> None:
 
 
 def of_student(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of the benchmark `student`."""
+    """Adds the options of the benchmark `student` to a parser.
+
+    The benchmark measures parameters, latency and memory of a network.
+
+    Args:
+        parser: the benchmark's parser.
+    """
     _add_recipe(parser, PUBLISHED, "the published KITTI student's")
     parser.add_argument("--teacher", action="store_true", help="the recipe's teacher instead")
     _add_batch(parser, "a forward")
@@ -199,7 +250,13 @@ def of_student(parser: argparse.ArgumentParser) -> None:
 
 
 def of_teacher(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of the benchmark `teacher`."""
+    """Adds the options of the benchmark `teacher` to a parser.
+
+    The benchmark measures cached teacher maps against a teacher online.
+
+    Args:
+        parser: the benchmark's parser.
+    """
     _add_recipe(parser, PUBLISHED, "the published student's, from AdaBins")
     _add_batch(parser)
     parser.add_argument(
@@ -208,14 +265,26 @@ def of_teacher(parser: argparse.ArgumentParser) -> None:
 
 
 def of_layouts(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of the benchmark `layouts`."""
+    """Adds the options of the benchmark `layouts` to a parser.
+
+    The benchmark measures memory layouts of convolutions on a CPU.
+
+    Args:
+        parser: the benchmark's parser.
+    """
     parser.add_argument(
         "--shrink", type=whole, default=1, help="divides rows and columns of pixels, default 1"
     )
 
 
 def of_growth(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of the benchmark `growth`."""
+    """Adds the options of the benchmark `growth` to a parser.
+
+    The benchmark measures time and memory of a step against batch, crop, bins and ranks.
+
+    Args:
+        parser: the benchmark's parser.
+    """
     _add_recipe(parser, LIGHT, "the light KITTI student's")
     parser.add_argument(
         "--batches", type=whole, nargs="+", default=[1, 2, 4, 8], help="default 1 2 4 8"

@@ -1,12 +1,13 @@
 """Measures the host time of the training loop and its hooks, and compares the loop with a bare one.
 
-Trains a recipe's student on synthetic batches, with DeepSpeed's engine. After every few iterations,
-a bare loop (forward, losses, backward, clipping, step) runs the same number of iterations twice, on
-the same engine and batch. The ratio of these two runs shows the machine's noise. The hooks are
-those of a run, except evaluation and checkpoints, whose cost is measured elsewhere. The additional
-time that a hook takes for a log line or an image is divided by the recipe's interval between them.
-`host_share` is the time of the loop and its hooks divided by that of the step; on a GPU it may
-overlap with the device's work. Left out: more than one rank.
+The benchmark trains a recipe's student on synthetic batches, with DeepSpeed's engine. After every
+few iterations, a bare loop (forward, losses, backward, clipping, step) runs the same number of
+iterations twice, on the same engine and batch. The ratio of these two runs' times shows the
+machine's noise. The hooks are those of a run, except evaluation and checkpoints, whose cost is
+measured elsewhere. Writing a log line or an image takes a hook additional time in some iterations;
+this time is divided by the recipe's interval between them. `host_share` is the time of the loop and
+its hooks divided by that of the step; on a GPU it may overlap with the device's work. Left out:
+more than one rank.
 
 `--against torch` instead compares the engine's step with that of a plain torch loop with
 DistributedDataParallel, on one and more ranks and at several ZeRO stages (see `against_torch`).
@@ -51,16 +52,17 @@ IMAGE_INTERVAL = 500  # iterations between images, if the recipe sets none
 def run(args: argparse.Namespace) -> dict:
     """Measures the training loop and its hooks, and compares the loop with a bare one.
 
-    The bare loop calls the engine without hooks (see the module). With `--against torch` the result
-    is that of `against_torch.run`.
+    The bare loop calls the engine without hooks. With `--against torch` the result is that of
+    `against_torch.run`.
 
     Args:
         args: the command-line options that `arguments.of_engine` defines.
 
     Returns:
-        The ratios of time and memory (our loop / bare loop), as `measure.compare` names them;
-        `hooks_ms` (by hook) and `loop_ms`, milliseconds per iteration; and `host_share`, their sum
-        divided by the time of the step.
+        The ratios of time and memory (tiekd's loop / bare loop), as `measure.compare` names them.
+        "step_ms" is the milliseconds of an iteration without hooks; "loop_ms" is the part of them
+        outside of forward, losses, backward and teacher; "hooks_ms" has each hook's, by its class.
+        "host_share" is ("loop_ms" + all hooks) / ("step_ms" + all hooks).
     """
     if args.against == "torch":
         return against_torch.run(args)
@@ -68,17 +70,19 @@ def run(args: argparse.Namespace) -> dict:
     device = process_group.start_rank()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         watch, log_interval, image_interval = _train(args, device, Path(folder))
-    # Names that begin with _ are times of the whole step or of the loop; the others are hooks.
+    # `watch.times` has the times of each hook by its class, and besides them those of the whole
+    # step ("_step") and of the loop ("_loop").
     hooks = {
         name: 1e3 * _amortised(times, log_interval, image_interval)
         for name, times in watch.times.items()
         if name[0] != "_"
     }
-    # Use the iterations under "off", which have neither a log line nor an image, as most iterations
-    # of a run.
+    # Use the times under "off", which are those of iterations with neither a log line nor an image.
+    # Most iterations of a run are such.
     loop = 1e3 * statistics.median(watch.times["_loop"]["off"])
     step = 1e3 * statistics.median(watch.times["_step"]["off"])
-    # The bare loop runs twice. The ratio of its two times shows how far any ratio is noise.
+    # The bare loop runs twice after each block. The ratio of its two times shows by how much any
+    # ratio can differ from 1 due to noise alone.
     ratios = [a / b for a, b in zip(watch.ours_s, watch.bare_s, strict=True)]
     again = [a / b for a, b in zip(watch.again_s, watch.bare_s, strict=True)]
     return {
@@ -102,6 +106,8 @@ def run(args: argparse.Namespace) -> dict:
 
 def _train(args: argparse.Namespace, device: torch.device, folder: Path) -> tuple[Watch, int, int]:
     """Trains the student with timed hooks, and runs the bare loop between blocks of iterations.
+
+    A block is `args.block` iterations, of which there are `args.rounds`.
 
     Args:
         args: the command-line options that `arguments.of_engine` defines.

@@ -1,6 +1,6 @@
-"""Compares our evaluation with a plain one that handles one image at a time in NumPy.
+"""Compares tiekd's evaluation with a plain one that handles one image at a time in NumPy.
 
-First the metrics alone are compared, for predictions that are on the device already: ours in
+First the metrics alone are compared, for predictions that are on the device already: tiekd's in
 batches, the plain ones image by image. Then whole evaluations are compared: reading, prediction
 with flip averaging, metrics. The speedup of a whole evaluation depends on the share of reading and
 metrics in its time. Therefore it is measured twice: with a predictor that costs next to nothing,
@@ -35,15 +35,16 @@ _CROP = "garg"
 
 
 def run(args: argparse.Namespace) -> dict:
-    """Compares our metrics, and whole evaluations, with plain ones in NumPy.
+    """Compares tiekd's metrics, and whole evaluations, with plain ones in NumPy.
 
     Args:
         args: the command-line options that `arguments.of_eval` defines.
 
     Returns:
-        The result of `_compare` (ours / plain) for the metrics alone. The keys "whole" (from
-        files), "whole_decoded" (from decoded frames) and "student" (with a real student) have its
-        results for whole evaluations.
+        The result of `_compare` (tiekd / plain) for the metrics alone. The keys "whole" (from
+        files), "whole_decoded" (from decoded frames) and, with --student, "student" (with a real
+        student) have such results for whole evaluations. "frames" is the number of images,
+        "batch_size" that of tiekd's evaluation.
     """
     device = device_of(args.device)
     kb_crop = tuple(args.kb_crop)
@@ -52,8 +53,8 @@ def run(args: argparse.Namespace) -> dict:
     with kitti_folder(args.data, kb_crop) as (root, scratch):
         options = kitti.KittiOptions(str(root), kb_crop=kb_crop)
         from_files, from_cache = (kitti.build(options, "train", MAX_DEPTH_M) for _ in range(2))
-        # Both evaluations read the same images. Ours is also measured with decoded frames, i.e.
-        # with arrays instead of compressed files, which are written here.
+        # Both evaluations read the same images. tiekd's is also measured with decoded frames, i.e.
+        # with arrays instead of compressed files; these arrays are written here.
         from_cache.decoded = Decoded(scratch / "decoded", root)
         for index in range(len(from_cache)):
             for path, decode in from_cache.files(index).values():
@@ -77,11 +78,11 @@ def run(args: argparse.Namespace) -> dict:
 
 
 class _First(Dataset):
-    """The first `count` frames of a data set.
+    """The first frames of a data set, as a data set.
 
-    Attributes:
-        frames_there: the whole data set.
-        count: the number of frames.
+    Args:
+        frames: the whole data set.
+        count: the number of frames to keep; all are kept if there are fewer.
     """
 
     def __init__(self, frames: Frames, count: int):
@@ -94,15 +95,18 @@ class _First(Dataset):
         return self.count
 
     def image_sizes(self) -> list[tuple[int, int]]:
-        """Returns (height, width) of each image, pixels."""
+        """Returns (height, width) of each image in pixels, in order."""
         return self.frames_there.image_sizes()[: self.count]
 
 
 def _grey(image: Tensor) -> Prediction:
-    """Predicts depth from the red channel alone, in place of a network, at next to no cost.
+    """Predicts a depth from the red channel alone, in place of a network, at next to no cost.
 
     Args:
         image: (B, 3, H, W), normalised.
+
+    Returns:
+        A prediction with depth (B, 1, H, W) in metres, from 1 to MAX_DEPTH_M.
     """
     return Prediction((image[:, :1] * 5 + 20).clamp_(1, MAX_DEPTH_M))
 
@@ -185,12 +189,12 @@ def _compare(
     rounds: int,
     device: torch.device,
 ) -> dict:
-    """Compares the time and memory of two evaluations with `measure.compare`.
+    """Compares the time, memory and results of two evaluations that compute the same metrics.
 
     Args:
         compared: description of the comparison, for the report.
-        ours: function that returns our metrics by name.
-        plain: function that returns the same metrics, computed in NumPy.
+        ours: function that evaluates with tiekd, and returns metrics by name.
+        plain: function that evaluates in NumPy, and returns the same metrics.
         rounds: number of times that each is timed.
         device: the device to synchronise with after each call.
 

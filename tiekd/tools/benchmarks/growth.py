@@ -2,11 +2,11 @@
 
 It prints a table, writes a plot, and reports nonlinear growth. Each of the four quantities is
 varied alone, with the others at their smallest size. A straight line is fitted to the measured
-times, and another to the peak memory. Measurements that deviate from their line by more than a
-tenth are reported. For ranks, the step uses DeepSpeed and the batch size per rank is fixed, so the
-time should stay constant and the total memory should be proportional to the world size.
-`time_ratio` is the largest deviation of a time from its line, as time / line; `memory_ratio` is the
-same for memory. Left out: several machines.
+times, and another to the peak memory. Measurements that deviate by more than a tenth from the line
+that is fitted to them are reported. For ranks, the step uses DeepSpeed and the batch size per rank
+is fixed, so the time should stay constant and the total memory should be proportional to the world
+size. `time_ratio` is the largest deviation of a time from the line's value, as time / value;
+`memory_ratio` is the same for memory. Left out: several machines.
 """
 
 import argparse
@@ -32,6 +32,8 @@ UNITS = {
 
 def run(args: argparse.Namespace) -> dict:
     """Measures time and memory of a training step at several sizes of each quantity.
+
+    The quantities are the batch size, the crop, the head's number of bins and the number of ranks.
 
     Args:
         args: the command-line options that `arguments.of_growth` defines.
@@ -75,11 +77,11 @@ def run(args: argparse.Namespace) -> dict:
 
 
 def _farthest(curves: dict[str, dict], key: str) -> float:
-    """Returns the ratio farthest from 1 among the lists under `key` of all curves.
+    """Returns the ratio farthest from 1 among all measurements of all quantities.
 
     Args:
         curves: for each quantity the result of `judged`.
-        key: "time_by_line" or "memory_by_line".
+        key: the key of the ratios in these results, "time_by_line" or "memory_by_line".
     """
     ratios = [ratio for curve in curves.values() for ratio in curve[key]]
     return max(ratios, key=lambda ratio: abs(ratio - 1))
@@ -129,8 +131,8 @@ def _of_ranks(args: argparse.Namespace) -> dict:
         for n in args.ranks
     ]
     times, peaks = (list(column) for column in zip(*rows, strict=True))
-    # No line is fitted for ranks. Divide by what is expected from the first measurement: the same
-    # time, and memory proportional to the number of ranks.
+    # No straight line is fitted to the measurements for several ranks. Divide them by what is
+    # expected from the first one: the same time, and memory proportional to the number of ranks.
     by_one = (
         [time / times[0] for time in times],
         [peak / peaks[0] * args.ranks[0] / n for n, peak in zip(args.ranks, peaks, strict=True)],
@@ -142,7 +144,10 @@ def table(curves: dict[str, dict]) -> str:
     """Formats the measurements as a table with one line per measured size.
 
     Args:
-        curves: for each quantity the result of `judged`.
+        curves: for each quantity ("batch", "crop", "bins", "ranks") the result of `judged`.
+
+    Returns:
+        The table's lines, joined by newlines.
     """
     lines = ["what     size          time        by line   memory        by line"]
     for name, curve in curves.items():
@@ -174,8 +179,9 @@ def judged(
             known; None to fit a line to each and compute the ratios to it.
 
     Returns:
-        The three lists as "sizes", "time_s" and "peak_mb"; the ratios as "time_by_line" and
-        "memory_by_line"; and as "says" a text that states if both are linear.
+        The first three arguments as "sizes", "time_s" and "peak_mb"; the ratios as "time_by_line"
+        and "memory_by_line"; and as "says" a text that states for time and memory if they are
+        linear, i.e. if all ratios are within TOLERANCE of 1.
     """
     by_line = by_line or (_by_line(sizes, times), _by_line(sizes, peaks_mb))
     by_line = dict(zip(("time", "memory"), by_line, strict=True))
@@ -197,12 +203,13 @@ def judged(
 
 
 def _by_line(sizes: list[int], values: list[float]) -> list[float]:
-    """Fits a straight line by least squares of relative errors; returns each value / the line's.
+    """Fits a straight line to measurements, and returns each measured value / the line's value.
 
-    For one or two values all ratios are 1, since a line passes through them.
+    The fit minimises the squares of the relative errors. For one or two measurements all ratios
+    are 1, since a line passes through them.
 
     Args:
-        sizes: the x coordinates.
+        sizes: the x coordinates of the measurements.
         values: the y coordinates, above 0.
     """
     if len(sizes) < 3:

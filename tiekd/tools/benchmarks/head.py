@@ -1,11 +1,13 @@
 """Compares the DPM head's kernels with its plain implementation, in forward and backward.
 
-Ours is the implementation that `tiekd.kernels.dpm` selects for the device. The plain one is
-`tiekd.kernels.reference`, which keeps every (B, K, h, w) tensor that autograd needs. Further
-comparisons: the head's matrix products alone (logits twice, since they are not kept, and both
-gradients), torch.compile of the plain implementation, the plain implementation on chunks of rows,
-and on a GPU the roofline, i.e. the shortest possible time from memory bandwidth and arithmetic
-speed. The target resembles a street: depths that grow towards the top, with holes.
+The DPM head computes from features, for each pixel, a probability distribution over depth bins. The
+kernels are those that `tiekd.kernels.dpm` selects for the device. The plain implementation is
+`tiekd.kernels.reference`, which keeps every (B, K, h, w) tensor that autograd needs, for B images
+and K bins. Further comparisons: the head's matrix products alone (logits twice, since the kernels
+don't keep them, and both gradients), torch.compile of the plain implementation, the plain
+implementation on chunks of rows, and on a GPU the roofline, i.e. the shortest possible time from
+memory bandwidth and arithmetic speed. The target resembles a street: depths that grow towards the
+top, with holes.
 """
 
 import argparse
@@ -34,9 +36,10 @@ def run(args: argparse.Namespace) -> dict:
         args: the command-line options that `arguments.of_head` defines.
 
     Returns:
-        The result of `measure.compare`; `worst_relative_error`, the result of `worst_error` for our
-        outputs and gradients against those of the plain implementation in the same dtype; and the
-        results of the further comparisons, on a GPU including "roofline".
+        The result of `measure.compare` (kernels / plain). `worst_relative_error` is the result of
+        `worst_error` for the kernels' outputs and gradients against those of the plain
+        implementation in the same dtype. The other keys are the alternatives, and on a GPU
+        "roofline".
     """
     device = device_of(args.device)
     inputs = example(
@@ -52,8 +55,8 @@ def run(args: argparse.Namespace) -> dict:
         f"batch {args.batch}, {args.channels} channels, {args.bins} bins, "
         f"{args.height}x{args.width}"
     )
-    # Which implementation is selected depends on the device and sizes of the inputs. So its name is
-    # part of the report.
+    # Which kernels are selected depends on the device and sizes of the inputs. So the name of their
+    # module is part of the report.
     name = kernels.implementation(*inputs[:1], inputs[4], inputs[3]).__module__.rsplit(".", 1)[1]
     compared = (
         f"head and divergence, forward and backward: {name} / reference, {args.dtype}, "
@@ -147,7 +150,10 @@ def train(
     sigma: float,
     target: str,
 ) -> tuple[Tensor, ...]:
-    """Runs a DPM head forward and backward, for images of size B, C, h, w and K bins.
+    """Runs a DPM head forward and backward.
+
+    The shapes are those of B images of h x w pixels, C feature channels and K depth bins. The loss
+    is a weighted sum of the means of depth and divergence.
 
     Args:
         dpm: the function that computes the head, such as `kernels.dpm`.
@@ -161,8 +167,7 @@ def train(
             that was published with the paper.
 
     Returns:
-        Depth, divergence, and the gradients of features, weight and bias. The loss is a weighted
-        sum of the means of depth and divergence.
+        Depth, divergence, and the gradients of features, weight and bias.
     """
     leaves = [t.detach().requires_grad_() for t in (features, weight, bias)]
     outputs = dpm(*leaves, edges, depth, sigma, target=target)
@@ -181,7 +186,8 @@ def in_chunks(
 ):
     """Computes `reference.dpm` on a few rows of pixels at a time, and recomputes each in backward.
 
-    So only the logits of these rows are in memory.
+    So only the logits of these rows are in memory. The shapes are those of B images of h x w
+    pixels, C feature channels and K depth bins.
 
     Args:
         features: (B, C, h, w), the decoder's features.
@@ -190,7 +196,8 @@ def in_chunks(
         edges: (K + 1,), edges of the K bins, metres.
         depth: (B, 1, h, w), target depth, metres, 0 where not valid.
         sigma: standard deviation of the Gaussian target, metres.
-        target: how the target distribution is computed, "gaussian" or "released".
+        target: how the target distribution is computed: "gaussian", or "released" as in the code
+            that was published with the paper.
 
     Returns:
         Depth and divergence, as `reference.dpm` returns them.
@@ -202,10 +209,10 @@ def in_chunks(
 
 
 def products(features: Tensor, weight: Tensor, bias: Tensor) -> None:
-    """Computes only the head's matrix products: the logits twice, and two gradients.
+    """Computes only the DPM head's matrix products: the logits twice, and two gradients.
 
     The logits are computed twice since the kernels don't keep them for backward. The gradients are
-    those of features and weight.
+    those of features and weight. The results are discarded.
 
     Args:
         features: (B, C, h, w), the decoder's features.
@@ -223,7 +230,10 @@ def products(features: Tensor, weight: Tensor, bias: Tensor) -> None:
 
 
 def worst_error(got: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> float:
-    """Returns the largest relative error of any tensor: its largest error / its largest value.
+    """Returns the largest relative error of several tensors.
+
+    The relative error of a tensor is its largest absolute error divided by the largest absolute
+    value of the right tensor.
 
     Args:
         got: the tensors to check.
@@ -245,7 +255,7 @@ def roofline_seconds(
     bytes_per_s: float,
     flops_per_s: float,
 ) -> dict[str, float]:
-    """Returns the shortest possible times of the head from bandwidth and speed (roofline).
+    """Returns the shortest possible times of the DPM head from bandwidth and speed (roofline).
 
     Forward reads the features and a target depth, writes three numbers per pixel, and has one
     product of 2 x channels x bins flops per pixel. Backward reads the features and six numbers,
@@ -278,17 +288,18 @@ def roofline_seconds(
 def _roofline(
     args: argparse.Namespace, bytes_per_feature: int, ours_s: float, device: torch.device
 ) -> dict:
-    """Compares our time with the roofline, i.e. the shortest possible time on this device.
+    """Compares the kernels' time with the roofline, i.e. the shortest possible time on this device.
 
     Args:
-        args: the command-line options; `tb_per_s` is the bandwidth in TB/s, or unset to measure it.
+        args: the command-line options that `arguments.of_head` defines; `tb_per_s` is the bandwidth
+            in TB/s, or None to measure it.
         bytes_per_feature: 4 for fp32, 2 for bf16 and fp16.
-        ours_s: our time in seconds.
+        ours_s: the kernels' time, forward and backward, in seconds.
         device: the GPU.
 
     Returns:
-        The device's bandwidth and speed, the result of `roofline_seconds`, and "ours_by_it": our
-        time divided by the shortest possible one.
+        "bytes_per_s" and "flops_per_s", the device's bandwidth and speed; the result of
+        `roofline_seconds`; and "ours_by_it", `ours_s` divided by the shortest possible time.
     """
     # Measure the memory bandwidth by a copy that reads and writes 1 GiB each, and the arithmetic
     # speed by a large matrix product.
@@ -301,7 +312,7 @@ def _roofline(
     multiplied = measure.interleaved({"product": lambda: a @ b}, 5, device)["product"]
     bytes_per_s = args.tb_per_s * 1e12 if args.tb_per_s else 2 * block.numel() * 4 / min(copies)
     flops_per_s = 2 * size**3 / min(multiplied)
-    # Compute the shortest possible time, by which ours is divided.
+    # Compute the shortest possible time, by which that of the kernels is divided.
     least = roofline_seconds(
         args.batch,
         args.channels,

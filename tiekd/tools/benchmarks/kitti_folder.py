@@ -1,7 +1,7 @@
 """Provides the images of the data benchmarks: the user's KITTI folder, or rendered scenes.
 
-Rendered scenes are written in KITTI's format. Left out: maps of a real teacher. The synthetic maps
-show a flat road with noise, and take as long to decode.
+Rendered scenes are written in KITTI's format. Left out: maps of a real teacher. The synthetic
+teacher maps show a flat road with noise, and take as long to decode as real ones.
 """
 
 from collections.abc import Iterator
@@ -24,12 +24,15 @@ _RENDERED = 8
 def kitti_folder(
     data: str | None, kb_crop: tuple[int, int], rendered: int = _RENDERED
 ) -> Iterator[tuple[Path, Path]]:
-    """Provides a KITTI folder, and a temporary folder that is removed at the end.
+    """Context manager that provides a KITTI folder and a temporary folder.
+
+    The temporary folder, and the KITTI folder if it was rendered, are removed at the end.
 
     Args:
         data: the user's KITTI folder; None renders images somewhat larger than `kb_crop`.
         kb_crop: (height, width) of the KITTI benchmark crop, pixels.
-        rendered: number of images to render if `data` is None.
+        rendered: number of training images, and also of validation images, to render if `data` is
+            None.
 
     Yields:
         The KITTI folder, and the temporary folder for what a benchmark writes.
@@ -43,12 +46,15 @@ def kitti_folder(
 
 
 def with_teacher_maps(root: Path, scratch: Path, kb_crop: tuple[int, int]) -> Frames:
-    """Returns the training images, cut to the benchmark crop, with synthetic teacher maps.
+    """Writes synthetic teacher maps, and returns a KITTI folder's training set that reads them.
 
     Args:
         root: the KITTI folder.
-        scratch: the folder to which the maps are written.
+        scratch: the folder in which the folder of maps is created.
         kb_crop: (height, width) of the KITTI benchmark crop and of the maps, pixels.
+
+    Returns:
+        The training set, whose images are cut to the benchmark crop.
     """
     options = kitti.KittiOptions(str(root), kb_crop=kb_crop)
     frames = kitti.build(options, "train", MAX_DEPTH_M, needs_ground_truth=False)

@@ -1,13 +1,14 @@
 """Times the memory layouts in which a convolution can run, on this CPU's instruction set.
 
-The table in tiekd/kernels/layouts.py, which gives the layout for each kind of convolution (its
-rows), was made from these results. A training run measures nothing. For each row, all allowed
-layouts are timed on the same convolutions: those of the published student, at 352x704 or a quarter
-of it. A result is the time of a layout divided by that of the layout in the table, the median over
-rounds. A result below 1 means that the layout is faster here than the table's. Times are CPU
-seconds of one thread, which other programs on the machine affect little. To measure a smaller
-instruction set on the same CPU: `ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 bin/benchmark.py
-layouts`. Left out: memory, GPUs, more threads.
+The table in tiekd/kernels/layouts.py was made from these results. Each of its rows gives the layout
+for one kind of convolution, such as those with large inputs in training. A training run uses the
+table and measures nothing. For each row, all allowed layouts are timed on the same convolutions:
+those of the published student, at 352x704 or a quarter of it. A result is the time of a layout
+divided by that of the layout in the table, the median over rounds. A result below 1 means that the
+layout is faster here than the table's. Times are CPU seconds of one thread, which other programs on
+the machine affect little. To measure a smaller instruction set on the same CPU:
+`ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 bin/benchmark.py layouts`. Left out: memory, GPUs,
+more threads.
 """
 
 import argparse
@@ -24,7 +25,17 @@ from tiekd.kernels.convolution import Conv2d, compute_in_fp32
 
 
 class Shape(NamedTuple):
-    """The size of a convolution: channels, input height and width, kernel, groups and stride."""
+    """The size of a convolution.
+
+    Attributes:
+        in_channels: number of input channels.
+        out_channels: number of output channels.
+        height: height of the input, pixels.
+        width: width of the input, pixels.
+        kernel: height and width of the kernel, pixels.
+        groups: number of groups of channels; `in_channels` for a depthwise convolution.
+        stride: stride in both directions, pixels.
+    """
 
     in_channels: int
     out_channels: int
@@ -64,14 +75,17 @@ SHAPES = {
 def run(args: argparse.Namespace) -> dict:
     """Times all allowed layouts of each kind of convolution, and compares them with the table's.
 
+    The table is that of tiekd/kernels/layouts.py.
+
     Args:
         args: the command-line options that `arguments.of_layouts` defines.
 
     Returns:
         {"isa": this CPU's instruction set, "rows", "faster", ...}. Each of `rows` has "row" (the
-        kind of convolution), "convolution", "table" (the table's layout), and for each layout its
-        time divided by that of the table's layout. `faster` lists the rows for which another layout
-        is faster.
+        kind of convolution), "convolution", "table" (the table's layout), "table_ms" (its time),
+        and for each layout its time divided by that of the table's layout. `faster` lists the kinds
+        for which another layout is faster by more than 5 %, or is a text that says that there are
+        none.
 
     Raises:
         LaunchError: the device is no CPU.
@@ -103,7 +117,7 @@ def run(args: argparse.Namespace) -> dict:
                 for choice, values in times.items():
                     totals[choice] = totals.get(choice, 0.0) + statistics.median(values)
                 rows.append(_row(f"{shape_class}, {dtype}", shape, chosen, times))
-            # The table has one layout for all convolutions of a row, so the row's times are added.
+            # The table has one layout for all convolutions of a kind, so their times are added.
             best = min(totals, key=totals.get)
             if totals[best] < 0.95 * totals[chosen]:
                 faster.append(
@@ -141,18 +155,20 @@ def _row(name: str, shape: Shape, chosen: str, times: dict[str, list[float]]) ->
 
 
 def _times(shape: Shape, shape_class: str, dtype: str, rounds: int) -> dict[str, list[float]]:
-    """Returns the CPU seconds of each layout in each round, without the warm-up round.
+    """Returns the CPU seconds of a convolution in each layout, layout -> seconds of each round.
+
+    A convolution runs forward and, for the rows of training, backward.
 
     Args:
         shape: the size of the convolution.
         shape_class: the kind of convolution in the table, a key of SHAPES.
         dtype: the precision in the table, such as `layouts.BF16`.
-        rounds: number of rounds after the warm-up.
+        rounds: number of rounds; a warm-up round before them isn't part of the result.
     """
     calls = {choice: _call(shape, shape_class, dtype, choice) for choice in layouts.ALLOWED[dtype]}
     if shape_class in (layouts.LARGE_FORWARD, layouts.SMALL):
-        # The choice PRODUCTS computes the gradient of the weights by matrix products, which is done
-        # only in training with large inputs. So it doesn't exist for these rows.
+        # The layout PRODUCTS means that matrix products compute the gradient of the weights. That
+        # is done only in training with large inputs, so these kinds of convolutions don't have it.
         del calls[layouts.PRODUCTS]
     times = {choice: [] for choice in calls}
     for _ in range(rounds + 1):

@@ -1,7 +1,8 @@
-"""Plots seconds and peak memory of a step against size, one small plot per quantity, with lines.
+"""Plots the measurements of the benchmark `growth`: seconds and peak memory of a step against size.
 
-The lines are those that the benchmark `growth` fits. It needs matplotlib (extra `plot`). Left out:
-logarithmic axes.
+There is one small plot per quantity, such as the batch size, with the measurements as dots and the
+straight lines that `growth` fits to them. It needs matplotlib (extra `plot`). Left out: logarithmic
+axes.
 """
 
 from tiekd.visualization import figures
@@ -13,7 +14,7 @@ NAMES = {"time_s": "time, s", "peak_mb": "peak memory, MB"}
 
 
 def draw(curves: dict[str, dict], units: dict[str, str]) -> bytes:
-    """Plots the results of the `growth` benchmark.
+    """Plots the results of the `growth` benchmark, with one small plot for each varied quantity.
 
     Args:
         curves: for each quantity that was varied: {"sizes": [...], "time_s": [...], "peak_mb":

@@ -1,9 +1,9 @@
 """Compares the time to make a training sample with the time to only decode its files.
 
 The sample is made as by a data worker in the published setting, on one core: decode the files, crop
-to 352x1216, sample an augmentation at random, cut out the part that the augmented image needs, and
-collate a batch. The reference is Pillow decoding the image, ground truth and teacher map. Further
-comparisons:
+to 352x1216, sample an augmentation at random, cut out the region that the augmented image needs,
+and collate a batch. The reference is Pillow decoding the image, ground truth and teacher map.
+Further comparisons:
 
 - samples from decoded frames (bin/cache_frames.py);
 - what the device does with a sample: rotation, flip and crop to 352x704, colours, normalisation,
@@ -39,14 +39,16 @@ _CPU = torch.device("cpu")
 
 
 def run(args: argparse.Namespace) -> dict:
-    """Compares several ways to make a training sample: our loader's, decoding alone, plain NumPy.
+    """Compares several ways to make a training sample: tiekd's loader, decoding alone, plain NumPy.
 
     Args:
         args: the command-line options that `arguments.of_loader` defines.
 
     Returns:
-        The ratios of time and memory by comparison, and the milliseconds per sample. The entry
-        "plain" also has the differences from the pixels of the published pipeline.
+        The ratios of time and memory, loader / decoding alone, and "ms_per_sample", the
+        milliseconds of each way. Further comparisons are the nested results "with_device_share",
+        "cached" (from decoded frames) and "plain", which also has the differences from the pixels
+        of the published pipeline.
     """
     device = device_of(args.device)
     threads = torch.get_num_threads()
@@ -95,7 +97,7 @@ def _measured(
         key: from_cache.read([key])
         for key in itertools.product(range(rounds + 1), range(len(frames)))
     }
-    # Each function makes the sample with this index in this epoch.
+    # Each function takes (epoch, index), and makes or only decodes this sample.
     calls = {
         "ours": lambda epoch, index: from_files.read([(epoch, index)]),
         "decoding": lambda _, index: decode(frames, index),
@@ -153,7 +155,7 @@ def _sum_ratio(ours_s: float, device_s: float, decoding_s: float) -> float:
 def _times(
     calls: dict[str, Callable], num_frames: int, rounds: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Returns the seconds that each function takes for all samples, in each round.
+    """Returns the seconds that each function takes for all samples, name -> seconds of each round.
 
     The functions alternate sample by sample. Every round is another epoch, so the samples are
     augmented differently.
@@ -181,16 +183,18 @@ def _times(
 
 
 def _differences(ours: BatchReader, plain: Callable, num_frames: int, epochs: int = 3) -> dict:
-    """Returns the largest differences between our samples and those of the plain pipeline.
-
-    For images these are grey levels, before and after colour augmentation; for depth maps, the
-    fraction of pixels that differ.
+    """Returns the largest differences between the loader's samples and those of the plain pipeline.
 
     Args:
-        ours: our reader.
+        ours: the loader's reader.
         plain: function of (epoch, index) that returns a PlainSample.
         num_frames: number of samples in an epoch.
         epochs: number of epochs to compare.
+
+    Returns:
+        "grey_levels_off" and "grey_levels_off_after_colours", the largest difference of a pixel in
+        grey levels, before and after colour augmentation; and "share_of_depths_off", the largest
+        fraction of a depth map's pixels that differ by more than 0.1 mm.
     """
     before = 0.0
     after = 0.0

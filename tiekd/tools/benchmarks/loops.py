@@ -1,9 +1,10 @@
 """The timers of the `engine` benchmark, and the bare loop with which it compares the training loop.
 
 The phases of an iteration and each hook of a real training run are timed. The bare loop is forward,
-losses, backward, clipping and step, without hooks. Blocks of its iterations run in between, on the
-same engine. The timers cost a few clock reads per iteration. On a GPU, phases and hooks are timed
-on the host, while blocks are timed with a host sync at the end.
+losses, backward, clipping and step, without hooks. After each block of the run's iterations, the
+same number of iterations of the bare loop are timed, on the same engine. The timers cost a few
+clock reads per iteration. On a GPU, phases and hooks are timed on the host, while blocks are timed
+with a host sync at the end.
 """
 
 import time
@@ -21,12 +22,19 @@ from tiekd.training.hooks.tensorboard import TensorBoard
 
 
 class Parts:
-    """Replaces the step of the training loop, and times the phases of an iteration.
+    """Replaces the step object of the training loop, and times the phases of an iteration.
 
-    Forward, backward, criterion and teacher are timed. Other attributes are those of the step.
+    The phases are forward, losses, backward and teacher. Other attributes are those of the step.
 
     Attributes:
-        spent_s: total seconds of these phases in the current iteration.
+        micro_batches: the micro-batches of every iteration.
+        criterion: the run's losses, without a timer.
+        clip_norm: maximum gradient norm in the bare loop, 0 for no limit; None if the engine clips
+            gradients itself.
+        forward: the step's method, with a timer.
+        backward: the step's method, with a timer.
+        timed_criterion: the run's losses, with a timer.
+        spent_s: total seconds of the phases in the current iteration.
     """
 
     def __init__(
@@ -36,7 +44,7 @@ class Parts:
         criterion: nn.Module,
         clip_norm: float | None,
     ):
-        """Wraps the step of a run.
+        """Wraps the step object of a run.
 
         Args:
             step: the run's step.
@@ -57,7 +65,11 @@ class Parts:
         return getattr(self._step, name)
 
     def timed(self, call: Callable) -> Callable:
-        """Returns a function that calls `call` and adds its seconds to `spent_s`."""
+        """Returns a function that calls another one and adds the call's seconds to `spent_s`.
+
+        Args:
+            call: the function to call; its arguments and its result are passed on.
+        """
 
         def timed_call(*arguments):
             started = time.perf_counter()
@@ -68,12 +80,15 @@ class Parts:
         return timed_call
 
     def batches(self) -> Iterator[Batch]:
-        """Yields the same micro-batches again and again, without end."""
+        """Yields the micro-batches of an iteration again and again, without end."""
         while True:
             yield from self.micro_batches
 
     def bare_iteration(self) -> None:
-        """Runs one iteration of the bare loop: it calls DeepSpeed's own methods, without hooks."""
+        """Runs an iteration of the bare loop.
+
+        For each micro-batch it runs DeepSpeed's forward, the losses, DeepSpeed's backward and step.
+        """
         engine = self._step.engine
         for batch in self.micro_batches:
             prediction = engine(batch.image, self.criterion.divergence_target(batch.teacher_depth))
@@ -86,7 +101,7 @@ class Parts:
 
 @dataclass
 class TimedCriterion:
-    """A criterion whose calls are timed.
+    """A criterion, i.e. the module that computes the losses, whose calls are timed.
 
     Attributes:
         criterion: the criterion.
@@ -97,43 +112,69 @@ class TimedCriterion:
     call: Callable
 
     def divergence_target(self, teacher_depth: Tensor) -> Tensor | None:
-        """Returns the target depth of the divergence, as the criterion does; this isn't timed.
+        """Returns the target depth of a head's divergence, as the criterion does; this isn't timed.
 
         Args:
             teacher_depth: (B, 1, H, W), metres, 0 where not valid.
+
+        Returns:
+            (B, 1, H, W), metres; None if no loss is a divergence.
         """
         return self.criterion.divergence_target(teacher_depth)
 
     def __call__(self, *arguments):
-        """Calls the criterion, records its time and returns its losses."""
+        """Calls the criterion, records the time, and returns the losses by name.
+
+        Args:
+            arguments: what the criterion takes: the prediction, the batch and the teacher's depth.
+        """
         return self.call(*arguments)
 
 
 class TimedHook(Hook):
-    """Wraps a hook and times its `after_iteration`; its other methods aren't timed."""
+    """Wraps a hook and times its `after_iteration`; its other methods aren't timed.
+
+    Args:
+        hook: the hook.
+        watch: receives the times, by the name of the hook's class.
+    """
 
     def __init__(self, hook: Hook, watch: "Watch"):
         self.hook = hook
         self.watch = watch
 
     def before_train(self, state) -> None:
-        """Calls the hook's `before_train`, which isn't timed."""
+        """Calls the wrapped hook's `before_train`, which isn't timed.
+
+        Args:
+            state: the run's TrainState.
+        """
         self.hook.before_train(state)
 
     def after_iteration(self, state) -> None:
-        """Calls the hook's `after_iteration` and records its time."""
+        """Calls the wrapped hook's `after_iteration` and records its time.
+
+        Args:
+            state: the run's TrainState.
+        """
         started = time.perf_counter()
         self.hook.after_iteration(state)
         self.watch.note(type(self.hook).__name__, state, time.perf_counter() - started)
 
     def after_train(self, state) -> None:
-        """Calls the hook's `after_train`, which isn't timed."""
+        """Calls the wrapped hook's `after_train`, which isn't timed.
+
+        Args:
+            state: the run's TrainState.
+        """
         self.hook.after_train(state)
 
 
 @dataclass(eq=False)
 class Watch(Hook):
     """The last hook of the list: collects times, and runs blocks of the bare loop.
+
+    A block is a fixed number of iterations that are timed together.
 
     Attributes:
         device: the device of the engine.
@@ -142,8 +183,8 @@ class Watch(Hook):
         rounds: number of blocks.
         board: the TensorBoard hook, which writes images in the iterations after the last block.
         times: seconds, first by name (a hook's class, `_loop` for the loop without the step,
-            `_step` for the whole iteration), then by kind of iteration: "off" (neither a log line
-            nor an image), "line" or "image".
+            `_step` for the whole iteration without hooks), then by kind of iteration: "off"
+            (neither a log line nor an image), "line" or "image".
         ours_s: seconds of each block of the training loop.
         bare_s: seconds of each block of the bare loop.
         again_s: seconds of each repeated block of the bare loop.
@@ -164,10 +205,10 @@ class Watch(Hook):
     bare_peaks: list[int] = field(default_factory=list)
 
     def note(self, name: str, state, seconds: float) -> None:
-        """Records a time of the current iteration, unless it is the first one.
+        """Records a time of the current iteration, unless it is the first one, which is a warm-up.
 
         Args:
-            name: a hook's class, `_loop` or `_step`.
+            name: what was timed: a hook's class, `_loop` or `_step`.
             state: the run's TrainState.
             seconds: the time.
         """
@@ -178,7 +219,11 @@ class Watch(Hook):
             self.times.setdefault(name, {"off": [], "line": [], "image": []})[kind].append(seconds)
 
     def before_train(self, state) -> None:
-        """Warms up the bare loop and starts the timer of the first block."""
+        """Warms up the bare loop and starts the timer of the first block.
+
+        Args:
+            state: the run's TrainState.
+        """
         # Warm up with two iterations that aren't timed.
         for _ in range(2):
             self.bare_iteration()
@@ -186,7 +231,11 @@ class Watch(Hook):
         self._start()
 
     def after_iteration(self, state) -> None:
-        """Records the iteration's times, and after each block runs the bare loop for two blocks."""
+        """Records the iteration's times; after each block of the run times two of the bare loop.
+
+        Args:
+            state: the run's TrainState.
+        """
         self.note("_loop", state, state.time_s - state.data_time_s - state.step.spent_s)
         self.note("_step", state, state.time_s - state.data_time_s)
         if state.iteration % self.block == 0:

@@ -19,7 +19,9 @@ from tiekd.distributed import allocator, memory
 from tiekd.kernels import layouts
 
 _MB = 1e6
-QUEUED_CALLS = 5  # calls timed together on a GPU: in training, too, the host runs ahead of the GPU
+# Number of calls that are timed together on a GPU, without a sync between them: in training, too,
+# the host runs ahead of the GPU.
+QUEUED_CALLS = 5
 
 
 def compare(
@@ -31,7 +33,7 @@ def compare(
     with_memory: bool = True,
     queued: int = 1,
 ) -> dict:
-    """Compares the time and memory of our function with those of the reference.
+    """Compares the time and memory of tiekd's function with those of a reference.
 
     Args:
         compared: description of the comparison, for the report.
@@ -100,12 +102,12 @@ def interleaved(
 
 
 def seconds(call: Callable[[], object], device: torch.device, queued: int = 1) -> float:
-    """Returns the seconds from a call until the device has finished the work that it queued.
+    """Returns the seconds from a call until the device has finished the work that the call queued.
 
     Args:
         call: function without arguments.
         device: the device on which the call runs.
-        queued: on a GPU, time this many consecutive calls and return their mean.
+        queued: on a GPU, this many consecutive calls are timed, and the mean is returned.
     """
     calls = queued if device.type == "cuda" else 1
     memory.wait(device)
@@ -117,7 +119,7 @@ def seconds(call: Callable[[], object], device: torch.device, queued: int = 1) -
 
 
 def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
-    """Returns the peak memory of a call in bytes, above the memory held before it.
+    """Returns the peak memory of a call in bytes, above the memory held before the call.
 
     On a CPU this is the process's memory (Linux), on a GPU that of torch's allocator. The function
     is called twice and the second call is measured, so that memory that the first call keeps (such
@@ -143,9 +145,14 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
 
 
 def hardware(device: torch.device | str = "cpu") -> dict:
-    """Describes under which conditions a measurement was made, for the report of its results.
+    """Returns the conditions under which a measurement is made, for the report of its results.
 
-    These are the device, a CPU's instruction set and threads, versions, allocator and date.
+    Args:
+        device: the device of the measurement.
+
+    Returns:
+        {"device", "torch", "python", "allocator", "date"}, all text. "device" is the GPU's name, or
+        the CPU's with its instruction set and the number of threads.
     """
     if torch.device(device).type == "cuda":
         name = torch.cuda.get_device_name(device)
@@ -161,10 +168,11 @@ def hardware(device: torch.device | str = "cpu") -> dict:
 
 
 def as_text(result: dict, indent: str = "") -> str:
-    """Formats a benchmark's result as text; nested results are indented below their name.
+    """Formats a benchmark's result as text, one line per value.
 
     Args:
-        result: name -> value, or a nested result.
+        result: name -> a value, a nested result of this form, or a list of nested results. Nested
+            results are indented below their name.
         indent: spaces before each line.
     """
     lines = []

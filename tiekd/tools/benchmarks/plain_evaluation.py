@@ -2,7 +2,7 @@
 
 The metrics are those of Eigen et al. 2014, arXiv 1406.2283. The depth of an image is the mean of
 the network's predictions for it and for its mirror image (flip averaging). The benchmark `eval`
-compares our metrics and times with these.
+compares tiekd's metrics and times with those of this module.
 """
 
 from collections.abc import Callable
@@ -20,13 +20,16 @@ from tiekd.evaluation.metrics import METRIC_NAMES, crop_box
 def plain_metrics(
     prediction: np.ndarray, truth: np.ndarray, min_depth: float, max_depth: float, crop: str
 ) -> list:
-    """Returns the nine metrics of one image in the order of METRIC_NAMES; NaN without ground truth.
+    """Returns the nine metrics of one image in the order of METRIC_NAMES.
+
+    All are NaN if no pixel is evaluated. A pixel is evaluated if it is inside the crop and its
+    ground truth is between `min_depth` and `max_depth`.
 
     Args:
         prediction: (H, W) float64, metres.
-        truth: (H, W) float64, metres, 0 where not valid.
-        min_depth: metres; pixels with smaller ground truth are excluded.
-        max_depth: metres; pixels with larger ground truth are excluded.
+        truth: (H, W) float64, ground truth, metres, 0 where not valid.
+        min_depth: lower end of the evaluated depth range, metres, exclusive.
+        max_depth: upper end of the evaluated depth range, metres, exclusive.
         crop: name of the evaluation crop, such as "garg".
     """
     evaluated = np.zeros(truth.shape, dtype=bool)
@@ -49,13 +52,12 @@ def plain_metrics(
 
 
 def plain_mean(rows: list[list]) -> dict[str, float]:
-    """Averages the metrics over images; images without ground truth (NaN) are excluded.
+    """Returns each metric's mean over images, as metric's name -> mean.
+
+    Images without ground truth, whose metrics are NaN, are excluded.
 
     Args:
         rows: for each image its metrics, as `plain_metrics` returns them.
-
-    Returns:
-        Each metric's name -> its mean.
     """
     return dict(
         zip(
@@ -74,16 +76,19 @@ def plain_evaluation(
     crop: str,
     device: torch.device,
 ) -> dict[str, float]:
-    """Evaluates a network with flip averaging; returns each metric's mean over images.
+    """Evaluates a network with flip averaging on images of KITTI.
 
     Args:
         network: function from a normalised image (1, 3, H, W) to depth (1, 1, H, W) in metres.
-        frames: the list of KITTI's images with ground truth.
+        frames: the KITTI data set; each image has ground truth.
         kb_crop: (height, width) of the KITTI benchmark crop, pixels.
         min_depth: lower end of the evaluated depth range, metres.
         max_depth: upper end of the evaluated depth range, metres.
         crop: name of the evaluation crop, such as "garg".
         device: device of the network.
+
+    Returns:
+        Metric's name -> its mean over the images.
     """
     rows = []
     for index in range(len(frames)):

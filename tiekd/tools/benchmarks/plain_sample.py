@@ -1,9 +1,9 @@
 """Makes a training sample in plain NumPy, as published: on whole images, step by step.
 
 The steps are those of arXiv 2402.14340 for KITTI, in float64: decode, cut to the benchmark crop,
-rotate, flip, crop, augment colours, normalise. The loader must return the same pixels. The time is
-that of NumPy; the published program uses an image library. In contrast to that program, the
-teacher's map is rotated together with the image.
+rotate, flip, crop, augment colours, normalise. tiekd's loader must return the same pixels. The time
+of this module is that of NumPy; the published program uses an image library. In contrast to that
+program, the teacher's map is rotated together with the image.
 """
 
 from math import cos, radians, sin
@@ -24,7 +24,7 @@ class PlainSample(NamedTuple):
     """A training sample; all arrays are float64.
 
     Attributes:
-        grey: (H, W, 3), the image in colour, but before colour augmentation, 0 to 255.
+        grey: (H, W, 3), RGB in grey levels from 0 to 255, before colour augmentation.
         image: (H, W, 3), the augmented and normalised image.
         depth: (H, W), ground truth, metres, 0 where not valid.
         teacher_depth: (H, W), the teacher's depth, metres, 0 where not valid.
@@ -44,7 +44,7 @@ def decode(frames: Frames, index: int) -> list[np.ndarray]:
         index: index of the sample.
 
     Returns:
-        Image, ground truth and teacher map.
+        Image (H, W, 3), ground truth (H, W) and teacher map (H, W), as stored in their files.
     """
     decoded = []
     for path, _ in frames.files(index).values():
@@ -54,10 +54,10 @@ def decode(frames: Frames, index: int) -> list[np.ndarray]:
 
 
 def plain_sample(frames: Frames, index: int, kb_crop: tuple[int, int], d: Decisions) -> PlainSample:
-    """Makes the training sample of a KITTI image with the given augmentation.
+    """Returns the training sample of a KITTI image with the given augmentation.
 
     Args:
-        frames: the list of KITTI's images, with teacher maps.
+        frames: the KITTI data set, with teacher maps.
         index: index of the image.
         kb_crop: (height, width) of the KITTI benchmark crop, pixels.
         d: the augmentation: rotation, flip, crop and colours.
@@ -85,12 +85,15 @@ def plain_sample(frames: Frames, index: int, kb_crop: tuple[int, int], d: Decisi
 
 
 def _turned(pixels: np.ndarray, angle_deg: float, bilinear: bool) -> np.ndarray:
-    """Rotates an image counter-clockwise about its centre; pixels from outside are 0.
+    """Rotates an image counter-clockwise about its centre; pixels from outside the image are 0.
 
     Args:
         pixels: (H, W) or (H, W, C).
         angle_deg: the angle in degrees.
         bilinear: True for bilinear interpolation, False for the nearest pixel.
+
+    Returns:
+        The rotated image, of the same shape.
     """
     height, width = pixels.shape[:2]
     x, y = np.meshgrid(np.arange(width) - (width - 1) / 2, np.arange(height) - (height - 1) / 2)

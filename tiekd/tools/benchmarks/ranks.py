@@ -38,7 +38,7 @@ def measure_step(
     rounds: int,
     device: str = "cpu",
 ) -> tuple[float, float]:
-    """Measures a training step on several ranks.
+    """Measures the time and memory of a training step with DeepSpeed on several ranks.
 
     Args:
         count: the number of ranks.
@@ -53,14 +53,14 @@ def measure_step(
         MB.
 
     Raises:
-        LaunchError: there are fewer GPUs than ranks.
+        LaunchError: there are fewer GPUs than ranks, or a rank fails.
     """
     rows = run_ranks(__name__, count, device, [recipe_path, shape, dtype, rounds])
     return max(seconds for seconds, _ in rows), sum(peak for _, peak in rows) / 1e6
 
 
 def run_ranks(module: str, count: int, device: str, arguments: list) -> list:
-    """Runs a module on several ranks of this machine, and returns what each of them wrote.
+    """Runs a module on several ranks of this machine, and returns the results that they write.
 
     Each rank runs `python -m MODULE JSON`. JSON is a list: the arguments, then the path of the file
     to which the rank writes its result.
@@ -137,7 +137,7 @@ def _start(
 def main(
     recipe_path: str, shape: tuple[int, int, int], dtype: str, rounds: int, answer: str
 ) -> None:
-    """Times steps on this rank, and writes [seconds of the fastest step, peak bytes] as JSON.
+    """Times training steps on this rank, and writes [seconds of the fastest, peak bytes] as JSON.
 
     Args:
         recipe_path: path of the student's recipe.

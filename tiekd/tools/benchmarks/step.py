@@ -1,9 +1,9 @@
-"""Compares our training step of a recipe's student with a plain one.
+"""Compares tiekd's training step of a recipe's student with a plain one.
 
-Ours uses the head's kernels, modules that save work and memory, --dtype, --memory-format, the fused
-optimizer, and torch.compile on request. The plain step computes head and modules operator by
-operator, as they are defined and published, in fp32 on contiguous tensors, and AdamW parameter by
-parameter. Both have the same weights, losses and clipping, and the same batch of noise. Memory
+tiekd's step uses the head's kernels, modules that save work and memory, --dtype, --memory-format,
+the fused optimizer, and torch.compile on request. The plain step computes head and modules operator
+by operator, as they are defined and published, in fp32 on contiguous tensors, and AdamW parameter
+by parameter. Both have the same weights, losses and clipping, and the same batch of noise. Memory
 includes weights, the optimizer's moments, and the step's peak above them. torch's defaults decide
 if convolutions may use TF32; the result reports this. Left out: DeepSpeed and hooks, which the
 benchmark `engine` measures; and data.
@@ -20,14 +20,16 @@ from tiekd.tools.benchmarks.training import DTYPES, BatchShape, TrainingStep, de
 
 
 def run(args: argparse.Namespace) -> dict:
-    """Compares our training step with the plain one.
+    """Compares tiekd's training step with the plain one, which saves neither time nor memory.
 
     Args:
         args: the command-line options that `arguments.of_step` defines.
 
     Returns:
-        The result of `measure.compare` (ours / plain), and `first_loss_difference`: the relative
-        difference between the losses of the two first steps, which only rounding may cause.
+        The result of `measure.compare` (tiekd / plain), whose peaks also include weights, buffers
+        and the optimizer's moments; "ours_images_per_s" and "reference_images_per_s"; and
+        `first_loss_difference`, the relative difference between the losses of the two first steps,
+        which only rounding may cause.
     """
     device = device_of(args.device)
     recipe = load_recipe(args.recipe)

@@ -3,8 +3,9 @@
 Multiply-adds are those of convolutions and matrix products, including the head's, in a forward pass
 of one image. They are counted for the plain network, which computes each operator as published, and
 for the optimised one, which is trained and exported. Latency is that of a forward pass without
-gradients: of the optimised network in the given memory format and precision, against the plain
-network in fp32 on contiguous tensors. Left out: data, flip averaging, other runtimes.
+gradients: that of the optimised network, in the memory format and precision of the options, is
+compared with that of the plain network in fp32 on contiguous tensors. Left out: data, flip
+averaging, other runtimes.
 """
 
 import argparse
@@ -32,9 +33,9 @@ def run(args: argparse.Namespace) -> dict:
         args: the command-line options that `arguments.of_student` defines.
 
     Returns:
-        The result of `measure.compare` (optimised / plain); `parameters_m`, millions of parameters;
-        `gmac` and `ours_gmac`, billions of multiply-adds per image of the plain and of the
-        optimised network; and `weights_mb`.
+        The result of `measure.compare` for a forward pass (optimised / plain); `parameters_m`,
+        millions of parameters; `gmac` and `ours_gmac`, billions of multiply-adds per image of the
+        plain and of the optimised network; and `weights_mb`, the size of the weights in fp32.
     """
     device = device_of(args.device)
     recipe = load_recipe(args.recipe)
@@ -77,15 +78,15 @@ def run(args: argparse.Namespace) -> dict:
 
 
 def network_node(recipe: dict, teachers: bool, path: str) -> dict:
-    """Returns the recipe's node of the student's network, or of the teacher's.
+    """Returns the recipe's config node of the student's network, or of the teacher's.
 
     Args:
         recipe: the recipe.
-        teachers: True for the teacher's network.
+        teachers: True for the teacher's network, False for the student's.
         path: the recipe's path, for the error message.
 
     Raises:
-        RecipeError: the recipe has no teacher network.
+        RecipeError: the teacher's network is asked for, and the recipe has none.
     """
     if not teachers:
         return recipe["network"]
@@ -99,14 +100,14 @@ def network_node(recipe: dict, teachers: bool, path: str) -> dict:
 
 @torch.no_grad()
 def multiply_adds(network: nn.Module, image: torch.Tensor) -> int:
-    """Counts the multiply-adds of convolutions and matrix products in one forward pass.
+    """Returns the number of multiply-adds of convolutions and matrix products in one forward pass.
 
     A DPM head uses its plain implementation while counting, since torch can't count the operations
     of custom kernels.
 
     Args:
         network: the network.
-        image: (B, 3, H, W), its input.
+        image: (B, 3, H, W), the network's input.
     """
     head = network.head
     kernel = getattr(network.head, "kernel", None)

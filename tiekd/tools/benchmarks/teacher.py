@@ -20,7 +20,7 @@ from tiekd.tools.benchmarks.training import DTYPES, BatchShape, TrainingStep, de
 
 
 def run(args: argparse.Namespace) -> dict:
-    """Compares a step with cached teacher maps with a step that runs the teacher.
+    """Compares a training step with cached teacher maps with one that runs the teacher.
 
     Args:
         args: the command-line options that `arguments.of_teacher` defines.
@@ -28,6 +28,9 @@ def run(args: argparse.Namespace) -> dict:
     Returns:
         The result of `measure.compare` (cached / online); memory includes the networks' weights and
         the optimizer's moments.
+
+    Raises:
+        RecipeError: the recipe has no teacher network.
     """
     device = device_of(args.device)
     recipe = load_recipe(args.recipe)

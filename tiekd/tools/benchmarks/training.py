@@ -47,6 +47,13 @@ class TrainingStep:
     """A network with its optimizer and a fixed batch of noise; each call runs a training step.
 
     Attributes:
+        network: the student, in training mode.
+        criterion: the recipe's losses.
+        optimizer: the recipe's optimizer.
+        batch: the batch of every step.
+        teacher: function from the batch to the teacher's depth.
+        device: the device of all tensors.
+        dtype: dtype of autocast in the forward pass; None for no autocast.
         loss: loss of the last step, a 0-d tensor; None before the first step.
     """
 
@@ -72,8 +79,8 @@ class TrainingStep:
             plain: True to use the network without optimisations (`make_plain`), and an optimizer
                 that loops over the parameters.
             compiled: True to compile encoder and decoder.
-            teacher: function from a batch to the teacher's depth; None to use the teacher map in
-                the batch.
+            teacher: function from a `Batch` to the teacher's depth, (B, 1, H, W) in metres; None to
+                use the teacher map in the batch.
         """
         torch.manual_seed(0)
         self.network = build_network(recipe["network"]).to(device).train()
@@ -93,7 +100,7 @@ class TrainingStep:
         self.loss: Tensor | None = None
 
     def __call__(self) -> None:
-        """Runs one training step, and stores its loss in `loss`."""
+        """Runs one training step from forward to optimizer, and stores its loss in `loss`."""
         batch = self.batch
         teacher_depth = self.teacher(batch)
         target = self.criterion.divergence_target(teacher_depth)
@@ -151,7 +158,10 @@ def noise(shape: BatchShape, max_depth: float, device: torch.device) -> Batch:
 
 
 def device_of(name: str) -> torch.device:
-    """Returns the device of that name, "cpu" or "cuda".
+    """Returns the torch device for the option --device.
+
+    Args:
+        name: the option's value, "cpu" or "cuda".
 
     Raises:
         LaunchError: there is no such device.
@@ -168,6 +178,9 @@ def make_plain(network: nn.Module) -> nn.Module:
 
     Afterwards it computes each operator as published. Its results differ from the optimised
     network's only by rounding.
+
+    Args:
+        network: a network as `build_network` returns it.
     """
     for module in network.modules():
         if isinstance(module, (UpsampledConv, TwoConvs, ConvNorm)):
@@ -179,6 +192,8 @@ def make_plain(network: nn.Module) -> nn.Module:
 
 def make_optimizer(node: dict, network: nn.Module, plain: bool) -> torch.optim.Optimizer:
     """Builds the recipe's optimizer for a network.
+
+    All parameters are in one group, i.e. the recipe's parameter groups are ignored.
 
     Args:
         node: the recipe's section `optimizer`.
