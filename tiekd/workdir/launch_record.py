@@ -50,7 +50,7 @@ class LaunchRecord:
     master_addr: str | None = None
 
     def launcher_options(self, given: Sequence[str], work_dir: Path) -> list[str]:
-        """Returns options for `deepspeed` that start the same ranks on the same devices.
+        """Returns options for `deepspeed` that start the recorded ranks on the recorded devices.
 
         Args:
             given: the user's own options for `deepspeed`, which take precedence. Options that
@@ -119,7 +119,9 @@ class LaunchRecord:
 
 
 def write(work_dir: Path, recipe_path: Path) -> None:
-    """Writes launch.json, and a hostfile if there are several machines. Rank 0 only.
+    """Writes how this run was launched to launch.json in its work dir. Rank 0 only.
+
+    If there are several machines, a hostfile with their names is also written.
 
     Args:
         work_dir: the run's folder.
@@ -145,7 +147,10 @@ def write(work_dir: Path, recipe_path: Path) -> None:
 
 
 def read(work_dir: Path) -> LaunchRecord:
-    """Reads the launch record of a work dir.
+    """Reads the record of how a run was launched, the file launch.json in its work dir.
+
+    Args:
+        work_dir: the run's folder.
 
     Raises:
         CheckpointError: no run was started in the work dir, or the record can't be read.
@@ -174,8 +179,8 @@ def replace_by_launcher(options: Sequence[str], script: str, arguments: Sequence
     """Replaces this process by `deepspeed OPTIONS SCRIPT ARGUMENTS`; doesn't return.
 
     Args:
-        options: options for `deepspeed`.
-        script: the Python program that every rank runs.
+        options: options for `deepspeed`, such as --num_gpus.
+        script: the path of the Python program that every rank runs.
         arguments: the program's arguments.
     """
     command = [sys.executable, "-m", "deepspeed.launcher.runner", *options, script, *arguments]
