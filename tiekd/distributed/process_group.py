@@ -21,9 +21,11 @@ _LIBRARIES_THREADS = 8  # Of gloo's two process groups and torch's store.
 
 
 def _threads(text: str) -> int:
-    """Parses the value of OMP_NUM_THREADS.
+    """Returns the number of threads that a value of OMP_NUM_THREADS asks for.
 
-    It may be a list for nested parallel regions, such as "4,2". Its first number is returned.
+    Args:
+        text: the value. It may be a list for nested parallel regions, such as "4,2", of which the
+            first number is used.
 
     Raises:
         LaunchError: The value isn't a whole number from 1.
@@ -35,16 +37,21 @@ def _threads(text: str) -> int:
 
 
 def start_rank(timeout_minutes: float = 30.0) -> "torch.device":
-    """Joins the process group and returns this rank's device.
+    """Joins the process group of torch.distributed, and selects this rank's device.
 
-    A CPU rank uses its share of the cores as threads, or OMP_NUM_THREADS if that is set.
+    On a CPU each rank computes with as many threads as its share of the machine's cores, or with
+    OMP_NUM_THREADS threads if that is set. The launchers and the other machines of the run are
+    watched from this call on.
 
     Args:
-        timeout_minutes: how long a collective waits for a rank.
+        timeout_minutes: the minutes that a collective waits for other ranks before it fails.
+
+    Returns:
+        The device: the GPU with the number LOCAL_RANK, or the CPU if there is no GPU.
 
     Raises:
-        LaunchError: the port is taken, no machine has the name in MASTER_ADDR, or there are more
-            ranks than devices.
+        LaunchError: the port of rank 0 is taken, no machine has the name in MASTER_ADDR, or a machine
+            has more ranks than GPUs.
     """
     import deepspeed
     import torch

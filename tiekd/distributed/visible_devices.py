@@ -4,7 +4,7 @@ This is the program behind bin/dist_train.sh. DeepSpeed ignores CUDA_VISIBLE_DEV
 with a number of GPUs, and accepts no UUIDs. So device numbers are passed as `--include`, and UUIDs
 are first translated to numbers with the help of nvidia-smi. As in CUDA, an empty value or -1 hides
 all GPUs; the ranks then run on the CPU. Only Python's standard library is imported, so the program
-starts at once.
+starts without delay.
 
 Left out: ranks on several MIG instances (slices of a GPU), between which NCCL doesn't work.
 """
@@ -31,9 +31,10 @@ def command(
     """Returns the command that `dist_train.sh RECIPE GPUS [options]` runs.
 
     Args:
-        launcher: the words that start DeepSpeed's launcher.
+        launcher: the words of a command that start DeepSpeed's launcher, such as ["deepspeed"].
         environment: the environment variables of this process.
-        arguments: the path of train.py, then the arguments of dist_train.sh.
+        arguments: the path of train.py, then the arguments of dist_train.sh: RECIPE, GPUS and
+            options of train.py.
 
     Returns:
         The words of the command, and its environment variables.
@@ -129,7 +130,8 @@ def _number(name: str, listed: str, there: Sequence[str]) -> int:
         there: the UUIDs of this machine's GPUs, in the order of their numbers.
 
     Raises:
-        Refused: no GPU, or more than one, has this UUID.
+        Refused: no GPU, or more than one, has a UUID that begins like this; or the entry is
+            neither a number nor a UUID.
     """
     if re.fullmatch(r"\d+", name, re.ASCII):
         return int(name)
@@ -186,7 +188,10 @@ def _whole(value: str, name: str, most: int, meaning: str) -> int:
 
 
 def main() -> int:
-    """Replaces this process by DeepSpeed's launcher (exec); returns 2 after a user's mistake."""
+    """Replaces this process by DeepSpeed's launcher, with `exec`; so it doesn't return.
+
+    Only if the user has made a mistake, it reports that in one line and returns the exit code 2.
+    """
     try:
         words, environment = command(["deepspeed"], os.environ, sys.argv[1:])
         os.execvpe(words[0], words, environment)
