@@ -87,7 +87,7 @@ class _Loader(yaml.SafeLoader):
         return float(text.replace(".inf", "inf").replace(".nan", "nan"))
 
     def truth(self, node):
-        """Returns a YAML scalar as a boolean; raises yaml.YAMLError for any text but true, false."""
+        """Returns a YAML scalar as a boolean; any text but true and false is an error."""
         text = self.construct_scalar(node)
         if not re.fullmatch(_CORE["bool"][0], text):
             raise _refused(f"{text!r:.80} is neither true nor false", node)
