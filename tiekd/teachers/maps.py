@@ -6,9 +6,9 @@ from tiekd.data.batch import Batch
 
 
 class CachedMaps:
-    """Returns the teacher's cached depth maps, which the data loader put into the batch.
+    """Returns the teacher's cached depth maps, which the data loader has put into the batch.
 
-    Where rotation or padding added pixels from outside the image, they are 0 already.
+    The maps are already 0 in pixels that rotation or padding added from outside the image.
     """
 
     def __call__(self, batch: Batch) -> Tensor:
