@@ -14,9 +14,9 @@ class RecipeError(UserError):
     """A value in a recipe, an override or an engine config that isn't allowed.
 
     Attributes:
-        keys: the dotted names of the recipe's values that contradict each other, if there are any.
-            A program that has read the recipe adds where each of them comes from
-            (`tiekd.config.provenance.with_origins`).
+        keys: the dotted names, such as `train.epochs`, of values in the recipe that contradict each
+            other; empty for other errors. A program that has read the recipe adds to the message
+            where each value is set (`tiekd.config.provenance.with_origins`).
     """
 
     def __init__(self, message: str, keys: tuple[str, ...] = ()):
