@@ -49,7 +49,7 @@ __all__ = [
     "valid_pixels",
 ]
 
-# For each public name of `tiekd` the module that defines it.
+# Maps each public name of `tiekd` to the module that defines it.
 _HOMES = {
     "IMAGENET_MEAN": "tiekd.data.augment.augment",
     "IMAGENET_STD": "tiekd.data.augment.augment",

@@ -26,8 +26,8 @@ def printable(text: str, kept: str = "") -> str:
     that the output stream can't encode are not changed here, since the stream escapes them itself.
 
     Args:
-        text: the text, such as a path or a message that contains one.
-        kept: control characters that stay as they are, such as a line break.
+        text: The text, such as a path or a message that contains one.
+        kept: Control characters that stay as they are, such as a line break.
     """
 
     def escaped(found: re.Match) -> str:
@@ -51,11 +51,11 @@ class Progress:
         """Shows the first line if the stream is a terminal.
 
         Args:
-            noun: the name of the items that are counted, such as `frames`.
-            total: the number of items at the end of the job.
-            count: function that returns the number of items that are done, by any process. The rate
+            noun: The name of the items that are counted, such as `frames`.
+            total: The number of items at the end of the job.
+            count: Function that returns the number of items that are done, by any process. The rate
                 is computed only from items done after the construction.
-            stream: the stream to which lines are written, such as stderr.
+            stream: The stream to which lines are written, such as stderr.
             in_files: False to write nothing if the stream isn't a terminal.
         """
         self.noun = noun
@@ -113,8 +113,8 @@ class Progress:
         """Returns a bar, such as ` [===>  ]`, that fits into a line of the terminal.
 
         Args:
-            done: the number of items that are done.
-            taken: the number of characters that the line has besides the bar.
+            done: The number of items that are done.
+            taken: The number of characters that the line has besides the bar.
 
         Returns:
             The bar, in which the filled part is the fraction of items that are done; empty if the

@@ -29,7 +29,7 @@ def instead_of_file(path: str | os.PathLike) -> str | None:
     """Returns what is at a path if it isn't a regular file.
 
     Args:
-        path: the path.
+        path: The path.
 
     Returns:
         The kind of what is there, such as "a folder" or "a pipe". None for a regular file or a link
@@ -51,14 +51,14 @@ def check_readable(
     """Refuses a folder, a pipe, a socket or a device in the place of a file, without opening it.
 
     Args:
-        path: the path. A path at which there is nothing is not refused.
-        noun: the file that is expected there, for the message, such as "recipe".
-        kind: the class of the error that is raised.
-        option: the beginning of the message: the option that gave the path, with a space, such as
+        path: The path. A path at which there is nothing is not refused.
+        noun: The file that is expected there, for the message, such as "recipe".
+        kind: The class of the error that is raised.
+        option: The beginning of the message: the option that gave the path, with a space, such as
             "--deepspeed_config ".
 
     Raises:
-        UserError: at the path there is something else than a regular file. The error is of the
+        UserError: At the path there is something else than a regular file. The error is of the
             class `kind`.
     """
     found = instead_of_file(path)
@@ -72,8 +72,8 @@ def cause_of(error: BaseException, partial: Path | None = None) -> str:
     If the reason is the process's limit of file sizes (ulimit -f), the text names the limit.
 
     Args:
-        error: the error that was raised while the file was written.
-        partial: the partly written file; None if unknown. It is needed for errors without an error
+        error: The error that was raised while the file was written.
+        partial: The partly written file; None if unknown. It is needed for errors without an error
             number, such as torch's: if the file is as large as the limit, the limit was the reason.
     """
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
@@ -90,12 +90,12 @@ def replace_bytes(path: Path, data: bytes, durable: bool = True) -> None:
     """Replaces a file atomically: a reader sees the old content or the new, both complete.
 
     Args:
-        path: the file; it needn't exist yet.
-        data: the new content of the file.
+        path: The file; it needn't exist yet.
+        data: The new content of the file.
         durable: True to wait until the content is on the disk, so that it survives a power cut.
 
     Raises:
-        OSError: the file can't be written; the old one is unchanged.
+        OSError: The file can't be written; the old one is unchanged.
     """
     partial = path.with_name(_partial_name(path.name))
     try:
@@ -119,7 +119,7 @@ def _partial_name(name: str) -> str:
     The name contains this process's ID, so that several processes can write at the same time.
 
     Args:
-        name: the name of the file. If it is long, its hash is used in its place, since file systems
+        name: The name of the file. If it is long, its hash is used in its place, since file systems
             limit the length of names.
     """
     if len(os.fsencode(name)) > _LONGEST_NAME:
@@ -131,8 +131,8 @@ def replace_text(path: Path, text: str) -> None:
     """Replaces the content of a file atomically by text in UTF-8.
 
     Args:
-        path: the file; it needn't exist yet.
-        text: the new content. It may contain file names that are not UTF-8, which Python represents
+        path: The file; it needn't exist yet.
+        text: The new content. It may contain file names that are not UTF-8, which Python represents
             by surrogate escapes; their bytes are written unchanged.
     """
     replace_bytes(path, text.encode(errors="surrogateescape"))
@@ -142,11 +142,11 @@ def append_line(path: Path, line: str) -> None:
     """Appends a line to a text file, completely or not at all.
 
     Args:
-        path: the file; created if it doesn't exist.
-        line: the line, without its line break.
+        path: The file; created if it doesn't exist.
+        line: The line, without its line break.
 
     Raises:
-        OSError: the line can't be written; the file is unchanged.
+        OSError: The line can't be written; the file is unchanged.
     """
     with path.open("ab", buffering=0) as file:
         before = file.tell()
@@ -165,7 +165,7 @@ def sync(path: Path) -> None:
     """Waits until a file or folder is on the disk, so that it survives a power cut (fsync).
 
     Args:
-        path: a file, whose content is written, or a folder, whose list of names is written.
+        path: A file, whose content is written, or a folder, whose list of names is written.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -181,13 +181,13 @@ def check_output(option: str, path: Path | None, suffix: str | None) -> None:
     later.
 
     Args:
-        option: the name of the option that gave the path, for the message.
-        path: the output path; None if the user didn't ask for this output.
-        suffix: the required ending of the file name, such as `.json`; None if the output is a
+        option: The name of the option that gave the path, for the message.
+        path: The output path; None if the user didn't ask for this output.
+        suffix: The required ending of the file name, such as `.json`; None if the output is a
             folder.
 
     Raises:
-        LaunchError: the folder can't be created, the file name has another ending, or it ends in
+        LaunchError: The folder can't be created, the file name has another ending, or it ends in
             .log.json like a run's log. (An existing output is replaced, so this protects other
             files of the user.)
     """

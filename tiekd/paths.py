@@ -24,12 +24,12 @@ def expanded(path: str, where: str = "", error: type[UserError] = LaunchError) -
     """Returns a path with the home folder in place of a leading `~` or `~name`.
 
     Args:
-        path: the path as the user wrote it.
-        where: text that is put before the path in the error message.
-        error: the class of the exception that is raised.
+        path: The path as the user wrote it.
+        where: Text that is put before the path in the error message.
+        error: The class of the exception that is raised.
 
     Raises:
-        UserError: the path begins with `~name`, but there is neither a user `name` nor a file
+        UserError: The path begins with `~name`, but there is neither a user `name` nor a file
             `~name`. (Without the error a folder whose name begins with `~` would be created.) The
             error is of the class `error`.
     """
@@ -48,10 +48,10 @@ def path_argument(text: str) -> Path:
     """Converts a path from the command line to a Path; used as `type` of argparse arguments.
 
     Args:
-        text: the path as typed. A leading `~` is expanded.
+        text: The path as typed. A leading `~` is expanded.
 
     Raises:
-        argparse.ArgumentTypeError: the path is empty, has a `~` that can't be expanded, or contains
+        argparse.ArgumentTypeError: The path is empty, has a `~` that can't be expanded, or contains
             `$NAME` and doesn't exist.
     """
     if not text:
@@ -78,7 +78,7 @@ def checkpoint_argument(text: str) -> Path | str:
     """Converts the value of a checkpoint option; used as `type` of argparse arguments.
 
     Args:
-        text: the value as typed: a path, as for `path_argument`, or the word `auto`.
+        text: The value as typed: a path, as for `path_argument`, or the word `auto`.
 
     Returns:
         The path as a Path, or "auto".
@@ -90,7 +90,7 @@ def unfilled(path: str | Path) -> str | None:
     """Returns the beginning of a path, up to its first `$NAME`, if that doesn't exist.
 
     Args:
-        path: the path, such as `$DATA/kitti`.
+        path: The path, such as `$DATA/kitti`.
 
     Returns:
         The path up to and including the first folder or file whose name contains `$NAME`, such as
@@ -112,8 +112,8 @@ def refuse_unfilled(path: str | Path, where: str) -> None:
     called `$NAME` would be created.
 
     Args:
-        path: the path.
-        where: the path's place in the recipe, such as `data.root`, for the message.
+        path: The path.
+        where: The path's place in the recipe, such as `data.root`, for the message.
     """
     missing = unfilled(path)
     if missing:
@@ -126,7 +126,7 @@ def with_hint(message: str) -> str:
     The hint says that `$NAME` isn't expanded.
 
     Args:
-        message: the message. If it isn't about such a path, it is returned unchanged.
+        message: The message. If it isn't about such a path, it is returned unchanged.
     """
     hinted = _VARIABLE.search(message) and _MISSING.search(message) and VARIABLES not in message
     return f"{message}; {VARIABLES}" if hinted else message

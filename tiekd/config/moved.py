@@ -11,7 +11,7 @@ from pathlib import Path
 
 _TIEKD = Path(__file__).parents[1]
 
-# The names that `from tiekd import NAME` gives: those of tiekd.__all__.
+# The names that can be imported by `from tiekd import NAME`, as in tiekd.__all__.
 PUBLIC = (
     "Batch",
     "BatchNorm2d",
@@ -281,8 +281,8 @@ MODULES = {
     "work_dirs": "workdir.workdir",
 }
 
-# Old modules that were split. For each of their present modules the names that it has now; `*`
-# stands for all names that aren't listed.
+# Maps each old module that was split to its present modules, and each of these to the names that
+# moved there, separated by spaces; `*` stands for all names that aren't listed.
 SPLIT = {
     "checkpoint": {
         "workdir.checkpoints": "FOLDER LATEST STATE STUDENT MOMENTS find find_weights check "

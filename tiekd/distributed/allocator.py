@@ -49,7 +49,7 @@ def set_by_environment() -> None:
     """Sets the allocator of this process to keep freed memory if TIEKD_ALLOCATOR says keep.
 
     Raises:
-        LaunchError: the variable is neither keep nor system.
+        LaunchError: The variable is neither keep nor system.
     """
     global _kept
     chosen = os.environ.get(VARIABLE) or "system"

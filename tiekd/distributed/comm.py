@@ -49,7 +49,7 @@ def mean_over_ranks(values: dict[str, Tensor | float]) -> dict[str, float]:
     Collective.
 
     Args:
-        values: this rank's numbers or 0-d tensors by name; the same names, in the same order, on
+        values: This rank's numbers or 0-d tensors by name; the same names, in the same order, on
             every rank.
 
     Returns:
@@ -73,7 +73,7 @@ def max_over_ranks(value: float) -> float:
     """Returns the maximum of a number over all ranks, on every rank. Collective.
 
     Args:
-        value: this rank's number.
+        value: This rank's number.
     """
     return max(gather_objects(value))
 
@@ -82,7 +82,7 @@ def gather_objects(value) -> list:
     """Gathers a small Python object from every rank. Collective.
 
     Args:
-        value: this rank's object, which must be picklable.
+        value: This rank's object, which must be picklable.
 
     Returns:
         The objects of all ranks, in the order of the ranks; the same list on every rank.
@@ -98,7 +98,7 @@ def broadcast_object(value):
     """Returns an object of rank 0 on every rank. Collective.
 
     Args:
-        value: on rank 0 any picklable Python object; on other ranks it is ignored.
+        value: On rank 0 any picklable Python object; on other ranks it is ignored.
     """
     if world_size() == 1:
         return value
@@ -111,7 +111,7 @@ def set_default_timeout(timeout: timedelta) -> None:
     """Sets the timeout of all process groups created after this call, including DeepSpeed's.
 
     Args:
-        timeout: the time that a collective waits for other ranks before it fails.
+        timeout: The time that a collective waits for other ranks before it fails.
     """
     # Torch gives each new group the default timeout of its backend, not the timeout of the first
     # group.
@@ -126,7 +126,7 @@ def missing_ranks(wait_s: float) -> list[int]:
     store. So if no rank can report, rank 0 is missing.
 
     Args:
-        wait_s: the number of seconds that each rank waits for the reports of the others.
+        wait_s: The number of seconds that each rank waits for the reports of the others.
 
     Returns:
         The numbers of the ranks that have not reported, in order; empty if there is no process

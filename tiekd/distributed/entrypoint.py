@@ -45,7 +45,8 @@ _LESS_MEMORY = (
 )
 _MAKE_ROOM = "make room, then resume or start again"
 _ALLOW = "change its permissions, or give another path"
-# For each error number of the operating system what the user can do; ends the error message.
+# Maps error numbers of the operating system to the end of the error message, which says what the
+# user can do.
 _REMEDIES = {
     errno.ENOSPC: _MAKE_ROOM,
     errno.EDQUOT: _MAKE_ROOM,
@@ -73,8 +74,8 @@ _SAME_ERROR_ELSEWHERE_S = 15.0  # for the first rank to report an error that all
 _START_APART_S = 60.0  # the same before training, when ranks may be a minute apart.
 
 
-# The first error of writing to stdout. The flag below is True if the program's result is in files,
-# so that lost output on stdout is no failure.
+# `_stdout_error` is the first error of writing to stdout. `_result_is_elsewhere` is True if the
+# program's result is in files, so that lost output on stdout is no failure.
 _stdout_error: OSError | None = None
 _result_is_elsewhere = False
 _NOT_TO_BE_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -119,7 +120,7 @@ class _Stdout(io.RawIOBase):
         """Writes bytes to stdout; drops them after the first failed write.
 
         Args:
-            data: the bytes.
+            data: The bytes.
 
         Returns:
             The number of bytes that were written or dropped.
@@ -148,7 +149,7 @@ class _Printable(io.TextIOWrapper):
         """Writes text with its control characters escaped.
 
         Args:
-            text: the text.
+            text: The text.
 
         Returns:
             The number of characters in `text` before escaping.
@@ -212,7 +213,7 @@ def _code_after_stdout(code: int) -> int:
     """Flushes stdout, and returns the exit code that takes lost output into account.
 
     Args:
-        code: the program's exit code.
+        code: The program's exit code.
 
     Returns:
         2 if `code` is 0, writing to stdout has failed, and the program's result is on stdout; else
@@ -233,7 +234,7 @@ def program(main: Callable[[], int | None]) -> NoReturn:
     registered with `atexit` are still called.
 
     Args:
-        main: the program's main function; it returns the exit code, or None for 0.
+        main: The program's main function; it returns the exit code, or None for 0.
     """
 
     def main_with_allocator() -> int | None:
@@ -273,7 +274,7 @@ def run(main: Callable[[], int | None]) -> int:
     because another rank has ended also waits, so that only the root cause is printed.
 
     Args:
-        main: the program's main function; it returns the exit code, or None for 0.
+        main: The program's main function; it returns the exit code, or None for 0.
 
     Returns:
         The program's own exit code; 2 after a user error, which is reported in one line on stderr;
@@ -349,10 +350,10 @@ def check_ranks(told: Mapping[str, str]) -> None:
     With wrong values the ranks would wait for each other for ever.
 
     Args:
-        told: the environment variables by name; those that aren't set are not checked.
+        told: The environment variables by name; those that aren't set are not checked.
 
     Raises:
-        LaunchError: a variable is not a whole number in its range, or a rank isn't below the number
+        LaunchError: A variable is not a whole number in its range, or a rank isn't below the number
             of ranks.
     """
     counts = ("WORLD_SIZE", "LOCAL_SIZE", "LOCAL_WORLD_SIZE")
@@ -426,7 +427,7 @@ def _lost_rank(error: Exception) -> LaunchError:
     caused the failure has probably reported its own error.
 
     Args:
-        error: the error that the collective raised.
+        error: The error that the collective raised.
     """
     from tiekd.distributed.comm import missing_ranks
 
@@ -468,7 +469,7 @@ def on_lost_machine(name: str, silent: bool) -> None:
     """Reports that another machine of the run was lost, and ends this process.
 
     Args:
-        name: the lost machine's name.
+        name: The lost machine's name.
         silent: True if the machine stopped answering; False if its connection was closed. If it was
             closed, this rank waits first, since its own collective may fail with a better message.
     """
@@ -488,7 +489,7 @@ def _tell_of_a_thread(ended) -> None:
     thread writes, the report is one line on stderr. Any other exception gives a traceback.
 
     Args:
-        ended: the exception and its thread, as `threading.excepthook` gets them.
+        ended: The exception and its thread, as `threading.excepthook` gets them.
     """
     error = ended.exc_value
     remedy = _REMEDIES.get(error.errno) if isinstance(error, OSError) else None

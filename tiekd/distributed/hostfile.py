@@ -21,13 +21,13 @@ def read(path: str | Path) -> dict[str, int]:
     """Reads a hostfile, in which each line `NAME slots=N` is a machine with N devices.
 
     Args:
-        path: the hostfile.
+        path: The hostfile.
 
     Returns:
         The number of devices of each machine, by the machine's name.
 
     Raises:
-        LaunchError: the file doesn't exist, can't be read or has an invalid line.
+        LaunchError: The file doesn't exist, can't be read or has an invalid line.
     """
     path = Path(path)
     check_is_file(path)
@@ -66,7 +66,7 @@ def check_is_file(path: Path) -> None:
     DeepSpeed's launcher would use this machine alone instead, without an error.
 
     Args:
-        path: the hostfile.
+        path: The hostfile.
     """
     if path.is_file():
         return
@@ -78,10 +78,10 @@ def check_options(options: Sequence[str]) -> None:
     """Checks the machine and device options of a `deepspeed` command.
 
     Args:
-        options: the options, each as `--name=value`.
+        options: The options, each as `--name=value`.
 
     Raises:
-        LaunchError: two options exclude each other; or an option names a machine or device that
+        LaunchError: Two options exclude each other; or an option names a machine or device that
             isn't in the hostfile, or a number that isn't positive.
     """
     # First check that numbers of GPUs and nodes and the port are positive integers.
@@ -120,13 +120,13 @@ def _check_filter(name: str, value: str, hosts: dict[str, int] | None) -> None:
     """Checks the value of --include or --exclude, such as `node1@node2:0,2`.
 
     Args:
-        name: the option's name, without `--`.
-        value: the option's value: machines separated by @, each with or without device numbers.
-        hosts: the number of devices of each machine, by the machine's name; None if there is no
+        name: The option's name, without `--`.
+        value: The option's value: machines separated by @, each with or without device numbers.
+        hosts: The number of devices of each machine, by the machine's name; None if there is no
             hostfile. Then only this machine is allowed, and its device numbers aren't checked.
 
     Raises:
-        LaunchError: the value names a machine or device that isn't in `hosts`.
+        LaunchError: The value names a machine or device that isn't in `hosts`.
     """
     known = hosts or {"localhost": None}
     # Machines are separated by @. A machine may be followed by a colon and its devices.

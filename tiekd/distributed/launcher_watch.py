@@ -39,9 +39,9 @@ def end_process(_gone: psutil.Process | None = None, code: int = 1) -> None:
     a data worker whose disk hangs would outlive this process.
 
     Args:
-        _gone: the launcher that has ended; not used, but given to every function set by
+        _gone: The launcher that has ended; not used, but given to every function set by
             `when_lost`.
-        code: the exit code.
+        code: The exit code.
     """
     with contextlib.suppress(psutil.Error):
         for child in psutil.Process().children(recursive=True):
@@ -81,7 +81,7 @@ def when_lost(answer: Callable[[psutil.Process], None]) -> None:
     """Sets the function that is called when a launcher of this process has ended.
 
     Args:
-        answer: called once, in another thread, with the launcher process that has ended. It
+        answer: Called once, in another thread, with the launcher process that has ended. It
             replaces the function that was set before.
     """
     global _on_lost_launcher
@@ -128,7 +128,7 @@ def _hostfile_in(words: list[str]) -> str | None:
     """Returns the value of --hostfile, or of an abbreviation of it, in a `deepspeed` command.
 
     Args:
-        words: the command's words after `deepspeed`. Words from this program's name on are the
+        words: The command's words after `deepspeed`. Words from this program's name on are the
             program's own arguments and are ignored.
 
     Returns:
@@ -161,9 +161,9 @@ def watch(
     """Watches processes in another thread until one of them has ended.
 
     Args:
-        processes: the processes to watch; if there are none, nothing is done.
-        on_loss: called once, in the other thread, with the first process that has ended.
-        every_s: seconds between two checks.
+        processes: The processes to watch; if there are none, nothing is done.
+        on_loss: Called once, in the other thread, with the first process that has ended.
+        every_s: Seconds between two checks.
     """
 
     def look() -> None:
@@ -188,7 +188,7 @@ def _is_adopted(launch: psutil.Process) -> bool:
     launch.py that was started by hand leads its own process group.)
 
     Args:
-        launch: the process of launch.py.
+        launch: The process of launch.py.
     """
     with contextlib.suppress(psutil.Error, OSError):
         parent = launch.parent()
@@ -208,7 +208,7 @@ def _pdsh_and_above(launch: str) -> list[psutil.Process]:
     """Returns the pdsh process that started launch.py on all machines, and the launchers above it.
 
     Args:
-        launch: the command line of launch.py, whose options identify the run.
+        launch: The command line of launch.py, whose options identify the run.
 
     Returns:
         The pdsh process, then the launchers among its ancestors, nearest first; empty if pdsh

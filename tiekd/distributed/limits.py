@@ -27,7 +27,7 @@ def lacking(error: BaseException) -> str | None:
     """Returns a message if an error comes from an exhausted resource, such as open files.
 
     Args:
-        error: the error; the errors that led to it are also looked at.
+        error: The error; the errors that led to it are also looked at.
 
     Returns:
         A message that names the resource and says how to get more of it; None for any other error.
@@ -45,7 +45,7 @@ def check_threads(count: int) -> None:
     A C++ library that can't start its threads would abort the process without a clear message.
 
     Args:
-        count: the number of threads.
+        count: The number of threads.
     """
     # Try to start the threads. Reading the limits isn't enough: those of a container or a service
     # can't always be read.

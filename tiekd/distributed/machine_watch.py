@@ -38,11 +38,11 @@ def watch_machines(on_loss: OnLoss) -> None:
     Rank 0's machine watches all others, and the others watch rank 0's.
 
     Args:
-        on_loss: called in another thread with the lost machine's name, and with True if it stopped
+        on_loss: Called in another thread with the lost machine's name, and with True if it stopped
             answering, False if its connection closed.
 
     Raises:
-        LaunchError: a machine can't be reached.
+        LaunchError: A machine can't be reached.
     """
     # Only the rank with LOCAL_RANK 0 of each machine watches. With a single machine there is
     # nothing to watch.
@@ -97,12 +97,12 @@ def _accept(listener: socket.socket, secret: str, count: int) -> None:
     A connection that doesn't send the run's secret is not counted.
 
     Args:
-        listener: rank 0's listening socket; closed at the end.
-        secret: the text by which a rank of this run identifies itself.
-        count: the number of other machines.
+        listener: Rank 0's listening socket; closed at the end.
+        secret: The text by which a rank of this run identifies itself.
+        count: The number of other machines.
 
     Raises:
-        OSError: a machine didn't connect within _CONNECT_S seconds.
+        OSError: A machine didn't connect within _CONNECT_S seconds.
     """
     listener.settimeout(_CONNECT_S)
     with listener:

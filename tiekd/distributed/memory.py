@@ -17,7 +17,7 @@ def held_bytes(device: torch.device) -> int:
     """Returns the number of bytes of memory that this rank uses now.
 
     Args:
-        device: the rank's device. On a GPU the memory is what torch has allocated on it; on a CPU
+        device: The rank's device. On a GPU the memory is what torch has allocated on it; on a CPU
             it is the resident memory of the process.
     """
     if device.type == "cuda":
@@ -31,7 +31,7 @@ def peak_bytes(device: torch.device) -> int:
     It is counted from the start of the process, or from the last call of `restart_peak`.
 
     Args:
-        device: the rank's device, as for `held_bytes`.
+        device: The rank's device, as for `held_bytes`.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
@@ -42,7 +42,7 @@ def restart_peak(device: torch.device) -> None:
     """Resets the peak that `peak_bytes` returns to the memory that is used now.
 
     Args:
-        device: the rank's device, as for `held_bytes`.
+        device: The rank's device, as for `held_bytes`.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

@@ -24,7 +24,7 @@ def _threads(text: str) -> int:
     """Returns the number of threads that a value of OMP_NUM_THREADS asks for.
 
     Args:
-        text: the value. It may be a list for nested parallel regions, such as "4,2", of which the
+        text: The value. It may be a list for nested parallel regions, such as "4,2", of which the
             first number is used.
 
     Raises:
@@ -44,14 +44,14 @@ def start_rank(timeout_minutes: float = 30.0) -> "torch.device":
     watched from this call on.
 
     Args:
-        timeout_minutes: the minutes that a collective waits for other ranks before it fails.
+        timeout_minutes: The minutes that a collective waits for other ranks before it fails.
 
     Returns:
         The device: the GPU with the number LOCAL_RANK, or the CPU if there is no GPU.
 
     Raises:
-        LaunchError: the port of rank 0 is taken, no machine has the name in MASTER_ADDR, or a machine
-            has more ranks than GPUs.
+        LaunchError: The port of rank 0 is taken, no machine has the name in MASTER_ADDR, or a
+            machine has more ranks than GPUs.
     """
     import deepspeed
     import torch
@@ -98,7 +98,8 @@ def start_rank(timeout_minutes: float = 30.0) -> "torch.device":
             backend, auto_mpi_discovery=False, verbose=False, timeout=timeout
         )
     except RuntimeError as error:
-        # Ask only now: a cluster may know the name of rank 0's machine later than this rank starts.
+        # Check the name of rank 0's machine only after the failure: in a cluster a name may become
+        # known some time after this rank has started.
         if not _is_known(os.environ["MASTER_ADDR"]):
             raise LaunchError(
                 f"MASTER_ADDR={os.environ['MASTER_ADDR']}: no machine of that name; give the name "
@@ -115,7 +116,7 @@ def start_rank(timeout_minutes: float = 30.0) -> "torch.device":
 
 
 def _is_known(host: str) -> bool:
-    """Returns True if the name or address of a machine can be resolved."""
+    """Returns True if the system can resolve the name or address `host` of a machine."""
     try:
         socket.getaddrinfo(host, None)
     except (OSError, UnicodeError):
@@ -127,7 +128,7 @@ def seed_everything(seed: int, deterministic: bool) -> None:
     """Seeds the random generators of Python, NumPy and torch.
 
     Args:
-        seed: any integer from 0.
+        seed: Any integer from 0.
         deterministic: True to allow only algorithms whose results are the same bit for bit in every
             run.
     """

@@ -48,7 +48,7 @@ def first_node(nodes: str) -> str:
     """Returns the name of the first machine in SLURM's short form of a list of machines.
 
     Args:
-        nodes: the list. For `node[01-03,07],other` the result is `node01`.
+        nodes: The list. For `node[01-03,07],other` the result is `node01`.
     """
     return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", nodes).split(",")[0]
 
@@ -57,7 +57,7 @@ def tasks_per_node(counts: str) -> list[int]:
     """Returns the number of tasks on each machine from SLURM's short form.
 
     Args:
-        counts: the short form. For `2(x2),1` the result is [2, 2, 1].
+        counts: The short form. For `2(x2),1` the result is [2, 2, 1].
     """
     return [
         int(n)

@@ -20,9 +20,9 @@ from tiekd.files import check_readable
 
 DEFAULT_CONFIG = Path(__file__).parents[2] / "ds_configs" / "fp32.json"
 
-# The keys that DeepSpeed 0.19 accepts, sorted by the type of their values, here text. They are
-# checked in this module, because DeepSpeed ignores unknown top-level keys, and fails on values of
-# wrong types with errors from deep in its own code.
+# The keys that DeepSpeed 0.19 accepts, sorted by the type of their values: text, booleans, mappings
+# and whole numbers. They are checked in this module, because DeepSpeed ignores unknown top-level
+# keys, and fails on values of wrong types with errors from deep in its own code.
 _WORDS = (
     "communication_data_type seq_parallel_communication_data_type gradient_allreduce_op log_level"
 )

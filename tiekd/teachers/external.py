@@ -27,9 +27,9 @@ class OutsideTeacher:
     first call only, because that waits for the device.
 
     Args:
-        name: the teacher's name in the recipe, for error messages.
-        teacher: the object that the module's `build` returned.
-        device: the device of the batches that the teacher will get.
+        name: The teacher's name in the recipe, for error messages.
+        teacher: The object that the module's `build` returned.
+        device: The device of the batches that the teacher will get.
 
     Raises:
         TeacherError: `teacher` isn't callable.
@@ -52,13 +52,13 @@ class OutsideTeacher:
         """Returns the teacher's depth for a batch.
 
         Args:
-            batch: the batch, on the teacher's device.
+            batch: The batch, on the teacher's device.
 
         Returns:
             (B, 1, H, W) float32, metres, 0 where unknown or outside the image.
 
         Raises:
-            TeacherError: the user's teacher didn't return a floating-point tensor of this shape on
+            TeacherError: The user's teacher didn't return a floating-point tensor of this shape on
                 the batch's device; or, at the first call, a depth that it returned for a pixel
                 inside an image is negative or not finite.
         """
@@ -91,10 +91,10 @@ class OutsideTeacher:
 
         Args:
             depth: (B, 1, H, W), metres.
-            names: the images' paths, for the error message.
+            names: The images' paths, for the error message.
 
         Raises:
-            TeacherError: a depth is negative or not finite.
+            TeacherError: A depth is negative or not finite.
         """
         wrong = ~(depth.isfinite() & (depth >= 0))
         if not wrong.any():

@@ -190,8 +190,8 @@ class TrainSettings:
             value = getattr(self, name)
             if value is not None and value > most:
                 raise RecipeError(f"train.{name}: got {value}; it must be at most {most}")
-        # NaN is the only number that differs from itself. Clipping by it would make all gradients
-        # NaN.
+        # Refuse NaN, the only number that differs from itself: clipping by NaN would make all
+        # gradients NaN.
         if self.clip_norm is not None and self.clip_norm != self.clip_norm:
             raise RecipeError(f"train.clip_norm: got {self.clip_norm}; it must be a number")
         if self.batch_size > 65536:

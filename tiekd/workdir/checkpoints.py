@@ -34,14 +34,14 @@ def find(work_dir: Path) -> tuple[Path, list[str]]:
     """Finds the newest complete checkpoint of a work dir.
 
     Args:
-        work_dir: the run's folder.
+        work_dir: The run's folder.
 
     Returns:
         The checkpoint's folder; and one line of text for each newer checkpoint, with the reason why
         the newer one can't be used, such as a missing file.
 
     Raises:
-        CheckpointError: there is no complete checkpoint.
+        CheckpointError: There is no complete checkpoint.
     """
     passed_over = []
     folder = work_dir / FOLDER
@@ -63,14 +63,14 @@ def find_weights(folder: Path) -> Path:
     """Finds a file of student weights in a checkpoint's folder or in a work dir.
 
     Args:
-        folder: a checkpoint's folder, or a run's folder.
+        folder: A checkpoint's folder, or a run's folder.
 
     Returns:
         The path of the file. In a work dir it has the weights of the best evaluation, or those of
         the newest complete checkpoint if no best weights were saved.
 
     Raises:
-        CheckpointError: there are no weights.
+        CheckpointError: There are no weights.
     """
     if (folder / STUDENT).is_file():
         return folder / STUDENT
@@ -92,7 +92,7 @@ def check(checkpoint: Path) -> str | None:
     states the iteration in the folder's name.
 
     Args:
-        checkpoint: the checkpoint's folder.
+        checkpoint: The checkpoint's folder.
     """
     problem = manifest.check(checkpoint)
     if problem is not None:
@@ -119,8 +119,8 @@ def set_aside_newer(work_dir: Path, iteration: int) -> None:
     best weights was replaced after `iteration`, the best weights before that get its name.
 
     Args:
-        work_dir: the run's folder.
-        iteration: the iteration of the checkpoint that the run resumes from.
+        work_dir: The run's folder.
+        iteration: The iteration of the checkpoint that the run resumes from.
     """
     newer = [c for c in newest_first(work_dir / FOLDER) if iteration_of(c) > iteration]
     newer += [best for best in work_dir.glob("best_*.pth") if made_at(best) > iteration]
@@ -137,9 +137,9 @@ def prune(folder: Path, keep_last: int, keep_every: int | None = None) -> None:
     """Removes old checkpoints, and partial ones that killed processes left. Rank 0 only.
 
     Args:
-        folder: the work dir's `checkpoints` folder.
-        keep_last: the number of newest checkpoints to keep.
-        keep_every: checkpoints whose iteration is a multiple of this number are kept, too; None to
+        folder: The work dir's `checkpoints` folder.
+        keep_last: The number of newest checkpoints to keep.
+        keep_every: Checkpoints whose iteration is a multiple of this number are kept, too; None to
             remove all but the newest.
     """
     _remove_leftovers(folder)
@@ -165,7 +165,7 @@ def newest_first(folder: Path) -> list[Path]:
     """Returns the folders of all checkpoints, complete or not, by descending iteration.
 
     Args:
-        folder: the work dir's `checkpoints` folder.
+        folder: The work dir's `checkpoints` folder.
     """
     numbered = [p for p in folder.glob("iter_*") if p.is_dir() and p.name[5:].isdigit()]
     return sorted(numbered, key=iteration_of, reverse=True)

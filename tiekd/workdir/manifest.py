@@ -32,10 +32,10 @@ class Files:
     Files are loaded with torch's `weights_only`, so that loading runs no code from a file.
 
     Attributes:
-        written: for each file that this rank has written since `start`, by its name,
+        written: For each file that this rank has written since `start`, by its name,
             [size in bytes, sha256].
-        problem: a message about the first error since `start`; None if there was none.
-        errno: the operating system's number of the error in `problem`; None if there was none.
+        problem: A message about the first error since `start`; None if there was none.
+        errno: The operating system's number of the error in `problem`; None if there was none.
     """
 
     def __init__(self):
@@ -53,8 +53,8 @@ class Files:
         An error is stored in `problem` instead of being raised. After an error nothing is written.
 
         Args:
-            state_dict: the content. Bytes are written as they are, anything else by `torch.save`.
-            path: the file to write.
+            state_dict: The content. Bytes are written as they are, anything else by `torch.save`.
+            path: The file to write.
         """
         if isinstance(state_dict, bytes):
             self._attempt(Path(path), lambda: Path(path).write_bytes(state_dict))
@@ -65,7 +65,7 @@ class Files:
         """Creates a folder, with its parents; an error is stored in `problem`, not raised.
 
         Args:
-            path: the folder.
+            path: The folder.
             exist_ok: True if the folder may exist already.
         """
         try:
@@ -78,8 +78,8 @@ class Files:
         """Loads a file that `save` has written, with `weights_only`, so that it can't run code.
 
         Args:
-            path: the file to load.
-            map_location: the device to which tensors are loaded, as torch.load takes it.
+            path: The file to load.
+            map_location: The device to which tensors are loaded, as torch.load takes it.
 
         Returns:
             The object that was saved.
@@ -104,11 +104,11 @@ def write(folder: Path, files: dict[str, list]) -> None:
     """Writes the manifest of a checkpoint, which lists the files of all ranks.
 
     Args:
-        folder: the checkpoint's folder, which must contain the files.
-        files: for each file by its name [size in bytes, sha256].
+        folder: The checkpoint's folder, which must contain the files.
+        files: For each file by its name [size in bytes, sha256].
 
     Raises:
-        OSError: a file is missing, or the manifest can't be written.
+        OSError: A file is missing, or the manifest can't be written.
     """
     missing = files.keys() - {path.name for path in folder.iterdir()}
     if missing:
@@ -123,7 +123,7 @@ def check(folder: Path) -> str | None:
     A file differs if it is missing, or if its size or digest isn't the one in the manifest.
 
     Args:
-        folder: the checkpoint's folder.
+        folder: The checkpoint's folder.
 
     Returns:
         The message, also if the manifest itself is missing or damaged; None if no file differs.
@@ -184,8 +184,8 @@ def _number(error: Exception, path: Path) -> int:
     the most likely reason: a limit of the file's size, or else a full disk.
 
     Args:
-        error: the error that the write raised.
-        path: the file that could not be written.
+        error: The error that the write raised.
+        path: The file that could not be written.
     """
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno

@@ -22,7 +22,7 @@ def set_aside_best(work_dir: Path) -> None:
     Rank 0 only.
 
     Args:
-        work_dir: the run's folder.
+        work_dir: The run's folder.
     """
     for path in work_dir.glob("best_*.pth"):
         set_aside(path)
@@ -37,14 +37,14 @@ def replace_best(path: Path, state_dict: dict, network_node: dict, iteration: in
     `forget_older_best` removes it.
 
     Args:
-        path: the file of the best weights.
-        state_dict: the student's parameters and buffers by name, float32.
-        network_node: the recipe's node that describes the network.
-        iteration: the number of iterations after which the network had these weights.
-        **facts: further entries of the file, by name.
+        path: The file of the best weights.
+        state_dict: The student's parameters and buffers by name, float32.
+        network_node: The recipe's node that describes the network.
+        iteration: The number of iterations after which the network had these weights.
+        **facts: Further entries of the file, by name.
 
     Raises:
-        OSError: the file can't be written.
+        OSError: The file can't be written.
     """
     before = path.with_name(BEST_BEFORE.format(path.name))
     # Keep the old file only at the first replacement after a checkpoint: later replacements replace
@@ -61,7 +61,7 @@ def forget_older_best(work_dir: Path) -> None:
     uses the present best weights. Rank 0 only.
 
     Args:
-        work_dir: the run's folder.
+        work_dir: The run's folder.
     """
     for before in work_dir.glob(BEST_BEFORE.format("*")):
         before.unlink()
@@ -75,14 +75,14 @@ def write_weights(
     torch.load can read the file with `weights_only=True`.
 
     Args:
-        path: the file; an existing one is replaced.
-        state_dict: the student's parameters and buffers by name, float32.
-        network_node: the recipe's node that describes the network.
-        iteration: the number of iterations after which the network had these weights.
-        **facts: further entries of the file, by name.
+        path: The file; an existing one is replaced.
+        state_dict: The student's parameters and buffers by name, float32.
+        network_node: The recipe's node that describes the network.
+        iteration: The number of iterations after which the network had these weights.
+        **facts: Further entries of the file, by name.
 
     Raises:
-        OSError: the file can't be written.
+        OSError: The file can't be written.
     """
     # Write the file under another name and rename it then, so that a reader always finds a complete
     # file, the old or the new one.
@@ -106,7 +106,7 @@ def set_aside(path: Path) -> None:
     If that name exists, the new name is `abandoned2_NAME`, and so on. Rank 0 only.
 
     Args:
-        path: the file or folder.
+        path: The file or folder.
     """
     aside = path.with_name(f"abandoned_{path.name}")
     count = 1
@@ -120,7 +120,7 @@ def made_at(weights: Path) -> int:
     """Returns the iteration that is stored in a file of student weights.
 
     Args:
-        weights: the file.
+        weights: The file.
 
     Returns:
         The iteration; -1 if the file can't be read or stores no iteration.

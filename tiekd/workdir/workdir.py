@@ -68,10 +68,10 @@ class Outcome:
     Attributes:
         outcome: running, finished, failed, stopped (on request) or orphaned (stopped because its
             launcher died).
-        iteration: the last finished iteration.
-        total_iterations: the number of iterations that the recipe asks for.
-        reason: why the run stopped or failed; None otherwise.
-        time: the local time at which outcome.json was written, as ISO 8601 text.
+        iteration: The last finished iteration.
+        total_iterations: The number of iterations that the recipe asks for.
+        reason: Why the run stopped or failed; None otherwise.
+        time: The local time at which outcome.json was written, as ISO 8601 text.
     """
 
     outcome: str
@@ -88,7 +88,7 @@ def outcome_of(state) -> Iterator[None]:
     An exception in the block is recorded as "failed" and raised again.
 
     Args:
-        state: the run's TrainState; its work dir, iteration and reason to stop are written.
+        state: The run's TrainState; its work dir, iteration and reason to stop are written.
     """
 
     def write_down(outcome: str, reason: str | None = None) -> None:
@@ -116,13 +116,13 @@ def read_outcome(work_dir: Path) -> Outcome | None:
     """Reads from outcome.json how the run of a work dir ended.
 
     Args:
-        work_dir: the run's folder.
+        work_dir: The run's folder.
 
     Returns:
         The outcome; None if there is no outcome.json or it can't be parsed.
 
     Raises:
-        LaunchError: outcome.json is a folder or a pipe.
+        LaunchError: Outcome.json is a folder or a pipe.
     """
     check_readable(work_dir / OUTCOME, "record of a run's end", LaunchError)
     try:
@@ -137,12 +137,12 @@ def lock(work_dir: Path, resuming: bool = False) -> None:
     On a file system without locks the run continues without a lock.
 
     Args:
-        work_dir: the run's folder; created if it doesn't exist and `resuming` is False.
+        work_dir: The run's folder; created if it doesn't exist and `resuming` is False.
         resuming: True to wait up to 30 s if another run holds the lock, since that run may be
             about to end.
 
     Raises:
-        LaunchError: another run holds the lock, or the work dir can't be written to.
+        LaunchError: Another run holds the lock, or the work dir can't be written to.
     """
     problem = None
     if comm.is_main() and work_dir not in _locks and (work_dir.is_dir() or not resuming):
@@ -173,7 +173,7 @@ def main_rank_here(work_dir: Path) -> int | None:
     """Returns the process ID of a run's rank 0, if that process is alive on this machine.
 
     Args:
-        work_dir: the run's folder, whose lock file names the process.
+        work_dir: The run's folder, whose lock file names the process.
 
     Returns:
         The process ID; None if the process has ended or is on another machine.
@@ -192,12 +192,12 @@ def check(work_dir: Path, recipe_path: Path, resuming: bool) -> None:
     """Refuses a work dir that belongs to another recipe or run. Collective.
 
     Args:
-        work_dir: the folder that this run is to use.
-        recipe_path: the path of this run's recipe.
+        work_dir: The folder that this run is to use.
+        recipe_path: The path of this run's recipe.
         resuming: True if this run resumes the one in the work dir.
 
     Raises:
-        LaunchError: the work dir belongs to another recipe or run; the message names it.
+        LaunchError: The work dir belongs to another recipe or run; the message names it.
     """
     problem = comm.broadcast_object(_problem(work_dir, recipe_path, resuming))
     if problem:
@@ -210,10 +210,10 @@ def check_shared(work_dir: Path) -> None:
     Each rank compares the content of the work dir's lock file with what rank 0 wrote to it.
 
     Args:
-        work_dir: the run's folder, which rank 0 has locked.
+        work_dir: The run's folder, which rank 0 has locked.
 
     Raises:
-        LaunchError: a rank reads another content or none; the message names the rank's machine.
+        LaunchError: A rank reads another content or none; the message names the rank's machine.
     """
     written = None
     if comm.is_main():
@@ -239,10 +239,10 @@ def write(work_dir: Path, recipe: dict, recipe_path: Path, engine_config: dict) 
     It is called after all checks, when nothing can refuse the run any more.
 
     Args:
-        work_dir: the run's folder.
-        recipe: the recipe as `load_recipe` returned it, with bases and overrides merged.
-        recipe_path: the path of the user's recipe.
-        engine_config: the engine config with which DeepSpeed is started.
+        work_dir: The run's folder.
+        recipe: The recipe as `load_recipe` returned it, with bases and overrides merged.
+        recipe_path: The path of the user's recipe.
+        engine_config: The engine config with which DeepSpeed is started.
     """
     # Remove the outcome of an earlier start: a finished run that is extended isn't finished any
     # more.
@@ -258,8 +258,8 @@ def changed_keys(work_dir: Path, recipe: dict) -> list[str]:
     """Returns the names of the values in a recipe that have changed since a run was last started.
 
     Args:
-        work_dir: the run's folder, whose config.yaml has the earlier recipe.
-        recipe: the recipe of this start, with bases and overrides merged.
+        work_dir: The run's folder, whose config.yaml has the earlier recipe.
+        recipe: The recipe of this start, with bases and overrides merged.
 
     Returns:
         Dotted names, such as `train.epochs`. Values that don't affect the trained weights
@@ -278,9 +278,9 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
     """Returns the names of the values that differ between two nested dicts, in alphabetical order.
 
     Args:
-        old: one dict, such as a recipe or an engine config.
-        new: the other dict.
-        prefix: text that is put before each name; set in recursive calls.
+        old: One dict, such as a recipe or an engine config.
+        new: The other dict.
+        prefix: Text that is put before each name; set in recursive calls.
 
     Returns:
         The keys that lead to a value, joined by dots, such as `train.epochs`. A key that only one

@@ -209,10 +209,11 @@ class FoundationTeacher:
 
     @property
     def follows_focal(self) -> bool:
-        """True if the depth of a zoomed image is that of the scene, given its focal length.
+        """True if the teacher's depth stays right for an image that augmentation has zoomed.
 
-        A network that takes no focal length sees a zoomed image as a nearer scene. Relative outputs
-        get their scale from the anchor.
+        Zooming changes the focal length of an image. A network that takes no focal length predicts
+        a nearer scene for a zoomed image. With an anchor, the scale of depth comes from the anchor,
+        so its answer counts.
         """
         if self.anchor is None:
             return self.predictor.without_focal is not None

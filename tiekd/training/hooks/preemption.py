@@ -53,8 +53,8 @@ class Preemption(Hook):
         # until the GPU has finished the collectives in its queue.
         if comm.world_size() > 1:
             self._group = dist.new_group(backend="gloo")
-        # Find the other ranks on this machine. They are watched once the launcher has died, which
-        # would have ended this rank if one of them had died.
+        # Find the other ranks on this machine. If one of them dies, the launcher ends this rank.
+        # Once the launcher itself has died, this rank has to watch them.
         ranks = comm.gather_objects((socket.gethostname(), os.getpid()))
         here = [pid for host, pid in ranks if host == socket.gethostname() and pid != os.getpid()]
         self._neighbours = [psutil.Process(pid) for pid in here]
@@ -83,8 +83,8 @@ class Preemption(Hook):
             state.stop_reason = self._reason or "another rank was asked to stop"
             state.orphaned = asked == _ORPHANED
             return
-        # Start the reduction of this iteration's flag: has any rank been asked to stop? Its result
-        # is read an iteration later.
+        # Start the reduction of the flag that says if a rank has been asked to stop. Its result is
+        # read after the next iteration.
         asked = torch.tensor([self._asked], dtype=torch.int32)
         work = (
             dist.all_reduce(asked, dist.ReduceOp.MAX, self._group, async_op=True)

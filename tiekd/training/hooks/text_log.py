@@ -242,8 +242,8 @@ class TextLog(Hook):
 
         The same values are written as a row of the .log.json file. Collective.
         """
-        # Compute the means since the line before over all ranks, and the largest peak memory of a
-        # rank.
+        # Compute the means of all iterations since the last line over all ranks, and the largest
+        # peak memory of any rank.
         window, self._window = self._window, Window()
         window.wait_for_device()
         values, num_broken = window.means_over_ranks()
