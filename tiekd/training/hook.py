@@ -41,8 +41,8 @@ class Hook:
     def after_train(self, state) -> None:
         """Called once, after the last iteration of this process.
 
-        It is the last of the run, or the one at which a hook stopped the run. The method is not
-        called when training ends with an error.
+        That is the last iteration of the run, or the one at which a hook stopped the run. The
+        method is not called when training ends with an error.
         """
 
     def state_dict(self) -> dict:

@@ -125,7 +125,7 @@ class TrainState:
     def is_due(self, every: int, by: str = "iteration") -> bool:
         """Returns True if the number of finished iterations is a multiple of an interval.
 
-        It is counted from the start of the run, across resumes.
+        Iterations are counted from the start of the run, across resumes.
 
         Args:
             every: The length of the interval, in epochs or iterations.

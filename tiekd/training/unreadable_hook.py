@@ -14,7 +14,7 @@ from tiekd.training.hooks.text_log import TextLog
 
 
 class UnreadableSamples(Hook):
-    """Logs each training sample that can't be read once; ends the run if there are too many.
+    """Logs training samples that can't be read, each once; ends the run if there are too many.
 
     Attributes:
         found: The messages about samples that this rank's loader couldn't read, and the number of

@@ -30,11 +30,11 @@ def set_aside_best(work_dir: Path) -> None:
 
 
 def replace_best(path: Path, state_dict: dict, network_node: dict, iteration: int, **facts) -> None:
-    """Replaces the file of the best weights, and keeps the file as the newest checkpoint knew it.
+    """Replaces the file of the best weights, and keeps the former file for a resume.
 
-    The old file is kept under another name, the first time that it is replaced after a checkpoint.
-    A run that resumes from that checkpoint restores it. After the next checkpoint is saved,
-    `forget_older_best` removes it.
+    The former file is kept, under another name, only at the first replacement after a checkpoint
+    was saved. A run that resumes from this checkpoint restores the file. After the next checkpoint
+    is saved, `forget_older_best` removes it.
 
     Args:
         path: The file of the best weights.
