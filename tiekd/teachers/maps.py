@@ -12,7 +12,10 @@ class CachedMaps:
     """
 
     def __call__(self, batch: Batch) -> Tensor:
-        """Returns the batch's teacher depth, (B, 1, H, W) float32, metres, 0 where not valid."""
+        """Returns the cached teacher depth `batch.teacher_depth`.
+
+        It is (B, 1, H, W) float32, in metres, and 0 in pixels that aren't valid.
+        """
         return batch.teacher_depth
 
 

@@ -81,7 +81,10 @@ class Evaluation(Hook):
             self._evaluate(state)
 
     def after_iteration(self, state) -> None:
-        """Evaluates if an evaluation is due; a run that is stopped postpones it. Collective."""
+        """Evaluates the student if an evaluation is due. Collective.
+
+        If the run is being stopped at this iteration, the evaluation is postponed to its resume.
+        """
         if not state.is_due(self.settings.interval, self.settings.by) and not state.is_last:
             return
         if state.stop_reason is not None and not state.is_last:

@@ -212,8 +212,9 @@ class FoundationTeacher:
         """True if the teacher's depth stays right for an image that augmentation has zoomed.
 
         Zooming changes the focal length of an image. A network that takes no focal length predicts
-        a nearer scene for a zoomed image. With an anchor, the scale of depth comes from the anchor,
-        so its answer counts.
+        a nearer scene for a zoomed image. If there is an anchor, the scale of depth comes from the
+        anchor. The property is then True for ground truth, and that of the anchor's own teacher
+        otherwise.
         """
         if self.anchor is None:
             return self.predictor.without_focal is not None

@@ -41,8 +41,8 @@ class PixelsCount(Hook):
     def after_iteration(self, state) -> None:
         """Records on the device which losses are not 0; checks the record once, when it is due.
 
-        The check is due after MIN_SAMPLES samples, at the next line of the text log, or at the end
-        of the first epoch or of the run.
+        The check is due at the first line of the text log after MIN_SAMPLES samples, but no later
+        than at the end of the first epoch or of the run.
 
         Raises:
             DataError: On all ranks, if every loss so far was 0.
