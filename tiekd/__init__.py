@@ -49,7 +49,7 @@ __all__ = [
     "valid_pixels",
 ]
 
-# For each public name of `tiekd` the module that defines it.
+# Maps each public name of `tiekd` to the module that defines it.
 _HOMES = {
     "IMAGENET_MEAN": "tiekd.data.augment.augment",
     "IMAGENET_STD": "tiekd.data.augment.augment",
@@ -71,7 +71,10 @@ _HOMES = {
 
 
 def __getattr__(name: str):
-    """Imports a public name of `tiekd` from the module that defines it, on first access."""
+    """Imports a public name of `tiekd` from the module that defines it, and returns its value.
+
+    Python calls this function only at the first access to a name, since the value is stored.
+    """
     if name not in _HOMES:
         raise AttributeError(f"module 'tiekd' has no attribute {name!r}")
     found = getattr(import_module(_HOMES[name]), name)
@@ -80,5 +83,5 @@ def __getattr__(name: str):
 
 
 def __dir__() -> list[str]:
-    """Lists the names in `tiekd`, including public names that are not imported yet."""
+    """Returns the names in `tiekd`, sorted, with the public names that are not imported yet."""
     return sorted({*globals(), *_HOMES})

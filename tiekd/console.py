@@ -20,14 +20,14 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def printable(text: str, kept: str = "") -> str:
-    r"""Escapes control characters, such as \x1b, to which a terminal would react.
+    r"""Returns text in which control characters are escaped, such as \x1b as four characters.
 
-    A file's name may contain any control character. Names that aren't UTF-8 are left to the stream,
-    which escapes what it can't encode.
+    A file's name may contain any control character, and a terminal would react to it. Characters
+    that the output stream can't encode are not changed here, since the stream escapes them itself.
 
     Args:
-        text: the text, such as a path or a message with one.
-        kept: control characters that stay as they are, such as a line break.
+        text: The text, such as a path or a message that contains one.
+        kept: Control characters that stay as they are, such as a line break.
     """
 
     def escaped(found: re.Match) -> str:
@@ -51,11 +51,11 @@ class Progress:
         """Shows the first line if the stream is a terminal.
 
         Args:
-            noun: the name of the items that are counted, such as `frames`.
-            total: the number of items at the end of the job.
-            count: returns the number of items done so far, by any process. The rate counts only
-                those done after this moment.
-            stream: the stream that lines are written to.
+            noun: The name of the items that are counted, such as `frames`.
+            total: The number of items at the end of the job.
+            count: Function that returns the number of items that are done, by any process. The rate
+                is computed only from items done after the construction.
+            stream: The stream to which lines are written, such as stderr.
             in_files: False to write nothing if the stream isn't a terminal.
         """
         self.noun = noun
@@ -81,9 +81,9 @@ class Progress:
             self._write("\n")
 
     def update(self) -> None:
-        """Shows the progress if enough time has passed since the last time.
+        """Shows the progress if enough time has passed since it was last shown.
 
-        Call it after every step of the job.
+        Call this method after every step of the job.
         """
         if not self._silent and time.monotonic() - self._told >= self._interval_s:
             self._tell(finished=False)
@@ -110,11 +110,15 @@ class Progress:
         self._length = len(line)
 
     def _bar(self, done: int, taken: int) -> str:
-        """Returns a bar that fills the rest of the terminal's line; empty if there is no room.
+        """Returns a bar, such as ` [===>  ]`, that fits into a line of the terminal.
 
         Args:
-            done: the number of items that are done.
-            taken: the number of characters in the rest of the line.
+            done: The number of items that are done.
+            taken: The number of characters that the line has besides the bar.
+
+        Returns:
+            The bar, in which the filled part is the fraction of items that are done; empty if the
+            line has no room for it.
         """
         width = min(_LONGEST_BAR, shutil.get_terminal_size().columns - 1 - taken - len(" []"))
         if width < _SHORTEST_BAR:

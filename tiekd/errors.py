@@ -14,9 +14,9 @@ class RecipeError(UserError):
     """A value in a recipe, an override or an engine config that isn't allowed.
 
     Attributes:
-        keys: the dotted names of the recipe's values that contradict each other, if there are any.
-            A program that has read the recipe adds where each of them comes from
-            (`tiekd.config.provenance.with_origins`).
+        keys: The dotted names, such as `train.epochs`, of values in the recipe that contradict each
+            other; empty for other errors. A program that has read the recipe adds to the message
+            where each value is set (`tiekd.config.provenance.with_origins`).
     """
 
     def __init__(self, message: str, keys: tuple[str, ...] = ()):
@@ -30,7 +30,7 @@ class DataError(UserError):
     The message names the file.
 
     Attributes:
-        kind: the fault in one word, by which bin/check_data.py groups the errors of a data set.
+        kind: The fault in one word, by which bin/check_data.py groups the errors of a data set.
     """
 
     def __init__(self, message: str, kind: str = "unreadable"):

@@ -26,10 +26,15 @@ _KINDS = {
 
 
 def instead_of_file(path: str | os.PathLike) -> str | None:
-    """Returns the kind of what is at a path, such as "a pipe", if it isn't a regular file.
+    """Returns what is at a path if it isn't a regular file.
 
-    None for a regular file or a link to one. Also None if there is nothing at the path or it can't
-    be accessed, since opening it then raises an error at once.
+    Args:
+        path: The path.
+
+    Returns:
+        The kind of what is there, such as "a folder" or "a pipe". None for a regular file or a link
+        to one. Also None if there is nothing at the path or it can't be accessed, since opening it
+        then raises an error without a delay.
     """
     try:
         kind = stat.S_IFMT(os.stat(path).st_mode)
@@ -46,14 +51,15 @@ def check_readable(
     """Refuses a folder, a pipe, a socket or a device in the place of a file, without opening it.
 
     Args:
-        path: the path. A path at which there is nothing is not refused.
-        noun: the expected content, for the message, such as "recipe".
-        kind: the class of the error.
-        option: the option that gave the path, with which the message begins, such as
+        path: The path. A path at which there is nothing is not refused.
+        noun: The file that is expected there, for the message, such as "recipe".
+        kind: The class of the error that is raised.
+        option: The beginning of the message: the option that gave the path, with a space, such as
             "--deepspeed_config ".
 
     Raises:
-        UserError: of the class `kind`, if there is something else than a regular file.
+        UserError: At the path there is something else than a regular file. The error is of the
+            class `kind`.
     """
     found = instead_of_file(path)
     if found is not None:
@@ -66,9 +72,9 @@ def cause_of(error: BaseException, partial: Path | None = None) -> str:
     If the reason is the process's limit of file sizes (ulimit -f), the text names the limit.
 
     Args:
-        error: the error that writing raised.
-        partial: the partly written file; None if unknown. An error of a library, such as torch, has
-            no error number; then a file as large as the limit shows that the limit was the reason.
+        error: The error that was raised while the file was written.
+        partial: The partly written file; None if unknown. It is needed for errors without an error
+            number, such as torch's: if the file is as large as the limit, the limit was the reason.
     """
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     is_limited = getattr(error, "errno", None) == errno.EFBIG
@@ -84,12 +90,12 @@ def replace_bytes(path: Path, data: bytes, durable: bool = True) -> None:
     """Replaces a file atomically: a reader sees the old content or the new, both complete.
 
     Args:
-        path: the file.
-        data: its new content.
+        path: The file; it needn't exist yet.
+        data: The new content of the file.
         durable: True to wait until the content is on the disk, so that it survives a power cut.
 
     Raises:
-        OSError: the file can't be written; the old one is unchanged.
+        OSError: The file can't be written; the old one is unchanged.
     """
     partial = path.with_name(_partial_name(path.name))
     try:
@@ -108,10 +114,13 @@ def replace_bytes(path: Path, data: bytes, durable: bool = True) -> None:
 
 
 def _partial_name(name: str) -> str:
-    """Returns the name of the temporary file in which a file's new content is written.
+    """Returns the name of the temporary file to which the new content of a file is written.
 
-    It contains this process's ID. A long name is replaced by its hash, since file systems limit the
-    length of names.
+    The name contains this process's ID, so that several processes can write at the same time.
+
+    Args:
+        name: The name of the file. If it is long, its hash is used in its place, since file systems
+            limit the length of names.
     """
     if len(os.fsencode(name)) > _LONGEST_NAME:
         name = hashlib.sha256(os.fsencode(name)).hexdigest() + Path(name).suffix[:8]
@@ -119,9 +128,12 @@ def _partial_name(name: str) -> str:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Replaces a file atomically by text in UTF-8.
+    """Replaces the content of a file atomically by text in UTF-8.
 
-    Bytes of file names that are not UTF-8 (Python's surrogate escapes) are written unchanged.
+    Args:
+        path: The file; it needn't exist yet.
+        text: The new content. It may contain file names that are not UTF-8, which Python represents
+            by surrogate escapes; their bytes are written unchanged.
     """
     replace_bytes(path, text.encode(errors="surrogateescape"))
 
@@ -129,8 +141,12 @@ def replace_text(path: Path, text: str) -> None:
 def append_line(path: Path, line: str) -> None:
     """Appends a line to a text file, completely or not at all.
 
+    Args:
+        path: The file; created if it doesn't exist.
+        line: The line, without its line break.
+
     Raises:
-        OSError: the line can't be written; the file is unchanged.
+        OSError: The line can't be written; the file is unchanged.
     """
     with path.open("ab", buffering=0) as file:
         before = file.tell()
@@ -146,7 +162,11 @@ def append_line(path: Path, line: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Waits until a file's content, or a folder's list of names, is on the disk."""
+    """Waits until a file or folder is on the disk, so that it survives a power cut (fsync).
+
+    Args:
+        path: A file, whose content is written, or a folder, whose list of names is written.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -157,16 +177,17 @@ def sync(path: Path) -> None:
 def check_output(option: str, path: Path | None, suffix: str | None) -> None:
     """Checks a program's output path when the program starts, and creates its folder.
 
-    So a mistake in the path is reported at once and not when the output is written, hours later.
+    So a mistake in the path is reported immediately and not when the output is written, hours
+    later.
 
     Args:
-        option: the option's name, for the message.
-        path: the output path; None if the user didn't ask for this output.
-        suffix: the required ending of the file name, such as `.json`; None if the output is a
+        option: The name of the option that gave the path, for the message.
+        path: The output path; None if the user didn't ask for this output.
+        suffix: The required ending of the file name, such as `.json`; None if the output is a
             folder.
 
     Raises:
-        LaunchError: the folder can't be created, the file name has another ending, or it ends in
+        LaunchError: The folder can't be created, the file name has another ending, or it ends in
             .log.json like a run's log. (An existing output is replaced, so this protects other
             files of the user.)
     """

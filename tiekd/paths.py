@@ -24,13 +24,14 @@ def expanded(path: str, where: str = "", error: type[UserError] = LaunchError) -
     """Returns a path with the home folder in place of a leading `~` or `~name`.
 
     Args:
-        path: the path as the user wrote it.
-        where: text that is put before the path in the error message.
-        error: the class of the exception.
+        path: The path as the user wrote it.
+        where: Text that is put before the path in the error message.
+        error: The class of the exception that is raised.
 
     Raises:
-        UserError: of the class `error`, if there is no user of that name and no file of that name
-            either. (Otherwise a folder with a name that begins with `~` would be created.)
+        UserError: The path begins with `~name`, but there is neither a user `name` nor a file
+            `~name`. (Without the error a folder whose name begins with `~` would be created.) The
+            error is of the class `error`.
     """
     # A path with a NUL character is invalid; opening it raises the error.
     if not path.startswith("~") or "\0" in path:
@@ -44,7 +45,15 @@ def expanded(path: str, where: str = "", error: type[UserError] = LaunchError) -
 
 
 def path_argument(text: str) -> Path:
-    """Parses a path from the command line, as the `type` of an argparse argument."""
+    """Converts a path from the command line to a Path; used as `type` of argparse arguments.
+
+    Args:
+        text: The path as typed. A leading `~` is expanded.
+
+    Raises:
+        argparse.ArgumentTypeError: The path is empty, has a `~` that can't be expanded, or contains
+            `$NAME` and doesn't exist.
+    """
     if not text:
         raise argparse.ArgumentTypeError("is empty; give a path")
     try:
@@ -58,20 +67,34 @@ def path_argument(text: str) -> Path:
 
 
 def path_text_argument(text: str) -> str:
-    """Parses a path as `path_argument` does, but returns a string, for arguments saved as JSON."""
+    """Converts a path from the command line as `path_argument` does, but returns a string.
+
+    It is for arguments that are saved as JSON, which has no paths.
+    """
     return str(path_argument(text))
 
 
 def checkpoint_argument(text: str) -> Path | str:
-    """Parses the value of a checkpoint option: a path (see `path_argument`) or the word `auto`."""
+    """Converts the value of a checkpoint option; used as `type` of argparse arguments.
+
+    Args:
+        text: The value as typed: a path, as for `path_argument`, or the word `auto`.
+
+    Returns:
+        The path as a Path, or "auto".
+    """
     return text if text == "auto" else path_argument(text)
 
 
 def unfilled(path: str | Path) -> str | None:
-    """Returns the beginning of a path with `$NAME` in it that doesn't exist; None if there is none.
+    """Returns the beginning of a path, up to its first `$NAME`, if that doesn't exist.
 
-    The beginning ends with the first folder or file name that contains `$NAME`, such as `$DATA` of
-    `$DATA/kitti`.
+    Args:
+        path: The path, such as `$DATA/kitti`.
+
+    Returns:
+        The path up to and including the first folder or file whose name contains `$NAME`, such as
+        `$DATA`. None if there is a folder or file with this name, or if the path has no `$NAME`.
     """
     parts = Path(path).parts
     # A folder may really be called `$NAME`, so it is only a mistake if it doesn't exist.
@@ -83,13 +106,14 @@ def unfilled(path: str | Path) -> str | None:
 
 
 def refuse_unfilled(path: str | Path, where: str) -> None:
-    """Raises RecipeError if a path contains a `$NAME` and doesn't exist.
+    """Raises RecipeError if a path in a recipe contains `$NAME`, which isn't expanded there.
 
-    Otherwise a folder called `$NAME` would be created.
+    A path to a folder or file that really has such a name is allowed. Without the error a folder
+    called `$NAME` would be created.
 
     Args:
-        path: the path.
-        where: the path's place in the recipe, with which the message begins.
+        path: The path.
+        where: The path's place in the recipe, such as `data.root`, for the message.
     """
     missing = unfilled(path)
     if missing:
@@ -97,9 +121,12 @@ def refuse_unfilled(path: str | Path, where: str) -> None:
 
 
 def with_hint(message: str) -> str:
-    """Adds to a message about a missing path with `$NAME` that `$NAME` isn't expanded.
+    """Adds a hint to an error message about a missing path with `$NAME`.
 
-    Any other message is returned unchanged.
+    The hint says that `$NAME` isn't expanded.
+
+    Args:
+        message: The message. If it isn't about such a path, it is returned unchanged.
     """
     hinted = _VARIABLE.search(message) and _MISSING.search(message) and VARIABLES not in message
     return f"{message}; {VARIABLES}" if hinted else message

@@ -1,8 +1,9 @@
 """Builds the teacher of a recipe, which gives the target depth that the student learns.
 
-A teacher is a frozen network, cached depth maps, the ground truth, somebody else's network by its
-kind, or the user's own code from outside the project; their classes are in tiekd/teachers/. Each is
-a callable from a batch to the target depth, (B, 1, H, W) float32, metres, 0 where not valid. The
+A teacher is a frozen network of the project, cached depth maps, the ground truth, a published
+network that one of the modules in tiekd/teachers/ runs, or the user's own code from outside the
+project. All classes of teachers are in tiekd/teachers/. Each is a callable from a batch to the
+target depth, (B, 1, H, W) float32, metres, 0 in pixels that aren't valid. The
 DeepSpeed engine does not contain a frozen network: otherwise ZeRO would shard the teacher, the
 engine's `train()` would update its BatchNorm statistics, and every checkpoint would contain its
 weights.
@@ -38,23 +39,25 @@ def build_teacher(
     resize: Resize | None = None,
     max_depth_m: float | None = None,
 ) -> FrozenTeacher | CachedMaps | GroundTruth | OutsideTeacher | FoundationTeacher:
-    """Builds the teacher of a recipe's `teacher` section.
+    """Builds the teacher that a recipe's section `teacher` describes.
 
     The section has one of these forms:
 
-    - `name`: a kind in tiekd/teachers/ or a module outside the project. All other keys are
-      arguments of its `build`.
+    - `name`: the name of a file in tiekd/teachers/, or the dotted name of a module outside the
+      project. All other keys except `audit` are arguments of the module's `build`.
     - `maps`: a folder of cached depth maps.
-    - `recipe` and `checkpoint`: a network and its weights. The checkpoint is a file of weights, a
-      checkpoint's folder, or a work dir (for its best, else its latest weights); without
-      `checkpoint` it is the recipe's work dir. For `flip` and `precision` see FrozenTeacher.
+    - `recipe` and `checkpoint`: a network of the project and its weights. The checkpoint is a file
+      of weights, a checkpoint's folder, or a work dir, whose best or else latest weights are used;
+      without `checkpoint` it is the work dir of the recipe. For `flip` and `precision` see
+      FrozenTeacher.
 
     Args:
-        node: The section; None makes the ground truth the teacher.
-        device: The device of the teacher's network.
-        resize: The resolution at which the teacher sees images; None for the one recorded with the
-            weights, or that of the teacher's recipe.
-        max_depth_m: The student's range in metres; needed for a kind in tiekd/teachers/.
+        node: The section as a dict; None makes the ground truth the teacher.
+        device: The device on which the teacher runs.
+        resize: For a network of the project, the resize of images before it gets them; None for the
+            one that is recorded with the weights or, failing that, in the teacher's recipe.
+        max_depth_m: The largest depth that the student predicts, in metres; needed if `name` is a
+            file in tiekd/teachers/.
 
     Raises:
         TeacherError: The section is wrong, there are no weights, or they are of another network.
@@ -111,30 +114,40 @@ def build_teacher(
         state_dicts.load_into(network, tensors)
     except CheckpointError as error:
         raise TeacherError(f"teacher.checkpoint: {path}: {error}") from None
-    # The teacher sees images at the resolution at which it was trained.
+    # Unless the caller sets another resize, images are resized as when the teacher was trained.
     if resize is None:
         resize = resizes.resize_of(state, _recipe_file(teacher))
     return FrozenTeacher(network, device, node.get("flip", False), precision, resize)
 
 
 def _recipe_file(teacher: TeacherNode) -> dict | None:
-    """Loads the teacher's recipe; None if the section names none or the file doesn't exist.
+    """Loads the recipe that `teacher.recipe` names.
 
-    It gives the working resolution for weights that don't record one.
+    Its resize of images is used for weights that don't record one.
+
+    Args:
+        teacher: The section `teacher`.
+
+    Returns:
+        The recipe; None if the section names none or the file doesn't exist.
     """
     path = teacher.recipe
     return load_recipe(path) if path is not None and path.exists() else None
 
 
 def with_teachers_file(recipe: dict, resuming: bool) -> dict:
-    """Returns the recipe with the path of the teacher's weights file filled in.
+    """Returns a recipe whose `teacher.checkpoint` is the path of the teacher's weights file.
 
-    A work dir's best weights may change between two starts of a run. So the path is fixed at the
-    first start, and a resumed run uses the same file.
+    If it names a work dir, the best weights in it may change between two starts of a run. So the
+    file's path is fixed at the first start, and a resumed run uses the same file.
 
     Args:
         recipe: The run's recipe.
-        resuming: True to reuse the path that is recorded in the run's work dir.
+        resuming: True to use the path that the first start recorded in the run's work dir.
+
+    Returns:
+        A copy of the recipe with the path; the recipe itself if the teacher isn't a network of the
+        project.
     """
     teacher = TeacherNode.of(recipe)
     if teacher.network is None:
@@ -150,7 +163,11 @@ def with_teachers_file(recipe: dict, resuming: bool) -> dict:
 
 
 def teacher_checkpoint(teacher: TeacherNode) -> Path:
-    """Returns the path of the weights file for a teacher's section; see `build_teacher`.
+    """Returns the path of the file with the weights of a teacher that is a network of the project.
+
+    Args:
+        teacher: The section `teacher`. Its `checkpoint` may be a file, a checkpoint's folder or a
+            work dir; without it the file is searched in the work dir of `teacher.recipe`.
 
     Raises:
         TeacherError: There is no such file.
@@ -170,9 +187,12 @@ def teacher_checkpoint(teacher: TeacherNode) -> Path:
 
 
 def default_checkpoint(teacher: TeacherNode) -> Path:
-    """Returns the path of the best, else the latest, weights in the work dir of teacher.recipe.
+    """Returns the path of a teacher's weights if `teacher.checkpoint` isn't given.
 
-    Used for a section without `checkpoint`.
+    It is the file of the best weights, or else of the latest, in the work dir of `teacher.recipe`.
+
+    Args:
+        teacher: The section `teacher`.
 
     Raises:
         TeacherError: The section has no `recipe`, or the work dir has no weights.

@@ -71,10 +71,11 @@ def build(node: dict, package: str, where: str, **context):
 
 
 def parameters_of(factory: Callable) -> dict[str, inspect.Parameter]:
-    """Returns the parameters of a component's `build`, by name.
+    """Returns the parameters of a component's `build` that a recipe or the program can give.
 
-    They are those of its signature. But a parameter `options` that is annotated with a dataclass is
-    replaced by the dataclass's fields, so that a component can receive many options as one object:
+    They are the parameters of its signature, by name. But a parameter `options` that is annotated
+    with a dataclass is replaced by the dataclass's fields, so that a component can receive many
+    options as one object:
 
         @dataclass(frozen=True)
         class BlurOptions:
@@ -112,7 +113,15 @@ def parameters_of(factory: Callable) -> dict[str, inspect.Parameter]:
 
 
 def _call(factory: Callable, arguments: dict):
-    """Calls a component's `build`; fields of its `options` dataclass become one object."""
+    """Calls the `build` function of a component, and returns the object that it returns.
+
+    If `build` has a parameter `options` that is annotated with a dataclass, the arguments that are
+    fields of the dataclass are passed on as one object of it.
+
+    Args:
+        factory: The `build` function or class.
+        arguments: The arguments by name, as `parameters_of` names them.
+    """
     options = inspect.signature(factory).parameters.get("options")
     if options is None or not _is_options(options):
         return factory(**arguments)
@@ -134,13 +143,14 @@ def _fields_of(cls: type) -> list[dataclasses.Field]:
 
 
 def find(name: str, package: str, where: str) -> Callable:
-    """Returns the function `build` of a component's module.
+    """Imports the module of a component, and returns its attribute `build`: a function or class.
 
     Args:
         name: The component's name: a module in `package`, or the full dotted path of a module
             outside the project.
         package: The dotted name of the package with the components of this kind.
-        where: The node's place in the recipe, with which an error message begins.
+        where: The place in the recipe of the node that names the component, such as
+            `network.encoder`, for errors.
 
     Raises:
         RecipeError: There is no such module, or it has no `build`.
@@ -172,12 +182,16 @@ def _build_of(module: ModuleType, name: str, where: str) -> Callable:
 
 
 def settings(recipe: dict, section: str, cls: type):
-    """Builds the dataclass of a recipe's section; keys that aren't set get their defaults.
+    """Builds a dataclass object from a section of a recipe.
 
     Args:
-        recipe: The whole recipe.
+        recipe: The whole recipe. If the section, or a key in it, is missing, the fields get their
+            defaults.
         section: The section's name, a top-level key of the recipe.
         cls: The dataclass, whose fields are the section's keys.
+
+    Returns:
+        The object of `cls`.
 
     Raises:
         RecipeError: A key is unknown, or a value has the wrong type.
@@ -191,7 +205,11 @@ def settings(recipe: dict, section: str, cls: type):
 
 
 def _names(package: str) -> list[str]:
-    """Returns the names of the modules in a package, given by its dotted name."""
+    """Returns the names of the modules in a package, without those of its subpackages.
+
+    Args:
+        package: The package's dotted name.
+    """
     return [
         m.name
         for m in pkgutil.iter_modules(importlib.import_module(package).__path__)

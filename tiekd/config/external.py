@@ -33,16 +33,24 @@ _recipe_folders: list[Path] = []
 
 
 def look_beside(recipe_path: Path) -> None:
-    """Adds the folder of a recipe's file to the folders in which named modules are searched."""
+    """Adds the folder of a recipe's file to the folders in which `import_module` searches."""
     folder = recipe_path.resolve().parent
     if folder not in _recipe_folders:
         _recipe_folders.append(folder)
 
 
 def import_module(name: str) -> ModuleType | None:
-    """Imports and returns the module with a dotted name; None if there is no such module.
+    """Imports a module outside the project, from one of the folders that this file lists above.
 
-    An error inside the module is raised, including a failed import of another module by it.
+    Args:
+        name: The module's dotted name, such as `my_package.my_module`.
+
+    Returns:
+        The module; None if there is no module of this name.
+
+    Raises:
+        RecipeError: The module imports something that older versions of tiekd had at that place.
+        Exception: Any other error that the module's code raises, such as a failed import.
     """
     if not all(part.isidentifier() for part in name.split(".")):
         return None
@@ -59,12 +67,13 @@ def import_module(name: str) -> ModuleType | None:
 
 
 def source_of(name: str) -> Path | None:
-    """Returns the file that importing a module would run; None if there is none.
-
-    The module is not imported.
+    """Returns the path of the source file of a module, without importing it.
 
     Args:
-        name: The module's dotted name.
+        name: The module's dotted name, as in `import_module`.
+
+    Returns:
+        The file that an import would run; None if there is no such file.
     """
     parts = name.split(".")
     for folder in (*map(Path, sys.path), *_folders()):
@@ -83,9 +92,17 @@ def _folders() -> Iterator[Path]:
 
 
 def _of_run(work_dir: Path) -> tuple[Path, ...]:
-    """Returns the folder of the recipe that a run was started with, and the current folder then.
+    """Returns the folders in which a run's own modules were searched when the run was started.
 
-    Empty if `work_dir` has no readable launch record, for example because it is no work dir.
+    They are read from the run's launch record.
+
+    Args:
+        work_dir: The folder of the run, or any other folder.
+
+    Returns:
+        The folder of the recipe with which the run was started, and the current folder of that
+        start. Empty if `work_dir` has no readable launch record, for example because it is no work
+        dir.
     """
     # A folder or a pipe with the launch record's name can't be read. Resuming the run reports it.
     if instead_of_file(work_dir / LAUNCH_RECORD):
@@ -124,7 +141,13 @@ def _has(folder: Path, name: str) -> bool:
 
 
 def names_in(node) -> Iterator[str]:
-    """Yields the dotted `name`s in a recipe's node: the modules that building it would import."""
+    """Yields the names of the modules outside the project that a recipe's node names.
+
+    They are the values of all keys `name`, at any depth, that contain a dot.
+
+    Args:
+        node: A mapping, list or value of a recipe.
+    """
     if isinstance(node, dict):
         if "." in str(node.get("name", "")):
             yield str(node["name"])

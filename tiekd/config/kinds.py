@@ -82,11 +82,15 @@ _WORDS |= {"PathLike": Path, "PurePath": Path}
 
 
 def kind_of(key: Sequence[str | int], recipe: dict) -> Any:
-    """Returns the annotation of a key of a recipe; Any if it isn't known.
+    """Returns the type annotation of the value that a key of a recipe expects.
 
     Args:
-        key: The path to the key, such as `("data", "root")`; an int is an index into a list.
-        recipe: The recipe, whose names of parts decide which keys there are.
+        key: The keys that lead to the value, outermost first, such as `("data", "root")`; an int is
+            an index into a list.
+        recipe: The recipe. The components that it names determine which keys there are.
+
+    Returns:
+        The annotation, such as `int | None`; Any if it isn't known.
     """
     *path, last = key
     # An item of a list has the item type of the list's annotation.
@@ -106,18 +110,30 @@ def kind_of(key: Sequence[str | int], recipe: dict) -> Any:
 
 
 def is_text(kind: Any) -> bool:
-    """Returns True if only text (or a path) is allowed, apart from null."""
+    """Returns True if a type annotation allows only text or a path, apart from None.
+
+    Args:
+        kind: The annotation, as `kind_of` returns it.
+    """
     alternatives = _alternatives(kind)
     return bool(alternatives) and all(each is str or _is_path(each) for each in alternatives)
 
 
 def is_path(kind: Any) -> bool:
-    """Returns True if a path is allowed, maybe among other types."""
+    """Returns True if a type annotation allows a path, possibly among other types.
+
+    Args:
+        kind: The annotation, as `kind_of` returns it.
+    """
     return any(map(_is_path, _alternatives(kind)))
 
 
 def are_texts(kind: Any) -> bool:
-    """Returns True if a list of text is allowed, and no list of other items."""
+    """Returns True if a type annotation allows a list of texts, and no list of other items.
+
+    Args:
+        kind: The annotation, as `kind_of` returns it.
+    """
     lists = [each for each in _alternatives(kind) if get_origin(each) is not None]
     return bool(lists) and all(
         is_text(item) for each in lists for item in get_args(each) if item is not Ellipsis
@@ -134,10 +150,18 @@ def _is_path(kind: Any) -> bool:
 
 
 def _kinds_in(path: tuple, recipe: dict) -> dict[str, Any]:
-    """Returns the kinds of all keys of the node at `path`, by name."""
+    """Returns the type annotations of all keys that a mapping in a recipe may have.
+
+    Args:
+        path: The keys that lead to the mapping, outermost first; () for the whole recipe.
+        recipe: The recipe. The components that it names determine which keys there are.
+
+    Returns:
+        The annotations by key; empty if they aren't known.
+    """
     node = _node_at(path, recipe)
-    # A teacher with a `name` is a part. Any other has the keys of TEACHER, and its network has
-    # those of the student.
+    # A teacher with a `name` has the arguments of its module's `build` as keys. Any other teacher
+    # has the keys of TEACHER, and its network has those of the student.
     if path[:1] == ("teacher",):
         if "name" in _node_at(("teacher",), recipe):
             if path not in (("teacher",), ("teacher", "anchor")):
@@ -176,11 +200,15 @@ def _node_at(path: tuple, recipe: dict) -> dict:
 
 
 def _of_part(folder: str, name: Any) -> dict[str, Any]:
-    """Returns the kinds of the parameters of a part's `build`, by name.
+    """Returns the type annotations of the parameters of a component's `build`.
 
     Args:
-        folder: The folder of the part's module in tiekd; unused for a dotted name.
-        name: The name of the part, or the dotted name of a module outside the project.
+        folder: The folder of the component's module, relative to tiekd/; not used if `name` is a
+            dotted name.
+        name: The name of the component, or the dotted name of a module outside the project.
+
+    Returns:
+        The annotations by parameter name; empty if there is no such module.
     """
     if not isinstance(name, str) or not all(word.isidentifier() for word in name.split(".")):
         return {}
@@ -194,15 +222,22 @@ def _of(file: str, name: str) -> dict[str, Any]:
 
 @functools.cache
 def _read(file: Path, name: str) -> dict[str, Any]:
-    """Returns the kinds of the arguments of a function or class in a file, by name.
+    """Returns the type annotation of each argument of a function or class, without importing it.
 
-    Empty if the file can't be read or parsed.
+    Args:
+        file: The Python file.
+        name: The name of the function or class in the file.
+
+    Returns:
+        The annotations by argument name; empty if the file can't be read or parsed, or has no
+        function or class of this name.
     """
     try:
         statements = ast.parse(file.read_bytes()).body
     except (OSError, SyntaxError, ValueError, RecursionError):
         return {}  # The error is raised later, when the file is imported.
-    # Functions and classes by name, also by names that are assigned, as in `build = Dpm`.
+    # Collect functions and classes by their names, and by names that are assigned to them, as in
+    # `build = Dpm`.
     named = {s.name: s for s in statements if isinstance(s, ast.FunctionDef | ast.ClassDef)}
     for s in statements:
         if isinstance(s, ast.Assign) and isinstance(s.value, ast.Name):
@@ -246,9 +281,15 @@ def _taken_by(found: ast.stmt | None, named: dict) -> dict[str, Any]:
 
 
 def _options_class(argument: ast.arg, named: dict) -> ast.ClassDef | None:
-    """Returns the dataclass that annotates an argument named `options`; None for other arguments.
+    """Returns the dataclass with which an argument named `options` is annotated.
 
-    `named` holds the definitions of the file; a dataclass from another file is not found.
+    Args:
+        argument: The argument in the syntax tree of a function.
+        named: The functions and classes of the same file by name.
+
+    Returns:
+        The syntax tree of the dataclass; None for an argument of another name, or if the file
+        doesn't define the dataclass.
     """
     found = named.get(argument.annotation.id) if isinstance(argument.annotation, ast.Name) else None
     if argument.arg != "options" or not isinstance(found, ast.ClassDef):
@@ -260,7 +301,15 @@ def _options_class(argument: ast.arg, named: dict) -> ast.ClassDef | None:
 
 
 def _kind(node: ast.expr | None) -> Any:
-    """Evaluates the syntax tree of an annotation to a type; Any if it has names not in _WORDS."""
+    """Converts the syntax tree of a type annotation to a type.
+
+    Args:
+        node: The syntax tree.
+
+    Returns:
+        The type, such as `int | None`; Any if the annotation has a form or a name that isn't
+        supported (the supported names are in _WORDS).
+    """
     match node:
         case ast.Constant(value=None):
             return None

@@ -11,7 +11,7 @@ from pathlib import Path
 
 _TIEKD = Path(__file__).parents[1]
 
-# The names that `from tiekd import NAME` gives: those of tiekd.__all__.
+# The names that can be imported by `from tiekd import NAME`, as in tiekd.__all__.
 PUBLIC = (
     "Batch",
     "BatchNorm2d",
@@ -33,13 +33,14 @@ PUBLIC = (
 
 
 def advice(error: ImportError) -> str | None:
-    """Returns a message that says how to write an import that failed because the module has moved.
+    """Returns a message for an import that failed because a module of tiekd has moved.
 
     Args:
-        error: The error of the import; its traceback gives the file and line.
+        error: The error that the import raised; its traceback gives the file and line.
 
     Returns:
-        The message; None if the import failed for another reason.
+        A message with the file, the line, the old import statement and the one to write instead;
+        None if the import failed for another reason, or is in tiekd's own code.
     """
     if (error.name or "").split(".")[0] != "tiekd":
         return None
@@ -72,15 +73,15 @@ def advice(error: ImportError) -> str | None:
 
 
 def home_of(module: str, name: str) -> str | None:
-    """Returns the present module of a name that was once defined in `module`.
+    """Returns the module that now defines a name which an older tiekd defined in `module`.
 
     Args:
-        module: The old module, without the leading `tiekd.`.
-        name: The name in it; empty for the module itself.
+        module: The dotted name of the old module, without the leading `tiekd.`.
+        name: A class, function or other name in the old module; empty for the module itself.
 
     Returns:
-        The present module, without `tiekd.`; None if there was no such module, or the name no
-        longer exists.
+        The dotted name of the present module, without the leading `tiekd.`; None if no older tiekd
+        had such a module, or the name no longer exists.
     """
     if f"{module}.{name}" in GONE:
         return None
@@ -95,10 +96,14 @@ def home_of(module: str, name: str) -> str | None:
 
 
 def _as_it_is_now(node: ast.Import | ast.ImportFrom) -> str | None:
-    """Returns an import statement with the present paths; None if no path in it is old.
+    """Returns an import statement, as text, that imports the same names from where they are now.
 
     Args:
-        node: The parsed import statement.
+        node: The parsed import statement, written for an older tiekd.
+
+    Returns:
+        The statement, or several separated by "; ", without names that aren't tiekd's. None if
+        none of the imported names is known in an older tiekd.
     """
     # Names that one old statement imports may be in several modules now. So there is one new
     # statement for each module.
@@ -276,8 +281,8 @@ MODULES = {
     "work_dirs": "workdir.workdir",
 }
 
-# Old modules that were split. For each of their present modules the names that it has now; `*`
-# stands for all names that aren't listed.
+# Maps each old module that was split to its present modules, and each of these to the names that
+# moved there, separated by spaces; `*` stands for all names that aren't listed.
 SPLIT = {
     "checkpoint": {
         "workdir.checkpoints": "FOLDER LATEST STATE STUDENT MOMENTS find find_weights check "

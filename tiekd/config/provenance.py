@@ -35,12 +35,13 @@ class _Value:
 def annotated(path: str | Path, overrides: Sequence[str] = ()) -> str:
     """Returns a recipe as YAML, with each value's origin as a comment at the end of its line.
 
-    Reading this YAML gives the same recipe as `load_recipe`. An origin's path is relative to the
-    project's folder, or else to the recipe's folder. A list has one origin as a whole.
+    An origin is the path of a YAML file, or a `--set` option. The path is relative to the project's
+    folder or to the recipe's folder, or absolute if the file is in neither. A list has one origin
+    as a whole. Reading this YAML gives the same recipe as `load_recipe`.
 
     Args:
         path: The recipe's YAML file.
-        overrides: Each `key.sub=value`, as in `load_recipe`.
+        overrides: Texts `key.sub=value`, as in `load_recipe`.
 
     Raises:
         RecipeError: As `load_recipe` does.
@@ -62,15 +63,16 @@ def annotated(path: str | Path, overrides: Sequence[str] = ()) -> str:
 def with_origins(
     error: RecipeError, path: str | Path, overrides: Sequence[str] = ()
 ) -> RecipeError:
-    """Returns an error about a recipe's values, with the origin of each value added to its text.
+    """Returns an error with a longer message, which says where the values that it is about are set.
 
-    An error without `keys` is returned as it is. A value that comes from neither a file nor an
-    override, such as one set by a program's option, gets no origin.
+    That is the YAML file or the override that sets a value. A value that comes from neither, such
+    as one set by another option of a program, is not mentioned. An error without `keys` is returned
+    unchanged.
 
     Args:
-        error: The error; its `keys` name the values.
+        error: The error; `error.keys` names the values in the recipe, such as `train.epochs`.
         path: The recipe's YAML file.
-        overrides: Each `key.sub=value`, as in `load_recipe`.
+        overrides: Texts `key.sub=value`, as in `load_recipe`.
     """
     if not error.keys:
         return error
@@ -93,11 +95,12 @@ def _mark(node, origin: str):
 
 
 def _with_values(marked: dict, recipe: dict) -> dict:
-    """Returns `marked` with each value replaced by the recipe's, whose paths are expanded.
+    """Returns a recipe of wrapped values with the origins of one recipe and the values of another.
 
     Args:
-        marked: The merged recipe of wrapped values, which keep their origins.
-        recipe: The same recipe as `load_recipe` returns it.
+        marked: The merged recipe. Its values are `_Value` objects with their origins; `~` is not
+            expanded in them.
+        recipe: The same recipe as `load_recipe` returns it, with `~` expanded in paths.
     """
     found = {_HERE: marked.get(_HERE)}
     for key, value in recipe.items():

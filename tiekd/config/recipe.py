@@ -28,14 +28,18 @@ _DEEPEST = 32  # The largest number of dot-separated names in an override's key,
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> dict:
-    """Reads a recipe with its bases and overrides, and fills in the network of `teacher.recipe`.
+    """Reads a recipe, merges the files of its `_base_`, and applies overrides.
+
+    If the recipe has a key `teacher.recipe`, which names another recipe, the network of that recipe
+    is copied to `teacher.network`.
 
     Args:
-        path: The YAML file.
-        overrides: Each `key.sub=value`.
+        path: The recipe's YAML file.
+        overrides: Texts `key.sub=value`, applied in this order.
 
     Returns:
-        Plain dicts with only known top-level sections, and `~` expanded in paths.
+        The recipe as one dict of nested dicts, lists and scalars. All its top-level keys are known
+        sections, and `~` is expanded in values that are paths.
 
     Raises:
         RecipeError: A file is missing or not valid YAML, bases form a loop, a section is unknown or
@@ -56,16 +60,20 @@ def _unmarked(node: dict, _origin: str) -> dict:
 def merged(
     path: Path, overrides: Sequence[str] = (), mark: Callable[[dict, str], dict] = _unmarked
 ) -> dict:
-    """Merges a recipe with its bases and overrides, without checking the result.
+    """Merges a recipe with the files of its `_base_` and with overrides, without checks.
 
-    The network of `teacher.recipe` is not filled in.
+    Unlike `load_recipe`, it copies no network from the recipe that `teacher.recipe` names.
 
     Args:
-        path: The YAML file.
-        overrides: Each `key.sub=value`.
-        mark: Called with the content of each file or override and with its name; what it returns is
-            merged in place of the content. `annotated` (tiekd/config/provenance.py) adds origins
-            with it.
+        path: The recipe's YAML file.
+        overrides: Texts `key.sub=value`, applied in this order.
+        mark: Function called with the content of each file or override, and with its name, i.e. the
+            path or `--set key.sub=value`. The dict that it returns is merged in place of the
+            content. `annotated` (tiekd/config/provenance.py) uses it to store where a value comes
+            from.
+
+    Returns:
+        The merged recipe as one dict.
     """
     # How an override is parsed depends on the type that its key expects, and that depends on the
     # recipe's plain values. So if `mark` changes the values, the files are read a second time.
@@ -80,11 +88,12 @@ def merged(
 
 
 def merge(base: dict, change: dict) -> dict:
-    """Returns `base` updated by `change`, recursively; neither is modified.
+    """Returns a new dict: `base` updated by `change`, recursively. Neither argument is modified.
 
-    A value of None removes a key. A mapping with another `name` replaces the old one as a whole.
-    `resize` can be given in several forms that exclude each other, such as `scale` or `short_side`;
-    keys of another form than the change's are removed from it.
+    A value of None in `change` removes the key. A mapping in `change` replaces the one in `base` as
+    a whole if both have a `name` and these differ. The node `resize` can be given in several forms
+    that exclude each other, such as `scale` or `short_side`; if `change` has a `resize`, keys of
+    other forms are removed from that of `base`.
     """
     # Another `name` means another component, to which the old one's options don't apply.
     if change.get("name", base.get("name")) != base.get("name"):
@@ -108,7 +117,12 @@ _RESIZE_FORMS = ({"height", "width", "mode"}, {"short_side"}, {"scale"})  # The 
 
 
 def _of_the_same_form(old: dict, change: dict) -> dict:
-    """Returns the old `resize` node without the keys that can't be combined with the new ones."""
+    """Returns the `resize` node `old` without the keys that can't be combined with `change`.
+
+    Args:
+        old: The node `resize` that is updated.
+        change: The node `resize` with the new values; keys with the value None don't count.
+    """
     said = {key for key, value in change.items() if value is not None}
     known = set().union(*_RESIZE_FORMS)
     return {
@@ -119,7 +133,7 @@ def _of_the_same_form(old: dict, change: dict) -> dict:
 
 
 def dump_recipe(recipe: dict) -> str:
-    """Returns the recipe as YAML, which `load_recipe` reads back to the same dict."""
+    """Returns a recipe as YAML text, which `load_recipe` reads back to the same dict."""
     return recipe_yaml.dump(recipe, width=120)
 
 
@@ -148,15 +162,16 @@ def _load_with_bases(path: Path, seen: tuple[Path, ...], mark: Callable[[dict, s
 
 
 def _anchored(change: dict, folder: Path, where: str) -> dict:
-    """Returns the content of a file or override with `teacher.recipe` as an absolute path.
+    """Returns the content of a recipe's file or override with `teacher.recipe` made absolute.
 
-    A new `teacher.recipe` selects another teacher. So it also removes the `name`, `network` and
-    `checkpoint` that a base set. A teacher with a `name` is the user's own module; its key `recipe`
-    is left alone.
+    A new `teacher.recipe` selects another teacher. So the result also has `name`, `network` and
+    `checkpoint` of `teacher` as None, unless `change` sets them: in the merge, None removes the
+    values of a base. A teacher with a `name` is the user's own module; its key `recipe` is not
+    changed.
 
     Args:
-        change: The content of the file or override.
-        folder: The folder that a relative path starts from.
+        change: The content of the file or override, as a nested dict.
+        folder: The folder from which a relative `teacher.recipe` starts.
         where: The name of the file or override, for errors.
     """
     teacher = change.get("teacher")
@@ -214,9 +229,12 @@ def _parse_override(override: str, recipe: dict) -> dict:
     `null` becomes None, which removes the key.
 
     Args:
-        override: The override.
-        recipe: The merged recipe without this override. It is needed because the type that a key
-            expects depends on the named components.
+        override: The override as typed.
+        recipe: The merged recipe without this override. The type that a key expects depends on the
+            components that it names.
+
+    Raises:
+        RecipeError: The override is not of this form, or its value is not YAML.
     """
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
@@ -245,14 +263,15 @@ def _parse_override(override: str, recipe: dict) -> dict:
 
 
 def is_overridden(key: Sequence[str], recipe: dict, overrides: Sequence[str]) -> bool:
-    """Returns True if one of the overrides sets this key of the recipe.
+    """Returns True if one of the overrides sets a certain key of the recipe.
 
-    It may set the key itself, a key below it, or a mapping that contains it.
+    The override may set the key itself, a key inside its mapping, or a mapping that contains it.
 
     Args:
-        key: The names on the way to the key, such as `("data", "resize")`.
-        recipe: The recipe that the overrides were applied to.
-        overrides: Each `key.sub=value`.
+        key: The key with the names of the mappings that contain it, outermost first, such as
+            `("data", "resize")`.
+        recipe: The recipe to which the overrides were applied.
+        overrides: Texts `key.sub=value`.
     """
     for override in overrides:
         node = _parse_override(override, recipe)
@@ -272,8 +291,10 @@ def _with_homes(node, key: tuple, recipe: dict):
 
     Args:
         node: A mapping, list or value of the recipe.
-        key: The node's place in the recipe, as a tuple of names; () for the whole recipe.
-        recipe: The whole recipe, on which the type that a key expects depends.
+        key: The node's place in the recipe: a tuple of the keys, and of the positions in lists,
+            that lead to it; () for the whole recipe.
+        recipe: The whole recipe. The type that a key expects depends on the components that the
+            recipe names.
     """
     if isinstance(node, dict):
         return {name: _with_homes(value, (*key, name), recipe) for name, value in node.items()}
@@ -285,7 +306,11 @@ def _with_homes(node, key: tuple, recipe: dict):
 
 
 def _with_teachers_network(recipe: dict) -> dict:
-    """Returns the recipe with the network from the file `teacher.recipe`, if that key is set."""
+    """Returns a recipe with the network of the recipe that `teacher.recipe` names.
+
+    The network is the value of `teacher.network` in the result. If `teacher.recipe` isn't set or
+    can't be read, `recipe` is returned unchanged.
+    """
     teacher, network = recipe.get("teacher"), None
     # Ignore errors here: _resolve_teacher raises them once all overrides are applied, one of which
     # may still correct the mistake.
@@ -297,9 +322,15 @@ def _with_teachers_network(recipe: dict) -> dict:
 
 
 def _resolve_teacher(recipe: dict) -> None:
-    """Copies the network of the file `teacher.recipe` into the recipe, in place.
+    """Copies the network of the recipe that `teacher.recipe` names to `teacher.network`, in place.
 
-    So the recipe that is saved with a run needs no other file.
+    So the recipe that is saved with a run needs no other file. Does nothing if the key isn't set.
+
+    Args:
+        recipe: The merged recipe; changed in place.
+
+    Raises:
+        RecipeError: The section `teacher` is wrong, or the recipe that it names has no network.
     """
     teacher = TeacherNode.of(recipe)
     teacher.check()
@@ -317,5 +348,9 @@ def _resolve_teacher(recipe: dict) -> None:
 
 
 def work_dir_of(recipe_path: str | Path) -> Path:
-    """Returns the default folder of a recipe's runs: work_dirs/<recipe stem>."""
+    """Returns the default folder of a recipe's runs, `work_dirs/NAME` for the file `NAME.yaml`.
+
+    Args:
+        recipe_path: The recipe's YAML file.
+    """
     return Path("work_dirs") / Path(recipe_path).stem

@@ -50,7 +50,15 @@ class _Loader(yaml.SafeLoader):
     }
 
     def construct_mapping(self, node, deep=False):
-        """Builds a dict; refuses a duplicate key, and `key:value` without a space."""
+        """Builds a dict from a YAML mapping.
+
+        Args:
+            node: The parsed mapping, a yaml.MappingNode.
+            deep: True to build nested values immediately, as PyYAML defines it.
+
+        Raises:
+            yaml.YAMLError: A key occurs twice, or there is no space after a key's colon.
+        """
         seen = set()
         for key, value in node.value:
             # YAML reads {epochs:2} as a key `epochs:2` with an empty value. Such a value begins
@@ -69,17 +77,17 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def number(self, node):
-        """Parses an integer: decimal (010 is ten), octal (0o17) or hexadecimal (0x1f)."""
+        """Returns a YAML scalar as an integer: decimal (010 is ten), octal (0o17) or hex (0x1f)."""
         text = self.construct_scalar(node).lower()
         return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
 
     def fraction(self, node):
-        """Parses a floating-point number, infinity or NaN."""
+        """Returns a YAML scalar as a floating-point number, which may be infinite or NaN."""
         text = self.construct_scalar(node).lower()
         return float(text.replace(".inf", "inf").replace(".nan", "nan"))
 
     def truth(self, node):
-        """Parses a boolean."""
+        """Returns a YAML scalar as a boolean; any text but true and false is an error."""
         text = self.construct_scalar(node)
         if not re.fullmatch(_CORE["bool"][0], text):
             raise _refused(f"{text!r:.80} is neither true nor false", node)
@@ -105,7 +113,13 @@ for _name, (_pattern, _first) in _CORE.items():
 
 
 def load(text: str):
-    """Parses the text of a recipe's file.
+    """Parses the text of a recipe's YAML file.
+
+    Args:
+        text: The content of the file.
+
+    Returns:
+        The parsed value: nested dicts, lists and scalars. It is a dict if the file is a recipe.
 
     Raises:
         yaml.YAMLError, ValueError, RecursionError: The text is not YAML, or not YAML that is
@@ -115,10 +129,10 @@ def load(text: str):
 
 
 def value(text: str, of_texts: bool = False):
-    """Parses one value from a command line.
+    """Parses one value from a command line to a dict, list, number, boolean or string.
 
     A number, true, false, a [list], a {mapping} and text in quotes are read as YAML; any other
-    value is text.
+    value is returned as text.
 
     Args:
         text: The value as typed.
@@ -139,15 +153,22 @@ def value(text: str, of_texts: bool = False):
 
 
 def dump(node, **layout) -> str:
-    """Returns a node as YAML, which `load` and other YAML readers read back to the same node.
+    """Returns a node of a recipe as YAML text.
 
-    Keys stay in their order. `layout` is passed on to yaml.dump.
+    `load` and other YAML readers read the text back to the same node. Keys keep their order.
+
+    Args:
+        node: A dict, list or scalar.
+        layout: Keyword arguments of yaml.dump, such as `width`.
     """
     return yaml.dump(node, Dumper=_Dumper, sort_keys=False, **layout)
 
 
 def _checked(node):
-    """Returns what was parsed, if its anchors are harmless.
+    """Returns a parsed node unchanged; refuses YAML anchors that are endless or become too large.
+
+    Args:
+        node: The parsed dict, list or scalar. The same object is in it once per use of an anchor.
 
     Raises:
         ValueError: An anchor contains itself, or there are more than _LARGEST values after anchors

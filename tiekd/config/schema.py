@@ -30,9 +30,9 @@ def check_value(value: Any, annotation: Any, where: str) -> None:
 
     Args:
         value: The value from the recipe.
-        annotation: The annotation, such as `tuple[int, int] | None`.
-        where: The value's place in the recipe, such as `train.epochs`. The message names it, the
-            value, and what is allowed.
+        annotation: The type annotation, such as `tuple[int, int] | None`.
+        where: The value's place in the recipe, such as `train.epochs`. The error message names this
+            place, the value, and what is allowed.
     """
     if not fits(value, annotation):
         # Add a hint if the value is a number in quotes, or has `_` between digits, which only
@@ -48,9 +48,13 @@ def check_value(value: Any, annotation: Any, where: str) -> None:
 
 
 def fits(value: Any, annotation: Any) -> bool:
-    """Returns True if the value is of the annotated type.
+    """Returns True if a value from a recipe is of the annotated type.
 
-    Also returns True for annotations that this module doesn't check.
+    Also returns True if the annotation is none of those that this module checks.
+
+    Args:
+        value: The value.
+        annotation: The type annotation, such as `int | None`.
     """
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
@@ -77,9 +81,15 @@ def fits(value: Any, annotation: Any) -> bool:
 
 
 def converted(value: Any, annotation: Any) -> Any:
-    """Converts a string to a Path if the annotation allows Path and not str, also inside a list.
+    """Converts text to a Path if the annotation asks for a Path.
 
-    Any other value is returned unchanged.
+    Args:
+        value: A value from a recipe.
+        annotation: The type annotation of the argument that gets the value.
+
+    Returns:
+        A Path if the value is text and the annotation allows Path but not str; a list of Paths if
+        the value is a list and the annotation is a list or Sequence of Path; else the value itself.
     """
     origin, parts = get_origin(annotation), get_args(annotation)
     if isinstance(value, str):
@@ -91,7 +101,10 @@ def converted(value: Any, annotation: Any) -> Any:
 
 
 def describe(annotation: Any) -> str:
-    """Returns an annotation in words, such as "a list of 2: a whole number, a whole number"."""
+    """Returns a type annotation in words, for an error message.
+
+    `tuple[int, int]` for example gives "a list of 2: a whole number, a whole number".
+    """
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
         words = [describe(part) for part in parts if part is not types.NoneType]
@@ -121,12 +134,12 @@ def _looks_like_a_number(value: Any) -> bool:
 
 
 def check_keys(node: dict, allowed: Iterable[str], where: str) -> None:
-    """Raises RecipeError for the first key of a mapping that isn't allowed.
+    """Raises RecipeError if a mapping in a recipe has a key that isn't allowed, or is no mapping.
 
-    The message names the most similar allowed key, and all allowed keys.
+    The message names the first such key, the most similar allowed key, and all allowed keys.
 
     Args:
-        node: The mapping of the recipe.
+        node: The mapping.
         allowed: The allowed keys.
         where: The mapping's place in the recipe, for the message.
     """

@@ -16,19 +16,20 @@ from tiekd.errors import RecipeError
 
 _AUDIT = ("on", "off")
 _TEACHERS = Path(__file__).parents[1] / "teachers"
-# Teachers of the project that a section asks for by other keys than `name`, or by none.
+# The modules in tiekd/teachers/ that `teacher.name` can't select: other keys select them, or the
+# absence of a teacher.
 _WITHOUT_NAME = ("external", "ground_truth", "maps", "network")
 
 
 def kinds() -> list[str]:
-    """Returns the teachers of the project that a section asks for by `name`."""
+    """Returns the names of the project's teachers that a recipe can select by `teacher.name`."""
     found = {path.stem for path in _TEACHERS.glob("*.py")}
     return sorted(found - {"__init__", *_WITHOUT_NAME})
 
 
 @dataclass(frozen=True)
 class TeacherNode:
-    """A recipe's `teacher` section.
+    """A recipe's section `teacher`, with methods that say what kind of teacher it describes.
 
     Attributes:
         node: The section as a dict; None if the recipe has none.
@@ -38,7 +39,7 @@ class TeacherNode:
 
     @classmethod
     def of(cls, recipe: dict) -> "TeacherNode":
-        """Returns the `teacher` section of a recipe."""
+        """Returns the section `teacher` of a recipe, also if the recipe has no such section."""
         return cls(recipe.get("teacher"))
 
     @property
@@ -48,17 +49,24 @@ class TeacherNode:
 
     @property
     def name(self) -> str | None:
-        """The name of a kind of teacher or of a module; None for a network and for cached maps."""
+        """The value of `teacher.name`; None if the teacher is given by other keys.
+
+        It is the name of a file in tiekd/teachers/, or the dotted name of a module outside the
+        project. A network of the project and cached maps are given by other keys.
+        """
         return self.node["name"] if self.is_given and "name" in self.node else None
 
     @property
     def module(self) -> str | None:
-        """The dotted name of a module outside the project; None for a teacher of the project."""
+        """The dotted name of the teacher's module outside the project; None for all others."""
         return self.name if "." in str(self.name) else None
 
     @property
     def kind(self) -> str | None:
-        """The name of a file in tiekd/teachers/; None for a module, a network and cached maps."""
+        """The value of `teacher.name` if it names a file in tiekd/teachers/, else None.
+
+        It is None for a module outside the project, a network of the project and cached maps.
+        """
         return self.name if self.module is None else None
 
     @property
@@ -78,13 +86,17 @@ class TeacherNode:
 
     @property
     def anchor(self) -> "TeacherNode":
-        """The teacher whose metric depth a relative kind is fitted to; an empty one without any."""
+        """The section of the metric teacher that is the anchor (`teacher.anchor`).
+
+        The relative output of this teacher is fitted to the anchor's depth. If there is no anchor,
+        or it is the ground truth, the section is empty: its `is_given` is False.
+        """
         node = self.node.get("anchor") if self.kind is not None else None
         return TeacherNode(node if isinstance(node, dict) else None)
 
     @property
     def maps(self) -> str | None:
-        """The folder of cached depth maps; None if the teacher isn't a folder of maps."""
+        """The folder of cached depth maps, from `teacher.maps`; None for any other teacher."""
         return self._of_ours("maps")
 
     @property
@@ -94,35 +106,47 @@ class TeacherNode:
 
     @property
     def recipe(self) -> Path | None:
-        """The recipe with which the teacher's network is trained; None if it isn't given."""
+        """The path of the recipe with which the teacher's network was trained, or None."""
         path = self._of_ours("recipe")
         return None if path is None else Path(path)
 
     @property
     def checkpoint(self) -> Path | None:
-        """The network's weights: a file, a checkpoint's folder or a work dir; None if not given."""
+        """The path of the teacher network's weights; None if it isn't given.
+
+        It is the path of a file, of a checkpoint's folder or of a work dir.
+        """
         path = self._of_ours("checkpoint")
         return None if path is None else Path(path)
 
     @property
     def is_audited(self) -> bool:
-        """True where the teacher's maps are checked before a student learns from them."""
+        """True if the teacher's depth has to be audited before training (`teacher.audit: on`)."""
         return self.is_given and self.node.get("audit", _AUDIT[0]) == _AUDIT[0]
 
     @property
     def part(self) -> dict | None:
-        """The section without `audit`, which is no argument of the teacher's."""
+        """The section as a dict without the key `audit`, which the teacher doesn't take; or None.
+
+        None if the recipe has no teacher.
+        """
         if self.node is None:
             return None
         return {key: value for key, value in self.node.items() if key != "audit"}
 
     @property
     def is_the_recipes_network(self) -> bool:
-        """True if the section names no teacher, so that maps are made with the recipe's network."""
+        """True if the section describes no teacher, or sets only `flip` and `audit`.
+
+        bin/cache_teacher.py then computes maps with the recipe's own section `network`.
+        """
         return not self.is_given or self.node.keys() <= {"flip", "audit"}
 
     def lending_recipe(self) -> Path | None:
-        """Returns the recipe to copy the teacher's network from; None if none is needed."""
+        """Returns the path of the recipe from which the teacher's network has to be copied.
+
+        None if the teacher isn't a network, or `teacher.network` already describes it completely.
+        """
         if not self.is_given or self.name is not None:
             return None
         path, given = self.recipe, self.node.get("network", {})
@@ -134,7 +158,11 @@ class TeacherNode:
         return None if whole else path
 
     def with_checkpoint(self, path: str | Path) -> "TeacherNode":
-        """Returns a copy of the section with `path` as its `checkpoint`."""
+        """Returns a copy of the section with another value of the key `checkpoint`.
+
+        Args:
+            path: The path of the weights.
+        """
         return TeacherNode(self.node | {"checkpoint": str(path)})
 
     def check(self, where: str = "teacher") -> None:
@@ -156,7 +184,7 @@ class TeacherNode:
             return
         name, allowed = self.node["name"], kinds()
         if not isinstance(name, str) or ("." not in name and name not in allowed):
-            # A typing mistake is the likely reason, so the nearest name comes first.
+            # The name is probably misspelt, so the message lists the most similar names first.
             allowed.sort(key=lambda n: -difflib.SequenceMatcher(None, n, str(name)).ratio())
             raise RecipeError(
                 f"{where}.name: got {name!r}; allowed: {', '.join(allowed)}, or a module of yours, "
@@ -164,10 +192,17 @@ class TeacherNode:
             )
 
     def _of_ours(self, key: str):
-        """Returns a key's value; None if it isn't set or the teacher is asked for by `name`."""
+        """Returns the value of a key that only a network of the project or cached maps have.
+
+        Args:
+            key: The key, such as "maps".
+
+        Returns:
+            The value; None if it isn't set, or if the section has a key `name`.
+        """
         return self.node.get(key) if self.is_given and self.name is None else None
 
 
 def without_teacher(recipe: dict) -> dict:
-    """Returns a copy of the recipe without a teacher, so that the ground truth is the target."""
+    """Returns a copy of a recipe without a teacher, for training on the ground truth."""
     return {**recipe, "teacher": None}

@@ -49,7 +49,7 @@ def set_by_environment() -> None:
     """Sets the allocator of this process to keep freed memory if TIEKD_ALLOCATOR says keep.
 
     Raises:
-        LaunchError: the variable is neither keep nor system.
+        LaunchError: The variable is neither keep nor system.
     """
     global _kept
     chosen = os.environ.get(VARIABLE) or "system"
@@ -63,7 +63,7 @@ def set_by_environment() -> None:
 
 
 def is_kept() -> bool:
-    """Returns True if this process keeps freed memory, as `set_by_environment` has set it."""
+    """Returns True if `set_by_environment` has set this process to keep freed memory."""
     return _kept
 
 
@@ -77,7 +77,10 @@ def give_back() -> None:
 
 
 def description() -> str:
-    """Describes this process's allocator for the log: its name, and if it keeps freed memory."""
+    """Returns a description of this process's memory allocator for the log.
+
+    It names the library, such as "glibc 2.35", and says if freed memory is kept.
+    """
     version = _glibc()
     if version is None:
         return "the system's"
@@ -91,7 +94,7 @@ def description() -> str:
 
 
 def _glibc() -> str | None:
-    """Returns the version of glibc; None if the C library is another one."""
+    """Returns the version of glibc, such as "2.35"; None if the C library is another one."""
     try:
         version = ctypes.CDLL(None).gnu_get_libc_version
     except (AttributeError, OSError, TypeError):
@@ -122,7 +125,10 @@ class _SymbolInfo(ctypes.Structure):
 
 
 def _of_the_user() -> str | None:
-    """Returns the environment variable by which the user configured glibc's allocator, or None."""
+    """Returns the name of the environment variable by which the user configured glibc's allocator.
+
+    None if the user has set no such variable.
+    """
     if "glibc.malloc." in os.environ.get("GLIBC_TUNABLES", ""):
         return "GLIBC_TUNABLES"
     return next((name for name in _OF_THE_USER if name in os.environ), None)

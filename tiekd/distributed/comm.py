@@ -16,7 +16,11 @@ from torch.distributed import distributed_c10d
 
 
 def rank() -> int:
-    """Returns this process's rank; before the process group exists, the launcher's RANK, else 0."""
+    """Returns this process's rank, from 0.
+
+    Before the process group exists, it is the environment variable RANK, which launchers set; 0 if
+    that isn't set.
+    """
     return dist.get_rank() if _is_initialised() else int(os.environ.get("RANK", 0))
 
 
@@ -34,7 +38,7 @@ def is_main() -> bool:
 
 
 def barrier() -> None:
-    """Waits until every rank has called it. Collective."""
+    """Waits until every rank has called this function. Collective."""
     if world_size() > 1:
         dist.barrier()
 
@@ -45,10 +49,11 @@ def mean_over_ranks(values: dict[str, Tensor | float]) -> dict[str, float]:
     Collective.
 
     Args:
-        values: name -> number or 0-d tensor; the same names on every rank.
+        values: This rank's numbers or 0-d tensors by name; the same names, in the same order, on
+            every rank.
 
     Returns:
-        Name -> mean, on every rank.
+        The means by name, the same on every rank.
     """
     if not values:
         return {}
@@ -65,12 +70,23 @@ def mean_over_ranks(values: dict[str, Tensor | float]) -> dict[str, float]:
 
 
 def max_over_ranks(value: float) -> float:
-    """Returns the maximum of a number over all ranks, on every rank. Collective."""
+    """Returns the maximum of a number over all ranks, on every rank. Collective.
+
+    Args:
+        value: This rank's number.
+    """
     return max(gather_objects(value))
 
 
 def gather_objects(value) -> list:
-    """Gathers one small Python value of every rank, in rank order, on every rank. Collective."""
+    """Gathers a small Python object from every rank. Collective.
+
+    Args:
+        value: This rank's object, which must be picklable.
+
+    Returns:
+        The objects of all ranks, in the order of the ranks; the same list on every rank.
+    """
     if world_size() == 1:
         return [value]
     gathered = [None] * world_size()
@@ -79,9 +95,10 @@ def gather_objects(value) -> list:
 
 
 def broadcast_object(value):
-    """Returns rank 0's `value` on every rank; other ranks may pass anything. Collective.
+    """Returns an object of rank 0 on every rank. Collective.
 
-    The value is any picklable Python object.
+    Args:
+        value: On rank 0 any picklable Python object; on other ranks it is ignored.
     """
     if world_size() == 1:
         return value
@@ -91,24 +108,29 @@ def broadcast_object(value):
 
 
 def set_default_timeout(timeout: timedelta) -> None:
-    """Sets the timeout of process groups that are created later, including DeepSpeed's."""
+    """Sets the timeout of all process groups created after this call, including DeepSpeed's.
+
+    Args:
+        timeout: The time that a collective waits for other ranks before it fails.
+    """
     # Torch gives each new group the default timeout of its backend, not the timeout of the first
     # group.
     distributed_c10d.default_pg_timeout = distributed_c10d.default_pg_nccl_timeout = timeout
 
 
 def missing_ranks(wait_s: float) -> list[int]:
-    """Returns the ranks that don't respond after a failed collective.
+    """Returns the ranks that don't respond after a collective has failed.
 
-    Each rank that calls this function reports through the key-value store of torch.distributed,
-    since the process groups may be broken. Under most launchers rank 0 holds the store. So if no
-    rank can report, rank 0 is missing.
+    Every rank that is alive has to call this function. It reports through the key-value store of
+    torch.distributed, since the process groups may be broken. Under most launchers rank 0 holds the
+    store. So if no rank can report, rank 0 is missing.
 
     Args:
-        wait_s: how many seconds each rank waits for the reports of the others.
+        wait_s: The number of seconds that each rank waits for the reports of the others.
 
     Returns:
-        The numbers of the missing ranks, in order; empty if there is no process group.
+        The numbers of the ranks that have not reported, in order; empty if there is no process
+        group.
     """
     if not _is_initialised():
         return []

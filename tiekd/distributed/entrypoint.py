@@ -45,7 +45,8 @@ _LESS_MEMORY = (
 )
 _MAKE_ROOM = "make room, then resume or start again"
 _ALLOW = "change its permissions, or give another path"
-# For each error number of the operating system what the user can do; ends the error message.
+# Maps error numbers of the operating system to the end of the error message, which says what the
+# user can do.
 _REMEDIES = {
     errno.ENOSPC: _MAKE_ROOM,
     errno.EDQUOT: _MAKE_ROOM,
@@ -73,8 +74,8 @@ _SAME_ERROR_ELSEWHERE_S = 15.0  # for the first rank to report an error that all
 _START_APART_S = 60.0  # the same before training, when ranks may be a minute apart.
 
 
-# The first error of writing to stdout. The flag below is True if the program's result is in files,
-# so that lost output on stdout is no failure.
+# `_stdout_error` is the first error of writing to stdout. `_result_is_elsewhere` is True if the
+# program's result is in files, so that lost output on stdout is no failure.
 _stdout_error: OSError | None = None
 _result_is_elsewhere = False
 _NOT_TO_BE_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -86,14 +87,18 @@ asked_to_stop: list[str] = []
 
 
 class Stopped(Exception):
-    """Raised when a run that was asked to stop has saved its state and ends early."""
+    """Raised when a run that was asked to stop, by a signal for example, has saved its state.
+
+    The text of the exception says why the run stops, and how to resume.
+    """
 
 
 class _Stdout(io.RawIOBase):
-    """A stdout that survives a full disk: after the first error it drops all output.
+    """A raw stream for stdout that drops all output after the first error, such as a full disk.
 
     One line on stderr reports the error. A run must not end because the file to which its stdout is
-    redirected can't grow, and loggers would print a traceback for every message.
+    redirected can't grow, and loggers would print a traceback for every message. The constructor
+    takes the file descriptor of stdout.
     """
 
     def __init__(self, descriptor: int):
@@ -115,7 +120,7 @@ class _Stdout(io.RawIOBase):
         """Writes bytes to stdout; drops them after the first failed write.
 
         Args:
-            data: the bytes.
+            data: The bytes.
 
         Returns:
             The number of bytes that were written or dropped.
@@ -141,7 +146,14 @@ class _Printable(io.TextIOWrapper):
     """
 
     def write(self, text: str) -> int:
-        """Writes text with control characters escaped; returns the text's own length."""
+        """Writes text with its control characters escaped.
+
+        Args:
+            text: The text.
+
+        Returns:
+            The number of characters in `text` before escaping.
+        """
         super().write(printable(text, _LAYOUT))
         return len(text)
 
@@ -149,7 +161,7 @@ class _Printable(io.TextIOWrapper):
 def guard_stderr() -> None:
     """Replaces this process's stderr by a stream that escapes control characters.
 
-    A stderr that was replaced before, as by a test, is left alone.
+    If other code, such as a test, has replaced stderr before, nothing is changed.
     """
     stream = sys.stderr
     with contextlib.suppress(AttributeError, OSError):  # stderr is closed or no file
@@ -165,10 +177,10 @@ def guard_stderr() -> None:
 
 
 def guard_stdout() -> None:
-    """Replaces this process's stdout by a stream that survives a full disk.
+    """Replaces this process's stdout by a stream that drops output, without error, on a full disk.
 
-    The stream also escapes control characters. A stdout that was replaced before, as by a test, is
-    left alone.
+    The stream also escapes control characters. If other code, such as a test, has replaced stdout
+    before, nothing is changed.
     """
     stream = sys.stdout
     # If stdout is closed or isn't a file, one of these errors is raised, and stdout stays as it is.
@@ -189,13 +201,24 @@ def guard_stdout() -> None:
 
 
 def result_is_elsewhere() -> None:
-    """States that the program's result is in files, so that lost output on stdout is no failure."""
+    """Declares that the program writes its result to files and not to stdout.
+
+    Then the exit code is 0 even if output to stdout was lost, for example on a full disk.
+    """
     global _result_is_elsewhere
     _result_is_elsewhere = True
 
 
 def _code_after_stdout(code: int) -> int:
-    """Flushes stdout; returns 2 instead of the exit code 0 if a result on stdout was lost."""
+    """Flushes stdout, and returns the exit code that takes lost output into account.
+
+    Args:
+        code: The program's exit code.
+
+    Returns:
+        2 if `code` is 0, writing to stdout has failed, and the program's result is on stdout; else
+        `code`.
+    """
     # An OSError means that stdout is a pipe whose reader has ended.
     with contextlib.suppress(OSError):
         sys.stdout.flush()
@@ -204,14 +227,14 @@ def _code_after_stdout(code: int) -> int:
 
 
 def program(main: Callable[[], int | None]) -> NoReturn:
-    """Runs a program with `run`, and exits with its exit code.
+    """Runs a program with `run`, and ends the process with the program's exit code.
 
     If there are several ranks, a rank exits without Python's cleanup: during the cleanup threads of
     gloo may use objects that no longer exist, which would abort the process. Functions that are
     registered with `atexit` are still called.
 
     Args:
-        main: the program; returns its exit code, or None for 0.
+        main: The program's main function; it returns the exit code, or None for 0.
     """
 
     def main_with_allocator() -> int | None:
@@ -244,14 +267,14 @@ def program(main: Callable[[], int | None]) -> NoReturn:
 
 
 def run(main: Callable[[], int | None]) -> int:
-    """Runs a program and returns its exit code.
+    """Runs a program's main function, reports its errors, and returns the exit code.
 
-    If all ranks fail with the same user error, the first rank of each machine prints it. The others
-    wait, so that the launcher ends them before they print it too. A rank that fails because another
-    rank has ended also waits, so that only the root cause is printed.
+    If all ranks fail with the same user error, the first rank of each machine prints the error. The
+    others wait, so that the launcher ends them before they print the error too. A rank that fails
+    because another rank has ended also waits, so that only the root cause is printed.
 
     Args:
-        main: the program; returns its exit code, or None for 0.
+        main: The program's main function; it returns the exit code, or None for 0.
 
     Returns:
         The program's own exit code; 2 after a user error, which is reported in one line on stderr;
@@ -322,13 +345,16 @@ def run(main: Callable[[], int | None]) -> int:
 
 
 def check_ranks(told: Mapping[str, str]) -> None:
-    """Refuses wrong values of RANK, WORLD_SIZE and the like, with which ranks would wait for ever.
+    """Checks the environment variables that a launcher sets, such as RANK and WORLD_SIZE.
+
+    With wrong values the ranks would wait for each other for ever.
 
     Args:
-        told: the environment variables; those that aren't set are not checked.
+        told: The environment variables by name; those that aren't set are not checked.
 
     Raises:
-        LaunchError: a variable is not a whole number, or a rank isn't below the number of ranks.
+        LaunchError: A variable is not a whole number in its range, or a rank isn't below the number
+            of ranks.
     """
     counts = ("WORLD_SIZE", "LOCAL_SIZE", "LOCAL_WORLD_SIZE")
     for name in ("RANK", "LOCAL_RANK", *counts):
@@ -394,13 +420,14 @@ def _check_hostfile() -> None:
 
 
 def _lost_rank(error: Exception) -> LaunchError:
-    """Returns an error that names the ranks that are missing after a failed collective.
+    """Returns an error, to be reported, that names the ranks that are missing.
 
-    Only the lowest rank that still answers returns at once. The other ranks wait for the launcher
-    to end them: the rank that caused the failure has probably reported its own error.
+    It is called after a collective has failed. Only the lowest rank that still answers returns
+    without a delay. The other ranks first wait for the launcher to end them, since the rank that
+    caused the failure has probably reported its own error.
 
     Args:
-        error: the error that the collective raised.
+        error: The error that the collective raised.
     """
     from tiekd.distributed.comm import missing_ranks
 
@@ -439,12 +466,12 @@ def _let_signals_end_this() -> None:
 
 
 def on_lost_machine(name: str, silent: bool) -> None:
-    """Ends this rank after another machine was lost.
+    """Reports that another machine of the run was lost, and ends this process.
 
     Args:
-        name: the lost machine's name.
-        silent: True if the machine stopped answering. Otherwise its connection was closed. Then
-            this rank waits first, since its own collective may fail with a better error message.
+        name: The lost machine's name.
+        silent: True if the machine stopped answering; False if its connection was closed. If it was
+            closed, this rank waits first, since its own collective may fail with a better message.
     """
     from tiekd.distributed import launcher_watch
 
@@ -456,12 +483,13 @@ def on_lost_machine(name: str, silent: bool) -> None:
 
 
 def _tell_of_a_thread(ended) -> None:
-    """Reports an exception in a thread: in one line if it isn't the program's fault.
+    """Reports an exception that has ended a thread; used as `threading.excepthook`.
 
-    An example is TensorBoard's writer thread on a full disk. Other exceptions give a traceback.
+    If the cause is the system and not the program, such as a full disk on which TensorBoard's
+    thread writes, the report is one line on stderr. Any other exception gives a traceback.
 
     Args:
-        ended: the arguments of `threading.excepthook`.
+        ended: The exception and its thread, as `threading.excepthook` gets them.
     """
     error = ended.exc_value
     remedy = _REMEDIES.get(error.errno) if isinstance(error, OSError) else None

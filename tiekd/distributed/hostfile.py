@@ -20,11 +20,14 @@ _LINE = re.compile(r"(\S+)\s+slots=(\d+)\s*(#.*)?", re.ASCII)
 def read(path: str | Path) -> dict[str, int]:
     """Reads a hostfile, in which each line `NAME slots=N` is a machine with N devices.
 
+    Args:
+        path: The hostfile.
+
     Returns:
-        The name of each machine -> its number of devices.
+        The number of devices of each machine, by the machine's name.
 
     Raises:
-        LaunchError: the file doesn't exist, can't be read or has an invalid line.
+        LaunchError: The file doesn't exist, can't be read or has an invalid line.
     """
     path = Path(path)
     check_is_file(path)
@@ -58,9 +61,12 @@ def read(path: str | Path) -> dict[str, int]:
 
 
 def check_is_file(path: Path) -> None:
-    """Raises LaunchError if a hostfile doesn't exist.
+    """Raises LaunchError if a hostfile doesn't exist or is no file.
 
     DeepSpeed's launcher would use this machine alone instead, without an error.
+
+    Args:
+        path: The hostfile.
     """
     if path.is_file():
         return
@@ -72,11 +78,11 @@ def check_options(options: Sequence[str]) -> None:
     """Checks the machine and device options of a `deepspeed` command.
 
     Args:
-        options: the options, each as `--name=value`.
+        options: The options, each as `--name=value`.
 
     Raises:
-        LaunchError: options exclude each other, or name machines, devices or numbers that don't
-            exist.
+        LaunchError: Two options exclude each other; or an option names a machine or device that
+            isn't in the hostfile, or a number that isn't positive.
     """
     # First check that numbers of GPUs and nodes and the port are positive integers.
     given = dict(option.removeprefix("--").split("=", 1) for option in options)
@@ -114,10 +120,13 @@ def _check_filter(name: str, value: str, hosts: dict[str, int] | None) -> None:
     """Checks the value of --include or --exclude, such as `node1@node2:0,2`.
 
     Args:
-        name: the option, without `--`.
-        value: its value.
-        hosts: name of each machine -> its number of devices; None if there is no hostfile. Then
-            only this machine is allowed, and its device numbers aren't checked.
+        name: The option's name, without `--`.
+        value: The option's value: machines separated by @, each with or without device numbers.
+        hosts: The number of devices of each machine, by the machine's name; None if there is no
+            hostfile. Then only this machine is allowed, and its device numbers aren't checked.
+
+    Raises:
+        LaunchError: The value names a machine or device that isn't in `hosts`.
     """
     known = hosts or {"localhost": None}
     # Machines are separated by @. A machine may be followed by a colon and its devices.

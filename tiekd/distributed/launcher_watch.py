@@ -33,15 +33,15 @@ _LAUNCHER_MODULES = ("deepspeed.launcher.launch", *_RUNNERS)
 
 
 def end_process(_gone: psutil.Process | None = None, code: int = 1) -> None:
-    """Kills all child processes and ends this process at once, without a message.
+    """Kills all child processes and ends this process immediately, without a message.
 
     It is called when the launcher, which passes on messages, has ended. Children are killed because
     a data worker whose disk hangs would outlive this process.
 
     Args:
-        _gone: the launcher that has ended; not used, but given to every function set by
+        _gone: The launcher that has ended; not used, but given to every function set by
             `when_lost`.
-        code: the exit code.
+        code: The exit code.
     """
     with contextlib.suppress(psutil.Error):
         for child in psutil.Process().children(recursive=True):
@@ -54,14 +54,14 @@ _on_lost_launcher: Callable[[psutil.Process], None] = end_process
 
 
 def watch_launchers() -> None:
-    """Starts to watch the launchers of this process; exits if one of them has already ended.
+    """Starts to watch the launchers of this process, i.e. the programs that started it as a rank.
 
-    If a launcher ends later, the function that was set by `when_lost` is called; without one, the
-    process exits.
+    If one of them has already ended, the process exits. If one ends later, the function that was
+    set by `when_lost` is called; if none was set, the process exits.
     """
     found = launchers()
-    # Exit if DeepSpeed's launch.py has already ended. It sets CROSS_RANK, so it has started this
-    # process.
+    # Exit if DeepSpeed's launch.py has started this process, which the variable CROSS_RANK shows,
+    # and has already ended.
     is_there = any(_LAUNCHER_MODULES[0] in _command(process) for process in found)
     if "CROSS_RANK" in os.environ and not is_there:
         end_process()
@@ -78,7 +78,12 @@ def watch_launchers() -> None:
 
 
 def when_lost(answer: Callable[[psutil.Process], None]) -> None:
-    """Sets the function to call, in another thread, with a launcher process that has ended."""
+    """Sets the function that is called when a launcher of this process has ended.
+
+    Args:
+        answer: Called once, in another thread, with the launcher process that has ended. It
+            replaces the function that was set before.
+    """
     global _on_lost_launcher
     _on_lost_launcher = answer
 
@@ -103,9 +108,11 @@ def launchers() -> list[psutil.Process]:
 
 
 def launcher_hostfile() -> Path | None:
-    """Returns the path after --hostfile in the command line of the `deepspeed` above this process.
+    """Returns the hostfile that was given to the `deepspeed` command that started this process.
 
-    None if the option isn't given, or if `deepspeed` runs on another machine.
+    Returns:
+        The value of --hostfile in the command line, as an absolute path; None if the option isn't
+        given, or if `deepspeed` runs on another machine.
     """
     for process in psutil.Process().parents():
         with contextlib.suppress(psutil.Error):
@@ -121,8 +128,11 @@ def _hostfile_in(words: list[str]) -> str | None:
     """Returns the value of --hostfile, or of an abbreviation of it, in a `deepspeed` command.
 
     Args:
-        words: the command's words after `deepspeed`. Words from this program's name on are the
+        words: The command's words after `deepspeed`. Words from this program's name on are the
             program's own arguments and are ignored.
+
+    Returns:
+        The value as typed; None if the option isn't given.
     """
     own = words[: words.index(sys.argv[0])] if sys.argv[0] in words else words
     parser = argparse.ArgumentParser(add_help=False)
@@ -133,9 +143,11 @@ def _hostfile_in(words: list[str]) -> str | None:
 def nodes() -> dict[str, list[int]] | None:
     """Returns the device numbers of each machine of this run, by the machine's name.
 
-    They are read from the launcher's command line. None if there is only one machine. Also None if
-    the user started the launcher on each machine by hand (--no_ssh), so that bin/resume can't start
-    it.
+    They are read from the launcher's command line.
+
+    Returns:
+        The device numbers; None if there is only one machine. Also None if the user started the
+        launcher on each machine by hand (--no_ssh), since bin/resume can't repeat that.
     """
     commands = " ".join(map(_command, launchers()))
     told = re.search(r"--world_info=([\w=-]+)", commands)
@@ -146,12 +158,12 @@ def nodes() -> dict[str, list[int]] | None:
 def watch(
     processes: list[psutil.Process], on_loss: Callable[[psutil.Process], None], every_s: float = 1.0
 ) -> None:
-    """Calls `on_loss(process)` once, in another thread, when one of the processes has ended.
+    """Watches processes in another thread until one of them has ended.
 
     Args:
-        processes: the processes; without any, nothing is watched.
-        on_loss: called with the process that has ended.
-        every_s: seconds between two checks.
+        processes: The processes to watch; if there are none, nothing is done.
+        on_loss: Called once, in the other thread, with the first process that has ended.
+        every_s: Seconds between two checks.
     """
 
     def look() -> None:
@@ -176,7 +188,7 @@ def _is_adopted(launch: psutil.Process) -> bool:
     launch.py that was started by hand leads its own process group.)
 
     Args:
-        launch: the process of launch.py.
+        launch: The process of launch.py.
     """
     with contextlib.suppress(psutil.Error, OSError):
         parent = launch.parent()
@@ -195,10 +207,12 @@ def _launches(command: str) -> bool:
 def _pdsh_and_above(launch: str) -> list[psutil.Process]:
     """Returns the pdsh process that started launch.py on all machines, and the launchers above it.
 
-    Empty if they don't run on this machine.
-
     Args:
-        launch: the command line of launch.py, whose options identify the run.
+        launch: The command line of launch.py, whose options identify the run.
+
+    Returns:
+        The pdsh process, then the launchers among its ancestors, nearest first; empty if pdsh
+        doesn't run on this machine.
     """
     marks = re.findall(r"--(?:world_info|master_addr|master_port)=\S+", launch)
     every = [(process, _command(process)) for process in psutil.process_iter()]

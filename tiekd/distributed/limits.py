@@ -24,10 +24,13 @@ _WORDS = {
 
 
 def lacking(error: BaseException) -> str | None:
-    """Returns a message if an error, or one of its causes, comes from an exhausted resource.
+    """Returns a message if an error comes from an exhausted resource, such as open files.
+
+    Args:
+        error: The error; the errors that led to it are also looked at.
 
     Returns:
-        The resource, such as open files, and how to get more of it; None for any other error.
+        A message that names the resource and says how to get more of it; None for any other error.
     """
     for each in _chain(error):
         number = each.errno if isinstance(each, OSError) else _by_words(str(each))
@@ -37,9 +40,12 @@ def lacking(error: BaseException) -> str | None:
 
 
 def check_threads(count: int) -> None:
-    """Raises LaunchError if this process can't start `count` more threads.
+    """Raises LaunchError if this process can't start a number of additional threads.
 
     A C++ library that can't start its threads would abort the process without a clear message.
+
+    Args:
+        count: The number of threads.
     """
     # Try to start the threads. Reading the limits isn't enough: those of a container or a service
     # can't always be read.
@@ -57,7 +63,10 @@ def check_threads(count: int) -> None:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yields an error and the errors that led to it, also those hidden by `raise ... from None`."""
+    """Yields an error, then the error that led to it, and so on.
+
+    Errors that `raise ... from None` hides are included. Yields nothing for None.
+    """
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

@@ -3,9 +3,9 @@
 If a machine loses its power or its network, the ranks on other machines would wait in a collective
 until the process group's timeout. So the first rank of every machine keeps a TCP connection to rank
 0. No data is sent on it, but the kernels exchange keep-alive packets. A machine counts as lost if
-it doesn't answer these for a minute. It also counts as lost, at once, if its connection closes
-without the farewell byte that a finished rank sends. Costs one thread and a few empty packets per
-minute.
+it doesn't answer these for a minute. It also counts as lost, without delay, if its connection
+closes without the farewell byte that a finished rank sends. Costs one thread and a few empty
+packets per minute.
 
 Left out: lost ranks on the same machine; its launcher ends the other ranks there.
 """
@@ -38,11 +38,11 @@ def watch_machines(on_loss: OnLoss) -> None:
     Rank 0's machine watches all others, and the others watch rank 0's.
 
     Args:
-        on_loss: called in another thread with the lost machine's name, and with True if it stopped
+        on_loss: Called in another thread with the lost machine's name, and with True if it stopped
             answering, False if its connection closed.
 
     Raises:
-        LaunchError: a machine can't be reached.
+        LaunchError: A machine can't be reached.
     """
     # Only the rank with LOCAL_RANK 0 of each machine watches. With a single machine there is
     # nothing to watch.
@@ -72,9 +72,10 @@ def watch_machines(on_loss: OnLoss) -> None:
 
 
 def say_farewell() -> None:
-    """Sends the farewell byte on all connections: this process ends because it has finished.
+    """Tells the other machines that this process ends because it has finished.
 
-    Without it, the other machines would take the closed connection for a lost machine.
+    A byte is sent on every connection that `watch_machines` has made. Without it, the other
+    machines would take the closed connection for a lost machine.
     """
     for connection in _connections:
         try:
@@ -91,12 +92,17 @@ def _listen() -> socket.socket:
 
 
 def _accept(listener: socket.socket, secret: str, count: int) -> None:
-    """Accepts connections until `count` of them have sent the run's secret.
+    """Accepts connections on rank 0 until each other machine has connected.
+
+    A connection that doesn't send the run's secret is not counted.
 
     Args:
-        listener: rank 0's listening socket.
-        secret: the text by which a rank of this run identifies itself.
-        count: the number of other machines.
+        listener: Rank 0's listening socket; closed at the end.
+        secret: The text by which a rank of this run identifies itself.
+        count: The number of other machines.
+
+    Raises:
+        OSError: A machine didn't connect within _CONNECT_S seconds.
     """
     listener.settimeout(_CONNECT_S)
     with listener:

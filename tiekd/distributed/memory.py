@@ -14,21 +14,36 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 
 def held_bytes(device: torch.device) -> int:
-    """Returns the bytes of memory that this rank uses on its device now."""
+    """Returns the number of bytes of memory that this rank uses now.
+
+    Args:
+        device: The rank's device. On a GPU the memory is what torch has allocated on it; on a CPU
+            it is the resident memory of the process.
+    """
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     return _field(_PROCESS, "VmRSS")
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Returns the largest number of bytes this rank has used since its start or `restart_peak`."""
+    """Returns the largest number of bytes that this rank has used at any time.
+
+    It is counted from the start of the process, or from the last call of `restart_peak`.
+
+    Args:
+        device: The rank's device, as for `held_bytes`.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return _field(_PROCESS, "VmHWM")
 
 
 def restart_peak(device: torch.device) -> None:
-    """Resets the peak that `peak_bytes` returns to the bytes that are used now."""
+    """Resets the peak that `peak_bytes` returns to the memory that is used now.
+
+    Args:
+        device: The rank's device, as for `held_bytes`.
+    """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
@@ -37,7 +52,7 @@ def restart_peak(device: torch.device) -> None:
 
 
 def wait(device: torch.device) -> None:
-    """Waits until the device has finished its queued work."""
+    """Waits until a GPU has finished its queued kernels; returns immediately on a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -54,7 +69,12 @@ def free_bytes(device: torch.device) -> int:
 
 
 def _free_in_container() -> list[int]:
-    """Returns the free bytes under each memory limit of the container: cgroup v2, then v1."""
+    """Returns the number of free bytes under each memory limit of the container.
+
+    Returns:
+        At most two numbers: under the limit of cgroup v2, and under that of v1. A limit that
+        doesn't exist is left out.
+    """
     free = []
     for limit, used in (
         ("memory.max", "memory.current"),

@@ -21,9 +21,11 @@ _LIBRARIES_THREADS = 8  # Of gloo's two process groups and torch's store.
 
 
 def _threads(text: str) -> int:
-    """Parses the value of OMP_NUM_THREADS.
+    """Returns the number of threads that a value of OMP_NUM_THREADS asks for.
 
-    It may be a list for nested parallel regions, such as "4,2". Its first number is returned.
+    Args:
+        text: The value. It may be a list for nested parallel regions, such as "4,2", of which the
+            first number is used.
 
     Raises:
         LaunchError: The value isn't a whole number from 1.
@@ -35,16 +37,21 @@ def _threads(text: str) -> int:
 
 
 def start_rank(timeout_minutes: float = 30.0) -> "torch.device":
-    """Joins the process group and returns this rank's device.
+    """Joins the process group of torch.distributed, and selects this rank's device.
 
-    A CPU rank uses its share of the cores as threads, or OMP_NUM_THREADS if that is set.
+    On a CPU each rank computes with as many threads as its share of the machine's cores, or with
+    OMP_NUM_THREADS threads if that is set. The launchers and the other machines of the run are
+    watched from this call on.
 
     Args:
-        timeout_minutes: how long a collective waits for a rank.
+        timeout_minutes: The minutes that a collective waits for other ranks before it fails.
+
+    Returns:
+        The device: the GPU with the number LOCAL_RANK, or the CPU if there is no GPU.
 
     Raises:
-        LaunchError: the port is taken, no machine has the name in MASTER_ADDR, or there are more
-            ranks than devices.
+        LaunchError: The port of rank 0 is taken, no machine has the name in MASTER_ADDR, or a
+            machine has more ranks than GPUs.
     """
     import deepspeed
     import torch
@@ -91,7 +98,8 @@ def start_rank(timeout_minutes: float = 30.0) -> "torch.device":
             backend, auto_mpi_discovery=False, verbose=False, timeout=timeout
         )
     except RuntimeError as error:
-        # Ask only now: a cluster may know the name of rank 0's machine later than this rank starts.
+        # Check the name of rank 0's machine only after the failure: in a cluster a name may become
+        # known some time after this rank has started.
         if not _is_known(os.environ["MASTER_ADDR"]):
             raise LaunchError(
                 f"MASTER_ADDR={os.environ['MASTER_ADDR']}: no machine of that name; give the name "
@@ -108,7 +116,7 @@ def start_rank(timeout_minutes: float = 30.0) -> "torch.device":
 
 
 def _is_known(host: str) -> bool:
-    """Returns True if the name or address of a machine can be resolved."""
+    """Returns True if the system can resolve the name or address `host` of a machine."""
     try:
         socket.getaddrinfo(host, None)
     except (OSError, UnicodeError):
@@ -120,7 +128,7 @@ def seed_everything(seed: int, deterministic: bool) -> None:
     """Seeds the random generators of Python, NumPy and torch.
 
     Args:
-        seed: any integer from 0.
+        seed: Any integer from 0.
         deterministic: True to allow only algorithms whose results are the same bit for bit in every
             run.
     """

@@ -45,12 +45,20 @@ def adopt_task() -> None:
 
 
 def first_node(nodes: str) -> str:
-    """Returns the first machine's name in a SLURM node list: node01 for `node[01-03,07],other`."""
+    """Returns the name of the first machine in SLURM's short form of a list of machines.
+
+    Args:
+        nodes: The list. For `node[01-03,07],other` the result is `node01`.
+    """
     return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", nodes).split(",")[0]
 
 
 def tasks_per_node(counts: str) -> list[int]:
-    """Returns the number of tasks on each node from SLURM's short form: [2, 2, 1] for `2(x2),1`."""
+    """Returns the number of tasks on each machine from SLURM's short form.
+
+    Args:
+        counts: The short form. For `2(x2),1` the result is [2, 2, 1].
+    """
     return [
         int(n)
         for n, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", counts)
@@ -59,9 +67,10 @@ def tasks_per_node(counts: str) -> list[int]:
 
 
 def port(job: str, step: str) -> int:
-    """Returns a port for rank 0, the same for all tasks of a job step, from 10000 to 29999.
+    """Returns the TCP port on which rank 0 of a job step listens, from 10000 to 29999.
 
-    Higher ports may be taken: the system assigns them to outgoing connections.
+    All tasks of the job step compute the same port. Higher ports may be taken, since the system
+    assigns them to outgoing connections.
 
     Args:
         job: SLURM's job ID.

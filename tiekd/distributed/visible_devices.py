@@ -4,7 +4,7 @@ This is the program behind bin/dist_train.sh. DeepSpeed ignores CUDA_VISIBLE_DEV
 with a number of GPUs, and accepts no UUIDs. So device numbers are passed as `--include`, and UUIDs
 are first translated to numbers with the help of nvidia-smi. As in CUDA, an empty value or -1 hides
 all GPUs; the ranks then run on the CPU. Only Python's standard library is imported, so the program
-starts at once.
+starts without delay.
 
 Left out: ranks on several MIG instances (slices of a GPU), between which NCCL doesn't work.
 """
@@ -31,15 +31,16 @@ def command(
     """Returns the command that `dist_train.sh RECIPE GPUS [options]` runs.
 
     Args:
-        launcher: the words that start DeepSpeed's launcher.
-        environment: the environment variables of this process.
-        arguments: the path of train.py, then the arguments of dist_train.sh.
+        launcher: The words of a command that start DeepSpeed's launcher, such as ["deepspeed"].
+        environment: The environment variables of this process.
+        arguments: The path of train.py, then the arguments of dist_train.sh: RECIPE, GPUS and
+            options of train.py.
 
     Returns:
         The words of the command, and its environment variables.
 
     Raises:
-        Refused: an argument or a variable is wrong, or they contradict each other.
+        Refused: An argument or a variable is wrong, or they contradict each other.
     """
     if len(arguments) < 3:
         raise Refused(
@@ -75,15 +76,15 @@ def _devices(
     """Returns options for DeepSpeed's launcher that select devices, and variables to set with them.
 
     Args:
-        visible: the value of CUDA_VISIBLE_DEVICES; None if it isn't set.
-        count: the number of ranks, one per device.
-        environment: the environment variables of this process.
+        visible: The value of CUDA_VISIBLE_DEVICES; None if it isn't set.
+        count: The number of ranks, one per device.
+        environment: The environment variables of this process.
 
     Returns:
         The options, and the environment variables that must be set or changed for the launcher.
 
     Raises:
-        Refused: the devices don't exist, or their number isn't `count`.
+        Refused: The devices don't exist, or their number isn't `count`.
     """
     listed = visible if visible is None else visible.strip()
     if listed in _HIDDEN:
@@ -124,12 +125,13 @@ def _number(name: str, listed: str, there: Sequence[str]) -> int:
     """Converts an entry of CUDA_VISIBLE_DEVICES to a device number.
 
     Args:
-        name: the entry: a number, or the beginning of a UUID.
-        listed: the whole value of the variable, for errors.
-        there: the UUIDs of this machine's GPUs, in the order of their numbers.
+        name: The entry: a number, or the beginning of a UUID.
+        listed: The whole value of the variable, for errors.
+        there: The UUIDs of this machine's GPUs, in the order of their numbers.
 
     Raises:
-        Refused: no GPU, or more than one, has this UUID.
+        Refused: No GPU, or more than one, has a UUID that begins like this; or the entry is
+            neither a number nor a UUID.
     """
     if re.fullmatch(r"\d+", name, re.ASCII):
         return int(name)
@@ -186,7 +188,10 @@ def _whole(value: str, name: str, most: int, meaning: str) -> int:
 
 
 def main() -> int:
-    """Replaces this process by DeepSpeed's launcher (exec); returns 2 after a user's mistake."""
+    """Replaces this process by DeepSpeed's launcher, with `exec`; so it doesn't return.
+
+    Only if the user has made a mistake, it reports that in one line and returns the exit code 2.
+    """
     try:
         words, environment = command(["deepspeed"], os.environ, sys.argv[1:])
         os.execvpe(words[0], words, environment)

@@ -19,12 +19,14 @@ def build_engine(network: nn.Module, optimizer: torch.optim.Optimizer, config: E
     """Builds the DeepSpeed engine, with the patches of engine/patches.py. Collective.
 
     Args:
-        network: The student; its convolutions are prepared in place (engine/execution.py).
+        network: The student. The memory format of its convolutions and torch.compile are set in
+            place (engine/execution.py).
         optimizer: A torch optimizer of the network's parameters.
-        config: The resolved engine config.
+        config: The engine config, in which every "auto" is replaced by a value.
 
     Returns:
-        The engine; its `checkpoint_files` write and read its checkpoints.
+        The deepspeed.DeepSpeedEngine. Its attribute `checkpoint_files`, which is added here, writes
+        and reads the files of its checkpoints.
 
     Raises:
         RecipeError: DeepSpeed refuses a value of the engine config.
@@ -67,7 +69,11 @@ def build_engine(network: nn.Module, optimizer: torch.optim.Optimizer, config: E
 
 
 def _read_by_deepspeed(values: dict) -> None:
-    """Parses an engine config with DeepSpeed; raises ValueError if DeepSpeed can't parse it."""
+    """Raises ValueError if DeepSpeed can't parse an engine config.
+
+    Args:
+        values: The engine config as DeepSpeed takes it, without the section "tiekd".
+    """
     from deepspeed.runtime.config import DeepSpeedConfig
 
     try:

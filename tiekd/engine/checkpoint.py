@@ -26,7 +26,7 @@ from tiekd.workdir.checkpoints import LATEST, MOMENTS, STATE, STUDENT, check
 
 
 class SaveFailed(Exception):
-    """Saving a checkpoint failed; raised on every rank. Older checkpoints are unchanged."""
+    """Raised on every rank if a checkpoint couldn't be saved; older checkpoints are unchanged."""
 
 
 def save(
@@ -38,15 +38,15 @@ def save(
         engine: The DeepSpeed engine.
         folder: The folder of the run's checkpoints.
         iteration: The number of finished iterations.
-        hook_states: This rank's hook states by the hook's key, dicts of plain values.
+        hook_states: The states of this rank's hooks, dicts of plain values, by the hooks' keys.
         recipe: The run's recipe.
-        facts: Further entries of the student's weights file.
+        facts: Further entries of student.pth, the file of the student's weights, by name.
 
     Returns:
-        The checkpoint's path.
+        The path of the checkpoint's folder.
 
     Raises:
-        SaveFailed: One of the ranks couldn't write; raised on all.
+        SaveFailed: One of the ranks couldn't write its files; raised on all ranks.
     """
     final = folder / f"iter_{iteration}"
     partial = folder / f".{final.name}.partial"
@@ -83,9 +83,9 @@ def write_files(
         engine: The DeepSpeed engine.
         folder: The checkpoint's own folder.
         iteration: The number of finished iterations.
-        hook_states: This rank's hook states by the hook's key, dicts of plain values.
+        hook_states: The states of this rank's hooks, dicts of plain values, by the hooks' keys.
         recipe: The run's recipe.
-        facts: Further entries of the student's weights file.
+        facts: Further entries of student.pth, the file of the student's weights, by name.
     """
     files = engine.checkpoint_files
     engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
@@ -114,7 +114,8 @@ def load(engine, checkpoint: Path) -> tuple[int, dict[str, dict]]:
         checkpoint: The checkpoint's folder.
 
     Returns:
-        The checkpoint's iteration, and this rank's hook states.
+        The iteration at which the checkpoint was saved; and the states of this rank's hooks, by the
+        hooks' keys. A rank that the saved run didn't have gets those of rank 0.
 
     Raises:
         CheckpointError: The checkpoint is damaged, or of another network or optimizer.
@@ -176,14 +177,15 @@ def load(engine, checkpoint: Path) -> tuple[int, dict[str, dict]]:
 
 
 def _make_current(partial: Path, final: Path, files: dict[str, list]) -> str | None:
-    """Writes the manifest and renames the checkpoint's folder; returns an error's message, or None.
-
-    Only rank 0 calls it.
+    """Writes a checkpoint's manifest, and gives its folder the final name. Called on rank 0 only.
 
     Args:
-        partial: The temporary folder with all ranks' files.
+        partial: The temporary folder with the files of all ranks.
         final: The checkpoint's final path.
-        files: The name of each file -> [size in bytes, sha256].
+        files: For each file by its name [size in bytes, sha256].
+
+    Returns:
+        The message of an error because of which the checkpoint isn't complete; None if it is.
     """
     try:
         manifest.write(partial, files)
@@ -209,6 +211,11 @@ def _facts(engine, iteration: int, recipe: dict) -> dict:
 
     A resume reads only `iteration`, `made_by` (world size, ZeRO stage and precision) and
     `counters`; the other values are for people.
+
+    Args:
+        engine: The DeepSpeed engine.
+        iteration: The number of finished iterations.
+        recipe: The run's recipe.
     """
     return {
         "iteration": iteration,
@@ -221,9 +228,9 @@ def _facts(engine, iteration: int, recipe: dict) -> dict:
 
 
 def _shape(engine) -> dict:
-    """Returns an engine's world size, ZeRO stage and precision.
+    """Returns the properties of an engine that must not change for DeepSpeed to load its files.
 
-    DeepSpeed's own files can be loaded only if these are the same as at the save.
+    They are in a dict: `world_size`, `zero_stage`, and `precision`: "fp32", "bf16" or "fp16".
     """
     precision = "fp16" if engine.fp16_enabled() else "bf16" if engine.bfloat16_enabled() else "fp32"
     stage = engine.zero_optimization_stage()

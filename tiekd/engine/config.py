@@ -20,9 +20,9 @@ from tiekd.files import check_readable
 
 DEFAULT_CONFIG = Path(__file__).parents[2] / "ds_configs" / "fp32.json"
 
-# The keys that DeepSpeed 0.19 accepts, sorted by the type of their values, here text. They are
-# checked in this module, because DeepSpeed ignores unknown top-level keys, and fails on values of
-# wrong types with errors from deep in its own code.
+# The keys that DeepSpeed 0.19 accepts, sorted by the type of their values: text, booleans, mappings
+# and whole numbers. They are checked in this module, because DeepSpeed ignores unknown top-level
+# keys, and fails on values of wrong types with errors from deep in its own code.
 _WORDS = (
     "communication_data_type seq_parallel_communication_data_type gradient_allreduce_op log_level"
 )
@@ -75,6 +75,9 @@ def read_engine_config(path: str | Path | None) -> dict:
     Args:
         path: The JSON file; None for ds_configs/fp32.json.
 
+    Returns:
+        The content of the file as a dict; values may still be "auto".
+
     Raises:
         LaunchError: The file can't be read or is not a JSON object.
     """
@@ -101,9 +104,15 @@ def read_engine_config(path: str | Path | None) -> dict:
 
 
 def _json_object(pairs: list[tuple[str, object]]) -> dict:
-    """Converts the key-value pairs of a JSON object to a dict, for `json.loads`.
+    """Converts a JSON object to a dict; passed to `json.loads` as `object_pairs_hook`.
 
-    Refuses duplicate keys, and expands a leading `~` in strings.
+    A leading `~` in a string is expanded to the home folder.
+
+    Args:
+        pairs: The keys and values of the object, in their order.
+
+    Raises:
+        ValueError: A key occurs twice.
     """
     found = {}
     for key, value in pairs:
@@ -118,9 +127,9 @@ def resolve(config: dict, batch_size: int, clip_norm: float, world_size: int) ->
     """Replaces every "auto" in an engine config by the recipe's value, and checks all other values.
 
     Args:
-        config: As `read_engine_config` returns it.
-        batch_size: Global batch size, images per iteration over all ranks.
-        clip_norm: Maximum L2 norm of the gradient; 0: no clipping.
+        config: The engine config, as `read_engine_config` returns it.
+        batch_size: The global batch size, i.e. images per iteration over all ranks.
+        clip_norm: The maximum L2 norm of the gradient; 0 for no clipping.
         world_size: The number of ranks.
 
     Returns:
@@ -166,15 +175,18 @@ def resolve(config: dict, batch_size: int, clip_norm: float, world_size: int) ->
 
 
 def refill(config: dict, world_size: int, other_batch: bool) -> dict:
-    """Puts "auto" back into a resolved engine config where a changed recipe may need another value.
+    """Sets values of an earlier start's engine config to "auto" that may have to change now.
+
+    The batch size and the clipping norm always become "auto". The micro-batch size and the number
+    of micro-batches do so only if they no longer fit.
 
     Args:
-        config: `EngineConfig.values` of an earlier start.
-        world_size: The number of ranks now.
+        config: The resolved engine config of an earlier start, `EngineConfig.values`.
+        world_size: The number of ranks in this start.
         other_batch: True if the recipe's global batch size has changed.
 
     Returns:
-        The engine config, for `resolve` with the changed recipe.
+        The engine config, to be passed to `resolve` with the changed recipe.
     """
     of_recipe = {"train_batch_size", "gradient_clipping"}
     deal = [
@@ -189,15 +201,19 @@ def refill(config: dict, world_size: int, other_batch: bool) -> dict:
 
 
 def clips_here(config: EngineConfig) -> bool:
-    """Returns True if engine/step.py clips the gradient instead of DeepSpeed: fp32 without ZeRO."""
+    """Returns True if engine/step.py has to clip the gradient, and not DeepSpeed.
+
+    That is so in fp32 without ZeRO.
+    """
     in_half = any(config.values.get(kind, {}).get("enabled") for kind in ("fp16", "bf16"))
     return config.zero_stage == 0 and not in_half
 
 
 def scales_here(config: EngineConfig) -> bool:
-    """Returns True if engine/step.py multiplies the loss by the loss scale: in fp16 without ZeRO.
+    """Returns True if engine/step.py has to multiply the loss by the loss scale.
 
-    Elsewhere DeepSpeed does that itself if it is needed.
+    That is so in fp16 without ZeRO. In all other cases DeepSpeed does it, or there is no loss
+    scale.
     """
     return config.zero_stage == 0 and bool(config.values.get("fp16", {}).get("enabled"))
 
@@ -215,12 +231,14 @@ def _deal(config: dict, batch_size: int, world_size: int) -> tuple[int, int]:
     """Splits the global batch over ranks and micro-batches.
 
     Args:
-        config: The engine config, whose micro-batch size and accumulation may be "auto".
-        batch_size: Global batch size, images per iteration over all ranks.
+        config: The engine config. Its micro-batch size and its accumulation, i.e. the number of
+            micro-batches per iteration, may be "auto".
+        batch_size: The global batch size, i.e. images per iteration over all ranks.
         world_size: The number of ranks.
 
     Returns:
-        The number of images in a rank's micro-batch, and the number of micro-batches per iteration.
+        The number of images in a rank's micro-batch; and the number of micro-batches per iteration
+        on each rank.
 
     Raises:
         RecipeError: The global batch can't be split evenly.

@@ -41,11 +41,11 @@ _HALF = ("fp16", "bf16", "torch_autocast")
 
 @dataclass(frozen=True)
 class Execution:
-    """The section "tiekd" of the engine config.
+    """The section "tiekd" of the engine config: how the student's convolutions run.
 
     Attributes:
         memory_format: One of FORMATS; "auto" is channels_last in half precision, else contiguous.
-        compile: True to compile encoder, neck and decoder.
+        compile: True to compile encoder, neck and decoder with torch.compile.
     """
 
     memory_format: str = "auto"
@@ -53,10 +53,10 @@ class Execution:
 
 
 def of_engine_config(config: dict) -> Execution:
-    """Returns the section "tiekd" of an engine config, checked.
+    """Parses and checks the section "tiekd" of an engine config.
 
     Args:
-        config: The engine config, a dict with DeepSpeed's keys and this section.
+        config: The engine config, a dict with DeepSpeed's keys and optionally this section.
 
     Raises:
         RecipeError: A key is unknown or a value is not allowed.
@@ -88,7 +88,7 @@ def of_engine_config(config: dict) -> Execution:
 
 
 def memory_format(execution: Execution, in_half: bool) -> torch.memory_format:
-    """Returns the network's memory format, with "auto" resolved.
+    """Returns the memory format of the network's images and features as a torch.memory_format.
 
     Args:
         execution: The section "tiekd" of the engine config.
@@ -101,13 +101,13 @@ def memory_format(execution: Execution, in_half: bool) -> torch.memory_format:
 
 
 def prepare(network: nn.Module, config: dict) -> None:
-    """Sets memory format, torch.compile and the way of bf16 convolutions of a network, in place.
+    """Sets the memory format, the method of bf16 convolutions and torch.compile, in place.
 
-    The names and values in its state dict don't change.
+    The names and values in the network's state dict don't change.
 
     Args:
         network: The student.
-        config: The resolved engine config.
+        config: The engine config, in which every "auto" of the recipe's is replaced by a value.
     """
     execution = of_engine_config(config)
     in_half = any(config.get(kind, {}).get("enabled", False) for kind in _HALF)
@@ -119,11 +119,15 @@ def prepare(network: nn.Module, config: dict) -> None:
 
 
 def about(config: dict, device: torch.device) -> list[str]:
-    """Returns a log message, in a list, if this CPU computes bf16 convolutions in fp32; else [].
+    """Returns messages for the log about convolutions that don't run in the configured precision.
 
     Args:
-        config: The resolved engine config.
+        config: The engine config, a dict.
         device: This rank's device.
+
+    Returns:
+        One message if the config asks for bf16 and this CPU computes bf16 convolutions in fp32;
+        else an empty list.
     """
     chosen = layouts.choice(layouts.ANY, layouts.BF16)
     if device.type != "cpu" or not _in_bf16(config) or chosen == layouts.NATIVE:
@@ -141,9 +145,10 @@ def _in_bf16(config: dict) -> bool:
 
 
 def compile_parts(network: nn.Module) -> None:
-    """Sets up torch.compile for a network's encoder, neck and decoder, in place.
+    """Sets up torch.compile for the encoder, neck and decoder of a network, in place.
 
-    Each is compiled when it is called next. Names and parameters don't change.
+    Each of the three is compiled when it is called for the first time. The names of their
+    parameters don't change.
     """
     for part in (network.encoder, network.neck, network.decoder):
         if part is not None:

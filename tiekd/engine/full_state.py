@@ -28,10 +28,12 @@ _FLAT_GROUPS = (
 
 
 def weights(engine) -> dict[str, Tensor]:
-    """Returns the student's fp32 weights and its buffers by name, on rank 0's CPU. Collective.
+    """Gathers the student's weights and buffers on rank 0. Collective.
 
-    In half precision these are the optimizer's fp32 master weights. On other ranks the dict is
-    empty.
+    Returns:
+        On rank 0 fp32 tensors on the CPU, with their own shapes, by their names in the network; a
+        buffer of integers keeps its dtype. In half precision the weights are the optimizer's fp32
+        master weights. Empty on other ranks.
     """
     masters = _masters(engine)
     values = {}
@@ -49,10 +51,13 @@ def weights(engine) -> dict[str, Tensor]:
 
 
 def moments(engine) -> dict[str, dict[str, Tensor]]:
-    """Returns the optimizer's state by parameter name, on rank 0's CPU. Collective.
+    """Gathers the optimizer's state on rank 0. Collective.
 
-    Tensors of the parameter's shape (`exp_avg`, ...) are fp32; other values (`step`) have the
-    optimizer's own type. The dict is empty on the other ranks, and before the first step.
+    Returns:
+        On rank 0 the state of each parameter as a dict, such as `{"exp_avg": ..., "step": ...}`, by
+        the parameter's name. Tensors are on the CPU. Those of the parameter's shape are fp32; other
+        values, such as `step`, have the optimizer's own type. Empty on other ranks, and before the
+        first step.
     """
     state = _torch_optimizer(engine).state
     masters = _masters(engine)
@@ -125,9 +130,11 @@ def restore(engine, values: dict[str, Tensor], kept: dict[str, dict[str, Tensor]
 
 
 def counters(engine) -> dict[str, float]:
-    """Returns the engine's counts of steps, samples and skipped steps, and its loss scale.
+    """Returns the counters of a DeepSpeed engine, and its loss scale.
 
-    The loss scale is 1 if the loss isn't scaled, i.e. in bf16 and fp32.
+    Returns:
+        `global_steps`, `global_samples` and `skipped_steps`, the numbers of optimizer steps, of
+        samples and of skipped steps; and `loss_scale`, which is 1 in bf16 and fp32.
     """
     values = {name: getattr(engine, name) for name in _COUNTERS}
     scaler = _scaler(engine)
@@ -135,9 +142,12 @@ def counters(engine) -> dict[str, float]:
 
 
 def set_counters(engine, values: dict[str, float]) -> None:
-    """Restores the counts and the loss scale of an engine, as `counters` returned them.
+    """Restores the counters and the loss scale of a DeepSpeed engine.
 
-    If the saved run had no loss scaling, the engine keeps the initial scale of its config.
+    Args:
+        engine: The engine; changed in place.
+        values: What `counters` returned. If its `loss_scale` is 1, the saved run had no loss
+            scaling, and the engine keeps the initial scale of its config.
     """
     for name in _COUNTERS:
         setattr(engine, name, values[name])
@@ -153,9 +163,14 @@ def _scaler(engine):
 
 
 def _set_module(engine, values: dict[str, Tensor]) -> None:
-    """Copies weights and buffers, by name, into the network that the engine runs.
+    """Copies weights and buffers into the network of a DeepSpeed engine. Collective.
 
-    Under ZeRO-3 the parameters are gathered for the copy.
+    Under ZeRO-3 the network's parameters, of which each rank has only a part, are gathered for the
+    copy.
+
+    Args:
+        engine: The engine.
+        values: The weights and buffers by name, the same on every rank.
     """
     from deepspeed.runtime.zero import GatheredParameters
 
@@ -169,10 +184,13 @@ def _set_module(engine, values: dict[str, Tensor]) -> None:
 
 
 def _masters(engine) -> dict[str, Tensor] | None:
-    """Returns the fp32 tensors that the torch optimizer updates, by name; None under ZeRO.
+    """Returns the fp32 tensors that the torch optimizer updates, by parameter name.
 
-    They are the parameters themselves, or in half precision their fp32 master copies. Under ZeRO
-    there is no tensor for each parameter: the optimizer updates flat groups.
+    They are the parameters themselves, or in half precision their fp32 master copies.
+
+    Returns:
+        The tensors; None under ZeRO, where the optimizer has one tensor for each parameter group
+        and none for a single parameter.
     """
     if engine.zero_optimization_stage() > 0 or any(
         hasattr(engine.optimizer, name) for name in _FLAT_GROUPS
@@ -247,9 +265,11 @@ def _is_like(value, flat: Tensor) -> bool:
 
 
 def _copy(value, shape: torch.Size):
-    """Copies a tensor to the CPU.
+    """Copies a value of an optimizer's state to the CPU.
 
-    It gets the given shape, unless it is 0-d. Values that are no tensors are returned unchanged.
+    Args:
+        value: A tensor or any other value; a value that isn't a tensor is returned unchanged.
+        shape: The shape of the copy; not used if the tensor is 0-d, such as `step`.
     """
     if not isinstance(value, Tensor):
         return value

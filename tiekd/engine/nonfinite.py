@@ -31,7 +31,13 @@ class GradientPoison:
         smallest.register_hook(self._add)
 
     def add_where_not_finite(self, loss: Tensor) -> None:
-        """Adds NaN to the gradient of the next backward pass if `loss`, 0-d, isn't finite."""
+        """Arranges that the next backward pass has a NaN gradient if its loss isn't finite.
+
+        Call it before each backward pass.
+
+        Args:
+            loss: The loss of that backward pass, a 0-d tensor.
+        """
         self._added[:] = [torch.where(loss.detach().isfinite(), 0.0, math.nan)]
 
     def _add(self, gradient: Tensor) -> Tensor:
@@ -39,7 +45,10 @@ class GradientPoison:
 
 
 class RunningStatistics:
-    """The last finite values of the running means and variances of a network's BatchNorm layers."""
+    """Keeps the last finite running means and variances of a network's BatchNorm layers.
+
+    The constructor copies the present values, which must be finite.
+    """
 
     def __init__(self, network: nn.Module):
         norms = [module for module in network.modules() if isinstance(module, _NormBase)]
@@ -49,7 +58,10 @@ class RunningStatistics:
         self._finite = torch.cat(self._buffers) if norms else None
 
     def keep_finite(self) -> None:
-        """Replaces each running mean or variance that isn't finite by its last finite value."""
+        """Replaces NaN and infinity in running means and variances by the last finite values.
+
+        Call it after each forward pass in training.
+        """
         if self._finite is None:
             return
         newest = torch.cat(self._buffers)

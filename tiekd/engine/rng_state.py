@@ -7,7 +7,10 @@ import torch
 
 
 def taken() -> dict:
-    """Returns the states of the random generators, as data that loads with `weights_only`."""
+    """Returns the states of the random generators of Python, NumPy, torch and the present GPU.
+
+    The dict has only plain values and tensors, so that torch.load can read it with `weights_only`.
+    """
     name, keys, position, has_gauss, cached = np.random.get_state()
     version, internal, gauss = random.getstate()
     states = {
@@ -21,7 +24,11 @@ def taken() -> dict:
 
 
 def put_back(states: dict) -> None:
-    """Restores the states of the random generators from the dict that `taken` returned."""
+    """Restores the states of the random generators.
+
+    Args:
+        states: The dict that `taken` returned. A GPU's state is ignored if there is no GPU now.
+    """
     torch.set_rng_state(states["torch"])
     name, keys, *rest = states["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))

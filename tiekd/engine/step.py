@@ -13,10 +13,13 @@ from tiekd.engine.config import EngineConfig, clips_here, scales_here
 
 
 class Step:
-    """Runs forward, backward and the optimizer step of one micro-batch at a time.
+    """Runs the forward and the backward pass of one micro-batch at a time, and the optimizer step.
 
-    Construct it after the weights are loaded: it copies the running statistics of BatchNorm, to
+    Construct a Step after the weights are loaded: it copies the running statistics of BatchNorm, to
     restore them if they become NaN or infinite.
+
+    Attributes:
+        engine: The DeepSpeed engine.
     """
 
     def __init__(self, engine, config: EngineConfig, clip_norm: float):
@@ -24,8 +27,8 @@ class Step:
 
         Args:
             engine: The DeepSpeed engine.
-            config: The resolved engine config that the engine was built with.
-            clip_norm: Maximum L2 norm of the gradient over all parameters; 0: no clipping.
+            config: The engine config with which the engine was built.
+            clip_norm: The maximum L2 norm of the gradient over all parameters; 0 for no clipping.
         """
         self.engine = engine
         self._poison = nonfinite.GradientPoison(engine.module)
@@ -47,10 +50,11 @@ class Step:
 
         Args:
             image: (B, 3, H, W) float32, ImageNet-normalised.
-            target_depth: (B, 1, H, W) float32, metres, 0 where not valid: the teacher's depth, for
-                the divergence in the Prediction; None if no loss term needs the divergence.
-            counted: (B, 1, H, W) bool, the pixels that count in the statistics of BatchNorm; None:
-                all.
+            target_depth: (B, 1, H, W) float32, metres, 0 where not valid: the depth from which a
+                DPM head computes the divergence of its Prediction; None if no loss term needs the
+                divergence.
+            counted: (B, 1, H, W) bool, True for the pixels that count in the statistics of
+                BatchNorm; None if all pixels count.
 
         Returns:
             The network's Prediction.
@@ -58,14 +62,18 @@ class Step:
         return self.engine(image, target_depth, counted)
 
     def backward(self, loss: Tensor) -> Tensor | float | None:
-        """Adds a micro-batch's gradients; after the iteration's last one also clips and steps.
+        """Computes the gradients of a micro-batch, and adds them to those of the iteration.
+
+        After the iteration's last micro-batch the gradient is also clipped, and the optimizer takes
+        its step.
 
         Args:
             loss: 0-d float32, the mean over the images of this rank's micro-batch.
 
         Returns:
-            The L2 norm of the gradient before clipping, averaged over all ranks; None before the
-            iteration's last micro-batch.
+            After the iteration's last micro-batch the L2 norm, before clipping, of the gradient
+            averaged over all ranks; otherwise None. It may also be None if DeepSpeed reports no
+            norm.
         """
         self._poison.add_where_not_finite(loss)
         self.engine.backward(loss * self._scale_here() if self._scales else loss)
@@ -74,9 +82,9 @@ class Step:
 
     @property
     def skipped(self) -> Tensor | bool:
-        """True if all ranks skipped the last optimizer step, because its gradient was not finite.
+        """True if all ranks skipped the last optimizer step because its gradient was not finite.
 
-        It is a bool, or a 0-d tensor on the device, which is true if it isn't 0.
+        The value is a bool, or a 0-d tensor on the device that is 0 for False.
         """
         if self._clipped is not None:
             return self.engine.optimizer.found_inf
@@ -84,7 +92,7 @@ class Step:
 
     @property
     def num_skipped(self) -> int:
-        """The number of optimizer steps that this engine has skipped. One host sync."""
+        """The number of optimizer steps that the engine has skipped so far. One host sync."""
         return self.engine.skipped_steps + int(self._num_skipped)
 
     @property
@@ -96,10 +104,10 @@ class Step:
 
     @property
     def searches_loss_scale(self) -> bool:
-        """True if fp16 adapts the loss scale and can still lower it.
+        """True if training is in fp16, and its loss scale adapts itself and can still be lowered.
 
-        A step may then be skipped only because the loss scale was too large, which is no fault of
-        the loss.
+        Then a skipped step may only mean that the loss scale was too large, although the loss
+        itself was finite.
         """
         searches = self.engine.fp16_enabled() and self.engine.dynamic_loss_scale()
         return searches and self.loss_scale > 1
@@ -116,12 +124,14 @@ class Step:
         return norm if norm is None else norm / scale
 
     def _clip_and_step(self) -> Tensor | None:
-        """Clips the gradient and takes the optimizer step; returns the norm before clipping.
+        """Clips the gradient and takes the optimizer step, if this micro-batch ends the iteration.
 
-        It is called after each micro-batch and does this only after the iteration's last one;
-        before that it returns None. It clips as DeepSpeed does, by the L2 norm over all parameters.
-        If the norm isn't finite, the fused optimizer skips the step on the device, without a host
-        sync.
+        It is called after each micro-batch. The gradient is clipped as by DeepSpeed, by the L2 norm
+        over all parameters. If the norm isn't finite, the fused optimizer skips the step on the
+        device, without a host sync.
+
+        Returns:
+            The norm before clipping, 0-d; None before the iteration's last micro-batch.
         """
         norm = None
         if self.engine.is_gradient_accumulation_boundary():

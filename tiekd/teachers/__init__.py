@@ -1,1 +1,4 @@
-"""Teachers: functions that return target depth in metres for a batch; `build` makes a module's."""
+"""Teachers, i.e. functions from a batch to its target depth in metres.
+
+Each module has one kind of teacher; the module's function `build` returns the teacher.
+"""

@@ -1,9 +1,10 @@
-"""A model of Depth Anything 3 as the teacher, over its own package `depth_anything_3`.
+"""A model of Depth Anything 3 as the teacher, run by its own package `depth_anything_3`.
 
-DA3METRIC gives canonical depth: metres = output * f / 300, where f is the focal length of the image
-that the network saw. DA3NESTED gives metres. The others' depth is relative, and the recipe says
-how. Pixels that the network takes for sky are as far as the student sees, not unknown. The package
-runs in its own half precision. Left out: poses and several views: each image is its own scene.
+DA3METRIC gives canonical depth: metres = output * f / 300, where f is the focal length in pixels of
+the resized image that the network gets. DA3NESTED gives metres. The depth of other models is
+relative, and the recipe's `output` says up to what. Pixels that the network takes for sky get the
+student's largest depth; they are not marked as unknown. The package chooses its own half precision.
+Left out: camera poses and several views of a scene; each image is a scene of its own.
 """
 
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from tiekd.teachers.outputs.model_place import ModelPlace, import_package
 from tiekd.teachers.outputs.stated import stated_or_given
 from tiekd.teachers.outputs.teacher import FoundationTeacher, Output, running
 
-# By the beginning of the model's own name.
+# The meaning of a model's output, by the beginning of the name in the model's own config.
 _STATED = {"da3metric": "canonical", "da3nested": "metres"}
 
 
@@ -31,14 +32,17 @@ class Options:
     """The keys of `teacher: {name: depth_anything_3}`.
 
     Attributes:
-        model: A model's folder, or a hub ID.
-        output: What the output means, for models other than DA3METRIC and DA3NESTED.
-        revision: Branch, tag or commit of a hub ID.
-        resolution: Pixels of the longer side that the network sees, rounded to its patches.
-        anchor: What makes a relative output metric: ground_truth, or a metric teacher's node.
-        flip: Averages with the mirrored image's output.
-        batch_size: Images that are handed over at once; the network sees them one by one.
-        device: Of the model; None for the rank's own.
+        model: The path of the model's folder, or the model's ID on the hub.
+        output: The meaning of the output, a key of OUTPUTS (teachers/outputs/meaning.py). Needed
+            for models other than DA3METRIC and DA3NESTED.
+        revision: The branch, tag or commit of the model on the hub; None for a folder or `main`.
+        resolution: The length of the longer side, in pixels, to which the package resizes an image;
+            rounded to a multiple of the network's patch size.
+        anchor: The source of metric depth to which a relative output is fitted: "ground_truth", or
+            a node that describes a metric teacher; None for a metric output.
+        flip: True to average the output with that for the mirrored image.
+        batch_size: The number of images in one call; the network computes them one after the other.
+        device: The model's device; None for the rank's own device.
     """
 
     model: Path
@@ -52,7 +56,7 @@ class Options:
 
 
 class DepthAnything3Predictor:
-    """A model of Depth Anything 3; see `Predictor`."""
+    """A model of Depth Anything 3 with its preprocessing: a `Predictor` (outputs/teacher.py)."""
 
     max_depth_m = None
 
@@ -88,11 +92,17 @@ class DepthAnything3Predictor:
         }
 
     def __call__(self, images: Tensor, intrinsics: Tensor) -> Output:
-        """Returns depth on the images' grid, with the sky as beyond."""
+        """Returns the network's depth, resized to the size of the images, and a mask of the sky.
+
+        Args:
+            images: (B, 3, H, W) uint8, RGB.
+            intrinsics: (B, 3, 3) float32, in pixels of the images; NaN where unknown.
+        """
         own = images.shape[-2:]
         depths, skies, focals = [], [], []
         for image, matrix in zip(images, intrinsics, strict=True):
-            # A list of images would be views of one scene.
+            # Give the network one image at a time, since it treats a list of images as views of one
+            # scene.
             found = self.model.inference(
                 [image.permute(1, 2, 0).cpu().numpy()], process_res=self.resolution
             )
@@ -111,12 +121,12 @@ class DepthAnything3Predictor:
 
 
 def build(options: Options, run_device: torch.device, max_depth_m: float) -> FoundationTeacher:
-    """Builds the teacher.
+    """Builds a teacher from a model of Depth Anything 3.
 
     Args:
-        options: The recipe's keys.
+        options: The keys of the recipe's section `teacher`.
         run_device: This rank's device.
-        max_depth_m: The student's range in metres.
+        max_depth_m: The largest depth that the student predicts, in metres.
 
     Raises:
         TeacherError: The package or the model is missing or unfit.

@@ -1,10 +1,11 @@
-"""An exported network as the teacher: ONNX by ONNX Runtime, or a program of torch.export.
+"""An exported network as the teacher: an ONNX file, run by ONNX Runtime, or a torch.export program.
 
-A file says nothing of its preprocessing, so the recipe states it: mean, deviation, range, size and
-the output's meaning. Images are resized to the network's size by an antialiasing bilinear filter,
-and its map is brought back to the image's size bilinearly; a sky's or object's edge is then as
-soft as the network's pixels are large. ONNX needs `pip install 'tiekd[export]'`. Left out: inputs
-besides one image, channels last, and quantised (uint8) inputs.
+The file doesn't say which preprocessing the network needs. So the recipe states mean, deviation,
+range and size of the input, and the meaning of the output. Images are resized to the network's
+input size by a bilinear filter with antialiasing, and the output is resized back bilinearly. So
+edges in the output are as blurred as the network's resolution is low. ONNX files need
+`pip install 'tiekd[export]'`. Left out: networks with other inputs than one image, with channels in
+the last dimension, and with quantised (uint8) inputs.
 """
 
 from collections.abc import Callable
@@ -34,18 +35,22 @@ class Options:
     """The keys of `teacher: {name: exported}`.
 
     Attributes:
-        file: X.onnx or X.pt2; it takes one image (B, 3, H, W), RGB, float.
-        output: What its output means.
-        mean: Three numbers, subtracted from the channels in the units of `range`.
-        std: Three numbers, by which the channels are then divided.
-        range: 1 or 255: the largest value of a grey level before mean and std.
-        size: [height, width] in pixels of the network's input; None for the file's fixed size, and
-            for the image's own where the file takes any.
-        output_name: Of the depth among several outputs of an ONNX file.
-        anchor: What makes a relative output metric: ground_truth, or a metric teacher's node.
-        flip: Averages with the mirrored image's output.
-        batch_size: Images that go through at once, where the file takes more than one.
-        device: Of the network; None for the rank's own.
+        file: The path of a file X.onnx or X.pt2 with the network. The network takes one tensor of
+            images, (B, 3, H, W), RGB, floating point.
+        output: The meaning of the output, a key of OUTPUTS (teachers/outputs/meaning.py).
+        mean: Three numbers that are subtracted from the channels R, G and B, on the scale of
+            `range`.
+        std: Three numbers by which the channels are divided after that.
+        range: The value of white, before mean and std are applied: 1 or 255.
+        size: [height, width] of the network's input in pixels. None for the size that is fixed in
+            the file, or, if the network takes images of any size, for the image's own size.
+        output_name: The name of the output that is the depth, if an ONNX file has several.
+        anchor: The source of metric depth to which a relative output is fitted: "ground_truth", or
+            a node that describes a metric teacher; None for a metric output.
+        flip: True to average the output with that for the mirrored image.
+        batch_size: The number of images in one call; they are computed one by one if the network
+            takes a single image.
+        device: The network's device; None for the rank's own device.
     """
 
     file: Path
@@ -62,13 +67,14 @@ class Options:
 
 
 class _Network(NamedTuple):
-    """A loaded file.
+    """A network that was loaded from a file.
 
     Attributes:
-        run: From (B, 3, H, W) to the output, both on the device.
-        shape: Of the input; None for a dimension that may have any size.
-        dtype: Of the input.
-        package: That runs it, with its version.
+        run: Function from images (B, 3, H, W) to the network's output, both on the network's
+            device.
+        shape: The shape of the input; None for a dimension that may have any size.
+        dtype: The dtype of the input.
+        package: The name and version of the package that runs the network.
     """
 
     run: Callable[[Tensor], Tensor]
@@ -78,7 +84,13 @@ class _Network(NamedTuple):
 
 
 class ExportedPredictor:
-    """An exported network with the preprocessing that the recipe states; see `Predictor`."""
+    """An exported network with its preprocessing: a `Predictor` (outputs/teacher.py).
+
+    Attributes:
+        network: The loaded network.
+        size: (height, width) in pixels to which images are resized; None for their own size.
+        path: The network's file.
+    """
 
     max_depth_m = None
 
@@ -116,7 +128,12 @@ class ExportedPredictor:
         }
 
     def __call__(self, images: Tensor, intrinsics: Tensor) -> Output:
-        """Returns the network's output on the images' grid."""
+        """Returns the network's output, resized to the size of the images.
+
+        Args:
+            images: (B, 3, H, W) uint8, RGB.
+            intrinsics: (B, 3, 3) float32, in pixels of the images; NaN where unknown.
+        """
         own = tuple(images.shape[-2:])
         size = own if self.size is None else self.size
         levels = images.float()
@@ -128,7 +145,7 @@ class ExportedPredictor:
         )
         levels = levels if self.options.range == 255 else levels / 255
         pixels = ((levels - mean) / std).to(self.network.dtype)
-        # A file may take a fixed number of images: one by one then.
+        # If the network takes exactly one image, `count` is 1: run it once for each image.
         count = self.network.shape[0] or len(pixels)
         values = torch.cat([self._run(part) for part in pixels.split(count)])
         values = interpolate(values, own, mode="bilinear", align_corners=False)
@@ -138,7 +155,17 @@ class ExportedPredictor:
         return Output(values, focal=focal)
 
     def _run(self, pixels: Tensor) -> Tensor:
-        """Returns (B, 1, h, w) float32."""
+        """Runs the network, and checks the shape of its output.
+
+        Args:
+            pixels: (B, 3, h, w), the images at the network's input size, with mean and std applied.
+
+        Returns:
+            The output, (B, 1, H', W') float32, at the network's own output size.
+
+        Raises:
+            TeacherError: The network fails on the images, or returns another shape.
+        """
         try:
             found = self.network.run(pixels)
         except TeacherError:
@@ -174,7 +201,20 @@ def _check_options(options: Options) -> None:
 def _size_of(
     shape: tuple[int | None, ...], size: tuple[int, int] | None, path: Path
 ) -> tuple[int, int] | None:
-    """Returns the size of the network's input; None for the image's own."""
+    """Returns the (height, width) in pixels to which images are resized for the network.
+
+    Args:
+        shape: The shape of the network's input; None for a dimension that may have any size.
+        size: The recipe's key `size`, [height, width]; None if it isn't given.
+        path: The network's file, for error messages.
+
+    Returns:
+        The size; None if the network takes images of their own size.
+
+    Raises:
+        TeacherError: The network doesn't take images (B, 3, H, W), or the recipe's size contradicts
+            the file's.
+    """
     if len(shape) != 4 or shape[1] not in (3, None):
         raise TeacherError(
             f"teacher.file: {path} takes {_words(shape)}; it must take images (B, 3, H, W)"
@@ -279,7 +319,7 @@ def _load_program(path: Path, options: Options, device: torch.device) -> _Networ
             )
         return found
 
-    # A symbolic size isn't an int.
+    # torch.export gives a dimension of any size a symbolic size, which isn't an int.
     shape = tuple(side if type(side) is int else None for side in value.shape)
     return _Network(run, shape, value.dtype, f"torch {torch.__version__}")
 
@@ -295,12 +335,12 @@ _LOADERS = {".onnx": _load_onnx, ".pt2": _load_program}
 
 
 def build(options: Options, run_device: torch.device, max_depth_m: float) -> FoundationTeacher:
-    """Builds the teacher.
+    """Builds a teacher from an exported network.
 
     Args:
-        options: The recipe's keys.
+        options: The keys of the recipe's section `teacher`.
         run_device: This rank's device.
-        max_depth_m: The student's range in metres.
+        max_depth_m: The largest depth that the student predicts, in metres.
 
     Raises:
         TeacherError: The file is missing, unfit, or not as the recipe says.

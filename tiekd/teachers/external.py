@@ -27,12 +27,12 @@ class OutsideTeacher:
     first call only, because that waits for the device.
 
     Args:
-        name: the teacher's name in the recipe, for error messages.
-        teacher: the object that `build` returned.
-        device: the device of the batches.
+        name: The teacher's name in the recipe, for error messages.
+        teacher: The object that the module's `build` returned.
+        device: The device of the batches that the teacher will get.
 
     Raises:
-        TeacherError: the object isn't callable.
+        TeacherError: `teacher` isn't callable.
     """
 
     def __init__(self, name: str, teacher: Callable[[Batch], Tensor], device: torch.device):
@@ -52,15 +52,15 @@ class OutsideTeacher:
         """Returns the teacher's depth for a batch.
 
         Args:
-            batch: the batch, on the teacher's device.
+            batch: The batch, on the teacher's device.
 
         Returns:
             (B, 1, H, W) float32, metres, 0 where unknown or outside the image.
 
         Raises:
-            TeacherError: the teacher's result isn't a floating-point tensor of this shape on the
-                batch's device; or, at the first call, it has negative or non-finite depth inside
-                the image.
+            TeacherError: The user's teacher didn't return a floating-point tensor of this shape on
+                the batch's device; or, at the first call, a depth that it returned for a pixel
+                inside an image is negative or not finite.
         """
         depth, wanted = self.teacher(batch), batch.inside
         # Check the result, since a wrong shape or device would otherwise raise an unrelated error
@@ -87,14 +87,14 @@ class OutsideTeacher:
         return depth
 
     def _check_values(self, depth: Tensor, names: list[str]) -> None:
-        """Checks that all depths are finite and not negative.
+        """Checks that all depths that a teacher returned are finite and not negative.
 
         Args:
             depth: (B, 1, H, W), metres.
-            names: the images' paths, for the error message.
+            names: The images' paths, for the error message.
 
         Raises:
-            TeacherError: a depth is negative or not finite.
+            TeacherError: A depth is negative or not finite.
         """
         wrong = ~(depth.isfinite() & (depth >= 0))
         if not wrong.any():

@@ -9,7 +9,10 @@ class GroundTruth:
     """Returns the ground truth as the target, for training without a teacher network."""
 
     def __call__(self, batch: Batch) -> Tensor:
-        """Returns the batch's ground truth, (B, 1, H, W) float32, metres, 0 where not measured."""
+        """Returns the ground truth `batch.depth`.
+
+        It is (B, 1, H, W) float32, in metres, and 0 in pixels without a measurement.
+        """
         return batch.depth
 
 

@@ -1,10 +1,10 @@
-"""A depth model of transformers as the teacher: `AutoModelForDepthEstimation`, folder or hub ID.
+"""A depth model of the package transformers as the teacher, loaded from a folder or from the hub.
 
-The model's own image processor does the preprocessing, and its own post-processing brings the map
-to the image's size. What the output means is read from the model's config. A folder is read
-offline, an ID by the hub's cache, else from the hub; weights are safetensors, and no code of a
-model's repository is run. Needs `pip install 'tiekd[hf]'`. Left out: models that need more than an
-image.
+The model is an `AutoModelForDepthEstimation`. Its own image processor preprocesses the images, and
+resizes the output to the size of the images. The meaning of the output is read from the model's
+config. A folder is read without a network connection; a model on the hub is read from the local
+cache if it is there. Weights must be safetensors files, and no code of a model's repository is run.
+Needs `pip install 'tiekd[hf]'`. Left out: models that need other inputs than an image.
 """
 
 import json
@@ -28,7 +28,8 @@ from tiekd.teachers.outputs.model_place import ModelPlace
 from tiekd.teachers.outputs.stated import stated_or_given
 from tiekd.teachers.outputs.teacher import FoundationTeacher, Output, running
 
-# By `model_type`: what the config says of the output, as (meaning, largest depth in metres).
+# For each supported `model_type` a function that reads from the model's config the meaning of the
+# output and the largest depth in metres, each None if the config doesn't say it.
 _STATED: dict[str, Callable[[Any], tuple[str | None, float | None]]] = {
     "depth_anything": lambda config: (
         ("metres", float(config.max_depth))
@@ -36,7 +37,7 @@ _STATED: dict[str, Callable[[Any], tuple[str | None, float | None]]] = {
         else ("inverse_affine", None)
     ),
     "depth_pro": lambda _: ("metres", None),
-    # One name for models of relative inverse depth, of metres and of other things.
+    # Models of this type give relative inverse depth, metres or other values.
     "dpt": lambda _: (None, None),
     "glpn": lambda config: ("metres", float(config.max_depth)),
     "tipsv2_dpt": lambda config: ("metres", float(config.max_depth)),
@@ -59,14 +60,17 @@ class Options:
     """The keys of `teacher: {name: huggingface}`.
 
     Attributes:
-        model: A folder as `save_pretrained` writes it, with its image processor; or a hub ID.
-        output: What the output means, where the model's config doesn't say it.
-        revision: Branch, tag or commit of a hub ID.
-        precision: "fp32", "bf16" or "fp16", of the convolutions and matrix products.
-        anchor: What makes a relative output metric: ground_truth, or a metric teacher's node.
-        flip: Averages with the mirrored image's output.
-        batch_size: Images that go through the model at once.
-        device: Of the model; None for the rank's own.
+        model: The path of a folder that `save_pretrained` wrote for the model and its image
+            processor; or the model's ID on the hub.
+        output: The meaning of the output, a key of OUTPUTS (teachers/outputs/meaning.py). Needed if
+            the model's config doesn't say it.
+        revision: The branch, tag or commit of the model on the hub; None for a folder or `main`.
+        precision: The precision of convolutions and matrix products: "fp32", "bf16" or "fp16".
+        anchor: The source of metric depth to which a relative output is fitted: "ground_truth", or
+            a node that describes a metric teacher; None for a metric output.
+        flip: True to average the output with that for the mirrored image.
+        batch_size: The number of images that the model computes in one call.
+        device: The model's device; None for the rank's own device.
     """
 
     model: Path
@@ -80,7 +84,7 @@ class Options:
 
 
 class HuggingFacePredictor:
-    """A model of transformers with its image processor; see `Predictor`."""
+    """A model of transformers with its image processor: a `Predictor` (outputs/teacher.py)."""
 
     def __init__(self, options: Options, device: torch.device):
         self.device, self.dtype = device, PRECISIONS[options.precision]
@@ -90,7 +94,7 @@ class HuggingFacePredictor:
         self.processor = _processor(place, transformers)
         model = _model(place, transformers)
         config = model.config
-        # Meaning, and what a focal length is good for.
+        # Find out what the output means, and if the model uses or needs the focal length.
         stated, self.max_depth_m = _STATED[architecture](config)
         self.meaning = stated_or_given(stated, options.output, f"{place} ({architecture})")
         self.is_depth_pro = architecture == "depth_pro"
@@ -116,7 +120,12 @@ class HuggingFacePredictor:
         }
 
     def __call__(self, images: Tensor, intrinsics: Tensor) -> Output:
-        """Returns the processed output on the images' grid."""
+        """Returns the model's output after its own post-processing, at the size of the images.
+
+        Args:
+            images: (B, 3, H, W) uint8, RGB.
+            intrinsics: (B, 3, 3) float32, in pixels of the images; NaN where unknown.
+        """
         height, width = images.shape[-2:]
         inputs = self.processor(
             images=list(images), return_tensors="pt", input_data_format="channels_first"
@@ -124,9 +133,10 @@ class HuggingFacePredictor:
         pixels = inputs["pixel_values"].to(self.device)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
             outputs = self.model(pixel_values=pixels)
-        # Post-processing interpolates, which takes float32.
+        # Convert to float32, since the interpolation in the post-processing needs it.
         outputs.predicted_depth = outputs.predicted_depth.float()
-        # Depth Pro's focal length is one of the image's own pixels.
+        # Depth Pro takes the focal length in pixels of the image before its resize, other models
+        # need it in pixels of the resized image.
         focal = focal_of(intrinsics)
         if self.is_depth_pro:
             outputs.field_of_view = _field_of_view(
@@ -135,7 +145,8 @@ class HuggingFacePredictor:
         else:
             focal = focal_of(intrinsics, (pixels.shape[-2] / height, pixels.shape[-1] / width))
         sizes = [(height, width)] * len(images)
-        # ZoeDepth takes off the padding that its processor adds to an image of the given size.
+        # ZoeDepth's processor pads images. Its post-processing needs their original size to remove
+        # the padding.
         of_size = {"target_sizes": sizes}
         if hasattr(self.processor, "_pad_images"):
             of_size = {"source_sizes": sizes}
@@ -145,15 +156,18 @@ class HuggingFacePredictor:
 
 
 def _field_of_view(estimated: Tensor | None, focal: Tensor, width: int) -> Tensor:
-    """Returns (B,) horizontal fields of view in degrees: by the focal length where it is known.
+    """Returns the horizontal fields of view of images, for the post-processing of Depth Pro.
 
-    Depth Pro's depth is its canonical one times focal length / width, so this replaces the estimate
-    by what is known.
+    Depth Pro computes its depth from the field of view. A field of view that follows from a known
+    focal length replaces the model's estimate.
 
     Args:
-        estimated: (B,) degrees; None from a model without that head.
-        focal: (B,) pixels, NaN where unknown; on the device of the estimate.
-        width: Of the images, in pixels.
+        estimated: (B,) the model's estimates in degrees; None if the model makes none.
+        focal: (B,) focal lengths in pixels, NaN where unknown; on the device of `estimated`.
+        width: The width of the images in pixels.
+
+    Returns:
+        (B,) degrees.
     """
     known = 2 * torch.rad2deg(torch.atan(0.5 * width / focal))
     if estimated is None:
@@ -162,7 +176,15 @@ def _field_of_view(estimated: Tensor | None, focal: Tensor, width: int) -> Tenso
 
 
 def _architecture(place: ModelPlace, transformers: ModuleType) -> str:
-    """Returns the config's `model_type`, one of the supported ones."""
+    """Returns the `model_type` that a model's config.json states, such as "depth_pro".
+
+    Args:
+        place: The model's folder, or its ID on the hub.
+        transformers: The package.
+
+    Raises:
+        TeacherError: The config can't be read, or its `model_type` is not a key of _STATED.
+    """
     if not place.has("config.json"):
         raise TeacherError(f"teacher.model: {place} has no config.json; a model's folder has one")
     node, _ = place.loaded(
@@ -180,7 +202,15 @@ def _architecture(place: ModelPlace, transformers: ModuleType) -> str:
 
 
 def _processor(place: ModelPlace, transformers: ModuleType):
-    """Returns the model's image processor."""
+    """Loads the image processor that was saved with a model.
+
+    Args:
+        place: The model's folder, or its ID on the hub.
+        transformers: The package.
+
+    Raises:
+        TeacherError: The processor is missing, can't be loaded, or can't post-process depth.
+    """
     if not place.has("preprocessor_config.json", "processor_config.json"):
         raise TeacherError(
             f"teacher.model: {place} has no preprocessor_config.json; copy it from the model's "
@@ -200,7 +230,15 @@ def _processor(place: ModelPlace, transformers: ModuleType):
 
 
 def _model(place: ModelPlace, transformers: ModuleType) -> torch.nn.Module:
-    """Returns the model with all of its weights, in float32."""
+    """Loads a depth model with its weights in float32.
+
+    Args:
+        place: The model's folder, or its ID on the hub.
+        transformers: The package.
+
+    Raises:
+        TeacherError: The model can't be loaded, or its files lack some of its weights.
+    """
     if place.is_folder:
         _check_weights(Path(place.name))
     found, loading = place.loaded(
@@ -212,7 +250,8 @@ def _model(place: ModelPlace, transformers: ModuleType) -> torch.nn.Module:
         output_loading_info=True,
         trust_remote_code=False,
     )
-    # Parameters without weights would be random ones, and nothing would say so later.
+    # Refuse missing weights: transformers initialises them at random, which nothing would show
+    # later.
     random = {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}
     if random:
         raise TeacherError(
@@ -223,7 +262,7 @@ def _model(place: ModelPlace, transformers: ModuleType) -> torch.nn.Module:
 
 
 def _check_weights(folder: Path) -> None:
-    """Raises TeacherError for a folder without safetensors."""
+    """Raises TeacherError if a model's folder has no weights in safetensors files."""
     if any(folder.glob("*.safetensors")):
         return
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _OTHER_WEIGHTS)
@@ -238,7 +277,15 @@ def _check_weights(folder: Path) -> None:
 
 
 def _licence(place: ModelPlace, transformers: ModuleType) -> str | None:
-    """Returns the licence that the model card names; None where it names none."""
+    """Returns the name of the licence in a model's card, the README.md beside the model.
+
+    Args:
+        place: The model's folder, or its ID on the hub.
+        transformers: The package.
+
+    Returns:
+        The name, such as "apache-2.0"; None if there is no card or it names no licence.
+    """
     if place.is_folder:
         return place.licence()
     try:
@@ -249,7 +296,11 @@ def _licence(place: ModelPlace, transformers: ModuleType) -> str | None:
 
 
 def _transformers() -> ModuleType:
-    """Imports transformers, without its progress bars and warnings."""
+    """Imports the package transformers, and turns off its progress bars and warnings.
+
+    Raises:
+        TeacherError: The package isn't installed, or is older than version 5.
+    """
     try:
         import transformers
     except ImportError:
@@ -268,7 +319,14 @@ def _transformers() -> ModuleType:
 
 
 def _plain(node: Mapping) -> dict:
-    """Returns a config without what says where it comes from, at any depth."""
+    """Returns a config as plain JSON values, without the entries that say where it comes from.
+
+    These entries, such as the path it was loaded from (_ORIGIN), are removed at any depth, so that
+    the result is the same for the same model in any place.
+
+    Args:
+        node: The config.
+    """
     node = {key: value for key, value in node.items() if key not in _ORIGIN}
     return json.loads(
         json.dumps(node, default=str),
@@ -277,12 +335,12 @@ def _plain(node: Mapping) -> dict:
 
 
 def build(options: Options, run_device: torch.device, max_depth_m: float) -> FoundationTeacher:
-    """Builds the teacher.
+    """Builds a teacher from a depth model of transformers.
 
     Args:
-        options: The recipe's keys.
+        options: The keys of the recipe's section `teacher`.
         run_device: This rank's device.
-        max_depth_m: The student's range in metres.
+        max_depth_m: The largest depth that the student predicts, in metres.
 
     Raises:
         TeacherError: The package, the model or one of its files is missing or unfit.

@@ -6,13 +6,16 @@ from tiekd.data.batch import Batch
 
 
 class CachedMaps:
-    """Returns the teacher's cached depth maps, which the data loader put into the batch.
+    """Returns the teacher's cached depth maps, which the data loader has put into the batch.
 
-    Where rotation or padding added pixels from outside the image, they are 0 already.
+    The maps are already 0 in pixels that rotation or padding added from outside the image.
     """
 
     def __call__(self, batch: Batch) -> Tensor:
-        """Returns the batch's teacher depth, (B, 1, H, W) float32, metres, 0 where not valid."""
+        """Returns the cached teacher depth `batch.teacher_depth`.
+
+        It is (B, 1, H, W) float32, in metres, and 0 in pixels that aren't valid.
+        """
         return batch.teacher_depth
 
 

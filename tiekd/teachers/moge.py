@@ -1,7 +1,8 @@
-"""A model of MoGe as the teacher, over its own package `moge`.
+"""A model of MoGe as the teacher, run by its own package `moge`.
 
-MoGe-2 gives metres, MoGe-1 depth up to a scale. A known focal length replaces the field of view
-that it estimates. Its mask says where it knows nothing, as in the sky, and depth is 0 there.
+The output of MoGe-2 is depth in metres, that of MoGe-1 depth up to an unknown scale. If the focal
+length of an image is known, it replaces the field of view that the model estimates. The model's
+mask says for which pixels it gives no depth, as in the sky; the teacher's depth is 0 there.
 """
 
 from dataclasses import dataclass
@@ -27,16 +28,17 @@ class Options:
     """The keys of `teacher: {name: moge}`.
 
     Attributes:
-        model: A folder that holds model.pt, or a hub ID.
-        version: "v1" or "v2": which of the package's models the weights are of.
-        output: What the output means; read from the model, so it may be left out.
-        revision: Branch, tag or commit of a hub ID.
-        resolution_level: 0 to 9, the detail that the network works at; 9 is its finest.
-        precision: "fp32" or "fp16".
-        anchor: What makes a relative output metric: ground_truth, or a metric teacher's node.
-        flip: Averages with the mirrored image's output.
-        batch_size: Images that go through the model at once.
-        device: Of the model; None for the rank's own.
+        model: The path of a folder with the file model.pt, or the model's ID on the hub.
+        version: The version of MoGe whose weights the model has, "v1" or "v2".
+        output: The meaning of the output. It is read from the model, so the key may be left out.
+        revision: The branch, tag or commit of the model on the hub; None for a folder or `main`.
+        resolution_level: The resolution at which the network works, from 0 (coarsest) to 9.
+        precision: The precision of the network's forward pass, "fp32" or "fp16".
+        anchor: The source of metric depth to which a relative output is fitted: "ground_truth", or
+            a node that describes a metric teacher; None for a metric output.
+        flip: True to average the output with that for the mirrored image.
+        batch_size: The number of images that the model computes in one call.
+        device: The model's device; None for the rank's own device.
     """
 
     model: Path
@@ -52,7 +54,7 @@ class Options:
 
 
 class MoGePredictor:
-    """A model of MoGe; see `Predictor`."""
+    """A model of MoGe with its preprocessing: a `Predictor` (outputs/teacher.py)."""
 
     max_depth_m, needs_focal = None, False
     without_focal = "MoGe takes its own estimate of the field of view for them"
@@ -77,7 +79,7 @@ class MoGePredictor:
             self.model = place.loaded(lambda name, **_: load(Path(name) / WEIGHTS), _CANNOT)
         else:
             self.model = place.loaded(load, _CANNOT)
-        # Without a head for the scale, depth has an unknown one.
+        # A model without a head that predicts the scale gives depth up to an unknown scale.
         is_metric = getattr(self.model, "scale_head", None) is not None
         stated = "metres" if is_metric else "depth_scale"
         self.meaning = stated_or_given(stated, options.output, str(place))
@@ -96,7 +98,12 @@ class MoGePredictor:
         }
 
     def __call__(self, images: Tensor, intrinsics: Tensor) -> Output:
-        """Returns depth, and where the network knows it."""
+        """Returns the network's depth at the size of the images, and a mask of its valid pixels.
+
+        Args:
+            images: (B, 3, H, W) uint8, RGB.
+            intrinsics: (B, 3, 3) float32, in pixels of the images; NaN where unknown.
+        """
         return by_camera(images, intrinsics, self._run)
 
     def _run(self, images: Tensor, intrinsics: Tensor | None) -> Output:
@@ -118,12 +125,12 @@ _CANNOT = "the model can't be loaded"
 
 
 def build(options: Options, run_device: torch.device, max_depth_m: float) -> FoundationTeacher:
-    """Builds the teacher.
+    """Builds a teacher from a model of MoGe.
 
     Args:
-        options: The recipe's keys.
+        options: The keys of the recipe's section `teacher`.
         run_device: This rank's device.
-        max_depth_m: The student's range in metres.
+        max_depth_m: The largest depth that the student predicts, in metres.
 
     Raises:
         TeacherError: The package or the model is missing or unfit.

@@ -14,21 +14,22 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class FrozenTeacher:
-    """A network in eval mode, which predicts without gradients.
+    """A network of the project as the teacher, in eval mode and without gradients.
 
     It runs under `no_grad` and not under `inference_mode`, whose tensors can't be saved for
     backward.
 
     Attributes:
+        network: The network, on the teacher's device.
         flip: True to average with the prediction for the mirrored image, at twice the cost. Cached
             maps are usually made so.
         precision: "fp32", "bf16" or "fp16", for convolutions and matrix products, independently of
             the student's precision. Weights, depth and a head's float32 arithmetic stay float32.
-        resize: The working resolution that the teacher's weights were trained at.
-            tiekd/tools/cache_teacher.py resizes whole images to it; in training the teacher gets
-            images at the student's working resolution.
-        seen_at: The working resolution of the batches that it is given: its own unless training
-            sets the student's.
+        resize: The resize of images with which the teacher's weights were trained.
+            tiekd/tools/cache_teacher.py resizes whole images so. In training the teacher gets the
+            student's images, which are resized as the student needs them.
+        seen_at: The resize of the images in the batches that the teacher gets, from which their
+            focal length follows. It is `resize` until training sets that of the student.
     """
 
     def __init__(
@@ -49,7 +50,15 @@ class FrozenTeacher:
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Tensor:
-        """Returns the network's depth, (B, 1, H, W) float32, metres; 0 outside the image."""
+        """Returns the network's depth for a batch.
+
+        Args:
+            batch: The batch, on the network's device.
+
+        Returns:
+            (B, 1, H, W) float32, metres; 0 in pixels that rotation or padding added from outside
+            the image.
+        """
         # The teacher's precision overrides an enclosing autocast; fp32 disables autocast.
         dtype = PRECISIONS[self.precision]
         with torch.autocast(batch.image.device.type, dtype, enabled=dtype is not None):
@@ -59,7 +68,11 @@ class FrozenTeacher:
 
     @property
     def needs_focal(self) -> bool:
-        """True if the network has a canonical camera, so that images need their focal length."""
+        """True if each image needs a known focal length.
+
+        That is so if the network has a canonical camera: it predicts depth as if every image had
+        the same focal length, and converts that to metres.
+        """
         return self.network.canonical is not None
 
     def _focal(self, batch: Batch) -> Tensor | None:

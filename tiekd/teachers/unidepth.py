@@ -1,6 +1,7 @@
-"""A model of UniDepth V2 as the teacher, over its own package `unidepth`.
+"""A model of UniDepth V2 as the teacher, run by its own package `unidepth`.
 
-It gives metres, takes a known camera, and estimates one where none is known.
+Its output is depth in metres. It uses the camera of an image if that is known, and estimates the
+camera otherwise.
 """
 
 from dataclasses import dataclass
@@ -23,14 +24,14 @@ class Options:
     """The keys of `teacher: {name: unidepth}`.
 
     Attributes:
-        model: A model's folder, or a hub ID.
-        output: What the output means: metres, so it may be left out.
-        revision: Branch, tag or commit of a hub ID.
-        resolution_level: 0 to 9, the detail that the network works at; 9 is its finest.
-        anchor: What makes a relative output metric: ground_truth, or a metric teacher's node.
-        flip: Averages with the mirrored image's output.
-        batch_size: Images that go through the model at once.
-        device: Of the model; None for the rank's own.
+        model: The path of the model's folder, or the model's ID on the hub.
+        output: The meaning of the output. It is always "metres", so the key may be left out.
+        revision: The branch, tag or commit of the model on the hub; None for a folder or `main`.
+        resolution_level: The resolution at which the network works, from 0 (coarsest) to 9.
+        anchor: Must be None, as the output is metric.
+        flip: True to average the output with that for the mirrored image.
+        batch_size: The number of images that the model computes in one call.
+        device: The model's device; None for the rank's own device.
     """
 
     model: Path
@@ -44,7 +45,7 @@ class Options:
 
 
 class UniDepthPredictor:
-    """A model of UniDepth V2; see `Predictor`."""
+    """A model of UniDepth V2 with its preprocessing: a `Predictor` (outputs/teacher.py)."""
 
     max_depth_m, needs_focal = None, False
     without_focal = "UniDepth takes its own estimate of the camera for them"
@@ -74,7 +75,12 @@ class UniDepthPredictor:
         }
 
     def __call__(self, images: Tensor, intrinsics: Tensor) -> Output:
-        """Returns depth."""
+        """Returns the network's depth in metres, at the size of the images.
+
+        Args:
+            images: (B, 3, H, W) uint8, RGB.
+            intrinsics: (B, 3, 3) float32, in pixels of the images; NaN where unknown.
+        """
         return by_camera(images, intrinsics, self._run)
 
     def _run(self, images: Tensor, intrinsics: Tensor | None) -> Output:
@@ -83,12 +89,12 @@ class UniDepthPredictor:
 
 
 def build(options: Options, run_device: torch.device, max_depth_m: float) -> FoundationTeacher:
-    """Builds the teacher.
+    """Builds a teacher from a model of UniDepth V2.
 
     Args:
-        options: The recipe's keys.
+        options: The keys of the recipe's section `teacher`.
         run_device: This rank's device.
-        max_depth_m: The student's range in metres.
+        max_depth_m: The largest depth that the student predicts, in metres.
 
     Raises:
         TeacherError: The package or the model is missing or unfit.

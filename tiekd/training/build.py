@@ -59,30 +59,32 @@ from tiekd.workdir import checkpoints
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of a run, all checked.
+    """All objects that a training run consists of, except the engine.
 
     Attributes:
         recipe: The recipe that the parts were built from.
-        config: The resolved engine config.
+        config: The engine config, in which every "auto" is replaced by a value.
         device: The device of this rank.
         network: The student, on the CPU; the engine moves it to the device.
         replica: A second copy of the student on the device, for evaluations; None without
             validation.
         criterion: The sum of the loss terms.
-        teacher: Returns a batch's target depth, (B, 1, H, W) float32, metres, 0 where not valid.
-        targets: Converts metres to the depth that the network learns.
-        train_set: The training frames.
-        val_set: The validation frames; None without validation.
-        groups: The index of each training frame's size group, if each batch holds images of one
-            size; else None.
-        unreadable: Collects samples that can't be read and are skipped; None if such a sample
-            raises an error.
+        teacher: Function from a batch to its target depth, (B, 1, H, W) float32, metres, 0 in
+            pixels that aren't valid.
+        targets: Converts target depths from metres to the depth that the network learns, which is
+            canonical depth in some recipes.
+        train_set: The data set of the training frames.
+        val_set: The data set of the validation frames; None without validation.
+        groups: If each batch must have images of one size, a number for each training frame that is
+            the same for all images of that size; else None.
+        unreadable: The collected messages about samples that can't be read and are replaced; None
+            if such a sample ends the run.
         optimizer: The optimizer of the network's parameters.
-        schedule: Returns each iteration's learning rate and momentum.
+        schedule: The learning rate and momentum of each iteration.
         state: The state of the run, still without engine and step. Its recipe names the file of
             the teacher's weights.
-        log: The text log, which is also the first of the hooks.
-        report: Lines for the log.
+        log: The text log, which is also the first of `state.hooks`.
+        report: Lines for the log that were composed while the parts were built.
     """
 
     recipe: Recipe
@@ -104,7 +106,12 @@ class Parts:
     report: list[str]
 
     def batches(self, end: int) -> Iterator[Batch]:
-        """Yields this rank's micro-batches from the current iteration up to iteration `end`."""
+        """Returns an iterator over this rank's micro-batches, beginning with the next iteration.
+
+        Args:
+            end: The number of iterations in the run, after whose last micro-batch the iterator
+                ends.
+        """
         train = self.recipe.train
         # The order depends on the seed and the iteration alone, so a resumed run continues in the
         # middle of an epoch.
@@ -143,12 +150,13 @@ def build_parts(
 
     Args:
         recipe: The run's recipe.
-        engine_config: The engine config as read from its file. Neither it nor `recipe` is changed.
+        engine_config: The engine config as it was read from its file; not changed.
         device: The device of this rank.
         resuming: True if the work dir's run is resumed, so that its teacher stays the same.
         begins: True if training starts at iteration 0, with the initial weights that the recipe
             names; False if a checkpoint will be restored.
-        held_out: See `build_dataset`.
+        held_out: If validation frames are held out of the training frames, their names at the start
+            of the run, so that they stay the same; None to choose them anew (see `build_dataset`).
 
     Raises:
         UserError: A value of the recipe or the engine config, or a file that they name, is wrong.
@@ -163,13 +171,13 @@ def build_parts(
         sets = _build_sets(recipe, held_out)
         recipe, about_focal = canonical.with_factors(recipe, sets, resuming=resuming)
 
-    # Networks and losses.
+    # Build the networks and the losses.
     network = build_network(recipe.network)
     replica = build_network(recipe.network).to(device) if train.validate else None
     criterion = criteria.build(recipe.section("losses"), recipe.teacher.is_given).to(device)
     check_ignored_depths(network, criterion)
 
-    # The data sets and the settings of their loader.
+    # Build the data sets, and check the settings of their loader and the sizes of the images.
     sets = sets or _build_sets(recipe, held_out)
     train_set, val_set = sets["training"], sets.get("validation")
     _check_loading(recipe)
@@ -181,7 +189,7 @@ def build_parts(
     if recipe.loading.on_error == "skip":
         unreadable = Unreadable(recipe.loading.max_errors)
 
-    # The teacher.
+    # Build the teacher, and check that it gets the focal lengths that it needs.
     node = with_teachers_file(recipe.node, resuming=resuming)
     teacher = build_teacher(node.get("teacher"), device, max_depth_m=recipe.max_depth_m)
     if isinstance(teacher, FoundationTeacher):
@@ -195,7 +203,8 @@ def build_parts(
         if teacher.needs_focal:
             canonical.require_focals(train_set, recipe.resize, "training")
 
-    # The number of iterations, the initial weights, and the frames that the weights have seen.
+    # Compute the number of iterations, load the initial weights, and collect the names of the
+    # images that the weights are trained on.
     groups = None
     if recipe.augment.sizes == "bucket":
         groups = size_groups(train_set, recipe.resize)
@@ -211,7 +220,7 @@ def build_parts(
         report.insert(0, _repeated_places(groups, per_epoch * train.batch_size))
     report += repeats(len(train_set), train.batch_size, groups)
 
-    # Optimizer and schedule.
+    # Build the optimizer and the schedule.
     optimizer = build_optimizer(
         recipe.section("optimizer"), network, train.batch_size, train.lr_scaling
     )
@@ -224,7 +233,7 @@ def build_parts(
         iterations_per_epoch=per_epoch,
     )
 
-    # The run's state and its hooks.
+    # Build the state of the run and its hooks.
     state = TrainState(
         engine=None,
         recipe=node,
@@ -267,7 +276,12 @@ def build_parts(
 
 
 def _build_sets(recipe: Recipe, held_out: Collection[str] | None) -> dict[str, Dataset]:
-    """Builds the training and, if the run validates, the validation frames. Collective."""
+    """Builds the data sets "training" and, if the run validates, "validation". Collective.
+
+    Args:
+        recipe: The run's recipe.
+        held_out: The names of the validation frames at the start of the run; None for a new run.
+    """
     sets = {"training": build_dataset(recipe.dataset, "train", held_out=held_out)}
     if recipe.train.validate:
         sets["validation"] = build_dataset(recipe.dataset, "val", held_out=held_out)
@@ -278,7 +292,12 @@ def _build_sets(recipe: Recipe, held_out: Collection[str] | None) -> dict[str, D
 def check_ignored_depths(network: nn.Module, criterion: criteria.Criterion) -> None:
     """Raises RecipeError if the head ignores depths that the divergence loss averages over.
 
-    The divergence of ignored pixels is 0. Averaged in, they would scale the loss down.
+    A head with `beyond: ignore` sets the divergence of pixels with a target beyond its range to 0.
+    If the loss counted these pixels in its mean, they would make the loss too small.
+
+    Args:
+        network: The student.
+        criterion: The weighted sum of the loss terms.
     """
     if getattr(network.head, "beyond", None) != "ignore":
         return
@@ -311,12 +330,22 @@ def build_hooks(
     Evaluation comes before the checkpoint, so that a checkpoint holds the outcome of the evaluation
     at its iteration.
 
+    Args:
+        recipe: The run's recipe, whose `hooks` are the user's own.
+        device: The device of this rank.
+        val_set: The data set of the validation frames; None without validation.
+        replica: A second copy of the student on the device, for evaluations; None without
+            validation.
+        teacher: Function from a batch to its target depth, whose depth TensorBoard's images show.
+        unreadable: The collected messages about samples that can't be read; None if such a sample
+            ends the run.
+
     Returns:
-        All hooks, and the text log among them.
+        All hooks in their order; and the text log, which is one of them.
     """
     folder = "tiekd.training.hooks"
     log = build({"name": "text_log", **recipe.section("log")}, folder, "log")
-    # The validation frames whose images TensorBoard shows.
+    # Choose the validation frames whose images TensorBoard shows.
     evaluation, frames = recipe.evaluation, None
     if recipe.train.validate:
         # These images leave out a teacher with a `name`. It would be called on rank 0 alone and
@@ -340,7 +369,8 @@ def build_hooks(
         max_depth=recipe.max_depth_m,
         frames=frames,
     )
-    # The order: logs, hooks that may stop the run, evaluation, the user's hooks, checkpoint.
+    # Put the hooks in order: logs, hooks that may stop the run, evaluation, the user's hooks,
+    # checkpoint.
     hooks: list[Hook] = [log, board, Preemption(), Guard(log, recipe.train.max_bad_iterations)]
     hooks += [PixelsCount(log), KeptMemory()]
     if unreadable is not None:
@@ -368,10 +398,20 @@ def build_hooks(
 
 
 def load_weights(network: nn.Module, recipe: Recipe) -> list[str]:
-    """Loads the initial weights: `load.checkpoint`, else the encoder's `pretrained`.
+    """Loads initial weights into the student, in place.
+
+    They are those of `load.checkpoint` in the recipe or, if it isn't given, the pretrained weights
+    of the encoder, if the recipe names some.
+
+    Args:
+        network: The student.
+        recipe: The run's recipe.
 
     Returns:
-        Lines for the log.
+        Lines for the log on the tensors that were loaded.
+
+    Raises:
+        CheckpointError: The weights can't be read or don't fit the network.
     """
     load = recipe.load
     if load.checkpoint is None:
@@ -394,19 +434,32 @@ def load_weights(network: nn.Module, recipe: Recipe) -> list[str]:
 
 
 def _weights_file(given: str) -> Path:
-    """Returns the weights file for `load.checkpoint`: a file, a work dir or a checkpoint folder."""
+    """Returns the path of the weights file that `load.checkpoint` stands for.
+
+    Args:
+        given: The value of `load.checkpoint`: the path of a weights file, which is returned, or of
+            a work dir or a checkpoint's folder, in which the file is searched.
+    """
     path = Path(given)
     return checkpoints.find_weights(path) if path.is_dir() else path
 
 
 def _seen_before(recipe: Recipe) -> trained_on.TrainedOn | None:
-    """Returns the frames that the weights of `load.checkpoint` were trained on; None if unknown."""
+    """Returns the images that the weights of `load.checkpoint` were trained on.
+
+    None if the recipe gives no `load.checkpoint`, or if the file doesn't say it.
+    """
     given = recipe.load.checkpoint
     return None if given is None else trained_on.read(_weights_file(given))
 
 
 def _repeated_places(groups: list[int], places: int) -> str:
-    """Returns a line for the log: how many images repeat, to fill up batches of one image size."""
+    """Returns a line for the log on the images that an epoch repeats to fill batches of one size.
+
+    Args:
+        groups: For each training frame the number of its image size.
+        places: The number of images in all batches of an epoch.
+    """
     return (
         f"A batch holds images of one size, of which there are {len(set(groups))}; to fill up "
         f"each size's last batch, {places - len(groups)} of an epoch's {places} places repeat an "
@@ -415,7 +468,11 @@ def _repeated_places(groups: list[int], places: int) -> str:
 
 
 def _check_loading(recipe: Recipe) -> None:
-    """Raises RecipeError if unreadable samples are skipped but batches need each image's size."""
+    """Raises RecipeError if two settings of data loading exclude each other.
+
+    `data.on_error: skip` skips images that can't be read, but `data.augment.sizes: bucket` needs
+    the size of every image.
+    """
     if recipe.loading.on_error == "skip" and recipe.augment.sizes == "bucket":
         raise RecipeError(
             "data.on_error: skip can't be combined with data.augment.sizes=bucket, where all "

@@ -1,7 +1,9 @@
-"""Training with `network.canonical_focal`: the range of F / f, and canonical targets.
+"""Training in canonical depth (`network.canonical_focal`): range of factors, and targets.
 
-Costs a read of each image's header at the start, 0.1 ms; two multiplications a batch. Left out: the
-output's metres, which the network gives by f (tiekd/models/network.py).
+Canonical depth is depth in metres times F / f. F is `canonical_focal`, the same for all images, and
+f is the focal length of the image at the network's input; both are in pixels. Costs: at the start a
+read of each image's header, 0.1 ms; two multiplications per batch. Left out: the conversion of the
+output back to metres, which is part of the network (tiekd/models/network.py).
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,11 +27,11 @@ from tiekd.workdir import workdir
 
 
 class Targets:
-    """Converts a batch's targets to what the network learns.
+    """Converts the target depths of a batch from metres to the depth that the network learns.
 
     Args:
-        camera: The network's canonical camera; None leaves targets in metres.
-        resize: The working resolution.
+        camera: The network's canonical camera; None if the network learns metres.
+        resize: The resize of images before the network gets them.
     """
 
     def __init__(self, camera: Canonical | None, resize: Resize):
@@ -37,11 +39,16 @@ class Targets:
         self.resize = resize
 
     def __call__(self, batch: Batch, teacher_depth: Tensor | None) -> tuple[Batch, Tensor | None]:
-        """Returns the batch and the teacher's depth with canonical depths; metres without a camera.
+        """Converts the ground truth and the teacher's depth of a micro-batch to canonical depth.
 
         Args:
-            batch: The micro-batch, depth in metres.
-            teacher_depth: (B, 1, H, W) float32, metres, 0 where invalid; None without a target.
+            batch: The micro-batch; its `depth` is in metres.
+            teacher_depth: (B, 1, H, W) float32, metres, 0 in pixels that aren't valid; None if
+                there is none.
+
+        Returns:
+            The batch with canonical `depth`, and the teacher's canonical depth. If there is no
+            canonical camera, both arguments unchanged.
         """
         if self.camera is None:
             return batch, teacher_depth
@@ -55,7 +62,15 @@ METRES = Targets(None, OWN_SIZE)
 
 
 def input_focals(frames: Dataset, resize: Resize) -> list[float | None]:
-    """Returns f of each frame at the network's input, in pixels; None where it isn't known.
+    """Returns the focal length of each frame at the network's input.
+
+    Args:
+        frames: The frames of a data set.
+        resize: The resize of images before the network gets them.
+
+    Returns:
+        The focal lengths in pixels of the resized images, in the order of the frames; None for a
+        frame whose focal length isn't known. A frame whose image can't be read is left out.
 
     Raises:
         DataError: The working resolution changes the aspect ratio of an image too much.
@@ -77,12 +92,16 @@ def input_focals(frames: Dataset, resize: Resize) -> list[float | None]:
 
 
 def require_focals(frames: Dataset, resize: Resize, split: str) -> list[float]:
-    """Returns f of all frames of a split at the network's input.
+    """Returns the focal lengths of all frames of a split, and refuses frames without one.
 
     Args:
-        frames: The data set. One from outside the project is checked image by image, as it is read.
-        resize: The working resolution.
-        split: What the frames are for, for the message.
+        frames: The data set.
+        resize: The resize of images before the network gets them.
+        split: The name of the split, for the message: "training" or "validation".
+
+    Returns:
+        The focal lengths at the network's input, in pixels. Empty for a data set from outside the
+        project, whose images are checked later, when they are read.
 
     Raises:
         DataError: A frame's focal length isn't known, or the working resolution changes the aspect
@@ -105,12 +124,18 @@ def require_focals(frames: Dataset, resize: Resize, split: str) -> list[float]:
 def with_factors(
     recipe: Recipe, datasets: Mapping[str, Dataset], *, resuming: bool
 ) -> tuple[Recipe, list[str]]:
-    """Returns the recipe with `network.canonical_factors`, and lines for the log. Collective.
+    """Sets `network.canonical_factors`, the range of F / f over all frames. Collective.
+
+    F is `network.canonical_focal`, and f is the focal length of a frame at the network's input.
 
     Args:
-        recipe: The run's; without `canonical_focal` it is returned as it is.
-        datasets: The frames by what they are for, "training" and "validation".
-        resuming: True if the work dir's run is resumed, whose factors stay.
+        recipe: The run's recipe.
+        datasets: The data sets of the splits, "training" and, if the run validates, "validation".
+        resuming: True if the work dir's run is resumed; it keeps the factors of its start.
+
+    Returns:
+        The recipe with `network.canonical_factors`, [smallest, largest]; and messages for the log.
+        A recipe without `network.canonical_focal` is returned unchanged.
 
     Raises:
         RecipeError: A setting is wrong, or the factors can't be computed from the frames.
@@ -121,14 +146,16 @@ def with_factors(
     focal = node.get("canonical_focal")
     if focal is None:
         return recipe, []
-    # f of all frames; training images are zoomed.
+    # Find the range of F / f over all frames. Augmentation zooms training images, which multiplies
+    # their focal length by the zoom.
     ratios = []
     for split, frames in datasets.items():
         low, high = recipe.augment.zoom_range if split == "training" else (1.0, 1.0)
         known = require_focals(frames, recipe.resize, split)
         ratios += [focal / f / zoom for f in known for zoom in (low, high)]
     seen = comm.broadcast_object((min(ratios), max(ratios)) if ratios else None)
-    # The run's own, the recipe's, or those of the frames.
+    # Use the factors of the recipe, or those of the run that is resumed, or else those of the
+    # frames.
     factors = node.get("canonical_factors") or (_started_with(recipe) if resuming else None)
     if factors is None and seen is None:
         raise RecipeError(
@@ -151,7 +178,16 @@ def with_factors(
 
 
 def check_weights(network: Mapping, state: Mapping, path: Path) -> list[str]:
-    """Returns a warning where weights to start from have other canonical depths than the run."""
+    """Warns if initial weights were trained with other canonical settings than this run's.
+
+    Args:
+        network: The section `network` of this run's recipe.
+        state: The content of the weights file; weights of tiekd have a key `network`.
+        path: The weights file, for the message.
+
+    Returns:
+        The warning in a list; an empty list if the settings agree or the file doesn't have them.
+    """
     trained = state.get("network") if isinstance(state, Mapping) else None
     if not isinstance(trained, Mapping):
         return []
@@ -168,12 +204,13 @@ def check_weights(network: Mapping, state: Mapping, path: Path) -> list[str]:
 
 
 def check_zoom(augment: Augment, network: Mapping, *, is_blind_teacher: bool) -> None:
-    """Raises RecipeError if zoomed images would have targets that aren't theirs.
+    """Raises RecipeError if the targets of images that augmentation zooms would be wrong.
 
     Args:
-        augment: The augmentation.
-        network: The student's node.
-        is_blind_teacher: True if a network that doesn't know the focal length teaches online.
+        augment: The settings of the augmentation.
+        network: The section `network` of the recipe, which describes the student.
+        is_blind_teacher: True if the teacher is a network that runs during training and doesn't
+            use the focal length of an image.
     """
     has_camera = network.get("canonical_focal") is not None
     if augment.zoom is None:
@@ -200,7 +237,14 @@ def check_zoom(augment: Augment, network: Mapping, *, is_blind_teacher: bool) ->
 
 
 def _started_with(recipe: Recipe) -> Sequence[float] | None:
-    """Returns the factors that the work dir's run was started with; None if it had none."""
+    """Returns the `canonical_factors` with which the run in a work dir was started.
+
+    Args:
+        recipe: The recipe, whose `work_dir` is the folder of that run.
+
+    Returns:
+        [smallest, largest]; None if the run had none, or had another `canonical_focal`.
+    """
     path = recipe.work_dir / workdir.RECIPE
     if not path.is_file():
         return None

@@ -46,8 +46,8 @@ class Criterion(nn.Module):
     """The total loss: the weighted sum of a recipe's loss terms.
 
     Attributes:
-        terms: The terms by their keys in the recipe.
-        losses: The loss modules of the terms, in the same order.
+        terms: The terms by their keys in the recipe's `losses` section.
+        losses: The loss modules of `terms`, in the same order.
         told_iteration: The keys of the terms whose loss takes the iteration as an argument.
         needs_divergence: True if a term uses the prediction's divergence, the most expensive output
             of a DPM head.
@@ -95,17 +95,19 @@ class Criterion(nn.Module):
         teacher_depth: Tensor | None,
         iteration: int | None = None,
     ) -> dict[str, Tensor]:
-        """Computes the weighted terms `loss_<key>` and their sum `loss`, all 0-d float32.
+        """Computes the weighted terms of the loss and their sum for one batch.
 
         Args:
-            prediction: The student's prediction for the batch.
+            prediction: The student's prediction for `batch`.
             batch: Its `depth` is the ground truth, (B, 1, H, W) float32, metres, 0 where not valid.
-            teacher_depth: The teacher's depth, of the same shape and unit; None without a teacher.
+            teacher_depth: The teacher's depth, of the shape and unit of `batch.depth`; None if
+                there is no teacher.
             iteration: The number of finished iterations, for losses whose value depends on it, as
                 in a warm-up; None means past every warm-up.
 
         Returns:
-            The terms and the sum, by name.
+            0-d float32 tensors: each weighted term as `loss_<key>`, with its key in `terms`, and
+            the sum of all terms as `loss`.
 
         Raises:
             RecipeError: At the first call, if a loss doesn't return (B,) values with a gradient.
@@ -169,11 +171,11 @@ def _check_gradient(returned: Tensor, prediction: "Prediction", name: str) -> No
 
 
 def build(losses_node: dict, has_teacher: bool) -> Criterion:
-    """Builds the criterion of a recipe's `losses` section.
+    """Builds the criterion that a recipe's `losses` section describes.
 
     Args:
-        losses_node: The section: for each term a mapping with `weight`, `against` and the loss's
-            own arguments.
+        losses_node: The section. It maps the key of each term to a mapping with `weight`, `against`
+            and the loss's own arguments.
         has_teacher: True if the recipe has a teacher.
 
     Raises:
@@ -237,7 +239,14 @@ def _build_term(key: str, node: dict, has_teacher: bool) -> Term:
 
 
 def _check_loss(loss: nn.Module, where: str) -> None:
-    """Raises RecipeError unless a loss is a module whose forward takes prediction and target."""
+    """Raises RecipeError unless a loss is a torch module whose forward takes the right arguments.
+
+    They are the prediction and the target depth, and optionally `iteration`.
+
+    Args:
+        loss: The object that the `build` function of the loss returned.
+        where: The loss's place in the recipe and its name, for the error message.
+    """
     if not isinstance(loss, nn.Module):
         raise RecipeError(
             f"{where}: build made a {type(loss).__name__}; it must be a torch.nn.Module whose "

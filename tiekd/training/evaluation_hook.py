@@ -21,10 +21,10 @@ from tiekd.workdir import weights_file
 
 
 class Evaluation(Hook):
-    """Evaluates every `settings.interval` epochs or iterations, and at the end of training.
+    """Evaluates the student every `settings.interval` epochs or iterations, and at the end.
 
-    A run that is stopped has little time left. If it is stopped at an iteration with an evaluation,
-    that evaluation is postponed: the run does it when it resumes.
+    A run that is stopped, for example by a signal, has little time left. If an evaluation is due at
+    the iteration at which it stops, the evaluation is postponed until the run resumes.
 
     Attributes:
         settings: When and how to evaluate.
@@ -33,11 +33,13 @@ class Evaluation(Hook):
             engine's weights into it.
         device: The device of the replica.
         loading: The settings of the data loader.
-        info: Writes a line to the log.
-        terminal: The stream on which progress is shown, if it is a terminal.
-        resize: The working resolution.
+        info: Function that writes a line to the log.
+        terminal: The stream on which the progress of an evaluation is shown if it is a terminal;
+            None to show none.
+        resize: The resize of images before the student gets them.
         best: The best value so far of the metric `settings.save_best`; None before the first.
-        overlap: The validation frames that were trained on; None if unknown, and on ranks above 0.
+        overlap: The number of validation frames that the student was trained on; None if unknown,
+            and on ranks above 0.
         owed: The learning rates of the iteration whose evaluation is postponed; None if none is.
     """
 
@@ -61,13 +63,13 @@ class Evaluation(Hook):
 
     @property
     def protocol(self) -> EvaluationProtocol:
-        """The evaluation's settings together with the depth range of the network."""
+        """The evaluation's settings together with the network's smallest and largest depth."""
         return EvaluationProtocol(self.settings, self.replica.min_depth, self.replica.max_depth)
 
     def before_train(self, state) -> None:
-        """Warns of validation frames that were trained on, and does a postponed evaluation.
+        """Warns if the student was trained on validation frames, and does a postponed evaluation.
 
-        Collective if an evaluation was postponed.
+        The warning is logged on rank 0. Collective if an evaluation was postponed.
         """
         if comm.is_main():
             self.overlap = trained_on.overlap(state.trained_on, trained_on.hashes_of(self.dataset))
@@ -79,7 +81,10 @@ class Evaluation(Hook):
             self._evaluate(state)
 
     def after_iteration(self, state) -> None:
-        """Evaluates if an evaluation is due; a run that is stopped postpones it. Collective."""
+        """Evaluates the student if an evaluation is due. Collective.
+
+        If the run is being stopped at this iteration, the evaluation is postponed to its resume.
+        """
         if not state.is_due(self.settings.interval, self.settings.by) and not state.is_last:
             return
         if state.stop_reason is not None and not state.is_last:
@@ -110,10 +115,14 @@ class Evaluation(Hook):
             self.info(told)
 
     def _keep_if_best(self, weights: dict, state) -> str | None:
-        """Saves the weights if their metric is the best so far.
+        """Saves the weights if the metric `settings.save_best` is the best so far.
+
+        Args:
+            weights: The student's weights and buffers by name, on rank 0; empty on other ranks.
+            state: The state of the run, with the metrics of these weights.
 
         Returns:
-            A line for the log, or None if there is nothing to log.
+            A line for the log; None if the metric is finite and not the best.
         """
         name = self.settings.save_best
         value = state.metrics[name]
@@ -124,7 +133,14 @@ class Evaluation(Hook):
         return None
 
     def _why_no_best(self, name: str, value: float) -> str:
-        """Returns a line for the log on a metric that isn't finite, which is never the best."""
+        """Returns a line for the log that says why a metric isn't finite.
+
+        Weights with such a metric are never saved as the best.
+
+        Args:
+            name: The metric's name.
+            value: The metric's value, infinite or NaN.
+        """
         if not math.isnan(value):
             return (
                 f"No best is saved: {name} is {value}, since depth was predicted that is not "
@@ -140,9 +156,16 @@ class Evaluation(Hook):
         )
 
     def _save_best(self, name: str, weights: dict, state) -> str:
-        """Saves the new best weights, on rank 0; returns a line for the log.
+        """Saves new best weights, on rank 0.
 
-        If writing fails, the older best weights stay, and rank 0's line says so.
+        Args:
+            name: The metric that is the best so far, which is part of the file's name.
+            weights: The student's weights and buffers by name, on rank 0; empty on other ranks.
+            state: The state of the run, with the metrics of these weights.
+
+        Returns:
+            A line for the log. If writing fails, the older best weights stay, and rank 0's line
+            says so.
         """
         # The file records the metrics and the frames that the network was trained on, so that a
         # later evaluation can warn if it uses one of those frames.
@@ -163,14 +186,23 @@ class Evaluation(Hook):
         return f"{best}, saved as best_{name}.pth{label}"
 
     def state_dict(self) -> dict:
-        """Returns the best value, its metric and resolution, and `owed`."""
+        """Returns the hook's state for a checkpoint.
+
+        It has the best value so far of the metric `settings.save_best`, this metric's name, the
+        resize of images, and `owed`, the learning rates at a postponed evaluation.
+        """
         compared = {"metric": self.settings.save_best, "resize": self.resize.node()}
         return {"best": self.best, "owed": self.owed, **compared}
 
     def load_state_dict(self, state: dict) -> None:
-        """Restores the state; drops the best value if new evaluations can't be compared with it.
+        """Restores the state that `state_dict` returned.
 
-        That is so for another metric, another working resolution, and a value that isn't finite.
+        The best value is dropped if new evaluations can't be compared with it: if the metric is
+        another one, if the value isn't finite, or if an older version of tiekd evaluated images at
+        another size.
+
+        Args:
+            state: What `state_dict` returned when the checkpoint was saved.
         """
         self.best, self.owed = state["best"], state["owed"]
         other_metric = state.get("metric", self.settings.save_best) != self.settings.save_best
@@ -184,7 +216,13 @@ class Evaluation(Hook):
             self.best = None
 
     def _fill_replica(self, weights: dict) -> None:
-        """Copies rank 0's `weights` into every rank's replica, with one broadcast per tensor."""
+        """Copies the student's weights into the replica of every rank. Collective.
+
+        It costs one broadcast per tensor.
+
+        Args:
+            weights: The weights and buffers by name, on rank 0; not used on other ranks.
+        """
         with torch.no_grad():
             for name, tensor in self.replica.state_dict().items():
                 if comm.is_main():

@@ -13,14 +13,14 @@ from tiekd.errors import RecipeError
 class Hook:
     """A hook that does nothing; a subclass overrides the methods that it needs.
 
-    The argument `state` of its methods is the run's TrainState (tiekd/training/state.py). A hook
-    that acts every so many iterations asks `state.is_due` if this iteration is one of them.
+    The argument `state` of its methods is the run's TrainState (tiekd/training/state.py). For a
+    hook that acts only every n iterations or epochs, `state.is_due` tells if it has to act now.
     """
 
     def before_train(self, state) -> None:
         """Called once per process, before its first iteration.
 
-        `state.iteration` is above 0 in a resumed run.
+        `state.iteration` is 0 in a new run, and the checkpoint's iteration in a resumed run.
         """
 
     def after_iteration(self, state) -> None:
@@ -39,9 +39,10 @@ class Hook:
         """
 
     def after_train(self, state) -> None:
-        """Called once, after the last iteration or the one at which a hook stopped the run.
+        """Called once, after the last iteration of this process.
 
-        Not called when training ends with an error.
+        That is the last iteration of the run, or the one at which a hook stopped the run. The
+        method is not called when training ends with an error.
         """
 
     def state_dict(self) -> dict:
@@ -52,7 +53,11 @@ class Hook:
         return {}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Restores the state that `state_dict` returned; called before `before_train`."""
+        """Restores the hook's state from a checkpoint; called before `before_train`.
+
+        Args:
+            state_dict: What the method `state_dict` returned when the checkpoint was saved.
+        """
 
 
 def check_moments(hook: Hook, where: str) -> None:
@@ -63,8 +68,8 @@ def check_moments(hook: Hook, where: str) -> None:
         where: The hook's name and place in the recipe, for the error message.
 
     Raises:
-        RecipeError: It isn't a Hook; or a method's name begins with `before_` or `after_` and isn't
-            one of Hook's, so that it would never be called.
+        RecipeError: The object isn't a Hook; or it has a method whose name begins with `before_` or
+            `after_` and isn't a method of Hook, so that it would never be called.
     """
     if not isinstance(hook, Hook):
         raise RecipeError(

@@ -32,8 +32,9 @@ _REFUSED_KEYS = (
     "network.m??_depth",
     "network.canonical_*",
 )
-# Keys of paths and of the choice of frames are not refused, since the files and frames themselves
-# are compared. Augmentation and loading don't change which frames there are.
+# Changes of these keys are not refused. They are paths, or they choose the frames, and the files
+# and frames themselves are compared. Keys of augmentation and loading, which are added below, don't
+# change the frames either.
 _PLACES = (
     "root",
     "images",
@@ -57,7 +58,7 @@ _LISTS = ("data.train_split", "data.val_split")
 
 
 class Verdict(NamedTuple):
-    """The changes of a run's inputs since its start.
+    """The changes of a run's input files and recipe since the run was started.
 
     Attributes:
         keys: Changed keys of the recipe, as `workdir.changed_keys` returns them; None if the
@@ -76,11 +77,14 @@ def judge(
 ) -> Verdict:
     """Compares the inputs at the start with the present ones, and refuses some changes. Collective.
 
+    A record of inputs is a dict that tiekd/training/inputs.py describes.
+
     Args:
         started: The record of the inputs at the start; None if there is none, and on ranks above 0.
         now: The record of the present inputs; None on ranks above 0.
-        resume_path: The checkpoint to resume from; None for a new run, which has no changes.
-        accept: True if the user accepts all changes.
+        resume_path: The folder of the checkpoint to resume from; None for a new run, which has no
+            changes.
+        accept: True if the user accepts all changes, by --accept-changes.
 
     Returns:
         The changes, the same on all ranks.
@@ -103,7 +107,15 @@ def judge(
 
 
 def compare(started: dict | None, now: dict) -> Verdict:
-    """Returns the changes between the record of the start and the present one."""
+    """Compares two records of a run's inputs (tiekd/training/inputs.py).
+
+    Args:
+        started: The record of the run's start; None if there is none.
+        now: The record of the present inputs.
+
+    Returns:
+        The changes, sorted into those that the user must accept and all others.
+    """
     if started is None:
         line = (
             f"There is no {inputs.NAME} of this run's start, so nothing says what has changed since"
@@ -132,7 +144,7 @@ def compare(started: dict | None, now: dict) -> Verdict:
             refused.append(text)
         elif text is not None:
             told.append(text)
-    # Validation that begins now, or that keeps its frames although the training frames changed.
+    # Report validation that begins now, or that keeps its frames although training frames changed.
     if "val" in now["splits"]:
         if "val" not in started["splits"]:
             told.append("There was no validation at the start; it begins now")
@@ -157,7 +169,9 @@ def compare(started: dict | None, now: dict) -> Verdict:
 
 
 def note_epochs(log: TextLog, started: dict | None, now: dict, iteration: int) -> None:
-    """Logs a line and a .log.json row if the length of an epoch has changed. Rank 0 only.
+    """Logs that the length of an epoch has changed since the start, if it has. Rank 0 only.
+
+    A line is written to the text log, and a row to the .log.json file.
 
     Args:
         log: The text log.
@@ -234,7 +248,16 @@ def _split_changes(split: str, old: dict | None, new: dict | None) -> _Changes:
 
 
 def _pairs(old: dict, new: dict, kind: str) -> list[tuple[str, inputs.Entry, inputs.Entry]]:
-    """Returns (name, old entry, new entry) of each frame in both records, for one kind of file."""
+    """Pairs the states of one kind of file, for the frames that are in two records of a split.
+
+    Args:
+        old: The split in the record of the run's start.
+        new: The split in the present record.
+        kind: The kind of file, one of `inputs.KINDS`.
+
+    Returns:
+        (name of the frame, old state of its file, new state) for each frame, in the old order.
+    """
     now = dict(zip(new["names"], new["files"][kind], strict=True))
     return [
         (name, was, now[name])
@@ -282,10 +305,13 @@ def _file_change(name: str, old: list | None, new: list | None) -> tuple[bool, s
 
 
 def _is_only_told(name: str) -> bool:
-    """Returns True for a file whose change is logged and not refused.
+    """Returns True if a changed file is only logged, so that the user needn't accept the change.
 
     That is so for the initial weights, which a resumed run doesn't read; for split files, since the
-    frames are compared; and for code that makes neither data nor targets.
+    frames themselves are compared; and for code that computes neither data nor targets.
+
+    Args:
+        name: The file's name in a record of inputs, such as `load.checkpoint`.
     """
     return name == "load.checkpoint" or name in _LISTS or name.startswith("module ")
 
@@ -317,9 +343,14 @@ def _position(iteration: int, per_epoch: int) -> dict[str, int]:
 
 
 def _value(node: dict, key: str):
-    """Returns the value of a dotted key in a recipe or engine config; None if it isn't set.
+    """Returns the value of a key in a recipe or engine config.
 
-    A key of `evaluation` that isn't set has its default.
+    Args:
+        node: The recipe or engine config.
+        key: The dotted key, such as `data.depth_unit`.
+
+    Returns:
+        The value; None if it isn't set. For a key of `evaluation` that isn't set, its default.
     """
     if key == "evaluation.cap":
         return node.get("evaluation", {}).get("cap") or node.get("network", {}).get("max_depth")

@@ -65,16 +65,17 @@ def collect(
     iterations_per_epoch: int,
     started: dict | None = None,
 ) -> dict:
-    """Returns the record of a run's present inputs. Rank 0 only.
+    """Returns a record of the present inputs of a run, as a dict for JSON. Rank 0 only.
 
     Args:
         recipe: The run's recipe.
         recipe_path: The recipe's file.
-        engine_config: The resolved engine config.
+        engine_config: The engine config, in which every "auto" is replaced by a value.
         datasets: The data sets "train" and "val", the latter None without validation.
-        iterations_per_epoch: The length of an epoch.
-        started: The record of the run's start that the result will be compared with, or None. The
-            contents of frames with a CRC-32 in `started` are read even in a large split.
+        iterations_per_epoch: The number of iterations in an epoch.
+        started: The record of the run's start, with which the result will be compared; None for a
+            new run. The contents of frames with a CRC-32 in `started` are read even in a large
+            split.
     """
     old_splits = {} if started is None else started["splits"]
     # Keep the start's splits: a run that resumes without validation may validate again at a later
@@ -96,17 +97,33 @@ def collect(
         "recipe_files": {path: crc(path) for path in _recipe_files(recipe, recipe_path, started)},
         "splits": splits,
     }
-    # Through JSON and back, so that the record equals one that is read from a file (no tuples).
+    # Convert the record to JSON and back, which turns tuples into lists, so that it can be compared
+    # with a record that was read from a file.
     return json.loads(json.dumps(record, default=str))
 
 
 def write(work_dir: Path, record: dict) -> None:
-    """Writes the record to the work dir, atomically. Rank 0 only; raises OSError."""
+    """Writes a record of inputs to a run's work dir, atomically. Rank 0 only.
+
+    Args:
+        work_dir: The folder of the run.
+        record: The record, as `collect` returns it.
+
+    Raises:
+        OSError: The file can't be written.
+    """
     replace_text(work_dir / NAME, json.dumps(record, separators=(",", ":")) + "\n")
 
 
 def read(work_dir: Path) -> dict | None:
-    """Reads the record in a work dir; None if there is none or it has another version.
+    """Reads the record of inputs in a run's work dir.
+
+    Args:
+        work_dir: The folder of the run.
+
+    Returns:
+        The record; None if there is none, or if another version of tiekd has written it in another
+        form.
 
     Raises:
         CheckpointError: The file is damaged, or is a folder or a pipe. (If it counted as missing,
@@ -134,7 +151,10 @@ def read(work_dir: Path) -> dict | None:
 
 
 def _fault(record: dict) -> str | None:
-    """Returns a message on the first part of a record with a wrong type; None if all are right."""
+    """Returns a message on the first value in a record of inputs that is missing or misshapen.
+
+    None if there is no such value.
+    """
     for key, kind in _PARTS.items():
         if not isinstance(record.get(key), kind):
             return f"{key} is missing or wrong"
@@ -147,7 +167,11 @@ def _fault(record: dict) -> str | None:
 
 
 def _is_split(split: object) -> bool:
-    """Returns True if `split` is a valid record of a split, with or without its frames' files."""
+    """Returns True if a value has the form of a split in a record of inputs.
+
+    Args:
+        split: The value. A split needn't have the states of its frames' files.
+    """
     if not isinstance(split, dict) or not isinstance(split.get("count"), int):
         return False
     if "names" not in split:
@@ -166,19 +190,32 @@ def _is_state(state: object) -> bool:
 
 
 def of_checkpoint(path: Path | None) -> dict | None:
-    """Reads the record in the work dir that holds a checkpoint, maybe another run's work dir."""
+    """Reads the record of inputs in the work dir that contains a checkpoint.
+
+    Args:
+        path: The checkpoint's folder, which may be in another run's work dir; None for a new run.
+
+    Returns:
+        The record; None if there is none, or for a new run.
+
+    Raises:
+        CheckpointError: The record is damaged.
+    """
     return None if path is None else read(path.absolute().parent.parent)
 
 
 def held_out(record: dict | None, recipe: Recipe) -> list[str] | None:
-    """Returns the names of the validation frames at the start of a run, to validate on the same.
+    """Returns the names of a run's validation frames at its start.
 
-    None if there were none, if their names aren't known, or if `val_fraction` in the recipe has
-    changed since.
+    A resumed run holds the same frames out of its training frames.
 
     Args:
-        record: The record of the start; None for a new run.
+        record: The record of the inputs at the start; None for a new run.
         recipe: The present recipe.
+
+    Returns:
+        The names; None if there were no validation frames, if their names aren't known, or if
+        `data.val_fraction` in the recipe has changed since.
     """
     if record is None:
         return None
@@ -216,7 +253,15 @@ def _split(dataset: Dataset, old: dict | None) -> dict:
 
 
 def _paths(frames: Frames) -> dict[str, list[str | None]]:
-    """Returns for each kind of file the paths of all frames, None for a frame without that file."""
+    """Returns the paths of the frames' files.
+
+    Args:
+        frames: The data set.
+
+    Returns:
+        For each kind of file in KINDS the paths, in the order of the frames; None for a frame
+        without such a file.
+    """
     maps = [None] * len(frames)
     if frames.maps is not None:
         maps = [os.path.join(frames.maps, frames.map_name(index)) for index in range(len(frames))]
@@ -229,7 +274,12 @@ def _paths(frames: Frames) -> dict[str, list[str | None]]:
 
 
 def _read_at_the_start(old: dict | None) -> set[str]:
-    """Returns the names of the frames that have a CRC-32 in the start's record of a split."""
+    """Returns the names of the frames whose files' contents were read at the start of the run.
+
+    Args:
+        old: The split in the record of the start; None if there is none. A frame whose contents
+            were read has a CRC-32 in it.
+    """
     if old is None or "names" not in old:
         return set()
     return {
@@ -240,10 +290,17 @@ def _read_at_the_start(old: dict | None) -> set[str]:
 
 
 def _files(recipe: Recipe, datasets: Mapping[str, Dataset | None]) -> Iterator[tuple[str, str]]:
-    """Yields the names and absolute paths of input files that exist, other than frames.
+    """Yields the input files of a run other than those of its frames, if they exist.
 
-    They are split files, teacher weights, initial weights, the manifest of teacher maps, and the
-    code of parts from outside the project.
+    They are split files, the file of intrinsics, teacher weights, initial weights, the manifest of
+    cached teacher maps, and the code of components from outside the project.
+
+    Args:
+        recipe: The run's recipe.
+        datasets: The data sets "train" and "val", the latter None without validation.
+
+    Yields:
+        The file's name in the record, such as `teacher.checkpoint`, and its absolute path.
     """
     for name, path in _single_files(recipe, datasets):
         if path is not None and os.path.isfile(path):
@@ -295,9 +352,18 @@ def _single_files(
 
 
 def _recipe_files(recipe: Recipe, recipe_path: Path, started: dict | None) -> Sequence[str]:
-    """Returns the absolute paths of all files that the recipe and the teacher's recipe consist of.
+    """Returns the paths of all YAML files of the run's recipe and of the teacher's recipe.
 
-    If they can't be read now, the paths in the start's record are returned.
+    These are the recipes themselves and the files of their `_base_`.
+
+    Args:
+        recipe: The run's recipe.
+        recipe_path: The recipe's file.
+        started: The record of the inputs at the run's start, or None. Its paths are included if the
+            recipe can't be read now.
+
+    Returns:
+        Absolute paths, sorted.
     """
     found: list[str] = []
 

@@ -16,10 +16,10 @@ _GROWTH = 1.05
 
 
 class KeptMemory(Hook):
-    """Returns unused host memory to the kernel when the process has grown by 5 %.
+    """Returns unused host memory to the operating system when the process has grown by 5 %.
 
-    In the list of hooks it comes before those that need much memory between iterations, such as
-    evaluation and checkpoint: it measures what training itself needs.
+    In the list of hooks it comes before hooks that need much memory themselves, such as evaluation
+    and checkpoint. So it measures the memory that the training iterations need.
     """
 
     def __init__(self):
@@ -28,7 +28,11 @@ class KeptMemory(Hook):
         self._needed: int | None = None
 
     def after_iteration(self, state) -> None:
-        """Measures the memory of the process; if it grew by 5 %, returns the unused part."""
+        """Measures the memory of the process; if it grew by 5 %, frees what is unused.
+
+        The growth is measured from the first call, or from the first call since memory was last
+        freed. Does nothing with the default allocator.
+        """
         if not allocator.is_kept():
             return
         held = memory.held_bytes(torch.device("cpu"))

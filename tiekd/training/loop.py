@@ -28,10 +28,12 @@ def train(
     Args:
         state: The state of the run, with `engine` and `step` set. Changed in place.
         batches: This rank's micro-batches, `state.accumulation` per iteration.
-        teacher: Returns a batch's target depth, (B, 1, H, W) float32, metres, 0 where not valid.
-        criterion: Returns the loss terms of a micro-batch, and their sum as `loss`.
-        schedule: Sets the optimizer's learning rate and momentum for an iteration.
-        targets: Converts metres to the depth that the network learns.
+        teacher: Function from a batch to its target depth, (B, 1, H, W) float32, metres, 0 in
+            pixels that aren't valid.
+        criterion: The weighted sum of the loss terms.
+        schedule: The learning rate and momentum of each iteration.
+        targets: Converts target depths from metres to the depth that the network learns, which is
+            canonical depth in some recipes.
     """
     engine, step = state.engine, state.step
     for hook in state.hooks:

@@ -15,10 +15,14 @@ from tiekd.distributed.comm import mean_over_ranks
 
 
 class Window:
-    """The sums of named scalars over a window, i.e. some iterations in a row, for their means.
+    """Sums of named scalars over a window, i.e. consecutive iterations, from which means follow.
 
     Tensors are summed on their device, without a host sync. Values that are not finite are left out
     of the sum and the count.
+
+    The arguments `sums` and `counts` of the constructor are, for each scalar by name, the sum of
+    its finite values so far and their number. A new window has none. All arguments together are
+    the state that `state_dict` returns.
 
     Attributes:
         iterations: The number of iterations in the window.
@@ -42,7 +46,7 @@ class Window:
 
     @property
     def device(self) -> torch.device:
-        """The device on which tensors are summed; the CPU before the first tensor."""
+        """The device of the tensors that are summed on their device; the CPU if there are none."""
         return torch.device("cpu") if self._on_device is None else self._on_device.device
 
     def add(
@@ -51,10 +55,10 @@ class Window:
         """Adds the scalars of one iteration to the sums. No host sync.
 
         Args:
-            values: Scalars by name. 0-d tensors on the device of the first tensor are summed there;
-                all other values are summed on the host. None counts as missing. (With ZeRO-Offload
-                losses are on the GPU and the gradient norm is on the CPU, so reading the norm
-                doesn't wait for the GPU.)
+            values: The iteration's scalars by name. 0-d tensors on the same device as the first
+                tensor among them are summed there; all other values are summed on the host. None
+                counts as missing. (With ZeRO-Offload losses are on the GPU and the gradient norm is
+                on the CPU, so reading the norm doesn't wait for the GPU.)
             time_s: The duration of the iteration in seconds.
             data_time_s: The part of `time_s` that was spent waiting for batches.
         """
@@ -103,8 +107,10 @@ class Window:
         """Computes each scalar's mean over iterations and ranks. One collective and one host sync.
 
         Returns:
-            The means by name, in the order of the last `add`; NaN if no value was finite. And the
-            number of iterations in which a value was missing or not finite.
+            1. The means by name, in the order of the last call of `add`. A mean is NaN if none of
+               the scalar's values was finite.
+            2. The number of iterations in which the scalar with the fewest finite values was
+               missing or not finite, as a mean over the ranks, rounded up.
         """
         # Add up the sums on the host and those that are still on the device.
         sums, counts = dict(self._sums), dict(self._counts)
@@ -128,7 +134,11 @@ class Window:
         return means, num_broken
 
     def state_dict(self) -> dict:
-        """Returns this rank's sums and counts as plain numbers, for a checkpoint. One host sync."""
+        """Returns this rank's window as plain numbers, for a checkpoint. One host sync.
+
+        The keys are the arguments of the constructor: `sums` and `counts`, each a dict by the
+        scalar's name, and `iterations`, `time_s` and `data_time_s`.
+        """
         self._fold()
         return {
             "sums": dict(self._sums),

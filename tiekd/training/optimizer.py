@@ -41,17 +41,18 @@ GROUP_KEYS = {"match": str | list[str], "lr_mult": float, "weight_decay": float}
 def build_optimizer(
     node: dict, network: nn.Module, batch_size: int, lr_scaling: str
 ) -> torch.optim.Optimizer:
-    """Builds the fused torch optimizer of a recipe's `optimizer` section.
+    """Builds the torch optimizer that a recipe's `optimizer` section describes, with `fused=True`.
 
     Args:
-        node: The section. Its `lr` is meant for the global batch size `lr_batch_size`.
-        network: The student.
+        node: The section. Its `lr` is meant for the global batch size in its `lr_batch_size`.
+        network: The student, whose trainable parameters the optimizer gets.
         batch_size: Images per iteration, summed over all ranks.
         lr_scaling: How the learning rate grows with batch_size / lr_batch_size: none, linear or
             sqrt.
 
     Returns:
-        The optimizer; its `defaults` hold the scaled learning rate without any group's `lr_mult`.
+        The optimizer. Its `defaults["lr"]` is the learning rate, scaled for `batch_size`, of a
+        group without `lr_mult`.
 
     Raises:
         RecipeError: A name, argument or group is unknown or wrong.
@@ -120,12 +121,13 @@ def parameter_groups(
         lr: The learning rate of a group without `lr_mult`.
 
     Returns:
-        Groups for a torch optimizer: first the parameters that no pattern matches, if any; then one
-        group for each node.
+        Groups as a torch optimizer takes them: dicts with `params`, `lr_mult`, and, if they differ
+        from the optimizer's, `lr` and `weight_decay`. The first group has the parameters that no
+        pattern matches, if there are any. Then comes one group for each of `nodes`, in their order.
 
     Raises:
-        RecipeError: A pattern matches no parameter, or earlier groups contain all that a group
-            matches.
+        RecipeError: A pattern matches no parameter; or earlier groups already contain all
+            parameters that a group's patterns match.
     """
     check_value(nodes, list[dict], "optimizer.groups")
     # Take the groups in order, so that a parameter belongs to the first one that matches its name.
@@ -164,7 +166,7 @@ def _check_arguments(name: str, arguments: dict) -> None:
 
     Args:
         name: The optimizer's name, a key of OPTIMIZERS.
-        arguments: The arguments that the recipe gives.
+        arguments: The optimizer's arguments that the recipe gives, by name.
     """
     known = [key for key in inspect.signature(OPTIMIZERS[name]).parameters if key in ARGUMENTS]
     check_keys(arguments, known, f"optimizer ({name})")

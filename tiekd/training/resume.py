@@ -28,11 +28,13 @@ def checkpoint_path(work_dir: Path, resume_from: str | None) -> tuple[Path | Non
             started and restarted by the same command.
 
     Returns:
-        The checkpoint, or None for a new run; and messages for the log, each about a newer
-        checkpoint that is damaged.
+        1. The checkpoint's folder, or None for a new run.
+        2. Messages for the log: one about each newer checkpoint that is damaged, or one that there
+           was no checkpoint.
 
     Raises:
-        CheckpointError: There are checkpoints, but none is intact.
+        CheckpointError: With "auto" there are checkpoints, but none is intact; or `resume_from` is
+            no folder.
     """
     if resume_from is None:
         return None, []
@@ -61,14 +63,14 @@ def checkpoint_path(work_dir: Path, resume_from: str | None) -> tuple[Path | Non
 
 
 def inputs_at_start(path: Path | None) -> dict | None:
-    """Reads which input files the run of a checkpoint was started with. Collective.
+    """Reads the record of the input files with which a checkpoint's run was started. Collective.
 
     Args:
-        path: The checkpoint; None for a new run.
+        path: The checkpoint's folder; None for a new run.
 
     Returns:
-        The record of the inputs (tiekd/training/inputs.py) on rank 0, None if there is none; None
-        on all other ranks.
+        The record as a dict (tiekd/training/inputs.py) on rank 0, or None if there is none; None on
+        all other ranks.
 
     Raises:
         CheckpointError: On all ranks, if the file that rank 0 reads is damaged.
@@ -88,19 +90,20 @@ def inputs_at_start(path: Path | None) -> dict | None:
 def set_layouts(
     work_dir: Path, device: torch.device, checkpoint_path: Path | None
 ) -> tuple[dict | None, list[str]]:
-    """Sets in which memory layout all ranks compute convolutions on a CPU. Collective.
+    """Sets the memory layouts in which all ranks compute convolutions on a CPU. Collective.
 
     A resumed run uses the layouts that it recorded at its start. A new run uses those that the
-    table in tiekd/kernels/layouts.py gives for rank 0's CPU. All ranks use the same.
+    table in tiekd/kernels/layouts.py gives for rank 0's CPU. All ranks use the same layouts.
 
     Args:
         work_dir: The folder of the run.
         device: The device of this rank; on a GPU nothing is set.
-        checkpoint_path: The checkpoint to resume from, maybe in another work dir; None for a new
-            run.
+        checkpoint_path: The folder of the checkpoint to resume from, maybe in another work dir;
+            None for a new run.
 
     Returns:
-        The record of the layouts, None on a GPU; and messages for the log.
+        1. The record of the layouts, a dict to be written to the work dir; None on a GPU.
+        2. Messages for the log.
     """
     if device.type != "cpu":
         return None, []
@@ -125,15 +128,18 @@ def set_layouts(
 
 
 def restore(state: TrainState, path: Path | None, log: TextLog) -> None:
-    """Restores a run's state and hooks from a checkpoint, and sets newer ones aside. Collective.
+    """Restores engine, state and hooks of a run from a checkpoint. Collective.
+
+    Newer checkpoints in the work dir are set aside, since their iterations will be trained again.
 
     Args:
         state: The state of the run; changed in place.
-        path: The checkpoint; None for a new run.
-        log: The text log. Its rows about later iterations are dropped.
+        path: The checkpoint's folder; None for a new run, which restores nothing.
+        log: The text log. Its .log.json rows about later iterations are deleted.
 
     Raises:
-        RecipeError: The recipe's last iteration is before the checkpoint's. Nothing is written.
+        RecipeError: The recipe's last iteration is before the checkpoint's iteration. Then no file
+            has been changed.
         CheckpointError: The checkpoint can't be loaded.
     """
     if path is not None:
@@ -157,14 +163,17 @@ def forget_other_best(
 ) -> None:
     """Forgets the best metric if the data on which it was measured have changed. Collective.
 
+    The best metric is that of the Evaluation hook, by which it decides if weights are the best yet.
+
     Args:
-        state: The state of the run.
-        started: The record of the inputs when the run was started (tiekd/training/inputs.py), on
-            rank 0; None if there is none.
-        now: The record of the present inputs, on rank 0. Its `best_from` is set: metrics up to that
-            iteration can't be compared with later ones.
-        accepted: True if the user resumes with changed inputs. Then rank 0 also sets the files of
-            the best weights aside.
+        state: The state of the run, after it was restored.
+        started: The record of the input files when the run was started (tiekd/training/inputs.py),
+            on rank 0; None if there is none, and on other ranks.
+        now: The record of the present input files, on rank 0; None on other ranks. Its key
+            `best_from` is set to the last iteration whose metrics can't be compared with those of
+            this run.
+        accepted: True if the input files have changed and the user resumes all the same, by an
+            option. Then rank 0 also sets the files of the best weights aside.
     """
     if comm.is_main():
         now["best_from"] = state.iteration if accepted else (started or now)["best_from"]
@@ -183,8 +192,8 @@ def _check_end(state: TrainState, path: Path) -> None:
     """Raises RecipeError if the recipe's last iteration is before the iteration of a checkpoint.
 
     Args:
-        state: The state of the run, with the checkpoint's iteration.
-        path: The checkpoint, for the error message.
+        state: The state of the run; its `iteration` is already the checkpoint's.
+        path: The checkpoint's folder, for the error message.
     """
     if state.iteration <= state.total_iterations:
         return

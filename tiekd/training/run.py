@@ -21,16 +21,16 @@ def run(
     resume_from: str | None,
     accept_changes: bool = False,
 ) -> None:
-    """Trains as the recipe says, in `recipe["work_dir"]`. Collective.
+    """Runs the training that a recipe describes, in the folder `recipe["work_dir"]`. Collective.
 
     Args:
-        recipe: As `load_recipe` returns it.
+        recipe: The recipe, as `load_recipe` returns it.
         recipe_path: The recipe's file. A work dir that belongs to another recipe is refused.
-        engine_config: As `read_engine_config` returns it.
-        resume_from: A checkpoint's folder, "auto" for the newest intact one, or None for a new
-            run.
-        accept_changes: Resumes even if the training or validation data have changed since the
-            start.
+        engine_config: The engine config, as `read_engine_config` returns it.
+        resume_from: The folder of the checkpoint to resume from, "auto" for the newest intact
+            checkpoint in the work dir, or None for a new run.
+        accept_changes: True to resume even if the training or validation data have changed since
+            the run was started.
 
     Raises:
         UserError: The recipe, the engine config or a file is wrong, or the run was stopped.
@@ -78,7 +78,7 @@ def run(
     verdict = input_changes.judge(started, now, resume_path, accept_changes)
     state.engine = build_engine(parts.network, parts.optimizer, parts.config)
 
-    # From here on this run holds the work dir's lock. Restore the checkpoint.
+    # Lock the work dir until this process ends, and restore the checkpoint.
     workdir.lock(work_dir)
     process_group.seed_everything(options.seed + comm.rank(), options.deterministic)
     changed, ranks = [], startup_log.of_ranks(work_dir) if resuming else []

@@ -34,7 +34,7 @@ def one_cycle(
     div_factor: float = 25.0,
     final_div_factor: float = 1e4,
 ) -> float:
-    """Returns the one-cycle factor: it rises to 1 by half a cosine, and then falls by another.
+    """Returns a learning rate factor that rises to 1 by half a cosine, and then falls by another.
 
     From Smith and Topin 2019 (arXiv 1708.07120). As in torch, the factor is 1 at `pct_start * span
     - 1`, one iteration early.
@@ -51,37 +51,38 @@ def one_cycle(
 
 
 def cosine(progress: int, span: int, min_lr_ratio: float = 0.0) -> float:
-    """Returns a factor that falls by half a cosine from 1 to `min_lr_ratio`.
+    """Returns a learning rate factor that falls by half a cosine from 1 to `min_lr_ratio`.
 
     From SGDR without restarts (arXiv 1608.03983).
 
     Args:
-        progress: The number of finished iterations or epochs.
-        span: Their number in the run.
+        progress: The number of finished iterations, or of finished epochs.
+        span: The number of iterations, or of epochs, in the run.
         min_lr_ratio: The factor at the end, 0 to 1.
     """
     return _anneal(1.0, min_lr_ratio, progress / span)
 
 
 def step(progress: int, span: int, milestones: Sequence[int] = (), gamma: float = 0.1) -> float:
-    """Returns a factor that is 1 at first and is multiplied by `gamma` at each milestone.
+    """Returns a learning rate factor that starts at 1 and is multiplied by `gamma` in steps.
 
     Args:
-        progress: The number of finished iterations or epochs.
-        span: Their number in the run; not used.
-        milestones: Increasing values of `progress`.
-        gamma: The factor of one milestone.
+        progress: The number of finished iterations, or of finished epochs.
+        span: The number of iterations, or of epochs, in the run; not used.
+        milestones: The values of `progress`, in increasing order, from which on the factor is
+            multiplied by `gamma` once more.
+        gamma: The multiplier of one milestone.
     """
     return gamma ** sum(progress >= milestone for milestone in milestones)
 
 
 def poly(progress: int, span: int, power: float = 0.9, min_lr_ratio: float = 0.0) -> float:
-    """Returns a factor that falls from 1 to `min_lr_ratio` as a power of the remaining progress.
+    """Returns a learning rate factor that falls from 1 to `min_lr_ratio` by a power law.
 
     Args:
-        progress: The number of finished iterations or epochs.
-        span: Their number in the run.
-        power: The exponent of `1 - progress / span`.
+        progress: The number of finished iterations, or of finished epochs.
+        span: The number of iterations, or of epochs, in the run.
+        power: The exponent of the remaining fraction of the run, `1 - progress / span`.
         min_lr_ratio: The factor at the end, 0 to 1.
     """
     return (1 - min_lr_ratio) * (1 - progress / span) ** power + min_lr_ratio
@@ -100,7 +101,9 @@ _OTHER_KEYS = {"by": "iteration", "warmup_iterations": 0, "warmup_ratio": 0.1}
 class Schedule:
     """The learning rate and momentum of every iteration of one run.
 
-    `lr` and `momentum` return the values for an iteration; `apply` sets them in an optimizer.
+    The methods `lr` and `momentum` return the values for an iteration; `apply` sets them in an
+    optimizer. The constructor's arguments `lr` and `momentum` are functions of the number of
+    finished iterations that return these values; `total_iterations` is the length of the run.
     """
 
     def __init__(
@@ -121,25 +124,31 @@ class Schedule:
         return self._lr(min(iteration, self._last))
 
     def momentum(self, iteration: int) -> float | None:
-        """Returns betas[0] or momentum of an iteration; None to leave the optimizer's value.
+        """Returns the momentum of an iteration: betas[0] of Adam, or the momentum of SGD.
 
         Args:
-            iteration: The number of finished iterations.
+            iteration: The number of finished iterations. Past the end of the run the momentum
+                stays that of the last iteration.
+
+        Returns:
+            The momentum; None if the schedule leaves the optimizer's own value unchanged.
         """
         return self._momentum(min(iteration, self._last))
 
     def apply(
         self, optimizer: torch.optim.Optimizer, iteration: int
     ) -> tuple[list[float], list[float]]:
-        """Sets the learning rate (times `lr_mult`) and the momentum of every parameter group.
+        """Sets the learning rate and the momentum of every parameter group for the next iteration.
+
+        A group's learning rate is the schedule's, times the group's `lr_mult` if it has one.
 
         Args:
-            optimizer: Any object with `param_groups`, as torch's optimizers have.
+            optimizer: Any object with a list of dicts `param_groups`, as torch's optimizers have.
             iteration: The number of finished iterations.
 
         Returns:
-            The learning rates and the momenta (betas[0] or momentum; 0 for a group without either)
-            that are now set, one per group.
+            The learning rates that are now set, one per group; and the momenta, one per group
+            (betas[0] or momentum; 0 for a group without either).
         """
         lr, momentum = self.lr(iteration), self.momentum(iteration)
         for group in optimizer.param_groups:
@@ -164,10 +173,10 @@ def build(
     total_iterations: int,
     iterations_per_epoch: int,
 ) -> Schedule:
-    """Builds the schedule of a recipe's `schedule` section.
+    """Builds the schedule that a recipe's `schedule` section describes.
 
     Args:
-        node: The section.
+        node: The section, with the key `name` and the schedule's own keys.
         base_lr: The optimizer's learning rate, which the schedule's factor multiplies.
         base_momentum: The optimizer's betas[0] or momentum. A schedule that doesn't cycle the
             momentum sets this value in every iteration; None leaves the momentum as it is.
@@ -236,8 +245,13 @@ def _read(node: dict) -> tuple[Callable, dict, dict]:
         node: The section.
 
     Returns:
-        The schedule's function, which returns the learning rate's factor; those of its arguments
-        that the section gives; and the section's other keys, such as `by`, with defaults filled in.
+        1. The function in SHAPES that computes the factor of the learning rate.
+        2. Those keyword arguments of the function that the section gives.
+        3. The keys that are not arguments of the function, such as `by` and `warmup_iterations`,
+           with their defaults if the section doesn't give them.
+
+    Raises:
+        RecipeError: The section's name, a key or a value is wrong.
     """
     name = node.get("name") if isinstance(node, dict) else None
     if name not in list(SHAPES):
@@ -301,12 +315,13 @@ def _up_and_down(
     """Returns a value that goes by half a cosine from `first` to `top`, and by another to `last`.
 
     Args:
-        progress: The number of finished iterations.
+        progress: The number of finished iterations, from 0.
         span: The number of iterations in the run.
-        pct_start: The value is `top` at `pct_start * span - 1` iterations.
-        first: The value at the start.
+        pct_start: The fraction of the run, 0 to 1, after which the value turns: it is `top` when
+            `progress` is `pct_start * span - 1`.
+        first: The value when `progress` is 0.
         top: The value at the turn.
-        last: The value at the last iteration, `span - 1`.
+        last: The value in the last iteration, when `progress` is `span - 1`.
     """
     turn, end = pct_start * span - 1, span - 1
     if progress <= turn:

@@ -36,20 +36,26 @@ class Recipe:
 
     @cached_property
     def train(self) -> "TrainSettings":
-        """The section `train`: length, batch size and seed of training. Raises RecipeError."""
+        """The section `train`, such as length, batch size and seed. Raises RecipeError."""
         return settings(self.node, "train", TrainSettings)
 
     @property
     def validates(self) -> bool:
-        """True if training evaluates the student; known without a section `train`, too."""
+        """True if the student is evaluated during training: the key `train.validate`.
+
+        If the recipe has no section `train`, it is the key's default.
+        """
         return self.section("train").get("validate", TrainSettings.validate)
 
     def splits(self, which: str) -> tuple[str, ...]:
-        """Returns the names of the splits that an option of a program asks for.
+        """Returns the names of the data splits that an option of a program asks for.
 
         Args:
-            which: "train", "val" or "both". If the recipe doesn't evaluate during training, "both"
-                is the training split alone.
+            which: The option's value: "train", "val" or "both". If the student isn't evaluated
+                during training, "both" means the training split alone.
+
+        Returns:
+            "train", "val", or both in this order.
         """
         if which != "both":
             return (which,)
@@ -66,10 +72,13 @@ class Recipe:
         return settings(self.node, "evaluation", EvaluationSettings)
 
     def protocol(self, split: str) -> EvaluationProtocol:
-        """Returns how a split is evaluated: crop, depth range, flip averaging. Raises RecipeError.
+        """Returns the evaluation protocol of a data split: crop, depth range, flip averaging.
 
         Args:
             split: "train" or "val".
+
+        Raises:
+            RecipeError: A value of the section `evaluation` is wrong.
         """
         return EvaluationProtocol(
             self.evaluation, self.network["min_depth"], self.network["max_depth"], split
@@ -88,12 +97,12 @@ class Recipe:
 
     @cached_property
     def resize(self) -> Resize:
-        """How images are resized before the network sees them. Raises RecipeError."""
+        """The rule by which images are resized before the network gets them. Raises RecipeError."""
         return resizes.of_data(self.data)
 
     @cached_property
     def dataset(self) -> DataSettings:
-        """The settings of the data sets for training and validation. Raises RecipeError."""
+        """The settings from which the data sets of both splits are built. Raises RecipeError."""
         return replace(
             settings_of(self.data, self.max_depth_m),
             maps=self.teacher.maps,
@@ -118,26 +127,31 @@ class Recipe:
 
     @property
     def teacher(self) -> TeacherNode:
-        """The section `teacher`, with methods that tell the kinds of teachers apart."""
+        """The section `teacher`, with methods that tell which kind of teacher it describes."""
         return TeacherNode.of(self.node)
 
     def without_teacher(self) -> "Recipe":
-        """Returns a copy of the recipe that trains on the ground truth, without a teacher."""
+        """Returns a copy of the recipe without a teacher, for training on the ground truth."""
         return Recipe(without_teacher(self.node))
 
     @property
     def work_dir(self) -> Path:
-        """The folder of the run."""
+        """The folder of the run, from the key `work_dir`."""
         return Path(self.node["work_dir"])
 
     def section(self, name: str, default: dict | None = None) -> dict:
-        """Returns the section `name` as a dict; `default` (or an empty dict) if there is none."""
+        """Returns a section of the recipe as a dict.
+
+        Args:
+            name: The section's name, a top-level key of the recipe.
+            default: The result if the recipe has no such section; None for an empty dict.
+        """
         return self.node.get(name, {} if default is None else default)
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """The section `train`.
+    """The section `train` of a recipe: the length of training, and how it is trained.
 
     Attributes:
         batch_size: Images per iteration, summed over all ranks.
@@ -150,8 +164,8 @@ class TrainSettings:
         deterministic: True to allow only algorithms whose results are the same bit for bit in every
             run.
         validate: True to evaluate during training, and to save the best weights.
-        max_bad_iterations: After this many iterations in a row with a loss or gradient that isn't
-            finite the run ends; 0 for never.
+        max_bad_iterations: The run ends after this many iterations in a row with a loss or gradient
+            that isn't finite; 0 for never.
         timeout_minutes: How many minutes a rank waits in a collective for the other ranks.
     """
 
@@ -176,8 +190,8 @@ class TrainSettings:
             value = getattr(self, name)
             if value is not None and value > most:
                 raise RecipeError(f"train.{name}: got {value}; it must be at most {most}")
-        # NaN is the only number that differs from itself. Clipping by it would make all gradients
-        # NaN.
+        # Refuse NaN, the only number that differs from itself: clipping by NaN would make all
+        # gradients NaN.
         if self.clip_norm is not None and self.clip_norm != self.clip_norm:
             raise RecipeError(f"train.clip_norm: got {self.clip_norm}; it must be a number")
         if self.batch_size > 65536:
@@ -211,7 +225,7 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class LoadSettings:
-    """The section `load`.
+    """The section `load` of a recipe: the weights with which a new run starts.
 
     Attributes:
         checkpoint: The weights to start from: a file, a checkpoint's folder or a work dir.

@@ -21,10 +21,14 @@ from tiekd.workdir import launch_record
 
 
 def about(parts: Parts) -> list[str]:
-    """Returns the log's lines on a run's data, resolution, networks, teacher and learning rate."""
+    """Returns the first lines of a run's log, about its data, networks and learning rate.
+
+    Args:
+        parts: The parts of the run, such as data sets, networks and teacher.
+    """
     recipe, teacher = parts.recipe, parts.teacher
     train_set, val_set = parts.train_set, parts.val_set
-    # The data.
+    # Describe the data: the number of frames in each split, and warnings about them.
     said = [f"Training frames: {len(train_set)}" + _skipped(train_set)]
     if val_set is None:
         said.append("Validation is off: no evaluation, and no best checkpoint will be saved")
@@ -35,7 +39,7 @@ def about(parts: Parts) -> list[str]:
         said.append(f"Warning: {note}")
     for frames in (train_set, val_set):
         said += [note for note in getattr(frames, "camera_notes", ()) if note not in said]
-    # The sizes of the networks, and the source of the teacher's depth.
+    # Describe the sizes of the networks, and the source of the teacher's depth.
     said.append(f"Student: {_millions(parts.network)} M parameters, trainable")
     if isinstance(teacher, FrozenTeacher):
         size = _millions(teacher.network)
@@ -62,7 +66,7 @@ def about(parts: Parts) -> list[str]:
         said.append(f"Teacher: {teacher.name}{counted}")
     elif getattr(train_set, "maps", None) is not None:
         said.append(teacher_maps.describe(train_set.maps))
-    # The learning rate, if it is meant for another batch size or if the warm-up never ends.
+    # Describe the learning rate if it is meant for another batch size or the warm-up never ends.
     batch_size, lr_scaling = recipe.train.batch_size, recipe.train.lr_scaling
     lr_batch_size = recipe.section("optimizer").get("lr_batch_size") or batch_size
     if lr_batch_size != batch_size:
@@ -77,10 +81,16 @@ def about(parts: Parts) -> list[str]:
 
 
 def of_ranks(work_dir: Path) -> list[str]:
-    """Returns a warning if the run had another number of ranks when it was last started.
+    """Warns if a run had another number of ranks when it was last started.
 
-    Reads the launch record, so it has to be called before this start overwrites the record. The
-    list is empty if the number is the same or the work dir has no record.
+    The former number is read from the launch record in the work dir. So the function has to be
+    called before this start overwrites the record.
+
+    Args:
+        work_dir: The folder of the run.
+
+    Returns:
+        The warning in a list; an empty list if the number is the same or there is no record.
     """
     try:
         before, now = launch_record.read(work_dir).world_size, comm.world_size()
@@ -97,12 +107,14 @@ def of_ranks(work_dir: Path) -> list[str]:
 
 
 def of_resuming(path: Path | None, changed: list[str], verdict: Verdict) -> list[str]:
-    """Returns lines on the checkpoint that a run resumes from and on changes since its start.
+    """Returns lines for the log on the checkpoint from which a run resumes, and on changes.
 
     Args:
-        path: The checkpoint; None for a new run, which has no such lines.
-        changed: The keys of the recipe whose values have changed.
-        verdict: The changes of the run's inputs, and which of them had to be accepted.
+        path: The checkpoint's folder; None for a new run, for which the list is empty.
+        changed: The dotted names of values in the recipe that have changed since the run was
+            started.
+        verdict: The changes of the run's input files since it was started. Those in `refused` are
+            there only because the user has accepted them with --accept-changes.
     """
     if path is None:
         return []

@@ -20,14 +20,14 @@ class TrainState:
         engine: The deepspeed.DeepSpeedEngine.
         recipe: The run's whole recipe, for the records that the run writes.
         work_dir: The folder of the run.
-        timestamp: The time at which this process started, as in the log's file name.
+        timestamp: The time at which this process started, as text, as in the log's file name.
         batch_size: Images per iteration, summed over all ranks.
         accumulation: Micro-batches per iteration on each rank.
         iterations_per_epoch: The number of iterations in which every training sample is seen once.
         total_iterations: The iteration after which training ends.
         by_epoch: True if the recipe gives the length of training in epochs.
         hooks: The hooks, in the order in which they are called.
-        step: Runs a micro-batch on the engine; set before training.
+        step: The object that runs a micro-batch on the engine; None until training begins.
         iteration: The number of finished iterations.
         lr: The learning rates of this iteration, one per parameter group.
         momentum: The momenta of this iteration, one per parameter group.
@@ -45,7 +45,7 @@ class TrainState:
         teacher_depth: The target depth of `batch`, (B, 1, H, W) in metres: the teacher's, or the
             ground truth in a run without a teacher.
         metrics: The metrics of the last evaluation, by name.
-        num_evaluated: The number of images in the last evaluation.
+        num_evaluated: The number of images in the last evaluation, on all ranks together.
         orphaned: True if the run stops because its launcher has died.
         trained_on: The images that the weights were trained on, on rank 0; None if unknown.
         stop_reason: The reason to stop training after this iteration; None to continue. A hook sets
@@ -99,9 +99,10 @@ class TrainState:
 
         Args:
             batch: The micro-batch.
-            teacher_depth: Its target depth, (B, 1, H, W) in metres.
-            prediction: The network's prediction for it.
-            losses: Its losses by name, 0-d tensors.
+            teacher_depth: The target depth of `batch`, (B, 1, H, W) in metres: the teacher's, or
+                the ground truth in a run without a teacher.
+            prediction: The network's prediction for `batch`.
+            losses: The losses of `batch` by name, 0-d tensors.
             grad_norm: The L2 norm of the iteration's gradient; None before the last micro-batch.
         """
         self.batch, self.teacher_depth, self.prediction = batch, teacher_depth, prediction
@@ -113,19 +114,28 @@ class TrainState:
             self.losses[name] = self.losses.get(name, 0.0) + loss / self.accumulation
 
     def period(self, every: int, by: str = "iteration") -> int:
-        """Converts an interval of `every` epochs (`by="epoch"`) or iterations to iterations."""
+        """Returns the number of iterations in an interval.
+
+        Args:
+            every: The length of the interval, in epochs or iterations.
+            by: The unit of `every`: "epoch" or "iteration".
+        """
         return every * (self.iterations_per_epoch if by == "epoch" else 1)
 
     def is_due(self, every: int, by: str = "iteration") -> bool:
-        """Returns True after every `every`-th epoch (`by="epoch"`) or iteration.
+        """Returns True if the number of finished iterations is a multiple of an interval.
 
-        They are counted from the start of the run, across resumes.
+        Iterations are counted from the start of the run, across resumes.
+
+        Args:
+            every: The length of the interval, in epochs or iterations.
+            by: The unit of `every`: "epoch" or "iteration".
         """
         return self.iteration % self.period(every, by) == 0
 
     @property
     def is_last(self) -> bool:
-        """True after the last iteration that the recipe asks for."""
+        """True if the finished iteration is the last one of the length that the recipe gives."""
         return self.iteration == self.total_iterations
 
     @property
@@ -145,15 +155,16 @@ class TrainState:
     def step_skipped(self) -> Tensor | bool:
         """True, on all ranks, if this iteration's optimizer step was skipped.
 
-        It is a bool, or a 0-d tensor on the device, whose reading costs a host sync.
+        The value is a bool, or a 0-d tensor on the device. To read such a tensor on the host costs
+        a host sync.
         """
         return self.step.skipped
 
     @property
     def searches_loss_scale(self) -> bool:
-        """True if fp16 adapts the loss scale and can still lower it.
+        """True if training is in fp16, and its loss scale adapts itself and can still be lowered.
 
-        A step may then be skipped only because the loss scale is too large.
+        Then a skipped step may only mean that the loss scale is too large.
         """
         return self.step.searches_loss_scale
 

@@ -1,9 +1,10 @@
-"""The short audit of a teacher before training or caching begins.
+"""The short audit of a teacher before training or the caching of its maps begins.
 
-Some frames, one call of the teacher for each; where it sees images, a second one with red and blue
-exchanged, and a third one with a part covered. It stops a run whose teacher is above a limit of
-tiekd/evaluation/teacher_audit/verdict.py; `teacher.audit: off` leaves it out. The long one is
-bin/audit_teacher.py. Left out: a resumed run, whose teacher was audited when it began.
+The teacher is called on each of a few frames. If it computes its depth from images, it is called a
+second time with red and blue exchanged, and a third time with a part of the image covered. The
+audit stops a run if one of the measurements is above its limit
+(tiekd/evaluation/teacher_audit/verdict.py). `teacher.audit: off` turns it off. bin/audit_teacher.py
+makes a longer audit. Left out: resumed runs, whose teacher was audited when they were started.
 """
 
 from collections.abc import Callable
@@ -21,8 +22,10 @@ from tiekd.evaluation.teacher_audit import verdict
 from tiekd.evaluation.teacher_audit.observe import Observer, Questions
 
 NUM_FRAMES = 24
-_FEWEST = 12  # frames; with fewer a good teacher may fail by chance
-_SMALLEST_CELLS = 48  # of the grid's shorter side; smaller frames show too little
+_FEWEST = 12  # The smallest number of frames; with fewer a good teacher may fail by chance.
+# The smallest number of positions on the shorter side of the grid on which depths are compared;
+# smaller frames show too little.
+_SMALLEST_CELLS = 48
 
 
 def audit(
@@ -34,20 +37,24 @@ def audit(
     device: torch.device,
     resize: Resize,
 ) -> list[str]:
-    """Audits a teacher on some frames; returns lines for the log. Collective.
+    """Audits a teacher on NUM_FRAMES frames. Collective.
 
-    Each rank asks its teacher, since one of the user's own may need all of them; rank 0 judges.
+    Every rank calls its teacher on all these frames, since a teacher from a user's own module may
+    use collectives. Rank 0 judges the results.
 
     Args:
-        node: The teacher's section.
-        teacher: Gives a batch its depth.
-        frames: The frames that the student learns from.
-        max_depth_m: The student's range in metres.
-        device: Of this rank.
-        resize: The size at which the teacher sees images.
+        node: The recipe's section `teacher`.
+        teacher: Function from a batch to the teacher's depth, (B, 1, H, W) in metres.
+        frames: The frames from which the student learns, or whose maps are to be cached.
+        max_depth_m: The largest depth that the student predicts, in metres.
+        device: This rank's device.
+        resize: The resize of images before the teacher gets them.
+
+    Returns:
+        Messages for the log: the result of the audit, or the reason why it was left out.
 
     Raises:
-        TeacherError: A figure is above its limit.
+        TeacherError: On all ranks, if the audit is certain that the teacher's depth is wrong.
     """
     if not node.is_given:
         return []

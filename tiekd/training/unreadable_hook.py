@@ -14,12 +14,12 @@ from tiekd.training.hooks.text_log import TextLog
 
 
 class UnreadableSamples(Hook):
-    """Logs each unreadable sample once, and raises DataError on all ranks if there are too many.
+    """Logs training samples that can't be read, each once; ends the run if there are too many.
 
     Attributes:
-        found: The messages about samples that this rank's loader couldn't read, and the largest
-            number that is allowed.
-        log: The text log.
+        found: The messages about samples that this rank's loader couldn't read, and the number of
+            such samples that is allowed.
+        log: The text log, to which the messages are written.
         told: The messages of all ranks that are already in the log, as the keys of a dict.
     """
 
@@ -57,9 +57,15 @@ class UnreadableSamples(Hook):
             )
 
     def state_dict(self) -> dict:
-        """Returns the logged messages about unreadable samples of all ranks, for a checkpoint."""
+        """Returns the messages about unreadable samples that are in the log, for a checkpoint.
+
+        They are in a list, `told`, and come from all ranks.
+        """
         return {"told": list(self.told)}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Restores the logged messages, so that no unreadable sample is logged or counted twice."""
+        """Restores the state that `state_dict` returned.
+
+        So no unreadable sample is logged or counted a second time after a resume.
+        """
         self.told = dict.fromkeys(state_dict["told"])

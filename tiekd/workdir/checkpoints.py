@@ -33,12 +33,15 @@ MOMENTS = "moments.pth"
 def find(work_dir: Path) -> tuple[Path, list[str]]:
     """Finds the newest complete checkpoint of a work dir.
 
+    Args:
+        work_dir: The run's folder.
+
     Returns:
         The checkpoint's folder; and one line of text for each newer checkpoint, with the reason why
-        it can't be used, such as a missing file.
+        the newer one can't be used, such as a missing file.
 
     Raises:
-        CheckpointError: there is no complete checkpoint.
+        CheckpointError: There is no complete checkpoint.
     """
     passed_over = []
     folder = work_dir / FOLDER
@@ -57,15 +60,17 @@ def find(work_dir: Path) -> tuple[Path, list[str]]:
 
 
 def find_weights(folder: Path) -> Path:
-    """Finds a file of student weights in a checkpoint or a work dir.
-
-    In a work dir these are the weights of the best evaluation, else of the newest checkpoint.
+    """Finds a file of student weights in a checkpoint's folder or in a work dir.
 
     Args:
-        folder: a checkpoint or a work dir.
+        folder: A checkpoint's folder, or a run's folder.
+
+    Returns:
+        The path of the file. In a work dir it has the weights of the best evaluation, or those of
+        the newest complete checkpoint if no best weights were saved.
 
     Raises:
-        CheckpointError: there are no weights.
+        CheckpointError: There are no weights.
     """
     if (folder / STUDENT).is_file():
         return folder / STUDENT
@@ -83,7 +88,11 @@ def find_weights(folder: Path) -> Path:
 def check(checkpoint: Path) -> str | None:
     """Returns a message that says how a checkpoint is damaged; None if it is complete.
 
-    It is complete if all files match its manifest and state.json can be read.
+    A checkpoint is complete if all its files match its manifest, and its state.json can be read and
+    states the iteration in the folder's name.
+
+    Args:
+        checkpoint: The checkpoint's folder.
     """
     problem = manifest.check(checkpoint)
     if problem is not None:
@@ -106,12 +115,12 @@ def check(checkpoint: Path) -> str | None:
 def set_aside_newer(work_dir: Path, iteration: int) -> None:
     """Renames the checkpoints and best weights that are newer than `iteration`. Rank 0 only.
 
-    A run that resumes from `iteration` will train the later iterations again. If the best weights
-    were replaced after `iteration`, the file that they replaced gets its name back.
+    A run that resumes from `iteration` will train the later iterations again. If the file of the
+    best weights was replaced after `iteration`, the best weights before that get its name.
 
     Args:
-        work_dir: the run's folder.
-        iteration: the iteration of the checkpoint that the run resumes from.
+        work_dir: The run's folder.
+        iteration: The iteration of the checkpoint that the run resumes from.
     """
     newer = [c for c in newest_first(work_dir / FOLDER) if iteration_of(c) > iteration]
     newer += [best for best in work_dir.glob("best_*.pth") if made_at(best) > iteration]
@@ -128,10 +137,10 @@ def prune(folder: Path, keep_last: int, keep_every: int | None = None) -> None:
     """Removes old checkpoints, and partial ones that killed processes left. Rank 0 only.
 
     Args:
-        folder: the work dir's `checkpoints` folder.
-        keep_last: the number of newest checkpoints to keep.
-        keep_every: also keep checkpoints whose iteration is a multiple of this; None: keep no
-            others.
+        folder: The work dir's `checkpoints` folder.
+        keep_last: The number of newest checkpoints to keep.
+        keep_every: Checkpoints whose iteration is a multiple of this number are kept, too; None to
+            remove all but the newest.
     """
     _remove_leftovers(folder)
     for old in newest_first(folder)[keep_last:]:
@@ -148,11 +157,15 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def iteration_of(checkpoint: Path) -> int:
-    """Returns the iteration in a checkpoint folder's name."""
+    """Returns the iteration in a checkpoint folder's name: 1200 for `iter_1200`."""
     return int(checkpoint.name.removeprefix("iter_"))
 
 
 def newest_first(folder: Path) -> list[Path]:
-    """Returns the checkpoints in a `checkpoints` folder, newest first, complete or not."""
+    """Returns the folders of all checkpoints, complete or not, by descending iteration.
+
+    Args:
+        folder: The work dir's `checkpoints` folder.
+    """
     numbered = [p for p in folder.glob("iter_*") if p.is_dir() and p.name[5:].isdigit()]
     return sorted(numbered, key=iteration_of, reverse=True)

@@ -15,7 +15,10 @@ from tiekd.kernels import layouts
 
 
 def environment() -> dict[str, str]:
-    """Returns names and versions of CPU, GPUs and software; the keys are labels in the log."""
+    """Returns names and versions of CPU, GPUs and software, as text.
+
+    The keys, such as "GPU" and "PyTorch", are the labels under which the log shows the values.
+    """
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     processor = platform.processor() or platform.machine()
     values = {

@@ -26,17 +26,17 @@ class LaunchRecord:
     """How a run was launched: recipe, launcher, ranks, devices and machines.
 
     Attributes:
-        recipe: the recipe's path.
+        recipe: The recipe's path.
         launcher: "deepspeed" or "python".
-        world_size: the number of ranks.
-        ranks_per_node: the number of ranks on rank 0's machine.
-        visible_devices: the value of CUDA_VISIBLE_DEVICES that the launcher gave to a rank, such as
+        world_size: The number of ranks.
+        ranks_per_node: The number of ranks on rank 0's machine.
+        visible_devices: The value of CUDA_VISIBLE_DEVICES that the launcher gave to a rank, such as
             "0,1"; None if it was not set.
-        master_port: rank 0's port.
-        folder: the current folder at the start, to which the recipe's relative paths refer.
-        nodes: if there were several machines, the device numbers of each machine by its name; else
+        master_port: Rank 0's port.
+        folder: The current folder at the start, to which the recipe's relative paths refer.
+        nodes: If there were several machines, the device numbers of each machine by its name; else
             None. The work dir's hostfile lists the machines too.
-        master_addr: rank 0's address.
+        master_addr: Rank 0's address.
     """
 
     recipe: str
@@ -50,15 +50,15 @@ class LaunchRecord:
     master_addr: str | None = None
 
     def launcher_options(self, given: Sequence[str], work_dir: Path) -> list[str]:
-        """Returns options for `deepspeed` that start the same ranks on the same devices.
+        """Returns options for `deepspeed` that start the recorded ranks on the recorded devices.
 
         Args:
-            given: the user's own options for `deepspeed`, which take precedence. Options that
+            given: The user's own options for `deepspeed`, which take precedence. Options that
                 select machines, such as --include, select among the run's machines.
-            work_dir: the run's work dir, which holds its hostfile.
+            work_dir: The run's work dir, which holds its hostfile.
 
         Raises:
-            LaunchError: the record doesn't say enough to start the run again, so the user has to
+            LaunchError: The record doesn't say enough to start the run again, so the user has to
                 give options.
         """
         # srun or torchrun started the ranks, and only the user knows with which options.
@@ -96,12 +96,12 @@ class LaunchRecord:
         """Returns options for `deepspeed` that select the run's machines and devices.
 
         Args:
-            names: the names of the options that the user gave. If one of them selects machines or
+            names: The names of the options that the user gave. If one of them selects machines or
                 devices, only the hostfile is added.
-            work_dir: the run's work dir, which holds its hostfile.
+            work_dir: The run's work dir, which holds its hostfile.
 
         Raises:
-            LaunchError: the hostfile is gone.
+            LaunchError: The hostfile is gone.
         """
         hostfile = work_dir / HOSTFILE
         if not hostfile.is_file():
@@ -119,11 +119,13 @@ class LaunchRecord:
 
 
 def write(work_dir: Path, recipe_path: Path) -> None:
-    """Writes launch.json, and a hostfile if there are several machines. Rank 0 only.
+    """Writes how this run was launched to launch.json in its work dir. Rank 0 only.
+
+    If there are several machines, a hostfile with their names is also written.
 
     Args:
-        work_dir: the run's folder.
-        recipe_path: the path of the user's recipe.
+        work_dir: The run's folder.
+        recipe_path: The path of the user's recipe.
     """
     record = LaunchRecord(
         recipe=str(recipe_path),
@@ -137,18 +139,21 @@ def write(work_dir: Path, recipe_path: Path) -> None:
         master_addr=os.environ["MASTER_ADDR"],
     )
     if record.nodes:
-        # A hostfile can only state a number of devices per machine; launch.json records which were
-        # used.
+        # A hostfile can only state the number of devices of a machine. The numbers of the devices
+        # that the run uses are in launch.json.
         lines = [f"{name} slots={max(slots) + 1}\n" for name, slots in record.nodes.items()]
         replace_text(work_dir / HOSTFILE, "".join(lines))
     replace_text(work_dir / RECORD, json.dumps(asdict(record), indent=2) + "\n")
 
 
 def read(work_dir: Path) -> LaunchRecord:
-    """Reads the launch record of a work dir.
+    """Reads the record of how a run was launched, the file launch.json in its work dir.
+
+    Args:
+        work_dir: The run's folder.
 
     Raises:
-        CheckpointError: no run was started in the work dir, or the record can't be read.
+        CheckpointError: No run was started in the work dir, or the record can't be read.
     """
     path = work_dir / RECORD
     check_readable(path, "record of a run's launch", CheckpointError)
@@ -174,9 +179,9 @@ def replace_by_launcher(options: Sequence[str], script: str, arguments: Sequence
     """Replaces this process by `deepspeed OPTIONS SCRIPT ARGUMENTS`; doesn't return.
 
     Args:
-        options: options for `deepspeed`.
-        script: the Python program that every rank runs.
-        arguments: the program's arguments.
+        options: Options for `deepspeed`, such as --num_gpus.
+        script: The path of the Python program that every rank runs.
+        arguments: The program's arguments.
     """
     command = [sys.executable, "-m", "deepspeed.launcher.runner", *options, script, *arguments]
     os.execv(sys.executable, command)

@@ -27,34 +27,34 @@ _TORCH_COULD_NOT_WRITE = re.compile(
 
 
 class Files:
-    """Writes and reads a checkpoint's files, and records their sizes and digests.
+    """Writes and reads a rank's files of a checkpoint, and records the sizes and digests written.
 
-    Loading uses `weights_only` and so runs no code.
+    Files are loaded with torch's `weights_only`, so that loading runs no code from a file.
 
     Attributes:
-        written: name -> [size in bytes, sha256] of the files that this rank has written since
-            `start`.
-        problem: a message about the first error; None if there was none.
-        errno: the error number of the operating system for that error.
+        written: For each file that this rank has written since `start`, by its name,
+            [size in bytes, sha256].
+        problem: A message about the first error since `start`; None if there was none.
+        errno: The operating system's number of the error in `problem`; None if there was none.
     """
 
     def __init__(self):
         self.start()
 
     def start(self) -> None:
-        """Forgets the written files and the error of the previous save."""
+        """Begins a new save: forgets the files and the error that were recorded before."""
         self.written: dict[str, list] = {}
         self.problem: str | None = None
         self.errno: int | None = None
 
     def save(self, state_dict, path: str | Path) -> None:
-        """Writes a file and records its size and digest.
+        """Writes a file, and records its size and digest in `written`.
 
-        An error is stored in `problem` instead of being raised.
+        An error is stored in `problem` instead of being raised. After an error nothing is written.
 
         Args:
-            state_dict: the content. Bytes are written as they are, anything else by `torch.save`.
-            path: the file.
+            state_dict: The content. Bytes are written as they are, anything else by `torch.save`.
+            path: The file to write.
         """
         if isinstance(state_dict, bytes):
             self._attempt(Path(path), lambda: Path(path).write_bytes(state_dict))
@@ -62,10 +62,10 @@ class Files:
             self._attempt(Path(path), lambda: torch.save(state_dict, path))
 
     def make_folder(self, path: str | Path, exist_ok: bool = False) -> None:
-        """Creates a folder, with its parents.
+        """Creates a folder, with its parents; an error is stored in `problem`, not raised.
 
         Args:
-            path: the folder.
+            path: The folder.
             exist_ok: True if the folder may exist already.
         """
         try:
@@ -78,8 +78,11 @@ class Files:
         """Loads a file that `save` has written, with `weights_only`, so that it can't run code.
 
         Args:
-            path: the file.
-            map_location: the device to which tensors are loaded.
+            path: The file to load.
+            map_location: The device to which tensors are loaded, as torch.load takes it.
+
+        Returns:
+            The object that was saved.
         """
         return torch.load(path, map_location=map_location, weights_only=True)
 
@@ -101,11 +104,11 @@ def write(folder: Path, files: dict[str, list]) -> None:
     """Writes the manifest of a checkpoint, which lists the files of all ranks.
 
     Args:
-        folder: the checkpoint, which must contain the files.
-        files: name -> [size in bytes, sha256].
+        folder: The checkpoint's folder, which must contain the files.
+        files: For each file by its name [size in bytes, sha256].
 
     Raises:
-        OSError: a file is missing, or the manifest can't be written.
+        OSError: A file is missing, or the manifest can't be written.
     """
     missing = files.keys() - {path.name for path in folder.iterdir()}
     if missing:
@@ -115,12 +118,15 @@ def write(folder: Path, files: dict[str, list]) -> None:
 
 
 def check(folder: Path) -> str | None:
-    """Returns a message on the first file that differs from the manifest; None if all match.
+    """Returns a message on the first file of a checkpoint that differs from the manifest.
 
-    A file matches if its size and digest are those in the manifest.
+    A file differs if it is missing, or if its size or digest isn't the one in the manifest.
 
     Args:
-        folder: the checkpoint.
+        folder: The checkpoint's folder.
+
+    Returns:
+        The message, also if the manifest itself is missing or damaged; None if no file differs.
     """
     found = instead_of_file(folder / NAME)
     if found is not None:
@@ -172,14 +178,14 @@ def _text(files: dict[str, list]) -> str:
 
 
 def _number(error: Exception, path: Path) -> int:
-    """Returns the operating system's number for an error of writing a file.
+    """Returns the operating system's error number, such as errno.ENOSPC, for a failed write.
 
-    torch's writer raises RuntimeErrors, which have no number. Then it is the number of the most
-    likely reason.
+    torch's writer raises RuntimeErrors, which have no number. For these the result is the number of
+    the most likely reason: a limit of the file's size, or else a full disk.
 
     Args:
-        error: the error.
-        path: the file that could not be written.
+        error: The error that the write raised.
+        path: The file that could not be written.
     """
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno

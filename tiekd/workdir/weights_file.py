@@ -16,13 +16,13 @@ BEST_BEFORE = ".{}.before"
 
 
 def set_aside_best(work_dir: Path) -> None:
-    """Renames the files of a run's best weights, so that the search for the best begins again.
+    """Renames the files of a run's best weights, so that later weights needn't be better.
 
-    It is called when new metrics can't be compared with the old ones, because the data have
-    changed. Rank 0 only.
+    It is called when the data have changed, so that new metrics can't be compared with old ones.
+    Rank 0 only.
 
     Args:
-        work_dir: the run's folder.
+        work_dir: The run's folder.
     """
     for path in work_dir.glob("best_*.pth"):
         set_aside(path)
@@ -30,20 +30,21 @@ def set_aside_best(work_dir: Path) -> None:
 
 
 def replace_best(path: Path, state_dict: dict, network_node: dict, iteration: int, **facts) -> None:
-    """Writes new best weights, and keeps a copy of the best weights at the newest checkpoint.
+    """Replaces the file of the best weights, and keeps the former file for a resume.
 
-    A run that resumes from that checkpoint restores the copy. After the next checkpoint is saved,
-    `forget_older_best` removes the copy.
+    The former file is kept, under another name, only at the first replacement after a checkpoint
+    was saved. A run that resumes from this checkpoint restores the file. After the next checkpoint
+    is saved, `forget_older_best` removes it.
 
     Args:
-        path: the file of the best weights, which is replaced.
-        state_dict: the student's parameters and buffers by name, float32.
-        network_node: the recipe's node that describes the network.
-        iteration: the iteration of the weights.
-        **facts: further entries of the file.
+        path: The file of the best weights.
+        state_dict: The student's parameters and buffers by name, float32.
+        network_node: The recipe's node that describes the network.
+        iteration: The number of iterations after which the network had these weights.
+        **facts: Further entries of the file, by name.
 
     Raises:
-        OSError: the file can't be written.
+        OSError: The file can't be written.
     """
     before = path.with_name(BEST_BEFORE.format(path.name))
     # Keep the old file only at the first replacement after a checkpoint: later replacements replace
@@ -54,13 +55,13 @@ def replace_best(path: Path, state_dict: dict, network_node: dict, iteration: in
 
 
 def forget_older_best(work_dir: Path) -> None:
-    """Removes the copy of the best weights that `replace_best` keeps for the checkpoint before.
+    """Removes the older best weights that `replace_best` has kept for the previous checkpoint.
 
-    It is called after a new checkpoint was saved: a run that resumes from that uses the present
-    best weights. Rank 0 only.
+    It is called after a new checkpoint was saved, since a run that resumes from the new checkpoint
+    uses the present best weights. Rank 0 only.
 
     Args:
-        work_dir: the run's folder.
+        work_dir: The run's folder.
     """
     for before in work_dir.glob(BEST_BEFORE.format("*")):
         before.unlink()
@@ -69,17 +70,19 @@ def forget_older_best(work_dir: Path) -> None:
 def write_weights(
     path: Path, state_dict: dict, network_node: dict, iteration: int, **facts
 ) -> None:
-    """Writes student weights atomically; the file loads with `weights_only=True`.
+    """Writes a file of student weights atomically.
+
+    torch.load can read the file with `weights_only=True`.
 
     Args:
-        path: the file, which is replaced.
-        state_dict: the student's parameters and buffers by name, float32.
-        network_node: the recipe's node that describes the network.
-        iteration: the iteration of the weights.
-        **facts: further entries of the file.
+        path: The file; an existing one is replaced.
+        state_dict: The student's parameters and buffers by name, float32.
+        network_node: The recipe's node that describes the network.
+        iteration: The number of iterations after which the network had these weights.
+        **facts: Further entries of the file, by name.
 
     Raises:
-        OSError: the file can't be written.
+        OSError: The file can't be written.
     """
     # Write the file under another name and rename it then, so that a reader always finds a complete
     # file, the old or the new one.
@@ -98,7 +101,13 @@ def write_weights(
 
 
 def set_aside(path: Path) -> None:
-    """Renames a file or folder to `abandoned_NAME`, which no code looks for. Rank 0 only."""
+    """Renames a file or folder from `NAME` to `abandoned_NAME`, so that no code uses it any more.
+
+    If that name exists, the new name is `abandoned2_NAME`, and so on. Rank 0 only.
+
+    Args:
+        path: The file or folder.
+    """
     aside = path.with_name(f"abandoned_{path.name}")
     count = 1
     while aside.exists():
@@ -108,7 +117,14 @@ def set_aside(path: Path) -> None:
 
 
 def made_at(weights: Path) -> int:
-    """Returns the iteration that a weights file states; -1 if it isn't a weights file of tiekd."""
+    """Returns the iteration that is stored in a file of student weights.
+
+    Args:
+        weights: The file.
+
+    Returns:
+        The iteration; -1 if the file can't be read or stores no iteration.
+    """
     if instead_of_file(weights):
         return -1
     try:

@@ -68,10 +68,10 @@ class Outcome:
     Attributes:
         outcome: running, finished, failed, stopped (on request) or orphaned (stopped because its
             launcher died).
-        iteration: the last finished iteration.
-        total_iterations: the number of iterations that the recipe asks for.
-        reason: why the run stopped or failed; None otherwise.
-        time: when outcome.json was written, ISO 8601, local time.
+        iteration: The last finished iteration.
+        total_iterations: The number of iterations that the recipe asks for.
+        reason: Why the run stopped or failed; None otherwise.
+        time: The local time at which outcome.json was written, as ISO 8601 text.
     """
 
     outcome: str
@@ -88,7 +88,7 @@ def outcome_of(state) -> Iterator[None]:
     An exception in the block is recorded as "failed" and raised again.
 
     Args:
-        state: the run's TrainState; its work dir, iteration and reason to stop are written.
+        state: The run's TrainState; its work dir, iteration and reason to stop are written.
     """
 
     def write_down(outcome: str, reason: str | None = None) -> None:
@@ -113,10 +113,16 @@ def outcome_of(state) -> Iterator[None]:
 
 
 def read_outcome(work_dir: Path) -> Outcome | None:
-    """Reads outcome.json; None if there is none or it can't be parsed.
+    """Reads from outcome.json how the run of a work dir ended.
+
+    Args:
+        work_dir: The run's folder.
+
+    Returns:
+        The outcome; None if there is no outcome.json or it can't be parsed.
 
     Raises:
-        LaunchError: outcome.json is a folder or a pipe.
+        LaunchError: Outcome.json is a folder or a pipe.
     """
     check_readable(work_dir / OUTCOME, "record of a run's end", LaunchError)
     try:
@@ -126,16 +132,17 @@ def read_outcome(work_dir: Path) -> Outcome | None:
 
 
 def lock(work_dir: Path, resuming: bool = False) -> None:
-    """Locks the work dir for this run until its process ends. Collective.
+    """Locks a work dir for this run until the process of rank 0 ends. Collective.
 
-    On a file system without locks the run continues without one.
+    On a file system without locks the run continues without a lock.
 
     Args:
-        work_dir: the folder; created if it doesn't exist.
-        resuming: True to wait up to 30 s for a run that is about to end, and to create no folder.
+        work_dir: The run's folder; created if it doesn't exist and `resuming` is False.
+        resuming: True to wait up to 30 s if another run holds the lock, since that run may be
+            about to end.
 
     Raises:
-        LaunchError: another run holds the lock, or the work dir can't be written to.
+        LaunchError: Another run holds the lock, or the work dir can't be written to.
     """
     problem = None
     if comm.is_main() and work_dir not in _locks and (work_dir.is_dir() or not resuming):
@@ -155,7 +162,7 @@ def lock(work_dir: Path, resuming: bool = False) -> None:
 
 
 def is_in_use(work_dir: Path) -> bool:
-    """Returns True while another process holds the work dir's lock."""
+    """Returns True if another process holds the lock of a work dir, i.e. a run is using it."""
     in_use = _lock(work_dir, 0.0) is not None
     if not in_use:
         _locks.pop(work_dir).close()
@@ -163,10 +170,13 @@ def is_in_use(work_dir: Path) -> bool:
 
 
 def main_rank_here(work_dir: Path) -> int | None:
-    """Returns the process ID of a run's rank 0 if it is alive on this machine, else None.
+    """Returns the process ID of a run's rank 0, if that process is alive on this machine.
 
     Args:
-        work_dir: the run's folder.
+        work_dir: The run's folder, whose lock file names the process.
+
+    Returns:
+        The process ID; None if the process has ended or is on another machine.
     """
     if instead_of_file(work_dir / LOCK):
         return None
@@ -182,12 +192,12 @@ def check(work_dir: Path, recipe_path: Path, resuming: bool) -> None:
     """Refuses a work dir that belongs to another recipe or run. Collective.
 
     Args:
-        work_dir: the folder.
-        recipe_path: the recipe of this run.
-        resuming: True if the work dir's run is resumed.
+        work_dir: The folder that this run is to use.
+        recipe_path: The path of this run's recipe.
+        resuming: True if this run resumes the one in the work dir.
 
     Raises:
-        LaunchError: the work dir belongs to another recipe or run; the message names which.
+        LaunchError: The work dir belongs to another recipe or run; the message names it.
     """
     problem = comm.broadcast_object(_problem(work_dir, recipe_path, resuming))
     if problem:
@@ -197,10 +207,13 @@ def check(work_dir: Path, recipe_path: Path, resuming: bool) -> None:
 def check_shared(work_dir: Path) -> None:
     """Refuses a work dir that a rank on another machine doesn't see. Collective.
 
-    Each rank compares the content of the lock file with what rank 0 wrote.
+    Each rank compares the content of the work dir's lock file with what rank 0 wrote to it.
+
+    Args:
+        work_dir: The run's folder, which rank 0 has locked.
 
     Raises:
-        LaunchError: a rank doesn't see that content; the message names the rank's machine.
+        LaunchError: A rank reads another content or none; the message names the rank's machine.
     """
     written = None
     if comm.is_main():
@@ -226,10 +239,10 @@ def write(work_dir: Path, recipe: dict, recipe_path: Path, engine_config: dict) 
     It is called after all checks, when nothing can refuse the run any more.
 
     Args:
-        work_dir: the run's folder.
-        recipe: the resolved recipe.
-        recipe_path: the path of the user's recipe.
-        engine_config: the resolved engine config.
+        work_dir: The run's folder.
+        recipe: The recipe as `load_recipe` returned it, with bases and overrides merged.
+        recipe_path: The path of the user's recipe.
+        engine_config: The engine config with which DeepSpeed is started.
     """
     # Remove the outcome of an earlier start: a finished run that is extended isn't finished any
     # more.
@@ -242,14 +255,15 @@ def write(work_dir: Path, recipe: dict, recipe_path: Path, engine_config: dict) 
 
 
 def changed_keys(work_dir: Path, recipe: dict) -> list[str]:
-    """Returns the dotted names of recipe values that changed since a run was last started.
-
-    Values that don't affect the trained weights (NOT_LEARNED_FROM) are left out. Empty if no run
-    was started in the work dir.
+    """Returns the names of the values in a recipe that have changed since a run was last started.
 
     Args:
-        work_dir: the run's folder, whose config.yaml is compared.
-        recipe: the resolved recipe of this start.
+        work_dir: The run's folder, whose config.yaml has the earlier recipe.
+        recipe: The recipe of this start, with bases and overrides merged.
+
+    Returns:
+        Dotted names, such as `train.epochs`. Values that don't affect the trained weights
+        (NOT_LEARNED_FROM) are left out. Empty if no run was started in the work dir.
     """
     if not (work_dir / RECIPE).is_file():
         return []
@@ -261,12 +275,16 @@ def changed_keys(work_dir: Path, recipe: dict) -> list[str]:
 
 
 def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
-    """Returns the dotted names of values that differ between two recipes or two engine configs.
+    """Returns the names of the values that differ between two nested dicts, in alphabetical order.
 
     Args:
-        old: one of them.
-        new: the other.
-        prefix: text that is put before each name; set in recursive calls.
+        old: One dict, such as a recipe or an engine config.
+        new: The other dict.
+        prefix: Text that is put before each name; set in recursive calls.
+
+    Returns:
+        The keys that lead to a value, joined by dots, such as `train.epochs`. A key that only one
+        of the dicts has is included.
     """
     changed = []
     for key in sorted(old.keys() | new.keys()):

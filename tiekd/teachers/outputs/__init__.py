@@ -1,1 +1,1 @@
-"""What teachers share: the meanings of outputs, and the fit that makes relative ones metric."""
+"""Code shared by teachers: meanings of outputs, and the fit that makes relative depth metric."""

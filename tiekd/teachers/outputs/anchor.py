@@ -39,7 +39,8 @@ from tiekd.errors import TeacherError
 from tiekd.teachers.outputs.meaning import Meaning
 
 NUM_DRAWS = 400
-# Points that candidates are compared on, and at most in the fit; drawn from all anchor points.
+# The number of anchor points on which candidates are compared, and the largest number of points in
+# the least-squares fit. They are drawn at random from all anchor points.
 NUM_COMPARED = 1000
 MAX_POINTS = 20000
 # Residuals below CUT sigma are inliers; the biweight is 0 from 4.685 sigma (95 % efficiency).
@@ -48,7 +49,8 @@ BIWEIGHT = 4.685
 NUM_ROUNDS = 6
 TILES = (4, 8)
 MIN_TILES = 4
-# Points of the image's range at which the error is predicted.
+# The number of depths, over the range of depth in the image, at which the error is predicted; and
+# the largest number of pixels from which this range is found.
 NUM_PREDICTED = 33
 NUM_OUTPUTS = 20000
 
@@ -57,30 +59,34 @@ MIN_INLIER_SHARE = 0.5
 MAX_ERROR = 0.1
 MAX_UNCERTAINTY = 0.007
 MAX_EXTRAPOLATION = 0.05
-# With noise of 2 % `Fit.error` is 1.35 %. A map that deviates more from the anchor may be more
-# uncertain, by what it deviates more: little is added to an error that it has anyway.
+# With noise of 2 % `Fit.error` is 1.35 %. If a map deviates from its anchor by more than
+# ERROR_OF_NOISE, the limit of its uncertainty is raised by the excess, since the map has an error
+# of that size anyway.
 ERROR_OF_NOISE = 0.0155
 EXTRAPOLATION_BY_UNCERTAINTY = 4
-# Rank correlation of output and anchor below which the output falls where it should rise. With 30 %
-# outliers it is -0.35 or less then, and 0.35 or more where the output rises.
+# If the rank correlation of the output with the anchor's depth (or inverse depth, by the output's
+# meaning) is below this value, the output falls where it should rise. With 30 % outliers the
+# correlation is -0.35 or less in this case, and 0.35 or more if the output rises.
 INVERTED = -0.25
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Scale and shift of one image, and how well they are known; JSON by `dataclasses.asdict`.
+    """The scale and shift that make the relative output of one image metric, and their quality.
 
     Attributes:
-        scale: s > 0, None where there is no fit.
-        shift: t, 0 for a meaning without a shift, None where there is no fit.
-        num_points: Anchor points that can be used.
-        inlier_share: Share of them that agree with the fit within CUT sigma.
-        error: Median relative depth error on the inliers.
-        uncertainty: Predicted relative depth error of scale and shift, 2 sigma, median over the
-            range of log depth of the whole image within max_depth_m. None if it can't be
-            told.
-        extrapolation: The largest over that range.
-        reason: Why the image is left out; "" for a good fit.
+        scale: The scale s > 0 of y = s x + t, where x is the output and y depth in metres or
+            inverse depth in 1 / metres; None if no fit was possible.
+        shift: The shift t; 0 if the output's meaning has no shift, None if no fit was possible.
+        num_points: The number of anchor points, i.e. pixels with both an output and a metric depth.
+        inlier_share: The fraction of the anchor points that agree with the fit within CUT sigma.
+        error: The median relative depth error of the points that agree.
+        uncertainty: The relative error (2 sigma) that scale and shift are predicted to cause in
+            depth, as the median over the image's range of log depth up to max_depth_m. None if it
+            can't be computed.
+        extrapolation: The largest predicted error over the same range; None if it can't be
+            computed.
+        reason: The reason why the fit is not used; "" for a good fit.
     """
 
     scale: float | None
@@ -94,7 +100,7 @@ class Fit:
 
     @property
     def is_good(self) -> bool:
-        """True unless the image is left out."""
+        """True if the fit is good enough to be used; otherwise `reason` says why it isn't."""
         return not self.reason
 
 
@@ -106,15 +112,21 @@ def fit(
     max_depth_m: float,
     min_points: int = MIN_POINTS,
 ) -> Fit:
-    """Fits scale and shift of one relative map to an anchor; draws from no global RNG.
+    """Fits the scale and shift of one relative map to metric depth, called the anchor.
+
+    Random numbers come from a generator of its own with a fixed seed.
 
     Args:
-        output: (H, W), any real type: the teacher's output. Not finite where it has none.
-        depth: (H, W), metres: the anchor. 0 or NaN where it has none; points at or beyond
-            max_depth_m aren't used, since a metric teacher's may be cut off there.
-        meaning: A relative one.
-        max_depth_m: Largest depth that counts, metres.
-        min_points: Fewest anchor points of a good fit.
+        output: (H, W), any real type: the teacher's relative output; NaN or infinite in pixels
+            without an output.
+        depth: (H, W), metres: the anchor; 0 or NaN in pixels without one. Depths of max_depth_m or
+            more aren't used, since a metric teacher's depth may be clipped there.
+        meaning: The meaning of `output`, a relative one.
+        max_depth_m: The largest depth that counts, in metres.
+        min_points: The smallest number of anchor points for a good fit.
+
+    Returns:
+        The fit. If none is possible or it is not good enough, its `reason` says why.
     """
     assert not meaning.is_metric, f"{meaning.name} is metric: meaning.to_metres"
     output, depth = _to_numpy(output), _to_numpy(depth)
@@ -123,7 +135,8 @@ def fit(
             f"output {output.shape} and depth {depth.shape} must be maps (H, W) of one size"
         )
 
-    # Which pixels are anchor points. Without a shift only a positive output can be a depth.
+    # Find the anchor points: pixels with an output and a depth. If the meaning has no shift, only a
+    # positive output can be a depth.
     usable = np.isfinite(output) if meaning.has_shift else np.isfinite(output) & (output > 0)
     points = np.flatnonzero(usable & (depth > 0) & (depth < max_depth_m))
     num_points = len(points)
@@ -141,7 +154,7 @@ def fit(
     if meaning.space == "inverse":
         y = 1 / y
 
-    # The output in units of its own spread, so that sums of squares lose no digits.
+    # Shift and scale the output to its own range of values, so that sums of squares lose no digits.
     outputs = output[usable]
     outputs = outputs[:: -(-len(outputs) // NUM_OUTPUTS)]
     outputs = np.quantile(outputs, np.linspace(0.01, 0.99, NUM_PREDICTED))
@@ -156,7 +169,7 @@ def fit(
         return Fit(None, None, num_points, reason=reason)
     scale, shift, weights, inlier = line
 
-    # Quality, and the limits that leave an image out.
+    # Compute the quality of the fit, and compare it with the limits.
     predicted = scale * x[inlier] + shift
     ratio = predicted / y[inlier] if meaning.space == "depth" else y[inlier] / predicted
     tiles = _tiles(points, output.shape)
@@ -180,19 +193,21 @@ def fit(
 def apply(
     output: Tensor | np.ndarray, fit: Fit, meaning: Meaning, max_depth_m: float
 ) -> tuple[Tensor, Tensor]:
-    """Returns the metric map of a fit.
+    """Converts a relative map to metric depth by its fit.
 
     Args:
-        output: (..., H, W), any real type: the map that `fit` was made of.
-        fit: Of this image.
-        meaning: That of the fit.
-        max_depth_m: Largest depth, metres.
+        output: (..., H, W), any real type: the relative map x from which `fit` was computed.
+        fit: The scale s and shift t of this map.
+        meaning: The meaning of the map: s x + t is depth or inverse depth.
+        max_depth_m: The largest depth, in metres.
 
     Returns:
-        depth: Shape and device of the output, float32, metres. max_depth_m where it is beyond; 0
-            where the output isn't finite or the depth not positive, and everywhere for a poor fit.
-        beyond: bool: depth is max_depth_m or more. In inverse space that is s x + t <= 1 /
-            max_depth_m, which includes values below 0: beyond infinity.
+        1. Depth, with the shape and device of `output`, float32, metres, at most max_depth_m. It is
+           0 in pixels in which the output isn't finite or the depth isn't positive, and everywhere
+           if the fit isn't good.
+        2. A mask of the same shape, bool: True in pixels whose depth is max_depth_m or more. For
+           inverse depth these are the pixels with s x + t <= 1 / max_depth_m, also those with a
+           value below 0.
     """
     output = torch.as_tensor(output).float()
     if not fit.is_good:
@@ -209,14 +224,18 @@ def apply(
 
 
 def _to_numpy(values: Tensor | np.ndarray) -> np.ndarray:
-    """Returns a float64 copy on the CPU."""
+    """Returns a copy of a tensor or array as a float64 array on the CPU."""
     if isinstance(values, Tensor):
         values = values.detach().cpu().double().numpy()
     return np.array(values, dtype=np.float64)
 
 
 def _rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
-    """Spearman's; the points come in random order, so ties fall either way."""
+    """Returns Spearman's rank correlation of two arrays (N,), from -1 to 1.
+
+    Equal values get different ranks by their order. The points come in random order, so this has no
+    systematic effect.
+    """
     ranks = [np.argsort(np.argsort(values, kind="stable")) for values in (x, y)]
     return float(np.corrcoef(ranks)[0, 1])
 
@@ -224,7 +243,19 @@ def _rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
 def _find_line(
     x: np.ndarray, y: np.ndarray, meaning: Meaning, generator: np.random.Generator
 ) -> tuple[tuple[float, float, np.ndarray, np.ndarray] | None, str]:
-    """Returns what `_least_squares` does and "", or None and why no scale above 0 fits."""
+    """Finds scale and shift by sample consensus, and refines them by least squares.
+
+    Args:
+        x: (N,) outputs at the anchor points, in random order.
+        y: (N,) depth or inverse depth at these points.
+        meaning: The meaning of the output.
+        generator: The generator of the random candidates.
+
+    Returns:
+        1. What `_least_squares` returns: (scale, shift, weights, inlier); None if no scale above 0
+           fits.
+        2. The reason if the first is None; else "".
+    """
     correlation = _rank_correlation(x[:NUM_COMPARED], y[:NUM_COMPARED])
     if correlation < INVERTED:
         return None, (
@@ -245,19 +276,25 @@ def _find_line(
 def _sample_consensus(
     x: np.ndarray, y: np.ndarray, has_shift: bool, generator: np.random.Generator
 ) -> tuple[float, float, float] | None:
-    """Returns (scale, shift, sigma) of the best candidate; None if its scale isn't above 0.
+    """Chooses the best of NUM_DRAWS random candidates for scale and shift (MLESAC).
 
     Args:
-        x: (N,) outputs, in random order.
-        y: (N,) depth or inverse depth.
-        has_shift: False for candidates of one point instead of two.
-        generator: Draws the points.
+        x: (N,) outputs at the anchor points, in random order.
+        y: (N,) depth or inverse depth at these points.
+        has_shift: True if a candidate is the line through two points; False if the shift is 0, so
+            that one point gives the scale.
+        generator: The generator from which the points are drawn.
+
+    Returns:
+        (scale, shift, sigma) of the best candidate, where sigma is the standard deviation of the
+        relative residuals; None if its scale isn't above 0.
     """
     x, y = x[:NUM_COMPARED], y[:NUM_COMPARED]
     count = len(x)
     first = generator.integers(count, size=NUM_DRAWS)
     if has_shift:
-        # A quarter of all ranks or more apart, since the noise of close points hides the slope.
+        # Choose two points whose outputs are at least a quarter of all ranks apart. Between close
+        # points noise would hide the slope.
         by_output = np.argsort(x)
         apart = generator.integers(count // 4, count - count // 4 + 1, size=NUM_DRAWS)
         first, second = by_output[first], by_output[(first + apart) % count]
@@ -276,25 +313,36 @@ def _sample_consensus(
     residuals = np.abs((scales[:, None] * x + shifts[:, None]) / y - 1)
     sigma = _sigma(residuals[np.argmin(np.median(residuals, axis=1))])
     best = np.argmin((np.minimum(residuals, CUT * sigma) ** 2).sum(axis=1))
-    # Falling candidates take part, so that a flat one doesn't win where the output falls.
+    # Candidates with a negative scale take part. Without them a candidate with a scale near 0 would
+    # win if the output falls where it should rise.
     return (scales[best], shifts[best], sigma) if scales[best] > 0 else None
 
 
 def _sigma(residuals: np.ndarray) -> float:
-    """Standard deviation of normal noise from the median of |residual|, above rounding errors."""
+    """Returns the standard deviation of normal noise, estimated from the median of its magnitudes.
+
+    Args:
+        residuals: (N,) magnitudes of residuals. The result is at least 1e-5, which is above
+            rounding errors.
+    """
     return max(1.4826 * float(np.median(residuals)), 1e-5)
 
 
 def _least_squares(
     x: np.ndarray, y: np.ndarray, line: tuple[float, float, float], has_shift: bool
 ) -> tuple[float, float, np.ndarray, np.ndarray] | None:
-    """Returns (scale, shift, weights, inlier) of the reweighted fit; None if no scale above 0 fits.
+    """Refines scale and shift by NUM_ROUNDS rounds of reweighted least squares.
 
     Args:
-        x: (N,) outputs.
-        y: (N,) depth or inverse depth.
-        line: Scale, shift and sigma to begin with.
+        x: (N,) outputs at the anchor points.
+        y: (N,) depth or inverse depth at these points.
+        line: The scale, shift and sigma (standard deviation of the relative residuals) to begin
+            with.
         has_shift: False keeps the shift at 0.
+
+    Returns:
+        The scale; the shift; the weights of the points in the fit, (N,); and a mask of the points
+        that agree with the fit within CUT sigma, (N,) bool. None if no scale above 0 fits.
     """
     scale, shift, sigma = line
     for _ in range(NUM_ROUNDS):
@@ -309,7 +357,18 @@ def _least_squares(
 def _weigh(
     x: np.ndarray, y: np.ndarray, line: tuple[float, float], sigma: float
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """Returns weights (N,), inlier (N,) bool by the sigma given, and the sigma of these inliers."""
+    """Computes the weights of the points for the next round of least squares.
+
+    Args:
+        x: (N,) outputs at the anchor points.
+        y: (N,) depth or inverse depth at these points.
+        line: The present scale and shift.
+        sigma: The present standard deviation of the relative residuals.
+
+    Returns:
+        The weights, (N,); a mask of the inliers, i.e. the points with a residual below CUT *
+        sigma, (N,) bool; and the new sigma, computed from the inliers.
+    """
     predicted = line[0] * x + line[1]
     positive = predicted > 0
     divisor = np.where(positive, predicted, 1)
@@ -322,13 +381,31 @@ def _weigh(
 
 
 def _terms(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Returns what the normal equations sum, (5, N): w, w x, w y, w x x, w x y."""
+    """Returns the terms of each point whose sums are in the normal equations of least squares.
+
+    Args:
+        x: (N,) outputs at the anchor points.
+        y: (N,) depth or inverse depth at these points.
+        weights: (N,) the weights w of the points.
+
+    Returns:
+        (5, N): w, w x, w y, w x x, w x y.
+    """
     weighted = weights * x
     return np.stack([weights, weighted, weights * y, weighted * x, weighted * y])
 
 
 def _solve(sums: np.ndarray, has_shift: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Returns scale and shift of sums (5, ...), each of shape (...); NaN where undetermined."""
+    """Solves the normal equations of least squares for scale and shift.
+
+    Args:
+        sums: (5, ...) the sums over the points of what `_terms` returns, for one or more fits.
+        has_shift: False keeps the shift at 0.
+
+    Returns:
+        The scales and the shifts, each of shape (...); NaN or infinite if the points don't
+        determine them.
+    """
     one, x, y, xx, xy = sums
     with np.errstate(divide="ignore", invalid="ignore"):
         if not has_shift:
@@ -338,18 +415,32 @@ def _solve(sums: np.ndarray, has_shift: bool) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _tiles(points: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Returns the tile, 0 and up, of each flat index of a pixel."""
+    """Returns the number of the tile in which each point lies.
+
+    The image is divided into a grid of TILES rows and columns of tiles, numbered from 0, row by
+    row.
+
+    Args:
+        points: (N,) indices of pixels in the flattened image.
+        shape: (H, W) of the image.
+
+    Returns:
+        (N,) the tiles' numbers.
+    """
     rows, columns = np.divmod(points, shape[1])
     return rows * TILES[0] // shape[0] * TILES[1] + columns * TILES[1] // shape[1]
 
 
 def _without_each_tile(terms: np.ndarray, tiles: np.ndarray, has_shift: bool) -> np.ndarray:
-    """Returns scale and shift of the fits without each tile that has points, (num tiles, 2).
+    """Repeats the fit of scale and shift once for each tile, without the points in that tile.
 
     Args:
-        terms: (5, N) of `_terms`.
-        tiles: (N,) each point's tile.
+        terms: (5, N) the terms of all points, as `_terms` returns them.
+        tiles: (N,) the number of the tile in which each point lies.
         has_shift: False keeps the shift at 0.
+
+    Returns:
+        (G, 2) scale and shift of each fit, for the G tiles that have points.
     """
     of_tile = np.stack([np.bincount(tiles, term) for term in terms])
     of_tile = of_tile[:, of_tile[0] > 0]
@@ -363,17 +454,19 @@ def _predict_errors(
     meaning: Meaning,
     max_depth_m: float,
 ) -> np.ndarray:
-    """Returns relative depth errors, 2 sigma, at steps of log depth over the image's range.
+    """Predicts the relative depth error that the uncertainty of scale and shift causes.
 
     Args:
-        ends: (K,) outputs over the range of the image.
-        line: Scale and shift of the fit.
-        lines: (G, 2) of the fits without each tile.
-        meaning: Of the output.
-        max_depth_m: End of the range.
+        ends: (K,) outputs of the image: quantiles, in increasing order, that span its range.
+        line: The scale and shift of the fit to all points.
+        lines: (G, 2) the scale and shift of each fit without one tile.
+        meaning: The meaning of the output.
+        max_depth_m: The largest depth at which an error is predicted, in metres.
 
     Returns:
-        (NUM_PREDICTED,), inf where there are too few tiles, or the scale isn't known to be above 0.
+        (NUM_PREDICTED,) the errors (2 sigma), at depths from the nearest to the farthest of the
+        image in equal steps of log depth. All are infinite if there are too few tiles, or if the
+        scale isn't known to be above 0.
     """
     count, freedom = len(lines), len(lines) - 1 - meaning.has_shift
     scale, shift = line
@@ -383,7 +476,8 @@ def _predict_errors(
     is_known = count >= MIN_TILES and scale > 3 * np.sqrt(variance[0])
     if not (is_known and len(positive)):
         return np.full(NUM_PREDICTED, np.inf)
-    # What is predicted beyond might be within, so the range ends at the largest depth then.
+    # Limit the range to the largest depth: a pixel that is predicted to be farther may really be
+    # nearer.
     farthest = 1 / max_depth_m if meaning.space == "inverse" else max_depth_m
     clip = np.maximum if meaning.space == "inverse" else np.minimum
     low = linear.min() if meaning.space == "inverse" else positive.min()
@@ -391,13 +485,19 @@ def _predict_errors(
     outputs = (predicted - shift) / scale
     spread = lines[:, :1] * outputs + lines[:, 1:] - predicted
     variance = (count - 1) / count * (spread**2).sum(axis=0)
-    # Student's t in the place of 2 sigma (the first term of its expansion by degrees of freedom).
+    # There are few tiles, so use the quantile of Student's t instead of 2 (the first term of its
+    # expansion in the degrees of freedom).
     errors = np.sqrt(variance) * (2 + 2.5 / freedom) / predicted
     return np.where(np.isnan(errors), np.inf, errors)
 
 
 def _poor(quality: Mapping[str, float], num_tiles: int) -> str:
-    """The reason for leaving an image out by its quality; "" for none."""
+    """Returns the reason why a fit isn't good enough to be used; "" if it is good.
+
+    Args:
+        quality: `inlier_share`, `error`, `uncertainty` and `extrapolation`, as in `Fit`.
+        num_tiles: The number of tiles of the image that have anchor points.
+    """
     share = quality["inlier_share"]
     if share < MIN_INLIER_SHARE:
         return f"{share:.0%} of the anchor points agree with a fit; {MIN_INLIER_SHARE:.0%} needed"

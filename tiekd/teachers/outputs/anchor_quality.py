@@ -1,8 +1,10 @@
-"""The file that says how well each cached map of a relative teacher fits its anchor.
+"""Writes the file that says how well each cached map of a relative teacher fits its anchor.
 
-`anchor.jsonl` in the folder of the maps has one line of JSON a map. While maps are made, each rank
-appends lines to a file of its own, which `merge` takes into it; what a killed job leaves is merged
-by the next one. Left out: a line that was being written then. Its map isn't there either.
+The file, `anchor.jsonl` in the folder of the maps, has one line of JSON for each map. While maps
+are computed, each rank appends lines to its own file `anchor_<rank>.jsonl`. In the end `merge`
+moves the lines of all ranks to `anchor.jsonl`. Lines that a killed job has left are merged by the
+next job. Left out: a line that was incomplete when the job was killed; its map isn't complete
+either.
 """
 
 import json
@@ -16,26 +18,34 @@ NAME = "anchor.jsonl"
 
 
 def add(folder: Path, rank: int, map_name: str, quality: Quality) -> None:
-    """Appends the line of one map to this rank's file."""
+    """Appends the line of one map to this rank's file of lines.
+
+    Args:
+        folder: The folder of the maps.
+        rank: This rank's number, which is part of the file's name.
+        map_name: The name of the map's file.
+        quality: The fit of the map to its anchor.
+    """
     line = json.dumps({"map": map_name, **quality.node()})
     append_line(folder / f"anchor_{rank}.jsonl", line)
 
 
 def merge(folder: Path, map_names: Collection[str]) -> str:
-    """Merges all files of lines to one, in the order of the maps; called on rank 0 only.
+    """Moves the lines of all ranks' files to `anchor.jsonl`. Called on rank 0 only.
 
     Args:
-        folder: Of the maps.
-        map_names: Of all maps of the split.
+        folder: The folder of the maps.
+        map_names: The names of all maps of the split, in the order that the lines get.
 
     Returns:
-        A line for the log: how many images are left out, and why the first of them is.
+        A message for the log: how many maps are empty because their fit isn't good, and the reason
+        for the first of them.
     """
     files = sorted(folder.glob("anchor_*.jsonl"))
     lines = {}
     for path in (folder / NAME, *files):
         lines |= _read(path)
-    # The maps' own order, then whatever other splits have left here.
+    # Write the lines of this split in the order of its maps, then those of other splits.
     order = [*(name for name in map_names if name in lines), *(lines.keys() - set(map_names))]
     replace_text(folder / NAME, "".join(f"{json.dumps(lines[name])}\n" for name in order))
     for path in files:
@@ -48,7 +58,14 @@ def merge(folder: Path, map_names: Collection[str]) -> str:
 
 
 def _read(path: Path) -> dict[str, dict]:
-    """Returns the lines of a file by map; a line that was cut off is skipped."""
+    """Reads a file of lines.
+
+    Args:
+        path: The file; it needn't exist.
+
+    Returns:
+        The parsed lines by the name of the map. A line that isn't complete is skipped.
+    """
     found = {}
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     for line in text.splitlines():

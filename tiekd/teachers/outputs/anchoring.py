@@ -1,7 +1,7 @@
-"""Makes a relative teacher's maps metric: builds what anchors them, and fits image by image.
+"""Makes a relative teacher's output metric, by a fit of each image to metric depth, the anchor.
 
-The anchor is the ground truth of the batch, or a metric teacher of the project. Left out: the fit
-itself (anchor.py), and anchors from outside the project.
+The anchor is the ground truth of the batch, or the depth of a metric teacher of the project. Left
+out: the fit itself (anchor.py), and anchors from outside the project.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,12 +23,12 @@ GROUND_TRUTH = "ground_truth"
 
 
 class Quality(NamedTuple):
-    """The fit of one image.
+    """The fit of one image's relative output, with the image's name.
 
     Attributes:
-        name: Of the image.
-        fit: Scale, shift, and how well they are known.
-        beyond: Share of the pixels that lie beyond the largest depth.
+        name: The name of the image.
+        fit: The scale and shift that make the output metric, and how well they are known.
+        beyond: The fraction of the pixels whose depth is the largest depth or more.
     """
 
     name: str
@@ -36,17 +36,19 @@ class Quality(NamedTuple):
     beyond: float
 
     def node(self) -> dict:
-        """Returns the entries of a line of JSON; `reason` is empty for a good fit."""
+        """Returns the values as a dict, for a line of JSON; `reason` is "" for a good fit."""
         return {"image": self.name, **asdict(self.fit), "beyond": round(self.beyond, 4)}
 
 
 class Anchor:
-    """Gives the metric depth that relative outputs are fitted to.
+    """A source of metric depth, to which the relative output of a teacher is fitted.
 
     Attributes:
-        teacher: From a batch to (B, 1, H, W) float32 metres, 0 where there is none.
-        description: "ground_truth", or the metric teacher's description.
-        max_depth_m: Farther depths aren't used, and are beyond.
+        teacher: Function from a batch to the metric depth, (B, 1, H, W) float32, metres, 0 in
+            pixels without a depth.
+        description: "ground_truth", or the description of the metric teacher.
+        max_depth_m: The largest depth, in metres. Farther depths aren't used in a fit, and a fitted
+            depth is at most this.
     """
 
     def __init__(
@@ -60,17 +62,18 @@ class Anchor:
     def metres(
         self, values: Tensor, depth: Tensor, meaning: Meaning, names: Sequence[str]
     ) -> tuple[Tensor, list[Quality]]:
-        """Fits each image by itself.
+        """Converts relative outputs to metres, by a fit of each image to its metric depth.
 
         Args:
-            values: (B, 1, H, W) float32, relative; NaN where the network knows nothing.
-            depth: (B, 1, H, W) float32, metres, the anchor; 0 where there is none.
-            meaning: Of the values.
-            names: Of the images.
+            values: (B, 1, H, W) float32, the relative outputs; NaN in pixels without an output.
+            depth: (B, 1, H, W) float32, metres, the depth that `teacher` returned for these images;
+                0 in pixels without a depth.
+            meaning: The meaning of `values`.
+            names: The names of the images.
 
         Returns:
-            (B, 1, H, W) float32, metres, 0 everywhere in an image that can't be fitted well; and
-            the fits.
+            Depth, (B, 1, H, W) float32, metres, 0 everywhere in an image whose fit isn't good; and
+            the fit of each image.
         """
         depths, qualities = [], []
         for value, truth, name in zip(values, depth, names, strict=True):
@@ -82,15 +85,18 @@ class Anchor:
 
 
 def anchor_of(node: str | dict | None, device: torch.device, max_depth_m: float) -> Anchor | None:
-    """Builds the anchor of a recipe's `teacher.anchor`.
+    """Builds the anchor that the key `teacher.anchor` of a recipe describes.
 
     Args:
-        node: "ground_truth", a metric teacher's node, or None for no anchor.
-        device: Of the metric teacher.
-        max_depth_m: The student's range in metres.
+        node: The key's value: "ground_truth", a node that describes a metric teacher, or None.
+        device: The device on which a metric teacher runs.
+        max_depth_m: The largest depth that the student predicts, in metres.
+
+    Returns:
+        The anchor; None if `node` is None.
 
     Raises:
-        TeacherError: It is neither, or its teacher can't be built or isn't metric.
+        TeacherError: The value is none of these, or the teacher can't be built or isn't metric.
     """
     if node is None:
         return None
@@ -106,7 +112,8 @@ def anchor_of(node: str | dict | None, device: torch.device, max_depth_m: float)
     try:
         teacher = build(node, "tiekd.teachers", "teacher.anchor", **context)
     except TeacherError as error:
-        # It was built as a teacher, and knows nothing of being an anchor.
+        # The message names keys such as `teacher.model`, since the anchor was built like any
+        # teacher. Put `anchor` into the names.
         place, _, rest = str(error).partition("teacher.")
         raise TeacherError(f"{place}teacher.anchor.{rest}" if rest else str(error)) from None
     return Anchor(teacher, teacher.description, max_depth_m)

@@ -1,4 +1,4 @@
-"""Focal lengths of the images that a network sees, and networks that take a camera if known."""
+"""Focal lengths of resized images, and calls of networks that use a camera only if it is known."""
 
 from collections.abc import Callable
 
@@ -11,40 +11,44 @@ FOCAL_NEEDED = "its output is in metres only by the focal length; give data.intr
 
 
 def focal_of(intrinsics: Tensor, seen: tuple[float, float] = (1.0, 1.0)) -> Tensor:
-    """Returns the focal lengths of resized images.
+    """Returns the focal lengths of images after a network's own preprocessing has resized them.
 
     Args:
-        intrinsics: (B, 3, 3), pixels of the images before the resize; NaN where unknown.
-        seen: (vertical, horizontal) factor by which the network's own resize scales an image.
+        intrinsics: (B, 3, 3) camera matrices, in pixels of the images before the resize; NaN for
+            an unknown camera.
+        seen: The factors (vertical, horizontal) by which the resize scales an image.
 
     Returns:
-        (B,) float32, (fx + fy) / 2 in pixels of the resized image; NaN where unknown.
+        (B,) float32, (fx + fy) / 2 in pixels of the resized image; NaN for an unknown camera.
     """
     vertical, horizontal = seen
     focal = (intrinsics[:, 0, 0] * horizontal + intrinsics[:, 1, 1] * vertical) / 2
-    # A focal length that isn't above 0 is none.
+    # Treat a focal length that isn't above 0 as unknown.
     return torch.where(focal > 0, focal, torch.nan).float()
 
 
 def by_camera(
     images: Tensor, intrinsics: Tensor, run: Callable[[Tensor, Tensor | None], Output]
 ) -> Output:
-    """Returns the outputs of images some of which may have no known camera.
+    """Runs a network on images whose cameras may be known or not.
+
+    If all cameras are known or none is, the network is called once, else once for each image.
 
     Args:
-        images: (B, 3, H, W) uint8.
-        intrinsics: (B, 3, 3) float32, NaN where unknown.
-        run: From images and their intrinsics, or None, to the output.
+        images: (B, 3, H, W) uint8, RGB.
+        intrinsics: (B, 3, 3) float32 camera matrices, in pixels; NaN for an unknown camera.
+        run: Function that calls the network. Its arguments are some of the images, and their
+            intrinsics, or None if the cameras aren't known.
 
     Returns:
-        The output of all images; `focal` is left out.
+        The output for all images. Its `focal` is None unless `run` is called once and sets it.
     """
     known = torch.isfinite(focal_of(intrinsics)).tolist()
     if all(known):
         return run(images, intrinsics)
     if not any(known):
         return run(images, None)
-    # A network takes cameras of all images of a call or of none.
+    # Call the network image by image, since in one call it needs the cameras of all images or none.
     outputs = [
         run(images[i : i + 1], intrinsics[i : i + 1] if is_known else None)
         for i, is_known in enumerate(known)

@@ -1,4 +1,4 @@
-"""SHA-256 of what decides a teacher's maps: weights, and settings that change its output."""
+"""Computes a SHA-256 digest of all that determines a teacher's output: weights and settings."""
 
 import hashlib
 import json
@@ -11,11 +11,14 @@ _CHUNK = 1 << 24  # bytes
 
 
 def of_network(network: nn.Module, *settings: Mapping) -> str:
-    """Returns the digest of a network's parameters and buffers with their names.
+    """Returns the SHA-256 of a network's parameters and buffers with their names, and of settings.
 
     Args:
         network: The network.
-        settings: Mappings of plain values that change its output, such as its config.
+        settings: Mappings of plain values that affect the network's output, such as its config.
+
+    Returns:
+        64 hexadecimal digits.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
@@ -27,7 +30,7 @@ def of_network(network: nn.Module, *settings: Mapping) -> str:
 
 
 def of_files(*files: Path) -> str:
-    """Returns the digest of the files' bytes, in the order that they are given."""
+    """Returns the SHA-256 of the contents of files, one after the other, in hexadecimal digits."""
     digest = hashlib.sha256()
     for path in files:
         with path.open("rb") as file:

@@ -1,4 +1,7 @@
-"""Images as other networks take them: RGB grey levels, from the ImageNet-normalised batch."""
+"""Converts the ImageNet-normalised images of a batch to RGB values from 0 to 255, and mirrors them.
+
+Networks from outside the project, such as those of transformers, need them for their preprocessing.
+"""
 
 import torch
 from torch import Tensor
@@ -7,7 +10,9 @@ from tiekd.data.augment.augment import IMAGENET_MEAN, IMAGENET_STD
 
 
 def rgb_of(image: Tensor) -> Tensor:
-    """Returns a batch's images as grey levels; exactly those of the files where none was augmented.
+    """Converts a batch's images from ImageNet normalisation back to integers from 0 to 255.
+
+    If an image was neither augmented nor resized, the result has exactly the values of its file.
 
     Args:
         image: (B, 3, H, W) float32, RGB, ImageNet-normalised, as `Batch.image`.
@@ -21,7 +26,15 @@ def rgb_of(image: Tensor) -> Tensor:
 
 
 def mirrored_intrinsics(intrinsics: Tensor, width: int) -> Tensor:
-    """Returns the (B, 3, 3) intrinsics of images of this width after a horizontal mirroring."""
+    """Returns the camera matrices of images that are mirrored horizontally.
+
+    Args:
+        intrinsics: (B, 3, 3) the matrices before, in pixels.
+        width: The width of the images in pixels.
+
+    Returns:
+        (B, 3, 3) the matrices for the mirrored images, in a new tensor.
+    """
     mirrored = intrinsics.clone()
     mirrored[:, 0, 2] = (width - 1) - mirrored[:, 0, 2]
     return mirrored

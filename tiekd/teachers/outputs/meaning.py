@@ -1,4 +1,4 @@
-"""The meanings that a teacher's output can have, and metres from the metric ones.
+"""Defines the meanings that a teacher's output can have, and converts metric ones to metres.
 
 A relative output is depth or inverse depth up to a scale, or a scale and a shift, that differ from
 image to image: Ranftl et al., "Towards Robust Monocular Depth Estimation: Mixing Datasets for
@@ -13,22 +13,24 @@ from torch import Tensor
 
 from tiekd.errors import TeacherError
 
-# Networks of canonical output are trained as if every camera had this focal length in pixels.
+# Networks with a canonical output are trained as if every camera had this focal length in pixels.
 CANONICAL_FOCAL = 300.0
 
 
 @dataclass(frozen=True)
 class Meaning:
-    """What the values of a teacher's output are.
+    """A meaning of the values in a teacher's output, i.e. how depth follows from them.
 
     Attributes:
-        name: Key of `OUTPUTS`.
-        formula: Metres or inverse metres from the output, for messages.
-        is_metric: True if `to_metres` applies, False if scale or shift are unknown.
+        name: The meaning's name, its key in `OUTPUTS`.
+        formula: The formula of depth or inverse depth, as text for messages.
+        is_metric: True if the output determines depth in metres (`to_metres`); False if it does so
+            only up to an unknown scale, or scale and shift.
         needs_focal: True if the focal length is part of the formula.
-        space: "depth" or "inverse": what is linear in the output.
+        space: The quantity that is linear in the output: "depth", or "inverse" for 1 / depth.
         has_shift: True if a shift is unknown as well as the scale.
-        opposite: For a relative meaning the name of the same one in the other space.
+        opposite: For a relative meaning, the name of the meaning that differs from it only in
+            `space`.
     """
 
     name: str
@@ -67,14 +69,15 @@ OUTPUTS = {
 
 
 def find_meaning(output: str, *, has_anchor: bool) -> Meaning:
-    """Returns the meaning of this name.
+    """Returns the meaning with a certain name, and checks that it can be made metric.
 
     Args:
-        output: Value of the teacher's key `output`.
-        has_anchor: True if the teacher has something that makes a relative output metric.
+        output: The meaning's name, a key of `OUTPUTS`.
+        has_anchor: True if the teacher has an anchor, i.e. metric depth to which a relative output
+            is fitted.
 
     Raises:
-        TeacherError: There is no such meaning, or it is relative and has no anchor.
+        TeacherError: There is no meaning of this name; or it is relative, and there is no anchor.
     """
     if output not in OUTPUTS:
         allowed = ", ".join(OUTPUTS)
@@ -91,16 +94,17 @@ def find_meaning(output: str, *, has_anchor: bool) -> Meaning:
 
 
 def to_metres(output: Tensor, meaning: Meaning, focal: float | Tensor | None = None) -> Tensor:
-    """Returns a metric output in metres.
+    """Converts a network's metric output to depth in metres.
 
     Args:
-        output: (B, 1, H, W), any floating type: what the network gave.
-        meaning: A metric one.
-        focal: (fx + fy) / 2 in pixels of the image that the network saw, so scaled by the teacher's
-            own resize; a number or (B,). Not used unless the meaning needs it.
+        output: (B, 1, H, W), any floating type: the network's output.
+        meaning: The meaning of the output, a metric one.
+        focal: The focal length (fx + fy) / 2, in pixels of the image after the network's own
+            resize: one number, or (B,). Used only if the meaning needs it.
 
     Returns:
-        (B, 1, H, W) float32, metres, 0 where the output isn't finite or not positive.
+        Depth, (B, 1, H, W) float32, metres; 0 in pixels in which the output isn't finite or isn't
+        positive.
 
     Raises:
         TeacherError: The meaning needs a focal length, and an image has none.

@@ -1,4 +1,4 @@
-"""The licence that a model card names."""
+"""Reads the licence of a model from its model card, i.e. its README.md."""
 
 from pathlib import Path
 
@@ -6,9 +6,14 @@ import yaml
 
 
 def licence_in(card: Path) -> str | None:
-    """Returns `license` of a README.md's front matter; None without card, front matter or entry.
+    """Returns the licence that a model card names.
 
-    A card with `license: other` may name the licence in `license_name`, which is then returned.
+    Args:
+        card: The path of the card, a README.md that begins with YAML between lines `---`.
+
+    Returns:
+        The value of the key `license` in this YAML. If it is `other`, the value of `license_name`,
+        if there is one. None if there is no card, no YAML in it or no such key.
     """
     try:
         text = card.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The folder or hub ID that a recipe names a model by, and loading from it."""
+"""Finds and loads the model that a recipe names, by the path of its folder or its ID on the hub."""
 
 import importlib
 import re
@@ -13,20 +13,25 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
 class ModelPlace:
-    """A model's folder, else its ID on the hub.
+    """The place of a model: its folder, or, if there is no such folder, its ID on the hub.
 
     Attributes:
-        name: The folder's path or the ID.
-        is_folder: True for a folder, which is never looked up anywhere else.
-        where: The options of a `from_pretrained` that say so.
+        name: The folder's path, or the ID.
+        is_folder: True if the place is a folder. Then the model is never looked up on the hub.
+        where: Keyword arguments for a function `from_pretrained`: the revision, and that a folder
+            is read without a network connection.
     """
 
     def __init__(self, model: Path, revision: str | None):
-        """Checks the keys `model` and `revision`.
+        """Checks the keys `model` and `revision` of a recipe's section `teacher`.
+
+        Args:
+            model: The path of the folder, or the ID such as `owner/name`.
+            revision: The branch, tag or commit on the hub; None for a folder, or for `main`.
 
         Raises:
-            TeacherError: There is no such folder, and no hub ID looks like that; or a folder has a
-                revision.
+            TeacherError: `model` is neither a folder nor has the form of an ID; or it is a folder,
+                and a revision is given.
         """
         folder = model.expanduser()
         self.is_folder = folder.is_dir()
@@ -51,27 +56,41 @@ class ModelPlace:
 
     @property
     def base_name(self) -> str:
-        """The last part of the folder or ID, which stays the same when the folder moves."""
+        """The last part of the folder's path or of the ID.
+
+        It stays the same if the folder is moved to another place.
+        """
         return Path(self.name).resolve().name if self.is_folder else Path(self.name).name
 
     def has(self, *files: str) -> bool:
-        """True where a folder has one of the files; for an ID, too, which is asked later."""
+        """Returns True if the model may have one of several files.
+
+        For a folder this is checked. For an ID on the hub the result is always True, since a
+        missing file is noticed only when the model is loaded.
+
+        Args:
+            files: The names of the files.
+        """
         return not self.is_folder or any((Path(self.name) / file).is_file() for file in files)
 
     def licence(self) -> str | None:
-        """Returns the licence that a folder's model card names; None for an ID."""
+        """Returns the licence that the model card in a folder names.
+
+        None if there is no card, if it names no licence, or if the place is an ID on the hub.
+        """
         return licence_in(Path(self.name) / "README.md") if self.is_folder else None
 
     def loaded(self, load: Callable, what: str, **options):
-        """Calls `load(name, **where, **options)`.
+        """Calls a function that loads the model, and returns its result.
 
         Args:
-            load: A function of another package, which may raise anything.
-            what: What can't be done then, in words.
-            options: Further arguments.
+            load: A function of another package, such as `from_pretrained`. It is called with
+                `name` and the keyword arguments of `where` and `options`.
+            what: The beginning of the error message, such as "the model can't be loaded".
+            options: Further keyword arguments for `load`; they override those of `where`.
 
         Raises:
-            TeacherError: It raised something.
+            TeacherError: `load` raised an exception of any kind.
         """
         try:
             return load(self.name, **self.where | options)
@@ -85,10 +104,14 @@ class ModelPlace:
 
 
 def import_package(module: str, kind: str) -> ModuleType:
-    """Imports a module of a package that a kind of teacher is a thin layer over.
+    """Imports and returns a module of the package that a kind of teacher needs.
+
+    Args:
+        module: The module's dotted name, such as `unidepth.models`.
+        kind: The kind of teacher, such as `unidepth`, for the error message.
 
     Raises:
-        TeacherError: The package, or one that it needs, isn't installed.
+        TeacherError: The package, or another package that it needs, isn't installed.
     """
     try:
         return importlib.import_module(module)

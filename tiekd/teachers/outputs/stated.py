@@ -1,19 +1,20 @@
-"""The meaning of an output: what the model states, else what the recipe gives."""
+"""Finds the meaning of a model's output in the model's config, or else in the recipe."""
 
 from tiekd.errors import TeacherError
 from tiekd.teachers.outputs.meaning import OUTPUTS
 
 
 def stated_or_given(stated: str | None, given: str | None, of: str) -> str:
-    """Returns the name of an output's meaning, a key of OUTPUTS.
+    """Returns the name of the meaning of a model's output, a key of OUTPUTS.
 
     Args:
-        stated: What the model's config says; None where it says nothing.
-        given: The user's `teacher.output`; None where left out.
-        of: The model in words, for messages.
+        stated: The name according to the model's config; None if the config doesn't say it.
+        given: The recipe's key `teacher.output`; None if it isn't given.
+        of: The model's name, for error messages.
 
     Raises:
-        TeacherError: The meaning is unknown, isn't given, or contradicts the config.
+        TeacherError: Neither says the meaning, or the two contradict each other; or there is no
+            meaning with the name `given`.
     """
     if given is not None and given not in OUTPUTS:
         raise TeacherError(f"teacher.output: got {given!r}; allowed: {', '.join(OUTPUTS)}")

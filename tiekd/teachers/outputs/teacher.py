@@ -1,10 +1,11 @@
-"""A teacher over a network that isn't ours: from a batch to metres on the batch's grid.
+"""A teacher that is a network from outside the project, such as a foundation model.
 
-A `Predictor` wraps the network with its own preprocessing. `FoundationTeacher` does the same for
-all of them: grey levels from the batch, a few images at a time, averaging with the mirrored image,
-refusing NaN, metres, and the mask. It owns its preprocessing, so it is given whole images at their
-own size when maps are cached. Costs: the network's forward, twice with `flip`, and some 20 ms an
-image for the fit of a relative output.
+A `Predictor` is such a network with its own preprocessing. `FoundationTeacher` has the steps that
+are the same for all predictors: it converts a batch's images to RGB values, calls the predictor
+with a few images at a time, averages with the mirrored images, refuses NaN, converts the output to
+metres, and masks invalid pixels. When maps are cached, the teacher gets whole images at their own
+size, since the predictor resizes them itself. Costs: the network's forward, twice with `flip`, and
+about 20 ms per image for the fit of a relative output.
 """
 
 from collections.abc import Sequence
@@ -25,16 +26,17 @@ from tiekd.teachers.outputs.meaning import find_meaning, to_metres
 
 
 class Output(NamedTuple):
-    """What a network gives for some images, on the images' own grid.
+    """The output of a predictor for B images, resized to the images' own height and width.
 
     Attributes:
-        values: (B, 1, H, W) float32, in the predictor's meaning.
-        valid: (B, 1, H, W) bool, False where the network says that it knows nothing; None where it
-            says that nowhere.
-        beyond: (B, 1, H, W) bool, True where the network sees the sky: farther than any depth. None
-            without such a mask.
-        focal: (B,) float32, pixels of the image that the network saw; NaN where unknown. None where
-            the predictor needs none.
+        values: (B, 1, H, W) float32, depth or another quantity, according to the predictor's
+            `meaning`.
+        valid: (B, 1, H, W) bool, False in pixels for which the network states that it has no
+            output; None if the network has no such mask.
+        beyond: (B, 1, H, W) bool, True in pixels that the network takes for sky, which is farther
+            than any depth; None if the network has no such mask.
+        focal: (B,) float32, the focal lengths in pixels of the images after the predictor's own
+            resize; NaN if unknown. None if the predictor needs no focal length.
     """
 
     values: Tensor
@@ -47,12 +49,13 @@ class Predictor(Protocol):
     """A network with its own preprocessing.
 
     Attributes:
-        meaning: What its output means, a key of OUTPUTS.
-        max_depth_m: The largest depth that its config states; None where unknown.
-        description: Where it comes from, for the manifest of maps and the log.
-        needs_focal: True where an image without a focal length gets no depth.
-        without_focal: Why it gets none, or what happens in its place; None where focal lengths
-            change nothing.
+        meaning: The meaning of the output, a key of OUTPUTS (teachers/outputs/meaning.py).
+        max_depth_m: The largest depth in metres that the network's config states; None if unknown.
+        description: The name, the origin and the settings of the network, for the log and for the
+            manifest of cached maps.
+        needs_focal: True if the network can't give depth for an image without a focal length.
+        without_focal: For messages: why a focal length is needed, or what the network does without
+            one. None if focal lengths make no difference.
     """
 
     meaning: str
@@ -62,23 +65,25 @@ class Predictor(Protocol):
     without_focal: str | None
 
     def __call__(self, images: Tensor, intrinsics: Tensor) -> Output:
-        """Returns the output for images.
+        """Runs the preprocessing and the network on images, and returns the output.
 
         Args:
-            images: (B, 3, H, W) uint8, RGB, on the teacher's device.
-            intrinsics: (B, 3, 3) float32, pixels of these images, NaN where unknown.
+            images: (B, 3, H, W) uint8, RGB, on the network's device.
+            intrinsics: (B, 3, 3) float32 camera matrices, in pixels of the images; NaN for an
+                unknown camera.
         """
 
 
 @dataclass(frozen=True)
 class Running:
-    """How a teacher's network runs.
+    """The settings with which a `FoundationTeacher` runs its network.
 
     Attributes:
-        device: Of the network.
-        max_depth_m: The student's range in metres, the depth of what is beyond all depth.
-        flip: Averages with the mirrored image's output, at twice the cost.
-        batch_size: Images that go through the network at once.
+        device: The network's device.
+        max_depth_m: The largest depth that the student predicts, in metres. The sky gets this
+            depth.
+        flip: True to average the output with that for the mirrored image, at twice the cost.
+        batch_size: The number of images in one call of the network.
     """
 
     device: torch.device
@@ -88,15 +93,16 @@ class Running:
 
 
 def running(options, run_device: torch.device, max_depth_m: float) -> Running:
-    """Checks how a kind's options have its network run.
+    """Checks those options of a teacher that say how its network runs, and returns them.
 
     Args:
-        options: Has `device`, `flip` and `batch_size`, and maybe `precision`.
-        run_device: This rank's device, where `device` is None.
-        max_depth_m: The student's range.
+        options: The `Options` of any module in tiekd/teachers/, with the attributes `device`,
+            `flip` and `batch_size`, and optionally `precision`.
+        run_device: This rank's device, which is used if `options.device` is None.
+        max_depth_m: The largest depth that the student predicts, in metres.
 
     Raises:
-        TeacherError: A value isn't allowed, or not on this machine.
+        TeacherError: A value isn't allowed, or this machine doesn't have the device.
     """
     device = torch.device(run_device)
     if options.device is not None:
@@ -117,7 +123,12 @@ def running(options, run_device: torch.device, max_depth_m: float) -> Running:
 
 
 def check_precision(precision: str, device: torch.device) -> None:
-    """Raises TeacherError for a precision that there isn't, or that the device is slow in."""
+    """Raises TeacherError if a teacher's precision is unknown or unfit for its device.
+
+    Args:
+        precision: The recipe's key `teacher.precision`: "fp32", "bf16" or "fp16".
+        device: The teacher's device; on a CPU fp16 is refused, since it is slow.
+    """
     if precision not in PRECISIONS:
         raise TeacherError(
             f"teacher.precision: got {precision!r}; allowed: {', '.join(PRECISIONS)}"
@@ -129,13 +140,20 @@ def check_precision(precision: str, device: torch.device) -> None:
 
 
 class FoundationTeacher:
-    """Gives a batch the metric depth of somebody else's network.
+    """A teacher whose depth comes from a network from outside the project.
 
     Attributes:
-        resize: The images' own size: the network's own preprocessing resizes them.
-        max_depth_m: The largest depth that its config states; None where unknown.
-        description: Where it comes from; `name`, `output` and `digest` are always there.
-        qualities: The fits of the last batch's images; empty for a metric output.
+        predictor: The network with its own preprocessing.
+        options: The settings with which the network runs.
+        anchor: The source of metric depth to which a relative output is fitted; None if the output
+            is metric.
+        meaning: The meaning of the network's output.
+        resize: The size at which the teacher needs images when maps are cached: their own size, as
+            the predictor resizes them itself.
+        max_depth_m: The largest depth in metres that the network's config states; None if unknown.
+        description: The name, the origin and the settings of the network. The keys `name`, `output`
+            and `digest` are always there.
+        qualities: The fits of the images of the last batch; empty if the output is metric.
     """
 
     resize = OWN_SIZE
@@ -156,10 +174,18 @@ class FoundationTeacher:
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Tensor:
-        """Returns (B, 1, H, W) float32, metres, 0 where not valid or outside the image.
+        """Returns the teacher's depth for a batch.
+
+        Args:
+            batch: The batch. With an anchor of ground truth its `depth` is used, too.
+
+        Returns:
+            Depth, (B, 1, H, W) float32, metres; 0 in pixels without a valid depth, and in pixels
+            that rotation or padding added from outside the image.
 
         Raises:
-            TeacherError: An output isn't finite, or a focal length that it needs is unknown.
+            TeacherError: An output isn't finite, or the network needs a focal length and an image
+                has none.
         """
         images = rgb_of(batch.image).to(self.options.device)
         anchor = None if self.anchor is None else self.anchor.teacher(batch)
@@ -183,10 +209,12 @@ class FoundationTeacher:
 
     @property
     def follows_focal(self) -> bool:
-        """True if the depth of a zoomed image is that of the scene, given its focal length.
+        """True if the teacher's depth stays right for an image that augmentation has zoomed.
 
-        A network that takes no focal length sees a zoomed image as a nearer scene. Relative outputs
-        get their scale from the anchor.
+        Zooming changes the focal length of an image. A network that takes no focal length predicts
+        a nearer scene for a zoomed image. If there is an anchor, the scale of depth comes from the
+        anchor. The property is then True for ground truth, and that of the anchor's own teacher
+        otherwise.
         """
         if self.anchor is None:
             return self.predictor.without_focal is not None
@@ -194,16 +222,20 @@ class FoundationTeacher:
         return not isinstance(teacher, FoundationTeacher) or teacher.follows_focal
 
     def check_frames(self, frames: Sequence[Frame]) -> list[str]:
-        """Checks what is known of all frames before the first of them is read.
+        """Checks that frames have the focal lengths and ground truth that the teacher needs.
+
+        The files of the frames are not read.
 
         Args:
-            frames: All of them; empty where they can't be asked.
+            frames: All frames of a data set; empty if the data set can't list them.
 
         Returns:
-            Lines for the log: how many focal lengths are unknown, and what happens then.
+            Messages for the log: how many frames have no focal length or no ground truth, and what
+            the teacher does for these frames.
 
         Raises:
-            TeacherError: Depth in metres needs a focal length or ground truth that isn't there.
+            TeacherError: The teacher needs focal lengths and a frame has none, or it needs ground
+                truth and no frame has any.
         """
         said = []
         if self.anchor is not None:
@@ -229,7 +261,20 @@ class FoundationTeacher:
         return [*said, f"Teacher: {found}; {self.predictor.without_focal}"]
 
     def _valid_output(self, images: Tensor, intrinsics: Tensor, names: Sequence[str]) -> Output:
-        """Returns the output with NaN where the network says that it knows nothing."""
+        """Runs the network on images, checks its output, and sets invalid pixels to NaN.
+
+        Args:
+            images: (B, 3, H, W) uint8, RGB.
+            intrinsics: (B, 3, 3) float32 camera matrices, in pixels; NaN for an unknown camera.
+            names: The names of the images, for error messages.
+
+        Returns:
+            The output; its `values` are NaN in pixels in which its `valid` is False.
+
+        Raises:
+            TeacherError: The network needs a focal length and an image has none, or a value is not
+                finite although its pixel is valid.
+        """
         output = self._output(images, intrinsics)
         if self.predictor.needs_focal:
             _check_focal(output.focal, self.predictor.without_focal, names)
@@ -240,7 +285,15 @@ class FoundationTeacher:
         return output._replace(values=torch.where(valid, output.values, torch.nan))
 
     def _output(self, images: Tensor, intrinsics: Tensor) -> Output:
-        """Returns the predictor's output, averaged with that of the mirrored images if asked."""
+        """Returns the predictor's output; with `options.flip`, averaged with mirrored images.
+
+        A pixel of the average is valid only if it is valid in both outputs. `beyond` and `focal`
+        are those of the images as they are.
+
+        Args:
+            images: (B, 3, H, W) uint8, RGB.
+            intrinsics: (B, 3, 3) float32 camera matrices, in pixels; NaN for an unknown camera.
+        """
         output = self._checked(self.predictor(images, intrinsics), images)
         if not self.options.flip:
             return output
@@ -265,7 +318,11 @@ class FoundationTeacher:
 
 
 def describe(description: dict) -> str:
-    """Returns a teacher in words, for the log."""
+    """Returns a teacher's description as one line of text for the log.
+
+    Args:
+        description: The attribute `description` of a `FoundationTeacher`.
+    """
     parts = [f"{description['name']} {description['model']}"]
     if description.get("architecture"):
         parts[0] += f" ({description['architecture']})"

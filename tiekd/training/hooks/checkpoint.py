@@ -16,19 +16,19 @@ from tiekd.workdir import checkpoints, weights_file
 
 
 class Checkpoint(Hook):
-    """Saves checkpoints, and deletes older ones.
+    """Saves a checkpoint every `interval` epochs or iterations, and deletes older checkpoints.
 
-    It comes after the evaluation in the list of hooks, so that a checkpoint holds the outcome of
-    the evaluation at its iteration and a resumed run needn't repeat that evaluation.
+    In the list of hooks it comes after the evaluation hook. So a checkpoint holds the outcome of
+    the evaluation at its iteration, and a resumed run needn't repeat that evaluation.
 
     Attributes:
         hooks: The hooks whose states are saved.
         info: Function that writes a message to the log.
         interval: The number of epochs or iterations from one checkpoint to the next.
         by: The unit of `interval` and `keep_every`, "epoch" or "iteration".
-        keep_last: The number of newest checkpoints to keep.
+        keep_last: The number of checkpoints to keep; when there are more, the oldest are deleted.
         keep_every: Checkpoints at multiples of this many epochs or iterations are never deleted;
-            None to delete all but the newest.
+            None if all but the `keep_last` newest are deleted.
         on_error: What to do if the disk is full or writing fails: "continue" training, or "stop"
             with an error. A save that fails at the end of the run is always an error.
     """
@@ -92,10 +92,13 @@ class Checkpoint(Hook):
 
 
 def keyed(hooks: Sequence[Hook]) -> dict[str, Hook]:
-    """Returns the hooks by the keys under which a checkpoint stores their states.
+    """Returns a dict of the hooks, in the same order, by the keys of their states in a checkpoint.
 
     A key is the name of the hook's class. The second hook of a class has the key `<class>_2`, the
     third `<class>_3`, and so on.
+
+    Args:
+        hooks: The hooks of a run, in the order in which they are called.
     """
     names: dict[str, Hook] = {}
     for hook in hooks:

@@ -21,10 +21,13 @@ _NAMED = 3  # The error message names this many samples.
 
 
 class PixelsCount(Hook):
-    """Checks once, early in a run, that at least one loss wasn't always 0.
+    """Checks once, early in a run, that at least one loss wasn't 0 in every iteration.
 
-    In the list of hooks it comes after the text log, and before the checkpoint, so that a run in
-    which no pixel counts saves nothing.
+    In the list of hooks it comes after the text log, and before the checkpoint hook. So a run in
+    which all losses were 0, because no pixel counts in any of them, saves no checkpoint.
+
+    Attributes:
+        text_log: The text log, whose lines decide when the check is made.
     """
 
     def __init__(self, text_log: TextLog):
@@ -36,7 +39,10 @@ class PixelsCount(Hook):
         self._seen, self._done = 0, False
 
     def after_iteration(self, state) -> None:
-        """Compares the losses with 0 on the device; once enough are compared, checks the result.
+        """Records on the device which losses are not 0; checks the record once, when it is due.
+
+        The check is due at the first line of the text log after MIN_SAMPLES samples, but no later
+        than at the end of the first epoch or of the run.
 
         Raises:
             DataError: On all ranks, if every loss so far was 0.
@@ -58,7 +64,7 @@ class PixelsCount(Hook):
             self._look(state)
 
     def _look(self, state) -> None:
-        """Reads the comparisons of all ranks, and logs which losses were always 0. Collective.
+        """Reads which losses were not 0 on any rank, and logs those that always were. Collective.
 
         Raises:
             DataError: On all ranks, if all losses of all ranks were always 0.
@@ -81,11 +87,15 @@ class PixelsCount(Hook):
 
 
 def _target_facts(state) -> tuple[int, int, float, list[str]]:
-    """Returns numbers about the target depth of this rank's last micro-batch, for an error.
+    """Returns statistics of the target depth of this rank's last micro-batch, for an error message.
+
+    Args:
+        state: The state of the run. The target is the teacher's depth, or the ground truth if
+            there is no teacher.
 
     Returns:
-        The number of pixels with a target depth, the number of all pixels, the largest target depth
-        in metres, and the samples' names.
+        The number of pixels with a target depth above 0, the number of all pixels, the largest
+        target depth in metres, and the names of the micro-batch's samples.
     """
     target = state.batch.depth if state.teacher_depth is None else state.teacher_depth
     return int((target > 0).sum()), target.numel(), float(target.max()), state.batch.names

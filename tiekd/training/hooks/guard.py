@@ -23,8 +23,9 @@ from tiekd.training.hook import Hook
 from tiekd.training.hooks.text_log import TextLog, log_name
 from tiekd.workdir import checkpoints
 
-# The largest number of bad iterations (loss or gradient not finite) that are logged at once, and of
-# samples' names in one line of the log. The .log.json file has all of them.
+# The largest number of bad iterations (loss or gradient not finite) that are logged when the text
+# log writes a line, and of samples' names in one line of the log. The .log.json file has all of
+# them.
 MAX_TOLD_ITERATIONS, MAX_TOLD_NAMES = 5, 16
 
 
@@ -59,7 +60,7 @@ class Guard(Hook):
 
     Attributes:
         text_log: The text log, to which such iterations are logged.
-        max_in_a_row: After this many of them in a row the run ends; 0 for never.
+        max_in_a_row: The run ends after this many such iterations in a row; 0 for never.
     """
 
     def __init__(self, text_log: TextLog, max_in_a_row: int):
@@ -70,7 +71,9 @@ class Guard(Hook):
         self._in_a_row, self._first_bad = (0, 0)
 
     def after_iteration(self, state) -> None:
-        """Stores the iteration's values; checks all stored ones if the log has written a line.
+        """Stores the iteration's losses and sample names; checks all stored iterations if due.
+
+        The check is due if the text log has written a line for this iteration, or the run ends.
 
         Raises:
             DivergedError: On all ranks, after `max_in_a_row` iterations in a row whose loss or
@@ -88,16 +91,18 @@ class Guard(Hook):
             self._look(state)
 
     def state_dict(self) -> dict:
-        """Returns the number of bad iterations in a row up to now, and the first of them.
+        """Returns the count of bad iterations in a row, for a checkpoint.
 
-        An iteration is bad if its loss or gradient is not finite.
+        An iteration is bad if its loss or gradient is not finite. `in_a_row` is the number of bad
+        iterations in a row up to the last check, `first_bad` the iteration number of the first of
+        them (0 if there never was one).
         """
         return {"in_a_row": self._in_a_row, "first_bad": self._first_bad}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Restores the number of bad iterations in a row, so that it is continued across a resume.
+        """Restores what `state_dict` returned, so that the count continues across a resume.
 
-        An iteration is bad if its loss or gradient is not finite.
+        It is the count of iterations in a row whose loss or gradient is not finite.
         """
         self._in_a_row, self._first_bad = state_dict["in_a_row"], state_dict["first_bad"]
 
@@ -105,7 +110,7 @@ class Guard(Hook):
         """Logs and counts the stored iterations whose loss or gradient isn't finite. Collective.
 
         Raises:
-            DivergedError: On all ranks, after `max_in_a_row` of them in a row.
+            DivergedError: On all ranks, after `max_in_a_row` such iterations in a row.
         """
         # Read the stored iterations with one host sync; then gather those with a skipped step from
         # all ranks.
@@ -163,13 +168,15 @@ class Guard(Hook):
 def last_good(state, first_bad: int):
     """Returns the path of the checkpoint to resume from after a run has diverged. Collective.
 
-    It is the newest intact checkpoint before the first bad iteration. If that has been removed, it
-    is the oldest intact checkpoint after it: steps of bad iterations are skipped, so its weights
-    are still good. None if there is no intact checkpoint.
-
     Args:
         state: The state of the run.
         first_bad: The number of the first iteration whose loss or gradient was not finite.
+
+    Returns:
+        The folder of the newest intact checkpoint of an iteration before `first_bad`. If there is
+        none, the folder of the oldest intact checkpoint of a later iteration: steps with a loss or
+        gradient that isn't finite are skipped, so its weights are still good. None if no
+        checkpoint is intact.
     """
     found = None
     if comm.is_main():
@@ -191,19 +198,30 @@ def _way_on(state, first_bad: int) -> str:
 
 
 def _on_host(flags: list[Tensor | bool]) -> list[bool]:
-    """Converts flags to bools, with one host sync if they are 0-d tensors on the device."""
+    """Converts flags to bools, in the same order.
+
+    Args:
+        flags: At least one flag. Either all are bools, or all are 0-d tensors on the device, which
+            costs one host sync.
+    """
     if isinstance(flags[0], Tensor):
         return [flag != 0 for flag in torch.stack(flags).tolist()]
     return flags
 
 
 def _reported(iteration: Iteration) -> list[dict]:
-    """Returns the losses and names of each micro-batch of a skipped iteration. Two host syncs.
+    """Returns the losses and sample names of an iteration on this rank. Two host syncs.
 
-    Each micro-batch is a dict of plain values: its number, its losses, the names of its samples,
-    and the names of images with a value that isn't finite.
+    Args:
+        iteration: The stored values of an iteration whose optimizer step was skipped.
+
+    Returns:
+        A dict of plain values for each micro-batch: `micro_batch` is its number, from 0; `losses`
+        are its losses by their names in the log; `names` are those of its samples; `bad_pictures`
+        are the names of the samples whose image has a value that isn't finite.
     """
-    # Copy the losses of all micro-batches to the host at once, and then the sums of all images.
+    # Copy the losses of all micro-batches to the host with one sync, and then the sums of all
+    # images with another.
     losses = torch.stack(
         [torch.stack(list(losses.values())).double() for losses in iteration.losses]
     ).tolist()
@@ -254,8 +272,8 @@ def _row(number: int, reports: list[dict], what: str) -> dict:
 
     Args:
         number: The iteration's number, from 1.
-        reports: The micro-batches that caused the skipped step, as `_reported` returns them, with
-            their rank.
+        reports: The micro-batches that caused the skipped step, on all ranks: dicts as `_reported`
+            returns them, with the key `rank` in addition.
         what: What was not finite, "loss" or "gradient".
     """
     samples = [

@@ -33,11 +33,11 @@ _SIGNAL, _ORPHANED = 1, 2
 
 
 class Preemption(Hook):
-    """Sets `state.stop_reason` on every rank after the same iteration.
+    """Stops a run on a signal or when the launcher dies: sets `state.stop_reason` on every rank.
 
-    In the list of hooks it comes before the checkpoint, so that a stopped run is saved. If the
-    launcher dies and then another rank on the same machine, no iteration can be finished any more.
-    This rank then ends 20 seconds later.
+    All ranks set it after the same iteration. In the list of hooks this hook comes before the
+    checkpoint hook, so that a stopped run is saved. If the launcher dies and then another rank on
+    the same machine, no iteration can be finished any more. This rank then ends 20 seconds later.
     """
 
     def __init__(self):
@@ -48,13 +48,13 @@ class Preemption(Hook):
         self._group = None
 
     def before_train(self, state) -> None:
-        """Installs the signal handlers and watches the launcher. Collective."""
+        """Installs handlers for SIGTERM and SIGUSR1, and watches the launcher. Collective."""
         # Reduce the flag in a gloo process group of its own, so that the reduction doesn't wait
         # until the GPU has finished the collectives in its queue.
         if comm.world_size() > 1:
             self._group = dist.new_group(backend="gloo")
-        # Find the other ranks on this machine. They are watched once the launcher has died, which
-        # would have ended this rank if one of them had died.
+        # Find the other ranks on this machine. If one of them dies, the launcher ends this rank.
+        # Once the launcher itself has died, this rank has to watch them.
         ranks = comm.gather_objects((socket.gethostname(), os.getpid()))
         here = [pid for host, pid in ranks if host == socket.gethostname() and pid != os.getpid()]
         self._neighbours = [psutil.Process(pid) for pid in here]
@@ -72,18 +72,19 @@ class Preemption(Hook):
         launcher_watch.when_lost(self._on_orphaned)
 
     def after_iteration(self, state) -> None:
-        """Sets `state.stop_reason` if a rank was asked to stop by the iteration before. Collective.
+        """Sets `state.stop_reason` if any rank was asked to stop before this iteration. Collective.
 
-        It reads the flag that was reduced over all ranks then, and starts the reduction of this
-        iteration's.
+        Each rank has a flag that says if it was asked to stop. The method reads the result of the
+        reduction over all ranks that was started after the iteration before, and then starts a
+        reduction of the present flags.
         """
         self._iterations += 1
         if asked := self._answer():
             state.stop_reason = self._reason or "another rank was asked to stop"
             state.orphaned = asked == _ORPHANED
             return
-        # Start the reduction of this iteration's flag: has any rank been asked to stop? Its result
-        # is read an iteration later.
+        # Start the reduction of the flag that says if a rank has been asked to stop. Its result is
+        # read after the next iteration.
         asked = torch.tensor([self._asked], dtype=torch.int32)
         work = (
             dist.all_reduce(asked, dist.ReduceOp.MAX, self._group, async_op=True)
@@ -93,7 +94,10 @@ class Preemption(Hook):
         self._question = work, asked
 
     def after_train(self, state) -> None:
-        """Restores the signal handlers; if the launcher dies later, the process ends at once."""
+        """Restores the signal handlers that were there before `before_train`.
+
+        If the launcher dies after this call, the process ends immediately.
+        """
         self._answer()
         launcher_watch.when_lost(launcher_watch.end_process)
         for number, handler in self._before.items():
@@ -102,10 +106,11 @@ class Preemption(Hook):
             os.close(self._signals)
 
     def _answer(self) -> int:
-        """Returns the largest flag of all ranks an iteration ago: 0, _SIGNAL or _ORPHANED.
+        """Waits for the reduction that is in progress, and returns the largest flag of all ranks.
 
-        The flag is 0 if no rank was asked to stop, _SIGNAL if one got a signal, and _ORPHANED if a
-        launcher has died.
+        The flag is 0 if no rank had been asked to stop when the reduction was started, _SIGNAL if
+        one had got a signal, and _ORPHANED if the launcher of one had died. Returns 0 if no
+        reduction is in progress.
         """
         if self._question is None:
             return 0
@@ -143,7 +148,7 @@ def _end_at_second(signals: int, waits: Callable[[], bool]) -> None:
 
     Args:
         signals: The reading end of the pipe, a file descriptor.
-        waits: Function that returns True until the first iteration is finished.
+        waits: Function that returns True as long as the first iteration is not finished.
     """
     first_at, first = None, 0
     poller = select.poll()

@@ -49,7 +49,7 @@ _ROOM_BYTES = 8 << 20
 
 
 class TensorBoard(Hook):
-    """Writes `<work_dir>/tf_logs` on rank 0.
+    """Writes scalars, images and texts for TensorBoard to `<work_dir>/tf_logs`, on rank 0.
 
     Attributes:
         interval: The minimum number of iterations between scalars. Scalars are written only when
@@ -87,11 +87,11 @@ class TensorBoard(Hook):
         self._last_iteration = 0
 
     def before_train(self, state) -> None:
-        """Opens the files and writes the texts, on rank 0.
+        """Opens TensorBoard's files, and writes recipe and engine config as texts, on rank 0.
 
         Raises:
-            RecipeError: There is no text log to take the means from.
-            LaunchError: tensorboard isn't installed.
+            RecipeError: `state.hooks` has no text log, whose means this hook writes.
+            LaunchError: The package tensorboard isn't installed.
         """
         if self.text_log is None:
             self.text_log = next((hook for hook in state.hooks if isinstance(hook, TextLog)), None)
@@ -102,7 +102,8 @@ class TensorBoard(Hook):
         if not is_main():
             return
         SummaryWriter = writer_class()
-        # Values of the resumed iteration itself were written before its checkpoint and stay.
+        # Purge values of iterations after the checkpoint from which the run resumes. Values of the
+        # checkpoint's own iteration were written before it was saved, and stay.
         self._writer = SummaryWriter(
             str(Path(state.work_dir) / "tf_logs"), purge_step=state.iteration + 1
         )
@@ -121,13 +122,16 @@ class TensorBoard(Hook):
             self._write_images(state)
 
     def after_train(self, state) -> None:
-        """Closes the files."""
+        """Closes TensorBoard's files."""
         if self._writer is not None and self._has_room():
             self._writer.close()
         self._writer = None
 
     def _flush(self) -> None:
-        """Waits for the writer's thread, whose errors don't say where they happened."""
+        """Waits until TensorBoard's writer thread has written everything.
+
+        An OSError of the thread names no file. It is raised with the folder's name.
+        """
         try:
             self._writer.flush()
         except OSError as error:
@@ -135,11 +139,14 @@ class TensorBoard(Hook):
             raise
 
     def state_dict(self) -> dict:
-        """Returns the iteration of the newest scalars, from which `interval` counts."""
+        """Returns the iteration at which scalars were last written, for a checkpoint.
+
+        The next scalars are written `interval` iterations after it or later.
+        """
         return {"last_iteration": self._last_iteration}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Restores that iteration."""
+        """Restores the iteration of the last scalars, as `state_dict` returned it."""
         self._last_iteration = state_dict["last_iteration"]
 
     def after_evaluation(self, state, metrics: dict[str, float]) -> None:
@@ -163,9 +170,10 @@ class TensorBoard(Hook):
         self._flush()
 
     def _has_room(self) -> bool:
-        """Returns True if the disk has enough free space to write.
+        """Returns True if the disk of the work dir has at least 8 MiB of free space.
 
-        TensorBoard's writer thread would die on a full disk.
+        On a full disk TensorBoard's writer thread would end with an error, so nothing is written
+        then. The log says so the first time.
         """
         has_room = shutil.disk_usage(self._writer.log_dir).free > _ROOM_BYTES
         if self._had_room and not has_room:
@@ -194,12 +202,14 @@ class TensorBoard(Hook):
 
     def _write_images(self, state) -> None:
         few, batch = slice(self.num_images), state.batch
-        # Without a teacher the target is the ground truth, which has a column of its own already.
+        # Show no teacher if there is none: the target is then the ground truth, which the image
+        # shows anyway.
         teachers = state.teacher_depth[few] if TeacherNode.of(state.recipe).is_given else None
-        # Run the network, for the distribution behind each depth. Under ZeRO-3 no rank has all
-        # weights, so only the depth of the training step is shown.
+        # Run the network, to get the distribution over depth that it predicts at each pixel. Under
+        # ZeRO-3 no rank has all weights, so only the depth of the training step is shown.
         student = _whole_network(state.engine) or state.prediction.depth[few]
-        # A canonical network gives metres by the focal length, and canonical depth in training.
+        # The depth of the training step is canonical if the network has a canonical camera. Convert
+        # it to metres by the images' focal lengths.
         camera = getattr(getattr(state.engine, "module", None), "canonical", None)
         focal = None
         if camera is not None:
@@ -218,10 +228,15 @@ class TensorBoard(Hook):
         self._flush()
 
     def _write_image(self, tag: str, pixels: np.ndarray | None, step: int) -> None:
-        """Writes an RGB image, (H, W, 3) uint8; nothing for None.
+        """Writes an image for TensorBoard.
 
         The PNG is encoded here with fast compression. SummaryWriter.add_image is slower, for a file
         that is only a few percent smaller.
+
+        Args:
+            tag: The name under which TensorBoard shows the image, such as `val/pictures_1`.
+            pixels: The image, (H, W, 3) uint8, RGB; None to write nothing.
+            step: The iteration to which the image belongs.
         """
         if pixels is None:
             return
@@ -242,10 +257,15 @@ build = TensorBoard
 
 
 def _whole_network(engine) -> Network | None:
-    """Returns the student if rank 0 can run it alone, without the other ranks.
+    """Returns the student's network if rank 0 can and should run it for an image.
 
-    None if its parameters are sharded (ZeRO-3), or if its head predicts no distribution over depth,
-    so that running it would show nothing but the depth that is known already.
+    Args:
+        engine: The DeepSpeed engine that trains the student.
+
+    Returns:
+        The network. None if its parameters are sharded over the ranks (ZeRO-3), so that rank 0
+        can't run it alone. Also None if its head predicts no distribution over depth, since its
+        depth is known from the training step.
     """
     network = getattr(engine, "module", None)
     sharded = not isinstance(network, Network) or any(
@@ -255,7 +275,7 @@ def _whole_network(engine) -> Network | None:
 
 
 def writer_class() -> type:
-    """Imports and returns TensorBoard's SummaryWriter. The import takes a second and 150 MB.
+    """Imports and returns TensorBoard's class SummaryWriter. The import takes 1 s and 150 MB.
 
     Raises:
         LaunchError: The package tensorboard isn't installed.

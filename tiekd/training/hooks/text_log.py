@@ -39,14 +39,14 @@ class TextLog(Hook):
     The lines of the .log file are also printed on stderr.
 
     Attributes:
-        interval: Iterations from one line to the next; at most an epoch, or the whole run if it is
-            counted in iterations.
+        interval: Iterations from one line to the next. `before_train` limits it to the length of
+            an epoch, or of the whole run if `by_epoch` is False.
         by_epoch: True for lines `Epoch [3][1200/1514]`, False for `Iter [1200/38400]`; None for the
             unit in which the recipe gives the length of training.
         exp_name: The name of the run in the log; None for the name of the work dir.
-        last_means: The values of the newest line, by name.
-        last_iteration: The iteration of the newest line.
-        skipped_steps: The number of optimizer steps skipped up to the newest line.
+        last_means: The values in the newest line about training, by name; empty before the first.
+        last_iteration: The iteration of the newest line about training; 0 before the first.
+        skipped_steps: The number of optimizer steps skipped up to the newest line about training.
     """
 
     def __init__(
@@ -73,11 +73,12 @@ class TextLog(Hook):
     def open(self, work_dir: Path, timestamp: str) -> None:
         """Opens the log files, on rank 0, so that `info` can be used before training begins.
 
-        `before_train` calls it too; a second call does nothing.
+        `before_train` also calls this method; a second call does nothing.
 
         Args:
             work_dir: The folder of the run.
-            timestamp: The time at which this process started, for the files' names.
+            timestamp: The time at which this process started, as text. The files are named
+                `<timestamp>.log` and `<timestamp>.log.json`.
         """
         if not is_main() or self._handlers:
             return
@@ -98,9 +99,12 @@ class TextLog(Hook):
     def drop_rows(self, work_dir: Path) -> None:
         """Deletes rows of iterations that will be trained again from .log.json files, on rank 0.
 
-        These are the rows after the checkpoint from which the run resumes. Otherwise the iterations
-        would be in the files twice. In a new run the rows of all iterations are deleted. The .log
-        files keep every line.
+        These are the rows written after the checkpoint from which the run resumes. Otherwise the
+        iterations would be in the files twice. In a new run the rows of all iterations are deleted.
+        Rows about a start of the run stay, and the .log files keep every line.
+
+        Args:
+            work_dir: The folder of the run; all .log.json files in it are changed.
         """
         paths = list(Path(work_dir).glob("*.log.json")) if is_main() else []
         if self._sizes and not any(path.name in self._sizes for path in paths):
@@ -125,7 +129,11 @@ class TextLog(Hook):
             self._logger.info(printable(text, "\n\t"))
 
     def before_train(self, state) -> None:
-        """Sets the arguments that were None, and writes the log's first lines."""
+        """Opens the log files, and writes the log's first lines, about the environment and the run.
+
+        An `interval` that is too long is shortened. `by_epoch` and `exp_name` get their values if
+        they are None.
+        """
         self.open(state.work_dir, state.timestamp)
         if self.by_epoch is None:
             self.by_epoch = state.by_epoch
@@ -143,7 +151,10 @@ class TextLog(Hook):
             self._write_start(state)
 
     def after_iteration(self, state) -> None:
-        """Adds an iteration to the means; writes a line every `interval` iterations. Collective."""
+        """Adds an iteration's losses and times to the means, and writes a line if one is due.
+
+        A line is due every `interval` iterations. Collective.
+        """
         values = {log_name(name): loss for name, loss in state.losses.items()}
         values["grad_norm"] = state.grad_norm
         self._window.add(values, state.time_s, state.data_time_s)
@@ -154,14 +165,19 @@ class TextLog(Hook):
             self._window = Window()
 
     def after_train(self, state) -> None:
-        """Closes the files, so that another run in this process can open its own."""
+        """Closes the log files, so that another run in this process can open its own files."""
         for handler in self._handlers:
             self._logger.removeHandler(handler)
             handler.close()
         self._handlers = []
 
     def after_evaluation(self, state, metrics: dict[str, float]) -> None:
-        """Writes the metrics of an evaluation as a table, a line and a .log.json row, on rank 0."""
+        """Writes the metrics of an evaluation as a table, a line and a .log.json row, on rank 0.
+
+        Args:
+            state: The state of the run; `state.num_evaluated` images were evaluated.
+            metrics: The metrics by name.
+        """
         if not self._handlers:
             return
         self.info("Summary:")
@@ -174,10 +190,12 @@ class TextLog(Hook):
         self.write_json({**row, **metrics})
 
     def state_dict(self) -> dict:
-        """Returns the sums for the next line, the time logged so far and file sizes. Collective.
+        """Returns the state of the log for a checkpoint. Collective.
 
-        The sums are both this rank's and the mean over all ranks. The mean is for a resume on
-        another number of ranks.
+        It has the sums since the last line, the time logged so far in seconds, the iteration at
+        which the run was started, the number of ranks, and, on rank 0, the size of each .log.json
+        file in bytes. The sums are there twice: those of this rank, and their mean over all ranks
+        for a resume on another number of ranks.
         """
         return {
             "logged_time_s": self._logged_time_s,
@@ -191,7 +209,10 @@ class TextLog(Hook):
         }
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Restores the state; means and time estimates continue as if the run had not stopped."""
+        """Restores the state that `state_dict` returned.
+
+        So means and time estimates continue as if the run had not stopped.
+        """
         self._logged_time_s = state_dict["logged_time_s"]
         self._start_iteration = state_dict["start_iteration"]
         # If the number of ranks is the same, each rank restores its own sums bit for bit. Otherwise
@@ -217,9 +238,12 @@ class TextLog(Hook):
         self.write_json({"env_info": lines, "seed": seed, "exp_name": self.exp_name})
 
     def _write_line(self, state) -> None:
-        """Computes means over the last iterations and all ranks, and writes a line. Collective."""
-        # Compute the means since the line before over all ranks, and the largest peak memory of a
-        # rank.
+        """Writes a line with means over all iterations since the last line and all ranks.
+
+        The same values are written as a row of the .log.json file. Collective.
+        """
+        # Compute the means of all iterations since the last line over all ranks, and the largest
+        # peak memory of any rank.
         window, self._window = self._window, Window()
         window.wait_for_device()
         values, num_broken = window.means_over_ranks()
@@ -327,7 +351,13 @@ build = TextLog
 
 
 def log_name(loss: str) -> str:
-    """Returns a loss's name in the log: a loss term has the prefix `decode.`, as in mmcv's logs."""
+    """Returns a loss's name in the log.
+
+    A term's name gets the prefix `decode.`, as in mmcv's logs; `loss`, the sum of all terms, stays.
+
+    Args:
+        loss: The name that the criterion gives the loss, such as `loss_dpm` or `loss`.
+    """
     return loss if loss == "loss" else f"decode.{loss}"
 
 
