@@ -56,7 +56,8 @@ def main() -> None:
 
     module = importlib.import_module(f"tiekd.tools.benchmarks.{args.command}")
 
-    # Keep the output of libraries (DeepSpeed prints the device that it uses) out of the result.
+    # Redirect the output of libraries to stderr (DeepSpeed prints the device that it uses), so that
+    # stdout has only the result.
     with contextlib.redirect_stdout(sys.stderr):
         figures = module.run(args)
     result = {"benchmark": args.command, **figures, "hardware": measure.hardware(args.device)}

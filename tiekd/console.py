@@ -67,7 +67,7 @@ class Progress:
         self._interval_s = TERMINAL_INTERVAL_S if self._rewrites else FILE_INTERVAL_S
         self._started = self._told = time.monotonic()
         self._at_start = 0 if self._silent else count()
-        self._length = 0  # The length of the line on the terminal.
+        self._length = 0  # The length of the current line on the terminal.
         if self._rewrites:
             self._tell(finished=False)
 

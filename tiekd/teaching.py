@@ -70,7 +70,7 @@ def build_teacher(
         assert max_depth_m is not None
         teacher.check()
         return build(node, "tiekd.teachers", "teacher", run_device=device, max_depth_m=max_depth_m)
-    # A module from outside the project interprets all other keys itself.
+    # A teacher module from outside the project interprets all other keys itself.
     if teacher.module is not None:
         return OutsideTeacher(teacher.module, build(node, "", "teacher", device=device), device)
     # Cached maps exist already, so keys on how to compute them are refused.
@@ -153,7 +153,8 @@ def with_teachers_file(recipe: dict, resuming: bool) -> dict:
     if teacher.network is None:
         return recipe
     work_dir = Path(recipe["work_dir"])
-    # The recipe that the run wrote to its work dir names the file that it was started with.
+    # The recipe that the run wrote to its work dir names the file of teacher's weights that the run
+    # was started with.
     if resuming and teacher.checkpoint is None and (work_dir / workdir.RECIPE).is_file():
         started_with = TeacherNode.of(load_recipe(work_dir / workdir.RECIPE))
         if started_with.recipe == teacher.recipe and started_with.checkpoint is not None:

@@ -104,7 +104,7 @@ def _of_run(work_dir: Path) -> tuple[Path, ...]:
         start. Empty if `work_dir` has no readable launch record, for example because it is no work
         dir.
     """
-    # A folder or a pipe with the launch record's name can't be read. Resuming the run reports it.
+    # If the launch record is a folder or a pipe, it can't be read. Resuming the run reports it.
     if instead_of_file(work_dir / LAUNCH_RECORD):
         return ()
     try:

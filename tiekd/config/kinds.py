@@ -23,7 +23,7 @@ _MAPPINGS = (
     *("checkpoint", "log", "tensorboard", "load"),
 )
 # The top-level sections of a recipe, and the type of each. The keys of `losses` and `data` depend
-# on the parts that they name.
+# on the losses and the data set that they name.
 SECTIONS = dict.fromkeys(_MAPPINGS, dict) | {"hooks": list[dict], "work_dir": Path}
 TEACHER = {
     "recipe": Path,
@@ -56,8 +56,8 @@ _FIELDS = {
     ("data", "augment"): ("data/augment/augment.py", "Augment"),
     ("data", "resize"): ("data/resize.py", "Resize"),
 }
-# Keys of this project's parts whose values are paths although they are annotated with `str` or not
-# at all. (The user's own parts annotate such keys with `Path`.)
+# Keys of this project's components whose values are paths although they are annotated with `str` or
+# not at all. (The user's own components annotate such keys with `Path`.)
 _PATHS = {
     ("data",): ("root", "images", "depths", "image_folder", "train_split", "val_split", "decoded"),
     ("network", "encoder"): ("pretrained",),

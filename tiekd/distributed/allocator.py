@@ -25,7 +25,7 @@ _CHOICES = ("keep", "system")
 # M_MMAP_MAX = 0: no allocation gets a mapping of its own.
 # M_TRIM_THRESHOLD = -1: the top of the heap is never returned to the kernel.
 # M_ARENA_MAX = 1: all threads share the main arena, since a thread's arena can't hold 64 MB blocks.
-# M_MXFAST = 0: small freed blocks are merged at once, which reduces fragmentation.
+# M_MXFAST = 0: small blocks are merged as soon as they are freed, which reduces fragmentation.
 _SETTINGS = {
     "mmap_max": (-4, 0),
     "trim_threshold": (-1, -1),

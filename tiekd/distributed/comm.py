@@ -144,7 +144,7 @@ def missing_ranks(wait_s: float) -> list[int]:
 def _ask_who_is_here(here: set[int], wait_s: float) -> None:
     store = distributed_c10d._get_default_store()
     end = time.monotonic() + wait_s
-    # A call to the store raises RuntimeError if the rank that holds it is gone.
+    # A call to the store raises RuntimeError if the rank that hosts the store is gone.
     with contextlib.suppress(RuntimeError):
         store.set(f"tiekd/here/{rank()}", "1")
         while len(here) < world_size() and time.monotonic() < end:

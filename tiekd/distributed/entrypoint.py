@@ -164,7 +164,7 @@ def guard_stderr() -> None:
     If other code, such as a test, has replaced stderr before, nothing is changed.
     """
     stream = sys.stderr
-    with contextlib.suppress(AttributeError, OSError):  # stderr is closed or no file
+    with contextlib.suppress(AttributeError, OSError):  # stderr is closed or isn't a file
         if stream is not sys.__stderr__ or not isinstance(stream, io.TextIOWrapper):
             return
         stream.flush()
@@ -334,8 +334,8 @@ def run(main: Callable[[], int | None]) -> int:
         if lost_a_rank(error):
             _let_signals_end_this()
             if asked_to_stop:
-                # The launcher is already ending all ranks, and the rank with the root cause has
-                # reported it.
+                # This rank was asked to stop, so the launcher is already ending all ranks, and the
+                # rank with the root cause reports the error.
                 return USER_ERROR_CODE
             return _report(_lost_rank(error))
         if is_out_of_memory(error):

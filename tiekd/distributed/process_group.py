@@ -17,7 +17,7 @@ from tiekd.errors import LaunchError
 if TYPE_CHECKING:
     import torch
 
-_LIBRARIES_THREADS = 8  # Of gloo's two process groups and torch's store.
+_LIBRARIES_THREADS = 8  # Threads of gloo's two process groups and torch's store.
 
 
 def _threads(text: str) -> int:

@@ -96,7 +96,7 @@ def _devices(
                 f"GPUS is {count}, but this machine has {len(there)}; give {len(there)} or less"
             )
         return ["--num_gpus", str(count)], {}
-    # The launcher accepts only numbers, so UUIDs are looked up among this machine's devices.
+    # Find UUIDs among this machine's devices, since the launcher accepts only device numbers.
     names = [name.strip() for name in listed.rstrip(" ,").split(",")]
     if len(names) != count:
         raise Refused(
@@ -115,8 +115,8 @@ def _devices(
     # count.
     if not slots and not any(map(os.path.exists, _OF_GPUS)):
         return ["--num_gpus", str(count)], {}
-    # The numbers come from nvidia-smi, which sorts devices by PCI bus. CUDA's default order is
-    # fastest first, so it is changed.
+    # The numbers of UUIDs come from nvidia-smi, which sorts devices by PCI bus. CUDA's default
+    # order is fastest first, so set it to the same order.
     order = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if not all(map(str.isdecimal, names)) else {}
     return ["--include", f"localhost:{','.join(map(str, numbers))}"], order
 

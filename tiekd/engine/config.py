@@ -192,8 +192,8 @@ def refill(config: dict, world_size: int, other_batch: bool) -> dict:
     deal = [
         config.get(key) for key in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
     ]
-    # Keep micro-batch size and accumulation if their product, times the ranks, is still the global
-    # batch size.
+    # Keep micro-batch size and accumulation if their product, times the number of ranks, is still
+    # the global batch size.
     fits = None not in deal and deal[0] * deal[1] * world_size == config.get("train_batch_size")
     if other_batch or not fits:
         of_recipe |= {"train_micro_batch_size_per_gpu", "gradient_accumulation_steps"}

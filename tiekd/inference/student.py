@@ -214,8 +214,8 @@ class Student:
         size = tuple(image.shape[2:])
         if focal is not None:
             focal = torch.tensor(focal, dtype=torch.float32, device=self.device)
-        # The network's forward pass computes the mean. Other readouts, and confidence, need the
-        # distribution, which is computed in strips.
+        # The network's forward pass computes the mean depth. Other readouts, and confidence, need
+        # the distribution over the depth bins.
         if self.smooth and not with_confidence:
             given = {} if focal is None else {"focal": focal}
             return Reading(network(image, **given).depth)

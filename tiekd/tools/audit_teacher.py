@@ -50,7 +50,8 @@ def observer_of(recipe: Recipe, args: argparse.Namespace, device: torch.device) 
         TeacherError: The recipe has no teacher that could be audited.
     """
     if recipe.teacher.maps is not None:
-        # There are cached maps for training frames only, so the teacher can't be run on others.
+        # With cached maps (`teacher.maps`) there is no network to load a checkpoint into or to run
+        # on validation frames; maps exist for training frames only.
 
         if args.split == "val" or args.checkpoint is not None:
             option = "--split val" if args.split == "val" else "--checkpoint"
@@ -106,7 +107,7 @@ def exif_focal(path: Path) -> float | None:
                 .get(ExifTags.Base.FocalLengthIn35mmFilm, 0)
             )
             focal = float(millimetres) / _FULL_FRAME_MM * float(np.hypot(*image.size))
-    except Exception:  # noqa: BLE001 - corrupt EXIF raises many types, and then says nothing
+    except Exception:  # noqa: BLE001 - corrupt EXIF raises many types; it counts as missing
         return None
     return focal if np.isfinite(focal) and focal > 0 else None
 
@@ -234,7 +235,7 @@ def audit(recipe: Recipe, args: argparse.Namespace, device: torch.device) -> int
     judged = verdict.judge(observed, recipe.max_depth_m)
     shown = shown_frames(judged, observed)
     names = {word: frame.name for word, frame in shown.items()}
-    # Write the results before printing, so that what is printed exists.
+    # Write JSON and image before printing, so that the printed path exists.
     result = {
         "recipe": str(args.recipe),
         "split": args.split,

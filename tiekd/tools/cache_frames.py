@@ -100,7 +100,7 @@ def fill(
     cache = Decoded(folder, recipe.dataset.root)
     each = partial(_each, num_workers=num_workers, timeout_s=recipe.loading.timeout_s, out=out)
     with _claimed(folder):
-        # Find the files whose array in the cache is missing or out of date, with `verify` also
+        # Find the files whose array in the cache is missing or out of date, and with `verify` also
         # those whose array is damaged.
 
         if verify:
@@ -221,7 +221,7 @@ def _bytes(source: Path, decode: Callable) -> int:
     except DataError:
         return 0
     content = height * width * (3 if decode is image_io.read_image else 2)
-    return (content // _BLOCK + 2) * _BLOCK  # one more for header and metadata
+    return (content // _BLOCK + 2) * _BLOCK  # round up; one more for header and metadata
 
 
 @contextmanager

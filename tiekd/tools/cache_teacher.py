@@ -121,7 +121,7 @@ def teacher_of(
             f"teacher.maps: {recipe_path} learns from cached maps, so there is no network to make "
             "any; give the teacher's own recipe"
         )
-    # This recipe trains the teacher: use the recipe's network and its trained weights.
+    # If the recipe is the teacher's own, use its network and the weights that were trained with it.
     if teacher.is_the_recipes_network:
         own = {"network": recipe.network, "recipe": str(recipe_path)}
         if "work_dir" in recipe.node:
@@ -170,7 +170,7 @@ def frames_of(recipe: Recipe, split: str) -> Dataset:
     Raises:
         RecipeError: the dataset doesn't define the file names of its frames' maps.
     """
-    # `has_teacher` includes frames without ground truth.
+    # With `has_teacher` the dataset includes frames without ground truth.
     taught = replace(recipe.dataset, maps=None, has_teacher=True)
     held_out = () if split == "train" else None
     frames = build_dataset(taught, split, as_evaluated=True, held_out=held_out)
@@ -328,7 +328,8 @@ class _Job:
         """
         problem = None
         if comm.is_main():
-            # The bytes of a map depend on its content, so encode maps spread over all frames.
+            # Estimate the size from maps spread over all frames, since a map's bytes depend on its
+            # content.
             probes = sorted(
                 {missing[round(i * (len(missing) - 1) / (_PROBES - 1))] for i in range(_PROBES)}
             )
@@ -360,13 +361,14 @@ class _Job:
             bar = Progress("maps", len(self.index_by_name), self._count, self.out)
         with bar as progress:
             with ThreadPoolExecutor(_WRITERS) as pool:
-                # The queue is short, so that a slow disk stalls the network instead of filling the
-                # memory with maps.
+                # Limit the queue of maps to be written, so that a slow disk stalls the network
+                # instead of filling the memory with maps.
                 waiting = deque()
                 share = RankShare(comm.rank(), comm.world_size())
                 for name, depth, fit in self._depths(missing, share, loading):
                     if fit is not None:
-                        # Write the quality of the fit before its map, so that no map lacks it.
+                        # Write the record of this map's fit to the anchor before the map, so that
+                        # no map lacks its record.
                         anchor_quality.add(self.folder, comm.rank(), name, fit)
                     waiting.append(pool.submit(self._write, name, depth))
                     while len(waiting) > _WAITING:
@@ -480,7 +482,8 @@ def _claim(folder: Path, manifest: dict) -> tuple[TextIO | None, str | None]:
         lock = (folder / teacher_maps.MANIFEST).open("r+")
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.fstat(lock.fileno()).st_ino != os.stat(lock.name).st_ino:
-            # Another job started at the same time, and replaced this job's manifest by its own.
+            # If the inode differs, another job started at the same time and replaced this job's
+            # manifest by its own.
             raise BlockingIOError
     except BlockingIOError:
         return (

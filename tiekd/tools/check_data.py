@@ -204,7 +204,7 @@ def write(recipe: Recipe, splits: list[Split], out: Path) -> str:
         split files.
     """
     texts = {f"{split.name}.txt": split.cleaned() for split in _to_clean(recipe, splits)}
-    # If a cleaned split file would be empty, write none at all.
+    # If a cleaned split file would be empty, write no cleaned split file at all.
     empty = [name for name, text in texts.items() if not text]
     texts = {} if empty else texts
     for name, text in texts.items():
@@ -242,7 +242,7 @@ def _split(recipe: Recipe, name: str) -> Split:
         raise RecipeError(
             f"data.name: {recipe.data['name']} has no files to check; kitti, nyu and folder have"
         )
-    # Without a split file the frames are those of a folder, so there are no lines.
+    # Without a split file the frames are those of a folder, so there are no lines to clean.
     if not frames.source.is_file():
         return Split(name, frames, None)
     lines = read_lines(frames.source, "")
@@ -298,7 +298,7 @@ def _to_clean(recipe: Recipe, splits: list[Split]) -> list[Split]:
     checked = {split.name: split for split in splits}
     try:
         both = splits_of(recipe, "both")
-    except DataError:  # the split that wasn't checked has no frames
+    except DataError:  # the split that wasn't checked has no frames: use the checked ones
         both = splits
     return [checked.get(split.name) or split for split in both]
 

@@ -299,7 +299,8 @@ def _disk(parts: Parts, weights_bytes: int, checkpoint_bytes: int) -> list[str]:
     )
     if saver is None:
         return [f"Disk: {size(checkpoint_bytes)} a checkpoint; the recipe's own hook says how many"]
-    # Count the checkpoints of the whole run: those that are kept, and one while it is written.
+    # Count the checkpoints that are on the disk at the same time at most: those that are kept, and
+    # one more while it is written.
     saved = list(_moments(parts, saver.interval, saver.by))
     for_good = []
     if saver.keep_every:

@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         UserError: a recipe, a checkpoint or an option is invalid, or frames can't be read.
     """
-    # Load the networks, and build the frames and the evaluation protocol of the first recipe.
+    # Load the networks, and build the frames and the evaluation protocol of `args.recipe`.
     recipe = Recipe(load_recipe(args.recipe, args.overrides))
     flip = recipe.evaluation.flip
     device = process_group.start_rank()
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
         least_size.check_frames(frames, entrant.resize, entrant.least_side, key)
         if entrant.needs_focal:
             require_focals(frames, entrant.resize, args.split)
-    # Raise errors about frames used in training before the networks run.
+    # Before the networks run, refuse validation frames that one of them was trained on.
     seen = compare.overlaps(networks, frames)
     if args.split == "val" and not args.on_trained:
         compare.refuse_trained_on(seen, networks)

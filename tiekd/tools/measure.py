@@ -10,7 +10,7 @@ from tiekd.distributed import comm, memory
 from tiekd.training.hook import Hook
 
 _LEAST_S = 3.0  # minimum total time of the timed iterations, seconds
-_MOST_S = 60.0  # after this total time, seconds, timing stops even with fewer than _LEAST
+_MOST_S = 60.0  # after this total time, seconds, timing stops even before _LEAST iterations
 _LEAST = 5  # minimum number of timed iterations
 _MOST = 50  # maximum number of timed iterations
 # With fp16, optimizer steps are skipped until the loss scale fits, and before the first step the
@@ -47,7 +47,7 @@ class Stopwatch(Hook):
         self.least = least
         self.least_s = _LEAST_S if least > 1 else 0.0
         self.warm_up = 1 + math.ceil(_READ_AHEAD * workers / accumulation) if least > 1 else 0
-        # For each iteration (seconds, seconds of waiting for data).
+        # One row for each iteration: (its seconds, its seconds of waiting for data).
         self.rows: list[tuple[float, float]] = []
 
     def before_train(self, state) -> None:

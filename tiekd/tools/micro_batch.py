@@ -33,17 +33,20 @@ from tiekd.tools.measure import Stopwatch
 from tiekd.training.build import Parts, build_parts
 from tiekd.training.settings import Recipe
 
-_LOOKED_AT = 8  # number of images that are read; the tries repeat the largest one
+_LOOKED_AT = 8  # number of images that are read; each candidate batch repeats the largest of them
 _LEFT_FREE = 0.1  # fraction of the machine's memory that is reserved for other uses
 
 
 class Try(NamedTuple):
-    """A micro-batch that was tried.
+    """A candidate micro-batch: the measurements of a forward and a backward pass on it.
 
     Attributes:
         images: images per rank.
-        peak_bytes: the maximum over ranks of the peak memory; extrapolated if `time_s` is None.
-        time_s: seconds of a forward and a backward pass; None if it didn't run.
+        peak_bytes: the peak memory, the maximum over ranks; extrapolated from smaller micro-batches
+            if the passes were not run.
+        time_s: seconds of both passes, the maximum over the ranks that finished them. None if no
+            rank did: the passes ran out of memory, or they were not run because the extrapolated
+            memory exceeds the memory budget of a rank.
         fits: True if the memory of every rank suffices.
     """
 
@@ -85,7 +88,8 @@ def find(recipe: dict, engine_config: dict, memory_gb: float | None) -> list[str
     begin(parts, Stopwatch(device, 0, parts.state.accumulation, least=1))
     share = options.batch_size // comm.world_size()
     try_images = _on_a_copy(parts)
-    # A GPU raises OutOfMemoryError. On a CPU the process would be killed, so use a budget there.
+    # A GPU raises OutOfMemoryError. On a CPU the process would be killed, so use a memory budget
+    # there.
     budget = _budget(device, memory_gb) if device.type == "cpu" else None
     tries = find_largest(
         [n for n in range(1, share + 1) if share % n == 0], try_images, device, budget
@@ -115,7 +119,7 @@ def find_largest(
     for images in candidates:
         if device.type == "cpu":
             # Give cached free memory back to the system: reusing it would hide how much more memory
-            # a larger try needs.
+            # a larger micro-batch needs.
             allocator.give_back()
         foreseen = _foreseen(tries, images, memory.held_bytes(device))
         mine = Try(images, foreseen, None, False)
@@ -198,7 +202,7 @@ def _on_a_copy(parts: Parts) -> Callable[[int], None]:
     Args:
         parts: the parts of the run, with a built engine, whose precision the copy gets.
     """
-    # Copy the engine's network in its precision, but without collectives.
+    # Build a copy of the engine's network in the same precision. Running it needs no collectives.
     engine = parts.state.engine
     device = parts.device
     network = build_network(parts.recipe.network).to(device).train()
@@ -211,7 +215,7 @@ def _on_a_copy(parts: Parts) -> Callable[[int], None]:
     casts = parts.config.values.get("torch_autocast", {}).get("enabled", False)
     if device.type == "cpu" and (engine.bfloat16_enabled() or casts):
         prepare_bf16(network)  # as in the engine's network
-    # Choose the largest of a few images; each try repeats it.
+    # Choose the largest of a few images; each candidate micro-batch repeats it.
     batches = parts.batches(_LOOKED_AT)
     one = max(islice(batches, _LOOKED_AT), key=lambda batch: batch.image.numel())
     batches.close()
@@ -251,7 +255,7 @@ def _told(parts: Parts, tries: list[Try], share: int, budget: float | None) -> l
         lines.append(f"{images:11d}   {share // images:12d}   {size(peak):>16}   {end}")
     if budget is not None:
         lines.append(f"A rank may hold {size(min(comm.gather_objects(budget)))}")
-    # Tries are in increasing order: if none fits, the first one shows the memory of one image.
+    # Candidates are in increasing order: if none fits, the first one shows the memory of one image.
     largest = max((t.images for t in tries if t.fits), default=None)
     if largest is None:
         allowed = "" if budget is None else f" of the {size(budget)} that it may"

@@ -25,8 +25,8 @@ from tiekd.visualization import figures
 AXES = ("iteration", "epoch", "time")
 _X_LABELS = {"iteration": "iteration", "epoch": "epoch", "time": "hours of training"}
 _NO_KEYS = ("mode", "epoch", "iter")
-# The `mode` of a row that a run writes when it resumes with another number of training samples. The
-# row has the new number of iterations per epoch.
+# The `mode` of the .log.json row that a run writes when it resumes with another number of training
+# samples. The row has the new number of iterations per epoch.
 _RENUMBERED = "epochs_renumbered"
 _WIDTH = 640  # width of a chart, pixels
 _HEIGHT = 400
@@ -272,7 +272,7 @@ def _read_run(path: Path) -> list[Row]:
         per_epoch = next((line["of"] for line in part if line["mode"] == _RENUMBERED), per_epoch)
         part = [line for line in part if line["mode"] != _RENUMBERED]
         # A run that was resumed from an earlier iteration has some iterations in two files. Drop
-        # those of the earlier file that this one repeats.
+        # the earlier file's rows of iterations that this file (`part`) repeats.
         first = next(
             (_iteration(line, by_epoch, per_epoch) for line in part if line["mode"] == "train"),
             math.inf,
@@ -343,7 +343,8 @@ def _counting(lines: list[dict], files: Sequence[Path]) -> tuple[bool, float]:
     if said or falls or max(line["epoch"] for line in train) == 1:
         return True, said or max(line["iter"] for line in train)
     # `iter` counts over the run, so in every row (epoch - 1) * per_epoch < iter <= epoch *
-    # per_epoch. Estimate per_epoch, the iterations per epoch, from that.
+    # per_epoch, where per_epoch is the number of iterations per epoch. Estimate per_epoch from
+    # that.
     return False, max(line["iter"] / line["epoch"] for line in train)
 
 

@@ -79,7 +79,7 @@ def global_batch(
         iteration: the iteration, from 1 as in the log.
         resize: how the run's images are resized before augmentation.
     """
-    # Use the sampler of training, positioned at this iteration.
+    # Use the same sampler as training, positioned at this iteration.
     groups = size_groups(dataset, resize) if augment.sizes == "bucket" else None
     for rank in range(world_size):
         sampler = MicroBatches(

@@ -50,8 +50,8 @@ def supervise(command: Sequence[str], work_dir: Path, restarts: int) -> int:
         before = workdir.read_outcome(work_dir)
         code = _run(command, work_dir, asked)
         outcome = workdir.read_outcome(work_dir)
-        # If outcome.json hasn't changed, it is that of the launch before: this launch ended too
-        # early to write its own.
+        # If outcome.json hasn't changed, it still describes the previous launch: this launch ended
+        # too early to write its own.
         outcome = None if outcome == before else outcome
         reached = newest
         newest = _newest(work_dir)
@@ -98,8 +98,8 @@ def _run(command: Sequence[str], work_dir: Path, asked: list[int]) -> int:
         The command's exit code; 128 + N if signal N ended it.
     """
     environment = os.environ | {SUPERVISOR: str(os.getpid())}
-    # In a session of its own the command doesn't receive Ctrl-C from the terminal; this process
-    # forwards it.
+    # Start the command in a new session, so that it doesn't receive Ctrl-C from the terminal; this
+    # process forwards it.
     child = subprocess.Popen(command, start_new_session=True, env=environment)
     everything: set[psutil.Process] = set()
     told = 0
@@ -108,7 +108,7 @@ def _run(command: Sequence[str], work_dir: Path, asked: list[int]) -> int:
         everything |= _below_this()
         if child.poll() is not None:
             gone_at = gone_at or time.monotonic()
-            # The launcher has ended. Rank 0 may still be saving a checkpoint, so wait up to
+            # After the launcher has ended, rank 0 may still be saving a checkpoint. Wait up to
             # _RANKS_LEAVE_S seconds for it.
             if not workdir.is_in_use(work_dir) or time.monotonic() - gone_at > _RANKS_LEAVE_S:
                 break

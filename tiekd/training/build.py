@@ -113,8 +113,8 @@ class Parts:
                 ends.
         """
         train = self.recipe.train
-        # The order depends on the seed and the iteration alone, so a resumed run continues in the
-        # middle of an epoch.
+        # The order of samples depends on the seed and the iteration alone, so a resumed run
+        # continues in the middle of an epoch.
         sampler = MicroBatches(
             num_samples=len(self.train_set),
             batch_size=train.batch_size,
@@ -165,7 +165,8 @@ def build_parts(
     process_group.seed_everything(train.seed, train.deterministic)
     config = resolve(engine_config, train.batch_size, train.clip_norm, comm.world_size())
 
-    # The range of a canonical network depends on the frames' focal lengths, so they are read first.
+    # The depth range of a network with a canonical camera depends on the frames' focal lengths, so
+    # build the data sets first.
     sets, about_focal = None, []
     if (recipe.network or {}).get("canonical_focal") is not None:
         sets = _build_sets(recipe, held_out)
@@ -301,7 +302,8 @@ def check_ignored_depths(network: nn.Module, criterion: criteria.Criterion) -> N
     """
     if getattr(network.head, "beyond", None) != "ignore":
         return
-    # With a canonical camera the losses see canonical depth, as the head does.
+    # With a canonical camera the losses see canonical depth, whose largest value is the largest
+    # depth in metres times this factor.
     scale = 1.0 if network.canonical is None else network.canonical.largest
     largest = network.max_depth * scale
     for key, term in criterion.terms.items():
@@ -348,9 +350,9 @@ def build_hooks(
     # Choose the validation frames whose images TensorBoard shows.
     evaluation, frames = recipe.evaluation, None
     if recipe.train.validate:
-        # These images leave out a teacher with a `name`. It would be called on rank 0 alone and
-        # with validation frames: a module from outside the project may support neither, and a kind
-        # that needs focal lengths would get those of images of another size.
+        # Leave the depth of a teacher with a `name` out of these images. It would be called on rank
+        # 0 alone and with validation frames: a module from outside the project may support neither,
+        # and a kind that needs focal lengths would get those of images of another size.
         taught = recipe.teacher.is_given and recipe.teacher.name is None
         frames = ShownFrames(
             val_set,

@@ -83,7 +83,7 @@ def input_focals(frames: Dataset, resize: Resize) -> list[float | None]:
         try:
             size = frames.image_size(index)
         except DataError:
-            continue  # reading the image reports it, or skips it
+            continue  # the loader reports or skips an unreadable image
         try:
             found.append(focals.of_camera(frame.camera, size, resize))
         except DataError as error:
@@ -146,16 +146,16 @@ def with_factors(
     focal = node.get("canonical_focal")
     if focal is None:
         return recipe, []
-    # Find the range of F / f over all frames. Augmentation zooms training images, which multiplies
-    # their focal length by the zoom.
+    # Find the range of F / f, canonical focal length / focal length of a frame, over all frames.
+    # Augmentation zooms training images, which multiplies their focal length by the zoom.
     ratios = []
     for split, frames in datasets.items():
         low, high = recipe.augment.zoom_range if split == "training" else (1.0, 1.0)
         known = require_focals(frames, recipe.resize, split)
         ratios += [focal / f / zoom for f in known for zoom in (low, high)]
     seen = comm.broadcast_object((min(ratios), max(ratios)) if ratios else None)
-    # Use the factors of the recipe, or those of the run that is resumed, or else those of the
-    # frames.
+    # Use the range of F / f that the recipe gives, or that of the run that is resumed, or else that
+    # of the frames.
     factors = node.get("canonical_factors") or (_started_with(recipe) if resuming else None)
     if factors is None and seen is None:
         raise RecipeError(

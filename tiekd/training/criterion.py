@@ -211,7 +211,7 @@ def _build_term(key: str, node: dict, has_teacher: bool) -> Term:
             f"{where}.weight: {weight!r} is not a number > 0; leave out a term that should not "
             "count"
         )
-    # The target is the teacher's depth by default, if there is a teacher.
+    # By default the loss compares the student with the teacher, or without one with ground truth.
     against = node.get("against", "teacher" if has_teacher else "ground_truth")
     if against not in AGAINST:
         raise RecipeError(

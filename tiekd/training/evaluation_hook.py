@@ -106,8 +106,9 @@ class Evaluation(Hook):
             out=self.terminal,
         )
         state.num_evaluated = len(self.dataset)
-        # The best weights are saved before other hooks are called, since such a hook may read the
-        # file or raise an error. The line on them is logged after the metrics, which a hook logs.
+        # Save the best weights before other hooks are called, since such a hook may read the file
+        # or raise an error. Log the line about them later, since one of the hooks logs the metrics
+        # first.
         told = self._keep_if_best(weights, state)
         for hook in state.hooks:
             hook.after_evaluation(state, state.metrics)

@@ -32,9 +32,9 @@ _REFUSED_KEYS = (
     "network.m??_depth",
     "network.canonical_*",
 )
-# Changes of these keys are not refused. They are paths, or they choose the frames, and the files
-# and frames themselves are compared. Keys of augmentation and loading, which are added below, don't
-# change the frames either.
+# Recipe keys whose changes are not refused at a resume: they are paths, or they choose the frames,
+# and the files and frames themselves are compared. _ALLOWED_KEYS adds keys of augmentation and
+# loading, which don't change the frames either.
 _PLACES = (
     "root",
     "images",
@@ -150,7 +150,7 @@ def compare(started: dict | None, now: dict) -> Verdict:
             told.append("There was no validation at the start; it begins now")
         elif of_splits["train"].refused and not of_splits["val"].refused:
             told.append("The validation frames stay those of the start")
-    # Compare the recipe's keys on how depth is read and scored.
+    # Compare the recipe's keys on how depth is read and evaluated.
     for key in filter(_is_refused, keys):
         values = _value(now["recipe"], key), _value(started["recipe"], key)
         if key not in names and values[0] != values[1]:
@@ -290,8 +290,8 @@ def _file_change(name: str, old: list | None, new: list | None) -> tuple[bool, s
     Returns:
         True if the content has changed or the file is gone; and a message on the change, or None.
     """
-    # A new file is not refused: a part from outside the project may have written it. If the key in
-    # the recipe has changed, that is refused by itself.
+    # A new file is not refused: a user's own module may have written it. If the key in the recipe
+    # has changed, that is refused separately.
     if old is None:
         return False, f"{name}: {new[0]} was not there at the start"
     if new is None:

@@ -78,8 +78,8 @@ def collect(
             split.
     """
     old_splits = {} if started is None else started["splits"]
-    # Keep the start's splits: a run that resumes without validation may validate again at a later
-    # resume, and then on the validation frames of its start.
+    # Keep the record of the splits at the run's start: a run that resumes without validation may
+    # validate again at a later resume, and then on the validation frames of its start.
     splits = dict(old_splits)
     splits |= {
         name: _split(dataset, old_splits.get(name))
@@ -311,7 +311,7 @@ def _single_files(
     recipe: Recipe, datasets: Mapping[str, Dataset | None]
 ) -> Iterator[tuple[str, str | Path | None]]:
     data, teacher = recipe.data, recipe.teacher
-    # The split files: the file that the data set has read, or the one that the recipe names. In a
+    # Yield the split file that each data set has read, or else the one that the recipe names. For a
     # data set from outside the project these keys may have any type of value.
     given = data.get("root", ".")
     root = Path(given).expanduser() if isinstance(given, str) else Path()
@@ -320,10 +320,11 @@ def _single_files(
         if isinstance(dataset, Frames) and dataset.source.is_file():
             listed = dataset.source
         yield f"data.{split}_split", root / listed if isinstance(listed, str | Path) else None
-    # The file of the images' intrinsics.
+    # Yield the file of the images' intrinsics.
     if isinstance(data.get("intrinsics"), str):
         yield "data.intrinsics", root / Path(data["intrinsics"]).expanduser()
-    # The teacher's weights, the manifest of its cached maps, and the student's initial weights.
+    # Yield the teacher's weights, the manifest of its cached maps, and the student's initial
+    # weights.
     if teacher.checkpoint is not None:
         yield "teacher.checkpoint", teacher.checkpoint.expanduser()
     for label, model in (("teacher", teacher), ("teacher.anchor", teacher.anchor)):
@@ -335,7 +336,8 @@ def _single_files(
         with contextlib.suppress(UserError):
             yield "load.checkpoint", checkpoints.find_weights(path) if path.is_dir() else path
     for section, node in (("data", data), ("teacher", teacher.node or {})):
-        # A part from outside the project has keys of its own; any of their strings may be a path.
+        # A data set or teacher from outside the project has keys of its own. Any value that is text
+        # may be a path.
         if "." in str(node.get("name", "")):
             yield f"{section}.name", _code_of(node["name"])
             own = {
@@ -346,7 +348,7 @@ def _single_files(
             yield from (
                 (f"{section}.{key}", Path(value).expanduser()) for key, value in own.items()
             )
-    # The code of all parts from outside the project.
+    # Yield the source code of all modules from outside the project.
     for name in sorted(set(external.names_in(recipe.node))):
         yield f"module {name}", _code_of(name)
 
@@ -377,7 +379,8 @@ def _recipe_files(recipe: Recipe, recipe_path: Path, started: dict | None) -> Se
             if path is not None and path.is_file():
                 merged(path, mark=noted)
     except UserError:
-        # No error here: the run may resume with the recipe that is saved in its work dir.
+        # Raise no error here: the run may resume with the recipe that is saved in its work dir. Use
+        # the file names recorded at its start.
         found += (started or {}).get("recipe_files", ())
     if not recipe_path.is_file():
         found += (started or {}).get("recipe_files", ())

@@ -156,7 +156,8 @@ def parameter_groups(
         groups.append(
             group | ({"weight_decay": node["weight_decay"]} if "weight_decay" in node else {})
         )
-    # Parameters that no pattern matches have the learning rate and weight decay of the section.
+    # Parameters that no pattern matches get the learning rate and weight decay of the `optimizer`
+    # section.
     rest = [{"params": list(left.values()), "lr_mult": 1.0}] if left else []
     return rest + groups
 

@@ -38,7 +38,8 @@ def checkpoint_path(work_dir: Path, resume_from: str | None) -> tuple[Path | Non
     """
     if resume_from is None:
         return None, []
-    # Only rank 0 looks for it, so that all ranks use the same checkpoint or raise the same error.
+    # Only rank 0 looks for the newest checkpoint, so that all ranks use the same one or raise the
+    # same error.
     if resume_from == "auto":
         found = None
         if comm.is_main():

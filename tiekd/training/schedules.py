@@ -260,8 +260,8 @@ def _read(node: dict) -> tuple[Callable, dict, dict]:
             f"schedule.name: no {name!r}; there are (nearest first): {', '.join(names)}"
         )
     shape = SHAPES[name]
-    # The keys of the recipe are the function's arguments with a default. The first two arguments,
-    # progress and span, have none: they come from the run.
+    # The recipe's keys for a schedule are the arguments of its function that have a default. The
+    # first two arguments, progress and span, have none: they come from the run.
     own = {
         key: p.default
         for key, p in inspect.signature(shape).parameters.items()

@@ -61,15 +61,15 @@ class LaunchRecord:
             LaunchError: The record doesn't say enough to start the run again, so the user has to
                 give options.
         """
-        # srun or torchrun started the ranks, and only the user knows with which options.
+        # If srun or torchrun started the ranks, only the user knows with which options.
         if self.launcher != "deepspeed" and self.world_size > 1 and not given:
             raise LaunchError(
                 f"the run had {self.world_size} ranks of another launcher; give the number of "
                 "ranks to resume on, with --num_gpus N, or start that launcher with bin/resume as "
                 "its program"
             )
-        # The run had several machines: use its hostfile, unless the user gives another hostfile or
-        # a number of GPUs, or names localhost.
+        # If the run had several machines, use its hostfile, unless the user gives another hostfile
+        # or a number of GPUs, or names localhost.
         names = {option.split("=")[0] for option in given}
         port = [] if "--master_port" in names else [f"--master_port={self.master_port}"]
         if (
@@ -83,8 +83,8 @@ class LaunchRecord:
                 f"the run had {self.world_size} ranks on several machines; give the machines to "
                 "resume on, with --hostfile FILE"
             )
-        # The run had one machine: give the number of devices if the run used the first ones, else
-        # their numbers.
+        # For a run on one machine give the number of devices if it used the first ones, else their
+        # numbers.
         default = ",".join(str(i) for i in range(self.ranks_per_node))
         if self.visible_devices in (None, "", default):
             devices = f"--num_gpus={self.ranks_per_node}"

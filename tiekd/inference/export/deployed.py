@@ -71,7 +71,7 @@ class Deployed(nn.Module):
         self.confidence = confidence
         self.resize = resize
         self.size = size
-        # The network's focal length is a constant multiple of the image's.
+        # Resizing multiplies an image's focal length by this constant.
         self.focal_scale = 1.0
         if network.canonical is not None and size is not None:
             self.focal_scale = focals.of_camera(Camera(1.0, 1.0), size, resize)
@@ -144,7 +144,8 @@ class Deployed(nn.Module):
         """
         if self.size is not None:
             return restored(on_image_grid(values, size, smooth), self.resize, self.size, smooth)
-        # Without resizing, `size` equals `own`, and one resizing step suffices.
+        # Without resizing, the network's input has the image's own size, so one interpolation
+        # suffices.
         if self.resize.mode is None:
             return spread_on_grid(values, own, smooth)
         return stretched_map(on_image_grid(values, size, smooth), own, smooth)

@@ -214,7 +214,8 @@ def _check_size(network: Network, settings: Settings) -> None:
         raise ExportError(
             f"--size {height}x{width}: larger than {LARGEST} pixels a side; give a smaller one"
         )
-    # A dynamic file needs a working size that doesn't depend on the image's size.
+    # A file for images of any size (`dynamic`) needs a working size that doesn't depend on the
+    # image's size.
     canvas = settings.resize.place(height, width).canvas
     if settings.dynamic and settings.open_resize != OWN_SIZE and settings.resize.mode != "stretch":
         raise ExportError(

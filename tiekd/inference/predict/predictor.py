@@ -164,7 +164,7 @@ class Writes:
         return self
 
     def __exit__(self, kind, *_) -> None:
-        # Wait for the writes, unless an exception (of type `kind`) was raised inside.
+        # Wait for the writes, unless an exception (of type `kind`) was raised in the `with` block.
         while self._waiting and kind is None:
             self._waiting.popleft().result()
 

@@ -101,7 +101,7 @@ def combined(rows: list[dict]) -> dict:
     def slowest(key: str) -> list[float]:
         return [max(times) for times in zip(*(row[key] for row in rows), strict=True)]
 
-    # A step ends when the slowest rank has finished it. The peak memory of all ranks is added.
+    # The time of a step is that of the slowest rank. The peak memory is summed over ranks.
     engine_s = slowest("engine_s")
     torch_s = slowest("torch_s")
     ratios = [a / b for a, b in zip(engine_s, torch_s, strict=True)]
@@ -200,7 +200,8 @@ def torch_step(
     )
     clip_norm = recipe["train"].get("clip_norm", CLIP_NORM)
 
-    # Run what a step of the engine runs: forward, loss, backward, clipping, optimizer.
+    # A plain torch step with the same parts as the engine's: forward, loss, backward, clipping,
+    # optimizer.
     def step() -> torch.Tensor:
         prediction = ddp(batch.image, criterion.divergence_target(batch.teacher_depth))
         loss = criterion(prediction, batch, batch.teacher_depth)["loss"]

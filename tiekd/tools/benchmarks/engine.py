@@ -70,19 +70,19 @@ def run(args: argparse.Namespace) -> dict:
     device = process_group.start_rank()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         watch, log_interval, image_interval = _train(args, device, Path(folder))
-    # `watch.times` has the times of each hook by its class, and besides them those of the whole
-    # step ("_step") and of the loop ("_loop").
+    # `watch.times` holds the times of each hook under its class name. The keys "_step" and "_loop",
+    # for the whole step and for the loop around it, are left out here.
     hooks = {
         name: 1e3 * _amortised(times, log_interval, image_interval)
         for name, times in watch.times.items()
         if name[0] != "_"
     }
-    # Use the times under "off", which are those of iterations with neither a log line nor an image.
-    # Most iterations of a run are such.
+    # Use the times under "off": those of iterations with neither a log line nor an image, as most
+    # iterations of a run are.
     loop = 1e3 * statistics.median(watch.times["_loop"]["off"])
     step = 1e3 * statistics.median(watch.times["_step"]["off"])
-    # The bare loop runs twice after each block. The ratio of its two times shows by how much any
-    # ratio can differ from 1 due to noise alone.
+    # The loop without hooks runs twice after each block of iterations (bare_s and again_s). The
+    # ratio of its two times shows by how much any ratio can differ from 1 due to noise alone.
     ratios = [a / b for a, b in zip(watch.ours_s, watch.bare_s, strict=True)]
     again = [a / b for a, b in zip(watch.again_s, watch.bare_s, strict=True)]
     return {

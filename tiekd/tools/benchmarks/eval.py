@@ -53,8 +53,8 @@ def run(args: argparse.Namespace) -> dict:
     with kitti_folder(args.data, kb_crop) as (root, scratch):
         options = kitti.KittiOptions(str(root), kb_crop=kb_crop)
         from_files, from_cache = (kitti.build(options, "train", MAX_DEPTH_M) for _ in range(2))
-        # Both evaluations read the same images. tiekd's is also measured with decoded frames, i.e.
-        # with arrays instead of compressed files; these arrays are written here.
+        # Write decoded frames, i.e. arrays instead of compressed files: tiekd's evaluation is
+        # measured with both, the plain one with compressed files only.
         from_cache.decoded = Decoded(scratch / "decoded", root)
         for index in range(len(from_cache)):
             for path, decode in from_cache.files(index).values():

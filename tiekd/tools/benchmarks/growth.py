@@ -131,8 +131,8 @@ def _of_ranks(args: argparse.Namespace) -> dict:
         for n in args.ranks
     ]
     times, peaks = (list(column) for column in zip(*rows, strict=True))
-    # No straight line is fitted to the measurements for several ranks. Divide them by what is
-    # expected from the first one: the same time, and memory proportional to the number of ranks.
+    # Fit no line to the measurements for several ranks. Divide them by what the measurement at the
+    # first number of ranks predicts: the same time, and memory proportional to the number of ranks.
     by_one = (
         [time / times[0] for time in times],
         [peak / peaks[0] * args.ranks[0] / n for n, peak in zip(args.ranks, peaks, strict=True)],
@@ -216,7 +216,7 @@ def _by_line(sizes: list[int], values: list[float]) -> list[float]:
         return [1.0] * len(sizes)
     x = torch.tensor(sizes).double()
     y = torch.tensor(values).double()
-    # The equations intercept + slope * x = y, each divided by its y, so that least squares
+    # Set up the equations intercept + slope * x = y, each divided by its y, so that least squares
     # minimises relative errors.
     matrix = torch.stack((torch.ones_like(x), x), 1) / y[:, None]
     line = torch.linalg.lstsq(matrix, torch.ones_like(y)[:, None]).solution[:, 0]

@@ -55,8 +55,8 @@ def run(args: argparse.Namespace) -> dict:
         f"batch {args.batch}, {args.channels} channels, {args.bins} bins, "
         f"{args.height}x{args.width}"
     )
-    # Which kernels are selected depends on the device and sizes of the inputs. So the name of their
-    # module is part of the report.
+    # Report the name of the selected kernels' module: which kernels are selected depends on the
+    # device and the sizes of the inputs.
     name = kernels.implementation(*inputs[:1], inputs[4], inputs[3]).__module__.rsplit(".", 1)[1]
     compared = (
         f"head and divergence, forward and backward: {name} / reference, {args.dtype}, "
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> dict:
     )
     # Compare the results of both implementations, so that a wrong one can't seem fast.
     result["worst_relative_error"] = worst_error(ours(), plain())
-    # The head can't take less time than its matrix products alone. The other entries are
+    # Also time the head's matrix products alone, which are a lower limit of the head's time, and
     # alternative ways to save memory or time.
     others = {
         "products": partial(products, *inputs[:3]),
@@ -275,8 +275,8 @@ def roofline_seconds(
     Returns:
         {"forward_s", "backward_s", "total_s"}, seconds.
     """
-    # Besides the features, each pixel has float32 numbers that are read or written: four in forward
-    # (16 bytes), six in backward (24 bytes).
+    # Besides the features, float32 numbers are read or written for each pixel: four in forward (16
+    # bytes), six in backward (24 bytes).
     pixels = images * height * width
     volume = pixels * channels * bytes_per_feature
     product = 2.0 * pixels * channels * bins
@@ -312,7 +312,7 @@ def _roofline(
     multiplied = measure.interleaved({"product": lambda: a @ b}, 5, device)["product"]
     bytes_per_s = args.tb_per_s * 1e12 if args.tb_per_s else 2 * block.numel() * 4 / min(copies)
     flops_per_s = 2 * size**3 / min(multiplied)
-    # Compute the shortest possible time, by which that of the kernels is divided.
+    # Compute the shortest possible time on this device. The report divides the kernels' time by it.
     least = roofline_seconds(
         args.batch,
         args.channels,

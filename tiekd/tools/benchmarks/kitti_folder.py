@@ -64,7 +64,7 @@ def with_teacher_maps(root: Path, scratch: Path, kb_crop: tuple[int, int]) -> Fr
     rows = np.linspace(0.02, 1, kb_crop[0])[:, None]  # lower rows are nearer
     for index in range(len(frames)):
         # Compute the depth of a flat road that a camera 1.65 m above it sees. Add noise, so that
-        # the maps take as long to decode as those of a real teacher.
+        # the depth maps take as long to decode as those of a real teacher.
         depth_m = np.clip(1.65 / rows, 1, MAX_DEPTH_M) * rng.normal(1, 0.003, kb_crop)
         image_io.write_durably(
             maps / frames.map_name(index), image_io.encode_teacher_map(depth_m, MAX_DEPTH_M)

@@ -100,13 +100,13 @@ def run(args: argparse.Namespace) -> dict:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        # The table has rows for several instruction sets. Only those for this CPU's can be
+        # Skip the table's rows for other instruction sets than this CPU's, since they can't be
         # measured.
         for (of, shape_class, dtype), chosen in layouts.TABLE.items():
             if of != isa:
                 continue
-            # With --shrink the images are smaller by this factor; the numbers of channels stay the
-            # same.
+            # With --shrink divide the images' height and width by this factor; keep the numbers of
+            # channels.
             totals = {}
             for shape in SHAPES[shape_class]:
                 height, width = (
@@ -117,7 +117,8 @@ def run(args: argparse.Namespace) -> dict:
                 for choice, values in times.items():
                     totals[choice] = totals.get(choice, 0.0) + statistics.median(values)
                 rows.append(_row(f"{shape_class}, {dtype}", shape, chosen, times))
-            # The table has one layout for all convolutions of a kind, so their times are added.
+            # Compare the layouts by their total time for all convolutions of a kind, since the
+            # table has one layout for all of them.
             best = min(totals, key=totals.get)
             if totals[best] < 0.95 * totals[chosen]:
                 faster.append(
@@ -167,8 +168,9 @@ def _times(shape: Shape, shape_class: str, dtype: str, rounds: int) -> dict[str,
     """
     calls = {choice: _call(shape, shape_class, dtype, choice) for choice in layouts.ALLOWED[dtype]}
     if shape_class in (layouts.LARGE_FORWARD, layouts.SMALL):
-        # The layout PRODUCTS means that matrix products compute the gradient of the weights. That
-        # is done only in training with large inputs, so these kinds of convolutions don't have it.
+        # With the layout PRODUCTS, matrix products compute the gradient of the weights. That is
+        # done only in training with large inputs, so it isn't timed for the other kinds of
+        # convolutions.
         del calls[layouts.PRODUCTS]
     times = {choice: [] for choice in calls}
     for _ in range(rounds + 1):
@@ -202,8 +204,8 @@ def _call(shape: Shape, shape_class: str, dtype: str, choice: str) -> Callable[[
     if in_bf16:
         x = x.bfloat16()
     x.requires_grad_(training)
-    # In fp32 the convolution reads the choice from the table in training, so set it in a copy of
-    # the table. In bf16 the choice has been applied above.
+    # In fp32 training a convolution reads its layout from the table, so set the layout in a copy of
+    # the table. In bf16 it has been applied above.
     choices = dict(layouts.of_isa(layouts.isa()))
     if not in_bf16:
         choices[f"{layouts.LARGE_TRAINING}, {layouts.FP32}"] = choice

@@ -28,8 +28,8 @@ def draw(curves: dict[str, dict], units: dict[str, str]) -> bytes:
         LaunchError: matplotlib isn't installed.
     """
     figure = figures.new_figure(WIDTH * len(curves), HEIGHT)
-    # Make one plot for each quantity, with an axis for seconds at the left and one for MB at the
-    # right.
+    # Make one plot for each entry of `curves`, with an axis for seconds at the left and one for MB
+    # at the right.
     for plot, (name, curve) in zip(
         figure.subplots(1, len(curves), squeeze=False).flat, curves.items(), strict=True
     ):
@@ -57,7 +57,7 @@ def _draw_line(axes, key: str, sizes: list, values: list, ratios: list) -> None:
     axes.set_ylim(0, 1.1 * max(values))
     axes.tick_params(axis="y", colors=colour)
     axes.plot(sizes, values, "o", color=colour)
-    # The line's values are the measured ones divided by their ratios to the line.
+    # Compute the fitted line's values: each ratio is a measured value divided by the line's value.
     fitted = [value / ratio for value, ratio in zip(values, ratios, strict=True)]
     axes.plot(sizes, fitted, color=colour, linewidth=1)
 

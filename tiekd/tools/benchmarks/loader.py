@@ -97,7 +97,7 @@ def _measured(
         key: from_cache.read([key])
         for key in itertools.product(range(rounds + 1), range(len(frames)))
     }
-    # Each function takes (epoch, index), and makes or only decodes this sample.
+    # Each function takes (epoch, index), and either makes this sample or only decodes its files.
     calls = {
         "ours": lambda epoch, index: from_files.read([(epoch, index)]),
         "decoding": lambda _, index: decode(frames, index),

@@ -101,7 +101,7 @@ def _turned(pixels: np.ndarray, angle_deg: float, bilinear: bool) -> np.ndarray:
     sine = sin(radians(angle_deg))
     from_x = cosine * x - sine * y + (width - 1) / 2
     from_y = sine * x + cosine * y + (height - 1) / 2
-    # Add a border of zeros; positions outside the image are clipped to it, so they give 0.
+    # Add a border of zeros. Positions outside the image are clipped to this border, so they give 0.
     framed = np.pad(pixels, ((1, 1), (1, 1)) + ((0, 0),) * (pixels.ndim - 2))
 
     def at(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:

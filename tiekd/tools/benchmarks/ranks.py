@@ -111,7 +111,8 @@ def run_ranks(module: str, count: int, device: str, arguments: list) -> list:
 def _start(
     module: str, rank: int, count: int, port: int, device: str, asked: str
 ) -> subprocess.Popen:
-    # Set the environment variables that a launcher would set, since starting one takes seconds.
+    # Set the environment variables that a launcher would set; a launcher itself takes seconds to
+    # start.
     places = {
         "RANK": rank,
         "LOCAL_RANK": rank,
@@ -127,7 +128,7 @@ def _start(
     }
     environment = os.environ | {key: str(value) for key, value in places.items()}
     environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-    # Run the benchmark's module, which passes the list in its JSON argument to `main`.
+    # Run the benchmark's module. `asked` is a JSON list that the module passes on to its `main`.
     command = [sys.executable, "-m", module, asked]
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True

@@ -47,7 +47,8 @@ def run(args: argparse.Namespace) -> dict:
     result = measure.compare(
         compared, ours, theirs, args.rounds, device, queued=measure.QUEUED_CALLS
     )
-    # Add the memory that both hold between steps: weights, buffers and the optimizer's moments.
+    # Add to each peak the memory that is held between steps: weights, buffers and the optimizer's
+    # moments.
     for name, step in (("ours", ours), ("reference", theirs)):
         result[f"{name}_peak_mb"] += step.state_bytes() / 1e6
         result[f"{name}_images_per_s"] = args.batch / result[f"{name}_s"]

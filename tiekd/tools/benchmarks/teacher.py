@@ -45,8 +45,8 @@ def run(args: argparse.Namespace) -> dict:
     ]
     compared = f"a training step with cached maps / with the teacher online, both {args.dtype}"
     result = measure.compare(compared, *steps, args.rounds, device)
-    # Add the memory that stays allocated between steps: the student's weights and moments. Add the
-    # teacher's weights only to the step that runs the teacher.
+    # Add to each peak the memory that stays allocated between steps: the student's weights and
+    # moments. Add the teacher's weights only to the step that runs the teacher.
     teacher_bytes = sum(t.numel() * t.element_size() for t in network.state_dict().values())
     result["ours_peak_mb"] += steps[0].state_bytes() / 1e6
     result["reference_peak_mb"] += (steps[1].state_bytes() + teacher_bytes) / 1e6

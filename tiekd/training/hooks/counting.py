@@ -14,8 +14,8 @@ from tiekd.errors import DataError
 from tiekd.training.hook import Hook
 from tiekd.training.hooks.text_log import TextLog
 
-# The check waits for this many samples or for the end of the epoch: ground truth of a few images
-# may be so sparse that no pixel of it lies inside the crop.
+# The check for losses that are always 0 waits for this many samples or for the end of the epoch:
+# ground truth of a few images may be so sparse that no pixel of it lies inside the crop.
 MIN_SAMPLES = 100
 _NAMED = 3  # The error message names this many samples.
 
@@ -49,14 +49,14 @@ class PixelsCount(Hook):
         """
         if self._done:
             return
-        # Compare on the device, which costs no host sync.
+        # Compare the losses with 0 on the device, which costs no host sync.
         self._names = list(state.micro_losses[0])
         losses = torch.stack([torch.stack(list(each.values())) for each in state.micro_losses])
         found = (losses != 0).any(0)  # True for NaN too, which the Guard hook reports.
         self._any = found if self._any is None else self._any | found
         self._seen += 1
-        # Reading the result costs a host sync, so it is done once: after enough samples, when the
-        # log writes a line and has a host sync anyway, or at the end of the epoch or run.
+        # Reading `_any` costs a host sync, so it is read once: after enough samples, when the log
+        # writes a line and has a host sync anyway, or at the end of the epoch or run.
         ends = state.is_last and state.stop_reason is None
         epoch_is_through = self._seen >= state.iterations_per_epoch
         enough = self._seen * state.batch_size >= MIN_SAMPLES or epoch_is_through or ends

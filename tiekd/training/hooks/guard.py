@@ -23,9 +23,8 @@ from tiekd.training.hook import Hook
 from tiekd.training.hooks.text_log import TextLog, log_name
 from tiekd.workdir import checkpoints
 
-# The largest number of bad iterations (loss or gradient not finite) that are logged when the text
-# log writes a line, and of samples' names in one line of the log. The .log.json file has all of
-# them.
+# Limits of the text log: bad iterations (loss or gradient not finite) that are logged each time the
+# log writes a line, and sample names in one line. The .log.json file has all of them.
 MAX_TOLD_ITERATIONS, MAX_TOLD_NAMES = 5, 16
 
 
@@ -66,8 +65,8 @@ class Guard(Hook):
     def __init__(self, text_log: TextLog, max_in_a_row: int):
         self.text_log, self.max_in_a_row = text_log, max_in_a_row
         self._kept: list[Iteration] = []
-        # The number of bad iterations in a row up to now (loss or gradient not finite), and the
-        # number of the first of them.
+        # The number of consecutive bad iterations (loss or gradient not finite) up to now, and the
+        # iteration number of the first of them.
         self._in_a_row, self._first_bad = (0, 0)
 
     def after_iteration(self, state) -> None:
@@ -124,8 +123,8 @@ class Guard(Hook):
         of_ranks = comm.gather_objects(mine)
         told = 0
         for iteration in kept:
-            # The micro-batches of this iteration on all ranks; empty if its optimizer step was not
-            # skipped.
+            # Collect the reports of this iteration's micro-batches from all ranks. There are none
+            # if its optimizer step was not skipped.
             reports = [
                 report | {"rank": rank}
                 for rank, of in enumerate(of_ranks)
@@ -134,8 +133,8 @@ class Guard(Hook):
             broken = [report for report in reports if not _is_finite(report)]
             if not reports:
                 self._in_a_row = 0
-            # An iteration with finite losses doesn't count if its step may have been skipped only
-            # because the fp16 loss scale was too large.
+            # Count the iteration as bad if a loss isn't finite. With finite losses, count it only
+            # if its step can't have been skipped because the fp16 loss scale was too large.
             elif broken or not iteration.searched_loss_scale:
                 self._first_bad = self._first_bad if self._in_a_row else iteration.number
                 self._in_a_row += 1

@@ -133,8 +133,8 @@ class Preemption(Hook):
         launcher_watch.watch(self._neighbours, self._on_lost_neighbour)
 
     def _on_lost_neighbour(self, _rank) -> None:
-        # The other rank may have ended because it has saved its checkpoint. Then this process also
-        # ends by itself during this time.
+        # The other rank may have ended because it has saved its checkpoint. In that case this
+        # process also ends by itself during this time.
         time.sleep(_GRACE_S)
         launcher_watch.end_process()
 

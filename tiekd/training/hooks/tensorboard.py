@@ -202,11 +202,12 @@ class TensorBoard(Hook):
 
     def _write_images(self, state) -> None:
         few, batch = slice(self.num_images), state.batch
-        # Show no teacher if there is none: the target is then the ground truth, which the image
-        # shows anyway.
+        # Show no teacher if there is none: `teacher_depth` is then the ground truth, which the
+        # image shows anyway.
         teachers = state.teacher_depth[few] if TeacherNode.of(state.recipe).is_given else None
-        # Run the network, to get the distribution over depth that it predicts at each pixel. Under
-        # ZeRO-3 no rank has all weights, so only the depth of the training step is shown.
+        # Show the distribution over depth that the network predicts at each pixel, which needs
+        # another forward pass. Under ZeRO-3 no rank has all weights, so show only the depth of the
+        # training step.
         student = _whole_network(state.engine) or state.prediction.depth[few]
         # The depth of the training step is canonical if the network has a canonical camera. Convert
         # it to metres by the images' focal lengths.

@@ -215,8 +215,8 @@ class TextLog(Hook):
         """
         self._logged_time_s = state_dict["logged_time_s"]
         self._start_iteration = state_dict["start_iteration"]
-        # If the number of ranks is the same, each rank restores its own sums bit for bit. Otherwise
-        # each starts with the mean over the former ranks.
+        # If the number of ranks is the same, each rank restores its own sums of logged values bit
+        # for bit. Otherwise each starts with the mean over the former ranks.
         self._window = Window(
             **state_dict["window" if state_dict["ranks"] == world_size() else "mean_window"]
         )
@@ -242,8 +242,8 @@ class TextLog(Hook):
 
         The same values are written as a row of the .log.json file. Collective.
         """
-        # Compute the means of all iterations since the last line over all ranks, and the largest
-        # peak memory of any rank.
+        # Compute the means over all ranks and all iterations since the last log line, and the
+        # largest peak memory of any rank.
         window, self._window = self._window, Window()
         window.wait_for_device()
         values, num_broken = window.means_over_ranks()
@@ -253,9 +253,9 @@ class TextLog(Hook):
         # Estimate the remaining time.
         time_s = window.time_s / window.iterations
         self._logged_time_s += time_s * window.iterations
-        # The estimate divides the logged time by all iterations. As in mmcv, iterations that no
-        # line shows count as finished, but their time is missing. So the estimate is too small by
-        # at most the share of these iterations.
+        # The estimate divides the logged time by the number of all iterations. As in mmcv,
+        # iterations that no log line covers count as finished, but their time is missing. So the
+        # estimate is too small by at most the share of these iterations.
         per_iteration_s = self._logged_time_s / (state.iteration - self._start_iteration)
         eta = timedelta(seconds=int(per_iteration_s * (state.total_iterations - state.iteration)))
         # Keep the values of this line, since the TensorBoard hook writes them too.
