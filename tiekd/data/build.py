@@ -129,7 +129,8 @@ def build_dataset(
         held_out=held_out,
     )
     contract.check_dataset(frames, f"data ({node['name']})")
-    # Check the cached teacher maps. A dataset from outside may have no attribute `maps`.
+    # Check the cached teacher maps. A dataset class from outside this project may have no attribute
+    # `maps`.
     if getattr(frames, "maps", None) is not None:
         teacher_maps.check(frames.maps, data.max_depth_m, data.part.get("kb_crop"))
     if data.decoded_folder is not None:

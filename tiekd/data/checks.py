@@ -103,7 +103,7 @@ class Examined:
         return [self._facts(index) for index in indices]
 
     def _facts(self, index: int) -> Facts:
-        # Read each file of the frame on its own, so that every corrupt file is reported.
+        # Read each file of the frame separately, so that every corrupt file is reported.
         frame = self.frames.frames[index]
         faults = []
         read = {}
@@ -120,7 +120,8 @@ class Examined:
         levels = levels_of(Path(frame.depth)) if "depth" in read else None
         median_m = None
         try:
-            # Assembling checks that the sizes fit; then depth values and the crop are checked.
+            # `assemble` checks that the sizes of the frame's files fit together. Then check the
+            # depth values and the crop.
             sample = in_metres(self.frames.assemble(index, **read))
             if "depth" in read:
                 fault, median_m = self._depth_fault(sample, frame.depth)
@@ -160,7 +161,7 @@ class Examined:
             ], None
         median_m = measured.median().item()
         max_depth = self.frames.max_depth
-        # A median outside this range points to a wrong unit.
+        # A median depth outside this range suggests a wrong unit.
         if NEAREST_M <= median_m <= FARTHEST * max_depth:
             return [], median_m
         message = (
@@ -204,7 +205,7 @@ def shared(
         val: Validation frames.
         val_facts: The result of checking each validation frame, in order.
     """
-    # Images are compared by the hash of their file.
+    # Compare images by the hashes of their files.
     names: dict[bytes, str] = {}
     for frame, fact in zip(val.frames, val_facts, strict=True):
         names.setdefault(fact.digest, frame.name)
@@ -228,7 +229,7 @@ def neighbours(train: Frames, val: Frames, distance: int) -> list[Finding]:
         distance: Largest difference of frame numbers that counts. The number is the last one in the
             file's name; names without one have no neighbours.
     """
-    # Look up validation frames by (folder, number), so that the cost is linear.
+    # Index the validation frames by (folder, frame number), so that the search takes linear time.
     validation = {
         place: frame.name for frame in val.frames if (place := _place(frame.name)) is not None
     }

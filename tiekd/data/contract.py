@@ -17,7 +17,7 @@ from tiekd.errors import DataError, RecipeError
 
 KIND = "contract"  # `kind` of these DataErrors, which the reader never skips
 _LARGEST_OF_ONES = 1.0  # a float image with a maximum up to this is taken to have values 0..1
-_LARGEST_NORMALISED = 2.64  # the value of white after ImageNet's normalisation
+_LARGEST_NORMALISED = 2.64  # the value of white (255) after ImageNet's normalisation
 _BRIGHTEST = 510.0  # twice 255: a dataset's bicubic resizing may exceed 255
 
 

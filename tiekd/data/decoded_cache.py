@@ -31,8 +31,8 @@ from tiekd.errors import DataError, RecipeError
 # original file; CRC-32 of all before the trailer; the array's offset and its three dimensions.
 _NOTE = struct.Struct("<8sQqIIIII")
 _MARK = b"tiekd 2\n"
-# Files with these magic bytes were written before images were turned upright and before level 65535
-# was replaced by 0 in ground truth.
+# Magic bytes of an older version, which neither turned images upright nor replaced level 65535 by 0
+# in ground truth.
 _AS_STORED = b"tiekd 1\n"
 _PROGRAM = "bin/cache_frames.py"
 
@@ -82,7 +82,8 @@ class Decoded:
         array = torch.frombuffer(
             mapped, dtype=dtype, count=shape[0] * shape[1] * shape[2], offset=start
         ).view(shape)
-        # Files of the first version still have 65535 (not measured) in ground truth: set it to 0.
+        # Cache files of the older version still have 65535 (not measured) in ground truth: set it
+        # to 0.
         if measured and note[0] == _AS_STORED:
             array = image_io.without_levels(array, (image_io.NO_RETURN,))
         return array

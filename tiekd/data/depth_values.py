@@ -22,7 +22,7 @@ from tiekd.errors import DataError
 NEAREST_M = 0.1  # smallest plausible median depth
 FARTHEST = 3.0  # largest plausible median depth, as a multiple of max_depth
 _PROBED = 5  # number of frames that `check_range` reads
-_PILE = 0.05  # a value that so large a share of the pixels above 0 has is suspicious
+_PILE = 0.05  # a depth value is suspicious if at least this fraction of the pixels above 0 has it
 _8_BITS = 255
 
 
@@ -116,7 +116,7 @@ def _range_lines(frames: Frames, medians: dict[str, float]) -> list[str]:
     """
     if not medians:
         return []
-    # A single frame may have unusual depths, so report only what is true of all these frames.
+    # A single frame may have unusual depths, so report only what is true of all sampled frames.
     path, median_m = next(iter(medians.items()))
     taken = taken_as(frames, image_io.kind_of_depth(Path(path)))
     count = (

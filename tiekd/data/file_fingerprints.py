@@ -30,7 +30,7 @@ def of_each(fact: Callable, paths: Sequence[str | None]) -> list:
 
     if len(paths) <= _FEW:
         return of_part(paths)
-    # Give each thread many files at once, so that the overhead per file is small.
+    # Give each thread many files per task, so that the overhead per file is small.
     parts = [paths[start : start + _AT_ONCE] for start in range(0, len(paths), _AT_ONCE)]
     with ThreadPoolExecutor(_THREADS) as pool:
         return [value for part in pool.map(of_part, parts) for value in part]

@@ -17,7 +17,7 @@ from tiekd.data.cameras.calibration import Camera
 from tiekd.data.resize import Resize, resized_intrinsics
 from tiekd.errors import DataError
 
-STRETCH = 0.05  # largest change of an image's aspect ratio
+STRETCH = 0.05  # largest relative change of an image's aspect ratio that is accepted
 
 
 def of_input(intrinsics: Tensor, resize: Resize) -> Tensor:

@@ -239,8 +239,9 @@ class Frames(torch.utils.data.Dataset):
         whole = self._whole(frame, image, depth)
         if teacher_depth is None:
             return self._cut(whole, frame)
-        # Reject maps that were made before images were turned upright. The size check below doesn't
-        # detect all of them, since some orientations (such as 180 degrees) keep height and width.
+        # Reject teacher maps that were made before images were turned upright by their EXIF
+        # orientation. The size check below doesn't detect all of them, since some orientations
+        # (such as 180 degrees) keep height and width.
         if self.maps_of_stored_pixels and self.is_turned(index):
             raise DataError(
                 f"{self.maps / self.map_name(index)}: made before images were turned upright, as "
@@ -248,7 +249,8 @@ class Frames(torch.utils.data.Dataset):
                 "with bin/cache_teacher.py",
                 "size",
             )
-        # Crop a map of the whole image with the image; use a map of the window's size unchanged.
+        # A teacher map of the whole image's size is cropped with the image. A map of the cropped
+        # image's size is used unchanged.
         if _size(teacher_depth) == _size(image):
             return self._cut(self._with_map(whole, teacher_depth), frame)
         sample = self._cut(whole, frame)
@@ -305,7 +307,7 @@ class Frames(torch.utils.data.Dataset):
             DataError: If image and depth differ in size.
         """
         height, width = image.shape[-2:]
-        # Without ground truth use a view of a single zero, which takes no memory.
+        # Without ground truth, expand a single zero to the image's size, which takes no memory.
         if depth is None:
             depth = torch.zeros(1, 1, 1, dtype=torch.uint16).expand(1, height, width)
         elif _size(depth) != _size(image):
@@ -313,7 +315,7 @@ class Frames(torch.utils.data.Dataset):
                 f"{frame.depth}: {_size(depth)} does not fit its image {frame.name}, {_size(image)}"
             )
             raise DataError(message + _unturned(frame, image, depth), "size")
-        # In floating-point depths, `read` has already replaced invalid values by 0.
+        # In floating-point depths, invalid values were replaced by 0 when the file was read.
         invalid = self.depth_format.invalid
         if invalid and depth.dtype == torch.uint16:
             depth = image_io.without_levels(depth, invalid)

@@ -215,9 +215,10 @@ def _read_levels(path: Path, kind: _Kind) -> Tensor:
             f"{kind.convert}",
             "bit depth",
         )
-    if not raw.mode.startswith("I"):  # 16 bits are I;16 or, in older versions of Pillow, I
+    # 16-bit images have the mode I;16, or I in older versions of Pillow.
+    if not raw.mode.startswith("I"):
         with path.open("rb") as file:
-            bits = file.read(25)[-1]  # Pillow reports 8 of 16 bits if there are several channels
+            bits = file.read(25)[-1]  # Pillow reports 8 bits for 16-bit images of several channels
         raise DataError(
             f"{path}: a {kind.noun} must be a one-channel 16-bit PNG, this has "
             f"{len(raw.getbands())} channel(s) of {bits} bits; {kind.convert}",
@@ -444,7 +445,8 @@ def write_image(path: Path, rgb: np.ndarray) -> None:
 
 
 def _write_png(path: Path, pixels: np.ndarray) -> None:
-    # Encode in memory, so that only `replace_bytes` writes, which removes the file if that fails.
+    # Encode in memory, and write with `replace_bytes`, which removes the partial file if writing
+    # fails.
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format="PNG", compress_level=1)
     replace_bytes(path, file.getvalue(), durable=False)

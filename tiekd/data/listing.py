@@ -46,8 +46,8 @@ def list_files(
     files = []
     repeated = []
     entered = set() if leave_out is None else _identity(leave_out, lambda _: None)
-    # Enter links to folders only when no real folder is left, so that a file is listed under a path
-    # without links if it has one.
+    # Follow symbolic links to folders only when no real folder is left, so that a file is listed
+    # under a path without links if it has one.
     real = deque([""])
     links = deque()
     while real or links:
@@ -65,7 +65,8 @@ def list_files(
         except OSError as error:
             on_error(error)
             continue
-        # Queue links separately, since a link may lead to a folder that is found without it, too.
+        # Queue symbolic links separately, since the folder that a link leads to may also be found
+        # without the link.
         for entry in entries:
             path = os.path.join(below, entry.name)
             if not _is_folder(entry):

@@ -113,7 +113,7 @@ def _has_late_chunks(image: Image.Image) -> bool:
     try:
         descriptor = file.fileno()
     except OSError:
-        return True  # a file in memory can't be read by descriptor: assume late chunks
+        return True  # a file in memory has no descriptor: assume that EXIF follows the pixels
     start = _PNG_HEAD
     pixels_came = False
     while len(head := os.pread(descriptor, _CHUNK_HEAD, start)) == _CHUNK_HEAD:

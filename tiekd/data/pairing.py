@@ -68,7 +68,7 @@ def check_pairs(
             f"{len(without)} of {len(image_files)} images in {images} match no depth map, such as "
             f"{named}"
         )
-    # Guess the rule by which depth maps are named, for the message.
+    # For the error message, guess the rule by which depth maps are named.
     rule = naming_rule(without, alone) if alone and without else None
     guess = "" if rule is None else f"; depth maps seem to be named {rule}"
     # If every image has its depth map, further depth maps are no error.

@@ -35,7 +35,9 @@ from tiekd.data.sample import Sample, in_grey_levels
 from tiekd.errors import DataError, RecipeError
 
 MODES = ("stretch", "cover", "contain", "fit")
-SLACK = 1.5  # with `at_most`, an image of up to this many times as many pixels keeps its size
+# With `at_most`, an image keeps its size if it has up to this many times as many pixels as that
+# size.
+SLACK = 1.5
 ONE_SURFACE = 1.1  # largest ratio of depths under one new pixel that count as one surface
 LARGEST = 16384  # maximum pixels of a side
 # Filter weights are multiples of 1/2048; between the two passes, grey levels are multiples of 1/16.
@@ -88,7 +90,7 @@ class Resize:
     at_most: tuple[int, int] | None = None
 
     def __post_init__(self):
-        # Check that at most one form is given, and that it is valid.
+        # Check that the size is given in at most one way, and that it is valid.
         sized = (self.height, self.width, self.mode) != (None, None, None)
         forms = [
             sized,
@@ -174,7 +176,8 @@ class Resize:
                 max(self.height, round(height * factor)), max(self.width, round(width * factor))
             )
         if self.mode in ("contain", "fit"):
-            # Scale by one factor to fit into the size, which rounding must not exceed.
+            # Scale height and width by one factor to fit into the given size, which rounding must
+            # not exceed.
             factor = min(self.height / height, self.width / width)
             scaled = (
                 min(self.height, _side(height * factor)),
@@ -266,7 +269,8 @@ def of_data(data: Mapping) -> Resize:
                 "null for no resizing"
             )
         return resize
-    # Without `resize`, keep_aspect's crop or the frames' common size determines the resolution.
+    # Without data.resize, the crop (with data.augment.sizes=keep_aspect) or the frames' common size
+    # determines the size to which images are resized.
     augment = data.get("augment") or {}
     check_value(augment, dict, "data.augment")
     if augment.get("crop") is not None:
@@ -295,7 +299,8 @@ def resize_of(
     Raises:
         RecipeError: If the resizing that applies isn't valid.
     """
-    # Precedence: an explicit override, then the weights, then the recipe.
+    # Precedence: an override of data.resize, then the resizing saved with the weights, then the
+    # recipe.
     data = {} if recipe is None else recipe.get("data") or {}
     if is_overridden(("data", "resize"), recipe or {}, overrides):
         return OWN_SIZE if data.get("resize") is None else of_data(data)
@@ -474,7 +479,8 @@ def resized_teacher_map(depth: Tensor, size: tuple[int, int]) -> Tensor:
     (row_index, row_weights), (column_index, column_weights) = (
         _overlaps(old, new) for old, new in zip(plane.shape, size, strict=True)
     )
-    # Sum over the old pixels that each new one overlaps, and track their minimum and maximum.
+    # Sum the depths of the old pixels that each new pixel overlaps, weighted by the overlap, and
+    # track their minimum and maximum.
     total = np.zeros(size, np.float64)
     least, most = np.full(size, np.inf), np.zeros(size)
     for row, row_weight in zip(row_index.T, row_weights.T, strict=True):
@@ -486,7 +492,8 @@ def resized_teacher_map(depth: Tensor, size: tuple[int, int]) -> Tensor:
             counts = weight > 0
             np.minimum(least, values, out=least, where=counts)
             np.maximum(most, values, out=most, where=counts)
-    # Use the mean on one surface, the nearest valid pixel elsewhere.
+    # Use the mean if a new pixel's old depths are valid and similar (one surface), and the nearest
+    # valid pixel otherwise.
     one_surface = (least > 0) & (most <= ONE_SURFACE * least)
     mean = np.where(one_surface, total, 0)
     mean = (
@@ -692,7 +699,7 @@ def nearest_index(coarse: int, fine: int, device: torch.device | str = "cpu") ->
 
 
 def _resized_inside(inside: Tensor, size: tuple[int, int]) -> Tensor:
-    # Usually all pixels are inside: return a view of one value, which takes no memory.
+    # Usually all pixels are inside the image: return a view of one value, which takes no memory.
     if inside.all():
         return torch.ones(1, 1, 1, dtype=torch.bool).expand(1, *size)
     return resized_depth(inside, size)
@@ -800,7 +807,7 @@ def _overlaps(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
         Indices (new, T) int64 and shares (new, T) float64, which add up to 1 for each new pixel;
         T is the largest number of overlapped pixels.
     """
-    starts = np.arange(new, dtype=np.int64) * old  # in units of 1 / new of a pixel
+    starts = np.arange(new, dtype=np.int64) * old  # in units of 1 / new of an old pixel
     index = (starts // new)[:, None] + np.arange(-(-old // new) + 1)
     ends = np.minimum((index + 1) * new, (starts + old)[:, None])
     shares = np.maximum(ends - np.maximum(index * new, starts[:, None]), 0) / old
@@ -824,8 +831,8 @@ def _members(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
     index = ((np.arange(new, dtype=np.int64) * old) // new)[:, None] + np.arange(-(-old // new) + 1)
     is_member = ((2 * index + 1) * new) // (2 * old) == np.arange(new)[:, None]
     is_member &= index < old
-    # A new pixel contains no old pixel's centre if the new grid is finer: use the old pixel that
-    # contains the new pixel's centre.
+    # If the new grid is finer, some new pixels contain no old pixel's centre. For these use the old
+    # pixel that contains the new pixel's centre.
     alone = ~is_member.any(1)
     index[alone, 0] = ((2 * np.flatnonzero(alone) + 1) * old) // (2 * new)
     is_member[alone, 0] = True

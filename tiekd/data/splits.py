@@ -49,8 +49,8 @@ def read_split(path: Path) -> list[SplitLine]:
         DataError: If the file is missing or empty, or a line is malformed.
     """
     lines = read_lines(path, f"a line is {_LINE}")
-    # The file has image names alone if most of its lines have one word. A line of the other kind is
-    # an error then.
+    # If most lines have one word, the file lists only image names, and lines with more words raise
+    # an error. Otherwise lines with one word raise one.
     names_alone = sum(len(line.split()) == 1 for _, line in lines) * 2 > len(lines)
     parse = _parse_name if names_alone else _parse
     return [parse(line, f"{path}:{number}") for number, line in lines]

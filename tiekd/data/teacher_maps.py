@@ -42,7 +42,7 @@ def _is_missing_or(kind: type) -> Callable[[object], bool]:
     return lambda value: value is None or isinstance(value, kind)
 
 
-# The manifest entries that are read: name, allowed value for the error message, and check.
+# The manifest entries that are read: (name, allowed values for the error message, check).
 _ENTRIES = (
     ("full_scale_m", "a number of metres above 0", _is_length),
     ("max_depth_m", "a number of metres above 0", _is_length),

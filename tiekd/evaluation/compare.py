@@ -129,7 +129,7 @@ def entrants(
             recipe_path, checkpoint_path, overrides if last else ()
         )
 
-        # Use the shortest name that isn't taken.
+        # Name the network: use the shortest of these names that no earlier network has.
         file = Path(recipe_path)
         stem = file.resolve().parent.name if file.name == workdir.RECIPE else file.stem
         tries = (stem, f"{stem}:{path.name}", f"{recipe_path}:{path}")
@@ -263,7 +263,8 @@ def evaluate(
         watchers=(rows, *watchers),
         out=out,
     )
-    # Gather the rows of all ranks. The errors per range and the comparisons are computed from them.
+    # Gather the frames' metrics of all ranks, from which the errors per depth range and the
+    # comparisons of networks are computed.
     table = rows.gather()
     return Result(
         entrant.weights,
@@ -285,7 +286,7 @@ def as_json(results: Mapping[str, Result], protocol: EvaluationProtocol) -> dict
         results: name -> result, of which the last is compared with the others.
         protocol: how the networks were evaluated.
     """
-    # All networks saw the same frames, so any network's table gives their numbers.
+    # All networks were evaluated on the same frames, so take names and pixel counts from any table.
     *others, last = results
     table = results[last].frames
     return {

@@ -26,7 +26,8 @@ from tiekd.kernels.target import bin_centres
 # they should fit into a core's cache.
 TILE_BYTES = {"cpu": 1 << 21}
 TILE_BYTES_ELSEWHERE = 1 << 27
-# Number of tiles whose target distributions are computed together.
+# Number of tiles (groups of rows that are computed together) whose target distributions are
+# computed in one operation.
 TILES_PER_BLOCK = 4
 
 

@@ -138,8 +138,9 @@ def cell_target(
         meaning.
     """
     q, pixels = 0.0, 0
-    # Each pixel of the head's output covers stride x stride pixels of the image. Process one of
-    # these at a time, so that the distributions of all of them needn't be in memory.
+    # Each pixel of the head's output covers stride x stride pixels of the image. Process one
+    # position in this square at a time, so that the distributions of all positions needn't be in
+    # memory.
     for d, s, w in pixels_of_cells(depth, sigma, weight, edges, beyond, stride):
         valid = (d > 0).any(1, keepdim=True)
         if target == "gaussian":

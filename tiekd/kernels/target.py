@@ -375,7 +375,8 @@ def _mass_between(offset: Tensor, sigma: float | Tensor) -> Tensor:
     tail.copysign_(offset)
     mass = tail.new_empty(tail.shape[0], tail.shape[1] + 1, *tail.shape[2:])
     inner = torch.sub(tail[:, :-1], tail[:, 1:], out=mass[:, 1:-1])
-    # The difference is minus both tails in the bin that contains the centre, so add 1 there.
+    # The difference of these signed tails is a bin's mass, except in the bin that contains the
+    # Gaussian's centre. There it is minus both tails, so add 1.
     inner.add_(above[:, 1:] ^ above[:, :-1]).clamp_min_(0)
     mass[:, 0] = -tail[:, 0] + above[:, 0]
     mass[:, -1] = tail[:, -1] + ~above[:, -1]
@@ -415,8 +416,8 @@ def _build_table(sigma: float, edges: Tensor, like: Tensor) -> _Table:
     Returns:
         The table, on the device of `like`.
     """
-    # Choose the Gaussian's centres for which the table has an entry (the nodes): evenly spaced,
-    # from `reach` below the first edge between two bins to `reach` above the last.
+    # Define the table's nodes, which are centres of Gaussians: evenly spaced from `reach` below the
+    # first edge between two bins to `reach` above the last.
     inner = edges[1:-1]
     steps = bin_centres(edges).diff()
     reach = REACH_SIGMAS * sigma
@@ -427,19 +428,20 @@ def _build_table(sigma: float, edges: Tensor, like: Tensor) -> _Table:
         math.ceil(span / sigma * TABLE_STEPS_PER_SIGMA) + 1,
         dtype=edges.dtype,
     )
-    # Compute the mean over the bins for each centre. It is the first bin's centre plus, for each
-    # edge between two bins, the distance between their centres times the mass above the edge.
+    # Compute the mean over the bins for a Gaussian at each node. It is the first bin's centre plus,
+    # for each edge between two bins, the distance between their centres times the mass above the
+    # edge.
     passed = torch.cat((steps.new_zeros(1), steps.cumsum(0)))
     means = []
     for part in nodes.split(8 * TABLE_STEPS_PER_SIGMA):
-        # Edges more than ten sigma away need no erfc. Those below the Gaussians have all mass above
-        # them and add the full distance between bin centres; those above add nothing.
+        # Edges more than ten sigma from the Gaussians' centres need no erfc. Edges below have all
+        # mass above them and add the full distance between bin centres; edges above add nothing.
         low = int(torch.searchsorted(inner, part[0] - 10 * sigma))
         high = int(torch.searchsorted(inner, part[-1] + 10 * sigma))
         beyond = torch.special.erfc((inner[low:high] - part[:, None]) / (math.sqrt(2) * sigma)) / 2
         means.append(passed[low] + beyond @ steps[low:high])
     means = bin_centres(edges)[0] + torch.cat(means)
-    # For each interval between two centres in the table, find the window of bins within `reach` of
+    # For each interval between two neighbouring nodes, find the window of bins within `reach` of
     # it. The reach is enlarged by 0.1 %, because an edge just outside may round into it in the
     # dtype of `like`.
     first = torch.searchsorted(inner, nodes[:-1] - 1.001 * reach)

@@ -338,8 +338,8 @@ def _logits_gradient(
         PIECES: number of pieces per bin, from `series_pieces`; 0 to compute the mass by erfc.
         EVEN: True if all bins may use the first bin's width.
     """
-    # Add the terms that are multiples of the probabilities p: that of the depth, and the g_kl p_k
-    # of the divergence.
+    # Compute the terms of the logits' gradient that are multiples of the probabilities p: that of
+    # the depth, and the g_kl p_k of the divergence with the incoming gradient g_kl.
     depth, log_sum, slope, depth_grad, divergence_grad = values
     p = tl.exp2(logits - log_sum)
     by_p = -depth_grad * depth

@@ -251,7 +251,7 @@ def dpm_backward(
     Returns:
         The gradients of features, weight and bias; shape (0,) for those that aren't needed.
     """
-    # Unpack the saved tensors. Where a pixel of the features has no valid target, the divergence is
+    # Unpack the saved tensors. If a pixel of the features has no valid target, the divergence is
     # the constant 0, so set its incoming gradient to 0.
     depth, log_sum, slope, *parts = saved
     if divergence_grad is None:

@@ -355,8 +355,8 @@ def _load_part(parts, n, at, here, pixels, TARGET: tl.constexpr):
     position = tl.load(parts.position + at + n * pixels, mask=here, other=0.0)
     spread = position
     if TARGET == "gaussian_map" or TARGET == "released":
-        # Beyond the image's last pixel, use a sigma that isn't 0, to avoid a division by 0, or a
-        # log-normaliser that makes the mass 0.
+        # Beyond the image's last pixel, load a sigma that isn't 0, to avoid a division by 0, or,
+        # for the published target, a log-normaliser (BIG) that makes the mass 0.
         spread = tl.load(
             parts.spread + at + n * pixels, mask=here, other=BIG if TARGET == "released" else 1.0
         )
@@ -542,7 +542,8 @@ def _mass_by_series(centre, sigma, bins, k, PIECES: tl.constexpr, EVEN: tl.const
     c2 = h2 * h2 / 1920 - 15 * c3
     c1 = h2 / 24 - h2 * h2 / 320 + 45 * c3
     c0 = (1 - h2 / 24 + h2 * h2 / 640 - 15 * c3) * factor
-    # Rescale the coefficients to distances in metres, which saves one multiplication per bin.
+    # Rescale the series' coefficients to distances in metres, which saves one multiplication per
+    # bin.
     c1, c2, c3 = c1 * t2 * factor, c2 * t2 * t2 * factor, c3 * t2 * t2 * t2 * factor
     middle = tl.load(bins.centre + k) - centre
     mass = tl.zeros(middle.shape, tl.float32)

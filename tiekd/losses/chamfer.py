@@ -70,7 +70,7 @@ class Chamfer(nn.Module):
         Returns:
             (B,), square metres.
         """
-        # A centre is the nearest one between the midpoints to the next smaller and larger centre.
+        # A bin centre is the nearest one to the depths between the midpoints to its two neighbours.
         middles = (centres[:, 1:] + centres[:, :-1]).detach() / 2
         nearest = centres.gather(1, torch.searchsorted(middles, depths))
         return mean_over_valid((nearest - torch.where(valid, depths, 0)).square(), valid)

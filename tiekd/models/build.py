@@ -45,7 +45,8 @@ def build_network(node: dict, where: str = "network") -> Network:
             f"{where}: min_depth {min_depth} and max_depth {max_depth} must be metres "
             "with 0 < min < max, 1e-6 to 1e6"
         )
-    # Decoder and head work in the canonical camera's depth, if there is one.
+    # If the network has a canonical camera, decoder and head predict the depth that this camera
+    # would see: convert the depth range.
     camera = canonical.of_node(node, where)
     low, high = min_depth, max_depth
     if camera is not None:

@@ -139,7 +139,7 @@ def completed(node: dict, state: Mapping, source: object) -> dict:
     """
     trained = state.get("network") if isinstance(state, Mapping) else None
     if not isinstance(trained, Mapping):
-        return node  # published weights
+        return node  # published weights don't state their canonical_focal
     ours, theirs = node.get("canonical_focal"), trained.get("canonical_focal")
     if ours != theirs:
         words = ["none" if value is None else f"{value}" for value in (ours, theirs)]

@@ -75,7 +75,8 @@ class Network(nn.Module):
         self.max_depth = max_depth
         self.canonical = canonical
         self.memory_format = torch.contiguous_format
-        # A network that is made by hand may have parts that state nothing.
+        # An encoder from outside this project may not state its strides; its features aren't
+        # checked.
         self._has_checked_features = not hasattr(encoder, "strides")
 
     def forward(
@@ -177,7 +178,8 @@ class Network(nn.Module):
         """
         image = image.to(next(self.parameters()).dtype, memory_format=self.memory_format)
         features = self.encoder(image)
-        # A graph that is being exported holds no checks.
+        # Skip the check while the network is exported or compiled, so that the graph doesn't
+        # contain it.
         checks = not (
             self._has_checked_features or torch.jit.is_tracing() or torch.compiler.is_compiling()
         )

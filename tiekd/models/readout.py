@@ -21,8 +21,8 @@ READOUTS = ("mean", "mode", "local")
 # Number of bins to each side of the most probable bin that the readout "local" and `confidence`
 # include.
 REACH = 2
-# Maximum bytes of the distributions that `in_strips` computes at once. The readout of them needs up
-# to three more tensors of this size.
+# Maximum bytes of the distributions that `in_strips` computes in one step. Reading depth from them
+# needs up to three more tensors of this size.
 STRIP_BYTES = 16 << 20
 
 

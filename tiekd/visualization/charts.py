@@ -58,7 +58,7 @@ class _Axes(NamedTuple):
         y_range: The values at the bottom and top border.
     """
 
-    box: tuple[int, int, int, int]  # pixels
+    box: tuple[int, int, int, int]  # left, top, right and bottom, in pixels
     x_range: tuple[float, float]
     y_range: tuple[float, float]
 

@@ -19,8 +19,8 @@ from tiekd.models.heads.dpm import Dpm
 from tiekd.visualization.charts import Curve, Mark, chart, legend
 from tiekd.visualization.pictures import BACKGROUND, FAINT_INK, INK, resized
 
-# The quantiles of a frame's depths at which pixels are chosen. Of pixels whose log depth differs
-# from the quantile's by less than _SAME, the nearest to the middle column is chosen.
+# The quantiles of a frame's depths at which pixels are chosen for the charts. Of pixels whose log
+# depth differs from the quantile's by less than _SAME, the nearest to the middle column is chosen.
 _QUANTILES = {"near": 0.1, "middle": 0.5, "far": 0.9}
 _SAME = 0.05
 _EDGE_RADIUS = 2
@@ -31,7 +31,8 @@ _TRUTH = (245, 245, 245)
 _GAP = 8
 _MARGIN = 14
 _CHART = (400, 250)
-_SHOWN_MASS = 0.995  # of a distribution, a chart shows the quantiles from 1 minus this to this
+# A chart shows a distribution between its quantiles 1 - _SHOWN_MASS and _SHOWN_MASS.
+_SHOWN_MASS = 0.995
 
 
 class Pixel(NamedTuple):
@@ -70,7 +71,7 @@ def choose_pixels(truth: np.ndarray, target: np.ndarray) -> list[tuple[str, int,
         (name, row, column) of each chosen pixel.
     """
     height, width = target.shape
-    # Collect candidates: pixels of known depth away from the border, at most some _MAX_CANDIDATES.
+    # Collect candidates: pixels of known depth away from the border, about _MAX_CANDIDATES at most.
     known = np.isfinite(target) & (target > 0)
     both = known & (truth > 0)
     border = max(min(height, width) // 25, _EDGE_RADIUS)
@@ -82,7 +83,8 @@ def choose_pixels(truth: np.ndarray, target: np.ndarray) -> list[tuple[str, int,
         return []
     logs = np.log(target[rows, columns])
     off_middle = np.abs(columns - width / 2) / width
-    # Rank candidates per name, lowest first. The edge pixel is chosen first, since fewest fit.
+    # Score the candidates for each pixel to choose: edge, near, middle and far. The lowest score is
+    # the best. The edge pixel is chosen first, since few candidates are at an edge.
     ranks = {"edge": -_spread(target, known, rows, columns)}
     for name, log in zip(_QUANTILES, np.quantile(logs, list(_QUANTILES.values())), strict=True):
         away = np.abs(logs - log)
@@ -118,19 +120,22 @@ def pixel_distributions(
     """
     found = []
     for name, row, column in choose_pixels(truth, target):
-        # Compute the target distribution of the head's square of pixels around this one.
+        # Compute the target distribution of the square of pixels that one pixel of the head's
+        # output covers.
         top, left = (place // head.stride * head.stride for place in (row, column))
         patch = torch.from_numpy(
             target[top : top + head.stride, left : left + head.stride].copy()
         ).to(head.edges)
         if head.stride == 1 or not (patch > 0).any():
-            # At full resolution, or if the square has no target depth, use this pixel's depth.
+            # If the head's output has the image's resolution, or if the square has no target depth,
+            # use the chosen pixel's depth.
             patch = patch.new_full((head.stride, head.stride), float(target[row, column]))
         q, valid = cell_target(
             patch[None, None], head.sigma, None, head.edges, head.target, head.beyond, head.stride
         )
-        # Compute the student's distribution at the pixel. Scale its indices by the ratio of the
-        # sizes, since features times stride can exceed an image whose size isn't a multiple of it.
+        # Compute the student's distribution at the pixel. Scale the pixel's indices by the ratio of
+        # the sizes, since features times stride can exceed an image whose size isn't a multiple of
+        # the stride.
         i = row * features.shape[2] // truth.shape[0]
         j = column * features.shape[3] // truth.shape[1]
         p = head.probabilities(features[:, :, i : i + 1, j : j + 1])

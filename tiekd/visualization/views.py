@@ -82,12 +82,13 @@ def views(
         np.nan_to_num(_on_host(t), nan=0.0)
         for t in (truths, truths if teachers is None else teachers)
     ]
-    # Given only the student's depth, the views have no entropy and no explained pixels.
+    # If only the student's depth is given, the views have no entropy and no pixels with charts of
+    # their distributions.
     if isinstance(student, Tensor):
         found = [{}] * len(images)
         depths = student
     else:
-        # Depth, entropies and explanations are computed from the features of one forward pass.
+        # Compute the features once, for the depth, the entropies and the pixels' distributions.
         with _eval_mode(student):
             features = student.features(images)
             size = images.shape[2], images.shape[3]

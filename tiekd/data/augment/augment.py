@@ -176,7 +176,7 @@ class Augment:
         """
         rng = np.random.default_rng([seed, epoch, index, 1])
 
-        # Compute the size of the window.
+        # Compute the size of the window that is cropped from the image.
         crop_height, crop_width = self.crop or window or (height, width)
         if self.sizes == "keep_aspect":
             crop_height = min(crop_height, height)
@@ -188,8 +188,8 @@ class Augment:
                 "scale images by data.resize",
                 "size",
             )
-        # Keep the order of these random numbers, since another order would change the
-        # augmentations of a seed.
+        # Don't change the order of these random numbers: another order would give other
+        # augmentations for the same seed.
         angle = 0.0
         if rng.random() < self.rotate_p:
             angle = rng.uniform(-self.rotate_deg, self.rotate_deg)
@@ -244,8 +244,8 @@ def look_up(image: Tensor, tables: Tensor) -> Tensor:
     Returns:
         (B, 3, H, W) float32.
     """
-    # Use one gather from the flattened tables: the table of each (image, channel) pair starts at a
-    # multiple of 256.
+    # Look up all colours by one gather from the flattened tables, in which each (image, channel)
+    # pair has 256 consecutive entries.
     first = torch.arange(0, tables.numel(), 256, dtype=torch.int32, device=image.device)
     places = image + first.view(*tables.shape[:2], 1, 1)
     return tables.flatten().index_select(0, places.flatten()).view(places.shape)

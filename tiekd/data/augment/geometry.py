@@ -70,8 +70,8 @@ def cut(sample: Sample, decisions: Decisions, rotate_deg: float) -> Sample:
     centre = complex((width - 1) / 2, (height - 1) / 2)
     angle = radians(decisions.angle)
     rotation = complex(cos(angle), sin(angle)) if decisions.angle else 1
-    # Map the window's first pixel, and its steps to the next column and row, to the image: undo the
-    # flip, then the rotation about the centre.
+    # Compute the position of the crop window's first pixel in the image, and the steps to the
+    # window's next column and row: undo the flip, then the rotation about the centre.
     to_column = rotation * (-1 if decisions.flip else 1)
     to_row = rotation * 1j
     first_column = width - 1 - decisions.left if decisions.flip else decisions.left
@@ -89,7 +89,8 @@ def cut(sample: Sample, decisions: Decisions, rotate_deg: float) -> Sample:
     part = crop_window(sample, top, left, rows, columns)
     part = in_grey_levels(part)
 
-    # `first` is in pixels of the whole image: convert it to pixels of the cropped image.
+    # Convert the window's first pixel from coordinates in the whole image to coordinates in the
+    # cropped image.
     first -= complex(left, top)
     place = [
         first.real,

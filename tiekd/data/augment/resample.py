@@ -51,8 +51,9 @@ def resample(
     parts = []
     for index, place in enumerate(places.tolist()):
         one = [tensor[index : index + 1] for tensor in (image, *maps)]
-        # Without rotation, the steps to the next column and row are one pixel along the axes; with
-        # a flip, the step to the next column is -1.
+        # place[2:4] and place[4:6] are the steps (x, y) in the image to the window's next column
+        # and next row. Without rotation they are one pixel along the axes; a flip makes the
+        # column's step -1.
         is_upright = place[3] == place[4] == 0 and abs(place[2]) == place[5] == 1
         if is_upright and _lies_within(place, size):
             parts.append(_upright(one, place, size))

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from tiekd.errors import DataError
 
-# Two sizes have the same aspect ratio if the factors of height and width agree to this share, or if
-# rounding a side to whole pixels explains the difference.
+# Two image sizes count as having the same aspect ratio if the ratios of their heights and of their
+# widths agree to this fraction, or if rounding a side to whole pixels explains the difference.
 _SAME_ASPECT = 0.01
 _MIRRORED_X, _MIRRORED_Y, _SWAPPED = (2, 3, 6, 7), (3, 4, 7, 8), (5, 6, 7, 8)
 

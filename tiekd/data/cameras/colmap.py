@@ -11,7 +11,7 @@ from tiekd.data.cameras.calibration import Calibration, checked
 from tiekd.errors import DataError
 
 CAMERAS, IMAGES = "cameras.txt", "images.txt"
-# Model -> number of focal lengths, number of distortion coefficients.
+# COLMAP's camera model -> number of focal lengths, number of distortion coefficients.
 _PINHOLES = {
     "SIMPLE_PINHOLE": (1, 0),
     "PINHOLE": (2, 0),
@@ -86,7 +86,8 @@ def _by_image(
     path: Path, text: str, cameras: dict[str, Calibration], cameras_path: Path
 ) -> dict[str, Calibration]:
     found = {}
-    # An image has two lines: its pose, camera and name, then its points. The second may be empty.
+    # Each image takes two lines: the first has its pose, camera and name, the second its points.
+    # The second may be empty.
     lines = [
         (number, line)
         for number, line in enumerate(text.splitlines(), 1)

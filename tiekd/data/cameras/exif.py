@@ -62,7 +62,8 @@ def _focals(tags: dict, size: tuple[int, int], mark: int) -> tuple[float, float]
     if equivalent > 0:
         focal = equivalent / _DIAGONAL_MM * math.hypot(*size)
         return focal, focal
-    # The resolution of the focal plane is that of the photo as taken, which may have been scaled.
+    # EXIF gives the focal plane's resolution for the photo as it was taken; the file may have been
+    # scaled since.
     unit = _MM_PER_UNIT.get(tags.get(_PLANE_UNIT, 2))
     lens, plane_x = float(tags.get(_FOCAL, 0)), float(tags.get(_PLANE_X, 0))
     if unit is None or not lens > 0 or not plane_x > 0:

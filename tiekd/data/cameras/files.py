@@ -32,7 +32,7 @@ _KINDS = (
     "fx, fy, cx, cy, width, height"
 )
 _KEYS = ("fx", "fy", "cx", "cy")
-# Distortion models that a pinhole with small coefficients approximates.
+# Distortion models that are approximated by a pinhole camera if their coefficients are small.
 _PINHOLE = ("plumb_bob", "rational_polynomial", "radtan", "none", "")
 
 

@@ -37,7 +37,7 @@ from tiekd.errors import DataError, RecipeError
 
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _DEPTHS = (".png", ".npy")
-# Options that name folders, with their defaults and the suffixes of the files that are read.
+# Options that name folders -> (default folder, suffixes of the files that are read).
 READS = {"images": (None, _IMAGE_SUFFIXES), "depths": (None, _DEPTHS)}
 
 
@@ -130,7 +130,7 @@ def build(
             f"data.depths: none given, but {_PURPOSE[split]} ground truth; give data.depths or "
             f"{remedy}"
         )
-    # List the files, pair them, and keep those of the split.
+    # List the image and depth files, pair them, and keep the frames of the split.
     notes = []
     source = folder / Path(options.images).expanduser()
     frames = _frames(folder, options, on_error == "skip", notes)
@@ -184,7 +184,8 @@ def _names_of(
     train_split, val_split = options.train_split, options.val_split
     if train_split is None and val_split is None:
         kept = frames.keys() & set(held_out or ())
-        # If none of the held-out names exists any more, choose again by hash.
+        # If none of the names in `held_out` exists any more, choose validation frames again by
+        # hash.
         picks = held_out is None or (held_out and not kept)
         validation = _hash_picked(frames, options.val_fraction) if picks else kept
     else:
@@ -228,11 +229,11 @@ def _frames(folder: Path, options: FolderOptions, skip: bool, notes: list[str]) 
             f"data.depth_unit: needed, for a PNG such as {depths / png[0]} doesn't say its unit; "
             "give how many levels make a metre, such as 1000 for millimetres or 256 for KITTI's"
         )
-    # One frame per image, in the order of names. Teacher maps need distinct names.
+    # Build one frame per image, sorted by name. The file names of teacher maps must be distinct.
     frames = {}
     named = {}
     for key, name in sorted(image_names.items(), key=lambda item: item[1]):
-        # Images a/b.jpg and a_b.jpg would share one teacher map.
+        # The images a/b.jpg and a_b.jpg would have one file name for their teacher maps.
         other = named.setdefault(joined_name(name), name)
         if other != name:
             raise DataError(
@@ -280,11 +281,11 @@ def _files(
     listing = list_files(folder, refuse)
     found = {}
     for name in listing.files:
-        # Keep visible files with one of the suffixes.
+        # Skip hidden files and files with other suffixes.
         key, suffix = os.path.splitext(name)
         if suffix.lower() not in suffixes or os.path.basename(name).startswith("."):
             continue
-        # A split file has one name per line, so that it can't list a name with a line break.
+        # A split file has one name per line, so it can't list a name with a line break.
         if "\n" in name or "\r" in name:
             raise DataError(
                 f"{option}: {name!r} in {folder} has a line break in its name; rename it"
@@ -294,7 +295,7 @@ def _files(
                 f"{option}: {found[key]} and {name} in {folder} differ in suffix only; remove one"
             )
         found[key] = name
-    # Report what was left out.
+    # Report the folders that couldn't be listed.
     if refused:
         first = f"{refused[0].filename} ({refused[0].strerror})"
         notes.append(

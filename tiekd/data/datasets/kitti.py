@@ -40,7 +40,8 @@ _CALIBRATION = {
     "2011_10_03": (718.856, 607.1928, 185.2157),
 }
 
-# Folders below the root, by option: the default, and the suffixes that are read (here all).
+# Options that name folders below the root -> (default folder, suffixes of the files that are read;
+# empty for all suffixes).
 READS = {"image_folder": ("input", ()), "gt_depth": ("gt_depth", ())}
 
 
@@ -154,8 +155,8 @@ def _camera(line: SplitLine) -> Camera | None:
     if line.focal is None:
         return None
     focal, centre_x, centre_y = _CALIBRATION.get(line.image.split("/")[0], (0.0, 0.0, 0.0))
-    # Another focal length means a resized or rendered image: use the line's value, with the
-    # principal point at the image's centre.
+    # If the split file's line gives another focal length, the image was resized or rendered. Use
+    # the line's focal length, with the principal point at the image's centre.
     if abs(focal - line.focal) > 0.01:
         return Camera(line.focal, line.focal)
     return Camera(focal, focal, centre_x, centre_y)

@@ -134,7 +134,7 @@ def _window(
 def _frame(line: SplitLine, folder: str) -> Frame:
     if line.focal is None:
         camera = None
-    # Another focal length means a resized image: use the line's value.
+    # If the split file's line gives another focal length, the image was resized: use the line's.
     elif abs(line.focal - _CAMERA.focal_x) > 0.01:
         camera = Camera(line.focal, line.focal)
     else:

@@ -143,8 +143,8 @@ def _lidar_pixels(camera: Camera, seed: np.random.SeedSequence) -> np.ndarray:
         seed: Seed of the grid's offset and of the dropped rays.
     """
     rng = np.random.Generator(np.random.PCG64(seed))
-    # Count the pixels that the real sensor samples at this image size, and scale its density so
-    # that the share of pixels is KITTI's.
+    # Count the pixels that KITTI's LiDAR would sample at this image size, and scale the density of
+    # the samples so that the fraction of sampled pixels is that of KITTI's images.
     full = _beam_pixels(camera, 1.0, 0.5)
     density = math.sqrt(_RETURNS_SHARE * camera.height * camera.width / len(full[0]))
     rows, columns = _beam_pixels(camera, density, float(rng.random()))
@@ -340,7 +340,7 @@ def build(
     if comm.is_main():
         write_kitti_layout(Path(options.root), options.seed, *size)
     comm.barrier()
-    # Other ranks find the set that rank 0 wrote, or write it if their machine has its own disk.
+    # The other ranks find the scenes that rank 0 wrote, or write them if they don't share its disk.
     write_kitti_layout(Path(options.root), options.seed, *size)
     in_kitti_layout = kitti.KittiOptions(options.root)
     return kitti.build(in_kitti_layout, split, max_depth, needs_ground_truth, maps=maps)

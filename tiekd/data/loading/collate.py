@@ -55,7 +55,8 @@ def collate(
     # Pad images that will be cropped to one size on the device, but differ in size now.
     samples = _of_one_size(samples)
 
-    # Stack each field; large tensors are written directly to the shared memory that is sent.
+    # Stack each field. Large tensors are written directly to the shared memory that is sent to the
+    # main process.
     first = samples[0]
     teacher_depth = None
     if first.teacher_depth is not None:

@@ -61,7 +61,7 @@ def one_ahead(items: Iterator, start: Callable, finish: Callable) -> Iterator:
     while problem is None:
         try:
             started.append(start(next(items)))
-        # Raise the error only after the item that was started before it is yielded.
+        # Don't raise the error yet: the item that was started before must be yielded first.
         except (StopIteration, UserError) as error:
             problem = error
         if len(started) > (problem is None):

@@ -55,7 +55,7 @@ class BatchReader:
         resized_depth: bool = False,
         needs_focal: bool = False,
     ):
-        # Without data.resize, `augment.sizes` may ask for a working resolution.
+        # Without data.resize, `augment.sizes` may determine the size to which images are resized.
         if augment is not None and resize == OWN_SIZE:
             resize = resizes.of_augment(augment.sizes, augment.crop)
         if augment is not None and augment.crop is None:
@@ -66,7 +66,8 @@ class BatchReader:
         self.max_errors = max_errors
         self.needs_focal = needs_focal
         self.resize = resize
-        # Evaluation resizes the image alone, and compares depth at the image's own size.
+        # Training resizes depth with the image. Evaluation resizes only the image, and compares
+        # depths at the image's own size, unless `resized_depth` is set.
         self.resizes_depth = augment is not None or resized_depth
         self._has_checked = False
 
@@ -110,7 +111,8 @@ class BatchReader:
             keys: The (epoch, index) of each sample.
         """
         frames = getattr(self.dataset, "frames", None)
-        # Repeated samples have indices beyond the dataset's length (data/loading/sampler.py).
+        # A repetition of a sample in a batch has an index beyond the dataset's length
+        # (data/loading/sampler.py), so map it back.
         indices = [index % len(self.dataset) for _, index in keys]
         return ", ".join(
             f"sample {index}" if frames is None else frames[index].image for index in indices
@@ -172,7 +174,7 @@ class BatchReader:
         """
         if self.max_errors is None:
             return self._sample(epoch, index, index % len(self.dataset))
-        # Try the next samples of the dataset in order.
+        # Try this sample, then the next ones in the dataset's order, until one can be read.
         tries = min(self.max_errors + 1, len(self.dataset))
         for step in range(tries):
             try:
@@ -209,11 +211,11 @@ class BatchReader:
         return None
 
     def _stored(self, read_index: int) -> Sample:
-        # `stored` (Frames only) returns depths as 16-bit levels, not yet in metres.
+        # `stored`, which only Frames has, returns depths as 16-bit levels, not yet in metres.
         return getattr(self.dataset, "stored", self.dataset.__getitem__)(read_index)
 
     def _sample(self, epoch: int, index: int, read_index: int) -> Sample:
-        # Read the sample. Each worker checks the first one that it reads.
+        # Read the sample. Each worker checks only the first sample that it reads.
         sample = self._stored(read_index)
         if not self._has_checked:
             contract.check_sample(sample, self.dataset, read_index)
@@ -225,7 +227,8 @@ class BatchReader:
         if not self.resizes_depth:
             resized = resizes.network_input(in_grey_levels(sample).image, self.resize, sample.name)
             return sample._replace(image=resized, table=_table(image))
-        # Resize the image and its depths, by the zoom, too, and draw the augmentation.
+        # Resize the image and its depths (including the zoom), and draw the augmentation's
+        # parameters.
         size = tuple(image.shape[-2:])
         placement = self.placement(epoch, index, sample)
         sample, placement = resizes.resized_sample(sample, self.resize, placement)
@@ -236,7 +239,8 @@ class BatchReader:
         if self.augment is not None:
             decisions = self.decisions(epoch, index, sample.name, placement, size)
             largest_deg = self.augment.rotate_deg if self.augment.rotate_p > 0 else 0.0
-        # Crop to the region that the window needs; the device resamples the window from it.
+        # Crop to the region that contains the augmentation's window. Later the device resamples the
+        # window from this region.
         part = cut(sample, _on_image(decisions, placement), largest_deg)
         return part._replace(table=_table(image, decisions))
 
@@ -321,7 +325,8 @@ def _on_image(decisions: Decisions, placement: Placement) -> Decisions:
         decisions: The parameters, whose window is in pixels of the padded image.
         placement: The size of the image and its position in the padded one.
     """
-    # A flip mirrors the canvas, so that the margin to the right of the image becomes the left one.
+    # A flip mirrors the padded image, so that the margin to the right of the image becomes the left
+    # one.
     left = placement.left
     if decisions.flip:
         left = placement.canvas[1] - placement.scaled[1] - left

@@ -96,7 +96,7 @@ def epoch_batches(
     order = np.random.default_rng([seed, epoch]).permutation(num_samples)
     group_of = np.zeros(num_samples, int) if groups is None else np.asarray(groups)[order]
     batches = []
-    # Form batches of positions in the permutation, one group after the other.
+    # For each group, form batches of positions in the permutation.
     for group in np.unique(group_of):
         places = np.flatnonzero(group_of == group)
         # np.resize repeats the group from its start to fill up the last batch.
@@ -214,15 +214,17 @@ class MicroBatches(Sampler):
         The n-th repetition's index is the sample's index plus n * num_samples.
 
         Args:
-            batch: (batch_size,) indices of samples. A batch larger than its group repeats the group
-                in order.
+            batch: (batch_size,) indices of samples of one group. A group is all samples whose
+                images have one size, or the whole training set. If it is smaller than the batch,
+                its samples are repeated in the same order.
 
         Returns:
-            (batch_size,) indices, `batch` itself if it repeats no sample.
+            (batch_size,) indices. The first occurrence of each sample keeps its index. This is
+            `batch` itself if no sample is repeated.
         """
         _, first_places, counts = np.unique(batch, return_index=True, return_counts=True)
         if len(counts) == len(batch):
             return batch
-        period = len(counts)  # a batch larger than its group repeats the group in order
+        period = len(counts)  # number of distinct samples, which the batch repeats in order
         assert sorted(first_places) == list(range(period))
         return batch + self.num_samples * (np.arange(len(batch)) // period)

@@ -209,8 +209,9 @@ class _Pickler(pickle.Pickler):
         if value.requires_grad or value.is_quantized or value.is_conj() or value.is_neg():
             return None
         value = value.contiguous()
-        # Pickle the content of a small tensor, but of a large one only its position in shared
-        # memory, (block index, byte offset). Copy it there unless `stack` has put it there.
+        # Pickle a small tensor's content, but of a large tensor only its position in shared memory,
+        # (block index, byte offset). Copy the large tensor there unless `stack` has already put it
+        # there.
         if value.nbytes < _SHARED_BYTES:
             return (
                 value.dtype,
@@ -246,7 +247,8 @@ def _open_anonymous() -> tuple[int, bool]:
     Returns:
         The file descriptor, and True if it is that of a file on disk.
     """
-    # Some systems require a flag that older kernels reject, so try without and with it.
+    # Some systems require the flag MFD_NOEXEC_SEAL, which older kernels reject, so try without and
+    # with it.
     for flags in (0, _NO_EXECUTION) if hasattr(os, "memfd_create") else ():
         with contextlib.suppress(OSError):
             return os.memfd_create("tiekd-batch", os.MFD_CLOEXEC | flags), False
@@ -284,7 +286,7 @@ def _descriptor(connection: Connection) -> int:
     """
     try:
         return recv_handle(connection)
-    except RuntimeError:  # beyond the process's limit the kernel drops the descriptor
+    except RuntimeError:  # beyond the limit of open files, the kernel drops the descriptor
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from None
 
 

@@ -353,7 +353,7 @@ def _receive_ahead(results: Iterator, pool: _Pool) -> Iterator:
             yield result
     finally:
         if not pending.done():
-            pool.kill()  # else the thread would go on waiting for a worker's result
+            pool.kill()  # otherwise the thread would go on waiting for a worker
         thread.shutdown()
 
 
@@ -381,7 +381,8 @@ def _serve(connection: Connection, load: Callable, number: int) -> None:
         seed(number)
     # Load each batch of keys that the main process sends, in order, and send the result.
     transport.open_outbox()
-    with contextlib.suppress(EOFError, ConnectionError):  # closed, or main process gone
+    # Stop if the connection is closed or the main process is gone.
+    with contextlib.suppress(EOFError, ConnectionError):
         connection.send_bytes(b"here")
         while True:
             # Exit if the main process is gone. A closed connection doesn't always show that: it

@@ -260,13 +260,14 @@ def cast(camera: Camera, solids: list[Solid]) -> Hits:
     Returns:
         The face and the inverse depth of every pixel.
     """
-    # Cast the ground plane, up to the horizon.
+    # Intersect the pixels' rays with the ground plane, up to the horizon.
     x, y = rays(camera)
     down = -camera.axes[:, 1] / camera.position[1]
     inverse = (np.float32(down[0]) * x + np.float32(down[2])) + np.float32(down[1]) * y
     face = np.where(inverse > 1 / HORIZON_M, np.int32(GROUND), np.int32(SKY))
     inverse[face == SKY] = 0
-    # Cast each solid within its bounding rectangle. Per pixel, keep the nearest face so far.
+    # Intersect the rays with each solid within its bounding rectangle in the image. Per pixel, keep
+    # the nearest face so far.
     first = 1
     for solid in solids:
         area = rectangle(camera, solid.corners)

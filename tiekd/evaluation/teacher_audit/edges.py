@@ -14,8 +14,8 @@ from torch.nn.functional import max_pool2d, normalize, pad
 
 from tiekd.evaluation.teacher_audit.grid import AuditFrame
 
-_WEIGHTS = (0.4026, 0.2442, 0.0545)  # a Gaussian of one cell, at 0, 1 and 2 cells
-_STRONG = 0.95  # quantile of the gradient that counts as a full edge
+_WEIGHTS = (0.4026, 0.2442, 0.0545)  # a Gaussian with a sigma of one grid cell, at 0, 1 and 2 cells
+_STRONG = 0.95  # quantile of the gradient's magnitude that counts as a full edge
 
 
 def t_value(values: np.ndarray) -> float:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
-SHORT_SIDE = 96  # cells
+SHORT_SIDE = 96  # cells of the audit's grid along an image's shorter side
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,7 @@ def intrinsics_on_grid(
     for row, (cells, pixels) in enumerate(((size[1], own_size[1]), (size[0], own_size[0]))):
         factor = cells / pixels
         scaled[row] *= factor
-        # The centre of the first pixel is 0 in both.
+        # Convert the principal point: in pixels as in cells, coordinate 0 is the centre of the
+        # first one.
         scaled[row, 2] += (factor - 1) / 2
     return scaled

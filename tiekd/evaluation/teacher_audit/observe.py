@@ -24,8 +24,8 @@ from tiekd.evaluation.teacher_audit import grid
 from tiekd.evaluation.teacher_audit.grid import AuditFrame
 
 ZOOM = 1.25
-_NOISE = 0.1  # standard deviation, of a normalised image; some 6 grey levels
-_COVERED = 3  # one part in so many of the image's width is covered
+_NOISE = 0.1  # standard deviation of the added noise, in a normalised image; some 6 grey levels
+_COVERED = 3  # the covered part is 1 / _COVERED of the image's width
 _UNCHANGED = 1e-3  # mean |log ratio| up to which a map counts as unchanged
 
 

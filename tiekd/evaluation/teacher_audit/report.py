@@ -31,7 +31,7 @@ _LINES = (
     ("truth_own_z", "error: own against other frames', std. errors", "{:.1f}"),
     ("truth_swap_t", "error: BGR against RGB, std. errors", "{:.1f}"),
 )
-_EQUIVARIANT = 0.1  # log of the scale under zoom up to which a teacher counts as equivariant
+_EQUIVARIANT = 0.1  # largest |log| of the maps' scale under zoom for an equivariant teacher
 
 
 def table(verdict: Verdict) -> str:

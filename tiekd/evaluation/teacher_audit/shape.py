@@ -12,11 +12,11 @@ import numpy as np
 from tiekd.evaluation.teacher_audit.edges import t_value
 from tiekd.evaluation.teacher_audit.grid import AuditFrame
 
-_WINDOW = 24  # cells
+_WINDOW = 24  # side of a square window of the map, in cells
 _FLAT = 0.08  # relative residual up to which a window counts as a plane
-_SLANTED = 1.3  # ratio of depths from which a window tells depth and its inverse apart
-_UPRIGHT = 0.9  # cosine of the largest angle of the ground's normal to the image's columns
-_ON_GROUND = 0.05  # relative
+_SLANTED = 1.3  # minimum ratio of depths in a window that tells depth from inverse depth
+_UPRIGHT = 0.9  # cosine of the largest angle between the ground's normal and the image's columns
+_ON_GROUND = 0.05  # relative error of inverse depth up to which a cell fits the ground plane
 _GROUND_SHARE = 0.6
 
 

@@ -9,9 +9,9 @@ from tiekd.evaluation.teacher_audit.edges import own_shares, rank_z, t_value
 from tiekd.evaluation.teacher_audit.grid import AuditFrame
 from tiekd.evaluation.teacher_audit.shape import rank_correlation
 
-MIN_CELLS = 50  # cells with both depths that a frame needs to count
-_COMPARED = 300  # cells of a frame that are compared with every other frame's map
-_SHARES = (0.0, 0.25, 0.5, 1.0)  # ranges, as shares of the student's
+MIN_CELLS = 50  # minimum number of cells with both depths for a frame to count
+_COMPARED = 300  # number of a frame's cells that are compared with every other frame's map
+_SHARES = (0.0, 0.25, 0.5, 1.0)  # ends of the depth ranges, as fractions of max_depth_m
 
 
 class FrameTruth(NamedTuple):

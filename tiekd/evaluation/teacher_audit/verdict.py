@@ -19,7 +19,7 @@ from tiekd.evaluation.teacher_audit.grid import AuditFrame
 from tiekd.evaluation.teacher_audit.truth import TruthFigures
 
 MIN_FRAMES = 8
-_DENSE = 0.5  # share of cells with a depth from which maps have edges
+_DENSE = 0.5  # minimum fraction of cells with a depth for maps whose edges are compared
 UNITS = {"millimetres": 1000.0, "centimetres": 100.0, "hundreds of metres": 0.01}
 UNITS |= {"kilometres": 0.001}
 
@@ -165,7 +165,7 @@ def measure(frames: Sequence[AuditFrame], max_depth_m: float) -> Verdict:
     verdict.edges = EdgeFigures(frames)
     figures["inverse_t"] = shape.inverse_t([frame.depth for frame in frames])
     figures["variety"] = _variety(frames)
-    # Leave the edges out if the maps are sparse, since such maps have no edges.
+    # Set the edge statistics to NaN if the maps are sparse, since such maps have no edges.
     dense = np.mean([frame.depth > 0 for frame in frames]) >= _DENSE
     figures["mirror_t"] = verdict.edges.mirror_t if dense else float("nan")
     figures["own_z"] = verdict.edges.own_z if dense else float("nan")

@@ -135,8 +135,8 @@ class BatchNorm2d(nn.BatchNorm2d):
         counted, everything = over_ranks(
             torch.stack([mask.sum(), torch.ones_like(mask).sum()]).float()
         )
-        # With at most one chosen pixel there is no variance, so use all pixels. That happens in
-        # coarse features, if the chosen part of the images is smaller than a feature's pixel.
+        # At most one included pixel has no variance: use all pixels in that case. It occurs in
+        # coarse features if the included part of the images is smaller than a feature's pixel.
         mask = mask | (counted <= 1)
         count = torch.where(counted > 1, counted, everything)
 

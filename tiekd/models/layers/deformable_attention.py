@@ -60,7 +60,8 @@ class DeformableAttention(nn.Module):
         self.attention_weights = Float32Linear(width, points)
         self.value_proj = nn.Linear(width, width)
         self.output_proj = nn.Linear(width, width)
-        # Initialise the weights. At first, the sampling offsets are equal to their layer's bias.
+        # Initialise the weights. Small ones make the first sampling offsets nearly equal to the
+        # bias of their layer.
         for layer in (self.sampling_offsets, self.attention_weights):
             nn.init.normal_(layer.weight, std=1e-3)
         for layer in (self.value_proj, self.output_proj):

@@ -86,8 +86,8 @@ class MiniViT(nn.Module):
         tokens = self.embed(x).flatten(2).transpose(1, 2) + self.positions[:count]
         for layer in self.layers:
             tokens = layer(tokens)
-        # Compute the maps with the next tokens as convolution kernels, and the bins' widths from
-        # token 0.
+        # Compute the maps with tokens 1 to num_queries as 1x1 convolution kernels, and the bins'
+        # widths from token 0.
         kernels = tokens[:, 1 : self.num_queries + 1]
         maps = (kernels @ self.features(x).flatten(2)).unflatten(2, x.shape[2:])
         widths = self.regressor(tokens[:, 0]).float().relu() + NARROWEST

@@ -107,8 +107,8 @@ class PointwiseConv(nn.Conv2d):
         columns = torch.cat([weight[:, :, 0, 0], bias[:, None]], dim=1)
         product = (ours.permute(0, 2, 3, 1) @ columns).permute(0, 3, 1, 2)
         by_channel, of_bias = product.split([self.in_channels, 1], dim=1)
-        # Make the weights contiguous: a convolution runs in channels_last if either its input or
-        # its weight has this memory layout.
+        # Make the weights contiguous. Otherwise the convolution would run in channels_last, since
+        # it does so if its input or its weight has this memory layout.
         others = others.to(product.dtype)
         return torch.cat([by_channel, others], dim=1).contiguous(), of_bias.contiguous()
 

@@ -113,8 +113,8 @@ class Hahi(nn.Module):
             to_tokens(self.query_projection(finest)), position, tokens, sizes, reference
         )
         # Reshape the attention's results to maps and fuse them with the features by a convolution.
-        # As published, the finest feature's channels come after those of its map, the channels of
-        # the other features before those of their maps.
+        # In the published channel order, the finest feature comes after its map, each other feature
+        # before its map.
         parts = tokens.split([height * width for height, width in sizes], dim=1)
         fused = [self.query_fusion(torch.cat([to_map(queries, finest.shape[2:]), finest], dim=1))]
         for fuse, feature, part in zip(self.token_fusions, coarser, parts, strict=True):

@@ -80,7 +80,7 @@ def read_checkpoint(path: str | Path) -> dict:
         with torch.serialization.safe_globals(_PLAIN_TYPES):
             state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        # torch's reader seeks before the beginning of a file that is cut.
+        # For a truncated file, torch seeks to a negative position, which raises EINVAL.
         if error.errno == errno.EINVAL:
             raise CheckpointError(
                 f"{path}: torn, or not torch's (cut at {path.stat().st_size} bytes); copy or save "
@@ -295,7 +295,7 @@ def _bare(state: Mapping) -> dict[str, Tensor]:
     }
     if any(name.startswith(PREFIXES) for name in tensors):
         return tensors
-    # The published names of an EfficientNet have one more part.
+    # Published names of an EfficientNet's tensors have the additional part `original_model`.
     prefix = "backbone.original_model." if "conv_stem.weight" in tensors else "backbone."
     return {prefix + name: value for name, value in tensors.items()}
 
@@ -314,8 +314,8 @@ def _translated(state: Mapping, head: str | None) -> dict[str, tuple[str, Tensor
     bare = _bare(state)
     bins = bare.get("decode_head.conv_out.0.weight")
     if head is None:
-        # The number of bins can't identify AdaBins: it equals that of a sigmoid head's unused
-        # layer.
+        # Recognise AdaBins by its transformer, since its number of bins equals that of the unused
+        # layer in published sigmoid heads.
         adaptive = any(name.startswith(VIT) for name in bare)
         has_bins = bins is not None and bins.shape[0] != LEFTOVER_BINS
         head = "dpm" if adaptive or has_bins else "sigmoid"
@@ -323,8 +323,8 @@ def _translated(state: Mapping, head: str | None) -> dict[str, tuple[str, Tensor
     # Collect the prefixes of tensors that the published network doesn't use.
     dead = ["decode_head.conv_depth." if head == "dpm" else "decode_head.conv_out.", *CLASSIFIERS]
     if "decode_head.conv_list.4.convA.conv.weight" in bare:
-        # With five taps the finest feature has stride 2: one upsampling block reaches the image's
-        # size, so the second block isn't used.
+        # A fifth level means that the finest feature has stride 2. One upsampling block then
+        # reaches the image's size, so the second block isn't used.
         dead.append("decode_head.upsample_custom2.")
     living = {
         name: tensor

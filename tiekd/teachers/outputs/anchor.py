@@ -39,18 +39,20 @@ from tiekd.errors import TeacherError
 from tiekd.teachers.outputs.meaning import Meaning
 
 NUM_DRAWS = 400
-# The number of anchor points on which candidates are compared, and the largest number of points in
-# the least-squares fit. They are drawn at random from all anchor points.
+# NUM_COMPARED is the number of anchor points (pixels with an anchor depth) on which candidate fits
+# are compared, MAX_POINTS the maximum number in the least-squares fit. They are drawn at random.
 NUM_COMPARED = 1000
 MAX_POINTS = 20000
-# Residuals below CUT sigma are inliers; the biweight is 0 from 4.685 sigma (95 % efficiency).
+# Residuals of the fit below CUT sigma are inliers. The weight function of the fit (the biweight) is
+# 0 from 4.685 sigma, which gives 95 % efficiency.
 CUT = 2.5
 BIWEIGHT = 4.685
 NUM_ROUNDS = 6
 TILES = (4, 8)
 MIN_TILES = 4
-# The number of depths, over the range of depth in the image, at which the error is predicted; and
-# the largest number of pixels from which this range is found.
+# NUM_PREDICTED is the number of depths, from an image's nearest to its farthest, at which the fit's
+# relative depth error is predicted. NUM_OUTPUTS is the maximum number of pixels from which the
+# range of depths is found.
 NUM_PREDICTED = 33
 NUM_OUTPUTS = 20000
 
@@ -59,7 +61,7 @@ MIN_INLIER_SHARE = 0.5
 MAX_ERROR = 0.1
 MAX_UNCERTAINTY = 0.007
 MAX_EXTRAPOLATION = 0.05
-# With noise of 2 % `Fit.error` is 1.35 %. If a map deviates from its anchor by more than
+# Depths with 2 % noise give a `Fit.error` of 1.35 %. If a map deviates from its anchor by more than
 # ERROR_OF_NOISE, the limit of its uncertainty is raised by the excess, since the map has an error
 # of that size anyway.
 ERROR_OF_NOISE = 0.0155
@@ -135,8 +137,8 @@ def fit(
             f"output {output.shape} and depth {depth.shape} must be maps (H, W) of one size"
         )
 
-    # Find the anchor points: pixels with an output and a depth. If the meaning has no shift, only a
-    # positive output can be a depth.
+    # Find the anchor points: pixels with an output and a depth. If the output is defined up to
+    # scale only, it is used only if it is positive.
     usable = np.isfinite(output) if meaning.has_shift else np.isfinite(output) & (output > 0)
     points = np.flatnonzero(usable & (depth > 0) & (depth < max_depth_m))
     num_points = len(points)
@@ -293,8 +295,8 @@ def _sample_consensus(
     count = len(x)
     first = generator.integers(count, size=NUM_DRAWS)
     if has_shift:
-        # Choose two points whose outputs are at least a quarter of all ranks apart. Between close
-        # points noise would hide the slope.
+        # Choose pairs of points whose ranks in the order of outputs differ by at least a quarter of
+        # the number of points. Between close points noise would hide the slope.
         by_output = np.argsort(x)
         apart = generator.integers(count // 4, count - count // 4 + 1, size=NUM_DRAWS)
         first, second = by_output[first], by_output[(first + apart) % count]
@@ -313,7 +315,7 @@ def _sample_consensus(
     residuals = np.abs((scales[:, None] * x + shifts[:, None]) / y - 1)
     sigma = _sigma(residuals[np.argmin(np.median(residuals, axis=1))])
     best = np.argmin((np.minimum(residuals, CUT * sigma) ** 2).sum(axis=1))
-    # Candidates with a negative scale take part. Without them a candidate with a scale near 0 would
+    # Fits with a negative scale are candidates, too. Without them a fit with a scale near 0 would
     # win if the output falls where it should rise.
     return (scales[best], shifts[best], sigma) if scales[best] > 0 else None
 
@@ -476,8 +478,8 @@ def _predict_errors(
     is_known = count >= MIN_TILES and scale > 3 * np.sqrt(variance[0])
     if not (is_known and len(positive)):
         return np.full(NUM_PREDICTED, np.inf)
-    # Limit the range to the largest depth: a pixel that is predicted to be farther may really be
-    # nearer.
+    # Limit the range of depths to max_depth_m: a pixel that is predicted to be farther may really
+    # be nearer.
     farthest = 1 / max_depth_m if meaning.space == "inverse" else max_depth_m
     clip = np.maximum if meaning.space == "inverse" else np.minimum
     low = linear.min() if meaning.space == "inverse" else positive.min()
@@ -485,8 +487,8 @@ def _predict_errors(
     outputs = (predicted - shift) / scale
     spread = lines[:, :1] * outputs + lines[:, 1:] - predicted
     variance = (count - 1) / count * (spread**2).sum(axis=0)
-    # There are few tiles, so use the quantile of Student's t instead of 2 (the first term of its
-    # expansion in the degrees of freedom).
+    # There are few fits (one without each tile), so use the quantile of Student's t instead of 2
+    # standard deviations: 2 plus the first term of its expansion in 1 / degrees of freedom.
     errors = np.sqrt(variance) * (2 + 2.5 / freedom) / predicted
     return np.where(np.isnan(errors), np.inf, errors)
 

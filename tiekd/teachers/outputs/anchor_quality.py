@@ -45,7 +45,7 @@ def merge(folder: Path, map_names: Collection[str]) -> str:
     lines = {}
     for path in (folder / NAME, *files):
         lines |= _read(path)
-    # Write the lines of this split in the order of its maps, then those of other splits.
+    # Write this split's records in the order of its maps, then those of other splits.
     order = [*(name for name in map_names if name in lines), *(lines.keys() - set(map_names))]
     replace_text(folder / NAME, "".join(f"{json.dumps(lines[name])}\n" for name in order))
     for path in files:
