@@ -18,11 +18,13 @@ DOCUMENTS = (
     "bin/TROUBLESHOOTING.md",
     "model_configs/README.md",
     "model_configs/DATA.md",
+    "model_configs/CAMERAS.md",
     "model_configs/TEACHERS.md",
     "model_configs/YOUR_PARTS.md",
     "model_configs/COMING_FROM_MMCV.md",
     "ds_configs/README.md",
     "tiekd/README.md",
+    "tiekd/tools/TEACHER_AUDIT.md",
     "tiekd/tools/benchmarks/README.md",
     "CONTRIBUTING.md",
 )

@@ -2,7 +2,7 @@
 
 Programs and recipes are unchanged. The bases of the recipes in model_configs/_base_ are overwritten
 with networks of some ten thousand parameters, crops of 32x64 pixels and two epochs of two
-iterations. data/ contains a KITTI folder of 8 frames and a folder of the user's own images. The
+iterations. data/ contains a KITTI folder of 10 frames and a folder of the user's own images. The
 files for the README's placeholders exist, too.
 """
 
@@ -18,7 +18,7 @@ from tiekd.config.recipe import load_recipe
 from tiekd.models.build import build_network
 from tiekd.workdir.weights_file import write_weights
 
-FRAMES, HELD_OUT, HEIGHT, WIDTH = 8, 2, 56, 104
+FRAMES, HELD_OUT, HEIGHT, WIDTH = 10, 2, 56, 104
 _COPIED = [
     "README.md",
     "setup.py",

@@ -83,8 +83,8 @@ def test_unknown_option_is_refused_without_torch(program):
 
 
 def test_program_list_is_complete():
-    """The list of Python programs under test has all 13 of `bin/`."""
-    assert len(PROGRAMS) == 13
+    """The list of Python programs under test has all 14 of `bin/`."""
+    assert len(PROGRAMS) == 14
     assert {"resume", "train.py", "print_config.py"} <= {path.name for path in PROGRAMS}
 
 

@@ -31,7 +31,7 @@ entrypoint.program(main)
     files, disk = result.stderr.splitlines()[-2:]
     assert files == f"tiekd: thread writer has ended: {FILES}"
     assert disk.startswith(
-        "tiekd: thread writer has ended: [Errno 28] No space left on device: 'wd/tf_logs'; make "
+        "tiekd: thread writer has ended: wd/tf_logs: No space left on device; make "
     )
     assert "Traceback" not in result.stderr
     assert result.returncode == 0

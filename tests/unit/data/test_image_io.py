@@ -220,7 +220,7 @@ def test_broken_link_names_target(tmp_path):
     path.symlink_to(tmp_path / "gone.png")
     for read in (read_image, read_image_size, read_levels):
         assert refused(read, path).startswith(
-            f"{path}: a link to {tmp_path / 'gone.png'}, which is not there; mend"
+            f"{path}: a link to {tmp_path / 'gone.png'}, which is not there; correct"
         )
     path.unlink()
     path.symlink_to(path)

@@ -55,6 +55,7 @@ PROGRAMS = {
             **{"words": [str(place / "w.pth"), str(place / "images")], "size": None},
             **{"points": False, "confidence": False, "raw": False, "depth_unit": None},
             **{"device": "cpu", "readout": "mean", "overwrite": False, "batch_size": None},
+            **{"intrinsics": None, "focal": None},
         },
     ),
     "evaluate": (
