@@ -94,7 +94,8 @@ def naming_rule(images: Sequence[str], depths: Sequence[str]) -> str | None:
     Returns:
         The rule in words, such as "<image>_depth"; None if no rule is likely.
     """
-    # First try to ignore differences in case, accents, leading zeros or folders.
+    # First test if the names of depth files equal those of images but for one of these: case,
+    # accents, leading zeros, folders.
     for words, alike in (
         ("like images but for upper and lower case", str.lower),
         (

@@ -118,8 +118,8 @@ def overlap(record: TrainedOn | None, hashes: Iterable[int] | None) -> Overlap |
         return None
     hashes = list(hashes)
     known = set(record.hashes.tolist())
-    # A large record keeps only hashes with `zero_bits` trailing zero bits: count the frames with
-    # such hashes, and extrapolate to all frames.
+    # A large record keeps only hashes with `zero_bits` trailing zero bits. Look up only those of the
+    # given hashes that have them, and extrapolate the number found in the record to all frames.
     asked = [value for value in hashes if _ends_in_zeros(value, record.zero_bits)]
     seen = sum(value in known for value in asked)
     if not record.zero_bits:

@@ -102,8 +102,9 @@ def _near_edges(truth: Tensor, known: Tensor, jump: float, radius: int) -> Tenso
         edges = torch.zeros_like(known)
         edges.narrow(axis, 0, length).logical_or_(differ)
         edges.narrow(axis, 1, length).logical_or_(differ)
-        # The square around a pixel must contain both pixels of the pair. Along this axis that holds
-        # up to a distance of radius - 1 from the nearer one, across it up to `radius`.
+        # An edge lies between two neighbouring pixels along `axis`. A pixel is near the edge if the
+        # square of `radius` around the pixel contains both neighbours. So the nearer neighbour is
+        # at most radius - 1 pixels away along `axis`, and at most `radius` across it.
         reach = (radius - 1, radius) if axis == 2 else (radius, radius - 1)
         near |= _largest(edges.float(), *reach) > 0
     return near

@@ -107,10 +107,10 @@ def ranges_table(results: Mapping[str, Result]) -> str:
 
 
 def duels_table(results: Mapping[str, Result]) -> str:
-    """Returns text tables, one per other network, that compare the last network with another one.
+    """Returns text tables that compare the last network with each of the others, a table for each.
 
-    A table has, for each metric, the last network's value minus the other's, and the numbers of
-    frames on which either of the two is better.
+    A table has, for each metric, the last network's value minus the other's, the number of frames
+    on which the last network is better, and the number on which the other one is.
 
     Args:
         results: network's name -> its result, of two networks or more.

@@ -319,7 +319,7 @@ def _load_program(path: Path, options: Options, device: torch.device) -> _Networ
             )
         return found
 
-    # torch.export gives a dimension of any size a symbolic size, which isn't an int.
+    # torch.export gives a dynamic dimension a symbolic size, which isn't an int.
     shape = tuple(side if type(side) is int else None for side in value.shape)
     return _Network(run, shape, value.dtype, f"torch {torch.__version__}")
 

@@ -290,8 +290,9 @@ def _file_change(name: str, old: list | None, new: list | None) -> tuple[bool, s
     Returns:
         True if the content has changed or the file is gone; and a message on the change, or None.
     """
-    # A new file is not refused: a user's own module may have written it. If the key in the recipe
-    # has changed, that is refused separately.
+    # Accept a file that did not exist at the start, since a user's own module (a data set or a
+    # teacher) may have written it. A recipe that now names another file is refused elsewhere, by
+    # comparing the recipes.
     if old is None:
         return False, f"{name}: {new[0]} was not there at the start"
     if new is None:

@@ -93,13 +93,17 @@ class Running:
 
 
 def running(options, run_device: torch.device, max_depth_m: float) -> Running:
-    """Checks those options of a teacher that say how its network runs, and returns them.
+    """Checks how a teacher's network is to run: device, flip, images at a time and precision.
 
     Args:
         options: The `Options` of any module in tiekd/teachers/, with the attributes `device`,
             `flip` and `batch_size`, and optionally `precision`.
         run_device: This rank's device, which is used if `options.device` is None.
-        max_depth_m: The largest depth that the student predicts, in metres.
+        max_depth_m: The largest depth that the student predicts, in metres. It isn't checked; the
+            teacher gives this depth to pixels that are farther than any depth, such as the sky.
+
+    Returns:
+        The checked options; the device is `run_device` if `options.device` is None.
 
     Raises:
         TeacherError: A value isn't allowed, or this machine doesn't have the device.
