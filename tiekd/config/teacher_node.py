@@ -96,7 +96,7 @@ class TeacherNode:
 
     @property
     def maps(self) -> str | None:
-        """The folder of cached depth maps, from `teacher.maps`; None for any other teacher."""
+        """The folder of cached depth maps, from `teacher.maps`; None if that key isn't given."""
         return self._of_ours("maps")
 
     @property

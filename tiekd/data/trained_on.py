@@ -48,7 +48,8 @@ class Overlap(NamedTuple):
     Attributes:
         seen: Number of frames that it was trained on.
         frames: Number of frames in the dataset.
-        estimated: True if not all hashes were kept, so that `seen` is an estimate.
+        estimated: True if the network's record has the hashes of only a part of the frames that it
+            was trained on, so that `seen` is an estimate.
     """
 
     seen: int
@@ -118,8 +119,8 @@ def overlap(record: TrainedOn | None, hashes: Iterable[int] | None) -> Overlap |
         return None
     hashes = list(hashes)
     known = set(record.hashes.tolist())
-    # A large record keeps only hashes with `zero_bits` trailing zero bits. Look up only those of the
-    # given hashes that have them, and extrapolate the number found in the record to all frames.
+    # A large record keeps only hashes with `zero_bits` trailing zero bits. Look up only those of
+    # the given hashes that have them, and extrapolate the number found to all frames.
     asked = [value for value in hashes if _ends_in_zeros(value, record.zero_bits)]
     seen = sum(value in known for value in asked)
     if not record.zero_bits:

@@ -266,8 +266,8 @@ def _deal(config: dict, batch_size: int, world_size: int) -> tuple[int, int]:
     step = accumulation * world_size
     if config.get("train_micro_batch_size_per_gpu", "auto") != "auto":
         step *= per_gpu
-    # For the error message find the nearest global batch sizes that can be split evenly, and all
-    # numbers of ranks over which this one can.
+    # For the error message, find the nearest global batch sizes that can be split evenly over these
+    # ranks, and the numbers of ranks over which the given batch size can be split evenly.
     lower = batch_size // step * step
     fits = ", ".join(str(size) for size in (lower, lower + step) if size)
     ranks = [n for n in range(1, batch_size + 1) if batch_size % (n * step // world_size) == 0]

@@ -163,8 +163,9 @@ class _Dpm(torch.autograd.Function):
                 )
                 # Compute the logits' gradient. With the incoming gradients g_d of the depth and
                 # g_kl of the divergence, it is g_d p_k (c_k - depth), for bin centres c_k, plus
-                # g_kl (p_k - q_k) for a Gaussian target. For the published divergence the second
-                # term is g_kl times the result of `_released_slope`.
+                # g_kl (p_k - q_k) for a Gaussian target; p is the softmax, q the target. With the
+                # divergence of TIE-KD's released code, which adds a constant in the logarithm, the
+                # second term is g_kl times the result of `_released_slope`.
                 factor = by_divergence if slope is None else None
                 if depth_grad is not None:
                     # Subtract the depth from the bin centres before multiplying: at large depths,

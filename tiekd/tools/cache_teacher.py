@@ -367,8 +367,8 @@ class _Job:
                 share = RankShare(comm.rank(), comm.world_size())
                 for name, depth, fit in self._depths(missing, share, loading):
                     if fit is not None:
-                        # Write the record of this map's fit to the anchor before the map, so that
-                        # no map lacks its record.
+                        # Record how well this relative map was fitted to metric depth before the
+                        # map itself is written, so that no map lacks its record.
                         anchor_quality.add(self.folder, comm.rank(), name, fit)
                     waiting.append(pool.submit(self._write, name, depth))
                     while len(waiting) > _WAITING:

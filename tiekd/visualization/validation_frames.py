@@ -86,10 +86,10 @@ class ShownFrames:
     def errors_by_range(self, shown: Sequence[View]) -> dict[str, np.ndarray]:
         """Returns the student's depth minus the truth, per depth range.
 
-        All pixels of the views that the evaluation counts are included.
-
-        The ranges are those of tiekd/evaluation/range_errors.py, named like `0-20m`. A range
-        without such pixels is left out.
+        It includes each pixel of the views that the evaluation includes: with ground truth, inside
+        the crop and within the depth limits. The ranges are those of
+        tiekd/evaluation/range_errors.py, named like `0-20m`. A range without such pixels is left
+        out.
 
         Args:
             shown: The views, as `views` returns them.

@@ -1,8 +1,10 @@
 """Measures if the edges of depth maps are at the same positions as the edges of their images.
 
-Most depth edges are image edges, too. So the edges of a frame's image are correlated with those of
-its map, of the map's mirror image, and of the other frames' maps. The mean over all frames, e.g.
-the horizon, is subtracted first, since it fits any frame. Needs no ground truth.
+Most depth edges coincide with edges of the image. So this computes the correlation of the edges of
+a frame's image with those of its map and, as controls, with those of the map's mirror image and of
+other frames' maps: a map that belongs to its image correlates more than the controls. The mean edge
+map over all frames is subtracted first, because what is common to all frames, such as the horizon,
+would fit any of them. Needs no ground truth.
 """
 
 from collections.abc import Sequence

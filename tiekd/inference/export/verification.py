@@ -171,8 +171,9 @@ def limits_of(half: bool, readout: str, max_depth: float) -> Limits:
     p999, largest = (share * max_depth for share in HALF_LIMITS) if half else LIMITS_M
     if readout == "mean":
         return Limits(p999, largest, CONFIDENCE_LIMITS[half])
-    # There is no limit on the largest difference of a float16 readout, which rounding can move to a
-    # neighbouring bin, nor of `local`, whose window rounding can move by one bin.
+    # Only the readout `mode` in float32 has a limit on the largest difference. In float16, rounding
+    # can move the depth to a neighbouring bin; the readout `local` averages over a window of bins,
+    # which rounding can shift by one bin.
     same_bin = p999 if readout == "mode" and not half else None
     return Limits(p999, same_bin, CONFIDENCE_LIMITS[half], TIES[half])
 
