@@ -487,8 +487,8 @@ def _predict_errors(
     outputs = (predicted - shift) / scale
     spread = lines[:, :1] * outputs + lines[:, 1:] - predicted
     variance = (count - 1) / count * (spread**2).sum(axis=0)
-    # The variance comes from a few fits, each of which leaves one tile out, so 2 standard deviations
-    # are too narrow. Use the 95 % quantile of Student's t to first order in 1 / freedom.
+    # The variance comes from a few fits, each of which leaves one tile out, so 2 standard
+    # deviations are too narrow. Use the 95 % quantile of Student's t to first order in 1 / freedom.
     errors = np.sqrt(variance) * (2 + 2.5 / freedom) / predicted
     return np.where(np.isnan(errors), np.inf, errors)
 
