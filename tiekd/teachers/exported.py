@@ -109,6 +109,7 @@ class ExportedPredictor:
         check_readable(path, "exported network", TeacherError, "teacher.file: ")
         if not path.is_file():
             raise TeacherError(f"teacher.file: no file at {path}; give an exported network")
+        # Load the network, and take the size of its input from the file if that is fixed.
         self.network = load(path, options, device)
         self.size = _size_of(self.network.shape, options.size, path)
         self.options, self.device, self.path = options, device, path
@@ -134,6 +135,7 @@ class ExportedPredictor:
             images: (B, 3, H, W) uint8, RGB.
             intrinsics: (B, 3, 3) float32, in pixels of the images; NaN where unknown.
         """
+        # Resize the images, and normalise them as the network was trained.
         own = tuple(images.shape[-2:])
         size = own if self.size is None else self.size
         levels = images.float()
@@ -149,6 +151,7 @@ class ExportedPredictor:
         count = self.network.shape[0] or len(pixels)
         values = torch.cat([self._run(part) for part in pixels.split(count)])
         values = interpolate(values, own, mode="bilinear", align_corners=False)
+        # The focal length counts in pixels of the image that the network saw.
         focal = None
         if self.needs_focal:
             focal = focal_of(intrinsics, (size[0] / own[0], size[1] / own[1]))

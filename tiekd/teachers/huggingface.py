@@ -126,6 +126,7 @@ class HuggingFacePredictor:
             images: (B, 3, H, W) uint8, RGB.
             intrinsics: (B, 3, 3) float32, in pixels of the images; NaN where unknown.
         """
+        # Preprocess with the model's own processor, and run the model.
         height, width = images.shape[-2:]
         inputs = self.processor(
             images=list(images), return_tensors="pt", input_data_format="channels_first"

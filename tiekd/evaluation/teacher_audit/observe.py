@@ -128,6 +128,7 @@ class Observer:
         return resizes.restored(batch.image, self.resize, own_size, smooth=True)[0].cpu()
 
     def _frame(self, index: int, batch: Batch, size: tuple[int, int]) -> AuditFrame:
+        # Call the teacher for the image, and for the changed images that are asked for.
         own_size = tuple(batch.depth.shape[-2:])
         raw = self.depth(batch)
         valid = torch.isfinite(raw) & (raw > 0)
@@ -139,6 +140,7 @@ class Observer:
             response = self._response(batch, raw)
         if self.questions.changed:
             changed = self._changes(batch, raw)
+        # The focal length that the data set lists; NaN intrinsics mean that it lists none.
         matrix = batch.intrinsics[0].cpu()
         focal = float(matrix[0, 0] + matrix[1, 1]) / 2
         listed = {"listed": focal} if np.isfinite(focal) else {}
@@ -171,6 +173,7 @@ class Observer:
         Returns:
             The attributes `flip`, `zoom` and `unrest` of the frame's `AuditFrame`, by name.
         """
+        # Mirror the depth of the mirrored image back, and enlarge the depth of the image as it is.
         flipped = self.depth(mirrored(batch)).flip(-1)
         enlarged = self.depth(zoomed(batch))
         expected = _enlarged(raw[None, None], "nearest")[0, 0]

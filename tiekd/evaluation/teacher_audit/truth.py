@@ -79,9 +79,11 @@ def compare(frames: Sequence[AuditFrame], max_depth_m: float) -> TruthFigures:
         frames: The frames, on one grid.
         max_depth_m: The student's largest depth in metres, where the last range ends.
     """
+    # Keep the frames with enough ground truth.
     each = [_frame_truth(frame.depth, frame.truth) for frame in frames]
     counted = [i for i, figures in enumerate(each) if np.isfinite(figures.aligned)]
     kept = [frames[i] for i in counted]
+    # Compare each map with its mirror image, with exchanged channels and with other frames' truth.
     own = np.array([each[i].aligned for i in counted])
     mirrored = np.array([aligned_error(f.depth[:, ::-1], f.truth) for f in kept])
     ratios = np.log((mirrored + 1e-4) / (own + 1e-4))
@@ -138,6 +140,7 @@ def _errors_of_all(frames: Sequence[AuditFrame]) -> np.ndarray:
         truth = np.log(frame.truth.ravel()[cells].astype(float))
         ratios = logs[:, cells] - truth
         counted = np.isfinite(ratios).sum(1) >= min(MIN_CELLS, len(cells))
+        # Remove each map's scale, which is the median of its log ratios.
         ratios = ratios[counted]
         middles = np.nanmedian(ratios, 1, keepdims=True)
         errors[row, counted] = np.nanmedian(np.abs(ratios - middles), 1)
@@ -190,6 +193,7 @@ def _frame_truth(depth: np.ndarray, truth: np.ndarray) -> FrameTruth:
         return FrameTruth(*[float("nan")] * len(FrameTruth._fields))
     both = (depth > 0) & (truth > 0)
     teacher, true = depth[both].astype(float), truth[both].astype(float)
+    # Correct the map by a scale alone, and by scale and shift; compare the errors that are left.
     scale = float(np.exp(np.median(ratio)))
     fit_scale, fit_shift = _affine_fit(teacher, true)
     by_scale = np.median(np.abs(teacher / scale - true) / true)

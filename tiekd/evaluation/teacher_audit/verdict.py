@@ -197,12 +197,14 @@ def decide(verdict: Verdict, max_depth_m: float, limits: Limits | None = None) -
         found = _with_truth(figures, limits)
     else:
         found = _without_truth(figures, max_depth_m, limits)
+    # Add the rules that are as certain without ground truth as with it.
     found += _either_way(figures, limits, {suspicion.kind for suspicion in found})
     return replace(verdict, suspicions=found)
 
 
 def _plain_figures(frames: Sequence[AuditFrame]) -> dict[str, float]:
     medians = [np.median(f.depth[f.depth > 0]) for f in frames if (f.depth > 0).any()]
+    # Frames that show no ground plane have no camera height.
     heights = np.array([shape.camera_height(frame) for frame in frames])
     grounds = np.isfinite(heights)
     return {

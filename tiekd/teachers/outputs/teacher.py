@@ -191,6 +191,7 @@ class FoundationTeacher:
             TeacherError: An output isn't finite, or the network needs a focal length and an image
                 has none.
         """
+        # The networks of other projects take RGB grey levels, not this project's normalised images.
         images = rgb_of(batch.image).to(self.options.device)
         anchor = None if self.anchor is None else self.anchor.teacher(batch)
         size, depths = self.options.batch_size, []
