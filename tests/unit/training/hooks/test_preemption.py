@@ -12,12 +12,18 @@ from tiekd.distributed import launcher_watch
 from tiekd.training.hooks import preemption
 
 
+def before(number: int, frame) -> None:
+    """Stands for the signal handler that a process has before it trains."""
+
+
 @pytest.fixture
 def hook():
+    own = signal.signal(signal.SIGTERM, before)
     hook = preemption.Preemption()
     hook.before_train(SimpleNamespace())
     yield hook
     hook.after_train(SimpleNamespace())
+    signal.signal(signal.SIGTERM, own)
 
 
 def test_preemption_stops_after_next_iteration(hook):
@@ -45,9 +51,10 @@ def test_preemption_repeated_signal_is_one_request(monkeypatch, hook):
 
 
 def test_preemption_restores_signal_handler(hook):
-    """After training the default signal handler is restored."""
+    """After training the signal handler of before is restored."""
+    assert signal.getsignal(signal.SIGTERM) is not before
     hook.after_train(SimpleNamespace())
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 NODES = {"a": [0, 1], "b": [0]}
