@@ -2181,10 +2181,10 @@ if passed_over:
     ),
     Mutant(
         "an_enormous_working_size_names_no_sample",
-        "tiekd.data.resize",
-        "resized_sample",
-        "resize.place(height, width, sample.name)",
-        "resize.place(height, width)",
+        "tiekd.data.loading.reader",
+        "BatchReader.placement",
+        "self.resize.place(*sample.image.shape[-2:], sample.name)",
+        "self.resize.place(*sample.image.shape[-2:])",
         ("tests/unit/data/test_resize.py",),
     ),
     Mutant(
