@@ -212,6 +212,11 @@ def test_observe_intrinsics_of_changed_images(root):
     _observe(root, teacher, changed=True)
     own, flipped, zoomed = (batch.intrinsics[0] for batch in teacher.asked[:3])
     assert flipped[0, 2] == SIZE[1] - 1 - own[0, 2]
+    # The scenes' principal point is the middle, which mirroring leaves where it is.
+    batch = teacher.asked[0]
+    aside = batch.intrinsics.clone()
+    aside[0, 0, 2] = 10
+    assert observe.mirrored(batch._replace(intrinsics=aside)).intrinsics[0, 0, 2] == SIZE[1] - 11
     assert zoomed[0, 0] == pytest.approx(1.25 * own[0, 0].item())
     middle = (SIZE[0] - 1) / 2
     assert zoomed[1, 2] - middle == pytest.approx(1.25 * (own[1, 2].item() - middle), abs=1e-3)
