@@ -5,6 +5,8 @@ import os
 import resource
 import signal
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -242,19 +244,24 @@ def test_decoded_cache_refuses_pipe(tmp_path):
     assert not cache.holds(source)
 
 
-@pytest.fixture
-def small_files():
-    """Limits this process's files to 1000 bytes."""
+@contextmanager
+def small_files() -> Iterator[None]:
+    """Limits this process's files to 1000 bytes.
+
+    Decorates a test, and is no fixture: pytest itself writes between a fixture and its test.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 LIMIT = "File too large: the file size limit (ulimit -f) is 1000 bytes"
 
 
-@pytest.mark.usefixtures("small_files")
+@small_files()
 def test_replace_bytes_leaves_the_old_file_alone(tmp_path):
     """A file that can't be replaced stays as it was, without a partial file beside it."""
     path = tmp_path / "a"
@@ -287,7 +294,7 @@ def test_replace_bytes_interrupted_leaves_no_partial_file(monkeypatch, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.usefixtures("small_files")
+@small_files()
 def test_cause_of_names_the_limit_only_where_it_was_the_cause(tmp_path):
     """A library's own error comes from the limit if the file is as large as the limit."""
     partial = tmp_path / "partial"
@@ -300,8 +307,8 @@ def test_cause_of_names_the_limit_only_where_it_was_the_cause(tmp_path):
     assert files.cause_of(full, partial) == "No space left on device"
 
 
-@pytest.mark.usefixtures("small_files")
 @pytest.mark.parametrize("content", [bytes(2000), {"a": torch.zeros(1000)}])
+@small_files()
 def test_checkpoint_files_name_the_limit(content, tmp_path):
     """A checkpoint's file cut by the file size limit names the limit, whoever wrote it."""
     written = manifest.Files()
@@ -310,7 +317,7 @@ def test_checkpoint_files_name_the_limit(content, tmp_path):
     assert written.errno == errno.EFBIG
 
 
-@pytest.mark.usefixtures("small_files")
+@small_files()
 def test_weights_file_names_the_limit_and_leaves_no_partial_file(tmp_path):
     """Weights that exceed the file size limit name it; no partial file stays."""
     with pytest.raises(OSError, match="File too large") as error:
