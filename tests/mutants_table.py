@@ -2780,11 +2780,11 @@ if passed_over:
     ),
     Mutant(
         "an_audit_writes_over_another",
-        "tiekd.tools.audit_teacher",
-        "claim",
-        "(out / name).exists()",
+        "tiekd.files",
+        "claim_folder",
+        "(folder / name).exists()",
         "False",
-        ("tests/unit/tools/test_audit_teacher.py",),
+        ("tests/unit/tools/test_audit_teacher.py", "tests/unit/tools/test_check_data.py"),
     ),
     Mutant(
         "the_audit_can_not_be_turned_off",

@@ -11,6 +11,7 @@ import hashlib
 import os
 import resource
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 from tiekd.errors import LaunchError, UserError
@@ -206,4 +207,28 @@ def check_output(option: str, path: Path | None, suffix: str | None) -> None:
     except OSError as error:
         raise LaunchError(
             f"{option} {path}: {folder} can't be made ({error.strerror}); give another place"
+        ) from None
+
+
+def claim_folder(folder: Path, results: Iterable[str]) -> None:
+    """Creates the folder of `--out`, unless it has results already.
+
+    Args:
+        folder: The folder.
+        results: Names of the files that will be written there.
+
+    Raises:
+        LaunchError: The folder has one of these files, or can't be created.
+    """
+    held = [name for name in results if (folder / name).exists()]
+    if held:
+        raise LaunchError(
+            f"--out {folder}: holds {held[0]} already, which is not overwritten; give another "
+            "folder"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LaunchError(
+            f"--out {folder}: can't be made ({error.strerror}); give another folder"
         ) from None

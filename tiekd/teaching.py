@@ -27,7 +27,7 @@ from tiekd.models.weights import state_dicts
 from tiekd.teachers.external import OutsideTeacher
 from tiekd.teachers.ground_truth import GroundTruth
 from tiekd.teachers.maps import CachedMaps
-from tiekd.teachers.network import PRECISIONS, FrozenTeacher
+from tiekd.teachers.network import FrozenTeacher, check_precision
 from tiekd.teachers.outputs.teacher import FoundationTeacher
 from tiekd.workdir import workdir
 from tiekd.workdir.checkpoints import find_weights
@@ -93,14 +93,7 @@ def build_teacher(
         )
     # The teacher is a network: check its precision.
     precision = node.get("precision", "fp32")
-    if precision not in PRECISIONS:
-        raise TeacherError(
-            f"teacher.precision: got {precision!r}; allowed: {', '.join(PRECISIONS)}"
-        )
-    if precision == "fp16" and device.type == "cpu":
-        raise TeacherError(
-            "teacher.precision: fp16 is not for CPUs, which compute it slowly; set bf16 or fp32"
-        )
+    check_precision(precision, device)
     # Load the network's weights. All tensors have to match.
     path = teacher_checkpoint(teacher)
     try:

@@ -16,12 +16,11 @@ from torch.nn.functional import interpolate
 
 from tiekd.errors import TeacherError
 from tiekd.teachers.outputs import digest
-from tiekd.teachers.outputs.anchoring import anchor_of
 from tiekd.teachers.outputs.cameras import FOCAL_NEEDED, focal_of
 from tiekd.teachers.outputs.meaning import OUTPUTS
 from tiekd.teachers.outputs.model_place import ModelPlace, import_package
 from tiekd.teachers.outputs.stated import stated_or_given
-from tiekd.teachers.outputs.teacher import FoundationTeacher, Output, running
+from tiekd.teachers.outputs.teacher import FoundationTeacher, Output, teacher_of
 
 # The meaning of a model's output, by the beginning of the name in the model's own config.
 _STATED = {"da3metric": "canonical", "da3nested": "metres"}
@@ -131,6 +130,4 @@ def build(options: Options, run_device: torch.device, max_depth_m: float) -> Fou
     Raises:
         TeacherError: The package or the model is missing or unfit.
     """
-    how = running(options, run_device, max_depth_m)
-    anchor = anchor_of(options.anchor, how.device, max_depth_m)
-    return FoundationTeacher(DepthAnything3Predictor(options, how.device), how, anchor)
+    return teacher_of(DepthAnything3Predictor, options, run_device, max_depth_m)

@@ -20,11 +20,10 @@ from torch.nn.functional import interpolate
 from tiekd.errors import TeacherError
 from tiekd.files import check_readable
 from tiekd.teachers.outputs import digest
-from tiekd.teachers.outputs.anchoring import anchor_of
 from tiekd.teachers.outputs.cameras import FOCAL_NEEDED, focal_of
 from tiekd.teachers.outputs.meaning import OUTPUTS
 from tiekd.teachers.outputs.stated import stated_or_given
-from tiekd.teachers.outputs.teacher import FoundationTeacher, Output, running
+from tiekd.teachers.outputs.teacher import FoundationTeacher, Output, teacher_of
 
 RANGES = (1, 255)
 _DTYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}
@@ -348,6 +347,4 @@ def build(options: Options, run_device: torch.device, max_depth_m: float) -> Fou
     Raises:
         TeacherError: The file is missing, unfit, or not as the recipe says.
     """
-    how = running(options, run_device, max_depth_m)
-    anchor = anchor_of(options.anchor, how.device, max_depth_m)
-    return FoundationTeacher(ExportedPredictor(options, how.device), how, anchor)
+    return teacher_of(ExportedPredictor, options, run_device, max_depth_m)

@@ -20,13 +20,12 @@ from torch import Tensor
 from tiekd.errors import TeacherError
 from tiekd.teachers.network import PRECISIONS
 from tiekd.teachers.outputs import digest
-from tiekd.teachers.outputs.anchoring import anchor_of
 from tiekd.teachers.outputs.cameras import FOCAL_NEEDED, focal_of
 from tiekd.teachers.outputs.meaning import OUTPUTS
 from tiekd.teachers.outputs.model_card import licence_in
 from tiekd.teachers.outputs.model_place import ModelPlace
 from tiekd.teachers.outputs.stated import stated_or_given
-from tiekd.teachers.outputs.teacher import FoundationTeacher, Output, running
+from tiekd.teachers.outputs.teacher import FoundationTeacher, Output, teacher_of
 
 # For each supported `model_type` a function that reads from the model's config the meaning of the
 # output and the largest depth in metres, each None if the config doesn't say it.
@@ -346,6 +345,4 @@ def build(options: Options, run_device: torch.device, max_depth_m: float) -> Fou
     Raises:
         TeacherError: The package, the model or one of its files is missing or unfit.
     """
-    how = running(options, run_device, max_depth_m)
-    anchor = anchor_of(options.anchor, how.device, max_depth_m)
-    return FoundationTeacher(HuggingFacePredictor(options, how.device), how, anchor)
+    return teacher_of(HuggingFacePredictor, options, run_device, max_depth_m)

@@ -13,11 +13,10 @@ from torch import Tensor
 
 from tiekd.errors import TeacherError
 from tiekd.teachers.outputs import digest
-from tiekd.teachers.outputs.anchoring import anchor_of
 from tiekd.teachers.outputs.cameras import by_camera
 from tiekd.teachers.outputs.model_place import ModelPlace, import_package
 from tiekd.teachers.outputs.stated import stated_or_given
-from tiekd.teachers.outputs.teacher import FoundationTeacher, Output, running
+from tiekd.teachers.outputs.teacher import FoundationTeacher, Output, teacher_of
 
 VERSIONS = ("v1", "v2")
 WEIGHTS = "model.pt"
@@ -135,6 +134,4 @@ def build(options: Options, run_device: torch.device, max_depth_m: float) -> Fou
     Raises:
         TeacherError: The package or the model is missing or unfit.
     """
-    how = running(options, run_device, max_depth_m)
-    anchor = anchor_of(options.anchor, how.device, max_depth_m)
-    return FoundationTeacher(MoGePredictor(options, how.device), how, anchor)
+    return teacher_of(MoGePredictor, options, run_device, max_depth_m)

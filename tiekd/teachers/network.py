@@ -6,11 +6,29 @@ from torch import Tensor
 from tiekd.data import focal as focals
 from tiekd.data.batch import Batch
 from tiekd.data.resize import OWN_SIZE, Resize
+from tiekd.errors import TeacherError
 from tiekd.kernels.convolution import prepare_bf16
 from tiekd.models.flip import predict
 from tiekd.models.network import Network
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raises TeacherError if a teacher's precision is unknown or unfit for its device.
+
+    Args:
+        precision: The recipe's key `teacher.precision`: "fp32", "bf16" or "fp16".
+        device: The teacher's device; on a CPU fp16 is refused, since it is slow.
+    """
+    if precision not in PRECISIONS:
+        raise TeacherError(
+            f"teacher.precision: got {precision!r}; allowed: {', '.join(PRECISIONS)}"
+        )
+    if precision == "fp16" and device.type == "cpu":
+        raise TeacherError(
+            "teacher.precision: fp16 is not for CPUs, which compute it slowly; set bf16 or fp32"
+        )
 
 
 class FrozenTeacher:

@@ -22,11 +22,12 @@ from tiekd.data.frames import Frames
 from tiekd.data.image_io import write_durably, write_image
 from tiekd.data.resize import OWN_SIZE
 from tiekd.distributed import process_group
-from tiekd.errors import DataError, LaunchError, TeacherError
+from tiekd.errors import DataError, TeacherError
 from tiekd.evaluation.teacher_audit import report, verdict
 from tiekd.evaluation.teacher_audit.grid import AuditFrame
 from tiekd.evaluation.teacher_audit.observe import Observer, Questions
 from tiekd.evaluation.teacher_audit.verdict import Verdict
+from tiekd.files import claim_folder
 from tiekd.teaching import build_teacher
 from tiekd.tools.cache_teacher import TIMEOUT_MINUTES, frames_of, teacher_of
 from tiekd.training.settings import Recipe
@@ -169,28 +170,6 @@ def picture(observer: Observer, shown: Mapping[str, AuditFrame]) -> np.ndarray:
     return np.concatenate(panels)
 
 
-def claim(out: Path) -> None:
-    """Creates the folder for the results, unless it exists.
-
-    Args:
-        out: the folder.
-
-    Raises:
-        LaunchError: The folder already contains results, or can't be created.
-    """
-    held = [name for name in (JSON, PICTURE) if (out / name).exists()]
-    if held:
-        raise LaunchError(
-            f"--out {out}: holds {held[0]} already, which is not overwritten; give another folder"
-        )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LaunchError(
-            f"--out {out}: can't be made ({error.strerror}); give another folder"
-        ) from None
-
-
 def run(args: argparse.Namespace) -> int:
     """Runs bin/audit_teacher.py: audits a recipe's teacher, writes the results and prints a table.
 
@@ -223,7 +202,7 @@ def audit(recipe: Recipe, args: argparse.Namespace, device: torch.device) -> int
     """
     out = args.out or Path("work_dirs") / f"audit_{Path(args.recipe).stem}"
     observer = observer_of(recipe, args, device)
-    claim(out)
+    claim_folder(out, (JSON, PICTURE))
     observed = observer.observe(args.frames)
     if len(observed) < verdict.MIN_FRAMES:
         raise DataError(

@@ -29,7 +29,8 @@ from tiekd.data.image_io import write_durably
 from tiekd.data.loading import workers
 from tiekd.data.resize import Resize
 from tiekd.data.splits import read_lines, read_split
-from tiekd.errors import DataError, LaunchError, RecipeError
+from tiekd.errors import DataError, RecipeError
+from tiekd.files import claim_folder
 from tiekd.training.settings import Recipe
 
 REPORT = "report.json"
@@ -174,21 +175,7 @@ def claim(out: Path) -> None:
     Raises:
         LaunchError: the folder already contains results, or can't be created.
     """
-    held = [
-        name
-        for name in (REPORT, TEXT, *(f"{split}.txt" for split in _SPLITS))
-        if (out / name).exists()
-    ]
-    if held:
-        raise LaunchError(
-            f"--out {out}: holds {held[0]} already, which is not overwritten; give another folder"
-        )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LaunchError(
-            f"--out {out}: can't be made ({error.strerror}); give another folder"
-        ) from None
+    claim_folder(out, (REPORT, TEXT, *(f"{split}.txt" for split in _SPLITS)))
 
 
 def write(recipe: Recipe, splits: list[Split], out: Path) -> str:

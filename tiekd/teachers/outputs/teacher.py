@@ -8,7 +8,7 @@ size, since the predictor resizes them itself. Costs: the network's forward, twi
 about 20 ms per image for the fit of a relative output.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -19,8 +19,8 @@ from tiekd.data.batch import Batch
 from tiekd.data.frames import Frame
 from tiekd.data.resize import OWN_SIZE
 from tiekd.errors import TeacherError
-from tiekd.teachers.network import PRECISIONS
-from tiekd.teachers.outputs.anchoring import GROUND_TRUTH, Anchor, Quality
+from tiekd.teachers.network import check_precision
+from tiekd.teachers.outputs.anchoring import GROUND_TRUTH, Anchor, Quality, anchor_of
 from tiekd.teachers.outputs.images import mirrored_intrinsics, rgb_of
 from tiekd.teachers.outputs.meaning import find_meaning, to_metres
 
@@ -124,23 +124,6 @@ def running(options, run_device: torch.device, max_depth_m: float) -> Running:
         )
     check_precision(getattr(options, "precision", "fp32"), device)
     return Running(device, max_depth_m, options.flip, options.batch_size)
-
-
-def check_precision(precision: str, device: torch.device) -> None:
-    """Raises TeacherError if a teacher's precision is unknown or unfit for its device.
-
-    Args:
-        precision: The recipe's key `teacher.precision`: "fp32", "bf16" or "fp16".
-        device: The teacher's device; on a CPU fp16 is refused, since it is slow.
-    """
-    if precision not in PRECISIONS:
-        raise TeacherError(
-            f"teacher.precision: got {precision!r}; allowed: {', '.join(PRECISIONS)}"
-        )
-    if precision == "fp16" and device.type == "cpu":
-        raise TeacherError(
-            "teacher.precision: fp16 is not for CPUs, which compute it slowly; set bf16 or fp32"
-        )
 
 
 class FoundationTeacher:
@@ -320,6 +303,26 @@ class FoundationTeacher:
                 f"it must be {wanted}, the images' own size"
             )
         return output._replace(values=output.values.float())
+
+
+def teacher_of(
+    predictor: Callable[..., Predictor], options, run_device: torch.device, max_depth_m: float
+) -> FoundationTeacher:
+    """Builds a teacher of one kind, for the `build` of its module in tiekd/teachers/.
+
+    Args:
+        predictor: The kind's class, called with (options, device).
+        options: The kind's `Options`, from the recipe's section `teacher`.
+        run_device: This rank's device, which is used if `options.device` is None.
+        max_depth_m: The largest depth that the student predicts, in metres.
+
+    Raises:
+        TeacherError: An option isn't allowed, or the package, the model or the anchor is missing or
+            unfit.
+    """
+    how = running(options, run_device, max_depth_m)
+    anchor = anchor_of(options.anchor, how.device, max_depth_m)
+    return FoundationTeacher(predictor(options, how.device), how, anchor)
 
 
 def describe(description: dict) -> str:
