@@ -11,8 +11,8 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,6 +43,38 @@ _HELD_OUT_DRIVE = f"{_DATE}_drive_0002_sync"
 _RETURNS_SHARE = 0.046
 
 
+@dataclass(frozen=True)
+class Cameras:
+    """The cameras of a set of scenes. The defaults are KITTI's camera in a moving car.
+
+    Attributes:
+        focals: Focal lengths, each a multiple of KITTI's at the image's width. Scene number i takes
+            number i modulo their count, so the focal length depends on neither height nor pitch.
+        heights_m: The lowest and the highest camera above the ground, in metres.
+        pitches: The range of the pitch in radians; above 0 the camera looks up.
+    """
+
+    focals: Sequence[float] = (1.0,)
+    heights_m: tuple[float, float] = (1.55, 1.75)
+    pitches: tuple[float, float] = (-0.012, 0.012)
+
+    def __post_init__(self):
+        if not self.focals or not all(0.2 <= focal <= 5 for focal in self.focals):
+            raise RecipeError(
+                f"data.focals: got {list(self.focals)}; give multiples of KITTI's focal length, "
+                "each from 0.2 to 5"
+            )
+        for name, (low, high), least, most, unit in (
+            ("camera_heights", self.heights_m, 0.3, 5, "metres"),
+            ("pitches", self.pitches, -0.5, 0.5, "radians"),
+        ):
+            if not least <= low <= high <= most:
+                raise RecipeError(
+                    f"data.{name}: got {[low, high]}; it must be [lowest, highest] in {unit}, from "
+                    f"{least} to {most}"
+                )
+
+
 class Scene(NamedTuple):
     """One rendered street scene.
 
@@ -60,17 +92,18 @@ class Scene(NamedTuple):
     intrinsics: np.ndarray
 
 
-def render(seed: int, index: int, height: int, width: int) -> Scene:
+def render(seed: int, index: int, height: int, width: int, cameras: Cameras = Cameras()) -> Scene:
     """Renders scene number `index` of the random scenes with one seed.
 
     The same arguments give the same bytes on every machine. The street depends on seed and index
-    only, not on the image's size.
+    only, not on the image's size or camera.
 
     Args:
         seed: Seed of a set of scenes, 0 or more.
         index: Number of the scene in the set, 0 or more.
         height: Height of the image in pixels, at least 32.
         width: Width of the image in pixels, at least 32.
+        cameras: The cameras of the set, of which this scene takes one.
 
     Returns:
         The image, its dense and its sparse depth, and the camera's intrinsics.
@@ -89,7 +122,8 @@ def render(seed: int, index: int, height: int, width: int) -> Scene:
     camera_seed, street_seed, lidar_seed, noise_seed = np.random.SeedSequence([seed, index]).spawn(
         4
     )
-    camera = random_camera(camera_seed, height, width)
+    focal = cameras.focals[index % len(cameras.focals)]
+    camera = random_camera(camera_seed, height, width, cameras, focal)
     street = random_street(Draw(street_seed))
     # Cast rays, and keep depths up to MAX_DEPTH_M. Elsewhere the depth is 0.
     hits = cast(camera, street.solids)
@@ -111,22 +145,31 @@ def render(seed: int, index: int, height: int, width: int) -> Scene:
     return Scene(image, depth, sparse, intrinsics)
 
 
-def random_camera(seed: np.random.SeedSequence, height: int, width: int) -> Camera:
-    """Returns KITTI's camera 1.55..1.75 m above the ground, slightly rotated as in a moving car.
+def random_camera(
+    seed: np.random.SeedSequence,
+    height: int,
+    width: int,
+    cameras: Cameras = Cameras(),
+    focal: float = 1.0,
+) -> Camera:
+    """Returns a camera of random height and pitch, slightly rotated as in a moving car.
 
     Args:
         seed: Seed of the camera's random height above the ground and its random rotation.
         height: Height of the image in pixels.
         width: Width of the image in pixels.
+        cameras: The ranges of height and pitch.
+        focal: Focal length as a multiple of KITTI's at this width.
     """
     draw = Draw(seed)
     return look(
-        draw.span(1.55, 1.75),
+        draw.span(*cameras.heights_m),
         draw.span(-0.05, 0.05),
-        draw.span(-0.012, 0.012),
+        draw.span(*cameras.pitches),
         draw.span(-0.008, 0.008),
         height,
         width,
+        focal,
     )
 
 
@@ -195,7 +238,7 @@ def write_kitti_layout(
     num_train: int,
     num_val: int,
     dense_val: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    cameras: Cameras = Cameras(),
 ) -> None:
     """Writes scenes below `root` in KITTI's layout.
 
@@ -217,7 +260,7 @@ def write_kitti_layout(
         num_val: Number of validation scenes.
         dense_val: True to also write the exact depth of the validation scenes to gt_dense/, under
             the same names.
-        progress: Called with (done, total) after every scene.
+        cameras: The cameras of the scenes.
 
     Raises:
         RecipeError: If a number is out of its range.
@@ -226,6 +269,9 @@ def write_kitti_layout(
     root = Path(os.path.realpath(root))
     wanted = {"renderer": _RENDERER, "seed": seed, "height": height, "width": width}
     wanted |= {"num_train": num_train, "num_val": num_val, "dense_val": dense_val}
+    # Sets that were rendered before cameras could be chosen have KITTI's and no such entry.
+    if cameras != Cameras():
+        wanted["cameras"] = json.loads(json.dumps(asdict(cameras)))
     if num_train < 0 or num_val < 0:
         raise RecipeError(f"num_train (={num_train}) and num_val (={num_val}) must be 0 or more")
     if _holds(root, wanted):
@@ -241,7 +287,7 @@ def write_kitti_layout(
     partial = Path(made)
     try:
         partial.chmod(0o755)
-        _write(partial, wanted, progress)
+        _write(partial, wanted, cameras)
         try:
             os.rename(partial, root)
         except OSError:
@@ -252,9 +298,7 @@ def write_kitti_layout(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write(folder: Path, wanted: dict, progress: Callable[[int, int], None] | None) -> None:
-    total = wanted["num_train"] + wanted["num_val"]
-    done = 0
+def _write(folder: Path, wanted: dict, cameras: Cameras) -> None:
     # Write KITTI's folders and split files, with one drive per split.
     splits = (
         ("train", _TRAIN_DRIVE, 0, wanted["num_train"]),
@@ -272,7 +316,7 @@ def _write(folder: Path, wanted: dict, progress: Callable[[int, int], None] | No
             (folder / place).mkdir(parents=True)
         lines = []
         for index in range(first, first + count):
-            scene = render(wanted["seed"], index, wanted["height"], wanted["width"])
+            scene = render(wanted["seed"], index, wanted["height"], wanted["width"], cameras)
             name = f"{index:010d}.png"
             write_image(folder / "input" / image_folder / name, scene.image)
             write_depth_png(folder / "gt_depth" / depth_folder / name, scene.sparse_depth)
@@ -281,9 +325,6 @@ def _write(folder: Path, wanted: dict, progress: Callable[[int, int], None] | No
             lines.append(
                 f"{image_folder}/{name} {depth_folder}/{name} {scene.intrinsics[0, 0]:.4f}\n"
             )
-            done += 1
-            if progress is not None:
-                progress(done, total)
         (folder / f"kitti_eigen_{split}.txt").write_text("".join(lines))
     (folder / _MANIFEST).write_text(json.dumps(wanted, indent=1) + "\n")
 
@@ -299,6 +340,10 @@ class ScenesOptions:
         num_train: Number of training scenes.
         num_val: Number of validation scenes.
         seed: Seed of the scenes, 0 or more.
+        focals: Focal lengths, which the scenes take in turn; each is a multiple of KITTI's at the
+            image's width.
+        camera_heights: [lowest, highest] camera above the ground, in metres.
+        pitches: [lowest, highest] pitch in radians; above 0 the camera looks up.
     """
 
     root: str
@@ -307,6 +352,14 @@ class ScenesOptions:
     num_train: int = 120
     num_val: int = 32
     seed: int = 0
+    focals: Sequence[float] = Cameras.focals
+    camera_heights: tuple[float, float] = Cameras.heights_m
+    pitches: tuple[float, float] = Cameras.pitches
+
+    @property
+    def cameras(self) -> Cameras:
+        """The cameras of the scenes; raises RecipeError if a number is out of its range."""
+        return Cameras(tuple(self.focals), tuple(self.camera_heights), tuple(self.pitches))
 
 
 def build(
@@ -337,11 +390,12 @@ def build(
     """
     paths.refuse_unfilled(options.root, "data.root")
     size = (options.height, options.width, options.num_train, options.num_val)
+    cameras = options.cameras
     if comm.is_main():
-        write_kitti_layout(Path(options.root), options.seed, *size)
+        write_kitti_layout(Path(options.root), options.seed, *size, cameras=cameras)
     comm.barrier()
     # The other ranks find the scenes that rank 0 wrote, or write them if they don't share its disk.
-    write_kitti_layout(Path(options.root), options.seed, *size)
+    write_kitti_layout(Path(options.root), options.seed, *size, cameras=cameras)
     in_kitti_layout = kitti.KittiOptions(options.root)
     return kitti.build(in_kitti_layout, split, max_depth, needs_ground_truth, maps=maps)
 

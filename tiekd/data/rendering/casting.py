@@ -88,7 +88,15 @@ class Hits(NamedTuple):
     face: np.ndarray
 
 
-def look(height_m: float, yaw: float, pitch: float, roll: float, height: int, width: int) -> Camera:
+def look(
+    height_m: float,
+    yaw: float,
+    pitch: float,
+    roll: float,
+    height: int,
+    width: int,
+    focal: float = 1.0,
+) -> Camera:
     """Returns a camera above the world's origin, with KITTI's intrinsics scaled to the image size.
 
     Args:
@@ -98,6 +106,7 @@ def look(height_m: float, yaw: float, pitch: float, roll: float, height: int, wi
         roll: radians, > 0 raises the camera's right side.
         height: number of rows of the image.
         width: number of columns of the image.
+        focal: focal length as a multiple of KITTI's at this width.
     """
     ahead = np.array(
         [math.sin(yaw) * math.cos(pitch), math.sin(pitch), math.cos(yaw) * math.cos(pitch)]
@@ -115,7 +124,7 @@ def look(height_m: float, yaw: float, pitch: float, roll: float, height: int, wi
     return Camera(
         np.array([0.0, height_m, 0.0]),
         axes,
-        721.5377 * scale,
+        721.5377 * scale * focal,
         609.5593 * scale,
         172.854 * height / 375,
         height,

@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 
 from tiekd.data.datasets import scenes
-from tiekd.data.datasets.scenes import FIRST_HELD_OUT_INDEX, render, write_kitti_layout
+from tiekd.data.datasets.scenes import (
+    FIRST_HELD_OUT_INDEX,
+    Cameras,
+    ScenesOptions,
+    render,
+    write_kitti_layout,
+)
 from tiekd.data.image_io import read_image, read_levels
 from tiekd.data.rendering.casting import GROUND, SKY, cast, ellipsoid, look, prism, rays
 from tiekd.data.rendering.layout import random_street
@@ -194,17 +200,8 @@ def test_render_refuses_wrong_arguments(arguments):
 
 def test_write_kitti_layout_writes_split_and_files(tmp_path):
     """`write_kitti_layout` writes split files, images and depth maps in KITTI's layout."""
-    root, calls = tmp_path / "deep" / "set", []
-    write_kitti_layout(
-        root,
-        1,
-        *SIZE,
-        3,
-        2,
-        dense_val=True,
-        progress=lambda done, total: calls.append((done, total)),
-    )
-    assert calls == [(1, 5), (2, 5), (3, 5), (4, 5), (5, 5)]
+    root = tmp_path / "deep" / "set"
+    write_kitti_layout(root, 1, *SIZE, 3, 2, dense_val=True)
     train, test = (
         (root / f"kitti_eigen_{split}.txt").read_text().splitlines() for split in ("train", "test")
     )
@@ -229,9 +226,7 @@ def test_write_kitti_layout_keeps_existing_set(tmp_path):
     root = tmp_path / "set"
     write_kitti_layout(root, 1, *SIZE, 1, 1)
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
-    write_kitti_layout(
-        root, 1, *SIZE, 1, 1, progress=lambda done, total: pytest.fail("rendered again")
-    )
+    write_kitti_layout(root, 1, *SIZE, 1, 1)
     with pytest.raises(
         DataError,
         match=r"set: holds scenes made with .*'num_train': 1.*, but .*'num_train': 2.*delete it",
@@ -264,3 +259,67 @@ def test_write_kitti_layout_loser_takes_winners_set(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "rename", lose)
     write_kitti_layout(root, 1, *SIZE, 1, 1)
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+CAMERAS = Cameras(focals=(0.7, 1.4), heights_m=(1.0, 3.0), pitches=(-0.06, 0.06))
+
+
+def test_render_with_cameras_changes_focal_height_and_pitch():
+    """Scenes take the focal lengths in turn; height and pitch spread over their ranges."""
+    scenes_rendered = [render(1, index, *SIZE, CAMERAS) for index in range(2)]
+    kitti = render(1, 0, *SIZE).intrinsics[0, 0]
+    focals = [scene.intrinsics[0, 0] / kitti for scene in scenes_rendered]
+    assert focals == pytest.approx([0.7, 1.4])
+    seeds = [np.random.SeedSequence([1, i]).spawn(4)[0] for i in range(40)]
+    cameras = [scenes.random_camera(seed, *SIZE, CAMERAS) for seed in seeds]
+    heights = [camera.position[1] for camera in cameras]
+    assert 1.0 <= min(heights) < 1.4
+    assert 2.6 < max(heights) <= 3.0
+    pitches = [math.asin(camera.axes[2, 1]) for camera in cameras]
+    assert -0.06 <= min(pitches) < -0.03
+    assert 0.03 < max(pitches) <= 0.06
+
+
+def test_render_at_twice_the_focal_length_sees_the_middle():
+    """With twice the focal length the same street is seen, twice as large, at the same depths."""
+    once, twice = (render(1, 0, 128, 416, Cameras(focals=(focal,))) for focal in (1.0, 2.0))
+    assert twice.intrinsics[0, 0] == 2 * once.intrinsics[0, 0]
+    cx, cy = once.intrinsics[:2, 2]
+    rows, columns = np.mgrid[70:120, 120:280]
+    # The pixel of the other image that sees nearly the same ray, and the one at the same place.
+    same_ray = once.depth[
+        np.rint(cy + (rows - cy) / 2).astype(int), np.rint(cx + (columns - cx) / 2).astype(int)
+    ]
+    enlarged, same_place = twice.depth[rows, columns], once.depth[rows, columns]
+    seen = (enlarged > 0) & (same_ray > 0) & (same_place > 0)
+    assert seen.mean() > 0.5
+    enlarged, same_ray, same_place = (a[seen] for a in (enlarged, same_ray, same_place))
+    assert np.median(np.abs(same_ray / enlarged - 1)) < 0.02
+    assert np.median(np.abs(same_place / enlarged - 1)) > 0.2
+
+
+def test_scenes_split_lists_focal_length_of_each_scene(tmp_path):
+    """The split file has each scene's own focal length, which the frames' intrinsics take."""
+    options = ScenesOptions(str(tmp_path / "set"), *SIZE, num_train=2, num_val=1, focals=[0.7, 1.4])
+    frames = scenes.build(options, "train", 80.0)
+    focals = [float(frames[index].intrinsics[0, 0]) for index in range(2)]
+    assert focals[1] / focals[0] == pytest.approx(2, abs=1e-4)
+    with pytest.raises(DataError, match="holds scenes made with"):
+        write_kitti_layout(tmp_path / "set", 0, *SIZE, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("focals", [], r"data.focals: got \[\]"),
+        ("focals", [1.0, 0.0], "data.focals: got .* from 0.2 to 5"),
+        ("camera_heights", [2.0, 1.0], "data.camera_heights: got .* in metres"),
+        ("pitches", [0.0, 2.0], "data.pitches: got .* in radians"),
+    ],
+)
+def test_scenes_cameras_out_of_range(tmp_path, option, value, message):
+    """Focal lengths, heights or pitches out of their ranges are refused, and nothing is written."""
+    options = ScenesOptions(str(tmp_path / "set"), *SIZE, 1, 1, **{option: value})
+    with pytest.raises(RecipeError, match=message):
+        scenes.build(options, "train", 80.0)
+    assert not (tmp_path / "set").exists()
