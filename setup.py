@@ -1,25 +1,64 @@
-"""Installs tiekd; the extras name what exports, videos and the tests need besides."""
+"""Installs tiekd; the extras name what exports, videos and the tests need besides.
 
+A wheel has the folders bin/, model_configs/ and ds_configs/ as tiekd/share/, where tiekd/shipped.py
+looks for them.
+"""
+
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
+HERE = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "tiekd/__init__.py").read_text(), re.M)[1]
 VIDEO = ["av>=14.1"]  # VideoFrame.rotation
 PLOT = ["matplotlib>=3.10"]
 TIMM = ["timm>=1.0.31"]
 HF = ["transformers>=5"]
+TEST = ["pytest", "pytest-xdist", "ruff", "setuptools>=70.1"]
 EXPORT = ["onnx>=1.17", "onnxscript>=0.5.4", "onnxruntime>=1.20"]
+# What a wheel has of each folder. The other files of bin/ are for a checkout.
+SHARED = {
+    "bin": ["*.py", "resume"],
+    "model_configs": ["*.md", "**/*.yaml"],
+    "ds_configs": ["*.md", "*.json"],
+}
 
 setup(
     name="tiekd",
-    version="0.1.0",
+    version=VERSION,
     description="Distils small monocular metric-depth networks from large frozen teachers "
     "on the DeepSpeed engine",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    license_files=["LICENSE"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
+    ],
+    keywords="monocular depth estimation, knowledge distillation, DeepSpeed, PyTorch",
     python_requires=">=3.10",
-    packages=find_packages(include=["tiekd", "tiekd.*"]),
+    packages=[
+        *find_packages(include=["tiekd", "tiekd.*"]),
+        *(f"tiekd.share.{folder}" for folder in SHARED),
+    ],
+    package_dir={f"tiekd.share.{folder}": folder for folder in SHARED},
+    package_data={
+        "tiekd": ["py.typed"],
+        "tiekd.tools": ["*.md"],
+        **{f"tiekd.share.{folder}": patterns for folder, patterns in SHARED.items()},
+    },
     install_requires=[
         "torch>=2.11",
         "torchvision",
@@ -30,7 +69,7 @@ setup(
         "pillow",
     ],
     extras_require={
-        "test": ["pytest", "pytest-xdist", "ruff", *EXPORT, *HF, *PLOT, *TIMM, *VIDEO],
+        "test": [*TEST, *EXPORT, *HF, *PLOT, *TIMM, *VIDEO],
         "export": EXPORT,
         "hf": HF,
         "plot": PLOT,

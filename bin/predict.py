@@ -41,10 +41,8 @@ from tiekd.tools import arguments  # noqa: E402
 
 def parse_arguments() -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(
-        usage="%(prog)s RECIPE [CHECKPOINT] INPUT... --out DIR [options]",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = arguments.new_parser(
+        __doc__, usage="%(prog)s RECIPE [CHECKPOINT] INPUT... --out DIR [options]"
     )
     add = parser.add_argument
     arguments.add_recipe(parser)

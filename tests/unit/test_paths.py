@@ -39,7 +39,10 @@ NO_PATHS = {
     *("num_gpus", "num_nodes", "include", "exclude", "master_port", "master_addr", "launcher"),
     *("against", "words", "restarts"),
 }
-PATH_TYPES = (paths.path_argument, paths.path_text_argument, paths.checkpoint_argument)
+PATH_TYPES = (
+    *(paths.path_argument, paths.path_text_argument),
+    *(paths.checkpoint_argument, paths.recipe_argument),
+)
 
 
 @pytest.fixture
@@ -344,8 +347,12 @@ def unquoted(file: Path) -> list[str]:
     found = []
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         parts = node.values if isinstance(node, ast.JoinedStr) else []
-        for before, value in zip(parts, parts[1:], strict=False):
+        for place, (before, value) in enumerate(zip(parts, parts[1:], strict=False)):
             text = before.value if isinstance(before, ast.Constant) else ""
+            in_front = parts[place - 1] if place else None
+            if isinstance(in_front, ast.FormattedValue):
+                is_program = ast.unparse(in_front.value).startswith("shipped.command(")
+                text = f"bin/program{text}" if is_program else text
             # A text that begins with an option is about it, as in "--out x: exists already".
             behind = BEHIND.search(text)
             if behind and isinstance(value, ast.FormattedValue):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import yaml
 
-from tiekd import paths
+from tiekd import paths, shipped
 from tiekd.config import external, kinds, recipe_yaml
 from tiekd.config.kinds import SECTIONS
 from tiekd.config.schema import check_keys, check_value
@@ -34,7 +34,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> dict:
     is copied to `teacher.network`.
 
     Args:
-        path: The recipe's YAML file.
+        path: The recipe's YAML file, or the name of a recipe that comes with tiekd
+            (tiekd/shipped.py).
         overrides: Texts `key.sub=value`, applied in this order.
 
     Returns:
@@ -45,7 +46,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> dict:
         RecipeError: A file is missing or not valid YAML, bases form a loop, a section is unknown or
             of the wrong type, or an override is malformed.
     """
-    path = Path(paths.expanded(str(path), error=RecipeError))
+    path = shipped.find(shipped.RECIPES, paths.expanded(str(path), error=RecipeError))
     external.look_beside(path)
     recipe = merged(path, overrides)
     _check_sections(recipe, path)
@@ -157,7 +158,8 @@ def _load_with_bases(path: Path, seen: tuple[Path, ...], mark: Callable[[dict, s
     # all.
     for base in [bases] if isinstance(bases, str) else bases:
         base = paths.expanded(base, f"{path}: _base_: ", RecipeError)
-        recipe = merge(recipe, _load_with_bases(path.parent / base, (*seen, resolved), mark))
+        base_path = shipped.find(shipped.RECIPES, base, path.parent)
+        recipe = merge(recipe, _load_with_bases(base_path, (*seen, resolved), mark))
     return merge(recipe, mark(_anchored(node, path.parent, str(path)), str(path)))
 
 
@@ -183,7 +185,7 @@ def _anchored(change: dict, folder: Path, where: str) -> dict:
         return change
     check_value(teacher["recipe"], str, f"{where}: teacher.recipe")
     recipe = paths.expanded(teacher["recipe"], f"{where}: teacher.recipe: ", RecipeError)
-    recipe = str((folder / recipe).resolve())
+    recipe = str(shipped.find(shipped.RECIPES, recipe, folder).resolve())
     return change | {
         "teacher": {"name": None, "network": None, "checkpoint": None}
         | teacher
@@ -198,9 +200,8 @@ def _read_yaml(path: Path) -> dict:
     try:
         node = recipe_yaml.load(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        near = difflib.get_close_matches(
-            path.name, [p.name for p in path.parent.glob("*.yaml")], n=3, cutoff=0.3
-        )
+        there = {p.name for p in path.parent.glob("*.yaml")} | shipped.names(shipped.RECIPES).keys()
+        near = difflib.get_close_matches(path.name, sorted(there), n=3, cutoff=0.3)
         raise RecipeError(f"{path}: no such recipe; near it: {', '.join(near) or 'none'}") from None
     except IsADirectoryError:
         files = ", ".join(sorted(map(str, path.glob("*.yaml")))[:3]) or "it has none"

@@ -12,13 +12,13 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from tiekd import paths
+from tiekd import paths, shipped
 from tiekd.config.schema import check_keys, check_value
 from tiekd.engine import execution
 from tiekd.errors import LaunchError, RecipeError, UserError
 from tiekd.files import check_readable
 
-DEFAULT_CONFIG = Path(__file__).parents[2] / "ds_configs" / "fp32.json"
+_DEFAULT = shipped.folder(shipped.ENGINE_CONFIGS) / "fp32.json"
 
 # The keys that DeepSpeed 0.19 accepts, sorted by the type of their values: text, booleans, mappings
 # and whole numbers. They are checked in this module, because DeepSpeed ignores unknown top-level
@@ -73,7 +73,8 @@ def read_engine_config(path: str | Path | None) -> dict:
     """Reads an engine config, and expands a leading `~` in its strings.
 
     Args:
-        path: The JSON file; None for ds_configs/fp32.json.
+        path: The JSON file, or the name of an engine config that comes with tiekd, such as `fp16`;
+            None for ds_configs/fp32.json.
 
     Returns:
         The content of the file as a dict; values may still be "auto".
@@ -81,7 +82,8 @@ def read_engine_config(path: str | Path | None) -> dict:
     Raises:
         LaunchError: The file can't be read or is not a JSON object.
     """
-    path = Path(path or DEFAULT_CONFIG)
+    path = shipped.find(shipped.ENGINE_CONFIGS, path or _DEFAULT)
+    working_ones = shipped.shown_folder(shipped.ENGINE_CONFIGS)
     check_readable(path, "engine config", LaunchError, "--deepspeed_config ")
     try:
         config = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_json_object)
@@ -89,16 +91,18 @@ def read_engine_config(path: str | Path | None) -> dict:
         raise
     except FileNotFoundError:
         there = ", ".join(sorted(p.name for p in path.parent.glob("*.json"))) or "none"
+        ours = ", ".join(shipped.names(shipped.ENGINE_CONFIGS))
         raise LaunchError(
-            f"--deepspeed_config {path}: no such file; .json files there: {there}"
+            f"--deepspeed_config {path}: no such file; .json files there: {there}; those of tiekd: "
+            f"{ours}"
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise LaunchError(
-            f"--deepspeed_config {path}: not JSON ({error}); see ds_configs/ for working ones"
+            f"--deepspeed_config {path}: not JSON ({error}); see {working_ones} for working ones"
         ) from None
     if not isinstance(config, dict):
         raise LaunchError(
-            f"--deepspeed_config {path}: must be a JSON object; see ds_configs/ for working ones"
+            f"--deepspeed_config {path}: must be a JSON object; see {working_ones} for working ones"
         )
     return config
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tiekd import paths
+from tiekd import paths, shipped
 from tiekd.data import focal as focals
 from tiekd.data import least_size, trained_on
 from tiekd.data import resize as resizes
@@ -188,7 +188,8 @@ def refuse_trained_on(seen: Mapping[str, Overlap | None], networks: Mapping[str,
 def recipe_and_checkpoint(text: str) -> tuple[str, str | None]:
     """Splits the text `RECIPE` or `RECIPE:CHECKPOINT` into the paths of recipe and checkpoint.
 
-    If the whole text is the path of an existing file, it is a recipe whose path contains a colon.
+    RECIPE may be the name of a recipe that comes with tiekd. If the whole text is the path of an
+    existing file, it is a recipe whose path contains a colon.
 
     Args:
         text: a command-line argument.
@@ -197,9 +198,10 @@ def recipe_and_checkpoint(text: str) -> tuple[str, str | None]:
         (recipe, checkpoint); the checkpoint is None if the text has none.
     """
     if ":" not in text or Path(paths.expanded(text)).is_file():
-        return paths.expanded(text), None
+        return str(shipped.find(shipped.RECIPES, paths.expanded(text))), None
     recipe_path, _, checkpoint_path = text.partition(":")
-    return paths.expanded(recipe_path), paths.expanded(checkpoint_path)
+    recipe_path = str(shipped.find(shipped.RECIPES, paths.expanded(recipe_path)))
+    return recipe_path, paths.expanded(checkpoint_path)
 
 
 def mean_map(training: Dataset, device: torch.device, out: TextIO) -> Entrant:

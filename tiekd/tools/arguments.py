@@ -6,31 +6,64 @@ recipe that a run saves is complete.
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
-from tiekd import paths
+from tiekd import paths, shipped
 from tiekd.config.recipe import load_recipe, merge, work_dir_of
 
+_LAUNCHER_OPTIONS = (
+    "num_gpus",
+    "num_nodes",
+    "include",
+    "exclude",
+    "hostfile",
+    "master_port",
+    "master_addr",
+    "launcher",
+)
 
-def new_parser(description: str) -> argparse.ArgumentParser:
+
+def new_parser(description: str, usage: str | None = None) -> argparse.ArgumentParser:
     """Returns a command-line parser whose help begins with a description.
 
     Args:
-        description: the description, whose line breaks are kept.
+        description: the description, whose line breaks are kept. The commands in it are spelled as
+            in a checkout.
+        usage: the line of usage; by default that which argparse makes.
     """
     return argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        usage=usage,
+        description=shipped.respelled(description),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
 
+def split_launcher_options(words: Sequence[str] | None = None) -> tuple[list[str], list[str]]:
+    """Splits a command line into options of DeepSpeed's launcher and all other words.
+
+    Args:
+        words: the command line without the program's name; by default that of this process.
+
+    Returns:
+        The launcher's options, each as one word such as `--num_gpus=2`, and the other words.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in _LAUNCHER_OPTIONS:
+        parser.add_argument(f"--{name}", type=paths.path_argument if name == "hostfile" else str)
+    found, rest = parser.parse_known_args(words)
+    given = [f"--{name}={value}" for name, value in vars(found).items() if value is not None]
+    return given, rest
+
+
 def add_recipe(parser: argparse.ArgumentParser) -> None:
-    """Adds the positional argument `recipe`, the path of a recipe, to a program's parser.
+    """Adds the positional argument `recipe`, a recipe's path or name, to a program's parser.
 
     Args:
         parser: the program's parser.
     """
     parser.add_argument(
-        "recipe", type=paths.path_argument, help="YAML below model_configs/, or your own"
+        "recipe", type=paths.recipe_argument, help="a YAML file, or a recipe of tiekd by its name"
     )
 
 
@@ -92,7 +125,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--deepspeed_config",
         metavar="JSON",
         type=paths.path_argument,
-        help="engine config; default ds_configs/fp32.json",
+        help="engine config: your file, or one of tiekd by its name; default fp32",
     )
     add_overrides(parser)
     parser.add_argument(

@@ -9,9 +9,9 @@ import argparse
 import re
 from pathlib import Path
 
-from tiekd import paths
+from tiekd import paths, shipped
 
-_STUDENTS = Path(__file__).parents[3] / "model_configs" / "students"
+_STUDENTS = shipped.folder(shipped.RECIPES) / "students"
 PUBLISHED = _STUDENTS / "tiekd_mobilenet_v2_adabins_kitti.yaml"
 LIGHT = _STUDENTS / "tiekd_light_bts_kitti.yaml"
 AUTOCAST = ("fp32", "bf16")
