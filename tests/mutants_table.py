@@ -211,8 +211,8 @@ MUTANTS = [
         "a_printed_recipe_is_not_quoted",
         "tiekd.models.load",
         "load_network",
-        'f"bin/train.py {shlex.quote(str(recipe_path))}"',
-        'f"bin/train.py {recipe_path}"',
+        "f\"{shipped.command('train')} {shlex.quote(str(recipe_path))}\"",
+        "f\"{shipped.command('train')} {recipe_path}\"",
         ("tests/unit/test_paths.py",),
     ),
     Mutant(
@@ -1367,7 +1367,7 @@ MUTANTS = [
     Mutant(
         "more_gpus_than_there_are",
         "tiekd.distributed.visible_devices",
-        "_devices",
+        "select",
         "there and max(numbers) >= slots",
         "False",
         ("tests/unit/distributed/test_visible_devices.py",),
@@ -1798,7 +1798,10 @@ MUTANTS = [
         "find",
         """
 if passed_over:
-    remedy = "put their files back, or start the run again with bin/train.py in another --work-dir"
+    remedy = (
+        f"put their files back, or start the run again with {shipped.command('train')} in "
+        "another --work-dir"
+    )
 """,
         "",
         ("tests/unit/workdir/test_checkpoints.py",),

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from tiekd import shipped
 from tiekd.config.build import build
 from tiekd.config.recipe import load_recipe, work_dir_of
 from tiekd.config.teacher_node import TeacherNode
@@ -174,7 +175,7 @@ def teacher_checkpoint(teacher: TeacherNode) -> Path:
     check_readable(path, "checkpoint", TeacherError, "teacher.checkpoint: ")
     if not path.is_file():
         raise TeacherError(
-            f"teacher.checkpoint: no file at {path}; train one with bin/train.py "
+            f"teacher.checkpoint: no file at {path}; train one with {shipped.command('train')} "
             f"{_recipe_of(teacher)}, or use cached maps (teacher.maps)"
         )
     return path
@@ -209,7 +210,8 @@ def _weights_in(work_dir: Path, teacher: TeacherNode, beginning: str) -> Path:
         return find_weights(work_dir)
     except CheckpointError as error:
         raise TeacherError(
-            f"{beginning}{error}; train the teacher with bin/train.py {_recipe_of(teacher)}"
+            f"{beginning}{error}; train the teacher with {shipped.command('train')} "
+            f"{_recipe_of(teacher)}"
         ) from None
 
 

@@ -167,3 +167,31 @@ def test_descriptions_of_programs_are_respelled():
     assert "tiekd train tiekd_light_bts_kitti --num_gpus 2\n" in shipped.respelled(
         ast.get_docstring(ast.parse(programs["train"].read_text(encoding="utf-8")))
     )
+
+
+def test_no_message_spells_a_program_itself():
+    """In tiekd/ only docstrings name programs as files; messages take them from `command`."""
+    named = re.compile(r"\bbin/(" + "|".join(path.stem for path in programs_of_bin()) + r")\b")
+    found = []
+    for file in (ROOT / "tiekd").rglob("*.py"):
+        text = file.read_text(encoding="utf-8")
+        tree = ast.parse(text if named.search(text) else "")
+        documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+        docstrings = {
+            ast.get_docstring(node, clean=False)
+            for node in ast.walk(tree)
+            if isinstance(node, documented)
+        }
+        found += [
+            f"{file.name}:{node.lineno}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and node.value not in docstrings
+            and named.search(node.value)
+        ]
+    assert found == []
+
+
+def programs_of_bin() -> list[Path]:
+    return [*(ROOT / "bin").glob("*.py"), ROOT / "bin" / "resume"]

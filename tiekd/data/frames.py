@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tiekd import shipped
 from tiekd.data import image_io, orientation, teacher_maps
 from tiekd.data.augment.geometry import crop_window
 from tiekd.data.cameras.calibration import Camera
@@ -135,7 +136,10 @@ class Frames(torch.utils.data.Dataset):
                 "evaluation and training without a teacher need; use other frames"
             )
         if maps is not None and not maps.is_dir():
-            raise DataError(f"teacher.maps: no folder at {maps}; make it with bin/cache_teacher.py")
+            raise DataError(
+                f"teacher.maps: no folder at {maps}; make it with "
+                f"{shipped.command('cache_teacher')}"
+            )
         self.maps_of_stored_pixels = teacher_maps.are_of_stored_pixels(maps)
         self.map_full_scale_m = (
             max_depth if maps is None else teacher_maps.full_scale_m(maps, max_depth)
@@ -246,7 +250,7 @@ class Frames(torch.utils.data.Dataset):
             raise DataError(
                 f"{self.maps / self.map_name(index)}: made before images were turned upright, as "
                 f"the EXIF orientation of {frame.name} says; make the maps again in another folder "
-                "with bin/cache_teacher.py",
+                f"with {shipped.command('cache_teacher')}",
                 "size",
             )
         # A teacher map of the whole image's size is cropped with the image. A map of the cropped

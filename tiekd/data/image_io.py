@@ -23,6 +23,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from tiekd import shipped
 from tiekd.data import orientation
 from tiekd.errors import DataError
 from tiekd.files import cause_of, instead_of_file, replace_bytes
@@ -62,11 +63,12 @@ class _Kind(NamedTuple):
 
 _IMAGE = _Kind("image")
 _DEPTH_MAP = _Kind("depth map")
+_CACHE_TEACHER = shipped.command("cache_teacher")
 _TEACHER_MAP = _Kind(
     "teacher map",
-    find="make the missing maps with bin/cache_teacher.py, or set another teacher.maps",
-    restore="make it again with bin/cache_teacher.py",
-    convert="make the maps with bin/cache_teacher.py, or set another teacher.maps",
+    find=f"make the missing maps with {_CACHE_TEACHER}, or set another teacher.maps",
+    restore=f"make it again with {_CACHE_TEACHER}",
+    convert=f"make the maps with {_CACHE_TEACHER}, or set another teacher.maps",
 )
 
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from tiekd import shipped
 from tiekd.data import image_io
 from tiekd.data.augment.augment import IMAGENET_MEAN, IMAGENET_STD
 from tiekd.errors import DataError, TeacherError
@@ -206,7 +207,7 @@ def check(folder: Path, max_depth_m: float, kb_crop: Sequence[int] | None) -> No
             raise TeacherError(
                 f"teacher.maps: {folder} was made for {option} {_yaml(theirs)}, this recipe has "
                 f"{_yaml(ours)}; set the same, or make maps for this recipe with "
-                "bin/cache_teacher.py"
+                f"{shipped.command('cache_teacher')}"
             )
 
 

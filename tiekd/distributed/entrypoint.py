@@ -22,7 +22,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import NoReturn
 
-from tiekd import paths
+from tiekd import paths, shipped
 from tiekd.console import printable
 from tiekd.distributed import allocator, hostfile, limits, slurm
 from tiekd.errors import LaunchError, UserError
@@ -38,10 +38,6 @@ _LOST_PEER = re.compile(
 )
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|ALLOC_FAILED|can't allocate memory|not enough memory|MemoryError", re.I
-)
-_LESS_MEMORY = (
-    "not enough memory; smaller batches, images and networks need less (for training, "
-    "bin/train.py RECIPE --dry-run --find-micro-batch says what fits)"
 )
 _MAKE_ROOM = "make room, then resume or start again"
 _ALLOW = "change its permissions, or give another path"
@@ -340,7 +336,13 @@ def run(main: Callable[[], int | None]) -> int:
             return _report(_lost_rank(error))
         if is_out_of_memory(error):
             _let_signals_end_this()
-            return _report(LaunchError(f"{_LESS_MEMORY} ({error})"))
+            return _report(
+                LaunchError(
+                    "not enough memory; smaller batches, images and networks need less (for "
+                    f"training, {shipped.command('train')} RECIPE --dry-run --find-micro-batch "
+                    f"says what fits) ({error})"
+                )
+            )
         raise
 
 
@@ -443,7 +445,7 @@ def _lost_rank(error: Exception) -> LaunchError:
     how = f"waited {int(waited[1]) / 1000:g} s for" if waited else "lost"
     return LaunchError(
         f"rank {me} {how} {lost}; it hangs, was stopped or has ended (then its own message says "
-        "why); once that is repaired, resume with bin/resume"
+        f"why); once that is repaired, resume with {shipped.command('resume')}"
     )
 
 
@@ -478,7 +480,10 @@ def on_lost_machine(name: str, silent: bool) -> None:
     if not silent:
         time.sleep(_RANKS_ANSWER_S + _LAUNCHER_REACTS_S + 5)
     what = "stopped answering" if silent else "has lost its rank"
-    told = f"machine {name} {what}; resume with bin/resume, on other machines if it stays away"
+    told = (
+        f"machine {name} {what}; resume with {shipped.command('resume')}, on other machines if it "
+        "stays away"
+    )
     launcher_watch.end_process(code=_report(LaunchError(told)))
 
 

@@ -9,6 +9,7 @@ from copy import deepcopy
 import torch
 from torch import nn
 
+from tiekd import shipped
 from tiekd.engine import execution, full_state, patches
 from tiekd.engine.config import EngineConfig, clips_here, scales_here
 from tiekd.errors import RecipeError
@@ -43,6 +44,7 @@ def build_engine(network: nn.Module, optimizer: torch.optim.Optimizer, config: E
     if scales_here(config):
         initial = {name: value.detach().clone() for name, value in network.state_dict().items()}
     patches.time_each_collective()
+    working_ones = shipped.shown_folder(shipped.ENGINE_CONFIGS)
     try:
         # The values come from the user's engine config, so errors about them are reported in one
         # line.
@@ -51,11 +53,11 @@ def build_engine(network: nn.Module, optimizer: torch.optim.Optimizer, config: E
     except ValidationError as error:
         first = error.errors()[0]
         reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']} (in {error.title})"
-        raise RecipeError(f"engine config: {reason}; see ds_configs/") from None
+        raise RecipeError(f"engine config: {reason}; see {working_ones}") from None
     except (ValueError, AssertionError) as error:
         reason = " ".join(str(error).split())
         raise RecipeError(
-            f"engine config: DeepSpeed refuses it ({reason}); see ds_configs/"
+            f"engine config: DeepSpeed refuses it ({reason}); see {working_ones}"
         ) from None
     if initial is not None:
         # In fp16 without ZeRO, DeepSpeed takes an optimizer step while it builds the engine: the

@@ -16,6 +16,7 @@ import torch
 from PIL import ExifTags, Image
 from torch.utils.data import Dataset
 
+from tiekd import shipped
 from tiekd.config.recipe import load_recipe
 from tiekd.data.build import build_dataset
 from tiekd.data.frames import Frames
@@ -207,7 +208,7 @@ def audit(recipe: Recipe, args: argparse.Namespace, device: torch.device) -> int
     if len(observed) < verdict.MIN_FRAMES:
         raise DataError(
             f"{args.recipe}: only {len(observed)} frames can be read, an audit needs "
-            f"{verdict.MIN_FRAMES}; bin/check_data.py says what is wrong with them"
+            f"{verdict.MIN_FRAMES}; {shipped.command('check_data')} says what is wrong with them"
         )
     if args.no_truth:
         observed = [replace(frame, truth=np.zeros_like(frame.truth)) for frame in observed]

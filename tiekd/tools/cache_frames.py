@@ -23,7 +23,7 @@ from typing import TextIO
 
 from torch import Tensor
 
-from tiekd import paths
+from tiekd import paths, shipped
 from tiekd.config.recipe import load_recipe
 from tiekd.console import Progress, printable
 from tiekd.data import image_io, read_folders
@@ -131,7 +131,7 @@ def fill(
     if problems:
         raise DataError(
             f"{len(problems)} of {len(sources)} files can't be decoded; all others are. "
-            "bin/check_data.py says what is wrong and writes a split without them"
+            f"{shipped.command('check_data')} says what is wrong and writes a split without them"
         )
 
 

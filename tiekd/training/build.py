@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from tiekd import shipped
 from tiekd.config.build import build
 from tiekd.data import least_size, trained_on
 from tiekd.data.batch import Batch
@@ -479,5 +480,5 @@ def _check_loading(recipe: Recipe) -> None:
         raise RecipeError(
             "data.on_error: skip can't be combined with data.augment.sizes=bucket, where all "
             "images' sizes must be known; set sizes=keep_aspect, or train on the split that "
-            "bin/check_data.py cleans"
+            f"{shipped.command('check_data')} cleans"
         )

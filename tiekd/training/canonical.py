@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from tiekd import shipped
 from tiekd.config.recipe import load_recipe
 from tiekd.data import focal as focals
 from tiekd.data.augment.augment import Augment
@@ -232,7 +233,7 @@ def check_zoom(augment: Augment, network: Mapping, *, is_blind_teacher: bool) ->
         raise RecipeError(
             "data.augment.zoom: the teacher's network doesn't know the focal length, so its metres "
             "on zoomed images would be wrong; cache its maps of whole images with "
-            "bin/cache_teacher.py, or leave out the zoom"
+            f"{shipped.command('cache_teacher')}, or leave out the zoom"
         )
 
 

@@ -7,6 +7,7 @@ from typing import TextIO
 import torch
 from torch.utils.data import Dataset
 
+from tiekd import shipped
 from tiekd.data import trained_on
 from tiekd.data.loading.loader import Loading
 from tiekd.data.resize import OWN_SIZE, Resize
@@ -152,7 +153,7 @@ class Evaluation(Hook):
             f"No best is saved: {name} is nan, since no pixel of the {len(self.dataset)} "
             f"validation frames counts (ground truth {protocol.min_depth:g} < d < "
             f"{protocol.cap:g} m, crop {self.settings.crop}); look at the ground truth with "
-            "bin/check_data.py, or set another evaluation.crop or "
+            f"{shipped.command('check_data')}, or set another evaluation.crop or "
             "evaluation.cap"
         )
 

@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
+from tiekd import shipped
 from tiekd.data import resize as resizes
 from tiekd.data.loading.loader import Loading
 from tiekd.distributed import comm
@@ -330,8 +331,8 @@ def _recipe_files(old: dict, new: dict) -> Iterator[str]:
     if changed:
         yield (
             f"Recipe files that have changed since the start, or are gone: {', '.join(changed)}; "
-            f"bin/resume keeps to {workdir.RECIPE} in the work dir, bin/train.py --resume-from "
-            "takes them as they are now"
+            f"{shipped.command('resume')} keeps to {workdir.RECIPE} in the work dir, "
+            f"{shipped.command('train')} --resume-from takes them as they are now"
         )
 
 

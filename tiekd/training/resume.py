@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from tiekd import shipped
 from tiekd.data import trained_on
 from tiekd.distributed import comm
 from tiekd.engine import checkpoint
@@ -205,7 +206,7 @@ def _check_end(state: TrainState, path: Path) -> None:
         f"{key}: {state.total_iterations // unit} means {state.total_iterations} iterations in "
         f"all, but {path} is of iteration {state.iteration}; give {key} of "
         f"{-(-state.iteration // unit)} or more, or resume from an earlier checkpoint with "
-        "bin/train.py --resume-from"
+        f"{shipped.command('train')} --resume-from"
     )
 
 

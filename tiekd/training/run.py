@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from tiekd import shipped
 from tiekd.distributed import comm, entrypoint, process_group
 from tiekd.engine import execution, profiling
 from tiekd.engine.build import build_engine
@@ -112,4 +113,4 @@ def run(
     profiling.print_collectives(state.engine)
     if state.stop_reason is not None:
         told = f"stopped after iteration {state.iteration}, {state.stop_reason}"
-        raise entrypoint.Stopped(f"{told}; continue with bin/resume")
+        raise entrypoint.Stopped(f"{told}; continue with {shipped.command('resume')}")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from torch.utils.data import Dataset
 
+from tiekd import shipped
 from tiekd.config.teacher_node import TeacherNode
 from tiekd.data import teacher_maps
 from tiekd.data.frames import listed_frames
@@ -48,13 +49,14 @@ def about(parts: Parts) -> list[str]:
         if teacher.resize not in (recipe.resize, OWN_SIZE):
             said.append(
                 f"WARNING: the teacher learned from images at {teacher.resize}, and sees this "
-                "run's here; bin/cache_teacher.py makes its maps at its own resolution"
+                f"run's here; {shipped.command('cache_teacher')} makes its maps at its own "
+                "resolution"
             )
     elif isinstance(teacher, FoundationTeacher):
         said.append(f"Teacher: {describe(teacher.description)}")
         said.append(
             "WARNING: the teacher sees augmented crops here; cache its maps of whole images with "
-            "bin/cache_teacher.py"
+            f"{shipped.command('cache_teacher')}"
         )
         said += teacher.check_frames(listed_frames(train_set))
     elif isinstance(teacher, OutsideTeacher):

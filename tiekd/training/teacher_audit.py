@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from tiekd import shipped
 from tiekd.config.teacher_node import TeacherNode
 from tiekd.data.batch import Batch
 from tiekd.data.resize import Resize
@@ -66,6 +67,7 @@ def audit(
     questions = Questions(swapped=sees, covered=sees)
     observer = Observer(teacher, frames, max_depth_m, device, resize, questions)
     observed = observer.observe(NUM_FRAMES)
+    more_of_it = f"{shipped.command('audit_teacher')} RECIPE"
     found = None
     if comm.is_main():
         small = not observed or min(observed[0].depth.shape) < _SMALLEST_CELLS
@@ -78,10 +80,8 @@ def audit(
             passed = f"{judged.frames} frames, nothing is above its limit"
             found = (causes[0] + more if causes else passed), bool(judged.certain)
             if causes and not judged.certain:
-                found = f"Warning: it may be {causes[0]}; see bin/audit_teacher.py RECIPE", False
+                found = f"Warning: it may be {causes[0]}; see {more_of_it}", False
     told, stops = comm.broadcast_object(found)
     if stops:
-        raise TeacherError(
-            f"teacher: {told}; see bin/audit_teacher.py RECIPE, or set teacher.audit=off"
-        )
+        raise TeacherError(f"teacher: {told}; see {more_of_it}, or set teacher.audit=off")
     return [f"Teacher audit: {told}"]

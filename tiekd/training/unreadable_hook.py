@@ -6,6 +6,7 @@ the log lines, and the end of the run, come at the same iteration with any numbe
 ranks (if the log interval is the same).
 """
 
+from tiekd import shipped
 from tiekd.data.loading.loader import Unreadable
 from tiekd.distributed import comm
 from tiekd.errors import DataError
@@ -52,8 +53,8 @@ class UnreadableSamples(Hook):
         if len(self.told) > self.found.max_errors:
             raise DataError(
                 f"data.max_errors: {len(self.told)} training samples can't be read, "
-                f"{self.found.max_errors} are allowed; look at all with bin/check_data.py; the "
-                f"last: {list(self.told)[-1]}"
+                f"{self.found.max_errors} are allowed; look at all with "
+                f"{shipped.command('check_data')}; the last: {list(self.told)[-1]}"
             )
 
     def state_dict(self) -> dict:

@@ -18,6 +18,7 @@ import os
 import shutil
 from pathlib import Path
 
+from tiekd import shipped
 from tiekd.errors import CheckpointError
 from tiekd.files import instead_of_file
 from tiekd.workdir import manifest
@@ -51,10 +52,11 @@ def find(work_dir: Path) -> tuple[Path, list[str]]:
             return checkpoint, passed_over
         passed_over.append(f"Passed over {checkpoint.name}: {problem}")
     why = "".join(f"; {reason[0].lower()}{reason[1:]}" for reason in passed_over)
-    remedy = "start the run with bin/train.py first"
+    remedy = f"start the run with {shipped.command('train')} first"
     if passed_over:
         remedy = (
-            "put their files back, or start the run again with bin/train.py in another --work-dir"
+            f"put their files back, or start the run again with {shipped.command('train')} in "
+            "another --work-dir"
         )
     raise CheckpointError(f"{work_dir}: no checkpoint to resume from{why}; {remedy}")
 

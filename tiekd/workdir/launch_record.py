@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from tiekd import shipped
 from tiekd.config.external import LAUNCH_RECORD
 from tiekd.distributed import launcher_watch
 from tiekd.distributed.process_group import ranks_on_this_machine
@@ -65,8 +66,8 @@ class LaunchRecord:
         if self.launcher != "deepspeed" and self.world_size > 1 and not given:
             raise LaunchError(
                 f"the run had {self.world_size} ranks of another launcher; give the number of "
-                "ranks to resume on, with --num_gpus N, or start that launcher with bin/resume as "
-                "its program"
+                "ranks to resume on, with --num_gpus N, or start that launcher with "
+                f"{shipped.command('resume')} as its program"
             )
         # If the run had several machines, use its hostfile, unless the user gives another hostfile
         # or a number of GPUs, or names localhost.
@@ -166,12 +167,14 @@ def read(work_dir: Path) -> LaunchRecord:
         is_missing = isinstance(error, FileNotFoundError | NotADirectoryError)
         if is_missing and not (work_dir / "config.yaml").exists():
             raise CheckpointError(
-                f"{work_dir}: no run to resume here; give the work dir that bin/train.py made"
+                f"{work_dir}: no run to resume here; give the work dir that "
+                f"{shipped.command('train')} made"
             ) from None
         what = "is missing" if is_missing else "can't be read as the record of a run's launch"
         raise CheckpointError(
             f"{path}: {what}; put the run's own file back, or start a new run in another "
-            "--work-dir with bin/train.py --resume-from and the newest checkpoint here"
+            f"--work-dir with {shipped.command('train')} --resume-from and the newest checkpoint "
+            "here"
         ) from None
 
 

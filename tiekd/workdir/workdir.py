@@ -29,6 +29,7 @@ from datetime import datetime
 from io import TextIOWrapper
 from pathlib import Path
 
+from tiekd import shipped
 from tiekd.config.recipe import dump_recipe, load_recipe
 from tiekd.distributed import comm
 from tiekd.errors import LaunchError
@@ -309,8 +310,9 @@ def _problem(work_dir: Path, recipe_path: Path, resuming: bool) -> str | None:
     held = [*(work_dir / checkpoints.FOLDER).glob("iter_*"), *work_dir.glob("best_*.pth")]
     if held and not resuming:
         return (
-            f"{work_dir} already holds a run ({held[0].name}); resume it with bin/resume "
-            f"{shlex.quote(str(work_dir))}, or start again in another --work-dir"
+            f"{work_dir} already holds a run ({held[0].name}); resume it with "
+            f"{shipped.command('resume')} {shlex.quote(str(work_dir))}, or start again in another "
+            "--work-dir"
         )
     return None
 

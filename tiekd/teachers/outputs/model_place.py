@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+from tiekd import shipped
 from tiekd.errors import TeacherError
 from tiekd.teachers.outputs.model_card import licence_in
 
@@ -121,5 +122,5 @@ def import_package(module: str, kind: str) -> ModuleType:
             missing += f" with all that it needs ({error.name} is missing)"
         raise TeacherError(
             f"teacher.name: {kind} needs {missing}, which isn't installed; "
-            "model_configs/TEACHERS.md says where to get it"
+            f"{shipped.shown_folder(shipped.RECIPES)}TEACHERS.md says where to get it"
         ) from None

@@ -7,6 +7,7 @@ are kept.
 import shlex
 from collections.abc import Callable, Sequence
 
+from tiekd import shipped
 from tiekd.data.trained_on import as_plain
 from tiekd.distributed import comm
 from tiekd.engine import checkpoint
@@ -79,7 +80,7 @@ class Checkpoint(Hook):
             checkpoint.save(state.engine, folder, *what, **as_plain(state.trained_on))
         except checkpoint.SaveFailed as failure:
             if state.ends or self.on_error == "stop":
-                command = f"bin/resume {shlex.quote(str(state.work_dir))}"
+                command = f"{shipped.command('resume')} {shlex.quote(str(state.work_dir))}"
                 remedy = "raise that limit" if "ulimit -f" in str(failure) else "make room"
                 raise CheckpointError(f"{failure}; {remedy}, then {command}") from None
             self.info(f"{failure}; training continues, and the earlier checkpoints are unchanged")

@@ -9,6 +9,7 @@ host sync and one collective for the check. Left out: runs with a few valid pixe
 
 import torch
 
+from tiekd import shipped
 from tiekd.distributed import comm
 from tiekd.errors import DataError
 from tiekd.training.hook import Hook
@@ -105,11 +106,12 @@ def _advice(has_teacher: bool) -> str:
     if has_teacher:
         return (
             "check the teacher's depth, such as teacher.maps, data.depths, data.depth_unit and the "
-            "losses' max_depth (bin/show_batch.py and bin/check_data.py show them)"
+            f"losses' max_depth ({shipped.command('show_batch')} and "
+            f"{shipped.command('check_data')} show them)"
         )
     return (
         "check data.depths, data.depth_unit and the losses' max_depth (and look with "
-        "bin/check_data.py), or train with a teacher"
+        f"{shipped.command('check_data')}), or train with a teacher"
     )
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tiekd import shipped
 from tiekd.distributed import comm
 from tiekd.errors import DivergedError
 from tiekd.training.hook import Hook
@@ -153,7 +154,8 @@ class Guard(Hook):
 
     def _end(self, state) -> None:
         command = (
-            f"bin/show_batch.py {shlex.quote(str(state.work_dir))} --iteration {self._first_bad}"
+            f"{shipped.command('show_batch')} {shlex.quote(str(state.work_dir))} "
+            f"--iteration {self._first_bad}"
         )
         message = (
             f"{self._in_a_row} iterations in a row, from {self._first_bad} on, had a loss or "
@@ -191,8 +193,8 @@ def _way_on(state, first_bad: int) -> str:
     if found is None:
         return "there is no checkpoint yet; start again, for example with a smaller optimizer.lr"
     return (
-        f"the last good checkpoint is {found}: resume from it with bin/train.py --resume-from, "
-        "for example with a smaller optimizer.lr"
+        f"the last good checkpoint is {found}: resume from it with {shipped.command('train')} "
+        "--resume-from, for example with a smaller optimizer.lr"
     )
 
 
