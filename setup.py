@@ -59,6 +59,7 @@ setup(
         "tiekd.tools": ["*.md"],
         **{f"tiekd.share.{folder}": patterns for folder, patterns in SHARED.items()},
     },
+    entry_points={"console_scripts": ["tiekd = tiekd.tools.console_command:main"]},
     install_requires=[
         "torch>=2.11",
         "torchvision",

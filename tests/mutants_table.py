@@ -1359,7 +1359,7 @@ MUTANTS = [
     Mutant(
         "gpus_are_numbered_by_speed_where_they_are_named",
         "tiekd.distributed.visible_devices",
-        "_devices",
+        "select",
         '{"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}',
         "{}",
         ("tests/unit/distributed/test_visible_devices.py",),

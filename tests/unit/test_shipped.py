@@ -44,6 +44,9 @@ def wheel_files(monkeypatch) -> set[str]:
     monkeypatch.setattr(setuptools, "setup", given.update)
     runpy.run_path("setup.py")
     assert given["version"] == __version__
+    assert given["entry_points"] == {
+        "console_scripts": ["tiekd = tiekd.tools.console_command:main"]
+    }
     distribution = setuptools.Distribution(given | {"script_name": "setup.py"})
     build = distribution.get_command_obj("build_py")
     build.ensure_finalized()

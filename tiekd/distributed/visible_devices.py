@@ -58,7 +58,7 @@ def command(
         return [sys.executable, train, recipe, *options], environment | {
             "CUDA_VISIBLE_DEVICES": visible.strip(" ,")
         }
-    devices, changes = _devices(visible, count, environment)
+    devices, changes = select(visible, count, environment)
     return [
         *launcher,
         *devices,
@@ -70,8 +70,8 @@ def command(
     ], environment | changes
 
 
-def _devices(
-    visible: str | None, count: int, environment: Mapping[str, str]
+def select(
+    visible: str | None, count: int, environment: Mapping[str, str], called: str = "GPUS"
 ) -> tuple[list[str], dict[str, str]]:
     """Returns options for DeepSpeed's launcher that select devices, and variables to set with them.
 
@@ -79,6 +79,7 @@ def _devices(
         visible: The value of CUDA_VISIBLE_DEVICES; None if it isn't set.
         count: The number of ranks, one per device.
         environment: The environment variables of this process.
+        called: What the user calls the number of ranks, for errors.
 
     Returns:
         The options, and the environment variables that must be set or changed for the launcher.
@@ -93,14 +94,14 @@ def _devices(
     if listed is None:
         if there and count > len(there):
             raise Refused(
-                f"GPUS is {count}, but this machine has {len(there)}; give {len(there)} or less"
+                f"{called} is {count}, but this machine has {len(there)}; give {len(there)} or less"
             )
         return ["--num_gpus", str(count)], {}
     # Find UUIDs among this machine's devices, since the launcher accepts only device numbers.
     names = [name.strip() for name in listed.rstrip(" ,").split(",")]
     if len(names) != count:
         raise Refused(
-            f"GPUS is {count}, but CUDA_VISIBLE_DEVICES={listed} lists {len(names)}; make them "
+            f"{called} is {count}, but CUDA_VISIBLE_DEVICES={listed} lists {len(names)}; make them "
             "agree"
         )
     numbers = [_number(name, listed, there) for name in names]

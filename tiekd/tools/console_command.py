@@ -1,0 +1,135 @@
+"""The command `tiekd`, which an installed package has: runs the programs of bin/ by their names.
+
+    tiekd train RECIPE [--num_gpus N] [options]
+
+A program that works on several ranks starts DeepSpeed's launcher when one of the launcher's options
+is given. The ranks run the program's file by its path and not as a module: `python -m` would look
+for tiekd in the current folder first, where there may be another one, or a file that is called like
+a module of Python's.
+"""
+
+import difflib
+import os
+import runpy
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tiekd import __version__, shipped
+from tiekd.distributed import entrypoint, hostfile, visible_devices
+from tiekd.errors import LaunchError
+from tiekd.tools import arguments
+from tiekd.workdir import launch_record
+
+# The programs for which this command starts the launcher. `resume` starts it itself.
+_ON_RANKS = ("cache-teacher", "evaluate", "train")
+
+
+def main() -> None:
+    """Runs the program that the command line names; doesn't return."""
+    words = sys.argv[1:]
+    # `deepspeed /path/to/tiekd train RECIPE` puts the launcher's own option first.
+    if words and words[0].startswith("--local_rank="):
+        words = [*words[1:], words[0]]
+    name, *rest = words or ["--help"]
+    programs = shipped.programs()
+    if name not in programs:
+        entrypoint.program(lambda: _answer(name, programs))
+    # The program, its ranks and its restarts name commands as this one is named.
+    os.environ[shipped.CONSOLE] = "1"
+    given, own = arguments.split_launcher_options(rest) if name in _ON_RANKS else ([], rest)
+    sys.argv = [f"tiekd {name}", *own]
+    program = runpy.run_path(str(programs[name]))
+    if given:
+        entrypoint.program(lambda: _launch(given, programs[name], program["parse_arguments"]))
+    entrypoint.program(program["main"])
+
+
+def _answer(name: str, programs: dict[str, Path]) -> None:
+    """Answers a command line that names no program.
+
+    Args:
+        name: The first word.
+        programs: The file of each program, by its name.
+
+    Raises:
+        LaunchError: The word is neither a program nor an option.
+    """
+    if name == "--version":
+        print(f"tiekd {__version__}")
+    elif name in ("-h", "--help"):
+        print(_help(programs))
+    else:
+        near = difflib.get_close_matches(name.replace("_", "-").lower(), programs, n=3)
+        near = f"did you mean {' or '.join(near)}? " if near else ""
+        raise LaunchError(f"{name}: no command of tiekd; {near}tiekd --help lists them")
+
+
+def _help(programs: dict[str, Path]) -> str:
+    lines = ["usage: tiekd COMMAND [arguments]", ""]
+    for name, path in programs.items():
+        # A program's first line says what it does. Its file is read, since running it takes longer.
+        docstring = path.read_text(encoding="utf-8").split('"""')[1]
+        lines.append(f"  {name:16}{docstring.splitlines()[0]}")
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "tiekd COMMAND --help lists a command's options, tiekd --version prints the version.",
+            f"{', '.join(_ON_RANKS)} and resume run on several ranks if options of DeepSpeed's",
+            "launcher are given, such as --num_gpus 2. RECIPE is a YAML file or the name of one in",
+            f"{shipped.folder(shipped.RECIPES)}",
+            "An engine config is a JSON file or the name of one in",
+            f"{shipped.folder(shipped.ENGINE_CONFIGS)}",
+        ]
+    )
+
+
+def _launch(given: Sequence[str], program: Path, parse: Callable) -> None:
+    """Replaces this process by DeepSpeed's launcher, which runs a program on each rank.
+
+    Args:
+        given: The launcher's options.
+        program: The program's file.
+        parse: The program's function that parses the command line. It is called to refuse a mistake
+            here, in one line, and not once on each rank.
+
+    Raises:
+        LaunchError: This process is a rank already, or an option is wrong.
+    """
+    parse()
+    if "RANK" in os.environ:
+        raise LaunchError(
+            f"{given[0]}: a launcher has started this already; give its options to that launcher"
+        )
+    hostfile.check_options(given)
+    options = _with_visible_devices(given)
+    launch_record.replace_by_launcher(options, str(program), sys.argv[1:])
+
+
+def _with_visible_devices(given: Sequence[str]) -> list[str]:
+    """Returns the launcher's options with the devices of CUDA_VISIBLE_DEVICES in them.
+
+    DeepSpeed's launcher ignores the variable if it is given a number of GPUs, and would start the
+    ranks on the first ones. The variable is removed from this process's environment.
+
+    Args:
+        given: The launcher's options.
+
+    Raises:
+        LaunchError: The variable doesn't agree with the number of GPUs, or names no device.
+    """
+    numbers = [option for option in given if option.startswith("--num_gpus=")]
+    several = any(option.startswith(("--hostfile=", "--num_nodes=")) for option in given)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not numbers or several or visible is None:
+        return list(given)
+    try:
+        devices, changes = visible_devices.select(
+            visible, int(numbers[0].partition("=")[2]), os.environ, "--num_gpus"
+        )
+    except visible_devices.Refused as error:
+        raise LaunchError(str(error)) from None
+    del os.environ["CUDA_VISIBLE_DEVICES"]
+    os.environ.update(changes)
+    return [*devices, *(option for option in given if option not in numbers)]
