@@ -90,8 +90,6 @@ def find(kind: str, given: str | Path, beside: Path = Path()) -> Path:
         return path
     if kind in parts[:-1]:
         parts = parts[len(parts) - parts[::-1].index(kind) :]
-    if ".." in parts:
-        return path
     # Of the package first what has this path in the folder, then what has this name anywhere.
     inside = folder(kind).joinpath(*parts)
     for ours in (inside, Path(f"{inside}{suffix}")):

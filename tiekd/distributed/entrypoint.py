@@ -59,6 +59,8 @@ _REMEDIES = {
     errno.ENAMETOOLONG: "give a shorter path",
     errno.ELOOP: "a link there leads back to itself; remove it",
 }
+# Packages that a small install may lack, in which only students run.
+_LEFT_OUT = ("deepspeed", "psutil", "tensorboard", "torchvision")
 _LONGEST_LINE = 2000
 _LAYOUT = "\n\r\t"  # control characters that programs print themselves
 # Seconds that a rank waits before it reports an error, so that only the rank with the root cause
@@ -327,6 +329,13 @@ def run(main: Callable[[], int | None]) -> int:
         if (told := limits.lacking(error)) is not None:
             _let_signals_end_this()
             return _report(LaunchError(told))
+        if isinstance(error, ModuleNotFoundError) and error.name in _LEFT_OUT:
+            return _report(
+                LaunchError(
+                    f"{error.name} is not installed, and this needs it; install it, or tiekd "
+                    "again without pip's --no-deps"
+                )
+            )
         if lost_a_rank(error):
             _let_signals_end_this()
             if asked_to_stop:

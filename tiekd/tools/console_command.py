@@ -19,7 +19,6 @@ from tiekd import __version__, shipped
 from tiekd.distributed import entrypoint, hostfile, visible_devices
 from tiekd.errors import LaunchError
 from tiekd.tools import arguments
-from tiekd.workdir import launch_record
 
 # The programs for which this command starts the launcher. `resume` starts it itself.
 _ON_RANKS = ("cache-teacher", "evaluate", "train")
@@ -102,6 +101,10 @@ def _launch(given: Sequence[str], program: Path, parse: Callable) -> None:
         raise LaunchError(
             f"{given[0]}: a launcher has started this already; give its options to that launcher"
         )
+    # This needs psutil, which comes with DeepSpeed. An install that only predicts has neither, and
+    # so imports it nowhere else.
+    from tiekd.workdir import launch_record
+
     hostfile.check_options(given)
     options = _with_visible_devices(given)
     launch_record.replace_by_launcher(options, str(program), sys.argv[1:])

@@ -116,3 +116,22 @@ def test_entrypoint_folder_in_place_of_file_is_one_line(tmp_path, capsys):
     assert entrypoint.run(lambda: os.replace(tmp_path / "new", tmp_path / "folder")) == 2
     told = "Is a directory; a file is read or written there; move the folder, or give another path"
     assert capsys.readouterr().err == f"LaunchError: {tmp_path / 'folder'}: {told}\n"
+
+
+def test_entrypoint_names_package_of_training_that_is_left_out(capsys):
+    """On an install that only predicts, a training names the missing package in one line."""
+
+    def trains():
+        raise ModuleNotFoundError("No module named 'deepspeed'", name="deepspeed")
+
+    assert entrypoint.run(trains) == 2
+    told = "install it, or tiekd again without pip's --no-deps"
+    assert capsys.readouterr().err == (
+        f"LaunchError: deepspeed is not installed, and this needs it; {told}\n"
+    )
+
+    def of_the_user():
+        raise ModuleNotFoundError("No module named 'my_part'", name="my_part")
+
+    with pytest.raises(ModuleNotFoundError, match="my_part"):
+        entrypoint.run(of_the_user)

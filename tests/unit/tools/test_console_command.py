@@ -9,6 +9,7 @@ import pytest
 from tiekd import __version__, shipped
 from tiekd.distributed import entrypoint, visible_devices
 from tiekd.tools import console_command
+from tiekd.workdir import launch_record
 
 PROGRAM = """
 \"\"\"Trains something.\"\"\"
@@ -40,7 +41,7 @@ def typed(tmp_path, monkeypatch, capfd):
     )
     launched = []
     monkeypatch.setattr(
-        console_command.launch_record,
+        launch_record,
         "replace_by_launcher",
         lambda options, script, words: launched.append((options, Path(script).name, words)),
     )
