@@ -27,6 +27,7 @@ DOCUMENTS = (
     "tiekd/tools/TEACHER_AUDIT.md",
     "tiekd/tools/benchmarks/README.md",
     "CONTRIBUTING.md",
+    "CHANGELOG.md",
 )
 OF_TESTS = ("tests/README.md", "tests/golden/README.md")  # documents about the tests
 PROGRAM = re.compile(r"(\w+=\S+ )*(bin/\w|deepspeed |python |sh |srun |pip |printf |tensorboard )")
