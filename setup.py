@@ -10,7 +10,8 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
-VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "tiekd/__init__.py").read_text(), re.M)[1]
+INIT = (HERE / "tiekd/__init__.py").read_text(encoding="utf-8")
+VERSION = re.search(r'^__version__ = "(.+)"$', INIT, re.M)[1]
 VIDEO = ["av>=14.1"]  # VideoFrame.rotation
 PLOT = ["matplotlib>=3.10"]
 TIMM = ["timm>=1.0.31"]

@@ -100,8 +100,8 @@ def find(kind: str, given: str | Path, beside: Path = Path()) -> Path:
 
 def programs() -> dict[str, Path]:
     """Returns the path of each program's file by the program's name in `tiekd NAME`."""
-    files = [path for path in folder(PROGRAMS).glob("*.py") if not path.name.startswith("_")]
-    files += [folder(PROGRAMS) / "resume"]  # the only one whose file has no suffix
+    # `resume` is the only one whose file has no suffix.
+    files = [*folder(PROGRAMS).glob("*.py"), folder(PROGRAMS) / "resume"]
     return {path.stem.replace("_", "-"): path for path in sorted(files)}
 
 

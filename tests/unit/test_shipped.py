@@ -9,6 +9,7 @@ import pytest
 import setuptools
 
 from tiekd import __version__, shipped
+from tiekd.config.provenance import annotated
 from tiekd.config.recipe import load_recipe
 from tiekd.engine.config import read_engine_config
 from tiekd.errors import LaunchError, RecipeError
@@ -123,6 +124,7 @@ def test_names_are_taken_where_recipes_are():
     """load_recipe, bases, teacher.recipe, --against and engine configs take names."""
     demo = load_recipe(ROOT / "model_configs" / "demo.yaml")
     assert load_recipe("demo") == demo
+    assert annotated("demo") == annotated(ROOT / "model_configs" / "demo.yaml")
     Path("mine.yaml").write_text(
         "_base_: [../model_configs/demo_teacher.yaml, _base_/networks/light_kitti.yaml]\n"
         "teacher: {recipe: bts_r50_kitti}\n"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tiekd import paths
+from tiekd import paths, shipped
 from tiekd.config import recipe_yaml
 from tiekd.config.recipe import load_recipe, merge, merged
 from tiekd.config.teacher_node import TeacherNode
@@ -47,7 +47,7 @@ def annotated(path: str | Path, overrides: Sequence[str] = ()) -> str:
         RecipeError: As `load_recipe` does.
     """
     recipe = load_recipe(path, overrides)
-    path = Path(paths.expanded(str(path)))
+    path = shipped.find(shipped.RECIPES, paths.expanded(str(path)))
     marked = merged(path, overrides, _mark)
     # If the teacher is a network of another recipe (`teacher.recipe`), its network comes from that
     # recipe's files, as in `load_recipe`.
@@ -76,7 +76,7 @@ def with_origins(
     """
     if not error.keys:
         return error
-    path = Path(paths.expanded(str(path)))
+    path = shipped.find(shipped.RECIPES, paths.expanded(str(path)))
     marked = merged(path, overrides, _mark)
     told = []
     for key in error.keys:
