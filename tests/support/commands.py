@@ -22,6 +22,7 @@ DOCUMENTS = (
     "model_configs/TEACHERS.md",
     "model_configs/YOUR_PARTS.md",
     "model_configs/COMING_FROM_MMCV.md",
+    "model_configs/experiments/README.md",
     "ds_configs/README.md",
     "tiekd/README.md",
     "tiekd/tools/TEACHER_AUDIT.md",

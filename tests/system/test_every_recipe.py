@@ -23,7 +23,11 @@ from tiekd.models.build import build_network
 from tiekd.workdir.weights_file import write_weights
 
 MODEL_CONFIGS = programs.ROOT / "model_configs"
-RECIPES = sorted(path for path in MODEL_CONFIGS.rglob("*.yaml") if "_base_" not in path.parts)
+RECIPES = sorted(
+    path
+    for path in MODEL_CONFIGS.rglob("*.yaml")
+    if not {"_base_", "experiments"} & set(path.parts)
+)
 HEIGHT, WIDTH = 128, 96
 TIMEOUT_S = 3 * 3600
 SMALL = [

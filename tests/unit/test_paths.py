@@ -37,7 +37,7 @@ PROGRAMS = sorted(
 NO_PATHS = {
     *("overrides", "keys", "size", "cap", "focal", "depth_unit", "readout", "device"),
     *("num_gpus", "num_nodes", "include", "exclude", "master_port", "master_addr", "launcher"),
-    *("against", "words", "restarts"),
+    *("against", "words", "restarts", "only"),
 }
 PATH_TYPES = (
     *(paths.path_argument, paths.path_text_argument),

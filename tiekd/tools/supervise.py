@@ -1,5 +1,7 @@
 """Restarts a run when it crashes, until it has finished: `bin/resume --restarts N`.
 
+`run_once` also runs the trainings of bin/experiment.py.
+
 The run is a child process. After a crash it is launched again after a delay of 1, 2, 4, ... and at
 most 60 seconds. It isn't launched again if it has finished, if it was asked to stop, or if two
 launches in a row produced no newer checkpoint, as with a user error. The ranks watch this process
@@ -14,6 +16,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import psutil
 
@@ -48,7 +51,7 @@ def supervise(command: Sequence[str], work_dir: Path, restarts: int) -> int:
     idle = 0  # consecutive launches that produced no newer checkpoint
     for attempt in range(restarts + 1):
         before = workdir.read_outcome(work_dir)
-        code = _run(command, work_dir, asked)
+        code = run_once(command, work_dir, asked)
         outcome = workdir.read_outcome(work_dir)
         # If outcome.json hasn't changed, it still describes the previous launch: this launch ended
         # too early to write its own.
@@ -84,7 +87,9 @@ def supervise(command: Sequence[str], work_dir: Path, restarts: int) -> int:
     return code or 1
 
 
-def _run(command: Sequence[str], work_dir: Path, asked: list[int]) -> int:
+def run_once(
+    command: Sequence[str], work_dir: Path, asked: list[int], output: BinaryIO | None = None
+) -> int:
     """Runs a command, waits until the command and all ranks have ended, and returns its exit code.
 
     The first signal to this process is forwarded; a second one kills all processes.
@@ -93,6 +98,7 @@ def _run(command: Sequence[str], work_dir: Path, asked: list[int]) -> int:
         command: the command that resumes the run.
         work_dir: the run's work dir, whose lock shows that rank 0 still runs.
         asked: the signals to this process so far; the signal handlers append to it.
+        output: file that receives what the command prints; None for this process's own streams.
 
     Returns:
         The command's exit code; 128 + N if signal N ended it.
@@ -100,7 +106,9 @@ def _run(command: Sequence[str], work_dir: Path, asked: list[int]) -> int:
     environment = os.environ | {SUPERVISOR: str(os.getpid())}
     # Start the command in a new session, so that it doesn't receive Ctrl-C from the terminal; this
     # process forwards it.
-    child = subprocess.Popen(command, start_new_session=True, env=environment)
+    child = subprocess.Popen(
+        command, start_new_session=True, env=environment, stdout=output, stderr=output
+    )
     everything: set[psutil.Process] = set()
     told = 0
     gone_at = None

@@ -102,6 +102,35 @@ def collect(
     return json.loads(json.dumps(record, default=str))
 
 
+def fingerprint(recipe: Recipe, datasets: Mapping[str, Dataset | None]) -> dict:
+    """Returns the state of the files that a run with a recipe would read, without their paths.
+
+    Equal fingerprints mean equal files, so that a data set may be moved or copied. Where contents
+    are too large to be read (READ_UP_TO), sizes and modification times stand in their place.
+
+    Args:
+        recipe: The run's recipe.
+        datasets: The data sets "train" and "val", the latter None without validation.
+
+    Returns:
+        A dict for JSON: `files`, the CRC-32 of each other file by its name, and `splits`, the names
+        of each split's frames and the states of their files.
+    """
+    splits = {}
+    for name, dataset in datasets.items():
+        if dataset is None:
+            continue
+        split = _split(dataset, None)
+        for kind, states in split.get("files", {}).items():
+            # The modification time counts only where the content wasn't read.
+            split["files"][kind] = [
+                state and (state[:2] if state[1] is not None else state) for state in states
+            ]
+        splits[name] = {key: value for key, value in split.items() if key != "source"}
+    files = {name: crc(path) for name, path in _files(recipe, datasets)}
+    return {"files": files, "splits": splits}
+
+
 def write(work_dir: Path, record: dict) -> None:
     """Writes a record of inputs to a run's work dir, atomically. Rank 0 only.
 

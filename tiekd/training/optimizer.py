@@ -57,15 +57,8 @@ def build_optimizer(
     Raises:
         RecipeError: A name, argument or group is unknown or wrong.
     """
-    check_value(node, dict, "optimizer")
-    arguments = dict(node)
-    name, groups = arguments.pop("name", None), arguments.pop("groups", [])
-    if name not in list(OPTIMIZERS):
-        raise RecipeError(f"optimizer.name: got {name!r}; allowed: {', '.join(OPTIMIZERS)}")
-    # Scale the learning rate for the global batch size.
-    factor = lr_factor(batch_size, arguments.pop("lr_batch_size", None), lr_scaling)
-    _check_arguments(name, arguments)
-    arguments["lr"] *= factor
+    name, arguments = checked(node, batch_size, lr_scaling)
+    groups = node.get("groups", [])
     if "betas" in arguments:
         arguments["betas"] = tuple(map(float, arguments["betas"]))
     # Sort the trainable parameters into groups; frozen ones are not given to the optimizer.
@@ -77,6 +70,32 @@ def build_optimizer(
         raise RecipeError(
             f"optimizer ({name}): got {arguments}; torch says: {' '.join(str(error).split())}"
         ) from None
+
+
+def checked(node: dict, batch_size: int, lr_scaling: str) -> tuple[str, dict]:
+    """Checks a recipe's `optimizer` section, but for its groups, without building the optimizer.
+
+    Args:
+        node: The section.
+        batch_size: Images per iteration, summed over all ranks.
+        lr_scaling: How the learning rate grows with the batch size: none, linear or sqrt.
+
+    Returns:
+        The optimizer's name; and its arguments, with the learning rate scaled for `batch_size`.
+
+    Raises:
+        RecipeError: A name or argument is unknown or wrong.
+    """
+    check_value(node, dict, "optimizer")
+    arguments = {key: value for key, value in node.items() if key not in ("name", "groups")}
+    name = node.get("name")
+    if name not in list(OPTIMIZERS):
+        raise RecipeError(f"optimizer.name: got {name!r}; allowed: {', '.join(OPTIMIZERS)}")
+    # Scale the learning rate for the global batch size.
+    factor = lr_factor(batch_size, arguments.pop("lr_batch_size", None), lr_scaling)
+    _check_arguments(name, arguments)
+    arguments["lr"] *= factor
+    return name, arguments
 
 
 def lr_factor(batch_size: int, lr_batch_size: int | None, lr_scaling: str) -> float:

@@ -11,7 +11,9 @@ from tiekd.errors import RecipeError
 
 ROOT = Path(__file__).parents[3]
 RECIPES = sorted(
-    path for path in (ROOT / "model_configs").rglob("*.yaml") if "_base_" not in path.parts
+    path
+    for path in (ROOT / "model_configs").rglob("*.yaml")
+    if not {"_base_", "experiments"} & set(path.parts)
 )
 
 

@@ -27,7 +27,12 @@ from tiekd.training.settings import LoadSettings, TrainSettings
 
 ROOT = Path(__file__).parents[3]
 MODEL_CONFIGS = ROOT / "model_configs"
-RECIPES = sorted(path for suffix in ("yaml", "yml") for path in MODEL_CONFIGS.rglob(f"*.{suffix}"))
+RECIPES = sorted(
+    path
+    for suffix in ("yaml", "yml")
+    for path in MODEL_CONFIGS.rglob(f"*.{suffix}")
+    if "experiments" not in path.parts  # these are specifications that name recipes
+)
 WHOLE = [path for path in RECIPES if "_base_" not in path.parts]
 # What a program adds to a data set's, a log's and a board's own arguments.
 CONTEXT = {"split", "max_depth", "maps", "needs_ground_truth", "text_log", "hooks"}
@@ -162,6 +167,7 @@ def test_recipes_published_name_imagenet_weights(path):
 def test_recipes_are_complete_and_uniquely_named():
     """The recipes found are all files of model_configs, and their stems are unique."""
     files = [path for path in MODEL_CONFIGS.rglob("*") if path.is_file() and path.suffix != ".md"]
+    files = [path for path in files if "experiments" not in path.parts]
     assert sorted(files) == RECIPES
     counts = {
         folder.name: len([p for p in WHOLE if p.parent == folder])

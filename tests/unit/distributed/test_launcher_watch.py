@@ -30,3 +30,21 @@ def test_is_adopted_detects_orphaned_launch(parent, name, group, adopted, monkey
         launcher_watch.os, "getpgid", {80: group, 50: 50, 60: 60, 70: 70, 1: 1}.__getitem__
     )
     assert launcher_watch._is_adopted(launch) is adopted
+
+
+@pytest.mark.parametrize(
+    ("command", "launches"),
+    [
+        ("python -m deepspeed.launcher.runner --num_gpus=1 bin/train.py r.yaml", True),
+        ("python bin/resume work_dirs/x --restarts 3", True),
+        ("python bin/resume work_dirs/x", False),
+        ("python /home/x/bin/experiment.py spec.yaml", True),
+        ("python bin/experiment.py", True),
+        ("python bin/my_experiment.py spec.yaml", False),
+        ("vim bin/experiment.pyc", False),
+        ("python bin/train.py r.yaml", False),
+    ],
+)
+def test_launches_knows_programs_that_start_ranks(command, launches):
+    """A rank watches the launcher, and the programs that supervise a launcher."""
+    assert launcher_watch._launches(command) is launches

@@ -15,6 +15,7 @@ from support.fake_data import write_png
 from support.recorded_run import Run, write_frame
 
 from tiekd.data import file_fingerprints
+from tiekd.data.build import build_dataset
 from tiekd.engine.config import EngineConfig
 from tiekd.errors import CheckpointError
 from tiekd.training import input_changes, inputs
@@ -54,6 +55,33 @@ def test_inputs_record_round_trip(run):
         image.stat().st_mtime_ns,
     ]
     assert sorted(map(os.path.basename, record["recipe_files"])) == ["base.yaml", "recipe.yaml"]
+
+
+def parts(run) -> tuple[Recipe, dict]:
+    recipe = Recipe(run.recipe())
+    return recipe, {split: build_dataset(recipe.dataset, split) for split in ("train", "val")}
+
+
+def test_fingerprint_follows_contents_and_not_places(run):
+    """A fingerprint has no paths or times of small files, and a changed image changes it."""
+    recipe, sets = parts(run)
+    first = inputs.fingerprint(recipe, sets)
+    assert json.loads(json.dumps(first)) == first
+    image = Path(sets["train"].frames[0].image)
+    os.utime(image, ns=(1, 1))
+    assert inputs.fingerprint(recipe, sets) == first
+    assert str(run.folder) not in json.dumps(first)
+    image.write_bytes(image.read_bytes() + b"x")
+    assert inputs.fingerprint(recipe, sets) != first
+
+
+def test_fingerprint_of_large_data_has_times(run, monkeypatch):
+    """Where contents are too large to be read, the modification times count."""
+    monkeypatch.setattr(inputs, "READ_UP_TO", 0)
+    recipe, sets = parts(run)
+    first = inputs.fingerprint(recipe, sets)
+    os.utime(sets["train"].frames[0].image, ns=(1, 1))
+    assert inputs.fingerprint(recipe, sets) != first
 
 
 @pytest.mark.parametrize(

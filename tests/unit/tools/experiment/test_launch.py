@@ -1,0 +1,188 @@
+"""Running the jobs of an experiment, with a stand-in for the processes."""
+
+import io
+import json
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import small_experiment
+
+from tiekd.evaluation import floors
+from tiekd.tools.experiment import launch, runs
+from tiekd.tools.experiment.launch import Launcher
+
+
+class Processes:
+    """Does what the commands would do: writes outcomes and figures, or fails."""
+
+    def __init__(self, spec):
+        self.spec = spec
+        self.commands = []
+        self.broken = ""  # rows whose training fails
+        self.stopped_by = None  # a signal during the next training
+
+    def __call__(self, command, work_dir, asked, output):
+        self.commands.append(command)
+        if "--score" in command:
+            job = json.loads(Path(command[-1]).read_text())
+            names = [job["title"]] if job["title"] else floors.NAMES
+            frames = small_experiment.figures(np.full(len(small_experiment.NAMES), 0.3))
+            figures = {name: [frame.as_json() for frame in frames] for name in names}
+            content = {"made_from": job["made_from"], "figures": figures}
+            Path(job["out"]).write_text(json.dumps(content))
+            return 0
+        if self.stopped_by is not None:
+            asked.append(self.stopped_by)
+            return 75
+        row = work_dir.parent.parent.name
+        output.write(b"LossError: too bad\n[2026-01-01 00:00:00,000] [ERROR] [launch.py:1] x\n")
+        if row in self.broken:
+            return 2
+        facts = {"outcome": "finished", "iteration": 4, "total_iterations": 4}
+        facts |= {"reason": None, "time": ""}
+        (work_dir / "outcome.json").write_text(json.dumps(facts))
+        return 0
+
+    @property
+    def trainings(self) -> list[str]:
+        return [command for command in self.commands if "--score" not in command]
+
+
+@pytest.fixture
+def spec(tmp_path, scenes):
+    return small_experiment.write(tmp_path, scenes)
+
+
+@pytest.fixture
+def launcher(spec, tmp_path):
+    return Launcher(spec, tmp_path / "experiment.py", io.StringIO(), Processes(spec))
+
+
+def test_run_trains_and_scores_each_job_once(launcher, spec):
+    """Every run is trained and evaluated; a second call finds all finished and starts nothing."""
+    planned, of_sets = runs.plan(spec)
+    assert launcher.run([*planned, *of_sets]) == launch.Finished([], False)
+    assert len(launcher.execute.trainings) == 6
+    assert len(launcher.execute.commands) == 13
+    assert launcher.run([*planned, *of_sets]) == launch.Finished([], False)
+    assert len(launcher.execute.commands) == 13
+    told = launcher.out.getvalue().splitlines()
+    assert told[0] == "[1/7] streets/new seed 0; left: not known yet"
+    assert told[1].startswith("[2/7] streets/old seed 0; left: about 0:00:")
+    assert told[-1] == "7 of 7 are finished already"
+
+
+def test_run_trained_run_is_only_scored(launcher, spec):
+    """A run that was killed during its evaluation isn't trained again."""
+    job = runs.plan(spec)[0][0]
+    launcher.run([job])
+    job.figures_file("val").unlink()
+    launcher.run([job])
+    assert len(launcher.execute.trainings) == 1
+
+
+def test_run_names_failed_run_and_goes_on(launcher, spec):
+    """A failed run is named with the reason and its log, and the others run."""
+    launcher.execute.broken = "old"
+    planned, _ = runs.plan(spec)
+    ended = launcher.run(planned)
+    assert [job.row for job in ended.failed] == ["old"] * 3
+    assert not ended.stopped
+    line = launcher.out.getvalue().splitlines()[2]
+    assert line == (
+        "FAILED: streets/old seed 0: training ended with code 2: LossError: too bad; its log is "
+        f"{planned[1].log}"
+    )
+    assert launch.read_state(planned[1]).failure.endswith("LossError: too bad")
+    # The next call tries it again, and forgets the failure when it succeeds.
+    launcher.execute.broken = ""
+    assert launcher.run(planned).failed == []
+    assert launch.read_state(planned[1]).failure is None
+
+
+def test_run_stops_when_asked(launcher, spec):
+    """A signal during a training stops the experiment, and that run is no failure."""
+    launcher.execute.stopped_by = signal.SIGTERM
+    planned, _ = runs.plan(spec)
+    assert launcher.run(planned) == launch.Finished([], True)
+    assert len(launcher.execute.commands) == 1
+    assert "streets/new seed 0 was stopped" in launcher.out.getvalue()
+    assert launch.read_state(planned[0]).failure is None
+    assert launcher.run(planned).stopped
+    assert len(launcher.execute.commands) == 1
+
+
+def test_train_command_resumes_by_itself(spec):
+    """The command runs the launcher on a free port, and resumes if there is a checkpoint."""
+    job = runs.plan(spec)[0][0]
+    command = launch.train_command(spec, job, "bin/train.py")
+    assert command[1:4] == ["-m", "deepspeed.launcher.runner", "--num_gpus=1"]
+    assert command[4].startswith("--master_port=")
+    assert command[5:11] == [
+        "bin/train.py",
+        str(job.recipe),
+        "--work-dir",
+        str(job.train_dir),
+        "--resume-from",
+        "auto",
+    ]
+    assert command[11:] == ["--set", *job.overrides]
+
+
+def test_weights_are_last_or_best(tmp_path, scenes, spec):
+    """The weights of the last iteration are evaluated, unless the best ones are asked for."""
+    job = runs.plan(spec)[0][0]
+    assert launch.weights_of(job, spec) == job.train_dir / "checkpoints" / "iter_4"
+    best = small_experiment.write(tmp_path, scenes, weights="best")
+    assert launch.weights_of(job, best) == job.train_dir
+
+
+def test_estimates_are_means_of_equal_rows(spec):
+    """A run takes as long as finished ones of its row, else as measured, else as all others."""
+    planned, _ = runs.plan(spec)
+    for job, seconds in zip(planned[:3], (10.0, 60.0, 20.0), strict=True):
+        job.folder.mkdir(parents=True)
+        launch._write_state(job, launch.State(job.label, job.key, seconds))
+    left = planned[3:]
+    assert launch.estimates(left, planned, {}) == [60.0, 15.0, 60.0]
+    measured = {("streets", "old"): 7.0}
+    assert launch.estimates(planned, planned, measured) == [7.0] * 6
+    assert launch.estimates(planned, planned, {}) == [None] * 6
+    assert launch.duration(launch.total([60.0, 15.0])) == "about 0:01:15"
+    assert launch.duration(launch.total([60.0, None])) == "not known yet"
+
+
+def test_measure_takes_one_run_of_each_row(launcher, spec):
+    """A dry run of each row is measured; a row that can't be is named with the reason."""
+
+    def execute(command, _work_dir, _asked, output):
+        launcher.spoke.append(command)
+        is_new = any("weight=2.0" in word for word in command)
+        output.write(b"ETA: 12.0 s for training\n" if is_new else b"DataError: no frames\n")
+        return 0
+
+    launcher.spoke, launcher.execute = [], execute
+    planned, _ = runs.plan(spec)
+    assert launch.measure(launcher, planned) == {("streets", "new"): 12.0}
+    assert len(launcher.spoke) == 2
+    assert all("--dry-run" in command for command in launcher.spoke)
+    told = "streets/old seed 2 could not be measured: DataError: no frames\n"
+    assert launcher.out.getvalue() == told
+    assert not spec.folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("told", "seconds"),
+    [
+        ("x\nETA: 12.3 s for training and evaluations\n", 12.3),
+        ("ETA: 1:02:03 for training and evaluations", 3723.0),
+        ("ETA: 1 day, 1:00:00 for training and evaluations", 90000.0),
+        ("ETA: 2 days, 0:00:01 for training and evaluations", 172801.0),
+        ("RecipeError: no", None),
+    ],
+)
+def test_told_seconds_reads_dry_run(told, seconds):
+    """The time that a dry run reports is read in every form that it has."""
+    assert launch.told_seconds(told) == seconds

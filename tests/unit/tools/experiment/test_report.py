@@ -1,0 +1,64 @@
+"""The report of an experiment in Markdown, JSON and as a plot."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from support import small_experiment
+
+from tiekd.errors import LaunchError
+from tiekd.tools.experiment import report, table
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory, scenes) -> dict:
+    """The table of an experiment in which `new` wins and `old` doesn't beat the floors."""
+    folder = tmp_path_factory.mktemp("experiment")
+    spec = small_experiment.write(folder, scenes, scenes={"regex": "^([^/]+)/"})
+    return table.compute(spec, *small_experiment.finish_all(spec, 0.15, floor=0.2))
+
+
+def test_markdown_names_rows_floors_and_verdicts(found):
+    """The report has every row with its spread, the floors, the verdicts and the failed rows."""
+    text = report.markdown(found)
+    new = found["sets"]["streets"]["rows"]["new"]
+    assert f"| new | 3 | {new['abs_rel']:.4f} ± {new['abs_rel_sd']:.4f} |" in text
+    assert "| *median map* |  | 0.2000 | 0.1000 |" in text
+    assert "| **new - old** (primary) | abs_rel | -0.15" in text
+    assert "new beats old |" in text
+    assert (
+        "**FAILED: old** does not beat: best constant on abs_rel (best constant beats old; " in text
+    )
+    assert "| desk | 3 |" in text
+    assert "| 20 to 40 m | 900 | 0.0400 (0.0200 m) |" in text
+    least = found["sets"]["streets"]["smallest_detectable"]
+    assert text.count(f"| {least:.4f} |") == 2
+    assert "nan" not in text
+
+
+def test_markdown_names_failed_and_unfinished_runs(found):
+    """Failed runs are named with reason and log, and unfinished ones by name."""
+    failed = [{"run": "streets/old seed 1", "reason": "no memory", "log": "x/log.txt"}]
+    text = report.markdown({**found, "failed": failed, "not_finished": ["streets/new seed 2"]})
+    assert "- streets/old seed 1: no memory (`x/log.txt`)" in text
+    assert "## Not finished\n\n- streets/new seed 2" in text
+
+
+def test_write_makes_three_files(found, tmp_path, monkeypatch):
+    """Markdown, JSON and plot are written; without matplotlib the plot alone is missing."""
+    told = report.write(found, tmp_path)
+    assert json.loads((tmp_path / "report.json").read_text()) == found
+    assert (tmp_path / "report.md").read_text() == report.markdown(found)
+    image = np.asarray(Image.open(io.BytesIO((tmp_path / "report.png").read_bytes())))
+    assert image.std() > 10
+    assert told == [f"Written: {tmp_path}/report.md {tmp_path}/report.json {tmp_path}/report.png"]
+    (tmp_path / "report.png").unlink()
+
+    def refuse() -> None:
+        raise LaunchError("no matplotlib")
+
+    monkeypatch.setattr(report.figures, "check_installed", refuse)
+    assert report.write(found, tmp_path)[1] == "No report.png: no matplotlib"
+    assert not (tmp_path / "report.png").exists()

@@ -1,0 +1,207 @@
+"""The list of an experiment's runs: their order, their keys, and which of them are finished."""
+
+import functools
+import json
+import shutil
+
+import numpy as np
+import pytest
+from support import small_experiment
+
+from tiekd.errors import RecipeError, UserError
+from tiekd.tools.experiment import runs
+
+
+@pytest.fixture
+def write(tmp_path, scenes):
+    """Writes a specification, and reads it."""
+    return functools.partial(small_experiment.write, tmp_path, scenes)
+
+
+def test_plan_lists_rows_by_seeds_and_floors(write):
+    """All rows are trained with all seeds; the floors are one job for each set."""
+    planned, floors = runs.plan(write())
+    assert [(job.row, job.seed) for job in planned] == [
+        ("new", 0),
+        ("old", 0),
+        ("new", 1),
+        ("old", 1),
+        ("new", 2),
+        ("old", 2),
+    ]
+    assert len({job.key for job in planned}) == 6
+    assert [job.label for job in floors] == ["streets/floors"]
+    assert planned[0].folder.name == f"seed_0-{planned[0].key[:10]}"
+    assert len(planned[0].frames.val) == 3
+    assert "train.iterations=4" in planned[0].overrides
+
+
+def test_plan_pilot_comes_first(write):
+    """The primary comparison's rows with three seeds run before the others."""
+    rows = {name: {"recipe": "recipe.yaml"} for name in ("other", "new", "old")}
+    planned, _ = runs.plan(write(rows=rows, seeds=[4, 3, 2, 1]))
+    assert {(job.row, job.seed) for job in planned[:6]} == {
+        (row, seed) for row in ("new", "old") for seed in (4, 3, 2)
+    }
+    assert [job.row for job in planned[6:9]] == ["other"] * 3
+
+
+def test_key_follows_what_figures_follow_from(write, scenes, tmp_path):
+    """Recipe, engine config, ranks and data change a run's key; ports and logs don't."""
+
+    def key_with(**changes):
+        return runs.plan(write(**changes))[0][0].key
+
+    key = key_with()
+    assert key_with(set=["log.interval=7"], launcher=["--num_gpus=1", "--master_port=29999"]) == key
+    assert key_with(set=["optimizer.lr=0.1"]) != key
+    assert key_with(launcher=["--num_gpus=2"]) != key
+    (tmp_path / "engine.json").write_text(json.dumps({"train_batch_size": "auto", "seed": 3}))
+    assert key_with(engine_config=str(tmp_path / "engine.json")) != key
+    # The recipe names another folder here, so compare before and after the change of an image.
+    copy = tmp_path / "copy"
+    shutil.copytree(scenes, copy)
+    moved = functools.partial(key_with, set=[f"data.root={copy}"])
+    before = moved()
+    assert moved() == before
+    image = next((copy / "input").rglob("*.png"))
+    image.write_bytes(image.read_bytes() + b"x")
+    assert moved() != before
+
+
+def test_key_follows_code(write, monkeypatch):
+    """A run of other code is another run, but the report's own code isn't part of that."""
+    spec = write()
+    key = runs.plan(spec)[0][0].key
+    monkeypatch.setattr(runs, "code_digest", lambda: "other code")
+    assert runs.plan(spec)[0][0].key != key
+    skipped = runs._NOT_COMPUTED_WITH
+    assert "tools/experiment/report.py".startswith(skipped)
+    assert not "evaluation/metrics.py".startswith(skipped)
+
+
+def test_figures_of_other_run_do_not_count(write):
+    """A file of figures counts only for the run, split and weights that it was made from."""
+    spec = write()
+    job = runs.plan(spec)[0][0]
+    assert runs.figures(job, spec) is None
+    made = small_experiment.figures(np.full(len(small_experiment.NAMES), 0.1))
+    small_experiment.finish(job, spec, {"new": made})
+    assert repr(runs.figures(job, spec)) == repr({"new": made})
+    content = json.loads(job.figures_file("val").read_text())
+    for change in ({"key": "x"}, {"weights": "best"}, {"split": "test"}):
+        other = content | {"made_from": content["made_from"] | change}
+        job.figures_file("val").write_text(json.dumps(other))
+        assert runs.figures(job, spec) is None
+    job.figures_file("val").write_text(json.dumps(content)[:-40])
+    assert runs.figures(job, spec) is None
+
+
+def test_chosen_matches_row_set_and_seed(write):
+    """--only takes a row, a set, a seed or all three, and refuses what matches nothing."""
+    planned, _ = runs.plan(write())
+
+    def labels(*patterns):
+        return [(job.row, job.seed) for job in runs.chosen(planned, patterns)]
+
+    assert labels("n*", "1") == [("new", 1)]
+    assert labels("streets/old/[02]") == [("old", 0), ("old", 2)]
+    assert len(labels("streets")) == len(labels()) == 6
+    with pytest.raises(UserError) as error:
+        runs.chosen(planned, ["none"])
+    assert str(error.value) == (
+        "--only none: no run matches; rows: new, old; sets: streets; seeds: 0, 1, 2"
+    )
+
+
+def test_plan_refuses_unknown_recipe_key(write):
+    """A mistake in an override is refused before anything runs, with where it is set."""
+    with pytest.raises(RecipeError, match="unknown key 'optimiser'"):
+        runs.plan(write(set=["optimiser.lr=1"]))
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("optimizer.nothing=1", "nothing"),
+        ("network.head.num_bins=0", "num_bins"),
+        ("losses.silog.nothing=1", "nothing"),
+        ("schedule.name=sudden", "sudden"),
+        ("evaluation.crop=half", "evaluation.crop: got 'half'"),
+        ("data.augment.flip_p=2", "flip_p"),
+    ],
+)
+def test_check_recipes_refuses_what_training_would(write, override, told):
+    """A value that a training would refuse is refused before the first run, with its place."""
+    spec = write(rows={"new": {"recipe": "recipe.yaml"}, "old": row(override)})
+
+    def check():
+        planned, _ = runs.plan(spec)
+        runs.check_recipes(planned, spec)
+
+    with pytest.raises(RecipeError, match=told) as error:
+        check()
+    assert "\n" not in str(error.value)
+
+
+def row(override) -> dict:
+    return {"recipe": "recipe.yaml", "set": [override]}
+
+
+def test_check_recipes_accepts_good_rows(write):
+    """Recipes that can be trained pass."""
+    spec = write()
+    runs.check_recipes(runs.plan(spec)[0], spec)
+
+
+def test_plan_refuses_recipe_that_validates_on_test_list(write, tmp_path):
+    """A recipe whose own validation list is the test list is refused."""
+    node = json.loads((write().path.parent / "recipe.yaml").read_text())
+    node["data"] = {"name": "kitti", "root": str(write), "val_split": "test.txt"}
+    sets = {"streets": {"primary": ["new", "old"], "test": "test.txt"}}
+    spec = write(sets=sets)
+    (tmp_path / "recipe.yaml").write_text(json.dumps(node))
+    with pytest.raises(RecipeError, match="rows.new: data.val_split is test.txt, the test list"):
+        runs.plan(spec)
+
+
+def test_check_scenes_counts_and_refuses_shared_scene(write, scenes):
+    """The scenes of a set are counted; folds that share a scene are refused."""
+    spec = write()
+    planned, _ = runs.plan(spec)
+    assert runs.check_scenes(planned, spec) == ["streets: 3 scenes, 3 validation frames"]
+    lists = kitti_folds(scenes)
+    spec = write(**folds(scenes, lists))
+    planned, _ = runs.plan(spec)
+    assert [job.fold for job in planned[:2]] == [0, 1]
+    assert runs.check_scenes(planned, spec) == ["streets: 3 scenes, 3 validation frames"]
+    lists[1]["val"] = lists[0]["val"]
+    spec = write(**folds(scenes, lists))
+    with pytest.raises(RecipeError, match="fold 1 is evaluated on scene"):
+        runs.check_scenes(runs.plan(spec)[0], spec)
+
+
+def test_check_scenes_refuses_fold_trained_on_its_scene(write, scenes):
+    """A fold that trains on a scene on which it is evaluated is refused."""
+    lists = kitti_folds(scenes)
+    lists[0]["train"] = lists[0]["val"]
+    spec = write(**folds(scenes, lists))
+    with pytest.raises(RecipeError, match="fold 0 is evaluated on scene .* which it is trained on"):
+        runs.check_scenes(runs.plan(spec)[0], spec)
+
+
+def kitti_folds(scenes) -> list[dict]:
+    """Two folds of the rendered validation scenes, read as KITTI."""
+    lines = (scenes / "kitti_eigen_test.txt").read_text().splitlines(keepends=True)
+    found = []
+    for place, held_out in enumerate((lines[:1], lines[1:])):
+        train = [line for line in lines if line not in held_out]
+        for name, part in (("train", train), ("val", held_out)):
+            (scenes / f"{name}_{place}.txt").write_text("".join(part))
+        found.append({"train": f"train_{place}.txt", "val": f"val_{place}.txt"})
+    return found
+
+
+def folds(scenes, lists) -> dict:
+    data = [f"data={{name: kitti, root: {scenes}}}"]
+    return {"sets": {"streets": {"primary": ["new", "old"], "set": data, "folds": lists}}}

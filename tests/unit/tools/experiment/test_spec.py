@@ -1,0 +1,161 @@
+"""The specification of an experiment: what is read, and what is refused with one line."""
+
+import copy
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tiekd.errors import RecipeError, UserError
+from tiekd.tools.experiment import runs
+from tiekd.tools.experiment import spec as specs
+
+SHIPPED = sorted((Path(__file__).parents[4] / "model_configs" / "experiments").glob("*.yaml"))
+GOOD = {
+    "steps": 10,
+    "seeds": [0, 1],
+    "scenes": {"regex": r"^([^/]+)/"},
+    "rows": {"a": {"recipe": "a.yaml", "set": ["losses.dpm.weight=2"]}, "b": {"recipe": "b.yaml"}},
+    "sets": {"streets": {"primary": ["a", "b"], "train": "t.txt", "val": "v.txt"}},
+}
+
+
+def read(tmp_path, node):
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(node))
+    return specs.read(tmp_path / "spec.yaml")
+
+
+def changed(keys, value):
+    node = copy.deepcopy(GOOD)
+    place = node
+    *path, last = keys.split(".")
+    for key in path:
+        place = place[key]
+    if value is None:
+        del place[last]
+    else:
+        place[last] = value
+    return node
+
+
+def test_read_fills_defaults(tmp_path):
+    """A specification is read with its defaults, and the recipes are found from its folder."""
+    spec = read(tmp_path, GOOD)
+    assert spec.rows["a"].set == ["losses.dpm.weight=2"]
+    assert spec.recipe_of("b") == tmp_path / "b.yaml"
+    assert str(spec.folder) == "work_dirs/experiments/spec"
+    assert str(spec.readings_file) == "work_dirs/experiments/test_readings.jsonl"
+    assert (spec.split, spec.weights) == ("val", "last")
+    each = spec.sets["streets"]
+    assert each.overrides(None) == ["data.train_split=t.txt", "data.val_split=v.txt"]
+
+
+def test_size_and_folds_become_overrides(tmp_path):
+    """The working resolution and a fold's lists become overrides of the recipe."""
+    folds = [{"train": "t0", "val": "v0"}, {"train": "t1", "val": "v1"}]
+    node = changed("sets.streets", {"primary": ["a", "b"], "size": [96, 320], "folds": folds})
+    each = read(tmp_path, node).sets["streets"]
+    assert each.parts == [specs.Fold("t0", "v0"), specs.Fold("t1", "v1")]
+    assert each.overrides(each.parts[1]) == [
+        "data.train_split=t1",
+        "data.val_split=v1",
+        "data.resize={height: 96, width: 320, mode: stretch}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "told"),
+    [
+        ("steps", None, "steps is missing; it needs steps, seeds, scenes, sets, rows"),
+        ("steps", 0, "steps: got 0; it must be a whole number from 1"),
+        ("stepz", 1, "unknown key 'stepz'"),
+        ("steps", "ten", "experiment.steps: got 'ten'; it must be a whole number"),
+        ("seeds", [0, 0], "seeds: got [0, 0]; give different whole numbers from 0"),
+        ("rows.a.recipe", None, "rows.a: recipe is missing"),
+        ("rows.0", {"recipe": "x"}, "rows.0: a name begins with a letter"),
+        ("rows.c", 3, "rows.c: got 3; it must be a mapping with recipe"),
+        ("sets.streets.primary", ["a", "c"], "sets.streets.primary: got ['a', 'c']; give two"),
+        ("sets.streets.primary", ["a", "a"], "sets.streets.primary: got ['a', 'a']; give two"),
+        ("sets.streets.compare", [["a"]], "sets.streets.compare: got ['a']; give two"),
+        ("sets.streets.metric", "rmse", "sets.streets.metric: got 'rmse'; allowed: abs_rel"),
+        ("sets.streets.folds", [{"train": "x", "val": "y"}], "folds have their own lists"),
+        ("sets.streets.test", "v.txt", "sets.streets.val: v.txt is the test list of streets"),
+        ("scenes", {"regex": "("}, "scenes.regex: '(' is no regular expression"),
+        ("scenes", {}, "scenes: got {}; give either"),
+        ("weights", "first", "weights: got 'first'; allowed: last, best"),
+        (
+            "launcher",
+            ["--num_gpus"],
+            "launcher: got '--num_gpus'; allowed are options of deepspeed",
+        ),
+        ("headline", True, "sets.streets: headline: true evaluates on the test list"),
+        ("rows.a.set", ["train.seed=3"], "rows.a.set: train.seed=3 would be replaced; train.seed"),
+    ],
+)
+def test_read_refuses(tmp_path, keys, value, told):
+    """A specification that can't be meant is refused with the key and what is allowed."""
+    with pytest.raises(UserError) as error:
+        read(tmp_path, changed(keys, value))
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_read_refuses_test_list_in_overrides(tmp_path):
+    """An override that lets training read the test list is refused, wherever it stands."""
+    node = changed("rows.a.set", ["data.val_split=test.txt"])
+    node["sets"]["streets"]["test"] = "test.txt"
+    with pytest.raises(RecipeError, match=r"rows\.a\.set: test\.txt is the test list of streets"):
+        read(tmp_path, node)
+
+
+@pytest.mark.parametrize("text", ["a: [", "just text", "a: 1\na: 2\n"])
+def test_read_refuses_what_is_no_mapping(tmp_path, text):
+    """Text that is no YAML mapping is refused in one line."""
+    (tmp_path / "spec.yaml").write_text(text)
+    with pytest.raises(RecipeError) as error:
+        specs.read(tmp_path / "spec.yaml")
+    assert "\n" not in str(error.value)
+
+
+def test_read_names_similar_file(tmp_path):
+    """A missing file is refused with the names of similar ones."""
+    read(tmp_path, GOOD)
+    with pytest.raises(RecipeError, match=r"no such specification; near it: spec\.yaml"):
+        specs.read(tmp_path / "spek.yaml")
+
+
+def test_scene_rule_by_regex(tmp_path):
+    """A frame's scene is the pattern's first group; a frame that doesn't match is refused."""
+    rule = read(tmp_path, GOOD).scene_rule()
+    assert rule("kitchen/rgb_1.jpg") == "kitchen"
+    with pytest.raises(RecipeError, match="doesn't match the frame 'rgb_1.jpg'"):
+        rule("rgb_1.jpg")
+
+
+def test_scene_rule_by_list(tmp_path):
+    """A frame's scene is read from the list; a frame without a line is refused."""
+    (tmp_path / "scenes.txt").write_text("a/1.jpg kitchen\na/2.jpg hall\n")
+    rule = read(tmp_path, changed("scenes", {"list": "scenes.txt"})).scene_rule()
+    assert rule("a/2.jpg") == "hall"
+    with pytest.raises(RecipeError, match="scenes.txt has no line for the frame 'a/3.jpg'"):
+        rule("a/3.jpg")
+    (tmp_path / "scenes.txt").write_text("a/1.jpg kitchen\na/1.jpg hall\n")
+    with pytest.raises(RecipeError, match=r"scenes.txt:2: got 'a/1.jpg hall'"):
+        read(tmp_path, changed("scenes", {"list": "scenes.txt"})).scene_rule()
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_shipped_specifications_can_run(path, tmp_path):
+    """Each specification in model_configs/experiments/ is valid, and so are its recipes."""
+    spec = specs.read(path)
+    shown = [f"data.root={tmp_path / 'scenes'}", "data.num_train=2", "data.num_val=2"]
+    small = dataclasses.replace(spec, set=[*spec.set, "data.height=32", "data.width=64"])
+    sets = {
+        name: dataclasses.replace(each, set=[*each.set, *shown]) for name, each in spec.sets.items()
+    }
+    small = dataclasses.replace(small, sets=sets)
+    planned, _ = runs.plan(small)
+    assert len(planned) == len(spec.rows) * len(spec.seeds) * len(spec.sets)
+    runs.check_recipes(planned, small)
+    assert runs.check_scenes(planned, small)

@@ -1,0 +1,214 @@
+"""Floors: predictors that don't look at the image, which any useful network beats.
+
+- the best constant: the depth whose mean abs_rel over the evaluated frames is least. It is chosen
+  in hindsight, so that no other constant does better;
+- the training median: one constant, the median of all training depths;
+- the median map: for each place in the image the median of the training depths there.
+
+Places are the cells of a grid of 48 x 64 over the image, whatever its size, because frames may
+differ in size and sparse ground truth has few values at one pixel; the map is resized bilinearly to
+each image. Depths are counted in logarithmic bins of 0.34 %, so memory is 50 MB for any number of
+frames, and the medians are accurate to 0.2 %. Costs one pass over the depths of both splits.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import TextIO
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+from torch.utils.data import Dataset
+
+from tiekd.console import Progress
+from tiekd.errors import DataError
+from tiekd.evaluation import metrics
+from tiekd.evaluation.compare import Entrant
+from tiekd.evaluation.evaluate import EvaluationProtocol
+
+GRID = (48, 64)
+NAMES = ("best constant", "training median", "median map")
+_BINS = 2048
+_NEAREST = 1e-3  # smallest counted depth, relative to the largest; nearer ones count as this
+
+
+def entrants(
+    training: Dataset,
+    evaluated: Dataset,
+    protocol: EvaluationProtocol,
+    device: torch.device,
+    out: TextIO | None = None,
+) -> dict[str, Entrant]:
+    """Returns the floors as predictors, by their NAMES.
+
+    Args:
+        training: the training frames, whose `depth` is (1, H, W) metres, 0 where not measured.
+        evaluated: the evaluated frames.
+        protocol: the depth range and the crop of the evaluation.
+        device: the device of the predictors' depth.
+        out: text stream that receives the progress; None for no progress.
+
+    Raises:
+        DataError: the frames of a split have no ground truth in the range.
+    """
+    constant = best_constant(evaluated, protocol, out)
+    median, cells = measure(training, protocol.min_depth, protocol.cap, out)
+    maps = (_everywhere(constant), _everywhere(median), cells)
+    return {
+        name: Entrant(_Shown(depth.to(device))) for name, depth in zip(NAMES, maps, strict=True)
+    }
+
+
+def _everywhere(depth: float) -> Tensor:
+    return torch.full((1, 1, 1, 1), depth)
+
+
+class _Shown:
+    """A predictor that returns one map, resized, for every image.
+
+    Args:
+        depth: (1, 1, h, w) float32, metres.
+    """
+
+    def __init__(self, depth: Tensor):
+        self.depth = depth
+
+    def __call__(self, image: Tensor) -> Tensor:
+        size = tuple(image.shape[-2:])
+        depth = interpolate(self.depth, size, mode="bilinear", align_corners=False)
+        return depth.expand(len(image), -1, -1, -1)
+
+
+def best_constant(
+    evaluated: Dataset, protocol: EvaluationProtocol, out: TextIO | None = None
+) -> float:
+    """Returns the constant depth with the least mean abs_rel over the evaluated frames, metres.
+
+    Args:
+        evaluated: the evaluated frames.
+        protocol: the depth range and the crop of the evaluation.
+        out: text stream that receives the progress; None for no progress.
+
+    Raises:
+        DataError: no frame has ground truth in the range.
+    """
+    bins = _Bins(protocol.cap)
+    weights = torch.zeros(_BINS, dtype=torch.float64)
+    for depth in _depths(evaluated, "evaluated frames", out):
+        rows, columns = metrics.crop_box(protocol.settings.crop, *depth.shape)
+        depth = depth[rows, columns]
+        depths = depth[(depth > protocol.min_depth) & (depth < protocol.cap)].double()
+        # The mean over frames of the mean of |c - t| / t is least for the constant c that is the
+        # median of all depths t with weights 1 / (t x the frame's pixels).
+        shares = 1 / (depths * max(1, len(depths)))
+        weights += torch.bincount(bins.of(depths), shares, minlength=_BINS)
+    _check_any(weights, "evaluated", protocol.min_depth, protocol.cap)
+    return float(_medians(weights, bins.edges))
+
+
+def measure(
+    training: Dataset, min_depth: float, cap: float, out: TextIO | None = None
+) -> tuple[float, Tensor]:
+    """Computes the median and the median map of training depths.
+
+    Args:
+        training: the training frames, whose `depth` is (1, H, W) metres, 0 where not measured.
+        min_depth: exclusive lower bound of counted depths, metres.
+        cap: exclusive upper bound of counted depths, metres.
+        out: text stream that receives the progress; None for no progress.
+
+    Returns:
+        The median in metres; and the map, (1, 1, 48, 64) float32, metres.
+
+    Raises:
+        DataError: no training frame has ground truth in the range.
+    """
+    bins = _Bins(cap)
+    counts = torch.zeros(GRID[0] * GRID[1] * _BINS, dtype=torch.int32)
+    for depth in _depths(training, "training frames", out):
+        valid = (depth > min_depth) & (depth < cap)
+        rows, columns = valid.nonzero(as_tuple=True)
+        cells = (rows * GRID[0] // depth.shape[0]) * GRID[1] + columns * GRID[1] // depth.shape[1]
+        places = cells * _BINS + bins.of(depth[valid].double())
+        counts.index_add_(0, places, torch.ones(len(places), dtype=torch.int32))
+    counts = counts.view(*GRID, _BINS).double()
+    everywhere = counts.sum((0, 1))
+    _check_any(everywhere, "training", min_depth, cap)
+    # A cell without any depth gets the median of its row, and a row without any that of all cells.
+    median = _medians(everywhere, bins.edges)
+    row_medians = _medians(counts.sum(1), bins.edges)
+    row_medians = torch.where(row_medians.isnan(), median, row_medians)
+    cells = _medians(counts, bins.edges)
+    cells = torch.where(cells.isnan(), row_medians[:, None], cells)
+    return float(median), cells.float()[None, None]
+
+
+def _depths(frames: Dataset, noun: str, out: TextIO | None) -> Iterator[Tensor]:
+    """Yields the ground truth of each frame, (H, W) metres, and shows the progress.
+
+    Args:
+        frames: the frames.
+        noun: name of the frames, for the progress.
+        out: text stream that receives the progress; None for no progress.
+    """
+    seen = 0
+    progress = None if out is None else Progress(noun, len(frames), lambda: seen, out)
+    for index in range(len(frames)):
+        yield frames[index].depth[0]
+        seen += 1
+        if progress is not None:
+            progress.update()
+
+
+def _check_any(weights: Tensor, noun: str, min_depth: float, cap: float) -> None:
+    if not bool(weights.any()):
+        raise DataError(
+            f"no {noun} frame has ground truth between {min_depth} and {cap} m, which the floors "
+            "are made of; give other frames"
+        )
+
+
+class _Bins:
+    """Logarithmic bins of depths.
+
+    Args:
+        cap: the largest depth, metres.
+
+    Attributes:
+        edges: (_BINS + 1,) float64, metres.
+    """
+
+    def __init__(self, cap: float):
+        self._lowest = cap * _NEAREST
+        self._width = -math.log(_NEAREST) / _BINS
+        steps = torch.arange(_BINS + 1, dtype=torch.float64)
+        self.edges = self._lowest * torch.exp(self._width * steps)
+
+    def of(self, depths: Tensor) -> Tensor:
+        """Returns the indices of the bins of depths.
+
+        Args:
+            depths: (N,) float64, metres.
+        """
+        logs = (depths.clamp(min=self._lowest) / self._lowest).log()
+        return (logs / self._width).long().clamp(max=_BINS - 1)
+
+
+def _medians(weights: Tensor, edges: Tensor) -> Tensor:
+    """Returns weighted medians of binned values, interpolated within their bin.
+
+    Args:
+        weights: (..., bins), the weight in each bin.
+        edges: (bins + 1,), the bins' edges.
+
+    Returns:
+        (...), NaN where all weights are 0.
+    """
+    sums = weights.cumsum(-1)
+    half = sums[..., -1:] / 2
+    place = torch.searchsorted(sums, half).clamp(max=weights.shape[-1] - 1)
+    within = weights.gather(-1, place)
+    before = sums.gather(-1, place) - within
+    share = ((half - before) / within)[..., 0]
+    place = place[..., 0]
+    return edges[place] + share * (edges[place + 1] - edges[place])

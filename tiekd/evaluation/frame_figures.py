@@ -1,0 +1,142 @@
+"""The figures of each frame from which experiments are compared.
+
+Beside the metrics of `per_frame.FrameTable` these are abs_rel after median alignment, and the edge
+error where ground truth is dense. Median alignment multiplies a frame's predicted depth by the
+ratio of the medians of true and predicted depth, so that a wrong global scale costs nothing.
+`AlignedFigures` is passed to `evaluate.evaluate` as a watcher. It costs two medians per frame and,
+with dense ground truth, some ten max-pools; each frame is a host sync, which an evaluation can
+afford. Left out: alignment by scale and shift, which isn't metric depth any more.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from tiekd.data.batch import Batch
+from tiekd.evaluation import metrics
+from tiekd.evaluation.edge_metric import mid_air
+from tiekd.evaluation.per_frame import FrameTable
+
+DENSE_SHARE = 0.5  # ground truth is dense if at least this share of the evaluated pixels have it
+FIGURES = ("abs_rel", "abs_rel_aligned", "silog", "edge")  # less is better for all
+
+
+@dataclass(frozen=True)
+class FrameFigures:
+    """The figures of one frame; NaN where they aren't defined.
+
+    Attributes:
+        name: the frame's name in its dataset.
+        pixels: number of pixels with valid ground truth.
+        abs_rel: mean of |prediction - truth| / truth.
+        abs_rel_aligned: the same after median alignment.
+        silog: scale-invariant logarithmic error, percent.
+        edge: share of the pixels near depth edges whose depth is in mid-air, 0 to 1.
+        ranges: for each depth range, nearest first, the sums of `range_errors.range_sums`.
+    """
+
+    name: str
+    pixels: int
+    abs_rel: float
+    abs_rel_aligned: float
+    silog: float
+    edge: float
+    ranges: list[list[float]]
+
+    def as_json(self) -> dict:
+        """Returns plain values for JSON: NaN becomes null, and an infinite error "inf"."""
+        plain = asdict(self)
+        for key in FIGURES:
+            value = plain[key]
+            plain[key] = None if math.isnan(value) else value if math.isfinite(value) else "inf"
+        plain["ranges"] = [
+            [value if math.isfinite(value) else "inf" for value in sums] for sums in self.ranges
+        ]
+        return plain
+
+    @classmethod
+    def from_json(cls, plain: dict) -> "FrameFigures":
+        """Returns the figures that `as_json` made plain values of.
+
+        Args:
+            plain: the values of one frame, as read from JSON.
+        """
+        values = dict(plain)
+        for key in FIGURES:
+            values[key] = math.nan if plain[key] is None else float(plain[key])
+        values["ranges"] = [[float(value) for value in sums] for sums in plain["ranges"]]
+        return cls(**values)
+
+
+class AlignedFigures:
+    """Collects each frame's aligned abs_rel and edge error during an evaluation on one rank.
+
+    Args:
+        min_depth: exclusive lower bound of valid ground truth, metres.
+        cap: exclusive upper bound of valid ground truth, metres.
+        crop: name of the evaluated part of an image, as for `metrics.crop_box`.
+    """
+
+    def __init__(self, min_depth: float, cap: float, crop: str):
+        self.min_depth = min_depth
+        self.cap = cap
+        self.crop = crop
+        self._by_index: dict[int, tuple[float, float]] = {}
+
+    def __call__(self, indices: list[int], batch: Batch, depth: Tensor, _rows: Tensor) -> None:
+        """Adds the figures of a batch of B frames.
+
+        Args:
+            indices: the frames' indices in the dataset.
+            batch: the batch, with the ground truth.
+            depth: (B, 1, H, W), predicted depth, metres.
+        """
+        rows, columns = metrics.crop_box(self.crop, *depth.shape[-2:])
+        for place, index in enumerate(indices):
+            predicted = depth[place : place + 1, :, rows, columns].float()
+            truth = batch.depth[place : place + 1, :, rows, columns].float()
+            aligned = self._aligned_abs_rel(predicted, truth)
+            self._by_index[index] = (aligned, self._edge_error(predicted, truth))
+
+    def _aligned_abs_rel(self, predicted: Tensor, truth: Tensor) -> float:
+        valid = (truth > self.min_depth) & (truth < self.cap)
+        if not bool(valid.any()):
+            return math.nan
+        true_depths, depths = truth[valid].double(), predicted[valid].double()
+        # As for the metrics, a prediction that is no depth makes the error infinite, not NaN.
+        if not bool((torch.isfinite(depths) & (depths > 0)).all()):
+            return math.inf
+        scale = true_depths.median() / depths.median()
+        return float(((scale * depths - true_depths).abs() / true_depths).mean())
+
+    def _edge_error(self, predicted: Tensor, truth: Tensor) -> float:
+        known = (truth > self.min_depth) & (truth < self.cap)
+        if float(known.float().mean()) < DENSE_SHARE:
+            return math.nan
+        return mid_air(predicted, torch.where(known, truth, 0.0)).share
+
+    def figures(self, table: FrameTable) -> list[FrameFigures]:
+        """Returns the figures of all frames, in the dataset's order.
+
+        Args:
+            table: the results per frame of the same evaluation.
+        """
+        assert len(self._by_index) == len(table.names)
+        columns = (table.column("abs_rel").tolist(), table.column("silog").tolist())
+        found = []
+        for index, name in enumerate(table.names):
+            aligned, edge = self._by_index[index]
+            found.append(
+                FrameFigures(
+                    name,
+                    table.pixels[index],
+                    columns[0][index],
+                    aligned,
+                    columns[1][index],
+                    edge,
+                    table.sums[index].tolist(),
+                )
+            )
+        return found

@@ -1,0 +1,381 @@
+"""Runs the jobs of an experiment one after the other, each as processes of its own.
+
+A run is trained by `deepspeed ... bin/train.py --resume-from auto`, which starts it or resumes it
+at its newest complete checkpoint, and is then evaluated by score.py. A killed experiment continues
+where it was: finished runs are skipped, and the interrupted one resumes itself. The ranks watch
+this process (tiekd/distributed/launcher_watch.py), so that none outlives it. A run that fails is
+named with its log, and the others go on.
+"""
+
+import json
+import re
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import NamedTuple, TextIO
+
+from tiekd.config.recipe import load_recipe
+from tiekd.files import replace_text
+from tiekd.tools.experiment import runs as listing
+from tiekd.tools.experiment.runs import Job
+from tiekd.tools.experiment.spec import Spec
+from tiekd.tools.supervise import run_once
+from tiekd.workdir import checkpoints, workdir
+
+_STATE = "run.json"
+_LONGEST_REASON = 300
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+@dataclass(frozen=True)
+class State:
+    """What is recorded of a job beside its figures.
+
+    Attributes:
+        label: the job's name for people.
+        key: the job's key.
+        seconds: wall time of all its attempts so far.
+        failure: why the last attempt failed, in one line; None if it didn't.
+    """
+
+    label: str
+    key: str
+    seconds: float = 0.0
+    failure: str | None = None
+
+
+def read_state(job: Job) -> State:
+    """Reads the state of a job; that of a new job if there is none or it is damaged.
+
+    Args:
+        job: the job.
+    """
+    try:
+        found = State(**json.loads((job.folder / _STATE).read_text(encoding="utf-8")))
+        if found.key == job.key:
+            return found
+    except (OSError, ValueError, TypeError):
+        pass
+    return State(job.label, job.key)
+
+
+class Finished(NamedTuple):
+    """How a call of `Launcher.run` ended.
+
+    Attributes:
+        failed: the jobs that failed.
+        stopped: True if a signal asked the experiment to stop.
+    """
+
+    failed: list[Job]
+    stopped: bool
+
+
+class Launcher:
+    """Runs jobs, and prints the progress and the remaining time of the whole.
+
+    Args:
+        spec: the experiment.
+        program: path of bin/experiment.py.
+        out: stream for the progress.
+        execute: function that runs a command, with a work dir, the signals so far and the log;
+            `supervise.run_once`.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        program: Path,
+        out: TextIO = sys.stdout,
+        execute: Callable[..., int] = run_once,
+    ):
+        self.spec = spec
+        self.program = program
+        self.out = out
+        self.execute = execute
+        self.asked: list[int] = []
+
+    def catch_signals(self) -> None:
+        """Collects signals that ask this process to stop, which are forwarded to the run."""
+        for number in _SIGNALS:
+            signal.signal(number, lambda number, _frame: self.asked.append(number))
+
+    def run(self, jobs: Sequence[Job]) -> Finished:
+        """Runs the jobs that aren't finished, in order.
+
+        Args:
+            jobs: the jobs.
+        """
+        # Finished jobs are recognised by their figures, whichever call has made them.
+        left = [job for job in jobs if listing.figures(job, self.spec) is None]
+        done = len(jobs) - len(left)
+        if done:
+            self.tell(f"{done} of {len(jobs)} are finished already")
+        failed = []
+        for place, job in enumerate(left):
+            if self.asked:
+                return Finished(failed, True)
+            # Estimate anew before each job, as the finished ones tell more and more.
+            remaining = total(estimates(left[place:], jobs, {}))
+            self.tell(f"[{done + place + 1}/{len(jobs)}] {job.label}; left: {duration(remaining)}")
+            started = time.monotonic()
+            before = read_state(job)
+            reason = self._attempt(job)
+            # A run that was stopped isn't finished, but it hasn't failed either.
+            if self.asked and reason is not None:
+                self.tell(f"{job.label} was stopped; the same command resumes it")
+                return Finished(failed, True)
+            # Add the time to that of earlier attempts, which trained a part of the run.
+            seconds = before.seconds + time.monotonic() - started
+            _write_state(job, State(job.label, job.key, seconds, reason))
+            if reason is not None:
+                failed.append(job)
+                self.tell(f"FAILED: {job.label}: {reason}; its log is {job.log}")
+        return Finished(failed, False)
+
+    def _attempt(self, job: Job) -> str | None:
+        """Trains and evaluates a job as far as that isn't done.
+
+        Returns:
+            None if it is finished now; otherwise the reason in one line.
+        """
+        job.folder.mkdir(parents=True, exist_ok=True)
+        # Write the state first, so that the folder of a killed run says which run it is.
+        _write_state(job, read_state(job))
+        if job.row is not None and (reason := self._train(job)) is not None:
+            return reason
+        return self._score(job)
+
+    def _train(self, job: Job) -> str | None:
+        # A run that was killed during its evaluation is trained already.
+        outcome = workdir.read_outcome(job.train_dir)
+        if outcome is not None and outcome.outcome == "finished":
+            return None
+        job.train_dir.mkdir(exist_ok=True)
+        command = train_command(self.spec, job, self.program.parent / "train.py")
+        code = self.execute_logged(command, job.train_dir, job.log)
+        now = workdir.read_outcome(job.train_dir)
+        if now is not None and now.outcome == "finished":
+            return None
+        # An unchanged outcome describes an earlier attempt: this one ended before it wrote its own.
+        told = now.reason if now is not None and now != outcome and now.reason else None
+        return f"training ended with code {code}: {told or last_line(job.log)}"
+
+    def _score(self, job: Job) -> str | None:
+        out = job.figures_file(self.spec.split)
+        described = {
+            "title": job.row,
+            "recipe": str(job.recipe),
+            "overrides": list(job.overrides),
+            "weights": None,
+            "list": self.spec.sets[job.set].test if self.spec.split == "test" else None,
+            "readings": str(self.spec.readings_file.absolute()),
+            "made_from": listing.made_from(job, self.spec),
+            "out": str(out),
+        }
+        if job.row is not None:
+            described["weights"] = str(weights_of(job, self.spec))
+        path = job.folder / "score.json"
+        replace_text(path, json.dumps(described, indent=1) + "\n")
+        command = [sys.executable, str(self.program), "--score", str(path)]
+        folder = job.folder if job.row is None else job.train_dir
+        code = self.execute_logged(command, folder, job.log)
+        # The figures decide, not the exit code: a process may fail after it has written them.
+        if listing.figures(job, self.spec) is not None:
+            return None
+        return f"evaluation ended with code {code}: {last_line(job.log)}"
+
+    def execute_logged(self, command: Sequence[str], folder: Path, log: Path) -> int:
+        """Runs a command until it ends, and returns its exit code.
+
+        Args:
+            command: the command.
+            folder: the work dir whose lock shows that a rank still runs.
+            log: the file to which its output is appended.
+        """
+        with log.open("ab") as output:
+            return self.execute(command, folder, self.asked, output)
+
+    def tell(self, line: str) -> None:
+        """Prints a line of the progress.
+
+        Args:
+            line: the line.
+        """
+        self.out.write(f"{line}\n")
+        self.out.flush()
+
+
+def weights_of(job: Job, spec: Spec) -> Path:
+    """Returns the weights of a trained run that are evaluated: a checkpoint, or the work dir.
+
+    In the work dir, the weights of the best evaluation on validation frames are found.
+
+    Args:
+        job: the run.
+        spec: the experiment.
+    """
+    if spec.weights == "best":
+        return job.train_dir
+    return job.train_dir / checkpoints.FOLDER / f"iter_{spec.steps}"
+
+
+def train_command(spec: Spec, job: Job, program: Path, *options: str) -> list[str]:
+    """Returns the command that trains a run.
+
+    Args:
+        spec: the experiment.
+        job: the run.
+        program: path of bin/train.py.
+        options: further options for it; by default it starts the run or resumes it.
+    """
+    launcher = list(spec.launcher)
+    if not any(option.startswith("--master_port=") for option in launcher):
+        # Another job on this machine may use the default port.
+        launcher.append(f"--master_port={_free_port()}")
+    command = [sys.executable, "-m", "deepspeed.launcher.runner", *launcher, str(program)]
+    command += [str(job.recipe), "--work-dir", str(job.train_dir)]
+    command += options or ("--resume-from", "auto")
+    if spec.engine_config is not None:
+        command += ["--deepspeed_config", spec.engine_config]
+    return [*command, "--set", *job.overrides]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def last_line(log: Path) -> str:
+    """Returns the last line of a log that isn't blank, shortened; "its log is empty" without one.
+
+    Lines of DeepSpeed's launcher, which follow the error of a rank, are passed over.
+
+    Args:
+        log: the log.
+    """
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return "there is no log"
+    launchers = re.compile(r"\[(INFO|WARNING|ERROR)\] \[launch\.py|^\[\d{4}-")
+    kept = [line.strip() for line in lines if line.strip() and not launchers.search(line)]
+    return kept[-1][:_LONGEST_REASON] if kept else "its log is empty"
+
+
+def _write_state(job: Job, state: State) -> None:
+    replace_text(job.folder / _STATE, json.dumps(vars(state), indent=1) + "\n")
+
+
+def estimates(
+    left: Sequence[Job], every: Sequence[Job], measured: dict[tuple[str, str | None], float]
+) -> list[float | None]:
+    """Returns the expected seconds of jobs: as others of the same row and set took.
+
+    Args:
+        left: the jobs to estimate.
+        every: all jobs of the experiment; the finished ones among them are taken as examples.
+        measured: (set, row) -> seconds by a dry run, for rows of which no run is finished.
+
+    Returns:
+        For each job of `left` its seconds; None if nothing is known.
+    """
+    # Collect the times of finished jobs by row and set.
+    waiting = {job.folder for job in left}
+    took: dict[tuple[str, str | None], list[float]] = {}
+    for job in every:
+        state = read_state(job)
+        if job.folder not in waiting and state.failure is None and state.seconds:
+            took.setdefault((job.set, job.row), []).append(state.seconds)
+    means = measured | {of: sum(values) / len(values) for of, values in took.items()}
+    known = list(means.values())
+    # A row of which nothing is known takes as long as the others on average.
+    fallback = sum(known) / len(known) if known else None
+    return [means.get((job.set, job.row), fallback) for job in left]
+
+
+def total(seconds: Sequence[float | None]) -> float | None:
+    """Returns the sum of estimates; None if one isn't known.
+
+    Args:
+        seconds: the estimates.
+    """
+    return None if None in seconds else sum(seconds)
+
+
+def duration(seconds: float | None) -> str:
+    """Returns a duration as text, such as "about 0:12:00"; "not known yet" for None.
+
+    Args:
+        seconds: the duration.
+    """
+    return "not known yet" if seconds is None else f"about {timedelta(seconds=round(seconds))}"
+
+
+def measure(launcher: Launcher, jobs: Sequence[Job]) -> dict[tuple[str, str | None], float]:
+    """Measures the time of a training for each row and set, by `bin/train.py --dry-run`.
+
+    Args:
+        launcher: runs the commands.
+        jobs: the runs; those of a row and set differ in nothing that takes time, so one of them is
+            measured.
+
+    Returns:
+        (set, row) -> seconds, for each run that could be measured.
+    """
+    found: dict[tuple[str, str | None], float] = {}
+    program = launcher.program.parent / "train.py"
+    for job in {(job.set, job.row): job for job in jobs}.values():
+        if launcher.asked:
+            break
+        # A dry run writes nothing to its work dir, so any folder will do.
+        with tempfile.TemporaryDirectory() as name:
+            log = Path(name) / "log.txt"
+            command = train_command(launcher.spec, job, program, "--dry-run")
+            launcher.execute_logged(command, Path(name), log)
+            seconds = told_seconds(log.read_text(encoding="utf-8", errors="replace"))
+            why = last_line(log)
+        if seconds is None:
+            launcher.tell(f"{job.label} could not be measured: {why}")
+        else:
+            found[job.set, job.row] = seconds
+    return found
+
+
+def told_seconds(report: str) -> float | None:
+    """Returns the seconds of training and evaluations in the report of a dry run; None without.
+
+    Args:
+        report: the report of `bin/train.py --dry-run`.
+    """
+    told = re.search(
+        r"^ETA: (?:(?:(\d+) days?, )?(\d+):(\d\d):(\d\d)|([\d.]+) s) for training", report, re.M
+    )
+    if told is None:
+        return None
+    # Below a minute the report has seconds, otherwise days, hours, minutes and seconds.
+    if told[5] is not None:
+        return float(told[5])
+    days, hours, minutes, seconds = (int(part or 0) for part in told.groups()[:4])
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+
+
+def test_list_of(spec: Spec, job: Job) -> Path | None:
+    """Returns the path of the test list of a job's set; None without one.
+
+    Args:
+        spec: the experiment.
+        job: the job.
+    """
+    test = spec.sets[job.set].test
+    if test is None:
+        return None
+    root = load_recipe(job.recipe, job.overrides).get("data", {}).get("root", ".")
+    return (Path(root).expanduser() / test).absolute()

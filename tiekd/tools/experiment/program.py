@@ -1,0 +1,156 @@
+"""Runs an experiment, or lists or reports it: the body of bin/experiment.py."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tiekd.distributed import hostfile
+from tiekd.distributed.entrypoint import STOPPED_CODE
+from tiekd.errors import LaunchError
+from tiekd.tools.experiment import launch, report, runs, score, table
+from tiekd.tools.experiment.launch import Launcher
+from tiekd.tools.experiment.runs import PILOT_SEEDS, Job
+from tiekd.tools.experiment.spec import Spec
+from tiekd.workdir import workdir
+
+FAILED_CODE = 1
+
+
+def run(args: argparse.Namespace, spec: Spec | None, program: Path) -> int:
+    """Runs bin/experiment.py.
+
+    Args:
+        args: the program's parsed command line.
+        spec: the experiment; None with `--score`.
+        program: path of bin/experiment.py.
+
+    Returns:
+        The exit code: 0 if all chosen runs are finished, 1 if one failed, 75 if the experiment was
+        asked to stop.
+
+    Raises:
+        UserError: the specification or an option can't be used.
+    """
+    if spec is None:
+        score.run(args.score)
+        return 0
+    # Check everything that can be checked before the first run.
+    hostfile.check_options(spec.launcher)
+    every, floors = runs.plan(spec)
+    told = runs.check_scenes(every, spec)
+    jobs = runs.chosen(every, args.only)
+    if args.report:
+        return _report(spec, every, floors)
+    runs.check_recipes(jobs, spec)
+    print("\n".join(told), flush=True)
+    launcher = Launcher(spec, program)
+    launcher.catch_signals()
+    if args.dry_run:
+        return _dry_run(launcher, every, jobs)
+    _lock(spec.folder.absolute())
+    # Run the pilot, and tell which differences can be detected before the other runs begin.
+    pilot = [job for job in jobs if is_pilot(spec, job)]
+    ended = launcher.run(pilot)
+    print("\n".join(power_lines(spec, every, floors)), flush=True)
+    if not args.power and not ended.stopped:
+        chosen_sets = {job.set for job in jobs}
+        # A run of the pilot that has failed isn't tried again before the next call.
+        others = [job for job in jobs if job not in ended.failed]
+        others += [job for job in floors if job.set in chosen_sets]
+        later = launcher.run(others)
+        ended = launch.Finished([*ended.failed, *later.failed], later.stopped)
+    if ended.stopped:
+        print(f"Stopped; the same command resumes the experiment in {spec.folder}", flush=True)
+        return STOPPED_CODE
+    # Report also if runs have failed: the report names them.
+    if not args.power:
+        _report(spec, every, floors)
+    for job in ended.failed:
+        print(f"FAILED: {job.label}; its log is {job.log}", flush=True)
+    return FAILED_CODE if ended.failed else 0
+
+
+def _lock(folder: Path) -> None:
+    """Locks the experiment's folder until this process ends.
+
+    Two experiments in one folder would train the same run.
+
+    Args:
+        folder: the experiment's work dir, which is created if it doesn't exist.
+
+    Raises:
+        LaunchError: another experiment holds the lock, or the folder can't be written to.
+    """
+    try:
+        workdir.lock(folder)
+    except LaunchError as error:
+        told = str(error).replace("--work-dir", "work_dir in the specification")
+        raise LaunchError(told) from None
+
+
+def is_pilot(spec: Spec, job: Job) -> bool:
+    """Returns True for the runs from which the smallest detectable difference is computed.
+
+    Args:
+        spec: the experiment.
+        job: a run.
+    """
+    seeds = list(spec.seeds)[:PILOT_SEEDS]
+    return len(seeds) == PILOT_SEEDS and job.seed in seeds and job.row in spec.sets[job.set].primary
+
+
+def power_lines(spec: Spec, every: Sequence[Job], floors: Sequence[Job]) -> list[str]:
+    """Returns lines with the smallest detectable difference beside each row.
+
+    Args:
+        spec: the experiment.
+        every: all runs.
+        floors: all floors.
+    """
+    lines = []
+    for name, each in spec.sets.items():
+        figures = table.collect(spec, name, every, floors)
+        least = table.smallest_detectable(spec, name, figures)
+        value = f"{least:.4f}"
+        if least != least:
+            rows = " and ".join(each.primary)
+            value = f"not known; it needs {rows} with {PILOT_SEEDS} seeds"
+        lines.append(
+            f"{name}: smallest detectable difference of {each.metric} with {len(spec.seeds)} seeds "
+            f"(95 % intervals, found in 80 % of experiments)"
+        )
+        lines += [f"  {row}: {value}" for row in spec.rows]
+    return lines
+
+
+def _dry_run(launcher: Launcher, every: Sequence[Job], jobs: Sequence[Job]) -> int:
+    spec = launcher.spec
+    left = [job for job in jobs if runs.figures(job, spec) is None]
+    # Measure only rows of which no run is finished; the others have taken their time already.
+    known = {(job.set, job.row) for job in every if runs.figures(job, spec) is not None}
+    unknown = [job for job in left if (job.set, job.row) not in known]
+    measured = {}
+    if unknown:
+        print("Measuring one training of each row and set ...", flush=True)
+        measured = launch.measure(launcher, unknown)
+    seconds = launch.estimates(left, every, measured)
+    for job, each in zip(left, seconds, strict=True):
+        print(f"{job.label}: {launch.duration(each)} ({job.folder})")
+    expected = launch.duration(launch.total(seconds))
+    print(
+        f"{len(left)} runs are left, {len(jobs) - len(left)} are finished; {expected}, without the "
+        "start of each program"
+    )
+    sys.stdout.flush()
+    if launcher.asked:
+        return STOPPED_CODE
+    return FAILED_CODE if None in seconds else 0
+
+
+def _report(spec: Spec, every: Sequence[Job], floors: Sequence[Job]) -> int:
+    found = table.compute(spec, every, floors)
+    lines = report.write(found, spec.folder)
+    print(report.markdown(found))
+    print("\n".join(lines), flush=True)
+    return 0

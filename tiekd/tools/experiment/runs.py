@@ -1,0 +1,482 @@
+"""Lists the runs of an experiment, and recognises those that are finished.
+
+A run is one row, trained on one set (or one fold of it) with one seed. Its key is a digest of all
+that its figures follow from: the resolved recipe, the engine config, the ranks, the state of its
+data (`training.inputs.fingerprint`), tiekd's code, and the versions of the packages that compute.
+The key is in the name of the run's folder, so a change of any of them is another run, and a
+finished run is never repeated:
+
+    WORK_DIR/runs/SET/ROW/seed_S[_fold_F]-KEY/
+      train/               the work dir of bin/train.py
+      log.txt              what training and evaluation printed
+      figures_val.json     the figures of each frame; written last, so the run is finished
+    WORK_DIR/floors/SET[_fold_F]-KEY/
+                           the same for the floors of a set
+
+Left out of the key: how the report is computed from the figures, and recipe keys that don't affect
+the weights (`workdir.NOT_LEARNED_FROM`).
+"""
+
+import fnmatch
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+from tiekd.config import provenance
+from tiekd.config.recipe import load_recipe, merge
+from tiekd.data.build import build_dataset
+from tiekd.data.file_fingerprints import crc
+from tiekd.engine.config import read_engine_config
+from tiekd.errors import RecipeError, UserError
+from tiekd.evaluation.frame_figures import FrameFigures
+from tiekd.models.build import build_network
+from tiekd.tools.experiment.spec import DataSet, Fold, Spec
+from tiekd.training import criterion, optimizer, schedules
+from tiekd.training.inputs import fingerprint
+from tiekd.training.settings import Recipe
+from tiekd.workdir.workdir import NOT_LEARNED_FROM
+
+_CODE = Path(__file__).parents[2]  # the folder tiekd/
+_PACKAGES = ("torch", "torchvision", "deepspeed", "numpy")
+# Code that no figure of a frame follows from: programs, and how figures become a report.
+_NOT_COMPUTED_WITH = ("tools", "evaluation/intervals.py")
+_SCORES = "tools/experiment/score.py"
+PILOT_SEEDS = 3  # seeds from which the smallest detectable difference is computed
+
+
+class SplitNames(NamedTuple):
+    """The names of the frames of both splits; empty for a data set that doesn't list files.
+
+    Attributes:
+        train: names of the training frames.
+        val: names of the validation frames.
+    """
+
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run, or the floors of a set.
+
+    Attributes:
+        set: name of the set.
+        row: name of the row; None for the floors.
+        seed: the seed; None for the floors.
+        fold: number of the fold, from 0; None without folds.
+        recipe: path of the row's recipe.
+        overrides: all overrides of the recipe, as for `--set`.
+        key: digest of all that the figures follow from.
+        folder: the run's folder.
+        frames: names of the training and the validation frames.
+    """
+
+    set: str
+    row: str | None
+    seed: int | None
+    fold: int | None
+    recipe: Path
+    overrides: tuple[str, ...]
+    key: str
+    folder: Path
+    frames: SplitNames
+
+    @property
+    def label(self) -> str:
+        """The run's name for people, such as `streets/light seed 0`."""
+        fold = "" if self.fold is None else f" fold {self.fold}"
+        return (
+            f"{self.set}/floors{fold}"
+            if self.row is None
+            else (f"{self.set}/{self.row} seed {self.seed}{fold}")
+        )
+
+    @property
+    def train_dir(self) -> Path:
+        """The work dir of the run's training."""
+        return self.folder / "train"
+
+    @property
+    def log(self) -> Path:
+        """The file with what training and evaluation printed."""
+        return self.folder / "log.txt"
+
+    def figures_file(self, split: str) -> Path:
+        """Returns the file of the figures on a split.
+
+        Args:
+            split: "val" or "test".
+        """
+        return self.folder / f"figures_{split}.json"
+
+
+def made_from(job: Job, spec: Spec) -> dict:
+    """Returns what the figures of a job are made from; figures of anything else aren't its own.
+
+    Args:
+        job: the job.
+        spec: the experiment.
+    """
+    found = {"key": job.key, "split": spec.split, "weights": spec.weights}
+    if spec.split == "test":
+        # Only the list's own state: reading the frames of the test list is left to the evaluation.
+        node = load_recipe(job.recipe, job.overrides)
+        test = Path(node.get("data", {}).get("root", ".")) / spec.sets[job.set].test
+        found["test_list"] = crc(test.expanduser())
+    return found
+
+
+def figures(job: Job, spec: Spec) -> dict[str, list[FrameFigures]] | None:
+    """Reads the figures of a finished job.
+
+    Args:
+        job: the job.
+        spec: the experiment.
+
+    Returns:
+        row's or floor's name -> figures of each frame; None if the job isn't finished.
+    """
+    try:
+        found = json.loads(job.figures_file(spec.split).read_text(encoding="utf-8"))
+        if found["made_from"] != made_from(job, spec):
+            return None
+        return {
+            name: [FrameFigures.from_json(frame) for frame in frames]
+            for name, frames in found["figures"].items()
+        }
+    except (OSError, ValueError, KeyError, TypeError):
+        # Not there yet, or damaged: the evaluation is made again, which replaces the file.
+        return None
+
+
+def plan(spec: Spec, folder: Path | None = None) -> tuple[list[Job], list[Job]]:
+    """Lists the runs and the floors of an experiment, in the order in which they run.
+
+    The first runs of a set are those of its pilot (the rows of the primary comparison with the
+    first three seeds), from which the smallest detectable difference is computed.
+
+    Args:
+        spec: the experiment.
+        folder: the experiment's work dir; None for that of `spec`.
+
+    Returns:
+        The runs, and the floors, one job for each set and fold.
+
+    Raises:
+        UserError: a recipe can't be used, data are missing, or the scenes of a fold overlap.
+    """
+    folder = (folder or spec.folder).absolute()
+    engine = read_engine_config(spec.engine_config)
+    # Data are read once for all rows that read the same files.
+    read = functools.cache(_data_state)
+    runs, floors = [], []
+    for name, each in spec.sets.items():
+        here = []
+        for place, fold in enumerate(each.parts):
+            number = None if each.folds is None else place
+            of_rows = {row: _prepared(spec, name, row, fold, read) for row in spec.rows}
+            here += [
+                _run(spec, (name, row, seed, number), of_rows[row], engine)
+                for row in spec.rows
+                for seed in spec.seeds
+            ]
+            floors.append(_floors(spec, (name, number), of_rows[each.primary[1]]))
+        runs += sorted(here, key=functools.partial(_order, spec, each))
+    return [_placed(job, folder) for job in runs], [_placed(job, folder) for job in floors]
+
+
+def _order(spec: Spec, each: DataSet, job: Job) -> tuple:
+    seed = list(spec.seeds).index(job.seed)
+    # Within the pilot and after it, rows take turns, so that a partial table compares seeds.
+    is_pilot = job.row in each.primary and seed < PILOT_SEEDS
+    return not is_pilot, seed, list(spec.rows).index(job.row), job.fold or 0
+
+
+class _Prepared(NamedTuple):
+    """A row on a set's data, for any seed.
+
+    Attributes:
+        recipe: path of the recipe.
+        overrides: overrides of the recipe, without that of the seed.
+        node: the resolved recipe.
+        data: digest of the files that a run reads.
+        frames: names of the frames.
+    """
+
+    recipe: Path
+    overrides: tuple[str, ...]
+    node: dict
+    data: str
+    frames: SplitNames
+
+
+def _prepared(
+    spec: Spec, name: str, row: str, fold: Fold | None, read: Callable[[str, str], tuple]
+) -> _Prepared:
+    """Resolves the recipe of a row on a set, and reads the state of its data.
+
+    Args:
+        spec: the experiment.
+        name: the set's name.
+        row: the row's name.
+        fold: the fold's lists; None without folds.
+        read: `_data_state`, which remembers its results.
+    """
+    recipe = spec.recipe_of(row)
+    overrides = [*spec.set, *spec.sets[name].overrides(fold), *spec.rows[row].set]
+    overrides += ["train.epochs=null", f"train.iterations={spec.steps}", "train.validate=true"]
+    if spec.weights == "last":
+        # Evaluate once, at the end: no evaluation chooses the weights.
+        overrides += ["evaluation.by=iteration", f"evaluation.interval={spec.steps}"]
+    try:
+        node = load_recipe(recipe, overrides)
+        _refuse_test_lists(spec, name, node, row)
+        data, frames = read(str(recipe), _as_text(_read_sections(node)))
+    except RecipeError as error:
+        raise provenance.with_origins(error, recipe, overrides) from error
+    return _Prepared(recipe, tuple(overrides), node, data, frames)
+
+
+def _run(spec: Spec, of: tuple[str, str, int, int | None], row: _Prepared, engine: dict) -> Job:
+    """Returns a run, without its place in the experiment's folder.
+
+    Args:
+        spec: the experiment.
+        of: names of set and row, seed and number of the fold.
+        row: the row on the set's data.
+        engine: the engine config.
+    """
+    seed = of[2]
+    node = merge(row.node, {"train": {"seed": seed}})
+    # Another port gives the same figures; another number of ranks gives others.
+    launcher = [option for option in spec.launcher if not option.startswith("--master_")]
+    made = {"recipe": _learned_from(node), "engine": engine, "launcher": launcher}
+    key = _digest({**made, "data": row.data, "code": code_digest()})
+    overrides = (*row.overrides, f"train.seed={seed}")
+    return Job(*of, row.recipe, overrides, key, Path(), row.frames)
+
+
+def _floors(spec: Spec, of: tuple[str, int | None], row: _Prepared) -> Job:
+    """Returns the floors of a set, on the data of one of its rows.
+
+    Args:
+        spec: the experiment.
+        of: name of the set, and number of the fold.
+        row: the second row of the primary comparison.
+    """
+    protocol = Recipe(row.node).protocol("val")
+    scored = (protocol.min_depth, protocol.cap, protocol.settings.crop)
+    data = _learned_from({"data": row.node.get("data")})
+    key = _digest({"recipe": data, "scored": scored, "data": row.data, "code": code_digest()})
+    # The seed is any: nothing is drawn for the floors.
+    overrides = (*row.overrides, f"train.seed={spec.seeds[0]}")
+    return Job(of[0], None, None, of[1], row.recipe, overrides, key, Path(), row.frames)
+
+
+def _placed(job: Job, folder: Path) -> Job:
+    fold = "" if job.fold is None else f"_fold_{job.fold}"
+    if job.row is None:
+        place = folder / "floors" / f"{job.set}{fold}-{job.key[:10]}"
+    else:
+        place = folder / "runs" / job.set / job.row / f"seed_{job.seed}{fold}-{job.key[:10]}"
+    return Job(**{**vars(job), "folder": place})
+
+
+def _read_sections(node: dict) -> dict:
+    """Returns the parts of a recipe that say which files a run reads."""
+    found = {key: node.get(key) for key in ("data", "teacher", "load", "network")}
+    # Cameras and frames don't depend on the seed; nor does the section `train`, but for validation.
+    return found | {"train": {"iterations": 1}}
+
+
+def _data_state(recipe_path: str, sections: str) -> tuple[str, SplitNames]:
+    """Returns the digest of the files that a run reads, and the names of its frames.
+
+    Args:
+        recipe_path: the recipe's path, for error messages.
+        sections: the recipe's sections as JSON, as `_read_sections` returns them.
+    """
+    node = {key: value for key, value in json.loads(sections).items() if value is not None}
+    recipe = Recipe(node)
+    if recipe.network is None:
+        raise RecipeError(f"{recipe_path}: describes no network; give a recipe that can be trained")
+    sets = {split: build_dataset(recipe.dataset, split) for split in ("train", "val")}
+    state = fingerprint(recipe, sets)
+    names = (tuple(state["splits"][split].get("names", ())) for split in ("train", "val"))
+    return _digest(state), SplitNames(*names)
+
+
+def _refuse_test_lists(spec: Spec, name: str, node: dict, row: str) -> None:
+    """Raises RecipeError if a resolved recipe trains or validates on a test list.
+
+    Args:
+        spec: the experiment.
+        name: the set's name.
+        node: the resolved recipe.
+        row: the row's name.
+    """
+    test = spec.sets[name].test
+    data = node.get("data", {})
+    for key in ("train_split", "val_split"):
+        if test is not None and data.get(key) is not None and Path(data[key]) == Path(test):
+            raise RecipeError(
+                f"rows.{row}: data.{key} is {test}, the test list of {name}; training and "
+                "selection must not read it, so give another list"
+            )
+
+
+def _learned_from(node: dict) -> dict:
+    """Returns a recipe as a flat dict, without the keys that don't affect figures."""
+    flat: dict[str, object] = {}
+
+    def add(value: object, key: str) -> None:
+        if isinstance(value, dict) and value:
+            for name, each in value.items():
+                add(each, f"{key}.{name}" if key else str(name))
+        elif not key.startswith(NOT_LEARNED_FROM) and key != "teacher.recipe":
+            flat[key] = value
+
+    add(node, "")
+    return flat
+
+
+@functools.cache
+def code_digest() -> str:
+    """Returns a digest of the code and the packages that figures are computed with."""
+    digest = hashlib.sha256()
+    for path in sorted(_CODE.rglob("*.py")):
+        name = path.relative_to(_CODE).as_posix()
+        # The process that makes the figures is a tool, but they follow from it.
+        if name.startswith(_NOT_COMPUTED_WITH) and name != _SCORES:
+            continue
+        digest.update(f"{name}\0".encode() + path.read_bytes())
+    for package in _PACKAGES:
+        try:
+            digest.update(f"{package} {metadata.version(package)}\n".encode())
+        except metadata.PackageNotFoundError:
+            digest.update(f"{package} not installed\n".encode())
+    return digest.hexdigest()
+
+
+def _as_text(value: object) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(_as_text(value).encode(errors="surrogateescape")).hexdigest()
+
+
+def chosen(runs: Sequence[Job], patterns: Sequence[str]) -> list[Job]:
+    """Returns the runs that all patterns of `--only` match.
+
+    A pattern (`*`, `?`, `[...]`) is compared with the run's row, set and seed, and with
+    SET/ROW/SEED.
+
+    Args:
+        runs: the runs.
+        patterns: the patterns; without any, all runs are returned.
+
+    Raises:
+        UserError: no run is left; the message names the rows, sets and seeds.
+    """
+    # Every pattern narrows the choice.
+    left = list(runs)
+    for pattern in patterns:
+        left = [
+            job
+            for job in left
+            if any(
+                fnmatch.fnmatchcase(name, pattern)
+                for name in (job.row, job.set, str(job.seed), f"{job.set}/{job.row}/{job.seed}")
+            )
+        ]
+    if not left:
+        names = (
+            f"{title}: {', '.join(dict.fromkeys(str(getattr(job, key)) for job in runs))}"
+            for title, key in (("rows", "row"), ("sets", "set"), ("seeds", "seed"))
+        )
+        raise UserError(f"--only {' '.join(patterns)}: no run matches; {'; '.join(names)}")
+    return left
+
+
+def check_recipes(runs: Sequence[Job], spec: Spec) -> None:
+    """Builds what each row's recipe describes, without reading data, and drops it again.
+
+    So a mistake in a recipe or an override is one line before the first run, and not a failed run
+    in the night. Left out: the teacher, whose weights may be large, and the hooks.
+
+    Args:
+        runs: the runs.
+        spec: the experiment.
+
+    Raises:
+        RecipeError: a value isn't allowed; the message names where it is set.
+    """
+    for job in {(job.set, job.row): job for job in runs}.values():
+        try:
+            _check_recipe(Recipe(load_recipe(job.recipe, job.overrides)), spec.steps)
+        except RecipeError as error:
+            raise provenance.with_origins(error, job.recipe, job.overrides) from error
+
+
+def _check_recipe(recipe: Recipe, steps: int) -> None:
+    # Sections with fixed keys are checked when they are first read.
+    for section in ("evaluation", "augment", "loading", "resize", "load"):
+        getattr(recipe, section)
+    train = recipe.train
+    criterion.build(recipe.section("losses"), recipe.teacher.is_given)
+    _, arguments = optimizer.checked(
+        recipe.section("optimizer"), train.batch_size, train.lr_scaling
+    )
+    schedules.build(
+        recipe.section("schedule", {"name": "constant"}),
+        base_lr=arguments["lr"],
+        base_momentum=None,
+        total_iterations=steps,
+        iterations_per_epoch=steps,
+    )
+    if recipe.network.get("canonical_focal") is not None:
+        return  # such a network can be built only after the frames' focal lengths are read
+    build_network(recipe.network)
+
+
+def check_scenes(runs: Sequence[Job], spec: Spec) -> list[str]:
+    """Checks that the scene rule covers all validation frames, and that folds are split by scene.
+
+    Args:
+        runs: the runs.
+        spec: the experiment.
+
+    Returns:
+        For each set a line with its numbers of scenes and frames.
+
+    Raises:
+        RecipeError: the rule doesn't cover a frame, a scene is evaluated in two folds, or a fold
+            trains on a scene on which it is evaluated.
+    """
+    # Scenes are counted before anything runs, so that a wrong rule costs no time.
+    rule = spec.scene_rule()
+    lines = []
+    for name, each in spec.sets.items():
+        by_fold = {job.fold: job.frames for job in runs if job.set == name}
+        seen: dict[str, int | None] = {}
+        for fold, frames in by_fold.items():
+            evaluated = {rule(frame) for frame in frames.val}
+            twice = sorted(evaluated & seen.keys())
+            if each.folds is not None:
+                twice += sorted(evaluated & {rule(frame) for frame in frames.train})
+            if twice:
+                raise RecipeError(
+                    f"sets.{name}.folds: fold {fold} is evaluated on scene {twice[0]!r}, which it "
+                    "is trained on or another fold is evaluated on; split folds by scene"
+                )
+            seen |= dict.fromkeys(evaluated, fold)
+        count = sum(len(frames.val) for frames in by_fold.values())
+        lines.append(f"{name}: {len(seen)} scenes, {count} validation frames")
+    return lines

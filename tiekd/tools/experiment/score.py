@@ -1,0 +1,201 @@
+"""Evaluates one finished training, or the floors of a set, and writes the figures of each frame.
+
+It runs in a process of its own, which bin/experiment.py starts (`--score JOB`), so that the memory
+and the GPU of one evaluation are free before the next training. The job is a JSON file:
+
+    {"title": NAME, "recipe": PATH, "overrides": [...], "weights": PATH or null for the floors,
+     "list": TEST LIST or null, "readings": FILE, "made_from": {...}, "out": PATH}
+
+With a test list, a line is appended to the file of readings before the list is read, so that no
+reading goes uncounted, whatever happens later.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+
+from tiekd.config.recipe import load_recipe
+from tiekd.data import least_size
+from tiekd.data.build import build_dataset
+from tiekd.data.file_fingerprints import crc
+from tiekd.distributed import process_group
+from tiekd.errors import DataError
+from tiekd.evaluation import compare, floors
+from tiekd.evaluation.compare import Entrant
+from tiekd.evaluation.evaluate import EvaluationProtocol
+from tiekd.evaluation.frame_figures import AlignedFigures, FrameFigures
+from tiekd.files import append_line, replace_text, sync
+from tiekd.training.canonical import require_focals
+from tiekd.training.settings import Recipe
+
+_CHECKOUT = Path(__file__).resolve().parents[3]
+
+
+def run(path: Path) -> None:
+    """Evaluates the job of a file, and writes its figures.
+
+    Args:
+        path: the job's JSON file.
+
+    Raises:
+        UserError: the recipe, the weights or the frames can't be used.
+    """
+    job = json.loads(path.read_text(encoding="utf-8"))
+    overrides = list(job["overrides"])
+    if job["list"] is not None:
+        overrides.append(f"data.val_split={job['list']}")
+    recipe = Recipe(load_recipe(job["recipe"], overrides))
+    device = process_group.start_rank()
+    protocol = recipe.protocol("val")
+    # The validation frames of training, or the test frames in their place.
+    data = recipe.without_teacher().dataset
+    if job["list"] is not None:
+        _count_reading(job, recipe)
+        # This reads the test list, so it comes after the reading is counted.
+        _refuse_selection_frames(job)
+    frames = build_dataset(data, "val", as_evaluated=True)
+    # Build the predictors: one network, or the floors.
+    if job["weights"] is None:
+        training = build_dataset(data, "train", as_evaluated=True)
+        entrants = floors.entrants(training, frames, protocol, device, sys.stderr)
+    else:
+        named = [(job["recipe"], job["weights"])]
+        networks = compare.entrants(named, overrides, recipe.evaluation.flip, device)
+        entrants = {job["title"]: next(iter(networks.values()))}
+        _check(entrants[job["title"]], frames, job)
+    # Evaluate them, and write all figures in one step, which marks the job as finished.
+    found = {
+        name: _figures(entrant, frames, protocol, device, recipe)
+        for name, entrant in entrants.items()
+    }
+    plain = {name: [each.as_json() for each in figures] for name, figures in found.items()}
+    content = {"made_from": job["made_from"], "figures": plain}
+    replace_text(Path(job["out"]), json.dumps(content, allow_nan=False) + "\n")
+
+
+def _figures(
+    entrant: Entrant, frames, protocol: EvaluationProtocol, device, recipe: Recipe
+) -> list[FrameFigures]:
+    """Returns the figures of each frame of one predictor.
+
+    Args:
+        entrant: the predictor.
+        frames: the dataset of evaluation frames.
+        protocol: depth range, crop and batch size.
+        device: the predictor's device.
+        recipe: the recipe, for its loading settings.
+    """
+    aligned = AlignedFigures(protocol.min_depth, protocol.cap, protocol.settings.crop)
+    result = compare.evaluate(
+        entrant, frames, protocol, device, recipe.loading, sys.stderr, [aligned]
+    )
+    return aligned.figures(result.frames)
+
+
+def _check(entrant: Entrant, frames, job: dict) -> None:
+    """Raises UserError if a network can't take the frames, or was trained on one of them.
+
+    Args:
+        entrant: the network.
+        frames: the dataset of evaluation frames.
+        job: the job.
+    """
+    least_size.check_frames(frames, entrant.resize, entrant.least_side, "data.resize")
+    if entrant.needs_focal:
+        require_focals(frames, entrant.resize, "val")
+    seen = compare.overlaps({job["title"]: entrant}, frames)[job["title"]]
+    # Even one frame is refused, while bin/evaluate.py warns: a figure of an experiment is a claim.
+    if seen is not None and seen.seen:
+        raise DataError(
+            f"{job['title']}: {seen}, so the figures would say nothing of new images; give lists "
+            "without common frames"
+        )
+
+
+def _refuse_selection_frames(job: dict) -> None:
+    """Raises DataError if a test frame is a validation frame, by which weights may be chosen.
+
+    Args:
+        job: the job, with a test list.
+    """
+    lists = {}
+    for title, overrides in (("val", []), ("test", [f"data.val_split={job['list']}"])):
+        recipe = Recipe(load_recipe(job["recipe"], [*job["overrides"], *overrides]))
+        dataset = build_dataset(recipe.without_teacher().dataset, "val", as_evaluated=True)
+        lists[title] = {frame.name for frame in getattr(dataset, "frames", ())}
+    common = sorted(lists["val"] & lists["test"])
+    if common:
+        raise DataError(
+            f"{job['list']}: {common[0]} is a validation frame too; selection must not see a test "
+            "frame, so remove it from one of the lists"
+        )
+
+
+def _count_reading(job: dict, recipe: Recipe) -> None:
+    """Appends a line to the file of readings: who reads which test list, with which code.
+
+    Args:
+        job: the job, with a test list.
+        recipe: the recipe.
+    """
+    path = recipe.dataset.root / job["list"]
+    line = {
+        "time": datetime.now().isoformat(timespec="seconds"),
+        "list": str(path.absolute()),
+        "crc": crc(path),
+        "by": str(Path(job["out"]).parent.absolute()),
+        "commit": commit(),
+    }
+    readings = Path(job["readings"])
+    readings.parent.mkdir(parents=True, exist_ok=True)
+    append_line(readings, json.dumps(line))
+    # The line must survive a power cut, since the reading can't be taken back.
+    sync(readings)
+
+
+def commit() -> str:
+    """Returns the commit of tiekd's checkout, with "+changes" if files differ from it.
+
+    "unknown" for an installed tiekd, or without git.
+    """
+    if not (_CHECKOUT / ".git").exists():
+        return "unknown"
+    said = []
+    for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]):
+        try:
+            found = subprocess.run(
+                ["git", "-C", str(_CHECKOUT), *words],
+                capture_output=True,
+                text=True,
+                check=True,
+                # Without optional locks, git status doesn't disturb a commit that is being made.
+                env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"},
+            )
+        except (OSError, subprocess.CalledProcessError):
+            return "unknown"
+        said.append(found.stdout.strip())
+    return said[0] + ("+changes" if said[1] else "")
+
+
+def readings_of(path: Path, test_list: Path) -> list[dict]:
+    """Returns the counted readings of a test list.
+
+    Args:
+        path: the file of readings.
+        test_list: the test list.
+
+    Raises:
+        DataError: a line of the file is damaged.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    try:
+        found = [json.loads(line) for line in lines]
+        return [line for line in found if line["list"] == str(test_list.absolute())]
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f"{path}: a line is damaged; put the file back, readings count") from None

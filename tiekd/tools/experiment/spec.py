@@ -1,0 +1,432 @@
+"""Reads the specification of an experiment, a YAML file, and checks it before anything runs.
+
+model_configs/experiments/README.md describes the keys. Every error is a RecipeError that names the
+key, what was given and what is allowed. Left out: whether the recipes of the rows can be built,
+which is checked when the runs are listed (runs.py).
+"""
+
+import difflib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import yaml
+
+from tiekd import paths
+from tiekd.config import recipe_yaml
+from tiekd.config.build import settings
+from tiekd.data.splits import read_lines
+from tiekd.errors import RecipeError
+from tiekd.files import check_readable
+
+METRICS = ("abs_rel", "abs_rel_aligned", "silog", "edge")
+_NAME = re.compile(r"[A-Za-z][\w.-]*", re.ASCII)  # also the name of a folder
+_LAUNCHER_OPTIONS = ("num_gpus", "num_nodes", "include", "exclude", "hostfile", "master_port")
+_LAUNCHER_OPTIONS += ("master_addr", "launcher")
+_LAUNCHER_OPTION = re.compile(rf"--({'|'.join(_LAUNCHER_OPTIONS)})=\S+")
+# Keys of recipes that an experiment sets -> where the value comes from.
+_CONTROLLED = {
+    "train.seed": "seeds",
+    "train.iterations": "steps",
+    "train.epochs": "steps",
+    "train.validate": "the experiment, which always validates",
+    "work_dir": "the experiment's work_dir",
+}
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One fold of a set: its own lists of training and validation frames.
+
+    Attributes:
+        train: split file of the training frames, as data.train_split.
+        val: split file of the evaluated frames, as data.val_split.
+    """
+
+    train: str
+    val: str
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A set: the data on which all rows are trained and evaluated, and what is compared on it.
+
+    Attributes:
+        primary: (X, Y): the primary comparison, "row X is better than row Y".
+        metric: the metric of the primary comparison, one of METRICS.
+        compare: further pairs of rows; None for every other row against the primary's Y.
+        set: overrides of the recipes, as for `--set`.
+        train: split file of the training frames; None for the recipes' own.
+        val: split file of the validation frames; None for the recipes' own.
+        test: split file of the test frames, read only by a headline evaluation.
+        size: (height, width) of the working resolution; None for the recipes' own.
+        folds: lists by scene; every row is trained once per fold, and its frames are those of all
+            folds' validation lists. None for a single training and validation list.
+    """
+
+    primary: tuple[str, str]
+    metric: str = "abs_rel"
+    compare: Sequence[Sequence[str]] | None = None
+    set: Sequence[str] = ()
+    train: str | None = None
+    val: str | None = None
+    test: str | None = None
+    size: tuple[int, int] | None = None
+    folds: Sequence[Mapping] | None = None
+
+    @property
+    def parts(self) -> list[Fold | None]:
+        """The folds; one None without folds."""
+        return [None] if self.folds is None else list(self.folds)
+
+    def overrides(self, fold: Fold | None) -> list[str]:
+        """Returns the overrides of the data, as for `--set`.
+
+        Args:
+            fold: the fold; None without folds.
+        """
+        lists = {"train": self.train, "val": self.val} if fold is None else vars(fold)
+        given = [f"data.{key}_split={path}" for key, path in lists.items() if path is not None]
+        if self.size is not None:
+            height, width = self.size
+            given.append(f"data.resize={{height: {height}, width: {width}, mode: stretch}}")
+        return [*self.set, *given]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table: a recipe with overrides.
+
+    Attributes:
+        recipe: path of the recipe, from the specification's folder.
+        set: overrides, as for `--set`.
+    """
+
+    recipe: str
+    set: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Spec:
+    """The specification of an experiment.
+
+    Attributes:
+        steps: iterations of every run.
+        seeds: seeds with which every row is trained.
+        rows: name -> row.
+        sets: name -> set.
+        scenes: rule for a frame's scene: {"regex": TEXT} or {"list": FILE}.
+        set: overrides of all rows and sets, as for `--set`.
+        headline: True to evaluate on the sets' test lists instead of validation frames.
+        weights: "last" for those of the last iteration, "best" for those of the best evaluation.
+        launcher: options of the `deepspeed` command.
+        engine_config: path of the engine config, from the current folder; None for the default.
+        work_dir: folder of the experiment; None for work_dirs/experiments/NAME.
+        readings: file that counts the readings of test lists; None for test_readings.jsonl beside
+            the work dir, which all experiments there share.
+        path: the specification's file.
+    """
+
+    steps: int
+    seeds: Sequence[int]
+    rows: Mapping
+    sets: Mapping
+    scenes: Mapping
+    set: Sequence[str] = ()
+    headline: bool = False
+    weights: str = "last"
+    launcher: Sequence[str] = ("--num_gpus=1",)
+    engine_config: str | None = None
+    work_dir: str | None = None
+    readings: str | None = None
+    path: Path = field(default=Path())
+
+    @property
+    def folder(self) -> Path:
+        """The experiment's work dir."""
+        default = f"work_dirs/experiments/{self.path.stem}"
+        return Path(paths.expanded(self.work_dir or default))
+
+    @property
+    def readings_file(self) -> Path:
+        """The file that counts the readings of test lists."""
+        if self.readings is not None:
+            return Path(paths.expanded(self.readings))
+        return self.folder.parent / "test_readings.jsonl"
+
+    @property
+    def split(self) -> str:
+        """The evaluated split: "test" for a headline, otherwise "val"."""
+        return "test" if self.headline else "val"
+
+    def recipe_of(self, row: str) -> Path:
+        """Returns the path of a row's recipe.
+
+        Args:
+            row: the row's name.
+        """
+        return self.path.parent / paths.expanded(self.rows[row].recipe)
+
+    def scene_rule(self) -> Callable[[str], str]:
+        """Returns the function from a frame's name to its scene.
+
+        It raises RecipeError for a frame that the rule doesn't cover.
+        """
+        if "regex" in self.scenes:
+            pattern = re.compile(self.scenes["regex"])
+            return lambda name: _scene_by(pattern, name)
+        listed = _read_scenes(self.path.parent / paths.expanded(self.scenes["list"]))
+        return lambda name: _scene_in(listed, name, self.scenes["list"])
+
+
+def _scene_by(pattern: re.Pattern, name: str) -> str:
+    found = pattern.search(name)
+    if found is None:
+        raise RecipeError(
+            f"scenes.regex: {pattern.pattern!r} doesn't match the frame {name!r}; give a pattern "
+            "that finds the scene in the name of every frame"
+        )
+    # The scene is the pattern's first group; the whole match for a pattern without groups.
+    scene = found[1] if pattern.groups else found[0]
+    if not scene:
+        raise RecipeError(
+            f"scenes.regex: {pattern.pattern!r} finds no scene in the frame {name!r}; its first "
+            "group must take part in every match"
+        )
+    return scene
+
+
+def _scene_in(listed: Mapping[str, str], name: str, file: str) -> str:
+    if name not in listed:
+        raise RecipeError(f"scenes.list: {file} has no line for the frame {name!r}; add one")
+    return listed[name]
+
+
+def _read_scenes(path: Path) -> dict[str, str]:
+    """Reads a list of scenes, whose lines are `FRAME SCENE`.
+
+    Args:
+        path: the list.
+
+    Raises:
+        DataError: the file can't be read.
+        RecipeError: a line has another form, or a frame has two scenes.
+    """
+    scenes: dict[str, str] = {}
+    for number, line in read_lines(path, "a line is `FRAME SCENE`"):
+        words = line.split()
+        # A frame may be listed twice if both lines say the same.
+        if len(words) != 2 or scenes.get(words[0], words[1]) != words[1]:
+            raise RecipeError(
+                f"{path}:{number}: got {line!r:.80}; a line is `FRAME SCENE`, one scene a frame"
+            )
+        scenes[words[0]] = words[1]
+    return scenes
+
+
+def read(path: Path) -> Spec:
+    """Reads and checks a specification.
+
+    Args:
+        path: the YAML file.
+
+    Raises:
+        RecipeError: the file can't be read, a key is unknown or missing, or a value isn't allowed.
+    """
+    node = _read_yaml(path)
+    needed = ("steps", "seeds", "scenes", "sets", "rows")
+    _check_needed(node, needed, str(path))
+    if "path" in node:
+        raise RecipeError(f"{path}: unknown key 'path'; the keys are: {', '.join(_KEYS)}")
+    # Check the types of the top level, then of each row and set.
+    spec = settings({"experiment": node}, "experiment", Spec)
+    rows = {name: _part(row, f"rows.{name}", Row, ("recipe",)) for name, row in spec.rows.items()}
+    sets = {name: _data_set(each, f"sets.{name}") for name, each in spec.sets.items()}
+    spec = Spec(**{**vars(spec), "rows": rows, "sets": sets, "path": path})
+    _check_values(spec)
+    for name, each in sets.items():
+        _check_set(spec, name, each)
+    # Refuse overrides that the experiment would silently replace.
+    parts = {"set": spec.set}
+    parts |= {f"sets.{name}.set": each.set for name, each in sets.items()}
+    parts |= {f"rows.{name}.set": row.set for name, row in rows.items()}
+    for where, overrides in parts.items():
+        _check_overrides(where, overrides)
+    return spec
+
+
+_KEYS = tuple(key for key in Spec.__dataclass_fields__ if key != "path")
+
+
+def _read_yaml(path: Path) -> dict:
+    check_readable(path, "specification of an experiment", RecipeError)
+    try:
+        node = recipe_yaml.load(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        near = difflib.get_close_matches(
+            path.name, [each.name for each in path.parent.glob("*.yaml")], n=3, cutoff=0.3
+        )
+        raise RecipeError(
+            f"{path}: no such specification; near it: {', '.join(near) or 'none'}"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: can't be read ({error}); give a YAML file") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise RecipeError(
+            f"{path}: not YAML that is allowed: {' '.join(str(error).split())}"
+        ) from None
+    if not isinstance(node, dict):
+        raise RecipeError(
+            f"{path}: a specification is a mapping of {', '.join(_KEYS)}, not {node!r:.60}"
+        )
+    return node
+
+
+def _check_needed(node: dict, needed: Sequence[str], where: str) -> None:
+    missing = [key for key in needed if key not in node]
+    if missing:
+        raise RecipeError(f"{where}: {missing[0]} is missing; it needs {', '.join(needed)}")
+
+
+def _part(node: object, where: str, kind: type, needed: Sequence[str]):
+    name = where.partition(".")[2]
+    if _NAME.fullmatch(name) is None:
+        raise RecipeError(
+            f"{where}: a name begins with a letter and has letters, digits, '.', '-' and '_' alone"
+        )
+    if not isinstance(node, dict):
+        raise RecipeError(f"{where}: got {node!r:.60}; it must be a mapping with {needed[0]}")
+    _check_needed(node, needed, where)
+    return settings({where: node}, where, kind)
+
+
+def _data_set(node: object, where: str) -> DataSet:
+    each = _part(node, where, DataSet, ("primary",))
+    if each.folds is None:
+        return each
+    if not each.folds:
+        raise RecipeError(f"{where}.folds: is empty; give folds of train and val, or leave it out")
+    # Each fold is checked like a section of its own, so that errors name its place.
+    folds = []
+    for place, fold in enumerate(each.folds):
+        here = f"{where}.folds.{place}"
+        _check_needed(fold, ("train", "val"), here)
+        folds.append(settings({here: fold}, here, Fold))
+    if each.train is not None or each.val is not None:
+        raise RecipeError(
+            f"{where}: folds have their own lists; leave train and val out, or leave folds out"
+        )
+    return replace(each, folds=folds)
+
+
+def _check_values(spec: Spec) -> None:
+    """Raises RecipeError for a value of the specification's top level that isn't allowed."""
+    if spec.steps < 1:
+        raise RecipeError(f"steps: got {spec.steps}; it must be a whole number from 1")
+    if not spec.seeds or len(set(spec.seeds)) != len(spec.seeds) or min(spec.seeds) < 0:
+        raise RecipeError(
+            f"seeds: got {list(spec.seeds)}; give different whole numbers from 0, at least one"
+        )
+    if not spec.rows or not spec.sets:
+        raise RecipeError("rows and sets: give at least one row and one set")
+    for option in spec.launcher:
+        if _LAUNCHER_OPTION.fullmatch(option) is None:
+            raise RecipeError(
+                f"launcher: got {option!r:.80}; allowed are options of deepspeed, as --NAME=VALUE: "
+                f"{', '.join(_LAUNCHER_OPTIONS)}"
+            )
+    if spec.weights not in ("last", "best"):
+        raise RecipeError(f"weights: got {spec.weights!r}; allowed: last, best")
+    if len(spec.scenes) != 1 or next(iter(spec.scenes)) not in ("regex", "list"):
+        raise RecipeError(
+            f"scenes: got {dict(spec.scenes)}; give either {{regex: PATTERN}} or {{list: FILE}}"
+        )
+    kind, value = next(iter(spec.scenes.items()))
+    if not isinstance(value, str) or not value:
+        raise RecipeError(f"scenes.{kind}: got {value!r}; it must be text")
+    if kind == "regex":
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise RecipeError(
+                f"scenes.regex: {value!r} is no regular expression: {error}"
+            ) from None
+
+
+def _check_set(spec: Spec, name: str, each: DataSet) -> None:
+    """Raises RecipeError for a set whose values aren't allowed or contradict each other.
+
+    Args:
+        spec: the whole specification.
+        name: the set's name.
+        each: the set.
+    """
+    where = f"sets.{name}"
+    pairs = [("primary", each.primary), *(("compare", pair) for pair in each.compare or ())]
+    for key, pair in pairs:
+        unknown = [row for row in pair if row not in spec.rows]
+        if len(pair) != 2 or unknown or pair[0] == pair[1]:
+            raise RecipeError(
+                f"{where}.{key}: got {list(pair)}; give two different rows of: "
+                f"{', '.join(spec.rows)}"
+            )
+    if each.metric not in METRICS:
+        raise RecipeError(f"{where}.metric: got {each.metric!r}; allowed: {', '.join(METRICS)}")
+    if each.size is not None and min(each.size) < 1:
+        raise RecipeError(f"{where}.size: got {list(each.size)}; it must be [height, width]")
+    _check_test_list(spec, name, each)
+
+
+def _check_test_list(spec: Spec, name: str, each: DataSet) -> None:
+    """Raises RecipeError if training or selection would read a set's test list.
+
+    Args:
+        spec: the whole specification.
+        name: the set's name.
+        each: the set.
+    """
+    where = f"sets.{name}"
+    if spec.headline and each.test is None:
+        raise RecipeError(
+            f"{where}: headline: true evaluates on the test list, and there is none; give "
+            f"{where}.test, or leave headline out"
+        )
+    if spec.headline and each.folds is not None:
+        raise RecipeError(
+            f"{where}: headline: true and folds contradict each other, because each network "
+            "of a fold would be evaluated on the same test list; leave one out"
+        )
+    # Without a test list there is nothing that training could read.
+    if each.test is None:
+        return
+    # Compare the test list with all lists that training and selection read ...
+    lists = [("train", each.train), ("val", each.val)]
+    for place, fold in enumerate(each.folds or ()):
+        lists += [(f"folds.{place}.{key}", path) for key, path in vars(fold).items()]
+    given = [(f"{where}.{key}", path) for key, path in lists if path is not None]
+    # ... and with the values of all overrides, in which a list may have any key.
+    everywhere = [("set", spec.set), (f"{where}.set", each.set)]
+    everywhere += [(f"rows.{row}.set", spec.rows[row].set) for row in spec.rows]
+    given += [(key, each.partition("=")[2]) for key, values in everywhere for each in values]
+    for key, path in given:
+        if Path(path) == Path(each.test):
+            raise RecipeError(
+                f"{key}: {path} is the test list of {name}; training and selection must not read "
+                "it, so give another list"
+            )
+
+
+def _check_overrides(where: str, overrides: Sequence[str]) -> None:
+    """Raises RecipeError for an override of what the experiment itself sets.
+
+    Args:
+        where: the place of the overrides, such as "rows.light.set".
+        overrides: the overrides, as for `--set`.
+    """
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        if key in _CONTROLLED:
+            raise RecipeError(
+                f"{where}: {override} would be replaced; {key} comes from {_CONTROLLED[key]}"
+            )

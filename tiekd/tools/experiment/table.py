@@ -1,0 +1,429 @@
+"""Computes the table of an experiment from the figures of its frames.
+
+The result is a dict of plain values for the report's JSON file, from which the Markdown and the
+plot are made (report.py). It holds no times and no absolute paths, so an experiment that was
+interrupted has the table of one that wasn't, byte for byte. NaN and infinite values are null and
+"inf".
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tiekd.config.recipe import load_recipe
+from tiekd.errors import DataError
+from tiekd.evaluation import intervals
+from tiekd.evaluation.floors import NAMES as FLOORS
+from tiekd.evaluation.frame_figures import FIGURES, FrameFigures
+from tiekd.evaluation.intervals import Comparison, Interval
+from tiekd.evaluation.range_errors import bounds_m
+from tiekd.tools.experiment import launch, score
+from tiekd.tools.experiment import runs as listing
+from tiekd.tools.experiment.runs import PILOT_SEEDS, Job
+from tiekd.tools.experiment.spec import Spec
+from tiekd.training.settings import Recipe
+
+COMPARED = ("abs_rel", "abs_rel_aligned", "silog", "edge")
+AGAINST_FLOORS = ("abs_rel", "abs_rel_aligned")
+SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The figures of one set: all rows and floors on the same frames.
+
+    Attributes:
+        names: names of the frames.
+        scenes: the frames' scenes.
+        rows: row -> seed -> figures of each frame, of the finished runs.
+        floors: floor -> figures of each frame; empty until they are computed.
+    """
+
+    names: list[str]
+    scenes: list[str]
+    rows: dict[str, dict[int, list[FrameFigures]]]
+    floors: dict[str, list[FrameFigures]]
+
+    def values(self, row: str, metric: str, seeds: Sequence[int]) -> np.ndarray:
+        """Returns a metric of a row, (seeds, frames); a floor has the same figures for all seeds.
+
+        Args:
+            row: name of the row or the floor.
+            metric: one of FIGURES.
+            seeds: the seeds.
+        """
+        is_row = row in self.rows
+        frames = [self.rows[row][seed] if is_row else self.floors[row] for seed in seeds]
+        shape = (len(seeds), len(self.names))
+        return np.array([[getattr(f, metric) for f in each] for each in frames]).reshape(shape)
+
+    def compare(self, ours: str, theirs: str, metric: str) -> Comparison:
+        """Compares two rows, or a row and a floor, on the seeds that both have.
+
+        Args:
+            ours: the first row.
+            theirs: the second row or a floor.
+            metric: one of FIGURES.
+        """
+        seeds = list(self.rows[ours])
+        if theirs in self.rows:
+            seeds = [seed for seed in seeds if seed in self.rows[theirs]]
+        pair = (self.values(row, metric, seeds) for row in (ours, theirs))
+        return intervals.compare(*pair, self.scenes)
+
+
+def collect(spec: Spec, name: str, runs: Sequence[Job], floors: Sequence[Job]) -> Figures:
+    """Reads the figures of a set's finished runs and floors.
+
+    Args:
+        spec: the experiment.
+        name: the set's name.
+        runs: all runs of the experiment.
+        floors: all floors of the experiment.
+
+    Raises:
+        DataError: two rows were evaluated on different frames.
+        RecipeError: the scene rule doesn't cover a frame.
+    """
+    # Read the figures of each row and seed; those of a seed count once all folds are finished.
+    here = [job for job in runs if job.set == name]
+    rows: dict[str, dict[int, list[FrameFigures]]] = {row: {} for row in spec.rows}
+    for row in spec.rows:
+        for seed in spec.seeds:
+            parts = [job for job in here if job.row == row and job.seed == seed]
+            joined = _joined(parts, spec)
+            if joined is not None:
+                rows[row][seed] = joined[row]
+    found_floors = _joined([job for job in floors if job.set == name], spec) or {}
+    # Every row must have been evaluated on the same pixels of the same frames.
+    every = [(row, each) for row in rows for each in rows[row].values()] + [*found_floors.items()]
+    names = [figures.name for figures in every[0][1]] if every else []
+    pixels = [figures.pixels for figures in every[0][1]] if every else []
+    if len(set(names)) != len(names):
+        raise DataError(f"{name}: a frame is listed twice; list each frame once")
+    for row, frames in every:
+        if [f.name for f in frames] != names or [f.pixels for f in frames] != pixels:
+            raise DataError(
+                f"{name}: {row} was evaluated on other frames or pixels than {every[0][0]}; give "
+                "all rows the same frames, crop, cap and depth range"
+            )
+    rule = spec.scene_rule()
+    return Figures(names, [rule(each) for each in names], rows, found_floors)
+
+
+def _joined(parts: Sequence[Job], spec: Spec) -> dict[str, list[FrameFigures]] | None:
+    """Returns the figures of all folds of a run, one after the other; None if one isn't finished.
+
+    Args:
+        parts: the jobs of all folds.
+        spec: the experiment.
+    """
+    found = [listing.figures(job, spec) for job in sorted(parts, key=lambda job: job.fold or 0)]
+    if not found or None in found:
+        return None
+    return {name: [frame for part in found for frame in part[name]] for name in found[0]}
+
+
+def compute(spec: Spec, runs: Sequence[Job], floors: Sequence[Job]) -> dict:
+    """Computes the table of all sets.
+
+    Args:
+        spec: the experiment.
+        runs: all runs.
+        floors: all floors.
+
+    Returns:
+        The table, plain values for JSON.
+    """
+    # A run without figures has failed, or it hasn't been tried or has been interrupted.
+    every = [*runs, *floors]
+    missing = [job for job in every if listing.figures(job, spec) is None]
+    failed = [job for job in missing if launch.read_state(job).failure is not None]
+    table = {
+        "experiment": spec.path.stem,
+        "split": spec.split,
+        "steps": spec.steps,
+        "seeds": list(spec.seeds),
+        "weights": spec.weights,
+        "code": listing.code_digest(),
+        "sets": {name: _set(spec, name, runs, floors) for name in spec.sets},
+        "not_finished": [job.label for job in missing if job not in failed],
+        "failed": [
+            {
+                "run": job.label,
+                "reason": launch.read_state(job).failure,
+                "log": str(job.log.relative_to(spec.folder.absolute())),
+            }
+            for job in failed
+        ],
+    }
+    # Beside a headline stands how often its test list has been read.
+    if spec.split == "test":
+        lists = {name: launch.test_list_of(spec, _first(runs, name)) for name in spec.sets}
+        table["test_readings"] = {
+            name: len(score.readings_of(spec.readings_file, path)) for name, path in lists.items()
+        }
+    return table
+
+
+def _first(runs: Sequence[Job], name: str) -> Job:
+    return next(job for job in runs if job.set == name)
+
+
+def _set(spec: Spec, name: str, runs: Sequence[Job], floors: Sequence[Job]) -> dict:
+    figures = collect(spec, name, runs, floors)
+    reference = _first(runs, name)
+    cap = Recipe(load_recipe(reference.recipe, reference.overrides)).protocol("val").cap
+    trained = [row for row, seeds in figures.rows.items() if seeds]
+    comparisons = compare_rows(spec, name, figures)
+    failed = {row: _lost_to(figures, row) for row in trained}
+    return {
+        "frames": len(figures.names),
+        "scenes": len(set(figures.scenes)),
+        "smallest_detectable": _plain(smallest_detectable(spec, name, figures)),
+        "metric": spec.sets[name].metric,
+        "rows": {row: _row(figures, row, list(figures.rows[row]), cap) for row in trained},
+        "floors": {floor: _row(figures, floor, [0], cap) for floor in figures.floors},
+        "comparisons": comparisons,
+        "not_above_floors": {row: lost for row, lost in failed.items() if lost},
+    }
+
+
+def _row(figures: Figures, row: str, seeds: Sequence[int], cap: float) -> dict:
+    """Returns the figures of a row or a floor: means of scene means, by scene and by range.
+
+    Args:
+        figures: the figures of the set.
+        row: name of the row or the floor.
+        seeds: the row's seeds.
+        cap: the evaluation's maximum depth, metres.
+    """
+    found: dict = {"seeds": list(seeds)}
+    # Average over the seeds last, so that the spread over seeds is known.
+    by_scene: dict[str, dict] = {scene: {} for scene in sorted(set(figures.scenes))}
+    for metric in FIGURES:
+        values = figures.values(row, metric, seeds)
+        each = [intervals.mean_of_scene_means(of_seed, figures.scenes) for of_seed in values]
+        found[metric] = _plain(float(np.mean(each)))
+        spread = float(np.std(each, ddof=1)) if len(each) > 1 else math.nan
+        found[f"{metric}_sd"] = _plain(spread)
+        for scene, per_seed in by_scene.items():
+            here = [place == scene for place in figures.scenes]
+            per_seed[metric] = _plain(_nan_mean(values[:, here]))
+    for scene, per_seed in by_scene.items():
+        per_seed["frames"] = figures.scenes.count(scene)
+    found["by_scene"] = by_scene
+    found["by_range"] = _by_range(figures, row, seeds, cap)
+    return found
+
+
+def _nan_mean(values: np.ndarray) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else math.nan
+
+
+def _by_range(figures: Figures, row: str, seeds: Sequence[int], cap: float) -> list[dict]:
+    """Returns abs_rel and bias in each depth range, as means over the pixels of all frames.
+
+    Args:
+        figures: the figures of the set.
+        row: name of the row or the floor.
+        seeds: the row's seeds.
+        cap: the evaluation's maximum depth, metres.
+    """
+    frames = (
+        [figures.floors[row]]
+        if row in figures.floors
+        else [figures.rows[row][seed] for seed in seeds]
+    )
+    # Add the sums of all frames and seeds: means by range are means over pixels.
+    sums = np.array([[f.ranges for f in each] for each in frames]).sum((0, 1))
+    found = []
+    for (low, high), (pixels, bias, relative, _) in zip(bounds_m(cap), sums, strict=True):
+        with np.errstate(invalid="ignore", divide="ignore"):
+            means = (relative / pixels, bias / pixels) if pixels else (math.nan, math.nan)
+        found.append(
+            {
+                "from_m": low,
+                "to_m": high,
+                "pixels": int(pixels) // len(frames),
+                "abs_rel": _plain(float(means[0])),
+                "bias_m": _plain(float(means[1])),
+            }
+        )
+    return found
+
+
+def smallest_detectable(spec: Spec, name: str, figures: Figures) -> float:
+    """Returns the smallest detectable difference of a set, from its pilot.
+
+    The pilot is the two rows of the primary comparison with the first three seeds, whichever other
+    runs are finished, so the value doesn't change after the pilot.
+
+    Args:
+        spec: the experiment.
+        name: the set's name.
+        figures: the figures of the set.
+
+    Returns:
+        The difference in the metric of the primary comparison; NaN if the pilot isn't finished.
+    """
+    each = spec.sets[name]
+    seeds = list(spec.seeds)[:PILOT_SEEDS]
+    if len(seeds) < PILOT_SEEDS or any(
+        seed not in figures.rows[row] for row in each.primary for seed in seeds
+    ):
+        return math.nan
+    ours, theirs = (figures.values(row, each.metric, seeds) for row in each.primary)
+    with np.errstate(invalid="ignore"):
+        differences = ours - theirs
+    if np.isinf(differences).any():
+        return math.nan
+    # Take the paired differences by seed and by scene, whose spreads decide what can be detected.
+    by_seed = [intervals.mean_of_scene_means(row, figures.scenes) for row in differences]
+    frames = differences.mean(0)
+    places = np.array(figures.scenes)
+    by_scene = [_nan_mean(frames[places == scene]) for scene in sorted(set(figures.scenes))]
+    by_scene = np.array([value for value in by_scene if not math.isnan(value)])
+    return intervals.smallest_detectable(np.array(by_seed), by_scene, len(spec.seeds))
+
+
+def compare_rows(spec: Spec, name: str, figures: Figures) -> list[dict]:
+    """Returns the comparisons of a set: the primary one, then the others with Holm's correction.
+
+    Args:
+        spec: the experiment.
+        name: the set's name.
+        figures: the figures of the set.
+    """
+    each = spec.sets[name]
+    first, reference = each.primary
+    # List the pairs, the primary one first and once.
+    pairs = [tuple(pair) for pair in each.compare or ()]
+    if each.compare is None:
+        pairs = [(row, reference) for row in spec.rows if row not in each.primary]
+    pairs = [(first, reference), *(pair for pair in pairs if pair != (first, reference))]
+    found = []
+    for ours, theirs in pairs:
+        metrics = [each.metric, *(metric for metric in COMPARED if metric != each.metric)]
+        for metric in metrics:
+            is_primary = (ours, theirs, metric) == (first, reference, each.metric)
+            # A metric that no frame has, such as the edge error, is no comparison to correct for.
+            if not is_primary and not _is_defined(figures, ours, metric):
+                continue
+            found.append((is_primary, ours, theirs, metric, figures.compare(ours, theirs, metric)))
+    # Correct all comparisons but the declared one together.
+    corrected = intervals.holm([result.p for is_primary, *_, result in found if not is_primary])
+    rows = []
+    for is_primary, ours, theirs, metric, result in found:
+        p = result.p if is_primary else corrected.pop(0)
+        rows.append(
+            {
+                "primary": is_primary,
+                "row": ours,
+                "than": theirs,
+                "metric": metric,
+                **_numbers(result),
+                "p_corrected": p,
+                "verdict": verdict(result, p, ours, theirs),
+            }
+        )
+    return rows
+
+
+def _is_defined(figures: Figures, row: str, metric: str) -> bool:
+    values = figures.values(row, metric, list(figures.rows[row]))
+    return bool(values.size) and not np.isnan(values).all()
+
+
+def _numbers(result: Comparison) -> dict:
+    def ends(interval: Interval) -> list:
+        return [_plain(interval.low), _plain(interval.high)]
+
+    return {
+        "difference": _plain(result.difference),
+        "over_seeds": ends(result.over_seeds),
+        "over_scenes": ends(result.over_scenes),
+        "over_both": ends(result.over_both),
+        "over_frames": ends(result.over_frames),
+        "num_seeds": result.seeds,
+        "num_scenes": result.scenes,
+        "p": result.p,
+    }
+
+
+def verdict(result: Comparison, p: float, ours: str, theirs: str) -> str:
+    """Returns the verdict of a comparison in words.
+
+    Args:
+        result: the comparison; a negative difference means that the first row is better.
+        p: its p-value, corrected if it isn't the primary comparison.
+        ours: the first row.
+        theirs: the second row.
+    """
+    if result.is_resolved and p < SIGNIFICANT:
+        better, worse = (ours, theirs) if result.difference < 0 else (theirs, ours)
+        return f"{better} beats {worse}"
+    # Name the first reason that a reader could do something about.
+    if result.seeds < 2:
+        why = f"{result.seeds} common seeds, at least 2 are needed"
+    elif result.scenes < intervals.MIN_SCENES:
+        why = f"{result.scenes} scenes, at least {intervals.MIN_SCENES} are needed"
+    elif math.isnan(result.difference):
+        why = "a figure is not finite"
+    elif result.only_frames:
+        why = "frames support it, scenes don't"
+    elif not result.over_scenes.excludes_zero:
+        why = "scenes don't support it"
+    elif not result.over_seeds.excludes_zero:
+        why = "seeds don't support it"
+    elif not result.over_both.excludes_zero:
+        why = "seeds and scenes together don't support it"
+    else:
+        why = "not after Holm's correction"
+    return f"not resolved: {why}"
+
+
+def _lost_to(figures: Figures, row: str) -> list[dict]:
+    """Returns the floors that a row doesn't beat, aligned or not, with the verdict of each.
+
+    Args:
+        figures: the figures of the set.
+        row: the row.
+    """
+    lost = []
+    for floor in (name for name in FLOORS if name in figures.floors):
+        for metric in AGAINST_FLOORS:
+            result = figures.compare(row, floor, metric)
+            # A row that may be equal to a floor doesn't beat it.
+            if not (result.is_resolved and result.difference < 0):
+                told = verdict(result, result.p, row, floor)
+                lost.append({"floor": floor, "metric": metric, **_numbers(result), "verdict": told})
+    return lost
+
+
+def _plain(value: float) -> float | str | None:
+    """Returns a number for JSON: None for NaN, and "inf" for an infinite one."""
+    if math.isnan(value):
+        return None
+    return value if math.isfinite(value) else "inf"
+
+
+def as_number(value: float | str | None) -> float:
+    """Returns the number that `_plain` made a value of.
+
+    Args:
+        value: the value, as read from JSON.
+    """
+    return math.nan if value is None else float(value)
+
+
+def is_complete(table: Mapping) -> bool:
+    """Returns True if all runs and floors of a table are finished.
+
+    Args:
+        table: the table, as `compute` returns it.
+    """
+    return not table["not_finished"] and not table["failed"]
