@@ -381,8 +381,8 @@ MUTANTS = [
     ),
     Mutant(
         "relu6_keeps_a_copy_of_its_input",
-        "tiekd.models.encoders.mobilenet_v2",
-        "_relu6",
+        "tiekd.models.layers.relu6",
+        "relu6_in_place",
         "_ReLU6.apply(x)",
         "relu6(x, inplace=True)",
         ("tests/unit/models/encoders/test_encoders.py",),
@@ -523,8 +523,8 @@ MUTANTS = [
         "the_plain_relu6_is_ours",
         "tiekd.models.encoders.mobilenet_v2",
         "ConvNorm.forward",
-        "relu6(x, inplace=True) if self.plain else _relu6(x)",
-        "_relu6(x)",
+        "relu6(x, inplace=True) if self.plain else relu6_in_place(x)",
+        "relu6_in_place(x)",
         ("tests/unit/training/test_step_memory.py",),
     ),
     Mutant(

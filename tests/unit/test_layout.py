@@ -105,7 +105,9 @@ ELSEWHERE = {
     "unit/models/encoders/test_encoders.py": (
         "models/encoders/mobilenet_v2",
         "models/encoders/resnet",
+        "models/layers/relu6",
     ),
+    "unit/models/encoders/test_timm.py": ("models/layers/normalisation",),
     "unit/models/heads/test_adabins.py": (
         "models/decoders/adabins",
         "models/encoders/efficientnet",
