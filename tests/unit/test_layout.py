@@ -95,6 +95,7 @@ ELSEWHERE = {
     "unit/models/decoders/test_decoders.py": (
         "models/decoders/bts",
         "models/decoders/densedepth",
+        "models/decoders/separable",
     ),
     "unit/models/encoders/test_depthformer.py": (
         "models/encoders/swin",
