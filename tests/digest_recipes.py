@@ -58,6 +58,7 @@ PARTS = {
         "densedepth": "plain",
         "bts": "resnet_bts",
         "adabins": "efficientnet_adabins",
+        "separable": "lite",
     },
     "heads": {
         "dpm": "plain",
@@ -256,11 +257,11 @@ def recipes() -> dict[str, dict]:
         "lite": _student(
             {
                 "encoder": {"name": "efficientnet_lite", "taps": [1, 2, 4]},
-                "decoder": {"name": "densedepth", "widths": [8, 16, 16]},
-                "head": DPM,
+                "decoder": {"name": "separable", "widths": [8, 16, 16]},
+                "head": DPM | {"upsampling": "convex"},
                 **RANGE,
             },
-            {"dpm": {"weight": 1.0}},
+            {"dpm": {"weight": 1.0}, "silog": {"weight": 1.0}},
         ),
     }
 

@@ -40,7 +40,8 @@ class SameConv2d(nn.Conv2d):
         (kernel, _), (stride, _) = self.kernel_size, self.stride
         if kernel == 1:
             return super().forward(x)
-        # No decision depends on the size, so that a graph for images of any size can be traced.
-        down, across = (kernel - stride + -n % stride for n in x.shape[2:])
+        # No decision depends on the size, so that a graph for images of any size can be traced. In
+        # this form the tracer sees that the output has ceil(n / stride) pixels.
+        down, across = (((n + stride - 1) // stride - 1) * stride + kernel - n for n in x.shape[2:])
         x = pad(x, (across // 2, across - across // 2, down // 2, down - down // 2))
         return super().forward(x)
