@@ -6,8 +6,8 @@ that level's width, bilinear upsampling (corners aligned), addition of the encod
 connection. All have BatchNorm. Depthwise separable decoders and sums instead of concatenations are
 those of FastDepth (Wofk et al. 2019, arXiv 1903.03273).
 
-Cost with widths of 64, 96, 128 and 128 and two blocks a level on EfficientNet-Lite 0: 0.37 GMAC at
-352x704, where DenseDepth of the same widths has 2.6. The output has the finest feature's stride, so
+Cost with widths of 64, 96, 128 and 128 and two blocks a level on EfficientNet-Lite 0: 0.36 GMAC at
+352x704, where DenseDepth of the same widths has 2.9. The output has the finest feature's stride, so
 the head's convolutions are as cheap; `upsampling: convex` of a DPM head goes on to the image's
 resolution. Left out: blocks beyond the finest feature.
 """
