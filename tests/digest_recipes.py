@@ -51,12 +51,14 @@ PARTS = {
         "swin": "swin_relu",
         "depthformer": "depthformer",
         "timm": "timm",
+        "efficientnet_lite": "lite",
     },
     "necks": {"hahi": "depthformer"},
     "decoders": {
         "densedepth": "plain",
         "bts": "resnet_bts",
         "adabins": "efficientnet_adabins",
+        "separable": "lite",
     },
     "heads": {
         "dpm": "plain",
@@ -87,7 +89,7 @@ STUDENTS = (
     "resnet_dpm_log",
 )
 # Trained beside STUDENTS, but in no figures that earlier commits made, too.
-LATER_STUDENTS = ("timm",)
+LATER_STUDENTS = ("timm", "lite")
 
 
 def _recipe(network: dict, losses: dict, iterations: int = ITERATIONS, **sections) -> dict:
@@ -251,6 +253,15 @@ def recipes() -> dict[str, dict]:
             },
             {"silog": {"weight": 1.0}},
             teacher=None,
+        ),
+        "lite": _student(
+            {
+                "encoder": {"name": "efficientnet_lite", "taps": [1, 2, 4]},
+                "decoder": {"name": "separable", "widths": [8, 16, 16]},
+                "head": DPM | {"upsampling": "convex"},
+                **RANGE,
+            },
+            {"dpm": {"weight": 1.0}, "silog": {"weight": 1.0}},
         ),
     }
 

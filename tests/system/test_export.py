@@ -10,17 +10,20 @@ from pathlib import Path
 import onnxruntime
 import pytest
 import torch
-from support import fitted, programs, recipes
+from support import exported_student, fitted, programs, recipes
 
 from tiekd.config.recipe import load_recipe
 from tiekd.inference.export.trial_images import batches
 from tiekd.inference.export.verification import Reference
 from tiekd.inference.student import Student
+from tiekd.models.build import build_network
 
 EXPORT = programs.ROOT / "bin" / "export.py"
 STUDENTS = programs.ROOT / "model_configs" / "students"
 FAMILIES = [
     "tiekd_light_bts_kitti",
+    "tiekd_lite0_kitti",
+    "tiekd_lite2_nyu",
     "tiekd_mobilenet_v2_adabins_kitti",
     "tiekd_mobilenet_v2_adabins_nyu",
     "tiekd_resnet18_adabins_kitti",
@@ -29,6 +32,14 @@ FAMILIES = [
     "baseline_resnet18_kitti",
     "baseline_resnet50_nyu",
 ]
+# A light student's parts, as small as they can be.
+LITE = {
+    "encoder": {"name": "efficientnet_lite", "taps": [0]},
+    "decoder": {"name": "separable", "widths": [8]},
+    "head": {"name": "dpm", "num_bins": 33, "sigma": 2.0, "upsampling": "convex"},
+    "min_depth": 0.5,
+    "max_depth": 80.0,
+}
 SIZES = {"fixed": (160, 320), "wide": (96, 416), "odd": (141, 309), "open": (128, 224)}
 P999_M, MAX_M = 1e-3, 1e-2
 
@@ -96,6 +107,23 @@ def test_export_recipe_takes_best_weights(tmp_path, ground):
         assert line in refused.stderr, refused.stderr
         assert len(refused.our_lines()) == 1, refused.stderr
         assert programs.files_of(out.parent) == before
+
+
+def test_export_learned_upsampling_to_onnx(tmp_path):
+    """A light student's dynamic ONNX file gives its unblended depth and its confidence."""
+    torch.manual_seed(0)
+    network, path = build_network(LITE).eval(), tmp_path / "student.onnx"
+    torch.nn.init.normal_(network.head.weight)
+    torch.nn.init.normal_(network.head.upsampling.logits.weight)
+    options = {"dynamic": True, "readout": "local", "confidence": True}
+    exported_student.write(path, network, LITE, (32, 48), **options)
+    session = onnxruntime.InferenceSession(path)
+    image = exported_student.random_image(33, 21, seed=4, batch=2)
+    depth, confidence = map(torch.from_numpy, session.run(None, {"image": image.numpy()}))
+    wanted = Student(network, "cpu", "local").predict(image, with_confidence=True)
+    assert wanted.depth.max() > wanted.depth.min() + 1
+    assert ((depth - wanted.depth).abs() < P999_M).float().mean() > 0.98
+    assert (confidence - wanted.confidence).abs().max() < 1e-3
 
 
 @pytest.mark.long

@@ -95,6 +95,7 @@ ELSEWHERE = {
     "unit/models/decoders/test_decoders.py": (
         "models/decoders/bts",
         "models/decoders/densedepth",
+        "models/decoders/separable",
     ),
     "unit/models/encoders/test_depthformer.py": (
         "models/encoders/swin",
@@ -105,7 +106,9 @@ ELSEWHERE = {
     "unit/models/encoders/test_encoders.py": (
         "models/encoders/mobilenet_v2",
         "models/encoders/resnet",
+        "models/layers/relu6",
     ),
+    "unit/models/encoders/test_timm.py": ("models/layers/normalisation",),
     "unit/models/heads/test_adabins.py": (
         "models/decoders/adabins",
         "models/encoders/efficientnet",

@@ -227,10 +227,10 @@ class Student:
         else:
             both = readouts.in_strips(self._depth_and_confidence, features, head.probabilities)
             depth, confidence = both.split(1, dim=1)
-        depth = readouts.on_image_grid(network.in_metres(depth, focal), size, self.smooth)
-        return Reading(
-            depth, readouts.on_image_grid(confidence, size, True) if with_confidence else None
-        )
+        depth = self._on_image(network.in_metres(depth, focal), features, size, self.smooth)
+        if not with_confidence:
+            return Reading(depth, None)
+        return Reading(depth, self._on_image(confidence, features, size, True))
 
     @torch.no_grad()
     def margins(self, pixels: Tensor) -> Tensor:
@@ -238,7 +238,8 @@ class Student:
 
         Where the difference is near 0, rounding decides which bin the readouts "mode" and "local"
         choose. The head may have a lower resolution than the image; an image pixel gets the value
-        of the head's pixel from which its depth is taken. Needs a DPM head.
+        of the head's pixel from which its depth is taken. With learned upsampling it is the less
+        certain of two choices, that of the bin and that of the head's pixel. Needs a DPM head.
 
         Args:
             pixels: (B, 3, H, W) uint8 RGB at the images' own size.
@@ -249,8 +250,31 @@ class Student:
         image = self._normalised(self.working_image(pixels))
         features = self.network.features(image)
         margin = readouts.in_strips(readouts.margin, features, self.network.head.probabilities)
-        margin = readouts.on_image_grid(margin, tuple(image.shape[2:]), smooth=False)
+        size = tuple(image.shape[2:])
+        margin = self._on_image(margin, features, size, smooth=False)
+        # With learned upsampling a pixel also chooses the head's pixel.
+        upsampling = getattr(self.network.head, "upsampling", None)
+        if upsampling is not None:
+            of_cells = upsampling.margins(features)[:, :, : size[0], : size[1]]
+            margin = torch.minimum(margin, of_cells)
         return restored(margin.cpu(), self.resize, tuple(pixels.shape[2:]), smooth=False)
+
+    def _on_image(
+        self, values: Tensor, features: Tensor, size: tuple[int, int], smooth: bool
+    ) -> Tensor:
+        """Resizes a map of one value per pixel of the head's output to the network's input.
+
+        Args:
+            values: (B, 1, h, w), e.g. depths in metres.
+            features: (B, C, h, w), the head's input.
+            size: (H, W) of the network's input image.
+            smooth: True if values may be interpolated or blended.
+
+        Returns:
+            (B, 1, H, W).
+        """
+        values = self.network.upsampled(values, features, size, smooth)
+        return readouts.on_image_grid(values, size, smooth)
 
     def _seen(self, focal: float | Sequence[float] | None, pixels: Tensor) -> list[float] | None:
         """Converts focal lengths at the images' own size to those at the working resolution.

@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
 from tiekd.errors import RecipeError
 from tiekd.models.canonical import Canonical
 from tiekd.models.contract import check_features
 from tiekd.models.layers.batch_norm import counting_only
+from tiekd.models.readout import on_image_grid
 
 # torch's error messages for a single value per channel: batch and group norms, and instance norms.
 _ONE_VALUE = re.compile(r"Expected more than 1 (value per channel|spatial element) when training")
@@ -101,7 +101,8 @@ class Network(nn.Module):
 
         Returns:
             The prediction at the image's size. If the head's resolution differs, depth is resized
-            bilinearly with aligned corners, after clamping.
+            after clamping: as the head's attribute `upsampling` says, or else bilinearly with
+            aligned corners.
 
         Raises:
             RecipeError: in training, images are so few and small that a norm gets a single value
@@ -142,9 +143,41 @@ class Network(nn.Module):
         depth, divergence, bin_centres = self.head(features, image_size, target_depth)
         if not self.training:
             depth = self.in_metres(depth, focal)
-        if depth.shape[2:] != image_size:
-            depth = interpolate(depth, size=image_size, mode="bilinear", align_corners=True)
+        depth = on_image_grid(self.upsampled(depth, features, image_size), image_size, smooth=True)
         return Prediction(depth, divergence, bin_centres)
+
+    def upsampled(
+        self,
+        values: Tensor,
+        features: Tensor,
+        image_size: tuple[int, int],
+        smooth: bool = True,
+    ) -> Tensor:
+        """Upsamples a map of one value per pixel of the head's output, if the head has weights to.
+
+        Args:
+            values: (B, 1, h, w) float32, e.g. depths.
+            features: (B, C, h, w), the head's input.
+            image_size: (H, W) of the images.
+            smooth: False to let each pixel take one of the values, so that no depth between two
+                bins is blended.
+
+        Returns:
+            (B, 1, H, W) by the head's module `upsampling`; the given values if it has none.
+            `tiekd.models.readout.on_image_grid` resizes these.
+        """
+        upsampling = getattr(self.head, "upsampling", None)
+        if upsampling is None:
+            return values
+        # The last row and column of cells may reach beyond the image.
+        fine = upsampling(values, features, smooth)
+        if not torch.compiler.is_compiling():
+            return fine[:, :, : image_size[0], : image_size[1]]
+        # In a traced graph a slice would be compared with the size; indices are not, so that the
+        # graph is valid for any size.
+        for dim, side in zip((2, 3), image_size, strict=True):
+            fine = fine.index_select(dim, torch.arange(side, device=fine.device))
+        return fine
 
     def in_metres(self, depth: Tensor, focal: Tensor | None = None) -> Tensor:
         """Returns a head's depth in metres, clamped to the network's depth range.

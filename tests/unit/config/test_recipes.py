@@ -21,6 +21,7 @@ from tiekd.evaluation.evaluate import EvaluationSettings
 from tiekd.models.build import build_network
 from tiekd.models.encoders.mobilenet_v2 import MobileNetV2
 from tiekd.models.encoders.resnet import ResNet
+from tiekd.tools.benchmarks.student import multiply_adds
 from tiekd.training import criterion, schedules
 from tiekd.training.optimizer import build_optimizer, parameter_groups
 from tiekd.training.settings import LoadSettings, TrainSettings
@@ -173,7 +174,7 @@ def test_recipes_are_complete_and_uniquely_named():
         folder.name: len([p for p in WHOLE if p.parent == folder])
         for folder in {p.parent for p in WHOLE}
     }
-    assert counts == {"students": 86, "teachers": 9, "model_configs": 3}
+    assert counts == {"students": 92, "teachers": 9, "model_configs": 3}
     stems = [path.stem for path in WHOLE]
     assert len(set(stems)) == len(stems), "a recipe's stem is its work dir"
 
@@ -234,18 +235,21 @@ def test_recipes_only_baselines_have_no_teacher():
     """All students but baselines have a teacher, matching their name and max_depth."""
     for name, recipe in students("").items():
         assert ("teacher" in recipe) == (not name.startswith("baseline")), name
-        if name.startswith(("tiekd", "reskd")):
+        if "lite" in name:
+            assert name in {f"tiekd_lite{v}_{d}" for v in "02" for d in ("kitti", "nyu", "folder")}
+            assert "bts_r50" in str(recipe["teacher"]) or name.endswith("folder")
+        elif name.startswith(("tiekd", "reskd")):
             teacher = next(t for t in ("adabins", "bts", "depthformer") if f"_{t}_" in name)
             assert teacher in Path(recipe["teacher"]["recipe"]).stem
             assert recipe["teacher"]["network"]["max_depth"] == recipe["network"]["max_depth"]
         assert recipe["data"]["name"] == name.rsplit("_", 1)[1]
-        assert recipe["network"]["max_depth"] == (80 if name.endswith("kitti") else 10)
+        assert recipe["network"]["max_depth"] == (10 if name.endswith("nyu") else 80)
 
 
 def test_recipes_sigma_stated_and_released():
     """TIE-KD recipes use the stated sigma; released ones use the sigma that was run."""
     for name, recipe in students("tiekd_").items():
-        if "light" not in name:
+        if "light" not in name and "lite" not in name:
             stated = 0.15 if name.endswith("nyu") else 0.5 if "resnet50" in name else 0.8
             assert (recipe["network"]["head"]["target"], recipe["network"]["head"]["sigma"]) == (
                 "gaussian",
@@ -265,6 +269,31 @@ def test_recipes_sigma_stated_and_released():
             assert losses["depth"].get("top_crop", 0) == 110 * kitti
         assert set(recipe["teacher"]) == {"maps"}
     assert len(students("released_tiekd_")) == 9 + 3 + 3 + 3 + 1 + 1
+
+
+@pytest.mark.parametrize(("variant", "most_gmac"), [(0, 3.0), (2, 8.5)])
+def test_recipes_lite_stay_within_their_multiply_adds(variant, most_gmac):
+    """The light students' multiply-adds at 352x704 are those of their headers, and few.
+
+    The published student has 171 GMAC, a twentieth of which is 8.5.
+    """
+    nodes = {}
+    for data in ("kitti", "nyu", "folder"):
+        path = MODEL_CONFIGS / "students" / f"tiekd_lite{variant}_{data}.yaml"
+        node = nodes[data] = load_recipe(path)["network"]
+        assert node["encoder"]["pretrained"] == "packaged"
+        assert node["head"]["upsampling"] == "convex"
+    # The others have the same layers, or fewer bins.
+    assert nodes["folder"]["head"]["num_bins"] == nodes["kitti"]["head"]["num_bins"] == 257
+    assert nodes["nyu"]["head"]["num_bins"] < 257
+    with torch.device("meta"):
+        image = torch.zeros(1, 3, 352, 704)
+        network = network_on_meta(json.dumps(nodes["kitti"])).eval()
+        gmac = multiply_adds(network, image) / 1e9
+    assert gmac <= most_gmac
+    for data in ("kitti", "folder"):
+        path = MODEL_CONFIGS / "students" / f"tiekd_lite{variant}_{data}.yaml"
+        assert f"({gmac:.1f} GMAC)" in header(path)
 
 
 def test_recipes_loss_weights_are_one_to_nine():

@@ -17,8 +17,9 @@ from tiekd.data.image_io import write_image
 from tiekd.data.resize import Resize, network_input
 from tiekd.errors import CheckpointError, DataError, LaunchError, RecipeError
 from tiekd.inference.student import Student, pick_device
+from tiekd.kernels.target import bin_centres
 from tiekd.models.build import build_network
-from tiekd.models.readout import on_image_grid
+from tiekd.models.readout import on_image_grid, read_out
 from tiekd.workdir.weights_file import write_weights
 
 DECODER = {"name": "densedepth", "widths": [8, 16], "extra_ups": 1, "extra_width": 8}
@@ -320,3 +321,62 @@ def test_pick_device_rejects_missing_device():
             LaunchError, match=f"--device {name}: there is no such device.*allowed: cpu, cuda"
         ):
             pick_device(name)
+
+
+@pytest.fixture(scope="module")
+def convex():
+    """A network at stride 2 whose depth gets to the image by learned upsampling."""
+    torch.manual_seed(0)
+    node = {
+        "encoder": {**ENCODER, "taps": [0, 1, 3]},
+        "decoder": {"name": "separable", "widths": [8, 8, 16]},
+        "head": {**DPM["head"], "upsampling": "convex"},
+        **RANGE,
+    }
+    network = build_network(node).eval()
+    torch.nn.init.normal_(network.head.weight, std=5.0)
+    torch.nn.init.normal_(network.head.upsampling.logits.weight, std=2.0)
+    return network
+
+
+@pytest.mark.parametrize("readout", ["mode", "local"])
+def test_student_learned_upsampling_blends_no_readout(convex, photo, readout):
+    """`mode` and `local` take each depth from one cell; `mean` blends them."""
+    student = Student(convex, "cpu", readout)
+    image = look_up(
+        torch.from_numpy(photo).permute(2, 0, 1)[None].contiguous(), colour_table()[None]
+    )
+    with torch.no_grad():
+        features = convex.features(image)
+        centres = bin_centres(convex.head.edges)
+        cells = read_out(convex.head.probabilities(features), centres, readout)
+    depths = student(photo)
+    assert depths.shape == (37, 50)
+    assert set(depths.flatten().tolist()) <= set(cells.clamp(0.5, 80).flatten().tolist())
+    blended = Student(convex, "cpu")(photo)
+    assert not set(blended.flatten().tolist()) <= set(cells.flatten().tolist())
+
+
+def test_student_margins_include_choice_of_cell(convex, photo):
+    """A pixel that can take its depth from either of two cells is as uncertain as two bins."""
+    student = Student(convex, "cpu", "mode")
+    pixels = torch.from_numpy(photo).permute(2, 0, 1)[None].contiguous()
+    margins = student.margins(pixels)
+    with torch.no_grad():
+        features = convex.features(look_up(pixels, colour_table()[None]))
+        of_cells = convex.head.upsampling.margins(features)[..., :37, :50]
+    assert margins.shape == (1, 1, 37, 50)
+    assert (margins <= of_cells).all()
+    assert (margins == of_cells).any()
+    assert (margins < of_cells).any()
+
+
+def test_student_confidence_beside_learned_upsampling(convex, photo):
+    """With confidence the depth is the same, and confidence is blended, 0 to 1."""
+    pixels = torch.from_numpy(photo).permute(2, 0, 1)[None].contiguous()
+    for readout in ("mean", "local"):
+        student = Student(convex, "cpu", readout)
+        alone, both = student.predict(pixels), student.predict(pixels, with_confidence=True)
+        torch.testing.assert_close(alone.depth, both.depth)
+        assert both.confidence.shape == (1, 1, 37, 50)
+        assert 0 <= both.confidence.min() < both.confidence.max() <= 1 + 1e-6

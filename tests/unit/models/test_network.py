@@ -7,7 +7,7 @@ import torch
 from support import golden
 from support import published_networks as published
 from torch import nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, max_pool2d
 
 from tiekd.config.recipe import load_recipe
 from tiekd.errors import RecipeError
@@ -28,6 +28,7 @@ LIGHT = {
     },
     "decoder": {"name": "densedepth", "widths": [8, 8, 16, 16], "extra_ups": 1},
 }
+COARSE = LIGHT | {"decoder": {"name": "separable", "widths": [8, 8, 16, 16]}}
 SMALL_BTS = {"encoder": {"name": "resnet", "depth": 18}, "decoder": {"name": "bts", "width": 128}}
 TRAINED = [name for name, case in published.cases()["cases"].items() if "train" in case]
 # What takes longer than its like, or than all others together.
@@ -102,9 +103,10 @@ def test_network_training_step_equals_published(name):
         assert state[key].norm().item() == pytest.approx(norm, rel=1e-5), key
 
 
-# The recipes for NYU have other depths and bins only, see test_network_recipes_nyu_match_kitti.
+# The recipes for NYU and folders have other depths and bins only, see
+# test_network_recipes_nyu_match_kitti.
 @pytest.mark.parametrize(
-    "stem", [marked(path.stem) for path in RECIPES if not path.stem.endswith("_nyu")]
+    "stem", [marked(path.stem) for path in RECIPES if not path.stem.endswith(("_nyu", "_folder"))]
 )
 def test_network_recipes_every_parameter_gets_gradient(stem):
     """Each parameter of each network recipe gets a finite, nonzero gradient."""
@@ -142,6 +144,12 @@ def test_network_recipes_nyu_match_kitti():
         "depthformer_swint_kitti",
         "depthformer_swint_nyu",
         "light_kitti",
+        "lite0_folder",
+        "lite0_kitti",
+        "lite0_nyu",
+        "lite2_folder",
+        "lite2_kitti",
+        "lite2_nyu",
         "mobilenet_v2_dpm_kitti",
         "mobilenet_v2_dpm_nyu",
         "mobilenet_v2_sigmoid_kitti",
@@ -170,6 +178,13 @@ def test_network_recipes_nyu_match_kitti():
             assert all(nyu[part] == kitti[part] for part in nyu.keys() - {"head", "max_depth"}), (
                 path
             )
+        if path.stem.endswith("_folder"):
+            folder, kitti = (
+                load_recipe(p)["network"]
+                for p in (path, path.with_stem(path.stem.replace("folder", "kitti")))
+            )
+            assert folder["head"] == kitti["head"] | {"spacing": "log", "sigma": 0.9}
+            assert folder | {"head": {}, "min_depth": 0.001} == kitti | {"head": {}}
 
 
 @pytest.mark.parametrize(
@@ -203,6 +218,28 @@ def test_network_half_weights_give_float32_depth(node, dtype):
     assert (got.depth - expected.depth).square().mean().sqrt() < rounding * scale
     got.divergence.mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+
+
+@pytest.mark.parametrize("size", [(64, 64), (75, 101)])
+def test_network_convex_depth_is_between_cells_around(size):
+    """With learned upsampling a pixel's depth is between those of the nine cells around it."""
+    network = small(COARSE, upsampling="convex").eval()
+    nn.init.normal_(network.head.weight)
+    nn.init.normal_(network.head.upsampling.logits.weight)
+    image = golden.image("convex", (2, 3, *size))
+    with torch.no_grad():
+        features = network.features(image)
+        cells = network.in_metres(network.head(features, size).depth)
+        depth = network(image).depth
+    assert depth.shape == (2, 1, *size)
+    assert tuple(cells.shape[2:]) == (-(-size[0] // 4), -(-size[1] // 4))
+    # Beyond the border no cell is 0.
+    high, low = max_pool2d(cells, 3, 1, 1), -max_pool2d(-cells, 3, 1, 1)
+    for bound, sign in ((high, 1), (low, -1)):
+        fine = bound.repeat_interleave(4, 2).repeat_interleave(4, 3)[..., : size[0], : size[1]]
+        assert (sign * (fine - depth) > -1e-4).all()
+    bilinear = interpolate(cells, size, mode="bilinear", align_corners=True)
+    assert (depth - bilinear).abs().max() > 0.1
 
 
 class FixedHead(nn.Module):

@@ -113,7 +113,8 @@ class Deployed(nn.Module):
         maps[0] = network.in_metres(maps[0], focal)
         is_smooth = self.readout == "mean", True  # for depth and for confidence
         return tuple(
-            self._at_own_size(*pair, size, own) for pair in zip(maps, is_smooth, strict=False)
+            self._at_own_size(network.upsampled(values, features, size, smooth), smooth, size, own)
+            for values, smooth in zip(maps, is_smooth, strict=False)
         )
 
     def _network_input(self, image: Tensor) -> Tensor:
@@ -134,7 +135,8 @@ class Deployed(nn.Module):
         """Resizes a map from the head's output size to the network's input, then to the image.
 
         Args:
-            values: (B, 1, h, w), depth or confidence per pixel of the head's output.
+            values: (B, 1, h, w), depth or confidence per pixel of the head's output, or already
+                upsampled to the network's input.
             smooth: True to interpolate bilinearly, False to use the nearest value.
             size: (height, width) of the network's input.
             own: (height, width) of the image at its own size.

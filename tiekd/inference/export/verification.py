@@ -154,8 +154,9 @@ class Reference:
             tie: Limit of the difference in probability, as in `Limits`; None to compare all pixels.
 
         Returns:
-            (B, 1, H, W) bool, False at pixels whose two likeliest bins differ in probability by
-            less than `tie`; None if all pixels are compared.
+            (B, 1, H, W) bool, False at pixels whose two likeliest bins, or with learned upsampling
+            two likeliest cells, differ in probability by less than `tie`; None if all pixels are
+            compared.
         """
         return None if tie is None else self.student.margins(pixels) >= tie
 

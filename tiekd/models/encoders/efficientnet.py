@@ -12,10 +12,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad, silu
+from torch.nn.functional import silu
 
 from tiekd.errors import RecipeError
 from tiekd.models.layers.batch_norm import BatchNorm2d
+from tiekd.models.layers.same_conv import SameConv2d
 
 # Variant -> (width, depth): factors on B0's numbers of channels and of blocks.
 VARIANTS = {"b0": (1.0, 1.0), "b1": (1.0, 1.1), "b2": (1.1, 1.2), "b3": (1.2, 1.4)}
@@ -117,43 +118,6 @@ class EfficientNet(nn.Module):
         if self.taps[-1] == CONV_HEAD:
             features.append(self.conv_head(x))
         return features
-
-
-class SameConv2d(nn.Conv2d):
-    """Convolution without bias and with TensorFlow's SAME padding.
-
-    The output's size is the input's size divided by the stride, rounded up. If the number of padded
-    pixels is odd, the right and the bottom get the additional one.
-
-    Args:
-        in_channels: number of input channels.
-        out_channels: number of output channels.
-        kernel: side of the kernel.
-        stride: stride in both directions.
-        groups: number of groups of channels.
-    """
-
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1
-    ):
-        super().__init__(in_channels, out_channels, kernel, stride, groups=groups, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Applies the layers that the class describes to x.
-
-        Args:
-            x: (B, in_channels, H, W).
-
-        Returns:
-            (B, out_channels, ceil(H / stride), ceil(W / stride)).
-        """
-        (kernel, _), (stride, _) = self.kernel_size, self.stride
-        down, across = (
-            max((math.ceil(n / stride) - 1) * stride + kernel - n, 0) for n in x.shape[2:]
-        )
-        if down or across:
-            x = pad(x, (across // 2, across - across // 2, down // 2, down - down // 2))
-        return super().forward(x)
 
 
 class SqueezeExcite(nn.Module):

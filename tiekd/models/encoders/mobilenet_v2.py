@@ -10,12 +10,12 @@ applies only to the first block of its stage. Left out: stages after the last re
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu6
 
 from tiekd.errors import RecipeError
 from tiekd.models.layers.batch_norm import BatchNorm2d
+from tiekd.models.layers.relu6 import relu6_in_place
 
 STEM_CHANNELS = 32
 STAGE_CHANNELS = (16, 24, 32, 64, 96, 160, 320)
@@ -158,7 +158,7 @@ class ConvNorm(nn.Module):
         x = self.bn(self.conv(x))
         if self.linear:
             return x
-        return relu6(x, inplace=True) if self.plain else _relu6(x)
+        return relu6(x, inplace=True) if self.plain else relu6_in_place(x)
 
 
 class InvertedResidual(nn.Module):
@@ -197,37 +197,6 @@ class InvertedResidual(nn.Module):
             (B, out_channels, ceil(H / stride), ceil(W / stride)).
         """
         return x + self.conv(x) if self.residual else self.conv(x)
-
-
-class _ReLU6(torch.autograd.Function):
-    """ReLU6 in place, whose gradient is computed from its result instead of its input.
-
-    The next convolution saves the result for backward anyway, so it takes no additional memory.
-    torch's own ReLU6 saves a copy of its input; these copies would be a third of the encoder's
-    activations that are saved for backward.
-    """
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        ctx.mark_dirty(x)
-        ctx.save_for_backward(relu6(x, inplace=True))
-        return x
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        # The gradient passes where 0 < result < 6, which holds exactly where 0 < x < 6.
-        return torch.ops.aten.hardtanh_backward(grad, ctx.saved_tensors[0], 0.0, 6.0)
-
-
-def _relu6(x: Tensor) -> Tensor:
-    """Applies ReLU6 to x, of any shape, in place and returns it.
-
-    Without gradients and under torch.compile the function calls torch's own ReLU6, which then needs
-    no more memory than `_ReLU6`.
-    """
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return relu6(x, inplace=True)
-    return _ReLU6.apply(x)
 
 
 def _checked(

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from tiekd.data.augment.augment import IMAGENET_MEAN, IMAGENET_STD
 from tiekd.errors import CheckpointError, RecipeError
 from tiekd.files import check_readable
 from tiekd.models.layers.batch_norm import BatchNorm2d
+from tiekd.models.layers.normalisation import Normalisation
 from tiekd.models.weights import state_dicts
 
 HUB = "hub"
@@ -125,53 +125,6 @@ class Timm(nn.Module):
                 ) from None
         tensors = _with_own_norms(backbone).state_dict()
         return {f"backbone.{name}": tensor for name, tensor in tensors.items()}, what
-
-
-class Normalisation(nn.Module):
-    """Converts images from ImageNet's normalisation to that of a backbone.
-
-    If the two are equal, every value stays the same. Mean and standard deviation are fp32 buffers
-    for colours from 0 to 255, whatever the dtype of the network.
-
-    Args:
-        mean: the backbone's mean of red, green and blue, for colours from 0 to 1.
-        std: the backbone's standard deviation of the same.
-    """
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float]):
-        super().__init__()
-        # Multiply by 255 in double precision: a mean and deviation equal to ImageNet's then equal
-        # those of the data pipeline, bit for bit.
-        for name, values in (("mean", mean), ("std", std)):
-            levels = torch.tensor([255 * value for value in values])
-            self.register_buffer(name, levels[:, None, None])
-        for name, values in (("imagenet_mean", IMAGENET_MEAN), ("imagenet_std", IMAGENET_STD)):
-            self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
-
-    def _apply(self, fn, recurse=True):
-        """Moves the module to another device like nn.Module, but keeps its buffers in fp32.
-
-        nn.Module calls this method for `to`, `half` and the like.
-
-        Args:
-            fn: function that moves or casts a tensor.
-            recurse: True to apply it to submodules, too.
-        """
-        before = dict(self.named_buffers())
-        super()._apply(fn, recurse)
-        for name, buffer in self.named_buffers():
-            setattr(self, name, before[name].to(buffer.device))
-        return self
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Returns the images in the backbone's normalisation, in the same shape and dtype.
-
-        Args:
-            image: (B, 3, H, W), normalised with ImageNet's mean and standard deviation.
-        """
-        scale = self.imagenet_std / self.std
-        offset = (self.imagenet_mean - self.mean) / self.std
-        return (image.float() * scale + offset).to(image.dtype)
 
 
 def _check_name(model: str) -> None:

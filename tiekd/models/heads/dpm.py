@@ -3,7 +3,8 @@
 The distribution is the softmax of a 1x1 convolution. The divergence from the target distribution
 is computed in the head and not in a loss, because the probabilities are never stored at full size
 (`tiekd.kernels` computes both). If the features are coarser than the image, the target distribution
-of a feature pixel is the mean of those of the image pixels that it covers.
+of a feature pixel is the mean of those of the image pixels that it covers, and the network resizes
+depth to the image: bilinearly, or by weights that are learned (`upsampling`).
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,10 @@ from tiekd.errors import RecipeError
 from tiekd.kernels import dpm
 from tiekd.kernels.reference import BEYOND, TARGETS
 from tiekd.kernels.target import bin_edges, check_sigma
+from tiekd.models.layers.convex_upsampling import ConvexUpsampling
 from tiekd.models.network import Prediction
+
+UPSAMPLINGS = ("bilinear", "convex")
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ class DpmOptions:
             them to the last bin's centre). "ignore" makes them invalid; the loss then needs
             `max_depth` to exclude them from its mean. Depths below min_depth are never dropped.
         spacing: spacing of the bins, "uniform" (published) or "log".
+        upsampling: how depth gets from features coarser than the image to the image, "bilinear" or
+            "convex", see `tiekd.models.layers.convex_upsampling`.
     """
 
     num_bins: int = 257
@@ -41,12 +47,17 @@ class DpmOptions:
     sigma: float = 0.5
     beyond: str = "clamp"
     spacing: str = "uniform"
+    upsampling: str = "bilinear"
 
     def __post_init__(self):
         if self.target not in TARGETS:
             raise RecipeError(f"target: got {self.target!r}; allowed: {', '.join(TARGETS)}")
         if self.beyond not in BEYOND:
             raise RecipeError(f"beyond: got {self.beyond!r}; allowed: {', '.join(BEYOND)}")
+        if self.upsampling not in UPSAMPLINGS:
+            raise RecipeError(
+                f"upsampling: got {self.upsampling!r}; allowed: {', '.join(UPSAMPLINGS)}"
+            )
         if not isinstance(self.num_bins, int) or self.num_bins < 2:
             raise RecipeError(
                 f"num_bins: got {self.num_bins}; a whole number of at least 2, published are 257 "
@@ -69,6 +80,8 @@ class Dpm(nn.Module):
     Attributes:
         kernel: the function that computes depth and divergence, `tiekd.kernels.dpm` or one of its
             implementations.
+        upsampling: the module by which `Network.upsampled` resizes the head's maps; None for
+            bilinear interpolation.
 
     Args:
         in_channels: number of feature channels.
@@ -88,6 +101,11 @@ class Dpm(nn.Module):
     ):
         super().__init__()
         num_bins = options.num_bins
+        if options.upsampling == "convex" and stride == 1:
+            raise RecipeError(
+                "upsampling: convex is for features coarser than the image, and this decoder's "
+                "aren't; leave it out, or let the decoder end at stride 2 or 4"
+            )
         with torch.device("cpu"):
             edges = bin_edges(num_bins, min_depth, max_depth, options.spacing)
             if options.target == "gaussian":
@@ -104,6 +122,9 @@ class Dpm(nn.Module):
         self.sigma = float(options.sigma)
         self.beyond = options.beyond
         self.kernel = dpm
+        self.upsampling = None
+        if options.upsampling == "convex":
+            self.upsampling = ConvexUpsampling(in_channels, stride)
 
     def forward(
         self, features: Tensor, image_size: tuple[int, int], target_depth: Tensor | None = None

@@ -20,6 +20,7 @@ from tiekd.models.build import build_network
 from tiekd.models.decoders.densedepth import TwoConvs
 from tiekd.models.encoders.mobilenet_v2 import ConvNorm
 from tiekd.models.heads.dpm import Dpm
+from tiekd.models.layers.relu6 import ReLU6
 from tiekd.models.layers.upsampled import UpsampledConv
 from tiekd.training import criterion as criteria
 from tiekd.training.optimizer import OPTIMIZERS
@@ -183,7 +184,7 @@ def make_plain(network: nn.Module) -> nn.Module:
         network: a network as `build_network` returns it.
     """
     for module in network.modules():
-        if isinstance(module, (UpsampledConv, TwoConvs, ConvNorm)):
+        if isinstance(module, (UpsampledConv, TwoConvs, ConvNorm, ReLU6)):
             module.plain = True
         elif isinstance(module, Dpm):
             module.kernel = reference.dpm

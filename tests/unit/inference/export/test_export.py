@@ -41,6 +41,12 @@ from tiekd.models.build import build_network
 
 DEEPER = {**DECODER, "widths": [8, 24], "extra_ups": 2}
 SIGMOID = {"encoder": ENCODER, "decoder": DEEPER, "head": {"name": "sigmoid"}, **RANGE}
+LITE = {
+    "encoder": {"name": "efficientnet_lite", "taps": [0]},
+    "decoder": {"name": "separable", "widths": [8]},
+    "head": {"name": "dpm", "num_bins": 33, "sigma": 2.0, "upsampling": "convex"},
+    **RANGE,
+}
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +76,24 @@ def test_export_attention_network(suffix, tmp_path):
     assert path.is_file()
     assert agreed.high > agreed.low
     assert agreed.depth_max < 1e-3
+
+
+@torch.no_grad()
+def test_trace_of_lite_with_learned_upsampling_is_valid_for_any_size():
+    """SAME padding and learned upsampling trace for any size; no depth is blended but its mean."""
+    torch.manual_seed(0)
+    network = build_network(LITE).eval()
+    nn.init.normal_(network.head.weight)
+    nn.init.normal_(network.head.upsampling.logits.weight)
+    deployed = Deployed(network, "local", confidence=True)
+    run = program_format.trace(deployed, (32, 48), torch.uint8, open_sizes=True).module()
+    for shape in ((1, 33, 20), (2, 7, 18)):
+        image = random_image(*shape[1:], seed=4, batch=shape[0])
+        depth, confidence = run(image)
+        wanted = Student(network, "cpu", "local").predict(image, with_confidence=True)
+        assert wanted.depth.max() > wanted.depth.min() + 1
+        assert ((depth - wanted.depth).abs() < 1e-3).float().mean() > 0.98
+        assert (confidence - wanted.confidence).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize("size", [SMALL, ODD])

@@ -8,6 +8,8 @@ from tiekd.errors import RecipeError
 from tiekd.kernels import layouts
 from tiekd.models.decoders.bts import Bts, Reduction, spread_planes, to_planes
 from tiekd.models.decoders.densedepth import DenseDepth
+from tiekd.models.decoders.separable import Separable
+from tiekd.models.layers.batch_norm import BatchNorm2d
 from tiekd.tools.benchmarks.training import make_plain
 
 CHANNELS, STRIDES = (8, 16, 16, 24, 32), (2, 4, 8, 16, 32)
@@ -191,4 +193,49 @@ def test_bts_rejects_invalid_arguments(strides, width, words):
     """Unsupported strides or an invalid width raise a RecipeError."""
     with pytest.raises(RecipeError) as error:
         Bts(CHANNELS[: len(strides)], strides, width)
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (75, 101)])
+def test_separable_output_has_finest_features_size(size):
+    """The separable decoder's output has the finest feature's stride and size."""
+    decoder = Separable(CHANNELS, STRIDES, (8, 12, 16, 16, 24)).eval()
+    with torch.no_grad():
+        out = decoder(features(size), size)
+    assert (decoder.channels, decoder.stride) == (8, 2)
+    assert tuple(out.shape) == (2, 8, -(-size[0] // 2), -(-size[1] // 2))
+    assert (out > 0).float().mean() > 0.2
+
+
+def test_separable_first_output_is_near_features():
+    """At first the output has a mean square near 1 for features of any scale, and no dead layer."""
+    torch.manual_seed(0)
+    decoder = Separable(CHANNELS, STRIDES, (16, 16, 16, 16, 16))
+    out = decoder([50 * feature for feature in features((64, 96))], (64, 96))
+    assert 0.3 < out.square().mean() < 10
+    out.square().mean().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in decoder.parameters())
+
+
+def test_separable_norms_count_only_pixels_of_the_image():
+    """All norms are the project's, which leave out padding and cover all ranks."""
+    decoder = Separable(CHANNELS, STRIDES, (8, 8, 8, 8, 8))
+    norms = [m for m in decoder.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    # One after the deepest feature's convolution, and of each level two and two a block.
+    assert len(norms) == 1 + 4 * (2 + 2 * 2)
+    assert {type(norm) for norm in norms} == {BatchNorm2d}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"widths": [8, 8]}, "widths: got [8, 8]; 5 whole numbers above 0"),
+        ({"widths": [8, 8, 8, 8, 0]}, "widths: got [8, 8, 8, 8, 0]"),
+        ({"widths": [8] * 5, "blocks": 0}, "blocks: got 0; a whole number of at least 1"),
+    ],
+)
+def test_separable_rejects_invalid_arguments(arguments, words):
+    """Wrong widths or blocks raise a RecipeError."""
+    with pytest.raises(RecipeError) as error:
+        Separable(CHANNELS, STRIDES, **arguments)
     assert words in str(error.value)

@@ -15,8 +15,9 @@ from tiekd.data.augment.augment import IMAGENET_MEAN, IMAGENET_STD
 from tiekd.errors import CheckpointError, RecipeError
 from tiekd.inference.export.norms import fold_norms
 from tiekd.models.build import build_network
-from tiekd.models.encoders.timm import Normalisation, Timm
+from tiekd.models.encoders.timm import Timm
 from tiekd.models.layers.batch_norm import BatchNorm2d
+from tiekd.models.layers.normalisation import Normalisation
 from tiekd.models.weights import pretrained, state_dicts
 
 HALVES = "test_resnet"  # normalises by a mean and deviation of 0.5

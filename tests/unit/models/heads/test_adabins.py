@@ -6,12 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from support import golden
-from torch.nn.functional import conv2d
 
 from tiekd.config.recipe import load_recipe
 from tiekd.errors import RecipeError
 from tiekd.models.build import build_network
-from tiekd.models.encoders.efficientnet import EfficientNet, SameConv2d
+from tiekd.models.encoders.efficientnet import EfficientNet
 from tiekd.models.flip import predict
 from tiekd.models.heads.adabins import bin_centres
 from tiekd.models.layers.mini_vit import MiniViT
@@ -185,18 +184,6 @@ def test_efficientnet_features_have_declared_shapes(size):
     assert [tuple(f.shape) for f in features] == [
         (1, c, -(-size[0] // s), -(-size[1] // s)) for c, s in declared
     ]
-
-
-def test_same_conv2d_pads_odd_pixel_at_end():
-    """SAME padding of an even size adds its one pixel at the end."""
-    x = torch.arange(1.0, 9).view(1, 1, 1, 8).expand(1, 1, 8, 8)
-    convolution = SameConv2d(1, 1, 3, stride=2)
-    convolution.weight.data.fill_(1)
-    # Even size: nothing is padded in front, one pixel behind. Odd size: one on each side.
-    assert convolution(x)[0, 0, 1].tolist() == [18, 36, 54, 45]
-    assert torch.equal(
-        convolution(x[..., :7, :7]), conv2d(x[..., :7, :7], convolution.weight, stride=2, padding=1)
-    )
 
 
 def test_bin_centres_fill_range_in_order():

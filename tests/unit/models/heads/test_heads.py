@@ -247,3 +247,13 @@ def test_dpm_head_rejects_invalid_arguments(arguments, words):
 def test_dpm_head_released_accepts_any_sigma():
     """With the released target a sigma below half a bin is accepted."""
     assert dpm_head(target="released", sigma=0.1).sigma == 0.1
+
+
+def test_dpm_head_rejects_convex_upsampling_at_image_resolution():
+    """Learned upsampling needs coarser features; an unknown one is refused by name."""
+    with pytest.raises(RecipeError, match="upsampling: convex is for features coarser"):
+        dpm_head(stride=1, upsampling="convex")
+    with pytest.raises(RecipeError, match="upsampling: got 'nearest'; allowed: bilinear, convex"):
+        dpm_head(stride=2, upsampling="nearest")
+    assert dpm_head(stride=2).upsampling is None
+    assert dpm_head(stride=4, upsampling="convex").upsampling.factor == 4
