@@ -390,13 +390,29 @@ def build_hooks(
                 resize=recipe.resize,
             )
         )
-    for node in recipe.node.get("hooks", []):
-        hook = build(node, folder, "hooks")
-        check_moments(hook, f"hooks ({node['name']})")
-        hooks.append(hook)
+    hooks += _own_hooks(recipe, log)
     saving = {"name": "checkpoint", **recipe.section("checkpoint")}
     hooks.append(build(saving, folder, "checkpoint", hooks=list(hooks), info=log.info))
     return hooks, log
+
+
+def _own_hooks(recipe: Recipe, log: TextLog) -> list[Hook]:
+    """Builds the hooks that the recipe's list `hooks` names, in its order.
+
+    Args:
+        recipe: The run's recipe.
+        log: The text log, to which they may write.
+    """
+    evaluation = recipe.evaluation if recipe.train.validate else None
+    built = []
+    for node in recipe.node.get("hooks", []):
+        # A hook from outside the project may have arguments of these names with another meaning.
+        is_outside = isinstance(node, dict) and "." in str(node.get("name"))
+        given = {} if is_outside else {"evaluation": evaluation, "info": log.info}
+        hook = build(node, "tiekd.training.hooks", "hooks", **given)
+        check_moments(hook, f"hooks ({node['name']})")
+        built.append(hook)
+    return built
 
 
 def load_weights(network: nn.Module, recipe: Recipe) -> list[str]:

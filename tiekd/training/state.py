@@ -50,6 +50,7 @@ class TrainState:
         trained_on: The images that the weights were trained on, on rank 0; None if unknown.
         stop_reason: The reason to stop training after this iteration; None to continue. A hook sets
             it, on every rank after the same iteration.
+        stopped_early: True if that reason completes the run, so that it needn't be resumed.
     """
 
     engine: object
@@ -81,6 +82,7 @@ class TrainState:
     orphaned: bool = False
     trained_on: TrainedOn | None = None
     stop_reason: str | None = None
+    stopped_early: bool = False
 
     def begin_iteration(self) -> None:
         """Clears the values that `record` collects over an iteration's micro-batches."""
