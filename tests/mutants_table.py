@@ -41,6 +41,66 @@ class Mutant(NamedTuple):
 
 MUTANTS = [
     Mutant(
+        "an_evaluation_too_late_for_the_patience",
+        "tiekd.training.hooks.early_stop",
+        "EarlyStop.after_evaluation",
+        "self.waited >= self.patience and not state.ends",
+        "self.waited > self.patience and not state.ends",
+        ("tests/unit/training/hooks/test_early_stop.py",),
+    ),
+    Mutant(
+        "each_rank_counts_its_own_evaluations",
+        "tiekd.training.hooks.early_stop",
+        "EarlyStop.after_evaluation",
+        """
+            self.best, self.best_iteration, self.waited = comm.broadcast_object(
+                (self.best, self.best_iteration, self.waited)
+            )
+            """,
+        "pass",
+        ("tests/system/ranks/test_early_stop.py",),
+    ),
+    Mutant(
+        "early_stop_without_min_delta",
+        "tiekd.training.hooks.early_stop",
+        "EarlyStop._is_better",
+        "abs(value - self.best) > self.min_delta",
+        "True",
+        ("tests/unit/training/hooks/test_early_stop.py",),
+    ),
+    Mutant(
+        "skipped_steps_move_the_average",
+        "tiekd.engine.moving_average",
+        "MovingAverage.update",
+        "new * (1 - skipped.float())",
+        "new * torch.ones_like(skipped)",
+        ("tests/unit/engine/test_moving_average.py",),
+    ),
+    Mutant(
+        "weights_are_never_averaged",
+        "tiekd.training.build",
+        "build_hooks",
+        "[hook for hook in own if isinstance(hook, Ema)]",
+        "[]",
+        ("tests/unit/training/hooks/test_ema.py",),
+    ),
+    Mutant(
+        "checkpoints_export_the_newest_weights",
+        "tiekd.engine.checkpoint",
+        "write_files",
+        "weights if average is None else averaged",
+        "weights",
+        ("tests/system/test_changing_ranks.py",),
+    ),
+    Mutant(
+        "a_resume_trains_the_average",
+        "tiekd.engine.checkpoint",
+        "load",
+        "trained if trained.is_file() else checkpoint / STUDENT",
+        "checkpoint / STUDENT",
+        ("tests/system/test_changing_ranks.py",),
+    ),
+    Mutant(
         "maps_are_written_beside_images",
         "tiekd.tools.cache_teacher",
         "_claim",

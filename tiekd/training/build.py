@@ -44,6 +44,7 @@ from tiekd.training.criterion import Criterion
 from tiekd.training.evaluation_hook import Evaluation
 from tiekd.training.hook import Hook, check_moments
 from tiekd.training.hooks.counting import PixelsCount
+from tiekd.training.hooks.ema import Ema
 from tiekd.training.hooks.guard import Guard
 from tiekd.training.hooks.preemption import Preemption
 from tiekd.training.hooks.text_log import TextLog
@@ -371,12 +372,14 @@ def build_hooks(
         max_depth=recipe.max_depth_m,
         frames=frames,
     )
-    # Put the hooks in order: logs, hooks that may stop the run, evaluation, the user's hooks,
-    # checkpoint.
+    # Put the hooks in order: logs, hooks that may stop the run, the average of the weights, which
+    # is evaluated, evaluation, the user's hooks, checkpoint.
     hooks: list[Hook] = [log, board, Preemption(), Guard(log, recipe.train.max_bad_iterations)]
     hooks += [PixelsCount(log), KeptMemory()]
     if unreadable is not None:
         hooks.append(UnreadableSamples(unreadable, log))
+    own = _own_hooks(recipe, log)
+    hooks += [hook for hook in own if isinstance(hook, Ema)]
     if recipe.train.validate:
         hooks.append(
             Evaluation(
@@ -390,7 +393,7 @@ def build_hooks(
                 resize=recipe.resize,
             )
         )
-    hooks += _own_hooks(recipe, log)
+    hooks += [hook for hook in own if not isinstance(hook, Ema)]
     saving = {"name": "checkpoint", **recipe.section("checkpoint")}
     hooks.append(build(saving, folder, "checkpoint", hooks=list(hooks), info=log.info))
     return hooks, log
@@ -412,6 +415,8 @@ def _own_hooks(recipe: Recipe, log: TextLog) -> list[Hook]:
         hook = build(node, "tiekd.training.hooks", "hooks", **given)
         check_moments(hook, f"hooks ({node['name']})")
         built.append(hook)
+    if sum(isinstance(hook, Ema) for hook in built) > 1:
+        raise RecipeError("hooks: ema is there twice; a run has one average, so remove one")
     return built
 
 

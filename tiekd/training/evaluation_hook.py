@@ -11,7 +11,6 @@ from tiekd.data import trained_on
 from tiekd.data.loading.loader import Loading
 from tiekd.data.resize import OWN_SIZE, Resize
 from tiekd.distributed import comm
-from tiekd.engine import full_state
 from tiekd.evaluation import metrics
 from tiekd.evaluation.evaluate import EvaluationProtocol, EvaluationSettings, evaluate
 from tiekd.models.flip import Predictor
@@ -94,7 +93,7 @@ class Evaluation(Hook):
 
     def _evaluate(self, state) -> None:
         # Gather the weights on rank 0, and copy them into every rank's replica.
-        weights = full_state.weights(state.engine)
+        weights = state.weights()
         self._fill_replica(weights)
         state.metrics = evaluate(
             Predictor(self.replica, self.settings.flip),
@@ -175,6 +174,8 @@ class Evaluation(Hook):
             try:
                 facts = {"metrics": state.metrics, "resize": self.resize.node()}
                 facts |= trained_on.as_plain(state.trained_on)
+                if state.average is not None:
+                    facts[weights_file.AVERAGED] = state.average.description()
                 weights_file.replace_best(
                     path, weights, state.recipe["network"], state.iteration, **facts
                 )

@@ -147,6 +147,7 @@ def restore(state: TrainState, path: Path | None, log: TextLog) -> None:
     if path is not None:
         # Restore the engine first: the checks and hooks below need the checkpoint's iteration.
         state.iteration, hook_states = checkpoint.load(state.engine, path)
+        state.resumed_from = path
         _check_end(state, path)
         if comm.is_main():
             before = trained_on.read(path / checkpoints.STUDENT)

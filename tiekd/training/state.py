@@ -7,6 +7,8 @@ from torch import Tensor
 
 from tiekd.data.batch import Batch
 from tiekd.data.trained_on import TrainedOn
+from tiekd.engine import full_state
+from tiekd.engine.moving_average import MovingAverage
 from tiekd.engine.step import Step
 from tiekd.models.network import Prediction
 from tiekd.training.hook import Hook
@@ -28,6 +30,9 @@ class TrainState:
         by_epoch: True if the recipe gives the length of training in epochs.
         hooks: The hooks, in the order in which they are called.
         step: The object that runs a micro-batch on the engine; None until training begins.
+        average: The moving average of the weights, which the hook ema sets before training; None
+            without that hook.
+        resumed_from: The folder of the checkpoint from which the run resumed; None for a new run.
         iteration: The number of finished iterations.
         lr: The learning rates of this iteration, one per parameter group.
         momentum: The momenta of this iteration, one per parameter group.
@@ -64,6 +69,8 @@ class TrainState:
     by_epoch: bool
     hooks: list[Hook] = field(default_factory=list)
     step: Step | None = None
+    average: MovingAverage | None = None
+    resumed_from: Path | None = None
     iteration: int = 0
     lr: list[float] = field(default_factory=list)
     momentum: list[float] = field(default_factory=list)
@@ -134,6 +141,16 @@ class TrainState:
             by: The unit of `every`: "epoch" or "iteration".
         """
         return self.iteration % self.period(every, by) == 0
+
+    def weights(self) -> dict[str, Tensor]:
+        """Gathers the weights that are evaluated and exported on rank 0. Collective.
+
+        They are those of the moving average if there is one, else the newest.
+
+        Returns:
+            On rank 0 fp32 tensors on the CPU by name; empty on other ranks.
+        """
+        return full_state.weights(self.engine) if self.average is None else self.average.weights()
 
     @property
     def is_last(self) -> bool:
