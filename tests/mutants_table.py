@@ -41,6 +41,54 @@ class Mutant(NamedTuple):
 
 MUTANTS = [
     Mutant(
+        "neighbours_of_validation_are_trained_on",
+        "tiekd.data.datasets.folder",
+        "_names_of",
+        "frames.keys() - validation - gap",
+        "frames.keys() - validation",
+        ("tests/unit/data/datasets/test_folder.py",),
+    ),
+    Mutant(
+        "frame_10_comes_before_frame_2",
+        "tiekd.data.held_out",
+        "_in_order.key",
+        "(1, int(part), part) if part.isdecimal() else (0, 0, part)",
+        "(0, 0, part)",
+        ("tests/unit/data/test_held_out.py",),
+    ),
+    Mutant(
+        "agreement_is_logged_as_accuracy",
+        "tiekd.training.hooks.text_log",
+        "TextLog.after_evaluation",
+        '"Summary:" if agreement is None else f"Summary, {agreement.label}:"',
+        '"Summary:"',
+        ("tests/unit/training/hooks/test_text_log.py",),
+    ),
+    Mutant(
+        "agreement_is_plotted_beside_accuracy",
+        "tiekd.tools.plot_log",
+        "_title",
+        "ours and others",
+        "False",
+        ("tests/unit/tools/test_plot_log.py",),
+    ),
+    Mutant(
+        "the_teacher_sees_the_students_size",
+        "tiekd.evaluation.agreement",
+        "Reference.targets",
+        "self.resize in (None, resize)",
+        "True",
+        ("tests/unit/evaluation/test_agreement.py",),
+    ),
+    Mutant(
+        "maps_of_validation_frames_are_not_cached",
+        "tiekd.tools.cache_teacher",
+        "run",
+        'args.split == "train" and recipe.scores_teacher and recipe.validates',
+        "False",
+        ("tests/unit/tools/test_cache_teacher.py",),
+    ),
+    Mutant(
         "an_evaluation_too_late_for_the_patience",
         "tiekd.training.hooks.early_stop",
         "EarlyStop.after_evaluation",
@@ -1280,7 +1328,7 @@ MUTANTS = [
     Mutant(
         "points_before_the_near_side_hang_in_mid_air",
         "tiekd.evaluation.edge_metric",
-        "mid_air",
+        "_masks",
         "(prediction > near * (1 + tolerance)) & (prediction < far * (1 - tolerance))",
         "prediction < far * (1 - tolerance)",
         ("tests/unit/evaluation/test_edge_metric.py",),

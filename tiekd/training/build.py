@@ -50,6 +50,7 @@ from tiekd.training.hooks.preemption import Preemption
 from tiekd.training.hooks.text_log import TextLog
 from tiekd.training.kept_memory_hook import KeptMemory
 from tiekd.training.optimizer import build_optimizer
+from tiekd.training.reference import reference_of
 from tiekd.training.schedules import Schedule
 from tiekd.training.settings import Recipe
 from tiekd.training.state import TrainState
@@ -381,18 +382,19 @@ def build_hooks(
     own = _own_hooks(recipe, log)
     hooks += [hook for hook in own if isinstance(hook, Ema)]
     if recipe.train.validate:
-        hooks.append(
-            Evaluation(
-                evaluation,
-                val_set,
-                replica,
-                device,
-                recipe.loading,
-                log.info,
-                terminal=sys.stderr,
-                resize=recipe.resize,
-            )
+        hook = Evaluation(
+            evaluation,
+            val_set,
+            replica,
+            device,
+            recipe.loading,
+            log.info,
+            terminal=sys.stderr,
+            resize=recipe.resize,
         )
+        if recipe.scores_teacher:
+            hook.reference = reference_of(teacher, recipe.teacher, val_set)
+        hooks.append(hook)
     hooks += [hook for hook in own if not isinstance(hook, Ema)]
     saving = {"name": "checkpoint", **recipe.section("checkpoint")}
     hooks.append(build(saving, folder, "checkpoint", hooks=list(hooks), info=log.info))

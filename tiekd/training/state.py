@@ -10,6 +10,7 @@ from tiekd.data.trained_on import TrainedOn
 from tiekd.engine import full_state
 from tiekd.engine.moving_average import MovingAverage
 from tiekd.engine.step import Step
+from tiekd.evaluation.agreement import Agreement
 from tiekd.models.network import Prediction
 from tiekd.training.hook import Hook
 
@@ -51,6 +52,8 @@ class TrainState:
             ground truth in a run without a teacher.
         metrics: The metrics of the last evaluation, by name.
         num_evaluated: The number of images in the last evaluation, on all ranks together.
+        agreement: What the log adds to metrics that compare with the teacher; None if the metrics
+            of the last evaluation compare with ground truth.
         orphaned: True if the run stops because its launcher has died.
         trained_on: The images that the weights were trained on, on rank 0; None if unknown.
         stop_reason: The reason to stop training after this iteration; None to continue. A hook sets
@@ -86,6 +89,7 @@ class TrainState:
     teacher_depth: Tensor | None = None
     metrics: dict[str, float] | None = None
     num_evaluated: int = 0
+    agreement: Agreement | None = None
     orphaned: bool = False
     trained_on: TrainedOn | None = None
     stop_reason: str | None = None
