@@ -168,7 +168,10 @@ class TensorBoard(Hook):
         if self.image_interval and self.frames is not None:
             shown = self.frames.views()
             for number, view in enumerate(shown, start=1):
-                overall = overview(view, self.max_depth, "ground truth")
+                # Draw the error against what the metrics compare with, if that is known here.
+                is_agreement = state.agreement is not None and view.teacher is not None
+                against = "teacher" if is_agreement else "ground truth"
+                overall = overview(view, self.max_depth, against)
                 self._write_image(f"val/pictures_{number}", overall, state.iteration)
                 self._write_image(f"val/why_{number}", why(view, self.max_depth), state.iteration)
             # Histogram bins of equal width, the same at each evaluation. Numpy's automatic choice

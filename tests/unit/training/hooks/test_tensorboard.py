@@ -254,11 +254,21 @@ def test_tensorboard_evaluation_images_and_errors(tmp_path):
     assert (value.num, value.min, value.max, value.sum) == (3, -1.5, 0.5, -0.75)
 
 
-def test_tensorboard_tags_agreement(tmp_path):
-    """Figures against the teacher have tags of their own, never those of accuracy."""
-    state = make_state(tmp_path, [TextLog(10), TensorBoard(10, image_interval=0)])
+def test_tensorboard_tags_agreement(tmp_path, monkeypatch):
+    """Figures against the teacher have tags of their own, never those of accuracy.
+
+    Images show the error against the teacher, where the teacher's depth is known.
+    """
+    drawn = []
+    monkeypatch.setattr(tensorboard, "overview", lambda *arguments: drawn.append(arguments[-1]))
+    plain = View(np.zeros((16, 32, 3), np.uint8), *[np.ones((16, 32), np.float32)] * 3)
+    shown = [plain, plain._replace(teacher=None)]
+    frames = SimpleNamespace(views=lambda: shown, errors_by_range=lambda _: {})
+    board = TensorBoard(10, image_interval=100, frames=frames)
+    state = make_state(tmp_path, [TextLog(10), board])
     state.agreement = Agreement("agreement", {"abs_rel_at_edges": 0.5}, "")
     train(state, 10, validate_every=10)
+    assert drawn == ["teacher", "ground truth"]
     for hook in state.hooks:
         hook.after_train(state)
     scalars, _ = read(tmp_path)
