@@ -1,12 +1,13 @@
 """One run on two ranks, one, and two again, at ZeRO stages 1, 0, 3 and 2.
 
-It equals the run that never changed.
+It equals the run that never changed, and so does the moving average of its weights.
 """
 
 import json
 from pathlib import Path
 
 import pytest
+import torch
 from support import programs, recipes
 
 LEGS = [(5, 2, "fp32_zero1"), (10, 1, "fp32"), (15, 2, "zero3_sharded"), (20, 2, "fp32_zero2")]
@@ -22,7 +23,7 @@ def recipe(ground: Path) -> dict:
     node["schedule"] = {"name": "constant"}
     node["evaluation"] |= {"interval": 5, "by": "iteration"}
     node["checkpoint"] = {"interval": 5, "by": "iteration", "keep_last": 9}
-    node["hooks"] = [recipes.RECORDER, {"name": "support.parts.entry"}]
+    node["hooks"] = [recipes.RECORDER, {"name": "support.parts.entry"}, {"name": "ema"}]
     return node
 
 
@@ -48,13 +49,40 @@ def work_dirs(ground, tmp_path_factory) -> tuple[Path, Path]:
     return folder / "straight", folder / "legs"
 
 
+def trained(work_dir: Path, iteration: int = 20) -> dict[str, torch.Tensor]:
+    """Returns the newest weights, not the averaged ones, in the checkpoint of an iteration."""
+    path = work_dir / "checkpoints" / f"iter_{iteration}" / "trained.pth"
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
 def test_changing_ranks_keeps_losses_and_weights(work_dirs):
     """Losses and weights over four legs equal those of the run that never changed."""
     straight, legs = work_dirs
     assert [row["iteration"] for row in programs.recorded(legs)] == list(range(1, 21))
     assert programs.losses(legs) == pytest.approx(programs.losses(straight), rel=2e-6)
-    for name, tensor in programs.student(straight).items():
-        assert (tensor - programs.student(legs)[name]).abs().max() <= 1e-5, name
+    for weights in (trained, programs.student):
+        for name, tensor in weights(straight).items():
+            assert (tensor - weights(legs)[name]).abs().max() <= 1e-5, name
+
+
+def test_changing_ranks_averages_every_iteration(work_dirs):
+    """The average of four legs counts 20 iterations, and isn't the newest weights.
+
+    The weights files of checkpoints and of the best evaluation say that they are of the average.
+    """
+    folder = work_dirs[1]
+    for path in (folder / "checkpoints" / "iter_20" / "student.pth", folder / "best_abs_rel.pth"):
+        file = torch.load(path, weights_only=True)
+        of_all = {"decay": 0.999, "warms_up": True, "num_updates": file["iteration"]}
+        assert file["averaged"] == of_all, path
+    averaged, newest = programs.student(folder), trained(folder)
+    for name, tensor in newest.items():
+        if tensor.is_floating_point():
+            assert 1e-6 < (averaged[name] - tensor).abs().max() < 1, name
+        else:
+            assert torch.equal(averaged[name], tensor), name
+    told = "EMA: evaluations, best weights and student.pth are of the moving average"
+    assert programs.log_text(folder).count(told) == 4
 
 
 def test_changing_ranks_legs_have_given_layout(work_dirs):
@@ -76,7 +104,7 @@ def test_resume_evaluation_equals_one_before(work_dirs):
     assert list(after) == [0, 5, 10, 15]
     for iteration in (5, 10, 15):
         assert after[iteration]["metrics"] == pytest.approx(before[iteration], abs=1e-6)
-        saved = programs.student(work_dirs[1], iteration)
+        saved = trained(work_dirs[1], iteration)
         statistics = after[iteration]["statistics"]
         assert len(statistics) == 6
         assert {name: saved[name].tolist() for name in statistics} == statistics

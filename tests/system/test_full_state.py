@@ -1,4 +1,4 @@
-"""Weights and moments out of an engine of one ZeRO stage, into one of another stage and ranks."""
+"""Weights, moments and the moving average out of one ZeRO stage, into another stage and ranks."""
 
 import os
 
@@ -18,7 +18,7 @@ STAGES = {
 }
 SCALE = {"fp16": {"enabled": True, "initial_scale_power": 4}}
 STAGES |= {f"{name}_fp16": merge(config, SCALE) for name, config in STAGES.items()}
-STEPS = 3
+STEPS, DECAY = 3, 0.3
 
 
 class Net(nn.Module):
@@ -60,37 +60,46 @@ def make(config: dict, world_size: int):
     return engine, Step(engine, resolved, 1.0)
 
 
-def train(engine, step, first: int) -> None:
+def train(engine, step, average, first: int) -> None:
     for i in range(first, first + STEPS):
         samples = torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(i))
         mine = samples.chunk(torch.distributed.get_world_size())[torch.distributed.get_rank()]
         step.backward(engine(mine).square().mean())
+        average.update(step.skipped)
 
 
 def first_half(rank: int, world_size: int = 2) -> dict:
     from tiekd.engine import full_state
+    from tiekd.engine.moving_average import MovingAverage
 
     start(rank, world_size)
     values = {}
     for name, config in STAGES.items():
         engine, step = make(config, world_size)
         before = full_state.moments(engine)
-        train(engine, step, 0)
-        values[name] = (before, full_state.weights(engine), full_state.moments(engine))
+        average = MovingAverage(engine, DECAY)
+        train(engine, step, average, 0)
+        averaged = average.weights()
+        taken = full_state.weights(engine), full_state.moments(engine), averaged
+        values[name] = (before, *taken)
     return values
 
 
 def second_half(rank: int, world_size: int, given: dict) -> dict:
     from tiekd.engine import full_state
+    from tiekd.engine.moving_average import MovingAverage
 
     start(rank, world_size)
     values = {}
-    for name, (weights, moments) in given.items():
+    for name, (weights, moments, averaged) in given.items():
         engine, step = make(STAGES[name], world_size)
         full_state.restore(engine, weights, moments)
+        average = MovingAverage(engine, DECAY)
+        average.restore(averaged, STEPS)
         taken = full_state.weights(engine), full_state.moments(engine)
-        train(engine, step, STEPS)
-        values[name] = (*taken, full_state.weights(engine))
+        got = average.weights()
+        train(engine, step, average, STEPS)
+        values[name] = (*taken, full_state.weights(engine), got, average.weights())
     return values
 
 
@@ -117,7 +126,7 @@ def halves(tmp_path_factory) -> tuple[dict, dict]:
 @pytest.mark.parametrize("stage", STAGES)
 def test_moments_full_shape_for_every_parameter(halves, stage):
     """The moments of every parameter are gathered in full shape and fp32, with the step."""
-    before, weights, moments = halves[0][stage]
+    before, weights, moments, _ = halves[0][stage]
     assert before == {}
     assert moments.keys() == {name for name, _ in Net().named_parameters()}
     for name, kept in moments.items():
@@ -140,14 +149,17 @@ def test_weights_equal_across_zero_stages(halves, stage):
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("stage", STAGES)
 def test_restore_keeps_weights_and_moments_bits(halves, stage, ranks):
-    """Restored weights and moments are read back bit for bit on one and two ranks."""
+    """Restored weights, moments and averages are read back bit for bit on one and two ranks."""
     order = list(STAGES)
-    _, weights, moments = halves[0][order[order.index(stage) - 1]]
-    got_weights, got_moments, _ = halves[1][ranks][stage]
+    _, weights, moments, averaged = halves[0][order[order.index(stage) - 1]]
+    got_weights, got_moments, _, got_averaged, _ = halves[1][ranks][stage]
     for name, value in weights.items():
         assert torch.equal(got_weights[name], value), name
     for name, kept in moments.items():
         assert all(torch.equal(got_moments[name][key], value) for key, value in kept.items()), name
+    assert averaged.keys() == weights.keys() == got_averaged.keys()
+    for name, value in averaged.items():
+        assert torch.equal(got_averaged[name], value), name
 
 
 @pytest.mark.parametrize("stage", ["1", "2", "3"])
@@ -165,16 +177,23 @@ def test_restored_training_independent_of_stage(halves, stage):
 
 
 def test_restored_training_equals_plain_torch(halves):
-    """Two halves of training with a restore between give the weights of plain PyTorch."""
+    """Two halves of training with a restore between give weights and averages of plain PyTorch."""
     network = Net()
     optimizer = torch.optim.AdamW(network.parameters(), lr=0.01, eps=1e-4)
+    averages = {name: value.clone() for name, value in network.state_dict().items()}
     for i in range(2 * STEPS):
         optimizer.zero_grad()
         samples = torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(i))
         network(samples).square().mean().backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
-    for name, value in network.state_dict().items():
-        torch.testing.assert_close(
-            halves[1][1]["3"][2][name], value, rtol=1e-5, atol=1e-6, msg=name
-        )
+        # The decay rises from 0.1 to DECAY.
+        decay = min(DECAY, (1 + i) / (10 + i))
+        for name, value in network.state_dict().items():
+            averages[name] = decay * averages[name] + (1 - decay) * value
+    averages["norm.num_batches_tracked"] = network.norm.num_batches_tracked
+    for stage, ranks in (("3", 1), ("1", 2), ("2", 1), ("3", 2)):
+        _, _, weights, _, averaged = halves[1][ranks][stage]
+        for got, want in ((weights, network.state_dict()), (averaged, averages)):
+            for name, value in want.items():
+                torch.testing.assert_close(got[name], value, rtol=1e-5, atol=1e-6, msg=name)

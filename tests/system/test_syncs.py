@@ -27,7 +27,8 @@ def watched(folder, ground, name: str, **changes) -> dict:
     recipe["tensorboard"] = {"image_interval": 20}
     recipe["data"]["workers"] = 1
     recipe["losses"]["structure"] = {"name": "ssim", "weight": 0.1}
-    recipe["hooks"] = [{"name": "support.parts.sync_watch", "first": FIRST, "last": LAST}]
+    watch = {"name": "support.parts.sync_watch", "first": FIRST, "last": LAST}
+    recipe["hooks"] = [{"name": "ema"}, watch]
     path = recipes.write_recipe(folder / "recipe.yaml", recipe | changes)
     command = [
         programs.sys.executable,

@@ -64,6 +64,7 @@ ELSEWHERE = {
         "evaluation/teacher_audit/verdict",
     ),
     "unit/tools/test_audit_teacher.py": ("evaluation/teacher_audit/observe",),
+    "unit/evaluation/test_agreement.py": ("training/reference",),
     "unit/evaluation/test_evaluate.py": (
         "models/flip",
         "training/evaluation_hook",

@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 from tiekd.config.build import build, settings
 from tiekd.data import contract, decoded_cache, teacher_maps
 from tiekd.data import resize as resizes
+from tiekd.data.frames import Frames
 from tiekd.data.loading.loader import Loading
 from tiekd.data.resize import OWN_SIZE, Resize
 from tiekd.errors import RecipeError
@@ -32,6 +33,8 @@ class DataSettings:
         has_teacher: True if there is a teacher, so that training frames without ground truth are
             kept.
         validates: False if the run doesn't validate, so that no frame is held out of training.
+        scores_teacher: True if evaluations compare with the teacher instead of ground truth, so
+            that validation frames need none.
     """
 
     part: dict
@@ -41,6 +44,7 @@ class DataSettings:
     maps: str | None = None
     has_teacher: bool = False
     validates: bool = True
+    scores_teacher: bool = False
 
     @property
     def root(self) -> Path:
@@ -124,11 +128,14 @@ def build_dataset(
         split=split,
         max_depth=data.max_depth_m,
         maps=data.maps,
-        needs_ground_truth=split == "val" or not data.has_teacher,
+        needs_ground_truth=not (data.scores_teacher if split == "val" else data.has_teacher),
         on_error=data.loading.on_error,
         held_out=held_out,
+        by_sequence=data.scores_teacher,
     )
     contract.check_dataset(frames, f"data ({node['name']})")
+    if split == "val" and data.scores_teacher and isinstance(frames, Frames):
+        frames.read_maps_of(None if data.maps is None else data.root / data.maps)
     # Check the cached teacher maps. A dataset class from outside this project may have no attribute
     # `maps`.
     if getattr(frames, "maps", None) is not None:

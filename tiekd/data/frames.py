@@ -85,6 +85,7 @@ class DatasetSplit:
         map_prefix: Prefix of the teacher maps' file names.
         notes: Lines for the log about how the files were found.
         camera_notes: Lines for the log about the frames' cameras.
+        remark: How figures on these frames have to be read; empty if there is nothing to say.
     """
 
     frames: Sequence[Frame]
@@ -94,6 +95,7 @@ class DatasetSplit:
     map_prefix: str = ""
     notes: Sequence[str] = ()
     camera_notes: Sequence[str] = ()
+    remark: str = ""
 
 
 class Frames(torch.utils.data.Dataset):
@@ -123,7 +125,7 @@ class Frames(torch.utils.data.Dataset):
         self.depth_format = split.depth_format
         self.max_depth = max_depth
         self.window = split.window
-        self.maps = maps
+        self.remark = split.remark
         self.map_prefix = split.map_prefix
         self.notes = split.notes
         self.camera_notes = split.camera_notes
@@ -135,14 +137,26 @@ class Frames(torch.utils.data.Dataset):
                 f"{self.source}: none of its {len(split.frames)} frames has ground truth, which "
                 "evaluation and training without a teacher need; use other frames"
             )
+        self.read_maps_of(maps)
+
+    def read_maps_of(self, maps: Path | None) -> None:
+        """Sets the folder of cached teacher maps that are read with the frames.
+
+        Args:
+            maps: The folder; None to read no maps.
+
+        Raises:
+            DataError: If there is no such folder.
+        """
         if maps is not None and not maps.is_dir():
             raise DataError(
                 f"teacher.maps: no folder at {maps}; make it with "
                 f"{shipped.command('cache_teacher')}"
             )
+        self.maps = maps
         self.maps_of_stored_pixels = teacher_maps.are_of_stored_pixels(maps)
         self.map_full_scale_m = (
-            max_depth if maps is None else teacher_maps.full_scale_m(maps, max_depth)
+            self.max_depth if maps is None else teacher_maps.full_scale_m(maps, self.max_depth)
         )
 
     def __len__(self) -> int:

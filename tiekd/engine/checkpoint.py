@@ -4,7 +4,7 @@ A checkpoint is written to a temporary folder with a manifest of its files. One 
 the folder its final name. tiekd/workdir/checkpoints.py lists the files. All loading uses
 `weights_only`, so that a checkpoint can't run code. With the same number of ranks, ZeRO stage and
 precision a run resumes from DeepSpeed's files, bit for bit; otherwise it resumes from student.pth
-and moments.pth.
+(trained.pth if the weights were averaged) and moments.pth.
 """
 
 import json
@@ -19,10 +19,12 @@ import torch
 from tiekd.data import resize as resizes
 from tiekd.distributed import comm, entrypoint
 from tiekd.engine import full_state, patches, rng_state
+from tiekd.engine.moving_average import MovingAverage
 from tiekd.errors import CheckpointError
 from tiekd.files import cause_of, replace_text, sync
 from tiekd.workdir import manifest
-from tiekd.workdir.checkpoints import LATEST, MOMENTS, STATE, STUDENT, check
+from tiekd.workdir.checkpoints import LATEST, MOMENTS, STATE, STUDENT, TRAINED, check
+from tiekd.workdir.weights_file import AVERAGED
 
 
 class SaveFailed(Exception):
@@ -30,7 +32,13 @@ class SaveFailed(Exception):
 
 
 def save(
-    engine, folder: Path, iteration: int, hook_states: dict[str, dict], recipe: dict, **facts
+    engine,
+    folder: Path,
+    iteration: int,
+    hook_states: dict[str, dict],
+    recipe: dict,
+    average: MovingAverage | None = None,
+    **facts,
 ) -> Path:
     """Writes the checkpoint `<folder>/iter_<iteration>` atomically. Collective.
 
@@ -40,6 +48,7 @@ def save(
         iteration: The number of finished iterations.
         hook_states: The states of this rank's hooks, dicts of plain values, by the hooks' keys.
         recipe: The run's recipe.
+        average: The moving average of the weights, which student.pth then has; None without one.
         facts: Further entries of student.pth, the file of the student's weights, by name.
 
     Returns:
@@ -56,7 +65,7 @@ def save(
         shutil.rmtree(partial, ignore_errors=True)
         files.make_folder(partial)
     comm.barrier()
-    write_files(engine, partial, iteration, hook_states, recipe, **facts)
+    write_files(engine, partial, iteration, hook_states, recipe, average, **facts)
     # Gather which files each rank has written. If one rank couldn't write, the save fails on all.
     shares = comm.gather_objects((files.written, files.problem))
     problem = next((problem for _, problem in shares if problem), None)
@@ -73,7 +82,13 @@ def save(
 
 
 def write_files(
-    engine, folder: Path, iteration: int, hook_states: dict[str, dict], recipe: dict, **facts
+    engine,
+    folder: Path,
+    iteration: int,
+    hook_states: dict[str, dict],
+    recipe: dict,
+    average: MovingAverage | None = None,
+    **facts,
 ) -> None:
     """Writes this rank's files of a checkpoint; the manifest is written later. Collective.
 
@@ -85,6 +100,7 @@ def write_files(
         iteration: The number of finished iterations.
         hook_states: The states of this rank's hooks, dicts of plain values, by the hooks' keys.
         recipe: The run's recipe.
+        average: The moving average of the weights, which student.pth then has; None without one.
         facts: Further entries of student.pth, the file of the student's weights, by name.
     """
     files = engine.checkpoint_files
@@ -93,14 +109,18 @@ def write_files(
         {"random": rng_state.taken(), "hooks": hook_states}, folder / f"rank_{comm.rank()}.pt"
     )
     weights, moments = full_state.weights(engine), full_state.moments(engine)
+    averaged = None if average is None else average.weights()
     if comm.is_main():
         student = {
-            "state_dict": weights,
+            "state_dict": weights if average is None else averaged,
             "network": recipe["network"],
             "iteration": iteration,
             **facts,
         }
         student["resize"] = resizes.of_data(recipe.get("data", {})).node()
+        if average is not None:
+            student[AVERAGED] = average.description()
+            files.save({"state_dict": weights, "iteration": iteration}, folder / TRAINED)
         files.save(student, folder / STUDENT)
         files.save(moments, folder / MOMENTS)
         files.save(json.dumps(_facts(engine, iteration, recipe), indent=1).encode(), folder / STATE)
@@ -136,7 +156,10 @@ def load(engine, checkpoint: Path) -> tuple[int, dict[str, dict]]:
             if path is None:
                 raise KeyError("DeepSpeed found no state in it")
         else:
-            weights = engine.checkpoint_files.load(checkpoint / STUDENT)["state_dict"]
+            # With a moving average student.pth has the average, and trained.pth the weights.
+            trained = checkpoint / TRAINED
+            path = trained if trained.is_file() else checkpoint / STUDENT
+            weights = engine.checkpoint_files.load(path)["state_dict"]
             full_state.restore(engine, weights, engine.checkpoint_files.load(checkpoint / MOMENTS))
             full_state.set_counters(engine, state["counters"])
         rank_file = checkpoint / f"rank_{comm.rank()}.pt"

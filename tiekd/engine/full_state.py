@@ -101,8 +101,8 @@ def restore(engine, values: dict[str, Tensor], kept: dict[str, dict[str, Tensor]
     state.clear()
     if masters:
         # Without ZeRO: set each parameter's fp32 weight and optimizer state directly.
+        set_trained(engine, values)
         for name, master in masters.items():
-            master.data.copy_(values[name])
             if name in kept:
                 state[master] = {
                     key: _copy(value, master.shape) for key, value in kept[name].items()
@@ -122,11 +122,42 @@ def restore(engine, values: dict[str, Tensor], kept: dict[str, dict[str, Tensor]
             }
         if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
             engine.optimizer._lazy_init_hp_params_optimizer_state()
+    set_trained(engine, values)
     for name, parameter in engine.module.named_parameters():
-        _set_whole(parameter, values[name])
         for key, value in kept.get(name, {}).items():
             if value.ndim and value.shape == values[name].shape:
                 _set_whole(parameter, value, key)
+
+
+def trained(engine) -> list[Tensor]:
+    """Returns the fp32 tensors of this rank that the torch optimizer updates.
+
+    Without ZeRO they are all parameters, or in half precision their fp32 master copies. Under ZeRO
+    they are this rank's flat groups.
+
+    Args:
+        engine: The DeepSpeed engine.
+    """
+    masters = _masters(engine)
+    return list(_flat_groups(engine)) if masters is None else list(masters.values())
+
+
+def set_trained(engine, values: dict[str, Tensor]) -> None:
+    """Sets the values of the tensors that `trained` returns. Collective.
+
+    Parameters in half precision, and those that ZeRO has gathered for the forward pass, stay.
+
+    Args:
+        engine: The DeepSpeed engine.
+        values: Unsharded fp32 tensors by parameter name, the same on every rank.
+    """
+    masters = _masters(engine)
+    if masters is not None:
+        for name, master in masters.items():
+            master.data.copy_(values[name])
+        return
+    for name, parameter in engine.module.named_parameters():
+        _set_whole(parameter, values[name])
 
 
 def counters(engine) -> dict[str, float]:

@@ -26,6 +26,7 @@ from tiekd.distributed import comm
 from tiekd.errors import DataError
 from tiekd.evaluation import evaluate as evaluation
 from tiekd.evaluation import per_frame
+from tiekd.evaluation.agreement import TEACHER, EdgeFigures, EdgeRows
 from tiekd.evaluation.evaluate import EvaluationProtocol, Watcher
 from tiekd.evaluation.per_frame import FrameRows, FrameTable
 from tiekd.evaluation.range_errors import RangeFigures, range_figures
@@ -87,6 +88,8 @@ class Result(NamedTuple):
         frames: the results per frame.
         overlap: how many of the frames the network was trained on; None if that isn't known.
         resize: the working resolution.
+        edges: the errors near depth edges of the teacher's depth; None if the network was compared
+            with ground truth.
     """
 
     weights: Path | None
@@ -95,6 +98,7 @@ class Result(NamedTuple):
     frames: FrameTable
     overlap: Overlap | None = None
     resize: Resize = OWN_SIZE
+    edges: EdgeFigures | None = None
 
 
 def entrants(
@@ -254,7 +258,10 @@ def evaluate(
     Returns:
         The result, whose attribute `overlap` is None.
     """
-    rows = FrameRows(protocol.min_depth, protocol.cap, protocol.settings.crop)
+    scored = protocol.min_depth, protocol.cap, protocol.settings.crop
+    rows, edges = FrameRows(*scored), EdgeRows(*scored)
+    # Ground truth is often sparse; near its edges there is little to compare.
+    near_edges = () if protocol.reference is None else (edges,)
     figures = evaluation.evaluate(
         entrant.predict,
         frames,
@@ -262,7 +269,7 @@ def evaluate(
         device,
         loading=loading,
         resize=entrant.resize,
-        watchers=(rows, *watchers),
+        watchers=(rows, *near_edges, *watchers),
         out=out,
     )
     # Gather the frames' metrics of all ranks, from which the errors per depth range and the
@@ -274,6 +281,7 @@ def evaluate(
         range_figures(table.sums, protocol.cap),
         table,
         resize=entrant.resize,
+        edges=edges.gather() if near_edges else None,
     )
 
 
@@ -291,8 +299,13 @@ def as_json(results: Mapping[str, Result], protocol: EvaluationProtocol) -> dict
     # All networks were evaluated on the same frames, so take names and pixel counts from any table.
     *others, last = results
     table = results[last].frames
+    against = {}
+    if protocol.reference is not None:
+        label, name = protocol.reference.label, protocol.reference.name
+        against = {"against": TEACHER, "figures_are": label, "teacher": name}
     return {
         "protocol": {
+            **against,
             "split": protocol.split,
             "frames": len(table.names),
             "frames_with_ground_truth": sum(map(bool, table.pixels)),
@@ -319,11 +332,16 @@ def _plain(result: Result) -> dict:
         "ranges": [
             {key: _finite(value) for key, value in row._asdict().items()} for row in result.ranges
         ],
+        **({} if result.edges is None else {"at_edges": _plain_edges(result.edges)}),
         "worst": [
             {"name": name, "abs_rel": _finite(value)}
             for name, value in per_frame.worst(result.frames)
         ],
     }
+
+
+def _plain_edges(edges: EdgeFigures) -> dict:
+    return {key: _finite(value) for key, value in edges._asdict().items()}
 
 
 def _difference(ours: Result, theirs: Result) -> dict:

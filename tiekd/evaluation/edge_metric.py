@@ -62,6 +62,39 @@ def mid_air(
     if prediction.shape != truth.shape or truth.dim() != 4:
         shapes = f"{tuple(prediction.shape)}, {tuple(truth.shape)}"
         raise ValueError(f"mid_air: needs two maps (B, 1, H, W), got {shapes}")
+    near_edge, hanging = _masks(prediction, truth, jump, radius, tolerance)
+    pixels = int(near_edge.sum())
+    return MidAir(int(hanging.sum()) / pixels if pixels else float("nan"), pixels)
+
+
+def edge_sums(prediction: Tensor, truth: Tensor) -> Tensor:
+    """Sums errors over the pixels near depth edges, as `mid_air` finds them by default.
+
+    Args:
+        prediction: (B, 1, H, W) float, metres.
+        truth: (B, 1, H, W) float, metres; dense, 0 where unknown.
+
+    Returns:
+        (3,) float64 on the same device: the number of these pixels, the sum of
+        |prediction - truth| / truth, and the number of points in mid-air. A prediction that isn't
+        finite has an infinite error.
+    """
+    near_edge, hanging = _masks(prediction, truth, jump=1.25, radius=2, tolerance=0.05)
+    divisor = torch.where(near_edge, truth, 1).double()
+    error = (prediction.double() - divisor).abs() / divisor
+    error = torch.where(error.isfinite(), error, torch.inf)
+    total = torch.where(near_edge, error, 0).sum()
+    return torch.stack([near_edge.sum().double(), total, hanging.sum().double()])
+
+
+def _masks(
+    prediction: Tensor, truth: Tensor, jump: float, radius: int, tolerance: float
+) -> tuple[Tensor, Tensor]:
+    """Returns the masks of the pixels near edges and of those in mid-air; arguments of `mid_air`.
+
+    Returns:
+        Two tensors (B, 1, H, W) bool.
+    """
     # Find the minimum and maximum true depth in the square around each pixel. Near an edge, these
     # are the depths of its two sides.
     known = torch.isfinite(truth) & (truth > 0)
@@ -72,8 +105,7 @@ def mid_air(
     hanging = (
         (prediction > near * (1 + tolerance)) & (prediction < far * (1 - tolerance)) & near_edge
     )
-    pixels = int(near_edge.sum())
-    return MidAir(int(hanging.sum()) / pixels if pixels else float("nan"), pixels)
+    return near_edge, hanging
 
 
 def _near_edges(truth: Tensor, known: Tensor, jump: float, radius: int) -> Tensor:

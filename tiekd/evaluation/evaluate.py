@@ -23,6 +23,7 @@ from tiekd.data.resize import OWN_SIZE, Resize
 from tiekd.distributed import comm
 from tiekd.errors import DataError, RecipeError
 from tiekd.evaluation import metrics
+from tiekd.evaluation.agreement import AGAINST, Reference
 
 Watcher = Callable[[list[int], Batch, Tensor, Tensor], None]
 
@@ -40,6 +41,9 @@ class EvaluationSettings:
             max_depth.
         batch_size: images per batch.
         save_best: name of the metric by which the best checkpoint is chosen.
+        against: "ground_truth", or "teacher" to compare with the teacher's depth, which needs no
+            ground truth; the figures are then agreement, not accuracy
+            (tiekd/evaluation/agreement.py).
     """
 
     interval: int = 1
@@ -49,6 +53,7 @@ class EvaluationSettings:
     cap: float | None = None
     batch_size: int = 1
     save_best: str = "abs_rel"
+    against: str = "ground_truth"
 
     def __post_init__(self):
         if self.by not in ("epoch", "iteration"):
@@ -73,6 +78,10 @@ class EvaluationSettings:
         if self.save_best not in metrics.METRIC_NAMES:
             allowed = ", ".join(metrics.METRIC_NAMES)
             raise RecipeError(f"evaluation.save_best: got {self.save_best!r}; allowed: {allowed}")
+        if self.against not in AGAINST:
+            raise RecipeError(
+                f"evaluation.against: got {self.against!r}; allowed: {', '.join(AGAINST)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -84,12 +93,15 @@ class EvaluationProtocol:
         min_depth: metres. Pixels count only if their ground truth is above it.
         max_depth: the network's largest depth in metres; the default of `cap`.
         split: name of the frames' split, for reports.
+        reference: the teacher with which predictions are compared in place of ground truth; None
+            for ground truth.
     """
 
     settings: EvaluationSettings
     min_depth: float
     max_depth: float
     split: str = "val"
+    reference: Reference | None = None
 
     @property
     def cap(self) -> float:
@@ -109,6 +121,8 @@ def evaluate(
     out: TextIO | None = None,
 ) -> dict[str, float]:
     """Evaluates a predictor on a dataset, and returns the mean of each of the nine metrics.
+
+    If the protocol has a reference, it takes the place of the ground truth here and for watchers.
 
     Collective: all ranks must call it, and all get the same result. A pixel counts if it is inside
     the crop and min_depth < ground truth < cap. An image without such pixels is left out of the
@@ -143,6 +157,10 @@ def evaluate(
         loading=loading,
         resize=resize,
     )
+    if protocol.reference is not None:
+        batches = protocol.reference.targets(
+            batches, dataset, settings.batch_size, device, loading, resize
+        )
     for batch_indices, batch in _shown(batches, "frames", len(dataset), comm.world_size(), out):
         given = ()
         if getattr(predictor, "needs_focal", False):

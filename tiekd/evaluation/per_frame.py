@@ -100,7 +100,7 @@ class FrameRows:
         )
 
 
-def write_csv(path: Path, tables: Mapping[str, FrameTable]) -> None:
+def write_csv(path: Path, tables: Mapping[str, FrameTable], figures_are: str = "") -> None:
     """Writes the results per frame of one or several networks to a CSV file.
 
     There is one row per network and frame: all frames of the first network in the dataset's order,
@@ -110,17 +110,20 @@ def write_csv(path: Path, tables: Mapping[str, FrameTable]) -> None:
     Args:
         path: the file; replaced atomically.
         tables: network's name -> its results.
+        figures_are: what the figures are, in a last column, if they aren't accuracy.
     """
     # Build the whole text first, so that the file is replaced in one step.
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["name", "pixels", *metrics.METRIC_NAMES, "network"])
+    head = ["name", "pixels", *metrics.METRIC_NAMES, "network"]
+    last = [figures_are] if figures_are else []
+    writer.writerow(head + ["figures_are"] * len(last))
     for network, table in tables.items():
         for name, pixels, row in zip(
             table.names, table.pixels, table.metrics.tolist(), strict=True
         ):
             cells = ["" if math.isnan(value) else repr(value) for value in row]
-            writer.writerow([name, pixels, *cells, network])
+            writer.writerow([name, pixels, *cells, network, *last])
     replace_text(path, file.getvalue())
 
 

@@ -18,12 +18,16 @@ def everything(results: Mapping[str, Result], protocol: EvaluationProtocol) -> l
     """
     last = list(results)[-1]
     result = results[last]
+    compared = "ground truth" if protocol.reference is None else "teacher's depth"
     said = [
         "\n".join([protocol_lines(protocol, result), *trained_on_lines(results)]),
         comparison_table({name: each.metrics for name, each in results.items()}),
-        "By range of the ground truth, mean over pixels; bias below 0 is predicted too near:\n"
+        f"By range of the {compared}, mean over pixels; bias below 0 is predicted too near:\n"
         + ranges_table(results),
     ]
+    edges = [f"{name}: {each.edges}" for name, each in results.items() if each.edges is not None]
+    if edges:
+        said.append("\n".join(edges))
     if len(results) > 1:
         said.append(duels_table(results))
     return [*said, worst_lines(last, result)] if any(result.frames.pixels) else said
@@ -41,15 +45,21 @@ def protocol_lines(protocol: EvaluationProtocol, result: Result) -> str:
     with_truth = sum(map(bool, table.pixels))
     settings = protocol.settings
     resized = ""
+    scored_at = "ground truth's own" if protocol.reference is None else "images' own"
     if result.resize not in (OWN_SIZE, Resize(at_most=result.resize.at_most)):
         resized = (
-            f"\nimages at {result.resize}; depth is brought up bilinearly to the ground truth's "
-            "own size and scored there"
+            f"\nimages at {result.resize}; depth is brought up bilinearly to the {scored_at} "
+            "size and scored there"
         )
+    heading, compared = "", "ground truth"
+    if protocol.reference is not None:
+        heading = f"{protocol.reference.label.upper()}: compared with {protocol.reference.name}\n"
+        compared = "the teacher's depth"
     return (
-        f"{len(table.names)} {protocol.split} frames, {with_truth} of them with ground truth that "
+        f"{heading}"
+        f"{len(table.names)} {protocol.split} frames, {with_truth} of them with {compared} that "
         f"counts, {sum(table.pixels)} pixels\n"
-        f"ground truth {protocol.min_depth:g} < d < {protocol.cap:g} m, crop {settings.crop}, "
+        f"{compared} {protocol.min_depth:g} < d < {protocol.cap:g} m, crop {settings.crop}, "
         f"flip averaging {'on' if settings.flip else 'off'}, mean over images{resized}"
     )
 

@@ -524,6 +524,9 @@ def run(args: argparse.Namespace) -> None:
     if comm.is_main():
         print(f"Teacher: {source}, on {comm.world_size()} rank(s)")
     cache_maps(recipe, source, frames, folder, device, sys.stdout)
+    if args.split == "train" and recipe.scores_teacher and recipe.validates:
+        # Evaluations compare with the teacher, so a run reads maps of its validation frames, too.
+        cache_maps(recipe, source, frames_of(recipe, "val"), folder, device, sys.stdout)
     if comm.is_main() and args.split == "train":
         print(
             "Learn from them with --set teacher=null "

@@ -35,6 +35,7 @@ from tiekd.training.build import Parts, build_parts
 from tiekd.training.evaluation_hook import Evaluation
 from tiekd.training.hooks import tensorboard
 from tiekd.training.hooks.checkpoint import Checkpoint
+from tiekd.training.hooks.ema import Ema
 from tiekd.training.kept_memory_hook import KeptMemory
 from tiekd.training.loop import train
 from tiekd.training.settings import Recipe
@@ -117,7 +118,7 @@ def begin(parts: Parts, watch: Stopwatch) -> None:
     """Builds the engine and trains until enough iterations are timed. Collective.
 
     Args:
-        parts: the parts of the run, whose state gets the engine.
+        parts: the parts of the run, whose state gets the engine and the moving average.
         watch: the hook that times iterations and stops the training.
     """
     state = parts.state
@@ -126,8 +127,12 @@ def begin(parts: Parts, watch: Stopwatch) -> None:
     process_group.seed_everything(options.seed + comm.rank(), options.deterministic)
     state.step = Step(state.engine, parts.config, options.clip_norm)
     batches = parts.batches(_MOST_ITERATIONS)
-    begun = replace(state, hooks=[KeptMemory(), watch], total_iterations=_MOST_ITERATIONS)
+    # A moving average of the weights takes memory, and a second file of weights in checkpoints.
+    averages = [hook for hook in state.hooks if isinstance(hook, Ema)]
+    hooks = [KeptMemory(), *averages, watch]
+    begun = replace(state, hooks=hooks, total_iterations=_MOST_ITERATIONS)
     train(begun, batches, parts.teacher, parts.criterion, parts.schedule, parts.targets)
+    state.average = begun.average
     batches.close()
 
 
@@ -278,7 +283,8 @@ def _checkpoint_bytes(parts: Parts) -> tuple[int, int]:
     patches.save_through(engine, _Sizes())
     folder = parts.state.work_dir / checkpoints.FOLDER / "iter_0"
     facts = as_plain(parts.state.trained_on)
-    checkpoint.write_files(engine, folder, 0, {}, parts.state.recipe, **facts)
+    what = 0, {}, parts.state.recipe, parts.state.average
+    checkpoint.write_files(engine, folder, *what, **facts)
     shares = comm.gather_objects(engine.checkpoint_files.written)
     total = sum(size for share in shares for size, _ in share.values())
     return shares[0][checkpoints.STUDENT][0], total

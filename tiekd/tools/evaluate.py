@@ -3,6 +3,10 @@
 import argparse
 import json
 import sys
+from dataclasses import replace
+
+import torch
+from torch.utils.data import Dataset
 
 from tiekd import files
 from tiekd.config.recipe import load_recipe
@@ -11,8 +15,12 @@ from tiekd.data.build import build_dataset
 from tiekd.data.depth_values import check_range
 from tiekd.data.rank_consistency import check_same
 from tiekd.distributed import comm, process_group
+from tiekd.errors import LaunchError
 from tiekd.evaluation import compare, per_frame, report
+from tiekd.evaluation.agreement import Reference
+from tiekd.teaching import build_teacher, teacher_checkpoint
 from tiekd.training.canonical import require_focals
+from tiekd.training.reference import reference_of
 from tiekd.training.settings import Recipe
 from tiekd.visualization import frame_pictures, panel
 
@@ -32,7 +40,9 @@ def run(args: argparse.Namespace) -> None:
     device = process_group.start_rank()
     named = [*map(compare.recipe_and_checkpoint, args.against), (args.recipe, args.checkpoint)]
     networks = compare.entrants(named, args.overrides, flip, device)
-    data = recipe.without_teacher().dataset
+    # Against the teacher, frames need no ground truth, but its maps.
+    scores_teacher = recipe.scores_teacher
+    data = recipe.dataset if scores_teacher else recipe.without_teacher().dataset
     loading = recipe.loading
     frames = build_dataset(data, args.split, as_evaluated=True)
     check_same({"evaluation": frames})
@@ -60,6 +70,9 @@ def run(args: argparse.Namespace) -> None:
             maps = recipe.dataset.maps
             read_folders.refuse(option, folder, (".png",), recipe.data, maps)
     protocol = recipe.protocol(args.split)
+    if scores_teacher:
+        _refuse_what_needs_truth(args)
+        protocol = replace(protocol, reference=_reference(recipe, frames, device))
     if comm.is_main():
         told = [f"{name}: {entrant.weights}" for name, entrant in networks.items()]
         told += [
@@ -77,7 +90,11 @@ def run(args: argparse.Namespace) -> None:
     for name, entrant in entrants.items():
         shown = args.show_dir is not None and name == list(entrants)[-1]
         watcher = frame_pictures.FramePictures(
-            args.show_dir, len(frames), protocol.max_depth, entrant.resize
+            args.show_dir,
+            len(frames),
+            protocol.max_depth,
+            entrant.resize,
+            "teacher" if scores_teacher else "ground truth",
         )
         watchers = [watcher] if shown else []
         result = compare.evaluate(entrant, frames, protocol, device, loading, sys.stderr, watchers)
@@ -91,11 +108,36 @@ def run(args: argparse.Namespace) -> None:
             args.out, json.dumps(compare.as_json(results, protocol), indent=1) + "\n"
         )
     if args.per_image:
-        per_frame.write_csv(
-            args.per_image, {name: result.frames for name, result in results.items()}
-        )
+        tables = {name: result.frames for name, result in results.items()}
+        label = protocol.reference.label if scores_teacher else ""
+        per_frame.write_csv(args.per_image, tables, label)
     if args.panel:
         predictors = {name: entrant.depth_of for name, entrant in networks.items()}
         panel.write_panel(args.panel, frames, predictors, protocol.max_depth, device)
     for path in filter(None, (args.out, args.per_image, args.panel, args.show_dir)):
         print(f"Written: {path}")
+
+
+def _refuse_what_needs_truth(args: argparse.Namespace) -> None:
+    """Raises LaunchError for an option that shows ground truth, if there is only a teacher."""
+    for option, given in (("--mean-map", args.mean_map), ("--panel", args.panel)):
+        if given:
+            raise LaunchError(
+                f"{option}: needs ground truth, and evaluation.against is teacher; leave it out, "
+                "or --set evaluation.against=ground_truth (--show-dir draws the teacher's depth)"
+            )
+
+
+def _reference(recipe: Recipe, frames: Dataset, device: torch.device) -> Reference:
+    """Returns the recipe's teacher as the reference of the evaluation.
+
+    Args:
+        recipe: the recipe, with a teacher.
+        frames: the evaluation frames.
+        device: this rank's device.
+    """
+    node = recipe.teacher
+    if node.network is not None:
+        node = node.with_checkpoint(teacher_checkpoint(node))
+    teacher = build_teacher(node.node, device, max_depth_m=recipe.max_depth_m)
+    return reference_of(teacher, node, frames)

@@ -50,6 +50,7 @@ class Row(NamedTuple):
         epoch: epochs since the beginning of the run.
         time: hours of training since the beginning of the run.
         values: the row's numbers, key -> value, such as "loss" or "abs_rel".
+        is_agreement: True for an evaluation that compared with the teacher, not with ground truth.
     """
 
     mode: str
@@ -57,6 +58,7 @@ class Row(NamedTuple):
     epoch: float
     time: float
     values: dict[str, float]
+    is_agreement: bool = False
 
 
 class Run(NamedTuple):
@@ -84,10 +86,21 @@ class Run(NamedTuple):
             key: a key of the rows, such as "loss".
             by: the x axis: an attribute of Row, "iteration", "epoch" or "time".
         """
+        rows = self._rows_of(key)
+        return [getattr(row, by) for row in rows], [row.values[key] for row in rows]
+
+    def meanings(self, key: str) -> set[bool]:
+        """Returns the values of `is_agreement` in the rows of one key's curve.
+
+        Args:
+            key: a key of the rows, such as "abs_rel".
+        """
+        return {row.is_agreement for row in self._rows_of(key)}
+
+    def _rows_of(self, key: str) -> list[Row]:
         modes = {row.mode for row in self.rows if key in row.values}
         mode = "train" if "train" in modes else "val"
-        rows = [row for row in self.rows if row.mode == mode and key in row.values]
-        return [getattr(row, by) for row in rows], [row.values[key] for row in rows]
+        return [row for row in self.rows if row.mode == mode and key in row.values]
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
@@ -136,7 +149,8 @@ def plot(
         An image, (height, width, 3) uint8.
 
     Raises:
-        LaunchError: a run doesn't have a key, or matplotlib isn't installed.
+        LaunchError: a run doesn't have a key, a key is accuracy in one run and agreement with the
+            teacher in another, or matplotlib isn't installed.
     """
     for run in runs:
         known = run.keys()
@@ -144,6 +158,7 @@ def plot(
             raise LaunchError(
                 f"--keys: {run.name} has no {missing[0]!r}; it has: {', '.join(known)}"
             )
+    titles = [_title(runs, key) for key in keys]
     x_label = _X_LABELS[by]
     x_unit = 1.0
     if by == "time" and max(run.rows[-1].time for run in runs) < 2:
@@ -154,9 +169,9 @@ def plot(
     figure = figures.new_figure(_WIDTH * columns, _HEIGHT * lines)
     figure.set_facecolor(_BACKGROUND)
     places = list(figure.subplots(lines, columns, squeeze=False).flat)
-    for key, axes in zip(keys, places, strict=False):
+    for key, title, axes in zip(keys, titles, places, strict=False):
         _draw(axes, runs, key, by, x_unit, smooth)
-        axes.set_title(key, loc="left", color=_INK, parse_math=False)
+        axes.set_title(title, loc="left", color=_INK, parse_math=False)
         axes.set_xlabel(x_label, color=_FAINT_INK)
         if log_y:
             axes.set_yscale("log", nonpositive="mask")
@@ -164,6 +179,22 @@ def plot(
     for axes in places[len(keys) :]:
         axes.remove()
     return figures.pixels_of(figure)
+
+
+def _title(runs: Sequence[Run], key: str) -> str:
+    """Returns a chart's title, which says if the key's values are agreement with the teacher.
+
+    Raises:
+        LaunchError: they are in some evaluations, and accuracy in others.
+    """
+    found = [(run.name, meaning) for run in runs for meaning in run.meanings(key)]
+    ours, others = ([name for name, each in found if each is kind] for kind in (True, False))
+    if ours and others:
+        raise LaunchError(
+            f"--keys: {key} of {ours[0]} is agreement with the teacher, that of {others[0]} is "
+            "accuracy against ground truth, and the two can't be compared; plot them apart"
+        )
+    return f"{key} (agreement with the teacher, not accuracy)" if ours else key
 
 
 def write(path: Path, pixels: np.ndarray) -> None:
@@ -392,7 +423,8 @@ def _place(lines: list[dict], by_epoch: bool, per_epoch: float, before: list[Row
             passed = iteration
         elif by_epoch and not _goes_on(lines[index + 1 :], line["epoch"]):
             iteration = max(line["epoch"] * per_epoch, iteration)
-        rows.append(Row(line["mode"], iteration, iteration / per_epoch, hours, values))
+        place = iteration, iteration / per_epoch, hours
+        rows.append(Row(line["mode"], *place, values, line.get("against") == "teacher"))
     return rows
 
 

@@ -99,23 +99,27 @@ def run(given: Sequence[str], rest: Sequence[str], args: argparse.Namespace, pro
 
 
 def is_finished(args: argparse.Namespace) -> bool:
-    """Returns True if the run in the work dir has finished, and prints that on rank 0.
+    """Returns True if the run in the work dir is complete, and prints that on rank 0.
+
+    It is complete if it has finished, or if the hook early_stop has stopped it.
 
     With overrides (--set) the result is False, since the changed recipe may train longer.
 
     Args:
         args: the parsed command line of bin/resume.
     """
-    from tiekd.workdir.workdir import read_outcome
+    from tiekd.workdir.workdir import STOPPED_EARLY, read_outcome
 
     outcome = read_outcome(args.work_dir)
-    finished = outcome is not None and outcome.outcome == "finished" and not args.overrides
+    finished = outcome is not None and outcome.is_complete and not args.overrides
     if finished and os.environ.get("RANK", "0") == "0":
         done = f"{outcome.iteration} of {outcome.total_iterations} iterations, {outcome.time}"
-        print(
-            f"{args.work_dir} is finished ({done}); to train longer, --set train.epochs=N or "
-            "train.iterations=N"
-        )
+        told = f"is {outcome.outcome} ({done}); to train longer, --set train.epochs=N or "
+        told += "train.iterations=N"
+        if outcome.outcome == STOPPED_EARLY:
+            told = f"was stopped early ({done}): {outcome.reason}; to train on, raise the hook's "
+            told += "patience, as in --set hooks.0.patience=N"
+        print(f"{args.work_dir} {told}")
     return finished
 
 

@@ -3,9 +3,10 @@
 `run_once` also runs the trainings of bin/experiment.py.
 
 The run is a child process. After a crash it is launched again after a delay of 1, 2, 4, ... and at
-most 60 seconds. It isn't launched again if it has finished, if it was asked to stop, or if two
-launches in a row produced no newer checkpoint, as with a user error. The ranks watch this process
-as they watch the launcher (tiekd/distributed/launcher_watch.py), so they exit if this process dies.
+most 60 seconds. It isn't launched again if it has finished or was stopped early, if it was asked to
+stop, or if two launches in a row produced no newer checkpoint, as with a user error. The ranks
+watch this process as they watch the launcher (tiekd/distributed/launcher_watch.py), so they exit if
+this process dies.
 """
 
 import contextlib
@@ -59,8 +60,8 @@ def supervise(command: Sequence[str], work_dir: Path, restarts: int) -> int:
         reached = newest
         newest = _newest(work_dir)
         idle = 0 if newest > reached else idle + 1
-        # Don't launch the run again if it has finished or was asked to stop.
-        if outcome is not None and outcome.outcome == "finished":
+        # Don't launch the run again if it is complete or was asked to stop.
+        if outcome is not None and outcome.is_complete:
             return 0
         if asked or (outcome is not None and outcome.outcome == "stopped"):
             return STOPPED_CODE

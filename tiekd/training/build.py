@@ -45,11 +45,13 @@ from tiekd.training.criterion import Criterion
 from tiekd.training.evaluation_hook import Evaluation
 from tiekd.training.hook import Hook, check_moments
 from tiekd.training.hooks.counting import PixelsCount
+from tiekd.training.hooks.ema import Ema
 from tiekd.training.hooks.guard import Guard
 from tiekd.training.hooks.preemption import Preemption
 from tiekd.training.hooks.text_log import TextLog
 from tiekd.training.kept_memory_hook import KeptMemory
 from tiekd.training.optimizer import build_optimizer
+from tiekd.training.reference import reference_of
 from tiekd.training.schedules import Schedule
 from tiekd.training.settings import Recipe
 from tiekd.training.state import TrainState
@@ -372,32 +374,53 @@ def build_hooks(
         max_depth=recipe.max_depth_m,
         frames=frames,
     )
-    # Put the hooks in order: logs, hooks that may stop the run, evaluation, the user's hooks,
-    # checkpoint.
+    # Put the hooks in order: logs, hooks that may stop the run, the average of the weights, which
+    # is evaluated, evaluation, the user's hooks, checkpoint.
     hooks: list[Hook] = [log, board, Preemption(), Guard(log, recipe.train.max_bad_iterations)]
     hooks += [PixelsCount(log), KeptMemory()]
     if unreadable is not None:
         hooks.append(UnreadableSamples(unreadable, log))
+    own = _own_hooks(recipe, log)
+    hooks += [hook for hook in own if isinstance(hook, Ema)]
     if recipe.train.validate:
-        hooks.append(
-            Evaluation(
-                evaluation,
-                val_set,
-                replica,
-                device,
-                recipe.loading,
-                log.info,
-                terminal=sys.stderr,
-                resize=recipe.resize,
-            )
+        hook = Evaluation(
+            evaluation,
+            val_set,
+            replica,
+            device,
+            recipe.loading,
+            log.info,
+            terminal=sys.stderr,
+            resize=recipe.resize,
         )
-    for node in recipe.node.get("hooks", []):
-        hook = build(node, folder, "hooks")
-        check_moments(hook, f"hooks ({node['name']})")
+        if recipe.scores_teacher:
+            hook.reference = reference_of(teacher, recipe.teacher, val_set)
         hooks.append(hook)
+    hooks += [hook for hook in own if not isinstance(hook, Ema)]
     saving = {"name": "checkpoint", **recipe.section("checkpoint")}
     hooks.append(build(saving, folder, "checkpoint", hooks=list(hooks), info=log.info))
     return hooks, log
+
+
+def _own_hooks(recipe: Recipe, log: TextLog) -> list[Hook]:
+    """Builds the hooks that the recipe's list `hooks` names, in its order.
+
+    Args:
+        recipe: The run's recipe.
+        log: The text log, to which they may write.
+    """
+    evaluation = recipe.evaluation if recipe.train.validate else None
+    built = []
+    for node in recipe.node.get("hooks", []):
+        # A hook from outside the project may have arguments of these names with another meaning.
+        is_outside = isinstance(node, dict) and "." in str(node.get("name"))
+        given = {} if is_outside else {"evaluation": evaluation, "info": log.info}
+        hook = build(node, "tiekd.training.hooks", "hooks", **given)
+        check_moments(hook, f"hooks ({node['name']})")
+        built.append(hook)
+    if sum(isinstance(hook, Ema) for hook in built) > 1:
+        raise RecipeError("hooks: ema is there twice; a run has one average, so remove one")
+    return built
 
 
 def load_weights(network: nn.Module, recipe: Recipe) -> list[str]:

@@ -12,9 +12,20 @@ from tiekd.data import trained_on
 from tiekd.data.loading.loader import Loading
 from tiekd.data.resize import OWN_SIZE, Resize
 from tiekd.distributed import comm
-from tiekd.engine import full_state
 from tiekd.evaluation import metrics
+from tiekd.evaluation.agreement import (
+    TEACHER,
+    Agreement,
+    EdgeFigures,
+    EdgeRows,
+    Reference,
+    figures_of,
+)
+from tiekd.evaluation.compare import Result
 from tiekd.evaluation.evaluate import EvaluationProtocol, EvaluationSettings, evaluate
+from tiekd.evaluation.per_frame import FrameRows, FrameTable
+from tiekd.evaluation.range_errors import range_figures
+from tiekd.evaluation.report import ranges_table
 from tiekd.models.flip import Predictor
 from tiekd.models.network import Network
 from tiekd.training.hook import Hook
@@ -39,6 +50,8 @@ class Evaluation(Hook):
             None to show none.
         resize: The resize of images before the student gets them.
         best: The best value so far of the metric `settings.save_best`; None before the first.
+        reference: The teacher with which the student is compared in place of ground truth; None for
+            ground truth. `build_hooks` sets it.
         overlap: The number of validation frames that the student was trained on; None if unknown,
             and on ranks above 0.
         owed: The learning rates of the iteration whose evaluation is postponed; None if none is.
@@ -59,13 +72,15 @@ class Evaluation(Hook):
         self.device, self.loading, self.info = device, loading, info
         self.terminal, self.resize = terminal, resize
         self.best: float | None = None
+        self.reference: Reference | None = None
         self.overlap: trained_on.Overlap | None = None
         self.owed: list[float] | None = None
 
     @property
     def protocol(self) -> EvaluationProtocol:
         """The evaluation's settings together with the network's smallest and largest depth."""
-        return EvaluationProtocol(self.settings, self.replica.min_depth, self.replica.max_depth)
+        depths_m = self.replica.min_depth, self.replica.max_depth
+        return EvaluationProtocol(self.settings, *depths_m, reference=self.reference)
 
     def before_train(self, state) -> None:
         """Warns if the student was trained on validation frames, and does a postponed evaluation.
@@ -95,18 +110,25 @@ class Evaluation(Hook):
 
     def _evaluate(self, state) -> None:
         # Gather the weights on rank 0, and copy them into every rank's replica.
-        weights = full_state.weights(state.engine)
+        weights = state.weights()
         self._fill_replica(weights)
+        protocol = self.protocol
+        scored = protocol.min_depth, protocol.cap, self.settings.crop
+        rows, edges = FrameRows(*scored), EdgeRows(*scored)
         state.metrics = evaluate(
             Predictor(self.replica, self.settings.flip),
             self.dataset,
-            self.protocol,
+            protocol,
             self.device,
             loading=self.loading,
             resize=self.resize,
+            watchers=() if self.reference is None else (rows, edges),
             out=self.terminal,
         )
         state.num_evaluated = len(self.dataset)
+        state.agreement = None
+        if self.reference is not None:
+            state.agreement = self._agreement(rows.gather(), edges.gather(), state.metrics)
         # Save the best weights before other hooks are called, since such a hook may read the file
         # or raise an error. Log the line about them later, since one of the hooks logs the metrics
         # first.
@@ -115,6 +137,19 @@ class Evaluation(Hook):
             hook.after_evaluation(state, state.metrics)
         if told is not None:
             self.info(told)
+
+    def _agreement(self, table: FrameTable, edges: EdgeFigures, figures: dict) -> Agreement:
+        """Returns what the log adds to metrics that compare with the teacher.
+
+        Args:
+            table: The results of all frames.
+            edges: The errors near depth edges.
+            figures: The nine metrics by name.
+        """
+        ranges = range_figures(table.sums, self.protocol.cap)
+        by_range = ranges_table({"student": Result(None, figures, ranges, table)})
+        text = f"By range of the teacher's depth, mean over pixels:\n{by_range}\n{edges}"
+        return Agreement(self.reference.label, figures_of(ranges, edges), text)
 
     def _keep_if_best(self, weights: dict, state) -> str | None:
         """Saves the weights if the metric `settings.save_best` is the best so far.
@@ -149,12 +184,14 @@ class Evaluation(Hook):
                 "finite or not above 0"
             )
         protocol = self.protocol
+        compared, program = "ground truth", "check_data"
+        if self.reference is not None:
+            compared, program = "teacher's depth", "audit_teacher"
         return (
             f"No best is saved: {name} is nan, since no pixel of the {len(self.dataset)} "
-            f"validation frames counts (ground truth {protocol.min_depth:g} < d < "
-            f"{protocol.cap:g} m, crop {self.settings.crop}); look at the ground truth with "
-            f"{shipped.command('check_data')}, or set another evaluation.crop or "
-            "evaluation.cap"
+            f"validation frames counts ({compared} {protocol.min_depth:g} < d < "
+            f"{protocol.cap:g} m, crop {self.settings.crop}); look at the {compared} with "
+            f"{shipped.command(program)}, or set another evaluation.crop or evaluation.cap"
         )
 
     def _save_best(self, name: str, weights: dict, state) -> str:
@@ -176,6 +213,10 @@ class Evaluation(Hook):
             try:
                 facts = {"metrics": state.metrics, "resize": self.resize.node()}
                 facts |= trained_on.as_plain(state.trained_on)
+                if self.reference is not None:
+                    facts |= {"against": TEACHER, "metrics_are": self.reference.label}
+                if state.average is not None:
+                    facts[weights_file.AVERAGED] = state.average.description()
                 weights_file.replace_best(
                     path, weights, state.recipe["network"], state.iteration, **facts
                 )
@@ -185,6 +226,8 @@ class Evaluation(Hook):
         self.best = value
         label = f" ({self.overlap})" if self.overlap is not None and self.overlap.seen else ""
         best = f"Best {name} so far: {value:.4f} at iteration {state.iteration}"
+        if self.reference is not None:
+            label += f" ({self.reference.label})"
         return f"{best}, saved as best_{name}.pth{label}"
 
     def state_dict(self) -> dict:

@@ -30,6 +30,7 @@ _REFUSED_KEYS = (
     "evaluation.crop",
     "evaluation.cap",
     "evaluation.flip",
+    "evaluation.against",
     "network.m??_depth",
     "network.canonical_*",
 )

@@ -14,6 +14,7 @@ from tiekd.training import inputs
 from tiekd.training.evaluation_hook import Evaluation
 from tiekd.training.hook import Hook
 from tiekd.training.hooks.checkpoint import keyed
+from tiekd.training.hooks.early_stop import EarlyStop
 from tiekd.training.hooks.text_log import TextLog
 from tiekd.training.state import TrainState
 from tiekd.workdir import checkpoints, weights_file
@@ -147,6 +148,7 @@ def restore(state: TrainState, path: Path | None, log: TextLog) -> None:
     if path is not None:
         # Restore the engine first: the checks and hooks below need the checkpoint's iteration.
         state.iteration, hook_states = checkpoint.load(state.engine, path)
+        state.resumed_from = path
         _check_end(state, path)
         if comm.is_main():
             before = trained_on.read(path / checkpoints.STUDENT)
@@ -165,7 +167,8 @@ def forget_other_best(
 ) -> None:
     """Forgets the best metric if the data on which it was measured have changed. Collective.
 
-    The best metric is that of the Evaluation hook, by which it decides if weights are the best yet.
+    The best metric is that of the Evaluation hook, by which it decides if weights are the best yet,
+    and that of the hook early_stop.
 
     Args:
         state: The state of the run, after it was restored.
@@ -188,6 +191,8 @@ def forget_other_best(
         for hook in state.hooks:
             if isinstance(hook, Evaluation):
                 hook.best = None
+            elif isinstance(hook, EarlyStop):
+                hook.forget_best()
 
 
 def _check_end(state: TrainState, path: Path) -> None:

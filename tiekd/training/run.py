@@ -111,6 +111,6 @@ def run(
         state.step = Step(state.engine, parts.config, options.clip_norm)
         train(state, batches, parts.teacher, parts.criterion, parts.schedule, parts.targets)
     profiling.print_collectives(state.engine)
-    if state.stop_reason is not None:
+    if state.stop_reason is not None and not state.stopped_early:
         told = f"stopped after iteration {state.iteration}, {state.stop_reason}"
         raise entrypoint.Stopped(f"{told}; continue with {shipped.command('resume')}")

@@ -16,6 +16,7 @@ from tiekd.data.build import DataSettings, loading_of, settings_of
 from tiekd.data.loading.loader import Loading
 from tiekd.data.resize import Resize
 from tiekd.errors import RecipeError
+from tiekd.evaluation.agreement import TEACHER
 from tiekd.evaluation.evaluate import EvaluationProtocol, EvaluationSettings
 
 
@@ -46,6 +47,21 @@ class Recipe:
         If the recipe has no section `train`, it is the key's default.
         """
         return self.section("train").get("validate", TrainSettings.validate)
+
+    @property
+    def scores_teacher(self) -> bool:
+        """True if evaluations compare with the teacher: the key `evaluation.against`.
+
+        Raises:
+            RecipeError: The recipe has no teacher to compare with.
+        """
+        against = self.section("evaluation").get("against", EvaluationSettings.against)
+        if against == TEACHER and not self.teacher.is_given:
+            raise RecipeError(
+                "evaluation.against: got teacher, but the recipe has no teacher; give one, or set "
+                "evaluation.against=ground_truth"
+            )
+        return against == TEACHER
 
     def splits(self, which: str) -> tuple[str, ...]:
         """Returns the names of the data splits that an option of a program asks for.
@@ -108,6 +124,7 @@ class Recipe:
             maps=self.teacher.maps,
             has_teacher=self.teacher.is_given,
             validates=self.validates,
+            scores_teacher=self.scores_teacher,
         )
 
     @property

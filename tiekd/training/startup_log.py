@@ -16,6 +16,7 @@ from tiekd.teachers.network import FrozenTeacher
 from tiekd.teachers.outputs.teacher import FoundationTeacher, describe
 from tiekd.training import schedules
 from tiekd.training.build import Parts
+from tiekd.training.evaluation_hook import Evaluation
 from tiekd.training.input_changes import Verdict
 from tiekd.training.optimizer import lr_factor
 from tiekd.workdir import launch_record
@@ -35,6 +36,9 @@ def about(parts: Parts) -> list[str]:
         said.append("Validation is off: no evaluation, and no best checkpoint will be saved")
     else:
         said.append(f"Validation frames: {len(val_set)}" + _skipped(val_set))
+    for hook in parts.state.hooks:
+        if isinstance(hook, Evaluation) and hook.reference is not None:
+            said.append(f"Validation: {hook.reference.label}, compared with {hook.reference.name}")
     said.append(f"Working resolution: {recipe.resize}")
     for note in dict.fromkeys([*getattr(train_set, "notes", ()), *getattr(val_set, "notes", ())]):
         said.append(f"Warning: {note}")

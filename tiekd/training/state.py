@@ -7,7 +7,10 @@ from torch import Tensor
 
 from tiekd.data.batch import Batch
 from tiekd.data.trained_on import TrainedOn
+from tiekd.engine import full_state
+from tiekd.engine.moving_average import MovingAverage
 from tiekd.engine.step import Step
+from tiekd.evaluation.agreement import Agreement
 from tiekd.models.network import Prediction
 from tiekd.training.hook import Hook
 
@@ -28,6 +31,9 @@ class TrainState:
         by_epoch: True if the recipe gives the length of training in epochs.
         hooks: The hooks, in the order in which they are called.
         step: The object that runs a micro-batch on the engine; None until training begins.
+        average: The moving average of the weights, which the hook ema sets before training; None
+            without that hook.
+        resumed_from: The folder of the checkpoint from which the run resumed; None for a new run.
         iteration: The number of finished iterations.
         lr: The learning rates of this iteration, one per parameter group.
         momentum: The momenta of this iteration, one per parameter group.
@@ -46,10 +52,13 @@ class TrainState:
             ground truth in a run without a teacher.
         metrics: The metrics of the last evaluation, by name.
         num_evaluated: The number of images in the last evaluation, on all ranks together.
+        agreement: What the log adds to metrics that compare with the teacher; None if the metrics
+            of the last evaluation compare with ground truth.
         orphaned: True if the run stops because its launcher has died.
         trained_on: The images that the weights were trained on, on rank 0; None if unknown.
         stop_reason: The reason to stop training after this iteration; None to continue. A hook sets
             it, on every rank after the same iteration.
+        stopped_early: True if that reason completes the run, so that it needn't be resumed.
     """
 
     engine: object
@@ -63,6 +72,8 @@ class TrainState:
     by_epoch: bool
     hooks: list[Hook] = field(default_factory=list)
     step: Step | None = None
+    average: MovingAverage | None = None
+    resumed_from: Path | None = None
     iteration: int = 0
     lr: list[float] = field(default_factory=list)
     momentum: list[float] = field(default_factory=list)
@@ -78,9 +89,11 @@ class TrainState:
     teacher_depth: Tensor | None = None
     metrics: dict[str, float] | None = None
     num_evaluated: int = 0
+    agreement: Agreement | None = None
     orphaned: bool = False
     trained_on: TrainedOn | None = None
     stop_reason: str | None = None
+    stopped_early: bool = False
 
     def begin_iteration(self) -> None:
         """Clears the values that `record` collects over an iteration's micro-batches."""
@@ -132,6 +145,16 @@ class TrainState:
             by: The unit of `every`: "epoch" or "iteration".
         """
         return self.iteration % self.period(every, by) == 0
+
+    def weights(self) -> dict[str, Tensor]:
+        """Gathers the weights that are evaluated and exported on rank 0. Collective.
+
+        They are those of the moving average if there is one, else the newest.
+
+        Returns:
+            On rank 0 fp32 tensors on the CPU by name; empty on other ranks.
+        """
+        return full_state.weights(self.engine) if self.average is None else self.average.weights()
 
     @property
     def is_last(self) -> bool:

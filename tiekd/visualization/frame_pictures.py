@@ -38,10 +38,19 @@ class FramePictures:
         num_frames: Number of frames in the dataset.
         max_depth: End of the depth scale in metres; the error scale ends at an eighth of it.
         resize: How the batches' images were resized. They are drawn at their original size.
+        against: What predictions are compared with, as the title of its depth.
     """
 
-    def __init__(self, folder: Path, num_frames: int, max_depth: float, resize: Resize = OWN_SIZE):
+    def __init__(
+        self,
+        folder: Path,
+        num_frames: int,
+        max_depth: float,
+        resize: Resize = OWN_SIZE,
+        against: str = "ground truth",
+    ):
         self.folder = folder
+        self.against = against
         self.digits = len(str(num_frames - 1))
         self.max_depth = max_depth
         self.resize = resize
@@ -62,18 +71,20 @@ class FramePictures:
             row = rows[place].tolist()
             figures = dict(zip(metrics.METRIC_NAMES, row, strict=True))
             told = ", ".join(f"{key} {figures[key]:.4f}" for key in _SHOWN)
-            caption = (
-                f"{name}   "
-                f"{told if figures['a1'] == figures['a1'] else 'no ground truth that counts'}"
-            )
-            drawn = frame_picture(
-                images[place], truths[place, 0], depths[place, 0], self.max_depth, caption
-            )
+            if figures["a1"] != figures["a1"]:
+                told = f"no {self.against} that counts"
+            maps = images[place], truths[place, 0], depths[place, 0]
+            drawn = frame_picture(*maps, self.max_depth, f"{name}   {told}", self.against)
             write_image(self.folder / f"{index:0{self.digits}d}_{joined_name(name)}", drawn)
 
 
 def frame_picture(
-    image: np.ndarray, truth: np.ndarray, depth: np.ndarray, max_depth: float, caption: str
+    image: np.ndarray,
+    truth: np.ndarray,
+    depth: np.ndarray,
+    max_depth: float,
+    caption: str,
+    against: str = "ground truth",
 ) -> np.ndarray:
     """Draws image and ground truth above prediction and error, with scales in metres.
 
@@ -83,6 +94,7 @@ def frame_picture(
         depth: (H, W) predicted depth in metres.
         max_depth: End of the depth scale in metres; the error scale ends at an eighth of it.
         caption: A line of text above the images.
+        against: The title of `truth`.
 
     Returns:
         (height, width, 3) uint8.
@@ -93,7 +105,7 @@ def frame_picture(
     error = pictures.error_map(depth, truth, max_error, radius)
     cells = {
         "image": pictures.denormalise(image),
-        "ground truth": measured,
+        against: measured,
         "prediction": pictures.colourise(depth, max_depth),
         "error": error,
     }

@@ -2,7 +2,8 @@
 
     checkpoints/iter_1200/   DeepSpeed's files, and:
         rank_<r>.pt          random states and hook states of rank r
-        student.pth          plain fp32 weights
+        student.pth          plain fp32 weights; with the hook ema those of its moving average
+        trained.pth          with the hook ema: the newest weights, from which the run resumes
         moments.pth          the optimizer's state, by parameter name
         state.json           iteration, ranks, recipe, engine config, versions
         manifest.json        sizes and digests of all files
@@ -29,6 +30,7 @@ LATEST = "latest"
 STATE = "state.json"
 STUDENT = "student.pth"
 MOMENTS = "moments.pth"
+TRAINED = "trained.pth"
 
 
 def find(work_dir: Path) -> tuple[Path, list[str]]:

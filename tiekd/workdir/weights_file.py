@@ -13,6 +13,8 @@ from tiekd.files import instead_of_file
 from tiekd.workdir import manifest
 
 BEST_BEFORE = ".{}.before"
+# The entry of a file whose weights are a moving average: a dict of its decay and its length.
+AVERAGED = "averaged"
 
 
 def set_aside_best(work_dir: Path) -> None:

@@ -7,7 +7,8 @@
     environment.txt  the hardware and software
     inputs.json      the input files, with sizes and checksums (tiekd/training/inputs.py)
     layouts.json     how convolutions run on a CPU (tiekd/kernels/layouts.py); kept on resume
-    outcome.json     running, finished, stopped, orphaned or failed; stays "running" after a kill
+    outcome.json     running, finished, stopped early, stopped, orphaned or failed; stays "running"
+                     after a kill
     .lock            locked by rank 0 while its process runs, so that no other run can use it
 
 Each file except the lock is replaced atomically.
@@ -42,6 +43,8 @@ ENGINE_CONFIG = "ds_config.json"
 ENVIRONMENT = "environment.txt"
 OUTCOME = "outcome.json"
 LOCK = ".lock"
+# The outcomes of a run that is complete.
+FINISHED, STOPPED_EARLY = "finished", "stopped early"
 # Seconds that a resume waits for the lock: a run that is about to end may still be saving.
 _ENDING_RUN_LEAVES_S = 30.0
 # Recipe keys that begin with one of these don't affect the trained weights.
@@ -67,8 +70,8 @@ class Outcome:
     """The content of outcome.json: how a run ended, or that it is still running.
 
     Attributes:
-        outcome: running, finished, failed, stopped (on request) or orphaned (stopped because its
-            launcher died).
+        outcome: running, finished, stopped early (complete, since its metric no longer improved),
+            failed, stopped (on request) or orphaned (stopped because its launcher died).
         iteration: The last finished iteration.
         total_iterations: The number of iterations that the recipe asks for.
         reason: Why the run stopped or failed; None otherwise.
@@ -80,6 +83,11 @@ class Outcome:
     total_iterations: int
     reason: str | None
     time: str
+
+    @property
+    def is_complete(self) -> bool:
+        """True if the run needn't be resumed: it has finished or was stopped early."""
+        return self.outcome in (FINISHED, STOPPED_EARLY)
 
 
 @contextlib.contextmanager
@@ -107,7 +115,9 @@ def outcome_of(state) -> Iterator[None]:
     except BaseException as error:
         write_down("failed", " ".join(f"{type(error).__name__}: {error}".split()))
         raise
-    ended = "finished" if state.stop_reason is None else "stopped"
+    ended = FINISHED if state.stop_reason is None else "stopped"
+    if state.stopped_early:
+        ended = STOPPED_EARLY
     if state.orphaned:
         ended = "orphaned"
     write_down(ended, state.stop_reason)

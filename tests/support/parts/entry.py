@@ -20,11 +20,11 @@ class Entry(Hook):
 
     def before_train(self, state) -> None:
         hook = next(hook for hook in state.hooks if isinstance(hook, Evaluation))
-        weights = full_state.weights(state.engine)
-        hook._fill_replica(weights)
+        hook._fill_replica(state.weights())
         predictor = partial(predict, hook.replica, flip=hook.settings.flip)
         metrics = evaluate(predictor, hook.dataset, hook.protocol, hook.device)
-        statistics = {name: t.tolist() for name, t in weights.items() if "running" in name}
+        newest = full_state.weights(state.engine)
+        statistics = {name: t.tolist() for name, t in newest.items() if "running" in name}
         self._write(
             state, {"begins_after": state.iteration, "metrics": metrics, "statistics": statistics}
         )

@@ -31,6 +31,7 @@ PACKAGES = [
 PARTS = [(package, name) for package in PACKAGES for name in _names(f"tiekd.{package}")]
 OF_THE_PROGRAM = {"hooks", "info", "text_log", "frames", "split", "needs_ground_truth"}
 OF_THE_PROGRAM |= {"run_device", "max_depth_m", "network", "device", "resize", "teacher"}
+OF_THE_PROGRAM |= {"evaluation"}
 # Text parameters of data sets that are no paths; `maps` is teacher.maps.
 NO_PATHS = {"split", "maps", "on_error", "unmatched"}
 

@@ -115,11 +115,8 @@ def test_evaluation_hook_progress_on_log_terminal():
         out,
     )
     hook.replica.min_depth, hook.replica.max_depth = 1e-3, 80.0
-    state = types.SimpleNamespace(engine=None, hooks=[])
-    with (
-        mock.patch.multiple("tiekd.training.evaluation_hook", full_state=mock.DEFAULT),
-        mock.patch.object(hook, "_save_best"),
-    ):
+    state = types.SimpleNamespace(weights=dict, hooks=[])
+    with mock.patch.object(hook, "_save_best"):
         hook._evaluate(state)
     assert "] 7/7, " in out.getvalue()
     assert state.metrics["abs_rel"] > 0
@@ -131,11 +128,8 @@ def test_evaluation_hook_saves_best_before_hooks():
     settings = EvaluationSettings(crop="none", flip=False)
     hook = Evaluation(settings, Frames(), Slanted(), CPU, Loading(workers=0), done.info)
     hook.replica.min_depth, hook.replica.max_depth = 1e-3, 80.0
-    state = types.SimpleNamespace(engine=None, hooks=[done.log, done.board])
-    with (
-        mock.patch.multiple("tiekd.training.evaluation_hook", full_state=mock.DEFAULT),
-        mock.patch.object(hook, "_save_best", done.save_best),
-    ):
+    state = types.SimpleNamespace(weights=dict, hooks=[done.log, done.board])
+    with mock.patch.object(hook, "_save_best", done.save_best):
         hook._evaluate(state)
     names = ["save_best", "log.after_evaluation", "board.after_evaluation", "info"]
     assert [call[0] for call in done.mock_calls] == names
@@ -183,11 +177,8 @@ def evaluated_without_a_pixel(
         replica.forward = predict_depth
     hook = Evaluation(settings, Frames(), replica, CPU, Loading(workers=0), told.append)
     replica.min_depth, replica.max_depth = 1e-3, 80.0
-    with (
-        mock.patch.multiple("tiekd.training.evaluation_hook", full_state=mock.DEFAULT),
-        mock.patch.object(hook, "_save_best", side_effect=AssertionError("a best was saved")),
-    ):
-        hook._evaluate(types.SimpleNamespace(engine=None, hooks=[]))
+    with mock.patch.object(hook, "_save_best", side_effect=AssertionError("a best was saved")):
+        hook._evaluate(types.SimpleNamespace(weights=dict, hooks=[]))
     return hook, told
 
 

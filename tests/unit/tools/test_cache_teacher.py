@@ -3,6 +3,7 @@
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from support.cached_teacher import (
 
 from tiekd.data import teacher_maps
 from tiekd.data.augment.augment import normalise
+from tiekd.data.build import build_dataset
 from tiekd.data.resize import Resize
 from tiekd.errors import DataError, TeacherError
 from tiekd.models.build import build_network
@@ -74,6 +76,24 @@ def test_cache_maps_encode_teacher_depth(ground, tmp_path, flip):
         assert np.abs(levels * 80.0 / 65535 - depth).max() <= 0.5 * 80.0 / 65535
         spread.append(depth)
     assert np.ptp(spread) > 10
+
+
+def test_run_caches_validation_of_agreement(ground, tmp_path, monkeypatch):
+    """If evaluations compare with the teacher, the folder has maps of both splits."""
+    monkeypatch.setattr(cache_teacher.process_group, "start_rank", lambda *_: CPU)
+    recipe = recipe_of(ground, audit="off") | {"train": {"epochs": 1}}
+    for against, count in (("ground_truth", NUM_TRAIN), ("teacher", NUM_TRAIN + 2)):
+        path = tmp_path / f"{against}.json"
+        node = recipe | {"evaluation": {"against": against}, "work_dir": str(tmp_path / "work")}
+        path.write_text(json.dumps(node))
+        args = SimpleNamespace(recipe=path, overrides=[], split="train", checkpoint=None)
+        args.out = tmp_path / against
+        cache_teacher.run(args)
+        assert len(list(args.out.glob("*.png"))) == count
+    # The student's validation frames have maps in that folder.
+    student = Recipe(node | {"teacher": {"maps": str(tmp_path / "teacher")}})
+    val = build_dataset(student.dataset, "val")
+    assert all(val[index].teacher_depth.max() > 0 for index in range(2))
 
 
 def test_cache_maps_audits_once(ground, tmp_path):

@@ -37,6 +37,20 @@ def val(epoch, abs_rel):
     return {"mode": "val", "epoch": epoch, "iter": 7, "lr": 0.1, "abs_rel": abs_rel}
 
 
+def test_plot_refuses_agreement_beside_accuracy(tmp_path):
+    """Agreement with the teacher and accuracy aren't drawn in one chart, and titles name it."""
+    accuracy = read(write(tmp_path / "a", "x", [train(1, 5, 1.0), val(1, 0.2)]))
+    agreed = val(1, 0.1) | {"against": "teacher"}
+    agreement = read(write(tmp_path / "b", "x", [train(1, 5, 1.0), agreed]))
+    told = "^--keys: abs_rel of b is agreement with the teacher, that of a is accuracy"
+    with pytest.raises(LaunchError, match=told):
+        plot_log.plot([accuracy, agreement], ["abs_rel"])
+    title = "abs_rel (agreement with the teacher, not accuracy)"
+    assert plot_log._title([agreement], "abs_rel") == title
+    assert plot_log._title([accuracy], "abs_rel") == "abs_rel"
+    assert plot_log._title([accuracy, agreement], "loss") == "loss"
+
+
 def read(path):
     (run,) = plot_log.read_runs([path])
     return run

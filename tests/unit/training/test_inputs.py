@@ -342,6 +342,14 @@ def test_inputs_remade_teacher_maps_refused(run):
     )
 
 
+def test_inputs_changed_reference_refused(run):
+    """An evaluation that compares with the teacher can't take over the best of ground truth."""
+    started, now = run.record(), run.record()
+    now["recipe"]["evaluation"]["against"] = "teacher"
+    told = "evaluation.against is teacher, was ground_truth"
+    assert input_changes.compare(started, now).refused == [told]
+
+
 @pytest.mark.parametrize(
     ("section", "key", "value", "told"),
     [

@@ -17,6 +17,7 @@ from tiekd.teaching import with_teachers_file
 from tiekd.training import resume
 from tiekd.training.evaluation_hook import Evaluation
 from tiekd.training.hook import Hook
+from tiekd.training.hooks.early_stop import EarlyStop
 from tiekd.training.hooks.text_log import TextLog
 from tiekd.training.state import TrainState
 from tiekd.workdir import weights_file
@@ -64,14 +65,16 @@ def best_after(
 ) -> tuple[float | None, dict]:
     """Returns what an evaluation's best of 0.1 is after a resume at an iteration.
 
-    Also the record of the inputs by then.
+    Also the record of the inputs by then. The hook early_stop must forget its best likewise.
     """
     hook = Evaluation(EvaluationSettings(), [], None, torch.device("cpu"), Loading(), print)
-    hook.best, now = 0.1, {"best_from": -1}
+    stop = EarlyStop(3, evaluation=EvaluationSettings())
+    hook.best, stop.best, now = 0.1, 0.1, {"best_from": -1}
     state = TrainState(
-        None, RECIPE, work_dir, "now", 2, 1, 9, 9, True, [Hook(), hook], iteration=iteration
+        None, RECIPE, work_dir, "now", 2, 1, 9, 9, True, [Hook(), hook, stop], iteration=iteration
     )
     resume.forget_other_best(state, started, now, accepted)
+    assert stop.best == hook.best
     return hook.best, now
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from tiekd.data import held_out as held_out_frames
 from tiekd.data.cameras.source import check_numbers
 from tiekd.data.frames import (
     DatasetSplit,
@@ -62,7 +63,8 @@ class FolderOptions:
         val_split: Text file of validation images, in the same format.
         val_fraction: Without split files, the share of the frames with ground truth that is held
             out for validation, chosen by a hash of their names. Images of one video look alike, so
-            list whole videos in val_split to get unbiased metrics.
+            list whole videos in val_split to get unbiased metrics. If the evaluation compares with
+            the teacher, it is a share of all frames, held out by folder (tiekd/data/held_out.py).
         intrinsics: The cameras of the upright images (tiekd/data/cameras/source.py): [focal_x,
             focal_y, centre_x, centre_y] in pixels of every image; the same with the width and
             height of the image that they are of; a file below `root` or absolute; or `exif`. None
@@ -104,6 +106,7 @@ def build(
     maps: str | None = None,
     on_error: str = "raise",
     held_out: Collection[str] | None = None,
+    by_sequence: bool = False,
 ) -> Frames:
     """Builds the frames of a split of a folder of images.
 
@@ -118,6 +121,8 @@ def build(
         held_out: Names of the validation frames, instead of a choice by hash: empty if training
             doesn't validate; in a resumed run, the names that the run began with. None chooses by
             hash.
+        by_sequence: True to hold out whole folders, or the last part of a single one, of all frames
+            instead of those with ground truth (tiekd/data/held_out.py).
 
     Raises:
         RecipeError: If ground truth is needed and there is none.
@@ -125,7 +130,9 @@ def build(
     """
     folder = data_root(options.root, "the images")
     if options.depths is None and needs_ground_truth:
-        remedy = "--set train.validate=false" if split == "val" else "a teacher"
+        remedy = "a teacher"
+        if split == "val":
+            remedy = "--set train.validate=false (with a teacher also evaluation.against=teacher)"
         raise RecipeError(
             f"data.depths: none given, but {_PURPOSE[split]} ground truth; give data.depths or "
             f"{remedy}"
@@ -134,7 +141,12 @@ def build(
     notes = []
     source = folder / Path(options.images).expanduser()
     frames = _frames(folder, options, on_error == "skip", notes)
-    chosen = _names_of(split, folder, frames, options, held_out)
+    chosen, remark = _names_of(split, folder, frames, options, held_out, by_sequence)
+    if remark and split == "val":
+        notes.append(
+            f"data.val_fraction: validation is the end of the training images' sequence, {remark}; "
+            "images in several folders, or data.val_split, tell more of new places"
+        )
     # Describe the format of the depth maps.
     read_depth = partial(
         _read_depth,
@@ -152,6 +164,7 @@ def build(
         ),
         notes=notes,
         camera_notes=camera_notes,
+        remark=remark,
     )
     training_maps = folder / maps if maps and split == "train" else None
     return Frames(files, max_depth, needs_ground_truth, maps=training_maps)
@@ -166,8 +179,9 @@ def _names_of(
     frames: dict[str, Frame],
     options: FolderOptions,
     held_out: Collection[str] | None,
-) -> Collection[str]:
-    """Returns the names of a split's frames.
+    by_sequence: bool,
+) -> tuple[Collection[str], str]:
+    """Returns the names of a split's frames, and a remark on how the splits are related.
 
     Args:
         split: "train" or "val".
@@ -176,10 +190,16 @@ def _names_of(
         options: The split files, and the fraction that is held out without them.
         held_out: Names of the validation frames if there are no split files; None chooses them by a
             hash.
+        by_sequence: True to choose them by folder.
+
+    Returns:
+        The names; and the remark, which is empty unless training and validation frames were chosen
+        from one sequence.
 
     Raises:
         DataError: If a split file is malformed, or the split is empty.
     """
+    remark, gap = "", set()
     source = folder / Path(options.images).expanduser()
     train_split, val_split = options.train_split, options.val_split
     if train_split is None and val_split is None:
@@ -187,11 +207,17 @@ def _names_of(
         # If none of the names in `held_out` exists any more, choose validation frames again by
         # hash.
         picks = held_out is None or (held_out and not kept)
-        validation = _hash_picked(frames, options.val_fraction) if picks else kept
+        validation = kept
+        if picks and by_sequence:
+            validation = held_out_frames.choose(frames, options.val_fraction)
+        elif picks:
+            validation = _hash_picked(frames, options.val_fraction)
+        if by_sequence and held_out_frames.shares_sequence(frames, validation):
+            remark, gap = held_out_frames.SAME_SEQUENCE, held_out_frames.gap(frames, validation)
     else:
         listed = _listed(folder / (val_split or train_split), frames, source)
         validation = listed if val_split else frames.keys() - listed
-    training = frames.keys() - validation
+    training = frames.keys() - validation - gap
     if train_split:
         training = _listed(folder / train_split, frames, source)
     chosen = training if split == "train" else validation
@@ -200,7 +226,7 @@ def _names_of(
             ", or train on all of them with --no-validate" if split == "train" else ""
         )
         raise DataError(f"{source}: none of its {len(frames)} images is left for {split}; {remedy}")
-    return chosen
+    return chosen, remark
 
 
 def _frames(folder: Path, options: FolderOptions, skip: bool, notes: list[str]) -> dict[str, Frame]:

@@ -76,7 +76,7 @@ class Checkpoint(Hook):
         # Save on all ranks, since each rank has its own random states and hook states.
         hook_states = {key: hook.state_dict() for key, hook in keyed(self.hooks).items()}
         try:
-            what = state.iteration, hook_states, state.recipe
+            what = state.iteration, hook_states, state.recipe, state.average
             checkpoint.save(state.engine, folder, *what, **as_plain(state.trained_on))
         except checkpoint.SaveFailed as failure:
             if state.ends or self.on_error == "stop":

@@ -8,6 +8,9 @@ were written for later iterations are purged.
     train/<loss>, ...      with the text log's lines; also learning_rate, momentum, and
                            train/skipped_steps if any step was skipped
     val/<metric>           at evaluations
+    agreement/<metric>     in place of val/<metric> if evaluations compare with the teacher:
+                           agreement with it, not accuracy; also abs_rel_0-20m, ... by ranges of
+                           the teacher's depth, and abs_rel_at_edges, mid_air_at_edges
     train/pictures_1, ...  every image_interval iterations, of rank 0's newest batch: image, ground
                            truth, teacher, student, error and entropy
     train/why_1            for the first of these images, the predicted distribution over depth at
@@ -150,16 +153,25 @@ class TensorBoard(Hook):
         self._last_iteration = state_dict["last_iteration"]
 
     def after_evaluation(self, state, metrics: dict[str, float]) -> None:
-        """Writes the metrics as `val/<metric>`, and images of validation frames, on rank 0."""
+        """Writes the metrics as `val/<metric>`, and images of validation frames, on rank 0.
+
+        Metrics that compare with the teacher are written as `agreement/<metric>`.
+        """
         if self._writer is None or not self._has_room():
             return
-        for name, value in metrics.items():
-            self._writer.add_scalar(f"val/{name}", value, state.iteration)
+        folder, figures = "val", metrics
+        if state.agreement is not None:
+            folder, figures = "agreement", metrics | state.agreement.figures
+        for name, value in figures.items():
+            self._writer.add_scalar(f"{folder}/{name}", value, state.iteration)
         # Images of a few validation frames, the same frames at each evaluation.
         if self.image_interval and self.frames is not None:
             shown = self.frames.views()
             for number, view in enumerate(shown, start=1):
-                overall = overview(view, self.max_depth, "ground truth")
+                # Draw the error against what the metrics compare with, if that is known here.
+                is_agreement = state.agreement is not None and view.teacher is not None
+                against = "teacher" if is_agreement else "ground truth"
+                overall = overview(view, self.max_depth, against)
                 self._write_image(f"val/pictures_{number}", overall, state.iteration)
                 self._write_image(f"val/why_{number}", why(view, self.max_depth), state.iteration)
             # Histogram bins of equal width, the same at each evaluation. Numpy's automatic choice

@@ -180,13 +180,18 @@ class TextLog(Hook):
         """
         if not self._handlers:
             return
-        self.info("Summary:")
+        agreement = state.agreement
+        # Figures against the teacher say nothing of accuracy, so the table's heading says so.
+        self.info("Summary:" if agreement is None else f"Summary, {agreement.label}:")
         self.info("\n" + metrics_table(metrics))
         self._write_exp_name(state)
         epoch = f"[{state.epoch}]" if self.by_epoch else ""
         head = f"{'Epoch' if self.by_epoch else 'Iter'}(val) {epoch}[{state.num_evaluated}]\t"
         self.info(head + ", ".join(f"{name}: {_shown(value)}" for name, value in metrics.items()))
         row = {"mode": "val", "epoch": state.epoch, "iter": state.num_evaluated, "lr": state.lr[0]}
+        if agreement is not None:
+            self.info(agreement.text)
+            row |= {"against": "teacher", **agreement.figures}
         self.write_json({**row, **metrics})
 
     def state_dict(self) -> dict:

@@ -235,6 +235,52 @@ def test_folder_held_out_replaces_val_fraction(root):
     )  # a list of the user's stays out
 
 
+def against_teacher(root: Path, **data) -> Recipe:
+    """Returns a recipe whose evaluations compare with cached maps; there is no ground truth."""
+    data = {"name": "folder", "root": str(root), "images": "images", **data}
+    recipe = {"network": {"max_depth": 10.0}, "data": data, "teacher": {"maps": "maps"}}
+    return Recipe(recipe | {"evaluation": {"against": "teacher"}})
+
+
+def test_folder_against_teacher_holds_out_folders(root):
+    """Without ground truth whole folders are held out, and validation frames have their maps."""
+    for name in NAMES:
+        write_png(root / "maps" / (name.replace("/", "_").rpartition(".")[0] + ".png"), levels())
+    data = against_teacher(root, val_fraction=0.25).dataset
+    val = build_dataset(data, "val")
+    assert len(val) in (1, 2)
+    assert len({Path(name).parent for name in names(val)}) == 1
+    assert names(build_dataset(data, "train")) == [n for n in NAMES if n not in names(val)]
+    assert val[0].depth.max() == 0
+    assert val[0].teacher_depth.max() == pytest.approx(10.0 * 6553 / 65535)
+    assert val.remark == ""
+    # Ground truth of the same recipe is still needed, and picked by frame.
+    plain = against_teacher(root, depths="depths", depth_unit=1000).node | {"evaluation": {}}
+    assert build_dataset(Recipe(plain).dataset, "val").maps is None
+
+
+def levels() -> np.ndarray:
+    return np.full((12, 16), 6553, np.uint16)
+
+
+def test_folder_against_teacher_cuts_one_sequence(tmp_path):
+    """Of a flat folder the end is held out, with a gap that neither split has, and says so."""
+    for number in range(40):
+        write_picture(tmp_path / "images" / f"{number}.png")
+    (tmp_path / "maps").mkdir()
+    data = against_teacher(tmp_path).dataset
+    train, val = (build_dataset(data, split) for split in ("train", "val"))
+    assert set(names(val)) == {f"{number}.png" for number in range(36, 40)}
+    assert set(names(train)) == {f"{number}.png" for number in range(34)}
+    assert val.remark == "same sequence, optimistic"
+    assert "same sequence, optimistic" in val.notes[-1]
+    assert not train.notes
+    # A resumed run keeps the frames of its start, and so the gap; maps are made of all frames.
+    held_out = names(val)
+    assert names(build_dataset(data, "train", held_out=held_out)) == names(train)
+    assert len(build_dataset(data, "train", held_out=())) == 40
+
+
 def test_folder_single_image_needs_no_validate(root):
     """A single image trains only without validation, and the error names `--no-validate`."""
     for name in NAMES[:3]:

@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from tiekd.errors import RecipeError
+from tiekd.evaluation.agreement import Agreement
 from tiekd.models.heads.dpm import Dpm, DpmOptions
 from tiekd.models.network import Network
 from tiekd.training.hook import Hook
@@ -251,6 +252,29 @@ def test_tensorboard_evaluation_images_and_errors(tmp_path):
     assert [event.step for event in found] == [10, 20, 30]
     value = found[0].histogram_value
     assert (value.num, value.min, value.max, value.sum) == (3, -1.5, 0.5, -0.75)
+
+
+def test_tensorboard_tags_agreement(tmp_path, monkeypatch):
+    """Figures against the teacher have tags of their own, never those of accuracy.
+
+    Images show the error against the teacher, where the teacher's depth is known.
+    """
+    drawn = []
+    monkeypatch.setattr(tensorboard, "overview", lambda *arguments: drawn.append(arguments[-1]))
+    plain = View(np.zeros((16, 32, 3), np.uint8), *[np.ones((16, 32), np.float32)] * 3)
+    shown = [plain, plain._replace(teacher=None)]
+    frames = SimpleNamespace(views=lambda: shown, errors_by_range=lambda _: {})
+    board = TensorBoard(10, image_interval=100, frames=frames)
+    state = make_state(tmp_path, [TextLog(10), board])
+    state.agreement = Agreement("agreement", {"abs_rel_at_edges": 0.5}, "")
+    train(state, 10, validate_every=10)
+    assert drawn == ["teacher", "ground truth"]
+    for hook in state.hooks:
+        hook.after_train(state)
+    scalars, _ = read(tmp_path)
+    assert scalars["agreement/abs_rel_at_edges"] == [(10, 0.5)]
+    assert "agreement/abs_rel" in scalars
+    assert not [tag for tag in scalars if tag.startswith("val/")]
 
 
 def test_tensorboard_writes_recipe_text(tmp_path):

@@ -9,6 +9,7 @@ from support.some_state import logged_state
 from support.text_logs import PREFIX, messages
 
 from tiekd.errors import RecipeError
+from tiekd.evaluation.agreement import Agreement
 from tiekd.training import meters, schedules
 from tiekd.training.hooks import text_log
 from tiekd.training.hooks.text_log import TextLog
@@ -332,6 +333,21 @@ def test_text_log_one_collective_per_line(tmp_path, monkeypatch):
     assert len(calls) == 4
     assert len(train_lines(tmp_path / "True/20240101_120000.log")) == 2
     assert list((tmp_path / "False").iterdir()) == []
+
+
+def test_text_log_labels_agreement(tmp_path):
+    """Figures against the teacher are labelled in the heading and in the .log.json row."""
+    log, state = TextLog(4), logged_state(tmp_path, num_evaluated=3)
+    log.before_train(state)
+    state.agreement = Agreement("agreement", {"abs_rel_at_edges": 0.5}, "by range: x")
+    log.after_evaluation(state, {"abs_rel": 0.1})
+    log.after_train(state)
+    text = (tmp_path / "20240101_120000.log").read_text()
+    assert "INFO - Summary, agreement:\n" in text
+    assert "INFO - by range: x\n" in text
+    row = json.loads((tmp_path / "20240101_120000.log.json").read_text().splitlines()[-1])
+    assert row["against"] == "teacher"
+    assert (row["abs_rel"], row["abs_rel_at_edges"]) == (0.1, 0.5)
 
 
 def test_text_log_excludes_nonfinite_from_means(tmp_path):

@@ -1,0 +1,55 @@
+"""Validation frames are whole sequences, or the end of the only one after a gap."""
+
+import pytest
+
+from tiekd.data import held_out
+
+
+def video(folder: str, count: int) -> list[str]:
+    return [f"{folder}frame_{number}.png" for number in range(count)]
+
+
+def test_choose_takes_whole_folders():
+    """Whole folders are held out, about the wanted share, whatever their order."""
+    names = [name for number in range(10) for name in video(f"{number}/", 7)]
+    chosen = held_out.choose(names, 0.2)
+    folders = {name.split("/")[0] for name in chosen}
+    assert len(folders) == 2
+    assert chosen == {name for name in names if name.split("/")[0] in folders}
+    assert held_out.choose(names[::-1], 0.2) == chosen
+    assert not held_out.gap(names, chosen)
+    assert not held_out.shares_sequence(names, chosen)
+
+
+def test_choose_compares_folders_where_they_differ():
+    """Two cameras of one drive are held out together."""
+    drives = [f"raw/{number}/{side}/" for number in range(5) for side in ("left", "right")]
+    names = [name for drive in drives for name in video(drive, 3)]
+    chosen = held_out.choose(names, 0.2)
+    assert len(chosen) == 6
+    assert len({name.split("/")[1] for name in chosen}) == 1
+
+
+@pytest.mark.parametrize("folder", ["", "video/"])
+def test_choose_takes_end_of_one_sequence(folder):
+    """Of one folder the last tenth is held out, and a twentieth before it is left out of both."""
+    names = video(folder, 40)
+    chosen = held_out.choose(sorted(names), 0.1)
+    assert chosen == set(names[36:])
+    assert held_out.gap(names, chosen) == set(names[34:36])
+    assert held_out.shares_sequence(names, chosen)
+
+
+def test_choose_cuts_the_last_of_large_folders():
+    """If every folder is too large, the end of the last one is held out, with its gap."""
+    names = video("a/", 50) + video("b/", 50)
+    chosen = held_out.choose(names, 0.1)
+    assert chosen == set(names[90:])
+    assert held_out.gap(names, chosen) == set(names[85:90])
+
+
+def test_choose_holds_out_at_least_one():
+    """A share above 0 gives a frame or more, and a share of 0 none."""
+    assert held_out.choose(video("", 3), 0.1) == {"frame_2.png"}
+    assert held_out.choose(video("", 3), 0.0) == set()
+    assert held_out.gap(video("", 3), ()) == set()

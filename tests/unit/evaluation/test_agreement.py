@@ -1,0 +1,219 @@
+"""Figures against the teacher: what they are computed with, and that they always say so."""
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tiekd.config.teacher_node import TeacherNode
+from tiekd.data.loading.loader import Loading
+from tiekd.data.resize import OWN_SIZE, Resize
+from tiekd.data.sample import Sample
+from tiekd.errors import DataError, LaunchError, RecipeError
+from tiekd.evaluation import agreement, compare, per_frame, report
+from tiekd.evaluation.agreement import LABEL, Reference
+from tiekd.evaluation.evaluate import EvaluationProtocol, EvaluationSettings, evaluate
+from tiekd.evaluation.metrics import depth_metrics
+from tiekd.teachers.maps import CachedMaps
+from tiekd.teachers.network import FrozenTeacher
+from tiekd.tools import evaluate as evaluate_program
+from tiekd.training.evaluation_hook import Evaluation
+from tiekd.training.reference import reference_of
+from tiekd.training.settings import Recipe
+
+CPU = torch.device("cpu")
+SETTINGS = EvaluationSettings(crop="none", flip=False, against="teacher")
+RESIZE = Resize(height=6, width=10, mode="stretch")
+
+
+class Frames(torch.utils.data.Dataset):
+    """Three images of 12x20 without ground truth; the maps have a step from 4 m to 9 m."""
+
+    frames = ()
+
+    def __init__(self, has_maps: bool = True):
+        self.has_maps = has_maps
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> Sample:
+        image = torch.full((3, 12, 20), 60 * index, dtype=torch.uint8)
+        nothing, inside = torch.zeros(1, 12, 20), torch.ones(1, 12, 20, dtype=torch.bool)
+        teacher = torch.full((1, 12, 20), 4.0 + index)
+        teacher[..., 10:] = 9.0
+        teacher = teacher if self.has_maps else None
+        return Sample(image, nothing, inside, teacher, torch.eye(3), f"{index}.png")
+
+
+def protocol(**options) -> EvaluationProtocol:
+    options = {"depth": lambda batch: batch.teacher_depth, "resize": None, "name": "maps"} | options
+    return EvaluationProtocol(SETTINGS, 1e-3, 80.0, reference=Reference(**options))
+
+
+def constant(image: Tensor) -> Tensor:
+    return torch.full_like(image[:, :1], 6.0)
+
+
+def test_evaluate_against_maps_needs_no_ground_truth():
+    """The nine metrics are those against the maps, at their own size."""
+    found = evaluate(constant, Frames(), protocol(), CPU, resize=RESIZE)
+    maps = torch.stack([sample.teacher_depth for sample in map(Frames().__getitem__, range(3))])
+    rows = depth_metrics(torch.full_like(maps, 6.0), maps, 1e-3, 80.0, "none")
+    assert list(found.values()) == pytest.approx(rows.mean(0).tolist(), rel=1e-12)
+    assert 0 < found["abs_rel"] < 1
+
+
+def test_evaluate_against_online_teacher_sees_its_own_size():
+    """A teacher that needs another size gets it, and its depth is brought to the images' size."""
+    seen = []
+
+    def teacher(batch):
+        seen.append(tuple(batch.image.shape[-2:]))
+        return batch.image[:, :1] * 0 + 3.0
+
+    whole = Resize(height=24, width=40, mode="stretch")
+    for resize, size in ((whole, (24, 40)), (RESIZE, (6, 10))):
+        seen.clear()
+        online = protocol(depth=teacher, resize=resize)
+        found = evaluate(constant, Frames(), online, CPU, resize=RESIZE)
+        assert seen == [size] * 3
+        assert found["abs_rel"] == pytest.approx(1.0)
+
+
+def test_evaluate_without_maps_says_so():
+    """A frame without a map ends the evaluation with its name."""
+    with pytest.raises(DataError, match=r"^evaluation.against: 0.png has no map of the teacher"):
+        evaluate(constant, Frames(has_maps=False), protocol(), CPU)
+
+
+@pytest.fixture(scope="module")
+def result() -> compare.Result:
+    entrant = compare.Entrant(constant)
+    return compare.evaluate(entrant, Frames(), protocol(), CPU, Loading(workers=0), None)
+
+
+def test_edges_of_maps_are_compared(result):
+    """Near the step of the maps, the errors are those of the predicted 6 m."""
+    pixels, abs_rel, mid_air = result.edges
+    # A square of 5x5 contains both sides of the step in 4 columns.
+    assert pixels == 3 * 4 * 12
+    errors = [abs(6 - near) / near for near in (4, 5, 6)] + [3 / 9] * 3
+    assert abs_rel == pytest.approx(sum(errors) / 6)
+    # 6 m is between the two sides of 4 m and 9 m, and of 5 m and 9 m, but on the side of 6 m.
+    assert mid_air == pytest.approx(2 / 3)
+    figures = agreement.figures_of(result.ranges, result.edges)
+    assert figures["abs_rel_at_edges"] == abs_rel
+    assert figures.keys() == {
+        "abs_rel_0-20m",
+        "rmse_0-20m",
+        "abs_rel_at_edges",
+        "mid_air_at_edges",
+    }
+
+
+def test_report_against_teacher_is_labelled(result, tmp_path):
+    """Report, JSON and CSV say that the figures are agreement, and name the teacher."""
+    label = f"{LABEL}; same sequence, optimistic"
+    scored = protocol(name="cached maps in x", label=label)
+    text = "\n".join(report.everything({"student": result}, scored))
+    assert text.startswith(f"{label.upper()}: compared with cached maps in x\n3 val frames, ")
+    assert "By range of the teacher's depth" in text
+    assert "near edges of the teacher's depth: abs_rel" in text
+    assert "ground truth" not in text
+    node = json.loads(json.dumps(compare.as_json({"student": result}, scored)))
+    assert node["protocol"]["figures_are"] == label
+    assert node["networks"]["student"]["at_edges"]["pixels"] == 144
+    per_frame.write_csv(tmp_path / "x.csv", {"student": result.frames}, label)
+    head, first, *_ = (tmp_path / "x.csv").read_text().splitlines()
+    assert head.endswith("network,figures_are")
+    assert first.endswith(f'student,"{label}"')
+
+
+def test_report_against_ground_truth_is_unchanged(result):
+    """Without a reference nothing speaks of agreement."""
+    plain = replace(protocol(), reference=None)
+    text = "\n".join(report.everything({"student": result._replace(edges=None)}, plain))
+    assert "agreement" not in text.lower()
+    assert "figures_are" not in json.dumps(compare.as_json({"student": result}, plain))
+
+
+class Constant(nn.Module):
+    """Predicts 6 m everywhere."""
+
+    min_depth, max_depth, canonical = 1e-3, 80.0, None
+
+    def forward(self, image: Tensor, *_) -> SimpleNamespace:
+        return SimpleNamespace(depth=constant(image))
+
+
+def test_evaluation_hook_labels_agreement(tmp_path):
+    """The state, the log's line about the best weights, and their file say what they are."""
+    told = []
+    hook = Evaluation(SETTINGS, Frames(), Constant(), CPU, Loading(workers=0), told.append)
+    hook.reference = protocol(label="agreement; optimistic").reference
+    state = SimpleNamespace(
+        weights=dict,
+        hooks=[],
+        work_dir=tmp_path,
+        average=None,
+        trained_on=None,
+        recipe={"network": {}},
+        iteration=7,
+    )
+    hook._evaluate(state)
+    assert state.agreement.label == "agreement; optimistic"
+    assert state.agreement.figures["abs_rel_at_edges"] > 0
+    assert "near edges of the teacher's depth" in state.agreement.text
+    assert told[-1].endswith("saved as best_abs_rel.pth (agreement; optimistic)")
+    file = torch.load(tmp_path / "best_abs_rel.pth", weights_only=True)
+    assert file["against"] == "teacher"
+    assert file["metrics_are"] == "agreement; optimistic"
+    # With ground truth, of which these frames have none, nothing is labelled.
+    hook.reference = None
+    hook._evaluate(state)
+    assert state.agreement is None
+
+
+def test_reference_sees_what_maps_are_made_of():
+    """A network sees images as when it was trained; the one of the run keeps its own resize."""
+    network = Constant()
+    teacher = FrozenTeacher(network, CPU, resize=RESIZE)
+    teacher.seen_at = OWN_SIZE
+    reference = reference_of(teacher, TeacherNode({"checkpoint": "t.pth"}), Frames())
+    assert reference.resize == reference.depth.seen_at == RESIZE
+    assert reference.depth.network is network
+    assert teacher.seen_at == OWN_SIZE
+    assert reference.name == "the network of t.pth"
+    cached = reference_of(CachedMaps(), TeacherNode({"maps": "x"}), Frames())
+    assert (cached.resize, cached.name, cached.label) == (None, "cached maps in x", LABEL)
+
+
+@pytest.mark.parametrize("option", ["mean_map", "panel"])
+def test_evaluate_refuses_what_needs_ground_truth(option):
+    """An option that shows ground truth is refused in a run that has only the teacher."""
+    given = SimpleNamespace(mean_map=False, panel=None)
+    evaluate_program._refuse_what_needs_truth(given)
+    setattr(given, option, "x.png")
+    told = f"^--{option.replace('_', '-')}: needs ground truth, and evaluation.against is teacher"
+    with pytest.raises(LaunchError, match=told):
+        evaluate_program._refuse_what_needs_truth(given)
+
+
+def test_settings_refuse_unknown_reference():
+    """A value of `against` other than the two is refused with both."""
+    told = "^evaluation.against: got 'depth'; allowed: ground_truth, teacher$"
+    with pytest.raises(RecipeError, match=told):
+        EvaluationSettings(against="depth")
+
+
+def test_recipe_against_teacher_needs_one():
+    """Without a teacher there is nothing to compare with."""
+    node = {"evaluation": {"against": "teacher"}, "network": {"max_depth": 80.0}}
+    node["data"] = {"name": "folder", "images": "x"}
+    assert Recipe(node | {"teacher": {"maps": "m"}}).dataset.scores_teacher
+    with pytest.raises(RecipeError, match="^evaluation.against: got teacher, but"):
+        Recipe(node).dataset  # noqa: B018
