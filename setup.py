@@ -8,6 +8,7 @@ VIDEO = ["av>=14.1"]  # VideoFrame.rotation
 PLOT = ["matplotlib>=3.10"]
 TIMM = ["timm>=1.0.31"]
 HF = ["transformers>=5"]
+STEREO = ["opencv-python-headless>=4.10"]
 EXPORT = ["onnx>=1.17", "onnxscript>=0.5.4", "onnxruntime>=1.20"]
 
 setup(
@@ -30,10 +31,11 @@ setup(
         "pillow",
     ],
     extras_require={
-        "test": ["pytest", "pytest-xdist", "ruff", *EXPORT, *HF, *PLOT, *TIMM, *VIDEO],
+        "test": ["pytest", "pytest-xdist", "ruff", *EXPORT, *HF, *PLOT, *STEREO, *TIMM, *VIDEO],
         "export": EXPORT,
         "hf": HF,
         "plot": PLOT,
+        "stereo": STEREO,
         "timm": TIMM,
         "video": VIDEO,
     },
