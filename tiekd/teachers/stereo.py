@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -84,6 +85,18 @@ class Options:
                 f"teacher.max_disparity: got {self.max_disparity}; it must be pixels above "
                 f"min_disparity ({self.min_disparity:g})"
             )
+
+
+class Estimate(NamedTuple):
+    """The depth of an image.
+
+    Attributes:
+        depth: (H, W) float32, metres, 0 where invalid.
+        sigma: (H, W) float32, metres, the standard deviation of the depth; 0 where invalid.
+    """
+
+    depth: np.ndarray
+    sigma: np.ndarray
 
 
 class StereoTeacher:
@@ -257,6 +270,26 @@ class StereoTeacher:
         median = f"{np.median(known):.2f} m" if known else "unknown"
         return [f"{told}, median depth {median}"]
 
+    def estimate(self, frame: Frame) -> Estimate | None:
+        """Returns the depth of a whole image and its sigma; None if it has no right image.
+
+        Args:
+            frame: A frame that `check_frames` has seen.
+
+        Raises:
+            DataError: An image can't be read.
+        """
+        right = self._rights.get(frame.name)
+        if right is None:
+            return None
+        rig = self._rig(frame)
+        left_grey, right_grey = _grey(frame.image), _grey(right)
+        count = matching.searched(self.options.max_disparity, left_grey.shape[1])
+        disparity = matching.disparity_of(left_grey, right_grey, count)
+        depth = matching.depth_of(disparity, rig, self.options.min_disparity)
+        error = self.options.disparity_error
+        return Estimate(depth, matching.sigma_of(depth, disparity, rig, error))
+
     def _depth(self, frame: Frame, size: tuple[int, int], matrix: np.ndarray) -> np.ndarray:
         """Returns the depth of one image, cropped as the image is.
 
@@ -268,16 +301,12 @@ class StereoTeacher:
         Returns:
             (height, width) float32, metres, 0 where invalid.
         """
-        right = self._rights.get(frame.name)
-        if right is None:
-            return np.zeros(size, np.float32)
         # Match the whole images, since a crop of both loses the matches of its left columns.
-        left_grey, right_grey = _grey(frame.image), _grey(right)
-        count = matching.searched(self.options.max_disparity, left_grey.shape[1])
-        disparity = matching.disparity_of(left_grey, right_grey, count)
-        depth = matching.depth_of(disparity, self._rig(frame), self.options.min_disparity)
-        top, left = _place(frame, depth.shape, size, matrix)
-        return depth[top : top + size[0], left : left + size[1]]
+        found = self.estimate(frame)
+        if found is None:
+            return np.zeros(size, np.float32)
+        top, left = _place(frame, found.depth.shape, size, matrix)
+        return found.depth[top : top + size[0], left : left + size[1]]
 
 
 def _place(
