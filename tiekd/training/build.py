@@ -31,7 +31,7 @@ from tiekd.data.loading.sampler import (
 from tiekd.data.rank_consistency import check_same
 from tiekd.distributed import comm, process_group
 from tiekd.engine.config import EngineConfig, resolve
-from tiekd.errors import CheckpointError, RecipeError
+from tiekd.errors import CheckpointError, RecipeError, TeacherError
 from tiekd.losses.dpm import DPM
 from tiekd.models.build import build_network
 from tiekd.models.weights import pretrained, state_dicts
@@ -196,6 +196,12 @@ def build_parts(
     # Build the teacher, and check that it gets the focal lengths that it needs.
     node = with_teachers_file(recipe.node, resuming=resuming)
     teacher = build_teacher(node.get("teacher"), device, max_depth_m=recipe.max_depth_m)
+    if getattr(teacher, "reads_files", False):
+        raise TeacherError(
+            f"teacher.name: {recipe.teacher.name} reads whole image pairs, and training has "
+            "augmented crops; make its maps with bin/cache_teacher.py RECIPE, and train with the "
+            "--set teacher=null teacher.maps=FOLDER that it prints"
+        )
     if isinstance(teacher, FoundationTeacher):
         teacher.check_frames(listed_frames(train_set))
     is_blind = isinstance(teacher, FrozenTeacher) and not teacher.needs_focal

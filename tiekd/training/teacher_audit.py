@@ -63,7 +63,8 @@ def audit(
         return ["Teacher audit: off (teacher.audit)"]
     if len(frames) < _FEWEST:
         return [f"Teacher audit: left out, it needs {_FEWEST} frames"]
-    sees = node.maps is None
+    # Changed images make no difference to stored maps, and to a teacher that reads files itself.
+    sees = node.maps is None and not getattr(teacher, "reads_files", False)
     questions = Questions(swapped=sees, covered=sees)
     observer = Observer(teacher, frames, max_depth_m, device, resize, questions)
     observed = observer.observe(NUM_FRAMES)

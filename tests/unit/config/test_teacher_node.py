@@ -70,7 +70,9 @@ def test_teacher_node_name_is_a_kind_or_a_module(node, name, kind, module):
 
 def test_kinds_are_the_teachers_that_a_section_names():
     """What other keys ask for isn't among them."""
-    assert kinds() == ["depth_anything_3", "exported", "huggingface", "moge", "unidepth"]
+    assert kinds() == [
+        *("depth_anything_3", "exported", "huggingface", "moge", "stereo", "unidepth"),
+    ]
 
 
 def test_model_files_of_a_folder_of_a_file_and_of_an_id(tmp_path):

@@ -29,6 +29,15 @@ def of_network(network: nn.Module, *settings: Mapping) -> str:
     return digest.hexdigest()
 
 
+def of_settings(settings: Mapping) -> str:
+    """Returns the SHA-256 of settings alone, for a teacher without weights; 64 hexadecimal digits.
+
+    Args:
+        settings: A mapping of plain values.
+    """
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
+
+
 def of_files(*files: Path) -> str:
     """Returns the SHA-256 of the contents of files, one after the other, in hexadecimal digits."""
     digest = hashlib.sha256()

@@ -1,0 +1,1 @@
+"""Rectified image pairs: their calibration, right images, checks and matches."""

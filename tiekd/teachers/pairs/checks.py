@@ -1,0 +1,129 @@
+"""Checks image pairs: are they rectified, is the left image the left one, do they match at all.
+
+A few pairs are looked at, reduced to SMALL_WIDTH columns for the matches, which takes some 0.3 s a
+pair. Left out: synchronisation, of which a moving scene shows nothing in a single pair.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from tiekd.errors import TeacherError
+from tiekd.teachers.pairs import matching
+
+NUM_PAIRS = 8
+SMALL_WIDTH = 640
+# Median vertical offset of matched features, in pixels, from which pairs are said to be inexact,
+# and above which they are refused. Features are found to about one pixel.
+INEXACT_PX, UNRECTIFIED_PX = 1.0, 1.5
+FEW_FEATURES = 50
+# Share of pixels with a match below which it is said. Unrelated images have 0.03 to 0.1.
+FEW_MATCHES = 0.15
+_NUM_FEATURES, _SIMILAR_BITS = 1000, 32  # of 256 bits of a feature's descriptor
+
+
+class Look(NamedTuple):
+    """What one pair shows.
+
+    Attributes:
+        offsets: (N,) |vertical offset| in pixels of the features that were found in both images.
+        matched: Share of pixels with a match.
+        exchanged: The same with left and right exchanged.
+        disparity: Median disparity of the matches in pixels; NaN without any.
+    """
+
+    offsets: np.ndarray
+    matched: float
+    exchanged: float
+    disparity: float
+
+
+def look_at(left: np.ndarray, right: np.ndarray, max_disparity: int | None) -> Look:
+    """Looks at one pair.
+
+    Args:
+        left: (H, W) uint8 grey levels.
+        right: The same of the right image.
+        max_disparity: The largest disparity in pixels; None for a sixth of the width.
+    """
+    cv2 = matching.opencv()
+    scale = min(1.0, SMALL_WIDTH / left.shape[1])
+    small = [
+        cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        for image in (left, right)
+    ]
+    largest = None if max_disparity is None else max_disparity * scale
+    count = matching.searched(largest, small[0].shape[1])
+    disparity = matching.disparity_of(*small, count)
+    known = disparity[np.isfinite(disparity)]
+    exchanged = np.isfinite(matching.disparity_of(*small[::-1], count))
+    return Look(
+        vertical_offsets(left, right),
+        known.size / disparity.size,
+        float(exchanged.mean()),
+        float(np.median(known)) / scale if known.size else np.nan,
+    )
+
+
+def vertical_offsets(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Returns the |vertical offset| of features that are found in both images, (N,) pixels.
+
+    Args:
+        left: (H, W) uint8 grey levels.
+        right: The same of the right image.
+    """
+    cv2 = matching.opencv()
+    finder = cv2.ORB_create(_NUM_FEATURES)
+    (points, codes), (other_points, other_codes) = (
+        finder.detectAndCompute(image, None) for image in (left, right)
+    )
+    if codes is None or other_codes is None:
+        return np.empty(0)
+    matches = cv2.BFMatcher(cv2.NORM_HAMMING, crossCheck=True).match(codes, other_codes)
+    return np.array(
+        [
+            abs(points[match.queryIdx].pt[1] - other_points[match.trainIdx].pt[1])
+            for match in matches
+            if match.distance <= _SIMILAR_BITS
+        ]
+    )
+
+
+def judge(looks: Sequence[Look], example: str) -> str:
+    """Returns a line for the log about the pairs.
+
+    Args:
+        looks: What some pairs show.
+        example: Name of one of them, for messages.
+
+    Raises:
+        TeacherError: Left and right are exchanged, or the pairs aren't rectified.
+    """
+    matched, exchanged = (
+        float(np.mean([getattr(look, name) for look in looks])) for name in ("matched", "exchanged")
+    )
+    if exchanged > matched:
+        raise TeacherError(
+            f"teacher.right: left and right look exchanged: {matched:.0%} of the pixels match as "
+            f"given, {exchanged:.0%} the other way ({len(looks)} pairs, such as {example}); list "
+            "the images of the left camera, and let teacher.right find those of the right one"
+        )
+    offsets = np.concatenate([look.offsets for look in looks])
+    if len(offsets) < FEW_FEATURES:
+        rows = f"too few features to see if rows agree ({len(offsets)})"
+    else:
+        offset = float(np.median(offsets))
+        if offset > UNRECTIFIED_PX:
+            raise TeacherError(
+                f"teacher.right: the pairs aren't rectified: features are {offset:.1f} pixels "
+                f"higher or lower in the right image (median of {len(offsets)} in {len(looks)} "
+                f"pairs, such as {example}); rectify them, so that a point is in one row of both"
+            )
+        rows = f"vertical offset {offset:.1f} px"
+        if offset >= INEXACT_PX:
+            rows += " (Warning: rectified pairs have 0, so depth is less exact)"
+    told = f"Teacher: {matched:.0%} of the pixels match in {len(looks)} pairs, {rows}"
+    if matched < FEW_MATCHES:
+        told += "; Warning: so few match in images that don't belong together; see teacher.right"
+    return told

@@ -1,0 +1,362 @@
+"""A second camera as the teacher: depth from the disparity of rectified image pairs.
+
+    teacher: {name: stereo, baseline: 0.54, right: [image_02, image_03]}
+
+The left images are those from which the student learns, and the right ones are found by their file
+names. Depth is focal length * baseline / disparity, 0 in pixels without a match, and its sigma
+follows from the error of a disparity (tiekd/teachers/pairs/matching.py). It needs no network, no
+GPU and no training, but OpenCV: `pip install 'tiekd[stereo]'`. The teacher reads whole images from
+their files, so it can't see what augmentation does to them: its maps have to be cached. Left out:
+rectifying images, and depth for right images.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tiekd.data import image_io
+from tiekd.data.batch import Batch
+from tiekd.data.frames import Frame
+from tiekd.data.resize import OWN_SIZE
+from tiekd.errors import TeacherError
+from tiekd.teachers.outputs import digest
+from tiekd.teachers.pairs import calibration, checks, matching, right_images
+from tiekd.teachers.pairs.calibration import Calibration
+from tiekd.teachers.pairs.matching import Rig
+from tiekd.teachers.pairs.right_images import Pair
+
+_SAME_FOCAL = 0.01  # by how much the focal lengths of calibration and image may differ
+_PACKAGES = ("opencv-python-headless", "opencv-python")
+
+
+@dataclass(frozen=True)
+class Options:
+    """The keys of `teacher: {name: stereo}`.
+
+    Attributes:
+        baseline: The distance between the two cameras in metres; None to take it from
+            `calibration`.
+        calibration: The path of one of KITTI's calibration files (pairs/calibration.py), which also
+            has the offset, and the focal length of images whose own isn't known; None without one.
+        right: [TEXT, REPLACEMENT]: the right image's path is the left one's with the last TEXT
+            replaced; None for KITTI's image_02 and image_03.
+        offset: The column of the right camera's principal point minus that of the left one's, in
+            pixels; None for 0, or that of `calibration`.
+        max_disparity: The largest disparity that is searched, in pixels; None for a sixth of the
+            image's width. Nearer surfaces get no depth.
+        min_disparity: The smallest disparity that gives a depth, in pixels.
+        disparity_error: The standard deviation of a disparity in pixels, from which sigma follows.
+    """
+
+    baseline: float | None = None
+    calibration: Path | None = None
+    right: tuple[str, str] | None = None
+    offset: float | None = None
+    max_disparity: int | None = None
+    min_disparity: float = 3.0
+    disparity_error: float = 0.75
+
+    def __post_init__(self):
+        if (self.baseline is None) == (self.calibration is None):
+            raise TeacherError(
+                "teacher: stereo needs either `baseline`, in metres, or `calibration`, a file of "
+                "KITTI's"
+            )
+        if self.baseline is not None:
+            calibration.check_baseline(self.baseline, "teacher.baseline")
+        if self.right is not None and (not self.right[0] or self.right[0] == self.right[1]):
+            raise TeacherError(
+                f"teacher.right: got {list(self.right)}; it must be two different texts, of which "
+                "the first is in the left images' paths"
+            )
+        for key in ("min_disparity", "disparity_error"):
+            if not getattr(self, key) > 0:
+                raise TeacherError(
+                    f"teacher.{key}: got {getattr(self, key)}; it must be pixels above 0"
+                )
+        if self.max_disparity is not None and self.max_disparity <= self.min_disparity:
+            raise TeacherError(
+                f"teacher.max_disparity: got {self.max_disparity}; it must be pixels above "
+                f"min_disparity ({self.min_disparity:g})"
+            )
+
+
+class Estimate(NamedTuple):
+    """The depth of an image.
+
+    Attributes:
+        depth: (H, W) float32, metres, 0 where invalid.
+        sigma: (H, W) float32, metres, the standard deviation of the depth; 0 where invalid.
+    """
+
+    depth: np.ndarray
+    sigma: np.ndarray
+
+
+class StereoTeacher:
+    """Returns the depth of left images, from their files and those of the right images.
+
+    Attributes:
+        resize: The size at which caching gives images to the teacher: their own.
+        reads_files: True: depth doesn't follow from the images of a batch but from their files, so
+            that the teacher can't see augmented or changed images.
+        description: The name, the origin and the settings of the teacher, for the log and for the
+            manifest of cached maps.
+        max_depth_m: The largest depth that the teacher gives, in metres; None before
+            `check_frames`.
+    """
+
+    resize = OWN_SIZE
+    reads_files = True
+
+    def __init__(self, options: Options):
+        matching.opencv()  # a missing package is reported before anything is read
+        self.options = options
+        self.calibration: Calibration | None = None
+        if options.calibration is not None:
+            self.calibration = calibration.read(options.calibration.expanduser())
+        self.baseline_m = options.baseline
+        self.offset_px = options.offset or 0.0
+        if self.calibration is not None:
+            self.baseline_m = self.calibration.rig.baseline_m
+            if options.offset is None:
+                self.offset_px = self.calibration.rig.offset_px
+        self.max_depth_m: float | None = None
+        self._frames: dict[str, Frame] = {}
+        self._rights: dict[str, str] = {}
+        self.description = {
+            "name": "stereo",
+            "model": "StereoSGBM of OpenCV",
+            "revision": None,
+            "licence": "Apache-2.0",
+            "package": _package(),
+            "output": "metres",
+            "baseline_m": self.baseline_m,
+            "offset_px": self.offset_px,
+            "calibration_focal_px": self.calibration and self.calibration.rig.focal_px,
+            "right": options.right or right_images.KITTI,
+            "max_disparity": options.max_disparity,
+            "min_disparity": options.min_disparity,
+            "matching": matching.SETTINGS,
+        }
+        self.description["digest"] = digest.of_settings(self.description)
+
+    def check_frames(self, frames: Sequence[Frame]) -> list[str]:
+        """Finds the right images of all frames, and checks them and some of the pairs.
+
+        It has to be called before the teacher is.
+
+        Args:
+            frames: All frames of a data set; empty if the data set can't list them.
+
+        Returns:
+            Messages for the log.
+
+        Raises:
+            TeacherError: The frames have no files or no focal lengths, more than half of them have
+                no right image, or the pairs differ in size, aren't rectified or are exchanged.
+        """
+        if not frames:
+            raise TeacherError(
+                "teacher: stereo reads image files, and this data set doesn't list any; use kitti, "
+                "nyu or folder as data.name"
+            )
+        unknown = sum(self._focal(frame) is None for frame in frames)
+        if unknown:
+            raise TeacherError(
+                f"teacher: {unknown} of {len(frames)} frames have no focal length, without which a "
+                "disparity gives no depth; give data.intrinsics, or teacher.calibration"
+            )
+        self._check_calibration(frames)
+        pairs, missing = right_images.pairs_of(frames, self.options.right)
+        self._frames = {frame.name: frame for frame in frames}
+        self._rights = {pair.frame.name: pair.right for pair in pairs}
+        # No depth is larger than that of the smallest disparity.
+        rigs = [self._rig(frame) for frame in frames]
+        self.max_depth_m = max(rig.metres(self.options.min_disparity) for rig in rigs)
+        told = []
+        if missing:
+            told.append(
+                f"Teacher: {len(missing)} of {len(frames)} frames have no right image, such as "
+                f"{missing[0].name}; their maps are empty"
+            )
+        return told + self._look_at(pairs)
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Tensor:
+        """Returns the depth of the batch's images, which must be neither augmented nor resized.
+
+        Args:
+            batch: The batch; only its names, intrinsics and sizes are used.
+
+        Returns:
+            (B, 1, H, W) float32, metres, 0 where there is no match.
+
+        Raises:
+            TeacherError: An image isn't one of those that `check_frames` has seen.
+            DataError: An image can't be read.
+        """
+        size = tuple(batch.image.shape[-2:])
+        depths = []
+        for name, matrix in zip(batch.names, batch.intrinsics.cpu().numpy(), strict=True):
+            if name not in self._frames:
+                raise TeacherError(
+                    f"teacher: stereo reads whole image pairs, and {name} isn't one that it has "
+                    "looked for; make maps with bin/cache_teacher.py"
+                )
+            depths.append(self._depth(self._frames[name], size, matrix))
+        return torch.from_numpy(np.stack(depths)[:, None]).to(batch.image.device)
+
+    def _focal(self, frame: Frame) -> float | None:
+        """Returns a frame's horizontal focal length in pixels; None if it isn't known."""
+        if frame.camera is not None:
+            return frame.camera.focal_x
+        return None if self.calibration is None else self.calibration.rig.focal_px
+
+    def _rig(self, frame: Frame) -> Rig:
+        """Returns the two cameras that took a frame's image and its right image."""
+        return Rig(self._focal(frame), self.baseline_m, self.offset_px)
+
+    def _check_calibration(self, frames: Sequence[Frame]) -> None:
+        """Raises TeacherError if the calibration file is of images of another size.
+
+        Args:
+            frames: All frames.
+        """
+        if self.calibration is None:
+            return
+        where = f"teacher.calibration: {self.options.calibration}"
+        of_file = self.calibration.rig.focal_px
+        for frame in frames:
+            focal = self._focal(frame)
+            if abs(focal / of_file - 1) > _SAME_FOCAL:
+                raise TeacherError(
+                    f"{where} has a focal length of {of_file:g} pixels, {frame.name} has "
+                    f"{focal:g}; give the calibration of these images, or teacher.baseline"
+                )
+            if frame.camera is None and self.calibration.size is not None:
+                size = image_io.read_image_size(Path(frame.image))
+                if size != self.calibration.size:
+                    height, width = self.calibration.size
+                    raise TeacherError(
+                        f"{where} is of images of {height}x{width} (height x width), {frame.name} "
+                        f"is {size[0]}x{size[1]}; give data.intrinsics"
+                    )
+
+    def _look_at(self, pairs: Sequence[Pair]) -> list[str]:
+        """Checks some of the pairs, and returns lines for the log.
+
+        Args:
+            pairs: All pairs.
+
+        Raises:
+            TeacherError: The pairs aren't rectified, or left and right are exchanged.
+        """
+        count = min(checks.NUM_PAIRS, len(pairs))
+        chosen = [pairs[index * len(pairs) // count] for index in range(count)]
+        looks, depths = [], []
+        for pair in chosen:
+            greys = [_grey(path) for path in (pair.frame.image, pair.right)]
+            looks.append(checks.look_at(*greys, self.options.max_disparity))
+            depths.append(self._rig(pair.frame).metres(looks[-1].disparity))
+        told = checks.judge(looks, chosen[0].frame.name)
+        known = [depth for depth in depths if np.isfinite(depth)]
+        median = f"{np.median(known):.2f} m" if known else "unknown"
+        return [f"{told}, median depth {median}"]
+
+    def estimate(self, frame: Frame) -> Estimate | None:
+        """Returns the depth of a whole image and its sigma; None if it has no right image.
+
+        Args:
+            frame: A frame that `check_frames` has seen.
+
+        Raises:
+            DataError: An image can't be read.
+        """
+        right = self._rights.get(frame.name)
+        if right is None:
+            return None
+        rig = self._rig(frame)
+        left_grey, right_grey = _grey(frame.image), _grey(right)
+        count = matching.searched(self.options.max_disparity, left_grey.shape[1])
+        disparity = matching.disparity_of(left_grey, right_grey, count)
+        depth = matching.depth_of(disparity, rig, self.options.min_disparity)
+        error = self.options.disparity_error
+        return Estimate(depth, matching.sigma_of(depth, disparity, rig, error))
+
+    def _depth(self, frame: Frame, size: tuple[int, int], matrix: np.ndarray) -> np.ndarray:
+        """Returns the depth of one image, cropped as the image is.
+
+        Args:
+            frame: The image's frame.
+            size: (height, width) of the image in the batch.
+            matrix: (3, 3), its camera matrix there.
+
+        Returns:
+            (height, width) float32, metres, 0 where invalid.
+        """
+        # Match the whole images, since a crop of both loses the matches of its left columns.
+        found = self.estimate(frame)
+        if found is None:
+            return np.zeros(size, np.float32)
+        top, left = _place(frame, found.depth.shape, size, matrix)
+        return found.depth[top : top + size[0], left : left + size[1]]
+
+
+def _place(
+    frame: Frame, whole: tuple[int, int], size: tuple[int, int], matrix: np.ndarray
+) -> tuple[int, int]:
+    """Returns (top, left) of a crop in the whole image, by which its principal point has moved.
+
+    Args:
+        frame: The image's frame.
+        whole: (height, width) of the whole image.
+        size: (height, width) of the crop.
+        matrix: (3, 3), the camera matrix of the crop.
+
+    Raises:
+        TeacherError: The image is cropped and its camera isn't known.
+    """
+    if size == whole:
+        return 0, 0
+    if frame.camera is None:
+        raise TeacherError(
+            f"teacher: {frame.name} is cropped from {whole[0]}x{whole[1]} to {size[0]}x{size[1]}, "
+            "and without intrinsics nothing says where; give data.intrinsics, or no data.kb_crop"
+        )
+    _, _, column, row = frame.camera
+    column = (whole[1] - 1) / 2 if column is None else column
+    row = (whole[0] - 1) / 2 if row is None else row
+    return round(row - float(matrix[1, 2])), round(column - float(matrix[0, 2]))
+
+
+def _grey(path: str) -> np.ndarray:
+    return matching.grey(image_io.read_image(Path(path)).permute(1, 2, 0).numpy())
+
+
+def _package() -> str:
+    """Returns the name and version of the package that OpenCV came with."""
+    for name in _PACKAGES:
+        try:
+            return f"{name} {version(name)}"
+        except PackageNotFoundError:
+            continue
+    return f"cv2 {matching.opencv().__version__}"
+
+
+def build(options: Options) -> StereoTeacher:
+    """Builds a teacher from a second camera.
+
+    Args:
+        options: The keys of the recipe's section `teacher`.
+
+    Raises:
+        TeacherError: OpenCV or the calibration is missing or unfit.
+    """
+    return StereoTeacher(options)
