@@ -32,7 +32,7 @@ from tiekd.config.recipe import is_overridden, load_recipe
 from tiekd.config.teacher_node import TeacherNode
 from tiekd.console import Progress
 from tiekd.data import focal as focals
-from tiekd.data import image_io, least_size, read_folders, teacher_maps
+from tiekd.data import image_io, learned_from, least_size, read_folders, teacher_maps
 from tiekd.data import resize as resizes
 from tiekd.data.build import build_dataset
 from tiekd.data.frames import Frames, listed_frames
@@ -46,10 +46,9 @@ from tiekd.inference.predict.inputs import IMAGE_SUFFIXES
 from tiekd.teachers.external import OutsideTeacher
 from tiekd.teachers.network import FrozenTeacher
 from tiekd.teachers.outputs import anchor_quality
-from tiekd.teachers.outputs import digest as digests
 from tiekd.teachers.outputs.anchoring import Quality
-from tiekd.teachers.outputs.teacher import FoundationTeacher, describe
-from tiekd.teaching import build_teacher, teacher_checkpoint
+from tiekd.teachers.outputs.teacher import FoundationTeacher
+from tiekd.teaching import build_teacher, record_of, teacher_checkpoint
 from tiekd.training import teacher_audit
 from tiekd.training.canonical import require_focals
 from tiekd.training.settings import Recipe
@@ -204,26 +203,24 @@ def cache_maps(
     """
     # Build the teacher, and the manifest, which records how the maps are made.
     teacher = build_teacher(source.node, device, source.resize, recipe.max_depth_m)
-    described, resize, told = source.node, {}, []
+    described, resize = source.node, {}
+    record = record_of(teacher, source.teacher)
+    told = [f"Teacher: {learned_from.describe(each)}" for each in record]
     if isinstance(teacher, FoundationTeacher):
-        described, digest = teacher.description, teacher.description["digest"]
-        told = [
-            f"Teacher: {describe(described)}",
-            *teacher.check_frames(listed_frames(frames)),
-        ]
-    else:
-        digest = None if teacher.network is None else digests.of_network(teacher.network)
-        if source.teacher.module is None:
-            described, resize = source.teacher.network, teacher.resize.node()
+        described = teacher.description
+        told += teacher.check_frames(listed_frames(frames))
+    elif source.teacher.module is None:
+        described, resize = source.teacher.network, teacher.resize.node()
     manifest = teacher_maps.make_manifest(
         recipe.max_depth_m,
         recipe.data.get("kb_crop"),
         described,
-        digest,
+        record[0]["digest"],
         source.flip,
         resize,
         getattr(teacher, "max_depth_m", None),
     )
+    manifest[learned_from.KEY] = record
     check_same({"map": frames})
     if source.teacher.name is None:
         least = least_size.least_side(teacher.network)
@@ -471,12 +468,10 @@ def _claim(folder: Path, manifest: dict) -> tuple[TextIO | None, str | None]:
             return None, f"{folder}: holds images ({min(images)}, ...); give another --out"
         if found is None:
             teacher_maps.write_manifest(folder, manifest)
-        elif found != manifest:
-            other = ", ".join(key for key in manifest if found.get(key) != manifest[key])
-            return (
-                None,
-                f"{folder}: holds maps of another kind (they differ in {other}); give another "
-                "--out",
+        elif other := teacher_maps.differing(found, manifest):
+            return None, (
+                f"{folder}: holds maps of another kind (they differ in {', '.join(other)}); give "
+                "another --out"
             )
         # Only one job may fill a folder: refuse a second one while the first runs.
         lock = (folder / teacher_maps.MANIFEST).open("r+")

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from support.exported_student import DPM, random_image
+from support.exported_student import DPM, TEACHERS, random_image
 
 import tiekd
 from tiekd.data.resize import Resize
@@ -34,7 +34,8 @@ def case(tmp_path_factory):
     torch.manual_seed(0)
     network = build_network(NODE).eval()
     torch.nn.init.normal_(network.head.weight, std=3.0)
-    write_weights(folder / "w.pth", network.state_dict(), NODE, 0, resize=RESIZE.node())
+    facts = {"resize": RESIZE.node(), "teachers": TEACHERS}
+    write_weights(folder / "w.pth", network.state_dict(), NODE, 0, **facts)
     recipe = {key: value for key, value in NODE.items() if key != "canonical_factors"}
     (folder / "r.yaml").write_text(yaml.safe_dump({"network": recipe, "data": {"name": "folder"}}))
     pixels = random_image(*SIZE)
@@ -88,10 +89,12 @@ def test_predict_gives_the_same_metres(case, option, capsys):
         Image.open(case.folder / "picture.png").save(photo, exif=exif)
         options = {"words": [str(case.folder / "w.pth"), str(photo)]}
     predict.run(arguments(case, **options))
+    told = capsys.readouterr().out
+    assert "Learned from: huggingface m, licence apple-amlr, digest ffffffffffff\n" in told
     name = "photo" if option == "exif" else "picture"
     found = torch.from_numpy(np.load(case.folder / f"predicted/raw/{name}.npy"))
     if option == "exif":
-        assert "Focal length from EXIF, approximate: 1 image(s)" in capsys.readouterr().out
+        assert "Focal length from EXIF, approximate: 1 image(s)" in told
         focal = 34 / np.hypot(36, 24) * np.hypot(*SIZE)
         expected = tiekd.load_student(case.folder / "w.pth")(case.pixels[0], focal=float(focal))
         assert torch.quantile((found - expected).abs(), 0.999) <= 1e-3

@@ -325,23 +325,6 @@ def teacher_of(
     return FoundationTeacher(predictor(options, how.device), how, anchor)
 
 
-def describe(description: dict) -> str:
-    """Returns a teacher's description as one line of text for the log.
-
-    Args:
-        description: The attribute `description` of a `FoundationTeacher`.
-    """
-    parts = [f"{description['name']} {description['model']}"]
-    if description.get("architecture"):
-        parts[0] += f" ({description['architecture']})"
-    if description.get("revision"):
-        parts.append(f"revision {description['revision']:.12}")
-    parts.append(f"output {description['output']}")
-    parts.append(f"licence {description.get('licence') or 'not stated'}")
-    parts.append(f"digest {description['digest']:.12}")
-    return ", ".join(parts)
-
-
 def _check_finite(values: Tensor, valid: Tensor, names: Sequence[str]) -> None:
     wrong = (~torch.isfinite(values) & valid).flatten(1).sum(1)
     for name, count in zip(names, wrong.tolist(), strict=True):
