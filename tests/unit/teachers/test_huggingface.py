@@ -181,6 +181,10 @@ def test_depth_pro_scales_with_a_known_focal(models):
     ratio = own / near
     torch.testing.assert_close(ratio, ratio.mean().expand_as(ratio), rtol=1e-4, atol=0)
     assert not math.isclose(ratio.mean(), 1, rel_tol=0.05)
+    # The audit gets it: given as the known one, it is the same depth.
+    (focal,) = teacher.estimate_focal(batch_of(images, [FOCAL])).tolist()
+    again = teacher(batch_of(images, [focal]))
+    torch.testing.assert_close(again, own, rtol=1e-4, atol=0)
 
 
 def test_depth_pro_takes_known_and_unknown_focals_in_a_batch(models):
@@ -197,6 +201,7 @@ def test_depth_pro_without_head_needs_a_focal(tmp_path):
     teacher = built(tiny_depth_models.save("depth_pro", tmp_path / "m", use_fov_model=False))
     images = images_of(2)
     assert teacher(batch_of(images, [FOCAL, FOCAL])).shape == (2, 1, 64, 96)
+    assert teacher.estimate_focal(batch_of(images, [FOCAL, FOCAL])) is None
     with pytest.raises(TeacherError, match="image_1.png has no focal length, and its output is"):
         teacher(batch_of(images, [FOCAL, None]))
 

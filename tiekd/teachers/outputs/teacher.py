@@ -195,6 +195,28 @@ class FoundationTeacher:
         # Pixels that a rotation filled from outside the image are excluded from the loss.
         return torch.where(batch.inside, depth, 0)
 
+    @torch.no_grad()
+    def estimate_focal(self, batch: Batch) -> Tensor | None:
+        """Returns the network's own estimates of focal lengths, for the audit of a teacher.
+
+        It costs another forward pass. A predictor that makes estimates has a method
+        `estimate_focal`: (B, 3, H, W) uint8 images -> (B,) pixels, or None. Without an estimate
+        that of the anchor is used.
+
+        Args:
+            batch: The batch, whose intrinsics aren't used.
+
+        Returns:
+            (B,) float32, (fx + fy) / 2 in pixels of `batch.image`; None without an estimate.
+        """
+        images = rgb_of(batch.image).to(self.options.device)
+        estimate = getattr(self.predictor, "estimate_focal", None)
+        focal = None if estimate is None else estimate(images)
+        if focal is None and self.anchor is not None:
+            estimate = getattr(self.anchor.teacher, "estimate_focal", None)
+            focal = None if estimate is None else estimate(batch)
+        return focal
+
     @property
     def follows_focal(self) -> bool:
         """True if the teacher's depth stays right for an image that augmentation has zoomed.

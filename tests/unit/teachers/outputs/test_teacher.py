@@ -164,3 +164,23 @@ def test_teacher_follows_the_focal_length_by_its_network_or_its_anchor():
     ):
         anchor = Anchor(teacher, "an anchor", 80.0)
         assert FoundationTeacher(relative, how, anchor).follows_focal is follows
+
+
+def test_focal_estimate_of_the_anchor():
+    """A network without an estimate of the focal length takes that of its anchor, if there is one.
+
+    The network's own estimate comes first.
+    """
+    teacher, batch = teacher_of(), batch_of(images_of(2), [None] * 2)
+    assert teacher.estimate_focal(batch) is None
+    metric = teacher_of()
+    metric.predictor.estimate_focal = lambda images: torch.full((len(images),), 70.0)
+    relative = Predictor()
+    relative.meaning = "inverse"
+    anchored = FoundationTeacher(relative, Running(CPU, 80.0), Anchor(metric, {}, 80.0))
+    assert anchored.estimate_focal(batch).tolist() == [70.0, 70.0]
+    relative.estimate_focal = lambda images: images[:, 0, 0, 0].float()
+    assert torch.equal(anchored.estimate_focal(batch), images_of(2)[:, 0, 0, 0].float())
+    truth = FoundationTeacher(relative, Running(CPU, 80.0), Anchor(GroundTruth(), "x", 80.0))
+    relative.estimate_focal = lambda _: None
+    assert truth.estimate_focal(batch) is None
