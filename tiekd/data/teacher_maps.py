@@ -21,7 +21,7 @@ MANIFEST = "manifest.json"
 # before images were turned upright.
 ORIENTATION = "orientation"
 # Entries that say where maps come from but don't change them. Older manifests lack them.
-TOLD = (learned_from.KEY,)
+TOLD = (learned_from.KEY, "intrinsics")
 
 
 def _is_length(value: object) -> bool:

@@ -32,7 +32,14 @@ from tiekd.config.recipe import is_overridden, load_recipe
 from tiekd.config.teacher_node import TeacherNode
 from tiekd.console import Progress
 from tiekd.data import focal as focals
-from tiekd.data import image_io, learned_from, least_size, read_folders, teacher_maps
+from tiekd.data import (
+    image_io,
+    learned_from,
+    least_size,
+    map_focals,
+    read_folders,
+    teacher_maps,
+)
 from tiekd.data import resize as resizes
 from tiekd.data.build import build_dataset
 from tiekd.data.frames import Frames, listed_frames
@@ -221,6 +228,10 @@ def cache_maps(
         getattr(teacher, "max_depth_m", None),
     )
     manifest[learned_from.KEY] = record
+    cameras = {}
+    if getattr(teacher, "uses_focal", False):
+        cameras = map_focals.of_frames(frames)
+        manifest[map_focals.SOURCE] = str(recipe.data.get("intrinsics", "the data set's own"))
     check_same({"map": frames})
     if source.teacher.name is None:
         least = least_size.least_side(teacher.network)
@@ -251,7 +262,7 @@ def cache_maps(
         job.tell(line)
     for note in getattr(frames, "notes", ()):
         job.tell(f"Warning: {note}")
-    with _claimed(folder, manifest):
+    with _claimed(folder, manifest, cameras):
         missing = job.missing()
         total = len(index_by_name)
         job.tell(
@@ -415,7 +426,7 @@ class _Job:
 
 
 @contextmanager
-def _claimed(folder: Path, manifest: dict) -> Iterator[None]:
+def _claimed(folder: Path, manifest: dict, cameras: map_focals.Focals) -> Iterator[None]:
     """Context manager that locks a folder of maps for this job. Collective.
 
     A new folder and its manifest are created.
@@ -423,11 +434,12 @@ def _claimed(folder: Path, manifest: dict) -> Iterator[None]:
     Args:
         folder: the folder.
         manifest: the manifest of this job's maps.
+        cameras: the focal lengths with which they are made; empty if they make no difference.
 
     Raises:
         TeacherError: the folder can't be used; on all ranks.
     """
-    lock, problem = _claim(folder, manifest) if comm.is_main() else (None, None)
+    lock, problem = _claim(folder, manifest, cameras) if comm.is_main() else (None, None)
     problem = comm.broadcast_object(problem)
     if problem:
         raise TeacherError(problem)
@@ -438,7 +450,9 @@ def _claimed(folder: Path, manifest: dict) -> Iterator[None]:
             lock.close()
 
 
-def _claim(folder: Path, manifest: dict) -> tuple[TextIO | None, str | None]:
+def _claim(
+    folder: Path, manifest: dict, cameras: map_focals.Focals
+) -> tuple[TextIO | None, str | None]:
     """Locks a folder of maps for this job, on rank 0 only.
 
     A new folder and its manifest are created. The kernel releases the lock when the process ends,
@@ -447,6 +461,7 @@ def _claim(folder: Path, manifest: dict) -> tuple[TextIO | None, str | None]:
     Args:
         folder: the folder.
         manifest: the manifest of this job's maps, which that of the folder must equal.
+        cameras: the focal lengths of this job's frames, which those of the folder must equal.
 
     Returns:
         (the open, locked manifest file, None); or (None, reason) if the folder can't be used.
@@ -480,6 +495,10 @@ def _claim(folder: Path, manifest: dict) -> tuple[TextIO | None, str | None]:
             # If the inode differs, another job started at the same time and replaced this job's
             # manifest by its own.
             raise BlockingIOError
+        problem = map_focals.add(folder, cameras, found or manifest) if cameras else None
+        if problem is not None:
+            lock.close()
+            return None, problem
     except BlockingIOError:
         return (
             None,

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from tiekd.config.build import build
 from tiekd.config.teacher_node import TeacherNode
-from tiekd.data import learned_from, least_size, trained_on
+from tiekd.data import learned_from, least_size, map_focals, trained_on
 from tiekd.data.batch import Batch
 from tiekd.data.build import build_dataset
 from tiekd.data.depth_values import check_range
@@ -213,6 +213,7 @@ def build_parts(
     per_epoch = iterations_per_epoch(len(train_set), train.batch_size, groups)
     total = train.iterations or train.epochs * per_epoch
     report = [*about_focal, *check_range(train_set), *check_range(val_set)]
+    report += map_focals.check(train_set, is_canonical=network.canonical is not None)
     report += load_weights(network, recipe) if begins else []
     seen, teachers = None, []
     if comm.is_main():

@@ -218,6 +218,12 @@ class FoundationTeacher:
         return focal
 
     @property
+    def uses_focal(self) -> bool:
+        """True if the depth of an image depends on its focal length, where that is known."""
+        of_anchor = self.anchor is not None and getattr(self.anchor.teacher, "uses_focal", False)
+        return self.predictor.without_focal is not None or of_anchor
+
+    @property
     def follows_focal(self) -> bool:
         """True if the teacher's depth stays right for an image that augmentation has zoomed.
 
