@@ -356,10 +356,9 @@ def build_hooks(
     # Choose the validation frames whose images TensorBoard shows.
     evaluation, frames = recipe.evaluation, None
     if recipe.train.validate:
-        # Leave the depth of a teacher with a `name` out of these images. It would be called on rank
-        # 0 alone and with validation frames: a module from outside the project may support neither,
-        # and a kind that needs focal lengths would get those of images of another size.
-        taught = recipe.teacher.is_given and recipe.teacher.name is None
+        # Leave the depth of a module from outside the project out of these images. It would be
+        # called on rank 0 alone and with validation frames, and may support neither.
+        taught = recipe.teacher.is_given and recipe.teacher.module is None
         frames = ShownFrames(
             val_set,
             replica,

@@ -78,12 +78,13 @@ def hooks_of(recipe: dict, teacher) -> list:
     [
         ({"recipe": "t.yaml"}, True),
         ({"maps": "m"}, True),
+        ({"name": "huggingface", "model": "m"}, True),
         ({"name": "mine.teacher"}, False),
         (None, False),
     ],
 )
 def test_build_hooks_tensorboard_skips_outside_teacher(node, shown):
-    """TensorBoard's frames get a network or map teacher, but no external one."""
+    """TensorBoard's frames get a network, a model or maps as the teacher, but no external one."""
 
     def teacher(_batch):
         raise AssertionError
