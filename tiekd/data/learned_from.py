@@ -42,12 +42,15 @@ def of_description(description: Mapping) -> list[Teacher]:
         description: The teacher's `FoundationTeacher.description`. For a file that this project
             has exported it has the record of the student's own teachers under KEY.
     """
-    own = {"name": description["name"]} | {key: description.get(key) for key in _KEYS}
-    if KEY in description:
+    values = {key: description.get(key) for key in _KEYS}
+    own = {"name": str(description.get("name"))}
+    own |= {key: value if isinstance(value, str) else None for key, value in values.items()}
+    taught_by = from_plain(description)
+    if taught_by is not None:
         own["ours"] = True
     anchor = description.get("anchor")
     anchors = of_description(anchor) if isinstance(anchor, Mapping) else []
-    return union([own], description.get(KEY), anchors)
+    return union([own], taught_by, anchors)
 
 
 def of_network(digest: str, weights: Path | None, recipe: str | None) -> list[Teacher]:
@@ -174,11 +177,14 @@ def licence_notice(record: Iterable[Teacher] | None) -> str | None:
     if not found:
         return None
     told = printable(", ".join(found))
-    return f"Licence: read the terms of the teacher's before others get this file: {told}"
+    return (
+        f"Licence: it learned from teachers whose terms may restrict its use: {told}; read them "
+        "before you pass it on"
+    )
 
 
 def _remark(teacher: Teacher) -> str | None:
-    """Returns what is to be told of a teacher's licence; None if its name says that all is free."""
+    """Returns a remark on a teacher's licence; None if its name is that of a permissive one."""
     if teacher.get("ours"):
         return None
     licence = teacher.get("licence")
@@ -188,7 +194,8 @@ def _remark(teacher: Teacher) -> str | None:
     joined = "".join(words)
     if any(word in words for word in _LIMITED) or "noncommercial" in joined:
         return f"{licence}, non-commercial or for research"
-    is_free = words[:1] and (words[0] in _FREE or (words[:2] == ["cc", "by"] and "nd" not in words))
+    is_free = words[:2] == ["cc", "by"] and "nd" not in words
+    is_free = is_free or any(word in _FREE for word in words[:1])
     return None if is_free else f"{licence}, of unknown terms"
 
 

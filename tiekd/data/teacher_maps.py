@@ -243,12 +243,12 @@ def describe(folder: Path) -> str:
     # An external teacher is identified by its name, a network of this project by the digest of its
     # weights.
     parts = [name] if name else []
+    recorded = learned_from.of_manifest(manifest, folder)[0]
     if "output" in teacher:
         parts = [f"{name} {teacher.get('model')}", f"output {teacher['output']}"]
-        if teacher.get("revision"):
-            parts.append(f"revision {teacher['revision']:.12}")
+        if recorded.get("revision"):
+            parts.append(f"revision {recorded['revision']:.12}")
         parts.append(f"licence {teacher.get('licence') or 'not stated'}")
-    recorded = learned_from.of_manifest(manifest, folder)[0]
     if recorded["name"] == learned_from.NETWORK and recorded["model"]:
         parts.append(f"the network of {recorded['model']}")
     if digest:

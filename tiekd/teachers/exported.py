@@ -9,6 +9,7 @@ the last dimension, and with quantised (uint8) inputs.
 """
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -307,14 +308,21 @@ def _load_onnx(path: Path, options: Options, device: torch.device) -> _Network:
 def _load_program(path: Path, options: Options, device: torch.device) -> _Network:
     if options.output_name is not None:
         raise TeacherError("teacher.output_name: only outputs of ONNX files have names")
+    # torch logs a traceback before it raises the error.
+    logger = logging.getLogger("torch.export")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
     try:
         extra = {_FACTS: ""}
         program = torch.export.load(path, extra_files=extra)
         facts = json.loads(extra[_FACTS] or "{}")
     except Exception as error:  # a damaged zip, another version, ...: of many classes
         raise TeacherError(
-            f"teacher.file: {path}: torch.export can't load it: {' '.join(str(error).split()):.200}"
+            f"teacher.file: {path}: torch.export can't load it, so it is damaged or was not "
+            f"written by torch.export.save: {' '.join(str(error).split()):.200}"
         ) from None
+    finally:
+        logger.setLevel(level)
     names = program.graph_signature.user_inputs
     _check_single(len(names), path)
     value = next(node.meta["val"] for node in program.graph.nodes if node.name == names[0])

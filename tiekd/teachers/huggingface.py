@@ -8,6 +8,7 @@ Needs `pip install 'tiekd[hf]'`. Left out: models that need other inputs than an
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +96,11 @@ class HuggingFacePredictor:
         config = model.config
         # Find out what the output means, and if the model uses or needs the focal length.
         stated, self.max_depth_m = _STATED[architecture](config)
+        if self.max_depth_m is not None and not 0 < self.max_depth_m < math.inf:
+            raise TeacherError(
+                f"teacher.model: {place}: its config's largest depth is {self.max_depth_m:g} m; it "
+                "must be above 0, so restore the model's own config.json"
+            )
         self.meaning = stated_or_given(stated, options.output, f"{place} ({architecture})")
         self.is_depth_pro = architecture == "depth_pro"
         estimates = self.is_depth_pro and config.use_fov_model
@@ -214,6 +220,11 @@ def _architecture(place: ModelPlace, transformers: ModuleType) -> str:
     node, _ = place.loaded(
         transformers.PreTrainedConfig.get_config_dict, "config.json can't be read"
     )
+    if not isinstance(node, dict):
+        raise TeacherError(
+            f"teacher.model: {place}: config.json holds a {type(node).__name__}, not a model's "
+            "config; copy it from the model's repository"
+        )
     found = node.get("model_type")
     if found in _REFUSED:
         raise TeacherError(f"teacher.model: {place}: {found} {_REFUSED[found]}")

@@ -364,7 +364,7 @@ class _Job:
             missing: file names of the missing maps of all ranks.
             loading: how many workers read frames, and how long to wait for them.
         """
-        bar = nullcontext()
+        bar, empty = nullcontext(), []
         if comm.is_main():
             bar = Progress("maps", len(self.index_by_name), self._count, self.out)
         with bar as progress:
@@ -378,6 +378,8 @@ class _Job:
                         # Record how well this relative map was fitted to metric depth before the
                         # map itself is written, so that no map lacks its record.
                         anchor_quality.add(self.folder, comm.rank(), name, fit)
+                    if not (depth > 0).any():
+                        empty.append(name)
                     waiting.append(pool.submit(self._write, name, depth))
                     while len(waiting) > _WAITING:
                         waiting.popleft().result()
@@ -386,6 +388,13 @@ class _Job:
                 for write in waiting:
                     write.result()
             comm.barrier()
+        empty = [name for part in comm.gather_objects(empty) for name in part]
+        # The summary of an anchor's fits counts empty maps itself.
+        if empty and getattr(self.teacher, "anchor", None) is None:
+            self.tell(
+                f"Warning: {len(empty)} of {len(missing)} maps are empty, as the teacher gave no "
+                f"depth above 0 for their images, such as for {empty[0]}"
+            )
 
     def _depths(
         self, names: list[str], share: RankShare, loading: Loading

@@ -1,6 +1,7 @@
 """Exported networks as teachers: preprocessing, sizes, focal lengths, and what is refused."""
 
 import json
+import logging
 import sys
 from pathlib import Path
 
@@ -239,6 +240,20 @@ def test_exported_refuses_wrong_files(files, tmp_path):
         built(path)(batch_of(images_of(1), [None]))
     path = onnx(tmp_path / "grey.onnx", nn.Conv2d(3, 1, 1), size=(32, 48), dynamic=(2,))
     assert "teacher.size: needed, since " in refusal(node_of(path))
+
+
+def test_torn_program_logs_no_traceback(files, tmp_path, monkeypatch):
+    """Torch logs a traceback before it raises, which the one line replaces; other logs stay."""
+    logger, logged = logging.getLogger("torch.export"), []
+    handler = logging.Handler()
+    monkeypatch.setattr(handler, "emit", logged.append)
+    monkeypatch.setattr(logger, "handlers", [handler])
+    path = tmp_path / "torn.pt2"
+    path.write_bytes((files / "fixed.pt2").read_bytes()[:2000])
+    assert "so it is damaged or was not written by torch.export.save" in refusal(node_of(path))
+    assert logged == []
+    logger.warning("of another call")
+    assert len(logged) == 1
 
 
 def test_exported_refuses_wrong_values(files):

@@ -417,6 +417,8 @@ def test_wrong_folders_are_refused(models, tmp_path):
     torn = shutil.copytree(glpn, tmp_path / "4")
     (torn / "config.json").write_text("{")
     assert "config.json can't be read" in refusal(node_of(torn))
+    (torn / "config.json").write_text("[1]")
+    assert "config.json holds a list, not a model's config" in refusal(node_of(torn))
     torn = shutil.copytree(glpn, tmp_path / "5")
     whole = (torn / "model.safetensors").read_bytes()
     (torn / "model.safetensors").write_bytes(whole[: len(whole) // 2])
@@ -473,11 +475,28 @@ def test_wrong_values_are_refused(models):
     assert "allowed: fp32, bf16, fp16" in refusal(node_of(glpn, precision="int8"))
     assert "fp16 is not for CPUs" in refusal(node_of(glpn, precision="fp16"))
     assert "teacher.batch_size: got 0" in refusal(node_of(glpn, batch_size=0))
-    assert "teacher.device: got 'gpu'; it must be a device" in refusal(node_of(glpn, device="gpu"))
+    for device in ("gpu", "meta"):  # the latter holds no values
+        line = refusal(node_of(glpn, device=device))
+        assert f"teacher.device: got '{device}'; it must be a device" in line
     assert "teacher.revision: " in refusal(node_of(glpn, revision="main"))
     assert "unknown key 'max_depth_m'" in refusal(node_of(glpn, max_depth_m=3.0))
     assert "needs model" in refusal({"name": "huggingface"})
     assert "teacher.model: got 3; it must be text" in refusal({"name": "huggingface", "model": 3})
+
+
+def test_range_that_is_none_is_refused(models, tmp_path):
+    """A largest depth of 0 or less would give maps without any depth."""
+    folder = edited(models / "glpn", tmp_path, "config.json", max_depth=-3)
+    assert "its config's largest depth is -3 m; it must be above 0" in refusal(node_of(folder))
+
+
+def test_unfit_processor_is_one_line(models, tmp_path):
+    """A processor whose size the model can't take shows on the first image."""
+    size = {"height": 8, "width": 8}
+    folder = edited(models / "depth_pro", tmp_path, "preprocessor_config.json", size=size)
+    with pytest.raises(TeacherError, match="fails on images of 64x96: ValueError: ") as error:
+        built(folder)(batch_of(images_of(1), [FOCAL]))
+    assert "\n" not in str(error.value)
 
 
 def test_missing_or_old_package_is_refused(models, monkeypatch):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from support.teacher_batches import batch_of, images_of
 
-from tiekd.errors import TeacherError
+from tiekd.errors import DataError, TeacherError
 from tiekd.teachers.ground_truth import GroundTruth
 from tiekd.teachers.outputs import digest
 from tiekd.teachers.outputs.anchoring import Anchor
@@ -107,6 +107,14 @@ def test_nan_names_the_image_and_counts():
 
     with pytest.raises(TeacherError, match="its output for image_1.png is NaN or infinite at 2 of"):
         teacher_of(spoilt)(batch_of(images_of(3), [None] * 3))
+    # Another precision is a remedy only for a kind that has one, and isn't at it already.
+    for precision, is_told in ((None, False), ("fp32", False), ("bf16", True)):
+        teacher = teacher_of(spoilt)
+        if precision is not None:
+            teacher.description["precision"] = precision
+        with pytest.raises(TeacherError) as error:
+            teacher(batch_of(images_of(3), [None] * 3))
+        assert ("set teacher.precision to fp32" in str(error.value)) == is_told
 
 
 @pytest.mark.parametrize(
@@ -184,3 +192,27 @@ def test_focal_estimate_of_the_anchor():
     truth = FoundationTeacher(relative, Running(CPU, 80.0), Anchor(GroundTruth(), "x", 80.0))
     relative.estimate_focal = lambda _: None
     assert truth.estimate_focal(batch) is None
+
+
+def test_failing_network_is_one_line():
+    """A network that fails on an image is named with its error; a lack of memory stays what it is.
+
+    Its config or image processor doesn't suit it then, which only shows on the first image.
+    """
+
+    def failing(error):
+        def fail(_output):
+            raise error
+
+        return teacher_of(fail)
+
+    batch = batch_of(images_of(1), [None])
+    with pytest.raises(TeacherError) as caught:
+        failing(ValueError("sizes\n64 and 63"))(batch)
+    assert str(caught.value) == (
+        "teacher: moge m fails on images of 64x96: ValueError: sizes 64 and 63; check its config "
+        "and image processor"
+    )
+    for error in (torch.OutOfMemoryError("out of memory"), DataError("a file")):
+        with pytest.raises(type(error), match=str(error)):
+            failing(error)(batch)
