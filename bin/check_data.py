@@ -6,7 +6,8 @@
 Finds files that are missing, truncated, or of wrong depth, size or unit; ground truth without a
 valid pixel; duplicate images; and training frames that are, or nearly are, validation frames
 (tiekd/data/checks.py has the rules). Reports how depth files are read, which depth values are
-suspiciously frequent, which images EXIF rotates, and which files have no partner.
+suspiciously frequent, which images EXIF rotates, which files have no partner, how many frames have
+intrinsics and of which focal lengths, and where the images' EXIF contradicts these.
 
 Prints a table, and writes report.txt, report.json and cleaned split files into --out, where it
 never replaces existing files. The exit code is 0 without faults, 1 with faults, 2 for an error in

@@ -18,7 +18,9 @@ from tiekd import shipped
 from tiekd.config.build import build
 from tiekd.config.recipe import load_recipe, work_dir_of
 from tiekd.config.teacher_node import TeacherNode
+from tiekd.data import learned_from, teacher_maps
 from tiekd.data import resize as resizes
+from tiekd.data.learned_from import Teacher
 from tiekd.data.resize import Resize
 from tiekd.errors import CheckpointError, TeacherError
 from tiekd.files import check_readable
@@ -29,6 +31,7 @@ from tiekd.teachers.external import OutsideTeacher
 from tiekd.teachers.ground_truth import GroundTruth
 from tiekd.teachers.maps import CachedMaps
 from tiekd.teachers.network import FrozenTeacher, check_precision
+from tiekd.teachers.outputs import digest as digests
 from tiekd.teachers.outputs.teacher import FoundationTeacher
 from tiekd.teachers.stereo import StereoTeacher
 from tiekd.workdir import workdir
@@ -113,6 +116,38 @@ def build_teacher(
     if resize is None:
         resize = resizes.resize_of(state, _recipe_file(teacher))
     return FrozenTeacher(network, device, node.get("flip", False), precision, resize)
+
+
+def record_of(
+    teacher: FrozenTeacher
+    | CachedMaps
+    | GroundTruth
+    | OutsideTeacher
+    | FoundationTeacher
+    | StereoTeacher,
+    node: TeacherNode,
+    maps: Path | None = None,
+) -> list[Teacher]:
+    """Returns the record of a teacher and its own teachers for a student's weights.
+
+    The digest of a network's weights takes about a second per gigabyte.
+
+    Args:
+        teacher: The teacher, as `build_teacher` returns it.
+        node: The section `teacher`, with the path of a network's weights.
+        maps: The folder of cached maps from which the student learns; None without.
+    """
+    if isinstance(teacher, FoundationTeacher | StereoTeacher):
+        return learned_from.of_description(teacher.description)
+    if isinstance(teacher, FrozenTeacher):
+        recipe = None if node.recipe is None else node.recipe.stem
+        return learned_from.of_network(digests.of_network(teacher.network), node.checkpoint, recipe)
+    if isinstance(teacher, OutsideTeacher):
+        digest = None if teacher.network is None else digests.of_network(teacher.network)
+        return learned_from.of_description({"name": teacher.name, "digest": digest})
+    if maps is not None:
+        return learned_from.of_manifest(teacher_maps.read_manifest(maps), maps)
+    return []
 
 
 def _recipe_file(teacher: TeacherNode) -> dict | None:

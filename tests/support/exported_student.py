@@ -1,6 +1,7 @@
 """Makes a fitted student, exports it, and predicts with the network itself for comparison."""
 
 import io
+import json
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ DPM = {
     **RANGE,
 }
 SMALL, ODD = (64, 96), (53, 77)
+TEACHERS = [{"name": "huggingface", "model": "m", "licence": "apple-amlr", "digest": "f" * 64}]
 
 
 def random_image(height: int, width: int, seed: int = 0, batch: int = 1) -> torch.Tensor:
@@ -41,7 +43,8 @@ def fitted_network(node: dict) -> nn.Module:
 def write(path: Path, network, node=DPM, size=SMALL, images=None, **options) -> export.Exported:
     settings = export.Settings(size, export.format_of(path), **options)
     images = [random_image(*size)] if images is None else images
-    return export.write(path, network, node, settings, images, {"recipe": "tiny"}, io.StringIO())
+    facts = {"recipe": "tiny", "teachers": json.dumps(TEACHERS)}
+    return export.write(path, network, node, settings, images, facts, io.StringIO())
 
 
 def evaluated(network, image: torch.Tensor) -> torch.Tensor:

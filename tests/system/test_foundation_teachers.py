@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from support import programs, recipes, tiny_depth_models
 
+from tiekd.data import learned_from
 from tiekd.data.image_io import is_whole_depth_png
 
 NUM_FRAMES = 16
@@ -74,6 +75,12 @@ def test_student_learns_online_with_a_warning(recipe, tmp_path):
     # Another model isn't what the run began with.
     inputs = json.loads((tmp_path / "run" / "inputs.json").read_text())
     assert "teacher model.safetensors" in inputs["files"]
+    # Every file of the run says from which teacher it learned.
+    (teacher,) = inputs["teachers"]
+    assert (teacher["model"], teacher["licence"]) == ("glpn", "apache-2.0")
+    assert f"digest {teacher['digest']:.12}" in log
+    weights = tmp_path / "run" / "checkpoints" / "iter_2" / "student.pth"
+    assert learned_from.read(weights) == [teacher]
 
 
 @pytest.mark.parametrize(

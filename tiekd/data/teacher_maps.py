@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tiekd import shipped
-from tiekd.data import image_io
+from tiekd.data import image_io, learned_from
 from tiekd.data.augment.augment import IMAGENET_MEAN, IMAGENET_STD
 from tiekd.errors import DataError, TeacherError
 from tiekd.files import check_readable
@@ -21,6 +21,8 @@ MANIFEST = "manifest.json"
 # Name of the manifest entry about EXIF orientation, which old manifests lack: their maps were made
 # before images were turned upright.
 ORIENTATION = "orientation"
+# Entries that say where maps come from but don't change them. Older manifests lack them.
+TOLD = (learned_from.KEY, "intrinsics")
 
 
 def _is_length(value: object) -> bool:
@@ -164,6 +166,17 @@ def read_manifest(folder: Path) -> dict | None:
     return manifest
 
 
+def differing(found: Mapping, manifest: Mapping) -> list[str]:
+    """Returns the names of the entries by which two manifests describe different maps.
+
+    Args:
+        found: One manifest, such as that of a folder.
+        manifest: The other.
+    """
+    keys = [key for key in {**manifest, **found} if key not in TOLD]
+    return [key for key in keys if found.get(key) != manifest.get(key)]
+
+
 def full_scale_m(folder: Path, max_depth: float) -> float:
     """Returns the depth in metres that level 65535 of a folder's maps encodes.
 
@@ -231,9 +244,14 @@ def describe(folder: Path) -> str:
     # An external teacher is identified by its name, a network of this project by the digest of its
     # weights.
     parts = [name] if name else []
+    recorded = learned_from.of_manifest(manifest, folder)[0]
     if "output" in teacher:
         parts = [f"{name} {teacher.get('model')}", f"output {teacher['output']}"]
+        if recorded.get("revision"):
+            parts.append(f"revision {recorded['revision']:.12}")
         parts.append(f"licence {teacher.get('licence') or 'not stated'}")
+    if recorded["name"] == learned_from.NETWORK and recorded["model"]:
+        parts.append(f"the network of {recorded['model']}")
     if digest:
         parts.append(f"the weights with digest {digest[:12]}")
     if not name:

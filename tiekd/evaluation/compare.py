@@ -16,9 +16,10 @@ from torch.utils.data import Dataset
 
 from tiekd import paths, shipped
 from tiekd.data import focal as focals
-from tiekd.data import least_size, trained_on
+from tiekd.data import learned_from, least_size, trained_on
 from tiekd.data import resize as resizes
 from tiekd.data.augment.augment import colour_table, look_up
+from tiekd.data.learned_from import Teacher
 from tiekd.data.loading.loader import Loading
 from tiekd.data.resize import OWN_SIZE, Resize
 from tiekd.data.trained_on import Overlap, TrainedOn
@@ -45,6 +46,7 @@ class Entrant(NamedTuple):
         trained_on: the frames that the network was trained on; None if they aren't known.
         resize: the working resolution.
         least_side: smallest side in pixels that the network can take.
+        teachers: the teachers from which the network learned; None if they aren't known.
     """
 
     predict: Callable[[Tensor], Tensor]
@@ -52,6 +54,7 @@ class Entrant(NamedTuple):
     trained_on: TrainedOn | None = None
     resize: Resize = OWN_SIZE
     least_side: int = 1
+    teachers: list[Teacher] | None = None
 
     @property
     def needs_focal(self) -> bool:
@@ -142,7 +145,8 @@ def entrants(
         )
         predict = flipping.Predictor(network.to(device).eval(), flip)
         least = least_size.least_side(network)
-        found[name] = Entrant(predict, path, trained_on.read(path), resize, least)
+        seen, teachers = trained_on.read(path), learned_from.read(path)
+        found[name] = Entrant(predict, path, seen, resize, least, teachers)
     return found
 
 

@@ -8,7 +8,9 @@ edges in the output are as blurred as the network's resolution is low. ONNX file
 the last dimension, and with quantised (uint8) inputs.
 """
 
-from collections.abc import Callable
+import json
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from tiekd.data import learned_from
 from tiekd.errors import TeacherError
 from tiekd.files import check_readable
 from tiekd.teachers.outputs import digest
@@ -26,6 +29,7 @@ from tiekd.teachers.outputs.stated import stated_or_given
 from tiekd.teachers.outputs.teacher import FoundationTeacher, Output, teacher_of
 
 RANGES = (1, 255)
+_FACTS = "tiekd.json"  # the entry with the metadata of a .pt2 that this project has exported
 _DTYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}
 
 
@@ -74,12 +78,14 @@ class _Network(NamedTuple):
         shape: The shape of the input; None for a dimension that may have any size.
         dtype: The dtype of the input.
         package: The name and version of the package that runs the network.
+        facts: The metadata in the file; text by name.
     """
 
     run: Callable[[Tensor], Tensor]
     shape: tuple[int | None, ...]
     dtype: torch.dtype
     package: str
+    facts: Mapping[str, str]
 
 
 class ExportedPredictor:
@@ -126,6 +132,10 @@ class ExportedPredictor:
             "size": None if self.size is None else list(self.size),
             "digest": digest.of_files(path, *([data] if data.is_file() else [])),
         }
+        # A student of this project that is now a teacher says from what it learned.
+        teachers = learned_from.from_plain(self.network.facts)
+        if teachers is not None:
+            self.description[learned_from.KEY] = teachers
 
     def __call__(self, images: Tensor, intrinsics: Tensor) -> Output:
         """Returns the network's output, resized to the size of the images.
@@ -291,18 +301,28 @@ def _load_onnx(path: Path, options: Options, device: torch.device) -> _Network:
         tuple(side if isinstance(side, int) else None for side in inputs[0].shape),
         _DTYPES[inputs[0].type],
         f"onnxruntime {onnxruntime.__version__}",
+        session.get_modelmeta().custom_metadata_map,
     )
 
 
 def _load_program(path: Path, options: Options, device: torch.device) -> _Network:
     if options.output_name is not None:
         raise TeacherError("teacher.output_name: only outputs of ONNX files have names")
+    # torch logs a traceback before it raises the error.
+    logger = logging.getLogger("torch.export")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
     try:
-        program = torch.export.load(path)
+        extra = {_FACTS: ""}
+        program = torch.export.load(path, extra_files=extra)
+        facts = json.loads(extra[_FACTS] or "{}")
     except Exception as error:  # a damaged zip, another version, ...: of many classes
         raise TeacherError(
-            f"teacher.file: {path}: torch.export can't load it: {' '.join(str(error).split()):.200}"
+            f"teacher.file: {path}: torch.export can't load it, so it is damaged or was not "
+            f"written by torch.export.save: {' '.join(str(error).split()):.200}"
         ) from None
+    finally:
+        logger.setLevel(level)
     names = program.graph_signature.user_inputs
     _check_single(len(names), path)
     value = next(node.meta["val"] for node in program.graph.nodes if node.name == names[0])
@@ -323,7 +343,8 @@ def _load_program(path: Path, options: Options, device: torch.device) -> _Networ
 
     # torch.export gives a dynamic dimension a symbolic size, which isn't an int.
     shape = tuple(side if type(side) is int else None for side in value.shape)
-    return _Network(run, shape, value.dtype, f"torch {torch.__version__}")
+    facts = facts if isinstance(facts, dict) else {}
+    return _Network(run, shape, value.dtype, f"torch {torch.__version__}", facts)
 
 
 def _check_single(count: int, path: Path) -> None:

@@ -86,6 +86,19 @@ class OutsideTeacher:
             self._has_checked_values = True
         return depth
 
+    def estimate_focal(self, batch: Batch) -> Tensor | None:
+        """Returns the focal lengths that the user's teacher estimates, for the audit of a teacher.
+
+        Args:
+            batch: The batch, on the teacher's device.
+
+        Returns:
+            (B,) pixels of `batch.image`, by the teacher's own method `estimate_focal`; None if it
+            has none.
+        """
+        estimate = getattr(self.teacher, "estimate_focal", None)
+        return None if estimate is None else estimate(batch)
+
     def _check_values(self, depth: Tensor, names: list[str]) -> None:
         """Checks that all depths that a teacher returned are finite and not negative.
 

@@ -8,6 +8,7 @@ Needs `pip install 'tiekd[hf]'`. Left out: models that need other inputs than an
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +96,11 @@ class HuggingFacePredictor:
         config = model.config
         # Find out what the output means, and if the model uses or needs the focal length.
         stated, self.max_depth_m = _STATED[architecture](config)
+        if self.max_depth_m is not None and not 0 < self.max_depth_m < math.inf:
+            raise TeacherError(
+                f"teacher.model: {place}: its config's largest depth is {self.max_depth_m:g} m; it "
+                "must be above 0, so restore the model's own config.json"
+            )
         self.meaning = stated_or_given(stated, options.output, f"{place} ({architecture})")
         self.is_depth_pro = architecture == "depth_pro"
         estimates = self.is_depth_pro and config.use_fov_model
@@ -125,14 +131,8 @@ class HuggingFacePredictor:
             images: (B, 3, H, W) uint8, RGB.
             intrinsics: (B, 3, 3) float32, in pixels of the images; NaN where unknown.
         """
-        # Preprocess with the model's own processor, and run the model.
         height, width = images.shape[-2:]
-        inputs = self.processor(
-            images=list(images), return_tensors="pt", input_data_format="channels_first"
-        )
-        pixels = inputs["pixel_values"].to(self.device)
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-            outputs = self.model(pixel_values=pixels)
+        pixels, outputs = self._run(images)
         # Convert to float32, since the interpolation in the post-processing needs it.
         outputs.predicted_depth = outputs.predicted_depth.float()
         # Depth Pro takes the focal length in pixels of the image before its resize, other models
@@ -153,6 +153,36 @@ class HuggingFacePredictor:
         found = self.processor.post_process_depth_estimation(outputs, **of_size)
         values = torch.stack([each["predicted_depth"] for each in found])[:, None]
         return Output(values, focal=focal if self.needs_focal else None)
+
+    def estimate_focal(self, images: Tensor) -> Tensor | None:
+        """Returns the focal lengths that follow from Depth Pro's estimate of the field of view.
+
+        Args:
+            images: (B, 3, H, W) uint8, RGB.
+
+        Returns:
+            (B,) float32, in pixels of the images; None for other models.
+        """
+        if not self.is_depth_pro or not self.model.config.use_fov_model:
+            return None
+        degrees = self._run(images)[1].field_of_view.float().view(-1)
+        return 0.5 * images.shape[-1] / torch.tan(0.5 * torch.deg2rad(degrees))
+
+    def _run(self, images: Tensor) -> tuple[Tensor, Any]:
+        """Preprocesses images with the model's own processor, and runs the model.
+
+        Args:
+            images: (B, 3, H, W) uint8, RGB.
+
+        Returns:
+            (B, 3, h, w) the model's input, and its output.
+        """
+        inputs = self.processor(
+            images=list(images), return_tensors="pt", input_data_format="channels_first"
+        )
+        pixels = inputs["pixel_values"].to(self.device)
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+            return pixels, self.model(pixel_values=pixels)
 
 
 def _field_of_view(estimated: Tensor | None, focal: Tensor, width: int) -> Tensor:
@@ -190,6 +220,11 @@ def _architecture(place: ModelPlace, transformers: ModuleType) -> str:
     node, _ = place.loaded(
         transformers.PreTrainedConfig.get_config_dict, "config.json can't be read"
     )
+    if not isinstance(node, dict):
+        raise TeacherError(
+            f"teacher.model: {place}: config.json holds a {type(node).__name__}, not a model's "
+            "config; copy it from the model's repository"
+        )
     found = node.get("model_type")
     if found in _REFUSED:
         raise TeacherError(f"teacher.model: {place}: {found} {_REFUSED[found]}")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tiekd.errors import TeacherError
 from tiekd.teachers.outputs import digest
-from tiekd.teachers.outputs.cameras import by_camera
+from tiekd.teachers.outputs.cameras import by_camera, focal_of
 from tiekd.teachers.outputs.model_place import ModelPlace, import_package
 from tiekd.teachers.outputs.stated import stated_or_given
 from tiekd.teachers.outputs.teacher import FoundationTeacher, Output, teacher_of
@@ -110,14 +110,30 @@ class MoGePredictor:
         if intrinsics is not None:
             focal_x = intrinsics[:, 0, 0].to(images.device)
             fov_x = 2 * torch.rad2deg(torch.atan(images.shape[-1] / (2 * focal_x)))
-        found = self.model.infer(
+        found = self._infer(images, fov_x)
+        mask = found.get("mask")
+        return Output(found["depth"][:, None], None if mask is None else mask[:, None])
+
+    def _infer(self, images: Tensor, fov_x: Tensor | None) -> dict[str, Tensor]:
+        return self.model.infer(
             images.float() / 255,
             fov_x=fov_x,
             resolution_level=self.options.resolution_level,
             use_fp16=self.options.precision == "fp16",
         )
-        mask = found.get("mask")
-        return Output(found["depth"][:, None], None if mask is None else mask[:, None])
+
+    def estimate_focal(self, images: Tensor) -> Tensor | None:
+        """Returns the focal lengths of the cameras that the network estimates.
+
+        Args:
+            images: (B, 3, H, W) uint8, RGB.
+
+        Returns:
+            (B,) float32, (fx + fy) / 2 in pixels of the images.
+        """
+        found = self._infer(images, None)
+        # MoGe states focal lengths as fractions of the image's width and height.
+        return focal_of(found["intrinsics"], tuple(images.shape[-2:]))
 
 
 _CANNOT = "the model can't be loaded"

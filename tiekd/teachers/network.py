@@ -93,6 +93,11 @@ class FrozenTeacher:
         """
         return self.network.canonical is not None
 
+    @property
+    def uses_focal(self) -> bool:
+        """True if the depth of an image depends on its focal length."""
+        return self.needs_focal
+
     def _focal(self, batch: Batch) -> Tensor | None:
         if not self.needs_focal:
             return None

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tiekd.errors import TeacherError
 from tiekd.teachers.outputs import digest
-from tiekd.teachers.outputs.cameras import by_camera
+from tiekd.teachers.outputs.cameras import by_camera, focal_of
 from tiekd.teachers.outputs.model_place import ModelPlace, import_package
 from tiekd.teachers.outputs.stated import stated_or_given
 from tiekd.teachers.outputs.teacher import FoundationTeacher, Output, teacher_of
@@ -85,6 +85,17 @@ class UniDepthPredictor:
     def _run(self, images: Tensor, intrinsics: Tensor | None) -> Output:
         camera = None if intrinsics is None else intrinsics.to(images.device)
         return Output(self.model.infer(images, camera)["depth"])
+
+    def estimate_focal(self, images: Tensor) -> Tensor | None:
+        """Returns the focal lengths of the cameras that the network estimates.
+
+        Args:
+            images: (B, 3, H, W) uint8, RGB.
+
+        Returns:
+            (B,) float32, (fx + fy) / 2 in pixels of the images.
+        """
+        return focal_of(self.model.infer(images, None)["intrinsics"])
 
 
 def build(options: Options, run_device: torch.device, max_depth_m: float) -> FoundationTeacher:

@@ -32,7 +32,14 @@ from tiekd.config.recipe import is_overridden, load_recipe
 from tiekd.config.teacher_node import TeacherNode
 from tiekd.console import Progress
 from tiekd.data import focal as focals
-from tiekd.data import image_io, least_size, read_folders, teacher_maps
+from tiekd.data import (
+    image_io,
+    learned_from,
+    least_size,
+    map_focals,
+    read_folders,
+    teacher_maps,
+)
 from tiekd.data import resize as resizes
 from tiekd.data.build import build_dataset
 from tiekd.data.frames import Frames, listed_frames
@@ -46,11 +53,10 @@ from tiekd.inference.predict.inputs import IMAGE_SUFFIXES
 from tiekd.teachers.external import OutsideTeacher
 from tiekd.teachers.network import FrozenTeacher
 from tiekd.teachers.outputs import anchor_quality
-from tiekd.teachers.outputs import digest as digests
 from tiekd.teachers.outputs.anchoring import Quality
-from tiekd.teachers.outputs.teacher import FoundationTeacher, describe
+from tiekd.teachers.outputs.teacher import FoundationTeacher
 from tiekd.teachers.stereo import StereoTeacher
-from tiekd.teaching import build_teacher, teacher_checkpoint
+from tiekd.teaching import build_teacher, record_of, teacher_checkpoint
 from tiekd.training import teacher_audit
 from tiekd.training.canonical import require_focals
 from tiekd.training.settings import Recipe
@@ -205,26 +211,28 @@ def cache_maps(
     """
     # Build the teacher, and the manifest, which records how the maps are made.
     teacher = build_teacher(source.node, device, source.resize, recipe.max_depth_m)
-    described, resize, told = source.node, {}, []
+    described, resize = source.node, {}
+    record = record_of(teacher, source.teacher)
+    told = [f"Teacher: {learned_from.describe(each)}" for each in record]
     if isinstance(teacher, FoundationTeacher | StereoTeacher):
-        described, digest = teacher.description, teacher.description["digest"]
-        told = [
-            f"Teacher: {describe(described)}",
-            *teacher.check_frames(listed_frames(frames)),
-        ]
-    else:
-        digest = None if teacher.network is None else digests.of_network(teacher.network)
-        if source.teacher.module is None:
-            described, resize = source.teacher.network, teacher.resize.node()
+        described = teacher.description
+        told += teacher.check_frames(listed_frames(frames))
+    elif source.teacher.module is None:
+        described, resize = source.teacher.network, teacher.resize.node()
     manifest = teacher_maps.make_manifest(
         recipe.max_depth_m,
         recipe.data.get("kb_crop"),
         described,
-        digest,
+        record[0]["digest"],
         source.flip,
         resize,
         getattr(teacher, "max_depth_m", None),
     )
+    manifest[learned_from.KEY] = record
+    cameras = {}
+    if getattr(teacher, "uses_focal", False):
+        cameras = map_focals.of_frames(frames)
+        manifest[map_focals.SOURCE] = str(recipe.data.get("intrinsics", "the data set's own"))
     check_same({"map": frames})
     if source.teacher.name is None:
         least = least_size.least_side(teacher.network)
@@ -255,7 +263,7 @@ def cache_maps(
         job.tell(line)
     for note in getattr(frames, "notes", ()):
         job.tell(f"Warning: {note}")
-    with _claimed(folder, manifest):
+    with _claimed(folder, manifest, cameras):
         missing = job.missing()
         total = len(index_by_name)
         job.tell(
@@ -357,7 +365,7 @@ class _Job:
             missing: file names of the missing maps of all ranks.
             loading: how many workers read frames, and how long to wait for them.
         """
-        bar = nullcontext()
+        bar, empty = nullcontext(), []
         if comm.is_main():
             bar = Progress("maps", len(self.index_by_name), self._count, self.out)
         with bar as progress:
@@ -371,6 +379,8 @@ class _Job:
                         # Record how well this relative map was fitted to metric depth before the
                         # map itself is written, so that no map lacks its record.
                         anchor_quality.add(self.folder, comm.rank(), name, fit)
+                    if not (depth > 0).any():
+                        empty.append(name)
                     waiting.append(pool.submit(self._write, name, depth))
                     while len(waiting) > _WAITING:
                         waiting.popleft().result()
@@ -379,6 +389,13 @@ class _Job:
                 for write in waiting:
                     write.result()
             comm.barrier()
+        empty = [name for part in comm.gather_objects(empty) for name in part]
+        # The summary of an anchor's fits counts empty maps itself.
+        if empty and getattr(self.teacher, "anchor", None) is None:
+            self.tell(
+                f"Warning: {len(empty)} of {len(missing)} maps are empty, as the teacher gave no "
+                f"depth above 0 for their images, such as for {empty[0]}"
+            )
 
     def _depths(
         self, names: list[str], share: RankShare, loading: Loading
@@ -419,7 +436,7 @@ class _Job:
 
 
 @contextmanager
-def _claimed(folder: Path, manifest: dict) -> Iterator[None]:
+def _claimed(folder: Path, manifest: dict, cameras: map_focals.Focals) -> Iterator[None]:
     """Context manager that locks a folder of maps for this job. Collective.
 
     A new folder and its manifest are created.
@@ -427,11 +444,12 @@ def _claimed(folder: Path, manifest: dict) -> Iterator[None]:
     Args:
         folder: the folder.
         manifest: the manifest of this job's maps.
+        cameras: the focal lengths with which they are made; empty if they make no difference.
 
     Raises:
         TeacherError: the folder can't be used; on all ranks.
     """
-    lock, problem = _claim(folder, manifest) if comm.is_main() else (None, None)
+    lock, problem = _claim(folder, manifest, cameras) if comm.is_main() else (None, None)
     problem = comm.broadcast_object(problem)
     if problem:
         raise TeacherError(problem)
@@ -442,7 +460,9 @@ def _claimed(folder: Path, manifest: dict) -> Iterator[None]:
             lock.close()
 
 
-def _claim(folder: Path, manifest: dict) -> tuple[TextIO | None, str | None]:
+def _claim(
+    folder: Path, manifest: dict, cameras: map_focals.Focals
+) -> tuple[TextIO | None, str | None]:
     """Locks a folder of maps for this job, on rank 0 only.
 
     A new folder and its manifest are created. The kernel releases the lock when the process ends,
@@ -451,6 +471,7 @@ def _claim(folder: Path, manifest: dict) -> tuple[TextIO | None, str | None]:
     Args:
         folder: the folder.
         manifest: the manifest of this job's maps, which that of the folder must equal.
+        cameras: the focal lengths of this job's frames, which those of the folder must equal.
 
     Returns:
         (the open, locked manifest file, None); or (None, reason) if the folder can't be used.
@@ -472,12 +493,10 @@ def _claim(folder: Path, manifest: dict) -> tuple[TextIO | None, str | None]:
             return None, f"{folder}: holds images ({min(images)}, ...); give another --out"
         if found is None:
             teacher_maps.write_manifest(folder, manifest)
-        elif found != manifest:
-            other = ", ".join(key for key in manifest if found.get(key) != manifest[key])
-            return (
-                None,
-                f"{folder}: holds maps of another kind (they differ in {other}); give another "
-                "--out",
+        elif other := teacher_maps.differing(found, manifest):
+            return None, (
+                f"{folder}: holds maps of another kind (they differ in {', '.join(other)}); give "
+                "another --out"
             )
         # Only one job may fill a folder: refuse a second one while the first runs.
         lock = (folder / teacher_maps.MANIFEST).open("r+")
@@ -486,6 +505,10 @@ def _claim(folder: Path, manifest: dict) -> tuple[TextIO | None, str | None]:
             # If the inode differs, another job started at the same time and replaced this job's
             # manifest by its own.
             raise BlockingIOError
+        problem = map_focals.add(folder, cameras, found or manifest) if cameras else None
+        if problem is not None:
+            lock.close()
+            return None, problem
     except BlockingIOError:
         return (
             None,

@@ -23,6 +23,8 @@ from tiekd.console import Progress, printable
 from tiekd.data import checks, depth_values, read_folders
 from tiekd.data.augment.augment import Augment
 from tiekd.data.build import build_dataset
+from tiekd.data.cameras.source import Intrinsics
+from tiekd.data.cameras.summary import summary
 from tiekd.data.checks import FAULTS, WARNINGS, Examined, Facts, Finding
 from tiekd.data.frames import Frames
 from tiekd.data.image_io import write_durably
@@ -53,6 +55,8 @@ class Split:
         facts: for each frame the properties that were read from its files.
         findings: the faults and warnings, in any order.
         dropped: indices of the frames that the cleaned split file leaves out.
+        intrinsics: the recipe's `data.intrinsics`, from which the frames' cameras are.
+        about_cameras: lines about the frames' cameras.
     """
 
     name: str
@@ -61,6 +65,8 @@ class Split:
     facts: list[Facts] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     dropped: set[int] = field(default_factory=set)
+    intrinsics: Intrinsics = None
+    about_cameras: list[str] = field(default_factory=list)
 
     def where(self, index: int) -> str | None:
         """Returns "FILE:NUMBER", a frame's split file and line number; None without a split file.
@@ -85,7 +91,7 @@ class Split:
         ]
         if turned:
             found.append(depth_values.turned_line(turned))
-        return found
+        return found + self.about_cameras
 
     def cleaned(self) -> str:
         """Returns the text of the cleaned split file, i.e. the split file without dropped frames.
@@ -229,15 +235,16 @@ def _split(recipe: Recipe, name: str) -> Split:
         raise RecipeError(
             f"data.name: {recipe.data['name']} has no files to check; kitti, nyu and folder have"
         )
+    intrinsics = recipe.data.get("intrinsics")
     # Without a split file the frames are those of a folder, so there are no lines to clean.
     if not frames.source.is_file():
-        return Split(name, frames, None)
+        return Split(name, frames, None, intrinsics=intrinsics)
     lines = read_lines(frames.source, "")
     if frames.num_skipped:  # drop the lines that the data set skipped
         truths = [line.ground_truth for line in read_split(frames.source)]
         lines = [line for line, truth in zip(lines, truths, strict=True) if truth is not None]
     assert len(lines) == len(frames)
-    return Split(name, frames, lines)
+    return Split(name, frames, lines, intrinsics=intrinsics)
 
 
 def _examine(
@@ -265,6 +272,8 @@ def _examine(
     faults = [(index, fault) for index, fact in enumerate(split.facts) for fault in fact.faults]
     split.findings = [Finding(kind, index, message) for index, (kind, message) in faults]
     split.findings += checks.duplicates(split.frames, split.facts)
+    listed = [(frame.name, frame.image, frame.camera) for frame in frames]
+    split.about_cameras = summary(listed, split.intrinsics)
 
 
 def _to_clean(recipe: Recipe, splits: list[Split]) -> list[Split]:

@@ -21,7 +21,6 @@ import torch
 from torch.utils.data import Dataset
 
 from tiekd.data import decoded_cache
-from tiekd.data.trained_on import as_plain
 from tiekd.distributed import comm, memory, process_group
 from tiekd.engine import checkpoint, patches
 from tiekd.engine.build import build_engine
@@ -282,9 +281,9 @@ def _checkpoint_bytes(parts: Parts) -> tuple[int, int]:
     engine = parts.state.engine
     patches.save_through(engine, _Sizes())
     folder = parts.state.work_dir / checkpoints.FOLDER / "iter_0"
-    facts = as_plain(parts.state.trained_on)
+    record = parts.state.training_record
     what = 0, {}, parts.state.recipe, parts.state.average
-    checkpoint.write_files(engine, folder, *what, **facts)
+    checkpoint.write_files(engine, folder, *what, **record)
     shares = comm.gather_objects(engine.checkpoint_files.written)
     total = sum(size for share in shares for size, _ in share.values())
     return shares[0][checkpoints.STUDENT][0], total

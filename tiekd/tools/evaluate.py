@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from tiekd import files
 from tiekd.config.recipe import load_recipe
-from tiekd.data import least_size, read_folders
+from tiekd.data import learned_from, least_size, read_folders
 from tiekd.data.build import build_dataset
 from tiekd.data.depth_values import check_range
 from tiekd.data.rank_consistency import check_same
@@ -74,7 +74,10 @@ def run(args: argparse.Namespace) -> None:
         _refuse_what_needs_truth(args)
         protocol = replace(protocol, reference=_reference(recipe, frames, device))
     if comm.is_main():
-        told = [f"{name}: {entrant.weights}" for name, entrant in networks.items()]
+        told = []
+        for name, entrant in networks.items():
+            told.append(f"{name}: {entrant.weights}")
+            told += learned_from.lines(entrant.teachers)
         told += [
             f"{name} sees images at {each.resize}"
             for name, each in networks.items()

@@ -1,10 +1,12 @@
 """Exports a student as one file: the body of bin/export.py."""
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
 from tiekd.config.recipe import load_recipe
+from tiekd.data import learned_from
 from tiekd.errors import ExportError
 from tiekd.inference.export import export, trial_images
 from tiekd.models import load
@@ -28,6 +30,9 @@ def run(args: argparse.Namespace, version: str) -> None:
     recipe = load_recipe(args.recipe, args.overrides)
     network, weights, resize = load.load_network(args.recipe, args.checkpoint, args.overrides)
     print(f"{Path(args.recipe).stem}: {weights}")
+    teachers = learned_from.read(weights)
+    for line in learned_from.lines(teachers):
+        print(line)
     # Choose the image size: that of the recipe's frames, unless --size gives another.
     frames, origin = trial_images.frames(recipe)
     size = tuple(map(int, args.size.split("x"))) if args.size else tuple(frames[0].shape[1:])
@@ -50,6 +55,8 @@ def run(args: argparse.Namespace, version: str) -> None:
     least = export.least_side(network, settings) if settings.dynamic else None
     images = trial_images.batches(frames, size, least)
     facts = {"tiekd": version, "recipe": Path(args.recipe).stem, "checkpoint": weights.name}
+    if teachers is not None:
+        facts[learned_from.KEY] = json.dumps(teachers)
     node = recipe["network"]
     if network.canonical is not None:
         node = node | {"canonical_factors": list(network.canonical[1:])}
@@ -59,4 +66,7 @@ def run(args: argparse.Namespace, version: str) -> None:
             f"An image takes {done.file_ms:.1f} ms from the file, {done.torch_ms:.1f} ms in torch "
             "(CPU)"
         )
+    notice = learned_from.licence_notice(teachers)
+    if notice is not None:
+        print(notice)
     print(f"written: {args.out} ({args.out.stat().st_size / 1e6:.1f} MB)")

@@ -6,7 +6,7 @@ import sys
 from tiekd import files
 from tiekd.config.recipe import load_recipe
 from tiekd.config.teacher_node import TeacherNode
-from tiekd.data import read_folders
+from tiekd.data import learned_from, read_folders
 from tiekd.data.resize import parse_size
 from tiekd.errors import CheckpointError, DataError, RecipeError
 from tiekd.inference import student
@@ -65,6 +65,8 @@ def run(args: argparse.Namespace) -> None:
     written.check(found, args.overwrite)
     files.check_output("--out", args.out, None)
     print(f"Weights: {weights}; readout {args.readout}, on {device}")
+    for line in learned_from.lines(learned_from.read(weights)):
+        print(line)
     print(f"Working resolution: {resize}")
     print(f"Depth: {args.out / 'depth'}, {outputs.in_words(units, network.max_depth)}")
     batch_size = args.batch_size or (1 if device.type == "cpu" else 4)

@@ -48,6 +48,7 @@ class MicroBatch(NamedTuple):
         batch: the tensors on which the rank trained.
         keys: (epoch from 0, dataset index) of each sample.
         decisions: the random augmentation drawn for each sample.
+        zooms: the zoom drawn for each sample; empty if the recipe has no zoom.
     """
 
     rank: int
@@ -55,6 +56,7 @@ class MicroBatch(NamedTuple):
     batch: Batch
     keys: list[tuple[int, int]]
     decisions: list[Decisions]
+    zooms: list[float]
 
 
 def global_batch(
@@ -105,7 +107,8 @@ def global_batch(
             decisions = [_drawn(reader, *key) for key in keys]
             # A small dataset is repeated, so indices may exceed its length: wrap them around.
             samples = [(epoch, index % len(dataset)) for epoch, index in keys]
-            yield MicroBatch(rank, index, batch, samples, decisions)
+            zooms = [augment.draw_zoom(train.seed, *key) for key in keys if augment.zoom]
+            yield MicroBatch(rank, index, batch, samples, decisions, zooms)
 
 
 def check_iteration(iteration: int, dataset: Dataset, recipe: Recipe) -> None:
@@ -147,10 +150,12 @@ def describe(micro_batch: MicroBatch, sample: int, teacher_depth: Tensor | None)
         _range("image", batch.image[sample]),
         *(_depths(name, depth[sample]) for name, depth in maps.items()),
     ]
+    zoomed = f"zoomed by {micro_batch.zooms[sample]:.4f}, " if micro_batch.zooms else ""
+    flipped = "flipped" if drawn.flip else "not flipped"
     place = f"rank {micro_batch.rank}, micro-batch {micro_batch.index}"
     return (
         f"{place}: {batch.names[sample]} (sample {index}, epoch {epoch + 1})\n    "
-        f"{'flipped' if drawn.flip else 'not flipped'}, turned {drawn.angle:.4f} degrees, window "
+        f"{zoomed}{flipped}, turned {drawn.angle:.4f} degrees, window "
         f"{drawn.height}x{drawn.width} from row {drawn.top}, column {drawn.left}, {colours}\n    "
         f"{'; '.join(held)}"
     )

@@ -15,7 +15,8 @@ from torch.utils.data import Dataset
 
 from tiekd import shipped
 from tiekd.config.build import build
-from tiekd.data import least_size, trained_on
+from tiekd.config.teacher_node import TeacherNode
+from tiekd.data import learned_from, least_size, map_focals, trained_on
 from tiekd.data.batch import Batch
 from tiekd.data.build import build_dataset
 from tiekd.data.depth_values import check_range
@@ -37,7 +38,7 @@ from tiekd.models.build import build_network
 from tiekd.models.weights import pretrained, state_dicts
 from tiekd.teachers.network import FrozenTeacher
 from tiekd.teachers.outputs.teacher import FoundationTeacher
-from tiekd.teaching import build_teacher, with_teachers_file
+from tiekd.teaching import build_teacher, record_of, with_teachers_file
 from tiekd.training import canonical, schedules
 from tiekd.training import criterion as criteria
 from tiekd.training.canonical import Targets
@@ -213,19 +214,23 @@ def build_parts(
         if teacher.needs_focal:
             canonical.require_focals(train_set, recipe.resize, "training")
 
-    # Compute the number of iterations, load the initial weights, and collect the names of the
-    # images that the weights are trained on.
+    # Compute the number of iterations, load the initial weights, and collect from what the weights
+    # are trained: the names of the images, and the teachers.
     groups = None
     if recipe.augment.sizes == "bucket":
         groups = size_groups(train_set, recipe.resize)
     per_epoch = iterations_per_epoch(len(train_set), train.batch_size, groups)
     total = train.iterations or train.epochs * per_epoch
     report = [*about_focal, *check_range(train_set), *check_range(val_set)]
+    report += map_focals.check(train_set, is_canonical=network.canonical is not None)
     report += load_weights(network, recipe) if begins else []
-    seen = None
+    seen, teachers = None, []
     if comm.is_main():
-        before = _seen_before(recipe) if begins else None
-        seen = trained_on.union(trained_on.trained_on(train_set), before)
+        initial = _initial_weights(recipe) if begins else None
+        seen = trained_on.union(trained_on.trained_on(train_set), trained_on.read(initial))
+        maps = getattr(train_set, "maps", None)
+        own = record_of(teacher, TeacherNode.of(node), maps)
+        teachers = learned_from.union(own, learned_from.read(initial))
     if groups is not None:
         report.insert(0, _repeated_places(groups, per_epoch * train.batch_size))
     report += repeats(len(train_set), train.batch_size, groups)
@@ -255,6 +260,7 @@ def build_parts(
         total_iterations=total,
         by_epoch=train.iterations is None,
         trained_on=seen,
+        teachers=teachers,
     )
     state.hooks, log = build_hooks(
         recipe,
@@ -359,10 +365,9 @@ def build_hooks(
     # Choose the validation frames whose images TensorBoard shows.
     evaluation, frames = recipe.evaluation, None
     if recipe.train.validate:
-        # Leave the depth of a teacher with a `name` out of these images. It would be called on rank
-        # 0 alone and with validation frames: a module from outside the project may support neither,
-        # and a kind that needs focal lengths would get those of images of another size.
-        taught = recipe.teacher.is_given and recipe.teacher.name is None
+        # Leave the depth of a module from outside the project out of these images. It would be
+        # called on rank 0 alone and with validation frames, and may support neither.
+        taught = recipe.teacher.is_given and recipe.teacher.module is None
         frames = ShownFrames(
             val_set,
             replica,
@@ -476,13 +481,10 @@ def _weights_file(given: str) -> Path:
     return checkpoints.find_weights(path) if path.is_dir() else path
 
 
-def _seen_before(recipe: Recipe) -> trained_on.TrainedOn | None:
-    """Returns the images that the weights of `load.checkpoint` were trained on.
-
-    None if the recipe gives no `load.checkpoint`, or if the file doesn't say it.
-    """
+def _initial_weights(recipe: Recipe) -> Path | None:
+    """Returns the weights file of `load.checkpoint`; None if the recipe doesn't give it."""
     given = recipe.load.checkpoint
-    return None if given is None else trained_on.read(_weights_file(given))
+    return None if given is None else _weights_file(given)
 
 
 def _repeated_places(groups: list[int], places: int) -> str:

@@ -206,13 +206,13 @@ class Evaluation(Hook):
             A line for the log. If writing fails, the older best weights stay, and rank 0's line
             says so.
         """
-        # The file records the metrics and the frames that the network was trained on, so that a
-        # later evaluation can warn if it uses one of those frames.
+        # The file records the metrics, the teachers, and the frames that the network was trained
+        # on, so that a later evaluation can warn if it uses one of those frames.
         value, path = state.metrics[name], state.work_dir / f"best_{name}.pth"
         if comm.is_main():
             try:
                 facts = {"metrics": state.metrics, "resize": self.resize.node()}
-                facts |= trained_on.as_plain(state.trained_on)
+                facts |= state.training_record
                 if self.reference is not None:
                     facts |= {"against": TEACHER, "metrics_are": self.reference.label}
                 if state.average is not None:

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tiekd import shipped
+from tiekd.data import learned_from
 from tiekd.data import resize as resizes
+from tiekd.data.learned_from import Teacher
 from tiekd.data.loading.loader import Loading
 from tiekd.distributed import comm
 from tiekd.errors import CheckpointError
@@ -146,6 +148,9 @@ def compare(started: dict | None, now: dict) -> Verdict:
             refused.append(text)
         elif text is not None:
             told.append(text)
+    # A model on the hub has no files here, so compare its digest.
+    if not any(text.startswith("teacher") for text in refused):
+        refused += _teacher_changes(learned_from.from_plain(started), learned_from.from_plain(now))
     # Report validation that begins now, or that keeps its frames although training frames changed.
     if "val" in now["splits"]:
         if "val" not in started["splits"]:
@@ -168,6 +173,22 @@ def compare(started: dict | None, now: dict) -> Verdict:
     ]
     told += _recipe_files(started["recipe_files"], now["recipe_files"])
     return Verdict(keys, refused, told)
+
+
+def _teacher_changes(old: list[Teacher] | None, new: list[Teacher] | None) -> list[str]:
+    """Returns messages on teachers of the same name whose weights or settings have changed.
+
+    Args:
+        old: The record of the teachers at the start; None if it isn't known.
+        new: The record of the present teachers; None if it isn't known.
+    """
+    digests = {(each["name"], each.get("model")): each.get("digest") for each in old or ()}
+    changed = []
+    for teacher in new or ():
+        was = digests.get((teacher["name"], teacher.get("model")), teacher.get("digest"))
+        if was != teacher.get("digest"):
+            changed.append(f"teacher {learned_from.describe(teacher)}: its digest was {was!s:.12}")
+    return changed
 
 
 def note_epochs(log: TextLog, started: dict | None, now: dict, iteration: int) -> None:

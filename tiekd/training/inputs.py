@@ -3,6 +3,7 @@
     {"recipe": {...}, "engine": {...}, "iterations_per_epoch": 12, "best_from": -1,
      "files": {"teacher.checkpoint": [path, CRC-32], ...},   also split files, the user's code, ...
      "recipe_files": {path: CRC-32, ...},                    the recipe, its bases and the teacher's
+     "teachers": [{...}],                                    as in weights: data/learned_from.py
      "splits": {"train": {"count": 45, "source": ..., "names": [...], "files":
                     {"picture": [[bytes, CRC-32 or null, modification time in ns], ...], ...}}}}
 
@@ -27,6 +28,7 @@ from tiekd.config.recipe import merged
 from tiekd.data import teacher_maps
 from tiekd.data.file_fingerprints import crc, of_each, size_and_time
 from tiekd.data.frames import Frames
+from tiekd.data.learned_from import Teacher
 from tiekd.engine.config import ENGINE_KEYS, EngineConfig
 from tiekd.errors import CheckpointError, UserError
 from tiekd.files import check_readable, replace_text
@@ -64,6 +66,7 @@ def collect(
     datasets: Mapping[str, Dataset | None],
     iterations_per_epoch: int,
     started: dict | None = None,
+    teachers: Sequence[Teacher] = (),
 ) -> dict:
     """Returns a record of the present inputs of a run, as a dict for JSON. Rank 0 only.
 
@@ -76,6 +79,7 @@ def collect(
         started: The record of the run's start, with which the result will be compared; None for a
             new run. The contents of frames with a CRC-32 in `started` are read even in a large
             split.
+        teachers: The record of the teachers from which the run's weights learn.
     """
     old_splits = {} if started is None else started["splits"]
     # Keep the record of the splits at the run's start: a run that resumes without validation may
@@ -95,6 +99,7 @@ def collect(
         "best_from": -1,
         "files": {name: [path, crc(path)] for name, path in _files(recipe, datasets)},
         "recipe_files": {path: crc(path) for path in _recipe_files(recipe, recipe_path, started)},
+        "teachers": teachers,
         "splits": splits,
     }
     # Convert the record to JSON and back, which turns tuples into lists, so that it can be compared

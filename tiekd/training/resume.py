@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from tiekd import shipped
-from tiekd.data import trained_on
+from tiekd.data import learned_from, trained_on
 from tiekd.distributed import comm
 from tiekd.engine import checkpoint
 from tiekd.errors import CheckpointError, RecipeError, UserError
@@ -151,8 +151,9 @@ def restore(state: TrainState, path: Path | None, log: TextLog) -> None:
         state.resumed_from = path
         _check_end(state, path)
         if comm.is_main():
-            before = trained_on.read(path / checkpoints.STUDENT)
-            state.trained_on = trained_on.union(state.trained_on, before)
+            student = path / checkpoints.STUDENT
+            state.trained_on = trained_on.union(state.trained_on, trained_on.read(student))
+            state.teachers = learned_from.union(state.teachers, learned_from.read(student))
         for key, hook in keyed(state.hooks).items():
             if key in hook_states:
                 _load(hook, hook_states[key], path)

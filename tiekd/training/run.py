@@ -65,7 +65,15 @@ def run(
         datasets = {"train": parts.train_set, "val": parts.val_set}
         per_epoch = state.iterations_per_epoch
         with_teacher = Recipe(state.recipe)  # now with the path of the teacher's weights
-        now = inputs.collect(with_teacher, recipe_path, parts.config, datasets, per_epoch, started)
+        now = inputs.collect(
+            with_teacher,
+            recipe_path,
+            parts.config,
+            datasets,
+            per_epoch,
+            started,
+            state.teachers,
+        )
     audited = []
     if resume_path is None:
         audited = teacher_audit.audit(

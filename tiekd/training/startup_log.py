@@ -6,14 +6,14 @@ from torch.utils.data import Dataset
 
 from tiekd import shipped
 from tiekd.config.teacher_node import TeacherNode
-from tiekd.data import teacher_maps
+from tiekd.data import learned_from, teacher_maps
 from tiekd.data.frames import listed_frames
 from tiekd.data.resize import OWN_SIZE
 from tiekd.distributed import comm
 from tiekd.errors import CheckpointError
 from tiekd.teachers.external import OutsideTeacher
 from tiekd.teachers.network import FrozenTeacher
-from tiekd.teachers.outputs.teacher import FoundationTeacher, describe
+from tiekd.teachers.outputs.teacher import FoundationTeacher
 from tiekd.training import schedules
 from tiekd.training.build import Parts
 from tiekd.training.evaluation_hook import Evaluation
@@ -50,6 +50,7 @@ def about(parts: Parts) -> list[str]:
         size = _millions(teacher.network)
         source = TeacherNode.of(parts.state.recipe).checkpoint
         said.append(f"Teacher: {size} M parameters, frozen, from {source}")
+        said += [f"Teacher: {learned_from.describe(own)}" for own in parts.state.teachers[:1]]
         if teacher.resize not in (recipe.resize, OWN_SIZE):
             said.append(
                 f"WARNING: the teacher learned from images at {teacher.resize}, and sees this "
@@ -57,7 +58,7 @@ def about(parts: Parts) -> list[str]:
                 "resolution"
             )
     elif isinstance(teacher, FoundationTeacher):
-        said.append(f"Teacher: {describe(teacher.description)}")
+        said.append(f"Teacher: {learned_from.describe(teacher.description)}")
         said.append(
             "WARNING: the teacher sees augmented crops here; cache its maps of whole images with "
             f"{shipped.command('cache_teacher')}"
@@ -72,6 +73,8 @@ def about(parts: Parts) -> list[str]:
         said.append(f"Teacher: {teacher.name}{counted}")
     elif getattr(train_set, "maps", None) is not None:
         said.append(teacher_maps.describe(train_set.maps))
+    # Name the other teachers, of the teacher itself and of the initial weights.
+    said += learned_from.lines(parts.state.teachers[recipe.teacher.is_given :])
     # Describe the learning rate if it is meant for another batch size or the warm-up never ends.
     batch_size, lr_scaling = recipe.train.batch_size, recipe.train.lr_scaling
     lr_batch_size = recipe.section("optimizer").get("lr_batch_size") or batch_size

@@ -5,8 +5,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from tiekd.data import learned_from
 from tiekd.data.batch import Batch
-from tiekd.data.trained_on import TrainedOn
+from tiekd.data.learned_from import Teacher
+from tiekd.data.trained_on import TrainedOn, as_plain
 from tiekd.engine import full_state
 from tiekd.engine.moving_average import MovingAverage
 from tiekd.engine.step import Step
@@ -56,6 +58,8 @@ class TrainState:
             of the last evaluation compare with ground truth.
         orphaned: True if the run stops because its launcher has died.
         trained_on: The images that the weights were trained on, on rank 0; None if unknown.
+        teachers: The teachers from which the weights learned, on rank 0
+            (tiekd/data/learned_from.py).
         stop_reason: The reason to stop training after this iteration; None to continue. A hook sets
             it, on every rank after the same iteration.
         stopped_early: True if that reason completes the run, so that it needn't be resumed.
@@ -92,6 +96,7 @@ class TrainState:
     agreement: Agreement | None = None
     orphaned: bool = False
     trained_on: TrainedOn | None = None
+    teachers: list[Teacher] = field(default_factory=list)
     stop_reason: str | None = None
     stopped_early: bool = False
 
@@ -195,6 +200,11 @@ class TrainState:
     def loss_scale(self) -> float | None:
         """The factor by which fp16 multiplies the next iteration's loss; None in bf16 and fp32."""
         return self.step.loss_scale
+
+    @property
+    def training_record(self) -> dict:
+        """The entries of a weights file that say from what the weights were trained."""
+        return {**as_plain(self.trained_on), learned_from.KEY: self.teachers}
 
     @property
     def epoch(self) -> int:

@@ -6,6 +6,7 @@ costs about as much as evaluating these few frames. Left out: flip averaging, wh
 metrics may include; the images show a single forward pass.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -17,6 +18,7 @@ from tiekd.data import focal as focals
 from tiekd.data.batch import Batch
 from tiekd.data.loading.loader import validation_batches
 from tiekd.data.resize import OWN_SIZE, Resize
+from tiekd.errors import TeacherError
 from tiekd.evaluation.metrics import crop_box
 from tiekd.evaluation.range_errors import bounds_m
 from tiekd.models.network import Network
@@ -118,7 +120,12 @@ class ShownFrames:
 
     @torch.no_grad()
     def _read(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        teacher = None if self.teacher is None else self.teacher(batch)
+        teacher = None
+        if self.teacher is not None:
+            # Training frames have what the teacher needs, such as a focal length. A validation
+            # frame may lack it, and is then shown without the teacher's depth.
+            with contextlib.suppress(TeacherError):
+                teacher = self.teacher(batch)
         focal = None
         if self.network.canonical is not None:
             focal = focals.of_batch(batch, self.resize)

@@ -161,7 +161,12 @@ def test_validation_warns_of_trained_frames(tmp_path):
         EvaluationSettings(crop="none", flip=False), val, Slanted(), CPU, Loading(), told.append
     )
     state = types.SimpleNamespace(
-        average=None, trained_on=record, metrics={"abs_rel": 0.5}, iteration=3
+        engine=None,
+        average=None,
+        trained_on=record,
+        training_record=as_plain(record),
+        metrics={"abs_rel": 0.5},
+        iteration=3,
     )
     state.work_dir, state.recipe = tmp_path, {"network": NETWORK}
     hook.before_train(state)

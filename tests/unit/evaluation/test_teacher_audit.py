@@ -113,6 +113,53 @@ def test_judge_scale_without_another_focal(frames):
     assert _judge(agreeing, True).kinds == ["scale"]
 
 
+@pytest.mark.parametrize("with_truth", WAYS.values(), ids=WAYS.keys())
+def test_judge_focal_by_the_teachers_estimate(frames, with_truth):
+    """A teacher's own estimate alone is a warning; with a scale of that ratio it is certain."""
+    for teacher, kinds in ((290.0, []), (240.0, []), (200.0, ["estimate"])):
+        focals = {"listed": 300.0, "teacher": teacher}
+        judged = _judge([replace(frame, focals=focals) for frame in frames], with_truth)
+        assert (judged.kinds, judged.certain) == (kinds, [])
+    assert judged.suspicions[0].message == (
+        "perhaps a wrong focal length: the listed one is 1.50 times the teacher's own estimate"
+    )
+    scaled = _with_maps(frames, lambda depth: 1.5 * depth, focals=focals)
+    judged = _judge(scaled, with_truth)
+    assert judged.kinds == ["focal" if with_truth else "estimate"]
+    assert bool(judged.certain) == with_truth
+    # Another source comes before the estimate, and isn't mixed with it.
+    judged = _judge([replace(f, focals=focals | {"exif": 150.0}) for f in frames], with_truth)
+    assert judged.kinds == ["focal"]
+    assert judged.figures["focal_ratio"] == 2
+
+
+def test_undecided_names_what_isnt_seen(frames):
+    """The table and the JSON say what the measurements can't decide, and why."""
+
+    def told(changed, with_truth: bool) -> str:
+        judged = _judge(changed, with_truth)
+        found = report.undecided(judged)
+        assert report.as_json(judged)["undecided"] == found
+        assert all(f"Not decided: {text}\n" in report.table(judged) + "\n" for text in found)
+        return "; ".join(found)
+
+    assert "stored maps can't show it" in told(frames, True)
+    blind = [replace(frame, swapped=1.01 * frame.depth) for frame in frames]
+    assert "(BGR); the teacher's depth changes by 1.0% only" in told(blind, True)
+    seeing = [replace(frame, swapped=1.2 * frame.depth) for frame in frames]
+    assert "BGR" not in told(seeing, True)
+    assert "(BGR); without ground truth it shows in some teachers only" in told(seeing, False)
+    noisy = [replace(f, unrest=(0.06 + 0.001 * f.index, 0.04)) for f in seeing]
+    assert "BGR" not in told(noisy, False)  # it is suspected
+    assert "an affine error" in told(seeing, False)
+    assert "an affine error" not in told(seeing, True)
+    assert "focal length" not in told(seeing, True)
+    estimated = [replace(f, focals={"listed": 200.0, "teacher": 190.0}) for f in seeing]
+    assert "focal length" not in told(estimated, True)
+    lone = [replace(f, focals={"listed": 200.0}) for f in seeing]
+    assert "a wrong focal length; there is no second source" in told(lone, True)
+
+
 def test_judge_affine_map(frames):
     """A map that lacks a shift is named with ground truth, with the scale and shift to apply."""
     affine = _with_maps(frames, lambda depth: (depth + 12) / 2)

@@ -4,11 +4,13 @@ import io
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import yaml
 from PIL import Image
-from support.exported_student import DPM, random_image
+from support import canonical_student
+from support.exported_student import DPM, TEACHERS, random_image
 
 import tiekd
 from tiekd.data.resize import Resize
@@ -16,6 +18,7 @@ from tiekd.data.sample import Sample
 from tiekd.errors import DataError, ExportError, RecipeError
 from tiekd.evaluation import evaluate
 from tiekd.inference.export import export, onnx_format, program_format
+from tiekd.inference.student import Student
 from tiekd.models.build import build_network
 from tiekd.models.flip import Predictor
 from tiekd.tools import predict
@@ -34,7 +37,8 @@ def case(tmp_path_factory):
     torch.manual_seed(0)
     network = build_network(NODE).eval()
     torch.nn.init.normal_(network.head.weight, std=3.0)
-    write_weights(folder / "w.pth", network.state_dict(), NODE, 0, resize=RESIZE.node())
+    facts = {"resize": RESIZE.node(), "teachers": TEACHERS}
+    write_weights(folder / "w.pth", network.state_dict(), NODE, 0, **facts)
     recipe = {key: value for key, value in NODE.items() if key != "canonical_factors"}
     (folder / "r.yaml").write_text(yaml.safe_dump({"network": recipe, "data": {"name": "folder"}}))
     pixels = random_image(*SIZE)
@@ -88,10 +92,12 @@ def test_predict_gives_the_same_metres(case, option, capsys):
         Image.open(case.folder / "picture.png").save(photo, exif=exif)
         options = {"words": [str(case.folder / "w.pth"), str(photo)]}
     predict.run(arguments(case, **options))
+    told = capsys.readouterr().out
+    assert "Learned from: huggingface m, licence apple-amlr, digest ffffffffffff\n" in told
     name = "photo" if option == "exif" else "picture"
     found = torch.from_numpy(np.load(case.folder / f"predicted/raw/{name}.npy"))
     if option == "exif":
-        assert "Focal length from EXIF, approximate: 1 image(s)" in capsys.readouterr().out
+        assert "Focal length from EXIF, approximate: 1 image(s)" in told
         focal = 34 / np.hypot(36, 24) * np.hypot(*SIZE)
         expected = tiekd.load_student(case.folder / "w.pth")(case.pixels[0], focal=float(focal))
         assert torch.quantile((found - expected).abs(), 0.999) <= 1e-3
@@ -192,3 +198,41 @@ def test_export_of_other_networks_refuses_a_focal(tmp_path):
     network = build_network(DPM)
     with pytest.raises(ExportError, match="was trained without network.canonical_focal"):
         export.check(network, export.Settings(SIZE, focal=9.0), tmp_path / "student.onnx")
+
+
+@pytest.mark.filterwarnings("error:# The axis name")
+@pytest.mark.parametrize(("suffix", "is_input"), [(".onnx", True), (".pt2", True), (".pt2", False)])
+def test_dynamic_file_gives_the_known_metres(tmp_path, suffix, is_input):
+    """A file for any size takes a focal length of the image at its own size, one or one an image.
+
+    The distance of a board is known at each size, and load_student's Student gives it, too.
+    """
+    network, path = canonical_student.network(), tmp_path / f"student{suffix}"
+    settings = export.Settings(
+        (48, 160),
+        export.format_of(path),
+        dynamic=True,
+        focal=None if is_input else 80.0,
+        focal_input=is_input,
+    )
+    tried = canonical_student.image(80.0, 4.0)[None]
+    export.check(network, settings, path)
+    export.write(path, network, {}, settings, [tried], {}, io.StringIO())
+    run = (onnx_format if suffix == ".onnx" else program_format).load(path)
+    if suffix == ".onnx":
+        inputs = onnx.load(path).graph.input
+        shapes = [[dim.dim_param for dim in each.type.tensor_type.shape.dim] for each in inputs]
+        assert shapes == [["batch", "", "height", "width"], ["batch"]]
+    student = Student(network, "cpu")
+    for size in ((48, 160), (33, 261), (70, 90)):
+        for cases in ([(80.0, 2.0)], [(80.0, 8.0), (80.0, 4.0)], [(60.0, 3.0), (120.0, 5.0)]):
+            focals = [focal for focal, _ in cases]
+            if not is_input and focals[0] != 80:
+                continue
+            pixels = torch.stack([canonical_student.image(*case, *size) for case in cases])
+            given = (torch.tensor(focals),) if is_input else ()
+            (depth,) = run(pixels, *given)
+            assert depth.shape == (len(cases), 1, *size)
+            for found, (_, metres) in zip(depth, cases, strict=True):
+                torch.testing.assert_close(found, torch.full_like(found, metres), rtol=1e-4, atol=0)
+            torch.testing.assert_close(student(pixels, focal=focals), depth[:, 0])

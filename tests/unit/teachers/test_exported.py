@@ -1,5 +1,7 @@
 """Exported networks as teachers: preprocessing, sizes, focal lengths, and what is refused."""
 
+import json
+import logging
 import sys
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from support.teacher_batches import batch_of, images_of
 from torch import nn
 from torch.nn.functional import interpolate
 
+from tiekd.data import learned_from
 from tiekd.errors import RecipeError, TeacherError
 from tiekd.teaching import build_teacher
 
@@ -239,6 +242,20 @@ def test_exported_refuses_wrong_files(files, tmp_path):
     assert "teacher.size: needed, since " in refusal(node_of(path))
 
 
+def test_torn_program_logs_no_traceback(files, tmp_path, monkeypatch):
+    """Torch logs a traceback before it raises, which the one line replaces; other logs stay."""
+    logger, logged = logging.getLogger("torch.export"), []
+    handler = logging.Handler()
+    monkeypatch.setattr(handler, "emit", logged.append)
+    monkeypatch.setattr(logger, "handlers", [handler])
+    path = tmp_path / "torn.pt2"
+    path.write_bytes((files / "fixed.pt2").read_bytes()[:2000])
+    assert "so it is damaged or was not written by torch.export.save" in refusal(node_of(path))
+    assert logged == []
+    logger.warning("of another call")
+    assert len(logged) == 1
+
+
 def test_exported_refuses_wrong_values(files):
     """Each value of the recipe is checked against the file and against what is possible."""
     fixed = files / "fixed.onnx"
@@ -276,3 +293,27 @@ def test_exported_without_onnxruntime(files, monkeypatch):
     assert "needs onnxruntime, which isn't installed; pip install 'tiekd[export]'" in refusal(
         node_of(files / "fixed.onnx")
     )
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "pt2"])
+def test_exported_student_says_from_what_it_learned(tmp_path, suffix):
+    """A student of this project that teaches names its own teachers, by the file's metadata."""
+    teachers = [{"name": "moge", "model": "m", "licence": "mit", "digest": "f" * 64}]
+    path, text = tmp_path / f"student.{suffix}", json.dumps(teachers)
+    if suffix == "onnx":
+        import onnx as package
+
+        model = package.load(onnx(path, Weighted()))
+        package.helper.set_model_props(model, {"teachers": text})
+        package.save(model, path)
+    else:
+        exported = torch.export.export(Weighted(), (torch.zeros(1, 3, 32, 48),))
+        extra = {"tiekd.json": json.dumps({"teachers": text})}
+        torch.export.save(exported, path, extra_files=extra)
+    own, theirs = learned_from.of_description(built(path).description)
+    assert (own["model"], own["ours"], theirs) == (path.name, True, teachers[0])
+    # Other metadata says nothing, whatever it is.
+    if suffix == "pt2":
+        torch.export.save(exported, path, extra_files={"tiekd.json": "[1]"})
+        (own,) = learned_from.of_description(built(path).description)
+        assert "ours" not in own

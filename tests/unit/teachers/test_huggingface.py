@@ -181,6 +181,10 @@ def test_depth_pro_scales_with_a_known_focal(models):
     ratio = own / near
     torch.testing.assert_close(ratio, ratio.mean().expand_as(ratio), rtol=1e-4, atol=0)
     assert not math.isclose(ratio.mean(), 1, rel_tol=0.05)
+    # The audit gets it: given as the known one, it is the same depth.
+    (focal,) = teacher.estimate_focal(batch_of(images, [FOCAL])).tolist()
+    again = teacher(batch_of(images, [focal]))
+    torch.testing.assert_close(again, own, rtol=1e-4, atol=0)
 
 
 def test_depth_pro_takes_known_and_unknown_focals_in_a_batch(models):
@@ -197,6 +201,7 @@ def test_depth_pro_without_head_needs_a_focal(tmp_path):
     teacher = built(tiny_depth_models.save("depth_pro", tmp_path / "m", use_fov_model=False))
     images = images_of(2)
     assert teacher(batch_of(images, [FOCAL, FOCAL])).shape == (2, 1, 64, 96)
+    assert teacher.estimate_focal(batch_of(images, [FOCAL, FOCAL])) is None
     with pytest.raises(TeacherError, match="image_1.png has no focal length, and its output is"):
         teacher(batch_of(images, [FOCAL, None]))
 
@@ -412,6 +417,8 @@ def test_wrong_folders_are_refused(models, tmp_path):
     torn = shutil.copytree(glpn, tmp_path / "4")
     (torn / "config.json").write_text("{")
     assert "config.json can't be read" in refusal(node_of(torn))
+    (torn / "config.json").write_text("[1]")
+    assert "config.json holds a list, not a model's config" in refusal(node_of(torn))
     torn = shutil.copytree(glpn, tmp_path / "5")
     whole = (torn / "model.safetensors").read_bytes()
     (torn / "model.safetensors").write_bytes(whole[: len(whole) // 2])
@@ -468,11 +475,28 @@ def test_wrong_values_are_refused(models):
     assert "allowed: fp32, bf16, fp16" in refusal(node_of(glpn, precision="int8"))
     assert "fp16 is not for CPUs" in refusal(node_of(glpn, precision="fp16"))
     assert "teacher.batch_size: got 0" in refusal(node_of(glpn, batch_size=0))
-    assert "teacher.device: got 'gpu'; it must be a device" in refusal(node_of(glpn, device="gpu"))
+    for device in ("gpu", "meta"):  # the latter holds no values
+        line = refusal(node_of(glpn, device=device))
+        assert f"teacher.device: got '{device}'; it must be a device" in line
     assert "teacher.revision: " in refusal(node_of(glpn, revision="main"))
     assert "unknown key 'max_depth_m'" in refusal(node_of(glpn, max_depth_m=3.0))
     assert "needs model" in refusal({"name": "huggingface"})
     assert "teacher.model: got 3; it must be text" in refusal({"name": "huggingface", "model": 3})
+
+
+def test_range_that_is_none_is_refused(models, tmp_path):
+    """A largest depth of 0 or less would give maps without any depth."""
+    folder = edited(models / "glpn", tmp_path, "config.json", max_depth=-3)
+    assert "its config's largest depth is -3 m; it must be above 0" in refusal(node_of(folder))
+
+
+def test_unfit_processor_is_one_line(models, tmp_path):
+    """A processor whose size the model can't take shows on the first image."""
+    size = {"height": 8, "width": 8}
+    folder = edited(models / "depth_pro", tmp_path, "preprocessor_config.json", size=size)
+    with pytest.raises(TeacherError, match="fails on images of 64x96: ValueError: ") as error:
+        built(folder)(batch_of(images_of(1), [FOCAL]))
+    assert "\n" not in str(error.value)
 
 
 def test_missing_or_old_package_is_refused(models, monkeypatch):

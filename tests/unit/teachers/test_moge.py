@@ -59,7 +59,12 @@ class Model(nn.Module):
         mask[:, 0] = False
         if apply_mask:
             depth = torch.where(mask, depth, torch.inf)
-        return {"depth": depth, "mask": mask, "points": torch.zeros(count, height, width, 3)}
+        # Focal lengths are fractions of width and height.
+        focal = 1 / (2 * torch.tan(torch.deg2rad(fov) / 2))
+        intrinsics = torch.eye(3).repeat(count, 1, 1)
+        intrinsics[:, 0, 0], intrinsics[:, 1, 1] = focal, focal * width / height
+        found = {"depth": depth, "mask": mask, "points": torch.zeros(count, height, width, 3)}
+        return found | {"intrinsics": intrinsics}
 
 
 class Relative(Model):
@@ -127,6 +132,15 @@ def test_moge_estimates_the_field_of_view_where_no_focal_is_known(folder):
         "view for them"
     ]
     assert teacher.check_frames([FRAME._replace(camera=(FOCAL, FOCAL))]) == []
+
+
+def test_moge_estimates_the_focal_length(folder):
+    """The audit gets the network's own focal length in pixels, whatever the data say."""
+    batch = batch_of(images_of(2), [FOCAL, None])
+    focal = built(folder).estimate_focal(batch)
+    assert focal.shape == (2,)
+    for value in focal.tolist():
+        assert fov_of(value) == pytest.approx(OWN_FOV, rel=1e-5)
 
 
 def test_moge_flip_averages_and_keeps_the_mask(folder):

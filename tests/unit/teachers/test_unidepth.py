@@ -38,7 +38,10 @@ class Model(nn.Module):
             assert camera.shape == (count, 3, 3)
             focal, centre = camera[:, 0, 0], camera[:, 0, 2]
         place = ((focal + centre) / 100).view(count, 1, 1, 1)
-        return {"depth": place + torch.arange(width) / 1000 + rgb[:, :1].float() / 255}
+        intrinsics = torch.eye(3).repeat(count, 1, 1)
+        intrinsics[:, 0, 0], intrinsics[:, 1, 1] = focal, focal
+        depth = place + torch.arange(width) / 1000 + rgb[:, :1].float() / 255
+        return {"depth": depth, "intrinsics": intrinsics}
 
 
 @pytest.fixture
@@ -81,6 +84,12 @@ def test_unidepth_takes_the_known_camera_else_its_own(folder):
     assert teacher.description["output"] == "metres"
     assert teacher.predictor.model.resolution_level == 9
     assert teacher.predictor.model.loaded_from == (str(folder), "main", True)
+
+
+def test_unidepth_estimates_the_focal_length(folder):
+    """The audit gets the network's own focal length in pixels, whatever the data say."""
+    focal = built(folder).estimate_focal(batch_of(images_of(2), [100.0, None]))
+    assert focal.tolist() == [OWN_FOCAL, OWN_FOCAL]
 
 
 def test_unidepth_flip_mirrors_the_camera_too(folder):

@@ -13,9 +13,11 @@ from tiekd.data import image_io
 from tiekd.data.batch import Batch
 from tiekd.data.build import build_dataset
 from tiekd.data.datasets.scenes import render, write_kitti_layout
+from tiekd.data.resize import Resize
 from tiekd.errors import DataError, LaunchError, TeacherError
 from tiekd.evaluation.teacher_audit import observe
 from tiekd.evaluation.teacher_audit.observe import Observer, Questions
+from tiekd.teachers.external import OutsideTeacher
 from tiekd.tools import audit_teacher
 from tiekd.training.settings import Recipe
 
@@ -229,3 +231,24 @@ def test_observe_leaves_out_unreadable(tmp_path):
     Path(frames.frames[1].image).write_bytes(b"no image")
     observed = Observer(_Bright(), frames, 80.0, CPU).observe(3)
     assert [frame.index for frame in observed] == [0, 2]
+
+
+@pytest.mark.parametrize("is_outside", [False, True])
+def test_observe_focal_of_the_teacher(root, is_outside):
+    """A teacher's own estimate is brought to the frame's own size; a listed focal must be there."""
+    listed = float((root / "kitti_eigen_train.txt").read_text().split()[2])
+    teacher = _Bright()
+    teacher.estimate_focal = lambda batch: torch.full((len(batch.image),), 30.0)
+    if is_outside:
+        teacher = OutsideTeacher("mine.bright", teacher, CPU)
+    frames = build_dataset(_recipe(root).dataset, "train", held_out=())
+    half = Observer(teacher, frames, 80.0, CPU, resize=Resize(scale=0.5))
+    assert half.observe(1)[0].focals == {"listed": pytest.approx(listed), "teacher": 60.0}
+    frames.frames = [frame._replace(camera=None) for frame in frames.frames]
+    assert half.observe(1)[0].focals == {}
+
+
+def test_observe_no_estimate_outside(root):
+    """A teacher of the user's own needn't estimate focal lengths."""
+    (frame, _) = _observe(root, OutsideTeacher("mine.bright", _Bright(), CPU))
+    assert frame.focals.keys() == {"listed"}

@@ -2,6 +2,8 @@
 
 import io
 import json
+import sys
+import types
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -145,10 +147,10 @@ def test_cache_maps_rejects_full_disk(ground, tmp_path, monkeypatch):
 
 def test_cache_maps_estimates_disk_space(ground, tmp_path):
     """The disk estimate is printed first and exceeds the space used by less than 30 %."""
-    told = cache(recipe_of(ground, audit="off"), tmp_path / "maps").splitlines()[1:]
-    assert told[1].startswith("Disk: ")
-    assert " GB free" in told[1]
-    needed_kb = float(told[1].split()[1])
+    told = cache(recipe_of(ground, audit="off"), tmp_path / "maps").splitlines()
+    (line,) = (line for line in told if line.startswith("Disk: "))
+    assert " GB free" in line
+    needed_kb = float(line.split()[1])
     used_kb = sum(path.stat().st_size for path in (tmp_path / "maps").glob("*.png")) / 1000
     assert used_kb < needed_kb < 1.3 * used_kb
 
@@ -341,3 +343,17 @@ def test_cache_maps_manifest_contents(ground, tmp_path):
     assert manifest["mean"] == [123.675, 116.28, 103.53]
     assert manifest["teacher_network"]["decoder"] == TEACHER["decoder"]
     assert "pretrained" not in manifest["teacher_network"]["encoder"]
+
+
+def test_cache_maps_warns_of_empty_maps(ground, tmp_path, monkeypatch):
+    """Maps without any depth are counted, and the first one is named."""
+    module = types.ModuleType("mine_of_nothing.teacher")
+    module.build = lambda: lambda batch: batch.depth.clamp(max=0.5).round() * 0
+    monkeypatch.setitem(sys.modules, "mine_of_nothing", types.ModuleType("mine_of_nothing"))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    recipe = recipe_of(ground) | {"teacher": {"name": module.__name__, "audit": "off"}}
+    told = cache(recipe, tmp_path / "maps")
+    first = min(path.name for path in (tmp_path / "maps").glob("*.png"))
+    assert f"Warning: {NUM_TRAIN} of {NUM_TRAIN} maps are empty, as the teacher gave no" in told
+    assert f"such as for {first}\n" in told
+    assert "maps are empty" not in cache(recipe_of(ground, audit="off"), tmp_path / "good")

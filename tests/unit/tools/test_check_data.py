@@ -74,6 +74,12 @@ def test_check_data_finds_planted_faults_only(root, tmp_path, workers):
     assert f"train neighbour: {image_name(18)}: 2 from validation frame {image_name(20)} (" in text
     assert "half of it is nearer than 0.01953 m, with max_depth 80; is the unit right?" in text
     assert "half of it is farther than 256 m, with max_depth 80" in text
+    # Cameras are no faults; they are listed with what was read.
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    remark = report["splits"]["train"]["remarks"][-1]
+    assert remark.startswith("Cameras: intrinsics for 19 of 19 frames, from the data set's own")
+    assert "focal length 721.5 pixels" in remark
+    assert f"train: {remark}\n" in short
     assert "data.augment.crop: 12x16 is larger than the image, 8x30" in text
 
 

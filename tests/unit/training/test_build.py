@@ -9,15 +9,18 @@ import pytest
 import torch
 from support.fake_data import write_png
 
+from tiekd.data import learned_from, teacher_maps
 from tiekd.data.build import loading_of
 from tiekd.data.loading.loader import Loading
 from tiekd.data.resize import Resize
 from tiekd.errors import DataError, RecipeError
+from tiekd.models.build import build_network
 from tiekd.models.heads.dpm import Dpm, DpmOptions
 from tiekd.models.network import Network
 from tiekd.training import criterion, startup_log
 from tiekd.training.build import build_hooks, build_parts, check_ignored_depths
 from tiekd.training.settings import Recipe
+from tiekd.workdir.weights_file import write_weights
 
 
 def network(beyond: str) -> Network:
@@ -78,12 +81,13 @@ def hooks_of(recipe: dict, teacher) -> list:
     [
         ({"recipe": "t.yaml"}, True),
         ({"maps": "m"}, True),
+        ({"name": "huggingface", "model": "m"}, True),
         ({"name": "mine.teacher"}, False),
         (None, False),
     ],
 )
 def test_build_hooks_tensorboard_skips_outside_teacher(node, shown):
-    """TensorBoard's frames get a network or map teacher, but no external one."""
+    """TensorBoard's frames get a network, a model or maps as the teacher, but no external one."""
 
     def teacher(_batch):
         raise AssertionError
@@ -223,6 +227,31 @@ def test_build_parts_allows_sizes_of_the_encoders_stride(tmp_path):
     recipe["network"]["decoder"] = {"name": "densedepth", "widths": [8] * 4, "extra_ups": 1}
     recipe["data"] |= {"resize": {"scale": 0.125}, "augment": {"crop": [8, 8]}}
     assert parts_of(recipe, 2).train_set is not None
+
+
+def test_build_parts_records_teachers_and_compares_cameras(tmp_path):
+    """The record has the maps' teacher and those of the initial weights; the log names both.
+
+    Maps that were made with another focal length are warned of.
+    """
+    recipe = folder_recipe(tmp_path, np.full((64, 64), 5, np.float32))
+    first, second = ({"name": "moge", "model": name, "digest": name * 64} for name in "ab")
+    maps = tmp_path / "maps"
+    maps.mkdir()
+    manifest = teacher_maps.make_manifest(10.0, None, {"name": "moge"}, None, False)
+    teacher_maps.write_manifest(maps, manifest | {"teachers": [first]})
+    (maps / "focals.json").write_text('{"0.png": 50.0, "1.png": 60.0, "2.png": 60.0}')
+    weights = build_network(recipe["network"]).state_dict()
+    write_weights(tmp_path / "w.pth", weights, recipe["network"], 3, teachers=[second])
+    recipe |= {"teacher": {"maps": str(maps)}, "load": {"checkpoint": str(tmp_path / "w.pth")}}
+    recipe["data"]["intrinsics"] = [60.0, 60.0, 31.5, 31.5]
+    recipe["losses"] = {"silog": {"weight": 1.0}}
+    parts = parts_of(recipe, 2)
+    assert parts.state.teachers == [first, second]
+    assert parts.state.training_record["teachers"] == [first, second]
+    assert f"Learned from: {learned_from.describe(second)}" in startup_log.about(parts)
+    (line,) = (line for line in parts.report if "another focal length" in line)
+    assert line.startswith("Warning: 1 of 3: maps were made with another focal length, such as 0")
 
 
 def test_startup_log_warns_of_unmatched_and_batch(tmp_path):

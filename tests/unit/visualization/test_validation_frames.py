@@ -4,8 +4,11 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+from tiekd.data.resize import Resize
 from tiekd.data.sample import Sample
 from tiekd.models.network import Network, Prediction
+from tiekd.teachers.outputs.cameras import focal_of
+from tiekd.teachers.outputs.teacher import FoundationTeacher, Output, Running
 from tiekd.visualization.validation_frames import ShownFrames
 from tiekd.visualization.views import View
 
@@ -68,6 +71,30 @@ def test_shown_frames_without_teacher():
         assert all(
             v.teacher is None for v in ShownFrames(Frames(3), make_network(), teacher, CPU).views()
         )
+
+
+def test_shown_frames_of_a_foundation_teacher():
+    """The teacher's focal length is that of the resized image; a frame without one has no map."""
+
+    class Predictor:
+        meaning, max_depth_m, needs_focal = "canonical", None, True
+        without_focal, description = "it needs one", {"model": "m"}
+
+        def __call__(self, images, intrinsics):
+            return Output(images[:, :1].float(), focal=focal_of(intrinsics))
+
+    frames, teacher = Frames(3), FoundationTeacher(Predictor(), Running(CPU, 80.0))
+    get = frames.__getitem__
+
+    def with_focal(index):
+        known = torch.nan if index == 1 else 300.0
+        return get(index)._replace(intrinsics=torch.diag(torch.tensor([known, known, 1.0])))
+
+    frames = [with_focal(index) for index in range(3)]
+    shown = ShownFrames(frames, make_network(), teacher, CPU, resize=Resize(scale=0.5)).views()
+    assert shown[1].teacher is None
+    assert shown[2].teacher.shape == (10, 20)
+    assert (shown[2].teacher == 2 * 150 / 300).all()
 
 
 def test_shown_frames_errors_by_range():

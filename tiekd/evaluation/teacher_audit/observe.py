@@ -159,7 +159,8 @@ class Observer:
             valid=float(valid.float().mean()),
             swapped=swapped,
             response=response,
-            focals=listed | self._estimated(batch) | self._other_focals(index),
+            # Another source is of use only beside a listed focal length.
+            focals=listed and listed | self._estimated(batch) | self._other_focals(index),
             **changed,
         )
 
@@ -214,20 +215,21 @@ class Observer:
         """Returns the teacher's own estimate of a frame's focal length.
 
         A teacher that estimates focal lengths has a method `estimate_focal`, which maps a batch to
-        (B,) focal lengths in pixels of `batch.image`.
+        (B,) focal lengths in pixels of `batch.image`, or to None if its network makes no estimate.
 
         Args:
             batch: A batch of one frame.
 
         Returns:
             {"teacher": focal length in pixels of the image at its own size}, or {} if the teacher
-            has no such method.
+            makes no estimate.
         """
         estimate = getattr(self.teacher, "estimate_focal", None)
-        if estimate is None:
+        focal = None if estimate is None else estimate(batch)
+        if focal is None:
             return {}
         scaled = self.resize.place(*batch.depth.shape[-2:]).scaled
-        return {"teacher": float(estimate(batch)[0]) * batch.depth.shape[-1] / scaled[1]}
+        return {"teacher": float(focal[0]) * batch.depth.shape[-1] / scaled[1]}
 
 
 def response_of(there: float, opposite: float) -> float:

@@ -12,6 +12,7 @@ _LINES = (
     ("levels", "distinct depths a frame", "{:.0f}"),
     ("camera_height_m", "camera above the ground, m", "{:.2f}"),
     ("focal_ratio", "listed focal by another source's", "{:.2f}"),
+    ("estimate_ratio", "listed focal by the teacher's estimate", "{:.2f}"),
     ("flip", "disagreement under flip", "{:.1%}"),
     ("zoom", f"disagreement under zoom {ZOOM:g}", "{:.1%}"),
     ("inverse_t", "evidence of an inverse, std. errors", "{:.1f}"),
@@ -31,6 +32,9 @@ _LINES = (
     ("truth_own_z", "error: own against other frames', std. errors", "{:.1f}"),
     ("truth_swap_t", "error: BGR against RGB, std. errors", "{:.1f}"),
 )
+# Below this change of depth by exchanged channels a teacher hardly sees colours, so BGR can't be
+# told from RGB.
+_COLOUR_BLIND = 0.05
 _EQUIVARIANT = 0.1  # largest |log| of the maps' scale under zoom for an equivariant teacher
 
 
@@ -57,9 +61,40 @@ def table(verdict: Verdict) -> str:
                 lines.append(
                     f"{f'{start:g} to {end:g}':<20}{cells:>10}{bias:>+10.2f}{abs_rel:>10.3f}"
                 )
+    lines += [f"Not decided: {text}" for text in undecided(verdict)]
     if not verdict.suspicions:
         return "\n".join([*lines, "Nothing is above its limit."])
     return "\n".join([*lines, *(f"SUSPICION: {s.message}" for s in verdict.suspicions)])
+
+
+def undecided(verdict: Verdict) -> list[str]:
+    """Returns what the audit's measurements can't decide, as texts that say why.
+
+    Args:
+        verdict: The result of the audit.
+    """
+    figures, found = verdict.figures, []
+    swap, has_truth = figures.get("swap", math.nan), verdict.truth is not None
+    if "bgr" not in verdict.kinds:
+        if not math.isfinite(swap):
+            found.append("red and blue exchanged (BGR); stored maps can't show it")
+        elif swap < _COLOUR_BLIND:
+            found.append(
+                f"red and blue exchanged (BGR); the teacher's depth changes by {swap:.1%} only"
+            )
+        elif not has_truth:
+            found.append(
+                "red and blue exchanged (BGR); without ground truth it shows in some teachers only"
+            )
+    ratios = (figures.get(name, math.nan) for name in ("focal_ratio", "estimate_ratio"))
+    if not any(map(math.isfinite, ratios)):
+        found.append(
+            "a wrong focal length; there is no second source (EXIF, --focal, the teacher's own "
+            "estimate) to compare the listed one with"
+        )
+    if not has_truth:
+        found.append("an affine error, and a scale off by less than a unit; both need ground truth")
+    return found
 
 
 def _remark(name: str, verdict: Verdict) -> str:
@@ -72,8 +107,9 @@ def _remark(name: str, verdict: Verdict) -> str:
 def as_json(verdict: Verdict) -> dict:
     """Returns the result of an audit as plain values for a JSON file.
 
-    The keys are `frames`, `frames_with_ground_truth`, `suspicions`, `figures` (the measurements by
-    name), and, from the ground truth, `ranges` and `per_frame`. Non-finite values become None.
+    The keys are `frames`, `frames_with_ground_truth`, `suspicions`, `undecided`, `figures` (the
+    measurements by name), and, from the ground truth, `ranges` and `per_frame`. Non-finite values
+    become None.
 
     Args:
         verdict: The result of the audit.
@@ -82,6 +118,7 @@ def as_json(verdict: Verdict) -> dict:
         "frames": verdict.frames,
         "frames_with_ground_truth": 0 if verdict.truth is None else verdict.truth.count,
         "suspicions": [suspicion._asdict() for suspicion in verdict.suspicions],
+        "undecided": undecided(verdict),
         "figures": {name: _number(value) for name, value in verdict.figures.items()},
         "ranges": []
         if verdict.truth is None

@@ -33,6 +33,7 @@ class Limits:
         unit: Largest factor between a wrong scale and that of another unit for the unit to be
             suspected.
         focal: Largest ratio of two sources' focal lengths that isn't suspicious.
+        estimate: The same for the ratio to the teacher's own estimate, which is less certain.
         focal_scale: Largest factor between a wrong scale and the ratio of focal lengths for the
             focal length to be suspected.
         aligned: Largest median error, after each frame's scale is corrected, that isn't suspicious.
@@ -64,6 +65,7 @@ class Limits:
     scale: float = 1.35
     unit: float = 1.6
     focal: float = 1.2
+    estimate: float = 1.35
     focal_scale: float = 1.3
     aligned: float = 0.4
     correlation: float = -0.3
@@ -89,8 +91,8 @@ class Suspicion(NamedTuple):
     """A mistake of a teacher that the audit suspects.
 
     Attributes:
-        kind: One of "unit", "inverse", "affine", "mirrored", "bgr", "foreign", "focal", "scale",
-            "range", "levels", "empty" and "error".
+        kind: One of "unit", "inverse", "affine", "mirrored", "bgr", "foreign", "focal", "estimate",
+            "scale", "range", "levels", "empty" and "error".
         message: The likely cause, and the measurement that indicates it.
     """
 
@@ -121,13 +123,15 @@ class Verdict:
     def certain(self) -> list[Suspicion]:
         """The suspicions that are certain enough to stop a training run.
 
-        All are, except "foreign" (maps of other frames) without ground truth and for stored maps.
-        It is then based on edges alone, which blurred maps lack even if they are of the right
-        frames. A teacher that is a network is also called for covered images, which shows more.
+        All are, except "estimate" (a focal length that only the teacher's own estimate contradicts)
+        and "foreign" (maps of other frames) without ground truth and for stored maps. The latter is
+        then based on edges alone, which blurred maps lack even if they are of the right frames. A
+        teacher that is a network is also called for covered images, which shows more.
         """
-        if self.truth is not None or np.isfinite(self.figures["response"]):
-            return self.suspicions
-        return [suspicion for suspicion in self.suspicions if suspicion.kind != "foreign"]
+        unsure = {"estimate"}
+        if self.truth is None and not np.isfinite(self.figures["response"]):
+            unsure.add("foreign")
+        return [suspicion for suspicion in self.suspicions if suspicion.kind not in unsure]
 
     @property
     def kinds(self) -> list[str]:
@@ -220,7 +224,8 @@ def _plain_figures(frames: Sequence[AuditFrame]) -> dict[str, float]:
         "zoom_scale": _median([frame.zoom and frame.zoom[0] for frame in frames]),
         "zoom": _median([frame.zoom and frame.zoom[1] for frame in frames]),
         "response": _median([frame.response for frame in frames]),
-        "focal_ratio": _focal_ratio(frames),
+        "focal_ratio": _focal_ratio(frames, of_teacher=False),
+        "estimate_ratio": _focal_ratio(frames, of_teacher=True),
     }
 
 
@@ -229,19 +234,24 @@ def _median(values: Sequence[float | None]) -> float:
     return float(np.median(known)) if known else float("nan")
 
 
-def _focal_ratio(frames: Sequence[AuditFrame]) -> float:
+def _focal_ratio(frames: Sequence[AuditFrame], *, of_teacher: bool) -> float:
     """Returns the median ratio of the listed focal length to that of another source.
 
     Args:
-        frames: The frames; ratios to all other sources of all frames are included.
+        frames: The frames; ratios to all such sources of all frames are included.
+        of_teacher: True for the ratio to the teacher's own estimate, False for that to the others.
 
     Returns:
-        The ratio; NaN if no frame has both a listed focal length and one of another source.
+        The ratio; NaN if no frame has both a listed focal length and one of such a source.
     """
     ratios = []
     for frame in frames:
         listed = frame.focals.get("listed", float("nan"))
-        others = [value for key, value in frame.focals.items() if key != "listed"]
+        others = [
+            value
+            for key, value in frame.focals.items()
+            if key != "listed" and (key == "teacher") == of_teacher
+        ]
         ratios += [listed / other for other in others if other > 0]
     return _median(ratios)
 
@@ -381,11 +391,16 @@ def _scale(figures: dict[str, float], limits: Limits) -> list[Suspicion]:
     for unit, factor in UNITS.items():
         if _is_near(scale, factor, limits.unit):
             return [Suspicion("unit", f"{unit} taken for metres: the scale is {scale:.3g}")]
-    ratio = figures["focal_ratio"]
-    told = not _is_near(ratio, 1, limits.focal) and np.isfinite(ratio)
-    if told and _is_near(scale, ratio, limits.focal_scale):
-        text = f"the scale is {scale:.2f}, and the focal length {ratio:.2f} times another source's"
-        return [Suspicion("focal", f"a wrong focal length: {text}")]
+    # A scale that is the ratio of two focal lengths makes even the teacher's own estimate certain.
+    for name, limit, source in (
+        ("focal_ratio", limits.focal, "another source's"),
+        ("estimate_ratio", limits.estimate, "the teacher's own estimate"),
+    ):
+        ratio = figures[name]
+        told = not _is_near(ratio, 1, limit) and np.isfinite(ratio)
+        if told and _is_near(scale, ratio, limits.focal_scale):
+            text = f"the scale is {scale:.2f}, and the focal length {ratio:.2f} times {source}"
+            return [Suspicion("focal", f"a wrong focal length: {text}")]
     return [Suspicion("scale", f"scale off by {scale:.2f}, cause unknown")]
 
 
@@ -465,6 +480,11 @@ def _either_way(figures: dict[str, float], limits: Limits, kinds: set[str]) -> l
     if "focal" not in kinds and np.isfinite(ratio) and not _is_near(ratio, 1, limits.focal):
         text = f"the listed one is {ratio:.2f} times another source's"
         found.append(Suspicion("focal", f"a wrong focal length: {text}"))
+    elif "focal" not in kinds:
+        ratio = figures["estimate_ratio"]
+        if np.isfinite(ratio) and not _is_near(ratio, 1, limits.estimate):
+            text = f"the listed one is {ratio:.2f} times the teacher's own estimate"
+            found.append(Suspicion("estimate", f"perhaps a wrong focal length: {text}"))
     if "mirrored" not in kinds and figures["response"] < -limits.response:
         text = "covering one side of the image changes the other side of the map"
         found.append(Suspicion("mirrored", f"mirrored maps: {text}"))

@@ -35,6 +35,7 @@ from torch.export import ExportedProgram
 
 from tiekd import files
 from tiekd.data import focal as focals
+from tiekd.data import learned_from
 from tiekd.data.resize import LARGEST, OWN_SIZE, SLACK, Resize, of_node
 from tiekd.errors import DataError, ExportError
 from tiekd.files import sync
@@ -381,6 +382,9 @@ def _write_weights(
         "network": node,
         "resize": settings.resize.node(),
     }
+    teachers = learned_from.from_plain(facts)
+    if teachers is not None:
+        content[learned_from.KEY] = teachers
     # Serialise in memory first: torch's own writer raises a RuntimeError if the disk is full.
     file = io.BytesIO()
     torch.save({**content, "iteration": 0, "facts": facts}, file)

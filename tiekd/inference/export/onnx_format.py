@@ -68,8 +68,9 @@ def write(
         program,
         input_names=inputs,
         output_names=outputs,
-        # This only names the axes; `program` already defines which of them are dynamic.
-        dynamic_shapes=(AXES, {0: "batch"})[: len(inputs)] if open_sizes else None,
+        # This only names the axes; `program` already defines which of them are dynamic. A second
+        # input shares its axis with the first, whose name it takes.
+        dynamic_shapes=(AXES, {})[: len(inputs)] if open_sizes else None,
         dynamo=True,
         verbose=False,
     )

@@ -18,7 +18,7 @@ from torch import Tensor
 from tiekd.data.batch import Batch
 from tiekd.data.frames import Frame
 from tiekd.data.resize import OWN_SIZE
-from tiekd.errors import TeacherError
+from tiekd.errors import TeacherError, UserError
 from tiekd.teachers.network import check_precision
 from tiekd.teachers.outputs.anchoring import GROUND_TRUTH, Anchor, Quality, anchor_of
 from tiekd.teachers.outputs.images import mirrored_intrinsics, rgb_of
@@ -112,7 +112,8 @@ def running(options, run_device: torch.device, max_depth_m: float) -> Running:
     if options.device is not None:
         try:
             device = torch.device(options.device)
-            torch.empty(0, device=device)
+            # Reading a value refuses the device "meta", too, which holds none.
+            torch.zeros(1, device=device).item()
         except (RuntimeError, AssertionError, NotImplementedError):
             raise TeacherError(
                 f"teacher.device: got {options.device!r}; it must be a device of this machine, as "
@@ -195,6 +196,34 @@ class FoundationTeacher:
         # Pixels that a rotation filled from outside the image are excluded from the loss.
         return torch.where(batch.inside, depth, 0)
 
+    @torch.no_grad()
+    def estimate_focal(self, batch: Batch) -> Tensor | None:
+        """Returns the network's own estimates of focal lengths, for the audit of a teacher.
+
+        It costs another forward pass. A predictor that makes estimates has a method
+        `estimate_focal`: (B, 3, H, W) uint8 images -> (B,) pixels, or None. Without an estimate
+        that of the anchor is used.
+
+        Args:
+            batch: The batch, whose intrinsics aren't used.
+
+        Returns:
+            (B,) float32, (fx + fy) / 2 in pixels of `batch.image`; None without an estimate.
+        """
+        images = rgb_of(batch.image).to(self.options.device)
+        estimate = getattr(self.predictor, "estimate_focal", None)
+        focal = None if estimate is None else estimate(images)
+        if focal is None and self.anchor is not None:
+            estimate = getattr(self.anchor.teacher, "estimate_focal", None)
+            focal = None if estimate is None else estimate(batch)
+        return focal
+
+    @property
+    def uses_focal(self) -> bool:
+        """True if the depth of an image depends on its focal length, where that is known."""
+        of_anchor = self.anchor is not None and getattr(self.anchor.teacher, "uses_focal", False)
+        return self.predictor.without_focal is not None or of_anchor
+
     @property
     def follows_focal(self) -> bool:
         """True if the teacher's depth stays right for an image that augmentation has zoomed.
@@ -269,7 +298,7 @@ class FoundationTeacher:
         valid = torch.ones_like(output.values, dtype=torch.bool)
         if output.valid is not None:
             valid &= output.valid
-        _check_finite(output.values, valid, names)
+        self._check_finite(output.values, valid, names)
         return output._replace(values=torch.where(valid, output.values, torch.nan))
 
     def _output(self, images: Tensor, intrinsics: Tensor) -> Output:
@@ -282,11 +311,11 @@ class FoundationTeacher:
             images: (B, 3, H, W) uint8, RGB.
             intrinsics: (B, 3, 3) float32 camera matrices, in pixels; NaN for an unknown camera.
         """
-        output = self._checked(self.predictor(images, intrinsics), images)
+        output = self._predicted(images, intrinsics)
         if not self.options.flip:
             return output
         turned = mirrored_intrinsics(intrinsics, images.shape[-1])
-        other = self._checked(self.predictor(images.flip(-1), turned), images)
+        other = self._predicted(images.flip(-1), turned)
         valid = None
         if output.valid is not None:
             valid = output.valid & other.valid.flip(-1)
@@ -295,7 +324,38 @@ class FoundationTeacher:
             valid=valid,
         )
 
-    def _checked(self, output: Output, images: Tensor) -> Output:
+    def _check_finite(self, values: Tensor, valid: Tensor, names: Sequence[str]) -> None:
+        is_half = self.description.get("precision", "fp32") != "fp32"
+        remedy = ", or set teacher.precision to fp32" if is_half else ""
+        wrong = (~torch.isfinite(values) & valid).flatten(1).sum(1)
+        for name, count in zip(names, wrong.tolist(), strict=True):
+            if count:
+                raise TeacherError(
+                    f"teacher: its output for {name} is NaN or infinite at {count} of "
+                    f"{values[0].numel()} pixels; check the model and its weights{remedy}"
+                )
+
+    def _predicted(self, images: Tensor, intrinsics: Tensor) -> Output:
+        """Calls the predictor, and checks the size of its output.
+
+        Args:
+            images: (B, 3, H, W) uint8, RGB.
+            intrinsics: (B, 3, 3) float32 camera matrices, in pixels; NaN for an unknown camera.
+
+        Raises:
+            TeacherError: The network fails on the images, as with a config or an image processor
+                that doesn't suit it, or its depth has another size.
+        """
+        try:
+            output = self.predictor(images, intrinsics)
+        except (UserError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # each package has errors of its own
+            raise TeacherError(
+                f"teacher: {self.description['name']} {self.description['model']} fails on images "
+                f"of {images.shape[-2]}x{images.shape[-1]}: {type(error).__name__}: "
+                f"{' '.join(str(error).split()):.200}; check its config and image processor"
+            ) from error
         wanted = (len(images), 1, *images.shape[-2:])
         if tuple(output.values.shape) != wanted:
             raise TeacherError(
@@ -323,33 +383,6 @@ def teacher_of(
     how = running(options, run_device, max_depth_m)
     anchor = anchor_of(options.anchor, how.device, max_depth_m)
     return FoundationTeacher(predictor(options, how.device), how, anchor)
-
-
-def describe(description: dict) -> str:
-    """Returns a teacher's description as one line of text for the log.
-
-    Args:
-        description: The attribute `description` of a `FoundationTeacher`.
-    """
-    parts = [f"{description['name']} {description['model']}"]
-    if description.get("architecture"):
-        parts[0] += f" ({description['architecture']})"
-    if description.get("revision"):
-        parts.append(f"revision {description['revision']:.12}")
-    parts.append(f"output {description['output']}")
-    parts.append(f"licence {description.get('licence') or 'not stated'}")
-    parts.append(f"digest {description['digest']:.12}")
-    return ", ".join(parts)
-
-
-def _check_finite(values: Tensor, valid: Tensor, names: Sequence[str]) -> None:
-    wrong = (~torch.isfinite(values) & valid).flatten(1).sum(1)
-    for name, count in zip(names, wrong.tolist(), strict=True):
-        if count:
-            raise TeacherError(
-                f"teacher: its output for {name} is NaN or infinite at {count} of "
-                f"{values[0].numel()} pixels; check the model, or set teacher.precision to fp32"
-            )
 
 
 def _check_focal(focal: Tensor, why: str, names: Sequence[str]) -> None:

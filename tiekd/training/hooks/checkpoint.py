@@ -8,7 +8,6 @@ import shlex
 from collections.abc import Callable, Sequence
 
 from tiekd import shipped
-from tiekd.data.trained_on import as_plain
 from tiekd.distributed import comm
 from tiekd.engine import checkpoint
 from tiekd.errors import CheckpointError, RecipeError
@@ -77,7 +76,7 @@ class Checkpoint(Hook):
         hook_states = {key: hook.state_dict() for key, hook in keyed(self.hooks).items()}
         try:
             what = state.iteration, hook_states, state.recipe, state.average
-            checkpoint.save(state.engine, folder, *what, **as_plain(state.trained_on))
+            checkpoint.save(state.engine, folder, *what, **state.training_record)
         except checkpoint.SaveFailed as failure:
             if state.ends or self.on_error == "stop":
                 command = f"{shipped.command('resume')} {shlex.quote(str(state.work_dir))}"

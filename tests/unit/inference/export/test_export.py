@@ -3,6 +3,7 @@
 A file that differs is not left there.
 """
 
+import json
 import resource
 from dataclasses import replace
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from support.exported_student import (
     ODD,
     RANGE,
     SMALL,
+    TEACHERS,
     evaluated,
     fitted_network,
     random_image,
@@ -132,6 +134,7 @@ def test_export_onnx_operators_and_metadata(tmp_path, dpm):
     assert {node.domain for node in model.graph.node} == {""}
     facts = {entry.key: entry.value for entry in model.metadata_props}
     assert facts["recipe"] == "tiny"
+    assert json.loads(facts["teachers"]) == TEACHERS
     assert "metres from 0.5 to 80" in facts["output"]
     assert "RGB, uint8" in facts["input"]
     dims = [
@@ -247,6 +250,7 @@ def test_export_weights_rebuild_network(tmp_path, dpm):
     path = tmp_path / "student.pth"
     write(path, dpm)
     state = torch.load(path, weights_only=True)
+    assert state["teachers"] == TEACHERS
     again = build_network(state["network"]).eval()
     again.load_state_dict(state["state_dict"])
     assert torch.equal(evaluated(again, random_image(*ODD)), evaluated(dpm, random_image(*ODD)))
@@ -345,6 +349,9 @@ def test_export_half_keeps_resize_float32(tmp_path, sigmoid):
     """A half-precision file keeps its resize matrix in float32, bit for bit."""
     path, resize = tmp_path / "student.pt2", Resize(48, 80, "stretch")
     write(path, sigmoid, SIGMOID, size=ODD, half=True, resize=resize)
+    facts = {program_format.FACTS: ""}
+    torch.export.load(path, extra_files=facts)
+    assert json.loads(json.loads(facts[program_format.FACTS])["teachers"]) == TEACHERS
     matrices = [
         each for each in torch.export.load(path).constants.values() if each.shape[-1:] == (ODD[0],)
     ]

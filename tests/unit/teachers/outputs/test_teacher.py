@@ -4,13 +4,13 @@ import pytest
 import torch
 from support.teacher_batches import batch_of, images_of
 
-from tiekd.errors import TeacherError
+from tiekd.errors import DataError, TeacherError
 from tiekd.teachers.ground_truth import GroundTruth
 from tiekd.teachers.outputs import digest
 from tiekd.teachers.outputs.anchoring import Anchor
 from tiekd.teachers.outputs.images import rgb_of
 from tiekd.teachers.outputs.model_card import licence_in
-from tiekd.teachers.outputs.teacher import FoundationTeacher, Output, Running, describe
+from tiekd.teachers.outputs.teacher import FoundationTeacher, Output, Running
 
 CPU = torch.device("cpu")
 
@@ -107,14 +107,14 @@ def test_nan_names_the_image_and_counts():
 
     with pytest.raises(TeacherError, match="its output for image_1.png is NaN or infinite at 2 of"):
         teacher_of(spoilt)(batch_of(images_of(3), [None] * 3))
-
-
-def test_describe_names_everything():
-    """Model, architecture, revision, meaning, licence and digest are in one line."""
-    assert describe(teacher_of().description) == (
-        "moge m (moge v2), revision 0123456789ab, output metres, licence not stated, digest "
-        "ffffffffffff"
-    )
+    # Another precision is a remedy only for a kind that has one, and isn't at it already.
+    for precision, is_told in ((None, False), ("fp32", False), ("bf16", True)):
+        teacher = teacher_of(spoilt)
+        if precision is not None:
+            teacher.description["precision"] = precision
+        with pytest.raises(TeacherError) as error:
+            teacher(batch_of(images_of(3), [None] * 3))
+        assert ("set teacher.precision to fp32" in str(error.value)) == is_told
 
 
 @pytest.mark.parametrize(
@@ -172,3 +172,47 @@ def test_teacher_follows_the_focal_length_by_its_network_or_its_anchor():
     ):
         anchor = Anchor(teacher, "an anchor", 80.0)
         assert FoundationTeacher(relative, how, anchor).follows_focal is follows
+
+
+def test_focal_estimate_of_the_anchor():
+    """A network without an estimate of the focal length takes that of its anchor, if there is one.
+
+    The network's own estimate comes first.
+    """
+    teacher, batch = teacher_of(), batch_of(images_of(2), [None] * 2)
+    assert teacher.estimate_focal(batch) is None
+    metric = teacher_of()
+    metric.predictor.estimate_focal = lambda images: torch.full((len(images),), 70.0)
+    relative = Predictor()
+    relative.meaning = "inverse"
+    anchored = FoundationTeacher(relative, Running(CPU, 80.0), Anchor(metric, {}, 80.0))
+    assert anchored.estimate_focal(batch).tolist() == [70.0, 70.0]
+    relative.estimate_focal = lambda images: images[:, 0, 0, 0].float()
+    assert torch.equal(anchored.estimate_focal(batch), images_of(2)[:, 0, 0, 0].float())
+    truth = FoundationTeacher(relative, Running(CPU, 80.0), Anchor(GroundTruth(), "x", 80.0))
+    relative.estimate_focal = lambda _: None
+    assert truth.estimate_focal(batch) is None
+
+
+def test_failing_network_is_one_line():
+    """A network that fails on an image is named with its error; a lack of memory stays what it is.
+
+    Its config or image processor doesn't suit it then, which only shows on the first image.
+    """
+
+    def failing(error):
+        def fail(_output):
+            raise error
+
+        return teacher_of(fail)
+
+    batch = batch_of(images_of(1), [None])
+    with pytest.raises(TeacherError) as caught:
+        failing(ValueError("sizes\n64 and 63"))(batch)
+    assert str(caught.value) == (
+        "teacher: moge m fails on images of 64x96: ValueError: sizes 64 and 63; check its config "
+        "and image processor"
+    )
+    for error in (torch.OutOfMemoryError("out of memory"), DataError("a file")):
+        with pytest.raises(type(error), match=str(error)):
+            failing(error)(batch)

@@ -1,0 +1,66 @@
+"""Lines for bin/check_data.py about the cameras of a split's frames.
+
+They say how many frames have intrinsics and from what source, the range of their focal lengths, and
+how many contradict the EXIF of their own images. Costs a read of the header of each image whose
+camera is known, 0.1 ms. Left out: distortion and principal points.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tiekd.data.cameras import exif
+from tiekd.data.cameras.calibration import Camera
+from tiekd.data.cameras.source import EXIF, Intrinsics, camera_of
+from tiekd.data.file_fingerprints import of_each
+
+# Largest factor by which a focal length may differ from that in EXIF, which is rounded.
+_AGREES = 1.2
+
+
+def summary(frames: Sequence[tuple[str, str, Camera | None]], intrinsics: Intrinsics) -> list[str]:
+    """Returns lines about the cameras of frames.
+
+    Args:
+        frames: (name, image's path, camera or None) of each frame.
+        intrinsics: `data.intrinsics`, from which the cameras are; None for the data set's own.
+    """
+    known = [(name, path, camera) for name, path, camera in frames if camera is not None]
+    if not known:
+        return [f"Cameras: no intrinsics for any of {len(frames)} frames (data.intrinsics)"]
+    source = "the data set's own files" if intrinsics is None else f"data.intrinsics={intrinsics}"
+    focals = [camera.focal for _, _, camera in known]
+    span = f"{min(focals):.1f}"
+    if max(focals) > min(focals):
+        span = f"{span} to {max(focals):.1f}"
+    lines = [
+        f"Cameras: intrinsics for {len(known)} of {len(frames)} frames, from {source}; focal "
+        f"length {span} pixels of images at their own size"
+    ]
+    return lines if str(intrinsics) == EXIF else lines + _against_exif(known)
+
+
+def _against_exif(known: Sequence[tuple[str, str, Camera]]) -> list[str]:
+    """Returns a line that compares focal lengths with EXIF; no line if no image has any.
+
+    Args:
+        known: (name, image's path, camera) of each frame whose camera is known.
+    """
+    stated = of_each(lambda path: exif.calibration(Path(path)), [path for _, path, _ in known])
+    compared, other = 0, []
+    for (name, path, camera), calibration in zip(known, stated, strict=True):
+        if calibration is None:
+            continue
+        compared += 1
+        focal = camera_of(calibration, Path(path), path).focal
+        if not 1 / _AGREES <= camera.focal / focal <= _AGREES:
+            other.append((name, camera.focal, focal))
+    if not compared:
+        return []
+    if not other:
+        return [f"Cameras: EXIF agrees with the focal length of all {compared} images that have it"]
+    name, listed, focal = other[0]
+    return [
+        f"Cameras: EXIF contradicts the focal length of {len(other)} of {compared} images that "
+        f"have it, such as of {name}: {listed:.1f} pixels, {focal:.1f} by EXIF; one of them is "
+        "wrong, or the photos were cropped"
+    ]

@@ -1,0 +1,228 @@
+"""Records in a weights file from which teachers a student learned, with their licences.
+
+The record is a list under the key `teachers`, with one dict per teacher:
+
+    {"name": "huggingface", "model": "DepthPro-hf", "architecture": "depth_pro", "revision": null,
+     "licence": "apple-amlr", "output": "metres", "digest": 64 hexadecimal digits}
+
+An anchor is a teacher of its own, and so are the teachers of a teacher and those of the initial
+weights: what restricts the use of their weights may restrict the use of the student. An empty list
+means that the student learned from ground truth alone. Weights without the key say nothing. The
+same list, as JSON text, is in exported files. Left out: pretrained encoders and published initial
+weights, which aren't teachers, and any judgement of a licence beyond its name.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+
+from tiekd.console import printable
+from tiekd.files import instead_of_file
+
+KEY = "teachers"  # the record's key in a weights file, a manifest and an exported file
+NETWORK = "network"  # the name of a teacher that is a network of this project
+MAPS = "maps"  # the name of a teacher of which only maps are known
+# A teacher as a dict of plain values; see the module's docstring for its keys.
+Teacher = dict[str, str | bool | None]
+
+_KEYS = ("model", "architecture", "revision", "licence", "package", "output", "digest")
+# First words of the names of licences that allow commercial use.
+_FREE = ("apache", "mit", "bsd", "isc", "zlib", "unlicense", "cc0", "gpl", "lgpl", "agpl", "mpl")
+# Words in the names of licences that don't, or for research only. `amlr` is Apple's for models.
+_LIMITED = ("nc", "noncommercial", "research", "amlr")
+
+
+def of_description(description: Mapping) -> list[Teacher]:
+    """Returns the record of a teacher from outside the project, and of its anchor.
+
+    Args:
+        description: The teacher's `FoundationTeacher.description`. For a file that this project
+            has exported it has the record of the student's own teachers under KEY.
+    """
+    values = {key: description.get(key) for key in _KEYS}
+    own = {"name": str(description.get("name"))}
+    own |= {key: value if isinstance(value, str) else None for key, value in values.items()}
+    taught_by = from_plain(description)
+    if taught_by is not None:
+        own["ours"] = True
+    anchor = description.get("anchor")
+    anchors = of_description(anchor) if isinstance(anchor, Mapping) else []
+    return union([own], taught_by, anchors)
+
+
+def of_network(digest: str, weights: Path | None, recipe: str | None) -> list[Teacher]:
+    """Returns the record of a teacher that is a network of the project, and of its own teachers.
+
+    Args:
+        digest: The digest of its weights.
+        weights: The file of its weights; None if unknown.
+        recipe: The name of its recipe; None if unknown.
+    """
+    content = _content(weights)
+    taught_by = from_plain(content)
+    # Published weights have no network node, and imported ones neither iterations nor a record.
+    is_trained = bool(content.get("iteration")) or taught_by is not None
+    is_ours = isinstance(content.get("network"), Mapping) and is_trained
+    own = {"name": NETWORK, "model": recipe, "licence": None, "digest": digest, "ours": is_ours}
+    return union([own], taught_by)
+
+
+def of_manifest(manifest: Mapping | None, folder: Path) -> list[Teacher]:
+    """Returns the record of the teachers that made cached maps.
+
+    Args:
+        manifest: The manifest of the maps; None if they have none.
+        folder: The folder of the maps.
+    """
+    if manifest is None:
+        return [{"name": MAPS, "model": folder.name, "licence": None, "digest": None}]
+    recorded = from_plain(manifest)
+    if recorded is not None:
+        return recorded
+    # Older manifests have the description of a teacher, or the node of a network.
+    node = manifest.get("teacher_network") or {}
+    name = str(node.get("name", NETWORK))
+    digest = manifest.get("teacher_digest")
+    return of_description({**node, "name": name, "digest": digest})
+
+
+def union(*records: Iterable[Teacher] | None) -> list[Teacher]:
+    """Returns the teachers of several records, each once, in their order.
+
+    Args:
+        records: The records; None is left out.
+    """
+    found = []
+    for record in records:
+        found += [teacher for teacher in record or () if teacher not in found]
+    return found
+
+
+def from_plain(content: Mapping) -> list[Teacher] | None:
+    """Returns the record in the content of a weights file or a manifest; None without a valid one.
+
+    Args:
+        content: The content. A record that is JSON text, as in exported files, is read, too.
+    """
+    record = content.get(KEY)
+    if isinstance(record, str):
+        try:
+            record = json.loads(record)
+        except ValueError:
+            return None
+    if not isinstance(record, list) or not all(map(_is_teacher, record)):
+        return None
+    return [dict(teacher) for teacher in record]
+
+
+def read(weights: Path | None) -> list[Teacher] | None:
+    """Returns the record in a weights file; None if the file has none.
+
+    The file is memory-mapped, so that the weights themselves aren't read.
+
+    Args:
+        weights: The file. The result is None if it is None or torch can't load it.
+    """
+    return from_plain(_content(weights))
+
+
+def describe(teacher: Mapping) -> str:
+    """Returns a teacher's name, origin, licence and digest as one line of text.
+
+    Args:
+        teacher: One teacher of a record, or a `FoundationTeacher.description`.
+    """
+    parts = [_name(teacher)]
+    if teacher.get("revision"):
+        parts.append(f"revision {teacher['revision']:.12}")
+    if teacher.get("output"):
+        parts.append(f"output {teacher['output']}")
+    if not teacher.get("ours"):
+        parts.append(f"licence {teacher.get('licence') or 'not stated'}")
+    if teacher.get("digest"):
+        parts.append(f"digest {teacher['digest']:.12}")
+    return printable(", ".join(parts))
+
+
+def lines(record: Iterable[Teacher] | None) -> list[str]:
+    """Returns one line per teacher for what a program prints; none without a record.
+
+    Args:
+        record: The record of a weights file; None if the file has none.
+    """
+    return [f"Learned from: {describe(teacher)}" for teacher in record or ()]
+
+
+def licence_notice(record: Iterable[Teacher] | None) -> str | None:
+    """Returns a line on the teachers whose licence is non-commercial or unknown; None without any.
+
+    Networks that were trained with this project are left out; their own teachers are in the record.
+
+    Args:
+        record: The record of a weights file; None if the file has none.
+    """
+    if record is None:
+        return (
+            "Licence: the weights don't say from which teacher they learned, so its licence isn't "
+            "known"
+        )
+    found = [
+        f"{_name(teacher)} ({remark})"
+        for teacher in record
+        if (remark := _remark(teacher)) is not None
+    ]
+    if not found:
+        return None
+    told = printable(", ".join(found))
+    return (
+        f"Licence: it learned from teachers whose terms may restrict its use: {told}; read them "
+        "before you pass it on"
+    )
+
+
+def _remark(teacher: Teacher) -> str | None:
+    """Returns a remark on a teacher's licence; None if its name is that of a permissive one."""
+    if teacher.get("ours"):
+        return None
+    licence = teacher.get("licence")
+    if not licence:
+        return "licence not stated"
+    words = re.findall(r"[a-z0-9]+", licence.lower())
+    joined = "".join(words)
+    if any(word in words for word in _LIMITED) or "noncommercial" in joined:
+        return f"{licence}, non-commercial or for research"
+    is_free = words[:2] == ["cc", "by"] and "nd" not in words
+    is_free = is_free or any(word in _FREE for word in words[:1])
+    return None if is_free else f"{licence}, of unknown terms"
+
+
+def _name(teacher: Mapping) -> str:
+    name, model = teacher["name"], teacher.get("model")
+    if name == MAPS:
+        return f"cached maps {model} of an unknown teacher"
+    if name == NETWORK:
+        return f"the network of {model}" if model else "a network of this project"
+    named = name if model is None else f"{name} {model}"
+    return f"{named} ({teacher['architecture']})" if teacher.get("architecture") else named
+
+
+def _is_teacher(value: object) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and isinstance(value.get("name"), str)
+        and all(item is None or isinstance(item, str | bool) for item in value.values())
+        and all(isinstance(value.get(key), str | None) for key in _KEYS)
+    )
+
+
+def _content(weights: Path | None) -> Mapping:
+    if weights is None or instead_of_file(weights):
+        return {}
+    try:
+        content = torch.load(weights, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # noqa: BLE001 - loading the weights reports the error
+        return {}
+    return content if isinstance(content, Mapping) else {}

@@ -1,0 +1,146 @@
+"""The focal lengths with which a teacher made its cached maps, `focals.json` beside the maps.
+
+    {"2011_09_26_1.png": 721.54, "2011_09_26_2.png": null, ...}
+
+Focal lengths are (fx + fy) / 2 in pixels of the image at its own size, null where unknown. Only a
+teacher whose depth depends on the focal length writes them. A student with another focal length for
+the same image would learn metres that contradict its camera, so a run compares the two at its
+start. Costs 40 bytes a frame.
+"""
+
+import json
+from pathlib import Path
+
+from tiekd.data import image_io, teacher_maps
+from tiekd.data.frames import Frames
+from tiekd.errors import DataError, TeacherError
+from tiekd.files import check_readable
+
+FILE = "focals.json"
+SOURCE = "intrinsics"  # the manifest's entry that names the source of the focal lengths
+_SAME = 1e-3  # largest relative difference of equal focal lengths
+Focals = dict[str, float | None]
+
+
+def of_frames(frames: object) -> Focals:
+    """Returns the focal length of each frame by the file name of its map.
+
+    Args:
+        frames: The data set. The result is empty if it isn't a `Frames`, whose cameras are listed.
+    """
+    if not isinstance(frames, Frames):
+        return {}
+    return {
+        frames.map_name(index): None if frame.camera is None else round(frame.camera.focal, 4)
+        for index, frame in enumerate(frames.frames)
+    }
+
+
+def read(folder: Path) -> Focals | None:
+    """Returns the focal lengths with which the maps in a folder were made; None if it has none.
+
+    Args:
+        folder: The folder of maps.
+
+    Raises:
+        DataError: The file can't be read, or isn't a record of focal lengths.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return None
+    check_readable(path, "record of focal lengths", DataError)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    is_focal = isinstance(found, dict) and all(
+        value is None or (type(value) in (int, float) and value > 0) for value in found.values()
+    )
+    if not is_focal:
+        raise DataError(
+            f"{path}: not a record of focal lengths; make the maps again in another folder"
+        )
+    return found
+
+
+def add(folder: Path, focals: Focals, manifest: dict) -> str | None:
+    """Adds the frames of a caching job to a folder's record. Rank 0 only.
+
+    Args:
+        folder: The folder of maps, which this job has locked.
+        focals: The focal lengths of the job's frames.
+        manifest: The manifest in the folder. Without the entry SOURCE the folder's maps were made
+            by an older version, and nothing says with which focal lengths: no file is written.
+
+    Returns:
+        The reason if maps in the folder were made with other focal lengths; None otherwise.
+    """
+    made = read(folder)
+    if made is None and SOURCE not in manifest:
+        return None
+    made = made or {}
+    _, differing = _compare(made, focals)
+    if differing:
+        return f"{folder}: {_told(made, focals, differing)}; give another --out"
+    if focals.keys() - made.keys():
+        text = json.dumps(made | focals, separators=(",", ":"))
+        image_io.write_durably(folder / FILE, f"{text}\n".encode())
+    return None
+
+
+def check(frames: object, *, is_canonical: bool) -> list[str]:
+    """Compares the cameras of a run's frames with those by which their cached maps were made.
+
+    Args:
+        frames: The training set.
+        is_canonical: True for a student with `network.canonical_focal`, which needs the same ones.
+
+    Returns:
+        Warnings for the log.
+
+    Raises:
+        TeacherError: A canonical student has another focal length than its maps.
+        DataError: The record can't be read.
+    """
+    folder = getattr(frames, "maps", None)
+    manifest = None if folder is None else teacher_maps.read_manifest(folder)
+    if manifest is None:
+        return []
+    made, ours = read(folder), of_frames(frames)
+    if made is None:
+        node = manifest.get("teacher_network") or {}
+        if node.get("canonical_focal") is None:
+            return []
+        return [
+            f"Warning: nothing says with which focal lengths the maps in {folder} were made; they "
+            "are taken to be this recipe's"
+        ]
+    both, differing = _compare(made, ours)
+    if not differing:
+        return []
+    told = f"{len(differing)} of {len(both)}: {_told(made, ours, differing)}"
+    if is_canonical:
+        raise TeacherError(
+            f"teacher.maps: {told}; give the intrinsics that they were made with "
+            f"({manifest.get(SOURCE)}), or make the maps again with bin/cache_teacher.py"
+        )
+    return [f"Warning: {told}; one of the two is wrong"]
+
+
+def _compare(made: Focals, ours: Focals) -> tuple[list[str], list[str]]:
+    """Returns the names of the maps with two known focal lengths, and of those where they differ.
+
+    Args:
+        made: The focal lengths with which the maps were made.
+        ours: The present ones.
+    """
+    both = [name for name, focal in ours.items() if focal and made.get(name)]
+    return both, [name for name in both if abs(ours[name] / made[name] - 1) > _SAME]
+
+
+def _told(made: Focals, ours: Focals, differing: list[str]) -> str:
+    name = differing[0]
+    return (
+        f"maps were made with another focal length, such as {name} with {made[name]:.1f} pixels, "
+        f"where this recipe has {ours[name]:.1f}"
+    )
