@@ -10,7 +10,8 @@ density values, for reproducing published results.
 Cost with one sigma for all pixels: one erfc per pixel and bin edge within six sigma (20 of 257 in
 the published KITTI setting) and one (B, K, H, W) tensor; the centre is interpolated in a table that
 is built once per edges and sigma. Cost with a sigma per pixel: Newton's method over all edges, i.e.
-the erfc of all edges seven times, and one host sync to check sigma.
+the erfc of all edges seven times. Such a sigma is checked on a CPU only, as that reads values; on a
+GPU a head clamps it before.
 Left out: gradients with respect to the target depth, which is treated as a constant.
 """
 
@@ -306,18 +307,21 @@ def shifted_centre(depth: Tensor, sigma: float | Tensor, edges: Tensor) -> Tenso
 
     Raises:
         RecipeError: sigma is below half of the width of the bin that contains the depth, at a valid
-            pixel.
+            pixel. A map on a GPU isn't checked.
     """
     assert edges.dtype in (torch.float32, torch.float64), (
         f"edges must stay float32 or float64, got {edges.dtype}"
     )
     depth = torch.nan_to_num(depth.to(edges.dtype))
-    if not isinstance(sigma, Tensor):
+    is_map = isinstance(sigma, Tensor)
+    if not is_map:
         table = cached_table(float(sigma), edges)
         if table is not None:
             return _look_up(depth, table)[0]
     sigma = torch.as_tensor(sigma, dtype=edges.dtype, device=edges.device).expand(depth.shape)
-    _check_local_sigma(depth, sigma, edges)
+    # A GPU would wait for the result in each iteration, so there the caller ensures it for a map.
+    if not is_map or depth.device.type == "cpu":
+        _check_local_sigma(depth, sigma, edges)
     return _solve(depth, sigma, edges)
 
 
@@ -474,8 +478,8 @@ def _look_up(depth: Tensor, table: _Table) -> tuple[Tensor, Tensor]:
 def _check_local_sigma(depth: Tensor, sigma: Tensor, edges: Tensor) -> None:
     """Checks that sigma is at least half of the width of the bin that contains the depth.
 
-    The check costs one host sync, so it is made only for a sigma without a cached table, which is a
-    map of sigmas or a number below half of the widest bin's width.
+    The check reads values, so it is made only for a sigma without a cached table, which is a map of
+    sigmas on a CPU or a number below half of the widest bin's width.
 
     Args:
         depth: (B, M, H, W), metres; invalid depths (<= 0) aren't checked.

@@ -28,6 +28,7 @@ from tiekd.data.loading.sampler import (
     size_groups,
 )
 from tiekd.data.rank_consistency import check_same
+from tiekd.data.target import Target
 from tiekd.distributed import comm, process_group
 from tiekd.engine.config import EngineConfig, resolve
 from tiekd.errors import CheckpointError, RecipeError
@@ -70,7 +71,7 @@ class Parts:
             validation.
         criterion: The sum of the loss terms.
         teacher: Function from a batch to its target depth, (B, 1, H, W) float32, metres, 0 in
-            pixels that aren't valid.
+            pixels that aren't valid; or to a `Target`.
         targets: Converts target depths from metres to the depth that the network learns, which is
             canonical depth in some recipes.
         train_set: The data set of the training frames.
@@ -93,7 +94,7 @@ class Parts:
     network: nn.Module
     replica: nn.Module | None
     criterion: Criterion
-    teacher: Callable[[Batch], Tensor]
+    teacher: Callable[[Batch], Tensor | Target]
     targets: Targets
     train_set: Dataset
     val_set: Dataset | None

@@ -15,6 +15,7 @@ from support import canonical_student
 from tiekd.data.augment.augment import colour_table, look_up
 from tiekd.data.batch import Batch
 from tiekd.data.resize import Resize, network_input
+from tiekd.data.target import Target
 from tiekd.errors import RecipeError, TeacherError
 from tiekd.models.build import build_network
 from tiekd.models.weights.state_dicts import to_published
@@ -281,6 +282,43 @@ def test_external_teacher_rejects_impossible_depth_once(monkeypatch, value, told
     )
     teacher(data)
     teacher(data)
+
+
+def test_external_teacher_may_give_a_target(monkeypatch):
+    """An external teacher's Target is float32, masked, and its sigma and weight are kept."""
+    data = batch()
+    depth = torch.full((2, 3, 32, 64), 3.0, dtype=torch.float64)
+    given = Target(depth, depth / 4, torch.tensor([1.0, 2.0, 0.0]))
+    found = outside(monkeypatch, lambda scale: lambda batch: given)(data)
+    assert torch.equal(found.depth, 3.0 * data.inside.expand(2, 3, -1, -1))
+    assert found.depth.dtype == found.sigma.dtype == torch.float32
+    assert (found.sigma == 0.75).all()
+    assert torch.equal(found.weight, given.weight)
+
+
+DEPTHS = torch.ones(2, 2, 32, 64)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (Target(DEPTHS[:, :, :5]), "returned (2, 2, 5, 64) torch.float32 on cpu; it must be depth"),
+        (Target(DEPTHS[:, :0]), "returned (2, 0, 32, 64) torch.float32 on cpu; it must be depth"),
+        (Target(DEPTHS, DEPTHS[:, :1]), "it must be Target.sigma in metres, (2, 2, 32, 64)"),
+        (Target(DEPTHS, 0.5), "returned 0.5; it must be Target.sigma in metres"),
+        (Target(DEPTHS, None, torch.ones(3)), "it must be Target.weight, (2,), floating point"),
+        (Target(DEPTHS, -DEPTHS), "Target.sigma is -1 for 7296 of 8192 values; it must be finite"),
+        (Target(DEPTHS, None, DEPTHS * torch.nan), "Target.weight is nan for 7296 of 8192 values"),
+        (Target(-DEPTHS), "returned -1 for 7296 of 8192 pixels"),
+    ],
+)
+def test_external_teacher_rejects_a_wrong_target(monkeypatch, given, words):
+    """A Target of wrong shapes or impossible values raises a one-line error."""
+    teacher = outside(monkeypatch, lambda scale: lambda batch: given)
+    with pytest.raises(TeacherError) as error:
+        teacher(batch())
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_external_teacher_rejects_invalid_build(monkeypatch):
