@@ -1,9 +1,9 @@
-"""Builds the teacher of a recipe, which gives the target depth that the student learns.
+"""Builds the teacher of a recipe, or several, which give the depth that the student learns.
 
 A teacher is a frozen network of the project, cached depth maps, the ground truth, a published
 network that one of the modules in tiekd/teachers/ runs, or the user's own code from outside the
 project. All classes of teachers are in tiekd/teachers/. Each is a callable from a batch to the
-target depth, (B, 1, H, W) float32, metres, 0 in pixels that aren't valid. The
+target depth, (B, 1, H, W) float32, metres, 0 in pixels that aren't valid, or to a `Target`. The
 DeepSpeed engine does not contain a frozen network: otherwise ZeRO would shard the teacher, the
 engine's `train()` would update its BatchNorm statistics, and every checkpoint would contain its
 weights.
@@ -16,7 +16,7 @@ import torch
 
 from tiekd.config.build import build
 from tiekd.config.recipe import load_recipe, work_dir_of
-from tiekd.config.teacher_node import TeacherNode
+from tiekd.config.teacher_node import TeacherList, TeacherNode, errors_of
 from tiekd.data import resize as resizes
 from tiekd.data.resize import Resize
 from tiekd.errors import CheckpointError, TeacherError
@@ -24,13 +24,45 @@ from tiekd.files import check_readable
 from tiekd.models import canonical
 from tiekd.models.build import build_network
 from tiekd.models.weights import state_dicts
+from tiekd.teachers.average import Average
 from tiekd.teachers.external import OutsideTeacher
 from tiekd.teachers.ground_truth import GroundTruth
 from tiekd.teachers.maps import CachedMaps
+from tiekd.teachers.mixture import Member, Mixture, Teacher
 from tiekd.teachers.network import FrozenTeacher, check_precision
 from tiekd.teachers.outputs.teacher import FoundationTeacher
 from tiekd.workdir import workdir
 from tiekd.workdir.checkpoints import find_weights
+
+
+def build_teachers(recipe: dict, device: torch.device, max_depth_m: float) -> Teacher:
+    """Builds what a recipe learns from: one teacher, several, or the ground truth.
+
+    Args:
+        recipe: The recipe.
+        device: The device on which teachers run.
+        max_depth_m: The largest depth that the student predicts, in metres.
+
+    Returns:
+        The teacher that `teacher` describes; the Mixture of those of `teachers`, or an Average.
+        `tiekd.teachers.mixture.members_of` returns its single teachers.
+
+    Raises:
+        TeacherError: A section is wrong, there are no weights, or they are of another network. The
+            message names the teacher, such as `teachers[1]`.
+    """
+    teachers = TeacherList.of(recipe)
+    if teachers.several is None:
+        node = teachers.nodes[0].node if teachers.is_given else None
+        return build_teacher(node, device, max_depth_m=max_depth_m)
+    members = []
+    for index, node in enumerate(teachers.nodes):
+        place = teachers.place_of_maps(index)
+        with errors_of(node.where):
+            teacher = build_teacher(node.part, device, max_depth_m=max_depth_m, maps_place=place)
+        members.append(Member(teacher, node.where, node.weight, node.sigma))
+    mixture = Mixture(members, device)
+    return mixture if teachers.several == "teachers" else Average(mixture, teachers.weights)
 
 
 def build_teacher(
@@ -38,6 +70,7 @@ def build_teacher(
     device: torch.device,
     resize: Resize | None = None,
     max_depth_m: float | None = None,
+    maps_place: int = 0,
 ) -> FrozenTeacher | CachedMaps | GroundTruth | OutsideTeacher | FoundationTeacher:
     """Builds the teacher that a recipe's section `teacher` describes.
 
@@ -58,6 +91,7 @@ def build_teacher(
             one that is recorded with the weights or, failing that, in the teacher's recipe.
         max_depth_m: The largest depth that the student predicts, in metres; needed if `name` is a
             file in tiekd/teachers/.
+        maps_place: The place of cached maps among those of all teachers.
 
     Raises:
         TeacherError: The section is wrong, there are no weights, or they are of another network.
@@ -86,7 +120,7 @@ def build_teacher(
                     f"teacher.{key}: cached maps stay as they were made; leave it out, or make "
                     "others with it"
                 )
-        return CachedMaps()
+        return CachedMaps(maps_place)
     if not teacher.network:
         raise TeacherError(
             "teacher: give `recipe` (and `checkpoint`) for a network, or `maps` for cached maps"
@@ -131,6 +165,8 @@ def _recipe_file(teacher: TeacherNode) -> dict | None:
 def with_teachers_file(recipe: dict, resuming: bool) -> dict:
     """Returns a recipe whose `teacher.checkpoint` is the path of the teacher's weights file.
 
+    So is that of each of several teachers.
+
     If it names a work dir, the best weights in it may change between two starts of a run. So the
     file's path is fixed at the first start, and a resumed run uses the same file.
 
@@ -139,21 +175,30 @@ def with_teachers_file(recipe: dict, resuming: bool) -> dict:
         resuming: True to use the path that the first start recorded in the run's work dir.
 
     Returns:
-        A copy of the recipe with the path; the recipe itself if the teacher isn't a network of the
+        A copy of the recipe with the path; the recipe itself if no teacher is a network of the
         project.
     """
-    teacher = TeacherNode.of(recipe)
-    if teacher.network is None:
+    teachers = TeacherList.of(recipe)
+    networks = [node for node in teachers.nodes if node.network is not None]
+    if not networks:
         return recipe
-    work_dir = Path(recipe["work_dir"])
     # The recipe that the run wrote to its work dir names the file of teacher's weights that the run
     # was started with.
-    if resuming and teacher.checkpoint is None and (work_dir / workdir.RECIPE).is_file():
-        started_with = TeacherNode.of(load_recipe(work_dir / workdir.RECIPE))
-        if started_with.recipe == teacher.recipe and started_with.checkpoint is not None:
-            teacher = teacher.with_checkpoint(started_with.checkpoint)
-    named = teacher.with_checkpoint(teacher_checkpoint(teacher).resolve())
-    return recipe | {"teacher": named.node}
+    saved, started_with = Path(recipe["work_dir"]) / workdir.RECIPE, {}
+    if resuming and saved.is_file() and any(node.checkpoint is None for node in networks):
+        started_with = {node.where: node for node in TeacherList.of(load_recipe(saved)).nodes}
+
+    def named(node: TeacherNode) -> dict:
+        if node.network is None:
+            return node.node
+        before = started_with.get(node.where)
+        is_same = before is not None and before.recipe == node.recipe
+        if node.checkpoint is None and is_same and before.checkpoint is not None:
+            node = node.with_checkpoint(before.checkpoint)
+        with errors_of(node.where):
+            return node.with_checkpoint(teacher_checkpoint(node).resolve()).node
+
+    return teachers.put(recipe, named)
 
 
 def teacher_checkpoint(teacher: TeacherNode) -> Path:

@@ -17,6 +17,7 @@ from PIL import ExifTags, Image
 from torch.utils.data import Dataset
 
 from tiekd.config.recipe import load_recipe
+from tiekd.config.teacher_node import TeacherNode, errors_of
 from tiekd.data.build import build_dataset
 from tiekd.data.frames import Frames
 from tiekd.data.image_io import write_durably, write_image
@@ -29,7 +30,7 @@ from tiekd.evaluation.teacher_audit.observe import Observer, Questions
 from tiekd.evaluation.teacher_audit.verdict import Verdict
 from tiekd.files import claim_folder
 from tiekd.teaching import build_teacher
-from tiekd.tools.cache_teacher import TIMEOUT_MINUTES, frames_of, teacher_of
+from tiekd.tools.cache_teacher import TIMEOUT_MINUTES, frames_of, sources_of
 from tiekd.training.settings import Recipe
 from tiekd.visualization import pictures
 from tiekd.visualization.frame_pictures import growth
@@ -39,30 +40,39 @@ PICTURE = "audit.png"
 _FULL_FRAME_MM = 43.267  # diagonal of the film that FocalLengthIn35mmFilm refers to
 
 
-def observer_of(recipe: Recipe, args: argparse.Namespace, device: torch.device) -> Observer:
+def observer_of(
+    recipe: Recipe, args: argparse.Namespace, device: torch.device, index: int = 0
+) -> Observer:
     """Builds a recipe's teacher and frames, and the observer that runs the teacher on the frames.
 
     Args:
         recipe: the recipe, with overrides applied.
         args: the parsed command line of bin/audit_teacher.py.
         device: the device on which the teacher runs.
+        index: of several teachers, the place of the one to audit.
 
     Raises:
         TeacherError: The recipe has no teacher that could be audited.
     """
-    if recipe.teacher.maps is not None:
+    teachers = recipe.teachers
+    node = teachers.nodes[index] if teachers.is_given else TeacherNode(None)
+    if node.maps is not None:
         # With cached maps (`teacher.maps`) there is no network to load a checkpoint into or to run
         # on validation frames; maps exist for training frames only.
 
         if args.split == "val" or args.checkpoint is not None:
             option = "--split val" if args.split == "val" else "--checkpoint"
-            raise TeacherError(f"{option}: not for cached maps (teacher.maps); leave it out")
+            raise TeacherError(f"{option}: not for cached maps ({node.where}.maps); leave it out")
         frames = build_dataset(recipe.dataset, "train", as_evaluated=True, held_out=())
-        teacher, questions = build_teacher(recipe.teacher.node, device), Questions()
+        place, questions = teachers.place_of_maps(index), Questions()
+        with errors_of(node.where):
+            teacher = build_teacher(node.part, device, maps_place=place)
     else:
-        source = teacher_of(recipe, args.recipe, args.checkpoint, args.overrides)
+        sources = sources_of(recipe, args.recipe, args.checkpoint, args.overrides)
+        source = next(each for each in sources if each.teacher.where == node.where)
         frames = frames_of(recipe, args.split)
-        teacher = build_teacher(source.node, device, source.resize, recipe.max_depth_m)
+        with errors_of(node.where):
+            teacher = build_teacher(source.node, device, source.resize, recipe.max_depth_m)
         questions = Questions(swapped=True, covered=True, changed=True)
     return Observer(
         teacher,
@@ -173,6 +183,8 @@ def picture(observer: Observer, shown: Mapping[str, AuditFrame]) -> np.ndarray:
 def run(args: argparse.Namespace) -> int:
     """Runs bin/audit_teacher.py: audits a recipe's teacher, writes the results and prints a table.
 
+    Each of several teachers is audited by itself.
+
     Args:
         args: the program's parsed command line.
 
@@ -183,16 +195,18 @@ def run(args: argparse.Namespace) -> int:
         UserError: the recipe has no teacher to audit, or too few frames can be read.
     """
     recipe = Recipe(load_recipe(args.recipe, args.overrides))
-    return audit(recipe, args, process_group.start_rank(TIMEOUT_MINUTES))
+    device = process_group.start_rank(TIMEOUT_MINUTES)
+    return max(audit(recipe, args, device, i) for i in range(max(1, len(recipe.teachers.nodes))))
 
 
-def audit(recipe: Recipe, args: argparse.Namespace, device: torch.device) -> int:
+def audit(recipe: Recipe, args: argparse.Namespace, device: torch.device, index: int = 0) -> int:
     """Audits a recipe's teacher, writes the results and prints the table.
 
     Args:
         recipe: the recipe, with overrides applied.
         args: the parsed command line of bin/audit_teacher.py.
         device: the device on which the teacher runs.
+        index: of several teachers, the place of the one to audit; its results are in a subfolder.
 
     Returns:
         The exit code: 0 if nothing is above its limit, 1 if something is.
@@ -201,7 +215,10 @@ def audit(recipe: Recipe, args: argparse.Namespace, device: torch.device) -> int
         DataError: too few frames can be read.
     """
     out = args.out or Path("work_dirs") / f"audit_{Path(args.recipe).stem}"
-    observer = observer_of(recipe, args, device)
+    if recipe.teachers.several is not None:
+        out = out / f"teacher_{index}"
+        print(f"{recipe.teachers.nodes[index].where}:")
+    observer = observer_of(recipe, args, device, index)
     claim_folder(out, (JSON, PICTURE))
     observed = observer.observe(args.frames)
     if len(observed) < verdict.MIN_FRAMES:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from tiekd.config.build import build
+from tiekd.config.teacher_node import TeacherList, errors_of
 from tiekd.data import least_size, trained_on
 from tiekd.data.batch import Batch
 from tiekd.data.build import build_dataset
@@ -35,9 +36,10 @@ from tiekd.errors import CheckpointError, RecipeError
 from tiekd.losses.dpm import DPM
 from tiekd.models.build import build_network
 from tiekd.models.weights import pretrained, state_dicts
+from tiekd.teachers.mixture import Teacher, members_of
 from tiekd.teachers.network import FrozenTeacher
 from tiekd.teachers.outputs.teacher import FoundationTeacher
-from tiekd.teaching import build_teacher, with_teachers_file
+from tiekd.teaching import build_teachers, with_teachers_file
 from tiekd.training import canonical, schedules
 from tiekd.training import criterion as criteria
 from tiekd.training.canonical import Targets
@@ -176,7 +178,7 @@ def build_parts(
     # Build the networks and the losses.
     network = build_network(recipe.network)
     replica = build_network(recipe.network).to(device) if train.validate else None
-    criterion = criteria.build(recipe.section("losses"), recipe.teacher.is_given).to(device)
+    criterion = criteria.build(recipe.section("losses"), recipe.teachers.is_given).to(device)
     check_ignored_depths(network, criterion)
 
     # Build the data sets, and check the settings of their loader and the sizes of the images.
@@ -193,17 +195,11 @@ def build_parts(
 
     # Build the teacher, and check that it gets the focal lengths that it needs.
     node = with_teachers_file(recipe.node, resuming=resuming)
-    teacher = build_teacher(node.get("teacher"), device, max_depth_m=recipe.max_depth_m)
-    if isinstance(teacher, FoundationTeacher):
-        teacher.check_frames(listed_frames(train_set))
-    is_blind = isinstance(teacher, FrozenTeacher) and not teacher.needs_focal
-    if isinstance(teacher, FoundationTeacher):
-        is_blind = not teacher.follows_focal
-    canonical.check_zoom(recipe.augment, recipe.network, is_blind_teacher=is_blind)
-    if isinstance(teacher, FrozenTeacher):
-        teacher.seen_at = recipe.resize
-        if teacher.needs_focal:
-            canonical.require_focals(train_set, recipe.resize, "training")
+    check_sigmas(network, recipe.teachers, train_set)
+    teacher = build_teachers(node, device, recipe.max_depth_m)
+    for member in members_of(teacher):
+        with errors_of(member.where):
+            _prepare_teacher(member.teacher, recipe, train_set)
 
     # Compute the number of iterations, load the initial weights, and collect the names of the
     # images that the weights are trained on.
@@ -275,6 +271,72 @@ def build_parts(
         log=log,
         report=report,
     )
+
+
+def _prepare_teacher(teacher: Teacher, recipe: Recipe, train_set: Dataset) -> None:
+    """Tells one teacher at which size it sees images, and checks the focal lengths of the frames.
+
+    Args:
+        teacher: The teacher.
+        recipe: The run's recipe.
+        train_set: The data set of the training frames.
+
+    Raises:
+        UserError: The teacher needs focal lengths that aren't known, or can't be right with the
+            recipe's augmentation.
+    """
+    if isinstance(teacher, FoundationTeacher):
+        teacher.check_frames(listed_frames(train_set))
+    is_blind = isinstance(teacher, FrozenTeacher) and not teacher.needs_focal
+    if isinstance(teacher, FoundationTeacher):
+        is_blind = not teacher.follows_focal
+    canonical.check_zoom(recipe.augment, recipe.network, is_blind_teacher=is_blind)
+    if isinstance(teacher, FrozenTeacher):
+        teacher.seen_at = recipe.resize
+        if teacher.needs_focal:
+            canonical.require_focals(train_set, recipe.resize, "training")
+
+
+def check_sigmas(network: nn.Module, teachers: TeacherList, train_set: Dataset) -> None:
+    """Raises RecipeError if the head can't learn what the teachers give.
+
+    TIE-KD's published target is defined for one teacher and one sigma. A constant sigma that only
+    the head's limits decide, or that the head doesn't use, would have no effect.
+
+    Args:
+        network: The student.
+        teachers: The recipe's teachers.
+        train_set: The data set of the training frames, which may have cached maps of sigma.
+    """
+    head = network.head
+    folders = getattr(train_set, "map_folders", ())
+    has_sigma = any(node.sigma is not None for node in teachers.nodes) or any(
+        folder.sigma_scale_m is not None for folder in folders
+    )
+    is_mixture = teachers.several == "teachers"
+    if getattr(head, "target", None) == "released" and (
+        (is_mixture and len(teachers.nodes) > 1)
+        or (has_sigma and teachers.several != "teacher.teachers")
+    ):
+        raise RecipeError(
+            "network.head.target: got released, which is defined for one teacher and the head's "
+            "sigma; set network.head.target=gaussian for several teachers or their sigma"
+        )
+    # The weights of a mean use any sigma. With a canonical camera the head's limits aren't metres.
+    for node in teachers.nodes if is_mixture else ():
+        if node.sigma is None:
+            continue
+        if not getattr(head, "takes_target", False):
+            raise RecipeError(
+                f"{node.where}.sigma: got {node.sigma:g}, which only a dpm head learns; leave it "
+                "out, or set network.head.name=dpm"
+            )
+        is_within = head.sigma <= node.sigma <= head.sigma_max
+        if network.canonical is None and not is_within:
+            raise RecipeError(
+                f"{node.where}.sigma: got {node.sigma:g}; it must be within the head's "
+                f"network.head.sigma ({head.sigma:g}) and sigma_max ({head.sigma_max:g}), in metres"
+            )
 
 
 def _build_sets(recipe: Recipe, held_out: Collection[str] | None) -> dict[str, Dataset]:
@@ -354,7 +416,8 @@ def build_hooks(
         # Leave the depth of a teacher with a `name` out of these images. It would be called on rank
         # 0 alone and with validation frames: a module from outside the project may support neither,
         # and a kind that needs focal lengths would get those of images of another size.
-        taught = recipe.teacher.is_given and recipe.teacher.name is None
+        nodes = recipe.teachers.nodes
+        taught = bool(nodes) and all(node.name is None for node in nodes)
         frames = ShownFrames(
             val_set,
             replica,

@@ -67,8 +67,8 @@ def run(
         now = inputs.collect(with_teacher, recipe_path, parts.config, datasets, per_epoch, started)
     audited = []
     if resume_path is None:
-        audited = teacher_audit.audit(
-            sections.teacher,
+        audited = teacher_audit.audit_all(
+            sections.teachers,
             parts.teacher,
             parts.train_set,
             max_depth_m=sections.max_depth_m,

@@ -4,19 +4,22 @@ from pathlib import Path
 
 from torch.utils.data import Dataset
 
-from tiekd.config.teacher_node import TeacherNode
+from tiekd.config.teacher_node import TeacherList, TeacherNode
 from tiekd.data import teacher_maps
 from tiekd.data.frames import listed_frames
 from tiekd.data.resize import OWN_SIZE
 from tiekd.distributed import comm
 from tiekd.errors import CheckpointError
 from tiekd.teachers.external import OutsideTeacher
+from tiekd.teachers.maps import CachedMaps
+from tiekd.teachers.mixture import Teacher, members_of
 from tiekd.teachers.network import FrozenTeacher
 from tiekd.teachers.outputs.teacher import FoundationTeacher, describe
 from tiekd.training import schedules
 from tiekd.training.build import Parts
 from tiekd.training.input_changes import Verdict
 from tiekd.training.optimizer import lr_factor
+from tiekd.training.settings import Recipe
 from tiekd.workdir import launch_record
 
 
@@ -41,31 +44,14 @@ def about(parts: Parts) -> list[str]:
         said += [note for note in getattr(frames, "camera_notes", ()) if note not in said]
     # Describe the sizes of the networks, and the source of the teacher's depth.
     said.append(f"Student: {_millions(parts.network)} M parameters, trainable")
-    if isinstance(teacher, FrozenTeacher):
-        size = _millions(teacher.network)
-        source = TeacherNode.of(parts.state.recipe).checkpoint
-        said.append(f"Teacher: {size} M parameters, frozen, from {source}")
-        if teacher.resize not in (recipe.resize, OWN_SIZE):
-            said.append(
-                f"WARNING: the teacher learned from images at {teacher.resize}, and sees this "
-                "run's here; bin/cache_teacher.py makes its maps at its own resolution"
-            )
-    elif isinstance(teacher, FoundationTeacher):
-        said.append(f"Teacher: {describe(teacher.description)}")
-        said.append(
-            "WARNING: the teacher sees augmented crops here; cache its maps of whole images with "
-            "bin/cache_teacher.py"
-        )
-        said += teacher.check_frames(listed_frames(train_set))
-    elif isinstance(teacher, OutsideTeacher):
-        counted = (
-            ""
-            if teacher.network is None
-            else f", {_millions(teacher.network)} M parameters, frozen"
-        )
-        said.append(f"Teacher: {teacher.name}{counted}")
-    elif getattr(train_set, "maps", None) is not None:
-        said.append(teacher_maps.describe(train_set.maps))
+    nodes = {node.where: node for node in TeacherList.of(parts.state.recipe).nodes}
+    for member in members_of(teacher):
+        lines = _about_teacher(member.teacher, nodes.get(member.where), parts)
+        # Several teachers are told apart by their places in the recipe.
+        if len(nodes) > 1:
+            lines = [f"{member.where}: {line}" for line in lines]
+        said += lines
+    said += _about_mixture(recipe)
     # Describe the learning rate if it is meant for another batch size or the warm-up never ends.
     batch_size, lr_scaling = recipe.train.batch_size, recipe.train.lr_scaling
     lr_batch_size = recipe.section("optimizer").get("lr_batch_size") or batch_size
@@ -78,6 +64,63 @@ def about(parts: Parts) -> list[str]:
     total_iterations = parts.state.total_iterations
     warmup = schedules.unfinished_warmup(recipe.section("schedule"), total_iterations)
     return said if warmup is None else [*said, warmup]
+
+
+def _about_teacher(teacher: Teacher, node: TeacherNode | None, parts: Parts) -> list[str]:
+    """Returns lines for the log about one teacher, the source of its depth.
+
+    Args:
+        teacher: The teacher.
+        node: Its section in the recipe; None for the ground truth, about which nothing is said.
+        parts: The parts of the run.
+    """
+    recipe, train_set = parts.recipe, parts.train_set
+    if isinstance(teacher, FrozenTeacher):
+        size = _millions(teacher.network)
+        said = [f"Teacher: {size} M parameters, frozen, from {node.checkpoint}"]
+        if teacher.resize not in (recipe.resize, OWN_SIZE):
+            said.append(
+                f"WARNING: the teacher learned from images at {teacher.resize}, and sees this "
+                "run's here; bin/cache_teacher.py makes its maps at its own resolution"
+            )
+        return said
+    if isinstance(teacher, FoundationTeacher):
+        return [
+            f"Teacher: {describe(teacher.description)}",
+            "WARNING: the teacher sees augmented crops here; cache its maps of whole images with "
+            "bin/cache_teacher.py",
+            *teacher.check_frames(listed_frames(train_set)),
+        ]
+    if isinstance(teacher, OutsideTeacher):
+        counted = (
+            ""
+            if teacher.network is None
+            else f", {_millions(teacher.network)} M parameters, frozen"
+        )
+        return [f"Teacher: {teacher.name}{counted}"]
+    folders = getattr(train_set, "map_folders", ())
+    if isinstance(teacher, CachedMaps) and folders:
+        return [teacher_maps.describe(folders[teacher.place].path)]
+    return []
+
+
+def _about_mixture(recipe: Recipe) -> list[str]:
+    """Returns a line for the log on how several teachers are combined; none for one teacher.
+
+    Args:
+        recipe: The run's recipe.
+    """
+    teachers = recipe.teachers
+    if teachers.several is None:
+        return []
+    said = ", ".join(
+        f"{node.weight:g}" + ("" if node.sigma is None else f" (sigma {node.sigma:g} m)")
+        for node in teachers.nodes
+    )
+    if teachers.several == "teachers":
+        return [f"The student learns a mixture of {len(teachers.nodes)} teachers, weights {said}"]
+    more = " and 1 / sigma^2" if teachers.weights == "precision" else ""
+    return [f"The student learns the mean of {len(teachers.nodes)} teachers, weights {said}{more}"]
 
 
 def of_ranks(work_dir: Path) -> list[str]:

@@ -17,6 +17,7 @@ from tiekd.data import focal as focals
 from tiekd.data.batch import Batch
 from tiekd.data.loading.loader import validation_batches
 from tiekd.data.resize import OWN_SIZE, Resize
+from tiekd.data.target import Target, mean_depth
 from tiekd.evaluation.metrics import crop_box
 from tiekd.evaluation.range_errors import bounds_m
 from tiekd.models.network import Network
@@ -42,7 +43,7 @@ class ShownFrames:
         self,
         dataset: Dataset,
         network: Network,
-        teacher: Callable[[Batch], Tensor | None] | None,
+        teacher: Callable[[Batch], Tensor | Target | None] | None,
         device: torch.device,
         crop: str = "none",
         num_frames: int = 4,
@@ -118,7 +119,7 @@ class ShownFrames:
 
     @torch.no_grad()
     def _read(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        teacher = None if self.teacher is None else self.teacher(batch)
+        teacher = None if self.teacher is None else mean_depth(self.teacher(batch))
         focal = None
         if self.network.canonical is not None:
             focal = focals.of_batch(batch, self.resize)

@@ -5,6 +5,7 @@ It is never trained, and valid where the camera saw something.
 
 import copy
 import hashlib
+import json
 import sys
 import types
 
@@ -19,10 +20,12 @@ from tiekd.data.target import Target
 from tiekd.errors import RecipeError, TeacherError
 from tiekd.models.build import build_network
 from tiekd.models.weights.state_dicts import to_published
+from tiekd.teachers.average import Average
 from tiekd.teachers.ground_truth import GroundTruth
 from tiekd.teachers.maps import CachedMaps
+from tiekd.teachers.mixture import Mixture
 from tiekd.teachers.network import FrozenTeacher
-from tiekd.teaching import build_teacher
+from tiekd.teaching import build_teacher, build_teachers, with_teachers_file
 from tiekd.training import criterion
 from tiekd.workdir.weights_file import write_weights
 
@@ -372,3 +375,48 @@ def test_canonical_teacher_takes_the_focal_length_of_what_it_sees(is_cached):
     assert teacher.needs_focal
     found = teacher(Batch(image, depth, inside, None, intrinsics, ["a"]))
     assert found.mean().item() == pytest.approx(8.0, rel=1e-3)
+
+
+def test_build_teachers_of_a_recipe(weights_file, tmp_path):
+    """Several teachers become a mixture or a mean, each with its own place of cached maps."""
+    online = {"network": NODE, "checkpoint": str(weights_file), "weight": 3.0, "sigma": 1.0}
+    entries = [{"maps": "a"}, online, {"maps": "b", "audit": "off"}]
+    built = build_teachers({"teachers": entries}, CPU, 80.0)
+    assert isinstance(built, Mixture)
+    assert [(m.where, m.weight, m.sigma) for m in built.members] == [
+        ("teachers[0]", 1.0, None),
+        ("teachers[1]", 3.0, 1.0),
+        ("teachers[2]", 1.0, None),
+    ]
+    assert [m.teacher.place for m in built.members if isinstance(m.teacher, CachedMaps)] == [0, 1]
+    assert isinstance(built.members[1].teacher, FrozenTeacher)
+    mean = {"name": "average", "weights": "precision", "teachers": entries}
+    built = build_teachers({"teacher": mean}, CPU, 80.0)
+    assert isinstance(built, Average)
+    assert built.by_precision
+    assert isinstance(build_teachers({"teacher": {"maps": "a"}}, CPU, 80.0), CachedMaps)
+    assert isinstance(build_teachers({}, CPU, 80.0), GroundTruth)
+    gone = online | {"checkpoint": str(tmp_path / "gone.pth")}
+    with pytest.raises(TeacherError, match=r"^teachers\[1\].checkpoint: no file at .*gone.pth"):
+        build_teachers({"teachers": [{"maps": "a"}, gone]}, CPU, 80.0)
+
+
+def test_with_teachers_file_fixes_each_checkpoint(weights_file, tmp_path):
+    """Each network's weights file is named; a resumed run keeps those of its start."""
+    entries = [{"maps": "a"}, {"network": NODE, "checkpoint": str(weights_file.parent)}]
+    recipe = {"work_dir": str(tmp_path / "run"), "teachers": entries}
+    found = with_teachers_file(recipe, resuming=False)
+    assert found["teachers"][0] == {"maps": "a"}
+    assert found["teachers"][1]["checkpoint"] == str(weights_file)
+    assert entries[1]["checkpoint"] == str(weights_file.parent)
+    assert with_teachers_file({"teachers": entries[:1]}, resuming=False) == {
+        "teachers": entries[:1]
+    }
+    own = [{"network": NODE, "recipe": str(tmp_path / "big.yaml"), "weight": 2.0}]
+    (tmp_path / "run").mkdir()
+    started = own[0] | {"checkpoint": str(weights_file)}
+    (tmp_path / "run" / "config.yaml").write_text(json.dumps({"teachers": [started]}))
+    found = with_teachers_file(recipe | {"teachers": own}, resuming=True)
+    assert found["teachers"] == [started]
+    with pytest.raises(TeacherError, match=r"^teachers\[0\].checkpoint: not given, and there"):
+        with_teachers_file(recipe | {"teachers": own}, resuming=False)
