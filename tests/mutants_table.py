@@ -2861,9 +2861,9 @@ if passed_over:
     Mutant(
         "constant_sigma_of_a_teacher_is_lost",
         "tiekd.teachers.mixture",
-        "Mixture.parts",
-        "member.sigma is not None",
-        "False",
+        "Mixture.__call__",
+        "0.0 if member.sigma is None else member.sigma",
+        "float(member.sigma is not None)",
         ("tests/unit/teachers/test_mixture.py",),
     ),
     Mutant(

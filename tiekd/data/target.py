@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tiekd.kernels.target import sigma_maps
+
 
 class Target(NamedTuple):
     """The depths of M teachers for a batch, and how far each of them can be trusted.
@@ -25,11 +27,14 @@ class Target(NamedTuple):
             unknown, where the head's own sigma applies. None if it is unknown everywhere.
         weight: (M,) or (B, M, H, W) float32, non-negative factors of the components; None for equal
             weights. It has no effect if M = 1.
+        constants: In place of `sigma`, one number of metres for each component, 0 where unknown,
+            from which the head's target is computed much faster; None without.
     """
 
     depth: Tensor
     sigma: Tensor | None = None
     weight: Tensor | None = None
+    constants: tuple[float, ...] | None = None
 
     def valid(self) -> Tensor:
         """Returns the mask of valid components, (B, M, H, W) bool."""
@@ -63,8 +68,12 @@ class Target(NamedTuple):
         Args:
             factor: A tensor that can be broadcast to (B, M, H, W), such as (B, 1, 1, 1).
         """
-        sigma = None if self.sigma is None else self.sigma * factor
-        return self._replace(depth=self.depth * factor, sigma=sigma)
+        sigma = self.sigma
+        if self.constants is not None:
+            # Each image has its own factor, so the constants become maps.
+            sigma = sigma_maps(self.constants, self.depth)
+        sigma = None if sigma is None else sigma * factor
+        return Target(self.depth * factor, sigma, self.weight)
 
     def _weight(self) -> Tensor | None:
         """Returns the weight in a shape that can be broadcast; None where it has no effect."""

@@ -11,7 +11,8 @@ Cost with one sigma for all pixels: one erfc per pixel and bin edge within six s
 the published KITTI setting) and one (B, K, H, W) tensor; the centre is interpolated in a table that
 is built once per edges and sigma. Cost with a sigma per pixel: Newton's method over all edges, i.e.
 the erfc of all edges seven times. Such a sigma is checked on a CPU only, as that reads values; on a
-GPU a head clamps it before.
+GPU a head clamps it before. One sigma for each component costs what a number costs, and M tensors
+(B, K, H, W).
 Left out: gradients with respect to the target depth, which is treated as a constant.
 """
 
@@ -120,7 +121,10 @@ def check_sigma(sigma: float, edges: Tensor) -> None:
 
 @torch.no_grad()
 def gaussian_target(
-    depth: Tensor, sigma: float | Tensor, weight: Tensor | None, edges: Tensor
+    depth: Tensor,
+    sigma: float | tuple[float, ...] | Tensor,
+    weight: Tensor | None,
+    edges: Tensor,
 ) -> Tensor:
     """Returns the mass per depth bin of a mixture of M Gaussians, one per teacher.
 
@@ -131,8 +135,8 @@ def gaussian_target(
     Args:
         depth: (B, M, H, W), metres; a component is invalid where its depth is <= 0 or NaN. Valid
             depths are clamped to the range of bin centres.
-        sigma: metres, one number or (B, M, H, W); at least half the width of the bin that contains
-            the depth.
+        sigma: metres, one number, M numbers or (B, M, H, W); at least half the width of the bin
+            that contains the depth.
         weight: (B, M, H, W), non-negative weights, normalised over the valid components; None for
             equal weights.
         edges: (K + 1,) float32 or float64, edges of the bins, metres, increasing, of any spacing.
@@ -144,6 +148,12 @@ def gaussian_target(
     Raises:
         RecipeError: sigma is too small.
     """
+    if isinstance(sigma, tuple):
+        # Each component alone has a single number, so its table and its windows are used.
+        parts = zip(depth.split(1, 1), sigma, strict=True)
+        components = [gaussian_target(one, number, None, edges) for one, number in parts]
+        share = shares(depth, weight, edges.dtype)
+        return sum(share[:, m : m + 1] * q for m, q in enumerate(components))
     windows = gaussian_windows(depth, sigma, edges)
     if windows is None:
         inner = edges[1:-1].view(1, -1, 1, 1)
@@ -222,20 +232,22 @@ class Windows(NamedTuple):
 
 
 @torch.no_grad()
-def gaussian_windows(depth: Tensor, sigma: float | Tensor, edges: Tensor) -> Windows | None:
+def gaussian_windows(
+    depth: Tensor, sigma: float | tuple[float, ...] | Tensor, edges: Tensor
+) -> Windows | None:
     """Returns the Gaussians of `gaussian_target`, each restricted to a window of bins.
 
     Args:
         depth: (B, M, H, W), metres, as for `gaussian_target`.
-        sigma: metres, a number or (B, M, H, W).
+        sigma: metres, a number, M numbers or (B, M, H, W).
         edges: (K + 1,), edges of the bins, metres, increasing.
 
     Returns:
-        The windows. None, which means that all bins must be computed, if sigma is a map, is too
-        small for the widest bin, or is so large that a window would contain more than the fraction
-        DENSE_FROM of the edges.
+        The windows. None, which means that all bins must be computed, if sigma isn't a number, or
+        is too small for the widest bin, or is so large that a window would contain more than the
+        fraction DENSE_FROM of the edges.
     """
-    table = None if isinstance(sigma, Tensor) else cached_table(float(sigma), edges)
+    table = None if isinstance(sigma, Tensor | tuple) else cached_table(float(sigma), edges)
     if table is None or table.edges.shape[1] > (len(edges) - 2) * DENSE_FROM:
         return None
     centre, node = _look_up(torch.nan_to_num(depth.to(edges.dtype)), table)
@@ -261,6 +273,17 @@ def shares(depth: Tensor, weight: Tensor | None, dtype: torch.dtype) -> Tensor:
     return torch.where(
         total > 0, share / total.clamp_min(torch.finfo(dtype).tiny), 1.0 / depth.shape[1]
     )
+
+
+def sigma_maps(constants: tuple[float, ...], depth: Tensor) -> Tensor:
+    """Returns one sigma for each component as a map for each, (B, M, H, W), metres.
+
+    Args:
+        constants: M numbers of metres.
+        depth: (B, M, H, W), whose shape, dtype and device the result has.
+    """
+    parts = zip(constants, depth.split(1, 1), strict=True)
+    return torch.cat([torch.full_like(one, metres) for metres, one in parts], 1)
 
 
 @torch.no_grad()

@@ -75,6 +75,11 @@ class OutsideTeacher:
         if target is returned and isinstance(target.depth, Tensor) and target.depth.ndim == 4:
             shape = (len(inside), max(1, target.depth.shape[1]), *inside.shape[2:])
         self._check_tensor("depth in metres", target.depth, shape, inside.device)
+        if target.constants is not None:
+            raise TeacherError(
+                f"teacher ({self.name}): returned Target.constants; give Target.sigma, "
+                f"{tuple(shape)} in metres"
+            )
         if target.sigma is not None:
             self._check_tensor("Target.sigma in metres", target.sigma, shape, inside.device)
         if target.weight is not None:
@@ -83,7 +88,7 @@ class OutsideTeacher:
             self._check_tensor("Target.weight", target.weight, weights, inside.device)
         target = Target(
             torch.where(inside, target.depth.float(), 0),
-            *(None if values is None else values.float() for values in target[1:]),
+            *(None if values is None else values.float() for values in target[1:3]),
         )
         if not self._has_checked_values:
             self._check_values(target.depth, batch.names)

@@ -4,8 +4,8 @@
 
 An entry is what `teacher` would be, with a `weight` and a constant `sigma` beside. Where only some
 teachers are valid, the weights are normalised over these. A DPM head learns the mixture; any other
-head, and any other loss, learns the weighted mean of the depths. Costs: those of all teachers; with
-a sigma, the head's target is computed over all bins (tiekd/kernels/target.py). Left out: weights
+head, and any other loss, learns the weighted mean of the depths. Costs: those of all teachers; maps
+of sigma cost much more in the head than constants (tiekd/kernels/target.py). Left out: weights
 that depend on depth, for which a teacher's `sigma` is meant.
 """
 
@@ -71,8 +71,22 @@ class Mixture:
         Raises:
             UserError: As the teachers do; the message names the teacher.
         """
-        parts = self.parts(batch)
-        return None if parts is None else self.mixed(parts)
+        parts = self._called(batch)
+        if parts is None:
+            return None
+        constants = [
+            0.0 if member.sigma is None else member.sigma
+            for member, part in zip(self.members, parts, strict=True)
+            for _ in range(part.depth.shape[1])
+        ]
+        # Maps of constants would cost the head much more than the constants do.
+        if any(constants) and all(
+            member.sigma is not None or part.sigma is None
+            for member, part in zip(self.members, parts, strict=True)
+        ):
+            plain = self.mixed([part._replace(sigma=None) for part in parts])
+            return plain._replace(constants=tuple(constants))
+        return self.mixed(self._with_constants(parts))
 
     def parts(self, batch: Batch) -> list[Target] | None:
         """Calls all teachers.
@@ -84,17 +98,8 @@ class Mixture:
             The target of each teacher, with its constant sigma if it has one. None if a teacher has
             no depth for this batch.
         """
-        parts = []
-        for member in self.members:
-            with errors_of(member.where):
-                found = member.teacher(batch)
-            if found is None:
-                return None
-            part = found if isinstance(found, Target) else Target(found)
-            if member.sigma is not None:
-                part = part._replace(sigma=torch.full_like(part.depth, member.sigma))
-            parts.append(part)
-        return parts
+        parts = self._called(batch)
+        return None if parts is None else self._with_constants(parts)
 
     def mixed(self, parts: Sequence[Target]) -> Target:
         """Returns one target with the components of several.
@@ -116,6 +121,24 @@ class Mixture:
             member.weight * _shares(part) for member, part in zip(self.members, parts, strict=True)
         ]
         return Target(depth, sigma, torch.cat(shares, 1))
+
+    def _called(self, batch: Batch) -> list[Target] | None:
+        parts = []
+        for member in self.members:
+            with errors_of(member.where):
+                found = member.teacher(batch)
+            if found is None:
+                return None
+            parts.append(found if isinstance(found, Target) else Target(found))
+        return parts
+
+    def _with_constants(self, parts: Sequence[Target]) -> list[Target]:
+        return [
+            part
+            if member.sigma is None
+            else part._replace(sigma=torch.full_like(part.depth, member.sigma))
+            for member, part in zip(self.members, parts, strict=True)
+        ]
 
     @property
     def needs_focal(self) -> bool:

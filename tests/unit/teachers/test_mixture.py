@@ -74,9 +74,22 @@ def test_sigma_of_a_teacher_is_kept_and_a_constant_replaces_it():
     """A teacher's own sigma is used, unknown is 0, and the recipe's constant wins."""
     own = Target(near(), near() / 10)
     target = mixture((own, 1.0, None), (far(), 1.0, None), (own, 1.0, 0.7))(None)
+    assert target.constants is None
     assert torch.equal(target.sigma[:, :1], near() / 10)
     assert (target.sigma[:, 1] == 0).all()
     assert (target.sigma[:, 2] == 0.7).all()
+
+
+def test_constants_alone_need_no_maps():
+    """Where no teacher has maps of sigma, the constants stay numbers; 0 is the head's own."""
+    own = Target(near(), near() / 10)
+    both = Target(torch.cat((near(), far()), 1))
+    target = mixture((own, 1.0, 0.7), (both, 1.0, 2.0), (far(), 1.0, None))(None)
+    assert target.sigma is None
+    assert target.constants == (0.7, 2.0, 2.0, 0.0)
+    maps = target.scaled(torch.full((1, 1, 1, 1), 2.0))
+    assert maps.constants is None
+    assert maps.sigma[0, :, 0, 0].tolist() == pytest.approx([1.4, 4.0, 4.0, 0.0])
 
 
 def test_a_teacher_of_several_depths_shares_its_weight():

@@ -308,6 +308,10 @@ DEPTHS = torch.ones(2, 2, 32, 64)
         (Target(DEPTHS[:, :, :5]), "returned (2, 2, 5, 64) torch.float32 on cpu; it must be depth"),
         (Target(DEPTHS[:, :0]), "returned (2, 0, 32, 64) torch.float32 on cpu; it must be depth"),
         (Target(DEPTHS, DEPTHS[:, :1]), "it must be Target.sigma in metres, (2, 2, 32, 64)"),
+        (
+            Target(DEPTHS, constants=(1.0, 2.0)),
+            "returned Target.constants; give Target.sigma, (",
+        ),
         (Target(DEPTHS, 0.5), "returned 0.5; it must be Target.sigma in metres"),
         (Target(DEPTHS, None, torch.ones(3)), "it must be Target.weight, (2,), floating point"),
         (Target(DEPTHS, -DEPTHS), "Target.sigma is -1 for 7296 of 8192 values; it must be finite"),

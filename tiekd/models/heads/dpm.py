@@ -76,12 +76,12 @@ class _Components(NamedTuple):
 
     Attributes:
         depth: (B, M, H, W), metres, 0 where invalid.
-        sigma: metres, a number or (B, M, H, W).
+        sigma: metres, a number, one number for each component, or (B, M, H, W).
         weight: (B, M, H, W); None for equal weights.
     """
 
     depth: Tensor
-    sigma: float | Tensor
+    sigma: float | tuple[float, ...] | Tensor
     weight: Tensor | None
 
 
@@ -205,13 +205,18 @@ class Dpm(nn.Module):
         """
         if not isinstance(target, Target):
             return _Components(target, self.sigma, None)
-        if self.target == "released" and (target.depth.shape[1] > 1 or target.sigma is not None):
+        has_sigma = target.sigma is not None or target.constants is not None
+        if self.target == "released" and (target.depth.shape[1] > 1 or has_sigma):
             raise RecipeError(
                 "network.head.target: released is defined for one teacher and the head's sigma; "
                 "write gaussian for several teachers or a sigma of the teacher's"
             )
         sigma = self.sigma
-        if target.sigma is not None:
+        if target.constants is not None:
+            sigma = tuple(min(max(each, self.sigma), self.sigma_max) for each in target.constants)
+            # One number for all components is the fastest.
+            sigma = sigma[0] if len(set(sigma)) == 1 else sigma
+        elif target.sigma is not None:
             # Clamping keeps NaN, so replace it first; 0, an unknown sigma, becomes the head's own.
             sigma = target.sigma.nan_to_num(0.0).clamp(self.sigma, self.sigma_max)
         weight = target.component_weight()

@@ -117,3 +117,31 @@ def test_sigma_max_below_sigma_is_refused(given):
         RecipeError, match=rf"^sigma_max: got {given}; metres, at least sigma \(0.4"
     ):
         head(sigma_max=given)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_constants_are_the_same_as_maps_of_them(stride):
+    """One sigma for each component has the divergence and gradient of maps of it, clamped alike."""
+    made, weight = head(stride=stride), torch.tensor([2.0, 1.0])
+    features = torch.randn(2, 4, *(-(-side // stride) for side in SIZE))
+    depth = target(None).depth
+    results = []
+    for constants in ((0.6, 2.5), (0.0, 90.0), (1.5, 1.5)):
+        maps = torch.tensor(constants).view(1, 2, 1, 1).expand_as(depth)
+        for given in (Target(depth, maps, weight), Target(depth, None, weight, constants)):
+            made.weight.grad = None
+            found = made(features, SIZE, given).divergence
+            found.sum().backward()
+            results.append((found.detach(), made.weight.grad))
+        (wanted, slope), (found, gradient) = results[-2:]
+        torch.testing.assert_close(found, wanted, rtol=2e-3, atol=2e-3)
+        torch.testing.assert_close(gradient, slope, rtol=5e-3, atol=5e-3)
+    assert not torch.allclose(results[1][0], results[3][0], rtol=0.05)
+
+
+def test_constants_of_a_released_target_are_refused():
+    """The published target has the head's sigma alone."""
+    with pytest.raises(RecipeError, match="^network.head.target: released"):
+        head(target="released")(
+            torch.randn(2, 4, *SIZE), SIZE, Target(target(None).depth[:, :1], constants=(1.0,))
+        )
