@@ -59,17 +59,18 @@ def in_metres(sample: Sample) -> Sample:
     Args:
         sample: The sample, with depths in any unit.
     """
-    teacher_depth = sample.teacher_depth
+    teacher_depth, units, metres = sample.teacher_depth, sample.teacher_units, 1.0
     if teacher_depth is not None:
-        units = sample.teacher_units
+        # A tuple also says that there are several maps, so it stays one.
         if isinstance(units, tuple):
+            metres = (1.0,) * len(units)
             units = torch.tensor(units).view(-1, 1, 1)
         teacher_depth = teacher_depth.float() / units
     return sample._replace(
         depth=sample.depth.float() / sample.depth_units,
         teacher_depth=teacher_depth,
         depth_units=1.0,
-        teacher_units=1.0,
+        teacher_units=metres,
     )
 
 
