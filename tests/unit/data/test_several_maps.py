@@ -8,12 +8,12 @@ import pytest
 import torch
 from support.fake_data import write_png
 
-from tiekd.data import teacher_maps
+from tiekd.data import contract, teacher_maps
 from tiekd.data.augment.augment import Augment
 from tiekd.data.build import build_dataset
 from tiekd.data.datasets.scenes import write_kitti_layout
 from tiekd.data.decoded_cache import Decoded
-from tiekd.data.loading.loader import training_batches
+from tiekd.data.loading.loader import training_batches, validation_batches
 from tiekd.data.loading.sampler import MicroBatches
 from tiekd.data.resize import OWN_SIZE, Resize
 from tiekd.data.sample import in_metres
@@ -77,6 +77,17 @@ def test_planes_of_a_sample_are_depths_then_sigmas(ground):
     sample = build_dataset(recipe(ground, [{"maps": "far"}] * 2).dataset, "train")[0]
     assert sample.teacher_depth.shape == (2, 48, 96)
     assert sample.sigma_planes == 0
+
+
+def test_whole_frames_have_all_maps(ground):
+    """Frames that are read whole and in metres, as for an audit, have each teacher's maps."""
+    frames = build_dataset(recipe(ground, BOTH).dataset, "train")
+    contract.check_sample(frames[0], frames, 0)
+    found = [batch for _, batch in validation_batches(frames, 1, CPU)]
+    assert len(found) == 2
+    for batch, sample in zip(found, frames, strict=True):
+        assert torch.equal(batch.teacher_depth[0], sample.teacher_depth[:2])
+        assert torch.equal(batch.teacher_sigma[0], sample.teacher_depth[2:])
 
 
 @pytest.mark.parametrize(
