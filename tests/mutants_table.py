@@ -587,8 +587,8 @@ MUTANTS = [
         "sigma_stays_in_metres_with_a_canonical_camera",
         "tiekd.data.target",
         "Target.scaled",
-        "self.sigma * factor",
-        "self.sigma",
+        "sigma * factor",
+        "sigma",
         ("tests/unit/data/test_target.py", "tests/unit/training/test_canonical.py"),
     ),
     Mutant(
