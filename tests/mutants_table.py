@@ -641,7 +641,7 @@ MUTANTS = [
     Mutant(
         "mirrored_prediction_not_turned_back",
         "tiekd.models.flip",
-        "predict",
+        "predict_pair",
         "mirrored.flip(-1)",
         "mirrored",
         ("tests/unit/evaluation/test_evaluate.py",),
