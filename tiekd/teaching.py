@@ -114,7 +114,7 @@ def build_teacher(
                 "teacher: has both maps and a recipe; give `maps` (cached) or `recipe` + "
                 "`checkpoint`"
             )
-        for key in ("flip", "precision"):
+        for key in ("flip", "precision", "sigma"):
             if key in node:
                 raise TeacherError(
                     f"teacher.{key}: cached maps stay as they were made; leave it out, or make "
@@ -144,7 +144,8 @@ def build_teacher(
     # Unless the caller sets another resize, images are resized as when the teacher was trained.
     if resize is None:
         resize = resizes.resize_of(state, _recipe_file(teacher))
-    return FrozenTeacher(network, device, node.get("flip", False), precision, resize)
+    flip, sigma = node.get("flip", False), node.get("sigma")
+    return FrozenTeacher(network, device, flip, precision, resize, sigma)
 
 
 def _recipe_file(teacher: TeacherNode) -> dict | None:

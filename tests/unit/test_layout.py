@@ -128,6 +128,7 @@ ELSEWHERE = {
     "unit/teachers/test_huggingface.py": (
         "teachers/outputs/model_place",
         "teachers/outputs/stated",
+        "teachers/outputs/tips_bins",
     ),
     "unit/teachers/test_teachers.py": (
         "data/batch",

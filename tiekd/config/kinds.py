@@ -34,6 +34,7 @@ TEACHER = {
     "flip": bool,
     "precision": str,
     "audit": str,
+    "sigma": float | dict,
 }
 # The further keys of a teacher that is one of several, and the keys of `name: average`.
 OF_SEVERAL = {"weight": float, "sigma": float}

@@ -168,11 +168,11 @@ class TeacherNode:
 
     @property
     def is_the_recipes_network(self) -> bool:
-        """True if the section describes no teacher, or sets only `flip` and `audit`.
+        """True if the section describes no teacher, or sets only `flip`, `sigma` and `audit`.
 
         bin/cache_teacher.py then computes maps with the recipe's own section `network`.
         """
-        return not self.is_given or self.node.keys() <= {"flip", "audit"}
+        return not self.is_given or self.node.keys() <= {"flip", "sigma", "audit"}
 
     def lending_recipe(self) -> Path | None:
         """Returns the path of the recipe from which the teacher's network has to be copied.

@@ -14,6 +14,7 @@ from tiekd.teachers.external import OutsideTeacher
 from tiekd.teachers.maps import CachedMaps
 from tiekd.teachers.mixture import Teacher, members_of
 from tiekd.teachers.network import FrozenTeacher
+from tiekd.teachers.outputs.sigma import SigmaOptions
 from tiekd.teachers.outputs.teacher import FoundationTeacher, describe
 from tiekd.training import schedules
 from tiekd.training.build import Parts
@@ -47,6 +48,7 @@ def about(parts: Parts) -> list[str]:
     nodes = {node.where: node for node in TeacherList.of(parts.state.recipe).nodes}
     for member in members_of(teacher):
         lines = _about_teacher(member.teacher, nodes.get(member.where), parts)
+        lines += _about_sigma(member.teacher)
         # Several teachers are told apart by their places in the recipe.
         if len(nodes) > 1:
             lines = [f"{member.where}: {line}" for line in lines]
@@ -102,6 +104,17 @@ def _about_teacher(teacher: Teacher, node: TeacherNode | None, parts: Parts) -> 
     if isinstance(teacher, CachedMaps) and folders:
         return [teacher_maps.describe(folders[teacher.place].path)]
     return []
+
+
+def _about_sigma(teacher: Teacher) -> list[str]:
+    """Returns a line for the log about the source of a teacher's sigma; none without a source.
+
+    Args:
+        teacher: The teacher.
+    """
+    sigma = getattr(teacher, "sigma", None)
+    has_source = isinstance(sigma, SigmaOptions) and sigma.source is not None
+    return [sigma.note()] if has_source else []
 
 
 def _about_mixture(recipe: Recipe) -> list[str]:
