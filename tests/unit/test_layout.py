@@ -63,6 +63,7 @@ ELSEWHERE = {
         "evaluation/teacher_audit/truth",
         "evaluation/teacher_audit/verdict",
     ),
+    "unit/tools/test_audit_sigma.py": ("evaluation/teacher_audit/sigmas",),
     "unit/tools/test_audit_teacher.py": ("evaluation/teacher_audit/observe",),
     "unit/evaluation/test_evaluate.py": (
         "models/flip",

@@ -1,8 +1,9 @@
 """Audits the teacher of a recipe: a table, audit.json, an image of the worst and median frame.
 
 The rules are in tiekd/evaluation/teacher_audit/. The teacher sees whole images, as when its maps
-are cached. The audit runs in one process. Left out: audits of ground truth, which bin/check_data.py
-checks.
+are cached. With --sigma its sources of a sigma per pixel are measured, too, and the calibrations
+and sparsification curves written. The audit runs in one process. Left out: audits of ground truth,
+which bin/check_data.py checks, and the sigma of teachers from outside the project.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from tiekd.evaluation.teacher_audit.observe import Observer, Questions
 from tiekd.evaluation.teacher_audit.verdict import Verdict
 from tiekd.files import claim_folder
 from tiekd.teaching import build_teacher
+from tiekd.tools import audit_sigma
 from tiekd.tools.cache_teacher import TIMEOUT_MINUTES, frames_of, sources_of
 from tiekd.training.settings import Recipe
 from tiekd.visualization import pictures
@@ -72,7 +74,8 @@ def observer_of(
         source = next(each for each in sources if each.teacher.where == node.where)
         frames = frames_of(recipe, args.split)
         with errors_of(node.where):
-            teacher = build_teacher(source.node, device, source.resize, recipe.max_depth_m)
+            plain = audit_sigma.without_sigma(source)
+            teacher = build_teacher(plain, device, source.resize, recipe.max_depth_m)
         questions = Questions(swapped=True, covered=True, changed=True)
     return Observer(
         teacher,
@@ -212,14 +215,15 @@ def audit(recipe: Recipe, args: argparse.Namespace, device: torch.device, index:
         The exit code: 0 if nothing is above its limit, 1 if something is.
 
     Raises:
-        DataError: too few frames can be read.
+        TeacherError: --sigma is given for a teacher that can't have one.
+        DataError: too few frames can be read, or have ground truth for --sigma.
     """
     out = args.out or Path("work_dirs") / f"audit_{Path(args.recipe).stem}"
     if recipe.teachers.several is not None:
         out = out / f"teacher_{index}"
         print(f"{recipe.teachers.nodes[index].where}:")
     observer = observer_of(recipe, args, device, index)
-    claim_folder(out, (JSON, PICTURE))
+    claim_folder(out, (JSON, PICTURE, *(audit_sigma.FILES if args.sigma else ())))
     observed = observer.observe(args.frames)
     if len(observed) < verdict.MIN_FRAMES:
         raise DataError(
@@ -229,6 +233,9 @@ def audit(recipe: Recipe, args: argparse.Namespace, device: torch.device, index:
     if args.no_truth:
         observed = [replace(frame, truth=np.zeros_like(frame.truth)) for frame in observed]
     judged = verdict.judge(observed, recipe.max_depth_m)
+    uncertain = None
+    if args.sigma:
+        uncertain = audit_sigma.measure(recipe, args, observer, index)
     shown = shown_frames(judged, observed)
     names = {word: frame.name for word, frame in shown.items()}
     # Write JSON and image before printing, so that the printed path exists.
@@ -241,6 +248,10 @@ def audit(recipe: Recipe, args: argparse.Namespace, device: torch.device, index:
     }
     write_durably(out / JSON, (json.dumps(result, indent=1) + "\n").encode())
     write_image(out / PICTURE, picture(observer, shown))
+    if uncertain is not None:
+        audit_sigma.write(uncertain, out)
     print(report.table(judged))
+    if uncertain is not None:
+        print(audit_sigma.told(uncertain, out))
     print(f"Worst frame: {names['worst']}, median frame: {names['median']}; see {out / PICTURE}")
     return int(bool(judged.suspicions))

@@ -52,7 +52,8 @@ class Observer:
     """Calls a teacher for frames of a dataset, and collects what the audit needs.
 
     Attributes:
-        teacher: Function from a batch to the teacher's depth, (B, 1, H, W) float32, metres.
+        teacher: Function from a batch to the teacher's depth, (B, 1, H, W) float32, metres, or to a
+            `Target`.
         frames: The dataset.
         max_depth_m: The student's largest depth in metres.
         device: Device to which batches are moved.
