@@ -9,6 +9,7 @@ engine's `train()` would update its BatchNorm statistics, and every checkpoint w
 weights.
 """
 
+import hashlib
 import shlex
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tiekd.config.build import build
 from tiekd.config.recipe import load_recipe, work_dir_of
 from tiekd.config.teacher_node import TeacherList, TeacherNode, errors_of
 from tiekd.data import resize as resizes
+from tiekd.data import teacher_maps
 from tiekd.data.resize import Resize
 from tiekd.errors import CheckpointError, TeacherError
 from tiekd.files import check_readable
@@ -62,7 +64,30 @@ def build_teachers(recipe: dict, device: torch.device, max_depth_m: float) -> Te
             teacher = build_teacher(node.part, device, max_depth_m=max_depth_m, maps_place=place)
         members.append(Member(teacher, node.where, node.weight, node.sigma))
     mixture = Mixture(members, device)
-    return mixture if teachers.several == "teachers" else Average(mixture, teachers.weights)
+    if teachers.several == "teachers":
+        return mixture
+    return Average(mixture, teachers.weights, teachers.sigma, digest_of_maps(teachers))
+
+
+def digest_of_maps(teachers: TeacherList) -> str | None:
+    """Returns a digest of the teachers whose maps are averaged, and of their weights.
+
+    Args:
+        teachers: The teachers.
+
+    Returns:
+        64 hexadecimal digits; None if a teacher has no cached maps, or nothing says which network
+        made them.
+    """
+    digest = hashlib.sha256(teachers.weights.encode())
+    for node in teachers.nodes:
+        folder = None if node.maps is None else Path(node.maps).expanduser()
+        manifest = None if folder is None else teacher_maps.read_manifest(folder)
+        found = None if manifest is None else manifest.get("teacher_digest")
+        if found is None:
+            return None
+        digest.update(f"{found} {node.weight} {node.sigma}".encode())
+    return digest.hexdigest()
 
 
 def build_teacher(

@@ -37,8 +37,9 @@ TEACHER = {
     "sigma": float | dict,
 }
 # The further keys of a teacher that is one of several, and the keys of `name: average`.
-OF_SEVERAL = {"weight": float, "sigma": float}
+OF_SEVERAL = {"weight": float, "sigma": float | dict}
 AVERAGE = {"name": str, "teachers": list[dict], "weights": str, "audit": str}
+AVERAGE["sigma"] = float | dict
 
 _TIEKD = Path(__file__).parents[1]
 _NETWORK = {

@@ -22,6 +22,7 @@ from tiekd.errors import RecipeError, UserError
 
 # The value of `teacher.name` for the mean of several teachers, and what `weights` of it may be.
 MEAN = "average"
+IN_MEAN = "teacher.teachers"  # the key of the averaged teachers
 WEIGHTS = ("given", "precision")
 _AUDIT = ("on", "off")
 # The beginning of a message about the teacher, if it doesn't name one of several.
@@ -148,6 +149,13 @@ class TeacherNode:
         return None if path is None else Path(path)
 
     @property
+    def calibration(self) -> Path | None:
+        """The path of the calibration of the teacher's sigma; None if it isn't given."""
+        sigma = self.node.get("sigma") if self.is_given else None
+        path = sigma.get("calibration") if isinstance(sigma, dict) else None
+        return Path(path).expanduser() if isinstance(path, str) else None
+
+    @property
     def is_audited(self) -> bool:
         """True if the teacher's depth has to be audited before training (`teacher.audit: on`)."""
         return self.is_given and self.node.get("audit", _AUDIT[0]) == _AUDIT[0]
@@ -260,12 +268,14 @@ class TeacherList:
             "teacher.teachers" for their mean; None for one teacher or none.
         weights: For a mean, one of WEIGHTS: by the key `weight` alone, or also by 1 / sigma^2.
         is_audited: False if `teacher.audit: off` says of a mean that no teacher is audited.
+        sigma: For a mean, the value of `teacher.sigma`; None without one.
     """
 
     nodes: tuple[TeacherNode, ...] = ()
     several: str | None = None
     weights: str = WEIGHTS[0]
     is_audited: bool = True
+    sigma: float | dict | None = None
 
     @classmethod
     def of(cls, recipe: dict) -> "TeacherList":
@@ -294,8 +304,8 @@ class TeacherList:
             )
         whole = TeacherNode(one)
         whole.check()
-        nodes = _entries(one.get("teachers"), "teacher.teachers")
-        return cls(nodes, "teacher.teachers", weights, whole.is_audited)
+        nodes = _entries(one.get("teachers"), IN_MEAN)
+        return cls(nodes, IN_MEAN, weights, whole.is_audited, one.get("sigma"))
 
     @property
     def is_given(self) -> bool:

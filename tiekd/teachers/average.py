@@ -5,7 +5,9 @@
 It is the weighted mean of the depths that are valid in a pixel, by each teacher's `weight`; with
 `weights: precision` by weight / sigma^2, the best weights if the errors are independent and sigma
 is their standard deviation. Where two teachers see different surfaces, a mean is on neither of
-them; `teachers` learns both instead. Costs: those of all teachers, and a few operations per pixel.
+them; `teachers` learns both instead. With `sigma: {from: between}` it also gives a sigma, by how
+far the teachers differ; a mixture has none, since it learns their difference already. Costs: those
+of all teachers, and a few operations per pixel.
 """
 
 import torch
@@ -15,6 +17,7 @@ from tiekd.data.batch import Batch
 from tiekd.data.target import Target
 from tiekd.errors import TeacherError
 from tiekd.teachers.mixture import Member, Mixture
+from tiekd.teachers.outputs.sigma import disagreement, options_of
 
 
 class Average:
@@ -23,15 +26,28 @@ class Average:
     Attributes:
         mixture: The teachers.
         by_precision: True to weight by 1 / sigma^2, too.
+        sigma: The source of the sigma of each pixel; None for depth alone.
 
     Args:
         mixture: The attribute `mixture`.
         weights: "given" or "precision".
+        sigma: The recipe's `teacher.sigma`; None for depth alone.
+        digest: Digest of the teachers' maps; None if it isn't known.
     """
 
-    def __init__(self, mixture: Mixture, weights: str = "given"):
+    def __init__(
+        self,
+        mixture: Mixture,
+        weights: str = "given",
+        sigma: float | dict | None = None,
+        digest: str | None = None,
+    ):
         self.mixture = mixture
         self.by_precision = weights == "precision"
+        self.sigma = options_of(sigma)
+        if self.sigma is not None:
+            self.sigma.check_source(("between",), flip=False)
+            self.sigma.check_teacher(digest, flip=False)
 
     @property
     def members(self) -> tuple[Member, ...]:
@@ -44,7 +60,7 @@ class Average:
         return self.mixture.needs_focal
 
     @torch.no_grad()
-    def __call__(self, batch: Batch) -> Tensor | None:
+    def __call__(self, batch: Batch) -> Tensor | Target | None:
         """Returns the mean depth of a batch.
 
         Args:
@@ -52,13 +68,22 @@ class Average:
 
         Returns:
             (B, 1, H, W) float32, metres, 0 where no teacher is valid; None if a teacher has no
-            depth for this batch.
+            depth for this batch. With `sigma` it is a `Target` of this depth and its sigma.
 
         Raises:
             TeacherError: A teacher has no sigma, but is weighted by it.
         """
         target = self.components(batch)
-        return None if target is None else target.mean_depth()
+        if target is None:
+            return None
+        depth = target.mean_depth()
+        if self.sigma is None:
+            return depth
+        if self.sigma.source is None:
+            raw = torch.full_like(depth, self.sigma.constant)
+        else:
+            raw = disagreement(torch.where(target.valid(), target.depth, 0))
+        return Target(depth, self.sigma.finished(raw, depth))
 
     def components(self, batch: Batch) -> Target | None:
         """Returns the depths of all teachers, with the weights that their mean has.

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from tiekd.config.teacher_node import TeacherNode, errors_of
 from tiekd.data import sigma_calibration
+from tiekd.data.build import build_dataset
 from tiekd.data.image_io import write_durably, write_image
 from tiekd.data.sigma_calibration import NAME, Calibration
 from tiekd.errors import DataError, TeacherError
@@ -26,7 +28,7 @@ from tiekd.teachers.network import FrozenTeacher
 from tiekd.teachers.outputs import digest as digests
 from tiekd.teachers.outputs.sigma import SOURCES
 from tiekd.teachers.outputs.teacher import FoundationTeacher
-from tiekd.teaching import build_teacher
+from tiekd.teaching import build_teacher, build_teachers, digest_of_maps
 from tiekd.tools.cache_teacher import Source, sources_of
 from tiekd.training.settings import Recipe
 from tiekd.visualization import charts
@@ -89,6 +91,35 @@ def measure(recipe: Recipe, args: argparse.Namespace, observer: Observer, index:
             continue
         frames = sigmas.observe(replace(observer, teacher=built), args.frames)
         _add(found, name, frames, recipe.max_depth_m, _digest(built), bool(node.get("flip")))
+    return found
+
+
+def measure_mean(recipe: Recipe, args: argparse.Namespace, device: torch.device) -> Sigmas:
+    """Measures the sigma by which the teachers differ whose cached maps are averaged.
+
+    Args:
+        recipe: the recipe, with overrides applied, whose teacher is a mean.
+        args: the parsed command line of bin/audit_teacher.py.
+        device: the device on which maps are averaged.
+
+    Raises:
+        TeacherError: A teacher has no cached maps.
+        DataError: Too few frames have ground truth.
+    """
+    teachers = recipe.teachers
+    for node in teachers.nodes:
+        if node.maps is None:
+            raise TeacherError(
+                f"--sigma: {node.where} has no cached maps; make them with bin/cache_teacher.py, "
+                "and give their folders"
+            )
+    node = recipe.node["teacher"] | {"sigma": {"from": "between"}}
+    mean = build_teachers({"teacher": node}, device, recipe.max_depth_m)
+    frames = build_dataset(recipe.dataset, "train", as_evaluated=True, held_out=())
+    observer = Observer(mean, frames, recipe.max_depth_m, device)
+    found = Sigmas({}, {}, {})
+    seen = sigmas.observe(observer, args.frames)
+    _add(found, "between", seen, recipe.max_depth_m, digest_of_maps(teachers), flip=False)
     return found
 
 

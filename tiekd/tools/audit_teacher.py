@@ -18,7 +18,7 @@ from PIL import ExifTags, Image
 from torch.utils.data import Dataset
 
 from tiekd.config.recipe import load_recipe
-from tiekd.config.teacher_node import TeacherNode, errors_of
+from tiekd.config.teacher_node import IN_MEAN, TeacherNode, errors_of
 from tiekd.data.build import build_dataset
 from tiekd.data.frames import Frames
 from tiekd.data.image_io import write_durably, write_image
@@ -186,7 +186,8 @@ def picture(observer: Observer, shown: Mapping[str, AuditFrame]) -> np.ndarray:
 def run(args: argparse.Namespace) -> int:
     """Runs bin/audit_teacher.py: audits a recipe's teacher, writes the results and prints a table.
 
-    Each of several teachers is audited by itself.
+    Each of several teachers is audited by itself. With --sigma, it is also measured how far those
+    of a mean differ.
 
     Args:
         args: the program's parsed command line.
@@ -199,7 +200,18 @@ def run(args: argparse.Namespace) -> int:
     """
     recipe = Recipe(load_recipe(args.recipe, args.overrides))
     device = process_group.start_rank(TIMEOUT_MINUTES)
-    return max(audit(recipe, args, device, i) for i in range(max(1, len(recipe.teachers.nodes))))
+    teachers = recipe.teachers
+    code = max(audit(recipe, args, device, i) for i in range(max(1, len(teachers.nodes))))
+    if args.sigma and teachers.several == IN_MEAN:
+        found, out = audit_sigma.measure_mean(recipe, args, device), _folder(args)
+        claim_folder(out, audit_sigma.FILES)
+        audit_sigma.write(found, out)
+        print(audit_sigma.told(found, out))
+    return code
+
+
+def _folder(args: argparse.Namespace) -> Path:
+    return args.out or Path("work_dirs") / f"audit_{Path(args.recipe).stem}"
 
 
 def audit(recipe: Recipe, args: argparse.Namespace, device: torch.device, index: int = 0) -> int:
@@ -218,12 +230,14 @@ def audit(recipe: Recipe, args: argparse.Namespace, device: torch.device, index:
         TeacherError: --sigma is given for a teacher that can't have one.
         DataError: too few frames can be read, or have ground truth for --sigma.
     """
-    out = args.out or Path("work_dirs") / f"audit_{Path(args.recipe).stem}"
+    out = _folder(args)
+    # How far the teachers of a mean differ is measured when all are audited.
+    with_sigma = args.sigma and recipe.teachers.several != IN_MEAN
     if recipe.teachers.several is not None:
         out = out / f"teacher_{index}"
         print(f"{recipe.teachers.nodes[index].where}:")
     observer = observer_of(recipe, args, device, index)
-    claim_folder(out, (JSON, PICTURE, *(audit_sigma.FILES if args.sigma else ())))
+    claim_folder(out, (JSON, PICTURE, *(audit_sigma.FILES if with_sigma else ())))
     observed = observer.observe(args.frames)
     if len(observed) < verdict.MIN_FRAMES:
         raise DataError(
@@ -234,7 +248,7 @@ def audit(recipe: Recipe, args: argparse.Namespace, device: torch.device, index:
         observed = [replace(frame, truth=np.zeros_like(frame.truth)) for frame in observed]
     judged = verdict.judge(observed, recipe.max_depth_m)
     uncertain = None
-    if args.sigma:
+    if with_sigma:
         uncertain = audit_sigma.measure(recipe, args, observer, index)
     shown = shown_frames(judged, observed)
     names = {word: frame.name for word, frame in shown.items()}

@@ -53,6 +53,7 @@ from tiekd.teachers.network import FrozenTeacher
 from tiekd.teachers.outputs import anchor_quality
 from tiekd.teachers.outputs import digest as digests
 from tiekd.teachers.outputs.anchoring import Quality
+from tiekd.teachers.outputs.sigma import SigmaOptions
 from tiekd.teachers.outputs.teacher import FoundationTeacher, describe
 from tiekd.teaching import build_teacher, teacher_checkpoint
 from tiekd.training import teacher_audit
@@ -317,6 +318,10 @@ def cache_maps(
     check_same({"map": frames})
     if _gives_sigma(teacher, frames, device, where):
         manifest[teacher_maps.SIGMA_SCALE] = manifest["full_scale_m"]
+        stated = getattr(teacher, "sigma", None)
+        if isinstance(stated, SigmaOptions):
+            manifest[teacher_maps.SIGMA] = stated.description
+            told += filter(None, [stated.note()])
     if source.teacher.name is None:
         least = least_size.least_side(teacher.network)
         least_size.check_frames(frames, teacher.resize, least, "the teacher's data.resize")

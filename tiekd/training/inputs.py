@@ -332,6 +332,8 @@ def _single_files(
     for teacher in teachers:
         if teacher.checkpoint is not None:
             yield f"{teacher.where}.checkpoint", teacher.checkpoint.expanduser()
+        if teacher.calibration is not None:
+            yield f"{teacher.where}.sigma.calibration", teacher.calibration
         for model in (teacher, teacher.anchor):
             yield from ((f"{model.where} {path.name}", path) for path in model.model_files)
     folders = [folder.path for folder in getattr(datasets["train"], "map_folders", ())]

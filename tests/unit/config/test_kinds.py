@@ -267,7 +267,7 @@ def test_kind_of_key_of_several_teachers(several):
         (0, "weight"): float,
         (0, "network", "encoder", "pretrained"): Path,
         (1, "file"): Path,
-        (1, "sigma"): float,
+        (1, "sigma"): float | dict | None,
         (1, "nonsense"): Any,
     }
     assert {key: kinds.kind_of((*several, *key), recipe) for key in of} == of

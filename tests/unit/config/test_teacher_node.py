@@ -232,7 +232,7 @@ MEAN = {"name": "average", "teachers": [{"maps": "a"}]}
             {"teacher": MEAN | {"weights": "best"}},
             "^teacher.weights: got 'best'; allowed: given, pr",
         ),
-        ({"teacher": MEAN | {"sigma": 1.0}}, "^teacher: unknown key 'sigma'"),
+        ({"teacher": MEAN | {"sigmas": 1.0}}, "^teacher: unknown key 'sigmas'"),
         ({"teacher": MEAN | {"teachers": [MEAN]}}, r"^teacher.teachers\[0\].name: got 'average'"),
         ({"teacher": {"maps": "a", "weight": 1.0}}, "^teacher: unknown key 'weight'"),
     ],
@@ -265,3 +265,12 @@ def test_errors_of_a_teacher_name_its_place(told, expected):
         raise RecipeError(told, ("a.b",))
     assert str(error.value) == expected
     assert error.value.keys == ("a.b",)
+
+
+def test_calibration_is_the_path_in_sigma():
+    """The file of a calibration is named by a source of sigma; a number names none."""
+    node = TeacherNode({"name": "moge", "sigma": {"from": "flip", "calibration": "~/sigma.json"}})
+    assert node.calibration == Path.home() / "sigma.json"
+    for sigma in (0.5, {"from": "flip"}, {"from": "flip", "calibration": 3}):
+        assert TeacherNode({"name": "moge", "sigma": sigma}).calibration is None
+    assert TeacherNode(None).calibration is None

@@ -62,3 +62,21 @@ def test_average_tells_its_teachers_and_their_depths():
     assert torch.equal(made.components(None).depth, torch.cat((NEAR, FAR), 1))
     assert not made.needs_focal
     assert average("given", (NEAR, 1.0, None), (None, 1.0, None))(None) is None
+
+
+def test_sigma_between_teachers():
+    """Sigma is the standard deviation between the valid teachers, and 0 where no depth is."""
+    members = [Member(lambda batch, d=d: d) for d in (NEAR, FAR)]
+    mixture = Mixture(members, torch.device("cpu"))
+    found = Average(mixture, sigma={"from": "between", "factor": 2})(None)
+    assert values(found.depth) == [4.0, 4.0, 8.0, 0.0]
+    # Both are valid in the first pixel alone, which is in the windows of the first two.
+    assert values(found.sigma) == pytest.approx([2 * 4 / 2**0.5] * 2 + [0.0, 0.0])
+    constant = Average(mixture, sigma=0.3)(None)
+    assert values(constant.sigma) == pytest.approx([0.3, 0.3, 0.3, 0.0])
+
+
+def test_mean_refuses_other_sources():
+    """The mean has no mirror image and no distribution of its own."""
+    with pytest.raises(TeacherError, match="teacher.sigma.from: got flip, .*: between, or a"):
+        Average(Mixture([Member(lambda _: NEAR)], torch.device("cpu")), sigma={"from": "flip"})

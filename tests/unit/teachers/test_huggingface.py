@@ -576,7 +576,6 @@ def test_tips_sigma_of_model(models):
     expected = torch.nn.functional.interpolate(width, size=(64, 96), mode="bilinear")
     assert torch.allclose(found.sigma, expected, atol=1e-5)
     assert found.sigma.std() > 0
-    assert teacher.description["sigma"]["from"] == "own"
 
 
 def test_tips_sigma_of_mirrored_model(models):

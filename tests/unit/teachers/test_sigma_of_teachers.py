@@ -220,9 +220,8 @@ def test_foundation_sigma_of_canonical_output():
 
 
 def test_foundation_constant_sigma():
-    """A constant sigma is in the manifest's description, and 0 without a depth."""
+    """A constant sigma is 0 without a depth."""
     teacher = foundation(0.5)
-    assert teacher.description["sigma"] == 0.5
     data = batch_of(images_of(1), [None])
     inside = data.inside.clone()
     inside[..., :7] = False

@@ -9,12 +9,14 @@ import torch
 from PIL import Image
 
 from tiekd.config.teacher_node import TeacherNode
+from tiekd.data import image_io, teacher_maps
 from tiekd.data.build import build_dataset
 from tiekd.data.datasets.scenes import render, write_kitti_layout
 from tiekd.data.target import Target
 from tiekd.errors import DataError, TeacherError
 from tiekd.evaluation.teacher_audit.observe import Observer
 from tiekd.teachers.outputs.sigma import options_of
+from tiekd.teaching import build_teachers
 from tiekd.tools import audit_sigma
 from tiekd.tools.cache_teacher import Source
 from tiekd.training.settings import Recipe
@@ -147,3 +149,42 @@ def test_without_sigma():
     assert "sigma" not in audit_sigma.without_sigma(Source(TeacherNode(TEACHER), False))
     mine = TeacherNode({"name": "mine.teacher", "sigma": 2})
     assert audit_sigma.without_sigma(Source(mine, False))["sigma"] == 2
+
+
+def test_measure_mean_of_maps(root, tmp_path):
+    """How far cached maps differ is measured against the errors of their mean."""
+    frames = build_dataset(_recipe(root).dataset, "train", held_out=())
+    draw, entries = np.random.default_rng(0), []
+    for name in "ab":
+        folder = tmp_path / name
+        folder.mkdir()
+        for index in range(NUM_FRAMES):
+            scene = render(0, index, *SIZE).depth
+            # The left half is predicted worse, by both independently.
+            sigma = np.where(np.arange(SIZE[1]) < SIZE[1] // 2, 0.3, 0.05)
+            depth = np.where(scene > 0, scene, 70) * np.exp(sigma * draw.standard_normal(SIZE))
+            encoded = image_io.encode_teacher_map(depth.astype(np.float32).clip(0.1, 79), 80.0)
+            (folder / frames.map_name(index)).write_bytes(encoded)
+        manifest = teacher_maps.make_manifest(80.0, None, {"name": "moge"}, f"digest {name}", False)
+        teacher_maps.write_manifest(folder, manifest)
+        entries.append({"maps": str(folder)})
+    mean = {"name": "average", "teachers": entries}
+    recipe = _recipe(root, teacher=mean)
+    found = audit_sigma.measure_mean(recipe, Namespace(frames=NUM_FRAMES), CPU)
+    assert found.measured["between"].at_depth.low > 0.2
+    audit_sigma.write(found, tmp_path)
+    sigma = {"from": "between", "calibration": str(tmp_path / "sigma.json")}
+    teacher = build_teachers({"teacher": mean | {"sigma": sigma}}, CPU, 80.0)
+    assert teacher.sigma.calibration.orders_errors
+    # Other weights are another mean.
+    entries[0]["weight"] = 2.0
+    with pytest.raises(TeacherError, match="it is of another teacher"):
+        build_teachers({"teacher": mean | {"sigma": sigma}}, CPU, 80.0)
+
+
+def test_measure_mean_needs_maps(root):
+    """A network in the mean is refused in one line."""
+    recipe = _recipe(root, teacher={"name": "average", "teachers": [TEACHER]})
+    told = r"--sigma: teacher.teachers\[0\] has no cached maps; make them with bin/cache_teacher.py"
+    with pytest.raises(TeacherError, match=told):
+        audit_sigma.measure_mean(recipe, Namespace(frames=NUM_FRAMES), CPU)

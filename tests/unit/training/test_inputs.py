@@ -600,3 +600,15 @@ def test_inputs_of_several_teachers_are_named(run):
     ]
     del run.node["teachers"][1]
     assert any(line.startswith("the sigma map 1 of 8 train") for line in refusals(run, started))
+
+
+def test_inputs_calibration_of_sigma_refused(run):
+    """A changed calibration of a teacher's sigma is another teacher, and refused by name."""
+    path = run.folder / "sigma.json"
+    path.write_text("1")
+    network = {"encoder": {}, "decoder": {}, "head": {}}
+    sigma = {"from": "own", "calibration": str(path)}
+    run.node["teacher"] = {"network": network, "checkpoint": str(path), "sigma": sigma}
+    started = run.record()
+    path.write_text("2")
+    assert f"teacher.sigma.calibration: {path} has another content" in refusals(run, started)

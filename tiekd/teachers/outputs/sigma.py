@@ -71,13 +71,12 @@ class SigmaOptions:
         """The sigma for the manifest of cached maps: its source, factors, limit and figures."""
         if self.source is None:
             return self.constant
-        node = {"from": self.source, "factors": self.factors, "max_m": self.max_m}
-        if self.modes:
-            node["modes"] = self.modes
+        factors = [list(pair) for pair in self.factors]
+        node = {"from": self.source, "factors": factors, "max_m": self.max_m}
         if self.calibration is not None:
             node["frames"] = self.calibration.frames
-            node["rank_correlation"] = self.calibration.correlation
-            node["rank_correlation_at_equal_depth"] = self.calibration.at_depth
+            node["rank_correlation"] = list(self.calibration.correlation)
+            node["rank_correlation_at_equal_depth"] = list(self.calibration.at_depth)
         return node
 
     def check_source(self, allowed: Collection[str], flip: bool) -> None:

@@ -167,7 +167,6 @@ class FoundationTeacher:
         self.sigma = options.sigma
         if self.sigma is not None:
             self._check_sigma()
-            self.description["sigma"] = self.sigma.description
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Tensor | Target:

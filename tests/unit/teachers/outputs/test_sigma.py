@@ -104,7 +104,7 @@ def test_options_of_calibration(calibration):
     assert (
         "times 1.00 to 3.00; rank correlation with its errors 0.40 [0.30, 0.50]" in options.note()
     )
-    assert options.description["rank_correlation"] == (0.4, 0.3, 0.5)
+    assert options.description["rank_correlation"] == [0.4, 0.3, 0.5]
     options.check_teacher("ab12", flip=True)
     with pytest.raises(TeacherError, match="it is of another teacher"):
         options.check_teacher("cd34", flip=True)
