@@ -320,6 +320,24 @@ class TeacherList:
         """
         return {f"{node.where}.maps": node.maps for node in self.nodes if node.maps is not None}
 
+    @property
+    def stated_sigmas(self) -> dict[str, float | dict]:
+        """The options that say which sigma the student learns -> their values.
+
+        The sigmas of the teachers of a mean only weight them; its own is that of `teacher.sigma`. A
+        module from outside the project interprets a key `sigma` itself.
+        """
+        if self.several == IN_MEAN:
+            return {} if self.sigma is None else {"teacher.sigma": self.sigma}
+        stated = {}
+        for node in self.nodes:
+            sigma = node.sigma
+            if sigma is None and node.module is None:
+                sigma = node.node.get("sigma")
+            if sigma is not None:
+                stated[f"{node.where}.sigma"] = sigma
+        return stated
+
     def place_of_maps(self, index: int) -> int:
         """Returns the place in `maps` of the folder of a teacher with cached maps.
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from tiekd.config.build import build
-from tiekd.config.teacher_node import TeacherList, errors_of
+from tiekd.config.teacher_node import IN_MEAN, TeacherList, errors_of
 from tiekd.data import least_size, trained_on
 from tiekd.data.batch import Batch
 from tiekd.data.build import build_dataset
@@ -308,34 +308,30 @@ def check_sigmas(network: nn.Module, teachers: TeacherList, train_set: Dataset) 
         teachers: The recipe's teachers.
         train_set: The data set of the training frames, which may have cached maps of sigma.
     """
-    head = network.head
-    folders = getattr(train_set, "map_folders", ())
-    has_sigma = any(node.sigma is not None for node in teachers.nodes) or any(
-        folder.sigma_scale_m is not None for folder in folders
+    head, stated = network.head, teachers.stated_sigmas
+    has_maps = any(
+        folder.sigma_scale_m is not None for folder in getattr(train_set, "map_folders", ())
     )
-    is_mixture = teachers.several == "teachers"
-    if getattr(head, "target", None) == "released" and (
-        (is_mixture and len(teachers.nodes) > 1)
-        or (has_sigma and teachers.several != "teacher.teachers")
-    ):
+    has_sigma = bool(stated) or (has_maps and teachers.several != IN_MEAN)
+    is_mixture = teachers.several == "teachers" and len(teachers.nodes) > 1
+    if getattr(head, "target", None) == "released" and (is_mixture or has_sigma):
         raise RecipeError(
             "network.head.target: got released, which is defined for one teacher and the head's "
             "sigma; set network.head.target=gaussian for several teachers or their sigma"
         )
-    # The weights of a mean use any sigma. With a canonical camera the head's limits aren't metres.
-    for node in teachers.nodes if is_mixture else ():
-        if node.sigma is None:
-            continue
+    for option, sigma in stated.items():
+        is_number = isinstance(sigma, int | float)
+        got = f"{sigma:g}" if is_number else str(sigma)
         if not getattr(head, "takes_target", False):
             raise RecipeError(
-                f"{node.where}.sigma: got {node.sigma:g}, which only a dpm head learns; leave it "
-                "out, or set network.head.name=dpm"
+                f"{option}: got {got}, which only a dpm head learns; leave it out, or set "
+                "network.head.name=dpm"
             )
-        is_within = head.sigma <= node.sigma <= head.sigma_max
-        if network.canonical is None and not is_within:
+        # With a canonical camera the head's limits aren't metres.
+        if is_number and network.canonical is None and not head.sigma <= sigma <= head.sigma_max:
             raise RecipeError(
-                f"{node.where}.sigma: got {node.sigma:g}; it must be within the head's "
-                f"network.head.sigma ({head.sigma:g}) and sigma_max ({head.sigma_max:g}), in metres"
+                f"{option}: got {got}; it must be within the head's network.head.sigma "
+                f"({head.sigma:g}) and sigma_max ({head.sigma_max:g}), in metres"
             )
 
 

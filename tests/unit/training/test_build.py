@@ -296,6 +296,11 @@ def test_sigma_beyond_the_heads_limits_is_refused(entries, line):
         check_sigmas(dpm_network(), several(*entries), None)
     check_sigmas(dpm_network(canonical=Canonical(100.0, 0.5, 2.0)), several(*entries), None)
     check_sigmas(dpm_network(), several({"sigma": 0.5}, {"sigma": 5.0}, {}), None)
+    one = TeacherList.of({"teacher": {"name": "moge", "sigma": 0.4}})
+    with pytest.raises(RecipeError, match="^teacher.sigma: got 0.4; it must be within the head's"):
+        check_sigmas(dpm_network(), one, None)
+    source = TeacherList.of({"teacher": {"name": "moge", "sigma": {"from": "flip"}}})
+    check_sigmas(dpm_network(), source, None)
 
 
 def test_sigma_without_a_dpm_head_is_refused():
@@ -307,6 +312,11 @@ def test_sigma_without_a_dpm_head_is_refused():
     check_sigmas(network, several({}, {}), None)
     node = {"name": "average", "weights": "precision", "teachers": [{"maps": "m", "sigma": 0.1}]}
     check_sigmas(network, TeacherList.of({"teacher": node}), None)
+    sigma = {"sigma": {"from": "between"}}
+    for told in (node | sigma, {"name": "moge"} | sigma):
+        with pytest.raises(RecipeError, match=r"^teacher.sigma: got {'from': 'between'}, which on"):
+            check_sigmas(network, TeacherList.of({"teacher": told}), None)
+    check_sigmas(network, TeacherList.of({"teacher": {"name": "mine.own", "sigma": 2}}), None)
 
 
 def test_released_target_is_refused_for_several_teachers_and_sigma():
@@ -317,6 +327,7 @@ def test_released_target_is_refused_for_several_teachers_and_sigma():
     for teachers, frames in (
         (several({}, {}), None),
         (several({"sigma": 1.0}), None),
+        (TeacherList.of({"teacher": {"name": "moge", "sigma": {"from": "flip"}}}), None),
         (one, with_sigma),
     ):
         with pytest.raises(RecipeError, match=line):
