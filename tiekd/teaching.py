@@ -32,6 +32,7 @@ from tiekd.teachers.ground_truth import GroundTruth
 from tiekd.teachers.maps import CachedMaps
 from tiekd.teachers.mixture import Member, Mixture, Teacher
 from tiekd.teachers.network import FrozenTeacher, check_precision
+from tiekd.teachers.outputs.sigma import options_of
 from tiekd.teachers.outputs.teacher import FoundationTeacher
 from tiekd.workdir import workdir
 from tiekd.workdir.checkpoints import find_weights
@@ -140,12 +141,16 @@ def build_teacher(
                 "`checkpoint`"
             )
         for key in ("flip", "precision", "sigma"):
+            # A constant sigma needs no map.
+            if key == "sigma" and not isinstance(node.get("sigma"), dict):
+                continue
             if key in node:
                 raise TeacherError(
                     f"teacher.{key}: cached maps stay as they were made; leave it out, or make "
                     "others with it"
                 )
-        return CachedMaps(maps_place)
+        sigma = options_of(node.get("sigma"))
+        return CachedMaps(maps_place, None if sigma is None else sigma.constant)
     if not teacher.network:
         raise TeacherError(
             "teacher: give `recipe` (and `checkpoint`) for a network, or `maps` for cached maps"

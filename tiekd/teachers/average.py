@@ -80,9 +80,8 @@ class Average:
         if self.sigma is None:
             return depth
         if self.sigma.source is None:
-            raw = torch.full_like(depth, self.sigma.constant)
-        else:
-            raw = disagreement(torch.where(target.valid(), target.depth, 0))
+            return Target(depth, constants=(self.sigma.constant,))
+        raw = disagreement(torch.where(target.valid(), target.depth, 0))
         return Target(depth, self.sigma.finished(raw, depth))
 
     def components(self, batch: Batch) -> Target | None:

@@ -101,7 +101,7 @@ class FrozenTeacher:
         # The teacher's precision overrides an enclosing autocast; fp32 disables autocast.
         dtype = PRECISIONS[self.precision]
         with torch.autocast(batch.image.device.type, dtype, enabled=dtype is not None):
-            if self.sigma is None:
+            if self.sigma is None or self.sigma.source is None:
                 depth = predict(self.network, batch.image, self.flip, self._focal(batch))
             else:
                 depth, sigma, weight = self._with_sigma(batch)
@@ -109,6 +109,8 @@ class FrozenTeacher:
         depth = torch.where(batch.inside, depth.float(), 0)
         if self.sigma is None:
             return depth
+        if self.sigma.source is None:
+            return Target(depth, constants=(self.sigma.constant,))
         sigma = self.sigma.finished(sigma, depth)
         return Target(depth, sigma, weight if self.sigma.modes else None)
 
@@ -136,16 +138,12 @@ class FrozenTeacher:
             # Pixels from outside the image don't count in the windows of their neighbours.
             pair = torch.where(batch.inside, torch.cat((plain, mirrored), dim=1), 0)
             return Modes((plain + mirrored) / 2, disagreement(pair), torch.ones_like(plain))
-        if self.sigma.source == "own":
-            found = self._own(batch.image, focal)
-            if not self.flip:
-                return found
-            other = Modes(*(each.flip(-1) for each in self._own(batch.image.flip(-1), focal)))
-            squares = found.sigma.square() + other.sigma.square()
-            return Modes((found.depth + other.depth) / 2, (squares / 2).sqrt(), found.weight)
-        depth = predict(self.network, batch.image, self.flip, focal)
-        constant = torch.full_like(depth, self.sigma.constant)
-        return Modes(depth, constant, torch.ones_like(depth))
+        found = self._own(batch.image, focal)
+        if not self.flip:
+            return found
+        other = Modes(*(each.flip(-1) for each in self._own(batch.image.flip(-1), focal)))
+        squares = found.sigma.square() + other.sigma.square()
+        return Modes((found.depth + other.depth) / 2, (squares / 2).sqrt(), found.weight)
 
     def _own(self, image: Tensor, focal: Tensor | None) -> Modes:
         """Returns the network's depth, and the sigma of the distribution that its head predicts.

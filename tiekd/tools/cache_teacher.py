@@ -318,10 +318,15 @@ def cache_maps(
     check_same({"map": frames})
     if _gives_sigma(teacher, frames, device, where):
         manifest[teacher_maps.SIGMA_SCALE] = manifest["full_scale_m"]
-        stated = getattr(teacher, "sigma", None)
-        if isinstance(stated, SigmaOptions):
-            manifest[teacher_maps.SIGMA] = stated.description
-            told += filter(None, [stated.note()])
+    stated = getattr(teacher, "sigma", None)
+    if isinstance(stated, SigmaOptions) and stated.source is None:
+        told.append(
+            f"Teacher: its constant sigma isn't in the maps; set teacher.sigma={stated.constant:g} "
+            "beside teacher.maps"
+        )
+    elif isinstance(stated, SigmaOptions):
+        manifest[teacher_maps.SIGMA] = stated.description
+        told.append(stated.note())
     if source.teacher.name is None:
         least = least_size.least_side(teacher.network)
         least_size.check_frames(frames, teacher.resize, least, "the teacher's data.resize")

@@ -18,6 +18,7 @@ from tiekd.teachers.outputs import digest
 from tiekd.teachers.outputs.anchoring import Anchor
 from tiekd.teachers.outputs.sigma import disagreement, options_of
 from tiekd.teachers.outputs.teacher import FoundationTeacher, Output, Running
+from tiekd.teaching import build_teacher
 
 CPU = torch.device("cpu")
 NODE = {
@@ -56,13 +57,27 @@ def depth_of(network, image):
 
 
 def test_constant_sigma(network):
-    """A constant sigma is that number where there is a depth, and the depth is unchanged."""
+    """A constant sigma is returned as a number, and the depth is unchanged, also with flip."""
     data = batch()
-    found = teacher_of(network, 0.7)(data)
-    assert isinstance(found, Target)
-    assert torch.equal(found.depth, FrozenTeacher(network, CPU)(data))
-    assert torch.equal(found.sigma, torch.where(data.inside, 0.7, 0.0))
-    assert found.weight is None
+    for flip in (False, True):
+        found = teacher_of(network, 0.7, flip=flip)(data)
+        assert isinstance(found, Target)
+        assert torch.equal(found.depth, FrozenTeacher(network, CPU, flip=flip)(data))
+        assert found[1:] == (None, None, (0.7,))
+
+
+def test_constant_sigma_of_cached_maps():
+    """Cached maps may have a constant sigma, but none from a source that needs the teacher."""
+    data = batch()
+    depth = data.depth + 3
+    teacher = build_teacher({"maps": "folder", "sigma": 0.7}, CPU)
+    found = teacher(data._replace(teacher_depth=depth))
+    assert torch.equal(found.depth, depth)
+    assert found.constants == (0.7,)
+    with pytest.raises(TeacherError, match="teacher.sigma: cached maps stay as they were made"):
+        build_teacher({"maps": "folder", "sigma": {"from": "flip"}}, CPU)
+    with pytest.raises(TeacherError, match="teacher.sigma: got 0; metres above 0"):
+        build_teacher({"maps": "folder", "sigma": 0}, CPU)
 
 
 def test_flip_sigma_shares_the_forwards(network):
@@ -220,13 +235,9 @@ def test_foundation_sigma_of_canonical_output():
 
 
 def test_foundation_constant_sigma():
-    """A constant sigma is 0 without a depth."""
-    teacher = foundation(0.5)
-    data = batch_of(images_of(1), [None])
-    inside = data.inside.clone()
-    inside[..., :7] = False
-    found = teacher(data._replace(inside=inside))
-    assert torch.equal(found.sigma, torch.where(inside, 0.5, 0.0))
+    """A constant sigma is returned as a number."""
+    found = foundation(0.5)(batch_of(images_of(1), [None]))
+    assert (found.sigma, found.constants) == (None, (0.5,))
 
 
 def test_foundation_refuses_sources():

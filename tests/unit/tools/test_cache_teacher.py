@@ -344,5 +344,9 @@ def test_cache_maps_of_sigma_name_their_source(ground, tmp_path):
     levels = levels_of(tmp_path / "maps" / teacher_maps.SIGMA / frames.map_name(0))
     assert expected.max() > 1
     assert np.abs(levels * step - expected).max() <= step
+    # A constant needs no maps.
+    told = cache(recipe_of(ground, sigma=0.5), tmp_path / "constant")
+    assert "its constant sigma isn't in the maps; set teacher.sigma=0.5 beside teacher.maps" in told
+    assert not (tmp_path / "constant" / teacher_maps.SIGMA).exists()
     other = recipe_of(ground, flip=True, sigma=sigma | {"factor": 3.0})
     assert "(they differ in sigma)" in refused(TeacherError, other, tmp_path / "maps")

@@ -201,13 +201,15 @@ class FoundationTeacher:
             if output.beyond is not None:
                 depth = torch.where(output.beyond, self.options.max_depth_m, depth)
             depths.append(depth)
-            if self.sigma is not None:
+            if self.sigma is not None and self.sigma.source is not None:
                 sigmas.append(self._sigma(output))
         depth = torch.cat(depths).to(batch.image.device)
         # Pixels that a rotation filled from outside the image are excluded from the loss.
         depth = torch.where(batch.inside, depth, 0)
         if self.sigma is None:
             return depth
+        if self.sigma.source is None:
+            return Target(depth, constants=(self.sigma.constant,))
         return Target(depth, self.sigma.finished(torch.cat(sigmas).to(depth.device), depth))
 
     @property
@@ -287,8 +289,6 @@ class FoundationTeacher:
         Returns:
             (B, 1, H, W) float32, metres, 0 where the network takes a pixel for sky.
         """
-        if self.sigma.constant is not None:
-            return torch.full_like(output.values, self.sigma.constant)
         sigma = to_metres(output.sigma, self.meaning, output.focal)
         return sigma if output.beyond is None else torch.where(output.beyond, 0, sigma)
 
