@@ -9,6 +9,10 @@ where frames have it; otherwise with their images, and with what depth looks lik
 cause: another unit, inverse or affine depth, mirrored maps, BGR, maps of other frames, a wrong
 focal length, 8-bit maps. tiekd/tools/TEACHER_AUDIT.md says how often it finds them.
 
+--sigma measures, on frames with ground truth, if the teacher's sources of a sigma per pixel order
+its errors, and writes their calibrations to sigma.json, for teacher.sigma.calibration, and
+sigma.png, their sparsification curves. The page TEACHERS.md says what the figures mean.
+
 Prints a table; writes audit.json and audit.png (the worst and the median frame) into --out, and
 never over existing files. Ends with code 0 if nothing is above its limit, 1 if something is, 2 for
 a mistake in the call.
@@ -50,12 +54,17 @@ def parse_arguments() -> argparse.Namespace:
         "--no-truth", action="store_true", help="judge as if there were no ground truth"
     )
     parser.add_argument(
+        "--sigma", action="store_true", help="also measure the teacher's sources of sigma"
+    )
+    parser.add_argument(
         "--out", metavar="DIR", type=paths.path_argument, help="default work_dirs/audit_<recipe>"
     )
     arguments.add_overrides(parser)
     args = parser.parse_args()
     if args.frames < 8:
         parser.error(f"--frames: got {args.frames}; it must be 8 or more")
+    if args.sigma and args.no_truth:
+        parser.error("--sigma: needs ground truth; leave --no-truth out")
     if args.focal is not None and not 0 < args.focal < 1e6:
         parser.error(f"--focal: got {args.focal}; it must be pixels above 0, below 1e6")
     return args

@@ -9,7 +9,8 @@ no teacher in memory.
 
 Maps have the published format: 16-bit PNG of depth / max_depth * 65535, named by the image's path.
 The teacher predicts with flip averaging unless --set teacher.flip=false is given. Runs on one or
-many ranks. An interrupted job resumes where it stopped.
+many ranks. An interrupted job resumes where it stopped. Each of several teachers gets a folder of
+its own, and a teacher's maps of sigma are in the folder sigma beside those of depth.
 """
 
 import argparse
@@ -34,7 +35,7 @@ def parse_arguments() -> argparse.Namespace:
         "--out",
         metavar="FOLDER",
         type=paths.path_argument,
-        help="default <data.root>/gt_kd_<teacher>[_val]",
+        help="default <data.root>/gt_kd_<teacher>[_val]; of several teachers the folder around",
     )
     parser.add_argument(
         "--checkpoint",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tiekd.data.augment.augment import IMAGENET_MEAN, IMAGENET_STD
     from tiekd.data.batch import Batch
     from tiekd.data.sample import Sample
+    from tiekd.data.target import Target
     from tiekd.distributed.comm import is_main, mean_over_ranks
     from tiekd.errors import DataError, RecipeError
     from tiekd.inference.student import load_student
@@ -40,6 +41,7 @@ __all__ = [
     "Prediction",
     "RecipeError",
     "Sample",
+    "Target",
     "build_network",
     "is_main",
     "load_recipe",
@@ -60,6 +62,7 @@ _HOMES = {
     "Prediction": "tiekd.models.network",
     "RecipeError": "tiekd.errors",
     "Sample": "tiekd.data.sample",
+    "Target": "tiekd.data.target",
     "build_network": "tiekd.models.build",
     "is_main": "tiekd.distributed.comm",
     "load_recipe": "tiekd.config.recipe",

@@ -1,15 +1,17 @@
-"""Builds the teacher of a recipe, which gives the target depth that the student learns.
+"""Builds the teacher of a recipe, or several, which give the depth that the student learns.
 
 A teacher is a frozen network of the project, cached depth maps, the ground truth, a published
 network that one of the modules in tiekd/teachers/ runs, or the user's own code from outside the
 project. All classes of teachers are in tiekd/teachers/. Each is a callable from a batch to the
-target depth, (B, 1, H, W) float32, metres, 0 in pixels that aren't valid. The
+target depth, (B, 1, H, W) float32, metres, 0 in pixels that aren't valid, or to a `Target`. The
 DeepSpeed engine does not contain a frozen network: otherwise ZeRO would shard the teacher, the
 engine's `train()` would update its BatchNorm statistics, and every checkpoint would contain its
 weights.
 """
 
+import hashlib
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,25 +19,80 @@ import torch
 from tiekd import shipped
 from tiekd.config.build import build
 from tiekd.config.recipe import load_recipe, work_dir_of
-from tiekd.config.teacher_node import TeacherNode
+from tiekd.config.teacher_node import TeacherList, TeacherNode, errors_of
 from tiekd.data import learned_from, teacher_maps
 from tiekd.data import resize as resizes
-from tiekd.data.learned_from import Teacher
 from tiekd.data.resize import Resize
 from tiekd.errors import CheckpointError, TeacherError
 from tiekd.files import check_readable
 from tiekd.models import canonical
 from tiekd.models.build import build_network
 from tiekd.models.weights import state_dicts
+from tiekd.teachers.average import Average
 from tiekd.teachers.external import OutsideTeacher
 from tiekd.teachers.ground_truth import GroundTruth
 from tiekd.teachers.maps import CachedMaps
+from tiekd.teachers.mixture import Member, Mixture, Teacher, members_of
 from tiekd.teachers.network import FrozenTeacher, check_precision
 from tiekd.teachers.outputs import digest as digests
+from tiekd.teachers.outputs.sigma import options_of
 from tiekd.teachers.outputs.teacher import FoundationTeacher
 from tiekd.teachers.stereo import StereoTeacher
 from tiekd.workdir import workdir
 from tiekd.workdir.checkpoints import find_weights
+
+
+def build_teachers(recipe: dict, device: torch.device, max_depth_m: float) -> Teacher:
+    """Builds what a recipe learns from: one teacher, several, or the ground truth.
+
+    Args:
+        recipe: The recipe.
+        device: The device on which teachers run.
+        max_depth_m: The largest depth that the student predicts, in metres.
+
+    Returns:
+        The teacher that `teacher` describes; the Mixture of those of `teachers`, or an Average.
+        `tiekd.teachers.mixture.members_of` returns its single teachers.
+
+    Raises:
+        TeacherError: A section is wrong, there are no weights, or they are of another network. The
+            message names the teacher, such as `teachers[1]`.
+    """
+    teachers = TeacherList.of(recipe)
+    if teachers.several is None:
+        node = teachers.nodes[0].node if teachers.is_given else None
+        return build_teacher(node, device, max_depth_m=max_depth_m)
+    members = []
+    for index, node in enumerate(teachers.nodes):
+        place = teachers.place_of_maps(index)
+        with errors_of(node.where):
+            teacher = build_teacher(node.part, device, max_depth_m=max_depth_m, maps_place=place)
+        members.append(Member(teacher, node.where, node.weight, node.sigma))
+    mixture = Mixture(members, device)
+    if teachers.several == "teachers":
+        return mixture
+    return Average(mixture, teachers.weights, teachers.sigma, digest_of_maps(teachers))
+
+
+def digest_of_maps(teachers: TeacherList) -> str | None:
+    """Returns a digest of the teachers whose maps are averaged, and of their weights.
+
+    Args:
+        teachers: The teachers.
+
+    Returns:
+        64 hexadecimal digits; None if a teacher has no cached maps, or nothing says which network
+        made them.
+    """
+    digest = hashlib.sha256(teachers.weights.encode())
+    for node in teachers.nodes:
+        folder = None if node.maps is None else Path(node.maps).expanduser()
+        manifest = None if folder is None else teacher_maps.read_manifest(folder)
+        found = None if manifest is None else manifest.get("teacher_digest")
+        if found is None:
+            return None
+        digest.update(f"{found} {node.weight} {node.sigma}".encode())
+    return digest.hexdigest()
 
 
 def build_teacher(
@@ -43,6 +100,7 @@ def build_teacher(
     device: torch.device,
     resize: Resize | None = None,
     max_depth_m: float | None = None,
+    maps_place: int = 0,
 ) -> FrozenTeacher | CachedMaps | GroundTruth | OutsideTeacher | FoundationTeacher | StereoTeacher:
     """Builds the teacher that a recipe's section `teacher` describes.
 
@@ -63,6 +121,7 @@ def build_teacher(
             one that is recorded with the weights or, failing that, in the teacher's recipe.
         max_depth_m: The largest depth that the student predicts, in metres; needed if `name` is a
             file in tiekd/teachers/.
+        maps_place: The place of cached maps among those of all teachers.
 
     Raises:
         TeacherError: The section is wrong, there are no weights, or they are of another network.
@@ -85,13 +144,17 @@ def build_teacher(
                 "teacher: has both maps and a recipe; give `maps` (cached) or `recipe` + "
                 "`checkpoint`"
             )
-        for key in ("flip", "precision"):
+        for key in ("flip", "precision", "sigma"):
+            # A constant sigma needs no map.
+            if key == "sigma" and not isinstance(node.get("sigma"), dict):
+                continue
             if key in node:
                 raise TeacherError(
                     f"teacher.{key}: cached maps stay as they were made; leave it out, or make "
                     "others with it"
                 )
-        return CachedMaps()
+        sigma = options_of(node.get("sigma"))
+        return CachedMaps(maps_place, None if sigma is None else sigma.constant)
     if not teacher.network:
         raise TeacherError(
             "teacher: give `recipe` (and `checkpoint`) for a network, or `maps` for cached maps"
@@ -115,26 +178,39 @@ def build_teacher(
     # Unless the caller sets another resize, images are resized as when the teacher was trained.
     if resize is None:
         resize = resizes.resize_of(state, _recipe_file(teacher))
-    return FrozenTeacher(network, device, node.get("flip", False), precision, resize)
+    flip, sigma = node.get("flip", False), node.get("sigma")
+    return FrozenTeacher(network, device, flip, precision, resize, sigma)
+
+
+def records_of(
+    teacher: Teacher, teachers: TeacherList, maps: Sequence[Path] = ()
+) -> list[learned_from.Teacher]:
+    """Returns the record of all teachers of a recipe, and of their own, for a student's weights.
+
+    Args:
+        teacher: What `build_teachers` returned.
+        teachers: The recipe's teachers, with the paths of networks' weights.
+        maps: The folders of cached maps from which the student learns, in the order of the recipe.
+    """
+    records = []
+    for node, member in zip(teachers.nodes, members_of(teacher), strict=False):
+        folder = None
+        if isinstance(member.teacher, CachedMaps) and maps:
+            folder = maps[member.teacher.place]
+        records.append(record_of(member.teacher, node, folder))
+    return learned_from.union(*records)
 
 
 def record_of(
-    teacher: FrozenTeacher
-    | CachedMaps
-    | GroundTruth
-    | OutsideTeacher
-    | FoundationTeacher
-    | StereoTeacher,
-    node: TeacherNode,
-    maps: Path | None = None,
-) -> list[Teacher]:
-    """Returns the record of a teacher and its own teachers for a student's weights.
+    teacher: Teacher, node: TeacherNode, maps: Path | None = None
+) -> list[learned_from.Teacher]:
+    """Returns the record of one teacher and its own teachers for a student's weights.
 
     The digest of a network's weights takes about a second per gigabyte.
 
     Args:
         teacher: The teacher, as `build_teacher` returns it.
-        node: The section `teacher`, with the path of a network's weights.
+        node: The teacher's section `teacher`, with the path of a network's weights.
         maps: The folder of cached maps from which the student learns; None without.
     """
     if isinstance(teacher, FoundationTeacher | StereoTeacher):
@@ -168,6 +244,8 @@ def _recipe_file(teacher: TeacherNode) -> dict | None:
 def with_teachers_file(recipe: dict, resuming: bool) -> dict:
     """Returns a recipe whose `teacher.checkpoint` is the path of the teacher's weights file.
 
+    So is that of each of several teachers.
+
     If it names a work dir, the best weights in it may change between two starts of a run. So the
     file's path is fixed at the first start, and a resumed run uses the same file.
 
@@ -176,21 +254,46 @@ def with_teachers_file(recipe: dict, resuming: bool) -> dict:
         resuming: True to use the path that the first start recorded in the run's work dir.
 
     Returns:
-        A copy of the recipe with the path; the recipe itself if the teacher isn't a network of the
+        A copy of the recipe with the path; the recipe itself if no teacher is a network of the
         project.
     """
-    teacher = TeacherNode.of(recipe)
-    if teacher.network is None:
+    teachers = TeacherList.of(recipe)
+    networks = [node for node in teachers.nodes if node.network is not None]
+    if not networks:
         return recipe
-    work_dir = Path(recipe["work_dir"])
     # The recipe that the run wrote to its work dir names the file of teacher's weights that the run
     # was started with.
-    if resuming and teacher.checkpoint is None and (work_dir / workdir.RECIPE).is_file():
-        started_with = TeacherNode.of(load_recipe(work_dir / workdir.RECIPE))
-        if started_with.recipe == teacher.recipe and started_with.checkpoint is not None:
-            teacher = teacher.with_checkpoint(started_with.checkpoint)
-    named = teacher.with_checkpoint(teacher_checkpoint(teacher).resolve())
-    return recipe | {"teacher": named.node}
+    saved, started_with = Path(recipe["work_dir"]) / workdir.RECIPE, {}
+    if resuming and saved.is_file() and any(node.checkpoint is None for node in networks):
+        started_with = {node.where: node for node in TeacherList.of(load_recipe(saved)).nodes}
+
+    def as_before(node: TeacherNode) -> dict:
+        before = started_with.get(node.where)
+        is_same = before is not None and before.recipe == node.recipe
+        if node.checkpoint is None and is_same and before.checkpoint is not None:
+            return node.with_checkpoint(before.checkpoint).node
+        return node.node
+
+    return with_checkpoints(teachers.put(recipe, as_before))
+
+
+def with_checkpoints(recipe: dict) -> dict:
+    """Returns a recipe in which each teacher's `checkpoint` is the path of its file of weights.
+
+    Args:
+        recipe: The recipe.
+
+    Raises:
+        TeacherError: A teacher that is a network of the project has no weights.
+    """
+
+    def named(node: TeacherNode) -> dict:
+        if node.network is None:
+            return node.node
+        with errors_of(node.where):
+            return node.with_checkpoint(teacher_checkpoint(node).resolve()).node
+
+    return TeacherList.of(recipe).put(recipe, named)
 
 
 def teacher_checkpoint(teacher: TeacherNode) -> Path:

@@ -64,13 +64,18 @@ def test_student_learns_from_cached_maps_of_a_model(recipe, tmp_path, architectu
 
 
 def test_student_learns_online_with_a_warning(recipe, tmp_path):
-    """The model may run beside the student; the log says what it is and that it sees crops."""
-    folder = recipe.parent / "glpn"
-    result = train(recipe, tmp_path / "run", f"teacher.model={folder}", "teacher.batch_size=3")
+    """The model may run beside the student; the log says what it is and that it sees crops.
+
+    It gives a sigma per pixel, and the log warns that nothing shows what it is worth.
+    """
+    model = f"teacher.model={recipe.parent / 'glpn'}"
+    sigma = ("teacher.flip=true", "teacher.sigma={from: flip, factor: 2}")
+    result = train(recipe, tmp_path / "run", model, "teacher.batch_size=3", *sigma)
     assert result.code == 0, result.stderr[-3000:]
     log = programs.log_text(tmp_path / "run")
     assert "Teacher: huggingface glpn (glpn), output metres, licence apache-2.0, digest " in log
     assert "WARNING: the teacher sees augmented crops here; cache its maps of whole images" in log
+    assert "Warning: teacher.sigma: nothing shows that flip orders this teacher's errors" in log
     assert "decode.loss_dpm" in log
     # Another model isn't what the run began with.
     inputs = json.loads((tmp_path / "run" / "inputs.json").read_text())

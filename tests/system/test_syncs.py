@@ -44,8 +44,16 @@ def watched(folder, ground, name: str, **changes) -> dict:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_training_never_syncs_between_log_steps(name, ground, tmp_path):
-    """Between two log steps the project's code never waits for the device."""
-    told = watched(tmp_path, ground, name)
+    """Between two log steps the project's code never waits for the device.
+
+    One of the engine configs has two teachers, each with a sigma.
+    """
+    changes = {}
+    if name == "fp32_zero2":
+        teacher = recipes.recipe(ground)["teacher"]
+        several = [teacher | {"sigma": sigma, "weight": sigma} for sigma in (2.0, 4.0)]
+        changes = {"teacher": None, "teachers": several}
+    told = watched(tmp_path, ground, name, **changes)
     assert told["found"] == []
     if ON_GPU:
         assert told["num_all"] <= told["num_bare"], told["others"]

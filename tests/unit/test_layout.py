@@ -63,6 +63,7 @@ ELSEWHERE = {
         "evaluation/teacher_audit/truth",
         "evaluation/teacher_audit/verdict",
     ),
+    "unit/tools/test_audit_sigma.py": ("evaluation/teacher_audit/sigmas",),
     "unit/tools/test_audit_teacher.py": ("evaluation/teacher_audit/observe",),
     "unit/evaluation/test_agreement.py": ("training/reference",),
     "unit/evaluation/test_evaluate.py": (
@@ -132,6 +133,7 @@ ELSEWHERE = {
     "unit/teachers/test_huggingface.py": (
         "teachers/outputs/model_place",
         "teachers/outputs/stated",
+        "teachers/outputs/tips_bins",
     ),
     "unit/teachers/test_teachers.py": (
         "data/batch",

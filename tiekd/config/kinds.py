@@ -24,7 +24,8 @@ _MAPPINGS = (
 )
 # The top-level sections of a recipe, and the type of each. The keys of `losses` and `data` depend
 # on the losses and the data set that they name.
-SECTIONS = dict.fromkeys(_MAPPINGS, dict) | {"hooks": list[dict], "work_dir": Path}
+SECTIONS = dict.fromkeys(_MAPPINGS, dict)
+SECTIONS |= {"teachers": list[dict], "hooks": list[dict], "work_dir": Path}
 TEACHER = {
     "recipe": Path,
     "network": dict,
@@ -33,7 +34,12 @@ TEACHER = {
     "flip": bool,
     "precision": str,
     "audit": str,
+    "sigma": float | dict,
 }
+# The further keys of a teacher that is one of several, and the keys of `name: average`.
+OF_SEVERAL = {"weight": float, "sigma": float | dict}
+AVERAGE = {"name": str, "teachers": list[dict], "weights": str, "audit": str}
+AVERAGE["sigma"] = float | dict
 
 _TIEKD = Path(__file__).parents[1]
 _NETWORK = {
@@ -105,7 +111,10 @@ def kind_of(key: Sequence[str | int], recipe: dict) -> Any:
         return str
     # A key of a mapping. `teacher.network` has the same keys as `network`, the student.
     kind = _kinds_in(tuple(path), recipe).get(last, Any)
-    ours = tuple(path[1:] if path[:2] == ["teacher", "network"] else path)
+    ours = tuple(path)
+    teacher = _teacher_in(ours)
+    if teacher and ours[len(teacher) : len(teacher) + 1] == ("network",):
+        ours = ours[len(teacher) :]
     return Path if last in _PATHS.get(ours, ()) and (kind is Any or is_text(kind)) else kind
 
 
@@ -162,14 +171,19 @@ def _kinds_in(path: tuple, recipe: dict) -> dict[str, Any]:
     node = _node_at(path, recipe)
     # A teacher with a `name` has the arguments of its module's `build` as keys. Any other teacher
     # has the keys of TEACHER, and its network has those of the student.
-    if path[:1] == ("teacher",):
-        if "name" in _node_at(("teacher",), recipe):
-            if path not in (("teacher",), ("teacher", "anchor")):
+    teacher = _teacher_in(path)
+    if teacher:
+        more = {} if teacher == ("teacher",) else OF_SEVERAL
+        named = _node_at(teacher, recipe).get("name")
+        if named == "average" and path == ("teacher",):
+            return AVERAGE
+        if named is not None:
+            if path not in (teacher, (*teacher, "anchor")):
                 return {}
-            return _of_part("teachers", node.get("name")) | {"audit": TEACHER["audit"]}
-        if path == ("teacher",):
-            return TEACHER
-        path = path[1:]
+            return more | _of_part("teachers", node.get("name")) | {"audit": TEACHER["audit"]}
+        if path == teacher:
+            return TEACHER | more
+        path = path[len(teacher) :]
     match path:
         case ():
             return SECTIONS
@@ -187,6 +201,18 @@ def _kinds_in(path: tuple, recipe: dict) -> dict[str, Any]:
         case (section,) if section in _HOOKS:
             return _of_part("training/hooks", _HOOKS[section])
     return _of(*_FIELDS[path]) if path in _FIELDS else {}
+
+
+def _teacher_in(path: tuple) -> tuple:
+    """Returns the beginning of a path that leads to a teacher; () if the path leads to none.
+
+    It is `teacher`, or an entry of `teachers` or of `teacher.teachers`.
+    """
+    for several in (("teachers",), ("teacher", "teachers")):
+        count = len(several)
+        if path[:count] == several and len(path) > count:
+            return path[: count + 1]
+    return path[:1] if path[:1] == ("teacher",) else ()
 
 
 def _node_at(path: tuple, recipe: dict) -> dict:

@@ -22,6 +22,7 @@ PUBLIC = (
     "Prediction",
     "RecipeError",
     "Sample",
+    "Target",
     "build_network",
     "is_main",
     "load_recipe",

@@ -20,7 +20,7 @@ from tiekd import paths, shipped
 from tiekd.config import external, kinds, recipe_yaml
 from tiekd.config.kinds import SECTIONS
 from tiekd.config.schema import check_keys, check_value
-from tiekd.config.teacher_node import TeacherNode
+from tiekd.config.teacher_node import TeacherList, TeacherNode
 from tiekd.errors import RecipeError
 from tiekd.files import check_readable
 
@@ -166,10 +166,10 @@ def _load_with_bases(path: Path, seen: tuple[Path, ...], mark: Callable[[dict, s
 def _anchored(change: dict, folder: Path, where: str) -> dict:
     """Returns the content of a recipe's file or override with `teacher.recipe` made absolute.
 
-    A new `teacher.recipe` selects another teacher. So the result also has `name`, `network` and
-    `checkpoint` of `teacher` as None, unless `change` sets them: in the merge, None removes the
-    values of a base. A teacher with a `name` is the user's own module; its key `recipe` is not
-    changed.
+    So is `recipe` of each entry of several teachers. A new `teacher.recipe` selects another
+    teacher. So the result also has `name`, `network` and `checkpoint` of `teacher` as None, unless
+    `change` sets them: in the merge, None removes the values of a base. A teacher with a `name` is
+    the user's own module; its key `recipe` is not changed.
 
     Args:
         change: The content of the file or override, as a nested dict.
@@ -177,20 +177,42 @@ def _anchored(change: dict, folder: Path, where: str) -> dict:
         where: The name of the file or override, for errors.
     """
     teacher = change.get("teacher")
-    if (
-        not isinstance(teacher, dict)
-        or teacher.get("recipe") is None
-        or teacher.get("name") is not None
-    ):
+    # A list of teachers replaces that of a base as a whole, so nothing has to be removed from it.
+    if "teachers" in change:
+        several = _anchored_list(change["teachers"], folder, f"{where}: teachers")
+        change = change | {"teachers": several}
+    if isinstance(teacher, dict) and "teachers" in teacher:
+        several = _anchored_list(teacher["teachers"], folder, f"{where}: teacher.teachers")
+        return change | {"teacher": teacher | {"teachers": several}}
+    anchored = _anchored_teacher(teacher, folder, f"{where}: teacher")
+    if anchored is teacher:
         return change
-    check_value(teacher["recipe"], str, f"{where}: teacher.recipe")
-    recipe = paths.expanded(teacher["recipe"], f"{where}: teacher.recipe: ", RecipeError)
-    recipe = str(shipped.find(shipped.RECIPES, recipe, folder).resolve())
-    return change | {
-        "teacher": {"name": None, "network": None, "checkpoint": None}
-        | teacher
-        | {"recipe": recipe}
-    }
+    return change | {"teacher": {"name": None, "network": None, "checkpoint": None} | anchored}
+
+
+def _anchored_list(several: object, folder: Path, where: str) -> object:
+    if not isinstance(several, list):
+        return several
+    return [_anchored_teacher(each, folder, f"{where}[{i}]") for i, each in enumerate(several)]
+
+
+def _anchored_teacher(teacher: object, folder: Path, where: str) -> object:
+    """Returns a teacher's section with its `recipe` made absolute.
+
+    Args:
+        teacher: The section, or any other value that a recipe has in its place.
+        folder: The folder from which a relative `recipe` starts.
+        where: The section's place, for errors.
+
+    Returns:
+        A copy; `teacher` itself if there is nothing to change.
+    """
+    is_ours = isinstance(teacher, dict) and teacher.get("name") is None
+    if not is_ours or teacher.get("recipe") is None:
+        return teacher
+    check_value(teacher["recipe"], str, f"{where}.recipe")
+    recipe = paths.expanded(teacher["recipe"], f"{where}.recipe: ", RecipeError)
+    return teacher | {"recipe": str(shipped.find(shipped.RECIPES, recipe, folder).resolve())}
 
 
 def _read_yaml(path: Path) -> dict:
@@ -326,6 +348,7 @@ def _resolve_teacher(recipe: dict) -> None:
     """Copies the network of the recipe that `teacher.recipe` names to `teacher.network`, in place.
 
     So the recipe that is saved with a run needs no other file. Does nothing if the key isn't set.
+    Each of several teachers gets its network likewise.
 
     Args:
         recipe: The merged recipe; changed in place.
@@ -333,17 +356,19 @@ def _resolve_teacher(recipe: dict) -> None:
     Raises:
         RecipeError: The section `teacher` is wrong, or the recipe that it names has no network.
     """
-    teacher = TeacherNode.of(recipe)
-    teacher.check()
-    path = teacher.lending_recipe()
-    if path is not None:
+    teachers = TeacherList.of(recipe)
+    teachers.check()
+    for teacher in teachers.nodes:
+        path = teacher.lending_recipe()
+        if path is None:
+            continue
         external.look_beside(path)
         theirs = merged(path)
         _check_sections(theirs, path)
         if "network" not in theirs:
             raise RecipeError(
-                f"teacher.recipe: {path} describes no network; give the recipe that trains the "
-                "teacher"
+                f"{teacher.where}.recipe: {path} describes no network; give the recipe that trains "
+                "the teacher"
             )
         teacher.node["network"] = merge(theirs["network"], teacher.node.get("network", {}))
 

@@ -1,24 +1,36 @@
-"""Typed access to the `teacher` section of a recipe.
+"""Typed access to the `teacher` section of a recipe, or to its list `teachers`.
 
 The section describes a network, cached depth maps, or what `name` says: a kind of the project (a
 file in tiekd/teachers/) or a module outside the project, whose other keys are passed to its
-`build`. Without the section the student learns from the ground truth. Left out: building the
-teacher, which tiekd/teaching.py does.
+`build`. Without the section the student learns from the ground truth. Several teachers are the
+entries of `teachers`, of which the student learns a mixture, or those of `teacher: {name: average,
+teachers: [...]}`, of which it learns the mean; `TeacherList` has them all. Left out: building
+teachers, which tiekd/teaching.py does.
 """
 
 import difflib
-from dataclasses import dataclass
+import math
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tiekd.config.kinds import TEACHER
+from tiekd.config.kinds import AVERAGE, OF_SEVERAL, TEACHER
 from tiekd.config.schema import check_keys, check_value
-from tiekd.errors import RecipeError
+from tiekd.errors import RecipeError, UserError
 
+# The value of `teacher.name` for the mean of several teachers, and what `weights` of it may be.
+MEAN = "average"
+IN_MEAN = "teacher.teachers"  # the key of the averaged teachers
+WEIGHTS = ("given", "precision")
 _AUDIT = ("on", "off")
+# The beginning of a message about the teacher, if it doesn't name one of several.
+_TEACHER = re.compile(r"^teacher(?=[.: ])(?!\.teachers\[)")
 _TEACHERS = Path(__file__).parents[1] / "teachers"
 # The modules in tiekd/teachers/ that `teacher.name` can't select: other keys select them, or the
 # absence of a teacher.
-_WITHOUT_NAME = ("external", "ground_truth", "maps", "network")
+_WITHOUT_NAME = ("external", "ground_truth", "maps", "mixture", "network")
 
 
 def kinds() -> list[str]:
@@ -33,14 +45,31 @@ class TeacherNode:
 
     Attributes:
         node: The section as a dict; None if the recipe has none.
+        where: The section's place in the recipe, for messages: "teacher", or that of an entry of
+            several teachers, such as "teachers[1]" or "teacher.teachers[0]".
     """
 
     node: dict | None
+    where: str = "teacher"
 
-    @classmethod
-    def of(cls, recipe: dict) -> "TeacherNode":
-        """Returns the section `teacher` of a recipe, also if the recipe has no such section."""
-        return cls(recipe.get("teacher"))
+    @property
+    def is_of_several(self) -> bool:
+        """True if the section is an entry of a list of teachers, with keys `weight` and `sigma`."""
+        return self.where.endswith("]")
+
+    @property
+    def weight(self) -> float:
+        """The factor of the teacher among several, from the key `weight`."""
+        return float(self.node.get("weight", 1.0)) if self.is_of_several else 1.0
+
+    @property
+    def sigma(self) -> float | None:
+        """The constant sigma of a teacher among several, in metres, from the key `sigma`.
+
+        None without the key, and if its value isn't a number: the teacher reads it itself then.
+        """
+        value = self.node.get("sigma") if self.is_of_several else None
+        return float(value) if _is_number(value) else None
 
     @property
     def is_given(self) -> bool:
@@ -92,7 +121,7 @@ class TeacherNode:
         or it is the ground truth, the section is empty: its `is_given` is False.
         """
         node = self.node.get("anchor") if self.kind is not None else None
-        return TeacherNode(node if isinstance(node, dict) else None)
+        return TeacherNode(node if isinstance(node, dict) else None, f"{self.where}.anchor")
 
     @property
     def maps(self) -> str | None:
@@ -120,27 +149,38 @@ class TeacherNode:
         return None if path is None else Path(path)
 
     @property
+    def calibration(self) -> Path | None:
+        """The path of the calibration of the teacher's sigma; None if it isn't given."""
+        sigma = self.node.get("sigma") if self.is_given else None
+        path = sigma.get("calibration") if isinstance(sigma, dict) else None
+        return Path(path).expanduser() if isinstance(path, str) else None
+
+    @property
     def is_audited(self) -> bool:
         """True if the teacher's depth has to be audited before training (`teacher.audit: on`)."""
         return self.is_given and self.node.get("audit", _AUDIT[0]) == _AUDIT[0]
 
     @property
     def part(self) -> dict | None:
-        """The section as a dict without the key `audit`, which the teacher doesn't take; or None.
+        """The section as a dict without the keys that the teacher itself doesn't take; or None.
 
-        None if the recipe has no teacher.
+        They are `audit` and, for one of several teachers, `weight` and a constant `sigma`. None if
+        the recipe has no teacher.
         """
         if self.node is None:
             return None
-        return {key: value for key, value in self.node.items() if key != "audit"}
+        left_out = {"audit"}
+        if self.is_of_several:
+            left_out |= {"weight"} if self.sigma is None else {"weight", "sigma"}
+        return {key: value for key, value in self.node.items() if key not in left_out}
 
     @property
     def is_the_recipes_network(self) -> bool:
-        """True if the section describes no teacher, or sets only `flip` and `audit`.
+        """True if the section describes no teacher, or sets only `flip`, `sigma` and `audit`.
 
         bin/cache_teacher.py then computes maps with the recipe's own section `network`.
         """
-        return not self.is_given or self.node.keys() <= {"flip", "audit"}
+        return not self.is_given or self.node.keys() <= {"flip", "sigma", "audit"}
 
     def lending_recipe(self) -> Path | None:
         """Returns the path of the recipe from which the teacher's network has to be copied.
@@ -163,26 +203,29 @@ class TeacherNode:
         Args:
             path: The path of the weights.
         """
-        return TeacherNode(self.node | {"checkpoint": str(path)})
+        return replace(self, node=self.node | {"checkpoint": str(path)})
 
-    def check(self, where: str = "teacher") -> None:
-        """Raises RecipeError for a key that no teacher has, and for a value of the wrong type.
-
-        Args:
-            where: The section's place in the recipe, for messages.
-        """
+    def check(self) -> None:
+        """Raises RecipeError for a key that no teacher has, and for a value of the wrong type."""
         if self.node is None:
             return
+        where = self.where
         if self.node.get("audit", _AUDIT[0]) not in _AUDIT:
             raise RecipeError(
-                f"teacher.audit: got {self.node['audit']!r}; allowed: {', '.join(_AUDIT)}"
+                f"{where}.audit: got {self.node['audit']!r}; allowed: {', '.join(_AUDIT)}"
             )
+        if self.is_of_several:
+            self._check_factors()
         if "name" not in self.node:
-            check_keys(self.node, TEACHER, "teacher")
+            keys = TEACHER | (OF_SEVERAL if self.is_of_several else {})
+            check_keys(self.node, keys, where)
             for key, value in self.node.items():
-                check_value(value, TEACHER[key], f"teacher.{key}")
+                check_value(value, keys[key], f"{where}.{key}")
             return
         name, allowed = self.node["name"], kinds()
+        # The mean is of the recipe's own teachers, so it is neither one of several nor an anchor.
+        if self.where != "teacher":
+            allowed.remove(MEAN)
         if not isinstance(name, str) or ("." not in name and name not in allowed):
             # The name is probably misspelt, so the message lists the most similar names first.
             allowed.sort(key=lambda n: -difflib.SequenceMatcher(None, n, str(name)).ratio())
@@ -190,6 +233,17 @@ class TeacherNode:
                 f"{where}.name: got {name!r}; allowed: {', '.join(allowed)}, or a module of yours, "
                 "as my_package.my_teacher (for a network of the project: teacher.recipe)"
             )
+
+    def _check_factors(self) -> None:
+        """Raises RecipeError if `weight` or `sigma` of one of several teachers isn't allowed."""
+        weight, sigma = self.node.get("weight", 1.0), self.node.get("sigma")
+        if not _is_number(weight) or not 0 < weight < math.inf:
+            raise RecipeError(
+                f"{self.where}.weight: got {weight!r:.80}; it must be a number above 0; leave out "
+                "a teacher that should not count"
+            )
+        if _is_number(sigma) and not 0 < sigma < math.inf:
+            raise RecipeError(f"{self.where}.sigma: got {sigma}; it must be metres above 0")
 
     def _of_ours(self, key: str):
         """Returns the value of a key that only a network of the project or cached maps have.
@@ -203,6 +257,156 @@ class TeacherNode:
         return self.node.get(key) if self.is_given and self.name is None else None
 
 
+@dataclass(frozen=True)
+class TeacherList:
+    """All teachers of a recipe, each by itself.
+
+    Attributes:
+        nodes: The teachers' sections in the order of the recipe; empty if the student learns from
+            the ground truth.
+        several: The key by which the recipe combines teachers: "teachers" for a mixture,
+            "teacher.teachers" for their mean; None for one teacher or none.
+        weights: For a mean, one of WEIGHTS: by the key `weight` alone, or also by 1 / sigma^2.
+        is_audited: False if `teacher.audit: off` says of a mean that no teacher is audited.
+        sigma: For a mean, the value of `teacher.sigma`; None without one.
+    """
+
+    nodes: tuple[TeacherNode, ...] = ()
+    several: str | None = None
+    weights: str = WEIGHTS[0]
+    is_audited: bool = True
+    sigma: float | dict | None = None
+
+    @classmethod
+    def of(cls, recipe: dict) -> "TeacherList":
+        """Returns the teachers of a recipe.
+
+        Raises:
+            RecipeError: There are both `teacher` and `teachers`, or a list of teachers isn't one.
+        """
+        one, several = recipe.get("teacher"), recipe.get("teachers")
+        if several is not None:
+            if one:
+                raise RecipeError(
+                    "teachers: got a `teacher`, too; give one of them, and set the other to null",
+                    keys=("teacher", "teachers"),
+                )
+            return cls(_entries(several, "teachers"), "teachers")
+        if not isinstance(one, dict) or not one:
+            return cls()
+        if one.get("name") != MEAN:
+            return cls((TeacherNode(one),))
+        check_keys(one, AVERAGE, "teacher")
+        weights = one.get("weights", WEIGHTS[0])
+        if weights not in WEIGHTS:
+            raise RecipeError(
+                f"teacher.weights: got {weights!r:.80}; allowed: {', '.join(WEIGHTS)}"
+            )
+        whole = TeacherNode(one)
+        whole.check()
+        nodes = _entries(one.get("teachers"), IN_MEAN)
+        return cls(nodes, IN_MEAN, weights, whole.is_audited, one.get("sigma"))
+
+    @property
+    def is_given(self) -> bool:
+        """True if the student learns from a teacher, False if it learns from the ground truth."""
+        return bool(self.nodes)
+
+    @property
+    def maps(self) -> dict[str, str]:
+        """The folders of cached depth maps by their options, in the order of the teachers.
+
+        Such an option is `teacher.maps`, or `teachers[1].maps`.
+        """
+        return {f"{node.where}.maps": node.maps for node in self.nodes if node.maps is not None}
+
+    @property
+    def stated_sigmas(self) -> dict[str, float | dict]:
+        """The options that say which sigma the student learns -> their values.
+
+        The sigmas of the teachers of a mean only weight them; its own is that of `teacher.sigma`. A
+        module from outside the project interprets a key `sigma` itself.
+        """
+        if self.several == IN_MEAN:
+            return {} if self.sigma is None else {"teacher.sigma": self.sigma}
+        stated = {}
+        for node in self.nodes:
+            sigma = node.sigma
+            if sigma is None and node.module is None:
+                sigma = node.node.get("sigma")
+            if sigma is not None:
+                stated[f"{node.where}.sigma"] = sigma
+        return stated
+
+    def place_of_maps(self, index: int) -> int:
+        """Returns the place in `maps` of the folder of a teacher with cached maps.
+
+        Args:
+            index: The teacher's place in `nodes`.
+        """
+        return sum(node.maps is not None for node in self.nodes[:index])
+
+    def check(self) -> None:
+        """Raises RecipeError if one of the sections is wrong."""
+        for node in self.nodes:
+            node.check()
+
+    def put(self, recipe: dict, change: Callable[[TeacherNode], dict]) -> dict:
+        """Returns a copy of a recipe in which each teacher's section is replaced.
+
+        Args:
+            recipe: The recipe of these teachers.
+            change: Function from a teacher's section to the new one.
+        """
+        nodes = [change(node) for node in self.nodes]
+        if not nodes:
+            return recipe
+        if self.several is None:
+            return recipe | {"teacher": nodes[0]}
+        if self.several == "teachers":
+            return recipe | {"teachers": nodes}
+        return recipe | {"teacher": recipe["teacher"] | {"teachers": nodes}}
+
+
+def _entries(several: object, where: str) -> tuple[TeacherNode, ...]:
+    """Returns the entries of a list of teachers.
+
+    Args:
+        several: The list's value in the recipe.
+        where: Its place in the recipe.
+
+    Raises:
+        RecipeError: It isn't a list of sections, or it is empty.
+    """
+    is_list = isinstance(several, list)
+    if not is_list or not several or not all(isinstance(each, dict) and each for each in several):
+        raise RecipeError(
+            f"{where}: got {several!r:.80}; it must be a list of one teacher or more, each as "
+            "`teacher` has them: [{maps: FOLDER, weight: 1.0}, {recipe: FILE}]"
+        )
+    return tuple(TeacherNode(each, f"{where}[{i}]") for i, each in enumerate(several))
+
+
+@contextmanager
+def errors_of(where: str) -> Iterator[None]:
+    """Context manager that names a teacher's place in the errors of its block.
+
+    A message that begins with `teacher`, as "teacher.device: got ...", then begins with the place.
+
+    Args:
+        where: The teacher's place in the recipe, such as "teachers[1]".
+    """
+    try:
+        yield
+    except UserError as error:
+        error.args = (_TEACHER.sub(where, str(error)), *error.args[1:])
+        raise
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def without_teacher(recipe: dict) -> dict:
     """Returns a copy of a recipe without a teacher, for training on the ground truth."""
-    return {**recipe, "teacher": None}
+    return {**{key: recipe[key] for key in recipe if key != "teachers"}, "teacher": None}

@@ -23,7 +23,8 @@ class Batch(NamedTuple):
         inside: (B, 1, H, W) bool mask, False at pixels that a rotation or padding filled from
             outside the image.
         teacher_depth: (B, 1, H, W) float32, the cached teacher maps in metres, 0 where invalid;
-            None without cached maps, i.e. if the teacher runs online or there is no teacher.
+            None without cached maps, i.e. if the teacher runs online or there is no teacher. With
+            several cached teachers (B, M, H, W), in the order of the recipe.
         intrinsics: (B, 3, 3) float32, pixels of this image (every geometric transform updates
             them), NaN where unknown.
         names: The B image paths as the split file has them.
@@ -32,6 +33,8 @@ class Batch(NamedTuple):
             padding.
         skipped: Error messages of the training samples that couldn't be read and were replaced by
             others in this batch (`data.on_error: skip`).
+        teacher_sigma: (B, M, H, W) float32, metres, the cached sigma of each depth in
+            `teacher_depth`, 0 where unknown; None without cached sigmas.
     """
 
     image: Tensor
@@ -42,6 +45,7 @@ class Batch(NamedTuple):
     names: list[str]
     counted: Tensor | None = None
     skipped: tuple[str, ...] = ()
+    teacher_sigma: Tensor | None = None
 
 
 class WorkerBatch(NamedTuple):
@@ -53,8 +57,9 @@ class WorkerBatch(NamedTuple):
             channel.
         depth: (B, 1, H, W) uint16 or float32, 0 where invalid; divide by `depth_units` for metres.
         depth_units: (B,) float32, units of `depth` per metre.
-        teacher_depth: Like `depth`, with `teacher_units`; None without cached teacher maps.
-        teacher_units: (B,) float32, units of `teacher_depth` per metre.
+        teacher_depth: (B, P, H, W), like `depth`, with `teacher_units`; None without cached teacher
+            maps. The last `sigma_planes` of the P planes are sigmas.
+        teacher_units: (B,) or (B, P) float32, units of `teacher_depth` per metre.
         places: (B, 8) float64, the affine map from each window (the image after rotation, flip and
             crop) to `image` (see `resample` in tiekd/data/augment/resample.py); None if `image`
             is used as it is.
@@ -64,6 +69,7 @@ class WorkerBatch(NamedTuple):
         is_padded: True if windows include padding by design (`data.resize` with mode `contain`).
         skipped: Error messages of the training samples that couldn't be read and were replaced by
             others in this batch (`data.on_error: skip`).
+        sigma_planes: Number of planes of `teacher_depth` that are sigmas.
     """
 
     image: Tensor
@@ -78,6 +84,7 @@ class WorkerBatch(NamedTuple):
     names: list[str]
     is_padded: bool = False
     skipped: tuple[str, ...] = ()
+    sigma_planes: int = 0
 
     def to(self, device: torch.device) -> Batch:
         """Copies the batch to a device in its compact form, and converts it to a `Batch` there.
@@ -106,8 +113,11 @@ class WorkerBatch(NamedTuple):
                 image, depth, teacher_depth, there.places, there.size
             )
         # Convert depths to metres; `tables` map grey levels to augmented and normalised colours.
+        teacher_sigma = None
         if teacher_depth is not None:
             teacher_depth = _metres(teacher_depth, there.teacher_units)
+        if there.sigma_planes:
+            teacher_depth, teacher_sigma = teacher_depth.split(there.sigma_planes, dim=1)
         return Batch(
             image=look_up(image, there.tables),
             depth=_metres(depth, there.depth_units),
@@ -117,16 +127,17 @@ class WorkerBatch(NamedTuple):
             names=there.names,
             counted=inside if there.is_padded else None,
             skipped=there.skipped,
+            teacher_sigma=teacher_sigma,
         )
 
 
 def _metres(levels: Tensor, units: Tensor) -> Tensor:
-    """Returns depths in metres, (B, 1, H, W) float32.
+    """Returns depths in metres, (B, P, H, W) float32.
 
     Args:
-        levels: The depths as stored in their files, (B, 1, H, W) uint16 or float32.
-        units: (B,) stored units per metre of each image's depths.
+        levels: The depths as stored in their files, (B, P, H, W) uint16 or float32.
+        units: Stored units per metre: (B,) of each image's depths, or (B, P) of each plane.
     """
     # Divide by a tensor, because some devices replace a division by a Python number with a
     # multiplication by its reciprocal, which may change the last bit.
-    return levels.float() / units.view(-1, 1, 1, 1)
+    return levels.float() / units.view(len(units), -1, 1, 1)

@@ -1,7 +1,7 @@
 """Reads the dataset settings of a recipe (`DataSettings`), and builds the dataset of a split."""
 
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch.utils.data import Dataset
@@ -12,7 +12,7 @@ from tiekd.data import resize as resizes
 from tiekd.data.frames import Frames
 from tiekd.data.loading.loader import Loading
 from tiekd.data.resize import OWN_SIZE, Resize
-from tiekd.errors import RecipeError
+from tiekd.errors import DataError, RecipeError
 
 _NOT_FOR_DATASETS = ("augment", "resize", *Loading.__dataclass_fields__)
 # Options that crop training frames only; evaluation and teacher maps use whole frames.
@@ -29,7 +29,8 @@ class DataSettings:
         max_depth_m: The largest depth that the network predicts, in metres.
         loading: The loading settings (workers, errors, cache), which apply to any dataset.
         resize: How images are resized before they are input to the network.
-        maps: Folder of cached teacher maps, below data.root or absolute; None to read no maps.
+        maps: The options that name folders of cached teacher maps, such as `teacher.maps`, and the
+            folders, below data.root or absolute; empty to read no maps.
         has_teacher: True if there is a teacher, so that training frames without ground truth are
             kept.
         validates: False if the run doesn't validate, so that no frame is held out of training.
@@ -41,7 +42,7 @@ class DataSettings:
     max_depth_m: float
     loading: Loading = Loading()
     resize: Resize = OWN_SIZE
-    maps: str | None = None
+    maps: Mapping[str, str] = field(default_factory=dict)
     has_teacher: bool = False
     validates: bool = True
     scores_teacher: bool = False
@@ -121,28 +122,59 @@ def build_dataset(
     left_out = _TRAINING_CROPS if as_evaluated else ()
     node = {key: value for key, value in data.part.items() if key not in left_out}
     _check_one_scale(node, data.resize)
-    frames = build(
-        node,
-        "tiekd.data.datasets",
-        "data",
-        split=split,
-        max_depth=data.max_depth_m,
-        maps=data.maps,
-        needs_ground_truth=not (data.scores_teacher if split == "val" else data.has_teacher),
-        on_error=data.loading.on_error,
-        held_out=held_out,
-        by_sequence=data.scores_teacher,
-    )
+    option, maps = next(iter(data.maps.items()), ("teacher.maps", None))
+    try:
+        frames = build(
+            node,
+            "tiekd.data.datasets",
+            "data",
+            split=split,
+            max_depth=data.max_depth_m,
+            maps=maps,
+            needs_ground_truth=not (data.scores_teacher if split == "val" else data.has_teacher),
+            on_error=data.loading.on_error,
+            held_out=held_out,
+            by_sequence=data.scores_teacher,
+        )
+    except DataError as error:
+        # The data set knows one folder of maps, that of a single teacher.
+        told = str(error).replace("teacher.maps:", f"{option}:", 1)
+        raise DataError(told, error.kind) from None
     contract.check_dataset(frames, f"data ({node['name']})")
     if split == "val" and data.scores_teacher and isinstance(frames, Frames):
-        frames.read_maps_of(None if data.maps is None else data.root / data.maps)
+        frames.read_maps_of(None if maps is None else data.root / maps, option)
     # Check the cached teacher maps. A dataset class from outside this project may have no attribute
-    # `maps`.
+    # `maps`; its samples have those of one teacher.
     if getattr(frames, "maps", None) is not None:
-        teacher_maps.check(frames.maps, data.max_depth_m, data.part.get("kb_crop"))
+        options = list(data.maps)
+        folders = [frames.maps, *(data.root / data.maps[option] for option in options[1:])]
+        for option, folder in zip(options, folders, strict=True):
+            teacher_maps.check(folder, data.max_depth_m, data.part.get("kb_crop"), option)
+    if len(data.maps) > 1:
+        _add_maps(frames, data)
     if data.decoded_folder is not None:
         decoded_cache.attach(frames, data.decoded_folder, data.root, data.part["name"])
     return frames
+
+
+def _add_maps(frames: Dataset, data: DataSettings) -> None:
+    """Lets a dataset read the cached maps of all teachers but the first, which it reads already.
+
+    Args:
+        frames: The dataset; one without maps, such as that of validation frames, stays as it is.
+        data: The settings, with the folders of maps.
+
+    Raises:
+        RecipeError: The dataset is from outside the project and reads one map for each frame.
+        DataError: A folder is missing.
+    """
+    if not isinstance(frames, Frames):
+        raise RecipeError(
+            f"{list(data.maps)[1]}: data.name {data.part['name']} reads the cached maps of one "
+            "teacher; kitti, nyu, folder and scenes read those of several"
+        )
+    for option, folder in list(data.maps.items())[1:] if frames.maps is not None else ():
+        frames.add_maps(data.root / folder, option)
 
 
 def _check_one_scale(node: dict, resize: Resize) -> None:

@@ -69,7 +69,10 @@ def check_sample(sample: Sample, dataset: Dataset, index: int) -> None:
     _check(where, "depth", sample.depth, plane, depths)
     _check(where, "inside", sample.inside, plane, (torch.bool,))
     if sample.teacher_depth is not None:
-        _check(where, "teacher_depth", sample.teacher_depth, plane, depths)
+        # Several teachers with cached maps have a plane each.
+        units = sample.teacher_units
+        planes = (len(units), height, width) if isinstance(units, tuple) else plane
+        _check(where, "teacher_depth", sample.teacher_depth, planes, depths)
     hint = "; fill it with NaN where the camera isn't known"
     _check(where, "intrinsics", sample.intrinsics, (3, 3), (torch.float32,), hint)
 

@@ -73,6 +73,49 @@ class DepthFormat:
     invalid: Sequence[float] = ()
 
 
+class MapFolder(NamedTuple):
+    """A folder of cached teacher maps.
+
+    Attributes:
+        path: The folder.
+        full_scale_m: The depth in metres that level 65535 encodes.
+        sigma_scale_m: The sigma in metres that level 65535 of its sigma maps encodes; None if it
+            has no sigma maps.
+        is_of_stored_pixels: True if the maps were made before images were turned upright.
+        option: The option that names the folder, for messages.
+    """
+
+    path: Path
+    full_scale_m: float
+    sigma_scale_m: float | None
+    is_of_stored_pixels: bool
+    option: str = "teacher.maps"
+
+    @classmethod
+    def of(cls, path: Path, max_depth: float, option: str = "teacher.maps") -> "MapFolder":
+        """Reads the manifest of a folder.
+
+        Args:
+            path: The folder.
+            max_depth: The full scale if the folder has no manifest, metres.
+            option: The option that names the folder, for the message.
+
+        Raises:
+            DataError: There is no such folder, or its manifest is damaged.
+        """
+        if not path.is_dir():
+            raise DataError(
+                f"{option}: no folder at {path}; make it with {shipped.command('cache_teacher')}"
+            )
+        return cls(
+            path,
+            teacher_maps.full_scale_m(path, max_depth),
+            teacher_maps.sigma_full_scale_m(path),
+            teacher_maps.are_of_stored_pixels(path),
+            option,
+        )
+
+
 @dataclass(frozen=True)
 class DatasetSplit:
     """One split of a dataset: its frames, and how their files are read.
@@ -139,25 +182,35 @@ class Frames(torch.utils.data.Dataset):
             )
         self.read_maps_of(maps)
 
-    def read_maps_of(self, maps: Path | None) -> None:
+    def read_maps_of(self, maps: Path | None, option: str = "teacher.maps") -> None:
         """Sets the folder of cached teacher maps that are read with the frames.
+
+        `add_maps` adds those of further teachers.
 
         Args:
             maps: The folder; None to read no maps.
+            option: The option that names the folder, for messages.
 
         Raises:
-            DataError: If there is no such folder.
+            DataError: As `MapFolder.of` does.
         """
-        if maps is not None and not maps.is_dir():
-            raise DataError(
-                f"teacher.maps: no folder at {maps}; make it with "
-                f"{shipped.command('cache_teacher')}"
-            )
         self.maps = maps
-        self.maps_of_stored_pixels = teacher_maps.are_of_stored_pixels(maps)
-        self.map_full_scale_m = (
-            self.max_depth if maps is None else teacher_maps.full_scale_m(maps, self.max_depth)
-        )
+        # All folders of maps, of which `maps` is the first.
+        self.map_folders = []
+        if maps is not None:
+            self.add_maps(maps, option)
+
+    def add_maps(self, path: Path, option: str) -> None:
+        """Adds the cached maps of a further teacher.
+
+        Args:
+            path: The folder of the maps.
+            option: The option that names the folder, for messages.
+
+        Raises:
+            DataError: As `MapFolder.of` does.
+        """
+        self.map_folders.append(MapFolder.of(path, self.max_depth, option))
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -179,9 +232,8 @@ class Frames(torch.utils.data.Dataset):
     def parts(self, index: int) -> dict[str, Callable[[], Tensor]]:
         """Returns functions that read a frame's files, one function per file.
 
-        The keys are `image`, `depth` and `teacher_depth`; a key is absent if the frame has no such
-        file. Each function takes no arguments and returns the decoded tensor, (3, H, W) or
-        (1, H, W).
+        The keys are those of `files`; a key is absent if the frame has no such file. Each function
+        takes no arguments and returns the decoded tensor, (3, H, W) or (1, H, W).
 
         Args:
             index: Index of the frame.
@@ -219,8 +271,9 @@ class Frames(torch.utils.data.Dataset):
     def files(self, index: int) -> dict[str, tuple[Path, Callable[[Path], Tensor]]]:
         """Returns the files of a frame, keyed by `image`, `depth` and `teacher_depth`.
 
-        A file is (path, function from the path to the decoded tensor). A key is absent if the frame
-        has no such file.
+        The maps of further teachers are `teacher_depth_1` and so on, and the sigma maps of a
+        teacher `teacher_sigma` or `teacher_sigma_1`. A file is (path, function from the path to the
+        decoded tensor). A key is absent if the frame has no such file.
 
         Args:
             index: Index of the frame.
@@ -229,16 +282,30 @@ class Frames(torch.utils.data.Dataset):
         files = {"image": (Path(frame.image), image_io.read_image)}
         if frame.depth is not None:
             files["depth"] = Path(frame.depth), self.depth_format.read
-        if self.maps is not None:
-            files["teacher_depth"] = self.maps / self.map_name(index), image_io.read_teacher_map
+        for kind, folder in self.map_kinds().items():
+            files[kind] = folder / self.map_name(index), image_io.read_teacher_map
         return files
+
+    def map_kinds(self) -> dict[str, Path]:
+        """Returns the folders of the maps, first those of depth and then those of sigma.
+
+        Returns:
+            The keys of `files` -> the folders.
+        """
+        kinds = {}
+        for number, folder in enumerate(self.map_folders):
+            kinds[_numbered("teacher_depth", number)] = folder.path
+        for number, folder in enumerate(self.map_folders):
+            if folder.sigma_scale_m is not None:
+                kinds[_numbered("teacher_sigma", number)] = folder.path / teacher_maps.SIGMA
+        return kinds
 
     def assemble(
         self,
         index: int,
         image: Tensor,
         depth: Tensor | None = None,
-        teacher_depth: Tensor | None = None,
+        **maps: Tensor,
     ) -> Sample:
         """Returns the cropped sample of a frame whose files are decoded already.
 
@@ -246,43 +313,34 @@ class Frames(torch.utils.data.Dataset):
             index: Index of the frame.
             image: (3, H, W) uint8.
             depth: (1, H, W) uint16 levels or float32 metres; None without ground truth.
-            teacher_depth: (1, h, w) uint16 levels, of the size of the whole or of the cropped
-                image; None without a teacher map.
+            **maps: The teacher maps by their keys in `files`, (1, h, w) uint16 levels, of the size
+                of the whole or of the cropped image; none without a teacher map.
 
         Raises:
             DataError: If the sizes of image, depth and teacher map don't match, or the map was made
                 before its image was turned upright.
         """
         frame = self.frames[index]
-        whole = self._whole(frame, image, depth)
-        if teacher_depth is None:
-            return self._cut(whole, frame)
+        sample = self._cut(self._whole(frame, image, depth), frame)
+        if not maps:
+            return sample
         # Reject teacher maps that were made before images were turned upright by their EXIF
         # orientation. The size check below doesn't detect all of them, since some orientations
         # (such as 180 degrees) keep height and width.
-        if self.maps_of_stored_pixels and self.is_turned(index):
-            raise DataError(
-                f"{self.maps / self.map_name(index)}: made before images were turned upright, as "
-                f"the EXIF orientation of {frame.name} says; make the maps again in another folder "
-                f"with {shipped.command('cache_teacher')}",
-                "size",
-            )
-        # A teacher map of the whole image's size is cropped with the image. A map of the cropped
-        # image's size is used unchanged.
-        if _size(teacher_depth) == _size(image):
-            return self._cut(self._with_map(whole, teacher_depth), frame)
-        sample = self._cut(whole, frame)
-        if _size(teacher_depth) != _size(sample.image):
-            cut = (
-                "" if self.window is None else f", {_size(sample.image)} after {self.window.option}"
-            )
-            raise DataError(
-                f"{self.maps / self.map_name(index)}: teacher map of {_size(teacher_depth)} for an "
-                f"image of {_size(image)}{cut}{_unturned(frame, image, teacher_depth)}; make the "
-                "maps from the same images",
-                "size",
-            )
-        return self._with_map(sample, teacher_depth)
+        for folder in self.map_folders:
+            if folder.is_of_stored_pixels and self.is_turned(index):
+                raise DataError(
+                    f"{folder.path / self.map_name(index)}: made before images were turned "
+                    f"upright, as the EXIF orientation of {frame.name} says; make the maps again "
+                    f"in another folder with {shipped.command('cache_teacher')}",
+                    "size",
+                )
+        place = self._place(frame, *image.shape[-2:])
+        cut = {
+            kind: self._map_of_cut(index, kind, levels, image, place)
+            for kind, levels in maps.items()
+        }
+        return self._with_maps(sample, cut)
 
     def map_name(self, index: int) -> str:
         """Returns the file name of a frame's teacher map, such as `2011_09_26_1.png`.
@@ -344,15 +402,68 @@ class Frames(torch.utils.data.Dataset):
         camera = _camera_matrix(frame.camera, height, width)
         return Sample(image, depth, inside, None, camera, frame.name, depth_units=units)
 
-    def _with_map(self, sample: Sample, levels: Tensor) -> Sample:
-        """Returns a sample with a teacher map added.
+    def _map_of_cut(
+        self,
+        index: int,
+        kind: str,
+        levels: Tensor,
+        image: Tensor,
+        place: tuple[int, int, int, int],
+    ) -> Tensor:
+        """Returns a teacher map of the cropped image.
+
+        A map of the whole image's size is cropped with the image. A map of the cropped image's size
+        is returned unchanged.
 
         Args:
-            sample: The sample without a teacher map.
-            levels: The map, (1, H, W) uint16 levels, of the size of the sample's image.
+            index: Index of the frame.
+            kind: The map's key in `files`.
+            levels: The map, (1, h, w) uint16.
+            image: (3, H, W), the whole image.
+            place: (top, left, height, width) of the crop.
+
+        Raises:
+            DataError: The map has another size.
         """
-        units = image_io.TEACHER_MAP_LEVELS / self.map_full_scale_m
-        return sample._replace(teacher_depth=levels, teacher_units=units)
+        top, left, height, width = place
+        if _size(levels) == _size(image):
+            return levels[:, top : top + height, left : left + width]
+        if tuple(levels.shape[-2:]) == (height, width):
+            return levels
+        frame = self.frames[index]
+        cut = "" if self.window is None else f", {height}x{width} after {self.window.option}"
+        raise DataError(
+            f"{self.map_kinds()[kind] / self.map_name(index)}: teacher map of {_size(levels)} for "
+            f"an image of {_size(image)}{cut}{_unturned(frame, image, levels)}; make the maps from "
+            "the same images",
+            "size",
+        )
+
+    def _with_maps(self, sample: Sample, maps: dict[str, Tensor]) -> Sample:
+        """Returns a cropped sample with its teacher maps added.
+
+        Args:
+            sample: The sample without teacher maps.
+            maps: The maps by their keys in `files`, (1, H, W) uint16 levels of the sample's size. A
+                map that can't be read may be missing.
+        """
+        scales = {}
+        for number, folder in enumerate(self.map_folders):
+            scales[_numbered("teacher_depth", number)] = folder.full_scale_m
+        with_sigma = any(folder.sigma_scale_m is not None for folder in self.map_folders)
+        for number, folder in enumerate(self.map_folders if with_sigma else ()):
+            # A teacher without sigma maps beside one with some has a plane of zeros, i.e. unknown.
+            scales[_numbered("teacher_sigma", number)] = folder.sigma_scale_m or 1.0
+        units = tuple(image_io.TEACHER_MAP_LEVELS / scale for scale in scales.values())
+        if len(scales) == 1:
+            (levels,) = maps.values()
+            return sample._replace(teacher_depth=levels, teacher_units=units[0])
+        nothing = torch.zeros(1, *sample.image.shape[-2:], dtype=torch.uint16)
+        return sample._replace(
+            teacher_depth=torch.cat([maps.get(kind, nothing) for kind in scales]),
+            teacher_units=units,
+            sigma_planes=len(self.map_folders) if with_sigma else 0,
+        )
 
     def _cut(self, sample: Sample, frame: Frame) -> Sample:
         """Returns the sample of a whole image, cropped to `self.window`.
@@ -453,6 +564,10 @@ def _camera_matrix(camera: Camera | None, height: int, width: int) -> Tensor:
     return torch.tensor(
         [[focal_x, 0, centre_x], [0, focal_y, centre_y], [0, 0, 1]], dtype=torch.float32
     )
+
+
+def _numbered(kind: str, number: int) -> str:
+    return kind if number == 0 else f"{kind}_{number}"
 
 
 def _unturned(frame: Frame, image: Tensor, other: Tensor) -> str:

@@ -11,6 +11,7 @@ start. Costs 40 bytes a frame.
 import json
 from pathlib import Path
 
+from tiekd import shipped
 from tiekd.data import image_io, teacher_maps
 from tiekd.data.frames import Frames
 from tiekd.errors import DataError, TeacherError
@@ -102,11 +103,42 @@ def check(frames: object, *, is_canonical: bool) -> list[str]:
         TeacherError: A canonical student has another focal length than its maps.
         DataError: The record can't be read.
     """
-    folder = getattr(frames, "maps", None)
-    manifest = None if folder is None else teacher_maps.read_manifest(folder)
+    ours, told = of_frames(frames), []
+    for option, folder in _options(frames):
+        told += _check(folder, option, ours, is_canonical=is_canonical)
+    return told
+
+
+def folders_of(frames: object) -> list[Path]:
+    """Returns the folders of a data set's cached maps, in the order of the recipe's teachers.
+
+    Args:
+        frames: The data set. One from outside the project has a single folder, or none.
+    """
+    return [folder for _, folder in _options(frames)]
+
+
+def _options(frames: object) -> list[tuple[str, Path]]:
+    """Returns the options that name folders of cached maps, with the folders."""
+    if isinstance(frames, Frames):
+        return [(folder.option, folder.path) for folder in frames.map_folders]
+    maps = getattr(frames, "maps", None)
+    return [] if maps is None else [("teacher.maps", maps)]
+
+
+def _check(folder: Path, option: str, ours: Focals, *, is_canonical: bool) -> list[str]:
+    """Compares the cameras of a run's frames with those by which the maps of a folder were made.
+
+    Args:
+        folder: The folder.
+        option: The option that names it.
+        ours: The focal lengths of the frames.
+        is_canonical: As for `check`, like the result and the errors.
+    """
+    manifest = teacher_maps.read_manifest(folder)
     if manifest is None:
         return []
-    made, ours = read(folder), of_frames(frames)
+    made = read(folder)
     if made is None:
         node = manifest.get("teacher_network") or {}
         if node.get("canonical_focal") is None:
@@ -121,8 +153,9 @@ def check(frames: object, *, is_canonical: bool) -> list[str]:
     told = f"{len(differing)} of {len(both)}: {_told(made, ours, differing)}"
     if is_canonical:
         raise TeacherError(
-            f"teacher.maps: {told}; give the intrinsics that they were made with "
-            f"({manifest.get(SOURCE)}), or make the maps again with bin/cache_teacher.py"
+            f"{option}: {told}; give the intrinsics that they were made with "
+            f"({manifest.get(SOURCE)}), or make the maps again with "
+            f"{shipped.command('cache_teacher')}"
         )
     return [f"Warning: {told}; one of the two is wrong"]
 

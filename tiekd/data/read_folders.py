@@ -13,23 +13,25 @@ from pathlib import Path
 
 from tiekd.errors import LaunchError
 
-MAPS = "teacher.maps"
 DECODED = "data.decoded"
 
 
-def read_folders(data: Mapping, maps: str | None = None) -> dict[str, tuple[Path, tuple[str, ...]]]:
+def read_folders(
+    data: Mapping, maps: Mapping[str, str] | None = None
+) -> dict[str, tuple[Path, tuple[str, ...]]]:
     """Returns the folders from which a recipe's data set reads, by the option that names them.
 
     Args:
         data: The recipe's `data` section, also an incomplete one.
-        maps: The recipe's `teacher.maps`; None if it has none.
+        maps: The recipe's folders of cached teacher maps by their options; None if it has none.
 
     Returns:
         option, such as "data.images" -> (folder, suffixes of the files that are read there). An
         empty tuple of suffixes means that all files are read.
     """
     root = Path(str(data.get("root", "."))).expanduser()
-    named = [(DECODED, data.get("decoded"), ()), (MAPS, maps, ())]
+    named = [(DECODED, data.get("decoded"), ())]
+    named += [(option, folder, ()) for option, folder in (maps or {}).items()]
     module = f"tiekd.data.datasets.{data.get('name')}"
     if str(data.get("name")).isidentifier() and find_spec(module) is not None:
         reads = getattr(import_module(module), "READS", {})
@@ -49,7 +51,7 @@ def refuse(
     out: Path,
     suffixes: Collection[str],
     data: Mapping,
-    maps: str | None = None,
+    maps: Mapping[str, str] | None = None,
     *,
     own: str | None = None,
 ) -> None:
@@ -63,7 +65,7 @@ def refuse(
         out: The output folder; it needn't exist.
         suffixes: Suffixes of the files that are written there.
         data: The recipe's `data` section.
-        maps: The recipe's `teacher.maps`; None if it has none.
+        maps: The recipe's folders of cached teacher maps by their options; None if it has none.
         own: An option whose folder the program is meant to write, such as DECODED; that folder is
             allowed.
     """

@@ -467,14 +467,16 @@ def resized_teacher_map(depth: Tensor, size: tuple[int, int]) -> Tensor:
     surface.
 
     Args:
-        depth: (1, H, W) uint16 levels or float32, 0 where invalid.
+        depth: (P, H, W) uint16 levels or float32, 0 where invalid; each plane is resized by itself.
         size: (height, width) of the result.
 
     Returns:
-        (1, *size) of that dtype.
+        (P, *size) of that dtype.
     """
     if tuple(depth.shape[-2:]) == tuple(size):
         return depth
+    if len(depth) > 1:
+        return torch.cat([resized_teacher_map(plane[None], size) for plane in depth])
     plane = depth[0].numpy()
     (row_index, row_weights), (column_index, column_weights) = (
         _overlaps(old, new) for old, new in zip(plane.shape, size, strict=True)

@@ -23,16 +23,20 @@ class Sample(NamedTuple):
         depth: (1, H, W) float32, or uint16 as stored in its file; 0 where invalid. Divide by
             `depth_units` for metres.
         inside: (1, H, W) bool mask, False at pixels that were filled from outside the image.
-        teacher_depth: Like `depth`, with `teacher_units`; None without a cached teacher map.
+        teacher_depth: (P, H, W), like `depth`, with `teacher_units`; None without a cached teacher
+            map. P is 1, or the number of teachers with cached maps; with `sigma_planes` the maps of
+            their sigmas follow.
         intrinsics: (3, 3) float32 camera matrix in pixels; NaN where unknown.
         name: The frame's name in the dataset, such as its image's path.
         depth_units: Units of `depth` per metre.
-        teacher_units: Units of `teacher_depth` per metre.
+        teacher_units: Units of `teacher_depth` per metre; one number for each of its planes if
+            there are several.
         table: (3, 256) float32 lookup table, the augmented and normalised value of each grey level
             per channel; None as a dataset returns it.
         place: (8,) float64, the affine map from the window to `image` (see `resample` in
             tiekd/data/augment/resample.py); None if `image` isn't to be cropped on the device.
         size: (height, width) of the window in pixels; None like `place`.
+        sigma_planes: Number of the last planes of `teacher_depth` that are sigmas: 0 or P / 2.
     """
 
     image: Tensor
@@ -42,10 +46,11 @@ class Sample(NamedTuple):
     intrinsics: Tensor
     name: str
     depth_units: float = 1.0
-    teacher_units: float = 1.0
+    teacher_units: float | tuple[float, ...] = 1.0
     table: Tensor | None = None
     place: Tensor | None = None
     size: tuple[int, int] | None = None
+    sigma_planes: int = 0
 
 
 def in_metres(sample: Sample) -> Sample:
@@ -54,14 +59,18 @@ def in_metres(sample: Sample) -> Sample:
     Args:
         sample: The sample, with depths in any unit.
     """
-    teacher_depth = sample.teacher_depth
+    teacher_depth, units, metres = sample.teacher_depth, sample.teacher_units, 1.0
     if teacher_depth is not None:
-        teacher_depth = teacher_depth.float() / sample.teacher_units
+        # A tuple also says that there are several maps, so it stays one.
+        if isinstance(units, tuple):
+            metres = (1.0,) * len(units)
+            units = torch.tensor(units).view(-1, 1, 1)
+        teacher_depth = teacher_depth.float() / units
     return sample._replace(
         depth=sample.depth.float() / sample.depth_units,
         teacher_depth=teacher_depth,
         depth_units=1.0,
-        teacher_units=1.0,
+        teacher_units=metres,
     )
 
 

@@ -1,7 +1,8 @@
 """Folders of cached teacher maps: their manifest, and the check that they fit a recipe.
 
 A map is a 16-bit PNG of depth / full scale * 65535, 0 where invalid; full scale is the depth in
-metres that level 65535 encodes. The dataset's method `map_name` returns a map's file name. The
+metres that level 65535 encodes. The dataset's method `map_name` returns a map's file name. Maps of
+sigma, if the teacher gives any, have the same names and encoding in a folder `sigma` beside. The
 manifest in the folder records how the maps were made. Published maps have no manifest and are
 assumed to fit the recipe.
 """
@@ -18,6 +19,10 @@ from tiekd.errors import DataError, TeacherError
 from tiekd.files import check_readable
 
 MANIFEST = "manifest.json"
+# The folder of sigma maps in a folder of maps, and the entry of the manifest that says that there
+# are some: the sigma in metres that level 65535 encodes.
+SIGMA = "sigma"
+SIGMA_SCALE = "sigma_full_scale_m"
 # Name of the manifest entry about EXIF orientation, which old manifests lack: their maps were made
 # before images were turned upright.
 ORIENTATION = "orientation"
@@ -54,6 +59,7 @@ _ENTRIES = (
     ("teacher_digest", "text or null", _is_missing_or(str)),
     ("teacher_network", "an object", _is_missing_or(dict)),
     ("resize", "an object", _is_missing_or(dict)),
+    (SIGMA_SCALE, "metres above 0", lambda value: value is None or _is_length(value)),
 )
 
 
@@ -188,6 +194,19 @@ def full_scale_m(folder: Path, max_depth: float) -> float:
     return max_depth if manifest is None else float(manifest["full_scale_m"])
 
 
+def sigma_full_scale_m(folder: Path) -> float | None:
+    """Returns the sigma in metres that level 65535 of a folder's sigma maps encodes.
+
+    Args:
+        folder: The folder of maps.
+
+    Returns:
+        The sigma; None if the folder has no sigma maps.
+    """
+    manifest = read_manifest(folder)
+    return None if manifest is None else manifest.get(SIGMA_SCALE)
+
+
 def are_of_stored_pixels(folder: Path | None) -> bool:
     """Returns True if the folder's maps were made before images were turned upright.
 
@@ -200,13 +219,16 @@ def are_of_stored_pixels(folder: Path | None) -> bool:
     return manifest is not None and ORIENTATION not in manifest
 
 
-def check(folder: Path, max_depth_m: float, kb_crop: Sequence[int] | None) -> None:
+def check(
+    folder: Path, max_depth_m: float, kb_crop: Sequence[int] | None, option: str = "teacher.maps"
+) -> None:
     """Raises TeacherError if maps were made for another depth range or another crop.
 
     Args:
         folder: The folder of maps; without a manifest nothing is checked.
         max_depth_m: The recipe's network.max_depth in metres.
         kb_crop: The recipe's data.kb_crop, (height, width); None for whole images.
+        option: The option that names the folder, for the message.
     """
     manifest = read_manifest(folder)
     if manifest is None:
@@ -215,10 +237,10 @@ def check(folder: Path, max_depth_m: float, kb_crop: Sequence[int] | None) -> No
         "network.max_depth": (manifest["max_depth_m"], float(max_depth_m)),
         "data.kb_crop": (manifest["kb_crop"], None if kb_crop is None else list(kb_crop)),
     }
-    for option, (theirs, ours) in pairs.items():
+    for setting, (theirs, ours) in pairs.items():
         if theirs != ours:
             raise TeacherError(
-                f"teacher.maps: {folder} was made for {option} {_yaml(theirs)}, this recipe has "
+                f"{option}: {folder} was made for {setting} {_yaml(theirs)}, this recipe has "
                 f"{_yaml(ours)}; set the same, or make maps for this recipe with "
                 f"{shipped.command('cache_teacher')}"
             )

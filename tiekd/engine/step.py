@@ -8,6 +8,7 @@ which the loop sets, and saving (engine/checkpoint.py).
 import torch
 from torch import Tensor, nn
 
+from tiekd.data.target import Target
 from tiekd.engine import full_state, nonfinite
 from tiekd.engine.config import EngineConfig, clips_here, scales_here
 
@@ -44,15 +45,18 @@ class Step:
         self._num_skipped = torch.zeros((), device=self._clipped[0].device) if self._clipped else 0
 
     def forward(
-        self, image: Tensor, target_depth: Tensor | None = None, counted: Tensor | None = None
+        self,
+        image: Tensor,
+        target_depth: Tensor | Target | None = None,
+        counted: Tensor | None = None,
     ):
         """Runs the network in the engine's precision.
 
         Args:
             image: (B, 3, H, W) float32, ImageNet-normalised.
             target_depth: (B, 1, H, W) float32, metres, 0 where not valid: the depth from which a
-                DPM head computes the divergence of its Prediction; None if no loss term needs the
-                divergence.
+                DPM head computes the divergence of its Prediction, or a `Target`; None if no loss
+                term needs the divergence.
             counted: (B, 1, H, W) bool, True for the pixels that count in the statistics of
                 BatchNorm; None if all pixels count.
 

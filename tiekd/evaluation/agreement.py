@@ -9,8 +9,8 @@ In addition to the nine metrics and the errors by range, `EdgeRows` computes the
 depth edges of the teacher's map, which is dense (tiekd/evaluation/edge_metric.py).
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ from tiekd.data.batch import Batch
 from tiekd.data.loading.loader import Loading, validation_batches
 from tiekd.data.loading.sampler import RankShare
 from tiekd.data.resize import Resize
+from tiekd.data.target import Target, mean_depth
 from tiekd.distributed import comm
 from tiekd.errors import DataError
 from tiekd.evaluation import edge_metric, metrics
@@ -31,6 +32,9 @@ from tiekd.evaluation.range_errors import RangeFigures
 TEACHER = "teacher"
 AGAINST = ("ground_truth", TEACHER)  # the values of `evaluation.against`
 LABEL = "agreement with the teacher, not accuracy"
+# A batch at several sizes, by the resize of its images; None is the student's batch, in which maps
+# and ground truth have the images' own size.
+Views = Mapping[Resize | None, Batch]
 
 
 @dataclass(frozen=True)
@@ -39,17 +43,20 @@ class Reference:
 
     Attributes:
         depth: function from a batch to the teacher's depth, (B, 1, h, w) in metres, 0 where it has
-            none.
+            none, or to a `Target`, whose mean depth counts. With `parts`, function from the views
+            of a batch to that of all teachers, at the images' own size.
         resize: the resize of the images that `depth` needs, and of whose size its result is; None
             if it returns maps of the images' own size, which come with the batch.
         name: what it is, for reports.
         label: what figures against it are, LABEL and perhaps a remark on the frames.
+        parts: the references of several teachers, which `depth` calls; empty for one teacher.
     """
 
-    depth: Callable[[Batch], Tensor | None]
+    depth: Callable[[Batch], Tensor | Target | None] | Callable[[Views], Tensor | Target | None]
     resize: Resize | None
     name: str
     label: str = LABEL
+    parts: tuple["Reference", ...] = ()
 
     def targets(
         self,
@@ -62,7 +69,8 @@ class Reference:
     ) -> Iterator[tuple[list[int], Batch]]:
         """Yields batches in which the teacher's depth takes the place of ground truth.
 
-        If the teacher sees images at another size than the student, they are read a second time.
+        If the teacher sees images at another size than the student, they are read a second time;
+        for several teachers once for each further size.
 
         Args:
             batches: this rank's batches for the student, with the frames' indices.
@@ -72,28 +80,51 @@ class Reference:
             loading: number and timeout of each rank's data workers.
             resize: the resize of the images in `batches`.
         """
-        if self.resize in (None, resize):
-            for indices, batch in batches:
-                yield indices, self._with_target(batch, batch)
-            return
+        needed = dict.fromkeys(part.resize for part in self.parts or (self,))
+        sizes = [size for size in needed if size not in (None, resize)]
         share = RankShare(comm.rank(), comm.world_size())
-        others = validation_batches(
-            dataset, batch_size, device, share=share, loading=loading, resize=self.resize
-        )
-        with closing(others):
-            for (indices, batch), (_, seen) in zip(batches, others, strict=True):
-                yield indices, self._with_target(batch, seen)
+        with ExitStack() as stack:
+            others = [
+                stack.enter_context(
+                    closing(
+                        validation_batches(
+                            dataset, batch_size, device, share=share, loading=loading, resize=size
+                        )
+                    )
+                )
+                for size in sizes
+            ]
+            for (indices, batch), *seen in zip(batches, *others, strict=True):
+                views = {None: batch, resize: batch}
+                views |= {size: other for size, (_, other) in zip(sizes, seen, strict=True)}
+                yield indices, self._with_target(batch, views)
 
-    def _with_target(self, batch: Batch, seen: Batch) -> Batch:
-        depth = self.depth(seen)
+    def at_own_size(self, views: Views) -> Tensor | Target | None:
+        """Returns the depth of one teacher at the images' own size.
+
+        Args:
+            views: the batch at the sizes that are needed.
+
+        Returns:
+            (B, 1, H, W), metres, or a `Target`; None if there are no maps.
+        """
+        found = self.depth(views[self.resize])
+        if found is None or self.resize is None:
+            return found
+        own = tuple(views[None].depth.shape[-2:])
+
+        def restored(values: Tensor) -> Tensor:
+            return resizes.restored(values, self.resize, own, smooth=True)
+
+        return found.mapped(restored) if isinstance(found, Target) else restored(found)
+
+    def _with_target(self, batch: Batch, views: Views) -> Batch:
+        depth = mean_depth(self.depth(views) if self.parts else self.at_own_size(views))
         if depth is None:
             raise DataError(
                 f"evaluation.against: {batch.names[0]} has no map of the teacher; the data set has "
                 "to return `teacher_depth` for validation frames, too"
             )
-        if self.resize is not None:
-            own = tuple(batch.depth.shape[-2:])
-            depth = resizes.restored(depth, self.resize, own, smooth=True)
         return batch._replace(depth=depth)
 
 

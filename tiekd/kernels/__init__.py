@@ -43,8 +43,8 @@ def dpm(
         bias: (K,), bias of this convolution.
         edges: (K + 1,) float32 or float64, edges of the bins, metres, increasing.
         target_depth: (B, M, H, W), metres, depths of M teachers; None computes no divergence.
-        sigma: standard deviation, in metres, of the Gaussian around each target depth; a number or
-            (B, M, H, W).
+        sigma: standard deviation, in metres, of the Gaussian around each target depth; a number, a
+            tuple of one number for each teacher, or (B, M, H, W).
         **options: `target`, `beyond`, `stride` and `target_weight`, as for
             `tiekd.kernels.reference.dpm`.
 

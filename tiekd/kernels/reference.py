@@ -48,7 +48,8 @@ def dpm(
         target_depth: (B, M, H, W), metres, depth of each component, with h = ceil(H / stride) and
             w = ceil(W / stride); a component is valid where its depth is > 0. None computes no
             divergence.
-        sigma: standard deviation of the components, metres, a number or (B, M, H, W).
+        sigma: standard deviation of the components, metres, a number, a tuple of one number for
+            each component, or (B, M, H, W).
         target: "gaussian", or "released" for target and divergence of TIE-KD's published code
             (M = 1 only, and depths aren't clamped).
         beyond: treatment of target depths above the last edge. "ignore" makes them invalid; "clamp"

@@ -10,7 +10,9 @@ density values, for reproducing published results.
 Cost with one sigma for all pixels: one erfc per pixel and bin edge within six sigma (20 of 257 in
 the published KITTI setting) and one (B, K, H, W) tensor; the centre is interpolated in a table that
 is built once per edges and sigma. Cost with a sigma per pixel: Newton's method over all edges, i.e.
-the erfc of all edges seven times, and one host sync to check sigma.
+the erfc of all edges seven times. Such a sigma is checked on a CPU only, as that reads values; on a
+GPU a head clamps it before. One sigma for each component costs what a number costs, and M tensors
+(B, K, H, W).
 Left out: gradients with respect to the target depth, which is treated as a constant.
 """
 
@@ -119,7 +121,10 @@ def check_sigma(sigma: float, edges: Tensor) -> None:
 
 @torch.no_grad()
 def gaussian_target(
-    depth: Tensor, sigma: float | Tensor, weight: Tensor | None, edges: Tensor
+    depth: Tensor,
+    sigma: float | tuple[float, ...] | Tensor,
+    weight: Tensor | None,
+    edges: Tensor,
 ) -> Tensor:
     """Returns the mass per depth bin of a mixture of M Gaussians, one per teacher.
 
@@ -130,8 +135,8 @@ def gaussian_target(
     Args:
         depth: (B, M, H, W), metres; a component is invalid where its depth is <= 0 or NaN. Valid
             depths are clamped to the range of bin centres.
-        sigma: metres, one number or (B, M, H, W); at least half the width of the bin that contains
-            the depth.
+        sigma: metres, one number, M numbers or (B, M, H, W); at least half the width of the bin
+            that contains the depth.
         weight: (B, M, H, W), non-negative weights, normalised over the valid components; None for
             equal weights.
         edges: (K + 1,) float32 or float64, edges of the bins, metres, increasing, of any spacing.
@@ -143,6 +148,12 @@ def gaussian_target(
     Raises:
         RecipeError: sigma is too small.
     """
+    if isinstance(sigma, tuple):
+        # Each component alone has a single number, so its table and its windows are used.
+        parts = zip(depth.split(1, 1), sigma, strict=True)
+        components = [gaussian_target(one, number, None, edges) for one, number in parts]
+        share = shares(depth, weight, edges.dtype)
+        return sum(share[:, m : m + 1] * q for m, q in enumerate(components))
     windows = gaussian_windows(depth, sigma, edges)
     if windows is None:
         inner = edges[1:-1].view(1, -1, 1, 1)
@@ -221,20 +232,22 @@ class Windows(NamedTuple):
 
 
 @torch.no_grad()
-def gaussian_windows(depth: Tensor, sigma: float | Tensor, edges: Tensor) -> Windows | None:
+def gaussian_windows(
+    depth: Tensor, sigma: float | tuple[float, ...] | Tensor, edges: Tensor
+) -> Windows | None:
     """Returns the Gaussians of `gaussian_target`, each restricted to a window of bins.
 
     Args:
         depth: (B, M, H, W), metres, as for `gaussian_target`.
-        sigma: metres, a number or (B, M, H, W).
+        sigma: metres, a number, M numbers or (B, M, H, W).
         edges: (K + 1,), edges of the bins, metres, increasing.
 
     Returns:
-        The windows. None, which means that all bins must be computed, if sigma is a map, is too
-        small for the widest bin, or is so large that a window would contain more than the fraction
-        DENSE_FROM of the edges.
+        The windows. None, which means that all bins must be computed, if sigma isn't a number, or
+        is too small for the widest bin, or is so large that a window would contain more than the
+        fraction DENSE_FROM of the edges.
     """
-    table = None if isinstance(sigma, Tensor) else cached_table(float(sigma), edges)
+    table = None if isinstance(sigma, Tensor | tuple) else cached_table(float(sigma), edges)
     if table is None or table.edges.shape[1] > (len(edges) - 2) * DENSE_FROM:
         return None
     centre, node = _look_up(torch.nan_to_num(depth.to(edges.dtype)), table)
@@ -260,6 +273,17 @@ def shares(depth: Tensor, weight: Tensor | None, dtype: torch.dtype) -> Tensor:
     return torch.where(
         total > 0, share / total.clamp_min(torch.finfo(dtype).tiny), 1.0 / depth.shape[1]
     )
+
+
+def sigma_maps(constants: tuple[float, ...], depth: Tensor) -> Tensor:
+    """Returns one sigma for each component as a map for each, (B, M, H, W), metres.
+
+    Args:
+        constants: M numbers of metres.
+        depth: (B, M, H, W), whose shape, dtype and device the result has.
+    """
+    parts = zip(constants, depth.split(1, 1), strict=True)
+    return torch.cat([torch.full_like(one, metres) for metres, one in parts], 1)
 
 
 @torch.no_grad()
@@ -306,18 +330,21 @@ def shifted_centre(depth: Tensor, sigma: float | Tensor, edges: Tensor) -> Tenso
 
     Raises:
         RecipeError: sigma is below half of the width of the bin that contains the depth, at a valid
-            pixel.
+            pixel. A map on a GPU isn't checked.
     """
     assert edges.dtype in (torch.float32, torch.float64), (
         f"edges must stay float32 or float64, got {edges.dtype}"
     )
     depth = torch.nan_to_num(depth.to(edges.dtype))
-    if not isinstance(sigma, Tensor):
+    is_map = isinstance(sigma, Tensor)
+    if not is_map:
         table = cached_table(float(sigma), edges)
         if table is not None:
             return _look_up(depth, table)[0]
     sigma = torch.as_tensor(sigma, dtype=edges.dtype, device=edges.device).expand(depth.shape)
-    _check_local_sigma(depth, sigma, edges)
+    # A GPU would wait for the result in each iteration, so there the caller ensures it for a map.
+    if not is_map or depth.device.type == "cpu":
+        _check_local_sigma(depth, sigma, edges)
     return _solve(depth, sigma, edges)
 
 
@@ -474,8 +501,8 @@ def _look_up(depth: Tensor, table: _Table) -> tuple[Tensor, Tensor]:
 def _check_local_sigma(depth: Tensor, sigma: Tensor, edges: Tensor) -> None:
     """Checks that sigma is at least half of the width of the bin that contains the depth.
 
-    The check costs one host sync, so it is made only for a sigma without a cached table, which is a
-    map of sigmas or a number below half of the widest bin's width.
+    The check reads values, so it is made only for a sigma without a cached table, which is a map of
+    sigmas on a CPU or a number below half of the widest bin's width.
 
     Args:
         depth: (B, M, H, W), metres; invalid depths (<= 0) aren't checked.

@@ -36,6 +36,7 @@ import triton
 from torch import Tensor
 
 from tiekd.kernels import reference
+from tiekd.kernels.target import sigma_maps
 from tiekd.kernels.triton_backward import features_gradient, weight_gradient
 from tiekd.kernels.triton_forward import forward
 from tiekd.kernels.triton_layer import LOG2_E, Layer, Maps
@@ -99,7 +100,7 @@ def dpm(
     bias: Tensor,
     edges: Tensor,
     target_depth: Tensor | None = None,
-    sigma: float | Tensor = 0.5,
+    sigma: float | tuple[float, ...] | Tensor = 0.5,
     target: str = "gaussian",
     beyond: str = "clamp",
     stride: int = 1,
@@ -119,6 +120,8 @@ def dpm(
         bias = bias.to(dtype)
     # An operator registered with torch has arguments of fixed types, so it has two arguments for
     # sigma: a number, 0.0 if sigma is a map, and a map, None if sigma is a number.
+    if isinstance(sigma, tuple):
+        sigma = sigma_maps(sigma, target_depth)
     number, sigma_map = (0.0, sigma) if isinstance(sigma, Tensor) else (float(sigma), None)
     depth, divergence, *_ = dpm_forward(
         features,

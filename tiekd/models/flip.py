@@ -52,9 +52,27 @@ def predict(network: Network, image: Tensor, flip: bool, focal: Tensor | None = 
     Returns:
         (B, 1, H, W) float32, metres.
     """
-    given = {} if focal is None else {"focal": focal}
     if not flip:
-        return network(image, **given).depth
+        return network(image, **_given(focal)).depth
+    plain, mirrored = predict_pair(network, image, focal)
+    return (plain + mirrored) / 2
+
+
+@torch.no_grad()
+def predict_pair(
+    network: Network, image: Tensor, focal: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Predicts depth for images and for their mirror images, without gradients.
+
+    Args:
+        network: the network, in eval mode.
+        image: (B, 3, H, W), normalised.
+        focal: (B,), as for `predict`.
+
+    Returns:
+        Two maps, each (B, 1, H, W) float32, metres; that of the mirror images is mirrored back.
+    """
+    given = _given(focal)
     # Run both images as one batch, except on a CPU, where two separate passes are faster.
     if image.device.type == "cpu":
         plain = network(image, **given).depth
@@ -63,4 +81,8 @@ def predict(network: Network, image: Tensor, flip: bool, focal: Tensor | None = 
         twice = {name: value.repeat(2) for name, value in given.items()}
         both = torch.cat([image, image.flip(-1)])
         plain, mirrored = network(both, **twice).depth.chunk(2)
-    return (plain + mirrored.flip(-1)) / 2
+    return plain, mirrored.flip(-1)
+
+
+def _given(focal: Tensor | None) -> dict[str, Tensor]:
+    return {} if focal is None else {"focal": focal}

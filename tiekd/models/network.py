@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tiekd.data.target import Target
 from tiekd.errors import RecipeError
 from tiekd.models.canonical import Canonical
 from tiekd.models.contract import check_features
@@ -82,7 +83,7 @@ class Network(nn.Module):
     def forward(
         self,
         image: Tensor,
-        target_depth: Tensor | None = None,
+        target_depth: Tensor | Target | None = None,
         counted: Tensor | None = None,
         focal: Tensor | None = None,
     ) -> Prediction:
@@ -93,7 +94,8 @@ class Network(nn.Module):
                 dtype; it is cast to the dtype of the weights.
             target_depth: (B, 1, H, W) float32, metres, 0 or NaN where invalid; the target of a DPM
                 head's divergence, canonical with a canonical camera. It has no influence on the
-                predicted depth.
+                predicted depth. A `Target` for several teachers or a sigma per pixel; a head
+                without the attribute `takes_target` then gets its mean.
             counted: (B, 1, H, W) bool, False in an image's padding, which is excluded from the
                 norms' statistics in training; None without padding.
             focal: (B,) float32, focal length of each image in pixels of `image`
@@ -126,7 +128,7 @@ class Network(nn.Module):
         self,
         features: Tensor,
         image_size: tuple[int, int],
-        target_depth: Tensor | None = None,
+        target_depth: Tensor | Target | None = None,
         focal: Tensor | None = None,
     ) -> Prediction:
         """Computes the prediction from the head's input; `forward` is `features`, then `read`.
@@ -134,12 +136,14 @@ class Network(nn.Module):
         Args:
             features: (B, C, h, w), the result of the method `features`.
             image_size: (height, width) of the images.
-            target_depth: (B, 1, H, W), metres, as for `forward`; or None.
+            target_depth: (B, 1, H, W), metres, or a `Target`, as for `forward`; or None.
             focal: (B,), as for `forward`; or None.
 
         Returns:
             The prediction at the image's size, as for `forward`.
         """
+        if isinstance(target_depth, Target) and not getattr(self.head, "takes_target", False):
+            target_depth = target_depth.mean_depth()
         depth, divergence, bin_centres = self.head(features, image_size, target_depth)
         if not self.training:
             depth = self.in_metres(depth, focal)

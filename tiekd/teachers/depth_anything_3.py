@@ -42,6 +42,8 @@ class Options:
         flip: True to average the output with that for the mirrored image.
         batch_size: The number of images in one call; the network computes them one after the other.
         device: The model's device; None for the rank's own device.
+        sigma: The sigma of each pixel: metres, or a node that names its source
+            (teachers/outputs/sigma.py); None for depth alone.
     """
 
     model: Path
@@ -52,6 +54,7 @@ class Options:
     flip: bool = False
     batch_size: int = 4
     device: str | None = None
+    sigma: float | dict | None = None
 
 
 class DepthAnything3Predictor:

@@ -54,6 +54,8 @@ class Options:
         batch_size: The number of images in one call; they are computed one by one if the network
             takes a single image.
         device: The network's device; None for the rank's own device.
+        sigma: The sigma of each pixel: metres, or a node that names its source
+            (teachers/outputs/sigma.py); None for depth alone.
     """
 
     file: Path
@@ -67,6 +69,7 @@ class Options:
     flip: bool = False
     batch_size: int = 4
     device: str | None = None
+    sigma: float | dict | None = None
 
 
 class _Network(NamedTuple):

@@ -25,8 +25,10 @@ from tiekd.teachers.outputs.cameras import FOCAL_NEEDED, focal_of
 from tiekd.teachers.outputs.meaning import OUTPUTS
 from tiekd.teachers.outputs.model_card import licence_in
 from tiekd.teachers.outputs.model_place import ModelPlace
+from tiekd.teachers.outputs.sigma import reads_own
 from tiekd.teachers.outputs.stated import stated_or_given
 from tiekd.teachers.outputs.teacher import FoundationTeacher, Output, teacher_of
+from tiekd.teachers.outputs.tips_bins import TipsBins
 
 # For each supported `model_type` a function that reads from the model's config the meaning of the
 # output and the largest depth in metres, each None if the config doesn't say it.
@@ -71,6 +73,8 @@ class Options:
         flip: True to average the output with that for the mirrored image.
         batch_size: The number of images that the model computes in one call.
         device: The model's device; None for the rank's own device.
+        sigma: The sigma of each pixel: metres, or a node that names its source
+            (teachers/outputs/sigma.py); None for depth alone.
     """
 
     model: Path
@@ -81,6 +85,7 @@ class Options:
     flip: bool = False
     batch_size: int = 4
     device: str | None = None
+    sigma: float | dict | None = None
 
 
 class HuggingFacePredictor:
@@ -111,6 +116,10 @@ class HuggingFacePredictor:
         if estimates:
             self.without_focal = "Depth Pro takes its own estimate of the field of view for them"
         self.model = model.to(device).eval().requires_grad_(False)
+        self.has_distribution = architecture == "tipsv2_dpt"
+        self.bins = None
+        if self.has_distribution and reads_own(options.sigma):
+            self.bins = TipsBins(self.model)
         self.description = {
             "name": "huggingface",
             "model": place.base_name,
@@ -152,7 +161,11 @@ class HuggingFacePredictor:
             of_size = {"source_sizes": sizes}
         found = self.processor.post_process_depth_estimation(outputs, **of_size)
         values = torch.stack([each["predicted_depth"] for each in found])[:, None]
-        return Output(values, focal=focal if self.needs_focal else None)
+        return Output(
+            values,
+            focal=focal if self.needs_focal else None,
+            sigma=None if self.bins is None else self.bins.sigma((height, width)),
+        )
 
     def estimate_focal(self, images: Tensor) -> Tensor | None:
         """Returns the focal lengths that follow from Depth Pro's estimate of the field of view.

@@ -1,4 +1,8 @@
-"""A teacher that is a frozen network, run on the batch's images."""
+"""A teacher that is a frozen network, run on the batch's images.
+
+With `sigma` it also gives a sigma per pixel (teachers/outputs/sigma.py). `flip` needs no third
+forward; `own` reads the head's distribution a few image rows at a time.
+"""
 
 import torch
 from torch import Tensor
@@ -6,10 +10,14 @@ from torch import Tensor
 from tiekd.data import focal as focals
 from tiekd.data.batch import Batch
 from tiekd.data.resize import OWN_SIZE, Resize
+from tiekd.data.target import Target
 from tiekd.errors import TeacherError
 from tiekd.kernels.convolution import prepare_bf16
-from tiekd.models.flip import predict
+from tiekd.models.flip import predict, predict_pair
 from tiekd.models.network import Network
+from tiekd.models.spread import Modes, Spread
+from tiekd.teachers.outputs import digest
+from tiekd.teachers.outputs.sigma import disagreement, options_of
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -48,6 +56,10 @@ class FrozenTeacher:
             student's images, which are resized as the student needs them.
         seen_at: The resize of the images in the batches that the teacher gets, from which their
             focal length follows. It is `resize` until training sets that of the student.
+        sigma: The source of the sigma of each pixel, as the recipe's `teacher.sigma` describes it;
+            None for depth alone.
+        spread: Reads the sigma from the distribution that the head predicts; None for other
+            sources.
     """
 
     def __init__(
@@ -57,6 +69,7 @@ class FrozenTeacher:
         flip: bool = False,
         precision: str = "fp32",
         resize: Resize = OWN_SIZE,
+        sigma: float | dict | None = None,
     ):
         self.network = network.to(device).eval().requires_grad_(False)
         self.flip, self.precision, self.resize = flip, precision, resize
@@ -65,9 +78,17 @@ class FrozenTeacher:
             self.network.memory_format = torch.channels_last
         if precision == "bf16" and torch.device(device).type == "cpu":
             prepare_bf16(self.network)
+        self.sigma, self.spread = options_of(sigma), None
+        if self.sigma is not None:
+            has_bins = Spread.is_in(network.head)
+            self.sigma.check_source(("flip", "own") if has_bins else ("flip",), flip)
+            if self.sigma.source == "own":
+                self.spread = Spread(network.head, self.sigma.modes)
+            if self.sigma.calibration is not None:
+                self.sigma.check_teacher(digest.of_network(network), flip)
 
     @torch.no_grad()
-    def __call__(self, batch: Batch) -> Tensor:
+    def __call__(self, batch: Batch) -> Tensor | Target:
         """Returns the network's depth for a batch.
 
         Args:
@@ -75,14 +96,23 @@ class FrozenTeacher:
 
         Returns:
             (B, 1, H, W) float32, metres; 0 in pixels that rotation or padding added from outside
-            the image.
+            the image. With `sigma` it is a `Target` of such depths and their sigmas.
         """
         # The teacher's precision overrides an enclosing autocast; fp32 disables autocast.
         dtype = PRECISIONS[self.precision]
         with torch.autocast(batch.image.device.type, dtype, enabled=dtype is not None):
-            depth = predict(self.network, batch.image, self.flip, self._focal(batch))
+            if self.sigma is None or self.sigma.source is None:
+                depth = predict(self.network, batch.image, self.flip, self._focal(batch))
+            else:
+                depth, sigma, weight = self._with_sigma(batch)
         # Set pixels that a rotation filled from outside the image to 0, i.e. invalid for the loss.
-        return torch.where(batch.inside, depth.float(), 0)
+        depth = torch.where(batch.inside, depth.float(), 0)
+        if self.sigma is None:
+            return depth
+        if self.sigma.source is None:
+            return Target(depth, constants=(self.sigma.constant,))
+        sigma = self.sigma.finished(sigma, depth)
+        return Target(depth, sigma, weight if self.sigma.modes else None)
 
     @property
     def needs_focal(self) -> bool:
@@ -97,6 +127,49 @@ class FrozenTeacher:
     def uses_focal(self) -> bool:
         """True if the depth of an image depends on its focal length."""
         return self.needs_focal
+
+    def _with_sigma(self, batch: Batch) -> Modes:
+        """Returns depth, and sigma from the source before its factor.
+
+        Args:
+            batch: The batch.
+
+        Returns:
+            Depth, sigma and weight, each (B, M, H, W), metres; M is 1 unless `sigma.modes` is set.
+        """
+        focal = self._focal(batch)
+        if self.sigma.source == "flip":
+            plain, mirrored = predict_pair(self.network, batch.image, focal)
+            # Pixels from outside the image don't count in the windows of their neighbours.
+            pair = torch.where(batch.inside, torch.cat((plain, mirrored), dim=1), 0)
+            return Modes((plain + mirrored) / 2, disagreement(pair), torch.ones_like(plain))
+        found = self._own(batch.image, focal)
+        if not self.flip:
+            return found
+        other = Modes(*(each.flip(-1) for each in self._own(batch.image.flip(-1), focal)))
+        squares = found.sigma.square() + other.sigma.square()
+        return Modes((found.depth + other.depth) / 2, (squares / 2).sqrt(), found.weight)
+
+    def _own(self, image: Tensor, focal: Tensor | None) -> Modes:
+        """Returns the network's depth, and the sigma of the distribution that its head predicts.
+
+        Args:
+            image: (B, 3, H, W), normalised.
+            focal: (B,), as for `Network.forward`.
+
+        Returns:
+            Depth, sigma and weight, each (B, M, H, W), metres.
+        """
+        features = self.network.features(image)
+        size = tuple(image.shape[-2:])
+        depth, sigma, weight = self.spread(features, size)
+        if self.network.canonical is not None:
+            sigma = self.network.canonical.to_metres(sigma, focal)
+        if self.sigma.modes:
+            depth = torch.where(weight > 0, self.network.in_metres(depth, focal), 0)
+        else:
+            depth = self.network.read(features, size, focal=focal).depth
+        return Modes(depth, sigma, weight)
 
     def _focal(self, batch: Batch) -> Tensor | None:
         if not self.needs_focal:

@@ -31,6 +31,8 @@ class Options:
         flip: True to average the output with that for the mirrored image.
         batch_size: The number of images that the model computes in one call.
         device: The model's device; None for the rank's own device.
+        sigma: The sigma of each pixel: metres, or a node that names its source
+            (teachers/outputs/sigma.py); None for depth alone.
     """
 
     model: Path
@@ -41,6 +43,7 @@ class Options:
     flip: bool = False
     batch_size: int = 4
     device: str | None = None
+    sigma: float | dict | None = None
 
 
 class UniDepthPredictor:

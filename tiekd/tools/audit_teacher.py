@@ -1,8 +1,9 @@
 """Audits the teacher of a recipe: a table, audit.json, an image of the worst and median frame.
 
 The rules are in tiekd/evaluation/teacher_audit/. The teacher sees whole images, as when its maps
-are cached. The audit runs in one process. Left out: audits of ground truth, which bin/check_data.py
-checks.
+are cached. With --sigma its sources of a sigma per pixel are measured, too, and the calibrations
+and sparsification curves written. The audit runs in one process. Left out: audits of ground truth,
+which bin/check_data.py checks, and the sigma of teachers from outside the project.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from torch.utils.data import Dataset
 
 from tiekd import shipped
 from tiekd.config.recipe import load_recipe
+from tiekd.config.teacher_node import IN_MEAN, TeacherNode, errors_of
 from tiekd.data.build import build_dataset
 from tiekd.data.frames import Frames, listed_frames
 from tiekd.data.image_io import write_durably, write_image
@@ -31,7 +33,8 @@ from tiekd.evaluation.teacher_audit.verdict import Verdict
 from tiekd.files import claim_folder
 from tiekd.teachers.stereo import StereoTeacher
 from tiekd.teaching import build_teacher
-from tiekd.tools.cache_teacher import TIMEOUT_MINUTES, frames_of, teacher_of
+from tiekd.tools import audit_sigma
+from tiekd.tools.cache_teacher import TIMEOUT_MINUTES, frames_of, sources_of
 from tiekd.training.settings import Recipe
 from tiekd.visualization import pictures
 from tiekd.visualization.frame_pictures import growth
@@ -41,30 +44,40 @@ PICTURE = "audit.png"
 _FULL_FRAME_MM = 43.267  # diagonal of the film that FocalLengthIn35mmFilm refers to
 
 
-def observer_of(recipe: Recipe, args: argparse.Namespace, device: torch.device) -> Observer:
+def observer_of(
+    recipe: Recipe, args: argparse.Namespace, device: torch.device, index: int = 0
+) -> Observer:
     """Builds a recipe's teacher and frames, and the observer that runs the teacher on the frames.
 
     Args:
         recipe: the recipe, with overrides applied.
         args: the parsed command line of bin/audit_teacher.py.
         device: the device on which the teacher runs.
+        index: of several teachers, the place of the one to audit.
 
     Raises:
         TeacherError: The recipe has no teacher that could be audited.
     """
-    if recipe.teacher.maps is not None:
+    teachers = recipe.teachers
+    node = teachers.nodes[index] if teachers.is_given else TeacherNode(None)
+    if node.maps is not None:
         # With cached maps (`teacher.maps`) there is no network to load a checkpoint into or to run
         # on validation frames; maps exist for training frames only.
 
         if args.split == "val" or args.checkpoint is not None:
             option = "--split val" if args.split == "val" else "--checkpoint"
-            raise TeacherError(f"{option}: not for cached maps (teacher.maps); leave it out")
+            raise TeacherError(f"{option}: not for cached maps ({node.where}.maps); leave it out")
         frames = build_dataset(recipe.dataset, "train", as_evaluated=True, held_out=())
-        teacher, questions = build_teacher(recipe.teacher.node, device), Questions()
+        place, questions = teachers.place_of_maps(index), Questions()
+        with errors_of(node.where):
+            teacher = build_teacher(node.part, device, maps_place=place)
     else:
-        source = teacher_of(recipe, args.recipe, args.checkpoint, args.overrides)
+        sources = sources_of(recipe, args.recipe, args.checkpoint, args.overrides)
+        source = next(each for each in sources if each.teacher.where == node.where)
         frames = frames_of(recipe, args.split)
-        teacher = build_teacher(source.node, device, source.resize, recipe.max_depth_m)
+        with errors_of(node.where):
+            plain = audit_sigma.without_sigma(source)
+            teacher = build_teacher(plain, device, source.resize, recipe.max_depth_m)
         questions = Questions(swapped=True, covered=True, changed=True)
         if isinstance(teacher, StereoTeacher):
             # It reads the images' files, so changed images make no difference.
@@ -180,6 +193,9 @@ def picture(observer: Observer, shown: Mapping[str, AuditFrame]) -> np.ndarray:
 def run(args: argparse.Namespace) -> int:
     """Runs bin/audit_teacher.py: audits a recipe's teacher, writes the results and prints a table.
 
+    Each of several teachers is audited by itself. With --sigma, it is also measured how far those
+    of a mean differ.
+
     Args:
         args: the program's parsed command line.
 
@@ -190,26 +206,45 @@ def run(args: argparse.Namespace) -> int:
         UserError: the recipe has no teacher to audit, or too few frames can be read.
     """
     recipe = Recipe(load_recipe(args.recipe, args.overrides))
-    return audit(recipe, args, process_group.start_rank(TIMEOUT_MINUTES))
+    device = process_group.start_rank(TIMEOUT_MINUTES)
+    teachers = recipe.teachers
+    code = max(audit(recipe, args, device, i) for i in range(max(1, len(teachers.nodes))))
+    if args.sigma and teachers.several == IN_MEAN:
+        found, out = audit_sigma.measure_mean(recipe, args, device), _folder(args)
+        claim_folder(out, audit_sigma.FILES)
+        audit_sigma.write(found, out)
+        print(audit_sigma.told(found, out))
+    return code
 
 
-def audit(recipe: Recipe, args: argparse.Namespace, device: torch.device) -> int:
+def _folder(args: argparse.Namespace) -> Path:
+    return args.out or Path("work_dirs") / f"audit_{Path(args.recipe).stem}"
+
+
+def audit(recipe: Recipe, args: argparse.Namespace, device: torch.device, index: int = 0) -> int:
     """Audits a recipe's teacher, writes the results and prints the table.
 
     Args:
         recipe: the recipe, with overrides applied.
         args: the parsed command line of bin/audit_teacher.py.
         device: the device on which the teacher runs.
+        index: of several teachers, the place of the one to audit; its results are in a subfolder.
 
     Returns:
         The exit code: 0 if nothing is above its limit, 1 if something is.
 
     Raises:
-        DataError: too few frames can be read.
+        TeacherError: --sigma is given for a teacher that can't have one.
+        DataError: too few frames can be read, or have ground truth for --sigma.
     """
-    out = args.out or Path("work_dirs") / f"audit_{Path(args.recipe).stem}"
-    observer = observer_of(recipe, args, device)
-    claim_folder(out, (JSON, PICTURE))
+    out = _folder(args)
+    # How far the teachers of a mean differ is measured when all are audited.
+    with_sigma = args.sigma and recipe.teachers.several != IN_MEAN
+    if recipe.teachers.several is not None:
+        out = out / f"teacher_{index}"
+        print(f"{recipe.teachers.nodes[index].where}:")
+    observer = observer_of(recipe, args, device, index)
+    claim_folder(out, (JSON, PICTURE, *(audit_sigma.FILES if with_sigma else ())))
     observed = observer.observe(args.frames)
     if len(observed) < verdict.MIN_FRAMES:
         raise DataError(
@@ -219,6 +254,9 @@ def audit(recipe: Recipe, args: argparse.Namespace, device: torch.device) -> int
     if args.no_truth:
         observed = [replace(frame, truth=np.zeros_like(frame.truth)) for frame in observed]
     judged = verdict.judge(observed, recipe.max_depth_m)
+    uncertain = None
+    if with_sigma:
+        uncertain = audit_sigma.measure(recipe, args, observer, index)
     shown = shown_frames(judged, observed)
     names = {word: frame.name for word, frame in shown.items()}
     # Write JSON and image before printing, so that the printed path exists.
@@ -231,6 +269,10 @@ def audit(recipe: Recipe, args: argparse.Namespace, device: torch.device) -> int
     }
     write_durably(out / JSON, (json.dumps(result, indent=1) + "\n").encode())
     write_image(out / PICTURE, picture(observer, shown))
+    if uncertain is not None:
+        audit_sigma.write(uncertain, out)
     print(report.table(judged))
+    if uncertain is not None:
+        print(audit_sigma.told(uncertain, out))
     print(f"Worst frame: {names['worst']}, median frame: {names['median']}; see {out / PICTURE}")
     return int(bool(judged.suspicions))

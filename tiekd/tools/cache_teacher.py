@@ -6,18 +6,22 @@ or on the number of ranks. Each map is written atomically and existing maps are 
 killed job resumes where it stopped. Each rank encodes and writes maps in threads while its network
 predicts.
 
+Each of several teachers has a folder of its own, and is built after the one before has finished.
+A teacher that gives a sigma has maps of it in a folder `sigma` beside those of depth.
+
 Left out: folders that aren't shared by all machines; and replacing maps, since the maps of another
 teacher belong in another folder.
 """
 
 import argparse
 import fcntl
+import json
 import os
 import shlex
 import shutil
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -29,7 +33,7 @@ import torch
 from torch.utils.data import Dataset, Subset
 
 from tiekd.config.recipe import is_overridden, load_recipe
-from tiekd.config.teacher_node import TeacherNode
+from tiekd.config.teacher_node import MEAN, TeacherNode, errors_of
 from tiekd.console import Progress
 from tiekd.data import focal as focals
 from tiekd.data import (
@@ -47,6 +51,7 @@ from tiekd.data.loading.loader import NO_WORKERS, Loading, validation_batches
 from tiekd.data.loading.sampler import ALL_BATCHES, RankShare
 from tiekd.data.rank_consistency import check_same
 from tiekd.data.resize import OWN_SIZE, Resize
+from tiekd.data.target import Target
 from tiekd.distributed import comm, process_group
 from tiekd.errors import DataError, RecipeError, TeacherError
 from tiekd.inference.predict.inputs import IMAGE_SUFFIXES
@@ -54,6 +59,7 @@ from tiekd.teachers.external import OutsideTeacher
 from tiekd.teachers.network import FrozenTeacher
 from tiekd.teachers.outputs import anchor_quality
 from tiekd.teachers.outputs.anchoring import Quality
+from tiekd.teachers.outputs.sigma import SigmaOptions
 from tiekd.teachers.outputs.teacher import FoundationTeacher
 from tiekd.teachers.stereo import StereoTeacher
 from tiekd.teaching import build_teacher, record_of, teacher_checkpoint
@@ -90,7 +96,7 @@ class Source(NamedTuple):
         """The recipe node from which the teacher is built."""
         if self.teacher.name is not None:
             return self.teacher.part
-        return self.teacher.node | {"flip": self.flip}
+        return self.teacher.part | {"flip": self.flip}
 
     def __str__(self) -> str:
         if self.teacher.name is not None:
@@ -103,6 +109,8 @@ def teacher_of(
 ) -> Source:
     """Returns the teacher of a recipe: its `teacher`, or its own network if it has no `teacher`.
 
+    Of several teachers it is the first; `sources_of` returns all.
+
     Args:
         recipe: the recipe, with overrides applied.
         recipe_path: the recipe's file.
@@ -114,8 +122,62 @@ def teacher_of(
     Raises:
         TeacherError: there are no weights, or the recipe's teacher is a folder of cached maps.
     """
+    return sources_of(recipe, recipe_path, checkpoint, overrides)[0]
+
+
+def sources_of(
+    recipe: Recipe, recipe_path: str | Path, checkpoint: str | None, overrides: Sequence[str] = ()
+) -> list[Source]:
+    """Returns all teachers of a recipe whose maps can be made.
+
+    One of several teachers that has cached maps already is left out.
+
+    Args:
+        recipe: as for `teacher_of`, like the other arguments.
+        recipe_path: see `teacher_of`.
+        checkpoint: see `teacher_of`; only for one teacher.
+        overrides: see `teacher_of`.
+
+    Raises:
+        TeacherError: as for `teacher_of`.
+    """
+    teachers = recipe.teachers
+    if checkpoint is not None and len(teachers.nodes) > 1:
+        raise TeacherError(
+            f"--checkpoint: {recipe_path} has {len(teachers.nodes)} teachers; give each its "
+            f"checkpoint in {teachers.several}"
+        )
+    nodes = [node for node in teachers.nodes if node.maps is None]
+    if teachers.is_given and not nodes:
+        options = ", ".join(teachers.maps)
+        raise TeacherError(
+            f"{options}: {recipe_path} learns from cached maps, so there is no network to make "
+            "any; give the teacher's own recipe"
+        )
+    found = []
+    for node in nodes or [TeacherNode(None)]:
+        with errors_of(node.where):
+            found.append(_source_of(node, recipe, recipe_path, checkpoint, overrides))
+    return found
+
+
+def _source_of(
+    teacher: TeacherNode,
+    recipe: Recipe,
+    recipe_path: str | Path,
+    checkpoint: str | None,
+    overrides: Sequence[str],
+) -> Source:
+    """Returns one teacher of a recipe, with the path of its weights filled in.
+
+    Args:
+        teacher: its section.
+        recipe: as for `teacher_of`, like the other arguments.
+        recipe_path: see `teacher_of`.
+        checkpoint: see `teacher_of`.
+        overrides: see `teacher_of`.
+    """
     resize = None
-    teacher = recipe.teacher
     if teacher.name is not None:
         if checkpoint is not None:
             raise TeacherError(
@@ -123,17 +185,12 @@ def teacher_of(
                 "of it"
             )
         return Source(teacher, teacher.kind is not None and bool(teacher.node.get("flip")))
-    if teacher.maps is not None:
-        raise TeacherError(
-            f"teacher.maps: {recipe_path} learns from cached maps, so there is no network to make "
-            "any; give the teacher's own recipe"
-        )
     # If the recipe is the teacher's own, use its network and the weights that were trained with it.
     if teacher.is_the_recipes_network:
         own = {"network": recipe.network, "recipe": str(recipe_path)}
         if "work_dir" in recipe.node:
             own["checkpoint"] = str(recipe.work_dir)
-        teacher = TeacherNode(own | (teacher.node or {}))
+        teacher = replace(teacher, node=own | (teacher.node or {}))
         if is_overridden(("data", "resize"), recipe.node, overrides):
             resize = resizes.resize_of({}, recipe.node, overrides)
     if checkpoint is not None:
@@ -142,7 +199,38 @@ def teacher_of(
     return Source(teacher, teacher.node.get("flip", True), resize)
 
 
-def default_folder(recipe: Recipe, recipe_path: str | Path, split: str) -> Path:
+def folders_of(
+    recipe: Recipe,
+    sources: Sequence[Source],
+    recipe_path: str | Path,
+    split: str,
+    out: Path | None = None,
+) -> list[Path]:
+    """Returns the folder of each teacher's maps.
+
+    Args:
+        recipe: the recipe, with overrides applied.
+        sources: its teachers, as `sources_of` returns them.
+        recipe_path: the recipe's file.
+        split: "train" or "val".
+        out: the folder that the user gives: that of one teacher's maps, or that of the folders of
+            several teachers; None for the default folders.
+    """
+    if recipe.teachers.several is None:
+        return [out or default_folder(recipe, recipe_path, split)]
+    folders = [default_folder(recipe, recipe_path, split, each.teacher) for each in sources]
+    if out is not None:
+        folders = [out / folder.name for folder in folders]
+    # Number the folders of teachers that would share one, such as two settings of one model.
+    return [
+        folder if folders.count(folder) == 1 else folder.with_name(f"{folder.name}_{place}")
+        for place, folder in enumerate(folders)
+    ]
+
+
+def default_folder(
+    recipe: Recipe, recipe_path: str | Path, split: str, teacher: TeacherNode | None = None
+) -> Path:
     """Returns the folder of the maps if none is given: `<data.root>/gt_kd_<teacher>`.
 
     The teacher is called by its recipe, its module, or its kind and its model.
@@ -151,8 +239,9 @@ def default_folder(recipe: Recipe, recipe_path: str | Path, split: str) -> Path:
         recipe: the recipe, with overrides applied.
         recipe_path: the recipe's file.
         split: "train" or "val", for which `_val` is appended.
+        teacher: one of several teachers; None for the recipe's only one.
     """
-    teacher = recipe.teacher
+    teacher = teacher or next(iter(recipe.teachers.nodes), TeacherNode(None))
     if teacher.kind is not None:
         model = teacher.node.get("model", teacher.node.get("file", ""))
         name = f"{teacher.kind}_{Path(str(model)).name}" if model else teacher.kind
@@ -178,7 +267,7 @@ def frames_of(recipe: Recipe, split: str) -> Dataset:
         RecipeError: the dataset doesn't define the file names of its frames' maps.
     """
     # With `has_teacher` the dataset includes frames without ground truth.
-    taught = replace(recipe.dataset, maps=None, has_teacher=True)
+    taught = replace(recipe.dataset, maps={}, has_teacher=True)
     held_out = () if split == "train" else None
     frames = build_dataset(taught, split, as_evaluated=True, held_out=held_out)
     if not hasattr(frames, "map_name"):
@@ -210,15 +299,17 @@ def cache_maps(
         DataError: the maps don't fit on the disk.
     """
     # Build the teacher, and the manifest, which records how the maps are made.
-    teacher = build_teacher(source.node, device, source.resize, recipe.max_depth_m)
-    described, resize = source.node, {}
-    record = record_of(teacher, source.teacher)
-    told = [f"Teacher: {learned_from.describe(each)}" for each in record]
-    if isinstance(teacher, FoundationTeacher | StereoTeacher):
-        described = teacher.description
-        told += teacher.check_frames(listed_frames(frames))
-    elif source.teacher.module is None:
-        described, resize = source.teacher.network, teacher.resize.node()
+    where = source.teacher.where
+    with errors_of(where):
+        teacher = build_teacher(source.node, device, source.resize, recipe.max_depth_m)
+        described, resize = source.node, {}
+        record = record_of(teacher, source.teacher)
+        told = [f"Teacher: {learned_from.describe(each)}" for each in record]
+        if isinstance(teacher, FoundationTeacher | StereoTeacher):
+            described = teacher.description
+            told += teacher.check_frames(listed_frames(frames))
+        elif source.teacher.module is None:
+            described, resize = source.teacher.network, teacher.resize.node()
     manifest = teacher_maps.make_manifest(
         recipe.max_depth_m,
         recipe.data.get("kb_crop"),
@@ -234,6 +325,17 @@ def cache_maps(
         cameras = map_focals.of_frames(frames)
         manifest[map_focals.SOURCE] = str(recipe.data.get("intrinsics", "the data set's own"))
     check_same({"map": frames})
+    if _gives_sigma(teacher, frames, device, where):
+        manifest[teacher_maps.SIGMA_SCALE] = manifest["full_scale_m"]
+    stated = getattr(teacher, "sigma", None)
+    if isinstance(stated, SigmaOptions) and stated.source is None:
+        told.append(
+            f"Teacher: its constant sigma isn't in the maps; set teacher.sigma={stated.constant:g} "
+            "beside teacher.maps"
+        )
+    elif isinstance(stated, SigmaOptions):
+        manifest[teacher_maps.SIGMA] = stated.description
+        told.append(stated.note())
     if source.teacher.name is None:
         least = least_size.least_side(teacher.network)
         least_size.check_frames(frames, teacher.resize, least, "the teacher's data.resize")
@@ -258,7 +360,8 @@ def cache_maps(
         del manifest[teacher_maps.ORIENTATION]
     # Write the missing maps.
     index_by_name = {frames.map_name(index): index for index in range(len(frames))}
-    job = _Job(teacher, frames, index_by_name, folder, manifest["full_scale_m"], device, out)
+    encoding = _Encoding(manifest["full_scale_m"], manifest.get(teacher_maps.SIGMA_SCALE))
+    job = _Job(teacher, frames, index_by_name, folder, encoding, device, out)
     for line in told:
         job.tell(line)
     for note in getattr(frames, "notes", ()):
@@ -282,6 +385,65 @@ def _any_turned(frames: Dataset) -> bool:
     return isinstance(frames, Frames) and any(map(frames.is_turned, range(len(frames))))
 
 
+def _gives_sigma(teacher, frames: Dataset, device: torch.device, where: str) -> bool:
+    """Returns True if maps of sigma have to be cached beside those of depth. Collective.
+
+    A teacher that states no source of sigma has none, except one from outside the project, which is
+    called for the first frame.
+
+    Args:
+        teacher: the teacher.
+        frames: the frames.
+        device: this rank's device.
+        where: the teacher's place in the recipe, for the message.
+
+    Raises:
+        TeacherError: the teacher gives several depths for a pixel, which no map can hold.
+    """
+    stated = getattr(teacher, "sigma", None) is not None
+    if not stated and not isinstance(teacher, OutsideTeacher):
+        return False
+    resize = getattr(teacher, "resize", OWN_SIZE)
+    first = validation_batches(Subset(frames, [0]), 1, device, resize=resize)
+    with errors_of(where):
+        found = [teacher(batch) for _, batch in first][0]
+    if not isinstance(found, Target):
+        return False
+    if found.depth.shape[1] > 1:
+        raise TeacherError(
+            f"{where}: gives {found.depth.shape[1]} depths for a pixel, and a map has one; let it "
+            "run in training"
+        )
+    return found.sigma is not None
+
+
+class _Encoding(NamedTuple):
+    """What the largest value of a map's encoding stands for, in metres.
+
+    Attributes:
+        depth_m: depth.
+        sigma_m: sigma; None if no maps of sigma are made.
+    """
+
+    depth_m: float
+    sigma_m: float | None
+
+
+class _Map(NamedTuple):
+    """What a teacher gives for a frame, at the frame's own size.
+
+    Attributes:
+        depth: (H, W) float32, metres.
+        sigma: (H, W) float32, metres; None without sigma.
+        quality: for a teacher of relative depth, the quality of the fit that makes its output
+            metric; otherwise None.
+    """
+
+    depth: np.ndarray
+    sigma: np.ndarray | None
+    quality: Quality | None
+
+
 @dataclass(frozen=True)
 class _Job:
     """Fills one folder with maps: the work of `cache_maps` once the folder is locked.
@@ -291,7 +453,7 @@ class _Job:
         frames: all frames that need a map.
         index_by_name: file name of a frame's map -> the frame's index.
         folder: the folder of the maps.
-        full_scale_m: depth in metres of the largest value that a map's encoding holds.
+        encoding: depth and sigma of the largest value that a map's encoding holds.
         device: this rank's device.
         out: text stream to which rank 0 writes the progress.
     """
@@ -300,7 +462,7 @@ class _Job:
     frames: Dataset
     index_by_name: dict[str, int]
     folder: Path
-    full_scale_m: float
+    encoding: _Encoding
     device: torch.device
     out: TextIO
 
@@ -320,7 +482,9 @@ class _Job:
         Each rank checks some of the files; all ranks return the same list.
         """
         mine = list(self.index_by_name)[comm.rank() :: comm.world_size()]
-        missing = [name for name in mine if not image_io.is_whole_depth_png(self.folder / name)]
+        missing = [
+            name for name in mine if not all(map(image_io.is_whole_depth_png, self._files(name)))
+        ]
         lost = {name for part in comm.gather_objects(missing) for name in part}
         return [name for name in self.index_by_name if name in lost]
 
@@ -343,8 +507,8 @@ class _Job:
                 {missing[round(i * (len(missing) - 1) / (_PROBES - 1))] for i in range(_PROBES)}
             )
             sizes = [
-                len(self._encoded(depth))
-                for _, depth, _ in self._depths(probes, ALL_BATCHES, NO_WORKERS)
+                sum(map(len, self._encoded(found)))
+                for _, found in self._depths(probes, ALL_BATCHES, NO_WORKERS)
             ]
             needed = _MARGIN * len(missing) * sum(sizes) / len(sizes)
             free = shutil.disk_usage(self.folder).free
@@ -374,14 +538,14 @@ class _Job:
                 # instead of filling the memory with maps.
                 waiting = deque()
                 share = RankShare(comm.rank(), comm.world_size())
-                for name, depth, fit in self._depths(missing, share, loading):
-                    if fit is not None:
+                for name, found in self._depths(missing, share, loading):
+                    if found.quality is not None:
                         # Record how well this relative map was fitted to metric depth before the
                         # map itself is written, so that no map lacks its record.
-                        anchor_quality.add(self.folder, comm.rank(), name, fit)
-                    if not (depth > 0).any():
+                        anchor_quality.add(self.folder, comm.rank(), name, found.quality)
+                    if not (found.depth > 0).any():
                         empty.append(name)
-                    waiting.append(pool.submit(self._write, name, depth))
+                    waiting.append(pool.submit(self._write, name, found))
                     while len(waiting) > _WAITING:
                         waiting.popleft().result()
                     if progress:
@@ -399,7 +563,7 @@ class _Job:
 
     def _depths(
         self, names: list[str], share: RankShare, loading: Loading
-    ) -> Iterator[tuple[str, np.ndarray, Quality | None]]:
+    ) -> Iterator[tuple[str, _Map]]:
         """Predicts this rank's share of some frames, at each frame's own size.
 
         Args:
@@ -408,8 +572,7 @@ class _Job:
             loading: how many workers read frames, and how long to wait for them.
 
         Yields:
-            The map's file name; the depth, (H, W) float32 in metres; and, for a teacher of relative
-            depth, the quality of the fit that makes its output metric, otherwise None.
+            The map's file name, and what the teacher gives for the frame.
         """
         frames = Subset(self.frames, [self.index_by_name[name] for name in names])
         resize = getattr(self.teacher, "resize", OWN_SIZE)
@@ -419,17 +582,36 @@ class _Job:
         for (place,), batch in batches:
             if getattr(self.teacher, "needs_focal", False):
                 focals.check_known(focals.of_batch(batch, resize), batch.names)
-            depth = resizes.restored(
-                self.teacher(batch), resize, tuple(batch.depth.shape[-2:]), smooth=True
-            )
+            found, size, sigma = self.teacher(batch), tuple(batch.depth.shape[-2:]), None
+            if isinstance(found, Target):
+                # Interpolation would mix a sigma with 0, an unknown one.
+                if self.encoding.sigma_m is not None:
+                    sigma = resizes.restored(found.sigma, resize, size, smooth=False)
+                    sigma = sigma[0, 0].cpu().numpy()
+                found = found.depth
+            depth = resizes.restored(found, resize, size, smooth=True)[0, 0].cpu().numpy()
             fits = getattr(self.teacher, "qualities", ())
-            yield names[place], depth[0, 0].cpu().numpy(), next(iter(fits), None)
+            yield names[place], _Map(depth, sigma, next(iter(fits), None))
 
-    def _write(self, name: str, depth: np.ndarray) -> None:
-        image_io.write_durably(self.folder / name, self._encoded(depth))
+    def _files(self, name: str) -> list[Path]:
+        """Returns the files of a frame, that of depth last.
 
-    def _encoded(self, depth: np.ndarray) -> bytes:
-        return image_io.encode_teacher_map(depth, self.full_scale_m)
+        Args:
+            name: the file name of the frame's map.
+        """
+        sigma = [self.folder / teacher_maps.SIGMA / name]
+        return [*(sigma if self.encoding.sigma_m is not None else ()), self.folder / name]
+
+    def _write(self, name: str, found: _Map) -> None:
+        for path, content in zip(self._files(name), self._encoded(found), strict=True):
+            image_io.write_durably(path, content)
+
+    def _encoded(self, found: _Map) -> list[bytes]:
+        """Returns the contents of a frame's files, in the order of `_files`."""
+        depth = image_io.encode_teacher_map(found.depth, self.encoding.depth_m)
+        if self.encoding.sigma_m is None:
+            return [depth]
+        return [image_io.encode_teacher_map(found.sigma, self.encoding.sigma_m), depth]
 
     def _count(self) -> int:
         return len(self.index_by_name.keys() & set(os.listdir(self.folder)))
@@ -498,6 +680,8 @@ def _claim(
                 f"{folder}: holds maps of another kind (they differ in {', '.join(other)}); give "
                 "another --out"
             )
+        if teacher_maps.SIGMA_SCALE in manifest:
+            (folder / teacher_maps.SIGMA).mkdir(exist_ok=True)
         # Only one job may fill a folder: refuse a second one while the first runs.
         lock = (folder / teacher_maps.MANIFEST).open("r+")
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -517,8 +701,10 @@ def _claim(
         )
     except OSError as error:
         return None, f"{folder}: can't be written to ({error.strerror}); give another --out"
-    for partial in folder.glob(".*.png.*"):  # partial files of a job that was killed during a write
-        partial.unlink(missing_ok=True)
+    # Remove partial files of a job that was killed during a write.
+    for place in (folder, folder / teacher_maps.SIGMA):
+        for partial in place.glob(".*.png.*"):
+            partial.unlink(missing_ok=True)
     return lock, None
 
 
@@ -542,17 +728,43 @@ def run(args: argparse.Namespace) -> None:
     recipe = Recipe(load_recipe(args.recipe, args.overrides))
     device = process_group.start_rank(TIMEOUT_MINUTES)
     frames = frames_of(recipe, args.split)
-    source = teacher_of(recipe, args.recipe, args.checkpoint, args.overrides)
-    folder = args.out or default_folder(recipe, args.recipe, args.split)
-    read_folders.refuse("--out", folder, (".png",), recipe.data)
-    if comm.is_main():
-        print(f"Teacher: {source}, on {comm.world_size()} rank(s)")
-    cache_maps(recipe, source, frames, folder, device, sys.stdout)
-    if args.split == "train" and recipe.scores_teacher and recipe.validates:
-        # Evaluations compare with the teacher, so a run reads maps of its validation frames, too.
-        cache_maps(recipe, source, frames_of(recipe, "val"), folder, device, sys.stdout)
+    sources = sources_of(recipe, args.recipe, args.checkpoint, args.overrides)
+    folders = folders_of(recipe, sources, args.recipe, args.split, args.out)
+    for folder in folders:
+        read_folders.refuse("--out", folder, (".png",), recipe.data)
+    for source, folder in zip(sources, folders, strict=True):
+        if comm.is_main():
+            named = "Teacher" if recipe.teachers.several is None else source.teacher.where
+            print(f"{named}: {source}, on {comm.world_size()} rank(s)")
+        cache_maps(recipe, source, frames, folder, device, sys.stdout)
+        if args.split == "train" and recipe.scores_teacher and recipe.validates:
+            # Evaluations compare with the teacher, so a run reads maps of its validation frames,
+            # too.
+            cache_maps(recipe, source, frames_of(recipe, "val"), folder, device, sys.stdout)
     if comm.is_main() and args.split == "train":
-        print(
-            "Learn from them with --set teacher=null "
-            f"{shlex.quote(f'teacher.maps={folder.resolve()}')}"
-        )
+        made = {
+            source.teacher.where: folder.resolve()
+            for source, folder in zip(sources, folders, strict=True)
+        }
+        print(f"Learn from them with --set teacher=null {shlex.quote(learning(recipe, made))}")
+
+
+def learning(recipe: Recipe, made: Mapping[str, Path]) -> str:
+    """Returns the override with which a student learns from the maps.
+
+    Args:
+        recipe: the recipe, with overrides applied.
+        made: the places of teachers in the recipe -> the folders of their maps.
+    """
+    teachers = recipe.teachers
+    if teachers.several is None:
+        return f"teacher.maps={next(iter(made.values()))}"
+    entries = []
+    for node in teachers.nodes:
+        entry = {"maps": str(made.get(node.where, node.maps)), "weight": node.weight}
+        entries.append(entry if node.sigma is None else entry | {"sigma": node.sigma})
+    # JSON is YAML, too.
+    if teachers.several == "teachers":
+        return f"teachers={json.dumps(entries)}"
+    mean = {"name": MEAN, "weights": teachers.weights, "teachers": entries}
+    return f"teacher={json.dumps(mean)}"

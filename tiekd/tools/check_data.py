@@ -167,7 +167,7 @@ def check(
     # Choose the frames to drop: those with a fault or a chosen kind of warning. In training with a
     # teacher, empty ground truth is no reason to drop a frame.
     for split in splits:
-        tolerated = () if split.name == "val" or not recipe.teacher.is_given else ("empty",)
+        tolerated = () if split.name == "val" or not recipe.teachers.is_given else ("empty",)
         kinds = {*FAULTS, *(drop if split.name == "train" else ())}.difference(tolerated)
         split.dropped = {finding.index for finding in split.findings if finding.kind in kinds}
 

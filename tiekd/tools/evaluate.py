@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from tiekd import files
 from tiekd.config.recipe import load_recipe
+from tiekd.config.teacher_node import TeacherList
 from tiekd.data import learned_from, least_size, read_folders
 from tiekd.data.build import build_dataset
 from tiekd.data.depth_values import check_range
@@ -18,7 +19,7 @@ from tiekd.distributed import comm, process_group
 from tiekd.errors import LaunchError
 from tiekd.evaluation import compare, per_frame, report
 from tiekd.evaluation.agreement import Reference
-from tiekd.teaching import build_teacher, teacher_checkpoint
+from tiekd.teaching import build_teachers, with_checkpoints
 from tiekd.training.canonical import require_focals
 from tiekd.training.reference import reference_of
 from tiekd.training.settings import Recipe
@@ -139,8 +140,6 @@ def _reference(recipe: Recipe, frames: Dataset, device: torch.device) -> Referen
         frames: the evaluation frames.
         device: this rank's device.
     """
-    node = recipe.teacher
-    if node.network is not None:
-        node = node.with_checkpoint(teacher_checkpoint(node))
-    teacher = build_teacher(node.node, device, max_depth_m=recipe.max_depth_m)
-    return reference_of(teacher, node, frames)
+    node = with_checkpoints(recipe.node)
+    teacher = build_teachers(node, device, recipe.max_depth_m)
+    return reference_of(teacher, TeacherList.of(node), frames)

@@ -5,7 +5,7 @@ import sys
 
 from tiekd import files
 from tiekd.config.recipe import load_recipe
-from tiekd.config.teacher_node import TeacherNode
+from tiekd.config.teacher_node import TeacherList
 from tiekd.data import learned_from, read_folders
 from tiekd.data.resize import parse_size
 from tiekd.errors import CheckpointError, DataError, RecipeError
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
     written = outputs.Outputs(
         args.out, units, network.max_depth, args.raw, args.points, args.confidence
     )
-    maps = TeacherNode.of(recipe).maps
+    maps = TeacherList.of(recipe).maps
     for path in written.of("any").values():
         read_folders.refuse("--out", path.parent, (path.suffix,), data, maps)
     written.check(found, args.overwrite)

@@ -30,9 +30,10 @@ from tiekd.data.loading.sampler import (
     size_groups,
 )
 from tiekd.data.resize import OWN_SIZE, Resize
+from tiekd.data.target import mean_depth
 from tiekd.engine.config import read_engine_config
 from tiekd.errors import DataError, LaunchError
-from tiekd.teaching import build_teacher
+from tiekd.teaching import build_teachers
 from tiekd.training import inputs
 from tiekd.training.settings import Recipe, TrainSettings
 from tiekd.visualization import pictures
@@ -223,11 +224,10 @@ def run(args: argparse.Namespace) -> None:
     # Relative paths in the recipe refer to the working directory in which the run was launched.
     work_dir = args.work_dir.resolve()
     os.chdir(record.folder)
-    has_teacher = recipe.teacher.is_given and not args.no_teacher
+    has_teacher = recipe.teachers.is_given and not args.no_teacher
     teacher = None
     if has_teacher:
-        cpu, max_depth_m = torch.device("cpu"), recipe.max_depth_m
-        teacher = build_teacher(recipe.teacher.node, cpu, max_depth_m=max_depth_m)
+        teacher = build_teachers(recipe.node, torch.device("cpu"), recipe.max_depth_m)
     held_out = inputs.held_out(inputs.read(work_dir), recipe)
     train_set = build_dataset(recipe.dataset, "train", held_out=held_out)
     check_iteration(args.iteration, train_set, recipe)
@@ -249,7 +249,7 @@ def run(args: argparse.Namespace) -> None:
         if args.rank not in (None, part.rank):
             continue
         depths = {"ground truth": part.batch.depth} | (
-            {"teacher": teacher(part.batch)} if has_teacher else {}
+            {"teacher": mean_depth(teacher(part.batch))} if has_teacher else {}
         )
         for sample in range(len(part.batch.names)):
             print(describe(part, sample, depths.get("teacher")))

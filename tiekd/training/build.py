@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from tiekd import shipped
 from tiekd.config.build import build
-from tiekd.config.teacher_node import TeacherNode
+from tiekd.config.teacher_node import IN_MEAN, TeacherList, errors_of
 from tiekd.data import learned_from, least_size, map_focals, trained_on
 from tiekd.data.batch import Batch
 from tiekd.data.build import build_dataset
@@ -30,15 +30,17 @@ from tiekd.data.loading.sampler import (
     size_groups,
 )
 from tiekd.data.rank_consistency import check_same
+from tiekd.data.target import Target
 from tiekd.distributed import comm, process_group
 from tiekd.engine.config import EngineConfig, resolve
 from tiekd.errors import CheckpointError, RecipeError, TeacherError
 from tiekd.losses.dpm import DPM
 from tiekd.models.build import build_network
 from tiekd.models.weights import pretrained, state_dicts
+from tiekd.teachers.mixture import Teacher, members_of
 from tiekd.teachers.network import FrozenTeacher
 from tiekd.teachers.outputs.teacher import FoundationTeacher
-from tiekd.teaching import build_teacher, record_of, with_teachers_file
+from tiekd.teaching import build_teachers, records_of, with_teachers_file
 from tiekd.training import canonical, schedules
 from tiekd.training import criterion as criteria
 from tiekd.training.canonical import Targets
@@ -74,7 +76,7 @@ class Parts:
             validation.
         criterion: The sum of the loss terms.
         teacher: Function from a batch to its target depth, (B, 1, H, W) float32, metres, 0 in
-            pixels that aren't valid.
+            pixels that aren't valid; or to a `Target`.
         targets: Converts target depths from metres to the depth that the network learns, which is
             canonical depth in some recipes.
         train_set: The data set of the training frames.
@@ -97,7 +99,7 @@ class Parts:
     network: nn.Module
     replica: nn.Module | None
     criterion: Criterion
-    teacher: Callable[[Batch], Tensor]
+    teacher: Callable[[Batch], Tensor | Target]
     targets: Targets
     train_set: Dataset
     val_set: Dataset | None
@@ -179,7 +181,7 @@ def build_parts(
     # Build the networks and the losses.
     network = build_network(recipe.network)
     replica = build_network(recipe.network).to(device) if train.validate else None
-    criterion = criteria.build(recipe.section("losses"), recipe.teacher.is_given).to(device)
+    criterion = criteria.build(recipe.section("losses"), recipe.teachers.is_given).to(device)
     check_ignored_depths(network, criterion)
 
     # Build the data sets, and check the settings of their loader and the sizes of the images.
@@ -196,23 +198,11 @@ def build_parts(
 
     # Build the teacher, and check that it gets the focal lengths that it needs.
     node = with_teachers_file(recipe.node, resuming=resuming)
-    teacher = build_teacher(node.get("teacher"), device, max_depth_m=recipe.max_depth_m)
-    if getattr(teacher, "reads_files", False):
-        raise TeacherError(
-            f"teacher.name: {recipe.teacher.name} reads whole image pairs, and training has "
-            "augmented crops; make its maps with bin/cache_teacher.py RECIPE, and train with the "
-            "--set teacher=null teacher.maps=FOLDER that it prints"
-        )
-    if isinstance(teacher, FoundationTeacher):
-        teacher.check_frames(listed_frames(train_set))
-    is_blind = isinstance(teacher, FrozenTeacher) and not teacher.needs_focal
-    if isinstance(teacher, FoundationTeacher):
-        is_blind = not teacher.follows_focal
-    canonical.check_zoom(recipe.augment, recipe.network, is_blind_teacher=is_blind)
-    if isinstance(teacher, FrozenTeacher):
-        teacher.seen_at = recipe.resize
-        if teacher.needs_focal:
-            canonical.require_focals(train_set, recipe.resize, "training")
+    check_sigmas(network, recipe.teachers, train_set)
+    teacher = build_teachers(node, device, recipe.max_depth_m)
+    for member in members_of(teacher):
+        with errors_of(member.where):
+            _prepare_teacher(member.teacher, recipe, train_set)
 
     # Compute the number of iterations, load the initial weights, and collect from what the weights
     # are trained: the names of the images, and the teachers.
@@ -228,8 +218,7 @@ def build_parts(
     if comm.is_main():
         initial = _initial_weights(recipe) if begins else None
         seen = trained_on.union(trained_on.trained_on(train_set), trained_on.read(initial))
-        maps = getattr(train_set, "maps", None)
-        own = record_of(teacher, TeacherNode.of(node), maps)
+        own = records_of(teacher, TeacherList.of(node), map_focals.folders_of(train_set))
         teachers = learned_from.union(own, learned_from.read(initial))
     if groups is not None:
         report.insert(0, _repeated_places(groups, per_epoch * train.batch_size))
@@ -289,6 +278,74 @@ def build_parts(
         log=log,
         report=report,
     )
+
+
+def _prepare_teacher(teacher: Teacher, recipe: Recipe, train_set: Dataset) -> None:
+    """Tells one teacher at which size it sees images, and checks the focal lengths of the frames.
+
+    Args:
+        teacher: The teacher.
+        recipe: The run's recipe.
+        train_set: The data set of the training frames.
+
+    Raises:
+        UserError: The teacher needs focal lengths that aren't known, or can't be right with the
+            recipe's augmentation.
+    """
+    if getattr(teacher, "reads_files", False):
+        raise TeacherError(
+            f"teacher.name: {teacher.description['name']} reads whole image pairs, and training "
+            f"has augmented crops; make its maps with {shipped.command('cache_teacher')} RECIPE, "
+            "and train with the --set that it prints"
+        )
+    if isinstance(teacher, FoundationTeacher):
+        teacher.check_frames(listed_frames(train_set))
+    is_blind = isinstance(teacher, FrozenTeacher) and not teacher.needs_focal
+    if isinstance(teacher, FoundationTeacher):
+        is_blind = not teacher.follows_focal
+    canonical.check_zoom(recipe.augment, recipe.network, is_blind_teacher=is_blind)
+    if isinstance(teacher, FrozenTeacher):
+        teacher.seen_at = recipe.resize
+        if teacher.needs_focal:
+            canonical.require_focals(train_set, recipe.resize, "training")
+
+
+def check_sigmas(network: nn.Module, teachers: TeacherList, train_set: Dataset) -> None:
+    """Raises RecipeError if the head can't learn what the teachers give.
+
+    TIE-KD's published target is defined for one teacher and one sigma. A constant sigma that only
+    the head's limits decide, or that the head doesn't use, would have no effect.
+
+    Args:
+        network: The student.
+        teachers: The recipe's teachers.
+        train_set: The data set of the training frames, which may have cached maps of sigma.
+    """
+    head, stated = network.head, teachers.stated_sigmas
+    has_maps = any(
+        folder.sigma_scale_m is not None for folder in getattr(train_set, "map_folders", ())
+    )
+    has_sigma = bool(stated) or (has_maps and teachers.several != IN_MEAN)
+    is_mixture = teachers.several == "teachers" and len(teachers.nodes) > 1
+    if getattr(head, "target", None) == "released" and (is_mixture or has_sigma):
+        raise RecipeError(
+            "network.head.target: got released, which is defined for one teacher and the head's "
+            "sigma; set network.head.target=gaussian for several teachers or their sigma"
+        )
+    for option, sigma in stated.items():
+        is_number = isinstance(sigma, int | float)
+        got = f"{sigma:g}" if is_number else str(sigma)
+        if not getattr(head, "takes_target", False):
+            raise RecipeError(
+                f"{option}: got {got}, which only a dpm head learns; leave it out, or set "
+                "network.head.name=dpm"
+            )
+        # With a canonical camera the head's limits aren't metres.
+        if is_number and network.canonical is None and not head.sigma <= sigma <= head.sigma_max:
+            raise RecipeError(
+                f"{option}: got {got}; it must be within the head's network.head.sigma "
+                f"({head.sigma:g}) and sigma_max ({head.sigma_max:g}), in metres"
+            )
 
 
 def _build_sets(recipe: Recipe, held_out: Collection[str] | None) -> dict[str, Dataset]:
@@ -367,7 +424,8 @@ def build_hooks(
     if recipe.train.validate:
         # Leave the depth of a module from outside the project out of these images. It would be
         # called on rank 0 alone and with validation frames, and may support neither.
-        taught = recipe.teacher.is_given and recipe.teacher.module is None
+        nodes = recipe.teachers.nodes
+        taught = bool(nodes) and all(node.module is None for node in nodes)
         frames = ShownFrames(
             val_set,
             replica,
@@ -405,7 +463,7 @@ def build_hooks(
             resize=recipe.resize,
         )
         if recipe.scores_teacher:
-            hook.reference = reference_of(teacher, recipe.teacher, val_set)
+            hook.reference = reference_of(teacher, recipe.teachers, val_set)
         hooks.append(hook)
     hooks += [hook for hook in own if not isinstance(hook, Ema)]
     saving = {"name": "checkpoint", **recipe.section("checkpoint")}

@@ -9,6 +9,7 @@ output back to metres, which is part of the network (tiekd/models/network.py).
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -19,6 +20,7 @@ from tiekd.data.augment.augment import Augment
 from tiekd.data.batch import Batch
 from tiekd.data.frames import Frames
 from tiekd.data.resize import OWN_SIZE, Resize
+from tiekd.data.target import Target
 from tiekd.distributed import comm
 from tiekd.errors import DataError, RecipeError
 from tiekd.models import canonical
@@ -39,13 +41,15 @@ class Targets:
         self.camera = camera
         self.resize = resize
 
-    def __call__(self, batch: Batch, teacher_depth: Tensor | None) -> tuple[Batch, Tensor | None]:
+    def __call__(
+        self, batch: Batch, teacher_depth: Tensor | Target | None
+    ) -> tuple[Batch, Tensor | Target | None]:
         """Converts the ground truth and the teacher's depth of a micro-batch to canonical depth.
 
         Args:
             batch: The micro-batch; its `depth` is in metres.
-            teacher_depth: (B, 1, H, W) float32, metres, 0 in pixels that aren't valid; None if
-                there is none.
+            teacher_depth: (B, 1, H, W) float32, metres, 0 in pixels that aren't valid; or a
+                `Target`, whose sigma is converted as its depth. None if there is none.
 
         Returns:
             The batch with canonical `depth`, and the teacher's canonical depth. If there is no
@@ -54,7 +58,10 @@ class Targets:
         if self.camera is None:
             return batch, teacher_depth
         focal = focals.of_batch(batch, self.resize)
-        if teacher_depth is not None:
+        if isinstance(teacher_depth, Target):
+            one = torch.ones(len(focal), 1, 1, 1, device=batch.depth.device)
+            teacher_depth = teacher_depth.scaled(self.camera.from_metres(one, focal))
+        elif teacher_depth is not None:
             teacher_depth = self.camera.from_metres(teacher_depth, focal)
         return batch._replace(depth=self.camera.from_metres(batch.depth, focal)), teacher_depth
 

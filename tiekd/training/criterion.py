@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from torch import Tensor, nn
 
 from tiekd.config import build as config
+from tiekd.data.target import Target, mean_depth
 from tiekd.errors import RecipeError
 from tiekd.losses.dpm import DPM
 from tiekd.losses.ssim import SSIM
@@ -68,7 +69,7 @@ class Criterion(nn.Module):
         self.top_crop = min((getattr(loss, "top_crop", 0) for loss in reading), default=0)
         self._unchecked = set(terms)
 
-    def divergence_target(self, teacher_depth: Tensor) -> Tensor | None:
+    def divergence_target(self, teacher_depth: Tensor | Target) -> Tensor | Target | None:
         """Returns the target depth for the divergence that a DPM head computes.
 
         It is the teacher's depth with the top `top_crop` rows set to 0, i.e. not valid, so that
@@ -77,13 +78,15 @@ class Criterion(nn.Module):
         below.)
 
         Args:
-            teacher_depth: (B, 1, H, W) float32, metres, 0 where not valid.
+            teacher_depth: (B, 1, H, W) float32, metres, 0 where not valid; or a `Target`.
 
         Returns:
-            The target depth, of the same shape and unit; None if no term uses the divergence.
+            The target depth, of the same type, shape and unit; None if no term uses the divergence.
         """
         if not self.needs_divergence or not self.top_crop:
             return teacher_depth if self.needs_divergence else None
+        if isinstance(teacher_depth, Target):
+            return teacher_depth._replace(depth=self.divergence_target(teacher_depth.depth))
         wanted = teacher_depth.clone()
         wanted[:, :, : self.top_crop] = 0
         return wanted
@@ -92,7 +95,7 @@ class Criterion(nn.Module):
         self,
         prediction: "Prediction",
         batch: "Batch",
-        teacher_depth: Tensor | None,
+        teacher_depth: Tensor | Target | None,
         iteration: int | None = None,
     ) -> dict[str, Tensor]:
         """Computes the weighted terms of the loss and their sum for one batch.
@@ -100,8 +103,8 @@ class Criterion(nn.Module):
         Args:
             prediction: The student's prediction for `batch`.
             batch: Its `depth` is the ground truth, (B, 1, H, W) float32, metres, 0 where not valid.
-            teacher_depth: The teacher's depth, of the shape and unit of `batch.depth`; None if
-                there is no teacher.
+            teacher_depth: The teacher's depth, of the shape and unit of `batch.depth`; of a
+                `Target` the losses get the mean. None if there is no teacher.
             iteration: The number of finished iterations, for losses whose value depends on it, as
                 in a warm-up; None means past every warm-up.
 
@@ -112,7 +115,7 @@ class Criterion(nn.Module):
         Raises:
             RecipeError: At the first call, if a loss doesn't return (B,) values with a gradient.
         """
-        values = {}
+        values, teacher_depth = {}, mean_depth(teacher_depth)
         for key, term in self.terms.items():
             target = teacher_depth if term.against == "teacher" else batch.depth
             position = {"iteration": iteration} if key in self.told_iteration else {}

@@ -54,7 +54,9 @@ _ALLOWED_KEYS = (
     *(f"data.{key}" for key in (*_PLACES, "augment", "augment.*", "resize", "resize.*")),
     *(f"data.{key}" for key in Loading.__dataclass_fields__),
     *(
-        f"teacher.{key}"
+        f"{teacher}.{key}"
+        # In a pattern `[[]` is a bracket: an entry of `teachers` or of `teacher.teachers`.
+        for teacher in ("teacher", "teachers[[]*]", "teacher.teachers[[]*]")
         for key in ("checkpoint", "recipe", "maps", "device", "batch_size", "audit")
     ),
 )
@@ -249,7 +251,7 @@ def _split_changes(split: str, old: dict | None, new: dict | None) -> _Changes:
         refused.append(f"the {split} frames have another order")
     # Compare the files of the frames that are in both records.
     unsure = 0
-    for kind in inputs.KINDS:
+    for kind in {**old["files"], **new["files"]}:
         pairs = _pairs(old, new, kind)
         changed = [name for name, was, is_now in pairs if _is_another(was, is_now)]
         if changed:
@@ -276,15 +278,19 @@ def _pairs(old: dict, new: dict, kind: str) -> list[tuple[str, inputs.Entry, inp
     Args:
         old: The split in the record of the run's start.
         new: The split in the present record.
-        kind: The kind of file, one of `inputs.KINDS`.
+        kind: The kind of file, as in the records.
 
     Returns:
         (name of the frame, old state of its file, new state) for each frame, in the old order.
     """
-    now = dict(zip(new["names"], new["files"][kind], strict=True))
+    # A kind of teacher map that a record lacks is one of a teacher that wasn't there.
+    before, after = (
+        split["files"].get(kind) or [None] * len(split["names"]) for split in (old, new)
+    )
+    now = dict(zip(new["names"], after, strict=True))
     return [
         (name, was, now[name])
-        for name, was in zip(old["names"], old["files"][kind], strict=True)
+        for name, was in zip(old["names"], before, strict=True)
         if name in now
     ]
 
@@ -381,9 +387,10 @@ def _value(node: dict, key: str):
     if key.startswith("evaluation."):
         return node.get("evaluation", {}).get(key[11:], getattr(EvaluationSettings, key[11:]))
     for part in key.split("."):
+        part, _, place = part.removesuffix("]").partition("[")
         if not isinstance(node, dict) or part not in node:
             return None
-        node = node[part]
+        node = node[part][int(place)] if place else node[part]
     return node
 
 

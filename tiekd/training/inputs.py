@@ -215,7 +215,7 @@ def _is_split(split: object) -> bool:
         return False
     return all(
         isinstance(states, list) and len(states) == len(names) and all(map(_is_state, states))
-        for states in map(files.get, KINDS)
+        for states in map(files.get, {*KINDS, *files})
     )
 
 
@@ -267,7 +267,7 @@ def _split(dataset: Dataset, old: dict | None) -> dict:
         kind: [
             state and [state[0], None, state[1]] for state in of_each(size_and_time, paths[kind])
         ]
-        for kind in KINDS
+        for kind in paths
     }
     names = [frame.name for frame in dataset.frames]
     total = sum(state[0] for states in files.values() for state in states if state)
@@ -293,18 +293,22 @@ def _paths(frames: Frames) -> dict[str, list[str | None]]:
         frames: The data set.
 
     Returns:
-        For each kind of file in KINDS the paths, in the order of the frames; None for a frame
-        without such a file.
+        For each kind of file in KINDS, and for each further kind of teacher map, the paths in the
+        order of the frames; None for a frame without such a file.
     """
-    maps = [None] * len(frames)
-    if frames.maps is not None:
-        maps = [os.path.join(frames.maps, frames.map_name(index)) for index in range(len(frames))]
+    nothing = [None] * len(frames)
     columns = (
         [frame.image for frame in frames.frames],
         [frame.depth for frame in frames.frames],
-        maps,
+        nothing,
     )
-    return dict(zip(KINDS, columns, strict=True))
+    found = dict(zip(KINDS, columns, strict=True))
+    names = [frames.map_name(index) for index in range(len(frames))] if frames.map_folders else []
+    for key, folder in frames.map_kinds().items():
+        # `teacher_depth_1` is the "teacher map 1".
+        kind = key.replace("teacher_depth", KINDS[2]).replace("teacher_sigma", "sigma map")
+        found[kind.replace("_", " ")] = [os.path.join(folder, name) for name in names]
+    return found
 
 
 def _read_at_the_start(old: dict | None) -> set[str]:
@@ -344,7 +348,7 @@ def _files(recipe: Recipe, datasets: Mapping[str, Dataset | None]) -> Iterator[t
 def _single_files(
     recipe: Recipe, datasets: Mapping[str, Dataset | None]
 ) -> Iterator[tuple[str, str | Path | None]]:
-    data, teacher = recipe.data, recipe.teacher
+    data, teachers = recipe.data, recipe.teachers.nodes
     # Yield the split file that each data set has read, or else the one that the recipe names. For a
     # data set from outside the project these keys may have any type of value.
     given = data.get("root", ".")
@@ -359,17 +363,22 @@ def _single_files(
         yield "data.intrinsics", root / Path(data["intrinsics"]).expanduser()
     # Yield the teacher's weights, the manifest of its cached maps, and the student's initial
     # weights.
-    if teacher.checkpoint is not None:
-        yield "teacher.checkpoint", teacher.checkpoint.expanduser()
-    for label, model in (("teacher", teacher), ("teacher.anchor", teacher.anchor)):
-        yield from ((f"{label} {path.name}", path) for path in model.model_files)
-    maps = getattr(datasets["train"], "maps", None)
-    yield "teacher.maps", None if maps is None else Path(maps) / teacher_maps.MANIFEST
+    for teacher in teachers:
+        if teacher.checkpoint is not None:
+            yield f"{teacher.where}.checkpoint", teacher.checkpoint.expanduser()
+        if teacher.calibration is not None:
+            yield f"{teacher.where}.sigma.calibration", teacher.calibration
+        for model in (teacher, teacher.anchor):
+            yield from ((f"{model.where} {path.name}", path) for path in model.model_files)
+    folders = [folder.path for folder in getattr(datasets["train"], "map_folders", ())]
+    for option, folder in zip(recipe.teachers.maps, folders, strict=False):
+        yield option, folder / teacher_maps.MANIFEST
     if recipe.load.checkpoint is not None:
         path = Path(recipe.load.checkpoint).expanduser()
         with contextlib.suppress(UserError):
             yield "load.checkpoint", checkpoints.find_weights(path) if path.is_dir() else path
-    for section, node in (("data", data), ("teacher", teacher.node or {})):
+    sections = [("data", data), *((teacher.where, teacher.node) for teacher in teachers)]
+    for section, node in sections:
         # A data set or teacher from outside the project has keys of its own. Any value that is text
         # may be a path.
         if "." in str(node.get("name", "")):
@@ -409,7 +418,7 @@ def _recipe_files(recipe: Recipe, recipe_path: Path, started: dict | None) -> Se
 
     try:
         # Merging a recipe calls `noted` for every file that the recipe consists of.
-        for path in (recipe_path, recipe.teacher.recipe):
+        for path in (recipe_path, *(teacher.recipe for teacher in recipe.teachers.nodes)):
             if path is not None and path.is_file():
                 merged(path, mark=noted)
     except UserError:

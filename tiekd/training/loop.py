@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from torch import Tensor
 
 from tiekd.data.batch import Batch
+from tiekd.data.target import Target, mean_depth
 from tiekd.training.canonical import METRES, Targets
 from tiekd.training.criterion import Criterion
 from tiekd.training.schedules import Schedule
@@ -18,7 +19,7 @@ from tiekd.training.state import TrainState
 def train(
     state: TrainState,
     batches: Iterator[Batch],
-    teacher: Callable[[Batch], Tensor],
+    teacher: Callable[[Batch], Tensor | Target],
     criterion: Criterion,
     schedule: Schedule,
     targets: Targets = METRES,
@@ -29,7 +30,7 @@ def train(
         state: The state of the run, with `engine` and `step` set. Changed in place.
         batches: This rank's micro-batches, `state.accumulation` per iteration.
         teacher: Function from a batch to its target depth, (B, 1, H, W) float32, metres, 0 in
-            pixels that aren't valid.
+            pixels that aren't valid; or to a `Target` of several depths or with a sigma.
         criterion: The weighted sum of the loss terms.
         schedule: The learning rate and momentum of each iteration.
         targets: Converts target depths from metres to the depth that the network learns, which is
@@ -48,13 +49,13 @@ def train(
             batch = next(batches)
             state.data_time_s += time.perf_counter() - asked
 
-            teacher_depth = teacher(batch)
-            learned, wanted = targets(batch, teacher_depth)
+            taught = teacher(batch)
+            learned, wanted = targets(batch, taught)
             target = criterion.divergence_target(wanted)
             prediction = step.forward(batch.image, target, batch.counted)
             losses = criterion(prediction, learned, wanted, state.iteration)
             grad_norm = step.backward(losses["loss"])
-            state.record(batch, teacher_depth, prediction, losses, grad_norm)
+            state.record(batch, mean_depth(taught), prediction, losses, grad_norm)
         state.iteration += 1
         state.time_s = time.perf_counter() - started
         for hook in state.hooks:

@@ -1,34 +1,81 @@
-"""Makes a recipe's teacher the reference of an evaluation (`evaluation.against: teacher`)."""
+"""Makes a recipe's teacher the reference of an evaluation (`evaluation.against: teacher`).
+
+Of several teachers the reference is the weighted mean of their valid depths, which is also what
+losses other than the DPM head's divergence compare with.
+"""
 
 import copy
-from collections.abc import Callable
 
-from torch import Tensor
 from torch.utils.data import Dataset
 
-from tiekd.config.teacher_node import TeacherNode
+from tiekd.config.teacher_node import TeacherList, TeacherNode, errors_of
 from tiekd.data import least_size
-from tiekd.data.batch import Batch
 from tiekd.data.frames import listed_frames
+from tiekd.data.learned_from import describe
 from tiekd.data.resize import OWN_SIZE
 from tiekd.evaluation.agreement import Reference, label_of
+from tiekd.teachers.average import Average
 from tiekd.teachers.maps import CachedMaps
+from tiekd.teachers.mixture import Mixture, Teacher, members_of
 from tiekd.teachers.network import FrozenTeacher
-from tiekd.teachers.outputs.teacher import FoundationTeacher, describe
+from tiekd.teachers.outputs.teacher import FoundationTeacher
 from tiekd.training.canonical import require_focals
 
 
-def reference_of(
-    teacher: Callable[[Batch], Tensor], node: TeacherNode, frames: Dataset
-) -> Reference:
+def reference_of(teacher: Teacher, teachers: TeacherList, frames: Dataset) -> Reference:
     """Returns the reference whose depth is the teacher's for whole images.
 
     That is what bin/cache_teacher.py writes: a network of the project sees images as when it was
     trained, any other teacher at their own size.
 
     Args:
-        teacher: The recipe's teacher.
-        node: The recipe's section `teacher`.
+        teacher: What the recipe learns from, as `tiekd.teaching.build_teachers` builds it.
+        teachers: The recipe's teachers.
+        frames: The evaluation frames.
+
+    Raises:
+        UserError: A teacher can't give the depth of these frames.
+    """
+    if teachers.several is None:
+        return _reference_of_one(teacher, teachers.nodes[0], frames)
+    parts = []
+    for member, node in zip(members_of(teacher), teachers.nodes, strict=True):
+        with errors_of(node.where):
+            parts.append(_reference_of_one(member.teacher, node, frames))
+    names = "; ".join(part.name for part in parts)
+    return Reference(
+        _of_parts(teacher, parts),
+        None,
+        f"the mean of {len(parts)} teachers: {names}",
+        label_of(frames),
+        tuple(parts),
+    )
+
+
+def _of_parts(teacher: Mixture | Average, parts: list[Reference]) -> Mixture | Average:
+    """Returns several teachers as one that is called with the views of whole images.
+
+    Args:
+        teacher: The teachers.
+        parts: The reference of each.
+    """
+    whole = copy.copy(teacher)
+    if isinstance(teacher, Average):
+        whole.mixture = _of_parts(teacher.mixture, parts)
+        return whole
+    whole.members = tuple(
+        member._replace(teacher=part.at_own_size)
+        for member, part in zip(teacher.members, parts, strict=True)
+    )
+    return whole
+
+
+def _reference_of_one(teacher: Teacher, node: TeacherNode, frames: Dataset) -> Reference:
+    """Returns the reference of one teacher.
+
+    Args:
+        teacher: The teacher.
+        node: Its section in the recipe.
         frames: The evaluation frames.
 
     Raises:
@@ -36,7 +83,8 @@ def reference_of(
     """
     label = label_of(frames)
     if isinstance(teacher, CachedMaps):
-        folder = getattr(frames, "maps", node.maps)
+        folders = [folder.path for folder in getattr(frames, "map_folders", ())]
+        folder = folders[teacher.place] if folders else getattr(frames, "maps", node.maps)
         return Reference(teacher, None, f"cached maps in {folder}", label)
     if isinstance(teacher, FrozenTeacher):
         least = least_size.least_side(teacher.network)

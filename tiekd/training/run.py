@@ -76,8 +76,8 @@ def run(
         )
     audited = []
     if resume_path is None:
-        audited = teacher_audit.audit(
-            sections.teacher,
+        audited = teacher_audit.audit_all(
+            sections.teachers,
             parts.teacher,
             parts.train_set,
             max_depth_m=sections.max_depth_m,

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from tiekd.config.build import settings
-from tiekd.config.teacher_node import TeacherNode, without_teacher
+from tiekd.config.teacher_node import TeacherList, without_teacher
 from tiekd.data import resize as resizes
 from tiekd.data.augment.augment import Augment
 from tiekd.data.build import DataSettings, loading_of, settings_of
@@ -56,7 +56,7 @@ class Recipe:
             RecipeError: The recipe has no teacher to compare with.
         """
         against = self.section("evaluation").get("against", EvaluationSettings.against)
-        if against == TEACHER and not self.teacher.is_given:
+        if against == TEACHER and not self.teachers.is_given:
             raise RecipeError(
                 "evaluation.against: got teacher, but the recipe has no teacher; give one, or set "
                 "evaluation.against=ground_truth"
@@ -121,8 +121,8 @@ class Recipe:
         """The settings from which the data sets of both splits are built. Raises RecipeError."""
         return replace(
             settings_of(self.data, self.max_depth_m),
-            maps=self.teacher.maps,
-            has_teacher=self.teacher.is_given,
+            maps=self.teachers.maps,
+            has_teacher=self.teachers.is_given,
             validates=self.validates,
             scores_teacher=self.scores_teacher,
         )
@@ -143,9 +143,9 @@ class Recipe:
         return self.network["max_depth"]
 
     @property
-    def teacher(self) -> TeacherNode:
-        """The section `teacher`, with methods that tell which kind of teacher it describes."""
-        return TeacherNode.of(self.node)
+    def teachers(self) -> TeacherList:
+        """The teachers of the sections `teacher` and `teachers`, each with what describes it."""
+        return TeacherList.of(self.node)
 
     def without_teacher(self) -> "Recipe":
         """Returns a copy of the recipe without a teacher, for training on the ground truth."""

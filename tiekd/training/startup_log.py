@@ -5,20 +5,24 @@ from pathlib import Path
 from torch.utils.data import Dataset
 
 from tiekd import shipped
-from tiekd.config.teacher_node import TeacherNode
+from tiekd.config.teacher_node import TeacherList, TeacherNode
 from tiekd.data import learned_from, teacher_maps
 from tiekd.data.frames import listed_frames
 from tiekd.data.resize import OWN_SIZE
 from tiekd.distributed import comm
 from tiekd.errors import CheckpointError
 from tiekd.teachers.external import OutsideTeacher
+from tiekd.teachers.maps import CachedMaps
+from tiekd.teachers.mixture import Teacher, members_of
 from tiekd.teachers.network import FrozenTeacher
+from tiekd.teachers.outputs.sigma import SigmaOptions
 from tiekd.teachers.outputs.teacher import FoundationTeacher
 from tiekd.training import schedules
 from tiekd.training.build import Parts
 from tiekd.training.evaluation_hook import Evaluation
 from tiekd.training.input_changes import Verdict
 from tiekd.training.optimizer import lr_factor
+from tiekd.training.settings import Recipe
 from tiekd.workdir import launch_record
 
 
@@ -46,35 +50,19 @@ def about(parts: Parts) -> list[str]:
         said += [note for note in getattr(frames, "camera_notes", ()) if note not in said]
     # Describe the sizes of the networks, and the source of the teacher's depth.
     said.append(f"Student: {_millions(parts.network)} M parameters, trainable")
-    if isinstance(teacher, FrozenTeacher):
-        size = _millions(teacher.network)
-        source = TeacherNode.of(parts.state.recipe).checkpoint
-        said.append(f"Teacher: {size} M parameters, frozen, from {source}")
-        said += [f"Teacher: {learned_from.describe(own)}" for own in parts.state.teachers[:1]]
-        if teacher.resize not in (recipe.resize, OWN_SIZE):
-            said.append(
-                f"WARNING: the teacher learned from images at {teacher.resize}, and sees this "
-                f"run's here; {shipped.command('cache_teacher')} makes its maps at its own "
-                "resolution"
-            )
-    elif isinstance(teacher, FoundationTeacher):
-        said.append(f"Teacher: {learned_from.describe(teacher.description)}")
-        said.append(
-            "WARNING: the teacher sees augmented crops here; cache its maps of whole images with "
-            f"{shipped.command('cache_teacher')}"
-        )
-        said += teacher.check_frames(listed_frames(train_set))
-    elif isinstance(teacher, OutsideTeacher):
-        counted = (
-            ""
-            if teacher.network is None
-            else f", {_millions(teacher.network)} M parameters, frozen"
-        )
-        said.append(f"Teacher: {teacher.name}{counted}")
-    elif getattr(train_set, "maps", None) is not None:
-        said.append(teacher_maps.describe(train_set.maps))
-    # Name the other teachers, of the teacher itself and of the initial weights.
-    said += learned_from.lines(parts.state.teachers[recipe.teacher.is_given :])
+    nodes = {node.where: node for node in TeacherList.of(parts.state.recipe).nodes}
+    for member in members_of(teacher):
+        lines = _about_teacher(member.teacher, nodes.get(member.where), parts)
+        lines += _about_sigma(member.teacher)
+        # Several teachers are told apart by their places in the recipe.
+        if len(nodes) > 1:
+            lines = [f"{member.where}: {line}" for line in lines]
+        said += lines
+    said += _about_mixture(recipe)
+    # Name the other teachers, of the teacher itself and of the initial weights. Of several teachers
+    # name all, since the lines above don't say everything about them.
+    is_single = recipe.teachers.is_given and recipe.teachers.several is None
+    said += learned_from.lines(parts.state.teachers[is_single:])
     # Describe the learning rate if it is meant for another batch size or the warm-up never ends.
     batch_size, lr_scaling = recipe.train.batch_size, recipe.train.lr_scaling
     lr_batch_size = recipe.section("optimizer").get("lr_batch_size") or batch_size
@@ -87,6 +75,78 @@ def about(parts: Parts) -> list[str]:
     total_iterations = parts.state.total_iterations
     warmup = schedules.unfinished_warmup(recipe.section("schedule"), total_iterations)
     return said if warmup is None else [*said, warmup]
+
+
+def _about_teacher(teacher: Teacher, node: TeacherNode | None, parts: Parts) -> list[str]:
+    """Returns lines for the log about one teacher, the source of its depth.
+
+    Args:
+        teacher: The teacher.
+        node: Its section in the recipe; None for the ground truth, about which nothing is said.
+        parts: The parts of the run.
+    """
+    recipe, train_set = parts.recipe, parts.train_set
+    if isinstance(teacher, FrozenTeacher):
+        size = _millions(teacher.network)
+        said = [f"Teacher: {size} M parameters, frozen, from {node.checkpoint}"]
+        if recipe.teachers.several is None:
+            # The first record is that of the only teacher.
+            said += [f"Teacher: {learned_from.describe(own)}" for own in parts.state.teachers[:1]]
+        if teacher.resize not in (recipe.resize, OWN_SIZE):
+            said.append(
+                f"WARNING: the teacher learned from images at {teacher.resize}, and sees this "
+                f"run's here; {shipped.command('cache_teacher')} makes its maps at its own "
+                "resolution"
+            )
+        return said
+    if isinstance(teacher, FoundationTeacher):
+        return [
+            f"Teacher: {learned_from.describe(teacher.description)}",
+            "WARNING: the teacher sees augmented crops here; cache its maps of whole images with "
+            f"{shipped.command('cache_teacher')}",
+            *teacher.check_frames(listed_frames(train_set)),
+        ]
+    if isinstance(teacher, OutsideTeacher):
+        counted = (
+            ""
+            if teacher.network is None
+            else f", {_millions(teacher.network)} M parameters, frozen"
+        )
+        return [f"Teacher: {teacher.name}{counted}"]
+    folders = getattr(train_set, "map_folders", ())
+    if isinstance(teacher, CachedMaps) and folders:
+        return [teacher_maps.describe(folders[teacher.place].path)]
+    return []
+
+
+def _about_sigma(teacher: Teacher) -> list[str]:
+    """Returns a line for the log about the source of a teacher's sigma; none without a source.
+
+    Args:
+        teacher: The teacher.
+    """
+    sigma = getattr(teacher, "sigma", None)
+    has_source = isinstance(sigma, SigmaOptions) and sigma.source is not None
+    return [sigma.note()] if has_source else []
+
+
+def _about_mixture(recipe: Recipe) -> list[str]:
+    """Returns a line for the log on how several teachers are combined; none for one teacher.
+
+    Args:
+        recipe: The run's recipe.
+    """
+    teachers = recipe.teachers
+    if teachers.several is None:
+        return []
+    said = ", ".join(
+        f"{node.weight:g}" + ("" if node.sigma is None else f" (sigma {node.sigma:g} m)")
+        for node in teachers.nodes
+    )
+    if teachers.several == "teachers":
+        return [f"The student learns a mixture of {len(teachers.nodes)} teachers, weights {said}"]
+    more = " and 1 / sigma^2" if teachers.weights == "precision" else ""
+    return [f"The student learns the mean of {len(teachers.nodes)} teachers, weights {said}{more}"]
 
 
 def of_ranks(work_dir: Path) -> list[str]:

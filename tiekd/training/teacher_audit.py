@@ -14,19 +14,57 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tiekd import shipped
-from tiekd.config.teacher_node import TeacherNode
+from tiekd.config.teacher_node import TeacherList, TeacherNode, errors_of
 from tiekd.data.batch import Batch
 from tiekd.data.resize import Resize
 from tiekd.distributed import comm
 from tiekd.errors import TeacherError
 from tiekd.evaluation.teacher_audit import verdict
 from tiekd.evaluation.teacher_audit.observe import Observer, Questions
+from tiekd.teachers.mixture import Teacher, members_of
 
 NUM_FRAMES = 24
 _FEWEST = 12  # The smallest number of frames; with fewer a good teacher may fail by chance.
 # The smallest number of positions on the shorter side of the grid on which depths are compared;
 # smaller frames show too little.
 _SMALLEST_CELLS = 48
+
+
+def audit_all(
+    nodes: TeacherList,
+    teacher: Teacher,
+    frames: Dataset,
+    *,
+    max_depth_m: float,
+    device: torch.device,
+    resize: Resize,
+) -> list[str]:
+    """Audits each teacher of a recipe. Collective.
+
+    Args:
+        nodes: The recipe's teachers.
+        teacher: What was built from them.
+        frames: As for `audit`, like the other arguments.
+        max_depth_m: See `audit`.
+        device: See `audit`.
+        resize: See `audit`.
+
+    Returns:
+        Messages for the log, which name the teacher if there are several.
+
+    Raises:
+        TeacherError: As `audit` does.
+    """
+    if not nodes.is_audited:
+        return ["Teacher audit: off (teacher.audit)"]
+    if not nodes.is_given:
+        return []
+    told = []
+    for node, member in zip(nodes.nodes, members_of(teacher), strict=True):
+        told += audit(
+            node, member.teacher, frames, max_depth_m=max_depth_m, device=device, resize=resize
+        )
+    return told
 
 
 def audit(
@@ -44,8 +82,9 @@ def audit(
     use collectives. Rank 0 judges the results.
 
     Args:
-        node: The recipe's section `teacher`.
-        teacher: Function from a batch to the teacher's depth, (B, 1, H, W) in metres.
+        node: The teacher's section in the recipe.
+        teacher: Function from a batch to the teacher's depth, (B, 1, H, W) in metres, or to a
+            `Target`, whose mean depth is audited.
         frames: The frames from which the student learns, or whose maps are to be cached.
         max_depth_m: The largest depth that the student predicts, in metres.
         device: This rank's device.
@@ -59,15 +98,18 @@ def audit(
     """
     if not node.is_given:
         return []
+    where = node.where
+    title = f"Teacher audit of {where}" if node.is_of_several else "Teacher audit"
     if not node.is_audited:
-        return ["Teacher audit: off (teacher.audit)"]
+        return [f"{title}: off ({where}.audit)"]
     if len(frames) < _FEWEST:
-        return [f"Teacher audit: left out, it needs {_FEWEST} frames"]
+        return [f"{title}: left out, it needs {_FEWEST} frames"]
     # Changed images make no difference to stored maps, and to a teacher that reads files itself.
     sees = node.maps is None and not getattr(teacher, "reads_files", False)
     questions = Questions(swapped=sees, covered=sees)
     observer = Observer(teacher, frames, max_depth_m, device, resize, questions)
-    observed = observer.observe(NUM_FRAMES)
+    with errors_of(where):
+        observed = observer.observe(NUM_FRAMES)
     more_of_it = f"{shipped.command('audit_teacher')} RECIPE"
     found = None
     if comm.is_main():
@@ -84,5 +126,5 @@ def audit(
                 found = f"Warning: it may be {causes[0]}; see {more_of_it}", False
     told, stops = comm.broadcast_object(found)
     if stops:
-        raise TeacherError(f"teacher: {told}; see {more_of_it}, or set teacher.audit=off")
-    return [f"Teacher audit: {told}"]
+        raise TeacherError(f"{where}: {told}; see {more_of_it}, or set {where}.audit=off")
+    return [f"{title}: {told}"]

@@ -18,6 +18,7 @@ from tiekd.data import focal as focals
 from tiekd.data.batch import Batch
 from tiekd.data.loading.loader import validation_batches
 from tiekd.data.resize import OWN_SIZE, Resize
+from tiekd.data.target import Target, mean_depth
 from tiekd.errors import TeacherError
 from tiekd.evaluation.metrics import crop_box
 from tiekd.evaluation.range_errors import bounds_m
@@ -44,7 +45,7 @@ class ShownFrames:
         self,
         dataset: Dataset,
         network: Network,
-        teacher: Callable[[Batch], Tensor | None] | None,
+        teacher: Callable[[Batch], Tensor | Target | None] | None,
         device: torch.device,
         crop: str = "none",
         num_frames: int = 4,
@@ -125,7 +126,7 @@ class ShownFrames:
             # Training frames have what the teacher needs, such as a focal length. A validation
             # frame may lack it, and is then shown without the teacher's depth.
             with contextlib.suppress(TeacherError):
-                teacher = self.teacher(batch)
+                teacher = mean_depth(self.teacher(batch))
         focal = None
         if self.network.canonical is not None:
             focal = focals.of_batch(batch, self.resize)

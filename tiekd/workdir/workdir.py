@@ -295,7 +295,8 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
 
     Returns:
         The keys that lead to a value, joined by dots, such as `train.epochs`. A key that only one
-        of the dicts has is included.
+        of the dicts has is included. Of two lists of as many teachers it is the key in a teacher,
+        as `teachers[1].checkpoint`.
     """
     changed = []
     for key in sorted(old.keys() | new.keys()):
@@ -303,9 +304,18 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
         b = new.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
             changed += differences(a, b, f"{prefix}{key}.")
+        elif key == "teachers" and _are_as_many(a, b):
+            for place, (one, other) in enumerate(zip(a, b, strict=True)):
+                changed += differences(one, other, f"{prefix}{key}[{place}].")
         elif a != b:
             changed.append(prefix + key)
     return changed
+
+
+def _are_as_many(old: object, new: object) -> bool:
+    """Returns True for two lists of as many dicts."""
+    both = isinstance(old, list) and isinstance(new, list) and len(old) == len(new)
+    return both and all(isinstance(each, dict) for each in [*old, *new])
 
 
 def _problem(work_dir: Path, recipe_path: Path, resuming: bool) -> str | None:

@@ -32,6 +32,7 @@ PARTS = [(package, name) for package in PACKAGES for name in _names(f"tiekd.{pac
 OF_THE_PROGRAM = {"hooks", "info", "text_log", "frames", "split", "needs_ground_truth"}
 OF_THE_PROGRAM |= {"run_device", "max_depth_m", "network", "device", "resize", "teacher"}
 OF_THE_PROGRAM |= {"evaluation"}
+OF_THE_PROGRAM |= {"mixture", "members"}
 # Text parameters of data sets that are no paths; `maps` is teacher.maps.
 NO_PATHS = {"split", "maps", "on_error", "unmatched"}
 
@@ -93,6 +94,7 @@ def test_kinds_dataset_texts_are_paths():
         ("network.head.target", str),
         ("teacher.maps", Path),
         ("teacher.network.encoder.pretrained", Path),
+        ("teachers", list[dict]),
         ("losses.dpm.weight", float),
         ("losses.depth.name", str),
         ("losses.depth.reduce", str),
@@ -250,3 +252,23 @@ def test_build_passes_paths_as_path(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match="it must be (a list, each )?text"):
             build(node | wrong, "tiekd.losses", "here")
     assert settings({"load": {"checkpoint": "a"}}, "load", LoadSettings).checkpoint == "a"
+
+
+@pytest.mark.parametrize("several", [("teachers",), ("teacher", "teachers")])
+def test_kind_of_key_of_several_teachers(several):
+    """An entry of several teachers has the keys of a teacher, and weight and sigma."""
+    entries = [{"maps": "a"}, {"name": "exported"}]
+    recipe = {"teachers": entries}
+    if len(several) > 1:
+        recipe = {"teacher": {"name": "average", "teachers": entries}}
+        assert kinds.kind_of(several, recipe) == list[dict]
+        assert kinds.kind_of(("teacher", "weights"), recipe) is str
+    of = {
+        (0, "maps"): Path,
+        (0, "weight"): float,
+        (0, "network", "encoder", "pretrained"): Path,
+        (1, "file"): Path,
+        (1, "sigma"): float | dict | None,
+        (1, "nonsense"): Any,
+    }
+    assert {key: kinds.kind_of((*several, *key), recipe) for key in of} == of

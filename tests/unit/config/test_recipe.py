@@ -1,10 +1,14 @@
 """Recipes: merging, overrides, names, teachers; and one line for every mistake."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 
 from tiekd.config.build import build, find, settings
+from tiekd.config.provenance import annotated
 from tiekd.config.recipe import dump_recipe, load_recipe, merge
+from tiekd.config.teacher_node import TeacherList
 from tiekd.data.augment.augment import Augment
 from tiekd.errors import RecipeError
 from tiekd.evaluation.evaluate import EvaluationSettings
@@ -672,3 +676,38 @@ def test_overrides_resize_form_replaces_base(tmp_path, base, changes, resize):
     path.write_text(yaml.safe_dump({"data": {"resize": base}} if base else {"data": {}}))
     recipe = load_recipe(path, [f"data.resize.{change}" for change in changes])
     assert recipe["data"]["resize"] == resize
+
+
+@pytest.mark.parametrize("mean", [False, True])
+def test_several_teachers_are_resolved_each(tmp_path, mean):
+    """Each entry's recipe is found from its own file and lends its network; a list replaces one."""
+    (tmp_path / "big").mkdir()
+    for name in ("a", "b"):
+        lent = {"network": {"encoder": {"name": name}, "max_depth": 80.0}}
+        (tmp_path / "big" / f"{name}.yaml").write_text(yaml.safe_dump(lent))
+    entries = [{"recipe": "big/a.yaml", "weight": 2.0}, {"maps": "~/m"}, {"recipe": "big/b.yaml"}]
+
+    def node(entries: list) -> dict:
+        return (
+            {"teacher": {"name": "average", "teachers": entries}} if mean else {"teachers": entries}
+        )
+
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(node(entries)))
+    sub = tmp_path / "sub"
+    sub.mkdir()
+    (sub / "x.yaml").write_text("_base_: ../base.yaml\n")
+    nodes = TeacherList.of(load_recipe(sub / "x.yaml")).nodes
+    assert nodes[0].recipe == tmp_path / "big" / "a.yaml"
+    assert nodes[0].network == {"encoder": {"name": "a"}, "max_depth": 80.0}
+    assert nodes[1].maps == str(Path.home() / "m")
+    assert nodes[2].network["encoder"] == {"name": "b"}
+    key = "teacher.teachers" if mean else "teachers"
+    other = TeacherList.of(load_recipe(sub / "x.yaml", [f"{key}=[{{maps: m, weight: 3}}]"])).nodes
+    assert [each.node for each in other] == [{"maps": "m", "weight": 3}]
+    # Printing the recipe with the origin of each value gives the same recipe.
+    printed = sub / "printed.yaml"
+    printed.write_text(annotated(sub / "x.yaml"))
+    assert load_recipe(printed) == load_recipe(sub / "x.yaml")
+    (tmp_path / "none.yaml").write_text("train: {epochs: 1}\n")
+    with pytest.raises(RecipeError, match=rf"^{key}\[0\].recipe: .*none.yaml"):
+        load_recipe(sub / "x.yaml", [f"{key}=[{{recipe: {tmp_path}/none.yaml}}]"])

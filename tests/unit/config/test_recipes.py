@@ -24,7 +24,7 @@ from tiekd.models.encoders.resnet import ResNet
 from tiekd.tools.benchmarks.student import multiply_adds
 from tiekd.training import criterion, schedules
 from tiekd.training.optimizer import build_optimizer, parameter_groups
-from tiekd.training.settings import LoadSettings, TrainSettings
+from tiekd.training.settings import LoadSettings, Recipe, TrainSettings
 
 ROOT = Path(__file__).parents[3]
 MODEL_CONFIGS = ROOT / "model_configs"
@@ -303,3 +303,21 @@ def test_recipes_loss_weights_are_one_to_nine():
         if weights.keys() == {"dpm", "depth"}:
             odd = name == "released_tiekd_resnet50_bts_kitti"
             assert weights == ({"dpm": 15, "depth": -5} if odd else {"dpm": 1, "depth": 9}), name
+
+
+def test_documented_recipes_of_several_teachers_load(tmp_path):
+    """The recipes in TEACHERS.md's section on several teachers load, beside their bases."""
+    text = (ROOT / "model_configs" / "TEACHERS.md").read_text(encoding="utf-8")
+    section = text.partition("\n## Several teachers\n")[2].partition("\n## ")[0]
+    blocks = re.findall(r"^```yaml\n(.*?)^```$", section, re.M | re.S)
+    assert len(blocks) == 2
+    (tmp_path / "model_configs").symlink_to(ROOT / "model_configs")
+    found = []
+    for number, block in enumerate(blocks):
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(block)
+        found.append(Recipe(load_recipe(path)).teachers)
+    assert [teachers.several for teachers in found] == ["teachers", "teacher.teachers"]
+    assert [node.weight for node in found[0].nodes] == [2.0, 1.0]
+    head = load_recipe(tmp_path / "0.yaml")["network"]["head"]
+    assert all(head["sigma"] <= node.sigma <= 10 * head["sigma"] for node in found[0].nodes)

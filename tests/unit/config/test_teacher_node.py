@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tiekd.config.teacher_node import TeacherNode, kinds, without_teacher
+from tiekd.config.teacher_node import TeacherList, TeacherNode, errors_of, kinds, without_teacher
 from tiekd.errors import RecipeError
 
 NETWORK = {"encoder": {}, "decoder": {}, "head": {}}
@@ -50,7 +50,7 @@ def answers(node: dict | None) -> tuple:
 def test_teacher_node_names_what_its_kind_has(node, expected):
     """A section answers for its own kind of teacher alone."""
     assert answers(node) == expected
-    assert TeacherNode.of({"teacher": node}).is_given == (node is not None)
+    assert TeacherList.of({"teacher": node}).is_given == (node is not None)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_teacher_node_name_is_a_kind_or_a_module(node, name, kind, module):
 def test_kinds_are_the_teachers_that_a_section_names():
     """What other keys ask for isn't among them."""
     assert kinds() == [
-        *("depth_anything_3", "exported", "huggingface", "moge", "stereo", "unidepth"),
+        *("average", "depth_anything_3", "exported", "huggingface", "moge", "stereo", "unidepth"),
     ]
 
 
@@ -91,8 +91,10 @@ def test_model_files_of_a_folder_of_a_file_and_of_an_id(tmp_path):
 
 def test_teacher_node_of_a_recipe_without_the_section():
     """The ground truth teaches; so it does where an override took the section away."""
-    assert not TeacherNode.of({}).is_given
-    assert not TeacherNode.of(without_teacher({"teacher": {"maps": "m"}, "data": {}})).is_given
+    assert not TeacherList.of({}).is_given
+    for given in ({"teacher": {"maps": "m"}}, {"teachers": [{"maps": "m"}]}):
+        assert TeacherList.of(given).is_given
+        assert not TeacherList.of(without_teacher(given)).is_given
     assert without_teacher({"data": {}})["data"] == {}
 
 
@@ -149,3 +151,127 @@ def test_check_leaves_a_module_its_arguments():
     """Only the module knows which arguments it takes."""
     TeacherNode({"name": "mine.teacher", "anything": object}).check()
     TeacherNode(None).check()
+
+
+def test_teachers_of_a_recipe_in_order():
+    """One teacher, several of a mixture and those of a mean are each listed by their places."""
+    entries = [{"maps": "a", "weight": 2.0, "sigma": 0.5}, {"name": "moge"}, {"maps": "b"}]
+    one = TeacherList.of({"teacher": {"maps": "a"}})
+    assert [(node.where, node.weight, node.sigma) for node in one.nodes] == [("teacher", 1.0, None)]
+    assert one.several is None
+    several = TeacherList.of({"teachers": entries})
+    places = [(node.where, node.weight, node.sigma) for node in several.nodes]
+    assert places == [
+        ("teachers[0]", 2.0, 0.5),
+        ("teachers[1]", 1.0, None),
+        ("teachers[2]", 1.0, None),
+    ]
+    assert several.maps == {"teachers[0].maps": "a", "teachers[2].maps": "b"}
+    assert [several.place_of_maps(index) for index in range(3)] == [0, 1, 1]
+    mean = TeacherList.of({"teacher": {"name": "average", "teachers": entries, "audit": "off"}})
+    assert mean.nodes[0].where == "teacher.teachers[0]"
+    assert (mean.several, mean.weights, mean.is_audited) == ("teacher.teachers", "given", False)
+
+
+def test_part_of_several_leaves_out_weight_and_constant_sigma():
+    """A teacher gets neither; a sigma that is no number is its own affair."""
+    node = {"name": "mine.teacher", "weight": 2.0, "sigma": 0.5, "audit": "off"}
+    assert TeacherNode(node, "teachers[0]").part == {"name": "mine.teacher"}
+    own = node | {"sigma": {"from": "flip"}}
+    assert TeacherNode(own, "teachers[0]").part == {
+        "name": "mine.teacher",
+        "sigma": {"from": "flip"},
+    }
+    # They are arguments of the only teacher's module.
+    assert TeacherNode(node).part == {"name": "mine.teacher", "weight": 2.0, "sigma": 0.5}
+    assert (TeacherNode(node).weight, TeacherNode(node).sigma) == (1.0, None)
+
+
+def test_put_replaces_each_section():
+    """The sections of one teacher, of several and of a mean are replaced where they stand."""
+    for recipe in (
+        {"teacher": {"maps": "a"}},
+        {"teachers": [{"maps": "a"}, {"maps": "b"}]},
+        {"teacher": {"name": "average", "teachers": [{"maps": "a"}]}},
+    ):
+        teachers = TeacherList.of(recipe)
+        put = teachers.put(recipe, lambda node: node.node | {"audit": node.where})
+        found = TeacherList.of(put)
+        assert [n.node["audit"] for n in found.nodes] == [n.where for n in teachers.nodes]
+        assert found.several == teachers.several
+    assert TeacherList.of({}).put({"data": {}}, None) == {"data": {}}
+
+
+MEAN = {"name": "average", "teachers": [{"maps": "a"}]}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "line"),
+    [
+        ({"teachers": []}, r"^teachers: got \[\]; it must be a list of one teacher or more"),
+        ({"teachers": [{}]}, r"^teachers: got \[{}\]; it must be a list"),
+        ({"teachers": {"maps": "a"}}, "^teachers: got {'maps': 'a'}; it must be a list"),
+        (
+            {"teacher": {"maps": "a"}, "teachers": [{"maps": "b"}]},
+            "^teachers: got a `teacher`, too",
+        ),
+        ({"teachers": [{"maps": "a", "weight": 0}]}, r"^teachers\[0\].weight: got 0; it must be a"),
+        (
+            {"teachers": [{"maps": "a"}, {"name": "moge", "weight": -1}]},
+            r"^teachers\[1\].weight: got",
+        ),
+        ({"teachers": [{"maps": "a", "weight": "x"}]}, r"^teachers\[0\].weight: got 'x'; it must"),
+        (
+            {"teachers": [{"maps": "a", "sigma": 0.0}]},
+            r"^teachers\[0\].sigma: got 0.0; it must be m",
+        ),
+        ({"teachers": [{"maps": "a", "flop": 1}]}, r"^teachers\[0\]: unknown key 'flop'; did you"),
+        ({"teachers": [{"maps": "a", "audit": "no"}]}, r"^teachers\[0\].audit: got 'no'; allowed"),
+        ({"teachers": [MEAN]}, r"^teachers\[0\].name: got 'average'; allowed: "),
+        ({"teacher": MEAN | {"teachers": None}}, r"^teacher.teachers: got None; it must be a list"),
+        (
+            {"teacher": MEAN | {"weights": "best"}},
+            "^teacher.weights: got 'best'; allowed: given, pr",
+        ),
+        ({"teacher": MEAN | {"sigmas": 1.0}}, "^teacher: unknown key 'sigmas'"),
+        ({"teacher": MEAN | {"teachers": [MEAN]}}, r"^teacher.teachers\[0\].name: got 'average'"),
+        ({"teacher": {"maps": "a", "weight": 1.0}}, "^teacher: unknown key 'weight'"),
+    ],
+)
+def test_several_teachers_that_mean_nothing_are_refused(recipe, line):
+    """One line names the entry."""
+    with pytest.raises(RecipeError, match=line):
+        TeacherList.of(recipe).check()
+
+
+def test_mean_is_no_anchor():
+    """An anchor is one metric teacher."""
+    with pytest.raises(RecipeError, match="^teacher.anchor.name: got 'average'; allowed: "):
+        TeacherNode(MEAN, "teacher.anchor").check()
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ("teacher.device: got 3", "teachers[2].device: got 3"),
+        ("teacher (mine.t): returned None", "teachers[2] (mine.t): returned None"),
+        ("teacher: no", "teachers[2]: no"),
+        ("teacher.teachers[0]: no", "teacher.teachers[0]: no"),
+        ("teachers are many", "teachers are many"),
+    ],
+)
+def test_errors_of_a_teacher_name_its_place(told, expected):
+    """Only the beginning of a message is changed, and its kind stays."""
+    with pytest.raises(RecipeError) as error, errors_of("teachers[2]"):
+        raise RecipeError(told, ("a.b",))
+    assert str(error.value) == expected
+    assert error.value.keys == ("a.b",)
+
+
+def test_calibration_is_the_path_in_sigma():
+    """The file of a calibration is named by a source of sigma; a number names none."""
+    node = TeacherNode({"name": "moge", "sigma": {"from": "flip", "calibration": "~/sigma.json"}})
+    assert node.calibration == Path.home() / "sigma.json"
+    for sigma in (0.5, {"from": "flip"}, {"from": "flip", "calibration": 3}):
+        assert TeacherNode({"name": "moge", "sigma": sigma}).calibration is None
+    assert TeacherNode(None).calibration is None

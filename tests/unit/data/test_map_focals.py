@@ -90,7 +90,7 @@ def test_student_with_another_camera_is_refused_or_warned(case):
     assert "\n" not in str(error.value)
     (line,) = map_focals.check(frames, is_canonical=False)
     assert line.startswith("Warning: 5 of 5: maps were made with another focal length, such as ")
-    frames.maps = None
+    frames.read_maps_of(None)
     assert map_focals.check(frames, is_canonical=True) == []
 
 

@@ -9,6 +9,7 @@ from tiekd.errors import LaunchError
 
 FOLDER = {"name": "folder", "images": "pictures", "depths": "truth"}
 KITTI = {"name": "kitti"}
+MAPS = {"teacher.maps": "maps"}
 
 
 @pytest.mark.parametrize(
@@ -38,10 +39,10 @@ def test_refuse_names_option_and_folder(data, out, suffix, told, tmp_path):
     (tmp_path / "link").symlink_to("pictures")
     data = data | {"root": str(tmp_path)}
     if told is None:
-        read_folders.refuse("--out", tmp_path / out, (suffix,), data, "maps")
+        read_folders.refuse("--out", tmp_path / out, (suffix,), data, MAPS)
         return
     with pytest.raises(LaunchError) as error:
-        read_folders.refuse("--out", tmp_path / out, (suffix,), data, "maps")
+        read_folders.refuse("--out", tmp_path / out, (suffix,), data, MAPS)
     message = str(error.value)
     assert message.startswith(f"--out {tmp_path / out}: the data set reads from {tmp_path}")
     assert str(Path(told.partition(" ")[0])) in message

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tiekd.config.teacher_node import TeacherNode
+from tiekd.config.teacher_node import TeacherList
 from tiekd.data.loading.loader import Loading
 from tiekd.data.resize import OWN_SIZE, Resize
 from tiekd.data.sample import Sample
@@ -52,6 +52,10 @@ class Frames(torch.utils.data.Dataset):
 def protocol(**options) -> EvaluationProtocol:
     options = {"depth": lambda batch: batch.teacher_depth, "resize": None, "name": "maps"} | options
     return EvaluationProtocol(SETTINGS, 1e-3, 80.0, reference=Reference(**options))
+
+
+def one_of(node: dict) -> TeacherList:
+    return TeacherList.of({"teacher": node})
 
 
 def constant(image: Tensor) -> Tensor:
@@ -160,7 +164,7 @@ def test_evaluation_hook_labels_agreement(tmp_path):
         hooks=[],
         work_dir=tmp_path,
         average=None,
-        trained_on=None,
+        training_record={},
         recipe={"network": {}},
         iteration=7,
     )
@@ -183,12 +187,12 @@ def test_reference_sees_what_maps_are_made_of():
     network = Constant()
     teacher = FrozenTeacher(network, CPU, resize=RESIZE)
     teacher.seen_at = OWN_SIZE
-    reference = reference_of(teacher, TeacherNode({"checkpoint": "t.pth"}), Frames())
+    reference = reference_of(teacher, one_of({"checkpoint": "t.pth"}), Frames())
     assert reference.resize == reference.depth.seen_at == RESIZE
     assert reference.depth.network is network
     assert teacher.seen_at == OWN_SIZE
     assert reference.name == "the network of t.pth"
-    cached = reference_of(CachedMaps(), TeacherNode({"maps": "x"}), Frames())
+    cached = reference_of(CachedMaps(), one_of({"maps": "x"}), Frames())
     assert (cached.resize, cached.name, cached.label) == (None, "cached maps in x", LABEL)
 
 

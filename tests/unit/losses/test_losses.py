@@ -13,6 +13,7 @@ import torch
 from support.golden import depth as depth_by_rule
 from support.golden import load_arrays, randn
 
+from tiekd.data.target import Target
 from tiekd.errors import RecipeError
 from tiekd.kernels import chunked
 from tiekd.kernels.reference import dpm
@@ -227,6 +228,19 @@ def test_divergence_target_zeroes_cropped_rows():
     both = criterion.build({"dpm": {"top_crop": 2}, "all": {"name": "dpm"}}, True)
     assert both.divergence_target(depth) is depth
     assert criterion.build({"mse": {}}, True).divergence_target(depth) is None
+
+
+def test_losses_of_a_target_compare_with_its_mean():
+    """A Target's rows are cropped as a map's, and losses are taken against its mean."""
+    depth = torch.tensor([2.0, 4.0]).view(1, 2, 1, 1).expand(1, 2, 5, 3)
+    target = Target(depth, depth, torch.tensor([1.0, 3.0]))
+    cropped = criterion.build({"dpm": {"top_crop": 2}}, True).divergence_target(target)
+    assert (cropped.depth[:, :, :2] == 0).all()
+    assert torch.equal(cropped.depth[:, :, 2:], depth[:, :, 2:])
+    assert cropped.sigma is depth
+    loss = criterion.build({"mse": {}}, True)
+    values = loss(prediction(torch.full((1, 1, 5, 3), 4.5, requires_grad=True)), None, target)
+    assert values["loss"].item() == 1.0
 
 
 @pytest.mark.long

@@ -19,7 +19,11 @@ from support.teacher_batches import batch_of, images_of
 
 from tiekd.config.recipe import load_recipe
 from tiekd.data import teacher_maps
+from tiekd.data.target import Target
 from tiekd.errors import RecipeError, TeacherError
+from tiekd.kernels.target import bin_centres
+from tiekd.models.spread import half_width
+from tiekd.teachers.outputs.tips_bins import TipsBins, without_pedestal
 from tiekd.teaching import build_teacher
 from tiekd.tools import cache_teacher
 from tiekd.training.settings import Recipe
@@ -547,3 +551,71 @@ def test_hub_id_is_looked_up_with_its_revision(monkeypatch, tmp_path):
     assert asked == [("owner/depth-model-1.5", False, "v2")]
     assert "no folder has that name, so it was looked for on the hub" in line
     assert line.endswith("name resolution failed")
+
+
+class _Regressor(torch.nn.Module):
+    """The last part of a TIPSv2 model: depth from logits over ten bins of 1 to 10 m."""
+
+    def __init__(self):
+        super().__init__()
+        self.bin_regressor = torch.nn.Identity()
+        self.bin_regressor.bin_centers = torch.linspace(1, 10, 10)
+
+
+def test_tips_without_pedestal():
+    """Bins without a logit above 0 get no share; without any such logit all are equal."""
+    logits = torch.tensor([[-1.0, 3.0, 1.0], [-1.0, -2.0, 0.0]]).T.view(1, 3, 1, 2)
+    found = without_pedestal(logits)
+    assert found[0, :, 0, 0].tolist() == pytest.approx([0, 0.75, 0.25])
+    assert found[0, :, 0, 1].tolist() == pytest.approx([1 / 3] * 3)
+
+
+def test_tips_sigma_of_one_bin():
+    """A pixel whose logits name one bin is certain, although the pedestal is in every bin."""
+    model = _Regressor()
+    bins = TipsBins(model)
+    assert torch.allclose(bin_centres(bins.edges), model.bin_regressor.bin_centers)
+    logits = torch.full((1, 10, 2, 3), -1.0)
+    logits[:, 4] = 0.05
+    model.bin_regressor(logits)
+    sigma = bins.sigma((4, 6))
+    assert sigma.shape == (1, 1, 4, 6)
+    assert sigma.max().item() == pytest.approx(0.5 * 0.6827, rel=1e-3)
+
+
+def test_tips_sigma_of_model(models):
+    """The teacher's sigma is the half-width of what its own depth is the mean of."""
+    teacher = built(models / "tipsv2_dpt", sigma={"from": "own"})
+    plain = built(models / "tipsv2_dpt")
+    batch = batch_of(images_of(2), [None, None])
+    found = teacher(batch)
+    assert isinstance(found, Target)
+    assert torch.equal(found.depth, plain(batch))
+    model = teacher.predictor.model
+    kept = []
+    model.bin_regressor.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
+    with torch.no_grad():
+        teacher(batch)
+    width = half_width(without_pedestal(kept[0]), teacher.predictor.bins.edges)
+    expected = torch.nn.functional.interpolate(width, size=(64, 96), mode="bilinear")
+    assert torch.allclose(found.sigma, expected, atol=1e-5)
+    assert found.sigma.std() > 0
+
+
+def test_tips_sigma_of_mirrored_model(models):
+    """With flip, the variances of both images' distributions are averaged."""
+    images = images_of(1)
+    both = built(models / "tipsv2_dpt", sigma={"from": "own"}, flip=True)
+    one = built(models / "tipsv2_dpt", sigma={"from": "own"})
+    plain = one(batch_of(images, [None])).sigma
+    mirrored = one(batch_of(images.flip(-1), [None])).sigma.flip(-1)
+    found = both(batch_of(images, [None])).sigma
+    assert torch.allclose(found, ((plain**2 + mirrored**2) / 2).sqrt(), atol=1e-5)
+
+
+def test_own_sigma_needs_bins(models):
+    """A model without bins is refused as a source of its own, with the sources that it has."""
+    assert refusal(node_of(models / "glpn", sigma={"from": "own"})) == (
+        "teacher.sigma.from: got own, and it gives no distribution over depth bins; allowed for "
+        "this teacher: flip, or a number of metres as teacher.sigma"
+    )

@@ -5,6 +5,7 @@ It is never trained, and valid where the camera saw something.
 
 import copy
 import hashlib
+import json
 import sys
 import types
 
@@ -15,13 +16,16 @@ from support import canonical_student
 from tiekd.data.augment.augment import colour_table, look_up
 from tiekd.data.batch import Batch
 from tiekd.data.resize import Resize, network_input
+from tiekd.data.target import Target
 from tiekd.errors import RecipeError, TeacherError
 from tiekd.models.build import build_network
 from tiekd.models.weights.state_dicts import to_published
+from tiekd.teachers.average import Average
 from tiekd.teachers.ground_truth import GroundTruth
 from tiekd.teachers.maps import CachedMaps
+from tiekd.teachers.mixture import Mixture
 from tiekd.teachers.network import FrozenTeacher
-from tiekd.teaching import build_teacher
+from tiekd.teaching import build_teacher, build_teachers, with_teachers_file
 from tiekd.training import criterion
 from tiekd.workdir.weights_file import write_weights
 
@@ -283,6 +287,47 @@ def test_external_teacher_rejects_impossible_depth_once(monkeypatch, value, told
     teacher(data)
 
 
+def test_external_teacher_may_give_a_target(monkeypatch):
+    """An external teacher's Target is float32, masked, and its sigma and weight are kept."""
+    data = batch()
+    depth = torch.full((2, 3, 32, 64), 3.0, dtype=torch.float64)
+    given = Target(depth, depth / 4, torch.tensor([1.0, 2.0, 0.0]))
+    found = outside(monkeypatch, lambda scale: lambda batch: given)(data)
+    assert torch.equal(found.depth, 3.0 * data.inside.expand(2, 3, -1, -1))
+    assert found.depth.dtype == found.sigma.dtype == torch.float32
+    assert (found.sigma == 0.75).all()
+    assert torch.equal(found.weight, given.weight)
+
+
+DEPTHS = torch.ones(2, 2, 32, 64)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (Target(DEPTHS[:, :, :5]), "returned (2, 2, 5, 64) torch.float32 on cpu; it must be depth"),
+        (Target(DEPTHS[:, :0]), "returned (2, 0, 32, 64) torch.float32 on cpu; it must be depth"),
+        (Target(DEPTHS, DEPTHS[:, :1]), "it must be Target.sigma in metres, (2, 2, 32, 64)"),
+        (
+            Target(DEPTHS, constants=(1.0, 2.0)),
+            "returned Target.constants; give Target.sigma, (",
+        ),
+        (Target(DEPTHS, 0.5), "returned 0.5; it must be Target.sigma in metres"),
+        (Target(DEPTHS, None, torch.ones(3)), "it must be Target.weight, (2,), floating point"),
+        (Target(DEPTHS, -DEPTHS), "Target.sigma is -1 for 7296 of 8192 values; it must be finite"),
+        (Target(DEPTHS, None, DEPTHS * torch.nan), "Target.weight is nan for 7296 of 8192 values"),
+        (Target(-DEPTHS), "returned -1 for 7296 of 8192 pixels"),
+    ],
+)
+def test_external_teacher_rejects_a_wrong_target(monkeypatch, given, words):
+    """A Target of wrong shapes or impossible values raises a one-line error."""
+    teacher = outside(monkeypatch, lambda scale: lambda batch: given)
+    with pytest.raises(TeacherError) as error:
+        teacher(batch())
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
 def test_external_teacher_rejects_invalid_build(monkeypatch):
     """A build that returns no callable or doesn't take a given key is rejected."""
     with pytest.raises(TeacherError, match="build made 3.0; it must be a callable"):
@@ -334,3 +379,48 @@ def test_canonical_teacher_takes_the_focal_length_of_what_it_sees(is_cached):
     assert teacher.needs_focal
     found = teacher(Batch(image, depth, inside, None, intrinsics, ["a"]))
     assert found.mean().item() == pytest.approx(8.0, rel=1e-3)
+
+
+def test_build_teachers_of_a_recipe(weights_file, tmp_path):
+    """Several teachers become a mixture or a mean, each with its own place of cached maps."""
+    online = {"network": NODE, "checkpoint": str(weights_file), "weight": 3.0, "sigma": 1.0}
+    entries = [{"maps": "a"}, online, {"maps": "b", "audit": "off"}]
+    built = build_teachers({"teachers": entries}, CPU, 80.0)
+    assert isinstance(built, Mixture)
+    assert [(m.where, m.weight, m.sigma) for m in built.members] == [
+        ("teachers[0]", 1.0, None),
+        ("teachers[1]", 3.0, 1.0),
+        ("teachers[2]", 1.0, None),
+    ]
+    assert [m.teacher.place for m in built.members if isinstance(m.teacher, CachedMaps)] == [0, 1]
+    assert isinstance(built.members[1].teacher, FrozenTeacher)
+    mean = {"name": "average", "weights": "precision", "teachers": entries}
+    built = build_teachers({"teacher": mean}, CPU, 80.0)
+    assert isinstance(built, Average)
+    assert built.by_precision
+    assert isinstance(build_teachers({"teacher": {"maps": "a"}}, CPU, 80.0), CachedMaps)
+    assert isinstance(build_teachers({}, CPU, 80.0), GroundTruth)
+    gone = online | {"checkpoint": str(tmp_path / "gone.pth")}
+    with pytest.raises(TeacherError, match=r"^teachers\[1\].checkpoint: no file at .*gone.pth"):
+        build_teachers({"teachers": [{"maps": "a"}, gone]}, CPU, 80.0)
+
+
+def test_with_teachers_file_fixes_each_checkpoint(weights_file, tmp_path):
+    """Each network's weights file is named; a resumed run keeps those of its start."""
+    entries = [{"maps": "a"}, {"network": NODE, "checkpoint": str(weights_file.parent)}]
+    recipe = {"work_dir": str(tmp_path / "run"), "teachers": entries}
+    found = with_teachers_file(recipe, resuming=False)
+    assert found["teachers"][0] == {"maps": "a"}
+    assert found["teachers"][1]["checkpoint"] == str(weights_file)
+    assert entries[1]["checkpoint"] == str(weights_file.parent)
+    assert with_teachers_file({"teachers": entries[:1]}, resuming=False) == {
+        "teachers": entries[:1]
+    }
+    own = [{"network": NODE, "recipe": str(tmp_path / "big.yaml"), "weight": 2.0}]
+    (tmp_path / "run").mkdir()
+    started = own[0] | {"checkpoint": str(weights_file)}
+    (tmp_path / "run" / "config.yaml").write_text(json.dumps({"teachers": [started]}))
+    found = with_teachers_file(recipe | {"teachers": own}, resuming=True)
+    assert found["teachers"] == [started]
+    with pytest.raises(TeacherError, match=r"^teachers\[0\].checkpoint: not given, and there"):
+        with_teachers_file(recipe | {"teachers": own}, resuming=False)

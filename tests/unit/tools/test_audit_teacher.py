@@ -63,6 +63,7 @@ def _arguments(tmp_path: Path, **values) -> Namespace:
         "checkpoint": None,
         "focal": None,
         "no_truth": False,
+        "sigma": False,
         "out": tmp_path / "out",
         "overrides": [],
     }

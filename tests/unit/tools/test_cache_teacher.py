@@ -22,15 +22,18 @@ from support.cached_teacher import (
     recipe_of,
     refused,
 )
+from torch.utils.data import Subset
 
 from tiekd.data import teacher_maps
 from tiekd.data.augment.augment import normalise
 from tiekd.data.build import build_dataset
+from tiekd.data.loading.loader import validation_batches
 from tiekd.data.resize import Resize
 from tiekd.errors import DataError, TeacherError
 from tiekd.models.build import build_network
 from tiekd.models.flip import predict
 from tiekd.models.weights.state_dicts import to_published
+from tiekd.teaching import build_teacher
 from tiekd.tools import cache_teacher
 from tiekd.training.settings import Recipe
 from tiekd.workdir.weights_file import write_weights
@@ -357,3 +360,29 @@ def test_cache_maps_warns_of_empty_maps(ground, tmp_path, monkeypatch):
     assert f"Warning: {NUM_TRAIN} of {NUM_TRAIN} maps are empty, as the teacher gave no" in told
     assert f"such as for {first}\n" in told
     assert "maps are empty" not in cache(recipe_of(ground, audit="off"), tmp_path / "good")
+
+
+def test_cache_maps_of_sigma_name_their_source(ground, tmp_path):
+    """Maps of a source of sigma hold it, the manifest names it, and another one is refused."""
+    sigma = {"from": "flip", "factor": 2.0}
+    recipe = recipe_of(ground, flip=True, sigma=sigma)
+    told = cache(recipe, tmp_path / "maps")
+    assert "Warning: teacher.sigma: nothing shows that flip orders this teacher's errors" in told
+    manifest = teacher_maps.read_manifest(tmp_path / "maps")
+    assert manifest["sigma"] == {"from": "flip", "factors": [[1.0, 2.0]], "max_m": None}
+    # The map is what the teacher gives for the whole frame.
+    settings = Recipe(recipe)
+    frames = cache_teacher.frames_of(settings, "train")
+    teacher = build_teacher(recipe["teacher"], CPU)
+    _, batch = next(iter(validation_batches(Subset(frames, [0]), 1, CPU)))
+    expected = teacher(batch).sigma[0, 0].numpy()
+    step = manifest[teacher_maps.SIGMA_SCALE] / 65535
+    levels = levels_of(tmp_path / "maps" / teacher_maps.SIGMA / frames.map_name(0))
+    assert expected.max() > 1
+    assert np.abs(levels * step - expected).max() <= step
+    # A constant needs no maps.
+    told = cache(recipe_of(ground, sigma=0.5), tmp_path / "constant")
+    assert "its constant sigma isn't in the maps; set teacher.sigma=0.5 beside teacher.maps" in told
+    assert not (tmp_path / "constant" / teacher_maps.SIGMA).exists()
+    other = recipe_of(ground, flip=True, sigma=sigma | {"factor": 3.0})
+    assert "(they differ in sigma)" in refused(TeacherError, other, tmp_path / "maps")

@@ -9,16 +9,19 @@ import pytest
 import torch
 from support.fake_data import write_png
 
+from tiekd.config.teacher_node import TeacherList
 from tiekd.data import learned_from, teacher_maps
 from tiekd.data.build import loading_of
 from tiekd.data.loading.loader import Loading
 from tiekd.data.resize import Resize
 from tiekd.errors import DataError, RecipeError
 from tiekd.models.build import build_network
+from tiekd.models.canonical import Canonical
 from tiekd.models.heads.dpm import Dpm, DpmOptions
+from tiekd.models.heads.sigmoid import Sigmoid
 from tiekd.models.network import Network
 from tiekd.training import criterion, startup_log
-from tiekd.training.build import build_hooks, build_parts, check_ignored_depths
+from tiekd.training.build import build_hooks, build_parts, check_ignored_depths, check_sigmas
 from tiekd.training.settings import Recipe
 from tiekd.workdir.weights_file import write_weights
 
@@ -116,9 +119,9 @@ def test_recipe_sections_are_lazy():
     assert recipe.loading is recipe.loading
     assert recipe.augment.flip_p == 0.25
     assert recipe.load.checkpoint is None
-    assert not recipe.teacher.is_given
+    assert not recipe.teachers.is_given
     assert recipe.evaluation.interval == 1
-    assert recipe.teacher.module is None
+    assert recipe.teachers.maps == {}
     with pytest.raises(RecipeError, match="^train.epochs: got 0; it must be a whole number from 1"):
         recipe.train  # noqa: B018
 
@@ -273,12 +276,16 @@ def test_startup_log_warns_of_unmatched_and_batch(tmp_path):
 @pytest.mark.parametrize(
     ("sections", "expected"),
     [
-        ({}, (None, False, True)),
-        ({"teacher": {"network": {}, "maps": "m"}}, ("m", True, True)),
-        ({"teacher": {"network": {}}}, (None, True, True)),
+        ({}, ({}, False, True)),
+        ({"teacher": {"network": {}, "maps": "m"}}, ({"teacher.maps": "m"}, True, True)),
+        ({"teacher": {"network": {}}}, ({}, True, True)),
+        (
+            {"teachers": [{"maps": "a"}, {"name": "moge"}, {"maps": "b"}]},
+            ({"teachers[0].maps": "a", "teachers[2].maps": "b"}, True, True),
+        ),
         # The arguments of a teacher from outside the project are its own.
-        ({"teacher": {"name": "mine.teacher", "maps": "m"}}, (None, True, True)),
-        ({"train": {"validate": False}}, (None, False, False)),
+        ({"teacher": {"name": "mine.teacher", "maps": "m"}}, ({}, True, True)),
+        ({"train": {"validate": False}}, ({}, False, False)),
     ],
 )
 def test_recipe_dataset_reads_each_of_its_sections(sections, expected):
@@ -290,3 +297,70 @@ def test_recipe_dataset_reads_each_of_its_sections(sections, expected):
     assert settings.resize == Resize(at_most=(8, 16))
     assert settings.root == Path.home() / "r"
     assert (settings.maps, settings.has_teacher, settings.validates) == expected
+
+
+def several(*entries: dict) -> TeacherList:
+    return TeacherList.of({"teachers": [{"maps": "m"} | entry for entry in entries]})
+
+
+def dpm_network(target: str = "gaussian", canonical: Canonical | None = None) -> Network:
+    head = Dpm(4, 1e-3, 10.0, options=DpmOptions(num_bins=20, sigma=0.5, target=target))
+    nothing = torch.nn.Identity()
+    return Network(nothing, nothing, head, 1e-3, 10.0, canonical=canonical)
+
+
+@pytest.mark.parametrize(
+    ("entries", "line"),
+    [
+        ([{"sigma": 0.4}], r"^teachers\[0\].sigma: got 0.4; it must be within the head's"),
+        (
+            [{}, {"sigma": 6.0}],
+            r"^teachers\[1\].sigma: got 6; .* network.head.sigma \(0.5\)",
+        ),
+    ],
+)
+def test_sigma_beyond_the_heads_limits_is_refused(entries, line):
+    """A constant sigma that the head would clamp is refused, except in canonical metres."""
+    with pytest.raises(RecipeError, match=line):
+        check_sigmas(dpm_network(), several(*entries), None)
+    check_sigmas(dpm_network(canonical=Canonical(100.0, 0.5, 2.0)), several(*entries), None)
+    check_sigmas(dpm_network(), several({"sigma": 0.5}, {"sigma": 5.0}, {}), None)
+    one = TeacherList.of({"teacher": {"name": "moge", "sigma": 0.4}})
+    with pytest.raises(RecipeError, match="^teacher.sigma: got 0.4; it must be within the head's"):
+        check_sigmas(dpm_network(), one, None)
+    source = TeacherList.of({"teacher": {"name": "moge", "sigma": {"from": "flip"}}})
+    check_sigmas(dpm_network(), source, None)
+
+
+def test_sigma_without_a_dpm_head_is_refused():
+    """No other head learns a sigma; the weights of a mean use it."""
+    nothing = torch.nn.Identity()
+    network = Network(nothing, nothing, Sigmoid(4, 10.0), 1e-3, 10.0)
+    with pytest.raises(RecipeError, match=r"^teachers\[0\].sigma: got 2, which only a dpm head"):
+        check_sigmas(network, several({"sigma": 2.0}), None)
+    check_sigmas(network, several({}, {}), None)
+    node = {"name": "average", "weights": "precision", "teachers": [{"maps": "m", "sigma": 0.1}]}
+    check_sigmas(network, TeacherList.of({"teacher": node}), None)
+    sigma = {"sigma": {"from": "between"}}
+    for told in (node | sigma, {"name": "moge"} | sigma):
+        with pytest.raises(RecipeError, match=r"^teacher.sigma: got {'from': 'between'}, which on"):
+            check_sigmas(network, TeacherList.of({"teacher": told}), None)
+    check_sigmas(network, TeacherList.of({"teacher": {"name": "mine.own", "sigma": 2}}), None)
+
+
+def test_released_target_is_refused_for_several_teachers_and_sigma():
+    """The published target has one teacher and one sigma, also where maps bring a sigma."""
+    line = "^network.head.target: got released, which is defined for one teacher"
+    with_sigma = SimpleNamespace(map_folders=[SimpleNamespace(sigma_scale_m=80.0)])
+    one = TeacherList.of({"teacher": {"maps": "m"}})
+    for teachers, frames in (
+        (several({}, {}), None),
+        (several({"sigma": 1.0}), None),
+        (TeacherList.of({"teacher": {"name": "moge", "sigma": {"from": "flip"}}}), None),
+        (one, with_sigma),
+    ):
+        with pytest.raises(RecipeError, match=line):
+            check_sigmas(dpm_network("released"), teachers, frames)
+    mean = TeacherList.of({"teacher": {"name": "average", "teachers": [{"maps": "m"}] * 2}})
+    for teachers, frames in ((several({}), None), (one, None), (mean, with_sigma)):
+        check_sigmas(dpm_network("released"), teachers, frames)

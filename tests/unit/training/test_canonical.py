@@ -14,6 +14,7 @@ from tiekd.data.augment.augment import Augment
 from tiekd.data.batch import Batch
 from tiekd.data.loading.reader import BatchReader
 from tiekd.data.resize import OWN_SIZE, Resize
+from tiekd.data.target import Target
 from tiekd.errors import DataError, RecipeError
 from tiekd.models.canonical import Canonical
 from tiekd.training import canonical
@@ -151,6 +152,9 @@ def test_targets_are_canonical():
     assert batch.depth is depth
     assert learned.intrinsics is intrinsics
     assert targets(batch, None)[1] is None
+    both = targets(batch, Target(depth.expand(2, 2, 1, 2), depth.expand(2, 2, 1, 2) / 10))[1]
+    assert both.depth[:, 1].flatten().tolist() == [20.0, 0.0, 5.0, 0.0]
+    assert both.sigma[:, 0].flatten().tolist() == [2.0, 0.0, 0.5, 0.0]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ A resume says what has changed since, and refuses what it may not take.
 import importlib
 import json
 import os
+import shutil
 import zlib
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 from support.fake_data import write_png
 from support.recorded_run import Run, write_frame
 
-from tiekd.data import file_fingerprints
+from tiekd.data import file_fingerprints, teacher_maps
 from tiekd.data.build import build_dataset
 from tiekd.engine.config import EngineConfig
 from tiekd.errors import CheckpointError
@@ -590,3 +591,60 @@ def test_inputs_file_created_since_start_not_refused(run, monkeypatch):
     verdict = changes(run, started)
     assert verdict.refused == []
     assert f"teacher.cache: {run.folder / 'cache.bin'} was not there at the start" in verdict.told
+
+
+def test_inputs_of_several_teachers_are_named(run):
+    """Maps of each teacher and of sigma, manifests and weights are recorded and compared."""
+    folder = run.folder / "data"
+    for name in ("a", "b"):
+        shutil.copytree(folder / "maps", folder / name)
+        manifest = teacher_maps.make_manifest(80.0, None, {"name": name}, None, False)
+        teacher_maps.write_manifest(folder / name, manifest | {teacher_maps.SIGMA_SCALE: 80.0})
+        shutil.copytree(folder / "maps", folder / name / teacher_maps.SIGMA)
+    weights = run.folder / "t.pth"
+    weights.write_bytes(b"1")
+    run.node["teachers"] = [
+        {"maps": "a", "weight": 2.0},
+        {"maps": "b"},
+        {"network": {"encoder": {}, "decoder": {}, "head": {}}, "checkpoint": str(weights)},
+    ]
+    started = run.record()
+    kinds = ["teacher map", "teacher map 1", "sigma map", "sigma map 1"]
+    assert list(started["splits"]["train"]["files"])[2:] == kinds
+    assert all(all(started["splits"]["train"]["files"][kind]) for kind in kinds)
+    named = ["teachers[0].maps", "teachers[1].maps", "teachers[2].checkpoint"]
+    assert [name for name in started["files"] if name.startswith("teachers")] == sorted(
+        named, key=["teachers[2].checkpoint", *named[:2]].index
+    )
+    inputs.write(run.folder, started)
+    assert inputs.read(run.folder) == started
+    assert refusals(run, started) == []
+    # A moved folder of the same maps is only told, a changed weight or map is refused.
+    (folder / "b").rename(folder / "c")
+    weights.write_bytes(b"2")
+    run.node["teachers"][1] = {"maps": "c"}
+    run.node["teachers"][0]["weight"] = 3.0
+    name = started["splits"]["train"]["names"][0]
+    for place in ("c", "c/sigma"):
+        write_png(folder / place / name, np.full((8, 12), 1, np.uint16))
+    found = refusals(run, started)
+    assert [line.partition(" frames")[0] for line in found] == [
+        "the teacher map 1 of 1 train",
+        "the sigma map 1 of 1 train",
+        f"teachers[2].checkpoint: {weights} has another content",
+        "teachers[0].weight is 3.0, was 2.0",
+    ]
+    del run.node["teachers"][1]
+    assert any(line.startswith("the sigma map 1 of 8 train") for line in refusals(run, started))
+
+
+def test_inputs_calibration_of_sigma_refused(run):
+    """A changed calibration of a teacher's sigma is another teacher, and refused by name."""
+    path = run.folder / "sigma.json"
+    path.write_text("1")
+    network = {"encoder": {}, "decoder": {}, "head": {}}
+    sigma = {"from": "own", "calibration": str(path)}
+    run.node["teacher"] = {"network": network, "checkpoint": str(path), "sigma": sigma}
+    started = run.record()
+    path.write_text("2")
+    assert f"teacher.sigma.calibration: {path} has another content" in refusals(run, started)

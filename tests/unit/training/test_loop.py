@@ -3,8 +3,10 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 from support.trajectory import Recorder, batches
 
+from tiekd.data.target import Target
 from tiekd.models.heads.dpm import Dpm, DpmOptions
 from tiekd.teachers.maps import CachedMaps
 from tiekd.training import criterion
@@ -85,3 +87,21 @@ def test_train_skips_unused_divergence(terms):
         assert state.prediction.divergence.mean() > 0.1
     else:
         assert state.prediction.divergence is None
+
+
+def test_train_learns_a_target_of_several_teachers():
+    """The head learns a Target's mixture, and hooks and other losses get its mean."""
+    head = Plain(3, 1e-3, 10.0, options=DpmOptions(num_bins=8, sigma=1.0))
+    state = TrainState(head, {}, None, "", 2, 1, 1, 1, True, step=head)
+    schedule = SimpleNamespace(apply=lambda optimizer, iteration: ([], []))
+    loss = criterion.build({"dpm": {}, "mse": {}}, True)
+
+    def teacher(batch):
+        return Target(torch.cat((batch.teacher_depth, batch.teacher_depth / 2), 1))
+
+    train(state, batches("mobilev2_DPM_nyu"), teacher, loss, schedule)
+    first = next(batches("mobilev2_DPM_nyu"))
+    torch.testing.assert_close(state.teacher_depth, first.teacher_depth * 0.75)
+    mixture = state.prediction.divergence
+    assert torch.equal(mixture, head(first.image, teacher(first)).divergence)
+    assert not torch.allclose(mixture, head(first.image, state.teacher_depth).divergence)

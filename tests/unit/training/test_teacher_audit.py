@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from tiekd.config.teacher_node import TeacherNode
+from tiekd.config.teacher_node import TeacherList, TeacherNode
 from tiekd.data.build import build_dataset, settings_of
 from tiekd.data.datasets.scenes import render, write_kitti_layout
 from tiekd.data.resize import OWN_SIZE
+from tiekd.data.target import Target
 from tiekd.errors import RecipeError, TeacherError
 from tiekd.evaluation.teacher_audit import verdict
+from tiekd.teachers.mixture import Member, Mixture
 from tiekd.training import teacher_audit
 
 CPU = torch.device("cpu")
@@ -104,3 +106,41 @@ def test_teacher_audit_key():
         TeacherNode({"name": "my.teacher", "audit": False}).check()
     node = TeacherNode({"name": "my.teacher", "audit": "off", "size": 3})
     assert node.part == {"name": "my.teacher", "size": 3}
+
+
+def test_audit_of_several_names_each(frames):
+    """Each of several teachers is audited, or left out, by its own key; a bad one is named."""
+    nodes = TeacherList.of({"teachers": [{"maps": "a"}, {"maps": "b", "audit": "off"}]})
+
+    def audit(*teachers, nodes=nodes):
+        members = [
+            Member(each, node.where) for each, node in zip(teachers, nodes.nodes, strict=True)
+        ]
+        return teacher_audit.audit_all(
+            nodes, Mixture(members, CPU), frames, max_depth_m=80.0, device=CPU, resize=OWN_SIZE
+        )
+
+    bad = _Exact(100)
+    assert audit(_Exact(), bad) == [
+        "Teacher audit of teachers[0]: 12 frames, nothing is above its limit",
+        "Teacher audit of teachers[1]: off (teachers[1].audit)",
+    ]
+    assert bad.calls == 0
+    with pytest.raises(TeacherError) as error:
+        audit(bad, _Exact())
+    assert str(error.value).startswith("teachers[0]: centimetres taken for metres")
+    assert str(error.value).endswith("or set teachers[0].audit=off")
+    off = {"teacher": {"name": "average", "audit": "off", "teachers": [{"maps": "a"}]}}
+    assert audit(bad, nodes=TeacherList.of(off)) == ["Teacher audit: off (teacher.audit)"]
+    assert audit(nodes=TeacherList()) == []
+
+
+def test_audit_of_a_target_judges_its_mean_depth(frames):
+    """A teacher with a sigma is audited by its depth."""
+
+    def teacher(batch):
+        depth = _Exact()(batch)
+        return Target(depth, depth / 10)
+
+    told = _audit(frames, teacher, maps="folder")
+    assert told == ["Teacher audit: 12 frames, nothing is above its limit"]

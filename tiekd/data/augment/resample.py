@@ -31,7 +31,7 @@ def resample(
     Args:
         image: (B, 3, H, W) uint8.
         depth: (B, 1, H, W) of any dtype and unit, 0 where invalid.
-        teacher_depth: Like `depth`; None without teacher maps.
+        teacher_depth: Like `depth`, but with any number of planes; None without teacher maps.
         places: (B, 8) float64, the affine map from each output image (the window) to its input, in
             pixels of the input: (x, y) of the window's first pixel, the (x, y) step to its next
             column, the (x, y) step to its next row, then the input's height and width. Input pixels
@@ -143,8 +143,7 @@ def _rotated(
     columns, rows = x.add_(0.5).floor_(), y.add_(0.5).floor_()
     heights, widths = places[:, 6:].float()[..., None, None].unbind(1)
     inside = (columns >= 0) & (columns < widths) & (rows >= 0) & (rows < heights)
-    index = (rows.long().mul_(width).add_(columns.long())).mul_(inside).flatten(1)
-    shape = (len(image), 1, *size)
+    index = (rows.long().mul_(width).add_(columns.long())).mul_(inside).flatten(1)[:, None]
     outside = ~inside[:, None]
 
     def nearest(plane: Tensor | None) -> Tensor | None:
@@ -152,9 +151,9 @@ def _rotated(
             return None
         return (
             _bits(plane)
-            .flatten(1)
-            .gather(1, index)
-            .view(shape)
+            .flatten(2)
+            .gather(2, index.expand(-1, plane.shape[1], -1))
+            .unflatten(2, size)
             .masked_fill_(outside, 0)
             .view(plane.dtype)
         )

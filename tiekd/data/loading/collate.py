@@ -75,6 +75,7 @@ def collate(
         names=[sample.name for sample in samples],
         is_padded=is_padded,
         skipped=skipped,
+        sigma_planes=first.sigma_planes,
     )
 
 

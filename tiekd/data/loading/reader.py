@@ -265,10 +265,12 @@ def _with_nearer_scene(
     intrinsics[0, 0] /= zoom_x
     intrinsics[1, 1] /= zoom_y
     # Depth in metres is the stored depth / units, so multiply the units to divide the depth.
+    units = sample.teacher_units
+    units = tuple(each * zoom for each in units) if isinstance(units, tuple) else units * zoom
     return sample._replace(
         intrinsics=intrinsics,
         depth_units=sample.depth_units * zoom,
-        teacher_units=sample.teacher_units * zoom,
+        teacher_units=units,
     )
 
 

@@ -19,6 +19,7 @@ from tiekd.data.augment.augment import IMAGENET_MEAN, IMAGENET_STD
 from tiekd.data.batch import Batch
 from tiekd.data.loading.loader import validation_batches
 from tiekd.data.resize import OWN_SIZE, Resize
+from tiekd.data.target import Target, mean_depth
 from tiekd.errors import DataError
 from tiekd.evaluation.teacher_audit import grid
 from tiekd.evaluation.teacher_audit.grid import AuditFrame
@@ -51,7 +52,8 @@ class Observer:
     """Calls a teacher for frames of a dataset, and collects what the audit needs.
 
     Attributes:
-        teacher: Function from a batch to the teacher's depth, (B, 1, H, W) float32, metres.
+        teacher: Function from a batch to the teacher's depth, (B, 1, H, W) float32, metres, or to a
+            `Target`.
         frames: The dataset.
         max_depth_m: The student's largest depth in metres.
         device: Device to which batches are moved.
@@ -61,7 +63,7 @@ class Observer:
             frame at its own size; None if only the dataset's intrinsics are known.
     """
 
-    teacher: Callable[[Batch], Tensor]
+    teacher: Callable[[Batch], Tensor | Target]
     frames: Dataset
     max_depth_m: float
     device: torch.device
@@ -112,7 +114,7 @@ class Observer:
             (H, W) float32 on the CPU, metres.
         """
         own_size = tuple(batch.depth.shape[-2:])
-        depth = self.teacher(batch).float()
+        depth = mean_depth(self.teacher(batch)).float()
         return resizes.restored(depth, self.resize, own_size, smooth=False)[0, 0].cpu()
 
     def image(self, batch: Batch) -> Tensor:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d
+from torch.nn.functional import conv2d, pad
 
 from tiekd.errors import RecipeError
 from tiekd.models.layers.mini_vit import NUM_HEADS, MiniViT
@@ -123,11 +123,35 @@ class AdaBins(nn.Module):
             RecipeError: the features have too few or too many patches.
         """
         widths, maps = self.vit(features)
-        probabilities = conv2d(maps, self.weight, self.bias).float().softmax(1)
+        probabilities = self.bin_probabilities(maps)
         centres = bin_centres(widths, self.min_depth, self.max_depth)
         # Multiply and sum instead of a matmul, which autocast would run in bfloat16.
         depth = (probabilities * centres[:, :, None, None]).sum(1, keepdim=True)
         return Prediction(depth, bin_centres=centres)
+
+    def bins(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the edges of each image's depth bins, and the maps for `bin_probabilities`.
+
+        Args:
+            features: (B, C, h, w), the decoder's output.
+
+        Returns:
+            (edges, maps): (B, num_bins + 1) float32, metres, increasing; (B, num_queries, h, w).
+        """
+        widths, maps = self.vit(features)
+        metres = widths.float() * (self.max_depth - self.min_depth)
+        return self.min_depth + pad(metres.cumsum(1), (1, 0)), maps
+
+    def bin_probabilities(self, maps: Tensor) -> Tensor:
+        """Returns each pixel's distribution over its image's depth bins.
+
+        Args:
+            maps: (B, num_queries, h, w), the mini-ViT's maps.
+
+        Returns:
+            (B, num_bins, h, w) float32, summing to 1 over the bins.
+        """
+        return conv2d(maps, self.weight, self.bias).float().softmax(1)
 
 
 def bin_centres(widths: Tensor, min_depth: float, max_depth: float) -> Tensor:

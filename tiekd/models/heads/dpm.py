@@ -5,14 +5,18 @@ is computed in the head and not in a loss, because the probabilities are never s
 (`tiekd.kernels` computes both). If the features are coarser than the image, the target distribution
 of a feature pixel is the mean of those of the image pixels that it covers, and the network resizes
 depth to the image: bilinearly, or by weights that are learned (`upsampling`).
+A target may have several teachers' depths and a sigma for each pixel (tiekd/data/target.py).
 """
 
+import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, interpolate
 
+from tiekd.data.target import Target
 from tiekd.errors import RecipeError
 from tiekd.kernels import dpm
 from tiekd.kernels.reference import BEYOND, TARGETS
@@ -33,13 +37,15 @@ class DpmOptions:
             the target depth, or "released", the softmax of the Gaussian's density, as in TIE-KD's
             published code.
         sigma: standard deviation of the target, metres; for "gaussian" at least half of the widest
-            bin's width.
+            bin's width. It is also the smallest that a teacher's own sigma can have.
         beyond: treatment of target depths above max_depth. "clamp" keeps them ("gaussian" clamps
             them to the last bin's centre). "ignore" makes them invalid; the loss then needs
             `max_depth` to exclude them from its mean. Depths below min_depth are never dropped.
         spacing: spacing of the bins, "uniform" (published) or "log".
         upsampling: how depth gets from features coarser than the image to the image, "bilinear" or
             "convex", see `tiekd.models.layers.convex_upsampling`.
+        sigma_max: the largest that a teacher's own sigma can have, metres; None for ten times
+            `sigma`. It has no effect on a target without a sigma of its own.
     """
 
     num_bins: int = 257
@@ -48,6 +54,7 @@ class DpmOptions:
     beyond: str = "clamp"
     spacing: str = "uniform"
     upsampling: str = "bilinear"
+    sigma_max: float | None = None
 
     def __post_init__(self):
         if self.target not in TARGETS:
@@ -65,9 +72,28 @@ class DpmOptions:
             )
         if not self.sigma > 0:
             raise RecipeError(f"sigma: got {self.sigma}; metres above 0, published is 0.5")
+        if self.sigma_max is not None and not self.sigma <= self.sigma_max < math.inf:
+            raise RecipeError(
+                f"sigma_max: got {self.sigma_max}; metres, at least sigma ({self.sigma}), or null "
+                "for ten times sigma"
+            )
 
 
 _PUBLISHED = DpmOptions()
+
+
+class _Components(NamedTuple):
+    """A target as the kernel takes it.
+
+    Attributes:
+        depth: (B, M, H, W), metres, 0 where invalid.
+        sigma: metres, a number, one number for each component, or (B, M, H, W).
+        weight: (B, M, H, W); None for equal weights.
+    """
+
+    depth: Tensor
+    sigma: float | tuple[float, ...] | Tensor
+    weight: Tensor | None
 
 
 class Dpm(nn.Module):
@@ -82,6 +108,7 @@ class Dpm(nn.Module):
             implementations.
         upsampling: the module by which `Network.upsampled` resizes the head's maps; None for
             bilinear interpolation.
+        takes_target: True; the network then passes a `Target` to the head as it is, not its mean.
 
     Args:
         in_channels: number of feature channels.
@@ -90,6 +117,8 @@ class Dpm(nn.Module):
         stride: stride of the features relative to the image.
         options: the head's options from the recipe.
     """
+
+    takes_target = True
 
     def __init__(
         self,
@@ -120,6 +149,7 @@ class Dpm(nn.Module):
         self.stride = stride
         self.target = options.target
         self.sigma = float(options.sigma)
+        self.sigma_max = 10 * self.sigma if options.sigma_max is None else float(options.sigma_max)
         self.beyond = options.beyond
         self.kernel = dpm
         self.upsampling = None
@@ -127,7 +157,10 @@ class Dpm(nn.Module):
             self.upsampling = ConvexUpsampling(in_channels, stride)
 
     def forward(
-        self, features: Tensor, image_size: tuple[int, int], target_depth: Tensor | None = None
+        self,
+        features: Tensor,
+        image_size: tuple[int, int],
+        target_depth: Tensor | Target | None = None,
     ) -> Prediction:
         """Predicts depth and, with `target_depth`, computes its distribution's divergence.
 
@@ -137,18 +170,24 @@ class Dpm(nn.Module):
             features: (B, C, h, w), the decoder's output, with h and w about the image's size
                 divided by `stride`.
             image_size: (H, W) of the image.
-            target_depth: (B, 1, H, W), metres, 0 where invalid; None without a target.
+            target_depth: (B, 1, H, W), metres, 0 where invalid; or the depths of several teachers,
+                or with a sigma of their own; None without a target.
 
         Returns:
             A prediction with depth (B, 1, h, w) float32, metres, and divergence (B, 1, H, W)
             float32, nats. The divergence is computed per feature pixel and repeated for the
             stride x stride image pixels that it covers; it is 0 where the target is invalid.
+
+        Raises:
+            RecipeError: the head's target is "released", and `target_depth` has several teachers'
+                depths or a sigma of its own.
         """
         if target_depth is None:
             return Prediction(self._dpm(features, None)[0])
+        target = self._components(target_depth)
         cells = tuple(-(-size // self.stride) for size in image_size)
         if tuple(features.shape[2:]) == cells:
-            depth, divergence = self._dpm(features, target_depth)
+            depth, divergence = self._dpm(features, target)
         else:
             # If the strides don't divide the image's size, the decoder's output can be larger than
             # ceil(H / stride) x ceil(W / stride), the size of the target distributions. Resize the
@@ -156,8 +195,8 @@ class Dpm(nn.Module):
             # presence of a target.
             depth, _ = self._dpm(features, None)
             features = interpolate(features, size=cells, mode="bilinear", align_corners=True)
-            _, divergence = self._dpm(features, target_depth)
-        return Prediction(depth, self._to_pixels(divergence, target_depth))
+            _, divergence = self._dpm(features, target)
+        return Prediction(depth, self._to_pixels(divergence, target.depth))
 
     def probabilities(self, features: Tensor) -> Tensor:
         """Returns each pixel's distribution over the depth bins.
@@ -173,27 +212,62 @@ class Dpm(nn.Module):
         """
         return conv2d(features, self.weight, self.bias).float().softmax(1)
 
-    def _dpm(self, features: Tensor, target_depth: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _components(self, target: Tensor | Target) -> _Components:
+        """Returns a target as the kernel takes it, with this head's sigma where it has none.
+
+        A target's own sigma is clamped to [`sigma`, `sigma_max`]. So it is never too small for the
+        bins, and the kernel needn't check it, which would be a host sync.
+
+        Args:
+            target: (B, 1, H, W), metres, or a `Target`.
+
+        Raises:
+            RecipeError: see `forward`.
+        """
+        if not isinstance(target, Target):
+            return _Components(target, self.sigma, None)
+        has_sigma = target.sigma is not None or target.constants is not None
+        if self.target == "released" and (target.depth.shape[1] > 1 or has_sigma):
+            raise RecipeError(
+                "network.head.target: released is defined for one teacher and the head's sigma; "
+                "write gaussian for several teachers or a sigma of the teacher's"
+            )
+        sigma = self.sigma
+        if target.constants is not None:
+            sigma = tuple(min(max(each, self.sigma), self.sigma_max) for each in target.constants)
+            # One number for all components is the fastest.
+            sigma = sigma[0] if len(set(sigma)) == 1 else sigma
+        elif target.sigma is not None:
+            # Clamping keeps NaN, so replace it first; 0, an unknown sigma, becomes the head's own.
+            sigma = target.sigma.nan_to_num(0.0).clamp(self.sigma, self.sigma_max)
+        weight = target.component_weight()
+        # The kernel takes a component for valid where its depth is above 0, whatever its weight.
+        depth = target.depth if weight is None else torch.where(weight > 0, target.depth, 0)
+        return _Components(depth, sigma, weight)
+
+    def _dpm(self, features: Tensor, target: _Components | None) -> tuple[Tensor, Tensor | None]:
         """Calls `kernel` with this head's weights and options.
 
         Args:
             features: (B, C, h, w).
-            target_depth: (B, 1, H, W), metres, or None.
+            target: the target's components, or None.
 
         Returns:
             (depth, divergence): the mean depth, (B, 1, h, w), metres; and the divergence of the
-            target distribution, (B, 1, h, w), nats, or None if `target_depth` is None.
+            target distribution, (B, 1, h, w), nats, or None if `target` is None.
         """
+        depth, sigma, weight = target or (None, self.sigma, None)
         return self.kernel(
             features,
             self.weight,
             self.bias,
             self.edges,
-            target_depth,
-            self.sigma,
+            depth,
+            sigma,
             target=self.target,
             beyond=self.beyond,
             stride=self.stride,
+            target_weight=weight,
         )
 
     def _to_pixels(self, divergence: Tensor, target_depth: Tensor) -> Tensor:
@@ -201,7 +275,7 @@ class Dpm(nn.Module):
 
         Args:
             divergence: (B, 1, h, w), nats.
-            target_depth: (B, 1, H, W), metres.
+            target_depth: (B, M, H, W), metres.
 
         Returns:
             (B, 1, H, W), 0 in pixels with an invalid target.

@@ -107,7 +107,7 @@ def anchor_of(node: str | dict | None, device: torch.device, max_depth_m: float)
             f"teacher.anchor: got {node!r:.80}; it must be ground_truth, or a metric teacher of "
             "the project as {name: huggingface, model: ...}"
         )
-    TeacherNode(node).check("teacher.anchor")
+    TeacherNode(node, "teacher.anchor").check()
     context = {"run_device": device, "max_depth_m": max_depth_m}
     try:
         teacher = build(node, "tiekd.teachers", "teacher.anchor", **context)

@@ -18,11 +18,13 @@ from torch import Tensor
 from tiekd.data.batch import Batch
 from tiekd.data.frames import Frame
 from tiekd.data.resize import OWN_SIZE
+from tiekd.data.target import Target
 from tiekd.errors import TeacherError, UserError
 from tiekd.teachers.network import check_precision
 from tiekd.teachers.outputs.anchoring import GROUND_TRUTH, Anchor, Quality, anchor_of
 from tiekd.teachers.outputs.images import mirrored_intrinsics, rgb_of
 from tiekd.teachers.outputs.meaning import find_meaning, to_metres
+from tiekd.teachers.outputs.sigma import SigmaOptions, disagreement, options_of
 
 
 class Output(NamedTuple):
@@ -37,12 +39,14 @@ class Output(NamedTuple):
             than any depth; None if the network has no such mask.
         focal: (B,) float32, the focal lengths in pixels of the images after the predictor's own
             resize; NaN if unknown. None if the predictor needs no focal length.
+        sigma: (B, 1, H, W) float32, the sigma of `values` in their unit; None if it isn't known.
     """
 
     values: Tensor
     valid: Tensor | None = None
     beyond: Tensor | None = None
     focal: Tensor | None = None
+    sigma: Tensor | None = None
 
 
 class Predictor(Protocol):
@@ -84,12 +88,14 @@ class Running:
             depth.
         flip: True to average the output with that for the mirrored image, at twice the cost.
         batch_size: The number of images in one call of the network.
+        sigma: The source of the sigma of each pixel; None for depth alone.
     """
 
     device: torch.device
     max_depth_m: float
     flip: bool = False
     batch_size: int = 4
+    sigma: SigmaOptions | None = None
 
 
 def running(options, run_device: torch.device, max_depth_m: float) -> Running:
@@ -97,7 +103,7 @@ def running(options, run_device: torch.device, max_depth_m: float) -> Running:
 
     Args:
         options: The `Options` of any module in tiekd/teachers/, with the attributes `device`,
-            `flip` and `batch_size`, and optionally `precision`.
+            `flip`, `batch_size` and `sigma`, and optionally `precision`.
         run_device: This rank's device, which is used if `options.device` is None.
         max_depth_m: The largest depth that the student predicts, in metres. It isn't checked; the
             teacher gives this depth to pixels that are farther than any depth, such as the sky.
@@ -124,7 +130,7 @@ def running(options, run_device: torch.device, max_depth_m: float) -> Running:
             f"teacher.batch_size: got {options.batch_size}; it must be a number of images from 1"
         )
     check_precision(getattr(options, "precision", "fp32"), device)
-    return Running(device, max_depth_m, options.flip, options.batch_size)
+    return Running(device, max_depth_m, options.flip, options.batch_size, options_of(options.sigma))
 
 
 class FoundationTeacher:
@@ -159,9 +165,12 @@ class FoundationTeacher:
         if anchor is not None:
             self.description["anchor"] = anchor.description
         self.qualities: list[Quality] = []
+        self.sigma = options.sigma
+        if self.sigma is not None:
+            self._check_sigma()
 
     @torch.no_grad()
-    def __call__(self, batch: Batch) -> Tensor:
+    def __call__(self, batch: Batch) -> Tensor | Target:
         """Returns the teacher's depth for a batch.
 
         Args:
@@ -169,7 +178,8 @@ class FoundationTeacher:
 
         Returns:
             Depth, (B, 1, H, W) float32, metres; 0 in pixels without a valid depth, and in pixels
-            that rotation or padding added from outside the image.
+            that rotation or padding added from outside the image. With `sigma` it is a `Target` of
+            this depth and its sigma.
 
         Raises:
             TeacherError: An output isn't finite, or the network needs a focal length and an image
@@ -178,7 +188,7 @@ class FoundationTeacher:
         # The networks of other projects take RGB grey levels, not this project's normalised images.
         images = rgb_of(batch.image).to(self.options.device)
         anchor = None if self.anchor is None else self.anchor.teacher(batch)
-        size, depths = self.options.batch_size, []
+        size, depths, sigmas = self.options.batch_size, [], []
         self.qualities = []
         for begin in range(0, len(images), size):
             part = slice(begin, begin + size)
@@ -192,9 +202,16 @@ class FoundationTeacher:
             if output.beyond is not None:
                 depth = torch.where(output.beyond, self.options.max_depth_m, depth)
             depths.append(depth)
+            if self.sigma is not None and self.sigma.source is not None:
+                sigmas.append(self._sigma(output))
         depth = torch.cat(depths).to(batch.image.device)
         # Pixels that a rotation filled from outside the image are excluded from the loss.
-        return torch.where(batch.inside, depth, 0)
+        depth = torch.where(batch.inside, depth, 0)
+        if self.sigma is None:
+            return depth
+        if self.sigma.source is None:
+            return Target(depth, constants=(self.sigma.constant,))
+        return Target(depth, self.sigma.finished(torch.cat(sigmas).to(depth.device), depth))
 
     @torch.no_grad()
     def estimate_focal(self, batch: Batch) -> Tensor | None:
@@ -277,6 +294,33 @@ class FoundationTeacher:
             raise TeacherError(f"teacher: {found}, and {self.predictor.without_focal}")
         return [*said, f"Teacher: {found}; {self.predictor.without_focal}"]
 
+    def _check_sigma(self) -> None:
+        """Raises TeacherError if the teacher doesn't have the source of sigma.
+
+        A relative output has none, since its sigma isn't in metres.
+        """
+        has_bins = getattr(self.predictor, "has_distribution", False)
+        allowed = ("flip", "own") if has_bins else ("flip",)
+        self.sigma.check_source(allowed if self.meaning.is_metric else (), self.options.flip)
+        if self.sigma.modes:
+            raise TeacherError(
+                "teacher.sigma.modes: only for a network of the project; leave it out for a single "
+                "sigma"
+            )
+        self.sigma.check_teacher(self.description["digest"], self.options.flip)
+
+    def _sigma(self, output: Output) -> Tensor:
+        """Returns the sigma of the depth of images, before its factor.
+
+        Args:
+            output: The output for these images, as `_output` returns it.
+
+        Returns:
+            (B, 1, H, W) float32, metres, 0 where the network takes a pixel for sky.
+        """
+        sigma = to_metres(output.sigma, self.meaning, output.focal)
+        return sigma if output.beyond is None else torch.where(output.beyond, 0, sigma)
+
     def _valid_output(self, images: Tensor, intrinsics: Tensor, names: Sequence[str]) -> Output:
         """Runs the network on images, checks its output, and sets invalid pixels to NaN.
 
@@ -305,7 +349,7 @@ class FoundationTeacher:
         """Returns the predictor's output; with `options.flip`, averaged with mirrored images.
 
         A pixel of the average is valid only if it is valid in both outputs. `beyond` and `focal`
-        are those of the images as they are.
+        are those of the images as they are. `sigma` is that of the recipe's source.
 
         Args:
             images: (B, 3, H, W) uint8, RGB.
@@ -319,9 +363,17 @@ class FoundationTeacher:
         valid = None
         if output.valid is not None:
             valid = output.valid & other.valid.flip(-1)
+        sigma = None
+        if self.sigma is not None and self.sigma.source == "flip":
+            pair = torch.cat((output.values, other.values.flip(-1)), dim=1)
+            sigma = disagreement(pair if valid is None else torch.where(valid, pair, 0))
+        elif output.sigma is not None:
+            squares = output.sigma.square() + other.sigma.flip(-1).square()
+            sigma = (squares / 2).sqrt()
         return output._replace(
             values=(output.values + other.values.flip(-1)) / 2,
             valid=valid,
+            sigma=sigma,
         )
 
     def _check_finite(self, values: Tensor, valid: Tensor, names: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tiekd.config.recipe import load_recipe
-from tiekd.config.teacher_node import TeacherNode
+from tiekd.config.teacher_node import TeacherList
 from tiekd.engine.execution import Execution, compile_parts, memory_format
 from tiekd.errors import RecipeError
 from tiekd.kernels import reference
@@ -80,6 +80,8 @@ def run(args: argparse.Namespace) -> dict:
 def network_node(recipe: dict, teachers: bool, path: str) -> dict:
     """Returns the recipe's config node of the student's network, or of the teacher's.
 
+    Of several teachers it is the first that is a network.
+
     Args:
         recipe: the recipe.
         teachers: True for the teacher's network, False for the student's.
@@ -90,12 +92,12 @@ def network_node(recipe: dict, teachers: bool, path: str) -> dict:
     """
     if not teachers:
         return recipe["network"]
-    node = TeacherNode.of(recipe).network
-    if not node:
+    networks = [node.network for node in TeacherList.of(recipe).nodes if node.network]
+    if not networks:
         raise RecipeError(
             f"--teacher: {path} names no teacher network; give a recipe with teacher.recipe"
         )
-    return node
+    return networks[0]
 
 
 @torch.no_grad()

@@ -430,7 +430,7 @@ def _check_recipe(recipe: Recipe, steps: int) -> None:
     for section in ("evaluation", "augment", "loading", "resize", "load"):
         getattr(recipe, section)
     train = recipe.train
-    criterion.build(recipe.section("losses"), recipe.teacher.is_given)
+    criterion.build(recipe.section("losses"), recipe.teachers.is_given)
     _, arguments = optimizer.checked(
         recipe.section("optimizer"), train.batch_size, train.lr_scaling
     )

@@ -10,6 +10,7 @@ host sync and one collective for the check. Left out: runs with a few valid pixe
 import torch
 
 from tiekd import shipped
+from tiekd.config.teacher_node import TeacherList
 from tiekd.distributed import comm
 from tiekd.errors import DataError
 from tiekd.training.hook import Hook
@@ -73,7 +74,7 @@ class PixelsCount(Hook):
         facts = comm.gather_objects((self._any.tolist(), _target_facts(state)))
         self._done = True
         counted = [any(ranks) for ranks in zip(*(found for found, _ in facts), strict=True)]
-        has_teacher = bool((state.recipe or {}).get("teacher"))
+        has_teacher = TeacherList.of(state.recipe or {}).is_given
         if any(counted):
             empty = [name for name, counts in zip(self._names, counted, strict=True) if not counts]
             for name in empty:

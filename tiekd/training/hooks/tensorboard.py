@@ -36,7 +36,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from tiekd.config.teacher_node import TeacherNode
+from tiekd.config.teacher_node import TeacherList
 from tiekd.data import focal as focals
 from tiekd.data import resize as resizes
 from tiekd.distributed.comm import is_main
@@ -216,7 +216,7 @@ class TensorBoard(Hook):
         few, batch = slice(self.num_images), state.batch
         # Show no teacher if there is none: `teacher_depth` is then the ground truth, which the
         # image shows anyway.
-        teachers = state.teacher_depth[few] if TeacherNode.of(state.recipe).is_given else None
+        teachers = state.teacher_depth[few] if TeacherList.of(state.recipe).is_given else None
         # Show the distribution over depth that the network predicts at each pixel, which needs
         # another forward pass. Under ZeRO-3 no rank has all weights, so show only the depth of the
         # training step.

@@ -1,0 +1,133 @@
+"""The calibrations of a teacher's sources of sigma, as bin/audit_teacher.py writes them to a file.
+
+A source of sigma is admitted only where it orders the teacher's actual errors better than chance.
+The file holds for each source that was measured: the figures of its order, and the factor by depth
+that makes sigma as large as the errors are. A recipe names the file in `teacher.sigma`. Left out:
+the measurement (tiekd/evaluation/sigma_quality.py).
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tiekd import shipped
+from tiekd.errors import TeacherError
+from tiekd.files import check_readable
+
+NAME = "sigma.json"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The calibration of one source of sigma of one teacher.
+
+    Attributes:
+        source: The source, such as "flip".
+        teacher: Digest of the teacher's weights; None if they aren't accessible.
+        flip: True if the teacher averages with the depth for the mirror image.
+        frames: The number of images with ground truth that were measured.
+        orders_errors: True if the source orders errors better than chance.
+        correlation: Rank correlation of sigma and |error| in an image: (mean, low, high), where low
+            and high are the ends of the 95 % interval.
+        at_depth: The same at equal depth.
+        gain: The share of an oracle's sparsification that the source reaches, 0 by chance; as
+            `correlation`.
+        factors: (depth in metres, factor) for each range of depth, nearest first; the factor is
+            interpolated linearly between these depths. Empty if the source is 0 everywhere.
+    """
+
+    source: str
+    teacher: str | None
+    flip: bool
+    frames: int
+    orders_errors: bool
+    correlation: tuple[float, float, float]
+    at_depth: tuple[float, float, float]
+    gain: tuple[float, float, float]
+    factors: tuple[tuple[float, float], ...]
+
+
+def to_json(calibrations: Mapping[str, Calibration]) -> bytes:
+    """Returns the contents of a file of calibrations.
+
+    Args:
+        calibrations: Source -> its calibration.
+    """
+    nodes = {source: asdict(each) for source, each in calibrations.items()}
+    return (json.dumps(nodes, indent=1) + "\n").encode()
+
+
+def read(path: Path, source: str, where: str) -> Calibration:
+    """Reads the calibration of one source from a file.
+
+    Args:
+        path: The file.
+        source: The source.
+        where: The place of the path in the recipe, for messages.
+
+    Raises:
+        TeacherError: The file can't be read, isn't a file of calibrations or doesn't have the
+            source; or the source doesn't order errors better than chance.
+    """
+    check_readable(path, "calibration of sigma", TeacherError, f"{where}: ")
+    if not path.is_file():
+        raise TeacherError(
+            f"{where}: no file at {path}; make one with {shipped.command('audit_teacher')} RECIPE "
+            "--sigma"
+        )
+    try:
+        nodes = json.loads(path.read_text(encoding="utf-8"))
+        found = {name: _calibration(node) for name, node in nodes.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise TeacherError(
+            f"{where}: {path} is no file of calibrations; make one with "
+            f"{shipped.command('audit_teacher')} RECIPE --sigma"
+        ) from None
+    if source not in found:
+        raise TeacherError(
+            f"{where}: {path} has no calibration of {source}, only of "
+            f"{', '.join(found) or 'nothing'}"
+        )
+    chosen = found[source]
+    if not chosen.orders_errors:
+        raise TeacherError(
+            f"{where}: {source} doesn't order this teacher's errors better than chance: rank "
+            f"correlation {text_of(chosen.correlation)}, at equal depth "
+            f"{text_of(chosen.at_depth)}; use another source or a constant sigma"
+        )
+    return chosen
+
+
+def text_of(interval: tuple[float, float, float]) -> str:
+    """Returns a mean and its interval as text, such as "0.41 [0.36, 0.46]".
+
+    Args:
+        interval: (mean, low, high).
+    """
+    value, low, high = interval
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _calibration(node: dict) -> Calibration:
+    intervals = {name: _numbers(node[name], 3) for name in ("correlation", "at_depth", "gain")}
+    factors = tuple(_numbers(pair, 2) for pair in node["factors"])
+    depths = [depth for depth, _ in factors]
+    if depths != sorted(set(depths)) or any(not value > 0 for pair in factors for value in pair):
+        raise ValueError("depths and factors must be above 0, and depths must increase")
+    if node["orders_errors"] and not factors:
+        raise ValueError("a source that orders errors has factors")
+    names = {"source": str, "teacher": str | None, "flip": bool, "frames": int}
+    names["orders_errors"] = bool
+    if not all(isinstance(node[name], kind) for name, kind in names.items()):
+        raise TypeError(names)
+    plain = {name: node[name] for name in names}
+    return Calibration(**plain, **intervals, factors=factors)
+
+
+def _numbers(values: list, count: int) -> tuple[float, ...]:
+    numbers = tuple(float(value) for value in values)
+    if len(numbers) != count or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{count} finite numbers are needed")
+    return numbers

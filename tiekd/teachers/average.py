@@ -1,0 +1,122 @@
+"""The mean of several teachers as one teacher.
+
+    teacher: {name: average, weights: precision, teachers: [{maps: a, sigma: 0.4}, {maps: b, ...}]}
+
+It is the weighted mean of the depths that are valid in a pixel, by each teacher's `weight`; with
+`weights: precision` by weight / sigma^2, the best weights if the errors are independent and sigma
+is their standard deviation. Where two teachers see different surfaces, a mean is on neither of
+them; `teachers` learns both instead. With `sigma: {from: between}` it also gives a sigma, by how
+far the teachers differ; a mixture has none, since it learns their difference already. Costs: those
+of all teachers, and a few operations per pixel.
+"""
+
+import torch
+from torch import Tensor
+
+from tiekd.data.batch import Batch
+from tiekd.data.target import Target
+from tiekd.errors import TeacherError
+from tiekd.teachers.mixture import Member, Mixture
+from tiekd.teachers.outputs.sigma import disagreement, options_of
+
+
+class Average:
+    """Returns the weighted mean of several teachers' depths.
+
+    Attributes:
+        mixture: The teachers.
+        by_precision: True to weight by 1 / sigma^2, too.
+        sigma: The source of the sigma of each pixel; None for depth alone.
+
+    Args:
+        mixture: The attribute `mixture`.
+        weights: "given" or "precision".
+        sigma: The recipe's `teacher.sigma`; None for depth alone.
+        digest: Digest of the teachers' maps; None if it isn't known.
+    """
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        weights: str = "given",
+        sigma: float | dict | None = None,
+        digest: str | None = None,
+    ):
+        self.mixture = mixture
+        self.by_precision = weights == "precision"
+        self.sigma = options_of(sigma)
+        if self.sigma is not None:
+            self.sigma.check_source(("between",), flip=False)
+            self.sigma.check_teacher(digest, flip=False)
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """The teachers, in the order of the recipe."""
+        return self.mixture.members
+
+    @property
+    def needs_focal(self) -> bool:
+        """True if one of the teachers needs the focal length of each image."""
+        return self.mixture.needs_focal
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Tensor | Target | None:
+        """Returns the mean depth of a batch.
+
+        Args:
+            batch: The batch.
+
+        Returns:
+            (B, 1, H, W) float32, metres, 0 where no teacher is valid; None if a teacher has no
+            depth for this batch. With `sigma` it is a `Target` of this depth and its sigma.
+
+        Raises:
+            TeacherError: A teacher has no sigma, but is weighted by it.
+        """
+        target = self.components(batch)
+        if target is None:
+            return None
+        depth = target.mean_depth()
+        if self.sigma is None:
+            return depth
+        if self.sigma.source is None:
+            return Target(depth, constants=(self.sigma.constant,))
+        raw = disagreement(torch.where(target.valid(), target.depth, 0))
+        return Target(depth, self.sigma.finished(raw, depth))
+
+    def components(self, batch: Batch) -> Target | None:
+        """Returns the depths of all teachers, with the weights that their mean has.
+
+        How far they differ is a source of sigma for their mean.
+
+        Args:
+            batch: The batch.
+
+        Returns:
+            The target of all teachers; None as for a call.
+
+        Raises:
+            TeacherError: A teacher has no sigma, but is weighted by it.
+        """
+        parts = self.mixture.parts(batch)
+        if parts is None:
+            return None
+        target = self.mixture.mixed(parts)
+        if not self.by_precision:
+            return target
+        for member, part in zip(self.members, parts, strict=True):
+            if part.sigma is None:
+                raise TeacherError(
+                    f"{member.where}: gives no sigma, by which teacher.weights=precision weights "
+                    f"it; set {member.where}.sigma to metres, or teacher.weights=given"
+                )
+        given = target.component_weight()
+        given = torch.ones_like(target.depth) if given is None else given
+        known = target.sigma > 0
+        precision = torch.where(known, given / target.sigma.square().clamp_min(1e-12), 0)
+        # Where no valid teacher knows its sigma, the given weights are left.
+        some = (known & target.valid()).any(1, keepdim=True)
+        return target._replace(weight=torch.where(some, precision, given))
+
+
+build = Average

@@ -1,0 +1,172 @@
+"""Several teachers at once: the student learns the mixture of their Gaussians in each pixel.
+
+    teachers: [{maps: near, weight: 1.0, sigma: 0.4}, {recipe: far.yaml, weight: 2.0, sigma: 1.5}]
+
+An entry is what `teacher` would be, with a `weight` and a constant `sigma` beside. Where only some
+teachers are valid, the weights are normalised over these. A DPM head learns the mixture; any other
+head, and any other loss, learns the weighted mean of the depths. Costs: those of all teachers; maps
+of sigma cost much more in the head than constants (tiekd/kernels/target.py). Left out: weights
+that depend on depth, for which a teacher's `sigma` is meant.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tiekd.config.teacher_node import errors_of
+from tiekd.data.batch import Batch
+from tiekd.data.target import Target
+
+Teacher = Callable[[Batch], Tensor | Target | None]
+
+
+class Member(NamedTuple):
+    """One of several teachers.
+
+    Attributes:
+        teacher: Function from a batch to depth, (B, 1, H, W) in metres, or a `Target`.
+        where: The teacher's place in the recipe, for messages, such as "teachers[1]".
+        weight: Its factor in the mixture, above 0.
+        sigma: Its constant sigma in metres, in place of one that it gives itself; None for that or
+            none.
+    """
+
+    teacher: Teacher
+    where: str = "teacher"
+    weight: float = 1.0
+    sigma: float | None = None
+
+
+class Mixture:
+    """Returns the depths of several teachers as the components of one `Target`.
+
+    Attributes:
+        members: The teachers, in the order of the recipe.
+
+    Args:
+        members: The attribute `members`, at least one.
+        device: The device of the batches.
+    """
+
+    def __init__(self, members: Sequence[Member], device: torch.device):
+        self.members = tuple(members)
+        weights = [member.weight for member in members]
+        # Equal weights needn't be multiplied.
+        self._weight = None
+        if len(set(weights)) > 1:
+            self._weight = torch.tensor(weights, device=device)
+
+    def __call__(self, batch: Batch) -> Target | None:
+        """Returns the target of a batch, of all teachers.
+
+        Args:
+            batch: The batch.
+
+        Returns:
+            The target; its sigma is None if no teacher has one. None if a teacher has no depth for
+            this batch, as cached maps for validation frames.
+
+        Raises:
+            UserError: As the teachers do; the message names the teacher.
+        """
+        parts = self._called(batch)
+        if parts is None:
+            return None
+        constants = [
+            0.0 if member.sigma is None else member.sigma
+            for member, part in zip(self.members, parts, strict=True)
+            for _ in range(part.depth.shape[1])
+        ]
+        # Maps of constants would cost the head much more than the constants do.
+        if any(constants) and all(
+            member.sigma is not None or part.sigma is None
+            for member, part in zip(self.members, parts, strict=True)
+        ):
+            plain = self.mixed([part._replace(sigma=None) for part in parts])
+            return plain._replace(constants=tuple(constants))
+        return self.mixed(self._with_constants(parts))
+
+    def parts(self, batch: Batch) -> list[Target] | None:
+        """Calls all teachers.
+
+        Args:
+            batch: The batch.
+
+        Returns:
+            The target of each teacher, with its constant sigma if it has one. None if a teacher has
+            no depth for this batch.
+        """
+        parts = self._called(batch)
+        return None if parts is None else self._with_constants(parts)
+
+    def mixed(self, parts: Sequence[Target]) -> Target:
+        """Returns one target with the components of several.
+
+        Args:
+            parts: The target of each teacher, as `parts` returns them.
+        """
+        depth = torch.cat([part.depth for part in parts], 1)
+        sigma = None
+        if any(part.sigma is not None for part in parts):
+            # 0 stands for an unknown sigma.
+            known = [
+                torch.zeros_like(part.depth) if part.sigma is None else part.sigma for part in parts
+            ]
+            sigma = torch.cat(known, 1)
+        if all(part.depth.shape[1] == 1 for part in parts):
+            return Target(depth, sigma, self._weight)
+        shares = [
+            member.weight * _shares(part) for member, part in zip(self.members, parts, strict=True)
+        ]
+        return Target(depth, sigma, torch.cat(shares, 1))
+
+    def _called(self, batch: Batch) -> list[Target] | None:
+        parts = []
+        for member in self.members:
+            with errors_of(member.where):
+                found = member.teacher(batch)
+            if found is None:
+                return None
+            parts.append(found if isinstance(found, Target) else Target(found))
+        return parts
+
+    def _with_constants(self, parts: Sequence[Target]) -> list[Target]:
+        return [
+            part
+            if member.sigma is None
+            else part._replace(sigma=torch.full_like(part.depth, member.sigma))
+            for member, part in zip(self.members, parts, strict=True)
+        ]
+
+    @property
+    def needs_focal(self) -> bool:
+        """True if one of the teachers needs the focal length of each image."""
+        return any(getattr(member.teacher, "needs_focal", False) for member in self.members)
+
+
+def members_of(teacher: Teacher) -> tuple[Member, ...]:
+    """Returns the single teachers of which a teacher consists, or the teacher itself as the one.
+
+    Args:
+        teacher: A teacher, as `tiekd.teaching.build_teachers` builds it.
+    """
+    return getattr(teacher, "members", (Member(teacher),))
+
+
+def _shares(part: Target) -> Tensor:
+    """Returns the weights of one teacher's components, which sum to 1 over the valid ones.
+
+    Args:
+        part: The teacher's target.
+
+    Returns:
+        (B, M, H, W), 0 where invalid.
+    """
+    weight = part.component_weight()
+    weight = part.valid() if weight is None else weight * part.valid()
+    return weight / weight.sum(1, keepdim=True).clamp_min(1e-12)
+
+
+build = Mixture

@@ -1,0 +1,66 @@
+"""The sigma of a TIPSv2 depth model of transformers, from its distribution over depth bins.
+
+The model's depth is the mean over its bins, with weights relu(logit) + min_depth. The summand gives
+every bin the same share, a pedestal that says nothing of the image and widens each distribution. It
+is left out of the sigma here, and stays in the depth, which is that of transformers. The logits are
+read by a hook where the model computes its depth from them. Costs: the logits of one call of the
+model, which it computes anyway, are kept until sigma is read, a few image rows at a time.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from tiekd.models.readout import in_strips
+from tiekd.models.spread import half_width
+
+
+class TipsBins:
+    """Reads the sigma of each pixel from the last call of a TIPSv2 depth model.
+
+    Attributes:
+        edges: (K + 1,), edges of the depth bins, metres. The model states their centres.
+
+    Args:
+        model: a `Tipsv2DptForDepthEstimation`.
+    """
+
+    def __init__(self, model: nn.Module):
+        centres = model.bin_regressor.bin_centers.float()
+        half = (centres[1] - centres[0]) / 2
+        self.edges = torch.cat((centres - half, centres[-1:] + half))
+        self._logits: Tensor | None = None
+        model.bin_regressor.register_forward_pre_hook(self._keep)
+
+    def sigma(self, size: tuple[int, int]) -> Tensor:
+        """Returns the half-widths of the distributions of the model's last call.
+
+        Args:
+            size: (H, W) of the result, to which maps are resized as transformers resizes depth.
+
+        Returns:
+            (B, 1, H, W) float32, metres.
+        """
+        logits, self._logits = self._logits, None
+        assert logits is not None, "the model wasn't called"
+        edges = self.edges.to(logits.device)
+        sigma = in_strips(lambda each: half_width(each, edges), logits, without_pedestal)
+        return interpolate(sigma, size=size, mode="bilinear", align_corners=False)
+
+    def _keep(self, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._logits = inputs[0]
+
+
+def without_pedestal(logits: Tensor) -> Tensor:
+    """Returns the distributions over bins, without the share that every bin has.
+
+    Args:
+        logits: (B, K, h, w).
+
+    Returns:
+        (B, K, h, w) float32, summing to 1 over K; uniform where no logit is above 0, since the
+        model's depth is then that of the pedestal alone.
+    """
+    mass = logits.float().relu()
+    total = mass.sum(1, keepdim=True)
+    return torch.where(total > 0, mass / total, 1 / mass.shape[1])

@@ -1,0 +1,252 @@
+"""Measures a teacher's sources of a sigma per pixel, for bin/audit_teacher.py --sigma.
+
+Writes the calibrations, which a recipe names in `teacher.sigma`, and the sparsification curves. The
+teacher is built once for each source. The figures are those of tiekd/evaluation/sigma_quality.py.
+Left out: the sigma of cached maps, and of teachers from outside the project.
+"""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from tiekd import shipped
+from tiekd.config.teacher_node import TeacherNode, errors_of
+from tiekd.data import sigma_calibration
+from tiekd.data.build import build_dataset
+from tiekd.data.image_io import write_durably, write_image
+from tiekd.data.sigma_calibration import NAME, Calibration
+from tiekd.errors import DataError, TeacherError
+from tiekd.evaluation import sigma_quality
+from tiekd.evaluation.sigma_quality import SigmaFigures, SigmaFrame
+from tiekd.evaluation.teacher_audit import sigmas
+from tiekd.evaluation.teacher_audit.observe import Observer
+from tiekd.teachers.network import FrozenTeacher
+from tiekd.teachers.outputs import digest as digests
+from tiekd.teachers.outputs.sigma import SOURCES
+from tiekd.teachers.outputs.teacher import FoundationTeacher
+from tiekd.teaching import build_teacher, build_teachers, digest_of_maps
+from tiekd.tools.cache_teacher import Source, sources_of
+from tiekd.training.settings import Recipe
+from tiekd.visualization import charts
+from tiekd.visualization.charts import Curve
+
+CURVES = "sigma.png"
+FILES = (NAME, CURVES)
+_SOURCE, _ORACLE, _RANDOM = (90, 160, 250), (90, 200, 120), (150, 150, 158)
+
+
+class Sigmas(NamedTuple):
+    """The measured sources of a teacher's sigma.
+
+    Attributes:
+        measured: Source -> its figures.
+        calibrations: Source -> what is written to the file of calibrations.
+        missing: Source -> why the teacher doesn't have it.
+    """
+
+    measured: dict[str, SigmaFigures]
+    calibrations: dict[str, Calibration]
+    missing: dict[str, str]
+
+
+def measure(recipe: Recipe, args: argparse.Namespace, observer: Observer, index: int = 0) -> Sigmas:
+    """Measures each source of sigma that a recipe's teacher has, on frames with ground truth.
+
+    Args:
+        recipe: the recipe, with overrides applied.
+        args: the parsed command line of bin/audit_teacher.py.
+        observer: the observer of the audit, whose teacher is replaced by one with each source.
+        index: of several teachers, the place of the one to measure.
+
+    Raises:
+        TeacherError: The teacher is a folder of maps or a module from outside the project.
+        DataError: Too few frames have ground truth.
+    """
+    teachers = recipe.teachers
+    teacher = teachers.nodes[index] if teachers.is_given else TeacherNode(None)
+    if teacher.maps is not None:
+        raise TeacherError(
+            f"--sigma: not for cached maps ({teacher.where}.maps); give the recipe of the teacher "
+            "that made them"
+        )
+    if teacher.module is not None:
+        raise TeacherError(
+            f"--sigma: {teacher.module} is from outside the project, and its sigma isn't measured; "
+            "leave it out"
+        )
+    sources = sources_of(recipe, args.recipe, args.checkpoint, args.overrides)
+    source = next(each for each in sources if each.teacher.where == teacher.where)
+    found = Sigmas({}, {}, {})
+    for name in SOURCES:
+        node = without_sigma(source) | {"sigma": {"from": name}}
+        # The flip source needs both images; the others are measured as the recipe has it.
+        node |= {"flip": True} if name == "flip" else {}
+        with errors_of(teacher.where):
+            built = _built(node, observer, source, found.missing)
+        if built is None:
+            continue
+        frames = sigmas.observe(replace(observer, teacher=built), args.frames)
+        _add(found, name, frames, recipe.max_depth_m, _digest(built), bool(node.get("flip")))
+    return found
+
+
+def measure_mean(recipe: Recipe, args: argparse.Namespace, device: torch.device) -> Sigmas:
+    """Measures the sigma by which the teachers differ whose cached maps are averaged.
+
+    Args:
+        recipe: the recipe, with overrides applied, whose teacher is a mean.
+        args: the parsed command line of bin/audit_teacher.py.
+        device: the device on which maps are averaged.
+
+    Raises:
+        TeacherError: A teacher has no cached maps.
+        DataError: Too few frames have ground truth.
+    """
+    teachers = recipe.teachers
+    for node in teachers.nodes:
+        if node.maps is None:
+            raise TeacherError(
+                f"--sigma: {node.where} has no cached maps; make them with "
+                f"{shipped.command('cache_teacher')}, and give their folders"
+            )
+    node = recipe.node["teacher"] | {"sigma": {"from": "between"}}
+    mean = build_teachers({"teacher": node}, device, recipe.max_depth_m)
+    frames = build_dataset(recipe.dataset, "train", as_evaluated=True, held_out=())
+    observer = Observer(mean, frames, recipe.max_depth_m, device)
+    found = Sigmas({}, {}, {})
+    seen = sigmas.observe(observer, args.frames)
+    _add(found, "between", seen, recipe.max_depth_m, digest_of_maps(teachers), flip=False)
+    return found
+
+
+def _built(
+    node: dict, observer: Observer, source: Source, missing: dict[str, str]
+) -> FrozenTeacher | FoundationTeacher | None:
+    """Builds a teacher with a source of sigma.
+
+    Args:
+        node: the teacher's section, with the source.
+        observer: the observer of the audit.
+        source: the teacher in the recipe.
+        missing: source -> why the teacher doesn't have it; extended here.
+
+    Returns:
+        The teacher; None if it doesn't have the source.
+    """
+    try:
+        return build_teacher(node, observer.device, source.resize, observer.max_depth_m)
+    except TeacherError as error:
+        place, _, why = str(error).partition(": ")
+        if not place.startswith("teacher.sigma."):
+            raise
+        missing[node["sigma"]["from"]] = why
+        return None
+
+
+def _add(
+    found: Sigmas,
+    name: str,
+    frames: list[SigmaFrame],
+    max_depth_m: float,
+    digest: str | None,
+    flip: bool,
+) -> None:
+    """Adds the figures and the calibration of a source.
+
+    Args:
+        found: the sources that are measured so far.
+        name: the source.
+        frames: the pixels of the frames with ground truth.
+        max_depth_m: the student's largest depth in metres.
+        digest: digest of the teacher's weights; None if they aren't accessible.
+        flip: True if the teacher averages with the depth for the mirror image.
+
+    Raises:
+        DataError: Too few frames have ground truth.
+    """
+    shortage = sigmas.shortage(frames)
+    if shortage is not None:
+        raise DataError(f"--sigma: {shortage}; give more --frames, or leave --sigma out")
+    figures = sigma_quality.measure(frames, max_depth_m)
+    found.measured[name] = figures
+    found.calibrations[name] = sigmas.calibration_of(name, figures, digest, flip)
+
+
+def curves(measured: Mapping[str, SigmaFigures]) -> np.ndarray:
+    """Draws the sparsification curves of each source beside those of an oracle.
+
+    Args:
+        measured: source -> its figures.
+
+    Returns:
+        (height, width, 3) uint8, one chart per source.
+    """
+    drawn = []
+    for source, figures in measured.items():
+        dropped = np.arange(len(figures.curve)) / len(figures.curve)
+        drawn.append(
+            charts.chart(
+                [
+                    Curve(dropped, np.ones(len(dropped)), _RANDOM),
+                    Curve(dropped, figures.oracle, _ORACLE),
+                    Curve(dropped, figures.curve, _SOURCE),
+                ],
+                title=f"error left: {source} (blue), oracle (green), random (grey)",
+                x_label="share of pixels dropped, those of the largest sigma first",
+                y_range=(0, max(1.1, float(figures.curve.max()))),
+            )
+        )
+    return np.concatenate(drawn, axis=1)
+
+
+def write(found: Sigmas, folder: Path) -> None:
+    """Writes the file of calibrations, and the sparsification curves.
+
+    Args:
+        found: the measured sources.
+        folder: the folder of the audit.
+    """
+    write_durably(folder / NAME, sigma_calibration.to_json(found.calibrations))
+    if found.measured:
+        write_image(folder / CURVES, curves(found.measured))
+
+
+def told(found: Sigmas, folder: Path) -> str:
+    """Returns the table of the sources, and how a recipe uses one.
+
+    Args:
+        found: the measured sources.
+        folder: the folder of the audit.
+    """
+    lines = [sigmas.table(found.measured, found.missing)]
+    usable = [name for name, each in found.calibrations.items() if each.orders_errors]
+    if usable:
+        lines.append(
+            f"Set teacher.sigma to {{from: {usable[0]}, calibration: {folder / NAME}}}; it can be "
+            f"from {' or '.join(usable)}"
+        )
+    return "\n".join(lines)
+
+
+def without_sigma(source: Source) -> dict:
+    """Returns the recipe node of a teacher without its sigma.
+
+    A module from outside the project interprets all its keys itself, so its node is unchanged.
+
+    Args:
+        source: the teacher.
+    """
+    if source.teacher.module is not None:
+        return source.node
+    return {key: value for key, value in source.node.items() if key != "sigma"}
+
+
+def _digest(teacher) -> str | None:
+    if isinstance(teacher, FrozenTeacher):
+        return digests.of_network(teacher.network)
+    return teacher.description.get("digest")
