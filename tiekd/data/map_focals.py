@@ -11,6 +11,7 @@ start. Costs 40 bytes a frame.
 import json
 from pathlib import Path
 
+from tiekd import shipped
 from tiekd.data import image_io, teacher_maps
 from tiekd.data.frames import Frames
 from tiekd.errors import DataError, TeacherError
@@ -122,7 +123,8 @@ def check(frames: object, *, is_canonical: bool) -> list[str]:
     if is_canonical:
         raise TeacherError(
             f"teacher.maps: {told}; give the intrinsics that they were made with "
-            f"({manifest.get(SOURCE)}), or make the maps again with bin/cache_teacher.py"
+            f"({manifest.get(SOURCE)}), or make the maps again with "
+            f"{shipped.command('cache_teacher')}"
         )
     return [f"Warning: {told}; one of the two is wrong"]
 

@@ -200,8 +200,8 @@ def build_parts(
     if getattr(teacher, "reads_files", False):
         raise TeacherError(
             f"teacher.name: {recipe.teacher.name} reads whole image pairs, and training has "
-            "augmented crops; make its maps with bin/cache_teacher.py RECIPE, and train with the "
-            "--set teacher=null teacher.maps=FOLDER that it prints"
+            f"augmented crops; make its maps with {shipped.command('cache_teacher')} RECIPE, and "
+            "train with the --set teacher=null teacher.maps=FOLDER that it prints"
         )
     if isinstance(teacher, FoundationTeacher):
         teacher.check_frames(listed_frames(train_set))
