@@ -26,7 +26,7 @@ EXPORT = ["onnx>=1.17", "onnxscript>=0.5.4", "onnxruntime>=1.20"]
 # What a wheel has of each folder. The other files of bin/ are for a checkout.
 SHARED = {
     "bin": ["*.py", "resume"],
-    "model_configs": ["*.md", "**/*.yaml"],
+    "model_configs": ["**/*.md", "*.png", "**/*.yaml"],
     "ds_configs": ["*.md", "*.json"],
 }
 

@@ -8,7 +8,7 @@
 
 Each run is started with the `deepspeed` launcher. An interrupted experiment continues with the same
 command; finished runs are never repeated. The exit code is 1 if a run failed, and 75 if the
-experiment was asked to stop. model_configs/experiments/README.md says how to write SPEC.yaml.
+experiment was asked to stop. The page on experiments says how to write SPEC.yaml.
 """
 
 import argparse

@@ -2669,7 +2669,7 @@ if passed_over:
     Mutant(
         "nan_of_a_foundation_model_passes",
         "tiekd.teachers.outputs.teacher",
-        "_check_finite",
+        "FoundationTeacher._check_finite",
         "~torch.isfinite(values) & valid",
         "torch.zeros_like(valid)",
         ("tests/unit/teachers/outputs/test_teacher.py",),

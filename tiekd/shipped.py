@@ -20,7 +20,8 @@ PROGRAMS = "bin"
 CONSOLE = "TIEKD_CONSOLE"
 _SHARE = Path(__file__).parent / "share"
 _SUFFIXES = {RECIPES: ".yaml", ENGINE_CONFIGS: ".json"}
-_PIECES = "_base_"  # The folder of files that are no recipes, only pieces of some.
+# The folders of files that are no recipes: pieces of some, and specifications of experiments.
+_NO_RECIPES = ("_base_", "experiments")
 
 
 def is_checkout() -> bool:
@@ -54,14 +55,19 @@ def shown_folder(kind: str) -> str:
 def names(kind: str) -> dict[str, Path]:
     """Returns the path of each file of one kind by its name, which is the path's stem.
 
-    The pieces of which recipes consist (model_configs/_base_) have no names of their own.
+    The pieces of which recipes consist (model_configs/_base_) have no names of their own, nor have
+    specifications of experiments.
 
     Args:
         kind: RECIPES or ENGINE_CONFIGS.
     """
     root = folder(kind)
     paths = sorted(root.rglob(f"*{_SUFFIXES[kind]}"))
-    return {path.stem: path for path in paths if _PIECES not in path.relative_to(root).parts}
+    return {
+        path.stem: path
+        for path in paths
+        if not set(_NO_RECIPES) & set(path.relative_to(root).parts)
+    }
 
 
 def find(kind: str, given: str | Path, beside: Path = Path()) -> Path:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tiekd import shipped
 from tiekd.data import image_io
 from tiekd.data.batch import Batch
 from tiekd.data.frames import Frame
@@ -208,7 +209,8 @@ class StereoTeacher:
             if name not in self._frames:
                 raise TeacherError(
                     f"teacher: stereo reads whole image pairs, and {name} isn't one that it has "
-                    "looked for; make maps with bin/cache_teacher.py"
+                    "looked for; make maps "
+                    f"with {shipped.command('cache_teacher')}"
                 )
             depths.append(self._depth(self._frames[name], size, matrix))
         return torch.from_numpy(np.stack(depths)[:, None]).to(batch.image.device)

@@ -107,24 +107,20 @@ def collect(
     return json.loads(json.dumps(record, default=str))
 
 
-def fingerprint(recipe: Recipe, datasets: Mapping[str, Dataset | None]) -> dict:
-    """Returns the state of the files that a run with a recipe would read, without their paths.
+def fingerprint_splits(datasets: Mapping[str, Dataset]) -> dict:
+    """Returns the state of the frames' files, without their paths.
 
     Equal fingerprints mean equal files, so that a data set may be moved or copied. Where contents
     are too large to be read (READ_UP_TO), sizes and modification times stand in their place.
 
     Args:
-        recipe: The run's recipe.
-        datasets: The data sets "train" and "val", the latter None without validation.
+        datasets: The data sets "train" and "val".
 
     Returns:
-        A dict for JSON: `files`, the CRC-32 of each other file by its name, and `splits`, the names
-        of each split's frames and the states of their files.
+        A dict for JSON: for each split the names of its frames and the states of their files.
     """
     splits = {}
     for name, dataset in datasets.items():
-        if dataset is None:
-            continue
         split = _split(dataset, None)
         for kind, states in split.get("files", {}).items():
             # The modification time counts only where the content wasn't read.
@@ -132,8 +128,19 @@ def fingerprint(recipe: Recipe, datasets: Mapping[str, Dataset | None]) -> dict:
                 state and (state[:2] if state[1] is not None else state) for state in states
             ]
         splits[name] = {key: value for key, value in split.items() if key != "source"}
-    files = {name: crc(path) for name, path in _files(recipe, datasets)}
-    return {"files": files, "splits": splits}
+    return splits
+
+
+def fingerprint_files(recipe: Recipe, datasets: Mapping[str, Dataset | None]) -> dict:
+    """Returns the CRC-32 of a run's files other than those of its frames, by their names.
+
+    Modules from outside the project count if they are imported.
+
+    Args:
+        recipe: The run's recipe.
+        datasets: The data sets "train" and "val", the latter None without validation.
+    """
+    return {name: crc(path) for name, path in _files(recipe, datasets)}
 
 
 def write(work_dir: Path, record: dict) -> None:

@@ -58,31 +58,42 @@ def test_inputs_record_round_trip(run):
     assert sorted(map(os.path.basename, record["recipe_files"])) == ["base.yaml", "recipe.yaml"]
 
 
-def parts(run) -> tuple[Recipe, dict]:
+def sets_of(run) -> dict:
     recipe = Recipe(run.recipe())
-    return recipe, {split: build_dataset(recipe.dataset, split) for split in ("train", "val")}
+    return {split: build_dataset(recipe.dataset, split) for split in ("train", "val")}
 
 
-def test_fingerprint_follows_contents_and_not_places(run):
+def test_fingerprint_splits_follows_contents_and_not_places(run):
     """A fingerprint has no paths or times of small files, and a changed image changes it."""
-    recipe, sets = parts(run)
-    first = inputs.fingerprint(recipe, sets)
+    sets = sets_of(run)
+    first = inputs.fingerprint_splits(sets)
     assert json.loads(json.dumps(first)) == first
     image = Path(sets["train"].frames[0].image)
     os.utime(image, ns=(1, 1))
-    assert inputs.fingerprint(recipe, sets) == first
+    assert inputs.fingerprint_splits(sets) == first
     assert str(run.folder) not in json.dumps(first)
     image.write_bytes(image.read_bytes() + b"x")
-    assert inputs.fingerprint(recipe, sets) != first
+    assert inputs.fingerprint_splits(sets) != first
 
 
-def test_fingerprint_of_large_data_has_times(run, monkeypatch):
+def test_fingerprint_files_follows_contents(run):
+    """The files beside the frames are in it by name, with the state of their contents."""
+    (run.folder / "start.pth").write_bytes(b"weights")
+    run.node["load"] = {"checkpoint": str(run.folder / "start.pth")}
+    recipe, sets = Recipe(run.recipe()), sets_of(run)
+    first = inputs.fingerprint_files(recipe, sets)
+    assert first == {"load.checkpoint": zlib.crc32(b"weights")}
+    (run.folder / "start.pth").write_bytes(b"others")
+    assert inputs.fingerprint_files(recipe, sets) != first
+
+
+def test_fingerprint_splits_of_large_data_has_times(run, monkeypatch):
     """Where contents are too large to be read, the modification times count."""
     monkeypatch.setattr(inputs, "READ_UP_TO", 0)
-    recipe, sets = parts(run)
-    first = inputs.fingerprint(recipe, sets)
+    sets = sets_of(run)
+    first = inputs.fingerprint_splits(sets)
     os.utime(sets["train"].frames[0].image, ns=(1, 1))
-    assert inputs.fingerprint(recipe, sets) != first
+    assert inputs.fingerprint_splits(sets) != first
 
 
 @pytest.mark.parametrize(

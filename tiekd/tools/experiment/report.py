@@ -20,6 +20,12 @@ _TITLES = {
     "silog": "silog %",
     "edge": "edge error",
 }
+# Drawn intervals: key in the table, place beside the difference, colour.
+_MARKS = (
+    ("over_seeds", -0.2, "#1f77b4"),
+    ("over_both", 0.0, "#888888"),
+    ("over_scenes", 0.2, "#d66814"),
+)
 _WIDTH = 900
 _ROW_HEIGHT = 28
 
@@ -225,9 +231,8 @@ def plot(table: Mapping) -> bytes | None:
         place.set_title(f"{title}; below 0: the first row is better", fontsize=9)
         place.axvline(0, color="#888888", linewidth=1)
         for line, each in enumerate(found):
-            marks = (("over_seeds", -0.15, "#1f77b4"), ("over_scenes", 0.15, "#d66814"))
-            # Draw both intervals beside each other, and the difference between them.
-            for key, shift, colour in marks:
+            # Draw the intervals beside each other, and the difference between them.
+            for key, shift, colour in _MARKS:
                 low, high = each[key]
                 if low is not None:
                     place.plot([low, high], [line + shift] * 2, color=colour, linewidth=3)
@@ -236,7 +241,7 @@ def plot(table: Mapping) -> bytes | None:
         place.set_yticks(range(len(found)), labels, fontsize=8)
         place.set_ylim(len(found) - 0.4, -0.6)
     # Empty lines stand in the legend for the intervals of all plots.
-    axes[0].plot([], [], color="#1f77b4", label="95 % over seeds")
-    axes[0].plot([], [], color="#d66814", label="95 % over scenes")
-    axes[0].legend(fontsize=8)
+    for key, _, colour in _MARKS:
+        axes[0].plot([], [], color=colour, label=f"95 % {key.replace('_', ' ')}")
+    figure.legend(loc="outside lower center", ncols=len(_MARKS), fontsize=8)
     return figures.png_of(figure)

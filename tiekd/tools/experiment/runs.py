@@ -2,9 +2,9 @@
 
 A run is one row, trained on one set (or one fold of it) with one seed. Its key is a digest of all
 that its figures follow from: the resolved recipe, the engine config, the ranks, the state of its
-data (`training.inputs.fingerprint`), tiekd's code, and the versions of the packages that compute.
-The key is in the name of the run's folder, so a change of any of them is another run, and a
-finished run is never repeated:
+data (tiekd/training/inputs.py), tiekd's code, and the versions of the packages that compute. The
+key is in the name of the run's folder, so a change of any of them is another run, and a finished
+run is never repeated:
 
     WORK_DIR/runs/SET/ROW/seed_S[_fold_F]-KEY/
       train/               the work dir of bin/train.py
@@ -27,7 +27,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-from tiekd.config import provenance
+from torch.utils.data import Dataset
+
+from tiekd.config import external, provenance
 from tiekd.config.recipe import load_recipe, merge
 from tiekd.data.build import build_dataset
 from tiekd.data.file_fingerprints import crc
@@ -37,7 +39,7 @@ from tiekd.evaluation.frame_figures import FrameFigures
 from tiekd.models.build import build_network
 from tiekd.tools.experiment.spec import DataSet, Fold, Spec
 from tiekd.training import criterion, optimizer, schedules
-from tiekd.training.inputs import fingerprint
+from tiekd.training.inputs import fingerprint_files, fingerprint_splits
 from tiekd.training.settings import Recipe
 from tiekd.workdir.workdir import NOT_LEARNED_FROM
 
@@ -174,7 +176,7 @@ def plan(spec: Spec, folder: Path | None = None) -> tuple[list[Job], list[Job]]:
     folder = (folder or spec.folder).absolute()
     engine = read_engine_config(spec.engine_config)
     # Data are read once for all rows that read the same files.
-    read = functools.cache(_data_state)
+    read = functools.cache(_read_splits)
     runs, floors = [], []
     for name, each in spec.sets.items():
         here = []
@@ -198,6 +200,20 @@ def _order(spec: Spec, each: DataSet, job: Job) -> tuple:
     return not is_pilot, seed, list(spec.rows).index(job.row), job.fold or 0
 
 
+class _Splits(NamedTuple):
+    """The data sets of a recipe, and the state of their files.
+
+    Attributes:
+        sets: the data sets "train" and "val".
+        digest: digest of the state of the frames' files.
+        names: names of the frames.
+    """
+
+    sets: dict[str, Dataset]
+    digest: str
+    names: SplitNames
+
+
 class _Prepared(NamedTuple):
     """A row on a set's data, for any seed.
 
@@ -217,7 +233,7 @@ class _Prepared(NamedTuple):
 
 
 def _prepared(
-    spec: Spec, name: str, row: str, fold: Fold | None, read: Callable[[str, str], tuple]
+    spec: Spec, name: str, row: str, fold: Fold | None, read: Callable[[str], _Splits]
 ) -> _Prepared:
     """Resolves the recipe of a row on a set, and reads the state of its data.
 
@@ -226,7 +242,7 @@ def _prepared(
         name: the set's name.
         row: the row's name.
         fold: the fold's lists; None without folds.
-        read: `_data_state`, which remembers its results.
+        read: `_read_splits`, which remembers its results.
     """
     recipe = spec.recipe_of(row)
     overrides = [*spec.set, *spec.sets[name].overrides(fold), *spec.rows[row].set]
@@ -237,10 +253,17 @@ def _prepared(
     try:
         node = load_recipe(recipe, overrides)
         _refuse_test_lists(spec, name, node, row)
-        data, frames = read(str(recipe), _as_text(_read_sections(node)))
+        if "max_depth" not in (node.get("network") or {}):
+            raise RecipeError(f"{recipe}: describes no network; give a recipe that can be trained")
+        splits = read(_as_text(_read_sections(node)))
+        # The code of parts from outside the project counts, so import them first.
+        for module in external.names_in(node):
+            external.import_module(module)
+        files = fingerprint_files(Recipe(node), splits.sets)
     except RecipeError as error:
         raise provenance.with_origins(error, recipe, overrides) from error
-    return _Prepared(recipe, tuple(overrides), node, data, frames)
+    data = _digest({"files": files, "splits": splits.digest})
+    return _Prepared(recipe, tuple(overrides), node, data, splits.names)
 
 
 def _run(spec: Spec, of: tuple[str, str, int, int | None], row: _Prepared, engine: dict) -> Job:
@@ -289,27 +312,28 @@ def _placed(job: Job, folder: Path) -> Job:
 
 
 def _read_sections(node: dict) -> dict:
-    """Returns the parts of a recipe that say which files a run reads."""
-    found = {key: node.get(key) for key in ("data", "teacher", "load", "network")}
-    # Cameras and frames don't depend on the seed; nor does the section `train`, but for validation.
-    return found | {"train": {"iterations": 1}}
-
-
-def _data_state(recipe_path: str, sections: str) -> tuple[str, SplitNames]:
-    """Returns the digest of the files that a run reads, and the names of its frames.
+    """Returns the parts of a recipe that say which frames a run reads, and how.
 
     Args:
-        recipe_path: the recipe's path, for error messages.
+        node: the resolved recipe.
+    """
+    found = {key: node[key] for key in ("data", "teacher") if node.get(key) is not None}
+    # Of the network only the depth range matters here.
+    depths = {key: node["network"].get(key) for key in ("min_depth", "max_depth")}
+    return found | {"network": depths, "train": {"iterations": 1}}
+
+
+def _read_splits(sections: str) -> _Splits:
+    """Builds the data sets of a recipe, and reads the state of their files.
+
+    Args:
         sections: the recipe's sections as JSON, as `_read_sections` returns them.
     """
-    node = {key: value for key, value in json.loads(sections).items() if value is not None}
-    recipe = Recipe(node)
-    if recipe.network is None:
-        raise RecipeError(f"{recipe_path}: describes no network; give a recipe that can be trained")
+    recipe = Recipe(json.loads(sections))
     sets = {split: build_dataset(recipe.dataset, split) for split in ("train", "val")}
-    state = fingerprint(recipe, sets)
-    names = (tuple(state["splits"][split].get("names", ())) for split in ("train", "val"))
-    return _digest(state), SplitNames(*names)
+    state = fingerprint_splits(sets)
+    names = (tuple(state[split].get("names", ())) for split in ("train", "val"))
+    return _Splits(sets, _digest(state), SplitNames(*names))
 
 
 def _refuse_test_lists(spec: Spec, name: str, node: dict, row: str) -> None:

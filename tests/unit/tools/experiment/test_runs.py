@@ -80,6 +80,26 @@ def test_key_follows_code(write, monkeypatch):
     assert not "evaluation/metrics.py".startswith(skipped)
 
 
+def test_key_follows_code_of_parts_from_outside(write, tmp_path):
+    """The code of a loss of one's own is a part of the key of the rows that name it."""
+    module = tmp_path / "my_parts"
+    module.mkdir()
+    (module / "external_loss.py").write_text("build = dict\n")
+    named = ["losses.mine.name=my_parts.external_loss"]
+
+    def keys():
+        spec = write(
+            rows={"new": {"recipe": "recipe.yaml", "set": named}, "old": row("log.interval=1")}
+        )
+        return [job.key for job in runs.plan(spec)[0][:2]]
+
+    before = keys()
+    (module / "external_loss.py").write_text("build = list\n")
+    after = keys()
+    assert after[0] != before[0]
+    assert after[1] == before[1]
+
+
 def test_figures_of_other_run_do_not_count(write):
     """A file of figures counts only for the run, split and weights that it was made from."""
     spec = write()
