@@ -2747,6 +2747,14 @@ if passed_over:
         ("tests/unit/teachers/pairs/test_checks.py",),
     ),
     Mutant(
+        "stereo_teacher_keeps_its_sigma",
+        "tiekd.teachers.stereo",
+        "StereoTeacher.__call__",
+        "depth if sigma is None else Target(depth, sigma)",
+        "depth",
+        ("tests/unit/teachers/test_stereo.py",),
+    ),
+    Mutant(
         "stereo_map_is_the_corner_of_the_image",
         "tiekd.teachers.stereo",
         "_place",

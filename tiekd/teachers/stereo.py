@@ -4,10 +4,10 @@
 
 The left images are those from which the student learns, and the right ones are found by their file
 names. Depth is focal length * baseline / disparity, 0 in pixels without a match, and its sigma
-follows from the error of a disparity (tiekd/teachers/pairs/matching.py). It needs no network, no
-GPU and no training, but OpenCV: `pip install 'tiekd[stereo]'`. The teacher reads whole images from
-their files, so it can't see what augmentation does to them: its maps have to be cached. Left out:
-rectifying images, and depth for right images.
+follows from the error of a disparity (tiekd/teachers/pairs/matching.py); a DPM head learns both. It
+needs no network, no GPU and no training, but OpenCV: `pip install 'tiekd[stereo]'`. The teacher
+reads whole images from their files, so it can't see what augmentation does to them: its maps have
+to be cached. Left out: rectifying images, and depth for right images.
 """
 
 from collections.abc import Sequence
@@ -25,6 +25,7 @@ from tiekd.data import image_io
 from tiekd.data.batch import Batch
 from tiekd.data.frames import Frame
 from tiekd.data.resize import OWN_SIZE
+from tiekd.data.target import Target
 from tiekd.errors import TeacherError
 from tiekd.teachers.outputs import digest
 from tiekd.teachers.pairs import calibration, checks, matching, right_images
@@ -52,7 +53,8 @@ class Options:
         max_disparity: The largest disparity that is searched, in pixels; None for a sixth of the
             image's width. Nearer surfaces get no depth.
         min_disparity: The smallest disparity that gives a depth, in pixels.
-        disparity_error: The standard deviation of a disparity in pixels, from which sigma follows.
+        disparity_error: The standard deviation of a disparity in pixels, from which sigma follows;
+            None for depth without sigma.
     """
 
     baseline: float | None = None
@@ -61,7 +63,7 @@ class Options:
     offset: float | None = None
     max_disparity: int | None = None
     min_disparity: float = 3.0
-    disparity_error: float = 0.75
+    disparity_error: float | None = 0.75
 
     def __post_init__(self):
         if (self.baseline is None) == (self.calibration is None):
@@ -77,10 +79,9 @@ class Options:
                 "the first is in the left images' paths"
             )
         for key in ("min_disparity", "disparity_error"):
-            if not getattr(self, key) > 0:
-                raise TeacherError(
-                    f"teacher.{key}: got {getattr(self, key)}; it must be pixels above 0"
-                )
+            value = getattr(self, key)
+            if value is not None and not value > 0:
+                raise TeacherError(f"teacher.{key}: got {value}; it must be pixels above 0")
         if self.max_disparity is not None and self.max_disparity <= self.min_disparity:
             raise TeacherError(
                 f"teacher.max_disparity: got {self.max_disparity}; it must be pixels above "
@@ -93,11 +94,12 @@ class Estimate(NamedTuple):
 
     Attributes:
         depth: (H, W) float32, metres, 0 where invalid.
-        sigma: (H, W) float32, metres, the standard deviation of the depth; 0 where invalid.
+        sigma: (H, W) float32, metres, the standard deviation of the depth; 0 where invalid. None
+            without `disparity_error`.
     """
 
     depth: np.ndarray
-    sigma: np.ndarray
+    sigma: np.ndarray | None
 
 
 class StereoTeacher:
@@ -109,6 +111,7 @@ class StereoTeacher:
             that the teacher can't see augmented or changed images.
         description: The name, the origin and the settings of the teacher, for the log and for the
             manifest of cached maps.
+        sigma: What sigma follows from, for the manifest; None if the teacher gives depth alone.
         max_depth_m: The largest depth that the teacher gives, in metres; None before
             `check_frames`.
     """
@@ -146,6 +149,10 @@ class StereoTeacher:
             "min_disparity": options.min_disparity,
             "matching": matching.SETTINGS,
         }
+        self.sigma: dict | None = None
+        if options.disparity_error is not None:
+            self.sigma = {"disparity_error": options.disparity_error, **matching.SIGMA}
+            self.description["sigma"] = self.sigma
         self.description["digest"] = digest.of_settings(self.description)
 
     def check_frames(self, frames: Sequence[Frame]) -> list[str]:
@@ -190,21 +197,22 @@ class StereoTeacher:
         return told + self._look_at(pairs)
 
     @torch.no_grad()
-    def __call__(self, batch: Batch) -> Tensor:
+    def __call__(self, batch: Batch) -> Tensor | Target:
         """Returns the depth of the batch's images, which must be neither augmented nor resized.
 
         Args:
             batch: The batch; only its names, intrinsics and sizes are used.
 
         Returns:
-            (B, 1, H, W) float32, metres, 0 where there is no match.
+            (B, 1, H, W) float32, metres, 0 where there is no match; or a `Target` of this depth and
+            its sigma.
 
         Raises:
             TeacherError: An image isn't one of those that `check_frames` has seen.
             DataError: An image can't be read.
         """
         size = tuple(batch.image.shape[-2:])
-        depths = []
+        found = []
         for name, matrix in zip(batch.names, batch.intrinsics.cpu().numpy(), strict=True):
             if name not in self._frames:
                 raise TeacherError(
@@ -212,8 +220,13 @@ class StereoTeacher:
                     "looked for; make maps "
                     f"with {shipped.command('cache_teacher')}"
                 )
-            depths.append(self._depth(self._frames[name], size, matrix))
-        return torch.from_numpy(np.stack(depths)[:, None]).to(batch.image.device)
+            found.append(self._cropped(self._frames[name], size, matrix))
+        device = batch.image.device
+        depth, sigma = (
+            None if maps[0] is None else torch.from_numpy(np.stack(maps)[:, None]).to(device)
+            for maps in zip(*found, strict=True)
+        )
+        return depth if sigma is None else Target(depth, sigma)
 
     def _focal(self, frame: Frame) -> float | None:
         """Returns a frame's horizontal focal length in pixels; None if it isn't known."""
@@ -290,25 +303,25 @@ class StereoTeacher:
         disparity = matching.disparity_of(left_grey, right_grey, count)
         depth = matching.depth_of(disparity, rig, self.options.min_disparity)
         error = self.options.disparity_error
-        return Estimate(depth, matching.sigma_of(depth, disparity, rig, error))
+        sigma = None if error is None else matching.sigma_of(depth, disparity, rig, error)
+        return Estimate(depth, sigma)
 
-    def _depth(self, frame: Frame, size: tuple[int, int], matrix: np.ndarray) -> np.ndarray:
-        """Returns the depth of one image, cropped as the image is.
+    def _cropped(self, frame: Frame, size: tuple[int, int], matrix: np.ndarray) -> Estimate:
+        """Returns the depth of one image and its sigma, cropped as the image is.
 
         Args:
             frame: The image's frame.
             size: (height, width) of the image in the batch.
             matrix: (3, 3), its camera matrix there.
-
-        Returns:
-            (height, width) float32, metres, 0 where invalid.
         """
         # Match the whole images, since a crop of both loses the matches of its left columns.
         found = self.estimate(frame)
         if found is None:
-            return np.zeros(size, np.float32)
+            none = np.zeros(size, np.float32)
+            return Estimate(none, None if self.sigma is None else none)
         top, left = _place(frame, found.depth.shape, size, matrix)
-        return found.depth[top : top + size[0], left : left + size[1]]
+        place = slice(top, top + size[0]), slice(left, left + size[1])
+        return Estimate(*(None if values is None else values[place] for values in found))
 
 
 def _place(

@@ -104,6 +104,34 @@ def test_stereo_manifest_has_what_maps_depend_on(root, tmp_path):
     assert len({built().description["digest"], *digests}) == 5
 
 
+@pytest.mark.parametrize("crop", [None, [60, 96]])
+def test_stereo_sigma_is_cached_beside_depth(root, tmp_path, crop):
+    """Maps of sigma are those of depth^2 / (f b) * error, cropped alike, and 0 without a match."""
+    cache(recipe_of(root, crop=crop, disparity_error=0.5), tmp_path / "maps")
+    manifest = teacher_maps.read_manifest(tmp_path / "maps")
+    assert manifest["teacher_network"]["sigma"] == {"disparity_error": 0.5, **matching.SIGMA}
+    scale = manifest["full_scale_m"] / 65535
+    for index in (1, COUNT - 1):
+        name = f"{DRIVE}/image_02/{index:03d}.png".replace("/", "_")
+        depth, sigma = (
+            image_io.read_teacher_map(folder / name)[0].numpy() * scale
+            for folder in (tmp_path / "maps", tmp_path / "maps" / "sigma")
+        )
+        assert ((sigma > 0) == (depth > 0)).all()
+        plain = depth**2 / (FOCAL * BASELINE_M) * 0.5
+        assert (sigma > plain * 0.98 - 1.5 * scale).all()
+        if index == 1:
+            assert sigma.shape == ((HEIGHT, WIDTH) if crop is None else tuple(crop))
+            assert np.median(sigma[depth > 0] / plain[depth > 0]) == pytest.approx(1, abs=0.02)
+
+
+def test_stereo_without_an_error_gives_depth_alone(root, tmp_path):
+    """`disparity_error: null` makes maps that also a released target can learn."""
+    cache(recipe_of(root, disparity_error=None), tmp_path / "maps")
+    assert not (tmp_path / "maps" / "sigma").exists()
+    assert "sigma" not in teacher_maps.read_manifest(tmp_path / "maps")["teacher_network"]
+
+
 def test_stereo_focal_length_of_a_calibration_serves_where_none_is_known(root, tmp_path):
     """Baseline, offset and focal length come from the file; the offset is added to disparities."""
     path = tmp_path / "calib.txt"
@@ -112,7 +140,7 @@ def test_stereo_focal_length_of_a_calibration_serves_where_none_is_known(root, t
     teacher = build_teacher({"name": "stereo", "calibration": str(path)}, CPU, max_depth_m=80.0)
     teacher.check_frames([frame._replace(camera=None) for frame in frames])
     batch = batch_of(torch.zeros(1, 3, HEIGHT, WIDTH, dtype=torch.uint8), [None])
-    depth = teacher(batch._replace(names=[frames[1].name]))[0, 0].numpy()
+    depth = teacher(batch._replace(names=[frames[1].name])).depth[0, 0].numpy()
     true = 54 / (np.load(root / "disparity.npy") + 2)
     assert np.median(depth[depth > 0] / true[depth > 0]) == pytest.approx(1, abs=0.005)
     # A calibration of other images is refused by either, focal length or size.

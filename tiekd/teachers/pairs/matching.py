@@ -47,6 +47,8 @@ SETTINGS = {
     "similar_px": SIMILAR_PX,
     "support": [SUPPORT_WINDOW, MOST_WITHOUT],
 }
+# What sigma depends on beside these and the error of a disparity.
+SIGMA = {"window": SUPPORT_WINDOW, "growth": ERROR_GROWTH}
 
 # OpenCV searches a multiple of 16 disparities, and returns them in sixteenths of a pixel.
 _STEP = 16
