@@ -7,7 +7,7 @@ is logged, such as a data set in another folder. A file that only has another mo
 not refused.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -184,12 +184,16 @@ def _teacher_changes(old: list[Teacher] | None, new: list[Teacher] | None) -> li
         old: The record of the teachers at the start; None if it isn't known.
         new: The record of the present teachers; None if it isn't known.
     """
-    digests = {(each["name"], each.get("model")): each.get("digest") for each in old or ()}
+    # Several teachers may have one name, such as two networks whose recipes aren't known.
+    digests = defaultdict(list)
+    for each in old or ():
+        digests[each["name"], each.get("model")].append(each.get("digest"))
     changed = []
     for teacher in new or ():
-        was = digests.get((teacher["name"], teacher.get("model")), teacher.get("digest"))
-        if was != teacher.get("digest"):
-            changed.append(f"teacher {learned_from.describe(teacher)}: its digest was {was!s:.12}")
+        was = digests.get((teacher["name"], teacher.get("model")), [])
+        if was and teacher.get("digest") not in was:
+            told = " or ".join(f"{digest!s:.12}" for digest in was)
+            changed.append(f"teacher {learned_from.describe(teacher)}: its digest was {told}")
     return changed
 
 

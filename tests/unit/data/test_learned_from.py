@@ -12,13 +12,16 @@ import torch
 from support import small_student
 from support.cached_teacher import CPU, cache, make_ground, recipe_of
 
-from tiekd.config.teacher_node import TeacherNode
+from tiekd.config.teacher_node import TeacherList, TeacherNode
 from tiekd.data import learned_from, teacher_maps
 from tiekd.evaluation import compare
 from tiekd.models.build import build_network
+from tiekd.teachers.average import Average
+from tiekd.teachers.external import OutsideTeacher
 from tiekd.teachers.ground_truth import GroundTruth
 from tiekd.teachers.maps import CachedMaps
-from tiekd.teaching import build_teacher, record_of
+from tiekd.teachers.mixture import Member, Mixture
+from tiekd.teaching import build_teacher, record_of, records_of
 from tiekd.tools import export
 from tiekd.training import input_changes
 from tiekd.workdir.weights_file import write_weights
@@ -169,6 +172,30 @@ def test_maps_without_manifest_are_of_an_unknown_teacher(tmp_path):
     assert record_of(GroundTruth(), TeacherNode(None)) == []
 
 
+def test_records_of_several_teachers_are_those_of_each(tmp_path):
+    """Each folder of maps is that of its teacher, and a teacher that is there twice counts once."""
+    for name, teacher in (("a", OURS), ("b", DEPTH_PRO)):
+        manifest = teacher_maps.make_manifest(80.0, None, {"name": name}, None, False)
+        (tmp_path / name).mkdir()
+        teacher_maps.write_manifest(tmp_path / name, manifest | {"teachers": [teacher]})
+    outside = OutsideTeacher("mine.oracle", lambda batch: batch.depth, CPU)
+    teachers = TeacherList.of({"teachers": [{"maps": "b"}, {"name": "mine.x"}, {"maps": "a"}]})
+    members = [Member(CachedMaps(0)), Member(outside), Member(CachedMaps(1))]
+    folders = [tmp_path / "b", tmp_path / "a"]
+    for teacher in (Mixture(members, CPU), Average(Mixture(members, CPU))):
+        record = records_of(teacher, teachers, folders)
+        assert [each["name"] for each in record] == ["huggingface", "mine.oracle", "network"]
+        assert record[::2] == [DEPTH_PRO, OURS]
+    twice = Mixture(members[:1] * 2, CPU)
+    maps = TeacherList.of({"teachers": [{"maps": "b"}] * 2})
+    assert records_of(twice, maps, folders) == [DEPTH_PRO]
+    # A single teacher is the only one, and ground truth none.
+    assert records_of(CachedMaps(), TeacherList.of({"teacher": {"maps": "a"}}), folders[1:]) == [
+        OURS
+    ]
+    assert records_of(GroundTruth(), TeacherList()) == []
+
+
 def test_record_of_network_names_recipe_and_digest(tmp_path):
     """The teacher's record has its recipe's name, and its digest is of the weights alone."""
     recipe = recipe_of(make_ground(tmp_path / "ground"))
@@ -195,6 +222,18 @@ def test_changed_hub_teacher_is_refused():
     for same in ([], [DEPTH_PRO], [OURS]):
         assert input_changes.compare(started, record | {"teachers": same}).refused == []
     assert input_changes.compare(record, now).refused == []  # an older version's record
+
+
+def test_two_networks_of_one_name_are_unchanged_teachers():
+    """Networks whose recipes aren't known have one name; a third digest among them is refused."""
+    record = {key: {} for key in ("recipe", "engine", "files", "recipe_files", "splits")}
+    first, second, third = (OURS | {"model": None, "digest": letter * 64} for letter in "abc")
+    started = record | {"teachers": [first, second]}
+    for same in ([first, second], [second], [second, first]):
+        assert input_changes.compare(started, record | {"teachers": same}).refused == []
+    now = record | {"teachers": [first, third]}
+    (text,) = input_changes.compare(started, now).refused
+    assert text.endswith("digest cccccccccccc: its digest was aaaaaaaaaaaa or bbbbbbbbbbbb")
 
 
 @pytest.fixture(scope="module")
