@@ -157,7 +157,8 @@ def _check(folder: Path, option: str, ours: Focals, *, is_canonical: bool) -> li
             f"({manifest.get(SOURCE)}), or make the maps again with "
             f"{shipped.command('cache_teacher')}"
         )
-    return [f"Warning: {told}; one of the two is wrong"]
+    named = "" if option == "teacher.maps" else f"{option}: "
+    return [f"Warning: {named}{told}; one of the two is wrong"]
 
 
 def _compare(made: Focals, ours: Focals) -> tuple[list[str], list[str]]:

@@ -172,7 +172,13 @@ class Spread:
         else:
             packed = self._packed_of_adabins(features)
         # Modes of neighbouring pixels may be different surfaces, which interpolation would mix.
-        packed = on_image_grid(packed, size, smooth=not self.modes)
+        smooth = not self.modes
+        upsampling = getattr(self.head, "upsampling", None)
+        if upsampling is not None:
+            # Sigma has its edges where the depth that the network returns has them.
+            fine = [upsampling(each, features, smooth) for each in packed.split(1, dim=1)]
+            packed = torch.cat(fine, dim=1)[:, :, : size[0], : size[1]]
+        packed = on_image_grid(packed, size, smooth)
         return Modes(*packed.chunk(3, dim=1))
 
     def _packed_of_dpm(self, probabilities: Tensor) -> Tensor:

@@ -94,6 +94,20 @@ def test_student_with_another_camera_is_refused_or_warned(case):
     assert map_focals.check(frames, is_canonical=True) == []
 
 
+def test_maps_of_the_second_of_several_teachers_are_compared(case, tmp_path):
+    """The folder with another camera is named by its place in the recipe."""
+    teacher_maps.write_manifest(tmp_path, teacher_maps.read_manifest(case.maps))
+    several = [{"maps": str(tmp_path)}, {"maps": str(case.maps)}]
+    recipe = with_intrinsics(case.recipe | {"teacher": None, "teachers": several}, OTHER)
+    (tmp_path / "focals.json").write_text("{}")
+    frames = build_dataset(Recipe(recipe).dataset, "train")
+    assert map_focals.folders_of(frames) == [tmp_path, case.maps]
+    with pytest.raises(TeacherError, match=r"^teachers\[1\].maps: 5 of 5: maps were made with"):
+        map_focals.check(frames, is_canonical=True)
+    (line,) = map_focals.check(frames, is_canonical=False)
+    assert line.startswith("Warning: teachers[1].maps: 5 of 5: maps were made with")
+
+
 def test_maps_of_an_older_version_warn(case, tmp_path):
     """Nothing says with which cameras they were made, and a resumed job doesn't pretend to know."""
     maps = tmp_path / "maps"

@@ -163,6 +163,19 @@ def test_validation_frames_have_no_maps(ground):
     assert frames[0].teacher_depth is None
 
 
+def test_validation_frames_have_all_maps_against_the_teacher(ground):
+    """An evaluation against several teachers reads each one's maps; a missing folder is named."""
+    node = recipe(ground, BOTH).node | {"evaluation": {"against": "teacher"}}
+    frames = build_dataset(Recipe(node).dataset, "val")
+    assert [(each.option, each.path) for each in frames.map_folders] == [
+        (f"teachers[{place}].maps", ground / name) for place, name in enumerate(SCALES)
+    ]
+    assert frames.maps == ground / "near"
+    node["teachers"] = [{"maps": "absent"}, *BOTH]
+    with pytest.raises(DataError, match=r"^teachers\[0\].maps: no folder at "):
+        build_dataset(Recipe(node).dataset, "val")
+
+
 def refused(kind, *arguments, **data) -> str:
     with pytest.raises(kind) as error:
         build_dataset(recipe(*arguments, **data).dataset, "train")

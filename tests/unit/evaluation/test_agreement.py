@@ -12,12 +12,15 @@ from tiekd.config.teacher_node import TeacherList
 from tiekd.data.loading.loader import Loading
 from tiekd.data.resize import OWN_SIZE, Resize
 from tiekd.data.sample import Sample
+from tiekd.data.target import Target
 from tiekd.errors import DataError, LaunchError, RecipeError
 from tiekd.evaluation import agreement, compare, per_frame, report
 from tiekd.evaluation.agreement import LABEL, Reference
 from tiekd.evaluation.evaluate import EvaluationProtocol, EvaluationSettings, evaluate
 from tiekd.evaluation.metrics import depth_metrics
+from tiekd.teachers.average import Average
 from tiekd.teachers.maps import CachedMaps
+from tiekd.teachers.mixture import Member, Mixture
 from tiekd.teachers.network import FrozenTeacher
 from tiekd.tools import evaluate as evaluate_program
 from tiekd.training.evaluation_hook import Evaluation
@@ -47,6 +50,16 @@ class Frames(torch.utils.data.Dataset):
         teacher[..., 10:] = 9.0
         teacher = teacher if self.has_maps else None
         return Sample(image, nothing, inside, teacher, torch.eye(3), f"{index}.png")
+
+
+class CountedFrames(Frames):
+    """The same, with the number of images that were read."""
+
+    read = 0
+
+    def __getitem__(self, index: int) -> Sample:
+        self.read += 1
+        return super().__getitem__(index)
 
 
 def protocol(**options) -> EvaluationProtocol:
@@ -194,6 +207,83 @@ def test_reference_sees_what_maps_are_made_of():
     assert reference.name == "the network of t.pth"
     cached = reference_of(CachedMaps(), one_of({"maps": "x"}), Frames())
     assert (cached.resize, cached.name, cached.label) == (None, "cached maps in x", LABEL)
+
+
+def network_of(depth_m: float, resize: Resize, seen: list) -> FrozenTeacher:
+    """A frozen network that predicts one depth, and records the sizes of its images."""
+
+    class Flat(Constant):
+        def forward(self, image: Tensor, *_) -> SimpleNamespace:
+            seen.append(tuple(image.shape[-2:]))
+            return SimpleNamespace(depth=torch.full_like(image[:, :1], depth_m))
+
+    return FrozenTeacher(Flat(), CPU, resize=resize)
+
+
+@pytest.mark.parametrize(
+    ("weights", "shares"), [("mixture", (1, 3)), ("given", (1, 3)), ("precision", (1, 3 / 4))]
+)
+def test_reference_of_several_is_their_mean(weights, shares):
+    """Each teacher sees whole images at its own size; the mean is at that of the maps."""
+    seen = []
+    network = network_of(8.0, Resize(height=24, width=40, mode="stretch"), seen)
+    network.seen_at = OWN_SIZE
+    members = [
+        Member(CachedMaps(), "teachers[0]", 1.0, 1.0),
+        Member(network, "teachers[1]", 3.0, 2.0),
+    ]
+    teacher = mixture = Mixture(members, CPU)
+    if weights != "mixture":
+        teacher = Average(mixture, weights)
+    nodes = [{"maps": "near", "weight": 1.0}, {"checkpoint": "t.pth", "weight": 3.0}]
+    reference = reference_of(teacher, TeacherList.of({"teachers": nodes}), Frames())
+    assert reference.name == "the mean of 2 teachers: cached maps in near; the network of t.pth"
+    scored = EvaluationProtocol(SETTINGS, 1e-3, 80.0, reference=reference)
+    found = evaluate(constant, Frames(), scored, CPU, resize=RESIZE)
+    assert seen == [(24, 40)] * 3
+    maps = torch.stack([sample.teacher_depth for sample in map(Frames().__getitem__, range(3))])
+    mean = (shares[0] * maps + shares[1] * 8.0) / sum(shares)
+    rows = depth_metrics(torch.full_like(maps, 6.0), mean, 1e-3, 80.0, "none")
+    assert list(found.values()) == pytest.approx(rows.mean(0).tolist(), rel=1e-5)
+    # The teachers of the run stay as they were.
+    assert network.seen_at == OWN_SIZE
+    assert mixture.members[1].teacher is network
+
+
+def test_reference_of_several_reads_each_size_once():
+    """Two teachers of one size share the images that are read, and the student's are not read anew.
+
+    Without a map of one teacher the frame is named.
+    """
+    seen = []
+    sizes = (RESIZE, RESIZE, Resize(height=24, width=40, mode="stretch"))
+    members = [Member(network_of(4.0 + i, size, seen)) for i, size in enumerate(sizes)]
+    nodes = TeacherList.of({"teachers": [{"checkpoint": "t.pth"}] * 3})
+    reference = reference_of(Mixture(members, CPU), nodes, Frames())
+    frames = CountedFrames()
+    scored = EvaluationProtocol(SETTINGS, 1e-3, 80.0, reference=reference)
+    evaluate(constant, frames, scored, CPU, resize=RESIZE)
+    assert seen == [(6, 10), (6, 10), (24, 40)] * 3
+    assert frames.read == 2 * 3
+    nodes = TeacherList.of({"teachers": [{"maps": "m"}, {"checkpoint": "t.pth"}]})
+    several = Mixture([Member(CachedMaps()), members[0]], CPU)
+    scored = replace(scored, reference=reference_of(several, nodes, Frames(has_maps=False)))
+    with pytest.raises(DataError, match=r"^evaluation.against: 0.png has no map of the teacher"):
+        evaluate(constant, Frames(has_maps=False), scored, CPU, resize=RESIZE)
+
+
+def test_reference_with_sigma_is_its_depth():
+    """The sigma of a teacher has no part in the agreement with its depth."""
+
+    def teacher(batch):
+        depth = batch.image[:, :1] * 0 + 3.0
+        return Target(depth, torch.ones_like(depth))
+
+    for resize in (None, Resize(height=24, width=40, mode="stretch")):
+        found = evaluate(
+            constant, Frames(), protocol(depth=teacher, resize=resize), CPU, resize=OWN_SIZE
+        )
+        assert found["abs_rel"] == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("option", ["mean_map", "panel"])

@@ -8,6 +8,7 @@ from tiekd.models import spread
 from tiekd.models.build import build_network
 from tiekd.models.heads.adabins import AdaBins, AdaBinsOptions
 from tiekd.models.heads.dpm import Dpm, DpmOptions
+from tiekd.models.network import Network
 from tiekd.models.spread import Spread
 
 EDGES = bin_edges(160, 0.5, 40.5)
@@ -109,6 +110,27 @@ def test_spread_of_dpm_head_with_modes():
     assert depth[0, :, 0, 0].tolist() == pytest.approx([20.0, 8.0], abs=0.02)
     assert sigma[0, :, 0, 0].tolist() == pytest.approx([0.8, 0.0], abs=0.05)
     assert weight[0, :, 0, 0].tolist() == pytest.approx([0.7, 0.3], abs=1e-3)
+
+
+@pytest.mark.parametrize("modes", [0, 2])
+def test_spread_follows_learned_upsampling(modes):
+    """Sigma is upsampled by the weights of depth; modes are those of one cell, not blended."""
+    torch.manual_seed(0)
+    head = Dpm(4, 0.5, 40.5, stride=2, options=DpmOptions(num_bins=160, upsampling="convex"))
+    torch.nn.init.normal_(head.weight)
+    torch.nn.init.normal_(head.upsampling.logits.weight, std=2.0)
+    features, size = torch.randn(1, 4, 3, 4), (5, 8)
+    found = Spread(head, modes)(features, size)
+    assert found.depth.shape[2:] == size
+    if modes:
+        coarse = spread.largest_modes(head.probabilities(features), head.edges, modes)
+        cells = torch.stack(list(coarse[::2])).flatten(3).transpose(0, 3).reshape(12, -1)
+        pixels = torch.stack(list(found[::2])).flatten(3).transpose(0, 3).reshape(40, -1)
+        assert (pixels[:, None] - cells).abs().amax(-1).min(1).values.max() < 1e-4
+        return
+    network = Network(torch.nn.Identity(), torch.nn.Identity(), head, 0.5, 40.5).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(found.depth, network.read(features, size).depth)
 
 
 def test_spread_of_adabins_uses_each_images_bins():

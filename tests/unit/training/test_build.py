@@ -14,7 +14,7 @@ from tiekd.data import learned_from, teacher_maps
 from tiekd.data.build import loading_of
 from tiekd.data.loading.loader import Loading
 from tiekd.data.resize import Resize
-from tiekd.errors import DataError, RecipeError
+from tiekd.errors import DataError, RecipeError, TeacherError
 from tiekd.models.build import build_network
 from tiekd.models.canonical import Canonical
 from tiekd.models.heads.dpm import Dpm, DpmOptions
@@ -86,6 +86,8 @@ def hooks_of(recipe: dict, teacher) -> list:
         ({"maps": "m"}, True),
         ({"name": "huggingface", "model": "m"}, True),
         ({"name": "mine.teacher"}, False),
+        ([{"maps": "m"}, {"name": "moge", "model": "m"}], True),
+        ([{"maps": "m"}, {"name": "mine.teacher"}], False),
         (None, False),
     ],
 )
@@ -95,7 +97,8 @@ def test_build_hooks_tensorboard_skips_outside_teacher(node, shown):
     def teacher(_batch):
         raise AssertionError
 
-    hooks = hooks_of({"network": {"max_depth": 10.0}, "teacher": node}, teacher)
+    key = "teachers" if isinstance(node, list) else "teacher"
+    hooks = hooks_of({"network": {"max_depth": 10.0}, key: node}, teacher)
     board = next(hook for hook in hooks if type(hook).__name__ == "TensorBoard")
     assert board.frames.teacher is (teacher if shown else None)
 
@@ -255,6 +258,40 @@ def test_build_parts_records_teachers_and_compares_cameras(tmp_path):
     assert f"Learned from: {learned_from.describe(second)}" in startup_log.about(parts)
     (line,) = (line for line in parts.report if "another focal length" in line)
     assert line.startswith("Warning: 1 of 3: maps were made with another focal length, such as 0")
+
+
+def maps_of(folder, *teachers: dict) -> str:
+    """Makes a folder of maps without a file but the manifest, with its record of teachers."""
+    folder.mkdir()
+    manifest = teacher_maps.make_manifest(10.0, None, {"name": "moge"}, None, False)
+    teacher_maps.write_manifest(folder, manifest | {"teachers": list(teachers)})
+    return str(folder)
+
+
+def test_build_parts_records_all_of_several_teachers(tmp_path):
+    """The record has the teachers of each folder of maps, and the log names them all, once."""
+    recipe = folder_recipe(tmp_path, np.full((64, 64), 5, np.float32))
+    first, second = ({"name": "moge", "model": name, "digest": name * 64} for name in "ab")
+    maps = [maps_of(tmp_path / "one", first), maps_of(tmp_path / "two", first, second)]
+    recipe |= {"teachers": [{"maps": each} for each in maps]}
+    recipe["losses"] = {"silog": {"weight": 1.0}}
+    parts = parts_of(recipe, 2)
+    assert parts.state.teachers == [first, second]
+    told = [line for line in startup_log.about(parts) if line.startswith("Learned from: ")]
+    assert told == learned_from.lines([first, second])
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_build_parts_refuses_a_teacher_of_files_by_its_place(tmp_path, place):
+    """A teacher that reads whole images from files is refused in a list, too."""
+    recipe = folder_recipe(tmp_path, np.full((64, 64), 5, np.float32))
+    maps = {"maps": maps_of(tmp_path / "one")}
+    stereo = {"name": "stereo", "baseline": 0.5}
+    recipe["teachers"] = [stereo, maps] if place == 0 else [maps, stereo]
+    recipe["losses"] = {"silog": {"weight": 1.0}}
+    told = rf"^teachers\[{place}\].name: stereo reads whole image pairs, and training has augmented"
+    with pytest.raises(TeacherError, match=told):
+        parts_of(recipe, 2)
 
 
 def test_startup_log_warns_of_unmatched_and_batch(tmp_path):
