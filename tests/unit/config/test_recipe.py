@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tiekd import shipped
 from tiekd.config.build import build, find, settings
 from tiekd.config.provenance import annotated
 from tiekd.config.recipe import dump_recipe, load_recipe, merge
@@ -704,6 +705,10 @@ def test_several_teachers_are_resolved_each(tmp_path, mean):
     key = "teacher.teachers" if mean else "teachers"
     other = TeacherList.of(load_recipe(sub / "x.yaml", [f"{key}=[{{maps: m, weight: 3}}]"])).nodes
     assert [each.node for each in other] == [{"maps": "m", "weight": 3}]
+    # A recipe that comes with tiekd is found by its name.
+    (named,) = TeacherList.of(load_recipe(sub / "x.yaml", [f"{key}=[{{recipe: demo}}]"])).nodes
+    assert named.recipe == shipped.folder(shipped.RECIPES) / "demo.yaml"
+    assert named.network["max_depth"] == 80.0
     # Printing the recipe with the origin of each value gives the same recipe.
     printed = sub / "printed.yaml"
     printed.write_text(annotated(sub / "x.yaml"))

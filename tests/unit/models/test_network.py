@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.functional import interpolate, max_pool2d
 
 from tiekd.config.recipe import load_recipe
+from tiekd.data.target import Target
 from tiekd.errors import RecipeError
 from tiekd.losses.silog import build as silog
 from tiekd.losses.ssim import SSIM
@@ -240,6 +241,21 @@ def test_network_convex_depth_is_between_cells_around(size):
         assert (sign * (fine - depth) > -1e-4).all()
     bilinear = interpolate(cells, size, mode="bilinear", align_corners=True)
     assert (depth - bilinear).abs().max() > 0.1
+
+
+def test_network_convex_learns_target_of_several():
+    """With learned upsampling, a mixture's divergence is the bilinear head's; depth has weights."""
+    depth = torch.tensor([5.0, 20.0]).view(1, 2, 1, 1).expand(2, 2, 64, 64)
+    target = Target(depth, depth / 10, torch.tensor([3.0, 1.0]))
+    torch.manual_seed(0)
+    network, plain = small(COARSE, upsampling="convex"), small(COARSE)
+    plain.load_state_dict(network.state_dict(), strict=False)
+    image = golden.image("convex", (2, 3, 64, 64))
+    found, wanted = (each.train()(image, target) for each in (network, plain))
+    torch.testing.assert_close(found.divergence, wanted.divergence)
+    assert found.depth.shape == (2, 1, 64, 64)
+    (found.divergence.mean() + found.depth.mean()).backward()
+    assert network.head.upsampling.logits.weight.grad.abs().sum() > 0
 
 
 class FixedHead(nn.Module):
