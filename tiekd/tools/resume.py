@@ -117,8 +117,9 @@ def is_finished(args: argparse.Namespace) -> bool:
         told = f"is {outcome.outcome} ({done}); to train longer, --set train.epochs=N or "
         told += "train.iterations=N"
         if outcome.outcome == STOPPED_EARLY:
-            told = f"was stopped early ({done}): {outcome.reason}; to train on, raise the hook's "
-            told += "patience, as in --set hooks.0.patience=N"
+            told = f"was stopped early ({done}): {outcome.reason}; to train on, give all hooks of "
+            told += "the recipe with a larger patience, as in "
+            told += "--set 'hooks=[{name: early_stop, patience: N}]'"
         print(f"{args.work_dir} {told}")
     return finished
 

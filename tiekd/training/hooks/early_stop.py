@@ -64,7 +64,8 @@ class EarlyStop(Hook):
 
         That is so if the run had stopped early and is started again with the same patience.
         """
-        if self.best is not None and self.waited >= self.patience:
+        # A postponed evaluation may have stopped it already, and a finished run is at its end.
+        if self.best is not None and self.waited >= self.patience and not state.ends:
             self._stop(state)
 
     def after_evaluation(self, state, metrics: dict[str, float]) -> None:

@@ -1,11 +1,14 @@
 """A run ends where its metric has stopped improving, and only there."""
 
 import math
+import re
 from types import SimpleNamespace
 
 import pytest
+from support import recipes
 from support.some_state import SomeState
 
+from tiekd.config.recipe import load_recipe
 from tiekd.errors import RecipeError
 from tiekd.evaluation.evaluate import EvaluationSettings
 from tiekd.tools import resume
@@ -98,6 +101,17 @@ def test_early_stop_leaves_an_ending_run_alone():
         assert not state.stopped_early
 
 
+def test_early_stop_leaves_a_finished_run_alone():
+    """A resumed run that is at its end, or that stops already, isn't stopped a second time."""
+    for options in ({"total_iterations": 2}, {"total_iterations": 9, "stop_reason": "as before"}):
+        told = []
+        hook = early_stop.build(1, evaluation=SETTINGS, info=told.append)
+        hook.best, hook.waited = 0.1, 1
+        state = SomeState(iteration=2, stopped_early=False, **options)
+        hook.before_train(state)
+        assert (state.stop_reason, told) == (options.get("stop_reason"), [])
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
@@ -137,9 +151,13 @@ def test_early_stopped_run_is_complete(tmp_path, capsys):
     assert workdir.read_outcome(tmp_path).outcome == "stopped early"
     args = SimpleNamespace(work_dir=tmp_path, overrides=[])
     assert resume.is_finished(args)
-    assert "was stopped early (3 of 9 iterations" in capsys.readouterr().out
-    args.overrides = ["hooks.0.patience=9"]
+    told = capsys.readouterr().out
+    assert "was stopped early (3 of 9 iterations" in told
+    # The override that the message names is one that a recipe takes.
+    args.overrides = [re.search("--set '(.*)'", told)[1].replace("patience: N", "patience: 9")]
     assert not resume.is_finished(args)
+    path = recipes.write_recipe(tmp_path / "recipe.yaml", {"hooks": [NODE]})
+    assert load_recipe(path, args.overrides)["hooks"] == [{"name": "early_stop", "patience": 9}]
 
 
 NODE = {"name": "early_stop", "patience": 1}
