@@ -408,5 +408,10 @@ def _is_number(value: object) -> bool:
 
 
 def without_teacher(recipe: dict) -> dict:
-    """Returns a copy of a recipe without a teacher, for training on the ground truth."""
-    return {**{key: recipe[key] for key in recipe if key != "teachers"}, "teacher": None}
+    """Returns a copy of a recipe without a teacher, which trains and evaluates on ground truth."""
+    found = {**{key: recipe[key] for key in recipe if key != "teachers"}, "teacher": None}
+    # Without a teacher there is nothing else to compare with.
+    if "against" in (recipe.get("evaluation") or {}):
+        evaluation = recipe["evaluation"].items()
+        found["evaluation"] = {key: value for key, value in evaluation if key != "against"}
+    return found

@@ -98,6 +98,14 @@ def test_teacher_node_of_a_recipe_without_the_section():
     assert without_teacher({"data": {}})["data"] == {}
 
 
+def test_recipe_without_teacher_is_evaluated_on_ground_truth():
+    """`evaluation.against: teacher` goes with the teacher; all else of the section stays."""
+    evaluation = {"against": "teacher", "crop": "none"}
+    recipe = {"teacher": {"maps": "m"}, "evaluation": evaluation}
+    assert without_teacher(recipe)["evaluation"] == {"crop": "none"}
+    assert evaluation["against"] == "teacher"
+
+
 @pytest.mark.parametrize(
     ("node", "own"),
     [(None, True), ({"flip": False}, True), ({"maps": "m"}, False), ({"recipe": "r"}, False)],
