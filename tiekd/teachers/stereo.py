@@ -185,9 +185,9 @@ class StereoTeacher:
         pairs, missing = right_images.pairs_of(frames, self.options.right)
         self._frames = {frame.name: frame for frame in frames}
         self._rights = {pair.frame.name: pair.right for pair in pairs}
-        # No depth is larger than that of the smallest disparity.
-        rigs = [self._rig(frame) for frame in frames]
-        self.max_depth_m = max(rig.metres(self.options.min_disparity) for rig in rigs)
+        # No depth is larger than that of the smallest disparity, in which the offset is included.
+        scales = [self._focal(frame) * self.baseline_m for frame in frames]
+        self.max_depth_m = max(scales) / self.options.min_disparity
         told = []
         if missing:
             told.append(

@@ -99,6 +99,11 @@ def test_stereo_manifest_has_what_maps_depend_on(root, tmp_path):
     manifest = teacher_maps.read_manifest(tmp_path / "maps")
     assert manifest["full_scale_m"] == pytest.approx(FOCAL * BASELINE_M / 0.5)
     assert manifest["teacher_network"]["matching"] == matching.SETTINGS
+    # The smallest disparity includes the offset of the two principal points.
+    for offset in (10.0, -10.0):
+        teacher = built(offset=offset, min_disparity=0.5)
+        teacher.check_frames(kitti_frames(str(root), "train", 80.0).frames)
+        assert teacher.max_depth_m == pytest.approx(FOCAL * BASELINE_M / 0.5)
     changes = {"baseline": 0.55, "max_disparity": 48, "offset": 0.5, "min_disparity": 4}
     digests = [built(**{key: value}).description["digest"] for key, value in changes.items()]
     assert len({built().description["digest"], *digests}) == 5
