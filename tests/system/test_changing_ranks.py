@@ -75,6 +75,13 @@ def test_changing_ranks_averages_every_iteration(work_dirs):
         file = torch.load(path, weights_only=True)
         of_all = {"decay": 0.999, "warms_up": True, "num_updates": file["iteration"]}
         assert file["averaged"] == of_all, path
+    # The file of the newest weights says as much of them as student.pth of the average.
+    student, newest = (
+        torch.load(folder / "checkpoints" / "iter_20" / name, weights_only=True)
+        for name in ("student.pth", "trained.pth")
+    )
+    assert student.keys() - newest.keys() == {"averaged"}
+    assert newest["network"] == student["network"]
     averaged, newest = programs.student(folder), trained(folder)
     for name, tensor in newest.items():
         if tensor.is_floating_point():

@@ -119,8 +119,8 @@ def write_files(
         }
         student["resize"] = resizes.of_data(recipe.get("data", {})).node()
         if average is not None:
+            files.save(student | {"state_dict": weights}, folder / TRAINED)
             student[AVERAGED] = average.description()
-            files.save({"state_dict": weights, "iteration": iteration}, folder / TRAINED)
         files.save(student, folder / STUDENT)
         files.save(moments, folder / MOMENTS)
         files.save(json.dumps(_facts(engine, iteration, recipe), indent=1).encode(), folder / STATE)
