@@ -3444,4 +3444,12 @@ if passed_over:
         '{"state_dict": weights}',
         ("tests/system/test_changing_ranks.py",),
     ),
+    Mutant(
+        "stereo_maps_forget_their_focal_lengths",
+        "tiekd.teachers.stereo",
+        "StereoTeacher",
+        "uses_focal = True",
+        "uses_focal = False",
+        ("tests/unit/teachers/test_stereo.py",),
+    ),
 ]

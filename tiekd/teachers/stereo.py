@@ -109,6 +109,7 @@ class StereoTeacher:
         resize: The size at which caching gives images to the teacher: their own.
         reads_files: True: depth doesn't follow from the images of a batch but from their files, so
             that the teacher can't see augmented or changed images.
+        uses_focal: True: depth follows from the focal length, so caching records it.
         description: The name, the origin and the settings of the teacher, for the log and for the
             manifest of cached maps.
         sigma: What sigma follows from, for the manifest; None if the teacher gives depth alone.
@@ -118,6 +119,7 @@ class StereoTeacher:
 
     resize = OWN_SIZE
     reads_files = True
+    uses_focal = True
 
     def __init__(self, options: Options):
         matching.opencv()  # a missing package is reported before anything is read

@@ -13,7 +13,7 @@ from support.stereo_pairs import BASELINE_M, write_pairs
 from support.teacher_batches import batch_of
 
 from tiekd.config.teacher_node import TeacherNode
-from tiekd.data import image_io, teacher_maps
+from tiekd.data import image_io, map_focals, teacher_maps
 from tiekd.errors import RecipeError, TeacherError
 from tiekd.evaluation.teacher_audit.observe import Questions
 from tiekd.teachers.pairs import matching
@@ -135,6 +135,17 @@ def test_stereo_without_an_error_gives_depth_alone(root, tmp_path):
     cache(recipe_of(root, disparity_error=None), tmp_path / "maps")
     assert not (tmp_path / "maps" / "sigma").exists()
     assert "sigma" not in teacher_maps.read_manifest(tmp_path / "maps")["teacher_network"]
+
+
+def test_stereo_maps_are_of_one_focal_length(root, tmp_path):
+    """The frames' focal lengths are recorded, and maps with others need another folder."""
+    cache(recipe_of(root), tmp_path / "maps")
+    made = map_focals.read(tmp_path / "maps")
+    assert (len(made), set(made.values())) == (len(FEW), {FOCAL})
+    recipe = recipe_of(root)
+    recipe["data"]["intrinsics"] = [1.1 * FOCAL, 1.1 * FOCAL, WIDTH / 2, HEIGHT / 2]
+    with pytest.raises(TeacherError, match="with another focal length, .* where this recipe has"):
+        cache(recipe, tmp_path / "maps")
 
 
 def test_stereo_focal_length_of_a_calibration_serves_where_none_is_known(root, tmp_path):
