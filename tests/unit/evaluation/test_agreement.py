@@ -22,6 +22,7 @@ from tiekd.teachers.average import Average
 from tiekd.teachers.maps import CachedMaps
 from tiekd.teachers.mixture import Member, Mixture
 from tiekd.teachers.network import FrozenTeacher
+from tiekd.teachers.outputs.teacher import FoundationTeacher, Running
 from tiekd.tools import evaluate as evaluate_program
 from tiekd.training.evaluation_hook import Evaluation
 from tiekd.training.reference import reference_of
@@ -284,6 +285,17 @@ def test_reference_with_sigma_is_its_depth():
             constant, Frames(), protocol(depth=teacher, resize=resize), CPU, resize=OWN_SIZE
         )
         assert found["abs_rel"] == pytest.approx(1.0)
+
+
+def test_reference_names_a_foundation_teacher():
+    """A network from outside the project sees images at their own size, and is named in reports."""
+    predictor = SimpleNamespace(meaning="metres", max_depth_m=None, needs_focal=False)
+    predictor.description = {"name": "moge", "model": "m", "licence": "mit", "digest": "0" * 64}
+    teacher = FoundationTeacher(predictor, Running(CPU, 80.0))
+    nodes = TeacherList.of({"teacher": {"name": "moge", "model": "m"}})
+    reference = reference_of(teacher, nodes, Frames())
+    assert (reference.depth, reference.resize) == (teacher, OWN_SIZE)
+    assert reference.name == "moge m, output metres, licence mit, digest 000000000000"
 
 
 @pytest.mark.parametrize("option", ["mean_map", "panel"])
