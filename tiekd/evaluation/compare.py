@@ -304,8 +304,9 @@ def as_json(results: Mapping[str, Result], protocol: EvaluationProtocol) -> dict
     # All networks were evaluated on the same frames, so take names and pixel counts from any table.
     *others, last = results
     table = results[last].frames
-    against = {}
+    against, compared, size = {}, "ground_truth", "the ground truth's own size"
     if protocol.reference is not None:
+        compared, size = "teacher_depth", "the images' own size"
         label, name = protocol.reference.label, protocol.reference.name
         against = {"against": TEACHER, "figures_are": label, "teacher": name}
     return {
@@ -313,15 +314,14 @@ def as_json(results: Mapping[str, Result], protocol: EvaluationProtocol) -> dict
             **against,
             "split": protocol.split,
             "frames": len(table.names),
-            "frames_with_ground_truth": sum(map(bool, table.pixels)),
+            f"frames_with_{compared}": sum(map(bool, table.pixels)),
             "pixels": sum(table.pixels),
             "min_depth_m": protocol.min_depth,
             "cap_m": protocol.cap,
             "crop": protocol.settings.crop,
             "flip": protocol.settings.flip,
             "means": "metrics: over images; ranges: over pixels",
-            "scored_at": "the ground truth's own size; "
-            "depth of another size is brought up bilinearly",
+            "scored_at": f"{size}; depth of another size is brought up bilinearly",
         },
         "networks": {name: _plain(result) for name, result in results.items()},
         "against": {other: _difference(results[last], results[other]) for other in others},

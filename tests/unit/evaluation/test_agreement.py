@@ -144,6 +144,8 @@ def test_report_against_teacher_is_labelled(result, tmp_path):
     assert "ground truth" not in text
     node = json.loads(json.dumps(compare.as_json({"student": result}, scored)))
     assert node["protocol"]["figures_are"] == label
+    assert node["protocol"]["frames_with_teacher_depth"] == 3
+    assert "ground" not in json.dumps(node)
     assert node["networks"]["student"]["at_edges"]["pixels"] == 144
     per_frame.write_csv(tmp_path / "x.csv", {"student": result.frames}, label)
     head, first, *_ = (tmp_path / "x.csv").read_text().splitlines()
