@@ -3412,4 +3412,12 @@ if passed_over:
         "upsampling(each, features)",
         ("tests/unit/models/test_spread.py",),
     ),
+    Mutant(
+        "experiment_reads_maps_of_one_teacher",
+        "tiekd.tools.experiment.runs",
+        "_read_sections",
+        '("data", "teacher", "teachers")',
+        '("data", "teacher")',
+        ("tests/unit/tools/experiment/test_runs.py",),
+    ),
 ]
