@@ -1,7 +1,7 @@
 """Installs tiekd; the extras name what exports, videos and the tests need besides.
 
-A wheel has the folders bin/, model_configs/ and ds_configs/ as tiekd/share/, where tiekd/shipped.py
-looks for them.
+A wheel has the folders bin/, model_configs/ and ds_configs/ as tiekd/share/, where
+tiekd/config/shipped.py looks for them.
 """
 
 import re

@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tiekd import shipped  # noqa: E402
+from tiekd import console  # noqa: E402
 from tiekd.distributed import entrypoint  # noqa: E402
 
 
@@ -26,7 +26,7 @@ def parse_arguments() -> argparse.Namespace:
     from tiekd.tools.benchmarks import COMMANDS, arguments
 
     parser = argparse.ArgumentParser(
-        description=shipped.respelled(__doc__),
+        description=console.respelled(__doc__),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
@@ -38,7 +38,7 @@ def parse_arguments() -> argparse.Namespace:
             continue
         source = Path(arguments.__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
         # Read the docstring by parsing the file, since importing the module takes seconds.
-        command.description = shipped.respelled(ast.get_docstring(ast.parse(source)))
+        command.description = console.respelled(ast.get_docstring(ast.parse(source)))
         command.add_argument("--device", default="cpu", help="cpu or cuda, default cpu")
         command.add_argument(
             "--rounds",

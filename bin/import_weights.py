@@ -29,7 +29,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("source", type=paths.path_argument, help="checkpoint to convert")
     parser.add_argument(
         "recipe",
-        type=paths.recipe_argument,
+        type=arguments.recipe_argument,
         help="recipe of its network (of a teacher: the teacher's own recipe)",
     )
     parser.add_argument("--out", type=paths.path_argument, required=True, help="the file to write")

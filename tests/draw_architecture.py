@@ -41,7 +41,7 @@ HEAD = (
 def read_groups() -> list[list[str]]:
     """The groups of packages, those that import nothing first."""
     text = (TIEKD / "README.md").read_text(encoding="utf-8")
-    line = re.search(r"^```text\n(errors, .*?)^```$", text, re.M | re.S)[1]
+    line = re.search(r"^```text\n(errors / .*?)^```$", text, re.M | re.S)[1]
     return [[name.strip() for name in group.split(",")] for group in line.split("/")]
 
 

@@ -319,8 +319,8 @@ MUTANTS = [
         "a_printed_recipe_is_not_quoted",
         "tiekd.models.load",
         "load_network",
-        "f\"{shipped.command('train')} {shlex.quote(str(recipe_path))}\"",
-        "f\"{shipped.command('train')} {recipe_path}\"",
+        "f\"{console.command('train')} {shlex.quote(str(recipe_path))}\"",
+        "f\"{console.command('train')} {recipe_path}\"",
         ("tests/unit/test_paths.py",),
     ),
     Mutant(
@@ -1987,7 +1987,7 @@ MUTANTS = [
         """
 if passed_over:
     remedy = (
-        f"put their files back, or start the run again with {shipped.command('train')} in "
+        f"put their files back, or start the run again with {console.command('train')} in "
         "another --work-dir"
     )
 """,
@@ -3182,27 +3182,27 @@ if passed_over:
     ),
     Mutant(
         "a_folder_hides_a_recipe_of_its_name",
-        "tiekd.shipped",
+        "tiekd.config.shipped",
         "find",
         "os.path.lexists(local) and not os.path.isdir(local)",
         "os.path.lexists(local)",
-        ("tests/unit/test_shipped.py",),
+        ("tests/unit/config/test_shipped.py",),
     ),
     Mutant(
         "recipes_of_tiekd_hide_those_of_users",
-        "tiekd.shipped",
+        "tiekd.config.shipped",
         "find",
         "os.path.lexists(local) and not os.path.isdir(local)",
         "False",
-        ("tests/unit/test_shipped.py",),
+        ("tests/unit/config/test_shipped.py",),
     ),
     Mutant(
         "tiekd_in_a_checkout_names_bin",
-        "tiekd.shipped",
-        "_names_bin",
+        "tiekd.console",
+        "names_bin",
         "is_checkout() and CONSOLE not in os.environ",
         "is_checkout()",
-        ("tests/unit/test_shipped.py",),
+        ("tests/unit/config/test_shipped.py",),
     ),
     Mutant(
         "tiekd_drops_visible_devices",

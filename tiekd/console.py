@@ -1,21 +1,27 @@
-"""Shows the progress of a long job, and makes text safe to print.
+"""Shows the progress of a long job, makes text safe to print, and spells commands for the user.
 
 On a terminal the progress is one line with a bar that is rewritten; in a file it is a plain line
 now and then. Costs one reading of the clock per step, and one call of `count` (which may list a
 folder) for each line that is written.
 """
 
+import os
 import re
 import shutil
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import TextIO
 
 TERMINAL_INTERVAL_S = 0.5
 FILE_INTERVAL_S = 30.0
 _LONGEST_BAR = 30
 _SHORTEST_BAR = 5
+# The folder that a wheel has and a checkout doesn't (tiekd/config/shipped.py).
+SHARE = Path(__file__).parent / "share"
+# The environment variable that the command `tiekd` sets, for the ranks and restarts that it starts.
+CONSOLE = "TIEKD_CONSOLE"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -129,3 +135,46 @@ class Progress:
     def _write(self, text: str) -> None:
         self.stream.write(text)
         self.stream.flush()
+
+
+def is_checkout() -> bool:
+    """Returns True if this package runs from a checkout, also from one installed with `pip -e`."""
+    return not SHARE.is_dir()
+
+
+def names_bin() -> bool:
+    """Returns True if the user starts programs as bin/NAME.py, False if as `tiekd NAME`."""
+    # In an editable install the user of `tiekd` may be in any folder, where bin/ isn't.
+    return is_checkout() and CONSOLE not in os.environ
+
+
+def command(program: str) -> str:
+    """Returns what a user types to start a program: `bin/train.py`, or `tiekd train`.
+
+    The latter if there is no checkout, or if the user has started this process as `tiekd`.
+
+    Args:
+        program: The stem of the program's file, such as `train` or `cache_teacher`.
+    """
+    if names_bin():
+        return f"bin/{program}" if program == "resume" else f"bin/{program}.py"
+    return f"tiekd {program.replace('_', '-')}"
+
+
+def respelled(text: str) -> str:
+    """Returns a program's own description with the commands in it as `command` spells them.
+
+    Args:
+        text: The description, in which commands are spelled as in a checkout. It must be a text of
+            tiekd's: in a user's text, a path of the user's could look like a command.
+    """
+    if names_bin():
+        return text
+    # `tiekd` starts the launcher itself, and takes its options behind the program's arguments.
+    text = re.sub(
+        r"deepspeed (--num_gpus \d+) bin/(\w+)(?:\.py)?((?: \S+)*)",
+        lambda found: f"{command(found[2])}{found[3]} {found[1]}",
+        text,
+    )
+    text = re.sub(r"(?:python )?bin/(\w+)(?:\.py)?", lambda found: command(found[1]), text)
+    return re.sub(r"model_configs/(?:\w+/)*(\w+)\.yaml", r"\1", text)

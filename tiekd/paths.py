@@ -13,7 +13,6 @@ import os
 import re
 from pathlib import Path
 
-from tiekd import shipped
 from tiekd.errors import LaunchError, RecipeError, UserError
 
 VARIABLES = "a $NAME in a path isn't expanded here: let the shell do that, or write the path out"
@@ -65,18 +64,6 @@ def path_argument(text: str) -> Path:
     if missing:
         raise argparse.ArgumentTypeError(f"nothing is called {missing}; {VARIABLES}")
     return Path(path)
-
-
-def recipe_argument(text: str) -> Path:
-    """Converts a recipe's path or name from the command line; used as `type` of argparse arguments.
-
-    Args:
-        text: A path, as for `path_argument`, or the name of a recipe that comes with tiekd.
-
-    Returns:
-        The path of the recipe's file, of the user or of tiekd.
-    """
-    return shipped.find(shipped.RECIPES, path_argument(text))
 
 
 def path_text_argument(text: str) -> str:

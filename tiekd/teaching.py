@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from tiekd import shipped
+from tiekd import console
 from tiekd.config.build import build
 from tiekd.config.recipe import load_recipe, work_dir_of
 from tiekd.config.teacher_node import TeacherList, TeacherNode, errors_of
@@ -314,7 +314,7 @@ def teacher_checkpoint(teacher: TeacherNode) -> Path:
     check_readable(path, "checkpoint", TeacherError, "teacher.checkpoint: ")
     if not path.is_file():
         raise TeacherError(
-            f"teacher.checkpoint: no file at {path}; train one with {shipped.command('train')} "
+            f"teacher.checkpoint: no file at {path}; train one with {console.command('train')} "
             f"{_recipe_of(teacher)}, or use cached maps (teacher.maps)"
         )
     return path
@@ -349,7 +349,7 @@ def _weights_in(work_dir: Path, teacher: TeacherNode, beginning: str) -> Path:
         return find_weights(work_dir)
     except CheckpointError as error:
         raise TeacherError(
-            f"{beginning}{error}; train the teacher with {shipped.command('train')} "
+            f"{beginning}{error}; train the teacher with {console.command('train')} "
             f"{_recipe_of(teacher)}"
         ) from None
 

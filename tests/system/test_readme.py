@@ -26,7 +26,7 @@ ELSEWHERE = {
         "../bin/environment.sh",
         "pip install --disable-pip-version-check -q -e",
     ),
-    r"pip wheel --no-deps \.": ("unit/test_shipped.py", "puts into a wheel"),
+    r"pip wheel --no-deps \.": ("unit/config/test_shipped.py", "puts into a wheel"),
     r"tensorboard --logdir .*": ("system/test_tensorboard_server.py", "--logdir"),
     r"deepspeed --hostfile hosts bin/train\.py .*": (
         "system/test_machines.py",

@@ -24,7 +24,7 @@ from tiekd.evaluation import compare
 from tiekd.inference.student import as_pixels, load_student
 from tiekd.models.load import load_network
 from tiekd.teaching import teacher_checkpoint
-from tiekd.tools.arguments import add_arguments, recipe_from_arguments
+from tiekd.tools.arguments import add_arguments, recipe_argument, recipe_from_arguments
 from tiekd.tools.benchmarks import COMMANDS
 from tiekd.workdir.workdir import _problem
 
@@ -41,7 +41,7 @@ NO_PATHS = {
 }
 PATH_TYPES = (
     *(paths.path_argument, paths.path_text_argument),
-    *(paths.checkpoint_argument, paths.recipe_argument),
+    *(paths.checkpoint_argument, recipe_argument),
 )
 
 
@@ -351,7 +351,7 @@ def unquoted(file: Path) -> list[str]:
             text = before.value if isinstance(before, ast.Constant) else ""
             in_front = parts[place - 1] if place else None
             if isinstance(in_front, ast.FormattedValue):
-                is_program = ast.unparse(in_front.value).startswith("shipped.command(")
+                is_program = ast.unparse(in_front.value).startswith("console.command(")
                 text = f"bin/program{text}" if is_program else text
             # A text that begins with an option is about it, as in "--out x: exists already".
             behind = BEHIND.search(text)

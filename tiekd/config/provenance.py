@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tiekd import paths, shipped
-from tiekd.config import recipe_yaml
+from tiekd import paths
+from tiekd.config import recipe_yaml, shipped
 from tiekd.config.recipe import load_recipe, merge, merged
 from tiekd.config.teacher_node import TeacherNode
 from tiekd.errors import RecipeError

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import yaml
 
-from tiekd import paths, shipped
-from tiekd.config import external, kinds, recipe_yaml
+from tiekd import paths
+from tiekd.config import external, kinds, recipe_yaml, shipped
 from tiekd.config.kinds import SECTIONS
 from tiekd.config.schema import check_keys, check_value
 from tiekd.config.teacher_node import TeacherList, TeacherNode
@@ -35,7 +35,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> dict:
 
     Args:
         path: The recipe's YAML file, or the name of a recipe that comes with tiekd
-            (tiekd/shipped.py).
+            (tiekd/config/shipped.py).
         overrides: Texts `key.sub=value`, applied in this order.
 
     Returns:

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tiekd import shipped
+from tiekd import console
 from tiekd.data import image_io, orientation
 from tiekd.data.frames import Frames
 from tiekd.errors import DataError, RecipeError
@@ -35,7 +35,7 @@ _MARK = b"tiekd 2\n"
 # Magic bytes of an older version, which neither turned images upright nor replaced level 65535 by 0
 # in ground truth.
 _AS_STORED = b"tiekd 1\n"
-_PROGRAM = shipped.command("cache_frames")
+_PROGRAM = console.command("cache_frames")
 
 
 class Decoded:

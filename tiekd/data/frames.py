@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tiekd import shipped
+from tiekd import console
 from tiekd.data import image_io, orientation, teacher_maps
 from tiekd.data.augment.geometry import crop_window
 from tiekd.data.cameras.calibration import Camera
@@ -105,7 +105,7 @@ class MapFolder(NamedTuple):
         """
         if not path.is_dir():
             raise DataError(
-                f"{option}: no folder at {path}; make it with {shipped.command('cache_teacher')}"
+                f"{option}: no folder at {path}; make it with {console.command('cache_teacher')}"
             )
         return cls(
             path,
@@ -332,7 +332,7 @@ class Frames(torch.utils.data.Dataset):
                 raise DataError(
                     f"{folder.path / self.map_name(index)}: made before images were turned "
                     f"upright, as the EXIF orientation of {frame.name} says; make the maps again "
-                    f"in another folder with {shipped.command('cache_teacher')}",
+                    f"in another folder with {console.command('cache_teacher')}",
                     "size",
                 )
         place = self._place(frame, *image.shape[-2:])

@@ -23,7 +23,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from tiekd import shipped
+from tiekd import console
 from tiekd.data import orientation
 from tiekd.errors import DataError
 from tiekd.files import cause_of, instead_of_file, replace_bytes
@@ -63,7 +63,7 @@ class _Kind(NamedTuple):
 
 _IMAGE = _Kind("image")
 _DEPTH_MAP = _Kind("depth map")
-_CACHE_TEACHER = shipped.command("cache_teacher")
+_CACHE_TEACHER = console.command("cache_teacher")
 _TEACHER_MAP = _Kind(
     "teacher map",
     find=f"make the missing maps with {_CACHE_TEACHER}, or set another teacher.maps",

@@ -11,7 +11,7 @@ start. Costs 40 bytes a frame.
 import json
 from pathlib import Path
 
-from tiekd import shipped
+from tiekd import console
 from tiekd.data import image_io, teacher_maps
 from tiekd.data.frames import Frames
 from tiekd.errors import DataError, TeacherError
@@ -155,7 +155,7 @@ def _check(folder: Path, option: str, ours: Focals, *, is_canonical: bool) -> li
         raise TeacherError(
             f"{option}: {told}; give the intrinsics that they were made with "
             f"({manifest.get(SOURCE)}), or make the maps again with "
-            f"{shipped.command('cache_teacher')}"
+            f"{console.command('cache_teacher')}"
         )
     named = "" if option == "teacher.maps" else f"{option}: "
     return [f"Warning: {named}{told}; one of the two is wrong"]

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tiekd import shipped
+from tiekd import console
 from tiekd.errors import TeacherError
 from tiekd.files import check_readable
 
@@ -74,7 +74,7 @@ def read(path: Path, source: str, where: str) -> Calibration:
     check_readable(path, "calibration of sigma", TeacherError, f"{where}: ")
     if not path.is_file():
         raise TeacherError(
-            f"{where}: no file at {path}; make one with {shipped.command('audit_teacher')} RECIPE "
+            f"{where}: no file at {path}; make one with {console.command('audit_teacher')} RECIPE "
             "--sigma"
         )
     try:
@@ -83,7 +83,7 @@ def read(path: Path, source: str, where: str) -> Calibration:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise TeacherError(
             f"{where}: {path} is no file of calibrations; make one with "
-            f"{shipped.command('audit_teacher')} RECIPE --sigma"
+            f"{console.command('audit_teacher')} RECIPE --sigma"
         ) from None
     if source not in found:
         raise TeacherError(

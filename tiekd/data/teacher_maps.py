@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from tiekd import shipped
+from tiekd import console
 from tiekd.data import image_io, learned_from
 from tiekd.data.augment.augment import IMAGENET_MEAN, IMAGENET_STD
 from tiekd.errors import DataError, TeacherError
@@ -242,7 +242,7 @@ def check(
             raise TeacherError(
                 f"{option}: {folder} was made for {setting} {_yaml(theirs)}, this recipe has "
                 f"{_yaml(ours)}; set the same, or make maps for this recipe with "
-                f"{shipped.command('cache_teacher')}"
+                f"{console.command('cache_teacher')}"
             )
 
 

@@ -22,7 +22,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import NoReturn
 
-from tiekd import paths, shipped
+from tiekd import console, paths
 from tiekd.console import printable
 from tiekd.distributed import allocator, hostfile, limits, slurm
 from tiekd.errors import LaunchError, UserError
@@ -348,7 +348,7 @@ def run(main: Callable[[], int | None]) -> int:
             return _report(
                 LaunchError(
                     "not enough memory; smaller batches, images and networks need less (for "
-                    f"training, {shipped.command('train')} RECIPE --dry-run --find-micro-batch "
+                    f"training, {console.command('train')} RECIPE --dry-run --find-micro-batch "
                     f"says what fits) ({error})"
                 )
             )
@@ -454,7 +454,7 @@ def _lost_rank(error: Exception) -> LaunchError:
     how = f"waited {int(waited[1]) / 1000:g} s for" if waited else "lost"
     return LaunchError(
         f"rank {me} {how} {lost}; it hangs, was stopped or has ended (then its own message says "
-        f"why); once that is repaired, resume with {shipped.command('resume')}"
+        f"why); once that is repaired, resume with {console.command('resume')}"
     )
 
 
@@ -490,7 +490,7 @@ def on_lost_machine(name: str, silent: bool) -> None:
         time.sleep(_RANKS_ANSWER_S + _LAUNCHER_REACTS_S + 5)
     what = "stopped answering" if silent else "has lost its rank"
     told = (
-        f"machine {name} {what}; resume with {shipped.command('resume')}, on other machines if it "
+        f"machine {name} {what}; resume with {console.command('resume')}, on other machines if it "
         "stays away"
     )
     launcher_watch.end_process(code=_report(LaunchError(told)))

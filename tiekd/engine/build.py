@@ -9,7 +9,7 @@ from copy import deepcopy
 import torch
 from torch import nn
 
-from tiekd import shipped
+from tiekd.config import shipped
 from tiekd.engine import execution, full_state, patches
 from tiekd.engine.config import EngineConfig, clips_here, scales_here
 from tiekd.errors import RecipeError

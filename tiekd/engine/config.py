@@ -12,7 +12,8 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from tiekd import paths, shipped
+from tiekd import paths
+from tiekd.config import shipped
 from tiekd.config.schema import check_keys, check_value
 from tiekd.engine import execution
 from tiekd.errors import LaunchError, RecipeError, UserError

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tiekd import paths, shipped
+from tiekd import paths
+from tiekd.config import shipped
 from tiekd.data import focal as focals
 from tiekd.data import learned_from, least_size, trained_on
 from tiekd.data import resize as resizes

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tiekd import shipped
+from tiekd import console
 from tiekd.config.recipe import load_recipe, work_dir_of
 from tiekd.data import resize as resizes
 from tiekd.data.resize import Resize
@@ -62,7 +62,7 @@ def load_network(
         try:
             path = checkpoints.find_weights(work_dir)
         except CheckpointError as error:
-            command = f"{shipped.command('train')} {shlex.quote(str(recipe_path))}"
+            command = f"{console.command('train')} {shlex.quote(str(recipe_path))}"
             raise CheckpointError(
                 f"{error}; train it with {command}, or name a checkpoint"
             ) from None

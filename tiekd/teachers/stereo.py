@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tiekd import shipped
+from tiekd import console
 from tiekd.data import image_io
 from tiekd.data.batch import Batch
 from tiekd.data.frames import Frame
@@ -218,7 +218,7 @@ class StereoTeacher:
                 raise TeacherError(
                     f"teacher: stereo reads whole image pairs, and {name} isn't one that it has "
                     "looked for; make maps "
-                    f"with {shipped.command('cache_teacher')}"
+                    f"with {console.command('cache_teacher')}"
                 )
             found.append(self._cropped(self._frames[name], size, matrix))
         device = batch.image.device

@@ -9,7 +9,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from tiekd import paths, shipped
+from tiekd import console, paths
+from tiekd.config import shipped
 from tiekd.config.recipe import load_recipe, merge, work_dir_of
 
 _LAUNCHER_OPTIONS = (
@@ -34,7 +35,7 @@ def new_parser(description: str, usage: str | None = None) -> argparse.ArgumentP
     """
     return argparse.ArgumentParser(
         usage=usage,
-        description=shipped.respelled(description),
+        description=console.respelled(description),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
@@ -56,6 +57,18 @@ def split_launcher_options(words: Sequence[str] | None = None) -> tuple[list[str
     return given, rest
 
 
+def recipe_argument(text: str) -> Path:
+    """Converts a recipe's path or name from the command line; used as `type` of argparse arguments.
+
+    Args:
+        text: A path, as for `path_argument`, or the name of a recipe that comes with tiekd.
+
+    Returns:
+        The path of the recipe's file, of the user or of tiekd.
+    """
+    return shipped.find(shipped.RECIPES, paths.path_argument(text))
+
+
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     """Adds the positional argument `recipe`, a recipe's path or name, to a program's parser.
 
@@ -63,7 +76,7 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
         parser: the program's parser.
     """
     parser.add_argument(
-        "recipe", type=paths.recipe_argument, help="a YAML file, or a recipe of tiekd by its name"
+        "recipe", type=recipe_argument, help="a YAML file, or a recipe of tiekd by its name"
     )
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from tiekd import shipped
+from tiekd import console
 from tiekd.config.teacher_node import TeacherNode, errors_of
 from tiekd.data import sigma_calibration
 from tiekd.data.build import build_dataset
@@ -112,7 +112,7 @@ def measure_mean(recipe: Recipe, args: argparse.Namespace, device: torch.device)
         if node.maps is None:
             raise TeacherError(
                 f"--sigma: {node.where} has no cached maps; make them with "
-                f"{shipped.command('cache_teacher')}, and give their folders"
+                f"{console.command('cache_teacher')}, and give their folders"
             )
     node = recipe.node["teacher"] | {"sigma": {"from": "between"}}
     mean = build_teachers({"teacher": node}, device, recipe.max_depth_m)

@@ -17,7 +17,7 @@ import torch
 from PIL import ExifTags, Image
 from torch.utils.data import Dataset
 
-from tiekd import shipped
+from tiekd import console
 from tiekd.config.recipe import load_recipe
 from tiekd.config.teacher_node import IN_MEAN, TeacherNode, errors_of
 from tiekd.data.build import build_dataset
@@ -249,7 +249,7 @@ def audit(recipe: Recipe, args: argparse.Namespace, device: torch.device, index:
     if len(observed) < verdict.MIN_FRAMES:
         raise DataError(
             f"{args.recipe}: only {len(observed)} frames can be read, an audit needs "
-            f"{verdict.MIN_FRAMES}; {shipped.command('check_data')} says what is wrong with them"
+            f"{verdict.MIN_FRAMES}; {console.command('check_data')} says what is wrong with them"
         )
     if args.no_truth:
         observed = [replace(frame, truth=np.zeros_like(frame.truth)) for frame in observed]

@@ -23,7 +23,7 @@ from typing import TextIO
 
 from torch import Tensor
 
-from tiekd import paths, shipped
+from tiekd import console, paths
 from tiekd.config.recipe import load_recipe
 from tiekd.console import Progress, printable
 from tiekd.data import image_io, read_folders
@@ -131,7 +131,7 @@ def fill(
     if problems:
         raise DataError(
             f"{len(problems)} of {len(sources)} files can't be decoded; all others are. "
-            f"{shipped.command('check_data')} says what is wrong and writes a split without them"
+            f"{console.command('check_data')} says what is wrong and writes a split without them"
         )
 
 

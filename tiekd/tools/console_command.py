@@ -15,7 +15,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tiekd import __version__, shipped
+from tiekd import __version__, console
+from tiekd.config import shipped
 from tiekd.distributed import entrypoint, hostfile, visible_devices
 from tiekd.errors import LaunchError
 from tiekd.tools import arguments
@@ -35,7 +36,7 @@ def main() -> None:
     if name not in programs:
         entrypoint.program(lambda: _answer(name, programs))
     # The program, its ranks and its restarts name commands as this one is named.
-    os.environ[shipped.CONSOLE] = "1"
+    os.environ[console.CONSOLE] = "1"
     given, own = arguments.split_launcher_options(rest) if name in _ON_RANKS else ([], rest)
     sys.argv = [f"tiekd {name}", *own]
     program = runpy.run_path(str(programs[name]))

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tiekd import shipped
+from tiekd import console
 from tiekd.config import provenance
 from tiekd.distributed import hostfile
 from tiekd.errors import LaunchError, RecipeError
@@ -47,14 +47,14 @@ def run(given: Sequence[str], rest: Sequence[str], args: argparse.Namespace, pro
     if given and "RANK" in os.environ:
         raise LaunchError(
             f"{given[0]}: a launcher has started this already; give its options before "
-            f"{shipped.command('resume')}"
+            f"{console.command('resume')}"
         )
     # If this process isn't a rank, start the launcher: with --restarts as a child process that is
     # restarted after a crash, otherwise in place of this process.
     if args.restarts > 0:
         if "RANK" in os.environ:
             raise LaunchError(
-                f"--restarts starts the launcher itself; call {shipped.command('resume')} without "
+                f"--restarts starts the launcher itself; call {console.command('resume')} without "
                 "deepspeed or srun before it"
             )
         from tiekd.tools.supervise import supervise

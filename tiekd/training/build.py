@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from tiekd import shipped
+from tiekd import console
 from tiekd.config.build import build
 from tiekd.config.teacher_node import IN_MEAN, TeacherList, errors_of
 from tiekd.data import learned_from, least_size, map_focals, trained_on
@@ -295,7 +295,7 @@ def _prepare_teacher(teacher: Teacher, recipe: Recipe, train_set: Dataset) -> No
     if getattr(teacher, "reads_files", False):
         raise TeacherError(
             f"teacher.name: {teacher.description['name']} reads whole image pairs, and training "
-            f"has augmented crops; make its maps with {shipped.command('cache_teacher')} RECIPE, "
+            f"has augmented crops; make its maps with {console.command('cache_teacher')} RECIPE, "
             "and train with the --set that it prints"
         )
     if isinstance(teacher, FoundationTeacher):
@@ -569,5 +569,5 @@ def _check_loading(recipe: Recipe) -> None:
         raise RecipeError(
             "data.on_error: skip can't be combined with data.augment.sizes=bucket, where all "
             "images' sizes must be known; set sizes=keep_aspect, or train on the split that "
-            f"{shipped.command('check_data')} cleans"
+            f"{console.command('check_data')} cleans"
         )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tiekd import shipped
+from tiekd import console
 from tiekd.config.recipe import load_recipe
 from tiekd.data import focal as focals
 from tiekd.data.augment.augment import Augment
@@ -240,7 +240,7 @@ def check_zoom(augment: Augment, network: Mapping, *, is_blind_teacher: bool) ->
         raise RecipeError(
             "data.augment.zoom: the teacher's network doesn't know the focal length, so its metres "
             "on zoomed images would be wrong; cache its maps of whole images with "
-            f"{shipped.command('cache_teacher')}, or leave out the zoom"
+            f"{console.command('cache_teacher')}, or leave out the zoom"
         )
 
 

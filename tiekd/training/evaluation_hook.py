@@ -7,7 +7,7 @@ from typing import TextIO
 import torch
 from torch.utils.data import Dataset
 
-from tiekd import shipped
+from tiekd import console
 from tiekd.data import trained_on
 from tiekd.data.loading.loader import Loading
 from tiekd.data.resize import OWN_SIZE, Resize
@@ -191,7 +191,7 @@ class Evaluation(Hook):
             f"No best is saved: {name} is nan, since no pixel of the {len(self.dataset)} "
             f"validation frames counts ({compared} {protocol.min_depth:g} < d < "
             f"{protocol.cap:g} m, crop {self.settings.crop}); look at the {compared} with "
-            f"{shipped.command(program)}, or set another evaluation.crop or evaluation.cap"
+            f"{console.command(program)}, or set another evaluation.crop or evaluation.cap"
         )
 
     def _save_best(self, name: str, weights: dict, state) -> str:

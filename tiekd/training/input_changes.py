@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
-from tiekd import shipped
+from tiekd import console
 from tiekd.data import learned_from
 from tiekd.data import resize as resizes
 from tiekd.data.learned_from import Teacher
@@ -363,8 +363,8 @@ def _recipe_files(old: dict, new: dict) -> Iterator[str]:
     if changed:
         yield (
             f"Recipe files that have changed since the start, or are gone: {', '.join(changed)}; "
-            f"{shipped.command('resume')} keeps to {workdir.RECIPE} in the work dir, "
-            f"{shipped.command('train')} --resume-from takes them as they are now"
+            f"{console.command('resume')} keeps to {workdir.RECIPE} in the work dir, "
+            f"{console.command('train')} --resume-from takes them as they are now"
         )
 
 

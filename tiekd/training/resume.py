@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from tiekd import shipped
+from tiekd import console
 from tiekd.data import learned_from, trained_on
 from tiekd.distributed import comm
 from tiekd.engine import checkpoint
@@ -212,7 +212,7 @@ def _check_end(state: TrainState, path: Path) -> None:
         f"{key}: {state.total_iterations // unit} means {state.total_iterations} iterations in "
         f"all, but {path} is of iteration {state.iteration}; give {key} of "
         f"{-(-state.iteration // unit)} or more, or resume from an earlier checkpoint with "
-        f"{shipped.command('train')} --resume-from"
+        f"{console.command('train')} --resume-from"
     )
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tiekd import shipped
+from tiekd import console
 from tiekd.distributed import comm, entrypoint, process_group
 from tiekd.engine import execution, profiling
 from tiekd.engine.build import build_engine
@@ -121,4 +121,4 @@ def run(
     profiling.print_collectives(state.engine)
     if state.stop_reason is not None and not state.stopped_early:
         told = f"stopped after iteration {state.iteration}, {state.stop_reason}"
-        raise entrypoint.Stopped(f"{told}; continue with {shipped.command('resume')}")
+        raise entrypoint.Stopped(f"{told}; continue with {console.command('resume')}")

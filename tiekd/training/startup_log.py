@@ -4,7 +4,7 @@ from pathlib import Path
 
 from torch.utils.data import Dataset
 
-from tiekd import shipped
+from tiekd import console
 from tiekd.config.teacher_node import TeacherList, TeacherNode
 from tiekd.data import learned_from, teacher_maps
 from tiekd.data.frames import listed_frames
@@ -95,7 +95,7 @@ def _about_teacher(teacher: Teacher, node: TeacherNode | None, parts: Parts) -> 
         if teacher.resize not in (recipe.resize, OWN_SIZE):
             said.append(
                 f"WARNING: the teacher learned from images at {teacher.resize}, and sees this "
-                f"run's here; {shipped.command('cache_teacher')} makes its maps at its own "
+                f"run's here; {console.command('cache_teacher')} makes its maps at its own "
                 "resolution"
             )
         return said
@@ -103,7 +103,7 @@ def _about_teacher(teacher: Teacher, node: TeacherNode | None, parts: Parts) -> 
         return [
             f"Teacher: {learned_from.describe(teacher.description)}",
             "WARNING: the teacher sees augmented crops here; cache its maps of whole images with "
-            f"{shipped.command('cache_teacher')}",
+            f"{console.command('cache_teacher')}",
             *teacher.check_frames(listed_frames(train_set)),
         ]
     if isinstance(teacher, OutsideTeacher):

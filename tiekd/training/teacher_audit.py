@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tiekd import shipped
+from tiekd import console
 from tiekd.config.teacher_node import TeacherList, TeacherNode, errors_of
 from tiekd.data.batch import Batch
 from tiekd.data.resize import Resize
@@ -110,7 +110,7 @@ def audit(
     observer = Observer(teacher, frames, max_depth_m, device, resize, questions)
     with errors_of(where):
         observed = observer.observe(NUM_FRAMES)
-    more_of_it = f"{shipped.command('audit_teacher')} RECIPE"
+    more_of_it = f"{console.command('audit_teacher')} RECIPE"
     found = None
     if comm.is_main():
         small = not observed or min(observed[0].depth.shape) < _SMALLEST_CELLS

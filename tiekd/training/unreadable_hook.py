@@ -6,7 +6,7 @@ the log lines, and the end of the run, come at the same iteration with any numbe
 ranks (if the log interval is the same).
 """
 
-from tiekd import shipped
+from tiekd import console
 from tiekd.data.loading.loader import Unreadable
 from tiekd.distributed import comm
 from tiekd.errors import DataError
@@ -54,7 +54,7 @@ class UnreadableSamples(Hook):
             raise DataError(
                 f"data.max_errors: {len(self.told)} training samples can't be read, "
                 f"{self.found.max_errors} are allowed; look at all with "
-                f"{shipped.command('check_data')}; the last: {list(self.told)[-1]}"
+                f"{console.command('check_data')}; the last: {list(self.told)[-1]}"
             )
 
     def state_dict(self) -> dict:

@@ -19,7 +19,7 @@ import os
 import shutil
 from pathlib import Path
 
-from tiekd import shipped
+from tiekd import console
 from tiekd.errors import CheckpointError
 from tiekd.files import instead_of_file
 from tiekd.workdir import manifest
@@ -54,10 +54,10 @@ def find(work_dir: Path) -> tuple[Path, list[str]]:
             return checkpoint, passed_over
         passed_over.append(f"Passed over {checkpoint.name}: {problem}")
     why = "".join(f"; {reason[0].lower()}{reason[1:]}" for reason in passed_over)
-    remedy = f"start the run with {shipped.command('train')} first"
+    remedy = f"start the run with {console.command('train')} first"
     if passed_over:
         remedy = (
-            f"put their files back, or start the run again with {shipped.command('train')} in "
+            f"put their files back, or start the run again with {console.command('train')} in "
             "another --work-dir"
         )
     raise CheckpointError(f"{work_dir}: no checkpoint to resume from{why}; {remedy}")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tiekd import shipped
+from tiekd import console
 from tiekd.config.external import LAUNCH_RECORD
 from tiekd.distributed import launcher_watch
 from tiekd.distributed.process_group import ranks_on_this_machine
@@ -67,7 +67,7 @@ class LaunchRecord:
             raise LaunchError(
                 f"the run had {self.world_size} ranks of another launcher; give the number of "
                 "ranks to resume on, with --num_gpus N, or start that launcher with "
-                f"{shipped.command('resume')} as its program"
+                f"{console.command('resume')} as its program"
             )
         # If the run had several machines, use its hostfile, unless the user gives another hostfile
         # or a number of GPUs, or names localhost.
@@ -168,12 +168,12 @@ def read(work_dir: Path) -> LaunchRecord:
         if is_missing and not (work_dir / "config.yaml").exists():
             raise CheckpointError(
                 f"{work_dir}: no run to resume here; give the work dir that "
-                f"{shipped.command('train')} made"
+                f"{console.command('train')} made"
             ) from None
         what = "is missing" if is_missing else "can't be read as the record of a run's launch"
         raise CheckpointError(
             f"{path}: {what}; put the run's own file back, or start a new run in another "
-            f"--work-dir with {shipped.command('train')} --resume-from and the newest checkpoint "
+            f"--work-dir with {console.command('train')} --resume-from and the newest checkpoint "
             "here"
         ) from None
 

@@ -30,7 +30,7 @@ from datetime import datetime
 from io import TextIOWrapper
 from pathlib import Path
 
-from tiekd import shipped
+from tiekd import console
 from tiekd.config.recipe import dump_recipe, load_recipe
 from tiekd.distributed import comm
 from tiekd.errors import LaunchError
@@ -331,7 +331,7 @@ def _problem(work_dir: Path, recipe_path: Path, resuming: bool) -> str | None:
     if held and not resuming:
         return (
             f"{work_dir} already holds a run ({held[0].name}); resume it with "
-            f"{shipped.command('resume')} {shlex.quote(str(work_dir))}, or start again in another "
+            f"{console.command('resume')} {shlex.quote(str(work_dir))}, or start again in another "
             "--work-dir"
         )
     return None

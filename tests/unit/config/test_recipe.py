@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tiekd import shipped
+from tiekd.config import shipped
 from tiekd.config.build import build, find, settings
 from tiekd.config.provenance import annotated
 from tiekd.config.recipe import dump_recipe, load_recipe, merge

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tiekd import __version__, shipped
+from tiekd import __version__, console
+from tiekd.config import shipped
 from tiekd.distributed import entrypoint, visible_devices
 from tiekd.tools import console_command
 from tiekd.workdir import launch_record
@@ -45,7 +46,7 @@ def typed(tmp_path, monkeypatch, capfd):
         "replace_by_launcher",
         lambda options, script, words: launched.append((options, Path(script).name, words)),
     )
-    for name in ("RANK", "LOCAL_RANK", "CUDA_VISIBLE_DEVICES", "TIEKD_DEBUG", shipped.CONSOLE):
+    for name in ("RANK", "LOCAL_RANK", "CUDA_VISIBLE_DEVICES", "TIEKD_DEBUG", console.CONSOLE):
         monkeypatch.setenv(name, "0")  # so that the variable is put back after the test
         monkeypatch.delenv(name)
 
@@ -83,7 +84,7 @@ def test_console_unknown_command_suggests_near(typed):
 def test_console_runs_program(typed):
     """A program runs with its own words and exit code, and is told that `tiekd` was typed."""
     assert typed("predict", "r") == (7, "['tiekd predict', 'r'] r\n", [])
-    assert os.environ[shipped.CONSOLE] == "1"
+    assert os.environ[console.CONSOLE] == "1"
     # What DeepSpeed's launcher puts in front, if the user gives it the path of `tiekd`.
     code, told, _ = typed("--local_rank=1", "predict", "r")
     assert "tiekd predict [-h] recipe" in told

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-from tiekd import shipped
+from tiekd.config import shipped
 from tiekd.errors import TeacherError
 from tiekd.teachers.outputs.model_card import licence_in
 

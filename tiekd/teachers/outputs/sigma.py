@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from tiekd import shipped
+from tiekd import console
 from tiekd.data import sigma_calibration
 from tiekd.data.sigma_calibration import Calibration, text_of
 from tiekd.errors import TeacherError
@@ -117,13 +117,13 @@ class SigmaOptions:
             raise TeacherError(
                 "teacher.sigma.calibration: it is of another teacher (digest "
                 f"{str(found.teacher):.12}, not {str(digest):.12}); make one with "
-                f"{shipped.command('audit_teacher')} RECIPE --sigma"
+                f"{console.command('audit_teacher')} RECIPE --sigma"
             )
         if found.flip != flip:
             measured = str(found.flip).lower()
             raise TeacherError(
                 f"teacher.sigma.calibration: it was measured with teacher.flip={measured}; set "
-                f"the same, or make one with {shipped.command('audit_teacher')} RECIPE --sigma"
+                f"the same, or make one with {console.command('audit_teacher')} RECIPE --sigma"
             )
 
     def note(self) -> str | None:
@@ -137,7 +137,7 @@ class SigmaOptions:
             return (
                 f"Warning: teacher.sigma: nothing shows that {self.source} orders this teacher's "
                 "errors, nor how large they are; measure it with "
-                f"{shipped.command('audit_teacher')} RECIPE --sigma, and set "
+                f"{console.command('audit_teacher')} RECIPE --sigma, and set "
                 "teacher.sigma.calibration"
             )
         smallest, largest = (limit(factor for _, factor in self.factors) for limit in (min, max))

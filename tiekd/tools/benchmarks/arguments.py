@@ -9,7 +9,8 @@ import argparse
 import re
 from pathlib import Path
 
-from tiekd import paths, shipped
+from tiekd import paths
+from tiekd.config import shipped
 
 _STUDENTS = shipped.folder(shipped.RECIPES) / "students"
 PUBLISHED = _STUDENTS / "tiekd_mobilenet_v2_adabins_kitti.yaml"

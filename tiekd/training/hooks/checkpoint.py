@@ -7,7 +7,7 @@ are kept.
 import shlex
 from collections.abc import Callable, Sequence
 
-from tiekd import shipped
+from tiekd import console
 from tiekd.distributed import comm
 from tiekd.engine import checkpoint
 from tiekd.errors import CheckpointError, RecipeError
@@ -79,7 +79,7 @@ class Checkpoint(Hook):
             checkpoint.save(state.engine, folder, *what, **state.training_record)
         except checkpoint.SaveFailed as failure:
             if state.ends or self.on_error == "stop":
-                command = f"{shipped.command('resume')} {shlex.quote(str(state.work_dir))}"
+                command = f"{console.command('resume')} {shlex.quote(str(state.work_dir))}"
                 remedy = "raise that limit" if "ulimit -f" in str(failure) else "make room"
                 raise CheckpointError(f"{failure}; {remedy}, then {command}") from None
             self.info(f"{failure}; training continues, and the earlier checkpoints are unchanged")

@@ -9,7 +9,7 @@ host sync and one collective for the check. Left out: runs with a few valid pixe
 
 import torch
 
-from tiekd import shipped
+from tiekd import console
 from tiekd.config.teacher_node import TeacherList
 from tiekd.distributed import comm
 from tiekd.errors import DataError
@@ -107,12 +107,12 @@ def _advice(has_teacher: bool) -> str:
     if has_teacher:
         return (
             "check the teacher's depth, such as teacher.maps, data.depths, data.depth_unit and the "
-            f"losses' max_depth ({shipped.command('show_batch')} and "
-            f"{shipped.command('check_data')} show them)"
+            f"losses' max_depth ({console.command('show_batch')} and "
+            f"{console.command('check_data')} show them)"
         )
     return (
         "check data.depths, data.depth_unit and the losses' max_depth (and look with "
-        f"{shipped.command('check_data')}), or train with a teacher"
+        f"{console.command('check_data')}), or train with a teacher"
     )
 
 

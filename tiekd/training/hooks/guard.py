@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tiekd import shipped
+from tiekd import console
 from tiekd.distributed import comm
 from tiekd.errors import DivergedError
 from tiekd.training.hook import Hook
@@ -154,7 +154,7 @@ class Guard(Hook):
 
     def _end(self, state) -> None:
         command = (
-            f"{shipped.command('show_batch')} {shlex.quote(str(state.work_dir))} "
+            f"{console.command('show_batch')} {shlex.quote(str(state.work_dir))} "
             f"--iteration {self._first_bad}"
         )
         message = (
@@ -193,7 +193,7 @@ def _way_on(state, first_bad: int) -> str:
     if found is None:
         return "there is no checkpoint yet; start again, for example with a smaller optimizer.lr"
     return (
-        f"the last good checkpoint is {found}: resume from it with {shipped.command('train')} "
+        f"the last good checkpoint is {found}: resume from it with {console.command('train')} "
         "--resume-from, for example with a smaller optimizer.lr"
     )
 

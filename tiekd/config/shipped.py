@@ -1,37 +1,23 @@
-"""Finds what comes with tiekd: programs, recipes and engine configs; and spells their commands.
+"""Finds the files that come with tiekd: programs, recipes and engine configs.
 
 In a checkout these are the folders bin/, model_configs/ and ds_configs/ beside tiekd/. setup.py
-puts the same folders into a wheel, below tiekd/share/. A program is started as bin/NAME.py from a
-checkout, and as `tiekd NAME` where the package is installed. A message that tells the user to type
-something takes the spelling from `command`.
+puts the same folders into a wheel, below tiekd/share/.
 
 Files are found by this file's own place and not by `importlib.resources`: with a second checkout on
 PYTHONPATH, an editable install would answer for the folders of the first one.
 """
 
 import os
-import re
 from pathlib import Path
+
+from tiekd import console
 
 RECIPES = "model_configs"
 ENGINE_CONFIGS = "ds_configs"
 PROGRAMS = "bin"
-# The environment variable that the command `tiekd` sets, for the ranks and restarts that it starts.
-CONSOLE = "TIEKD_CONSOLE"
-_SHARE = Path(__file__).parent / "share"
 _SUFFIXES = {RECIPES: ".yaml", ENGINE_CONFIGS: ".json"}
 # The folders of files that are no recipes: pieces of some, and specifications of experiments.
 _NO_RECIPES = ("_base_", "experiments")
-
-
-def is_checkout() -> bool:
-    """Returns True if this package runs from a checkout, also from one installed with `pip -e`."""
-    return not _SHARE.is_dir()
-
-
-def _names_bin() -> bool:
-    # In an editable install the user of `tiekd` may be in any folder, where bin/ isn't.
-    return is_checkout() and CONSOLE not in os.environ
 
 
 def folder(kind: str) -> Path:
@@ -40,7 +26,7 @@ def folder(kind: str) -> Path:
     Args:
         kind: PROGRAMS, RECIPES or ENGINE_CONFIGS.
     """
-    return (_SHARE.parents[1] if is_checkout() else _SHARE) / kind
+    return (console.SHARE.parents[1] if console.is_checkout() else console.SHARE) / kind
 
 
 def shown_folder(kind: str) -> str:
@@ -49,7 +35,7 @@ def shown_folder(kind: str) -> str:
     Args:
         kind: As for `folder`.
     """
-    return f"{kind}/" if _names_bin() else f"{folder(kind)}/"
+    return f"{kind}/" if console.names_bin() else f"{folder(kind)}/"
 
 
 def names(kind: str) -> dict[str, Path]:
@@ -109,35 +95,3 @@ def programs() -> dict[str, Path]:
     # `resume` is the only one whose file has no suffix.
     files = [*folder(PROGRAMS).glob("*.py"), folder(PROGRAMS) / "resume"]
     return {path.stem.replace("_", "-"): path for path in sorted(files)}
-
-
-def command(program: str) -> str:
-    """Returns what a user types to start a program: `bin/train.py`, or `tiekd train`.
-
-    The latter if there is no checkout, or if the user has started this process as `tiekd`.
-
-    Args:
-        program: The stem of the program's file, such as `train` or `cache_teacher`.
-    """
-    if _names_bin():
-        return f"bin/{program}" if program == "resume" else f"bin/{program}.py"
-    return f"tiekd {program.replace('_', '-')}"
-
-
-def respelled(text: str) -> str:
-    """Returns a program's own description with the commands in it as `command` spells them.
-
-    Args:
-        text: The description, in which commands are spelled as in a checkout. It must be a text of
-            tiekd's: in a user's text, a path of the user's could look like a command.
-    """
-    if _names_bin():
-        return text
-    # `tiekd` starts the launcher itself, and takes its options behind the program's arguments.
-    text = re.sub(
-        r"deepspeed (--num_gpus \d+) bin/(\w+)(?:\.py)?((?: \S+)*)",
-        lambda found: f"{command(found[2])}{found[3]} {found[1]}",
-        text,
-    )
-    text = re.sub(r"(?:python )?bin/(\w+)(?:\.py)?", lambda found: command(found[1]), text)
-    return re.sub(r"model_configs/(?:\w+/)*(\w+)\.yaml", r"\1", text)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import setuptools
 
-from tiekd import __version__, shipped
+from tiekd import __version__, console
+from tiekd.config import shipped
 from tiekd.config.provenance import annotated
 from tiekd.config.recipe import load_recipe
 from tiekd.engine.config import read_engine_config
@@ -16,7 +17,7 @@ from tiekd.errors import LaunchError, RecipeError
 from tiekd.evaluation import compare
 from tiekd.tools import arguments
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def installed(tmp_path, monkeypatch):
     share.mkdir(parents=True)
     for kind in (shipped.PROGRAMS, shipped.RECIPES, shipped.ENGINE_CONFIGS):
         (share / kind).symlink_to(ROOT / kind)
-    monkeypatch.setattr(shipped, "_SHARE", share)
+    monkeypatch.setattr(console, "SHARE", share)
     return share
 
 
@@ -70,11 +71,11 @@ def test_wheel_has_code_and_shared_files(monkeypatch):
 
 def test_folders_of_checkout_and_wheel(installed, monkeypatch):
     """The folders are beside the package in a checkout and inside it in a wheel."""
-    assert not shipped.is_checkout()
+    assert not console.is_checkout()
     assert shipped.folder("bin") == installed / "bin"
     assert shipped.shown_folder("ds_configs") == f"{installed / 'ds_configs'}/"
-    monkeypatch.setattr(shipped, "_SHARE", ROOT / "tiekd" / "share")
-    assert shipped.is_checkout()
+    monkeypatch.setattr(console, "SHARE", ROOT / "tiekd" / "share")
+    assert console.is_checkout()
     assert shipped.folder("bin") == ROOT / "bin"
     assert shipped.shown_folder("ds_configs") == "ds_configs/"
 
@@ -149,14 +150,14 @@ def test_names_are_taken_where_recipes_are():
 @pytest.mark.usefixtures("installed")
 def test_commands_are_spelled_for_checkout_and_wheel(monkeypatch):
     """A command is `tiekd X` in a wheel and after `tiekd`, and `bin/X` in a checkout."""
-    monkeypatch.delenv(shipped.CONSOLE, raising=False)
-    assert shipped.command("cache_teacher") == "tiekd cache-teacher"
-    monkeypatch.setattr(shipped, "_SHARE", ROOT / "tiekd" / "share")
-    assert shipped.command("cache_teacher") == "bin/cache_teacher.py"
-    assert shipped.command("resume") == "bin/resume"
-    assert shipped.respelled("python bin/train.py RECIPE") == "python bin/train.py RECIPE"
-    monkeypatch.setenv(shipped.CONSOLE, "1")
-    assert shipped.command("resume") == "tiekd resume"
+    monkeypatch.delenv(console.CONSOLE, raising=False)
+    assert console.command("cache_teacher") == "tiekd cache-teacher"
+    monkeypatch.setattr(console, "SHARE", ROOT / "tiekd" / "share")
+    assert console.command("cache_teacher") == "bin/cache_teacher.py"
+    assert console.command("resume") == "bin/resume"
+    assert console.respelled("python bin/train.py RECIPE") == "python bin/train.py RECIPE"
+    monkeypatch.setenv(console.CONSOLE, "1")
+    assert console.command("resume") == "tiekd resume"
     assert shipped.shown_folder("ds_configs") == f"{ROOT / 'ds_configs'}/"
 
 
@@ -171,7 +172,7 @@ def test_descriptions_of_programs_are_respelled():
         told = arguments.new_parser(text).format_help()
         assert not re.search(r"\bbin/|deepspeed --|model_configs/|python ", told), name
         assert f"tiekd {name} " in told, name
-    assert "tiekd train tiekd_light_bts_kitti --num_gpus 2\n" in shipped.respelled(
+    assert "tiekd train tiekd_light_bts_kitti --num_gpus 2\n" in console.respelled(
         ast.get_docstring(ast.parse(programs["train"].read_text(encoding="utf-8")))
     )
 
