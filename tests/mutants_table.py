@@ -3452,4 +3452,12 @@ if passed_over:
         "uses_focal = False",
         ("tests/unit/teachers/test_stereo.py",),
     ),
+    Mutant(
+        "experiment_reads_maps_of_one_teacher",
+        "tiekd.tools.experiment.runs",
+        "_read_sections",
+        '("data", "teacher", "teachers")',
+        '("data", "teacher")',
+        ("tests/unit/tools/experiment/test_runs.py",),
+    ),
 ]

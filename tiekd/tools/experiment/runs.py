@@ -317,7 +317,9 @@ def _read_sections(node: dict) -> dict:
     Args:
         node: the resolved recipe.
     """
-    found = {key: node[key] for key in ("data", "teacher") if node.get(key) is not None}
+    # Several teachers may have cached maps, which are read with the frames.
+    keys = ("data", "teacher", "teachers")
+    found = {key: node[key] for key in keys if node.get(key) is not None}
     # Of the network only the depth range matters here.
     depths = {key: node["network"].get(key) for key in ("min_depth", "max_depth")}
     return found | {"network": depths, "train": {"iterations": 1}}

@@ -69,6 +69,17 @@ def test_key_follows_what_figures_follow_from(write, scenes, tmp_path):
     assert moved() != before
 
 
+def test_key_follows_maps_of_several_teachers(write, tmp_path):
+    """A map of the second teacher that changes is another run."""
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    teachers = f"teachers=[{{maps: {tmp_path / 'a'}}}, {{maps: {tmp_path / 'b'}}}]"
+    spec = write(set=["teacher=null", teachers, "losses={silog: {weight: 1.0}}"])
+    (before, *_), _ = runs.plan(spec)
+    (tmp_path / "b" / before.frames.train[0].replace("/", "_")).write_bytes(b"x")
+    assert runs.plan(spec)[0][0].key != before.key
+
+
 def test_key_follows_code(write, monkeypatch):
     """A run of other code is another run, but the report's own code isn't part of that."""
     spec = write()
