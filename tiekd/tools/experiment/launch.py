@@ -155,13 +155,13 @@ class Launcher:
     def _train(self, job: Job) -> str | None:
         # A run that was killed during its evaluation is trained already.
         outcome = workdir.read_outcome(job.train_dir)
-        if outcome is not None and outcome.outcome == "finished":
+        if outcome is not None and outcome.is_complete:
             return None
         job.train_dir.mkdir(exist_ok=True)
         command = train_command(self.spec, job, self.program.parent / "train.py")
         code = self.execute_logged(command, job.train_dir, job.log)
         now = workdir.read_outcome(job.train_dir)
-        if now is not None and now.outcome == "finished":
+        if now is not None and now.is_complete:
             return None
         # An unchanged outcome describes an earlier attempt: this one ended before it wrote its own.
         told = now.reason if now is not None and now != outcome and now.reason else None

@@ -21,6 +21,7 @@ class Processes:
         self.spec = spec
         self.commands = []
         self.broken = ""  # rows whose training fails
+        self.outcome = "finished"
         self.stopped_by = None  # a signal during the next training
 
     def __call__(self, command, work_dir, asked, output):
@@ -40,7 +41,7 @@ class Processes:
         output.write(b"LossError: too bad\n[2026-01-01 00:00:00,000] [ERROR] [launch.py:1] x\n")
         if row in self.broken:
             return 2
-        facts = {"outcome": "finished", "iteration": 4, "total_iterations": 4}
+        facts = {"outcome": self.outcome, "iteration": 4, "total_iterations": 4}
         facts |= {"reason": None, "time": ""}
         (work_dir / "outcome.json").write_text(json.dumps(facts))
         return 0
@@ -80,6 +81,16 @@ def test_run_trained_run_is_only_scored(launcher, spec):
     launcher.run([job])
     job.figures_file("val").unlink()
     launcher.run([job])
+    assert len(launcher.execute.trainings) == 1
+
+
+def test_run_stopped_early_is_finished(launcher, spec):
+    """A training whose hook has stopped it early is complete: it is evaluated, and not repeated."""
+    launcher.execute.outcome = "stopped early"
+    job = runs.plan(spec)[0][0]
+    assert launcher.run([job]) == launch.Finished([], False)
+    job.figures_file("val").unlink()
+    assert launcher.run([job]) == launch.Finished([], False)
     assert len(launcher.execute.trainings) == 1
 
 
