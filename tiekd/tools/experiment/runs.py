@@ -21,7 +21,7 @@ import fnmatch
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -37,6 +37,7 @@ from tiekd.engine.config import read_engine_config
 from tiekd.errors import RecipeError, UserError
 from tiekd.evaluation.frame_figures import FrameFigures
 from tiekd.models.build import build_network
+from tiekd.teaching import with_checkpoints
 from tiekd.tools.experiment.spec import DataSet, Fold, Spec
 from tiekd.training import criterion, optimizer, schedules
 from tiekd.training.inputs import fingerprint_files, fingerprint_splits
@@ -44,9 +45,10 @@ from tiekd.training.settings import Recipe
 from tiekd.workdir.workdir import NOT_LEARNED_FROM
 
 _CODE = Path(__file__).parents[2]  # the folder tiekd/
-_PACKAGES = ("torch", "torchvision", "deepspeed", "numpy")
+_PACKAGES = ("torch", "torchvision", "deepspeed", "numpy", "pillow", "timm", "transformers")
+_PACKAGES += ("onnxruntime", "opencv-python-headless")
 # Code that no figure of a frame follows from: programs, and how figures become a report.
-_NOT_COMPUTED_WITH = ("tools", "evaluation/intervals.py")
+_NOT_COMPUTED_WITH = ("share", "tools", "evaluation/intervals.py")
 _SCORES = "tools/experiment/score.py"
 PILOT_SEEDS = 3  # seeds from which the smallest detectable difference is computed
 
@@ -252,14 +254,23 @@ def _prepared(
         overrides += ["evaluation.by=iteration", f"evaluation.interval={spec.steps}"]
     try:
         node = load_recipe(recipe, overrides)
-        _refuse_test_lists(spec, name, node, row)
+        data = node.get("data") or {}
+        root = Path(str(data.get("root", "."))).expanduser()
+        lists = {key: data.get(key) for key in ("train_split", "val_split")}
+        _refuse_test_lists(spec, name, row, root, lists)
         if "max_depth" not in (node.get("network") or {}):
             raise RecipeError(f"{recipe}: describes no network; give a recipe that can be trained")
         splits = read(_as_text(_read_sections(node)))
+        # A recipe needn't name the lists that are a data set's own.
+        own = {
+            f"{split}_split": getattr(each, "source", None) for split, each in splits.sets.items()
+        }
+        _refuse_test_lists(spec, name, row, root, own)
         # The code of parts from outside the project counts, so import them first.
         for module in external.names_in(node):
             external.import_module(module)
-        files = fingerprint_files(Recipe(node), splits.sets)
+        # A teacher may be given by a work dir, in which other weights may be the best ones later.
+        files = fingerprint_files(Recipe(with_checkpoints(node)), splits.sets)
     except RecipeError as error:
         raise provenance.with_origins(error, recipe, overrides) from error
     data = _digest({"files": files, "splits": splits.digest})
@@ -317,7 +328,8 @@ def _read_sections(node: dict) -> dict:
     Args:
         node: the resolved recipe.
     """
-    found = {key: node[key] for key in ("data", "teacher") if node.get(key) is not None}
+    keys = ("data", "teacher", "teachers")
+    found = {key: node[key] for key in keys if node.get(key) is not None}
     # Of the network only the depth range matters here.
     depths = {key: node["network"].get(key) for key in ("min_depth", "max_depth")}
     return found | {"network": depths, "train": {"iterations": 1}}
@@ -336,19 +348,30 @@ def _read_splits(sections: str) -> _Splits:
     return _Splits(sets, _digest(state), SplitNames(*names))
 
 
-def _refuse_test_lists(spec: Spec, name: str, node: dict, row: str) -> None:
-    """Raises RecipeError if a resolved recipe trains or validates on a test list.
+def _refuse_test_lists(
+    spec: Spec, name: str, row: str, root: Path, lists: Mapping[str, str | Path | None]
+) -> None:
+    """Raises RecipeError if a row trains or validates on the test list of a set.
+
+    The same if a headline's test list doesn't exist, which would be found after all trainings.
 
     Args:
         spec: the experiment.
         name: the set's name.
-        node: the resolved recipe.
         row: the row's name.
+        root: the folder at which the paths of lists begin.
+        lists: key of the recipe's section `data` -> path of a list that is read.
     """
     test = spec.sets[name].test
-    data = node.get("data", {})
-    for key in ("train_split", "val_split"):
-        if test is not None and data.get(key) is not None and Path(data[key]) == Path(test):
+    if test is None:
+        return
+    if spec.headline and not (root / test).is_file():
+        raise RecipeError(
+            f"sets.{name}.test: no file at {root / test}; give the test list's path from data.root"
+        )
+    for key, path in lists.items():
+        # One list can be spelled in several ways, such as by its whole path.
+        if isinstance(path, str | Path) and (root / path).resolve() == (root / test).resolve():
             raise RecipeError(
                 f"rows.{row}: data.{key} is {test}, the test list of {name}; training and "
                 "selection must not read it, so give another list"
@@ -471,7 +494,9 @@ def _check_recipe(recipe: Recipe, steps: int) -> None:
 
 
 def check_scenes(runs: Sequence[Job], spec: Spec) -> list[str]:
-    """Checks that the scene rule covers all validation frames, and that folds are split by scene.
+    """Checks the validation frames: all rows have the same ones, and all of them have a scene.
+
+    Folds must be split by scene.
 
     Args:
         runs: the runs.
@@ -481,14 +506,20 @@ def check_scenes(runs: Sequence[Job], spec: Spec) -> list[str]:
         For each set a line with its numbers of scenes and frames.
 
     Raises:
-        RecipeError: the rule doesn't cover a frame, a scene is evaluated in two folds, or a fold
-            trains on a scene on which it is evaluated.
+        RecipeError: rows have different validation frames, the rule doesn't cover a frame, a scene
+            is evaluated in two folds, or a fold trains on a scene on which it is evaluated.
     """
     # Scenes are counted before anything runs, so that a wrong rule costs no time.
     rule = spec.scene_rule()
     lines = []
     for name, each in spec.sets.items():
-        by_fold = {job.fold: job.frames for job in runs if job.set == name}
+        by_fold: dict[int | None, SplitNames] = {}
+        for job in runs:
+            if job.set == name and by_fold.setdefault(job.fold, job.frames).val != job.frames.val:
+                raise RecipeError(
+                    f"rows.{job.row}: has other validation frames on {name} than the first row; "
+                    "give all rows of a set the same ones"
+                )
         seen: dict[str, int | None] = {}
         for fold, frames in by_fold.items():
             evaluated = {rule(frame) for frame in frames.val}
