@@ -148,9 +148,12 @@ class Launcher:
         job.folder.mkdir(parents=True, exist_ok=True)
         # Write the state first, so that the folder of a killed run says which run it is.
         _write_state(job, read_state(job))
-        if job.row is not None and (reason := self._train(job)) is not None:
-            return reason
-        return self._score(job)
+        for step in (self._train, self._score) if job.row is not None else (self._score,):
+            # Before each process, since a training may take hours.
+            reason = listing.changed_sources(job, self.spec) or step(job)
+            if reason is not None:
+                return reason
+        return None
 
     def _train(self, job: Job) -> str | None:
         # A run that was killed during its evaluation is trained already.

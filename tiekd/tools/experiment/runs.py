@@ -79,6 +79,8 @@ class Job:
         key: digest of all that the figures follow from.
         folder: the run's folder.
         frames: names of the training and the validation frames.
+        sources: digest of the recipe, the engine config and the code, as they were when the job was
+            listed.
     """
 
     set: str
@@ -90,6 +92,7 @@ class Job:
     key: str
     folder: Path
     frames: SplitNames
+    sources: str
 
     @property
     def label(self) -> str:
@@ -190,7 +193,7 @@ def plan(spec: Spec, folder: Path | None = None) -> tuple[list[Job], list[Job]]:
                 for row in spec.rows
                 for seed in spec.seeds
             ]
-            floors.append(_floors(spec, (name, number), of_rows[each.primary[1]]))
+            floors.append(_floors(spec, (name, number), of_rows[each.primary[1]], engine))
         runs += sorted(here, key=functools.partial(_order, spec, each))
     return [_placed(job, folder) for job in runs], [_placed(job, folder) for job in floors]
 
@@ -293,16 +296,17 @@ def _run(spec: Spec, of: tuple[str, str, int, int | None], row: _Prepared, engin
     made = {"recipe": _learned_from(node), "engine": engine, "launcher": launcher}
     key = _digest({**made, "data": row.data, "code": code_digest()})
     overrides = (*row.overrides, f"train.seed={seed}")
-    return Job(*of, row.recipe, overrides, key, Path(), row.frames)
+    return Job(*of, row.recipe, overrides, key, Path(), row.frames, _sources(node, engine))
 
 
-def _floors(spec: Spec, of: tuple[str, int | None], row: _Prepared) -> Job:
+def _floors(spec: Spec, of: tuple[str, int | None], row: _Prepared, engine: dict) -> Job:
     """Returns the floors of a set, on the data of one of its rows.
 
     Args:
         spec: the experiment.
         of: name of the set, and number of the fold.
         row: the second row of the primary comparison.
+        engine: the engine config.
     """
     protocol = Recipe(row.node).protocol("val")
     scored = (protocol.min_depth, protocol.cap, protocol.settings.crop)
@@ -310,7 +314,36 @@ def _floors(spec: Spec, of: tuple[str, int | None], row: _Prepared) -> Job:
     key = _digest({"recipe": data, "scored": scored, "data": row.data, "code": code_digest()})
     # The seed is any: nothing is drawn for the floors.
     overrides = (*row.overrides, f"train.seed={spec.seeds[0]}")
-    return Job(of[0], None, None, of[1], row.recipe, overrides, key, Path(), row.frames)
+    sources = _sources(merge(row.node, {"train": {"seed": spec.seeds[0]}}), engine)
+    return Job(of[0], None, None, of[1], row.recipe, overrides, key, Path(), row.frames, sources)
+
+
+def _sources(node: dict, engine: dict) -> str:
+    return _digest({"recipe": _learned_from(node), "engine": engine, "code": code_digest()})
+
+
+def changed_sources(job: Job, spec: Spec) -> str | None:
+    """Returns why a listed job mustn't be started, in one line; None if it may be.
+
+    The processes of a job read the recipe, the engine config and the code anew, which may be hours
+    after the job was listed. If one has changed since, the figures would stand under the key of the
+    old ones.
+
+    Args:
+        job: the job.
+        spec: the experiment.
+    """
+    code_digest.cache_clear()
+    try:
+        node = load_recipe(job.recipe, job.overrides)
+        if _sources(node, read_engine_config(spec.engine_config)) == job.sources:
+            return None
+    except UserError as error:
+        return str(error)
+    return (
+        "its recipe, the engine config or tiekd's code has changed since the experiment was "
+        "started; start it again, which lists the runs anew"
+    )
 
 
 def _placed(job: Job, folder: Path) -> Job:

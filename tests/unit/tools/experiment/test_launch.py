@@ -113,6 +113,38 @@ def test_run_names_failed_run_and_goes_on(launcher, spec):
     assert launch.read_state(planned[1]).failure is None
 
 
+def test_run_of_changed_recipe_is_not_started(launcher, spec, tmp_path):
+    """A recipe that changes after the runs were listed isn't trained under the key of the old."""
+    planned, _ = runs.plan(spec)
+    launcher.run(planned[:1])
+    recipe = json.loads((tmp_path / "recipe.yaml").read_text())
+    recipe["log"] = {"interval": 7}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    assert launcher.run(planned[1:2]) == launch.Finished([], False)
+    recipe["optimizer"]["lr"] = 0.123
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    assert launcher.run(planned[2:3]) == launch.Finished([planned[2]], False)
+    assert "its recipe, the engine config or tiekd's code has changed" in launcher.out.getvalue()
+    assert len(launcher.execute.trainings) == 2
+    assert launcher.run(runs.plan(spec)[0]).failed == []
+
+
+def test_run_of_changed_code_is_not_scored(launcher, spec, monkeypatch):
+    """Code that changes during a training doesn't evaluate it."""
+    job = runs.plan(spec)[0][0]
+    finish = launcher.execute
+
+    def execute(*arguments):
+        monkeypatch.setattr(runs, "_PACKAGES", ("torch",))
+        return finish(*arguments)
+
+    launcher.execute = execute
+    assert launcher.run([job]).failed == [job]
+    assert len(finish.commands) == 1
+    assert not job.figures_file("val").exists()
+    runs.code_digest.cache_clear()
+
+
 def test_run_stops_when_asked(launcher, spec):
     """A signal during a training stops the experiment, and that run is no failure."""
     launcher.execute.stopped_by = signal.SIGTERM
