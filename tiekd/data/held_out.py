@@ -1,7 +1,7 @@
 """Chooses validation frames by sequence, so that none is the neighbour of a training frame.
 
 Frames of one folder count as a sequence. Whole folders are held out, chosen by a hash of their
-names, until they have about the wanted share of the frames. If every folder is too large for that,
+names, until they have about the wanted share of the frames. If the folders are too large for that,
 as with one flat folder of a video's frames, the last frames in the order of their names are held
 out, and the frames before them are left out of both splits (GAP of all frames). Validation on the
 same sequence is optimistic, which SAME_SEQUENCE says in the log.
@@ -18,7 +18,8 @@ from pathlib import PurePosixPath
 
 GAP = 0.05  # the share of all frames that separates two parts of one sequence
 SAME_SEQUENCE = "same sequence, optimistic"
-_MOST = 2  # at most this many times the wanted number of frames is held out
+# Whole folders are held out if they have this many times the wanted number of frames.
+_LEAST, _MOST = 0.5, 2
 
 
 def choose(names: Collection[str], fraction: float) -> set[str]:
@@ -37,7 +38,7 @@ def choose(names: Collection[str], fraction: float) -> set[str]:
     for folder in sorted(folders, key=_digest):
         if len(chosen) < wanted and len(chosen) + len(folders[folder]) <= _MOST * wanted:
             chosen |= folders[folder]
-    return chosen if chosen else set(_in_order(names)[-wanted:])
+    return chosen if len(chosen) >= _LEAST * wanted else set(_in_order(names)[-wanted:])
 
 
 def gap(names: Collection[str], validation: Collection[str]) -> set[str]:

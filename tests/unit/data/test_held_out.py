@@ -48,6 +48,12 @@ def test_choose_cuts_the_last_of_large_folders():
     assert held_out.gap(names, chosen) == set(names[85:90])
 
 
+def test_choose_takes_no_tiny_folder_for_a_split():
+    """Folders with far fewer frames than wanted don't become the whole validation split."""
+    names = video("a/", 1) + video("b/", 199)
+    assert len(held_out.choose(names, 0.1)) == 20
+
+
 def test_choose_holds_out_at_least_one():
     """A share above 0 gives a frame or more, and a share of 0 none."""
     assert held_out.choose(video("", 3), 0.1) == {"frame_2.png"}

@@ -148,20 +148,23 @@ class Launcher:
         job.folder.mkdir(parents=True, exist_ok=True)
         # Write the state first, so that the folder of a killed run says which run it is.
         _write_state(job, read_state(job))
-        if job.row is not None and (reason := self._train(job)) is not None:
-            return reason
-        return self._score(job)
+        for step in (self._train, self._score) if job.row is not None else (self._score,):
+            # Before each process, since a training may take hours.
+            reason = listing.changed_sources(job, self.spec) or step(job)
+            if reason is not None:
+                return reason
+        return None
 
     def _train(self, job: Job) -> str | None:
         # A run that was killed during its evaluation is trained already.
         outcome = workdir.read_outcome(job.train_dir)
-        if outcome is not None and outcome.outcome == "finished":
+        if outcome is not None and outcome.is_complete:
             return None
         job.train_dir.mkdir(exist_ok=True)
         command = train_command(self.spec, job, self.program.parent / "train.py")
         code = self.execute_logged(command, job.train_dir, job.log)
         now = workdir.read_outcome(job.train_dir)
-        if now is not None and now.outcome == "finished":
+        if now is not None and now.is_complete:
             return None
         # An unchanged outcome describes an earlier attempt: this one ended before it wrote its own.
         told = now.reason if now is not None and now != outcome and now.reason else None

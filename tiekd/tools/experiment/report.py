@@ -233,8 +233,9 @@ def plot(table: Mapping) -> bytes | None:
         for line, each in enumerate(found):
             # Draw the intervals beside each other, and the difference between them.
             for key, shift, colour in _MARKS:
-                low, high = each[key]
-                if low is not None:
+                low, high = map(as_number, each[key])
+                # An interval may be missing, or have no ends; neither can be drawn.
+                if math.isfinite(low) and math.isfinite(high):
                     place.plot([low, high], [line + shift] * 2, color=colour, linewidth=3)
             place.plot(as_number(each["difference"]), line, "o", color="black", markersize=4)
         labels = [f"{each['row']} - {each['than']}" for each in found]

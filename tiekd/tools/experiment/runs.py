@@ -21,7 +21,7 @@ import fnmatch
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -37,6 +37,7 @@ from tiekd.engine.config import read_engine_config
 from tiekd.errors import RecipeError, UserError
 from tiekd.evaluation.frame_figures import FrameFigures
 from tiekd.models.build import build_network
+from tiekd.teaching import with_checkpoints
 from tiekd.tools.experiment.spec import DataSet, Fold, Spec
 from tiekd.training import criterion, optimizer, schedules
 from tiekd.training.inputs import fingerprint_files, fingerprint_splits
@@ -44,9 +45,10 @@ from tiekd.training.settings import Recipe
 from tiekd.workdir.workdir import NOT_LEARNED_FROM
 
 _CODE = Path(__file__).parents[2]  # the folder tiekd/
-_PACKAGES = ("torch", "torchvision", "deepspeed", "numpy")
+_PACKAGES = ("torch", "torchvision", "deepspeed", "numpy", "pillow", "timm", "transformers")
+_PACKAGES += ("onnxruntime", "opencv-python-headless")
 # Code that no figure of a frame follows from: programs, and how figures become a report.
-_NOT_COMPUTED_WITH = ("tools", "evaluation/intervals.py")
+_NOT_COMPUTED_WITH = ("share", "tools", "evaluation/intervals.py")
 _SCORES = "tools/experiment/score.py"
 PILOT_SEEDS = 3  # seeds from which the smallest detectable difference is computed
 
@@ -77,6 +79,8 @@ class Job:
         key: digest of all that the figures follow from.
         folder: the run's folder.
         frames: names of the training and the validation frames.
+        sources: digest of the recipe, the engine config and the code, as they were when the job was
+            listed.
     """
 
     set: str
@@ -88,6 +92,7 @@ class Job:
     key: str
     folder: Path
     frames: SplitNames
+    sources: str
 
     @property
     def label(self) -> str:
@@ -188,7 +193,7 @@ def plan(spec: Spec, folder: Path | None = None) -> tuple[list[Job], list[Job]]:
                 for row in spec.rows
                 for seed in spec.seeds
             ]
-            floors.append(_floors(spec, (name, number), of_rows[each.primary[1]]))
+            floors.append(_floors(spec, (name, number), of_rows[each.primary[1]], engine))
         runs += sorted(here, key=functools.partial(_order, spec, each))
     return [_placed(job, folder) for job in runs], [_placed(job, folder) for job in floors]
 
@@ -252,14 +257,23 @@ def _prepared(
         overrides += ["evaluation.by=iteration", f"evaluation.interval={spec.steps}"]
     try:
         node = load_recipe(recipe, overrides)
-        _refuse_test_lists(spec, name, node, row)
+        data = node.get("data") or {}
+        root = Path(str(data.get("root", "."))).expanduser()
+        lists = {key: data.get(key) for key in ("train_split", "val_split")}
+        _refuse_test_lists(spec, name, row, root, lists)
         if "max_depth" not in (node.get("network") or {}):
             raise RecipeError(f"{recipe}: describes no network; give a recipe that can be trained")
         splits = read(_as_text(_read_sections(node)))
+        # A recipe needn't name the lists that are a data set's own.
+        own = {
+            f"{split}_split": getattr(each, "source", None) for split, each in splits.sets.items()
+        }
+        _refuse_test_lists(spec, name, row, root, own)
         # The code of parts from outside the project counts, so import them first.
         for module in external.names_in(node):
             external.import_module(module)
-        files = fingerprint_files(Recipe(node), splits.sets)
+        # A teacher may be given by a work dir, in which other weights may be the best ones later.
+        files = fingerprint_files(Recipe(with_checkpoints(node)), splits.sets)
     except RecipeError as error:
         raise provenance.with_origins(error, recipe, overrides) from error
     data = _digest({"files": files, "splits": splits.digest})
@@ -282,16 +296,17 @@ def _run(spec: Spec, of: tuple[str, str, int, int | None], row: _Prepared, engin
     made = {"recipe": _learned_from(node), "engine": engine, "launcher": launcher}
     key = _digest({**made, "data": row.data, "code": code_digest()})
     overrides = (*row.overrides, f"train.seed={seed}")
-    return Job(*of, row.recipe, overrides, key, Path(), row.frames)
+    return Job(*of, row.recipe, overrides, key, Path(), row.frames, _sources(node, engine))
 
 
-def _floors(spec: Spec, of: tuple[str, int | None], row: _Prepared) -> Job:
+def _floors(spec: Spec, of: tuple[str, int | None], row: _Prepared, engine: dict) -> Job:
     """Returns the floors of a set, on the data of one of its rows.
 
     Args:
         spec: the experiment.
         of: name of the set, and number of the fold.
         row: the second row of the primary comparison.
+        engine: the engine config.
     """
     protocol = Recipe(row.node).protocol("val")
     scored = (protocol.min_depth, protocol.cap, protocol.settings.crop)
@@ -299,7 +314,36 @@ def _floors(spec: Spec, of: tuple[str, int | None], row: _Prepared) -> Job:
     key = _digest({"recipe": data, "scored": scored, "data": row.data, "code": code_digest()})
     # The seed is any: nothing is drawn for the floors.
     overrides = (*row.overrides, f"train.seed={spec.seeds[0]}")
-    return Job(of[0], None, None, of[1], row.recipe, overrides, key, Path(), row.frames)
+    sources = _sources(merge(row.node, {"train": {"seed": spec.seeds[0]}}), engine)
+    return Job(of[0], None, None, of[1], row.recipe, overrides, key, Path(), row.frames, sources)
+
+
+def _sources(node: dict, engine: dict) -> str:
+    return _digest({"recipe": _learned_from(node), "engine": engine, "code": code_digest()})
+
+
+def changed_sources(job: Job, spec: Spec) -> str | None:
+    """Returns why a listed job mustn't be started, in one line; None if it may be.
+
+    The processes of a job read the recipe, the engine config and the code anew, which may be hours
+    after the job was listed. If one has changed since, the figures would stand under the key of the
+    old ones.
+
+    Args:
+        job: the job.
+        spec: the experiment.
+    """
+    code_digest.cache_clear()
+    try:
+        node = load_recipe(job.recipe, job.overrides)
+        if _sources(node, read_engine_config(spec.engine_config)) == job.sources:
+            return None
+    except UserError as error:
+        return str(error)
+    return (
+        "its recipe, the engine config or tiekd's code has changed since the experiment was "
+        "started; start it again, which lists the runs anew"
+    )
 
 
 def _placed(job: Job, folder: Path) -> Job:
@@ -338,19 +382,30 @@ def _read_splits(sections: str) -> _Splits:
     return _Splits(sets, _digest(state), SplitNames(*names))
 
 
-def _refuse_test_lists(spec: Spec, name: str, node: dict, row: str) -> None:
-    """Raises RecipeError if a resolved recipe trains or validates on a test list.
+def _refuse_test_lists(
+    spec: Spec, name: str, row: str, root: Path, lists: Mapping[str, str | Path | None]
+) -> None:
+    """Raises RecipeError if a row trains or validates on the test list of a set.
+
+    The same if a headline's test list doesn't exist, which would be found after all trainings.
 
     Args:
         spec: the experiment.
         name: the set's name.
-        node: the resolved recipe.
         row: the row's name.
+        root: the folder at which the paths of lists begin.
+        lists: key of the recipe's section `data` -> path of a list that is read.
     """
     test = spec.sets[name].test
-    data = node.get("data", {})
-    for key in ("train_split", "val_split"):
-        if test is not None and data.get(key) is not None and Path(data[key]) == Path(test):
+    if test is None:
+        return
+    if spec.headline and not (root / test).is_file():
+        raise RecipeError(
+            f"sets.{name}.test: no file at {root / test}; give the test list's path from data.root"
+        )
+    for key, path in lists.items():
+        # One list can be spelled in several ways, such as by its whole path.
+        if isinstance(path, str | Path) and (root / path).resolve() == (root / test).resolve():
             raise RecipeError(
                 f"rows.{row}: data.{key} is {test}, the test list of {name}; training and "
                 "selection must not read it, so give another list"
@@ -473,7 +528,9 @@ def _check_recipe(recipe: Recipe, steps: int) -> None:
 
 
 def check_scenes(runs: Sequence[Job], spec: Spec) -> list[str]:
-    """Checks that the scene rule covers all validation frames, and that folds are split by scene.
+    """Checks the validation frames: all rows have the same ones, and all of them have a scene.
+
+    Folds must be split by scene.
 
     Args:
         runs: the runs.
@@ -483,14 +540,20 @@ def check_scenes(runs: Sequence[Job], spec: Spec) -> list[str]:
         For each set a line with its numbers of scenes and frames.
 
     Raises:
-        RecipeError: the rule doesn't cover a frame, a scene is evaluated in two folds, or a fold
-            trains on a scene on which it is evaluated.
+        RecipeError: rows have different validation frames, the rule doesn't cover a frame, a scene
+            is evaluated in two folds, or a fold trains on a scene on which it is evaluated.
     """
     # Scenes are counted before anything runs, so that a wrong rule costs no time.
     rule = spec.scene_rule()
     lines = []
     for name, each in spec.sets.items():
-        by_fold = {job.fold: job.frames for job in runs if job.set == name}
+        by_fold: dict[int | None, SplitNames] = {}
+        for job in runs:
+            if job.set == name and by_fold.setdefault(job.fold, job.frames).val != job.frames.val:
+                raise RecipeError(
+                    f"rows.{job.row}: has other validation frames on {name} than the first row; "
+                    "give all rows of a set the same ones"
+                )
         seen: dict[str, int | None] = {}
         for fold, frames in by_fold.items():
             evaluated = {rule(frame) for frame in frames.val}

@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 
 from tiekd import paths
-from tiekd.config import recipe_yaml
+from tiekd.config import recipe_yaml, shipped
 from tiekd.config.build import settings
 from tiekd.data.splits import read_lines
 from tiekd.errors import RecipeError
@@ -99,7 +99,7 @@ class Row:
     """A row of the table: a recipe with overrides.
 
     Attributes:
-        recipe: path of the recipe, from the specification's folder.
+        recipe: path of the recipe, from the specification's folder, or the name of one of tiekd.
         set: overrides, as for `--set`.
     """
 
@@ -161,12 +161,13 @@ class Spec:
         return "test" if self.headline else "val"
 
     def recipe_of(self, row: str) -> Path:
-        """Returns the path of a row's recipe.
+        """Returns the path of a row's recipe, which is the user's file or one of tiekd.
 
         Args:
             row: the row's name.
         """
-        return self.path.parent / paths.expanded(self.rows[row].recipe)
+        given = paths.expanded(self.rows[row].recipe)
+        return shipped.find(shipped.RECIPES, given, self.path.parent)
 
     def scene_rule(self) -> Callable[[str], str]:
         """Returns the function from a frame's name to its scene.
@@ -241,6 +242,9 @@ def read(path: Path) -> Spec:
         raise RecipeError(f"{path}: unknown key 'path'; the keys are: {', '.join(_KEYS)}")
     # Check the types of the top level, then of each row and set.
     spec = settings({"experiment": node}, "experiment", Spec)
+    for key, named in (("rows", spec.rows), ("sets", spec.sets)):
+        if not all(isinstance(name, str) for name in named):
+            raise RecipeError(f"{key}: got {list(named)!r:.80}; a name is text, so quote it")
     rows = {name: _part(row, f"rows.{name}", Row, ("recipe",)) for name, row in spec.rows.items()}
     sets = {name: _data_set(each, f"sets.{name}") for name, each in spec.sets.items()}
     spec = Spec(**{**vars(spec), "rows": rows, "sets": sets, "path": path})

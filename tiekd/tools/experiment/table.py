@@ -2,8 +2,8 @@
 
 The result is a dict of plain values for the report's JSON file, from which the Markdown and the
 plot are made (report.py). It holds no times and no absolute paths, so an experiment that was
-interrupted has the table of one that wasn't, byte for byte. NaN and infinite values are null and
-"inf".
+interrupted has the table of one that wasn't, byte for byte. NaN is null, and infinite values
+are "inf" and "-inf".
 """
 
 import math
@@ -405,10 +405,10 @@ def _lost_to(figures: Figures, row: str) -> list[dict]:
 
 
 def _plain(value: float) -> float | str | None:
-    """Returns a number for JSON: None for NaN, and "inf" for an infinite one."""
+    """Returns a number for JSON: None for NaN, and "inf" or "-inf" for an infinite one."""
     if math.isnan(value):
         return None
-    return value if math.isfinite(value) else "inf"
+    return value if math.isfinite(value) else str(value)
 
 
 def as_number(value: float | str | None) -> float:

@@ -21,6 +21,7 @@ class Processes:
         self.spec = spec
         self.commands = []
         self.broken = ""  # rows whose training fails
+        self.outcome = "finished"
         self.stopped_by = None  # a signal during the next training
 
     def __call__(self, command, work_dir, asked, output):
@@ -40,7 +41,7 @@ class Processes:
         output.write(b"LossError: too bad\n[2026-01-01 00:00:00,000] [ERROR] [launch.py:1] x\n")
         if row in self.broken:
             return 2
-        facts = {"outcome": "finished", "iteration": 4, "total_iterations": 4}
+        facts = {"outcome": self.outcome, "iteration": 4, "total_iterations": 4}
         facts |= {"reason": None, "time": ""}
         (work_dir / "outcome.json").write_text(json.dumps(facts))
         return 0
@@ -83,6 +84,16 @@ def test_run_trained_run_is_only_scored(launcher, spec):
     assert len(launcher.execute.trainings) == 1
 
 
+def test_run_stopped_early_is_finished(launcher, spec):
+    """A training whose hook has stopped it early is complete: it is evaluated, and not repeated."""
+    launcher.execute.outcome = "stopped early"
+    job = runs.plan(spec)[0][0]
+    assert launcher.run([job]) == launch.Finished([], False)
+    job.figures_file("val").unlink()
+    assert launcher.run([job]) == launch.Finished([], False)
+    assert len(launcher.execute.trainings) == 1
+
+
 def test_run_names_failed_run_and_goes_on(launcher, spec):
     """A failed run is named with the reason and its log, and the others run."""
     launcher.execute.broken = "old"
@@ -100,6 +111,38 @@ def test_run_names_failed_run_and_goes_on(launcher, spec):
     launcher.execute.broken = ""
     assert launcher.run(planned).failed == []
     assert launch.read_state(planned[1]).failure is None
+
+
+def test_run_of_changed_recipe_is_not_started(launcher, spec, tmp_path):
+    """A recipe that changes after the runs were listed isn't trained under the key of the old."""
+    planned, _ = runs.plan(spec)
+    launcher.run(planned[:1])
+    recipe = json.loads((tmp_path / "recipe.yaml").read_text())
+    recipe["log"] = {"interval": 7}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    assert launcher.run(planned[1:2]) == launch.Finished([], False)
+    recipe["optimizer"]["lr"] = 0.123
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    assert launcher.run(planned[2:3]) == launch.Finished([planned[2]], False)
+    assert "its recipe, the engine config or tiekd's code has changed" in launcher.out.getvalue()
+    assert len(launcher.execute.trainings) == 2
+    assert launcher.run(runs.plan(spec)[0]).failed == []
+
+
+def test_run_of_changed_code_is_not_scored(launcher, spec, monkeypatch):
+    """Code that changes during a training doesn't evaluate it."""
+    job = runs.plan(spec)[0][0]
+    finish = launcher.execute
+
+    def execute(*arguments):
+        monkeypatch.setattr(runs, "_PACKAGES", ("torch",))
+        return finish(*arguments)
+
+    launcher.execute = execute
+    assert launcher.run([job]).failed == [job]
+    assert len(finish.commands) == 1
+    assert not job.figures_file("val").exists()
+    runs.code_digest.cache_clear()
 
 
 def test_run_stops_when_asked(launcher, spec):

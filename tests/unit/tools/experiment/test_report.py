@@ -1,7 +1,9 @@
 """The report of an experiment in Markdown, JSON and as a plot."""
 
+import copy
 import io
 import json
+import math
 
 import numpy as np
 import pytest
@@ -44,6 +46,19 @@ def test_markdown_names_failed_and_unfinished_runs(found):
     text = report.markdown({**found, "failed": failed, "not_finished": ["streets/new seed 2"]})
     assert "- streets/old seed 1: no memory (`x/log.txt`)" in text
     assert "## Not finished\n\n- streets/new seed 2" in text
+
+
+def test_interval_without_ends_is_told_and_not_drawn(found):
+    """An interval from -inf to inf is written as such, and the plot leaves it out."""
+    primary = found["sets"]["streets"]["comparisons"][0]
+    ends = [table._plain(-math.inf), table._plain(math.inf)]
+    other = copy.deepcopy(found)
+    other["sets"]["streets"]["comparisons"] = [{**primary, "over_scenes": ends}]
+    assert f"{primary['row']} - {primary['than']}** (primary)" in report.markdown(other)
+    assert "| -inf to inf |" in report.markdown(other)
+    missing = copy.deepcopy(other)
+    missing["sets"]["streets"]["comparisons"][0]["over_scenes"] = [None, None]
+    assert report.plot(other) == report.plot(missing)
 
 
 def test_write_makes_three_files(found, tmp_path, monkeypatch):

@@ -89,6 +89,42 @@ def test_key_follows_code(write, monkeypatch):
     skipped = runs._NOT_COMPUTED_WITH
     assert "tools/experiment/report.py".startswith(skipped)
     assert not "evaluation/metrics.py".startswith(skipped)
+    # Images are decoded by Pillow, and encoders may be those of timm.
+    assert {"pillow", "timm"} <= set(runs._PACKAGES)
+
+
+def test_key_follows_cached_maps_of_several_teachers(write, tmp_path):
+    """The maps of each of several teachers are data of the run."""
+    places = [tmp_path / "first", tmp_path / "second"]
+    for place in places:
+        place.mkdir()
+        for name in runs.plan(write())[0][0].frames.train:
+            (place / name.replace("/", "_")).write_bytes(b"map")
+    given = [f"teachers={json.dumps([{'maps': str(place)} for place in places])}"]
+    rows = {"new": {"recipe": "recipe.yaml", "set": given}, "old": {"recipe": "recipe.yaml"}}
+    before = runs.plan(write(rows=rows))[0][0].key
+    next(places[1].iterdir()).write_bytes(b"other map")
+    assert runs.plan(write(rows=rows))[0][0].key != before
+
+
+def test_key_follows_weights_in_teachers_work_dir(write, tmp_path):
+    """A teacher that is given by its work dir is another one when its best weights change."""
+    best = tmp_path / "teacher" / "best_abs_rel.pth"
+    best.parent.mkdir()
+    best.write_bytes(b"first")
+    network = json.loads((write().path.parent / "recipe.yaml").read_text())["network"]
+    given = [f"teacher={json.dumps({'network': network, 'checkpoint': str(best.parent)})}"]
+
+    def keys():
+        rows = {"new": {"recipe": "recipe.yaml", "set": given}, "old": {"recipe": "recipe.yaml"}}
+        return [job.key for job in runs.plan(write(rows=rows))[0][:2]]
+
+    before = keys()
+    assert keys() == before
+    best.write_bytes(b"other")
+    after = keys()
+    assert after[0] != before[0]
+    assert after[1] == before[1]
 
 
 def test_key_follows_code_of_parts_from_outside(write, tmp_path):
@@ -194,6 +230,43 @@ def test_plan_refuses_recipe_that_validates_on_test_list(write, tmp_path):
     (tmp_path / "recipe.yaml").write_text(json.dumps(node))
     with pytest.raises(RecipeError, match="rows.new: data.val_split is test.txt, the test list"):
         runs.plan(spec)
+
+
+@pytest.mark.parametrize("spelling", ["test.txt", "{root}/test.txt", "lists/../test.txt"])
+def test_plan_refuses_test_list_in_any_spelling(write, scenes, spelling):
+    """A validation list that is the test list is refused, however its path is written."""
+    (scenes / "lists").mkdir(exist_ok=True)
+    (scenes / "test.txt").write_text((scenes / "kitti_eigen_test.txt").read_text())
+    data = [f"data={{name: kitti, root: {scenes}, val_split: {spelling.format(root=scenes)}}}"]
+    streets = {"primary": ["new", "old"], "set": data, "test": "test.txt"}
+    with pytest.raises(RecipeError, match="rows.new: data.val_split is test.txt, the test list"):
+        runs.plan(write(sets={"streets": streets}))
+
+
+def test_plan_refuses_test_list_that_is_the_data_sets_own(write, scenes):
+    """A recipe without a validation list must not validate on the test list either."""
+    data = [f"data={{name: kitti, root: {scenes}}}"]
+    streets = {"primary": ["new", "old"], "set": data, "test": "kitti_eigen_test.txt"}
+    with pytest.raises(RecipeError, match="data.val_split is kitti_eigen_test.txt, the test list"):
+        runs.plan(write(sets={"streets": streets}))
+
+
+def test_plan_refuses_headline_without_test_list(write, scenes):
+    """A test list that isn't there is told before the trainings, and not after them."""
+    streets = {"primary": ["new", "old"], "test": "nowhere.txt"}
+    with pytest.raises(RecipeError, match=f"sets.streets.test: no file at {scenes}/nowhere.txt"):
+        runs.plan(write(sets={"streets": streets}, headline=True))
+
+
+def test_check_scenes_refuses_rows_with_other_frames(write, scenes):
+    """Rows that are validated on different frames are refused before the first run."""
+    lines = (scenes / "kitti_eigen_test.txt").read_text().splitlines(keepends=True)
+    (scenes / "fewer.txt").write_text("".join(lines[1:]))
+    data = [f"data={{name: kitti, root: {scenes}}}"]
+    rows = {"new": {"recipe": "recipe.yaml"}, "old": row("data.val_split=fewer.txt")}
+    spec = write(rows=rows, sets={"streets": {"primary": ["new", "old"], "set": data}})
+    with pytest.raises(RecipeError, match="rows.old: has other validation frames on streets"):
+        runs.check_scenes(runs.plan(spec)[0], spec)
 
 
 def test_check_scenes_counts_and_refuses_shared_scene(write, scenes):

@@ -109,6 +109,23 @@ def test_read_refuses_test_list_in_overrides(tmp_path):
         read(tmp_path, node)
 
 
+@pytest.mark.parametrize("key", ["rows", "sets"])
+def test_read_refuses_name_that_is_no_text(tmp_path, key):
+    """A name that YAML reads as something else, such as true, is refused."""
+    node = changed(f"{key}.x", {})
+    node[key][True] = node[key].pop("x")
+    with pytest.raises(RecipeError, match=f"{key}: got .*True.*; a name is text, so quote it"):
+        read(tmp_path, node)
+
+
+def test_recipe_of_row_is_found_by_name(tmp_path):
+    """A row may name a recipe of tiekd; a file beside the specification comes first."""
+    spec = read(tmp_path, changed("rows.a.recipe", "demo_baseline"))
+    assert spec.recipe_of("a") == SHIPPED[0].parents[1] / "demo_baseline.yaml"
+    (tmp_path / "demo_baseline.yaml").write_text("")
+    assert spec.recipe_of("a") == tmp_path / "demo_baseline.yaml"
+
+
 @pytest.mark.parametrize("text", ["a: [", "just text", "a: 1\na: 2\n"])
 def test_read_refuses_what_is_no_mapping(tmp_path, text):
     """Text that is no YAML mapping is refused in one line."""

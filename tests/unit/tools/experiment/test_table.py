@@ -171,12 +171,13 @@ def test_collect_joins_folds(tmp_path, scenes):
 
 def test_compute_counts_readings_of_test_list(tmp_path, scenes):
     """A headline's table says how often its test list has been read."""
-    sets = {"streets": {"primary": ["new", "old"], "test": "kitti_eigen_test.txt"}}
+    (scenes / "counted.txt").write_text("")
+    sets = {"streets": {"primary": ["new", "old"], "test": "counted.txt"}}
     spec = small_experiment.write(
         tmp_path, scenes, scenes={"regex": "^([^/]+)/"}, sets=sets, headline=True
     )
     planned, of_sets = runs.plan(spec)
-    path = scenes / "kitti_eigen_test.txt"
+    path = scenes / "counted.txt"
     lines = [{"list": str(path), "commit": "a"}, {"list": "other", "commit": "a"}]
     spec.readings_file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert table.compute(spec, planned, of_sets)["test_readings"] == {"streets": 1}
