@@ -5,6 +5,7 @@ tiekd/config/shipped.py looks for them.
 """
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -23,6 +24,9 @@ HF = ["transformers>=5"]
 STEREO = ["opencv-python-headless>=4.10"]
 TEST = ["pytest", "pytest-xdist", "ruff", "setuptools>=70.1"]
 EXPORT = ["onnx>=1.17", "onnxscript>=0.5.4", "onnxruntime>=1.20"]
+# Files that an earlier build has left here would go into the wheel too, although they were removed
+# or renamed since: a recipe that is gone would still be found by its name.
+shutil.rmtree(HERE / "build" / "lib", ignore_errors=True)
 # What a wheel has of each folder. The other files of bin/ are for a checkout.
 SHARED = {
     "bin": ["*.py", "resume"],

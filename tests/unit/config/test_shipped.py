@@ -69,6 +69,19 @@ def test_wheel_has_code_and_shared_files(monkeypatch):
     assert not [path for path in found if path.startswith("tests") or "__pycache__" in path]
 
 
+def test_wheel_has_nothing_of_an_earlier_build(tmp_path, monkeypatch):
+    """What an earlier build has left in the checkout isn't packed again."""
+    left = tmp_path / "build" / "lib" / "tiekd" / "share" / "model_configs" / "gone.yaml"
+    left.parent.mkdir(parents=True)
+    left.write_text("")
+    (tmp_path / "tiekd").mkdir()
+    for name in ("setup.py", "README.md", "tiekd/__init__.py"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    monkeypatch.setattr(setuptools, "setup", lambda **given: None)
+    runpy.run_path(str(tmp_path / "setup.py"))
+    assert not left.exists()
+
+
 def test_folders_of_checkout_and_wheel(installed, monkeypatch):
     """The folders are beside the package in a checkout and inside it in a wheel."""
     assert not console.is_checkout()
