@@ -3,10 +3,11 @@
 A cell is one pixel of the head's output; it covers stride x stride pixels of the image. The
 implementation of the DPM head in `kernels/chunked.py` calls this module with blocks of rows.
 
-If the target is `gaussian` and sigma is a single number, a cell's target is a mixture of Gaussians,
-each with mass in a window of few consecutive bins only. The centre and the first bin of every
-window are computed once per batch, the mass per bin only for the requested rows. All other targets
-are computed densely, i.e. for all bins.
+If the target is `gaussian`, a cell's target is a mixture of Gaussians, each with mass in a window
+of few consecutive bins only. With a map of sigmas the windows have different sizes, and are used on
+a CPU only (kernels/ragged.py). The centre and the first bin of every window are computed once per
+batch, the mass per bin only for the requested rows. All other targets, and windows of most of the
+bins, are computed densely, i.e. for all bins.
 Cost: two numbers per image pixel and Gaussian, and the mass in the windows of the requested rows.
 """
 
@@ -16,7 +17,14 @@ import torch
 from torch import Tensor
 
 from tiekd.kernels import reference
-from tiekd.kernels.target import Windows, gaussian_windows, shares
+from tiekd.kernels.ragged import RaggedTarget, RaggedWindows, ragged_windows
+from tiekd.kernels.target import (
+    DENSE_FROM,
+    Windows,
+    gaussian_windows,
+    shares,
+    shifted_centre,
+)
 
 
 class Target(NamedTuple):
@@ -125,7 +133,7 @@ class Cells:
         self.gaussians = self._gaussians() if target == "gaussian" else None
 
     @torch.no_grad()
-    def of(self, image: int, rows: slice) -> Target | None:
+    def of(self, image: int, rows: slice) -> Target | RaggedTarget | None:
         """Returns the target of all cells in some rows of the head's output.
 
         Args:
@@ -153,6 +161,13 @@ class Cells:
         # the target distributions of all rows are computed.
         if valid.device.type == "cpu" and not valid.any():
             return None
+        if isinstance(windows, RaggedWindows):
+            gaussian, bins, mass = windows.part(image, rows).entries(self.edges)
+            if share is None:
+                return RaggedTarget(bins, gaussian, mass, valid, overlap=False)
+            mass *= share[image, :, rows].flatten(1).T.flatten().index_select(0, gaussian)
+            cell = gaussian.div_(share.shape[1], rounding_mode="floor")
+            return RaggedTarget(bins, cell, mass, valid, overlap=True)
         bins, mass = windows.mass(
             *(t[image, :, rows].flatten(1) for t in (windows.first, windows.centre))
         )
@@ -164,7 +179,7 @@ class Cells:
         return Target(bins, mass, valid, overlap=share is not None)
 
     @torch.no_grad()
-    def _gaussians(self) -> tuple[Windows, Tensor | None, Tensor] | None:
+    def _gaussians(self) -> tuple[Windows | RaggedWindows, Tensor | None, Tensor] | None:
         """Restricts each cell's J = stride * stride * M Gaussians to windows of consecutive bins.
 
         A cell covers stride x stride pixels of the image, each with the depths of M teachers. There
@@ -174,14 +189,14 @@ class Cells:
             (windows, shares, valid): the windows, whose first bins and centres are (B, J, h, w);
             each Gaussian's weight in its cell's target, (B, J, h, w), or None if J = 1, where all
             weights are 1; and (B, h, w) bool, True for cells with a target. None instead of the
-            tuple if `gaussian_windows` returns None, e.g. for a map of sigmas.
+            tuple if the windows have most of the bins, and for a map of sigmas on a GPU.
         """
         maps = (self.depth, self.sigma, self.weight)
         windows, parts, counted = [], [], []
         for depth, sigma, weight in reference.pixels_of_cells(
             *maps, self.edges, self.beyond, self.stride
         ):
-            windows.append(gaussian_windows(depth, sigma, self.edges))
+            windows.append(self._windows(depth, sigma))
             if windows[-1] is None:
                 return None
             parts.append(shares(depth, weight, self.edges.dtype) if depth.shape[1] > 1 else None)
@@ -191,13 +206,31 @@ class Cells:
         # target is the mean over the valid ones, so each is weighted by 1 / number of valid pixels.
         if len(windows) == 1:
             return windows[0], parts[0], counted[0][:, 0]
-        of_cell = windows[0]._replace(
-            first=torch.cat([w.first for w in windows], 1),
-            centre=torch.cat([w.centre for w in windows], 1),
-        )
+        if isinstance(windows[0], RaggedWindows):
+            of_cell = RaggedWindows(*(torch.cat(maps, 1) for maps in zip(*windows, strict=True)))
+        else:
+            of_cell = windows[0]._replace(
+                first=torch.cat([w.first for w in windows], 1),
+                centre=torch.cat([w.centre for w in windows], 1),
+            )
         num_valid = sum(valid.to(self.edges.dtype) for valid in counted)
         parts = [
             v / num_valid.clamp_min(1) * (1 if p is None else p)
             for p, v in zip(parts, counted, strict=True)
         ]
         return of_cell, torch.cat(parts, 1), num_valid[:, 0] > 0
+
+    def _windows(self, depth: Tensor, sigma: float | Tensor) -> Windows | RaggedWindows | None:
+        """Restricts the Gaussians of some pixels to windows, or returns None for all bins.
+
+        Args:
+            depth: (B, M, h, w), metres.
+            sigma: metres, a number or (B, M, h, w).
+        """
+        if not isinstance(sigma, Tensor):
+            return gaussian_windows(depth, sigma, self.edges)
+        if depth.device.type != "cpu":
+            return None
+        sigma = sigma.expand(depth.shape)
+        windows = ragged_windows(shifted_centre(depth, sigma, self.edges), sigma, self.edges)
+        return windows if windows.num_bins.double().mean() < DENSE_FROM * len(self.edges) else None

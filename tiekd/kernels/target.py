@@ -9,10 +9,10 @@ density values, for reproducing published results.
 
 Cost with one sigma for all pixels: one erfc per pixel and bin edge within six sigma (20 of 257 in
 the published KITTI setting) and one (B, K, H, W) tensor; the centre is interpolated in a table that
-is built once per edges and sigma. Cost with a sigma per pixel: Newton's method over all edges, i.e.
-the erfc of all edges seven times. Such a sigma is checked on a CPU only, as that reads values; on a
-GPU a head clamps it before. One sigma for each component costs what a number costs, and M tensors
-(B, K, H, W).
+is built once per edges and sigma. With a sigma per pixel the centre is interpolated between the
+tables of many sigmas, which are built once per edges (13 MB and half a second in that setting).
+A map is checked on a CPU only, as that reads values; on a GPU a head clamps it before. One sigma
+for each component costs what a number costs, and M tensors (B, K, H, W).
 Left out: gradients with respect to the target depth, which is treated as a constant.
 """
 
@@ -20,6 +20,7 @@ import math
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -32,6 +33,11 @@ TABLE_STEPS_PER_SIGMA = 64
 # mass at such a distance is 1e-9 to each side.
 REACH_SIGMAS = 6.0
 NEWTON_STEPS = 6
+# For a map of sigmas there are tables of a series of sigmas, from half of the widest bin's width to
+# MOST_SPANS times the range of bins; the ratio of neighbours is SIGMA_RATIO or less. With linear
+# interpolation between them, the mean over the bins is within 0.08 % of the target depth.
+SIGMA_RATIO = 1.05
+MOST_SPANS = 2.0
 # Relative tolerance in comparisons of sigma with half a bin's width, because rounding the edges to
 # float32 makes uniform bins slightly uneven.
 WIDTH_SLACK = 1e-3
@@ -43,6 +49,7 @@ DENSE_FROM = 0.5
 PUBLISHED_THRESHOLD, PUBLISHED_FLOOR = 1e-16, -1000.0
 
 _tables: WeakIdKeyDictionary = WeakIdKeyDictionary()
+_sigma_tables: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 def bin_edges(
@@ -330,22 +337,34 @@ def shifted_centre(depth: Tensor, sigma: float | Tensor, edges: Tensor) -> Tenso
 
     Raises:
         RecipeError: sigma is below half of the width of the bin that contains the depth, at a valid
-            pixel. A map on a GPU isn't checked.
+            pixel. A map on a GPU isn't checked, as the host would wait for the result; there the
+            centre is NaN where sigma is below half of the widest bin's width, or more than
+            MOST_SPANS times the range of bins.
     """
     assert edges.dtype in (torch.float32, torch.float64), (
         f"edges must stay float32 or float64, got {edges.dtype}"
     )
     depth = torch.nan_to_num(depth.to(edges.dtype))
-    is_map = isinstance(sigma, Tensor)
-    if not is_map:
+    if not isinstance(sigma, Tensor):
         table = cached_table(float(sigma), edges)
         if table is not None:
             return _look_up(depth, table)[0]
-    sigma = torch.as_tensor(sigma, dtype=edges.dtype, device=edges.device).expand(depth.shape)
-    # A GPU would wait for the result in each iteration, so there the caller ensures it for a map.
-    if not is_map or depth.device.type == "cpu":
+        sigma = torch.full_like(depth, sigma)
         _check_local_sigma(depth, sigma, edges)
-    return _solve(depth, sigma, edges)
+        return _solve(depth, sigma, edges)
+    sigma = sigma.to(edges).expand(depth.shape)
+    on_cpu = depth.device.type == "cpu"
+    if on_cpu:
+        _check_local_sigma(depth, sigma, edges)
+    tables = _cached_sigma_tables(edges)
+    centre = tables.look_up(depth, sigma)
+    outside = (depth > 0) & ((sigma < tables.sigmas[0]) | (sigma > tables.sigmas[-1]))
+    if not on_cpu:
+        return centre.masked_fill_(outside, math.nan)
+    if outside.any():
+        rest = (t[outside].view(1, 1, 1, -1) for t in (depth, sigma))
+        centre[outside] = _solve(*rest, edges).flatten()
+    return centre
 
 
 class _Table(NamedTuple):
@@ -365,6 +384,49 @@ class _Table(NamedTuple):
     centres: Tensor
     first: Tensor
     edges: Tensor
+
+
+class _SigmaTables(NamedTuple):
+    """The tables of R sigmas for one set of bins, one after the other in two tensors.
+
+    r times `shift` is added to the means of table r. So all N means are increasing, and one binary
+    search finds a depth in the table of any sigma. In float32 these sums would lose digits.
+
+    Attributes:
+        means: (N,) float64, means over the bins, metres, plus r * shift.
+        centres: (N,) float64, the Gaussian's centres that have these means, metres.
+        sigmas: (R,) float64, metres, increasing.
+        lowest: the first bin's centre, metres.
+        highest: the last bin's centre, metres.
+        shift: metres.
+    """
+
+    means: Tensor
+    centres: Tensor
+    sigmas: Tensor
+    lowest: float
+    highest: float
+    shift: float
+
+    def look_up(self, depth: Tensor, sigma: Tensor) -> Tensor:
+        """Interpolates the centre of the Gaussian whose mean over the bins is the depth.
+
+        Args:
+            depth: metres, any shape; clamped to the range of bin centres.
+            sigma: metres, in the same shape; clamped to the range of the tables' sigmas.
+
+        Returns:
+            The centre in metres, in the shape and dtype of depth.
+        """
+        wanted = depth.double().clamp(self.lowest, self.highest)
+        sigma = sigma.double()
+        right = torch.searchsorted(self.sigmas, sigma).clamp_(1, len(self.sigmas) - 1)
+        narrow, wide = self.sigmas[right - 1], self.sigmas[right]
+        right = right.double()
+        narrower = _look_up(wanted + (right - 1) * self.shift, self)[0]
+        wider = _look_up(wanted + right * self.shift, self)[0]
+        fraction = ((sigma - narrow) / (wide - narrow)).clamp_(0, 1)
+        return torch.lerp(narrower, wider, fraction).to(depth.dtype)
 
 
 def _component(sigma: float | Tensor, m: int, edges: Tensor) -> float | Tensor:
@@ -443,8 +505,32 @@ def _build_table(sigma: float, edges: Tensor, like: Tensor) -> _Table:
     Returns:
         The table, on the device of `like`.
     """
-    # Define the table's nodes, which are centres of Gaussians: evenly spaced from `reach` below the
-    # first edge between two bins to `reach` above the last.
+    nodes, means = _means_over_bins(sigma, edges)
+    # For each interval between two neighbouring nodes, find the window of bins within `reach` of
+    # it. The reach is enlarged by 0.1 %, because an edge just outside may round into it in the
+    # dtype of `like`.
+    inner = edges[1:-1]
+    reach = REACH_SIGMAS * sigma
+    first = torch.searchsorted(inner, nodes[:-1] - 1.001 * reach)
+    num_near = int((torch.searchsorted(inner, nodes[1:] + 1.001 * reach, right=True) - first).max())
+    first = first.clamp_(max=len(inner) - num_near).to(like.device, torch.int32)
+    edge_rows = inner.unfold(0, num_near, 1) / (math.sqrt(2) * sigma)
+    return _Table(means.to(like), nodes.to(like), first, edge_rows.to(like))
+
+
+def _means_over_bins(sigma: float, edges: Tensor) -> tuple[Tensor, Tensor]:
+    """Computes the mean over the depth bins of Gaussians whose centres are evenly spaced.
+
+    Args:
+        sigma: standard deviation of the Gaussians, metres.
+        edges: (K + 1,) float64 on the CPU, edges of the bins, metres.
+
+    Returns:
+        (nodes, means): the Gaussians' centres and their means over the bins, (N,) each, metres,
+        increasing.
+    """
+    # Define the nodes, which are centres of Gaussians: evenly spaced from `reach` below the first
+    # edge between two bins to `reach` above the last.
     inner = edges[1:-1]
     steps = bin_centres(edges).diff()
     reach = REACH_SIGMAS * sigma
@@ -467,18 +553,50 @@ def _build_table(sigma: float, edges: Tensor, like: Tensor) -> _Table:
         high = int(torch.searchsorted(inner, part[-1] + 10 * sigma))
         beyond = torch.special.erfc((inner[low:high] - part[:, None]) / (math.sqrt(2) * sigma)) / 2
         means.append(passed[low] + beyond @ steps[low:high])
-    means = bin_centres(edges)[0] + torch.cat(means)
-    # For each interval between two neighbouring nodes, find the window of bins within `reach` of
-    # it. The reach is enlarged by 0.1 %, because an edge just outside may round into it in the
-    # dtype of `like`.
-    first = torch.searchsorted(inner, nodes[:-1] - 1.001 * reach)
-    num_near = int((torch.searchsorted(inner, nodes[1:] + 1.001 * reach, right=True) - first).max())
-    first = first.clamp_(max=len(inner) - num_near).to(like.device, torch.int32)
-    edge_rows = inner.unfold(0, num_near, 1) / (math.sqrt(2) * sigma)
-    return _Table(means.to(like), nodes.to(like), first, edge_rows.to(like))
+    return nodes, bin_centres(edges)[0] + torch.cat(means)
 
 
-def _look_up(depth: Tensor, table: _Table) -> tuple[Tensor, Tensor]:
+def _cached_sigma_tables(edges: Tensor) -> _SigmaTables:
+    """Returns the tables with which a map of sigmas is looked up, on the device of edges.
+
+    They are built at the first call and cached for the tensor `edges` and its version.
+
+    Args:
+        edges: (K + 1,), edges of the bins, metres, increasing.
+    """
+    version = 0 if edges.is_inference() else edges._version
+    cached = _sigma_tables.get(edges)
+    if cached is None or cached[0] != version:
+        cached = version, _build_sigma_tables(edges.detach().double().cpu(), edges.device)
+        _sigma_tables[edges] = cached
+    return cached[1]
+
+
+def _build_sigma_tables(edges: Tensor, device: torch.device) -> _SigmaTables:
+    """Builds the tables of a series of sigmas, from the least that is allowed for any depth.
+
+    Args:
+        edges: (K + 1,) float64 on the CPU, edges of the bins, metres.
+        device: the device of the result.
+    """
+    least = float(edges.diff().max()) / 2 * (1 - WIDTH_SLACK)
+    most = MOST_SPANS * float(edges[-1] - edges[0])
+    count = math.ceil(math.log(most / least, SIGMA_RATIO)) + 1
+    sigmas = torch.linspace(math.log(least), math.log(most), count, dtype=edges.dtype).exp()
+    lowest, *_, highest = bin_centres(edges).tolist()
+    shift = highest - lowest + 2
+    means, centres = [], []
+    for row, sigma in enumerate(sigmas.tolist()):
+        nodes, mean = _means_over_bins(sigma, edges)
+        # One more node at each end ensures that no depth is between two tables.
+        means.append(F.pad(F.pad(mean, (1, 0), value=lowest - 0.5), (0, 1), value=highest + 0.5))
+        means[-1] += row * shift
+        centres += [nodes[:1], nodes, nodes[-1:]]
+    means, centres, sigmas = (t.to(device) for t in (torch.cat(means), torch.cat(centres), sigmas))
+    return _SigmaTables(means, centres, sigmas, lowest, highest, shift)
+
+
+def _look_up(depth: Tensor, table: _Table | _SigmaTables) -> tuple[Tensor, Tensor]:
     """Interpolates linearly the centre of the Gaussian whose mean over the bins is the depth.
 
     Args:
@@ -501,8 +619,8 @@ def _look_up(depth: Tensor, table: _Table) -> tuple[Tensor, Tensor]:
 def _check_local_sigma(depth: Tensor, sigma: Tensor, edges: Tensor) -> None:
     """Checks that sigma is at least half of the width of the bin that contains the depth.
 
-    The check reads values, so it is made only for a sigma without a cached table, which is a map of
-    sigmas on a CPU or a number below half of the widest bin's width.
+    The check reads values, so it is made only for a map of sigmas on a CPU, and for a number below
+    half of the widest bin's width.
 
     Args:
         depth: (B, M, H, W), metres; invalid depths (<= 0) aren't checked.

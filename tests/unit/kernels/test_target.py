@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tiekd.errors import RecipeError
+from tiekd.kernels import target
 from tiekd.kernels.reference import gaussian_divergence
 from tiekd.kernels.target import (
     bin_centres,
@@ -171,6 +172,60 @@ def test_shifted_centre_table_agrees_with_newton():
         shifted_centre(depth, torch.full_like(depth, 0.15), edges),
     )
     torch.testing.assert_close(by_table, by_newton, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_shifted_centre_of_map_has_depth_as_mean(monkeypatch, seed):
+    """With a sigma per pixel the mean is within 0.08 % of the depth, and no equation is solved.
+
+    Depths are random with both ends, sigmas random from the least to the largest of the tables.
+    """
+    edges, _ = drawn(seed)
+    g = torch.Generator().manual_seed(seed)
+    centres, far = bin_centres(edges).double(), float(edges[-1])
+    low, high = float(centres[0]), float(centres[-1])
+    near = low * 10 ** (2 * torch.rand(300, generator=g) - 1)
+    depth = torch.cat((far * torch.rand(300, generator=g), near, far - near)).clamp_min(1e-3)
+    least, most = float(edges.diff().max()) / 2, target.MOST_SPANS * (far - float(edges[0]))
+    sigma = least * (0.9999 * most / least) ** torch.rand(900, generator=g)
+    sigma[::10], sigma[1::10] = least, 0.9999 * most
+    depth, sigma = depth.view(1, 1, 30, 30), sigma.view(1, 1, 30, 30)
+    by_newton = target._solve(depth, sigma, edges)
+    monkeypatch.setattr(target, "_solve", None)
+    wanted = depth.double().clamp(low, high)
+
+    def mean(centre: torch.Tensor) -> torch.Tensor:
+        z = (edges[1:-1].double() - centre.double()[..., None]) / sigma.double()[..., None]
+        return centres[0] + torch.special.ndtr(-z) @ centres.diff()
+
+    found = mean(shifted_centre(depth, sigma, edges))
+    torch.testing.assert_close(found, wanted, rtol=8e-4, atol=0)
+    torch.testing.assert_close(found, mean(by_newton), rtol=1e-3, atol=0)
+
+
+def test_shifted_centre_of_sigma_without_table_is_solved():
+    """Pixels whose sigma is smaller or larger than those of all tables are solved, as before."""
+    edges = bin_edges(64, 0.1, 80.0, "log")
+    depth = torch.tensor([1.0, 40.0, 2.0, 30.0]).view(1, 1, 2, 2)
+    sigma = torch.tensor([0.3, 8.0, 1000.0, 9.0]).view(1, 1, 2, 2)
+    centre, solved = shifted_centre(depth, sigma, edges), target._solve(depth, sigma, edges)
+    torch.testing.assert_close(centre[..., :1], solved[..., :1], rtol=1e-5, atol=0)
+    torch.testing.assert_close(centre[..., 1:], solved[..., 1:], rtol=1e-3, atol=0)
+
+
+def test_sigma_tables_are_built_once_per_edges(monkeypatch):
+    """The tables of a map of sigmas are built once, and again after a change of the edges."""
+    edges, depth = bin_edges(16, 1.0, 80.0), torch.full((1, 1, 1, 1), 5.0)
+    build, built = target._build_sigma_tables, []
+    monkeypatch.setattr(
+        target, "_build_sigma_tables", lambda *given: built.append(1) or build(*given)
+    )
+    centres = [shifted_centre(depth, torch.full_like(depth, 9.0), edges) for _ in range(3)]
+    assert len(built) == 1
+    edges += 1
+    moved = shifted_centre(depth, torch.full_like(depth, 9.0), edges)
+    assert len(built) == 2
+    assert not torch.equal(moved, centres[0])
 
 
 def test_target_of_invalid_depth_is_finite():
