@@ -20,7 +20,7 @@ from tiekd.data.target import Target
 from tiekd.errors import RecipeError
 from tiekd.kernels import dpm
 from tiekd.kernels.reference import BEYOND, TARGETS
-from tiekd.kernels.target import bin_edges, check_sigma
+from tiekd.kernels.target import MOST_SPANS, bin_edges, check_sigma
 from tiekd.models.layers.convex_upsampling import ConvexUpsampling
 from tiekd.models.network import Prediction
 
@@ -45,7 +45,8 @@ class DpmOptions:
         upsampling: how depth gets from features coarser than the image to the image, "bilinear" or
             "convex", see `tiekd.models.layers.convex_upsampling`.
         sigma_max: the largest that a teacher's own sigma can have, metres; None for ten times
-            `sigma`. It has no effect on a target without a sigma of its own.
+            `sigma`. It is at most twice the range of the bins, where a Gaussian is nearly uniform.
+            It has no effect on a target without a sigma of its own.
     """
 
     num_bins: int = 257
@@ -149,7 +150,9 @@ class Dpm(nn.Module):
         self.stride = stride
         self.target = options.target
         self.sigma = float(options.sigma)
-        self.sigma_max = 10 * self.sigma if options.sigma_max is None else float(options.sigma_max)
+        sigma_max = 10 * self.sigma if options.sigma_max is None else float(options.sigma_max)
+        # The kernels' tables end there, and a GPU's have no other way (`tiekd.kernels.target`).
+        self.sigma_max = min(sigma_max, MOST_SPANS * float(edges[-1] - edges[0]))
         self.beyond = options.beyond
         self.kernel = dpm
         self.upsampling = None

@@ -87,6 +87,8 @@ def test_sigma_is_clamped_to_its_limits():
     assert torch.equal(divergence(50.0), divergence(4.0))
     assert torch.equal(divergence(torch.inf), divergence(4.0))
     assert torch.equal(divergence(50.0, sigma_max=2.0), divergence(2.0))
+    made = head(sigma_max=1e6)
+    assert made.sigma_max == pytest.approx(2 * float(made.edges[-1] - made.edges[0]))
     plain = head()(features, SIZE, depth).divergence
     torch.testing.assert_close(least, plain, rtol=1e-3, atol=1e-3)
 
