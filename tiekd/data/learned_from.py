@@ -63,9 +63,9 @@ def of_network(digest: str, weights: Path | None, recipe: str | None) -> list[Te
     """
     content = _content(weights)
     taught_by = from_plain(content)
-    # Published weights have no network node, and imported ones neither iterations nor a record.
-    is_trained = bool(content.get("iteration")) or taught_by is not None
-    is_ours = isinstance(content.get("network"), Mapping) and is_trained
+    # Published and imported weights have no record. Neither have those of older versions of this
+    # project, whose teachers nobody can name, so that their licence counts as not stated, too.
+    is_ours = isinstance(content.get("network"), Mapping) and taught_by is not None
     own = {"name": NETWORK, "model": recipe, "licence": None, "digest": digest, "ours": is_ours}
     return union([own], taught_by)
 

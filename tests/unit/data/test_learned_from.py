@@ -83,7 +83,7 @@ def test_record_round_trip_in_weights(tmp_path):
 def test_network_brings_its_own_teachers(tmp_path):
     """A student of this project that teaches adds its own teachers; published weights are others'.
 
-    Imported weights have no iterations and no record, exported ones a record.
+    Imported weights and those of older versions have no record.
     """
     digest = OURS["digest"]
     path = weights(tmp_path / "a.pth", teachers=[DEPTH_PRO])
@@ -92,7 +92,8 @@ def test_network_brings_its_own_teachers(tmp_path):
     assert learned_from.of_network(digest, exported, "bts_r50") == [OURS, DEPTH_PRO]
     imported = weights(tmp_path / "c.pth", 0)
     torch.save({"state_dict": {}, "iteration": 9}, tmp_path / "published.pth")
-    for other in (imported, tmp_path / "published.pth", None):
+    older = weights(tmp_path / "d.pth", 9)
+    for other in (imported, older, tmp_path / "published.pth", None):
         (found,) = learned_from.of_network(digest, other, "bts_r50")
         assert found == OURS | {"ours": False}
     assert learned_from.describe(OURS) == "the network of bts_r50, digest bbbbbbbbbbbb"
