@@ -24,13 +24,13 @@ def main() -> None:
     from tiekd.training import run as runner
 
     supported, teachers = get_accelerator().is_fp16_supported, []
-    build_teacher = build.build_teacher
+    build_teachers = build.build_teachers
 
     def seen(*arguments, **options):
-        teachers.append(build_teacher(*arguments, **options))
+        teachers.append(build_teachers(*arguments, **options))
         return teachers[-1]
 
-    build.build_teacher = seen
+    build.build_teachers = seen
     for job in json.loads(Path(sys.argv[-1]).read_text()):
         get_accelerator().is_fp16_supported = (
             (lambda: True) if job.get("fp16_on_cpu") else supported
