@@ -95,6 +95,7 @@ ELSEWHERE = {
         "training/criterion",
     ),
     "unit/models/decoders/test_decoders.py": (
+        "models/layers/widths",
         "models/decoders/bts",
         "models/decoders/densedepth",
         "models/decoders/separable",

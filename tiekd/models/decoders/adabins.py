@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from tiekd.errors import RecipeError
 from tiekd.models.layers.batch_norm import BatchNorm2d
 from tiekd.models.layers.upsampled import UpsampledConv
+from tiekd.models.layers.widths import check_widths
 
 
 class AdaBins(nn.Module):
@@ -42,13 +42,7 @@ class AdaBins(nn.Module):
         widths: Sequence[int] = (128, 256, 512, 1024, 2048),
     ):
         super().__init__()
-        if len(widths) != len(encoder_channels) or any(
-            not isinstance(w, int) or w < 1 for w in widths
-        ):
-            raise RecipeError(
-                f"widths: got {list(widths)}; {len(encoder_channels)} whole numbers above 0, "
-                "one per tap of the encoder, fine to coarse"
-            )
+        check_widths(widths, len(encoder_channels))
         deepest = nn.Conv2d(encoder_channels[-1], widths[-1], 1)
         levels = [
             TwoConvs(widths[i + 1] + encoder_channels[i], widths[i])

@@ -21,6 +21,7 @@ from tiekd.errors import RecipeError
 from tiekd.kernels import layouts
 from tiekd.kernels.convolution import Conv2d, is_large
 from tiekd.models.layers.upsampled import PointwiseConv, UpsampledConv
+from tiekd.models.layers.widths import check_widths
 
 ACTIVATIONS = {"relu": relu, "leaky_relu": leaky_relu}
 
@@ -55,13 +56,7 @@ class DenseDepth(nn.Module):
         activation: str = "relu",
     ):
         super().__init__()
-        if len(widths) != len(encoder_channels) or any(
-            not isinstance(w, int) or w < 1 for w in widths
-        ):
-            raise RecipeError(
-                f"widths: got {list(widths)}; {len(encoder_channels)} whole numbers above 0, "
-                "one per tap of the encoder, fine to coarse"
-            )
+        check_widths(widths, len(encoder_channels))
         # Each extra block doubles the resolution, and the output may not be finer than the image.
         possible = encoder_strides[0].bit_length() - 1
         if extra_ups not in range(possible + 1):

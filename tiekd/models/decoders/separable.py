@@ -19,6 +19,7 @@ from torch.nn.functional import interpolate, relu
 
 from tiekd.errors import RecipeError
 from tiekd.models.layers.batch_norm import BatchNorm2d
+from tiekd.models.layers.widths import check_widths
 
 
 class Separable(nn.Module):
@@ -45,13 +46,7 @@ class Separable(nn.Module):
         blocks: int = 2,
     ):
         super().__init__()
-        if len(widths) != len(encoder_channels) or any(
-            not isinstance(w, int) or w < 1 for w in widths
-        ):
-            raise RecipeError(
-                f"widths: got {list(widths)}; {len(encoder_channels)} whole numbers above 0, "
-                "one per tap of the encoder, fine to coarse"
-            )
+        check_widths(widths, len(encoder_channels))
         if blocks < 1:
             raise RecipeError(f"blocks: got {blocks}; a whole number of at least 1")
         self.deepest = ConvNorm(encoder_channels[-1], widths[-1])
