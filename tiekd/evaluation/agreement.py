@@ -188,7 +188,7 @@ class EdgeRows:
 
 
 class Agreement(NamedTuple):
-    """What an evaluation against the teacher shows in addition to the nine metrics.
+    """The results of an evaluation against the teacher beyond the nine metrics.
 
     Attributes:
         label: what the metrics are, LABEL and perhaps a remark.

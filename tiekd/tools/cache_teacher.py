@@ -418,7 +418,7 @@ def _gives_sigma(teacher, frames: Dataset, device: torch.device, where: str) -> 
 
 
 class _Encoding(NamedTuple):
-    """What the largest value of a map's encoding stands for, in metres.
+    """The metres that the largest value of a map's encoding stands for.
 
     Attributes:
         depth_m: depth.
@@ -430,7 +430,7 @@ class _Encoding(NamedTuple):
 
 
 class _Map(NamedTuple):
-    """What a teacher gives for a frame, at the frame's own size.
+    """A teacher's output for a frame, at the frame's own size.
 
     Attributes:
         depth: (H, W) float32, metres.

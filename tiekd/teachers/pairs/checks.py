@@ -24,7 +24,7 @@ _NUM_FEATURES, _SIMILAR_BITS = 1000, 32  # of 256 bits of a feature's descriptor
 
 
 class Look(NamedTuple):
-    """What one pair shows.
+    """The measurements on one pair from which it is judged.
 
     Attributes:
         offsets: (N,) |vertical offset| in pixels of the features that were found in both images.

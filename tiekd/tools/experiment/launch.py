@@ -35,7 +35,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 @dataclass(frozen=True)
 class State:
-    """What is recorded of a job beside its figures.
+    """The record of a job beside its figures.
 
     Attributes:
         label: the job's name for people.
