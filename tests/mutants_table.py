@@ -1520,6 +1520,17 @@ MUTANTS = [
         ("tests/unit/data/loading/test_workers.py",),
     ),
     Mutant(
+        "exit_codes_are_read_by_two_threads_at_once",
+        "tiekd.data.loading.workers",
+        "_Pool.check",
+        """
+        with _reaping:
+            dead = [process for process in self._processes if process.exitcode]
+        """,
+        "dead = [process for process in self._processes if process.exitcode]",
+        ("tests/unit/data/loading/test_workers.py",),
+    ),
+    Mutant(
         "workers_stay_where_one_more_can_not_be_started",
         "tiekd.data.loading.workers",
         "_Pool.__init__",

@@ -1,11 +1,11 @@
 """Reads batches in worker processes; a dead or hanging worker ends the program in bounded time.
 
 The main process then ends with a one-line error. Each worker is a forked process with its own
-connection to the main process. There are no locks, queues or helper threads, so a worker uses no
-/dev/shm and two file descriptors (tiekd/data/loading/transport.py describes how batches are sent).
-A worker exits when its connection closes, however the main process ended. A worker's death
-interrupts the main thread by SIGCHLD. Left out: detecting that the main process itself hangs, for
-example while it reads files without workers.
+connection to the main process. The processes share no locks or queues, so a worker uses no /dev/shm
+and two file descriptors (tiekd/data/loading/transport.py describes how batches are sent). A worker
+exits when its connection closes, however the main process ended. A worker's death interrupts the
+main thread by SIGCHLD. Left out: detecting that the main process itself hangs, for example while it
+reads files without workers.
 
 Workers that don't start in time are replaced: before Python 3.12, a forked process hangs if another
 thread was being registered with Python at the moment of the fork, as gloo's threads are after a
@@ -208,7 +208,11 @@ class _Pool:
 
     def check(self) -> None:
         """Raises DataError if a worker has died before the pool was closed."""
-        if not self._ending and (dead := [p for p in self._processes if p.exitcode]):
+        if self._ending:
+            return
+        with _reaping:
+            dead = [process for process in self._processes if process.exitcode]
+        if dead:
             raise DataError(_death(dead[0]))
 
     def close(self) -> None:
@@ -262,7 +266,8 @@ class _Pool:
                 self._read_greeting(connection)
 
     def _sentinels(self) -> list[int]:
-        return [process.sentinel for process in self._processes if process.exitcode is None]
+        with _reaping:
+            return [process.sentinel for process in self._processes if process.exitcode is None]
 
     def _read_greeting(self, connection: Connection) -> None:
         """Receives the message that a worker sends once it has started, and counts the worker.
@@ -301,6 +306,11 @@ class _Pool:
 
 
 _live: list[_Pool] = []
+# Held while exit codes are read. The first thread that asks for the exit code of a dead process
+# takes it from the system; another one that asks at that moment is told that the process is alive.
+# So without the lock, `_on_child` could miss a death that the thread of `_receive_ahead` sees. The
+# lock is re-entrant since `_on_child` interrupts the main thread, which may hold it.
+_reaping = threading.RLock()
 _previous_handler: Callable | None = None  # the SIGCHLD handler that `_on_child` replaced
 
 

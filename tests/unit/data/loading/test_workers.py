@@ -87,6 +87,11 @@ def test_read_timeout_names_file(data, tmp_path, monkeypatch):
         assert time.monotonic() - started < 60, "workers that hang are not waited for"
 
 
+def asleep(keys):
+    time.sleep(keys[0])
+    return keys
+
+
 def doubled(keys):
     return [2 * key for key in keys]
 
@@ -159,3 +164,33 @@ def test_pinned_results_keep_order():
     assert [
         thread.name for thread in threading.enumerate() if thread.name.startswith("batches")
     ] == []
+
+
+@pytest.mark.usefixtures("unpinned")
+def test_death_seen_by_reading_thread_interrupts_main_thread(monkeypatch):
+    """A death raises in the main thread though the thread that reads ahead saw it first."""
+    seen = threading.Event()
+    main, waitpid = threading.main_thread(), os.waitpid
+
+    def slow_waitpid(pid, options):
+        # The main thread comes second, and before the first thread has stored the exit code.
+        if options and threading.current_thread() is main:
+            seen.wait(0.5)
+        result = waitpid(pid, options)
+        if result[0] and threading.current_thread() is not main:
+            seen.set()
+            time.sleep(0.2)
+        return result
+
+    results = read(asleep, [[0], [60]], 1, str, 60, pin_memory=True)
+    assert next(results) == [0]
+    victim = multiprocessing.active_children()[0]
+    monkeypatch.setattr(os, "waitpid", slow_waitpid)
+
+    def go_on():
+        os.kill(victim.pid, signal.SIGKILL)
+        time.sleep(20)  # stands for a network's step
+
+    with pytest.raises(DataError, match="a data worker died"):
+        go_on()
+    results.close()
