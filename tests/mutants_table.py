@@ -3352,6 +3352,14 @@ if passed_over:
         ("tests/unit/tools/experiment/test_launch.py",),
     ),
     Mutant(
+        "experiments_train_on_the_first_gpu",
+        "tiekd.tools.experiment.launch",
+        "train_command",
+        "visible_devices.in_options(spec.launcher, os.environ, takes_first=True)",
+        "(list(spec.launcher), {})",
+        ("tests/unit/tools/experiment/test_launch.py",),
+    ),
+    Mutant(
         "an_anchor_is_no_teacher",
         "tiekd.data.learned_from",
         "of_description",

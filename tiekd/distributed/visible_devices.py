@@ -122,6 +122,40 @@ def select(
     return ["--include", f"localhost:{','.join(map(str, numbers))}"], order
 
 
+def in_options(
+    options: Sequence[str], environment: Mapping[str, str], takes_first: bool = False
+) -> tuple[list[str], dict[str, str]]:
+    """Returns options of DeepSpeed's launcher with the devices of CUDA_VISIBLE_DEVICES in them.
+
+    DeepSpeed's launcher ignores the variable if it is given a number of GPUs, and would start the
+    ranks on the first ones of the machine.
+
+    Args:
+        options: The launcher's options, each as `--NAME=VALUE`.
+        environment: The environment variables of this process.
+        takes_first: True to take the first devices of a variable that lists more than there are
+            ranks; False to refuse it.
+
+    Returns:
+        The options, and the environment variables that must be set or changed for the launcher. The
+        options are unchanged without the variable, without a number of GPUs, or with several
+        machines, on which the variable means nothing.
+
+    Raises:
+        Refused: The variable doesn't agree with the number of GPUs, or names no device.
+    """
+    numbers = [option for option in options if option.startswith("--num_gpus=")]
+    several = any(option.startswith(("--hostfile=", "--num_nodes=")) for option in options)
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    if not numbers or several or visible is None:
+        return list(options), {}
+    count = int(numbers[0].partition("=")[2])
+    if takes_first and visible.strip() not in _HIDDEN:
+        visible = ",".join(visible.strip(" ,").split(",")[:count])
+    devices, changes = select(visible, count, environment, "--num_gpus")
+    return [*devices, *(option for option in options if option not in numbers)], changes
+
+
 def _number(name: str, listed: str, there: Sequence[str]) -> int:
     """Converts an entry of CUDA_VISIBLE_DEVICES to a device number.
 

@@ -114,8 +114,7 @@ def _launch(given: Sequence[str], program: Path, parse: Callable) -> None:
 def _with_visible_devices(given: Sequence[str]) -> list[str]:
     """Returns the launcher's options with the devices of CUDA_VISIBLE_DEVICES in them.
 
-    DeepSpeed's launcher ignores the variable if it is given a number of GPUs, and would start the
-    ranks on the first ones. The variable is removed from this process's environment.
+    The variable is removed from this process's environment where options stand in its place.
 
     Args:
         given: The launcher's options.
@@ -123,17 +122,11 @@ def _with_visible_devices(given: Sequence[str]) -> list[str]:
     Raises:
         LaunchError: The variable doesn't agree with the number of GPUs, or names no device.
     """
-    numbers = [option for option in given if option.startswith("--num_gpus=")]
-    several = any(option.startswith(("--hostfile=", "--num_nodes=")) for option in given)
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if not numbers or several or visible is None:
-        return list(given)
     try:
-        devices, changes = visible_devices.select(
-            visible, int(numbers[0].partition("=")[2]), os.environ, "--num_gpus"
-        )
+        options, changes = visible_devices.in_options(given, os.environ)
     except visible_devices.Refused as error:
         raise LaunchError(str(error)) from None
-    del os.environ["CUDA_VISIBLE_DEVICES"]
+    if options != list(given):
+        del os.environ["CUDA_VISIBLE_DEVICES"]
     os.environ.update(changes)
-    return [*devices, *(option for option in given if option not in numbers)]
+    return options

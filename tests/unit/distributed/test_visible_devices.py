@@ -56,6 +56,27 @@ def test_command_includes_visible_devices(visible, gpus, there, devices, changes
     assert environment == {"PORT": "29501", **changes}
 
 
+@pytest.mark.parametrize(
+    ("visible", "options", "found"),
+    [
+        ("1,0", ["--num_gpus=1", "--master_port=1"], ["--include", "localhost:1"]),
+        ("0,1", ["--num_gpus=2"], ["--include", "localhost:0,1"]),
+        ("-1", ["--num_gpus=1"], ["--num_gpus", "1"]),
+        ("1", ["--include=localhost:0"], ["--include=localhost:0"]),
+        ("1", ["--num_gpus=1", "--hostfile=x"], ["--num_gpus=1", "--hostfile=x"]),
+        (None, ["--num_gpus=1"], ["--num_gpus=1"]),
+    ],
+)
+def test_in_options_takes_first_visible_devices(visible, options, found, monkeypatch):
+    """A launcher's options get as many of the visible devices as there are ranks, the first."""
+    monkeypatch.setattr(visible_devices, "_uuids", lambda: TWO)
+    environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    given, _ = visible_devices.in_options(options, environment, takes_first=True)
+    assert given == [*found, *(each for each in options if each == "--master_port=1")]
+    with pytest.raises(visible_devices.Refused, match="--num_gpus is 1, but .* lists 2"):
+        visible_devices.in_options(["--num_gpus=1"], {"CUDA_VISIBLE_DEVICES": "0,1"})
+
+
 def test_command_keeps_numbers_for_other_gpus(monkeypatch, tmp_path):
     """Device numbers are passed on where nvidia-smi lists none but GPUs may exist."""
     monkeypatch.setattr(visible_devices, "_uuids", lambda: [])

@@ -8,6 +8,7 @@ named with its log, and the others go on.
 """
 
 import json
+import os
 import re
 import signal
 import socket
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from tiekd.config.recipe import load_recipe
+from tiekd.distributed import visible_devices
 from tiekd.files import replace_text
 from tiekd.tools.experiment import runs as listing
 from tiekd.tools.experiment.runs import Job
@@ -238,7 +240,7 @@ def train_command(spec: Spec, job: Job, program: Path, *options: str) -> list[st
         program: path of bin/train.py.
         options: further options for it; by default it starts the run or resumes it.
     """
-    launcher = list(spec.launcher)
+    launcher, _ = visible_devices.in_options(spec.launcher, os.environ, takes_first=True)
     if not any(option.startswith("--master_port=") for option in launcher):
         # Another job on this machine may use the default port.
         launcher.append(f"--master_port={_free_port()}")

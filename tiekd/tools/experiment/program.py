@@ -1,11 +1,12 @@
 """Runs an experiment, or lists or reports it: the body of bin/experiment.py."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tiekd.distributed import hostfile
+from tiekd.distributed import hostfile, visible_devices
 from tiekd.distributed.entrypoint import STOPPED_CODE
 from tiekd.errors import LaunchError
 from tiekd.tools.experiment import launch, report, runs, score, table
@@ -37,6 +38,7 @@ def run(args: argparse.Namespace, spec: Spec | None, program: Path) -> int:
         return 0
     # Check everything that can be checked before the first run.
     hostfile.check_options(spec.launcher)
+    _check_visible_devices(spec)
     every, floors = runs.plan(spec)
     told = runs.check_scenes(every, spec)
     jobs = runs.chosen(every, args.only)
@@ -69,6 +71,25 @@ def run(args: argparse.Namespace, spec: Spec | None, program: Path) -> int:
     for job in ended.failed:
         print(f"FAILED: {job.label}; its log is {job.log}", flush=True)
     return FAILED_CODE if ended.failed else 0
+
+
+def _check_visible_devices(spec: Spec) -> None:
+    """Checks that the devices of CUDA_VISIBLE_DEVICES exist, and sets what else they need.
+
+    The variable itself stays, since evaluations run on the first device that it lists. The
+    launcher, which would ignore it, gets the devices as an option (launch.train_command).
+
+    Args:
+        spec: the experiment.
+
+    Raises:
+        LaunchError: the variable names no device, or fewer than there are ranks.
+    """
+    try:
+        _, changes = visible_devices.in_options(spec.launcher, os.environ, takes_first=True)
+    except visible_devices.Refused as error:
+        raise LaunchError(str(error)) from None
+    os.environ.update(changes)
 
 
 def _lock(folder: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from support import small_experiment
 
+from tiekd.distributed import visible_devices
 from tiekd.evaluation import floors
 from tiekd.tools.experiment import launch, runs
 from tiekd.tools.experiment.launch import Launcher
@@ -157,8 +158,19 @@ def test_run_stops_when_asked(launcher, spec):
     assert len(launcher.execute.commands) == 1
 
 
-def test_train_command_resumes_by_itself(spec):
+def test_train_command_takes_first_visible_device(spec, monkeypatch):
+    """A training runs on the first device of CUDA_VISIBLE_DEVICES, not on the machine's first."""
+    monkeypatch.setattr(visible_devices, "_uuids", lambda: ["GPU-a", "GPU-b", "GPU-c", "GPU-d"])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    job = runs.plan(spec)[0][0]
+    command = launch.train_command(spec, job, "bin/train.py")
+    assert command[3:5] == ["--include", "localhost:2"]
+    assert not any(word.startswith("--num_gpus") for word in command)
+
+
+def test_train_command_resumes_by_itself(spec, monkeypatch):
     """The command runs the launcher on a free port, and resumes if there is a checkpoint."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     job = runs.plan(spec)[0][0]
     command = launch.train_command(spec, job, "bin/train.py")
     assert command[1:4] == ["-m", "deepspeed.launcher.runner", "--num_gpus=1"]

@@ -1,6 +1,7 @@
 """bin/experiment.py: what it runs, prints and returns, with a stand-in for the processes."""
 
 import argparse
+import os
 import signal
 
 import pytest
@@ -115,6 +116,22 @@ def test_run_refuses_launcher_options(start, tmp_path, scenes):
     spec = small_experiment.write(tmp_path, scenes, launcher=["--num_gpus=none"])
     with pytest.raises(LaunchError, match="--num_gpus: got 'none'"):
         start(spec)
+
+
+def test_run_checks_visible_devices_first(start, monkeypatch):
+    """Devices that don't exist are refused before a run; what hides all GPUs is kept for it."""
+    monkeypatch.setattr(program.visible_devices, "_uuids", lambda: ["GPU-a"])
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4")
+    with pytest.raises(LaunchError, match="CUDA_VISIBLE_DEVICES=4: this machine has 1 GPUs"):
+        start()
+    assert start.ran == []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("DS_ACCELERATOR", "")
+    assert start() == 0
+    assert os.environ["DS_ACCELERATOR"] == "cpu"
+    # Evaluations see the variable, since no launcher gives them a device.
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
 
 
 def test_run_refuses_folder_of_running_experiment(start, monkeypatch):
