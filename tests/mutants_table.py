@@ -3360,6 +3360,14 @@ if passed_over:
         ("tests/unit/tools/experiment/test_launch.py",),
     ),
     Mutant(
+        "seeds_in_a_mapping_are_replaced",
+        "tiekd.tools.experiment.spec",
+        "_keys_of",
+        "not isinstance(node, dict)",
+        "True",
+        ("tests/unit/tools/experiment/test_spec.py",),
+    ),
+    Mutant(
         "an_anchor_is_no_teacher",
         "tiekd.data.learned_from",
         "of_description",

@@ -33,6 +33,10 @@ _CONTROLLED = {
     "train.validate": "the experiment, which always validates",
     "work_dir": "the experiment's work_dir",
 }
+_CONTROLLED_BY_LAST = {
+    "evaluation.by": "weights: last, which evaluates once",
+    "evaluation.interval": "weights: last, which evaluates once",
+}
 
 
 @dataclass(frozen=True)
@@ -256,7 +260,7 @@ def read(path: Path) -> Spec:
     parts |= {f"sets.{name}.set": each.set for name, each in sets.items()}
     parts |= {f"rows.{name}.set": row.set for name, row in rows.items()}
     for where, overrides in parts.items():
-        _check_overrides(where, overrides)
+        _check_overrides(where, overrides, spec.weights)
     return spec
 
 
@@ -421,16 +425,43 @@ def _check_test_list(spec: Spec, name: str, each: DataSet) -> None:
             )
 
 
-def _check_overrides(where: str, overrides: Sequence[str]) -> None:
+def _check_overrides(where: str, overrides: Sequence[str], weights: str) -> None:
     """Raises RecipeError for an override of what the experiment itself sets.
 
     Args:
         where: the place of the overrides, such as "rows.light.set".
         overrides: the overrides, as for `--set`.
+        weights: the evaluated weights, "last" or "best".
     """
+    controlled = _CONTROLLED | (_CONTROLLED_BY_LAST if weights == "last" else {})
     for override in overrides:
-        key = override.partition("=")[0].strip()
-        if key in _CONTROLLED:
-            raise RecipeError(
-                f"{where}: {override} would be replaced; {key} comes from {_CONTROLLED[key]}"
-            )
+        for key in _keys_of(override):
+            if key in controlled:
+                raise RecipeError(
+                    f"{where}: {override} would be replaced; {key} comes from {controlled[key]}"
+                )
+
+
+def _keys_of(override: str) -> list[str]:
+    """Returns the dotted keys of the values that an override sets, also inside a mapping.
+
+    Args:
+        override: the override, such as "train={seed: 3}".
+    """
+    key, _, text = override.partition("=")
+    try:
+        value = recipe_yaml.value(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        # Text that is no YAML is no mapping either; the recipe's reader reports it if it is wrong.
+        value = None
+    keys: list[str] = []
+
+    def add(place: str, node: object) -> None:
+        if not isinstance(node, dict):
+            keys.append(place)
+            return
+        for name, each in node.items():
+            add(f"{place}.{name}", each)
+
+    add(key.strip(), value)
+    return keys

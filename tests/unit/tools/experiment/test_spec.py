@@ -91,6 +91,9 @@ def test_size_and_folds_become_overrides(tmp_path):
         ),
         ("headline", True, "sets.streets: headline: true evaluates on the test list"),
         ("rows.a.set", ["train.seed=3"], "rows.a.set: train.seed=3 would be replaced; train.seed"),
+        ("rows.a.set", ["train={seed: 3}"], "train={seed: 3} would be replaced; train.seed comes"),
+        ("set", ["train={batch_size: 2, epochs: 3}"], "would be replaced; train.epochs comes"),
+        ("set", ["evaluation={interval: 3}"], "evaluation.interval comes from weights: last"),
     ],
 )
 def test_read_refuses(tmp_path, keys, value, told):
@@ -99,6 +102,12 @@ def test_read_refuses(tmp_path, keys, value, told):
         read(tmp_path, changed(keys, value))
     assert told in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_read_allows_overrides_of_other_keys(tmp_path):
+    """A mapping without keys of the experiment is allowed, and so is evaluating for `best`."""
+    node = changed("set", ["train={batch_size: 2}", "evaluation.interval=3", "log.name=a: ["])
+    assert read(tmp_path, node | {"weights": "best"}).weights == "best"
 
 
 def test_read_refuses_test_list_in_overrides(tmp_path):
