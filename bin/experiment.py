@@ -25,7 +25,12 @@ from tiekd.tools import arguments  # noqa: E402
 def parse_arguments() -> argparse.Namespace:
     """Parses the command line."""
     parser = arguments.new_parser(__doc__)
-    parser.add_argument("spec", type=paths.path_argument, nargs="?", help="YAML of the experiment")
+    parser.add_argument(
+        "spec",
+        type=arguments.experiment_argument,
+        nargs="?",
+        help="a YAML file, or an experiment of tiekd by its name",
+    )
     parser.add_argument(
         "--only",
         metavar="PATTERN",

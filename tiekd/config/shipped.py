@@ -1,4 +1,4 @@
-"""Finds the files that come with tiekd: programs, recipes and engine configs.
+"""Finds the files that come with tiekd: programs, recipes, experiments and engine configs.
 
 In a checkout these are the folders bin/, model_configs/ and ds_configs/ beside tiekd/. setup.py
 puts the same folders into a wheel, below tiekd/share/.
@@ -15,7 +15,8 @@ from tiekd import console
 RECIPES = "model_configs"
 ENGINE_CONFIGS = "ds_configs"
 PROGRAMS = "bin"
-_SUFFIXES = {RECIPES: ".yaml", ENGINE_CONFIGS: ".json"}
+EXPERIMENTS = f"{RECIPES}/experiments"
+_SUFFIXES = {RECIPES: ".yaml", ENGINE_CONFIGS: ".json", EXPERIMENTS: ".yaml"}
 # The folders of files that are no recipes: pieces of some, and specifications of experiments.
 _NO_RECIPES = ("_base_", "experiments")
 
@@ -24,7 +25,7 @@ def folder(kind: str) -> Path:
     """Returns the folder of the files of one kind.
 
     Args:
-        kind: PROGRAMS, RECIPES or ENGINE_CONFIGS.
+        kind: PROGRAMS, RECIPES, EXPERIMENTS or ENGINE_CONFIGS.
     """
     return (console.SHARE.parents[1] if console.is_checkout() else console.SHARE) / kind
 
@@ -42,12 +43,15 @@ def names(kind: str) -> dict[str, Path]:
     """Returns the path of each file of one kind by its name, which is the path's stem.
 
     The pieces of which recipes consist (model_configs/_base_) have no names of their own, nor have
-    specifications of experiments.
+    the recipes of experiments. Specifications of experiments are no recipes.
 
     Args:
-        kind: RECIPES or ENGINE_CONFIGS.
+        kind: RECIPES, EXPERIMENTS or ENGINE_CONFIGS.
     """
     root = folder(kind)
+    if kind == EXPERIMENTS:
+        # Its sub-folders hold the recipes of its specifications.
+        return {path.stem: path for path in sorted(root.glob(f"*{_SUFFIXES[kind]}"))}
     paths = sorted(root.rglob(f"*{_SUFFIXES[kind]}"))
     return {
         path.stem: path
@@ -64,7 +68,7 @@ def find(kind: str, given: str | Path, beside: Path = Path()) -> Path:
     leads through a folder of this name, such as `../model_configs/_base_/datasets/folder.yaml`.
 
     Args:
-        kind: RECIPES or ENGINE_CONFIGS.
+        kind: RECIPES, EXPERIMENTS or ENGINE_CONFIGS.
         given: The path or name; `~` is expanded already.
         beside: The folder at which a relative path begins.
 
@@ -80,8 +84,9 @@ def find(kind: str, given: str | Path, beside: Path = Path()) -> Path:
     parts = Path(given).parts
     if not parts or Path(given).is_absolute():
         return path
-    if kind in parts[:-1]:
-        parts = parts[len(parts) - parts[::-1].index(kind) :]
+    last = Path(kind).name
+    if last in parts[:-1]:
+        parts = parts[len(parts) - parts[::-1].index(last) :]
     # Of the package first what has this path in the folder, then what has this name anywhere.
     inside = folder(kind).joinpath(*parts)
     for ours in (inside, Path(f"{inside}{suffix}")):

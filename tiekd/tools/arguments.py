@@ -69,6 +69,18 @@ def recipe_argument(text: str) -> Path:
     return shipped.find(shipped.RECIPES, paths.path_argument(text))
 
 
+def experiment_argument(text: str) -> Path:
+    """Converts a specification's path or name from the command line, for argparse.
+
+    Args:
+        text: A path, as for `path_argument`, or the name of an experiment that comes with tiekd.
+
+    Returns:
+        The path of the specification's file, of the user or of tiekd.
+    """
+    return shipped.find(shipped.EXPERIMENTS, paths.path_argument(text))
+
+
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     """Adds the positional argument `recipe`, a recipe's path or name, to a program's parser.
 

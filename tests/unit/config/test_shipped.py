@@ -16,6 +16,7 @@ from tiekd.engine.config import read_engine_config
 from tiekd.errors import LaunchError, RecipeError
 from tiekd.evaluation import compare
 from tiekd.tools import arguments
+from tiekd.tools.experiment import spec as specs
 
 ROOT = Path(__file__).parents[3]
 
@@ -110,6 +111,20 @@ def test_recipes_are_found_by_name(elsewhere, installed):
     # What isn't there stays as it was given, for the error about it.
     for given in ("folder", "../demo", str(elsewhere / "demo"), "x/demo", "", "model_configs"):
         assert shipped.find("model_configs", given) == Path(given), given
+
+
+def test_experiments_are_found_by_name(elsewhere, installed):
+    """A specification that comes with tiekd is found by its name, and is no recipe."""
+    experiments = installed / "model_configs" / "experiments"
+    for given in ("demo", "demo.yaml", "model_configs/experiments/demo", "experiments/demo.yaml"):
+        assert arguments.experiment_argument(given) == experiments / "demo.yaml", given
+    assert specs.read(experiments / "demo.yaml").recipe_of("silog").is_file()
+    assert shipped.find(shipped.RECIPES, "demo") == installed / "model_configs" / "demo.yaml"
+    assert "demo" in shipped.names(shipped.EXPERIMENTS)
+    with pytest.raises(RecipeError, match="demoo: no such specification; near it: demo"):
+        specs.read(arguments.experiment_argument("demoo"))
+    (elsewhere / "demo.yaml").write_text("")
+    assert arguments.experiment_argument("demo") == Path("demo.yaml")
 
 
 def test_recipe_of_user_comes_first(elsewhere):

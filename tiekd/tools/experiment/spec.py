@@ -272,9 +272,9 @@ def _read_yaml(path: Path) -> dict:
     try:
         node = recipe_yaml.load(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        near = difflib.get_close_matches(
-            path.name, [each.name for each in path.parent.glob("*.yaml")], n=3, cutoff=0.3
-        )
+        there = {each.name for each in path.parent.glob("*.yaml")}
+        there |= shipped.names(shipped.EXPERIMENTS).keys()
+        near = difflib.get_close_matches(path.name, sorted(there), n=3, cutoff=0.3)
         raise RecipeError(
             f"{path}: no such specification; near it: {', '.join(near) or 'none'}"
         ) from None
