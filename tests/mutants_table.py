@@ -3368,6 +3368,14 @@ if passed_over:
         ("tests/unit/tools/experiment/test_spec.py",),
     ),
     Mutant(
+        "family_shrinks_while_runs_are_missing",
+        "tiekd.tools.experiment.table",
+        "compare_rows",
+        "(pair for pair in pairs if pair != (first, reference))",
+        "(pair for pair in pairs if pair != (first, reference) and figures.rows[pair[0]])",
+        ("tests/unit/tools/experiment/test_table.py",),
+    ),
+    Mutant(
         "an_anchor_is_no_teacher",
         "tiekd.data.learned_from",
         "of_description",

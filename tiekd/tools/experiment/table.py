@@ -59,6 +59,18 @@ class Figures:
         shape = (len(seeds), len(self.names))
         return np.array([[getattr(f, metric) for f in each] for each in frames]).reshape(shape)
 
+    def has(self, metric: str) -> bool:
+        """Returns True if a metric may be defined on these frames.
+
+        Which metrics are defined follows from the ground truth, so it is the same for all rows.
+
+        Args:
+            metric: one of FIGURES.
+        """
+        each = [self.values(row, metric, list(seeds)) for row, seeds in self.rows.items()]
+        values = np.concatenate([*map(np.ravel, each), np.empty(0)])
+        return not values.size or not np.isnan(values).all()
+
     def compare(self, ours: str, theirs: str, metric: str) -> Comparison:
         """Compares two rows, or a row and a floor, on the seeds that both have.
 
@@ -305,14 +317,14 @@ def compare_rows(spec: Spec, name: str, figures: Figures) -> list[dict]:
     if each.compare is None:
         pairs = [(row, reference) for row in spec.rows if row not in each.primary]
     pairs = [(first, reference), *(pair for pair in pairs if pair != (first, reference))]
+    # The family to correct for is that of the specification, also while runs are missing: their
+    # comparisons have p = 1 and count. Only a metric that no frame has, such as the edge error with
+    # sparse ground truth, is no comparison.
+    metrics = [metric for metric in COMPARED if metric != each.metric and figures.has(metric)]
     found = []
     for ours, theirs in pairs:
-        metrics = [each.metric, *(metric for metric in COMPARED if metric != each.metric)]
-        for metric in metrics:
+        for metric in (each.metric, *metrics):
             is_primary = (ours, theirs, metric) == (first, reference, each.metric)
-            # A metric that no frame has, such as the edge error, is no comparison to correct for.
-            if not is_primary and not _is_defined(figures, ours, metric):
-                continue
             found.append((is_primary, ours, theirs, metric, figures.compare(ours, theirs, metric)))
     # Correct all comparisons but the declared one together.
     corrected = intervals.holm([result.p for is_primary, *_, result in found if not is_primary])
@@ -331,11 +343,6 @@ def compare_rows(spec: Spec, name: str, figures: Figures) -> list[dict]:
             }
         )
     return rows
-
-
-def _is_defined(figures: Figures, row: str, metric: str) -> bool:
-    values = figures.values(row, metric, list(figures.rows[row]))
-    return bool(values.size) and not np.isnan(values).all()
 
 
 def _numbers(result: Comparison) -> dict:

@@ -103,6 +103,27 @@ def test_compute_other_comparisons_are_corrected(spec):
     assert max(each["p_corrected"] / each["p"] for each in others) > 1
 
 
+def test_compute_corrects_partial_table_for_the_whole_family(tmp_path, scenes):
+    """A comparison has no smaller family while the runs of others are missing."""
+    rows = {name: {"recipe": "recipe.yaml"} for name in ("new", "old", "late")}
+    by_scene = {"regex": "^([^/]+)/"}
+    spec = small_experiment.write(tmp_path, scenes, scenes=by_scene, rows=rows)
+    planned, of_sets = small_experiment.finish_all(spec, 0.03)
+    for job in planned:
+        if job.row == "late":
+            job.figures_file("val").unlink()
+    comparisons = table.compute(spec, planned, of_sets)["sets"]["streets"]["comparisons"]
+    # Two pairs of three metrics each, since the frames have no edge error.
+    assert len(comparisons) == 6
+    least, *_ = sorted(each["p"] for each in comparisons[1:])
+    ours = [each for each in comparisons[1:] if each["p"] == least]
+    assert ours[0]["p_corrected"] == pytest.approx(5 * least)
+    late = [each for each in comparisons if each["row"] == "late"]
+    assert {each["verdict"] for each in late} == {
+        "not resolved: 0 common seeds, at least 2 are needed"
+    }
+
+
 def test_compute_names_what_is_missing(spec):
     """Unfinished and failed runs are named, the latter with reason and log."""
     planned, of_sets = small_experiment.finish_all(spec, 0.03)
