@@ -3376,6 +3376,22 @@ if passed_over:
         ("tests/unit/tools/experiment/test_table.py",),
     ),
     Mutant(
+        "runs_are_started_on_changed_data",
+        "tiekd.tools.experiment.runs",
+        "changed_sources",
+        "_data_digest(node, _read_splits(_as_text(_read_sections(node)))) != job.data",
+        "False",
+        ("tests/unit/tools/experiment/test_launch.py",),
+    ),
+    Mutant(
+        "keys_know_hostfiles_by_their_path",
+        "tiekd.tools.experiment.runs",
+        "_launcher_of",
+        "hostfile.of_options(spec.launcher)",
+        "[each for each in spec.launcher if each not in others]",
+        ("tests/unit/tools/experiment/test_runs.py",),
+    ),
+    Mutant(
         "an_anchor_is_no_teacher",
         "tiekd.data.learned_from",
         "of_description",

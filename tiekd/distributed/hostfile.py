@@ -99,9 +99,7 @@ def check_options(options: Sequence[str]) -> None:
         )
     # Refuse machines and devices that aren't in the hostfile. Without a hostfile there is only this
     # machine.
-    hosts = None
-    if "hostfile" in given or DEFAULT.is_file():
-        hosts = read(given.get("hostfile", DEFAULT))
+    hosts = of_options(options)
     if int(given.get("num_nodes", 1)) > len(hosts or "1"):
         there = (
             f"{given.get('hostfile', DEFAULT)} has {len(hosts)}"
@@ -114,6 +112,20 @@ def check_options(options: Sequence[str]) -> None:
         )
     for name in filters:
         _check_filter(name, given[name], hosts)
+
+
+def of_options(options: Sequence[str]) -> dict[str, int] | None:
+    """Returns the content of the hostfile that a `deepspeed` command reads; None without one.
+
+    Args:
+        options: The options, each as `--name=value`.
+
+    Raises:
+        LaunchError: The hostfile doesn't exist, can't be read or has an invalid line.
+    """
+    given = [option.partition("=")[2] for option in options if option.startswith("--hostfile=")]
+    # The launcher also reads a default hostfile, if there is one.
+    return read(given[-1] if given else DEFAULT) if given or DEFAULT.is_file() else None
 
 
 def _check_filter(name: str, value: str, hosts: dict[str, int] | None) -> None:

@@ -33,6 +33,7 @@ from tiekd.config import external, provenance
 from tiekd.config.recipe import load_recipe, merge
 from tiekd.data.build import build_dataset
 from tiekd.data.file_fingerprints import crc
+from tiekd.distributed import hostfile
 from tiekd.engine.config import read_engine_config
 from tiekd.errors import RecipeError, UserError
 from tiekd.evaluation.frame_figures import FrameFigures
@@ -79,8 +80,9 @@ class Job:
         key: digest of all that the figures follow from.
         folder: the run's folder.
         frames: names of the training and the validation frames.
-        sources: digest of the recipe, the engine config and the code, as they were when the job was
-            listed.
+        sources: digest of the recipe, the engine config, the hostfile and the code, as they were
+            when the job was listed.
+        data: digest of the files that the job reads, as they were then.
     """
 
     set: str
@@ -93,6 +95,7 @@ class Job:
     folder: Path
     frames: SplitNames
     sources: str
+    data: str
 
     @property
     def label(self) -> str:
@@ -269,15 +272,25 @@ def _prepared(
             f"{split}_split": getattr(each, "source", None) for split, each in splits.sets.items()
         }
         _refuse_test_lists(spec, name, row, root, own)
-        # The code of parts from outside the project counts, so import them first.
-        for module in external.names_in(node):
-            external.import_module(module)
-        # A teacher may be given by a work dir, in which other weights may be the best ones later.
-        files = fingerprint_files(Recipe(with_checkpoints(node)), splits.sets)
+        digest = _data_digest(node, splits)
     except RecipeError as error:
         raise provenance.with_origins(error, recipe, overrides) from error
-    data = _digest({"files": files, "splits": splits.digest})
-    return _Prepared(recipe, tuple(overrides), node, data, splits.names)
+    return _Prepared(recipe, tuple(overrides), node, digest, splits.names)
+
+
+def _data_digest(node: dict, splits: _Splits) -> str:
+    """Returns the digest of all files that a run reads beside its recipe.
+
+    Args:
+        node: the resolved recipe.
+        splits: the recipe's data sets, and the state of their files.
+    """
+    # The code of parts from outside the project counts, so import them first.
+    for module in external.names_in(node):
+        external.import_module(module)
+    # A teacher may be given by a work dir, in which other weights may be the best ones later.
+    files = fingerprint_files(Recipe(with_checkpoints(node)), splits.sets)
+    return _digest({"files": files, "splits": splits.digest})
 
 
 def _run(spec: Spec, of: tuple[str, str, int, int | None], row: _Prepared, engine: dict) -> Job:
@@ -291,12 +304,23 @@ def _run(spec: Spec, of: tuple[str, str, int, int | None], row: _Prepared, engin
     """
     seed = of[2]
     node = merge(row.node, {"train": {"seed": seed}})
-    # Another port gives the same figures; another number of ranks gives others.
-    launcher = [option for option in spec.launcher if not option.startswith("--master_")]
-    made = {"recipe": _learned_from(node), "engine": engine, "launcher": launcher}
+    made = {"recipe": _learned_from(node), "engine": engine, "launcher": _launcher_of(spec)}
     key = _digest({**made, "data": row.data, "code": code_digest()})
     overrides = (*row.overrides, f"train.seed={seed}")
-    return Job(*of, row.recipe, overrides, key, Path(), row.frames, _sources(node, engine))
+    sources = _sources(spec, node, engine)
+    return Job(*of, row.recipe, overrides, key, Path(), row.frames, sources, row.data)
+
+
+def _launcher_of(spec: Spec) -> dict:
+    """Returns what figures follow from in the launcher's options: the ranks, with their machines.
+
+    Another port gives the same figures, and so does another path of the same hostfile.
+
+    Args:
+        spec: the experiment.
+    """
+    others = [each for each in spec.launcher if not each.startswith(("--master_", "--hostfile="))]
+    return {"options": others, "hosts": hostfile.of_options(spec.launcher)}
 
 
 def _floors(spec: Spec, of: tuple[str, int | None], row: _Prepared, engine: dict) -> Job:
@@ -314,20 +338,22 @@ def _floors(spec: Spec, of: tuple[str, int | None], row: _Prepared, engine: dict
     key = _digest({"recipe": data, "scored": scored, "data": row.data, "code": code_digest()})
     # The seed is any: nothing is drawn for the floors.
     overrides = (*row.overrides, f"train.seed={spec.seeds[0]}")
-    sources = _sources(merge(row.node, {"train": {"seed": spec.seeds[0]}}), engine)
-    return Job(of[0], None, None, of[1], row.recipe, overrides, key, Path(), row.frames, sources)
+    sources = _sources(spec, merge(row.node, {"train": {"seed": spec.seeds[0]}}), engine)
+    named = (of[0], None, None, of[1], row.recipe, overrides)
+    return Job(*named, key, Path(), row.frames, sources, row.data)
 
 
-def _sources(node: dict, engine: dict) -> str:
-    return _digest({"recipe": _learned_from(node), "engine": engine, "code": code_digest()})
+def _sources(spec: Spec, node: dict, engine: dict) -> str:
+    made = {"recipe": _learned_from(node), "engine": engine, "launcher": _launcher_of(spec)}
+    return _digest({**made, "code": code_digest()})
 
 
 def changed_sources(job: Job, spec: Spec) -> str | None:
     """Returns why a listed job mustn't be started, in one line; None if it may be.
 
-    The processes of a job read the recipe, the engine config and the code anew, which may be hours
-    after the job was listed. If one has changed since, the figures would stand under the key of the
-    old ones.
+    The processes of a job read the recipe, the engine config, the hostfile, the data and the code
+    anew, which may be hours after the job was listed. If one has changed since, the figures would
+    stand under the key of the old ones.
 
     Args:
         job: the job.
@@ -336,13 +362,18 @@ def changed_sources(job: Job, spec: Spec) -> str | None:
     code_digest.cache_clear()
     try:
         node = load_recipe(job.recipe, job.overrides)
-        if _sources(node, read_engine_config(spec.engine_config)) == job.sources:
-            return None
+        changed = None
+        if _sources(spec, node, read_engine_config(spec.engine_config)) != job.sources:
+            changed = "its recipe, the engine config, the hostfile or tiekd's code has"
+        elif _data_digest(node, _read_splits(_as_text(_read_sections(node)))) != job.data:
+            changed = "its data, the teacher's weights or code of the recipe's own parts have"
     except UserError as error:
         return str(error)
+    if changed is None:
+        return None
     return (
-        "its recipe, the engine config or tiekd's code has changed since the experiment was "
-        "started; start it again, which lists the runs anew"
+        f"{changed} changed since the experiment was started; start it again, which lists the runs "
+        "anew"
     )
 
 

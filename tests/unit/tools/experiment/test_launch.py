@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -125,9 +126,26 @@ def test_run_of_changed_recipe_is_not_started(launcher, spec, tmp_path):
     recipe["optimizer"]["lr"] = 0.123
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
     assert launcher.run(planned[2:3]) == launch.Finished([planned[2]], False)
-    assert "its recipe, the engine config or tiekd's code has changed" in launcher.out.getvalue()
+    told = "its recipe, the engine config, the hostfile or tiekd's code has changed"
+    assert told in launcher.out.getvalue()
     assert len(launcher.execute.trainings) == 2
     assert launcher.run(runs.plan(spec)[0]).failed == []
+
+
+def test_run_of_changed_data_is_not_started(tmp_path, scenes):
+    """An image that changes after the runs were listed isn't trained on under the old key."""
+    copy = tmp_path / "copy"
+    shutil.copytree(scenes, copy)
+    spec = small_experiment.write(tmp_path, copy)
+    launcher = Launcher(spec, tmp_path / "experiment.py", io.StringIO(), Processes(spec))
+    planned, _ = runs.plan(spec)
+    assert launcher.run(planned[:1]) == launch.Finished([], False)
+    image = next((copy / "input").rglob("*.png"))
+    image.write_bytes(image.read_bytes() + b"x")
+    assert launcher.run(planned[1:2]) == launch.Finished([planned[1]], False)
+    assert "its data, the teacher's weights or code of" in launcher.out.getvalue()
+    assert len(launcher.execute.trainings) == 1
+    assert launcher.run(runs.plan(spec)[0][1:2]).failed == []
 
 
 def test_run_of_changed_code_is_not_scored(launcher, spec, monkeypatch):

@@ -69,6 +69,23 @@ def test_key_follows_what_figures_follow_from(write, scenes, tmp_path):
     assert moved() != before
 
 
+def test_key_follows_content_of_hostfile(write, tmp_path):
+    """Other machines or numbers of ranks are another run; another path of the hostfile isn't."""
+
+    def key_with(name, content):
+        (tmp_path / name).write_text(content)
+        return runs.plan(write(launcher=[f"--hostfile={tmp_path / name}"]))[0][0].key
+
+    key = key_with("hosts", "one slots=2\n")
+    assert key_with("other", "one slots=2  # same\n") == key
+    assert key_with("hosts", "one slots=1\n") != key
+    spec = write(launcher=[f"--hostfile={tmp_path / 'other'}"])
+    planned, _ = runs.plan(spec)
+    assert runs.changed_sources(planned[0], spec) is None
+    (tmp_path / "other").write_text("one slots=2\ntwo slots=2\n")
+    assert "the hostfile" in runs.changed_sources(planned[0], spec)
+
+
 def test_key_follows_maps_of_several_teachers(write, tmp_path):
     """A map of the second teacher that changes is another run."""
     for name in "ab":
