@@ -3392,6 +3392,14 @@ if passed_over:
         ("tests/unit/tools/experiment/test_runs.py",),
     ),
     Mutant(
+        "rows_of_a_set_may_have_other_pixels",
+        "tiekd.tools.experiment.runs",
+        "_check_protocols",
+        "value != found[first][key]",
+        'value != found[first][key] and key == "evaluation.crop"',
+        ("tests/unit/tools/experiment/test_runs.py",),
+    ),
+    Mutant(
         "an_anchor_is_no_teacher",
         "tiekd.data.learned_from",
         "of_description",

@@ -191,6 +191,7 @@ def plan(spec: Spec, folder: Path | None = None) -> tuple[list[Job], list[Job]]:
         for place, fold in enumerate(each.parts):
             number = None if each.folds is None else place
             of_rows = {row: _prepared(spec, name, row, fold, read) for row in spec.rows}
+            _check_protocols(name, of_rows)
             here += [
                 _run(spec, (name, row, seed, number), of_rows[row], engine)
                 for row in spec.rows
@@ -291,6 +292,33 @@ def _data_digest(node: dict, splits: _Splits) -> str:
     # A teacher may be given by a work dir, in which other weights may be the best ones later.
     files = fingerprint_files(Recipe(with_checkpoints(node)), splits.sets)
     return _digest({"files": files, "splits": splits.digest})
+
+
+def _check_protocols(name: str, rows: Mapping[str, _Prepared]) -> None:
+    """Raises RecipeError if the rows of a set would be evaluated on different pixels.
+
+    Args:
+        name: the set's name.
+        rows: the rows on the set's data.
+    """
+    found = {}
+    for row, prepared in rows.items():
+        protocol = Recipe(prepared.node).protocol("val")
+        found[row] = {
+            "evaluation.crop": protocol.settings.crop,
+            "network.min_depth": protocol.min_depth,
+            "evaluation.cap": protocol.cap,
+        }
+    first = next(iter(found))
+    for row, values in found.items():
+        for key, value in values.items():
+            if value != found[first][key]:
+                # Without a cap the evaluation ends at the largest depth of the network.
+                told = "evaluation.cap (or network.max_depth)" if key == "evaluation.cap" else key
+                raise RecipeError(
+                    f"rows.{row}: {told} is {value} on {name}, and {found[first][key]} for "
+                    f"{first}; evaluate all rows of a set on the same pixels"
+                )
 
 
 def _run(spec: Spec, of: tuple[str, str, int, int | None], row: _Prepared, engine: dict) -> Job:

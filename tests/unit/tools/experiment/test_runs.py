@@ -232,6 +232,22 @@ def row(override) -> dict:
     return {"recipe": "recipe.yaml", "set": [override]}
 
 
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("evaluation.crop=garg", "rows.old: evaluation.crop is garg on streets, and none for new"),
+        ("evaluation.cap=20", "rows.old: evaluation.cap .* is 20.* on streets, and 80.* for new"),
+        ("network.max_depth=40", "rows.old: evaluation.cap .* is 40.* on streets"),
+        ("network.min_depth=0.5", "rows.old: network.min_depth is 0.5 on streets"),
+    ],
+)
+def test_plan_refuses_rows_with_other_pixels(write, override, told):
+    """Rows that would be evaluated on different pixels are refused before the first run."""
+    spec = write(rows={"new": {"recipe": "recipe.yaml"}, "old": row(override)})
+    with pytest.raises(RecipeError, match=told):
+        runs.plan(spec)
+
+
 def test_check_recipes_accepts_good_rows(write):
     """Recipes that can be trained pass."""
     spec = write()
