@@ -3400,6 +3400,22 @@ if passed_over:
         ("tests/unit/tools/experiment/test_runs.py",),
     ),
     Mutant(
+        "evaluated_scenes_may_be_trained_on",
+        "tiekd.tools.experiment.runs",
+        "check_scenes",
+        "not each.shared_scenes",
+        "False",
+        ("tests/unit/tools/experiment/test_runs.py",),
+    ),
+    Mutant(
+        "test_scenes_are_not_compared",
+        "tiekd.tools.experiment.runs",
+        "SplitNames.evaluated",
+        "self.test or self.val",
+        "self.val",
+        ("tests/unit/tools/experiment/test_runs.py",),
+    ),
+    Mutant(
         "an_anchor_is_no_teacher",
         "tiekd.data.learned_from",
         "of_description",

@@ -95,6 +95,9 @@ def _not_finished(table: Mapping) -> list[str]:
 
 def _set(name: str, each: Mapping) -> list[str]:
     lines = [f"## {name}", "", f"{each['frames']} frames of {each['scenes']} scenes.", ""]
+    if each["shared_scenes"]:
+        told = ", ".join(each["shared_scenes"])
+        lines += [f"**Evaluated on scenes that were also trained on:** {told}.", ""]
     if not each["rows"]:
         return [*lines, "No run is finished.", ""]
     every = [*each["rows"].items(), *((f"*{key}*", row) for key, row in each["floors"].items())]

@@ -51,19 +51,28 @@ _PACKAGES += ("onnxruntime", "opencv-python-headless")
 # Code that no figure of a frame follows from: programs, and how figures become a report.
 _NOT_COMPUTED_WITH = ("share", "tools", "evaluation/intervals.py")
 _SCORES = "tools/experiment/score.py"
+_SPLITS = {"val": "validation", "test": "test"}
+_NAMED_SCENES = 10  # scenes that one line names
 PILOT_SEEDS = 3  # seeds from which the smallest detectable difference is computed
 
 
 class SplitNames(NamedTuple):
-    """The names of the frames of both splits; empty for a data set that doesn't list files.
+    """The names of the frames of all splits; empty for a data set that doesn't list files.
 
     Attributes:
         train: names of the training frames.
         val: names of the validation frames.
+        test: names of the test frames; empty unless the experiment is a headline.
     """
 
     train: tuple[str, ...]
     val: tuple[str, ...]
+    test: tuple[str, ...] = ()
+
+    @property
+    def evaluated(self) -> tuple[str, ...]:
+        """The names of the frames from which the report is made."""
+        return self.test or self.val
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,7 @@ class Job:
         overrides: all overrides of the recipe, as for `--set`.
         key: digest of all that the figures follow from.
         folder: the run's folder.
-        frames: names of the training and the validation frames.
+        frames: names of the training, the validation and the test frames.
         sources: digest of the recipe, the engine config, the hostfile and the code, as they were
             when the job was listed.
         data: digest of the files that the job reads, as they were then.
@@ -273,10 +282,25 @@ def _prepared(
             f"{split}_split": getattr(each, "source", None) for split, each in splits.sets.items()
         }
         _refuse_test_lists(spec, name, row, root, own)
+        names = splits.names
+        if spec.headline:
+            names = names._replace(test=_test_names(node, spec.sets[name].test))
         digest = _data_digest(node, splits)
     except RecipeError as error:
         raise provenance.with_origins(error, recipe, overrides) from error
-    return _Prepared(recipe, tuple(overrides), node, digest, splits.names)
+    return _Prepared(recipe, tuple(overrides), node, digest, names)
+
+
+def _test_names(node: dict, test: str) -> tuple[str, ...]:
+    """Returns the names of the frames in a test list, of which nothing else is read.
+
+    Args:
+        node: the resolved recipe.
+        test: the test list.
+    """
+    recipe = Recipe(merge(node, {"data": {"val_split": test}})).without_teacher()
+    dataset = build_dataset(recipe.dataset, "val", as_evaluated=True)
+    return tuple(frame.name for frame in getattr(dataset, "frames", ()))
 
 
 def _data_digest(node: dict, splits: _Splits) -> str:
@@ -587,20 +611,21 @@ def _check_recipe(recipe: Recipe, steps: int) -> None:
 
 
 def check_scenes(runs: Sequence[Job], spec: Spec) -> list[str]:
-    """Checks the validation frames: all rows have the same ones, and all of them have a scene.
+    """Checks the scenes of all sets: every evaluated frame has one, and no run trains on it.
 
-    Folds must be split by scene.
+    Folds must be split by scene, and all rows must have the same validation frames.
 
     Args:
         runs: the runs.
         spec: the experiment.
 
     Returns:
-        For each set a line with its numbers of scenes and frames.
+        For each set a line with its numbers of scenes and frames, and one with the scenes that are
+        trained on where the specification allows that.
 
     Raises:
         RecipeError: rows have different validation frames, the rule doesn't cover a frame, a scene
-            is evaluated in two folds, or a fold trains on a scene on which it is evaluated.
+            is evaluated in two folds, or a run trains on a scene on which it is evaluated.
     """
     # Scenes are counted before anything runs, so that a wrong rule costs no time.
     rule = spec.scene_rule()
@@ -613,18 +638,47 @@ def check_scenes(runs: Sequence[Job], spec: Spec) -> list[str]:
                     f"rows.{job.row}: has other validation frames on {name} than the first row; "
                     "give all rows of a set the same ones"
                 )
-        seen: dict[str, int | None] = {}
+        seen: set[str] = set()
         for fold, frames in by_fold.items():
-            evaluated = {rule(frame) for frame in frames.val}
-            twice = sorted(evaluated & seen.keys())
-            if each.folds is not None:
-                twice += sorted(evaluated & {rule(frame) for frame in frames.train})
+            evaluated = {rule(frame) for frame in frames.evaluated}
+            twice = sorted(evaluated & seen)
             if twice:
                 raise RecipeError(
-                    f"sets.{name}.folds: fold {fold} is evaluated on scene {twice[0]!r}, which it "
-                    "is trained on or another fold is evaluated on; split folds by scene"
+                    f"sets.{name}.folds: fold {fold} is evaluated on scene {twice[0]!r}, on which "
+                    "another fold is evaluated too; split folds by scene"
                 )
-            seen |= dict.fromkeys(evaluated, fold)
-        count = sum(len(frames.val) for frames in by_fold.values())
-        lines.append(f"{name}: {len(seen)} scenes, {count} validation frames")
+            seen |= evaluated
+        shared = shared_scenes(runs, spec, name)
+        count = sum(len(frames.evaluated) for frames in by_fold.values())
+        lines.append(f"{name}: {len(seen)} scenes, {count} {_SPLITS[spec.split]} frames")
+        if shared:
+            told = f"{len(shared)} of {len(seen)} scenes are trained on too: {_listed(shared)}"
+            if not each.shared_scenes:
+                raise RecipeError(
+                    f"sets.{name}: {told}; give lists without common scenes, or set "
+                    f"sets.{name}.shared_scenes to true, and the report says so"
+                )
+            lines.append(f"{name}: {told}")
     return lines
+
+
+def shared_scenes(runs: Sequence[Job], spec: Spec, name: str) -> list[str]:
+    """Returns the scenes of a set on which a run is trained and evaluated, sorted.
+
+    Args:
+        runs: all runs of the experiment.
+        spec: the experiment.
+        name: the set's name.
+    """
+    rule = spec.scene_rule()
+    shared: set[str] = set()
+    # All seeds of a row have the same frames.
+    for frames in {job.frames for job in runs if job.set == name}:
+        evaluated = {rule(frame) for frame in frames.evaluated}
+        shared |= evaluated & {rule(frame) for frame in frames.train}
+    return sorted(shared)
+
+
+def _listed(scenes: Sequence[str]) -> str:
+    more = f" and {len(scenes) - _NAMED_SCENES} more" if len(scenes) > _NAMED_SCENES else ""
+    return ", ".join(scenes[:_NAMED_SCENES]) + more

@@ -67,6 +67,8 @@ class DataSet:
         size: (height, width) of the working resolution; None for the recipes' own.
         folds: lists by scene; every row is trained once per fold, and its frames are those of all
             folds' validation lists. None for a single training and validation list.
+        shared_scenes: True to allow training on scenes that are evaluated, which the report then
+            names; otherwise they are refused.
     """
 
     primary: tuple[str, str]
@@ -78,6 +80,7 @@ class DataSet:
     test: str | None = None
     size: tuple[int, int] | None = None
     folds: Sequence[Mapping] | None = None
+    shared_scenes: bool = False
 
     @property
     def parts(self) -> list[Fold | None]:

@@ -194,6 +194,7 @@ def _set(spec: Spec, name: str, runs: Sequence[Job], floors: Sequence[Job]) -> d
     return {
         "frames": len(figures.names),
         "scenes": len(set(figures.scenes)),
+        "shared_scenes": listing.shared_scenes(runs, spec, name),
         "smallest_detectable": _plain(smallest_detectable(spec, name, figures)),
         "metric": spec.sets[name].metric,
         "rows": {row: _row(figures, row, list(figures.rows[row]), cap) for row in trained},

@@ -14,7 +14,7 @@ from tiekd.tools.experiment import launch, program, runs
 @pytest.fixture
 def start(tmp_path, scenes, monkeypatch):
     """Runs the program with options, and returns its exit code and what was run."""
-    spec = small_experiment.write(tmp_path, scenes, scenes={"regex": "."})
+    spec = small_experiment.write(tmp_path, scenes)
     ran: list[list] = []
     failing: set[str] = set()
 

@@ -323,7 +323,36 @@ def test_check_scenes_refuses_fold_trained_on_its_scene(write, scenes):
     lists = kitti_folds(scenes)
     lists[0]["train"] = lists[0]["val"]
     spec = write(**folds(scenes, lists))
-    with pytest.raises(RecipeError, match="fold 0 is evaluated on scene .* which it is trained on"):
+    with pytest.raises(RecipeError, match="sets.streets: 1 of 3 scenes are trained on too: 0*10*;"):
+        runs.check_scenes(runs.plan(spec)[0], spec)
+
+
+def test_check_scenes_refuses_training_on_an_evaluated_scene(write, scenes):
+    """Frames of one scene in both lists are refused with the scene's name, or named if allowed."""
+    lines = (scenes / "kitti_eigen_test.txt").read_text().splitlines(keepends=True)
+    lists = {"train": "first_two.txt", "val": "last_two.txt", "test": "last.txt"}
+    for name, part in zip(lists.values(), (lines[:2], lines[1:], lines[2:]), strict=True):
+        (scenes / name).write_text("".join(part))
+    streets = {"primary": ["new", "old"], "set": [f"data={{name: kitti, root: {scenes}}}"], **lists}
+    shared = r"sets.streets: 1 of 2 scenes are trained on too: 1000001; give lists without"
+    rule = {"regex": r"0*([^/]+)\.png$"}
+    spec = write(sets={"streets": streets}, scenes=rule)
+    with pytest.raises(RecipeError, match=shared):
+        runs.check_scenes(runs.plan(spec)[0], spec)
+    spec = write(sets={"streets": streets | {"shared_scenes": True}}, scenes=rule)
+    planned, _ = runs.plan(spec)
+    assert runs.check_scenes(planned, spec) == [
+        "streets: 2 scenes, 2 validation frames",
+        "streets: 1 of 2 scenes are trained on too: 1000001",
+    ]
+    assert runs.shared_scenes(planned, spec, "streets") == ["1000001"]
+    # A headline is evaluated on the test list, of which only the names are read here.
+    spec = write(sets={"streets": streets}, scenes=rule, headline=True)
+    planned, _ = runs.plan(spec)
+    assert runs.check_scenes(planned, spec) == ["streets: 1 scenes, 1 test frames"]
+    (scenes / "last.txt").write_text("".join(lines[:1]))
+    spec = write(sets={"streets": streets}, scenes=rule, headline=True)
+    with pytest.raises(RecipeError, match="1 of 1 scenes are trained on too: 1000000"):
         runs.check_scenes(runs.plan(spec)[0], spec)
 
 

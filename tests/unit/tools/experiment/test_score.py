@@ -77,11 +77,14 @@ def test_commit_of_installed_tiekd_is_unknown(tmp_path, monkeypatch):
 
 def test_made_from_holds_state_of_test_list(tmp_path, scenes):
     """Figures on a test list don't count any more when the list changes."""
-    (scenes / "changing.txt").write_text("a")
-    sets = {"streets": {"primary": ["new", "old"], "test": "changing.txt"}}
+    lines = (scenes / "kitti_eigen_test.txt").read_text().splitlines(keepends=True)
+    (scenes / "changing.txt").write_text(lines[0])
+    (scenes / "others.txt").write_text(lines[1])
+    streets = {"primary": ["new", "old"], "test": "changing.txt", "val": "others.txt"}
+    sets = {"streets": streets | {"set": [f"data={{name: kitti, root: {scenes}}}"]}}
     spec = small_experiment.write(tmp_path, scenes, sets=sets, headline=True)
     job = runs.plan(spec)[0][0]
     before = runs.made_from(job, spec)
     assert before["split"] == "test"
-    (scenes / "changing.txt").write_text("b")
+    (scenes / "changing.txt").write_text(lines[2])
     assert runs.made_from(job, spec) != before

@@ -8,7 +8,7 @@ from support import small_experiment
 
 from tiekd.errors import DataError
 from tiekd.evaluation import floors, intervals
-from tiekd.tools.experiment import runs, table
+from tiekd.tools.experiment import report, runs, table
 
 
 @pytest.fixture
@@ -154,6 +154,17 @@ def test_compute_smallest_detectable_is_of_the_pilot(spec):
     assert table.compute(spec, planned, [])["sets"]["streets"]["smallest_detectable"] == least
 
 
+def test_compute_labels_scenes_that_are_trained_on(spec):
+    """The table and the report name the evaluated scenes that a run was trained on."""
+    found = computed(spec)
+    # By this rule all rendered frames are of one scene.
+    assert found["sets"]["streets"]["shared_scenes"] == ["2000_01_01"]
+    told = "**Evaluated on scenes that were also trained on:** 2000_01_01."
+    assert told in report.markdown(found)
+    found["sets"]["streets"]["shared_scenes"] = []
+    assert told[:20] not in report.markdown(found)
+
+
 def test_collect_refuses_other_frames(spec):
     """Rows that were evaluated on other pixels can't be compared."""
     planned, of_sets = small_experiment.finish_all(spec, 0.0)
@@ -192,8 +203,11 @@ def test_collect_joins_folds(tmp_path, scenes):
 
 def test_compute_counts_readings_of_test_list(tmp_path, scenes):
     """A headline's table says how often its test list has been read."""
-    (scenes / "counted.txt").write_text("")
-    sets = {"streets": {"primary": ["new", "old"], "test": "counted.txt"}}
+    lines = (scenes / "kitti_eigen_test.txt").read_text().splitlines(keepends=True)
+    (scenes / "counted.txt").write_text(lines[0])
+    (scenes / "others.txt").write_text(lines[1])
+    streets = {"primary": ["new", "old"], "test": "counted.txt", "val": "others.txt"}
+    sets = {"streets": streets | {"set": [f"data={{name: kitti, root: {scenes}}}"]}}
     spec = small_experiment.write(
         tmp_path, scenes, scenes={"regex": "^([^/]+)/"}, sets=sets, headline=True
     )
