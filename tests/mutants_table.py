@@ -3416,6 +3416,22 @@ if passed_over:
         ("tests/unit/tools/experiment/test_runs.py",),
     ),
     Mutant(
+        "runs_start_beside_the_ranks_of_a_killed_one",
+        "tiekd.tools.experiment.launch",
+        "Launcher._wait_for_earlier_ranks",
+        "workdir.is_in_use(job.train_dir)",
+        "False",
+        ("tests/unit/tools/experiment/test_launch.py",),
+    ),
+    Mutant(
+        "stopped_attempts_took_no_time",
+        "tiekd.tools.experiment.launch",
+        "Launcher.run",
+        "state = State(job.label, job.key, state.seconds + time.monotonic() - started)",
+        "state = State(job.label, job.key, time.monotonic() - started)",
+        ("tests/unit/tools/experiment/test_launch.py",),
+    ),
+    Mutant(
         "an_anchor_is_no_teacher",
         "tiekd.data.learned_from",
         "of_description",

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple, TextIO
@@ -32,6 +32,8 @@ from tiekd.workdir import checkpoints, workdir
 
 _STATE = "run.json"
 _LONGEST_REASON = 300
+_EARLIER_RANKS_LEAVE_S = 90.0  # seconds in which ranks whose experiment was killed save and exit
+_POLL_S = 0.2
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
@@ -42,29 +44,40 @@ class State:
     Attributes:
         label: the job's name for people.
         key: the job's key.
-        seconds: wall time of all its attempts so far.
+        seconds: wall time of all its attempts so far, also of stopped and killed ones.
         failure: why the last attempt failed, in one line; None if it didn't.
+        is_finished: True if the last attempt has finished the job.
+        began: when the present attempt began, in seconds since the epoch; None if none runs.
     """
 
     label: str
     key: str
     seconds: float = 0.0
     failure: str | None = None
+    is_finished: bool = False
+    began: float | None = None
 
 
 def read_state(job: Job) -> State:
     """Reads the state of a job; that of a new job if there is none or it is damaged.
+
+    An attempt that was killed could not write how long it took. It counts until the last line that
+    it wrote to its log.
 
     Args:
         job: the job.
     """
     try:
         found = State(**json.loads((job.folder / _STATE).read_text(encoding="utf-8")))
-        if found.key == job.key:
+        if found.key != job.key:
+            return State(job.label, job.key)
+        if found.began is None:
             return found
+        last_sign = job.log.stat().st_mtime if job.log.exists() else found.began
+        seconds = found.seconds + max(0.0, last_sign - found.began)
+        return replace(found, seconds=seconds, began=None)
     except (OSError, ValueError, TypeError):
-        pass
-    return State(job.label, job.key)
+        return State(job.label, job.key)
 
 
 class Finished(NamedTuple):
@@ -124,18 +137,22 @@ class Launcher:
             if self.asked:
                 return Finished(failed, True)
             # Estimate anew before each job, as the finished ones tell more and more.
-            remaining = total(estimates(left[place:], jobs, {}))
+            remaining = total(estimates(left[place:], jobs, {}, self.spec.steps))
             self.tell(f"[{done + place + 1}/{len(jobs)}] {job.label}; left: {duration(remaining)}")
             started = time.monotonic()
-            before = read_state(job)
+            state = read_state(job)
+            job.folder.mkdir(parents=True, exist_ok=True)
+            # Write the state first, so that the folder of a killed run says which run it is.
+            _write_state(job, replace(state, began=time.time()))
             reason = self._attempt(job)
+            # Add the time to that of earlier attempts, which trained a part of the run.
+            state = State(job.label, job.key, state.seconds + time.monotonic() - started)
             # A run that was stopped isn't finished, but it hasn't failed either.
             if self.asked and reason is not None:
+                _write_state(job, state)
                 self.tell(f"{job.label} was stopped; the same command resumes it")
                 return Finished(failed, True)
-            # Add the time to that of earlier attempts, which trained a part of the run.
-            seconds = before.seconds + time.monotonic() - started
-            _write_state(job, State(job.label, job.key, seconds, reason))
+            _write_state(job, replace(state, failure=reason, is_finished=reason is None))
             if reason is not None:
                 failed.append(job)
                 self.tell(f"FAILED: {job.label}: {reason}; its log is {job.log}")
@@ -147,14 +164,39 @@ class Launcher:
         Returns:
             None if it is finished now; otherwise the reason in one line.
         """
-        job.folder.mkdir(parents=True, exist_ok=True)
-        # Write the state first, so that the folder of a killed run says which run it is.
-        _write_state(job, read_state(job))
+        reason = self._wait_for_earlier_ranks(job)
+        if reason is not None:
+            return reason
         for step in (self._train, self._score) if job.row is not None else (self._score,):
             # Before each process, since a training may take hours.
             reason = listing.changed_sources(job, self.spec) or step(job)
             if reason is not None:
                 return reason
+        return None
+
+    def _wait_for_earlier_ranks(self, job: Job) -> str | None:
+        """Waits until the ranks of a killed experiment have left the run's work dir.
+
+        They notice that their experiment is gone, save a checkpoint and exit. A training that
+        began before would find the work dir locked, and fail.
+
+        Args:
+            job: the run.
+
+        Returns:
+            None once no process uses the work dir; otherwise the reason in one line.
+        """
+        if not job.train_dir.is_dir():
+            return None
+        end = time.monotonic() + _EARLIER_RANKS_LEAVE_S
+        told = False
+        while workdir.is_in_use(job.train_dir):
+            if self.asked or time.monotonic() > end:
+                return f"{job.train_dir} is in use by an earlier start; end that process"
+            if not told:
+                self.tell("waiting for an earlier start of this run, which is ending")
+                told = True
+            time.sleep(_POLL_S)
         return None
 
     def _train(self, job: Job) -> str | None:
@@ -280,14 +322,20 @@ def _write_state(job: Job, state: State) -> None:
 
 
 def estimates(
-    left: Sequence[Job], every: Sequence[Job], measured: dict[tuple[str, str | None], float]
+    left: Sequence[Job],
+    every: Sequence[Job],
+    measured: dict[tuple[str, str | None], float],
+    steps: int,
 ) -> list[float | None]:
     """Returns the expected seconds of jobs: as others of the same row and set took.
+
+    Of an interrupted run only the iterations after its newest checkpoint count.
 
     Args:
         left: the jobs to estimate.
         every: all jobs of the experiment; the finished ones among them are taken as examples.
         measured: (set, row) -> seconds by a dry run, for rows of which no run is finished.
+        steps: iterations of a run.
 
     Returns:
         For each job of `left` its seconds; None if nothing is known.
@@ -297,13 +345,23 @@ def estimates(
     took: dict[tuple[str, str | None], list[float]] = {}
     for job in every:
         state = read_state(job)
-        if job.folder not in waiting and state.failure is None and state.seconds:
+        # Interrupted and failed jobs aren't examples, though their attempts took time.
+        if job.folder not in waiting and state.is_finished and state.seconds:
             took.setdefault((job.set, job.row), []).append(state.seconds)
     means = measured | {of: sum(values) / len(values) for of, values in took.items()}
     known = list(means.values())
     # A row of which nothing is known takes as long as the others on average.
     fallback = sum(known) / len(known) if known else None
-    return [means.get((job.set, job.row), fallback) for job in left]
+    whole = [means.get((job.set, job.row), fallback) for job in left]
+    return [
+        seconds and seconds * (1 - min(1.0, _newest_iteration(job) / steps))
+        for seconds, job in zip(whole, left, strict=True)
+    ]
+
+
+def _newest_iteration(job: Job) -> int:
+    found = checkpoints.newest_first(job.train_dir / checkpoints.FOLDER)
+    return max(map(checkpoints.iteration_of, found), default=0)
 
 
 def total(seconds: Sequence[float | None]) -> float | None:

@@ -155,7 +155,7 @@ def _dry_run(launcher: Launcher, every: Sequence[Job], jobs: Sequence[Job]) -> i
     if unknown:
         print("Measuring one training of each row and set ...", flush=True)
         measured = launch.measure(launcher, unknown)
-    seconds = launch.estimates(left, every, measured)
+    seconds = launch.estimates(left, every, measured, spec.steps)
     for job, each in zip(left, seconds, strict=True):
         print(f"{job.label}: {launch.duration(each)} ({job.folder})")
     expected = launch.duration(launch.total(seconds))

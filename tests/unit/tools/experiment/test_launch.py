@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -176,6 +177,56 @@ def test_run_stops_when_asked(launcher, spec):
     assert len(launcher.execute.commands) == 1
 
 
+def test_seconds_count_all_attempts(launcher, spec, monkeypatch):
+    """The time of a run is that of its stopped, its killed and its last attempt together."""
+    clock = [1000.0]
+    monkeypatch.setattr(launch.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(launch.time, "time", lambda: clock[0])
+    job = runs.plan(spec)[0][0]
+    execute = launcher.execute
+
+    def slow(*arguments):
+        clock[0] += 10.0
+        return execute(*arguments)
+
+    launcher.execute = slow
+    execute.stopped_by = signal.SIGTERM
+    launcher.run([job])
+    assert launch.read_state(job) == launch.State(job.label, job.key, 10.0)
+    # A killed attempt has written its beginning alone; its log ends 7 s later.
+    began = launch.replace(launch.read_state(job), began=2000.0)
+    launch._write_state(job, began)
+    job.log.write_text("")
+    os.utime(job.log, (2007.0, 2007.0))
+    assert launch.read_state(job).seconds == 17.0
+    launcher.asked.clear()
+    execute.stopped_by = None
+    assert launcher.run([job]) == launch.Finished([], False)
+    # Training and evaluation took 10 s each.
+    finished = launch.State(job.label, job.key, 37.0, is_finished=True)
+    assert launch.read_state(job) == finished
+
+
+def test_run_waits_for_ranks_of_killed_experiment(launcher, spec, monkeypatch):
+    """A run whose work dir is still locked is started once the lock is free, and fails after it."""
+    job = runs.plan(spec)[0][0]
+    job.train_dir.mkdir(parents=True)
+    locked = [True, True, False]
+    monkeypatch.setattr(launch.workdir, "is_in_use", lambda folder: locked.pop(0))
+    monkeypatch.setattr(launch, "_POLL_S", 0.0)
+    assert launcher.run([job]) == launch.Finished([], False)
+    assert locked == []
+    assert "waiting for an earlier start of this run" in launcher.out.getvalue()
+    # The wait is bounded, and names the folder.
+    other = runs.plan(spec)[0][1]
+    other.train_dir.mkdir(parents=True)
+    monkeypatch.setattr(launch.workdir, "is_in_use", lambda folder: True)
+    monkeypatch.setattr(launch, "_EARLIER_RANKS_LEAVE_S", 0.0)
+    assert launcher.run([other]).failed == [other]
+    assert f"{other.train_dir} is in use by an earlier start" in launcher.out.getvalue()
+    assert len(launcher.execute.trainings) == 1
+
+
 def test_train_command_takes_first_visible_device(spec, monkeypatch):
     """A training runs on the first device of CUDA_VISIBLE_DEVICES, not on the machine's first."""
     monkeypatch.setattr(visible_devices, "_uuids", lambda: ["GPU-a", "GPU-b", "GPU-c", "GPU-d"])
@@ -217,12 +268,18 @@ def test_estimates_are_means_of_equal_rows(spec):
     planned, _ = runs.plan(spec)
     for job, seconds in zip(planned[:3], (10.0, 60.0, 20.0), strict=True):
         job.folder.mkdir(parents=True)
-        launch._write_state(job, launch.State(job.label, job.key, seconds))
+        launch._write_state(job, launch.State(job.label, job.key, seconds, is_finished=True))
     left = planned[3:]
-    assert launch.estimates(left, planned, {}) == [60.0, 15.0, 60.0]
+    assert launch.estimates(left, planned, {}, 4) == [60.0, 15.0, 60.0]
     measured = {("streets", "old"): 7.0}
-    assert launch.estimates(planned, planned, measured) == [7.0] * 6
-    assert launch.estimates(planned, planned, {}) == [None] * 6
+    assert launch.estimates(planned, planned, measured, 4) == [7.0] * 6
+    assert launch.estimates(planned, planned, {}, 4) == [None] * 6
+    # A run that was interrupted at 3 of 4 iterations needs a quarter of the time, and its own time
+    # so far is no example.
+    (left[0].train_dir / "checkpoints" / "iter_3").mkdir(parents=True)
+    launch._write_state(left[0], launch.State(left[0].label, left[0].key, 500.0))
+    assert launch.estimates(left, planned, {}, 4) == [15.0, 15.0, 60.0]
+    assert launch.estimates(left[1:], planned, {}, 4) == [15.0, 60.0]
     assert launch.duration(launch.total([60.0, 15.0])) == "about 0:01:15"
     assert launch.duration(launch.total([60.0, None])) == "not known yet"
 
