@@ -3432,6 +3432,22 @@ if passed_over:
         ("tests/unit/tools/experiment/test_launch.py",),
     ),
     Mutant(
+        "best_constant_weighs_frames",
+        "tiekd.evaluation.floors",
+        "best_constant",
+        "weights / count",
+        "weights",
+        ("tests/unit/evaluation/test_floors.py",),
+    ),
+    Mutant(
+        "floors_need_training_depths",
+        "tiekd.evaluation.floors",
+        "_depths",
+        "sample.depth is not None",
+        "True",
+        ("tests/unit/evaluation/test_floors.py",),
+    ),
+    Mutant(
         "an_anchor_is_no_teacher",
         "tiekd.data.learned_from",
         "of_description",

@@ -69,6 +69,7 @@ def test_experiment_scores_network_and_floors(tmp_path, ground):
     recipe = json.loads((tmp_path / "recipe.yaml").read_text())
     recipes.write_recipe(tmp_path / "recipe.yaml", recipe | network)
     job = {"recipe": str(tmp_path / "recipe.yaml"), "overrides": [], "list": None, "readings": ""}
+    job["scenes"] = {"regex": r"([^/]+)\.png$"}
     found = {}
     for title, weights in (("plain", str(ground / "teacher.pth")), (None, None)):
         out = tmp_path / f"{title}.json"

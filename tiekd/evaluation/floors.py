@@ -1,19 +1,20 @@
 """Floors: predictors that don't look at the image, which any useful network beats.
 
-- the best constant: the depth whose mean abs_rel over the evaluated frames is least. It is chosen
-  in hindsight, so that no other constant does better;
+- the best constant: the depth whose abs_rel, as the mean of scene means, is least on the evaluated
+  frames. It is chosen in hindsight, so that no other constant does better;
 - the training median: one constant, the median of all training depths;
 - the median map: for each place in the image the median of the training depths there.
 
 Places are the cells of a grid of 48 x 64 over the image, whatever its size, because frames may
 differ in size and sparse ground truth has few values at one pixel; the map is resized bilinearly to
 each image. Depths are counted in logarithmic bins of 0.34 %, so memory is 50 MB for any number of
-frames, and the medians are accurate to 0.2 %. Costs one pass over the depths of both splits.
+frames, with 16 KB for each scene, and the medians are accurate to 0.2 %. Costs one pass over the
+depths of both splits. Where no training frame has ground truth, the last two are left out.
 """
 
 import math
-from collections.abc import Iterator
-from typing import TextIO
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TextIO
 
 import torch
 from torch import Tensor
@@ -32,31 +33,50 @@ _BINS = 2048
 _NEAREST = 1e-3  # smallest counted depth, relative to the largest; nearer ones count as this
 
 
-def entrants(
-    training: Dataset,
+class Floors(NamedTuple):
+    """The floors of a set.
+
+    Attributes:
+        entrants: name of a floor -> predictor, in the order of NAMES.
+        left_out: name of a floor that can't be made -> the reason in one line.
+    """
+
+    entrants: dict[str, Entrant]
+    left_out: dict[str, str]
+
+
+def build(
+    training: Callable[[], Dataset],
     evaluated: Dataset,
     protocol: EvaluationProtocol,
+    scene_of: Callable[[str], str],
     device: torch.device,
     out: TextIO | None = None,
-) -> dict[str, Entrant]:
-    """Returns the floors as predictors, by their NAMES.
+) -> Floors:
+    """Builds the floors of a set.
 
     Args:
-        training: the training frames, whose `depth` is (1, H, W) metres, 0 where not measured.
+        training: function that builds the data set of the training frames, whose `depth` is
+            (1, H, W) metres, 0 where not measured. It may raise DataError if no training frame has
+            ground truth, as with a teacher; the floors of training depths are then left out.
         evaluated: the evaluated frames.
         protocol: the depth range and the crop of the evaluation.
+        scene_of: the function from a frame's name to its scene.
         device: the device of the predictors' depth.
         out: text stream that receives the progress; None for no progress.
 
     Raises:
-        DataError: the frames of a split have no ground truth in the range.
+        DataError: no evaluated frame has ground truth in the range.
     """
-    constant = best_constant(evaluated, protocol, out)
-    median, cells = measure(training, protocol.min_depth, protocol.cap, out)
-    maps = (_everywhere(constant), _everywhere(median), cells)
-    return {
-        name: Entrant(_Shown(depth.to(device))) for name, depth in zip(NAMES, maps, strict=True)
-    }
+    maps = {NAMES[0]: _everywhere(best_constant(evaluated, protocol, scene_of, out))}
+    left_out = {}
+    try:
+        median, cells = measure(training(), protocol.min_depth, protocol.cap, out)
+        maps |= {NAMES[1]: _everywhere(median), NAMES[2]: cells}
+    except DataError as error:
+        left_out = dict.fromkeys(NAMES[1:], str(error))
+    entrants = {name: Entrant(_Shown(depth.to(device))) for name, depth in maps.items()}
+    return Floors(entrants, left_out)
 
 
 def _everywhere(depth: float) -> Tensor:
@@ -80,28 +100,40 @@ class _Shown:
 
 
 def best_constant(
-    evaluated: Dataset, protocol: EvaluationProtocol, out: TextIO | None = None
+    evaluated: Dataset,
+    protocol: EvaluationProtocol,
+    scene_of: Callable[[str], str],
+    out: TextIO | None = None,
 ) -> float:
-    """Returns the constant depth with the least mean abs_rel over the evaluated frames, metres.
+    """Returns the constant depth with the least abs_rel on the evaluated frames, metres.
+
+    As in a report, abs_rel is the mean over scenes of the mean over a scene's frames.
 
     Args:
         evaluated: the evaluated frames.
         protocol: the depth range and the crop of the evaluation.
+        scene_of: the function from a frame's name to its scene.
         out: text stream that receives the progress; None for no progress.
 
     Raises:
         DataError: no frame has ground truth in the range.
     """
     bins = _Bins(protocol.cap)
-    weights = torch.zeros(_BINS, dtype=torch.float64)
-    for depth in _depths(evaluated, "evaluated frames", out):
+    # For each scene the weights of its depths, and its number of frames with ground truth.
+    scenes: dict[str, tuple[Tensor, int]] = {}
+    for name, depth in _depths(evaluated, "evaluated frames", out):
         rows, columns = metrics.crop_box(protocol.settings.crop, *depth.shape)
         depth = depth[rows, columns]
         depths = depth[(depth > protocol.min_depth) & (depth < protocol.cap)].double()
+        if not len(depths):
+            continue
         # The mean over frames of the mean of |c - t| / t is least for the constant c that is the
         # median of all depths t with weights 1 / (t x the frame's pixels).
-        shares = 1 / (depths * max(1, len(depths)))
-        weights += torch.bincount(bins.of(depths), shares, minlength=_BINS)
+        shares = torch.bincount(bins.of(depths), 1 / (depths * len(depths)), minlength=_BINS)
+        weights, count = scenes.get(scene_of(name), (0, 0))
+        scenes[scene_of(name)] = (weights + shares, count + 1)
+    # A frame weighs less in a scene with many frames.
+    weights = sum((weights / count for weights, count in scenes.values()), torch.zeros(_BINS))
     _check_any(weights, "evaluated", protocol.min_depth, protocol.cap)
     return float(_medians(weights, bins.edges))
 
@@ -125,7 +157,7 @@ def measure(
     """
     bins = _Bins(cap)
     counts = torch.zeros(GRID[0] * GRID[1] * _BINS, dtype=torch.int32)
-    for depth in _depths(training, "training frames", out):
+    for _, depth in _depths(training, "training frames", out):
         valid = (depth > min_depth) & (depth < cap)
         rows, columns = valid.nonzero(as_tuple=True)
         cells = (rows * GRID[0] // depth.shape[0]) * GRID[1] + columns * GRID[1] // depth.shape[1]
@@ -143,8 +175,10 @@ def measure(
     return float(median), cells.float()[None, None]
 
 
-def _depths(frames: Dataset, noun: str, out: TextIO | None) -> Iterator[Tensor]:
-    """Yields the ground truth of each frame, (H, W) metres, and shows the progress.
+def _depths(frames: Dataset, noun: str, out: TextIO | None) -> Iterator[tuple[str, Tensor]]:
+    """Yields the name and the ground truth of each frame, (H, W) metres, and shows the progress.
+
+    Frames without ground truth are skipped.
 
     Args:
         frames: the frames.
@@ -154,7 +188,9 @@ def _depths(frames: Dataset, noun: str, out: TextIO | None) -> Iterator[Tensor]:
     seen = 0
     progress = None if out is None else Progress(noun, len(frames), lambda: seen, out)
     for index in range(len(frames)):
-        yield frames[index].depth[0]
+        sample = frames[index]
+        if sample.depth is not None:
+            yield sample.name, sample.depth[0]
         seen += 1
         if progress is not None:
             progress.update()

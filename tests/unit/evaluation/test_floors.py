@@ -16,6 +16,11 @@ def frames(*depths):
     return [SimpleNamespace(depth=depth, name=str(i)) for i, depth in enumerate(depths)]
 
 
+def each_its_own(name):
+    """The scene of a frame is the frame."""
+    return name
+
+
 def protocol(crop="none"):
     return EvaluationProtocol(EvaluationSettings(crop=crop), 0.1, 80.0)
 
@@ -27,7 +32,7 @@ def test_best_constant_has_least_abs_rel(crop):
     depths = [1 + 30 * torch.rand(1, 48, 64) ** 2 for _ in range(4)]
     depths[2][:, 30:] = 0
     depths[3][:, :20] = 70.0
-    constant = floors.best_constant(frames(*depths), protocol(crop))
+    constant = floors.best_constant(frames(*depths), protocol(crop), each_its_own)
 
     def error(value):
         each = [
@@ -38,6 +43,16 @@ def test_best_constant_has_least_abs_rel(crop):
 
     tried = np.linspace(1, 31, 100)
     assert error(constant) <= min(map(error, tried)) + 1e-4
+
+
+def test_best_constant_minimises_mean_of_scene_means():
+    """A scene with many frames weighs no more than another, nor one with frames without depth."""
+    depths = [3.0, 0.0, *[5.0] * 6]
+    evaluated = frames(*(torch.full((1, 48, 64), depth) for depth in depths))
+    by_scene = floors.best_constant(evaluated, protocol(), lambda name: "aabbbbbb"[int(name)])
+    assert by_scene == pytest.approx(3.0, rel=4e-3)
+    by_frame = floors.best_constant(evaluated, protocol(), each_its_own)
+    assert by_frame == pytest.approx(5.0, rel=4e-3)
 
 
 def test_measure_median_is_of_all_depths():
@@ -67,21 +82,53 @@ def test_measure_map_is_median_of_each_place():
     assert cells[0, 0, 0, 0] < 80
 
 
-def test_entrants_take_images_of_any_size():
+def test_build_takes_images_of_any_size():
     """Training frames and images may differ in size; the map is resized to each image."""
     depths = [torch.full((1, 48, 64), 5.0), torch.full((1, 96, 96), 5.0)]
-    found = floors.entrants(frames(*depths), frames(*depths), protocol(), torch.device("cpu"))
-    assert tuple(found) == floors.NAMES
-    for entrant in found.values():
+    found = built(frames(*depths), frames(*depths))
+    assert found.left_out == {}
+    assert tuple(found.entrants) == floors.NAMES
+    for entrant in found.entrants.values():
         depth = entrant.predict(torch.zeros(2, 3, 30, 50))
         assert depth.shape == (2, 1, 30, 50)
         assert torch.allclose(depth, torch.full_like(depth, 5.0), rtol=4e-3)
 
 
-def test_measure_without_ground_truth_refused():
+def built(training, evaluated):
+    cpu = torch.device("cpu")
+    return floors.build(lambda: training, evaluated, protocol(), each_its_own, cpu)
+
+
+def test_build_takes_training_depths_of_what_has_them():
+    """Training frames without ground truth don't count, whether their depth is empty or absent."""
+    labelled = torch.full((1, 48, 64), 5.0)
+    found = built(frames(None, labelled, torch.zeros(1, 48, 64)), frames(labelled))
+    assert found.left_out == {}
+    assert found.entrants["training median"].predict(torch.zeros(1, 3, 4, 4))[0, 0, 0, 0] == (
+        pytest.approx(5.0, rel=4e-3)
+    )
+
+
+def test_build_leaves_out_floors_without_training_depths():
+    """Without any ground truth of training frames the best constant is left, and the reason."""
+    found = built(frames(None, torch.zeros(1, 48, 64)), frames(torch.full((1, 48, 64), 5.0)))
+    assert list(found.entrants) == ["best constant"]
+    assert list(found.left_out) == ["training median", "median map"]
+    assert "no training frame has ground truth between" in found.left_out["median map"]
+
+    def unreadable():
+        raise DataError("no frame has ground truth")
+
+    cpu = torch.device("cpu")
+    evaluated = frames(torch.full((1, 48, 64), 5.0))
+    found = floors.build(unreadable, evaluated, protocol(), each_its_own, cpu)
+    assert found.left_out["training median"] == "no frame has ground truth"
+
+
+def test_floors_without_ground_truth_refused():
     """Frames without ground truth can't give a floor."""
     nothing = frames(torch.zeros(1, 48, 64))
     with pytest.raises(DataError, match="no training frame has ground truth between"):
         floors.measure(nothing, 0.1, 80.0)
     with pytest.raises(DataError, match="no evaluated frame has ground truth between"):
-        floors.best_constant(nothing, protocol())
+        floors.best_constant(nothing, protocol(), each_its_own)

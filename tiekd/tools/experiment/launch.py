@@ -222,6 +222,7 @@ class Launcher:
             "overrides": list(job.overrides),
             "weights": None,
             "list": self.spec.sets[job.set].test if self.spec.split == "test" else None,
+            "scenes": self.spec.absolute_scenes,
             "readings": str(self.spec.readings_file.absolute()),
             "made_from": listing.made_from(job, self.spec),
             "out": str(out),

@@ -114,6 +114,8 @@ def _set(name: str, each: Mapping) -> list[str]:
     lines += [*_markdown_table(heads, body), ""]
     if not each["floors"]:
         lines += ["The floors are not computed yet.", ""]
+    for floor, why in each["floors_left_out"].items():
+        lines += [f"The floor *{floor}* is left out: {why}.", ""]
     # Name the rows that no conclusion may rest on before the comparisons.
     for row, lost in each["not_above_floors"].items():
         which = "; ".join(

@@ -161,16 +161,33 @@ def figures(job: Job, spec: Spec) -> dict[str, list[FrameFigures]] | None:
     Returns:
         row's or floor's name -> figures of each frame; None if the job isn't finished.
     """
+    content = _figures_content(job, spec)
+    try:
+        return content and {
+            name: [FrameFigures.from_json(frame) for frame in frames]
+            for name, frames in content["figures"].items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError):
+        # Damaged: the evaluation is made again, which replaces the file.
+        return None
+
+
+def left_out(job: Job, spec: Spec) -> dict[str, str]:
+    """Returns the floors that couldn't be made, with the reason of each.
+
+    Args:
+        job: the floors of a set.
+        spec: the experiment.
+    """
+    return (_figures_content(job, spec) or {}).get("left_out", {})
+
+
+def _figures_content(job: Job, spec: Spec) -> dict | None:
+    """Returns the content of a job's file of figures; None without one of this job."""
     try:
         found = json.loads(job.figures_file(spec.split).read_text(encoding="utf-8"))
-        if found["made_from"] != made_from(job, spec):
-            return None
-        return {
-            name: [FrameFigures.from_json(frame) for frame in frames]
-            for name, frames in found["figures"].items()
-        }
+        return found if found["made_from"] == made_from(job, spec) else None
     except (OSError, ValueError, KeyError, TypeError):
-        # Not there yet, or damaged: the evaluation is made again, which replaces the file.
         return None
 
 
@@ -386,8 +403,11 @@ def _floors(spec: Spec, of: tuple[str, int | None], row: _Prepared, engine: dict
     """
     protocol = Recipe(row.node).protocol("val")
     scored = (protocol.min_depth, protocol.cap, protocol.settings.crop)
-    data = _learned_from({"data": row.node.get("data")})
-    key = _digest({"recipe": data, "scored": scored, "data": row.data, "code": code_digest()})
+    # The best constant is that of the mean of scene means.
+    rule = {key: crc(Path(v)) if key == "list" else v for key, v in spec.absolute_scenes.items()}
+    made = {"recipe": _learned_from({"data": row.node.get("data")}), "scored": scored}
+    made |= {"scenes": rule, "data": row.data, "code": code_digest()}
+    key = _digest(made)
     # The seed is any: nothing is drawn for the floors.
     overrides = (*row.overrides, f"train.seed={spec.seeds[0]}")
     sources = _sources(spec, merge(row.node, {"train": {"seed": spec.seeds[0]}}), engine)

@@ -4,7 +4,8 @@ It runs in a process of its own, which bin/experiment.py starts (`--score JOB`),
 and the GPU of one evaluation are free before the next training. The job is a JSON file:
 
     {"title": NAME, "recipe": PATH, "overrides": [...], "weights": PATH or null for the floors,
-     "list": TEST LIST or null, "readings": FILE, "made_from": {...}, "out": PATH}
+     "list": TEST LIST or null, "scenes": {"regex": PATTERN} or {"list": PATH},
+     "readings": FILE, "made_from": {...}, "out": PATH}
 
 With a test list, a line is appended to the file of readings before the list is read, so that no
 reading goes uncounted, whatever happens later.
@@ -15,6 +16,7 @@ import os
 import subprocess
 import sys
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from tiekd.config.recipe import load_recipe
@@ -28,6 +30,7 @@ from tiekd.evaluation.compare import Entrant
 from tiekd.evaluation.evaluate import EvaluationProtocol
 from tiekd.evaluation.frame_figures import AlignedFigures, FrameFigures
 from tiekd.files import append_line, replace_text, sync
+from tiekd.tools.experiment.spec import scene_rule
 from tiekd.training.canonical import require_focals
 from tiekd.training.settings import Recipe
 
@@ -58,9 +61,12 @@ def run(path: Path) -> None:
         _refuse_selection_frames(job)
     frames = build_dataset(data, "val", as_evaluated=True)
     # Build the predictors: one network, or the floors.
+    left_out = {}
     if job["weights"] is None:
-        training = build_dataset(data, "train", as_evaluated=True)
-        entrants = floors.entrants(training, frames, protocol, device, sys.stderr)
+        # Without a teacher only the training frames with ground truth are read.
+        training = partial(build_dataset, data, "train", as_evaluated=True)
+        rule = scene_rule(job["scenes"], Path())
+        entrants, left_out = floors.build(training, frames, protocol, rule, device, sys.stderr)
     else:
         named = [(job["recipe"], job["weights"])]
         networks = compare.entrants(named, overrides, recipe.evaluation.flip, device)
@@ -72,7 +78,7 @@ def run(path: Path) -> None:
         for name, entrant in entrants.items()
     }
     plain = {name: [each.as_json() for each in figures] for name, figures in found.items()}
-    content = {"made_from": job["made_from"], "figures": plain}
+    content = {"made_from": job["made_from"], "figures": plain, "left_out": left_out}
     replace_text(Path(job["out"]), json.dumps(content, allow_nan=False) + "\n")
 
 

@@ -181,11 +181,31 @@ class Spec:
 
         It raises RecipeError for a frame that the rule doesn't cover.
         """
+        return scene_rule(self.scenes, self.path.parent)
+
+    @property
+    def absolute_scenes(self) -> Mapping:
+        """The rule for a frame's scene, with the absolute path of its list."""
         if "regex" in self.scenes:
-            pattern = re.compile(self.scenes["regex"])
-            return lambda name: _scene_by(pattern, name)
-        listed = _read_scenes(self.path.parent / paths.expanded(self.scenes["list"]))
-        return lambda name: _scene_in(listed, name, self.scenes["list"])
+            return self.scenes
+        listed = self.path.parent / paths.expanded(self.scenes["list"])
+        return {"list": str(listed.absolute())}
+
+
+def scene_rule(scenes: Mapping, folder: Path) -> Callable[[str], str]:
+    """Returns the function from a frame's name to its scene.
+
+    It raises RecipeError for a frame that the rule doesn't cover.
+
+    Args:
+        scenes: {"regex": PATTERN} or {"list": FILE}.
+        folder: the folder from which FILE is found.
+    """
+    if "regex" in scenes:
+        pattern = re.compile(scenes["regex"])
+        return lambda name: _scene_by(pattern, name)
+    listed = _read_scenes(folder / paths.expanded(scenes["list"]))
+    return lambda name: _scene_in(listed, name, scenes["list"])
 
 
 def _scene_by(pattern: re.Pattern, name: str) -> str:

@@ -135,7 +135,9 @@ def _joined(parts: Sequence[Job], spec: Spec) -> dict[str, list[FrameFigures]] |
     found = [listing.figures(job, spec) for job in sorted(parts, key=lambda job: job.fold or 0)]
     if not found or None in found:
         return None
-    return {name: [frame for part in found for frame in part[name]] for name in found[0]}
+    # A floor may be left out in one fold alone; that of all frames is then left out, too.
+    common = [name for name in found[0] if all(name in part for part in found)]
+    return {name: [frame for part in found for frame in part[name]] for name in common}
 
 
 def compute(spec: Spec, runs: Sequence[Job], floors: Sequence[Job]) -> dict:
@@ -198,10 +200,19 @@ def _set(spec: Spec, name: str, runs: Sequence[Job], floors: Sequence[Job]) -> d
         "smallest_detectable": _plain(smallest_detectable(spec, name, figures)),
         "metric": spec.sets[name].metric,
         "rows": {row: _row(figures, row, list(figures.rows[row]), cap) for row in trained},
+        "floors_left_out": _left_out(spec, [job for job in floors if job.set == name]),
         "floors": {floor: _row(figures, floor, [0], cap) for floor in figures.floors},
         "comparisons": comparisons,
         "not_above_floors": {row: lost for row, lost in failed.items() if lost},
     }
+
+
+def _left_out(spec: Spec, floors: Sequence[Job]) -> dict[str, str]:
+    """Returns the floors of a set that couldn't be made in a fold, with the reason of each."""
+    found: dict[str, str] = {}
+    for job in floors:
+        found = listing.left_out(job, spec) | found
+    return found
 
 
 def _row(figures: Figures, row: str, seeds: Sequence[int], cap: float) -> dict:

@@ -69,6 +69,23 @@ def test_key_follows_what_figures_follow_from(write, scenes, tmp_path):
     assert moved() != before
 
 
+def test_key_of_floors_follows_scenes(write, tmp_path):
+    """The best constant depends on the scenes, so another rule is another job; runs stay."""
+    names = runs.plan(write())[0][0].frames.val
+    (tmp_path / "scenes.txt").write_text("".join(f"{name} a\n" for name in names))
+
+    def keys(**scenes):
+        planned, floors = runs.plan(write(scenes=scenes))
+        return planned[0].key, floors[0].key
+
+    before = keys(list="scenes.txt")
+    assert keys(list="scenes.txt") == before
+    assert keys(regex="^(.)")[0] == before[0]
+    assert keys(regex="^(.)")[1] != before[1]
+    (tmp_path / "scenes.txt").write_text("".join(f"{name} b\n" for name in names))
+    assert keys(list="scenes.txt")[1] != before[1]
+
+
 def test_key_follows_content_of_hostfile(write, tmp_path):
     """Other machines or numbers of ranks are another run; another path of the hostfile isn't."""
 

@@ -5,10 +5,12 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from support import small_experiment
 
 from tiekd.config.recipe import load_recipe
 from tiekd.errors import DataError
+from tiekd.evaluation import floors
 from tiekd.tools.experiment import runs, score
 from tiekd.training.settings import Recipe
 
@@ -59,6 +61,28 @@ def test_run_counts_reading_before_the_list_is_read(job, tmp_path, monkeypatch):
     with pytest.raises(DataError, match="missing.txt"):
         score.run(tmp_path / "job.json")
     assert len(Path(job["readings"]).read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("labelled", [0, 1])
+def test_run_makes_floors_of_labelled_training_frames(job, scenes, tmp_path, monkeypatch, labelled):
+    """Training images without ground truth, all or one of them, don't end the evaluation."""
+    monkeypatch.setattr(score.process_group, "start_rank", lambda: torch.device("cpu"))
+    lines = (scenes / "kitti_eigen_train.txt").read_text().splitlines()[:2]
+    lines[labelled:] = [f"{line.split()[0]} None {line.split()[2]}" for line in lines[labelled:]]
+    (scenes / "partly.txt").write_text("\n".join(lines))
+    job["overrides"] += ["data.train_split=partly.txt", "evaluation.crop=none"]
+    out = tmp_path / "figures.json"
+    changes = {"title": None, "weights": None, "list": None, "out": str(out), "made_from": {}}
+    changes["scenes"] = {"regex": "."}
+    (tmp_path / "job.json").write_text(json.dumps(job | changes))
+    score.run(tmp_path / "job.json")
+    content = json.loads(out.read_text())
+    if labelled:
+        assert tuple(content["figures"]) == floors.NAMES
+        assert content["left_out"] == {}
+    else:
+        assert list(content["figures"]) == ["best constant"]
+        assert "ground truth" in content["left_out"]["median map"]
 
 
 def test_refuse_selection_frames(job, scenes):

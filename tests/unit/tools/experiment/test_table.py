@@ -165,6 +165,20 @@ def test_compute_labels_scenes_that_are_trained_on(spec):
     assert told[:20] not in report.markdown(found)
 
 
+def test_compute_names_floors_that_are_left_out(spec):
+    """A floor that can't be made is named with the reason, and the others count."""
+    planned, of_sets = small_experiment.finish_all(spec, 0.03)
+    path = of_sets[0].figures_file("val")
+    content = json.loads(path.read_text())
+    del content["figures"]["median map"]
+    path.write_text(json.dumps(content | {"left_out": {"median map": "no depths"}}))
+    found = table.compute(spec, planned, of_sets)
+    assert found["sets"]["streets"]["floors_left_out"] == {"median map": "no depths"}
+    assert list(found["sets"]["streets"]["floors"]) == ["best constant", "training median"]
+    assert "The floor *median map* is left out: no depths." in report.markdown(found)
+    assert found["sets"]["streets"]["not_above_floors"] == {}
+
+
 def test_collect_refuses_other_frames(spec):
     """Rows that were evaluated on other pixels can't be compared."""
     planned, of_sets = small_experiment.finish_all(spec, 0.0)
