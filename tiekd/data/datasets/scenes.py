@@ -52,18 +52,24 @@ class Cameras:
             number i modulo their count, so the focal length depends on neither height nor pitch.
         heights_m: The lowest and the highest camera above the ground, in metres.
         pitches: The range of the pitch in radians; above 0 the camera looks up.
+        val_focals: Focal lengths of the validation scenes; None for those of the training scenes.
     """
 
     focals: Sequence[float] = (1.0,)
     heights_m: tuple[float, float] = (1.55, 1.75)
     pitches: tuple[float, float] = (-0.012, 0.012)
+    val_focals: Sequence[float] | None = None
 
     def __post_init__(self):
-        if not self.focals or not all(0.2 <= focal <= 5 for focal in self.focals):
-            raise RecipeError(
-                f"data.focals: got {list(self.focals)}; give multiples of KITTI's focal length, "
-                "each from 0.2 to 5"
-            )
+        given = {"focals": self.focals}
+        if self.val_focals is not None:
+            given["val_focals"] = self.val_focals
+        for name, focals in given.items():
+            if not focals or not all(0.2 <= focal <= 5 for focal in focals):
+                raise RecipeError(
+                    f"data.{name}: got {list(focals)}; give multiples of KITTI's focal length, "
+                    "each from 0.2 to 5"
+                )
         for name, (low, high), least, most, unit in (
             ("camera_heights", self.heights_m, 0.3, 5, "metres"),
             ("pitches", self.pitches, -0.5, 0.5, "radians"),
@@ -73,6 +79,16 @@ class Cameras:
                     f"data.{name}: got {[low, high]}; it must be [lowest, highest] in {unit}, from "
                     f"{least} to {most}"
                 )
+
+    def focal_of(self, index: int) -> float:
+        """Returns the focal length of a scene.
+
+        Args:
+            index: The scene's number.
+        """
+        is_held_out = index >= FIRST_HELD_OUT_INDEX and self.val_focals is not None
+        focals = self.val_focals if is_held_out else self.focals
+        return focals[index % len(focals)]
 
 
 class Scene(NamedTuple):
@@ -122,8 +138,7 @@ def render(seed: int, index: int, height: int, width: int, cameras: Cameras = Ca
     camera_seed, street_seed, lidar_seed, noise_seed = np.random.SeedSequence([seed, index]).spawn(
         4
     )
-    focal = cameras.focals[index % len(cameras.focals)]
-    camera = random_camera(camera_seed, height, width, cameras, focal)
+    camera = random_camera(camera_seed, height, width, cameras, cameras.focal_of(index))
     street = random_street(Draw(street_seed))
     # Cast rays, and keep depths up to MAX_DEPTH_M. Elsewhere the depth is 0.
     hits = cast(camera, street.solids)
@@ -272,6 +287,9 @@ def write_kitti_layout(
     # Sets that were rendered before cameras could be chosen have KITTI's and no such entry.
     if cameras != Cameras():
         wanted["cameras"] = json.loads(json.dumps(asdict(cameras)))
+        # Nor have sets whose validation scenes have the focal lengths of the others.
+        if cameras.val_focals is None:
+            del wanted["cameras"]["val_focals"]
     if num_train < 0 or num_val < 0:
         raise RecipeError(f"num_train (={num_train}) and num_val (={num_val}) must be 0 or more")
     if _holds(root, wanted):
@@ -342,6 +360,7 @@ class ScenesOptions:
         seed: Seed of the scenes, 0 or more.
         focals: Focal lengths, which the scenes take in turn; each is a multiple of KITTI's at the
             image's width.
+        val_focals: Focal lengths of the validation scenes; None for those of the training scenes.
         camera_heights: [lowest, highest] camera above the ground, in metres.
         pitches: [lowest, highest] pitch in radians; above 0 the camera looks up.
     """
@@ -353,13 +372,16 @@ class ScenesOptions:
     num_val: int = 32
     seed: int = 0
     focals: Sequence[float] = Cameras.focals
+    val_focals: Sequence[float] | None = None
     camera_heights: tuple[float, float] = Cameras.heights_m
     pitches: tuple[float, float] = Cameras.pitches
 
     @property
     def cameras(self) -> Cameras:
         """The cameras of the scenes; raises RecipeError if a number is out of its range."""
-        return Cameras(tuple(self.focals), tuple(self.camera_heights), tuple(self.pitches))
+        held_out = None if self.val_focals is None else tuple(self.val_focals)
+        ranges = (tuple(self.camera_heights), tuple(self.pitches))
+        return Cameras(tuple(self.focals), *ranges, held_out)
 
 
 def build(

@@ -308,9 +308,29 @@ def test_scenes_split_lists_focal_length_of_each_scene(tmp_path):
         write_kitti_layout(tmp_path / "set", 0, *SIZE, 2, 1)
 
 
+def test_scenes_for_validation_have_focals_of_their_own(tmp_path):
+    """A student may be evaluated at focal lengths at which it wasn't trained."""
+    own = {"focals": [0.7, 1.4], "val_focals": [1.0, 2.0, 1.5]}
+    options = ScenesOptions(str(tmp_path / "set"), *SIZE, num_train=2, num_val=3, **own)
+    splits = [scenes.build(options, split, 80.0) for split in ("train", "val")]
+    focals = [
+        [float(frames[index].intrinsics[0, 0]) for index in range(len(frames))] for frames in splits
+    ]
+    kitti = focals[0][0] / 0.7
+    assert focals[0] == pytest.approx([0.7 * kitti, 1.4 * kitti], rel=1e-4)
+    # Scene 1,000,000 takes number 1 of three, as each scene takes its own number modulo three.
+    assert focals[1] == pytest.approx([2 * kitti, 1.5 * kitti, kitti], rel=1e-4)
+    # The set of training focal lengths alone is another one, and has no entry for the others.
+    with pytest.raises(DataError, match="holds scenes made with"):
+        write_kitti_layout(tmp_path / "set", 0, *SIZE, 2, 3, cameras=Cameras((0.7, 1.4)))
+    write_kitti_layout(tmp_path / "plain", 0, *SIZE, 1, 0, cameras=Cameras((0.7,)))
+    assert "val_focals" not in (tmp_path / "plain" / "scenes.json").read_text()
+
+
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
+        ("val_focals", [9.0], r"data.val_focals: got \[9.0\]"),
         ("focals", [], r"data.focals: got \[\]"),
         ("focals", [1.0, 0.0], "data.focals: got .* from 0.2 to 5"),
         ("camera_heights", [2.0, 1.0], "data.camera_heights: got .* in metres"),
