@@ -3448,6 +3448,22 @@ if passed_over:
         ("tests/unit/evaluation/test_floors.py",),
     ),
     Mutant(
+        "readouts_are_not_part_of_figures",
+        "tiekd.tools.experiment.runs",
+        "made_from",
+        "list(spec.rows[job.row].readouts)",
+        "[]",
+        ("tests/unit/tools/experiment/test_runs.py",),
+    ),
+    Mutant(
+        "modes_of_an_experiment_are_means",
+        "tiekd.tools.experiment.readout",
+        "ReadoutPredictor._read",
+        "readouts.read_out(probabilities, centres, self.readout)",
+        'readouts.read_out(probabilities, centres, "mean")',
+        ("tests/unit/tools/experiment/test_readout.py",),
+    ),
+    Mutant(
         "an_anchor_is_no_teacher",
         "tiekd.data.learned_from",
         "of_description",

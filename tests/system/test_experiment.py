@@ -73,7 +73,8 @@ def test_experiment_scores_network_and_floors(tmp_path, ground):
     found = {}
     for title, weights in (("plain", str(ground / "teacher.pth")), (None, None)):
         out = tmp_path / f"{title}.json"
-        told = {"title": title, "weights": weights, "made_from": {"key": "x"}, "out": str(out)}
+        told = {"title": title, "readouts": {"plain": "mean"}}
+        told |= {"weights": weights, "made_from": {"key": "x"}, "out": str(out)}
         (tmp_path / "job.json").write_text(json.dumps(job | told))
         result = programs.finish([EXPERIMENT, "--score", tmp_path / "job.json"])
         assert result.code == 0, result.stderr[-3000:]

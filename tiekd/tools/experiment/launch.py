@@ -229,6 +229,7 @@ class Launcher:
         }
         if job.row is not None:
             described["weights"] = str(weights_of(job, self.spec))
+            described["readouts"] = self.spec.rows[job.row].named(job.row)
         path = job.folder / "score.json"
         replace_text(path, json.dumps(described, indent=1) + "\n")
         command = [sys.executable, str(self.program), "--score", str(path)]

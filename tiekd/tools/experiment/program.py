@@ -12,7 +12,7 @@ from tiekd.errors import LaunchError
 from tiekd.tools.experiment import launch, report, runs, score, table
 from tiekd.tools.experiment.launch import Launcher
 from tiekd.tools.experiment.runs import PILOT_SEEDS, Job
-from tiekd.tools.experiment.spec import Spec
+from tiekd.tools.experiment.spec import Spec, row_of
 from tiekd.workdir import workdir
 
 FAILED_CODE = 1
@@ -118,7 +118,8 @@ def is_pilot(spec: Spec, job: Job) -> bool:
         job: a run.
     """
     seeds = list(spec.seeds)[:PILOT_SEEDS]
-    return len(seeds) == PILOT_SEEDS and job.seed in seeds and job.row in spec.sets[job.set].primary
+    rows = map(row_of, spec.sets[job.set].primary)
+    return len(seeds) == PILOT_SEEDS and job.seed in seeds and job.row in rows
 
 
 def power_lines(spec: Spec, every: Sequence[Job], floors: Sequence[Job]) -> list[str]:
@@ -141,7 +142,7 @@ def power_lines(spec: Spec, every: Sequence[Job], floors: Sequence[Job]) -> list
             f"{name}: smallest detectable difference of {each.metric} with {len(spec.seeds)} seeds "
             f"(95 % intervals, found in 80 % of experiments)"
         )
-        lines += [f"  {row}: {value}" for row in spec.rows]
+        lines += [f"  {row}: {value}" for row in spec.table_rows]
     return lines
 
 

@@ -37,9 +37,10 @@ from tiekd.distributed import hostfile
 from tiekd.engine.config import read_engine_config
 from tiekd.errors import RecipeError, UserError
 from tiekd.evaluation.frame_figures import FrameFigures
+from tiekd.inference.student import check_readout
 from tiekd.models.build import build_network
 from tiekd.teaching import with_checkpoints
-from tiekd.tools.experiment.spec import DataSet, Fold, Spec
+from tiekd.tools.experiment.spec import DataSet, Fold, Spec, row_of
 from tiekd.training import criterion, optimizer, schedules
 from tiekd.training.inputs import fingerprint_files, fingerprint_splits
 from tiekd.training.settings import Recipe
@@ -143,6 +144,8 @@ def made_from(job: Job, spec: Spec) -> dict:
         spec: the experiment.
     """
     found = {"key": job.key, "split": spec.split, "weights": spec.weights}
+    if job.row is not None:
+        found["readouts"] = list(spec.rows[job.row].readouts)
     if spec.split == "test":
         # Only the list's own state: reading the frames of the test list is left to the evaluation.
         node = load_recipe(job.recipe, job.overrides)
@@ -159,7 +162,7 @@ def figures(job: Job, spec: Spec) -> dict[str, list[FrameFigures]] | None:
         spec: the experiment.
 
     Returns:
-        row's or floor's name -> figures of each frame; None if the job isn't finished.
+        name in the table -> figures of each frame; None if the job isn't finished.
     """
     content = _figures_content(job, spec)
     try:
@@ -223,7 +226,7 @@ def plan(spec: Spec, folder: Path | None = None) -> tuple[list[Job], list[Job]]:
                 for row in spec.rows
                 for seed in spec.seeds
             ]
-            floors.append(_floors(spec, (name, number), of_rows[each.primary[1]], engine))
+            floors.append(_floors(spec, (name, number), of_rows[row_of(each.primary[1])], engine))
         runs += sorted(here, key=functools.partial(_order, spec, each))
     return [_placed(job, folder) for job in runs], [_placed(job, folder) for job in floors]
 
@@ -231,7 +234,7 @@ def plan(spec: Spec, folder: Path | None = None) -> tuple[list[Job], list[Job]]:
 def _order(spec: Spec, each: DataSet, job: Job) -> tuple:
     seed = list(spec.seeds).index(job.seed)
     # Within the pilot and after it, rows take turns, so that a partial table compares seeds.
-    is_pilot = job.row in each.primary and seed < PILOT_SEEDS
+    is_pilot = job.row in map(row_of, each.primary) and seed < PILOT_SEEDS
     return not is_pilot, seed, list(spec.rows).index(job.row), job.fold or 0
 
 
@@ -604,12 +607,13 @@ def check_recipes(runs: Sequence[Job], spec: Spec) -> None:
     """
     for job in {(job.set, job.row): job for job in runs}.values():
         try:
-            _check_recipe(Recipe(load_recipe(job.recipe, job.overrides)), spec.steps)
+            recipe = Recipe(load_recipe(job.recipe, job.overrides))
+            _check_recipe(recipe, spec.steps, spec.rows[job.row].readouts)
         except RecipeError as error:
             raise provenance.with_origins(error, job.recipe, job.overrides) from error
 
 
-def _check_recipe(recipe: Recipe, steps: int) -> None:
+def _check_recipe(recipe: Recipe, steps: int, row_readouts: Sequence[str]) -> None:
     # Sections with fixed keys are checked when they are first read.
     for section in ("evaluation", "augment", "loading", "resize", "load"):
         getattr(recipe, section)
@@ -627,7 +631,9 @@ def _check_recipe(recipe: Recipe, steps: int) -> None:
     )
     if recipe.network.get("canonical_focal") is not None:
         return  # such a network can be built only after the frames' focal lengths are read
-    build_network(recipe.network)
+    network = build_network(recipe.network)
+    for readout in row_readouts:
+        check_readout(network, readout)
 
 
 def check_scenes(runs: Sequence[Job], spec: Spec) -> list[str]:

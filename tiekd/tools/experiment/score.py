@@ -4,6 +4,7 @@ It runs in a process of its own, which bin/experiment.py starts (`--score JOB`),
 and the GPU of one evaluation are free before the next training. The job is a JSON file:
 
     {"title": NAME, "recipe": PATH, "overrides": [...], "weights": PATH or null for the floors,
+     "readouts": {NAME IN THE TABLE: READOUT, ...}, left out for the floors,
      "list": TEST LIST or null, "scenes": {"regex": PATTERN} or {"list": PATH},
      "readings": FILE, "made_from": {...}, "out": PATH}
 
@@ -30,6 +31,7 @@ from tiekd.evaluation.compare import Entrant
 from tiekd.evaluation.evaluate import EvaluationProtocol
 from tiekd.evaluation.frame_figures import AlignedFigures, FrameFigures
 from tiekd.files import append_line, replace_text, sync
+from tiekd.tools.experiment.readout import ReadoutPredictor
 from tiekd.tools.experiment.spec import scene_rule
 from tiekd.training.canonical import require_focals
 from tiekd.training.settings import Recipe
@@ -70,8 +72,9 @@ def run(path: Path) -> None:
     else:
         named = [(job["recipe"], job["weights"])]
         networks = compare.entrants(named, overrides, recipe.evaluation.flip, device)
-        entrants = {job["title"]: next(iter(networks.values()))}
-        _check(entrants[job["title"]], frames, job)
+        entrant = next(iter(networks.values()))
+        _check(entrant, frames, job)
+        entrants = {name: _read(entrant, readout) for name, readout in job["readouts"].items()}
     # Evaluate them, and write all figures in one step, which marks the job as finished.
     found = {
         name: _figures(entrant, frames, protocol, device, recipe)
@@ -80,6 +83,18 @@ def run(path: Path) -> None:
     plain = {name: [each.as_json() for each in figures] for name, figures in found.items()}
     content = {"made_from": job["made_from"], "figures": plain, "left_out": left_out}
     replace_text(Path(job["out"]), json.dumps(content, allow_nan=False) + "\n")
+
+
+def _read(entrant: Entrant, readout: str) -> Entrant:
+    """Returns a network that is evaluated by a readout.
+
+    Args:
+        entrant: the network, whose own readout is the mean.
+        readout: "mean", "mode" or "local".
+    """
+    if readout == "mean":
+        return entrant
+    return entrant._replace(predict=ReadoutPredictor(entrant.predict.network, readout))
 
 
 def _figures(

@@ -21,6 +21,7 @@ from tiekd.errors import RecipeError
 from tiekd.files import check_readable
 
 METRICS = ("abs_rel", "abs_rel_aligned", "silog", "edge")
+READOUTS = ("mean", "mode", "local")  # as in tiekd/models/readout.py, which imports torch
 _NAME = re.compile(r"[A-Za-z][\w.-]*", re.ASCII)  # also the name of a folder
 _LAUNCHER_OPTIONS = ("num_gpus", "num_nodes", "include", "exclude", "hostfile", "master_port")
 _LAUNCHER_OPTIONS += ("master_addr", "launcher")
@@ -103,15 +104,34 @@ class DataSet:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table: a recipe with overrides.
+    """A recipe with overrides, trained once per seed: a row of the table, or one per readout.
 
     Attributes:
         recipe: path of the recipe, from the specification's folder, or the name of one of tiekd.
         set: overrides, as for `--set`.
+        readouts: how depth is read from the network; each is a row of the table.
     """
 
     recipe: str
     set: Sequence[str] = ()
+    readouts: Sequence[str] = ("mean",)
+
+    def named(self, name: str) -> dict[str, str]:
+        """Returns name in the table -> readout: NAME for the mean, NAME:READOUT for others.
+
+        Args:
+            name: the row's name.
+        """
+        return {name if each == "mean" else f"{name}:{each}": each for each in self.readouts}
+
+
+def row_of(name: str) -> str:
+    """Returns the row whose training gives a row of the table: NAME of NAME:READOUT.
+
+    Args:
+        name: the name in the table.
+    """
+    return name.partition(":")[0]
 
 
 @dataclass(frozen=True)
@@ -166,6 +186,11 @@ class Spec:
     def split(self) -> str:
         """The evaluated split: "test" for a headline, otherwise "val"."""
         return "test" if self.headline else "val"
+
+    @property
+    def table_rows(self) -> list[str]:
+        """The names of the rows of the table, in order."""
+        return [each for name, row in self.rows.items() for each in row.named(name)]
 
     def recipe_of(self, row: str) -> Path:
         """Returns the path of a row's recipe, which is the user's file or one of tiekd.
@@ -361,6 +386,12 @@ def _check_values(spec: Spec) -> None:
         )
     if not spec.rows or not spec.sets:
         raise RecipeError("rows and sets: give at least one row and one set")
+    for name, row in spec.rows.items():
+        given = list(row.readouts)
+        if not given or len(set(given)) != len(given) or not set(given) <= set(READOUTS):
+            raise RecipeError(
+                f"rows.{name}.readouts: got {given}; give different ones of: {', '.join(READOUTS)}"
+            )
     for option in spec.launcher:
         if _LAUNCHER_OPTION.fullmatch(option) is None:
             raise RecipeError(
@@ -396,11 +427,11 @@ def _check_set(spec: Spec, name: str, each: DataSet) -> None:
     where = f"sets.{name}"
     pairs = [("primary", each.primary), *(("compare", pair) for pair in each.compare or ())]
     for key, pair in pairs:
-        unknown = [row for row in pair if row not in spec.rows]
+        unknown = [row for row in pair if row not in spec.table_rows]
         if len(pair) != 2 or unknown or pair[0] == pair[1]:
             raise RecipeError(
                 f"{where}.{key}: got {list(pair)}; give two different rows of: "
-                f"{', '.join(spec.rows)}"
+                f"{', '.join(spec.table_rows)}"
             )
     if each.metric not in METRICS:
         raise RecipeError(f"{where}.metric: got {each.metric!r}; allowed: {', '.join(METRICS)}")

@@ -101,13 +101,13 @@ def collect(spec: Spec, name: str, runs: Sequence[Job], floors: Sequence[Job]) -
     """
     # Read the figures of each row and seed; those of a seed count once all folds are finished.
     here = [job for job in runs if job.set == name]
-    rows: dict[str, dict[int, list[FrameFigures]]] = {row: {} for row in spec.rows}
+    rows: dict[str, dict[int, list[FrameFigures]]] = {row: {} for row in spec.table_rows}
     for row in spec.rows:
         for seed in spec.seeds:
             parts = [job for job in here if job.row == row and job.seed == seed]
-            joined = _joined(parts, spec)
-            if joined is not None:
-                rows[row][seed] = joined[row]
+            # A run has the figures of each readout of its network.
+            for each, frames in (_joined(parts, spec) or {}).items():
+                rows[each][seed] = frames
     found_floors = _joined([job for job in floors if job.set == name], spec) or {}
     # Every row must have been evaluated on the same pixels of the same frames.
     every = [(row, each) for row in rows for each in rows[row].values()] + [*found_floors.items()]
@@ -327,7 +327,7 @@ def compare_rows(spec: Spec, name: str, figures: Figures) -> list[dict]:
     # List the pairs, the primary one first and once.
     pairs = [tuple(pair) for pair in each.compare or ()]
     if each.compare is None:
-        pairs = [(row, reference) for row in spec.rows if row not in each.primary]
+        pairs = [(row, reference) for row in spec.table_rows if row not in each.primary]
     pairs = [(first, reference), *(pair for pair in pairs if pair != (first, reference))]
     # The family to correct for is that of the specification, also while runs are missing: their
     # comparisons have p = 1 and count. Only a metric that no frame has, such as the edge error with

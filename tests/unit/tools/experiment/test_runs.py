@@ -181,6 +181,25 @@ def test_key_follows_code_of_parts_from_outside(write, tmp_path):
     assert after[1] == before[1]
 
 
+def test_readouts_are_rows_of_one_run(write):
+    """A run is trained once for all of its readouts, and evaluated anew when they change."""
+    rows = {"new": {"recipe": "recipe.yaml", "readouts": ["mean", "mode"]}, "old": row("log=null")}
+    spec = write(rows=rows, sets={"streets": {"primary": ["new:mode", "old"]}})
+    assert spec.table_rows == ["new", "new:mode", "old"]
+    planned, _ = runs.plan(spec)
+    assert [(job.row, job.seed) for job in planned[:2]] == [("new", 0), ("old", 0)]
+    runs.check_recipes(planned, spec)
+    other = write(rows=rows | {"new": {"recipe": "recipe.yaml"}})
+    again, _ = runs.plan(other)
+    assert again[0].key == planned[0].key
+    assert runs.made_from(again[0], other) != runs.made_from(planned[0], spec)
+    sigmoid = "network.head={name: sigmoid}"
+    rows["new"]["set"] = [sigmoid, "losses={silog: {weight: 1}}"]
+    spec = write(rows=rows)
+    with pytest.raises(RecipeError, match="readout: got 'mode', but this network's head"):
+        runs.check_recipes(runs.plan(spec)[0], spec)
+
+
 def test_figures_of_other_run_do_not_count(write):
     """A file of figures counts only for the run, split and weights that it was made from."""
     spec = write()

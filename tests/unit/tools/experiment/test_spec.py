@@ -93,6 +93,9 @@ def test_size_and_folds_become_overrides(tmp_path):
         ("rows.a.set", ["train.seed=3"], "rows.a.set: train.seed=3 would be replaced; train.seed"),
         ("rows.a.set", ["train={seed: 3}"], "train={seed: 3} would be replaced; train.seed comes"),
         ("set", ["train={batch_size: 2, epochs: 3}"], "would be replaced; train.epochs comes"),
+        ("rows.a.readouts", ["modal"], "rows.a.readouts: got ['modal']; give different ones of: "),
+        ("rows.a.readouts", [], "rows.a.readouts: got []; give different ones of: mean, mode"),
+        ("sets.streets.primary", ["a:mode", "b"], "give two different rows of: a, b"),
         ("set", ["evaluation={interval: 3}"], "evaluation.interval comes from weights: last"),
     ],
 )
@@ -175,10 +178,11 @@ def test_scene_rule_by_list(tmp_path):
 def test_shipped_specifications_can_run(path, tmp_path):
     """Each specification in model_configs/experiments/ is valid, and so are its recipes."""
     spec = specs.read(path)
-    shown = [f"data.root={tmp_path / 'scenes'}", "data.num_train=2", "data.num_val=2"]
+    shown = ["data.num_train=2", "data.num_val=2"]
     small = dataclasses.replace(spec, set=[*spec.set, "data.height=32", "data.width=64"])
     sets = {
-        name: dataclasses.replace(each, set=[*each.set, *shown]) for name, each in spec.sets.items()
+        name: dataclasses.replace(each, set=[*each.set, *shown, f"data.root={tmp_path / name}"])
+        for name, each in spec.sets.items()
     }
     small = dataclasses.replace(small, sets=sets)
     planned, _ = runs.plan(small)

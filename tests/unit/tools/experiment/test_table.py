@@ -179,6 +179,26 @@ def test_compute_names_floors_that_are_left_out(spec):
     assert found["sets"]["streets"]["not_above_floors"] == {}
 
 
+def test_compute_has_a_row_for_each_readout(tmp_path, scenes):
+    """The readouts of one network are rows of the table, and may be compared."""
+    rows = {"new": {"recipe": "recipe.yaml", "readouts": ["mean", "mode"]}}
+    rows["old"] = {"recipe": "recipe.yaml"}
+    sets = {"streets": {"primary": ["new", "old"], "compare": [["new:mode", "new"]]}}
+    by_scene = {"regex": "^([^/]+)/"}
+    spec = small_experiment.write(tmp_path, scenes, scenes=by_scene, rows=rows, sets=sets)
+    planned, of_sets = small_experiment.finish_all(spec, 0.03)
+    for job in planned:
+        mean = runs.figures(job, spec)[job.row]
+        if job.row == "new":
+            better = np.array([frame.abs_rel for frame in mean]) - 0.05
+            mode = small_experiment.figures(better)
+            small_experiment.finish(job, spec, {"new": mean, "new:mode": mode})
+    found = table.compute(spec, planned, of_sets)["sets"]["streets"]
+    assert list(found["rows"]) == ["new", "new:mode", "old"]
+    compared = [each for each in found["comparisons"] if each["row"] == "new:mode"]
+    assert compared[0]["difference"] == pytest.approx(-0.05)
+
+
 def test_collect_refuses_other_frames(spec):
     """Rows that were evaluated on other pixels can't be compared."""
     planned, of_sets = small_experiment.finish_all(spec, 0.0)
