@@ -18,8 +18,7 @@ BOUND_S = TIMEOUT_S + 10 + 30 + 120
 
 def processes(program: programs.Program) -> dict[int, psutil.Process]:
     """The ranks of a run by their number."""
-    (launch,) = psutil.Process(program.process.pid).children()
-    return {int(rank.environ()["RANK"]): rank for rank in launch.children()}
+    return dict(enumerate(program.ranks()))
 
 
 @pytest.mark.parametrize(
