@@ -10,7 +10,7 @@ import psutil
 import pytest
 from support import programs, recipes
 
-TIMEOUT_S = 30  # also for ranks that start apart
+TIMEOUT_S = 20  # also for ranks that start apart
 # The timeout, ten seconds in which the ranks ask who is left, thirty that the launcher gives a rank
 # to end, and slack.
 BOUND_S = TIMEOUT_S + 10 + 30 + 120
