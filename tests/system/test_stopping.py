@@ -24,6 +24,7 @@ def path(ground, tmp_path_factory) -> Path:
     recipe["checkpoint"] = {"interval": 1000, "by": "iteration"}
     recipe["data"] |= {"workers": 1}  # launchers send their signals to data workers too
     recipe["evaluation"] |= {"interval": 7, "by": "iteration"}
+    recipe["tensorboard"] = {"image_interval": 0}
     return recipes.write_recipe(tmp_path_factory.mktemp("stopping") / "recipe.yaml", recipe)
 
 
