@@ -80,12 +80,14 @@ def import_everything() -> None:
     import torch.utils.tensorboard  # noqa: F401
 
     from tiekd import files  # noqa: F401
+    from tiekd.engine import patches
     from tiekd.evaluation import report  # noqa: F401
     from tiekd.inference.predict import prediction  # noqa: F401
     from tiekd.tools import dry_run, micro_batch  # noqa: F401
     from tiekd.training import build, run  # noqa: F401
     from tiekd.visualization import panel  # noqa: F401
 
+    patches.import_muon_uncompiled()
     # DeepSpeed asks a compiler which of its operators could be built, once for a process.
     assert deepspeed.ops.__compatible_ops__
 
