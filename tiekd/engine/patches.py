@@ -12,6 +12,7 @@ before there is an engine, in distributed/process_group.py, so that CPU ranks co
 op that isn't used.
 """
 
+import contextlib
 import importlib
 import os
 import time
@@ -35,7 +36,9 @@ def import_muon_uncompiled() -> None:
     compiled = compiler.compile
     compiler.compile = lambda *_arguments, **_options: lambda function: function
     try:
-        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+        # ZeRO does without Muon where it can't be imported, and so does this.
+        with contextlib.suppress(ImportError):
+            importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
     finally:
         compiler.compile = compiled
 
