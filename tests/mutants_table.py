@@ -141,6 +141,22 @@ MUTANTS = [
         ("tests/system/test_changing_ranks.py",),
     ),
     Mutant(
+        "muon_is_compiled_at_its_import",
+        "tiekd.engine.patches",
+        "import_muon_uncompiled",
+        "lambda *_arguments, **_options: lambda function: function",
+        "compiled",
+        ("tests/system/test_starting.py::test_zero_run_imports_no_compiler",),
+    ),
+    Mutant(
+        "an_engine_imports_muon_itself",
+        "tiekd.engine.build",
+        "build_engine",
+        "patches.import_muon_uncompiled()",
+        "pass",
+        ("tests/system/test_starting.py::test_zero_run_imports_no_compiler",),
+    ),
+    Mutant(
         "a_resume_trains_the_average",
         "tiekd.engine.checkpoint",
         "load",

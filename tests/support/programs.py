@@ -1,10 +1,10 @@
 """Runs programs in process groups of their own, and reads the work dirs that they leave.
 
 A Python program of the checkout is forked from a warm server (warm.py), which saves the five
-seconds of importing torch and DeepSpeed. It is started as a new process if a test asks for that or
-sets an environment variable that is read at an import. Tests of the launcher start ranks with the
-real `deepspeed`. Every process that is started here is ended here, with all its children, even if
-the test fails.
+seconds of importing torch and DeepSpeed, and so are `deepspeed` and the processes that it starts
+(warm_launcher.py). A program is started as a new process if a test asks for that, as those about
+the launcher do, or sets an environment variable that is read at an import. Every process that is
+started here is ended here, with all its children, even if the test fails.
 """
 
 import contextlib
@@ -23,6 +23,7 @@ from typing import NamedTuple
 import psutil
 import torch
 from support.warm import WarmProcess, WarmServer
+from support.warm_launcher import LAUNCHER, READ_AT_START, has_command_line
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
@@ -31,9 +32,6 @@ BIN = Path(sys.executable).parent
 # Long, since other processes may use the cores; and more than the 300 s after which a hanging data
 # worker is reported.
 TIMEOUT_S = 1200
-
-# Variables that libraries or the interpreter read when they start; a forked process can't set them.
-READ_AT_START = re.compile("OMP_|ATEN_|ONEDNN_|LD_|MALLOC|PYTHON|TIEKD_ALLOCATOR|MKL_|KMP_")
 
 REPORTS: list[str] = []  # lines to print after all tests
 LOG_LINE = re.compile(
@@ -161,12 +159,12 @@ class Program:
 def python_program(words: list[str]) -> list[str]:
     """Returns the command without the interpreter, for a Python program of this checkout.
 
-    For other commands the result is empty.
+    `deepspeed` counts as one. For other commands the result is empty.
     """
     words = words[1:] if words[0] in (sys.executable, "python") else words
     is_python = words and (words[0].endswith(".py") or words[0] == str(ROOT / "bin" / "resume"))
     is_ours = is_python and Path(words[0]).is_relative_to(ROOT)
-    return words if is_ours else []
+    return words if is_ours or (words[0] == str(LAUNCHER) and has_command_line()) else []
 
 
 @functools.cache
@@ -201,7 +199,7 @@ def deepspeed(ranks: int, port: int | None = None) -> list[str]:
     Without `port`, the ranks meet at a free port.
     """
     return [
-        str(BIN / "deepspeed"),
+        str(LAUNCHER),
         "--num_gpus",
         str(ranks),
         "--master_port",

@@ -12,6 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from support.warm_launcher import ROOM
+
 START_S = 120  # time for the server's imports on a busy machine
 
 
@@ -28,6 +30,7 @@ class WarmServer:
         self.folder = tempfile.TemporaryDirectory(prefix="warm")
         self.address = str(Path(self.folder.name) / "socket")
         command = [sys.executable, root / "tests" / "support" / "warm_server.py", self.address]
+        command += [ROOM * " "]  # for the command lines of programs
         self.process = subprocess.Popen(
             [str(word) for word in command],
             stdin=subprocess.PIPE,

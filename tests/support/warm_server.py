@@ -10,6 +10,7 @@ its exit code. The server ends when its stdin is closed, i.e. with the process t
 """
 
 import contextlib
+import gc
 import json
 import os
 import runpy
@@ -19,6 +20,8 @@ import socket
 import sys
 import time
 from pathlib import Path
+
+import warm_launcher
 
 ROOT = Path(__file__).resolve().parents[2]
 REQUEST_BYTES = 1 << 20
@@ -33,6 +36,8 @@ def main() -> None:
     clean_path = list(sys.path[1:])  # without this file's folder
     sys.path.insert(0, str(ROOT))
     import_everything()
+    warm_launcher.fork_from_now_on()
+    gc.freeze()  # else each program's collections would visit, and so copy, what they share
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
     os.set_blocking(woken, False)
@@ -54,7 +59,6 @@ def main() -> None:
                 request, descriptors = receive(client)
                 process = os.fork()
                 if process == 0:
-                    signal.set_wakeup_fd(-1)
                     os.setsid()  # before the client knows the process id and may kill the group
                     client.sendall(f"{os.getpid()}\n".encode())
                     for other in (listener, client, *children.values()):
@@ -68,15 +72,24 @@ def main() -> None:
 
 def import_everything() -> None:
     """Imports the modules that programs import, so that forked processes needn't."""
-    import deepspeed  # noqa: F401
+    before = dict(os.environ)
+    import deepspeed
+
+    warm_launcher.set_by_deepspeed |= dict(os.environ.items() - before.items())
+    import torch._dynamo  # a process's first optimizer imports it, in as much time as torch itself
     import torch.utils.tensorboard  # noqa: F401
 
     from tiekd import files  # noqa: F401
+    from tiekd.engine import patches
     from tiekd.evaluation import report  # noqa: F401
     from tiekd.inference.predict import prediction  # noqa: F401
     from tiekd.tools import dry_run, micro_batch  # noqa: F401
     from tiekd.training import build, run  # noqa: F401
     from tiekd.visualization import panel  # noqa: F401
+
+    patches.import_muon_uncompiled()
+    # DeepSpeed asks a compiler which of its operators could be built, once for a process.
+    assert deepspeed.ops.__compatible_ops__
 
 
 def receive(client: socket.socket) -> tuple[dict, list[int]]:
@@ -100,26 +113,50 @@ def report_ended(children: dict[int, socket.socket]) -> None:
 
 
 def become(request: dict, descriptors: list[int], clean_path: list[str]) -> None:
-    """Runs the requested program in this forked process."""
-    for number in (signal.SIGCHLD, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Runs the requested program in this forked process, and each program that replaces it."""
     nothing = os.open(os.devnull, os.O_RDONLY)
     for number, descriptor in enumerate((nothing, *descriptors)):
         os.dup2(descriptor, number)
         os.close(descriptor)
-    # Open them as the interpreter does at its start, since the server's objects use other files.
-    sys.stdin = open(0)  # noqa: SIM115
-    sys.stdout = open(1, "w")  # noqa: SIM115
-    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace")  # noqa: SIM115
-    os.environ.clear()
-    os.environ.update(request["environment"])
     os.chdir(request["cwd"])
-    if request["ranks"] > 1 and not is_rank(request["ranks"]):
-        return
-    sys.argv = request["words"]
-    sys.path[:] = [str(Path(sys.argv[0]).resolve().parent), *request["path"], *clean_path]
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    command, environment = [sys.executable, *request["words"]], request["environment"]
+    words, path, ranks = request["words"], request["path"], request["ranks"]
+    while True:
+        warm_launcher.begin(command, environment)
+        if ranks > 1 and not is_rank(ranks):
+            return
+        try:
+            run(words, [*path, *clean_path])
+            return
+        except warm_launcher.Become as other:
+            command, environment, ranks = other.command, other.environment, 1
+            words = warm_launcher.program_of(command)
+            path = [folder for folder in environment.get("PYTHONPATH", "").split(":") if folder]
+
+
+def run(words: list[str], path: list[str]) -> None:
+    """Runs a program or a module of the launcher, as a new interpreter would.
+
+    Args:
+        words: the program's path, or the module's name, and the arguments.
+        path: `sys.path` after the program's own folder.
+    """
+    program, *arguments = words
+    module = warm_launcher.module_of(program)
+    if module is not None:
+        sys.argv = [module.__file__, *arguments]
+        sys.path[:] = [os.getcwd(), *path]
+        try:
+            module.main()
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # the end of an interpreter with torch in it would take a second
+    sys.argv = words
+    sys.path[:] = [str(Path(program).resolve().parent), *path]
+    runpy.run_path(program, run_name="__main__")
 
 
 def is_rank(ranks: int) -> bool:

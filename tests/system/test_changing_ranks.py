@@ -22,6 +22,7 @@ def recipe(ground: Path) -> dict:
     node["network"] = {**node["network"], "encoder": {"name": "support.parts.smooth_encoder"}}
     node["schedule"] = {"name": "constant"}
     node["evaluation"] |= {"interval": 5, "by": "iteration"}
+    node["tensorboard"] = {"image_interval": 0}
     node["checkpoint"] = {"interval": 5, "by": "iteration", "keep_last": 9}
     node["hooks"] = [recipes.RECORDER, {"name": "support.parts.entry"}, {"name": "ema"}]
     return node

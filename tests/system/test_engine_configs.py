@@ -62,9 +62,13 @@ def results(ground, tmp_path_factory) -> Path:
 
 
 def job(name: str, ground: Path, ranks: int) -> dict:
+    """Returns the run of an engine config, with one save and, on two ranks, one set of pictures."""
+    recipe = recipes.recipe(ground)
+    recipe["checkpoint"]["interval"] = 20
+    recipe["tensorboard"]["image_interval"] = 20 if ranks == 2 else 0
     return {
         "name": f"{name}_{ranks}",
-        "recipe": recipes.recipe(ground),
+        "recipe": recipe,
         "engine": str(programs.DS_CONFIGS / f"{name}.json"),
     }
 

@@ -10,7 +10,7 @@ import psutil
 import pytest
 from support import programs, recipes
 
-TIMEOUT_S = 30  # also for ranks that start apart
+TIMEOUT_S = 20  # also for ranks that start apart
 # The timeout, ten seconds in which the ranks ask who is left, thirty that the launcher gives a rank
 # to end, and slack.
 BOUND_S = TIMEOUT_S + 10 + 30 + 120
@@ -18,8 +18,7 @@ BOUND_S = TIMEOUT_S + 10 + 30 + 120
 
 def processes(program: programs.Program) -> dict[int, psutil.Process]:
     """The ranks of a run by their number."""
-    (launch,) = psutil.Process(program.process.pid).children()
-    return {int(rank.environ()["RANK"]): rank for rank in launch.children()}
+    return dict(enumerate(program.ranks()))
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ TRAIN, RESUME = programs.ROOT / "bin" / "train.py", programs.ROOT / "bin" / "res
 def path(ground, tmp_path_factory) -> Path:
     recipe = recipes.recipe(ground, batch_size=2, iterations=ITERATIONS, validate=True)
     recipe["evaluation"] |= {"interval": 8, "by": "iteration"}
+    recipe["tensorboard"] = {"image_interval": 0}
     return recipes.write_recipe(tmp_path_factory.mktemp("machines") / "recipe.yaml", recipe)
 
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import programs, recipes
 
 from tiekd.tools.benchmarks import COMMANDS
 
@@ -143,3 +144,23 @@ print(json.dumps(found))
     assert "torch" not in found["imported by load_recipe"]
     assert found["same"] == {"load_recipe": True, "build_network": True, "load_student": True}
     assert found["unknown"] == "module 'tiekd' has no attribute 'load_teacher'"
+
+
+def test_zero_run_imports_no_compiler(ground, tmp_path):
+    """A run with ZeRO, which asks for the type of a compiled optimizer, imports no compiler."""
+    recipe = recipes.recipe(ground, iterations=1)
+    recipe["tensorboard"]["image_interval"] = 0
+    path = recipes.write_recipe(tmp_path / "recipe.yaml", recipe)
+    code = f"""
+import sys
+sys.argv = {["bin/train.py", str(path), "--work-dir", str(tmp_path / "work")]!r}
+sys.argv += ["--deepspeed_config", "ds_configs/fp32_zero1.json"]
+import runpy
+try:
+    runpy.run_path("bin/train.py", run_name="__main__")
+finally:
+    print("compiler:", "torch._inductor.compile_fx" in sys.modules)
+"""
+    result = programs.finish([sys.executable, "-c", code])
+    assert result.code == 0, result.stderr[-3000:]
+    assert result.stdout.endswith("compiler: False\n")

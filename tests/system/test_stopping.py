@@ -24,10 +24,11 @@ def path(ground, tmp_path_factory) -> Path:
     recipe["checkpoint"] = {"interval": 1000, "by": "iteration"}
     recipe["data"] |= {"workers": 1}  # launchers send their signals to data workers too
     recipe["evaluation"] |= {"interval": 7, "by": "iteration"}
+    recipe["tensorboard"] = {"image_interval": 0}
     return recipes.write_recipe(tmp_path_factory.mktemp("stopping") / "recipe.yaml", recipe)
 
 
-def start(path: Path, name: str) -> programs.Program:
+def start(path: Path, name: str, fresh: bool = False) -> programs.Program:
     command = [
         *programs.deepspeed(2),
         programs.ROOT / "bin" / "train.py",
@@ -35,7 +36,7 @@ def start(path: Path, name: str) -> programs.Program:
         "--work-dir",
         path.parent / name,
     ]
-    return programs.Program(command)
+    return programs.Program(command, fresh=fresh)
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +66,9 @@ def wait_until_gone(everything: list[psutil.Process]) -> float:
     return time.monotonic() - began
 
 
-def resume(work_dir: Path) -> None:
-    result = programs.finish(
-        [programs.ROOT / "bin" / "resume", work_dir, f"--master_port={programs.free_port()}"]
-    )
+def resume(work_dir: Path, fresh: bool) -> None:
+    command = [programs.ROOT / "bin" / "resume", work_dir, f"--master_port={programs.free_port()}"]
+    result = programs.finish(command, fresh=fresh)
     assert result.code == 0, result.stderr[-3000:]
 
 
@@ -95,7 +95,8 @@ def test_stopped_run_saves_and_resumes_bit_identical(path, straight, whom, numbe
     """A run that is signalled saves and leaves no process; a resume is bit-identical."""
     name = request.node.callspec.id
     work_dir = path.parent / name
-    with start(path, name) as program:
+    is_launcher = whom != "ranks"  # then every process has an interpreter of its own, as a user's
+    with start(path, name, fresh=is_launcher) as program:
         program.wait_until(lambda: iterations_done(work_dir) >= 10)
         of = processes(program)
         everything = [p for each in of.values() for p in each] + [
@@ -111,7 +112,7 @@ def test_stopped_run_saves_and_resumes_bit_identical(path, straight, whom, numbe
     assert f"stopped after iteration {stopped_after}, " in result.stderr
     assert "Traceback" not in result.stderr
     if name in ("TERM-rank", "KILL-launch"):
-        resume(work_dir)
+        resume(work_dir, fresh=is_launcher)
         assert programs.losses(work_dir) == programs.losses(straight)
         assert programs.digest(programs.student(work_dir, ITERATIONS)) == programs.digest(
             programs.student(straight, ITERATIONS)

@@ -21,6 +21,7 @@ ITERATIONS = 60
 def path(ground, tmp_path_factory) -> Path:
     recipe = recipes.recipe(ground, batch_size=2, iterations=ITERATIONS)
     recipe["checkpoint"] = {"interval": 4, "by": "iteration"}
+    recipe["tensorboard"] = {"image_interval": 0}
     return recipes.write_recipe(tmp_path_factory.mktemp("supervision") / "recipe.yaml", recipe)
 
 
@@ -108,7 +109,8 @@ def test_restarts_give_up_on_repeated_crash(path, ground):
     assert "restart 1 of 5" in result.stderr
     assert "restart 2 of 5" not in result.stderr
 
-    with programs.Program(resume(work_dir, "--restarts=5")) as program:
+    # Here every process has an interpreter of its own, as a user's.
+    with programs.Program(resume(work_dir, "--restarts=5"), fresh=True) as program:
         program.wait_until(lambda: newest(work_dir) > 4)
         everything = [p for p in psutil.Process(program.process.pid).children(recursive=True)]
         program.process.kill()

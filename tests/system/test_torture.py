@@ -19,37 +19,39 @@ SHORT = {
     3: [("save", "all"), ("evaluation", "rank")],
 }
 KILLS_A_STAGE = 16  # of the long test
+ITERATIONS = {"short": 24, "long": 40}
 
 
 @pytest.fixture(scope="module")
 def folder(ground, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("torture")
-    recipes.write_recipe(folder / "recipe.yaml", torture.recipe(ground, folder / "evaluating"))
+    for length, iterations in ITERATIONS.items():
+        recipe = torture.recipe(ground, folder / "evaluating", iterations)
+        recipes.write_recipe(folder / f"{length}.yaml", recipe)
     return folder
 
 
-def unbroken(folder: Path, stage: int) -> Path:
+def unbroken(folder: Path, length: str, stage: int) -> Path:
     """The run of a stage that nobody killed."""
     (folder / f"zero{stage}.json").write_text(json.dumps(torture.engine_config(stage)))
-    work_dir = folder / f"unbroken{stage}"
+    work_dir = folder / f"unbroken_{length}{stage}"
     if not work_dir.exists():
-        run(folder, stage, work_dir).finish()
+        run(folder, length, stage, work_dir).finish()
     return work_dir
 
 
-def run(folder: Path, stage: int, work_dir: Path, seed: int = 0) -> torture.Torture:
-    return torture.Torture(
-        work_dir, folder / "recipe.yaml", folder / f"zero{stage}.json", folder / "evaluating", seed
-    )
+def run(folder: Path, length: str, stage: int, work_dir: Path, seed: int = 0) -> torture.Torture:
+    paths = (folder / f"{length}.yaml", folder / f"zero{stage}.json", folder / "evaluating")
+    return torture.Torture(work_dir, *paths, seed)
 
 
 def tortured(
-    folder: Path, stage: int, kills: list[tuple[str, str]], name: str, seed: int
+    folder: Path, length: str, stage: int, kills: list[tuple[str, str]], seed: int
 ) -> Counter:
     """Kills as listed, resumes to the end, and compares; returns the counts."""
-    expected = unbroken(folder, stage)
-    work_dir = folder / name
-    torment = run(folder, stage, work_dir, seed)
+    expected = unbroken(folder, length, stage)
+    work_dir = folder / f"{length}{stage}_{seed}"
+    torment = run(folder, length, stage, work_dir, seed)
     for moment, victim in kills:
         torment.strike(moment, victim)
     torment.finish()
@@ -68,7 +70,7 @@ def tortured(
 )
 def test_resume_after_two_kills_is_bit_identical(folder, stage):
     """A run that is killed twice ends bit for bit like the one that nobody killed."""
-    count = tortured(folder, stage, SHORT[stage], f"short{stage}", seed=stage)
+    count = tortured(folder, "short", stage, SHORT[stage], seed=stage)
     assert count["kills"] == count["resumes"] == 2
 
 
@@ -81,6 +83,6 @@ def test_resume_after_many_kills_is_bit_identical(folder, stage):
     total = Counter()
     for part in range(2):  # a run is over after some twenty kills that let it go on
         half = kills[part::2]
-        total += tortured(folder, stage, half, f"long{stage}_{part}", seed=100 * stage + part)
+        total += tortured(folder, "long", stage, half, seed=100 * stage + part)
     assert total["kills"] >= 15
     assert total["inside a save"] >= 4

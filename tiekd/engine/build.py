@@ -44,6 +44,7 @@ def build_engine(network: nn.Module, optimizer: torch.optim.Optimizer, config: E
     if scales_here(config):
         initial = {name: value.detach().clone() for name, value in network.state_dict().items()}
     patches.time_each_collective()
+    patches.import_muon_uncompiled()
     working_ones = shipped.shown_folder(shipped.ENGINE_CONFIGS)
     try:
         # The values come from the user's engine config, so errors about them are reported in one

@@ -12,12 +12,35 @@ before there is an engine, in distributed/process_group.py, so that CPU ranks co
 op that isn't used.
 """
 
+import contextlib
+import importlib
 import os
 import time
 
 import torch
 
 from tiekd.workdir.manifest import Files
+
+
+def import_muon_uncompiled() -> None:
+    """Imports DeepSpeed's Muon optimizer without torch.compile; call it before an engine is built.
+
+    Without it: ZeRO imports Muon to compare its type with the optimizer's, and Muon's functions are
+    decorated with torch.compile. So each rank of a run with ZeRO imports torch's compiler at its
+    start, which takes a second and 50 MB. No recipe can train with Muon.
+    Seen in: DeepSpeed 0.19.8.
+    Test: test_zero_run_imports_no_compiler.
+    """
+    from deepspeed.runtime import compiler
+
+    compiled = compiler.compile
+    compiler.compile = lambda *_arguments, **_options: lambda function: function
+    try:
+        # ZeRO does without Muon where it can't be imported, and so does this.
+        with contextlib.suppress(ImportError):
+            importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+    finally:
+        compiler.compile = compiled
 
 
 def save_through(engine, files: Files) -> None:
