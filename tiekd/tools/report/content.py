@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from tiekd.data.resize import Resize
 from tiekd.evaluation.evaluate import EvaluationProtocol
+from tiekd.tools.report.calibrated import Calibrated
 from tiekd.tools.report.exports import Timing
 from tiekd.tools.report.measure import Measured
 from tiekd.tools.report.place import Place
@@ -56,7 +57,7 @@ class Content:
             `validation` is agreement already, or there is no teacher.
         shown: The worst, median and best frames.
         max_depth_m: End of the depth scale of their pictures.
-        calibration: The content of confidence.json; None without one.
+        calibration: The figures of its calibrated confidence; None without one.
         timings: Size and latency of the exported files, or of the network.
         suggestions: What to try next.
         commands: (what a command does, the command) of each.
@@ -76,7 +77,7 @@ class Content:
     training: Evaluation | None = None
     agreement: Evaluation | None = None
     shown: list[Shown] = field(default_factory=list)
-    calibration: dict | None = None
+    calibration: Calibrated | None = None
     timings: list[Timing] = field(default_factory=list)
     suggestions: list[Suggestion] = field(default_factory=list)
     commands: list[tuple[str, str]] = field(default_factory=list)

@@ -13,7 +13,7 @@ from tiekd.tools.report.markup import Markup, joined, tag
 from tiekd.visualization.charts import ticks
 
 _WIDTH, _HEIGHT = 480, 260
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 12, 30
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 20, 12, 30
 _COLUMNS = 240
 _NUM_COLOURS = 6
 _DOTS_UP_TO = 30

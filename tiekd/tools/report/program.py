@@ -27,7 +27,16 @@ from tiekd.evaluation.agreement import Reference
 from tiekd.evaluation.compare import Entrant
 from tiekd.inference.student import pick_device
 from tiekd.tools.evaluate import teacher_reference
-from tiekd.tools.report import exports, measure, page, place, records, repeat, shown_frames
+from tiekd.tools.report import (
+    calibrated,
+    exports,
+    measure,
+    page,
+    place,
+    records,
+    repeat,
+    shown_frames,
+)
 from tiekd.tools.report.content import Content, Evaluation
 from tiekd.tools.report.findings import findings_of
 from tiekd.tools.report.measure import WatchedPredictor
@@ -38,7 +47,6 @@ from tiekd.training.settings import Recipe
 from tiekd.workdir import launch_record, workdir
 
 NAME = "report.html"
-CALIBRATION = "confidence.json"
 _SAMPLE = 32  # frames on which the gap to training, and agreement beside accuracy, are measured
 _ANY_SIZE = 480, 640  # (height, width) of the image for a latency, if no frame says one
 
@@ -128,9 +136,10 @@ def collect(
         parameters=sum(each.numel() for each in network.parameters()),
         resize=entrant.resize,
         max_depth_m=network.max_depth,
-        calibration=records.plain_json(where.work_dir / CALIBRATION),
     )
     content.left_out += content.records.left_out
+    with _attempt(content, "The calibrated confidence"):
+        content.calibration = calibrated.read(where.work_dir)
     focal = _evaluate(content, entrant, device)
     # Time last, when nothing else runs.
     size = _image_size(content)
@@ -263,11 +272,37 @@ def _warnings(content: Content, frames: Dataset) -> list[str]:
     seen = trained_on.overlap(content.records.trained_on, trained_on.hashes_of(frames))
     if seen is not None and seen.seen:
         found.append(f"Of the validation frames {seen}; figures say less of new images.")
+    found += _changes(content, frames)
     found += [str(note) for note in getattr(frames, "notes", ())]
     outcome = content.records.outcome
     if outcome is not None and not outcome.is_complete:
-        done = f"{outcome.iteration} of {outcome.total_iterations} iterations"
-        found.append(f"The run isn't complete: {outcome.outcome}, {done}.")
+        # A run that is going on, or was killed, has written its outcome at the start only.
+        done = f", {outcome.iteration} of {outcome.total_iterations} iterations"
+        told = outcome.outcome + ("" if outcome.outcome == "running" else done)
+        found.append(f"The run isn't complete: {told}.")
+    return found
+
+
+def _changes(content: Content, frames: Dataset) -> list[str]:
+    """Returns how the validation frames differ from those of the run's start; empty if they don't.
+
+    Args:
+        content: The content of the report.
+        frames: The validation frames.
+    """
+    record = content.records.inputs
+    names = None if record is None else record["splits"].get("val", {}).get("names")
+    if names is None or not hasattr(frames, "frames"):
+        return []
+    now, then = {frame.name for frame in frames.frames}, set(names)
+    found = []
+    if missing := sorted(then - now):
+        found.append(
+            f"{len(missing)} of the {len(then)} validation frames of the run's start are missing, "
+            f"such as {missing[0]}; figures are of the others."
+        )
+    if added := sorted(now - then):
+        found.append(f"{len(added)} validation frames are new since the run's start.")
     return found
 
 

@@ -6,7 +6,6 @@ file; inputs.json has 3 MB for 24,000 frames.
 """
 
 import hashlib
-import json
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from tiekd.data.learned_from import Teacher
 from tiekd.data.trained_on import TrainedOn
 from tiekd.errors import UserError
 from tiekd.files import instead_of_file
+from tiekd.models.weights import state_dicts
 from tiekd.tools import plot_log
 from tiekd.tools.plot_log import Run
 from tiekd.training import inputs
@@ -63,6 +63,7 @@ class Records(NamedTuple):
         run: Its learning curves; None without a log.
         weights: The file of weights that the report is about.
         weights_digest: SHA-256 of that file.
+        iteration: The iteration of the weights; None if they don't say.
         left_out: Why something is missing, one line each.
     """
 
@@ -76,6 +77,7 @@ class Records(NamedTuple):
     run: Run | None
     weights: Path
     weights_digest: str
+    iteration: int | None
     left_out: list[str]
 
 
@@ -113,6 +115,7 @@ def read(work_dir: Path, weights: Path) -> Records:
         None if logs is None else logs[0],
         weights,
         digest_of(weights),
+        _iteration(weights),
         left_out,
     )
 
@@ -130,19 +133,10 @@ def digest_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def plain_json(path: Path) -> dict | None:
-    """Returns the object in a JSON file; None if there is no such file or it holds anything else.
-
-    Args:
-        path: The file.
-    """
-    if instead_of_file(path) is not None:
-        return None
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
+def _iteration(weights: Path) -> int | None:
+    content = state_dicts.read_checkpoint(weights)
+    found = content.get("iteration") if isinstance(content, dict) else None
+    return found if isinstance(found, int) else None
 
 
 def _split(name: str, node: dict) -> Split:

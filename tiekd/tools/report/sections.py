@@ -180,7 +180,7 @@ def confidence(content: Content) -> list[Markup]:
     """Returns how sigma compares with the errors: reliability and sparsification."""
     found = content.validation
     if found is None:
-        return []
+        return _calibrated(content)
     sigma, reliability = found.measured.sigma, found.measured.reliability
     if sigma is None or reliability is None:
         return [tag("p", "The student's head predicts no distribution, so it has no confidence.")]
@@ -223,7 +223,7 @@ def confidence(content: Content) -> list[Markup]:
     ]
     if sigma.ranges:
         parts.append(_factors(found))
-    return parts
+    return parts + _calibrated(content)
 
 
 def speed(content: Content) -> list[Markup]:
@@ -463,6 +463,38 @@ def _factors(found: Evaluation) -> Markup:
     ]
     head = ("predicted depth", "pixels", "factor", "within factor x sigma")
     return table(head, rows, "Errors by stated sigma, by range; 68 % within it if Gaussian")
+
+
+def _calibrated(content: Content) -> list[Markup]:
+    """Returns the figures of the calibrated confidence, before and after; nothing without any."""
+    found = content.calibration
+    if found is None:
+        return []
+    about = f"Temperature {found.temperature:.4g}, fitted against {found.against}"
+    if found.band is not None:
+        about += f"; confidence is the probability that depth is within {found.band:.0%}"
+    parts = [tag("h3", "Calibrated confidence"), tag("p", f"{about}.")]
+    known = content.records.iteration
+    is_stale = found.iteration is not None and known is not None and found.iteration != known
+    if found.weights != content.records.weights.name or is_stale:
+        of = f"{found.weights} of iteration {found.iteration}"
+        parts.append(tag("p", f"It is of other weights: {of}. Calibrate again.", class_="label"))
+    if found.remarks:
+        parts.append(_note("Of these figures", found.remarks))
+    if found.curves[0][0] and found.curves[1][0]:
+        named = [
+            Curve("before", *found.curves[0]),
+            Curve("after", *found.curves[1]),
+            Curve("ideal", [0.0, 1.0], [0.0, 1.0], dashed=True),
+        ]
+        drawn = chart("Reliability of confidence", named, "stated confidence", y_from=0.0)
+        parts.append(tag("div", drawn, class_="charts"))
+    rows = [
+        (key.replace("_", " "), f"{before:.4f}", f"{after:.4f}")
+        for key, (before, after) in found.figures.items()
+    ]
+    head = ("figure", "temperature 1", f"temperature {found.temperature:.4g}")
+    return [*parts, table(head, rows)] if rows else parts
 
 
 def _saved_recipe(content: Content) -> Path | None:

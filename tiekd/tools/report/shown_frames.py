@@ -18,6 +18,7 @@ from tiekd.data import resize as resizes
 from tiekd.data.batch import Batch
 from tiekd.data.loading.loader import NO_WORKERS, validation_batches
 from tiekd.data.resize import Resize
+from tiekd.data.sample import in_grey_levels
 from tiekd.data.target import mean_depth
 from tiekd.evaluation.agreement import Reference
 from tiekd.evaluation.per_frame import FrameTable
@@ -127,12 +128,13 @@ def draw(
         size = tuple(batch.depth.shape[-2:])
         given = (focals.of_batch(batch, resize),) if predictor.needs_focal else ()
         student = resizes.restored(predictor(batch.image, *given), resize, size, smooth=True)
-        image = resizes.restored(batch.image, resize, size, smooth=True)
+        # The batch has the image at the working resolution only.
+        image = in_grey_levels(frames[each.index]).image.permute(1, 2, 0).numpy()
         sigma = predictor.sigma
         if sigma is not None:
             sigma = _on_host(resizes.restored(sigma, resize, size, smooth=True))
         cells = _cells(
-            image[0].float().cpu().numpy(),
+            image,
             _on_host(batch.depth),
             teacher,
             _on_host(student),
@@ -202,7 +204,7 @@ def _cells(
     """Returns the pictures of a frame at its own size, by title.
 
     Args:
-        image: (3, H, W), normalised.
+        image: (H, W, 3) uint8.
         truth: (H, W) metres, 0 where not measured.
         teacher: (H, W) metres, 0 where unknown; None without a teacher.
         student: (H, W) metres.
@@ -211,7 +213,7 @@ def _cells(
     """
     largest = max_depth * LARGEST_ERROR
     is_measured = bool((truth > 0).any())
-    cells = {"image": pictures.denormalise(image)}
+    cells = {"image": image}
     if is_measured:
         cells["ground truth"] = pictures.colourise(views.grown(truth), max_depth)
     if teacher is not None:

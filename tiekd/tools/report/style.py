@@ -77,8 +77,10 @@ svg .dashed { stroke-dasharray: 5 4; }
 .panels { display: grid; gap: .4rem;
   grid-template-columns: repeat(auto-fit, minmax(min(9.5rem, 48%), 1fr)); }
 .panels img { display: block; width: 100%; height: auto; }
+.panels.wide { grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); }
 .frame { margin: 0 0 1.4rem; }
 .scale { display: flex; align-items: center; gap: .5rem; font-size: .85rem; max-width: 26rem; }
 .scale img { flex: 1; min-width: 0; height: .9rem; }
+@media (max-width: 40rem) { dl > div { grid-template-columns: 1fr; } dd { margin-bottom: .5rem; } }
 @media print { body { max-width: none; } .scroll { overflow: visible; } }
 """
