@@ -132,7 +132,7 @@ def _x_axis(x_range: tuple[float, float]) -> list[Markup]:
 
 def _y_axis(y_range: tuple[float, float], log_y: bool) -> list[Markup]:
     drawn = []
-    for tick in ticks(*y_range, 5):
+    for tick in _powers(*y_range) if log_y else ticks(*y_range, 5):
         y = _y_place(tick, y_range)
         drawn.append(
             tag("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=f"{y:.1f}", y2=f"{y:.1f}", class_="grid")
@@ -140,6 +140,22 @@ def _y_axis(y_range: tuple[float, float], log_y: bool) -> list[Markup]:
         value = _number(10**tick if log_y else tick)
         drawn.append(tag("text", value, x=_LEFT - 6, y=f"{y + 4:.1f}", text_anchor="end"))
     return drawn
+
+
+def _powers(low: float, high: float) -> list[float]:
+    """Returns the logarithms of round numbers between two logarithms, for a logarithmic axis.
+
+    They are powers of ten, with 2 and 5 times these where few powers are in the range.
+
+    Args:
+        low: Logarithm of the start of the axis, to the base of 10.
+        high: Logarithm of its end.
+    """
+    factors = (1, 2, 5) if high - low < 2 else (1,)
+    step = max(1, math.ceil((high - low) / 8))
+    powers = range(math.floor(low), math.ceil(high) + 1, step)
+    found = [power + math.log10(factor) for power in powers for factor in factors]
+    return [value for value in found if low <= value <= high]
 
 
 def _drawn(

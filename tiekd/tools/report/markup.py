@@ -89,11 +89,12 @@ def table(head: Sequence[object], rows: Iterable[Sequence[object]], caption: str
         tag("tr", tag("th", first, scope="row"), *(tag("td", cell) for cell in cells))
         for first, *cells in rows
     ]
-    parts = [tag("caption", caption)] if caption else []
-    parts += [tag("thead", tag("tr", *titles)), tag("tbody", *lines)]
-    # A box that scrolls has to be reachable by the keyboard, and then needs a name.
+    made = tag("table", tag("thead", tag("tr", *titles)), tag("tbody", *lines))
+    # A box that scrolls has to be reachable by the keyboard, and then needs a name. The caption
+    # stands outside, where it wraps to the page and doesn't scroll.
     box = {"role": "region", "aria_label": caption or plain(head[0]) or "table", "tabindex": "0"}
-    return tag("div", tag("table", *parts), class_="scroll", **box)
+    shown = [tag("p", caption, class_="caption")] if caption else []
+    return joined([*shown, tag("div", made, class_="scroll", **box)])
 
 
 def facts(pairs: Iterable[tuple[object, object]]) -> Markup:

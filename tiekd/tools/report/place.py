@@ -1,9 +1,9 @@
 """Finds what a report is about: the work dir of a run, and the exported files that belong to it.
 
 The given folder is a work dir, or a folder in which one run's work dir lies beside a plan and
-exported files. Exported files are looked for in both folders and their folders `exports` and
-`export`; others are given by --export. Nothing is opened here. Left out: work dirs deeper than one
-folder.
+exported files. If the work dir of such a folder is given, the folder is found by its plan. Exported
+files are looked for in both folders and their folders `exports` and `export`; others are given by
+--export. Nothing is opened here. Left out: work dirs deeper than one folder.
 """
 
 import shlex
@@ -56,12 +56,14 @@ def find(folder: Path, exports: Sequence[Path], has_recipe: bool) -> Place:
         )
     work_dir = folder if has_recipe or _is_run(folder) else _only_run_in(folder)
     found = list(dict.fromkeys(map(_checked, exports)))
-    # A work dir's own files, then those beside it in a folder that was given for both.
-    for place in dict.fromkeys((work_dir, folder)):
+    # Other runs' files may lie beside a work dir, unless a plan says that it is all one run's.
+    around = work_dir.parent if (work_dir.parent / PLAN).is_file() else folder
+    # A work dir's own files, then those beside it.
+    for place in dict.fromkeys((work_dir, around)):
         for name in _EXPORT_FOLDERS:
             files = sorted((place / name).glob("*")) if (place / name).is_dir() else []
             found += [path for path in files if _is_export(path) and path not in found]
-    plans = [place / PLAN for place in (folder, work_dir) if (place / PLAN).is_file()]
+    plans = [place / PLAN for place in (around, work_dir) if (place / PLAN).is_file()]
     return Place(folder, work_dir, found, plans[0] if plans else None)
 
 

@@ -159,8 +159,12 @@ def frames(content: Content) -> list[Markup]:
     errors = pictures.paint_error(end * steps, end)
     parts = [
         _label(content.validation),
-        _scale("depth, 0 m", depths, f"{content.max_depth_m:g} m"),
-        _scale("difference and sigma, 0 m", errors, f"{end:.3g} m and more"),
+        tag(
+            "div",
+            _scale("depth", depths, f"{content.max_depth_m:g} m"),
+            _scale("difference and sigma", errors, f"{end:.3g} m and more"),
+            class_="scales",
+        ),
         tag(
             "p",
             "Dark grey is unknown. A confident pixel is dark in the last picture; where the "
@@ -199,7 +203,7 @@ def confidence(content: Content) -> list[Markup]:
     ]
     drawn = [
         chart("Reliability: pixels within the interval", named, "stated probability", y_from=0.0),
-        chart("Sparsification: error that is left", sparse, "pixels dropped", y_from=0.0),
+        chart("Sparsification: error that is left", sparse, "share of pixels dropped", y_from=0.0),
     ]
     rows = [
         ("rank correlation with the error", _interval(sigma.correlation)),
@@ -355,7 +359,8 @@ def _digests(content: Content) -> list[tuple[str, str]]:
     found = [(f"{records.weights.name}, SHA-256", records.weights_digest)]
     for teacher in records.teachers or ():
         if teacher.get("digest"):
-            found.append((f"teacher {teacher.get('model') or teacher['name']}", teacher["digest"]))
+            model = teacher.get("model") or teacher["name"]
+            found.append((f"{model}, the teacher", teacher["digest"]))
     if records.inputs is not None:
         for name, (path, crc) in records.inputs["files"].items():
             where = os.path.basename(str(path))
@@ -430,9 +435,17 @@ def _flip_text(content: Content) -> str:
     return told
 
 
-def _scale(start: str, pixels: np.ndarray, end: str) -> Markup:
-    bar = picture(np.repeat(pixels, 8, axis=0), f"colour scale from {start} to {end}")
-    return tag("div", tag("span", start), bar, tag("span", end), class_="scale")
+def _scale(name: str, pixels: np.ndarray, end: str) -> Markup:
+    """Returns a colour scale with its name above it and its ends below.
+
+    Args:
+        name: What it is the scale of.
+        pixels: (1, W, 3) uint8, its colours.
+        end: The value at its right end.
+    """
+    bar = picture(np.repeat(pixels, 8, axis=0), f"colour scale of {name} from 0 m to {end}")
+    ends = tag("div", tag("span", "0 m"), tag("span", end), class_="ends")
+    return tag("div", tag("div", name), bar, ends, class_="scale")
 
 
 def _frame(shown: Shown) -> Markup:

@@ -31,7 +31,7 @@ p, ul, ol { margin: .4rem 0 .8rem; }
 ul, ol { padding-left: 1.3rem; }
 a { color: var(--accent); }
 nav ul { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: .2rem 1rem; }
-.faint, caption, figcaption { color: var(--faint); font-size: .875rem; }
+.faint, .caption, figcaption { color: var(--faint); font-size: .875rem; }
 .label { font-weight: 600; color: var(--warn); }
 .note {
   background: var(--warn-box); border-left: 4px solid var(--warn); padding: .5rem .8rem;
@@ -47,9 +47,9 @@ dl > div { display: grid; grid-template-columns: minmax(6rem, 12rem) 1fr; gap: 0
 .tiles > div { display: block; }
 dt { color: var(--faint); }
 dd { margin: 0 0 .2rem; min-width: 0; }
-.scroll { overflow-x: auto; max-width: 100%; margin: .6rem 0 1rem; }
+.scroll { overflow-x: auto; max-width: 100%; margin: .2rem 0 1rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
-caption { text-align: left; padding-bottom: .3rem; }
+.caption { margin: .8rem 0 0; }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align: right; }
 th { font-weight: 600; white-space: nowrap; }
 th:first-child { text-align: left; }
@@ -79,8 +79,10 @@ svg .dashed { stroke-dasharray: 5 4; }
 .panels img { display: block; width: 100%; height: auto; }
 .panels.wide { grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); }
 .frame { margin: 0 0 1.4rem; }
-.scale { display: flex; align-items: center; gap: .5rem; font-size: .85rem; max-width: 26rem; }
-.scale img { flex: 1; min-width: 0; height: .9rem; }
+.scales { display: flex; flex-wrap: wrap; gap: .2rem 2rem; margin: .6rem 0; font-size: .85rem; }
+.scale { flex: 1 1 16rem; max-width: 24rem; }
+.scale img { display: block; width: 100%; height: .9rem; }
+.ends { display: flex; justify-content: space-between; }
 @media (max-width: 40rem) { dl > div { grid-template-columns: 1fr; } dd { margin-bottom: .5rem; } }
 @media print { body { max-width: none; } .scroll { overflow: visible; } }
 """

@@ -33,6 +33,16 @@ def test_chart_interrupts_at_what_is_not_finite():
     assert "no finite value" in chart("t", [Curve("a", [1], [math.nan])], "x")
 
 
+def test_chart_has_round_numbers_on_a_logarithmic_axis():
+    """Ticks are 1, 2 and 5 times powers of ten, or powers alone over a wide range."""
+    said = re.findall(
+        r'text-anchor="end">([^<]*)<', chart("t", [Curve("a", [0, 1], [0.15, 3])], "x", log_y=True)
+    )
+    assert said == ["0.2", "0.5", "1", "2"]
+    wide = chart("t", [Curve("a", [0, 1], [1e-3, 1e3])], "x", log_y=True)
+    assert re.findall(r'text-anchor="end">([^<]*)<', wide)[1:3] == ["0.01", "0.1"]
+
+
 def test_chart_keeps_extremes_of_long_curves():
     """A curve of 10,000 points takes little room, and its one peak is still there."""
     ys = [0.0] * 10_000

@@ -40,7 +40,8 @@ def test_tag_escapes_children_and_attributes():
 def test_table_has_its_own_box():
     """A table stands in a box that scrolls, which the keyboard reaches; its cells are escaped."""
     made = table(("a", "b"), [("<x>", 1)], "c&d")
-    assert made.startswith('<div class="scroll" role="region" aria-label="c&amp;d" tabindex="0">')
+    box = '<div class="scroll" role="region" aria-label="c&amp;d" tabindex="0"><table>'
+    assert made.startswith(f'<p class="caption">c&amp;d</p>{box}')
     assert '<th scope="row">&lt;x&gt;</th><td>1</td>' in made
     assert facts([("k", "<")]) == "<dl><div><dt>k</dt><dd>&lt;</dd></div></dl>"
 

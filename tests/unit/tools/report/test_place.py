@@ -37,6 +37,11 @@ def test_find_takes_folder_of_one_run(tmp_path):
     assert found.work_dir == work_dir
     assert found.exports == [tmp_path / "student.onnx"]
     assert found.plan == tmp_path / "plan.yaml"
+    # The work dir itself finds the files beside it by the plan, and not without one.
+    inner = place.find(work_dir, [], False)
+    assert (inner.exports, inner.plan) == (found.exports, found.plan)
+    (tmp_path / "plan.yaml").unlink()
+    assert place.find(work_dir, [], False).exports == []
 
 
 def test_find_refuses_what_is_no_run(tmp_path, monkeypatch):
