@@ -10,8 +10,9 @@ files on this machine, what to try next, and the commands that repeat everything
 truth all figures are labelled as agreement with the teacher.
 
 The file needs no network and no script. What can't be made, such as figures without validation
-frames, is left out, and the report says so. By default the file is WORK_DIR/report.html. Only a
-report is replaced; --force replaces any file.
+frames, is left out, and the report says so. Relative paths in the recipe and in --set begin at the
+folder in which the run was started. By default the file is WORK_DIR/report.html. Only a report is
+replaced; --force replaces any file.
 """
 
 import argparse

@@ -4,7 +4,7 @@ import math
 import statistics
 
 from tiekd.tools.report.content import Content
-from tiekd.tools.report.sections import mean_of
+from tiekd.tools.report.sections.parts import mean_of
 from tiekd.tools.report.symptoms import Findings
 
 _METRIC = "abs_rel"

@@ -8,24 +8,32 @@ other file of the user's is replaced.
 from pathlib import Path
 
 from tiekd.files import instead_of_file
-from tiekd.tools.report import sections
 from tiekd.tools.report.content import Content
 from tiekd.tools.report.markup import Markup, joined, tag
+from tiekd.tools.report.sections import (
+    closing,
+    confidence,
+    curves,
+    errors,
+    frames,
+    learned,
+    summary,
+)
 from tiekd.tools.report.style import STYLE
 
 _MARK = "tiekd report"
 _HEAD_BYTES = 2048  # at the beginning of a file, in which the mark is looked for
 # Anchor, title and function of each section.
 _SECTIONS = (
-    ("learned", "What was learned from what", sections.learned),
-    ("curves", "Learning curves", sections.curves),
-    ("figures", "Errors", sections.figures),
-    ("frames", "Worst, median and best frames", sections.frames),
-    ("confidence", "Confidence", sections.confidence),
-    ("speed", "Size and latency", sections.speed),
-    ("next", "What to try next", sections.try_next),
-    ("repeat", "Repeat it", sections.repeat),
-    ("run", "The run and its machine", sections.environment),
+    ("learned", "What was learned from what", learned.learned),
+    ("curves", "Learning curves", curves.curves),
+    ("figures", "Errors", errors.figures),
+    ("frames", "Worst, median and best frames", frames.frames),
+    ("confidence", "Confidence", confidence.confidence),
+    ("speed", "Size and latency", closing.speed),
+    ("next", "What to try next", closing.try_next),
+    ("repeat", "Repeat it", closing.repeat),
+    ("run", "The run and its machine", closing.environment),
 )
 
 
@@ -50,7 +58,7 @@ def document(content: Content) -> str:
             "header",
             tag("h1", title),
             tag("p", f"{content.records.weights}, {content.time}", class_="faint"),
-            *sections.summary(content),
+            *summary.summary(content),
         ),
         tag("nav", tag("ul", *links), aria_label="Sections"),
         tag("main", *(_section(*each) for each in made)),

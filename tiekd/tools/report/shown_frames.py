@@ -95,20 +95,21 @@ def draw(
     chosen: Sequence[Chosen],
     frames: Dataset,
     taught: tuple[Dataset, Reference] | None,
+    is_agreement: bool,
     predictor: WatchedPredictor,
     resize: Resize,
     device: torch.device,
 ) -> list[Shown]:
     """Draws frames as image, ground truth, teacher, student, difference and confidence.
 
-    The difference is that of the student from the ground truth, or from the teacher in a frame
-    without any.
+    The difference is that of the student from what it is compared with.
 
     Args:
         chosen: The frames to draw.
         frames: The dataset.
         taught: The dataset in which frames have what the teacher needs, and the teacher; None
             without a teacher.
+        is_agreement: True if figures compare with the teacher, not with the ground truth.
         predictor: The student.
         resize: The student's working resolution.
         device: The device of student and teacher.
@@ -116,6 +117,8 @@ def draw(
     Raises:
         UserError: A frame can't be read, or the teacher can't take it.
     """
+    if not chosen:
+        return []
     indices = [each.index for each in chosen]
     batches = validation_batches(Subset(frames, indices), 1, device, resize=resize)
     teachers = [None] * len(chosen)
@@ -133,14 +136,9 @@ def draw(
         sigma = predictor.sigma
         if sigma is not None:
             sigma = _on_host(resizes.restored(sigma, resize, size, smooth=True))
-        cells = _cells(
-            image,
-            _on_host(batch.depth),
-            teacher,
-            _on_host(student),
-            sigma,
-            predictor.network.max_depth,
-        )
+        target = "teacher" if is_agreement else "ground truth"
+        maps = {"ground truth": _on_host(batch.depth), "teacher": teacher}
+        cells = _cells(image, maps, _on_host(student), sigma, target, predictor.network.max_depth)
         found.append(Shown(each, _scaled(cells), size[1] >= _WIDE * size[0], flip))
     return found
 
@@ -195,35 +193,33 @@ def _flip_change(reference: Reference, batch: Batch, depth: Tensor) -> float | N
 
 def _cells(
     image: np.ndarray,
-    truth: np.ndarray,
-    teacher: np.ndarray | None,
+    known: dict[str, np.ndarray | None],
     student: np.ndarray,
     sigma: np.ndarray | None,
+    target: str,
     max_depth: float,
 ) -> dict[str, np.ndarray]:
     """Returns the pictures of a frame at its own size, by title.
 
     Args:
         image: (H, W, 3) uint8.
-        truth: (H, W) metres, 0 where not measured.
-        teacher: (H, W) metres, 0 where unknown; None without a teacher.
+        known: "ground truth" and "teacher": (H, W) metres, 0 where unknown; None without any.
         student: (H, W) metres.
         sigma: (H, W) metres; None if the student's head gives none.
+        target: The key in `known` of what the student is compared with.
         max_depth: End of the depth scale, metres.
     """
     largest = max_depth * LARGEST_ERROR
-    is_measured = bool((truth > 0).any())
+    # A frame without any measured pixel has no picture of its ground truth.
+    maps = {name: depth for name, depth in known.items() if depth is not None and (depth > 0).any()}
     cells = {"image": image}
-    if is_measured:
-        cells["ground truth"] = pictures.colourise(views.grown(truth), max_depth)
-    if teacher is not None:
-        cells["teacher"] = pictures.colourise(teacher, max_depth)
+    for name, depth in maps.items():
+        cells[name] = pictures.colourise(views.grown(depth), max_depth)
     cells["student"] = pictures.colourise(student, max_depth)
-    target, radius = (truth, views.point_radius(truth)) if is_measured else (teacher, 0)
-    if target is not None:
-        noun = "ground truth" if is_measured else "teacher"
-        error = pictures.error_map(student, target, largest, radius)
-        cells[f"difference from {noun}"] = error
+    if target in maps:
+        radius = views.point_radius(maps[target])
+        error = pictures.error_map(student, maps[target], largest, radius)
+        cells[f"difference from {target}"] = error
     if sigma is not None:
         cells["confidence (sigma)"] = pictures.paint_error(sigma, largest)
     return cells

@@ -11,9 +11,10 @@ from support.noise_frames import CPU
 from tiekd.data.build import build_dataset
 from tiekd.evaluation import compare, report
 from tiekd.evaluation.agreement import LABEL
-from tiekd.tools.report import page, sections
+from tiekd.tools.report import page
 from tiekd.tools.report.calibrated import Calibrated
 from tiekd.tools.report.markup import plain, text
+from tiekd.tools.report.sections import confidence
 from tiekd.training import inputs
 
 VOID = {"meta", "img", "br"}
@@ -146,13 +147,13 @@ def test_calibrated_confidence_is_shown_before_and_after(accurate):
     of_these = Calibrated(
         2.5, "ground truth", 0.1, "best_abs_rel.pth", 8, ["a <remark>"], figures, curves
     )
-    shown = "".join(sections.confidence(replace(accurate, calibration=of_these)))
+    shown = "".join(confidence.confidence(replace(accurate, calibration=of_these)))
     assert "<td>0.2500</td><td>0.0125</td>" in shown
     assert "temperature 2.5" in shown
     assert "a &lt;remark&gt;" in shown
     assert "other weights" not in shown
     stale = of_these._replace(iteration=4)
-    assert "other weights" in "".join(sections.confidence(replace(accurate, calibration=stale)))
+    assert "other weights" in "".join(confidence.confidence(replace(accurate, calibration=stale)))
 
 
 def test_is_report_knows_its_own(tmp_path, html):

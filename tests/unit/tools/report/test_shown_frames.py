@@ -43,26 +43,25 @@ def test_choose_takes_no_frame_twice(count):
     assert len(set(indices)) == len(indices) == min(count, 9)
 
 
-def test_cells_show_the_difference_from_what_is_known():
-    """Ground truth is compared with where there is some, and else the teacher; sigma is shown."""
-    image = np.zeros((4, 6, 3), np.uint8)
+def test_cells_show_the_difference_from_the_target():
+    """The difference is from what figures compare with; sigma has the colours of the difference."""
+    image, sigma = np.zeros((4, 6, 3), np.uint8), np.full((4, 6), 1.0)
     truth, teacher, student = np.zeros((4, 6)), np.full((4, 6), 5.0), np.full((4, 6), 6.0)
-    sigma = np.full((4, 6), 1.0)
-    cells = shown_frames._cells(image, truth, teacher, student, sigma, 40.0)
-    assert list(cells)[1:] == [
-        "teacher",
-        "student",
-        "difference from teacher",
-        "confidence (sigma)",
-    ]
+    known = {"ground truth": truth, "teacher": teacher}
+    cells = shown_frames._cells(image, known, student, sigma, "teacher", 40.0)
+    names = ["image", "teacher", "student", "difference from teacher", "confidence (sigma)"]
+    assert list(cells) == names
     # An error of 1 m and a sigma of 1 m have the same colour, a fifth up their scale.
     assert np.array_equal(cells["difference from teacher"], cells["confidence (sigma)"])
     assert np.array_equal(cells["confidence (sigma)"], pictures.paint_error(sigma, 5.0))
     truth[0, 0] = 2.0
-    cells = shown_frames._cells(image, truth, teacher, student, None, 40.0)
+    cells = shown_frames._cells(image, known, student, None, "ground truth", 40.0)
     names = ["image", "ground truth", "teacher", "student", "difference from ground truth"]
     assert list(cells) == names
     assert tuple(cells[names[-1]][3, 5]) == pictures.UNKNOWN
+    # Where there is both, agreement is still compared with the teacher.
+    cells = shown_frames._cells(image, known, student, None, "teacher", 40.0)
+    assert list(cells)[-1] == "difference from teacher"
 
 
 def test_draw_shows_frames_that_were_chosen(accurate):
@@ -76,6 +75,11 @@ def test_draw_shows_frames_that_were_chosen(accurate):
     wide = shown_frames._scaled({"x": np.zeros((100, 1000, 3), np.uint8)})
     assert wide["x"].shape == (48, 480, 3)
     assert shown_frames._scaled({"x": np.zeros((480, 640, 3), np.uint8)})["x"].shape[1] == 320
+
+
+def test_draw_without_a_frame_draws_nothing(accurate):
+    """Where no frame counts there is nothing to draw."""
+    assert shown_frames.draw([], None, None, False, None, accurate.resize, None) == []
 
 
 def test_draw_asks_the_teacher_for_the_mirrored_image(accurate):
