@@ -3581,6 +3581,6 @@ if passed_over:
         "check_out",
         "not page.is_report(out)",
         "False",
-        ("tests/system/test_report.py",),
+        ("tests/unit/tools/report/test_program.py",),
     ),
 ]

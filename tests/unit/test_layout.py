@@ -19,7 +19,6 @@ ELSEWHERE = {
         "tools/predict",
     ),
     "system/test_profiling.py": ("engine/profiling",),
-    "system/test_report.py": ("tools/report/program",),
     "system/test_resume.py": ("training/run",),
     "system/test_starting.py": ("tools/print_config",),
     "system/test_supervision.py": ("tools/supervise",),

@@ -53,8 +53,9 @@ def run(args: argparse.Namespace) -> None:
     check_out(out, is_given=args.out is not None, force=args.force)
     recipe_path = (args.recipe or where.work_dir / workdir.RECIPE).absolute()
     device = pick_device(args.device)
-    with _in_folder_of(where.work_dir):
+    with _in_folder_of(where.work_dir) as problem:
         content = collect(where, recipe_path, args.overrides, device)
+    content.warnings += [] if problem is None else [problem]
     text = page.document(content)
     try:
         files.replace_text(out, text)
@@ -151,7 +152,7 @@ def _image_size(content: Content) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def _in_folder_of(work_dir: Path) -> Iterator[None]:
+def _in_folder_of(work_dir: Path) -> Iterator[str | None]:
     """Context manager in which the current folder is the one where a run was started.
 
     Relative paths in a run's recipe begin there. Without a record of it, or if that folder is gone,
@@ -159,11 +160,22 @@ def _in_folder_of(work_dir: Path) -> Iterator[None]:
 
     Args:
         work_dir: The run's folder.
+
+    Yields:
+        Why the current folder stays although there is a record; None otherwise.
     """
-    before = os.getcwd()
-    with contextlib.suppress(UserError, OSError):
-        os.chdir(launch_record.read(work_dir).folder)
+    before, problem = os.getcwd(), None
     try:
-        yield
+        folder = launch_record.read(work_dir).folder
+        os.chdir(folder)
+    except UserError:
+        pass  # The report names the missing record.
+    except OSError as error:
+        problem = (
+            f"{folder}, where the run was started, can't be entered ({error.strerror}), so the "
+            f"recipe's relative paths were read from {before}."
+        )
+    try:
+        yield problem
     finally:
         os.chdir(before)
