@@ -63,6 +63,7 @@ code { font-size: .9em; background: var(--box); padding: 0 .2em; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr));
   gap: 1rem; }
 figure { margin: 0; min-width: 0; }
+.charts > figure { max-width: 36rem; }
 svg { display: block; width: 100%; height: auto; background: var(--box); }
 svg text { fill: var(--faint); font: 11px system-ui, sans-serif; }
 svg .grid { stroke: var(--line); stroke-width: 1; }
