@@ -1,5 +1,6 @@
 """A report as a document: what it shows, escapes and needs, and how it is recognised."""
 
+import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -11,10 +12,11 @@ from support.noise_frames import CPU
 from tiekd.data.build import build_dataset
 from tiekd.evaluation import compare, report
 from tiekd.evaluation.agreement import LABEL
+from tiekd.tools.plot_log import Row, Run
 from tiekd.tools.report import page
 from tiekd.tools.report.calibrated import Calibrated
 from tiekd.tools.report.markup import plain, text
-from tiekd.tools.report.sections import confidence
+from tiekd.tools.report.sections import confidence, curves
 from tiekd.training import inputs
 
 VOID = {"meta", "img", "br"}
@@ -129,6 +131,19 @@ def test_document_of_agreement_is_labelled_everywhere(agreeing):
     assert "<h2>Errors</h2>" not in document
     assert f"Validation: abs_rel ({LABEL})" in document
     assert agreeing.agreement is None
+
+
+@pytest.mark.parametrize(
+    ("losses", "is_logarithmic"),
+    [((4.0, 2.0), False), ((400.0, 2.0), True), ((400.0, -2.0), False), ((math.nan, 2.0), False)],
+)
+def test_curves_of_losses_that_differ_are_logarithmic(accurate, losses, is_logarithmic):
+    """Losses above 0 that differ by more than a factor of 20 have a logarithmic axis."""
+    rows = [Row("train", i, i, i, {"loss": loss}) for i, loss in enumerate(losses)]
+    records = accurate.records._replace(run=Run("x", rows))
+    shown = "".join(curves.curves(replace(accurate, records=records)))
+    assert ("(logarithmic)" in shown) is is_logarithmic
+    assert "Learning rate" not in shown
 
 
 def test_document_says_what_is_left_out(accurate):

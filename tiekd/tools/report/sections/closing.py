@@ -44,7 +44,7 @@ def try_next(content: Content) -> list[Markup]:
 
 
 def repeat(content: Content) -> list[Markup]:
-    """Returns the commands that repeat everything, and the plan and recipe that were used."""
+    """Returns the commands that repeat everything."""
     parts = []
     for what, command in content.commands:
         parts.append(tag("h3", f"{what[0].upper()}{what[1:]}"))
@@ -53,7 +53,7 @@ def repeat(content: Content) -> list[Markup]:
 
 
 def environment(content: Content) -> list[Markup]:
-    """Returns how the run went, on what it ran, and its recipe."""
+    """Returns how the run went, on what it ran, its plan and its recipe."""
     records = content.records
     outcome = records.outcome
     pairs = []

@@ -1,5 +1,7 @@
 """The learning curves of the run's log: losses, learning rate, validation metric, gradient."""
 
+import math
+
 from tiekd.evaluation.agreement import LABEL
 from tiekd.tools.report.content import Content
 from tiekd.tools.report.line_chart import Curve, chart
@@ -19,7 +21,7 @@ def curves(content: Content) -> list[Markup]:
         Curve(key.removeprefix("decode.loss_"), *run.curve(key, "iteration")) for key in terms
     ]
     if named:
-        values = [y for curve in named for y in curve.ys]
+        values = [y for curve in named for y in curve.ys if math.isfinite(y)] or [1.0]
         # Terms of one loss may differ by powers of ten, and a loss below 0 has no logarithm.
         is_wide = min(values) > 0 and max(values) > 20 * min(values)
         drawn.append(chart("Loss and its weighted terms", named, "iteration", log_y=is_wide))
