@@ -4,19 +4,11 @@ It is asked by HTTP for what its page asks, and opened in headless Chromium.
 """
 
 import json
-import shutil
-import subprocess
 import urllib.parse
 import urllib.request
-from pathlib import Path
 
 import pytest
-from support import programs, recipes
-
-CHROMIUM = next(
-    (path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path),
-    None,
-)
+from support import browser, programs, recipes
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +79,7 @@ def test_tensorboard_server_serves_loss_and_images(server):
         assert answer.read(8) == b"\x89PNG\r\n\x1a\n"
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+@pytest.mark.skipif(browser.CHROMIUM is None, reason="no chromium on this machine")
 def test_tensorboard_page_shows_loss_and_images(server, tmp_path):
     """A headless browser shows the loss and the images on TensorBoard's page."""
     # Two groups of cards are open at first, and the loss is in the third: the filter opens the
@@ -95,31 +87,13 @@ def test_tensorboard_page_shows_loss_and_images(server, tmp_path):
     address = f"{server}/?tagFilter=%5Etrain%2F(loss%7Cpictures_1)%24&smoothing=0#timeseries"
     wanted, page = ("tf_logs", ">/loss<", ">/pictures_1<", "<img"), ""
     for _ in range(5):  # the browser's virtual clock may run out before the server has answered
-        page = open_page(address, tmp_path / "profile", "--dump-dom")
+        page = browser.open_page(address, tmp_path / "profile", "--dump-dom")
         if all(word in page for word in wanted):
             break
     assert [word for word in wanted if word not in page] == []
     image = tmp_path / "page.png"
     for _ in range(5):
-        open_page(address, tmp_path / "profile", f"--screenshot={image}")
+        browser.open_page(address, tmp_path / "profile", f"--screenshot={image}")
         if image.is_file():
             break
     assert image.read_bytes().startswith(b"\x89PNG")
-
-
-def open_page(address: str, profile: Path, *options) -> str:
-    """Returns what the browser prints; nothing where it does not end."""
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-    command += ["--no-proxy-server", "--no-first-run", "--disable-background-networking"]
-    command += [
-        f"--user-data-dir={profile}",
-        "--window-size=1400,1000",
-        "--virtual-time-budget=60000",
-        *options,
-        address,
-    ]
-    with programs.Program(command) as program:
-        try:
-            return program.result(timeout_s=400).stdout
-        except subprocess.TimeoutExpired:
-            return ""

@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
     protocol = recipe.protocol(args.split)
     if scores_teacher:
         _refuse_what_needs_truth(args)
-        protocol = replace(protocol, reference=_reference(recipe, frames, device))
+        protocol = replace(protocol, reference=teacher_reference(recipe, frames, device))
     if comm.is_main():
         told = []
         for name, entrant in networks.items():
@@ -132,7 +132,7 @@ def _refuse_what_needs_truth(args: argparse.Namespace) -> None:
             )
 
 
-def _reference(recipe: Recipe, frames: Dataset, device: torch.device) -> Reference:
+def teacher_reference(recipe: Recipe, frames: Dataset, device: torch.device) -> Reference:
     """Returns the recipe's teacher as the reference of the evaluation.
 
     Args:

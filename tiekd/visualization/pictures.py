@@ -66,7 +66,19 @@ def error_map(
     known = np.isfinite(target) & (target > 0)
     error = np.abs(prediction - np.where(known, target, 0))
     error = np.where(known, np.minimum(np.nan_to_num(error, nan=max_error), max_error), -np.inf)
-    error = -_minimum(-error, radius)
+    return paint_error(-_minimum(-error, radius), max_error)
+
+
+def paint_error(error: np.ndarray, max_error: float) -> np.ndarray:
+    """Colours sizes of errors, from black for 0 to light yellow for `max_error` and beyond.
+
+    Args:
+        error: (H, W), metres, not negative; not finite where unknown.
+        max_error: End of the error scale in metres.
+
+    Returns:
+        (H, W, 3) uint8, dark grey where unknown.
+    """
     return _paint(_ERROR_TABLE, _fraction(error, max_error), np.isfinite(error))
 
 

@@ -138,7 +138,7 @@ def overview(view: View, max_depth: float, against: str) -> np.ndarray:
     cells["student"] = pictures.colourise(view.student, max_depth)
     # Dilate errors at sparse ground truth by the same radius as the ground truth itself.
     target, radius = (
-        (view.teacher, 0) if against == "teacher" else (view.truth, _radius(view.truth))
+        (view.teacher, 0) if against == "teacher" else (view.truth, point_radius(view.truth))
     )
     cells[f"|student - {against}|"] = pictures.error_map(view.student, target, max_error, radius)
     if view.entropy is not None:
@@ -177,10 +177,10 @@ def grown(truth: np.ndarray) -> np.ndarray:
     Returns:
         (H, W) metres, 0 outside the dilated points.
     """
-    return pictures.dilate(truth, _radius(truth)) if _radius(truth) else truth
+    return pictures.dilate(truth, point_radius(truth)) if point_radius(truth) else truth
 
 
-def _radius(truth: np.ndarray) -> int:
+def point_radius(truth: np.ndarray) -> int:
     """Returns the radius in pixels by which measured points are dilated; 0 for dense depth.
 
     A point of sparse depth becomes about three pixels wide after the map is resized for a sheet.

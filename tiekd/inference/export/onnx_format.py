@@ -10,6 +10,7 @@ import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +20,25 @@ from tiekd.errors import ExportError
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 AXES = {0: "batch", 2: "height", 3: "width"}
+_DTYPES = {
+    "tensor(uint8)": torch.uint8,
+    "tensor(float)": torch.float32,
+    "tensor(float16)": torch.float16,
+}
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 LARGEST_BYTES = 2**31 - 2**24  # protobuf's limit on a file, minus room for the operators
+
+
+class FileInput(NamedTuple):
+    """An input of an exported file.
+
+    Attributes:
+        shape: Its shape; None for an axis that may have any size.
+        dtype: Its dtype; None for one that no image has.
+    """
+
+    shape: tuple[int | None, ...]
+    dtype: torch.dtype | None
 
 
 def check_packages() -> None:
@@ -97,6 +115,20 @@ def load(path: Path) -> Callable[..., tuple[Tensor, ...]]:
         A function that takes the file's inputs as tensors, in the file's order, and returns the
         tuple of its outputs as CPU tensors.
     """
+    return load_described(path)[0]
+
+
+def load_described(
+    path: Path,
+) -> tuple[Callable[..., tuple[Tensor, ...]], list[FileInput], dict[str, str]]:
+    """Loads an ONNX file as `load` does, and says what it takes.
+
+    Args:
+        path: An ONNX file.
+
+    Returns:
+        The function; its inputs in the file's order; and the metadata in the file.
+    """
     # Import the package here, since it is optional.
     import onnxruntime
 
@@ -111,4 +143,12 @@ def load(path: Path) -> Callable[..., tuple[Tensor, ...]]:
         given = {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)}
         return tuple(torch.from_numpy(output) for output in session.run(None, given))
 
-    return run
+    inputs = [
+        # An axis of any size has a name instead of a number.
+        FileInput(
+            tuple(side if isinstance(side, int) else None for side in each.shape),
+            _DTYPES.get(each.type),
+        )
+        for each in session.get_inputs()
+    ]
+    return run, inputs, dict(session.get_modelmeta().custom_metadata_map)

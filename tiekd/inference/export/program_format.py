@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tiekd.data.resize import Resize
 from tiekd.errors import ExportError, UserError
 from tiekd.inference.export.deployed import Deployed
+from tiekd.inference.export.onnx_format import FileInput
 from tiekd.models.network import Network
 
 # Name of the metadata in a .pt2: torch.export.load(path, extra_files={FACTS: ""}) reads it.
@@ -115,7 +116,36 @@ def load(path: Path) -> Callable[..., tuple[Tensor, ...]]:
         A function that takes the program's inputs as tensors, in order, and returns the tuple of
         its outputs.
     """
-    return torch.no_grad()(torch.export.load(path).module())
+    return load_described(path)[0]
+
+
+def load_described(
+    path: Path,
+) -> tuple[Callable[..., tuple[Tensor, ...]], list[FileInput], dict[str, str]]:
+    """Loads a .pt2 file as `load` does, and says what it takes.
+
+    Args:
+        path: A file of torch.export.
+
+    Returns:
+        The function; its inputs in order; and the metadata that tiekd wrote into the file, empty
+        for a file of another program.
+    """
+    extra = {FACTS: ""}
+    program = torch.export.load(path, extra_files=extra)
+    names = program.graph_signature.user_inputs
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes}
+    inputs = [
+        # A side of any size is a symbol, no int.
+        FileInput(
+            tuple(side if type(side) is int else None for side in values[name].shape),
+            values[name].dtype,
+        )
+        for name in names
+        if isinstance(values.get(name), Tensor)
+    ]
+    facts = json.loads(extra[FACTS]) if extra[FACTS] else {}
+    return torch.no_grad()(program.module()), inputs, facts
 
 
 def _first_line(error: Exception) -> str:

@@ -271,11 +271,15 @@ def test_export_weights_keep_resize(tmp_path, dpm):
 def test_export_dynamic_keeps_working_size(tmp_path, dpm, name, readout):
     """A dynamic file with a stretch resize equals Student, also at the resize's own size.
 
-    Also of the working size itself, and where only one side is another.
+    Also of the working size itself, and where only one side is another. The file says that it takes
+    images of any size, and how depth is read.
     """
     path, resize = tmp_path / name, Resize(48, 80, "stretch")
     write(path, dpm, size=ODD, dynamic=True, readout=readout, resize=resize)
-    run = (onnx_format if path.suffix == ".onnx" else program_format).load(path)
+    loader = onnx_format if path.suffix == ".onnx" else program_format
+    run, inputs, facts = loader.load_described(path)
+    assert inputs == [((None, 3, None, None), torch.uint8)]
+    assert facts["readout"] == readout
     student = Student(dpm, "cpu", readout, resize)
     for shape in ((1, *ODD), (2, 48, 80), (1, 48, 131), (1, 300, 80), (3, 7, 9)):
         image = random_image(*shape[1:], seed=4, batch=shape[0])

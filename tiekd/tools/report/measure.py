@@ -1,0 +1,284 @@
+"""Evaluates a run's student for its report, in one pass over the validation frames.
+
+The figures are those of bin/evaluate.py, from the same code. Beside them a pass collects how much
+each depth changes if the image is mirrored, and how well the sigma of a distribution over bins says
+how large the error is. Memory: figures per frame, and at most _MAX_FRAMES x _MAX_PIXELS pixels with
+their sigmas, some 6 MB; no map is kept. Sigma and its error are those of the image as it is,
+without flip averaging, as an exported student gives them.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple, TextIO
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+
+from tiekd.data import resize as resizes
+from tiekd.data.batch import Batch
+from tiekd.data.loading.loader import Loading
+from tiekd.data.resize import Resize
+from tiekd.evaluation import compare, metrics, sigma_quality
+from tiekd.evaluation.compare import Entrant, Result
+from tiekd.evaluation.evaluate import EvaluationProtocol
+from tiekd.evaluation.frame_figures import AlignedFigures, FrameFigures
+from tiekd.evaluation.sigma_quality import SigmaFigures, SigmaFrame
+from tiekd.models.network import Network
+from tiekd.models.spread import Spread
+
+_MAX_FRAMES = 256  # frames whose pixels are kept for the figures of sigma
+_MAX_PIXELS = 2000  # of each
+# Probabilities of the intervals depth +- z * sigma in which errors are counted.
+LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+# The standard deviation of a Gaussian by the mean of its absolute value.
+_STD_OF_MEAN = math.sqrt(math.pi / 2)
+
+
+class Reliability(NamedTuple):
+    """How the sigmas of a student compare with its errors.
+
+    Attributes:
+        observed: For each of LEVELS the fraction of pixels whose error is within the interval that
+            would hold this fraction if errors were Gaussian with the stated sigma.
+        factor: The factor by which sigmas have to be multiplied on average; above 1 they are too
+            small, i.e. the student is over-confident.
+    """
+
+    observed: list[float]
+    factor: float
+
+
+class Measured(NamedTuple):
+    """The evaluation of a student on some frames.
+
+    Attributes:
+        result: The figures of bin/evaluate.py.
+        frames: The figures of each frame.
+        relative_bias: Mean of (prediction - target) / target over all pixels that count.
+        flip: Median over frames of the median |log ratio| of the depth of the mirrored image to
+            that of the image; None if the evaluation has no flip averaging.
+        sizes: Number of images of each size (height, width).
+        sigma: How well sigma orders errors; None for a head without a distribution.
+        reliability: How large sigma is beside the errors; None likewise, or without a pixel.
+        pixels: The kept pixels, from which `sigma` was computed.
+    """
+
+    result: Result
+    frames: list[FrameFigures]
+    relative_bias: float
+    flip: float | None
+    sizes: Counter
+    sigma: SigmaFigures | None
+    reliability: Reliability | None
+    pixels: list[SigmaFrame]
+
+
+class WatchedPredictor:
+    """A network as a function from images to depth, which keeps what else its last batch gave.
+
+    Attributes:
+        depth: (B, 1, H, W) metres, of the images as they are.
+        sigma: (B, 1, H, W) metres; None for a head without a distribution over bins.
+        change: (B,) median |log ratio| of the mirrored image's depth to `depth`; None without flip.
+
+    Args:
+        network: The network, in eval mode.
+        flip: True to return the mean of the depths of the image and its mirror image.
+    """
+
+    def __init__(self, network: Network, flip: bool):
+        self.network, self.flip = network, flip
+        self.spread = Spread(network.head) if Spread.is_in(network.head) else None
+        self.depth: Tensor | None = None
+        self.sigma: Tensor | None = None
+        self.change: Tensor | None = None
+
+    @property
+    def needs_focal(self) -> bool:
+        """True if each image's focal length is needed as the second argument."""
+        return self.network.canonical is not None
+
+    @torch.no_grad()
+    def __call__(self, image: Tensor, focal: Tensor | None = None) -> Tensor:
+        """Predicts depth, as `tiekd.models.flip.predict` does.
+
+        Args:
+            image: (B, 3, H, W), normalised.
+            focal: (B,), focal length of each image in pixels of `image`; None without a canonical
+                camera.
+
+        Returns:
+            (B, 1, H, W) float32, metres.
+        """
+        size = tuple(image.shape[-2:])
+        features = self.network.features(image)
+        self.depth = self.network.read(features, size, focal=focal).depth
+        if self.spread is not None:
+            self.sigma = self.spread(features, size).sigma
+            if self.network.canonical is not None:
+                self.sigma = self.network.canonical.to_metres(self.sigma, focal)
+        if not self.flip:
+            return self.depth
+        mirrored = self.network(image.flip(-1), **({} if focal is None else {"focal": focal}))
+        mirrored = mirrored.depth.flip(-1)
+        ratio = (mirrored / self.depth).log().abs()
+        self.change = ratio.flatten(1).median(1).values
+        return (self.depth + mirrored) / 2
+
+
+class _Pixels:
+    """Watches an evaluation, and keeps a sample of pixels with sigma, error and depth.
+
+    Args:
+        predictor: The predictor that is evaluated.
+        protocol: Which pixels count.
+        resize: The working resolution.
+        total: Number of frames of the evaluation.
+    """
+
+    def __init__(
+        self, predictor: WatchedPredictor, protocol: EvaluationProtocol, resize: Resize, total: int
+    ):
+        self.predictor, self.protocol, self.resize = predictor, protocol, resize
+        self.every = -(-total // _MAX_FRAMES)
+        self.kept: dict[int, SigmaFrame] = {}
+        self.changes: list[float] = []
+        self.sizes: Counter = Counter()
+        self.relative, self.count = 0.0, 0
+
+    def __call__(self, indices: list[int], batch: Batch, depth: Tensor, _rows: Tensor) -> None:
+        """Adds a batch.
+
+        Args:
+            indices: The frames' indices.
+            batch: The batch, whose `depth` is the target.
+            depth: (B, 1, H, W), predicted depth, metres.
+            _rows: Not used.
+        """
+        size = tuple(batch.depth.shape[-2:])
+        self.sizes[size] += len(indices)
+        if self.predictor.change is not None:
+            self.changes += self.predictor.change.tolist()
+        box = (..., *metrics.crop_box(self.protocol.settings.crop, *size))
+        truth = batch.depth[box]
+        counts = (truth > self.protocol.min_depth) & (truth < self.protocol.cap)
+        relative = (depth[box].double() - truth) / truth.double()
+        self.relative += float(torch.where(counts, relative, 0.0).sum())
+        self.count += int(counts.sum())
+        if self.predictor.sigma is None:
+            return
+        plain, sigma = (
+            resizes.restored(values, self.resize, size, smooth=True)[box]
+            for values in (self.predictor.depth, self.predictor.sigma)
+        )
+        for place, index in enumerate(indices):
+            if index % self.every == 0:
+                here = counts[place]
+                maps = sigma[place][here], plain[place][here], truth[place][here]
+                self.kept[index] = _sample(*(each.cpu().numpy() for each in maps), index)
+
+
+def evaluate(
+    entrant: Entrant,
+    frames: Dataset,
+    protocol: EvaluationProtocol,
+    device: torch.device,
+    loading: Loading,
+    stream: TextIO,
+) -> Measured:
+    """Evaluates a student on all frames of a dataset.
+
+    Args:
+        entrant: The student, as `compare.entrants` returns it.
+        frames: The frames.
+        protocol: How it is evaluated.
+        device: The student's device.
+        loading: Number and timeout of data workers.
+        stream: Text stream that receives the progress.
+
+    Raises:
+        DataError: A frame can't be read.
+    """
+    predictor = WatchedPredictor(entrant.predict.network, entrant.predict.flip)
+    pixels = _Pixels(predictor, protocol, entrant.resize, len(frames))
+    aligned = AlignedFigures(protocol.min_depth, protocol.cap, protocol.settings.crop)
+    watched = entrant._replace(predict=predictor)
+    watchers = [aligned, pixels]
+    result = compare.evaluate(watched, frames, protocol, device, loading, stream, watchers)
+    kept = [pixels.kept[index] for index in sorted(pixels.kept)]
+    has_sigma = predictor.spread is not None
+    return Measured(
+        result,
+        aligned.figures(result.frames),
+        pixels.relative / pixels.count if pixels.count else math.nan,
+        float(np.median(pixels.changes)) if pixels.changes else None,
+        pixels.sizes,
+        sigma_quality.measure(kept, protocol.max_depth) if has_sigma else None,
+        reliability(kept) if has_sigma else None,
+        kept,
+    )
+
+
+def reliability(frames: Sequence[SigmaFrame], factor: float = 1.0) -> Reliability | None:
+    """Compares sigmas with errors, over the pixels of all frames.
+
+    Args:
+        frames: The pixels of each frame.
+        factor: The factor by which sigmas are multiplied first.
+
+    Returns:
+        The comparison; None if no pixel has a sigma above 0.
+    """
+    if not frames:
+        return None
+    sigma = np.concatenate([frame.sigma for frame in frames]).astype(np.float64) * factor
+    error = np.concatenate([frame.error for frame in frames]).astype(np.float64)
+    if not sigma.sum() > 0:
+        return None
+    observed = [float((error <= _quantile(level) * sigma).mean()) for level in LEVELS]
+    return Reliability(observed, _STD_OF_MEAN * float(error.sum() / sigma.sum()))
+
+
+def spaced(frames: Dataset, count: int) -> Subset:
+    """Returns evenly spaced frames of a dataset, at most `count`.
+
+    Args:
+        frames: The dataset.
+        count: Maximum number of frames.
+    """
+    count = min(count, len(frames))
+    return Subset(frames, [index * len(frames) // count for index in range(count)])
+
+
+def one_by_one(protocol: EvaluationProtocol) -> EvaluationProtocol:
+    """Returns a protocol with batches of one image, since a Subset doesn't say its images' sizes.
+
+    Args:
+        protocol: The protocol.
+    """
+    return replace(protocol, settings=replace(protocol.settings, batch_size=1))
+
+
+def _sample(sigma: np.ndarray, plain: np.ndarray, truth: np.ndarray, index: int) -> SigmaFrame:
+    """Returns a sample of a frame's pixels, the same in every call.
+
+    Args:
+        sigma: (N,), metres.
+        plain: (N,), predicted depth, metres.
+        truth: (N,), metres.
+        index: The frame's index, from which the sample is drawn.
+    """
+    chosen = slice(None)
+    if len(sigma) > _MAX_PIXELS:
+        draw = np.random.default_rng(index)
+        chosen = draw.choice(len(sigma), _MAX_PIXELS, replace=False)
+    return SigmaFrame(sigma[chosen], np.abs(plain - truth)[chosen], plain[chosen])
+
+
+def _quantile(level: float) -> float:
+    """Returns z such that a Gaussian is within z standard deviations with probability `level`."""
+    return float(torch.erfinv(torch.tensor(level, dtype=torch.float64))) * math.sqrt(2)

@@ -1,0 +1,110 @@
+"""Finds what a report is about: the work dir of a run, and the exported files that belong to it.
+
+The given folder is a work dir, or a folder in which one run's work dir lies beside a plan and
+exported files. If the work dir of such a folder is given, the folder is found by its plan. Exported
+files are looked for in both folders and their folders `exports` and `export`; others are given by
+--export. Nothing is opened here. Left out: work dirs deeper than one folder.
+"""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from tiekd import console
+from tiekd.errors import LaunchError
+from tiekd.files import instead_of_file
+from tiekd.workdir import workdir
+
+EXPORTS = (".onnx", ".pt2")
+PLAN = "plan.yaml"
+_EXPORT_FOLDERS = ("", "exports", "export")
+
+
+class Place(NamedTuple):
+    """The files of a report.
+
+    Attributes:
+        folder: The folder that the user gave.
+        work_dir: The work dir of the run: `folder` itself, or a folder in it.
+        exports: The exported files.
+        plan: The plan that led to the run; None without one.
+    """
+
+    folder: Path
+    work_dir: Path
+    exports: list[Path]
+    plan: Path | None
+
+
+def find(folder: Path, exports: Sequence[Path], has_recipe: bool) -> Place:
+    """Finds the work dir, the exported files and the plan, as absolute paths.
+
+    Args:
+        folder: The folder that the user gave.
+        exports: The exported files that the user gave.
+        has_recipe: True if the recipe is given, so that the work dir needs none.
+
+    Raises:
+        LaunchError: There is no run, there are several, or a given export is no such file.
+    """
+    folder = folder.absolute()
+    if not folder.is_dir():
+        there = "is a file" if folder.exists() else "there is no such folder"
+        raise LaunchError(
+            f"{folder}: {there}; give the work dir that {console.command('train')} made"
+        )
+    work_dir = folder if has_recipe or _is_run(folder) else _only_run_in(folder)
+    found = list(dict.fromkeys(map(_checked, exports)))
+    # Other runs' files may lie beside a work dir, unless a plan says that it is all one run's.
+    around = work_dir.parent if (work_dir.parent / PLAN).is_file() else folder
+    # A work dir's own files, then those beside it.
+    for place in dict.fromkeys((work_dir, around)):
+        for name in _EXPORT_FOLDERS:
+            files = sorted((place / name).glob("*")) if (place / name).is_dir() else []
+            found += [path for path in files if _is_export(path) and path not in found]
+    plans = [place / PLAN for place in (around, work_dir) if (place / PLAN).is_file()]
+    return Place(folder, work_dir, found, plans[0] if plans else None)
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / workdir.RECIPE).is_file()
+
+
+def _is_export(path: Path) -> bool:
+    # A dot begins the name of a file that is being written.
+    return path.suffix.lower() in EXPORTS and not path.name.startswith(".") and path.is_file()
+
+
+def _only_run_in(folder: Path) -> Path:
+    """Returns the one work dir in a folder.
+
+    Raises:
+        LaunchError: There is none, or there are several.
+    """
+    runs = sorted(path for path in folder.iterdir() if path.is_dir() and _is_run(path))
+    if len(runs) == 1:
+        return runs[0]
+    if not runs:
+        raise LaunchError(
+            f"{folder}: has no {workdir.RECIPE}, so no run was started here; give the work dir "
+            f"that {console.command('train')} made, or --recipe"
+        )
+    command = f"{console.command('report')} {shlex.quote(str(runs[0]))}"
+    raise LaunchError(
+        f"{folder}: has {len(runs)} runs; give the work dir of one, such as {command}"
+    )
+
+
+def _checked(path: Path) -> Path:
+    """Returns the absolute path of an exported file that the user gave.
+
+    Raises:
+        LaunchError: It is no file, or of another kind.
+    """
+    there = instead_of_file(path)
+    if there is not None or not path.exists():
+        raise LaunchError(f"--export {path}: {there or 'there is no such file'}; give a file")
+    if path.suffix.lower() not in EXPORTS:
+        raise LaunchError(f"--export {path}: allowed are files {', '.join(EXPORTS)}")
+    return path.absolute()

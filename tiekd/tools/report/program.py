@@ -1,0 +1,181 @@
+"""Writes the report of a run: what bin/report.py does.
+
+The report is made with what there is. What stops it are a folder without a run, missing weights,
+and an output that can't be written; what can't be read besides is named in the report.
+"""
+
+import argparse
+import contextlib
+import os
+import shlex
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+import torch
+
+from tiekd import console, files
+from tiekd.config.recipe import load_recipe
+from tiekd.errors import CheckpointError, LaunchError, UserError
+from tiekd.evaluation import compare
+from tiekd.inference.student import pick_device
+from tiekd.tools.report import (
+    calibrated,
+    evaluations,
+    exports,
+    page,
+    place,
+    records,
+    repeat,
+)
+from tiekd.tools.report.content import Content
+from tiekd.tools.report.findings import findings_of
+from tiekd.tools.report.symptoms import suggestions
+from tiekd.training.settings import Recipe
+from tiekd.workdir import launch_record, workdir
+
+NAME = "report.html"
+_ANY_SIZE = 480, 640  # (height, width) of the image for a latency, if no frame says one
+
+
+def run(args: argparse.Namespace) -> None:
+    """Writes a report, and prints where it is.
+
+    Args:
+        args: The program's parsed command line.
+
+    Raises:
+        UserError: There is no run or no weights, or an option is wrong.
+    """
+    # Paths are those of the current folder; the recipe's are those of the folder of the run.
+    where = place.find(args.work_dir, args.export, args.recipe is not None)
+    out = (where.folder / NAME if args.out is None else args.out).absolute()
+    check_out(out, is_given=args.out is not None, force=args.force)
+    recipe_path = (args.recipe or where.work_dir / workdir.RECIPE).absolute()
+    device = pick_device(args.device)
+    with _in_folder_of(where.work_dir) as problem:
+        content = collect(where, recipe_path, args.overrides, device)
+    content.warnings += [] if problem is None else [problem]
+    text = page.document(content)
+    try:
+        files.replace_text(out, text)
+    except OSError as error:
+        raise LaunchError(
+            f"--out {out}: can't be written ({files.cause_of(error)}); give another place"
+        ) from None
+    for line in content.left_out:
+        print(f"Left out: {console.printable(line)}")
+    print(f"Written: {out} ({len(text.encode(errors='surrogateescape')) / 1e6:.1f} MB)")
+
+
+def check_out(out: Path, is_given: bool, force: bool) -> None:
+    """Refuses an output path that no report can have, and one at which there is something else.
+
+    Args:
+        out: The path.
+        is_given: True if the user gave it.
+        force: True to replace any file.
+
+    Raises:
+        LaunchError: The path is a folder, doesn't end in .html, or is a file that is no report.
+    """
+    files.check_output("--out", out, ".html")
+    if out.exists() and not force and not page.is_report(out):
+        given = "--out " if is_given else ""
+        raise LaunchError(
+            f"{given}{out}: is there already, and is no report of tiekd; give another --out, or "
+            "--force to replace it"
+        )
+
+
+def collect(
+    where: place.Place, recipe_path: Path, overrides: list[str], device: torch.device
+) -> Content:
+    """Measures and reads everything that a report shows.
+
+    Args:
+        where: The files that the report is about.
+        recipe_path: The recipe.
+        overrides: Overrides of the recipe's values.
+        device: The device of student and teacher.
+
+    Raises:
+        UserError: The recipe is invalid, or there are no weights that fit it.
+    """
+    recipe = Recipe(load_recipe(recipe_path, overrides))
+    named = [(str(recipe_path), str(where.work_dir))]
+    try:
+        (entrant,) = compare.entrants(named, overrides, recipe.evaluation.flip, device).values()
+    except CheckpointError as error:
+        if not str(error).startswith("there are no weights"):
+            raise
+        command = f"{console.command('resume')} {shlex.quote(str(where.work_dir))}"
+        raise CheckpointError(
+            f"{error} yet; they come with the first evaluation or checkpoint, and {command} "
+            "resumes a run that stopped"
+        ) from None
+    network = entrant.predict.network
+    content = Content(
+        name=where.work_dir.name,
+        time=datetime.now().strftime("%Y-%m-%d %H:%M"),
+        place=where,
+        recipe=recipe,
+        records=records.read(where.work_dir, entrant.weights),
+        parameters=sum(each.numel() for each in network.parameters()),
+        resize=entrant.resize,
+        max_depth_m=network.max_depth,
+    )
+    content.left_out += content.records.left_out
+    with evaluations.attempt(content, "The calibrated confidence"):
+        content.calibration = calibrated.read(where.work_dir)
+    focal = evaluations.evaluate(content, entrant, device)
+    # Time last, when nothing else runs.
+    size = _image_size(content)
+    content.timings = [exports.of_file(path, size) for path in where.exports]
+    content.timings = content.timings or [exports.of_network(network, entrant.resize, size)]
+    if content.validation is not None:
+        content.suggestions = suggestions(findings_of(content, focal))
+    content.commands = repeat.commands(
+        where,
+        recipe_path,
+        content.records.launch,
+        overrides,
+        content.validation is not None,
+        {each.name: each.options for each in content.timings},
+    )
+    return content
+
+
+def _image_size(content: Content) -> tuple[int, int]:
+    found = content.validation
+    return found.measured.sizes.most_common(1)[0][0] if found is not None else _ANY_SIZE
+
+
+@contextlib.contextmanager
+def _in_folder_of(work_dir: Path) -> Iterator[str | None]:
+    """Context manager in which the current folder is the one where a run was started.
+
+    Relative paths in a run's recipe begin there. Without a record of it, or if that folder is gone,
+    the current folder stays.
+
+    Args:
+        work_dir: The run's folder.
+
+    Yields:
+        Why the current folder stays although there is a record; None otherwise.
+    """
+    before, problem = os.getcwd(), None
+    try:
+        folder = launch_record.read(work_dir).folder
+        os.chdir(folder)
+    except UserError:
+        pass  # The report names the missing record.
+    except OSError as error:
+        problem = (
+            f"{folder}, where the run was started, can't be entered ({error.strerror}), so the "
+            f"recipe's relative paths were read from {before}."
+        )
+    try:
+        yield problem
+    finally:
+        os.chdir(before)

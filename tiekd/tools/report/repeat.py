@@ -1,0 +1,92 @@
+"""Spells the commands that repeat a run, its evaluation, its exports and its report.
+
+They start at the folder in which the run was started, since a recipe's relative paths begin there.
+Left out: the commands that made the data set or a teacher's cached maps, which the run's records
+don't have.
+"""
+
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tiekd import console
+from tiekd.tools.report.place import Place
+from tiekd.workdir import workdir
+from tiekd.workdir.launch_record import LaunchRecord
+
+# The option by which bin/train.py gets another engine config.
+_ENGINE = "--deepspeed_config"
+
+
+def commands(
+    place: Place,
+    recipe: Path,
+    launch: LaunchRecord | None,
+    overrides: Sequence[str],
+    evaluates: bool,
+    options: Mapping[str, Sequence[str]],
+) -> list[tuple[str, str]]:
+    """Returns (what a command does, the command) of all commands, in the order to type them.
+
+    Args:
+        place: The files of the report.
+        recipe: The recipe with which the report was made.
+        launch: How the run was started; None if unknown.
+        overrides: The report's --set options.
+        evaluates: False if there are no validation frames.
+        options: The options of bin/export.py with which each exported file was made, by its name,
+            as far as the file says them.
+    """
+    work_dir = place.work_dir
+    set_options = ["--set", *overrides] if overrides else []
+    found = []
+    if launch is not None:
+        found.append(("enter the folder where the run was started", _line("cd", launch.folder)))
+    ranks = 1 if launch is None else launch.world_size
+    engine = work_dir / workdir.ENGINE_CONFIG
+    engines = [_ENGINE, engine] if engine.is_file() else []
+    again = work_dir.with_name(f"{work_dir.name}_again")
+    trained = [recipe, "--work-dir", again, *engines]
+    found.append(("train again, into another work dir", _on_ranks("train", trained, ranks)))
+    if evaluates:
+        evaluated = [recipe, work_dir, *set_options]
+        found.append(("evaluate the best weights", _own("evaluate", evaluated)))
+    for path in place.exports:
+        again = path.with_name(f"again_{path.name}")
+        exported = [recipe, work_dir, "--out", again, *options.get(path.name, ())]
+        found.append((f"export as {path.suffix}", _own("export", exported)))
+    reported = [place.folder, *set_options]
+    outside = [path for path in place.exports if path.parent not in (place.folder, work_dir)]
+    for path in outside:
+        reported += ["--export", path]
+    found.append(("write this report again", _own("report", reported)))
+    return found
+
+
+def _on_ranks(program: str, words: Sequence[object], ranks: int) -> str:
+    """Returns the command of a program that runs on several ranks.
+
+    Args:
+        program: The stem of the program's file.
+        words: Its arguments.
+        ranks: Number of ranks.
+    """
+    if ranks == 1:
+        return _own(program, words)
+    # `tiekd train` starts the launcher itself; in a checkout the launcher starts the program.
+    if console.names_bin():
+        return f"deepspeed --num_gpus {ranks} {_own(program, words)}"
+    return f"{_own(program, words)} --num_gpus {ranks}"
+
+
+def _own(program: str, words: Sequence[object]) -> str:
+    command = console.command(program)
+    # A checkout's programs are found from its own folder only, not from the run's.
+    if console.names_bin():
+        command = shlex.quote(str(console.SHARE.parents[1] / command))
+    return " ".join([command, _line(*words)])
+
+
+def _line(*words: object) -> str:
+    return " ".join(shlex.quote(os.fspath(w) if isinstance(w, Path) else str(w)) for w in words)

@@ -1,0 +1,1 @@
+"""The sections of a report as HTML: each function makes the parts of one from the content."""

@@ -1,0 +1,111 @@
+"""How sigma compares with the errors: reliability, sparsification, and a calibration."""
+
+import numpy as np
+
+from tiekd.tools.report import measure
+from tiekd.tools.report.content import Content, Evaluation
+from tiekd.tools.report.line_chart import Curve, chart
+from tiekd.tools.report.markup import Markup, table, tag
+from tiekd.tools.report.sections.parts import label, note
+
+
+def confidence(content: Content) -> list[Markup]:
+    """Returns how sigma compares with the errors: reliability and sparsification."""
+    found = content.validation
+    if found is None:
+        return _calibrated(content)
+    sigma, reliability = found.measured.sigma, found.measured.reliability
+    if sigma is None:
+        return [tag("p", "The student's head predicts no distribution, so it has no confidence.")]
+    if reliability is None:
+        return [tag("p", "No pixel counts, so nothing can be said of the confidence.")]
+    levels = list(measure.LEVELS)
+    named = [
+        Curve("as predicted", levels, reliability.observed),
+        Curve("ideal", [0.0, 1.0], [0.0, 1.0], dashed=True),
+    ]
+    after = measure.reliability(found.measured.pixels, reliability.factor)
+    named.insert(1, Curve(f"sigma x {reliability.factor:.2f}", levels, after.observed))
+    dropped = np.arange(len(sigma.curve)) / len(sigma.curve)
+    sparse = [
+        Curve("by sigma", dropped.tolist(), sigma.curve.tolist()),
+        Curve("by the error itself", dropped.tolist(), sigma.oracle.tolist(), dashed=True),
+        Curve("at random", [0.0, float(dropped[-1])], [1.0, 1.0], dashed=True),
+    ]
+    drawn = [
+        chart("Reliability: pixels within the interval", named, "stated probability", y_from=0.0),
+        chart("Sparsification: error that is left", sparse, "share of pixels dropped", y_from=0.0),
+    ]
+    rows = [
+        ("rank correlation with the error", _interval(sigma.correlation)),
+        ("the same at equal depth", _interval(sigma.at_depth)),
+        ("rank correlation of depth itself", _interval(sigma.of_depth)),
+        ("sparsification gain: 1 as by the error, 0 by chance", _interval(sigma.gain)),
+        ("errors by stated sigma", f"{reliability.factor:.3f}"),
+    ]
+    parts = [
+        label(found),
+        tag(
+            "p",
+            f"From {sum(len(each.sigma) for each in found.measured.pixels)} pixels of "
+            f"{len(found.measured.pixels)} frames, without flip averaging. Sigma is the half-width "
+            f"of the predicted distribution. The error is that against {found.target}. Intervals "
+            "are 95 % of a bootstrap over images, too narrow if many images show one place.",
+            class_="faint",
+        ),
+        tag("div", *drawn, class_="charts"),
+        table(("figure", "value"), rows),
+    ]
+    if sigma.ranges:
+        parts.append(_factors(found))
+    return parts + _calibrated(content)
+
+
+def _calibrated(content: Content) -> list[Markup]:
+    """Returns the figures of the calibrated confidence, before and after; nothing without any."""
+    found = content.calibration
+    if found is None:
+        return []
+    about = f"Temperature {found.temperature:.4g}, fitted against {found.against}"
+    if found.band is not None:
+        about += f"; confidence is the probability that depth is within {found.band:.0%}"
+    parts = [tag("h3", "Calibrated confidence"), tag("p", f"{about}.")]
+    known = content.records.iteration
+    is_stale = found.iteration is not None and known is not None and found.iteration != known
+    if found.weights != content.records.weights.name or is_stale:
+        of = f"{found.weights} of iteration {found.iteration}"
+        parts.append(tag("p", f"It is of other weights: {of}. Calibrate again.", class_="label"))
+    if found.remarks:
+        parts.append(note("Of these figures", found.remarks))
+    if found.curves[0][0] and found.curves[1][0]:
+        named = [
+            Curve("before", *found.curves[0]),
+            Curve("after", *found.curves[1]),
+            Curve("ideal", [0.0, 1.0], [0.0, 1.0], dashed=True),
+        ]
+        drawn = chart("Reliability of confidence", named, "stated confidence", y_from=0.0)
+        parts.append(tag("div", drawn, class_="charts"))
+    rows = [
+        (key.replace("_", " "), f"{before:.4f}", f"{after:.4f}")
+        for key, (before, after) in found.figures.items()
+    ]
+    head = ("figure", "temperature 1", f"temperature {found.temperature:.4g}")
+    return [*parts, table(head, rows)] if rows else parts
+
+
+def _interval(found) -> str:
+    return f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f})"
+
+
+def _factors(found: Evaluation) -> Markup:
+    rows = [
+        (
+            f"{each.from_m:g} - {each.to_m:g} m",
+            each.pixels,
+            _interval(each.factor),
+            f"{each.covered:.1%}",
+        )
+        for each in found.measured.sigma.ranges
+    ]
+    head = ("predicted depth", "pixels", "factor", "within factor x sigma")
+    return table(head, rows, "Errors by stated sigma, by range; 68 % within it if Gaussian")

@@ -1,0 +1,39 @@
+"""The learning curves of the run's log: losses, learning rate, validation metric, gradient."""
+
+import math
+
+from tiekd.evaluation.agreement import LABEL
+from tiekd.tools.report.content import Content
+from tiekd.tools.report.line_chart import Curve, chart
+from tiekd.tools.report.markup import Markup, tag
+
+
+def curves(content: Content) -> list[Markup]:
+    """Returns the learning curves of the run's log."""
+    run = content.records.run
+    if run is None:
+        return []
+    drawn = []
+    keys = run.keys()
+    terms = [key for key in keys if key.startswith("decode.loss_")]
+    named = [Curve("loss", *run.curve("loss", "iteration"))] if "loss" in keys else []
+    named += [
+        Curve(key.removeprefix("decode.loss_"), *run.curve(key, "iteration")) for key in terms
+    ]
+    if named:
+        values = [y for curve in named for y in curve.ys if math.isfinite(y)] or [1.0]
+        # Terms of one loss may differ by powers of ten, and a loss below 0 has no logarithm.
+        is_wide = min(values) > 0 and max(values) > 20 * min(values)
+        drawn.append(chart("Loss and its weighted terms", named, "iteration", log_y=is_wide))
+    if "lr" in keys:
+        curve = Curve("learning rate", *run.curve("lr", "iteration"))
+        drawn.append(chart("Learning rate", [curve], "iteration", y_from=0.0))
+    metric = content.recipe.evaluation.save_best
+    if any(row.mode == "val" and metric in row.values for row in run.rows):
+        curve = Curve(metric, *run.curve(metric, "iteration"))
+        said = f" ({LABEL})" if True in run.meanings(metric) else ""
+        drawn.append(chart(f"Validation: {metric}{said}", [curve], "iteration"))
+    if "grad_norm" in keys:
+        curve = Curve("norm of the gradient", *run.curve("grad_norm", "iteration"))
+        drawn.append(chart("Norm of the gradient", [curve], "iteration"))
+    return [tag("div", *drawn, class_="charts")] if drawn else []

@@ -1,0 +1,393 @@
+"""Says what to try next: rules from figures of a run to options of its recipe.
+
+Each rule is a function of `Findings` that returns a `Suggestion`, or None where its figure is
+unremarkable or unknown. The thresholds are this project's own rules of thumb, and every suggestion
+says the figure that it follows from. A suggestion is a thing to try, not a promise: whether it
+helps is what the next run shows. Left out: anything that more than one figure would have to show.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from tiekd.config.teacher_node import TeacherList
+from tiekd.data.resize import Resize
+from tiekd.evaluation.range_errors import RangeFigures
+from tiekd.tools.report.measure import Reliability
+
+_GROWS = 1.5  # ratio of the errors of two ranges
+_LEAST_SHARE = 0.02  # of all pixels, for a range to count
+_BIAS = 0.05  # of the depth
+_SCALE_SHARE = 0.7  # of abs_rel that is left after the best scale of each frame
+_MID_AIR = 0.25  # of the pixels near edges
+_FACTOR = 1.3  # of errors to sigmas
+_GAP = 1.3  # ratio of the errors on validation and training frames
+_FLIP = 0.05  # of the depth
+_STILL_BETTER = 0.02  # by which the last third of a training has improved the metric
+_OUTLIER = 4.0  # ratio of the errors of the worst and the median frame
+_LEAST_FRAMES = 8
+_LARGER = 1.5  # factor of the working resolution
+_STRIDE = 32  # of which a suggested working size is a multiple
+
+
+class Suggestion(NamedTuple):
+    """What to try next.
+
+    Attributes:
+        symptom: What the figures show, with the figures.
+        advice: What to try, and why.
+        options: The overrides of the recipe; empty if `advice` names another option.
+    """
+
+    symptom: str
+    advice: str
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Findings:
+    """The figures of a run from which suggestions follow; None or NaN where unknown.
+
+    Attributes:
+        recipe: The recipe, a dict.
+        resize: The student's working resolution.
+        is_agreement: True if figures are agreement with the teacher.
+        frames: Number of validation frames that count.
+        abs_rel: Mean of |prediction - target| / target over frames.
+        aligned: The same after each frame's depth was multiplied by its best scale.
+        relative_bias: Mean of (prediction - target) / target over pixels.
+        ranges: Errors by range of depth, nearest first.
+        mid_air: Fraction of the pixels near depth edges that are in mid-air.
+        reliability: How large sigma is beside the errors.
+        sigma_gain: How well sigma orders errors: 0 by chance, 1 perfectly; its lower bound.
+        trained_abs_rel: abs_rel on training frames.
+        student_flip: Change of the student's depth if the image is mirrored.
+        teacher_flip: The same of the teacher.
+        focal: Median focal length of the frames in pixels at the working resolution; None if the
+            focal length of a frame isn't known.
+        metric: (iterations, values) of the abs_rel in the evaluations during training.
+        worst_ratio: abs_rel of the worst frame by that of the median frame.
+    """
+
+    recipe: dict
+    resize: Resize
+    is_agreement: bool = False
+    frames: int = 0
+    abs_rel: float = math.nan
+    aligned: float = math.nan
+    relative_bias: float = math.nan
+    ranges: Sequence[RangeFigures] = ()
+    mid_air: float = math.nan
+    reliability: Reliability | None = None
+    sigma_gain: float = math.nan
+    trained_abs_rel: float = math.nan
+    student_flip: float | None = None
+    teacher_flip: float | None = None
+    focal: float | None = None
+    metric: tuple[Sequence[float], Sequence[float]] = ((), ())
+    worst_ratio: float = math.nan
+
+    @property
+    def head(self) -> dict:
+        """The recipe's node of the student's head."""
+        return (self.recipe.get("network") or {}).get("head") or {}
+
+    @property
+    def target(self) -> str:
+        """What the student is compared with."""
+        return "the teacher" if self.is_agreement else "the ground truth"
+
+
+def suggestions(findings: Findings) -> list[Suggestion]:
+    """Returns what to try next, the most important first.
+
+    Args:
+        findings: The figures of the run.
+    """
+    found = [rule(findings) for rule in RULES]
+    return [each for each in found if each is not None]
+
+
+def few_frames(found: Findings) -> Suggestion | None:
+    """Suggests more validation frames if there are too few to trust a figure."""
+    if not 0 < found.frames < _LEAST_FRAMES:
+        return None
+    options = ()
+    if found.recipe.get("data", {}).get("name") == "folder":
+        options = ("data.val_fraction=0.2",)
+    return Suggestion(
+        f"Only {found.frames} validation frames count.",
+        "Figures of so few frames change by chance from run to run. Hold more frames out, of other "
+        "places than the training frames (data.val_split, or data.val_fraction).",
+        options,
+    )
+
+
+def still_improving(found: Findings) -> Suggestion | None:
+    """Suggests a longer training if the metric was still improving at the end."""
+    iterations, values = found.metric
+    if len(values) < 3 or min(values) != values[-1]:
+        return None
+    # The last evaluation that is not in the last third of the training.
+    before = max((i for i, x in enumerate(iterations) if x <= iterations[-1] * 2 / 3), default=0)
+    gain = 1 - values[-1] / values[before] if values[before] > 0 else 0.0
+    train = found.recipe.get("train", {})
+    key = "iterations" if train.get("iterations") else "epochs"
+    if gain < _STILL_BETTER or not train.get(key):
+        return None
+    return Suggestion(
+        f"The validation metric still improved by {gain:.0%} in the last third of the training.",
+        "Train longer. The learning rate's schedule then stretches with it.",
+        (f"train.{key}={2 * train[key]}",),
+    )
+
+
+def overfitting_gap(found: Findings) -> Suggestion | None:
+    """Suggests more varied training data if validation frames are much worse than training's."""
+    ratio = found.abs_rel / found.trained_abs_rel if found.trained_abs_rel > 0 else math.nan
+    if not ratio > _GAP:
+        return None
+    return Suggestion(
+        f"abs_rel is {found.abs_rel:.4f} on validation frames and {found.trained_abs_rel:.4f} on "
+        f"training frames: {ratio:.1f} times as large.",
+        "The student knows its training images better than the world. More images of more places "
+        "help most; images without measured depth will do, since the teacher labels them. Else "
+        "average the weights, and stop when the metric does (write the recipe's other hooks, if "
+        "any, beside these).",
+        ("hooks=[{name: ema, decay: 0.999}, {name: early_stop, patience: 5}]",),
+    )
+
+
+def wrong_scale(found: Findings) -> Suggestion | None:
+    """Suggests a canonical camera if errors are mostly a wrong scale of each frame."""
+    has_scale_error = found.aligned < _SCALE_SHARE * found.abs_rel
+    if not has_scale_error:
+        return None
+    symptom = (
+        f"With the best scale of each frame abs_rel would be {found.aligned:.4f} instead of "
+        f"{found.abs_rel:.4f}: shapes are right, and the scale of whole frames is wrong."
+    )
+    if (found.recipe.get("network") or {}).get("canonical_focal") is not None:
+        return Suggestion(
+            symptom,
+            "The focal lengths of some images may be wrong: compare data.intrinsics with the "
+            "cameras. Else more scenes of the missing kind help.",
+        )
+    return Suggestion(
+        symptom,
+        "If the images are of several cameras or zooms, state their focal lengths "
+        "(data.intrinsics) and let the student learn depth for one canonical focal length "
+        "(network.canonical_focal, in pixels at the working resolution). With one camera, add "
+        "scenes of the missing kind.",
+        () if found.focal is None else (f"network.canonical_focal={found.focal:.0f}",),
+    )
+
+
+def bias(found: Findings) -> Suggestion | None:
+    """Suggests a loss on the depth itself if depth is predicted too near or too far."""
+    if not abs(found.relative_bias) > _BIAS:
+        return None
+    way = "far" if found.relative_bias > 0 else "near"
+    losses = found.recipe.get("losses") or {}
+    silog = next(
+        (key for key, node in losses.items() if (node or {}).get("name", key) == "silog"), None
+    )
+    weight = 1.0 if silog is None else 2 * float((losses[silog] or {}).get("weight", 1.0))
+    return Suggestion(
+        f"Depth is {abs(found.relative_bias):.1%} too {way} on average, against {found.target}.",
+        "Give the loss on depth itself more weight; look at the table by range for where the bias "
+        "is.",
+        (f"losses.{silog or 'silog'}.weight={weight:g}",),
+    )
+
+
+def grows_with_range(found: Findings) -> Suggestion | None:
+    """Suggests a larger working resolution if the error grows with the range."""
+    near, far = _ends(found.ranges)
+    if near is None or not far.abs_rel > _GROWS * near.abs_rel:
+        return None
+    return Suggestion(
+        f"abs_rel is {near.abs_rel:.4f} at {near.from_m:g} to {near.to_m:g} m and "
+        f"{far.abs_rel:.4f} at {far.from_m:g} to {far.to_m:g} m: the error grows with the range.",
+        "Far things cover few pixels. Let the student see larger images; its latency grows with "
+        "their area.",
+        _larger(found.resize),
+    )
+
+
+def worse_near(found: Findings) -> Suggestion | None:
+    """Suggests bins that are narrow near the camera if near errors are the largest."""
+    near, far = _ends(found.ranges)
+    if near is None or not near.abs_rel > _GROWS * far.abs_rel:
+        return None
+    symptom = (
+        f"abs_rel is {near.abs_rel:.4f} at {near.from_m:g} to {near.to_m:g} m and only "
+        f"{far.abs_rel:.4f} at {far.from_m:g} to {far.to_m:g} m: near things are the worst."
+    )
+    if found.head.get("name") == "dpm" and found.head.get("spacing", "uniform") == "uniform":
+        return Suggestion(
+            symptom,
+            "Bins of equal width are coarse beside a near depth. Add bins, so that they are "
+            "narrower.",
+            (f"network.head.num_bins={2 * int(found.head.get('num_bins', 257)) - 1}",),
+        )
+    return Suggestion(symptom, "Add training images in which such near things are seen.")
+
+
+def poor_edges(found: Findings) -> Suggestion | None:
+    """Suggests sharper edges if many points near them are in mid-air."""
+    if not found.mid_air > _MID_AIR:
+        return None
+    symptom = (
+        f"{found.mid_air:.0%} of the pixels near depth edges are in mid-air, between the two sides."
+    )
+    if found.head.get("name") != "dpm":
+        return Suggestion(
+            symptom,
+            "A student with a dpm head can read depth on one side of an edge (--readout local). "
+            "Else let it see larger images.",
+            _larger(found.resize),
+        )
+    if found.head.get("upsampling", "bilinear") == "bilinear":
+        return Suggestion(
+            symptom,
+            "Export and predict with --readout local, which needs no training. Learned upsampling "
+            "keeps edges sharper too, if the student trains again.",
+            ("network.head.upsampling=convex",),
+        )
+    return Suggestion(
+        symptom,
+        "Export and predict with --readout local, which needs no training. Else let the student "
+        "see larger images.",
+        _larger(found.resize),
+    )
+
+
+def over_confident(found: Findings) -> Suggestion | None:
+    """Suggests another scale of sigma if it is too small or too large beside the errors."""
+    factor = math.nan if found.reliability is None else found.reliability.factor
+    sigma = float(found.head.get("sigma", 0.5)) if found.head.get("name") == "dpm" else None
+    if factor > _FACTOR:
+        return Suggestion(
+            f"Errors are {factor:.1f} times as large as the stated sigma: the student is "
+            "over-confident.",
+            "Multiply sigma by this factor where it is used. A wider target in training makes the "
+            "distributions wider too.",
+            () if sigma is None else (f"network.head.sigma={_rounded(1.5 * sigma)}",),
+        )
+    if factor < 1 / _FACTOR:
+        return Suggestion(
+            f"Errors are {factor:.2f} times as large as the stated sigma: the student is more "
+            "cautious than it need be.",
+            "Multiply sigma by this factor where it is used.",
+        )
+    return None
+
+
+def sigma_without_order(found: Findings) -> Suggestion | None:
+    """Warns of a sigma that doesn't say where the errors are."""
+    if not found.sigma_gain <= 0:
+        return None
+    return Suggestion(
+        "Pixels with a large sigma have no larger errors than others.",
+        "Don't use the confidence of this student. Train longer before you look at it again; if it "
+        "stays so, several teachers, or a teacher with a sigma (teacher.sigma), say where depth is "
+        "uncertain.",
+    )
+
+
+def teacher_flip(found: Findings) -> Suggestion | None:
+    """Suggests flip averaging of a teacher that disagrees with itself about a mirrored image."""
+    changes = found.teacher_flip
+    if changes is None or not changes > _FLIP:
+        return None
+    is_known = False
+    teachers = TeacherList.of(found.recipe)
+    if teachers.several is None and teachers.is_given:
+        node = teachers.nodes[0].node
+        # Networks of the project and the kinds with a key `flip`; a module of the user's may have
+        # none.
+        is_known = node.get("name") in (None, "huggingface", "exported", "moge", "unidepth")
+    return Suggestion(
+        f"The teacher's depth changes by {changes:.1%} if the image is mirrored.",
+        "A student can't follow a teacher further than it agrees with itself. Average the teacher "
+        "over the image and its mirror image, at twice its cost.",
+        ("teacher.flip=true",) if is_known else (),
+    )
+
+
+def outliers(found: Findings) -> Suggestion | None:
+    """Suggests looking at the worst frames if they are far worse than the median."""
+    if found.frames < _LEAST_FRAMES or not found.worst_ratio > _OUTLIER:
+        return None
+    return Suggestion(
+        f"The worst frame's abs_rel is {found.worst_ratio:.1f} times that of the median frame.",
+        "Look at the worst frames above: wrong depth in a file, a kind of scene that training "
+        "never showed, or a teacher that failed. The checks of data and teacher find the first and "
+        "the last.",
+    )
+
+
+def cant_follow(found: Findings) -> Suggestion | None:
+    """Suggests a stronger student if even training frames are poor and nothing else explains it."""
+    explained = (still_improving(found), overfitting_gap(found), wrong_scale(found))
+    if not found.trained_abs_rel > 0.1 or any(each is not None for each in explained):
+        return None
+    return Suggestion(
+        f"abs_rel is {found.trained_abs_rel:.4f} on training frames as well, so more images alone "
+        "won't mend it.",
+        "The student is too weak or was trained too fast. Try a larger encoder of the same kind, a "
+        "larger working resolution, or another learning rate.",
+        _larger(found.resize),
+    )
+
+
+RULES: tuple[Callable[[Findings], Suggestion | None], ...] = (
+    few_frames,
+    still_improving,
+    overfitting_gap,
+    wrong_scale,
+    bias,
+    cant_follow,
+    grows_with_range,
+    worse_near,
+    poor_edges,
+    over_confident,
+    sigma_without_order,
+    teacher_flip,
+    outliers,
+)
+
+
+def _ends(ranges: Sequence[RangeFigures]) -> tuple[RangeFigures | None, RangeFigures | None]:
+    """Returns the nearest and the farthest range with enough pixels; None for both if one is all.
+
+    Args:
+        ranges: The figures of the ranges, nearest first.
+    """
+    total = sum(each.pixels for each in ranges)
+    enough = [each for each in ranges if each.pixels and each.pixels >= _LEAST_SHARE * total]
+    return (enough[0], enough[-1]) if len(enough) > 1 else (None, None)
+
+
+def _larger(resize: Resize) -> tuple[str, ...]:
+    """Returns the override for a larger working resolution; none if it isn't of a fixed size.
+
+    Args:
+        resize: The present working resolution.
+    """
+    if resize.short_side is not None:
+        return (f"data.resize.short_side={_multiple(resize.short_side)}",)
+    if resize.mode is None or resize.height is None or resize.width is None:
+        return ()
+    sides = _multiple(resize.height), _multiple(resize.width)
+    return (f"data.resize.height={sides[0]}", f"data.resize.width={sides[1]}")
+
+
+def _multiple(side: int) -> int:
+    return -(-round(_LARGER * side) // _STRIDE) * _STRIDE
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.2g}")
