@@ -32,7 +32,7 @@ from tiekd.errors import DataError
 from tiekd.evaluation.sigma_quality import MIN_PIXELS, sparsification
 
 CRITERION = "mean negative log-likelihood of the reference's bin under the tempered distribution"
-LEAST, MOST = 0.02, 50.0  # the range of temperatures that is searched
+LEAST, MOST = 1e-3, 1e3  # the range of temperatures that is searched
 CONFIDENCE_RANGES = 15
 SIGMA_GROUPS = 10
 _DIGITS = 4  # of the temperature; more aren't known, and rounding hides the order of summation

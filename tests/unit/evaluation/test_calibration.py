@@ -54,7 +54,7 @@ def test_fit_temperature_refuses_what_has_no_minimum():
     """Always right, never right and not finite are one line each, not a temperature."""
     logits, _ = planted(1.0, count=50)
     for bins in (logits.argmax(1), logits.argmin(1)):
-        with pytest.raises(DataError, match="no temperature between 0.02 and 50"):
+        with pytest.raises(DataError, match="no temperature between 0.001 and 1000"):
             calibration.fit_temperature(logits, bins)
     logits[3, 4] = math.nan
     with pytest.raises(DataError, match="isn't finite"):
