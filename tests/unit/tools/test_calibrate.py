@@ -180,6 +180,15 @@ def test_calibrate_changes_one_entry_and_repeats_its_bytes(run):
     assert all((run / name).read_bytes() == written[name] for name in written if name != ".lock")
 
 
+def test_calibrate_keeps_fewer_logits_of_many_frames(run, monkeypatch):
+    """All logits together have a bound: with more frames or bins, fewer pixels of each count."""
+    monkeypatch.setattr(calibrate.calibration_pixels, "MOST_LOGITS", 34 * 2 * 60)
+    calibrate.run(arguments(run))
+    found = json.loads((run / "confidence.json").read_text())
+    assert found["fitted"] == {"frames": 2, "sequences": 1, "pixels": 2 * 60}
+    assert found["reported"]["pixels"] > 3 * 60
+
+
 def test_calibrate_interrupted_leaves_whole_files(run, monkeypatch):
     """If writing the weights ends early, the old ones stay whole and nothing partial is left."""
     weights = run / "best_abs_rel.pth"
