@@ -9,13 +9,12 @@ below 1 narrows them, and T = 1 leaves them as trained. Depth d is read from p, 
 stays the same bit for bit. Within a bin from a_k to b_k the probability q_k is spread evenly. Then
 
     sigma      = sqrt(sum_k q_k (((a_k + b_k) / 2 - d)^2 + (b_k - a_k)^2 / 12))
-    confidence = sum_k q_k |[a_k, b_k] n [d - BAND d, d + BAND d]| / (b_k - a_k)
+    confidence = sum_k q_k max(0, min(b_k, d + BAND d) - max(a_k, d - BAND d)) / (b_k - a_k)
 
-where n is the intersection. Sigma is the root of the expected squared error of d, and confidence
-the probability that the true depth is within BAND of d. A head that learns a Gaussian target of
-half a metre shows at least that width; T = 1 therefore states too little for near pixels of a good
-student, and bin/calibrate.py fits T on validation frames. One number can't mend a wrong order of
-pixels, nor distributions that are too wide near and too narrow far away.
+Sigma is the root of the expected squared error of d, and confidence the probability that the true
+depth is within BAND of d. bin/calibrate.py fits T on validation frames. One number can't mend a
+wrong order of pixels, nor distributions that are too wide near and too narrow far away: a head that
+learns a Gaussian target of half a metre shows about that width, also where its error is smaller.
 
 With a canonical camera sigma scales as depth does, with f / F; the band scales with depth, so that
 confidence needs no conversion. Flip averaging has no part in it: `load_student`, bin/predict.py and
