@@ -55,7 +55,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--half", action="store_true", help="compute in float16, for accelerators")
     parser.add_argument(
-        "--confidence", action="store_true", help="for DPM heads: confidence, 0 to 1, as 2nd output"
+        "--confidence", action="store_true", help="for DPM heads: outputs confidence and sigma, too"
     )
     parser.add_argument(
         "--readout",

@@ -72,7 +72,7 @@ def parse_arguments() -> argparse.Namespace:
     add(
         "--focal", metavar="F", help="focal length in pixels of the image, in place of --intrinsics"
     )
-    add("--confidence", action="store_true", help="for DPM heads: also confidence, 0 to 1")
+    add("--confidence", action="store_true", help="for DPM heads: also confidence and sigma")
     add("--size", metavar="HxW|full", help="fit images in HxW for the network, or keep their size")
     add("--depth-unit", metavar="N", help="value of one metre in the PNG of depth/")
     add(

@@ -119,11 +119,12 @@ def test_export_learned_upsampling_to_onnx(tmp_path):
     exported_student.write(path, network, LITE, (32, 48), **options)
     session = onnxruntime.InferenceSession(path)
     image = exported_student.random_image(33, 21, seed=4, batch=2)
-    depth, confidence = map(torch.from_numpy, session.run(None, {"image": image.numpy()}))
+    depth, confidence, sigma = map(torch.from_numpy, session.run(None, {"image": image.numpy()}))
     wanted = Student(network, "cpu", "local").predict(image, with_confidence=True)
     assert wanted.depth.max() > wanted.depth.min() + 1
     assert ((depth - wanted.depth).abs() < P999_M).float().mean() > 0.98
     assert (confidence - wanted.confidence).abs().max() < 1e-3
+    assert (sigma - wanted.sigma).abs().max() < 1e-3
 
 
 @pytest.mark.long

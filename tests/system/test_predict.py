@@ -104,6 +104,8 @@ def test_predict_folder_with_all_image_modes(desk, tmp_path):
         ("raw", "npy"),
         ("confidence", "png"),
         ("confidence", "npy"),
+        ("sigma", "png"),
+        ("sigma", "npy"),
     ):
         found = sorted(
             str(path.relative_to(out / kind)) for path in (out / kind).rglob(f"*.{suffix}")

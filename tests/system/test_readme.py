@@ -19,6 +19,8 @@ from support import programs as runs
 
 # Command, as a pattern: a file below tests/, and what it has to say so that it still does the same.
 ELSEWHERE = {
+    # A student that has trained for moments has no temperature.
+    r"bin/calibrate\.py .*": ("system/test_calibrate.py", '"bin" / "calibrate.py"'),
     r"bin/demo": ("system/test_demo.py", "bin/demo"),
     r"bin/experiment\.py .*": ("system/test_experiment.py", "bin/experiment.py"),
     r"bin/test( .*)?": ("../.ci/run", "bin/test"),

@@ -65,6 +65,10 @@ ELSEWHERE = {
     ),
     "unit/tools/test_audit_sigma.py": ("evaluation/teacher_audit/sigmas",),
     "unit/tools/test_audit_teacher.py": ("evaluation/teacher_audit/observe",),
+    "unit/tools/test_calibrate.py": (
+        "evaluation/calibration_pixels",
+        "visualization/reliability",
+    ),
     "unit/evaluation/test_agreement.py": ("training/reference",),
     "unit/evaluation/test_evaluate.py": (
         "models/flip",

@@ -15,11 +15,64 @@ import hashlib
 import re
 from collections.abc import Collection
 from pathlib import PurePosixPath
+from typing import NamedTuple
 
 GAP = 0.05  # the share of all frames that separates two parts of one sequence
 SAME_SEQUENCE = "same sequence, optimistic"
 # Whole folders are held out if they have this many times the wanted number of frames.
 _LEAST, _MOST = 0.5, 2
+# Whole folders are a half of the frames from this share on.
+_LEAST_HALF = 0.2
+
+
+class Halves(NamedTuple):
+    """Two parts of some frames: one to fit something on, one to report how well it fits.
+
+    Attributes:
+        fitted: The names of the frames to fit on.
+        reported: The names of the frames to report.
+        shares_sequence: True if a folder has frames of both, so that the report is optimistic.
+    """
+
+    fitted: set[str]
+    reported: set[str]
+    shares_sequence: bool
+
+
+def halves(names: Collection[str]) -> Halves:
+    """Divides frames by sequence into two parts, the second of at most half of the frames.
+
+    Whole folders are reported, in the order of a hash of their names. If that leaves less than a
+    fifth of the frames, as with one folder, the last half in the order of the names is reported,
+    and the frames before it are left out: GAP of all frames, at least one of three or more.
+
+    Args:
+        names: The names of two frames or more, paths with `/`.
+    """
+    most = len(names) // 2
+    reported: set[str] = set()
+    folders = _folders(names)
+    for folder in sorted(folders, key=_digest):
+        if len(reported) + len(folders[folder]) <= most:
+            reported |= folders[folder]
+    if len(reported) >= _LEAST_HALF * len(names):
+        return Halves(set(names) - reported, reported, False)
+    ordered = _in_order(names)
+    left_out = max(round(GAP * len(names)), int(len(names) > 2))
+    split = len(names) - most
+    fitted, reported = set(ordered[: split - left_out]), set(ordered[split:])
+    return Halves(fitted, reported, shares_sequence(fitted | reported, reported))
+
+
+def count_sequences(names: Collection[str], all_names: Collection[str]) -> int:
+    """Returns in how many folders some of the frames are.
+
+    Args:
+        names: The names of these frames.
+        all_names: The names of all frames, which say at which level folders differ.
+    """
+    some = set(names)
+    return sum(bool(folder & some) for folder in _folders(all_names).values())
 
 
 def choose(names: Collection[str], fraction: float) -> set[str]:

@@ -2,17 +2,19 @@
 
     student = tiekd.load_student("work_dirs/tiekd_light_bts_kitti/best_abs_rel.pth")
     depth = student("street.jpg")          # (H, W) float32 metres, on the CPU
+    depth, confidence, sigma = student("street.jpg", confidence=True)
 
 The function includes the steps around the network: reading the file, resizing to the working
 resolution that the weights were trained at (tiekd/data/resize.py), normalisation and readout. The
 cost is that of the network's forward pass at that resolution. A distribution over depth bins is
 computed in strips (tiekd/models/readout.py), so that it is never in memory as a whole. A network
-with `network.canonical_focal` needs each image's focal length: `student(image, focal=F)`. Left out:
-flip averaging, and half precision.
+with `network.canonical_focal` needs each image's focal length: `student(image, focal=F)`. What
+confidence and sigma are is said in tiekd/models/confidence.py; depth is the same bit for bit with
+and without them. Left out: flip averaging, and half precision.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from os import PathLike, fspath
 from pathlib import Path
 from typing import NamedTuple
@@ -33,24 +35,36 @@ from tiekd.data.image_io import as_photo, read_photo
 from tiekd.data.resize import LARGEST, OWN_SIZE, Resize, network_input, resize_of, restored
 from tiekd.errors import CheckpointError, DataError, LaunchError, RecipeError
 from tiekd.kernels.target import bin_centres
-from tiekd.models import canonical
+from tiekd.models import canonical, confidence
 from tiekd.models import readout as readouts
 from tiekd.models.build import build_network
+from tiekd.models.confidence import Calibration
 from tiekd.models.network import Network
 from tiekd.models.weights import state_dicts
 
 
 class Reading(NamedTuple):
-    """Depth and confidence that a student predicts for B images.
+    """Depth, confidence and sigma that a student predicts.
 
     Attributes:
         depth: (B, 1, H, W) float32, metres.
-        confidence: (B, 1, H, W) float32, 0 to 1, the probability that depth is near the likeliest
-            bin (tiekd/models/readout.py); None if it wasn't requested.
+        confidence: (B, 1, H, W) float32, 0 to 1, the probability that the true depth is within 10 %
+            of `depth` (`tiekd.models.confidence.BAND`); None if it wasn't requested.
+        sigma: (B, 1, H, W) float32, metres, above 0, the root of the expected squared error of
+            `depth`; None if it wasn't requested.
     """
 
     depth: Tensor
     confidence: Tensor | None = None
+    sigma: Tensor | None = None
+
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> "Reading":
+        """Returns a reading with a function applied to each map that was requested.
+
+        Args:
+            function: the function from a map to a map.
+        """
+        return Reading(*(None if values is None else function(values) for values in self))
 
 
 class Student:
@@ -64,6 +78,8 @@ class Student:
             object edges. Other heads support "mean" only.
         resize: The working resolution, to which each image is resized. Depth is returned at the
             image's own size.
+        calibration: The temperature of confidence and sigma, as bin/calibrate.py has written it to
+            the weights file; None for weights that aren't calibrated, whose temperature is 1.
 
     Raises:
         RecipeError: If the head doesn't support the readout.
@@ -75,13 +91,20 @@ class Student:
         device: torch.device | str,
         readout: str = "mean",
         resize: Resize = OWN_SIZE,
+        calibration: Calibration | None = None,
     ):
         check_readout(network, readout)
         self.network = network.to(device).eval()
         self.device = torch.device(device)
         self.readout = readout
         self.resize = resize
+        self.calibration = calibration
         self._table = colour_table()[None].to(self.device)
+
+    @property
+    def temperature(self) -> float:
+        """The temperature of confidence and sigma; 1 if the weights aren't calibrated."""
+        return 1.0 if self.calibration is None else self.calibration.temperature
 
     @property
     def smooth(self) -> bool:
@@ -95,7 +118,8 @@ class Student:
         self,
         image: str | PathLike | Image.Image | np.ndarray | Tensor,
         focal: float | Sequence[float] | None = None,
-    ) -> Tensor:
+        confidence: bool = False,
+    ) -> Tensor | Reading:
         """Predicts the depth of an image.
 
         Args:
@@ -103,23 +127,27 @@ class Student:
                 (3, H, W) or (B, 3, H, W) uint8 RGB tensor.
             focal: Focal length in pixels of `image` at its own size, (fx + fy) / 2; of a batch one
                 for all or one for each. For a network with `canonical_focal`, which needs it.
+            confidence: True to return confidence and sigma, too. Needs a DPM head.
 
         Returns:
             (H, W), or (B, H, W) for a batch; float32 metres between the network's min_depth and
-            max_depth, on the CPU.
+            max_depth, on the CPU. With `confidence` a `Reading` whose three maps have that shape.
 
         Raises:
             DataError: If the file can't be read as an image, or `image` is none of the above.
-            RecipeError: If the focal length is missing, not a number above 0, or given although the
-                network needs none.
+            RecipeError: If confidence is requested of another head; or if the focal length is
+                missing, not a number above 0, or given although the network needs none.
         """
         pixels = as_pixels(image)
         name = str(fspath(image)) if isinstance(image, str | PathLike) else "the image"
         batch = pixels if pixels.dim() == 4 else pixels[None]
         size = tuple(pixels.shape[-2:])
-        reading = self.read(self.working_image(batch, name), focal=self._seen(focal, batch))
-        depth = self.at_own_size(reading, size).depth[:, 0]
-        return depth if pixels.dim() == 4 else depth[0]
+        small = self.working_image(batch, name)
+        reading = self.read(small, confidence, self._seen(focal, batch))
+        reading = self.at_own_size(reading, size).mapped(lambda values: values[:, 0])
+        if pixels.dim() == 3:
+            reading = reading.mapped(lambda values: values[0])
+        return reading if confidence else reading.depth
 
     def predict(
         self,
@@ -131,12 +159,12 @@ class Student:
 
         Args:
             pixels: (B, 3, H, W) uint8 RGB.
-            with_confidence: True to return confidence, too. Needs a DPM head.
+            with_confidence: True to return confidence and sigma, too. Needs a DPM head.
             focal: Focal length in pixels of the images at their own size, one for all or one for
                 each; for a network with `canonical_focal`.
 
         Returns:
-            Depth and confidence at the images' own size, on the CPU.
+            Depth, confidence and sigma at the images' own size, on the CPU.
 
         Raises:
             RecipeError: If confidence is requested of another head; or if the focal length is
@@ -170,16 +198,17 @@ class Student:
         """Resizes a reading from the working resolution to the images' own size, on the CPU.
 
         Args:
-            reading: Depth and confidence at the working resolution, of images of one size.
+            reading: The maps at the working resolution, of images of one size.
             size: (height, width) of the images in pixels.
 
         Returns:
-            Depth and confidence at `size`.
+            The maps at `size`; confidence and sigma are interpolated with every readout.
         """
-        confidence = reading.confidence
-        if confidence is not None:
-            confidence = restored(confidence.cpu(), self.resize, size, smooth=True)
-        return Reading(restored(reading.depth.cpu(), self.resize, size, self.smooth), confidence)
+        depth = restored(reading.depth.cpu(), self.resize, size, self.smooth)
+        certainty = reading[1:]
+        if reading.confidence is not None:
+            certainty = (restored(each.cpu(), self.resize, size, smooth=True) for each in certainty)
+        return Reading(depth, *certainty)
 
     @property
     def needs_focal(self) -> bool:
@@ -197,12 +226,12 @@ class Student:
 
         Args:
             pixels: (B, 3, h, w) uint8 RGB at the working resolution, as `network_input` returns it.
-            with_confidence: True to return confidence, too. Needs a DPM head.
+            with_confidence: True to return confidence and sigma, too. Needs a DPM head.
             focal: B focal lengths in pixels of `pixels` (tiekd/data/focal.py), for a network with a
                 canonical camera.
 
         Returns:
-            Depth and confidence, (B, 1, h, w), on the device.
+            Depth, confidence and sigma, (B, 1, h, w), on the device.
 
         Raises:
             RecipeError: If confidence is requested of another head.
@@ -223,14 +252,14 @@ class Student:
         head = network.head
         if self.smooth:
             depth = head(features, size).depth
-            confidence = readouts.in_strips(readouts.confidence, features, head.probabilities)
         else:
-            both = readouts.in_strips(self._depth_and_confidence, features, head.probabilities)
-            depth, confidence = both.split(1, dim=1)
-        depth = self._on_image(network.in_metres(depth, focal), features, size, self.smooth)
+            depth = readouts.in_strips(self._depth, features, head.probabilities)
+        depth = network.in_metres(depth, focal)
+        on_image = self._on_image(depth, features, size, self.smooth)
         if not with_confidence:
-            return Reading(depth, None)
-        return Reading(depth, self._on_image(confidence, features, size, True))
+            return Reading(on_image)
+        given = (features, depth, size, self.temperature, focal)
+        return Reading(on_image, *confidence.of_features(network, *given))
 
     @torch.no_grad()
     def margins(self, pixels: Tensor) -> Tensor:
@@ -258,6 +287,27 @@ class Student:
             of_cells = upsampling.margins(features)[:, :, : size[0], : size[1]]
             margin = torch.minimum(margin, of_cells)
         return restored(margin.cpu(), self.resize, tuple(pixels.shape[2:]), smooth=False)
+
+    @torch.no_grad()
+    def tied_share(self, pixels: Tensor, tie: float) -> Tensor:
+        """Returns from how many cells with two equally likely bins a pixel's values are blended.
+
+        Confidence and sigma are blended between cells of the head's output, and depend on the depth
+        that is read there. Needs a DPM head.
+
+        Args:
+            pixels: (B, 3, H, W) uint8 RGB at the images' own size.
+            tie: Bins count as equally likely if their probabilities differ by less than this.
+
+        Returns:
+            (B, 1, H, W) float32, the weight of these cells, on the CPU; 0 if there is none.
+        """
+        image = self._normalised(self.working_image(pixels))
+        features = self.network.features(image)
+        margin = readouts.in_strips(readouts.margin, features, self.network.head.probabilities)
+        tied = (margin < tie).float()
+        share = self._on_image(tied, features, tuple(image.shape[2:]), smooth=True)
+        return restored(share.cpu(), self.resize, tuple(pixels.shape[2:]), smooth=True)
 
     def _on_image(
         self, values: Tensor, features: Tensor, size: tuple[int, int], smooth: bool
@@ -332,9 +382,8 @@ class Student:
     def _normalised(self, pixels: Tensor) -> Tensor:
         return look_up(pixels.to(self.device).contiguous(), self._table.expand(len(pixels), -1, -1))
 
-    def _depth_and_confidence(self, probabilities: Tensor) -> Tensor:
-        depth = readouts.read_out(probabilities, bin_centres(self.network.head.edges), self.readout)
-        return torch.cat([depth, readouts.confidence(probabilities)], dim=1)
+    def _depth(self, probabilities: Tensor) -> Tensor:
+        return readouts.read_out(probabilities, bin_centres(self.network.head.edges), self.readout)
 
 
 def load_student(
@@ -365,8 +414,8 @@ def load_student(
         The student.
 
     Raises:
-        CheckpointError: If the file is not a checkpoint, doesn't match its network, or needs
-            `recipe`.
+        CheckpointError: If the file is not a checkpoint, doesn't match its network, needs `recipe`,
+            or has an invalid temperature.
         RecipeError: If `recipe`, `readout` or `size` is invalid.
     """
     path = Path(paths.expanded(fspath(checkpoint)))
@@ -400,7 +449,7 @@ def load_student(
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     resize = resize_of(state, loaded) if size is None else _fit_in(size)
-    return Student(network, device, readout, resize)
+    return Student(network, device, readout, resize, confidence.of_content(state, path))
 
 
 def _is_numbers(value: object) -> bool:

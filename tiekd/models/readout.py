@@ -18,8 +18,7 @@ from tiekd.data.resize import picked
 from tiekd.errors import RecipeError
 
 READOUTS = ("mean", "mode", "local")
-# Number of bins to each side of the most probable bin that the readout "local" and `confidence`
-# include.
+# Number of bins to each side of the most probable bin that the readout "local" includes.
 REACH = 2
 # Maximum bytes of the distributions that `in_strips` computes in one step. Reading depth from them
 # needs up to three more tensors of this size.
@@ -51,18 +50,6 @@ def read_out(probabilities: Tensor, centres: Tensor, readout: str) -> Tensor:
     return weighted / probabilities.sum(1, keepdim=True)
 
 
-def confidence(probabilities: Tensor) -> Tensor:
-    """Returns the total probability of the most probable bin and REACH bins to each side of it.
-
-    Args:
-        probabilities: (B, K, h, w), summing to 1 over K.
-
-    Returns:
-        (B, 1, h, w), 0 to 1.
-    """
-    return torch.where(_near_mode(probabilities), probabilities, 0).sum(1, keepdim=True)
-
-
 def margin(probabilities: Tensor) -> Tensor:
     """Returns the difference between the two largest probabilities of each pixel.
 
@@ -91,7 +78,10 @@ def entropy(probabilities: Tensor) -> Tensor:
 
 
 def in_strips(
-    read: Callable[[Tensor], Tensor], features: Tensor, probabilities: Callable[[Tensor], Tensor]
+    read: Callable[..., Tensor],
+    features: Tensor,
+    probabilities: Callable[[Tensor], Tensor],
+    *maps: Tensor,
 ) -> Tensor:
     """Applies a function to a head's distributions over bins, for a few rows of an image at a time.
 
@@ -104,17 +94,19 @@ def in_strips(
         features: (B, C, h, w), the head's input.
         probabilities: the head's function that computes distributions (B, K, h, w) float32 from
             features (B, C, h, w).
+        *maps: (B, m, h, w), further arguments of `read`, which gets the same rows of them.
 
     Returns:
         (B, c, h, w).
     """
     per_pixel = probabilities(features[:1, :, :1, :1]).shape[1] * 4
     rows = max(1, STRIP_BYTES // (per_pixel * features.shape[3]))
-    images = [
-        torch.cat([read(probabilities(strip)) for strip in image[None].split(rows, dim=2)], dim=2)
-        for image in features
-    ]
-    return torch.stack([image[0] for image in images])
+    images = []
+    for image, *own in zip(features, *maps, strict=True):
+        strips = zip(*(each[None].split(rows, dim=2) for each in (image, *own)), strict=True)
+        found = [read(probabilities(strip), *given) for strip, *given in strips]
+        images.append(torch.cat(found, dim=2)[0])
+    return torch.stack(images)
 
 
 def on_image_grid(values: Tensor, size: tuple[int, int], smooth: bool) -> Tensor:

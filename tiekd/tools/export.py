@@ -9,7 +9,7 @@ from tiekd.config.recipe import load_recipe
 from tiekd.data import learned_from
 from tiekd.errors import ExportError
 from tiekd.inference.export import export, trial_images
-from tiekd.models import load
+from tiekd.models import confidence, load
 
 
 def run(args: argparse.Namespace, version: str) -> None:
@@ -47,9 +47,12 @@ def run(args: argparse.Namespace, version: str) -> None:
         resize=resize,
         focal=args.focal,
         focal_input=args.focal_input,
+        calibration=confidence.read(weights),
     )
     export.check(network, settings, args.out)
     print(f"Working resolution: {export.working_resolution(settings)}")
+    if settings.confidence:
+        print(confidence.line(settings.calibration))
     print(f"Tried on: {len(frames)} of {origin}")
     # Write the file and compare it with the network on a few images.
     least = export.least_side(network, settings) if settings.dynamic else None

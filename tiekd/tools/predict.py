@@ -13,7 +13,7 @@ from tiekd.inference import student
 from tiekd.inference.predict import cameras, inputs, outputs
 from tiekd.inference.predict.prediction import predict_all
 from tiekd.inference.predict.predictor import Predictor
-from tiekd.models import load
+from tiekd.models import confidence, load
 
 
 def run(args: argparse.Namespace) -> None:
@@ -45,7 +45,8 @@ def run(args: argparse.Namespace) -> None:
         raise CheckpointError(f"{error}{read_as}") from None
     # Load the network, and set up the outputs.
     resize = resize if given is None else given
-    model = student.Student(network, device, args.readout, resize)
+    calibration = confidence.read(weights)
+    model = student.Student(network, device, args.readout, resize, calibration)
     if model.needs_focal:
         known = cameras.Cameras(camera, data, "network.canonical_focal", reads_exif=True)
     elif args.focal is not None and not args.points:
@@ -67,6 +68,8 @@ def run(args: argparse.Namespace) -> None:
     print(f"Weights: {weights}; readout {args.readout}, on {device}")
     for line in learned_from.lines(learned_from.read(weights)):
         print(line)
+    if args.confidence:
+        print(confidence.line(calibration))
     print(f"Working resolution: {resize}")
     print(f"Depth: {args.out / 'depth'}, {outputs.in_words(units, network.max_depth)}")
     batch_size = args.batch_size or (1 if device.type == "cpu" else 4)

@@ -86,17 +86,43 @@ def write_weights(
     Raises:
         OSError: The file can't be written.
     """
+    _write(
+        path,
+        {"state_dict": state_dict, "network": network_node, "iteration": iteration, **facts},
+    )
+
+
+def write_with(path: Path, content: dict, out: Path, **facts) -> None:
+    """Writes the content of a weights file with further entries, which replace those of their name.
+
+    All other entries stay as they are, in their order, so that the same call writes the same bytes.
+    The new file gets the time of the old one, by which `checkpoints.find_weights` chooses among a
+    work dir's best weights.
+
+    Args:
+        path: The weights file with this content.
+        content: The content.
+        out: The file to write, atomically; it may be `path`.
+        **facts: The entries, by name.
+
+    Raises:
+        OSError: The file can't be written.
+    """
+    before = path.stat()
+    _write(out, {**content, **facts}, (before.st_atime_ns, before.st_mtime_ns))
+
+
+def _write(path: Path, content: dict, times_ns: tuple[int, int] | None = None) -> None:
     # Write the file under another name and rename it then, so that a reader always finds a complete
     # file, the old or the new one.
     partial = path.with_name(f".{path.name}.partial")
     files = manifest.Files()
     try:
-        files.save(
-            {"state_dict": state_dict, "network": network_node, "iteration": iteration, **facts},
-            partial,
-        )
+        files.save(content, partial)
         if files.problem:
             raise OSError(files.errno, files.problem, str(path))
+        if times_ns is not None:
+            os.utime(partial, ns=times_ns)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from tiekd.errors import CheckpointError, DataError, LaunchError, RecipeError
 from tiekd.inference.student import Student, pick_device
 from tiekd.kernels.target import bin_centres
 from tiekd.models.build import build_network
+from tiekd.models.confidence import Calibration
 from tiekd.models.readout import on_image_grid, read_out
 from tiekd.workdir.weights_file import write_weights
 
@@ -226,7 +227,7 @@ def test_student_mode_and_local_readouts(checkpoint, network, photo):
 
 
 def test_student_confidence_keeps_depth(checkpoint, photo):
-    """Asking for confidence adds a map in (0, 1] and leaves the depth bit-identical."""
+    """Asking for confidence adds two maps and leaves the depth bit-identical."""
     pixels = torch.from_numpy(photo).permute(2, 0, 1)[None]
     for name in ("mean", "local"):
         student = tiekd.load_student(checkpoint, readout=name)
@@ -236,6 +237,28 @@ def test_student_confidence_keeps_depth(checkpoint, photo):
         assert sure.confidence.shape == (1, 1, 37, 50)
         assert sure.confidence.min() > 0
         assert sure.confidence.max() <= 1 + 1e-5
+
+
+def test_load_student_confidence_is_of_the_weights_temperature(checkpoint, photo, tmp_path):
+    """The temperature in the file changes confidence and sigma, and no bit of the depth."""
+    content = torch.load(checkpoint, weights_only=True)
+    path = tmp_path / "w.pth"
+    torch.save({**content, "confidence": {"temperature": 4.0, "against": "truth"}}, path)
+    plain, calibrated = tiekd.load_student(checkpoint), tiekd.load_student(path)
+    assert (plain.temperature, plain.calibration) == (1.0, None)
+    assert calibrated.calibration == Calibration(4.0, "truth")
+    for name in ("mean", "mode", "local"):
+        plain.readout = calibrated.readout = name
+        depth, sure, sigma = plain(photo, confidence=True)
+        found = calibrated(photo, confidence=True)
+        assert depth.shape == sure.shape == sigma.shape == (37, 50)
+        assert torch.equal(plain(photo), depth)
+        assert torch.equal(calibrated(photo), depth)
+        assert torch.equal(found.depth, depth)
+        assert (found.sigma > sigma).float().mean() > 0.9
+        assert not torch.equal(found.confidence, sure)
+    batch = torch.from_numpy(photo).permute(2, 0, 1)[None].repeat(2, 1, 1, 1)
+    assert calibrated(batch, confidence=True).sigma.shape == (2, 37, 50)
 
 
 def test_load_student_sigmoid_head_allows_mean_only(tmp_path, photo):
@@ -250,6 +273,8 @@ def test_load_student_sigmoid_head_allows_mean_only(tmp_path, photo):
         tiekd.load_student(tmp_path / "w.pth", readout="local")
     with pytest.raises(RecipeError, match="confidence: asked for, but this network's head"):
         student.read(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), with_confidence=True)
+    with pytest.raises(RecipeError, match="confidence: asked for, but this network's head"):
+        student(photo, confidence=True)
     with pytest.raises(RecipeError, match="got 'median'; allowed: mean, mode, local"):
         tiekd.load_student(tmp_path / "w.pth", readout="median")
 

@@ -47,9 +47,6 @@ def test_read_out_local_reaches_two_bins():
         assert depth == pytest.approx(
             float((weights * CENTRES[expected]).sum() / weights.sum()), rel=1e-6
         )
-        assert readout.confidence(pixel(distribution)).item() == pytest.approx(
-            float(weights.sum()), rel=1e-6
-        )
 
 
 def test_read_out_single_peak_mean_equals_local():
@@ -68,7 +65,6 @@ def test_entropy_of_certain_and_uniform():
     assert readout.entropy(pixel(torch.full((8,), 1 / 8))).item() == pytest.approx(
         math.log(8), rel=1e-6
     )
-    assert readout.confidence(pixel(certain)).item() == 1
 
 
 def test_read_out_rejects_unknown_name():
@@ -95,14 +91,12 @@ def test_in_strips_equals_whole(monkeypatch, rows):
     monkeypatch.setattr(readout, "STRIP_BYTES", rows * 14 * 33 * 4)
     centres = (head.edges[1:] + head.edges[:-1]) / 2
 
-    def read(distribution):
-        return torch.cat(
-            [readout.read_out(distribution, centres, "local"), readout.confidence(distribution)],
-            dim=1,
-        )
+    def read(distribution, own):
+        return torch.cat([readout.read_out(distribution, centres, "local"), own], dim=1)
 
-    in_parts = readout.in_strips(read, features, probabilities)
-    assert torch.allclose(in_parts, read(head.probabilities(features)), rtol=1e-5, atol=1e-6)
+    own = torch.randn(2, 3, 10, 14)
+    in_parts = readout.in_strips(read, features, probabilities, own)
+    assert torch.allclose(in_parts, read(head.probabilities(features), own), rtol=1e-5, atol=1e-6)
     assert all(shape[0] == 1 and shape[2] <= rows for shape in seen)
 
 

@@ -1,4 +1,4 @@
-"""The module that is exported: from an image's pixels to metres and confidence, in plain operators.
+"""The module that is exported: pixels in, depth and its confidence out, in plain operators.
 
 The module includes resizing to the working resolution: matrix products resize images to it
 (`tiekd.data.resize`), and depth is resized back to the image's own size with the interpolation that
@@ -30,22 +30,25 @@ from tiekd.data.resize import (
     stretched_map,
 )
 from tiekd.kernels.target import bin_centres
+from tiekd.models.confidence import certainty
 from tiekd.models.heads.dpm import Dpm
 from tiekd.models.network import Network
-from tiekd.models.readout import confidence, on_image_grid, read_out, spread_on_grid
+from tiekd.models.readout import on_image_grid, read_out, spread_on_grid
 
 
 class Deployed(nn.Module):
     """Maps RGB images (B, 3, H, W), uint8 or float in 0..255, to depth and optionally confidence.
 
     Depth is (B, 1, H, W) float32 in metres, clamped to the network's range. Confidence is
-    (B, 1, H, W) float32, 0 to 1.
+    (B, 1, H, W) float32, 0 to 1, and comes with sigma, (B, 1, H, W) float32 in metres; see
+    `tiekd.models.confidence`.
 
     Args:
         network: The network, which is used without a copy.
         readout: How depth is read from a DPM head's distribution, see `tiekd.models.readout`. With
             another head it must be "mean".
-        confidence: True to return confidence as a second output. Needs a DPM head.
+        temperature: The temperature of confidence and sigma, which are then returned, too; None to
+            return depth alone. Needs a DPM head.
         resize: The working resolution.
         size: (H, W) of all images, or None for images of any size. With None, `resize` must be
             OWN_SIZE or have the mode "stretch", since no other working size is a constant.
@@ -57,7 +60,7 @@ class Deployed(nn.Module):
         self,
         network: Network,
         readout: str = "mean",
-        confidence: bool = False,
+        temperature: float | None = None,
         resize: Resize = OWN_SIZE,
         size: tuple[int, int] | None = None,
         focal: float | None = None,
@@ -68,7 +71,7 @@ class Deployed(nn.Module):
         )
         self.network = network
         self.readout = readout
-        self.confidence = confidence
+        self.temperature = temperature
         self.resize = resize
         self.size = size
         # Resizing multiplies an image's focal length by this constant.
@@ -88,7 +91,7 @@ class Deployed(nn.Module):
                 self.register_buffer(name, dense_weights(old, new), persistent=False)
 
     def forward(self, image: Tensor, focal: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Predicts depth, and confidence if the module was created with `confidence`.
+        """Predicts depth, and confidence and sigma if the module has a temperature.
 
         Args:
             image: (B, 3, H, W) RGB, uint8 or float in 0..255.
@@ -96,8 +99,8 @@ class Deployed(nn.Module):
                 was created with a focal length, or the network has no canonical camera.
 
         Returns:
-            (depth,) or (depth, confidence), each (B, 1, H, W) float32; depth in metres, confidence
-            from 0 to 1.
+            (depth,) or (depth, confidence, sigma), each (B, 1, H, W) float32; depth and sigma in
+            metres, confidence from 0 to 1.
         """
         if self.network.canonical is not None:
             focal = (self.focal if focal is None else focal) * self.focal_scale
@@ -107,11 +110,10 @@ class Deployed(nn.Module):
         size = (seen.shape[2], seen.shape[3])
         features = network.features((seen - self.mean) / self.std)
         if isinstance(network.head, Dpm):
-            maps = self._read(network.head, features)
+            maps = self._read(network.head, features, focal)
         else:
-            maps = [network.head(features, size).depth]
-        maps[0] = network.in_metres(maps[0], focal)
-        is_smooth = self.readout == "mean", True  # for depth and for confidence
+            maps = [network.in_metres(network.head(features, size).depth, focal)]
+        is_smooth = self.readout == "mean", True, True  # for depth, confidence and sigma
         return tuple(
             self._at_own_size(network.upsampled(values, features, size, smooth), smooth, size, own)
             for values, smooth in zip(maps, is_smooth, strict=False)
@@ -152,13 +154,21 @@ class Deployed(nn.Module):
             return spread_on_grid(values, own, smooth)
         return stretched_map(on_image_grid(values, size, smooth), own, smooth)
 
-    def _read(self, head: Dpm, features: Tensor) -> list[Tensor]:
+    def _read(self, head: Dpm, features: Tensor, focal: Tensor | None) -> list[Tensor]:
         logits = conv2d(features, head.weight, head.bias).float()
         # Compute unnormalised probabilities. Subtracting the largest logit avoids overflow and
         # underflow of their sum, and one division per pixel then normalises the result. Use sums
         # instead of matrix products, which may run in TF32.
         unscaled = (logits - logits.amax(1, keepdim=True)).exp()
-        maps = [read_out(unscaled, bin_centres(head.edges), self.readout)]
-        if self.confidence:
-            maps.append(confidence(unscaled) / unscaled.sum(1, keepdim=True))
-        return maps
+        depth = read_out(unscaled, bin_centres(head.edges), self.readout)
+        depth = self.network.in_metres(depth, focal)
+        if self.temperature is None:
+            return [depth]
+        probabilities = unscaled / unscaled.sum(1, keepdim=True)
+        camera = self.network.canonical
+        own = depth if camera is None else camera.from_metres(depth, focal)
+        found = certainty(probabilities, own, head.edges, self.temperature)
+        confidence, sigma = found.split(1, dim=1)
+        if camera is not None:
+            sigma = camera.to_metres(sigma, focal)
+        return [depth, confidence, sigma]

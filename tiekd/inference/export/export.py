@@ -43,7 +43,9 @@ from tiekd.inference.export import onnx_format, program_format, verification
 from tiekd.inference.export.deployed import Deployed
 from tiekd.inference.export.norms import fold_norms
 from tiekd.inference.student import Student
+from tiekd.models import confidence
 from tiekd.models.build import build_network
+from tiekd.models.confidence import Calibration
 from tiekd.models.decoders.densedepth import DenseDepth
 from tiekd.models.heads.dpm import Dpm
 from tiekd.models.network import Network
@@ -64,12 +66,14 @@ class Settings:
         input: dtype of the input image: "uint8", or "float" for float32. Both range from 0 to 255.
         dynamic: True for a file that accepts images of any size.
         half: True to run the network in float16.
-        confidence: True to add confidence as a second output. Needs a DPM head.
+        confidence: True to add confidence and sigma as further outputs. Needs a DPM head.
         readout: How depth is read from a DPM head's distribution, see tiekd.models.readout.
         resize: The working resolution, which the file includes.
         focal: Focal length of all images in pixels of their own size, a constant of the file; for a
             network with a canonical camera.
         focal_input: True to make the focal length a second input instead, (batch,) float32.
+        calibration: The temperature of confidence and sigma, as the weights file has it; None for a
+            temperature of 1.
     """
 
     size: tuple[int, int]
@@ -82,6 +86,7 @@ class Settings:
     resize: Resize = OWN_SIZE
     focal: float | None = None
     focal_input: bool = False
+    calibration: Calibration | None = None
 
     @property
     def open_resize(self) -> Resize:
@@ -99,8 +104,8 @@ class Settings:
 
     @property
     def outputs(self) -> list[str]:
-        """The names of the exported file's outputs, in order: "depth", and "confidence" if set."""
-        return ["depth", "confidence"] if self.confidence else ["depth"]
+        """The names of the exported file's outputs, in order; the last two with `confidence`."""
+        return ["depth", "confidence", "sigma"] if self.confidence else ["depth"]
 
 
 class Exported(NamedTuple):
@@ -158,7 +163,9 @@ def check(network: Network, settings: Settings, path: Path) -> None:
             f"{SUFFIXES[settings.format]}; name it so, or choose another --format "
             f"({', '.join(SUFFIXES)})"
         )
-    is_plain = settings == Settings(settings.size, "weights", resize=settings.resize)
+    is_plain = settings == Settings(
+        settings.size, "weights", resize=settings.resize, calibration=settings.calibration
+    )
     if settings.format == "weights" and not is_plain:
         raise ExportError(
             "--format weights: holds no arithmetic; leave out --input, --dynamic, --half, "
@@ -280,7 +287,7 @@ def write(
         stream.write(f"Writing {settings.format}\n")
         facts = {**facts, **_description(network, settings)}
         read_back = _FORMATS[settings.format](partial, network, node, settings, facts)
-        student = Student(network, "cpu", settings.readout, settings.resize)
+        student = Student(network, "cpu", settings.readout, settings.resize, settings.calibration)
         reference = verification.Reference(
             student, settings.confidence, _trial_focals(network, settings)
         )
@@ -345,7 +352,7 @@ def _program(network: Network, settings: Settings) -> ExportedProgram:
     deployed = Deployed(
         network,
         settings.readout,
-        settings.confidence,
+        _temperature(settings) if settings.confidence else None,
         settings.open_resize if settings.dynamic else settings.resize,
         None if settings.dynamic else settings.size,
         settings.focal,
@@ -356,6 +363,10 @@ def _program(network: Network, settings: Settings) -> ExportedProgram:
         fold_norms(deployed, program_format.trace(deployed, *shape))
         network.half()
     return program_format.trace(deployed, *shape)
+
+
+def _temperature(settings: Settings) -> float:
+    return 1.0 if settings.calibration is None else settings.calibration.temperature
 
 
 def _write_onnx(
@@ -385,6 +396,8 @@ def _write_weights(
     teachers = learned_from.from_plain(facts)
     if teachers is not None:
         content[learned_from.KEY] = teachers
+    if settings.calibration is not None:
+        content[confidence.KEY] = settings.calibration._asdict()
     # Serialise in memory first: torch's own writer raises a RuntimeError if the disk is full.
     file = io.BytesIO()
     torch.save({**content, "iteration": 0, "facts": facts}, file)
@@ -409,7 +422,8 @@ def _description(network: Network, settings: Settings) -> dict[str, str]:
 
     Returns:
         name -> text: "input", "output", "working_resolution" and "readout"; with a canonical camera
-        also "canonical_focal" and "focal"; with confidence also "confidence".
+        also "canonical_focal" and "focal"; with confidence also "confidence", "sigma" and
+        "calibration".
     """
     facts = {
         "input": (
@@ -436,7 +450,18 @@ def _description(network: Network, settings: Settings) -> dict[str, str]:
         if settings.format == "weights":
             facts["focal"] = "needed: depth is canonical, metres = depth * f / canonical_focal"
     if settings.confidence:
-        facts["confidence"] = "float32 0..1, the probability that depth is near the likeliest one"
+        facts["confidence"] = (
+            f"float32 0..1, the probability that the true depth is within {confidence.BAND:.0%} of "
+            "depth, (batch, 1, height, width)"
+        )
+        facts["sigma"] = (
+            "float32 metres, the root of the expected squared error of depth, "
+            "(batch, 1, height, width)"
+        )
+        facts["calibration"] = "none, temperature 1"
+        if settings.calibration is not None:
+            temperature, against = settings.calibration
+            facts["calibration"] = f"temperature {temperature:g}, fitted against {against}"
     return facts
 
 

@@ -6,7 +6,8 @@ head's own kernel, and resizes maps by indexing. There are limits on the 99.9th 
 differences over pixels and on the largest difference. A readout that selects the likeliest bin
 jumps at pixels where two bins are equally likely, because there rounding decides; such pixels are
 excluded. The readout `local` has no limit on the largest difference, since rounding decides whether
-the outermost bin of its window is included.
+the outermost bin of its window is included. Confidence and sigma are about the depth that is read,
+and are blended between cells, so that they are compared where no cell of a pixel is such a tie.
 """
 
 import math
@@ -38,6 +39,7 @@ class Limits(NamedTuple):
         depth_p999: 99.9th percentile of the difference of depth, metres.
         depth_max: Largest difference of depth, metres; None for no limit.
         confidence_p999: 99.9th percentile of the difference of confidence, 0 to 1.
+        sigma_p999: 99.9th percentile of the difference of sigma, metres.
         tie: Pixels whose two likeliest bins differ by less than this probability are excluded; None
             to compare all pixels.
     """
@@ -45,6 +47,7 @@ class Limits(NamedTuple):
     depth_p999: float
     depth_max: float | None
     confidence_p999: float
+    sigma_p999: float
     tie: float | None = None
 
 
@@ -59,7 +62,8 @@ class Comparison(NamedTuple):
             excluded.
         depth_max: Largest difference of depth, metres; NaN if all pixels are excluded.
         confidence_p999: 99.9th percentile of the difference of confidence; None without that
-            output.
+            output, NaN if all pixels are excluded.
+        sigma_p999: The same for sigma, metres.
         limits: The largest allowed differences.
         ties: Fraction of pixels that were excluded for a tie; None if the readout has no ties.
     """
@@ -70,6 +74,7 @@ class Comparison(NamedTuple):
     depth_p999: float
     depth_max: float
     confidence_p999: float | None
+    sigma_p999: float | None
     limits: Limits
     ties: float | None = None
 
@@ -82,6 +87,7 @@ class Comparison(NamedTuple):
             and (
                 self.confidence_p999 is None or self.confidence_p999 <= self.limits.confidence_p999
             )
+            and (self.sigma_p999 is None or self.sigma_p999 <= self.limits.sigma_p999)
         )
 
     def __str__(self) -> str:
@@ -97,7 +103,8 @@ class Comparison(NamedTuple):
         if self.confidence_p999 is not None:
             line += (
                 f", of confidence p99.9 {self.confidence_p999:.6f} "
-                f"({self.limits.confidence_p999:g})"
+                f"({self.limits.confidence_p999:g}), of sigma {self.sigma_p999:.6f} m "
+                f"({self.limits.sigma_p999:g})"
             )
         return line
 
@@ -107,7 +114,7 @@ class Reference:
 
     Args:
         student: The student, as `load_student` returns it.
-        confidence: True to return confidence as a second output.
+        confidence: True to return confidence and sigma, too.
         focals: Focal lengths of a batch's images in turn, in pixels of their own size; none for a
             network without a canonical camera.
     """
@@ -133,18 +140,18 @@ class Reference:
         return [self.focals[index % len(self.focals)] for index in range(count)]
 
     def __call__(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """Predicts depth, and confidence if it was requested, with the student.
+        """Predicts depth, and confidence and sigma if they were requested, with the student.
 
         Args:
             pixels: (B, 3, H, W) uint8 RGB at the images' own size.
 
         Returns:
-            (depth,) or (depth, confidence), each (B, 1, H, W) float32; depth in metres, confidence
-            from 0 to 1.
+            (depth,) or (depth, confidence, sigma), each (B, 1, H, W) float32; depth and sigma in
+            metres, confidence from 0 to 1.
         """
         focal = self.focals_of(len(pixels))
         reading = self.student.predict(pixels, self.confidence, focal)
-        return (reading.depth, reading.confidence) if self.confidence else (reading.depth,)
+        return tuple(reading) if self.confidence else (reading.depth,)
 
     def counts(self, pixels: Tensor, tie: float | None) -> Tensor | None:
         """Returns the mask of the pixels at which file and student are compared.
@@ -160,6 +167,19 @@ class Reference:
         """
         return None if tie is None else self.student.margins(pixels) >= tie
 
+    def blends_no_tie(self, pixels: Tensor, tie: float | None) -> Tensor | None:
+        """Returns the mask of the pixels at which confidence and sigma are compared.
+
+        Args:
+            pixels: (B, 3, H, W) uint8 RGB at the images' own size.
+            tie: As for `counts`.
+
+        Returns:
+            (B, 1, H, W) bool, False at pixels whose values are blended from a cell of the head's
+            output with a tie; None if all pixels are compared.
+        """
+        return None if tie is None else self.student.tied_share(pixels, tie) == 0
+
 
 def limits_of(half: bool, readout: str, max_depth: float) -> Limits:
     """Returns the largest differences that are allowed between an exported file and the student.
@@ -171,12 +191,12 @@ def limits_of(half: bool, readout: str, max_depth: float) -> Limits:
     """
     p999, largest = (share * max_depth for share in HALF_LIMITS) if half else LIMITS_M
     if readout == "mean":
-        return Limits(p999, largest, CONFIDENCE_LIMITS[half])
+        return Limits(p999, largest, CONFIDENCE_LIMITS[half], p999)
     # Only the readout `mode` in float32 has a limit on the largest difference. In float16, rounding
     # can move the depth to a neighbouring bin; the readout `local` averages over a window of bins,
     # which rounding can shift by one bin.
     same_bin = p999 if readout == "mode" and not half else None
-    return Limits(p999, same_bin, CONFIDENCE_LIMITS[half], TIES[half])
+    return Limits(p999, same_bin, CONFIDENCE_LIMITS[half], p999, TIES[half])
 
 
 def compare(run: Callable, reference: Reference, images: Tensor, limits: Limits) -> Comparison:
@@ -202,7 +222,7 @@ def compare(run: Callable, reference: Reference, images: Tensor, limits: Limits)
                 f"the file gives {got.dtype} of {tuple(got.shape)}, the network {right.dtype} of "
                 f"{tuple(right.shape)}; nothing is written"
             )
-    # errors[0] is for depth, errors[1] for confidence if there is that output.
+    # errors[0] is for depth; the others are for confidence and sigma, if there are these outputs.
     errors = [(got - right).abs().flatten() for got, right in zip(found, wanted, strict=True)]
     # Exclude pixels at which rounding decides between two bins.
     counts = reference.counts(images, limits.tie)
@@ -210,6 +230,9 @@ def compare(run: Callable, reference: Reference, images: Tensor, limits: Limits)
     if counts is not None:
         ties = 1 - counts.float().mean().item()
         errors[0] = errors[0][counts.flatten()]
+    if counts is not None and len(errors) > 1:
+        blended = reference.blends_no_tie(images, limits.tie).flatten()
+        errors[1:] = [error[blended] for error in errors[1:]]
     p999 = [_percentile(error, 0.999) for error in errors]
     return Comparison(
         size=(len(images), *images.shape[2:]),
@@ -218,6 +241,7 @@ def compare(run: Callable, reference: Reference, images: Tensor, limits: Limits)
         depth_p999=p999[0],
         depth_max=errors[0].max().item() if errors[0].numel() else math.nan,
         confidence_p999=p999[1] if len(p999) > 1 else None,
+        sigma_p999=p999[2] if len(p999) > 1 else None,
         limits=limits,
         ties=ties,
     )

@@ -4,7 +4,10 @@
     colour/      PNG with a colour bar in metres; for a video one MP4
     raw/         NPY, (H, W) float32 metres
     points/      PLY, camera coordinates in metres, coloured
-    confidence/  8-bit PNG, 255 for certain; with raw also NPY, (H, W) float32 from 0 to 1
+    confidence/  8-bit PNG, 255 for a probability of 1 that the true depth is within 10 %
+                 (tiekd/models/confidence.py); with raw also NPY, (H, W) float32 from 0 to 1
+    sigma/       with confidence: 16-bit PNG in the unit of depth/, the root of the expected squared
+                 error; with raw also NPY, (H, W) float32 metres
     times/       CSV with time and flicker of each frame of a video
 
 Each file is written atomically: it is complete or absent. Existing files are replaced only with
@@ -27,6 +30,7 @@ from tiekd.data.image_io import write_depth_png, write_durably, write_image
 from tiekd.errors import DataError, RecipeError
 from tiekd.inference.predict.inputs import Input
 from tiekd.inference.predict.point_cloud import encode_ply
+from tiekd.inference.student import Reading
 from tiekd.visualization import pictures
 from tiekd.visualization.depth_bar import with_bar
 
@@ -45,7 +49,7 @@ class Outputs:
         max_depth: Depth at the far end of the colour scale, metres.
         raw: True to write raw/.
         points: True to write points/.
-        confidence: True to write confidence/.
+        confidence: True to write confidence/ and sigma/.
     """
 
     folder: Path
@@ -71,8 +75,10 @@ class Outputs:
             places["points"] = "points", ".ply"
         if self.confidence:
             places["confidence"] = "confidence", ".png"
+            places["sigma"] = "sigma", ".png"
         if self.confidence and self.raw:
             places["raw_confidence"] = "confidence", ".npy"
+            places["raw_sigma"] = "sigma", ".npy"
         return {
             kind: self.folder / place / f"{name}{suffix}"
             for kind, (place, suffix) in places.items()
@@ -127,8 +133,7 @@ class Outputs:
         self,
         name: str,
         rgb: np.ndarray,
-        depth: np.ndarray,
-        confidence: np.ndarray | None = None,
+        reading: Reading,
         camera: Camera | None = None,
         colour: bool = True,
     ) -> None:
@@ -137,8 +142,8 @@ class Outputs:
         Args:
             name: The image's `Input.name`.
             rgb: The image, (H, W, 3) uint8.
-            depth: The predicted depth, (H, W) float32, metres.
-            confidence: (H, W) float32, 0 to 1; needed if confidence/ is written.
+            reading: The predicted maps, each (H, W) float32 on the CPU; confidence and sigma are
+                needed if confidence/ is written.
             camera: The image's camera; needed if points/ is written.
             colour: False to leave out colour/, as for a frame of a video.
 
@@ -147,6 +152,7 @@ class Outputs:
             OSError: If a folder can't be created.
         """
         files = self.of(name)
+        depth = reading.depth.numpy()
         if not colour:
             del files["colour"]
         for path in files.values():
@@ -159,10 +165,14 @@ class Outputs:
             write_durably(files["raw"], _npy(depth))
         if self.points:
             write_durably(files["points"], encode_ply(depth, rgb, camera))
-        if self.confidence:
-            write_image(files["confidence"], np.rint(confidence.clip(0, 1) * 255).astype(np.uint8))
-        if self.confidence and self.raw:
+        if not self.confidence:
+            return
+        confidence, sigma = reading.confidence.numpy(), reading.sigma.numpy()
+        write_image(files["confidence"], np.rint(confidence.clip(0, 1) * 255).astype(np.uint8))
+        write_depth_png(files["sigma"], sigma, self.units_per_m)
+        if self.raw:
             write_durably(files["raw_confidence"], _npy(confidence))
+            write_durably(files["raw_sigma"], _npy(sigma))
 
     def remove_frames_from(self, name: str, count: int) -> None:
         """Removes output files of frames that an earlier prediction of a longer video has left.

@@ -102,9 +102,9 @@ def predict_images(
                 start = "\n" if out.isatty() else ""  # end the line of the progress display
                 errors.write(f"{start}{_line(found, batch)}\n")
             else:
-                for image, (depth, confidence) in zip(batch, found, strict=True):
-                    writes.add(writers.submit(predictor.write, image, depth, confidence))
-                    del image, depth, confidence
+                for image, reading in zip(batch, found, strict=True):
+                    writes.add(writers.submit(predictor.write, image, reading))
+                    del image, reading
                 done += len(batch)
             # Free the memory of these images before the next batch is read.
             del batch, found

@@ -95,15 +95,15 @@ class Predictor:
                 raise DataError(f"{path}: {error}", error.kind) from None
         return LoadedImage(name, path, pixels, small, camera, focal)
 
-    def depths(self, batch: Sequence[LoadedImage]) -> list[tuple[Tensor, Tensor | None]]:
+    def depths(self, batch: Sequence[LoadedImage]) -> list[Reading]:
         """Predicts the depth of images that have one size after resizing.
 
         Args:
             batch: The images; their own sizes may differ.
 
         Returns:
-            (depth, confidence) of each image, both (H, W) float32 on the CPU at the image's own
-            size. Confidence is None unless confidence/ is written.
+            The reading of each image, whose maps are (H, W) float32 on the CPU at the image's own
+            size. Confidence and sigma are None unless confidence/ is written.
 
         Raises:
             DataError: If the batch doesn't fit in the GPU's memory.
@@ -122,32 +122,26 @@ class Predictor:
                 "smaller --batch-size or --size"
             ) from None
         # Copying to the CPU forces a host sync, so the time includes the computation.
-        depth = reading.depth.cpu()
-        confidence = reading.confidence.cpu() if wants_confidence else None
+        reading = reading.mapped(Tensor.cpu)
         self.network_s += time.monotonic() - started
         found = []
         for index, image in enumerate(batch):
             # Resize each map to the own size of its image.
-            one = slice(index, index + 1)
-            reading = Reading(depth[one], confidence[one] if wants_confidence else None)
-            own = self.student.at_own_size(reading, tuple(image.pixels.shape[1:]))
-            found.append((own.depth[0, 0], own.confidence[0, 0] if wants_confidence else None))
+            one = reading.mapped(lambda values, at=index: values[at : at + 1])
+            own = self.student.at_own_size(one, tuple(image.pixels.shape[1:]))
+            found.append(own.mapped(lambda values: values[0, 0]))
         return found
 
-    def write(
-        self, image: LoadedImage, depth: Tensor, confidence: Tensor | None, colour: bool = True
-    ) -> None:
+    def write(self, image: LoadedImage, reading: Reading, colour: bool = True) -> None:
         """Writes the output files of one image, as `Outputs.write` does; called in a thread.
 
         Args:
             image: The image.
-            depth: (H, W) float32 on the CPU, metres.
-            confidence: (H, W) float32 on the CPU, 0 to 1, or None.
+            reading: Its maps, each (H, W) float32 on the CPU.
             colour: False to leave out colour/, as for a frame of a video.
         """
         rgb = image.pixels.permute(1, 2, 0).numpy()
-        sure = None if confidence is None else confidence.numpy()
-        self.outputs.write(image.name, rgb, depth.numpy(), sure, image.camera, colour)
+        self.outputs.write(image.name, rgb, reading, image.camera, colour)
 
 
 class Writes:

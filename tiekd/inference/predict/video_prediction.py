@@ -63,12 +63,12 @@ def predict_video(predictor: Predictor, item: Input, out: TextIO) -> Flicker:
                 predictor.prepare(f"{item.name}/{index:06}", item.path, _pixels(frame))
                 for index, frame in chunk
             ]
-            for (index, frame), image, (depth, confidence) in zip(
+            for (index, frame), image, reading in zip(
                 chunk, batch, predictor.depths(batch), strict=True
             ):
-                writes.add(writers.submit(predictor.write, image, depth, confidence, colour=False))
-                add(outputs.coloured(depth.numpy()), frame.pts)
-                change, share = flicker.add(image.pixels, depth)
+                writes.add(writers.submit(predictor.write, image, reading, colour=False))
+                add(outputs.coloured(reading.depth.numpy()), frame.pts)
+                change, share = flicker.add(image.pixels, reading.depth)
                 rows.append((index, f"{frame.time_s:.6f}", _number(change), _number(share)))
             progress.update()
     progress.finish()

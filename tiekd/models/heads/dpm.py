@@ -213,7 +213,18 @@ class Dpm(nn.Module):
         Returns:
             (B, num_bins, h, w) float32, summing to 1 over the bins.
         """
-        return conv2d(features, self.weight, self.bias).float().softmax(1)
+        return self.logits(features).softmax(1)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Returns the logarithms of `probabilities`, up to a constant in each pixel.
+
+        Args:
+            features: (B, C, h, w), the decoder's output.
+
+        Returns:
+            (B, num_bins, h, w) float32.
+        """
+        return conv2d(features, self.weight, self.bias).float()
 
     def _components(self, target: Tensor | Target) -> _Components:
         """Returns a target as the kernel takes it, with this head's sigma where it has none.

@@ -40,6 +40,7 @@ from tiekd.inference.export.deployed import Deployed
 from tiekd.inference.export.norms import fold_norms
 from tiekd.inference.student import Student
 from tiekd.models.build import build_network
+from tiekd.models.confidence import Calibration
 
 DEEPER = {**DECODER, "widths": [8, 24], "extra_ups": 2}
 SIGMOID = {"encoder": ENCODER, "decoder": DEEPER, "head": {"name": "sigmoid"}, **RANGE}
@@ -87,15 +88,19 @@ def test_trace_of_lite_with_learned_upsampling_is_valid_for_any_size():
     network = build_network(LITE).eval()
     nn.init.normal_(network.head.weight)
     nn.init.normal_(network.head.upsampling.logits.weight)
-    deployed = Deployed(network, "local", confidence=True)
+    deployed = Deployed(network, "local", temperature=2.0)
     run = program_format.trace(deployed, (32, 48), torch.uint8, open_sizes=True).module()
     for shape in ((1, 33, 20), (2, 7, 18)):
         image = random_image(*shape[1:], seed=4, batch=shape[0])
-        depth, confidence = run(image)
-        wanted = Student(network, "cpu", "local").predict(image, with_confidence=True)
+        depth, confidence, sigma = run(image)
+        student = Student(network, "cpu", "local", calibration=Calibration(2.0, "a test"))
+        wanted = student.predict(image, with_confidence=True)
         assert wanted.depth.max() > wanted.depth.min() + 1
         assert ((depth - wanted.depth).abs() < 1e-3).float().mean() > 0.98
-        assert (confidence - wanted.confidence).abs().max() < 1e-3
+        same = student.tied_share(image, 1e-4) == 0
+        assert same.float().mean() > 0.3
+        assert (confidence - wanted.confidence).abs()[same].max() < 1e-3
+        assert (sigma - wanted.sigma).abs()[same].max() < 1e-3
 
 
 @pytest.mark.parametrize("size", [SMALL, ODD])
@@ -141,7 +146,7 @@ def test_export_onnx_operators_and_metadata(tmp_path, dpm):
         dim.dim_param or dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim
     ]
     assert dims == ["batch", 3, "height", "width"]
-    assert [output.name for output in model.graph.output] == ["depth", "confidence"]
+    assert [output.name for output in model.graph.output] == ["depth", "confidence", "sigma"]
 
 
 def test_export_float_input_keeps_range(tmp_path, dpm):
@@ -152,22 +157,38 @@ def test_export_float_input_keeps_range(tmp_path, dpm):
     assert (onnx_format.load(path)(image.float())[0] - evaluated(dpm, image)).abs().max() < 1e-3
 
 
-def test_export_confidence_sums_near_mode(tmp_path, dpm):
-    """Exported confidence lies in (0, 1] and equals the deployed network's."""
-    path = tmp_path / "student.onnx"
-    write(path, dpm, confidence=True)
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+def test_export_confidence_equals_load_student(tmp_path, dpm, suffix):
+    """A file has the confidence and sigma of the weights' temperature, and the same depth."""
+    path = tmp_path / f"student{suffix}"
+    calibration = Calibration(3.0, "ground truth")
+    write(path, dpm, confidence=True, calibration=calibration)
+    load = (onnx_format if suffix == ".onnx" else program_format).load
     image = random_image(*SMALL, seed=7)
-    depth, confidence = onnx_format.load(path)(image)
+    found = load(path)(image)
+    wanted = Student(dpm, "cpu", calibration=calibration).predict(image, with_confidence=True)
     with torch.no_grad():
-        p = dpm.head.probabilities(dpm.features((image.float() - 117) / 57))[0]
-    assert confidence.shape == depth.shape
-    assert 0 < confidence.min() < confidence.max() <= 1 + 1e-6
-    middle = p[:, 20, 30]
-    mode = int(middle.argmax())
-    near = middle[max(0, mode - 2) : mode + 3].sum()
-    assert near < 0.999, "a case that says something"
-    settings = Deployed(dpm, confidence=True)
-    assert torch.allclose(settings(image)[1], confidence, atol=1e-4)
+        plain, with_both = Deployed(dpm)(image), Deployed(dpm, temperature=3.0)(image)
+    assert torch.equal(plain[0], with_both[0])
+    for got, right, least in zip(found, wanted, (0.5, 0.0, 0.1), strict=True):
+        assert got.shape == right.shape == (1, 1, *SMALL)
+        assert (got - right).abs().max() < 1e-3
+        assert least < right.min() < right.max() - 0.05, "a case that says something"
+    other = Student(dpm, "cpu").predict(image, with_confidence=True)
+    assert (other.confidence - wanted.confidence).abs().max() > 0.05
+
+
+def test_export_wrong_sigma_is_refused(tmp_path, dpm, monkeypatch):
+    """The check before an export compares sigma, too."""
+    right = Deployed._read
+
+    def wrong(*given):
+        depth, confidence, sigma = right(*given)
+        return [depth, confidence, 1.02 * sigma]
+
+    monkeypatch.setattr(Deployed, "_read", wrong)
+    with pytest.raises(ExportError, match="doesn't say what the network says"):
+        write(tmp_path / "student.pt2", dpm, confidence=True)
 
 
 @pytest.mark.parametrize("readout", ["mode", "local"])
@@ -438,13 +459,15 @@ def test_export_failed_check_keeps_old_file(tmp_path, sigmoid, monkeypatch):
         ({"depth_max": 1.1e-2}, False),
         ({"depth_max": float("nan")}, False),
         ({"confidence_p999": 0.1}, False),
+        ({"sigma_p999": 1.1e-3}, False),
+        ({"sigma_p999": float("nan")}, False),
     ],
 )
 def test_agreement_holds_within_limits(change, holds):
     """An agreement holds only if depth and confidence errors are finite and within the limits."""
     limits = verification.limits_of(False, "mean", 80.0)
     assert limits[:2] == (1e-3, 1e-2)
-    row = verification.Comparison((1, 2, 2), 1.0, 9.0, 0.9e-3, 0.9e-2, None, limits)
+    row = verification.Comparison((1, 2, 2), 1.0, 9.0, 0.9e-3, 0.9e-2, None, None, limits)
     assert row._replace(**change).holds() is holds
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tiekd.data.frames import Camera
@@ -9,15 +10,18 @@ from tiekd.data.image_io import read_levels
 from tiekd.errors import DataError, RecipeError
 from tiekd.inference.predict.inputs import Input
 from tiekd.inference.predict.outputs import Outputs, in_words, parse_units, units_of
+from tiekd.inference.student import Reading
 
 DEPTH = np.linspace(0.5, 79.5, 20 * 30, dtype=np.float32).reshape(20, 30)
 RGB = np.full((20, 30, 3), 7, np.uint8)
+PLAIN = Reading(torch.from_numpy(DEPTH))
 
 
 def test_outputs_write_each_kind_to_its_folder(tmp_path):
     """Each output kind is written to its own folder, keeping the input's path and values."""
     outputs = Outputs(tmp_path, 256.0, 80.0, raw=True, points=True, confidence=True)
-    outputs.write("ride/0", RGB, DEPTH, np.full((20, 30), 0.2, np.float32), Camera(20.0, 20.0))
+    reading = Reading(torch.from_numpy(DEPTH), torch.full((20, 30), 0.2), torch.full((20, 30), 1.5))
+    outputs.write("ride/0", RGB, reading, Camera(20.0, 20.0))
     found = sorted(
         str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()
     )
@@ -28,6 +32,8 @@ def test_outputs_write_each_kind_to_its_folder(tmp_path):
         "depth/ride/0.png",
         "points/ride/0.ply",
         "raw/ride/0.npy",
+        "sigma/ride/0.npy",
+        "sigma/ride/0.png",
     ]
     levels = read_levels(tmp_path / "depth/ride/0.png")[0].numpy().astype(float)
     assert np.abs(levels / 256 - DEPTH).max() <= 0.5 / 256 + 1e-6
@@ -36,11 +42,13 @@ def test_outputs_write_each_kind_to_its_folder(tmp_path):
     assert np.array_equal(raw, DEPTH)
     assert np.asarray(Image.open(tmp_path / "confidence/ride/0.png")).max() == 51
     assert np.load(tmp_path / "confidence/ride/0.npy").max() == np.float32(0.2)
+    assert (read_levels(tmp_path / "sigma/ride/0.png") == 1.5 * 256).all()
+    assert (np.load(tmp_path / "sigma/ride/0.npy") == 1.5).all()
 
 
 def test_outputs_write_only_requested_kinds(tmp_path):
     """Only the requested output kinds create folders."""
-    Outputs(tmp_path, 256.0, 80.0).write("0", RGB, DEPTH, colour=False)
+    Outputs(tmp_path, 256.0, 80.0).write("0", RGB, PLAIN, colour=False)
     assert [path.name for path in tmp_path.iterdir()] == ["depth"]
 
 
@@ -49,7 +57,7 @@ def test_outputs_check_protects_existing_files(tmp_path):
     outputs, source = Outputs(tmp_path, 256.0, 80.0), tmp_path / "in/0.png"
     item = Input("0", source)
     outputs.check([item], overwrite=False)
-    outputs.write("0", RGB, DEPTH)
+    outputs.write("0", RGB, PLAIN)
     with pytest.raises(
         DataError, match="depth/0.png and 1 more exist already; give another --out, or --overwrite"
     ):

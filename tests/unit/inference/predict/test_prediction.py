@@ -35,7 +35,7 @@ class Brightness(Student):
         if pixels.shape[2:] == self.refuses:
             raise RecipeError("an image of 30x40 has too few patches")
         depth = pixels[:, :1].float() / 10
-        return Reading(depth, (depth > 0).float() if with_confidence else None)
+        return Reading(depth, (depth > 0).float(), depth / 5) if with_confidence else Reading(depth)
 
 
 def folder_of(tmp_path, sizes):
@@ -181,6 +181,8 @@ def test_predict_all_contain_removes_padding(tmp_path):
         confidence = np.load(tmp_path / f"out/confidence/{index}.npy")
         assert confidence.shape == size
         assert np.allclose(confidence, 1)
+        depth, sigma = (np.load(tmp_path / f"out/{kind}/{index}.npy") for kind in ("raw", "sigma"))
+        assert np.allclose(sigma, depth / 5, rtol=1e-5)
 
 
 def test_predict_all_bounds_images_in_memory(tmp_path):

@@ -1,0 +1,409 @@
+"""Calibrates the confidence of a run's student: the body of bin/calibrate.py.
+
+Writes into the work dir, each file atomically, and the weights last: a run that is interrupted
+leaves no torn file, and weights with a temperature have their figures beside them. The same call
+writes the same bytes. Checkpoints are never changed, so that the run resumes as before; a later
+training that replaces the best weights writes them without a temperature.
+
+`confidence.json`:
+
+    temperature, criterion     the fitted T, and by what it was fitted
+    band                       confidence is the probability that depth is within this share
+    against, reference         "ground truth" or "the teacher", and which
+    same_sequence, remarks     true if frames of one folder are in both halves; what to know
+    weights, iteration         the weights file's name, and when it was trained
+    fitted, reported           of each half of the frames: frames, sequences, pixels
+    before, after              figures of the reported half with T = 1 and with T
+                               (tiekd/evaluation/calibration.py)
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Collection, Sequence
+from copy import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch.utils.data import Dataset, Subset
+
+from tiekd import console, files
+from tiekd.config.recipe import load_recipe
+from tiekd.config.teacher_node import TeacherList
+from tiekd.data import held_out, learned_from, least_size, trained_on
+from tiekd.data.build import build_dataset
+from tiekd.data.frames import Frames
+from tiekd.data.held_out import SAME_SEQUENCE, Halves
+from tiekd.data.image_io import write_image
+from tiekd.data.resize import Resize
+from tiekd.errors import CheckpointError, DataError, LaunchError, RecipeError
+from tiekd.evaluation import calibration, calibration_pixels
+from tiekd.evaluation.agreement import LABEL, Reference
+from tiekd.evaluation.calibration_pixels import Setting
+from tiekd.inference.student import pick_device
+from tiekd.models import confidence, load
+from tiekd.models.confidence import Calibration
+from tiekd.models.heads.dpm import Dpm
+from tiekd.models.network import Network
+from tiekd.models.weights import state_dicts
+from tiekd.teaching import build_teachers, with_checkpoints
+from tiekd.training import inputs
+from tiekd.training.canonical import require_focals
+from tiekd.training.reference import reference_of
+from tiekd.training.settings import Recipe
+from tiekd.visualization import reliability
+from tiekd.workdir import checkpoints, launch_record, manifest, weights_file, workdir
+
+FIGURES, PICTURE = "confidence.json", "confidence.png"
+TRUTH, TEACHER = "ground truth", "the teacher"
+
+
+class _Run(NamedTuple):
+    """A run whose student is calibrated.
+
+    Attributes:
+        work_dir: the run's folder.
+        recipe: its recipe, with overrides applied.
+        weights: the weights file.
+        content: the content of the weights file.
+        target: the file to which the weights with the temperature are written.
+        network: the network, in eval mode on the device.
+        resize: the working resolution.
+        device: the device.
+    """
+
+    work_dir: Path
+    recipe: Recipe
+    weights: Path
+    content: dict
+    target: Path
+    network: Network
+    resize: Resize
+    device: torch.device
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs bin/calibrate.py: fits the temperature, and writes it with its figures.
+
+    Args:
+        args: the program's parsed command line.
+
+    Raises:
+        UserError: the work dir, the weights, the recipe or the frames can't be used.
+    """
+    found = _find(args)
+    frames = _validation_frames(found)
+    remarks = _remarks(found.weights, frames, args.on_trained)
+    print(f"Weights: {found.weights}")
+    for line in learned_from.lines(learned_from.read(found.weights)):
+        print(line)
+    everything = _measure(found, frames, remarks)
+    print(table(everything))
+    _write(found, everything)
+    for path in (found.work_dir / FIGURES, found.work_dir / PICTURE, found.target):
+        print(f"Written: {path}")
+
+
+def _find(args: argparse.Namespace) -> _Run:
+    """Finds and locks the run, and loads its student.
+
+    Args:
+        args: the program's parsed command line.
+    """
+    work_dir = args.work_dir.resolve()
+    out = args.out and args.out.resolve()
+    given = args.checkpoint and args.checkpoint.resolve()
+    config = work_dir / workdir.RECIPE
+    if not config.is_file():
+        raise CheckpointError(
+            f"{args.work_dir}: no run to calibrate here (no {workdir.RECIPE}); give the work dir "
+            f"that {console.command('train')} made"
+        )
+    recipe = Recipe(load_recipe(config, args.overrides))
+    # The lock keeps a training from replacing the weights meanwhile.
+    workdir.lock(work_dir)
+    weights = _weights(work_dir, given)
+    target = _target(weights, out)
+    # Relative paths in the recipe refer to the folder in which the run was started.
+    _enter(launch_record.read(work_dir).folder)
+    device = pick_device(args.device)
+    network, _, resize = load.load_network(str(config), str(weights), args.overrides)
+    if not isinstance(network.head, Dpm):
+        raise RecipeError(
+            f"{weights}: this network's head ({type(network.head).__name__}) gives no distribution "
+            "over fixed depth bins, so it has no confidence to calibrate; train a dpm head"
+        )
+    content = state_dicts.read_checkpoint(weights)
+    if not isinstance(content.get("network"), dict):
+        raise CheckpointError(
+            f"{weights}: no weights file of tiekd, which would hold the temperature; convert it "
+            f"with {console.command('import_weights')}"
+        )
+    network = network.to(device).eval()
+    return _Run(work_dir, recipe, weights, content, target, network, resize, device)
+
+
+def _measure(found: _Run, frames: Dataset, remarks: list[str]) -> dict:
+    """Fits the temperature on one half of the frames, and measures it on the other.
+
+    Args:
+        found: the run.
+        frames: its validation frames.
+        remarks: what has to be known of them.
+
+    Returns:
+        The content of confidence.json.
+    """
+    recipe = found.recipe
+    halves, *parts = _halves(frames)
+    references = _references(recipe, parts, found.device)
+    against = TEACHER if recipe.scores_teacher else TRUTH
+    remarks = remarks + ([LABEL] if recipe.scores_teacher else [])
+    remarks += [f"the two halves: {SAME_SEQUENCE}"] if halves.shares_sequence else []
+    protocol = recipe.protocol("val")
+    on_fitted, on_reported = (
+        Setting(
+            found.network,
+            found.resize,
+            replace(protocol, reference=reference),
+            found.device,
+            recipe.loading,
+        )
+        for reference in references
+    )
+    pixels = calibration_pixels.for_fit(on_fitted, parts[0], sys.stderr)
+    temperature = calibration.fit_temperature(*pixels)
+    seen = calibration_pixels.for_report(on_reported, parts[1], (1.0, temperature), sys.stderr)
+    before, after = map(calibration.figures, seen)
+    worse = [
+        name for name in ("nll", "calibration_error", "sigma_error") if after[name] > before[name]
+    ]
+    if worse:
+        remarks.append(f"larger with the temperature than without: {', '.join(worse)}")
+    name = against if references[0] is None else references[0].name
+    return {
+        "temperature": temperature,
+        "criterion": calibration.CRITERION,
+        "band": confidence.BAND,
+        "against": against,
+        "reference": name,
+        "same_sequence": halves.shares_sequence,
+        "remarks": remarks,
+        "weights": found.weights.name,
+        "iteration": found.content.get("iteration"),
+        "fitted": _half(halves, halves.fitted, len(pixels.bins)),
+        "reported": _half(halves, halves.reported, len(seen[0].error)),
+        "before": before,
+        "after": after,
+    }
+
+
+def _half(halves: Halves, names: Collection[str], pixels: int) -> dict:
+    sequences = held_out.count_sequences(names, halves.fitted | halves.reported)
+    return {"frames": len(names), "sequences": sequences, "pixels": pixels}
+
+
+def _write(found: _Run, everything: dict) -> None:
+    """Writes the figures, the picture, and last the weights with the temperature.
+
+    Args:
+        found: the run.
+        everything: the content of confidence.json.
+    """
+    text = json.dumps(everything, indent=1, allow_nan=False) + "\n"
+    picture = reliability.picture(everything["before"], everything["after"])
+    record = Calibration(everything["temperature"], everything["against"])._asdict()
+    try:
+        files.replace_text(found.work_dir / FIGURES, text)
+        write_image(found.work_dir / PICTURE, picture)
+        entry = {confidence.KEY: record}
+        weights_file.write_with(found.weights, found.content, found.target, **entry)
+    except OSError as error:
+        raise LaunchError(
+            f"{error.filename}: can't be written ({files.cause_of(error)}); mend that, and run "
+            "the program again"
+        ) from None
+
+
+def table(found: dict) -> str:
+    """Returns the figures before and after as lines of text.
+
+    Args:
+        found: the content of confidence.json.
+    """
+    before, after = found["before"], found["after"]
+    fitted, reported = found["fitted"], found["reported"]
+    band, against = f"{found['band']:.0%}", found["against"]
+    if found["reference"] != against:
+        against += f": {found['reference']}"
+    lines = [
+        f"Confidence against {against}",
+        *(f"Remark: {remark}" for remark in found["remarks"]),
+        f"Fitted on {_told(fitted)}; figures of {_told(reported)}",
+        "",
+        f"{'':<44}{'T = 1':>10}{'T = ' + format(found['temperature'], 'g'):>12}",
+    ]
+    rows = {
+        "negative log-likelihood, nats": "nll",
+        "mean confidence": "mean_confidence",
+        f"share of depths within {band}": "share_within",
+        "calibration error of confidence": "calibration_error",
+        "mean sigma, m": "mean_sigma_m",
+        "root mean square error, m": "rms_error_m",
+        "errors within 1 sigma (Gaussian: 0.683)": "within_1_sigma",
+        "errors within 2 sigma (Gaussian: 0.954)": "within_2_sigma",
+        "calibration error of sigma": "sigma_error",
+    }
+    lines += [f"{name:<44}{before[key]:>10.4f}{after[key]:>12.4f}" for name, key in rows.items()]
+    areas = [each["sparsification"] for each in (before, after)]
+    if areas[0]["dropped"] is not None:
+        for name, key in (
+            ("area under sparsification by sigma", "area_by_sigma"),
+            ("area under sparsification by confidence", "area_by_confidence"),
+            ("the same of an oracle (random: 1)", "area_oracle"),
+        ):
+            lines.append(f"{name:<44}{areas[0][key]:>10.4f}{areas[1][key]:>12.4f}")
+    return "\n".join(lines)
+
+
+def _told(half: dict) -> str:
+    return f"{half['frames']} frames of {half['sequences']} folder(s), {half['pixels']} pixels"
+
+
+def _weights(work_dir: Path, given: Path | None) -> Path:
+    """Returns the weights file to calibrate.
+
+    Args:
+        work_dir: the run's folder.
+        given: the file or folder on the command line; None for the run's best weights.
+    """
+    if given is not None and not given.is_dir():
+        return given
+    try:
+        return checkpoints.find_weights(given or work_dir)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}; train the run with {console.command('train')}, or name weights"
+        ) from None
+
+
+def _target(weights: Path, out: Path | None) -> Path:
+    """Returns the file to which the weights with the temperature are written.
+
+    Args:
+        weights: the weights file that is calibrated.
+        out: the option --out.
+    """
+    if out is not None:
+        files.check_output("--out", out, ".pth")
+        if (out.parent / manifest.NAME).exists():
+            raise LaunchError(
+                f"--out {out}: in a checkpoint, whose files may not change; give another"
+            )
+        return out
+    if (weights.parent / manifest.NAME).exists():
+        raise CheckpointError(
+            f"{weights}: in a checkpoint, whose files may not change, as the run couldn't resume "
+            "from it; give --out FILE.pth for the weights with the temperature"
+        )
+    return weights
+
+
+def _enter(folder: str) -> None:
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        raise LaunchError(
+            f"{folder}, where the run was started and its relative paths begin, can't be entered "
+            f"({error.strerror}); make it"
+        ) from None
+
+
+def _validation_frames(found: _Run) -> Dataset:
+    """Returns the run's validation frames, and refuses those that the network can't take.
+
+    Args:
+        found: the run. The record in its folder names the frames that were held out.
+    """
+    recipe = found.recipe
+    if not recipe.validates:
+        raise RecipeError(
+            "train.validate: false, so the run has no validation frames; --set train.validate=true "
+            "and data.val_split, a list of frames that it wasn't trained on"
+        )
+    data = recipe.dataset if recipe.scores_teacher else recipe.without_teacher().dataset
+    names = inputs.held_out(inputs.read(found.work_dir), recipe)
+    frames = build_dataset(data, "val", as_evaluated=True, held_out=names)
+    if len(frames) < 2:
+        raise DataError(
+            f"{len(frames)} validation frame, and two or more are needed, some to fit the "
+            "temperature and others to report; give more (data.val_split or data.val_fraction)"
+        )
+    least = least_size.least_side(found.network)
+    least_size.check_frames(frames, found.resize, least, "data.resize")
+    if found.network.canonical is not None:
+        require_focals(frames, found.resize, "val")
+    return frames
+
+
+def _remarks(weights: Path, frames: Dataset, on_trained: bool) -> list[str]:
+    """Returns what has to be known of the frames; refuses those that were all trained on.
+
+    Args:
+        weights: the weights file, which records its training frames.
+        frames: the validation frames.
+        on_trained: the option --on-trained.
+    """
+    seen = trained_on.overlap(trained_on.read(weights), trained_on.hashes_of(frames))
+    if seen is not None and seen.is_whole and not on_trained:
+        raise DataError(
+            f"{weights} was trained on all {seen.frames} validation frames, so that its confidence "
+            "on them says nothing of new images; give others (--set data.val_split=FILE), or say "
+            "--on-trained"
+        )
+    remark = getattr(frames, "remark", "")
+    remarks = [f"validation frames and training frames: {remark}"] if remark else []
+    return remarks + ([str(seen)] if seen is not None and seen.seen else [])
+
+
+def _halves(frames: Dataset) -> tuple[Halves, Dataset, Dataset]:
+    """Divides validation frames into those to fit on and those to report.
+
+    Args:
+        frames: the frames. Those of a data set from outside have no names; they count as one
+            sequence in the data set's order.
+    """
+    if isinstance(frames, Frames):
+        names = [frame.name for frame in frames.frames]
+    else:
+        names = [f"{index}" for index in range(len(frames))]
+    halves = held_out.halves(names)
+    return halves, *(_only(frames, names, half) for half in (halves.fitted, halves.reported))
+
+
+def _only(frames: Dataset, names: list[str], chosen: Collection[str]) -> Dataset:
+    if not isinstance(frames, Frames):
+        return Subset(frames, [index for index, name in enumerate(names) if name in chosen])
+    part = copy(frames)
+    part.frames = [frame for frame in frames.frames if frame.name in chosen]
+    return part
+
+
+def _references(
+    recipe: Recipe, parts: Sequence[Dataset], device: torch.device
+) -> list[Reference | None]:
+    """Returns the teacher as the reference of each half, or None for ground truth.
+
+    Args:
+        recipe: the recipe, with a teacher.
+        parts: the frames of the halves.
+        device: the teacher's device.
+    """
+    if not recipe.scores_teacher:
+        return [None for _ in parts]
+    node = with_checkpoints(recipe.node)
+    teacher = build_teachers(node, device, recipe.max_depth_m)
+    return [reference_of(teacher, TeacherList.of(node), part) for part in parts]
