@@ -1,0 +1,53 @@
+"""The lines with which a distillation ends: what it has made, and how good that is."""
+
+import json
+import shlex
+from pathlib import Path
+
+from tiekd import console
+from tiekd.tools.distill import recipes
+from tiekd.tools.distill.plan import Plan
+
+_FIGURES = ("abs_rel", "rmse", "a1")
+
+
+def lines(plan: Plan, out: Path) -> list[str]:
+    """Returns the lines.
+
+    Args:
+        plan: The completed plan.
+        out: The folder of the distillation.
+    """
+    told = [f"The student {plan.student} is in {out}:"]
+    for name, words in (
+        ("evaluation.json", "figures against the teacher"),
+        ("accuracy.json", "figures against measured depth"),
+    ):
+        path = out / name
+        if path.exists():
+            told.append(f"  {name}: {words}: {figures(path)}")
+    for pattern, words in (
+        ("student.onnx", "for the robot: image in, metres out"),
+        ("student.pt2", "for the robot: image in, metres out"),
+        (f"{recipes.RUN}/best_*.pth", "its weights"),
+        (recipes.STUDENT, "the recipe; edit it and train by hand with the command above"),
+        ("plan.yaml", "every choice, and what was measured for it"),
+        ("report.html", "the report"),
+    ):
+        told += [f"  {path.relative_to(out)}: {words}" for path in sorted(out.glob(pattern))]
+    recipe, run = (shlex.quote(str(out / name)) for name in (recipes.STUDENT, recipes.RUN))
+    told.append(f"Try it: {console.command('predict')} {recipe} {run} IMAGE --out predicted")
+    return told
+
+
+def figures(path: Path) -> str:
+    """Returns the main figures of an evaluation's JSON as text, with the label of what they are.
+
+    Args:
+        path: The JSON file.
+    """
+    node = json.loads(path.read_text(encoding="utf-8"))
+    metrics = next(iter(node["networks"].values()))["metrics"]
+    text = ", ".join(f"{name} {metrics[name]:.4f}" for name in _FIGURES if name in metrics)
+    label = node.get("protocol", {}).get("figures_are")
+    return text if label is None else f"{text} ({label})"
