@@ -5,6 +5,7 @@ learns from the maps, for training, evaluation and export. Both follow from the 
 short files on the shipped pieces, to be edited and used by hand.
 """
 
+import os
 from pathlib import Path
 
 from tiekd.config import recipe_yaml
@@ -18,7 +19,7 @@ TEACHER, STUDENT, MAPS, RUN = "teacher.yaml", "recipe.yaml", "maps", "run"
 _DATA, _SCHEDULE = "_base_/datasets/folder.yaml", "_base_/schedules/one_cycle_24e.yaml"
 _EVALUATIONS = 10  # in a training
 _EMA = 0.999
-_WORKERS = 4
+_WORKERS = 4  # at most, of each rank
 _LINE = 100
 
 
@@ -152,7 +153,8 @@ def _data(plan: Plan, out: Path) -> dict:
         "images": IMAGES,
         "depths": plan.depth,
         "on_error": "skip",
-        "workers": _WORKERS,
+        # Samples don't depend on their number.
+        "workers": max(1, min(_WORKERS, len(os.sched_getaffinity(0)) // plan.ranks)),
         # Every image has one size then, so training needs neither a crop nor buckets.
         "augment": {"sizes": None, "crop": None},
     }

@@ -10,7 +10,7 @@ import dataclasses
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tiekd.data.image_io import read_photo
@@ -97,11 +97,15 @@ def run(plan: Plan, launcher: Sequence[str], tell: Callable[[str], None]) -> int
     return 0
 
 
+@dataclass
 class _Recorder(Commands):
-    """Starts programs, and keeps how they ended: `ended`, by program."""
+    """Starts programs, and keeps how they ended.
 
-    def __post_init__(self):
-        self.ended: dict[str, Ended] = {}
+    Attributes:
+        ended: Name of each program -> how its last start ended.
+    """
+
+    ended: dict[str, Ended] = field(default_factory=dict)
 
     def run(self, program: str, arguments: Sequence[str], folder: Path | None = None) -> Ended:
         found = super().run(program, arguments, folder)

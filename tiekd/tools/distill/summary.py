@@ -30,14 +30,28 @@ def lines(plan: Plan, out: Path) -> list[str]:
         ("student.onnx", "for the robot: image in, metres out"),
         ("student.pt2", "for the robot: image in, metres out"),
         (f"{recipes.RUN}/best_*.pth", "its weights"),
-        (recipes.STUDENT, "the recipe; edit it and train by hand with the command above"),
+        (recipes.STUDENT, "the recipe, to be edited and run by hand"),
         ("plan.yaml", "every choice, and what was measured for it"),
         ("report.html", "the report"),
     ):
         told += [f"  {path.relative_to(out)}: {words}" for path in sorted(out.glob(pattern))]
     recipe, run = (shlex.quote(str(out / name)) for name in (recipes.STUDENT, recipes.RUN))
+    train = f"{console.command('train')} {recipe} --work-dir ANOTHER"
+    told.append(f"By hand: OMP_NUM_THREADS={plan.rank_threads} {_launched(train, plan.ranks)}")
     told.append(f"Try it: {console.command('predict')} {recipe} {run} IMAGE --out predicted")
     return told
+
+
+def _launched(command: str, ranks: int) -> str:
+    """Returns the command of a training with what starts it on several ranks.
+
+    Args:
+        command: The command on one rank.
+        ranks: Number of ranks.
+    """
+    if console.names_bin():
+        return f"deepspeed --num_gpus={ranks} {command}"
+    return f"{command} --num_gpus={ranks}"
 
 
 def figures(path: Path) -> str:

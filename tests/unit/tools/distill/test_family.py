@@ -29,7 +29,7 @@ def test_family_grows(tmp_path):
 
 @pytest.mark.parametrize("max_depth_m", [2.0, 10.0, 80.0, 300.0])
 def test_family_sigma_suits_widest_bin(tmp_path, max_depth_m):
-    """Sigma is at least half of the last bin's width, which the head demands, and below all of it."""
+    """Sigma is at least half of the last bin's width, as the head demands, and below all of it."""
     head = network(family.FAMILY[0], tmp_path, max_depth_m).head
     widest = max_depth_m * (1 - (family.MIN_DEPTH_M / max_depth_m) ** (1 / 257))
     assert 0.5 * widest <= head.sigma < widest

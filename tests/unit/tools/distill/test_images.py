@@ -38,7 +38,8 @@ def test_images_are_found_and_others_counted(folder):
     )
 
 
-def test_images_are_found_by_list(folder, tmp_path):
+@pytest.mark.usefixtures("folder")
+def test_images_are_found_by_list(tmp_path):
     """A list has paths from its own folder; names begin where they differ."""
     (tmp_path / "list.txt").write_text("rides/a/1.jpg\nrides/a_1.png\n\n")
     assert "a_1.png" in images.find(tmp_path / "list.txt").left_out
@@ -133,7 +134,12 @@ def test_images_of_one_shape_are_stretched(sizes, mode):
 
 @pytest.mark.parametrize(
     ("size", "working"),
-    [((375, 1242), [192, 640]), ((480, 640), [288, 416]), ((96, 128), [96, 128]), ((20, 20), [64, 64])],
+    [
+        ((375, 1242), [192, 640]),
+        ((480, 640), [288, 416]),
+        ((96, 128), [96, 128]),
+        ((20, 20), [64, 64]),
+    ],
 )
 def test_images_size_is_chosen(size, working):
     """The working resolution has the images' shape, sides of 32, and is never larger than them."""

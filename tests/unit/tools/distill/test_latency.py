@@ -33,7 +33,7 @@ def test_latency_largest_has_no_larger():
 
 
 def test_latency_tells_least_reachable():
-    """If the smallest misses the budget, the error says what is reachable, and how often measured."""
+    """If the smallest misses the budget, the error says what is reachable."""
     with pytest.raises(LaunchError) as error:
         latency.choose(NAMES, 4.0, measure)
     assert "--max-latency 4ms" in str(error.value)

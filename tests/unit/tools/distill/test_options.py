@@ -92,7 +92,12 @@ def test_options_read_latency(text, milliseconds):
 
 @pytest.mark.parametrize(
     ("launcher", "ranks"),
-    [([], None), (["--num_gpus=3"], 3), (["--include=localhost:4,5"], 2), (["--master_port=1"], None)],
+    [
+        ([], None),
+        (["--num_gpus=3"], 3),
+        (["--include=localhost:4,5"], 2),
+        (["--master_port=1"], None),
+    ],
 )
 def test_options_count_ranks(launcher, ranks):
     """The number of ranks follows from the launcher's options."""

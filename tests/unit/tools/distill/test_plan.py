@@ -12,7 +12,7 @@ def test_plan_has_defaults():
     """Without --student and --max-latency the student is the default; threads are recorded."""
     plan = plans.new(ASKED, threads=2)
     assert (plan.student, plan.rank_threads, plan.max_depth) == ("lite0", 2, 80.0)
-    assert plan.iterations is None and plan.size is None
+    assert (plan.iterations, plan.size) == (None, None)
 
 
 def test_plan_leaves_student_open_for_latency():
