@@ -20,6 +20,7 @@ from support import programs as runs
 # Command, as a pattern: a file below tests/, and what it has to say so that it still does the same.
 ELSEWHERE = {
     r"bin/demo": ("system/test_demo.py", "bin/demo"),
+    r"bin/distill\.py .*": ("system/test_distill.py", 'DISTILL, rides, "--teacher"'),
     r"bin/experiment\.py .*": ("system/test_experiment.py", "bin/experiment.py"),
     r"bin/test( .*)?": ("../.ci/run", "bin/test"),
     r"pip install (-e .*|'tiekd\[\w+\]')": (

@@ -163,9 +163,8 @@ def agree(plan: Plan, asked: Mapping, out: Path) -> None:
         kept = getattr(plan, key)
         if value != kept:
             name = next((option for option, of in _KEYS.items() if of == key), key)
-            option = {"images": "IMAGES", "audit": "--accept-audit", "ranks": "--num_gpus"}.get(
-                key, f"--{name.replace('_', '-')}"
-            )
+            named = {"images": "IMAGES", "ranks": "--num_gpus"}
+            option = named.get(key, f"--{name.replace('_', '-')}")
             raise LaunchError(
                 f"{option}: got {_short(value)}, but {out / FILE} says {key}: {_short(kept)}; give "
                 "the first command again, or another --out"

@@ -39,9 +39,11 @@ def run(args: argparse.Namespace) -> int:
     kept = plan.read(out)
     if kept is None:
         kept = plan.new(asked, plan.threads_of_rank(asked.get("ranks", 1)))
+    # Accepting the audit is the answer to one that has stopped an earlier call.
+    kept.audit = asked.pop("audit", kept.audit)
     plan.agree(kept, asked, out)
     if args.dry_run:
-        return rehearsal.run(kept, args.launcher, _tell)
+        return rehearsal.run(kept, out, args.launcher, _tell)
     _lock(out)
     wait_for_leftovers(out, _tell)
     # Write the plan before anything else, so that a call that is killed at once is remembered.

@@ -7,6 +7,7 @@ Nothing is written to --out.
 
 import contextlib
 import dataclasses
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -44,11 +45,12 @@ class Estimate:
     basis: str
 
 
-def run(plan: Plan, launcher: Sequence[str], tell: Callable[[str], None]) -> int:
+def run(plan: Plan, out_of_user: Path, launcher: Sequence[str], tell: Callable[[str], None]) -> int:
     """Rehearses the stages on a few images, and prints the estimates.
 
     Args:
         plan: The plan, which isn't changed.
+        out_of_user: The folder of --out, to which nothing is written.
         launcher: The options of DeepSpeed's launcher.
         tell: Prints a line.
 
@@ -94,6 +96,10 @@ def run(plan: Plan, launcher: Sequence[str], tell: Callable[[str], None]) -> int
         rows = estimates(work, took, commands.ended, total, sum(frames.values()))
         tell("")
         tell("\n".join(table(rows)))
+        told, free = sum(row.disk_bytes or 0 for row in rows), free_bytes(out_of_user)
+        tell(f"disk: {_bytes(told)} in all, {_bytes(free)} are free for {out_of_user}")
+        if told > free:
+            tell("WARNING: that doesn't fit; make room, or give --out on another disk")
     return 0
 
 
@@ -215,10 +221,10 @@ def _of_training(work: Work, ended: dict[str, Ended], growth: float) -> list[Est
         training = measured["seconds_of_training"] - measured["seconds_of_evaluations"]
         seconds = training * growth + evaluations_s
         basis = f"{plan.epochs} epochs; an iteration takes {iteration_s:.2f} s, as measured"
-    basis += f"; disk: {measured['disk']}" if measured["disk"] else ""
     peak = _peak(ended, "train")
+    disk = None if measured["disk_mb"] is None else 1e6 * measured["disk_mb"]
     return [
-        Estimate("train", seconds, peak, None, basis),
+        Estimate("train", seconds, peak, disk, basis),
         Estimate("evaluate", evaluations_s / 10 + 10, peak, 1e6, "an evaluation in a dry run"),
         Estimate("export", None, None, None, "not measured; about a minute"),
     ]
@@ -240,6 +246,16 @@ def table(rows: list[Estimate]) -> list[str]:
     known = sum(row.seconds or 0 for row in rows)
     lines.append(f"about {stages.duration(known)} in all; every figure is an estimate")
     return lines
+
+
+def free_bytes(folder: Path) -> int:
+    """Returns the free bytes of the disk on which a folder is or will be.
+
+    Args:
+        folder: The folder; it may not exist yet.
+    """
+    there = folder.absolute()
+    return shutil.disk_usage(next(each for each in (there, *there.parents) if each.is_dir())).free
 
 
 def _peak(ended: dict[str, Ended], program: str) -> int | None:

@@ -5,7 +5,8 @@
     a folder with config.json           a model of transformers
     a folder with config.yaml           a work dir of tiekd: its network and its weights
     a YAML file with teacher(s) alone   that section
-    another YAML file, or a name        a recipe of tiekd, whose network is the teacher
+    another YAML file, or a name        a recipe of tiekd: its teacher or else its network is meant,
+                                        as by bin/cache_teacher.py
 
 Nothing is loaded here but YAML. `check` refuses an option that the teacher's kind doesn't have or
 that is missing, with the messages of a recipe.
@@ -23,7 +24,7 @@ STEREO = "stereo"
 _EXPORTED = (".onnx", ".pt2")
 # What a teacher's `build` gets from the program.
 _GIVEN = ("run_device", "max_depth_m")
-_SECTIONS = ({"teacher"}, {"teachers"})
+_SECTIONS = ("teacher", "teachers")
 # Keys whose values are paths if a file or folder is there. They start at the folder in which the
 # command was given, so they are made absolute: the recipe may be used elsewhere.
 _PATHS = ("model", "file", "checkpoint", "maps", "calibration")
@@ -107,13 +108,12 @@ def _of_recipe(given: str) -> dict:
             "file with a node `teacher`"
         )
     node = merged(path)
-    if node.keys() in _SECTIONS:
-        return node
-    network = load_recipe(path).get("network")
-    if not network:
+    section = {key: node[key] for key in _SECTIONS if node.get(key)}
+    if section:
+        return section
+    if not load_recipe(path).get("network"):
         raise TeacherError(
-            f"--teacher: {path} has no network, and not a node `teacher` alone; give a recipe of a "
-            "network, or a file that has nothing but `teacher`"
+            f"--teacher: {path} has neither `teacher` nor `network`; give a recipe that has one"
         )
     return {"teacher": {"recipe": str(path.resolve())}}
 

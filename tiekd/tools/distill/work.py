@@ -438,8 +438,8 @@ def told_iteration(report: str) -> dict | None:
         report: The report.
 
     Returns:
-        `seconds_per_iteration`, `seconds_of_evaluations` (of all evaluations together),
-        `peak_memory` and `disk`, texts.
+        `seconds_per_iteration`; `seconds_of_evaluations`, of all together;
+        `seconds_of_training`, with the evaluations; and `disk_mb`, of checkpoints and best weights.
     """
     iteration = re.search(r"^Time per iteration: ([\d.]+) s", report, re.M)
     total = re.search(r"^Iterations: \d+ an epoch, (\d+) in all", report, re.M)
@@ -447,14 +447,12 @@ def told_iteration(report: str) -> dict | None:
     if iteration is None or total is None or whole is None:
         return None
     seconds = max(float(iteration[1]), 0.001)
-    memory = re.search(r"^Peak memory: (.*)$", report, re.M)
-    disk = re.search(r"^Disk: (.*)$", report, re.M)
+    disk = re.search(r"^Disk: .* up to ([\d.]+) (MB|GB)", report, re.M)
     return {
         "seconds_per_iteration": seconds,
         "seconds_of_evaluations": round(max(0.0, whole - int(total[1]) * seconds), 1),
         "seconds_of_training": round(whole, 1),
-        "peak_memory": memory[1] if memory else "",
-        "disk": disk[1] if disk else "",
+        "disk_mb": float(disk[1]) * (1000 if disk[2] == "GB" else 1) if disk else None,
     }
 
 

@@ -61,7 +61,6 @@ def test_plan_that_is_damaged_is_one_line(tmp_path, text):
         ({"max_latency_ms": 5.0}, "--max-latency: got 5.0"),
         ({"images": "/other"}, "IMAGES: got /other"),
         ({"latency_threads": 2}, "--threads: got 2"),
-        ({"audit": False}, "--accept-audit: got False"),
     ],
 )
 def test_plan_refuses_contradiction(tmp_path, change, told):

@@ -63,6 +63,13 @@ def test_teacher_is_node_in_file(tmp_path, monkeypatch):
     assert teacher.is_cached(node)
 
 
+def test_teacher_is_that_of_students_recipe(tmp_path):
+    """Of a student's recipe the teacher is meant, as by bin/cache_teacher.py."""
+    recipe = {"teacher": {"maps": "/maps"}, "network": {"max_depth": 10.0}}
+    (tmp_path / "t.yaml").write_text(dump(recipe))
+    assert teacher.parse(str(tmp_path / "t.yaml")) == {"teacher": {"maps": "/maps"}}
+
+
 def test_teacher_is_several_in_file(tmp_path):
     """A file with nothing but `teachers` is a mixture, which --teacher-set can't change."""
     several = [{"name": "stereo", "baseline": 0.5}, {"maps": "/maps", "weight": 2.0}]
@@ -114,7 +121,7 @@ def test_teacher_folder_must_say_what_it_is(tmp_path):
 
 
 def test_teacher_recipe_needs_network(tmp_path):
-    """A recipe with neither a network nor `teacher` alone is refused."""
-    (tmp_path / "t.yaml").write_text(dump({"teacher": {"maps": "/x"}, "losses": {}}))
-    with pytest.raises(UserError, match="has no network"):
+    """A recipe with neither a network nor a teacher is refused."""
+    (tmp_path / "t.yaml").write_text(dump({"losses": {}}))
+    with pytest.raises(UserError, match="has neither `teacher` nor `network`"):
         teacher.parse(str(tmp_path / "t.yaml"))
