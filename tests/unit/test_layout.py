@@ -9,7 +9,6 @@ TIEKD = TESTS.parent / "tiekd"
 # a whole.
 ELSEWHERE = {
     "system/test_benchmark_program.py": ("tools/benchmarks/ranks",),
-    "system/test_distill.py": ("tools/distill/program",),
     "system/test_evaluate.py": ("tools/evaluate",),
     "system/test_export.py": ("tools/export",),
     "system/test_full_state.py": ("engine/full_state",),

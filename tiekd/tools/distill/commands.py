@@ -62,6 +62,7 @@ class Commands:
         tell: Prints a line.
         asked: The signals so far that asked this process to stop.
         output: A file that receives what programs print; None for this process's own streams.
+        is_running: True while a program runs, which then gets a signal to this process.
     """
 
     out: Path
@@ -71,6 +72,7 @@ class Commands:
     tell: Callable[[str], None]
     asked: list[int] = field(default_factory=list)
     output: Path | None = None
+    is_running: bool = False
 
     def run(self, program: str, arguments: Sequence[str], folder: Path | None = None) -> Ended:
         """Prints a program's command, and runs it until it ends.
@@ -93,11 +95,13 @@ class Commands:
         started = time.monotonic()
         sink = None if self.output is None else self.output.open("ab")
         replace_text(self.out / _RUNNING, json.dumps({"owner": os.getpid()}) + "\n")
+        self.is_running = True
         try:
             code = run_once(
                 command, folder or self._idle(), self.asked, sink, memory, _end_with_parent()
             )
         finally:
+            self.is_running = False
             if sink is not None:
                 sink.close()
         (self.out / _RUNNING).unlink(missing_ok=True)

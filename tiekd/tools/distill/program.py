@@ -8,6 +8,7 @@ import argparse
 import signal
 import sys
 from pathlib import Path
+from types import FrameType
 
 from tiekd.distributed.entrypoint import STOPPED_CODE
 from tiekd.errors import LaunchError
@@ -49,8 +50,7 @@ def run(args: argparse.Namespace) -> int:
     # Write the plan before anything else, so that a call that is killed at once is remembered.
     plan.write(kept, out)
     commands = Commands(out, kept.ranks, kept.rank_threads, args.launcher, _tell)
-    for number in _SIGNALS:
-        signal.signal(number, lambda number, _frame: commands.asked.append(number))
+    _catch_signals(commands)
     work = Work(kept, out, commands, _tell)
     try:
         stages.run(work.stages(), stages.Records(out), _tell, args.until)
@@ -60,6 +60,22 @@ def run(args: argparse.Namespace) -> int:
     if args.until in (None, options.STAGES[-1]):
         _tell("\n".join(summary.lines(kept, out)))
     return 0
+
+
+def _catch_signals(commands: Commands) -> None:
+    """Lets signals that ask this process to stop reach the program that runs, or end the stage.
+
+    Args:
+        commands: Starts programs, and forwards the signals that it is given.
+    """
+
+    def ask(number: int, _frame: FrameType | None) -> None:
+        commands.asked.append(number)
+        if not commands.is_running:
+            raise Stopped("Stopped; the same command continues", STOPPED_CODE)
+
+    for number in _SIGNALS:
+        signal.signal(number, ask)
 
 
 def _check_out(out: Path) -> None:

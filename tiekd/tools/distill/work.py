@@ -118,9 +118,11 @@ class Work:
         )
         recipe = recipes.teacher_recipe(plan, out, section)
         recipes.write(recipe, out / recipes.TEACHER, "The teacher and the images.")
-        # The program reads every file, and names those that can't be used.
+        # The program reads every file, and names those that can't be used. Without validation also
+        # those are read that are between training and validation images, and in neither split.
         shutil.rmtree(out / CHECK, ignore_errors=True)
-        self._run("check-data", [str(out / recipes.TEACHER), "--out", str(out / CHECK)], (FOUND,))
+        arguments = [str(out / recipes.TEACHER), "--out", str(out / CHECK)]
+        self._run("check-data", [*arguments, "--set", "train.validate=false"], (FOUND,))
         self._leave_out_faulty(found, total)
 
     def _leave_out_faulty(self, found: images.Found, total: int) -> None:
@@ -235,6 +237,9 @@ class Work:
             return
         # Score the same frames, held out by sequence, with measured depth.
         listed = self._held_out()
+        if listed is None:
+            self.tell("no held-out image has measured depth, so there are no figures of accuracy")
+            return
         against = ["--set", "evaluation.against=ground_truth", f"data.val_split={listed}"]
         against += ["--out", str(self.out / "accuracy.json")]
         self._run("evaluate", [recipe, run, *against])
@@ -344,13 +349,15 @@ class Work:
         )
         plans.write(plan, self.out)
 
-    def _held_out(self) -> Path:
-        """Writes OUT/held_out.txt, the images on which the student is evaluated."""
+    def _held_out(self) -> Path | None:
+        """Writes OUT/held_out.txt, the held-out images with measured depth; None without any."""
         from tiekd.data.build import build_dataset
         from tiekd.training.settings import Recipe
 
         frames = build_dataset(Recipe(load_recipe(self.out / recipes.STUDENT)).dataset, "val")
         names = [frame.name for frame in frames.frames if frame.depth is not None]
+        if not names:
+            return None
         path = self.out.absolute() / "held_out.txt"
         replace_text(path, "".join(f"{name}\n" for name in names))
         return path
