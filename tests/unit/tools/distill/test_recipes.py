@@ -96,3 +96,21 @@ def test_recipes_follow_from_plan(tmp_path):
     read(plan(), tmp_path)
     assert (tmp_path / "recipe.yaml").read_bytes() == first
     assert first.startswith(b"# The student.\n")
+
+
+def test_recipes_name_maps_of_several_teachers(tmp_path):
+    """Each teacher is replaced by the folder that bin/cache_teacher.py makes for it."""
+    several = [
+        {"name": "stereo", "baseline": 0.5, "weight": 2.0, "sigma": 0.25},
+        {"name": "stereo", "baseline": 0.7},
+        {"maps": "/maps"},
+    ]
+    made = plan(teacher={"teachers": several})
+    written = recipes.teacher_recipe(made, tmp_path, made.teacher)
+    recipes.write(written, tmp_path / recipes.TEACHER, "The teachers.")
+    maps = tmp_path / "maps"
+    assert recipes.cached(made, tmp_path)["teachers"] == [
+        {"maps": f"{maps}/gt_kd_stereo_0", "weight": 2.0, "sigma": 0.25},
+        {"maps": f"{maps}/gt_kd_stereo_1"},
+        {"maps": "/maps"},
+    ]
