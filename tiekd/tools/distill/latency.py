@@ -7,6 +7,7 @@ process. Left out: other jobs on the machine, which make every student slower.
 """
 
 import importlib.util
+import io
 import statistics
 import tempfile
 import time
@@ -14,7 +15,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from tiekd.errors import LaunchError
+from tiekd.inference.export import export, onnx_format, program_format
+from tiekd.models.build import build_network
 
 RUNS = 50  # at most; fewer if they take long
 _LONGEST_MS = 10_000.0
@@ -100,34 +105,19 @@ def check_device(on: str) -> None:
     Args:
         on: "cpu" or "cuda".
     """
-    import torch
-
     if on == "cuda" and not torch.cuda.is_available():
         raise LaunchError("--on cuda: no GPU is visible on this machine; give --on cpu")
 
 
-def of_network(node: dict, resize: dict, image_size: tuple[int, int], on: str, threads: int):
+def of_network(node: dict, settings: export.Settings, on: str, threads: int) -> Measured:
     """Exports a network with random weights, and measures its file.
 
     Args:
         node: The recipe's section `network`.
-        resize: The recipe's `data.resize`.
-        image_size: (height, width) of the file's images.
+        settings: How it is exported.
         on: "cpu" or "cuda".
         threads: Threads on a CPU.
-
-    Returns:
-        The latency, as Measured.
     """
-    import io
-
-    import torch
-
-    from tiekd.data.resize import of_node
-    from tiekd.inference.export import export
-    from tiekd.models.build import build_network
-
-    kind = runtime(on)
     before = torch.get_num_threads()
     torch.manual_seed(0)
     torch.set_num_threads(threads)
@@ -135,12 +125,11 @@ def of_network(node: dict, resize: dict, image_size: tuple[int, int], on: str, t
         # The weights of ImageNet make no difference, and may not be installed.
         plain = node | {"encoder": node["encoder"] | {"pretrained": None}}
         network = build_network(plain).eval()
-        settings = export.Settings(tuple(image_size), kind, resize=of_node(resize))
-        images = torch.randint(0, 256, (1, 3, *image_size), dtype=torch.uint8)
+        images = torch.randint(0, 256, (1, 3, *settings.size), dtype=torch.uint8)
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f"student{export.SUFFIXES[kind]}"
+            path = Path(folder) / f"student{export.SUFFIXES[settings.format]}"
             export.write(path, network, plain, settings, [images], {}, io.StringIO())
-            return timed(loaded(path, kind, on), images.to(on))
+            return timed(loaded(path, settings.format, on), images.to(on))
     finally:
         torch.set_num_threads(before)
 
@@ -153,10 +142,6 @@ def loaded(path: Path, kind: str, on: str) -> Callable:
         kind: Its format, "onnx" or "torch_export".
         on: "cpu" or "cuda".
     """
-    import torch
-
-    from tiekd.inference.export import onnx_format, program_format
-
     if kind == "onnx":
         return onnx_format.load(path)
     if on == "cpu":

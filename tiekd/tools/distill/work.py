@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from tiekd import console
 from tiekd.config import shipped
 from tiekd.config.recipe import load_recipe
 from tiekd.console import Progress
+from tiekd.data.resize import of_node
 from tiekd.errors import DataError, LaunchError
 from tiekd.files import replace_text
+from tiekd.inference.export import export
 from tiekd.tools.distill import family, images, latency, recipes, teacher
 from tiekd.tools.distill import plan as plans
 from tiekd.tools.distill.commands import Commands
@@ -21,7 +24,7 @@ from tiekd.tools.distill.stages import Stage
 from tiekd.tools.experiment.launch import told_seconds
 
 CHECK, AUDIT, EVALUATION, STUDENT_DATA = "check", "audit", "evaluation", "images.json"
-CALIBRATED, REPORT = "calibrated.json", "report.html"
+CALIBRATE, REPORT = "calibrate", "report.html"
 FOUND = 1  # the exit code of a check or an audit that found something
 FEWEST = 12  # images, below which a teacher can't be audited
 _BATCH = 16
@@ -73,18 +76,24 @@ class Work:
             Stage("student", self.student, self._plan_key, plans.FILE, [out / recipes.STUDENT]),
             Stage("train", self.train, self._recipe_key, recipes.STUDENT, [outcome]),
             Stage("evaluate", self.evaluate, trained, "run", [out / f"{EVALUATION}.json"]),
-            Stage("calibrate", self.calibrate, trained, "run"),
+            Stage(CALIBRATE, self.calibrate, trained, "run"),
             Stage("export", self.export, trained, "run", [self.exported]),
             Stage("report", self.report, trained, "run", [out / REPORT]),
         ]
-        needed = {"calibrate": "calibrate", "report": "report"}
+        needed = {CALIBRATE: CALIBRATE, "report": "report"}
         there = shipped.programs()
         return [each for each in every if needed.get(each.name, "train") in there]
 
     @property
     def exported(self) -> Path:
         """The exported file: ONNX, or torch.export's if the packages for ONNX aren't there."""
-        return self.out / ("student.onnx" if latency.runtime("cpu") == "onnx" else "student.pt2")
+        is_onnx = latency.runtime(self.plan.latency_on) == "onnx"
+        return self.out / ("student.onnx" if is_onnx else "student.pt2")
+
+    @property
+    def gives_confidence(self) -> bool:
+        """True if tiekd has the program that calibrates confidence, which is exported then."""
+        return CALIBRATE in shipped.programs()
 
     def data(self) -> None:
         """Links the images, extracts frames of videos, checks all, and chooses the resolution."""
@@ -246,18 +255,22 @@ class Work:
 
     def calibrate(self) -> None:
         """Calibrates the confidence of the best weights."""
-        self._run("calibrate", [str(self.out / recipes.RUN)])
+        self._run(CALIBRATE, [str(self.out / recipes.RUN)])
 
     def export(self) -> None:
-        """Exports the best weights, with confidence, for images of the most common size."""
+        """Exports the best weights for images of the most common size.
+
+        The file gives confidence, too, if it has been calibrated.
+        """
         size = "x".join(map(str, self.plan.image_size))
         arguments = [str(self.out / recipes.STUDENT), str(self.out / recipes.RUN)]
         arguments += ["--out", str(self.exported), "--size", size, "--overwrite"]
+        arguments += ["--confidence"] if self.gives_confidence else []
         self._run("export", arguments)
 
     def report(self) -> None:
-        """Writes the report of the training."""
-        self._run("report", [str(self.out / recipes.RUN), "--out", str(self.out / REPORT)])
+        """Writes the report of all stages."""
+        self._run("report", [str(self.out), "--out", str(self.out / REPORT)])
 
     @property
     def images_left(self) -> int:
@@ -279,8 +292,6 @@ class Work:
             return folders
         rate, done = self.plan.frame_rate, []
         self.tell(f"videos: {len(found.videos)}, of each {rate:g} frames a second")
-        import sys
-
         with Progress("videos", len(found.videos), lambda: len(done), sys.stdout) as progress:
             for name, path in sorted(found.videos.items()):
                 folder = self.out / images.FRAMES / f"{rate:g}" / name
@@ -323,12 +334,14 @@ class Work:
             recipes.write(recipe, path, "To measure a latency.")
             node = load_recipe(path)
             path.unlink()
+            settings = export.Settings(
+                tuple(plan.image_size),
+                kind,
+                confidence=self.gives_confidence,
+                resize=of_node(node["data"]["resize"]),
+            )
             found = latency.of_network(
-                node["network"],
-                node["data"]["resize"],
-                plan.image_size,
-                plan.latency_on,
-                plan.latency_threads,
+                node["network"], settings, plan.latency_on, plan.latency_threads
             )
             self.tell(f"  {name}: {found}")
             return found

@@ -1,6 +1,8 @@
 """The choice of a student by latency, with figures in the place of measurements."""
 
 import pytest
+import torch
+from support import recipes
 
 from tiekd.errors import LaunchError
 from tiekd.tools.distill import latency
@@ -64,3 +66,22 @@ def test_latency_without_onnx_takes_torch_export(monkeypatch):
     assert latency.runtime("cuda") == "torch_export"
     monkeypatch.setattr(latency.importlib.util, "find_spec", lambda name: name != "onnxruntime")
     assert latency.runtime("cpu") == "torch_export"
+
+
+def test_latency_of_exported_file(monkeypatch):
+    """A network's file is timed with the threads that were asked for, then they are reset."""
+    seen = []
+    monkeypatch.setattr(
+        latency.export,
+        "write",
+        lambda path, network, _node, settings, images, *_: seen.append(
+            (torch.get_num_threads(), path.suffix, network.training, images[0].shape)
+        ),
+    )
+    monkeypatch.setattr(latency, "loaded", lambda *_: lambda _image: None)
+    before = torch.get_num_threads()
+    settings = latency.export.Settings((32, 64), "torch_export")
+    found = latency.of_network(recipes.STUDENT, settings, "cpu", before + 1)
+    assert seen == [(before + 1, ".pt2", False, (1, 3, 32, 64))]
+    assert found.runs == 50
+    assert torch.get_num_threads() == before
