@@ -22,6 +22,7 @@ from tiekd.tools.distill.commands import Commands
 from tiekd.tools.distill.plan import Plan
 from tiekd.tools.distill.stages import Stage
 from tiekd.tools.experiment.launch import told_seconds
+from tiekd.workdir import workdir
 
 CHECK, AUDIT, EVALUATION, STUDENT_DATA = "check", "audit", "evaluation", "images.json"
 CALIBRATE, REPORT = "calibrate", "report.html"
@@ -67,8 +68,8 @@ class Work:
     def stages(self) -> list[Stage]:
         """Returns the stages in their order; those of programs that tiekd hasn't are left out."""
         out = self.out
-        outcome = out / recipes.RUN / "outcome.json"
-        trained = lambda: _digest(outcome)  # noqa: E731 - a name for what four stages read
+        outcome = out / recipes.RUN / workdir.OUTCOME
+        trained = self._outcome_key
         every = [
             Stage("data", self.data, self._data_key, "images or plan", [out / images.IMAGES]),
             Stage("audit", self.audit, self._teacher_key, recipes.TEACHER),
@@ -132,23 +133,22 @@ class Work:
         shutil.rmtree(out / CHECK, ignore_errors=True)
         arguments = [str(out / recipes.TEACHER), "--out", str(out / CHECK)]
         self._run("check-data", [*arguments, "--set", "train.validate=false"], (FOUND,))
-        self._leave_out_faulty(found, total)
+        self._leave_out_faulty(found)
 
-    def _leave_out_faulty(self, found: images.Found, total: int) -> None:
+    def _leave_out_faulty(self, found: images.Found) -> None:
         """Removes the links to images that the check found faulty, and writes what is left out.
 
         Args:
             found: The files, to which the faulty ones are added.
-            total: How many images there are.
         """
         report = json.loads((self.out / CHECK / "report.json").read_text(encoding="utf-8"))
         for finding in report["findings"]:
             if finding["dropped"] and finding["frame"] not in found.left_out:
                 found.left_out[finding["frame"]] = f"faulty: {finding['kind']}"
                 (self.out / images.IMAGES / finding["frame"]).unlink(missing_ok=True)
-                total -= 1
         for line in found.told():
             self.tell(line)
+        total = sum(path.is_symlink() for path in (self.out / images.IMAGES).rglob("*"))
         if total < FEWEST:
             raise DataError(
                 f"{self.plan.images}: {total} images are left; a distillation needs {FEWEST} or "
@@ -417,6 +417,9 @@ class Work:
 
     def _recipe_key(self) -> str:
         return _digest(self.out / recipes.STUDENT)
+
+    def _outcome_key(self) -> str:
+        return _digest(self.out / recipes.RUN / workdir.OUTCOME)
 
 
 def batch_size(num_images: int, ranks: int) -> int:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tiekd.config import shipped
-from tiekd.errors import LaunchError
+from tiekd.errors import DataError, LaunchError
 from tiekd.tools.distill import plan as plans
 from tiekd.tools.distill import work
 from tiekd.tools.distill.commands import Ended
@@ -130,9 +130,13 @@ def test_work_drops_links_to_faulty_images(made):
     (made.out / "check").mkdir()
     (made.out / "check" / "report.json").write_text(json.dumps({"findings": findings}))
     (made.out / "images").mkdir()
-    for name in "ab":
+    for name in "abcdefghijklm":
         (made.out / "images" / f"{name}.jpg").symlink_to("/nowhere")
-    made._leave_out_faulty(work.images.Found(), 20)
-    assert [path.name for path in (made.out / "images").iterdir()] == ["b.jpg"]
-    assert made.images_left == 19
+    made._leave_out_faulty(work.images.Found())
+    assert not (made.out / "images" / "a.jpg").is_symlink()
+    assert made.images_left == 12
     assert made.told == ["left out: 1 file, faulty: unreadable (such as a.jpg)"]
+    # One more, and too few are left.
+    (made.out / "images" / "b.jpg").unlink()
+    with pytest.raises(DataError, match="11 images are left; a distillation needs 12 or more"):
+        made._leave_out_faulty(work.images.Found())
