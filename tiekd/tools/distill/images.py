@@ -195,6 +195,27 @@ def split_pairs(found: Found, out: Path, rule: Sequence[str] | None) -> list[str
     Raises:
         DataError: No image has a right one.
     """
+    rights = pairs_of(found, rule)
+    used = set(rights.values())
+    found.images = {name: path for name, path in found.images.items() if path not in used}
+    shutil.rmtree(out / RIGHT, ignore_errors=True)
+    for name, target in rights.items():
+        place = out / RIGHT / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(target.absolute())
+    return [f"{out.absolute()}/{IMAGES}/", f"{out.absolute()}/{RIGHT}/"]
+
+
+def pairs_of(found: Found, rule: Sequence[str] | None) -> dict[str, Path]:
+    """Returns the right image of each left one: name of the left image -> file of the right one.
+
+    Args:
+        found: The images.
+        rule: The teacher's key `right`; None for KITTI's folders.
+
+    Raises:
+        DataError: No image has a right one.
+    """
     first, replacement = rule or KITTI
     rights = {}
     for name in found.images:
@@ -206,14 +227,7 @@ def split_pairs(found: Found, out: Path, rule: Sequence[str] | None) -> list[str
             f"teacher.right: no image has a right one by the rule [{first}, {replacement}]; give "
             "it as --teacher-set 'right=[TEXT, REPLACEMENT]'"
         )
-    used = set(rights.values())
-    found.images = {name: path for name, path in found.images.items() if path not in used}
-    shutil.rmtree(out / RIGHT, ignore_errors=True)
-    for name, target in rights.items():
-        place = out / RIGHT / name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.symlink_to(target.absolute())
-    return [f"{out.absolute()}/{IMAGES}/", f"{out.absolute()}/{RIGHT}/"]
+    return rights
 
 
 def sizes_of(folder: Path) -> Counter:

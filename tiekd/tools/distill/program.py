@@ -12,7 +12,16 @@ from types import FrameType
 
 from tiekd.distributed.entrypoint import STOPPED_CODE
 from tiekd.errors import LaunchError
-from tiekd.tools.distill import options, plan, rehearsal, stages, summary, teacher
+from tiekd.tools.distill import (
+    family,
+    images,
+    options,
+    plan,
+    rehearsal,
+    stages,
+    summary,
+    teacher,
+)
 from tiekd.tools.distill.commands import Commands, wait_for_leftovers
 from tiekd.tools.distill.work import Stopped, Work
 from tiekd.workdir import workdir
@@ -40,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
     kept = plan.read(out)
     if kept is None:
         kept = plan.new(asked, plan.threads_of_rank(asked.get("ranks", 1)))
+        _check_inputs(kept, out)
     # Accepting the audit is the answer to one that has stopped an earlier call.
     kept.audit = asked.pop("audit", kept.audit)
     plan.agree(kept, asked, out)
@@ -91,6 +101,24 @@ def _check_out(out: Path) -> None:
     names = [path.name for path in out.iterdir()] if out.is_dir() else []
     if names and not set(names) & set(ours):
         raise LaunchError(f"--out {out}: holds {min(names)}, but no {plan.FILE}; give a new folder")
+
+
+def _check_inputs(new: plan.Plan, out: Path) -> None:
+    """Checks what a new plan needs, before anything is written.
+
+    Args:
+        new: The plan.
+        out: The folder of --out.
+
+    Raises:
+        UserError: There are no images, no depth map belongs to one, or weights aren't installed.
+    """
+    depth = [Path(new.depth)] if new.depth else []
+    found = images.find(Path(new.images), [out, *depth])
+    for folder in depth:
+        images.check_depth(folder, found)
+    if new.init is None:
+        family.check_weights(new.student)
 
 
 def _lock(out: Path) -> None:

@@ -5,7 +5,6 @@ same programs. What grows with the number of images is extrapolated; the table s
 Nothing is written to --out.
 """
 
-import contextlib
 import dataclasses
 import shutil
 import tempfile
@@ -20,9 +19,11 @@ from tiekd.inference.predict.video import Video
 from tiekd.tools.distill import images, recipes, stages
 from tiekd.tools.distill.commands import Commands, Ended
 from tiekd.tools.distill.plan import Plan
-from tiekd.tools.distill.work import FEWEST, Stopped, Work, batch_size
+from tiekd.tools.distill.teacher import STEREO
+from tiekd.tools.distill.work import FEWEST, FOUND, Stopped, Work, batch_size
 
-_SAMPLE = 32
+_SAMPLE = "sample"  # the folder of links to the images that are tried
+_MOST = 32
 _FRAME_BYTES_PER_PIXEL = 0.5  # of a JPEG of quality 95
 
 
@@ -65,11 +66,16 @@ def run(plan: Plan, out_of_user: Path, launcher: Sequence[str], tell: Callable[[
         tell(f"{len(found.images)} images, {len(found.videos)} videos: {total} frames in all")
         if total < FEWEST:
             raise DataError(f"{plan.images}: {total} images; a distillation needs {FEWEST} or more")
-        sample = sample_of(found)
-        (out / "sample.txt").write_text("".join(f"{path.absolute()}\n" for path in sample))
+        # Names stay as they are, since cached maps and pairs are found by them.
+        for file, path in sample_of(found, plan.teacher).items():
+            (out / _SAMPLE / file).parent.mkdir(parents=True, exist_ok=True)
+            (out / _SAMPLE / file).symlink_to(path.absolute())
+        # Few of the sample may have measured depth, and an audit's finding must not end this.
         trial = dataclasses.replace(
             plan,
-            images=str(out / "sample.txt"),
+            images=str(out / _SAMPLE),
+            depth=None,
+            audit=False,
             batch_size=plan.batch_size or batch_size(total, plan.ranks),
             measured={},
         )
@@ -80,12 +86,7 @@ def run(plan: Plan, out_of_user: Path, launcher: Sequence[str], tell: Callable[[
         try:
             for stage in ("data", "audit", "cache", "student"):
                 started = time.monotonic()
-                # An audit's finding is told, and doesn't end the rehearsal.
-                accepted = (
-                    contextlib.suppress(Stopped) if stage == "audit" else contextlib.nullcontext()
-                )
-                with accepted:
-                    getattr(work, stage)()
+                getattr(work, stage)()
                 took[stage] = time.monotonic() - started
             if not trial.measured.get("seconds_per_iteration"):
                 work.measure()
@@ -93,6 +94,8 @@ def run(plan: Plan, out_of_user: Path, launcher: Sequence[str], tell: Callable[[
             tell(commands.output.read_text(encoding="utf-8", errors="replace")[-3000:])
             tell(str(stopped))
             return stopped.code
+        if commands.ended["audit-teacher"].code == FOUND and plan.audit:
+            tell("WARNING: the audit of the sample finds something; --until audit shows it")
         rows = estimates(work, took, commands.ended, total, sum(frames.values()))
         tell("")
         tell("\n".join(table(rows)))
@@ -141,17 +144,28 @@ def video_frames(found: images.Found, rate: float, tell: Callable[[str], None]) 
     return frames
 
 
-def sample_of(found: images.Found) -> list[Path]:
-    """Returns up to 32 images spread over all; the smallest video if there are too few images.
+def sample_of(found: images.Found, teacher: dict) -> dict[str, Path]:
+    """Returns up to 32 images spread over all; also the smallest video if there are too few.
 
     Args:
         found: The files.
+        teacher: The plan's teacher; for a second camera the right images are added.
+
+    Returns:
+        Names below the user's folder -> files.
     """
-    every = sorted(found.images.values())
-    count = min(_SAMPLE, len(every))
-    sample = [every[place * len(every) // count] for place in range(count)]
+    node, rights = teacher.get("teacher") or {}, {}
+    if node.get("name") == STEREO:
+        rights = images.pairs_of(found, node.get("right"))
+    every = sorted(rights or found.images)
+    count = min(_MOST, len(every))
+    names = [every[place * len(every) // count] for place in range(count)]
+    sample = {name: found.images[name] for name in names}
+    by_file = {path: name for name, path in found.images.items()}
+    sample |= {by_file[rights[name]]: rights[name] for name in names if name in rights}
     if count < FEWEST and found.videos:
-        sample.append(min(found.videos.values(), key=lambda path: path.stat().st_size))
+        smallest = min(found.videos, key=lambda name: found.videos[name].stat().st_size)
+        sample[smallest] = found.videos[smallest]
     return sample
 
 

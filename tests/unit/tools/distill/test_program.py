@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from tiekd.errors import LaunchError
+from tiekd.errors import DataError, LaunchError
 from tiekd.tools.distill import options, program
 from tiekd.tools.distill import plan as plans
 from tiekd.tools.distill.commands import Commands
@@ -19,6 +19,7 @@ GIVEN = {"accept_audit": None, "init": None, "depth": None, "teacher_set": [], "
 def call(tmp_path, monkeypatch):
     """Calls the command with options; the stages are replaced by a note of their plan."""
     (tmp_path / "rides").mkdir()
+    (tmp_path / "rides" / "1.jpg").touch()
     seen = []
     monkeypatch.setattr(program.stages, "run", lambda *_: seen.append(plans.read(tmp_path / "out")))
     monkeypatch.setattr(program, "_catch_signals", lambda _commands: None)
@@ -59,6 +60,17 @@ def test_program_refuses_foreign_folder(call, tmp_path):
     with pytest.raises(LaunchError, match=r"--out .*: holds thesis.txt, but no plan.yaml"):
         call(epochs=3)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.txt"]
+
+
+def test_program_checks_inputs_first(call, tmp_path):
+    """Images and depth that can't be used are told before --out is made."""
+    (tmp_path / "depth").mkdir()
+    with pytest.raises(DataError, match="--depth: no .png or .npy file"):
+        call(epochs=3, depth=tmp_path / "depth")
+    (tmp_path / "rides" / "1.jpg").unlink()
+    with pytest.raises(DataError, match="no .jpg, .jpeg, .png files and no videos"):
+        call(epochs=3)
+    assert not (tmp_path / "out").exists()
 
 
 def test_program_refuses_folder_in_use(call, monkeypatch):

@@ -75,9 +75,20 @@ def test_rehearsal_table_says_what_is_unknown(work):
 def test_rehearsal_sample_is_spread():
     """At most 32 images are sampled, spread over all; with few images a video is added."""
     found = Found({f"{i:03}.png": Path(f"/x/{i:03}.png") for i in range(100)})
-    sample = rehearsal.sample_of(found)
+    sample = rehearsal.sample_of(found, {"teacher": {"maps": "/m"}})
     assert len(sample) == 32
-    assert (sample[0].name, sample[-1].name) == ("000.png", "096.png")
+    assert (min(sample), max(sample)) == ("000.png", "096.png")
+
+
+def test_rehearsal_sample_keeps_pairs():
+    """Of a second camera each sampled image has its right one."""
+    names = [f"{side}/{i:03}.png" for side in ("left", "right") for i in range(50)]
+    found = Found({name: Path(f"/x/{name}") for name in names})
+    stereo = {"teacher": {"name": "stereo", "right": ["left/", "right/"]}}
+    sample = rehearsal.sample_of(found, stereo)
+    lefts = {name for name in sample if name.startswith("left/")}
+    assert len(lefts) == 32
+    assert {name.replace("left", "right") for name in lefts} == sample.keys() - lefts
 
 
 def test_rehearsal_disk_of_folder_to_come(tmp_path):
