@@ -53,6 +53,12 @@ def parse_arguments() -> argparse.Namespace:
     )
     add("--on", choices=("cpu", "cuda"), help="where --max-latency holds, default cpu")
     add("--threads", type=int, metavar="N", help="threads of the exported file, default 1")
+    add(
+        "--intrinsics",
+        metavar="FX,FY,CX,CY|FILE|exif",
+        type=paths.path_text_argument,
+        help="cameras, for teachers that need a focal length",
+    )
     add("--depth", metavar="DIR", type=paths.path_argument, help="measured depth, where there is")
     add("--depth-unit", type=float, metavar="N", help="levels a metre in its PNG, default 1000")
     add(

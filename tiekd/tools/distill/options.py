@@ -24,7 +24,8 @@ _LARGEST_SIDE = 4096
 def check(args: argparse.Namespace) -> None:
     """Refuses options that can't be meant, and replaces those that are texts by their values.
 
-    `size` becomes [height, width] and `max_latency` milliseconds.
+    `size` becomes [height, width], `max_latency` milliseconds, and `intrinsics` a list of numbers,
+    the absolute path of a file, or "exif".
 
     Args:
         args: The parsed command line, which is changed.
@@ -44,6 +45,8 @@ def check(args: argparse.Namespace) -> None:
                 "give one of them"
             )
     args.size = None if args.size is None else parse_size(args.size)
+    if args.intrinsics is not None:
+        args.intrinsics = parse_intrinsics(args.intrinsics)
     if args.max_latency is not None:
         args.max_latency = parse_latency(args.max_latency)
     for option in ("on", "threads"):
@@ -93,6 +96,32 @@ def parse_latency(text: str) -> float:
     if not 0 < milliseconds < math.inf:
         raise LaunchError(f"--max-latency: got {text!r}; give a time above 0, such as 20ms")
     return milliseconds
+
+
+def parse_intrinsics(text: str) -> list[float] | str:
+    """Returns the cameras as a recipe's `data.intrinsics` has them.
+
+    Args:
+        text: The value of --intrinsics.
+
+    Raises:
+        LaunchError: It is neither four or six numbers, nor a file, nor exif.
+    """
+    if text == "exif":
+        return text
+    if Path(text).is_file():
+        return str(Path(text).absolute())
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if len(found) not in (4, 6) or not all(map(math.isfinite, found)) or min(found[:2]) <= 0:
+        raise LaunchError(
+            f"--intrinsics: got {text!r}; give FX,FY,CX,CY in pixels of the upright images, focal "
+            "lengths above 0 (for images of several sizes also width and height), a file of "
+            "intrinsics, or exif"
+        )
+    return found
 
 
 def ranks_of(launcher: list[str]) -> int | None:

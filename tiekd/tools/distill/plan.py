@@ -34,6 +34,7 @@ class Plan:
         teacher: `{"teacher": {...}}` or `{"teachers": [...]}`.
         depth: Absolute path of the folder of measured depth; None without.
         depth_unit: Levels that make a metre in its PNG.
+        intrinsics: Cameras of the images, a value of data.intrinsics; None without.
         frame_rate: Frames a second that are taken of a video.
         max_depth: Largest depth of the student in metres.
         audit: False to go on whatever the teacher's audit says.
@@ -61,6 +62,7 @@ class Plan:
     teacher: dict
     depth: str | None = None
     depth_unit: float = 1000.0
+    intrinsics: str | list[float] | None = None
     frame_rate: float = 2.0
     max_depth: float = 80.0
     audit: bool = True
@@ -92,7 +94,7 @@ _KEYS = {
 }
 _OPTIONS = (
     *("depth_unit", "frame_rate", "max_depth", "hours", "epochs", "max_latency", "on", "threads"),
-    *("seed", "patience", "batch_size", "size", "student"),
+    *("seed", "patience", "batch_size", "size", "student", "intrinsics"),
 )
 
 

@@ -161,6 +161,8 @@ def _data(plan: Plan, out: Path) -> dict:
     if plan.depth is not None:
         # Only some images may have depth.
         data |= {"depth_unit": plan.depth_unit, "unmatched": "allow"}
+    if plan.intrinsics is not None:
+        data["intrinsics"] = plan.intrinsics
     if plan.size is not None:
         height, width = plan.size
         data["resize"] = {"height": height, "width": width, "mode": plan.resize_mode}

@@ -407,7 +407,15 @@ class Work:
     def _data_key(self) -> str:
         plan = self.plan
         parts = [plan.teacher, plan.depth, plan.frame_rate, plan.max_depth, plan.size, plan.init]
-        return json.dumps([*parts, plan.resize_mode, plan.audit, images.fingerprint(self._found())])
+        return json.dumps(
+            [
+                *parts,
+                plan.intrinsics,
+                plan.resize_mode,
+                plan.audit,
+                images.fingerprint(self._found()),
+            ]
+        )
 
     def _teacher_key(self) -> str:
         return _digest(self.out / recipes.TEACHER)

@@ -11,7 +11,7 @@ from tiekd.tools.distill import options
 NAMES = (
     *("teacher", "hours", "epochs", "size", "max_depth", "student", "max_latency", "on"),
     *("threads", "depth", "depth_unit", "init", "frame_rate", "batch_size", "seed", "patience"),
-    *("accept_audit", "until"),
+    *("accept_audit", "until", "intrinsics"),
 )
 
 
@@ -43,6 +43,9 @@ MISTAKES = [
     ({"depth_unit": 1000.0}, "--depth-unit: is the unit of --depth's files"),
     ({"until": "training"}, "--until: got 'training'; the stages are data, audit, cache"),
     ({"init": "/no/weights.pth"}, "--init: nothing at /no/weights.pth"),
+    ({"intrinsics": "721,721"}, "--intrinsics: got '721,721'; give FX,FY,CX,CY"),
+    ({"intrinsics": "0,721,1,1"}, "--intrinsics: got '0,721,1,1'"),
+    ({"intrinsics": "cams.txt"}, "--intrinsics: got 'cams.txt'"),
     ({"batch_size": 0}, "--batch-size: got 0"),
     ({"frame_rate": 0.0}, "--frame-rate: got 0.0"),
     ({"launcher": ["--num_gpus=0"]}, "--num_gpus: got '0'"),
@@ -88,6 +91,14 @@ def test_options_refuse_folder_inside_through_link(tmp_path):
 def test_options_read_latency(text, milliseconds):
     """A latency is read in milliseconds or seconds."""
     assert options.parse_latency(text) == pytest.approx(milliseconds)
+
+
+def test_options_read_intrinsics(tmp_path):
+    """Cameras are numbers, a file by its absolute path, or exif."""
+    (tmp_path / "cams.txt").touch()
+    assert options.parse_intrinsics("721.5,721.5,609,172") == [721.5, 721.5, 609.0, 172.0]
+    assert options.parse_intrinsics(str(tmp_path / "cams.txt")) == str(tmp_path / "cams.txt")
+    assert options.parse_intrinsics("exif") == "exif"
 
 
 @pytest.mark.parametrize(

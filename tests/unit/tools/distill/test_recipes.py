@@ -60,7 +60,9 @@ def test_recipes_of_hours_have_iterations(tmp_path):
 
 def test_recipes_take_depth_and_weights(tmp_path):
     """Measured depth may be there for some images only; weights to start from are loaded."""
-    recipe = read(plan(depth="/depth", depth_unit=256.0, init="/w.pth"), tmp_path)
+    made = plan(depth="/depth", depth_unit=256.0, init="/w.pth", intrinsics="/cams.txt")
+    recipe = read(made, tmp_path)
+    assert recipe.data["intrinsics"] == "/cams.txt"
     assert (recipe.data["depths"], recipe.data["depth_unit"]) == ("/depth", 256.0)
     assert recipe.data["unmatched"] == "allow"
     assert recipe.load.checkpoint == "/w.pth"
