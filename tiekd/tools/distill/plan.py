@@ -150,6 +150,25 @@ def threads_of_rank(ranks: int) -> int:
     return max(1, len(os.sched_getaffinity(0)) // ranks)
 
 
+def update_open(plan: Plan, asked: Mapping) -> None:
+    """Takes over from a command line what no choice follows from yet.
+
+    A budget that can't be met, or a finding of the audit, stops a call. The answer to it is given
+    with the next call, and must not contradict the plan.
+
+    Args:
+        plan: The plan, which is changed.
+        asked: The result of `given` for the command line.
+    """
+    keys = ["audit"]
+    if plan.student is None:
+        keys += ["max_latency_ms", "latency_on", "latency_threads", "student"]
+    if plan.epochs is None and plan.iterations is None:
+        keys += ["hours"]
+    for key in keys:
+        setattr(plan, key, asked.get(key, getattr(plan, key)))
+
+
 def agree(plan: Plan, asked: Mapping, out: Path) -> None:
     """Refuses a command line that contradicts a plan.
 

@@ -50,8 +50,7 @@ def run(args: argparse.Namespace) -> int:
     if kept is None:
         kept = plan.new(asked, plan.threads_of_rank(asked.get("ranks", 1)))
         _check_inputs(kept, out)
-    # Accepting the audit is the answer to one that has stopped an earlier call.
-    kept.audit = asked.pop("audit", kept.audit)
+    plan.update_open(kept, asked)
     plan.agree(kept, asked, out)
     if args.dry_run:
         return rehearsal.run(kept, out, args.launcher, _tell)

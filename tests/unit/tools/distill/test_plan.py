@@ -77,6 +77,22 @@ def test_plan_agrees_with_first_command(tmp_path):
     plans.agree(plan, {"images": "/rides"}, tmp_path)
 
 
+def test_plan_takes_over_what_is_open(tmp_path):
+    """Until the student is chosen and the length measured, both may be asked for anew."""
+    asked = {"images": "/rides", "teacher": ASKED["teacher"], "hours": 0.1, "max_latency_ms": 1.0}
+    plan = plans.new(asked, threads=1)
+    again = asked | {"hours": 3.0, "max_latency_ms": 20.0, "audit": False}
+    plans.update_open(plan, again)
+    plans.agree(plan, again, tmp_path)
+    assert (plan.hours, plan.max_latency_ms, plan.audit) == (3.0, 20.0, False)
+    # Once they are chosen, they are kept.
+    plan.student, plan.iterations = "lite1", 500
+    for change in ({"hours": 4.0}, {"max_latency_ms": 30.0}):
+        plans.update_open(plan, again | change)
+        with pytest.raises(LaunchError, match="says"):
+            plans.agree(plan, again | change, tmp_path)
+
+
 def test_plan_threads_follow_environment(monkeypatch):
     """OMP_NUM_THREADS counts; without it a rank has its share of the cores."""
     monkeypatch.setenv("OMP_NUM_THREADS", "3,1")
