@@ -35,10 +35,10 @@ def lines(plan: Plan, out: Path) -> list[str]:
         ("report.html", "the report"),
     ):
         told += [f"  {path.relative_to(out)}: {words}" for path in sorted(out.glob(pattern))]
-    recipe, run = (shlex.quote(str(out / name)) for name in (recipes.STUDENT, recipes.RUN))
-    train = f"{console.command('train')} {recipe} --work-dir ANOTHER"
+    recipe, run = str(out / recipes.STUDENT), str(out / recipes.RUN)
+    train = f"{console.command('train')} {shlex.join([recipe, '--work-dir', 'ANOTHER'])}"
     told.append(f"By hand: OMP_NUM_THREADS={plan.rank_threads} {_launched(train, plan.ranks)}")
-    told.append(f"Try it: {console.command('predict')} {recipe} {run} IMAGE --out predicted")
+    told.append(f"Try it: {console.command('predict')} {shlex.join([recipe, run])} IMAGE --out DIR")
     return told
 
 
