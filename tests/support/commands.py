@@ -13,6 +13,7 @@ from typing import NamedTuple
 DOCUMENTS = (
     "README.md",
     "bin/README.md",
+    "bin/DISTILL.md",
     "bin/RUNS.md",
     "bin/MANY_MACHINES.md",
     "bin/TROUBLESHOOTING.md",

@@ -20,7 +20,7 @@ def encode(path, count=20, rate=10, last_s=0.1, **options):
         stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
         packets = []
         for index in range(count):
-            level = np.full((64, 96, 3), index * 10, np.uint8)
+            level = np.full((64, 96, 3), min(index * 10, 255), np.uint8)
             packets += stream.encode(av.VideoFrame.from_ndarray(level, format="rgb24"))
         packets += stream.encode()
         packets[-1].duration = round(last_s / packets[-1].time_base)

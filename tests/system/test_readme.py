@@ -22,6 +22,7 @@ ELSEWHERE = {
     # A student that has trained for moments has no temperature.
     r"bin/calibrate\.py .*": ("system/test_calibrate.py", '"bin" / "calibrate.py"'),
     r"bin/demo": ("system/test_demo.py", "bin/demo"),
+    r"bin/distill\.py .*": ("system/test_distill.py", 'DISTILL, rides, "--teacher"'),
     r"bin/experiment\.py .*": ("system/test_experiment.py", "bin/experiment.py"),
     r"bin/test( .*)?": ("../.ci/run", "bin/test"),
     r"pip install (-e .*|'tiekd\[\w+\]')": (

@@ -9,7 +9,7 @@ import difflib
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from types import ModuleType
 
 from tiekd.config import external
@@ -41,12 +41,59 @@ def build(node: dict, package: str, where: str, **context):
         RecipeError: The name is unknown; or an argument is unknown, missing, not of the annotated
             type, or one of `context`.
     """
+    factory, arguments = _prepared(node, package, where, context)
+    # Add the program's own values last, so that no recipe can override them.
+    parameters = parameters_of(factory)
+    arguments |= {key: value for key, value in context.items() if key in parameters}
+    # If `build` refuses an argument, put the argument's place in the recipe before the message.
+    try:
+        return _call(factory, arguments)
+    except RecipeError as error:
+        if str(error).partition(":")[0] in parameters:
+            raise RecipeError(f"{where}.{error}") from None
+        raise
+
+
+def check(node: dict, package: str, where: str, context: Collection[str] = ()) -> None:
+    """Checks the arguments of a component as `build` does, without building it.
+
+    If its `build` has a parameter `options`, the dataclass is made, which checks its values.
+
+    Args:
+        node: As for `build`, like the other arguments.
+        package: See `build`.
+        where: See `build`.
+        context: The names of the values that the program gives.
+
+    Raises:
+        UserError: The name is unknown, or an argument is unknown, missing or not allowed.
+    """
+    factory, arguments = _prepared(node, package, where, context)
+    options = inspect.signature(factory).parameters.get("options")
+    if options is not None and _is_options(options):
+        of_options = {field.name for field in _fields_of(options.annotation)}
+        options.annotation(**{key: arguments[key] for key in arguments.keys() & of_options})
+
+
+def _prepared(
+    node: dict, package: str, where: str, context: Collection[str]
+) -> tuple[Callable, dict]:
+    """Checks a node's arguments against the signature of its component's `build`.
+
+    Args:
+        node: As for `build`, like the other arguments.
+        package: See `build`.
+        where: See `build`.
+        context: The names of the values that the program gives.
+
+    Returns:
+        The component's `build`, and the node's arguments for it.
+    """
     if not isinstance(node, dict) or not isinstance(node.get("name"), str):
         names = ", ".join(_names(package))
         raise RecipeError(
             f"{where}: got {node!r}; it must be a mapping with a name, one of: {names}"
         )
-    # Check the arguments against the signature and annotations of `build`.
     factory = find(node["name"], package, where)
     arguments = {key: value for key, value in node.items() if key != "name"}
     parameters = parameters_of(factory)
@@ -56,18 +103,14 @@ def build(node: dict, package: str, where: str, **context):
     for key, value in arguments.items():
         check_value(value, parameters[key].annotation, f"{where}.{key}")
         arguments[key] = converted(value, parameters[key].annotation)
-    # Add the program's own values last, so that no recipe can override them.
-    arguments |= {key: value for key, value in context.items() if key in parameters}
-    missing = [n for n, p in parameters.items() if p.default is p.empty and n not in arguments]
+    missing = [
+        name
+        for name, parameter in parameters.items()
+        if parameter.default is parameter.empty and name not in arguments and name not in context
+    ]
     if missing:
         raise RecipeError(f"{where} ({node['name']}): needs {', '.join(missing)}")
-    # If `build` refuses an argument, put the argument's place in the recipe before the message.
-    try:
-        return _call(factory, arguments)
-    except RecipeError as error:
-        if str(error).partition(":")[0] in parameters:
-            raise RecipeError(f"{where}.{error}") from None
-        raise
+    return factory, arguments
 
 
 def parameters_of(factory: Callable) -> dict[str, inspect.Parameter]:

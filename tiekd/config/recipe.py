@@ -88,6 +88,22 @@ def merged(
     return recipe
 
 
+def overridden(recipe: dict, overrides: Sequence[str]) -> dict:
+    """Returns a recipe, or a part of one, with overrides applied as `--set` applies them.
+
+    Args:
+        recipe: The merged recipe, which isn't changed.
+        overrides: Texts `key.sub=value`, applied in this order.
+
+    Raises:
+        RecipeError: An override is malformed.
+    """
+    for override in overrides:
+        change = _anchored(_parse_override(override, recipe), Path(), f"--set {override}")
+        recipe = merge(recipe, change)
+    return recipe
+
+
 def merge(base: dict, change: dict) -> dict:
     """Returns a new dict: `base` updated by `change`, recursively. Neither argument is modified.
 

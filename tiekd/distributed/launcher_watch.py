@@ -26,7 +26,8 @@ from pathlib import Path
 import psutil
 
 _RUNNERS = ("deepspeed.launcher.runner", "bin/deepspeed")
-# The environment variable with the process ID of `bin/resume --restarts` or bin/experiment.py.
+# The environment variable with the process ID of `bin/resume --restarts`, bin/experiment.py or
+# bin/distill.py.
 SUPERVISOR = "TIEKD_SUPERVISOR"
 _REAPERS = ("systemd", "init", "tini", "dumb-init", "containerd-shim")
 _LAUNCHER_MODULES = ("deepspeed.launcher.launch", *_RUNNERS)
@@ -92,10 +93,10 @@ def when_lost(answer: Callable[[psutil.Process], None]) -> None:
 def launchers() -> list[psutil.Process]:
     """Returns the launcher processes that started this process, nearest first.
 
-    These are DeepSpeed's launch.py and runner, `bin/resume --restarts` and bin/experiment.py. If
-    the runner isn't among the ancestors, launch.py was started over ssh. Then the ssh session is
-    added. If the pdsh process that opened the session runs on this machine, it is added too, with
-    the launchers above it.
+    These are DeepSpeed's launch.py and runner, `bin/resume --restarts`, bin/experiment.py and
+    bin/distill.py. If the runner isn't among the ancestors, launch.py was started over ssh. Then
+    the ssh session is added. If the pdsh process that opened the session runs on this machine, it
+    is added too, with the launchers above it.
     """
     ancestors = [(process, _command(process)) for process in psutil.Process().parents()]
     found = [i for i, (_, command) in enumerate(ancestors) if _launches(command)]
@@ -202,7 +203,8 @@ def _is_adopted(launch: psutil.Process) -> bool:
 
 def _launches(command: str) -> bool:
     supervises = re.search(r"(^|[/ ])resume ", command) and " --restart" in command
-    supervises = supervises or re.search(r"(^|[/ ])experiment\.py( |$)", command)
+    supervises = supervises or re.search(r"(^|[/ ])(experiment|distill)\.py( |$)", command)
+    supervises = supervises or re.search(r"(^|[/ ])tiekd distill( |$)", command)
     return bool(supervises) or any(module in command for module in _LAUNCHER_MODULES)
 
 

@@ -1,6 +1,6 @@
 """Restarts a run when it crashes, until it has finished: `bin/resume --restarts N`.
 
-`run_once` also runs the trainings of bin/experiment.py.
+`run_once` also runs the trainings of bin/experiment.py and the stages of bin/distill.py.
 
 The run is a child process. After a crash it is launched again after a delay of 1, 2, 4, ... and at
 most 60 seconds. It isn't launched again if it has finished or was stopped early, if it was asked to
@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -89,7 +89,12 @@ def supervise(command: Sequence[str], work_dir: Path, restarts: int) -> int:
 
 
 def run_once(
-    command: Sequence[str], work_dir: Path, asked: list[int], output: BinaryIO | None = None
+    command: Sequence[str],
+    work_dir: Path,
+    asked: list[int],
+    output: BinaryIO | None = None,
+    watch: Callable[[set[psutil.Process]], None] | None = None,
+    prepare: Callable[[], None] | None = None,
 ) -> int:
     """Runs a command, waits until the command and all ranks have ended, and returns its exit code.
 
@@ -100,6 +105,8 @@ def run_once(
         work_dir: the run's work dir, whose lock shows that rank 0 still runs.
         asked: the signals to this process so far; the signal handlers append to it.
         output: file that receives what the command prints; None for this process's own streams.
+        watch: called several times a second with all processes below this one; None for nobody.
+        prepare: called in the child before the command starts; None for nothing.
 
     Returns:
         The command's exit code; 128 + N if signal N ended it.
@@ -108,13 +115,20 @@ def run_once(
     # Start the command in a new session, so that it doesn't receive Ctrl-C from the terminal; this
     # process forwards it.
     child = subprocess.Popen(
-        command, start_new_session=True, env=environment, stdout=output, stderr=output
+        command,
+        start_new_session=True,
+        env=environment,
+        stdout=output,
+        stderr=output,
+        preexec_fn=prepare,  # noqa: PLW1509 - it only calls the kernel
     )
     everything: set[psutil.Process] = set()
     told = 0
     gone_at = None
     while True:
         everything |= _below_this()
+        if watch is not None:
+            watch(everything)
         if child.poll() is not None:
             gone_at = gone_at or time.monotonic()
             # After the launcher has ended, rank 0 may still be saving a checkpoint. Wait up to

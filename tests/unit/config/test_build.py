@@ -6,7 +6,7 @@ import inspect
 import pytest
 
 from tiekd.config import kinds
-from tiekd.config.build import build, parameters_of
+from tiekd.config.build import build, check, parameters_of
 from tiekd.errors import RecipeError
 
 PARTS = {
@@ -101,6 +101,22 @@ def test_build_fills_options_with_a_nodes_keys(parts):
     assert (channels, flip) == (8, True)
     assert (options.width, options.sigma, options.borders) == (3, 1.0, [])
     assert str(options.mask) == "a" != options.mask
+
+
+def test_check_refuses_as_build_does(parts):
+    """A node is checked without a build: unknown and missing keys, types, and options' values."""
+    name = f"{parts}.grouped"
+    check({"name": name, "width": 3}, "tiekd.losses", "here", ("in_channels",))
+    for node, told in (
+        ({"width": 3, "colour": 1}, "unknown key 'colour'"),
+        ({}, "needs width"),
+        ({"width": "wide"}, "here.width: got 'wide'"),
+        ({"width": 3, "sigma": 0.0}, "sigma: got 0.0; it must be above 0"),
+    ):
+        with pytest.raises(RecipeError, match=told):
+            check({"name": name} | node, "tiekd.losses", "here", ("in_channels",))
+    with pytest.raises(RecipeError, match="needs in_channels"):
+        check({"name": name, "width": 3}, "tiekd.losses", "here")
 
 
 def test_build_fills_options_with_the_programs_values(parts):

@@ -42,6 +42,9 @@ def test_is_adopted_detects_orphaned_launch(parent, name, group, adopted, monkey
         ("python bin/experiment.py", True),
         ("python bin/my_experiment.py spec.yaml", False),
         ("vim bin/experiment.pyc", False),
+        ("python bin/distill.py rides --out o", True),
+        ("python /venv/bin/tiekd distill rides --out o", True),
+        ("python bin/undistill.py rides", False),
         ("python bin/train.py r.yaml", False),
     ],
 )

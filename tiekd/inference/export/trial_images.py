@@ -4,6 +4,7 @@ They are validation frames, or rendered street scenes if there is no usable vali
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from tiekd.data.build import build_dataset, settings_of
 from tiekd.data.datasets import scenes
 from tiekd.data.resize import resized_image
 from tiekd.errors import DataError, RecipeError
+from tiekd.evaluation.agreement import TEACHER
 
 _RENDERED = 192, 640  # (height, width) of rendered scenes in pixels
 
@@ -35,6 +37,9 @@ def frames(recipe: dict, count: int = 2) -> tuple[list[Tensor], str]:
         found = []
         if "data" in recipe:
             settings = settings_of(data, recipe["network"]["max_depth"])
+            # Against the teacher, validation frames are other ones, and need no ground truth.
+            against = recipe.get("evaluation", {}).get("against")
+            settings = replace(settings, scores_teacher=against == TEACHER)
             found = build_dataset(settings, "val", as_evaluated=True)
         return _spaced(found, count), f"{data.get('root', data.get('name'))} (val)"
     # There is no usable validation data: render scenes instead, and return the reason.

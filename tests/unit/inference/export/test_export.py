@@ -548,6 +548,21 @@ def test_trial_frames_come_from_dataset(monkeypatch):
     assert found[1] is frames[1].image
 
 
+@pytest.mark.parametrize(("against", "scores"), [("teacher", True), (None, False)])
+def test_trial_frames_follow_evaluation(monkeypatch, against, scores):
+    """Against the teacher, trial images are those that it is scored on, without ground truth."""
+    seen = []
+
+    def built(settings, *_, **__):
+        seen.append(settings.scores_teacher)
+        return [SimpleNamespace(image=random_image(48, 64)[0])]
+
+    monkeypatch.setattr(trial_images, "build_dataset", built)
+    recipe = {"network": DPM, "data": {"name": "folder", "images": "rides"}}
+    trial_images.frames(recipe | ({"evaluation": {"against": against}} if against else {}))
+    assert seen == [scores]
+
+
 def test_export_check_names_missing_package(tmp_path, dpm, monkeypatch):
     """A missing package is named together with the pip command that installs it."""
     monkeypatch.setattr(onnx_format, "PACKAGES", ("onnx", "no_such_package"))

@@ -1,0 +1,22 @@
+"""The last lines of a distillation."""
+
+import json
+
+from tiekd.tools.distill import plan as plans
+from tiekd.tools.distill import summary
+
+
+def test_summary_labels_agreement(tmp_path):
+    """Figures against the teacher carry their label, and only files that are there are named."""
+    plan = plans.new({"images": "/x", "teacher": {}, "epochs": 1}, threads=2)
+    node = {
+        "protocol": {"figures_are": "agreement with the teacher, not accuracy"},
+        "networks": {"recipe": {"metrics": {"abs_rel": 0.123456, "a1": 0.9}}},
+    }
+    (tmp_path / "evaluation.json").write_text(json.dumps(node))
+    (tmp_path / "recipe.yaml").touch()
+    text = "\n".join(summary.lines(plan, tmp_path))
+    assert "abs_rel 0.1235, a1 0.9000 (agreement with the teacher, not accuracy)" in text
+    assert "recipe.yaml" in text
+    assert "student.onnx" not in text
+    assert "OMP_NUM_THREADS=2" in text

@@ -1,0 +1,140 @@
+"""Runs a distillation: the body of bin/distill.py.
+
+It decides and keeps the books; the work is done by the programs of bin/, with recipes that it has
+written, so that each stage can be repeated by hand.
+"""
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+from tiekd.distributed.entrypoint import STOPPED_CODE
+from tiekd.errors import LaunchError
+from tiekd.tools.distill import (
+    family,
+    images,
+    options,
+    plan,
+    rehearsal,
+    stages,
+    summary,
+    teacher,
+)
+from tiekd.tools.distill.commands import Commands, wait_for_leftovers
+from tiekd.tools.distill.work import Stopped, Work
+from tiekd.workdir import workdir
+
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the stages that aren't finished, or with --dry-run estimates all.
+
+    Args:
+        args: The checked command line.
+
+    Returns:
+        The exit code: 0 if all went well, 75 if it was asked to stop, otherwise that of the program
+        that failed.
+
+    Raises:
+        UserError: The command line contradicts the plan, or an input can't be used.
+    """
+    out = args.out
+    _check_out(out)
+    section = None if args.teacher is None else teacher.parse(args.teacher, args.teacher_set)
+    asked = plan.given(args, section)
+    kept = plan.read(out)
+    if kept is None:
+        kept = plan.new(asked, plan.threads_of_rank(asked.get("ranks", 1)))
+        _check_inputs(kept, out)
+    plan.update_open(kept, asked)
+    plan.agree(kept, asked, out)
+    if args.dry_run:
+        return rehearsal.run(kept, out, args.launcher, _tell)
+    _lock(out)
+    wait_for_leftovers(out, _tell)
+    # Write the plan before anything else, so that a call that is killed at once is remembered.
+    plan.write(kept, out)
+    commands = Commands(out, kept.ranks, kept.rank_threads, args.launcher, _tell)
+    _catch_signals(commands)
+    work = Work(kept, out, commands, _tell)
+    try:
+        stages.run(work.stages(), stages.Records(out), _tell, args.until)
+    except Stopped as stopped:
+        _tell(str(stopped))
+        return STOPPED_CODE if commands.asked else stopped.code
+    if args.until in (None, options.STAGES[-1]):
+        _tell("\n".join(summary.lines(kept, out)))
+    return 0
+
+
+def _catch_signals(commands: Commands) -> None:
+    """Lets signals that ask this process to stop reach the program that runs, or end the stage.
+
+    Args:
+        commands: Starts programs, and forwards the signals that it is given.
+    """
+
+    def ask(number: int, _frame: FrameType | None) -> None:
+        commands.asked.append(number)
+        if not commands.is_running:
+            raise Stopped("Stopped; the same command continues", STOPPED_CODE)
+
+    for number in _SIGNALS:
+        signal.signal(number, ask)
+
+
+def _check_out(out: Path) -> None:
+    """Refuses a folder that has files but no plan.
+
+    Args:
+        out: The folder of --out.
+
+    Raises:
+        LaunchError: It holds something else.
+    """
+    ours = (plan.FILE, workdir.LOCK)
+    names = [path.name for path in out.iterdir()] if out.is_dir() else []
+    if names and not set(names) & set(ours):
+        raise LaunchError(f"--out {out}: holds {min(names)}, but no {plan.FILE}; give a new folder")
+
+
+def _check_inputs(new: plan.Plan, out: Path) -> None:
+    """Checks what a new plan needs, before anything is written.
+
+    Args:
+        new: The plan.
+        out: The folder of --out.
+
+    Raises:
+        UserError: There are no images, no depth map belongs to one, or weights aren't installed.
+    """
+    depth = [Path(new.depth)] if new.depth else []
+    found = images.find(Path(new.images), [out, *depth])
+    for folder in depth:
+        images.check_depth(folder, found)
+    if new.init is None:
+        family.check_weights(new.student)
+
+
+def _lock(out: Path) -> None:
+    """Locks the folder of --out until this process ends.
+
+    Args:
+        out: The folder, which is made if it isn't there.
+
+    Raises:
+        LaunchError: Another process holds the lock, or the folder can't be made.
+    """
+    try:
+        workdir.lock(out)
+    except LaunchError as error:
+        raise LaunchError(str(error).replace("--work-dir", "--out")) from None
+
+
+def _tell(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()

@@ -1,0 +1,295 @@
+"""Estimates the time, memory and disk of every stage: `--dry-run`.
+
+The stages up to the choice of the student run on a few of the images, in a temporary folder, by the
+same programs. What grows with the number of images is extrapolated; the table says from what.
+Nothing is written to --out.
+"""
+
+import dataclasses
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tiekd.data.image_io import read_photo
+from tiekd.errors import DataError
+from tiekd.inference.predict.video import Video
+from tiekd.tools.distill import images, recipes, stages
+from tiekd.tools.distill.commands import Commands, Ended
+from tiekd.tools.distill.plan import Plan
+from tiekd.tools.distill.teacher import STEREO
+from tiekd.tools.distill.work import FEWEST, FOUND, Stopped, Work, batch_size
+
+_SAMPLE = "sample"  # the folder of links to the images that are tried
+_MOST = 32
+_FRAME_BYTES_PER_PIXEL = 0.5  # of a JPEG of quality 95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a stage will need.
+
+    Attributes:
+        stage: Its name.
+        seconds: Its time; None if it isn't known.
+        peak_bytes: The memory of its processes; None if it isn't known.
+        disk_bytes: What it writes; None if it isn't known.
+        basis: What the figures are from.
+    """
+
+    stage: str
+    seconds: float | None
+    peak_bytes: int | None
+    disk_bytes: float | None
+    basis: str
+
+
+def run(plan: Plan, out_of_user: Path, launcher: Sequence[str], tell: Callable[[str], None]) -> int:
+    """Rehearses the stages on a few images, and prints the estimates.
+
+    Args:
+        plan: The plan, which isn't changed.
+        out_of_user: The folder of --out, to which nothing is written.
+        launcher: The options of DeepSpeed's launcher.
+        tell: Prints a line.
+
+    Returns:
+        The exit code.
+    """
+    with tempfile.TemporaryDirectory(prefix="distill_") as name:
+        out = Path(name)
+        found = images.find(Path(plan.images), [Path(plan.depth)] if plan.depth else [])
+        frames = video_frames(found, plan.frame_rate, tell)
+        total = len(found.images) + sum(frames.values())
+        tell(f"{len(found.images)} images, {len(found.videos)} videos: {total} frames in all")
+        if total < FEWEST:
+            raise DataError(f"{plan.images}: {total} images; a distillation needs {FEWEST} or more")
+        # Names stay as they are, since cached maps and pairs are found by them.
+        for file, path in sample_of(found, plan.teacher).items():
+            (out / _SAMPLE / file).parent.mkdir(parents=True, exist_ok=True)
+            (out / _SAMPLE / file).symlink_to(path.absolute())
+        # Few of the sample may have measured depth, and an audit's finding must not end this.
+        trial = dataclasses.replace(
+            plan,
+            images=str(out / _SAMPLE),
+            depth=None,
+            audit=False,
+            batch_size=plan.batch_size or batch_size(total, plan.ranks),
+            measured={},
+        )
+        commands = _Recorder(out, plan.ranks, plan.rank_threads, launcher, tell)
+        commands.output = out / "output.txt"
+        work = Work(trial, out, commands, tell)
+        took = {}
+        try:
+            for stage in ("data", "audit", "cache", "student"):
+                started = time.monotonic()
+                getattr(work, stage)()
+                took[stage] = time.monotonic() - started
+            if not trial.measured.get("seconds_per_iteration"):
+                work.measure()
+        except Stopped as stopped:
+            tell(commands.output.read_text(encoding="utf-8", errors="replace")[-3000:])
+            tell(str(stopped))
+            return stopped.code
+        if commands.ended["audit-teacher"].code == FOUND and plan.audit:
+            tell("WARNING: the audit of the sample finds something; --until audit shows it")
+        rows = estimates(work, took, commands.ended, total, sum(frames.values()))
+        tell("")
+        tell("\n".join(table(rows)))
+        told, free = sum(row.disk_bytes or 0 for row in rows), free_bytes(out_of_user)
+        tell(f"disk: {_bytes(told)} in all, {_bytes(free)} are free for {out_of_user}")
+        if told > free:
+            tell("WARNING: that doesn't fit; make room, or give --out on another disk")
+    return 0
+
+
+@dataclass
+class _Recorder(Commands):
+    """Starts programs, and keeps how they ended.
+
+    Attributes:
+        ended: Name of each program -> how its last start ended.
+    """
+
+    ended: dict[str, Ended] = field(default_factory=dict)
+
+    def run(self, program: str, arguments: Sequence[str], folder: Path | None = None) -> Ended:
+        found = super().run(program, arguments, folder)
+        self.ended[program] = found
+        return found
+
+
+def video_frames(found: images.Found, rate: float, tell: Callable[[str], None]) -> dict[str, int]:
+    """Returns about how many frames are taken of each video, by its duration.
+
+    Args:
+        found: The files; videos that can't be read are removed.
+        rate: Frames a second that are taken.
+        tell: Prints a line.
+    """
+    frames = {}
+    for name, path in list(found.videos.items()):
+        try:
+            video = Video(path)
+        except DataError as error:
+            if "PyAV" in str(error):
+                raise
+            tell(f"left out: {error}")
+            del found.videos[name]
+            continue
+        frames[name] = max(1, min(video.count, round(float(video.count / video.rate) * rate)))
+    return frames
+
+
+def sample_of(found: images.Found, teacher: dict) -> dict[str, Path]:
+    """Returns up to 32 images spread over all; also the smallest video if there are too few.
+
+    Args:
+        found: The files.
+        teacher: The plan's teacher; for a second camera the right images are added.
+
+    Returns:
+        Names below the user's folder -> files.
+    """
+    node, rights = teacher.get("teacher") or {}, {}
+    if node.get("name") == STEREO:
+        rights = images.pairs_of(found, node.get("right"))
+    every = sorted(rights or found.images)
+    count = min(_MOST, len(every))
+    names = [every[place * len(every) // count] for place in range(count)]
+    sample = {name: found.images[name] for name in names}
+    by_file = {path: name for name, path in found.images.items()}
+    sample |= {by_file[rights[name]]: rights[name] for name in names if name in rights}
+    if count < FEWEST and found.videos:
+        smallest = min(found.videos, key=lambda name: found.videos[name].stat().st_size)
+        sample[smallest] = found.videos[smallest]
+    return sample
+
+
+def estimates(
+    work: Work, took: dict[str, float], ended: dict[str, Ended], total: int, from_videos: int
+) -> list[Estimate]:
+    """Returns the estimate of each stage.
+
+    Args:
+        work: The stages that have run on the sample.
+        took: Name of each of these stages -> its seconds.
+        ended: Name of each of their programs -> how it ended.
+        total: The number of all images and frames.
+        from_videos: The number of frames of videos among them.
+    """
+    plan, out = work.plan, work.out
+    seen = work.images_left
+    more = max(0, total - seen)
+    height, width = plan.image_size
+    read_s = _reading_s(out)
+    frames_bytes = from_videos * height * width * _FRAME_BYTES_PER_PIXEL
+    rows = [
+        Estimate(
+            "data",
+            took["data"] + more * read_s,
+            _peak(ended, "check-data"),
+            frames_bytes,
+            f"{seen} of {total} images checked, {1000 * read_s:.0f} ms to read one",
+        ),
+        Estimate(
+            "audit", took["audit"], _peak(ended, "audit-teacher"), 1e6, f"measured on {seen} images"
+        ),
+    ]
+    maps = sorted((out / recipes.MAPS).rglob("*.png"), key=lambda path: path.stat().st_mtime)
+    if len(maps) > 1:
+        each_s = (maps[-1].stat().st_mtime - maps[0].stat().st_mtime) / (len(maps) - 1)
+        each_bytes = sum(path.stat().st_size for path in maps) / seen
+        rows.append(
+            Estimate(
+                "cache",
+                took["cache"] + more * each_s,
+                _peak(ended, "cache-teacher"),
+                total * each_bytes,
+                f"{len(maps)} maps made, {each_s:.2f} s and {each_bytes / 1e6:.2f} MB each",
+            )
+        )
+    rows.append(Estimate("student", took["student"], None, 0.0, "measured; it doesn't grow"))
+    return rows + _of_training(work, ended, total / seen)
+
+
+def _of_training(work: Work, ended: dict[str, Ended], growth: float) -> list[Estimate]:
+    """Returns the estimates of training, evaluation and export.
+
+    Args:
+        work: The stages that have run on the sample.
+        ended: How their programs ended.
+        growth: All images / those of the sample.
+    """
+    measured = work.plan.measured
+    iteration_s = measured["seconds_per_iteration"]
+    evaluations_s = measured["seconds_of_evaluations"] * growth
+    plan = work.plan
+    if plan.hours is not None:
+        seconds = 3600 * plan.hours
+        basis = f"--hours; an iteration takes {iteration_s:.2f} s"
+    else:
+        training = measured["seconds_of_training"] - measured["seconds_of_evaluations"]
+        seconds = training * growth + evaluations_s
+        basis = f"{plan.epochs} epochs; an iteration takes {iteration_s:.2f} s, as measured"
+    peak = _peak(ended, "train")
+    disk = None if measured["disk_mb"] is None else 1e6 * measured["disk_mb"]
+    return [
+        Estimate("train", seconds, peak, disk, basis),
+        Estimate("evaluate", evaluations_s / 10 + 10, peak, 1e6, "an evaluation in a dry run"),
+        Estimate("export", None, None, None, "not measured; about a minute"),
+    ]
+
+
+def table(rows: list[Estimate]) -> list[str]:
+    """Returns the estimates as a table of text.
+
+    Args:
+        rows: The estimates.
+    """
+    lines = [f"{'stage':<10}{'time':>10}{'memory':>10}{'disk':>10}  estimated from"]
+    for row in rows:
+        time_text = "?" if row.seconds is None else stages.duration(row.seconds)
+        lines.append(
+            f"{row.stage:<10}{time_text:>10}{_bytes(row.peak_bytes):>10}"
+            f"{_bytes(row.disk_bytes):>10}  {row.basis}"
+        )
+    known = sum(row.seconds or 0 for row in rows)
+    lines.append(f"about {stages.duration(known)} in all; every figure is an estimate")
+    return lines
+
+
+def free_bytes(folder: Path) -> int:
+    """Returns the free bytes of the disk on which a folder is or will be.
+
+    Args:
+        folder: The folder; it may not exist yet.
+    """
+    there = folder.absolute()
+    return shutil.disk_usage(next(each for each in (there, *there.parents) if each.is_dir())).free
+
+
+def _peak(ended: dict[str, Ended], program: str) -> int | None:
+    return ended[program].peak_bytes or None if program in ended else None
+
+
+def _bytes(count: float | None) -> str:
+    if count is None:
+        return "?"
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def _reading_s(out: Path) -> float:
+    """Returns the mean seconds in which an image of the sample is read.
+
+    Args:
+        out: The folder of the rehearsal.
+    """
+    paths = [path for path in (out / images.IMAGES).rglob("*") if path.is_file()][:8]
+    started = time.perf_counter()
+    for path in paths:
+        read_photo(path)
+    return (time.perf_counter() - started) / max(1, len(paths))

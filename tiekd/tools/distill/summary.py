@@ -1,0 +1,67 @@
+"""The lines with which a distillation ends: what it has made, and how good that is."""
+
+import json
+import shlex
+from pathlib import Path
+
+from tiekd import console
+from tiekd.tools.distill import recipes
+from tiekd.tools.distill.plan import Plan
+
+_FIGURES = ("abs_rel", "rmse", "a1")
+
+
+def lines(plan: Plan, out: Path) -> list[str]:
+    """Returns the lines.
+
+    Args:
+        plan: The completed plan.
+        out: The folder of the distillation.
+    """
+    told = [f"The student {plan.student} is in {out}:"]
+    for name, words in (
+        ("evaluation.json", "figures against the teacher"),
+        ("accuracy.json", "figures against measured depth"),
+    ):
+        path = out / name
+        if path.exists():
+            told.append(f"  {name}: {words}: {figures(path)}")
+    for pattern, words in (
+        ("student.onnx", "for the robot: image in, metres out"),
+        ("student.pt2", "for the robot: image in, metres out"),
+        (f"{recipes.RUN}/best_*.pth", "its weights"),
+        (recipes.STUDENT, "the recipe, to be edited and run by hand"),
+        ("plan.yaml", "every choice, and what was measured for it"),
+        ("report.html", "the report"),
+    ):
+        told += [f"  {path.relative_to(out)}: {words}" for path in sorted(out.glob(pattern))]
+    recipe, run = str(out / recipes.STUDENT), str(out / recipes.RUN)
+    train = f"{console.command('train')} {shlex.join([recipe, '--work-dir', 'ANOTHER'])}"
+    told.append(f"By hand: OMP_NUM_THREADS={plan.rank_threads} {_launched(train, plan.ranks)}")
+    told.append(f"Try it: {console.command('predict')} {shlex.join([recipe, run])} IMAGE --out DIR")
+    return told
+
+
+def _launched(command: str, ranks: int) -> str:
+    """Returns the command of a training with what starts it on several ranks.
+
+    Args:
+        command: The command on one rank.
+        ranks: Number of ranks.
+    """
+    if console.names_bin():
+        return f"deepspeed --num_gpus={ranks} {command}"
+    return f"{command} --num_gpus={ranks}"
+
+
+def figures(path: Path) -> str:
+    """Returns the main figures of an evaluation's JSON as text, with the label of what they are.
+
+    Args:
+        path: The JSON file.
+    """
+    node = json.loads(path.read_text(encoding="utf-8"))
+    metrics = next(iter(node["networks"].values()))["metrics"]
+    text = ", ".join(f"{name} {metrics[name]:.4f}" for name in _FIGURES if name in metrics)
+    label = node.get("protocol", {}).get("figures_are")
+    return text if label is None else f"{text} ({label})"
