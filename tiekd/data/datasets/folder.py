@@ -9,15 +9,11 @@ ways to pair files (link or rename them).
 """
 
 import hashlib
-import math
 import os
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-
-import torch
 
 from tiekd.data import held_out as held_out_frames
 from tiekd.data.cameras.source import check_numbers
@@ -26,11 +22,11 @@ from tiekd.data.frames import (
     DepthFormat,
     Frame,
     Frames,
+    check_depth_units,
     data_root,
     joined_name,
     with_cameras,
 )
-from tiekd.data.image_io import read_depth_npy, read_measured_levels
 from tiekd.data.listing import list_files, unlistable
 from tiekd.data.pairing import check_pairs
 from tiekd.data.splits import below_root, read_lines
@@ -84,13 +80,7 @@ class FolderOptions:
     intrinsics: Path | Sequence[float] | None = None
 
     def __post_init__(self):
-        for name in ("depth_unit", "float_depth_unit"):
-            unit = getattr(self, name)
-            if unit is not None and not 1 <= unit < math.inf:
-                raise RecipeError(
-                    f"data.{name}: got {unit}; it is how many levels make a metre, such as 1000 "
-                    "for millimetres"
-                )
+        check_depth_units(self.depth_unit, self.float_depth_unit)
         if not 0 <= self.val_fraction < 1:
             raise RecipeError(
                 f"data.val_fraction: got {self.val_fraction}; it must be from 0 to below 1"
@@ -147,21 +137,12 @@ def build(
             f"data.val_fraction: validation is the end of the training images' sequence, {remark}; "
             "images in several folders, or data.val_split, tell more of new places"
         )
-    # Describe the format of the depth maps.
-    read_depth = partial(
-        _read_depth,
-        units_per_m=options.depth_unit,
-        float_units_per_m=options.float_depth_unit,
-        invalid=tuple(options.invalid),
-    )
     kept = [frame for name, frame in frames.items() if name in chosen]
     kept, camera_notes = with_cameras(kept, options.intrinsics, folder)
     files = DatasetSplit(
         kept,
         source,
-        DepthFormat(
-            read_depth, options.depth_unit, options.float_depth_unit or 1.0, options.invalid
-        ),
+        DepthFormat.of_files(options.depth_unit, options.float_depth_unit, options.invalid),
         notes=notes,
         camera_notes=camera_notes,
         remark=remark,
@@ -383,25 +364,3 @@ def _hash_picked(frames: dict[str, Frame], fraction: float) -> set[str]:
     names.sort(key=lambda name: hashlib.sha256(name.encode(errors="surrogateescape")).digest())
     count = max(1, round(fraction * len(names))) if fraction else 0
     return set(names[:count])
-
-
-def _read_depth(
-    path: Path,
-    units_per_m: float | None,
-    float_units_per_m: float | None,
-    invalid: tuple[float, ...],
-) -> torch.Tensor:
-    """Reads a depth file.
-
-    Args:
-        path: The file, an NPY file or a 16-bit PNG.
-        units_per_m: Units per metre of integers in an NPY file; None if unknown.
-        float_units_per_m: Units per metre of floating-point values; None means metres.
-        invalid: Values in an NPY file that mean "not measured".
-
-    Returns:
-        (1, H, W), 0 where invalid: float32 metres from an NPY file, uint16 levels from a PNG.
-    """
-    if path.suffix.lower() == ".npy":
-        return read_depth_npy(path, units_per_m, float_units_per_m, invalid)
-    return read_measured_levels(path)
