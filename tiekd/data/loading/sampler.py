@@ -101,12 +101,20 @@ def epoch_batches(
 
     Returns:
         (batches, batch_size) int64.
+
+    Raises:
+        RecipeError: If the data set's order isn't a permutation.
     """
     # Permute the samples, and look up the group of each.
     if order_of is None:
         order = np.random.default_rng([seed, epoch]).permutation(num_samples)
     else:
-        order = order_of(epoch, seed)
+        order = np.asarray(order_of(epoch, seed))
+        if not np.array_equal(np.sort(order), np.arange(num_samples)):
+            raise RecipeError(
+                f"data: the data set's epoch_order({epoch}, {seed}) must have each index from 0 to "
+                f"{num_samples - 1} once"
+            )
     group_of = np.zeros(num_samples, int) if groups is None else np.asarray(groups)[order]
     batches = []
     # For each group, form batches of positions in the permutation.

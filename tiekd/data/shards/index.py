@@ -78,12 +78,23 @@ def open_index(shards: Shards, path: Path) -> Index:
     """
     states = {}
     for name, shard in shards.items():
-        found = os.stat(shard)
+        try:
+            found = os.stat(shard)
+        except OSError as error:
+            raise DataError(
+                f"{shard}: can't be read ({error.strerror}); correct the link or the permissions"
+            ) from None
         states[name] = found.st_size, found.st_mtime_ns
     check_readable(path, "index of shards", DataError)
     if not path.exists():
         return _read(make_index(shards, states, path), path, shards, states)
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"{path}: can't be read ({error.strerror}); change its permissions, or give another "
+            "place (data.index=FILE)"
+        ) from None
     header = _header(content, path)
     touched = _compare(header, shards, states, path)
     if touched:

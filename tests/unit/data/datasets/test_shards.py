@@ -224,6 +224,19 @@ def test_shards_with_one_key_twice_are_refused(tmp_path):
     assert told.startswith(f"{tmp_path}/s0.tar and {tmp_path}/s1.tar both have a/0001.png; keys")
 
 
+def test_shards_that_are_no_files_are_named(tmp_path):
+    """A broken link or a folder in the place of a shard is named, and so is one of the index."""
+    make(tmp_path, (1,))
+    (tmp_path / "x.tar").symlink_to("nothing")
+    assert f"{tmp_path}/x.tar: can't be read (No such file" in refused(lambda: frames(tmp_path))
+    (tmp_path / "x.tar").unlink()
+    (tmp_path / "x.tar").mkdir()
+    assert f"{tmp_path}/x.tar: a folder, no tar shard" in refused(lambda: frames(tmp_path))
+    assert f"{tmp_path}/x.tar: a folder, no index of" in refused(
+        lambda: frames(tmp_path, shards="s0.tar", index="x.tar")
+    )
+
+
 def test_shards_folder_without_them(tmp_path):
     """A folder without shards says what is looked for, and names compressed ones."""
     assert f"data.shards: no *.tar in {tmp_path}; give the" in refused(lambda: frames(tmp_path))

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from tiekd.data.loading.sampler import MicroBatches, RankShare
+from tiekd.data.loading.sampler import MicroBatches, RankShare, epoch_batches
 from tiekd.data.shards.order import ShardOrder
+from tiekd.errors import RecipeError
 
 SHARDS = np.repeat([4, 5, 9, 12], [5, 3, 6, 2])
 
@@ -71,3 +72,10 @@ def test_order_is_stated_in_words():
         "4 shards in another order each epoch, their frames moved within a window of 7 "
         "(data.window)"
     )
+
+
+@pytest.mark.parametrize("order", [[0, 1, 1, 3], [0, 1, 2], [1, 2, 3, 4]])
+def test_order_that_is_no_permutation_is_refused(order):
+    """A data set whose order leaves out or repeats a sample is named."""
+    with pytest.raises(RecipeError, match=r"epoch_order\(2, 7\) must have each index from 0 to 3"):
+        epoch_batches(2, 4, 2, 7, order_of=lambda epoch, seed: np.array(order))
