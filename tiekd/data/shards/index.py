@@ -113,11 +113,12 @@ def make_index(shards: Shards, states: States, path: Path) -> bytes:
     Raises:
         DataError: A shard can't be indexed, two have one key, or the index can't be written.
     """
-    # Write first, since looking at all shards may take long: an empty file shows that it is there.
+    # Looking at all shards may take long, so find out first whether the index can be written.
+    probe = path.with_name(f"{path.name}.probe-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_bytes(path.with_name(f"{path.name}.probe"), b"", durable=False)
-        path.with_name(f"{path.name}.probe").unlink()
+        replace_bytes(probe, b"", durable=False)
+        probe.unlink()
     except OSError as error:
         raise DataError(
             f"{path}: the index of the shards can't be written ({error.strerror}); give a place "
