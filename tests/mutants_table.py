@@ -41,6 +41,54 @@ class Mutant(NamedTuple):
 
 MUTANTS = [
     Mutant(
+        "frames_of_shards_move_by_two_windows",
+        "tiekd.data.shards.order",
+        "ShardOrder.__call__",
+        "self.window * random.random(len(places))",
+        "2 * self.window * random.random(len(places))",
+        ("tests/unit/data/shards/test_order.py",),
+    ),
+    Mutant(
+        "a_run_ignores_the_order_of_its_data_set",
+        "tiekd.training.build",
+        "Parts.batches",
+        'getattr(self.train_set, "epoch_order", None)',
+        "None",
+        ("tests/unit/training/test_build.py",),
+    ),
+    Mutant(
+        "a_shard_cut_between_members_is_whole",
+        "tiekd.data.shards.scan",
+        "_check_end",
+        "len(rest) < _BLOCK or any(rest[:_BLOCK])",
+        "False",
+        ("tests/unit/data/datasets/test_shards.py",),
+    ),
+    Mutant(
+        "a_shard_of_the_same_size_is_the_same",
+        "tiekd.data.shards.index",
+        "_look_again",
+        "scan(shard).digest != digest",
+        "False",
+        ("tests/unit/data/datasets/test_shards.py",),
+    ),
+    Mutant(
+        "a_shard_replaced_in_a_run_is_read",
+        "tiekd.data.stored",
+        "Stored.read_bytes",
+        "state != self.state or len(content) != self.size",
+        "len(content) != self.size",
+        ("tests/unit/data/datasets/test_shards.py",),
+    ),
+    Mutant(
+        "other_frames_of_a_large_split_go_unnoticed",
+        "tiekd.training.input_changes",
+        "_digest_changes",
+        'old["digest"] != new["digest"]',
+        "False",
+        ("tests/unit/training/test_inputs.py",),
+    ),
+    Mutant(
         "neighbours_of_validation_are_trained_on",
         "tiekd.data.datasets.folder",
         "_names_of",
@@ -1638,7 +1686,7 @@ MUTANTS = [
     Mutant(
         "frames_in_another_order_are_the_same_frames",
         "tiekd.training.input_changes",
-        "_split_changes",
+        "_listed_changes",
         'common != [name for name in new["names"] if name in before] and not added and not removed',
         'not common and [name for name in new["names"] if name in before] and not '
         "added and not removed",
@@ -2936,8 +2984,8 @@ if passed_over:
         "frames_without_focal_length_are_learned",
         "tiekd.training.canonical",
         "require_focals",
-        "sum(focal is None for focal in found)",
-        "0",
+        "np.flatnonzero(~frames.frames.cameras.are_known)",
+        "np.zeros(0, int)",
         ("tests/unit/training/test_canonical.py",),
     ),
     Mutant(

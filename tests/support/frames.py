@@ -1,6 +1,6 @@
 """Builds the project's datasets from keyword arguments: options and arguments of `build`."""
 
-from tiekd.data.datasets import folder, kitti, nyu, scenes
+from tiekd.data.datasets import folder, kitti, nyu, scenes, shards
 from tiekd.data.frames import Frames
 
 _OF_BUILD = ("needs_ground_truth", "maps", "on_error", "held_out")
@@ -25,6 +25,12 @@ def folder_frames(images: str, split: str, max_depth: float, **arguments) -> Fra
     """Returns the frames of a split of a folder of images."""
     options = {"images": images} | arguments
     return _made(folder.build, folder.FolderOptions, split, max_depth, options)
+
+
+def shards_frames(root: str, split: str, max_depth: float, **arguments) -> Frames:
+    """Returns the frames of a split of tar shards."""
+    options = {"root": root} | arguments
+    return _made(shards.build, shards.ShardsOptions, split, max_depth, options)
 
 
 def _made(build, options_class: type, split: str, max_depth: float, arguments: dict) -> Frames:

@@ -25,6 +25,12 @@ ELSEWHERE = {
     "unit/config/test_recipes.py": ("config/schema",),
     "unit/data/datasets/test_folder.py": ("data/build",),
     "unit/data/datasets/test_kitti.py": ("data/frames",),
+    "unit/data/datasets/test_shards.py": (
+        "data/shards/index",
+        "data/shards/members",
+        "data/shards/scan",
+        "data/stored",
+    ),
     "unit/data/datasets/test_scenes.py": (
         "data/rendering/casting",
         "data/rendering/ground",

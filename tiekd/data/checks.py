@@ -29,7 +29,6 @@ alike but differ in a byte.
 import hashlib
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -41,6 +40,7 @@ from tiekd.data.frames import Frames
 from tiekd.data.loading.reader import BatchReader
 from tiekd.data.resize import OWN_SIZE, Resize
 from tiekd.data.sample import Sample, in_metres
+from tiekd.data.stored import Stored, source_of
 from tiekd.errors import DataError
 
 FAULTS = ("missing", "unreadable", "bit depth", "size", "unit", "empty")
@@ -115,9 +115,9 @@ class Examined:
         # If the image can't be read, nothing else can be checked.
         if "image" not in read:
             return Facts(faults, None, None)
-        digest = hashlib.blake2b(Path(frame.image).read_bytes(), digest_size=16).digest()
+        digest = hashlib.blake2b(source_of(frame.image).read_bytes(), digest_size=16).digest()
         turned = self.frames.is_turned(index)
-        levels = levels_of(Path(frame.depth)) if "depth" in read else None
+        levels = levels_of(source_of(frame.depth)) if "depth" in read else None
         median_m = None
         try:
             # `assemble` checks that the sizes of the frame's files fit together. Then check the
@@ -143,7 +143,9 @@ class Examined:
             size = tuple(sample.image.shape[-2:])
             reader.decisions(0, 0, sample.name, placement, size)
 
-    def _depth_fault(self, sample: Sample, path: str) -> tuple[list[tuple[str, str]], float | None]:
+    def _depth_fault(
+        self, sample: Sample, path: str | Stored
+    ) -> tuple[list[tuple[str, str]], float | None]:
         """Checks the measured depths of a sample: some must be valid, and their median plausible.
 
         Args:
@@ -168,7 +170,7 @@ class Examined:
             f"{path}: half of it is {'nearer' if median_m < NEAREST_M else 'farther'} than "
             f"{median_m:.4g} m"
         )
-        taken = taken_as(self.frames, image_io.kind_of_depth(Path(path)))
+        taken = taken_as(self.frames, image_io.kind_of_depth(source_of(path)))
         return [
             ("unit", f"{message}, with max_depth {max_depth:g}; is the unit right? {taken}")
         ], median_m

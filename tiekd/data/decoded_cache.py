@@ -26,6 +26,7 @@ from torch import Tensor
 from tiekd import console
 from tiekd.data import image_io, orientation
 from tiekd.data.frames import Frames
+from tiekd.data.shards.members import Members
 from tiekd.errors import DataError, RecipeError
 
 # The trailer that ends a cache file: magic bytes; size (bytes) and modification time (ns) of the
@@ -199,11 +200,25 @@ def attach(frames: object, folder: Path, root: Path, name: str) -> None:
         raise RecipeError(
             f"data.decoded: {name} has no files to decode; kitti, nyu and folder have"
         )
+    refuse_shards(frames)
     if not folder.is_dir():
         raise DataError(
             f"data.decoded: no folder at {folder}; make it with {_PROGRAM}, or leave it out"
         )
     frames.decoded = Decoded(folder, root)
+
+
+def refuse_shards(frames: Frames) -> None:
+    """Raises RecipeError for frames in tar shards, which have no files of their own to decode.
+
+    Args:
+        frames: The dataset.
+    """
+    if isinstance(frames.frames.images, Members):
+        raise RecipeError(
+            "data.decoded: frames of tar shards aren't cached, since their members are read in "
+            "place; leave it out, or extract the shards and set data.name=folder"
+        )
 
 
 def describe(frames: object) -> list[str]:

@@ -9,7 +9,6 @@ counted.
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch.utils.data import Dataset
 
 from tiekd.data import image_io
 from tiekd.data.frames import Frames
+from tiekd.data.stored import Source, Stored, opened, source_of
 from tiekd.errors import DataError
 
 NEAREST_M = 0.1  # smallest plausible median depth
@@ -78,7 +78,7 @@ def check_range(frames: Dataset) -> list[str]:
     if not isinstance(frames, Frames):
         return []
     # Select five frames, evenly spaced over those with ground truth.
-    known = [index for index, frame in enumerate(frames.frames) if frame.depth is not None]
+    known = np.flatnonzero(frames.frames.has_depth).tolist()
     probed = []
     if known:
         places = {round(probe * (len(known) - 1) / (_PROBED - 1)) for probe in range(_PROBED)}
@@ -104,7 +104,7 @@ def turned_line(names: Sequence[str]) -> str:
     )
 
 
-def _range_lines(frames: Frames, medians: dict[str, float]) -> list[str]:
+def _range_lines(frames: Frames, medians: dict[str | Stored, float]) -> list[str]:
     """Returns warnings about implausible median depths, for the log.
 
     Args:
@@ -118,7 +118,7 @@ def _range_lines(frames: Frames, medians: dict[str, float]) -> list[str]:
         return []
     # A single frame may have unusual depths, so report only what is true of all sampled frames.
     path, median_m = next(iter(medians.items()))
-    taken = taken_as(frames, image_io.kind_of_depth(Path(path)))
+    taken = taken_as(frames, image_io.kind_of_depth(source_of(path)))
     count = (
         "as in the only depth map" if len(medians) == 1 else f"as in all {len(medians)} depth maps"
     )
@@ -141,7 +141,7 @@ def _range_lines(frames: Frames, medians: dict[str, float]) -> list[str]:
     return []
 
 
-def levels_of(path: Path) -> Levels:
+def levels_of(path: Source) -> Levels:
     """Returns statistics of a depth file's values as they are stored.
 
     No unit is applied, and no value other than 0, negatives and non-finite ones is left out.
@@ -155,7 +155,7 @@ def levels_of(path: Path) -> Levels:
     if image_io.needs_decoding(path):
         values = image_io.read_levels(path).numpy()
     else:
-        values = np.load(path, allow_pickle=False)
+        values = np.load(opened(path), allow_pickle=False)
     values = values[np.isfinite(values) & (values > 0)]
     kind = image_io.kind_of_depth(path)
     if values.size == 0:
@@ -236,7 +236,7 @@ def _piles(frames: Frames, found: Sequence[Levels], are_float: bool) -> list[str
     return said
 
 
-def _medians(frames: Frames, indices: Sequence[int]) -> dict[str, float]:
+def _medians(frames: Frames, indices: Sequence[int]) -> dict[str | Stored, float]:
     """Returns {depth file: its median measured depth in metres} of some frames.
 
     Files without a measured pixel are left out. So are files that can't be read, since those are

@@ -2,16 +2,19 @@
 
 KITTI, NYU and a folder of the user's own images share this code: each of their modules describes
 its files and depth format in a `DatasetSplit`, and `Frames` reads the files. A frame without ground
-truth has depth 0 everywhere. Only paths are kept in memory. Left out: resizing
-(tiekd/data/resize.py), since evaluation compares depths at the image's own size.
+truth has depth 0 everywhere. Only paths are kept in memory, as a table of arrays
+(tiekd/data/frame_table.py). Left out: resizing (tiekd/data/resize.py), since evaluation compares
+depths at the image's own size.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,24 +23,10 @@ from tiekd.data import image_io, orientation, teacher_maps
 from tiekd.data.augment.geometry import crop_window
 from tiekd.data.cameras.calibration import Camera
 from tiekd.data.cameras.source import Intrinsics, cameras_of
+from tiekd.data.frame_table import Frame, FrameTable
 from tiekd.data.sample import Sample, in_metres
-from tiekd.errors import DataError
-
-
-class Frame(NamedTuple):
-    """The files of one frame.
-
-    Attributes:
-        name: The frame's name, in messages and in the file name of its teacher map.
-        image: Path of the image, as a string because creating 24,000 `Path` objects takes seconds.
-        depth: Path of the depth map; None without ground truth.
-        camera: The intrinsics of the whole image; None if unknown.
-    """
-
-    name: str
-    image: str
-    depth: str | None
-    camera: Camera | None
+from tiekd.data.stored import Source, source_of
+from tiekd.errors import DataError, RecipeError
 
 
 class Window(NamedTuple):
@@ -71,6 +60,40 @@ class DepthFormat:
     units_per_m: float | None
     float_units_per_m: float | None = None
     invalid: Sequence[float] = ()
+
+    @classmethod
+    def of_files(
+        cls, depth_unit: float | None, float_depth_unit: float | None, invalid: Sequence[float]
+    ) -> "DepthFormat":
+        """Returns the format of a user's own PNG and NPY files.
+
+        Args:
+            depth_unit: Levels per metre of PNG and integer NPY files; None if there are none.
+            float_depth_unit: Units per metre of floating-point NPY files; None means metres.
+            invalid: Stored values that mean "not measured".
+        """
+        read = partial(
+            image_io.read_depth,
+            units_per_m=depth_unit,
+            float_units_per_m=float_depth_unit,
+            invalid=tuple(invalid),
+        )
+        return cls(read, depth_unit, float_depth_unit or 1.0, invalid)
+
+
+def check_depth_units(depth_unit: float | None, float_depth_unit: float | None) -> None:
+    """Raises RecipeError for a unit of depth that can't be one.
+
+    Args:
+        depth_unit: The value of `data.depth_unit`.
+        float_depth_unit: The value of `data.float_depth_unit`.
+    """
+    for name, unit in (("depth_unit", depth_unit), ("float_depth_unit", float_depth_unit)):
+        if unit is not None and not 1 <= unit < math.inf:
+            raise RecipeError(
+                f"data.{name}: got {unit}; it is how many levels make a metre, such as 1000 for "
+                "millimetres"
+            )
 
 
 class MapFolder(NamedTuple):
@@ -162,7 +185,9 @@ class Frames(torch.utils.data.Dataset):
         needs_ground_truth: bool,
         maps: Path | None = None,
     ):
-        self.frames = [f for f in split.frames if f.depth is not None or not needs_ground_truth]
+        self.frames = FrameTable.of(split.frames)
+        if needs_ground_truth and not self.frames.has_depth.all():
+            self.frames = self.frames.take(np.flatnonzero(self.frames.has_depth))
         self.num_skipped = len(split.frames) - len(self.frames)
         self.source = split.source
         self.depth_format = split.depth_format
@@ -175,6 +200,9 @@ class Frames(torch.utils.data.Dataset):
         # None, or the cache (tiekd/data/decoded_cache.py) that is read instead of the original
         # files.
         self.decoded = None
+        # None, or the function (epoch, seed) that gives the order of an epoch's samples, (N,)
+        # int64, for a data set that is read faster in another order than a random one.
+        self.epoch_order = None
         if not self.frames:
             raise DataError(
                 f"{self.source}: none of its {len(split.frames)} frames has ground truth, which "
@@ -251,7 +279,7 @@ class Frames(torch.utils.data.Dataset):
         Args:
             index: Index of the frame.
         """
-        return orientation.mark_in(Path(self.frames[index].image)) != orientation.UPRIGHT
+        return orientation.mark_in(source_of(self.frames[index].image)) != orientation.UPRIGHT
 
     def measured(self, index: int) -> Tensor:
         """Returns the ground truth, before cropping, of a frame that has it.
@@ -268,20 +296,20 @@ class Frames(torch.utils.data.Dataset):
             depth = known.float() / self.depth_format.units_per_m
         return depth
 
-    def files(self, index: int) -> dict[str, tuple[Path, Callable[[Path], Tensor]]]:
+    def files(self, index: int) -> dict[str, tuple[Source, Callable[[Source], Tensor]]]:
         """Returns the files of a frame, keyed by `image`, `depth` and `teacher_depth`.
 
         The maps of further teachers are `teacher_depth_1` and so on, and the sigma maps of a
-        teacher `teacher_sigma` or `teacher_sigma_1`. A file is (path, function from the path to the
-        decoded tensor). A key is absent if the frame has no such file.
+        teacher `teacher_sigma` or `teacher_sigma_1`. A file is (path, or member of a shard;
+        function from it to the decoded tensor). A key is absent if the frame has no such file.
 
         Args:
             index: Index of the frame.
         """
         frame = self.frames[index]
-        files = {"image": (Path(frame.image), image_io.read_image)}
+        files = {"image": (source_of(frame.image), image_io.read_image)}
         if frame.depth is not None:
-            files["depth"] = Path(frame.depth), self.depth_format.read
+            files["depth"] = source_of(frame.depth), self.depth_format.read
         for kind, folder in self.map_kinds().items():
             files[kind] = folder / self.map_name(index), image_io.read_teacher_map
         return files
@@ -368,8 +396,23 @@ class Frames(torch.utils.data.Dataset):
         Raises:
             DataError: If the file can't be read, or is smaller than the crop.
         """
-        frame = self.frames[index]
-        return self._place(frame, *image_io.read_image_size(Path(frame.image)))[2:]
+        return self._place(self.frames[index], *self.file_size(index))[2:]
+
+    def file_size(self, index: int) -> tuple[int, int]:
+        """Returns (height, width) of a frame's whole, upright image, without decoding it.
+
+        Args:
+            index: Index of the frame.
+
+        Raises:
+            DataError: If the file can't be read.
+        """
+        if self.frames.sizes is not None:
+            height, width = self.frames.sizes[index].tolist()
+            # An index has zeros for an image whose header couldn't be read.
+            if height and width:
+                return height, width
+        return image_io.read_image_size(source_of(self.frames.images[index]))
 
     def _whole(self, frame: Frame, image: Tensor, depth: Tensor | None) -> Sample:
         """Returns the sample of a frame's whole image, without a teacher map.
@@ -500,7 +543,7 @@ class Frames(torch.utils.data.Dataset):
 
 def with_cameras(
     frames: Sequence[Frame], intrinsics: Intrinsics, root: Path
-) -> tuple[list[Frame], list[str]]:
+) -> tuple[FrameTable, list[str]]:
     """Returns the frames with the cameras that `data.intrinsics` gives, and lines for the log.
 
     Args:
@@ -512,10 +555,9 @@ def with_cameras(
         RecipeError: The setting isn't valid.
         DataError: Its file can't be read, or an image has another aspect ratio than its intrinsics.
     """
-    known = [(frame.name, frame.image, frame.camera) for frame in frames]
-    cameras, notes = cameras_of(known, intrinsics, root)
-    changed = [f._replace(camera=camera) for f, camera in zip(frames, cameras, strict=True)]
-    return changed, notes
+    table = FrameTable.of(frames)
+    cameras, notes = cameras_of(table, intrinsics, root)
+    return table.with_cameras(cameras), notes
 
 
 def joined_name(name: str) -> str:
@@ -580,7 +622,7 @@ def _unturned(frame: Frame, image: Tensor, other: Tensor) -> str:
         image: (3, H, W), its upright image.
         other: (1, h, w), its depth map or teacher map, of another size.
     """
-    mark = orientation.mark_in(Path(frame.image))
+    mark = orientation.mark_in(source_of(frame.image))
     if mark == orientation.UPRIGHT or other.shape[-2:] != image.shape[-2:][::-1]:
         return ""
     return (
@@ -598,7 +640,7 @@ def _size(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape[-2:]))
 
 
-def listed_frames(dataset: torch.utils.data.Dataset) -> Sequence[Frame]:
+def listed_frames(dataset: torch.utils.data.Dataset) -> FrameTable | tuple[()]:
     """Returns the files and cameras of a dataset's frames.
 
     Args:

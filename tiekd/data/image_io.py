@@ -25,6 +25,7 @@ from torch import Tensor
 
 from tiekd import console
 from tiekd.data import orientation
+from tiekd.data.stored import Source, Stored, content_of, opened
 from tiekd.errors import DataError
 from tiekd.files import cause_of, instead_of_file, replace_bytes
 
@@ -76,7 +77,7 @@ _TEACHER_MAP = _Kind(
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
-def read_image(path: Path) -> Tensor:
+def read_image(path: Source) -> Tensor:
     """Reads an 8-bit image, and turns it upright by its EXIF orientation.
 
     Args:
@@ -97,7 +98,7 @@ def read_image(path: Path) -> Tensor:
     return _rgb(orientation.upright(image))
 
 
-def read_photo(path: Path) -> Tensor:
+def read_photo(path: Source) -> Tensor:
     """Reads an image of any common kind, and turns it upright by its EXIF orientation.
 
     Grey becomes RGB, transparency is dropped, and 16 bits are reduced to 8.
@@ -152,7 +153,7 @@ def as_photo(image: Image.Image, name: str) -> Tensor:
     return _rgb(image)
 
 
-def read_image_size(path: Path) -> tuple[int, int]:
+def read_image_size(path: Source) -> tuple[int, int]:
     """Returns the (height, width) in pixels that an image has when upright.
 
     Only the file's header is read.
@@ -163,10 +164,11 @@ def read_image_size(path: Path) -> tuple[int, int]:
     Raises:
         DataError: If the file is missing, or its header can't be read.
     """
-    if not os.path.isfile(path):
+    if not _is_there(path):
         raise _missing(path, _IMAGE)
+    content = opened(path)
     try:
-        with Image.open(path) as image:
+        with Image.open(content) as image:
             return orientation.upright_size(image)
     except Image.DecompressionBombError as error:
         raise _too_large(path, error) from None
@@ -176,7 +178,7 @@ def read_image_size(path: Path) -> tuple[int, int]:
         raise DataError(f"{path}: its size can't be read; the file is torn or no image") from None
 
 
-def read_levels(path: Path) -> Tensor:
+def read_levels(path: Source) -> Tensor:
     """Reads a 16-bit depth PNG, and turns it upright by its EXIF orientation.
 
     Args:
@@ -192,7 +194,7 @@ def read_levels(path: Path) -> Tensor:
     return _read_levels(path, _DEPTH_MAP)
 
 
-def read_teacher_map(path: Path) -> Tensor:
+def read_teacher_map(path: Source) -> Tensor:
     """Reads a cached teacher map, a 16-bit PNG.
 
     Args:
@@ -209,7 +211,7 @@ def read_teacher_map(path: Path) -> Tensor:
     return _read_levels(path, _TEACHER_MAP)
 
 
-def _read_levels(path: Path, kind: _Kind) -> Tensor:
+def _read_levels(path: Source, kind: _Kind) -> Tensor:
     raw = _decode(path, kind)
     if raw.format != "PNG":
         raise DataError(
@@ -219,8 +221,7 @@ def _read_levels(path: Path, kind: _Kind) -> Tensor:
         )
     # 16-bit images have the mode I;16, or I in older versions of Pillow.
     if not raw.mode.startswith("I"):
-        with path.open("rb") as file:
-            bits = file.read(25)[-1]  # Pillow reports 8 bits for 16-bit images of several channels
+        bits = content_of(path)[24]  # Pillow reports 8 bits for 16-bit images of several channels
         raise DataError(
             f"{path}: a {kind.noun} must be a one-channel 16-bit PNG, this has "
             f"{len(raw.getbands())} channel(s) of {bits} bits; {kind.convert}",
@@ -229,7 +230,7 @@ def _read_levels(path: Path, kind: _Kind) -> Tensor:
     return torch.from_numpy(np.array(orientation.upright(raw), dtype=np.uint16))[None]
 
 
-def read_measured_levels(path: Path) -> Tensor:
+def read_measured_levels(path: Source) -> Tensor:
     """Reads ground truth from a 16-bit depth PNG; level NO_RETURN counts as not measured.
 
     Args:
@@ -265,7 +266,7 @@ def without_levels(levels: Tensor, invalid: Sequence[float]) -> Tensor:
 
 
 def read_depth_npy(
-    path: Path,
+    path: Source,
     units_per_m: float | None,
     float_units_per_m: float | None = None,
     invalid: Sequence[float] = (),
@@ -286,10 +287,11 @@ def read_depth_npy(
     Raises:
         DataError: If the file is missing, or doesn't hold such an array.
     """
-    if not os.path.isfile(path):
+    if not _is_there(path):
         raise _missing(path, _DEPTH_MAP)
+    content = opened(path)
     try:
-        depth = np.load(path, allow_pickle=False)
+        depth = np.load(content, allow_pickle=False)
     except Exception as error:  # noqa: BLE001 - a corrupt header or archive raises any type
         reason = " ".join(str(error).split())
         reason = (
@@ -323,7 +325,29 @@ def read_depth_npy(
     return torch.where(metres.isfinite() & (metres > 0) & ~torch.from_numpy(none), metres, 0.0)
 
 
-def kind_of_depth(path: Path) -> str:
+def read_depth(
+    path: Source,
+    units_per_m: float | None,
+    float_units_per_m: float | None,
+    invalid: tuple[float, ...],
+) -> Tensor:
+    """Reads a depth file of a user's own.
+
+    Args:
+        path: The file, an NPY file or a 16-bit PNG.
+        units_per_m: Units per metre of integers in an NPY file; None if unknown.
+        float_units_per_m: Units per metre of floating-point values; None means metres.
+        invalid: Values in an NPY file that mean "not measured".
+
+    Returns:
+        (1, H, W), 0 where invalid: float32 metres from an NPY file, uint16 levels from a PNG.
+    """
+    if path.suffix.lower() == ".npy":
+        return read_depth_npy(path, units_per_m, float_units_per_m, invalid)
+    return read_measured_levels(path)
+
+
+def kind_of_depth(path: Source) -> str:
     """Returns the kind of a depth file: `16-bit PNG`, `float32 NPY` and so on.
 
     The dtype of an NPY file is read from its header. The result is `NPY` alone if that can't be
@@ -336,10 +360,12 @@ def kind_of_depth(path: Path) -> str:
         return "16-bit PNG"
     # Open only regular files, since opening a FIFO blocks. For other files, reading the depth map
     # raises the error.
-    if not os.path.isfile(path):
+    if not _is_there(path):
         return "NPY"
+    # A member of a shard can't be mapped: its whole content is read.
+    mode = None if isinstance(path, Stored) else "r"
     try:
-        return f"{np.load(path, mmap_mode='r', allow_pickle=False).dtype.name} NPY"
+        return f"{np.load(opened(path), mmap_mode=mode, allow_pickle=False).dtype.name} NPY"
     except Exception:  # noqa: BLE001 - reading the depth map raises the error
         return "NPY"
 
@@ -369,7 +395,7 @@ def encode_teacher_map(depth_m: np.ndarray, full_scale_m: float) -> bytes:
     return file.getvalue()
 
 
-def needs_decoding(path: Path) -> bool:
+def needs_decoding(path: Source) -> bool:
     """Returns True for an image file, False for an NPY file, whose values aren't compressed.
 
     Args:
@@ -454,7 +480,7 @@ def _write_png(path: Path, pixels: np.ndarray) -> None:
     replace_bytes(path, file.getvalue(), durable=False)
 
 
-def _decode(path: Path, kind: _Kind) -> Image.Image:
+def _decode(path: Source, kind: _Kind) -> Image.Image:
     """Returns a Pillow image, decoded completely from its file, but not turned upright.
 
     Args:
@@ -465,10 +491,10 @@ def _decode(path: Path, kind: _Kind) -> Image.Image:
         DataError: If the file is missing, corrupt or of another kind.
     """
     noun = kind.noun
-    if not os.path.isfile(path):  # opening a FIFO would block
+    if not _is_there(path):  # opening a FIFO would block
         raise _missing(path, kind)
     try:
-        data = np.fromfile(path, dtype=np.uint8)
+        data = content_of(path)
     except OSError as error:
         raise _unreadable(path, error) from None
     # Recognise common kinds of bad files, for which Pillow's message would be of no help.
@@ -502,6 +528,15 @@ def _decode(path: Path, kind: _Kind) -> Image.Image:
     return image
 
 
+def _is_there(source: Source) -> bool:
+    """Returns False if a path isn't that of a file; reading a member of a shard says that itself.
+
+    Args:
+        source: The path or the member.
+    """
+    return isinstance(source, Stored) or os.path.isfile(source)
+
+
 def _rgb(image: Image.Image) -> Tensor:
     """Converts a Pillow image of 8 bits per channel to a (3, H, W) uint8 RGB tensor."""
     if image.mode == "P" and "transparency" in image.info:
@@ -510,7 +545,7 @@ def _rgb(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-def _missing(path: Path, kind: _Kind) -> DataError:
+def _missing(path: Source, kind: _Kind) -> DataError:
     """Returns the DataError to raise for a path that isn't a regular file.
 
     Args:
@@ -533,7 +568,7 @@ def _missing(path: Path, kind: _Kind) -> DataError:
     return DataError(message, "missing")
 
 
-def _unreadable(path: Path, error: OSError) -> DataError:
+def _unreadable(path: Source, error: OSError) -> DataError:
     """Returns the DataError to raise for a file that the operating system can't read.
 
     Args:
@@ -545,7 +580,7 @@ def _unreadable(path: Path, error: OSError) -> DataError:
     )
 
 
-def _too_large(path: Path, error: Image.DecompressionBombError) -> DataError:
+def _too_large(path: Source, error: Image.DecompressionBombError) -> DataError:
     """Returns the DataError to raise for an image with more than LARGEST_PIXELS pixels.
 
     Args:

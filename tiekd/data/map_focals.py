@@ -103,8 +103,9 @@ def check(frames: object, *, is_canonical: bool) -> list[str]:
         TeacherError: A canonical student has another focal length than its maps.
         DataError: The record can't be read.
     """
-    ours, told = of_frames(frames), []
-    for option, folder in _options(frames):
+    folders, told = _options(frames), []
+    ours = of_frames(frames) if folders else {}
+    for option, folder in folders:
         told += _check(folder, option, ours, is_canonical=is_canonical)
     return told
 

@@ -7,12 +7,12 @@ TIFF; a corrupt one counts as upright. Reading it takes some 0.02 ms for an imag
 anyway, and 0.1 ms if only the file's header is read.
 """
 
-import os
 import warnings
-from pathlib import Path
+from typing import BinaryIO
 
 from PIL import ExifTags, Image
 
+from tiekd.data.stored import Source, Stored, opened
 from tiekd.files import instead_of_file
 
 # Suppress Pillow's warning about corrupt EXIF data: each process would repeat it for each image.
@@ -52,7 +52,7 @@ def mark_of(image: Image.Image) -> int:
         return UPRIGHT
 
 
-def mark_in(path: Path) -> int:
+def mark_in(path: Source) -> int:
     """Returns the EXIF orientation in an image file's header, from 1 to 8.
 
     The result is 1 (upright) if the header has none, or if the file isn't an image.
@@ -60,10 +60,11 @@ def mark_in(path: Path) -> int:
     Args:
         path: Any path, also of a file that doesn't exist.
     """
-    if instead_of_file(path):  # no regular file: decoding it later raises the error
+    # No regular file: decoding it later raises the error.
+    if not isinstance(path, Stored) and instead_of_file(path):
         return UPRIGHT
     try:
-        with Image.open(path) as image:
+        with Image.open(opened(path)) as image:
             return mark_of(image)
     except Exception:  # noqa: BLE001 - decoding a video or a corrupt file later raises the error
         return UPRIGHT
@@ -104,19 +105,26 @@ def _has_late_chunks(image: Image.Image) -> bool:
     Pillow reads such chunks only after it has decoded the pixels.
 
     Args:
-        image: A PNG image. The result is True if its file can't be examined because it is in
-            memory, and False if its file is closed.
+        image: A PNG image. The result is False if its file is closed.
     """
     file = getattr(image, "fp", None)
     if file is None:
         return False
+    position = file.tell()
     try:
-        descriptor = file.fileno()
-    except OSError:
-        return True  # a file in memory has no descriptor: assume that EXIF follows the pixels
+        return _chunks_follow_pixels(file)
+    finally:
+        file.seek(position)
+
+
+def _chunks_follow_pixels(file: BinaryIO) -> bool:
     start = _PNG_HEAD
     pixels_came = False
-    while len(head := os.pread(descriptor, _CHUNK_HEAD, start)) == _CHUNK_HEAD:
+    while True:
+        file.seek(start)
+        head = file.read(_CHUNK_HEAD)
+        if len(head) < _CHUNK_HEAD:
+            return False
         kind = head[4:]
         if kind == b"IEND":
             return False
@@ -124,4 +132,3 @@ def _has_late_chunks(image: Image.Image) -> bool:
             return True
         pixels_came = pixels_came or kind == b"IDAT"
         start += _CHUNK_EXTRA + int.from_bytes(head[:4], "big")
-    return False

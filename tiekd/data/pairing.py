@@ -71,9 +71,7 @@ def check_pairs(
     # For the error message, guess the rule by which depth maps are named.
     rule = naming_rule(without, alone) if alone and without else None
     guess = "" if rule is None else f"; depth maps seem to be named {rule}"
-    # If every image has its depth map, further depth maps are no error.
-    too_many_alone = bool(without) and len(alone) > _MOST * len(depth_files)
-    too_many = too_many_alone or len(without) > _MOST * len(image_files)
+    too_many = too_many_alone(len(without), len(image_files), len(alone), len(depth_files))
     nothing = len(alone) == len(depth_files)
     if nothing or (too_many and unmatched == "refuse"):
         meant = "" if nothing else "; if that is meant, set data.unmatched=allow"
@@ -82,6 +80,19 @@ def check_pairs(
             f"the suffix): rename or link them{meant}"
         )
     return [line + (guess if index == 0 else "") for index, line in enumerate(said)]
+
+
+def too_many_alone(without: int, images: int, alone: int, depths: int) -> bool:
+    """Returns True if so many files have no partner that a mistake is likely.
+
+    Args:
+        without: Number of images without a depth map.
+        images: Number of all images.
+        alone: Number of depth maps without an image.
+        depths: Number of all depth maps.
+    """
+    # If every image has its depth map, further depth maps are no error.
+    return (without > 0 and alone > _MOST * depths) or without > _MOST * images
 
 
 def naming_rule(images: Sequence[str], depths: Sequence[str]) -> str | None:

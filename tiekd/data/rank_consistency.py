@@ -7,11 +7,13 @@ the contents of the files.
 """
 
 import hashlib
+import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch.utils.data import Dataset
 
+from tiekd.data.frame_table import MANY
 from tiekd.data.frames import Frames
 from tiekd.distributed import comm
 from tiekd.errors import DataError
@@ -33,16 +35,17 @@ def check_same(datasets: Mapping[str, Dataset]) -> None:
     """
     if comm.world_size() == 1:
         return
-    rows = {kind: _rows(dataset) for kind, dataset in datasets.items()}
     # Compare hashes first: if they are equal, as usual, nothing else is sent.
-    digests = comm.gather_objects({kind: _digest(row) for kind, row in rows.items()})
-    for kind, row in rows.items():
+    own = {kind: _digest(_rows(dataset)) for kind, dataset in datasets.items()}
+    digests = comm.gather_objects(own)
+    for kind, dataset in datasets.items():
         differing = [
             rank for rank, theirs in enumerate(digests) if theirs[kind] != digests[0][kind]
         ]
         if not differing:
             continue
         # The hashes differ: send rank 0's names, and let each rank describe its own difference.
+        row = list(_rows(dataset))
         first = comm.broadcast_object(row)
         told = comm.gather_objects(_difference(first, row))
         rank = differing[0]
@@ -55,8 +58,8 @@ def check_same(datasets: Mapping[str, Dataset]) -> None:
         )
 
 
-def _rows(dataset: Dataset) -> list[str]:
-    """Returns one string per frame of a dataset, in order, to be compared between ranks.
+def _rows(dataset: Dataset) -> Iterator[str]:
+    """Yields one string per frame of a dataset, in order, to be compared between ranks.
 
     It consists of the frame's name and the name of its depth file. For a dataset that isn't a
     `Frames`, it is the frame's index.
@@ -65,16 +68,17 @@ def _rows(dataset: Dataset) -> list[str]:
         dataset: The dataset.
     """
     if not isinstance(dataset, Frames):
-        return [str(index) for index in range(len(dataset))]
-    return [
-        f"{frame.name}{_SEPARATOR}{os.path.basename(frame.depth or '')}" for frame in dataset.frames
-    ]
+        yield from map(str, range(len(dataset)))
+        return
+    for frame in dataset.frames:
+        yield f"{frame.name}{_SEPARATOR}{os.path.basename(str(frame.depth or ''))}"
 
 
-def _digest(rows: Sequence[str]) -> bytes:
-    return hashlib.blake2b(
-        "\n".join(rows).encode(errors="surrogateescape"), digest_size=16
-    ).digest()
+def _digest(rows: Iterator[str]) -> bytes:
+    value = hashlib.blake2b(digest_size=16)
+    while part := list(itertools.islice(rows, MANY)):
+        value.update("".join(f"{row}\n" for row in part).encode(errors="surrogateescape"))
+    return value.digest()
 
 
 def _difference(first: Sequence[str], here: Sequence[str]) -> str:

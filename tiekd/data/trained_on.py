@@ -2,27 +2,32 @@
 
 The record is a dict under the key `trained_on`:
 
-    {"hashes": (N,) int64, sorted, "zero_bits": 0}
+    {"hashes": (N,) int64, sorted, "zero_bits": 0, "name_bits": 0}
 
 A frame is identified by a hash of its name in the dataset and its image file's size in bytes. So a
 dataset that was moved is recognised, and another dataset with the same names isn't mistaken for it.
-The record has 8 bytes per frame. With more than 100,000 frames, only hashes with at least
-`zero_bits` trailing zero bits are kept, so that counts are estimates. Making the record costs one
-stat per file, half a second for 24,000. Left out: images that were renamed or re-encoded, datasets
-without files, and the frames that the teacher was trained on.
+The record has 8 bytes per frame. A training set of more than 100,000 frames is represented by those
+whose names have a CRC-32 with at least `name_bits` trailing zero bits: the other frames' files
+aren't looked at. If several sets together have more hashes, only those with at least `zero_bits`
+trailing zero bits are kept. In both cases counts are estimates. Making the record costs one stat
+per file, half a second for 24,000 and at most two. Left out: images that were renamed or
+re-encoded, datasets without files, and the frames that the teacher was trained on.
 """
 
 import hashlib
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from tiekd.data.file_fingerprints import of_each, size_and_time
 from tiekd.data.frames import Frames
+from tiekd.data.stored import Stored
 from tiekd.files import instead_of_file
 
 KEY = "trained_on"  # the record's key in a weights file
@@ -36,10 +41,13 @@ class TrainedOn(NamedTuple):
         hashes: (N,) int64, sorted, without duplicates: the frames' hashes that have at least
             `zero_bits` trailing zero bits.
         zero_bits: Number of trailing zero bits of every kept hash; 0 keeps all hashes.
+        name_bits: All frames whose names have a CRC-32 with at least so many trailing zero bits
+            were recorded; of other frames nothing is known. 0 for all frames.
     """
 
     hashes: Tensor
     zero_bits: int = 0
+    name_bits: int = 0
 
 
 class Overlap(NamedTuple):
@@ -66,19 +74,22 @@ class Overlap(NamedTuple):
         return f"{about}{self.seen} of {self.frames} frames were trained on"
 
 
-def hashes_of(dataset: Dataset) -> list[int] | None:
+def hashes_of(dataset: Dataset, name_bits: int = 0) -> list[int] | None:
     """Returns one int64 hash per frame, in the dataset's order; None for a dataset without files.
 
     Args:
         dataset: The dataset; only a `Frames` reads files.
+        name_bits: Least number of trailing zero bits of the CRC-32 of a frame's name; frames with
+            fewer are left out.
     """
     if not isinstance(dataset, Frames):
         return None
-    states = of_each(size_and_time, [frame.image for frame in dataset.frames])
-    return [
-        _hash(frame.name, state and state[0])
-        for frame, state in zip(dataset.frames, states, strict=True)
-    ]
+    frames = dataset.frames
+    if name_bits:
+        crcs = np.fromiter(map(zlib.crc32, frames.names.raws()), np.uint32, len(frames))
+        frames = frames.take(np.flatnonzero(crcs & ((1 << name_bits) - 1) == 0))
+    states = of_each(_size_of, [frame.image for frame in frames])
+    return [_hash(frame.name, size) for frame, size in zip(frames, states, strict=True)]
 
 
 def trained_on(dataset: Dataset) -> TrainedOn | None:
@@ -87,8 +98,10 @@ def trained_on(dataset: Dataset) -> TrainedOn | None:
     Args:
         dataset: The training set; only a `Frames` reads files.
     """
-    hashes = hashes_of(dataset)
-    return None if hashes is None else _thinned(hashes, 0)
+    if not isinstance(dataset, Frames):
+        return None
+    name_bits = _name_bits(len(dataset))
+    return _thinned(hashes_of(dataset, name_bits), 0, name_bits)
 
 
 def union(first: TrainedOn | None, second: TrainedOn | None) -> TrainedOn | None:
@@ -102,15 +115,33 @@ def union(first: TrainedOn | None, second: TrainedOn | None) -> TrainedOn | None
     if first is None or second is None:
         return second if first is None else first
     bits = max(first.zero_bits, second.zero_bits)
-    return _thinned([*first.hashes.tolist(), *second.hashes.tolist()], bits)
+    # Hashes of names with fewer bits than the result's are never looked up, and do no harm.
+    name_bits = max(first.name_bits, second.name_bits)
+    return _thinned([*first.hashes.tolist(), *second.hashes.tolist()], bits, name_bits)
 
 
-def overlap(record: TrainedOn | None, hashes: Iterable[int] | None) -> Overlap | None:
+def overlap_of(record: TrainedOn | None, dataset: Dataset) -> Overlap | None:
+    """Counts how many of a dataset's frames are in the record of a training set.
+
+    Args:
+        record: The record; None if unknown.
+        dataset: The dataset. The result is None if it has no files, as for an unknown record.
+    """
+    if record is None or not isinstance(dataset, Frames):
+        return None
+    name_bits = max(record.name_bits, _name_bits(len(dataset)))
+    return overlap(record, hashes_of(dataset, name_bits), len(dataset))
+
+
+def overlap(
+    record: TrainedOn | None, hashes: Iterable[int] | None, count: int | None = None
+) -> Overlap | None:
     """Counts how many of a dataset's frames are in the record of a training set.
 
     Args:
         record: The record; None if unknown.
         hashes: One hash per frame of the dataset (see `hashes_of`); None if unknown.
+        count: The number of frames if some have no hash; None if all have one.
 
     Returns:
         The counts; None if either is unknown.
@@ -123,18 +154,22 @@ def overlap(record: TrainedOn | None, hashes: Iterable[int] | None) -> Overlap |
     # the given hashes that have them, and extrapolate the number found to all frames.
     asked = [value for value in hashes if _ends_in_zeros(value, record.zero_bits)]
     seen = sum(value in known for value in asked)
-    if not record.zero_bits:
-        return Overlap(seen, len(hashes))
-    return Overlap(round(seen * len(hashes) / max(len(asked), 1)), len(hashes), estimated=True)
+    count = len(hashes) if count is None else count
+    if len(asked) == count:
+        return Overlap(seen, count, estimated=bool(record.zero_bits))
+    return Overlap(round(seen * count / max(len(asked), 1)), count, estimated=True)
 
 
 def as_plain(record: TrainedOn | None) -> dict:
-    """Returns {KEY: {"hashes", "zero_bits"}}, the entry of a weights file for a record.
+    """Returns {KEY: {"hashes", "zero_bits", "name_bits"}}, a weights file's entry for a record.
 
     Args:
         record: The record; None makes the result empty.
     """
-    return {} if record is None else {KEY: {"hashes": record.hashes, "zero_bits": record.zero_bits}}
+    if record is None:
+        return {}
+    plain = {"hashes": record.hashes, "zero_bits": record.zero_bits}
+    return {KEY: plain | ({"name_bits": record.name_bits} if record.name_bits else {})}
 
 
 def from_plain(state: Mapping) -> TrainedOn | None:
@@ -147,10 +182,10 @@ def from_plain(state: Mapping) -> TrainedOn | None:
     node = state.get(KEY)
     if not isinstance(node, Mapping) or not isinstance(node.get("hashes"), Tensor):
         return None
-    bits = node.get("zero_bits")
-    return (
-        TrainedOn(node["hashes"].long().flatten().clone(), bits) if isinstance(bits, int) else None
-    )
+    bits = node.get("zero_bits"), node.get("name_bits", 0)
+    if not all(isinstance(each, int) for each in bits):
+        return None
+    return TrainedOn(node["hashes"].long().flatten().clone(), *bits)
 
 
 def read(path: Path | None) -> TrainedOn | None:
@@ -171,6 +206,27 @@ def read(path: Path | None) -> TrainedOn | None:
     return from_plain(state) if isinstance(state, Mapping) else None
 
 
+def _size_of(image: str | Stored) -> int | None:
+    """Returns the size of an image file or of a member of a shard in bytes; None without a file.
+
+    Args:
+        image: The path or the member.
+    """
+    if isinstance(image, Stored):
+        return image.size
+    state = size_and_time(image)
+    return state and state[0]
+
+
+def _name_bits(count: int) -> int:
+    """Returns the trailing zero bits by which about MAX_HASHES of a number of frames are chosen.
+
+    Args:
+        count: The number of frames; up to MAX_HASHES the result is 0.
+    """
+    return max(0, (max(count, 1) - 1) // MAX_HASHES).bit_length()
+
+
 def _hash(name: str, size: int | None) -> int:
     """Returns the int64 hash that identifies a frame.
 
@@ -182,19 +238,20 @@ def _hash(name: str, size: int | None) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big", signed=True)
 
 
-def _thinned(hashes: Iterable[int], zero_bits: int) -> TrainedOn:
+def _thinned(hashes: Iterable[int], zero_bits: int, name_bits: int = 0) -> TrainedOn:
     """Returns a record that keeps at most MAX_HASHES of some hashes.
 
     Args:
         hashes: The hashes.
         zero_bits: Smallest number of trailing zero bits of the kept hashes. It is increased until
             at most MAX_HASHES are kept.
+        name_bits: As in the record.
     """
     kept = sorted({value for value in hashes if _ends_in_zeros(value, zero_bits)})
     while len(kept) > MAX_HASHES:
         zero_bits += 1
         kept = [value for value in kept if _ends_in_zeros(value, zero_bits)]
-    return TrainedOn(torch.tensor(kept, dtype=torch.int64), zero_bits)
+    return TrainedOn(torch.tensor(kept, dtype=torch.int64), zero_bits, name_bits)
 
 
 def _ends_in_zeros(value: int, bits: int) -> bool:

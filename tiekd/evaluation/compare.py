@@ -166,9 +166,8 @@ def overlaps(entrants: Mapping[str, Entrant], frames: Dataset) -> dict[str, Over
     # A frame's hash includes the size of its image file. Only rank 0 reads the sizes.
     found = None
     if comm.is_main():
-        hashes = trained_on.hashes_of(frames)
         found = {
-            name: trained_on.overlap(entrant.trained_on, hashes)
+            name: trained_on.overlap_of(entrant.trained_on, frames)
             for name, entrant in entrants.items()
         }
     return comm.broadcast_object(found)

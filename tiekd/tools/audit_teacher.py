@@ -24,6 +24,7 @@ from tiekd.data.build import build_dataset
 from tiekd.data.frames import Frames, listed_frames
 from tiekd.data.image_io import write_durably, write_image
 from tiekd.data.resize import OWN_SIZE
+from tiekd.data.stored import Source, opened, source_of
 from tiekd.distributed import process_group
 from tiekd.errors import DataError, TeacherError
 from tiekd.evaluation.teacher_audit import report, verdict
@@ -109,19 +110,19 @@ def other_focals(frames: Dataset, index: int, given: float | None) -> Mapping[st
     """
     found = {} if given is None else {"given": given}
     if isinstance(frames, Frames):
-        exif = exif_focal(Path(frames.frames[index].image))
+        exif = exif_focal(source_of(frames.frames[index].image))
         found |= {} if exif is None else {"exif": exif}
     return found
 
 
-def exif_focal(path: Path) -> float | None:
+def exif_focal(path: Source) -> float | None:
     """Returns the focal length that an image's EXIF states, in pixels; None if it states none.
 
     Args:
         path: the image file.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(opened(path)) as image:
             millimetres = (
                 image.getexif()
                 .get_ifd(ExifTags.IFD.Exif)

@@ -28,7 +28,7 @@ from tiekd.config.recipe import load_recipe
 from tiekd.console import Progress, printable
 from tiekd.data import image_io, read_folders
 from tiekd.data.build import build_dataset
-from tiekd.data.decoded_cache import Decoded
+from tiekd.data.decoded_cache import Decoded, refuse_shards
 from tiekd.data.frames import Frames
 from tiekd.data.loading import workers
 from tiekd.errors import DataError, RecipeError
@@ -66,6 +66,7 @@ def sources_of(recipe: Recipe, splits: tuple[str, ...], out: TextIO | None = Non
                 f"data.name: {recipe.data['name']} has no files to decode; kitti, nyu and "
                 "folder have"
             )
+        refuse_shards(frames)
         # Splits may share files; a dict keeps each file once.
         notes |= dict.fromkeys(frames.notes)
         for index in range(len(frames)):

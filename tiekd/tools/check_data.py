@@ -262,7 +262,7 @@ def _examine(
     ]
 
     def describe(indices: list[int]) -> str:
-        return ", ".join(frames[index].image for index in indices)
+        return ", ".join(str(frames[index].image) for index in indices)
 
     examined = Examined(split.frames, augment, resize)
     for facts in workers.read(examined.facts, batches, num_workers, describe, timeout_s):

@@ -93,6 +93,7 @@ def global_batch(
             accumulation=accumulation,
             share=RankShare(rank, world_size),
             groups=groups,
+            order_of=getattr(dataset, "epoch_order", None),
         )
         unreadable = Unreadable(loading.max_errors) if loading.on_error == "skip" else None
         batches = training_batches(

@@ -129,6 +129,7 @@ class Parts:
             accumulation=self.config.accumulation,
             share=RankShare(comm.rank(), comm.world_size()),
             groups=self.groups,
+            order_of=getattr(self.train_set, "epoch_order", None),
         )
         return training_batches(
             self.train_set,

@@ -9,6 +9,7 @@ output back to metres, which is part of the network (tiekd/models/network.py).
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -18,6 +19,7 @@ from tiekd.config.recipe import load_recipe
 from tiekd.data import focal as focals
 from tiekd.data.augment.augment import Augment
 from tiekd.data.batch import Batch
+from tiekd.data.frame_table import MANY, spaced
 from tiekd.data.frames import Frames
 from tiekd.data.resize import OWN_SIZE, Resize
 from tiekd.data.target import Target
@@ -27,6 +29,8 @@ from tiekd.models import canonical
 from tiekd.models.canonical import Canonical
 from tiekd.training.settings import Recipe
 from tiekd.workdir import workdir
+
+_SAMPLED = 1000  # frames of a large data set whose focal lengths are computed
 
 
 class Targets:
@@ -72,6 +76,9 @@ METRES = Targets(None, OWN_SIZE)
 def input_focals(frames: Dataset, resize: Resize) -> list[float | None]:
     """Returns the focal length of each frame at the network's input.
 
+    It depends on the size of the frame's image. Of more than MANY frames those with another camera
+    than the frames before them, and 1000 others, are looked at.
+
     Args:
         frames: The frames of a data set.
         resize: The resize of images before the network gets them.
@@ -84,7 +91,12 @@ def input_focals(frames: Dataset, resize: Resize) -> list[float | None]:
         DataError: The working resolution changes the aspect ratio of an image too much.
     """
     found = []
-    for index, frame in enumerate(frames.frames):
+    rows = range(len(frames))
+    if len(frames) > MANY:
+        _, firsts = np.unique(frames.frames.cameras.codes, return_index=True)
+        rows = np.union1d(firsts, spaced(len(frames), _SAMPLED)).tolist()
+    for index in rows:
+        frame = frames.frames[index]
         if frame.camera is None:
             found.append(None)
             continue
@@ -118,13 +130,13 @@ def require_focals(frames: Dataset, resize: Resize, split: str) -> list[float]:
     if not isinstance(frames, Frames):
         return []
     found = input_focals(frames, resize)
-    unknown = sum(focal is None for focal in found)
-    if unknown:
-        name = next(frame.name for frame in frames.frames if frame.camera is None)
+    unknown = np.flatnonzero(~frames.frames.cameras.are_known)
+    if len(unknown):
+        name = frames.frames.names[unknown[0]]
         raise DataError(
-            f"network.canonical_focal: {unknown} of {len(frames)} {split} frames have no focal "
-            f"length, such as {name}; give data.intrinsics (a file, numbers or exif), list other "
-            "frames, or set network.canonical_focal=null"
+            f"network.canonical_focal: {len(unknown)} of {len(frames)} {split} frames have no "
+            f"focal length, such as {name}; give data.intrinsics (a file, numbers or exif), list "
+            "other frames, or set network.canonical_focal=null"
         )
     return found
 
@@ -156,8 +168,10 @@ def with_factors(
         return recipe, []
     # Find the range of F / f, canonical focal length / focal length of a frame, over all frames.
     # Augmentation zooms training images, which multiplies their focal length by the zoom.
-    ratios = []
+    ratios, told = [], []
     for split, frames in datasets.items():
+        if isinstance(frames, Frames) and len(frames) > MANY:
+            told.append(f"F / f is that of all cameras and of {_SAMPLED} more {split} frames")
         low, high = recipe.augment.zoom_range if split == "training" else (1.0, 1.0)
         known = require_focals(frames, recipe.resize, split)
         ratios += [focal / f / zoom for f in known for zoom in (low, high)]
@@ -172,7 +186,6 @@ def with_factors(
             "the network's input"
         )
     factors = list(seen if factors is None else factors)
-    told = []
     if seen is not None and (seen[0] < factors[0] * 0.999 or seen[1] > factors[1] * 1.001):
         wider = f"{seen[0]:.4g} to {seen[1]:.4g}"
         if not resuming:
@@ -180,7 +193,9 @@ def with_factors(
                 f"network.canonical_factors: got {factors}, but F / f of the frames is {wider}; "
                 "widen it, or leave it out"
             )
-        told = [f"Warning: F / f of the frames is {wider} now; depths beyond the range are clamped"]
+        told.append(
+            f"Warning: F / f of the frames is {wider} now; depths beyond the range are clamped"
+        )
     network = {**node, "canonical_factors": factors}
     return Recipe(recipe.node | {"network": network}), [*_about(network), *told]
 

@@ -88,7 +88,7 @@ class Evaluation(Hook):
         The warning is logged on rank 0. Collective if an evaluation was postponed.
         """
         if comm.is_main():
-            self.overlap = trained_on.overlap(state.trained_on, trained_on.hashes_of(self.dataset))
+            self.overlap = trained_on.overlap_of(state.trained_on, self.dataset)
             if self.overlap is not None and self.overlap.seen:
                 told = f"validation: {self.overlap}, so figures say less of new images"
                 self.info(f"Warning: {told}")

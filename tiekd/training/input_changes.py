@@ -47,6 +47,10 @@ _PLACES = (
     "train_split",
     "val_split",
     "val_fraction",
+    "shards",
+    "index",
+    "val_shards",
+    "val_prefix",
     "decoded",
     "unmatched",
 )
@@ -234,25 +238,62 @@ class _Changes(NamedTuple):
 def _split_changes(split: str, old: dict | None, new: dict | None) -> _Changes:
     if old is None or new is None:
         return _Changes([], [])
+    # Of a large split, or one of tar shards, only a digest of all names is known.
+    if "digest" in old and "digest" in new:
+        return _digest_changes(split, old, new)
     # In a data set from outside the project only the number of samples is known.
     if "names" not in old or "names" not in new:
         changed = old["count"] != new["count"]
         return _Changes(
             [f"there are {new['count']} {split} frames, were {old['count']}"] if changed else [], []
         )
+    return _listed_changes(f"{split} frames", old, new)
+
+
+def _digest_changes(split: str, old: dict, new: dict) -> _Changes:
+    """Compares two records of a split that don't list its frames.
+
+    Args:
+        split: The split's name.
+        old: The split in the record of the run's start.
+        new: The split in the present record.
+    """
+    refused, told = [], []
+    if old["count"] != new["count"]:
+        refused.append(f"there are {new['count']} {split} frames, were {old['count']}")
+    elif old["digest"] != new["digest"]:
+        refused.append(f"the {split} frames are others, or have another order")
+    parts = [(inputs.SHARDS, f"{split} shards")]
+    # If the frames differ, so do their samples, which says nothing more.
+    if not refused:
+        parts.append(("sample", f"{split} frames of a sample"))
+    for part, noun in parts:
+        if part in old and part in new:
+            changes = _listed_changes(noun, old[part], new[part])
+            refused += changes.refused
+            told += changes.told
+    return _Changes(refused, told)
+
+
+def _listed_changes(noun: str, old: dict, new: dict) -> _Changes:
+    """Compares two records that list frames or shards.
+
+    Args:
+        noun: The name of what is listed, in the plural: "train frames".
+        old: The record of the run's start.
+        new: The present record.
+    """
     refused, told = [], []
     # Find frames that were added, removed or reordered. A split may contain a name twice.
     before, after = Counter(old["names"]), Counter(new["names"])
     added, removed = list((after - before).elements()), list((before - after).elements())
     if added:
-        refused.append(f"{len(added)} {split} frames were added ({_some(added)})")
+        refused.append(f"{len(added)} {noun} were added ({_some(added)})")
     if removed:
-        refused.append(
-            f"{len(removed)} of {old['count']} {split} frames were removed ({_some(removed)})"
-        )
+        refused.append(f"{len(removed)} of {old['count']} {noun} were removed ({_some(removed)})")
     common = [name for name in old["names"] if name in after]
     if common != [name for name in new["names"] if name in before] and not added and not removed:
-        refused.append(f"the {split} frames have another order")
+        refused.append(f"the {noun} have another order")
     # Compare the files of the frames that are in both records.
     unsure = 0
     for kind in {**old["files"], **new["files"]}:
@@ -261,17 +302,17 @@ def _split_changes(split: str, old: dict | None, new: dict | None) -> _Changes:
         if changed:
             word = "image" if kind == "picture" else kind  # Records call an image "picture".
             refused.append(
-                f"the {word} of {len(changed)} {split} frames is another or gone ({_some(changed)})"
+                f"the {word} of {len(changed)} {noun} is another or gone ({_some(changed)})"
             )
         unsure += sum(_is_unsure(was, is_now) for _, was, is_now in pairs)
     if unsure:
         told.append(
-            f"{unsure} files of the {split} frames have another modification time and the same "
+            f"{unsure} files of the {noun} have another modification time and the same "
             "size; they are assumed to be unchanged"
         )
     if old["source"] != new["source"]:
         told.append(
-            f"The {split} frames are now those of {new['source']}; at the start, of {old['source']}"
+            f"The {noun} are now those of {new['source']}; at the start, of {old['source']}"
         )
     return _Changes(refused, told)
 

@@ -9,26 +9,36 @@
 
 `names`, and the lists in a split's `files`, have one entry per frame, in the order of the frames.
 ("picture" is the key of images.) The CRC-32 of each file is recorded if a split has at most 256 MB;
-of a larger split only sizes and modification times are recorded. Only rank 0 reads and writes. For
-24,000 frames that takes about 2 s, and the file has 3 MB. `tiekd/training/input_changes.py`
-compares two records. Left out: contents of large data sets, and of data sets without files.
+of a larger split only sizes and modification times are recorded. A split of more than 100,000
+frames has in the place of both a digest of all names in their order, and a `sample`: the record of
+1000 frames as if they were the split. A split of tar shards has the same digest, and under `shards`
+the record of the shards as if each were a frame; their frames aren't looked at. Only rank 0 reads
+and writes. For 24,000 frames that takes about 2 s, and the file has 3 MB.
+`tiekd/training/input_changes.py` compares two records. Left out: contents of large data sets, and
+of data sets without files.
 """
 
 import contextlib
+import copy
+import hashlib
+import itertools
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from torch.utils.data import Dataset
 
 from tiekd.config import external
 from tiekd.config.recipe import merged
 from tiekd.data import teacher_maps
 from tiekd.data.file_fingerprints import crc, of_each, size_and_time
+from tiekd.data.frame_table import MANY, FrameTable, spaced
 from tiekd.data.frames import Frames
 from tiekd.data.learned_from import Teacher
+from tiekd.data.shards.members import Members
 from tiekd.engine.config import ENGINE_KEYS, EngineConfig
 from tiekd.errors import CheckpointError, UserError
 from tiekd.files import check_readable, replace_text
@@ -47,6 +57,9 @@ _PARTS = {
     "recipe_files": dict,
     "splits": dict,
 }
+_SAMPLED = 1000  # frames of a large split whose files are recorded
+SHARD = "shard"  # the kind of file of a tar shard
+SHARDS = "shards"  # the key of the record of a split's shards
 READ_UP_TO = 256 * 10**6  # The largest split whose file contents are read, in bytes.
 KINDS = ("picture", "depth map", "teacher map")
 _SHARES = tuple(
@@ -121,14 +134,26 @@ def fingerprint_splits(datasets: Mapping[str, Dataset]) -> dict:
     """
     splits = {}
     for name, dataset in datasets.items():
-        split = _split(dataset, None)
-        for kind, states in split.get("files", {}).items():
-            # The modification time counts only where the content wasn't read.
-            split["files"][kind] = [
-                state and (state[:2] if state[1] is not None else state) for state in states
-            ]
-        splits[name] = {key: value for key, value in split.items() if key != "source"}
+        splits[name] = _fingerprint(_split(dataset, None))
     return splits
+
+
+def _fingerprint(split: dict) -> dict:
+    """Returns the record of a split without paths, and without modification times of read files.
+
+    Args:
+        split: The record, or that of its sample or its shards.
+    """
+    found = {key: value for key, value in split.items() if key != "source"}
+    if "files" in split:
+        found["files"] = {
+            # The modification time counts only where the content wasn't read.
+            kind: [state and (state[:2] if state[1] is not None else state) for state in states]
+            for kind, states in split["files"].items()
+        }
+    for part in {"sample", SHARDS} & split.keys():
+        found[part] = _fingerprint(split[part])
+    return found
 
 
 def fingerprint_files(recipe: Recipe, datasets: Mapping[str, Dataset | None]) -> dict:
@@ -215,6 +240,9 @@ def _is_split(split: object) -> bool:
     """
     if not isinstance(split, dict) or not isinstance(split.get("count"), int):
         return False
+    if "digest" in split:
+        parts = [split[part] for part in ("sample", SHARDS) if part in split]
+        return isinstance(split["digest"], str) and all(map(_is_split, parts))
     if "names" not in split:
         return True
     names, files = split["names"], split.get("files")
@@ -222,7 +250,7 @@ def _is_split(split: object) -> bool:
         return False
     return all(
         isinstance(states, list) and len(states) == len(names) and all(map(_is_state, states))
-        for states in map(files.get, {*KINDS, *files})
+        for states in map(files.get, files if SHARD in files else {*KINDS, *files})
     )
 
 
@@ -267,6 +295,25 @@ def held_out(record: dict | None, recipe: Recipe) -> list[str] | None:
 def _split(dataset: Dataset, old: dict | None) -> dict:
     if not isinstance(dataset, Frames):
         return {"count": len(dataset)}
+    source = str(dataset.source.absolute())
+    table = dataset.frames
+    if isinstance(table.images, Members):
+        return {
+            "count": len(table),
+            "source": source,
+            "digest": _digest(table),
+            SHARDS: _of_shards(table.images, source),
+        }
+    if len(table) > MANY:
+        sample = copy.copy(dataset)
+        sample.frames = table.take(spaced(len(table), _SAMPLED))
+        old_sample = None if old is None else old.get("sample")
+        return {
+            "count": len(table),
+            "source": source,
+            "digest": _digest(table),
+            "sample": _split(sample, old_sample),
+        }
     paths = _paths(dataset)
     # Record every file's size and modification time. Contents take long to read, so they are read
     # only for small data sets, and for frames whose contents were read at the start.
@@ -287,9 +334,59 @@ def _split(dataset: Dataset, old: dict | None) -> dict:
             states[index][1] = value
     return {
         "count": len(names),
-        "source": str(dataset.source.absolute()),
+        "source": source,
         "names": names,
         "files": files,
+    }
+
+
+def left_out(datasets: Iterable[Dataset | None]) -> list[str]:
+    """Returns a line for the log on checks that are left out for a large data set.
+
+    Args:
+        datasets: The data sets; None is left out.
+    """
+    sizes = [
+        len(dataset)
+        for dataset in datasets
+        if isinstance(dataset, Frames)
+        and len(dataset) > MANY
+        and not isinstance(dataset.frames.images, Members)
+    ]
+    return [
+        f"Of {size} frames a resume compares all names and {_SAMPLED} frames' files with the run's "
+        "start, and weights record a sample of the frames that they are trained on"
+        for size in sizes
+    ]
+
+
+def _digest(table: FrameTable) -> str:
+    """Returns a digest of the names of all frames in their order, hexadecimal.
+
+    Args:
+        table: The frames.
+    """
+    value = hashlib.blake2b(digest_size=16)
+    names = table.names.raws()
+    while part := list(itertools.islice(names, MANY)):
+        value.update(b"\0".join(part) + b"\0")
+    return value.hexdigest()
+
+
+def _of_shards(members: Members, source: str) -> dict:
+    """Returns the record of the shards that frames are in, in the form of a split's.
+
+    Args:
+        members: The frames' images.
+        source: The split's source.
+    """
+    used = np.unique(members.shards).tolist()
+    states = [members.states[shard] for shard in used]
+    return {
+        "count": len(used),
+        "source": source,
+        "names": [os.path.basename(members.paths[shard]) for shard in used],
+        "files": {SHARD: [[size, None, time] for size, time in states]},
     }
 
 

@@ -17,7 +17,7 @@ from tiekd.teachers.mixture import Teacher, members_of
 from tiekd.teachers.network import FrozenTeacher
 from tiekd.teachers.outputs.sigma import SigmaOptions
 from tiekd.teachers.outputs.teacher import FoundationTeacher
-from tiekd.training import schedules
+from tiekd.training import inputs, schedules
 from tiekd.training.build import Parts
 from tiekd.training.evaluation_hook import Evaluation
 from tiekd.training.input_changes import Verdict
@@ -48,6 +48,10 @@ def about(parts: Parts) -> list[str]:
         said.append(f"Warning: {note}")
     for frames in (train_set, val_set):
         said += [note for note in getattr(frames, "camera_notes", ()) if note not in said]
+    order = getattr(train_set, "epoch_order", None)
+    if order is not None:
+        said.append(f"An epoch has {parts.state.iterations_per_epoch} iterations: {order}")
+    said += inputs.left_out((train_set, val_set))
     # Describe the sizes of the networks, and the source of the teacher's depth.
     said.append(f"Student: {_millions(parts.network)} M parameters, trainable")
     nodes = {node.where: node for node in TeacherList.of(parts.state.recipe).nodes}

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from tiekd.data.splits import SplitLine, read_lines, read_split
+from tiekd.data.splits import SplitLine, read_lines, read_split, read_table
 from tiekd.errors import DataError
 
 
@@ -90,3 +90,54 @@ def test_read_lines_permission_denied_is_named(tmp_path, monkeypatch):
         read_lines(path, "")
     told = "can't be read (Permission denied); change its permissions, or give another file"
     assert str(error.value) == f"{path}: {told}"
+
+
+PLAIN = "a/1.png d/1.png 721.5\na/2.png None 5e2\n/b/3.png //d/3.png 721.5\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        PLAIN,
+        PLAIN.replace("\n", "\r\n"),
+        PLAIN[:-1],
+        "a.png\n/b.png\n",
+        # Lines that aren't plain: blank ones, tabs, other characters, a path called None.
+        f"{PLAIN}\n",
+        PLAIN.replace(" ", "\t"),
+        PLAIN.replace("a/1", "ä/1"),
+        PLAIN.replace("None", "/None"),
+        PLAIN.replace("a/2", "a,2"),
+        "\ufeffa.png b.png 7\n",
+    ],
+)
+def test_read_table_is_read_split(tmp_path, content):
+    """The table of a split file has the same lines, whether they are plain or not."""
+    lines = read(tmp_path, content)
+    table = read_table(tmp_path / "split.txt")
+    assert [table.line(index) for index in range(len(table.images))] == lines
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "\n\n",
+        "a.png b.png 7\n b.png 7\n",
+        "a.png b.png 7\na.png b.png \n",
+        "a.png b.png 7\na.png  7\n",
+        "a.png b.png 7\na.png b.png 0\n",
+        "a.png b.png 7\na.png b.png inf\n",
+        "a.png b.png 7\na.png b.png x\n",
+        "a b 7 d\ne 7\n",
+        "a.png b.png 7\n../a.png b.png 7\n",
+        "a.png\n/\n",
+        "a.png\nb.png c.png\nd.png\n",
+    ],
+)
+def test_read_table_refuses_what_read_split_refuses(tmp_path, content):
+    """A malformed line has the message of `read_split`."""
+    told = refused(tmp_path, content)
+    with pytest.raises(DataError) as error:
+        read_table(tmp_path / "split.txt")
+    assert str(error.value) == told

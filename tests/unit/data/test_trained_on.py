@@ -3,8 +3,10 @@
 It stands in the network's file, and figures on those frames are reported as such or refused.
 """
 
+import copy
 import types
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -14,6 +16,7 @@ from support.noise_frames import CPU, Slanted
 from support.small_student import NETWORK, write_recipe
 
 from tiekd.data import trained_on
+from tiekd.data.frame_table import Texts
 from tiekd.data.loading.loader import Loading
 from tiekd.data.trained_on import Overlap, TrainedOn, as_plain, from_plain, overlap, union
 from tiekd.errors import DataError
@@ -174,3 +177,41 @@ def test_validation_warns_of_trained_frames(tmp_path):
     assert told[0].startswith("Warning: validation: 2 of 5 frames were trained on, so")
     assert best.endswith("saved as best_abs_rel.pth (2 of 5 frames were trained on)")
     assert len(trained_on.read(tmp_path / "best_abs_rel.pth").hashes) == 2
+
+
+def test_large_training_set_is_represented_by_some_names(tmp_path, monkeypatch):
+    """Of a large training set only frames with certain names are looked at and counted."""
+    whole = frames(tmp_path / "a")
+    table = whole.frames.take(np.arange(5).repeat(400))
+    table.names = Texts.of(f"{number}.png" for number in range(2000))
+    whole.frames = table
+    exact = trained_on.trained_on(whole)
+    assert exact.name_bits == 0
+    monkeypatch.setattr(trained_on, "MAX_HASHES", 300)
+    looked_at = []
+    size_of = trained_on._size_of
+    monkeypatch.setattr(
+        trained_on, "_size_of", lambda image: looked_at.append(image) or size_of(image)
+    )
+    record = trained_on.trained_on(whole)
+    assert record.name_bits == 3
+    assert len(record.hashes) == len(looked_at)
+    assert 150 < len(record.hashes) < 400
+    # Half of an evaluation's frames were trained on. A set that is small is looked up in full.
+    other = copy.copy(whole)
+    other.frames = table.take(np.arange(1500, 2000).repeat(2))
+    other.frames.names = Texts.of(f"{number}.png" for number in range(1500, 2500))
+    found = trained_on.overlap_of(record, other)
+    assert found.estimated
+    assert found.frames == 1000
+    assert found.seen == pytest.approx(500, rel=0.25)
+    # The record survives a weights file, and a union with a smaller one keeps its frames.
+    again = from_plain(as_plain(record))
+    assert torch.equal(again.hashes, record.hashes)
+    assert again[1:] == record[1:] == (0, 3)
+    small = TrainedOn(exact.hashes[:50])
+    both = union(small, record)
+    assert both.name_bits == 3
+    assert trained_on.overlap_of(both, whole).is_whole
+    assert trained_on.overlap_of(None, whole) is None
+    assert trained_on.overlap_of(record, [1]) is None

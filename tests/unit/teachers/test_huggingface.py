@@ -19,6 +19,7 @@ from support.teacher_batches import batch_of, images_of
 
 from tiekd.config.recipe import load_recipe
 from tiekd.data import teacher_maps
+from tiekd.data.frame_table import FrameTable
 from tiekd.data.target import Target
 from tiekd.errors import RecipeError, TeacherError
 from tiekd.kernels.target import bin_centres
@@ -366,7 +367,8 @@ def test_unknown_focals_are_told_before_the_first_frame(models, ground, tmp_path
     split = ground / "kitti" / "kitti_eigen_test.txt"
     recipe = recipe_of(ground) | {"teacher": node_of(models / "depth_pro")}
     frames = cache_teacher.frames_of(Recipe(recipe), "val")
-    frames.frames[0] = frames.frames[0]._replace(camera=None)
+    first, *others = frames.frames
+    frames.frames = FrameTable.of([first._replace(camera=None), *others])
     source = cache_teacher.teacher_of(Recipe(recipe), "student.yaml", None)
     out = io.StringIO()
     cache_teacher.cache_maps(Recipe(recipe), source, frames, tmp_path / "maps", CPU, out)

@@ -171,7 +171,7 @@ def test_stereo_focal_length_of_a_calibration_serves_where_none_is_known(root, t
 
 def test_stereo_without_focal_length_is_refused(root):
     """The count of frames is named, and the two ways to give one."""
-    frames = kitti_frames(str(root), "train", 80.0).frames[:3]
+    frames = list(kitti_frames(str(root), "train", 80.0).frames[:3])
     frames[2] = frames[2]._replace(camera=None)
     with pytest.raises(TeacherError, match="1 of 3 frames have no focal length.*teacher.calibra"):
         built().check_frames(frames)

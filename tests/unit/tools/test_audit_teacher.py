@@ -13,6 +13,7 @@ from tiekd.data import image_io
 from tiekd.data.batch import Batch
 from tiekd.data.build import build_dataset
 from tiekd.data.datasets.scenes import render, write_kitti_layout
+from tiekd.data.frame_table import Cameras
 from tiekd.data.resize import Resize
 from tiekd.errors import DataError, LaunchError, TeacherError
 from tiekd.evaluation.teacher_audit import observe
@@ -245,7 +246,8 @@ def test_observe_focal_of_the_teacher(root, is_outside):
     frames = build_dataset(_recipe(root).dataset, "train", held_out=())
     half = Observer(teacher, frames, 80.0, CPU, resize=Resize(scale=0.5))
     assert half.observe(1)[0].focals == {"listed": pytest.approx(listed), "teacher": 60.0}
-    frames.frames = [frame._replace(camera=None) for frame in frames.frames]
+    unknown = Cameras.same(None, len(frames.frames))
+    frames.frames = frames.frames.with_cameras(unknown)
     assert half.observe(1)[0].focals == {}
 
 

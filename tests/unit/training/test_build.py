@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from support import tar_shards
 from support.fake_data import write_png
 
 from tiekd.config.teacher_node import TeacherList
@@ -21,7 +22,13 @@ from tiekd.models.heads.dpm import Dpm, DpmOptions
 from tiekd.models.heads.sigmoid import Sigmoid
 from tiekd.models.network import Network
 from tiekd.training import criterion, startup_log
-from tiekd.training.build import build_hooks, build_parts, check_ignored_depths, check_sigmas
+from tiekd.training.build import (
+    Parts,
+    build_hooks,
+    build_parts,
+    check_ignored_depths,
+    check_sigmas,
+)
 from tiekd.training.settings import Recipe
 from tiekd.workdir.weights_file import write_weights
 
@@ -401,3 +408,24 @@ def test_released_target_is_refused_for_several_teachers_and_sigma():
     mean = TeacherList.of({"teacher": {"name": "average", "teachers": [{"maps": "m"}] * 2}})
     for teachers, frames in ((several({}), None), (one, None), (mean, with_sigma)):
         check_sigmas(dpm_network("released"), teachers, frames)
+
+
+def test_batches_have_the_order_of_the_data_set(tmp_path):
+    """A run reads its samples in the order that the data set states, from any iteration on."""
+    frames = tar_shards.frames(tar_shards.make(tmp_path, (4, 4)), window=1)
+    data = {"workers": 0, "augment": {"crop": [12, 16]}}
+    parts = SimpleNamespace(
+        recipe=Recipe({"train": {"batch_size": 4, "iterations": 2}, "data": data}),
+        config=SimpleNamespace(accumulation=1),
+        state=SimpleNamespace(iteration=1),
+        targets=SimpleNamespace(camera=None),
+        train_set=frames,
+        device=torch.device("cpu"),
+        groups=None,
+        unreadable=None,
+        teacher=None,
+    )
+    (batch,) = Parts.batches(parts, 2)
+    expected = frames.epoch_order(0, parts.recipe.train.seed)[4:]
+    assert list(batch.names) == [frames.frames[index].name for index in expected]
+    assert len({name.split("/")[0] for name in batch.names}) == 1

@@ -111,6 +111,15 @@ def test_frames_without_focal_are_refused_with_a_count(tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_factors_of_many_frames_are_those_of_all_cameras(frames, tmp_path, monkeypatch):
+    """Of many frames each camera is looked at, and the log says that not each frame is."""
+    monkeypatch.setattr(canonical, "MANY", 2)
+    monkeypatch.setattr(canonical, "_SAMPLED", 1)
+    found, told = factors(recipe(tmp_path), frames)
+    assert found == pytest.approx([120 / 80, 120 / 50])
+    assert "F / f is that of all cameras and of 1 more training frames" in told
+
+
 def test_stretch_beyond_five_percent_is_refused(frames, tmp_path):
     """A working resolution that changes the aspect ratio too much is refused by the first frame."""
     wide = recipe(tmp_path, resize={"height": 24, "width": 40, "mode": "stretch"})

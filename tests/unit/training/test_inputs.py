@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support import tar_shards
 from support.fake_data import write_png
 from support.recorded_run import Run, write_frame
 
@@ -659,3 +660,64 @@ def test_inputs_calibration_of_sigma_refused(run):
     started = run.record()
     path.write_text("2")
     assert f"teacher.sigma.calibration: {path} has another content" in refusals(run, started)
+
+
+def test_inputs_of_a_large_split_are_sampled(run, monkeypatch):
+    """A large split is recorded by a digest of all names and the files of some frames."""
+    monkeypatch.setattr(inputs, "MANY", 5)
+    monkeypatch.setattr(inputs, "_SAMPLED", 3)
+    started = run.record()
+    train = started["splits"]["train"]
+    assert train.keys() == {"count", "source", "digest", "sample"}
+    assert train["count"] == 8
+    assert len(train["sample"]["names"]) == 3
+    assert changes(run, started) == ([], [], [])
+    inputs.write(run.folder, started)
+    assert inputs.read(run.folder) == started
+    assert inputs.held_out(started, Recipe(run.recipe())) == started["splits"]["val"].get("names")
+    (line,) = inputs.left_out([sets_of(run)["train"], None])
+    assert line.startswith("Of 8 frames a resume compares all names and 3 frames' files with the")
+    # One of the three has another content.
+    image = run.folder / "data" / "pictures" / train["sample"]["names"][1]
+    content = image.read_bytes()
+    image.write_bytes(content[:-1] + b"x")
+    (line,) = refusals(run, started)
+    assert line == (
+        f"the image of 1 train frames of a sample is another or gone ({image.name})"
+    ) or line.endswith(f"is another or gone ({train['sample']['names'][1]})")
+    image.write_bytes(content)
+    # Another frame has another name.
+    other = json.loads(json.dumps(started))
+    other["splits"]["train"]["digest"] = "0"
+    assert refusals(run, other) == ["the train frames are others, or have another order"]
+    other["splits"]["train"]["count"] = 9
+    assert refusals(run, other) == ["there are 8 train frames, were 9"]
+    other["splits"]["train"]["digest"] = 3
+    inputs.write(run.folder, other)
+    with pytest.raises(CheckpointError, match=r"splits\.train is wrong"):
+        inputs.read(run.folder)
+
+
+def test_inputs_of_shards_are_their_files(tmp_path):
+    """Shards are recorded as files, and a changed one is named."""
+    frames = tar_shards.frames(tar_shards.make(tmp_path), val_shards="s2.tar")
+    record = inputs._split(frames, None)
+    assert record["count"] == 7
+    assert record["shards"]["names"] == ["s0.tar", "s1.tar"]
+    assert inputs._is_split(json.loads(json.dumps(record)))
+    assert inputs.left_out([frames]) == []
+    size, content, time = record["shards"]["files"]["shard"][1]
+    assert (size, content) == ((tmp_path / "s1.tar").stat().st_size, None)
+    other = json.loads(json.dumps(record))
+    other["shards"]["files"]["shard"][1][0] += 512
+    refused, told = input_changes._split_changes("train", other, record)
+    assert refused == ["the shard of 1 train shards is another or gone (s1.tar)"]
+    assert told == []
+    other["shards"]["files"]["shard"][1] = [size, None, time + 1]
+    refused, told = input_changes._split_changes("train", other, record)
+    assert refused == []
+    assert told[0].startswith("1 files of the train shards have another modification time")
+    first = inputs.fingerprint_splits({"train": frames})
+    again = tar_shards.frames(tmp_path, val_shards="s2.tar")
+    assert first == inputs.fingerprint_splits({"train": again})
+    assert "source" not in first["train"]["shards"]

@@ -8,12 +8,12 @@ was cropped. The principal point is taken to be the image's centre. Reading the 
 """
 
 import math
-from pathlib import Path
 
 from PIL import Image
 
 from tiekd.data import orientation
 from tiekd.data.cameras.calibration import Calibration, Camera, turned_upright
+from tiekd.data.stored import Source, Stored, opened
 from tiekd.files import instead_of_file
 
 _DIAGONAL_MM = math.hypot(36, 24)
@@ -25,17 +25,17 @@ _MM_PER_UNIT = {2: 25.4, 3: 10.0, 4: 1.0, 5: 1e-3}
 _PLAUSIBLE = 0.1, 50.0
 
 
-def calibration(path: Path) -> Calibration | None:
+def calibration(path: Source) -> Calibration | None:
     """Returns the approximate calibration of an upright photo.
 
     Args:
         path: The image file. The result is None if its EXIF has no plausible focal length, or if
             it can't be read, which is reported when the image is decoded.
     """
-    if instead_of_file(path):
+    if not isinstance(path, Stored) and instead_of_file(path):
         return None
     try:
-        with Image.open(path) as image:
+        with Image.open(opened(path)) as image:
             size = orientation.upright_size(image)
             mark = orientation.mark_of(image)
             tags = image.getexif().get_ifd(_EXIF)

@@ -165,17 +165,25 @@ def _of_mapping(path: Path, content: Any) -> CameraFile:
             )
         return CameraFile(path, "Kalibr", {}, _of_kalibr(f"{path}: {chain[0]}", content[chain[0]]))
     if any(key in content for key in _KEYS):
-        return CameraFile(path, "one camera", {}, _of_plain(str(path), content))
+        return CameraFile(path, "one camera", {}, of_plain(str(path), content))
     if not all(isinstance(value, Mapping) for value in content.values()):
         raise DataError(f"{path}: not a known kind of intrinsics; give {_KINDS}")
     named = {
-        str(name).lstrip("/"): _of_plain(f"{path}: {name}", value)
-        for name, value in content.items()
+        str(name).lstrip("/"): of_plain(f"{path}: {name}", value) for name, value in content.items()
     }
     return CameraFile(path, "by image", named)
 
 
-def _of_plain(where: str, node: Mapping) -> Calibration:
+def of_plain(where: str, node: Mapping) -> Calibration:
+    """Returns the calibration that a mapping gives by fx, fy, cx, cy, width and height.
+
+    Args:
+        where: The mapping's file, for messages.
+        node: The mapping; other keys don't count.
+
+    Raises:
+        DataError: A number is missing or can't be that of a camera.
+    """
     return checked(
         _numbers([node.get(key) for key in _KEYS], 4, where),
         _size(node.get("width"), node.get("height"), where),

@@ -11,9 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from tiekd.data import image_io, orientation
 from tiekd.data.cameras import exif, files
 from tiekd.data.cameras.calibration import Calibration, Camera, checked
+from tiekd.data.frame_table import Cameras, FrameTable
+from tiekd.data.stored import Source as ImageSource
+from tiekd.data.stored import source_of
 from tiekd.errors import DataError, RecipeError
 
 EXIF = "exif"
@@ -41,7 +46,7 @@ class Source(NamedTuple):
         """True if the cameras are read from each image's EXIF."""
         return self.of_all is None and self.file is None
 
-    def calibration(self, name: str, path: Path) -> Calibration | None:
+    def calibration(self, name: str, path: ImageSource) -> Calibration | None:
         """Returns the calibration of an image; None if the source doesn't have it.
 
         Args:
@@ -104,7 +109,9 @@ def read(intrinsics: Intrinsics, root: Path, where: str = "data.intrinsics") -> 
     return Source(of_all=checked(numbers[:4], size, where))
 
 
-def camera_of(calibration: Calibration, path: Path, where: str) -> Camera:
+def camera_of(
+    calibration: Calibration, path: ImageSource, where: str, size: tuple[int, int] | None = None
+) -> Camera:
     """Returns the camera of an image file, given a calibration for some size.
 
     Args:
@@ -112,6 +119,7 @@ def camera_of(calibration: Calibration, path: Path, where: str) -> Camera:
         path: The image file. If its header can't be read, the calibration's camera is returned as
             it is; decoding the image reports the error.
         where: Source and image, for the message.
+        size: (height, width) of the upright image, if it is known without its file.
 
     Raises:
         DataError: The image has another aspect ratio than the calibration.
@@ -119,7 +127,7 @@ def camera_of(calibration: Calibration, path: Path, where: str) -> Camera:
     if calibration.size is None:
         return calibration.camera
     try:
-        size = image_io.read_image_size(path)
+        size = size or image_io.read_image_size(path)
     except DataError:
         return calibration.camera
     if size == calibration.size:
@@ -127,13 +135,11 @@ def camera_of(calibration: Calibration, path: Path, where: str) -> Camera:
     return calibration.at_size(*size, orientation.mark_in(path), where)
 
 
-def cameras_of(
-    frames: Sequence[tuple[str, str, Camera | None]], intrinsics: Intrinsics, root: Path
-) -> tuple[list[Camera | None], list[str]]:
-    """Returns the camera of each frame (None if unknown), and lines for the log.
+def cameras_of(frames: FrameTable, intrinsics: Intrinsics, root: Path) -> tuple[Cameras, list[str]]:
+    """Returns the cameras of frames, and lines for the log.
 
     Args:
-        frames: (name, image's path, camera that the data set knows itself or None) of each frame.
+        frames: The frames, each with the camera that the data set knows itself.
         intrinsics: `data.intrinsics`, which takes precedence; None for the data set's own cameras.
         root: The data root.
 
@@ -142,19 +148,14 @@ def cameras_of(
         DataError: Its file can't be read, or an image has another aspect ratio than its intrinsics.
     """
     if intrinsics is None:
-        cameras = [camera for _, _, camera in frames]
-        return cameras, _unknown(frames, cameras)
+        return frames.cameras, _unknown(frames, frames.cameras)
     source = read(intrinsics, root)
-    cameras = []
-    count, distortion = 0, 0.0
-    for name, path, known in frames:
-        calibration = source.calibration(name, Path(path))
-        if calibration is None:
-            cameras.append(known)
-            continue
-        count += 1
-        distortion = max(distortion, calibration.distortion)
-        cameras.append(camera_of(calibration, Path(path), f"data.intrinsics: {path}"))
+    if source.of_all is not None and source.of_all.size is None:
+        # One camera of images at their own size needs no image's header.
+        count, distortion = len(frames), source.of_all.distortion
+        cameras = Cameras.same(source.of_all.camera, len(frames))
+    else:
+        cameras, count, distortion = _of_each(frames, source)
     notes = [f"Cameras: {source}, for {count} of {len(frames)} frames"]
     if distortion:
         notes.append(
@@ -164,17 +165,47 @@ def cameras_of(
     return cameras, notes + _unknown(frames, cameras)
 
 
-def _unknown(frames: Sequence[tuple], cameras: Sequence[Camera | None]) -> list[str]:
+def _of_each(frames: FrameTable, source: Source) -> tuple[Cameras, int, float]:
+    """Returns the cameras of frames whose calibrations differ, or are for a size.
+
+    Args:
+        frames: The frames.
+        source: The source of the calibrations.
+
+    Returns:
+        The cameras; the number of frames that the source knows; and the largest coefficient of the
+        lens distortion.
+
+    Raises:
+        DataError: An image has another aspect ratio than its intrinsics.
+    """
+    cameras = []
+    count, distortion = 0, 0.0
+    for index, frame in enumerate(frames):
+        image = source_of(frame.image)
+        calibration = source.calibration(frame.name, image)
+        if calibration is None:
+            cameras.append(frame.camera)
+            continue
+        count += 1
+        distortion = max(distortion, calibration.distortion)
+        size = None if frames.sizes is None else tuple(frames.sizes[index].tolist())
+        where = f"data.intrinsics: {frame.image}"
+        cameras.append(camera_of(calibration, image, where, size))
+    return Cameras.of(cameras), count, distortion
+
+
+def _unknown(frames: FrameTable, cameras: Cameras) -> list[str]:
     """Returns a log line with the number of frames whose camera isn't known; no line if all are.
 
     Args:
-        frames: Tuples that begin with the frame's name.
-        cameras: The frames' cameras, in the same order; None if unknown.
+        frames: The frames.
+        cameras: Their cameras.
     """
-    unknown = [frame[0] for frame, camera in zip(frames, cameras, strict=True) if camera is None]
-    if not unknown:
+    unknown = np.flatnonzero(~cameras.are_known)
+    if not len(unknown):
         return []
     return [
         f"Cameras: the intrinsics of {len(unknown)} of {len(frames)} frames aren't known, such as "
-        f"of {unknown[0]} (data.intrinsics)"
+        f"of {frames.names[unknown[0]]} (data.intrinsics)"
     ]

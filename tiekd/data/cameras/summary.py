@@ -6,18 +6,20 @@ camera is known, 0.1 ms. Left out: distortion and principal points.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from tiekd.data.cameras import exif
 from tiekd.data.cameras.calibration import Camera
 from tiekd.data.cameras.source import EXIF, Intrinsics, camera_of
 from tiekd.data.file_fingerprints import of_each
+from tiekd.data.stored import Stored, source_of
 
 # Largest factor by which a focal length may differ from that in EXIF, which is rounded.
 _AGREES = 1.2
 
 
-def summary(frames: Sequence[tuple[str, str, Camera | None]], intrinsics: Intrinsics) -> list[str]:
+def summary(
+    frames: Sequence[tuple[str, str | Stored, Camera | None]], intrinsics: Intrinsics
+) -> list[str]:
     """Returns lines about the cameras of frames.
 
     Args:
@@ -39,19 +41,19 @@ def summary(frames: Sequence[tuple[str, str, Camera | None]], intrinsics: Intrin
     return lines if str(intrinsics) == EXIF else lines + _against_exif(known)
 
 
-def _against_exif(known: Sequence[tuple[str, str, Camera]]) -> list[str]:
+def _against_exif(known: Sequence[tuple[str, str | Stored, Camera]]) -> list[str]:
     """Returns a line that compares focal lengths with EXIF; no line if no image has any.
 
     Args:
         known: (name, image's path, camera) of each frame whose camera is known.
     """
-    stated = of_each(lambda path: exif.calibration(Path(path)), [path for _, path, _ in known])
+    stated = of_each(lambda path: exif.calibration(source_of(path)), [path for _, path, _ in known])
     compared, other = 0, []
     for (name, path, camera), calibration in zip(known, stated, strict=True):
         if calibration is None:
             continue
         compared += 1
-        focal = camera_of(calibration, Path(path), path).focal
+        focal = camera_of(calibration, source_of(path), str(path)).focal
         if not 1 / _AGREES <= camera.focal / focal <= _AGREES:
             other.append((name, camera.focal, focal))
     if not compared:

@@ -9,28 +9,26 @@ ways to pair files (link or rename them).
 """
 
 import hashlib
-import math
 import os
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-import torch
+import numpy as np
 
 from tiekd.data import held_out as held_out_frames
 from tiekd.data.cameras.source import check_numbers
+from tiekd.data.frame_table import Cameras, FrameTable, Texts
 from tiekd.data.frames import (
     DatasetSplit,
     DepthFormat,
-    Frame,
     Frames,
+    check_depth_units,
     data_root,
     joined_name,
     with_cameras,
 )
-from tiekd.data.image_io import read_depth_npy, read_measured_levels
 from tiekd.data.listing import list_files, unlistable
 from tiekd.data.pairing import check_pairs
 from tiekd.data.splits import below_root, read_lines
@@ -40,6 +38,9 @@ _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _DEPTHS = (".png", ".npy")
 # Options that name folders -> (default folder, suffixes of the files that are read).
 READS = {"images": (None, _IMAGE_SUFFIXES), "depths": (None, _DEPTHS)}
+
+# Name of each image -> its depth map's path below the folder of depth maps, or None.
+Depths = dict[str, str | None]
 
 
 @dataclass(frozen=True)
@@ -84,13 +85,7 @@ class FolderOptions:
     intrinsics: Path | Sequence[float] | None = None
 
     def __post_init__(self):
-        for name in ("depth_unit", "float_depth_unit"):
-            unit = getattr(self, name)
-            if unit is not None and not 1 <= unit < math.inf:
-                raise RecipeError(
-                    f"data.{name}: got {unit}; it is how many levels make a metre, such as 1000 "
-                    "for millimetres"
-                )
+        check_depth_units(self.depth_unit, self.float_depth_unit)
         if not 0 <= self.val_fraction < 1:
             raise RecipeError(
                 f"data.val_fraction: got {self.val_fraction}; it must be from 0 to below 1"
@@ -147,21 +142,13 @@ def build(
             f"data.val_fraction: validation is the end of the training images' sequence, {remark}; "
             "images in several folders, or data.val_split, tell more of new places"
         )
-    # Describe the format of the depth maps.
-    read_depth = partial(
-        _read_depth,
-        units_per_m=options.depth_unit,
-        float_units_per_m=options.float_depth_unit,
-        invalid=tuple(options.invalid),
+    kept, camera_notes = with_cameras(
+        _table(folder, options, frames, chosen), options.intrinsics, folder
     )
-    kept = [frame for name, frame in frames.items() if name in chosen]
-    kept, camera_notes = with_cameras(kept, options.intrinsics, folder)
     files = DatasetSplit(
         kept,
         source,
-        DepthFormat(
-            read_depth, options.depth_unit, options.float_depth_unit or 1.0, options.invalid
-        ),
+        DepthFormat.of_files(options.depth_unit, options.float_depth_unit, options.invalid),
         notes=notes,
         camera_notes=camera_notes,
         remark=remark,
@@ -173,10 +160,34 @@ def build(
 _PURPOSE = {"train": "training without a teacher needs", "val": "evaluation needs"}
 
 
+def _table(
+    folder: Path, options: FolderOptions, frames: Depths, chosen: Collection[str]
+) -> FrameTable:
+    """Returns the table of a split's frames.
+
+    Args:
+        folder: The data root.
+        options: The folders below it.
+        frames: All frames.
+        chosen: The names of the split's frames.
+    """
+    kept = [name for name in frames if name in chosen]
+    names = Texts.of(kept)
+    depths = [frames[name] for name in kept]
+    below = "" if options.depths is None else f"{folder / Path(options.depths).expanduser()}/"
+    return FrameTable(
+        names,
+        names.below(f"{folder / Path(options.images).expanduser()}/"),
+        Texts.of((depth or "" for depth in depths), below),
+        np.array([depth is not None for depth in depths], bool),
+        Cameras.same(None, len(kept)),
+    )
+
+
 def _names_of(
     split: str,
     folder: Path,
-    frames: dict[str, Frame],
+    frames: Depths,
     options: FolderOptions,
     held_out: Collection[str] | None,
     by_sequence: bool,
@@ -229,8 +240,8 @@ def _names_of(
     return chosen, remark
 
 
-def _frames(folder: Path, options: FolderOptions, skip: bool, notes: list[str]) -> dict[str, Frame]:
-    """Returns all frames of both splits, keyed by name, in the order of their names.
+def _frames(folder: Path, options: FolderOptions, skip: bool, notes: list[str]) -> Depths:
+    """Returns all frames of both splits in the order of their names.
 
     Args:
         folder: The data root.
@@ -255,20 +266,33 @@ def _frames(folder: Path, options: FolderOptions, skip: bool, notes: list[str]) 
             f"data.depth_unit: needed, for a PNG such as {depths / png[0]} doesn't say its unit; "
             "give how many levels make a metre, such as 1000 for millimetres or 256 for KITTI's"
         )
-    # Build one frame per image, sorted by name. The file names of teacher maps must be distinct.
-    frames = {}
-    named = {}
-    for key, name in sorted(image_names.items(), key=lambda item: item[1]):
-        # The images a/b.jpg and a_b.jpg would have one file name for their teacher maps.
+    _check_map_names(images, image_names)
+    frames = sorted(image_names.items(), key=lambda item: item[1])
+    return {name: measured.get(key) for key, name in frames}
+
+
+def _check_map_names(images: Path, image_names: dict[str, str]) -> None:
+    """Raises DataError if the teacher maps of two images would have one file name.
+
+    So it is with the images a/b.jpg and a_b.jpg.
+
+    Args:
+        images: The folder of the images, for the message.
+        image_names: path without suffix -> path of each image.
+    """
+    # Names are made of a million paths only if two paths without suffix become the same.
+    stems = (key.replace("/", "_") for key in image_names)
+    hashes = np.fromiter(map(hash, stems), np.int64, len(image_names))
+    if len(np.unique(hashes)) == len(hashes):
+        return
+    named: dict[str, str] = {}
+    for name in sorted(image_names.values()):
         other = named.setdefault(joined_name(name), name)
         if other != name:
             raise DataError(
                 f"{images}: {other} and {name} would share the teacher map {joined_name(name)}; "
                 "rename one"
             )
-        depth = f"{depths}/{measured[key]}" if key in measured else None
-        frames[name] = Frame(name, f"{images}/{name}", depth, None)
-    return frames
 
 
 def _files(
@@ -342,7 +366,7 @@ def _files(
     return found
 
 
-def _listed(split_file: Path, frames: dict[str, Frame], images: Path) -> set[str]:
+def _listed(split_file: Path, frames: Depths, images: Path) -> set[str]:
     """Returns the names of the frames that a split file lists.
 
     Args:
@@ -369,7 +393,7 @@ def _listed(split_file: Path, frames: dict[str, Frame], images: Path) -> set[str
     return listed
 
 
-def _hash_picked(frames: dict[str, Frame], fraction: float) -> set[str]:
+def _hash_picked(frames: Depths, fraction: float) -> set[str]:
     """Returns the names of a fraction of the frames with ground truth.
 
     They are chosen by a hash of their names, so the choice doesn't depend on the order of the
@@ -379,29 +403,7 @@ def _hash_picked(frames: dict[str, Frame], fraction: float) -> set[str]:
         frames: All frames by name.
         fraction: The fraction, from 0 to below 1; above 0 at least one frame is chosen.
     """
-    names = [name for name, frame in frames.items() if frame.depth is not None]
+    names = [name for name, depth in frames.items() if depth is not None]
     names.sort(key=lambda name: hashlib.sha256(name.encode(errors="surrogateescape")).digest())
     count = max(1, round(fraction * len(names))) if fraction else 0
     return set(names[:count])
-
-
-def _read_depth(
-    path: Path,
-    units_per_m: float | None,
-    float_units_per_m: float | None,
-    invalid: tuple[float, ...],
-) -> torch.Tensor:
-    """Reads a depth file.
-
-    Args:
-        path: The file, an NPY file or a 16-bit PNG.
-        units_per_m: Units per metre of integers in an NPY file; None if unknown.
-        float_units_per_m: Units per metre of floating-point values; None means metres.
-        invalid: Values in an NPY file that mean "not measured".
-
-    Returns:
-        (1, H, W), 0 where invalid: float32 metres from an NPY file, uint16 levels from a PNG.
-    """
-    if path.suffix.lower() == ".npy":
-        return read_depth_npy(path, units_per_m, float_units_per_m, invalid)
-    return read_measured_levels(path)

@@ -13,19 +13,21 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from tiekd.data.cameras.source import check_numbers
+from tiekd.data.frame_table import Cameras, FrameTable
 from tiekd.data.frames import (
     Camera,
     DatasetSplit,
     DepthFormat,
-    Frame,
     Frames,
     Window,
     data_root,
     with_cameras,
 )
 from tiekd.data.image_io import read_measured_levels
-from tiekd.data.splits import SplitLine, read_split
+from tiekd.data.splits import SplitLine, SplitTable, read_table
 from tiekd.errors import RecipeError
 
 UNITS_PER_M = 256.0
@@ -103,7 +105,14 @@ def build(
     window = None
     if options.kb_crop is not None:
         window = Window("data.kb_crop", partial(_kb_window, options.kb_crop))
-    frames = [_frame(line, images, f"{folder}/gt_depth/") for line in read_split(split_file)]
+    lines = read_table(split_file)
+    frames = FrameTable(
+        lines.images,
+        lines.images.below(images),
+        lines.ground_truths.below(f"{folder}/gt_depth/"),
+        lines.has_depth,
+        _cameras(lines),
+    )
     frames, camera_notes = with_cameras(frames, options.intrinsics, folder)
     files = DatasetSplit(
         frames,
@@ -146,9 +155,25 @@ def _kb_window(kb_crop: tuple[int, int], height: int, width: int) -> tuple[int, 
     return height - kb_crop[0], (width - kb_crop[1]) // 2, *kb_crop
 
 
-def _frame(line: SplitLine, images: str, depths: str) -> Frame:
-    depth = None if line.ground_truth is None else depths + line.ground_truth
-    return Frame(line.image, images + line.image, depth, _camera(line))
+def _cameras(lines: SplitTable) -> Cameras:
+    """Returns the cameras of all lines of a split file.
+
+    A camera follows from the recording day and the focal length, so it is looked up once for each
+    pair of them.
+
+    Args:
+        lines: The lines.
+    """
+    if lines.focals is None:
+        return Cameras.same(None, len(lines.images))
+    days = np.zeros(len(lines.images), np.int64)
+    for number, day in enumerate(_CALIBRATION, 1):
+        days[lines.images.begin_with(f"{day}/")] = number
+    _, focals = np.unique(lines.focals, return_inverse=True)
+    pairs = focals * (len(_CALIBRATION) + 1) + days
+    _, examples, codes = np.unique(pairs, return_index=True, return_inverse=True)
+    distinct = [_camera(lines.line(index)) for index in examples]
+    return Cameras(codes.astype(np.int32), distinct)
 
 
 def _camera(line: SplitLine) -> Camera | None:

@@ -12,19 +12,21 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from tiekd.data.cameras.source import check_numbers
+from tiekd.data.frame_table import Cameras, FrameTable
 from tiekd.data.frames import (
     Camera,
     DatasetSplit,
     DepthFormat,
-    Frame,
     Frames,
     Window,
     data_root,
     with_cameras,
 )
 from tiekd.data.image_io import read_measured_levels
-from tiekd.data.splits import SplitLine, read_split
+from tiekd.data.splits import SplitTable, read_table
 from tiekd.errors import RecipeError
 
 UNITS_PER_M = 1000.0
@@ -92,7 +94,14 @@ def build(
     window = None
     if training and options.nyu_crop is not None:
         window = Window("data.nyu_crop", partial(_window, options.nyu_crop))
-    frames = [_frame(line, f"{folder}/") for line in read_split(split_file)]
+    lines = read_table(split_file)
+    frames = FrameTable(
+        lines.images,
+        lines.images.below(f"{folder}/"),
+        lines.ground_truths.below(f"{folder}/"),
+        lines.has_depth,
+        _cameras(lines),
+    )
     frames, camera_notes = with_cameras(frames, options.intrinsics, folder)
     files = DatasetSplit(
         frames,
@@ -131,13 +140,18 @@ def _window(
     return top, left, bottom - top, right - left
 
 
-def _frame(line: SplitLine, folder: str) -> Frame:
-    if line.focal is None:
-        camera = None
+def _cameras(lines: SplitTable) -> Cameras:
+    """Returns the cameras of all lines of a split file, which follow from the focal lengths.
+
+    Args:
+        lines: The lines.
+    """
+    if lines.focals is None:
+        return Cameras.same(None, len(lines.images))
+    focals, codes = np.unique(lines.focals, return_inverse=True)
+    return Cameras(codes.astype(np.int32), [_camera(focal) for focal in focals.tolist()])
+
+
+def _camera(focal: float) -> Camera:
     # If the split file's line gives another focal length, the image was resized: use the line's.
-    elif abs(line.focal - _CAMERA.focal_x) > 0.01:
-        camera = Camera(line.focal, line.focal)
-    else:
-        camera = _CAMERA
-    depth = None if line.ground_truth is None else folder + line.ground_truth
-    return Frame(line.image, folder + line.image, depth, camera)
+    return Camera(focal, focal) if abs(focal - _CAMERA.focal_x) > 0.01 else _CAMERA

@@ -115,7 +115,7 @@ class BatchReader:
         # (data/loading/sampler.py), so map it back.
         indices = [index % len(self.dataset) for _, index in keys]
         return ", ".join(
-            f"sample {index}" if frames is None else frames[index].image for index in indices
+            f"sample {index}" if frames is None else str(frames[index].image) for index in indices
         )
 
     def placement(self, epoch: int, index: int, sample: Sample) -> Placement:

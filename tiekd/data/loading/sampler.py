@@ -1,7 +1,8 @@
 """Selects the samples of each batch: a pure function of (seed, iteration) for any number of ranks.
 
 Each epoch is one permutation of the samples; its last batch is filled up from the permutation's
-start (as DistributedSampler does). Global batch i is split into contiguous slices, first by
+start (as DistributedSampler does). A data set may state another order (`epoch_order`), which is a
+permutation, too. Global batch i is split into contiguous slices, first by
 accumulation step, then by rank. So 1 rank x 4 samples, 2 ranks x 2 samples and accumulation see the
 same images per iteration, and the number of consumed iterations alone determines the position in
 the data.
@@ -16,7 +17,7 @@ group's start: every sample is seen at least once an epoch, those of a small gro
 Batches come in the order in which their first samples appear in the permutation.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,9 @@ from torch.utils.data import Dataset, Sampler
 
 from tiekd.data.resize import OWN_SIZE, Resize
 from tiekd.errors import RecipeError
+
+# Function (epoch, seed) of an epoch's order: a permutation of the samples, (N,) int64.
+Order = Callable[[int, int], np.ndarray]
 
 
 def size_groups(dataset: Dataset, resize: Resize = OWN_SIZE) -> list[int]:
@@ -75,7 +79,12 @@ def iterations_per_epoch(
 
 
 def epoch_batches(
-    epoch: int, num_samples: int, batch_size: int, seed: int, groups: Sequence[int] | None = None
+    epoch: int,
+    num_samples: int,
+    batch_size: int,
+    seed: int,
+    groups: Sequence[int] | None = None,
+    order_of: Order | None = None,
 ) -> np.ndarray:
     """Returns the sample indices of an epoch's global batches in their order.
 
@@ -88,12 +97,24 @@ def epoch_batches(
         seed: Seed of the permutation.
         groups: A group number for each sample, so that a batch holds samples of one group; None
             for one group.
+        order_of: The data set's own order of an epoch; None for a random permutation.
 
     Returns:
         (batches, batch_size) int64.
+
+    Raises:
+        RecipeError: If the data set's order isn't a permutation.
     """
     # Permute the samples, and look up the group of each.
-    order = np.random.default_rng([seed, epoch]).permutation(num_samples)
+    if order_of is None:
+        order = np.random.default_rng([seed, epoch]).permutation(num_samples)
+    else:
+        order = np.asarray(order_of(epoch, seed))
+        if not np.array_equal(np.sort(order), np.arange(num_samples)):
+            raise RecipeError(
+                f"data: the data set's epoch_order({epoch}, {seed}) must have each index from 0 to "
+                f"{num_samples - 1} once"
+            )
     group_of = np.zeros(num_samples, int) if groups is None else np.asarray(groups)[order]
     batches = []
     # For each group, form batches of positions in the permutation.
@@ -156,6 +177,7 @@ class MicroBatches(Sampler):
         share: The rank and the world size, which determine the rank's part of each global batch.
         groups: A group number for each sample, so that a batch holds samples of one group; None
             for one group.
+        order_of: The data set's own order of an epoch; None for a random permutation.
 
     Raises:
         RecipeError: If there are no samples, or the seed is negative.
@@ -171,6 +193,7 @@ class MicroBatches(Sampler):
         accumulation: int = 1,
         share: RankShare = ALL_BATCHES,
         groups: Sequence[int] | None = None,
+        order_of: Order | None = None,
     ):
         if num_samples < 1:
             raise RecipeError("data: no training samples are left; check the split file")
@@ -183,6 +206,7 @@ class MicroBatches(Sampler):
         self.accumulation = accumulation
         self.share = share
         self.groups = groups
+        self.order_of = order_of
         num_slices = accumulation * share.world_size
         assert batch_size % num_slices == 0
         self.micro_batch_size = batch_size // num_slices
@@ -200,7 +224,12 @@ class MicroBatches(Sampler):
             if epoch != drawn:
                 drawn = epoch
                 batches = epoch_batches(
-                    epoch, self.num_samples, self.batch_size, self.seed, self.groups
+                    epoch,
+                    self.num_samples,
+                    self.batch_size,
+                    self.seed,
+                    self.groups,
+                    self.order_of,
                 )
             keys = [(epoch, index) for index in self._with_own_indices(batches[position]).tolist()]
             for step in range(self.accumulation):

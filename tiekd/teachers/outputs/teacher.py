@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tiekd.data.batch import Batch
-from tiekd.data.frames import Frame
+from tiekd.data.frame_table import Frame, FrameTable
 from tiekd.data.resize import OWN_SIZE
 from tiekd.data.target import Target
 from tiekd.errors import TeacherError, UserError
@@ -271,11 +271,11 @@ class FoundationTeacher:
             TeacherError: The teacher needs focal lengths and a frame has none, or it needs ground
                 truth and no frame has any.
         """
-        said = []
+        frames, said = FrameTable.of(frames), []
         if self.anchor is not None:
             if isinstance(self.anchor.teacher, FoundationTeacher):
                 said += self.anchor.teacher.check_frames(frames)
-            without = sum(frame.depth is None for frame in frames)
+            without = int((~frames.has_depth).sum())
             if self.anchor.description == GROUND_TRUTH and without:
                 if without == len(frames):
                     raise TeacherError(
@@ -286,7 +286,7 @@ class FoundationTeacher:
                     f"Teacher: {without} of {len(frames)} frames have no ground truth to anchor "
                     "its output; their maps are empty"
                 )
-        unknown = sum(frame.camera is None for frame in frames)
+        unknown = int((~frames.cameras.are_known).sum())
         if not unknown or self.predictor.without_focal is None:
             return said
         found = f"{unknown} of {len(frames)} frames have no focal length"

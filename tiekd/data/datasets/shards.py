@@ -1,0 +1,350 @@
+"""Dataset from tar shards in WebDataset's layout, which are read by offsets without extraction.
+
+A shard has members `KEY.jpg` or `.png` (the image), `KEY.depth.png` or `.depth.npy` (its depth) and
+`KEY.json` (its camera: fx, fy, cx, cy, width, height), as far as there are any. A frame's name is
+that of its image's member. Units, invalid levels, orientation and intrinsics are those of the data
+set `folder`. Where the members are is read from an index (tiekd/data/shards/index.py), which is
+made when it is needed first. An epoch's order is that of tiekd/data/shards/order.py. Left out:
+compressed shards, shards in object stores, and several frames of one key.
+"""
+
+import fnmatch
+import hashlib
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tiekd.data.cameras.source import check_numbers
+from tiekd.data.frame_table import FrameTable
+from tiekd.data.frames import (
+    DatasetSplit,
+    DepthFormat,
+    Frames,
+    check_depth_units,
+    data_root,
+    with_cameras,
+)
+from tiekd.data.pairing import UNMATCHED, too_many_alone
+from tiekd.data.shards.index import Index, open_index
+from tiekd.data.shards.order import ShardOrder
+from tiekd.distributed import comm
+from tiekd.errors import DataError, RecipeError
+
+_PURPOSE = {"train": "training without a teacher needs", "val": "evaluation needs"}
+_PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+
+
+@dataclass(frozen=True)
+class ShardsOptions:
+    """The options of a recipe's `data` section for tar shards.
+
+    Attributes:
+        root: The folder of the shards.
+        shards: Pattern of their paths below `root`.
+        index: The file of their index, below `root` or absolute; None for one beside the shards.
+        window: A frame is read fewer than this many frames from where its shard's order has it; 1
+            to read each shard in its own order.
+        depth_unit: Levels per metre (1000 for millimetres); needed for PNG and whole numbers.
+        float_depth_unit: Units per metre of floating-point NPY depth; None means metres.
+        invalid: Stored values that mean "not measured", in addition to 0, non-finite values and, in
+            16-bit files, 65535.
+        unmatched: "refuse" raises an error if more than half of the images have no depth map, or if
+            an image has no depth map while more than half of the depth maps have no image; "allow"
+            accepts both.
+        val_shards: Pattern of the shards that are validation, such as `val-*.tar`.
+        val_prefix: Folders of keys that are validation, such as [day_2].
+        val_fraction: Without the two options above, the share of the frames that is held out for
+            validation: whole shards, chosen by a hash of their names.
+        intrinsics: As in the data set `folder`; it takes precedence over KEY.json.
+    """
+
+    root: str
+    shards: str = "*.tar"
+    index: str | None = None
+    window: int = 10_000
+    depth_unit: float | None = None
+    float_depth_unit: float | None = None
+    invalid: Sequence[float] = ()
+    unmatched: str = "refuse"
+    val_shards: str | None = None
+    val_prefix: Sequence[str] | None = None
+    val_fraction: float = 0.1
+    intrinsics: Path | Sequence[float] | None = None
+
+    def __post_init__(self):
+        check_depth_units(self.depth_unit, self.float_depth_unit)
+        check_numbers(self.intrinsics)
+        if self.window < 1:
+            raise RecipeError(
+                f"data.window: got {self.window}; it must be a number of frames from 1 (1 reads "
+                "each shard in its own order)"
+            )
+        if not 0 <= self.val_fraction < 1:
+            raise RecipeError(
+                f"data.val_fraction: got {self.val_fraction}; it must be from 0 to below 1"
+            )
+        if self.unmatched not in UNMATCHED:
+            raise RecipeError(
+                f"data.unmatched: got {self.unmatched!r}; allowed: {', '.join(UNMATCHED)}"
+            )
+        if self.val_shards is not None and self.val_prefix is not None:
+            raise RecipeError(
+                "data.val_shards: given together with data.val_prefix; give one, which says what "
+                "is validation"
+            )
+
+
+def build(
+    options: ShardsOptions,
+    split: str,
+    max_depth: float,
+    needs_ground_truth: bool = True,
+    maps: str | None = None,
+    on_error: str = "raise",
+    held_out: Collection[str] | None = None,
+) -> Frames:
+    """Builds the frames of a split, and makes the index of the shards first if there is none.
+
+    All ranks must call it: rank 0 makes the index, and the others wait.
+
+    Args:
+        options: The shards, their units and the choice of the split.
+        split: "train" or "val".
+        max_depth: The largest depth that the network predicts, in metres.
+        needs_ground_truth: True to skip images without a depth map.
+        maps: Folder of cached teacher maps, below `options.root` or absolute; read for training
+            frames only.
+        on_error: "skip" accepts JSON files that can't be read, and counts them.
+        held_out: Empty if training doesn't validate, so that no frame is held out. Other values
+            don't count, since the options determine the validation frames.
+
+    Raises:
+        RecipeError: If ground truth is needed and there is none, or depth PNGs have no unit.
+        DataError: If shards can't be read, have changed since they were indexed, or a split is
+            empty.
+    """
+    root = data_root(options.root, "the shards")
+    index = _index_of(root, options)
+    table = index.frames
+    notes = _check_pairs(root, index, options.unmatched)
+    notes += _check_problems(index, skip=on_error == "skip")
+    if needs_ground_truth and not table.has_depth.any():
+        raise RecipeError(
+            f"data.shards: no depth (KEY.depth.png) in {root}, but {_PURPOSE[split]} ground truth; "
+            "give shards with depth, or a teacher"
+        )
+    _check_unit(table, options)
+    # Select the frames of the split.
+    validation = np.zeros(len(table), bool)
+    if held_out is None or held_out:
+        validation = _validation(root, index, options)
+    chosen = np.flatnonzero(validation if split == "val" else ~validation)
+    if not len(chosen):
+        raise DataError(
+            f"{root}: none of the {len(table)} frames in its shards is left for {split}; change "
+            "data.val_shards, data.val_prefix or data.val_fraction"
+        )
+    kept, camera_notes = with_cameras(table.take(chosen), options.intrinsics, root)
+    files = DatasetSplit(
+        kept,
+        root,
+        DepthFormat.of_files(options.depth_unit, options.float_depth_unit, options.invalid),
+        notes=notes,
+        camera_notes=camera_notes,
+    )
+    training_maps = root / maps if maps and split == "train" else None
+    frames = Frames(files, max_depth, needs_ground_truth, maps=training_maps)
+    frames.epoch_order = ShardOrder(frames.frames.images.shards, options.window)
+    return frames
+
+
+def _index_of(root: Path, options: ShardsOptions) -> Index:
+    """Returns the index of the shards. Collective.
+
+    Args:
+        root: The folder of the shards.
+        options: The pattern of the shards, and the place of the index.
+
+    Raises:
+        DataError: There are no shards, or they can't be indexed; on all ranks.
+    """
+    index, problem = None, None
+    if comm.is_main():
+        try:
+            index = open_index(_shards_of(root, options.shards), _place_of(root, options))
+        except DataError as error:
+            problem = str(error), error.kind
+    problem = comm.broadcast_object(problem)
+    if problem is not None:
+        raise DataError(*problem)
+    # The other ranks read the index, or make it if they don't share rank 0's disk.
+    return index or open_index(_shards_of(root, options.shards), _place_of(root, options))
+
+
+def _place_of(root: Path, options: ShardsOptions) -> Path:
+    """Returns the path of the index.
+
+    Args:
+        root: The folder of the shards.
+        options: The index's own option; without it the name follows from the pattern, so that other
+            shards in the same folder have an index of their own.
+    """
+    if options.index is not None:
+        return root / Path(options.index).expanduser()
+    name = re.sub(r"[^\w.-]+", "_", options.shards.replace("*", "all"))
+    return root / f"{name}.index"
+
+
+def _shards_of(root: Path, pattern: str) -> dict[str, Path]:
+    """Returns name -> path of all shards, in the order of their names.
+
+    Args:
+        root: The folder of the shards.
+        pattern: The pattern of their paths below it.
+
+    Raises:
+        DataError: There are none.
+    """
+    try:
+        found = sorted(root.glob(pattern))
+    except (ValueError, NotImplementedError) as error:
+        raise DataError(
+            f"data.shards: got {pattern!r} ({error}); give a pattern below data.root, such as "
+            "*.tar or train/*.tar"
+        ) from None
+    if not found:
+        packed = sorted(path.name for path in root.glob("*") if path.name.endswith(_PACKED))
+        hint = f"; decompress those such as {packed[0]}" if packed else ""
+        raise DataError(f"data.shards: no {pattern} in {root}; give the tar shards' pattern{hint}")
+    return {path.relative_to(root).as_posix(): path for path in found}
+
+
+def _check_pairs(root: Path, index: Index, unmatched: str) -> list[str]:
+    """Returns lines for the log about members without a partner.
+
+    Args:
+        root: The folder of the shards, for messages.
+        index: The index.
+        unmatched: "refuse" or "allow".
+
+    Raises:
+        DataError: There are too many of them and `unmatched` is "refuse".
+    """
+    said = []
+    if index.alone:
+        count, first = index.alone
+        said.append(f"{count} member(s) in {root} have no image of their key, such as {first}")
+    has_depth = index.frames.has_depth
+    without = np.flatnonzero(~has_depth)
+    depths = int(has_depth.sum()) + index.alone_depths
+    if not depths:
+        return said
+    if len(without):
+        said.append(
+            f"{len(without)} of {len(has_depth)} images in {root} have no depth map of their key, "
+            f"such as {index.frames.images[without[0]]}"
+        )
+    is_refused = unmatched == "refuse" and too_many_alone(
+        len(without), len(has_depth), index.alone_depths, depths
+    )
+    if index.alone_depths == depths or is_refused:
+        meant = "; if that is meant, set data.unmatched=allow" if is_refused else ""
+        raise DataError(
+            f"data.shards: {'; '.join(said)}. A depth map is KEY.depth.png of its image's KEY: "
+            f"write the shards again{meant}"
+        )
+    return said
+
+
+def _check_problems(index: Index, skip: bool) -> list[str]:
+    """Returns a line for the log about JSON files that can't be read.
+
+    Args:
+        index: The index.
+        skip: True to accept them, as cameras that aren't known.
+
+    Raises:
+        DataError: There are some, and they aren't skipped.
+    """
+    if not index.problems:
+        return []
+    first, count = index.problems[0], len(index.problems)
+    if not skip:
+        more = f" ({count} such files)" if count > 1 else ""
+        raise DataError(f"{first}{more}; or read without these cameras by data.on_error=skip")
+    return [f"{count} JSON file(s) are left out, such as {first}"]
+
+
+def _check_unit(table: FrameTable, options: ShardsOptions) -> None:
+    """Raises RecipeError if there are depth PNGs and no unit.
+
+    Args:
+        table: All frames.
+        options: The unit.
+    """
+    if options.depth_unit is not None:
+        return
+    endings = table.depths.names.end_with(".png") & table.has_depth
+    if endings.any():
+        example = table.depths[int(np.flatnonzero(endings)[0])]
+        raise RecipeError(
+            f"data.depth_unit: needed, for a PNG such as {example} doesn't say its unit; give how "
+            "many levels make a metre, such as 1000 for millimetres or 256 for KITTI's"
+        )
+
+
+def _validation(root: Path, index: Index, options: ShardsOptions) -> np.ndarray:
+    """Returns for each frame whether it is a validation frame, (N,) bool.
+
+    Args:
+        root: The folder of the shards, for messages.
+        index: The index.
+        options: The choice of the split.
+
+    Raises:
+        DataError: No frame fits the choice, or there is a single shard to choose from.
+    """
+    table, names = index.frames, index.names
+    if options.val_prefix is not None:
+        found = np.zeros(len(table), bool)
+        for prefix in options.val_prefix:
+            folder = f"{prefix.rstrip('/')}/"
+            those = table.names.begin_with(folder)
+            if not those.any():
+                raise DataError(
+                    f"data.val_prefix: no key in {root} begins with {folder}; a key is such as "
+                    f"{table.names[0]}"
+                )
+            found |= those
+        return found
+    if options.val_shards is not None:
+        chosen = [fnmatch.fnmatchcase(name, options.val_shards) for name in names]
+        if not any(chosen):
+            raise DataError(
+                f"data.val_shards: no shard is called {options.val_shards}; they are such as "
+                f"{names[0]}"
+            )
+        return np.array(chosen)[table.images.shards]
+    if not options.val_fraction:
+        return np.zeros(len(table), bool)
+    if len(names) == 1:
+        raise DataError(
+            f"data.val_fraction: whole shards are held out, and {root} has one; give "
+            "data.val_prefix, write more shards, or set train.validate=false"
+        )
+    # Take shards in the order of a hash until they have the wanted share, but not the last one.
+    counts = np.bincount(table.images.shards, minlength=len(names))
+    wanted = max(1, round(options.val_fraction * len(table)))
+    by_hash = sorted(range(len(names)), key=lambda shard: _digest(names[shard]))
+    before = np.cumsum([0, *counts[by_hash]])
+    chosen = np.zeros(len(names), bool)
+    for shard, seen in zip(by_hash[:-1], before, strict=False):
+        chosen[shard] = seen < wanted
+    return chosen[table.images.shards]
+
+
+def _digest(name: str) -> bytes:
+    return hashlib.sha256(name.encode(errors="surrogateescape")).digest()

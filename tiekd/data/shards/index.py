@@ -1,0 +1,340 @@
+"""The index of tar shards: one file that says where each frame's members are.
+
+It is an archive of arrays (`numpy.savez`) of some 150 bytes a frame, and is read in a second for a
+million frames. Its entry `header` is JSON: the version, and of each shard name, size, modification
+time and digest. It is made once, by a look at all members (tiekd/data/shards/scan.py), and written
+atomically. A shard of another size, or with other members, isn't read by an old index. A shard with
+another modification time alone, such as a copy, is looked at again. Left out: adding shards to an
+index, which is made anew, and a change that keeps size and modification time.
+"""
+
+import io
+import json
+import os
+import sys
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from tiekd.console import Progress
+from tiekd.data.cameras.calibration import Camera
+from tiekd.data.frame_table import Cameras, FrameTable, Texts
+from tiekd.data.shards.members import Members
+from tiekd.data.shards.scan import Place, Scan, scan
+from tiekd.errors import DataError
+from tiekd.files import check_readable, replace_bytes
+
+VERSION = 1
+# The shards by their paths below data.root, and the size and modification time of each.
+Shards = Mapping[str, Path]
+States = Mapping[str, tuple[int, int]]
+_NO_DEPTH = Place("", 0, 0)
+_ARRAYS = (
+    "shards",
+    *(
+        f"{kind}_{part}"
+        for kind in ("image", "depth")
+        for part in ("names", "lengths", "offsets", "sizes")
+    ),
+    "image_heights",
+    "image_widths",
+    "camera_codes",
+    "cameras",
+)
+
+
+class Index(NamedTuple):
+    """The frames of all shards.
+
+    Attributes:
+        frames: The frames, shard by shard.
+        names: The names of the shards, their paths below data.root.
+        alone: The number of depth maps and JSON files without an image, and one of them; empty
+            without any.
+        alone_depths: The number of depth maps among them.
+        problems: One line for each JSON file that can't be read.
+    """
+
+    frames: FrameTable
+    names: Sequence[str]
+    alone: Sequence[str]
+    alone_depths: int
+    problems: Sequence[str]
+
+
+def open_index(shards: Shards, path: Path) -> Index:
+    """Reads the index of shards, and makes it if there is none.
+
+    Args:
+        shards: The shards, in the order of their names.
+        path: The index.
+
+    Raises:
+        DataError: A shard can't be indexed, or isn't the one that was; or the index can't be read
+            or written.
+    """
+    states = {}
+    for name, shard in shards.items():
+        try:
+            found = os.stat(shard)
+        except OSError as error:
+            raise DataError(
+                f"{shard}: can't be read ({error.strerror}); correct the link or the permissions"
+            ) from None
+        states[name] = found.st_size, found.st_mtime_ns
+    check_readable(path, "index of shards", DataError)
+    if not path.exists():
+        return _read(make_index(shards, states, path), path, shards, states)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"{path}: can't be read ({error.strerror}); change its permissions, or give another "
+            "place (data.index=FILE)"
+        ) from None
+    header = _header(content, path)
+    touched = _compare(header, shards, states, path)
+    if touched:
+        _look_again(touched, path)
+    return _read(content, path, shards, states)
+
+
+def make_index(shards: Shards, states: States, path: Path) -> bytes:
+    """Makes and writes the index of shards, and returns its content.
+
+    Args:
+        shards: The shards.
+        states: The size and modification time of each.
+        path: The index.
+
+    Raises:
+        DataError: A shard can't be indexed, two have one key, or the index can't be written.
+    """
+    # Looking at all shards may take long, so find out first whether the index can be written.
+    probe = path.with_name(f"{path.name}.probe-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_bytes(probe, b"", durable=False)
+        probe.unlink()
+    except OSError as error:
+        raise DataError(
+            f"{path}: the index of the shards can't be written ({error.strerror}); give a place "
+            "for it (data.index=FILE)"
+        ) from None
+    done: list[Scan] = []
+    with Progress("shards indexed", len(shards), lambda: len(done), sys.stderr) as progress:
+        for shard in shards.values():
+            done.append(scan(shard))
+            progress.update()
+    content = _packed(shards, states, done)
+    try:
+        replace_bytes(path, content)
+    except OSError as error:
+        raise DataError(
+            f"{path}: the index of the shards can't be written ({error.strerror}); give another "
+            "place for it (data.index=FILE)"
+        ) from None
+    return content
+
+
+def _packed(shards: Shards, states: States, scans: Sequence[Scan]) -> bytes:
+    """Returns the content of an index.
+
+    Args:
+        shards: The shards.
+        states: The size and modification time of each.
+        scans: What each shard has.
+
+    Raises:
+        DataError: Frames of two shards have one name.
+    """
+    frames = [frame for each in scans for frame in each.frames]
+    counts = [len(each.frames) for each in scans]
+    numbers = np.repeat(np.arange(len(scans), dtype=np.int32), counts)
+    first: dict[str, int] = {}
+    for frame, shard in zip(frames, numbers.tolist(), strict=True):
+        other = first.setdefault(frame.image.name, shard)
+        if other != shard:
+            paths = list(shards.values())
+            raise DataError(
+                f"{paths[other]} and {paths[shard]} both have {frame.image.name}; keys must differ "
+                "in all shards, so write the shards again with other keys"
+            )
+    cameras = Cameras.of(frame.camera for frame in frames)
+    alone = [
+        f"{shard}:{name}" for shard, each in zip(shards, scans, strict=True) for name in each.alone
+    ]
+    header = {
+        "version": VERSION,
+        "shards": [
+            {"name": shard, "state": states[shard], "digest": each.digest}
+            for shard, each in zip(shards, scans, strict=True)
+        ],
+        "alone": [len(alone), alone[0]] if alone else [],
+        "alone_depths": sum(not name.endswith(".json") for name in alone),
+        "problems": [line for each in scans for line in each.problems],
+    }
+    arrays = {
+        "header": np.frombuffer(json.dumps(header).encode(), np.uint8),
+        "shards": numbers,
+        "image_heights": np.array([frame.height for frame in frames], np.int32),
+        "image_widths": np.array([frame.width for frame in frames], np.int32),
+        "camera_codes": cameras.codes,
+        "cameras": np.array([_numbers(camera) for camera in cameras.distinct], np.float64),
+    }
+    for kind, places in (
+        ("image", [frame.image for frame in frames]),
+        ("depth", [frame.depth or _NO_DEPTH for frame in frames]),
+    ):
+        names = Texts.of(place.name for place in places)
+        arrays[f"{kind}_names"] = np.frombuffer(names.data, np.uint8)
+        arrays[f"{kind}_lengths"] = names.lengths
+        arrays[f"{kind}_offsets"] = np.array([place.offset for place in places], np.int64)
+        arrays[f"{kind}_sizes"] = np.array([place.size for place in places], np.int64)
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+def _header(content: bytes, path: Path) -> dict:
+    """Returns the header of an index.
+
+    Args:
+        content: The content of the index.
+        path: The index, for the message.
+
+    Raises:
+        DataError: It is no index, or one of another version.
+    """
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            header = json.loads(arrays["header"].tobytes())
+            version = header["version"]
+            if version == VERSION and not set(_ARRAYS) <= set(arrays.files):
+                raise ValueError
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+        raise DataError(
+            f"{path}: no index of shards, or a damaged one; delete it, and start again to make it"
+        ) from None
+    if version != VERSION:
+        raise DataError(
+            f"{path}: an index of version {version}, and this tiekd reads version {VERSION}; "
+            "delete it, and start again to make it anew"
+        )
+    return header
+
+
+def _compare(header: dict, shards: Shards, states: States, path: Path) -> list[tuple[Path, str]]:
+    """Compares the shards with those of an index.
+
+    Args:
+        header: The index's header.
+        shards: The shards.
+        states: The size and modification time of each.
+        path: The index, for messages.
+
+    Returns:
+        The shards that have another modification time alone, each with its digest in the index.
+
+    Raises:
+        DataError: Shards were removed, added or changed.
+    """
+    indexed = {shard["name"]: shard for shard in header["shards"]}
+    anew = f"delete {path}, and start again to index them anew"
+    gone = [name for name in indexed if name not in states]
+    if gone:
+        raise DataError(
+            f"{path}: {len(gone)} of {len(indexed)} shards have been removed since they were "
+            f"indexed, such as {gone[0]}; put them back, or {anew}"
+        )
+    added = [name for name in states if name not in indexed]
+    if added:
+        raise DataError(
+            f"{path}: {len(added)} of {len(states)} shards aren't in it, such as {added[0]}; {anew}"
+        )
+    touched = []
+    for name, shard in shards.items():
+        size, time = indexed[name]["state"]
+        if size != states[name][0]:
+            raise DataError(_changed(shard, path))
+        if time != states[name][1]:
+            touched.append((shard, indexed[name]["digest"]))
+    return touched
+
+
+def _look_again(touched: Sequence[tuple[Path, str]], path: Path) -> None:
+    """Raises DataError if a shard with another modification time has other members.
+
+    Args:
+        touched: The shards, each with its digest in the index.
+        path: The index, for messages.
+    """
+    done = []
+    noun = "shards looked at, which have another modification time"
+    with Progress(noun, len(touched), lambda: len(done), sys.stderr) as progress:
+        for shard, digest in touched:
+            if scan(shard).digest != digest:
+                raise DataError(_changed(shard, path))
+            done.append(shard)
+            progress.update()
+
+
+def _changed(shard: Path, path: Path) -> str:
+    return (
+        f"{shard}: has changed since it was indexed; put the old one back, or delete {path}, and "
+        "start again to index all shards anew"
+    )
+
+
+def _read(content: bytes, path: Path, shards: Shards, states: States) -> Index:
+    """Returns the frames of an index, whose shards have been compared.
+
+    Args:
+        content: The content of the index.
+        path: The index, for messages.
+        shards: The shards.
+        states: The present size and modification time of each.
+
+    Raises:
+        DataError: The index is damaged.
+    """
+    header = _header(content, path)
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            arrays = {name: file[name] for name in _ARRAYS}
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile):
+        raise DataError(f"{path}: damaged; delete it, and start again to make it") from None
+    names = [shard["name"] for shard in header["shards"]]
+    places = {}
+    for kind in ("image", "depth"):
+        lengths = arrays[f"{kind}_lengths"]
+        starts = np.cumsum(lengths, dtype=np.int64) - lengths
+        places[kind] = Members(
+            [str(shards[name]) for name in names],
+            [states[name] for name in names],
+            arrays["shards"],
+            Texts(arrays[f"{kind}_names"].tobytes(), starts, lengths),
+            arrays[f"{kind}_offsets"],
+            arrays[f"{kind}_sizes"],
+        )
+    cameras = [None if np.isnan(row[0]) else _of_numbers(row) for row in arrays["cameras"]]
+    table = FrameTable(
+        places["image"].names,
+        places["image"],
+        places["depth"],
+        places["depth"].names.lengths > 0,
+        Cameras(arrays["camera_codes"], cameras),
+        np.stack([arrays["image_heights"], arrays["image_widths"]], 1),
+    )
+    return Index(table, names, header["alone"], header["alone_depths"], header["problems"])
+
+
+def _numbers(camera: Camera | None) -> list[float]:
+    return [np.nan] * 4 if camera is None else [np.nan if n is None else n for n in camera]
+
+
+def _of_numbers(row: np.ndarray) -> Camera:
+    return Camera(*(None if np.isnan(number) else float(number) for number in row))

@@ -1,0 +1,62 @@
+"""The images or depth maps of frames in tar shards, as columns of arrays: 30 bytes a member."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from tiekd.data.frame_table import Texts
+from tiekd.data.stored import Stored
+
+
+class Members:
+    """Members of shards, one for each frame.
+
+    Args:
+        paths: The paths of all shards.
+        states: (size in bytes, modification time in ns) of each shard when it was indexed.
+        shards: (N,) int32, index of each member's shard.
+        names: The members' names in their shards.
+        offsets: (N,) int64, the first byte of each member's content in its shard.
+        sizes: (N,) int64, its number of bytes.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        states: Sequence[tuple[int, int]],
+        shards: np.ndarray,
+        names: Texts,
+        offsets: np.ndarray,
+        sizes: np.ndarray,
+    ):
+        self.paths = paths
+        self.states = states
+        self.shards = shards
+        self.names = names
+        self.offsets = offsets
+        self.sizes = sizes
+
+    def __getitem__(self, index: int) -> Stored:
+        shard = int(self.shards[index])
+        return Stored(
+            self.paths[shard],
+            self.names[index],
+            int(self.offsets[index]),
+            int(self.sizes[index]),
+            self.states[shard],
+        )
+
+    def take(self, rows: np.ndarray) -> "Members":
+        """Returns the members of some frames.
+
+        Args:
+            rows: The indices of the frames.
+        """
+        return Members(
+            self.paths,
+            self.states,
+            self.shards[rows],
+            self.names.take(rows),
+            self.offsets[rows],
+            self.sizes[rows],
+        )

@@ -1,0 +1,144 @@
+"""Writes the frames of a recipe's data set into tar shards, as `data.name: shards` reads them.
+
+The files are copied byte by byte: an image and its depth map keep their format, so the units of the
+recipe stay right. A camera that is known is written as KEY.json. Left out: crops of whole images
+(kb_crop, nyu_crop), which the shards' data set has none of, and teacher maps, which are read from
+their folder.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tiekd.config.recipe import load_recipe
+from tiekd.console import Progress
+from tiekd.data import read_folders
+from tiekd.data.build import build_dataset
+from tiekd.data.frames import Frames
+from tiekd.data.shards.scan import DEPTH_SUFFIXES, key_of
+from tiekd.data.shards.writing import write_shard
+from tiekd.data.stored import source_of
+from tiekd.errors import DataError, LaunchError, RecipeError
+from tiekd.files import cause_of
+from tiekd.training.settings import Recipe
+
+
+def write_split(
+    frames: Frames, split: str, out: Path, frames_per_shard: int, shuffle: int | None = None
+) -> list[Path]:
+    """Writes the frames of a split.
+
+    Args:
+        frames: The frames.
+        split: The split's name, with which the shards' names begin.
+        out: The folder of the shards.
+        frames_per_shard: Frames in a shard; the last one may have fewer.
+        shuffle: Seed of a random order; None for the order of the data set.
+
+    Returns:
+        The shards.
+
+    Raises:
+        DataError: A frame's files can't be read or its name can't be a key, or a shard can't be
+            written.
+    """
+    rows = np.arange(len(frames))
+    if shuffle is not None:
+        rows = np.random.default_rng(shuffle).permutation(rows)
+    parts = np.split(rows, range(frames_per_shard, len(rows), frames_per_shard))
+    done = []
+    with Progress(f"{split} shards", len(parts), lambda: len(done), sys.stdout) as progress:
+        for number, part in enumerate(parts):
+            path = out / f"{split}-{number:06d}.tar"
+            try:
+                write_shard(path, _members(frames, part.tolist()))
+            except OSError as error:
+                raise DataError(
+                    f"{error.filename or path}: {cause_of(error)}; check the file, or the disk and "
+                    "its permissions"
+                ) from None
+            done.append(path)
+            progress.update()
+    return done
+
+
+def _members(frames: Frames, rows: Sequence[int]) -> Iterator[tuple[str, bytes]]:
+    """Yields the members of some frames.
+
+    Args:
+        frames: The data set.
+        rows: The frames' indices.
+
+    Raises:
+        DataError: A frame's name can't be a key.
+    """
+    for row in rows:
+        frame = frames.frames[row]
+        found = key_of(frame.name)
+        # A frame called `1.depth.png` would be read as a depth map.
+        if found is None or found[1] in DEPTH_SUFFIXES:
+            raise DataError(
+                f"{frame.name}: can't be the name of a shard's image, which ends in .jpg, .jpeg or "
+                ".png and not in .depth.png; rename it"
+            )
+        image = source_of(frame.image)
+        if image.suffix.lower() != Path(frame.name).suffix.lower():
+            raise DataError(f"{frame.name}: its file is {image}, of another kind; rename it")
+        key, _ = found
+        yield frame.name, image.read_bytes()
+        if frame.depth is not None:
+            depth = source_of(frame.depth)
+            yield f"{key}.depth{depth.suffix.lower()}", depth.read_bytes()
+        if frame.camera is not None:
+            yield f"{key}.json", _camera(frames, row)
+
+
+def _camera(frames: Frames, row: int) -> bytes:
+    """Returns the JSON file of a frame's camera, which is that of its upright image.
+
+    Args:
+        frames: The data set.
+        row: The frame's index.
+    """
+    camera = frames.frames[row].camera
+    height, width = frames.file_size(row)
+    centre_x = (width - 1) / 2 if camera.centre_x is None else camera.centre_x
+    centre_y = (height - 1) / 2 if camera.centre_y is None else camera.centre_y
+    numbers = {"fx": camera.focal_x, "fy": camera.focal_y, "cx": centre_x, "cy": centre_y}
+    return json.dumps(numbers | {"width": width, "height": height}).encode()
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs bin/make_shards.py: writes the shards of a recipe's data set.
+
+    Args:
+        args: The program's parsed command line.
+
+    Raises:
+        UserError: The recipe is invalid, or files can't be read or written.
+    """
+    recipe = Recipe(load_recipe(args.recipe, args.overrides))
+    out = args.out
+    read_folders.refuse("--out", out, (".tar",), recipe.data, recipe.dataset.maps)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LaunchError(
+            f"--out {out}: can't be made ({error.strerror}); give another folder"
+        ) from None
+    present = sorted(out.glob("*.tar"))
+    if present:
+        raise LaunchError(f"--out {out}: holds {present[0].name} already; give another folder")
+    for split in recipe.splits(args.split):
+        frames = build_dataset(recipe.dataset.from_files(), split)
+        if not isinstance(frames, Frames):
+            raise RecipeError(
+                f"data.name: {recipe.data['name']} has no files for shards; kitti, nyu and folder "
+                "have"
+            )
+        shards = write_split(frames, split, out, args.frames_per_shard, args.shuffle)
+        print(f"{split}: {len(frames)} frames in {len(shards)} shards in {out}")
