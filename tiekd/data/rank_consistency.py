@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from torch.utils.data import Dataset
 
 from tiekd.data.frames import Frames
+from tiekd.data.mixed import MixedFrames, sets_in
 from tiekd.distributed import comm
 from tiekd.errors import DataError
 
@@ -64,6 +65,8 @@ def _rows(dataset: Dataset) -> list[str]:
     Args:
         dataset: The dataset.
     """
+    if isinstance(dataset, MixedFrames):
+        return [f"{name}: {row}" for name, each in sets_in(dataset) for row in _rows(each)]
     if not isinstance(dataset, Frames):
         return [str(index) for index in range(len(dataset))]
     return [

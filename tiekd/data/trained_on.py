@@ -23,6 +23,7 @@ from torch.utils.data import Dataset
 
 from tiekd.data.file_fingerprints import of_each, size_and_time
 from tiekd.data.frames import Frames
+from tiekd.data.mixed import MixedFrames, sets_in
 from tiekd.files import instead_of_file
 
 KEY = "trained_on"  # the record's key in a weights file
@@ -70,8 +71,13 @@ def hashes_of(dataset: Dataset) -> list[int] | None:
     """Returns one int64 hash per frame, in the dataset's order; None for a dataset without files.
 
     Args:
-        dataset: The dataset; only a `Frames` reads files.
+        dataset: The dataset; only a `Frames` reads files. Of several data sets those without files
+            are left out.
     """
+    if isinstance(dataset, MixedFrames):
+        of_sets = [hashes_of(each) for _, each in sets_in(dataset)]
+        known = [each for each in of_sets if each is not None]
+        return [value for each in known for value in each] if known else None
     if not isinstance(dataset, Frames):
         return None
     states = of_each(size_and_time, [frame.image for frame in dataset.frames])
