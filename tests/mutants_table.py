@@ -83,7 +83,7 @@ MUTANTS = [
     Mutant(
         "maps_of_validation_frames_are_not_cached",
         "tiekd.tools.cache_teacher",
-        "run",
+        "_cache_set",
         'args.split == "train" and recipe.scores_teacher and recipe.validates',
         "False",
         ("tests/unit/tools/test_cache_teacher.py",),
@@ -1127,9 +1127,9 @@ MUTANTS = [
     Mutant(
         "checked_data_with_faults_ends_well",
         "tiekd.tools.check_data",
-        "run",
-        "int(any(split.findings or split.frames.notes for split in splits))",
-        "0",
+        "_run_on_set",
+        "any(split.findings or split.frames.notes for split in splits)",
+        "False",
         ("tests/unit/tools/test_check_data.py",),
     ),
     Mutant(
@@ -2512,7 +2512,7 @@ if passed_over:
     Mutant(
         "decoded_frames_are_written_among_depth_maps",
         "tiekd.tools.cache_frames",
-        "run",
+        "_fill_set",
         'read_folders.refuse(own, folder, (".npy",), recipe.data, recipe.dataset.maps, own=own)',
         "",
         ("tests/unit/tools/test_output_folders.py",),
