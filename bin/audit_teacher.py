@@ -59,6 +59,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--out", metavar="DIR", type=paths.path_argument, help="default work_dirs/audit_<recipe>"
     )
+    arguments.add_data_set(parser)
     arguments.add_overrides(parser)
     args = parser.parse_args()
     if args.frames < 8:

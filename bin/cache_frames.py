@@ -27,6 +27,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--verify", action="store_true", help="also compare checksums of existing files"
     )
+    arguments.add_data_set(parser)
     arguments.add_overrides(parser)
     args = parser.parse_args()
     if args.workers < 0:

@@ -10,7 +10,8 @@ no teacher in memory.
 Maps have the published format: 16-bit PNG of depth / max_depth * 65535, named by the image's path.
 The teacher predicts with flip averaging unless --set teacher.flip=false is given. Runs on one or
 many ranks. An interrupted job resumes where it stopped. Each of several teachers gets a folder of
-its own, and a teacher's maps of sigma are in the folder sigma beside those of depth.
+its own, and a teacher's maps of sigma are in the folder sigma beside those of depth. Of several
+data sets those with a teacher are taken in turn, or the one of --data-set.
 """
 
 import argparse
@@ -35,13 +36,15 @@ def parse_arguments() -> argparse.Namespace:
         "--out",
         metavar="FOLDER",
         type=paths.path_argument,
-        help="default <data.root>/gt_kd_<teacher>[_val]; of several teachers the folder around",
+        help="default <data.root>/gt_kd_<teacher>[_val][_<set>]; of several teachers the folder "
+        "around",
     )
     parser.add_argument(
         "--checkpoint",
         type=paths.path_argument,
         help="weights file of the teacher, of tiekd or published; default: the recipe's",
     )
+    arguments.add_data_set(parser)
     arguments.add_overrides(parser)
     arguments.add_local_rank(parser)
     return parser.parse_args()

@@ -49,6 +49,7 @@ def parse_arguments() -> argparse.Namespace:
         default=[],
         help="also leave these training frames out of the cleaned split",
     )
+    arguments.add_data_set(parser)
     arguments.add_overrides(parser)
     args = parser.parse_args()
     if args.workers < 0 or args.neighbours < 0:

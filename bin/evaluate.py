@@ -75,6 +75,9 @@ def parse_arguments() -> argparse.Namespace:
         type=paths.path_argument,
         help="write one image: input, ground truth, depth of each network, error",
     )
+    parser.add_argument(
+        "--data-set", metavar="NAME", help="of several data sets the one that is evaluated"
+    )
     arguments.add_overrides(parser)
     arguments.add_local_rank(parser)
     args = parser.parse_args()

@@ -10,14 +10,18 @@ weights.
 """
 
 import hashlib
+import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from torch.utils.data import Dataset
 
 from tiekd import console
+from tiekd.config import data_sets
 from tiekd.config.build import build
+from tiekd.config.data_sets import errors_of_set
 from tiekd.config.recipe import load_recipe, work_dir_of
 from tiekd.config.teacher_node import TeacherList, TeacherNode, errors_of
 from tiekd.data import learned_from, teacher_maps
@@ -37,6 +41,7 @@ from tiekd.teachers.network import FrozenTeacher, check_precision
 from tiekd.teachers.outputs import digest as digests
 from tiekd.teachers.outputs.sigma import options_of
 from tiekd.teachers.outputs.teacher import FoundationTeacher
+from tiekd.teachers.per_set import PerSet, SetTeacher
 from tiekd.teachers.stereo import StereoTeacher
 from tiekd.workdir import workdir
 from tiekd.workdir.checkpoints import find_weights
@@ -72,6 +77,46 @@ def build_teachers(recipe: dict, device: torch.device, max_depth_m: float) -> Te
     if teachers.several == "teachers":
         return mixture
     return Average(mixture, teachers.weights, teachers.sigma, digest_of_maps(teachers))
+
+
+def build_per_set(
+    recipes: Mapping[str, dict],
+    frames: Mapping[str, Dataset],
+    device: torch.device,
+    max_depth_m: float,
+) -> PerSet:
+    """Builds the teachers of several data sets. Sets that learn from one network share it.
+
+    Args:
+        recipes: For each set, by its name, the recipe of this set by itself.
+        frames: The training frames of each set.
+        device: The device on which teachers run.
+        max_depth_m: The largest depth that the student predicts, in metres.
+
+    Raises:
+        UserError: As `build_teachers` does; the message names the set.
+    """
+    built: dict[str, Teacher] = {}
+    found = []
+    # If no set has a teacher, all learn from the ground truth, as one set does.
+    if not any(TeacherList.of(recipe).is_given for recipe in recipes.values()):
+        truth = GroundTruth()
+        return PerSet([SetTeacher(name, truth) for name in recipes])
+    for name, recipe in recipes.items():
+        teachers = TeacherList.of(recipe)
+        if not teachers.is_given:
+            found.append(SetTeacher(name, None))
+            continue
+        key = json.dumps([recipe.get("teacher"), recipe.get("teachers")], default=str)
+        with errors_of_set(name):
+            # Cached maps cost nothing, and their folders are each set's own.
+            if teachers.maps or key not in built:
+                built[key] = build_teachers(recipe, device, max_depth_m)
+        folders = getattr(frames[name], "map_folders", ())
+        num_maps = len(folders) or len(teachers.maps)
+        has_sigma = any(folder.sigma_scale_m is not None for folder in folders)
+        found.append(SetTeacher(name, built[key], num_maps, has_sigma))
+    return PerSet(found)
 
 
 def digest_of_maps(teachers: TeacherList) -> str | None:
@@ -241,7 +286,7 @@ def _recipe_file(teacher: TeacherNode) -> dict | None:
     return load_recipe(path) if path is not None and path.exists() else None
 
 
-def with_teachers_file(recipe: dict, resuming: bool) -> dict:
+def with_teachers_file(recipe: dict, resuming: bool, name: str = "") -> dict:
     """Returns a recipe whose `teacher.checkpoint` is the path of the teacher's weights file.
 
     So is that of each of several teachers.
@@ -252,11 +297,14 @@ def with_teachers_file(recipe: dict, resuming: bool) -> dict:
     Args:
         recipe: The run's recipe.
         resuming: True to use the path that the first start recorded in the run's work dir.
+        name: The data set, if the recipe is that of one of several.
 
     Returns:
         A copy of the recipe with the path; the recipe itself if no teacher is a network of the
         project.
     """
+    if data_sets.is_list(recipe):
+        return _for_each_set(recipe, lambda node, name: with_teachers_file(node, resuming, name))
     teachers = TeacherList.of(recipe)
     networks = [node for node in teachers.nodes if node.network is not None]
     if not networks:
@@ -265,7 +313,12 @@ def with_teachers_file(recipe: dict, resuming: bool) -> dict:
     # was started with.
     saved, started_with = Path(recipe["work_dir"]) / workdir.RECIPE, {}
     if resuming and saved.is_file() and any(node.checkpoint is None for node in networks):
-        started_with = {node.where: node for node in TeacherList.of(load_recipe(saved)).nodes}
+        before = load_recipe(saved)
+        for data_set in data_sets.sets_of(before):
+            if data_set.name == name:
+                before = data_sets.recipe_of(before, data_set)
+                break
+        started_with = {node.where: node for node in TeacherList.of(before).nodes}
 
     def as_before(node: TeacherNode) -> dict:
         before = started_with.get(node.where)
@@ -286,6 +339,8 @@ def with_checkpoints(recipe: dict) -> dict:
     Raises:
         TeacherError: A teacher that is a network of the project has no weights.
     """
+    if data_sets.is_list(recipe):
+        return _for_each_set(recipe, lambda of_set, _: with_checkpoints(of_set))
 
     def named(node: TeacherNode) -> dict:
         if node.network is None:
@@ -294,6 +349,21 @@ def with_checkpoints(recipe: dict) -> dict:
             return node.with_checkpoint(teacher_checkpoint(node).resolve()).node
 
     return TeacherList.of(recipe).put(recipe, named)
+
+
+def _for_each_set(recipe: dict, change: Callable[[dict, str], dict]) -> dict:
+    """Returns a recipe with several data sets in which the teachers of each set are changed.
+
+    Args:
+        recipe: The recipe.
+        change: Function from the recipe of one set by itself, and the set's name, to the changed
+            recipe.
+    """
+    changed = []
+    for data_set in data_sets.sets_of(recipe):
+        with data_sets.errors_of_set(data_set.name):
+            changed.append(change(data_sets.recipe_of(recipe, data_set), data_set.name))
+    return data_sets.put_teachers(recipe, changed)
 
 
 def teacher_checkpoint(teacher: TeacherNode) -> Path:

@@ -11,6 +11,7 @@ class SomeState(SimpleNamespace):
 
     stop_reason = None
     agreement = None
+    set_metrics, metrics_label = {}, ""
     is_due, period = TrainState.is_due, TrainState.period
     is_last, ends, epoch = TrainState.is_last, TrainState.ends, TrainState.epoch
 

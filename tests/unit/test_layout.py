@@ -47,6 +47,7 @@ ELSEWHERE = {
     "unit/data/loading/test_loader.py": ("data/loading/reader",),
     "unit/data/augment/test_augment.py": ("data/sample",),
     "unit/data/test_resize.py": ("data/loading/collate",),
+    "unit/training/test_mixed_data.py": ("data/mixed",),
     "unit/distributed/test_allocator.py": (
         "training/kept_memory_hook",
         "workdir/environment",

@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, Optional, Union, get_args, get_origin
 
-from tiekd.config import external
+from tiekd.config import data_sets, external
 
 _MAPPINGS = (
     *("network", "teacher", "losses", "data", "optimizer", "schedule", "train", "evaluation"),
@@ -26,6 +26,7 @@ _MAPPINGS = (
 # on the losses and the data set that they name.
 SECTIONS = dict.fromkeys(_MAPPINGS, dict)
 SECTIONS |= {"teachers": list[dict], "hooks": list[dict], "work_dir": Path}
+SECTIONS["data"] = dict | list[dict]
 TEACHER = {
     "recipe": Path,
     "network": dict,
@@ -98,6 +99,7 @@ def kind_of(key: Sequence[str | int], recipe: dict) -> Any:
     Returns:
         The annotation, such as `int | None`; Any if it isn't known.
     """
+    key, recipe = _of_its_set(key, recipe)
     *path, last = key
     # An item of a list has the item type of the list's annotation.
     if isinstance(last, int):
@@ -116,6 +118,37 @@ def kind_of(key: Sequence[str | int], recipe: dict) -> Any:
     if teacher and ours[len(teacher) : len(teacher) + 1] == ("network",):
         ours = ours[len(teacher) :]
     return Path if last in _PATHS.get(ours, ()) and (kind is Any or is_text(kind)) else kind
+
+
+def _of_its_set(key: Sequence[str | int], recipe: dict) -> tuple[Sequence[str | int], dict]:
+    """Returns a key of a data set in a list `data` as that of a recipe with this set alone.
+
+    Args:
+        key: The keys that lead to a value; the second one is the set's name or number.
+        recipe: The recipe.
+
+    Returns:
+        The key and the recipe; the arguments themselves if the key isn't one of a set.
+    """
+    if not data_sets.is_list(recipe) or len(key) < 2 or key[0] != "data":
+        return key, recipe
+    if key[1] in data_sets.SHARED:
+        return key, recipe | {"data": {}}
+    place = data_sets.place_of(key[1], recipe)
+    if place is None or len(key) == 2 or not isinstance(recipe["data"][place], dict):
+        return key, recipe
+    node = recipe["data"][place]
+    inner = tuple(key[2:])
+    # Sections of a set's own have the keys that they have at the top of a recipe.
+    if inner[0] in ("teacher", "teachers", "evaluation"):
+        return inner, {**recipe, "teacher": None, "teachers": None, "data": {}, **_sections(node)}
+    if inner[0] in data_sets.KEYS:
+        return ("data", *inner), recipe | {"data": {}}
+    return ("data", *inner), recipe | {"data": node}
+
+
+def _sections(node: dict) -> dict:
+    return {key: node[key] for key in ("teacher", "teachers") if key in node}
 
 
 def is_text(kind: Any) -> bool:
@@ -194,7 +227,7 @@ def _kinds_in(path: tuple, recipe: dict) -> dict[str, Any]:
         case ("losses", key):
             return _of_part("losses", node.get("name", key)) | _TERM
         case ("data",):
-            own = _of_part("data/datasets", node.get("name"))
+            own = _of_part("data/datasets", node.get("name")) if node else data_sets.KEYS
             return own | _of(*_FIELDS[path]) | {"augment": dict, "resize": dict}
         case ("hooks", _):
             return _of_part("training/hooks", node.get("name"))

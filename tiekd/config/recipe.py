@@ -17,7 +17,7 @@ from pathlib import Path
 import yaml
 
 from tiekd import paths
-from tiekd.config import external, kinds, recipe_yaml, shipped
+from tiekd.config import data_sets, external, kinds, recipe_yaml, shipped
 from tiekd.config.kinds import SECTIONS
 from tiekd.config.schema import check_keys, check_value
 from tiekd.config.teacher_node import TeacherList, TeacherNode
@@ -82,7 +82,8 @@ def merged(
     plain = recipe if mark is _unmarked or not overrides else _load_with_bases(path, (), _unmarked)
     for override in overrides:
         where = f"--set {override}"
-        change = _anchored(_parse_override(override, plain), Path(), where)
+        change = _in_list(_parse_override(override, plain), plain, where)
+        change = _anchored(change, Path(), where)
         recipe = merge(recipe, mark(change, where))
         plain = recipe if mark is _unmarked else merge(plain, change)
     return recipe
@@ -192,6 +193,8 @@ def _anchored(change: dict, folder: Path, where: str) -> dict:
         folder: The folder from which a relative `teacher.recipe` starts.
         where: The name of the file or override, for errors.
     """
+    if data_sets.is_list(change):
+        change = change | {"data": _anchored_sets(change["data"], folder, f"{where}: data")}
     teacher = change.get("teacher")
     # A list of teachers replaces that of a base as a whole, so nothing has to be removed from it.
     if "teachers" in change:
@@ -204,6 +207,89 @@ def _anchored(change: dict, folder: Path, where: str) -> dict:
     if anchored is teacher:
         return change
     return change | {"teacher": {"name": None, "network": None, "checkpoint": None} | anchored}
+
+
+def _in_list(change: dict, recipe: dict, where: str) -> dict:
+    """Returns an override of one data set in a list `data` as one of the whole list.
+
+    `data.0.root` and `data.street.root` are keys of one set, `data.workers` is one of all sets.
+
+    Args:
+        change: The override as a nested dict, as `{"data": {"street": {"root": ...}}}`.
+        recipe: The merged recipe without this override.
+        where: The name of the override, for errors.
+
+    Returns:
+        The override with the whole changed list; itself if it changes no entry of a list.
+
+    Raises:
+        RecipeError: There is no such set, or the key is one of a single data set.
+    """
+    keys = change.get("data")
+    is_whole = where.startswith("--set data=")
+    if is_whole or not data_sets.is_list(recipe) or not isinstance(keys, dict):
+        return change
+    for place, node in enumerate(recipe["data"]):
+        data_sets.check_entry(node, f"data[{place}]")
+    entries = [dict(node) for node in recipe["data"]]
+    for key, value in keys.items():
+        place = data_sets.place_of(key, recipe)
+        if key in data_sets.SHARED:
+            # One entry states it for all sets, so that no other one contradicts it.
+            old = [node.pop(key) for node in entries if key in node]
+            entries[0] |= merge({key: old[0]} if old else {}, {key: value})
+        elif place is None:
+            names = ", ".join(map(data_sets.name_of, entries))
+            raise RecipeError(
+                f"{where}: data is a list of sets: {names}; give data.SET.KEY=VALUE with the name "
+                f"or number of a set, or one of {', '.join(data_sets.SHARED)}, which are of all"
+            )
+        elif value is None:
+            entries[place] = None
+        else:
+            check_value(value, dict, where)
+            entries[place] = _changed_set(entries[place], _anchored(value, Path(), where))
+    return change | {"data": [node for node in entries if node is not None]}
+
+
+def _changed_set(node: dict, change: dict) -> dict:
+    """Returns an entry of a list `data` with the values of an override.
+
+    Args:
+        node: The entry.
+        change: The values. A `teacher` of None stays in the entry, whose set then has none.
+    """
+    kept = node
+    if change.get("name", node["name"]) != node["name"]:
+        # Another data set: only what isn't an option of the old one stays.
+        of_any = (*data_sets.KEYS, *data_sets.SHARED)
+        kept = {key: value for key, value in node.items() if key in of_any}
+        kept["name"] = change["name"]
+    changed = merge(kept, change)
+    return changed | {"teacher": None} if change.get("teacher", node) is None else changed
+
+
+def _anchored_sets(entries: list, folder: Path, where: str) -> list:
+    """Returns the entries of a list `data` with `recipe` of their own teachers made absolute.
+
+    Args:
+        entries: The entries, which aren't checked yet.
+        folder: The folder from which a relative `recipe` starts.
+        where: The list's place, for errors.
+    """
+    found = []
+    for place, node in enumerate(entries):
+        if isinstance(node, dict) and any(key in node for key in ("teacher", "teachers")):
+            keys = {key: node[key] for key in ("teacher", "teachers") if key in node}
+            theirs = _anchored(keys, folder, f"{where}[{place}]")
+            node = node | {key: theirs[key] for key in keys}
+            # An entry replaces that of a base as a whole, so nothing has to be removed from it.
+            if isinstance(node.get("teacher"), dict):
+                given = keys["teacher"]
+                kept = {k: v for k, v in node["teacher"].items() if v is not None or k in given}
+                node["teacher"] = kept
+        found.append(node)
+    return found
 
 
 def _anchored_list(several: object, folder: Path, where: str) -> object:
@@ -372,6 +458,11 @@ def _resolve_teacher(recipe: dict) -> None:
     Raises:
         RecipeError: The section `teacher` is wrong, or the recipe that it names has no network.
     """
+    for data_set in data_sets.sets_of(recipe):
+        # Only sections of a set's own are resolved with it; `node` is changed in place.
+        own = {key: data_set.node[key] for key in ("teacher", "teachers") if key in data_set.node}
+        with data_sets.errors_of_set(data_set.name):
+            _resolve_teacher(own)
     teachers = TeacherList.of(recipe)
     teachers.check()
     for teacher in teachers.nodes:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tiekd.config import data_sets
 from tiekd.config.kinds import AVERAGE, OF_SEVERAL, TEACHER
 from tiekd.config.schema import check_keys, check_value
 from tiekd.errors import RecipeError, UserError
@@ -30,7 +31,7 @@ _TEACHER = re.compile(r"^teacher(?=[.: ])(?!\.teachers\[)")
 _TEACHERS = Path(__file__).parents[1] / "teachers"
 # The modules in tiekd/teachers/ that `teacher.name` can't select: other keys select them, or the
 # absence of a teacher.
-_WITHOUT_NAME = ("external", "ground_truth", "maps", "mixture", "network")
+_WITHOUT_NAME = ("external", "ground_truth", "maps", "mixture", "network", "per_set")
 
 
 def kinds() -> list[str]:
@@ -368,6 +369,17 @@ class TeacherList:
         return recipe | {"teacher": recipe["teacher"] | {"teachers": nodes}}
 
 
+def has_teacher(recipe: dict) -> bool:
+    """Returns True if the student learns from a teacher, with at least one of its data sets.
+
+    Args:
+        recipe: The recipe.
+    """
+    sets = data_sets.sets_of(recipe)
+    recipes = [data_sets.recipe_of(recipe, each) for each in sets] or [recipe]
+    return any(TeacherList.of(each).is_given for each in recipes)
+
+
 def _entries(several: object, where: str) -> tuple[TeacherNode, ...]:
     """Returns the entries of a list of teachers.
 
@@ -410,6 +422,12 @@ def _is_number(value: object) -> bool:
 def without_teacher(recipe: dict) -> dict:
     """Returns a copy of a recipe without a teacher, which trains and evaluates on ground truth."""
     found = {**{key: recipe[key] for key in recipe if key != "teachers"}, "teacher": None}
+    # Each of several data sets may have a teacher of its own.
+    if isinstance(recipe.get("data"), list):
+        own = ("teacher", "teachers")
+        found["data"] = [
+            {key: value for key, value in node.items() if key not in own} for node in recipe["data"]
+        ]
     # Without a teacher there is nothing else to compare with.
     if "against" in (recipe.get("evaluation") or {}):
         evaluation = recipe["evaluation"].items()

@@ -35,6 +35,11 @@ class Batch(NamedTuple):
             others in this batch (`data.on_error: skip`).
         teacher_sigma: (B, M, H, W) float32, metres, the cached sigma of each depth in
             `teacher_depth`, 0 where unknown; None without cached sigmas.
+        data_sets: The place of each image's data set among several; None in a run with one.
+        has_target: (B, 2) bool, True if an image has ground truth, and if its set has a teacher;
+            None like `data_sets`.
+        target_counts: The numbers of images with ground truth and with a teacher in the iteration's
+            global batch, divided by the number of its micro-batches; None like `data_sets`.
     """
 
     image: Tensor
@@ -46,6 +51,9 @@ class Batch(NamedTuple):
     counted: Tensor | None = None
     skipped: tuple[str, ...] = ()
     teacher_sigma: Tensor | None = None
+    data_sets: tuple[int, ...] | None = None
+    has_target: Tensor | None = None
+    target_counts: tuple[float, float] | None = None
 
 
 class WorkerBatch(NamedTuple):
@@ -70,6 +78,8 @@ class WorkerBatch(NamedTuple):
         skipped: Error messages of the training samples that couldn't be read and were replaced by
             others in this batch (`data.on_error: skip`).
         sigma_planes: Number of planes of `teacher_depth` that are sigmas.
+        data_sets: The place of each image's data set among several; None in a run with one.
+        has_target: (B, 2) bool, as in `Batch`; None like `data_sets`.
     """
 
     image: Tensor
@@ -85,6 +95,8 @@ class WorkerBatch(NamedTuple):
     is_padded: bool = False
     skipped: tuple[str, ...] = ()
     sigma_planes: int = 0
+    data_sets: tuple[int, ...] | None = None
+    has_target: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """Copies the batch to a device in its compact form, and converts it to a `Batch` there.
@@ -128,6 +140,8 @@ class WorkerBatch(NamedTuple):
             counted=inside if there.is_padded else None,
             skipped=there.skipped,
             teacher_sigma=teacher_sigma,
+            data_sets=there.data_sets,
+            has_target=there.has_target,
         )
 
 

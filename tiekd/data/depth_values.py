@@ -77,17 +77,41 @@ def check_range(frames: Dataset) -> list[str]:
     """
     if not isinstance(frames, Frames):
         return []
-    # Select five frames, evenly spaced over those with ground truth.
-    known = np.flatnonzero(frames.frames.has_depth).tolist()
-    probed = []
-    if known:
-        places = {round(probe * (len(known) - 1) / (_PROBED - 1)) for probe in range(_PROBED)}
-        probed = [known[place] for place in sorted(places)]
+    probed = _probed(frames)
     turned = [frames.frames[index].name for index in probed if frames.is_turned(index)]
     lines = _range_lines(frames, _medians(frames, probed))
     if turned:
         lines.append(turned_line(turned))
     return lines
+
+
+def share_beyond(frames: Dataset) -> float:
+    """Returns the share of measured pixels that are beyond max_depth, in five frames.
+
+    Args:
+        frames: The dataset. The result is 0 if it isn't a `Frames`, or none of these frames has a
+            depth map that can be read.
+    """
+    if not isinstance(frames, Frames):
+        return 0.0
+    beyond, total = 0, 0
+    for index in _probed(frames):
+        try:
+            depth = frames.measured(index)
+        except DataError:
+            continue  # reported when it is read in training
+        beyond += int((depth > frames.max_depth).sum())
+        total += int((depth > 0).sum())
+    return beyond / max(total, 1)
+
+
+def _probed(frames: Frames) -> list[int]:
+    """Returns the indices of five frames, evenly spaced over those with ground truth."""
+    known = np.flatnonzero(frames.frames.has_depth).tolist()
+    if not known:
+        return []
+    places = {round(probe * (len(known) - 1) / (_PROBED - 1)) for probe in range(_PROBED)}
+    return [known[place] for place in sorted(places)]
 
 
 def turned_line(names: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from tiekd.data.frame_table import MANY
 from tiekd.data.frames import Frames
+from tiekd.data.mixed import MixedFrames, sets_in
 from tiekd.distributed import comm
 from tiekd.errors import DataError
 
@@ -67,6 +68,8 @@ def _rows(dataset: Dataset) -> Iterator[str]:
     Args:
         dataset: The dataset.
     """
+    if isinstance(dataset, MixedFrames):
+        return [f"{name}: {row}" for name, each in sets_in(dataset) for row in _rows(each)]
     if not isinstance(dataset, Frames):
         yield from map(str, range(len(dataset)))
         return

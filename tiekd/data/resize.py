@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
+from tiekd.config import data_sets
 from tiekd.config.build import settings
 from tiekd.config.recipe import is_overridden
 from tiekd.config.schema import check_value
@@ -244,18 +245,20 @@ def of_node(node: object, where: str = "data.resize") -> Resize:
     return settings({where: dict(node)}, where, Resize)
 
 
-def of_data(data: Mapping) -> Resize:
+def of_data(data: Mapping | list) -> Resize:
     """Returns how images are resized by a recipe's `data` section.
 
     In order of precedence: `resize`; covering the crop, with `augment.sizes: keep_aspect`;
     `at_most` the frames' size, if all frames have one size; the images' own size.
 
     Args:
-        data: The recipe's `data` section.
+        data: The recipe's `data` section. A list of data sets has one resizing for all.
 
     Raises:
         RecipeError: If an option is invalid.
     """
+    if isinstance(data, list):
+        data = data_sets.shared_of(data)
     if data.get("resize") is not None:
         resize = of_node(data["resize"])
         if resize.at_most is not None:
@@ -303,7 +306,8 @@ def resize_of(
     # recipe.
     data = {} if recipe is None else recipe.get("data") or {}
     if is_overridden(("data", "resize"), recipe or {}, overrides):
-        return OWN_SIZE if data.get("resize") is None else of_data(data)
+        is_none = isinstance(data, dict) and data.get("resize") is None
+        return OWN_SIZE if is_none else of_data(data)
     if state.get("resize") is not None:
         return of_node(state["resize"], "the weights' resize")
     return of_data(data)

@@ -37,6 +37,9 @@ class Sample(NamedTuple):
             tiekd/data/augment/resample.py); None if `image` isn't to be cropped on the device.
         size: (height, width) of the window in pixels; None like `place`.
         sigma_planes: Number of the last planes of `teacher_depth` that are sigmas: 0 or P / 2.
+        data_set: Place of the sample's data set among several; None in a run with one.
+        has_target: True if the sample has ground truth, and if its set has a teacher; None like
+            `data_set`.
     """
 
     image: Tensor
@@ -51,6 +54,8 @@ class Sample(NamedTuple):
     place: Tensor | None = None
     size: tuple[int, int] | None = None
     sigma_planes: int = 0
+    data_set: int | None = None
+    has_target: tuple[bool, bool] | None = None
 
 
 def in_metres(sample: Sample) -> Sample:

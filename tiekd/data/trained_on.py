@@ -27,6 +27,7 @@ from torch.utils.data import Dataset
 
 from tiekd.data.file_fingerprints import of_each, size_and_time
 from tiekd.data.frames import Frames
+from tiekd.data.mixed import MixedFrames, sets_in
 from tiekd.data.stored import Stored
 from tiekd.files import instead_of_file
 
@@ -78,10 +79,15 @@ def hashes_of(dataset: Dataset, name_bits: int = 0) -> list[int] | None:
     """Returns one int64 hash per frame, in the dataset's order; None for a dataset without files.
 
     Args:
-        dataset: The dataset; only a `Frames` reads files.
+        dataset: The dataset; only a `Frames` reads files. Of several data sets those without files
+            are left out.
         name_bits: Least number of trailing zero bits of the CRC-32 of a frame's name; frames with
             fewer are left out.
     """
+    if isinstance(dataset, MixedFrames):
+        of_sets = [hashes_of(each, name_bits) for _, each in sets_in(dataset)]
+        known = [each for each in of_sets if each is not None]
+        return [value for each in known for value in each] if known else None
     if not isinstance(dataset, Frames):
         return None
     frames = dataset.frames
@@ -98,10 +104,11 @@ def trained_on(dataset: Dataset) -> TrainedOn | None:
     Args:
         dataset: The training set; only a `Frames` reads files.
     """
-    if not isinstance(dataset, Frames):
+    if not isinstance(dataset, Frames | MixedFrames):
         return None
     name_bits = _name_bits(len(dataset))
-    return _thinned(hashes_of(dataset, name_bits), 0, name_bits)
+    hashes = hashes_of(dataset, name_bits)
+    return None if hashes is None else _thinned(hashes, 0, name_bits)
 
 
 def union(first: TrainedOn | None, second: TrainedOn | None) -> TrainedOn | None:
@@ -127,10 +134,13 @@ def overlap_of(record: TrainedOn | None, dataset: Dataset) -> Overlap | None:
         record: The record; None if unknown.
         dataset: The dataset. The result is None if it has no files, as for an unknown record.
     """
-    if record is None or not isinstance(dataset, Frames):
+    if record is None or not isinstance(dataset, Frames | MixedFrames):
         return None
     name_bits = max(record.name_bits, _name_bits(len(dataset)))
-    return overlap(record, hashes_of(dataset, name_bits), len(dataset))
+    hashes = hashes_of(dataset, name_bits)
+    # Of several data sets only those whose frames are files count.
+    count = sum(len(each) for _, each in sets_in(dataset) if isinstance(each, Frames))
+    return overlap(record, hashes, count)
 
 
 def overlap(

@@ -44,6 +44,8 @@ class EvaluationSettings:
         against: "ground_truth", or "teacher" to compare with the teacher's depth, which needs no
             ground truth; the figures are then agreement, not accuracy
             (tiekd/evaluation/agreement.py).
+        set: with several data sets, the name of that whose figures choose the best weights; None
+            for the mean of each figure over the sets.
     """
 
     interval: int = 1
@@ -54,6 +56,7 @@ class EvaluationSettings:
     batch_size: int = 1
     save_best: str = "abs_rel"
     against: str = "ground_truth"
+    set: str | None = None
 
     def __post_init__(self):
         if self.by not in ("epoch", "iteration"):

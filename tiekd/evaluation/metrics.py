@@ -12,7 +12,7 @@ gradients.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from functools import partial
 
@@ -281,6 +281,27 @@ def is_better(name: str, new: float, old: float | None) -> bool:
     if old is None or math.isnan(old):
         return True
     return new < old if name in LESS_IS_BETTER else new > old
+
+
+def sets_table(by_set: Mapping[str, Mapping[str, float]]) -> str:
+    """Returns a text table of the metrics of several data sets, with a row for each.
+
+    Args:
+        by_set: set's name -> its metrics by name, the same ones for all sets.
+    """
+    names = list(next(iter(by_set.values())))
+    rows = [["data set", *names]]
+    for name, figures in by_set.items():
+        rows.append([name, *(str(round(float(figures[key]), 4)) for key in names)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rule = "+" + "+".join("-" * (width + 2) for width in widths) + "+"
+    lines = [
+        "| "
+        + " | ".join(cell.center(width) for cell, width in zip(row, widths, strict=True))
+        + " |"
+        for row in rows
+    ]
+    return "\n".join([rule, lines[0], rule, *lines[1:], rule])
 
 
 def metrics_table(metrics: dict[str, float]) -> str:

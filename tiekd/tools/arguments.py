@@ -129,6 +129,17 @@ def add_frames(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_data_set(parser: argparse.ArgumentParser) -> None:
+    """Adds the option `--data-set NAME`, which of a recipe's several data sets a program takes.
+
+    Args:
+        parser: the program's parser.
+    """
+    parser.add_argument(
+        "--data-set", metavar="NAME", help="of several data sets the one; default all in turn"
+    )
+
+
 def add_local_rank(parser: argparse.ArgumentParser) -> None:
     """Adds the option `--local_rank`, which DeepSpeed's launcher passes to each rank.
 

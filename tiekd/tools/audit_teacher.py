@@ -18,6 +18,7 @@ from PIL import ExifTags, Image
 from torch.utils.data import Dataset
 
 from tiekd import console
+from tiekd.config.data_sets import errors_of_set
 from tiekd.config.recipe import load_recipe
 from tiekd.config.teacher_node import IN_MEAN, TeacherNode, errors_of
 from tiekd.data.build import build_dataset
@@ -208,6 +209,30 @@ def run(args: argparse.Namespace) -> int:
     """
     recipe = Recipe(load_recipe(args.recipe, args.overrides))
     device = process_group.start_rank(TIMEOUT_MINUTES)
+    if not recipe.is_mixed:
+        recipe.sets_named(args.data_set)
+        return _audit_set(recipe, args, device)
+    codes, folder = [], _folder(args)
+    for name, _, own in recipe.sets_named(args.data_set):
+        if not own.teachers.is_given:
+            continue
+        print(f"Data set {name}:")
+        args.out = folder / name
+        with errors_of_set(name):
+            codes.append(_audit_set(own, args, device))
+    if not codes:
+        raise TeacherError(f"teacher: {args.recipe} has none for {args.data_set or 'any data set'}")
+    return max(codes)
+
+
+def _audit_set(recipe: Recipe, args: argparse.Namespace, device: torch.device) -> int:
+    """Audits the teachers of one data set; returns the exit code, as `run` does.
+
+    Args:
+        recipe: the recipe of this set by itself.
+        args: the program's parsed command line.
+        device: the device on which teachers run.
+    """
     teachers = recipe.teachers
     code = max(audit(recipe, args, device, i) for i in range(max(1, len(teachers.nodes))))
     if args.sigma and teachers.several == IN_MEAN:

@@ -24,6 +24,7 @@ from typing import TextIO
 from torch import Tensor
 
 from tiekd import console, paths
+from tiekd.config.data_sets import errors_of_set
 from tiekd.config.recipe import load_recipe
 from tiekd.console import Progress, printable
 from tiekd.data import image_io, read_folders
@@ -282,10 +283,31 @@ def run(args: argparse.Namespace) -> None:
         UserError: the recipe is invalid, or files can't be decoded or written.
     """
     recipe = Recipe(load_recipe(args.recipe, args.overrides))
+    given = []
+    for name, _, own in recipe.sets_named(args.data_set):
+        if name:
+            _tell(sys.stdout, f"Data set {name}:")
+        with errors_of_set(name):
+            folder = _fill_set(own, args)
+        option = f"data.{name}.decoded" if name else "data.decoded"
+        given.append(shlex.quote(f"{option}={folder.resolve()}"))
+    print(f"Read from them with --set {' '.join(given)}")
+
+
+def _fill_set(recipe: Recipe, args: argparse.Namespace) -> Path:
+    """Fills the cache of one data set, and prints the progress.
+
+    Args:
+        recipe: the recipe of this set by itself.
+        args: the program's parsed command line.
+
+    Returns:
+        The folder of the cache.
+    """
     sources = sources_of(recipe, recipe.splits(args.split), sys.stdout)
     folder = recipe.dataset.decoded_folder or recipe.dataset.root / "decoded"
     paths.refuse_unfilled(folder, "data.decoded")
     own = read_folders.DECODED
     read_folders.refuse(own, folder, (".npy",), recipe.data, recipe.dataset.maps, own=own)
     fill(recipe, sources, folder, args.workers, args.verify, sys.stdout)
-    print(f"Read from them with --set {shlex.quote(f'data.decoded={folder.resolve()}')}")
+    return folder

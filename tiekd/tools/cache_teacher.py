@@ -32,6 +32,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Subset
 
+from tiekd.config.data_sets import errors_of_set
 from tiekd.config.recipe import is_overridden, load_recipe
 from tiekd.config.teacher_node import MEAN, TeacherNode, errors_of
 from tiekd.console import Progress
@@ -727,9 +728,57 @@ def run(args: argparse.Namespace) -> None:
     """
     recipe = Recipe(load_recipe(args.recipe, args.overrides))
     device = process_group.start_rank(TIMEOUT_MINUTES)
+    sets = recipe.sets_named(args.data_set)
+    if recipe.is_mixed and args.data_set is None:
+        sets = [own for own in sets if _has_network(own.recipe)]
+        if not sets:
+            raise TeacherError(
+                f"teacher: {args.recipe} has no data set with a teacher that isn't cached maps"
+            )
+        if len(sets) > 1 and args.out is not None:
+            # Several sets have a folder each; one folder would mix their maps.
+            named = ", ".join(own.name for own in sets)
+            raise TeacherError(
+                f"--out: {args.recipe} has maps to make for {len(sets)} data sets ({named}); give "
+                "--data-set, too, or leave --out out"
+            )
+    printed = []
+    for name, _, own in sets:
+        if name and not own.teachers.is_given:
+            raise TeacherError(f"--data-set: {name} has no teacher in {args.recipe}")
+        if name and comm.is_main():
+            print(f"Data set {name}:")
+        with errors_of_set(name):
+            printed += _cache_set(own, args, device, name)
+    if comm.is_main() and args.split == "train":
+        print(f"Learn from them with --set {' '.join(printed)}")
+
+
+def _has_network(recipe: Recipe) -> bool:
+    """Returns True if a data set has a teacher whose maps can be made."""
+    return any(node.maps is None for node in recipe.teachers.nodes)
+
+
+def _cache_set(
+    recipe: Recipe, args: argparse.Namespace, device: torch.device, name: str
+) -> list[str]:
+    """Writes the maps of the teachers of one data set.
+
+    Args:
+        recipe: the recipe of this set by itself.
+        args: the program's parsed command line.
+        device: this rank's device.
+        name: the set's name; empty if the recipe has one.
+
+    Returns:
+        The overrides with which a student learns from the maps, quoted for a shell.
+    """
     frames = frames_of(recipe, args.split)
     sources = sources_of(recipe, args.recipe, args.checkpoint, args.overrides)
     folders = folders_of(recipe, sources, args.recipe, args.split, args.out)
+    if name and args.out is None:
+        # Sets may share a root, and frames of two sets may have one name.
+        folders = [folder.with_name(f"{folder.name}_{name}") for folder in folders]
     for folder in folders:
         read_folders.refuse("--out", folder, (".png",), recipe.data)
     for source, folder in zip(sources, folders, strict=True):
@@ -741,12 +790,17 @@ def run(args: argparse.Namespace) -> None:
             # Evaluations compare with the teacher, so a run reads maps of its validation frames,
             # too.
             cache_maps(recipe, source, frames_of(recipe, "val"), folder, device, sys.stdout)
-    if comm.is_main() and args.split == "train":
-        made = {
-            source.teacher.where: folder.resolve()
-            for source, folder in zip(sources, folders, strict=True)
-        }
-        print(f"Learn from them with --set teacher=null {shlex.quote(learning(recipe, made))}")
+    made = {
+        source.teacher.where: folder.resolve()
+        for source, folder in zip(sources, folders, strict=True)
+    }
+    learned = shlex.quote(learning(recipe, made))
+    if not name:
+        return ["teacher=null", learned]
+    # A null removes what a set has; then the maps are its teacher.
+    place = f"data.{name}."
+    removed = "teachers" if recipe.teachers.several == "teachers" else "teacher"
+    return [f"{place}{removed}=null", shlex.quote(f"{place}{learning(recipe, made)}")]
 
 
 def learning(recipe: Recipe, made: Mapping[str, Path]) -> str:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
+from tiekd.config.data_sets import errors_of_set
 from tiekd.config.recipe import load_recipe
 from tiekd.console import Progress, printable
 from tiekd.data import checks, depth_values, read_folders
@@ -184,13 +185,14 @@ def claim(out: Path) -> None:
     claim_folder(out, (REPORT, TEXT, *(f"{split}.txt" for split in _SPLITS)))
 
 
-def write(recipe: Recipe, splits: list[Split], out: Path) -> str:
+def write(recipe: Recipe, splits: list[Split], out: Path, section: str = "data") -> str:
     """Writes the report, as text and as JSON, and the cleaned split files.
 
     Args:
         recipe: the recipe, with overrides applied.
         splits: the splits, as `check` leaves them.
         out: the folder for the results.
+        section: the place of the data set's options in the recipe.
 
     Returns:
         A summary of the report, several lines, with the options that make a run use the cleaned
@@ -202,7 +204,7 @@ def write(recipe: Recipe, splits: list[Split], out: Path) -> str:
     texts = {} if empty else texts
     for name, text in texts.items():
         write_durably(out / name, text.encode(errors="surrogateescape"))
-    short = _short(recipe, splits, texts, empty, out)
+    short = _short(recipe, splits, texts, empty, out, section)
     # Write all faults and warnings, as text for people and as JSON for programs.
     findings = [(split, finding) for split in splits for finding in split.findings]
     lines = [
@@ -300,7 +302,12 @@ def _to_clean(recipe: Recipe, splits: list[Split]) -> list[Split]:
 
 
 def _short(
-    recipe: Recipe, splits: list[Split], texts: dict[str, str], empty: list[str], out: Path
+    recipe: Recipe,
+    splits: list[Split],
+    texts: dict[str, str],
+    empty: list[str],
+    out: Path,
+    section: str,
 ) -> str:
     rows = [
         f"{split.name}: {len(split.frames)} frames, {checks.median_span(split.facts)}"
@@ -331,7 +338,7 @@ def _short(
         )
     if texts:
         options = shlex.join(
-            f"data.{Path(name).stem}_split={(out / name).resolve()}" for name in texts
+            f"{section}.{Path(name).stem}_split={(out / name).resolve()}" for name in texts
         )
         rows.append(
             f"Without the {sum(len(split.dropped) for split in splits)} that can't be used: --set "
@@ -381,10 +388,31 @@ def run(args: argparse.Namespace) -> int:
     """
     recipe = Recipe(load_recipe(args.recipe, args.overrides))
     out = args.out or Path("work_dirs") / f"check_{Path(args.recipe).stem}"
+    found = []
+    for name, _, own in recipe.sets_named(args.data_set):
+        if name:
+            print(f"Data set {name}:")
+        with errors_of_set(name):
+            found.append(_run_on_set(own, args, out / name, f"data.{name}" if name else "data"))
+    return int(any(found))
+
+
+def _run_on_set(recipe: Recipe, args: argparse.Namespace, out: Path, section: str) -> bool:
+    """Checks one data set, writes the results, and prints a summary.
+
+    Args:
+        recipe: the recipe of this set by itself.
+        args: the program's parsed command line.
+        out: the folder for the results.
+        section: the place of the set's options in the recipe, for what the summary tells to type.
+
+    Returns:
+        True if there is a fault, a warning, or a note on how files were found.
+    """
     splits = splits_of(recipe, args.split)
     read_folders.refuse("--out", out, (".txt", ".json"), recipe.data, recipe.dataset.maps)
     claim(out)
     timeout_s = recipe.loading.timeout_s
     check(recipe, splits, args.workers, timeout_s, args.neighbours, args.drop, sys.stdout)
-    print(write(recipe, splits, out))
-    return int(any(split.findings or split.frames.notes for split in splits))
+    print(write(recipe, splits, out, section))
+    return any(split.findings or split.frames.notes for split in splits)

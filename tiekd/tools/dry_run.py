@@ -21,6 +21,7 @@ import torch
 from torch.utils.data import Dataset
 
 from tiekd.data import decoded_cache
+from tiekd.data.mixed import sets_in
 from tiekd.distributed import comm, memory, process_group
 from tiekd.engine import checkpoint, patches
 from tiekd.engine.build import build_engine
@@ -31,7 +32,7 @@ from tiekd.models.flip import predict
 from tiekd.tools.measure import Stopwatch
 from tiekd.training import startup_log
 from tiekd.training.build import Parts, build_parts
-from tiekd.training.evaluation_hook import Evaluation
+from tiekd.training.evaluation_hook import Evaluation, ValidationSet
 from tiekd.training.hooks import tensorboard
 from tiekd.training.hooks.checkpoint import Checkpoint
 from tiekd.training.hooks.ema import Ema
@@ -85,11 +86,12 @@ def dry_run(recipe: dict, recipe_path: Path, engine_config: dict) -> list[str]:
     least_s, most_s = watch.range_s()
     total = state.total_iterations
     told = startup_log.about(parts)
-    told += (
-        parts.report
-        + decoded_cache.describe(parts.train_set)
-        + decoded_cache.describe(parts.val_set)
-    )
+    told += parts.report + [
+        line
+        for dataset in (parts.train_set, parts.val_set)
+        for _, frames in sets_in(dataset)
+        for line in decoded_cache.describe(frames)
+    ]
     told += [
         f"Measured on: {machine['CPU' if device.type == 'cpu' else 'GPU']}, PyTorch "
         f"{machine['PyTorch']}",
@@ -243,15 +245,26 @@ def _evaluation_s(parts: Parts) -> float:
     hook = next((hook for hook in parts.state.hooks if isinstance(hook, Evaluation)), None)
     if hook is None:
         return 0.0
-    at_once = hook.settings.batch_size * comm.world_size()
+    return sum(_seconds_of_set(parts, hook, validated) for validated in hook.validation_sets)
+
+
+def _seconds_of_set(parts: Parts, hook: Evaluation, validated: ValidationSet) -> float:
+    """Returns the estimated seconds of the evaluation of one data set. Collective.
+
+    Args:
+        parts: the parts of the run.
+        hook: the hook that evaluates.
+        validated: the data set.
+    """
+    at_once = validated.settings.batch_size * comm.world_size()
     predictor = partial(predict, hook.replica.eval(), flip=hook.settings.flip)
 
     def seconds(batches: int) -> float:
         started = time.perf_counter()
         evaluate(
             predictor,
-            _First(hook.dataset, batches * at_once),
-            hook.protocol,
+            _First(validated.dataset, batches * at_once),
+            hook.protocol_of(validated),
             parts.device,
             loading=hook.loading,
             resize=hook.resize,
@@ -263,7 +276,7 @@ def _evaluation_s(parts: Parts) -> float:
     # batch, time one batch and then several, unless one batch alone is slow.
     seconds(1)  # warms up
     one = seconds(1)
-    batches = -(-len(hook.dataset) // at_once)
+    batches = -(-len(validated.dataset) // at_once)
     some = min(_EVALUATED, batches)
     if some == 1 or one > _SLOW_S:
         return one * batches

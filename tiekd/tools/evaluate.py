@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
         UserError: a recipe, a checkpoint or an option is invalid, or frames can't be read.
     """
     # Load the networks, and build the frames and the evaluation protocol of `args.recipe`.
-    recipe = Recipe(load_recipe(args.recipe, args.overrides))
+    recipe = _of_one_set(Recipe(load_recipe(args.recipe, args.overrides)), args)
     flip = recipe.evaluation.flip
     device = process_group.start_rank()
     named = [*map(compare.recipe_and_checkpoint, args.against), (args.recipe, args.checkpoint)]
@@ -120,6 +120,25 @@ def run(args: argparse.Namespace) -> None:
         panel.write_panel(args.panel, frames, predictors, protocol.max_depth, device)
     for path in filter(None, (args.out, args.per_image, args.panel, args.show_dir)):
         print(f"Written: {path}")
+
+
+def _of_one_set(recipe: Recipe, args: argparse.Namespace) -> Recipe:
+    """Returns the recipe of the data set that is evaluated; the recipe itself if it has one.
+
+    Args:
+        recipe: the recipe.
+        args: the program's parsed command line, whose crop and cap come before those of the set.
+    """
+    if not recipe.is_mixed:
+        return recipe.sets_named(args.data_set)[0].recipe
+    if args.data_set is None:
+        names = ", ".join(own.name for own in recipe.data_sets)
+        raise LaunchError(f"--data-set: the recipe has several: {names}; give one of them")
+    own = recipe.sets_named(args.data_set)[0].recipe
+    given = {key: getattr(args, key) for key in ("crop", "cap") if getattr(args, key) is not None}
+    whole = recipe.section("evaluation")
+    evaluation = own.section("evaluation") | {key: whole[key] for key in given}
+    return Recipe(own.node | {"evaluation": evaluation})
 
 
 def _refuse_what_needs_truth(args: argparse.Namespace) -> None:

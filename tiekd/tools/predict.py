@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from tiekd import files
+from tiekd.config import data_sets
 from tiekd.config.recipe import load_recipe
 from tiekd.config.teacher_node import TeacherList
 from tiekd.data import learned_from, read_folders
@@ -27,7 +28,9 @@ def run(args: argparse.Namespace) -> None:
             predicted.
     """
     recipe = load_recipe(args.recipe, args.overrides)
+    # Of several data sets nothing is taken but what they share: whose units would it be?
     data = recipe.get("data", {})
+    data = data_sets.shared_of(data) if data_sets.is_list(recipe) else data
     has_checkpoint = len(args.words) > 1 and not inputs.looks_like_input(args.words[0])
     # Find the inputs first, so that errors in them are reported before the network is built.
     found = inputs.find(args.words[has_checkpoint:], args.out)

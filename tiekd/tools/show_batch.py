@@ -29,12 +29,13 @@ from tiekd.data.loading.sampler import (
     iterations_per_epoch,
     size_groups,
 )
+from tiekd.data.mixed import MixedFrames, sets_in
 from tiekd.data.resize import OWN_SIZE, Resize
 from tiekd.data.target import mean_depth
 from tiekd.engine.config import read_engine_config
 from tiekd.errors import DataError, LaunchError
-from tiekd.teaching import build_teachers
-from tiekd.training import inputs
+from tiekd.teaching import build_per_set, build_teachers
+from tiekd.training import inputs, mixed_data
 from tiekd.training.settings import Recipe, TrainSettings
 from tiekd.visualization import pictures
 from tiekd.workdir import launch_record
@@ -50,6 +51,8 @@ class MicroBatch(NamedTuple):
         keys: (epoch from 0, dataset index) of each sample.
         decisions: the random augmentation drawn for each sample.
         zooms: the zoom drawn for each sample; empty if the recipe has no zoom.
+        data_sets: the name of each sample's data set, in which its index counts; empty if the
+            recipe has one.
     """
 
     rank: int
@@ -58,6 +61,7 @@ class MicroBatch(NamedTuple):
     keys: list[tuple[int, int]]
     decisions: list[Decisions]
     zooms: list[float]
+    data_sets: tuple[str, ...] = ()
 
 
 def global_batch(
@@ -84,17 +88,22 @@ def global_batch(
     """
     # Use the same sampler as training, positioned at this iteration.
     groups = size_groups(dataset, resize) if augment.sizes == "bucket" else None
+    iterations, is_mixed = range(iteration - 1, iteration), isinstance(dataset, MixedFrames)
     for rank in range(world_size):
-        sampler = MicroBatches(
-            len(dataset),
-            train.batch_size,
-            range(iteration - 1, iteration),
-            seed=train.seed,
-            accumulation=accumulation,
-            share=RankShare(rank, world_size),
-            groups=groups,
-            order_of=getattr(dataset, "epoch_order", None),
-        )
+        share = RankShare(rank, world_size)
+        if is_mixed:
+            sampler = mixed_data.sampler_of(dataset, train, iterations, accumulation, share)
+        else:
+            sampler = MicroBatches(
+                len(dataset),
+                train.batch_size,
+                iterations,
+                seed=train.seed,
+                accumulation=accumulation,
+                share=share,
+                groups=groups,
+                order_of=getattr(dataset, "epoch_order", None),
+            )
         unreadable = Unreadable(loading.max_errors) if loading.on_error == "skip" else None
         batches = training_batches(
             dataset,
@@ -109,8 +118,14 @@ def global_batch(
             decisions = [_drawn(reader, *key) for key in keys]
             # A small dataset is repeated, so indices may exceed its length: wrap them around.
             samples = [(epoch, index % len(dataset)) for epoch, index in keys]
+            names = ()
+            if is_mixed:
+                places = [dataset.place(index) for _, index in keys]
+                names = tuple(dataset.sets[number].name for number, _ in places)
+                epochs = [epoch for epoch, _ in keys]
+                samples = [(e, own) for e, (_, own) in zip(epochs, places, strict=True)]
             zooms = [augment.draw_zoom(train.seed, *key) for key in keys if augment.zoom]
-            yield MicroBatch(rank, index, batch, samples, decisions, zooms)
+            yield MicroBatch(rank, index, batch, samples, decisions, zooms, names)
 
 
 def check_iteration(iteration: int, dataset: Dataset, recipe: Recipe) -> None:
@@ -126,7 +141,10 @@ def check_iteration(iteration: int, dataset: Dataset, recipe: Recipe) -> None:
         in_groups = recipe.augment.sizes == "bucket"
         groups = size_groups(dataset, recipe.resize) if in_groups else None
         batch_size = recipe.train.batch_size
-        total = recipe.train.epochs * iterations_per_epoch(len(dataset), batch_size, groups)
+        per_epoch = iterations_per_epoch(len(dataset), batch_size, groups)
+        if isinstance(dataset, MixedFrames):
+            per_epoch = mixed_data.iterations_per_epoch(recipe, dataset)
+        total = recipe.train.epochs * per_epoch
     if not 1 <= iteration <= total:
         raise LaunchError(f"--iteration {iteration}: the run has iterations 1 to {total}")
 
@@ -154,9 +172,11 @@ def describe(micro_batch: MicroBatch, sample: int, teacher_depth: Tensor | None)
     ]
     zoomed = f"zoomed by {micro_batch.zooms[sample]:.4f}, " if micro_batch.zooms else ""
     flipped = "flipped" if drawn.flip else "not flipped"
+    # An epoch is that of the sample's own set.
+    of_set = f" of {micro_batch.data_sets[sample]}" if micro_batch.data_sets else ""
     place = f"rank {micro_batch.rank}, micro-batch {micro_batch.index}"
     return (
-        f"{place}: {batch.names[sample]} (sample {index}, epoch {epoch + 1})\n    "
+        f"{place}: {batch.names[sample]} (sample {index}{of_set}, epoch {epoch + 1})\n    "
         f"{zoomed}{flipped}, turned {drawn.angle:.4f} degrees, window "
         f"{drawn.height}x{drawn.width} from row {drawn.top}, column {drawn.left}, {colours}\n    "
         f"{'; '.join(held)}"
@@ -173,9 +193,10 @@ def _drawn(reader: BatchReader, epoch: int, index: int) -> Decisions:
         epoch: epoch, from 0.
         index: index of the sample in the sampler's numbering.
     """
-    for read_index in range(index, index + len(reader.dataset)):
+    following = reader.following(index)
+    for step in range(following.count):
         try:
-            sample = reader.dataset[read_index % len(reader.dataset)]
+            sample = reader.dataset[following.at(step)]
         except DataError:
             continue
         size = tuple(sample.image.shape[-2:])
@@ -225,12 +246,18 @@ def run(args: argparse.Namespace) -> None:
     # Relative paths in the recipe refer to the working directory in which the run was launched.
     work_dir = args.work_dir.resolve()
     os.chdir(record.folder)
-    has_teacher = recipe.teachers.is_given and not args.no_teacher
-    teacher = None
-    if has_teacher:
-        teacher = build_teachers(recipe.node, torch.device("cpu"), recipe.max_depth_m)
-    held_out = inputs.held_out(inputs.read(work_dir), recipe)
-    train_set = build_dataset(recipe.dataset, "train", held_out=held_out)
+    has_teacher, teacher = recipe.has_teacher and not args.no_teacher, None
+    held_out, device = inputs.held_out(inputs.read(work_dir), recipe), torch.device("cpu")
+    if recipe.is_mixed:
+        train_set = mixed_data.training_frames(recipe, held_out)
+        recipes = {own.name: own.recipe.node for own in recipe.data_sets}
+        if has_teacher:
+            sets = dict(sets_in(train_set))
+            teacher = build_per_set(recipes, sets, device, recipe.max_depth_m)
+    else:
+        if has_teacher:
+            teacher = build_teachers(recipe.node, device, recipe.max_depth_m)
+        train_set = build_dataset(recipe.dataset, "train", held_out=held_out)
     check_iteration(args.iteration, train_set, recipe)
     # World size and accumulation decide how a batch is split: use those of the last launch.
     micro_batches = global_batch(
@@ -243,7 +270,8 @@ def run(args: argparse.Namespace) -> None:
         args.iteration,
         recipe.resize,
     )
-    read_folders.refuse("--out", out, (".png",), recipe.data, recipe.dataset.maps)
+    for own in recipe.data_sets:
+        read_folders.refuse("--out", out, (".png",), own.recipe.data, own.recipe.dataset.maps)
     max_depth = recipe.max_depth_m
     files.check_output("--out", out, None)
     for part in micro_batches:

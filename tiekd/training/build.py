@@ -4,7 +4,7 @@ Errors in the recipe are found here, before the first iteration and before anyth
 """
 
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from tiekd import console
 from tiekd.config.build import build
+from tiekd.config.data_sets import errors_of_set
 from tiekd.config.teacher_node import IN_MEAN, TeacherList, errors_of
 from tiekd.data import learned_from, least_size, map_focals, trained_on
 from tiekd.data.batch import Batch
@@ -29,6 +30,7 @@ from tiekd.data.loading.sampler import (
     repeats,
     size_groups,
 )
+from tiekd.data.mixed import MixedFrames, sets_in
 from tiekd.data.rank_consistency import check_same
 from tiekd.data.target import Target
 from tiekd.distributed import comm, process_group
@@ -40,12 +42,13 @@ from tiekd.models.weights import pretrained, state_dicts
 from tiekd.teachers.mixture import Teacher, members_of
 from tiekd.teachers.network import FrozenTeacher
 from tiekd.teachers.outputs.teacher import FoundationTeacher
-from tiekd.teaching import build_teachers, records_of, with_teachers_file
-from tiekd.training import canonical, schedules
+from tiekd.teachers.per_set import PerSet
+from tiekd.teaching import build_per_set, build_teachers, records_of, with_teachers_file
+from tiekd.training import canonical, mixed_data, schedules
 from tiekd.training import criterion as criteria
 from tiekd.training.canonical import Targets
 from tiekd.training.criterion import Criterion
-from tiekd.training.evaluation_hook import Evaluation
+from tiekd.training.evaluation_hook import Evaluation, ValidationSet
 from tiekd.training.hook import Hook, check_moments
 from tiekd.training.hooks.counting import PixelsCount
 from tiekd.training.hooks.ema import Ema
@@ -61,6 +64,9 @@ from tiekd.training.state import TrainState
 from tiekd.training.unreadable_hook import UnreadableSamples
 from tiekd.visualization.validation_frames import ShownFrames
 from tiekd.workdir import checkpoints
+
+# The names of validation frames; with several data sets by the sets' names.
+HeldOut = Collection[str] | Mapping[str, Collection[str] | None] | None
 
 
 @dataclass(frozen=True)
@@ -79,8 +85,8 @@ class Parts:
             pixels that aren't valid; or to a `Target`.
         targets: Converts target depths from metres to the depth that the network learns, which is
             canonical depth in some recipes.
-        train_set: The data set of the training frames.
-        val_set: The data set of the validation frames; None without validation.
+        train_set: The data set of the training frames, or several as one.
+        val_set: The data set of the validation frames, or several; None without validation.
         groups: If each batch must have images of one size, a number for each training frame that is
             the same for all images of that size; else None.
         unreadable: The collected messages about samples that can't be read and are replaced; None
@@ -121,17 +127,25 @@ class Parts:
         train = self.recipe.train
         # The order of samples depends on the seed and the iteration alone, so a resumed run
         # continues in the middle of an epoch.
-        sampler = MicroBatches(
-            num_samples=len(self.train_set),
-            batch_size=train.batch_size,
-            iterations=range(self.state.iteration, end),
-            seed=train.seed,
-            accumulation=self.config.accumulation,
-            share=RankShare(comm.rank(), comm.world_size()),
-            groups=self.groups,
-            order_of=getattr(self.train_set, "epoch_order", None),
-        )
-        return training_batches(
+        iterations = range(self.state.iteration, end)
+        share = RankShare(comm.rank(), comm.world_size())
+        is_mixed = isinstance(self.train_set, MixedFrames)
+        if is_mixed:
+            sampler = mixed_data.sampler_of(
+                self.train_set, train, iterations, self.config.accumulation, share
+            )
+        else:
+            sampler = MicroBatches(
+                num_samples=len(self.train_set),
+                batch_size=train.batch_size,
+                iterations=iterations,
+                seed=train.seed,
+                accumulation=self.config.accumulation,
+                share=share,
+                groups=self.groups,
+                order_of=getattr(self.train_set, "epoch_order", None),
+            )
+        batches = training_batches(
             self.train_set,
             sampler,
             self.recipe.augment,
@@ -139,8 +153,10 @@ class Parts:
             loading=self.recipe.loading,
             unreadable=self.unreadable,
             resize=self.recipe.resize,
-            needs_focal=self.targets.camera is not None
-            or getattr(self.teacher, "needs_focal", False),
+            needs_focal=self.targets.camera is not None or _needing_focals(self.teacher),
+        )
+        return (
+            mixed_data.with_target_counts(batches, sampler, self.train_set) if is_mixed else batches
         )
 
 
@@ -151,7 +167,7 @@ def build_parts(
     *,
     resuming: bool,
     begins: bool,
-    held_out: Collection[str] | None = None,
+    held_out: HeldOut = None,
 ) -> Parts:
     """Builds all parts of a run except the engine. Writes no file. Collective.
 
@@ -164,11 +180,13 @@ def build_parts(
             names; False if a checkpoint will be restored.
         held_out: If validation frames are held out of the training frames, their names at the start
             of the run, so that they stay the same; None to choose them anew (see `build_dataset`).
+            With several data sets they are those of each set by its name.
 
     Raises:
         UserError: A value of the recipe or the engine config, or a file that they name, is wrong.
     """
     train = recipe.train
+    mixed_data.check_recipe(recipe)
     process_group.seed_everything(train.seed, train.deterministic)
     config = resolve(engine_config, train.batch_size, train.clip_norm, comm.world_size())
 
@@ -182,7 +200,7 @@ def build_parts(
     # Build the networks and the losses.
     network = build_network(recipe.network)
     replica = build_network(recipe.network).to(device) if train.validate else None
-    criterion = criteria.build(recipe.section("losses"), recipe.teachers.is_given).to(device)
+    criterion = criteria.build(recipe.section("losses"), recipe.has_teacher).to(device)
     check_ignored_depths(network, criterion)
 
     # Build the data sets, and check the settings of their loader and the sizes of the images.
@@ -191,39 +209,72 @@ def build_parts(
     _check_loading(recipe)
     least = least_size.least_side(network)
     least_size.check_crop(recipe.augment.crop, least)
-    for frames in filter(None, (train_set, val_set)):
-        least_size.check_frames(frames, recipe.resize, least)
+    for name, frames in (*sets_in(train_set), *sets_in(val_set)):
+        with errors_of_set(name):
+            least_size.check_frames(frames, recipe.resize, least)
     unreadable = None
     if recipe.loading.on_error == "skip":
         unreadable = Unreadable(recipe.loading.max_errors)
 
     # Build the teacher, and check that it gets the focal lengths that it needs.
     node = with_teachers_file(recipe.node, resuming=resuming)
-    check_sigmas(network, recipe.teachers, train_set)
-    teacher = build_teachers(node, device, recipe.max_depth_m)
-    for member in members_of(teacher):
-        with errors_of(member.where):
-            _prepare_teacher(member.teacher, recipe, train_set)
+    with_files = Recipe(node)
+    frames_by_set = dict(sets_in(train_set))
+    for own in recipe.data_sets:
+        with errors_of_set(own.name):
+            check_sigmas(network, own.recipe.teachers, frames_by_set[own.name])
+    if recipe.is_mixed:
+        mixed_data.check_targets(criterion, train_set)
+        recipes = {own.name: own.recipe.node for own in with_files.data_sets}
+        teacher = build_per_set(recipes, frames_by_set, device, recipe.max_depth_m)
+    else:
+        teacher = build_teachers(node, device, recipe.max_depth_m)
+    teacher_of = teachers_by_set(teacher)
+    for name, one in teacher_of.items():
+        for member in () if one is None else members_of(one):
+            with errors_of_set(name), errors_of(member.where):
+                _prepare_teacher(member.teacher, recipe, frames_by_set[name])
 
     # Compute the number of iterations, load the initial weights, and collect from what the weights
     # are trained: the names of the images, and the teachers.
     groups = None
     if recipe.augment.sizes == "bucket":
         groups = size_groups(train_set, recipe.resize)
-    per_epoch = iterations_per_epoch(len(train_set), train.batch_size, groups)
+    if recipe.is_mixed:
+        per_epoch = mixed_data.iterations_per_epoch(recipe, train_set)
+    else:
+        per_epoch = iterations_per_epoch(len(train_set), train.batch_size, groups)
     total = train.iterations or train.epochs * per_epoch
-    report = [*about_focal, *check_range(train_set), *check_range(val_set)]
-    report += map_focals.check(train_set, is_canonical=network.canonical is not None)
+    report = list(about_focal)
+    if recipe.is_mixed:
+        report = [*mixed_data.describe(recipe, train_set, network), *report]
+    for dataset in (train_set, val_set):
+        for name, frames in sets_in(dataset):
+            with errors_of_set(name):
+                report += mixed_data.named(name, check_range(frames))
+    for name, frames in sets_in(train_set):
+        with errors_of_set(name):
+            found = map_focals.check(frames, is_canonical=network.canonical is not None)
+            report += mixed_data.named(name, found)
     report += load_weights(network, recipe) if begins else []
     seen, teachers = None, []
     if comm.is_main():
         initial = _initial_weights(recipe) if begins else None
         seen = trained_on.union(trained_on.trained_on(train_set), trained_on.read(initial))
-        own = records_of(teacher, TeacherList.of(node), map_focals.folders_of(train_set))
-        teachers = learned_from.union(own, learned_from.read(initial))
+        records = [
+            records_of(
+                teacher_of[own.name],
+                own.recipe.teachers,
+                map_focals.folders_of(frames_by_set[own.name]),
+            )
+            for own in with_files.data_sets
+            if teacher_of[own.name] is not None
+        ]
+        teachers = learned_from.union(*records, learned_from.read(initial))
     if groups is not None:
         report.insert(0, _repeated_places(groups, per_epoch * train.batch_size))
-    report += repeats(len(train_set), train.batch_size, groups)
+    if not recipe.is_mixed:  # the sets' own epochs follow each other within a batch
+        report += repeats(len(train_set), train.batch_size, groups)
 
     # Build the optimizer and the schedule.
     optimizer = build_optimizer(
@@ -349,16 +400,19 @@ def check_sigmas(network: nn.Module, teachers: TeacherList, train_set: Dataset) 
             )
 
 
-def _build_sets(recipe: Recipe, held_out: Collection[str] | None) -> dict[str, Dataset]:
+def _build_sets(recipe: Recipe, held_out: HeldOut) -> dict[str, Dataset]:
     """Builds the data sets "training" and, if the run validates, "validation". Collective.
 
     Args:
         recipe: The run's recipe.
         held_out: The names of the validation frames at the start of the run; None for a new run.
     """
-    sets = {"training": build_dataset(recipe.dataset, "train", held_out=held_out)}
-    if recipe.train.validate:
-        sets["validation"] = build_dataset(recipe.dataset, "val", held_out=held_out)
+    if recipe.is_mixed:
+        sets = mixed_data.build_sets(recipe, held_out)
+    else:
+        sets = {"training": build_dataset(recipe.dataset, "train", held_out=held_out)}
+        if recipe.train.validate:
+            sets["validation"] = build_dataset(recipe.dataset, "val", held_out=held_out)
     check_same(sets)
     return sets
 
@@ -423,17 +477,21 @@ def build_hooks(
     # Choose the validation frames whose images TensorBoard shows.
     evaluation, frames = recipe.evaluation, None
     if recipe.train.validate:
+        # Of several data sets show the one that chooses the best weights, or else the first one.
+        val_sets, teacher_of = dict(sets_in(val_set)), teachers_by_set(teacher)
+        shown = evaluation.set or next(iter(val_sets))
+        of_shown = recipe.sets_named(shown)[0].recipe
         # Leave the depth of a module from outside the project out of these images. It would be
         # called on rank 0 alone and with validation frames, and may support neither.
-        nodes = recipe.teachers.nodes
+        nodes = of_shown.teachers.nodes
         taught = bool(nodes) and all(node.module is None for node in nodes)
         frames = ShownFrames(
-            val_set,
+            val_sets[shown],
             replica,
-            teacher if taught else None,
+            teacher_of[shown] if taught else None,
             device,
-            evaluation.crop,
-            cap=evaluation.cap,
+            of_shown.evaluation.crop,
+            cap=of_shown.evaluation.cap,
             resize=recipe.resize,
         )
     board = build(
@@ -463,13 +521,56 @@ def build_hooks(
             terminal=sys.stderr,
             resize=recipe.resize,
         )
-        if recipe.scores_teacher:
+        if recipe.is_mixed:
+            hook.sets = _validation_sets(recipe, val_sets, teacher_of)
+        elif recipe.scores_teacher:
             hook.reference = reference_of(teacher, recipe.teachers, val_set)
         hooks.append(hook)
     hooks += [hook for hook in own if not isinstance(hook, Ema)]
     saving = {"name": "checkpoint", **recipe.section("checkpoint")}
     hooks.append(build(saving, folder, "checkpoint", hooks=list(hooks), info=log.info))
     return hooks, log
+
+
+def _validation_sets(
+    recipe: Recipe, val_sets: Mapping[str, Dataset], teacher_of: Mapping[str, Teacher | None]
+) -> tuple[ValidationSet, ...]:
+    """Returns the data sets that are evaluated, each with its own protocol.
+
+    Args:
+        recipe: The run's recipe.
+        val_sets: The validation frames of each set by its name.
+        teacher_of: The teacher of each set by its name.
+    """
+    found = []
+    for name, _, own in recipe.data_sets:
+        if name not in val_sets:
+            continue
+        reference = None
+        if own.scores_teacher:
+            with errors_of_set(name):
+                reference = reference_of(teacher_of[name], own.teachers, val_sets[name])
+        found.append(ValidationSet(name, val_sets[name], own.evaluation, reference))
+    return tuple(found)
+
+
+def _needing_focals(teacher: Teacher) -> bool | frozenset[int]:
+    """Returns True if a teacher needs focal lengths; of several data sets the places of those."""
+    if isinstance(teacher, PerSet):
+        numbered = enumerate(teacher.sets)
+        return frozenset(number for number, each in numbered if each.needs_focal)
+    return getattr(teacher, "needs_focal", False)
+
+
+def teachers_by_set(teacher: Teacher) -> dict[str, Teacher | None]:
+    """Returns the teacher of each data set by its name; one data set has an empty name.
+
+    Args:
+        teacher: What the student learns from.
+    """
+    if isinstance(teacher, PerSet):
+        return {each.name: each.teacher for each in teacher.sets}
+    return {"": teacher}
 
 
 def _own_hooks(recipe: Recipe, log: TextLog) -> list[Hook]:

@@ -15,12 +15,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tiekd import console
+from tiekd.config.data_sets import errors_of_set
 from tiekd.config.recipe import load_recipe
 from tiekd.data import focal as focals
 from tiekd.data.augment.augment import Augment
 from tiekd.data.batch import Batch
 from tiekd.data.frame_table import MANY, spaced
 from tiekd.data.frames import Frames
+from tiekd.data.mixed import sets_in
 from tiekd.data.resize import OWN_SIZE, Resize
 from tiekd.data.target import Target
 from tiekd.distributed import comm
@@ -169,12 +171,14 @@ def with_factors(
     # Find the range of F / f, canonical focal length / focal length of a frame, over all frames.
     # Augmentation zooms training images, which multiplies their focal length by the zoom.
     ratios, told = [], []
-    for split, frames in datasets.items():
-        if isinstance(frames, Frames) and len(frames) > MANY:
-            told.append(f"F / f is that of all cameras and of {_SAMPLED} more {split} frames")
+    for split, dataset in datasets.items():
         low, high = recipe.augment.zoom_range if split == "training" else (1.0, 1.0)
-        known = require_focals(frames, recipe.resize, split)
-        ratios += [focal / f / zoom for f in known for zoom in (low, high)]
+        for name, frames in sets_in(dataset):
+            if isinstance(frames, Frames) and len(frames) > MANY:
+                told.append(f"F / f is that of all cameras and of {_SAMPLED} more {split} frames")
+            with errors_of_set(name):
+                known = require_focals(frames, recipe.resize, split)
+            ratios += [focal / f / zoom for f in known for zoom in (low, high)]
     seen = comm.broadcast_object((min(ratios), max(ratios)) if ratios else None)
     # Use the range of F / f that the recipe gives, or that of the run that is resumed, or else that
     # of the frames.

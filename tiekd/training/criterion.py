@@ -4,16 +4,18 @@
 
 A key names the module of its loss, `tiekd/losses/<key>.py`, unless the term has a `name:`. The
 value of a term, `loss_<key>`, is its weight times the mean over the batch's images of per-image
-means. If a loss's forward has an argument `iteration`, the number of finished iterations is passed
-to it. A loss with an attribute `needs_divergence = True` uses the divergence that a DPM head
-computes from its bins and the target depth. Shape and dtype of what a loss returns are checked at
-its first call, without waiting for the device. Left out: weights that change over time.
+means; with several data sets, over the images that have the term's target. If a loss's forward has
+an argument `iteration`, the number of finished iterations is passed to it. A loss with an attribute
+`needs_divergence = True` uses the divergence that a DPM head computes from its bins and the target
+depth. Shape and dtype of what a loss returns are checked at its first call, without waiting for the
+device. Left out: weights that change over time.
 """
 
 import inspect
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from tiekd.config import build as config
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from tiekd.models.network import Prediction
 
 AGAINST = ("teacher", "ground_truth")
+# The targets in the order of the columns of `Batch.has_target`.
+TARGETS = ("ground_truth", "teacher")
 
 
 class Term(NamedTuple):
@@ -131,8 +135,28 @@ class Criterion(nn.Module):
                 if key not in self.told_iteration:
                     _check_gradient(loss, prediction, name)
                 self._unchecked.remove(key)
-            values[f"loss_{key}"] = term.weight * loss.mean()
+            values[f"loss_{key}"] = term.weight * _mean(loss, batch, term.against)
         return values | {"loss": sum(values.values())}
+
+
+def _mean(loss: Tensor, batch: "Batch", against: str) -> Tensor:
+    """Returns the mean of the per-image values of a term.
+
+    In a batch of several data sets it is over the images that have the term's target. The sum of
+    this micro-batch is divided by their number in the iteration's global batch, so that the mean
+    over all micro-batches of all ranks is the one over the images, however they are split. A
+    micro-batch without such an image gives 0 and no gradient.
+
+    Args:
+        loss: The values, (B,).
+        batch: The batch.
+        against: The term's target, one of AGAINST.
+    """
+    if getattr(batch, "has_target", None) is None:
+        return loss.mean()
+    column = TARGETS.index(against)
+    counted = torch.where(batch.has_target[:, column], loss, 0)
+    return counted.sum() / (batch.target_counts[column] or 1.0)
 
 
 def _check_returned(returned, target: Tensor, name: str) -> None:

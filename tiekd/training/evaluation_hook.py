@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 import torch
 from torch.utils.data import Dataset
@@ -32,6 +32,23 @@ from tiekd.training.hook import Hook
 from tiekd.workdir import weights_file
 
 
+class ValidationSet(NamedTuple):
+    """The validation frames of a data set, and how they are scored.
+
+    Attributes:
+        name: What the recipe calls the set; empty if it has one.
+        dataset: The frames.
+        settings: The crop and the other settings of the set's evaluation.
+        reference: The teacher with which the student is compared in place of ground truth; None for
+            ground truth.
+    """
+
+    name: str
+    dataset: Dataset
+    settings: EvaluationSettings
+    reference: Reference | None
+
+
 class Evaluation(Hook):
     """Evaluates the student every `settings.interval` epochs or iterations, and at the end.
 
@@ -52,6 +69,8 @@ class Evaluation(Hook):
         best: The best value so far of the metric `settings.save_best`; None before the first.
         reference: The teacher with which the student is compared in place of ground truth; None for
             ground truth. `build_hooks` sets it.
+        sets: The validation frames of several data sets, each of which is evaluated by itself;
+            `build_hooks` sets them in place of `dataset` and `reference`. Empty for one data set.
         overlap: The number of validation frames that the student was trained on; None if unknown,
             and on ranks above 0.
         owed: The learning rates of the iteration whose evaluation is postponed; None if none is.
@@ -73,14 +92,42 @@ class Evaluation(Hook):
         self.terminal, self.resize = terminal, resize
         self.best: float | None = None
         self.reference: Reference | None = None
+        self.sets: tuple[ValidationSet, ...] = ()
         self.overlap: trained_on.Overlap | None = None
         self.owed: list[float] | None = None
 
     @property
     def protocol(self) -> EvaluationProtocol:
         """The evaluation's settings together with the network's smallest and largest depth."""
+        return self.protocol_of(self.validation_sets[0])
+
+    @property
+    def validation_sets(self) -> tuple[ValidationSet, ...]:
+        """The data sets that are evaluated; one without a name if the recipe has one."""
+        return self.sets or (ValidationSet("", self.dataset, self.settings, self.reference),)
+
+    @property
+    def label(self) -> str:
+        """Of several data sets those whose figures choose the best weights; empty for one."""
+        if not self.sets:
+            return ""
+        names = ", ".join(each.name for each in self.sets)
+        return self.settings.set or f"mean over {names}"
+
+    @property
+    def _compared_with(self) -> str | None:
+        """What metrics are that compare with a teacher; None if they compare with ground truth."""
+        references = [each.reference for each in self.validation_sets]
+        return next((each.label for each in references if each is not None), None)
+
+    def protocol_of(self, validated: ValidationSet) -> EvaluationProtocol:
+        """Returns the protocol by which a data set is scored.
+
+        Args:
+            validated: The data set.
+        """
         depths_m = self.replica.min_depth, self.replica.max_depth
-        return EvaluationProtocol(self.settings, *depths_m, reference=self.reference)
+        return EvaluationProtocol(validated.settings, *depths_m, reference=validated.reference)
 
     def before_train(self, state) -> None:
         """Warns if the student was trained on validation frames, and does a postponed evaluation.
@@ -88,10 +135,16 @@ class Evaluation(Hook):
         The warning is logged on rank 0. Collective if an evaluation was postponed.
         """
         if comm.is_main():
-            self.overlap = trained_on.overlap_of(state.trained_on, self.dataset)
-            if self.overlap is not None and self.overlap.seen:
-                told = f"validation: {self.overlap}, so figures say less of new images"
-                self.info(f"Warning: {told}")
+            for each in self.validation_sets:
+                found = trained_on.overlap_of(state.trained_on, each.dataset)
+                if found is not None and found.seen:
+                    of_set = f" of {each.name}" if each.name else ""
+                    told = f"validation{of_set}: {found}, so figures say less of new images"
+                    self.info(f"Warning: {told}")
+                # The label of best weights names an overlap of the sets that choose them.
+                is_chosen = not self.sets or self.settings.set in (None, each.name)
+                if is_chosen and (self.overlap is None or not self.overlap.seen):
+                    self.overlap = found
         if self.owed is not None:
             state.lr, self.owed = self.owed, None
             self._evaluate(state)
@@ -112,23 +165,21 @@ class Evaluation(Hook):
         # Gather the weights on rank 0, and copy them into every rank's replica.
         weights = state.weights()
         self._fill_replica(weights)
-        protocol = self.protocol
-        scored = protocol.min_depth, protocol.cap, self.settings.crop
-        rows, edges = FrameRows(*scored), EdgeRows(*scored)
-        state.metrics = evaluate(
-            Predictor(self.replica, self.settings.flip),
-            self.dataset,
-            protocol,
-            self.device,
-            loading=self.loading,
-            resize=self.resize,
-            watchers=() if self.reference is None else (rows, edges),
-            out=self.terminal,
+        scored = {each.name: self._score(each) for each in self.validation_sets}
+        state.set_metrics = {name: figures for name, (figures, _) in scored.items() if name}
+        state.metrics_label = self.label
+        chosen = self.settings.set if self.sets else ""
+        if chosen is None:
+            values = [figures for figures, _ in scored.values()]
+            state.metrics = {
+                name: sum(each[name] for each in values) / len(values) for name in values[0]
+            }
+        else:
+            state.metrics = scored[chosen][0]
+        state.num_evaluated = sum(
+            len(each.dataset) for each in self.validation_sets if chosen in (None, each.name)
         )
-        state.num_evaluated = len(self.dataset)
-        state.agreement = None
-        if self.reference is not None:
-            state.agreement = self._agreement(rows.gather(), edges.gather(), state.metrics)
+        state.agreement = _joined({name: found for name, (_, found) in scored.items()})
         # Save the best weights before other hooks are called, since such a hook may read the file
         # or raise an error. Log the line about them later, since one of the hooks logs the metrics
         # first.
@@ -138,18 +189,48 @@ class Evaluation(Hook):
         if told is not None:
             self.info(told)
 
-    def _agreement(self, table: FrameTable, edges: EdgeFigures, figures: dict) -> Agreement:
+    def _score(self, validated: ValidationSet) -> tuple[dict[str, float], Agreement | None]:
+        """Evaluates the replica on one data set. Collective.
+
+        Args:
+            validated: The data set.
+
+        Returns:
+            The metrics by name; and what the log adds to metrics that compare with the teacher,
+            None if they don't.
+        """
+        protocol = self.protocol_of(validated)
+        scored = protocol.min_depth, protocol.cap, validated.settings.crop
+        rows, edges = FrameRows(*scored), EdgeRows(*scored)
+        figures = evaluate(
+            Predictor(self.replica, self.settings.flip),
+            validated.dataset,
+            protocol,
+            self.device,
+            loading=self.loading,
+            resize=self.resize,
+            watchers=() if validated.reference is None else (rows, edges),
+            out=self.terminal,
+        )
+        if validated.reference is None:
+            return figures, None
+        return figures, self._agreement(validated, rows.gather(), edges.gather(), figures)
+
+    def _agreement(
+        self, validated: ValidationSet, table: FrameTable, edges: EdgeFigures, figures: dict
+    ) -> Agreement:
         """Returns what the log adds to metrics that compare with the teacher.
 
         Args:
+            validated: The data set.
             table: The results of all frames.
             edges: The errors near depth edges.
             figures: The nine metrics by name.
         """
-        ranges = range_figures(table.sums, self.protocol.cap)
+        ranges = range_figures(table.sums, self.protocol_of(validated).cap)
         by_range = ranges_table({"student": Result(None, figures, ranges, table)})
         text = f"By range of the teacher's depth, mean over pixels:\n{by_range}\n{edges}"
-        return Agreement(self.reference.label, figures_of(ranges, edges), text)
+        return Agreement(validated.reference.label, figures_of(ranges, edges), text)
 
     def _keep_if_best(self, weights: dict, state) -> str | None:
         """Saves the weights if the metric `settings.save_best` is the best so far.
@@ -164,12 +245,20 @@ class Evaluation(Hook):
         name = self.settings.save_best
         value = state.metrics[name]
         if not math.isfinite(value):
-            return self._why_no_best(name, value)
+            # Of several data sets the first one without a finite value is to blame.
+            found = [
+                (state.set_metrics[each.name][name] if each.name else value, each)
+                for each in self.validation_sets
+                if not self.sets or self.settings.set in (None, each.name)
+            ]
+            return self._why_no_best(
+                name, *next(pair for pair in found if not math.isfinite(pair[0]))
+            )
         if self.best is None or metrics.is_better(name, value, self.best):
             return self._save_best(name, weights, state)
         return None
 
-    def _why_no_best(self, name: str, value: float) -> str:
+    def _why_no_best(self, name: str, value: float, validated: ValidationSet) -> str:
         """Returns a line for the log that says why a metric isn't finite.
 
         Weights with such a metric are never saved as the best.
@@ -177,20 +266,23 @@ class Evaluation(Hook):
         Args:
             name: The metric's name.
             value: The metric's value, infinite or NaN.
+            validated: The data set that it is of.
         """
+        of_set = f" of {validated.name}" if validated.name else ""
         if not math.isnan(value):
             return (
-                f"No best is saved: {name} is {value}, since depth was predicted that is not "
-                "finite or not above 0"
+                f"No best is saved: {name}{of_set} is {value}, since depth was predicted that is "
+                "not finite or not above 0"
             )
-        protocol = self.protocol
+        protocol = self.protocol_of(validated)
         compared, program = "ground truth", "check_data"
-        if self.reference is not None:
+        if validated.reference is not None:
             compared, program = "teacher's depth", "audit_teacher"
         return (
-            f"No best is saved: {name} is nan, since no pixel of the {len(self.dataset)} "
+            f"No best is saved: {name}{of_set} is nan, since no pixel of the "
+            f"{len(validated.dataset)} "
             f"validation frames counts ({compared} {protocol.min_depth:g} < d < "
-            f"{protocol.cap:g} m, crop {self.settings.crop}); look at the {compared} with "
+            f"{protocol.cap:g} m, crop {validated.settings.crop}); look at the {compared} with "
             f"{console.command(program)}, or set another evaluation.crop or evaluation.cap"
         )
 
@@ -213,8 +305,10 @@ class Evaluation(Hook):
             try:
                 facts = {"metrics": state.metrics, "resize": self.resize.node()}
                 facts |= state.training_record
-                if self.reference is not None:
-                    facts |= {"against": TEACHER, "metrics_are": self.reference.label}
+                if self.sets:
+                    facts |= {"metrics_of": self.label, "metrics_by_set": state.set_metrics}
+                if self._compared_with is not None:
+                    facts |= {"against": TEACHER, "metrics_are": self._compared_with}
                 if state.average is not None:
                     facts[weights_file.AVERAGED] = state.average.description()
                 weights_file.replace_best(
@@ -226,8 +320,10 @@ class Evaluation(Hook):
         self.best = value
         label = f" ({self.overlap})" if self.overlap is not None and self.overlap.seen else ""
         best = f"Best {name} so far: {value:.4f} at iteration {state.iteration}"
-        if self.reference is not None:
-            label += f" ({self.reference.label})"
+        if self._compared_with is not None:
+            label += f" ({self._compared_with})"
+        if self.sets:
+            label += f" ({self.label})"
         return f"{best}, saved as best_{name}.pth{label}"
 
     def state_dict(self) -> dict:
@@ -237,6 +333,8 @@ class Evaluation(Hook):
         resize of images, and `owed`, the learning rates at a postponed evaluation.
         """
         compared = {"metric": self.settings.save_best, "resize": self.resize.node()}
+        if self.sets:
+            compared["set"] = self.label
         return {"best": self.best, "owed": self.owed, **compared}
 
     def load_state_dict(self, state: dict) -> None:
@@ -257,6 +355,7 @@ class Evaluation(Hook):
             OWN_SIZE,
             Resize(at_most=self.resize.at_most),
         )
+        other_metric = other_metric or state.get("set", "") != self.label
         if other_metric or own_size or (self.best is not None and not math.isfinite(self.best)):
             self.best = None
 
@@ -275,3 +374,25 @@ class Evaluation(Hook):
                 if comm.world_size() > 1:
                     torch.distributed.broadcast(tensor, src=0)
         self.replica.eval()
+
+
+def _joined(found: dict[str, Agreement | None]) -> Agreement | None:
+    """Returns the agreement with the teachers of several data sets as one.
+
+    Args:
+        found: The agreement of each set by its name; None for one that is compared with ground
+            truth. A set without a name is the only one.
+
+    Returns:
+        The agreement, whose figures are called `SET/FIGURE`; None if there is none.
+    """
+    known = {name: each for name, each in found.items() if each is not None}
+    if not known or "" in known:
+        return known.get("")
+    figures = {
+        f"{name}/{key}": value
+        for name, each in known.items()
+        for key, value in each.figures.items()
+    }
+    text = "\n".join(f"{name}: {each.text}" for name, each in known.items())
+    return Agreement(next(iter(known.values())).label, figures, text)

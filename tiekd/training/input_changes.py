@@ -7,6 +7,7 @@ is logged, such as a data set in another folder. A file that only has another mo
 not refused.
 """
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tiekd import console
+from tiekd.config import data_sets
 from tiekd.data import learned_from
 from tiekd.data import resize as resizes
 from tiekd.data.learned_from import Teacher
@@ -64,7 +66,15 @@ _ALLOWED_KEYS = (
         for key in ("checkpoint", "recipe", "maps", "device", "batch_size", "audit")
     ),
 )
-_LISTS = ("data.train_split", "data.val_split")
+# The same keys in an entry of a list `data`, of which there are less than a hundred.
+_ALLOWED_KEYS += tuple(
+    f"data[[]{number}].{key.removeprefix('data.')}"
+    for key in _ALLOWED_KEYS
+    for number in ("?", "??")
+)
+_LIST = re.compile(r"data\.(?:(.+)\.)?(train|val)_split")
+_ENTRY = re.compile(r"data\[(\d+)\]\.")
+_TEACHER = re.compile(r"(data\.[^.]+\.)?teacher")
 
 
 class Verdict(NamedTuple):
@@ -136,7 +146,7 @@ def compare(started: dict | None, now: dict) -> Verdict:
     refused, told = [], []
     of_splits = {}
     # Compare the frames: their files, names and order.
-    for split in ("train", "val"):
+    for split in dict.fromkeys(("train", "val", *started["splits"], *now["splits"])):
         of_splits[split] = _split_changes(
             split, started["splits"].get(split), now["splits"].get(split)
         )
@@ -147,27 +157,29 @@ def compare(started: dict | None, now: dict) -> Verdict:
     for name in names:
         is_another, text = _file_change(name, started["files"].get(name), now["files"].get(name))
         # A changed split file is refused only if it changed the frames of its split.
-        reason = (
-            name in _LISTS and of_splits[name.removeprefix("data.").removesuffix("_split")].refused
-        )
+        split = _split_of(name)
+        reason = split is not None and split in of_splits and of_splits[split].refused
         if is_another and (reason or not _is_only_told(name)):
             refused.append(text)
         elif text is not None:
             told.append(text)
     # A model on the hub has no files here, so compare its digest.
-    if not any(text.startswith("teacher") for text in refused):
+    if not any(_TEACHER.match(text) for text in refused):
         refused += _teacher_changes(learned_from.from_plain(started), learned_from.from_plain(now))
     # Report validation that begins now, or that keeps its frames although training frames changed.
-    if "val" in now["splits"]:
-        if "val" not in started["splits"]:
-            told.append("There was no validation at the start; it begins now")
-        elif of_splits["train"].refused and not of_splits["val"].refused:
-            told.append("The validation frames stay those of the start")
+    for val in [split for split in now["splits"] if split.endswith("val")]:
+        data_set = val.removesuffix("val").strip()
+        train, of_set = inputs.split_name("train", data_set), f" of {data_set}" if data_set else ""
+        if val not in started["splits"]:
+            told.append(f"There was no validation{of_set} at the start; it begins now")
+        elif train in of_splits and of_splits[train].refused and not of_splits[val].refused:
+            told.append(f"The validation frames{of_set} stay those of the start")
     # Compare the recipe's keys on how depth is read and evaluated.
     for key in filter(_is_refused, keys):
         values = _value(now["recipe"], key), _value(started["recipe"], key)
-        if key not in names and values[0] != values[1]:
-            refused.append(f"{key} is {values[0]}, was {values[1]}")
+        named = _by_set(key, now["recipe"])
+        if named not in names and values[0] != values[1]:
+            refused.append(f"{named} is {values[0]}, was {values[1]}")
     # Compare the working resolutions, which follow from data.resize or from keep_aspect and a crop.
     before, after = (resizes.of_data(each["recipe"].get("data", {})) for each in (started, now))
     if before != after:
@@ -388,7 +400,31 @@ def _is_only_told(name: str) -> bool:
     Args:
         name: The file's name in a record of inputs, such as `load.checkpoint`.
     """
-    return name == "load.checkpoint" or name in _LISTS or name.startswith("module ")
+    is_list = _split_of(name) is not None
+    return name == "load.checkpoint" or is_list or name.startswith("module ")
+
+
+def _split_of(name: str) -> str | None:
+    """Returns the split whose frames a file lists, as records call it; None for any other file.
+
+    Args:
+        name: The file's name in a record, such as `data.train_split` or `data.street.val_split`.
+    """
+    found = _LIST.fullmatch(name)
+    return None if found is None else inputs.split_name(found[2], found[1] or "")
+
+
+def _by_set(key: str, recipe: dict) -> str:
+    """Returns a key of a recipe with the name of its data set in place of its number.
+
+    Args:
+        key: The key, such as `data[0].depth_unit`; any other one is returned as it is.
+        recipe: The recipe.
+    """
+    found = _ENTRY.match(key)
+    if found is None:
+        return key
+    return f"data.{data_sets.name_of(recipe['data'][int(found[1])])}.{key[found.end() :]}"
 
 
 def _is_refused(key: str) -> bool:
@@ -425,8 +461,12 @@ def _value(node: dict, key: str):
         key: The dotted key, such as `data.depth_unit`.
 
     Returns:
-        The value; None if it isn't set. For a key of `evaluation` that isn't set, its default.
+        The value; None if it isn't set. For a key of `evaluation` that isn't set, its default. For
+        a list of data sets their names.
     """
+    if key == "data" and data_sets.is_list(node):
+        # Lists of other lengths are compared as a whole, and are too long to be shown.
+        return "the sets " + ", ".join(map(data_sets.name_of, node["data"]))
     if key == "evaluation.cap":
         return node.get("evaluation", {}).get("cap") or node.get("network", {}).get("max_depth")
     if key.startswith("evaluation."):

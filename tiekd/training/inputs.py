@@ -7,6 +7,7 @@
      "splits": {"train": {"count": 45, "source": ..., "names": [...], "files":
                     {"picture": [[bytes, CRC-32 or null, modification time in ns], ...], ...}}}}
 
+With several data sets the splits of each are called `street train` and so on, by the set's name.
 `names`, and the lists in a split's `files`, have one entry per frame, in the order of the frames.
 ("picture" is the key of images.) The CRC-32 of each file is recorded if a split has at most 256 MB;
 of a larger split only sizes and modification times are recorded. A split of more than 100,000
@@ -38,6 +39,7 @@ from tiekd.data.file_fingerprints import crc, of_each, size_and_time
 from tiekd.data.frame_table import MANY, FrameTable, spaced
 from tiekd.data.frames import Frames
 from tiekd.data.learned_from import Teacher
+from tiekd.data.mixed import sets_in
 from tiekd.data.shards.members import Members
 from tiekd.engine.config import ENGINE_KEYS, EngineConfig
 from tiekd.errors import CheckpointError, UserError
@@ -98,11 +100,10 @@ def collect(
     # Keep the record of the splits at the run's start: a run that resumes without validation may
     # validate again at a later resume, and then on the validation frames of its start.
     splits = dict(old_splits)
-    splits |= {
-        name: _split(dataset, old_splits.get(name))
-        for name, dataset in datasets.items()
-        if dataset is not None
-    }
+    for split, dataset in datasets.items():
+        for name, frames in sets_in(dataset):
+            key = split_name(split, name)
+            splits[key] = _split(frames, old_splits.get(key))
     engine = {key: value for key, value in engine_config.values.items() if key not in _SHARES}
     record = {
         "version": VERSION,
@@ -133,8 +134,9 @@ def fingerprint_splits(datasets: Mapping[str, Dataset]) -> dict:
         A dict for JSON: for each split the names of its frames and the states of their files.
     """
     splits = {}
-    for name, dataset in datasets.items():
-        splits[name] = _fingerprint(_split(dataset, None))
+    for split, dataset in datasets.items():
+        for name, frames in sets_in(dataset):
+            splits[split_name(split, name)] = _fingerprint(_split(frames, None))
     return splits
 
 
@@ -154,6 +156,16 @@ def _fingerprint(split: dict) -> dict:
     for part in {"sample", SHARDS} & split.keys():
         found[part] = _fingerprint(split[part])
     return found
+
+
+def split_name(split: str, data_set: str) -> str:
+    """Returns the name of a split in a record of inputs, such as `train` or `street train`.
+
+    Args:
+        split: "train" or "val".
+        data_set: The name of its data set; empty if the recipe has one.
+    """
+    return f"{data_set} {split}" if data_set else split
 
 
 def fingerprint_files(recipe: Recipe, datasets: Mapping[str, Dataset | None]) -> dict:
@@ -273,7 +285,7 @@ def of_checkpoint(path: Path | None) -> dict | None:
     return None if path is None else read(path.absolute().parent.parent)
 
 
-def held_out(record: dict | None, recipe: Recipe) -> list[str] | None:
+def held_out(record: dict | None, recipe: Recipe) -> list[str] | None | dict[str, list[str] | None]:
     """Returns the names of a run's validation frames at its start.
 
     A resumed run holds the same frames out of its training frames.
@@ -284,12 +296,18 @@ def held_out(record: dict | None, recipe: Recipe) -> list[str] | None:
 
     Returns:
         The names; None if there were no validation frames, if their names aren't known, or if
-        `data.val_fraction` in the recipe has changed since.
+        `data.val_fraction` in the recipe has changed since. With several data sets, these of each
+        set by its name.
     """
     if record is None:
         return None
-    shares = [each.data.get("val_fraction") for each in (Recipe(record["recipe"]), recipe)]
-    return record["splits"].get("val", {}).get("names") if shares[0] == shares[1] else None
+    before = {each.name: each.recipe.data for each in Recipe(record["recipe"]).data_sets}
+    found = {}
+    for name, _, own in recipe.data_sets:
+        split = record["splits"].get(split_name("val", name), {})
+        shares = [data.get("val_fraction") for data in (before.get(name, {}), own.data)]
+        found[name] = split.get("names") if shares[0] == shares[1] else None
+    return found if recipe.is_mixed else found[""]
 
 
 def _split(dataset: Dataset, old: dict | None) -> dict:
@@ -444,8 +462,15 @@ def _files(recipe: Recipe, datasets: Mapping[str, Dataset | None]) -> Iterator[t
     Yields:
         The file's name in the record, such as `teacher.checkpoint`, and its absolute path.
     """
-    for name, path in _single_files(recipe, datasets):
-        if path is not None and os.path.isfile(path):
+    of_sets = {split: dict(sets_in(dataset)) for split, dataset in datasets.items()}
+    for data_set, _, own in recipe.data_sets:
+        theirs = {split: found.get(data_set) for split, found in of_sets.items()}
+        for name, path in _single_files(own, theirs):
+            if path is None or not os.path.isfile(path):
+                continue
+            # What isn't of the whole run is named by its data set, if there are several.
+            if data_set and not name.startswith(("load.", "module ")):
+                name = f"data.{data_set}.{name.removeprefix('data.')}"
             yield name, os.path.abspath(path)
 
 
@@ -522,7 +547,8 @@ def _recipe_files(recipe: Recipe, recipe_path: Path, started: dict | None) -> Se
 
     try:
         # Merging a recipe calls `noted` for every file that the recipe consists of.
-        for path in (recipe_path, *(teacher.recipe for teacher in recipe.teachers.nodes)):
+        teachers = [node for own in recipe.data_sets for node in own.recipe.teachers.nodes]
+        for path in (recipe_path, *(teacher.recipe for teacher in teachers)):
             if path is not None and path.is_file():
                 merged(path, mark=noted)
     except UserError:

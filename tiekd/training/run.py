@@ -3,13 +3,14 @@
 from pathlib import Path
 
 from tiekd import console
+from tiekd.data.mixed import sets_in
 from tiekd.distributed import comm, entrypoint, process_group
 from tiekd.engine import execution, profiling
 from tiekd.engine.build import build_engine
 from tiekd.engine.step import Step
 from tiekd.kernels import layouts
 from tiekd.training import input_changes, inputs, resume, startup_log, teacher_audit
-from tiekd.training.build import build_parts
+from tiekd.training.build import build_parts, teachers_by_set
 from tiekd.training.loop import train
 from tiekd.training.settings import Recipe
 from tiekd.workdir import workdir
@@ -76,10 +77,10 @@ def run(
         )
     audited = []
     if resume_path is None:
-        audited = teacher_audit.audit_all(
-            sections.teachers,
-            parts.teacher,
-            parts.train_set,
+        audited = teacher_audit.audit_sets(
+            sections.data_sets,
+            teachers_by_set(parts.teacher),
+            dict(sets_in(parts.train_set)),
             max_depth_m=sections.max_depth_m,
             device=device,
             resize=sections.resize,

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
+from tiekd.config import data_sets
 from tiekd.config.build import settings
 from tiekd.config.teacher_node import TeacherList, without_teacher
 from tiekd.data import resize as resizes
@@ -18,6 +20,20 @@ from tiekd.data.resize import Resize
 from tiekd.errors import RecipeError
 from tiekd.evaluation.agreement import TEACHER
 from tiekd.evaluation.evaluate import EvaluationProtocol, EvaluationSettings
+
+
+class SetRecipe(NamedTuple):
+    """A data set of a recipe, as a recipe by itself.
+
+    Attributes:
+        name: What the set is called; empty if the recipe's `data` describes one set.
+        weight: Its share of the training images, relative to the other sets'; None for its size.
+        recipe: The recipe with this set alone, and with its teacher and evaluation.
+    """
+
+    name: str
+    weight: float | None
+    recipe: "Recipe"
 
 
 class Recipe:
@@ -56,7 +72,7 @@ class Recipe:
             RecipeError: The recipe has no teacher to compare with.
         """
         against = self.section("evaluation").get("against", EvaluationSettings.against)
-        if against == TEACHER and not self.teachers.is_given:
+        if against == TEACHER and not self.has_teacher:
             raise RecipeError(
                 "evaluation.against: got teacher, but the recipe has no teacher; give one, or set "
                 "evaluation.against=ground_truth"
@@ -119,6 +135,12 @@ class Recipe:
     @cached_property
     def dataset(self) -> DataSettings:
         """The settings from which the data sets of both splits are built. Raises RecipeError."""
+        if self.is_mixed:
+            names = ", ".join(each.name for each in self.data_sets)
+            raise RecipeError(
+                f"data: got a list of sets ({names}), and one is read here; give a recipe with one "
+                "of them as a mapping, or --set 'data={...}'"
+            )
         return replace(
             settings_of(self.data, self.max_depth_m),
             maps=self.teachers.maps,
@@ -129,8 +151,50 @@ class Recipe:
 
     @property
     def data(self) -> dict:
-        """The section `data`, as a dict."""
-        return self.node.get("data", {})
+        """The section `data`, as a dict; of a list of data sets the keys that apply to all."""
+        data = self.node.get("data", {})
+        return data_sets.shared_of(data) if self.is_mixed else data
+
+    @property
+    def is_mixed(self) -> bool:
+        """True if `data` is a list of data sets, from which a run trains at once."""
+        return data_sets.is_list(self.node)
+
+    @cached_property
+    def data_sets(self) -> tuple[SetRecipe, ...]:
+        """Each data set as a recipe by itself; the recipe itself if `data` is a mapping.
+
+        Raises:
+            RecipeError: An entry of the list is wrong.
+        """
+        if not self.is_mixed:
+            return (SetRecipe("", None, self),)
+        return tuple(
+            SetRecipe(each.name, each.weight, Recipe(data_sets.recipe_of(self.node, each)))
+            for each in data_sets.sets_of(self.node)
+        )
+
+    def sets_named(self, name: str | None, option: str = "--data-set") -> tuple[SetRecipe, ...]:
+        """Returns the data sets that an option of a program asks for.
+
+        Args:
+            name: The option's value, a set's name; None for all sets.
+            option: The option, for the message.
+
+        Raises:
+            RecipeError: There is no such set.
+        """
+        found = tuple(each for each in self.data_sets if name in (None, each.name))
+        if not found:
+            names = ", ".join(each.name for each in self.data_sets)
+            allowed = f"the recipe has: {names}" if self.is_mixed else "the recipe has one set"
+            raise RecipeError(f"{option}: got {name!r}; {allowed}")
+        return found
+
+    @property
+    def has_teacher(self) -> bool:
+        """True if the student learns from a teacher, with at least one of its data sets."""
+        return any(each.recipe.teachers.is_given for each in self.data_sets)
 
     @property
     def network(self) -> dict | None:
@@ -174,6 +238,8 @@ class TrainSettings:
         batch_size: Images per iteration, summed over all ranks.
         epochs: The length of training in epochs; a recipe gives either `epochs` or `iterations`.
         iterations: The length of training in optimizer steps.
+        epoch_images: With several data sets, the images that make an epoch; None for as many as all
+            sets have. An epoch is the unit of `epochs`, intervals and the log.
         clip_norm: The largest L2 norm of the gradient, 0 for no clipping.
         seed: The seed of initial weights, sample order and augmentation, 0 or more.
         lr_scaling: How the learning rate grows with the batch size: none, linear or sqrt
@@ -196,9 +262,10 @@ class TrainSettings:
     validate: bool = True
     max_bad_iterations: int = 50
     timeout_minutes: float = 30.0
+    epoch_images: int | None = None
 
     def __post_init__(self):
-        for name in ("batch_size", "epochs", "iterations"):
+        for name in ("batch_size", "epochs", "iterations", "epoch_images"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise RecipeError(f"train.{name}: got {value!r}; it must be a whole number from 1")

@@ -5,9 +5,10 @@ from pathlib import Path
 from torch.utils.data import Dataset
 
 from tiekd import console
-from tiekd.config.teacher_node import TeacherList, TeacherNode
+from tiekd.config.teacher_node import TeacherNode
 from tiekd.data import learned_from, teacher_maps
 from tiekd.data.frames import listed_frames
+from tiekd.data.mixed import sets_in
 from tiekd.data.resize import OWN_SIZE
 from tiekd.distributed import comm
 from tiekd.errors import CheckpointError
@@ -17,8 +18,8 @@ from tiekd.teachers.mixture import Teacher, members_of
 from tiekd.teachers.network import FrozenTeacher
 from tiekd.teachers.outputs.sigma import SigmaOptions
 from tiekd.teachers.outputs.teacher import FoundationTeacher
-from tiekd.training import inputs, schedules
-from tiekd.training.build import Parts
+from tiekd.training import inputs, mixed_data, schedules
+from tiekd.training.build import Parts, teachers_by_set
 from tiekd.training.evaluation_hook import Evaluation
 from tiekd.training.input_changes import Verdict
 from tiekd.training.optimizer import lr_factor
@@ -41,31 +42,38 @@ def about(parts: Parts) -> list[str]:
     else:
         said.append(f"Validation frames: {len(val_set)}" + _skipped(val_set))
     for hook in parts.state.hooks:
-        if isinstance(hook, Evaluation) and hook.reference is not None:
-            said.append(f"Validation: {hook.reference.label}, compared with {hook.reference.name}")
+        if isinstance(hook, Evaluation):
+            said += _about_validation(hook)
     said.append(f"Working resolution: {recipe.resize}")
-    for note in dict.fromkeys([*getattr(train_set, "notes", ()), *getattr(val_set, "notes", ())]):
-        said.append(f"Warning: {note}")
-    for frames in (train_set, val_set):
-        said += [note for note in getattr(frames, "camera_notes", ()) if note not in said]
-    order = getattr(train_set, "epoch_order", None)
-    if order is not None:
-        said.append(f"An epoch has {parts.state.iterations_per_epoch} iterations: {order}")
-    said += inputs.left_out((train_set, val_set))
+    notes = {}
+    for dataset in (train_set, val_set):
+        for name, frames in sets_in(dataset):
+            notes |= dict.fromkeys(mixed_data.named(name, getattr(frames, "notes", ())))
+    said += [f"Warning: {note}" for note in notes]
+    for dataset in (train_set, val_set):
+        for name, frames in sets_in(dataset):
+            told = mixed_data.named(name, getattr(frames, "camera_notes", ()))
+            said += [note for note in told if note not in said]
+    for name, frames in sets_in(train_set):
+        order = getattr(frames, "epoch_order", None)
+        if order is not None:
+            # The length of an epoch of several data sets is told with their shares.
+            length = f"{parts.state.iterations_per_epoch} iterations"
+            line = f"Order: {order}" if name else f"An epoch has {length}: {order}"
+            said += mixed_data.named(name, [line])
+    both = [frames for dataset in (train_set, val_set) for _, frames in sets_in(dataset)]
+    said += inputs.left_out(both)
     # Describe the sizes of the networks, and the source of the teacher's depth.
     said.append(f"Student: {_millions(parts.network)} M parameters, trainable")
-    nodes = {node.where: node for node in TeacherList.of(parts.state.recipe).nodes}
-    for member in members_of(teacher):
-        lines = _about_teacher(member.teacher, nodes.get(member.where), parts)
-        lines += _about_sigma(member.teacher)
-        # Several teachers are told apart by their places in the recipe.
-        if len(nodes) > 1:
-            lines = [f"{member.where}: {line}" for line in lines]
-        said += lines
-    said += _about_mixture(recipe)
+    teachers, frames_of = teachers_by_set(teacher), dict(sets_in(train_set))
+    for name, _, own in Recipe(parts.state.recipe).data_sets:
+        if teachers[name] is not None:
+            lines = _about_teachers(teachers[name], own, frames_of[name], parts)
+            said += mixed_data.named(name, lines)
     # Name the other teachers, of the teacher itself and of the initial weights. Of several teachers
     # name all, since the lines above don't say everything about them.
     is_single = recipe.teachers.is_given and recipe.teachers.several is None
+    is_single = is_single and not recipe.is_mixed
     said += learned_from.lines(parts.state.teachers[is_single:])
     # Describe the learning rate if it is meant for another batch size or the warm-up never ends.
     batch_size, lr_scaling = recipe.train.batch_size, recipe.train.lr_scaling
@@ -81,19 +89,67 @@ def about(parts: Parts) -> list[str]:
     return said if warmup is None else [*said, warmup]
 
 
-def _about_teacher(teacher: Teacher, node: TeacherNode | None, parts: Parts) -> list[str]:
+def _about_validation(hook: Evaluation) -> list[str]:
+    """Returns lines for the log about what is evaluated and with what it is compared.
+
+    Args:
+        hook: The hook that evaluates.
+    """
+    said = []
+    for each in hook.validation_sets:
+        if each.name:
+            said.append(
+                f"Validation of {each.name}: {len(each.dataset)} frames, crop "
+                f"{each.settings.crop}, up to {hook.protocol_of(each).cap:g} m"
+            )
+        if each.reference is not None:
+            of_set = f" of {each.name}" if each.name else ""
+            said.append(
+                f"Validation{of_set}: {each.reference.label}, compared with {each.reference.name}"
+            )
+    if hook.sets:
+        said.append(f"The best weights are chosen by {hook.settings.save_best}, {hook.label}")
+    return said
+
+
+def _about_teachers(
+    teacher: Teacher, recipe: Recipe, train_set: Dataset, parts: Parts
+) -> list[str]:
+    """Returns lines for the log about the teachers of a data set.
+
+    Args:
+        teacher: What the student learns from.
+        recipe: The recipe of this set by itself, with the paths of teachers' weights.
+        train_set: The set's training frames.
+        parts: The parts of the run.
+    """
+    nodes, said = {node.where: node for node in recipe.teachers.nodes}, []
+    for member in members_of(teacher):
+        lines = _about_teacher(member.teacher, nodes.get(member.where), train_set, parts)
+        lines += _about_sigma(member.teacher)
+        # Several teachers are told apart by their places in the recipe.
+        if len(nodes) > 1:
+            lines = [f"{member.where}: {line}" for line in lines]
+        said += lines
+    return said + _about_mixture(recipe)
+
+
+def _about_teacher(
+    teacher: Teacher, node: TeacherNode | None, train_set: Dataset, parts: Parts
+) -> list[str]:
     """Returns lines for the log about one teacher, the source of its depth.
 
     Args:
         teacher: The teacher.
         node: Its section in the recipe; None for the ground truth, about which nothing is said.
+        train_set: The training frames of the data set that it teaches.
         parts: The parts of the run.
     """
-    recipe, train_set = parts.recipe, parts.train_set
+    recipe = parts.recipe
     if isinstance(teacher, FrozenTeacher):
         size = _millions(teacher.network)
         said = [f"Teacher: {size} M parameters, frozen, from {node.checkpoint}"]
-        if recipe.teachers.several is None:
+        if recipe.teachers.several is None and not recipe.is_mixed:
             # The first record is that of the only teacher.
             said += [f"Teacher: {learned_from.describe(own)}" for own in parts.state.teachers[:1]]
         if teacher.resize not in (recipe.resize, OWN_SIZE):

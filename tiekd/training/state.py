@@ -52,7 +52,10 @@ class TrainState:
         prediction: The network's prediction for `batch`.
         teacher_depth: The target depth of `batch`, (B, 1, H, W) in metres: the teacher's, or the
             ground truth in a run without a teacher.
-        metrics: The metrics of the last evaluation, by name.
+        metrics: The metrics of the last evaluation, by name. With several data sets they are those
+            by which the best weights are chosen.
+        set_metrics: With several data sets the metrics of each by its name; else empty.
+        metrics_label: With several data sets which of them `metrics` are of; else empty.
         num_evaluated: The number of images in the last evaluation, on all ranks together.
         agreement: What the log adds to metrics that compare with the teacher; None if the metrics
             of the last evaluation compare with ground truth.
@@ -92,6 +95,8 @@ class TrainState:
     prediction: Prediction | None = None
     teacher_depth: Tensor | None = None
     metrics: dict[str, float] | None = None
+    set_metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    metrics_label: str = ""
     num_evaluated: int = 0
     agreement: Agreement | None = None
     orphaned: bool = False

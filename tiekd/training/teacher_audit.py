@@ -7,13 +7,14 @@ audit stops a run if one of the measurements is above its limit
 makes a longer audit. Left out: resumed runs, whose teacher was audited when they were started.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from tiekd import console
+from tiekd.config.data_sets import errors_of_set
 from tiekd.config.teacher_node import TeacherList, TeacherNode, errors_of
 from tiekd.data.batch import Batch
 from tiekd.data.resize import Resize
@@ -22,12 +23,56 @@ from tiekd.errors import TeacherError
 from tiekd.evaluation.teacher_audit import verdict
 from tiekd.evaluation.teacher_audit.observe import Observer, Questions
 from tiekd.teachers.mixture import Teacher, members_of
+from tiekd.training.mixed_data import named
+from tiekd.training.settings import SetRecipe
 
 NUM_FRAMES = 24
 _FEWEST = 12  # The smallest number of frames; with fewer a good teacher may fail by chance.
 # The smallest number of positions on the shorter side of the grid on which depths are compared;
 # smaller frames show too little.
 _SMALLEST_CELLS = 48
+
+
+def audit_sets(
+    sets: Sequence[SetRecipe],
+    teacher_of: Mapping[str, Teacher | None],
+    frames_of: Mapping[str, Dataset],
+    *,
+    max_depth_m: float,
+    device: torch.device,
+    resize: Resize,
+) -> list[str]:
+    """Audits the teachers of each data set on the set's own frames. Collective.
+
+    Args:
+        sets: The data sets of the recipe, at least one.
+        teacher_of: The teacher of each set by its name; None for a set without one.
+        frames_of: The training frames of each set by its name.
+        max_depth_m: See `audit`, like the other arguments.
+        device: See `audit`.
+        resize: See `audit`.
+
+    Returns:
+        Messages for the log, which name the set if there are several.
+
+    Raises:
+        TeacherError: As `audit` does; the message names the set.
+    """
+    told = []
+    for name, _, recipe in sets:
+        if teacher_of[name] is None:
+            continue
+        with errors_of_set(name):
+            lines = audit_all(
+                recipe.teachers,
+                teacher_of[name],
+                frames_of[name],
+                max_depth_m=max_depth_m,
+                device=device,
+                resize=resize,
+            )
+        told += named(name, lines)
+    return told
 
 
 def audit_all(

@@ -295,8 +295,8 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
 
     Returns:
         The keys that lead to a value, joined by dots, such as `train.epochs`. A key that only one
-        of the dicts has is included. Of two lists of as many teachers it is the key in a teacher,
-        as `teachers[1].checkpoint`.
+        of the dicts has is included. Of two lists of as many teachers or data sets it is the key
+        in an entry, as `teachers[1].checkpoint`.
     """
     changed = []
     for key in sorted(old.keys() | new.keys()):
@@ -304,7 +304,7 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
         b = new.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
             changed += differences(a, b, f"{prefix}{key}.")
-        elif key == "teachers" and _are_as_many(a, b):
+        elif key in ("teachers", "data") and _are_as_many(a, b):
             for place, (one, other) in enumerate(zip(a, b, strict=True)):
                 changed += differences(one, other, f"{prefix}{key}[{place}].")
         elif a != b:

@@ -32,7 +32,7 @@ PARTS = [(package, name) for package in PACKAGES for name in _names(f"tiekd.{pac
 OF_THE_PROGRAM = {"hooks", "info", "text_log", "frames", "split", "needs_ground_truth"}
 OF_THE_PROGRAM |= {"run_device", "max_depth_m", "network", "device", "resize", "teacher"}
 OF_THE_PROGRAM |= {"evaluation"}
-OF_THE_PROGRAM |= {"mixture", "members"}
+OF_THE_PROGRAM |= {"mixture", "members", "sets"}
 # Text parameters of data sets that are no paths; `maps` is teacher.maps.
 NO_PATHS = {"split", "maps", "on_error", "unmatched"}
 
@@ -80,7 +80,7 @@ def test_kinds_dataset_texts_are_paths():
     ("key", "kind"),
     [
         ("work_dir", Path),
-        ("data", dict),
+        ("data", dict | list[dict]),
         ("data.name", str),
         ("data.root", Path),
         ("data.kb_crop", tuple[int, int] | None),

@@ -92,7 +92,7 @@ def test_run_caches_validation_of_agreement(ground, tmp_path, monkeypatch):
         node = recipe | {"evaluation": {"against": against}, "work_dir": str(tmp_path / "work")}
         path.write_text(json.dumps(node))
         args = SimpleNamespace(recipe=path, overrides=[], split="train", checkpoint=None)
-        args.out = tmp_path / against
+        args.out, args.data_set = tmp_path / against, None
         cache_teacher.run(args)
         assert len(list(args.out.glob("*.png"))) == count
     # The student's validation frames have maps in that folder.

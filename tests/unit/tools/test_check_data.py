@@ -198,7 +198,8 @@ def test_run_returns_one_where_something_was_found(root, tmp_path, capsys):
         recipe = place.parent / f"{place.name}.yaml"
         recipe.write_text(dump_recipe(faulty_data.recipe(place)))
         options = {"split": "train", "workers": 0, "neighbours": 0, "drop": (), "overrides": []}
-        args = SimpleNamespace(recipe=recipe, out=tmp_path / f"out_{place.name}", **options)
+        options |= {"out": tmp_path / f"out_{place.name}", "data_set": None}
+        args = SimpleNamespace(recipe=recipe, **options)
         assert check_data.run(args) == code
         assert ("Nothing was found." in capsys.readouterr().out) == (code == 0)
 

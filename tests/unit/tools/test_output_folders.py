@@ -77,6 +77,7 @@ def test_programs_refuse_folders_that_the_data_set_reads(name, place):
     overrides = [f"data.decoded={out}"] if name == "cache_frames" else []
     before = sorted(place.rglob("*"))
     given = {"recipe": str(place / "r.yaml"), "overrides": overrides, "out": place / out}
+    given["data_set"] = None
     with pytest.raises(LaunchError, match=r"the data set reads from .* \(data.(images|depths)\)"):
         module.run(Namespace(**(given | options(place))))
     assert sorted(place.rglob("*")) == before

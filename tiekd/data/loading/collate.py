@@ -52,6 +52,10 @@ def collate(
     # so convert all depths to metres.
     if len({sample.depth.dtype for sample in samples}) > 1:
         samples = [in_metres(sample) for sample in samples]
+    # Samples of several data sets differ in their teachers' maps.
+    is_mixed = samples[0].data_set is not None
+    if is_mixed:
+        samples = _with_equal_maps(samples)
     # Pad images that will be cropped to one size on the device, but differ in size now.
     samples = _of_one_size(samples)
 
@@ -76,7 +80,51 @@ def collate(
         is_padded=is_padded,
         skipped=skipped,
         sigma_planes=first.sigma_planes,
+        data_sets=tuple(sample.data_set for sample in samples) if is_mixed else None,
+        has_target=torch.tensor([sample.has_target for sample in samples]) if is_mixed else None,
     )
+
+
+def _with_equal_maps(samples: list[Sample]) -> list[Sample]:
+    """Returns the samples with as many teacher maps as the one with the most.
+
+    Missing maps of depth are planes of zeros, i.e. not valid, and missing maps of sigma, too, i.e.
+    unknown. If no sample has maps, the samples are returned as they are.
+
+    Args:
+        samples: The samples of one micro-batch, from several data sets.
+    """
+    # Depth maps come first, then as many of sigma, or none.
+    counts = [
+        0 if sample.teacher_depth is None else len(sample.teacher_depth) - sample.sigma_planes
+        for sample in samples
+    ]
+    most, with_sigma = max(counts), any(sample.sigma_planes for sample in samples)
+    if not most or len(set(zip(counts, (each.sigma_planes for each in samples), strict=True))) == 1:
+        return samples
+    maps = [sample.teacher_depth for sample in samples if sample.teacher_depth is not None]
+    if len({each.dtype for each in maps}) > 1:
+        samples = [in_metres(sample) for sample in samples]
+        maps = [sample.teacher_depth for sample in samples if sample.teacher_depth is not None]
+    dtype, planes = maps[0].dtype, most * (1 + with_sigma)
+    found = []
+    for sample, count in zip(samples, counts, strict=True):
+        filled = torch.zeros(planes, *sample.image.shape[-2:], dtype=dtype)
+        units = [1.0] * planes
+        if count:
+            theirs = sample.teacher_units
+            theirs = theirs if isinstance(theirs, tuple) else (theirs,) * count
+            filled[:count], units[:count] = sample.teacher_depth[:count], theirs[:count]
+            sigmas = slice(most, most + sample.sigma_planes)
+            filled[sigmas], units[sigmas] = sample.teacher_depth[count:], theirs[count:]
+        found.append(
+            sample._replace(
+                teacher_depth=filled,
+                teacher_units=tuple(units),
+                sigma_planes=most if with_sigma else 0,
+            )
+        )
+    return found
 
 
 def _of_one_size(samples: list[Sample]) -> list[Sample]:

@@ -9,7 +9,7 @@ of the dataset. The replacement depends on the files alone, so any number of ran
 see the same samples. Evaluation skips no sample, since its metrics would change without notice.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -96,7 +96,7 @@ def training_batches(
     loading: Loading = NO_WORKERS,
     unreadable: Unreadable | None = None,
     resize: Resize = OWN_SIZE,
-    needs_focal: bool = False,
+    needs_focal: bool | Collection[int] = False,
 ) -> Iterator[Batch]:
     """Yields this rank's augmented, normalised micro-batches on the device, in the sampler's order.
 
@@ -110,7 +110,8 @@ def training_batches(
         unreadable: Receives the errors of skipped samples; None raises the first error instead.
         resize: How images are resized before they are augmented.
         needs_focal: True to raise an error for a sample whose focal length isn't known, or whose
-            aspect ratio the resizing changes too much.
+            aspect ratio the resizing changes too much; or the places of data sets, as for
+            `BatchReader`.
 
     Raises:
         DataError: If a sample can't be read, or a worker hangs or dies.

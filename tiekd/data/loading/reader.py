@@ -8,6 +8,7 @@ Workers hold no random state: the key (epoch, index) and the seed determine the 
 traceback.
 """
 
+from collections.abc import Collection
 from dataclasses import replace
 
 import torch
@@ -21,6 +22,7 @@ from tiekd.data.augment.augment import Augment, Decisions, colour_table
 from tiekd.data.augment.geometry import cut
 from tiekd.data.batch import WorkerBatch
 from tiekd.data.loading.collate import check_sizes, collate
+from tiekd.data.mixed import Following, MixedFrames
 from tiekd.data.resize import OWN_SIZE, Placement, Resize
 from tiekd.data.sample import Sample, in_grey_levels
 from tiekd.distributed import limits
@@ -41,7 +43,8 @@ class BatchReader:
         resized_depth: True to resize depths and intrinsics with the image. If False, only the image
             is resized, unless there is an augmentation.
         needs_focal: True to raise an error for a sample whose focal length isn't known, or whose
-            aspect ratio the resizing changes too much (tiekd/data/focal.py).
+            aspect ratio the resizing changes too much (tiekd/data/focal.py). Of several data sets
+            the places of those for whose samples it is raised.
     """
 
     def __init__(
@@ -53,7 +56,7 @@ class BatchReader:
         max_errors: int | None = None,
         resize: Resize = OWN_SIZE,
         resized_depth: bool = False,
-        needs_focal: bool = False,
+        needs_focal: bool | Collection[int] = False,
     ):
         # Without data.resize, `augment.sizes` may determine the size to which images are resized.
         if augment is not None and resize == OWN_SIZE:
@@ -158,6 +161,16 @@ class BatchReader:
         except DataError as error:
             raise DataError(f"{name}: {error}", error.kind) from None
 
+    def following(self, index: int) -> Following:
+        """Returns the samples that may take the place of one that can't be read.
+
+        Args:
+            index: Index of the sample in the sampler's numbering.
+        """
+        if isinstance(self.dataset, MixedFrames):
+            return self.dataset.following(index)
+        return Following(0, len(self.dataset), index)
+
     def _readable_sample(self, epoch: int, index: int, skipped: list[str]) -> Sample:
         """Returns sample `index`; if it can't be read, the next readable sample of the dataset.
 
@@ -175,10 +188,12 @@ class BatchReader:
         if self.max_errors is None:
             return self._sample(epoch, index, index % len(self.dataset))
         # Try this sample, then the next ones in the dataset's order, until one can be read.
-        tries = min(self.max_errors + 1, len(self.dataset))
+        # Of several data sets, the samples of one set are replaced by samples of the same set.
+        following = self.following(index)
+        tries = min(self.max_errors + 1, following.count)
         for step in range(tries):
             try:
-                return self._sample(epoch, index, (index + step) % len(self.dataset))
+                return self._sample(epoch, index, following.at(step))
             except DataError as error:
                 if limits.lacking(error):
                     raise
@@ -221,7 +236,10 @@ class BatchReader:
             contract.check_sample(sample, self.dataset, read_index)
             self._has_checked = True
         _check_depth_sizes(sample)
-        if self.needs_focal:
+        needs_focal = self.needs_focal
+        if not isinstance(needs_focal, bool):
+            needs_focal = sample.data_set in needs_focal
+        if needs_focal:
             _check_focal(sample, self.resize)
         image = sample.image
         if not self.resizes_depth:

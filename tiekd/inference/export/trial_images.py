@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from tiekd.config import data_sets
 from tiekd.data.build import build_dataset, settings_of
 from tiekd.data.datasets import scenes
 from tiekd.data.resize import resized_image
@@ -33,6 +34,11 @@ def frames(recipe: dict, count: int = 2) -> tuple[list[Tensor], str]:
         (images, text): the images, each (3, H, W) uint8; and a description of where they come from.
     """
     try:
+        # Of several data sets take the first one that is validated.
+        for data_set in data_sets.sets_of(recipe):
+            if data_set.node.get("validate", True):
+                recipe = data_sets.recipe_of(recipe, data_set)
+                break
         data = recipe.get("data", {})
         found = []
         if "data" in recipe:

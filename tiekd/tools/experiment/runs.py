@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 from torch.utils.data import Dataset
 
-from tiekd.config import external, provenance
+from tiekd.config import data_sets, external, provenance
 from tiekd.config.recipe import load_recipe, merge
 from tiekd.data.build import build_dataset
 from tiekd.data.file_fingerprints import crc
@@ -290,6 +290,11 @@ def _prepared(
         overrides += ["evaluation.by=iteration", f"evaluation.interval={spec.steps}"]
     try:
         node = load_recipe(recipe, overrides)
+        if data_sets.is_list(node):
+            raise RecipeError(
+                f"{recipe}: data is a list of sets, and an experiment has data sets of its own "
+                "(sets); give a recipe with one"
+            )
         data = node.get("data") or {}
         root = Path(str(data.get("root", "."))).expanduser()
         lists = {key: data.get(key) for key in ("train_split", "val_split")}

@@ -10,7 +10,7 @@ host sync and one collective for the check. Left out: runs with a few valid pixe
 import torch
 
 from tiekd import console
-from tiekd.config.teacher_node import TeacherList
+from tiekd.config import teacher_node
 from tiekd.distributed import comm
 from tiekd.errors import DataError
 from tiekd.training.hook import Hook
@@ -74,7 +74,7 @@ class PixelsCount(Hook):
         facts = comm.gather_objects((self._any.tolist(), _target_facts(state)))
         self._done = True
         counted = [any(ranks) for ranks in zip(*(found for found, _ in facts), strict=True)]
-        has_teacher = TeacherList.of(state.recipe or {}).is_given
+        has_teacher = teacher_node.has_teacher(state.recipe or {})
         if any(counted):
             empty = [name for name, counts in zip(self._names, counted, strict=True) if not counts]
             for name in empty:

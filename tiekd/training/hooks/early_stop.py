@@ -27,6 +27,8 @@ class EarlyStop(Hook):
         min_delta: The smallest change of the metric that counts as an improvement, in the metric's
             unit; a change has to be larger than it.
         metric: The metric's name.
+        of_set: With several data sets the name of the one that the metric is of; None for the mean
+            over the sets, or for one set.
         info: Function that writes a message to the log.
         best: The best value of the metric so far; None before the first finite one.
         best_iteration: The iteration of that value.
@@ -56,6 +58,7 @@ class EarlyStop(Hook):
             raise RecipeError(f"metric: got {metric!r}; allowed: {', '.join(METRIC_NAMES)}")
         self.patience, self.min_delta, self.info = patience, min_delta, info
         self.metric = evaluation.save_best if metric is None else metric
+        self.of_set = evaluation.set
         self.best: float | None = None
         self.best_iteration, self.waited = 0, 0
 
@@ -89,17 +92,21 @@ class EarlyStop(Hook):
             self._stop(state)
 
     def state_dict(self) -> dict:
-        """Returns the metric's name and best value, its iteration, and how often it was missed."""
+        """Returns the metric's name, data set and best value, its iteration, and the misses."""
         return {
             "metric": self.metric,
+            "of_set": self.of_set,
             "best": self.best,
             "best_iteration": self.best_iteration,
             "waited": self.waited,
         }
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Restores the state that `state_dict` returned; one of another metric is dropped."""
-        if state_dict["metric"] == self.metric:
+        """Restores the state that `state_dict` returned.
+
+        That of another metric, or of another of several data sets, is dropped.
+        """
+        if (state_dict["metric"], state_dict.get("of_set")) == (self.metric, self.of_set):
             self.best, self.waited = state_dict["best"], state_dict["waited"]
             self.best_iteration = state_dict["best_iteration"]
 

@@ -36,7 +36,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from tiekd.config.teacher_node import TeacherList
+from tiekd.config.teacher_node import has_teacher
 from tiekd.data import focal as focals
 from tiekd.data import resize as resizes
 from tiekd.distributed.comm import is_main
@@ -162,6 +162,8 @@ class TensorBoard(Hook):
         folder, figures = "val", metrics
         if state.agreement is not None:
             folder, figures = "agreement", metrics | state.agreement.figures
+        for name, of_set in state.set_metrics.items():
+            figures = figures | {f"{name}/{key}": value for key, value in of_set.items()}
         for name, value in figures.items():
             self._writer.add_scalar(f"{folder}/{name}", value, state.iteration)
         # Images of a few validation frames, the same frames at each evaluation.
@@ -216,7 +218,7 @@ class TensorBoard(Hook):
         few, batch = slice(self.num_images), state.batch
         # Show no teacher if there is none: `teacher_depth` is then the ground truth, which the
         # image shows anyway.
-        teachers = state.teacher_depth[few] if TeacherList.of(state.recipe).is_given else None
+        teachers = state.teacher_depth[few] if has_teacher(state.recipe) else None
         # Show the distribution over depth that the network predicts at each pixel, which needs
         # another forward pass. Under ZeRO-3 no rank has all weights, so show only the depth of the
         # training step.

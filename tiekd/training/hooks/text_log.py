@@ -24,7 +24,7 @@ import torch
 from tiekd.console import printable
 from tiekd.distributed.comm import is_main, max_over_ranks, world_size
 from tiekd.errors import RecipeError
-from tiekd.evaluation.metrics import metrics_table
+from tiekd.evaluation.metrics import metrics_table, sets_table
 from tiekd.files import append_line, cause_of, instead_of_file, replace_bytes
 from tiekd.training.hook import Hook
 from tiekd.training.meters import Window
@@ -181,8 +181,11 @@ class TextLog(Hook):
         if not self._handlers:
             return
         agreement = state.agreement
+        if state.set_metrics:
+            self.info("Each data set:\n" + sets_table(state.set_metrics))
         # Figures against the teacher say nothing of accuracy, so the table's heading says so.
-        self.info("Summary:" if agreement is None else f"Summary, {agreement.label}:")
+        labels = [state.metrics_label, "" if agreement is None else agreement.label]
+        self.info(", ".join(["Summary", *filter(None, labels)]) + ":")
         self.info("\n" + metrics_table(metrics))
         self._write_exp_name(state)
         epoch = f"[{state.epoch}]" if self.by_epoch else ""
@@ -192,6 +195,8 @@ class TextLog(Hook):
         if agreement is not None:
             self.info(agreement.text)
             row |= {"against": "teacher", **agreement.figures}
+        for name, figures in state.set_metrics.items():
+            row |= {f"{name}/{key}": value for key, value in figures.items()}
         self.write_json({**row, **metrics})
 
     def state_dict(self) -> dict:

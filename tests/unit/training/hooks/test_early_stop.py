@@ -168,3 +168,13 @@ def hooks_of(recipe: dict) -> list:
     replica = SimpleNamespace(max_depth=10.0)
     given = {"val_set": [0, 1], "replica": replica, "teacher": None, "unreadable": None}
     return build_hooks(Recipe(whole), "cpu", **given)[0]
+
+
+def test_best_of_another_data_set_is_dropped():
+    """A resumed run whose `evaluation.set` is another one begins its patience anew."""
+    near = early_stop.build(2, evaluation=EvaluationSettings(set="near"))
+    near.best, near.best_iteration, near.waited = 0.1, 5, 1
+    for chosen, best in (("near", 0.1), ("far", None), (None, None)):
+        hook = early_stop.build(2, evaluation=EvaluationSettings(set=chosen))
+        hook.load_state_dict(near.state_dict())
+        assert hook.best == best

@@ -1,0 +1,187 @@
+"""The teachers of several data sets: each image of a batch is taught by the teacher of its set.
+
+A batch is split by the teachers of its images' sets, each teacher is called once for its images,
+and the results are put together in the order of the batch. Sets that learn from one network share
+it, so that it is called once for all of their images. Images of a set without a teacher have depth
+0, i.e. no valid pixel. Costs: a copy of the batch's images and of the results; no host sync, since
+the sets of a batch are known on the host.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tiekd.config.data_sets import errors_of_set
+from tiekd.data.batch import Batch
+from tiekd.data.target import Target
+from tiekd.kernels.target import sigma_maps
+from tiekd.teachers.mixture import Teacher
+
+
+class SetTeacher(NamedTuple):
+    """The teacher of one data set.
+
+    Attributes:
+        name: What the recipe calls the set.
+        teacher: Its teacher; None without one.
+        num_maps: The number of teachers with cached maps that its samples have.
+        has_sigma_maps: True if these include maps of sigma.
+    """
+
+    name: str
+    teacher: Teacher | None
+    num_maps: int = 0
+    has_sigma_maps: bool = False
+
+    @property
+    def needs_focal(self) -> bool:
+        """True if the teacher needs the focal length of each image."""
+        return getattr(self.teacher, "needs_focal", False)
+
+
+class PerSet:
+    """Returns each image's target depth by the teacher of its data set.
+
+    Attributes:
+        sets: The teacher of each set, in the order of the recipe.
+
+    Args:
+        sets: The attribute `sets`.
+    """
+
+    def __init__(self, sets: Sequence[SetTeacher]):
+        self.sets = tuple(sets)
+
+    def __call__(self, batch: Batch) -> Tensor | Target:
+        """Returns the target depth of a batch from several data sets.
+
+        Args:
+            batch: The batch, whose `data_sets` says from which set each image is.
+
+        Returns:
+            (B, 1, H, W) float32, metres, 0 where not valid; a `Target` if a teacher of one of the
+            images returns one. Its missing components are not valid, and missing sigmas unknown.
+
+        Raises:
+            UserError: As the teachers do; the message names the data set.
+        """
+        # Group the images by their teacher and the layout of their maps.
+        groups: dict[tuple, list[int]] = {}
+        for row, number in enumerate(batch.data_sets):
+            chosen = self.sets[number]
+            if chosen.teacher is not None:
+                key = id(chosen.teacher), chosen.num_maps, chosen.has_sigma_maps
+                groups.setdefault(key, []).append(row)
+        parts = []
+        for rows in groups.values():
+            chosen = self.sets[batch.data_sets[rows[0]]]
+            with errors_of_set(chosen.name):
+                found = chosen.teacher(_part_of(batch, rows, chosen))
+            parts.append((rows, found))
+        if len(parts) == 1 and len(parts[0][0]) == len(batch.names):
+            return parts[0][1]
+        if all(isinstance(found, Tensor) for _, found in parts):
+            return _in_order(batch, [(rows, found) for rows, found in parts], 1)
+        return _target(batch, [(rows, _as_target(found)) for rows, found in parts])
+
+
+def _part_of(batch: Batch, rows: Sequence[int], chosen: SetTeacher) -> Batch:
+    """Returns some images of a batch as a batch of one data set.
+
+    Args:
+        batch: The batch of several sets.
+        rows: The places of the images.
+        chosen: The teacher of their set, which says how many maps its samples have.
+    """
+
+    def part(tensor: Tensor | None) -> Tensor | None:
+        if tensor is None or len(rows) == len(tensor):
+            return tensor
+        # Indexing by a list would copy the list to the device.
+        return torch.stack([tensor[row] for row in rows])
+
+    depth, sigma = None, None
+    if chosen.num_maps:
+        depth = part(batch.teacher_depth)[:, : chosen.num_maps]
+        if chosen.has_sigma_maps:
+            sigma = part(batch.teacher_sigma)[:, : chosen.num_maps]
+    return Batch(
+        image=part(batch.image),
+        depth=part(batch.depth),
+        inside=part(batch.inside),
+        teacher_depth=depth,
+        intrinsics=part(batch.intrinsics),
+        names=[batch.names[row] for row in rows],
+        counted=part(batch.counted),
+        teacher_sigma=sigma,
+    )
+
+
+def _in_order(batch: Batch, parts: Sequence[tuple], num_planes: int) -> Tensor:
+    """Returns maps of all images of a batch, 0 for an image without one.
+
+    Args:
+        batch: The batch.
+        parts: (places of images, (N, P, H, W) their maps) for some of the images; None in place of
+            maps counts as none.
+        num_planes: The number of planes of the result; missing ones are 0.
+
+    Returns:
+        (B, num_planes, H, W) float32.
+    """
+    nothing = torch.zeros_like(batch.depth[0]).expand(num_planes, -1, -1)
+    planes = [nothing] * len(batch.names)
+    for rows, maps in parts:
+        if maps is None:
+            continue
+        missing = num_planes - maps.shape[1]
+        for row, own in zip(rows, maps, strict=True):
+            planes[row] = torch.cat([own, nothing[:missing]]) if missing else own
+    return torch.stack(planes)
+
+
+def _as_target(found: Tensor | Target) -> Target:
+    return found if isinstance(found, Target) else Target(found)
+
+
+def _target(batch: Batch, parts: Sequence[tuple[list[int], Target]]) -> Target:
+    """Returns one target of the targets of some images each.
+
+    Args:
+        batch: The batch.
+        parts: (places of images, their target).
+    """
+    most = max(target.depth.shape[1] for _, target in parts)
+    depth = _in_order(batch, [(rows, target.depth) for rows, target in parts], most)
+    weights = [target.weight for _, target in parts]
+    weight = weights[0]
+    if any(each is not weight for each in weights) or (weight is not None and weight.ndim > 1):
+        of_parts = [
+            (rows, _expanded(target.component_weight(), target.depth)) for rows, target in parts
+        ]
+        weight = _in_order(batch, of_parts, most)
+    # Constants are much faster than maps; all images of the batch have to have the same ones.
+    constants = {target.constants for _, target in parts}
+    same = constants.pop() if len(constants) == 1 else None
+    if same is not None and len(same) == most:
+        return Target(depth, None, weight, same)
+    sigma = None
+    sigmas = [(rows, _sigma(target)) for rows, target in parts]
+    if any(each is not None for _, each in sigmas):
+        sigma = _in_order(batch, sigmas, most)
+    return Target(depth, sigma, weight)
+
+
+def _sigma(target: Target) -> Tensor | None:
+    if target.constants is not None:
+        return sigma_maps(target.constants, target.depth)
+    return target.sigma
+
+
+def _expanded(weight: Tensor | None, depth: Tensor) -> Tensor:
+    return torch.ones_like(depth) if weight is None else weight.to(depth.dtype)
+
+
+build = PerSet
