@@ -13,7 +13,7 @@ occurrence of a sample has its own augmentation. Costs: one division of whole nu
 and image. Left out: batches of one image size (`data.augment.sizes: bucket`).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from itertools import accumulate
 from math import lcm
@@ -22,11 +22,8 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import Sampler
 
-from tiekd.data.loading.sampler import ALL_BATCHES, RankShare
+from tiekd.data.loading.sampler import ALL_BATCHES, Order, RankShare, stated_order
 from tiekd.errors import RecipeError
-
-# A set's own order: from the number of its epoch to the (num_samples,) indices of its samples.
-Order = Callable[[int], Sequence[int]]
 
 
 class Part(NamedTuple):
@@ -35,7 +32,8 @@ class Part(NamedTuple):
     Attributes:
         num_samples: The number of its samples.
         weight: Its share of the images, relative to the weights of the others, above 0.
-        order: Its own order; None for a permutation that is drawn from the seed.
+        order: Its own order, from the number of its own epoch and the seed; None for a permutation
+            that is drawn from the seed.
     """
 
     num_samples: int
@@ -179,7 +177,7 @@ class MixedBatches(Sampler):
         if epoch not in known:
             part = self.parts[number]
             if part.order is not None:
-                order = part.order(epoch)
+                order = stated_order(part.order, epoch, self.seed, part.num_samples)
             else:
                 # The first set has the permutations that it has in a run by itself.
                 draw = np.random.default_rng([self.seed, epoch, number])

@@ -103,18 +103,13 @@ def epoch_batches(
         (batches, batch_size) int64.
 
     Raises:
-        RecipeError: If the data set's order isn't a permutation.
+        RecipeError: See `stated_order`.
     """
     # Permute the samples, and look up the group of each.
     if order_of is None:
         order = np.random.default_rng([seed, epoch]).permutation(num_samples)
     else:
-        order = np.asarray(order_of(epoch, seed))
-        if not np.array_equal(np.sort(order), np.arange(num_samples)):
-            raise RecipeError(
-                f"data: the data set's epoch_order({epoch}, {seed}) must have each index from 0 to "
-                f"{num_samples - 1} once"
-            )
+        order = stated_order(order_of, epoch, seed, num_samples)
     group_of = np.zeros(num_samples, int) if groups is None else np.asarray(groups)[order]
     batches = []
     # For each group, form batches of positions in the permutation.
@@ -125,6 +120,30 @@ def epoch_batches(
     # Order the batches by the position of their first sample.
     places = np.concatenate(batches)
     return order[places[places[:, 0].argsort()]]
+
+
+def stated_order(order_of: Order, epoch: int, seed: int, num_samples: int) -> np.ndarray:
+    """Returns the order of an epoch's samples that a data set states itself.
+
+    Args:
+        order_of: The data set's order.
+        epoch: Number of the epoch, from 0.
+        seed: Seed of the run, from 0.
+        num_samples: Number of the data set's samples.
+
+    Returns:
+        (num_samples,) int64, a permutation.
+
+    Raises:
+        RecipeError: If it isn't a permutation.
+    """
+    order = np.asarray(order_of(epoch, seed))
+    if not np.array_equal(np.sort(order), np.arange(num_samples)):
+        raise RecipeError(
+            f"data: the data set's epoch_order({epoch}, {seed}) must have each index from 0 to "
+            f"{num_samples - 1} once"
+        )
+    return order
 
 
 def repeats(num_samples: int, batch_size: int, groups: Sequence[int] | None = None) -> list[str]:

@@ -105,7 +105,7 @@ def test_first_set_alone_has_the_order_of_a_single_one():
 def test_own_order_of_a_set_is_followed():
     """A set that states its order is read in it."""
     parts = [
-        Part(4, 1.0, order=lambda epoch: [3, 2, 1, 0] if epoch else [0, 1, 2, 3]),
+        Part(4, 1.0, order=lambda epoch, _: [3, 2, 1, 0] if epoch else [0, 1, 2, 3]),
         Part(4, 1.0),
     ]
     keys = [key for key in chain(*batches(range(2), parts=parts)) if key[1] < 4]
