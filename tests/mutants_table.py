@@ -1584,6 +1584,22 @@ MUTANTS = [
         ("tests/unit/data/loading/test_workers.py",),
     ),
     Mutant(
+        "gradient_loss_counts_pairs_with_an_invalid_pixel",
+        "tiekd.losses.gradient",
+        "_differences",
+        "valid.narrow(dim, 1, length) & valid.narrow(dim, 0, length)",
+        "valid.narrow(dim, 1, length) | valid.narrow(dim, 0, length)",
+        ("tests/unit/losses/test_losses.py",),
+    ),
+    Mutant(
+        "gradient_loss_has_one_scale",
+        "tiekd.losses.gradient",
+        "Gradient.forward",
+        "2**scale",
+        "1",
+        ("tests/unit/losses/test_losses.py",),
+    ),
+    Mutant(
         "exit_codes_are_read_by_two_threads_at_once",
         "tiekd.data.loading.workers",
         "_Pool.check",

@@ -18,12 +18,24 @@ from tiekd.errors import RecipeError
 from tiekd.kernels import chunked
 from tiekd.kernels.reference import dpm
 from tiekd.losses.dpm import DPM
+from tiekd.losses.gradient import Gradient
+from tiekd.losses.log_l1 import LogL1
 from tiekd.losses.mse import MSE
 from tiekd.losses.silog import SILog
 from tiekd.losses.ssim import SSIM
 from tiekd.training import criterion
 
-MODULES = [MSE(), SILog(), SILog(reduce="batch"), SSIM(), SSIM("log"), SSIM("normalised"), DPM()]
+MODULES = [
+    MSE(),
+    LogL1(),
+    Gradient(),
+    SILog(),
+    SILog(reduce="batch"),
+    SSIM(),
+    SSIM("log"),
+    SSIM("normalised"),
+    DPM(),
+]
 
 
 def prediction(depth: torch.Tensor, divergence: torch.Tensor | None = None) -> SimpleNamespace:
@@ -636,3 +648,50 @@ def test_dpm_max_depth_excludes_far_targets():
     )
     assert float(DPM(80.0)(prediction(None, divergence), target)) == pytest.approx(0.4)
     assert float(DPM()(prediction(None, divergence), target)) == pytest.approx(0.2)
+
+
+def test_log_l1_is_relative_and_ignores_invalid_pixels():
+    """An error of 10 % costs log 1.1 at any depth, whichever way, and invalid pixels nothing."""
+    target = torch.tensor([[[[2.0, 40.0, 0.0, torch.inf]]], [[[0.0, 0.0, 0.0, 0.0]]]])
+    depth = torch.tensor([[[[2.2, 40.0 / 1.1, 7.0, 7.0]]], [[[1.0, 2.0, 3.0, 4.0]]]])
+    torch.testing.assert_close(
+        LogL1()(prediction(depth), target), torch.tensor([math.log(1.1), 0.0]), rtol=1e-3, atol=0
+    )
+
+
+def test_gradient_of_scaled_depth_is_zero():
+    """A prediction that differs from the target by a factor alone costs nothing."""
+    target = torch.linspace(2.0, 60.0, 384).reshape(2, 1, 12, 16)
+    assert Gradient()(prediction(1.7 * target), target).max() < 1e-3
+
+
+def test_gradient_counts_a_missed_step_once_per_scale():
+    """A missed step of factor e between columns costs its share of the pairs, at each scale."""
+    target = torch.ones(1, 1, 4, 8)
+    target[..., 4:] = math.e
+    # Of 4 x 7 pairs in rows and 3 x 8 in columns 4 cross the step; at half the size 2 of 6 + 4.
+    wanted = 4 / 52 + 2 / 10
+    torch.testing.assert_close(
+        Gradient(scales=2)(prediction(torch.ones_like(target)), target),
+        torch.tensor([wanted]),
+        rtol=2e-3,
+        atol=0,
+    )
+
+
+def test_gradient_leaves_out_pairs_with_an_invalid_pixel():
+    """Only pairs of two valid pixels count, in the sum and in the mean."""
+    target = torch.tensor([[[[1.0, math.e, 0.0, math.e, 1.0]]]])
+    # The pairs 1-e and e-1 are left, each with a difference of 1.
+    torch.testing.assert_close(
+        Gradient(scales=1)(prediction(torch.ones_like(target)), target),
+        torch.tensor([1.0]),
+        rtol=2e-3,
+        atol=0,
+    )
+
+
+def test_gradient_rejects_no_scale():
+    """A gradient loss without a scale is refused."""
+    with pytest.raises(RecipeError, match="^scales: got 0; it must be 1 or more"):
+        Gradient(scales=0)

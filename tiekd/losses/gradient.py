@@ -1,0 +1,85 @@
+"""Differences between neighbouring pixels of log depth, compared with the target's at some scales.
+
+The loss is the gradient matching term of Li and Snavely 2018 (MegaDepth, arXiv 1804.00607, equation
+3) up to its factor of 2: with R the difference of log depth between prediction and target, the mean
+of |dR| over pairs of neighbours in a row or a column, added over scales, each of which takes every
+second pixel of the scale before. It penalises blurred and misplaced edges. It is 0 if prediction
+and target differ by a factor alone, so it is used beside a loss on depth. The cost is negligible.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from tiekd.errors import RecipeError
+from tiekd.losses import valid_pixels
+
+if TYPE_CHECKING:
+    from tiekd.models.network import Prediction
+
+EPS = 1e-3  # metres; added to depths, so that the logarithm of 0 is finite
+
+
+class Gradient(nn.Module):
+    """Sum over scales of the mean |dR| over pairs of neighbours, with R the error of log depth.
+
+    A pair counts if both of its pixels are valid. So sparse ground truth, whose neighbouring
+    pixels are rarely both measured, gives almost no loss.
+
+    Args:
+        scales: number of scales, from 1; scale k has every 2^k-th row and column, from 0.
+
+    Raises:
+        RecipeError: `scales` is below 1.
+    """
+
+    def __init__(self, scales: int = 4):
+        super().__init__()
+        if scales < 1:
+            raise RecipeError(f"scales: got {scales}; it must be 1 or more, such as 4")
+        self.scales = scales
+
+    def forward(self, prediction: "Prediction", target: Tensor) -> Tensor:
+        """Returns each image's gradient error, summed over the scales.
+
+        Args:
+            prediction: the network's output, whose depth is (B, 1, H, W), metres.
+            target: (B, 1, H, W), target depth, metres, 0 where not valid.
+
+        Returns:
+            (B,) float32, without unit.
+        """
+        valid = valid_pixels(target)
+        # Both depths are 1 m in invalid pixels, so that no gradient of theirs is NaN.
+        depth = torch.where(valid, prediction.depth.float(), 1.0).clamp_min(0)
+        error = torch.log(depth + EPS) - torch.log(torch.where(valid, target, 1.0) + EPS)
+        total = torch.zeros(len(target), device=target.device)
+        for scale in range(self.scales):
+            step = 2**scale
+            coarse, known = error[..., ::step, ::step], valid[..., ::step, ::step]
+            # Sum both directions before dividing, so that each pair weighs the same.
+            across, down = _differences(coarse, known, -1), _differences(coarse, known, -2)
+            count = (across[1] + down[1]).clamp_min(1)
+            total = total + (across[0] + down[0]) / count
+        return total
+
+
+def _differences(error: Tensor, valid: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Returns the sum of absolute differences of neighbours along a dimension, and their number.
+
+    Args:
+        error: (B, 1, h, w), error of log depth.
+        valid: (B, 1, h, w) bool; a difference counts if both of its pixels are valid.
+        dim: -1 for neighbours in a row, -2 for those in a column.
+
+    Returns:
+        Two tensors (B,): the sum, and the number of differences that count.
+    """
+    length = error.shape[dim] - 1
+    both = valid.narrow(dim, 1, length) & valid.narrow(dim, 0, length)
+    change = (error.narrow(dim, 1, length) - error.narrow(dim, 0, length)).abs()
+    return torch.where(both, change, 0).flatten(1).sum(1), both.flatten(1).sum(1)
+
+
+build = Gradient

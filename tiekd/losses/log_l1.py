@@ -1,0 +1,46 @@
+"""The mean absolute difference of the logarithms of predicted and target depth.
+
+A relative error of 10 % costs the same at 2 m as at 40 m, while the loss `mse` is ruled by far
+pixels. Unlike `silog` it doesn't forgive a part of a wrong overall scale, and unlike squared errors
+it isn't ruled by a few wrong pixels of a teacher. The cost is negligible.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from tiekd.losses import mean_over_valid, valid_pixels
+
+if TYPE_CHECKING:
+    from tiekd.models.network import Prediction
+
+EPS = 1e-3  # metres; added to depths, so that the logarithm of 0 is finite
+
+
+class LogL1(nn.Module):
+    """Mean over each image's valid pixels of |log(depth + 1e-3) - log(target + 1e-3)|."""
+
+    def __init__(self):
+        # nn.Module's own signature accepts any arguments. This one has none, so that the check of a
+        # recipe's arguments against the signature refuses all.
+        super().__init__()
+
+    def forward(self, prediction: "Prediction", target: Tensor) -> Tensor:
+        """Returns each image's mean absolute log error over its valid pixels.
+
+        Args:
+            prediction: the network's output, whose depth is (B, 1, H, W), metres.
+            target: (B, 1, H, W), target depth, metres, 0 where not valid.
+
+        Returns:
+            (B,) float32, without unit.
+        """
+        valid = valid_pixels(target)
+        # Both depths are 1 m in invalid pixels, where the error is therefore 0 and has no gradient.
+        depth = torch.where(valid, prediction.depth.float(), 1.0).clamp_min(0)
+        goal = torch.where(valid, target, 1.0)
+        return mean_over_valid((torch.log(depth + EPS) - torch.log(goal + EPS)).abs(), valid)
+
+
+build = LogL1
