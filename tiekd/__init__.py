@@ -4,8 +4,8 @@
     tiekd.build_network(recipe["network"]) -> nn.Module, (B, 3, H, W) image -> Prediction
     tiekd.load_student(checkpoint)(image) -> metres; a file, array or tensor in, a depth map out
 
-The names that users' own data sets, networks and hooks need can be imported from here too: Batch,
-Sample, Prediction, Hook and others (model_configs/YOUR_PARTS.md). These import paths don't change,
+The names that users' own datasets, networks and hooks need can be imported from here, too: Batch,
+Sample, Prediction, Hook and others (model_configs/YOUR_PARTS.md). These import paths stay the same
 even if a definition moves to another module.
 
 Each name is imported on first access. So `import tiekd` takes milliseconds, and reading a recipe

@@ -1,8 +1,8 @@
 """Shows the progress of a long job, makes text safe to print, and spells commands for the user.
 
-On a terminal the progress is one line with a bar that is rewritten; in a file it is a plain line
-now and then. Costs one reading of the clock per step, and one call of `count` (which may list a
-folder) for each line that is written.
+On a terminal the progress is one line with a bar, which is rewritten; in a file it is a plain line
+from time to time. Cost: one reading of the clock per step, and one call of `count` (which may list
+a folder) per written line.
 """
 
 import os
@@ -18,9 +18,9 @@ TERMINAL_INTERVAL_S = 0.5
 FILE_INTERVAL_S = 30.0
 _LONGEST_BAR = 30
 _SHORTEST_BAR = 5
-# The folder that a wheel has and a checkout doesn't (tiekd/config/shipped.py).
+# The folder `share`, which a wheel has and a checkout doesn't (tiekd/config/shipped.py).
 SHARE = Path(__file__).parent / "share"
-# The environment variable that the command `tiekd` sets, for the ranks and restarts that it starts.
+# The environment variable that the command `tiekd` sets for the ranks and restarts that it starts.
 CONSOLE = "TIEKD_CONSOLE"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
@@ -47,8 +47,8 @@ class Progress:
     """Shows how many items of a job are done, the rate, and the estimated time left.
 
     On a terminal: `frames [=====>    ] 120/697, 12.3/s, eta 0:00:47`. In a file: `frames: 120/697,
-    12.3/s, eta: ...`. Used as a context manager it writes the last line at the end of the block. If
-    the block raises an error, the bar stays as it is and the error message starts on a new line.
+    12.3/s, eta: ...`. As a context manager it writes the last line at the end of the block. If the
+    block raises an error, the bar stays as it is and the error message starts on a new line.
     """
 
     def __init__(
@@ -144,14 +144,15 @@ def is_checkout() -> bool:
 
 def names_bin() -> bool:
     """Returns True if the user starts programs as bin/NAME.py, False if as `tiekd NAME`."""
-    # In an editable install the user of `tiekd` may be in any folder, where bin/ isn't.
+    # Not in an editable install: there the user of `tiekd` may be in any folder, where there is no
+    # bin/.
     return is_checkout() and CONSOLE not in os.environ
 
 
 def command(program: str) -> str:
     """Returns what a user types to start a program: `bin/train.py`, or `tiekd train`.
 
-    The latter if there is no checkout, or if the user has started this process as `tiekd`.
+    It is `tiekd ...` if there is no checkout, or if the user has started this process as `tiekd`.
 
     Args:
         program: The stem of the program's file, such as `train` or `cache_teacher`.
@@ -165,12 +166,13 @@ def respelled(text: str) -> str:
     """Returns a program's own description with the commands in it as `command` spells them.
 
     Args:
-        text: The description, in which commands are spelled as in a checkout. It must be a text of
-            tiekd's: in a user's text, a path of the user's could look like a command.
+        text: The description, in which commands are spelled as in a checkout. It must be tiekd's
+            own text: in a user's text, a path could look like a command.
     """
     if names_bin():
         return text
-    # `tiekd` starts the launcher itself, and takes its options behind the program's arguments.
+    # `tiekd` starts the launcher itself, and takes the launcher's options after the program's
+    # arguments.
     text = re.sub(
         r"deepspeed (--num_gpus \d+) bin/(\w+)(?:\.py)?((?: \S+)*)",
         lambda found: f"{command(found[2])}{found[3]} {found[1]}",

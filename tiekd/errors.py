@@ -25,12 +25,12 @@ class RecipeError(UserError):
 
 
 class DataError(UserError):
-    """A file of the data set that is missing, truncated or not of the expected form.
+    """A file of the dataset that is missing, truncated or not of the expected form.
 
     The message names the file.
 
     Attributes:
-        kind: The fault in one word, by which bin/check_data.py groups the errors of a data set.
+        kind: The fault in one word, by which bin/check_data.py groups the errors of a dataset.
     """
 
     def __init__(self, message: str, kind: str = "unreadable"):

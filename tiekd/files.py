@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tiekd.errors import LaunchError, UserError
 
-_LONGEST_NAME = 200  # bytes; a suffix is added, and file systems allow 255
+_LONGEST_NAME = 200  # in bytes; a suffix is added, and file systems allow 255 bytes
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
@@ -75,7 +75,7 @@ def cause_of(error: BaseException, partial: Path | None = None) -> str:
     Args:
         error: The error that was raised while the file was written.
         partial: The partly written file; None if unknown. It is needed for errors without an error
-            number, such as torch's: if the file is as large as the limit, the limit was the reason.
+            number, such as torch's: the limit was the reason if the file is as large as the limit.
     """
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     is_limited = getattr(error, "errno", None) == errno.EFBIG
@@ -108,8 +108,8 @@ def replace_bytes(path: Path, data: bytes, durable: bool = True) -> None:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            # An error of writing has no file name, and one of renaming has two. Set the file's own
-            # name.
+            # Set the file's own name in the error: an error during writing has no file name, and
+            # one during renaming has two.
             error.filename, error.filename2 = str(path), None
         raise
 
@@ -120,7 +120,7 @@ def _partial_name(name: str) -> str:
     The name contains this process's ID, so that several processes can write at the same time.
 
     Args:
-        name: The name of the file. If it is long, its hash is used in its place, since file systems
+        name: The name of the file. In place of a long name its hash is used, since file systems
             limit the length of names.
     """
     if len(os.fsencode(name)) > _LONGEST_NAME:
@@ -154,7 +154,7 @@ def append_line(path: Path, line: str) -> None:
         data = f"{line}\n".encode()
         try:
             # If the disk gets full, a write may write a part of the data without an error. Treat
-            # that as an error too.
+            # that as an error.
             if file.write(data) != len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError:
@@ -196,7 +196,8 @@ def check_output(option: str, path: Path | None, suffix: str | None) -> None:
         return
     if suffix is not None and (path.suffix.lower() != suffix or instead_of_file(path)):
         raise LaunchError(f"{option} {path}: a file that ends in {suffix} is written; give one")
-    # The log of a run may end in `.json` as well. Refuse it, since the output would replace it.
+    # Refuse `.log.json`: it also ends in `.json`, but is the log of a run, which the output would
+    # replace.
     if path.name.lower().endswith(".log.json"):
         raise LaunchError(
             f"{option} {path}: runs' logs end in .log.json; give another name, such as figures.json"

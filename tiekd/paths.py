@@ -1,10 +1,10 @@
 """Parses paths from users: a leading `~` is expanded everywhere, `$NAME` nowhere.
 
-A shell expands `~` and `$NAME`, but neither in single quotes, and `~` neither after `--option=` nor
-after `key=`. No shell expands anything in a recipe. So `~/x` and `~name/x` are expanded in Python:
-by `tiekd.config.recipe` for recipes and --set, by `path_argument` for the command line. `$NAME` is
-not expanded, since a variable may have another value in the next shell, and the saved recipe would
-no longer say which file was read. If a path with `$NAME` doesn't exist, the error message says that
+A shell expands `~` and `$NAME`, but not in single quotes, and not a `~` after `--option=` or
+`key=`. Nothing is expanded in a recipe. So `~/x` and `~name/x` are expanded in Python: by
+`tiekd.config.recipe` for recipes and --set, by `path_argument` for the command line. `$NAME` is not
+expanded, since the variable may have another value in the next shell, so that the saved recipe
+wouldn't tell which file was read. If a path with `$NAME` doesn't exist, the error message says that
 `$NAME` isn't expanded.
 """
 
@@ -33,7 +33,7 @@ def expanded(path: str, where: str = "", error: type[UserError] = LaunchError) -
             `~name`. (Without the error a folder whose name begins with `~` would be created.) The
             error is of the class `error`.
     """
-    # A path with a NUL character is invalid; opening it raises the error.
+    # A path with a NUL character is invalid; the error is raised when it is opened.
     if not path.startswith("~") or "\0" in path:
         return path
     found = os.path.expanduser(path)
@@ -123,7 +123,7 @@ def refuse_unfilled(path: str | Path, where: str) -> None:
 def with_hint(message: str) -> str:
     """Adds a hint to an error message about a missing path with `$NAME`.
 
-    The hint says that `$NAME` isn't expanded.
+    The hint tells the user that `$NAME` isn't expanded.
 
     Args:
         message: The message. If it isn't about such a path, it is returned unchanged.

@@ -4,13 +4,13 @@ The search order is the same under every launcher:
 
 1. Python's own path: installed packages and PYTHONPATH;
 2. the current folder;
-3. the folder of each recipe that was read. If that folder is the work dir of a run, the folder of
-   the recipe that the run was started with, and the current folder of that start, follow.
+3. the folder of each recipe that was read. After a work dir of a run follow the folder of the
+   recipe with which the run was started, and the current folder of that start.
 
-The folder that has the package is added at the end of sys.path. There it hides no installed
-package, the package's own imports work later on, and data workers inherit it. Naming a module in a
-recipe runs the module's code, as any import does; nothing else in a recipe runs code. Left out:
-importing a module again when its file changes.
+The folder that has the package is added at the end of sys.path. At the end it hides no installed
+package, and being in sys.path it also serves the package's own later imports and the data workers.
+Naming a module in a recipe runs the module's code, as any import does; nothing else in a recipe
+runs code. Left out: importing a module again when its file changes.
 """
 
 import importlib
@@ -40,7 +40,7 @@ def look_beside(recipe_path: Path) -> None:
 
 
 def import_module(name: str) -> ModuleType | None:
-    """Imports a module outside the project, from one of the folders that this file lists above.
+    """Imports a module outside the project from one of the folders listed at the top of this file.
 
     Args:
         name: The module's dotted name, such as `my_package.my_module`.
@@ -49,7 +49,8 @@ def import_module(name: str) -> ModuleType | None:
         The module; None if there is no module of this name.
 
     Raises:
-        RecipeError: The module imports something that older versions of tiekd had at that place.
+        RecipeError: The module imports something from a place where only older versions of tiekd
+            have it.
         Exception: Any other error that the module's code raises, such as a failed import.
     """
     if not all(part.isidentifier() for part in name.split(".")):
@@ -57,8 +58,8 @@ def import_module(name: str) -> ModuleType | None:
     module = _imported(name)
     if module is None:
         for folder in _folders():
-            # Add a folder to sys.path only if it has the package: files in other folders could hide
-            # modules of the same name.
+            # Add a folder to sys.path only if it contains the package, since its other files could
+            # hide modules of the same name.
             if str(folder) not in sys.path and _has(folder, name):
                 sys.path.append(str(folder))
                 importlib.invalidate_caches()
@@ -92,7 +93,7 @@ def _folders() -> Iterator[Path]:
 
 
 def _of_run(work_dir: Path) -> tuple[Path, ...]:
-    """Returns the folders in which a run's own modules were searched when the run was started.
+    """Returns the folders in which the modules of a run's user were searched when the run started.
 
     They are read from the run's launch record.
 
@@ -104,14 +105,15 @@ def _of_run(work_dir: Path) -> tuple[Path, ...]:
         start. Empty if `work_dir` has no readable launch record, for example because it is no work
         dir.
     """
-    # If the launch record is a folder or a pipe, it can't be read. Resuming the run reports it.
+    # Ignore a launch record that is a folder or a pipe here; it is reported when the run is
+    # resumed.
     if instead_of_file(work_dir / LAUNCH_RECORD):
         return ()
     try:
         record = json.loads((work_dir / LAUNCH_RECORD).read_text())
         return Path(record["recipe"]).parent, Path(record["folder"])
     except (OSError, ValueError, TypeError, LookupError):
-        # The usual case: the folder is not a work dir, so it has no launch record.
+        # Usually the folder isn't a work dir, so it has no launch record.
         return ()
 
 
@@ -119,13 +121,13 @@ def _imported(name: str) -> ModuleType | None:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        # The module may be written for an older tiekd and import one of its modules that has moved
+        # The module may be written for an older tiekd, and import a module of tiekd that has moved
         # since.
         told = moved.advice(error)
         if told is not None:
             raise RecipeError(told) from None
-        # If the named module exists, but another import inside it failed, raise that error instead
-        # of reporting that the named module is missing.
+        # If the module exists, but another import inside it failed, raise that error rather than
+        # report the module as missing.
         if not (
             isinstance(error, ModuleNotFoundError)
             and error.name

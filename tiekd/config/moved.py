@@ -1,8 +1,8 @@
 """Maps old import paths of tiekd to the present ones, for error messages about users' own code.
 
 Code that was written for an older tiekd may import a module that has moved. The error message then
-says how to write the import now. The names in `PUBLIC` can be imported from tiekd itself and don't
-move. The tables are used for messages only; no import is redirected.
+says how to write the import now. The names in `PUBLIC` can be imported from `tiekd` itself, which
+never changes. The tables here are used for messages only; no import is redirected.
 """
 
 import ast
@@ -11,7 +11,7 @@ from pathlib import Path
 
 _TIEKD = Path(__file__).parents[1]
 
-# The names that can be imported by `from tiekd import NAME`, as in tiekd.__all__.
+# The names that can be imported with `from tiekd import NAME`, as in tiekd.__all__.
 PUBLIC = (
     "Batch",
     "BatchNorm2d",
@@ -41,12 +41,12 @@ def advice(error: ImportError) -> str | None:
 
     Returns:
         A message with the file, the line, the old import statement and the one to write instead;
-        None if the import failed for another reason, or is in tiekd's own code.
+        None if the import failed for another reason, or if it is in tiekd's own code.
     """
     if (error.name or "").split(".")[0] != "tiekd":
         return None
-    # The import that failed is in the innermost traceback entry that has a file. Entries of
-    # Python's own import machinery have names that begin with "<".
+    # The failed import is in the innermost traceback entry that has a file. (Python's own import
+    # machinery has file names that begin with "<".)
     frames = [
         f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<")
     ]
@@ -57,8 +57,8 @@ def advice(error: ImportError) -> str | None:
         statements = ast.walk(ast.parse(Path(place.filename).read_bytes()))
     except (OSError, SyntaxError, ValueError):
         return None
-    # The traceback gives one line. It may be in the middle of an import statement of several lines,
-    # so look for the statement that contains it.
+    # The traceback gives a line, which may be inside an import statement of several lines. Find the
+    # statement that contains it.
     for node in statements:
         if (
             isinstance(node, ast.Import | ast.ImportFrom)
@@ -74,7 +74,7 @@ def advice(error: ImportError) -> str | None:
 
 
 def home_of(module: str, name: str) -> str | None:
-    """Returns the module that now defines a name which an older tiekd defined in `module`.
+    """Returns the module that now defines a name that an older tiekd defined in `module`.
 
     Args:
         module: The dotted name of the old module, without the leading `tiekd.`.
@@ -97,16 +97,16 @@ def home_of(module: str, name: str) -> str | None:
 
 
 def _as_it_is_now(node: ast.Import | ast.ImportFrom) -> str | None:
-    """Returns an import statement, as text, that imports the same names from where they are now.
+    """Returns the text of an import statement with the same names, from their present modules.
 
     Args:
         node: The parsed import statement, written for an older tiekd.
 
     Returns:
-        The statement, or several separated by "; ", without names that aren't tiekd's. None if
-        none of the imported names is known in an older tiekd.
+        The statement, or several statements separated by "; ". Names that don't belong to tiekd are
+        left out. None if no older tiekd had any of the imported names.
     """
-    # Names that one old statement imports may be in several modules now. So there is one new
+    # The names that one old statement imports may now be in several modules. So write one new
     # statement for each module.
     statements: dict[str, list[str]] = {}
     found = False
@@ -120,7 +120,7 @@ def _as_it_is_now(node: ast.Import | ast.ImportFrom) -> str | None:
         if name in PUBLIC:
             place, found = "tiekd", True
         else:
-            whole = f"{module}.{name}".strip(".")  # The path if `name` is itself a module.
+            whole = f"{module}.{name}".strip(".")  # the module's path if `name` is itself a module
             new = home_of(whole, "") or home_of(module, name)
             if new is None:
                 continue
@@ -140,7 +140,7 @@ def _as_it_is_now(node: ast.Import | ast.ImportFrom) -> str | None:
 # Maps each old module to the present one, both without the leading `tiekd.`, in alphabetical order.
 
 MODULES = {
-    # Modules that kept their path are not listed.
+    # Modules whose path hasn't changed aren't listed.
     "allocator": "distributed.allocator",
     "ancestry": "distributed.launcher_watch",
     "annotations": "config.schema",
@@ -282,8 +282,8 @@ MODULES = {
     "work_dirs": "workdir.workdir",
 }
 
-# Maps each old module that was split to its present modules, and each of these to the names that
-# moved there, separated by spaces; `*` stands for all names that aren't listed.
+# For each old module that was split: its present modules, and the names that moved to each,
+# separated by spaces. `*` stands for all names that aren't listed.
 SPLIT = {
     "checkpoint": {
         "workdir.checkpoints": "FOLDER LATEST STATE STUDENT MOMENTS find find_weights check "
@@ -350,6 +350,6 @@ SPLIT = {
     },
 }
 
-# Old names that were removed, so no message can say where they are now. `is_outside` became the
-# attribute `config.teacher_node.TeacherNode.module`.
+# Removed names, for which there is no present module to report. `is_outside` became the attribute
+# `config.teacher_node.TeacherNode.module`.
 GONE = ("models.teacher.is_outside",)

@@ -1,4 +1,4 @@
-"""Shows for each value of a recipe the file or --set option that it comes from.
+"""Shows for each value of a recipe which file or --set option it comes from.
 
 Each value is wrapped in an object with its origin, and these are merged by the same code as in
 `load_recipe`. So the origins always match the merged values. Cost: every file is read twice.
@@ -17,15 +17,16 @@ from tiekd.config.teacher_node import TeacherNode
 from tiekd.errors import RecipeError
 
 _PROJECT = Path(__file__).parents[2]
-_HERE = "\0origin"  # The key for a mapping's own origin; no key in YAML can contain a NUL.
-_COLUMN = 60  # The column at which the comments with origins begin.
+# The key under which a mapping's own origin is stored. No key in YAML can contain a NUL.
+_HERE = "\0origin"
+_COLUMN = 60  # the column at which the comments with origins begin
 
 
 @dataclass(frozen=True)
 class _Value:
     """A recipe's value together with its origin: the file's path, or the --set option.
 
-    Equality ignores the origin, since `merge` compares values of the key `name`.
+    Equality ignores the origin, since `merge` compares the values of two keys `name`.
     """
 
     value: Any
@@ -49,8 +50,8 @@ def annotated(path: str | Path, overrides: Sequence[str] = ()) -> str:
     recipe = load_recipe(path, overrides)
     path = shipped.find(shipped.RECIPES, paths.expanded(str(path)))
     marked = merged(path, overrides, _mark)
-    # If the teacher is a network of another recipe (`teacher.recipe`), its network comes from that
-    # recipe's files, as in `load_recipe`.
+    # If the teacher is the network of another recipe (`teacher.recipe`), take its network from the
+    # files of that recipe, as `load_recipe` does.
     teacher = marked.get("teacher", {})
     theirs = TeacherNode(_plain(teacher)).lending_recipe()
     if theirs is not None:
@@ -63,11 +64,11 @@ def annotated(path: str | Path, overrides: Sequence[str] = ()) -> str:
 def with_origins(
     error: RecipeError, path: str | Path, overrides: Sequence[str] = ()
 ) -> RecipeError:
-    """Returns an error with a longer message, which says where the values that it is about are set.
+    """Returns an error whose message also says where the recipe's values that it is about are set.
 
-    That is the YAML file or the override that sets a value. A value that comes from neither, such
-    as one set by another option of a program, is not mentioned. An error without `keys` is returned
-    unchanged.
+    For each value the message names the YAML file or the override that sets it. A value that comes
+    from elsewhere, such as another option of the program, is not mentioned. An error without `keys`
+    is returned unchanged.
 
     Args:
         error: The error; `error.keys` names the values in the recipe, such as `train.epochs`.
@@ -95,7 +96,7 @@ def _mark(node, origin: str):
 
 
 def _with_values(marked: dict, recipe: dict) -> dict:
-    """Returns a recipe of wrapped values with the origins of one recipe and the values of another.
+    """Returns a recipe of wrapped values, with origins from one recipe and values from another.
 
     Args:
         marked: The merged recipe. Its values are `_Value` objects with their origins; `~` is not
@@ -121,8 +122,8 @@ def _lines(node: dict, folder: Path, indent: str) -> Iterator[str]:
         if key == _HERE:
             continue
         name = f"{indent}{_in_one_line(key)}:"
-        # A mapping that is not empty is written with one line per key. Any other value, and an
-        # empty mapping, is written in one line that ends with the origin.
+        # Write a mapping that isn't empty with one line per key. Write an empty mapping, or any
+        # other value, in one line that ends with the origin.
         if isinstance(value, dict) and len(value) > 1:
             yield name
             yield from _lines(value, folder, indent + "  ")

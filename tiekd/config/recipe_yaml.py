@@ -1,24 +1,24 @@
 """Reads and writes the YAML of recipes: the core schema of YAML 1.2.
 
-In it only numbers, true, false and null are not text. (PyYAML follows YAML 1.1, in which 1e-3 is
-text, yes and on are true, 2024-01-01 is a date, 1:30 is ninety and 010 is eight.) Some YAML that
-PyYAML accepts is refused here:
+In the core schema all plain values except numbers, true, false and null are text. (PyYAML follows
+YAML 1.1, in which 1e-3 is text, yes and on are true, 2024-01-01 is a date, 1:30 is ninety and 010
+is eight.) Some YAML that PyYAML accepts is refused here:
 
 - a key that occurs twice in a mapping, of which PyYAML keeps the last;
-- {epochs:2}, which is a key without a value;
+- {epochs:2}, which YAML reads as a key `epochs:2` without a value;
 - tags outside the core schema;
 - anchors that contain themselves or expand to a huge recipe.
 
-Written YAML quotes all text that either version of YAML would misread.
+When YAML is written, all text is quoted that either version of YAML would misread.
 """
 
 import re
 
 import yaml
 
-_LARGEST = 1_000_000  # The largest number of values in a recipe after anchors are expanded.
-# For each type of the core schema the pattern of its values, and their possible first characters.
-# PyYAML looks up patterns by the first character.
+_LARGEST = 1_000_000  # the largest number of values in a recipe after anchors are expanded
+# For each type of the core schema: the pattern of its values, and the characters with which they
+# can begin, by which PyYAML looks up patterns.
 _CORE = {
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -61,15 +61,16 @@ class _Loader(yaml.SafeLoader):
         """
         seen = set()
         for key, value in node.value:
-            # YAML reads {epochs:2} as a key `epochs:2` with an empty value. Such a value begins
-            # exactly where the key ends.
+            # YAML reads {epochs:2} as a key `epochs:2` with an empty value, which begins exactly
+            # where the key ends. Refuse this.
             in_one = value.value == "" and value.start_mark.index == key.end_mark.index
             if in_one and re.search(r"[:\s]", str(key.value)):
                 raise _refused(
                     f"{key.value!r:.80} has no value; write a space after the colon of a key",
                     key,
                 )
-            # `1` and `"1"` are different keys. `<<` may occur twice, as each merges a mapping.
+            # `1` and `"1"` are different keys. The key `<<` may occur several times, since each
+            # merges a mapping.
             name = (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else key
             if name in seen and key.tag != _TAG + "merge":
                 raise _refused(f"the key {key.value!r:.80} is there twice", key)
@@ -87,7 +88,7 @@ class _Loader(yaml.SafeLoader):
         return float(text.replace(".inf", "inf").replace(".nan", "nan"))
 
     def truth(self, node):
-        """Returns a YAML scalar as a boolean; any text but true and false is an error."""
+        """Returns a YAML scalar as a boolean; any text other than true and false is an error."""
         text = self.construct_scalar(node)
         if not re.fullmatch(_CORE["bool"][0], text):
             raise _refused(f"{text!r:.80} is neither true nor false", node)
@@ -142,7 +143,8 @@ def value(text: str, of_texts: bool = False):
     Raises:
         yaml.YAMLError, ValueError, RecursionError: As `load` does.
     """
-    # Parse the value as YAML if it begins with a bracket or a quote. Any other value is one scalar.
+    # Parse the value as YAML if it begins with a bracket or a quote. Any other value is read as a
+    # single scalar.
     stripped = text.strip()
     if stripped[:1] and stripped[0] in "[{\"'":
         loader = _TextLoader if of_texts else _Loader
@@ -165,10 +167,11 @@ def dump(node, **layout) -> str:
 
 
 def _checked(node):
-    """Returns a parsed node unchanged; refuses YAML anchors that are endless or become too large.
+    """Returns a parsed node unchanged; refuses YAML anchors that are endless or expand too far.
 
     Args:
-        node: The parsed dict, list or scalar. The same object is in it once per use of an anchor.
+        node: The parsed dict, list or scalar. For each use of an anchor it contains the same
+            object.
 
     Raises:
         ValueError: An anchor contains itself, or there are more than _LARGEST values after anchors
@@ -179,8 +182,8 @@ def _checked(node):
     def size(part) -> int:
         if not isinstance(part, dict | list):
             return 1
-        # The size of a mapping or list is computed once, and is None during the computation. If it
-        # is None here, the mapping or list contains itself.
+        # The size of each mapping or list is computed once, and is None during the computation. If
+        # it is None here, the mapping or list contains itself.
         if id(part) not in sizes:
             sizes[id(part)] = None
             inside = part.values() if isinstance(part, dict) else part

@@ -35,8 +35,8 @@ def check_value(value: Any, annotation: Any, where: str) -> None:
             place, the value, and what is allowed.
     """
     if not fits(value, annotation):
-        # Add a hint if the value is a number in quotes, or has `_` between digits, which only
-        # Python allows.
+        # Add a hint if the value looks like a number in quotes, or like one with `_` between
+        # digits, which only Python allows.
         hint = "; write numbers without quotes" if _looks_like_a_number(value) else ""
         if hint and "_" in value:
             hint = "; write numbers without _"
@@ -50,7 +50,7 @@ def check_value(value: Any, annotation: Any, where: str) -> None:
 def fits(value: Any, annotation: Any) -> bool:
     """Returns True if a value from a recipe is of the annotated type.
 
-    Also returns True if the annotation is none of those that this module checks.
+    It also returns True for annotations that this module doesn't check.
 
     Args:
         value: The value.
@@ -61,14 +61,14 @@ def fits(value: Any, annotation: Any) -> bool:
         return any(fits(value, part) for part in parts)
     if annotation in (None, types.NoneType):
         return value is None
-    # A bool from YAML isn't accepted for a number, although Python's bool is a subclass of int.
+    # Refuse a bool for a number, although bool is a subclass of int in Python.
     if annotation in (int, float):
         number = isinstance(value, (int, annotation)) and not isinstance(value, bool)
         return number and (isinstance(value, float) or _in_64_bits(value))
     if annotation is Path:
         return isinstance(value, Path) or fits(value, str)
     if annotation is str:
-        return isinstance(value, str) and "\0" not in value  # No path can contain a NUL.
+        return isinstance(value, str) and "\0" not in value  # no path can contain a NUL
     if annotation is bool:
         return isinstance(value, bool)
     if origin is tuple and parts[-1] is not Ellipsis:

@@ -137,7 +137,7 @@ def build_dataset(
             by_sequence=data.scores_teacher,
         )
     except DataError as error:
-        # The data set knows one folder of maps, that of a single teacher.
+        # The dataset knows one folder of maps, that of a single teacher.
         told = str(error).replace("teacher.maps:", f"{option}:", 1)
         raise DataError(told, error.kind) from None
     contract.check_dataset(frames, f"data ({node['name']})")

@@ -15,14 +15,14 @@ from torch.utils.data import Dataset
 from tiekd.data.sample import Sample
 from tiekd.errors import DataError, RecipeError
 
-KIND = "contract"  # `kind` of these DataErrors, which the reader never skips
-_LARGEST_OF_ONES = 1.0  # a float image with a maximum up to this is taken to have values 0..1
-_LARGEST_NORMALISED = 2.64  # the value of white (255) after ImageNet's normalisation
+KIND = "contract"  # the attribute `kind` of these DataErrors, which the reader never skips
+_LARGEST_OF_ONES = 1.0  # a float image whose maximum is at most this is taken to have values 0..1
+_LARGEST_NORMALISED = 2.64  # the largest value, that of blue 255, after ImageNet's normalisation
 _BRIGHTEST = 510.0  # twice 255: a dataset's bicubic resizing may exceed 255
 
 
 def check_dataset(dataset, where: str) -> None:
-    """Raises an error for a dataset that is empty, or lacks a method that the loader calls.
+    """Checks that a dataset isn't empty and has the methods that the loader calls.
 
     Args:
         dataset: The object that the `build` function of the dataset's module returned.
@@ -30,8 +30,8 @@ def check_dataset(dataset, where: str) -> None:
             begins the error message.
 
     Raises:
-        RecipeError: If the object has no `__len__` or no `__getitem__`.
-        DataError: If the dataset is empty.
+        RecipeError: The object has no `__len__` or no `__getitem__`.
+        DataError: The dataset is empty.
     """
     if missing := [name for name in ("__len__", "__getitem__") if not hasattr(dataset, name)]:
         raise RecipeError(
@@ -43,7 +43,7 @@ def check_dataset(dataset, where: str) -> None:
 
 
 def check_sample(sample: Sample, dataset: Dataset, index: int) -> None:
-    """Raises an error if a sample isn't as `Sample` specifies.
+    """Checks that a dataset's sample is as `Sample` specifies.
 
     Args:
         sample: The object that the dataset returned for `index`.
@@ -51,8 +51,8 @@ def check_sample(sample: Sample, dataset: Dataset, index: int) -> None:
         index: The sample's index in the dataset, for the error message.
 
     Raises:
-        DataError: If a field has another type, dtype or shape, or the image's values aren't in
-            0..255. The error's `kind` is KIND.
+        DataError: A field has another type, dtype or shape, or the image's values aren't in 0..255.
+            The error's `kind` is KIND.
     """
     where = f"data ({type(dataset).__module__}.{type(dataset).__name__}): sample {index}"
     if not isinstance(sample, Sample):
@@ -69,7 +69,8 @@ def check_sample(sample: Sample, dataset: Dataset, index: int) -> None:
     _check(where, "depth", sample.depth, plane, depths)
     _check(where, "inside", sample.inside, plane, (torch.bool,))
     if sample.teacher_depth is not None:
-        # Several teachers with cached maps have a plane each.
+        # Check the teacher's depth: with cached maps of several teachers it has one plane for each
+        # of them.
         units = sample.teacher_units
         planes = (len(units), height, width) if isinstance(units, tuple) else plane
         _check(where, "teacher_depth", sample.teacher_depth, planes, depths)
@@ -85,7 +86,7 @@ def _check(
     dtypes: tuple[torch.dtype, ...],
     hint: str = "",
 ) -> None:
-    """Raises DataError unless a field of a sample is a CPU tensor of a given shape and dtype.
+    """Raises DataError unless a sample's field is a CPU tensor of the given shape and dtype.
 
     Args:
         where: The dataset and the sample's name, which begin the error message.
@@ -110,10 +111,10 @@ def _check(
 
 
 def _check_levels(where: str, image: Tensor) -> None:
-    """Raises DataError if the values of an image can't be grey levels 0..255.
+    """Raises DataError if an image's values can't be grey levels 0..255.
 
-    Any uint8 image is accepted. An image with NaN or infinity is accepted here, too: the reader
-    keeps such an image out of the optimizer's step.
+    Any uint8 image is accepted. An image with NaN or infinity is accepted here, too, because the
+    reader rejects such images itself.
 
     Args:
         where: The dataset and the sample's name, which begin the error message.

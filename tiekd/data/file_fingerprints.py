@@ -1,4 +1,4 @@
-"""Facts that identify the state of a file: size, modification time, CRC-32 of the content.
+"""Properties that identify the state of a file: size, modification time, CRC-32 of the content.
 
 Many files are processed by parallel threads, which is faster on network file systems. Reading sizes
 and times of 48,000 files on a local disk took 2 s on two busy cores.
@@ -18,7 +18,7 @@ _BLOCK = 1 << 20
 def of_each(fact: Callable, paths: Sequence[str | None]) -> list:
     """Returns the result of a function for each path, as a list in the order of the paths.
 
-    Threads call the function if there are more than 4096 paths.
+    If there are more than 4096 paths, several threads call the function.
 
     Args:
         fact: A function of one path, such as `size_and_time`.
@@ -30,7 +30,7 @@ def of_each(fact: Callable, paths: Sequence[str | None]) -> list:
 
     if len(paths) <= _FEW:
         return of_part(paths)
-    # Give each thread many files per task, so that the overhead per file is small.
+    # Give each thread many paths per task, so that the overhead per path is small.
     parts = [paths[start : start + _AT_ONCE] for start in range(0, len(paths), _AT_ONCE)]
     with ThreadPoolExecutor(_THREADS) as pool:
         return [value for part in pool.map(of_part, parts) for value in part]

@@ -1,10 +1,10 @@
 """The focal length of the network's input, from an image's camera and its working resolution.
 
-The working resolution is the size at which the network sees an image. The focal length f is
-(fx + fy) / 2 in pixels of the image that the network sees, after every resize and zoom. A working
+The working resolution is the size at which the network sees an image. The focal length f is (fx +
+fy) / 2 in pixels of the image that the network sees, after every resize and zoom. A working
 resolution of mode `stretch` changes fx and fy by different factors: f is then sqrt(fx * fy), and an
-image whose aspect ratio changes by more than STRETCH is refused. Used with
-`network.canonical_focal` only (tiekd/models/canonical.py).
+image whose aspect ratio would change by more than STRETCH is refused. f is used only with
+`network.canonical_focal` (tiekd/models/canonical.py).
 """
 
 from collections.abc import Sequence
@@ -17,16 +17,17 @@ from tiekd.data.cameras.calibration import Camera
 from tiekd.data.resize import Resize, resized_intrinsics
 from tiekd.errors import DataError
 
-STRETCH = 0.05  # largest relative change of an image's aspect ratio that is accepted
+STRETCH = 0.05  # largest relative change of an image's aspect ratio that resizing may cause
 
 
 def of_input(intrinsics: Tensor, resize: Resize) -> Tensor:
-    """Returns the focal length of each image of a batch, (B,) float32, NaN where unknown.
+    """Returns the focal length of each image of the network's input, (B,) float32, in pixels.
 
     Args:
-        intrinsics: (B, 3, 3) float32, in pixels of the network's input; NaN where unknown.
-        resize: How images are resized. After mode `stretch` the result is sqrt(fx * fy), otherwise
-            (fx + fy) / 2.
+        intrinsics: (B, 3, 3) float32, in pixels of the network's input; NaN where unknown, which
+            gives a focal length of NaN.
+        resize: How images were resized to this input. After mode `stretch` the result is sqrt(fx *
+            fy), otherwise (fx + fy) / 2.
     """
     focal_x, focal_y = intrinsics[:, 0, 0], intrinsics[:, 1, 1]
     if resize.mode == "stretch":
@@ -35,7 +36,7 @@ def of_input(intrinsics: Tensor, resize: Resize) -> Tensor:
 
 
 def of_own_size(intrinsics: Tensor, size: tuple[int, int], resize: Resize) -> Tensor:
-    """Returns the focal length of each image of a batch in the network's input, (B,) float32.
+    """Returns the focal length that each image has in the network's input, (B,) float32, pixels.
 
     Args:
         intrinsics: (B, 3, 3) float32, in pixels of the images before resizing; NaN where unknown.
@@ -52,9 +53,10 @@ def of_own_size(intrinsics: Tensor, size: tuple[int, int], resize: Resize) -> Te
 
 
 def of_batch(batch: Batch, resize: Resize) -> Tensor:
-    """Returns the focal length of each image of a batch, (B,) float32, on the batch's device.
+    """Returns the focal length of each image of a batch, (B,) float32, in pixels of `batch.image`.
 
-    In evaluation and caching the image alone is resized, and intrinsics are of the depth's size.
+    In evaluation and caching only the image is resized, and the batch's intrinsics belong to the
+    size of its depth. The result is on the batch's device.
 
     Args:
         batch: The batch.
@@ -70,7 +72,7 @@ def of_batch(batch: Batch, resize: Resize) -> Tensor:
 
 
 def of_camera(camera: Camera, size: tuple[int, int], resize: Resize) -> float:
-    """Returns the focal length of one image in the network's input, in pixels.
+    """Returns the focal length that one image has in the network's input, in pixels.
 
     Args:
         camera: The camera of the image before resizing.
@@ -104,11 +106,11 @@ def check_aspect(resize: Resize, size: tuple[int, int]) -> None:
 
 
 def check_known(focal: Tensor, names: Sequence[str]) -> None:
-    """Raises DataError for the first image whose focal length isn't known. Costs one host sync.
+    """Raises DataError for the first image whose focal length isn't known. Needs one host sync.
 
     Args:
         focal: (B,) focal lengths; NaN where unknown.
-        names: The B images' names, for the message.
+        names: The B images' names, for the error message.
     """
     for name, value in zip(names, focal.tolist(), strict=True):
         if not value > 0:

@@ -5,11 +5,12 @@ The record is a list under the key `teachers`, with one dict per teacher:
     {"name": "huggingface", "model": "DepthPro-hf", "architecture": "depth_pro", "revision": null,
      "licence": "apple-amlr", "output": "metres", "digest": 64 hexadecimal digits}
 
-An anchor is a teacher of its own, and so are the teachers of a teacher and those of the initial
-weights: what restricts the use of their weights may restrict the use of the student. An empty list
-means that the student learned from ground truth alone. Weights without the key say nothing. The
-same list, as JSON text, is in exported files. Left out: pretrained encoders and published initial
-weights, which aren't teachers, and any judgement of a licence beyond its name.
+Listed are also a teacher's anchor (the network whose depth gives a relative teacher its scale), the
+teachers of a teacher, and those of the initial weights, because a licence that restricts the use of
+their weights may restrict the use of the student. An empty list means that the student learned from
+ground truth alone. Weights without the key say nothing about teachers. Exported files contain the
+same list as JSON text. Left out: pretrained encoders and published initial weights, which aren't
+teachers, and any judgement of a licence beyond its name.
 """
 
 import json
@@ -24,14 +25,15 @@ from tiekd.files import instead_of_file
 
 KEY = "teachers"  # the record's key in a weights file, a manifest and an exported file
 NETWORK = "network"  # the name of a teacher that is a network of this project
-MAPS = "maps"  # the name of a teacher of which only maps are known
-# A teacher as a dict of plain values; see the module's docstring for its keys.
+MAPS = "maps"  # the name of a teacher of which nothing is known but its maps
+# A teacher as a dict of plain values, whose keys the module's docstring shows.
 Teacher = dict[str, str | bool | None]
 
 _KEYS = ("model", "architecture", "revision", "licence", "package", "output", "digest")
 # First words of the names of licences that allow commercial use.
 _FREE = ("apache", "mit", "bsd", "isc", "zlib", "unlicense", "cc0", "gpl", "lgpl", "agpl", "mpl")
-# Words in the names of licences that don't, or for research only. `amlr` is Apple's for models.
+# Words in the names of licences that forbid commercial use, or allow research only. `amlr` is
+# Apple's licence for models.
 _LIMITED = ("nc", "noncommercial", "research", "amlr")
 
 
@@ -39,8 +41,8 @@ def of_description(description: Mapping) -> list[Teacher]:
     """Returns the record of a teacher from outside the project, and of its anchor.
 
     Args:
-        description: The teacher's `FoundationTeacher.description`. For a file that this project
-            has exported it has the record of the student's own teachers under KEY.
+        description: The teacher's `FoundationTeacher.description`. If the teacher is a student that
+            this project exported, it contains the record of the student's own teachers under KEY.
     """
     values = {key: description.get(key) for key in _KEYS}
     own = {"name": str(description.get("name"))}
@@ -54,17 +56,18 @@ def of_description(description: Mapping) -> list[Teacher]:
 
 
 def of_network(digest: str, weights: Path | None, recipe: str | None) -> list[Teacher]:
-    """Returns the record of a teacher that is a network of the project, and of its own teachers.
+    """Returns the record of a teacher that is a network of this project, and of its own teachers.
 
     Args:
-        digest: The digest of its weights.
-        weights: The file of its weights; None if unknown.
-        recipe: The name of its recipe; None if unknown.
+        digest: The digest of the network's weights.
+        weights: The file of the network's weights; None if unknown.
+        recipe: The name of the network's recipe; None if unknown.
     """
     content = _content(weights)
     taught_by = from_plain(content)
-    # Published and imported weights have no record. Neither have those of older versions of this
-    # project, whose teachers nobody can name, so that their licence counts as not stated, too.
+    # Treat weights without a record as those of an unknown teacher, whose licence isn't stated:
+    # published and imported weights, and weights of older versions of this project, whose teachers
+    # nobody can name.
     is_ours = isinstance(content.get("network"), Mapping) and taught_by is not None
     own = {"name": NETWORK, "model": recipe, "licence": None, "digest": digest, "ours": is_ours}
     return union([own], taught_by)
@@ -74,7 +77,7 @@ def of_manifest(manifest: Mapping | None, folder: Path) -> list[Teacher]:
     """Returns the record of the teachers that made cached maps.
 
     Args:
-        manifest: The manifest of the maps; None if they have none.
+        manifest: The manifest of the maps; None if there is none.
         folder: The folder of the maps.
     """
     if manifest is None:
@@ -82,7 +85,8 @@ def of_manifest(manifest: Mapping | None, folder: Path) -> list[Teacher]:
     recorded = from_plain(manifest)
     if recorded is not None:
         return recorded
-    # Older manifests have the description of a teacher, or the node of a network.
+    # Build the record from an older manifest, which has the description of a teacher, or the
+    # recipe's node of a network.
     node = manifest.get("teacher_network") or {}
     name = str(node.get("name", NETWORK))
     digest = manifest.get("teacher_digest")
@@ -90,7 +94,7 @@ def of_manifest(manifest: Mapping | None, folder: Path) -> list[Teacher]:
 
 
 def union(*records: Iterable[Teacher] | None) -> list[Teacher]:
-    """Returns the teachers of several records, each once, in their order.
+    """Returns the teachers of several records, without repetitions, in their order.
 
     Args:
         records: The records; None is left out.
@@ -105,7 +109,7 @@ def from_plain(content: Mapping) -> list[Teacher] | None:
     """Returns the record in the content of a weights file or a manifest; None without a valid one.
 
     Args:
-        content: The content. A record that is JSON text, as in exported files, is read, too.
+        content: The content, in which the record may also be JSON text, as in exported files.
     """
     record = content.get(KEY)
     if isinstance(record, str):
@@ -121,10 +125,10 @@ def from_plain(content: Mapping) -> list[Teacher] | None:
 def read(weights: Path | None) -> list[Teacher] | None:
     """Returns the record in a weights file; None if the file has none.
 
-    The file is memory-mapped, so that the weights themselves aren't read.
+    The file is memory-mapped, so the weights themselves aren't read.
 
     Args:
-        weights: The file. The result is None if it is None or torch can't load it.
+        weights: The file. The result is None if `weights` is None, or torch can't load the file.
     """
     return from_plain(_content(weights))
 
@@ -148,7 +152,7 @@ def describe(teacher: Mapping) -> str:
 
 
 def lines(record: Iterable[Teacher] | None) -> list[str]:
-    """Returns one line per teacher for what a program prints; none without a record.
+    """Returns one line per teacher for a program's output; no lines without a record.
 
     Args:
         record: The record of a weights file; None if the file has none.
@@ -157,7 +161,7 @@ def lines(record: Iterable[Teacher] | None) -> list[str]:
 
 
 def licence_notice(record: Iterable[Teacher] | None) -> str | None:
-    """Returns a line on the teachers whose licence is non-commercial or unknown; None without any.
+    """Returns a line about teachers with a non-commercial or unknown licence; None without such.
 
     Networks that were trained with this project are left out; their own teachers are in the record.
 
@@ -184,7 +188,7 @@ def licence_notice(record: Iterable[Teacher] | None) -> str | None:
 
 
 def _remark(teacher: Teacher) -> str | None:
-    """Returns a remark on a teacher's licence; None if its name is that of a permissive one."""
+    """Returns a remark on a teacher's licence; None for a licence that allows commercial use."""
     if teacher.get("ours"):
         return None
     licence = teacher.get("licence")

@@ -1,9 +1,8 @@
 """Refuses a resizing after which images are smaller than the network's largest stride.
 
 With such images a network computes a depth without an error, but each of its coarsest features sees
-only padding beside a pixel or two. The check reads three frames. Left out: images that are that
-small in their files, which a user may want to predict, and single narrow frames among those of a
-data set.
+only padding beside a pixel or two. The check reads three frames. Left out: images that are already
+that small in their files, which a user may want to predict, and single small frames of a dataset.
 """
 
 from torch import nn
@@ -37,7 +36,7 @@ def fault(resize: Resize, size: tuple[int, int], least: int, name: str) -> str |
         name: The image's name in the message.
     """
     canvas = resize.place(*size, name).canvas
-    # Accept an image that keeps its size, however small, since the user chose that size.
+    # Accept an image that keeps its own size, however small it is, since the user chose it.
     if min(canvas) >= least or canvas == tuple(size):
         return None
     (height, width), (rows, columns) = size, canvas
@@ -48,16 +47,16 @@ def fault(resize: Resize, size: tuple[int, int], least: int, name: str) -> str |
 
 
 def check_frames(frames: Dataset, resize: Resize, least: int, key: str = "data.resize") -> None:
-    """Raises RecipeError if one of three frames is too small after resizing.
+    """Raises RecipeError if the first, middle or last frame is too small after resizing.
 
-    Frames that can't be read are skipped. Nothing is checked if the resizing leaves images at their
-    own size, or limits their size to a largest one (`at_most`).
+    Frames that can't be read are skipped. Nothing is checked if images keep their own size, or if
+    only their largest size is limited (mode `at_most`).
 
     Args:
-        frames: A data set, of which the first, the middle and the last frame are read.
+        frames: The dataset, of which three frames are read.
         resize: How images are resized.
         least: Smallest side in pixels that the network can take.
-        key: The option that sets the resizing, for the message.
+        key: The option that sets the resizing, for the error message.
     """
     if least == 1 or not resize.node() or resize.at_most is not None:
         return

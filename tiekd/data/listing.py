@@ -1,4 +1,4 @@
-"""Lists all files below a folder: follows links without loops, and reports unreadable folders.
+"""Lists all files below a folder, following links without loops, and reports unreadable folders.
 
 Each folder, identified by device and inode, is entered once. Real folders are entered before links
 to folders, so that a file that has a path without links is listed under that path. The entries of a
@@ -21,8 +21,8 @@ class Listing(NamedTuple):
 
     Attributes:
         files: Paths of the files relative to the folder, including links to files.
-        repeated: Paths of links to folders that are already listed, so that the links aren't
-            followed.
+        repeated: Paths of links that weren't followed, because the folders that they lead to are
+            listed already.
     """
 
     files: list[str]
@@ -36,18 +36,18 @@ def list_files(
 
     Args:
         folder: The folder, which exists.
-        on_error: Called with the OSError of each folder that can't be listed; its `filename` is the
-            folder. It either raises an error, or returns to leave the folder out.
+        on_error: Function that is called with the OSError of each folder that can't be listed; the
+            error's `filename` is the folder. If the function returns, the folder is left out.
         leave_out: A folder that isn't entered; None enters all.
 
     Returns:
-        The files, and the links to folders that weren't followed.
+        The files, and the links to folders that are listed under another path.
     """
     files = []
     repeated = []
     entered = set() if leave_out is None else _identity(leave_out, lambda _: None)
-    # Follow symbolic links to folders only when no real folder is left, so that a file is listed
-    # under a path without links if it has one.
+    # Follow symbolic links to folders only once all real folders are listed, so that a file is
+    # listed under a path without links if it has one.
     real = deque([""])
     links = deque()
     while real or links:
@@ -83,7 +83,7 @@ def unlistable(error: OSError, remedy: str) -> DataError:
 
     Args:
         error: The error of the operating system.
-        remedy: What the user can do besides changing permissions.
+        remedy: Advice to the user, besides changing permissions.
     """
     return DataError(
         f"{error.filename}: can't be listed ({error.strerror}); change its permissions, {remedy}"
@@ -91,12 +91,12 @@ def unlistable(error: OSError, remedy: str) -> DataError:
 
 
 def _identity(folder: str | Path, on_error: Callable[[OSError], None]) -> set[tuple[int, int]]:
-    """Returns {(device, inode)} of a folder, by which two paths of the same folder are recognised.
+    """Returns the set {(device, inode)} of a folder, which identifies it whatever its path.
 
     Args:
         folder: The folder.
-        on_error: Called with the OSError if the folder can't be accessed. If it returns, the result
-            is the empty set.
+        on_error: Function that is called with the OSError if the folder can't be accessed. If the
+            function returns, the result is the empty set.
     """
     try:
         status = os.stat(folder)
@@ -109,5 +109,5 @@ def _identity(folder: str | Path, on_error: Callable[[OSError], None]) -> set[tu
 def _is_folder(entry: os.DirEntry) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself counts as a file; reading it raises the error
+    except OSError:  # a link to itself counts as a file, and reading it raises the error
         return False

@@ -1,8 +1,9 @@
-"""Refuses output folders from which a data set reads, so that no output becomes a frame.
+"""Refuses output folders from which a dataset reads, so that no output becomes a frame.
 
-The data set `folder` lists its folders with all that is below them: a depth map that is written
-there would be an image of the next run. No folder is listed for this check. Left out: data sets
-from outside tiekd, and NYU's folders of scenes, of which only files named in a split file are read.
+The dataset `folder` uses all files in and below its folders, so a depth map that is written there
+would be an image of the next run. The check compares paths, without listing a folder. Left out:
+datasets from outside tiekd, and NYU's folders of scenes, of which only files named in a split file
+are read.
 """
 
 import os
@@ -19,10 +20,10 @@ DECODED = "data.decoded"
 def read_folders(
     data: Mapping, maps: Mapping[str, str] | None = None
 ) -> dict[str, tuple[Path, tuple[str, ...]]]:
-    """Returns the folders from which a recipe's data set reads, by the option that names them.
+    """Returns the folders from which a recipe's dataset reads, by the options that name them.
 
     Args:
-        data: The recipe's `data` section, also an incomplete one.
+        data: The recipe's `data` section, which may be incomplete.
         maps: The recipe's folders of cached teacher maps by their options; None if it has none.
 
     Returns:
@@ -55,19 +56,19 @@ def refuse(
     *,
     own: str | None = None,
 ) -> None:
-    """Raises LaunchError for an output folder whose files the data set could read as frames.
+    """Raises LaunchError for an output folder whose files the dataset could read as frames.
 
-    That is a folder from which the data set reads, or a folder below one from which it reads files
+    Such a folder is one from which the dataset reads, or is below one from which it reads files
     with a suffix of the outputs.
 
     Args:
-        option: The option that names the output folder, for the message.
+        option: The option that names the output folder, for the error message.
         out: The output folder; it needn't exist.
         suffixes: Suffixes of the files that are written there.
         data: The recipe's `data` section.
         maps: The recipe's folders of cached teacher maps by their options; None if it has none.
-        own: An option whose folder the program is meant to write, such as DECODED; that folder is
-            allowed.
+        own: An option, such as DECODED, whose folder the program is meant to write, so that it is
+            allowed; None for none.
     """
     place = os.path.realpath(out)
     for name, (folder, read) in read_folders(data, maps).items():

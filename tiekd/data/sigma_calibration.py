@@ -1,9 +1,9 @@
 """The calibrations of a teacher's sources of sigma, as bin/audit_teacher.py writes them to a file.
 
-A source of sigma is admitted only where it orders the teacher's actual errors better than chance.
-The file holds for each source that was measured: the figures of its order, and the factor by depth
-that makes sigma as large as the errors are. A recipe names the file in `teacher.sigma`. Left out:
-the measurement (tiekd/evaluation/sigma_quality.py).
+A source of sigma is a way to estimate the teacher's error per pixel. It is used only if it orders
+the teacher's actual errors better than chance. For each source the file holds how well it orders
+the errors, and the factors by depth that make sigma as large as the errors. A recipe names the file
+in `teacher.sigma`. Left out: the measurement (tiekd/evaluation/sigma_quality.py).
 """
 
 import json
@@ -24,18 +24,18 @@ class Calibration:
     """The calibration of one source of sigma of one teacher.
 
     Attributes:
-        source: The source, such as "flip".
+        source: Name of the source, such as "flip".
         teacher: Digest of the teacher's weights; None if they aren't accessible.
-        flip: True if the teacher averages with the depth for the mirror image.
+        flip: True if the teacher averages its depth with that for the mirrored image.
         frames: The number of images with ground truth that were measured.
         orders_errors: True if the source orders errors better than chance.
         correlation: Rank correlation of sigma and |error| in an image: (mean, low, high), where low
             and high are the ends of the 95 % interval.
-        at_depth: The same at equal depth.
-        gain: The share of an oracle's sparsification that the source reaches, 0 by chance; as
-            `correlation`.
+        at_depth: Rank correlation of sigma and |error| at equal depth, in the same form.
+        gain: The fraction of an oracle's gain by sparsification that the source reaches, 0 by
+            chance, 1 at best, in the same form.
         factors: (depth in metres, factor) for each range of depth, nearest first; the factor is
-            interpolated linearly between these depths. Empty if the source is 0 everywhere.
+            interpolated linearly between these depths. Empty if sigma is 0 everywhere.
     """
 
     source: str
@@ -50,10 +50,10 @@ class Calibration:
 
 
 def to_json(calibrations: Mapping[str, Calibration]) -> bytes:
-    """Returns the contents of a file of calibrations.
+    """Returns the content of a file of calibrations, as JSON text.
 
     Args:
-        calibrations: Source -> its calibration.
+        calibrations: Name of the source -> its calibration.
     """
     nodes = {source: asdict(each) for source, each in calibrations.items()}
     return (json.dumps(nodes, indent=1) + "\n").encode()
@@ -64,8 +64,8 @@ def read(path: Path, source: str, where: str) -> Calibration:
 
     Args:
         path: The file.
-        source: The source.
-        where: The place of the path in the recipe, for messages.
+        source: Name of the source.
+        where: The recipe's key that names the file, for error messages.
 
     Raises:
         TeacherError: The file can't be read, isn't a file of calibrations or doesn't have the
@@ -101,10 +101,10 @@ def read(path: Path, source: str, where: str) -> Calibration:
 
 
 def text_of(interval: tuple[float, float, float]) -> str:
-    """Returns a mean and its interval as text, such as "0.41 [0.36, 0.46]".
+    """Formats a mean with its interval, such as "0.41 [0.36, 0.46]".
 
     Args:
-        interval: (mean, low, high).
+        interval: (mean, lower end, upper end).
     """
     value, low, high = interval
     return f"{value:.2f} [{low:.2f}, {high:.2f}]"

@@ -1,9 +1,9 @@
 """The target that a student learns: the depth of one or several teachers, with their sigmas.
 
 A teacher that gives one depth map returns it as a tensor. A teacher that gives several maps, or a
-standard deviation for each pixel, returns a `Target`. A DPM head learns all of its components; any
-other head and any other loss uses the one map that `mean_depth` returns. Costs: none for a tensor.
-Left out: estimating sigma, which teachers do, and its limits, which the head sets.
+standard deviation for each pixel, returns a `Target`. A DPM head learns all components of a
+`Target`; other heads and losses use the one map that `mean_depth` returns. A tensor causes no cost.
+Left out: estimating sigma, which teachers do, and limiting it, which the head does.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from tiekd.kernels.target import sigma_maps
 
 
 class Target(NamedTuple):
-    """The depths of M teachers for a batch, and how far each of them can be trusted.
+    """The depths of M teachers for a batch, with their sigmas and weights.
 
     A component, i.e. one teacher at one pixel, is valid where its depth is > 0 and its weight isn't
     0. A DPM head learns the mixture of the valid components' Gaussians, whose weights are
@@ -25,11 +25,12 @@ class Target(NamedTuple):
     Attributes:
         depth: (B, M, H, W) float32, metres, 0 where invalid.
         sigma: (B, M, H, W) float32, metres, the standard deviation of each depth's error; 0 where
-            unknown, where the head's own sigma applies. None if it is unknown everywhere.
+            it is unknown and the head's own sigma is used. None if it is unknown everywhere.
         weight: (M,) or (B, M, H, W) float32, non-negative factors of the components; None for equal
             weights. It has no effect if M = 1.
-        constants: In place of `sigma`, one number of metres for each component, 0 where unknown,
-            from which the head's target is computed much faster; None without.
+        constants: In place of `sigma`, the standard deviation in metres of each component as one
+            number, 0 if unknown. The head's target is computed much faster from numbers. None to
+            use `sigma`.
     """
 
     depth: Tensor
@@ -43,23 +44,24 @@ class Target(NamedTuple):
         return valid if self._weight() is None else valid & (self._weight() > 0)
 
     def mean_depth(self) -> Tensor:
-        """Returns the one map with which losses other than the DPM head's divergence compare.
+        """Returns the mean depth of the components, for losses that need a single depth map.
 
         Returns:
-            (B, 1, H, W), metres, the weighted mean of each pixel's valid components, 0 where none
-            is valid; `depth` itself if M = 1.
+            (B, 1, H, W), metres, the weighted mean of each pixel's valid components, 0 where no
+            component is valid. If M = 1, it is `depth` itself.
         """
         if self.depth.shape[1] == 1:
             return self.depth
         weight = 1.0 if self._weight() is None else self._weight().to(self.depth.dtype)
         share = self.valid() * weight
-        # Multiplying would turn the NaN of an invalid component into a NaN of the sum.
+        # Replace the products of invalid components by 0, because the NaN of such a component would
+        # become a NaN of the sum.
         total = torch.where(share > 0, share * self.depth, 0).sum(1, keepdim=True)
         count = share.sum(1, keepdim=True)
         return torch.where(count > 0, total / count, 0)
 
     def component_weight(self) -> Tensor | None:
-        """Returns `weight` as the kernels take it, (B, M, H, W); None for equal weights."""
+        """Returns `weight` expanded to (B, M, H, W), the kernels' form; None for equal weights."""
         weight = self._weight()
         return None if weight is None else weight.expand_as(self.depth)
 
@@ -71,16 +73,16 @@ class Target(NamedTuple):
         """
         sigma = self.sigma
         if self.constants is not None:
-            # Each image has its own factor, so the constants become maps.
+            # Expand the constants to maps, since each image has its own factor.
             sigma = sigma_maps(self.constants, self.depth)
         sigma = None if sigma is None else sigma * factor
         return Target(self.depth * factor, sigma, self.weight)
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> "Target":
-        """Returns the target with another size of its maps.
+        """Returns the target with all of its maps resized by a function.
 
         Args:
-            change: Function from a map, (B, M, H, W), to that of the new size.
+            change: Function that resizes a map (B, M, H, W).
         """
         has_maps = self.weight is not None and self.weight.ndim == 4
         return self._replace(
@@ -90,16 +92,17 @@ class Target(NamedTuple):
         )
 
     def _weight(self) -> Tensor | None:
-        """Returns the weight in a shape that can be broadcast; None where it has no effect."""
+        """Returns `weight` in a shape that broadcasts with `depth`; None if it has no effect."""
         if self.weight is None or self.depth.shape[1] == 1:
             return None
         return self.weight.view(1, -1, 1, 1) if self.weight.ndim == 1 else self.weight
 
 
 def mean_depth(target: Tensor | Target | None) -> Tensor | None:
-    """Returns the one depth map of what a teacher returned, (B, 1, H, W), metres, 0 where invalid.
+    """Returns a teacher's result as one depth map, (B, 1, H, W), metres, 0 where invalid.
 
     Args:
-        target: A depth map, which is the result itself, a `Target`, or None.
+        target: The teacher's result: a depth map, which is returned unchanged; a `Target`, whose
+            mean depth is returned; or None, which is returned.
     """
     return target.mean_depth() if isinstance(target, Target) else target

@@ -1,8 +1,8 @@
 """Folders of cached teacher maps: their manifest, and the check that they fit a recipe.
 
-A map is a 16-bit PNG of depth / full scale * 65535, 0 where invalid; full scale is the depth in
+A map is a 16-bit PNG of depth / full scale * 65535, 0 where invalid; the full scale is the depth in
 metres that level 65535 encodes. The dataset's method `map_name` returns a map's file name. Maps of
-sigma, if the teacher gives any, have the same names and encoding in a folder `sigma` beside. The
+sigma, if the teacher gives any, have the same names and encoding, in the sub-folder `sigma`. The
 manifest in the folder records how the maps were made. Published maps have no manifest and are
 assumed to fit the recipe.
 """
@@ -19,14 +19,15 @@ from tiekd.errors import DataError, TeacherError
 from tiekd.files import check_readable
 
 MANIFEST = "manifest.json"
-# The folder of sigma maps in a folder of maps, and the entry of the manifest that says that there
-# are some: the sigma in metres that level 65535 encodes.
+# Name of the sub-folder of sigma maps, and of the manifest's entry about them: the sigma in metres
+# that level 65535 encodes. Without sigma maps there is no such entry.
 SIGMA = "sigma"
 SIGMA_SCALE = "sigma_full_scale_m"
-# Name of the manifest entry about EXIF orientation, which old manifests lack: their maps were made
-# before images were turned upright.
+# Name of the manifest entry about EXIF orientation. Old manifests lack it: their maps were made
+# from images as stored, not turned upright.
 ORIENTATION = "orientation"
-# Entries that say where maps come from but don't change them. Older manifests lack them.
+# Names of entries that state where maps come from but don't affect their values. Older manifests
+# lack them.
 TOLD = (learned_from.KEY, "intrinsics")
 
 
@@ -42,15 +43,16 @@ def _is_size(value: object) -> bool:
 
 
 def _is_missing_or(kind: type) -> Callable[[object], bool]:
-    """Returns a function of a value that returns True for None and for values of a type.
+    """Returns a function that returns True for None and for values of the type `kind`.
 
     Args:
-        kind: The type.
+        kind: The type of the allowed values.
     """
     return lambda value: value is None or isinstance(value, kind)
 
 
-# The manifest entries that are read: (name, allowed values for the error message, check).
+# The manifest's entries that are read: (name, description of the allowed values for the error
+# message, function that checks a value).
 _ENTRIES = (
     ("full_scale_m", "a number of metres above 0", _is_length),
     ("max_depth_m", "a number of metres above 0", _is_length),
@@ -72,7 +74,7 @@ def make_manifest(
     resize: Mapping | None = None,
     teacher_max_depth_m: float | None = None,
 ) -> dict:
-    """Returns the manifest of a folder of maps: their teacher, their images and their encoding.
+    """Returns the manifest of a folder of maps: it describes their teacher, images and encoding.
 
     The entry `full_scale_m`, the depth that level 65535 encodes, is the larger of the student's and
     the teacher's range. So a teacher's depths beyond the student's range aren't clipped in the
@@ -115,7 +117,7 @@ def make_manifest(
         "teacher_network": teacher_node,
         **({"resize": dict(resize)} if resize else {}),
     }
-    return json.loads(json.dumps(manifest))  # as it is read back: lists instead of tuples
+    return json.loads(json.dumps(manifest))  # as it is read from a file: lists instead of tuples
 
 
 def write_manifest(folder: Path, manifest: dict) -> None:
@@ -126,7 +128,7 @@ def write_manifest(folder: Path, manifest: dict) -> None:
         manifest: The manifest, as `make_manifest` returns it.
 
     Raises:
-        DataError: If the file can't be written.
+        DataError: The file can't be written.
     """
     image_io.write_durably(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
 
@@ -138,7 +140,7 @@ def read_manifest(folder: Path) -> dict | None:
         folder: The folder of maps.
 
     Raises:
-        DataError: If the manifest can't be read, or isn't a manifest of teacher maps.
+        DataError: The manifest can't be read, or isn't one of teacher maps.
     """
     path = folder / MANIFEST
     if not path.exists():
@@ -154,7 +156,8 @@ def read_manifest(folder: Path) -> dict | None:
             ),
             None,
         )
-        # Access both entries: `null` is allowed, but a missing entry raises KeyError.
+        # Access both entries, because a missing entry must raise KeyError; the value `null` is
+        # allowed.
         manifest["kb_crop"], manifest["flip"]
     except PermissionError as error:
         raise DataError(
@@ -176,8 +179,8 @@ def differing(found: Mapping, manifest: Mapping) -> list[str]:
     """Returns the names of the entries by which two manifests describe different maps.
 
     Args:
-        found: One manifest, such as that of a folder.
-        manifest: The other.
+        found: The first manifest, such as that of a folder.
+        manifest: The second manifest.
     """
     keys = [key for key in {**manifest, **found} if key not in TOLD]
     return [key for key in keys if found.get(key) != manifest.get(key)]
@@ -188,7 +191,8 @@ def full_scale_m(folder: Path, max_depth: float) -> float:
 
     Args:
         folder: The folder of maps.
-        max_depth: The result if the folder has no manifest: the student's largest depth in metres.
+        max_depth: The student's largest depth in metres, which is returned if the folder has no
+            manifest.
     """
     manifest = read_manifest(folder)
     return max_depth if manifest is None else float(manifest["full_scale_m"])
@@ -208,12 +212,14 @@ def sigma_full_scale_m(folder: Path) -> float | None:
 
 
 def are_of_stored_pixels(folder: Path | None) -> bool:
-    """Returns True if the folder's maps were made before images were turned upright.
+    """Returns True if a folder's maps were made from images as stored, i.e. not turned upright.
 
-    Such maps fit only images that are stored upright, i.e. whose EXIF orientation is 1.
+    Older versions of tiekd made such maps. They fit only images that are stored upright, i.e. whose
+    EXIF orientation is 1.
 
     Args:
-        folder: The folder of maps. Without a manifest the result is False; so it is for None.
+        folder: The folder of maps. The result is False for None, and for a folder without a
+            manifest.
     """
     manifest = None if folder is None else read_manifest(folder)
     return manifest is not None and ORIENTATION not in manifest
@@ -222,13 +228,13 @@ def are_of_stored_pixels(folder: Path | None) -> bool:
 def check(
     folder: Path, max_depth_m: float, kb_crop: Sequence[int] | None, option: str = "teacher.maps"
 ) -> None:
-    """Raises TeacherError if maps were made for another depth range or another crop.
+    """Raises TeacherError if a folder's maps were made for another depth range or another crop.
 
     Args:
         folder: The folder of maps; without a manifest nothing is checked.
         max_depth_m: The recipe's network.max_depth in metres.
         kb_crop: The recipe's data.kb_crop, (height, width); None for whole images.
-        option: The option that names the folder, for the message.
+        option: The option that names the folder, for the error message.
     """
     manifest = read_manifest(folder)
     if manifest is None:
@@ -263,7 +269,7 @@ def describe(folder: Path) -> str:
     digest = manifest.get("teacher_digest")
     teacher = manifest.get("teacher_network") or {}
     name = teacher.get("name")
-    # An external teacher is identified by its name, a network of this project by the digest of its
+    # Name an external teacher by its name, and a network of this project by the digest of its
     # weights.
     parts = [name] if name else []
     recorded = learned_from.of_manifest(manifest, folder)[0]

@@ -1,9 +1,9 @@
 """Lets a program keep freed host memory for reuse (TIEKD_ALLOCATOR=keep).
 
-glibc returns large freed blocks (32 MB or more) and the free end of its heap to the kernel. So a
-training step on a CPU allocates the same memory from the kernel again and again, and page faults
-bring it in 4 KB at a time. With TIEKD_ALLOCATOR=keep a program sets glibc to serve all blocks from
-one heap and to keep freed memory. `import tiekd` never does that. Results don't change.
+glibc returns large freed blocks (32 MB or more) and the free end of its heap to the kernel. So each
+training step on a CPU requests the same memory from the kernel again, which maps it page by page (4
+KB) in page faults. With TIEKD_ALLOCATOR=keep a program of tiekd makes glibc serve all blocks from
+one heap and keep freed memory. `import tiekd` never does that. Computed results don't change.
 
 The default is TIEKD_ALLOCATOR=system, which changes nothing: keeping memory saves training 2 to 4 %
 of its CPU time, but costs 12 % more memory at its peak (tiekd/tools/benchmarks/README.md).
@@ -21,11 +21,11 @@ from tiekd.errors import LaunchError
 
 VARIABLE = "TIEKD_ALLOCATOR"
 _CHOICES = ("keep", "system")
-# Parameters of glibc's mallopt(): the number that malloc.h gives each, and the value to set.
-# M_MMAP_MAX = 0: no allocation gets a mapping of its own.
-# M_TRIM_THRESHOLD = -1: the top of the heap is never returned to the kernel.
-# M_ARENA_MAX = 1: all threads share the main arena, since a thread's arena can't hold 64 MB blocks.
-# M_MXFAST = 0: small blocks are merged as soon as they are freed, which reduces fragmentation.
+# Parameters of glibc's mallopt(): the number of each in malloc.h, and the value to set. M_MMAP_MAX
+# = 0: no block gets a memory mapping of its own. M_TRIM_THRESHOLD = -1: the top of the heap is
+# never returned to the kernel. M_ARENA_MAX = 1: all threads share the main arena, since a thread's
+# arena can't hold 64 MB blocks. M_MXFAST = 0: small blocks are merged as soon as they are freed,
+# which reduces fragmentation.
 _SETTINGS = {
     "mmap_max": (-4, 0),
     "trim_threshold": (-1, -1),
@@ -46,10 +46,10 @@ _kept = False
 
 
 def set_by_environment() -> None:
-    """Sets the allocator of this process to keep freed memory if TIEKD_ALLOCATOR says keep.
+    """Makes this process keep freed memory if the environment has TIEKD_ALLOCATOR=keep.
 
     Raises:
-        LaunchError: The variable is neither keep nor system.
+        LaunchError: The variable's value is neither keep nor system.
     """
     global _kept
     chosen = os.environ.get(VARIABLE) or "system"
@@ -63,7 +63,7 @@ def set_by_environment() -> None:
 
 
 def is_kept() -> bool:
-    """Returns True if `set_by_environment` has set this process to keep freed memory."""
+    """Returns True if `set_by_environment` has made this process keep freed memory."""
     return _kept
 
 
@@ -79,7 +79,7 @@ def give_back() -> None:
 def description() -> str:
     """Returns a description of this process's memory allocator for the log.
 
-    It names the library, such as "glibc 2.35", and says if freed memory is kept.
+    It states the library, such as "glibc 2.35", and whether freed memory is kept.
     """
     version = _glibc()
     if version is None:
@@ -94,7 +94,7 @@ def description() -> str:
 
 
 def _glibc() -> str | None:
-    """Returns the version of glibc, such as "2.35"; None if the C library is another one."""
+    """Returns the version of glibc, such as "2.35"; None with another C library."""
     try:
         version = ctypes.CDLL(None).gnu_get_libc_version
     except (AttributeError, OSError, TypeError):

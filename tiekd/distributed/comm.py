@@ -1,4 +1,4 @@
-"""Rank, world size, and collectives as functions that also work without a process group.
+"""Functions for rank, world size and collectives, which also work without a process group.
 
 Without a process group, a process is the only rank.
 """
@@ -18,8 +18,8 @@ from torch.distributed import distributed_c10d
 def rank() -> int:
     """Returns this process's rank, from 0.
 
-    Before the process group exists, it is the environment variable RANK, which launchers set; 0 if
-    that isn't set.
+    Before the process group exists, it is the environment variable RANK, which launchers set, or 0
+    without that variable.
     """
     return dist.get_rank() if _is_initialised() else int(os.environ.get("RANK", 0))
 
@@ -32,7 +32,7 @@ def world_size() -> int:
 def is_main() -> bool:
     """Returns True on rank 0, the only rank that writes files and logs.
 
-    Use it around a write, never around a collective, which all ranks must call.
+    Use it to skip writes on other ranks, never to skip a collective, which all ranks must call.
     """
     return rank() == 0
 
@@ -113,8 +113,8 @@ def set_default_timeout(timeout: timedelta) -> None:
     Args:
         timeout: The time that a collective waits for other ranks before it fails.
     """
-    # Torch gives each new group the default timeout of its backend, not the timeout of the first
-    # group.
+    # Torch gives each new group the default timeout of its backend, not that of the first group, so
+    # set the defaults.
     distributed_c10d.default_pg_timeout = distributed_c10d.default_pg_nccl_timeout = timeout
 
 
@@ -123,7 +123,7 @@ def missing_ranks(wait_s: float) -> list[int]:
 
     Every rank that is alive has to call this function. It reports through the key-value store of
     torch.distributed, since the process groups may be broken. Under most launchers rank 0 holds the
-    store. So if no rank can report, rank 0 is missing.
+    store. So if the store can't be reached, rank 0 is missing.
 
     Args:
         wait_s: The number of seconds that each rank waits for the reports of the others.
@@ -144,7 +144,7 @@ def missing_ranks(wait_s: float) -> list[int]:
 def _ask_who_is_here(here: set[int], wait_s: float) -> None:
     store = distributed_c10d._get_default_store()
     end = time.monotonic() + wait_s
-    # A call to the store raises RuntimeError if the rank that hosts the store is gone.
+    # A call to the store raises RuntimeError if the rank that hosts the store has ended.
     with contextlib.suppress(RuntimeError):
         store.set(f"tiekd/here/{rank()}", "1")
         while len(here) < world_size() and time.monotonic() < end:

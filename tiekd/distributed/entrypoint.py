@@ -1,7 +1,7 @@
 """Runs a program's main function: checks the rank's environment, reports errors, sets exit codes.
 
-A user's mistake is reported in one line. All this works under `deepspeed`, under `srun`, under any
-launcher that sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, and as plain `python`
+A user's mistake is reported in one line. A program may be started by `deepspeed`, by `srun`, by any
+launcher that sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, or by plain `python`
 (one rank on a free port).
 
 torch is imported only inside the functions that need it, since importing it takes two seconds. So
@@ -29,8 +29,8 @@ from tiekd.errors import LaunchError, UserError
 from tiekd.files import cause_of
 
 USER_ERROR_CODE = 2
-STOPPED_CODE = 75  # EX_TEMPFAIL of sysexits.h, "try again later".
-# Matches the messages with which a collective fails if another rank is gone.
+STOPPED_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again later
+# Matches messages of a collective that fails because another rank is gone.
 _LOST_PEER = re.compile(
     r"Connection (closed|reset)|Broken pipe|Socket Timeout|NCCL.*(abort|remote)|recv.*failed|"
     r"Timed out|wait timeout",
@@ -41,8 +41,8 @@ _OUT_OF_MEMORY = re.compile(
 )
 _MAKE_ROOM = "make room, then resume or start again"
 _ALLOW = "change its permissions, or give another path"
-# Maps error numbers of the operating system to the end of the error message, which says what the
-# user can do.
+# Maps error numbers of the operating system to the end of the error message, which tells the user
+# what to do.
 _REMEDIES = {
     errno.ENOSPC: _MAKE_ROOM,
     errno.EDQUOT: _MAKE_ROOM,
@@ -59,44 +59,44 @@ _REMEDIES = {
     errno.ENAMETOOLONG: "give a shorter path",
     errno.ELOOP: "a link there leads back to itself; remove it",
 }
-# Packages that a small install may lack, in which only students run.
+# Packages that are missing in a small install, which can only run students.
 _LEFT_OUT = ("deepspeed", "psutil", "tensorboard", "torchvision")
 _LONGEST_LINE = 2000
 _LAYOUT = "\n\r\t"  # control characters that programs print themselves
 # Seconds that a rank waits before it reports an error, so that only the rank with the root cause
-# reports it. It waits ...
+# reports one. It waits ...
 _LAUNCHER_REACTS_S = 20.0  # for the launcher to end the other ranks after one has ended;
 _LAUNCHER_KILLS_AFTER_S = 30.0  # for the launcher to kill a rank that ignores SIGTERM;
 _RANKS_ANSWER_S = 10.0  # for the answers of ranks that are still alive;
 _SAME_ERROR_ELSEWHERE_S = 15.0  # for the first rank to report an error that all ranks have;
-_START_APART_S = 60.0  # the same before training, when ranks may be a minute apart.
+_START_APART_S = 60.0  # for the same before training, when ranks may be a minute apart.
 
 
-# `_stdout_error` is the first error of writing to stdout. `_result_is_elsewhere` is True if the
-# program's result is in files, so that lost output on stdout is no failure.
+# `_stdout_error` is the first error that occurred when stdout was written. `_result_is_elsewhere`
+# is True if the program writes its result to files, so that lost output on stdout is no failure.
 _stdout_error: OSError | None = None
 _result_is_elsewhere = False
 _NOT_TO_BE_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
-# The signals on which this process was asked to stop its run, as text; set by
+# The names of the signals that asked this process to stop its run; set by
 # training/hooks/preemption.py.
 asked_to_stop: list[str] = []
 
 
 class Stopped(Exception):
-    """Raised when a run that was asked to stop, by a signal for example, has saved its state.
+    """Raised when a run that was asked to stop, for example by a signal, has saved its state.
 
     The text of the exception says why the run stops, and how to resume.
     """
 
 
 class _Stdout(io.RawIOBase):
-    """A raw stream for stdout that drops all output after the first error, such as a full disk.
+    """A raw stream for stdout that drops all output after the first failed write.
 
-    One line on stderr reports the error. A run must not end because the file to which its stdout is
-    redirected can't grow, and loggers would print a traceback for every message. The constructor
-    takes the file descriptor of stdout.
+    The error is reported in one line on stderr. Otherwise a run would end when the disk with the
+    file of its stdout is full, and loggers would print a traceback for every message. The
+    constructor takes the file descriptor of stdout.
     """
 
     def __init__(self, descriptor: int):
@@ -138,7 +138,7 @@ class _Stdout(io.RawIOBase):
 
 
 class _Printable(io.TextIOWrapper):
-    """A text stream that escapes control characters, which file names may contain.
+    """A text stream that escapes control characters, which may come from file names.
 
     Line breaks and tabs are left as they are, since programs print them.
     """
@@ -159,7 +159,7 @@ class _Printable(io.TextIOWrapper):
 def guard_stderr() -> None:
     """Replaces this process's stderr by a stream that escapes control characters.
 
-    If other code, such as a test, has replaced stderr before, nothing is changed.
+    It does nothing if other code, such as a test, has replaced stderr already.
     """
     stream = sys.stderr
     with contextlib.suppress(AttributeError, OSError):  # stderr is closed or isn't a file
@@ -175,15 +175,16 @@ def guard_stderr() -> None:
 
 
 def guard_stdout() -> None:
-    """Replaces this process's stdout by a stream that drops output, without error, on a full disk.
+    """Replaces this process's stdout by a stream that drops output if the disk is full.
 
-    The stream also escapes control characters. If other code, such as a test, has replaced stdout
-    before, nothing is changed.
+    The stream also escapes control characters. This function does nothing if other code, such as a
+    test, has replaced stdout already.
     """
     stream = sys.stdout
-    # If stdout is closed or isn't a file, one of these errors is raised, and stdout stays as it is.
+    # If stdout is closed or isn't a file, the code below raises one of these errors; stdout then
+    # stays as it is.
     with contextlib.suppress(AttributeError, OSError):
-        # If Python runs unbuffered (PYTHONUNBUFFERED), `stream.buffer` is the raw file itself.
+        # Under unbuffered Python (PYTHONUNBUFFERED) `stream.buffer` is the raw file itself.
         raw = getattr(stream.buffer, "raw", stream.buffer)
         if stream is not sys.__stdout__ or not isinstance(raw, io.FileIO):
             return
@@ -217,7 +218,7 @@ def _code_after_stdout(code: int) -> int:
         2 if `code` is 0, writing to stdout has failed, and the program's result is on stdout; else
         `code`.
     """
-    # An OSError means that stdout is a pipe whose reader has ended.
+    # An OSError here means that stdout is a pipe whose reader has ended.
     with contextlib.suppress(OSError):
         sys.stdout.flush()
     lost = _stdout_error is not None and not _result_is_elsewhere
@@ -227,9 +228,9 @@ def _code_after_stdout(code: int) -> int:
 def program(main: Callable[[], int | None]) -> NoReturn:
     """Runs a program with `run`, and ends the process with the program's exit code.
 
-    If there are several ranks, a rank exits without Python's cleanup: during the cleanup threads of
-    gloo may use objects that no longer exist, which would abort the process. Functions that are
-    registered with `atexit` are still called.
+    With several ranks, the process exits without Python's cleanup: threads of gloo might use
+    objects that the cleanup has destroyed, which would abort the process. Functions that are
+    registered with `atexit` are called nevertheless.
 
     Args:
         main: The program's main function; it returns the exit code, or None for 0.
@@ -253,8 +254,8 @@ def program(main: Callable[[], int | None]) -> NoReturn:
             # A RuntimeError means that another rank has ended already.
             with contextlib.suppress(RuntimeError):
                 torch.distributed.destroy_process_group()
-        # With several ranks, call the functions that Python would call at exit, then exit without
-        # its cleanup.
+        # With several ranks, call the functions registered with `atexit`, then exit without
+        # Python's cleanup.
         if not alone:
             atexit._run_exitfuncs()
             with contextlib.suppress(OSError):
@@ -267,9 +268,9 @@ def program(main: Callable[[], int | None]) -> NoReturn:
 def run(main: Callable[[], int | None]) -> int:
     """Runs a program's main function, reports its errors, and returns the exit code.
 
-    If all ranks fail with the same user error, the first rank of each machine prints the error. The
-    others wait, so that the launcher ends them before they print the error too. A rank that fails
-    because another rank has ended also waits, so that only the root cause is printed.
+    If all ranks fail with the same user error, only the first rank of each machine prints it at
+    once. The others wait, so that the launcher ends them before they print it, too. A rank that
+    fails because another rank has ended also waits, so that only the root cause is printed.
 
     Args:
         main: The program's main function; it returns the exit code, or None for 0.
@@ -279,18 +280,18 @@ def run(main: Callable[[], int | None]) -> int:
         75 if a run was asked to stop and can resume from its checkpoint; 130 after Ctrl-C.
     """
     slurm.adopt_task()
-    # File names may contain bytes that the stream's encoding can't represent; print them escaped.
+    # Print a file name's bytes that the stream's encoding can't represent as escapes.
     for stream in (sys.stdout, sys.stderr):
-        # If something else than a text file has replaced the stream, it may lack `reconfigure`.
+        # A stream that was replaced by another object may lack `reconfigure`.
         with contextlib.suppress(AttributeError):
             stream.reconfigure(errors="backslashreplace")
     try:
         check_ranks(os.environ)
     except LaunchError as error:
-        # The ranks' environment variables differ, so each rank reports its own error.
+        # The ranks' environment variables may differ, so each rank reports its own error.
         return _report(error)
     try:
-        # The variable CROSS_RANK means that DeepSpeed's launcher has started this process.
+        # The variable CROSS_RANK shows that DeepSpeed's launcher has started this process.
         if "CROSS_RANK" in os.environ:
             _check_hostfile()
         code = main() or 0
@@ -300,12 +301,12 @@ def run(main: Callable[[], int | None]) -> int:
         _let_signals_end_this()
         if int(os.environ.get("LOCAL_RANK", 0)) > 0:
             # Wait while the first rank of this machine reports the error. Before the process group
-            # exists, ranks on a busy machine may reach this line up to a minute apart.
+            # exists, ranks on a busy machine may get here up to a minute apart.
             time.sleep(_SAME_ERROR_ELSEWHERE_S if _is_in_a_group() else _START_APART_S)
         return _report(error)
     except Stopped as stopped:
-        # The launcher kills all ranks as soon as one has ended, so wait until all have saved. If a
-        # rank is lost here, it has already saved its state.
+        # The launcher kills all ranks as soon as one has ended, so wait until all have saved. A
+        # RuntimeError means that a rank is lost; this rank has saved its state already.
         with contextlib.suppress(RuntimeError):
             from tiekd.distributed.comm import barrier
 
@@ -320,8 +321,8 @@ def run(main: Callable[[], int | None]) -> int:
         _let_signals_end_this()
         return _report(LaunchError(_not_to_be_written(error)))
     except Exception as error:
-        # Report in one line what isn't a fault of the program: a full disk, process limits, a lost
-        # rank, too little memory.
+        # Report errors in one line that are no fault of the program: a full disk, process limits, a
+        # lost rank, too little memory.
         if isinstance(error, OSError) and error.errno in _REMEDIES:
             _let_signals_end_this()
             name = error.filename2 or error.filename or "a file"
@@ -339,7 +340,7 @@ def run(main: Callable[[], int | None]) -> int:
         if lost_a_rank(error):
             _let_signals_end_this()
             if asked_to_stop:
-                # This rank was asked to stop, so the launcher is already ending all ranks, and the
+                # If this rank was asked to stop, the launcher is already ending all ranks, and the
                 # rank with the root cause reports the error.
                 return USER_ERROR_CODE
             return _report(_lost_rank(error))
@@ -358,10 +359,10 @@ def run(main: Callable[[], int | None]) -> int:
 def check_ranks(told: Mapping[str, str]) -> None:
     """Checks the environment variables that a launcher sets, such as RANK and WORLD_SIZE.
 
-    With wrong values the ranks would wait for each other for ever.
+    With wrong values, ranks would wait for each other for ever.
 
     Args:
-        told: The environment variables by name; those that aren't set are not checked.
+        told: The environment variables by name. Variables that aren't set aren't checked.
 
     Raises:
         LaunchError: A variable is not a whole number in its range, or a rank isn't below the number
@@ -371,8 +372,8 @@ def check_ranks(told: Mapping[str, str]) -> None:
     for name in ("RANK", "LOCAL_RANK", *counts):
         least = 1 if name in counts else 0
         text = told.get(name, str(least))
-        # DeepSpeed treats an empty LOCAL_SIZE or LOCAL_WORLD_SIZE as if it weren't set, and so does
-        # `start_rank`.
+        # Skip an empty LOCAL_SIZE or LOCAL_WORLD_SIZE: DeepSpeed and `start_rank` treat it as not
+        # set.
         if name.startswith("LOCAL_") and name in counts and not text:
             continue
         if re.fullmatch(r"[0-9]{1,9}", text) is None or int(text) < least:
@@ -422,7 +423,7 @@ def lost_a_rank(error: Exception) -> bool:
 def _check_hostfile() -> None:
     """Raises LaunchError if the hostfile in the `deepspeed` command doesn't exist.
 
-    DeepSpeed itself would run on this machine alone, without an error.
+    Without this check, DeepSpeed would run on this machine alone.
     """
     from tiekd.distributed import launcher_watch
 
@@ -431,11 +432,11 @@ def _check_hostfile() -> None:
 
 
 def _lost_rank(error: Exception) -> LaunchError:
-    """Returns an error, to be reported, that names the ranks that are missing.
+    """Returns an error that names the missing ranks, for the report.
 
-    It is called after a collective has failed. Only the lowest rank that still answers returns
-    without a delay. The other ranks first wait for the launcher to end them, since the rank that
-    caused the failure has probably reported its own error.
+    It is called after a collective has failed. Of the ranks that still answer, only the lowest
+    returns without a delay. The others first wait for the launcher to end them, so that they don't
+    report the same failure again.
 
     Args:
         error: The error that the collective raised.
@@ -481,8 +482,9 @@ def on_lost_machine(name: str, silent: bool) -> None:
 
     Args:
         name: The lost machine's name.
-        silent: True if the machine stopped answering; False if its connection was closed. If it was
-            closed, this rank waits first, since its own collective may fail with a better message.
+        silent: True if the machine stopped answering; False if its connection was closed. In the
+            latter case this rank waits before it reports: its own collective may fail with a better
+            message.
     """
     from tiekd.distributed import launcher_watch
 
@@ -499,8 +501,8 @@ def on_lost_machine(name: str, silent: bool) -> None:
 def _tell_of_a_thread(ended) -> None:
     """Reports an exception that has ended a thread; used as `threading.excepthook`.
 
-    If the cause is the system and not the program, such as a full disk on which TensorBoard's
-    thread writes, the report is one line on stderr. Any other exception gives a traceback.
+    If the system and not the program is the cause, such as a full disk to which TensorBoard's
+    thread writes, the report is one line on stderr. For any other exception it is a traceback.
 
     Args:
         ended: The exception and its thread, as `threading.excepthook` gets them.
@@ -524,7 +526,7 @@ def _report(error: UserError) -> int:
         traceback.print_exc()
     message = printable(" ".join(map(str.strip, str(error).splitlines())))
     line = f"{type(error).__name__}: {paths.with_hint(message)}"
-    # A message that quotes a long value is cut in the middle, since its end says what to do.
+    # Cut a too long message in the middle, since its end tells the user what to do.
     if len(line) > _LONGEST_LINE:
         line = f"{line[: _LONGEST_LINE // 2]} ... {line[-_LONGEST_LINE // 2 :]}"
     sys.stderr.write(f"{line}\n")

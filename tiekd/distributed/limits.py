@@ -27,7 +27,7 @@ def lacking(error: BaseException) -> str | None:
     """Returns a message if an error comes from an exhausted resource, such as open files.
 
     Args:
-        error: The error; the errors that led to it are also looked at.
+        error: The error; the errors that led to it are checked, too.
 
     Returns:
         A message that names the resource and says how to get more of it; None for any other error.
@@ -40,15 +40,15 @@ def lacking(error: BaseException) -> str | None:
 
 
 def check_threads(count: int) -> None:
-    """Raises LaunchError if this process can't start a number of additional threads.
+    """Raises LaunchError if this process can't start the given number of additional threads.
 
     A C++ library that can't start its threads would abort the process without a clear message.
 
     Args:
         count: The number of threads.
     """
-    # Try to start the threads. Reading the limits isn't enough: those of a container or a service
-    # can't always be read.
+    # Try to start the threads. It isn't enough to read the limits: those of a container or a
+    # service can't always be read.
     may_end = threading.Event()
     threads = [threading.Thread(target=may_end.wait, daemon=True) for _ in range(count)]
     try:

@@ -1,13 +1,14 @@
 """Detects within a minute that another machine of a run is lost.
 
-If a machine loses its power or its network, the ranks on other machines would wait in a collective
-until the process group's timeout. So the first rank of every machine keeps a TCP connection to rank
-0. No data is sent on it, but the kernels exchange keep-alive packets. A machine counts as lost if
-it doesn't answer these for a minute. It also counts as lost, without delay, if its connection
-closes without the farewell byte that a finished rank sends. Costs one thread and a few empty
-packets per minute.
+When a machine loses its power or its network, the ranks on other machines would wait in a
+collective until the process group's timeout. So the first rank of every machine keeps a TCP
+connection with rank 0, on which no data are sent, but the kernels exchange keep-alive packets. A
+machine counts as lost if it doesn't answer these for a minute. It also counts as lost, without
+delay, if its connection closes without the farewell byte that a finished rank sends. The cost is
+one thread and a few empty packets per minute.
 
-Left out: lost ranks on the same machine; its launcher ends the other ranks there.
+Left out: lost ranks on a machine that still runs; the launcher there ends the machine's other
+ranks.
 """
 
 import os
@@ -27,7 +28,7 @@ _ASK_EVERY_S = 5
 _ASK_TIMES = 9
 _CONNECT_S = 120.0
 _FAREWELL = b"."
-_connections: dict[socket.socket, str] = {}  # Connection -> the machine at its other end.
+_connections: dict[socket.socket, str] = {}  # connection -> the machine at its other end
 
 OnLoss = Callable[[str, bool], None]
 
@@ -50,7 +51,8 @@ def watch_machines(on_loss: OnLoss) -> None:
     if firsts < 2:
         return
     listener = _listen() if comm.is_main() else None
-    # The secret rejects connections from processes outside the run, such as port scanners.
+    # The secret identifies the run, so that connections from other processes, such as port
+    # scanners, are refused.
     port, secret = comm.broadcast_object(
         listener and (listener.getsockname()[1], secrets.token_hex(16))
     )
@@ -81,7 +83,7 @@ def say_farewell() -> None:
         try:
             connection.sendall(_FAREWELL)
         except OSError:
-            # The connection is closed, since the process at its other end has finished earlier.
+            # The connection is closed already, since the process at its other end finished earlier.
             continue
 
 
@@ -110,7 +112,8 @@ def _accept(listener: socket.socket, secret: str, count: int) -> None:
             connection, _ = listener.accept()
             connection.settimeout(_CONNECT_S)
             said, _, name = connection.makefile(errors="replace").readline().strip().partition(" ")
-            # Any process on the network can connect, but only ranks of this run know the secret.
+            # Keep only connections that send the secret, since any process on the network can
+            # connect.
             if secrets.compare_digest(said.encode(), secret.encode()):
                 _keep(connection, name)
 
@@ -134,7 +137,7 @@ def _watch(connections: dict[socket.socket, str], on_loss: OnLoss) -> None:
     with selectors.DefaultSelector() as selector:
         for connection in connections:
             selector.register(connection, selectors.EVENT_READ)
-        # The farewell byte is the only data on these connections. Without it, an event means that
+        # Only the farewell byte is ever sent on these connections. An event without it means that
         # the connection has ended.
         while selector.get_map():
             for key, _ in selector.select():
@@ -144,8 +147,8 @@ def _watch(connections: dict[socket.socket, str], on_loss: OnLoss) -> None:
                 except ConnectionResetError:
                     said = b""
                 except OSError:
-                    # The read failed: the machine doesn't answer keep-alive packets, or there is no
-                    # route to it.
+                    # The read fails if the machine doesn't answer keep-alive packets, or if there
+                    # is no route to it.
                     said = b""
                     silent = True
                 if said != _FAREWELL:

@@ -26,9 +26,10 @@ def held_bytes(device: torch.device) -> int:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Returns the largest number of bytes that this rank has used at any time.
+    """Returns the largest number of bytes that this rank has used at one time.
 
-    It is counted from the start of the process, or from the last call of `restart_peak`.
+    Only the time since the start of the process, or since the last call of `restart_peak`, is
+    considered.
 
     Args:
         device: The rank's device, as for `held_bytes`.
@@ -39,7 +40,7 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def restart_peak(device: torch.device) -> None:
-    """Resets the peak that `peak_bytes` returns to the memory that is used now.
+    """Makes `peak_bytes` return the largest memory use from now on.
 
     Args:
         device: The rank's device, as for `held_bytes`.
@@ -72,8 +73,8 @@ def _free_in_container() -> list[int]:
     """Returns the number of free bytes under each memory limit of the container.
 
     Returns:
-        At most two numbers: under the limit of cgroup v2, and under that of v1. A limit that
-        doesn't exist is left out.
+        At most two numbers: the free bytes under the limit of cgroup v2, and under that of v1. A
+        limit that doesn't exist has no number.
     """
     free = []
     for limit, used in (

@@ -1,7 +1,7 @@
 """Starts a rank: joins the process group, selects the device, sets threads and seeds.
 
-torch is imported inside the functions, since importing it takes two seconds and programs that only
-read a recipe don't need it.
+torch is imported inside the functions: importing it takes two seconds, and programs that only read
+a recipe don't need it.
 """
 
 import os
@@ -17,7 +17,7 @@ from tiekd.errors import LaunchError
 if TYPE_CHECKING:
     import torch
 
-_LIBRARIES_THREADS = 8  # Threads of gloo's two process groups and torch's store.
+_LIBRARIES_THREADS = 8  # threads of gloo's two process groups and of torch's store
 
 
 def _threads(text: str) -> int:
@@ -67,10 +67,10 @@ def start_rank(timeout_minutes: float = 30.0) -> "torch.device":
     if "RANK" not in os.environ:
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1"}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
-    # Disable this DeepSpeed op: every CPU rank would compile it at its start, and only
-    # inference_all_reduce, which isn't used here, needs it.
+    # Disable this DeepSpeed op, which every CPU rank would compile at its start. Only
+    # inference_all_reduce needs it, which isn't used here.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    # Select the device, and set the number of threads of a CPU rank.
+    # Select the device, and set the number of threads if it is a CPU.
     accelerator = get_accelerator()
     local_rank = int(os.environ["LOCAL_RANK"])
     if accelerator.device_name() == "cpu":
@@ -90,16 +90,16 @@ def start_rank(timeout_minutes: float = 30.0) -> "torch.device":
         accelerator.set_device(local_rank)
         device = torch.device(accelerator.device_name(local_rank))
         backend = accelerator.communication_backend_name()
-    # Join the process group. Check the limit of threads first: gloo would abort the process if it
-    # couldn't start its own.
+    # Join the process group. Check the limit of threads first, since gloo aborts the process if it
+    # can't start its threads.
     limits.check_threads(_LIBRARIES_THREADS + torch.get_num_threads())
     try:
         deepspeed.init_distributed(
             backend, auto_mpi_discovery=False, verbose=False, timeout=timeout
         )
     except RuntimeError as error:
-        # Check the name of rank 0's machine only after the failure: in a cluster a name may become
-        # known some time after this rank has started.
+        # Check the name of rank 0's machine only after the failure: in a cluster, a name may become
+        # known only after this rank has started.
         if not _is_known(os.environ["MASTER_ADDR"]):
             raise LaunchError(
                 f"MASTER_ADDR={os.environ['MASTER_ADDR']}: no machine of that name; give the name "
@@ -147,7 +147,7 @@ def seed_everything(seed: int, deterministic: bool) -> None:
 def _check_hidden_devices() -> None:
     """Raises LaunchError if CUDA_VISIBLE_DEVICES names a GPU that this machine doesn't have.
 
-    CUDA then hides all GPUs, and the run would use the CPU without an error.
+    In this case CUDA hides all GPUs, so without the check the run would use the CPU.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").strip()
     named = visible.startswith(("GPU-", "MIG-"))
@@ -161,7 +161,7 @@ def _check_hidden_devices() -> None:
 def ranks_on_this_machine() -> int:
     """Returns the number of ranks on this machine, from the launcher's environment variable.
 
-    DeepSpeed's launcher sets LOCAL_SIZE, torchrun and others LOCAL_WORLD_SIZE.
+    DeepSpeed's launcher sets LOCAL_SIZE; torchrun and other launchers set LOCAL_WORLD_SIZE.
     """
     return int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or 1)
 

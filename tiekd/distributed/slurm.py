@@ -1,8 +1,8 @@
 """Sets the environment variables of a launcher for `srun python bin/train.py RECIPE`.
 
-Each task of the job step is one rank. Rank, address of rank 0 and port are derived from SLURM's
-environment variables. No other program is called, and the user has to set nothing. Left out: jobs
-of several components (`srun a : b`).
+Each task of the job step is one rank. Its rank, the address of rank 0 and the port are derived from
+SLURM's environment variables. No other program is called, and the user needn't set anything. Left
+out: jobs of several components (`srun a : b`).
 """
 
 import os
@@ -14,8 +14,8 @@ def adopt_task() -> None:
 
     The others are LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT and OMP_NUM_THREADS; the
     last three are kept if they are set. Does nothing in three cases: another launcher has set RANK;
-    the job step has a single task; or this is the batch script itself, to which SLURM also gives
-    task number 0.
+    the job step has a single task; or this process is the batch script itself, which also has task
+    number 0 in SLURM.
     """
     told = os.environ
     tasks = told.get("SLURM_STEP_NUM_TASKS")
@@ -29,8 +29,8 @@ def adopt_task() -> None:
     on_each = tasks_per_node(
         told.get("SLURM_STEP_TASKS_PER_NODE") or told.get("SLURM_TASKS_PER_NODE") or tasks
     )
-    # If SLURM gives each task one GPU of its own in CUDA_VISIBLE_DEVICES, that GPU is device 0 of
-    # the task, and so its LOCAL_RANK is 0.
+    # If SLURM gives each task a single GPU in CUDA_VISIBLE_DEVICES, that GPU is device 0 for the
+    # task, so its LOCAL_RANK is 0.
     own_gpu = (
         len(told.get("CUDA_VISIBLE_DEVICES", "").split(",")) == 1 and "CUDA_VISIBLE_DEVICES" in told
     )
@@ -48,7 +48,7 @@ def first_node(nodes: str) -> str:
     """Returns the name of the first machine in SLURM's short form of a list of machines.
 
     Args:
-        nodes: The list. For `node[01-03,07],other` the result is `node01`.
+        nodes: The list in short form. For `node[01-03,07],other` the result is `node01`.
     """
     return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", nodes).split(",")[0]
 

@@ -1,7 +1,7 @@
 """Builds a DeepSpeed engine from a network, an optimizer and a resolved engine config.
 
-It has the project's only call of deepspeed.initialize. Left out: DeepSpeed's own optimizers and
-schedulers; the training loop sets the learning rate of each iteration.
+The project's only call of deepspeed.initialize is here. Left out: DeepSpeed's own optimizers and
+schedulers; the training loop sets the learning rate at each iteration.
 """
 
 from copy import deepcopy
@@ -27,7 +27,7 @@ def build_engine(network: nn.Module, optimizer: torch.optim.Optimizer, config: E
 
     Returns:
         The deepspeed.DeepSpeedEngine. Its attribute `checkpoint_files`, which is added here, writes
-        and reads the files of its checkpoints.
+        and reads the engine's checkpoint files.
 
     Raises:
         RecipeError: DeepSpeed refuses a value of the engine config.
@@ -38,7 +38,7 @@ def build_engine(network: nn.Module, optimizer: torch.optim.Optimizer, config: E
     values = {key: value for key, value in config.values.items() if key != execution.SECTION}
     execution.prepare(network, config.values)
     if clips_here(config):
-        # engine/step.py clips the gradient, so DeepSpeed must not clip it as well.
+        # engine/step.py clips the gradient, so turn DeepSpeed's own clipping off.
         values["gradient_clipping"] = 0.0
     initial = None
     if scales_here(config):
@@ -47,8 +47,8 @@ def build_engine(network: nn.Module, optimizer: torch.optim.Optimizer, config: E
     patches.import_muon_uncompiled()
     working_ones = shipped.shown_folder(shipped.ENGINE_CONFIGS)
     try:
-        # The values come from the user's engine config, so errors about them are reported in one
-        # line.
+        # Report errors about these values in one line, since they come from the user's engine
+        # config.
         _read_by_deepspeed(values)
         engine, *_ = deepspeed.initialize(model=network, optimizer=optimizer, config=values)
     except ValidationError as error:
@@ -61,9 +61,9 @@ def build_engine(network: nn.Module, optimizer: torch.optim.Optimizer, config: E
             f"engine config: DeepSpeed refuses it ({reason}); see {working_ones}"
         ) from None
     if initial is not None:
-        # In fp16 without ZeRO, DeepSpeed takes an optimizer step while it builds the engine: the
-        # step applies weight decay and advances Adam's step count. Restore the initial weights and
-        # an empty optimizer state.
+        # In fp16 without ZeRO, DeepSpeed takes an optimizer step while it builds the engine. This
+        # step applies weight decay and advances Adam's step count, so restore the initial weights
+        # and an empty optimizer state.
         full_state.restore(engine, initial, {})
     patches.save_through(engine, Files())
     patches.keep_on_at_lowest_loss_scale(engine)

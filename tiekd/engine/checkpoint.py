@@ -66,17 +66,19 @@ def save(
         files.make_folder(partial)
     comm.barrier()
     write_files(engine, partial, iteration, hook_states, recipe, average, **facts)
-    # Gather which files each rank has written. If one rank couldn't write, the save fails on all.
+    # Gather from all ranks which files they have written. If one rank couldn't write, the save
+    # fails on all.
     shares = comm.gather_objects((files.written, files.problem))
     problem = next((problem for _, problem in shares if problem), None)
     if problem is None and comm.is_main():
         written = {name: facts for share, _ in shares for name, facts in share.items()}
         problem = _make_current(partial, final, written)
-    # If rank 0 couldn't rename the folder, it broadcasts the reason, so that all ranks raise.
+    # Broadcast rank 0's error, if it couldn't rename the folder, so that all ranks raise.
     problem = comm.broadcast_object(problem)
     if problem is not None:
         if comm.is_main():
-            shutil.rmtree(partial, ignore_errors=True)  # it may have filled the disk
+            # Remove the partial checkpoint, which may have filled the disk.
+            shutil.rmtree(partial, ignore_errors=True)
         raise SaveFailed(f"{final} was not saved, {problem}")
     return final
 
@@ -156,15 +158,16 @@ def load(engine, checkpoint: Path) -> tuple[int, dict[str, dict]]:
             if path is None:
                 raise KeyError("DeepSpeed found no state in it")
         else:
-            # With a moving average student.pth has the average, and trained.pth the weights.
+            # If the run has a moving average, student.pth contains the average, and trained.pth the
+            # weights.
             trained = checkpoint / TRAINED
             path = trained if trained.is_file() else checkpoint / STUDENT
             weights = engine.checkpoint_files.load(path)["state_dict"]
             full_state.restore(engine, weights, engine.checkpoint_files.load(checkpoint / MOMENTS))
             full_state.set_counters(engine, state["counters"])
         rank_file = checkpoint / f"rank_{comm.rank()}.pt"
-        # If the run resumes on more ranks than before, there are no random states and hook states
-        # for the new ranks, so they load those of rank 0.
+        # A rank that the saved run didn't have has no random states and hook states, so it loads
+        # those of rank 0.
         if not rank_file.exists():
             rank_file = checkpoint / "rank_0.pt"
         mine = engine.checkpoint_files.load(rank_file)
@@ -179,8 +182,8 @@ def load(engine, checkpoint: Path) -> tuple[int, dict[str, dict]]:
         raise CheckpointError(
             f"{checkpoint}: can't be read ({error}); resume from another checkpoint"
         ) from None
-    # If memory runs out, the checkpoint may be intact, so don't report it as damaged. The same
-    # holds below if another rank is lost.
+    # If memory runs out, re-raise the error: the checkpoint may be intact, so don't report it as
+    # damaged. The same holds for the error of a lost rank below.
     except torch.cuda.OutOfMemoryError:
         raise
     except (
@@ -205,7 +208,7 @@ def _make_current(partial: Path, final: Path, files: dict[str, list]) -> str | N
     Args:
         partial: The temporary folder with the files of all ranks.
         final: The checkpoint's final path.
-        files: For each file by its name [size in bytes, sha256].
+        files: File name -> [size in bytes, sha256].
 
     Returns:
         The message of an error because of which the checkpoint isn't complete; None if it is.
@@ -213,8 +216,8 @@ def _make_current(partial: Path, final: Path, files: dict[str, list]) -> str | N
     try:
         manifest.write(partial, files)
         sync(partial)
-        # The checkpoint may exist already, from a run that was killed or a second Checkpoint hook.
-        # Rename it out of the way.
+        # A checkpoint of this iteration may exist already, from a run that was killed or from a
+        # second Checkpoint hook. Rename it out of the way.
         if final.exists():
             os.rename(final, final.with_name(f".{final.name}.partial.old"))
         os.rename(partial, final)
@@ -253,7 +256,8 @@ def _facts(engine, iteration: int, recipe: dict) -> dict:
 def _shape(engine) -> dict:
     """Returns the properties of an engine that must not change for DeepSpeed to load its files.
 
-    They are in a dict: `world_size`, `zero_stage`, and `precision`: "fp32", "bf16" or "fp16".
+    They are the dict's keys: `world_size`; `zero_stage`; and `precision`, which is "fp32", "bf16"
+    or "fp16".
     """
     precision = "fp16" if engine.fp16_enabled() else "bf16" if engine.bfloat16_enabled() else "fp32"
     stage = engine.zero_optimization_stage()

@@ -1,8 +1,8 @@
 """Reads, checks and resolves the engine config: a JSON file of DeepSpeed settings.
 
-The engine config says how a step is computed, such as its precision and ZeRO stage. Values that the
-recipe determines, such as the batch size, may be "auto" in the file and are then filled in. A value
-that contradicts the recipe is refused.
+The engine config determines how a step is computed, e.g. its precision and ZeRO stage. Values that
+the recipe determines, such as the batch size, may be "auto" in the file and are then filled in. A
+value that contradicts the recipe is refused.
 """
 
 import difflib
@@ -21,9 +21,9 @@ from tiekd.files import check_readable
 
 _DEFAULT = shipped.folder(shipped.ENGINE_CONFIGS) / "fp32.json"
 
-# The keys that DeepSpeed 0.19 accepts, sorted by the type of their values: text, booleans, mappings
-# and whole numbers. They are checked in this module, because DeepSpeed ignores unknown top-level
-# keys, and fails on values of wrong types with errors from deep in its own code.
+# The keys that DeepSpeed 0.19 accepts, by the type of their values: text, booleans, mappings and
+# whole numbers. They are checked in this module, because DeepSpeed ignores unknown top-level keys,
+# and raises obscure errors for values of wrong types.
 _WORDS = (
     "communication_data_type seq_parallel_communication_data_type gradient_allreduce_op log_level"
 )
@@ -160,7 +160,7 @@ def resolve(config: dict, batch_size: int, clip_norm: float, world_size: int) ->
             check_value(value, ENGINE_KEYS[key], f"engine config: {key}")
         if key in ("steps_per_print", "gradient_predivide_factor") and not 0 < value < math.inf:
             raise RecipeError(f"engine config: {key} is {value}; it must be above 0")
-    # Refuse a batch size or a clipping norm that differs from the recipe's. "auto" stands for the
+    # Refuse a batch size or clipping norm that differs from the recipe's; "auto" stands for the
     # recipe's value.
     _agree(config, "train_batch_size", batch_size, "train.batch_size")
     _agree(config, "gradient_clipping", clip_norm, "train.clip_norm")
@@ -180,7 +180,7 @@ def resolve(config: dict, batch_size: int, clip_norm: float, world_size: int) ->
 
 
 def refill(config: dict, world_size: int, other_batch: bool) -> dict:
-    """Sets values of an earlier start's engine config to "auto" that may have to change now.
+    """Sets those values of an earlier start's engine config to "auto" that may have to change now.
 
     The batch size and the clipping norm always become "auto". The micro-batch size and the number
     of micro-batches do so only if they no longer fit.
@@ -206,9 +206,9 @@ def refill(config: dict, world_size: int, other_batch: bool) -> dict:
 
 
 def clips_here(config: EngineConfig) -> bool:
-    """Returns True if engine/step.py has to clip the gradient, and not DeepSpeed.
+    """Returns True if engine/step.py, not DeepSpeed, has to clip the gradient.
 
-    That is so in fp32 without ZeRO.
+    This is the case in fp32 without ZeRO.
     """
     in_half = any(config.values.get(kind, {}).get("enabled") for kind in ("fp16", "bf16"))
     return config.zero_stage == 0 and not in_half
@@ -217,7 +217,7 @@ def clips_here(config: EngineConfig) -> bool:
 def scales_here(config: EngineConfig) -> bool:
     """Returns True if engine/step.py has to multiply the loss by the loss scale.
 
-    That is so in fp16 without ZeRO. In all other cases DeepSpeed does it, or there is no loss
+    This is the case in fp16 without ZeRO. In all other cases DeepSpeed does it, or there is no loss
     scale.
     """
     return config.zero_stage == 0 and bool(config.values.get("fp16", {}).get("enabled"))
@@ -258,8 +258,8 @@ def _deal(config: dict, batch_size: int, world_size: int) -> tuple[int, int]:
             raise RecipeError(
                 f'engine config: {key} is {value!r}; it must be a whole number from 1, or "auto"'
             )
-    # Micro-batch size and accumulation: if one of them is "auto", it is the global batch size
-    # divided by the other and by the number of ranks. If both are, accumulation is 1.
+    # If one of micro-batch size and accumulation is "auto", it is the global batch size divided by
+    # the other and by the number of ranks. If both are, accumulation is 1.
     if accumulation == "auto":
         accumulation = (
             1 if per_gpu == "auto" else max(1, round(batch_size / (per_gpu * world_size)))

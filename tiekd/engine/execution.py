@@ -1,26 +1,26 @@
 """Sets how the student's convolutions run: their memory format, and torch.compile.
 
-Both are set in the engine config, since they change neither what is learned nor what is stored:
-weights keep their layout and names at every ZeRO stage. They have a section of their own, which is
-not passed to DeepSpeed.
+Both are set in the engine config, in a section that is not passed to DeepSpeed. They are not in the
+recipe, since they change neither what is learned nor what is stored: weights keep their layout and
+names at every ZeRO stage.
 
     "tiekd": {"memory_format": "auto", "compile": false}
 
 `channels_last` is the memory format for tensor cores, and for oneDNN on CPUs. The image is
-converted to it, and all features follow. "auto" means channels_last in half precision and
-contiguous in fp32. In fp32 on a CPU channels_last would save a few percent of the time. But norms
-compute the statistics of channels-last features with a hundred times the rounding error (7e-5 of a
-variance), so that results on one rank and on several would no longer agree. In fp32 on a GPU
-channels_last has not been measured.
+converted to this format, and the features of all layers then have it, too. "auto" means
+channels_last in half precision and contiguous in fp32. In fp32 on a CPU channels_last would save a
+few percent of the time. But norms compute the statistics of channels-last features with a hundred
+times the rounding error (7e-5 of a variance), so that results on one rank and on several would no
+longer agree. In fp32 on a GPU channels_last has not been measured.
 
-Two formats on CPUs are not set here but always chosen by the table in tiekd/kernels/layouts.py:
-that of large features in DenseDepth, which has no norms, and that of bf16 convolutions on CPUs
-without bf16 arithmetic.
+Two formats on CPUs are not set here but taken from the table in tiekd/kernels/layouts.py: that of
+large features in DenseDepth, which has no norms; and that of bf16 convolutions on CPUs without bf16
+arithmetic.
 
 `compile` compiles encoder, neck and decoder, each on its own; the head's kernel is not compiled. It
-costs a minute at the first iteration, again for images of another size, and again for the first
-TensorBoard image, whose batch has another size and is in eval mode. Left out: compiling under
-ZeRO-3, which gathers weights by hooks inside the network; and DeepSpeed's own `compile`.
+costs a minute at the first iteration, at the first images of another size, and at the first
+TensorBoard image, whose batch has another size and is computed in eval mode. Left out: compiling
+under ZeRO-3, which gathers weights by hooks inside the network; and DeepSpeed's own `compile`.
 """
 
 import shutil
@@ -68,7 +68,7 @@ def of_engine_config(config: dict) -> Execution:
     for key, value in node.items():
         check_value(value, fields[key].type, f"engine config: {SECTION}.{key}")
     execution = Execution(**node)
-    # The types were checked above, so only the value itself has to be checked.
+    # The type of each value was checked above. Check the value itself.
     if execution.memory_format not in FORMATS:
         raise RecipeError(
             f"engine config: {SECTION}.memory_format: got {execution.memory_format!r}; allowed: "
@@ -107,7 +107,8 @@ def prepare(network: nn.Module, config: dict) -> None:
 
     Args:
         network: The student.
-        config: The engine config, in which every "auto" of the recipe's is replaced by a value.
+        config: The engine config, in which every "auto" that stands for a recipe's value is
+            replaced.
     """
     execution = of_engine_config(config)
     in_half = any(config.get(kind, {}).get("enabled", False) for kind in _HALF)

@@ -15,11 +15,11 @@ from torch import Tensor
 from tiekd.distributed import comm
 from tiekd.engine import patches
 
-# Attributes of DeepSpeed's engine that count optimizer steps, samples and skipped steps.
+# Attributes of a DeepSpeed engine: the numbers of optimizer steps, samples and skipped steps.
 _COUNTERS = ("global_steps", "global_samples", "skipped_steps")
-# Attributes of DeepSpeed's ZeRO optimizers that hold flat groups: one fp32 tensor for each
-# parameter group, with this rank's share of its values one after the other. The torch optimizer
-# updates these.
+# Attributes of DeepSpeed's ZeRO optimizers that contain flat groups. A flat group is an fp32 tensor
+# with this rank's share of the values of a parameter group, one after the other. The torch
+# optimizer updates these tensors.
 _FLAT_GROUPS = (
     "single_partition_of_fp32_groups",
     "fp32_partitioned_groups_flat",
@@ -31,9 +31,9 @@ def weights(engine) -> dict[str, Tensor]:
     """Gathers the student's weights and buffers on rank 0. Collective.
 
     Returns:
-        On rank 0 fp32 tensors on the CPU, with their own shapes, by their names in the network; a
-        buffer of integers keeps its dtype. In half precision the weights are the optimizer's fp32
-        master weights. Empty on other ranks.
+        On rank 0: name in the network -> unsharded fp32 tensor on the CPU; buffers of integers keep
+        their dtype. In half precision the weights are the optimizer's fp32 master weights. On other
+        ranks an empty dict.
     """
     masters = _masters(engine)
     values = {}
@@ -54,20 +54,20 @@ def moments(engine) -> dict[str, dict[str, Tensor]]:
     """Gathers the optimizer's state on rank 0. Collective.
 
     Returns:
-        On rank 0 the state of each parameter as a dict, such as `{"exp_avg": ..., "step": ...}`, by
-        the parameter's name. Tensors are on the CPU. Those of the parameter's shape are fp32; other
-        values, such as `step`, have the optimizer's own type. Empty on other ranks, and before the
-        first step.
+        On rank 0: parameter name -> the parameter's state as a dict, such as `{"exp_avg": ...,
+        "step": ...}`. Tensors are on the CPU. Those of the parameter's shape are fp32; other
+        values, such as `step`, have the type that the optimizer uses. On other ranks, and before
+        the first step, an empty dict.
     """
     state = _torch_optimizer(engine).state
     masters = _masters(engine)
     values = {}
-    # Without ZeRO the torch optimizer has one state for each parameter.
+    # Without ZeRO, read the torch optimizer's state of each parameter.
     if masters:
         values = {name: dict(state[master]) for name, master in masters.items() if master in state}
     elif state:
-        # Under ZeRO the optimizer has one state for each flat group, i.e. for this rank's values of
-        # a parameter group in one tensor. DeepSpeed's functions return the unsharded state of one
+        # Under ZeRO the optimizer has one state per flat group, i.e. per tensor with this rank's
+        # values of a parameter group. Use DeepSpeed's functions to get the unsharded state of each
         # parameter.
         patches.link_all_moments(engine)
         flat = next(tensor for tensor in _flat_groups(engine) if tensor in state)
@@ -100,7 +100,7 @@ def restore(engine, values: dict[str, Tensor], kept: dict[str, dict[str, Tensor]
     masters, state = _masters(engine), _torch_optimizer(engine).state
     state.clear()
     if masters:
-        # Without ZeRO: set each parameter's fp32 weight and optimizer state directly.
+        # Without ZeRO, set each parameter's fp32 weight and optimizer state directly.
         set_trained(engine, values)
         for name, master in masters.items():
             if name in kept:
@@ -109,8 +109,8 @@ def restore(engine, values: dict[str, Tensor], kept: dict[str, dict[str, Tensor]
                 }
         return
     if kept:
-        # Under ZeRO: create zero moments for each flat group, i.e. for this rank's values of a
-        # parameter group in one tensor. The loop below copies each parameter's moments into them.
+        # Under ZeRO, create zero moments for each flat group, i.e. for the tensor with this rank's
+        # values of a parameter group. The loop below copies each parameter's moments into them.
         some = next(iter(kept))
         shape = values[some].shape
         for flat in _flat_groups(engine):
@@ -145,7 +145,8 @@ def trained(engine) -> list[Tensor]:
 def set_trained(engine, values: dict[str, Tensor]) -> None:
     """Sets the values of the tensors that `trained` returns. Collective.
 
-    Parameters in half precision, and those that ZeRO has gathered for the forward pass, stay.
+    The half-precision copies of parameters, and those that ZeRO has gathered for the forward pass,
+    are not changed.
 
     Args:
         engine: The DeepSpeed engine.
@@ -196,8 +197,7 @@ def _scaler(engine):
 def _set_module(engine, values: dict[str, Tensor]) -> None:
     """Copies weights and buffers into the network of a DeepSpeed engine. Collective.
 
-    Under ZeRO-3 the network's parameters, of which each rank has only a part, are gathered for the
-    copy.
+    Under ZeRO-3, where each rank has only a part of the parameters, they are gathered for the copy.
 
     Args:
         engine: The engine.
@@ -273,8 +273,8 @@ def _set_whole(parameter: Tensor, value: Tensor, key: str | None = None) -> None
     )
 
     if hasattr(parameter, "ds_id"):
-        # DeepSpeed's function that sets an unsharded value fails to handle the padding of the last
-        # rank's shard. So the value is padded here, and each rank sets its own shard.
+        # DeepSpeed's own function that sets an unsharded value doesn't handle the padding of the
+        # last rank's shard. So pad the value here, and set each rank's shard.
         size = parameter.ds_tensor.numel()
         flat = F.pad(value.flatten(), (0, size * comm.world_size() - value.numel()))
         value = flat[comm.rank() * size :][:size]
@@ -296,11 +296,11 @@ def _is_like(value, flat: Tensor) -> bool:
 
 
 def _copy(value, shape: torch.Size):
-    """Copies a value of an optimizer's state to the CPU.
+    """Returns a copy, on the CPU, of a value from an optimizer's state.
 
     Args:
-        value: A tensor or any other value; a value that isn't a tensor is returned unchanged.
-        shape: The shape of the copy; not used if the tensor is 0-d, such as `step`.
+        value: The value. If it isn't a tensor, it is returned unchanged.
+        shape: The shape of the copy; not used for a 0-d tensor, such as `step`.
     """
     if not isinstance(value, Tensor):
         return value

@@ -1,20 +1,20 @@
 """Exponential moving average of an engine's fp32 weights and of BatchNorm's statistics.
 
-    decay(n) = min(decay, (1 + n) / (10 + n))        n = 0, 1, 2, ... iterations averaged before
+    decay(n) = min(decay, (1 + n) / (10 + n))        n = 0, 1, ... is the number of earlier updates
     average <- average + (1 - decay(n)) (weights - average)
 
 Each rank averages the fp32 tensors that its torch optimizer updates: without ZeRO all parameters,
 or in half precision their master copies; under ZeRO this rank's partition. So it costs the memory
 of one more fp32 copy of these tensors. BatchNorm's running means and variances are averaged
-likewise; all other buffers are the newest. An update is one call of `torch._foreach_lerp_` and no
-host sync. In fp32 without ZeRO only the device knows if a step was skipped, so the weight of the
-new values is a tensor there, 0 for a skipped step. PyTorch then launches one small kernel for each
-parameter; in all other cases it fuses them into a few.
+likewise; of all other buffers the newest values are used. An update is one call of
+`torch._foreach_lerp_`, without a host sync. In fp32 without ZeRO only the device knows if a step
+was skipped. There the weight of the new values is a tensor, 0 for a skipped step, and PyTorch
+launches one small kernel per parameter; in all other cases it launches only a few fused kernels.
 
 The average is saved and restored by parameter name, on any number of ranks and at any ZeRO stage.
-For that the average and the weights are exchanged, so that the average is gathered as the weights
-are (engine/full_state.py); that needs room for 16 MB or the largest parameter. Left out: offload to
-NVMe.
+For that the average and the weights are exchanged, so that the average is gathered as weights are
+(engine/full_state.py). The exchange needs additional memory for 16 MB or for the largest parameter.
+Left out: offload to NVMe.
 """
 
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from tiekd.engine import full_state
 
-_CHUNK = 1 << 22  # Elements of a flat group that are exchanged at a time.
+_CHUNK = 1 << 22  # The number of elements of a flat group that are exchanged at a time.
 
 
 class MovingAverage:
@@ -37,9 +37,9 @@ class MovingAverage:
     Attributes:
         engine: The DeepSpeed engine.
         decay: The largest decay, from 0 to below 1.
-        warms_up: True if the decay starts at 0.1 and rises to `decay`, by the formula above; False
-            for `decay` from the first iteration on.
-        num_updates: The number of iterations that were averaged, those with a skipped step
+        warms_up: True if the decay rises from 0.1 to `decay`, by the formula at the top of this
+            file; False if it is `decay` from the first iteration on.
+        num_updates: The number of updates of the average, those in which the step was skipped
             included.
     """
 
@@ -65,7 +65,7 @@ class MovingAverage:
 
     @property
     def num_bytes(self) -> int:
-        """The memory that the average takes on this rank."""
+        """The number of bytes that the average takes on this rank."""
         tensors = [*self._averages, *self._average_statistics]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
@@ -80,7 +80,7 @@ class MovingAverage:
         new = 1 - self.next_decay
         self.num_updates += 1
         averages = [*self._averages, *self._average_statistics]
-        # In half precision the statistics are, too; their average is in fp32.
+        # Convert the statistics to fp32, since in half precision they are in half precision, too.
         newest = [*self._weights, *(kept.float() for kept in self._statistics.values())]
         if isinstance(skipped, Tensor):
             # The host doesn't know if the step was skipped, so the device computes the weight.
@@ -93,8 +93,8 @@ class MovingAverage:
         """Gathers the averaged weights and buffers on rank 0. Collective.
 
         Returns:
-            On rank 0 tensors on the CPU by name, as `full_state.weights` returns the newest ones.
-            Empty on other ranks.
+            On rank 0: name -> tensor on the CPU, as `full_state.weights` returns the newest
+            weights. On other ranks an empty dict.
         """
         with self._exchanged():
             values = full_state.weights(self.engine)
@@ -107,7 +107,7 @@ class MovingAverage:
 
         Args:
             values: What `weights` returned on rank 0, the same on every rank.
-            num_updates: The attribute of that name when the checkpoint was saved.
+            num_updates: The value of the attribute `num_updates` when the checkpoint was saved.
         """
         with self._exchanged():
             full_state.set_trained(self.engine, values)
@@ -116,7 +116,7 @@ class MovingAverage:
         self.num_updates = num_updates
 
     def description(self) -> dict[str, float | bool | int]:
-        """Returns what a file of averaged weights says about them, as plain values."""
+        """Returns the facts about the average that are stored in a file of averaged weights."""
         return {
             "decay": self.decay,
             "warms_up": self.warms_up,
@@ -125,7 +125,7 @@ class MovingAverage:
 
     @contextmanager
     def _exchanged(self) -> Iterator[None]:
-        """Context manager in which the engine's fp32 tensors hold the average, and vice versa."""
+        """Context manager inside which the engine's fp32 weights and the average are exchanged."""
         self._exchange()
         try:
             yield
@@ -135,7 +135,7 @@ class MovingAverage:
     @torch.no_grad()
     def _exchange(self) -> None:
         for weight, average in zip(self._weights, self._averages, strict=True):
-            # A flat group is as large as a rank's whole partition, so it is exchanged in parts.
+            # Exchange a flat group in parts, since it may be as large as a rank's whole partition.
             parts = (torch.atleast_1d(each).split(_CHUNK) for each in (weight, average))
             for ours, theirs in zip(*parts, strict=True):
                 held = ours.clone()

@@ -1,11 +1,12 @@
-"""Keeps NaN and infinity out of the network's weights and running statistics, without a host sync.
+"""Prevents NaN and infinity in the network's weights and running statistics, without a host sync.
 
 DeepSpeed, or without ZeRO in fp32 the fused optimizer (engine/step.py), skips a step on all ranks
-if its gradient isn't finite. That misses two cases, which this module handles. First, a loss that
-isn't finite may have a finite gradient: the mean over no pixel is NaN, but its gradient is 0.
-Second, BatchNorm updates its running statistics in the forward pass, before there is a gradient,
-and one NaN stays in them for ever. Cost: one addition to the smallest gradient and four kernels per
-micro-batch. Left out: statistics that are finite but wrong, as extreme finite images cause.
+if its gradient isn't finite. This isn't enough in two cases, which this module handles. First, a
+loss that isn't finite may have a finite gradient: the mean over zero pixels is NaN, but its
+gradient is 0. Second, BatchNorm updates its running statistics in the forward pass, before there is
+a gradient, and a NaN in them would stay for ever. Cost: one addition to the smallest gradient and
+four kernels per micro-batch. Left out: statistics that are finite but wrong because of extreme
+finite images.
 """
 
 import math
@@ -31,7 +32,7 @@ class GradientPoison:
         smallest.register_hook(self._add)
 
     def add_where_not_finite(self, loss: Tensor) -> None:
-        """Arranges that the next backward pass has a NaN gradient if its loss isn't finite.
+        """Makes the gradient of the next backward pass NaN if the loss isn't finite.
 
         Call it before each backward pass.
 
@@ -47,7 +48,7 @@ class GradientPoison:
 class RunningStatistics:
     """Keeps the last finite running means and variances of a network's BatchNorm layers.
 
-    The constructor copies the present values, which must be finite.
+    The constructor copies the layers' values, which must be finite.
     """
 
     def __init__(self, network: nn.Module):

@@ -1,15 +1,15 @@
-"""Every change that is made to DeepSpeed.
+"""All patches of DeepSpeed: the project changes it nowhere else.
 
 Each function patches one engine, or one module of DeepSpeed. Its docstring says what goes wrong
 without the patch, the version in which that was seen, and the test that fails without the patch.
-When DeepSpeed is updated, remove one patch after the other: if the test of a patch passes without
-it, the patch is no longer needed.
+When DeepSpeed is updated, try to leave out one patch after the other: a patch whose test passes
+without it is no longer needed.
 
-Left out: workarounds that change nothing in DeepSpeed. They are in the code that needs them, with
-the reason: the first optimizer step of fp16 without ZeRO in engine/build.py; clipping and the loss
-scale without ZeRO in engine/step.py; padded shards in engine/full_state.py. One setting is made
-before there is an engine, in distributed/process_group.py, so that CPU ranks compile no DeepSpeed
-op that isn't used.
+Left out: workarounds that change nothing in DeepSpeed. They are explained where they are used: the
+first optimizer step of fp16 without ZeRO in engine/build.py; clipping and the loss scale without
+ZeRO in engine/step.py; padded shards in engine/full_state.py. One setting is made before there is
+an engine, in distributed/process_group.py, so that CPU ranks compile no DeepSpeed op that isn't
+used.
 """
 
 import contextlib
@@ -46,11 +46,9 @@ def import_muon_uncompiled() -> None:
 def save_through(engine, files: Files) -> None:
     """Makes the engine write and read its checkpoints with `files`, its new `checkpoint_files`.
 
-    Without it: a full disk ends a run with a traceback, files have no digests, and each checkpoint
-    contains a copy of zero_to_fp32.py, a script that extracts plain weights, which are saved
-    anyway.
-    Seen in: DeepSpeed 0.19.8.
-    Test: test_save_on_full_disk_keeps_training.
+    Without the patch: a full disk ends a run with a traceback, files have no digests, and each
+    checkpoint contains a copy of zero_to_fp32.py, a script that isn't needed, since plain weights
+    are saved anyway. Seen in: DeepSpeed 0.19.8. Test: test_save_on_full_disk_keeps_training.
     """
     torch_files = engine.checkpoint_engine
     torch_files.save = files.save
@@ -63,9 +61,8 @@ def save_through(engine, files: Files) -> None:
 def load_plain_data_only() -> None:
     """Makes DeepSpeed load its files with `weights_only`, and allows DeepSpeed's own types in them.
 
-    Without it: `torch.load` in DeepSpeed unpickles any object in a checkpoint, and so may run code.
-    Seen in: DeepSpeed 0.19.8.
-    Test: test_hostile_pickle_is_never_executed.
+    Without the patch: `torch.load` in DeepSpeed unpickles any object in a checkpoint, and so may
+    run code. Seen in: DeepSpeed 0.19.8. Test: test_hostile_pickle_is_never_executed.
     """
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
@@ -78,13 +75,11 @@ def load_plain_data_only() -> None:
 
 
 def keep_on_at_lowest_loss_scale(engine) -> None:
-    """Lets training continue if a gradient isn't finite although fp16's loss scale is down to 1.
+    """Lets training continue if a gradient isn't finite at fp16's lowest loss scale, which is 1.
 
-    Without it: such a step raises an exception. With it the step is skipped. After too many skipped
-    steps training/hooks/guard.py ends the run, and names the samples and a checkpoint to resume
-    from.
-    Seen in: DeepSpeed 0.19.8.
-    Test: test_loss_scale_halves_down_to_one.
+    Without the patch: such a step raises an exception. With the patch the step is skipped. After
+    too many skipped steps training/hooks/guard.py ends the run, and names the samples and a
+    checkpoint to resume from. Seen in: DeepSpeed 0.19.8. Test: test_loss_scale_halves_down_to_one.
     """
     scaler = getattr(engine.optimizer, "loss_scaler", None)
     if scaler is not None and engine.fp16_enabled() and engine.dynamic_loss_scale():
@@ -94,11 +89,10 @@ def keep_on_at_lowest_loss_scale(engine) -> None:
 def link_all_moments(engine) -> None:
     """Makes DeepSpeed find the optimizer moments of all parameters; call it before they are read.
 
-    Without it: ZeRO stages 1 and 2 look for moments only once, right after the first step of the
-    first parameter group. They then find none for the other groups, and saving a run with several
-    parameter groups (`optimizer.groups` in the recipe) ends with a traceback.
-    Seen in: DeepSpeed 0.19.8.
-    Test: test_zero_stages_train_groups_as_torch.
+    Without the patch: ZeRO stages 1 and 2 look for moments only once, right after the first step of
+    the first parameter group. They then find none for the other groups, and saving a run with
+    several parameter groups (`optimizer.groups` in the recipe) ends with a traceback. Seen in:
+    DeepSpeed 0.19.8. Test: test_zero_stages_train_groups_as_torch.
     """
     if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
         engine.optimizer._hp_optimizer_states_linked = False
@@ -108,10 +102,9 @@ def link_all_moments(engine) -> None:
 def time_whole_network(engine) -> None:
     """Makes DeepSpeed's flops profiler report the right time for the whole network.
 
-    Without it: the profiler is started within the network's forward, too late to record when the
-    forward began. It then reports the time since 1970.
-    Seen in: DeepSpeed 0.19.8.
-    Test: test_flops_profiler_table_has_all_parts.
+    Without the patch: the profiler is started inside the network's forward pass, too late to record
+    when that began. It then reports the time since 1970. Seen in: DeepSpeed 0.19.8. Test:
+    test_flops_profiler_table_has_all_parts.
     """
     if not engine.flops_profiler_enabled():
         return
@@ -125,12 +118,11 @@ def time_whole_network(engine) -> None:
 
 
 def time_each_collective() -> None:
-    """Makes DeepSpeed's `comms_logger` record the time of each collective by itself.
+    """Makes DeepSpeed's `comms_logger` record the time of each single collective.
 
-    Call it before an engine is built. Without it: the timers are never reset, so each record is the
-    sum of all earlier collectives of that kind.
-    Seen in: DeepSpeed 0.19.8.
-    Test: test_comms_logger_times_fit_run.
+    Call this function before an engine is built. Without the patch: the timers are never reset, so
+    each record is the sum of all earlier collectives of that kind. Seen in: DeepSpeed 0.19.8. Test:
+    test_comms_logger_times_fit_run.
     """
     from deepspeed.comm import comm
 

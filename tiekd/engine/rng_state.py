@@ -7,7 +7,7 @@ import torch
 
 
 def taken() -> dict:
-    """Returns the states of the random generators of Python, NumPy, torch and the present GPU.
+    """Returns the states of the random generators of Python, NumPy, torch and the current GPU.
 
     The dict has only plain values and tensors, so that torch.load can read it with `weights_only`.
     """
@@ -27,7 +27,7 @@ def put_back(states: dict) -> None:
     """Restores the states of the random generators.
 
     Args:
-        states: The dict that `taken` returned. A GPU's state is ignored if there is no GPU now.
+        states: The dict that `taken` returned. A GPU's state is ignored if this process has no GPU.
     """
     torch.set_rng_state(states["torch"])
     name, keys, *rest = states["numpy"]

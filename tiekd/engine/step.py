@@ -16,7 +16,7 @@ from tiekd.engine.config import EngineConfig, clips_here, scales_here
 class Step:
     """Runs the forward and the backward pass of one micro-batch at a time, and the optimizer step.
 
-    Construct a Step after the weights are loaded: it copies the running statistics of BatchNorm, to
+    Construct a Step after the weights are loaded: it copies BatchNorm's running statistics, to
     restore them if they become NaN or infinite.
 
     Attributes:
@@ -35,11 +35,11 @@ class Step:
         self._poison = nonfinite.GradientPoison(engine.module)
         self._statistics = nonfinite.RunningStatistics(engine.module)
         # Without ZeRO, DeepSpeed 0.19 divides the gradients by fp16's loss scale but never
-        # multiplies the loss by it. Without the multiplication in `backward`, training would
-        # silently make no progress.
+        # multiplies the loss by it. So `backward` multiplies it; otherwise training would silently
+        # make no progress.
         self._scales = scales_here(config)
-        # In fp32 without ZeRO, DeepSpeed clips the gradient but doesn't return its norm, so it is
-        # clipped here instead.
+        # In fp32 without ZeRO, DeepSpeed clips the gradient but doesn't return its norm. So clip it
+        # here.
         self._clipped = _trained(engine.module) if clips_here(config) else None
         self._clip_norm = clip_norm or float("inf")
         self._num_skipped = torch.zeros((), device=self._clipped[0].device) if self._clipped else 0
@@ -57,8 +57,8 @@ class Step:
             target_depth: (B, 1, H, W) float32, metres, 0 where not valid: the depth from which a
                 DPM head computes the divergence of its Prediction, or a `Target`; None if no loss
                 term needs the divergence.
-            counted: (B, 1, H, W) bool, True for the pixels that count in the statistics of
-                BatchNorm; None if all pixels count.
+            counted: (B, 1, H, W) bool, True for the pixels over which BatchNorm computes its
+                statistics; None for all pixels.
 
         Returns:
             The network's Prediction.
@@ -75,9 +75,8 @@ class Step:
             loss: 0-d float32, the mean over the images of this rank's micro-batch.
 
         Returns:
-            After the iteration's last micro-batch the L2 norm, before clipping, of the gradient
-            averaged over all ranks; otherwise None. It may also be None if DeepSpeed reports no
-            norm.
+            After the iteration's last micro-batch: the L2 norm of the gradient, averaged over all
+            ranks, before clipping. None after other micro-batches, or if DeepSpeed reports no norm.
         """
         self._poison.add_where_not_finite(loss)
         self.engine.backward(loss * self._scale_here() if self._scales else loss)
@@ -88,7 +87,7 @@ class Step:
     def skipped(self) -> Tensor | bool:
         """True if all ranks skipped the last optimizer step because its gradient was not finite.
 
-        The value is a bool, or a 0-d tensor on the device that is 0 for False.
+        The value is a bool, or a 0-d tensor on the device (0 for False).
         """
         if self._clipped is not None:
             return self.engine.optimizer.found_inf
@@ -120,8 +119,8 @@ class Step:
         return self.engine.optimizer.loss_scale_config.cur_scale
 
     def _step(self) -> Tensor | float | None:
-        # Without ZeRO in fp16, DeepSpeed returns the norm of the scaled gradient, so divide it by
-        # the loss scale.
+        # Without ZeRO in fp16, DeepSpeed returns the norm of the scaled gradient, so divide the
+        # norm by the loss scale.
         scale = self._scale_here() if self._scales else 1.0
         self.engine.step()
         norm = self.engine.get_global_grad_norm()
@@ -130,9 +129,9 @@ class Step:
     def _clip_and_step(self) -> Tensor | None:
         """Clips the gradient and takes the optimizer step, if this micro-batch ends the iteration.
 
-        It is called after each micro-batch. The gradient is clipped as by DeepSpeed, by the L2 norm
-        over all parameters. If the norm isn't finite, the fused optimizer skips the step on the
-        device, without a host sync.
+        It is called after each micro-batch. The gradient is clipped as DeepSpeed does it, by the L2
+        norm over all parameters. If the norm isn't finite, the fused optimizer skips the step on
+        the device, without a host sync.
 
         Returns:
             The norm before clipping, 0-d; None before the iteration's last micro-batch.

@@ -1,9 +1,10 @@
 """Compares a network with its teacher where there is no ground truth.
 
-The figures say how well the network imitates the teacher: agreement, not accuracy. A student that
-repeats every mistake of its teacher agrees with it perfectly. So every place that shows such
-figures shows LABEL, too. The teacher's depth is that of whole images, as bin/cache_teacher.py makes
-it, at the images' own size; it is read from cached maps, or computed anew in every evaluation.
+The metrics then say how well the network imitates the teacher: agreement, not accuracy. A student
+that repeats every mistake of its teacher agrees with it perfectly. So every place that shows such
+metrics also shows LABEL, which says this. The teacher's depth is that of whole images, as
+bin/cache_teacher.py makes it, at the images' own size; it is read from cached maps, or computed
+anew in every evaluation.
 
 In addition to the nine metrics and the errors by range, `EdgeRows` computes the errors near the
 depth edges of the teacher's map, which is dense (tiekd/evaluation/edge_metric.py).
@@ -32,8 +33,8 @@ from tiekd.evaluation.range_errors import RangeFigures
 TEACHER = "teacher"
 AGAINST = ("ground_truth", TEACHER)  # the values of `evaluation.against`
 LABEL = "agreement with the teacher, not accuracy"
-# A batch at several sizes, by the resize of its images; None is the student's batch, in which maps
-# and ground truth have the images' own size.
+# Maps one batch of frames, loaded at several sizes, from the resize of its images to the batch. The
+# key None is the batch that the student gets; its depth maps have the images' own size.
 Views = Mapping[Resize | None, Batch]
 
 
@@ -43,12 +44,14 @@ class Reference:
 
     Attributes:
         depth: function from a batch to the teacher's depth, (B, 1, h, w) in metres, 0 where it has
-            none, or to a `Target`, whose mean depth counts. With `parts`, function from the views
-            of a batch to that of all teachers, at the images' own size.
-        resize: the resize of the images that `depth` needs, and of whose size its result is; None
-            if it returns maps of the images' own size, which come with the batch.
-        name: what it is, for reports.
-        label: what figures against it are, LABEL and perhaps a remark on the frames.
+            none, or to a `Target`, whose mean depth is used. With `parts`, function from `Views` to
+            the depth that all teachers give together, at the images' own size.
+        resize: the resize of the images that `depth` needs; its result has the resized images'
+            size. None if `depth` returns cached maps of the images' own size, which come with the
+            batch.
+        name: the teacher's name in reports.
+        label: what metrics against the teacher mean: LABEL, and perhaps a remark on how the frames
+            were chosen.
         parts: the references of several teachers, which `depth` calls; empty for one teacher.
     """
 
@@ -100,13 +103,14 @@ class Reference:
                 yield indices, self._with_target(batch, views)
 
     def at_own_size(self, views: Views) -> Tensor | Target | None:
-        """Returns the depth of one teacher at the images' own size.
+        """Returns the depth of a single teacher (without `parts`), resized to the images' own size.
 
         Args:
-            views: the batch at the sizes that are needed.
+            views: a batch at the student's size (key None) and at `resize`.
 
         Returns:
-            (B, 1, H, W), metres, or a `Target`; None if there are no maps.
+            (B, 1, H, W), metres, 0 where the teacher has none; or a `Target`. None if the teacher's
+            maps are cached and the batch has none.
         """
         found = self.depth(views[self.resize])
         if found is None or self.resize is None:
@@ -129,12 +133,15 @@ class Reference:
 
 
 class EdgeFigures(NamedTuple):
-    """The errors of all pixels near depth edges of the teacher's maps; NaN without such pixels.
+    """The errors of the student over all pixels near depth edges of the teacher's maps.
+
+    Both errors are NaN if there are no such pixels.
 
     Attributes:
-        pixels: number of these pixels.
-        abs_rel: mean of |prediction - teacher| / teacher.
-        mid_air: fraction of them that is predicted in mid-air between the two sides of the edge.
+        pixels: number of pixels near depth edges.
+        abs_rel: mean of |prediction - teacher| / teacher over these pixels.
+        mid_air: fraction of these pixels whose predicted depth is between the two sides of the
+            edge.
     """
 
     pixels: int
@@ -151,11 +158,13 @@ class EdgeFigures(NamedTuple):
 
 
 class EdgeRows:
-    """Sums the errors near depth edges during an evaluation, to which it is passed as a watcher.
+    """Sums a student's errors near the depth edges of its teacher during an evaluation.
+
+    An instance is passed to `evaluate.evaluate` as a watcher, i.e. it is called after each batch.
 
     Args:
-        min_depth: exclusive lower bound of the teacher's depth that counts, metres.
-        cap: exclusive upper bound of the teacher's depth that counts, metres.
+        min_depth: exclusive lower bound of the teacher's depth at counted pixels, metres.
+        cap: exclusive upper bound of the teacher's depth at counted pixels, metres.
         crop: name of the evaluated part of an image, as for `metrics.crop_box`.
     """
 
@@ -169,7 +178,7 @@ class EdgeRows:
         Args:
             _indices: the frames' indices in the dataset; not used.
             batch: the batch, whose `depth` is the teacher's.
-            depth: (B, 1, H, W), predicted depth, metres.
+            depth: (B, 1, H, W), the student's predicted depth, metres.
             _rows: the metrics of each frame; not used.
         """
         box = (..., *metrics.crop_box(self.crop, *depth.shape[-2:]))
@@ -178,7 +187,10 @@ class EdgeRows:
         self._sums.append(edge_metric.edge_sums(depth[box], torch.where(counts, truth, 0)))
 
     def gather(self) -> EdgeFigures:
-        """Returns the errors of all ranks' frames, on every rank. Collective."""
+        """Returns the errors near depth edges over the frames of all ranks.
+
+        Collective: all ranks must call it, and all get the same result.
+        """
         mine = torch.stack(self._sums).sum(0).tolist() if self._sums else [0.0] * 3
         parts = zip(*comm.gather_objects(mine), strict=True)
         pixels, relative, hanging = (sum(part) for part in parts)
@@ -191,9 +203,9 @@ class Agreement(NamedTuple):
     """The results of an evaluation against the teacher beyond the nine metrics.
 
     Attributes:
-        label: what the metrics are, LABEL and perhaps a remark.
-        figures: the errors by range and near edges, by names such as `abs_rel_0-20m`.
-        text: the same as lines of text.
+        label: what these results mean: LABEL, and perhaps a remark on how the frames were chosen.
+        figures: name (such as `abs_rel_0-20m`) -> error in a depth range or near depth edges.
+        text: `figures` as lines of text.
     """
 
     label: str
@@ -202,10 +214,12 @@ class Agreement(NamedTuple):
 
 
 def figures_of(ranges: Sequence[RangeFigures], edges: EdgeFigures) -> dict[str, float]:
-    """Returns the errors by range and near edges by name; ranges without a pixel are left out.
+    """Returns the errors by depth range and near depth edges as a dict from name to value.
+
+    Ranges without a pixel are left out.
 
     Args:
-        ranges: the errors of each depth range.
+        ranges: the errors in each depth range.
         edges: the errors near depth edges.
     """
     found = {}
@@ -219,7 +233,7 @@ def figures_of(ranges: Sequence[RangeFigures], edges: EdgeFigures) -> dict[str, 
 
 
 def label_of(dataset: Dataset) -> str:
-    """Returns LABEL, with the remark on how the validation frames were chosen, if there is one.
+    """Returns LABEL and, if the dataset has one, its remark on how its frames were chosen.
 
     Args:
         dataset: the evaluation frames.

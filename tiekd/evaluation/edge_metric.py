@@ -19,7 +19,7 @@ from torch.nn.functional import max_pool2d
 
 
 class MidAir(NamedTuple):
-    """The number of pixels near depth edges, and the fraction of them that `mid_air` finds wrong.
+    """The fraction of mid-air points among the pixels near depth edges.
 
     Attributes:
         share: fraction of the pixels near edges whose predicted depth is in mid-air, i.e. between
@@ -68,15 +68,17 @@ def mid_air(
 
 
 def edge_sums(prediction: Tensor, truth: Tensor) -> Tensor:
-    """Sums errors over the pixels near depth edges, as `mid_air` finds them by default.
+    """Sums a prediction's errors over the pixels near depth edges.
+
+    Pixels near edges, and points in mid-air, are those of `mid_air` with its default arguments.
 
     Args:
         prediction: (B, 1, H, W) float, metres.
         truth: (B, 1, H, W) float, metres; dense, 0 where unknown.
 
     Returns:
-        (3,) float64 on the same device: the number of these pixels, the sum of
-        |prediction - truth| / truth, and the number of points in mid-air. A prediction that isn't
+        (3,) float64 on the same device: the number of pixels near edges, the sum of |prediction -
+        truth| / truth over them, and the number of points in mid-air. A prediction that isn't
         finite has an infinite error.
     """
     near_edge, hanging = _masks(prediction, truth, jump=1.25, radius=2, tolerance=0.05)
@@ -90,10 +92,12 @@ def edge_sums(prediction: Tensor, truth: Tensor) -> Tensor:
 def _masks(
     prediction: Tensor, truth: Tensor, jump: float, radius: int, tolerance: float
 ) -> tuple[Tensor, Tensor]:
-    """Returns the masks of the pixels near edges and of those in mid-air; arguments of `mid_air`.
+    """Returns masks of the pixels near edges and of the pixels predicted in mid-air.
+
+    The arguments are those of `mid_air`.
 
     Returns:
-        Two tensors (B, 1, H, W) bool.
+        (near edges, in mid-air), both (B, 1, H, W) bool.
     """
     # Find the minimum and maximum true depth in the square around each pixel. Near an edge, these
     # are the depths of its two sides.
@@ -111,7 +115,8 @@ def _masks(
 def _near_edges(truth: Tensor, known: Tensor, jump: float, radius: int) -> Tensor:
     """Returns a mask of the pixels near depth edges.
 
-    A pixel is near an edge if the square around it contains the two adjacent pixels of the edge.
+    A pixel is near an edge if the square around it contains both of the adjacent pixels between
+    which the edge is.
 
     Args:
         truth: (B, 1, H, W), true depth, metres.
@@ -124,8 +129,8 @@ def _near_edges(truth: Tensor, known: Tensor, jump: float, radius: int) -> Tenso
     """
     near = torch.zeros_like(known)
     for axis in (2, 3):
-        # Mark both pixels of each pair of neighbours along this axis whose depths differ by the
-        # factor `jump` or more.
+        # Mark both pixels of each pair of neighbours along `axis` whose depths differ by the factor
+        # `jump` or more.
         length = truth.shape[axis] - 1
         first = truth.narrow(axis, 0, length)
         second = truth.narrow(axis, 1, length)

@@ -1,11 +1,12 @@
-"""The figures of each frame from which experiments are compared.
+"""The errors of each frame, by which experiments compare networks.
 
-Beside the metrics of `per_frame.FrameTable` these are abs_rel after median alignment, and the edge
-error where ground truth is dense. Median alignment multiplies a frame's predicted depth by the
-ratio of the medians of true and predicted depth, so that a wrong global scale costs nothing.
-`AlignedFigures` is passed to `evaluate.evaluate` as a watcher. It costs two medians per frame and,
-with dense ground truth, some ten max-pools; each frame is a host sync, which an evaluation can
-afford. Left out: alignment by scale and shift, which isn't metric depth any more.
+They are some metrics of `per_frame.FrameTable`, abs_rel after median alignment and, where ground
+truth is dense, the fraction of mid-air points at depth edges. Median alignment multiplies a frame's
+predicted depth by the ratio of the medians of true and predicted depth, so that a wrong global
+scale costs nothing. `AlignedFigures` is passed to `evaluate.evaluate` as a watcher. It costs two
+medians per frame and, with dense ground truth, some ten max-pools; each frame is a host sync, which
+an evaluation can afford. Left out: alignment by scale and shift, after which depth isn't metric any
+more.
 """
 
 import math
@@ -19,21 +20,24 @@ from tiekd.evaluation import metrics
 from tiekd.evaluation.edge_metric import mid_air
 from tiekd.evaluation.per_frame import FrameTable
 
-DENSE_SHARE = 0.5  # ground truth is dense if at least this share of the evaluated pixels have it
-FIGURES = ("abs_rel", "abs_rel_aligned", "silog", "edge")  # less is better for all
+# The minimum fraction of the evaluated pixels that have ground truth for it to count as dense.
+DENSE_SHARE = 0.5
+FIGURES = ("abs_rel", "abs_rel_aligned", "silog", "edge")  # for all of them, smaller is better
 
 
 @dataclass(frozen=True)
 class FrameFigures:
-    """The figures of one frame; NaN where they aren't defined.
+    """The errors of one frame; NaN where an error isn't defined.
 
     Attributes:
         name: the frame's name in its dataset.
         pixels: number of pixels with valid ground truth.
         abs_rel: mean of |prediction - truth| / truth.
-        abs_rel_aligned: the same after median alignment.
+        abs_rel_aligned: abs_rel after the prediction is multiplied by the ratio of the medians of
+            truth and prediction.
         silog: scale-invariant logarithmic error, percent.
-        edge: share of the pixels near depth edges whose depth is in mid-air, 0 to 1.
+        edge: fraction of the pixels near depth edges whose predicted depth is between the edge's
+            two sides, 0 to 1.
         ranges: for each depth range, nearest first, the sums of `range_errors.range_sums`.
     """
 
@@ -46,7 +50,7 @@ class FrameFigures:
     ranges: list[list[float]]
 
     def as_json(self) -> dict:
-        """Returns plain values for JSON: NaN becomes null, and an infinite error "inf"."""
+        """Returns the attributes as plain values for JSON: NaN becomes null, infinity "inf"."""
         plain = asdict(self)
         for key in FIGURES:
             value = plain[key]
@@ -58,7 +62,7 @@ class FrameFigures:
 
     @classmethod
     def from_json(cls, plain: dict) -> "FrameFigures":
-        """Returns the figures that `as_json` made plain values of.
+        """Restores the errors of a frame from the plain values that `as_json` returned.
 
         Args:
             plain: the values of one frame, as read from JSON.
@@ -71,7 +75,9 @@ class FrameFigures:
 
 
 class AlignedFigures:
-    """Collects each frame's aligned abs_rel and edge error during an evaluation on one rank.
+    """Collects abs_rel after median alignment and the edge error of each frame of one rank.
+
+    An instance is passed to `evaluate.evaluate` as a watcher, i.e. it is called after each batch.
 
     Args:
         min_depth: exclusive lower bound of valid ground truth, metres.
@@ -86,7 +92,7 @@ class AlignedFigures:
         self._by_index: dict[int, tuple[float, float]] = {}
 
     def __call__(self, indices: list[int], batch: Batch, depth: Tensor, _rows: Tensor) -> None:
-        """Adds the figures of a batch of B frames.
+        """Computes and stores the errors of a batch of B frames.
 
         Args:
             indices: the frames' indices in the dataset.
@@ -105,7 +111,8 @@ class AlignedFigures:
         if not bool(valid.any()):
             return math.nan
         true_depths, depths = truth[valid].double(), predicted[valid].double()
-        # As for the metrics, a prediction that is no depth makes the error infinite, not NaN.
+        # A predicted depth that isn't finite or isn't above 0 makes the error infinite, not NaN, as
+        # in `metrics.depth_metrics`.
         if not bool((torch.isfinite(depths) & (depths > 0)).all()):
             return math.inf
         scale = true_depths.median() / depths.median()
@@ -118,10 +125,10 @@ class AlignedFigures:
         return mid_air(predicted, torch.where(known, truth, 0.0)).share
 
     def figures(self, table: FrameTable) -> list[FrameFigures]:
-        """Returns the figures of all frames, in the dataset's order.
+        """Returns the errors of all frames, in the dataset's order.
 
         Args:
-            table: the results per frame of the same evaluation.
+            table: the metrics per frame of the same evaluation, in the dataset's order.
         """
         assert len(self._by_index) == len(table.names)
         columns = (table.column("abs_rel").tolist(), table.column("silog").tolist())

@@ -1,14 +1,17 @@
-"""Confidence intervals for the difference of two rows of a table: over seeds, and over scenes.
+"""Confidence intervals for the difference of two networks' errors: over seeds, and over scenes.
 
-A row has one figure per seed, scene and frame. The figure of a row is the mean of scene means: the
-frames of a scene are averaged first, so that a scene with many frames weighs no more than another.
-Two rows are compared on the same seeds and frames, by their paired differences:
+A row of a table of results has one error per training seed, scene and frame. The row's error is the
+mean of scene means: the frames of a scene are averaged first, so that a scene with many frames
+weighs no more than another. Two rows are compared on the same seeds and frames, by their paired
+differences:
 
-- over seeds: a paired t interval. It says what other seeds would give on these scenes.
+- over seeds: a paired t interval, which covers the difference that other seeds would give on these
+  scenes.
 - over scenes: a bootstrap-t interval (Efron and Tibshirani 1993, chapter 12; symmetric, Hall 1988)
-  that resamples scenes and, within each, frames. It says what other scenes would give with these
-  seeds. The percentile bootstrap isn't used: with 5 to 8 scenes it covers 84 to 88 % at a nominal
-  95 %, because it takes the spread of the few scenes as known.
+  that resamples scenes and, within each, frames. It covers the difference that other scenes would
+  give with these seeds. The percentile bootstrap isn't used: with 5 to 8 scenes its intervals
+  contain the true difference in 84 to 88 % of cases instead of 95 %, because it takes the spread of
+  the few scenes as known.
 - over both: a t interval with the sum of the two variances. Each of the first two intervals holds
   the other source of chance fixed, so both may exclude 0 too often when many seeds and scenes make
   both narrow.
@@ -24,20 +27,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-LEVEL = 0.95  # of all intervals
-POWER = 0.8  # chance with which a difference of the smallest detectable size is found
+LEVEL = 0.95  # confidence level of all intervals
+POWER = 0.8  # probability with which the smallest detectable difference is found
 MIN_SCENES = 4  # with fewer, resampling gives too few different sets of scenes for a 95 % interval
 RESAMPLES = 2000
-_RESAMPLING_SEED = 20240314  # constant, so that the same figures always give the same interval
-_AT_ONCE = 4_000_000  # largest number of frame draws held in memory
+_RESAMPLING_SEED = 20240314  # constant, so that the same errors always give the same interval
+_AT_ONCE = 4_000_000  # largest number of resampled frames held in memory at a time
 
 
 class Interval(NamedTuple):
-    """A confidence interval of a difference, with the p-value of "the difference is 0".
+    """A confidence interval of a difference, with the p-value of the hypothesis that it is 0.
 
     Attributes:
         low: lower end; NaN if there is too little data for an interval.
-        high: upper end; NaN likewise.
+        high: upper end; NaN if there is too little data for an interval.
         p: two-sided p-value, 0 to 1; 1 if there is too little data.
     """
 
@@ -47,7 +50,7 @@ class Interval(NamedTuple):
 
     @property
     def excludes_zero(self) -> bool:
-        """True if both ends are on the same side of 0; False without an interval."""
+        """True if both ends are above 0 or both below; False if there is no interval (NaN)."""
         return self.low > 0 or self.high < 0
 
 
@@ -55,15 +58,16 @@ NO_INTERVAL = Interval(math.nan, math.nan, 1.0)
 
 
 class Comparison(NamedTuple):
-    """The difference of two rows, ours - theirs, with its intervals.
+    """The difference of the errors of two rows, ours - theirs, with its intervals.
 
     Attributes:
-        difference: mean over seeds of the mean of scene means; NaN without common data.
+        difference: mean over seeds of the mean of scene means; NaN if the rows have no frame in
+            common.
         over_seeds: paired t interval over the seeds.
         over_scenes: bootstrap-t interval over the scenes.
-        over_both: t interval with the sum of both variances.
-        over_frames: t interval that treats all frames as independent. It is no evidence; the report
-            names differences that it alone supports.
+        over_both: t interval with the sum of the variances over seeds and over scenes.
+        over_frames: t interval that treats all frames as independent, which those of a scene
+            aren't. It is reported only as a warning, where it alone excludes 0.
         seeds: number of seeds.
         scenes: number of scenes.
     """
@@ -78,7 +82,7 @@ class Comparison(NamedTuple):
 
     @property
     def p(self) -> float:
-        """The largest p-value of the intervals over seeds, over scenes and over both."""
+        """The largest of the p-values of the intervals over seeds, over scenes and over both."""
         return max(self.over_seeds.p, self.over_scenes.p, self.over_both.p)
 
     @property
@@ -96,16 +100,18 @@ class Comparison(NamedTuple):
 def t_probability(t: float, freedom: int) -> float:
     """Returns the probability that |T| is below |t| for Student's t distribution.
 
-    The finite series of Abramowitz and Stegun 1964, 26.7.3 and 26.7.4, exact for whole numbers.
+    It is computed by the finite series of Abramowitz and Stegun 1964, 26.7.3 and 26.7.4, which are
+    exact for whole degrees of freedom.
 
     Args:
-        t: the value; may be infinite.
-        freedom: degrees of freedom, a whole number from 1.
+        t: the bound; may be infinite.
+        freedom: degrees of freedom, 1 or more.
     """
     angle = math.atan(abs(t) / math.sqrt(freedom))
     cosine, sine = math.cos(angle), math.sin(angle)
     term = total = cosine if freedom % 2 else 1.0
-    # Add the terms cos^3, cos^5, ... for an odd number of degrees, cos^2, cos^4, ... for an even.
+    # Add the terms in cos^3, cos^5, ... for an odd number of degrees of freedom, and those in
+    # cos^2, cos^4, ... for an even one.
     for power in range(3 if freedom % 2 else 2, freedom - 1, 2):
         term *= cosine**2 * (power - 1) / power
         total += term
@@ -115,12 +121,12 @@ def t_probability(t: float, freedom: int) -> float:
 
 
 def t_quantile(probability: float, freedom: int) -> float:
-    """Returns t such that |T| is below t with a certain probability, for Student's t distribution.
+    """Returns t such that |T| is below t with the given probability, for Student's t distribution.
 
     Args:
         probability: two-sided probability, from 0 to below 1; 0.95 gives the factor of a 95 %
             interval.
-        freedom: degrees of freedom, a whole number from 1.
+        freedom: degrees of freedom, 1 or more.
     """
     low, high = 0.0, 1.0
     while t_probability(high, freedom) < probability:
@@ -143,7 +149,7 @@ def t_interval(centre: float, error: float, freedom: int) -> Interval:
     """
     if freedom < 1 or not math.isfinite(centre) or not math.isfinite(error):
         return NO_INTERVAL
-    # Differences without any spread, as of two equal rows, prove nothing when they are 0.
+    # Without any spread the interval is a point, and its p-value is 0, or 1 for equal rows.
     if error == 0:
         return Interval(centre, centre, 0.0 if centre else 1.0)
     reach = t_quantile(LEVEL, freedom) * error
@@ -164,18 +170,20 @@ def over_seeds(differences: Sequence[float]) -> Interval:
 
 
 def over_scenes(scenes: Sequence[np.ndarray], resamples: int = RESAMPLES) -> Interval:
-    """Returns the bootstrap-t interval of the mean of scene means.
+    """Returns the bootstrap-t interval of a difference that is the mean of scene means.
 
     Each resample draws as many scenes as there are, with replacement, and as many frames in each
     drawn scene as it has. The interval is symmetric: its half width is the standard error times the
-    95 % quantile of |t*| over the resamples.
+    95 % quantile over the resamples of |t*|, i.e. of the deviation of a resample's mean from the
+    mean, divided by the resample's standard error.
 
     Args:
-        scenes: for each scene the differences of its frames, (frames,) float64.
+        scenes: for each scene the differences of the two rows' errors in its frames, (frames,)
+            float64.
         resamples: number of resamples.
 
     Returns:
-        The interval; none if there are fewer than MIN_SCENES scenes.
+        The interval; NO_INTERVAL if there are fewer than MIN_SCENES scenes.
     """
     count = len(scenes)
     if count < MIN_SCENES:
@@ -200,11 +208,14 @@ def over_scenes(scenes: Sequence[np.ndarray], resamples: int = RESAMPLES) -> Int
 
 
 def _resampled_means(scenes: Sequence[np.ndarray], resamples: int) -> np.ndarray:
-    """Returns scene means of resampled scenes and frames, (resamples, scenes).
+    """Resamples scenes, and frames within them, and returns each resampled scene's mean.
 
     Args:
         scenes: for each scene the values of its frames.
         resamples: number of resamples.
+
+    Returns:
+        (resamples, scenes).
     """
     random = np.random.default_rng(_RESAMPLING_SEED)
     count = len(scenes)
@@ -224,16 +235,17 @@ def _resampled_means(scenes: Sequence[np.ndarray], resamples: int) -> np.ndarray
 def compare(ours: np.ndarray, theirs: np.ndarray, scenes: Sequence[str]) -> Comparison:
     """Compares two rows on the same seeds and frames.
 
-    Frames whose figures are NaN in a row, i.e. without ground truth, are left out.
+    A frame that is NaN in either row, i.e. without ground truth, is left out.
 
     Args:
-        ours: (seeds, frames) figures of the first row, seeds paired with those of `theirs`.
-        theirs: (seeds, frames) figures of the second row.
-        scenes: the frames' scenes.
+        ours: (seeds, frames), the errors of the first row; its seeds are those of `theirs`, in the
+            same order.
+        theirs: (seeds, frames), the errors of the second row.
+        scenes: name of the scene of each frame.
 
     Returns:
-        The comparison of the first row with the second. A figure that is infinite, as of a network
-        that predicts non-finite depth, leaves all intervals empty.
+        The comparison of the first row with the second. If an error is infinite, as for a network
+        that predicts non-finite depth, there are no intervals.
     """
     if ours.shape != theirs.shape or ours.shape[1] != len(scenes):
         raise ValueError(f"compare: got {ours.shape}, {theirs.shape} and {len(scenes)} scenes")
@@ -245,7 +257,8 @@ def compare(ours: np.ndarray, theirs: np.ndarray, scenes: Sequence[str]) -> Comp
     with np.errstate(invalid="ignore"):
         differences = ours[:, known] - theirs[:, known]
     if not np.isfinite(differences).all():
-        # Not a number from infinite figures of both rows, as well as an infinite difference.
+        # The difference isn't finite if an error is infinite: infinite in one row, or NaN as inf -
+        # inf.
         return Comparison(math.nan, *[NO_INTERVAL] * 4, len(ours), num_scenes)
     by_seed = [mean_of_scene_means(row, kept) for row in differences]
     frames = differences.mean(0)
@@ -264,11 +277,11 @@ def compare(ours: np.ndarray, theirs: np.ndarray, scenes: Sequence[str]) -> Comp
 
 
 def mean_of_scene_means(values: np.ndarray, scenes: Sequence[str]) -> float:
-    """Returns the mean over scenes of the mean over a scene's frames; NaN frames are left out.
+    """Returns the mean over scenes of the mean over each scene's frames; NaN frames are left out.
 
     Args:
-        values: (frames,) a figure of each frame.
-        scenes: the frames' scenes.
+        values: (frames,), an error of each frame.
+        scenes: name of the scene of each frame.
     """
     known = ~np.isnan(values)
     kept = [scene for scene, is_known in zip(scenes, known, strict=True) if is_known]
@@ -280,7 +293,7 @@ def _grouped(values: np.ndarray, scenes: Sequence[str]) -> Mapping[str, np.ndarr
     groups: dict[str, list[float]] = {}
     for value, scene in zip(values.tolist(), scenes, strict=True):
         groups.setdefault(scene, []).append(value)
-    # Sorted, so that the order of the frames doesn't change the draws of the bootstrap.
+    # Sort the scenes, so that the order of the frames doesn't change what the bootstrap resamples.
     return {scene: np.array(groups[scene]) for scene in sorted(groups)}
 
 
@@ -288,9 +301,9 @@ def _over_both(centre: float, by_seed: np.ndarray, by_scene: np.ndarray) -> Inte
     """Returns the t interval whose variance is the sum of those over seeds and over scenes.
 
     Args:
-        centre: the difference.
-        by_seed: the difference of each seed.
-        by_scene: the difference of each scene.
+        centre: the mean difference of the two rows.
+        by_seed: (seeds,), the difference for each seed.
+        by_scene: (scenes,), the difference in each scene.
     """
     if len(by_seed) < 2 or len(by_scene) < 2:
         return NO_INTERVAL
@@ -299,12 +312,12 @@ def _over_both(centre: float, by_seed: np.ndarray, by_scene: np.ndarray) -> Inte
 
 
 def _joint_error(parts: Sequence[tuple[float, int]]) -> tuple[float, int]:
-    """Returns the standard error of a sum, and its degrees of freedom.
+    """Returns the standard error of a sum of independent means, and its degrees of freedom.
 
-    Degrees of freedom after Welch and Satterthwaite (Welch 1947), rounded down.
+    The degrees of freedom are those of Welch and Satterthwaite (Welch 1947), rounded down.
 
     Args:
-        parts: (standard error, number of values it was computed from) of each summand.
+        parts: for each mean, its standard error and the number of values it was computed from.
     """
     variance = sum(error**2 for error, _ in parts)
     below = sum(error**4 / (count - 1) for error, count in parts)
@@ -326,14 +339,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
         p_values: the p-values of one family of comparisons.
 
     Returns:
-        The corrected values in the same order; a comparison is significant at 5 % if its own is
-        below 0.05.
+        The corrected values in the same order; a comparison is significant at the 5 % level if its
+        corrected value is below 0.05.
     """
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
     corrected = [1.0] * len(p_values)
     largest = 0.0
     for place, index in enumerate(order):
-        # A corrected value is never below that of a smaller p-value.
+        # Corrected values keep the order of the p-values, so none is below that of a smaller
+        # p-value.
         largest = max(largest, min(1.0, (len(p_values) - place) * p_values[index]))
         corrected[index] = largest
     return corrected
@@ -342,12 +356,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def smallest_detectable(by_seed: np.ndarray, by_scene: np.ndarray, seeds: int) -> float:
     """Returns the smallest true difference that a comparison finds in 80 % of experiments.
 
-    It is (t for 95 % + t for 80 %) times the standard error over seeds and scenes, from a pilot of
-    two rows on a few seeds.
+    It is (t for 95 % + t for 80 %) times the standard error over seeds and scenes. The standard
+    error is estimated from a pilot experiment, two rows with a few seeds.
 
     Args:
         by_seed: paired differences of the pilot's rows, one per seed of the pilot.
-        by_scene: the same differences by scene, averaged over the pilot's seeds.
+        by_scene: the differences in each scene, averaged over the pilot's seeds.
         seeds: number of seeds of the planned comparison.
 
     Returns:
@@ -355,8 +369,9 @@ def smallest_detectable(by_seed: np.ndarray, by_scene: np.ndarray, seeds: int) -
     """
     if len(by_seed) < 2 or len(by_scene) < 2 or seeds < 2:
         return math.nan
-    # The spread is known from the pilot's seeds alone, so its degrees of freedom are the pilot's.
+    # The spread over seeds is estimated from the pilot's seeds, so its degrees of freedom are
+    # theirs, not those of the planned seeds.
     over_planned = float(np.std(by_seed, ddof=1)) / math.sqrt(seeds)
     error, freedom = _joint_error([(over_planned, len(by_seed)), (_error(by_scene), len(by_scene))])
-    one_sided_power = 2 * POWER - 1  # T is below t with probability 0.8 if |T| is with 0.6
+    one_sided_power = 2 * POWER - 1  # P(T < t) is 0.8 if P(|T| < t) is 0.6
     return (t_quantile(LEVEL, freedom) + t_quantile(one_sided_power, freedom)) * error

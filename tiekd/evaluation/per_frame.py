@@ -2,8 +2,8 @@
 
 A frame is an image with its ground truth. `FrameRows` is passed to `evaluate.evaluate` as a
 watcher, which is called with the results of each batch. The results stay on the device until
-`FrameRows.gather`, which sends some 200 bytes per frame to every rank. Left out: results per pixel,
-which tiekd/visualization/frame_pictures.py shows.
+`FrameRows.gather`, which sends some 200 bytes per frame to every rank. Left out: errors per pixel,
+which tiekd/visualization/frame_pictures.py draws as images.
 """
 
 import csv
@@ -103,14 +103,16 @@ class FrameRows:
 def write_csv(path: Path, tables: Mapping[str, FrameTable], figures_are: str = "") -> None:
     """Writes the results per frame of one or several networks to a CSV file.
 
-    There is one row per network and frame: all frames of the first network in the dataset's order,
-    then those of the next. The columns are the frame's name, its number of valid pixels, the nine
-    metrics in full precision (empty for a frame without valid pixels) and the network's name.
+    There is one row per network and frame: the first network's rows in the dataset's order of
+    frames, then those of the next. The columns are the frame's name, its number of valid pixels,
+    the nine metrics in full precision (empty for a frame without valid pixels) and the network's
+    name.
 
     Args:
         path: the file; replaced atomically.
         tables: network's name -> its results.
-        figures_are: what the figures are, in a last column, if they aren't accuracy.
+        figures_are: text of one more column, which says what the metrics mean if they don't measure
+            accuracy; empty for no such column.
     """
     # Build the whole text first, so that the file is replaced in one step.
     file = io.StringIO()
@@ -141,7 +143,7 @@ def worst(table: FrameTable, metric: str = "abs_rel", count: int = 3) -> list[tu
         (name of the frame, value of the metric) for each.
     """
     column = table.column(metric)
-    # NaN marks a frame without ground truth.
+    # Leave out frames whose metric is NaN, i.e. frames without valid ground truth.
     known = (~column.isnan()).nonzero()[:, 0].tolist()
     known.sort(key=lambda index: -column[index].item())
     return [(table.names[index], column[index].item()) for index in known[:count]]

@@ -18,16 +18,18 @@ from tiekd.evaluation import metrics
 # Ends of the depth ranges, as fractions of the evaluation's maximum depth.
 _SHARES = (0.0, 0.25, 0.5, 1.0)
 NUM_RANGES = len(_SHARES) - 1
-PIXELS = 0  # index of the number of pixels in the last dimension of `range_sums`' result
+PIXELS = 0  # index in the last dimension of `range_sums`' result at which the number of pixels is
 
 
 class RangeFigures(NamedTuple):
-    """The errors of all pixels whose ground truth is in [from_m, to_m); NaN without such pixels.
+    """The errors over all pixels whose ground truth is in [from_m, to_m).
+
+    All errors are NaN if there are no such pixels.
 
     Attributes:
         from_m: lower end of the range, metres.
         to_m: upper end of the range, metres.
-        pixels: number of these pixels.
+        pixels: number of pixels.
         bias_m: mean of prediction - ground truth, metres; negative if depths are predicted too
             near.
         abs_rel: mean of |prediction - ground truth| / ground truth.
@@ -90,7 +92,9 @@ def range_sums(
 
 
 def range_figures(sums: Tensor, cap: float) -> list[RangeFigures]:
-    """Returns bias and errors of each depth range, nearest first, as means over all images' pixels.
+    """Returns bias and errors of each depth range, the nearest range first.
+
+    They are means over the pixels of all images together.
 
     Args:
         sums: (N, NUM_RANGES, 4), the sums of N images, as `range_sums` returns them.

@@ -12,8 +12,8 @@ def everything(results: Mapping[str, Result], protocol: EvaluationProtocol) -> l
     """Returns the report of an evaluation of one or several networks, as a list of text blocks.
 
     Args:
-        results: network's name -> its result. Each other network is compared with the last one,
-            whose worst frames are listed.
+        results: network's name -> its result. The last network is compared with each of the others,
+            and its worst frames are listed.
         protocol: how the networks were evaluated.
     """
     last = list(results)[-1]
@@ -34,7 +34,7 @@ def everything(results: Mapping[str, Result], protocol: EvaluationProtocol) -> l
 
 
 def protocol_lines(protocol: EvaluationProtocol, result: Result) -> str:
-    """Returns a text that states the evaluated frames and how they were evaluated.
+    """Returns a text that states which frames were evaluated, and how.
 
     Args:
         protocol: how the networks were evaluated.
@@ -65,7 +65,7 @@ def protocol_lines(protocol: EvaluationProtocol, result: Result) -> str:
 
 
 def trained_on_lines(results: Mapping[str, Result]) -> list[str]:
-    """Returns warnings, one line for each network that was trained on some evaluated frames.
+    """Returns a warning of one line for each network that was trained on some evaluated frames.
 
     Args:
         results: network's name -> its result.
@@ -112,12 +112,12 @@ def ranges_table(results: Mapping[str, Result]) -> str:
                 else "no pixel"
             )
             lines.append(f"{label:{width}}  {place:>13}  {row.pixels:>11}  {figures:>8}")
-            label = ""  # Show a network's name in its first row only.
+            label = ""  # show a network's name only in the first of its rows
     return "\n".join(lines)
 
 
 def duels_table(results: Mapping[str, Result]) -> str:
-    """Returns text tables that compare the last network with each of the others, a table for each.
+    """Returns one text table for each network but the last, which compares the last one with it.
 
     A table has, for each metric, the last network's value minus the other's, the number of frames
     on which the last network is better, and the number on which the other one is.

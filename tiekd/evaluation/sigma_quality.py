@@ -1,13 +1,13 @@
-"""Measures if a teacher's sigma per pixel orders its actual errors, and how much it has to grow.
+"""Measures how well a teacher's sigma per pixel predicts the order and the size of its errors.
 
 A sigma is the standard deviation that a teacher states for the error of its depth in a pixel. Three
-figures say how well it orders the errors: its rank correlation with them, the same at equal depth,
-and sparsification. Depth alone orders errors, too, since far depths have larger errors in metres;
-a source that is nothing but depth has no correlation at equal depth. The ratio of errors and sigmas
-in each range of depth is the factor by which sigma has to be multiplied. All figures are means over
-images, with 95 % intervals of a bootstrap over images. Images of one scene aren't independent, so
-the intervals are too narrow for data sets with many images of few scenes. Left out: whether a
-student learns better with the sigma.
+measures say how well sigma orders the errors: its rank correlation with the errors, the same
+correlation at equal depth, and sparsification. Depth alone orders errors, too, since far depths
+have larger errors in metres; a sigma that is a function of depth has no correlation at equal depth.
+The ratio of errors to sigmas in each range of depth is the factor by which sigma has to be
+multiplied. All measures are means over images, with 95 % intervals of a bootstrap over images.
+Images of one scene aren't independent, so the intervals are too narrow for datasets with many
+images of few scenes. Left out: whether sigma helps a student to learn.
 """
 
 from collections.abc import Sequence
@@ -17,12 +17,15 @@ import numpy as np
 
 MIN_FRAMES = 8
 MIN_PIXELS = 50  # minimum number of an image's pixels with ground truth
-_MAX_PIXELS = 5000  # of an image, chosen at random, since ranks need sorting
-_DRAWS = 1000  # of the bootstrap
-_STEPS = 20  # of a sparsification curve: the k-th has dropped k / _STEPS of the pixels
+# The largest number of pixels of an image that are used, chosen at random, since ranking sorts
+# them.
+_MAX_PIXELS = 5000
+_DRAWS = 1000  # number of resamples of the bootstrap
+# The number of points of a sparsification curve; at the k-th, k / _STEPS of the pixels are dropped.
+_STEPS = 20
 _MEAN_OF_ABSOLUTE = (2 / np.pi) ** 0.5  # mean of |x| / standard deviation, for a Gaussian x
-# Ends of the depth ranges, as fractions of the largest depth. They begin narrower than those of
-# `range_errors`, because most pixels are near.
+# Ends of the depth ranges, as fractions of the largest depth. The first range is narrower than that
+# of `range_errors`, because most pixels are near.
 _SHARES = (0.0, 0.125, 0.25, 0.5, 1.0)
 
 
@@ -62,7 +65,8 @@ class RangeFactor(NamedTuple):
         to_m: upper end of the range, metres.
         depth_m: median of the depths in the range, metres.
         pixels: number of pixels in the range.
-        factor: the standard deviation that the mean |error| corresponds to, by the mean sigma.
+        factor: the standard deviation of a Gaussian error with the range's mean |error|, divided by
+            the mean sigma.
         covered: fraction of pixels with |error| <= factor * sigma; 0.68 for Gaussian errors.
     """
 
@@ -75,19 +79,21 @@ class RangeFactor(NamedTuple):
 
 
 class SigmaFigures(NamedTuple):
-    """The figures of one source of sigma.
+    """The measurements of one source of sigma, i.e. of one way to estimate a teacher's errors.
 
     Attributes:
-        frames: number of images that count.
-        correlation: rank correlation of sigma with |error| in an image; 0 by chance.
-        at_depth: the same at equal depth, i.e. the partial rank correlation given the depth.
+        frames: number of images with enough pixels, over which the means are taken.
+        correlation: rank correlation of sigma with |error| within an image, mean over images; 0 by
+            chance.
+        at_depth: the partial rank correlation of sigma with |error| given the depth, i.e. at equal
+            depth.
         of_depth: rank correlation of the depth itself with |error|.
         gain: (1 - a) / (1 - b), with the area a under the sparsification curve, and b that of an
             oracle: 1 if pixels are dropped in the order of their errors, 0 by chance.
         curve: mean |error| of the pixels that are left after those of the largest sigma have been
             dropped, divided by that of all pixels; (_STEPS,), in equal steps from none dropped.
-        oracle: the same after those of the largest errors have been dropped.
-        ranges: the factors by range of depth; ranges with few pixels are left out.
+        oracle: the same curve if the pixels of the largest errors are dropped first.
+        ranges: the factor of each range of depth; ranges with few images are left out.
     """
 
     frames: int
@@ -101,7 +107,7 @@ class SigmaFigures(NamedTuple):
 
     @property
     def orders_errors(self) -> bool:
-        """True if the source orders errors better than chance, also at equal depth."""
+        """True if sigma is significantly correlated with |error|, overall and at equal depth."""
         return self.frames >= MIN_FRAMES and self.correlation.low > 0 and self.at_depth.low > 0
 
 
@@ -109,11 +115,11 @@ def measure(frames: Sequence[SigmaFrame], max_depth_m: float) -> SigmaFigures:
     """Measures how well sigmas order errors, and by which factor they have to be multiplied.
 
     Args:
-        frames: one entry per image; those with less than MIN_PIXELS pixels are left out.
+        frames: one entry per image; images with fewer than MIN_PIXELS pixels are left out.
         max_depth_m: the student's largest depth in metres, where the last range ends.
 
     Returns:
-        The figures; NaN if no image counts.
+        The measurements; NaN if no image has enough pixels.
     """
     draw = np.random.default_rng(0)
     frames = [_thinned(frame, draw) for frame in frames if len(frame.sigma) >= MIN_PIXELS]
@@ -121,7 +127,8 @@ def measure(frames: Sequence[SigmaFrame], max_depth_m: float) -> SigmaFigures:
     curves = np.array([sparsification(frame.sigma, frame.error) for frame in frames])
     oracles = np.array([sparsification(frame.error, frame.error) for frame in frames])
     curves, oracles = curves.reshape(-1, _STEPS), oracles.reshape(-1, _STEPS)
-    # Without errors, or with equal errors everywhere, there is nothing to order.
+    # Set the gain to 0 where the oracle gains nothing: without errors, or with equal errors
+    # everywhere, no order of the pixels is better than another.
     room = 1 - oracles.mean(1)
     gains = np.where(room > 1e-6, (1 - curves.mean(1)) / np.maximum(room, 1e-6), 0.0)
     chosen = draw.integers(0, max(1, len(frames)), (_DRAWS, len(frames)))
@@ -166,15 +173,16 @@ def correlation_at_depth(of_sigma: float, of_depth: float, both: float) -> float
 
 
 def sparsification(order: np.ndarray, error: np.ndarray) -> np.ndarray:
-    """Returns the mean error of the pixels that are left as more and more are dropped.
+    """Returns a sparsification curve: the mean error of the pixels left as others are dropped.
 
     Args:
-        order: (N,), pixels of large values are dropped first; equal values in random order.
+        order: (N,); the pixels with the largest values are dropped first, and those with equal
+            values in random order.
         error: (N,), not negative.
 
     Returns:
-        (_STEPS,), the k-th after k / _STEPS of the pixels are dropped, divided by the mean error of
-        all pixels; ones if that is 0.
+        (_STEPS,). Element k, counted from 0, is the mean error after k / _STEPS of the pixels are
+        dropped, divided by the mean error of all pixels. All elements are 1 if that is 0.
     """
     shuffled = np.random.default_rng(0).permutation(len(order))
     dropped_last = shuffled[np.argsort(order[shuffled], kind="stable")]
@@ -193,10 +201,10 @@ def _orders(frame: SigmaFrame) -> tuple[float, float, float]:
 def _factors(
     frames: Sequence[SigmaFrame], max_depth_m: float, chosen: np.ndarray
 ) -> list[RangeFactor]:
-    """Fits the factor of each depth range.
+    """Computes the factor between sigmas and errors in each depth range.
 
     Args:
-        frames: N images.
+        frames: the pixels of N images.
         max_depth_m: end of the last range, metres.
         chosen: (draws, N), indices of the images in each draw of the bootstrap.
     """
@@ -208,11 +216,12 @@ def _factors(
             SigmaFrame(*(values[here] for values in frame))
             for frame, here in zip(frames, inside, strict=True)
         ]
-        # A factor of few images would be that of a few objects.
+        # Skip the range if fewer than MIN_FRAMES images have enough pixels in it: a factor
+        # estimated from few images would reflect only the few objects in them.
         if sum(len(part.sigma) >= MIN_PIXELS for part in parts) < MIN_FRAMES:
             continue
         sums = np.array([(part.error.sum(), part.sigma.sum()) for part in parts])
-        # A source that is 0 everywhere has no factor.
+        # Skip the range if sigma is 0 in all of it, since no factor makes it equal the errors.
         if not sums[:, 1].sum() > 0:
             continue
         drawn = sums[chosen].sum(1)

@@ -38,7 +38,7 @@ def dpm(
     bias are supported; second derivatives aren't.
 
     Args:
-        features: (B, C, h, w), the head's input.
+        features: (B, C, h, w), the head's input, i.e. the decoder's output.
         weight: (K, C, 1, 1), weight of the 1x1 convolution that gives the logits of K bins.
         bias: (K,), bias of this convolution.
         edges: (K + 1,) float32 or float64, edges of the bins, metres, increasing.
@@ -60,16 +60,16 @@ def dpm(
 
 
 def implementation(features: Tensor, target_depth: Tensor | None, edges: Tensor) -> Callable:
-    """Returns the fastest implementation of `dpm` for arguments of these shapes, dtypes and device.
+    """Returns the fastest implementation of `dpm` that supports the given arguments.
 
     Args:
         features: (B, C, h, w), the head's input.
-        target_depth: (B, M, H, W), metres, or None.
+        target_depth: (B, M, H, W), depths of M teachers, metres, or None.
         edges: (K + 1,), edges of the depth bins, metres.
 
     Returns:
-        `triton_dpm.dpm` if Triton is installed and the function supports the arguments, otherwise
-        `chunked.dpm`.
+        `triton_dpm.dpm` if Triton is installed and that function supports the arguments' shapes,
+        dtypes and device; otherwise `chunked.dpm`.
     """
     if features.is_cuda:
         fused = _triton_dpm()

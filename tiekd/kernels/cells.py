@@ -1,14 +1,14 @@
-"""Target distributions of the DPM head's cells, computed for some rows of cells at a time.
+"""Target distributions for the pixels of the DPM head's output, computed for some rows at a time.
 
-A cell is one pixel of the head's output; it covers stride x stride pixels of the image. The
+A cell is a pixel of the head's output; it covers stride x stride pixels of the image. The
 implementation of the DPM head in `kernels/chunked.py` calls this module with blocks of rows.
 
-If the target is `gaussian`, a cell's target is a mixture of Gaussians, each with mass in a window
-of few consecutive bins only. With a map of sigmas the windows have different sizes, and are used on
-a CPU only (kernels/ragged.py). The centre and the first bin of every window are computed once per
-batch, the mass per bin only for the requested rows. All other targets, and windows of most of the
-bins, are computed densely, i.e. for all bins.
-Cost: two numbers per image pixel and Gaussian, and the mass in the windows of the requested rows.
+If the target is `gaussian`, a cell's target is a mixture of Gaussians, each of which has mass only
+in a window, i.e. in a few consecutive bins. With a map of sigmas the windows differ in size, and
+are used on a CPU only (kernels/ragged.py). The Gaussian's centre and the first bin of every window
+are computed once per batch, the mass per bin only for the requested rows. Other targets, and
+Gaussians with mass in most of the bins, are computed densely, i.e. for all bins. Cost: two numbers
+per image pixel and Gaussian, and the mass in the windows of the requested rows.
 """
 
 from typing import NamedTuple
@@ -30,15 +30,16 @@ from tiekd.kernels.target import (
 class Target(NamedTuple):
     """The target distribution q of P cells over K depth bins, stored sparsely or densely.
 
-    A cell is one pixel of the head's output.
+    A cell is a pixel of the head's output.
 
     Attributes:
-        bins: (N, P) int64, indices of each cell's N bins with mass; None if `mass` is dense.
-        mass: (N, P), the mass of those bins, or (K, P), the mass of all bins; in the dtype of the
-            bin edges.
+        bins: (N, P) int64, indices of the N bins in which each cell has mass; None if `mass` is
+            dense.
+        mass: (N, P), the mass in those bins; or, if dense, (K, P), the mass in all bins; in the
+            dtype of the bin edges.
         valid: (P,) bool, True for cells with a target.
-        overlap: True if `bins` may contain the same bin several times for one cell, as in a
-            mixture; the bin's mass is then the sum.
+        overlap: True if a bin may occur several times among a cell's N bins, as in a mixture; the
+            mass in it is then the sum of those entries.
     """
 
     bins: Tensor | None
@@ -56,7 +57,7 @@ class Target(NamedTuple):
         return Target(bins, self.mass[:, cells], self.valid[cells], self.overlap)
 
     def minus_entropy(self, num_bins: int) -> Tensor:
-        """Returns the negative entropy of q, sum_k q_k log q_k with 0 log 0 = 0.
+        """Returns the negative entropy of each cell's target q, sum_k q_k log q_k with 0 log 0 = 0.
 
         The method avoids torch.xlogy, which takes ten times as long.
 
@@ -72,10 +73,10 @@ class Target(NamedTuple):
         return mass.clamp_min(torch.finfo(mass.dtype).tiny).log_().mul_(mass).sum(0)
 
     def expectation(self, values: Tensor) -> Tensor:
-        """Returns the mean of some values under each cell's q, i.e. sum_k q_k values_k.
+        """Returns the expectation under each cell's target distribution q, i.e. sum_k q_k values_k.
 
         Args:
-            values: (K, P), one value per bin and cell.
+            values: (K, P), a function of the K bins for each cell, e.g. logits.
 
         Returns:
             (P,), in the unit of `values`.
@@ -85,13 +86,13 @@ class Target(NamedTuple):
         return values.gather(0, self.bins).mul_(self.mass).sum(0)
 
     def add_to(self, values: Tensor, factor: Tensor) -> None:
-        """Adds factor * q to values, in place.
+        """Adds factor * q to `values` in place, for each cell's target distribution q.
 
         The method may overwrite `mass`, so it must be the last use of this target.
 
         Args:
             values: (K, P), one value per bin and cell, changed in place.
-            factor: (P,), the factor of each cell's q.
+            factor: (P,), one factor per cell.
         """
         if self.bins is None:
             values.addcmul_(self.mass, factor)
@@ -100,7 +101,7 @@ class Target(NamedTuple):
 
 
 class Cells:
-    """The target distributions of the (B, h, w) pixels of the head's output, called cells.
+    """The target distributions of all B * h * w pixels of the head's output, called cells.
 
     Args:
         depth: (B, M, H, W), depths of M teachers, metres, 0 where not valid.
@@ -108,7 +109,7 @@ class Cells:
         weight: (B, M, H, W), weights of the teachers in the target, or None for equal weights.
         edges: (K + 1,), edges of the depth bins, metres, increasing.
         target: "gaussian", or "released" for the target of TIE-KD's published code.
-        beyond: treatment of depths above the last edge: "clamp" replaces them by the last bin's
+        beyond: how depths above the last edge are treated: "clamp" replaces them by the last bin's
             centre, "ignore" makes them invalid.
         stride: image pixels per side of a cell.
     """
@@ -157,8 +158,8 @@ class Cells:
             return Target(None, q[0].flatten(1), valid.flatten())
         windows, share, valid = self.gaussians
         valid = valid[image, rows].flatten()
-        # Skip rows without a valid target. On a GPU this check would force a host sync, so there
-        # the target distributions of all rows are computed.
+        # Skip rows without a valid target, on a CPU only: on a GPU the check would force a host
+        # sync, so the target distributions of all rows are computed there.
         if valid.device.type == "cpu" and not valid.any():
             return None
         if isinstance(windows, RaggedWindows):
@@ -173,8 +174,8 @@ class Cells:
         )
         if share is not None:
             mass *= share[image, :, rows].flatten(1)[..., None]
-        # Each of the P targets has J Gaussians, each with mass in a window of bins. Concatenate the
-        # windows: from (J, P, bins per window) to (J * bins per window, P).
+        # Concatenate the windows of each cell's J Gaussians, for P cells: (J, P, bins per window)
+        # becomes (J * bins per window, P).
         bins, mass = (t.transpose(1, 2).flatten(0, 1) for t in (bins, mass))
         return Target(bins, mass, valid, overlap=share is not None)
 
@@ -187,9 +188,10 @@ class Cells:
 
         Returns:
             (windows, shares, valid): the windows, whose first bins and centres are (B, J, h, w);
-            each Gaussian's weight in its cell's target, (B, J, h, w), or None if J = 1, where all
-            weights are 1; and (B, h, w) bool, True for cells with a target. None instead of the
-            tuple if the windows have most of the bins, and for a map of sigmas on a GPU.
+            each Gaussian's weight in its cell's target, (B, J, h, w), or None if J = 1, because all
+            weights are 1 then; and (B, h, w) bool, True for cells with a target. The result is
+            None, i.e. no tuple, if the windows would have most of the bins, or for a map of sigmas
+            on a GPU.
         """
         maps = (self.depth, self.sigma, self.weight)
         windows, parts, counted = [], [], []
@@ -201,9 +203,10 @@ class Cells:
                 return None
             parts.append(shares(depth, weight, self.edges.dtype) if depth.shape[1] > 1 else None)
             counted.append((depth > 0).any(1, keepdim=True))
-        # If the head's output has the image's size, each target has the Gaussians of one image
-        # pixel. Otherwise concatenate those of all image pixels that an output pixel covers. Its
-        # target is the mean over the valid ones, so each is weighted by 1 / number of valid pixels.
+        # Gather the Gaussians of each pixel of the head's output. If the output has the image's
+        # size, these are the Gaussians of one image pixel. Otherwise they are those of all image
+        # pixels that the output pixel covers; its target is the mean over the valid ones, so each
+        # is weighted by 1 / number of valid pixels.
         if len(windows) == 1:
             return windows[0], parts[0], counted[0][:, 0]
         if isinstance(windows[0], RaggedWindows):
@@ -221,11 +224,11 @@ class Cells:
         return of_cell, torch.cat(parts, 1), num_valid[:, 0] > 0
 
     def _windows(self, depth: Tensor, sigma: float | Tensor) -> Windows | RaggedWindows | None:
-        """Restricts the Gaussians of some pixels to windows, or returns None for all bins.
+        """Restricts each pixel's Gaussians to windows of bins; None if all bins must be computed.
 
         Args:
-            depth: (B, M, h, w), metres.
-            sigma: metres, a number or (B, M, h, w).
+            depth: (B, M, h, w), the target depths of M teachers, metres.
+            sigma: the Gaussians' standard deviation, metres, a number or (B, M, h, w).
         """
         if not isinstance(sigma, Tensor):
             return gaussian_windows(depth, sigma, self.edges)

@@ -2,10 +2,10 @@
 
 A tile is a group of consecutive rows of one image's features (B, C, h, w). No tensor of all logits
 (B, K, h, w) is ever allocated. Forward saves the features, the weights and two numbers per pixel
-(depth and log-sum-exp of the logits). Backward recomputes a tile's logits and target and writes
-the gradients. All operations on a tile are in place, so that its logits stay in the CPU's cache.
-Targets are computed for several tiles at once (kernels/cells.py). On a CPU each thread processes
-its own tiles, so threads synchronise only at the end.
+(depth and log-sum-exp of the logits). Backward recomputes a tile's logits and target and writes the
+gradients. All operations on a tile are in place, so that its logits stay in the CPU's cache. Target
+distributions are computed for several tiles together (kernels/cells.py). On a CPU each thread
+processes its own tiles, so threads synchronise only at the end.
 
 Cost: four matrix products (the logits are computed twice); on a CPU all other operations take about
 half as long again. Temporary memory per thread is about six tiles, or forty for dense targets
@@ -22,8 +22,8 @@ from tiekd.kernels import in_threads, reference
 from tiekd.kernels.cells import Cells, Target
 from tiekd.kernels.target import bin_centres
 
-# Maximum bytes of the logits of one tile, i.e. of the rows that are computed together. On a CPU
-# they should fit into a core's cache.
+# Maximum bytes of the logits of one tile, i.e. of a group of rows that are computed together, on a
+# CPU. They should fit into a core's cache.
 TILE_BYTES = {"cpu": 1 << 21}
 TILE_BYTES_ELSEWHERE = 1 << 27
 # Number of tiles (groups of rows that are computed together) whose target distributions are
@@ -55,8 +55,8 @@ def dpm(
         features = features.to(dtype)
         weight = weight.to(dtype)
         bias = bias.to(dtype)
-    # The computation indexes the flattened pixels, so features (B, C, h, w), and their gradient,
-    # which gets the same memory layout, must allow flattening (h, w) without a copy.
+    # Copy features whose (h, w) can't be flattened without a copy, since the computation indexes
+    # the flattened pixels. The gradient gets the same memory layout.
     if features.stride(2) != features.shape[3] * features.stride(3):
         features = features.contiguous()
     with torch.autocast(device, enabled=False):
@@ -78,7 +78,7 @@ class _Dpm(torch.autograd.Function):
     def forward(
         ctx, features: Tensor, weight: Tensor, bias: Tensor, edges: Tensor, cells: Cells | None
     ):
-        # Allocate the results per pixel of the features, (B, h * w): the largest logit, the
+        # Allocate the results per pixel of the features, each (B, h * w): the largest logit, the
         # divergence, and the sums over the bins of exp(logit - largest logit), unweighted and
         # weighted by the bin centres.
         shape = features.shape[0], 1, *features.shape[2:]
@@ -115,14 +115,13 @@ class _Dpm(torch.autograd.Function):
         log_sum = sums[0].log()
         depth = (sums[1] / sums[0]).view(shape)
         if is_gaussian:
-            # The divergence sum_k q_k (log q_k - log p_k) is the sum of
-            # sum_k q_k (log q_k - logit_k), which is in `divergence` already, and log_sum. The
-            # largest logit was subtracted in both terms and cancels.
+            # Add log_sum to get the divergence sum_k q_k (log q_k - log p_k): `divergence` is sum_k
+            # q_k (log q_k - logit_k) so far. The largest logit was subtracted in both terms and
+            # cancels.
             divergence += log_sum
         divergence = divergence.masked_fill_(~valid, 0).view(shape) if cells is not None else None
         # ZeRO-3 frees the parameters' storage after forward and gathers it again before the owning
-        # module's backward. Therefore the parameters themselves must be saved, not tensors computed
-        # from them.
+        # module's backward. So save the parameters themselves, not tensors computed from them.
         ctx.save_for_backward(features, weight, bias, log_sum.add_(largest), depth)
         ctx.edges = edges
         ctx.cells = cells
@@ -145,8 +144,8 @@ class _Dpm(torch.autograd.Function):
         cells = None if divergence_grad is None else ctx.cells
 
         def tile_by_tile(blocks: list[Block]) -> tuple[Tensor, Tensor]:
-            # Accumulate in the dtype of the bin edges (float32 or float64), since sums over many
-            # pixels lose digits in half precision.
+            # Accumulate the gradients in the dtype of the bin edges (float32 or float64), since
+            # sums over many pixels would lose digits in half precision.
             weight_grad, bias_grad = (
                 torch.zeros_like(t, dtype=edges.dtype) for t in (matrix, bias)
             )
@@ -163,9 +162,9 @@ class _Dpm(torch.autograd.Function):
                 )
                 # Compute the logits' gradient. With the incoming gradients g_d of the depth and
                 # g_kl of the divergence, it is g_d p_k (c_k - depth), for bin centres c_k, plus
-                # g_kl (p_k - q_k) for a Gaussian target; p is the softmax, q the target. With the
-                # divergence of TIE-KD's released code, which adds a constant in the logarithm, the
-                # second term is g_kl times the result of `_released_slope`.
+                # g_kl (p_k - q_k) for a Gaussian target; p is the predicted and q the target
+                # distribution. With the divergence of TIE-KD's released code, which adds a constant
+                # in the logarithm, the second term is g_kl times the result of `_released_slope`.
                 factor = by_divergence if slope is None else None
                 if depth_grad is not None:
                     # Subtract the depth from the bin centres before multiplying: at large depths,
@@ -205,23 +204,23 @@ class _Dpm(torch.autograd.Function):
         )
 
 
-# Consecutive rows of one image: (index of the image, first row, row after the last).
+# A group of consecutive rows of one image: (index of the image, first row, row after the last).
 Block = tuple[int, int, int]
 
 
 def _shares(features: Tensor, edges: Tensor) -> list[list[Block]]:
     """Splits the rows of all images into blocks and distributes the blocks over the threads.
 
-    A block has the rows of TILES_PER_BLOCK tiles, i.e. of as many groups of rows that are computed
-    together; an image's last block can have fewer.
+    A tile is a group of rows whose logits are computed together. A block has the rows of
+    TILES_PER_BLOCK tiles; an image's last block can have fewer.
 
     Args:
         features: (B, C, h, w).
         edges: (K + 1,), edges of the depth bins.
 
     Returns:
-        One list per thread, or a single list on devices other than a CPU. Its elements are blocks,
-        each (index of the image, first row, last row + 1).
+        One list per thread, or a single list on devices other than a CPU. The lists' elements are
+        blocks, each (index of the image, first row, last row + 1).
     """
     images, _, height, _ = features.shape
     step = _rows_of_tile(features, edges) * TILES_PER_BLOCK
@@ -236,9 +235,9 @@ def _shares(features: Tensor, edges: Tensor) -> list[list[Block]]:
 
 
 def _rows_of_tile(features: Tensor, edges: Tensor) -> int:
-    """Returns the number of rows of features that are computed together, at least 1.
+    """Returns the number of rows of a tile, whose logits are computed together; at least 1.
 
-    The logits of these rows, in the dtype of edges, take at most TILE_BYTES on a CPU and
+    The tile's logits, in the dtype of edges, take at most TILE_BYTES on a CPU and
     TILE_BYTES_ELSEWHERE on other devices, unless one row takes more.
 
     Args:
@@ -253,10 +252,10 @@ def _rows_of_tile(features: Tensor, edges: Tensor) -> int:
 def _tiles(
     blocks: list[Block], features: Tensor, edges: Tensor, cells: Cells | None
 ) -> Iterator[tuple[int, slice, Target | None, Tensor, Tensor]]:
-    """Yields the tiles of some blocks; a tile is a group of consecutive rows of one image.
+    """Yields the tiles, i.e. groups of consecutive rows of one image, of which `blocks` consist.
 
     Args:
-        blocks: groups of rows, each (index of the image, first row, last row + 1).
+        blocks: larger groups of rows, each (index of the image, first row, last row + 1).
         features: (B, C, h, w), the head's input.
         edges: (K + 1,), edges of the depth bins.
         cells: the target distributions of all pixels of the features, or None.
@@ -264,8 +263,8 @@ def _tiles(
     Yields:
         (image, tile, target, logits, spare): the index of the image; the slice of the tile's P
         pixels among the image's flattened pixels; the pixels' target distributions, or None if
-        there are none; and two uninitialised (K, P) buffers in the dtype of edges. All tiles are
-        given the same buffers.
+        there are none; and two uninitialised (K, P) buffers in the dtype of edges for the K bins'
+        logits. Every tile gets the same buffers.
     """
     bins = len(edges) - 1
     width = features.shape[3]
@@ -288,7 +287,7 @@ def _product(to: Tensor, weight: Tensor, pixels: Tensor, out: Tensor) -> Tensor:
     """Computes out = to + weight @ pixels, with the matrix product in the dtype of the weights.
 
     Args:
-        to: (K, 1) or (K, P), the summand; may be the tensor `out`.
+        to: (K, 1) or (K, P), the summand, which may be `out` itself.
         weight: (K, C, 1, 1), weight of a 1x1 convolution.
         pixels: (C, P), features of P pixels.
         out: (K, P), overwritten with the result.
@@ -302,10 +301,10 @@ def _product(to: Tensor, weight: Tensor, pixels: Tensor, out: Tensor) -> Tensor:
 
 
 def _sums(factors: Tensor, p: Tensor) -> Tensor:
-    """Returns the matrix product of `factors` and `p`, (2, P).
+    """Returns the matrix product factors @ p, (2, P).
 
     Args:
-        factors: (2, K); its first row is all ones.
+        factors: (2, K), whose first row is all ones.
         p: (K, P), predicted probabilities of K bins at P pixels.
     """
     if p.device.type == "cpu":
@@ -320,7 +319,7 @@ def _released_slope(p: Tensor, q: Tensor) -> Tensor:
 
     Args:
         p: (K, P), predicted probabilities of K bins at P pixels.
-        q: (K, P), target distribution.
+        q: (K, P), target distributions over the bins at these pixels.
     """
     eps = reference.PUBLISHED_EPS
     by_p = -q.square() / ((p + eps) * (q + eps * (p + eps)))

@@ -1,6 +1,6 @@
-"""Convolutions tuned for CPUs, with the settings that tiekd/kernels/layouts.py chooses for the CPU.
+"""Convolutions tuned for CPUs, by the settings that tiekd/kernels/layouts.py has for the CPU.
 
-`Conv2d` is torch's convolution, whose weight gradient is computed by matrix products if the setting
+`Conv2d` is torch's convolution, but computes its weight gradient by matrix products if the setting
 for this CPU is PRODUCTS. Without AVX-512, oneDNN's weight gradient is slow for channels_last
 features: 19 GFLOP/s, against 74 for contiguous ones (128 -> 128 channels at 128x256, one thread).
 One matrix product for each of the nine kernel positions and each group of rows reaches 88 GFLOP/s
@@ -22,12 +22,13 @@ from torch.nn.functional import conv2d
 
 from tiekd.kernels import layouts
 
-# Number of pixels that one matrix product of `weight_gradient` sums over: few enough that features
-# and gradients of 128 channels fit into a core's L2 cache, and enough for efficient products.
+# Number of pixels that one matrix product of `weight_gradient` sums over. It is small enough for
+# the features and gradients of 128 channels to fit into a core's L2 cache, and large enough for
+# efficient products.
 _STRIP_PIXELS = 4096
 
-# Stride, padding, dilation and groups of the convolutions whose weight gradient can be computed by
-# `weight_gradient`.
+# Stride, padding, dilation and groups of the convolutions whose weight gradient `weight_gradient`
+# can compute.
 _3X3 = ((1, 1), (1, 1), (1, 1), 1)
 
 
@@ -110,10 +111,12 @@ def _take_off_wrapped(total: Tensor, image: Tensor, grad: Tensor) -> None:
     """Subtracts the products of pixels that are neighbours in memory but not in the image.
 
     In memory a row's first pixel follows the last pixel of the row above. So at the left and right
-    border `weight_gradient` multiplied by a pixel of another row instead of by the padding, 0.
+    border `weight_gradient` multiplied the gradient by a pixel of another row instead of by the
+    padding, 0.
 
     Args:
-        total: (3, 3, O, C), the image's contribution to the weight gradient, changed in place.
+        total: (3, 3, O, C), the image's contribution to the weight gradient, from which the
+            products are subtracted in place.
         image: (H, W, C), one image's input.
         grad: (H, W, O), the gradient of its output.
     """
@@ -149,8 +152,8 @@ class _InFp32(torch.autograd.Function):
     """Autograd function for a convolution of half-precision tensors that computes in fp32.
 
     The inputs are features, weight and bias in half precision, and the `nn.Conv2d` that has stride,
-    padding, dilation and groups; the result has their dtype. Only half-precision tensors are saved
-    for backward.
+    padding, dilation and groups; the result has the features' dtype. Only half-precision tensors
+    are saved for backward.
     """
 
     @staticmethod
@@ -191,8 +194,8 @@ def _in_fp32(module: nn.Conv2d, usual, x: Tensor, weight: Tensor, bias: Tensor |
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     if x.device.type != "cpu" or dtype == torch.float32 or torch.compiler.is_compiling():
         return usual(x, weight, bias)
-    # Round the operands to the autocast dtype first, so that the results equal those of native bf16
-    # arithmetic.
+    # Round the operands to the autocast dtype before computing in fp32, so that the results equal
+    # those of native bf16 arithmetic.
     bias = None if bias is None else bias.to(dtype)
     return _InFp32.apply(x.to(dtype), weight.to(dtype), bias, module)
 
@@ -226,9 +229,9 @@ def gradients_by_products(
     Args:
         grad: (B, O, H, W), the gradient of the output.
         x: (B, C, H, W), the input; may be None if neither its gradient nor the weight's is needed.
-        weight: (O, C, 3, 3).
-        needs: True for each of (x, weight, bias) whose gradient is needed; the others are returned
-            as None.
+        weight: (O, C, 3, 3), the convolution's weight.
+        needs: for each of x, weight and bias in this order, True if its gradient is needed; the
+            other gradients are returned as None.
     """
     grad = grad.contiguous(memory_format=torch.channels_last)
     of_x = _gradients(grad, x, weight, *_3X3, [True, False, False])[0] if needs[0] else None
@@ -237,7 +240,7 @@ def gradients_by_products(
 
 
 def _suits_products(x: Tensor, weight: Tensor, size: tuple[int, int]) -> bool:
-    """Returns True if matrix products are the fastest way to a convolution's weight gradient.
+    """Returns True if matrix products are the fastest method for a convolution's weight gradient.
 
     That is the case if the setting for large convolutions on this CPU is PRODUCTS
     (tiekd/kernels/layouts.py), x is channels_last, and `is_large` is True for the convolution.
@@ -276,7 +279,8 @@ def _gradients(
         padding: the convolution's padding, (rows, columns).
         dilation: the convolution's dilation, (rows, columns).
         groups: number of groups.
-        mask: True for each of (x, weight, bias) whose gradient is wanted; the others are None.
+        mask: for each of x, weight and bias in this order, True if its gradient is wanted; the
+            other gradients are returned as None.
     """
     return torch.ops.aten.convolution_backward(
         grad, x, weight, [weight.shape[0]], stride, padding, dilation, False, [0, 0], groups, mask

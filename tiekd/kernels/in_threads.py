@@ -1,10 +1,10 @@
-"""Runs a function on several parts of the work in parallel CPU threads.
+"""Runs a function for several arguments in parallel CPU threads.
 
 torch parallelises every operation over its thread pool and waits for the slowest thread. With small
 operations there are thousands of synchronisations per step, and whenever another process occupies
 one core, all threads wait. Here each thread runs its operations alone, with one torch thread, and
-the threads synchronise only once, at the end. The number of torch threads of all other threads
-stays the same. Left out: devices other than CPUs.
+the threads synchronise only once, at the end. Threads outside the pool keep their number of torch
+threads. Left out: devices other than CPUs.
 """
 
 import os
@@ -22,7 +22,7 @@ _making = threading.Lock()
 
 
 def count() -> int:
-    """Returns the number of threads in the pool of `each`, which is `torch.get_num_threads()`."""
+    """Returns the number of threads that `each` uses, which is `torch.get_num_threads()`."""
     return torch.get_num_threads()
 
 
@@ -30,10 +30,10 @@ def each(function: Callable[[Share], Result], shares: Sequence[Share]) -> list[R
     """Calls a function once for each of several arguments, in parallel threads, without gradients.
 
     Args:
-        function: a function of one argument; it must be thread-safe. In a thread of the pool its
-            torch operations use one thread.
-        shares: the arguments, e.g. lists of work items. A single one is processed in the calling
-            thread.
+        function: a function of one argument; it must be thread-safe. Its torch operations run on
+            one thread each.
+        shares: the arguments, e.g. lists of work items. If there is only one, the function is
+            called in the calling thread.
 
     Returns:
         The results, in the order of the arguments.
@@ -52,8 +52,8 @@ def each(function: Callable[[Share], Result], shares: Sequence[Share]) -> list[R
 def _pool(size: int) -> ThreadPoolExecutor:
     """Returns this process's pool of `size` threads, created at the first call.
 
-    Pools are stored by process id and size, because a forked process inherits the dictionary of
-    pools but not its parent's threads.
+    The dictionary of pools is keyed by process id and size, because a forked process inherits the
+    dictionary but not its parent's threads.
     """
     key = os.getpid(), size
     with _making:
@@ -74,8 +74,8 @@ def _begin(size: int) -> ThreadPoolExecutor:
     pool = ThreadPoolExecutor(size, thread_name_prefix="tiekd-tiles")
 
     def begin(_) -> None:
-        # The first get_num_threads() in a thread sets its number of torch threads to the default.
-        # Without this call, the thread's first operation would do so and override
+        # Let get_num_threads() initialise this thread's number of torch threads first. Otherwise
+        # the thread's first operation would set it to the default, and so override
         # set_num_threads(1).
         torch.get_num_threads()
         torch.set_num_threads(1)
@@ -84,8 +84,8 @@ def _begin(size: int) -> ThreadPoolExecutor:
     try:
         list(pool.map(begin, range(size)))
     except RuntimeError:
-        # Thread creation failed (OS limit): abort the barrier, so that the threads that have
-        # started don't wait forever.
+        # Abort the barrier if a thread can't be created (limit of the operating system), so that
+        # the threads that have started don't wait forever.
         together.abort()
         raise
     finally:

@@ -1,4 +1,4 @@
-"""Chooses memory layout and arithmetic of convolutions on a CPU, from a table.
+"""Chooses memory layout and arithmetic of convolutions on a CPU by a table of measurements.
 
 The table gives the fastest setting for an instruction set, a class of convolution shapes and a
 dtype. It was measured once and is fixed in this file: choosing by timing at run time would make
@@ -6,7 +6,8 @@ runs irreproducible. `bin/benchmark.py layouts` measures every row on the presen
 reports where another setting is faster.
 
 A run on a CPU writes its settings to its work dir (layouts.json). A resumed run uses that file,
-even on another CPU, so that its results change by rounding only.
+even on another CPU, so that its settings, and the results up to rounding, are those of the original
+run.
 
 The instruction set is the best one that both ATen and oneDNN use, so ATEN_CPU_CAPABILITY and
 ONEDNN_MAX_CPU_ISA have an effect. Left out: GPUs; AMX, which is treated as AVX-512 with bf16; ARM
@@ -25,7 +26,7 @@ from tiekd.files import check_readable, replace_text
 
 RECORD = "layouts.json"
 
-# Instruction sets, best first. "other" is older x86 and every other architecture.
+# Instruction sets, the fastest first. "other" is older x86 and every other architecture.
 ISAS = ("avx512_bf16", "avx512", "avx2", "other")
 
 # Classes of convolution shapes. A 3x3 convolution is large if it has more input and output values
@@ -33,8 +34,8 @@ ISAS = ("avx512_bf16", "avx512", "avx2", "other")
 LARGE_TRAINING, LARGE_FORWARD, SMALL = "large 3x3, training", "large 3x3, forward only", "small 3x3"
 ANY = "any convolution"
 
-# Settings of fp32 convolutions: keep the input's memory layout, convert it to channels_last, or
-# channels_last with the weight gradient by matrix products (tiekd/kernels/convolution.py).
+# Settings of fp32 convolutions: keep the input's memory layout; convert it to channels_last; or
+# convert it, and compute the weight gradient by matrix products (tiekd/kernels/convolution.py).
 AS_IT_COMES = "as it comes"
 CHANNELS_LAST = "channels_last"
 PRODUCTS = "channels_last, weight gradient by products"
@@ -56,13 +57,13 @@ TABLE = {
     ("avx512", LARGE_FORWARD, FP32): CHANNELS_LAST,
     ("avx512", SMALL, FP32): AS_IT_COMES,
     ("avx512", ANY, BF16): IN_FP32,
-    # On AVX2, oneDNN computes the weight gradient of channels_last features at about a quarter of
-    # the speed of contiguous ones.
+    # On AVX2, use matrix products for training: oneDNN computes the weight gradient of
+    # channels_last features at about a quarter of the speed of contiguous ones.
     ("avx2", LARGE_TRAINING, FP32): PRODUCTS,
     ("avx2", LARGE_FORWARD, FP32): CHANNELS_LAST,
     ("avx2", SMALL, FP32): AS_IT_COMES,
     ("avx2", ANY, BF16): IN_FP32,
-    # Other instruction sets weren't measured and use torch's defaults.
+    # Use torch's defaults for other instruction sets, which weren't measured.
     ("other", LARGE_TRAINING, FP32): AS_IT_COMES,
     ("other", LARGE_FORWARD, FP32): AS_IT_COMES,
     ("other", SMALL, FP32): AS_IT_COMES,
@@ -103,7 +104,7 @@ def of_isa(name: str) -> dict[str, str]:
 
 
 def choice(shape_class: str, dtype: str) -> str:
-    """Returns the memory layout and arithmetic that a class of convolutions should use.
+    """Returns the setting (memory layout and arithmetic) that a class of convolutions should use.
 
     The setting is the one passed to `set_choices` in this process, or else the one that the table
     has for this CPU.
@@ -123,7 +124,8 @@ def set_choices(choices: dict[str, str] | None) -> None:
     """Sets the memory layouts and arithmetic of this process's convolutions.
 
     Args:
-        choices: settings in the format of `of_isa`; None restores the table's for this CPU.
+        choices: settings in the format of `of_isa`; None restores those that the table has for this
+            CPU.
     """
     global _chosen
     _chosen = choices
@@ -182,9 +184,10 @@ def record_of_run(resumed_from: list[Path]) -> tuple[dict, list[str]]:
             preference; empty for a new run.
 
     Returns:
-        (record, lines). The record is {"isa", "choices"} as for `write`, from the first
-        layouts.json found, else for this CPU. The lines are messages about a resumed run whose
-        layouts.json is missing or was written on a CPU with another instruction set; else empty.
+        (record, lines). The record is {"isa": ..., "choices": ...} as for `write`: that of the
+        first layouts.json found, or else the table's for this CPU. The lines are messages for the
+        log if a resumed run has no layouts.json, or one from a CPU with another instruction set;
+        otherwise the list is empty.
 
     Raises:
         LaunchError: a layouts.json can't be used, as for `read`.
@@ -220,8 +223,8 @@ def _limit_of_onednn(name: str) -> int:
     """Returns the index in `ISAS` of the best instruction set that ONEDNN_MAX_CPU_ISA allows.
 
     Args:
-        name: value of the environment variable ONEDNN_MAX_CPU_ISA in upper case. For values that
-            set no limit or that oneDNN doesn't know, the index is 0.
+        name: value of the environment variable ONEDNN_MAX_CPU_ISA in upper case. For a value that
+            sets no limit, or that oneDNN doesn't know, the result is 0.
     """
     if name in ("SSE41", "AVX"):
         return ISAS.index("other")
@@ -234,7 +237,7 @@ def _limit_of_onednn(name: str) -> int:
 
 @lru_cache(maxsize=1)
 def _cpu_flags() -> frozenset[str]:
-    """Returns the feature flags of the first CPU in /proc/cpuinfo; empty if it lists none."""
+    """Returns the feature flags of the first CPU in /proc/cpuinfo, or an empty set."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("flags"):

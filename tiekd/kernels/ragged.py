@@ -1,9 +1,9 @@
 """Target distributions of the DPM head for a sigma per pixel: each Gaussian in a window of bins.
 
-With one sigma all windows have the same number of bins (`target.Windows`). With a map of sigmas a
-window of a common size would be that of the largest sigma, which often has most of the bins. Here
-each Gaussian has its own number of bins. The bins of all windows form one long list of entries,
-ordered by Gaussian.
+With one sigma all windows have the same number of bins (`target.Windows`). With a map of sigmas,
+windows of one size would need the size of the largest sigma's window, which often has most of the
+bins. Here each Gaussian has its own number of bins. All windows are stored as one list of entries,
+one for each Gaussian and bin of its window, ordered by Gaussian.
 
 Cost: about ten operations on the entries, e.g. 20 per pixel with sigma = 0.5 m in the published
 KITTI setting; temporary memory for ten numbers per entry. Left out: GPUs, where the host would wait
@@ -15,19 +15,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Bins farther than this many sigma from a Gaussian's centre are treated as empty. The mass there is
-# below the rounding error of the dtype.
+# Distance in sigmas from a Gaussian's centre beyond which bins are treated as empty, for each
+# dtype. The mass there is below the rounding error of the dtype.
 REACH_SIGMAS = {torch.float32: 5.5, torch.float64: 8.5}
 
 
 class RaggedTarget(NamedTuple):
-    """The target distribution q of P cells over K depth bins, each with its own number of bins.
+    """The target distribution q of P cells over K depth bins, stored as a list of T entries.
 
-    It has the methods of `cells.Target`.
+    A cell is a pixel of the head's output. An entry is the mass of one cell in one bin; cells
+    differ in their number of entries. The class has the methods of `cells.Target`.
 
     Attributes:
-        bins: (T,) int32, the bin of each of T entries.
-        cell: (T,) int32, the cell of each entry, 0 to P - 1, increasing.
+        bins: (T,) int32, the index of each entry's bin.
+        cell: (T,) int32, the index of each entry's cell, 0 to P - 1, increasing.
         mass: (T,), the entry's mass, in the dtype of the bin edges.
         valid: (P,) bool, True for cells with a target.
         overlap: True if several entries may have the same bin and cell, as in a mixture; the bin's
@@ -57,10 +58,13 @@ class RaggedTarget(NamedTuple):
         )
 
     def minus_entropy(self, num_bins: int) -> Tensor:
-        """Returns the negative entropy of q, sum_k q_k log q_k with 0 log 0 = 0, (P,), nats.
+        """Returns the negative entropy of each cell's target q, sum_k q_k log q_k with 0 log 0 = 0.
 
         Args:
             num_bins: K, number of all bins.
+
+        Returns:
+            (P,), nats.
         """
         mass = self.mass
         if self.overlap:
@@ -70,38 +74,50 @@ class RaggedTarget(NamedTuple):
         return terms.view(num_bins, -1).sum(0) if self.overlap else self._sum(terms)
 
     def expectation(self, values: Tensor) -> Tensor:
-        """Returns the mean of some values under each cell's q, sum_k q_k values_k, (P,).
+        """Returns the expectation under each cell's target distribution q, i.e. sum_k q_k values_k.
 
         Args:
-            values: (K, P), one value per bin and cell, contiguous.
+            values: (K, P), a function of the K bins for each cell, contiguous.
+
+        Returns:
+            (P,), in the unit of `values`.
         """
         return self._sum(values.view(-1).index_select(0, self._at()).mul_(self.mass))
 
     def add_to(self, values: Tensor, factor: Tensor) -> None:
-        """Adds factor * q to values, in place.
+        """Adds factor * q to `values` in place, for each cell's target distribution q.
 
         Args:
             values: (K, P), one value per bin and cell, contiguous, changed in place.
-            factor: (P,), the factor of each cell's q.
+            factor: (P,), one factor per cell.
         """
         terms = factor.index_select(0, self.cell).mul_(self.mass)
         values.view(-1).index_add_(0, self._at(), terms)
 
     def _at(self) -> Tensor:
-        """Returns each entry's index in a flattened tensor (K, P)."""
+        """Returns the index of each entry's bin and cell in a flattened tensor (K, P), as (T,)."""
         return torch.add(self.cell, self.bins, alpha=len(self.valid))
 
     def _sum(self, terms: Tensor) -> Tensor:
-        """Returns the sum over each cell's entries, (P,)."""
+        """Sums the entries of each cell.
+
+        Args:
+            terms: (T,), one value per entry.
+
+        Returns:
+            (P,), the sums.
+        """
         return terms.new_zeros(len(self.valid)).index_add_(0, self.cell, terms)
 
 
 class RaggedWindows(NamedTuple):
-    """Gaussians with a sigma each, restricted to windows of consecutive bins of different sizes.
+    """Gaussians with individual sigmas, each restricted to a window of consecutive bins.
+
+    A pixel of the head's output (cell) has J Gaussians; the windows differ in their number of bins.
 
     Attributes:
         centre: (B, J, h, w), each Gaussian's centre, metres, in the dtype of the bin edges.
-        sigma: (B, J, h, w), metres.
+        sigma: (B, J, h, w), each Gaussian's standard deviation, metres.
         first: (B, J, h, w) int32, index of each window's first bin.
         num_bins: (B, J, h, w) int32, number of each window's bins, at least 2.
     """
@@ -112,7 +128,7 @@ class RaggedWindows(NamedTuple):
     num_bins: Tensor
 
     def part(self, image: int, rows: slice) -> "RaggedWindows":
-        """Returns the Gaussians of some rows of an image, as (P, J) for P cells.
+        """Returns the Gaussians of some rows of an image; the attributes become (P, J) for P cells.
 
         Args:
             image: index of the image in the batch.
@@ -121,7 +137,7 @@ class RaggedWindows(NamedTuple):
         return RaggedWindows(*(t[image, :, rows].flatten(1).T for t in self))
 
     def entries(self, edges: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the mass per bin of each window, as a list of T entries ordered by Gaussian.
+        """Returns the mass per bin of each window, as T entries ordered by Gaussian.
 
         The mass outside of a window is added to the window's first and last bin.
 
@@ -129,8 +145,9 @@ class RaggedWindows(NamedTuple):
             edges: (K + 1,), edges of the depth bins, metres.
 
         Returns:
-            (gaussian, bins, mass), (T,) each: index of the entry's Gaussian in the flattened
-            attributes, int32; index of its bin, int32; and the mass in this bin.
+            (gaussian, bins, mass), (T,) each, with one entry per Gaussian and bin of its window:
+            the index of the Gaussian in the flattened attributes, int32; the index of the bin,
+            int32; and the Gaussian's mass in this bin.
         """
         num_bins = self.num_bins.flatten()
         last = num_bins.cumsum(0, dtype=torch.int32) - 1
@@ -143,9 +160,10 @@ class RaggedWindows(NamedTuple):
         offset.sub_(self.centre.flatten().index_select(0, gaussian))
         offset.mul_((0.5**0.5 / self.sigma.flatten()).index_select(0, gaussian))
         above = offset >= 0
-        # Compute the mass that is farther from the centre than the edge, on the edge's side, with
-        # the sign of the distance. The difference of an edge's and the next one's is the mass
-        # between them, except in the bin that contains the centre: there it is minus both tails.
+        # Compute the mass beyond each edge, on the side away from the Gaussian's centre, with the
+        # sign of (edge - centre). The difference of this value at an edge and at the next one is
+        # the mass between them, except in the bin that contains the centre: there it is minus both
+        # tails, so 1 is added.
         tail = offset.abs().erfc_().copysign_(offset).mul_(0.5)
         mass = torch.empty_like(tail)
         torch.sub(tail[:-1], tail[1:], out=mass[1:]).add_(above[1:] ^ above[:-1]).clamp_min_(0)
@@ -155,17 +173,18 @@ class RaggedWindows(NamedTuple):
 
 
 def ragged_windows(centre: Tensor, sigma: Tensor, edges: Tensor) -> RaggedWindows:
-    """Restricts Gaussians with a sigma each to the bins within REACH_SIGMAS of their centres.
+    """Restricts Gaussians with individual sigmas to the bins within REACH_SIGMAS of their centres.
 
     Args:
         centre: (B, M, H, W), the Gaussians' centres, metres, in the dtype of edges.
-        sigma: (B, M, H, W), metres.
+        sigma: (B, M, H, W), each Gaussian's standard deviation, metres.
         edges: (K + 1,), edges of the depth bins, metres, increasing.
     """
     inner = edges[1:-1]
     sigma = sigma.to(edges.dtype)
     reach = sigma * REACH_SIGMAS[edges.dtype]
-    # A window has at least one edge, also where the next edge is farther away than the reach.
+    # Find the first and last edge within reach of each centre. A window gets at least one edge,
+    # even if the nearest edge is out of reach.
     first = torch.searchsorted(inner, centre - reach, out_int32=True).clamp_(max=len(inner) - 1)
     stop = torch.searchsorted(inner, centre + reach, right=True, out_int32=True)
     return RaggedWindows(centre, sigma, first, (stop - first).clamp_min_(1) + 1)

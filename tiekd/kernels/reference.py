@@ -4,8 +4,8 @@ features -> 1x1 convolution -> one logit for each of K depth bins -> softmax -> 
 divergence KL(q || p) of the target distribution q from the probabilities p. Both are computed in
 the dtype of the bins' edges (float32 in training), whatever the dtype of the weights.
 
-Cost: at the peak of forward and backward, memory for about eight (B, K, h, w) tensors. Left out:
-all savings of memory.
+Cost: memory for about eight (B, K, h, w) tensors at the peak of forward and backward. Left out:
+measures that save memory.
 """
 
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ def dpm(
     stride: int = 1,
     target_weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Computes the DPM head's depth, and its divergence from a target distribution, from features.
+    """Computes the DPM head's depth, and the divergence of a target distribution, from features.
 
     K is the number of depth bins. The target distribution q of an image pixel is a mixture of M
     components, one per teacher (usually M = 1). A cell is one pixel of the features; it covers
@@ -43,17 +43,17 @@ def dpm(
     Args:
         features: (B, C, h, w).
         weight: (K, C, 1, 1), weight of the 1x1 convolution, in the features' float dtype.
-        bias: (K,), bias of the 1x1 convolution, in the same dtype.
+        bias: (K,), bias of the 1x1 convolution, in the features' dtype.
         edges: (K + 1,) float32 or float64, edges of the bins, metres, increasing.
         target_depth: (B, M, H, W), metres, depth of each component, with h = ceil(H / stride) and
             w = ceil(W / stride); a component is valid where its depth is > 0. None computes no
             divergence.
         sigma: standard deviation of the components, metres, a number, a tuple of one number for
             each component, or (B, M, H, W).
-        target: "gaussian", or "released" for target and divergence of TIE-KD's published code
-            (M = 1 only, and depths aren't clamped).
-        beyond: treatment of target depths above the last edge. "ignore" makes them invalid; "clamp"
-            replaces them by the last bin's centre.
+        target: "gaussian"; or "released" for the target and the divergence of TIE-KD's published
+            code, which need M = 1 and don't clamp depths.
+        beyond: how target depths above the last edge are treated. "ignore" makes them invalid;
+            "clamp" replaces them by the last bin's centre.
         stride: image pixels per side of a cell; a cell's q is the mean q of the valid pixels that
             it covers.
         target_weight: (B, M, H, W), non-negative weights of the components; None for equal weights.
@@ -126,7 +126,7 @@ def cell_target(
 
     Args:
         depth: (B, M, H, W), `target_depth` of `dpm`, metres.
-        sigma: metres, a number or (B, M, H, W).
+        sigma: standard deviation of the components, metres, a number or (B, M, H, W).
         weight: (B, M, H, W), `target_weight` of `dpm`, or None.
         edges: (K + 1,), edges of the depth bins, metres.
         target: "gaussian" or "released", as for `dpm`.
@@ -134,14 +134,13 @@ def cell_target(
         stride: image pixels per side of a cell.
 
     Returns:
-        (q, valid): the distribution over K bins, (B, K, h, w), in the dtype of edges; and
-        (B, 1, h, w) bool, True for cells with at least one valid pixel. In other cells q has no
-        meaning.
+        (q, valid): the distribution over K bins, (B, K, h, w), in the dtype of edges; and (B, 1, h,
+        w) bool, True for cells with at least one valid pixel. For other cells q has no meaning.
     """
     q, pixels = 0.0, 0
-    # Each pixel of the head's output covers stride x stride pixels of the image. Process one
-    # position in this square at a time, so that the distributions of all positions needn't be in
-    # memory.
+    # Average the distributions of the stride x stride image pixels that each pixel of the head's
+    # output covers. Process one position in this square at a time, so that only its distributions
+    # are in memory.
     for d, s, w in pixels_of_cells(depth, sigma, weight, edges, beyond, stride):
         valid = (d > 0).any(1, keepdim=True)
         if target == "gaussian":
@@ -161,16 +160,16 @@ def pixels_of_cells(
     beyond: str,
     stride: int,
 ) -> Iterator[tuple[Tensor, float | Tensor, Tensor | None]]:
-    """Yields target depth, sigma and weight at every stride-th pixel, once per possible offset.
+    """Yields target depth, sigma and weight of one image pixel per cell, stride^2 times.
 
     A cell, i.e. a pixel of the head's output, covers stride x stride pixels of the image. Each of
-    the stride^2 results has one of these pixels for every cell. The arguments are those of
-    `cell_target`.
+    the stride^2 results has the pixel at another position in this square, for every cell. The
+    arguments are those of `cell_target`.
 
     Yields:
-        (depth, sigma, weight), each (B, M, h, w); sigma as a number and weight as None stay as they
-        are. Depth is 0 where it is NaN, beyond the image's border, and, with beyond="ignore", above
-        the last edge.
+        (depth, sigma, weight), each (B, M, h, w), except for a sigma that is a number and a weight
+        that is None, which are yielded unchanged. Depth is 0 where the pixel is beyond the image's
+        border, where it was NaN, and, with beyond="ignore", where it was above the last edge.
     """
     depth = torch.nan_to_num(depth.to(edges.dtype))
     if beyond == "ignore":
@@ -192,7 +191,7 @@ def check_choices(target: str, beyond: str) -> None:
         beyond: the treatment of depths above the last edge, one of BEYOND.
 
     Raises:
-        RecipeError: one of them is unknown.
+        RecipeError: `target` or `beyond` is unknown.
     """
     if target not in TARGETS:
         raise RecipeError(f"target: {target!r} is not known; there are: {', '.join(TARGETS)}")
@@ -203,7 +202,7 @@ def check_choices(target: str, beyond: str) -> None:
 def _pad(values: float | Tensor | None, stride: int, value: float) -> float | Tensor | None:
     """Pads a map at the right and bottom, so that its height and width are multiples of `stride`.
 
-    Taking every stride-th pixel then gives maps of the same shape, whichever pixel is the first.
+    Taking every stride-th pixel then gives maps of one shape, whichever pixel is the first.
 
     Args:
         values: (B, M, H, W); a number or None is returned unchanged.

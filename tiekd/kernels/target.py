@@ -10,10 +10,11 @@ density values, for reproducing published results.
 Cost with one sigma for all pixels: one erfc per pixel and bin edge within six sigma (20 of 257 in
 the published KITTI setting) and one (B, K, H, W) tensor; the centre is interpolated in a table that
 is built once per edges and sigma. With a sigma per pixel the centre is interpolated between the
-tables of many sigmas, which are built once per edges (13 MB and half a second in that setting).
-A map is checked on a CPU only, as that reads values; on a GPU a head clamps it before. One sigma
-for each component costs what a number costs, and M tensors (B, K, H, W).
-Left out: gradients with respect to the target depth, which is treated as a constant.
+tables of many sigmas, which are built once per edges (13 MB and half a second in that setting). A
+map of sigmas is checked on a CPU only, since a check reads values; for a GPU, the head clamps the
+map before. One sigma for each of M components costs as much as a single number for each of them,
+and M tensors (B, K, H, W). Left out: gradients with respect to the target depth, which is treated
+as a constant.
 """
 
 import math
@@ -26,25 +27,26 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from tiekd.errors import RecipeError
 
-# `shifted_centre` interpolates in a table with this many nodes per sigma. With linear interpolation
-# between them, the mean over the bins is within 0.03 % of the target depth.
+# Number of nodes per sigma of the table in which `shifted_centre` interpolates. With linear
+# interpolation between them, the mean over the bins is within 0.03 % of the target depth.
 TABLE_STEPS_PER_SIGMA = 64
-# Bins farther than this many sigma from a Gaussian's centre are treated as empty; the Gaussian's
-# mass at such a distance is 1e-9 to each side.
+# Distance in sigmas from a Gaussian's centre beyond which bins are treated as empty. The Gaussian's
+# mass beyond it is 1e-9 on each side.
 REACH_SIGMAS = 6.0
 NEWTON_STEPS = 6
-# For a map of sigmas there are tables of a series of sigmas, from half of the widest bin's width to
-# MOST_SPANS times the range of bins; the ratio of neighbours is SIGMA_RATIO or less. With linear
-# interpolation between them, the mean over the bins is within 0.08 % of the target depth.
+# For a map of sigmas there is a series of tables, each for one sigma. SIGMA_RATIO is the largest
+# ratio of neighbouring sigmas, and MOST_SPANS the largest sigma divided by the range of the bins;
+# the smallest sigma is half of the widest bin's width. With linear interpolation between the
+# tables, the mean over the bins is within 0.08 % of the target depth.
 SIGMA_RATIO = 1.05
 MOST_SPANS = 2.0
-# Relative tolerance in comparisons of sigma with half a bin's width, because rounding the edges to
-# float32 makes uniform bins slightly uneven.
+# Relative tolerance with which sigma is compared with half of a bin's width, because rounding the
+# edges to float32 makes uniform bins slightly uneven.
 WIDTH_SLACK = 1e-3
 # Number of bin edges that one operation of Newton's method processes, which limits its memory.
 EDGES_AT_ONCE = 16
-# A Gaussian is computed only in a window of bins around its centre. If the window has more than
-# this fraction of all edges, computing all bins is as fast.
+# Fraction of all edges in a Gaussian's window of bins from which all bins are computed instead of
+# the window, because that is as fast.
 DENSE_FROM = 0.5
 PUBLISHED_THRESHOLD, PUBLISHED_FLOOR = 1e-16, -1000.0
 
@@ -100,7 +102,7 @@ def bin_centres(edges: Tensor) -> Tensor:
 def check_sigma(sigma: float, edges: Tensor) -> None:
     """Checks that sigma is at least half of the widest bin's width.
 
-    The mass per bin of a narrower Gaussian determines its mean too inaccurately.
+    With a narrower Gaussian, the mass in the bins would determine the mean depth too inaccurately.
 
     Args:
         sigma: standard deviation of the target, metres.
@@ -142,8 +144,8 @@ def gaussian_target(
     Args:
         depth: (B, M, H, W), metres; a component is invalid where its depth is <= 0 or NaN. Valid
             depths are clamped to the range of bin centres.
-        sigma: metres, one number, M numbers or (B, M, H, W); at least half the width of the bin
-            that contains the depth.
+        sigma: standard deviation, metres, one number, M numbers or (B, M, H, W); at least half the
+            width of the bin that contains the depth.
         weight: (B, M, H, W), non-negative weights, normalised over the valid components; None for
             equal weights.
         edges: (K + 1,) float32 or float64, edges of the bins, metres, increasing, of any spacing.
@@ -156,7 +158,8 @@ def gaussian_target(
         RecipeError: sigma is too small.
     """
     if isinstance(sigma, tuple):
-        # Each component alone has a single number, so its table and its windows are used.
+        # Compute each component alone, because the table and the windows of a single sigma can be
+        # used then.
         parts = zip(depth.split(1, 1), sigma, strict=True)
         components = [gaussian_target(one, number, None, edges) for one, number in parts]
         share = shares(depth, weight, edges.dtype)
@@ -185,9 +188,9 @@ def gaussian_target(
 class Windows(NamedTuple):
     """Gaussians of the same sigma, each restricted to a window of E + 1 consecutive depth bins.
 
-    E is the number of edges between the bins of a window. It is the same for all windows, and such
-    that the other bins are more than REACH_SIGMAS from the Gaussian's centre. The mass outside the
-    window is added to the window's first and last bin.
+    E, the number of edges between the bins of a window, is the same for all windows. It is so large
+    that all bins outside the window are more than REACH_SIGMAS sigma from the Gaussian's centre.
+    The mass outside the window is added to the window's first and last bin.
 
     Attributes:
         first: (B, M, H, W) int32, index of each window's first bin.
@@ -204,7 +207,7 @@ class Windows(NamedTuple):
     unit: float
 
     def mass(self, first: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the mass per bin of some of the Gaussians.
+        """Returns the mass of selected Gaussians in each bin of their windows.
 
         The result is that of `_mass_between`, in fewer operations. The method requires that sigma
         is at least half of every bin's width, which `gaussian_windows` ensures.
@@ -223,15 +226,15 @@ class Windows(NamedTuple):
         bins = first.flatten().long()[:, None] + torch.arange(num_bins, device=first.device)
         offset = self.edges.index_select(0, first.flatten())
         offset.sub_(centre.flatten()[:, None] / self.unit)
-        # For each edge, compute the mass that is farther from the centre than the edge, on the
-        # edge's side; give it the sign of (edge - centre).
+        # Compute the mass beyond each edge, on the side away from the centre, and give it the sign
+        # of (edge - centre).
         tail = offset.abs().erfc_().copysign_(offset).mul_(0.5)
         mass = tail.new_empty(bins.shape)
         inner = torch.sub(tail[:, :-1], tail[:, 1:], out=mass[:, 1:-1])
-        # The differences are the masses of the bins, except in the bin that contains the centre.
-        # Its mass is 1 minus the tails on both sides, but the difference is minus both tails, which
-        # is -0.31 or less. All other differences are non-negative, so subtracting the floor adds 1
-        # to this bin only.
+        # Differences of these values at neighbouring edges are the masses of the bins, except in
+        # the bin that contains the centre. There the difference is minus both tails, i.e. -0.31 or
+        # less, and the mass is 1 more than that. Other differences are non-negative, so subtracting
+        # floor(difference + 0.25) adds 1 to this bin only.
         inner.sub_((inner + 0.25).floor_()).clamp_min_(0)
         mass[:, 0] = torch.where(offset[:, 0] >= 0, 1 - tail[:, 0], -tail[:, 0])
         mass[:, -1] = torch.where(offset[:, -1] >= 0, tail[:, -1], 1 + tail[:, -1])
@@ -246,7 +249,7 @@ def gaussian_windows(
 
     Args:
         depth: (B, M, H, W), metres, as for `gaussian_target`.
-        sigma: metres, a number, M numbers or (B, M, H, W).
+        sigma: standard deviation, metres, a number, M numbers or (B, M, H, W).
         edges: (K + 1,), edges of the bins, metres, increasing.
 
     Returns:
@@ -283,11 +286,11 @@ def shares(depth: Tensor, weight: Tensor | None, dtype: torch.dtype) -> Tensor:
 
 
 def sigma_maps(constants: tuple[float, ...], depth: Tensor) -> Tensor:
-    """Returns one sigma for each component as a map for each, (B, M, H, W), metres.
+    """Expands one sigma for each component to maps, (B, M, H, W), metres.
 
     Args:
-        constants: M numbers of metres.
-        depth: (B, M, H, W), whose shape, dtype and device the result has.
+        constants: the M components' sigmas, metres.
+        depth: (B, M, H, W), a tensor whose shape, dtype and device the result gets.
     """
     parts = zip(constants, depth.split(1, 1), strict=True)
     return torch.cat([torch.full_like(one, metres) for metres, one in parts], 1)
@@ -298,14 +301,14 @@ def released_target(depth: Tensor, sigma: float, edges: Tensor, centres: Tensor)
     """Returns the target of TIE-KD's published code: the softmax of a Gaussian's density values.
 
     The density is evaluated at the bin centres, and the softmax is over the bins. Densities below
-    1e-16 are replaced by -1000 before the softmax. The result isn't a Gaussian but a plateau of
-    about 8.5 sigma to each side of the depth, and its mean is biased: 2.9 m for a depth of 2 m with
-    a sigma of 0.5 m and 257 bins up to 80 m.
+    1e-16 are replaced by -1000 before the softmax. The resulting distribution isn't a Gaussian but
+    a plateau of about 8.5 sigma to each side of the depth, and its mean is biased: 2.9 m for a
+    depth of 2 m with a sigma of 0.5 m and 257 bins up to 80 m.
 
     Args:
         depth: (B, 1, H, W), metres; not clamped.
-        sigma: metres.
-        edges: (K + 1,), metres; only its dtype is used.
+        sigma: standard deviation of the Gaussian, metres.
+        edges: (K + 1,), edges of the bins, metres; only the dtype is used.
         centres: (K,), bin centres, metres.
 
     Returns:
@@ -319,16 +322,16 @@ def released_target(depth: Tensor, sigma: float, edges: Tensor, centres: Tensor)
 
 @torch.no_grad()
 def shifted_centre(depth: Tensor, sigma: float | Tensor, edges: Tensor) -> Tensor:
-    """Returns the centre that a Gaussian needs for its mass per depth bin to have the mean `depth`.
+    """Returns the Gaussian's centre for which the mean over the depth bins is `depth`.
 
-    The mean is that of the bin centres, weighted by the mass in each bin. The first and last bin
-    include the Gaussian's tails, so the mean over the bins differs from the Gaussian's centre. The
-    mean increases monotonically with the centre, from the centre of the first bin to that of the
-    last, so the result is unique for every depth in between. The result may be outside of the
-    bins, by up to 6 sigma.
+    The mean over the bins is that of the bin centres, weighted by the Gaussian's mass in each bin.
+    The first and last bin include the Gaussian's tails, so the mean over the bins differs from the
+    Gaussian's centre. The mean increases monotonically with the centre, from the centre of the
+    first bin to that of the last, so the result is unique for every depth in between. The result
+    may be outside of the bins, by up to 6 sigma.
 
     Args:
-        depth: (B, M, H, W), metres.
+        depth: (B, M, H, W), the wanted mean, metres.
         sigma: metres, a number or (B, M, H, W).
         edges: (K + 1,) float32 or float64, metres, increasing.
 
@@ -337,9 +340,9 @@ def shifted_centre(depth: Tensor, sigma: float | Tensor, edges: Tensor) -> Tenso
 
     Raises:
         RecipeError: sigma is below half of the width of the bin that contains the depth, at a valid
-            pixel. A map on a GPU isn't checked, as the host would wait for the result; there the
-            centre is NaN where sigma is below half of the widest bin's width, or more than
-            MOST_SPANS times the range of bins.
+            pixel. A map of sigmas on a GPU isn't checked, because the host would wait for the
+            result; there the centre is NaN where sigma is below half of the widest bin's width, or
+            more than MOST_SPANS times the range of bins.
     """
     assert edges.dtype in (torch.float32, torch.float64), (
         f"edges must stay float32 or float64, got {edges.dtype}"
@@ -375,9 +378,9 @@ class _Table(NamedTuple):
     Attributes:
         means: (N,), means over the bins, metres, increasing.
         centres: (N,), the Gaussian's centres that have these means, metres, increasing.
-        first: (N - 1,) int32, for each interval between two nodes, the first bin within
+        first: (N - 1,) int32, for each interval between two nodes, index of the first bin within
             REACH_SIGMAS sigma of the interval.
-        edges: (F, E), the attribute `edges` of `Windows`.
+        edges: (F, E), as the attribute `edges` of `Windows`.
     """
 
     means: Tensor
@@ -389,16 +392,17 @@ class _Table(NamedTuple):
 class _SigmaTables(NamedTuple):
     """The tables of R sigmas for one set of bins, one after the other in two tensors.
 
-    r times `shift` is added to the means of table r. So all N means are increasing, and one binary
-    search finds a depth in the table of any sigma. In float32 these sums would lose digits.
+    The means of table r, from 0, have r times `shift` added. So all N means are increasing, and one
+    binary search finds a depth in the table of any sigma. The tensors are float64, because in
+    float32 these sums would lose digits.
 
     Attributes:
-        means: (N,) float64, means over the bins, metres, plus r * shift.
+        means: (N,) float64, means over the bins plus r * `shift`, metres.
         centres: (N,) float64, the Gaussian's centres that have these means, metres.
-        sigmas: (R,) float64, metres, increasing.
+        sigmas: (R,) float64, the sigma of each table, metres, increasing.
         lowest: the first bin's centre, metres.
         highest: the last bin's centre, metres.
-        shift: metres.
+        shift: offset between the means of consecutive tables, metres.
     """
 
     means: Tensor
@@ -433,7 +437,7 @@ def _component(sigma: float | Tensor, m: int, edges: Tensor) -> float | Tensor:
     """Returns the standard deviation of one component of a mixture of Gaussians, metres.
 
     Args:
-        sigma: metres, a number for all components or (B, M, H, W).
+        sigma: standard deviation, metres, a number for all components or (B, M, H, W).
         m: index of the component.
         edges: (K + 1,), edges of the depth bins; the result has their dtype if it is a tensor.
 
@@ -444,7 +448,7 @@ def _component(sigma: float | Tensor, m: int, edges: Tensor) -> float | Tensor:
 
 
 def _mass_between(offset: Tensor, sigma: float | Tensor) -> Tensor:
-    """Returns the mass of Gaussians in the bins that E edges separate.
+    """Returns the mass of Gaussians in the E + 1 bins that E edges separate.
 
     The first bin is everything below the first edge, the last bin everything above the last edge.
     Each bin's mass is a difference of masses in the nearer tail, which avoids cancellation.
@@ -452,20 +456,20 @@ def _mass_between(offset: Tensor, sigma: float | Tensor) -> Tensor:
     Args:
         offset: (B, E, H, W), each of E bin edges minus the Gaussian's centre, metres, increasing
             over E.
-        sigma: metres, a number or (B, 1, H, W).
+        sigma: standard deviation, metres, a number or (B, 1, H, W).
 
     Returns:
         (B, E + 1, H, W), summing to 1 over the second dimension.
     """
     above = offset >= 0
-    # For each edge, compute the mass that is farther from the centre than the edge, on the edge's
-    # side; negate it for edges below the centre.
+    # Compute the mass beyond each edge, on the side away from the Gaussian's centre, with the sign
+    # of (edge - centre).
     tail = (offset / (math.sqrt(2) * sigma)).abs_().erfc_().mul_(0.5)
     tail.copysign_(offset)
     mass = tail.new_empty(tail.shape[0], tail.shape[1] + 1, *tail.shape[2:])
     inner = torch.sub(tail[:, :-1], tail[:, 1:], out=mass[:, 1:-1])
-    # The difference of these signed tails is a bin's mass, except in the bin that contains the
-    # Gaussian's centre. There it is minus both tails, so add 1.
+    # Take the difference of these signed tails as a bin's mass. In the bin that contains the
+    # Gaussian's centre it is minus both tails, so add 1.
     inner.add_(above[:, 1:] ^ above[:, :-1]).clamp_min_(0)
     mass[:, 0] = -tail[:, 0] + above[:, 0]
     mass[:, -1] = tail[:, -1] + ~above[:, -1]
@@ -507,8 +511,8 @@ def _build_table(sigma: float, edges: Tensor, like: Tensor) -> _Table:
     """
     nodes, means = _means_over_bins(sigma, edges)
     # For each interval between two neighbouring nodes, find the window of bins within `reach` of
-    # it. The reach is enlarged by 0.1 %, because an edge just outside may round into it in the
-    # dtype of `like`.
+    # the interval. The reach is enlarged by 0.1 %, because an edge just outside it may be rounded
+    # into it in the dtype of `like`.
     inner = edges[1:-1]
     reach = REACH_SIGMAS * sigma
     first = torch.searchsorted(inner, nodes[:-1] - 1.001 * reach)
@@ -519,7 +523,7 @@ def _build_table(sigma: float, edges: Tensor, like: Tensor) -> _Table:
 
 
 def _means_over_bins(sigma: float, edges: Tensor) -> tuple[Tensor, Tensor]:
-    """Computes the mean over the depth bins of Gaussians whose centres are evenly spaced.
+    """Computes the mean over the depth bins for Gaussians at evenly spaced centres.
 
     Args:
         sigma: standard deviation of the Gaussians, metres.
@@ -529,7 +533,7 @@ def _means_over_bins(sigma: float, edges: Tensor) -> tuple[Tensor, Tensor]:
         (nodes, means): the Gaussians' centres and their means over the bins, (N,) each, metres,
         increasing.
     """
-    # Define the nodes, which are centres of Gaussians: evenly spaced from `reach` below the first
+    # Choose the nodes, i.e. the Gaussians' centres: evenly spaced, from `reach` below the first
     # edge between two bins to `reach` above the last.
     inner = edges[1:-1]
     steps = bin_centres(edges).diff()
@@ -547,8 +551,9 @@ def _means_over_bins(sigma: float, edges: Tensor) -> tuple[Tensor, Tensor]:
     passed = torch.cat((steps.new_zeros(1), steps.cumsum(0)))
     means = []
     for part in nodes.split(8 * TABLE_STEPS_PER_SIGMA):
-        # Edges more than ten sigma from the Gaussians' centres need no erfc. Edges below have all
-        # mass above them and add the full distance between bin centres; edges above add nothing.
+        # Compute erfc only for edges within ten sigma of the Gaussians' centres. Edges below that
+        # have all mass above them and add the full distance between bin centres; edges above it add
+        # nothing.
         low = int(torch.searchsorted(inner, part[0] - 10 * sigma))
         high = int(torch.searchsorted(inner, part[-1] + 10 * sigma))
         beyond = torch.special.erfc((inner[low:high] - part[:, None]) / (math.sqrt(2) * sigma)) / 2
@@ -557,9 +562,10 @@ def _means_over_bins(sigma: float, edges: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _cached_sigma_tables(edges: Tensor) -> _SigmaTables:
-    """Returns the tables with which a map of sigmas is looked up, on the device of edges.
+    """Returns the tables in which Gaussians' centres for a map of sigmas are looked up.
 
-    They are built at the first call and cached for the tensor `edges` and its version.
+    The tables are on the device of edges. They are built at the first call and cached for the
+    tensor `edges` and its version.
 
     Args:
         edges: (K + 1,), edges of the bins, metres, increasing.
@@ -573,7 +579,10 @@ def _cached_sigma_tables(edges: Tensor) -> _SigmaTables:
 
 
 def _build_sigma_tables(edges: Tensor, device: torch.device) -> _SigmaTables:
-    """Builds the tables of a series of sigmas, from the least that is allowed for any depth.
+    """Builds the tables of a series of sigmas.
+
+    The smallest sigma is half of the widest bin's width, which is allowed at any depth; the largest
+    is MOST_SPANS times the range of bins.
 
     Args:
         edges: (K + 1,) float64 on the CPU, edges of the bins, metres.
@@ -588,7 +597,8 @@ def _build_sigma_tables(edges: Tensor, device: torch.device) -> _SigmaTables:
     means, centres = [], []
     for row, sigma in enumerate(sigmas.tolist()):
         nodes, mean = _means_over_bins(sigma, edges)
-        # One more node at each end ensures that no depth is between two tables.
+        # Add one node at each end of a table's means, so that every depth lies within a table, not
+        # between two.
         means.append(F.pad(F.pad(mean, (1, 0), value=lowest - 0.5), (0, 1), value=highest + 0.5))
         means[-1] += row * shift
         centres += [nodes[:1], nodes, nodes[-1:]]
@@ -600,7 +610,7 @@ def _look_up(depth: Tensor, table: _Table | _SigmaTables) -> tuple[Tensor, Tenso
     """Interpolates linearly the centre of the Gaussian whose mean over the bins is the depth.
 
     Args:
-        depth: metres, any shape; clamped to the table's range of means.
+        depth: wanted means over the bins, metres, any shape; clamped to the table's range of means.
         table: the table of means and centres.
 
     Returns:
@@ -643,7 +653,7 @@ def _check_local_sigma(depth: Tensor, sigma: Tensor, edges: Tensor) -> None:
 
 
 def _solve(depth: Tensor, sigma: Tensor, edges: Tensor) -> Tensor:
-    """Computes the centre of the Gaussian whose mean over the bins is `depth`, by Newton's method.
+    """Computes the Gaussian's centre for which the mean over bins is `depth`, by Newton's method.
 
     The equation is solved for log((mean - c_0) / (c_last - mean)), where c_0 and c_last are the
     centres of the first and last bin. Unlike the mean itself, this function is nearly linear in the
@@ -651,7 +661,7 @@ def _solve(depth: Tensor, sigma: Tensor, edges: Tensor) -> Tensor:
 
     Args:
         depth: (B, M, H, W), the wanted mean, metres.
-        sigma: (B, M, H, W), metres.
+        sigma: (B, M, H, W), the Gaussians' standard deviation, metres.
         edges: (K + 1,), edges of the bins, metres.
 
     Returns:
@@ -661,7 +671,7 @@ def _solve(depth: Tensor, sigma: Tensor, edges: Tensor) -> Tensor:
     first = centres[0]
     span = centres[-1] - centres[0]
     # Clamp the wanted mean to slightly inside the range of bin centres, so that the logarithms stay
-    # finite. The margin changes the mean by less than the tolerance of 0.1 %.
+    # finite. This changes the mean by less than the tolerance of 0.1 %.
     wanted = torch.minimum((depth - first).clamp_min(1e-5 * first), span - 1e-4 * centres[-1])
     wanted = torch.log(wanted) - torch.log(span - wanted)
     lowest = edges[1] - REACH_SIGMAS * sigma
@@ -679,12 +689,13 @@ def _distances_and_slope(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns a Gaussian's mean over the bins, as distances from both ends, and its derivative.
 
-    Each distance is a sum of positive terms computed in the nearer tail, so neither suffers from
-    cancellation near an end of the range.
+    The distances are those of the mean from the first and from the last bin's centre. Each is a sum
+    of positive terms, computed in the nearer tail, so neither suffers from cancellation near an end
+    of the range.
 
     Args:
         centre: (B, M, H, W), the Gaussian's centre, metres.
-        sigma: (B, M, H, W), metres.
+        sigma: (B, M, H, W), the Gaussian's standard deviation, metres.
         edges: (K + 1,), edges of the bins, metres.
 
     Returns:

@@ -1,9 +1,10 @@
 """The two backward kernels of the fused DPM head.
 
 The kernels process tiles, i.e. groups of BLOCK_P consecutive pixels of an image. They are launched
-once per strip, i.e. per group of consecutive tiles, so that what is stored between them stays
-small. `features_gradient` recomputes the logits and multiplies their gradient by the weights. It
-also stores the gradient of the strip's logits, which `weight_gradient` multiplies by the features.
+once per strip, i.e. per group of consecutive tiles, so that the logits' gradient, which is stored
+between the two kernels, stays small. `features_gradient` recomputes the strip's logits, and
+multiplies their gradient by the weights, which gives the features' gradient. It also stores the
+logits' gradient, which `weight_gradient` multiplies by the features.
 """
 
 import triton
@@ -36,13 +37,13 @@ def features_gradient(
     WHOLE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Computes the gradients of features and logits for one tile, i.e. BLOCK_P pixels, per program.
+    """Computes the gradients of the features and logits of one tile, i.e. of BLOCK_P pixels.
 
     Args:
-        layer: `Layer`: features, and weight and bias of the 1x1 convolution.
-        bins: `Bins`, centres, widths and edges of the depth bins.
-        parts: `Parts`, the components of the target distributions.
-        maps: `Maps`, the results of forward and the incoming gradients.
+        layer: a `Layer`: features, and weight and bias of the 1x1 convolution.
+        bins: a `Bins`: centres, widths and edges of the depth bins.
+        parts: a `Parts`: the components of the target distributions.
+        maps: a `Maps`: the results of forward and the incoming gradients.
         features_grad: the features' gradient, written if GRAD, in the features' memory layout.
         kept: (tiles of this launch * BLOCK_P, width), the logits' gradient, written if KEEP: one
             row per pixel of a tile, and 0 where the tile extends beyond the image's last pixel.
@@ -56,8 +57,9 @@ def features_gradient(
         PIECES: number of pieces per bin, from `series_pieces`; 0 to compute the mass by erfc.
         EVEN: True if all bins may use the first bin's width.
         BLOCK_P: number of pixels of a tile.
-        BLOCK_K: number of bins that are processed at once.
-        TAIL_K: size of the last block, for the bins that remain; 0 if none remain.
+        BLOCK_K: number of bins of a block, which are processed together.
+        TAIL_K: number of bins of the last block, if BLOCK_K doesn't divide the number of bins; else
+            0.
         BLOCK_C: number of channels, padded to a power of 2.
         WHOLE: True if BLOCK_P divides the number of an image's pixels.
         PRECISION: input_precision of tl.dot, "ieee" or "tf32x3".
@@ -66,8 +68,8 @@ def features_gradient(
     x = tl.trans(load_features(layer, image, p, inside, BLOCK_C))
     cells, values = _load_tile(maps, parts, layer, image, p[:, None], inside[:, None], N, TARGET)
     rows = _kept_rows(kept, tl.program_id(0), width, BLOCK_P)
-    # Loop over blocks of BLOCK_K bins. If BLOCK_K doesn't divide the number of bins, the remaining
-    # ones are processed as a block of TAIL_K bins.
+    # Loop over blocks of BLOCK_K bins. The last block has TAIL_K bins if BLOCK_K doesn't divide the
+    # number of bins.
     total = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
     whole = bins.count - bins.count % BLOCK_K if TAIL_K > 0 else bins.count
     for start in range(0, whole, BLOCK_K):
@@ -117,7 +119,8 @@ def _add_block(
 
     Args:
         total: (P, C), the gradient of the features so far.
-        rows: (P, 1), pointers to the rows in which the logits' gradient is stored, if KEEP.
+        rows: (P, 1), pointers to the rows, one per pixel, in which the logits' gradient is stored
+            if KEEP.
         x: (P, C), the pixels' features.
         values: the pixels' saved values and incoming gradients, from `_load_tile`.
         cells: the pixels' target distributions, from `_load_tile`.
@@ -125,7 +128,7 @@ def _add_block(
         bins: `Bins`, centres, widths and edges of the depth bins.
         parts: `Parts`, the components of all target distributions.
         start: index of the block's first bin.
-        width: number of columns of these rows: number of bins, rounded up to a multiple of 16.
+        width: number of elements of such a row: the number of bins, rounded up to a multiple of 16.
         GRAD: True to update `total`.
         KEEP: True to store the logits' gradient.
         BLOCK_K: K, number of bins of the block.
@@ -167,7 +170,7 @@ def weight_gradient(
     WHOLE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Adds the gradients of weight and bias from some tiles to their partial sums.
+    """Sums the gradients of weight and bias over some tiles, and adds them to partial sums.
 
     A tile is a group of BLOCK_P consecutive pixels. Each program computes the gradients for one
     block of BLOCK_K bins, summed over every `splits`-th tile, where `splits` is the first dimension
@@ -186,8 +189,9 @@ def weight_gradient(
         count: number of bins.
         BLOCK_P: number of pixels of a tile.
         BLOCK_K: number of bins of a block.
-        TAIL_K: 16 if at most 16 bins remain after the last whole block; these are processed with
-            that block. 0 if none or more remain; more form a block of their own.
+        TAIL_K: 16 if 1 to 16 bins remain after the last whole block of BLOCK_K bins; they are
+            processed together with that block. 0 if none remain, or more, which form a block of
+            their own.
         BLOCK_C: number of channels, padded to a power of 2.
         WHOLE: True if BLOCK_P divides the number of an image's pixels.
         PRECISION: input_precision of tl.dot, "ieee" or "tf32x3".
@@ -196,8 +200,8 @@ def weight_gradient(
     split, splits = tl.program_id(0) // blocks, tl.num_programs(0) // blocks
     block = tl.program_id(0) % blocks
     k = block * BLOCK_K + tl.arange(0, BLOCK_K)
-    # ones @ grad sums the logits' gradient over the pixels, which is the bias's gradient, in every
-    # row. 64 rows are the minimum of Hopper's matrix instruction.
+    # Compute the bias's gradient, the sum of the logits' gradient over the pixels, as ones @ grad.
+    # All 64 rows of the result are equal; 64 rows are the minimum of Hopper's matrix instruction.
     ones = tl.full((64, BLOCK_P), 1.0, kept.dtype.element_ty)
     total = tl.zeros((BLOCK_C, BLOCK_K), tl.float32)
     bias_total = tl.zeros((64, BLOCK_K), tl.float32)
@@ -205,7 +209,8 @@ def weight_gradient(
         over = blocks * BLOCK_K + tl.arange(0, TAIL_K)
         over_total = tl.zeros((BLOCK_C, TAIL_K), tl.float32)
         over_bias = tl.zeros((64, TAIL_K), tl.float32)
-    # Sum over this program's groups of pixels in a fixed order, so that results are deterministic.
+    # Sum over this program's tiles (groups of BLOCK_P pixels) in a fixed order, so that results are
+    # deterministic.
     for tile in range(split, tiles, splits):
         image, p, inside = pixels_of(first + tile, layer, BLOCK_P, WHOLE)
         x = load_features(layer, image, p, inside, BLOCK_C)
@@ -243,7 +248,8 @@ def _add_partial(partial, total, bias_total, split, k, count, channels, BLOCK_C:
     """Adds one program's gradients of weight and bias, for K bins, to `partial`.
 
     Args:
-        partial: (splits, count, channels + 1), the partial sums; the last column is the bias's.
+        partial: (splits, count, channels + 1), the partial sums, of which the last column belongs
+            to the bias.
         total: (C, K), the weight's gradient.
         bias_total: (64, K), the bias's gradient, the same in every row.
         split: index in the first dimension of `partial` of the sums to update.
@@ -277,9 +283,10 @@ def _load_tile(maps, parts, layer, image, p, here, N: tl.constexpr, TARGET: tl.c
             "released" (that of TIE-KD's published code).
 
     Returns:
-        (cells, values): the target distributions as `load_cells` returns them, and (depth, log_sum,
-        slope, gradient with respect to depth, gradient with respect to divergence), (P, 1) each.
-        Where `here` is False, the values make probabilities and gradients 0.
+        (cells, values). `cells` are the target distributions as `load_cells` returns them. `values`
+        are five tensors (P, 1): the attributes depth, log_sum (log-sum-exp of the logits), slope
+        (mean derivative of the published divergence), depth_grad and divergence_grad of `Maps`.
+        Where `here` is False, `values` is such that probabilities and gradients become 0.
     """
     cells = load_cells(parts, image * N * layer.pixels + p, here, layer.pixels, N, TARGET)
     at = image * layer.pixels + p
@@ -323,7 +330,7 @@ def _logits_gradient(
     with respect to p_k.
 
     Args:
-        logits: (P, K), bits.
+        logits: (P, K), in bits, i.e. multiplied by log2(e).
         values: the pixels' saved values and incoming gradients, from `_load_tile`.
         cells: the pixels' target distributions, from `_load_tile`.
         layer: `Layer`: features, and weight and bias of the 1x1 convolution.
@@ -338,8 +345,8 @@ def _logits_gradient(
         PIECES: number of pieces per bin, from `series_pieces`; 0 to compute the mass by erfc.
         EVEN: True if all bins may use the first bin's width.
     """
-    # Compute the terms of the logits' gradient that are multiples of the probabilities p: that of
-    # the depth, and the g_kl p_k of the divergence with the incoming gradient g_kl.
+    # Compute the terms of the logits' gradient that are multiples of the probabilities p: the
+    # depth's term, and g_kl p_k of the divergence's, where g_kl is `divergence_grad`.
     depth, log_sum, slope, depth_grad, divergence_grad = values
     p = tl.exp2(logits - log_sum)
     by_p = -depth_grad * depth
@@ -347,7 +354,8 @@ def _logits_gradient(
         by_p += divergence_grad
     by_p += depth_grad * tl.load(bins.centre + k)
     grad = p * by_p
-    # Add the terms that depend on the target q, only if some pixel's target has mass in these bins.
+    # Add the terms that depend on the target distribution q, if a target of these pixels has mass
+    # in this block of bins.
     if TARGET != "none":
         if in_span(cells, bins, start, BLOCK_K):
             q = target_mass(

@@ -19,7 +19,7 @@ second kernel was slower than storing it, because these kernels are bound by the
 the matrix products, not by memory. Blocks of bins in which no pixel of a tile has target mass skip
 the target's arithmetic.
 
-Cost: four matrix products, and half of one for the bias's gradient; the features are read three
+Cost: four matrix products, and half of one for the bias's gradient. The features are read three
 times; a strip's logits' gradients, at most about STRIP_BYTES, are written once and read once
 (tools/benchmarks/head.py computes the lower bound of a head's time). The weights' gradient also
 reads the features from the L2 cache once per block of bins. float32 is multiplied as 3xTF32, which
@@ -50,7 +50,7 @@ from tiekd.kernels.triton_target import (
 )
 
 # Limits of the arguments that `supports` accepts: channels of the features (with 2 and with 4 bytes
-# per value) and teachers in the target. With more channels, the pixels that one program processes
+# per value) and teachers in the target. With more channels, the features of one program's pixels
 # wouldn't fit into the shared memory of smaller GPUs.
 MAX_CHANNELS = 256
 MAX_CHANNELS_OF_4_BYTES = 128
@@ -71,13 +71,13 @@ TILES = {
 # Number of programs per multiprocessor with which the kernel for the weights' gradient is launched:
 # as many as run concurrently, so that they share the features in the L2 cache.
 PROGRAMS_PER_PROCESSOR = 2
-# Backward stores the logits' gradients of a group of pixels at a time. This is the maximum of their
-# bytes; a group has at least the pixels of one program.
+# Maximum bytes of the logits' gradients that backward stores at a time, for a group of pixels. A
+# group has at least the pixels of one program, even if they take more.
 STRIP_BYTES = 300 << 20
 
 
 def supports(features: Tensor, target_depth: Tensor | None, edges: Tensor) -> bool:
-    """Returns True if this module's `dpm` supports the device, dtypes and sizes of these arguments.
+    """Returns True if this module's `dpm` supports the arguments' device, dtypes and sizes.
 
     Args:
         features: (B, C, h, w), the head's input.
@@ -118,8 +118,8 @@ def dpm(
         features = features.to(dtype)
         weight = weight.to(dtype)
         bias = bias.to(dtype)
-    # An operator registered with torch has arguments of fixed types, so it has two arguments for
-    # sigma: a number, 0.0 if sigma is a map, and a map, None if sigma is a number.
+    # Split sigma into a number (0.0 if sigma is a map) and a map (None if it is a number), because
+    # an operator registered with torch has arguments of fixed types.
     if isinstance(sigma, tuple):
         sigma = sigma_maps(sigma, target_depth)
     number, sigma_map = (0.0, sigma) if isinstance(sigma, Tensor) else (float(sigma), None)
@@ -139,10 +139,10 @@ def dpm(
     return depth, None if target_depth is None else divergence
 
 
-# Forward and backward are registered as torch operators, so that torch.compile doesn't trace into
-# them and autograd saves the parameters themselves. Saving tensors computed from the parameters
-# would fail under ZeRO-3, which frees the parameters' storage after forward and gathers it before
-# the owning module's backward.
+# Register forward and backward as torch operators, so that torch.compile doesn't trace into them
+# and autograd saves the parameters themselves. Saving tensors computed from the parameters would
+# fail under ZeRO-3, which frees the parameters' storage after forward and gathers it before the
+# owning module's backward.
 @torch.library.custom_op("tiekd::dpm_forward", mutates_args=())
 def dpm_forward(
     features: Tensor,
@@ -159,13 +159,13 @@ def dpm_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Launches the forward kernel, which computes depth and divergence of the DPM head.
 
-    The arguments are those of `reference.dpm`, except that sigma is either the number `sigma` or
-    the map `sigma_map` (B, M, H, W), and the other one is 0 or None.
+    The arguments are those of `reference.dpm`, except for sigma: either `sigma` is a number and
+    `sigma_map` is None, or `sigma` is 0 and `sigma_map` is a map (B, M, H, W).
 
     Returns:
-        (depth, divergence, log-sum-exp of the logits, slope), each (B, 1, h, w) float32, where
-        slope is the attribute of `Maps`; and the target's (position, share, spread), each
-        (B, N, h, w) float32, as in `Parts`. Unused results have shape (0,).
+        Seven tensors: depth, divergence, log-sum-exp of the logits, and slope, each (B, 1, h, w)
+        float32, as described in `Maps`; then position, share and spread of the target's components,
+        each (B, N, h, w) float32, as described in `Parts`. Unused results have shape (0,).
     """
     # Allocate the outputs, and compute the components of the target distributions.
     features = _flat_pixels(features)
@@ -246,7 +246,7 @@ def dpm_backward(
         bias: (K,), as in forward.
         edges: (K + 1,), metres, as in forward.
         saved: depth, log-sum-exp, slope, position, share and spread, as `dpm_forward` returns them.
-        sigma: metres; not used with a map of sigmas.
+        sigma: the target's sigma, metres; not used if forward had a map of sigmas.
         target: "gaussian" or "released".
         needs_features: True if the features' gradient is needed.
         needs_weight: True if the gradient of weight or bias is needed.
@@ -254,8 +254,8 @@ def dpm_backward(
     Returns:
         The gradients of features, weight and bias; shape (0,) for those that aren't needed.
     """
-    # Unpack the saved tensors. If a pixel of the features has no valid target, the divergence is
-    # the constant 0, so set its incoming gradient to 0.
+    # Unpack the tensors that forward saved. Set the divergence's incoming gradient to 0 at pixels
+    # without a valid target, where the divergence is the constant 0.
     depth, log_sum, slope, *parts = saved
     if divergence_grad is None:
         parts = [edges.new_empty(0) for _ in parts]
@@ -285,8 +285,9 @@ def dpm_backward(
     assert of_weight["BLOCK_P"] == block_p, "a strip's rows are those of both kernels' tiles"
     kept = flat.new_empty(strip * block_p if needs_weight else 0, width)
     features_grad = torch.empty_like(flat) if needs_features else features.new_empty(0)
-    # Allocate the partial sums of the weights' gradient, and count the blocks of bins. The bins
-    # after the last whole block are processed with that block (TAIL_K > 0) or form one more block.
+    # Allocate the partial sums of the weights' gradient, and count the blocks of bins. Bins that
+    # remain after the last whole block are processed with that block (if TAIL_K > 0) or form one
+    # more block.
     blocks = bins.count // of_weight["BLOCK_K"] + bool(
         bins.count % of_weight["BLOCK_K"] and not of_weight["TAIL_K"]
     )
@@ -400,8 +401,9 @@ def _flat_pixels(features: Tensor) -> Tensor:
     """
     if features.stride(2) != features.shape[3] * features.stride(3):
         return features.contiguous()
-    # The backward kernel writes the gradient with the features' strides. A new tensor has these
-    # strides only if the features are dense in memory, i.e. not a view into a larger tensor.
+    # Return the features as they are only if a new tensor of this shape has the same strides, i.e.
+    # if they are dense in memory and not a view into a larger tensor. The backward kernel writes
+    # the gradient with the features' strides.
     if torch.empty_like(features).stride() == features.stride():
         return features
     return features.contiguous()
@@ -453,7 +455,7 @@ def _block_of(channels: int) -> int:
 
 
 def _constants(kernel: str, features: Tensor, edges: Tensor, parts: Parts, target: str) -> dict:
-    """Returns a kernel's compile-time constants and launch options.
+    """Returns a kernel's compile-time constants and launch options, by name.
 
     Args:
         kernel: "forward", "features" (backward, features' gradient) or "weight" (backward, weights'
@@ -466,12 +468,12 @@ def _constants(kernel: str, features: Tensor, edges: Tensor, parts: Parts, targe
     Returns:
         Triton's options (num_warps, num_stages, maxnreg, enable_fp_fusion) and: BLOCK_P, number of
         pixels per tile; BLOCK_C, number of channels, padded to a power of 2; BLOCK_K, number of
-        bins that a kernel processes at once; TAIL_K, number of bins (padded) that are processed
-        after the last BLOCK_K, 0 for none; WHOLE, True if BLOCK_P divides the number of an image's
-        pixels; PRECISION, tl.dot's input_precision. Except for "weight" also: N, number of
-        components of each target distribution, 0 without a target; TARGET, "none", "gaussian",
-        "gaussian_map" (Gaussian with a map of sigmas) or "released"; PIECES, see `series_pieces`;
-        EVEN, True if all bins may use the first bin's width.
+        bins of a block, which a kernel processes together; TAIL_K, number of bins, padded, that are
+        processed after the last whole block, 0 for none; WHOLE, True if BLOCK_P divides the number
+        of an image's pixels; PRECISION, tl.dot's input_precision. Except for "weight" also: N,
+        number of components of each target distribution, 0 without a target; TARGET, "none",
+        "gaussian", "gaussian_map" (Gaussian with a map of sigmas) or "released"; PIECES, see
+        `series_pieces`; EVEN, True if all bins may use the first bin's width.
     """
     channels = features.shape[1]
     half = features.element_size() == 2
@@ -487,16 +489,16 @@ def _constants(kernel: str, features: Tensor, edges: Tensor, parts: Parts, targe
         "maxnreg": None if channels > 128 else registers,
     }
     if kernel == "weight":
-        # If up to 16 bins remain after the last whole block of BLOCK_K bins, they are processed
-        # with that block; more form a block of their own.
+        # Process the bins that remain after the last whole block of BLOCK_K bins with that block if
+        # there are at most 16; more form a block of their own.
         block_k = min(block_k, _block_of(table.count))
         over = table.count % block_k
         return constants | {
             "BLOCK_K": block_k,
             "TAIL_K": 16 if table.count > block_k and 0 < over <= 16 else 0,
         }
-    # In the other kernels the bins that remain after the last whole block of BLOCK_K bins form a
-    # block of their own, whose size is a power of 2.
+    # In the other kernels, process the bins that remain after the last whole block of BLOCK_K bins
+    # as a block of their own, whose size is a power of 2.
     over = table.count % block_k
     tail = min(block_k, max(16, triton.next_power_of_2(over))) if over else 0
     pieces = 0
@@ -513,7 +515,7 @@ def _constants(kernel: str, features: Tensor, edges: Tensor, parts: Parts, targe
         "N": parts.position.shape[1] if target != "none" else 0,
         "TARGET": target,
         "PIECES": pieces,
-        # Using the first bin's width for all bins has a relative error of 2e-5, because the edges
-        # are rounded to float32. That is precise enough for half precision, but not for float32.
+        # Use the first bin's width for all bins only in half precision. Edges are rounded to
+        # float32, so this has a relative error of 2e-5, which is too large for float32.
         "EVEN": even and half,
     }

@@ -1,7 +1,7 @@
 """The fused DPM head's forward kernel.
 
-Each program keeps the features of BLOCK_P pixels on chip and loops over blocks of depth bins with
-an online softmax.
+Each program keeps the features of BLOCK_P pixels in on-chip memory and loops over blocks of depth
+bins with an online softmax.
 """
 
 import triton
@@ -50,18 +50,19 @@ def forward(
     processes one tile, i.e. BLOCK_P consecutive pixels of an image.
 
     Args:
-        layer: `Layer`: features, and weight and bias of the 1x1 convolution.
-        bins: `Bins`, centres, widths and edges of the depth bins.
-        parts: `Parts`, the components of the target distributions.
-        maps: `Maps`, the results, which the kernel writes.
+        layer: a `Layer`: features, and weight and bias of the 1x1 convolution.
+        bins: a `Bins`: centres, widths and edges of the depth bins.
+        parts: a `Parts`: the components of the target distributions.
+        maps: a `Maps`: the results, which the kernel writes.
         N: number of components of each target distribution.
         TARGET: kind of target distribution: "none", "gaussian", "gaussian_map" (sigma per pixel) or
             "released" (that of TIE-KD's published code).
         PIECES: number of pieces per bin, from `series_pieces`; 0 to compute the mass by erfc.
         EVEN: True if all bins may use the first bin's width.
         BLOCK_P: number of pixels of a tile.
-        BLOCK_K: number of bins that are processed at once.
-        TAIL_K: size of the last block, for the bins that remain; 0 if none remain.
+        BLOCK_K: number of bins of a block, which are processed together.
+        TAIL_K: number of bins of the last block, if BLOCK_K doesn't divide the number of bins; else
+            0.
         BLOCK_C: number of channels, padded to a power of 2.
         WHOLE: True if BLOCK_P divides the number of an image's pixels.
         PRECISION: input_precision of tl.dot, "ieee" or "tf32x3".
@@ -71,8 +72,8 @@ def forward(
     x = tl.trans(load_features(layer, image, p, inside, BLOCK_C))
     first = image * N * layer.pixels + p
     cells = load_cells(parts, first[:, None], inside[:, None], layer.pixels, N, TARGET)
-    # Run an online softmax over blocks of BLOCK_K bins. If BLOCK_K doesn't divide the number of
-    # bins, the remaining ones are processed as a block of TAIL_K bins.
+    # Run an online softmax over blocks of BLOCK_K bins. The last block has TAIL_K bins if BLOCK_K
+    # doesn't divide the number of bins.
     zero = tl.zeros((BLOCK_P,), tl.float32)
     sums = (zero - BIG, zero, zero, zero)
     whole = bins.count - bins.count % BLOCK_K if TAIL_K > 0 else bins.count
@@ -150,8 +151,9 @@ def _add_block(
     """Updates the running sums of P pixels with one block of K bins, and returns them.
 
     Args:
-        sums: (P,) each: the largest logit, the sum of exp(logit - largest), the sum of these times
-            the bin centres, and sum_k q_k (log q_k - logit_k) for the target q, in bits.
+        sums: four tensors (P,): the largest logit in bits, the sum of exp(logit - largest logit),
+            the sum of these terms times the bin centres, and sum_k q_k (log q_k - logit_k) for the
+            target q, in bits.
         x: (P, C), the pixels' features.
         cells: the pixels' target distributions, from `load_cells`.
         layer: `Layer`: features, and weight and bias of the 1x1 convolution.
@@ -214,13 +216,13 @@ def _published_divergence(
         bins: `Bins`, centres, widths and edges of the depth bins.
         parts: `Parts`, the components of all target distributions.
         BLOCK_P: P, number of pixels.
-        BLOCK_K: number of bins that are processed at once.
+        BLOCK_K: number of bins of a block, which are processed together.
         N: number of components of each target distribution.
         BLOCK_C: C, number of channels, padded to a power of 2.
         PRECISION: input_precision of tl.dot, "ieee" or "tf32x3".
     """
-    # If none of the pixels has a valid target, `load_cells` returned low > high, and both results
-    # stay 0.
+    # Skip the loop if none of the pixels has a valid target: `load_cells` then returned low > high,
+    # and both results stay 0.
     divergence = tl.zeros((BLOCK_P,), tl.float32)
     slope = divergence
     _, _, _, _, low, high = cells

@@ -43,16 +43,19 @@ class Layer(NamedTuple):
 
 
 class Maps(NamedTuple):
-    """Results of forward and incoming gradients of backward, (B, 1, h, w) float32 each.
+    """Results of forward and incoming gradients of backward, one value per pixel of the features.
+
+    Each is (B, 1, h, w) float32.
 
     Attributes:
         depth: mean depth, metres.
         log_sum: log-sum-exp of the logits, bits.
-        slope: sum_k p_k dD/dp_k for the published divergence D; shape (0,) for other targets.
-        divergence: nats; shape (0,) without a target, None in backward.
-        depth_grad: gradient with respect to depth; None in forward.
-        divergence_grad: gradient with respect to divergence, 0 in pixels without a valid target;
-            None in forward.
+        slope: sum_k p_k dD/dp_k for the published divergence D, i.e. the mean of its derivatives
+            under the predicted probabilities p; shape (0,) for other targets.
+        divergence: KL(target || prediction), nats; shape (0,) without a target, None in backward.
+        depth_grad: gradient of the loss with respect to depth; None in forward.
+        divergence_grad: gradient of the loss with respect to divergence, 0 in pixels without a
+            valid target; None in forward.
     """
 
     depth: Tensor
@@ -98,7 +101,9 @@ def pixels_of(tile, layer, BLOCK_P: tl.constexpr, WHOLE: tl.constexpr):
 
 @triton.jit
 def load_features(layer, image, p, inside, BLOCK_C: tl.constexpr):
-    """Loads the features of P pixels, (C, P), with 0 for channels and pixels that don't exist.
+    """Loads the features of P pixels, (C, P).
+
+    Channels of the padding, and pixels that aren't inside the image, get 0.
 
     Args:
         layer: `Layer`, the operands of the 1x1 convolution.
@@ -118,7 +123,7 @@ def load_features(layer, image, p, inside, BLOCK_C: tl.constexpr):
 
 @triton.jit
 def load_weight(layer, start, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Loads the weights of consecutive bins of the 1x1 convolution, (BLOCK_K, BLOCK_C).
+    """Loads the rows of the 1x1 convolution's weight for consecutive bins, (BLOCK_K, BLOCK_C).
 
     Args:
         layer: `Layer`, which has the padded weight.

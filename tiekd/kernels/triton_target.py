@@ -2,9 +2,10 @@
 
 A cell is one pixel of the head's output; it covers stride x stride pixels of the image. Its target
 distribution q over K bins is a mixture of N = M stride^2 parts, one for each of M teachers and each
-of these pixels. A part has a position in metres, a share (its weight in q, 0 if the teacher's depth
-is invalid) and optionally a spread (its own sigma). `cell_parts` computes these numbers with
-PyTorch; the `@triton.jit` functions compute q from them, for P cells and a block of bins.
+of these pixels. A part has a position (the Gaussian's centre in metres), a share (its weight in q,
+0 if the teacher's depth is invalid) and, with a map of sigmas, a spread (its own sigma).
+`cell_parts` computes these numbers with PyTorch; the `@triton.jit` functions compute q from them,
+for P cells and a block of bins.
 
 If the bins are narrow relative to sigma, a Gaussian's mass per bin is computed by a Taylor series
 around the bin's centre (one exponential per bin). Otherwise it is a difference of two values of
@@ -27,18 +28,20 @@ from torch.utils.weak import WeakIdKeyDictionary
 from tiekd.kernels import reference
 from tiekd.kernels import target as definition
 
-# A number that is used in place of infinity, since inf - inf and 0 * inf would be NaN.
+# Number that is used in place of infinity, since inf - inf and 0 * inf would be NaN.
 BIG = tl.constexpr(1e30)
 REACH_SIGMAS = tl.constexpr(definition.REACH_SIGMAS)
 THRESHOLD = tl.constexpr(definition.PUBLISHED_THRESHOLD)
 FLOOR = tl.constexpr(definition.PUBLISHED_FLOOR)
 EPS = tl.constexpr(reference.PUBLISHED_EPS)
-# exp() of a smaller number is 0 in float32, even with denormals. Comparing log-probabilities with
-# it reproduces the published `p != 0` also where the GPU flushes denormals to 0.
+# Smallest log-probability whose exp() isn't 0 in float32, even with denormals. Comparing
+# log-probabilities with it reproduces the published condition `p != 0` also where the GPU flushes
+# denormals to 0.
 LEAST_LOG_P = tl.constexpr(-103.972)
-# A bin's mass is computed by a Taylor series around its centre; wide bins are first split into
-# pieces. WIDEST_PIECE is the maximum width of a piece, in sigmas, for which the series' error is
-# below 5e-7 of the mass. With more than MOST_PIECES pieces per bin the series isn't used.
+# Limits of the Taylor series around a bin's centre by which a bin's mass is computed; wide bins are
+# split into pieces. WIDEST_PIECE is the maximum width of a piece, in sigmas, for which the series'
+# error is below 5e-7 of the mass. The series isn't used if a bin needs more than MOST_PIECES
+# pieces.
 WIDEST_PIECE = 1.0
 MOST_PIECES = 2
 
@@ -81,7 +84,7 @@ class Parts(NamedTuple):
             sum to 1, or are all 0 if none of its pixels is valid; shape (0,) without a target.
         spread: (B, N, h, w) float32: sigma in metres for a map of sigmas, or the log-normaliser of
             the published target's softmax; shape (0,) for a Gaussian target with a single sigma.
-        sigma: metres, if it is a single number; else 0.
+        sigma: the single sigma of all Gaussians, metres; 0 if there is a map of sigmas.
     """
 
     position: Tensor
@@ -99,7 +102,7 @@ def cell_parts(
     beyond: str,
     stride: int,
 ) -> Parts:
-    """Returns the components of the target distribution of every pixel of the head's output.
+    """Computes the parts, i.e. components, of the target of every pixel of the head's output.
 
     Args:
         depth: (B, M, H, W), `target_depth` of `reference.dpm`, metres.
@@ -120,8 +123,9 @@ def cell_parts(
         counted = counted + valid
         if isinstance(s, Tensor):
             spreads.append(s.float().expand_as(d))
-    # A pixel of the head's output covers stride x stride image pixels. Its target distribution is
-    # the mean over the valid ones, so each of them has the weight 1 / number of valid pixels.
+    # Concatenate the components of the stride x stride image pixels that each pixel of the head's
+    # output covers. The target distribution is the mean over the valid pixels, so each component's
+    # weight is divided by their number.
     position, share = _together(positions), _together(shares)
     if stride > 1:
         share = share / counted.clamp_min(1).contiguous()
@@ -147,7 +151,7 @@ def _shifted_centre(depth: Tensor, sigma: float | Tensor, edges: Tensor) -> Tens
 
     Args:
         depth: (B, M, h, w), metres, without NaN.
-        sigma: metres, a number or (B, M, h, w).
+        sigma: the Gaussians' standard deviation, metres, a number or (B, M, h, w).
         edges: (K + 1,), edges of the depth bins, metres.
 
     Returns:
@@ -166,7 +170,7 @@ def _shifted_centre(depth: Tensor, sigma: float | Tensor, edges: Tensor) -> Tens
 
 
 def bins_of(edges: Tensor) -> tuple[Bins, float, bool]:
-    """Returns the bins as arrays for the kernels, and what is known about their widths.
+    """Returns the bins as arrays for the kernels, the largest width, and whether widths are equal.
 
     The result is cached for the lifetime of the tensor `edges`, because its computation costs a
     host sync.
@@ -176,7 +180,7 @@ def bins_of(edges: Tensor) -> tuple[Bins, float, bool]:
 
     Returns:
         (bins, widest, even): the arrays; the width of the widest bin in metres; and True if the
-        bins' widths differ by rounding only.
+        bins' widths are equal up to rounding.
     """
     if edges not in _bins:
         inner = edges[1:-1]
@@ -215,16 +219,17 @@ def _published_normaliser(
 ):
     """Computes the log-normaliser of the published target's softmax, log sum_k exp(density_k).
 
-    Each program processes BLOCK of the depths, and loops over the bins k.
+    The sum is over the bins k, and `published_density` gives the densities. Each program processes
+    BLOCK of the depths, and loops over the bins.
 
     Args:
         position: depths, metres.
         spread: the log-normaliser of each depth, written by the kernel.
         bins: `Bins`, which has the centres of the bins.
-        sigma: metres.
+        sigma: the target's standard deviation, metres.
         parts: number of depths.
         BLOCK: number of depths per program.
-        BLOCK_K: number of bins that are processed at once; divides BINS_PADDED_TO.
+        BLOCK_K: number of bins that are processed together; divides BINS_PADDED_TO.
     """
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     depth = tl.load(position + at, mask=at < parts, other=0.0)[:, None]
@@ -257,8 +262,8 @@ def _look_up(depth, means, centres, centre, count, nodes, STEPS: tl.constexpr, B
     """
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     wanted = tl.load(depth + at, mask=at < count, other=0.0)
-    # Binary search for the first entry of the table whose mean is at least the depth; it stays in
-    # [right, end].
+    # Search by bisection for the first entry of the table whose mean is at least the depth. The
+    # entry is always in [right, end].
     right = tl.zeros((BLOCK,), tl.int32)
     end = right + nodes
     for _ in range(STEPS):
@@ -355,8 +360,8 @@ def _load_part(parts, n, at, here, pixels, TARGET: tl.constexpr):
     position = tl.load(parts.position + at + n * pixels, mask=here, other=0.0)
     spread = position
     if TARGET == "gaussian_map" or TARGET == "released":
-        # Beyond the image's last pixel, load a sigma that isn't 0, to avoid a division by 0, or,
-        # for the published target, a log-normaliser (BIG) that makes the mass 0.
+        # Load another value than 0 beyond the image's last pixel: a sigma of 1, to avoid a division
+        # by 0, or, for the published target, a log-normaliser of BIG, which makes the mass 0.
         spread = tl.load(
             parts.spread + at + n * pixels, mask=here, other=BIG if TARGET == "released" else 1.0
         )
@@ -365,7 +370,7 @@ def _load_part(parts, n, at, here, pixels, TARGET: tl.constexpr):
 
 @triton.jit
 def in_span(cells, bins, start, BLOCK_K: tl.constexpr):
-    """Returns True if a target distribution may have mass in the bins of a block.
+    """Returns True if some of the pixels' target distributions may have mass in a block of bins.
 
     Args:
         cells: the target distributions of some pixels, from `load_cells`.
@@ -412,7 +417,8 @@ def target_mass(
     """
     at, here, first, _, low, _ = cells
     if N == 1:
-        # With a single component, its weight in every valid distribution is 1.
+        # Use the component's mass as it is if there is only one, since its weight is 1 in every
+        # valid distribution.
         position, _, spread = first
         q = _mass(position, spread, low, parts, bins, k, start, BLOCK_K, TARGET, PIECES, EVEN)
     else:
@@ -464,8 +470,8 @@ def _mass(
         mass = _mass_by_tails(position, parts.sigma, bins, k)
     else:
         mass = _mass_by_series(position, parts.sigma, bins, k, PIECES, EVEN)
-        # The first and last bin also contain the Gaussian's tails, which the series leaves out, so
-        # correct these two bins.
+        # Correct the first and the last bin, which also contain the Gaussian's tails, because the
+        # series leaves the tails out.
         if (start == 0) & (low <= tl.load(bins.upper)) | (start + BLOCK_K >= bins.count):
             scale = 1 / parts.sigma
             below = _mass_below((tl.load(bins.upper) - position) * scale)
@@ -484,7 +490,7 @@ def released_slope(p, q):
 
     Args:
         p: (P, K), predicted probabilities of K bins at P pixels.
-        q: (P, K), target distribution.
+        q: (P, K), target distributions over the bins at these pixels.
 
     Returns:
         (P, K).
@@ -500,7 +506,7 @@ def _mass_by_tails(centre, sigma, bins, k):
 
     Args:
         centre: (P, 1), the Gaussians' centres, metres.
-        sigma: metres, a number or (P, 1).
+        sigma: the Gaussians' standard deviation, metres, a number or (P, 1).
         bins: `Bins`, which has the edges of the bins.
         k: (1, K), indices of the bins.
     """
@@ -524,7 +530,7 @@ def _mass_by_series(centre, sigma, bins, k, PIECES: tl.constexpr, EVEN: tl.const
 
     Args:
         centre: (P, 1), the Gaussians' centres, metres.
-        sigma: metres.
+        sigma: the Gaussians' standard deviation, metres.
         bins: `Bins`, centres and widths of the depth bins.
         k: (1, K), indices of the bins.
         PIECES: number of pieces per bin.

@@ -5,7 +5,7 @@ an image's predicted depth bins towards the depths that occur in the target. The
 squared distance of each depth to its nearest centre, plus that of each centre to its nearest depth.
 The paper writes sums, but its code uses means, for which the published weight of 0.1 is meant. In
 one dimension nearest neighbours are found by sorting, so the cost is one sort of the depths,
-without a distance matrix. Left out: a gradient for anything but the bin centres.
+without a distance matrix. Left out: gradients for values other than the bin centres.
 """
 
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Chamfer(nn.Module):
     """Mean squared distance of target depths to bin centres, plus that of centres to depths.
 
-    Each distance is to the nearest centre or depth.
+    Each depth is compared with the nearest centre, and each centre with the nearest depth.
 
     Args:
         max_depth: metres; larger target depths are masked out. None for no upper bound.
@@ -70,7 +70,7 @@ class Chamfer(nn.Module):
         Returns:
             (B,), square metres.
         """
-        # A bin centre is the nearest one to the depths between the midpoints to its two neighbours.
+        # The centre nearest to a depth is found by the midpoints between neighbouring centres.
         middles = (centres[:, 1:] + centres[:, :-1]).detach() / 2
         nearest = centres.gather(1, torch.searchsorted(middles, depths))
         return mean_over_valid((nearest - torch.where(valid, depths, 0)).square(), valid)
@@ -89,12 +89,12 @@ class Chamfer(nn.Module):
         """
         depths = depths.sort(1).values
         at = centres.detach()
-        # The nearest depth is one of the two neighbours of the centre in the sorted depths.
+        # The depth nearest to a centre is one of the centre's two neighbours in the sorted depths.
         above = torch.searchsorted(depths, at)
         last = (count - 1).clamp_min(0)
         higher, lower = (depths.gather(1, i.clamp_min(0).minimum(last)) for i in (above, above - 1))
         nearest = torch.where(higher - at < at - lower, higher, lower)
-        # Without valid depths, compare the centres with themselves, which gives 0 and no gradient.
+        # Without valid depths, compare the centres with themselves: this gives 0 and no gradient.
         return (centres - torch.where(count > 0, nearest, at)).square().mean(1)
 
 

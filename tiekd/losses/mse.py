@@ -19,8 +19,8 @@ class MSE(nn.Module):
     """Mean over each image's valid pixels of (depth - target)^2."""
 
     def __init__(self):
-        # nn.Module's own signature accepts any arguments. This one has none, so that the check of a
-        # recipe's arguments against the signature refuses all.
+        # nn.Module's own signature accepts any arguments. This constructor has none, so that a
+        # recipe that gives this loss an argument is refused.
         super().__init__()
 
     def forward(self, prediction: "Prediction", target: Tensor) -> Tensor:

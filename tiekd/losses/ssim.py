@@ -32,7 +32,7 @@ GAUSSIAN = [math.exp(-((i - WINDOW // 2) ** 2) / (2 * SIGMA**2)) for i in range(
 TAPS = [value / sum(GAUSSIAN) for value in GAUSSIAN]
 C1, C2 = 0.01**2, 0.03**2
 SPACES = ("metres", "normalised", "log")
-# Metres. With `space: log`, log(depth / NEAREST_M) is compared; smaller depths are clamped to
+# In metres. With `space: log`, log(depth / NEAREST_M) is compared. Smaller depths are clamped to
 # NEAREST_M, so that the logarithm isn't negative.
 NEAREST_M = 1e-3
 
@@ -163,7 +163,7 @@ class _WindowMeans(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> Tensor:
-        # The window's weights are symmetric, so the gradient is the padded incoming gradient,
+        # The window's weights are symmetric, so the gradient is the padded incoming gradient
         # filtered with the same weights.
         return _slide(_slide(F.pad(grad, [WINDOW - 1] * 4), 2), 3)
 

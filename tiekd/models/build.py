@@ -46,7 +46,7 @@ def build_network(node: dict, where: str = "network") -> Network:
             "with 0 < min < max, 1e-6 to 1e6"
         )
     # If the network has a canonical camera, decoder and head predict the depth that this camera
-    # would see: convert the depth range.
+    # would see: convert the network's depth range to that of this camera.
     camera = canonical.of_node(node, where)
     low, high = min_depth, max_depth
     if camera is not None:
@@ -81,7 +81,9 @@ def build_network(node: dict, where: str = "network") -> Network:
 
 
 def _place(node: dict, part: str, where: str) -> str:
-    """Returns a component's key in the recipe and its name, e.g. "network.encoder (resnet)".
+    """Returns a text with a component's key in the recipe and its name, for error messages.
+
+    An example is "network.encoder (resnet)".
 
     Args:
         node: the recipe's network node.

@@ -1,11 +1,12 @@
-"""`network.canonical_focal`: a network that learns depth * F / f, and gives metres by f.
+"""`network.canonical_focal`: a network learns depth * F / f, which is converted to metres by f.
 
-A single image doesn't say how far a thing is: twice the focal length and twice the distance look
-the same. A network that sees several cameras therefore learns the depth that a camera of focal
-length F would need for the same image, its canonical depth. f is the focal length of the network's
-input (tiekd/data/focal.py). Bins, range and sigma are canonical. `min_depth` and `max_depth` stay
-metres, to which the output is clamped; the head's range is theirs times the smallest and largest
-F / f of the training, which are stored with the weights as `canonical_factors`.
+A single image doesn't determine depth: an object at twice the distance, seen with twice the focal
+length, looks the same. A network that sees several cameras therefore learns canonical depth, i.e.
+the depth at which a camera of focal length F would give the same image. f is the focal length of
+the network's input in pixels (tiekd/data/focal.py). The bins, range and sigma of the head are
+canonical. `min_depth` and `max_depth` remain in metres, and the output is clamped to them; the
+head's range is theirs times the smallest and largest F / f of the training frames, which are stored
+with the weights as `canonical_factors`.
 """
 
 import math
@@ -21,10 +22,10 @@ KEYS = ("canonical_focal", "canonical_factors")
 
 
 class Canonical(NamedTuple):
-    """The canonical camera of a network: the one for whose focal length F it predicts depth.
+    """The canonical camera of a network, i.e. the camera in whose depth the network predicts.
 
     Attributes:
-        focal: F, pixels.
+        focal: F, the canonical camera's focal length, pixels.
         smallest: Smallest F / f of the training frames, whose own focal lengths are f.
         largest: Largest F / f of the training frames.
     """
@@ -75,7 +76,8 @@ def of_node(node: Mapping, where: str = "network") -> Canonical | None:
         where: Path of the node in the recipe, for error messages.
 
     Raises:
-        RecipeError: A value is wrong, or the factors are missing.
+        RecipeError: `canonical_focal` or `canonical_factors` isn't valid, or the factors are
+            missing.
     """
     check_focal(node, where)
     if node.get("canonical_focal") is None:
@@ -98,7 +100,7 @@ def check_focal(node: Mapping, where: str = "network") -> None:
         where: Path of the node in the recipe, for error messages.
 
     Raises:
-        RecipeError: One of them isn't valid, or there are factors without a focal length.
+        RecipeError: A value isn't valid, or there are factors without a focal length.
     """
     focal, factors = (node.get(key) for key in KEYS)
     if focal is None:
@@ -126,12 +128,13 @@ def check_focal(node: Mapping, where: str = "network") -> None:
 def completed(node: dict, state: Mapping, source: object) -> dict:
     """Returns a network node with the `canonical_factors` that are stored with its weights.
 
-    A node without `canonical_focal`, and that of published weights, is returned as it is.
+    The node is returned as it is if it has no `canonical_focal`, or if the weights are published
+    ones, which store no network node.
 
     Args:
         node: The recipe's network node.
-        state: The content of the weights file; in a file of tiekd `network` is the network node of
-            the training.
+        state: The content of the weights file; in a file written by tiekd, its entry `network` is
+            the network node of the training run.
         source: The weights file, for error messages.
 
     Raises:

@@ -2,8 +2,8 @@
 
 A user's own encoder or neck may return features of a wrong size, which would otherwise cause an
 unrelated error in a later module, or none. The checks only read shapes, so they don't wait for the
-device. Left out: the values of features, and decoders and heads, whose output is resized to the
-image.
+device. Left out: checks of the features' values, and of decoders and heads, whose output is resized
+to the image.
 """
 
 from collections.abc import Sequence
@@ -110,7 +110,7 @@ def _check_module(part, where: str) -> None:
 
 
 def _stated(part: nn.Module, name: str, where: str) -> list[int]:
-    """Returns an encoder's or neck's numbers of channels or strides, one per feature.
+    """Returns the numbers of channels, or the strides, that an encoder or neck states.
 
     Args:
         part: the encoder or neck.

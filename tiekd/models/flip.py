@@ -9,11 +9,13 @@ from tiekd.models.network import Network
 
 
 class Predictor(NamedTuple):
-    """A network as a function from images to depth, optionally averaged with the mirrored image.
+    """A function from images to depth, which a network predicts, with or without the flip test.
+
+    The flip test averages the prediction with the one for the horizontally mirrored image.
 
     Attributes:
         network: the network, in eval mode.
-        flip: True to average the prediction with that for the horizontally mirrored image.
+        flip: True for the flip test.
     """
 
     network: Network
@@ -21,16 +23,16 @@ class Predictor(NamedTuple):
 
     @property
     def needs_focal(self) -> bool:
-        """True if the network has a canonical camera, so that images need their focal length."""
+        """True if a call needs focal lengths, i.e. if the network has a canonical camera."""
         return getattr(self.network, "canonical", None) is not None
 
     def __call__(self, image: Tensor, focal: Tensor | None = None) -> Tensor:
-        """Predicts depth without gradients.
+        """Predicts depth without gradients; if `flip` is True, averaged with the mirrored image's.
 
         Args:
             image: (B, 3, H, W), normalised with ImageNet's mean and standard deviation.
-            focal: (B,), focal length of each image in pixels of `image`; None without a canonical
-                camera.
+            focal: (B,), focal length of each image in pixels of `image`; needed only if
+                `needs_focal` is True.
 
         Returns:
             (B, 1, H, W) float32, metres.
@@ -40,14 +42,15 @@ class Predictor(NamedTuple):
 
 @torch.no_grad()
 def predict(network: Network, image: Tensor, flip: bool, focal: Tensor | None = None) -> Tensor:
-    """Predicts depth without gradients.
+    """Predicts depth without gradients, optionally averaged with that for the mirrored image.
 
     Args:
         network: the network, in eval mode.
-        image: (B, 3, H, W), normalised.
-        flip: True to average the prediction with that for the horizontally mirrored image.
-        focal: (B,), focal length of each image in pixels of `image`; None without a canonical
-            camera.
+        image: (B, 3, H, W), normalised with ImageNet's mean and standard deviation.
+        flip: True to average the prediction with the one for the horizontally mirrored image, which
+            is mirrored back before.
+        focal: (B,), focal length of each image in pixels of `image`; needed only if the network has
+            a canonical camera.
 
     Returns:
         (B, 1, H, W) float32, metres.
@@ -66,14 +69,16 @@ def predict_pair(
 
     Args:
         network: the network, in eval mode.
-        image: (B, 3, H, W), normalised.
+        image: (B, 3, H, W), normalised with ImageNet's mean and standard deviation.
         focal: (B,), as for `predict`.
 
     Returns:
-        Two maps, each (B, 1, H, W) float32, metres; that of the mirror images is mirrored back.
+        (depth for the images, depth for the mirror images), each (B, 1, H, W) float32, metres. The
+        second is mirrored back, so that it matches the images.
     """
     given = _given(focal)
-    # Run both images as one batch, except on a CPU, where two separate passes are faster.
+    # Run images and mirror images as one batch, except on a CPU, where two separate passes are
+    # faster.
     if image.device.type == "cpu":
         plain = network(image, **given).depth
         mirrored = network(image.flip(-1), **given).depth

@@ -36,16 +36,16 @@ def load_network(
 ) -> Trained:
     """Loads the network of a recipe with its weights.
 
-    The working resolution is the one in the overrides, else the one saved with the weights, else
-    the recipe's.
+    The working resolution, i.e. the size to which images are resized, is that of the overrides,
+    else the one saved with the weights, else the recipe's.
 
     Args:
         recipe_path: path of the recipe.
         checkpoint_path: a checkpoint file of this project or a published one; or a work dir, whose
             best weights are used, or the newest if there are no best ones. None uses the recipe's
             work dir.
-        overrides: `--set` options. Only those of the network, the work dir and data.resize have an
-            effect.
+        overrides: `--set` options. Only options of the network, the work dir and data.resize have
+            an effect.
 
     Returns:
         The network, its file of weights and the working resolution.
@@ -75,7 +75,7 @@ def load_network(
         state = state_dicts.read_checkpoint(path)
         node = canonical.completed(node, state, path)
     network = build_network(node)
-    # Prefix errors about misfitting tensors with the file's name.
+    # Load the weights; if tensors don't fit, prefix the error with the file's name.
     try:
         state_dicts.load_into(network, state_dicts.named_tensors(state))
     except CheckpointError as error:

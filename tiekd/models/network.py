@@ -16,7 +16,8 @@ from tiekd.models.contract import check_features
 from tiekd.models.layers.batch_norm import counting_only
 from tiekd.models.readout import on_image_grid
 
-# torch's error messages for a single value per channel: batch and group norms, and instance norms.
+# Pattern of torch's error messages of batch, group and instance norms that get a single value per
+# channel.
 _ONE_VALUE = re.compile(r"Expected more than 1 (value per channel|spatial element) when training")
 
 
@@ -25,13 +26,14 @@ class Prediction(NamedTuple):
 
     Attributes:
         depth: (B, 1, H, W) float32, metres, at the image's size; in eval mode clamped to the
-            network's depth range, in training mode not clamped. With a canonical
-            camera it is canonical depth in training mode.
+            network's depth range, in training mode not clamped. In training mode of a network with
+            a canonical camera it is canonical depth instead (tiekd/models/canonical.py).
         divergence: (B, 1, H, W) float32, nats, KL(target || prediction) per pixel, 0 where the
             target depth is invalid. None if there is no target depth or the head computes no
             divergence.
-        bin_centres: (B, K) float32, metres, increasing, the centres of each image's depth bins;
-            canonical with a canonical camera. None if the head predicts no bins.
+        bin_centres: (B, K) float32, metres, increasing, the centres of each image's depth bins; of
+            canonical depth if the network has a canonical camera. None if the head predicts no
+            bins.
     """
 
     depth: Tensor
@@ -53,8 +55,8 @@ class Network(nn.Module):
         min_depth: lower end of the range to which depth is clamped in eval mode, metres.
         max_depth: upper end of that range, metres.
         neck: maps the encoder's features to features of the same strides; None for no neck.
-        canonical: the canonical camera, in whose depth the head predicts and learns; None for a
-            network that doesn't know the focal length.
+        canonical: the canonical camera (tiekd/models/canonical.py), in whose depth the head
+            predicts and learns; None for a network that doesn't use the focal length.
     """
 
     def __init__(
@@ -76,8 +78,8 @@ class Network(nn.Module):
         self.max_depth = max_depth
         self.canonical = canonical
         self.memory_format = torch.contiguous_format
-        # An encoder from outside this project may not state its strides; its features aren't
-        # checked.
+        # Skip the check of features of an encoder that doesn't state its strides, as one from
+        # outside this project.
         self._has_checked_features = not hasattr(encoder, "strides")
 
     def forward(
@@ -93,13 +95,14 @@ class Network(nn.Module):
             image: (B, 3, H, W), normalised with ImageNet's mean and standard deviation, any float
                 dtype; it is cast to the dtype of the weights.
             target_depth: (B, 1, H, W) float32, metres, 0 or NaN where invalid; the target of a DPM
-                head's divergence, canonical with a canonical camera. It has no influence on the
-                predicted depth. A `Target` for several teachers or a sigma per pixel; a head
-                without the attribute `takes_target` then gets its mean.
+                head's divergence, canonical depth if the network has a canonical camera. It has no
+                influence on the predicted depth. Or a `Target`, with the depths of several teachers
+                or a sigma per pixel; a head without the attribute `takes_target` gets the mean of
+                its depths.
             counted: (B, 1, H, W) bool, False in an image's padding, which is excluded from the
                 norms' statistics in training; None without padding.
             focal: (B,) float32, focal length of each image in pixels of `image`
-                (tiekd/data/focal.py); needed in eval mode with a canonical camera.
+                (tiekd/data/focal.py); needed in eval mode if the network has a canonical camera.
 
         Returns:
             The prediction at the image's size. If the head's resolution differs, depth is resized
@@ -131,7 +134,7 @@ class Network(nn.Module):
         target_depth: Tensor | Target | None = None,
         focal: Tensor | None = None,
     ) -> Prediction:
-        """Computes the prediction from the head's input; `forward` is `features`, then `read`.
+        """Computes the prediction from the head's input, as the second half of `forward`.
 
         Args:
             features: (B, C, h, w), the result of the method `features`.
@@ -157,28 +160,29 @@ class Network(nn.Module):
         image_size: tuple[int, int],
         smooth: bool = True,
     ) -> Tensor:
-        """Upsamples a map of one value per pixel of the head's output, if the head has weights to.
+        """Upsamples a map of one value per pixel of the head's output by the head's weights.
 
         Args:
-            values: (B, 1, h, w) float32, e.g. depths.
+            values: (B, 1, h, w) float32, the map, e.g. of depths.
             features: (B, C, h, w), the head's input.
             image_size: (H, W) of the images.
-            smooth: False to let each pixel take one of the values, so that no depth between two
-                bins is blended.
+            smooth: False to let each image pixel take one of the values instead of a weighted mean,
+                so that no depth between two surfaces results.
 
         Returns:
-            (B, 1, H, W) by the head's module `upsampling`; the given values if it has none.
-            `tiekd.models.readout.on_image_grid` resizes these.
+            (B, 1, H, W). If the head has no module `upsampling`, i.e. no such weights, `values` is
+            returned unchanged, for `tiekd.models.readout.on_image_grid` to resize.
         """
         upsampling = getattr(self.head, "upsampling", None)
         if upsampling is None:
             return values
-        # The last row and column of cells may reach beyond the image.
+        # Crop the upsampled map, whose last row and column of cells (pixels of `values`) may reach
+        # beyond the image.
         fine = upsampling(values, features, smooth)
         if not torch.compiler.is_compiling():
             return fine[:, :, : image_size[0], : image_size[1]]
-        # In a traced graph a slice would be compared with the size; indices are not, so that the
-        # graph is valid for any size.
+        # Crop by indices in a traced graph. It would be valid for one size only if a slice were
+        # compared with the size.
         for dim, side in zip((2, 3), image_size, strict=True):
             fine = fine.index_select(dim, torch.arange(side, device=fine.device))
         return fine
@@ -187,8 +191,8 @@ class Network(nn.Module):
         """Returns a head's depth in metres, clamped to the network's depth range.
 
         Args:
-            depth: (B, 1, h, w), canonical with a canonical camera, else metres.
-            focal: (B,), as for `forward`; None without a canonical camera.
+            depth: (B, 1, h, w), canonical depth if the network has a canonical camera, else metres.
+            focal: (B,), as for `forward`; needed only with a canonical camera.
 
         Returns:
             (B, 1, h, w), metres.
@@ -215,8 +219,8 @@ class Network(nn.Module):
         """
         image = image.to(next(self.parameters()).dtype, memory_format=self.memory_format)
         features = self.encoder(image)
-        # Skip the check while the network is exported or compiled, so that the graph doesn't
-        # contain it.
+        # Skip the check while the network is exported or compiled, because it would become part of
+        # the graph.
         checks = not (
             self._has_checked_features or torch.jit.is_tracing() or torch.compiler.is_compiling()
         )
@@ -230,10 +234,10 @@ class Network(nn.Module):
         return self.decoder(features, (image.shape[2], image.shape[3]))
 
     def _too_small(self, image: Tensor, error: str) -> str:
-        """Returns the error message for a norm with a single value per channel, and the remedy.
+        """Returns the error message, with a remedy, if a norm gets a single value per channel.
 
         Args:
-            image: (B, 3, H, W).
+            image: (B, 3, H, W), the network's input.
             error: torch's own message, which differs between kinds of norm.
         """
         count, _, height, width = image.shape

@@ -2,11 +2,12 @@
 
 The half-width between the quantiles at 16 and 84 % is the standard deviation if the distribution is
 a Gaussian, and ignores rare far bins, which would dominate a variance. A DPM head is trained with a
-Gaussian of a given sigma as its target, so it shows that width even where it is certain. `Spread`
-subtracts it: the variances of independent causes add up, so sigma^2 = width^2 - certain width^2.
-The rule is exact for Gaussians and approximate for distributions of other shapes. Costs: a
-distribution is computed for a few image rows at a time (`readout.in_strips`), with about 120 MiB of
-temporary memory at any image size, 260 MiB with modes, and without a host sync.
+Gaussian of a given sigma as its target, so its distribution has that width even where the depth is
+certain. `Spread` subtracts this certain width: the variances of independent causes add up, so
+sigma^2 = width^2 - certain width^2. The rule is exact for Gaussians and approximate for
+distributions of other shapes. Costs: a distribution is computed for a few image rows at a time
+(`readout.in_strips`), with about 120 MiB of temporary memory at any image size, 260 MiB with modes,
+and without a host sync.
 """
 
 from collections.abc import Callable
@@ -22,12 +23,13 @@ from tiekd.models.heads.adabins import AdaBins
 from tiekd.models.heads.dpm import Dpm
 from tiekd.models.readout import in_strips, on_image_grid, read_out
 
-# The probabilities below mean - sigma and mean + sigma of a Gaussian.
+# The levels of the two quantiles: a Gaussian's probabilities below mean - sigma and below mean +
+# sigma.
 LOW, HIGH = 0.158655254, 0.841344746
-# Weights with which a distribution is smoothed before its modes are separated. Otherwise rounding
-# would split a mode in two.
+# Weights with which a distribution is smoothed before its modes are separated. Without smoothing,
+# rounding errors would split a mode in two.
 _SMOOTHING = (1, 2, 3, 2, 1)
-# The smallest probability of a mode; smaller ones are noise.
+# The smallest probability of a mode; less probable ones are taken for noise.
 _LEAST = 0.01
 
 
@@ -49,12 +51,14 @@ def half_width(probabilities: Tensor, edges: Tensor) -> Tensor:
 
 
 class Modes(NamedTuple):
-    """The M largest modes of each pixel's distribution, the components of a mixture.
+    """The M most probable modes of each pixel's distribution over depth bins.
 
     Attributes:
         depth: (B, M, h, w), mean of each mode, metres; 0 where a pixel has fewer modes.
-        sigma: (B, M, h, w), standard deviation within each mode, metres; 0 likewise.
-        weight: (B, M, h, w), probability of each mode, the largest first; 0 likewise.
+        sigma: (B, M, h, w), standard deviation within each mode, metres; 0 where a pixel has fewer
+            modes.
+        weight: (B, M, h, w), probability of each mode, the largest first; 0 where a pixel has fewer
+            modes.
     """
 
     depth: Tensor
@@ -71,18 +75,18 @@ def largest_modes(probabilities: Tensor, edges: Tensor, count: int) -> Modes:
     Args:
         probabilities: (B, K, h, w), summing to 1 over K.
         edges: (K + 1,), edges of the bins, metres, increasing.
-        count: M, the number of modes, at most K.
+        count: M, maximum number of returned modes, at most K.
 
     Returns:
         The modes.
     """
-    # Number the modes of each pixel: a local minimum begins a new one. The comparison with the bin
-    # before is strict and the other isn't, so that a row of equal bins has one minimum.
+    # Number the modes of each pixel: a local minimum begins a new mode. A minimum is strictly below
+    # the bin before it but may equal the bin after it, so that a row of equal bins has one minimum.
     smooth = _smoothed(probabilities)
     falls = smooth[:, 1:-1] < smooth[:, :-2]
     rises = smooth[:, 1:-1] <= smooth[:, 2:]
     number = pad((falls & rises).long(), (0, 0, 0, 0, 1, 1)).cumsum(1)
-    # Sum the mass and the first two moments of each mode.
+    # Sum the probability and the first two moments of each mode.
     centres = bin_centres(edges).view(1, -1, 1, 1)
     mass = torch.zeros_like(probabilities).scatter_add_(1, number, probabilities)
     some = mass.clamp_min(torch.finfo(mass.dtype).tiny)
@@ -97,15 +101,15 @@ def largest_modes(probabilities: Tensor, edges: Tensor, count: int) -> Modes:
 def certain_widths(
     edges: Tensor, sigma: float, target: str, width: Callable[[Tensor, Tensor], Tensor]
 ) -> Tensor:
-    """Returns the width that a DPM head's training target has, for a depth in each of the bins.
+    """Returns the width of a DPM head's training target, for a target depth in each of the bins.
 
-    It is not the training's sigma: bins add to it, the first and last bin reduce it, and the target
-    of TIE-KD's published code isn't a Gaussian.
+    It differs from the target's sigma: the bins' own width adds to it, the first and last bin
+    reduce it, and the target of TIE-KD's published code isn't a Gaussian.
 
     Args:
         edges: (K + 1,), edges of the bins, metres, increasing.
         sigma: the sigma of the target, metres.
-        target: the kind of target, "gaussian" or "released".
+        target: the kind of target, "gaussian" or "released" (that of TIE-KD's published code).
         width: function of a distribution (B, K, h, w) and the edges that returns (B, 1, h, w), such
             as `half_width`.
 
@@ -118,12 +122,13 @@ def certain_widths(
 
 
 def without_certain(width: Tensor, depth: Tensor, certain: Tensor, edges: Tensor) -> Tensor:
-    """Subtracts the width of a certain distribution from widths, as variances.
+    """Subtracts, as variances, the width that a distribution has where the depth is certain.
 
     Args:
         width: (B, M, h, w), metres.
         depth: (B, M, h, w), the depth to which each width belongs, metres.
-        certain: (K,), as `certain_widths` returns it.
+        certain: (K,), the certain width for a depth in each of K bins, as `certain_widths` returns
+            it.
         edges: (K + 1,), edges of the bins, metres.
 
     Returns:
@@ -134,12 +139,13 @@ def without_certain(width: Tensor, depth: Tensor, certain: Tensor, edges: Tensor
 
 
 class Spread:
-    """Reads from a network's head how uncertain it is in each pixel.
+    """Computes from a head's distributions how uncertain the depth of each pixel is.
 
     Attributes:
-        head: a DPM or AdaBins head. AdaBins has no training sigma, so nothing is subtracted.
-        modes: the number of modes that are returned; 0 for a single width of the whole
-            distribution.
+        head: a DPM or AdaBins head. AdaBins is trained without a target distribution, so no width
+            is subtracted.
+        modes: the number of modes whose depth and sigma are returned; 0 for one depth and sigma of
+            the whole distribution.
 
     Args:
         head: the head of a network.
@@ -157,25 +163,28 @@ class Spread:
 
     @torch.no_grad()
     def __call__(self, features: Tensor, size: tuple[int, int]) -> Modes:
-        """Returns depth, sigma and weight of each pixel's modes, on the image's grid.
+        """Returns depth, sigma and weight of each pixel's modes, at the image's size.
 
         Args:
             features: (B, C, h, w), the head's input.
             size: (H, W) of the images.
 
         Returns:
-            The modes, (B, M, H, W) float32, metres, before any conversion by a canonical camera.
-            Without `modes`, M is 1: the mean and width of the whole distribution.
+            The modes, (B, M, H, W) float32, in metres, or in canonical depth if the network has a
+            canonical camera. If the attribute `modes` is 0, M is 1: the mean and width of the whole
+            distribution.
         """
         if isinstance(self.head, Dpm):
             packed = in_strips(self._packed_of_dpm, features, self.head.probabilities)
         else:
             packed = self._packed_of_adabins(features)
-        # Modes of neighbouring pixels may be different surfaces, which interpolation would mix.
+        # Don't interpolate modes, because those of neighbouring pixels may belong to different
+        # surfaces.
         smooth = not self.modes
         upsampling = getattr(self.head, "upsampling", None)
         if upsampling is not None:
-            # Sigma has its edges where the depth that the network returns has them.
+            # Upsample sigma by the weights that the network uses for depth, so that both have their
+            # edges at the same pixels.
             fine = [upsampling(each, features, smooth) for each in packed.split(1, dim=1)]
             packed = torch.cat(fine, dim=1)[:, :, : size[0], : size[1]]
         packed = on_image_grid(packed, size, smooth)
@@ -191,7 +200,7 @@ class Spread:
         return torch.cat((depth, sigma, weight), dim=1)
 
     def _packed_of_adabins(self, features: Tensor) -> Tensor:
-        # Each image has its own bins, so process one image at a time.
+        # Process one image at a time, since each has its own bins.
         edges, maps = self.head.bins(features)
         images = [
             in_strips(lambda p, e=own: self._read(p, e), image[None], self.head.bin_probabilities)
@@ -216,7 +225,7 @@ def _quantile(probabilities: Tensor, below: Tensor, edges: Tensor, level: float)
 
     Args:
         probabilities: (B, K, h, w).
-        below: (B, K, h, w), the probability up to each bin's upper edge.
+        below: (B, K, h, w), the cumulative probability up to each bin's upper edge.
         edges: (K + 1,), edges of the bins, metres.
         level: 0 to 1.
 
@@ -231,7 +240,14 @@ def _quantile(probabilities: Tensor, below: Tensor, edges: Tensor, level: float)
 
 
 def _smoothed(probabilities: Tensor) -> Tensor:
-    """Returns distributions smoothed over the bins, times a constant, (B, K, h, w)."""
+    """Returns distributions smoothed over the bins, up to a constant factor.
+
+    Args:
+        probabilities: (B, K, h, w), distributions over K bins.
+
+    Returns:
+        (B, K, h, w).
+    """
     num_bins = probabilities.shape[1]
     wide = pad(probabilities, (0, 0, 0, 0, len(_SMOOTHING) // 2, len(_SMOOTHING) // 2))
     return sum(weight * wide[:, i : i + num_bins] for i, weight in enumerate(_SMOOTHING))

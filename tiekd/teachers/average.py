@@ -2,12 +2,13 @@
 
     teacher: {name: average, weights: precision, teachers: [{maps: a, sigma: 0.4}, {maps: b, ...}]}
 
-It is the weighted mean of the depths that are valid in a pixel, by each teacher's `weight`; with
-`weights: precision` by weight / sigma^2, the best weights if the errors are independent and sigma
-is their standard deviation. Where two teachers see different surfaces, a mean is on neither of
-them; `teachers` learns both instead. With `sigma: {from: between}` it also gives a sigma, by how
-far the teachers differ; a mixture has none, since it learns their difference already. Costs: those
-of all teachers, and a few operations per pixel.
+In each pixel it is the weighted mean of the valid depths. A teacher's weight in it is its key
+`weight`, or, with `weights: precision`, weight / sigma^2. The latter are the best weights if the
+errors are independent and sigma is their standard deviation. Where two teachers see different
+surfaces, a mean is on neither of them; `teachers` learns both instead. With `sigma: {from:
+between}` it also gives a sigma: the standard deviation between the teachers' depths. (A mixture
+doesn't offer this source, since it learns the difference of its teachers anyway.) Cost: the sum of
+the teachers' costs, and a few operations per pixel.
 """
 
 import torch
@@ -26,13 +27,14 @@ class Average:
     Attributes:
         mixture: The teachers.
         by_precision: True to weight by 1 / sigma^2, too.
-        sigma: The source of the sigma of each pixel; None for depth alone.
+        sigma: The source of each pixel's sigma, the standard deviation of the depth's error; None
+            if the teacher gives depth alone.
 
     Args:
-        mixture: The attribute `mixture`.
+        mixture: The teachers.
         weights: "given" or "precision".
         sigma: The recipe's `teacher.sigma`; None for depth alone.
-        digest: Digest of the teachers' maps; None if it isn't known.
+        digest: A digest that identifies the teachers' cached maps; None if it isn't known.
     """
 
     def __init__(
@@ -61,7 +63,7 @@ class Average:
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Tensor | Target | None:
-        """Returns the mean depth of a batch.
+        """Returns the mean of the teachers' depths for a batch.
 
         Args:
             batch: The batch.
@@ -71,7 +73,7 @@ class Average:
             depth for this batch. With `sigma` it is a `Target` of this depth and its sigma.
 
         Raises:
-            TeacherError: A teacher has no sigma, but is weighted by it.
+            TeacherError: The weights are 1 / sigma^2, but a teacher has no sigma.
         """
         target = self.components(batch)
         if target is None:
@@ -85,18 +87,19 @@ class Average:
         return Target(depth, self.sigma.finished(raw, depth))
 
     def components(self, batch: Batch) -> Target | None:
-        """Returns the depths of all teachers, with the weights that their mean has.
+        """Returns the depths of all teachers, with their weights in the mean.
 
-        How far they differ is a source of sigma for their mean.
+        From the differences of these depths a sigma of the mean can be computed.
 
         Args:
             batch: The batch.
 
         Returns:
-            The target of all teachers; None as for a call.
+            A target with one component for each depth; None if a teacher has no depth for this
+            batch.
 
         Raises:
-            TeacherError: A teacher has no sigma, but is weighted by it.
+            TeacherError: The weights are 1 / sigma^2, but a teacher has no sigma.
         """
         parts = self.mixture.parts(batch)
         if parts is None:
@@ -114,7 +117,7 @@ class Average:
         given = torch.ones_like(target.depth) if given is None else given
         known = target.sigma > 0
         precision = torch.where(known, given / target.sigma.square().clamp_min(1e-12), 0)
-        # Where no valid teacher knows its sigma, the given weights are left.
+        # In pixels in which no valid teacher has a sigma, use the recipe's weights alone.
         some = (known & target.valid()).any(1, keepdim=True)
         return target._replace(weight=torch.where(some, precision, given))
 

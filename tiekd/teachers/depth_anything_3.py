@@ -2,9 +2,10 @@
 
 DA3METRIC gives canonical depth: metres = output * f / 300, where f is the focal length in pixels of
 the resized image that the network gets. DA3NESTED gives metres. The depth of other models is
-relative, and the recipe's `output` says up to what. Pixels that the network takes for sky get the
-student's largest depth; they are not marked as unknown. The package chooses its own half precision.
-Left out: camera poses and several views of a scene; each image is a scene of its own.
+relative, and the recipe's `output` says what is unknown about it, such as a scale. Pixels that the
+network takes for sky get the student's largest depth; they are not marked as unknown. The package
+itself chooses a half precision. Left out: camera poses, and several views of one scene; each image
+is treated as a separate scene.
 """
 
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ from tiekd.teachers.outputs.model_place import ModelPlace, import_package
 from tiekd.teachers.outputs.stated import stated_or_given
 from tiekd.teachers.outputs.teacher import FoundationTeacher, Output, teacher_of
 
-# The meaning of a model's output, by the beginning of the name in the model's own config.
+# For models whose output has a known meaning: the beginning of the name in the model's config, and
+# the meaning, a key of OUTPUTS.
 _STATED = {"da3metric": "canonical", "da3nested": "metres"}
 
 
@@ -40,7 +42,8 @@ class Options:
         anchor: The source of metric depth to which a relative output is fitted: "ground_truth", or
             a node that describes a metric teacher; None for a metric output.
         flip: True to average the output with that for the mirrored image.
-        batch_size: The number of images in one call; the network computes them one after the other.
+        batch_size: The number of images in one call; the network processes them one after the
+            other.
         device: The model's device; None for the rank's own device.
         sigma: The sigma of each pixel: metres, or a node that names its source
             (teachers/outputs/sigma.py); None for depth alone.
@@ -58,7 +61,7 @@ class Options:
 
 
 class DepthAnything3Predictor:
-    """A model of Depth Anything 3 with its preprocessing: a `Predictor` (outputs/teacher.py)."""
+    """A model of Depth Anything 3 with its preprocessing, as a `Predictor` (outputs/teacher.py)."""
 
     max_depth_m = None
 
@@ -103,7 +106,7 @@ class DepthAnything3Predictor:
         own = images.shape[-2:]
         depths, skies, focals = [], [], []
         for image, matrix in zip(images, intrinsics, strict=True):
-            # Give the network one image at a time, since it treats a list of images as views of one
+            # Pass the images singly, since the package treats a list of images as views of one
             # scene.
             found = self.model.inference(
                 [image.permute(1, 2, 0).cpu().numpy()], process_res=self.resolution
@@ -131,6 +134,6 @@ def build(options: Options, run_device: torch.device, max_depth_m: float) -> Fou
         max_depth_m: The largest depth that the student predicts, in metres.
 
     Raises:
-        TeacherError: The package or the model is missing or unfit.
+        TeacherError: The package or the model is missing or can't be used.
     """
     return teacher_of(DepthAnything3Predictor, options, run_device, max_depth_m)

@@ -1,11 +1,11 @@
 """An exported network as the teacher: an ONNX file, run by ONNX Runtime, or a torch.export program.
 
-The file doesn't say which preprocessing the network needs. So the recipe states mean, deviation,
-range and size of the input, and the meaning of the output. Images are resized to the network's
-input size by a bilinear filter with antialiasing, and the output is resized back bilinearly. So
-edges in the output are as blurred as the network's resolution is low. ONNX files need
-`pip install 'tiekd[export]'`. Left out: networks with other inputs than one image, with channels in
-the last dimension, and with quantised (uint8) inputs.
+The file doesn't say which preprocessing the network needs. So the recipe states the mean, standard
+deviation, range and size of the input, and the meaning of the output. Images are resized to the
+network's input size by a bilinear filter with antialiasing, and the output is resized back
+bilinearly. So the lower the network's resolution is, the more blurred are edges in the output. ONNX
+files need `pip install 'tiekd[export]'`. Left out: networks with other inputs than one image, with
+channels in the last dimension, and with quantised (uint8) inputs.
 """
 
 import json
@@ -51,8 +51,8 @@ class Options:
         anchor: The source of metric depth to which a relative output is fitted: "ground_truth", or
             a node that describes a metric teacher; None for a metric output.
         flip: True to average the output with that for the mirrored image.
-        batch_size: The number of images in one call; they are computed one by one if the network
-            takes a single image.
+        batch_size: The number of images in one call. A network that takes only a single image is
+            called once per image instead.
         device: The network's device; None for the rank's own device.
         sigma: The sigma of each pixel: metres, or a node that names its source
             (teachers/outputs/sigma.py); None for depth alone.
@@ -92,7 +92,7 @@ class _Network(NamedTuple):
 
 
 class ExportedPredictor:
-    """An exported network with its preprocessing: a `Predictor` (outputs/teacher.py).
+    """An exported network with its preprocessing, as a `Predictor` (outputs/teacher.py).
 
     Attributes:
         network: The loaded network.
@@ -121,7 +121,7 @@ class ExportedPredictor:
         self.network = load(path, options, device)
         self.size = _size_of(self.network.shape, options.size, path)
         self.options, self.device, self.path = options, device, path
-        data = path.with_name(f"{path.name}.data")  # where ONNX keeps large weights
+        data = path.with_name(f"{path.name}.data")  # the file in which ONNX stores large weights
         self.description = {
             "name": "exported",
             "model": path.name,
@@ -135,7 +135,8 @@ class ExportedPredictor:
             "size": None if self.size is None else list(self.size),
             "digest": digest.of_files(path, *([data] if data.is_file() else [])),
         }
-        # A student of this project that is now a teacher says from what it learned.
+        # If the network is a student of this project, its file records the teachers that it learned
+        # from. Copy them into the description.
         teachers = learned_from.from_plain(self.network.facts)
         if teachers is not None:
             self.description[learned_from.KEY] = teachers
@@ -159,11 +160,12 @@ class ExportedPredictor:
         )
         levels = levels if self.options.range == 255 else levels / 255
         pixels = ((levels - mean) / std).to(self.network.dtype)
-        # If the network takes exactly one image, `count` is 1: run it once for each image.
+        # `count` is the batch size that the network requires: run it on this many images at a time.
+        # It is 1 for a network that takes a single image.
         count = self.network.shape[0] or len(pixels)
         values = torch.cat([self._run(part) for part in pixels.split(count)])
         values = interpolate(values, own, mode="bilinear", align_corners=False)
-        # The focal length counts in pixels of the image that the network saw.
+        # Compute the focal length in pixels of the resized image, which the network gets.
         focal = None
         if self.needs_focal:
             focal = focal_of(intrinsics, (size[0] / own[0], size[1] / own[1]))
@@ -185,7 +187,7 @@ class ExportedPredictor:
             found = self.network.run(pixels)
         except TeacherError:
             raise
-        except Exception as error:  # each runtime has errors of its own
+        except Exception as error:  # each runtime raises errors of other classes
             raise TeacherError(
                 f"teacher.file: {self.path} fails on images of {tuple(pixels.shape)}: "
                 f"{' '.join(str(error).split()):.200}; set teacher.size to one that it takes"
@@ -311,7 +313,7 @@ def _load_onnx(path: Path, options: Options, device: torch.device) -> _Network:
 def _load_program(path: Path, options: Options, device: torch.device) -> _Network:
     if options.output_name is not None:
         raise TeacherError("teacher.output_name: only outputs of ONNX files have names")
-    # torch logs a traceback before it raises the error.
+    # Keep torch from logging a traceback before it raises the error.
     logger = logging.getLogger("torch.export")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -319,7 +321,7 @@ def _load_program(path: Path, options: Options, device: torch.device) -> _Networ
         extra = {_FACTS: ""}
         program = torch.export.load(path, extra_files=extra)
         facts = json.loads(extra[_FACTS] or "{}")
-    except Exception as error:  # a damaged zip, another version, ...: of many classes
+    except Exception as error:  # damaged zip, other version, ...: many classes
         raise TeacherError(
             f"teacher.file: {path}: torch.export can't load it, so it is damaged or was not "
             f"written by torch.export.save: {' '.join(str(error).split()):.200}"
@@ -344,7 +346,7 @@ def _load_program(path: Path, options: Options, device: torch.device) -> _Networ
             )
         return found
 
-    # torch.export gives a dynamic dimension a symbolic size, which isn't an int.
+    # A dimension of any size has a symbolic size in torch.export, which isn't an int.
     shape = tuple(side if type(side) is int else None for side in value.shape)
     facts = facts if isinstance(facts, dict) else {}
     return _Network(run, shape, value.dtype, f"torch {torch.__version__}", facts)
@@ -369,6 +371,6 @@ def build(options: Options, run_device: torch.device, max_depth_m: float) -> Fou
         max_depth_m: The largest depth that the student predicts, in metres.
 
     Raises:
-        TeacherError: The file is missing, unfit, or not as the recipe says.
+        TeacherError: The file is missing, can't be used, or contradicts the recipe.
     """
     return teacher_of(ExportedPredictor, options, run_device, max_depth_m)

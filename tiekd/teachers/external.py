@@ -1,4 +1,4 @@
-"""A teacher from a user's own Python module."""
+"""A teacher that is defined in a user's own Python module."""
 
 from collections.abc import Callable
 
@@ -26,7 +26,7 @@ class OutsideTeacher:
     image, the teacher's depth is set to 0.
 
     Shape, dtype and device of the result are checked at each call. The values are checked at the
-    first call only, because that waits for the device.
+    first call only, since the check waits for the device.
 
     Args:
         name: The teacher's name in the recipe, for error messages.
@@ -69,7 +69,7 @@ class OutsideTeacher:
         """
         returned, inside = self.teacher(batch), batch.inside
         target = returned if isinstance(returned, Target) else Target(returned)
-        # Check the result, since a wrong shape or device would otherwise raise an unrelated error
+        # Check the result here: a wrong shape or device would otherwise raise a misleading error
         # later, in a loss.
         shape = inside.shape
         if target is returned and isinstance(target.depth, Tensor) and target.depth.ndim == 4:
@@ -98,7 +98,7 @@ class OutsideTeacher:
         return target.depth if isinstance(returned, Tensor) else target
 
     def _check_tensor(self, meaning: str, found: object, shape: tuple, device: torch.device):
-        """Raises TeacherError unless a value is a floating-point tensor of a shape on a device.
+        """Raises TeacherError unless a value is a floating-point tensor of this shape and device.
 
         Args:
             meaning: The value's meaning, for the message.
@@ -117,12 +117,13 @@ class OutsideTeacher:
         )
 
     def _check_factors(self, name: str, values: Tensor | None, inside: Tensor) -> None:
-        """Raises TeacherError for a sigma or weight in an image that is negative or not finite.
+        """Raises TeacherError if a sigma or weight in an image is negative or not finite.
 
         Args:
-            name: The attribute of `Target`.
-            values: Its value, (B, M, H, W) or (M,); or None.
-            inside: (B, 1, H, W) bool, False at pixels from outside the image.
+            name: The name of the attribute of `Target`, "sigma" or "weight".
+            values: The attribute's value, (B, M, H, W) or (M,); None if the target has none.
+            inside: (B, 1, H, W) bool, False in pixels that rotation or padding added from outside
+                the image.
         """
         if values is None:
             return
@@ -142,8 +143,8 @@ class OutsideTeacher:
             batch: The batch, on the teacher's device.
 
         Returns:
-            (B,) pixels of `batch.image`, by the teacher's own method `estimate_focal`; None if it
-            has none.
+            (B,), in pixels of `batch.image`: what the teacher's own method `estimate_focal`
+            returns; None if the teacher has no such method.
         """
         estimate = getattr(self.teacher, "estimate_focal", None)
         return None if estimate is None else estimate(batch)

@@ -9,7 +9,7 @@ class GroundTruth:
     """Returns the ground truth as the target, for training without a teacher network."""
 
     def __call__(self, batch: Batch) -> Tensor:
-        """Returns the ground truth `batch.depth`.
+        """Returns the ground truth of a batch, `batch.depth`.
 
         It is (B, 1, H, W) float32, in metres, and 0 in pixels without a measurement.
         """

@@ -30,8 +30,9 @@ from tiekd.teachers.outputs.stated import stated_or_given
 from tiekd.teachers.outputs.teacher import FoundationTeacher, Output, teacher_of
 from tiekd.teachers.outputs.tips_bins import TipsBins
 
-# For each supported `model_type` a function that reads from the model's config the meaning of the
-# output and the largest depth in metres, each None if the config doesn't say it.
+# For each supported `model_type`: a function that reads two values from the model's config, the
+# meaning of the output and the largest depth in metres. A value is None if the config doesn't state
+# it.
 _STATED: dict[str, Callable[[Any], tuple[str | None, float | None]]] = {
     "depth_anything": lambda config: (
         ("metres", float(config.max_depth))
@@ -39,7 +40,8 @@ _STATED: dict[str, Callable[[Any], tuple[str | None, float | None]]] = {
         else ("inverse_affine", None)
     ),
     "depth_pro": lambda _: ("metres", None),
-    # Models of this type give relative inverse depth, metres or other values.
+    # DPT models give relative inverse depth, metres or other values, and their config doesn't say
+    # which.
     "dpt": lambda _: (None, None),
     "glpn": lambda config: ("metres", float(config.max_depth)),
     "tipsv2_dpt": lambda config: ("metres", float(config.max_depth)),
@@ -53,7 +55,8 @@ _REFUSED = {
     "prompt_depth_anything": "needs a prompt of sparse depth besides the image",
 }
 _OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt")
-# Entries of a config that say where it comes from, not what the network computes.
+# Entries of a config that say where the model comes from. They don't affect what the network
+# computes.
 _ORIGIN = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "_commit_hash")
 
 
@@ -65,7 +68,7 @@ class Options:
         model: The path of a folder that `save_pretrained` wrote for the model and its image
             processor; or the model's ID on the hub.
         output: The meaning of the output, a key of OUTPUTS (teachers/outputs/meaning.py). Needed if
-            the model's config doesn't say it.
+            the model's config doesn't state the meaning.
         revision: The branch, tag or commit of the model on the hub; None for a folder or `main`.
         precision: The precision of convolutions and matrix products: "fp32", "bf16" or "fp16".
         anchor: The source of metric depth to which a relative output is fitted: "ground_truth", or
@@ -89,7 +92,7 @@ class Options:
 
 
 class HuggingFacePredictor:
-    """A model of transformers with its image processor: a `Predictor` (outputs/teacher.py)."""
+    """A model of transformers with its image processor, as a `Predictor` (outputs/teacher.py)."""
 
     def __init__(self, options: Options, device: torch.device):
         self.device, self.dtype = device, PRECISIONS[options.precision]
@@ -99,7 +102,7 @@ class HuggingFacePredictor:
         self.processor = _processor(place, transformers)
         model = _model(place, transformers)
         config = model.config
-        # Find out what the output means, and if the model uses or needs the focal length.
+        # Find out what the output means, and whether the model uses or needs the focal length.
         stated, self.max_depth_m = _STATED[architecture](config)
         if self.max_depth_m is not None and not 0 < self.max_depth_m < math.inf:
             raise TeacherError(
@@ -144,8 +147,8 @@ class HuggingFacePredictor:
         pixels, outputs = self._run(images)
         # Convert to float32, since the interpolation in the post-processing needs it.
         outputs.predicted_depth = outputs.predicted_depth.float()
-        # Depth Pro takes the focal length in pixels of the image before its resize, other models
-        # need it in pixels of the resized image.
+        # Depth Pro takes the focal length in pixels of the image before the resize; other models
+        # take it in pixels of the resized image.
         focal = focal_of(intrinsics)
         if self.is_depth_pro:
             outputs.field_of_view = _field_of_view(
@@ -168,13 +171,13 @@ class HuggingFacePredictor:
         )
 
     def estimate_focal(self, images: Tensor) -> Tensor | None:
-        """Returns the focal lengths that follow from Depth Pro's estimate of the field of view.
+        """Returns the focal lengths that follow from Depth Pro's estimates of the field of view.
 
         Args:
             images: (B, 3, H, W) uint8, RGB.
 
         Returns:
-            (B,) float32, in pixels of the images; None for other models.
+            (B,) float32, in pixels of the images; None if the model isn't Depth Pro.
         """
         if not self.is_depth_pro or not self.model.config.use_fov_model:
             return None
@@ -188,7 +191,7 @@ class HuggingFacePredictor:
             images: (B, 3, H, W) uint8, RGB.
 
         Returns:
-            (B, 3, h, w) the model's input, and its output.
+            The model's input, (B, 3, h, w); and the model's output.
         """
         inputs = self.processor(
             images=list(images), return_tensors="pt", input_data_format="channels_first"
@@ -205,12 +208,12 @@ def _field_of_view(estimated: Tensor | None, focal: Tensor, width: int) -> Tenso
     focal length replaces the model's estimate.
 
     Args:
-        estimated: (B,) the model's estimates in degrees; None if the model makes none.
-        focal: (B,) focal lengths in pixels, NaN where unknown; on the device of `estimated`.
+        estimated: (B,), the model's estimates in degrees; None if the model makes none.
+        focal: (B,), focal lengths in pixels, NaN where unknown; on the device of `estimated`.
         width: The width of the images in pixels.
 
     Returns:
-        (B,) degrees.
+        (B,), in degrees.
     """
     known = 2 * torch.rad2deg(torch.atan(0.5 * width / focal))
     if estimated is None:
@@ -298,8 +301,7 @@ def _model(place: ModelPlace, transformers: ModuleType) -> torch.nn.Module:
         output_loading_info=True,
         trust_remote_code=False,
     )
-    # Refuse missing weights: transformers initialises them at random, which nothing would show
-    # later.
+    # Refuse missing weights: transformers would initialise them at random without an error.
     random = {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}
     if random:
         raise TeacherError(
@@ -367,10 +369,10 @@ def _transformers() -> ModuleType:
 
 
 def _plain(node: Mapping) -> dict:
-    """Returns a config as plain JSON values, without the entries that say where it comes from.
+    """Returns a model's config as plain JSON values, without entries on the model's origin.
 
-    These entries, such as the path it was loaded from (_ORIGIN), are removed at any depth, so that
-    the result is the same for the same model in any place.
+    The left-out entries (_ORIGIN), such as the path from which the model was loaded, may be at any
+    depth. Without them the result doesn't depend on where the model is stored.
 
     Args:
         node: The config.
@@ -391,6 +393,6 @@ def build(options: Options, run_device: torch.device, max_depth_m: float) -> Fou
         max_depth_m: The largest depth that the student predicts, in metres.
 
     Raises:
-        TeacherError: The package, the model or one of its files is missing or unfit.
+        TeacherError: The package, the model or one of its files is missing or can't be used.
     """
     return teacher_of(HuggingFacePredictor, options, run_device, max_depth_m)

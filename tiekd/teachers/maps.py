@@ -9,16 +9,16 @@ from tiekd.data.target import Target
 class CachedMaps:
     """Returns the teacher's cached depth maps, which the data loader has put into the batch.
 
-    The maps are already 0 in pixels that rotation or padding added from outside the image.
+    In pixels that rotation or padding added from outside the image the maps are already 0.
 
     Attributes:
-        place: The place of its maps among those of all teachers with cached maps.
-        constant: A sigma in metres for all pixels, in place of cached maps of sigma; None for
-            these, or none.
+        place: This teacher's index among all teachers with cached maps, from 0.
+        constant: The sigma of all pixels in metres; None to use cached maps of sigma if there are
+            any.
 
     Args:
-        place: The attribute `place`.
-        sigma: The attribute `constant`.
+        place: As the attribute.
+        sigma: The value of the attribute `constant`.
     """
 
     def __init__(self, place: int = 0, sigma: float | None = None):
@@ -27,9 +27,9 @@ class CachedMaps:
     def __call__(self, batch: Batch) -> Tensor | Target | None:
         """Returns the cached teacher depth in `batch.teacher_depth`, without a copy.
 
-        It is (B, 1, H, W) float32, in metres, and 0 in pixels that aren't valid; with cached maps
-        or a constant of sigma, a `Target` of both. None if the batch has no maps, as that of
-        validation frames.
+        It is (B, 1, H, W) float32, in metres, and 0 in pixels that aren't valid; with a sigma,
+        cached or constant, a `Target` of depth and sigma. None if the batch has no maps, as a batch
+        of validation frames.
         """
         depth, sigma = batch.teacher_depth, batch.teacher_sigma
         if depth is None:

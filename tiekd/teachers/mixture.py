@@ -2,11 +2,11 @@
 
     teachers: [{maps: near, weight: 1.0, sigma: 0.4}, {recipe: far.yaml, weight: 2.0, sigma: 1.5}]
 
-An entry is what `teacher` would be, with a `weight` and a constant `sigma` beside. Where only some
-teachers are valid, the weights are normalised over these. A DPM head learns the mixture; any other
-head, and any other loss, learns the weighted mean of the depths. Costs: those of all teachers; maps
-of sigma cost much more in the head than constants (tiekd/kernels/target.py). Left out: weights
-that depend on depth, for which a teacher's `sigma` is meant.
+An entry has the keys of a section `teacher`, and optionally `weight` and a constant `sigma`. In
+pixels where only some teachers have a valid depth, the weights are normalised over these. A DPM
+head learns the mixture; any other head, and any other loss, learns the weighted mean of the depths.
+Cost: the sum of the teachers' costs; in the head, maps of sigma cost much more than constants
+(tiekd/kernels/target.py). Left out: weights that depend on depth; use a teacher's `sigma` for that.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,9 +28,9 @@ class Member(NamedTuple):
     Attributes:
         teacher: Function from a batch to depth, (B, 1, H, W) in metres, or a `Target`.
         where: The teacher's place in the recipe, for messages, such as "teachers[1]".
-        weight: Its factor in the mixture, above 0.
-        sigma: Its constant sigma in metres, in place of one that it gives itself; None for that or
-            none.
+        weight: The teacher's weight in the mixture, above 0.
+        sigma: A constant sigma in metres, which replaces the teacher's own. None to use the
+            teacher's own sigma, if it gives one.
     """
 
     teacher: Teacher
@@ -46,30 +46,30 @@ class Mixture:
         members: The teachers, in the order of the recipe.
 
     Args:
-        members: The attribute `members`, at least one.
+        members: The teachers, at least one.
         device: The device of the batches.
     """
 
     def __init__(self, members: Sequence[Member], device: torch.device):
         self.members = tuple(members)
         weights = [member.weight for member in members]
-        # Equal weights needn't be multiplied.
+        # Multiply by weights only if they differ.
         self._weight = None
         if len(set(weights)) > 1:
             self._weight = torch.tensor(weights, device=device)
 
     def __call__(self, batch: Batch) -> Target | None:
-        """Returns the target of a batch, of all teachers.
+        """Returns the target that all teachers together give for a batch.
 
         Args:
             batch: The batch.
 
         Returns:
             The target; its sigma is None if no teacher has one. None if a teacher has no depth for
-            this batch, as cached maps for validation frames.
+            this batch, such as one with cached maps for validation frames.
 
         Raises:
-            UserError: As the teachers do; the message names the teacher.
+            UserError: A teacher has raised it; the message names the teacher.
         """
         parts = self._called(batch)
         if parts is None:
@@ -79,7 +79,8 @@ class Mixture:
             for member, part in zip(self.members, parts, strict=True)
             for _ in range(part.depth.shape[1])
         ]
-        # Maps of constants would cost the head much more than the constants do.
+        # Keep constant sigmas as one number per teacher: as maps they would cost the head much
+        # more.
         if any(constants) and all(
             member.sigma is not None or part.sigma is None
             for member, part in zip(self.members, parts, strict=True)
@@ -110,7 +111,7 @@ class Mixture:
         depth = torch.cat([part.depth for part in parts], 1)
         sigma = None
         if any(part.sigma is not None for part in parts):
-            # 0 stands for an unknown sigma.
+            # A sigma of 0 means that the sigma isn't known.
             known = [
                 torch.zeros_like(part.depth) if part.sigma is None else part.sigma for part in parts
             ]
@@ -147,7 +148,7 @@ class Mixture:
 
 
 def members_of(teacher: Teacher) -> tuple[Member, ...]:
-    """Returns the single teachers of which a teacher consists, or the teacher itself as the one.
+    """Returns the single teachers of a combined teacher, or the teacher itself if it is single.
 
     Args:
         teacher: A teacher, as `tiekd.teaching.build_teachers` builds it.

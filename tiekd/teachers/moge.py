@@ -1,8 +1,8 @@
 """A model of MoGe as the teacher, run by its own package `moge`.
 
-The output of MoGe-2 is depth in metres, that of MoGe-1 depth up to an unknown scale. If the focal
-length of an image is known, it replaces the field of view that the model estimates. The model's
-mask says for which pixels it gives no depth, as in the sky; the teacher's depth is 0 there.
+MoGe-2 outputs depth in metres, MoGe-1 depth up to an unknown scale. If the focal length of an image
+is known, it replaces the field of view that the model estimates. The model's mask says for which
+pixels it gives no depth, as in the sky; the teacher's depth is 0 there.
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Options:
     Attributes:
         model: The path of a folder with the file model.pt, or the model's ID on the hub.
         version: The version of MoGe whose weights the model has, "v1" or "v2".
-        output: The meaning of the output. It is read from the model, so the key may be left out.
+        output: The meaning of the output. The model states it, so the key may be left out.
         revision: The branch, tag or commit of the model on the hub; None for a folder or `main`.
         resolution_level: The resolution at which the network works, from 0 (coarsest) to 9.
         precision: The precision of the network's forward pass, "fp32" or "fp16".
@@ -56,7 +56,7 @@ class Options:
 
 
 class MoGePredictor:
-    """A model of MoGe with its preprocessing: a `Predictor` (outputs/teacher.py)."""
+    """A model of MoGe with its preprocessing, as a `Predictor` (outputs/teacher.py)."""
 
     max_depth_m, needs_focal = None, False
     without_focal = "MoGe takes its own estimate of the field of view for them"
@@ -81,7 +81,7 @@ class MoGePredictor:
             self.model = place.loaded(lambda name, **_: load(Path(name) / WEIGHTS), _CANNOT)
         else:
             self.model = place.loaded(load, _CANNOT)
-        # A model without a head that predicts the scale gives depth up to an unknown scale.
+        # Without a head that predicts the scale, the model gives depth up to an unknown scale.
         is_metric = getattr(self.model, "scale_head", None) is not None
         stated = "metres" if is_metric else "depth_scale"
         self.meaning = stated_or_given(stated, options.output, str(place))
@@ -151,6 +151,6 @@ def build(options: Options, run_device: torch.device, max_depth_m: float) -> Fou
         max_depth_m: The largest depth that the student predicts, in metres.
 
     Raises:
-        TeacherError: The package or the model is missing or unfit.
+        TeacherError: The package or the model is missing or can't be used.
     """
     return teacher_of(MoGePredictor, options, run_device, max_depth_m)

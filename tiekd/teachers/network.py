@@ -1,7 +1,8 @@
 """A teacher that is a frozen network, run on the batch's images.
 
-With `sigma` it also gives a sigma per pixel (teachers/outputs/sigma.py). `flip` needs no third
-forward; `own` reads the head's distribution a few image rows at a time.
+With the recipe's `teacher.sigma` it also gives each pixel's sigma (teachers/outputs/sigma.py). The
+source `flip` uses the two forward passes that averaging with the mirrored image needs anyway. The
+source `own` reads the head's distribution a few image rows at a time.
 """
 
 import torch
@@ -23,7 +24,7 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def check_precision(precision: str, device: torch.device) -> None:
-    """Raises TeacherError if a teacher's precision is unknown or unfit for its device.
+    """Raises TeacherError if a teacher's precision is unknown or not supported on its device.
 
     Args:
         precision: The recipe's key `teacher.precision`: "fp32", "bf16" or "fp16".
@@ -47,19 +48,19 @@ class FrozenTeacher:
 
     Attributes:
         network: The network, on the teacher's device.
-        flip: True to average with the prediction for the mirrored image, at twice the cost. Cached
-            maps are usually made so.
+        flip: True to average with the prediction for the mirrored image, at twice the cost. Maps
+            are usually cached with it.
         precision: "fp32", "bf16" or "fp16", for convolutions and matrix products, independently of
             the student's precision. Weights, depth and a head's float32 arithmetic stay float32.
         resize: The resize of images with which the teacher's weights were trained.
-            tiekd/tools/cache_teacher.py resizes whole images so. In training the teacher gets the
-            student's images, which are resized as the student needs them.
-        seen_at: The resize of the images in the batches that the teacher gets, from which their
-            focal length follows. It is `resize` until training sets that of the student.
+            tiekd/tools/cache_teacher.py resizes whole images by it. In training the teacher gets
+            the student's images, at the student's size.
+        seen_at: The resize of the images that the teacher gets, from which their focal length is
+            computed. Initially `resize`; training sets it to the student's.
         sigma: The source of the sigma of each pixel, as the recipe's `teacher.sigma` describes it;
             None for depth alone.
-        spread: Reads the sigma from the distribution that the head predicts; None for other
-            sources.
+        spread: The object that reads the sigma from the head's distribution (source `own`); None
+            for other sources.
     """
 
     def __init__(
@@ -98,14 +99,15 @@ class FrozenTeacher:
             (B, 1, H, W) float32, metres; 0 in pixels that rotation or padding added from outside
             the image. With `sigma` it is a `Target` of such depths and their sigmas.
         """
-        # The teacher's precision overrides an enclosing autocast; fp32 disables autocast.
+        # Run in the teacher's own precision: this autocast overrides an enclosing one, and fp32
+        # disables it.
         dtype = PRECISIONS[self.precision]
         with torch.autocast(batch.image.device.type, dtype, enabled=dtype is not None):
             if self.sigma is None or self.sigma.source is None:
                 depth = predict(self.network, batch.image, self.flip, self._focal(batch))
             else:
                 depth, sigma, weight = self._with_sigma(batch)
-        # Set pixels that a rotation filled from outside the image to 0, i.e. invalid for the loss.
+        # Set the pixels that rotation or padding added from outside the image to 0, i.e. invalid.
         depth = torch.where(batch.inside, depth.float(), 0)
         if self.sigma is None:
             return depth
@@ -118,8 +120,8 @@ class FrozenTeacher:
     def needs_focal(self) -> bool:
         """True if each image needs a known focal length.
 
-        That is so if the network has a canonical camera: it predicts depth as if every image had
-        the same focal length, and converts that to metres.
+        This is the case if the network has a canonical camera: it predicts depth as if every image
+        had the same focal length, and converts that to metres.
         """
         return self.network.canonical is not None
 
@@ -129,7 +131,7 @@ class FrozenTeacher:
         return self.needs_focal
 
     def _with_sigma(self, batch: Batch) -> Modes:
-        """Returns depth, and sigma from the source before its factor.
+        """Returns depth and sigma; the sigma is not yet multiplied by its calibration factor.
 
         Args:
             batch: The batch.
@@ -140,7 +142,8 @@ class FrozenTeacher:
         focal = self._focal(batch)
         if self.sigma.source == "flip":
             plain, mirrored = predict_pair(self.network, batch.image, focal)
-            # Pixels from outside the image don't count in the windows of their neighbours.
+            # Set pixels from outside the image to 0, so that they don't affect the window averages
+            # of pixels near them.
             pair = torch.where(batch.inside, torch.cat((plain, mirrored), dim=1), 0)
             return Modes((plain + mirrored) / 2, disagreement(pair), torch.ones_like(plain))
         found = self._own(batch.image, focal)

@@ -1,7 +1,7 @@
 """A model of UniDepth V2 as the teacher, run by its own package `unidepth`.
 
-Its output is depth in metres. It uses the camera of an image if that is known, and estimates the
-camera otherwise.
+Its output is depth in metres. The model uses an image's camera matrix if it is known, and estimates
+it otherwise.
 """
 
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ class Options:
 
 
 class UniDepthPredictor:
-    """A model of UniDepth V2 with its preprocessing: a `Predictor` (outputs/teacher.py)."""
+    """A model of UniDepth V2 with its preprocessing, as a `Predictor` (outputs/teacher.py)."""
 
     max_depth_m, needs_focal = None, False
     without_focal = "UniDepth takes its own estimate of the camera for them"
@@ -110,6 +110,6 @@ def build(options: Options, run_device: torch.device, max_depth_m: float) -> Fou
         max_depth_m: The largest depth that the student predicts, in metres.
 
     Raises:
-        TeacherError: The package or the model is missing or unfit.
+        TeacherError: The package or the model is missing or can't be used.
     """
     return teacher_of(UniDepthPredictor, options, run_device, max_depth_m)

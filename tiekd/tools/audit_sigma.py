@@ -1,8 +1,9 @@
 """Measures a teacher's sources of a sigma per pixel, for bin/audit_teacher.py --sigma.
 
-Writes the calibrations, which a recipe names in `teacher.sigma`, and the sparsification curves. The
-teacher is built once for each source. The figures are those of tiekd/evaluation/sigma_quality.py.
-Left out: the sigma of cached maps, and of teachers from outside the project.
+A source is a way to estimate the teacher's error (sigma) in each pixel. The module writes a file of
+calibrations, which a recipe names in `teacher.sigma`, and the sparsification curves. The teacher is
+built once for each source. The measurements are those of tiekd/evaluation/sigma_quality.py. Left
+out: the sigma of cached maps, and of teachers from outside the project.
 """
 
 import argparse
@@ -44,9 +45,9 @@ class Sigmas(NamedTuple):
     """The measured sources of a teacher's sigma.
 
     Attributes:
-        measured: Source -> its figures.
-        calibrations: Source -> what is written to the file of calibrations.
-        missing: Source -> why the teacher doesn't have it.
+        measured: Name of the source -> its measurements.
+        calibrations: Name of the source -> its calibration, which is written to a file.
+        missing: Name of a source that the teacher doesn't have -> the reason.
     """
 
     measured: dict[str, SigmaFigures]
@@ -61,7 +62,7 @@ def measure(recipe: Recipe, args: argparse.Namespace, observer: Observer, index:
         recipe: the recipe, with overrides applied.
         args: the parsed command line of bin/audit_teacher.py.
         observer: the observer of the audit, whose teacher is replaced by one with each source.
-        index: of several teachers, the place of the one to measure.
+        index: the index of the teacher to measure, from 0, if the recipe has several.
 
     Raises:
         TeacherError: The teacher is a folder of maps or a module from outside the project.
@@ -84,7 +85,8 @@ def measure(recipe: Recipe, args: argparse.Namespace, observer: Observer, index:
     found = Sigmas({}, {}, {})
     for name in SOURCES:
         node = without_sigma(source) | {"sigma": {"from": name}}
-        # The flip source needs both images; the others are measured as the recipe has it.
+        # Build the teacher with the source. The flip source needs the depth for the mirrored image,
+        # too; the other sources are measured with the recipe's `flip`.
         node |= {"flip": True} if name == "flip" else {}
         with errors_of(teacher.where):
             built = _built(node, observer, source, found.missing)
@@ -96,10 +98,10 @@ def measure(recipe: Recipe, args: argparse.Namespace, observer: Observer, index:
 
 
 def measure_mean(recipe: Recipe, args: argparse.Namespace, device: torch.device) -> Sigmas:
-    """Measures the sigma by which the teachers differ whose cached maps are averaged.
+    """Measures the sigma of a mean of teachers, i.e. how far their cached maps differ.
 
     Args:
-        recipe: the recipe, with overrides applied, whose teacher is a mean.
+        recipe: the recipe, with overrides applied, whose teacher is a mean of several.
         args: the parsed command line of bin/audit_teacher.py.
         device: the device on which maps are averaged.
 
@@ -130,10 +132,11 @@ def _built(
     """Builds a teacher with a source of sigma.
 
     Args:
-        node: the teacher's section, with the source.
+        node: the teacher's recipe section, which names the source.
         observer: the observer of the audit.
-        source: the teacher in the recipe.
-        missing: source -> why the teacher doesn't have it; extended here.
+        source: the teacher as the recipe describes it.
+        missing: name of a source that the teacher doesn't have -> the reason; an entry is added if
+            this is such a source.
 
     Returns:
         The teacher; None if it doesn't have the source.
@@ -156,15 +159,15 @@ def _add(
     digest: str | None,
     flip: bool,
 ) -> None:
-    """Adds the figures and the calibration of a source.
+    """Measures a source of sigma, and adds the measurements and the calibration to `found`.
 
     Args:
-        found: the sources that are measured so far.
-        name: the source.
+        found: the sources that have been measured so far; changed in place.
+        name: the name of the source.
         frames: the pixels of the frames with ground truth.
         max_depth_m: the student's largest depth in metres.
         digest: digest of the teacher's weights; None if they aren't accessible.
-        flip: True if the teacher averages with the depth for the mirror image.
+        flip: True if the teacher averages its depth with that for the mirrored image.
 
     Raises:
         DataError: Too few frames have ground truth.
@@ -178,10 +181,10 @@ def _add(
 
 
 def curves(measured: Mapping[str, SigmaFigures]) -> np.ndarray:
-    """Draws the sparsification curves of each source beside those of an oracle.
+    """Draws the sparsification curve of each source together with that of an oracle.
 
     Args:
-        measured: source -> its figures.
+        measured: name of the source -> its measurements.
 
     Returns:
         (height, width, 3) uint8, one chart per source.
@@ -217,7 +220,7 @@ def write(found: Sigmas, folder: Path) -> None:
 
 
 def told(found: Sigmas, folder: Path) -> str:
-    """Returns the table of the sources, and how a recipe uses one.
+    """Returns a text with the table of the sources, and with the recipe's line that uses one.
 
     Args:
         found: the measured sources.
@@ -234,12 +237,12 @@ def told(found: Sigmas, folder: Path) -> str:
 
 
 def without_sigma(source: Source) -> dict:
-    """Returns the recipe node of a teacher without its sigma.
+    """Returns a teacher's recipe section without the key `sigma`.
 
-    A module from outside the project interprets all its keys itself, so its node is unchanged.
+    A module from outside the project interprets all keys itself, so its section is unchanged.
 
     Args:
-        source: the teacher.
+        source: the teacher as the recipe describes it.
     """
     if source.teacher.module is not None:
         return source.node

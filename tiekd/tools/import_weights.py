@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> None:
     convert = conversion.to_published if args.to_published else conversion.from_published
     converted = convert(args.source, node)
     print(f"{args.source} for {args.recipe}\n{conversion.summary(converted)}")
-    # Print the summary first: if the check fails, the summary shows the mismatch.
+    # Check the weights after the summary is printed, which shows the mismatch if the check fails.
     conversion.check(converted, args.source, args.recipe)
     if args.to_published:
         conversion.write(args.out, {"meta": {}, "state_dict": converted.tensors})

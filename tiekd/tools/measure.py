@@ -1,4 +1,4 @@
-"""A hook that times a run's iterations and stops the run when it has timed enough."""
+"""A hook that times a run's iterations, and stops the run once enough of them are timed."""
 
 import math
 import statistics
@@ -9,22 +9,22 @@ import torch
 from tiekd.distributed import comm, memory
 from tiekd.training.hook import Hook
 
-_LEAST_S = 3.0  # minimum total time of the timed iterations, seconds
-_MOST_S = 60.0  # after this total time, seconds, timing stops even before _LEAST iterations
+_LEAST_S = 3.0  # minimum total time of the timed iterations, in seconds
+_MOST_S = 60.0  # total time in seconds after which timing stops, even before _LEAST iterations
 _LEAST = 5  # minimum number of timed iterations
 _MOST = 50  # maximum number of timed iterations
-# With fp16, optimizer steps are skipped until the loss scale fits, and before the first step the
-# optimizer's state isn't allocated. So timing restarts after each skipped step, but only before
-# this iteration.
+# Iteration before which timing restarts after each skipped optimizer step. With fp16, steps are
+# skipped until the loss scale fits, and before the first step the optimizer's state isn't
+# allocated.
 _MOST_SKIPPED = 40
-_READ_AHEAD = 2  # batches that each data worker reads in advance
+_READ_AHEAD = 2  # number of batches that each data worker reads in advance
 
 
 class Stopwatch(Hook):
     """Times each iteration, including the device's work, and stops the run after enough iterations.
 
-    The first iteration is excluded as warm-up, and so are those whose data was read before training
-    began. The hook costs a host sync and an exchange between ranks after every iteration.
+    The first iteration is excluded as warm-up, and so are iterations whose data was read before
+    training began. The hook costs a host sync and an exchange between ranks after every iteration.
 
     Attributes:
         device: this rank's device.
@@ -47,7 +47,7 @@ class Stopwatch(Hook):
         self.least = least
         self.least_s = _LEAST_S if least > 1 else 0.0
         self.warm_up = 1 + math.ceil(_READ_AHEAD * workers / accumulation) if least > 1 else 0
-        # One row for each iteration: (its seconds, its seconds of waiting for data).
+        # One tuple for each iteration: (its seconds, its seconds of waiting for data).
         self.rows: list[tuple[float, float]] = []
 
     def before_train(self, state) -> None:
@@ -59,7 +59,7 @@ class Stopwatch(Hook):
         self._began = self._started = time.perf_counter()
 
     def after_iteration(self, state) -> None:
-        """Records an iteration's time, and stops the run once enough iterations were timed.
+        """Records an iteration's time, and stops the run once enough iterations are timed.
 
         Collective: all ranks must call it, since rank 0 decides when to stop.
 

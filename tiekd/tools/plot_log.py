@@ -1,11 +1,11 @@
-"""Plots training and validation curves from the `.log.json` files of runs of tiekd or mmcv.
+"""Plots training and validation curves from `.log.json` files of tiekd's or mmcv's runs.
 
 A row is one line of such a file, a JSON object. Rows of training have `mode` train, and an `iter`
 that either restarts with each epoch or counts over the run. Rows of validation have `mode` val, and
 an `iter` that counts images. The number of iterations per epoch is only in the `.log` file beside
-the `.log.json`. Without the `.log` file the number is estimated from the rows, which can be too
-small by up to one logging interval. Times are those of training only, because no row has the time
-of an evaluation.
+the `.log.json`. Without the `.log` file the number is estimated from the rows; the estimate can be
+too small by up to one logging interval. Times are those of training only, because no row has the
+time of an evaluation.
 """
 
 import json
@@ -25,24 +25,24 @@ from tiekd.visualization import figures
 AXES = ("iteration", "epoch", "time")
 _X_LABELS = {"iteration": "iteration", "epoch": "epoch", "time": "hours of training"}
 _NO_KEYS = ("mode", "epoch", "iter")
-# The `mode` of the .log.json row that a run writes when it resumes with another number of training
-# samples. The row has the new number of iterations per epoch.
+# Value of `mode` in the .log.json row that a run writes when it resumes with another number of
+# training samples. The row states the new number of iterations per epoch.
 _RENUMBERED = "epochs_renumbered"
-_WIDTH = 640  # width of a chart, pixels
+_WIDTH = 640  # width of a chart in pixels
 _HEIGHT = 400
 # Colours of curves on a dark background. Neighbours in this list differ in lightness, so that
-# colour-blind readers can distinguish them, too.
+# colour-blind readers can distinguish them.
 COLOURS = ("#56b4e9", "#e69f00", "#00be8c", "#f0e442", "#d55e3c", "#cc79a7", "#aaaaff")
 _BACKGROUND = "#18181b"
 _PLOT = "#202024"
 _GRID = "#38383e"
 _INK = "#ebebee"
 _FAINT_INK = "#a0a0a8"
-_DOTS_UP_TO = 40  # curves with at most this many points show each as a dot
+_DOTS_UP_TO = 40  # largest number of points of a curve that are all shown as dots
 
 
 class Row(NamedTuple):
-    """One row of a run's `.log.json`, with its place on the x axis.
+    """One row of a run's `.log.json`, with its coordinates on the possible x axes.
 
     Attributes:
         mode: "train" or "val".
@@ -62,7 +62,7 @@ class Row(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A run to plot.
+    """A training run whose curves are plotted.
 
     Attributes:
         name: the run's name in the legend.
@@ -79,7 +79,7 @@ class Run(NamedTuple):
     def curve(self, key: str, by: str) -> tuple[list[float], list[float]]:
         """Returns the curve of one key, as a list of x values and a list of y values.
 
-        The values are from training rows. If no training row has the key, they are from validation
+        The values are those of training rows or, if no training row has the key, of validation
         rows.
 
         Args:
@@ -115,7 +115,7 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
         The runs, in the order of the paths.
 
     Raises:
-        DataError: a file can't be read, is no log, or has no training row.
+        DataError: a file can't be read, isn't a log, or has no training row.
     """
     folders = [path.resolve() if path.is_dir() else path.resolve().parent for path in paths]
     choices = (
@@ -123,7 +123,7 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
         [path.name.removesuffix(".log.json") for path in paths],
         [str(path) for path in paths],
     )
-    # Name the runs by folder, by file, or by path: the first of these by which all names differ.
+    # Name the runs by folder, file or path: by the first of these in which all runs differ.
     names = next((names for names in choices if len(set(names)) == len(names)), choices[-1])
     return [Run(name, _read_run(path)) for path, name in zip(paths, names, strict=True)]
 
@@ -175,17 +175,18 @@ def plot(
         axes.set_xlabel(x_label, color=_FAINT_INK)
         if log_y:
             axes.set_yscale("log", nonpositive="mask")
-    # If the number of charts is odd, the last place of the grid has none: remove its axes.
+    # Remove the axes of grid cells without a chart, as the last one if the number of charts is odd.
     for axes in places[len(keys) :]:
         axes.remove()
     return figures.pixels_of(figure)
 
 
 def _title(runs: Sequence[Run], key: str) -> str:
-    """Returns a chart's title, which says if the key's values are agreement with the teacher.
+    """Returns a chart's title, which states if the key's values are agreement with the teacher.
 
     Raises:
-        LaunchError: they are in some evaluations, and accuracy in others.
+        LaunchError: the values are agreement with the teacher in some evaluations, and accuracy in
+            others.
     """
     found = [(run.name, meaning) for run in runs for meaning in run.meanings(key)]
     ours, others = ([name for name, each in found if each is kind] for kind in (True, False))
@@ -278,7 +279,7 @@ def _running_mean(ys: Sequence[float], count: int) -> list[float]:
 
     Args:
         ys: the y values of the curve.
-        count: number of values that a mean is of; at the start of the curve there are fewer.
+        count: number of values over which a mean is taken; fewer at the start of the curve.
     """
     parts = (np.asarray(ys[max(i + 1 - count, 0) : i + 1], dtype=float) for i in range(len(ys)))
     finite = (part[np.isfinite(part)] for part in parts)
@@ -302,8 +303,8 @@ def _read_run(path: Path) -> list[Row]:
     for part in parts:
         per_epoch = next((line["of"] for line in part if line["mode"] == _RENUMBERED), per_epoch)
         part = [line for line in part if line["mode"] != _RENUMBERED]
-        # A run that was resumed from an earlier iteration has some iterations in two files. Drop
-        # the earlier file's rows of iterations that this file (`part`) repeats.
+        # Drop the earlier files' rows of iterations that this file (`part`) repeats, as after a
+        # resume from an earlier iteration.
         first = next(
             (_iteration(line, by_epoch, per_epoch) for line in part if line["mode"] == "train"),
             math.inf,
@@ -324,7 +325,7 @@ def _read_json_lines(path: Path) -> list[dict]:
         path: the file.
 
     Raises:
-        DataError: the file can't be read, or a line is no row of such a file.
+        DataError: the file can't be read, or a line isn't a row of such a file.
     """
     check_readable(path, "log of a run", DataError)
     try:
@@ -344,7 +345,8 @@ def _read_json_lines(path: Path) -> list[dict]:
             elif row.get("mode") == _RENUMBERED:
                 found.append({"mode": _RENUMBERED, "of": int(row["now"]["of"])})
         except (ValueError, KeyError, TypeError, AttributeError):
-            # A last line without a newline is still being written: ignore it.
+            # Ignore a last line without a newline, which is still being written; any other invalid
+            # line is an error.
             if number < len(lines) or text.endswith("\n"):
                 raise DataError(
                     f"{path}: line {number} is no row of a .log.json; give that file of the run, "
@@ -365,7 +367,7 @@ def _counting(lines: list[dict], files: Sequence[Path]) -> tuple[bool, float]:
         iterations per epoch, which is estimated if no `.log` file states it.
     """
     train = [line for line in lines if line["mode"] == "train"]
-    texts = [file.with_suffix("") for file in files]  # x.log.json -> x.log
+    texts = [file.with_suffix("") for file in files]  # the .log file of x.log.json is x.log
     said = next(filter(None, (_said_per_epoch(text) for text in texts if text.is_file())), None)
     falls = any(
         b["epoch"] > a["epoch"] and b["iter"] <= a["iter"]
@@ -373,14 +375,13 @@ def _counting(lines: list[dict], files: Sequence[Path]) -> tuple[bool, float]:
     )
     if said or falls or max(line["epoch"] for line in train) == 1:
         return True, said or max(line["iter"] for line in train)
-    # `iter` counts over the run, so in every row (epoch - 1) * per_epoch < iter <= epoch *
-    # per_epoch, where per_epoch is the number of iterations per epoch. Estimate per_epoch from
-    # that.
+    # Estimate the number of iterations per epoch, per_epoch. `iter` counts over the run, so in
+    # every row (epoch - 1) * per_epoch < iter <= epoch * per_epoch.
     return False, max(line["iter"] / line["epoch"] for line in train)
 
 
 def _said_per_epoch(path: Path) -> int | None:
-    """Returns the number of iterations per epoch that a `.log` file states; None if it states none.
+    """Reads the number of iterations per epoch from a `.log` file; None if it isn't stated.
 
     The number is M in the first text of the form `Epoch [1][50/M]`.
 
@@ -395,7 +396,7 @@ def _said_per_epoch(path: Path) -> int | None:
 
 
 def _place(lines: list[dict], by_epoch: bool, per_epoch: float, before: list[Row]) -> list[Row]:
-    """Returns the rows of one file with their iteration, epoch and time since the run's beginning.
+    """Returns the rows of one file with their iteration, epoch and time since the run's start.
 
     An evaluation gets the iteration of the training row before it. If no more training rows of its
     epoch follow, it gets the end of the epoch.
@@ -411,8 +412,8 @@ def _place(lines: list[dict], by_epoch: bool, per_epoch: float, before: list[Row
     iteration = trained.iteration if trained else 0.0
     hours = trained.time if trained else 0.0
     passed = iteration
-    # Compute the time on the x axis from the seconds per iteration that the rows state. So time
-    # between two starts of the run doesn't count.
+    # Compute each row's time from the seconds per iteration that the rows state, so that the time
+    # between two starts of the run isn't included.
     for index, line in enumerate(lines):
         values = {
             k: float(v) for k, v in line.items() if k not in _NO_KEYS and isinstance(v, int | float)
@@ -440,10 +441,10 @@ def _iteration(line: dict, by_epoch: bool, per_epoch: float) -> float:
 
 
 def _goes_on(later: list[dict], epoch: int) -> bool:
-    """Returns True if training of an epoch continues in the rows that follow a row.
+    """Returns True if later rows contain training of the same epoch.
 
     Args:
-        later: the rows that follow, as `_read_json_lines` returns them.
+        later: the rows that follow a row, as `_read_json_lines` returns them.
         epoch: number of the epoch, from 1.
     """
     following = next((line for line in later if line["mode"] == "train"), None)

@@ -1,4 +1,4 @@
-"""Prints a recipe and where its values come from: the body of bin/print_config.py."""
+"""Prints a recipe and the files that its values come from: the body of bin/print_config.py."""
 
 import argparse
 
@@ -6,7 +6,7 @@ from tiekd.config.provenance import annotated
 
 
 def run(args: argparse.Namespace) -> None:
-    """Runs bin/print_config.py: prints a recipe as YAML, with the file that each value is from.
+    """Runs bin/print_config.py: prints a recipe as YAML, with the file that sets each value.
 
     Args:
         args: the program's parsed command line.

@@ -15,7 +15,7 @@ from tiekd.workdir import launch_record
 
 
 def run(given: Sequence[str], rest: Sequence[str], args: argparse.Namespace, program: str) -> int:
-    """Runs bin/resume: a process that the user started starts the launcher; a rank trains.
+    """Runs bin/resume. The process that the user starts runs the launcher; a rank trains.
 
     A run on one rank that was started without the launcher is resumed without it, unless `given`
     has options.
@@ -40,7 +40,8 @@ def run(given: Sequence[str], rest: Sequence[str], args: argparse.Namespace, pro
     starts = "RANK" not in os.environ and (
         given or record.launcher == "deepspeed" or record.world_size > 1
     )
-    # Check the launcher's options first: a mistake in them is reported before any process starts.
+    # Check the launcher's options first, so that a mistake in them is reported before any process
+    # starts.
     options = record.launcher_options(given, args.work_dir) if starts else []
     if starts:
         hostfile.check_options(options)
@@ -49,7 +50,7 @@ def run(given: Sequence[str], rest: Sequence[str], args: argparse.Namespace, pro
             f"{given[0]}: a launcher has started this already; give its options before "
             f"{console.command('resume')}"
         )
-    # If this process isn't a rank, start the launcher: with --restarts as a child process that is
+    # Start the launcher if this process isn't a rank: with --restarts as a child process that is
     # restarted after a crash, otherwise in place of this process.
     if args.restarts > 0:
         if "RANK" in os.environ:
@@ -65,12 +66,13 @@ def run(given: Sequence[str], rest: Sequence[str], args: argparse.Namespace, pro
     if starts:
         launch_record.replace_by_launcher(options, program, rest)
 
-    # This process is a rank. Train with the recipe and the engine config that the run saved, in the
-    # current folder of the run's first start.
+    # Train, since this process is a rank. Use the recipe and the engine config that the run saved,
+    # and the current folder of the run's first start.
     from tiekd.engine.config import read_engine_config, refill
     from tiekd.training import run as training
 
-    recipe_path = (args.work_dir / "config.yaml").resolve()  # before the current folder changes
+    # Resolve the path before the current folder changes.
+    recipe_path = (args.work_dir / "config.yaml").resolve()
     recipe = recipe_from_arguments(recipe_path, args)
     recipe["work_dir"] = str(args.work_dir.resolve())
     saved_config = args.work_dir / "ds_config.json"
@@ -99,9 +101,9 @@ def run(given: Sequence[str], rest: Sequence[str], args: argparse.Namespace, pro
 
 
 def is_finished(args: argparse.Namespace) -> bool:
-    """Returns True if the run in the work dir is complete, and prints that on rank 0.
+    """Returns True if the run in the work dir is complete, and then prints this on rank 0.
 
-    It is complete if it has finished, or if the hook early_stop has stopped it.
+    A run is complete if it has finished, or if the hook early_stop has stopped it.
 
     With overrides (--set) the result is False, since the changed recipe may train longer.
 

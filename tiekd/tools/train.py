@@ -9,14 +9,14 @@ from tiekd.tools.arguments import recipe_from_arguments
 
 
 def run(args: argparse.Namespace) -> None:
-    """Runs bin/train.py: trains, or with --dry-run prints a report of what the run will need.
+    """Runs bin/train.py: trains, or with --dry-run reports the time, memory and disk that it needs.
 
     Args:
         args: the program's parsed command line.
 
     Raises:
         UserError: the recipe or an option is invalid, or the run fails for another reason that the
-            user can mend.
+            user can fix.
     """
     try:
         _run(args)

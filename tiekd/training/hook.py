@@ -13,8 +13,8 @@ from tiekd.errors import RecipeError
 class Hook:
     """A hook that does nothing; a subclass overrides the methods that it needs.
 
-    The argument `state` of its methods is the run's TrainState (tiekd/training/state.py). For a
-    hook that acts only every n iterations or epochs, `state.is_due` tells if it has to act now.
+    The argument `state` of its methods is the run's TrainState (tiekd/training/state.py). A hook
+    that acts only every n iterations or epochs asks `state.is_due` if it has to act.
     """
 
     def before_train(self, state) -> None:
@@ -31,24 +31,24 @@ class Hook:
 
         The Evaluation hook calls it in its own `after_iteration`. If a run was stopped before an
         evaluation that was due, the resumed run evaluates and calls this method in `before_train`.
-        If the weights are the best so far, they are saved before this call.
+        If the evaluated weights are the best so far, they are saved before this call.
 
         Args:
-            state: The state of the run; `state.num_evaluated` images were evaluated.
+            state: The state of the run; `state.num_evaluated` is the number of evaluated images.
             metrics: The metrics by name, the same on all ranks.
         """
 
     def after_train(self, state) -> None:
         """Called once, after the last iteration of this process.
 
-        That is the last iteration of the run, or the one at which a hook stopped the run. The
+        The last iteration is that of the run, or the one at which a hook stopped the run. The
         method is not called when training ends with an error.
         """
 
     def state_dict(self) -> dict:
         """Returns the hook's state for a checkpoint: plain numbers, strings, lists and dicts.
 
-        A run that resumes with this state continues as if it had not stopped.
+        With this state, a resumed run continues as if it had not been interrupted.
         """
         return {}
 
@@ -56,7 +56,8 @@ class Hook:
         """Restores the hook's state from a checkpoint; called before `before_train`.
 
         Args:
-            state_dict: What the method `state_dict` returned when the checkpoint was saved.
+            state_dict: The state that the method `state_dict` returned when the checkpoint was
+                saved.
         """
 
 

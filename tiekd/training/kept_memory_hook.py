@@ -2,8 +2,8 @@
 
 If tensor sizes differ between iterations, the heap fragments and the process grows. So this hook
 measures the memory that the process holds after the first iteration. When the process holds 5 %
-more than that, the hook returns all unused memory to the kernel; in the next iteration page faults
-bring it in again. Costs one read of /proc per iteration, and nothing with the default allocator
+more than that, the hook returns all unused memory to the kernel; the next iteration gets it back by
+page faults. The cost is one read of /proc per iteration, and nothing with the default allocator
 (tiekd/distributed/allocator.py).
 """
 
@@ -23,15 +23,15 @@ class KeptMemory(Hook):
     """
 
     def __init__(self):
-        # Bytes that the process held after the first iteration, or after the first one since unused
+        # Bytes that the process held after the first iteration since the start, or since unused
         # memory was last returned to the kernel; None until then.
         self._needed: int | None = None
 
     def after_iteration(self, state) -> None:
-        """Measures the memory of the process; if it grew by 5 %, frees what is unused.
+        """Measures the memory of the process, and frees unused memory if the process grew by 5 %.
 
-        The growth is measured from the first call, or from the first call since memory was last
-        freed. Does nothing with the default allocator.
+        The growth is relative to the first call, or to the first call since memory was last freed.
+        With the default allocator the method does nothing.
         """
         if not allocator.is_kept():
             return

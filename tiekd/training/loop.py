@@ -30,11 +30,11 @@ def train(
         state: The state of the run, with `engine` and `step` set. Changed in place.
         batches: This rank's micro-batches, `state.accumulation` per iteration.
         teacher: Function from a batch to its target depth, (B, 1, H, W) float32, metres, 0 in
-            pixels that aren't valid; or to a `Target` of several depths or with a sigma.
+            pixels that aren't valid; or to a `Target`, with several depths or a sigma per pixel.
         criterion: The weighted sum of the loss terms.
         schedule: The learning rate and momentum of each iteration.
         targets: Converts target depths from metres to the depth that the network learns, which is
-            canonical depth in some recipes.
+            canonical depth if the network has a canonical camera.
     """
     engine, step = state.engine, state.step
     for hook in state.hooks:

@@ -2,7 +2,7 @@
 
 Each scalar is summed on its own device, and the sums are reduced over the ranks once per window. An
 iteration costs a few tiny kernels and no host sync; the reduction costs one collective and one
-sync. Left out: anything but means of scalars.
+sync. Left out: statistics other than means of scalars.
 """
 
 import math
@@ -20,9 +20,9 @@ class Window:
     Tensors are summed on their device, without a host sync. Values that are not finite are left out
     of the sum and the count.
 
-    The arguments `sums` and `counts` of the constructor are, for each scalar by name, the sum of
-    its finite values so far and their number. A new window has none. All arguments together are
-    the state that `state_dict` returns.
+    The constructor's arguments `sums` and `counts` are dicts from a scalar's name to the sum of its
+    finite values so far and to their number; both are empty for a new window. All arguments
+    together are the state that `state_dict` returns.
 
     Attributes:
         iterations: The number of iterations in the window.
@@ -46,7 +46,7 @@ class Window:
 
     @property
     def device(self) -> torch.device:
-        """The device of the tensors that are summed on their device; the CPU if there are none."""
+        """The device on which tensors are summed; the CPU if there are no tensors."""
         return torch.device("cpu") if self._on_device is None else self._on_device.device
 
     def add(
@@ -56,9 +56,9 @@ class Window:
 
         Args:
             values: The iteration's scalars by name. 0-d tensors on the same device as the first
-                tensor among them are summed there; all other values are summed on the host. None
-                counts as missing. (With ZeRO-Offload losses are on the GPU and the gradient norm is
-                on the CPU, so reading the norm doesn't wait for the GPU.)
+                tensor among them are summed there; all other values are summed on the host. None is
+                treated as a missing value. With ZeRO-Offload the losses are on the GPU and the
+                gradient norm is on the CPU, so reading the norm doesn't wait for the GPU.
             time_s: The duration of the iteration in seconds.
             data_time_s: The part of `time_s` that was spent waiting for batches.
         """
@@ -70,8 +70,7 @@ class Window:
             for k, value in values.items()
             if isinstance(value, Tensor) and value.device == device
         }
-        # Add the finite values, and for each name the count of finite values, on the device: no
-        # host sync.
+        # Add the finite values, and their number for each name, on the device, without a host sync.
         if tensors:
             stacked = torch.stack([value.detach().double() for value in tensors.values()])
             finite = stacked.isfinite()
@@ -107,12 +106,12 @@ class Window:
         """Computes each scalar's mean over iterations and ranks. One collective and one host sync.
 
         Returns:
-            1. The means by name, in the order of the last call of `add`. A mean is NaN if none of
-               the scalar's values was finite.
+            1. The means by name, in the order of names in the last call of `add`. A mean is NaN if
+               none of the scalar's values was finite.
             2. The number of iterations in which the scalar with the fewest finite values was
                missing or not finite, as a mean over the ranks, rounded up.
         """
-        # Add up the sums on the host and those that are still on the device.
+        # Combine the sums on the host with those that are still on the device.
         sums, counts = dict(self._sums), dict(self._counts)
         if self._on_device is not None:
             for name, total, count in zip(self._names, *self._on_device.unbind(), strict=True):
@@ -151,8 +150,8 @@ class Window:
     def mean_over_ranks(self) -> dict:
         """Returns the same state as `state_dict`, but with sums and counts averaged over all ranks.
 
-        One collective. A run that resumes on another number of ranks gives this state to every
-        rank.
+        The method needs one collective. A run that resumes on another number of ranks gives this
+        state to every rank.
         """
         state = self.state_dict()
         parts = {

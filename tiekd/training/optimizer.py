@@ -21,8 +21,8 @@ from tiekd.config.schema import check_keys, check_value, fits
 from tiekd.errors import RecipeError
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
-# The arguments of torch's optimizers that a recipe may give. Arguments that only say how a step is
-# computed (fused, foreach, ...) are missing here: build_optimizer sets them.
+# The arguments of torch's optimizers that a recipe may give, with their types. Arguments that only
+# affect how a step is computed (fused, foreach, ...) aren't among them: build_optimizer sets these.
 ARGUMENTS = {
     "lr": float,
     "betas": tuple[float, float],
@@ -44,7 +44,7 @@ def build_optimizer(
     """Builds the torch optimizer that a recipe's `optimizer` section describes, with `fused=True`.
 
     Args:
-        node: The section. Its `lr` is meant for the global batch size in its `lr_batch_size`.
+        node: The section, whose `lr` is meant for the global batch size `lr_batch_size`.
         network: The student, whose trainable parameters the optimizer gets.
         batch_size: Images per iteration, summed over all ranks.
         lr_scaling: How the learning rate grows with batch_size / lr_batch_size: none, linear or
@@ -66,14 +66,15 @@ def build_optimizer(
     by_group = parameter_groups(groups, parameters, arguments["lr"])
     try:
         return OPTIMIZERS[name](by_group, fused=True, **arguments)
-    except (TypeError, ValueError, RuntimeError) as error:  # torch refuses the combination
+    # In this case torch refuses the combination of arguments.
+    except (TypeError, ValueError, RuntimeError) as error:
         raise RecipeError(
             f"optimizer ({name}): got {arguments}; torch says: {' '.join(str(error).split())}"
         ) from None
 
 
 def checked(node: dict, batch_size: int, lr_scaling: str) -> tuple[str, dict]:
-    """Checks a recipe's `optimizer` section, but for its groups, without building the optimizer.
+    """Checks a recipe's `optimizer` section, except for its groups, without building the optimizer.
 
     Args:
         node: The section.
@@ -142,14 +143,16 @@ def parameter_groups(
     Returns:
         Groups as a torch optimizer takes them: dicts with `params`, `lr_mult`, and, if they differ
         from the optimizer's, `lr` and `weight_decay`. The first group has the parameters that no
-        pattern matches, if there are any. Then comes one group for each of `nodes`, in their order.
+        pattern matches, if there are any. It is followed by one group for each of `nodes`, in their
+        order.
 
     Raises:
         RecipeError: A pattern matches no parameter; or earlier groups already contain all
             parameters that a group's patterns match.
     """
     check_value(nodes, list[dict], "optimizer.groups")
-    # Take the groups in order, so that a parameter belongs to the first one that matches its name.
+    # Take the groups in order, so that a parameter belongs to the first group with a pattern that
+    # matches its name.
     left, groups = dict(parameters), []
     for i, node in enumerate(nodes):
         where = f"optimizer.groups[{i}]"
@@ -175,8 +178,8 @@ def parameter_groups(
         groups.append(
             group | ({"weight_decay": node["weight_decay"]} if "weight_decay" in node else {})
         )
-    # Parameters that no pattern matches get the learning rate and weight decay of the `optimizer`
-    # section.
+    # Put the parameters that no pattern matches into a group with the learning rate and weight
+    # decay of the `optimizer` section.
     rest = [{"params": list(left.values()), "lr_mult": 1.0}] if left else []
     return rest + groups
 
@@ -192,7 +195,7 @@ def _check_arguments(name: str, arguments: dict) -> None:
     check_keys(arguments, known, f"optimizer ({name})")
     for key, value in ({"lr": None} | arguments).items():
         check_value(value, ARGUMENTS[key], f"optimizer.{key}")
-    # The ranges are checked here, since torch's own errors don't name the recipe's key.
+    # Check the ranges here, since torch's own errors don't name the recipe's key.
     ranges = {
         "lr": (lambda lr: 0 < lr < math.inf, "a number above 0"),
         "betas": (

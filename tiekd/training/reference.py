@@ -1,7 +1,7 @@
 """Makes a recipe's teacher the reference of an evaluation (`evaluation.against: teacher`).
 
-Of several teachers the reference is the weighted mean of their valid depths, which is also what
-losses other than the DPM head's divergence compare with.
+With several teachers the reference is the weighted mean of their valid depths, with which losses
+other than the DPM head's divergence compare, too.
 """
 
 import copy
@@ -23,13 +23,14 @@ from tiekd.training.canonical import require_focals
 
 
 def reference_of(teacher: Teacher, teachers: TeacherList, frames: Dataset) -> Reference:
-    """Returns the reference whose depth is the teacher's for whole images.
+    """Returns a reference whose depth is the teacher's depth for whole images.
 
-    That is what bin/cache_teacher.py writes: a network of the project sees images as when it was
-    trained, any other teacher at their own size.
+    It is the depth that bin/cache_teacher.py writes: a network of this project sees images at the
+    size at which it was trained, any other teacher at their own size.
 
     Args:
-        teacher: What the recipe learns from, as `tiekd.teaching.build_teachers` builds it.
+        teacher: The teacher or the combination of teachers, as `tiekd.teaching.build_teachers`
+            builds it.
         teachers: The recipe's teachers.
         frames: The evaluation frames.
 
@@ -53,11 +54,11 @@ def reference_of(teacher: Teacher, teachers: TeacherList, frames: Dataset) -> Re
 
 
 def _of_parts(teacher: Mixture | Average, parts: list[Reference]) -> Mixture | Average:
-    """Returns several teachers as one that is called with the views of whole images.
+    """Returns a copy of a combination of teachers that is called with `Views` of whole images.
 
     Args:
-        teacher: The teachers.
-        parts: The reference of each.
+        teacher: The combination of teachers.
+        parts: The reference of each teacher.
     """
     whole = copy.copy(teacher)
     if isinstance(teacher, Average):
@@ -75,7 +76,7 @@ def _reference_of_one(teacher: Teacher, node: TeacherNode, frames: Dataset) -> R
 
     Args:
         teacher: The teacher.
-        node: Its section in the recipe.
+        node: The teacher's section in the recipe.
         frames: The evaluation frames.
 
     Raises:
@@ -91,7 +92,8 @@ def _reference_of_one(teacher: Teacher, node: TeacherNode, frames: Dataset) -> R
         least_size.check_frames(frames, teacher.resize, least, "the teacher's data.resize")
         if teacher.needs_focal:
             require_focals(frames, teacher.resize, "validation")
-        # In training it sees the student's images, whose focal lengths depend on their resize.
+        # Use a copy of the teacher that takes focal lengths for its own size of images. In training
+        # it sees the student's images, whose focal lengths depend on their resize.
         whole = copy.copy(teacher)
         whole.seen_at = teacher.resize
         return Reference(

@@ -26,22 +26,22 @@ def checkpoint_path(work_dir: Path, resume_from: str | None) -> tuple[Path | Non
     Args:
         work_dir: The folder of the run.
         resume_from: A checkpoint's folder, "auto" for the newest intact one, or None for a new run.
-            If the work dir has no checkpoint at all, "auto" starts a new run, so that a job can be
-            started and restarted by the same command.
+            If the work dir has no checkpoint, "auto" starts a new run, so that one command can
+            start and restart a job.
 
     Returns:
         1. The checkpoint's folder, or None for a new run.
-        2. Messages for the log: one about each newer checkpoint that is damaged, or one that there
-           was no checkpoint.
+        2. Messages for the log: one about each newer checkpoint that is damaged, or one if there is
+           no checkpoint.
 
     Raises:
-        CheckpointError: With "auto" there are checkpoints, but none is intact; or `resume_from` is
-            no folder.
+        CheckpointError: With "auto" there are checkpoints, but none is intact; or `resume_from`
+            isn't a folder.
     """
     if resume_from is None:
         return None, []
-    # Only rank 0 looks for the newest checkpoint, so that all ranks use the same one or raise the
-    # same error.
+    # Let only rank 0 look for the newest checkpoint, so that all ranks use the same one or raise
+    # the same error.
     if resume_from == "auto":
         found = None
         if comm.is_main():
@@ -56,7 +56,7 @@ def checkpoint_path(work_dir: Path, resume_from: str | None) -> tuple[Path | Non
         if isinstance(found, CheckpointError):
             raise found
         return found
-    # A folder that the user names is verified when it is loaded.
+    # Check that the folder that the user names exists; it is verified when it is loaded.
     path = Path(resume_from)
     if not path.is_dir():
         raise CheckpointError(
@@ -76,7 +76,7 @@ def inputs_at_start(path: Path | None) -> dict | None:
         all other ranks.
 
     Raises:
-        CheckpointError: On all ranks, if the file that rank 0 reads is damaged.
+        CheckpointError: The file that rank 0 reads is damaged; raised on all ranks.
     """
     started, problem = None, None
     if comm.is_main():
@@ -101,8 +101,8 @@ def set_layouts(
     Args:
         work_dir: The folder of the run.
         device: The device of this rank; on a GPU nothing is set.
-        checkpoint_path: The folder of the checkpoint to resume from, maybe in another work dir;
-            None for a new run.
+        checkpoint_path: The folder of the checkpoint to resume from, which may be in another work
+            dir; None for a new run.
 
     Returns:
         1. The record of the layouts, a dict to be written to the work dir; None on a GPU.
@@ -124,7 +124,7 @@ def set_layouts(
     found = comm.broadcast_object(found)
     if isinstance(found, UserError):
         raise found
-    # From here on every convolution in this process uses the recorded layouts.
+    # Apply the layouts to every convolution in this process.
     record, lines = found
     layouts.set_choices(record["choices"])
     return record, lines
@@ -146,7 +146,8 @@ def restore(state: TrainState, path: Path | None, log: TextLog) -> None:
         CheckpointError: The checkpoint can't be loaded.
     """
     if path is not None:
-        # Restore the engine first: the checks and hooks below need the checkpoint's iteration.
+        # Restore the engine first, because the following checks and hooks need the checkpoint's
+        # iteration.
         state.iteration, hook_states = checkpoint.load(state.engine, path)
         state.resumed_from = path
         _check_end(state, path)
@@ -168,8 +169,8 @@ def forget_other_best(
 ) -> None:
     """Forgets the best metric if the data on which it was measured have changed. Collective.
 
-    The best metric is that of the Evaluation hook, by which it decides if weights are the best yet,
-    and that of the hook early_stop.
+    The hook Evaluation has a best metric, by which it chooses the best weights, and so has the hook
+    early_stop; both are forgotten.
 
     Args:
         state: The state of the run, after it was restored.
@@ -178,16 +179,17 @@ def forget_other_best(
         now: The record of the present input files, on rank 0; None on other ranks. Its key
             `best_from` is set to the last iteration whose metrics can't be compared with those of
             this run.
-        accepted: True if the input files have changed and the user resumes all the same, by an
-            option. Then rank 0 also sets the files of the best weights aside.
+        accepted: True if the input files have changed and the user accepts this by an option. Rank
+            0 then also sets the files of the best weights aside.
     """
     if comm.is_main():
         now["best_from"] = state.iteration if accepted else (started or now)["best_from"]
         if accepted:
             weights_file.set_aside_best(state.work_dir)
     best_from = comm.broadcast_object(now and now["best_from"])
-    # A checkpoint saved before the data changed holds a best metric that can't be compared with
-    # later ones. So forget it, in this resume and in every later one from such a checkpoint.
+    # Forget the best metric of a checkpoint that was saved before the data changed, since later
+    # metrics can't be compared with it, in this resume and in every later one from such a
+    # checkpoint.
     if state.iteration <= best_from:
         for hook in state.hooks:
             if isinstance(hook, Evaluation):

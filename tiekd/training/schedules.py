@@ -1,4 +1,4 @@
-"""Learning rate and momentum as pure functions of the iteration that is about to run (0-based).
+"""Learning rate and momentum as pure functions of the number of finished iterations.
 
 A schedule multiplies the optimizer's learning rate by a factor that depends on the iteration alone.
 So a schedule has no state to save: a resumed run computes the same value for iteration 1200 as a
@@ -34,7 +34,7 @@ def one_cycle(
     div_factor: float = 25.0,
     final_div_factor: float = 1e4,
 ) -> float:
-    """Returns a learning rate factor that rises to 1 by half a cosine, and then falls by another.
+    """Returns a learning rate factor that rises to 1 along half a cosine, and falls along another.
 
     From Smith and Topin 2019 (arXiv 1708.07120). As in torch, the factor is 1 at `pct_start * span
     - 1`, one iteration early.
@@ -51,7 +51,7 @@ def one_cycle(
 
 
 def cosine(progress: int, span: int, min_lr_ratio: float = 0.0) -> float:
-    """Returns a learning rate factor that falls by half a cosine from 1 to `min_lr_ratio`.
+    """Returns a learning rate factor that falls along half a cosine from 1 to `min_lr_ratio`.
 
     From SGDR without restarts (arXiv 1608.03983).
 
@@ -89,7 +89,7 @@ def poly(progress: int, span: int, power: float = 0.9, min_lr_ratio: float = 0.0
 
 
 def constant(progress: int, span: int) -> float:
-    """Returns the factor 1: the learning rate stays that of the optimizer."""
+    """Returns the factor 1: the learning rate is always the optimizer's."""
     return 1.0
 
 
@@ -102,8 +102,12 @@ class Schedule:
     """The learning rate and momentum of every iteration of one run.
 
     The methods `lr` and `momentum` return the values for an iteration; `apply` sets them in an
-    optimizer. The constructor's arguments `lr` and `momentum` are functions of the number of
-    finished iterations that return these values; `total_iterations` is the length of the run.
+    optimizer.
+
+    Args:
+        lr: Function of the number of finished iterations that returns the learning rate.
+        momentum: Function of the number of finished iterations that returns the momentum, or None.
+        total_iterations: The number of iterations in the run.
     """
 
     def __init__(
@@ -189,7 +193,7 @@ def build(
     assert total_iterations > 0
     assert iterations_per_epoch > 0
     shape, keys, common = _read(node)
-    # One-cycle counts in iterations. With `cycle_momentum` it also lowers the momentum while the
+    # Count one-cycle in iterations. With `cycle_momentum` it also lowers the momentum while the
     # learning rate rises, and raises it while the learning rate falls.
     if shape is one_cycle:
         low, high = common["base_momentum"], common["max_momentum"]
@@ -205,7 +209,7 @@ def build(
             lambda i: base_lr * shape(i, total_iterations, **keys), momentum, total_iterations
         )
 
-    # The other schedules count in epochs or iterations, and may begin with a warm-up.
+    # Count the other schedules in epochs or iterations; they may begin with a warm-up.
     unit = iterations_per_epoch if common["by"] == "epoch" else 1
     span = math.ceil(total_iterations / unit)
     warmup_iterations, warmup_ratio = common["warmup_iterations"], common["warmup_ratio"]
@@ -260,8 +264,8 @@ def _read(node: dict) -> tuple[Callable, dict, dict]:
             f"schedule.name: no {name!r}; there are (nearest first): {', '.join(names)}"
         )
     shape = SHAPES[name]
-    # The recipe's keys for a schedule are the arguments of its function that have a default. The
-    # first two arguments, progress and span, have none: they come from the run.
+    # Take the recipe's keys for the schedule from its function: they are the arguments with a
+    # default. The first two, progress and span, have none, since they come from the run.
     own = {
         key: p.default
         for key, p in inspect.signature(shape).parameters.items()
@@ -312,7 +316,7 @@ def _increasing(values) -> bool:
 def _up_and_down(
     progress: int, span: int, pct_start: float, first: float, top: float, last: float
 ) -> float:
-    """Returns a value that goes by half a cosine from `first` to `top`, and by another to `last`.
+    """Returns a value that goes along half a cosine from `first` to `top`, then back to `last`.
 
     Args:
         progress: The number of finished iterations, from 0.
@@ -326,8 +330,8 @@ def _up_and_down(
     turn, end = pct_start * span - 1, span - 1
     if progress <= turn:
         return _anneal(first, top, progress / turn if turn > 0 else 1.0)
-    # In a run of less than 1 / pct_start iterations the turn lies before iteration 0, so the value
-    # only falls, as in torch and mmcv.
+    # Return a value after the turn. In a run of less than 1 / pct_start iterations the turn lies
+    # before iteration 0, so the value only falls, as in torch and mmcv.
     return _anneal(top, last, (progress - turn) / (end - turn))
 
 

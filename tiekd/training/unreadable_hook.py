@@ -2,8 +2,8 @@
 
 Each rank collects messages about its own samples. The ranks exchange them only when a log line is
 due, with one collective. A sample is counted when a batch with its replacement is trained on. So
-the log lines, and the end of the run, come at the same iteration with any number of workers and
-ranks (if the log interval is the same).
+the log lines, and the end of the run, occur at the same iteration with any number of workers and
+ranks, if the log interval is the same.
 """
 
 from tiekd import console
@@ -18,8 +18,8 @@ class UnreadableSamples(Hook):
     """Logs training samples that can't be read, each once; ends the run if there are too many.
 
     Attributes:
-        found: The messages about samples that this rank's loader couldn't read, and the number of
-            such samples that is allowed.
+        found: The messages about samples that this rank's loader couldn't read, and the largest
+            number of such samples in a run.
         log: The text log, to which the messages are written.
         told: The messages of all ranks that are already in the log, as the keys of a dict.
     """
@@ -32,7 +32,7 @@ class UnreadableSamples(Hook):
         """Logs new unreadable samples if a log line is due or the run ends. Collective.
 
         Raises:
-            DataError: On all ranks, if there are more than `data.max_errors` such samples.
+            DataError: There are more than `data.max_errors` such samples; raised on all ranks.
         """
         if state.is_due(self.log.interval) or state.ends:
             self._tell()
@@ -41,7 +41,7 @@ class UnreadableSamples(Hook):
         """Gathers all ranks' new messages about unreadable samples, and logs them. Collective.
 
         Raises:
-            DataError: On all ranks, if there are more than `data.max_errors` such samples.
+            DataError: There are more than `data.max_errors` such samples; raised on all ranks.
         """
         mine = [message for message in self.found.messages if message not in self.told]
         for message in sorted({message for part in comm.gather_objects(mine) for message in part}):
@@ -60,13 +60,13 @@ class UnreadableSamples(Hook):
     def state_dict(self) -> dict:
         """Returns the messages about unreadable samples that are in the log, for a checkpoint.
 
-        They are in a list, `told`, and come from all ranks.
+        They are in the list `told`, and come from all ranks.
         """
         return {"told": list(self.told)}
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Restores the state that `state_dict` returned.
 
-        So no unreadable sample is logged or counted a second time after a resume.
+        So no sample is logged or counted a second time after a resume.
         """
         self.told = dict.fromkeys(state_dict["told"])

@@ -1,1 +1,1 @@
-"""Images of depth, errors and distributions, drawn without a plotting library."""
+"""Draws images of depth, errors and distributions, mostly without a plotting library."""

@@ -1,9 +1,9 @@
 """Line charts, drawn with Pillow in the style of `visualization.pictures`.
 
-They are for images written during training, which must not need matplotlib; programs that plot use
-`visualization.figures`. For antialiasing, curves are drawn at three times the size and downsampled;
-text and axes are drawn at their final size. A chart of 600x400 takes some 20 ms. Left out:
-logarithmic axes, axes of dates or categories, and interaction.
+They are for images that are written during training, for which matplotlib must not be needed;
+programs that plot use `visualization.figures`. For antialiasing, curves are drawn at three times
+the size and downsampled; text and axes are drawn at their final size. A chart of 600x400 takes some
+20 ms. Left out: logarithmic axes, axes of dates or categories, and interaction.
 """
 
 import math
@@ -19,8 +19,8 @@ Colour = tuple[int, int, int]
 _PLOT = (32, 32, 36)
 _GRID = (56, 56, 62)
 _AXIS = (110, 110, 118)
-_SMOOTH = 3  # curves are drawn this many times larger, then downsampled
-_DOTS_UP_TO = 40  # a curve of at most this many points also shows each point as a dot
+_SMOOTH = 3  # factor by which curves are drawn larger before they are downsampled
+_DOTS_UP_TO = 40  # largest number of points of a curve that are all shown as dots
 
 
 class Curve(NamedTuple):
@@ -41,7 +41,7 @@ class Mark(NamedTuple):
     """A dashed vertical line in a chart.
 
     Attributes:
-        x: Its position on the x axis.
+        x: The line's position on the x axis.
         colour: RGB, 0 to 255.
     """
 
@@ -58,7 +58,7 @@ class _Axes(NamedTuple):
         y_range: The values at the bottom and top border.
     """
 
-    box: tuple[int, int, int, int]  # left, top, right and bottom, in pixels
+    box: tuple[int, int, int, int]  # left, top, right and bottom in pixels
     x_range: tuple[float, float]
     y_range: tuple[float, float]
 
@@ -70,15 +70,15 @@ class _Axes(NamedTuple):
             ys: N values on the y axis.
 
         Returns:
-            (N, 2) float, x and y in pixels from the plot's top left corner, y downwards. NaN where
-            the value is NaN.
+            (N, 2) float, x and y in pixels from the plot's top left corner, y downwards. A
+            coordinate is NaN if its value is NaN.
         """
         left, top, right, bottom = self.box
         xs, ys = np.asarray(xs, dtype=float), np.asarray(ys, dtype=float)
         x_share = (xs - self.x_range[0]) / (self.x_range[1] - self.x_range[0])
         y_share = (ys - self.y_range[0]) / (self.y_range[1] - self.y_range[0])
-        # Limit coordinates, since Pillow overflows if they are too large. The limit is far outside
-        # the plot, so nothing visible changes.
+        # Limit coordinates, because Pillow overflows if they are too large. The limit is far
+        # outside the plot, so nothing visible changes.
         return np.clip(
             np.stack([x_share * (right - left), (1 - y_share) * (bottom - top)], axis=1), -1e4, 1e4
         )
@@ -101,19 +101,20 @@ def chart(
         title: The title; empty for none.
         x_label: Label of the x axis; empty for none.
         marks: Vertical lines.
-        x_range: (left, right) values of the x axis; None to include all curves.
-        y_range: (bottom, top) values of the y axis; None to include all curves.
+        x_range: The values at the left and right end of the x axis; None to include all curves.
+        y_range: The values at the bottom and top of the y axis; None to include all curves.
 
     Returns:
         (height, width, 3) uint8.
     """
     fonts = ImageFont.load_default(14), ImageFont.load_default(12)
-    # Draw the title; the plot begins below it.
+    # Draw the title, below which the plot begins.
     canvas = Image.new("RGB", size, BACKGROUND)
     draw = ImageDraw.Draw(canvas)
     draw.text((10, 6), title, font=fonts[0], fill=INK)
     top = 30 if title else 12
-    # Compute the axes' ranges and ticks, and the space that the tick labels leave for the plot.
+    # Compute the axes' ranges and ticks, and the plot's size from the space that the tick labels
+    # need.
     x_range = x_range or _extent([curve.xs for curve in curves])
     y_range = y_range or _extent([curve.ys for curve in curves])
     y_ticks = ticks(*y_range, max((size[1] - top) // 45, 3))
@@ -129,7 +130,7 @@ def chart(
 
 
 def ticks(low: float, high: float, at_most: int) -> list[float]:
-    """Returns round numbers at which to draw an axis's ticks, in ascending order.
+    """Returns round numbers for the ticks of an axis, in ascending order.
 
     They are the multiples of a step that is 1, 2 or 5 times a power of ten.
 
@@ -146,7 +147,7 @@ def ticks(low: float, high: float, at_most: int) -> list[float]:
 
 
 def label(number: float) -> str:
-    """Returns the text for the value of an axis tick, without trailing zeros."""
+    """Formats the value of an axis tick, without trailing zeros."""
     return f"{number:.0e}" if number and not 1e-4 <= abs(number) < 1e7 else f"{number:.10g}"
 
 
@@ -219,7 +220,7 @@ def _plot(
                 width=2 * _SMOOTH,
                 joint="curve",
             )
-            # Draw dots at the points of a short curve, and at a single point, which has no line.
+            # Draw dots at the points of a short curve, and at a single point, which no line shows.
             if len(points) <= _DOTS_UP_TO or len(part) == 1:
                 for x, y in part:
                     draw.ellipse([x - 8, y - 8, x + 8, y + 8], fill=curve.colour)
@@ -237,7 +238,7 @@ def _finite_parts(points: np.ndarray) -> list[np.ndarray]:
 
 
 def _extent(numbers: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """Returns the range (low, high) of an axis that includes all finite values and a margin.
+    """Returns the range (low, high) of an axis, which includes all finite values and a margin.
 
     low < high always holds. Without a finite value, the range is (0, 1).
 

@@ -53,12 +53,13 @@ def bar(height: int, max_depth: float) -> np.ndarray:
     draw = ImageDraw.Draw(canvas)
     top = min(gap, height // 4)
     length = height - 2 * min(gap, height // 4)
-    # As in `colourise`, the position on the bar is proportional to the square root of the depth.
-    # Depths are kept above 0, since 0 would be coloured as unknown.
+    # Colour the bar. As in `colourise`, the position on the bar is proportional to the square root
+    # of the depth. Depths are kept above 0, which would be coloured as unknown.
     places = np.linspace(1, 0, max(length, 1))
     colours = colourise(np.maximum(max_depth * places**2, max_depth * 1e-6)[:, None], max_depth)
     canvas.paste(Image.fromarray(np.repeat(colours, bar_width, axis=1)), (gap, top))
-    # Draw the ticks by priority, except those whose label would overlap one that is drawn.
+    # Draw the ticks by priority, except for those whose label would overlap one that has been
+    # drawn.
     taken: list[float] = []
     for tick in ticks:
         y = top + (1 - math.sqrt(tick / max_depth)) * (length - 1)
@@ -80,9 +81,10 @@ def bar(height: int, max_depth: float) -> np.ndarray:
 
 
 def _ticks(largest: float) -> list[float]:
-    """Returns depths in metres at which the bar may have ticks, the most important first.
+    """Returns the depths in metres at which the bar may have ticks, the most important first.
 
-    First `largest` and 0, then 1, 2 and 5 times powers of ten below `largest`, in descending order.
+    They are `largest` and 0, then 1, 2 and 5 times powers of ten below `largest`, in descending
+    order.
 
     Args:
         largest: End of the colour scale in metres.

@@ -1,9 +1,9 @@
-"""Draws charts of pixels' distributions over the depth bins: the target's and the student's.
+"""Draws charts of single pixels' distributions over depth bins: the target's and the student's.
 
 The network must have a DPM head, which predicts such a distribution for each pixel. The pixels are
 chosen by the frame's depths alone, so that a frame shows the same pixels at every evaluation: one
-near, one at middle depth, one far, and one at an object edge. A panel takes some 100 ms on the CPU.
-Left out: heads with adaptive bins, i.e. bins that depend on the image.
+near, one at middle depth, one far, and one at an object edge. A panel of images and charts takes
+some 100 ms on the CPU. Left out: heads with adaptive bins, i.e. bins that depend on the image.
 """
 
 from typing import NamedTuple
@@ -19,8 +19,9 @@ from tiekd.models.heads.dpm import Dpm
 from tiekd.visualization.charts import Curve, Mark, chart, legend
 from tiekd.visualization.pictures import BACKGROUND, FAINT_INK, INK, resized
 
-# The quantiles of a frame's depths at which pixels are chosen for the charts. Of pixels whose log
-# depth differs from the quantile's by less than _SAME, the nearest to the middle column is chosen.
+# Quantiles of a frame's depths at which pixels are chosen for the charts. Among the pixels whose
+# log depth differs from the quantile's by less than _SAME, the one nearest to the middle column is
+# chosen.
 _QUANTILES = {"near": 0.1, "middle": 0.5, "far": 0.9}
 _SAME = 0.05
 _EDGE_RADIUS = 2
@@ -31,7 +32,7 @@ _TRUTH = (245, 245, 245)
 _GAP = 8
 _MARGIN = 14
 _CHART = (400, 250)
-# A chart shows a distribution between its quantiles 1 - _SHOWN_MASS and _SHOWN_MASS.
+# Quantile up to which a chart shows a distribution, which it shows from quantile 1 - _SHOWN_MASS.
 _SHOWN_MASS = 0.995
 
 
@@ -39,11 +40,12 @@ class Pixel(NamedTuple):
     """A pixel of an image, with its two distributions over the same bins.
 
     Attributes:
-        name: Why it was chosen: "near", "middle", "far" or "edge".
+        name: The reason why the pixel was chosen: "near", "middle", "far" or "edge".
         row: Row of the pixel in the image.
         column: Column of the pixel in the image.
         truth: Measured depth of the pixel in metres; 0 if not measured.
-        target: (K,) probabilities of the K depth bins, which the loss compares the student's with.
+        target: (K,) target probabilities of the K depth bins, with which the loss compares the
+            student's.
         student: (K,) probabilities that the student predicts.
         centres: (K,) centres of the bins in metres.
     """
@@ -60,8 +62,9 @@ class Pixel(NamedTuple):
 def choose_pixels(truth: np.ndarray, target: np.ndarray) -> list[tuple[str, int, int]]:
     """Chooses up to four pixels of a frame: near, middle, far and at an object edge.
 
-    A chosen pixel has a measured depth and a target depth; if no pixel has both, it has a target
-    depth. Chosen pixels keep a distance from the border and from each other.
+    They are chosen among the pixels with both a measured and a target depth; if there are none,
+    among those with a target depth. Chosen pixels keep a distance from the border and from each
+    other.
 
     Args:
         truth: (H, W) measured depth in metres, 0 or below where unknown.
@@ -71,7 +74,8 @@ def choose_pixels(truth: np.ndarray, target: np.ndarray) -> list[tuple[str, int,
         (name, row, column) of each chosen pixel.
     """
     height, width = target.shape
-    # Collect candidates: pixels of known depth away from the border, about _MAX_CANDIDATES at most.
+    # Collect the pixels among which to choose: those of known depth away from the border, evenly
+    # thinned out to about _MAX_CANDIDATES.
     known = np.isfinite(target) & (target > 0)
     both = known & (truth > 0)
     border = max(min(height, width) // 25, _EDGE_RADIUS)
@@ -83,8 +87,8 @@ def choose_pixels(truth: np.ndarray, target: np.ndarray) -> list[tuple[str, int,
         return []
     logs = np.log(target[rows, columns])
     off_middle = np.abs(columns - width / 2) / width
-    # Score the candidates for each pixel to choose: edge, near, middle and far. The lowest score is
-    # the best. The edge pixel is chosen first, since few candidates are at an edge.
+    # Rank the collected pixels for each choice: edge, near, middle and far; the lowest rank is the
+    # best. Choose the edge pixel first, since few pixels are at an edge.
     ranks = {"edge": -_spread(target, known, rows, columns)}
     for name, log in zip(_QUANTILES, np.quantile(logs, list(_QUANTILES.values())), strict=True):
         away = np.abs(logs - log)
@@ -108,7 +112,7 @@ def pixel_distributions(
     The pixels are chosen by `choose_pixels`.
 
     If the head has a lower resolution than the image, one distribution belongs to a square of
-    pixels (head.stride on a side). As in the loss, the target distribution is then that of the
+    head.stride x head.stride pixels. As in the loss, the target distribution is then that of the
     square. A pixel is left out if the loss ignores its square, or if the student's output is not
     finite.
 
@@ -127,15 +131,15 @@ def pixel_distributions(
             target[top : top + head.stride, left : left + head.stride].copy()
         ).to(head.edges)
         if head.stride == 1 or not (patch > 0).any():
-            # If the head's output has the image's resolution, or if the square has no target depth,
-            # use the chosen pixel's depth.
+            # Use the chosen pixel's depth alone if the head's output has the image's resolution, or
+            # if the square has no target depth.
             patch = patch.new_full((head.stride, head.stride), float(target[row, column]))
         q, valid = cell_target(
             patch[None, None], head.sigma, None, head.edges, head.target, head.beyond, head.stride
         )
         # Compute the student's distribution at the pixel. Scale the pixel's indices by the ratio of
-        # the sizes, since features times stride can exceed an image whose size isn't a multiple of
-        # the stride.
+        # the sizes, because the features' size times the stride can exceed an image whose size
+        # isn't a multiple of the stride.
         i = row * features.shape[2] // truth.shape[0]
         j = column * features.shape[3] // truth.shape[1]
         p = head.probabilities(features[:, :, i : i + 1, j : j + 1])
@@ -233,7 +237,7 @@ def _range(pixel: Pixel, xs: list[float]) -> tuple[float, float]:
 
     Args:
         pixel: The pixel.
-        xs: Depths in metres at which vertical lines are drawn.
+        xs: Depths in metres at which the chart has vertical lines.
     """
     ends = list(xs)
     for p in (pixel.target, pixel.student):
@@ -253,7 +257,8 @@ def _marked(image: Image.Image, pixels: list[Pixel], scale: float) -> Image.Imag
     Args:
         image: The image to draw on, which is changed.
         pixels: The pixels; the first has number 1.
-        scale: The image's size relative to the frame in which the pixels' rows and columns count.
+        scale: The image's size divided by the size of the frame, in whose pixels rows and columns
+            are counted.
     """
     draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(13)
@@ -279,7 +284,7 @@ def _marked(image: Image.Image, pixels: list[Pixel], scale: float) -> Image.Imag
 def _spread(
     target: np.ndarray, known: np.ndarray, rows: np.ndarray, columns: np.ndarray
 ) -> np.ndarray:
-    """Returns (N,) ratios of the largest to the smallest known depth around each of N pixels.
+    """Returns the ratio of the largest to the smallest known depth around each of N pixels, (N,).
 
     A large ratio means an object edge.
 

@@ -18,11 +18,11 @@ from tiekd.data.resize import OWN_SIZE, Resize, restored
 from tiekd.evaluation import metrics
 from tiekd.visualization import pictures
 
-_LARGEST_ERROR = 1 / 8  # end of the error scale, as a fraction of the end of the depth scale
-# The minimum and maximum width, in pixels, at which each of a frame's images is drawn.
+_LARGEST_ERROR = 1 / 8  # end of the error scale as a fraction of the end of the depth scale
+# Minimum and maximum width in pixels at which each of a frame's images is drawn.
 _NARROWEST = 320
 _WIDEST = 800
-_DENSE = 0.5  # ground truth is dense if at least this fraction of the pixels is measured
+_DENSE = 0.5  # minimum fraction of measured pixels for ground truth to be treated as dense
 _CAPTION_HEIGHT = 34
 _SHOWN = ("abs_rel", "rmse", "a1")
 
@@ -30,7 +30,7 @@ _SHOWN = ("abs_rel", "rmse", "a1")
 class FramePictures:
     """Writes an image file for every frame of an evaluation, named `<index>_<frame's name>.png`.
 
-    The index is that of the frame in the dataset, padded with zeros, so that a folder listing
+    The index is the frame's in the dataset. It is padded with zeros, so that a folder listing
     follows the dataset's order.
 
     Args:
@@ -38,7 +38,7 @@ class FramePictures:
         num_frames: Number of frames in the dataset.
         max_depth: End of the depth scale in metres; the error scale ends at an eighth of it.
         resize: How the batches' images were resized. They are drawn at their original size.
-        against: What predictions are compared with, as the title of its depth.
+        against: Title of the depth with which predictions are compared.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ def frame_picture(
     }
     width = min(max(truth.shape[1], _NARROWEST), _WIDEST)
     titles = list(cells)
-    # Draw two panels of two images each, since a panel has titles above its first row only.
+    # Draw two panels of two images each, because a panel has titles above its first row only.
     halves = [
         pictures.panel([[cells[title] for title in pair]], pair, max_depth, max_error, width)
         for pair in (titles[:2], titles[2:])
@@ -120,7 +120,7 @@ def frame_picture(
 
 
 def growth(truth: np.ndarray) -> int:
-    """Returns by how many pixels to dilate measured points so that they are visible.
+    """Returns the number of pixels by which measured points are dilated to be visible.
 
     Args:
         truth: (H, W) metres, 0 where not measured.
@@ -132,7 +132,7 @@ def growth(truth: np.ndarray) -> int:
 
 
 def _captioned(below: np.ndarray, caption: str) -> np.ndarray:
-    """Draws a line of text as an image of its own, to put above another image.
+    """Draws a line of text as an image that is put above another image.
 
     Args:
         below: The other image, (H, W, 3) uint8; the result gets its width and the colour of its top

@@ -39,7 +39,7 @@ def write_panel(
     max_error = max_depth / 8
     rows = []
     for row in range(min(num_rows, len(frames))):
-        # Choose evenly spaced frames, the same in every call.
+        # Choose evenly spaced frames, the same frames in every call.
         sample = in_grey_levels(frames[row * len(frames) // min(num_rows, len(frames))])
         truth = sample.depth[0].numpy()
         radius = growth(truth)

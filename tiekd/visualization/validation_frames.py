@@ -27,13 +27,13 @@ from tiekd.visualization.views import View, views
 
 
 class ShownFrames:
-    """Evenly spaced frames of a dataset, and the network and teacher whose depth is drawn.
+    """Evenly spaced validation frames, of which a network's and a teacher's depth are drawn.
 
     Args:
-        dataset: The validation set.
+        dataset: The validation dataset.
         network: The evaluation's network. The evaluation loads the student's weights into it.
-        teacher: Function from a batch to the teacher's depth, as in the training loop; None without
-            a teacher.
+        teacher: Function from a batch to the teacher's depth, as in the training loop; None if
+            there is no teacher.
         device: The network's device.
         crop: Name of the evaluated part of an image, as for `metrics.crop_box`.
         num_frames: Maximum number of frames.
@@ -69,10 +69,11 @@ class ShownFrames:
     def views(self) -> list[View]:
         """Predicts the frames, and returns one View per frame, i.e. the data that images show.
 
-        With a DPM head, each view has some pixels with their distributions over depth bins.
+        If the network has a DPM head, each view has some pixels with their distributions over depth
+        bins.
 
         Raises:
-            DataError: If a frame can't be read.
+            DataError: A frame can't be read.
         """
         if not self._kept:
             # Read on this rank only and without data workers, so that no collective is needed.
@@ -89,10 +90,9 @@ class ShownFrames:
     def errors_by_range(self, shown: Sequence[View]) -> dict[str, np.ndarray]:
         """Returns the student's depth minus the truth, per depth range.
 
-        It includes each pixel of the views that the evaluation includes: with ground truth, inside
-        the crop and within the depth limits. The ranges are those of
-        tiekd/evaluation/range_errors.py, named like `0-20m`. A range without such pixels is left
-        out.
+        It includes the pixels that an evaluation includes: those with ground truth, inside the crop
+        and within the depth limits. The ranges are those of tiekd/evaluation/range_errors.py, named
+        like `0-20m`. A range without such pixels isn't in the result.
 
         Args:
             shown: The views, as `views` returns them.
@@ -104,7 +104,7 @@ class ShownFrames:
         for low, high in bounds_m(self.cap):
             errors = []
             for view in shown:
-                # Select the pixels that the evaluation counts and whose truth is in this range.
+                # Select the pixels that the evaluation includes and whose truth is in this range.
                 box = crop_box(self.crop, *view.truth.shape)
                 truth = view.truth[box]
                 student = view.student[box]
@@ -123,8 +123,8 @@ class ShownFrames:
     def _read(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         teacher = None
         if self.teacher is not None:
-            # Training frames have what the teacher needs, such as a focal length. A validation
-            # frame may lack it, and is then shown without the teacher's depth.
+            # Leave out the teacher's depth if a validation frame lacks what the teacher needs, such
+            # as a focal length, which training frames have.
             with contextlib.suppress(TeacherError):
                 teacher = mean_depth(self.teacher(batch))
         focal = None

@@ -7,7 +7,7 @@
         moments.pth          the optimizer's state, by parameter name
         state.json           iteration, ranks, recipe, engine config, versions
         manifest.json        sizes and digests of all files
-    checkpoints/latest       name of the newest complete checkpoint, for people; code doesn't use it
+    checkpoints/latest       name of the newest complete checkpoint, for people; no code reads it
     best_abs_rel.pth         plain fp32 student weights of the best evaluation
                              (tiekd/workdir/weights_file.py)
 
@@ -79,8 +79,8 @@ def find_weights(folder: Path) -> Path:
     if (folder / STUDENT).is_file():
         return folder / STUDENT
     best = list(folder.glob("best_*.pth"))
-    # If `evaluation.save_best` was changed, there is a file of best weights for each metric. Take
-    # the newest.
+    # If `evaluation.save_best` was changed, there is one file of best weights per metric. Take the
+    # newest file.
     if best:
         return max(best, key=lambda path: path.stat().st_mtime)
     try:
@@ -92,8 +92,8 @@ def find_weights(folder: Path) -> Path:
 def check(checkpoint: Path) -> str | None:
     """Returns a message that says how a checkpoint is damaged; None if it is complete.
 
-    A checkpoint is complete if all its files match its manifest, and its state.json can be read and
-    states the iteration in the folder's name.
+    A checkpoint is complete if all its files match its manifest, and if its state.json can be read
+    and has the same iteration as the folder's name.
 
     Args:
         checkpoint: The checkpoint's folder.
@@ -117,10 +117,10 @@ def check(checkpoint: Path) -> str | None:
 
 
 def set_aside_newer(work_dir: Path, iteration: int) -> None:
-    """Renames the checkpoints and best weights that are newer than `iteration`. Rank 0 only.
+    """Renames checkpoints and best weights that are newer than an iteration. Rank 0 only.
 
     A run that resumes from `iteration` will train the later iterations again. If the file of the
-    best weights was replaced after `iteration`, the best weights before that get its name.
+    best weights was replaced after `iteration`, the replaced file gets its name back.
 
     Args:
         work_dir: The run's folder.
@@ -130,7 +130,8 @@ def set_aside_newer(work_dir: Path, iteration: int) -> None:
     newer += [best for best in work_dir.glob("best_*.pth") if made_at(best) > iteration]
     for path in newer:
         set_aside(path)
-    # Restore the best weights as they were when the checkpoint of `iteration` was saved.
+    # Restore the file of the best weights that existed when the checkpoint of `iteration` was
+    # saved.
     for before in work_dir.glob(BEST_BEFORE.format("*")):
         best = work_dir / before.name.removeprefix(".").removesuffix(".before")
         if not best.exists() and made_at(before) <= iteration:
@@ -149,8 +150,8 @@ def prune(folder: Path, keep_last: int, keep_every: int | None = None) -> None:
     _remove_leftovers(folder)
     for old in newest_first(folder)[keep_last:]:
         if keep_every is None or iteration_of(old) % keep_every:
-            # Rename the folder before removing it: if the process is killed while it removes files,
-            # no partial checkpoint is left under a checkpoint's name.
+            # Rename the folder before it is removed: if the process is killed during the removal,
+            # no partial checkpoint has a checkpoint's name.
             os.rename(old, folder / f".{old.name}.partial.old")
     _remove_leftovers(folder)
 

@@ -15,7 +15,7 @@ from tiekd.kernels import layouts
 
 
 def environment() -> dict[str, str]:
-    """Returns names and versions of CPU, GPUs and software, as text.
+    """Returns the names of CPU and GPUs and the versions of software, as text.
 
     The keys, such as "GPU" and "PyTorch", are the labels under which the log shows the values.
     """
@@ -32,7 +32,8 @@ def environment() -> dict[str, str]:
         "PyTorch": torch.__version__,
         "allocator": allocator.description(),
     }
-    # Read versions from the metadata of the installed packages, since importing them takes seconds.
+    # Read the versions from the metadata of the installed packages, since importing the packages
+    # takes seconds.
     for package in ("torchvision", "deepspeed", "numpy", "triton", "tiekd"):
         try:
             values[package] = metadata.version(package)

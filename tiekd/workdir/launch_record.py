@@ -35,8 +35,8 @@ class LaunchRecord:
             "0,1"; None if it was not set.
         master_port: Rank 0's port.
         folder: The current folder at the start, to which the recipe's relative paths refer.
-        nodes: If there were several machines, the device numbers of each machine by its name; else
-            None. The work dir's hostfile lists the machines too.
+        nodes: The device numbers of each machine by its name; None if there was only one machine.
+            The work dir's hostfile lists the machines, too.
         master_addr: Rank 0's address.
     """
 
@@ -62,15 +62,16 @@ class LaunchRecord:
             LaunchError: The record doesn't say enough to start the run again, so the user has to
                 give options.
         """
-        # If srun or torchrun started the ranks, only the user knows with which options.
+        # If srun or torchrun started the ranks, the record doesn't have their options, so the user
+        # has to give some.
         if self.launcher != "deepspeed" and self.world_size > 1 and not given:
             raise LaunchError(
                 f"the run had {self.world_size} ranks of another launcher; give the number of "
                 "ranks to resume on, with --num_gpus N, or start that launcher with "
                 f"{console.command('resume')} as its program"
             )
-        # If the run had several machines, use its hostfile, unless the user gives another hostfile
-        # or a number of GPUs, or names localhost.
+        # If the run had several machines, use its hostfile, unless the user's options name another
+        # hostfile, a number of GPUs, or localhost.
         names = {option.split("=")[0] for option in given}
         port = [] if "--master_port" in names else [f"--master_port={self.master_port}"]
         if (
@@ -84,8 +85,8 @@ class LaunchRecord:
                 f"the run had {self.world_size} ranks on several machines; give the machines to "
                 "resume on, with --hostfile FILE"
             )
-        # For a run on one machine give the number of devices if it used the first ones, else their
-        # numbers.
+        # On one machine, give the number of devices if the run used the first ones; otherwise give
+        # the devices' numbers.
         default = ",".join(str(i) for i in range(self.ranks_per_node))
         if self.visible_devices in (None, "", default):
             devices = f"--num_gpus={self.ranks_per_node}"
@@ -140,8 +141,8 @@ def write(work_dir: Path, recipe_path: Path) -> None:
         master_addr=os.environ["MASTER_ADDR"],
     )
     if record.nodes:
-        # A hostfile can only state the number of devices of a machine. The numbers of the devices
-        # that the run uses are in launch.json.
+        # A hostfile can state only how many devices a machine has. launch.json contains the numbers
+        # of the devices that the run uses.
         lines = [f"{name} slots={max(slots) + 1}\n" for name, slots in record.nodes.items()]
         replace_text(work_dir / HOSTFILE, "".join(lines))
     replace_text(work_dir / RECORD, json.dumps(asdict(record), indent=2) + "\n")

@@ -32,17 +32,17 @@ class Files:
     Files are loaded with torch's `weights_only`, so that loading runs no code from a file.
 
     Attributes:
-        written: For each file that this rank has written since `start`, by its name,
-            [size in bytes, sha256].
+        written: File name -> [size in bytes, sha256], for the files that this rank has written
+            since `start`.
         problem: A message about the first error since `start`; None if there was none.
-        errno: The operating system's number of the error in `problem`; None if there was none.
+        errno: The operating system's number of the error in `problem`; None if there was no error.
     """
 
     def __init__(self):
         self.start()
 
     def start(self) -> None:
-        """Begins a new save: forgets the files and the error that were recorded before."""
+        """Begins a new save: clears the records of the files and the error of the last save."""
         self.written: dict[str, list] = {}
         self.problem: str | None = None
         self.errno: int | None = None
@@ -87,7 +87,7 @@ class Files:
         return torch.load(path, map_location=map_location, weights_only=True)
 
     def _attempt(self, path: Path, write) -> None:
-        # After an error write nothing more, since the save has failed already.
+        # After an error, write no further files, since the save has failed already.
         if self.problem:
             return
         try:
@@ -105,7 +105,7 @@ def write(folder: Path, files: dict[str, list]) -> None:
 
     Args:
         folder: The checkpoint's folder, which must contain the files.
-        files: For each file by its name [size in bytes, sha256].
+        files: File name -> [size in bytes, sha256].
 
     Raises:
         OSError: A file is missing, or the manifest can't be written.
@@ -118,15 +118,17 @@ def write(folder: Path, files: dict[str, list]) -> None:
 
 
 def check(folder: Path) -> str | None:
-    """Returns a message on the first file of a checkpoint that differs from the manifest.
+    """Returns a message about the first file of a checkpoint that doesn't match the manifest.
 
-    A file differs if it is missing, or if its size or digest isn't the one in the manifest.
+    A file doesn't match if it is missing, or if its size or digest differs from that in the
+    manifest.
 
     Args:
         folder: The checkpoint's folder.
 
     Returns:
-        The message, also if the manifest itself is missing or damaged; None if no file differs.
+        The message; None if all files match. There is also a message if the manifest itself is
+        missing or damaged.
     """
     found = instead_of_file(folder / NAME)
     if found is not None:
@@ -196,7 +198,7 @@ def _cause(error: Exception, path: Path) -> str:
     cause = cause_of(error, path)
     if "ulimit -f" in cause:
         return cause
-    # The text of a RuntimeError of torch's writer wouldn't help a user, so it is replaced.
+    # Replace the text of a RuntimeError of torch's writer, which wouldn't help a user.
     told = cause if isinstance(error, OSError) else "it could not be written whole"
     return f"{told}{_free(path.parent)}"
 

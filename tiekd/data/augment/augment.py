@@ -35,12 +35,13 @@ class Decisions(NamedTuple):
     Attributes:
         angle: Degrees counter-clockwise about the image's centre.
         flip: True mirrors the image horizontally.
-        top: First row of the window in the flipped image.
-        left: First column of the window in the flipped image.
+        top: First row of the window, in the rotated and flipped image.
+        left: First column of the window, in the rotated and flipped image.
         height: Rows of the window.
         width: Columns of the window.
-        gamma: Exponent on grey levels 0..255, applied first; None leaves the colours unchanged.
-        brightness: Factor on grey levels, applied after gamma.
+        gamma: Exponent that is applied first, to grey levels 0..255; None for no colour change,
+            whatever `brightness` and `channels` are.
+        brightness: Factor by which grey levels are multiplied after gamma.
         channels: Factors of the red, green and blue grey levels, applied last. Values above 255 are
             clipped to 255, as in a camera.
     """
@@ -64,7 +65,8 @@ class Augment:
         rotate_p: Probability of a rotation.
         rotate_deg: Largest rotation angle in either direction, in degrees.
         flip_p: Probability of a horizontal flip.
-        crop: [height, width] of the random window in pixels; None keeps the whole image.
+        crop: [height, width] of the window in pixels, which is at a random position; None keeps the
+            whole image.
         sizes: How images of different sizes are handled. `crop`: they are cropped, not resized; an
             image smaller than the crop raises an error that names it, and without a crop all images
             must have one size. `keep_aspect`: they are resized by one factor to cover the crop
@@ -72,9 +74,9 @@ class Augment:
             instead, the crop is clipped to the resized image. `bucket`: a batch holds images of one
             size (tiekd/data/loading/sampler.py).
         colour_p: Probability of a colour change (gamma, brightness and channels together).
-        gamma: [low, high] of the exponent.
-        brightness: [low, high] of the factor.
-        channels: [low, high] of the factors, one random factor per channel.
+        gamma: [low, high] of the random exponent that is applied to grey levels.
+        brightness: [low, high] of the random factor by which grey levels are multiplied.
+        channels: [low, high] of further random factors, one for each of red, green and blue.
         zoom: [low, high] of the random factor by which the image is scaled before it is cropped;
             its logarithm has a uniform distribution. If the image is then smaller than the crop, it
             is padded. None doesn't zoom. The focal length changes with the image.
@@ -131,13 +133,14 @@ class Augment:
 
     @property
     def zoom_range(self) -> tuple[float, float]:
-        """(smallest zoom, largest zoom) of the recipe; (1, 1) without zoom."""
+        """The smallest and the largest zoom factor of the recipe; (1, 1) without zoom."""
         return (1.0, 1.0) if self.zoom is None else tuple(self.zoom)
 
     def draw_zoom(self, seed: int, epoch: int, index: int) -> float:
         """Returns the random zoom factor of one sample; 1 if the recipe has no zoom.
 
-        It has a random stream of its own, so that `draw` returns the same with and without zoom.
+        The factor has a random stream of its own, so that `draw` returns the same with and without
+        zoom.
 
         Args:
             seed: The run's seed.
@@ -172,11 +175,11 @@ class Augment:
                 for the whole image.
 
         Raises:
-            DataError: If the crop is larger than the image.
+            DataError: The crop is larger than the image.
         """
         rng = np.random.default_rng([seed, epoch, index, 1])
 
-        # Compute the size of the window that is cropped from the image.
+        # Compute the size of the crop window.
         crop_height, crop_width = self.crop or window or (height, width)
         if self.sizes == "keep_aspect":
             crop_height = min(crop_height, height)
@@ -211,18 +214,18 @@ class Augment:
 def normalise(sample: Sample) -> Sample:
     """Returns a sample with its image normalised by ImageNet's mean and standard deviation.
 
-    Encoders that were pretrained on ImageNet expect this normalisation of grey levels 0..255.
+    Encoders that were pretrained on ImageNet expect it.
 
     Args:
-        sample: The sample, whose image has grey levels 0..255.
+        sample: The sample, whose image has grey levels 0..255, uint8 or float32.
     """
     return sample._replace(image=_normalised(sample.image))
 
 
 def colour_table(decisions: Decisions | None = None) -> Tensor:
-    """Returns the (3, 256) float32 lookup table from grey level to normalised value, per channel.
+    """Returns each channel's lookup table from grey level to normalised value, (3, 256) float32.
 
-    The random colour change is applied first, then the normalisation.
+    A table combines the random colour change, which is applied first, and the normalisation.
 
     Args:
         decisions: The image's augmentation; None leaves the colours unchanged.

@@ -1,10 +1,11 @@
-"""Geometric augmentation of a sample: the window, i.e. the rotated, flipped and cropped image.
+"""Geometric augmentation of a sample: rotation, flip and crop.
 
-A training worker only crops the image to the region that contains the window's pixels (`cut`). The
-region is a view, without a copy. Later tiekd/data/augment/resample.py rotates and flips it on the
-device. If the recipe has no rotation, the region has the window's size. Otherwise it has additional
-rows and columns, the same number in every sample, so that the regions can be stacked to a batch. A
-window may extend beyond the image: pixels there are black and have depth 0, i.e. invalid.
+The result is called the window. A training worker only crops the image to the region that contains
+the window's pixels (`cut`). The region is a view, without a copy. tiekd/data/augment/resample.py
+rotates and flips it later, on the device. If the recipe has no rotation, the region has the
+window's size. Otherwise it has additional rows and columns, the same number in every sample, so
+that the regions can be stacked to a batch. A window may extend beyond the image: pixels there are
+black and have depth 0, i.e. invalid.
 """
 
 from math import ceil, cos, floor, radians, sin
@@ -18,7 +19,7 @@ from tiekd.data.sample import Sample, in_grey_levels
 
 
 def move(sample: Sample, decisions: Decisions) -> Sample:
-    """Returns a sample after rotation, flip and crop, which are computed on the CPU.
+    """Rotates, flips and crops a sample on the CPU, and returns the result.
 
     The resulting image is uint8, sampled bilinearly and rounded to an integer; depths take the
     nearest pixel. Pixels from outside the image are black and have depth 0, i.e. invalid.
@@ -32,7 +33,7 @@ def move(sample: Sample, decisions: Decisions) -> Sample:
         width. `place` and `size` are None, since nothing is left to be cropped on the device.
     """
     part = cut(sample, decisions, abs(decisions.angle))
-    # `resample` takes batches, so add a batch dimension of 1.
+    # Add a batch dimension of 1, because `resample` takes batches.
     teacher_depth = None if part.teacher_depth is None else part.teacher_depth[None]
     image, depth, teacher_depth, inside = resample(
         part.image[None], part.depth[None], teacher_depth, part.place[None], part.size
@@ -50,33 +51,34 @@ def move(sample: Sample, decisions: Decisions) -> Sample:
 def cut(sample: Sample, decisions: Decisions, rotate_deg: float) -> Sample:
     """Crops a sample to the region that contains its augmented window; doesn't rotate or flip it.
 
-    The window is the rotated, flipped and cropped image, which is computed later from the region.
+    The window is the rotated, flipped and cropped image, which is computed from the region later.
     The cropped tensors are views, except that a float32 image is rounded to uint8.
 
     Args:
         sample: The sample as read, without augmentation.
-        decisions: The rotation angle, the flip and the crop that define the window.
+        decisions: The rotation angle, the flip and the crop that define the window; colour changes
+            aren't used.
         rotate_deg: The largest rotation angle in the recipe, in degrees. The region's size depends
-            on this angle and not on that of `decisions`, so that windows of one size have regions
-            of one size (if their images are large enough).
+            on this angle and not on that of `decisions`, so that all windows of one size have
+            regions of one size, if their images are large enough.
 
     Returns:
         The cropped sample. Its `place` is the affine map from the window to the region, (8,)
-        float64 as a row of `places` in `resample`; its `size` is the window's (height, width) in
-        pixels. Its intrinsics are those of the window.
+        float64, as in a row of `places` in `resample`; its `size` is the window's (height, width)
+        in pixels. Its intrinsics are those of the window.
     """
-    # Represent points and steps in the image, in pixels, as complex numbers x + iy.
+    # Write points and steps in the image, in pixels, as complex numbers x + iy.
     height, width = sample.image.shape[-2:]
     centre = complex((width - 1) / 2, (height - 1) / 2)
     angle = radians(decisions.angle)
     rotation = complex(cos(angle), sin(angle)) if decisions.angle else 1
-    # Compute the position of the crop window's first pixel in the image, and the steps to the
-    # window's next column and row: undo the flip, then the rotation about the centre.
+    # Compute the position of the window's first pixel in the image, and the steps to the window's
+    # next column and row: undo the flip, then the rotation about the centre.
     to_column = rotation * (-1 if decisions.flip else 1)
     to_row = rotation * 1j
     first_column = width - 1 - decisions.left if decisions.flip else decisions.left
     first = rotation * (complex(first_column, decisions.top) - centre) + centre
-    # Find the upright rectangle of the image that contains the rotated window's corners.
+    # Find the axis-aligned bounding box of the rotated window's corners in the image.
     size = window_height, window_width = decisions.height, decisions.width
     corners = [
         first + to_column * c + to_row * r
@@ -142,14 +144,16 @@ def crop_window(sample: Sample, top: int, left: int, height: int, width: int) ->
 
 
 def _span(places: list[float], size: int, window: int, more: float) -> tuple[int, int]:
-    """Returns (first pixel, number of pixels) to keep of an image along one axis (x or y).
+    """Returns the first pixel and the number of pixels to keep of an image along one axis.
 
     Args:
-        places: Coordinates of the rotated window's corners along this axis, in pixels of the image.
+        places: Coordinates of the rotated window's four corners along this axis, in pixels of the
+            image.
         size: Number of the image's pixels along this axis.
         window: Number of the window's pixels along this axis.
-        more: Number of pixels by which the largest rotation widens the rectangle around the window;
-            0 without rotation. With rotation, 3 pixels are added for interpolation at both ends.
+        more: Number of pixels by which the largest possible rotation widens the window's bounding
+            box; 0 without rotation. With rotation, 3 pixels are added for interpolation at both
+            ends.
     """
     count = min(size, window + (ceil(more) + 3 if more else 0))
     return max(0, min(floor(min(places)), size - count)), count
@@ -172,7 +176,8 @@ def _moved_intrinsics(intrinsics: Tensor, decisions: Decisions, width: int, heig
     dy = float(intrinsics[1, 2]) - centre_y
     angle = radians(decisions.angle)
     cosine, sine = cos(angle), sin(angle)
-    # Rotate the principal point about the image's centre, flip it, and subtract the crop's corner.
+    # Rotate the principal point about the image's centre, flip it, and subtract the window's first
+    # row and column.
     x = centre_x + cosine * dx + sine * dy
     y = centre_y - sine * dx + cosine * dy
     moved = intrinsics.clone()

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# What `resample` returns: image, depth, teacher depth (or None), and the mask `inside`.
+# The results of `resample`: image, depth, teacher depth (or None), and the mask `inside`.
 Windows = tuple[Tensor, Tensor, Tensor | None, Tensor]
 
 
@@ -25,8 +25,8 @@ def resample(
 ) -> Windows:
     """Rotates, flips and crops a batch of images and depth maps by one affine map per image.
 
-    The image is sampled bilinearly and rounded to an integer; depths take the nearest pixel.
-    Pixels from outside the input are black and have depth 0.
+    The image is sampled bilinearly and rounded to an integer; depths take the nearest pixel. Output
+    pixels that lie outside the input are black and have depth 0.
 
     Args:
         image: (B, 3, H, W) uint8.
@@ -43,8 +43,8 @@ def resample(
         like depth, or None; and inside (B, 1, h, w) bool, a mask that is False at pixels outside
         the input.
     """
-    # Unrotated images have a faster path on the CPU only: on a GPU, checking which images are
-    # unrotated would force a host sync.
+    # Treat unrotated images separately, which is faster, on the CPU only: on a GPU, checking which
+    # images are unrotated would force a host sync.
     if image.device.type != "cpu":
         return _rotated(image, depth, teacher_depth, places, size)
     maps = [depth] if teacher_depth is None else [depth, teacher_depth]
@@ -87,7 +87,7 @@ def _upright(planes: list[Tensor], place: list[float], size: tuple[int, int]) ->
         size: (height, width) of the window in pixels.
 
     Returns:
-        What `resample` returns, for a batch of 1: views of the input, or copies if mirrored.
+        The results of `resample` for a batch of 1, as views of the input, or as copies if mirrored.
     """
     height, width = size
     flip = place[2] < 0
@@ -124,7 +124,7 @@ def _rotated(
     The arguments are those of `resample`.
 
     Returns:
-        What `resample` returns: image, depth, teacher depth (or None), and the mask `inside`.
+        The results of `resample`: image, depth, teacher depth (or None), and the mask `inside`.
     """
     # Sample the image bilinearly. `grid_sample` takes coordinates from -1 to 1, which are the outer
     # edges of the image's first and last pixels.
@@ -162,7 +162,7 @@ def _rotated(
 
 
 def _coordinates(places: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Returns the input coordinates (x, y) of each output pixel: two (B, h, w) float32 tensors.
+    """Returns the input coordinates of each output pixel: x and y, (B, h, w) float32 each.
 
     The map is affine, so each coordinate is the sum of a term that depends on the pixel's column
     and a term that depends on its row.

@@ -1,9 +1,10 @@
-"""A pinhole camera (`Camera`), and one as its source states it (`Calibration`).
+"""A pinhole camera (`Camera`), and the camera that a source states (`Calibration`).
 
-One rule holds for all sources: a camera is that of the upright image at its own size. A calibration
-for another size is scaled if the aspect ratio is the same, and refused otherwise. If its size fits
-only the pixels as stored, it is turned upright with them. (0, 0) is the centre of the first pixel.
-Left out: lens distortion, of which only the largest coefficient is kept, for the log.
+A camera always belongs to the upright image at the image's own size. A calibration for another size
+is scaled if the aspect ratio is the same, and refused otherwise. If its size fits only the image as
+stored, i.e. before its EXIF orientation is applied, the camera is turned as the image is. (0, 0) is
+the centre of the first pixel. Left out: lens distortion, of which only the largest coefficient is
+kept, for the log.
 """
 
 import math
@@ -41,11 +42,12 @@ class Camera(NamedTuple):
 
 @dataclass(frozen=True)
 class Calibration:
-    """A camera as its source states it.
+    """A camera as its source (a file, a setting or EXIF) states it, for an image of some size.
 
     Attributes:
         camera: The intrinsics.
-        size: (height, width) of the image that they are of; None for each image's own size.
+        size: (height, width) of the image that the intrinsics belong to; None if they hold for each
+            image at its own size.
         distortion: The largest absolute coefficient of the lens distortion, which is ignored.
         is_approximate: True for a focal length from EXIF.
     """
@@ -56,13 +58,13 @@ class Calibration:
     is_approximate: bool = False
 
     def at_size(self, height: int, width: int, mark: int, where: str) -> Camera:
-        """Returns the camera of an image, scaled and turned upright as the image is.
+        """Returns the camera of an upright image: this camera, scaled and turned if necessary.
 
         Args:
             height: Rows of the upright image.
             width: Columns of the upright image.
-            mark: The image's EXIF orientation, 1 for upright.
-            where: Source and image, for the message.
+            mark: The image's EXIF orientation, 1 to 8; 1 is upright.
+            where: Names of source and image, for the error message.
 
         Raises:
             DataError: The image has another aspect ratio than the calibration.
@@ -85,12 +87,13 @@ class Calibration:
 def checked(
     numbers: list[float], size: tuple[int, int] | None, where: str, distortion: list[float] = ()
 ) -> Calibration:
-    """Returns a calibration after checking its numbers.
+    """Checks the numbers of a camera, and returns them as a calibration.
 
     Args:
         numbers: focal_x, focal_y, centre_x and centre_y in pixels.
-        size: (height, width) of the image that they are of; None for each image's own size.
-        where: The source, for the message.
+        size: (height, width) of the image that the numbers belong to; None if they hold for each
+            image at its own size.
+        where: Name of the source, for the error message.
         distortion: The coefficients of the lens distortion.
 
     Raises:
@@ -109,11 +112,11 @@ def checked(
 
 
 def turned_upright(camera: Camera, size: tuple[int, int], mark: int) -> Camera:
-    """Returns the camera of the upright image, given that of the pixels as stored.
+    """Returns the camera of the upright image, given the camera of the image as stored.
 
     Args:
-        camera: The camera of the stored pixels.
-        size: (height, width) of the stored pixels.
+        camera: The camera of the image as stored, i.e. before its EXIF orientation is applied.
+        size: (height, width) of the image as stored.
         mark: The EXIF orientation, 1 to 8.
     """
     focal_x, focal_y, x, y = camera
@@ -134,9 +137,9 @@ def _scaled(camera: Camera, old: tuple[int, int], new: tuple[int, int]) -> Camer
     The origin of the scaling is the outer corner of the first pixel, (-0.5, -0.5).
 
     Args:
-        camera: The camera before.
-        old: (height, width) before.
-        new: (height, width) after.
+        camera: The camera before resizing.
+        old: (height, width) before resizing.
+        new: (height, width) after resizing.
     """
     if old == new:
         return camera

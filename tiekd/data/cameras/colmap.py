@@ -1,7 +1,7 @@
-"""Reads COLMAP's text files: cameras.txt, and images.txt, which says which camera took an image.
+"""Reads COLMAP's text files: cameras.txt, and images.txt, which assigns a camera to each image.
 
-COLMAP counts from the first pixel's corner, so its principal point is half a pixel larger than
-here, where (0, 0) is the first pixel's centre. Distortion is ignored; fisheye models are refused.
+COLMAP's coordinate (0, 0) is the first pixel's corner; here it is the first pixel's centre, so half
+a pixel is subtracted from the principal point. Distortion is ignored; fisheye models are refused.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from tiekd.data.cameras.calibration import Calibration, checked
 from tiekd.errors import DataError
 
 CAMERAS, IMAGES = "cameras.txt", "images.txt"
-# COLMAP's camera model -> number of focal lengths, number of distortion coefficients.
+# COLMAP's camera model -> (number of focal lengths, number of distortion coefficients).
 _PINHOLES = {
     "SIMPLE_PINHOLE": (1, 0),
     "PINHOLE": (2, 0),
@@ -25,13 +25,14 @@ _OTHERS = (
     *("THIN_PRISM_FISHEYE", "RAD_TAN_THIN_PRISM_FISHEYE"),
 )
 MODELS = (*_PINHOLES, *_OTHERS)
-_IMAGE_WORDS = 10  # IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME
+# The number of words in the first line of an image: IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME.
+_IMAGE_WORDS = 10
 
 
 def read(
     path: Path, lines: list[tuple[int, list[str]]], read_text: Callable[[Path], str]
 ) -> tuple[dict[str, Calibration], Calibration | None]:
-    """Reads the cameras of COLMAP's cameras.txt, and from images.txt which image each took.
+    """Reads COLMAP's cameras from cameras.txt, and the camera of each image from images.txt.
 
     Args:
         path: cameras.txt.
@@ -39,12 +40,12 @@ def read(
         read_text: Function that returns the text of a file, for images.txt beside it.
 
     Returns:
-        The calibrations by image name, and None; without images.txt an empty dict, and the
-        calibration of all images.
+        (calibrations by image name, None); or, without images.txt, (an empty dict, the calibration
+        of all images).
 
     Raises:
-        DataError: A line is malformed, a camera is no pinhole, or nothing says which image a camera
-            took.
+        DataError: A line is malformed, a camera is no pinhole, or there are several cameras but no
+            images.txt.
     """
     cameras = dict(_camera(f"{path}:{number}", words) for number, words in lines)
     images = path.with_name(IMAGES)
@@ -86,8 +87,8 @@ def _by_image(
     path: Path, text: str, cameras: dict[str, Calibration], cameras_path: Path
 ) -> dict[str, Calibration]:
     found = {}
-    # Each image takes two lines: the first has its pose, camera and name, the second its points.
-    # The second may be empty.
+    # Read every second line: an image takes two lines, of which the first has its pose, camera and
+    # name, and the second, which may be empty, its points.
     lines = [
         (number, line)
         for number, line in enumerate(text.splitlines(), 1)

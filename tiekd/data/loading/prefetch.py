@@ -1,7 +1,7 @@
 """Copies batches to the device; on CUDA prefetches the next batch while the current one is used.
 
-Costs the memory of one more batch on the device. An error in prefetching a batch is raised only
-when that batch is requested. Left out: prefetching on a CPU, where nothing could overlap.
+Costs the memory of one more batch on the device. An error in prefetching a batch is raised when
+that batch is requested. Left out: prefetching on a CPU, where nothing could overlap.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from tiekd.errors import UserError
 
 
 def on_device(batches: Iterator[WorkerBatch], device: torch.device) -> Iterator[Batch]:
-    """Returns an iterator over the batches in order, copied to the device.
+    """Returns an iterator over the batches in order, converted to `Batch`es on the device.
 
     On CUDA, the next batch is copied while the caller uses the current one.
 
@@ -29,15 +29,16 @@ def on_device(batches: Iterator[WorkerBatch], device: torch.device) -> Iterator[
         with torch.cuda.stream(stream):
             return batch.to(device), stream.record_event()
 
-    # When the caller requests a batch, make the current CUDA stream wait until it is copied.
+    # Wait until a started batch is copied: the caller's current CUDA stream waits, not the host.
     def finish(started: tuple[Batch, torch.cuda.Event]) -> Batch:
         batch, copied = started
         current = torch.cuda.current_stream(device)
         current.wait_event(copied)
         for tensor in batch:
             if isinstance(tensor, torch.Tensor):
-                # The tensor was allocated on the copying stream, which must not reuse its memory
-                # before this stream is done with it.
+                # Tell the allocator that this stream uses the tensor. The tensor was allocated on
+                # the copying stream, which must not reuse its memory before this stream is done
+                # with it.
                 tensor.record_stream(current)
         return batch
 
@@ -51,17 +52,18 @@ def one_ahead(items: Iterator, start: Callable, finish: Callable) -> Iterator:
         items: The items; reading one may raise a UserError.
         start: Function of an item that begins work on it, such as an asynchronous copy, without
             waiting for the work.
-        finish: Function of what `start` returned, which waits for the work and returns the result.
+        finish: Function that is called with the result of `start`, waits for the work and returns
+            its result.
 
     Raises:
-        UserError: What `items` raised, after all items before it were yielded.
+        UserError: The error that `items` raised, once all items before it are yielded.
     """
     started = []
     problem = None
     while problem is None:
         try:
             started.append(start(next(items)))
-        # Don't raise the error yet: the item that was started before must be yielded first.
+        # Keep the error for later: the item that was started before must be yielded first.
         except (StopIteration, UserError) as error:
             problem = error
         if len(started) > (problem is None):

@@ -1,13 +1,13 @@
 """Sends values from a data worker to the main process, with large tensors in shared memory.
 
-A worker stacks a batch directly into anonymous memory (`memfd_create`), whose file descriptor
-is sent over the worker's connection after the pickled rest of the batch. So a batch is written
-once, needs one descriptor while it exists, and doesn't use /dev/shm, of which a container has 64 MB
-by default. If the kernel doesn't support memfd, an unlinked file in the temporary folder (TMPDIR)
+A worker stacks a batch directly into anonymous memory (`memfd_create`), whose file descriptor is
+sent over the worker's connection after the pickled rest of the batch. So a batch is written once,
+needs one descriptor while it exists, and doesn't use /dev/shm, of which a container has 64 MB by
+default. If the kernel doesn't support memfd, an unlinked file in the temporary folder (TMPDIR)
 replaces it. The file's space is reserved before it is written, since a full disk would otherwise
 kill the worker by SIGBUS. Left out: sharing of storage (tensors that share storage arrive as
-separate copies), and shared memory for anything but dense CPU tensors without gradients, which are
-pickled instead.
+separate copies), and shared memory for other tensors than dense CPU tensors without gradients,
+which are pickled.
 """
 
 import contextlib
@@ -27,11 +27,12 @@ from torch import Tensor
 from tiekd.errors import DataError
 
 _SHARED_BYTES = 16 * 1024  # tensors of at least this size are sent in shared memory
-# A larger pickle could fill the connection's buffer and block while the main process is busy.
+# Largest size of a pickle that is sent over the connection itself. A larger one could fill the
+# connection's buffer and block while the main process is busy.
 _PICKLE_BYTES = 64 * 1024
 _PIECE_BYTES = 64 * 2**20  # size of a block of shared memory; unwritten pages take no memory
 _ALIGNMENT = 64
-_NO_EXECUTION = 8  # MFD_NOEXEC_SEAL, which some systems require
+_NO_EXECUTION = 8  # MFD_NOEXEC_SEAL, a flag that some systems require
 
 
 class _Piece:
@@ -63,7 +64,7 @@ class _Piece:
             dtype: The tensor's dtype.
 
         Raises:
-            DataError: If the block is a file and its disk is full.
+            DataError: The block is a file and its disk is full.
         """
         count = torch.Size(shape).numel()
         offset = -(-self.used // _ALIGNMENT) * _ALIGNMENT
@@ -82,7 +83,7 @@ class _Piece:
 
 
 class _Outbox:
-    """Blocks of shared memory, which hold the large tensors of the message that is sent next.
+    """Blocks of shared memory that hold the large tensors of the next message.
 
     Attributes:
         pieces: The blocks; a new one is added when a tensor doesn't fit into the last one.
@@ -115,7 +116,8 @@ class _Outbox:
         self.pieces = []
 
 
-_outbox: _Outbox | None = None  # shared memory of the next message; None in the main process
+# The shared memory for this worker's next message; None in the main process.
+_outbox: _Outbox | None = None
 
 
 def open_outbox() -> None:
@@ -143,7 +145,7 @@ def stack(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def discard() -> None:
-    """Frees the shared memory of tensors that were stacked in this worker but not sent."""
+    """Frees the shared memory of tensors that this worker has stacked but not sent."""
     _outbox.empty()
 
 
@@ -151,7 +153,7 @@ def send(connection: Connection, value) -> None:
     """Sends a value to the main process, with its large tensors in shared memory.
 
     Afterwards the worker's own file descriptors of this memory are closed. If pickling or
-    allocating memory fails, nothing has been sent.
+    allocating memory fails, nothing is sent.
 
     Args:
         connection: The connection to the main process.
@@ -187,8 +189,8 @@ def receive(connection: Connection, pin_memory: bool = False):
         pin_memory: True to copy large tensors to pinned memory.
 
     Raises:
-        EOFError: If the worker is gone.
-        OSError: If the worker is gone; EMFILE if this process may open no more files.
+        EOFError: The worker is gone.
+        OSError: The worker is gone; or EMFILE, this process may open no more files.
     """
     sizes, content = pickle.loads(connection.recv_bytes())
     pieces = [_map(_descriptor(connection), size, pin_memory) for size in sizes]
@@ -209,9 +211,9 @@ class _Pickler(pickle.Pickler):
         if value.requires_grad or value.is_quantized or value.is_conj() or value.is_neg():
             return None
         value = value.contiguous()
-        # Pickle a small tensor's content, but of a large tensor only its position in shared memory,
-        # (block index, byte offset). Copy the large tensor there unless `stack` has already put it
-        # there.
+        # Pickle a small tensor's content, but for a large tensor only its position in shared
+        # memory, (block index, byte offset). Copy the large tensor to shared memory unless `stack`
+        # has written it there.
         if value.nbytes < _SHARED_BYTES:
             return (
                 value.dtype,
@@ -242,13 +244,13 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _open_anonymous() -> tuple[int, bool]:
-    """Opens anonymous memory, or an unlinked file on disk if the kernel has none.
+    """Opens anonymous memory, or an unlinked file on disk if the kernel doesn't support it.
 
     Returns:
-        The file descriptor, and True if it is that of a file on disk.
+        The file descriptor, and True if it belongs to a file on disk.
     """
-    # Some systems require the flag MFD_NOEXEC_SEAL, which older kernels reject, so try without and
-    # with it.
+    # Try without and with the flag MFD_NOEXEC_SEAL, which some systems require but older kernels
+    # reject.
     for flags in (0, _NO_EXECUTION) if hasattr(os, "memfd_create") else ():
         with contextlib.suppress(OSError):
             return os.memfd_create("tiekd-batch", os.MFD_CLOEXEC | flags), False
@@ -286,7 +288,8 @@ def _descriptor(connection: Connection) -> int:
     """
     try:
         return recv_handle(connection)
-    except RuntimeError:  # beyond the limit of open files, the kernel drops the descriptor
+    # The kernel drops the descriptor if this process has reached its limit of open files.
+    except RuntimeError:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from None
 
 

@@ -38,12 +38,12 @@ from tiekd.distributed import limits
 from tiekd.errors import DataError, LaunchError
 
 TIMEOUT_S = 300.0
-_DYING_S = 2.0  # how long to wait for the exit code of a worker whose connection has closed
-_STARTING_S = 5.0  # if a worker takes longer to start, all are replaced; 20 ms is usual
-_STARTS = 3  # attempts to start all workers
-_AHEAD = 2  # batches requested from each worker in advance
-_ENDING_S = 5.0  # how long to wait for busy workers to exit before they are killed
-_LOOK_UP_S = 5.0  # how often an idle worker checks that the main process exists
+_DYING_S = 2.0  # seconds to wait for the exit code of a worker whose connection has closed
+_STARTING_S = 5.0  # seconds that workers may take to start before all are replaced; 20 ms is usual
+_STARTS = 3  # number of attempts to start all workers
+_AHEAD = 2  # number of batches that are requested from each worker in advance
+_ENDING_S = 5.0  # seconds to wait for busy workers to exit before they are killed
+_LOOK_UP_S = 5.0  # seconds between an idle worker's checks that the main process exists
 _NO_MORE = object()
 _FORK = multiprocessing.get_context("fork")
 _FEWER = "set a smaller data.workers"
@@ -67,12 +67,12 @@ def read(
         workers: Number of worker processes; 0 reads in this process.
         describe: Function from a batch of keys to the names of its files, for the error message if
             the batch times out.
-        timeout_s: Seconds to wait for a batch.
+        timeout_s: Seconds to wait for a worker's batch before an error is raised.
         pin_memory: True to receive batches into pinned memory, one batch ahead.
 
     Raises:
-        DataError: If a batch times out, or a worker dies.
-        LaunchError: If the system lacks room for so many workers.
+        DataError: A batch times out, or a worker dies.
+        LaunchError: The system lacks memory or processes for so many workers.
     """
     if workers == 0:
         for keys in batches:
@@ -80,8 +80,8 @@ def read(
         return
     for start in range(1, _STARTS + 1):
         with closing(_Pool(load, workers)) as pool:
-            # Replace workers that don't start in time, except in the last attempt: if the machine
-            # is slow, they may take up to `timeout_s`.
+            # Replace workers that don't start in time. In the last attempt they may take up to
+            # `timeout_s` instead, in case the machine is slow.
             if start < _STARTS and not pool.has_started(_STARTING_S):
                 continue
             results = pool.results(batches, describe, timeout_s, pin_memory)
@@ -106,7 +106,7 @@ class _Failure:
             self.error = RuntimeError(str(error))
 
     def with_cause(self) -> Exception:
-        """Returns the exception to raise, with the worker's traceback as its cause."""
+        """Returns the exception for the main process, with the worker's traceback as its cause."""
         self.error.__cause__ = RuntimeError(self.traceback)
         return self.error
 
@@ -120,7 +120,7 @@ class _Pool:
         count: Number of workers.
 
     Raises:
-        LaunchError: If the system lacks room for so many workers.
+        LaunchError: The system lacks memory or processes for so many workers.
     """
 
     def __init__(self, load: Callable, count: int):
@@ -129,7 +129,7 @@ class _Pool:
         self._ending = False
         self._hangs = False
         self._num_started = 0
-        # Add the pool to `_live` (pools whose workers `_on_child` checks) before starting workers,
+        # Add the pool to `_live`, the pools whose workers `_on_child` checks, before workers start,
         # so that the death of any worker is noticed.
         _live.append(self)
         _watch_deaths()
@@ -179,8 +179,8 @@ class _Pool:
             pin: True to receive batches into pinned memory.
 
         Raises:
-            DataError: If a batch times out, or a worker dies.
-            Exception: What `load` raised in the worker.
+            DataError: A batch times out, or a worker dies.
+            Exception: `load` raised it in the worker.
         """
         remaining = iter(batches)
         turns = itertools.cycle(range(len(self._processes)))
@@ -193,10 +193,11 @@ class _Pool:
                 with self._naming_deaths():
                     self._connections[worker].send(keys)
 
-        # Request a few batches from each worker in advance.
+        # Request _AHEAD batches from each worker in advance.
         for _ in range(_AHEAD * len(self._processes)):
             request()
-        # Receive the next result in order. Request another batch before the caller uses it.
+        # Receive the results in order. Request another batch each time, before the caller uses the
+        # result.
         while requested:
             worker, keys = requested[0]
             result = self._receive(worker, lambda keys=keys: describe(keys), timeout_s, pin)
@@ -207,7 +208,7 @@ class _Pool:
             yield result
 
     def check(self) -> None:
-        """Raises DataError if a worker has died before the pool was closed."""
+        """Raises DataError if a worker has died, unless the pool is being closed."""
         if self._ending:
             return
         with _reaping:
@@ -216,10 +217,10 @@ class _Pool:
             raise DataError(_death(dead[0]))
 
     def close(self) -> None:
-        """Closes the connections, on which workers exit, and waits for the workers.
+        """Closes the connections, upon which workers exit, and waits for the workers.
 
-        Workers that haven't exited after _ENDING_S seconds are killed. If a worker hangs, all are
-        killed immediately.
+        Workers that haven't exited after _ENDING_S seconds are killed. If a worker is known to
+        hang, all are killed immediately.
         """
         self._ending = True
         for connection in self._connections:
@@ -242,7 +243,7 @@ class _Pool:
     def abandon(self) -> None:
         """Closes the connections in a worker process, which inherited them from the main process.
 
-        Otherwise these copies would keep the connections open after the main process has ended.
+        These copies would otherwise keep the connections open after the main process has ended.
         """
         for connection in self._connections:
             connection.close()
@@ -281,17 +282,17 @@ class _Pool:
 
     @contextlib.contextmanager
     def _naming_deaths(self):
-        """Context manager that replaces errors of a worker's connection by errors with the cause.
+        """Context manager that replaces errors of a worker's connection by errors with the reason.
 
         Raises:
-            DataError: If the connection was closed; the message says how the worker died.
-            LaunchError: If file descriptors or memory are lacking.
+            DataError: The connection was closed; the message says how the worker died.
+            LaunchError: File descriptors or memory are lacking.
         """
         try:
             yield
         except (EOFError, ConnectionError) as error:
-            # A dying worker's connection closes before its exit code is known, so wait for the exit
-            # code.
+            # Wait for the exit code of a dying worker, whose connection closes before its exit code
+            # is known.
             end = time.monotonic() + _DYING_S
             while time.monotonic() < end and not self._ending:
                 self.check()
@@ -306,18 +307,19 @@ class _Pool:
 
 
 _live: list[_Pool] = []
-# Held while exit codes are read. The first thread that asks for the exit code of a dead process
-# takes it from the system; another one that asks at that moment is told that the process is alive.
-# So without the lock, `_on_child` could miss a death that the thread of `_receive_ahead` sees. The
-# lock is re-entrant since `_on_child` interrupts the main thread, which may hold it.
+# Lock that is held while exit codes are read. The first thread that asks for the exit code of a
+# dead process takes it from the system; another thread that asks at that moment is told that the
+# process is alive. So without the lock, `_on_child` could miss a death that the thread of
+# `_receive_ahead` sees. The lock is re-entrant, because `_on_child` interrupts the main thread,
+# which may hold it.
 _reaping = threading.RLock()
 _previous_handler: Callable | None = None  # the SIGCHLD handler that `_on_child` replaced
 
 
 @atexit.register
 def _kill_all() -> None:
-    # This runs before multiprocessing's own exit handler, which sends SIGTERM and waits for the
-    # workers. They ignore SIGTERM, so it would wait forever.
+    # Kill the workers before multiprocessing's own exit handler runs, which sends SIGTERM and waits
+    # for them. They ignore SIGTERM, so it would wait forever.
     for pool in _live:
         pool.kill()
 
@@ -325,7 +327,8 @@ def _kill_all() -> None:
 def _watch_deaths() -> None:
     """Installs `_on_child` as SIGCHLD handler, so that a worker's death raises DataError.
 
-    Nothing is done in other threads than the main one, since only that may install handlers.
+    In other threads than the main thread it does nothing, since only the main thread may install
+    handlers.
     """
     global _previous_handler
     handler = signal.getsignal(signal.SIGCHLD)
@@ -363,14 +366,15 @@ def _receive_ahead(results: Iterator, pool: _Pool) -> Iterator:
             yield result
     finally:
         if not pending.done():
-            pool.kill()  # otherwise the thread would go on waiting for a worker
+            pool.kill()  # otherwise the thread would go on waiting for a worker's batch
         thread.shutdown()
 
 
 def _serve(connection: Connection, load: Callable, number: int) -> None:
     """Runs a worker until its connection closes.
 
-    The worker ignores signals that ask a run to stop, since launchers send them to workers, too.
+    The worker ignores the signals that ask a run to stop, because launchers send them to workers,
+    too.
 
     Args:
         connection: The connection to the main process.
@@ -395,8 +399,9 @@ def _serve(connection: Connection, load: Callable, number: int) -> None:
     with contextlib.suppress(EOFError, ConnectionError):
         connection.send_bytes(b"here")
         while True:
-            # Exit if the main process is gone. A closed connection doesn't always show that: it
-            # stays open while another process that was forked from the main process has a copy.
+            # Exit if the main process is gone. A closed connection doesn't always show that,
+            # because it stays open while another process that was forked from the main process has
+            # a copy of it.
             while not connection.poll(_LOOK_UP_S):
                 if os.getppid() != program:
                     return

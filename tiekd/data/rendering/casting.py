@@ -1,7 +1,7 @@
-"""Exact, vectorised ray casting of convex solids on a ground plane: each pixel's face and depth.
+"""Exact, vectorised ray casting of convex solids on a ground plane: face and depth per pixel.
 
 A face is a flat side of a solid, or a whole ellipsoid. The inverse z-depth of a plane is an affine
-function of the pixel coordinates. So each face of a convex solid costs one addition and one minimum
+function of the pixel coordinates, so each face of a convex solid costs one addition and one minimum
 or maximum per pixel of the solid's bounding rectangle. An ellipsoid also costs a square root per
 pixel. World axes are x right, y up, z ahead, in metres; the ground is y = 0. Arrays are computed
 with IEEE-exact operations only (+ - * / sqrt) and without BLAS, so the result is the same on every
@@ -16,8 +16,8 @@ import numpy as np
 from tiekd.data.rendering.texture import noise
 
 NEAR_M = 0.3
-HORIZON_M = 1500.0  # ground whose z-depth is larger is rendered as sky
-SKY, GROUND = -1, 0  # values in Hits.face; the solids' faces are numbered from 1
+HORIZON_M = 1500.0  # metres; ground with a larger z-depth is rendered as sky
+SKY, GROUND = -1, 0  # values of Hits.face; faces of solids are numbered from 1
 
 
 class Camera(NamedTuple):
@@ -58,7 +58,7 @@ class Solid(NamedTuple):
         material: a constant of objects.py (FACADE, PAINT, ...), which selects the shading function.
         colour: (3,), linear RGB.
         second: second colour, (3,), linear RGB; its use depends on the material.
-        key: 0..255, a random number that varies the texture.
+        key: random number from 0 to 255, which varies the texture.
         numbers: (4,), parameters of the material, as its function in materials.py describes.
     """
 
@@ -79,7 +79,7 @@ class Hits(NamedTuple):
     """The nearest surface in every pixel.
 
     Attributes:
-        inverse_depth: (H, W) float32, inverse z-depth in 1/m, 0 in the sky.
+        inverse_depth: (H, W) float32, inverse z-depth in 1/m, 0 where there is only sky.
         face: (H, W) int32, SKY, GROUND, or 1 + the face's index in the concatenated faces of all
             solids.
     """
@@ -100,10 +100,10 @@ def look(
     """Returns a camera above the world's origin, with KITTI's intrinsics scaled to the image size.
 
     Args:
-        height_m: height above the ground, metres.
-        yaw: radians, > 0 looks to the right.
-        pitch: radians, > 0 looks up.
-        roll: radians, > 0 raises the camera's right side.
+        height_m: the camera's height above the ground, metres.
+        yaw: rotation in radians; above 0 the camera looks to the right.
+        pitch: rotation in radians; above 0 the camera looks up.
+        roll: rotation in radians; above 0 the camera's right side is higher.
         height: number of rows of the image.
         width: number of columns of the image.
         focal: focal length as a multiple of KITTI's at this width.
@@ -118,8 +118,9 @@ def look(
     right = level * math.cos(roll) + up * math.sin(roll)
     down = level * math.sin(roll) - up * math.cos(roll)
     axes = np.stack([right, down, ahead])
-    # Intrinsics of KITTI's rectified left colour camera of 2011_09_26 (1242x375). The focal length
-    # and cx scale with the width, so that pixels stay square; cy scales with the height.
+    # Take the intrinsics of KITTI's rectified left colour camera of 2011_09_26 (1242x375). The
+    # focal length and cx scale with the width, so that pixels stay square; cy scales with the
+    # height.
     scale = width / 1242
     return Camera(
         np.array([0.0, height_m, 0.0]),
@@ -154,15 +155,15 @@ def prism(
         material: a constant of objects.py (FACADE, PAINT, ...), which selects the shading function.
         colour: (3,), linear RGB.
         second: second colour, (3,), linear RGB; its use depends on the material.
-        key: 0..255, a random number that varies the texture.
+        key: random number from 0 to 255, which varies the texture.
         numbers: (4,), parameters of the material, as its function in materials.py describes.
     """
     axes = np.array(axes)
     centre = np.array(centre, dtype=float)
     profile = np.array(profile, dtype=float)
 
-    # A side face's normal is the profile's edge rotated by 90 degrees. The faces are ordered: all
-    # side faces, then the two end faces.
+    # Compute the side faces' normals by rotating the profile's edges by 90 degrees. All side faces
+    # come first, then the two end faces.
     edge = np.roll(profile, -1, axis=0) - profile
     edge /= np.sqrt(edge[:, :1] ** 2 + edge[:, 1:] ** 2)
     sides = edge[:, 1:] * axes[0] - edge[:, :1] * axes[1]
@@ -188,7 +189,7 @@ def ellipsoid(
         material: a constant of objects.py (FACADE, PAINT, ...), which selects the shading function.
         colour: (3,), linear RGB.
         second: second colour, (3,), linear RGB; its use depends on the material.
-        key: 0..255, a random number that varies the texture.
+        key: random number from 0 to 255, which varies the texture.
         numbers: (4,), parameters of the material; the first is the raggedness of the outline, from
             0 (smooth) to 1.
     """
@@ -228,8 +229,8 @@ def rectangle(camera: Camera, points: np.ndarray) -> tuple[slice, slice] | None:
     if not seen.any():
         return None
     if not seen.all():
-        # The near plane cuts the hull: replace the corners behind the plane by the plane's
-        # intersections with all segments from a corner in front to a corner behind.
+        # Clip the hull at the near plane if the plane cuts it: replace the corners behind the plane
+        # by the plane's intersections with all segments from a corner in front to a corner behind.
         front = points[seen][:, None]
         back = points[~seen][None]
         share = (front[..., 2:] - NEAR_M) / (front[..., 2:] - back[..., 2:])
@@ -260,7 +261,7 @@ def rays(camera: Camera) -> tuple[np.ndarray, np.ndarray]:
 
 
 def cast(camera: Camera, solids: list[Solid]) -> Hits:
-    """Finds the nearest face in every pixel.
+    """Finds the nearest face in every pixel by casting rays.
 
     Args:
         camera: the camera, above the ground.
@@ -275,8 +276,8 @@ def cast(camera: Camera, solids: list[Solid]) -> Hits:
     inverse = (np.float32(down[0]) * x + np.float32(down[2])) + np.float32(down[1]) * y
     face = np.where(inverse > 1 / HORIZON_M, np.int32(GROUND), np.int32(SKY))
     inverse[face == SKY] = 0
-    # Intersect the rays with each solid within its bounding rectangle in the image. Per pixel, keep
-    # the nearest face so far.
+    # Intersect the rays with each solid within its bounding rectangle in the image. Keep each
+    # pixel's nearest face so far.
     first = 1
     for solid in solids:
         area = rectangle(camera, solid.corners)
@@ -295,7 +296,7 @@ def cast(camera: Camera, solids: list[Solid]) -> Hits:
 
 
 def _cast_faces(camera, solid, x, y):
-    """Intersects the rays of a rectangle of pixels with a polyhedron.
+    """Intersects the rays of h x w pixels with a polyhedron.
 
     A front face is one that the camera looks at from outside. A ray hits the polyhedron if it
     crosses the planes of all front faces before that of any other face. It then enters through the
@@ -311,7 +312,7 @@ def _cast_faces(camera, solid, x, y):
         The inverse depth, (h, w) float32, 0 for rays that miss, and the index of the face hit,
         (h, w) int32 or one int. The inverse depth is None if there is no front face.
     """
-    # If gap < 0, the camera is in front of the face's plane, so the face is a front face.
+    # Find the front faces: if gap < 0, the camera is in front of the face's plane.
     gap = solid.offsets - (solid.normals * camera.position).sum(-1)
     gap = np.where(np.abs(gap) < 1e-6, 1e-6, gap)
     slope = ((solid.normals[:, None, :] * camera.axes).sum(-1) / gap[:, None]).astype(np.float32)
@@ -331,7 +332,7 @@ def _cast_faces(camera, solid, x, y):
 
 
 def _cast_ellipsoid(camera, solid, x, y):
-    """Intersects the rays of a rectangle of pixels with an ellipsoid.
+    """Intersects the rays of h x w pixels with an ellipsoid.
 
     In units of the radii the ellipsoid is a unit sphere. The nearer root of a quadratic equation is
     the ray's intersection with it.
@@ -362,8 +363,8 @@ def _cast_ellipsoid(camera, solid, x, y):
     inner = along * along - np.float32(outside) * square
     hit = (inner > 0) & (along < 0)
     if solid.numbers[0] > 0:
-        # A ragged ellipsoid (a tree's crown) has holes that become larger towards the outline.
-        # `depth` falls from 1 at the ellipsoid's centre to 0 on its outline.
+        # Cut holes into a ragged ellipsoid (a tree's crown), which become larger towards the
+        # outline. `depth` falls from 1 at the ellipsoid's centre to 0 on its outline.
         depth = inner / (along * along) * np.float32(outside + 1)
         scale = np.float32(4.5 * math.sqrt(outside + 1))
         holes = noise(x * scale + np.float32(solid.key), y * scale)

@@ -17,7 +17,7 @@ _MARK = np.array([0.72, 0.72, 0.69], np.float32)
 def ground(
     camera: Camera, street: Street, hits: Hits, at: np.ndarray, depth, point, ray
 ) -> np.ndarray:
-    """Returns the lit colours of the ground's pixels, (n, 3) float32, linear RGB.
+    """Returns the colours of the ground's pixels with light applied, (n, 3) float32, linear RGB.
 
     Args:
         camera: the camera that the image was cast with.
@@ -44,8 +44,8 @@ def _albedo(camera: Camera, road: Road, depth, x, z):
         x: (n,), world x, metres.
         z: (n,), world z, metres.
     """
-    # `foot` and `long` are a pixel's size on the ground, across and along the viewing direction;
-    # `e` is the distance to the right of the centre line. All are in metres.
+    # Compute a pixel's size on the ground, across (`foot`) and along (`long`) the viewing
+    # direction, and its distance `e` to the right of the centre line, all in metres.
     foot = depth * np.float32(1 / camera.focal)
     long = np.minimum(depth * foot * np.float32(1 / camera.position[1]), 40) + np.float32(1e-3)
     e = x - np.float32(road.offset) - np.float32(road.bend) * z * z
@@ -108,8 +108,8 @@ def _light_that_arrives(camera: Camera, street: Street, hits: Hits):
     depth = 1 / np.where(hits.face == GROUND, hits.inverse_depth, 1)
     world_x = depth * (axes[0, 0] * x + axes[2, 0] + axes[1, 0] * y)
     world_z = depth * (axes[0, 2] * x + axes[2, 2] + axes[1, 2] * y)
-    # Solids block sunlight; vehicles also block sky light close to them. Each shadow is computed
-    # only within its bounding rectangle in the image.
+    # Shade the ground: solids block sunlight, and vehicles also block sky light close to them. Each
+    # shadow is computed only within its bounding rectangle in the image.
     to_sun = street.light.sun
     for solid in street.solids:
         if street.light.sun_colour[0] > 0.3 and solid.material != WHEEL:
@@ -127,7 +127,7 @@ def _light_that_arrives(camera: Camera, street: Street, hits: Hits):
 
 
 def _shadow_of_faces(solid: Solid, to_sun, x, z):
-    """Returns a mask of the shadow of a polyhedron on the ground, (h, w) float32.
+    """Returns the shadow of a polyhedron at ground points, as a mask (h, w) float32.
 
     It is 1 at ground points from which the polyhedron hides the sun, else 0.
 
@@ -162,7 +162,7 @@ def _shadow_of_ellipsoid(solid: Solid, to_sun, x, z):
         x: (h, w), world x of the ground points, metres.
         z: (h, w), world z of the ground points, metres.
     """
-    # Scale coordinates by the radii, so that the ellipsoid is a unit sphere at the origin.
+    # Scale coordinates by the radii, which makes the ellipsoid a unit sphere at the origin.
     middle = solid.centre.astype(np.float32)
     radii = solid.radii.astype(np.float32)
     way = (to_sun / solid.radii).astype(np.float32)
@@ -178,7 +178,7 @@ def _shadow_of_ellipsoid(solid: Solid, to_sun, x, z):
 
 
 def _beside_vehicle(solid: Solid, x, z):
-    """Returns the fraction 0.1..1 of sky light that reaches the ground under and beside a vehicle.
+    """Returns the fraction of sky light that reaches the ground under and beside a vehicle.
 
     Without this soft shadow a vehicle seems to float above the ground when there is no sun.
 
@@ -188,7 +188,7 @@ def _beside_vehicle(solid: Solid, x, z):
         z: (h, w), world z of the same points, metres.
 
     Returns:
-        (h, w) float32.
+        (h, w) float32, 0.1 to 1.
     """
     x = x - np.float32(solid.centre[0])
     z = z - np.float32(solid.centre[2])

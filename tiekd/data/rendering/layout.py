@@ -53,7 +53,7 @@ class Road(NamedTuple):
         """Returns the horizontal direction of the road's centre line, radians, > 0 to the right.
 
         Args:
-            z: distance along the world's z axis at which the direction is asked for, metres.
+            z: world z of the point on the centre line, metres.
         """
         return math.atan(2 * self.bend * z)
 
@@ -69,7 +69,7 @@ class Road(NamedTuple):
         return x, z - across * math.sin(angle)
 
     def open_at(self, z: float, room: float) -> bool:
-        """Returns True if an object beside the road leaves the side road free, which is 8 m wide.
+        """Returns True if an object beside the road doesn't block the side road, which is 8 m wide.
 
         Args:
             z: z of the object's centre, metres.
@@ -113,7 +113,7 @@ def random_street(draw: Draw) -> Street:
             _lane(
                 solids, draw, road, parked, draw.span(2, 14), draw.span(0.8, 12), oncoming=side < 0
             )
-    # Add driving vehicles, in the right lane away from the camera and in the left lane oncoming.
+    # Add driving vehicles: away from the camera on the right lane, towards it on the left lane.
     lane = road.lane_edge / 2
     if draw.chance(0.8):
         _lane(solids, draw, road, lane, draw.span(8, 40), draw.span(10, 50), oncoming=False)

@@ -1,4 +1,4 @@
-"""Generates a scene's random light, sunny or overcast, and shades the sky that belongs to it."""
+"""Generates a scene's random light, sunny or overcast, and shades the sky."""
 
 import math
 from typing import NamedTuple
@@ -20,7 +20,7 @@ class Light(NamedTuple):
         horizon: colour of the sky at the horizon; the haze's colour is derived from it.
         clouds: cloud cover, 0 (clear) to 1 (overcast).
         haze_m: distance over which haze attenuates light to about 1/e, metres.
-        exposure: factor on all colours before the tone curve.
+        exposure: factor by which all colours are multiplied before the tone curve.
         hills: height of the hills on the horizon divided by their distance.
     """
 
@@ -75,7 +75,7 @@ def random_light(draw: Draw) -> Light:
 
 
 def sky(ray: list[np.ndarray], light: Light) -> np.ndarray:
-    """Returns the sky's colours (n, 3) float32, linear RGB: gradient, sun glow, clouds and hills.
+    """Returns the colours of sky, sun glow, clouds and distant hills, (n, 3) float32, linear RGB.
 
     Args:
         ray: three (n,) arrays, the ray directions of n pixels in world axes, not normalised.
@@ -104,7 +104,7 @@ def sky(ray: list[np.ndarray], light: Light) -> np.ndarray:
     cloud = light.horizon * np.float32(0.95) + light.sun_colour * np.float32(0.15)
     colour += cover[:, None] * (cloud - colour)
 
-    # Add distant hills: the ridge's height is noise over the horizontal viewing direction.
+    # Add distant hills: the height of the ridge is noise over the horizontal viewing direction.
     across, up = ray[0] / ray[2], ray[1] / ray[2]
     row = np.zeros_like(across)
     ridge = noise(across * 3 + 40, row) + np.float32(0.35) * noise(across * 23, row)

@@ -19,13 +19,13 @@ class Surface(NamedTuple):
     Attributes:
         colour: (n, 3), linear RGB.
         second: (n, 3), second colour, linear RGB.
-        numbers: (n, 4), parameters of the material, as the functions below describe.
-        key: (n,) int64, 0..255, the solid's random number.
+        numbers: (n, 4), parameters of the material, as the functions for the materials describe.
+        key: (n,) int64, the solid's random number, 0 to 255.
         normal: (n, 3), unit normals in world axes.
         local: (n, 3), coordinates in the solid's local frame.
         along: (n,), horizontal coordinate on the face.
         height: (n,), height above the ground.
-        wide: (n,), size of a pixel on the surface along `along`.
+        wide: (n,), size of a pixel on the surface in the direction of `along`.
         foot: (n,), size of a pixel perpendicular to the viewing direction.
     """
 
@@ -44,7 +44,7 @@ class Surface(NamedTuple):
 def solids(
     camera: Camera, street: Street, hits: Hits, at: np.ndarray, depth, point, ray
 ) -> np.ndarray:
-    """Returns the lit colours of the solids' pixels, (n, 3) float32, linear RGB.
+    """Returns the colours of the solids' pixels with light applied, (n, 3) float32, linear RGB.
 
     Args:
         camera: the camera that the image was cast with.
@@ -69,7 +69,7 @@ def solids(
     sun = light.sun.astype(np.float32)
     up = surface.normal[:, 1]
     towards = surface.normal[:, 0] * sun[0] + up * sun[1] + surface.normal[:, 2] * sun[2]
-    # Leaves are translucent, so a tree's side away from the sun is lighter than a wall's.
+    # Lighten the side of leaves away from the sun, because they are translucent.
     towards = np.where(material == LEAF, towards * np.float32(0.55) + np.float32(0.35), towards)
     near_ground = np.minimum(np.float32(0.65) + surface.height * np.float32(0.2), 1)
     sky = (np.float32(0.62) + np.float32(0.38) * up) * near_ground
@@ -106,7 +106,7 @@ def _surfaces(
     axes = np.array([solid.axes for solid in all_solids], np.float32)
     local = np.stack([(from_centre * axes[owner, row]).sum(-1) for row in range(3)], 1)
     radii = each([solid.radii if solid.radii is not None else (0, 0, 0) for solid in all_solids])
-    # The normal of an ellipsoid is the normalised gradient of its implicit equation.
+    # Compute the normals of ellipsoids: the normalised gradient of the implicit equation.
     curved = np.flatnonzero(radii[:, 0])
     normal[curved] = from_centre[curved] / (radii[curved] * radii[curved])
     normal[curved] /= np.sqrt((normal[curved] * normal[curved]).sum(-1))[:, None]
@@ -128,7 +128,7 @@ def _surfaces(
 
 
 def _facade(s: Surface, light: Light) -> np.ndarray:
-    """Returns the unlit colours (n, 3) of a building: walls with rows of windows, and the roof.
+    """Returns the colours (n, 3), before lighting, of a building: walls with windows, and the roof.
 
     The material's parameters, s.numbers, are the horizontal spacing of the windows (metres), the
     height of a storey (metres), the width of a window divided by the spacing, and the height of the
@@ -139,7 +139,7 @@ def _facade(s: Surface, light: Light) -> np.ndarray:
         light: the scene's light, which the panes reflect.
     """
     period, storey, duty, top = s.numbers.T
-    # Some facades have wide shop windows on the ground floor.
+    # Give the facades whose key is a multiple of 3 wide shop windows on the ground floor.
     shop = (s.key % 3 == 0) & (s.height < storey)
     duty = np.where(shop, np.float32(0.82), duty)
     across = s.along + 50 * period
@@ -166,19 +166,19 @@ def _facade(s: Surface, light: Light) -> np.ndarray:
     ledge = stripes(s.height + np.float32(0.15), storey, np.float32(0.05), s.foot) * (s.key % 5 < 2)
     mix(wall, np.float32(0.6) * s.colour, ledge.astype(np.float32))
     mix(wall, np.float32(0.5) + np.float32(0.25) * s.colour, frame)
-    # Panes reflect the sky, each with a random reflectance.
+    # Let the panes reflect the sky, each with a random reflectance.
     reflected = np.float32(0.02) + np.float32(0.25) * cell * cell
     pane = reflected[:, None] * (light.horizon + np.float32(0.15))
     mix(wall, pane, glass)
 
-    # Faces whose normal points upwards are the roof: paint rows of tiles.
+    # Paint rows of tiles on the roof, i.e. on faces whose normal points upwards.
     rows = np.float32(0.3) * stripes(s.height, np.float32(0.2), np.float32(0.25), s.foot * 2)
     tiles = s.second * (1 + 2 * spots - rows)[:, None]
     return np.where(s.normal[:, 1:2] > 0.3, tiles, wall)
 
 
 def _body(s: Surface, light: Light) -> np.ndarray:
-    """Returns the unlit colours (n, 3) of a vehicle's body: lamps, plates, grille and door seams.
+    """Returns the colours (n, 3), before lighting, of a vehicle's body with lamps and plates.
 
     The material's parameters, s.numbers, are the height of the windows' lower edge, half the length
     and half the width of the vehicle (metres), and one that is not used.
@@ -210,7 +210,7 @@ def _body(s: Surface, light: Light) -> np.ndarray:
 
 
 def _cabin(s: Surface, light: Light) -> np.ndarray:
-    """Returns the unlit colours (n, 3) of a vehicle's cabin with its windows and pillars.
+    """Returns the colours (n, 3), before lighting, of a vehicle's cabin with windows and pillars.
 
     The material's parameters, s.numbers, are the height of the windows' lower and upper edge
     (metres), half the vehicle's length (metres), and 1 if only the front part has windows, else 0.
@@ -243,7 +243,7 @@ def _shine(s: Surface, share: float, light: Light) -> np.ndarray:
 
 
 def _wheel(s: Surface, light: Light) -> np.ndarray:
-    """Returns the unlit colours (n, 3) of a tyre with its hub.
+    """Returns the colours (n, 3), before lighting, of a tyre with its hub.
 
     The material's parameters, s.numbers, are the axle's position along the vehicle and the tyre's
     radius (metres), and two that are not used.
@@ -260,7 +260,7 @@ def _wheel(s: Surface, light: Light) -> np.ndarray:
 
 
 def _plain(s: Surface, light: Light) -> np.ndarray:
-    """Returns the unlit colours (n, 3) of a surface of one colour with stains.
+    """Returns the colours (n, 3), before lighting, of a surface of one colour with stains.
 
     The material's parameters, s.numbers, are the contrast of the stains, 0 for none, and three that
     are not used.
@@ -275,7 +275,7 @@ def _plain(s: Surface, light: Light) -> np.ndarray:
 
 
 def _leaf(s: Surface, light: Light) -> np.ndarray:
-    """Returns the unlit colours (n, 3) of leaves in clumps, lighter where the normal points up.
+    """Returns the colours (n, 3), before lighting, of leaves in clumps, lighter where they face up.
 
     Args:
         s: the n surface points.

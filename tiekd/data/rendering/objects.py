@@ -2,7 +2,7 @@
 
 Sizes and positions are in metres, colours linear RGB, and angles in radians: an object at angle 0
 faces along z, at a positive angle it is turned to the right. A solid's `numbers` are parameters of
-its material; materials.py says their meaning. Vehicles are in vehicles.py.
+its material; materials.py states their meaning. Vehicles are in vehicles.py.
 """
 
 import math
@@ -181,7 +181,7 @@ def block(
         angle: horizontal direction of the length, radians.
         colour: linear RGB.
         rough: contrast of the texture, 0 for none.
-        key: 0..255, varies the texture.
+        key: number from 0 to 255, which varies the texture.
     """
     ahead, up, right = frame(angle)
     profile = [(-length / 2, low), (length / 2, low), (length / 2, high), (-length / 2, high)]
@@ -219,8 +219,8 @@ def building(
     ahead, up, right = frame(angle)
     storey = draw.span(2.7, 3.4)
     top = storey * storeys + draw.span(0.2, 0.8)
-    # A building is its gable wall's outline, extruded along the roof's ridge. If the gable faces
-    # the street, the ridge is perpendicular to the street.
+    # Build the house as its gable wall's outline, extruded along the roof's ridge. If the gable
+    # faces the street, the ridge is perpendicular to the street.
     gable_on_street = draw.chance(0.4)
     span, half = (length / 2, depth / 2) if gable_on_street else (depth / 2, length / 2)
     axes = (ahead, up, right) if gable_on_street else (right, up, ahead)
@@ -243,7 +243,7 @@ def tree(solids: list[Solid], draw: Draw, x: float, z: float, size: float) -> No
         draw: the random number generator.
         x: world x, metres.
         z: world z, metres.
-        size: factor on the height, which is 5 to 9 m at a size of 1.
+        size: factor by which the random height of 5 to 9 m is multiplied.
     """
     tall = draw.span(5, 9) * size
     key = draw.whole(256)

@@ -34,8 +34,8 @@ def shade(camera: Camera, street: Street, hits: Hits) -> np.ndarray:
         depth = 1 / hits.inverse_depth[at]
         way = [part[at] for part in ray]
         point = [np.float32(camera.position[k]) + depth * way[k] for k in range(3)]
-        # Haze: the transmittance is (1 + z / 4L)^-4 with L = haze_m. It approximates exp(-z / L),
-        # which is not bit-equal on every CPU.
+        # Add haze. Its transmittance with L = haze_m is (1 + z / 4L)^-4, which approximates exp(-z
+        # / L), because exp isn't bit-equal on every CPU.
         clear = 1 / (1 + depth * np.float32(0.25 / light.haze_m))
         clear *= clear
         clear *= clear
@@ -47,8 +47,8 @@ def shade(camera: Camera, street: Street, hits: Hits) -> np.ndarray:
 def _tone(linear: np.ndarray) -> np.ndarray:
     """Applies a camera-like tone curve to an image.
 
-    Highlights are compressed, a square root is the gamma, and averaging with a smoothstep adds
-    contrast.
+    Highlights are compressed, a square root is taken as gamma, and the mean with a smoothstep of
+    the result adds contrast.
 
     Args:
         linear: linear RGB values >= 0, of any shape.

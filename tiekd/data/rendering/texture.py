@@ -1,7 +1,7 @@
 """Box-filtered patterns and value noise, from which all textures are made; all arrays are float32.
 
 The argument `foot` is the size of a pixel on the surface, in the unit of the coordinate. Patterns
-are averaged over it, so a pattern finer than a pixel yields its mean instead of aliasing.
+are averaged over it, so a pattern finer than a pixel gives its mean instead of aliasing.
 """
 
 import numpy as np
@@ -34,7 +34,7 @@ def noise(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """
     i, j = np.floor(a), np.floor(b)
     fa, fb = a - i, b - j
-    # Smoothstep interpolation, so that the noise has no visible creases along the lattice lines.
+    # Interpolate by a smoothstep, so that the noise has no visible creases along the lattice lines.
     fa = fa * fa * (3 - 2 * fa)
     fb = fb * fb * (3 - 2 * fb)
     i, j = i.astype(np.int32), j.astype(np.int32)
@@ -52,7 +52,7 @@ def grain(a: np.ndarray, b: np.ndarray, cell: float, foot: np.ndarray) -> np.nda
         a: first coordinate.
         b: second coordinate.
         cell: lattice spacing of the noise, in the unit of a and b.
-        foot: size of a pixel on the surface, in the same unit.
+        foot: size of a pixel on the surface, in the unit of a and b.
     """
     fade = np.minimum(np.maximum(cell / foot - np.float32(0.4), 0), 1)
     return fade * (noise(a * np.float32(1 / cell), b * np.float32(1 / cell)) - np.float32(0.5))

@@ -58,7 +58,7 @@ def vehicle(
     key = draw.whole(256)
 
     def add(profile, half_width, material, colour, numbers):
-        # Pass `paint` as the second colour, which the material CABIN uses for pillars and roof.
+        # Add the part; the material CABIN uses the second colour, `paint`, for pillars and roof.
         solids.append(
             prism(profile, (x, 0, middle), axes, half_width, material, colour, paint, key, numbers)
         )

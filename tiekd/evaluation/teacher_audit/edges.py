@@ -1,10 +1,10 @@
 """Measures if the edges of depth maps are at the same positions as the edges of their images.
 
-Most depth edges coincide with edges of the image. So this computes the correlation of the edges of
-a frame's image with those of its map and, as controls, with those of the map's mirror image and of
-other frames' maps: a map that belongs to its image correlates more than the controls. The mean edge
-map over all frames is subtracted first, because what is common to all frames, such as the horizon,
-would fit any of them. Needs no ground truth.
+Most depth edges coincide with edges of the image. So this module correlates the edges of a frame's
+image with those of its depth map and, as controls, with those of the mirrored map and of other
+frames' maps: a map that belongs to its image correlates more than the controls. The mean edge map
+over all frames is subtracted first, because edges that all frames share, such as the horizon, would
+fit any map. Needs no ground truth.
 """
 
 from collections.abc import Sequence
@@ -16,12 +16,13 @@ from torch.nn.functional import max_pool2d, normalize, pad
 
 from tiekd.evaluation.teacher_audit.grid import AuditFrame
 
-_WEIGHTS = (0.4026, 0.2442, 0.0545)  # a Gaussian with a sigma of one grid cell, at 0, 1 and 2 cells
-_STRONG = 0.95  # quantile of the gradient's magnitude that counts as a full edge
+# The weights of a Gaussian with a sigma of one grid cell, at distances of 0, 1 and 2 cells.
+_WEIGHTS = (0.4026, 0.2442, 0.0545)
+_STRONG = 0.95  # gradients above this quantile of the magnitude are clipped to it
 
 
 def t_value(values: np.ndarray) -> float:
-    """Returns the mean of the finite values, divided by its standard error.
+    """Returns the t statistic of the finite values: their mean, divided by its standard error.
 
     Args:
         values: (N,), one value per frame; non-finite ones are left out.
@@ -37,7 +38,7 @@ def t_value(values: np.ndarray) -> float:
 
 
 def rank_z(shares: np.ndarray) -> float:
-    """Returns by how many standard errors the mean of `shares` is above 1/2.
+    """Returns the z statistic of `shares`: (their mean - 1/2) / standard error of the mean.
 
     The standard error is that of uniformly distributed shares, which are expected if a frame's own
     map fits no better than other frames' maps.
@@ -58,7 +59,7 @@ def rank_z(shares: np.ndarray) -> float:
 def own_shares(similarity: np.ndarray) -> np.ndarray:
     """Returns for each frame the fraction of other frames' maps that fit it worse than its own.
 
-    Maps that fit equally well count half.
+    A map that fits as well as the frame's own counts half.
 
     Args:
         similarity: (N, N); element (i, j) says how well frame j's map fits frame i.
@@ -90,7 +91,7 @@ class EdgeFigures:
         images = _edges(_stacked([frame.image for frame in frames]), None)
         maps = _depth_edges(np.stack([frame.depth for frame in frames]))
         self.own = _correlations(images, maps).numpy()
-        # Mirroring the edges gives the edges of the mirrored map, so they aren't computed again.
+        # Compute the edges of mirrored maps by mirroring the edges, which gives the same.
         self.mirrored = _correlations(images, maps.flip(-1)).numpy()
         self.mirror_t = t_value(self.own - self.mirrored)
         self.own_z = rank_z(own_shares((images.flatten(1) @ maps.flatten(1).T).numpy()))
@@ -149,7 +150,7 @@ def _edges(maps: Tensor, valid: Tensor | None) -> Tensor:
 
 
 def _blurred(maps: Tensor) -> Tensor:
-    """Blurs maps (N, h, w) along the last axis by a Gaussian with a sigma of one grid element."""
+    """Blurs maps (N, h, w) along the last axis by a Gaussian whose sigma is one grid cell."""
     reach = len(_WEIGHTS) - 1
     padded = pad(maps, (reach, reach), mode="replicate")
     width = maps.shape[-1]

@@ -1,9 +1,9 @@
 """Resizes frames to the coarse grid on which the audit of a teacher compares them.
 
-The grid has 96 cells, i.e. elements, along its shorter side. That suffices for edges, slopes and
-scales, and makes frames of several sizes comparable; a frame takes some 0.2 MB. A frame of another
-aspect ratio is stretched, and its intrinsics with it. Left out: fine detail, which no rule of the
-audit needs.
+The grid has 96 cells, i.e. elements of an array, along its shorter side. That suffices for edges,
+slopes and scales, and makes frames of several sizes comparable; a frame takes some 0.2 MB. A frame
+of another aspect ratio is stretched, and its intrinsics with it. Left out: fine detail, which no
+rule of the audit needs.
 """
 
 from collections.abc import Mapping
@@ -21,8 +21,10 @@ SHORT_SIDE = 96  # cells of the audit's grid along an image's shorter side
 class AuditFrame:
     """The data of one frame that the audit of a teacher uses.
 
-    Maps are (h, w) float32, resized to the audit's grid of h x w cells. A ratio is that of two
-    depths at one position; "not asked" means that the teacher wasn't called for that image.
+    Maps are (h, w) float32, resized to the audit's grid of h x w cells. Some attributes compare the
+    depth with the teacher's depth for a changed image: a log ratio is the logarithm of the ratio of
+    two depths in the same cell, and "not asked" means that the teacher wasn't called for the
+    changed image.
 
     Attributes:
         index: The frame's index in the dataset.
@@ -31,11 +33,12 @@ class AuditFrame:
         depth: The teacher's depth, metres, 0 where invalid.
         truth: The ground truth, metres, 0 where not measured.
         intrinsics: (3, 3) float64 in cells of the grid, NaN where unknown.
-        levels: Number of distinct depths among the teacher's valid pixels, before resizing to the
-            grid, as for the next four attributes. A pixel is valid if its depth is finite and
-            above 0.
+        levels: Number of distinct depths among the teacher's valid pixels, counted at the map's own
+            size, as for the next four attributes. A pixel is valid if its depth is finite and above
+            0.
         pixels: Number of valid pixels.
-        beyond: Fraction of the valid pixels with a depth above the student's largest.
+        beyond: Fraction of the valid pixels whose depth is above the largest that the student can
+            predict.
         at_top: Fraction of the valid pixels that have the frame's largest depth.
         valid: Fraction of all pixels that are valid.
         swapped: The teacher's depth for the image with red and blue exchanged; None if not asked.
@@ -71,7 +74,7 @@ class AuditFrame:
 
 
 def grid_of(height: int, width: int) -> tuple[int, int]:
-    """Returns the size (rows, columns) of the grid for images of a given size.
+    """Returns the size (rows, columns) of the audit's grid for images of the given size.
 
     The shorter side has SHORT_SIDE cells, or as many as the image has pixels if those are fewer.
 
@@ -84,7 +87,7 @@ def grid_of(height: int, width: int) -> tuple[int, int]:
 
 
 def on_grid(image: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """Averages an image over its channels, and resizes it to the grid.
+    """Averages an image over its channels, and resizes it to the audit's grid.
 
     Args:
         image: (3, H, W), normalised.
@@ -98,7 +101,7 @@ def on_grid(image: Tensor, size: tuple[int, int]) -> np.ndarray:
 
 
 def depth_on_grid(depth: Tensor, size: tuple[int, int], min_share: float = 0.0) -> np.ndarray:
-    """Resizes a depth map to the grid: each cell gets the geometric mean of its valid depths.
+    """Resizes a depth map to the audit's grid: a cell gets the geometric mean of its valid depths.
 
     Args:
         depth: (H, W) metres; 0, negative or not finite where invalid.
@@ -134,7 +137,7 @@ def intrinsics_on_grid(
     for row, (cells, pixels) in enumerate(((size[1], own_size[1]), (size[0], own_size[0]))):
         factor = cells / pixels
         scaled[row] *= factor
-        # Convert the principal point: in pixels as in cells, coordinate 0 is the centre of the
-        # first one.
+        # Convert the principal point. In pixels as in cells, coordinate 0 is the centre of the
+        # first one, so its edge is at -1/2.
         scaled[row, 2] += (factor - 1) / 2
     return scaled

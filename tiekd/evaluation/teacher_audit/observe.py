@@ -1,8 +1,9 @@
 """Calls a teacher for some frames, and resizes its depth maps to the audit's grid.
 
-Each frame is a batch of its own, whole and not augmented, as in caching a teacher's maps. A teacher
-that is a network can also be called for changed images (`Questions`), each at the cost of further
-calls. Frames that can't be read are left out; training and bin/check_data.py report them.
+Each frame is a batch of its own, neither cropped nor augmented, as when a teacher's maps are
+cached. A teacher that is a network can also be called for changed images (`Questions`), each of
+which costs further calls. Frames that can't be read are left out; training and bin/check_data.py
+report them.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -25,9 +26,9 @@ from tiekd.evaluation.teacher_audit import grid
 from tiekd.evaluation.teacher_audit.grid import AuditFrame
 
 ZOOM = 1.25
-_NOISE = 0.1  # standard deviation of the added noise, in a normalised image; some 6 grey levels
-_COVERED = 3  # the covered part is 1 / _COVERED of the image's width
-_UNCHANGED = 1e-3  # mean |log ratio| up to which a map counts as unchanged
+_NOISE = 0.1  # standard deviation of the noise added to a normalised image, some 6 grey levels
+_COVERED = 3  # the covered part of an image is 1 / _COVERED of its width
+_UNCHANGED = 1e-3  # mean |log ratio| of two maps up to which they count as equal
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Observer:
     focals: Callable[[int], Mapping[str, float]] | None = None
 
     def observe(self, count: int) -> list[AuditFrame]:
-        """Calls the teacher for evenly spaced frames of the dataset.
+        """Calls the teacher for evenly spaced frames of the dataset, and measures its maps.
 
         Args:
             count: Maximum number of frames.
@@ -89,7 +90,7 @@ class Observer:
         return found
 
     def batches(self, index: int) -> Iterator[Batch]:
-        """Yields one batch with a single frame; nothing if the frame can't be read.
+        """Yields one batch with a single frame, or nothing if the frame can't be read.
 
         Args:
             index: The frame's index in the dataset.
@@ -142,7 +143,7 @@ class Observer:
             response = self._response(batch, raw)
         if self.questions.changed:
             changed = self._changes(batch, raw)
-        # The focal length that the data set lists; NaN intrinsics mean that it lists none.
+        # Compute the focal length that the dataset lists. Its intrinsics are NaN if it lists none.
         matrix = batch.intrinsics[0].cpu()
         focal = float(matrix[0, 0] + matrix[1, 1]) / 2
         listed = {"listed": focal} if np.isfinite(focal) else {}
@@ -161,7 +162,8 @@ class Observer:
             valid=float(valid.float().mean()),
             swapped=swapped,
             response=response,
-            # Another source is of use only beside a listed focal length.
+            # Focal lengths of other sources are only compared with the listed one, so skip them
+            # without it.
             focals=listed and listed | self._estimated(batch) | self._other_focals(index),
             **changed,
         )
@@ -192,11 +194,11 @@ class Observer:
         }
 
     def _response(self, batch: Batch, raw: Tensor) -> float:
-        """Calls the teacher for the covered image, and returns the attribute `response`.
+        """Calls the teacher for a frame with a covered part, and returns how its depth responds.
 
         Args:
             batch: A batch of one frame.
-            raw: (H, W), the teacher's depth of this frame, metres.
+            raw: (H, W), the teacher's depth of the frame without the cover, metres.
 
         Returns:
             `AuditFrame.response` of the frame; NaN if the depth hardly changes.
@@ -235,15 +237,15 @@ class Observer:
 
 
 def response_of(there: float, opposite: float) -> float:
-    """Returns the log of the depth's change where an image was covered over that opposite to it.
+    """Returns the log ratio of depth's change in the covered part to that in the opposite part.
 
     Args:
-        there: Mean |log ratio| of depth with and without the cover, in the covered part.
-        opposite: The same in the part that is the mirror image of the covered one.
+        there: Mean |log ratio| of the depth with and without the cover, in the covered part.
+        opposite: The same mean in the part that is the mirror image of the covered one.
 
     Returns:
-        The logarithm of the ratio: above 0 if depth changes where the image does, below 0 if the
-        maps are mirrored. NaN if depth changes in neither part, as in stored maps.
+        log(there / opposite): above 0 if depth changes where the image does, below 0 if the maps
+        are mirrored. NaN if depth changes in neither part, as in stored maps.
     """
     if not max(there, opposite) > _UNCHANGED:
         return float("nan")
@@ -251,10 +253,10 @@ def response_of(there: float, opposite: float) -> float:
 
 
 def spaced(total: int, count: int) -> list[int]:
-    """Returns evenly spaced indices, increasing from 0.
+    """Returns evenly spaced indices of `total` elements, in increasing order from 0.
 
     Args:
-        total: Number of elements; indices are below it.
+        total: Number of elements.
         count: Maximum number of indices.
     """
     count = min(total, count)
@@ -271,7 +273,7 @@ def with_swapped_channels(batch: Batch) -> Batch:
 
 
 def mirrored(batch: Batch) -> Batch:
-    """Returns a copy of `batch` with images mirrored left to right, and intrinsics to match."""
+    """Returns a copy of `batch` with images and intrinsics mirrored left to right."""
     intrinsics = batch.intrinsics.clone()
     intrinsics[:, 0, 2] = batch.depth.shape[-1] - 1 - intrinsics[:, 0, 2]
     return batch._replace(
@@ -280,9 +282,9 @@ def mirrored(batch: Batch) -> Batch:
 
 
 def zoomed(batch: Batch) -> Batch:
-    """Returns a copy of `batch` with images enlarged by ZOOM, and intrinsics to match.
+    """Returns a copy of `batch` with images enlarged by the factor ZOOM, and intrinsics to match.
 
-    The images keep their size, so only their middle part is left.
+    Only the enlarged images' middle part is kept, so their size in pixels stays the same.
     """
     intrinsics = batch.intrinsics.clone()
     for row, side in enumerate((batch.depth.shape[-1], batch.depth.shape[-2])):
@@ -295,7 +297,7 @@ def zoomed(batch: Batch) -> Batch:
 def noisy(batch: Batch) -> Batch:
     """Returns a copy of `batch` with Gaussian noise added to its images.
 
-    The noise is the same in every call with images of this size.
+    The noise has a fixed seed, so it is the same in every call with images of the same size.
     """
     draw = torch.Generator().manual_seed(0)
     noise = torch.randn(batch.image.shape, generator=draw) * _NOISE
@@ -311,7 +313,7 @@ def covered(batch: Batch) -> Batch:
 
 
 def _enlarged(values: Tensor, mode: str) -> Tensor:
-    """Enlarges the middle of images or maps by ZOOM, so that their size stays the same.
+    """Enlarges images or maps by the factor ZOOM, and crops them to their original size.
 
     Args:
         values: (B, C, H, W).

@@ -32,14 +32,15 @@ _LINES = (
     ("truth_own_z", "error: own against other frames', std. errors", "{:.1f}"),
     ("truth_swap_t", "error: BGR against RGB, std. errors", "{:.1f}"),
 )
-# Below this change of depth by exchanged channels a teacher hardly sees colours, so BGR can't be
-# told from RGB.
+# A teacher whose depth changes less than this if red and blue are exchanged hardly uses colours, so
+# whether its input should be BGR or RGB can't be measured.
 _COLOUR_BLIND = 0.05
-_EQUIVARIANT = 0.1  # largest |log| of the maps' scale under zoom for an equivariant teacher
+# The largest |log| of the depth's scale under zoom for which a teacher counts as equivariant.
+_EQUIVARIANT = 0.1
 
 
 def table(verdict: Verdict) -> str:
-    """Returns a text of the audit's measurements, one per line, followed by the suspicions.
+    """Returns a text with the audit's measurements, one per line, and the suspected mistakes.
 
     Measurements that are NaN are left out.
 
@@ -68,7 +69,7 @@ def table(verdict: Verdict) -> str:
 
 
 def undecided(verdict: Verdict) -> list[str]:
-    """Returns what the audit's measurements can't decide, as texts that say why.
+    """Returns one text for each question that the audit couldn't decide, with the reason.
 
     Args:
         verdict: The result of the audit.

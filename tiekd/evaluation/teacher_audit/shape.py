@@ -1,4 +1,4 @@
-"""Measures properties of depth maps alone: slope over rows, planes, the camera's height.
+"""Measures properties of depth maps: their slope over rows, planes, the camera's height.
 
 Needs neither images nor ground truth. The measurements use two facts: depth decreases towards the
 lower border of street and indoor images; and on a plane, 1 / depth is a linear function of the
@@ -12,16 +12,17 @@ import numpy as np
 from tiekd.evaluation.teacher_audit.edges import t_value
 from tiekd.evaluation.teacher_audit.grid import AuditFrame
 
-_WINDOW = 24  # side of a square window of the map, in cells
-_FLAT = 0.08  # relative residual up to which a window counts as a plane
-_SLANTED = 1.3  # minimum ratio of depths in a window that tells depth from inverse depth
-_UPRIGHT = 0.9  # cosine of the largest angle between the ground's normal and the image's columns
+_WINDOW = 24  # side of the square windows of a map to which planes are fitted, in cells
+_FLAT = 0.08  # relative residual of the fit up to which a window counts as a plane
+_SLANTED = 1.3  # minimum ratio of depths in a window for it to distinguish depth from inverse depth
+# The cosine of the largest angle between a ground plane's normal and the image's vertical axis.
+_UPRIGHT = 0.9
 _ON_GROUND = 0.05  # relative error of inverse depth up to which a cell fits the ground plane
 _GROUND_SHARE = 0.6
 
 
 def row_correlation(depth: np.ndarray) -> float:
-    """Returns the rank correlation of each row's median depth with the row's number from the top.
+    """Returns the rank correlation of each row's median depth with the row's index from the top.
 
     Rows with a depth in less than half of their cells are left out.
 
@@ -55,7 +56,7 @@ def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def plane_preference(depth: np.ndarray) -> float:
-    """Measures if the planes in a map are linear functions of the position in it or in its inverse.
+    """Measures if planes are linear functions of the position in a map, or in the map's inverse.
 
     In square windows of the map, linear functions are fitted to the map and to its inverse. Windows
     count if either fit is good and the map varies enough to distinguish the two.
@@ -64,9 +65,9 @@ def plane_preference(depth: np.ndarray) -> float:
         depth: (h, w), depth map, 0 where invalid.
 
     Returns:
-        Median over the windows of log(residual of the inverse / residual of the map). Below 0 for
-        depth, since planes are linear in its inverse; above 0 for inverse depth. NaN if no window
-        counts.
+        Median over the windows of log(residual of the fit to the inverse / residual of the fit to
+        the map). It is below 0 if the map is depth, since planes are linear in inverse depth, and
+        above 0 if the map is inverse depth. NaN if no window counts.
     """
     height, width = depth.shape
     window = min(_WINDOW, height, width)
@@ -92,13 +93,13 @@ def _residual(patches: np.ndarray, basis: np.ndarray) -> np.ndarray:
 
 
 def inverse_t(depths: Sequence[np.ndarray]) -> float:
-    """Returns the evidence that maps are inverse depth, in standard errors; above 0 if they are.
+    """Returns a statistic that is above 0 if the maps are inverse depth, and below 0 if depth.
 
     It is the sum of the t statistics of `row_correlation` and `plane_preference` over the frames.
     A statistic that is NaN is left out; if both are NaN, the result is NaN.
 
     Args:
-        depths: One map (h, w) per frame, 0 where invalid.
+        depths: One map (h, w) per frame, of depth or inverse depth, 0 where invalid.
     """
     rows = t_value(np.array([row_correlation(depth) for depth in depths]))
     planes = t_value(np.array([plane_preference(depth) for depth in depths]))

@@ -1,8 +1,8 @@
-"""Compares the sigmas of a teacher with its actual errors, on frames with ground truth.
+"""Compares a teacher's sigmas, i.e. the errors that it states, with its actual errors.
 
-Each source of sigma is measured by itself, on whole frames at the size of their ground truth. Cost:
-a call of the teacher for each frame and source. The figures are those of
-tiekd/evaluation/sigma_quality.py.
+Needs frames with ground truth. Each source of sigma, i.e. each way to estimate it, is measured by
+itself, on whole frames at the size of their ground truth. Cost: a call of the teacher for each
+frame and source. The measures are those of tiekd/evaluation/sigma_quality.py.
 """
 
 from collections.abc import Mapping
@@ -19,14 +19,16 @@ from tiekd.evaluation.teacher_audit.observe import Observer, spaced
 
 @torch.no_grad()
 def observe(observer: Observer, count: int) -> list[SigmaFrame]:
-    """Calls a teacher with a sigma for evenly spaced frames of the dataset.
+    """Returns the depths, sigmas and errors of a teacher for evenly spaced frames of the dataset.
 
     Args:
-        observer: The observer, whose teacher returns a `Target` of one component.
+        observer: The observer, whose teacher returns a `Target` of one component, i.e. one depth
+            and sigma per pixel.
         count: Maximum number of frames.
 
     Returns:
-        The pixels with ground truth within the student's range, of the frames that could be read.
+        One entry for each frame that could be read: its pixels whose ground truth is within the
+        student's depth range.
     """
     found = []
     for index in spaced(len(observer.frames), count):
@@ -48,13 +50,13 @@ def observe(observer: Observer, count: int) -> list[SigmaFrame]:
 def calibration_of(
     source: str, figures: SigmaFigures, teacher: str | None, flip: bool
 ) -> Calibration:
-    """Returns what a recipe needs of a source's figures: the factors by depth, and its order.
+    """Returns the part of a sigma's measurements that a recipe uses to calibrate it.
 
     Args:
-        source: The source of sigma.
-        figures: Its figures.
+        source: Name of the source of sigma.
+        figures: The measurements of the source.
         teacher: Digest of the teacher's weights; None if they aren't accessible.
-        flip: True if the teacher averages with the depth for the mirror image.
+        flip: True if the teacher averages its depth with that for the mirrored image.
     """
     factors = tuple((each.depth_m, each.factor.value) for each in figures.ranges)
     return Calibration(
@@ -71,11 +73,11 @@ def calibration_of(
 
 
 def table(measured: Mapping[str, SigmaFigures], missing: Mapping[str, str]) -> str:
-    """Returns a text of the figures of the sources, and which of them order errors.
+    """Returns a text of each sigma source's measurements, and of which sources order errors.
 
     Args:
-        measured: Source -> its figures.
-        missing: Source -> why the teacher doesn't have it.
+        measured: Name of the source -> its measurements.
+        missing: Name of a source that the teacher doesn't have -> the reason.
     """
     lines = [f"{'sigma from':<12}{'rank correlation':>20}{'at equal depth':>20}{'gain':>20}"]
     for source, figures in measured.items():
@@ -100,7 +102,7 @@ def shortage(frames: list[SigmaFrame]) -> str | None:
     """Returns a message if too few frames have ground truth to measure a sigma; else None.
 
     Args:
-        frames: As `observe` returns them.
+        frames: The pixels of each frame, as `observe` returns them.
     """
     with_truth = int(np.sum([len(frame.sigma) > 0 for frame in frames]))
     if with_truth >= MIN_FRAMES:

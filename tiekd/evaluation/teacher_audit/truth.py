@@ -9,16 +9,18 @@ from tiekd.evaluation.teacher_audit.edges import own_shares, rank_z, t_value
 from tiekd.evaluation.teacher_audit.grid import AuditFrame
 from tiekd.evaluation.teacher_audit.shape import rank_correlation
 
-MIN_CELLS = 50  # minimum number of cells with both depths for a frame to count
-_COMPARED = 300  # number of a frame's cells that are compared with every other frame's map
+# The minimum number of cells with both the teacher's and the true depth for a frame to be compared.
+MIN_CELLS = 50
+# The number of a frame's cells at which every other frame's map is compared with its truth.
+_COMPARED = 300
 _SHARES = (0.0, 0.25, 0.5, 1.0)  # ends of the depth ranges, as fractions of max_depth_m
 
 
 class FrameTruth(NamedTuple):
     """The comparison of one frame's depth map with its ground truth.
 
-    All cells with both depths are compared. All attributes are NaN if there are fewer than
-    MIN_CELLS.
+    The cells in which both have a depth are compared. All attributes are NaN if there are fewer
+    than MIN_CELLS such cells.
 
     Attributes:
         abs_rel: Mean |teacher - truth| / truth.
@@ -26,8 +28,9 @@ class FrameTruth(NamedTuple):
         aligned: Median |log(teacher / truth) - m|, where m is the median of log(teacher / truth).
         correlation: Rank correlation of teacher and truth.
         fit_scale: s of truth = s * teacher + t, a robust fit whose residuals are relative to depth.
-        fit_shift: t of the same fit, metres.
-        shift_gain: Median relative residual of the fit, divided by that of teacher / scale.
+        fit_shift: t of the fit truth = s * teacher + t, metres.
+        shift_gain: Median relative residual of this fit, divided by that of the map teacher /
+            scale.
         relative_shift: |t| divided by the median truth.
     """
 
@@ -83,7 +86,8 @@ def compare(frames: Sequence[AuditFrame], max_depth_m: float) -> TruthFigures:
     each = [_frame_truth(frame.depth, frame.truth) for frame in frames]
     counted = [i for i, figures in enumerate(each) if np.isfinite(figures.aligned)]
     kept = [frames[i] for i in counted]
-    # Compare each map with its mirror image, with exchanged channels and with other frames' truth.
+    # Compare the error of each map with that of its mirror image, of the map for exchanged
+    # channels, and of other frames' maps.
     own = np.array([each[i].aligned for i in counted])
     mirrored = np.array([aligned_error(f.depth[:, ::-1], f.truth) for f in kept])
     ratios = np.log((mirrored + 1e-4) / (own + 1e-4))
@@ -128,19 +132,20 @@ def _errors_of_all(frames: Sequence[AuditFrame]) -> np.ndarray:
 
     Returns:
         (N, N); element (i, j) is the error of frame j's map relative to frame i's ground truth, or
-        NaN if too few cells have both.
+        NaN if too few cells have a depth in both.
     """
     logs = np.stack([np.where(f.depth > 0, f.depth, np.nan).ravel() for f in frames])
     logs = np.log(logs)
     errors = np.full((len(frames), len(frames)), np.nan)
     for row, frame in enumerate(frames):
-        # Compare at about _COMPARED cells only, since there are N * N pairs of maps and truths.
+        # Compare at about _COMPARED cells of a frame only, since N frames have N * N pairs of map
+        # and truth.
         cells = np.flatnonzero(frame.truth > 0)
         cells = cells[:: max(1, len(cells) // _COMPARED)]
         truth = np.log(frame.truth.ravel()[cells].astype(float))
         ratios = logs[:, cells] - truth
         counted = np.isfinite(ratios).sum(1) >= min(MIN_CELLS, len(cells))
-        # Remove each map's scale, which is the median of its log ratios.
+        # Remove each map's scale, i.e. subtract the median of its log ratios to the truth.
         ratios = ratios[counted]
         middles = np.nanmedian(ratios, 1, keepdims=True)
         errors[row, counted] = np.nanmedian(np.abs(ratios - middles), 1)
@@ -193,7 +198,8 @@ def _frame_truth(depth: np.ndarray, truth: np.ndarray) -> FrameTruth:
         return FrameTruth(*[float("nan")] * len(FrameTruth._fields))
     both = (depth > 0) & (truth > 0)
     teacher, true = depth[both].astype(float), truth[both].astype(float)
-    # Correct the map by a scale alone, and by scale and shift; compare the errors that are left.
+    # Compare the error that is left after correcting the map by a scale alone with the error after
+    # correcting it by scale and shift.
     scale = float(np.exp(np.median(ratio)))
     fit_scale, fit_shift = _affine_fit(teacher, true)
     by_scale = np.median(np.abs(teacher / scale - true) / true)
@@ -218,7 +224,7 @@ def _affine_fit(teacher: np.ndarray, true: np.ndarray) -> tuple[float, float]:
         true: (N,), the true depths, metres.
 
     Returns:
-        (s, t), t in metres.
+        (s, t), s without unit, t in metres.
     """
     unit = float(np.median(teacher)) or 1.0
     columns = np.stack([teacher / unit, np.ones(len(teacher))], 1)

@@ -1,10 +1,10 @@
-"""Decides from an audit's measurements (figures) which mistakes a teacher is suspected of.
+"""Decides from the audit's measurements which mistakes a teacher is suspected of.
 
-Each rule compares figures with limits. If enough frames have ground truth, the less certain rules
-for frames without it raise no suspicion. The limits were set such that good teachers pass;
-tiekd/tools/TEACHER_AUDIT.md lists the figures of such teachers. Not found without ground truth: an
-affine error (depth = s * map + t), and a scale that is wrong by less than the factor between two
-units.
+Each rule compares measurements, called figures, with limits. If enough frames have ground truth,
+the less certain rules for frames without it raise no suspicion. The limits were set such that good
+teachers pass; tiekd/tools/TEACHER_AUDIT.md lists the figures of such teachers. Not found without
+ground truth: an affine error (depth = s * map + t), and a scale that is wrong by less than the
+factor between two units.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from tiekd.evaluation.teacher_audit.grid import AuditFrame
 from tiekd.evaluation.teacher_audit.truth import TruthFigures
 
 MIN_FRAMES = 8
-_DENSE = 0.5  # minimum fraction of cells with a depth for maps whose edges are compared
+_DENSE = 0.5  # minimum fraction of a map's cells with a depth for its edges to be compared
 UNITS = {"millimetres": 1000.0, "centimetres": 100.0, "hundreds of metres": 0.01}
 UNITS |= {"kilometres": 0.001}
 
@@ -32,8 +32,8 @@ class Limits:
         scale: Largest factor by which the teacher's scale may differ from that of the truth.
         unit: Largest factor between a wrong scale and that of another unit for the unit to be
             suspected.
-        focal: Largest ratio of two sources' focal lengths that isn't suspicious.
-        estimate: The same for the ratio to the teacher's own estimate, which is less certain.
+        focal: Largest ratio of the focal lengths that two sources give which isn't suspicious.
+        estimate: Like `focal`, for the ratio to the teacher's own estimate, which is less certain.
         focal_scale: Largest factor between a wrong scale and the ratio of focal lengths for the
             focal length to be suspected.
         aligned: Largest median error, after each frame's scale is corrected, that isn't suspicious.
@@ -41,19 +41,22 @@ class Limits:
         shift: Smallest |shift| of the affine fit, relative to depth, that is suspicious.
         shift_gain: Largest ratio of errors with and without the affine fit for which the shift is
             suspected.
-        t: Number of standard errors from which mirrored maps or exchanged channels are suspected.
-        inverse_t: Number of standard errors from which inverse depth is suspected without ground
-            truth.
-        own_z: Number of standard errors by which frames' own maps must fit better than others'.
-        variety: Smallest median |log ratio| of two frames' maps for which it matters whose map it
-            is; the maps of a camera that stands still differ by less.
-        swap_ratio: Ratio of errors with and without exchanged channels below which they are
-            suspected.
-        mirror_ratio: Ratio of errors of mirrored maps and maps below which mirroring is suspected.
-        unrest_ratio: Ratio of the effects of noise without and with exchanged channels above which
+        t: Number of standard errors by which mirrored maps or exchanged channels must fit better to
+            be suspected.
+        inverse_t: Number of standard errors of `shape.inverse_t` from which inverse depth is
+            suspected without ground truth.
+        own_z: Number of standard errors by which frames' own maps must fit better than other
+            frames' maps, or else they are suspected to belong to other frames.
+        variety: Smallest median |log ratio| of two frames' maps at which maps of other frames can
+            be noticed; the maps of a camera that stands still differ by less.
+        swap_ratio: Ratio of the error with red and blue exchanged to that without, below which
             exchanged channels are suspected.
-        response: Smallest |AuditFrame.response| of a teacher that certainly depends on its image,
-            mirrored if the response is negative.
+        mirror_ratio: Ratio of the mirrored maps' error to the maps' error, below which mirrored
+            maps are suspected.
+        unrest_ratio: Ratio of noise's effect on the image as it is to its effect with red and blue
+            exchanged, above which exchanged channels are suspected.
+        response: Smallest |AuditFrame.response| that proves that the teacher's maps depend on their
+            image; if it is negative, the maps are mirrored.
         levels: Largest number of distinct depths of a map that is taken for 8-bit data.
         beyond: Largest fraction of pixels above the student's largest depth.
         at_top: Largest fraction of pixels at a map's largest depth.
@@ -123,10 +126,11 @@ class Verdict:
     def certain(self) -> list[Suspicion]:
         """The suspicions that are certain enough to stop a training run.
 
-        All are, except "estimate" (a focal length that only the teacher's own estimate contradicts)
-        and "foreign" (maps of other frames) without ground truth and for stored maps. The latter is
-        then based on edges alone, which blurred maps lack even if they are of the right frames. A
-        teacher that is a network is also called for covered images, which shows more.
+        All are, with two exceptions: "estimate", a focal length that only the teacher's own
+        estimate contradicts; and "foreign", maps of other frames, if the maps are stored and there
+        is no ground truth. The suspicion "foreign" is then based on edges alone, which blurred maps
+        lack even if they are of the right frames. A teacher that is a network is also called for
+        covered images, which shows more.
         """
         unsure = {"estimate"}
         if self.truth is None and not np.isfinite(self.figures["response"]):
@@ -201,14 +205,14 @@ def decide(verdict: Verdict, max_depth_m: float, limits: Limits | None = None) -
         found = _with_truth(figures, limits)
     else:
         found = _without_truth(figures, max_depth_m, limits)
-    # Add the rules that are as certain without ground truth as with it.
+    # Add the suspicions of the rules that are as certain without ground truth as with it.
     found += _either_way(figures, limits, {suspicion.kind for suspicion in found})
     return replace(verdict, suspicions=found)
 
 
 def _plain_figures(frames: Sequence[AuditFrame]) -> dict[str, float]:
     medians = [np.median(f.depth[f.depth > 0]) for f in frames if (f.depth > 0).any()]
-    # Frames that show no ground plane have no camera height.
+    # Compute the camera's height in each frame; it is NaN if the frame shows no ground plane.
     heights = np.array([shape.camera_height(frame) for frame in frames])
     grounds = np.isfinite(heights)
     return {
@@ -235,11 +239,12 @@ def _median(values: Sequence[float | None]) -> float:
 
 
 def _focal_ratio(frames: Sequence[AuditFrame], *, of_teacher: bool) -> float:
-    """Returns the median ratio of the listed focal length to that of another source.
+    """Returns the median ratio of the dataset's focal length to that of another source.
 
     Args:
-        frames: The frames; ratios to all such sources of all frames are included.
-        of_teacher: True for the ratio to the teacher's own estimate, False for that to the others.
+        frames: The frames; the ratios to all such sources in all frames are included.
+        of_teacher: True for the ratio to the teacher's own estimate, False for the ratio to all
+            other sources, e.g. EXIF.
 
     Returns:
         The ratio; NaN if no frame has both a listed focal length and one of such a source.
@@ -263,21 +268,22 @@ def _variety(frames: Sequence[AuditFrame]) -> float:
         frames: The frames; the last one is compared with the first.
 
     Returns:
-        Median of `truth.aligned_error` of the pairs, i.e. after scales are corrected; NaN if
-        unknown.
+        Median over the pairs of frames of `truth.aligned_error`, i.e. of the error after the scale
+        is corrected; NaN if no pair can be compared.
     """
     pairs = zip(frames, [*frames[1:], frames[0]], strict=True)
     return _median([truth.aligned_error(one.depth, other.depth) for one, other in pairs])
 
 
 def _swap_change(frames: Sequence[AuditFrame]) -> float:
-    """Returns the change of depth if red and blue are exchanged, as a median over frames.
+    """Returns how much a teacher's depth changes if red and blue are exchanged.
 
     Args:
         frames: The frames; those whose attribute `swapped` is None are left out.
 
     Returns:
-        Median of each frame's median |log ratio| of the two depths; NaN if no frame is left.
+        Median over frames of the frame's median |log ratio| of the depths with and without the
+        exchange; NaN if no frame is left.
     """
     changes = []
     for frame in frames:
@@ -289,7 +295,7 @@ def _swap_change(frames: Sequence[AuditFrame]) -> float:
 
 
 def _unrest(frames: Sequence[AuditFrame]) -> tuple[float, float]:
-    """Compares the changes of depth by noise for images as they are and with channels exchanged.
+    """Compares how much noise changes depth with and without red and blue exchanged.
 
     Args:
         frames: The frames, whose attribute `unrest` has the two changes.
@@ -357,12 +363,12 @@ def _with_truth(figures: dict[str, float], limits: Limits) -> list[Suspicion]:
 
 
 def _is_foreign(figures: dict[str, float], limits: Limits) -> bool:
-    """Returns True if maps seem to belong to other frames than those that they are given for.
+    """Returns True if maps seem to belong to other frames than the ones they are stored for.
 
-    That is so if neither errors nor edges distinguish a frame's own map from other frames' maps.
-    Both are required, because a weak network's errors hardly depend on the frame, but its edges do.
-    The result is False if the teacher's depth responds to a covered part of its image, or if the
-    maps of the frames hardly differ.
+    The criterion is that neither errors nor edges distinguish a frame's own map from other frames'
+    maps. Both are compared, because a weak network's errors hardly depend on the frame, but its
+    edges do. The result is False if the teacher's depth responds to a covered part of its image, or
+    if the maps of the frames hardly differ.
 
     Args:
         figures: name -> value of every measurement, those with ground truth included.
@@ -377,7 +383,7 @@ def _is_foreign(figures: dict[str, float], limits: Limits) -> bool:
 
 
 def _scale(figures: dict[str, float], limits: Limits) -> list[Suspicion]:
-    """Returns the suspicion, if there is one, that follows from the scale relative to the truth.
+    """Returns the suspicion, if any, that follows from the maps' scale relative to ground truth.
 
     Its kind is "unit", "focal" (another focal length), or "scale" if the cause isn't known.
 
@@ -391,7 +397,8 @@ def _scale(figures: dict[str, float], limits: Limits) -> list[Suspicion]:
     for unit, factor in UNITS.items():
         if _is_near(scale, factor, limits.unit):
             return [Suspicion("unit", f"{unit} taken for metres: the scale is {scale:.3g}")]
-    # A scale that is the ratio of two focal lengths makes even the teacher's own estimate certain.
+    # A wrong focal length is the cause if the scale error equals the ratio of two focal lengths:
+    # the one in use and another source's, or the teacher's own estimate.
     for name, limit, source in (
         ("focal_ratio", limits.focal, "another source's"),
         ("estimate_ratio", limits.estimate, "the teacher's own estimate"),
@@ -439,8 +446,8 @@ def _without_truth(
 def _unit(figures: dict[str, float], max_depth_m: float, limits: Limits) -> list[Suspicion]:
     """Returns the suspicion, if there is one, that depths are in another unit or scale.
 
-    Without ground truth, depths are compared with the student's largest depth, and the height above
-    the ground that they give the camera with usual heights.
+    It needs no ground truth: it compares the depths with the student's largest depth, and the
+    camera's height above the ground, which is computed from the depths, with usual heights.
 
     Args:
         figures: name -> value of every measurement.
@@ -473,7 +480,7 @@ def _either_way(figures: dict[str, float], limits: Limits, kinds: set[str]) -> l
     Args:
         figures: name -> value of every measurement.
         limits: The limits of the measurements.
-        kinds: Kinds of the suspicions found so far, which aren't found again.
+        kinds: Kinds of the suspicions found so far; no second suspicion of such a kind is returned.
     """
     found = []
     ratio = figures["focal_ratio"]

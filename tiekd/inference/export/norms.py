@@ -2,9 +2,9 @@
 
 A batch norm keeps its statistics in float32, so a float16 graph would mix the two dtypes at every
 norm, which not every runtime supports. In eval mode a batch norm is a scale and an offset per
-channel. They are folded, in float32, into weight and bias of the preceding convolution. Norms that
-follow another operator (ELU, a sum, a concatenation) stay. Float32 exports don't need this, since
-ONNX's optimiser folds norms itself.
+channel. These are folded, in float32, into weight and bias of the preceding convolution. Norms that
+follow another operator (ELU, a sum, a concatenation) aren't folded. Float32 exports don't need
+this, since ONNX's optimiser folds norms itself.
 """
 
 from torch import nn
@@ -17,7 +17,7 @@ from torch.ops import aten
 def fold_norms(module: nn.Module, program: ExportedProgram) -> int:
     """Folds batch norms into the convolutions before them, in place.
 
-    A norm is folded if nothing else uses the convolution's output. An Identity replaces it.
+    A norm is folded if nothing else uses the convolution's output, and is replaced by an Identity.
 
     Args:
         module: The module to change, in eval mode.
@@ -34,7 +34,8 @@ def fold_norms(module: nn.Module, program: ExportedProgram) -> int:
         conv_node = _only_source(node)
         if conv_node is None or conv_node.target is not aten.conv2d.default:
             continue
-        # Skip weights that are used several times, since folding would change them for all users.
+        # Skip weights that are computed from other values or used several times, since folding
+        # would change them for all users.
         weights = _through_casts(conv_node.args[1]), _through_casts(node.args[1])
         if any(weight.name not in names or len(_users(weight)) > 1 for weight in weights):
             continue  # computed from other values, or used by another node, too
@@ -64,7 +65,7 @@ def _only_source(norm: Node) -> Node | None:
         norm: The batch norm's node.
 
     Returns:
-        The node; None if its output, or that of a cast, has other users, too.
+        The node; None if other nodes, too, use its output or that of a cast.
     """
     source = norm.args[0]
     while len(_users(source)) == 1 and source.target is aten.to.dtype:

@@ -1,1 +1,1 @@
-"""Predicts images, folders and videos: the inputs, prediction and outputs of bin/predict.py."""
+"""Predicts the depth of images, folders and videos, for bin/predict.py."""

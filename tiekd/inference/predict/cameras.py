@@ -24,11 +24,11 @@ def parse_intrinsics(text: str | None, focal: str | None = None) -> Source | Non
             image's centre; None if the option isn't given.
 
     Returns:
-        The source of the cameras, or None if neither is given.
+        The source of the cameras; None if neither option is given.
 
     Raises:
-        RecipeError: If the text isn't one of these, or both options are given.
-        DataError: If the file can't be read.
+        RecipeError: A value isn't one of these, or both options are given.
+        DataError: The file can't be read.
     """
     if focal is not None:
         if text is not None:
@@ -36,7 +36,7 @@ def parse_intrinsics(text: str | None, focal: str | None = None) -> Source | Non
         return Source(of_all=source.Calibration(_of_focal(focal)))
     if text is None:
         return None
-    # Parse the text as numbers. If that fails, it is the name of a file, or "exif".
+    # Parse the text as numbers. If that fails, it is the path of a file, or "exif".
     parts = text.split(",")
     try:
         numbers = [float(part) for part in parts]
@@ -74,15 +74,16 @@ class Cameras:
         approximate: Number of images whose focal length is from EXIF.
 
     Args:
-        given: The source that the options name, as `parse_intrinsics` returns it, or None.
+        given: The source that the command-line options give, as `parse_intrinsics` returns it, or
+            None.
         data: The recipe's `data` node; {} if the recipe has none.
         option: The command-line option that needs the cameras, for error messages.
         reads_exif: True to use the focal length in an image's EXIF data, which is approximate, if
-            nothing else is known.
+            no other source has the camera.
 
     Raises:
-        RecipeError: If none of the sources can have a camera, or `data.intrinsics` is invalid.
-        DataError: If the file of `data.intrinsics` can't be read.
+        RecipeError: There is no source of cameras, or `data.intrinsics` is invalid.
+        DataError: The file of `data.intrinsics` can't be read.
     """
 
     def __init__(
@@ -95,8 +96,8 @@ class Cameras:
                 check_value(intrinsics, list[float], "data.intrinsics")
             root = data.get("root", ".")
             given = source.read(intrinsics, Path(root if isinstance(root, str) else "."))
-        # The modules of KITTI and NYU have a function `known_camera`. It is used if no camera is
-        # given, and for images that a given file of cameras doesn't list.
+        # Find the module of the dataset if it is KITTI or NYU, whose function `known_camera` is
+        # used if no camera is given, and for images that a given file of cameras doesn't list.
         has_one = name in ("kitti", "nyu") and (given is None or given.file is not None)
         module = importlib.import_module(f"tiekd.data.datasets.{name}") if has_one else None
         if given is None and module is None and not reads_exif:
@@ -116,10 +117,10 @@ class Cameras:
             width: Width of the upright image in pixels.
 
         Raises:
-            DataError: If the camera isn't known, or is given for another aspect ratio. Also if it
-                comes from the dataset but the image has an EXIF orientation, since the dataset's
-                camera holds for unrotated pixels; a camera that the user gives holds for the
-                upright image.
+            DataError: The camera isn't known, or is given for another aspect ratio. Or it comes
+                from the dataset but the image has an EXIF orientation: the dataset's camera holds
+                for the pixels as stored, while a camera that the user gives holds for the upright
+                image.
         """
         mark = orientation.mark_in(path)
         calibration = self._given_to(path)

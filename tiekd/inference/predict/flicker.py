@@ -9,10 +9,10 @@ STILL_LEVELS = 4
 class Flicker:
     """Accumulates the mean absolute change of depth between consecutive frames, in metres.
 
-    Only static pixels count: those of which no channel changes by more than STILL_LEVELS of 255
-    grey levels between the two frames. A change of depth at a static pixel comes from the network.
-    Limits: a uniform surface that moves (a white wall while the camera pans) counts as static, too;
-    a pair of frames without static pixels is left out of the mean.
+    Only static pixels are included, i.e. pixels of which no channel changes by more than
+    STILL_LEVELS of 255 grey levels between the two frames. A change of depth at a static pixel is
+    the network's error. Limits: a uniform surface that moves (a white wall while the camera pans)
+    counts as static; a pair of frames without static pixels is left out of the mean.
     """
 
     def __init__(self):
@@ -34,7 +34,7 @@ class Flicker:
         change = float("nan")
         share = float("nan")
         if self._pixels is not None and self._pixels.shape == pixels.shape:
-            # Subtract as int16, since negative differences of uint8 would wrap around.
+            # Subtract as int16, because negative differences of uint8 would wrap around.
             static = (pixels.short() - self._pixels.short()).abs().amax(0) <= STILL_LEVELS
             share = static.float().mean().item()
             if share > 0:
@@ -48,7 +48,7 @@ class Flicker:
     def mean(self) -> float:
         """The mean change of depth in static pixels over all pairs of consecutive frames, metres.
 
-        Each pair counts with the mean over its static pixels; pairs without any are left out. NaN
-        if no pair is left.
+        It is the mean over pairs of the mean over the pair's static pixels; pairs without static
+        pixels are left out. NaN if no pair is left.
         """
         return torch.tensor(self._changes, dtype=torch.float64).mean().item()

@@ -1,9 +1,9 @@
 """Finds the images and videos to predict, given by file, folder or pattern.
 
 Each input gets a name, from which the paths of its outputs are made. The name is the input's path
-without suffix, relative to the given folder or to the part of a pattern before its first wildcard.
-So outputs are in the same subfolders as the inputs. Symbolic links are followed; each folder is
-searched once. A folder that can't be listed raises an error.
+without suffix, relative to the given folder or to the part of a pattern before its first wildcard,
+so outputs are in the same subfolders as the inputs. Symbolic links are followed, but no folder is
+searched twice. A folder that can't be listed raises an error.
 """
 
 import fnmatch
@@ -26,7 +26,7 @@ VIDEOS = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".gif")
 
 
 class Input(NamedTuple):
-    """One image or video.
+    """An image or a video to predict.
 
     Attributes:
         name: Relative path without suffix, from which the paths of its outputs are made.
@@ -51,7 +51,8 @@ def frames_in(path: Path) -> int:
     Args:
         path: The file, such as a GIF or TIFF.
     """
-    if instead_of_file(path):  # no regular file: predicting it later raises the error
+    # Don't open a path that isn't a regular file; predicting it later raises the error.
+    if instead_of_file(path):
         return 1
     try:
         with Image.open(path) as image:
@@ -63,8 +64,8 @@ def frames_in(path: Path) -> int:
 def looks_like_input(argument: str) -> bool:
     """Returns True if a command-line argument names an image or a video, or is a pattern.
 
-    Only the argument's suffix and wildcards are considered, and no file is opened. This is enough
-    to distinguish inputs from weights files.
+    Only the argument's suffix and wildcards are considered, which suffices to distinguish inputs
+    from weights files. No file is opened.
 
     Args:
         argument: The argument as typed, a path or a glob pattern.
@@ -75,21 +76,21 @@ def looks_like_input(argument: str) -> bool:
 def find(arguments: Sequence[str], out: Path) -> list[Input]:
     """Finds the images and videos that the command-line arguments name.
 
-    A folder stands for all images in and below it except hidden files. It doesn't include videos:
-    those must be named by file or pattern. If `out` is below a folder or below the part of a
-    pattern before its first wildcard, the files in `out` are excluded.
+    A folder stands for all images in and below it except hidden files. Videos in it are left out;
+    they must be named by file or pattern. If `out` is below a folder or below the part of a pattern
+    before its first wildcard, the files in `out` are excluded.
 
     Args:
         arguments: Files, folders and patterns.
         out: The folder of the outputs.
 
     Returns:
-        The inputs in the order of the arguments, each file once; those of a folder or pattern are
-        sorted by path.
+        The inputs in the order of the arguments, without repetitions; those of one folder or
+        pattern are sorted by path.
 
     Raises:
-        DataError: If an argument yields no input or a folder can't be listed, or if two inputs
-            would have the same outputs.
+        DataError: An argument yields no input, a folder can't be listed, or two inputs would have
+            the same outputs.
     """
     found: dict[Path, Input] = {}
     for argument in arguments:
@@ -108,7 +109,7 @@ def _meant_by(argument: str, out: Path) -> list[Input]:
         raise DataError(
             f"{argument}: weights by their name, no image; give what to predict after them"
         )
-    if os.path.lexists(path):  # true for a broken link, too, which prediction reports
+    if os.path.lexists(path):  # also true for a broken link, which prediction reports
         return [Input(path.stem, path)]
     if not glob.has_magic(argument):
         raise DataError(
@@ -119,8 +120,8 @@ def _meant_by(argument: str, out: Path) -> list[Input]:
     fixed = Path(*_until_wildcard(path))
     parts = path.parts[len(fixed.parts) :]
     files = sorted(_fitting(str(fixed), (*parts, "*") if parts[-1] == "**" else parts, set()))
-    # Exclude earlier outputs. Use realpath, since Path.resolve raises an error for a symbolic link
-    # that refers to itself.
+    # Exclude earlier outputs. Use realpath, because Path.resolve raises an error for a symbolic
+    # link that refers to itself.
     results = Path(os.path.realpath(out))
     if Path(os.path.realpath(fixed)) in results.parents:
         files = [file for file in files if results not in Path(os.path.realpath(file)).parents]
@@ -153,14 +154,15 @@ def _fitting(
     Args:
         folder: The folder to search, with which the yielded paths begin.
         parts: The path components of the pattern, relative to `folder`.
-        tried: (device, inode, number of components left) of each search that was begun; this
-            function adds to it. No search is repeated, so that a link to a parent folder causes no
+        tried: (device, inode, number of components left) of each search so far, to which this
+            function adds its own. No search is repeated, so a link to a parent folder causes no
             endless recursion.
     """
     part = parts[0]
     rest = parts[1:]
     try:
-        # Search each folder once per remaining pattern, since a link may lead to a parent folder.
+        # Search each folder only once for the same remaining components, because a link may lead to
+        # a parent folder.
         status = os.stat(folder or ".")
         state = status.st_dev, status.st_ino, len(parts)
         if state in tried:
@@ -177,7 +179,8 @@ def _fitting(
     for name in names:
         path = os.path.join(folder, name)
         fits = part == "**" or fnmatch.fnmatchcase(name, part)
-        # A hidden name matches a wildcard only if the pattern's component begins with a dot.
+        # Skip a hidden name if a wildcard matches it, unless the pattern's component begins with a
+        # dot.
         if glob.has_magic(part) and name.startswith(".") and not part.startswith("."):
             continue
         if os.path.isdir(path) and (rest or part == "**") and fits:
@@ -221,8 +224,8 @@ def _check_names(inputs: Sequence[Input]) -> None:
                 f"{other} and {item.path} would have the same outputs, {item.name}.*; predict them "
                 "apart"
             )
-    # A video's frames are written to a folder of its name. Reject an image below a folder of that
-    # name, since its outputs would mix with the frames.
+    # Reject an image below a folder with a video's name: the video's frames are written to such a
+    # folder, so the outputs would mix.
     for video in inputs:
         if video.is_video:
             inside = next((item for item in inputs if item.name.startswith(f"{video.name}/")), None)

@@ -1,7 +1,8 @@
 """Converts a depth map to a coloured point cloud in a binary PLY file, which common viewers open.
 
-Camera coordinates in metres: x to the right, y down, z forward. A point has 15 bytes, so a KITTI
-image gives 6.9 MB. Left out: normals, meshes, and merging the clouds of several images.
+Coordinates are those of the camera in metres: x to the right, y down, z forward. A point takes 15
+bytes, so a KITTI image gives 6.9 MB. Left out: normals, meshes, and merging the clouds of several
+images.
 """
 
 import numpy as np
@@ -37,7 +38,7 @@ def points_of(depth: np.ndarray, camera: Camera) -> np.ndarray:
 
 
 def encode_ply(depth: np.ndarray, rgb: np.ndarray, camera: Camera) -> bytes:
-    """Encodes the pixels whose depth is finite and above 0 as a PLY file, one vertex per pixel.
+    """Encodes the pixels with a finite depth above 0 as a PLY file, one vertex per pixel.
 
     Args:
         depth: (H, W) float, z-depth in metres.

@@ -1,7 +1,7 @@
 """Reads and writes videos frame by frame with timestamps, using PyAV (extra `video`) and FFmpeg.
 
 Decoding and encoding cost some milliseconds per frame. Left out: sound, and clips, i.e. several
-consecutive frames as one input of a network.
+consecutive frames as one input of the network.
 """
 
 import os
@@ -16,17 +16,18 @@ import numpy as np
 from tiekd.errors import DataError
 from tiekd.files import check_readable
 
-_CODECS = ("libx264", "mpeg4")  # the first one that FFmpeg has is used
+_CODECS = ("libx264", "mpeg4")  # the first codec that FFmpeg has is used
 _KEPT = "; depth of those is there, the rest isn't in the file"
-# The last frame of an intact video may end before the file's duration does, by this fraction of the
-# duration plus these seconds.
+# Largest time between the end of the last frame of an intact video and the file's duration: this
+# fraction of the duration plus these seconds.
 _STANDS_STILL = 0.05
 _STANDS_STILL_S = 0.5
-_GIF_END = b";"  # a complete GIF ends with this byte, perhaps followed by zero bytes
-_GIF_TAIL = 4096  # bytes at the end of a GIF in which _GIF_END is searched
-_DEFAULT_RATE = Fraction(25)  # frames per second, if the file doesn't specify a rate
-# mpeg4 allows up to 65535 time units per second. With 60000, timestamps of 24, 25, 30, 50, 60 and
-# 30000/1001 frames per second are exact; others are rounded to a unit.
+_GIF_END = b";"  # byte with which a complete GIF ends, perhaps followed by zero bytes
+_GIF_TAIL = 4096  # number of bytes at the end of a GIF in which _GIF_END is searched
+_DEFAULT_RATE = Fraction(25)  # frames per second if the file doesn't specify a rate
+# Finest time base, in seconds per unit: mpeg4 allows up to 65535 units per second. With 60000,
+# timestamps of 24, 25, 30, 50, 60 and 30000/1001 frames per second are exact; others are rounded to
+# a unit.
 _FINEST_BASE = Fraction(1, 60000)
 
 
@@ -54,7 +55,7 @@ class Video:
         count: Approximate number of frames, from the file's index or its duration.
 
     Raises:
-        DataError: If PyAV is missing, or the file is no video.
+        DataError: PyAV is missing, or the file isn't a video.
     """
 
     def __init__(self, path: Path):
@@ -64,13 +65,14 @@ class Video:
             with av.open(str(path)) as container:
                 if not container.streams.video:
                     raise DataError(f"{path}: there is no video in it")
-                # A file may lack its frame rate, time base or duration. The defaults affect only
-                # timestamps and the display of progress.
+                # Read frame rate, time base and number of frames. A file may lack them; the
+                # defaults affect only timestamps and the display of progress.
                 stream = container.streams.video[0]
                 self.rate = Fraction(stream.average_rate or stream.guessed_rate or _DEFAULT_RATE)
                 self.time_base = Fraction(stream.time_base or 1 / self.rate)
                 self._duration_s = float((container.duration or 0) / av.time_base)
-                self._counted = stream.frames  # number of frames in the file's index; 0 without one
+                # The number of frames in the file's index; 0 if it has none.
+                self._counted = stream.frames
                 self.count = self._counted or round(self._duration_s * self.rate)
         except (av.error.FFmpegError, OSError) as error:
             raise DataError(
@@ -82,7 +84,7 @@ class Video:
         """Yields the frames in presentation order.
 
         Raises:
-            DataError: After the last readable frame, if the file is truncated or corrupt.
+            DataError: The file is truncated or corrupt; raised after the last readable frame.
         """
         av = _pyav(self.path)
         count = 0
@@ -90,9 +92,9 @@ class Video:
         last_s = 0.0
         try:
             with av.open(str(self.path)) as container:
-                # Leave frame threading off, as is PyAV's default. It deadlocks at the end of a
+                # Decode without frame threading, as is PyAV's default. It deadlocks at the end of a
                 # corrupt file: FFmpeg's threads need Python's global lock for logging, and the
-                # thread that holds it waits for them.
+                # thread that holds the lock waits for them.
                 for frame in container.decode(container.streams.video[0]):
                     pts = (
                         round(count / self.rate / self.time_base)
@@ -120,7 +122,7 @@ class Video:
 
         Both the file's index and its duration must indicate missing frames: the index also counts
         frames that an editor has cut off, and the duration may include a time in which the last
-        frame stays on screen. A GIF is judged by its last byte instead.
+        frame stays on screen. For a GIF, its last byte decides instead.
 
         Args:
             count: Number of decoded frames.
@@ -128,7 +130,7 @@ class Video:
         """
         if (
             self.path.suffix.lower() == ".gif"
-        ):  # a GIF has no frame count of its own, so look for its last byte
+        ):  # a GIF has no frame count of its own, so its last byte decides
             with self.path.open("rb") as file:
                 file.seek(-min(_GIF_TAIL, file.seek(0, os.SEEK_END)), os.SEEK_END)
                 return not file.read().rstrip(b"\0").endswith(_GIF_END)
@@ -140,10 +142,10 @@ class Video:
 def writing(path: Path, rate: Fraction, time_base: Fraction):
     """Context manager that writes an MP4 and yields the function `add(rgb, pts)`.
 
-    `add` appends a frame, rgb (H, W, 3) uint8. A frame of another size than the first is scaled to
-    the first's. Timestamps start at 0 and are made strictly increasing, even if a corrupt video's
-    `pts` are not. The file appears at `path` when the context ends without an exception and with at
-    least one frame.
+    `add` appends a frame, rgb (H, W, 3) uint8, with the timestamp pts. A frame of another size than
+    the first is scaled to the first one's size. Timestamps start at 0 and are made strictly
+    increasing, even if those of a corrupt video are not. The file is created at `path` when the
+    context ends, if there was no exception and at least one frame.
 
     Args:
         path: The file to write.
@@ -154,7 +156,7 @@ def writing(path: Path, rate: Fraction, time_base: Fraction):
         The function `add`.
 
     Raises:
-        DataError: If encoding fails.
+        DataError: Encoding fails.
     """
     av = _pyav(path)
     partial = path.with_name(f".{path.name}.partial")
@@ -163,7 +165,8 @@ def writing(path: Path, rate: Fraction, time_base: Fraction):
         with av.open(str(partial), "w", format="mp4") as container:
             stream, add = _encoder(av, container, rate, time_base)
             yield add
-            # The encoder is opened by the first frame. If there was none, keep no file.
+            # Finish the file if the encoder is open, i.e. if there was a frame; otherwise keep no
+            # file.
             written = stream.codec_context.is_open
             if written:
                 container.mux(stream.encode())
@@ -189,7 +192,7 @@ def _encoder(av, container, rate: Fraction, time_base: Fraction):
 
     def add(rgb: np.ndarray, pts: int) -> None:
         nonlocal first, last
-        # yuv420p needs an even height and width, so repeat the last row or column.
+        # Pad to an even height and width, which yuv420p needs, by repeating the last row or column.
         height = rgb.shape[0] + rgb.shape[0] % 2
         width = rgb.shape[1] + rgb.shape[1] % 2
         padded = np.pad(
@@ -201,7 +204,8 @@ def _encoder(av, container, rate: Fraction, time_base: Fraction):
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(padded), format="rgb24")
         first = pts if first is None else first
         last = 0 if last is None else max(round((pts - first) * time_base / base), last + 1)
-        # `last` increases by at least 1, even if a corrupt video repeats a timestamp.
+        # Set the timestamp `last`, which increases by at least 1, even if a corrupt video repeats a
+        # timestamp.
         frame.pts = last
         frame.time_base = base
         container.mux(stream.encode(frame))
@@ -217,7 +221,8 @@ def _pyav(path: Path):
         raise DataError(
             f"{path}: videos need PyAV, which is not installed; pip install 'tiekd[video]'"
         ) from None
-    av.logging.set_level(av.logging.PANIC)  # this module reports errors itself
+    # FFmpeg logs nothing, since this module reports errors itself
+    av.logging.set_level(av.logging.PANIC)
     return av
 
 

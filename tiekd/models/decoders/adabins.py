@@ -1,4 +1,4 @@
-"""Decoder of AdaBins (Bhat, Alhashim and Wonka 2021): DenseDepth's with BatchNorm.
+"""Decoder of AdaBins (Bhat, Alhashim and Wonka 2021): DenseDepth's decoder with BatchNorm.
 
 Source: arXiv 2011.14141. The deepest feature passes a 1x1 convolution. Then, for each finer
 feature: bilinear upsampling to its size (corners aligned), concatenation with it, and two 3x3
@@ -19,7 +19,7 @@ from tiekd.models.layers.widths import check_widths
 
 
 class AdaBins(nn.Module):
-    """Fuses the encoder's features to one map (B, channels, h, w) of the finest feature's size.
+    """Fuses the encoder's features to one feature map (B, channels, h, w), the size of the finest.
 
     Convolutions are initialised Kaiming-normal (fan in), biases with 0, norms with weight 1 and
     bias 0.
@@ -32,7 +32,7 @@ class AdaBins(nn.Module):
         encoder_channels: number of channels of each feature, fine to coarse.
         encoder_strides: stride of each feature relative to the image.
         widths: number of the decoder's channels at each feature's resolution, fine to coarse; the
-            last one is the output of the 1x1 convolution.
+            last one is that of the 1x1 convolution's output.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class AdaBins(nn.Module):
         """Returns the fused features, (B, channels, h, w), at the finest feature's size (h, w).
 
         Args:
-            features: as the encoder returns them, fine to coarse.
+            features: the encoder's features, fine to coarse.
             image_size: (H, W) of the image; not used, but other decoders need this argument.
         """
         x = self.levels[0](features[-1])

@@ -2,10 +2,11 @@
 
 It applies dense atrous spatial pyramid pooling at stride 8. Then, at strides 8, 4 and 2, it
 predicts one local plane per feature pixel, which gives a depth to each of the stride x stride image
-pixels there. The planes' depths are concatenated to the next level's features, and all of them to
-the final features at full resolution. Upsampling is nearest-neighbour, activations are ELU. Plane
-depths are in units of max_depth, so this decoder doesn't need the depth range.
-Left out: the focal-length scaling of the original, which published configs don't use.
+pixels that the feature pixel covers. The planes' depths are concatenated to the next level's
+features, and all of them to the final features at full resolution. Upsampling is nearest-neighbour,
+activations are ELU. Plane depths are in units of max_depth, so this decoder doesn't need the depth
+range. Left out: scaling by the focal length, which the original has but published configs don't
+use.
 """
 
 import math
@@ -28,7 +29,7 @@ STEEPEST = 0.01
 
 
 class Bts(nn.Module):
-    """Maps five features at strides 2 to 32 to (B, channels, H, W) at the image's size.
+    """Maps five features at strides 2 to 32 to a map (B, channels, H, W) of the image's size.
 
     Convolutions are initialised Kaiming-normal (fan in). Those that predict local planes have a
     standard deviation of 0.01, so that at first all planes are alike: inclined by 30 degrees, at
@@ -36,7 +37,7 @@ class Bts(nn.Module):
 
     Attributes:
         channels: number of channels of the output, width / 16.
-        stride: 1, stride of the output relative to the image.
+        stride: stride of the output relative to the image, which is 1.
 
     Args:
         encoder_channels: number of channels of each feature, fine to coarse.
@@ -156,7 +157,7 @@ class UpConv(nn.Module):
 
 
 class DenseAspp(nn.Module):
-    """Densely connected atrous convolutions, whose outputs are fused by a 3x3 convolution.
+    """Densely connected atrous (dilated) convolutions, whose outputs a 3x3 convolution fuses.
 
     There is one atrous convolution for each of DILATIONS; each gets the outputs of all earlier
     ones.
@@ -184,8 +185,8 @@ class DenseAspp(nn.Module):
 
         Args:
             x: (B, channels, h, w).
-            merged: (B, channels + skip_channels, h, w), the concatenation of upsampled and encoder
-                features from which x was computed.
+            merged: (B, channels + skip_channels, h, w), the concatenation of the upsampled features
+                and the encoder's feature, from which x was computed.
         """
         x = self.norm(x)
         outputs = []
@@ -263,8 +264,8 @@ class Reduction(nn.Module):
 def _elu(x: Tensor) -> Tensor:
     """Applies the activation ELU to x in place, and returns x.
 
-    Then the gradient is computed from ELU's result. In bf16 it is therefore 0 for inputs below -6,
-    where the exact gradient is 0.0025 or less.
+    In place, autograd computes the gradient from ELU's result instead of its input. In bf16 the
+    gradient is therefore 0 for inputs below -6, where the exact gradient is 0.0025 or less.
 
     Args:
         x: output of a convolution, of any shape, which no other operation uses.
@@ -318,14 +319,14 @@ def spread_planes(planes: Tensor, stride: int) -> Tensor:
 
 
 def _every(depth: Tensor, step: int, size: Sequence[int]) -> Tensor:
-    """Returns every step-th pixel of the local planes' depth, in rows and columns, and crops it.
+    """Subsamples the local planes' depth by `step` in rows and columns, and crops it to a size.
 
     A local plane at the right or bottom border may cover pixels beyond the image, which are
     cropped.
 
     Args:
         depth: (B, 1, h, w), as `spread_planes` returns it.
-        step: distance between the pixels that are kept.
+        step: distance between the kept pixels along each axis.
         size: (height, width) of the result.
 
     Returns:

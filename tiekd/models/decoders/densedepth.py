@@ -2,13 +2,13 @@
 
 After Alhashim and Wonka 2018 (arXiv 1812.11941). The deepest feature passes a 1x1 convolution.
 Then, for each finer feature: bilinear upsampling to its size (corners aligned), concatenation with
-it, and two 3x3 convolutions with ReLU. Up to the image's resolution, `extra_ups` further blocks,
-without an encoder feature, can each double the resolution. DepthFormer's decoder is this one with
+it, and two 3x3 convolutions with ReLU. `extra_ups` further blocks without an encoder feature can
+each double the resolution, at most to that of the image. DepthFormer's decoder is this one with
 leaky ReLU and no extra blocks.
 
-Cost: 3x3 convolutions at full resolution are expensive. In the published students, the two of the
-last block have 128 channels and cost 73 of the network's 171 GMAC at 352x704; with one extra block
-less, i.e. an output at stride 2, they are saved. Left out: norms, other activations.
+Cost: 3x3 convolutions at full resolution are expensive. In the published students, the two
+convolutions of the last block have 128 channels and cost 73 of the network's 171 GMAC at 352x704;
+one extra block less, i.e. an output at stride 2, saves them. Left out: norms, other activations.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ ACTIVATIONS = {"relu": relu, "leaky_relu": leaky_relu}
 
 
 class DenseDepth(nn.Module):
-    """Fuses the encoder's features, fine to coarse, to one map (B, channels, h, w).
+    """Fuses the encoder's features to one feature map (B, channels, h, w).
 
     Convolutions are initialised Kaiming-normal (fan in, so that the features keep their variance
     without norms), biases with 0.
@@ -40,7 +40,7 @@ class DenseDepth(nn.Module):
         encoder_channels: number of channels of each feature, fine to coarse.
         encoder_strides: stride of each feature relative to the image.
         widths: number of the decoder's channels at each feature's resolution, fine to coarse; the
-            last one is the output of the 1x1 convolution.
+            last one is that of the 1x1 convolution's output.
         extra_ups: number of blocks after the finest feature, each of which doubles the resolution.
         extra_width: number of channels of these blocks; None for widths[0].
         activation: "relu" or "leaky_relu" (slope 0.01 below 0), after every 3x3 convolution.
@@ -57,7 +57,8 @@ class DenseDepth(nn.Module):
     ):
         super().__init__()
         check_widths(widths, len(encoder_channels))
-        # Each extra block doubles the resolution, and the output may not be finer than the image.
+        # Check the number of extra blocks: each doubles the resolution, and the output may not be
+        # finer than the image.
         possible = encoder_strides[0].bit_length() - 1
         if extra_ups not in range(possible + 1):
             raise RecipeError(
@@ -99,12 +100,12 @@ class DenseDepth(nn.Module):
     def forward(self, features: Sequence[Tensor], image_size: tuple[int, int]) -> Tensor:
         """Returns the fused features, (B, channels, h, w).
 
-        (h, w) is the finest feature's size times 2 ** extra_ups. If the finest feature's stride
-        divides the image's size, this is the image's size divided by `stride`; otherwise it is up
-        to 2 ** extra_ups - 1 more, because the feature's size is rounded up.
+        (h, w) is the finest feature's size times 2 ** extra_ups. This is the image's size divided
+        by `stride` if the finest feature's stride divides the image's size. Otherwise h or w is
+        larger by up to 2 ** extra_ups - 1, because the feature's size is rounded up.
 
         Args:
-            features: as the encoder returns them, fine to coarse.
+            features: the encoder's features, fine to coarse.
             image_size: (H, W) of the image; not used, but other decoders need this argument.
         """
         deepest, *levels = self.levels
@@ -118,14 +119,15 @@ class DenseDepth(nn.Module):
             x = level(x, tuple(skip.shape[2:]), skip, pointwise)
             pointwise = None
         for extra in self.extras:
-            # Extra blocks have no encoder feature that gives the output size, so double the size.
+            # Double the size in extra blocks, which have no encoder feature whose size the output
+            # could take.
             x = extra(x, (2 * x.shape[2], 2 * x.shape[3]))
         return x
 
     def fold(self) -> None:
         """Merges the decoder's 1x1 convolution into the next one, if that saves computation.
 
-        The decoder and its state dict are changed in place. So use this method for inference only.
+        The decoder and its state dict are changed in place, so call this method for inference only.
         """
         deepest = self.levels[0]
         if len(self.levels) > 1 and isinstance(deepest, PointwiseConv) and deepest.adds_channels:
@@ -137,12 +139,12 @@ class TwoConvs(nn.Module):
     """Two 3x3 convolutions with activation; the first one upsamples its input.
 
     On a CPU in fp32 the convolutions use the memory layout that tiekd/kernels/layouts.py chooses,
-    usually channels_last if there are more feature values than weights. For contiguous features
+    usually channels_last if there are more feature values than weights. If features are contiguous,
     oneDNN copies them to a layout of its own and back, which takes an eighth of the published
     student's time per iteration and a tenth of its memory.
 
     Attributes:
-        plain: True to keep the memory layout of the input.
+        plain: True to keep the input's memory layout instead of choosing one.
 
     Args:
         in_channels: number of channels of the upsampled features and the encoder's feature

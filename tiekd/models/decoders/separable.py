@@ -8,8 +8,8 @@ those of FastDepth (Wofk et al. 2019, arXiv 1903.03273).
 
 Cost with widths of 64, 96, 128 and 128 and two blocks a level on EfficientNet-Lite 0: 0.36 GMAC at
 352x704, where DenseDepth of the same widths has 2.9. The output has the finest feature's stride, so
-the head's convolutions are as cheap; `upsampling: convex` of a DPM head goes on to the image's
-resolution. Left out: blocks beyond the finest feature.
+the head's convolutions are cheap, too; a DPM head with `upsampling: convex` then upsamples depth to
+the image's resolution. Left out: blocks beyond the finest feature.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from tiekd.models.layers.widths import check_widths
 
 
 class Separable(nn.Module):
-    """Fuses the encoder's features to one map (B, channels, h, w) of the finest feature's size.
+    """Fuses the encoder's features to one feature map (B, channels, h, w), the size of the finest.
 
     Convolutions are initialised Kaiming-normal (fan out), norms with weight 1 and bias 0.
 
@@ -50,7 +50,7 @@ class Separable(nn.Module):
         if blocks < 1:
             raise RecipeError(f"blocks: got {blocks}; a whole number of at least 1")
         self.deepest = ConvNorm(encoder_channels[-1], widths[-1])
-        # The levels are in the order in which they run, coarse to fine.
+        # Build the levels in the order in which they run, coarse to fine.
         self.levels = nn.ModuleList(
             Level(widths[i + 1], encoder_channels[i], widths[i], blocks)
             for i in reversed(range(len(widths) - 1))
@@ -59,7 +59,8 @@ class Separable(nn.Module):
         self.stride = encoder_strides[0]
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                # torch's fan-out ignores groups: 9 for a depthwise convolution of any width.
+                # Compute the fan-out here: torch's own ignores groups, so it is 9 for a depthwise
+                # 3x3 convolution with any number of channels.
                 fan_out = module.out_channels * module.kernel_size[0] ** 2 / module.groups
                 nn.init.normal_(module.weight, std=(2 / fan_out) ** 0.5)
 
@@ -67,7 +68,7 @@ class Separable(nn.Module):
         """Returns the fused features, (B, channels, h, w), of the finest feature's size.
 
         Args:
-            features: as the encoder returns them, fine to coarse.
+            features: the encoder's features, fine to coarse.
             image_size: (H, W) of the image; not used, but other decoders need this argument.
         """
         x = relu(self.deepest(features[-1]), inplace=True)
@@ -83,7 +84,7 @@ class Level(nn.Module):
         in_channels: number of channels of the coarser features.
         skip_channels: number of channels of the encoder's feature.
         width: number of output channels.
-        blocks: number of separable convolutions.
+        blocks: number of separable convolutions, applied one after the other.
     """
 
     def __init__(self, in_channels: int, skip_channels: int, width: int, blocks: int):
@@ -93,16 +94,16 @@ class Level(nn.Module):
         self.blocks = nn.ModuleList(SeparableConv(width) for _ in range(blocks))
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        """Fuses features with a finer feature of the encoder.
+        """Upsamples x to the size of `skip`, and fuses both.
 
         Args:
-            x: (B, in_channels, h, w).
+            x: (B, in_channels, h, w), the coarser features.
             skip: (B, skip_channels, H, W), the encoder's feature.
 
         Returns:
-            (B, width, H, W), at least 0.
+            (B, width, H, W), with values of at least 0, because a ReLU comes last.
         """
-        # The 1x1 convolution stands before the upsampling, where it has a quarter of the pixels.
+        # Apply the 1x1 convolution before the upsampling, where there are a quarter as many pixels.
         x = interpolate(
             self.narrow(x), size=tuple(skip.shape[2:]), mode="bilinear", align_corners=True
         )
@@ -125,7 +126,7 @@ class SeparableConv(nn.Module):
         self.pointwise = ConvNorm(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns x plus the convolved x, at least 0.
+        """Returns relu(x + convolutions(x)), (B, channels, H, W).
 
         Args:
             x: (B, channels, H, W).
@@ -135,7 +136,7 @@ class SeparableConv(nn.Module):
 
 
 class ConvNorm(nn.Sequential):
-    """Convolution without bias that keeps the size, and BatchNorm.
+    """Convolution without bias, padded so that it keeps the size, and BatchNorm.
 
     Args:
         in_channels: number of input channels.

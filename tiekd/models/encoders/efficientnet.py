@@ -18,7 +18,7 @@ from tiekd.errors import RecipeError
 from tiekd.models.layers.batch_norm import BatchNorm2d
 from tiekd.models.layers.same_conv import SameConv2d
 
-# Variant -> (width, depth): factors on B0's numbers of channels and of blocks.
+# Variant -> (width, depth): factors by which B0's numbers of channels and of blocks are multiplied.
 VARIANTS = {"b0": (1.0, 1.0), "b1": (1.0, 1.1), "b2": (1.1, 1.2), "b3": (1.2, 1.4)}
 VARIANTS |= {"b4": (1.4, 1.8), "b5": (1.6, 2.2), "b6": (1.8, 2.6), "b7": (2.0, 3.1)}
 STEM_CHANNELS, HEAD_CHANNELS = 32, 1280
@@ -43,8 +43,8 @@ class EfficientNet(nn.Module):
 
     Args:
         variant: "b0" to "b7".
-        taps: indices of the returned outputs, increasing: 0 to 6 for the stages, 7 for the last 1x1
-            convolution (without norm and activation). The default is that of AdaBins.
+        taps: indices of the returned outputs, in increasing order: 0 to 6 for the stages, 7 for the
+            last 1x1 convolution (without norm and activation). The default is AdaBins' choice.
         pretrained: a file of weights, which `tiekd.models.weights.pretrained.load` loads; it isn't
             read here. torchvision's weights are for another padding, so "imagenet" isn't available.
     """
@@ -78,7 +78,7 @@ class EfficientNet(nn.Module):
             blocks = []
             for block in range(math.ceil(STAGE_BLOCKS[stage] * depth)):
                 block_stride = STAGE_STRIDES[stage] if block == 0 else 1
-                # Blocks of the first stage have no 1x1 expansion.
+                # Use blocks without the 1x1 expansion in the first stage.
                 kind = DepthwiseSeparable if stage == 0 else InvertedResidual
                 blocks.append(kind(channels, out_channels, STAGE_KERNELS[stage], block_stride))
                 channels = out_channels
@@ -93,8 +93,9 @@ class EfficientNet(nn.Module):
         self.strides = tuple(tapped[tap][1] for tap in self.taps)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                # TensorFlow's fan-out counts the output channels of one group, torch's those of all
-                # groups, so nn.init.kaiming_normal_ would differ for depthwise convolutions.
+                # Compute the fan-out as TensorFlow does, from the output channels of one group.
+                # nn.init.kaiming_normal_ counts those of all groups, which differs for depthwise
+                # convolutions.
                 fan_out = module.out_channels * module.kernel_size[0] ** 2 / module.groups
                 nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
                 if module.bias is not None:
@@ -121,7 +122,7 @@ class EfficientNet(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Squeeze-and-excitation (arXiv 1709.01507): scales each channel by a gate between 0 and 1.
+    """Squeeze-and-excitation (arXiv 1709.01507): multiplies each channel by a gate, 0 to 1.
 
     The gates are computed from the spatial means of all channels.
 
@@ -224,9 +225,10 @@ class InvertedResidual(nn.Module):
 
 
 def _round_to_8(channels: float) -> int:
-    """Returns a multiple of 8 near `channels`, the wanted number of channels.
+    """Rounds a number of channels to a multiple of 8.
 
-    It is the nearest multiple, but at least 8 and at least 90 % of `channels`.
+    The result is the multiple nearest to `channels` that is at least 8 and at least 90 % of
+    `channels`.
     """
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * channels else rounded

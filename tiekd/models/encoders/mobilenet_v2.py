@@ -36,8 +36,9 @@ class MobileNetV2(nn.Module):
     Args:
         strides: stride of each of the seven stages, 1 or 2; the stem before them has stride 2.
         dilations: dilation of each of the seven stages, at least 1.
-        taps: indices of the stages whose outputs are returned, 0 to 6, increasing.
-        width: factor on all numbers of channels, which are rounded to multiples of 8.
+        taps: indices of the stages whose outputs are returned, 0 to 6, in increasing order.
+        width: factor by which all numbers of channels are multiplied before they are rounded to
+            multiples of 8.
         pretrained: "imagenet" or a file of weights, which `tiekd.models.weights.pretrained.load`
             loads; nothing is read here.
     """
@@ -62,7 +63,7 @@ class MobileNetV2(nn.Module):
             out_channels = _round_to_8(STAGE_CHANNELS[stage] * width)
             blocks = []
             for block in range(STAGE_BLOCKS[stage]):
-                # Only the first block of a stage has its stride and dilation.
+                # Give only the first block of a stage the stage's stride and dilation.
                 block_stride, dilation = (
                     (strides[stage], dilations[stage]) if block == 0 else (1, 1)
                 )
@@ -75,7 +76,8 @@ class MobileNetV2(nn.Module):
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
             stride *= strides[stage]
             tapped.append((channels, stride))
-        # Channels and strides of the returned outputs, from which necks and decoders are built.
+        # State the channels and strides of the returned outputs, from which necks and decoders are
+        # built.
         self.channels = tuple(tapped[tap][0] for tap in self.taps)
         self.strides = tuple(tapped[tap][1] for tap in self.taps)
         # Use He's initialisation for ReLU; weights loaded later replace these values.
@@ -107,7 +109,8 @@ class ConvNorm(nn.Module):
     The padding keeps the size at stride 1.
 
     Attributes:
-        plain: True to use torch's own ReLU6, which saves a copy of its input for backward.
+        plain: True to use torch's own ReLU6, which saves a copy of its input for backward; by
+            default `ReLU6` of tiekd/models/layers/relu6.py is used, which doesn't.
 
     Args:
         in_channels: number of input channels.
@@ -202,10 +205,12 @@ class InvertedResidual(nn.Module):
 def _checked(
     strides: Sequence[int], dilations: Sequence[int], taps: Sequence[int], width: float
 ) -> tuple[int, ...]:
-    """Checks the arguments of `MobileNetV2` with the same names, and returns `taps` as a tuple.
+    """Checks arguments of the class `MobileNetV2`, and returns `taps` as a tuple.
+
+    Each argument is described there under the same name.
 
     Raises:
-        RecipeError: one of them is out of range, or not one of the allowed values.
+        RecipeError: an argument is out of range, or not one of the allowed values.
     """
     if len(strides) != 7 or any(stride not in (1, 2) for stride in strides):
         raise RecipeError(f"strides: got {list(strides)}; 7 values, one per stage, each 1 or 2")
@@ -221,9 +226,10 @@ def _checked(
 
 
 def _round_to_8(channels: float) -> int:
-    """Returns a multiple of 8 near `channels`, the wanted number of channels.
+    """Rounds a number of channels to a multiple of 8.
 
-    It is the nearest multiple, but at least 8 and at least 90 % of `channels`.
+    The result is the multiple nearest to `channels` that is at least 8 and at least 90 % of
+    `channels`.
     """
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * channels else rounded

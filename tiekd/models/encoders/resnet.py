@@ -32,8 +32,8 @@ class ResNet(nn.Module):
 
     Args:
         depth: 18, 34 (basic blocks), 50 or 101 (bottlenecks).
-        taps: indices of the returned outputs, increasing: 0 for the stem before its pooling (stride
-            2), 1 to 4 for the stages (strides 4, 8, 16 and 32).
+        taps: indices of the returned outputs, in increasing order: 0 for the stem before its
+            pooling (stride 2), 1 to 4 for the stages (strides 4, 8, 16 and 32).
         pretrained: "imagenet" or a file of weights, which `tiekd.models.weights.pretrained.load`
             loads; nothing is read here.
     """
@@ -61,7 +61,7 @@ class ResNet(nn.Module):
         for stage in range(1, self.taps[-1] + 1):
             width = STAGE_CHANNELS[stage - 1]
             out_channels = width * block.expansion
-            # The first block of a stage halves the resolution. Stage 1 is an exception, since the
+            # Halve the resolution in the first block of a stage. Stage 1 is an exception, since the
             # pooling before it halves the resolution.
             first = block(channels[-1], width, 1 if stage == 1 else 2)
             rest = [block(out_channels, width, 1) for _ in range(num_blocks[stage - 1] - 1)]
@@ -85,8 +85,8 @@ class ResNet(nn.Module):
         """
         x = relu(self.bn1(self.conv1(image)), inplace=True)
         features = [x] if 0 in self.taps else []
-        # The stem's output is returned before its max pooling, which isn't needed if no stage's
-        # output is returned.
+        # Apply the pooling after the stem's output only if a stage needs it. The stem's output
+        # itself is returned before the pooling.
         if self.taps[-1] > 0:
             x = max_pool2d(x, 3, 2, 1)
         for stage in range(1, self.taps[-1] + 1):
@@ -100,7 +100,7 @@ class BasicBlock(nn.Module):
     """Two 3x3 convolutions with BatchNorm, and a skip connection (identity or 1x1 projection).
 
     Attributes:
-        expansion: ratio of the numbers of output channels and `width`.
+        expansion: number of output channels divided by `width`, which is 1.
 
     Args:
         in_channels: number of input channels.
@@ -138,7 +138,7 @@ class Bottleneck(nn.Module):
     The skip connection is the identity or a 1x1 projection.
 
     Attributes:
-        expansion: ratio of the numbers of output channels and `width`.
+        expansion: number of output channels divided by `width`, which is 4.
 
     Args:
         in_channels: number of input channels.
@@ -175,9 +175,9 @@ class Bottleneck(nn.Module):
 
 
 def _projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
-    """Returns the 1x1 projection of a block's skip connection, or None for the identity.
+    """Returns the 1x1 projection in a block's skip connection; None if it is the identity.
 
-    The identity is possible if the block keeps the resolution and the number of channels.
+    It is the identity if the block keeps the resolution and the number of channels.
 
     Args:
         in_channels: number of the block's input channels.

@@ -1,4 +1,4 @@
-"""Swin transformer (Liu et al. 2021, arXiv 2103.14030) as an encoder: stages at strides 4 to 32.
+"""Swin transformer (Liu et al. 2021, arXiv 2103.14030) as an encoder, with strides of 4 to 32.
 
 The defaults are Swin-T; Swin-L is `width: 192, depths: [2, 2, 18, 2], heads: [6, 12, 24, 48]`. Any
 image size works. Cost of a block with C channels and windows of S x S tokens, per token: 12 C^2
@@ -35,15 +35,16 @@ class Swin(nn.Module):
         depths: number of blocks of each of the four stages.
         heads: number of attention heads of each stage; they must divide the stage's channels.
         window: side of an attention window, tokens.
-        drop_path: in training, the probability that an image skips the last block; the first
-            block's is 0, and those between increase linearly (stochastic depth, Huang et al. 2016,
-            arXiv 1603.09382). Random numbers come from the device's generator, whose state is saved
-            in checkpoints.
+        drop_path: in training, the probability that an image skips the last block (stochastic
+            depth, Huang et al. 2016, arXiv 1603.09382). It rises linearly from 0 at the first
+            block. Random numbers come from the device's generator, whose state is saved in
+            checkpoints.
         pretrained: "imagenet" (Swin-T only) or a file of weights, which
             `tiekd.models.weights.pretrained.load` loads; nothing is read here.
     """
 
-    # Prefixes of tensors that weights of a classifier lack: the norms of the returned features.
+    # Prefixes of the names of tensors that a classifier's weights lack: those of the norms of the
+    # returned features.
     not_pretrained = ("norms.",)
 
     def __init__(
@@ -94,7 +95,8 @@ class Swin(nn.Module):
         Returns:
             One tensor (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])) for each i.
         """
-        # Pad with zeros at the right and bottom to whole patches.
+        # Pad the image with zeros at the right and the bottom, so that it divides into whole
+        # patches.
         image = pad(image, (0, -image.shape[3] % PATCH, 0, -image.shape[2] % PATCH))
         x = self.patch_norm(self.patches(image).permute(0, 2, 3, 1))
         features = []
@@ -111,7 +113,7 @@ class Swin(nn.Module):
 class Block(nn.Module):
     """Transformer block: window attention, then a two-layer MLP.
 
-    Both have a LayerNorm before them and a skip connection.
+    Attention and MLP each have a LayerNorm before them and a skip connection around them.
 
     Args:
         channels: number of channels of the tokens.
@@ -132,7 +134,7 @@ class Block(nn.Module):
         self.drop_path = drop_path
 
     def forward(self, x: Tensor) -> Tensor:
-        """Applies attention and MLP to a grid of H x W tokens per image.
+        """Applies attention and MLP to the H x W tokens of each image.
 
         Args:
             x: (B, H, W, channels).
@@ -146,7 +148,8 @@ class Block(nn.Module):
     def _dropped(self, x: Tensor) -> Tensor:
         """Applies stochastic depth: in training, sets random images of x to 0.
 
-        The others are multiplied by 1 / (1 - drop_path), which keeps the expected value.
+        Each image is set to 0 with the probability drop_path. The other images are multiplied by 1
+        / (1 - drop_path), which keeps the expected value.
 
         Args:
             x: (B, H, W, channels).
@@ -158,9 +161,9 @@ class Block(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Merges each 2 x 2 square of tokens to one token with twice the channels.
+    """Merges each 2 x 2 square of tokens to one token with twice as many channels.
 
-    Odd sizes are padded with zeros.
+    A grid with an odd number of rows or columns is padded with zeros.
 
     Args:
         channels: number of channels of the input.
@@ -172,7 +175,7 @@ class PatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * channels, 2 * channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Merges a grid of H x W tokens per image.
+        """Merges each 2 x 2 square of the H x W tokens of each image.
 
         Args:
             x: (B, H, W, channels).
@@ -189,7 +192,7 @@ class PatchMerging(nn.Module):
 def _check(
     width: int, depths: Sequence[int], heads: Sequence[int], window: int, drop_path: float
 ) -> None:
-    """Checks those arguments of the class `Swin` that have these names.
+    """Checks arguments of the class `Swin`, where they are described under the same names.
 
     Raises:
         RecipeError: an argument is out of range.

@@ -1,12 +1,12 @@
 """Encoders from the package timm, such as `{name: timm, model: resnet34d}` in a recipe.
 
-timm is installed with the extra `timm`. Any of its backbones works that returns feature maps at
-several strides. Strides and channels are those of timm. An encoder's input is normalised with
-ImageNet's mean and standard deviation; for a backbone with other values it is converted, with
-buffers that are saved with the weights. 2d batch norms are replaced by this project's
-`BatchNorm2d`, whose statistics cover all ranks' images. Cost: timm's import (2 s), and one or two
-forward passes of a small image at construction. Left out: a model's own options (drop rates,
-dilations), backbones of one stride (ViT), backbones that accept images of one size only, and
+timm is installed with the extra `timm`. Any of timm's backbones that returns feature maps at
+several strides can be used. Strides and channels are those of timm. An encoder's input is
+normalised with ImageNet's mean and standard deviation; for a backbone with other values it is
+converted, with buffers that are saved with the weights. 2d batch norms are replaced by this
+project's `BatchNorm2d`, whose statistics cover all ranks' images. Cost: timm's import (2 s), and
+one or two forward passes of a small image at construction. Left out: a model's own options (drop
+rates, dilations), backbones of one stride (ViT), backbones that accept images of one size only, and
 backbones whose features aren't (channels, height, width).
 """
 
@@ -43,8 +43,8 @@ class Timm(nn.Module):
 
     Args:
         model: timm's name, with or without a tag of weights ("resnet50" or "resnet50.a1_in1k").
-        taps: indices of the returned features, increasing, numbered from 0 as in timm's option
-            `out_indices`; None for all features that timm returns by default.
+        taps: indices of the returned features in increasing order, counted from 0 as in timm's
+            option `out_indices`; None for all features that timm returns by default.
         pretrained: "hub", which downloads timm's weights; a file of weights with timm's names (.pth
             or .safetensors); or None for random weights. Nothing is read here, see
             `tiekd.models.weights.pretrained.load`.
@@ -98,7 +98,7 @@ class Timm(nn.Module):
         """Reads weights for this encoder, without changing it or torch's random number generator.
 
         Args:
-            source: "hub" or a file, as the argument `pretrained`.
+            source: "hub" or the path of a file, as in the class's argument `pretrained`.
 
         Returns:
             The encoder's tensors by name, and a description of the weights for the log.
@@ -168,7 +168,7 @@ def _create(model: str, taps: tuple[int, ...] | None, **options) -> nn.Module:
         **options: further arguments of timm's `create_model`.
 
     Raises:
-        RecipeError: timm has no feature extractor for this model, or not these features.
+        RecipeError: timm has no feature extractor for this model, or doesn't have these features.
     """
     import timm
 
@@ -179,8 +179,8 @@ def _create(model: str, taps: tuple[int, ...] | None, **options) -> nn.Module:
         text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     if options:
         raise RecipeError(text)
-    # If the model can be created with timm's default features, the given indices are invalid.
-    # Otherwise this call raises the error for the model.
+    # Find out what is wrong: if the model can be created with timm's default features, the given
+    # indices are invalid. Otherwise this call raises the error for the model.
     if taps is not None:
         strides = _create(model, None).feature_info.reduction()
         raise RecipeError(
@@ -213,8 +213,9 @@ def _needs_padding(
 ) -> bool:
     """Returns True if the backbone needs images whose sides are multiples of the largest stride.
 
-    The function runs the backbone on an image whose sides are no such multiples. If every feature
-    has the image's size divided by its stride, rounded up, the backbone needs no padding.
+    The function runs the backbone on an image whose sides aren't multiples of the largest stride.
+    The backbone needs no padding if the size of each feature is then the image's size divided by
+    the feature's stride, rounded up.
 
     Args:
         model: timm's name of the model, for the error message.
@@ -223,8 +224,8 @@ def _needs_padding(
         channels: number of channels of each feature.
 
     Raises:
-        RecipeError: even for an image whose sides are such multiples, a feature has another size or
-            number of channels, or the backbone raises an error.
+        RecipeError: even for an image whose sides are multiples of the largest stride, the backbone
+            raises an error, or a feature has another size or number of channels than it should.
     """
     backbone.eval()
     for side in (2 * strides[-1] + 1, 2 * strides[-1]):
@@ -245,9 +246,9 @@ def _needs_padding(
 def _with_own_norms(module: nn.Module) -> nn.Module:
     """Replaces all batch norms within `module` by this project's `BatchNorm2d`, in place.
 
-    Returns `module`. Parameters and statistics are copied. A norm of timm that includes an
-    activation becomes a norm followed by the activation. Norms without parameters or without
-    running statistics stay.
+    The result is `module` itself. Parameters and statistics are copied. A norm of timm that
+    includes an activation becomes a norm followed by the activation. Norms without parameters or
+    without running statistics aren't replaced.
     """
     from timm.layers import BatchNormAct2d
 
@@ -290,8 +291,8 @@ def _read_file(path: Path, model: str) -> tuple[dict[str, Tensor], list[str]]:
         state = state.get("state_dict", state.get("model", state))
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
-    # Create timm's whole model, with its classifier, since the files have the tensors of the whole
-    # model. The feature extractor's tensors may have other names.
+    # Create timm's whole model, with its classifier, since weights files have the tensors of the
+    # whole model. The names of the feature extractor's tensors may differ from them.
     whole = timm.create_model(model)
     classifiers = whole.pretrained_cfg.get("classifier") or ()
     classifiers = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)

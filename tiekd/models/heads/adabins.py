@@ -114,7 +114,7 @@ class AdaBins(nn.Module):
         Args:
             features: (B, C, h, w), the decoder's output.
             image_size: (H, W) of the image; not used, but the DPM head needs this argument.
-            target_depth: (B, 1, H, W), metres; not used, but the DPM head needs it.
+            target_depth: (B, 1, H, W), metres; not used, but the DPM head needs this argument.
 
         Returns:
             A prediction with depth (B, 1, h, w) and bin_centres (B, num_bins), float32, metres.
@@ -136,7 +136,8 @@ class AdaBins(nn.Module):
             features: (B, C, h, w), the decoder's output.
 
         Returns:
-            (edges, maps): (B, num_bins + 1) float32, metres, increasing; (B, num_queries, h, w).
+            (edges, maps): the bins' edges, (B, num_bins + 1) float32, metres, increasing; and the
+            mini-ViT's maps, (B, num_queries, h, w).
         """
         widths, maps = self.vit(features)
         metres = widths.float() * (self.max_depth - self.min_depth)
@@ -155,10 +156,10 @@ class AdaBins(nn.Module):
 
 
 def bin_centres(widths: Tensor, min_depth: float, max_depth: float) -> Tensor:
-    """Returns the centres of K consecutive bins that cover min_depth to max_depth.
+    """Returns the centres of K consecutive bins that together cover min_depth to max_depth.
 
     Args:
-        widths: (B, K), bin widths as fractions of the range, summing to 1 over K.
+        widths: (B, K), each image's bin widths as fractions of the range; they sum to 1.
         min_depth: lower edge of the first bin, metres.
         max_depth: upper edge of the last bin, metres.
 

@@ -36,7 +36,7 @@ class Relu(nn.Module):
         Args:
             features: (B, C, h, w), the decoder's output.
             image_size: (H, W) of the image; not used, but the DPM head needs this argument.
-            target_depth: (B, 1, H, W), metres; not used, but the DPM head needs it.
+            target_depth: (B, 1, H, W), metres; not used, but the DPM head needs this argument.
 
         Returns:
             A prediction with depth (B, 1, h, w) float32, metres, and no divergence.

@@ -23,11 +23,12 @@ _counted: Tensor | None = None
 def counting_only(counted: Tensor | None):
     """Returns a context manager in which `BatchNorm2d` computes statistics from some pixels only.
 
-    It applies to the means and variances of the batch in training.
+    These are the means and variances of the batch, which training computes.
 
     Args:
         counted: (B, 1, H, W) bool, True for image pixels that are included in the statistics. A
-            pixel of a coarser feature uses the value at its centre. None includes all pixels.
+            pixel of a coarser feature is included if the image pixel at its centre is. None
+            includes all pixels.
     """
     global _counted
     before, _counted = _counted, counted
@@ -135,8 +136,9 @@ class BatchNorm2d(nn.BatchNorm2d):
         counted, everything = over_ranks(
             torch.stack([mask.sum(), torch.ones_like(mask).sum()]).float()
         )
-        # At most one included pixel has no variance: use all pixels in that case. It occurs in
-        # coarse features if the included part of the images is smaller than a feature's pixel.
+        # Include all pixels if at most one is included, since one pixel has no variance. This
+        # occurs in coarse features if the included part of the images is smaller than a feature's
+        # pixel.
         mask = mask | (counted <= 1)
         count = torch.where(counted > 1, counted, everything)
 
@@ -166,9 +168,9 @@ class _NormaliseOverRanks(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float):
         num_channels = x.shape[1]
-        # Compute this rank's mean and variance. torch's function also updates running statistics.
-        # Here these are dummies, whose dtype fp32 makes the kernel compute in fp32; a momentum of 0
-        # leaves them unchanged.
+        # Compute this rank's mean and variance. torch's function also updates running statistics,
+        # so it gets dummies: their dtype, fp32, makes the kernel compute in fp32, and a momentum of
+        # 0 leaves them unchanged.
         mean, var = torch.batch_norm_update_stats(
             x, torch.zeros_like(weight), torch.ones_like(weight), momentum=0.0
         )
@@ -205,7 +207,8 @@ class _NormaliseOverRanks(torch.autograd.Function):
         )
         sums = torch.stack([bias_grad, weight_grad])
         dist.all_reduce(sums)
-        # The gradient of x is linear in grad and x, with one set of coefficients per channel.
+        # Compute the gradient of x, which is a linear function of grad and x with one set of
+        # coefficients per channel.
         by_grad = weight * inv_std
         grad_sum, product_sum = sums
         offset = -by_grad * grad_sum / count

@@ -1,20 +1,21 @@
 """Learned convex upsampling: each image pixel combines the nine coarse values around it.
 
-As in RAFT (Teed and Deng 2020, arXiv 2003.12039, section 3.3): a fine value is
+As in RAFT (Teed and Deng 2020, arXiv 2003.12039, section 3.3), the value of an image pixel p is
 
     d(p) = sum_k w_k(p) d_k,    w(p) = softmax of nine logits,
 
-where k runs over the coarse cell that p lies in and the eight around it. The logits of a cell's
-factor x factor pixels are predicted from the cell's features. So a fine value is between the least
-and the largest of nine coarse ones, and an edge can follow the image within a cell. Where a blend
-of two depths would lie in mid-air, as for the readouts `mode` and `local`, nothing is blended: a
-pixel takes the value of the cell with the largest weight.
+where a cell is a pixel of the coarse map, i.e. a square of factor x factor image pixels, and k runs
+over the cell that p lies in and the eight cells around it. The logits of a cell's pixels are
+predicted from the cell's features. So a pixel's value is between the smallest and the largest of
+nine coarse ones, and an edge can follow the image within a cell. The readouts `mode` and `local`
+must not blend two depths, since the result would lie in mid-air: there a pixel takes the value of
+the cell with the largest weight.
 
 Beyond the border the outermost cells are repeated; RAFT pads with 0, which would blend depth with 0
-there. The layer has no norm, so pixels that norms don't count have no part in others' weights but
-by the 3x3 convolution. Cost at 352x704 with 64 channels and a factor of 4: 0.15 GMAC, and nine
-float32 values an image pixel, three times in training. Left out: the 3x3 convolution to 256
-channels before the logits, for which a depthwise one stands here.
+there. The layer has no norm, so padding affects other pixels' weights only through the 3x3
+convolution. Cost at 352x704 with 64 channels and a factor of 4: 0.15 GMAC, and memory for nine
+float32 values per image pixel, three times in training. Left out: RAFT's 3x3 convolution to 256
+channels before the logits, which a depthwise convolution replaces.
 """
 
 import torch
@@ -22,12 +23,15 @@ from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, relu
 
 NEIGHBOURS = 9
-# Smallest weight at first: the logits of the bilinear weights that are 0.
+# Initial weight of cells whose bilinear weight is 0. It must be above 0, because the logits are
+# logarithms of the weights.
 _LEAST_WEIGHT = 1e-3
 
 
 class ConvexUpsampling(nn.Module):
     """Upsamples a map of one value per cell by a whole factor, with weights from features.
+
+    A cell is a pixel of the coarse map, i.e. a square of factor x factor image pixels.
 
     At first the weights are nearly those of bilinear interpolation between the cells' centres.
 
@@ -50,13 +54,13 @@ class ConvexUpsampling(nn.Module):
             self.logits.bias.copy_(first)
 
     def forward(self, values: Tensor, features: Tensor, blended: bool = True) -> Tensor:
-        """Upsamples values.
+        """Upsamples a coarse map to the image's resolution.
 
         Args:
-            values: (B, 1, h, w) float32, e.g. depths.
-            features: (B, in_channels, h, w), any float dtype.
-            blended: True for the weighted mean of the nine values around a pixel; False for the one
-                with the largest weight.
+            values: (B, 1, h, w) float32, the coarse map, e.g. of depths.
+            features: (B, in_channels, h, w), any float dtype, from which the weights are computed.
+            blended: True for the weighted mean of the nine coarse values around a pixel; False for
+                the coarse value with the largest weight.
 
         Returns:
             (B, 1, h * factor, w * factor) float32.
@@ -66,28 +70,30 @@ class ConvexUpsampling(nn.Module):
         if blended:
             fine = (weights * around).sum(1)
         else:
-            # Of equal weights the first is taken.
+            # Take the value of the largest weight; among equal weights argmax chooses the first.
             best = weights.argmax(1, keepdim=True)
             fine = around.expand_as(weights).gather(1, best)[:, 0]
         return pixel_shuffle(fine, self.factor)
 
     def weights(self, features: Tensor) -> Tensor:
-        """Returns the weights of the nine cells around each pixel.
+        """Returns the weights of the nine coarse values around each image pixel.
 
         Args:
             features: (B, in_channels, h, w), any float dtype.
 
         Returns:
-            (B, 9, factor ** 2, h, w) float32, summing to 1 over the second dimension, whose order
-            is row by row. The third one is the pixels of a cell, row by row.
+            (B, 9, factor ** 2, h, w) float32, for the factor ** 2 image pixels of each of h x w
+            cells. The second dimension has the 3 x 3 cells around the pixel, the third the pixels
+            of the cell, both row by row. Weights sum to 1 over the second dimension.
         """
         logits = self.logits(relu(self.mix(features))).float()
         return logits.unflatten(1, (NEIGHBOURS, self.factor**2)).softmax(1)
 
     def margins(self, features: Tensor) -> Tensor:
-        """Returns the difference between the two largest weights of each pixel.
+        """Returns the difference between the two largest weights of each image pixel.
 
-        Where it is near 0, rounding decides which cell's value a pixel takes if nothing is blended.
+        Where it is near 0, rounding decides which coarse value a pixel takes if `forward` doesn't
+        blend.
 
         Args:
             features: (B, in_channels, h, w), any float dtype.
@@ -100,16 +106,17 @@ class ConvexUpsampling(nn.Module):
 
 
 def bilinear_weights(factor: int) -> Tensor:
-    """Returns the weights of the nine cells around a pixel in bilinear interpolation.
+    """Returns the weights of the nine coarse values around a pixel in bilinear interpolation.
 
     Args:
-        factor: number of image pixels along a cell's side.
+        factor: number of image pixels per coarse pixel along each axis.
 
     Returns:
         (9, factor ** 2) float32, in the order of `ConvexUpsampling.weights`.
     """
     with torch.device("cpu"):
-        # A pixel's distance from its cell's centre, in cells.
+        # Compute the distance of each pixel from the centre of its cell (coarse pixel), in cells,
+        # and from it the bilinear weights of the cell and its two neighbours.
         place = (torch.arange(factor) + 0.5) / factor - 0.5
         centres = torch.tensor([-1.0, 0.0, 1.0])
         shares = (1 - (centres[:, None] - place).abs()).clamp(min=0)
@@ -118,13 +125,14 @@ def bilinear_weights(factor: int) -> Tensor:
 
 
 def _neighbours(values: Tensor) -> Tensor:
-    """Returns the values of the cells around each cell and of the cell itself.
+    """Returns for each element of a map the values of the 3 x 3 elements around it.
 
     Args:
         values: (B, 1, h, w).
 
     Returns:
-        (B, 9, h, w), row by row; beyond the border the outermost cells are repeated.
+        (B, 9, h, w), the nine values row by row; beyond the border the outermost elements are
+        repeated.
     """
     height, width = values.shape[2:]
     # Concatenate instead of padding, because the gradient of torch's replicating padding isn't

@@ -1,14 +1,14 @@
 """Multi-scale deformable attention (Zhu et al. 2021, arXiv 2010.04159) in plain torch, for HAHI.
 
 Each query predicts a few sampling locations per level (feature map) and gets the weighted sum of
-the values there. Memory: the values sampled by all queries, if there is one for each pixel of a
-352x1216 image at stride 2, would be 7 GB. They are sampled for a chunk of queries and one level at
-a time, and recomputed in backward, so at most about SAMPLED_VALUES of them exist at once.
+the values there. Memory: with one query for each pixel of a 352x1216 image at stride 2, the values
+sampled by all queries would take 7 GB. So values are sampled for a chunk of queries and one level
+at a time, and recomputed in backward; at most about SAMPLED_VALUES values exist at a time.
 
 Sampling locations and weights are float32 whatever the network's precision, because bfloat16 can't
-distinguish adjacent columns of a wide image.
-Left out: reference boxes, padding masks, and a deterministic gradient on CUDA. grid_sample has no
-deterministic gradient there, so `train.deterministic` raises an error.
+distinguish adjacent columns of a wide image. Left out: reference boxes, padding masks, and a
+deterministic gradient on CUDA: grid_sample has none there, so training with `train.deterministic`
+raises an error.
 """
 
 import math
@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout, grid_sample, linear
 from torch.utils.checkpoint import checkpoint
 
-# Approximate number of values that are sampled at once, 64 MiB in float32.
+# Approximate number of values that are sampled at a time, 64 MiB in float32.
 SAMPLED_VALUES = 2**24
 
 
 class DeformableAttention(nn.Module):
     """Multi-scale deformable attention with a skip connection.
 
-    To each query it adds the attention-weighted sum of values sampled from the feature maps. At
+    It adds to each query the attention-weighted sum of values sampled from the feature maps. At
     initialisation, each head samples in a different direction from the query's reference point:
     point i at a distance of i + 1 pixels of the feature map, with nearly equal weights. The weights
     aren't exactly equal, because the layer that predicts them would then have zero weights and pass
@@ -92,7 +92,7 @@ class DeformableAttention(nn.Module):
             reference: (B or 1, Q, num_levels or 1, 2) float32, the queries' reference points: x and
                 y, from 0 to 1 between the edges of a level.
         """
-        # Predict each query's sampling offsets, and the softmax weights of its points.
+        # Predict each query's sampling offsets, and the softmax weights of its sampled points.
         asked = query.float() + position
         heads = self.num_heads
         levels = self.num_levels
@@ -137,7 +137,7 @@ def read_points(
         offsets: (B, Q, heads, L, points, 2), x and y of the sampling locations relative to the
             reference point, in pixels of the level.
         weights: (B, Q, heads, L, points), attention weights.
-        sampled_values: approximate number of values that are sampled at once.
+        sampled_values: approximate number of values that are sampled at a time.
 
     Returns:
         (B, Q, heads * d) float32.
@@ -161,7 +161,7 @@ def read_points(
 
 
 def _read_some(reference: Tensor, offsets: Tensor, weights: Tensor, *maps: Tensor) -> Tensor:
-    """Computes `read_points` for a few queries, sampling all their points of a level at once.
+    """Computes `read_points` for a chunk of queries, with one sampling operation per level.
 
     Args:
         reference: (B, Q, L, 2), reference points of the Q queries in each of L levels, i.e. maps: x
@@ -192,8 +192,9 @@ def _read_some(reference: Tensor, offsets: Tensor, weights: Tensor, *maps: Tenso
 def _first_offsets(num_heads: int, num_levels: int, num_points: int) -> Tensor:
     """Returns the initial sampling offsets of deformable attention.
 
-    Each head has a direction, evenly spaced over the full circle. Its point i is i + 1 pixels from
-    the reference point, measured along the axis on which it is farther away.
+    Each head has a direction, evenly spaced over the full circle. The distance of its point i, from
+    0, to the reference point is i + 1 pixels, measured along the axis on which the distance is
+    larger.
 
     Args:
         num_heads: number of attention heads.

@@ -1,7 +1,7 @@
 """The last convolution of a regression head, 3x3 to one channel, always computed in float32.
 
-In bfloat16 depth would be rounded to eight bits, i.e. to steps of 12 cm at 20 m. Cost: if the
-network runs in a lower precision, a float32 copy of the features, which is saved for backward.
+In bfloat16 depth would be rounded to eight bits, i.e. to steps of 12 cm at 20 m. Cost: a float32
+copy of the features, which is saved for backward, if the network runs in a lower precision.
 """
 
 import torch

@@ -3,7 +3,7 @@
 Each patch is one token. From the transformer's output at the first token the widths of the image's
 depth bins are computed. The outputs at the next tokens are used as 1x1 convolution kernels, which
 applied to the image's own features give the range-attention maps. Cost: mainly these maps, with one
-multiplication per pixel, kernel and channel.
+multiply-add per pixel, kernel and channel.
 
 As published, the positional embedding is indexed by the patch's number in row-major order. So at
 another image width than in training, patches get the embeddings of other positions, and patches
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from tiekd.errors import RecipeError
 
 NUM_LAYERS, NUM_HEADS, FEEDFORWARD, REGRESSOR = 4, 4, 1024, 256
-# Added to each bin's width before the widths are normalised, so that no width becomes 0.
+# Constant that is added to each bin's width before the widths are normalised, so that no width
+# becomes 0.
 NARROWEST = 0.1
 
 
@@ -27,7 +28,8 @@ class MiniViT(nn.Module):
     Args:
         in_channels: number of feature channels.
         num_bins: number of bin widths per image.
-        num_queries: number of tokens that are used as convolution kernels, and of maps.
+        num_queries: number of tokens that are used as convolution kernels, i.e. of range-attention
+            maps.
         width: number of channels of the transformer, a multiple of NUM_HEADS.
         patch: side of a patch in pixels of the features; pixels at the right and the bottom that
             don't fill a whole patch are ignored.
@@ -68,8 +70,9 @@ class MiniViT(nn.Module):
             x: (B, in_channels, h, w), the image's features.
 
         Returns:
-            (widths, maps): (B, num_bins) float32, positive, summing to 1, widths as fractions of
-            the depth range; and (B, num_queries, h, w).
+            (widths, maps): the bins' widths as fractions of the depth range, (B, num_bins) float32,
+            positive, summing to 1 for each image; and the range-attention maps, (B, num_queries, h,
+            w).
 
         Raises:
             RecipeError: the features have too few or too many patches.
@@ -114,7 +117,14 @@ class Layer(nn.Module):
         self.norm2 = nn.LayerNorm(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps N tokens per image, (B, N, width), to the same shape."""
+        """Applies the layer to N tokens per image.
+
+        Args:
+            x: (B, N, width).
+
+        Returns:
+            (B, N, width).
+        """
         x = self.norm1(x + F.dropout(self.attention(x), self.dropout, self.training))
         y = F.dropout(F.relu(self.linear1(x)), self.dropout, self.training)
         return self.norm2(x + F.dropout(self.linear2(y), self.dropout, self.training))
@@ -141,7 +151,14 @@ class Attention(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps N tokens per image, (B, N, width), to the same shape."""
+        """Applies self-attention to N tokens per image.
+
+        Args:
+            x: (B, N, width).
+
+        Returns:
+            (B, N, width).
+        """
         batch, count, width = x.shape
         heads = self.qkv(x).view(batch, count, 3, NUM_HEADS, width // NUM_HEADS)
         q, k, v = heads.permute(2, 0, 3, 1, 4)

@@ -1,7 +1,8 @@
 """The normalisation of a backbone that was trained with another mean than ImageNet's.
 
-The data pipeline normalises every image with ImageNet's mean and standard deviation. A backbone
-with other values converts them here, and stores its values with the weights.
+The data pipeline normalises every image with ImageNet's mean and standard deviation. For a backbone
+with other values, `Normalisation` converts the images; its buffers store these values with the
+weights.
 """
 
 from collections.abc import Sequence
@@ -15,18 +16,18 @@ from tiekd.data.augment.augment import IMAGENET_MEAN, IMAGENET_STD
 class Normalisation(nn.Module):
     """Converts images from ImageNet's normalisation to that of a backbone.
 
-    If the two are equal, every value stays the same. Mean and standard deviation are fp32 buffers
+    If both have equal values, images stay the same. Mean and standard deviation are fp32 buffers
     for colours from 0 to 255, whatever the dtype of the network.
 
     Args:
         mean: the backbone's mean of red, green and blue, for colours from 0 to 1.
-        std: the backbone's standard deviation of the same.
+        std: the backbone's standard deviation of red, green and blue, for colours from 0 to 1.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]):
         super().__init__()
-        # Multiply by 255 in double precision: a mean and deviation equal to ImageNet's then equal
-        # those of the data pipeline, bit for bit.
+        # Multiply by 255 in double precision. If the backbone's mean and standard deviation are
+        # ImageNet's, the results then equal those of the data pipeline, bit for bit.
         for name, values in (("mean", mean), ("std", std)):
             levels = torch.tensor([255 * value for value in values])
             self.register_buffer(name, levels[:, None, None])

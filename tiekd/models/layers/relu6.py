@@ -15,7 +15,7 @@ class ReLU6(nn.Module):
     plain = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns x, of any shape, limited to 0..6; x itself is changed."""
+        """Clamps x, of any shape, to 0..6 in place, and returns it."""
         return relu6(x, inplace=True) if self.plain else relu6_in_place(x)
 
 
@@ -35,15 +35,15 @@ class _ReLU6(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
-        # The gradient passes where 0 < result < 6, which holds exactly where 0 < x < 6.
+        # Pass the gradient where 0 < result < 6, which holds exactly where 0 < x < 6.
         return torch.ops.aten.hardtanh_backward(grad, ctx.saved_tensors[0], 0.0, 6.0)
 
 
 def relu6_in_place(x: Tensor) -> Tensor:
-    """Applies ReLU6 to x, of any shape, in place and returns it.
+    """Clamps x, of any shape, to 0..6 in place, and returns it.
 
-    Without gradients and under torch.compile the function calls torch's own ReLU6, which then needs
-    no more memory than `_ReLU6`.
+    For backward it saves no copy of x, unlike torch's own ReLU6. Without gradients and under
+    torch.compile it calls torch's, which needs no more memory then.
     """
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return relu6(x, inplace=True)

@@ -1,8 +1,8 @@
 """Convolution with TensorFlow's SAME padding, for weights that were trained in TensorFlow.
 
-At stride 2 SAME depends on the image's size: an even side is padded by one pixel less than an odd
-one, and the pixel that is missing is one before the image. A symmetric padding would shift even
-images by a pixel at each such convolution.
+At stride 2 SAME padding depends on the image's size: an even side is padded by one pixel less than
+an odd one, and the missing pixel is at the top or the left. A symmetric padding would shift images
+of even size by a pixel at each such convolution.
 """
 
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ class SameConv2d(nn.Conv2d):
     """Convolution without bias and with TensorFlow's SAME padding.
 
     The output's size is the input's size divided by the stride, rounded up. If the number of padded
-    pixels is odd, the right and the bottom get the additional one.
+    pixels is odd, the right and the bottom get one pixel more than the left and the top.
 
     Args:
         in_channels: number of input channels.
@@ -40,8 +40,8 @@ class SameConv2d(nn.Conv2d):
         (kernel, _), (stride, _) = self.kernel_size, self.stride
         if kernel == 1:
             return super().forward(x)
-        # No decision depends on the size, so that a graph for images of any size can be traced. In
-        # this form the tracer sees that the output has ceil(n / stride) pixels.
+        # Compute the padding without a branch on the size, so that a traced graph works for images
+        # of any size. From this form the tracer infers that the output has ceil(n / stride) pixels.
         down, across = (((n + stride - 1) // stride - 1) * stride + kernel - n for n in x.shape[2:])
         x = pad(x, (across // 2, across - across // 2, down // 2, down - down // 2))
         return super().forward(x)

@@ -4,14 +4,14 @@
 
 If a 1x1 convolution that adds channels comes directly before the upsampling, it and the 3x3
 convolution are computed as one 3x3 convolution with fewer input channels. The weights of this
-convolution are a matrix product of the weights of the two.
-This is possible because upsampling commutes with the 1x1 convolution. In the published MobileNetV2
-students these convolutions have 320 -> 2048 -> 512 channels and take 39 of 171 GMAC at 352x704;
-merged, they take 9.
+convolution are a matrix product of the weights of the two. This is possible because bilinear
+upsampling commutes with the 1x1 convolution. In the published MobileNetV2 students these
+convolutions have 320 -> 2048 -> 512 channels and take 39 of 171 GMAC at 352x704; merged, they take
+9.
 
 The convolution's input is the largest tensor of its level. It isn't saved for backward. Instead,
-it is recomputed there from features that are saved anyway, at the cost of one more bilinear
-upsampling. The results are the same, bit for bit.
+backward recomputes it from features that are saved anyway, at the cost of one more bilinear
+upsampling. The gradients are the same, bit for bit.
 
 On a CPU without AVX-512 the weight gradient is computed by matrix products, as
 tiekd/kernels/layouts.py chooses.
@@ -82,8 +82,9 @@ class PointwiseConv(nn.Conv2d):
         """Merges this convolution into the next one.
 
         Args:
-            next_weight: weight of the next convolution, (O, out_channels + S, k, k); its last S
-                input channels are those of a skip connection.
+            next_weight: weight of the next convolution, (O, out_channels + S, k, k): a k x k
+                convolution to O channels, whose last S input channels are those of a skip
+                connection.
 
         Returns:
             (merged, of_ones): the merged weight (O, in_channels + S, k, k); and a weight
@@ -97,9 +98,8 @@ class PointwiseConv(nn.Conv2d):
     def _merged(self, next_weight: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """Computes the results of `merged`, with this module's weight and bias as arguments.
 
-        Weight and bias are arguments because activation checkpointing, which recomputes this
-        function in backward, needs them as such. Arguments and results are those of `merged`
-        otherwise.
+        They are arguments because activation checkpointing, which recomputes this function in
+        backward, needs them as such. `next_weight` and the results are those of `merged`.
         """
         ours, others = next_weight.split(
             [self.out_channels, next_weight.shape[1] - self.out_channels], dim=1
@@ -107,8 +107,8 @@ class PointwiseConv(nn.Conv2d):
         columns = torch.cat([weight[:, :, 0, 0], bias[:, None]], dim=1)
         product = (ours.permute(0, 2, 3, 1) @ columns).permute(0, 3, 1, 2)
         by_channel, of_bias = product.split([self.in_channels, 1], dim=1)
-        # Make the weights contiguous. Otherwise the convolution would run in channels_last, since
-        # it does so if its input or its weight has this memory layout.
+        # Make the merged weights contiguous. A convolution runs in channels_last if its input or
+        # its weight has this memory layout.
         others = others.to(product.dtype)
         return torch.cat([by_channel, others], dim=1).contiguous(), of_bias.contiguous()
 
@@ -119,8 +119,8 @@ class UpsampledConv(Conv2d):
     Weights and state dict are those of an `nn.Conv2d`.
 
     Attributes:
-        plain: True to call torch's operator for each step, without merging convolutions and
-            without recomputing anything in backward.
+        plain: True to upsample, concatenate and convolve by torch's operators, without merging
+            convolutions and without recomputing anything in backward.
 
     Args:
         in_channels: number of channels of the upsampled features and the encoder's feature
@@ -244,8 +244,8 @@ class _ByProducts(torch.autograd.Function):
         of_x, _, of_skip, of_weight, of_bias = ctx.needs_input_grad
         channels = x.shape[1]
 
-        # If there are less than three times as many pixels after upsampling as before, compute the
-        # products at the size after upsampling.
+        # Compute the products at the size after upsampling if it has less than three times as many
+        # pixels as the size before.
         if ctx.size[0] * ctx.size[1] < 3 * x.shape[2] * x.shape[3]:
             needs = of_x or of_skip, of_weight, of_bias
             merged = _merge(x, ctx.size, skip)
@@ -292,8 +292,8 @@ def _before_upsampling(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor,
     rows, columns = grad.shape[2:]
     for row in range(3):
         for column in range(3):
-            # Shift the gradient by this kernel position's distance from the kernel's centre, with
-            # zeros outside.
+            # Shift the gradient by the offset of this kernel position from the kernel's centre,
+            # with zeros at the border.
             down, right = row - 1, column - 1
             top = max(0, down)
             bottom = min(rows, rows + down)
@@ -350,7 +350,7 @@ class UpsampleByProducts(torch.autograd.Function):
         """Upsamples x to `size`, bilinearly with aligned corners.
 
         Args:
-            ctx: the autograd context, in which (h, w) is stored.
+            ctx: the autograd context, which stores (h, w) for backward.
             x: (B, C, h, w).
             size: (H, W) of the result.
 
@@ -369,7 +369,7 @@ class UpsampleByProducts(torch.autograd.Function):
             grad: (B, C, H, W), the gradient of the upsampled features.
 
         Returns:
-            (gradient of x, None), the gradient (B, C, h, w); None is for `size`.
+            (gradient of x, None): (B, C, h, w); and None, because `size` has no gradient.
         """
         height, width = ctx.size
         pixels = grad.permute(0, 2, 3, 1).contiguous()
@@ -414,7 +414,8 @@ def _shares(small: int, large: int, dtype: torch.dtype, device: torch.device) ->
         device: device of the result.
 
     Returns:
-        (small, large); column j has the weights of the input values in output value j.
+        (small, large); column j has the weights with which the input values are summed to output
+        value j.
     """
     step = (small - 1) / max(large - 1, 1)
     place = torch.arange(large, dtype=torch.float64, device=device) * step

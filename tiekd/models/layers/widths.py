@@ -6,11 +6,14 @@ from tiekd.errors import RecipeError
 
 
 def check_widths(widths: Sequence[int], num_features: int) -> None:
-    """Raises RecipeError unless `widths` has one whole number above 0 for each feature.
+    """Checks that `widths` has one whole number above 0 for each feature.
 
     Args:
         widths: number of the decoder's channels at each feature's resolution, fine to coarse.
-        num_features: number of features that the encoder gives.
+        num_features: number of features that the encoder returns.
+
+    Raises:
+        RecipeError: `widths` is of another length, or contains something else.
     """
     if len(widths) != num_features or any(not isinstance(w, int) or w < 1 for w in widths):
         raise RecipeError(

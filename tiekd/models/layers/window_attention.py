@@ -1,18 +1,18 @@
 """Self-attention within shifted windows (Liu et al. 2021, arXiv 2103.14030), for the Swin encoder.
 
-Tokens attend only to those of their own window, so the cost is linear in the number of tokens
-and not quadratic. Every other block shifts the windows by half their size, cyclically. Tokens that
-share a window only because of the cyclic shift don't attend to each other. The feature is padded
-with zeros to whole windows; other tokens attend to the padding, too, as published.
-Left out: cosine attention and continuous position bias of Swin version 2.
+Tokens attend only to those of their own window, so the cost is linear in the number of tokens.
+Every other block shifts the windows by half their size, cyclically. Tokens that share a window only
+because of the cyclic shift don't attend to each other. The feature is padded with zeros to whole
+windows; as in the published code, tokens attend to the padding, too. Left out: cosine attention and
+continuous position bias of Swin version 2.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-# Added to the attention logit of two tokens that must not attend to each other, as published. It is
-# finite in half precision, too.
+# Number that is added to the attention logit of two tokens that must not attend to each other. It
+# is the published one, and finite in half precision.
 BLOCKED = -100.0
 
 
@@ -44,7 +44,7 @@ class WindowAttention(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Applies the attention to a grid of H x W tokens per image, of any size.
+        """Applies the attention to the H x W tokens of each image; H and W may be any numbers.
 
         Args:
             x: (B, H, W, channels).
@@ -52,7 +52,7 @@ class WindowAttention(nn.Module):
         Returns:
             (B, H, W, channels).
         """
-        # Pad to whole windows, and shift cyclically.
+        # Pad the tokens to whole windows, and shift them cyclically.
         batch, height, width = x.shape[:3]
         window = self.window
         x = pad(x, (0, 0, 0, -width % window, 0, -height % window))
@@ -64,8 +64,8 @@ class WindowAttention(nn.Module):
         query, key, value = x.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         bias = self._bias(batch, rows, columns).to(query.dtype)
         x = scaled_dot_product_attention(query, key, value, attn_mask=bias)
-        # Copy, because torch.export and the ONNX decomposition disagree about the memory layout of
-        # the attention's result.
+        # Copy to contiguous memory, because torch.export and the ONNX decomposition disagree about
+        # the memory layout of the attention's result.
         x = x.transpose(1, 2).clone(memory_format=torch.contiguous_format)
         x = self.proj(x.flatten(2))
         # Reassemble the windows to a map, undo the shift, and crop the padding.
@@ -141,8 +141,8 @@ def blocked_pairs(rows: int, columns: int, window: int, shift: int, device: torc
         (rows * columns, N, N) bool for windows of N = window^2 tokens, True for such a pair.
     """
     y, x = (torch.arange(size * window, device=device) for size in (rows, columns))
-    # Only the last row and the last column of windows contain tokens that the shift moved from the
-    # opposite border.
+    # Find the tokens that the shift moved from the opposite border. Only the last row and the last
+    # column of windows contain such tokens.
     y = (y >= rows * window - shift).long()
     x = (x >= columns * window - shift).long()
     side = (2 * y[:, None] + x[None, :]).view(1, rows * window, columns * window, 1)

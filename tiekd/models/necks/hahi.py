@@ -4,8 +4,8 @@ From DepthFormer (Li et al. 2022, arXiv 2203.14211). The pixels of the coarser f
 tokens that attend to each other (deformable self-attention). Then each pixel of the finest feature
 attends to the tokens (deformable cross-attention). Every feature keeps its channels and stride.
 Cost: with a finest feature at stride 2, the cross-attention has a query for every fourth pixel of
-the image; see `deformable_attention` for their memory. Left out: scaling between features, masks
-of padded images.
+the image; for their memory see tiekd/models/layers/deformable_attention.py. Left out: scaling
+between features, masks of padded images.
 """
 
 from collections.abc import Sequence
@@ -67,7 +67,7 @@ class Hahi(nn.Module):
         self.query_projection = ConvNorm(finest, width, 1)
         self.query_fusion = ConvNorm(width + finest, finest, 3)
         # Build the attention layers, an embedding for each of the coarser features, and the layer
-        # that predicts the reference point of each query.
+        # that predicts each query's reference point.
         self.level_embed = nn.Parameter(torch.randn(len(coarser), width))
         self.self_attention = DeformableAttention(
             width, len(coarser), num_heads, num_points, dropout
@@ -112,9 +112,9 @@ class Hahi(nn.Module):
         queries = self.cross_attention(
             to_tokens(self.query_projection(finest)), position, tokens, sizes, reference
         )
-        # Reshape the attention's results to maps and fuse them with the features by a convolution.
-        # In the published channel order, the finest feature comes after its map, each other feature
-        # before its map.
+        # Reshape the attention's results to maps and fuse each with its feature by a convolution.
+        # In the published order of channels, the finest feature comes after its map, every other
+        # feature before its map.
         parts = tokens.split([height * width for height, width in sizes], dim=1)
         fused = [self.query_fusion(torch.cat([to_map(queries, finest.shape[2:]), finest], dim=1))]
         for fuse, feature, part in zip(self.token_fusions, coarser, parts, strict=True):

@@ -1,9 +1,9 @@
-"""Converts published checkpoint files to ours and back, with a report on every tensor.
+"""Converts published checkpoint files to this project's and back, with a report on every tensor.
 
-Only names and shapes are compared with the network, whose tensors are never allocated: a conversion
-costs the file's size in memory, and a second or two. A file is written under a temporary name and
-renamed, so that no partial file is left.
-Left out: optimizer states, and parameters that the published networks contain but don't use.
+The tensors' names and shapes are compared with a network that is built without memory, so a
+conversion takes as much memory as the file, and a second or two. A file is written under a
+temporary name and renamed, so that no partial file is left. Left out: optimizer states, and
+parameters that the published networks contain but don't use.
 """
 
 import io
@@ -31,7 +31,7 @@ class Conversion(NamedTuple):
     Attributes:
         tensors: the converted tensors by their new names.
         report: the comparison of the tensors with the recipe's network, by this project's names.
-            The norms' batch counters don't count as missing; an entry of `misfit` has both shapes.
+            Missing batch counters of norms aren't listed; an entry of `misfit` states both shapes.
         dead: names of published tensors that the published network doesn't use.
     """
 
@@ -89,7 +89,7 @@ def check(conversion: Conversion, source: str | Path, recipe_path: str | Path) -
 
     Args:
         conversion: the result of a conversion.
-        source: the converted file, for the error message.
+        source: the file that was converted, for the error message.
         recipe_path: the recipe's file, for the error message.
 
     Raises:
@@ -111,8 +111,8 @@ def check(conversion: Conversion, source: str | Path, recipe_path: str | Path) -
 def summary(conversion: Conversion) -> str:
     """Returns a text of several lines about a conversion.
 
-    It has the numbers of tensors that match the network, are missing, unexpected or of another
-    shape, and the names of all but the matching ones.
+    It states how many tensors match the network, are missing, unexpected or of another shape, and
+    names all but the matching ones.
 
     Args:
         conversion: the result of `from_published` or `to_published`.
@@ -139,7 +139,8 @@ def write(path: Path, content: Mapping) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Serialise in memory first: torch's own writer raises a RuntimeError if the disk is full.
+        # Serialise in memory first: if the disk is full, torch's own writer raises a RuntimeError
+        # instead of an OSError.
         file = io.BytesIO()
         torch.save(dict(content), file)
         partial.write_bytes(file.getbuffer())

@@ -5,12 +5,13 @@ loads the weights, and only a training run whose student isn't loaded from a che
 `load`. So resuming, starting from other weights, teachers, evaluation and export need neither the
 file nor a network connection.
 
-`imagenet` means torchvision's first set (IMAGENET1K_V1), from which published depth networks are
-trained. The weights are read from the torch hub cache; rank 0 downloads them if they aren't there.
-The tensors in a file may have the names of torchvision, of the published networks, of this project
-or, for Swin, of its authors. An encoder with a method `read_pretrained`, such as timm's, reads its
-weights itself; its attribute `collection` is the word that replaces `imagenet`.
-Left out: other collections, and encoders that torchvision doesn't have with the same arithmetic.
+`imagenet` means torchvision's first set of weights (IMAGENET1K_V1), with which the published depth
+networks were initialised. The weights are read from the torch hub cache; rank 0 downloads them if
+they aren't there. The tensors in a file may have the names of torchvision, of the published
+networks, of this project or, for Swin, of its authors. An encoder with a method `read_pretrained`,
+such as timm's, reads its weights itself; its attribute `collection` is the value of `pretrained`
+that takes the place of `imagenet`. Left out: other sets of weights, and encoders whose arithmetic
+differs from torchvision's.
 """
 
 import re
@@ -26,8 +27,8 @@ from tiekd.models.weights import state_dicts, swin_names
 
 IMAGENET = "imagenet"
 _OPTION = "network.encoder.pretrained"
-# Number of inverted residuals in each stage. torchvision numbers the blocks of all stages
-# consecutively, from 1.
+# Number of inverted residual blocks in each stage of MobileNetV2. torchvision numbers the blocks of
+# all stages consecutively, from 1.
 _MOBILENET_BLOCKS = (1, 2, 3, 4, 3, 3, 1)
 
 
@@ -52,7 +53,8 @@ def load(network: nn.Module) -> str | None:
     ]
     if not asking:
         return None
-    # Rank 0 reads the weights. If that fails, it broadcasts the error, so that all ranks raise it.
+    # Rank 0 reads the weights. If that fails, it broadcasts the error instead, so that all ranks
+    # raise it.
     encoder = asking[0]
     source = asking[0].pretrained
     state, what, problem = None, None, None
@@ -75,7 +77,7 @@ def load(network: nn.Module) -> str | None:
 def to_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Renames an encoder's tensors to this project's names.
 
-    The present names may be those of torchvision, of the published depth networks, of Swin's
+    The tensors may have the names of torchvision, of the published depth networks, of Swin's
     authors, or of this project. Tensors of a classifier and tensors with unknown names are left
     out.
 
@@ -88,11 +90,12 @@ def to_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     state = state.get("state_dict", state.get("model", state))
     if swin_names.is_imagenet(state):
         return swin_names.to_our_names(state)
-    if any(name.startswith("features.") for name in state):  # torchvision's MobileNetV2
+    # Rename tensors that have the names of torchvision's MobileNetV2.
+    if any(name.startswith("features.") for name in state):
         renamed = {_mobilenet_name(name): tensor for name, tensor in state.items()}
         return {name: tensor for name, tensor in renamed.items() if name is not None}
-    # If no name begins with `encoder.`, these are the names of published depth networks, or those
-    # of torchvision's ResNet, which are translated in the same way.
+    # Translate the names of published depth networks, or those of torchvision's ResNet, which are
+    # translated by the same rules. This project's names begin with `encoder.`.
     if not any(name.startswith("encoder.") for name in state):
         state = state_dicts.from_published(state)
     ours = {
@@ -125,7 +128,7 @@ def _read_fitting(encoder: nn.Module, source: str) -> tuple[dict[str, Tensor], s
 
 
 def _read(encoder: nn.Module, source: str) -> dict[str, Tensor]:
-    """Reads the ImageNet weights or a file; returns the tensors by this project's names.
+    """Reads ImageNet weights, or a file, and returns the tensors by this project's names.
 
     Args:
         encoder: the encoder, whose attribute `torchvision_name` is torchvision's name of its
@@ -172,7 +175,8 @@ def _from_torchvision(name: str) -> dict[str, Tensor]:
                 progress=False, check_hash=True, weights_only=True, map_location="cpu"
             )
         except (OSError, RuntimeError) as error:
-            # There is no connection or no disk space, or the downloaded file is corrupt.
+            # Explain the failed download: there is no connection or no disk space, or the
+            # downloaded file is corrupt.
             raise RecipeError(
                 f"{_OPTION}: {IMAGENET} weights of {name} can't be downloaded "
                 f"({_one_line(error)}); put {entry.url} at {file}, or anywhere and say "
@@ -182,10 +186,11 @@ def _from_torchvision(name: str) -> dict[str, Tensor]:
 
 
 def _fitting(state: dict[str, Tensor], encoder: nn.Module, source: str) -> dict[str, Tensor]:
-    """Selects from some tensors those that the encoder has, and returns them by name.
+    """Returns those of the tensors in `state` that the encoder has, by name.
 
-    Others, e.g. of stages that the encoder doesn't build, are left out. The encoder's tensors whose
-    names begin with a prefix in its attribute `not_pretrained` may be missing.
+    Other tensors, e.g. of stages that the encoder doesn't build, are left out. Those of the
+    encoder's tensors whose name begins with a prefix in its attribute `not_pretrained` may be
+    missing in `state`.
 
     Args:
         state: the tensors by this project's names.
@@ -197,7 +202,8 @@ def _fitting(state: dict[str, Tensor], encoder: nn.Module, source: str) -> dict[
     """
     own = encoder.state_dict()
     new = getattr(encoder, "not_pretrained", ())
-    # The norms' counters of batches aren't needed; files from old torch versions lack them.
+    # Ignore missing batch counters of norms: they aren't needed, and files from old torch versions
+    # lack them.
     missing = [
         name for name in own if name not in state and not name.endswith("num_batches_tracked")
     ]
@@ -215,15 +221,15 @@ def _fitting(state: dict[str, Tensor], encoder: nn.Module, source: str) -> dict[
 def _mobilenet_name(name: str) -> str | None:
     """Returns this project's name for a tensor of torchvision's MobileNetV2.
 
-    For example `features.4.conv.0.1.weight` is `layer3.0.conv.0.bn.weight`. None for tensors of the
-    classifier and of the convolution before it, which the encoder doesn't have.
+    For example `features.4.conv.0.1.weight` is `layer3.0.conv.0.bn.weight`. The result is None for
+    tensors of the classifier and of the convolution before it, which the encoder doesn't have.
     """
     match = re.fullmatch(r"features\.(\d+)\.(.+)", name)
     if match is None:
         return None
     index = int(match[1]) - 1
     rest = match[2]
-    if index == -1:  # the stem, in which 0 is the convolution and 1 the norm
+    if index == -1:  # the stem; its module 0 is the convolution, its module 1 the norm
         return f"conv1.{_conv_or_norm(rest)}"
     for stage, num_blocks in enumerate(_MOBILENET_BLOCKS, 1):
         if index < num_blocks:
@@ -251,12 +257,13 @@ def _block_name(block: str, rest: str, projection: int) -> str:
 
 
 def _conv_or_norm(rest: str) -> str:
-    """Translates torchvision's name of a tensor in a pair of convolution and norm.
+    """Translates torchvision's name of a tensor in a module that holds a convolution and its norm.
 
-    `0.NAME`, the convolution's, becomes `conv.NAME`; `1.NAME`, the norm's, becomes `bn.NAME`.
+    `0.NAME`, a tensor of the convolution, becomes `conv.NAME`; `1.NAME`, of the norm, becomes
+    `bn.NAME`.
 
     Args:
-        rest: torchvision's name of the tensor within the pair, e.g. "0.weight".
+        rest: torchvision's name of the tensor within the module, e.g. "0.weight".
     """
     number, parameter = rest.split(".", 1)
     return f"{('conv', 'bn')[int(number)]}.{parameter}"

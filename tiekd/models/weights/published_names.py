@@ -1,4 +1,4 @@
-"""Table of tensor names in published checkpoints (those of mmcv) and in this project.
+"""Table of tensor names in published checkpoints (mmcv's layout) and in this project.
 
 The rows are pairs of name templates, used for reading and writing published checkpoints; a new
 family of networks needs more rows. The module also lists published tensors that this project's
@@ -8,7 +8,8 @@ networks don't have. In a template `{i}` and `{k}` are numbers, `{n}` two number
 
 VIT = "decode_head.adaptive_bins_layer.patch_transformer."
 NAMES = (
-    # (published name, this project's name); the first row whose template matches a name is used.
+    # (published name, this project's name). If several rows' templates match a name, the first is
+    # used.
     ("decode_head.conv_list.{i}.conv.{p}", "decoder.levels.{i}.{p}"),
     ("decode_head.conv_list.{i}.convA.conv.{p}", "decoder.levels.{i}.first.{p}"),
     ("decode_head.conv_list.{i}.convB.conv.{p}", "decoder.levels.{i}.second.{p}"),
@@ -82,12 +83,12 @@ NAMES = (
 )
 FIELDS = {"i": r"\d+", "k": r"\d+", "n": r"\d+_\d+", "p": r"[^.]+", "rest": r".+"}
 PREFIXES = ("backbone.", "decode_head.", "neck.")
-# Prefixes of the classifier's tensors in encoders trained on ImageNet.
+# Prefixes of the names of a classifier's tensors in encoders that were trained on ImageNet.
 CLASSIFIERS = ("backbone.fc.", "backbone.conv2.", "backbone.classifier.")
 CLASSIFIERS += ("backbone.original_model.bn2.", "backbone.original_model.classifier.")
-# Published checkpoints of sigmoid heads contain a convolution `conv_out` with this many output
-# channels, which these heads don't use.
+# Number of output channels of the convolution `conv_out`, which published checkpoints of sigmoid
+# heads contain but these heads don't use.
 LEFTOVER_BINS = 256
-# Suffixes of buffers that published checkpoints contain and this project's don't, because they
+# Suffixes of buffers that published checkpoints contain but this project's don't, because they
 # follow from the layers' sizes.
 TABLES = ("relative_position_index",)

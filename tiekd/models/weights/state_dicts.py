@@ -28,9 +28,9 @@ from tiekd.models.weights.published_names import (
 )
 
 LISTED = 4  # maximum number of tensors that an error message names
-COUNTERS = "*num_batches_tracked"  # batch counters of norms, which may be missing, as in old files
-# Types that a file may contain. Published files of the best evaluation hold the metric as a NumPy
-# number, which is pickled under NumPy's old or new module name.
+COUNTERS = "*num_batches_tracked"  # batch counters of norms; they may be missing, as in old files
+# Types that a checkpoint file may contain. Published files of the best evaluation hold the metric
+# as a NumPy number, which is pickled under NumPy's old or new module name.
 _NUMPY_NUMBER = np.float64(0).__reduce__()[0]
 _PLAIN_TYPES = [
     np.dtype,
@@ -75,12 +75,13 @@ def read_checkpoint(path: str | Path) -> dict:
         raise CheckpointError(
             f"{path}: no such file; give a checkpoint file, such as a work dir's best_abs_rel.pth"
         )
-    # `weights_only` builds nothing but tensors and plain values, so a file can't run code.
+    # Read with `weights_only`, which builds nothing but tensors and plain values, so that a file
+    # can't run code.
     try:
         with torch.serialization.safe_globals(_PLAIN_TYPES):
             state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        # For a truncated file, torch seeks to a negative position, which raises EINVAL.
+        # Report a truncated file: torch then seeks to a negative position, which raises EINVAL.
         if error.errno == errno.EINVAL:
             raise CheckpointError(
                 f"{path}: torn, or not torch's (cut at {path.stat().st_size} bytes); copy or save "
@@ -101,7 +102,7 @@ def read_checkpoint(path: str | Path) -> dict:
         raise CheckpointError(
             f"{path}: holds a {type(state).__name__}; it must be a dict of tensors"
         )
-    # A checkpoint is a dict of tensors, or has one in `state_dict`.
+    # Check that the content is a dict of tensors, or has such a dict in its entry `state_dict`.
     tensors = state.get("state_dict", state)
     if not isinstance(tensors, Mapping) or not all(isinstance(name, str) for name in tensors):
         raise CheckpointError(
@@ -147,9 +148,9 @@ def from_published(state: Mapping, head: str | None = None) -> dict[str, Tensor]
         state: a state dict, or a checkpoint with an entry `state_dict`. Names may have the prefix
             `module.`. If no name has the prefix `backbone.` or `decode_head.`, the tensors are
             taken to be those of an encoder.
-        head: "dpm" or "sigmoid", the one of the published head's two output convolutions that is
-            used. None infers the head from the number of bins, which is wrong only for a DPM head
-            with exactly 256 bins. AdaBins is recognised by its other names and uses "dpm".
+        head: "dpm" or "sigmoid": which of the two output convolutions of a published head the
+            network uses. None infers the head from the number of bins, which is wrong only for a
+            DPM head with exactly 256 bins. AdaBins is recognised by its other names and uses "dpm".
 
     Raises:
         CheckpointError: none of the names is known.
@@ -166,8 +167,8 @@ def from_published(state: Mapping, head: str | None = None) -> dict[str, Tensor]
 def dropped(state: Mapping, head: str | None = None) -> list[str]:
     """Returns the names of the tensors that `from_published` leaves out, sorted.
 
-    The published network doesn't use these tensors, or they are a classifier's, or their names are
-    in no row of the table `published_names`.
+    Left out are tensors that the published network doesn't use, tensors of a classifier, and
+    tensors whose names match no row of the table `published_names`.
 
     Args:
         state: a published checkpoint, as for `from_published`.
@@ -215,7 +216,10 @@ def compare(network: nn.Module, state: Mapping[str, Tensor]) -> Report:
 
     Args:
         network: the network; it may be on the meta device, i.e. without memory for its tensors.
-        state: tensors by this project's names.
+        state: the tensors by this project's names.
+
+    Returns:
+        The names that match, are missing, are unexpected, or differ in shape.
     """
     own = network.state_dict()
     matched = sorted(name for name in own if name in state and state[name].shape == own[name].shape)
@@ -228,7 +232,7 @@ def compare(network: nn.Module, state: Mapping[str, Tensor]) -> Report:
 def load_into(
     network: nn.Module, state: Mapping[str, Tensor], ignore: Sequence[str] = ()
 ) -> Report:
-    """Copies tensors into a network by name, cast to the network's dtypes.
+    """Copies tensors into a network by name, cast to its dtypes, and returns a comparison.
 
     If an error is raised, the network is unchanged. The norms' batch counters may be missing.
 
@@ -280,7 +284,7 @@ def _flaw(tensor: Tensor, own: Tensor) -> str | None:
 
 
 def _bare(state: Mapping) -> dict[str, Tensor]:
-    """Returns a published checkpoint's tensors by name, without the prefix `module.`.
+    """Returns a published checkpoint's tensors by name, without the prefix `module.` of the names.
 
     If the checkpoint has only an encoder, whose names lack a prefix, they get `backbone.`.
 
@@ -295,7 +299,8 @@ def _bare(state: Mapping) -> dict[str, Tensor]:
     }
     if any(name.startswith(PREFIXES) for name in tensors):
         return tensors
-    # Published names of an EfficientNet's tensors have the additional part `original_model`.
+    # Prefix an EfficientNet's names with the additional component `original_model`, as published
+    # checkpoints do.
     prefix = "backbone.original_model." if "conv_stem.weight" in tensors else "backbone."
     return {prefix + name: value for name, value in tensors.items()}
 
@@ -314,8 +319,8 @@ def _translated(state: Mapping, head: str | None) -> dict[str, tuple[str, Tensor
     bare = _bare(state)
     bins = bare.get("decode_head.conv_out.0.weight")
     if head is None:
-        # Recognise AdaBins by its transformer, since its number of bins equals that of the unused
-        # layer in published sigmoid heads.
+        # Recognise AdaBins by its transformer, since its number of bins equals the number of
+        # channels of the unused layer in published sigmoid heads.
         adaptive = any(name.startswith(VIT) for name in bare)
         has_bins = bins is not None and bins.shape[0] != LEFTOVER_BINS
         head = "dpm" if adaptive or has_bins else "sigmoid"
@@ -340,11 +345,11 @@ def _translated(state: Mapping, head: str | None) -> dict[str, tuple[str, Tensor
 
 
 def _renamed(name: str, rules: list[tuple[re.Pattern, str]]) -> str | None:
-    """Returns a tensor's name in the other naming; None if no rule matches the name.
+    """Translates a tensor's name by the first rule that matches it; None if no rule does.
 
     Args:
         name: the tensor's full name.
-        rules: (pattern of the full name, template of the result); the first that matches is used.
+        rules: (pattern of the full name, template of the translated name).
     """
     for pattern, template in rules:
         match = pattern.fullmatch(name)

@@ -1,8 +1,9 @@
-"""Renames the tensors of Swin's ImageNet weights, of its authors or torchvision, to ours.
+"""Renames the tensors of Swin's ImageNet weights, its authors' or torchvision's, to this project's.
 
 A merging layer concatenates the channels of four tokens. The authors' networks do so in another
-order than the published depth networks and ours, so the tensors of these layers are reordered. Left
-out: the classifier, and buffers that follow from the layers' sizes (masks, index tables).
+order than the published depth networks and this project, so the tensors of these layers are
+reordered. Left out: the classifier, and buffers that follow from the layers' sizes (masks, index
+tables).
 """
 
 import re
@@ -11,7 +12,8 @@ from collections.abc import Mapping
 from torch import Tensor
 
 _NAMES = (
-    # (authors' name, our name); torchvision's names are first translated to the authors'.
+    # (pattern of the authors' name, this project's name). torchvision's names are first translated
+    # to the authors'.
     (r"patch_embed\.proj\.(\w+)", r"patches.\1"),
     (r"patch_embed\.norm\.(\w+)", r"patch_norm.\1"),
     (r"layers\.(\d)\.blocks\.(\d+)\.(norm[12]\.\w+)", r"stages.\1.\2.\3"),
@@ -68,7 +70,7 @@ def _authors_name(match: re.Match) -> str:
 
 
 def _our_name(name: str) -> str | None:
-    """Returns the name in the encoder `Swin` of a tensor; None if the encoder doesn't have it.
+    """Returns a tensor's name in the encoder `Swin`; None if the encoder doesn't have the tensor.
 
     Args:
         name: the tensor's name in the network of Swin's authors.
@@ -87,6 +89,6 @@ def _reordered(tensor: Tensor) -> Tensor:
     channel) to (channel, row, column).
 
     Args:
-        tensor: (4 * C) or (O, 4 * C), for tokens of C channels.
+        tensor: (4 * C,) or (O, 4 * C), for tokens of C channels.
     """
     return tensor.unflatten(-1, (2, 2, -1)).transpose(-3, -1).flatten(-3)

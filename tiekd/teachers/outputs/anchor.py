@@ -1,31 +1,32 @@
 """The robust fit that makes one relative map metric.
 
 A relative output x is linear in y, which is depth or inverse depth: y = s x + t, with a scale s > 0
-and a shift t that nobody knows and that differ from image to image (t = 0 for some models; Ranftl
-et al., TPAMI 2020). The anchor, sparse ground truth or a metric teacher, gives y at some pixels.
+and a shift t, which are unknown and differ from image to image (t = 0 for some models; Ranftl et
+al., TPAMI 2020). The anchor, sparse ground truth or a metric teacher, gives y at some pixels.
 
-1. Candidates (Fischler and Bolles, "Random Sample Consensus", CACM 1981): NUM_DRAWS times the line
-   through two anchor points, which are far apart in x. A point's residual is r = (s x + t) / y - 1,
-   in either space the relative error in depth to first order. The candidate with the least median
-   of |r| gives the noise sigma = 1.4826 median |r| (Rousseeuw, "Least Median of Squares
+1. Candidates (Fischler and Bolles, "Random Sample Consensus", CACM 1981): NUM_DRAWS lines, each
+   through two random anchor points that are far apart in x. A point's residual is r = (s x + t) / y
+   - 1, in either space the relative error in depth to first order. The candidate with the least
+   median of |r| gives the noise sigma = 1.4826 median |r| (Rousseeuw, "Least Median of Squares
    Regression", JASA 1984); then the least sum of min(r^2, (CUT sigma)^2) chooses (Torr and
    Zisserman, "MLESAC", CVIU 2000).
 2. Weighted least squares, repeated: minimise sum w (y - p)^2 / p^2 over s and t, where p = s x + t
    of the round before, so that residuals are relative in depth; w is Tukey's biweight of r / sigma.
-   Weights of 1 / y^2 would make s too small by two variances of the noise.
-3. How far s and t can be trusted: the image is cut into TILES, the fit is repeated without each of
-   them, and the spread of these fits is the fit's covariance (the delete-a-group jackknife; Kunsch,
-   Annals of Statistics 1989). Errors that are smooth over a tile are counted as one error, not as
-   many. Over the outputs of the whole image it
-   predicts the error of depth, also where no anchor point is.
+   Division by y^2 instead would make s too small, by twice the variance of the noise.
+3. The uncertainty of s and t: the image is divided into TILES, the fit is repeated once for each
+   tile, without its points, and the covariance of s and t is estimated from the spread of these
+   fits (the delete-a-group jackknife; Kunsch, Annals of Statistics 1989). Errors that are smooth
+   over a tile are counted as one error, not as many. From the covariance follows the error of depth
+   over the whole image, also where there is no anchor point.
 
-An image is left out (`Fit.is_good` is False) by the limits below, which were set on planted scales
-and shifts, so that few kept images are wrong by more than 1 %.
+A fit that exceeds one of the limits below is not used (`Fit.is_good` is False). The limits were
+chosen on images with known scale and shift, such that few of the used fits are wrong by more than 1
+%.
 
 It costs about 20 ms for 375x1242 pixels with 4 % anchor points on one core. The arithmetic is
-float64 numpy: tensors are copied to the CPU. What it can't see: an anchor that is wrong by a factor
-everywhere (the fit follows it), outliers that are a majority or within the noise, and an output
-that bends where no anchor point is.
+float64 numpy: tensors are copied to the CPU. Not detected are: an anchor that is wrong by the same
+factor everywhere (the fit follows it), outliers that are in the majority or no larger than the
+noise, and an output that isn't linear in y where there are no anchor points.
 """
 
 from collections.abc import Mapping
@@ -39,20 +40,21 @@ from tiekd.errors import TeacherError
 from tiekd.teachers.outputs.meaning import Meaning
 
 NUM_DRAWS = 400
-# NUM_COMPARED is the number of anchor points (pixels with an anchor depth) on which candidate fits
-# are compared, MAX_POINTS the maximum number in the least-squares fit. They are drawn at random.
+# NUM_COMPARED: the number of anchor points (pixels with a depth from the anchor) on which candidate
+# fits are compared. MAX_POINTS: the largest number of points in the least-squares fit. The points
+# are drawn at random.
 NUM_COMPARED = 1000
 MAX_POINTS = 20000
-# Residuals of the fit below CUT sigma are inliers. The weight function of the fit (the biweight) is
-# 0 from 4.685 sigma, which gives 95 % efficiency.
+# CUT: points whose residual is below CUT sigma are inliers. BIWEIGHT: the biweight, the fit's
+# weight function, is 0 above this many sigma; with 4.685 its efficiency for normal noise is 95 %.
 CUT = 2.5
 BIWEIGHT = 4.685
 NUM_ROUNDS = 6
 TILES = (4, 8)
 MIN_TILES = 4
-# NUM_PREDICTED is the number of depths, from an image's nearest to its farthest, at which the fit's
-# relative depth error is predicted. NUM_OUTPUTS is the maximum number of pixels from which the
-# range of depths is found.
+# NUM_PREDICTED: the number of depths, from an image's nearest to its farthest, at which the
+# relative depth error of the fit is predicted. NUM_OUTPUTS: the largest number of pixels from which
+# the range of depths is found.
 NUM_PREDICTED = 33
 NUM_OUTPUTS = 20000
 
@@ -62,13 +64,14 @@ MAX_ERROR = 0.1
 MAX_UNCERTAINTY = 0.007
 MAX_EXTRAPOLATION = 0.05
 # Depths with 2 % noise give a `Fit.error` of 1.35 %. If a map deviates from its anchor by more than
-# ERROR_OF_NOISE, the limit of its uncertainty is raised by the excess, since the map has an error
-# of that size anyway.
+# ERROR_OF_NOISE, a larger uncertainty is allowed, by the excess: the map has an error of that size
+# anyway.
 ERROR_OF_NOISE = 0.0155
 EXTRAPOLATION_BY_UNCERTAINTY = 4
-# If the rank correlation of the output with the anchor's depth (or inverse depth, by the output's
-# meaning) is below this value, the output falls where it should rise. With 30 % outliers the
-# correlation is -0.35 or less in this case, and 0.35 or more if the output rises.
+# INVERTED: if the rank correlation between the output and the anchor's depth (or inverse depth, by
+# the output's meaning) is below this value, the output falls where it should rise. With 30 %
+# outliers the correlation of such an output is -0.35 or less, and that of a rising output 0.35 or
+# more.
 INVERTED = -0.25
 
 
@@ -81,11 +84,12 @@ class Fit:
             inverse depth in 1 / metres; None if no fit was possible.
         shift: The shift t; 0 if the output's meaning has no shift, None if no fit was possible.
         num_points: The number of anchor points, i.e. pixels with both an output and a metric depth.
-        inlier_share: The fraction of the anchor points that agree with the fit within CUT sigma.
-        error: The median relative depth error of the points that agree.
-        uncertainty: The relative error (2 sigma) that scale and shift are predicted to cause in
-            depth, as the median over the image's range of log depth up to max_depth_m. None if it
-            can't be computed.
+        inlier_share: The fraction of the anchor points whose residual is below CUT sigma (the
+            inliers).
+        error: The median relative depth error of the inliers.
+        uncertainty: The relative depth error (2 sigma) that the errors of scale and shift are
+            predicted to cause: the median over the image's range of log depth, up to max_depth_m.
+            None if it can't be computed.
         extrapolation: The largest predicted error over the same range; None if it can't be
             computed.
         reason: The reason why the fit is not used; "" for a good fit.
@@ -102,7 +106,7 @@ class Fit:
 
     @property
     def is_good(self) -> bool:
-        """True if the fit is good enough to be used; otherwise `reason` says why it isn't."""
+        """True if the fit is good enough to be used; otherwise `reason` says why not."""
         return not self.reason
 
 
@@ -116,7 +120,8 @@ def fit(
 ) -> Fit:
     """Fits the scale and shift of one relative map to metric depth, called the anchor.
 
-    Random numbers come from a generator of its own with a fixed seed.
+    The random numbers come from a separate generator with a fixed seed, so the result is
+    reproducible.
 
     Args:
         output: (H, W), any real type: the teacher's relative output; NaN or infinite in pixels
@@ -124,7 +129,7 @@ def fit(
         depth: (H, W), metres: the anchor; 0 or NaN in pixels without one. Depths of max_depth_m or
             more aren't used, since a metric teacher's depth may be clipped there.
         meaning: The meaning of `output`, a relative one.
-        max_depth_m: The largest depth that counts, in metres.
+        max_depth_m: The largest depth in metres; anchor depths from this value on aren't used.
         min_points: The smallest number of anchor points for a good fit.
 
     Returns:
@@ -137,8 +142,8 @@ def fit(
             f"output {output.shape} and depth {depth.shape} must be maps (H, W) of one size"
         )
 
-    # Find the anchor points: pixels with an output and a depth. If the output is defined up to
-    # scale only, it is used only if it is positive.
+    # Find the anchor points: pixels with an output and a depth. An output without a shift must be
+    # positive as well.
     usable = np.isfinite(output) if meaning.has_shift else np.isfinite(output) & (output > 0)
     points = np.flatnonzero(usable & (depth > 0) & (depth < max_depth_m))
     num_points = len(points)
@@ -171,7 +176,7 @@ def fit(
         return Fit(None, None, num_points, reason=reason)
     scale, shift, weights, inlier = line
 
-    # Compute the quality of the fit, and compare it with the limits.
+    # Measure the quality of the fit, and compare it with the limits.
     predicted = scale * x[inlier] + shift
     ratio = predicted / y[inlier] if meaning.space == "depth" else y[inlier] / predicted
     tiles = _tiles(points, output.shape)
@@ -289,14 +294,14 @@ def _sample_consensus(
 
     Returns:
         (scale, shift, sigma) of the best candidate, where sigma is the standard deviation of the
-        relative residuals; None if its scale isn't above 0.
+        relative residuals; None if the best candidate's scale isn't above 0.
     """
     x, y = x[:NUM_COMPARED], y[:NUM_COMPARED]
     count = len(x)
     first = generator.integers(count, size=NUM_DRAWS)
     if has_shift:
-        # Choose pairs of points whose ranks in the order of outputs differ by at least a quarter of
-        # the number of points. Between close points noise would hide the slope.
+        # Draw pairs of points whose ranks by output differ by at least a quarter of the number of
+        # points. For points with similar outputs, noise would dominate the slope.
         by_output = np.argsort(x)
         apart = generator.integers(count // 4, count - count // 4 + 1, size=NUM_DRAWS)
         first, second = by_output[first], by_output[(first + apart) % count]
@@ -315,17 +320,19 @@ def _sample_consensus(
     residuals = np.abs((scales[:, None] * x + shifts[:, None]) / y - 1)
     sigma = _sigma(residuals[np.argmin(np.median(residuals, axis=1))])
     best = np.argmin((np.minimum(residuals, CUT * sigma) ** 2).sum(axis=1))
-    # Fits with a negative scale are candidates, too. Without them a fit with a scale near 0 would
-    # win if the output falls where it should rise.
+    # Candidates with a negative scale are included in the comparison. Otherwise, if the output
+    # falls where it should rise, a candidate with a scale near 0 would win.
     return (scales[best], shifts[best], sigma) if scales[best] > 0 else None
 
 
 def _sigma(residuals: np.ndarray) -> float:
-    """Returns the standard deviation of normal noise, estimated from the median of its magnitudes.
+    """Estimates the standard deviation of normally distributed residuals from their median.
 
     Args:
-        residuals: (N,) magnitudes of residuals. The result is at least 1e-5, which is above
-            rounding errors.
+        residuals: (N,), magnitudes of the residuals.
+
+    Returns:
+        The standard deviation, at least 1e-5, which is above rounding errors.
     """
     return max(1.4826 * float(np.median(residuals)), 1e-5)
 
@@ -338,13 +345,13 @@ def _least_squares(
     Args:
         x: (N,) outputs at the anchor points.
         y: (N,) depth or inverse depth at these points.
-        line: The scale, shift and sigma (standard deviation of the relative residuals) to begin
-            with.
-        has_shift: False keeps the shift at 0.
+        line: The initial scale, shift and sigma (standard deviation of the relative residuals).
+        has_shift: False to keep the shift at 0.
 
     Returns:
-        The scale; the shift; the weights of the points in the fit, (N,); and a mask of the points
-        that agree with the fit within CUT sigma, (N,) bool. None if no scale above 0 fits.
+        The scale; the shift; the weights of the points in the fit, (N,); and a mask of the inliers,
+        i.e. of the points with a residual below CUT sigma, (N,) bool. None if no scale above 0
+        fits.
     """
     scale, shift, sigma = line
     for _ in range(NUM_ROUNDS):
@@ -364,8 +371,8 @@ def _weigh(
     Args:
         x: (N,) outputs at the anchor points.
         y: (N,) depth or inverse depth at these points.
-        line: The present scale and shift.
-        sigma: The present standard deviation of the relative residuals.
+        line: The scale and shift of the previous round.
+        sigma: The standard deviation of the relative residuals in the previous round.
 
     Returns:
         The weights, (N,); a mask of the inliers, i.e. the points with a residual below CUT *
@@ -383,7 +390,7 @@ def _weigh(
 
 
 def _terms(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Returns the terms of each point whose sums are in the normal equations of least squares.
+    """Returns for each point the terms whose sums over all points give the normal equations.
 
     Args:
         x: (N,) outputs at the anchor points.
@@ -402,7 +409,7 @@ def _solve(sums: np.ndarray, has_shift: bool) -> tuple[np.ndarray, np.ndarray]:
 
     Args:
         sums: (5, ...) the sums over the points of what `_terms` returns, for one or more fits.
-        has_shift: False keeps the shift at 0.
+        has_shift: False to keep the shift at 0.
 
     Returns:
         The scales and the shifts, each of shape (...); NaN or infinite if the points don't
@@ -439,7 +446,7 @@ def _without_each_tile(terms: np.ndarray, tiles: np.ndarray, has_shift: bool) ->
     Args:
         terms: (5, N) the terms of all points, as `_terms` returns them.
         tiles: (N,) the number of the tile in which each point lies.
-        has_shift: False keeps the shift at 0.
+        has_shift: False to keep the shift at 0.
 
     Returns:
         (G, 2) scale and shift of each fit, for the G tiles that have points.
@@ -467,8 +474,8 @@ def _predict_errors(
 
     Returns:
         (NUM_PREDICTED,) the errors (2 sigma), at depths from the nearest to the farthest of the
-        image in equal steps of log depth. All are infinite if there are too few tiles, or if the
-        scale isn't known to be above 0.
+        image in equal steps of log depth. All are infinite if there are too few tiles, or if a
+        scale of 0 or less can't be excluded.
     """
     count, freedom = len(lines), len(lines) - 1 - meaning.has_shift
     scale, shift = line
@@ -478,8 +485,8 @@ def _predict_errors(
     is_known = count >= MIN_TILES and scale > 3 * np.sqrt(variance[0])
     if not (is_known and len(positive)):
         return np.full(NUM_PREDICTED, np.inf)
-    # Limit the range of depths to max_depth_m: a pixel that is predicted to be farther may really
-    # be nearer.
+    # Limit the range of depths to max_depth_m. A pixel that is predicted to be farther may really
+    # be nearer, so its error is predicted at max_depth_m.
     farthest = 1 / max_depth_m if meaning.space == "inverse" else max_depth_m
     clip = np.maximum if meaning.space == "inverse" else np.minimum
     low = linear.min() if meaning.space == "inverse" else positive.min()
@@ -488,7 +495,8 @@ def _predict_errors(
     spread = lines[:, :1] * outputs + lines[:, 1:] - predicted
     variance = (count - 1) / count * (spread**2).sum(axis=0)
     # The variance comes from a few fits, each of which leaves one tile out, so 2 standard
-    # deviations are too narrow. Use the 95 % quantile of Student's t to first order in 1 / freedom.
+    # deviations would be too few. Use the 95 % quantile of Student's t, to first order in 1 /
+    # freedom (the degrees of freedom).
     errors = np.sqrt(variance) * (2 + 2.5 / freedom) / predicted
     return np.where(np.isnan(errors), np.inf, errors)
 

@@ -1,10 +1,10 @@
-"""Writes the file that says how well each cached map of a relative teacher fits its anchor.
+"""Writes a file with the quality of the fit of each cached map of a relative teacher to its anchor.
 
 The file, `anchor.jsonl` in the folder of the maps, has one line of JSON for each map. While maps
 are computed, each rank appends lines to its own file `anchor_<rank>.jsonl`. In the end `merge`
-moves the lines of all ranks to `anchor.jsonl`. Lines that a killed job has left are merged by the
-next job. Left out: a line that was incomplete when the job was killed; its map isn't complete
-either.
+moves the lines of all ranks to `anchor.jsonl`. If a job was killed, the next job merges the lines
+that it left. A line that was incomplete at the kill is dropped; its map is incomplete, too, and is
+computed again.
 """
 
 import json
@@ -35,7 +35,8 @@ def merge(folder: Path, map_names: Collection[str]) -> str:
 
     Args:
         folder: The folder of the maps.
-        map_names: The names of all maps of the split, in the order that the lines get.
+        map_names: The names of all maps of the split, in the order in which their lines are
+            written.
 
     Returns:
         A message for the log: how many maps are empty because their fit isn't good, and the reason
@@ -45,7 +46,7 @@ def merge(folder: Path, map_names: Collection[str]) -> str:
     lines = {}
     for path in (folder / NAME, *files):
         lines |= _read(path)
-    # Write this split's records in the order of its maps, then those of other splits.
+    # Write the lines of this split in the order of the maps, then those of other splits.
     order = [*(name for name in map_names if name in lines), *(lines.keys() - set(map_names))]
     replace_text(folder / NAME, "".join(f"{json.dumps(lines[name])}\n" for name in order))
     for path in files:
@@ -58,13 +59,13 @@ def merge(folder: Path, map_names: Collection[str]) -> str:
 
 
 def _read(path: Path) -> dict[str, dict]:
-    """Reads a file of lines.
+    """Reads a file with one line of JSON per map.
 
     Args:
         path: The file; it needn't exist.
 
     Returns:
-        The parsed lines by the name of the map. A line that isn't complete is skipped.
+        Name of the map -> its parsed line. Incomplete lines are skipped.
     """
     found = {}
     text = path.read_text(encoding="utf-8") if path.is_file() else ""

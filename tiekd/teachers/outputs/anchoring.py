@@ -1,4 +1,4 @@
-"""Makes a relative teacher's output metric, by a fit of each image to metric depth, the anchor.
+"""Makes a relative teacher's output metric: fits it, image by image, to metric depth, the anchor.
 
 The anchor is the ground truth of the batch, or the depth of a metric teacher of the project. Left
 out: the fit itself (anchor.py), and anchors from outside the project.
@@ -27,8 +27,8 @@ class Quality(NamedTuple):
 
     Attributes:
         name: The name of the image.
-        fit: The scale and shift that make the output metric, and how well they are known.
-        beyond: The fraction of the pixels whose depth is the largest depth or more.
+        fit: The scale and shift that make the output metric, and the measures of their quality.
+        beyond: The fraction of the pixels whose depth is `max_depth_m` or more.
     """
 
     name: str
@@ -96,7 +96,7 @@ def anchor_of(node: str | dict | None, device: torch.device, max_depth_m: float)
         The anchor; None if `node` is None.
 
     Raises:
-        TeacherError: The value is none of these, or the teacher can't be built or isn't metric.
+        TeacherError: The value isn't allowed, or the metric teacher can't be built or isn't metric.
     """
     if node is None:
         return None
@@ -112,8 +112,8 @@ def anchor_of(node: str | dict | None, device: torch.device, max_depth_m: float)
     try:
         teacher = build(node, "tiekd.teachers", "teacher.anchor", **context)
     except TeacherError as error:
-        # The message names keys such as `teacher.model`, since the anchor was built like any
-        # teacher. Put `anchor` into the names.
+        # The anchor was built like any teacher, so the message names keys such as `teacher.model`.
+        # Change them to `teacher.anchor.model`.
         place, _, rest = str(error).partition("teacher.")
         raise TeacherError(f"{place}teacher.anchor.{rest}" if rest else str(error)) from None
     return Anchor(teacher, teacher.description, max_depth_m)

@@ -11,7 +11,7 @@ FOCAL_NEEDED = "its output is in metres only by the focal length; give data.intr
 
 
 def focal_of(intrinsics: Tensor, seen: tuple[float, float] = (1.0, 1.0)) -> Tensor:
-    """Returns the focal lengths of images after a network's own preprocessing has resized them.
+    """Returns the focal lengths of images that a network's own preprocessing has resized.
 
     Args:
         intrinsics: (B, 3, 3) camera matrices, in pixels of the images before the resize; NaN for
@@ -23,7 +23,7 @@ def focal_of(intrinsics: Tensor, seen: tuple[float, float] = (1.0, 1.0)) -> Tens
     """
     vertical, horizontal = seen
     focal = (intrinsics[:, 0, 0] * horizontal + intrinsics[:, 1, 1] * vertical) / 2
-    # Treat a focal length that isn't above 0 as unknown.
+    # Treat a focal length of 0 or less as unknown.
     return torch.where(focal > 0, focal, torch.nan).float()
 
 
@@ -38,7 +38,7 @@ def by_camera(
         images: (B, 3, H, W) uint8, RGB.
         intrinsics: (B, 3, 3) float32 camera matrices, in pixels; NaN for an unknown camera.
         run: Function that calls the network. Its arguments are some of the images, and their
-            intrinsics, or None if the cameras aren't known.
+            intrinsics (None if the cameras aren't known).
 
     Returns:
         The output for all images. Its `focal` is None unless `run` is called once and sets it.
@@ -48,7 +48,8 @@ def by_camera(
         return run(images, intrinsics)
     if not any(known):
         return run(images, None)
-    # Call the network image by image, since in one call it needs the cameras of all images or none.
+    # Some cameras are known and some aren't, but one call takes the cameras of all images or of
+    # none. So call the network once per image.
     outputs = [
         run(images[i : i + 1], intrinsics[i : i + 1] if is_known else None)
         for i, is_known in enumerate(known)

@@ -1,4 +1,4 @@
-"""Computes a SHA-256 digest of all that determines a teacher's output: weights and settings."""
+"""Computes a SHA-256 digest of a teacher's weights and settings, which determine its output."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ _CHUNK = 1 << 24  # bytes
 
 
 def of_network(network: nn.Module, *settings: Mapping) -> str:
-    """Returns the SHA-256 of a network's parameters and buffers with their names, and of settings.
+    """Returns the SHA-256 digest of a network's parameters and buffers, their names, and settings.
 
     Args:
         network: The network.
@@ -39,7 +39,7 @@ def of_settings(settings: Mapping) -> str:
 
 
 def of_files(*files: Path) -> str:
-    """Returns the SHA-256 of the contents of files, one after the other, in hexadecimal digits."""
+    """Returns the SHA-256 digest of the joined contents of files, in hexadecimal digits."""
     digest = hashlib.sha256()
     for path in files:
         with path.open("rb") as file:

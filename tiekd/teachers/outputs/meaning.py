@@ -1,9 +1,9 @@
 """Defines the meanings that a teacher's output can have, and converts metric ones to metres.
 
-A relative output is depth or inverse depth up to a scale, or a scale and a shift, that differ from
-image to image: Ranftl et al., "Towards Robust Monocular Depth Estimation: Mixing Datasets for
-Zero-shot Cross-dataset Transfer", TPAMI 2020. anchor.py determines them. A meaning is read from a
-model's config or given by the user. It is never guessed from the values.
+A relative output is depth or inverse depth up to an unknown scale, or an unknown scale and shift,
+which differ from image to image: Ranftl et al., "Towards Robust Monocular Depth Estimation: Mixing
+Datasets for Zero-shot Cross-dataset Transfer", TPAMI 2020. anchor.py determines scale and shift. A
+meaning is read from a model's config or given by the user. It is never guessed from the values.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tiekd.errors import TeacherError
 
-# Networks with a canonical output are trained as if every camera had this focal length in pixels.
+# The focal length, in pixels, for which networks with a canonical output predict depth.
 CANONICAL_FOCAL = 300.0
 
 
@@ -69,7 +69,7 @@ OUTPUTS = {
 
 
 def find_meaning(output: str, *, has_anchor: bool) -> Meaning:
-    """Returns the meaning with a certain name, and checks that it can be made metric.
+    """Returns the meaning of a given name, and checks that its output can be converted to metres.
 
     Args:
         output: The meaning's name, a key of `OUTPUTS`.

@@ -19,8 +19,8 @@ class ModelPlace:
     Attributes:
         name: The folder's path, or the ID.
         is_folder: True if the place is a folder. Then the model is never looked up on the hub.
-        where: Keyword arguments for a function `from_pretrained`: the revision, and that a folder
-            is read without a network connection.
+        where: Keyword arguments for a function `from_pretrained`: the revision for an ID, or, for a
+            folder, the option that forbids network connections.
     """
 
     def __init__(self, model: Path, revision: str | None):
@@ -31,8 +31,8 @@ class ModelPlace:
             revision: The branch, tag or commit on the hub; None for a folder, or for `main`.
 
         Raises:
-            TeacherError: `model` is neither a folder nor has the form of an ID; or it is a folder,
-                and a revision is given.
+            TeacherError: `model` is neither a folder nor of the form of an ID; or a revision is
+                given for a folder.
         """
         folder = model.expanduser()
         self.is_folder = folder.is_dir()
@@ -59,7 +59,7 @@ class ModelPlace:
     def base_name(self) -> str:
         """The last part of the folder's path or of the ID.
 
-        It stays the same if the folder is moved to another place.
+        It doesn't change when the folder is moved.
         """
         return Path(self.name).resolve().name if self.is_folder else Path(self.name).name
 

@@ -5,17 +5,17 @@
 
 - A number is a constant sigma in metres.
 - `flip` is the disagreement of the depths for an image and for its mirror image: |difference| /
-  sqrt(2), which has the standard deviation of one of them if their errors are independent. One pair
-  is one degree of freedom, so its square is averaged over a window. The two share most of their
-  errors, and a bias has no difference at all, so flip is blind to it: the factor by which errors
-  are larger has to be fitted to ground truth.
-- `between` is the disagreement of several teachers whose depths are averaged, likewise.
+  sqrt(2), which estimates the standard deviation of either depth if their errors are independent. A
+  single difference is a noisy estimate, so its square is averaged over a window. The two depths
+  share most of their errors (a bias causes no difference at all), so true errors are larger: the
+  factor has to be fitted to ground truth.
+- `between` is the disagreement of several teachers whose depths are averaged, computed likewise.
 - `own` is the width of the teacher's own distribution over depth bins (tiekd/models/spread.py).
 
-A `calibration` is a file of bin/audit_teacher.py with a factor for each range of depth. All runs on
-the device without a host sync, and takes a few maps of one value per pixel; `own` takes the memory
-that tiekd/models/spread.py states. A DPM head clamps sigma to its own range (its `sigma` to
-`sigma_max`), so 0 stands for the head's own sigma. Left out: sigma of relative outputs.
+A `calibration` is a file from bin/audit_teacher.py with a factor for each range of depth. Cost: no
+host sync, and a few maps of one value per pixel; for `own` see tiekd/models/spread.py. A DPM head
+clamps sigma to the range from its option `sigma` to its option `sigma_max`, so a sigma of 0 has the
+effect of the option `sigma`. Left out: sigma of relative outputs.
 """
 
 from collections.abc import Collection
@@ -39,9 +39,9 @@ _LACKING = {
 }
 _KEYS = ("from", "factor", "calibration", "max", "modes")
 # The side of the window in which squared disagreements are averaged, as a fraction of an image's
-# shorter side. The square of one pair of errors has a relative standard deviation of 141 %. Errors
-# of neighbouring pixels are similar, so a window has to be wider than a few pixels to lower it;
-# and narrower than the objects, whose errors differ.
+# shorter side. A single squared disagreement has a relative standard deviation of 141 %. The errors
+# of neighbouring pixels are correlated, so only a window of many pixels lowers it. But the window
+# has to be narrower than the objects, whose errors differ.
 _WINDOW = 1 / 20
 
 
@@ -54,7 +54,7 @@ class SigmaOptions:
         constant: The constant sigma in metres; None for a source.
         factors: (depth in metres, factor) pairs, nearest first. The factor is interpolated linearly
             between these depths, and constant beyond the first and last one.
-        max_m: The largest sigma in metres; None for no limit but that of the head.
+        max_m: The largest sigma in metres; None if only the head limits sigma.
         modes: For `own`, the number of modes of the distribution that become the components of a
             mixture; 0 for a single sigma.
         calibration: The calibration from which the factors come; None without one.
@@ -69,7 +69,11 @@ class SigmaOptions:
 
     @property
     def description(self) -> dict | float:
-        """The sigma for the manifest of cached maps: its source, factors, limit and figures."""
+        """The description of sigma for the manifest of cached maps.
+
+        It has the source, the factors, the limit, and the figures that were measured for the
+        calibration. For a constant sigma it is the number.
+        """
         if self.source is None:
             return self.constant
         factors = [list(pair) for pair in self.factors]
@@ -81,11 +85,11 @@ class SigmaOptions:
         return node
 
     def check_source(self, allowed: Collection[str], flip: bool) -> None:
-        """Raises TeacherError if the teacher doesn't have the source.
+        """Raises TeacherError if the teacher can't give sigma from the chosen source.
 
         Args:
-            allowed: The sources that the teacher has.
-            flip: True if the teacher averages with the depth for the mirror image.
+            allowed: The sources that the teacher offers.
+            flip: True if the teacher averages its depth with that for the mirror image.
         """
         if self.source is not None and self.source not in allowed:
             raise TeacherError(
@@ -104,11 +108,11 @@ class SigmaOptions:
             )
 
     def check_teacher(self, digest: str | None, flip: bool) -> None:
-        """Raises TeacherError if the calibration is that of other weights or of other maps.
+        """Raises TeacherError if the calibration was made for other weights or another `flip`.
 
         Args:
-            digest: Digest of the teacher's weights; None if they aren't accessible.
-            flip: True if the teacher averages with the depth for the mirror image.
+            digest: The digest of the teacher's weights; None if the weights aren't accessible.
+            flip: True if the teacher averages its depth with that for the mirror image.
         """
         found = self.calibration
         if found is None:
@@ -127,7 +131,7 @@ class SigmaOptions:
             )
 
     def note(self) -> str | None:
-        """Returns a line for the log: the measured figures, or a warning if nothing is measured.
+        """Returns a line for the log: the calibration's figures, or a warning that there are none.
 
         None for a constant sigma.
         """
@@ -148,7 +152,7 @@ class SigmaOptions:
         )
 
     def finished(self, sigma: Tensor, depth: Tensor) -> Tensor:
-        """Multiplies a raw sigma by the factor for its depth, and limits it to `max_m`.
+        """Multiplies each sigma by the factor for the pixel's depth, and limits it to `max_m`.
 
         Args:
             sigma: (B, M, H, W), metres.
@@ -215,7 +219,7 @@ def options_of(node: float | dict | None) -> SigmaOptions | None:
 
 
 def reads_own(node: float | dict | None) -> bool:
-    """Returns True if the recipe's `teacher.sigma` names the teacher's own distribution."""
+    """Returns True if the source in the recipe's `teacher.sigma` is `own`."""
     return isinstance(node, dict) and node.get("from") == "own"
 
 
@@ -236,10 +240,10 @@ def disagreement(depths: Tensor) -> Tensor:
     depths = depths.float()
     valid = depths > 0
     count = valid.sum(1, keepdim=True)
-    # Invalid depths may be NaN, so replace them instead of multiplying them by 0.
+    # Replace invalid depths rather than multiply them by 0, since they may be NaN.
     mean = torch.where(valid, depths, 0).sum(1, keepdim=True) / count.clamp_min(1)
     squares = torch.where(valid, depths - mean, 0).square().sum(1, keepdim=True)
-    # Divide by one less than the number of depths: their mean isn't the true depth.
+    # Divide by the number of depths minus one, as for the variance about an estimated mean.
     variance = squares / (count - 1).clamp_min(1)
     known = (count > 1).float()
     side = 2 * round(min(depths.shape[-2:]) * _WINDOW / 2) + 1

@@ -8,13 +8,13 @@ def stated_or_given(stated: str | None, given: str | None, of: str) -> str:
     """Returns the name of the meaning of a model's output, a key of OUTPUTS.
 
     Args:
-        stated: The name according to the model's config; None if the config doesn't say it.
+        stated: The name according to the model's config; None if the config doesn't state it.
         given: The recipe's key `teacher.output`; None if it isn't given.
         of: The model's name, for error messages.
 
     Raises:
-        TeacherError: Neither says the meaning, or the two contradict each other; or there is no
-            meaning with the name `given`.
+        TeacherError: Neither config nor recipe states the meaning, or they contradict each other;
+            or there is no meaning with the name `given`.
     """
     if given is not None and given not in OUTPUTS:
         raise TeacherError(f"teacher.output: got {given!r}; allowed: {', '.join(OUTPUTS)}")

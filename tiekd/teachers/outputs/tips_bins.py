@@ -1,10 +1,10 @@
 """The sigma of a TIPSv2 depth model of transformers, from its distribution over depth bins.
 
-The model's depth is the mean over its bins, with weights relu(logit) + min_depth. The summand gives
-every bin the same share, a pedestal that says nothing of the image and widens each distribution. It
-is left out of the sigma here, and stays in the depth, which is that of transformers. The logits are
-read by a hook where the model computes its depth from them. Costs: the logits of one call of the
-model, which it computes anyway, are kept until sigma is read, a few image rows at a time.
+The model's depth is the mean over its bins, with weights relu(logit) + min_depth. The summand
+min_depth adds the same amount to every bin: a pedestal that is independent of the image and widens
+each distribution. Sigma is computed without it; the depth, which transformers computes, contains
+it. The logits are read by a hook where the model computes its depth from them. Cost: the logits of
+the model's last call stay in memory until sigma is read from them, a few image rows at a time.
 """
 
 import torch
@@ -33,10 +33,10 @@ class TipsBins:
         model.bin_regressor.register_forward_pre_hook(self._keep)
 
     def sigma(self, size: tuple[int, int]) -> Tensor:
-        """Returns the half-widths of the distributions of the model's last call.
+        """Returns the sigmas of the depth distributions of the model's last call.
 
         Args:
-            size: (H, W) of the result, to which maps are resized as transformers resizes depth.
+            size: (H, W) of the result. The sigmas are resized to it as transformers resizes depth.
 
         Returns:
             (B, 1, H, W) float32, metres.
@@ -52,7 +52,7 @@ class TipsBins:
 
 
 def without_pedestal(logits: Tensor) -> Tensor:
-    """Returns the distributions over bins, without the share that every bin has.
+    """Returns the distributions over the depth bins, without the constant that every bin has.
 
     Args:
         logits: (B, K, h, w).

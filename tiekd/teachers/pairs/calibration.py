@@ -12,11 +12,13 @@ from tiekd.errors import TeacherError
 from tiekd.files import check_readable
 from tiekd.teachers.pairs.matching import Rig
 
-# Names of the projection matrices of the left and the right camera, and of the left image's size.
+# The names of the left and the right camera's projection matrices in the raw data, and in the files
+# of the benchmarks; and the name of the left image's size.
 _NAMES = (("P_rect_02", "P_rect_03"), ("P2", "P3"))
 _SIZE = "S_rect_02"
 _ALLOWED = "P_rect_02 and P_rect_03, or P2 and P3"
-# The largest baseline that is taken for metres. Rigs on vehicles have half a metre.
+# The largest baseline that is accepted as metres; that of a stereo camera on a vehicle is about 0.5
+# m.
 MAX_BASELINE_M = 3.0
 
 
@@ -25,7 +27,7 @@ class Calibration(NamedTuple):
 
     Attributes:
         rig: The two cameras.
-        size: (height, width) of the rectified images; None if the file doesn't say it.
+        size: (height, width) of the rectified images; None if the file doesn't state it.
     """
 
     rig: Rig
@@ -33,11 +35,11 @@ class Calibration(NamedTuple):
 
 
 def check_baseline(baseline_m: float, where: str) -> None:
-    """Raises TeacherError if a baseline can't be one in metres.
+    """Raises TeacherError if a baseline is too large, or not above 0, for a value in metres.
 
     Args:
         baseline_m: The baseline.
-        where: Its place, for the message.
+        where: The place that the baseline comes from, for the message.
     """
     if not 0 < baseline_m <= MAX_BASELINE_M:
         raise TeacherError(
@@ -53,7 +55,7 @@ def read(path: Path) -> Calibration:
         path: The file.
 
     Raises:
-        TeacherError: It is missing, can't be read or has no such matrices.
+        TeacherError: The file is missing, can't be read, or lacks the two projection matrices.
     """
     where = "teacher.calibration: "
     check_readable(path, "calibration", TeacherError, where)
@@ -65,7 +67,8 @@ def read(path: Path) -> Calibration:
     if names is None:
         raise TeacherError(f"{where}{path} has no {_ALLOWED}; give KITTI's calibration")
     left, right = (_matrix(rows[name], path, name) for name in names)
-    # The fourth number of a matrix is -focal length * the camera's position to the right.
+    # The fourth number of a projection matrix is -focal length * x, where x is the camera's
+    # position to the right.
     focal = left[0]
     if not focal > 0 or right[0] != focal:
         raise TeacherError(

@@ -1,7 +1,8 @@
-"""Checks image pairs: are they rectified, is the left image the left one, do they match at all.
+"""Checks image pairs: are they rectified, are left and right in the right order, do they match.
 
-A few pairs are looked at, reduced to SMALL_WIDTH columns for the matches, which takes some 0.3 s a
-pair. Left out: synchronisation, of which a moving scene shows nothing in a single pair.
+A few pairs are checked. For the matches they are reduced to SMALL_WIDTH columns; this takes some
+0.3 s per pair. Left out: whether the two cameras are synchronised, which a single pair of a moving
+scene doesn't show.
 """
 
 from collections.abc import Sequence
@@ -14,11 +15,13 @@ from tiekd.teachers.pairs import matching
 
 NUM_PAIRS = 8
 SMALL_WIDTH = 640
-# Median vertical offset of matched features, in pixels, from which pairs are said to be inexact,
-# and above which they are refused. Features are found to about one pixel.
+# Limits for the median vertical offset of matched features, in pixels: from INEXACT_PX the log
+# warns that the pairs are inexact, and above UNRECTIFIED_PX they are refused. The position of a
+# feature is exact to about one pixel.
 INEXACT_PX, UNRECTIFIED_PX = 1.0, 1.5
 FEW_FEATURES = 50
-# Share of pixels with a match below which it is said. Unrelated images have 0.03 to 0.1.
+# If a smaller fraction of the pixels has a match, the log warns. Pairs of unrelated images have
+# 0.03 to 0.1.
 FEW_MATCHES = 0.15
 _NUM_FEATURES, _SIMILAR_BITS = 1000, 32  # of 256 bits of a feature's descriptor
 
@@ -27,10 +30,11 @@ class Look(NamedTuple):
     """The measurements on one pair from which it is judged.
 
     Attributes:
-        offsets: (N,) |vertical offset| in pixels of the features that were found in both images.
-        matched: Share of pixels with a match.
-        exchanged: The same with left and right exchanged.
-        disparity: Median disparity of the matches in pixels; NaN without any.
+        offsets: (N,), magnitudes of the vertical offsets, in pixels, of the features that were
+            found in both images.
+        matched: Fraction of the pixels with a match.
+        exchanged: Fraction of the pixels with a match if left and right are exchanged.
+        disparity: Median disparity of the matches in pixels; NaN without a match.
     """
 
     offsets: np.ndarray
@@ -40,11 +44,11 @@ class Look(NamedTuple):
 
 
 def look_at(left: np.ndarray, right: np.ndarray, max_disparity: int | None) -> Look:
-    """Looks at one pair.
+    """Measures on one pair what `judge` needs.
 
     Args:
-        left: (H, W) uint8 grey levels.
-        right: The same of the right image.
+        left: (H, W) uint8, grey levels of the left image.
+        right: (H, W) uint8, grey levels of the right image.
         max_disparity: The largest disparity in pixels; None for a sixth of the width.
     """
     cv2 = matching.opencv()
@@ -67,11 +71,14 @@ def look_at(left: np.ndarray, right: np.ndarray, max_disparity: int | None) -> L
 
 
 def vertical_offsets(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Returns the |vertical offset| of features that are found in both images, (N,) pixels.
+    """Returns the vertical offsets of features that are found in both images.
 
     Args:
-        left: (H, W) uint8 grey levels.
-        right: The same of the right image.
+        left: (H, W) uint8, grey levels of the left image.
+        right: (H, W) uint8, grey levels of the right image.
+
+    Returns:
+        (N,), magnitudes in pixels.
     """
     cv2 = matching.opencv()
     finder = cv2.ORB_create(_NUM_FEATURES)
@@ -91,11 +98,11 @@ def vertical_offsets(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def judge(looks: Sequence[Look], example: str) -> str:
-    """Returns a line for the log about the pairs.
+    """Judges the pairs by measurements on some of them, and returns a line for the log.
 
     Args:
-        looks: What some pairs show.
-        example: Name of one of them, for messages.
+        looks: The measurements on some of the pairs.
+        example: Name of one of these pairs, for messages.
 
     Raises:
         TeacherError: Left and right are exchanged, or the pairs aren't rectified.

@@ -15,27 +15,31 @@ import torch
 
 from tiekd.teachers.outputs.model_place import import_package
 
-# Block of the matching cost, and the penalties for a disparity that changes by one pixel and by
-# more between neighbours, both for a single pixel of the block.
+# The side in pixels of the block over which matching costs are summed; and the penalties for a
+# disparity that differs between neighbouring pixels by one pixel, and by more. The penalties are
+# per pixel of the block.
 BLOCK = 5
 SMALL_CHANGE, LARGE_CHANGE = 8, 64
-# By how much the second best cost must exceed the best, in percent.
+# A match is accepted if the cost of the second best disparity exceeds that of the best by at least
+# this many percent.
 UNIQUENESS = 10
 # Horizontal gradients are clipped to this value before matching.
 PREFILTER_CAP = 63
-# Connected regions of fewer pixels, with disparities within SPECKLE_RANGE, have no match.
+# Matches are dropped in connected regions of fewer than SPECKLE_SIZE pixels. Neighbours are
+# connected if their disparities differ by at most SPECKLE_RANGE.
 SPECKLE_SIZE, SPECKLE_RANGE = 400, 2
-# By how many pixels the disparities of the two images may differ.
+# The largest difference, in pixels, between the disparities of the two images at a match.
 LEFT_RIGHT_PX = 0.5
-# By how many pixels neighbours' disparities may differ that are averaged.
+# The largest difference, in pixels, between the disparities of neighbouring pixels that are
+# averaged.
 SIMILAR_PX = 1.0
-# The window around a pixel in which the share of pixels without a match is counted. The error of a
-# disparity grows with it: by the factor 1 + ERROR_GROWTH * share. A pixel with a share above
-# MOST_WITHOUT has no match itself. Such pixels are at the borders of objects and of occluded parts,
-# where a block covers two surfaces.
+# SUPPORT_WINDOW: the side of the window around a pixel in which the fraction of pixels without a
+# match is computed. ERROR_GROWTH: the disparity's error grows with this fraction, by the factor 1 +
+# ERROR_GROWTH * fraction. MOST_WITHOUT: a pixel with a larger fraction gets no depth. Such pixels
+# are at the borders of objects and of occluded parts, where a block covers two surfaces.
 SUPPORT_WINDOW, ERROR_GROWTH, MOST_WITHOUT = 7, 4.0, 0.5
 
-# What a map depends on, for the manifest of cached maps.
+# The settings on which a depth map depends, for the manifest of cached maps.
 SETTINGS = {
     "block": BLOCK,
     "small_change": SMALL_CHANGE,
@@ -47,10 +51,11 @@ SETTINGS = {
     "similar_px": SIMILAR_PX,
     "support": [SUPPORT_WINDOW, MOST_WITHOUT],
 }
-# What sigma depends on beside these and the error of a disparity.
+# The further settings on which sigma depends, besides the error of a disparity.
 SIGMA = {"window": SUPPORT_WINDOW, "growth": ERROR_GROWTH}
 
-# OpenCV searches a multiple of 16 disparities, and returns them in sixteenths of a pixel.
+# OpenCV searches a number of disparities that is a multiple of 16, and returns disparities in
+# sixteenths of a pixel.
 _STEP = 16
 
 
@@ -69,7 +74,7 @@ class Rig(NamedTuple):
     offset_px: float = 0.0
 
     def metres(self, disparity: float) -> float:
-        """Returns the depth in metres of a disparity in pixels; infinity if it isn't above 0."""
+        """Returns the depth in metres of a disparity in pixels; infinite if it isn't above 0."""
         shifted = disparity + self.offset_px
         return self.focal_px * self.baseline_m / shifted if shifted > 0 else float("inf")
 
@@ -78,8 +83,8 @@ class Rig(NamedTuple):
 def opencv() -> ModuleType:
     """Imports OpenCV, and gives it as many threads as torch has in this process.
 
-    The number is set once, and forked processes inherit it: a forked process that changes it waits
-    forever for its parent's threads.
+    The number of threads is set only once, and forked processes inherit it. (A forked process that
+    changed it would wait forever for its parent's threads.)
 
     Raises:
         TeacherError: OpenCV isn't installed.
@@ -114,19 +119,21 @@ def disparity_of(left: np.ndarray, right: np.ndarray, count: int) -> np.ndarray:
     """Returns the disparity of each pixel of the left image that has a match in the right one.
 
     Args:
-        left: (H, W) uint8 grey levels.
-        right: The same of the right image.
+        left: (H, W) uint8, grey levels of the left image.
+        right: (H, W) uint8, grey levels of the right image.
         count: The number of disparities that are searched, a multiple of 16.
 
     Returns:
-        (H, W) float32, pixels; NaN where the two images' disparities don't agree, or there is none.
+        (H, W) float32, pixels; NaN where there is no disparity or the two images' disparities don't
+        agree.
     """
     of_left = _matched(left, right, count)
-    # The right image's disparities are those of the mirrored images in exchanged roles.
+    # To get the right image's disparities, mirror both images and exchange their roles.
     of_right = _matched(right[:, ::-1], left[:, ::-1], count)[:, ::-1]
     height, width = left.shape
     columns = np.arange(width, dtype=np.float32) - of_left
-    # A NaN has no column; it is compared with itself, and stays NaN.
+    # In a pixel without a disparity (NaN) the column is arbitrary: the difference stays NaN, so the
+    # pixel gets no match.
     there = np.clip(np.nan_to_num(np.rint(columns)), 0, width - 1).astype(np.intp)
     difference = np.abs(np.take_along_axis(of_right, there, axis=1) - of_left)
     agrees = (columns > -0.5) & (difference <= LEFT_RIGHT_PX)
@@ -135,20 +142,20 @@ def disparity_of(left: np.ndarray, right: np.ndarray, count: int) -> np.ndarray:
 
 
 def smoothed(disparity: np.ndarray) -> np.ndarray:
-    """Returns the mean of each pixel's disparity and those of its similar neighbours.
+    """Returns for each pixel the mean of its disparity and the similar disparities around it.
 
-    Of the eight neighbours those within SIMILAR_PX are similar, so that borders of objects stay
-    where they are. The mean is finer than OpenCV's steps of a sixteenth of a pixel, and its errors
-    are smaller.
+    Of the eight neighbours, those whose disparity differs by at most SIMILAR_PX are averaged, so
+    that borders of objects stay in place. The mean has smaller errors than OpenCV's disparities,
+    and isn't limited to their steps of a sixteenth of a pixel.
 
     Args:
         disparity: (H, W) float32, pixels; NaN where there is none.
 
     Returns:
-        (H, W) float32, pixels; NaN in the same pixels.
+        (H, W) float32, pixels; NaN where `disparity` is NaN.
     """
     height, width = disparity.shape
-    # A NaN is similar to nothing.
+    # A NaN differs from everything, so it is never averaged.
     around = np.pad(disparity, 1, constant_values=np.nan)
     total, count = np.zeros_like(disparity), np.zeros_like(disparity)
     for row in range(3):
@@ -161,7 +168,7 @@ def smoothed(disparity: np.ndarray) -> np.ndarray:
 
 
 def share_without(matched: np.ndarray) -> np.ndarray:
-    """Returns for each pixel the share of pixels without a match in the window around it.
+    """Returns for each pixel the fraction of pixels without a match in the window around it.
 
     Args:
         matched: (H, W) bool, True in pixels with a match.
@@ -179,13 +186,14 @@ def depth_of(disparity: np.ndarray, rig: Rig, min_disparity: float) -> np.ndarra
     Args:
         disparity: (H, W) float32, pixels; NaN where there is none.
         rig: The cameras.
-        min_disparity: The smallest disparity with a depth, in pixels, the rig's offset included.
+        min_disparity: The smallest disparity, in pixels and including the rig's offset, for which a
+            depth is returned.
 
     Returns:
         (H, W) float32, metres, 0 where invalid.
     """
     shifted = disparity + np.float32(rig.offset_px)
-    known = shifted >= min_disparity  # False for NaN
+    known = shifted >= min_disparity  # also False for NaN
     scale = np.float32(rig.focal_px * rig.baseline_m)
     return np.where(known, scale / np.where(known, shifted, 1), np.float32(0))
 
@@ -193,10 +201,11 @@ def depth_of(disparity: np.ndarray, rig: Rig, min_disparity: float) -> np.ndarra
 def sigma_of(
     depth: np.ndarray, disparity: np.ndarray, rig: Rig, disparity_error: float
 ) -> np.ndarray:
-    """Returns the standard deviation of depths that follows from that of disparities.
+    """Returns the standard deviation of depths, computed from that of disparities.
 
-    sigma = depth^2 / (focal length * baseline) * error, the derivative of depth by disparity. The
-    error is `disparity_error` where all pixels around have a match, and larger where some don't.
+    sigma = depth^2 / (focal length * baseline) * error: the derivative of depth by disparity, times
+    the disparity's error. The error is `disparity_error` if all pixels around have a match, and
+    larger if some don't.
 
     Args:
         depth: (H, W) float32, metres, 0 where invalid.
@@ -212,11 +221,11 @@ def sigma_of(
 
 
 def _matched(left: np.ndarray, right: np.ndarray, count: int) -> np.ndarray:
-    """Returns the disparity of each pixel of the left image, without comparing both directions.
+    """Returns the left image's disparities, without comparing them with the right image's.
 
     Args:
-        left: (H, W) uint8 grey levels.
-        right: The same of the right image.
+        left: (H, W) uint8, grey levels of the left image.
+        right: (H, W) uint8, grey levels of the right image.
         count: The number of disparities that are searched.
 
     Returns:
@@ -230,14 +239,15 @@ def _matched(left: np.ndarray, right: np.ndarray, count: int) -> np.ndarray:
         blockSize=BLOCK,
         P1=SMALL_CHANGE * area,
         P2=LARGE_CHANGE * area,
-        disp12MaxDiff=-1,  # both directions are compared here, in fractions of a pixel
+        disp12MaxDiff=-1,  # `disparity_of` compares both directions, in fractions of a pixel
         preFilterCap=PREFILTER_CAP,
         uniquenessRatio=UNIQUENESS,
         speckleWindowSize=SPECKLE_SIZE,
         speckleRange=SPECKLE_RANGE,
         mode=cv2.STEREO_SGBM_MODE_SGBM_3WAY,
     )
-    # OpenCV gives the first `count` columns no disparity, so they are made columns of a border.
+    # OpenCV gives no disparity in the first `count` columns, so add as many columns at the left,
+    # which are cut off later.
     padded = [
         cv2.copyMakeBorder(image, 0, 0, count, 0, cv2.BORDER_REPLICATE) for image in (left, right)
     ]

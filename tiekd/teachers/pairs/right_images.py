@@ -1,8 +1,8 @@
 """Finds the right image of each left image by a rule for file names.
 
 A rule is two texts: in the left image's path, the last occurrence of the first text is replaced by
-the second. Without a rule, KITTI's folders image_02 and image_03 are known. Left out: right images
-in a list of their own.
+the second. Without a rule, KITTI's folder image_02 is replaced by image_03. Left out: a list of
+right images.
 """
 
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ def pairs_of(
 
     Args:
         frames: The frames of the left images.
-        rule: The rule; None for KITTI's.
+        rule: The text to replace, and its replacement; None for KITTI's folders.
 
     Returns:
         The pairs, and the frames whose right image is missing.

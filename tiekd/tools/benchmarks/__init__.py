@@ -1,8 +1,8 @@
 """The benchmarks of `bin/benchmark.py`: one module per benchmark, with `run(arguments) -> dict`.
 
-Each times tiekd's implementation and a plain reference in turn, in one process (`measure.py`). In
-reports and code, "ours" is tiekd's implementation. `arguments.py` defines the options of the
-benchmarks.
+Each benchmark times tiekd's implementation and a plain reference in turn, in one process
+(`measure.py`). In reports and code, "ours" is tiekd's implementation. `arguments.py` defines the
+options of the benchmarks.
 """
 
 COMMANDS = {

@@ -2,9 +2,9 @@
 
 The comparison is made for each world size and ZeRO stage. Each rank is a process that holds both
 loops, with the same network, weights, criterion, optimizer, clipping and batch. After a barrier,
-each loop in turn runs a few steps; the slowest rank's time counts. Both loops synchronise BatchNorm
-over all ranks, so torch's loop needn't broadcast buffers. Steps are in fp32, with one micro-batch;
-on a CPU each rank uses one thread.
+each loop in turn runs a few steps; the slowest rank's time is reported. Both loops synchronise
+BatchNorm over all ranks, so torch's loop needn't broadcast buffers. Steps are in fp32, with one
+micro-batch; on a CPU each rank uses one thread.
 
 Left out: data, teacher and hooks, which would be the same in both loops; and several machines.
 """
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> dict:
     Returns:
         {"table", "time_ratio", "memory_ratio", ...}. The table is a list with one comparison, the
         result of `combined`, per number of ranks and stage. The two ratios (engine / torch) are the
-        largest of those at the smallest stage that was asked for.
+        largest at the smallest of the given ZeRO stages.
 
     Raises:
         LaunchError: an engine config is given, which would apply only to the engine's step; or
@@ -69,8 +69,8 @@ def run(args: argparse.Namespace) -> dict:
             asked = [args.recipe, shape, stage, args.rounds, args.block]
             rows = ranks.run_ranks(__name__, count, device.type, asked)
             table.append({"ranks": count, "zero": stage} | combined(rows))
-    # Report the largest ratios at the smallest ZeRO stage. Higher stages take more time to save
-    # memory, which torch's loop doesn't do.
+    # Report the largest ratios at the smallest ZeRO stage. Higher stages take more time in order to
+    # save memory, which torch's loop doesn't do.
     least = [row for row in table if row["zero"] == min(args.zero)]
     return {
         "compared": "the engine's step / a plain torch loop's with DistributedDataParallel, "
@@ -101,7 +101,7 @@ def combined(rows: list[dict]) -> dict:
     def slowest(key: str) -> list[float]:
         return [max(times) for times in zip(*(row[key] for row in rows), strict=True)]
 
-    # The time of a step is that of the slowest rank. The peak memory is summed over ranks.
+    # Take the time of a step on the slowest rank, and the peak memory summed over ranks.
     engine_s = slowest("engine_s")
     torch_s = slowest("torch_s")
     ratios = [a / b for a, b in zip(engine_s, torch_s, strict=True)]
@@ -150,7 +150,7 @@ def main(
         "torch": torch_step(recipe, copy.deepcopy(network), criterion, batch, batch_size),
         "engine": engine_step(recipe, network, criterion, batch, batch_size, stage),
     }
-    # First measure memory, which also warms up, then time. In every other round the engine's step
+    # Measure memory first, which also warms up, then time. In every other round the engine's step
     # runs before torch's, so that a slow change of the machine's speed affects both alike.
     peaks = {name: measure.peak_bytes(step, device) for name, step in steps.items()}
     times: dict[str, list[float]] = {name: [] for name in steps}
@@ -188,8 +188,8 @@ def torch_step(
         batch_size: images per iteration, summed over all ranks.
     """
     on_gpu = batch.image.is_cuda
-    # The student's BatchNorm layers average their statistics over all ranks, so the buffers are
-    # equal on all ranks and DistributedDataParallel needn't broadcast them.
+    # Don't let DistributedDataParallel broadcast buffers: the student's BatchNorm layers average
+    # their statistics over all ranks, so the buffers are equal.
     ddp = nn.parallel.DistributedDataParallel(
         network.train(),
         device_ids=[batch.image.device] if on_gpu else None,
@@ -200,8 +200,8 @@ def torch_step(
     )
     clip_norm = recipe["train"].get("clip_norm", CLIP_NORM)
 
-    # A plain torch step with the same parts as the engine's: forward, loss, backward, clipping,
-    # optimizer.
+    # Define a plain torch step with the same parts as the engine's: forward, loss, backward,
+    # clipping, optimizer.
     def step() -> torch.Tensor:
         prediction = ddp(batch.image, criterion.divergence_target(batch.teacher_depth))
         loss = criterion(prediction, batch, batch.teacher_depth)["loss"]

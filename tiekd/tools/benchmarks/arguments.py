@@ -20,7 +20,7 @@ DTYPES = ("fp32", "bf16", "fp16")
 TARGETS = ("gaussian", "released")
 FORMATS = ("auto", "channels_last", "contiguous")
 AGAINST = ("bare", "torch")
-LARGEST = 10**6  # The largest size or count that an option accepts.
+LARGEST = 10**6  # largest size or count that an option accepts
 OTHERS = ("products", "compiled", "chunks")
 
 
@@ -45,7 +45,7 @@ def _add_batch(parser: argparse.ArgumentParser, of: str = "a step") -> None:
 
     Args:
         parser: the benchmark's parser.
-        of: text after the word "images" in the help, such as "a step".
+        of: text that follows the word "images" in the option's help, such as "a step".
     """
     parser.add_argument("--batch", type=whole, default=1, help=f"images {of}, default 1")
     parser.add_argument("--height", type=whole, default=352)
@@ -68,7 +68,7 @@ def _add_recipe(parser: argparse.ArgumentParser, default: Path, whose: str) -> N
 
 
 def _add_kitti(parser: argparse.ArgumentParser) -> None:
-    """Adds the option `--data` for a folder with the KITTI data set.
+    """Adds the option `--data` for a folder with the KITTI dataset.
 
     Args:
         parser: the benchmark's parser.
@@ -95,7 +95,7 @@ def _add_compile(parser: argparse.ArgumentParser) -> None:
 def of_head(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the benchmark `head` to a parser.
 
-    The benchmark measures the DPM head's kernels against their plain implementation.
+    The benchmark compares time and memory of the DPM head's kernels with a plain implementation.
 
     Args:
         parser: the benchmark's parser.
@@ -124,7 +124,7 @@ def of_head(parser: argparse.ArgumentParser) -> None:
 def of_step(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the benchmark `step` to a parser.
 
-    The benchmark measures tiekd's training step against a plain one.
+    The benchmark compares time and memory of tiekd's training step with those of a plain one.
 
     Args:
         parser: the benchmark's parser.
@@ -146,7 +146,7 @@ def of_step(parser: argparse.ArgumentParser) -> None:
 def of_loader(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the benchmark `loader` to a parser.
 
-    The benchmark measures making a training sample against decoding its files.
+    The benchmark compares the time to make a training sample with the time to decode its files.
 
     Args:
         parser: the benchmark's parser.
@@ -173,7 +173,7 @@ def of_loader(parser: argparse.ArgumentParser) -> None:
 def of_eval(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the benchmark `eval` to a parser.
 
-    The benchmark measures tiekd's evaluation against a plain one.
+    The benchmark compares time and memory of tiekd's evaluation with those of a plain one.
 
     Args:
         parser: the benchmark's parser.
@@ -199,7 +199,7 @@ def of_eval(parser: argparse.ArgumentParser) -> None:
 def of_engine(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the benchmark `engine` to a parser.
 
-    The benchmark measures the training loop and its hooks against a bare loop.
+    The benchmark compares time and memory of the training loop and its hooks with a bare loop.
 
     Args:
         parser: the benchmark's parser.
@@ -232,7 +232,7 @@ def of_engine(parser: argparse.ArgumentParser) -> None:
 def of_student(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the benchmark `student` to a parser.
 
-    The benchmark measures parameters, latency and memory of a network.
+    The benchmark measures a network's number of parameters, latency and memory.
 
     Args:
         parser: the benchmark's parser.
@@ -253,7 +253,8 @@ def of_student(parser: argparse.ArgumentParser) -> None:
 def of_teacher(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the benchmark `teacher` to a parser.
 
-    The benchmark measures cached teacher maps against a teacher online.
+    The benchmark compares time and memory of a training step with cached teacher maps with those of
+    a step that runs the teacher's network.
 
     Args:
         parser: the benchmark's parser.
@@ -268,7 +269,7 @@ def of_teacher(parser: argparse.ArgumentParser) -> None:
 def of_layouts(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the benchmark `layouts` to a parser.
 
-    The benchmark measures memory layouts of convolutions on a CPU.
+    The benchmark measures the time of a CPU's convolutions in each memory layout.
 
     Args:
         parser: the benchmark's parser.
@@ -281,7 +282,8 @@ def of_layouts(parser: argparse.ArgumentParser) -> None:
 def of_growth(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the benchmark `growth` to a parser.
 
-    The benchmark measures time and memory of a step against batch, crop, bins and ranks.
+    The benchmark measures how a training step's time and memory grow with batch size, crop, number
+    of bins and number of ranks.
 
     Args:
         parser: the benchmark's parser.

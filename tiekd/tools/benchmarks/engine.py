@@ -2,12 +2,12 @@
 
 The benchmark trains a recipe's student on synthetic batches, with DeepSpeed's engine. After every
 few iterations, a bare loop (forward, losses, backward, clipping, step) runs the same number of
-iterations twice, on the same engine and batch. The ratio of these two runs' times shows the
-machine's noise. The hooks are those of a run, except evaluation and checkpoints, whose cost is
-measured elsewhere. Writing a log line or an image takes a hook additional time in some iterations;
-this time is divided by the recipe's interval between them. `host_share` is the time of the loop and
-its hooks divided by that of the step; on a GPU it may overlap with the device's work. Left out:
-more than one rank.
+iterations twice, on the same engine and batch. The ratio of its two times shows the machine's
+noise. The hooks are those of a run, except evaluation and checkpoints, whose cost is measured
+elsewhere. Writing a log line or an image takes a hook additional time in some iterations; this time
+is divided by the recipe's interval between them. `host_share` is the time of the loop and its hooks
+divided by that of the step; on a GPU it may overlap with the device's work. Left out: more than one
+rank.
 
 `--against torch` instead compares the engine's step with that of a plain torch loop with
 DistributedDataParallel, on one and more ranks and at several ZeRO stages (see `against_torch`).
@@ -61,8 +61,9 @@ def run(args: argparse.Namespace) -> dict:
     Returns:
         The ratios of time and memory (tiekd's loop / bare loop), as `measure.compare` names them.
         "step_ms" is the milliseconds of an iteration without hooks; "loop_ms" is the part of them
-        outside of forward, losses, backward and teacher; "hooks_ms" has each hook's, by its class.
-        "host_share" is ("loop_ms" + all hooks) / ("step_ms" + all hooks).
+        outside of forward, losses, backward and teacher; "hooks_ms" is a dict of each hook's
+        milliseconds by its class. "host_share" is ("loop_ms" + all hooks) / ("step_ms" + all
+        hooks).
     """
     if args.against == "torch":
         return against_torch.run(args)
@@ -70,19 +71,19 @@ def run(args: argparse.Namespace) -> dict:
     device = process_group.start_rank()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         watch, log_interval, image_interval = _train(args, device, Path(folder))
-    # `watch.times` holds the times of each hook under its class name. The keys "_step" and "_loop",
-    # for the whole step and for the loop around it, are left out here.
+    # Compute each hook's milliseconds. `watch.times` holds them under the hook's class name; the
+    # keys "_step" and "_loop" are the whole step and the loop around it, and are left out here.
     hooks = {
         name: 1e3 * _amortised(times, log_interval, image_interval)
         for name, times in watch.times.items()
         if name[0] != "_"
     }
-    # Use the times under "off": those of iterations with neither a log line nor an image, as most
+    # Use the times under "off", i.e. of iterations with neither a log line nor an image, as most
     # iterations of a run are.
     loop = 1e3 * statistics.median(watch.times["_loop"]["off"])
     step = 1e3 * statistics.median(watch.times["_step"]["off"])
-    # The loop without hooks runs twice after each block of iterations (bare_s and again_s). The
-    # ratio of its two times shows by how much any ratio can differ from 1 due to noise alone.
+    # Compute the ratio of the training loop's to the bare loop's times, and, for the noise, that of
+    # the bare loop's two times (bare_s and again_s) after each block.
     ratios = [a / b for a, b in zip(watch.ours_s, watch.bare_s, strict=True)]
     again = [a / b for a, b in zip(watch.again_s, watch.bare_s, strict=True)]
     return {

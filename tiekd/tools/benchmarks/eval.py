@@ -3,10 +3,10 @@
 First the metrics alone are compared, for predictions that are on the device already: tiekd's in
 batches, the plain ones image by image. Then whole evaluations are compared: reading, prediction
 with flip averaging, metrics. The speedup of a whole evaluation depends on the share of reading and
-metrics in its time. Therefore it is measured twice: with a predictor that costs next to nothing,
-which reads from the files and from decoded frames (bin/cache_frames.py); and with a real student,
-whose own time is the same on both sides. --data FOLDER is a KITTI folder whose training images are
-evaluated; without it scenes are rendered.
+metrics in its time. Therefore it is measured with a predictor that costs next to nothing, reading
+from the files and from decoded frames (bin/cache_frames.py), and with a real student, whose own
+time is the same on both sides. --data FOLDER is a KITTI folder whose training images are evaluated;
+without it scenes are rendered.
 """
 
 import argparse
@@ -44,17 +44,17 @@ def run(args: argparse.Namespace) -> dict:
         The result of `_compare` (tiekd / plain) for the metrics alone. The keys "whole" (from
         files), "whole_decoded" (from decoded frames) and, with --student, "student" (with a real
         student) have such results for whole evaluations. "frames" is the number of images,
-        "batch_size" that of tiekd's evaluation.
+        "batch_size" the batch size of tiekd's evaluation.
     """
     device = device_of(args.device)
     kb_crop = tuple(args.kb_crop)
-    # On a CPU use one image per batch: more images wouldn't fit into a core's cache.
+    # Use one image per batch on a CPU, because more images wouldn't fit into a core's cache.
     batch_size = args.batch_size or (1 if device.type == "cpu" else 8)
     with kitti_folder(args.data, kb_crop) as (root, scratch):
         options = kitti.KittiOptions(str(root), kb_crop=kb_crop)
         from_files, from_cache = (kitti.build(options, "train", MAX_DEPTH_M) for _ in range(2))
         # Write decoded frames, i.e. arrays instead of compressed files: tiekd's evaluation is
-        # measured with both, the plain one with compressed files only.
+        # measured with both, the plain one only with compressed files.
         from_cache.decoded = Decoded(scratch / "decoded", root)
         for index in range(len(from_cache)):
             for path, decode in from_cache.files(index).values():
@@ -78,10 +78,10 @@ def run(args: argparse.Namespace) -> dict:
 
 
 class _First(Dataset):
-    """The first frames of a data set, as a data set.
+    """The first frames of a dataset, as a dataset.
 
     Args:
-        frames: the whole data set.
+        frames: the whole dataset.
         count: the number of frames to keep; all are kept if there are fewer.
     """
 
@@ -112,7 +112,7 @@ def _grey(image: Tensor) -> Prediction:
 
 
 def _metrics_alone(frames: Frames, batch_size: int, device: torch.device, rounds: int) -> dict:
-    # Use the ground truth with 10 % noise as predictions.
+    # Take the ground truth with 10 % noise as predictions.
     noise = torch.Generator().manual_seed(0)
     truths = [frames[index].depth for index in range(len(frames))]
     pairs = [
@@ -159,7 +159,7 @@ def _whole(
     device: torch.device,
     rounds: int,
 ) -> dict:
-    # Both evaluations use flip averaging, the same evaluation crop, and means over images.
+    # Let both evaluations use flip averaging, the same evaluation crop, and means over images.
     settings = evaluate.EvaluationSettings(crop=_CROP, batch_size=batch_size)
     protocol = evaluate.EvaluationProtocol(settings, *_RANGE)
     predictor = partial(flip.predict, network, flip=True)
@@ -203,7 +203,7 @@ def _compare(
         `figures_off`, the largest relative difference between the two functions' metrics.
     """
     result = measure.compare(compared, ours, plain, rounds, device)
-    # Report how far the metrics differ: times are comparable only if the metrics are equal.
+    # Report how far the metrics differ, because times are comparable only if the metrics are equal.
     pairs = zip(ours().values(), plain().values(), strict=True)
     result["images_per_s_ratio"] = 1 / result["time_ratio"]
     return result | {"figures_off": max(abs(a - b) / max(abs(b), 1e-12) for a, b in pairs)}

@@ -92,7 +92,7 @@ def _curve(args: argparse.Namespace, recipe: dict, points: list[tuple[int, dict]
     sizes = []
     times = []
     peaks = []
-    # Use the time of the fastest round at each size, since other processes slow down some rounds.
+    # Use the time of the fastest round at each size, because other processes slow down some rounds.
     for size, change in points:
         step = _step(args, recipe, device, **change)
         peaks.append((measure.peak_bytes(step, device) + step.state_bytes()) / 1e6)
@@ -112,8 +112,8 @@ def _step(
     width: int | None = None,
     bins: int | None = None,
 ) -> TrainingStep:
-    # With fewer bins each bin is wider. The standard deviation sigma of the head's Gaussian target
-    # must be at least half of a bin's width, so raise it too.
+    # Change the number of bins. The standard deviation sigma of the head's Gaussian target must be
+    # at least half of a bin's width, so raise it if bins are wider.
     if bins is not None:
         recipe = merge(
             recipe, {"network": {"head": {"num_bins": bins, "sigma": max(0.8, 80.0 / bins)}}}
@@ -131,8 +131,9 @@ def _of_ranks(args: argparse.Namespace) -> dict:
         for n in args.ranks
     ]
     times, peaks = (list(column) for column in zip(*rows, strict=True))
-    # Fit no line to the measurements for several ranks. Divide them by what the measurement at the
-    # first number of ranks predicts: the same time, and memory proportional to the number of ranks.
+    # Divide the measurements for several ranks by the values expected from the first number of
+    # ranks, instead of fitting a line: the same time, and memory proportional to the number of
+    # ranks.
     by_one = (
         [time / times[0] for time in times],
         [peak / peaks[0] * args.ranks[0] / n for n, peak in zip(args.ranks, peaks, strict=True)],
@@ -175,8 +176,8 @@ def judged(
         sizes: the quantity's value at each measurement.
         times: seconds per step at each size.
         peaks_mb: peak memory at each size, MB.
-        by_line: the ratios of the times and of the memory to the expected values, if these are
-            known; None to fit a line to each and compute the ratios to it.
+        by_line: (ratios of the times, ratios of the memory) to expected values, if these are known;
+            None to fit a line to each quantity and compute the ratios to the line.
 
     Returns:
         The first three arguments as "sizes", "time_s" and "peak_mb"; the ratios as "time_by_line"
@@ -205,8 +206,8 @@ def judged(
 def _by_line(sizes: list[int], values: list[float]) -> list[float]:
     """Fits a straight line to measurements, and returns each measured value / the line's value.
 
-    The fit minimises the squares of the relative errors. For one or two measurements all ratios
-    are 1, since a line passes through them.
+    The fit minimises the squares of the relative errors. With one or two measurements all ratios
+    are 1, since the line passes through them.
 
     Args:
         sizes: the x coordinates of the measurements.

@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> dict:
     inputs = example(
         args.batch, args.channels, args.bins, args.height, args.width, DTYPES[args.dtype], device
     )
-    # A network in channels_last passes its features to the head in this memory format.
+    # Pass features in channels_last if asked for, as a network in this memory format does.
     if args.layout == "channels_last":
         inputs = inputs[0].to(memory_format=torch.channels_last), *inputs[1:]
     ours, plain = (
@@ -55,8 +55,8 @@ def run(args: argparse.Namespace) -> dict:
         f"batch {args.batch}, {args.channels} channels, {args.bins} bins, "
         f"{args.height}x{args.width}"
     )
-    # Report the name of the selected kernels' module: which kernels are selected depends on the
-    # device and the sizes of the inputs.
+    # Report the module of the selected kernels, because the selection depends on the device and the
+    # sizes of the inputs.
     name = kernels.implementation(*inputs[:1], inputs[4], inputs[3]).__module__.rsplit(".", 1)[1]
     compared = (
         f"head and divergence, forward and backward: {name} / reference, {args.dtype}, "
@@ -127,8 +127,8 @@ def example(
     depth += torch.rand(depth.shape, generator=g, device=device)
     depth[torch.rand(depth.shape, generator=g, device=device) < 0.1] = 0
     edges = bin_edges(bins, 1e-3, 80.0).to(device)
-    # Sigma, the standard deviation of the Gaussian target, must be at least half of the width of
-    # the widest bin, which is the last one.
+    # Choose sigma, the standard deviation of the Gaussian target, which must be at least half of
+    # the width of the widest bin, i.e. of the last one.
     sigma = max(0.5, 0.51 * float(edges[-1] - edges[-2]))
     return (
         features.to(dtype),
@@ -158,8 +158,8 @@ def train(
     Args:
         dpm: the function that computes the head, such as `kernels.dpm`.
         features: (B, C, h, w), the decoder's features.
-        weight: (K, C, 1, 1), of the convolution that gives the logits.
-        bias: (K,), of the same convolution.
+        weight: (K, C, 1, 1), weight of the convolution that gives the logits.
+        bias: (K,), bias of this convolution.
         edges: (K + 1,), edges of the bins, metres.
         depth: (B, 1, h, w), target depth, metres, 0 where not valid.
         sigma: standard deviation of the Gaussian target, metres.
@@ -186,13 +186,13 @@ def in_chunks(
 ):
     """Computes `reference.dpm` on a few rows of pixels at a time, and recomputes each in backward.
 
-    So only the logits of these rows are in memory. The shapes are those of B images of h x w
+    Only the logits of these rows are in memory at a time. The shapes are those of B images of h x w
     pixels, C feature channels and K depth bins.
 
     Args:
         features: (B, C, h, w), the decoder's features.
-        weight: (K, C, 1, 1), of the convolution that gives the logits.
-        bias: (K,), of the same convolution.
+        weight: (K, C, 1, 1), weight of the convolution that gives the logits.
+        bias: (K,), bias of this convolution.
         edges: (K + 1,), edges of the K bins, metres.
         depth: (B, 1, h, w), target depth, metres, 0 where not valid.
         sigma: standard deviation of the Gaussian target, metres.
@@ -216,8 +216,8 @@ def products(features: Tensor, weight: Tensor, bias: Tensor) -> None:
 
     Args:
         features: (B, C, h, w), the decoder's features.
-        weight: (K, C, 1, 1), of the convolution that gives the logits of K bins.
-        bias: (K,), of the same convolution.
+        weight: (K, C, 1, 1), weight of the convolution that gives the logits of K bins.
+        bias: (K,), bias of this convolution.
     """
     x = features.flatten(2)
     matrix = weight.flatten(1)
@@ -255,7 +255,7 @@ def roofline_seconds(
     bytes_per_s: float,
     flops_per_s: float,
 ) -> dict[str, float]:
-    """Returns the shortest possible times of the DPM head from bandwidth and speed (roofline).
+    """Computes the DPM head's shortest possible times from bandwidth and speed (roofline).
 
     Forward reads the features and a target depth, writes three numbers per pixel, and has one
     product of 2 x channels x bins flops per pixel. Backward reads the features and six numbers,
@@ -275,8 +275,8 @@ def roofline_seconds(
     Returns:
         {"forward_s", "backward_s", "total_s"}, seconds.
     """
-    # Besides the features, float32 numbers are read or written for each pixel: four in forward (16
-    # bytes), six in backward (24 bytes).
+    # Count the bytes and flops. Besides the features, float32 numbers are read or written for each
+    # pixel: four in forward (16 bytes), six in backward (24 bytes).
     pixels = images * height * width
     volume = pixels * channels * bytes_per_feature
     product = 2.0 * pixels * channels * bins

@@ -1,7 +1,7 @@
 """Provides the images of the data benchmarks: the user's KITTI folder, or rendered scenes.
 
-Rendered scenes are written in KITTI's format. Left out: maps of a real teacher. The synthetic
-teacher maps show a flat road with noise, and take as long to decode as real ones.
+Rendered scenes are written in KITTI's format. Teacher maps are synthetic: they show a flat road
+with noise, and take as long to decode as real ones. Left out: maps of a real teacher.
 """
 
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ def kitti_folder(
             None.
 
     Yields:
-        The KITTI folder, and the temporary folder for what a benchmark writes.
+        The KITTI folder, and the temporary folder for the benchmark's files.
     """
     with TemporaryDirectory(prefix="benchmark_") as folder:
         scratch = Path(folder)
@@ -46,7 +46,7 @@ def kitti_folder(
 
 
 def with_teacher_maps(root: Path, scratch: Path, kb_crop: tuple[int, int]) -> Frames:
-    """Writes synthetic teacher maps, and returns a KITTI folder's training set that reads them.
+    """Writes synthetic teacher maps, and returns a KITTI folder's training dataset with them.
 
     Args:
         root: the KITTI folder.
@@ -54,7 +54,7 @@ def with_teacher_maps(root: Path, scratch: Path, kb_crop: tuple[int, int]) -> Fr
         kb_crop: (height, width) of the KITTI benchmark crop and of the maps, pixels.
 
     Returns:
-        The training set, whose images are cut to the benchmark crop.
+        The training dataset, whose images are cropped to the benchmark crop.
     """
     options = kitti.KittiOptions(str(root), kb_crop=kb_crop)
     frames = kitti.build(options, "train", MAX_DEPTH_M, needs_ground_truth=False)

@@ -1,4 +1,4 @@
-"""Times the memory layouts in which a convolution can run, on this CPU's instruction set.
+"""Times convolutions in each memory layout that this CPU's instruction set allows.
 
 The table in tiekd/kernels/layouts.py was made from these results. Each of its rows gives the layout
 for one kind of convolution, such as those with large inputs in training. A training run uses the
@@ -46,8 +46,8 @@ class Shape(NamedTuple):
     stride: int = 1
 
 
-# Convolutions with large inputs: the decoder's first one, merged with the 1x1 convolution before
-# it; two more of the decoder; and one of a narrow student.
+# Convolutions with large inputs: the decoder's first convolution, merged with the 1x1 convolution
+# before it; two more of the decoder; and one of a narrow student.
 LARGE = [
     Shape(416, 512, 44, 88),
     Shape(280, 128, 88, 176),
@@ -55,7 +55,7 @@ LARGE = [
     Shape(32, 32, 176, 352),
 ]
 SMALL = [Shape(416, 512, 11, 22), Shape(512, 512, 8, 16)]
-# Other kinds of convolutions of the encoder: 3x3, depthwise, widening and narrowing 1x1, and the
+# Other kinds of the encoder's convolutions: 3x3, depthwise, widening and narrowing 1x1, and the
 # first one of the network.
 ANY = [
     Shape(64, 64, 44, 88),
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> dict:
         none.
 
     Raises:
-        LaunchError: the device is no CPU.
+        LaunchError: the device isn't a CPU.
     """
     if args.device != "cpu":
         raise LaunchError(
@@ -168,9 +168,9 @@ def _times(shape: Shape, shape_class: str, dtype: str, rounds: int) -> dict[str,
     """
     calls = {choice: _call(shape, shape_class, dtype, choice) for choice in layouts.ALLOWED[dtype]}
     if shape_class in (layouts.LARGE_FORWARD, layouts.SMALL):
-        # With the layout PRODUCTS, matrix products compute the gradient of the weights. That is
-        # done only in training with large inputs, so it isn't timed for the other kinds of
-        # convolutions.
+        # Don't time the layout PRODUCTS, in which matrix products compute the gradient of the
+        # weights, for convolutions other than those with large inputs in training: it is used only
+        # there.
         del calls[layouts.PRODUCTS]
     times = {choice: [] for choice in calls}
     for _ in range(rounds + 1):
@@ -204,12 +204,12 @@ def _call(shape: Shape, shape_class: str, dtype: str, choice: str) -> Callable[[
     if in_bf16:
         x = x.bfloat16()
     x.requires_grad_(training)
-    # In fp32 training a convolution reads its layout from the table, so set the layout in a copy of
-    # the table. In bf16 it has been applied above.
+    # Set the layout in a copy of the table, from which a convolution in fp32 training reads it. In
+    # bf16 the layout has been applied above.
     choices = dict(layouts.of_isa(layouts.isa()))
     if not in_bf16:
         choices[f"{layouts.LARGE_TRAINING}, {layouts.FP32}"] = choice
-    # Make the gradient for backward now, so that its time isn't measured.
+    # Make the gradient for backward here, so that its time isn't measured.
     with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16), torch.no_grad():
         grad = torch.randn_like(conv(x))
 

@@ -1,8 +1,8 @@
 """Plots the measurements of the benchmark `growth`: seconds and peak memory of a step against size.
 
-There is one small plot per quantity, such as the batch size, with the measurements as dots and the
-straight lines that `growth` fits to them. It needs matplotlib (extra `plot`). Left out: logarithmic
-axes.
+There is one small plot per quantity, such as the batch size. It shows the measurements as dots, and
+the straight lines that `growth` fits to them. Needs matplotlib (extra `plot`). Left out:
+logarithmic axes.
 """
 
 from tiekd.visualization import figures
@@ -57,7 +57,7 @@ def _draw_line(axes, key: str, sizes: list, values: list, ratios: list) -> None:
     axes.set_ylim(0, 1.1 * max(values))
     axes.tick_params(axis="y", colors=colour)
     axes.plot(sizes, values, "o", color=colour)
-    # Compute the fitted line's values: each ratio is a measured value divided by the line's value.
+    # Compute the fitted line's values from the ratios (measured value / line's value).
     fitted = [value / ratio for value, ratio in zip(values, ratios, strict=True)]
     axes.plot(sizes, fitted, color=colour, linewidth=1)
 

@@ -6,7 +6,7 @@ and collate a batch. The reference is Pillow decoding the image, ground truth an
 Further comparisons:
 
 - samples from decoded frames (bin/cache_frames.py);
-- what the device does with a sample: rotation, flip and crop to 352x704, colours, normalisation,
+- the device's part of making a sample: rotation, flip and crop to 352x704, colours, normalisation,
   conversion to metres;
 - worker and device together;
 - the published pipeline in plain NumPy, which must give the same pixels.
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> dict:
         with kitti_folder(args.data, tuple(args.kb_crop)) as (root, scratch):
             frames = with_teacher_maps(root, scratch, tuple(args.kb_crop))
             augment = Augment(crop=tuple(args.crop))
-            # Build the same data set once more, to read it from a folder of decoded files (arrays).
+            # Build the same dataset once more, to read it from a folder of decoded files (arrays).
             cached = kitti.build(
                 kitti.KittiOptions(str(root), kb_crop=tuple(args.kb_crop)),
                 "train",
@@ -86,18 +86,19 @@ def _measured(
     device: torch.device,
     rounds: int,
 ) -> dict:
-    # Both readers have the same seed, so a sample gets the same augmentation from both.
+    # Give both readers the same seed, so that a sample gets the same augmentation from both.
     from_files, from_cache = (BatchReader(each, augment, _SEED) for each in (frames, cached))
 
     def plain(epoch: int, index: int):
         return plain_sample(frames, index, kb_crop, augment.draw(_SEED, epoch, index, *kb_crop))
 
-    # Make the batches now that the device will process, so that their time isn't measured.
+    # Make the batches that the device will process beforehand, so that their time isn't measured.
     ready = {
         key: from_cache.read([key])
         for key in itertools.product(range(rounds + 1), range(len(frames)))
     }
-    # Each function takes (epoch, index), and either makes this sample or only decodes its files.
+    # Define the functions of (epoch, index), each of which makes this sample or only decodes its
+    # files.
     calls = {
         "ours": lambda epoch, index: from_files.read([(epoch, index)]),
         "decoding": lambda _, index: decode(frames, index),
@@ -200,7 +201,7 @@ def _differences(ours: BatchReader, plain: Callable, num_frames: int, epochs: in
     after = 0.0
     unlike = 0.0
     deviation = np.array(IMAGENET_STD)
-    # Compare several epochs, since a sample is augmented differently in each.
+    # Compare several epochs, because a sample is augmented differently in each.
     for epoch, index in itertools.product(range(epochs), range(num_frames)):
         sent = ours.read([(epoch, index)])
         expected = plain(epoch, index)

@@ -22,9 +22,10 @@ from tiekd.training.hooks.tensorboard import TensorBoard
 
 
 class Parts:
-    """Replaces the step object of the training loop, and times the phases of an iteration.
+    """Wraps the step object of the training loop, and times the phases of an iteration.
 
-    The phases are forward, losses, backward and teacher. Other attributes are those of the step.
+    The phases are forward, losses, backward and teacher. Other attributes are passed on to the step
+    object.
 
     Attributes:
         micro_batches: the micro-batches of every iteration.
@@ -93,7 +94,7 @@ class Parts:
         for batch in self.micro_batches:
             prediction = engine(batch.image, self.criterion.divergence_target(batch.teacher_depth))
             engine.backward(self.criterion(prediction, batch, batch.teacher_depth)["loss"])
-            # If the engine doesn't clip gradients, clip them here as a run does (engine/step.py).
+            # Clip gradients as a run does (engine/step.py), if the engine doesn't clip them.
             if self.clip_norm is not None and engine.is_gradient_accumulation_boundary():
                 nn.utils.clip_grad_norm_(engine.module.parameters(), self.clip_norm or float("inf"))
             engine.step()
@@ -126,7 +127,7 @@ class TimedCriterion:
         """Calls the criterion, records the time, and returns the losses by name.
 
         Args:
-            arguments: what the criterion takes: the prediction, the batch and the teacher's depth.
+            arguments: the criterion's arguments: the prediction, the batch and the teacher's depth.
         """
         return self.call(*arguments)
 
@@ -136,7 +137,7 @@ class TimedHook(Hook):
 
     Args:
         hook: the hook.
-        watch: receives the times, by the name of the hook's class.
+        watch: the object that records the times, under the name of the hook's class.
     """
 
     def __init__(self, hook: Hook, watch: "Watch"):
@@ -172,7 +173,7 @@ class TimedHook(Hook):
 
 @dataclass(eq=False)
 class Watch(Hook):
-    """The last hook of the list: collects times, and runs blocks of the bare loop.
+    """The last hook in the list, which collects times and runs blocks of the bare loop.
 
     A block is a fixed number of iterations that are timed together.
 
@@ -208,14 +209,14 @@ class Watch(Hook):
         """Records a time of the current iteration, unless it is the first one, which is a warm-up.
 
         Args:
-            name: what was timed: a hook's class, `_loop` or `_step`.
+            name: the name of the timed part: a hook's class, `_loop` or `_step`.
             state: the run's TrainState.
             seconds: the time.
         """
         kind = "off" if state.iteration % self.block else "line"
         if state.iteration > self.block * self.rounds:
             kind = "image"
-        if state.iteration > 1:  # the first iteration warms up
+        if state.iteration > 1:  # the first iteration is a warm-up
             self.times.setdefault(name, {"off": [], "line": [], "image": []})[kind].append(seconds)
 
     def before_train(self, state) -> None:
@@ -231,7 +232,7 @@ class Watch(Hook):
         self._start()
 
     def after_iteration(self, state) -> None:
-        """Records the iteration's times; after each block of the run times two of the bare loop.
+        """Records the iteration's times; after each block of the run, times two of the bare loop.
 
         Args:
             state: the run's TrainState.
@@ -245,8 +246,8 @@ class Watch(Hook):
                 for _ in range(self.block):
                     self.bare_iteration()
                 times.append(self._stop(self.bare_peaks))
-            # After the last block let TensorBoard write an image in each iteration, to measure that
-            # too.
+            # Let TensorBoard write an image in each iteration after the last block, to measure
+            # that, too.
             if state.iteration == self.block * self.rounds:
                 self.board.image_interval = 1
             self._start()

@@ -19,8 +19,8 @@ from tiekd.distributed import allocator, memory
 from tiekd.kernels import layouts
 
 _MB = 1e6
-# Number of calls that are timed together on a GPU, without a sync between them: in training, too,
-# the host runs ahead of the GPU.
+# Number of calls that are timed together on a GPU, without a sync between them, because the host
+# runs ahead of the GPU in training, too.
 QUEUED_CALLS = 5
 
 
@@ -123,18 +123,18 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
 
     On a CPU this is the process's memory (Linux), on a GPU that of torch's allocator. The function
     is called twice and the second call is measured, so that memory that the first call keeps (such
-    as compiled kernels) doesn't count.
+    as compiled kernels) isn't included.
 
     Args:
         call: function without arguments.
         device: the device on which the call runs.
     """
-    # Call the function once before: what it keeps after its first call, such as compiled kernels,
-    # isn't part of its peak.
+    # Call the function once before, so that memory that it keeps after its first call, such as
+    # compiled kernels, isn't part of its peak.
     call()
     gc.collect()
     if device.type == "cpu":
-        # Return freed memory to the kernel first: a call that reuses it would seem to need none.
+        # Return freed memory to the kernel first; a call that reuses it would seem to need none.
         allocator.give_back()
     memory.wait(device)
     memory.restart_peak(device)

@@ -80,7 +80,7 @@ def plain_evaluation(
 
     Args:
         network: function from a normalised image (1, 3, H, W) to depth (1, 1, H, W) in metres.
-        frames: the KITTI data set; each image has ground truth.
+        frames: the KITTI dataset; each image has ground truth.
         kb_crop: (height, width) of the KITTI benchmark crop, pixels.
         min_depth: lower end of the evaluated depth range, metres.
         max_depth: upper end of the evaluated depth range, metres.
@@ -95,7 +95,7 @@ def plain_evaluation(
         image, truth = (decode(path).numpy() for path, decode in frames.files(index).values())
         image = image.transpose(1, 2, 0).astype(np.float32)
         truth = truth[0].astype(np.float64) / UNITS_PER_M
-        # Cut image and ground truth to the KITTI benchmark crop, at the bottom and horizontally
+        # Crop image and ground truth to the KITTI benchmark crop, at the bottom and horizontally
         # centred.
         top = image.shape[0] - kb_crop[0]
         left = (image.shape[1] - kb_crop[1]) // 2
@@ -103,7 +103,7 @@ def plain_evaluation(
             pixels[top : top + kb_crop[0], left : left + kb_crop[1]] for pixels in (image, truth)
         )
         image = (image - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
-        # Predict the image and its mirror image (flip averaging).
+        # Predict the depth of the image and of its mirror image (flip averaging).
         depths = []
         for view in (image, image[:, ::-1]):
             planes = torch.from_numpy(

@@ -1,6 +1,6 @@
-"""Makes a training sample in plain NumPy, as published: on whole images, step by step.
+"""Makes a training sample in plain NumPy as in the published program, on whole images.
 
-The steps are those of arXiv 2402.14340 for KITTI, in float64: decode, cut to the benchmark crop,
+The steps are those of arXiv 2402.14340 for KITTI, in float64: decode, crop to the benchmark crop,
 rotate, flip, crop, augment colours, normalise. tiekd's loader must return the same pixels. The time
 of this module is that of NumPy; the published program uses an image library. In contrast to that
 program, the teacher's map is rotated together with the image.
@@ -40,7 +40,7 @@ def decode(frames: Frames, index: int) -> list[np.ndarray]:
     """Decodes the files of a sample with Pillow, without converting the values.
 
     Args:
-        frames: the data set, with teacher maps.
+        frames: the dataset, with teacher maps.
         index: index of the sample.
 
     Returns:
@@ -57,13 +57,13 @@ def plain_sample(frames: Frames, index: int, kb_crop: tuple[int, int], d: Decisi
     """Returns the training sample of a KITTI image with the given augmentation.
 
     Args:
-        frames: the KITTI data set, with teacher maps.
+        frames: the KITTI dataset, with teacher maps.
         index: index of the image.
         kb_crop: (height, width) of the KITTI benchmark crop, pixels.
         d: the augmentation: rotation, flip, crop and colours.
     """
     image, depth, teacher_depth = (pixels.astype(np.float64) for pixels in decode(frames, index))
-    # Cut image and ground truth to the KITTI benchmark crop, at the bottom and horizontally
+    # Crop image and ground truth to the KITTI benchmark crop, at the bottom and horizontally
     # centred. Teacher maps have that size already.
     top = image.shape[0] - kb_crop[0]
     left = (image.shape[1] - kb_crop[1]) // 2
@@ -101,7 +101,8 @@ def _turned(pixels: np.ndarray, angle_deg: float, bilinear: bool) -> np.ndarray:
     sine = sin(radians(angle_deg))
     from_x = cosine * x - sine * y + (width - 1) / 2
     from_y = sine * x + cosine * y + (height - 1) / 2
-    # Add a border of zeros. Positions outside the image are clipped to this border, so they give 0.
+    # Add a border of zeros. Positions outside the image are clipped to this border, so their values
+    # are 0.
     framed = np.pad(pixels, ((1, 1), (1, 1)) + ((0, 0),) * (pixels.ndim - 2))
 
     def at(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:

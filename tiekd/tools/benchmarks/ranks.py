@@ -101,7 +101,8 @@ def run_ranks(module: str, count: int, device: str, arguments: list) -> list:
                         f"{told.strip()[-500:]}"
                     )
         finally:
-            # After an error kill the ranks that still run: they would wait for the failed one.
+            # Kill the ranks that still run after an error, since they would wait for the failed
+            # one.
             for process in started:
                 process.kill()
                 process.wait()
@@ -111,8 +112,8 @@ def run_ranks(module: str, count: int, device: str, arguments: list) -> list:
 def _start(
     module: str, rank: int, count: int, port: int, device: str, asked: str
 ) -> subprocess.Popen:
-    # Set the environment variables that a launcher would set; a launcher itself takes seconds to
-    # start.
+    # Set the environment variables that a launcher would set, because a launcher itself takes
+    # seconds to start.
     places = {
         "RANK": rank,
         "LOCAL_RANK": rank,
@@ -128,7 +129,7 @@ def _start(
     }
     environment = os.environ | {key: str(value) for key, value in places.items()}
     environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-    # Run the benchmark's module. `asked` is a JSON list that the module passes on to its `main`.
+    # Run the benchmark's module on the rank. It passes the JSON list `asked` on to its `main`.
     command = [sys.executable, "-m", module, asked]
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -159,13 +160,14 @@ def main(
     engine = build_engine(
         network, build_optimizer(recipe["optimizer"], network, shape[0] * ranks, "none"), config
     )
-    # The batch is noise, since the time of a step doesn't depend on what the images show.
+    # Make a batch of noise, because the time of a step doesn't depend on what the images show.
     criterion = criteria.build(recipe["losses"], has_teacher=True).to(device)
     batch = noise(BatchShape(*shape), network.max_depth, device)
     step = Step(engine, config, CLIP_NORM)
     engine.train()
     times = []
-    # Two steps that aren't timed warm up. The barrier makes all ranks start each step together.
+    # Run two steps to warm up, then the timed ones. The barrier makes all ranks start each step
+    # together.
     for _ in range(2 + rounds):
         comm.barrier()
         memory.wait(device)

@@ -1,12 +1,12 @@
 """Compares tiekd's training step of a recipe's student with a plain one.
 
-tiekd's step uses the head's kernels, modules that save work and memory, --dtype, --memory-format,
-the fused optimizer, and torch.compile on request. The plain step computes head and modules operator
-by operator, as they are defined and published, in fp32 on contiguous tensors, and AdamW parameter
-by parameter. Both have the same weights, losses and clipping, and the same batch of noise. Memory
-includes weights, the optimizer's moments, and the step's peak above them. torch's defaults decide
-if convolutions may use TF32; the result reports this. Left out: DeepSpeed and hooks, which the
-benchmark `engine` measures; and data.
+tiekd's step uses the head's kernels, modules that save work and memory, the dtype and memory format
+of the options, the fused optimizer, and torch.compile on request. The plain step computes head and
+modules operator by operator, as they are defined and published, in fp32 on contiguous tensors, and
+AdamW parameter by parameter. Both have the same weights, losses and clipping, and the same batch of
+noise. Memory includes weights, the optimizer's moments, and the step's peak above them. torch's
+defaults decide if convolutions may use TF32; the result reports this. Left out: DeepSpeed and
+hooks, which the benchmark `engine` measures; and data.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> dict:
     layout = memory_format(Execution(args.memory_format), dtype is not None)
     ours = TrainingStep(recipe, device, shape, dtype, layout, compiled=args.compile)
     theirs = TrainingStep(recipe, device, shape, plain=True)
-    # Run the first step of both, from the same weights. Their losses may differ only by rounding.
+    # Run the first step of both from the same weights; their losses may differ only by rounding.
     losses = [_first_loss(step) for step in (ours, theirs)]
     how = f"{args.dtype}, {str(layout).removeprefix('torch.')}"
     if args.compile:

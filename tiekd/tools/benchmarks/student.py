@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> dict:
     compared = (
         f"a forward without gradients, ours ({how}) / plain modules and head, fp32, contiguous"
     )
-    # The plain network computes in fp32, whatever the precision of the optimised one.
+    # Compare with the plain network in fp32, whatever the precision of the optimised one.
     ours = _forward(network, image, dtype)
     theirs = _forward(plain, image, None)
     return {
@@ -78,9 +78,9 @@ def run(args: argparse.Namespace) -> dict:
 
 
 def network_node(recipe: dict, teachers: bool, path: str) -> dict:
-    """Returns the recipe's config node of the student's network, or of the teacher's.
+    """Returns the recipe's node of the student's network, or of the teacher's.
 
-    Of several teachers it is the first that is a network.
+    If there are several teachers, it is that of the first one that is a network.
 
     Args:
         recipe: the recipe.
@@ -119,7 +119,7 @@ def multiply_adds(network: nn.Module, image: torch.Tensor) -> int:
         network(image)
     if kernel is not None:
         head.kernel = kernel
-    # torch counts a multiply-add as two operations.
+    # Halve the count, since torch counts a multiply-add as two operations.
     return counter.get_total_flops() // 2
 
 

@@ -1,6 +1,6 @@
-"""Compares a training step that uses cached teacher maps with one that runs the teacher online.
+"""Compares a training step with cached teacher maps with one that runs the teacher's network.
 
-With cached maps, the step uses the teacher's depth in the batch. The reference first runs the
+With cached maps, the step takes the teacher's depth from the batch. The reference first runs the
 recipe's teacher, frozen and with random weights, then the same step. The benchmark `loader`
 measures the cost of loading maps. Left out: flip averaging, which doubles the teacher's time;
 DeepSpeed.

@@ -123,7 +123,7 @@ class TrainingStep:
 
 
 def noise(shape: BatchShape, max_depth: float, device: torch.device) -> Batch:
-    """Makes a batch of noise images with synthetic teacher maps and ground truth.
+    """Makes a batch of images of noise, with synthetic teacher maps and ground truth.
 
     Args:
         shape: batch size and image size.
@@ -175,7 +175,7 @@ def device_of(name: str) -> torch.device:
 
 
 def make_plain(network: nn.Module) -> nn.Module:
-    """Switches off a network's optimisations of time and memory, in place; returns the network.
+    """Switches off a network's optimisations of time and memory in place, and returns the network.
 
     Afterwards it computes each operator as published. Its results differ from the optimised
     network's only by rounding.

@@ -1,1 +1,1 @@
-"""Controlled experiments: recipes x seeds x sets, run one after the other, and their report."""
+"""Controlled experiments: trains each recipe with several seeds on several sets, and compares."""

@@ -1,1 +1,1 @@
-"""The hooks of a training run: logs, TensorBoard, checkpoints, guards. Each file has a `build`."""
+"""The hooks of a training run. Each module defines a hook, and a function `build` for recipes."""

@@ -1,7 +1,7 @@
 """Saves a checkpoint every `interval` epochs or iterations, and when training ends.
 
-Training ends after the last iteration, or where a hook stops the run. Only the last few checkpoints
-are kept.
+Training ends after the last iteration, or when a hook stops the run. Only the newest few
+checkpoints are kept.
 """
 
 import shlex
@@ -29,8 +29,8 @@ class Checkpoint(Hook):
         keep_last: The number of checkpoints to keep; when there are more, the oldest are deleted.
         keep_every: Checkpoints at multiples of this many epochs or iterations are never deleted;
             None if all but the `keep_last` newest are deleted.
-        on_error: What to do if the disk is full or writing fails: "continue" training, or "stop"
-            with an error. A save that fails at the end of the run is always an error.
+        on_error: How a full disk or another failure to write is handled: "continue" training, or
+            "stop" with an error. A save that fails at the end of the run is always an error.
     """
 
     def __init__(
@@ -50,8 +50,8 @@ class Checkpoint(Hook):
         ):
             if (type(value) is not int or value < 1) and (name, value) != ("keep_every", None):
                 raise RecipeError(f"{name}: got {value!r}; it must be a whole number from 1")
-        # Checkpoints exist only at multiples of `interval`, so those to be kept for good must be
-        # among these.
+        # Refuse a `keep_every` that isn't a multiple of `interval`, because checkpoints exist only
+        # at multiples of `interval`.
         if keep_every is not None and keep_every % interval:
             raise RecipeError(
                 f"keep_every: got {keep_every}; it must be a multiple of interval, {interval}"
@@ -67,12 +67,13 @@ class Checkpoint(Hook):
         """Saves a checkpoint if one is due or the run ends, then deletes older ones. Collective.
 
         Raises:
-            CheckpointError: Writing failed, and the run ends here or `on_error` is "stop".
+            CheckpointError: Writing failed, and either this is the end of the run or `on_error` is
+                "stop".
         """
         if not state.is_due(self.interval, self.by) and not state.ends:
             return
         folder = state.work_dir / checkpoints.FOLDER
-        # Save on all ranks, since each rank has its own random states and hook states.
+        # Save on all ranks, since the states of random generators and hooks differ between ranks.
         hook_states = {key: hook.state_dict() for key, hook in keyed(self.hooks).items()}
         try:
             what = state.iteration, hook_states, state.recipe, state.average

@@ -3,11 +3,11 @@
     hooks: [{name: ema, decay: 0.999}]
 
 The average is an exponential moving average of the fp32 weights and of BatchNorm's statistics
-(tiekd/engine/moving_average.py says how, and what it costs). Training itself is unchanged: the
-average is never trained. While the hook is in the recipe, evaluations, the best weights and a
+(tiekd/engine/moving_average.py describes the method and its cost). Training itself is unchanged:
+the average is never trained. While the hook is in the recipe, evaluations, the best weights and a
 checkpoint's student.pth are those of the average. trained.pth in the checkpoint has the weights
-themselves, from which the run resumes. An iteration whose step was skipped leaves the average as it
-was. Left out: TensorBoard's images of training batches, which show the weights themselves.
+themselves, from which the run resumes. An iteration whose optimizer step was skipped doesn't change
+the average. Left out: TensorBoard's images of training batches, which show the weights themselves.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ class Ema(Hook):
     iteration.
 
     Attributes:
-        decay: The part of the average that an iteration keeps, from 0 to below 1.
+        decay: The weight of the old average in an iteration's new average, from 0 to below 1.
         warmup: True to begin with a decay of 0.1, which rises to `decay`.
         info: Function that writes a message to the log.
     """
@@ -46,7 +46,7 @@ class Ema(Hook):
         self._num_restored: int | None = None
 
     def before_train(self, state) -> None:
-        """Begins the average with the present weights, or restores that of the checkpoint.
+        """Begins the average with the current weights, or restores the checkpoint's average.
 
         Collective.
         """
@@ -69,7 +69,7 @@ class Ema(Hook):
         self._average.update(state.step_skipped)
 
     def state_dict(self) -> dict:
-        """Returns the number of averaged iterations; student.pth has the average itself."""
+        """Returns the number of averaged iterations; the average itself is in student.pth."""
         return {"num_updates": self._average.num_updates}
 
     def load_state_dict(self, state_dict: dict) -> None:

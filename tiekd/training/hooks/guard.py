@@ -1,10 +1,10 @@
-"""Logs the samples whose loss or gradient wasn't finite; ends a run with too many such iterations.
+"""Logs iterations whose loss or gradient isn't finite, and ends a run with too many of them.
 
-In this module an iteration is bad if its loss or gradient is not finite. Its optimizer step has
-been skipped already, on all ranks (tiekd/engine/nonfinite.py, tiekd/engine/step.py). After each
-iteration the hook only stores the samples' names (on the host) and the losses (on the device). When
-the text log writes a line, the hook reads them, with one host sync and one collective. So a bad
-iteration is logged and counted up to two log intervals late. In fp16 a skipped step with finite
+In this module an iteration is bad if its loss or gradient is not finite. The engine has then
+skipped the optimizer step on all ranks (tiekd/engine/nonfinite.py, tiekd/engine/step.py). After
+each iteration the hook only stores the samples' names (on the host) and the losses (on the device).
+When the text log writes a line, the hook reads them, with one host sync and one collective. So a
+bad iteration is logged and counted up to two log intervals late. In fp16 a skipped step with finite
 losses counts as bad only if the loss scale can't be the reason. Left out: if a run dies between two
 lines of the log, the iterations since the last line are not logged; a run that is stopped logs them
 before it ends.
@@ -24,8 +24,9 @@ from tiekd.training.hook import Hook
 from tiekd.training.hooks.text_log import TextLog, log_name
 from tiekd.workdir import checkpoints
 
-# Limits of the text log: bad iterations (loss or gradient not finite) that are logged each time the
-# log writes a line, and sample names in one line. The .log.json file has all of them.
+# Limits of the text log: the number of bad iterations (loss or gradient not finite) that are logged
+# each time the log writes a line, and of sample names in one line. The .log.json file has all of
+# them.
 MAX_TOLD_ITERATIONS, MAX_TOLD_NAMES = 5, 16
 
 
@@ -53,10 +54,10 @@ class Iteration:
 
 
 class Guard(Hook):
-    """Counts iterations whose loss or gradient isn't finite; raises after too many in a row.
+    """Counts iterations whose loss or gradient isn't finite; ends the run after too many in a row.
 
-    In the list of hooks it comes after the hooks that stop a run, and before the checkpoint. So a
-    run that it ends saves no checkpoint at that iteration.
+    In the list of hooks it comes after the hooks that stop a run, and before the checkpoint. So no
+    checkpoint is saved at the iteration at which the hook ends a run.
 
     Attributes:
         text_log: The text log, to which such iterations are logged.
@@ -76,8 +77,8 @@ class Guard(Hook):
         The check is due if the text log has written a line for this iteration, or the run ends.
 
         Raises:
-            DivergedError: On all ranks, after `max_in_a_row` iterations in a row whose loss or
-                gradient was not finite.
+            DivergedError: `max_in_a_row` iterations in a row had a loss or gradient that was not
+                finite; raised on all ranks.
         """
         facts = (
             state.step_skipped,
@@ -100,7 +101,7 @@ class Guard(Hook):
         return {"in_a_row": self._in_a_row, "first_bad": self._first_bad}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Restores what `state_dict` returned, so that the count continues across a resume.
+        """Restores the count that `state_dict` returned, so that it continues across a resume.
 
         It is the count of iterations in a row whose loss or gradient is not finite.
         """
@@ -110,10 +111,10 @@ class Guard(Hook):
         """Logs and counts the stored iterations whose loss or gradient isn't finite. Collective.
 
         Raises:
-            DivergedError: On all ranks, after `max_in_a_row` such iterations in a row.
+            DivergedError: There were `max_in_a_row` such iterations in a row; raised on all ranks.
         """
-        # Read the stored iterations with one host sync; then gather those with a skipped step from
-        # all ranks.
+        # Read the stored iterations with one host sync, and gather those with a skipped optimizer
+        # step from all ranks.
         kept, self._kept = self._kept, []
         skipped = _on_host([iteration.skipped for iteration in kept])
         mine = {
@@ -134,8 +135,8 @@ class Guard(Hook):
             broken = [report for report in reports if not _is_finite(report)]
             if not reports:
                 self._in_a_row = 0
-            # Count the iteration as bad if a loss isn't finite. With finite losses, count it only
-            # if its step can't have been skipped because the fp16 loss scale was too large.
+            # Count the iteration as bad if a loss isn't finite. If all losses are finite, count it
+            # only if the fp16 loss scale can't be the reason for the skipped step.
             elif broken or not iteration.searched_loss_scale:
                 self._first_bad = self._first_bad if self._in_a_row else iteration.number
                 self._in_a_row += 1
@@ -202,8 +203,8 @@ def _on_host(flags: list[Tensor | bool]) -> list[bool]:
     """Converts flags to bools, in the same order.
 
     Args:
-        flags: At least one flag. Either all are bools, or all are 0-d tensors on the device, which
-            costs one host sync.
+        flags: At least one flag. Either all are bools, or all are 0-d tensors on the device, whose
+            conversion costs one host sync.
     """
     if isinstance(flags[0], Tensor):
         return [flag != 0 for flag in torch.stack(flags).tolist()]
@@ -211,7 +212,7 @@ def _on_host(flags: list[Tensor | bool]) -> list[bool]:
 
 
 def _reported(iteration: Iteration) -> list[dict]:
-    """Returns the losses and sample names of an iteration on this rank. Two host syncs.
+    """Returns the losses and sample names of an iteration on this rank. Costs two host syncs.
 
     Args:
         iteration: The stored values of an iteration whose optimizer step was skipped.
@@ -273,8 +274,8 @@ def _row(number: int, reports: list[dict], what: str) -> dict:
 
     Args:
         number: The iteration's number, from 1.
-        reports: The micro-batches that caused the skipped step, on all ranks: dicts as `_reported`
-            returns them, with the key `rank` in addition.
+        reports: A dict for each micro-batch, on all ranks, that caused the skipped step, as
+            `_reported` returns it and with the key `rank`.
         what: What was not finite, "loss" or "gradient".
     """
     samples = [

@@ -3,8 +3,8 @@
 A run stops on SIGTERM or SIGUSR1 to any rank, and when the launcher dies. All ranks stop after the
 same iteration: in every iteration they all-reduce a flag on the host, asynchronously, and read the
 result one iteration later. So neither device nor host waits for this reduction. A second signal
-ends the process at once, if it comes more than 3 seconds after the first (launchers send copies of
-a signal, which don't count).
+ends the process immediately, if it comes more than 3 seconds after the first. Earlier ones are
+ignored, because launchers send copies of a signal.
 
 Before the first iteration is finished there is nothing to save. A signal before training begins
 ends the process as usual. A signal during the first iteration, which may hang or compile, ends the
@@ -37,31 +37,32 @@ class Preemption(Hook):
 
     All ranks set it after the same iteration. In the list of hooks this hook comes before the
     checkpoint hook, so that a stopped run is saved. If the launcher dies and then another rank on
-    the same machine, no iteration can be finished any more. This rank then ends 20 seconds later.
+    the same machine, no iteration can be finished any more. This rank's process then ends 20
+    seconds later.
     """
 
     def __init__(self):
         self._reason: str | None = None
         self._asked = 0
-        self._iterations = 0  # Iterations finished in this process.
+        self._iterations = 0  # number of iterations that this process has finished
         self._question: tuple[dist.Work | None, torch.Tensor] | None = None
         self._group = None
 
     def before_train(self, state) -> None:
         """Installs handlers for SIGTERM and SIGUSR1, and watches the launcher. Collective."""
-        # Reduce the flag in a gloo process group of its own, so that the reduction doesn't wait
-        # until the GPU has finished the collectives in its queue.
+        # Create a gloo process group for the reduction of the flag, so that it doesn't wait until
+        # the GPU has finished the collectives in its queue.
         if comm.world_size() > 1:
             self._group = dist.new_group(backend="gloo")
-        # Find the other ranks on this machine. If one of them dies, the launcher ends this rank.
-        # Once the launcher itself has died, this rank has to watch them.
+        # Find the other ranks on this machine. The launcher ends this rank if one of them dies, but
+        # once the launcher itself has died, this rank has to watch them.
         ranks = comm.gather_objects((socket.gethostname(), os.getpid()))
         here = [pid for host, pid in ranks if host == socket.gethostname() and pid != os.getpid()]
         self._neighbours = [psutil.Process(pid) for pid in here]
         self._before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
-        # Python runs a signal handler only when the main thread executes Python code, so not while
-        # it waits in a collective. So a thread reads the signals from a pipe, and can end a process
-        # that hangs in a collective.
+        # Let a thread read the signals from a pipe. Python runs a signal handler only when the main
+        # thread executes Python code, i.e. not while it waits in a collective; the thread can end a
+        # process that hangs in one.
         ours, self._signals = os.pipe()
         os.set_blocking(self._signals, False)
         signal.set_wakeup_fd(self._signals, warn_on_full_buffer=False)
@@ -74,17 +75,17 @@ class Preemption(Hook):
     def after_iteration(self, state) -> None:
         """Sets `state.stop_reason` if any rank was asked to stop before this iteration. Collective.
 
-        Each rank has a flag that says if it was asked to stop. The method reads the result of the
-        reduction over all ranks that was started after the iteration before, and then starts a
-        reduction of the present flags.
+        Each rank has a flag for such a request. The method reads the result of the reduction of all
+        ranks' flags that was started after the previous iteration, and then starts a reduction of
+        the current flags.
         """
         self._iterations += 1
         if asked := self._answer():
             state.stop_reason = self._reason or "another rank was asked to stop"
             state.orphaned = asked == _ORPHANED
             return
-        # Start the reduction of the flag that says if a rank has been asked to stop. Its result is
-        # read after the next iteration.
+        # Start the reduction of the flag for a request to stop. The method reads the result after
+        # the next iteration.
         asked = torch.tensor([self._asked], dtype=torch.int32)
         work = (
             dist.all_reduce(asked, dist.ReduceOp.MAX, self._group, async_op=True)
@@ -108,9 +109,8 @@ class Preemption(Hook):
     def _answer(self) -> int:
         """Waits for the reduction that is in progress, and returns the largest flag of all ranks.
 
-        The flag is 0 if no rank had been asked to stop when the reduction was started, _SIGNAL if
-        one had got a signal, and _ORPHANED if the launcher of one had died. Returns 0 if no
-        reduction is in progress.
+        The result is _ORPHANED if a rank's launcher had died when the reduction was started, else
+        _SIGNAL if a rank had got a signal, else 0. It is also 0 if no reduction is in progress.
         """
         if self._question is None:
             return 0
@@ -133,8 +133,8 @@ class Preemption(Hook):
         launcher_watch.watch(self._neighbours, self._on_lost_neighbour)
 
     def _on_lost_neighbour(self, _rank) -> None:
-        # The other rank may have ended because it has saved its checkpoint. In that case this
-        # process also ends by itself during this time.
+        # Wait before ending the process. The other rank may have ended because it has saved its
+        # checkpoint; then this process also ends by itself during this time.
         time.sleep(_GRACE_S)
         launcher_watch.end_process()
 
@@ -154,8 +154,8 @@ def _end_at_second(signals: int, waits: Callable[[], bool]) -> None:
     poller = select.poll()
     poller.register(signals, select.POLLIN)
     while True:
-        # Wait for the next signal without a time limit. But after a request to stop during the
-        # first iteration, wait only until the process has to be ended.
+        # Wait for the next signal, without a time limit except after a request to stop during the
+        # first iteration: then wait only until the process has to be ended.
         left_s = None if first_at is None or not waits() else first_at + _GRACE_S - time.monotonic()
         if not poller.poll(left_s and max(0.0, left_s) * 1000):
             if waits():
@@ -165,8 +165,9 @@ def _end_at_second(signals: int, waits: Callable[[], bool]) -> None:
             break
         if number[0] not in SIGNALS:
             continue
-        # A launcher that gets a signal sends it to its ranks, so a rank gets copies of the first
-        # request within seconds. They don't count as a second request.
+        # End the process if this is a second request to stop. A launcher that gets a signal sends
+        # it to its ranks, so copies of the first request may arrive within seconds; these don't
+        # count.
         now = time.monotonic()
         if first_at is not None and now - first_at >= _COPIES_COME_S:
             launcher_watch.end_process(code=128 + number[0])
