@@ -1,12 +1,11 @@
-"""Builds the teacher of a recipe, or several, which give the depth that the student learns.
+"""Builds the teacher or the teachers of a recipe, which give the depth that the student learns.
 
 A teacher is a frozen network of the project, cached depth maps, the ground truth, a published
-network that one of the modules in tiekd/teachers/ runs, or the user's own code from outside the
-project. All classes of teachers are in tiekd/teachers/. Each is a callable from a batch to the
-target depth, (B, 1, H, W) float32, metres, 0 in pixels that aren't valid, or to a `Target`. The
-DeepSpeed engine does not contain a frozen network: otherwise ZeRO would shard the teacher, the
-engine's `train()` would update its BatchNorm statistics, and every checkpoint would contain its
-weights.
+network that a module in tiekd/teachers/ runs, or the user's own code outside the project. All
+classes of teachers are in tiekd/teachers/. Each is a callable from a batch to the target depth, (B,
+1, H, W) float32, metres, 0 in pixels that aren't valid, or to a `Target`. A teacher's network is
+not part of the DeepSpeed engine: otherwise ZeRO would shard the teacher, the engine's `train()`
+would update its BatchNorm statistics, and every checkpoint would contain its weights.
 """
 
 import hashlib
@@ -48,7 +47,7 @@ from tiekd.workdir.checkpoints import find_weights
 
 
 def build_teachers(recipe: dict, device: torch.device, max_depth_m: float) -> Teacher:
-    """Builds what a recipe learns from: one teacher, several, or the ground truth.
+    """Builds what the student of a recipe learns from: a teacher, several, or the ground truth.
 
     Args:
         recipe: The recipe.
@@ -56,8 +55,8 @@ def build_teachers(recipe: dict, device: torch.device, max_depth_m: float) -> Te
         max_depth_m: The largest depth that the student predicts, in metres.
 
     Returns:
-        The teacher that `teacher` describes; the Mixture of those of `teachers`, or an Average.
-        `tiekd.teachers.mixture.members_of` returns its single teachers.
+        The teacher that `teacher` describes, which may be an Average of several; or the Mixture of
+        those in `teachers`. `tiekd.teachers.mixture.members_of` returns the single teachers.
 
     Raises:
         TeacherError: A section is wrong, there are no weights, or they are of another network. The
@@ -120,14 +119,14 @@ def build_per_set(
 
 
 def digest_of_maps(teachers: TeacherList) -> str | None:
-    """Returns a digest of the teachers whose maps are averaged, and of their weights.
+    """Returns a digest that identifies averaged teachers with cached maps, and their weights.
 
     Args:
         teachers: The teachers.
 
     Returns:
-        64 hexadecimal digits; None if a teacher has no cached maps, or nothing says which network
-        made them.
+        64 hexadecimal digits; None if a teacher has no cached maps, or the network that made them
+        isn't recorded.
     """
     digest = hashlib.sha256(teachers.weights.encode())
     for node in teachers.nodes:
@@ -166,7 +165,8 @@ def build_teacher(
             one that is recorded with the weights or, failing that, in the teacher's recipe.
         max_depth_m: The largest depth that the student predicts, in metres; needed if `name` is a
             file in tiekd/teachers/.
-        maps_place: The place of cached maps among those of all teachers.
+        maps_place: For cached maps, the teacher's index among all teachers with cached maps, from
+            0.
 
     Raises:
         TeacherError: The section is wrong, there are no weights, or they are of another network.
@@ -179,10 +179,10 @@ def build_teacher(
         assert max_depth_m is not None
         teacher.check()
         return build(node, "tiekd.teachers", "teacher", run_device=device, max_depth_m=max_depth_m)
-    # A teacher module from outside the project interprets all other keys itself.
+    # A teacher module outside the project interprets all other keys itself.
     if teacher.module is not None:
         return OutsideTeacher(teacher.module, build(node, "", "teacher", device=device), device)
-    # Cached maps exist already, so keys on how to compute them are refused.
+    # Refuse keys on how to compute maps, since cached maps exist already.
     if teacher.maps is not None:
         if teacher.recipe is not None or teacher.checkpoint is not None:
             raise TeacherError(
@@ -190,7 +190,7 @@ def build_teacher(
                 "`checkpoint`"
             )
         for key in ("flip", "precision", "sigma"):
-            # A constant sigma needs no map.
+            # A constant sigma is allowed, since it needs no map.
             if key == "sigma" and not isinstance(node.get("sigma"), dict):
                 continue
             if key in node:
@@ -204,10 +204,10 @@ def build_teacher(
         raise TeacherError(
             "teacher: give `recipe` (and `checkpoint`) for a network, or `maps` for cached maps"
         )
-    # The teacher is a network: check its precision.
+    # All other teachers are networks: check the precision.
     precision = node.get("precision", "fp32")
     check_precision(precision, device)
-    # Load the network's weights. All tensors have to match.
+    # Load the network's weights, and check that all tensors match.
     path = teacher_checkpoint(teacher)
     try:
         state = state_dicts.read_checkpoint(path)
@@ -220,7 +220,7 @@ def build_teacher(
         state_dicts.load_into(network, tensors)
     except CheckpointError as error:
         raise TeacherError(f"teacher.checkpoint: {path}: {error}") from None
-    # Unless the caller sets another resize, images are resized as when the teacher was trained.
+    # Unless the caller sets a resize, use the one with which the teacher was trained.
     if resize is None:
         resize = resizes.resize_of(state, _recipe_file(teacher))
     flip, sigma = node.get("flip", False), node.get("sigma")
@@ -230,7 +230,7 @@ def build_teacher(
 def records_of(
     teacher: Teacher, teachers: TeacherList, maps: Sequence[Path] = ()
 ) -> list[learned_from.Teacher]:
-    """Returns the record of all teachers of a recipe, and of their own, for a student's weights.
+    """Returns the records of a recipe's teachers, and of the teachers that these learned from.
 
     Args:
         teacher: What `build_teachers` returned.
@@ -249,14 +249,15 @@ def records_of(
 def record_of(
     teacher: Teacher, node: TeacherNode, maps: Path | None = None
 ) -> list[learned_from.Teacher]:
-    """Returns the record of one teacher and its own teachers for a student's weights.
+    """Returns the records of one teacher, and of the teachers that it learned from.
 
-    The digest of a network's weights takes about a second per gigabyte.
+    They are stored with the student's weights. Computing the digest of a network's weights takes
+    about a second per gigabyte.
 
     Args:
         teacher: The teacher, as `build_teacher` returns it.
         node: The teacher's section `teacher`, with the path of a network's weights.
-        maps: The folder of cached maps from which the student learns; None without.
+        maps: The folder of cached maps from which the student learns; None if there is none.
     """
     if isinstance(teacher, FoundationTeacher | StereoTeacher):
         return learned_from.of_description(teacher.description)
@@ -274,7 +275,7 @@ def record_of(
 def _recipe_file(teacher: TeacherNode) -> dict | None:
     """Loads the recipe that `teacher.recipe` names.
 
-    Its resize of images is used for weights that don't record one.
+    If the teacher's weights don't record a resize of images, that of this recipe is used.
 
     Args:
         teacher: The section `teacher`.
@@ -309,8 +310,8 @@ def with_teachers_file(recipe: dict, resuming: bool, name: str = "") -> dict:
     networks = [node for node in teachers.nodes if node.network is not None]
     if not networks:
         return recipe
-    # The recipe that the run wrote to its work dir names the file of teacher's weights that the run
-    # was started with.
+    # The recipe in the run's work dir names the files of teachers' weights with which the run was
+    # started.
     saved, started_with = Path(recipe["work_dir"]) / workdir.RECIPE, {}
     if resuming and saved.is_file() and any(node.checkpoint is None for node in networks):
         before = load_recipe(saved)
@@ -331,7 +332,7 @@ def with_teachers_file(recipe: dict, resuming: bool, name: str = "") -> dict:
 
 
 def with_checkpoints(recipe: dict) -> dict:
-    """Returns a recipe in which each teacher's `checkpoint` is the path of its file of weights.
+    """Returns a recipe in which each teacher's `checkpoint` is the path of a file of weights.
 
     Args:
         recipe: The recipe.
@@ -393,7 +394,8 @@ def teacher_checkpoint(teacher: TeacherNode) -> Path:
 def default_checkpoint(teacher: TeacherNode) -> Path:
     """Returns the path of a teacher's weights if `teacher.checkpoint` isn't given.
 
-    It is the file of the best weights, or else of the latest, in the work dir of `teacher.recipe`.
+    It is the file of the best weights, or else of the latest weights, in the work dir of
+    `teacher.recipe`.
 
     Args:
         teacher: The section `teacher`.
@@ -406,8 +408,8 @@ def default_checkpoint(teacher: TeacherNode) -> Path:
         raise TeacherError(
             "teacher.checkpoint: needed beside teacher.network; give a file of weights"
         )
-    # When a run is repeated from its saved recipe, the teacher's recipe may be gone. The work dir
-    # then follows from the recipe's name.
+    # If a run is repeated from its saved recipe, the teacher's recipe may be missing. Then find the
+    # work dir by the recipe's name.
     work_dir = load_recipe(path).get("work_dir") if path.exists() else None
     return _weights_in(
         Path(work_dir or work_dir_of(path)), teacher, "teacher.checkpoint: not given, and "

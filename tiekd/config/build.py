@@ -1,7 +1,7 @@
 """Builds objects from a recipe: the component that a node names, or the dataclass of a section.
 
-A node is a mapping in a recipe. If it has a key `name`, it describes a component, such as an
-encoder or a loss term.
+A node is a mapping in a recipe. A node with a key `name` describes a component, such as an encoder
+or a loss term.
 """
 
 import dataclasses
@@ -39,13 +39,14 @@ def build(node: dict, package: str, where: str, **context):
 
     Raises:
         RecipeError: The name is unknown; or an argument is unknown, missing, not of the annotated
-            type, or one of `context`.
+            type, or is one of `context`.
     """
     factory, arguments = _prepared(node, package, where, context)
-    # Add the program's own values last, so that no recipe can override them.
+    # Add the program's own values last: a recipe can't override them.
     parameters = parameters_of(factory)
     arguments |= {key: value for key, value in context.items() if key in parameters}
-    # If `build` refuses an argument, put the argument's place in the recipe before the message.
+    # If `build` refuses an argument, put the argument's place in the recipe in front of the
+    # message.
     try:
         return _call(factory, arguments)
     except RecipeError as error:
@@ -128,8 +129,8 @@ def parameters_of(factory: Callable) -> dict[str, inspect.Parameter]:
         def build(in_channels: int, options: BlurOptions): ...
 
     The recipe's node is then `{name: blur, width: 3}`, as for `build(in_channels, width, sigma)`.
-    `*args` and `**kwargs` are left out: they take no fixed name, and a class without an `__init__`
-    of its own inherits them from nn.Module.
+    `*args` and `**kwargs` are left out, since they don't define names of arguments. (A class
+    without its own `__init__` inherits them from nn.Module.)
 
     Args:
         factory: The `build` function or class.
@@ -201,7 +202,7 @@ def find(name: str, package: str, where: str) -> Callable:
     if "." not in name:
         names = _names(package)
         if name not in names:
-            # The name is probably misspelt, so the message lists the most similar names first.
+            # The name is probably misspelt, so list the most similar names first.
             names.sort(key=lambda n: -difflib.SequenceMatcher(None, n, name).ratio())
             raise RecipeError(
                 f"{where}.name: no {name!r}; there are (nearest first): {', '.join(names)}"

@@ -1,11 +1,12 @@
 """The type of value that each key of a recipe expects, read from source code without importing it.
 
-The kind of a key is a type annotation: of a parameter of a part's `build`, of a field of its
-`options` (tiekd/config/build.py), or of a field of a section's dataclass. tiekd/config/recipe.py
-uses kinds to read the values of `--set` and to expand `~` in paths. Parsing the source takes some
-5 ms per file, once; importing it would also import torch, or run a module of the user's. Left out:
-constructors and `options` that are defined in another file; annotations that aren't built in, of
-`typing`, `collections.abc` or `pathlib`. A kind that can't be read is `Any`.
+The kind of a key is a type annotation: that of a parameter of a component's `build`, of a field of
+its `options` (tiekd/config/build.py), or of a field of a section's dataclass.
+tiekd/config/recipe.py uses kinds to read the values of `--set` and to expand `~` in paths. Parsing
+takes some 5 ms per file, once; importing the file would also import torch, or run a user's module.
+Left out: constructors and `options` that are defined in another file; annotations with types other
+than built-in ones and those of `typing`, `collections.abc` and `pathlib`. A kind that can't be read
+is `Any`.
 """
 
 import ast
@@ -22,8 +23,8 @@ _MAPPINGS = (
     *("network", "teacher", "losses", "data", "optimizer", "schedule", "train", "evaluation"),
     *("checkpoint", "log", "tensorboard", "load"),
 )
-# The top-level sections of a recipe, and the type of each. The keys of `losses` and `data` depend
-# on the losses and the data set that they name.
+# The top-level sections of a recipe, and the type of each. Which keys `losses` and `data` have
+# depends on the losses and the dataset that they name.
 SECTIONS = dict.fromkeys(_MAPPINGS, dict)
 SECTIONS |= {"teachers": list[dict], "hooks": list[dict], "work_dir": Path}
 SECTIONS["data"] = dict | list[dict]
@@ -37,7 +38,8 @@ TEACHER = {
     "audit": str,
     "sigma": float | dict,
 }
-# The further keys of a teacher that is one of several, and the keys of `name: average`.
+# The additional keys of a teacher that is one of several; and the keys of a teacher with `name:
+# average`.
 OF_SEVERAL = {"weight": float, "sigma": float | dict}
 AVERAGE = {"name": str, "teachers": list[dict], "weights": str, "audit": str}
 AVERAGE["sigma"] = float | dict
@@ -54,7 +56,8 @@ _NETWORK = {
     "canonical_factors": tuple[float, float],
 }
 _TERM = {"weight": float, "against": str}
-# For each section with fixed keys the file and the name of its dataclass.
+# For each section with fixed keys: the file with the section's dataclass, and the name of the
+# dataclass.
 _FIELDS = {
     ("train",): ("training/settings.py", "TrainSettings"),
     ("load",): ("training/settings.py", "LoadSettings"),
@@ -63,8 +66,8 @@ _FIELDS = {
     ("data", "augment"): ("data/augment/augment.py", "Augment"),
     ("data", "resize"): ("data/resize.py", "Resize"),
 }
-# Keys of this project's components whose values are paths although they are annotated with `str` or
-# not at all. (The user's own components annotate such keys with `Path`.)
+# The keys of this project's components whose values are paths, although their annotation doesn't
+# say so. (Users annotate such keys of their own components with `Path`.)
 _PATHS = {
     ("data",): ("root", "images", "depths", "image_folder", "train_split", "val_split", "decoded"),
     ("network", "encoder"): ("pretrained",),
@@ -72,7 +75,8 @@ _PATHS = {
 }
 _HOOKS = {"log": "text_log", "tensorboard": "tensorboard", "checkpoint": "checkpoint"}
 _SCALARS, _CONTAINERS = (int, float, bool, str), (list, tuple, dict)
-# The names that annotations may use, as spelled in source code; any other name is Any.
+# The names in annotations that are understood, by their spelling in source code. Any other name is
+# read as Any.
 _WORDS = {
     kind.__name__: kind
     for kind in (*_SCALARS, *_CONTAINERS, Path, Sequence, Collection, Iterable, Mapping)
@@ -101,7 +105,7 @@ def kind_of(key: Sequence[str | int], recipe: dict) -> Any:
     """
     key, recipe = _of_its_set(key, recipe)
     *path, last = key
-    # An item of a list has the item type of the list's annotation.
+    # For an item of a list, take the item type from the list's annotation.
     if isinstance(last, int):
         kinds = [
             get_args(kind)
@@ -111,7 +115,8 @@ def kind_of(key: Sequence[str | int], recipe: dict) -> Any:
         return next((args[0] for args in kinds if args), Any)
     if path and last == "name":
         return str
-    # A key of a mapping. `teacher.network` has the same keys as `network`, the student.
+    # For a key of a mapping, take the annotation from the mapping's keys. `teacher.network` has the
+    # same keys as `network`, the student.
     kind = _kinds_in(tuple(path), recipe).get(last, Any)
     ours = tuple(path)
     teacher = _teacher_in(ours)
@@ -202,8 +207,8 @@ def _kinds_in(path: tuple, recipe: dict) -> dict[str, Any]:
         The annotations by key; empty if they aren't known.
     """
     node = _node_at(path, recipe)
-    # A teacher with a `name` has the arguments of its module's `build` as keys. Any other teacher
-    # has the keys of TEACHER, and its network has those of the student.
+    # A teacher with a `name` has the arguments of its module's `build` as keys. Other teachers have
+    # the keys of TEACHER, and their `network` has the keys of the student's.
     teacher = _teacher_in(path)
     if teacher:
         more = {} if teacher == ("teacher",) else OF_SEVERAL
@@ -262,7 +267,7 @@ def _of_part(folder: str, name: Any) -> dict[str, Any]:
     """Returns the type annotations of the parameters of a component's `build`.
 
     Args:
-        folder: The folder of the component's module, relative to tiekd/; not used if `name` is a
+        folder: The folder of the component's module, relative to tiekd/. Not used if `name` is a
             dotted name.
         name: The name of the component, or the dotted name of a module outside the project.
 
@@ -294,9 +299,9 @@ def _read(file: Path, name: str) -> dict[str, Any]:
     try:
         statements = ast.parse(file.read_bytes()).body
     except (OSError, SyntaxError, ValueError, RecursionError):
-        return {}  # The error is raised later, when the file is imported.
-    # Collect functions and classes by their names, and by names that are assigned to them, as in
-    # `build = Dpm`.
+        return {}  # reported later, when the file is imported
+    # Collect functions and classes by their names, and by the names to which they are assigned, as
+    # in `build = Dpm`.
     named = {s.name: s for s in statements if isinstance(s, ast.FunctionDef | ast.ClassDef)}
     for s in statements:
         if isinstance(s, ast.Assign) and isinstance(s.value, ast.Name):
@@ -314,15 +319,15 @@ def _taken_by(found: ast.stmt | None, named: dict) -> dict[str, Any]:
         for a in [*found.args.posonlyargs, *found.args.args, *found.args.kwonlyargs]:
             options = _options_class(a, named)
             if options is not None:
-                # The fields of the `options` dataclass are arguments too (tiekd/config/build.py).
+                # The fields of an `options` dataclass are arguments, too (tiekd/config/build.py).
                 kinds |= _taken_by(options, named)
             elif a.annotation is not None:
                 kinds[a.arg] = _kind(a.annotation)
         return kinds
     if not isinstance(found, ast.ClassDef):
         return {}
-    # A class has the arguments of its `__init__`. Without one it is a dataclass or inherits, and
-    # has the arguments of its bases and its annotated fields.
+    # A class with an `__init__` has the arguments of that. Any other class is a dataclass or
+    # inherits its `__init__`: it has the arguments of its bases, and its annotated fields.
     for s in found.body:
         if isinstance(s, ast.FunctionDef) and s.name == "__init__":
             return _taken_by(s, named)
@@ -380,7 +385,7 @@ def _kind(node: ast.expr | None) -> Any:
                 return Any
         case ast.Name(id=name) | ast.Attribute(attr=name):
             return _WORDS.get(name, Any)
-        # `int | None`. Union is used because `|` doesn't accept every operand, such as Any.
+        # `int | None`: use Union, since `|` doesn't accept every operand, such as Any.
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
             return Union[_kind(left), _kind(right)]  # noqa: UP007 - of values
         case ast.Subscript(
@@ -393,7 +398,8 @@ def _kind(node: ast.expr | None) -> Any:
                 else Any
             )
         case ast.Subscript(value=value, slice=inner):
-            # `list[int]`, `Optional[int]` and so on; an invalid one, such as `int[str]`, is Any.
+            # `list[int]`, `Optional[int]` and the like. An invalid annotation, such as `int[str]`,
+            # is read as Any.
             base = _kind(value)
             items = tuple(map(_item, inner.elts if isinstance(inner, ast.Tuple) else [inner]))
             try:

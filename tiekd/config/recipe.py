@@ -1,11 +1,12 @@
 """Loads a recipe: reads its YAML, merges the files of `_base_`, and applies overrides (`--set`).
 
 `load_recipe` returns plain dicts, lists and scalars; tiekd/config/recipe_yaml.py describes the YAML
-that is allowed. Merging is deep: a later value replaces an earlier one, and `null` removes a key. A
-mapping with another `name` replaces the old one as a whole, since the old one's options don't apply
-to the new component. An override's value is plain text if its key expects text; otherwise it is
-parsed like a value in a recipe. `~` is expanded in keys that expect a path (tiekd/config/kinds.py).
-Left out on purpose: registries, Python in configs, interpolation between keys.
+that is allowed. Merging is deep: a later value replaces an earlier one, and `null` removes a key.
+If a mapping has another `name` than the one that it changes, it replaces that one as a whole, since
+the options of the old component don't apply to the new one. An override's value is plain text if
+its key expects text; otherwise it is parsed like a value in a recipe. `~` is expanded in keys that
+expect a path (tiekd/config/kinds.py). Left out on purpose: registries, Python in configs,
+interpolation between keys.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ from tiekd.config.teacher_node import TeacherList, TeacherNode
 from tiekd.errors import RecipeError
 from tiekd.files import check_readable
 
-_DEEPEST = 32  # The largest number of dot-separated names in an override's key, such as `a.b.c`.
+_DEEPEST = 32  # the largest number of dot-separated names in an override's key, such as `a.b.c`
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> dict:
@@ -76,8 +77,8 @@ def merged(
     Returns:
         The merged recipe as one dict.
     """
-    # How an override is parsed depends on the type that its key expects, and that depends on the
-    # recipe's plain values. So if `mark` changes the values, the files are read a second time.
+    # The type that an override's key expects depends on the plain values of the recipe. If `mark`
+    # has changed the values, read the files a second time without it.
     recipe = _load_with_bases(path, (), mark)
     plain = recipe if mark is _unmarked or not overrides else _load_with_bases(path, (), _unmarked)
     for override in overrides:
@@ -109,18 +110,18 @@ def merge(base: dict, change: dict) -> dict:
     """Returns a new dict: `base` updated by `change`, recursively. Neither argument is modified.
 
     A value of None in `change` removes the key. A mapping in `change` replaces the one in `base` as
-    a whole if both have a `name` and these differ. The node `resize` can be given in several forms
-    that exclude each other, such as `scale` or `short_side`; if `change` has a `resize`, keys of
-    other forms are removed from that of `base`.
+    a whole if both have a `name` and these differ. The node `resize` has several forms that exclude
+    each other, with keys such as `scale` or `short_side`. If `change` has a `resize`, the keys of
+    other forms are removed from the `resize` of `base`.
     """
-    # Another `name` means another component, to which the old one's options don't apply.
+    # If `name` differs, the component differs, and the options of the old one don't apply to it.
     if change.get("name", base.get("name")) != base.get("name"):
         base = {}
     merged = dict(base)
     for key, value in change.items():
         if value is None:
             merged.pop(key, None)
-        # Merge mappings key by key. Any other value, also a list, replaces the old one.
+        # Merge two mappings key by key. Any other value, also a list, replaces the old one.
         elif isinstance(value, dict):
             old = merged.get(key)
             if key == "resize" and isinstance(old, dict):
@@ -131,15 +132,15 @@ def merge(base: dict, change: dict) -> dict:
     return merged
 
 
-_RESIZE_FORMS = ({"height", "width", "mode"}, {"short_side"}, {"scale"})  # The keys of each form.
+_RESIZE_FORMS = ({"height", "width", "mode"}, {"short_side"}, {"scale"})  # the keys of each form
 
 
 def _of_the_same_form(old: dict, change: dict) -> dict:
-    """Returns the `resize` node `old` without the keys that can't be combined with `change`.
+    """Returns the node `resize` without the keys that can't be combined with its new ones.
 
     Args:
-        old: The node `resize` that is updated.
-        change: The node `resize` with the new values; keys with the value None don't count.
+        old: The node to be updated.
+        change: The node with the new keys. Keys with the value None are ignored.
     """
     said = {key for key, value in change.items() if value is not None}
     known = set().union(*_RESIZE_FORMS)
@@ -171,8 +172,8 @@ def _load_with_bases(path: Path, seen: tuple[Path, ...], mark: Callable[[dict, s
     bases = node.pop("_base_", None) or []
     check_value(bases, str | list[str], f"{path}: _base_")
     recipe: dict = {}
-    # Merge the files of `_base_` in their order, so that later ones win; the file itself wins over
-    # all.
+    # Merge the files of `_base_` in their order, then the file itself, so that later values replace
+    # earlier ones.
     for base in [bases] if isinstance(bases, str) else bases:
         base = paths.expanded(base, f"{path}: _base_: ", RecipeError)
         base_path = shipped.find(shipped.RECIPES, base, path.parent)
@@ -183,10 +184,10 @@ def _load_with_bases(path: Path, seen: tuple[Path, ...], mark: Callable[[dict, s
 def _anchored(change: dict, folder: Path, where: str) -> dict:
     """Returns the content of a recipe's file or override with `teacher.recipe` made absolute.
 
-    So is `recipe` of each entry of several teachers. A new `teacher.recipe` selects another
-    teacher. So the result also has `name`, `network` and `checkpoint` of `teacher` as None, unless
-    `change` sets them: in the merge, None removes the values of a base. A teacher with a `name` is
-    the user's own module; its key `recipe` is not changed.
+    The `recipe` of each entry of several teachers is made absolute, too. A new `teacher.recipe`
+    selects another teacher, so the result sets `name`, `network` and `checkpoint` of `teacher` to
+    None, unless `change` sets them: in the merge, None removes the values of a base. For a teacher
+    with a `name`, the key `recipe` belongs to its module and is not changed.
 
     Args:
         change: The content of the file or override, as a nested dict.
@@ -196,7 +197,8 @@ def _anchored(change: dict, folder: Path, where: str) -> dict:
     if data_sets.is_list(change):
         change = change | {"data": _anchored_sets(change["data"], folder, f"{where}: data")}
     teacher = change.get("teacher")
-    # A list of teachers replaces that of a base as a whole, so nothing has to be removed from it.
+    # Nothing has to be set to None for a list of teachers, since it replaces a base's list as a
+    # whole.
     if "teachers" in change:
         several = _anchored_list(change["teachers"], folder, f"{where}: teachers")
         change = change | {"teachers": several}
@@ -318,7 +320,7 @@ def _anchored_teacher(teacher: object, folder: Path, where: str) -> object:
 
 
 def _read_yaml(path: Path) -> dict:
-    # Skip the check for a folder: the error below lists the recipes in it.
+    # Skip the check for a folder: the error below lists the recipes in the folder.
     if not path.is_dir():
         check_readable(path, "recipe", RecipeError)
     try:
@@ -350,8 +352,8 @@ def _parse_override(override: str, recipe: dict) -> dict:
     """Parses an override `key.sub=value` to a nested dict `{key: {sub: value}}`.
 
     If the key expects text, the value is the text as typed. Otherwise a number, true, false, a
-    [list], a {mapping} and 'text in quotes' are read as in a recipe, and any other value is text.
-    `null` becomes None, which removes the key.
+    [list], a {mapping} and 'text in quotes' are read as in a recipe, and any other value is taken
+    as text. `null` becomes None, which removes the key.
 
     Args:
         override: The override as typed.
@@ -388,20 +390,19 @@ def _parse_override(override: str, recipe: dict) -> dict:
 
 
 def is_overridden(key: Sequence[str], recipe: dict, overrides: Sequence[str]) -> bool:
-    """Returns True if one of the overrides sets a certain key of the recipe.
+    """Returns True if one of the overrides sets the given key of the recipe.
 
     The override may set the key itself, a key inside its mapping, or a mapping that contains it.
 
     Args:
-        key: The key with the names of the mappings that contain it, outermost first, such as
-            `("data", "resize")`.
+        key: The keys that lead to the value, outermost first, such as `("data", "resize")`.
         recipe: The recipe to which the overrides were applied.
         overrides: Texts `key.sub=value`.
     """
     for override in overrides:
         node = _parse_override(override, recipe)
-        # Follow the key's names into the override's nested dict. The override sets the key if all
-        # names are found.
+        # Follow the keys into the override's nested dict. If all are found, the override sets the
+        # value.
         for part in key:
             if not isinstance(node, dict) or part not in node:
                 break
@@ -412,7 +413,7 @@ def is_overridden(key: Sequence[str], recipe: dict, overrides: Sequence[str]) ->
 
 
 def _with_homes(node, key: tuple, recipe: dict):
-    """Returns a node of the recipe with `~` expanded in all values that are paths.
+    """Returns a node of the recipe with a leading `~` expanded in all values that are paths.
 
     Args:
         node: A mapping, list or value of the recipe.
@@ -437,8 +438,8 @@ def _with_teachers_network(recipe: dict) -> dict:
     can't be read, `recipe` is returned unchanged.
     """
     teacher, network = recipe.get("teacher"), None
-    # Ignore errors here: _resolve_teacher raises them once all overrides are applied, one of which
-    # may still correct the mistake.
+    # Ignore errors here: another override may still correct the mistake. _resolve_teacher raises
+    # them after all overrides are applied.
     told_later = (RecipeError, LookupError, TypeError, AttributeError)
     with contextlib.suppress(*told_later):
         path = TeacherNode(teacher).lending_recipe()
@@ -449,8 +450,8 @@ def _with_teachers_network(recipe: dict) -> dict:
 def _resolve_teacher(recipe: dict) -> None:
     """Copies the network of the recipe that `teacher.recipe` names to `teacher.network`, in place.
 
-    So the recipe that is saved with a run needs no other file. Does nothing if the key isn't set.
-    Each of several teachers gets its network likewise.
+    So the recipe that is saved with a run needs no other file. The networks of several teachers are
+    copied likewise. If the key isn't set, nothing is done.
 
     Args:
         recipe: The merged recipe; changed in place.

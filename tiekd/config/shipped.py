@@ -17,7 +17,8 @@ ENGINE_CONFIGS = "ds_configs"
 PROGRAMS = "bin"
 EXPERIMENTS = f"{RECIPES}/experiments"
 _SUFFIXES = {RECIPES: ".yaml", ENGINE_CONFIGS: ".json", EXPERIMENTS: ".yaml"}
-# The folders of files that are no recipes: pieces of some, and specifications of experiments.
+# Folders in which the YAML files aren't recipes, but pieces of recipes or specifications of
+# experiments.
 _NO_RECIPES = ("_base_", "experiments")
 
 
@@ -31,7 +32,7 @@ def folder(kind: str) -> Path:
 
 
 def shown_folder(kind: str) -> str:
-    """Returns the folder of one kind as a message names it: `ds_configs/`, or its whole path.
+    """Returns the folder of one kind as text for a message: `ds_configs/`, or the whole path.
 
     Args:
         kind: As for `folder`.
@@ -77,8 +78,9 @@ def find(kind: str, given: str | Path, beside: Path = Path()) -> Path:
     """
     path, suffix = beside / given, _SUFFIXES[kind]
     for local in (path, Path(f"{path}{suffix}")):
-        # A dangling link or a pipe is the user's, too, and is reported by whoever reads it. A
-        # folder isn't: work dirs and data are often called like a recipe.
+        # A dangling link or a pipe is returned as the user's file, and the code that reads it
+        # reports the error. A folder is not, since work dirs and data are often named like a
+        # recipe.
         if os.path.lexists(local) and not os.path.isdir(local):
             return local
     parts = Path(given).parts
@@ -87,7 +89,8 @@ def find(kind: str, given: str | Path, beside: Path = Path()) -> Path:
     last = Path(kind).name
     if last in parts[:-1]:
         parts = parts[len(parts) - parts[::-1].index(last) :]
-    # Of the package first what has this path in the folder, then what has this name anywhere.
+    # Look first for this path in tiekd's folder, then for a file of this name anywhere in the
+    # folder.
     inside = folder(kind).joinpath(*parts)
     for ours in (inside, Path(f"{inside}{suffix}")):
         if os.path.isfile(ours):
@@ -97,6 +100,6 @@ def find(kind: str, given: str | Path, beside: Path = Path()) -> Path:
 
 def programs() -> dict[str, Path]:
     """Returns the path of each program's file by the program's name in `tiekd NAME`."""
-    # `resume` is the only one whose file has no suffix.
+    # Add `resume`, whose file is the only one without a suffix.
     files = [*folder(PROGRAMS).glob("*.py"), folder(PROGRAMS) / "resume"]
     return {path.stem.replace("_", "-"): path for path in sorted(files)}

@@ -1,11 +1,11 @@
 """Typed access to the `teacher` section of a recipe, or to its list `teachers`.
 
-The section describes a network, cached depth maps, or what `name` says: a kind of the project (a
-file in tiekd/teachers/) or a module outside the project, whose other keys are passed to its
-`build`. Without the section the student learns from the ground truth. Several teachers are the
-entries of `teachers`, of which the student learns a mixture, or those of `teacher: {name: average,
-teachers: [...]}`, of which it learns the mean; `TeacherList` has them all. Left out: building
-teachers, which tiekd/teaching.py does.
+The section describes a network, cached depth maps, or a module that `name` gives: one in
+tiekd/teachers/ or one outside the project. All other keys are passed to the module's `build`.
+Without the section the student learns from the ground truth. There may be several teachers: the
+student learns a mixture of the entries of `teachers`, or the mean of those of `teacher: {name:
+average, teachers: [...]}`. `TeacherList` contains all of them. Left out: building teachers, which
+tiekd/teaching.py does.
 """
 
 import difflib
@@ -21,16 +21,17 @@ from tiekd.config.kinds import AVERAGE, OF_SEVERAL, TEACHER
 from tiekd.config.schema import check_keys, check_value
 from tiekd.errors import RecipeError, UserError
 
-# The value of `teacher.name` for the mean of several teachers, and what `weights` of it may be.
+# MEAN: the value of `teacher.name` for the mean of several teachers. WEIGHTS: the allowed values of
+# the mean's key `weights`.
 MEAN = "average"
-IN_MEAN = "teacher.teachers"  # the key of the averaged teachers
+IN_MEAN = "teacher.teachers"  # the key with the teachers whose mean is learned
 WEIGHTS = ("given", "precision")
 _AUDIT = ("on", "off")
-# The beginning of a message about the teacher, if it doesn't name one of several.
+# Matches the beginning of a message about the teacher, unless it names one of several teachers.
 _TEACHER = re.compile(r"^teacher(?=[.: ])(?!\.teachers\[)")
 _TEACHERS = Path(__file__).parents[1] / "teachers"
-# The modules in tiekd/teachers/ that `teacher.name` can't select: other keys select them, or the
-# absence of a teacher.
+# The modules in tiekd/teachers/ that can't be given as `teacher.name`: they are selected by other
+# keys, or used without a section `teacher`.
 _WITHOUT_NAME = ("external", "ground_truth", "maps", "mixture", "network", "per_set")
 
 
@@ -55,26 +56,27 @@ class TeacherNode:
 
     @property
     def is_of_several(self) -> bool:
-        """True if the section is an entry of a list of teachers, with keys `weight` and `sigma`."""
+        """True if the section is an entry of a list of teachers, with its own weight and sigma."""
         return self.where.endswith("]")
 
     @property
     def weight(self) -> float:
-        """The factor of the teacher among several, from the key `weight`."""
+        """The weight of the teacher among several teachers, from the key `weight`."""
         return float(self.node.get("weight", 1.0)) if self.is_of_several else 1.0
 
     @property
     def sigma(self) -> float | None:
-        """The constant sigma of a teacher among several, in metres, from the key `sigma`.
+        """The constant sigma of a teacher among several teachers, in metres, from the key `sigma`.
 
-        None without the key, and if its value isn't a number: the teacher reads it itself then.
+        None without the key, or if its value isn't a number. In the latter case the teacher
+        interprets it.
         """
         value = self.node.get("sigma") if self.is_of_several else None
         return float(value) if _is_number(value) else None
 
     @property
     def is_given(self) -> bool:
-        """True if the student learns from a teacher, False if it learns from the ground truth."""
+        """True if the student learns from a teacher; False if it learns from the ground truth."""
         return bool(self.node)
 
     @property
@@ -88,7 +90,7 @@ class TeacherNode:
 
     @property
     def module(self) -> str | None:
-        """The dotted name of the teacher's module outside the project; None for all others."""
+        """The dotted name of the teacher's module if that is outside the project; else None."""
         return self.name if "." in str(self.name) else None
 
     @property
@@ -101,9 +103,9 @@ class TeacherNode:
 
     @property
     def model_files(self) -> list[Path]:
-        """The model's file, or the files of its folder; empty where a kind names none that exist.
+        """The model's file, or the files in its folder; empty if the section names none that exist.
 
-        Subfolders are left out.
+        Files in subfolders are left out.
         """
         if self.kind is None:
             return []
@@ -119,7 +121,7 @@ class TeacherNode:
         """The section of the metric teacher that is the anchor (`teacher.anchor`).
 
         The relative output of this teacher is fitted to the anchor's depth. If there is no anchor,
-        or it is the ground truth, the section is empty: its `is_given` is False.
+        or the anchor is the ground truth, the section is empty: its `is_given` is False.
         """
         node = self.node.get("anchor") if self.kind is not None else None
         return TeacherNode(node if isinstance(node, dict) else None, f"{self.where}.anchor")
@@ -158,15 +160,15 @@ class TeacherNode:
 
     @property
     def is_audited(self) -> bool:
-        """True if the teacher's depth has to be audited before training (`teacher.audit: on`)."""
+        """True if the teacher is compared with ground truth before a run (`teacher.audit: on`)."""
         return self.is_given and self.node.get("audit", _AUDIT[0]) == _AUDIT[0]
 
     @property
     def part(self) -> dict | None:
-        """The section as a dict without the keys that the teacher itself doesn't take; or None.
+        """The section as a dict without the keys that the teacher itself doesn't take.
 
-        They are `audit` and, for one of several teachers, `weight` and a constant `sigma`. None if
-        the recipe has no teacher.
+        The removed keys are `audit` and, for one of several teachers, `weight` and a constant
+        `sigma`. The result is None if the recipe has no teacher.
         """
         if self.node is None:
             return None
@@ -184,15 +186,16 @@ class TeacherNode:
         return not self.is_given or self.node.keys() <= {"flip", "sigma", "audit"}
 
     def lending_recipe(self) -> Path | None:
-        """Returns the path of the recipe from which the teacher's network has to be copied.
+        """Returns the path of the recipe that contains the network of the teacher.
 
         None if the teacher isn't a network, or `teacher.network` already describes it completely.
         """
         if not self.is_given or self.name is not None:
             return None
         path, given = self.recipe, self.node.get("network", {})
-        # A recipe that was saved with a run has the whole network in `teacher.network`, which is
-        # used even if the file has changed. An override sets only parts of the network.
+        # A recipe that was saved with a run has the whole network in `teacher.network`. That is
+        # used even if the file of `teacher.recipe` has changed. An override, in contrast, sets only
+        # parts of the network.
         whole = {"encoder", "decoder", "head"} <= given.keys() or (
             given and path is not None and not path.exists()
         )
@@ -207,7 +210,7 @@ class TeacherNode:
         return replace(self, node=self.node | {"checkpoint": str(path)})
 
     def check(self) -> None:
-        """Raises RecipeError for a key that no teacher has, and for a value of the wrong type."""
+        """Raises RecipeError if a key isn't a teacher's, or if a value has the wrong type."""
         if self.node is None:
             return
         where = self.where
@@ -224,11 +227,11 @@ class TeacherNode:
                 check_value(value, keys[key], f"{where}.{key}")
             return
         name, allowed = self.node["name"], kinds()
-        # The mean is of the recipe's own teachers, so it is neither one of several nor an anchor.
+        # Refuse a mean inside a list of teachers or as an anchor.
         if self.where != "teacher":
             allowed.remove(MEAN)
         if not isinstance(name, str) or ("." not in name and name not in allowed):
-            # The name is probably misspelt, so the message lists the most similar names first.
+            # The name is probably misspelt, so list the most similar names first.
             allowed.sort(key=lambda n: -difflib.SequenceMatcher(None, n, str(name)).ratio())
             raise RecipeError(
                 f"{where}.name: got {name!r}; allowed: {', '.join(allowed)}, or a module of yours, "
@@ -247,7 +250,7 @@ class TeacherNode:
             raise RecipeError(f"{self.where}.sigma: got {sigma}; it must be metres above 0")
 
     def _of_ours(self, key: str):
-        """Returns the value of a key that only a network of the project or cached maps have.
+        """Returns the value of a key that only a network of the project or cached maps can have.
 
         Args:
             key: The key, such as "maps".
@@ -260,16 +263,17 @@ class TeacherNode:
 
 @dataclass(frozen=True)
 class TeacherList:
-    """All teachers of a recipe, each by itself.
+    """All teachers of a recipe, as a list of their sections.
 
     Attributes:
         nodes: The teachers' sections in the order of the recipe; empty if the student learns from
             the ground truth.
-        several: The key by which the recipe combines teachers: "teachers" for a mixture,
-            "teacher.teachers" for their mean; None for one teacher or none.
-        weights: For a mean, one of WEIGHTS: by the key `weight` alone, or also by 1 / sigma^2.
-        is_audited: False if `teacher.audit: off` says of a mean that no teacher is audited.
-        sigma: For a mean, the value of `teacher.sigma`; None without one.
+        several: The key of the recipe's list of teachers: "teachers" for a mixture,
+            "teacher.teachers" for a mean; None if the recipe has one teacher or none.
+        weights: For a mean, one of WEIGHTS: "given" for each teacher's `weight`, "precision" for
+            weight / sigma^2.
+        is_audited: False for a mean with `teacher.audit: off`, whose teachers are not audited.
+        sigma: For a mean, the value of `teacher.sigma`; None if it isn't given.
     """
 
     nodes: tuple[TeacherNode, ...] = ()
@@ -283,7 +287,8 @@ class TeacherList:
         """Returns the teachers of a recipe.
 
         Raises:
-            RecipeError: There are both `teacher` and `teachers`, or a list of teachers isn't one.
+            RecipeError: There are both `teacher` and `teachers`, or a list of teachers has another
+                form.
         """
         one, several = recipe.get("teacher"), recipe.get("teachers")
         if several is not None:
@@ -310,23 +315,24 @@ class TeacherList:
 
     @property
     def is_given(self) -> bool:
-        """True if the student learns from a teacher, False if it learns from the ground truth."""
+        """True if the student learns from a teacher; False if it learns from the ground truth."""
         return bool(self.nodes)
 
     @property
     def maps(self) -> dict[str, str]:
-        """The folders of cached depth maps by their options, in the order of the teachers.
+        """The folders of cached depth maps by the recipe's keys that name them, in teacher order.
 
-        Such an option is `teacher.maps`, or `teachers[1].maps`.
+        Such a key is `teacher.maps`, or `teachers[1].maps`.
         """
         return {f"{node.where}.maps": node.maps for node in self.nodes if node.maps is not None}
 
     @property
     def stated_sigmas(self) -> dict[str, float | dict]:
-        """The options that say which sigma the student learns -> their values.
+        """The keys that determine the sigma that the student learns -> their values.
 
-        The sigmas of the teachers of a mean only weight them; its own is that of `teacher.sigma`. A
-        module from outside the project interprets a key `sigma` itself.
+        For a mean the key is `teacher.sigma`, since the sigmas of its teachers only weight them.
+        The key `sigma` of a module outside the project isn't included, since the module interprets
+        it.
         """
         if self.several == IN_MEAN:
             return {} if self.sigma is None else {"teacher.sigma": self.sigma}
@@ -340,10 +346,10 @@ class TeacherList:
         return stated
 
     def place_of_maps(self, index: int) -> int:
-        """Returns the place in `maps` of the folder of a teacher with cached maps.
+        """Returns the index in `maps` of the folder of a teacher with cached maps.
 
         Args:
-            index: The teacher's place in `nodes`.
+            index: The teacher's index in `nodes`.
         """
         return sum(node.maps is not None for node in self.nodes[:index])
 
@@ -381,14 +387,14 @@ def has_teacher(recipe: dict) -> bool:
 
 
 def _entries(several: object, where: str) -> tuple[TeacherNode, ...]:
-    """Returns the entries of a list of teachers.
+    """Returns the sections of a list of teachers.
 
     Args:
         several: The list's value in the recipe.
-        where: Its place in the recipe.
+        where: The list's place in the recipe.
 
     Raises:
-        RecipeError: It isn't a list of sections, or it is empty.
+        RecipeError: The value isn't a list of sections, or it is empty.
     """
     is_list = isinstance(several, list)
     if not is_list or not several or not all(isinstance(each, dict) and each for each in several):
@@ -401,9 +407,9 @@ def _entries(several: object, where: str) -> tuple[TeacherNode, ...]:
 
 @contextmanager
 def errors_of(where: str) -> Iterator[None]:
-    """Context manager that names a teacher's place in the errors of its block.
+    """Context manager that puts a teacher's place in the recipe into the errors of its block.
 
-    A message that begins with `teacher`, as "teacher.device: got ...", then begins with the place.
+    A message such as "teacher.device: got ..." then begins with the place in place of `teacher`.
 
     Args:
         where: The teacher's place in the recipe, such as "teachers[1]".
@@ -428,7 +434,7 @@ def without_teacher(recipe: dict) -> dict:
         found["data"] = [
             {key: value for key, value in node.items() if key not in own} for node in recipe["data"]
         ]
-    # Without a teacher there is nothing else to compare with.
+    # Remove `evaluation.against`, since without a teacher there is nothing to compare with.
     if "against" in (recipe.get("evaluation") or {}):
         evaluation = recipe["evaluation"].items()
         found["evaluation"] = {key: value for key, value in evaluation if key != "against"}

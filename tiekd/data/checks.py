@@ -54,8 +54,8 @@ class Facts(NamedTuple):
         faults: (kind, message) pairs; the kind is one of FAULTS.
         digest: Hash of the image file's bytes; None if the image can't be decoded.
         median_m: Median of the measured depth in metres; None without measured depth.
-        turned: True if the EXIF orientation turns the image.
-        levels: Statistics of the depth map; None without a readable depth map.
+        turned: True if the image isn't stored upright and was turned by its EXIF orientation.
+        levels: Statistics of the values in the depth file; None without a readable depth map.
     """
 
     faults: list[tuple[str, str]]
@@ -80,7 +80,7 @@ class Finding(NamedTuple):
 
 
 class Examined:
-    """Checks frames by index, so that worker processes can share the work.
+    """Checks frames of a split by index, so that worker processes can share the work.
 
     Args:
         frames: The split's frames.
@@ -112,7 +112,7 @@ class Examined:
                 read[name] = part()
             except DataError as error:
                 faults.append((error.kind, str(error)))
-        # If the image can't be read, nothing else can be checked.
+        # Stop if the image can't be read, since nothing else can be checked then.
         if "image" not in read:
             return Facts(faults, None, None)
         digest = hashlib.blake2b(source_of(frame.image).read_bytes(), digest_size=16).digest()
@@ -120,8 +120,8 @@ class Examined:
         levels = levels_of(source_of(frame.depth)) if "depth" in read else None
         median_m = None
         try:
-            # `assemble` checks that the sizes of the frame's files fit together. Then check the
-            # depth values and the crop.
+            # Check that the sizes of the frame's files fit together, which `assemble` does. Then
+            # check the depth values and the crop.
             sample = in_metres(self.frames.assemble(index, **read))
             if "depth" in read:
                 fault, median_m = self._depth_fault(sample, frame.depth)
@@ -163,7 +163,7 @@ class Examined:
             ], None
         median_m = measured.median().item()
         max_depth = self.frames.max_depth
-        # A median depth outside this range suggests a wrong unit.
+        # Accept a median depth in the plausible range; another one suggests a wrong unit.
         if NEAREST_M <= median_m <= FARTHEST * max_depth:
             return [], median_m
         message = (
@@ -177,7 +177,7 @@ class Examined:
 
 
 def duplicates(frames: Frames, facts: Sequence[Facts]) -> list[Finding]:
-    """Returns a warning for each frame with the same image as an earlier frame of the split.
+    """Returns a warning for each frame with the same image (all bytes) as an earlier frame.
 
     Args:
         frames: The split's frames.
@@ -255,7 +255,7 @@ def neighbours(train: Frames, val: Frames, distance: int) -> list[Finding]:
 
 
 def median_span(facts: Sequence[Facts]) -> str:
-    """Returns words for the median of the frames' median depths, and for the range of 90 % of them.
+    """Returns a phrase with the median of the frames' median depths, and the range of 90 % of them.
 
     Args:
         facts: The results of checking the frames.
@@ -275,7 +275,7 @@ def _place(name: str) -> tuple[str, int] | None:
     """Returns (folder, frame number) of a frame's name; None for a name without a number.
 
     Args:
-        name: The name, such as "day/0000000005.png" with the number 5.
+        name: The name, such as "day/0000000005.png", whose folder is "day" and whose number is 5.
     """
     match = re.fullmatch(r"(.*?)(\d+)(\D*)", name, re.DOTALL)
     folder, _, _ = name.rpartition("/")

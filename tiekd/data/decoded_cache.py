@@ -2,13 +2,13 @@
 
 There is one file for each image, depth map and teacher map, named by its path below data.root with
 `.npy` appended. It holds an array in NumPy's format (`numpy.load`): an image (3, H, W) uint8,
-upright (see orientation.py), or a depth map (1, H, W) uint16 as stored in its file. A trailer
-(`_NOTE`) holds the size and modification time of the source, i.e. the original file, and a checksum
-of everything before the trailer. bin/cache_frames.py writes the cache. Cache files of the format's
-first version, in which images aren't upright, are still read if their sources have no EXIF
-orientation. The cache takes 3.2 MB per KITTI frame with a teacher map, and reading costs one stat
-of the source. Left out: depth in NPY files, which needs no decoding, and verifying the checksum
-while training, which would read the whole file.
+upright (see orientation.py), or a depth map (1, H, W) uint16 as stored in its file. A trailer at
+the file's end (`_NOTE`) holds the size and modification time of the source, i.e. of the original
+file, and a checksum of everything before the trailer. bin/cache_frames.py writes the cache. Cache
+files of the format's first version, in which images aren't upright, are still read if their sources
+have no EXIF orientation. The cache takes 3.2 MB per KITTI frame with a teacher map, and a read
+costs one stat of the source. Left out: depth in NPY files, which needs no decoding, and verifying
+the checksum while training, which would read the whole file.
 """
 
 import io
@@ -29,12 +29,13 @@ from tiekd.data.frames import Frames
 from tiekd.data.shards.members import Members
 from tiekd.errors import DataError, RecipeError
 
-# The trailer that ends a cache file: magic bytes; size (bytes) and modification time (ns) of the
-# original file; CRC-32 of all before the trailer; the array's offset and its three dimensions.
+# Format of the trailer at the end of a cache file: magic bytes; size (bytes) and modification time
+# (ns) of the original file; CRC-32 of everything before the trailer; the array's offset and its
+# three dimensions.
 _NOTE = struct.Struct("<8sQqIIIII")
 _MARK = b"tiekd 2\n"
-# Magic bytes of an older version, which neither turned images upright nor replaced level 65535 by 0
-# in ground truth.
+# Magic bytes of an older version, in which images weren't turned upright and the level 65535 of
+# ground truth wasn't replaced by 0.
 _AS_STORED = b"tiekd 1\n"
 _PROGRAM = console.command("cache_frames")
 
@@ -68,15 +69,15 @@ class Decoded:
 
         Args:
             source: The original file.
-            measured: True if the source is ground truth, in which 65535 means not measured; such
+            measured: True if the source is ground truth, in which 65535 means not measured; these
                 pixels are 0 in the result.
 
         Returns:
             The decoded image, (3, H, W) uint8, or depth map, (1, H, W) uint16.
 
         Raises:
-            DataError: If the cache file is missing or corrupt, or the source has changed since it
-                was cached.
+            DataError: The cache file is missing or corrupt, or the source has changed since it was
+                cached.
         """
         mapped, note = self._mapped(source)
         start, *shape = note[4:]
@@ -84,8 +85,8 @@ class Decoded:
         array = torch.frombuffer(
             mapped, dtype=dtype, count=shape[0] * shape[1] * shape[2], offset=start
         ).view(shape)
-        # Cache files of the older version still have 65535 (not measured) in ground truth: set it
-        # to 0.
+        # Set 65535 (not measured) to 0 in ground truth that the older version cached, which kept
+        # it.
         if measured and note[0] == _AS_STORED:
             array = image_io.without_levels(array, (image_io.NO_RETURN,))
         return array
@@ -101,7 +102,7 @@ class Decoded:
                 (1, H, W) uint16 for a depth map.
 
         Raises:
-            DataError: If the source can't be decoded or the array can't be written.
+            DataError: The source can't be decoded, or the cache file can't be written.
         """
         # Take the source's size and modification time before decoding: if the source changes
         # meanwhile, the cache file counts as outdated.
@@ -123,7 +124,7 @@ class Decoded:
         image_io.write_durably(path, file.getvalue())
 
     def holds(self, source: Path, thoroughly: bool = False) -> bool:
-        """Returns True if an original file has a complete cache file, and hasn't changed since.
+        """Returns True if an original file is cached completely and hasn't changed since.
 
         Args:
             source: The original file.
@@ -145,13 +146,14 @@ class Decoded:
             The mapped content and the fields of its trailer, in the order of `_NOTE`.
 
         Raises:
-            DataError: If the cache file is missing or corrupt, or the source has changed since it
-                was cached.
+            DataError: The cache file is missing or corrupt, or the source has changed since it was
+                cached.
         """
         path = self.path(source)
         try:
-            # Copy-on-write: tensors over the mapping are writable, but the file never changes.
-            # O_NONBLOCK avoids waiting for a pipe's writer; mapping a pipe then raises an error.
+            # Map the file copy-on-write: tensors over the mapping are writable, but the file never
+            # changes. O_NONBLOCK avoids waiting for a pipe's writer; mapping a pipe then raises an
+            # error.
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
             try:
                 mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)
@@ -193,8 +195,9 @@ def attach(frames: object, folder: Path, root: Path, name: str) -> None:
         name: The dataset's name, for error messages.
 
     Raises:
-        RecipeError: If the dataset isn't a `Frames`, which reads frames from files.
-        DataError: If the folder doesn't exist.
+        RecipeError: The dataset isn't a `Frames`, i.e. doesn't read frames from files in the known
+            way.
+        DataError: The folder doesn't exist.
     """
     if not isinstance(frames, Frames):
         raise RecipeError(
@@ -224,8 +227,8 @@ def refuse_shards(frames: Frames) -> None:
 def describe(frames: object) -> list[str]:
     """Returns a log line with the number of a dataset's files that aren't in its cache.
 
-    Files that have changed since they were cached count, too. Costs a stat of every file, 20 us
-    each.
+    Files that have changed since they were cached count as missing. The cost is a stat of every
+    file, 20 us each.
 
     Args:
         frames: The dataset, after `attach`.
@@ -272,7 +275,7 @@ def _state(source: Path) -> tuple[int, int]:
         source: The file.
 
     Raises:
-        DataError: If there is no such file.
+        DataError: There is no such file.
     """
     try:
         found = os.stat(source)

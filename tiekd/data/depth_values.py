@@ -1,10 +1,10 @@
 """Checks the values in depth files: their unit, and values that seem to mean "not measured".
 
 `check_range` reads the ground truth of five frames before training and rejects depths that can't be
-metres. `levels_of` and `describe` collect statistics for bin/check_data.py, so that the user can
-judge what can't be decided automatically. Reading a depth map takes 5 ms. Left out: frequent values
-in the middle of a floating-point map's range, since only its largest and smallest values are
-counted.
+metres. `levels_of` and `describe` collect statistics for bin/check_data.py, with which the user can
+judge questions that can't be decided automatically. Reading a depth map takes 5 ms. Left out:
+frequent values in the middle of a floating-point map's range, since only its largest and smallest
+values are counted.
 """
 
 from collections import Counter
@@ -19,22 +19,23 @@ from tiekd.data.frames import Frames
 from tiekd.data.stored import Source, Stored, opened, source_of
 from tiekd.errors import DataError
 
-NEAREST_M = 0.1  # smallest plausible median depth
+NEAREST_M = 0.1  # smallest plausible median depth, metres
 FARTHEST = 3.0  # largest plausible median depth, as a multiple of max_depth
 _PROBED = 5  # number of frames that `check_range` reads
-_PILE = 0.05  # a depth value is suspicious if at least this fraction of the pixels above 0 has it
+_PILE = 0.05  # a value is suspicious if at least this fraction of the pixels above 0 has it
 _8_BITS = 255
 
 
 class Levels(NamedTuple):
-    """Statistics of the values in a depth file, as stored, i.e. before conversion to metres.
+    """Statistics of the values in a depth file as they are stored, i.e. not converted to metres.
 
     Attributes:
         kind: The kind of file, such as "16-bit PNG" (see `image_io.kind_of_depth`).
         count: Number of pixels whose value is finite and above 0.
         largest: The largest of these values; 0 if there are none.
-        piles: Suspiciously frequent values, which may mean "not measured", and their pixel counts:
-            at least a share of _PILE of these pixels has such a value, but not all of them.
+        piles: Value -> its number of pixels, for suspiciously frequent values, which may mean "not
+            measured". At least the fraction _PILE of these pixels has such a value, but not all of
+            them.
     """
 
     kind: str
@@ -44,7 +45,7 @@ class Levels(NamedTuple):
 
 
 def taken_as(frames: Frames, kind: str) -> str:
-    """Returns a phrase with the unit in which a kind of depth file is read, and its option.
+    """Returns a phrase with the unit in which a kind of depth file is read, and the unit's option.
 
     An example is "16-bit PNG is taken as 256 levels a metre (data.depth_unit)".
 
@@ -72,8 +73,8 @@ def check_range(frames: Dataset) -> list[str]:
         Warnings for the log; empty if there are none.
 
     Raises:
-        DataError: If the median depth of each of these frames is above three times max_depth, so
-            that nothing would be learned and the metrics would be NaN.
+        DataError: The median depth of each of these frames is above three times max_depth, so that
+            nothing would be learned and the metrics would be NaN.
     """
     if not isinstance(frames, Frames):
         return []
@@ -120,7 +121,7 @@ def turned_line(names: Sequence[str]) -> str:
     The line reminds the user that depth maps and intrinsics must be those of the upright image.
 
     Args:
-        names: The paths of all turned images that were found; each has ground truth.
+        names: The paths of the images that were turned, all of which have ground truth.
     """
     return (
         f"{len(names)} image(s) are turned by their EXIF orientation, such as {names[0]}: depth "
@@ -136,11 +137,12 @@ def _range_lines(frames: Frames, medians: dict[str | Stored, float]) -> list[str
         medians: depth file -> its median depth in metres.
 
     Raises:
-        DataError: If all medians are above FARTHEST times max_depth.
+        DataError: All medians are above FARTHEST times max_depth.
     """
     if not medians:
         return []
-    # A single frame may have unusual depths, so report only what is true of all sampled frames.
+    # Report only what is true of all sampled frames, because a single frame may have unusual
+    # depths.
     path, median_m = next(iter(medians.items()))
     taken = taken_as(frames, image_io.kind_of_depth(source_of(path)))
     count = (
@@ -174,7 +176,7 @@ def levels_of(path: Source) -> Levels:
         path: The depth file, a 16-bit PNG or an NPY file.
 
     Raises:
-        DataError: If there is no such file or it can't be read.
+        DataError: There is no such file, or it can't be read.
     """
     if image_io.needs_decoding(path):
         values = image_io.read_levels(path).numpy()
@@ -184,8 +186,8 @@ def levels_of(path: Source) -> Levels:
     kind = image_io.kind_of_depth(path)
     if values.size == 0:
         return Levels(kind, 0, 0.0, {})
-    # A value for "not measured" is usually the smallest, the largest or, with 16 bits, the most
-    # frequent one.
+    # Select the values that may mean "not measured": the smallest, the largest and, with 16 bits,
+    # the most frequent one.
     likely = {
         values.min(),
         values.max(),
@@ -208,7 +210,7 @@ def describe(frames: Frames, found: Sequence[Levels]) -> list[str]:
 
     Args:
         frames: The dataset, whose `depth_format` has the units and the invalid values.
-        found: What `levels_of` returned for each depth map.
+        found: The statistics of each depth file, as `levels_of` returns them.
     """
     kinds = Counter(levels.kind for levels in found)
     said = [
@@ -228,11 +230,12 @@ def describe(frames: Frames, found: Sequence[Levels]) -> list[str]:
 
 
 def _piles(frames: Frames, found: Sequence[Levels], are_float: bool) -> list[str]:
-    """Returns a line for each value that so many pixels have that it may mean "not measured".
+    """Returns a line for each value so frequent that it may mean "not measured".
 
     Args:
         frames: The dataset, whose `depth_format` has the values that are known to be invalid.
-        found: What `levels_of` returned for each depth map; all are of integers or all of floats.
+        found: The statistics of each depth file, as `levels_of` returns them; either all of
+            integers or all of floats.
         are_float: True for maps of floating-point values.
     """
     total = sum(levels.count for levels in found)
@@ -243,7 +246,7 @@ def _piles(frames: Frames, found: Sequence[Levels], are_float: bool) -> list[str
         maps.update(levels.piles.keys())
     said = []
     for value, count in sorted(pixels.items()):
-        # Report a value only if it is frequent in all depth maps together, and also in at least two
+        # Skip a value unless it is frequent in all depth maps together, and also in at least two
         # single ones (or in the only one).
         if count < _PILE * total or maps[value] < min(2, len(found)):
             continue
@@ -261,14 +264,14 @@ def _piles(frames: Frames, found: Sequence[Levels], are_float: bool) -> list[str
 
 
 def _medians(frames: Frames, indices: Sequence[int]) -> dict[str | Stored, float]:
-    """Returns {depth file: its median measured depth in metres} of some frames.
+    """Returns the median measured depth of each of some frames: depth file -> metres.
 
-    Files without a measured pixel are left out. So are files that can't be read, since those are
-    reported when they are read in training.
+    Files without a measured pixel are left out. Files that can't be read are left out, too, since
+    training reports them.
 
     Args:
         frames: The dataset.
-        indices: The frames' indices in it.
+        indices: The frames' indices in the dataset.
     """
     medians = {}
     for index in indices:

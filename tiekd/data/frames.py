@@ -33,7 +33,7 @@ class Window(NamedTuple):
     """The rectangle to which each image of a dataset is cropped when it is read.
 
     Attributes:
-        option: Name of the option that sets the crop, for messages.
+        option: Name of the option that sets the crop, for error messages.
         place: Function (height, width) of an image -> (top, left, height, width) of the rectangle,
             in pixels. `Frames` checks that it is inside the image.
     """
@@ -50,8 +50,8 @@ class DepthFormat:
         read: Function that reads a depth file as (1, H, W): uint16 levels, of which `units_per_m`
             make a metre, or float32 metres.
         units_per_m: uint16 levels per metre; None if no file is uint16.
-        float_units_per_m: Units per metre of floating-point files, which `read` has already
-            applied; None if the dataset has no option for it.
+        float_units_per_m: Units per metre of floating-point files, which `read` converts to metres
+            itself; None if the dataset has no option for them.
         invalid: uint16 levels that mean "not measured", in addition to those that `read` replaces
             by 0.
     """
@@ -102,10 +102,11 @@ class MapFolder(NamedTuple):
     Attributes:
         path: The folder.
         full_scale_m: The depth in metres that level 65535 encodes.
-        sigma_scale_m: The sigma in metres that level 65535 of its sigma maps encodes; None if it
-            has no sigma maps.
-        is_of_stored_pixels: True if the maps were made before images were turned upright.
-        option: The option that names the folder, for messages.
+        sigma_scale_m: The sigma in metres that level 65535 of a sigma map encodes; None if the
+            folder has no sigma maps.
+        is_of_stored_pixels: True if the maps were made from images as stored, by a version of tiekd
+            that didn't turn images upright.
+        option: The recipe's option that names the folder, for error messages.
     """
 
     path: Path
@@ -116,12 +117,12 @@ class MapFolder(NamedTuple):
 
     @classmethod
     def of(cls, path: Path, max_depth: float, option: str = "teacher.maps") -> "MapFolder":
-        """Reads the manifest of a folder.
+        """Reads the manifest of a folder of teacher maps, and describes the folder.
 
         Args:
             path: The folder.
-            max_depth: The full scale if the folder has no manifest, metres.
-            option: The option that names the folder, for the message.
+            max_depth: The full scale, in metres, that is assumed if the folder has no manifest.
+            option: The recipe's option that names the folder, for error messages.
 
         Raises:
             DataError: There is no such folder, or its manifest is damaged.
@@ -145,13 +146,13 @@ class DatasetSplit:
 
     Attributes:
         frames: All frames of the split, including those without ground truth.
-        source: The split file or folder that lists the frames, for messages.
+        source: The split file or folder that lists the frames, for error messages.
         depth_format: How the ground truth is stored.
-        window: The crop of each image that is kept; None keeps whole images.
+        window: The rectangle to which each image is cropped; None for whole images.
         map_prefix: Prefix of the teacher maps' file names.
         notes: Lines for the log about how the files were found.
         camera_notes: Lines for the log about the frames' cameras.
-        remark: How figures on these frames have to be read; empty if there is nothing to say.
+        remark: A caution about metrics on these frames; empty if there is none.
     """
 
     frames: Sequence[Frame]
@@ -165,7 +166,7 @@ class DatasetSplit:
 
 
 class Frames(torch.utils.data.Dataset):
-    """The frames of a split as `Sample`s with uint8 images and depths in metres.
+    """The frames of a split, as a dataset of `Sample`s with uint8 images and depths in metres.
 
     Args:
         split: The frames and how their files are read.
@@ -175,7 +176,7 @@ class Frames(torch.utils.data.Dataset):
             image, and is then cropped with it, or already has the size of the cropped image.
 
     Raises:
-        DataError: If the folder of maps is missing, or no frame is left.
+        DataError: The folder of maps is missing, or no frame is left.
     """
 
     def __init__(
@@ -197,8 +198,8 @@ class Frames(torch.utils.data.Dataset):
         self.map_prefix = split.map_prefix
         self.notes = split.notes
         self.camera_notes = split.camera_notes
-        # None, or the cache (tiekd/data/decoded_cache.py) that is read instead of the original
-        # files.
+        # Cache (tiekd/data/decoded_cache.py) that is read instead of the original files; None for
+        # no cache.
         self.decoded = None
         # None, or the function (epoch, seed) that gives the order of an epoch's samples, (N,)
         # int64, for a data set that is read faster in another order than a random one.
@@ -213,17 +214,17 @@ class Frames(torch.utils.data.Dataset):
     def read_maps_of(self, maps: Path | None, option: str = "teacher.maps") -> None:
         """Sets the folder of cached teacher maps that are read with the frames.
 
-        `add_maps` adds those of further teachers.
+        `add_maps` adds the folders of further teachers.
 
         Args:
             maps: The folder; None to read no maps.
-            option: The option that names the folder, for messages.
+            option: The recipe's option that names the folder, for error messages.
 
         Raises:
-            DataError: As `MapFolder.of` does.
+            DataError: There is no such folder, or its manifest is damaged.
         """
         self.maps = maps
-        # All folders of maps, of which `maps` is the first.
+        # The folders of all teachers' maps; the attribute `maps` is the first of them.
         self.map_folders = []
         if maps is not None:
             self.add_maps(maps, option)
@@ -233,10 +234,10 @@ class Frames(torch.utils.data.Dataset):
 
         Args:
             path: The folder of the maps.
-            option: The option that names the folder, for messages.
+            option: The recipe's option that names the folder, for error messages.
 
         Raises:
-            DataError: As `MapFolder.of` does.
+            DataError: There is no such folder, or its manifest is damaged.
         """
         self.map_folders.append(MapFolder.of(path, self.max_depth, option))
 
@@ -249,8 +250,8 @@ class Frames(torch.utils.data.Dataset):
     def stored(self, index: int) -> Sample:
         """Returns a frame's sample with depths as stored in the files, e.g. uint16 levels.
 
-        Its tensors are views. A caller that crops the sample then has to convert only the crop to
-        metres.
+        Its tensors are views, without a copy. A caller can crop the sample first, and then has to
+        convert only the crop to metres.
 
         Args:
             index: Index of the frame.
@@ -258,7 +259,7 @@ class Frames(torch.utils.data.Dataset):
         return self.assemble(index, **{name: read() for name, read in self.parts(index).items()})
 
     def parts(self, index: int) -> dict[str, Callable[[], Tensor]]:
-        """Returns functions that read a frame's files, one function per file.
+        """Returns functions that read a frame's files, one per file, as a dict.
 
         The keys are those of `files`; a key is absent if the frame has no such file. Each function
         takes no arguments and returns the decoded tensor, (3, H, W) or (1, H, W).
@@ -282,7 +283,7 @@ class Frames(torch.utils.data.Dataset):
         return orientation.mark_in(source_of(self.frames[index].image)) != orientation.UPRIGHT
 
     def measured(self, index: int) -> Tensor:
-        """Returns the ground truth, before cropping, of a frame that has it.
+        """Returns the ground truth of a frame that has it, before cropping.
 
         Args:
             index: Index of the frame.
@@ -318,7 +319,7 @@ class Frames(torch.utils.data.Dataset):
         """Returns the folders of the maps, first those of depth and then those of sigma.
 
         Returns:
-            The keys of `files` -> the folders.
+            Key, as in `files` -> folder.
         """
         kinds = {}
         for number, folder in enumerate(self.map_folders):
@@ -335,7 +336,7 @@ class Frames(torch.utils.data.Dataset):
         depth: Tensor | None = None,
         **maps: Tensor,
     ) -> Sample:
-        """Returns the cropped sample of a frame whose files are decoded already.
+        """Assembles a frame's sample from its decoded files, cropped to the dataset's window.
 
         Args:
             index: Index of the frame.
@@ -345,16 +346,16 @@ class Frames(torch.utils.data.Dataset):
                 of the whole or of the cropped image; none without a teacher map.
 
         Raises:
-            DataError: If the sizes of image, depth and teacher map don't match, or the map was made
-                before its image was turned upright.
+            DataError: The sizes of image, depth and teacher map don't match, or the map was made
+                from the image as stored, though the image has to be turned upright.
         """
         frame = self.frames[index]
         sample = self._cut(self._whole(frame, image, depth), frame)
         if not maps:
             return sample
-        # Reject teacher maps that were made before images were turned upright by their EXIF
-        # orientation. The size check below doesn't detect all of them, since some orientations
-        # (such as 180 degrees) keep height and width.
+        # Reject teacher maps that were made from images as stored if this image has to be turned
+        # upright by its EXIF orientation. The size check below doesn't detect all of them, since
+        # some orientations (such as 180 degrees) keep height and width.
         for folder in self.map_folders:
             if folder.is_of_stored_pixels and self.is_turned(index):
                 raise DataError(
@@ -373,7 +374,8 @@ class Frames(torch.utils.data.Dataset):
     def map_name(self, index: int) -> str:
         """Returns the file name of a frame's teacher map, such as `2011_09_26_1.png`.
 
-        It is `map_prefix`, then the frame's name with `_` for `/` and the suffix `.png`.
+        It is the split's `map_prefix`, then the frame's name with `_` for `/` and the suffix
+        `.png`.
 
         Args:
             index: Index of the frame.
@@ -394,7 +396,7 @@ class Frames(torch.utils.data.Dataset):
             index: Index of the frame.
 
         Raises:
-            DataError: If the file can't be read, or is smaller than the crop.
+            DataError: The file can't be read, or the image is smaller than the crop.
         """
         return self._place(self.frames[index], *self.file_size(index))[2:]
 
@@ -423,7 +425,7 @@ class Frames(torch.utils.data.Dataset):
             depth: (1, H, W) uint16 levels or float32 metres; None without ground truth.
 
         Raises:
-            DataError: If image and depth differ in size.
+            DataError: Image and depth differ in size.
         """
         height, width = image.shape[-2:]
         # Without ground truth, expand a single zero to the image's size, which takes no memory.
@@ -434,7 +436,8 @@ class Frames(torch.utils.data.Dataset):
                 f"{frame.depth}: {_size(depth)} does not fit its image {frame.name}, {_size(image)}"
             )
             raise DataError(message + _unturned(frame, image, depth), "size")
-        # In floating-point depths, invalid values were replaced by 0 when the file was read.
+        # Set the dataset's invalid levels to 0 in uint16 depths. In floating-point depths they were
+        # replaced by 0 when the file was read.
         invalid = self.depth_format.invalid
         if invalid and depth.dtype == torch.uint16:
             depth = image_io.without_levels(depth, invalid)
@@ -453,7 +456,7 @@ class Frames(torch.utils.data.Dataset):
         image: Tensor,
         place: tuple[int, int, int, int],
     ) -> Tensor:
-        """Returns a teacher map of the cropped image.
+        """Returns a frame's teacher map, cropped as its image is.
 
         A map of the whole image's size is cropped with the image. A map of the cropped image's size
         is returned unchanged.
@@ -466,7 +469,7 @@ class Frames(torch.utils.data.Dataset):
             place: (top, left, height, width) of the crop.
 
         Raises:
-            DataError: The map has another size.
+            DataError: The map has neither the size of the whole image nor that of the crop.
         """
         top, left, height, width = place
         if _size(levels) == _size(image):
@@ -483,19 +486,20 @@ class Frames(torch.utils.data.Dataset):
         )
 
     def _with_maps(self, sample: Sample, maps: dict[str, Tensor]) -> Sample:
-        """Returns a cropped sample with its teacher maps added.
+        """Returns a copy of a cropped sample with its teacher maps.
 
         Args:
             sample: The sample without teacher maps.
-            maps: The maps by their keys in `files`, (1, H, W) uint16 levels of the sample's size. A
-                map that can't be read may be missing.
+            maps: The maps by their keys in `files`, (1, H, W) uint16 levels of the sample's size.
+                The map of a file that can't be read may be missing.
         """
         scales = {}
         for number, folder in enumerate(self.map_folders):
             scales[_numbered("teacher_depth", number)] = folder.full_scale_m
         with_sigma = any(folder.sigma_scale_m is not None for folder in self.map_folders)
         for number, folder in enumerate(self.map_folders if with_sigma else ()):
-            # A teacher without sigma maps beside one with some has a plane of zeros, i.e. unknown.
+            # Use the unit 1 for a teacher without sigma maps, if another teacher has some: its
+            # plane of sigmas is 0, i.e. unknown.
             scales[_numbered("teacher_sigma", number)] = folder.sigma_scale_m or 1.0
         units = tuple(image_io.TEACHER_MAP_LEVELS / scale for scale in scales.values())
         if len(scales) == 1:
@@ -513,12 +517,12 @@ class Frames(torch.utils.data.Dataset):
 
         Args:
             sample: The sample.
-            frame: Its frame, for the error message.
+            frame: The sample's frame, for the error message.
         """
         return crop_window(sample, *self._place(frame, *sample.image.shape[-2:]))
 
     def _place(self, frame: Frame, height: int, width: int) -> tuple[int, int, int, int]:
-        """Returns (top, left, height, width) of the crop `self.window` in an image.
+        """Returns (top, left, height, width) of the crop `self.window` in an image of some size.
 
         Args:
             frame: The image's frame, for the error message.
@@ -526,7 +530,7 @@ class Frames(torch.utils.data.Dataset):
             width: Columns of the whole image.
 
         Raises:
-            DataError: If the crop extends beyond the image.
+            DataError: The crop extends beyond the image.
         """
         if self.window is None:
             return 0, 0, height, width
@@ -547,13 +551,14 @@ def with_cameras(
     """Returns the frames with the cameras that `data.intrinsics` gives, and lines for the log.
 
     Args:
-        frames: The frames, each with the camera that the data set knows itself, or None.
-        intrinsics: The setting; None keeps the data set's own cameras.
+        frames: The frames, each with the camera that the dataset itself knows, or None.
+        intrinsics: The setting `data.intrinsics`; None keeps the dataset's own cameras.
         root: The data root.
 
     Raises:
         RecipeError: The setting isn't valid.
-        DataError: Its file can't be read, or an image has another aspect ratio than its intrinsics.
+        DataError: The file of intrinsics can't be read, or an image has another aspect ratio than
+            its intrinsics.
     """
     table = FrameTable.of(frames)
     cameras, notes = cameras_of(table, intrinsics, root)
@@ -561,10 +566,10 @@ def with_cameras(
 
 
 def joined_name(name: str) -> str:
-    """Returns the file name of a frame's teacher map, without its dataset's prefix.
+    """Converts a frame's name to the file name of its teacher map, without the dataset's prefix.
 
     Args:
-        name: The frame's name: `2011_09_26/1.jpg` becomes `2011_09_26_1.png`.
+        name: The frame's name; for example, `2011_09_26/1.jpg` becomes `2011_09_26_1.png`.
     """
     return str(PurePosixPath(name.replace("/", "_")).with_suffix(".png"))
 
@@ -577,7 +582,7 @@ def data_root(root: str, content: str) -> Path:
         content: Description of the expected content, for the error message.
 
     Raises:
-        DataError: If the path isn't a folder.
+        DataError: The path isn't a folder.
     """
     path = Path(root).expanduser()
     if not path.is_dir():
@@ -592,8 +597,8 @@ def _camera_matrix(camera: Camera | None, height: int, width: int) -> Tensor:
     """Returns the (3, 3) float32 matrix of a camera in pixels.
 
     Args:
-        camera: The camera; None if unknown, which makes the focal lengths and the principal point
-            NaN.
+        camera: The camera; for None (unknown), the focal lengths and the principal point in the
+            matrix are NaN.
         height: Rows of the image, for a principal point at its centre.
         width: Columns of the image.
     """
@@ -619,8 +624,8 @@ def _unturned(frame: Frame, image: Tensor, other: Tensor) -> str:
 
     Args:
         frame: The frame.
-        image: (3, H, W), its upright image.
-        other: (1, h, w), its depth map or teacher map, of another size.
+        image: (3, H, W), the frame's upright image.
+        other: (1, h, w), the frame's depth map or teacher map, of another size.
     """
     mark = orientation.mark_in(source_of(frame.image))
     if mark == orientation.UPRIGHT or other.shape[-2:] != image.shape[-2:][::-1]:
@@ -644,7 +649,7 @@ def listed_frames(dataset: torch.utils.data.Dataset) -> FrameTable | tuple[()]:
     """Returns the files and cameras of a dataset's frames.
 
     Args:
-        dataset: The dataset. The result is empty if it isn't a `Frames`, since another dataset's
-            frames must be read to know their cameras.
+        dataset: The dataset. The result is empty if it isn't a `Frames`: the cameras of other
+            datasets are known only once a frame is read.
     """
     return dataset.frames if isinstance(dataset, Frames) else ()

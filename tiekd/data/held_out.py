@@ -1,14 +1,14 @@
-"""Chooses validation frames by sequence, so that none is the neighbour of a training frame.
+"""Chooses validation frames by sequence, so that none is adjacent to a training frame.
 
 Frames of one folder count as a sequence. Whole folders are held out, chosen by a hash of their
 names, until they have about the wanted share of the frames. If the folders are too large for that,
-as with one flat folder of a video's frames, the last frames in the order of their names are held
-out, and the frames before them are left out of both splits (GAP of all frames). Validation on the
+as if all frames of a video are in one folder, the last frames in the order of their names are held
+out, and some frames before them, the fraction GAP of all, are in neither split. Validation on the
 same sequence is optimistic, which SAME_SEQUENCE says in the log.
 
-Folders are compared at the first level at which they differ: of a/left/1.png and b/left/1.png the
-folders are a and b. Left out: sequences that continue in another folder, such as the two images of
-a stereo pair; name whole sequences in data.val_split.
+Folders are compared at the first level at which they differ: for a/left/1.png and b/left/1.png
+these are a and b. Left out: sequences that continue in another folder, such as the two images of a
+stereo pair; name whole sequences in data.val_split.
 """
 
 import hashlib
@@ -17,9 +17,12 @@ from collections.abc import Collection
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-GAP = 0.05  # the share of all frames that separates two parts of one sequence
+# The fraction of all frames that are left out between the training part and the validation part of
+# one sequence.
+GAP = 0.05
 SAME_SEQUENCE = "same sequence, optimistic"
-# Whole folders are held out if they have this many times the wanted number of frames.
+# Multiples of the wanted number of frames between which the number of frames in the held-out
+# folders must be; otherwise a part of a folder is held out.
 _LEAST, _MOST = 0.5, 2
 # Whole folders are a half of the frames from this share on.
 _LEAST_HALF = 0.2
@@ -76,7 +79,7 @@ def count_sequences(names: Collection[str], all_names: Collection[str]) -> int:
 
 
 def choose(names: Collection[str], fraction: float) -> set[str]:
-    """Returns the names of the validation frames.
+    """Chooses the validation frames, and returns their names.
 
     Args:
         names: The names of all frames, paths with `/`.
@@ -85,7 +88,8 @@ def choose(names: Collection[str], fraction: float) -> set[str]:
     if not fraction:
         return set()
     wanted = max(1, round(fraction * len(names)))
-    # Take whole folders in the order of a hash, which depends on no other folder.
+    # Take whole folders in the order of a hash of their name, so that a folder's place doesn't
+    # depend on other folders.
     chosen: set[str] = set()
     folders = _folders(names)
     for folder in sorted(folders, key=_digest):
@@ -95,10 +99,10 @@ def choose(names: Collection[str], fraction: float) -> set[str]:
 
 
 def gap(names: Collection[str], validation: Collection[str]) -> set[str]:
-    """Returns the names of frames that are too near to a validation frame to be trained on.
+    """Returns the names of frames that are too close to a validation frame to be trained on.
 
-    These are the frames of a folder that has validation frames, if they are less than GAP of all
-    frames away from one. If whole folders are held out there are none.
+    These frames are in a folder with validation frames, and in the order of names less than the
+    fraction GAP of all frames away from one. There are none if whole folders are held out.
 
     Args:
         names: The names of all frames.
@@ -108,7 +112,8 @@ def gap(names: Collection[str], validation: Collection[str]) -> set[str]:
     left_out: set[str] = set()
     for folder in _folders(names).values():
         ordered = _in_order(folder)
-        # Count the steps since the last validation frame, forwards and backwards.
+        # For each frame of the folder, count how many frames it is after the last validation frame,
+        # in the order of names and in reverse order.
         for way in (ordered, ordered[::-1]):
             steps = distance + 1
             for name in way:
@@ -119,7 +124,7 @@ def gap(names: Collection[str], validation: Collection[str]) -> set[str]:
 
 
 def shares_sequence(names: Collection[str], validation: Collection[str]) -> bool:
-    """Returns True if a folder has both validation frames and others.
+    """Returns True if a folder has both validation frames and other frames.
 
     Args:
         names: The names of all frames.
@@ -130,10 +135,13 @@ def shares_sequence(names: Collection[str], validation: Collection[str]) -> bool
 
 
 def _folders(names: Collection[str]) -> dict[str, set[str]]:
-    """Returns the names of the frames in each folder, at the first level where folders differ.
+    """Groups frames by folder, at the first level of their paths where folders differ.
 
     Args:
-        names: The names of all frames.
+        names: The names of all frames, paths with `/`.
+
+    Returns:
+        folder -> names of its frames.
     """
     paths = {name: PurePosixPath(name).parent.parts for name in names}
     deepest = max(map(len, paths.values()), default=0)
@@ -147,7 +155,7 @@ def _folders(names: Collection[str]) -> dict[str, set[str]]:
 
 
 def _in_order(names: Collection[str]) -> list[str]:
-    """Returns names in the order in which people count: frame_2 before frame_10."""
+    """Returns names sorted with numbers compared as numbers: frame_2 before frame_10."""
 
     def key(name: str) -> list[tuple[int, int, str]]:
         parts = re.split(r"(\d+)", name)

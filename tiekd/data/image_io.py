@@ -3,10 +3,10 @@
 Pillow does all decoding and encoding, because torchvision's image functions are deprecated since
 0.29, write 8 bits only and crash on a corrupt PNG with a segmentation fault. PNG checksums are
 verified before decoding (`PIL.Image.verify`), because no decoder verifies those of the pixel data;
-this takes about 1.5 ms a megabyte. Reading a KITTI image takes some 20 ms, its depth map 5. Images
-and depth PNGs are returned upright, as their own EXIF orientation says (tiekd/data/orientation.py).
-Left out: formats that KITTI, NYU and common depth toolboxes don't use, animations, and images of
-more than LARGEST_PIXELS.
+this takes about 1.5 ms per megabyte. Reading a KITTI image takes some 20 ms, and reading its depth
+map 5 ms. Images and depth PNGs are returned upright, as their own EXIF orientation says
+(tiekd/data/orientation.py). Left out: formats that KITTI, NYU and common depth toolboxes don't use,
+animations, and images of more than LARGEST_PIXELS.
 """
 
 import errno
@@ -34,10 +34,11 @@ _PNG_END = bytes(4) + b"IEND" + zlib.crc32(b"IEND").to_bytes(4, "big")
 # A cached teacher map stores round(depth / full scale * 65535) in 16 bits. The full scale is the
 # largest depth that the map can hold, in metres.
 TEACHER_MAP_LEVELS = 65535
-NO_RETURN = 65535  # some 16-bit ground truth has this value where it isn't measured
-LARGEST_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # 178 million; Pillow refuses more
+NO_RETURN = 65535  # value of pixels without a measurement in some 16-bit ground truth
+LARGEST_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # 178 million, above which Pillow refuses an image
 _LFS = b"version https://git-lfs"
-# Formats that can hold an animation. A TIFF or MPO with several pages isn't an animation.
+# Formats that can hold an animation, in Pillow's names. A TIFF or MPO with several pages isn't an
+# animation.
 _MAY_MOVE = (
     "GIF",
     "PNG",
@@ -47,10 +48,10 @@ _MAY_MOVE = (
 
 
 class _Kind(NamedTuple):
-    """Words for one kind of file (image, depth map or teacher map) in error messages.
+    """Phrases about one kind of file (image, depth map or teacher map) for error messages.
 
     Attributes:
-        noun: Such as "depth map".
+        noun: The name of the kind, such as "depth map".
         find: What the user can do if there is no such file.
         restore: What the user can do if the file is damaged.
         convert: What the user can do if the file has another format.
@@ -73,7 +74,7 @@ _TEACHER_MAP = _Kind(
 )
 
 
-# Phones produce images of more than half of LARGEST_PIXELS, about which Pillow would warn.
+# Suppress Pillow's warning about images of more than half of LARGEST_PIXELS, which phones produce.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
@@ -87,7 +88,7 @@ def read_image(path: Source) -> Tensor:
         (3, H, W) uint8 RGB, a permuted view of interleaved (H, W, 3) pixels.
 
     Raises:
-        DataError: If the file is missing, corrupt or not an 8-bit image.
+        DataError: The file is missing, corrupt or not an 8-bit image.
     """
     image = _decode(path, _IMAGE)
     if image.mode.startswith(("I", "F")):
@@ -110,8 +111,8 @@ def read_photo(path: Source) -> Tensor:
         (3, H, W) uint8 RGB, a permuted view of interleaved (H, W, 3) pixels.
 
     Raises:
-        DataError: If the file is missing, corrupt or not an image, or its values aren't grey levels
-            of 8 or 16 bits.
+        DataError: The file is missing, corrupt or not an image, or its values aren't grey levels of
+            8 or 16 bits.
     """
     return as_photo(_decode(path, _IMAGE), str(path))
 
@@ -123,19 +124,18 @@ def as_photo(image: Image.Image, name: str) -> Tensor:
     and 16 bits are reduced to 8.
 
     Args:
-        image: The image, which may not be decoded yet.
+        image: The image, which needn't be decoded yet.
         name: The image's name in error messages.
 
     Returns:
         (3, H, W) uint8 RGB, a permuted view of interleaved (H, W, 3) pixels.
 
     Raises:
-        DataError: If the image can't be decoded, or its values aren't grey levels of 8 or 16
-            bits.
+        DataError: The image can't be decoded, or its values aren't grey levels of 8 or 16 bits.
     """
     try:
         image = orientation.upright(image)
-    except OSError as error:  # a Pillow image from the caller may be decoded only now
+    except OSError as error:  # an image that the caller opened may be decoded only now
         raise DataError(
             f"{name}: can't be decoded as an image ({error}); the file is torn"
         ) from None
@@ -154,7 +154,7 @@ def as_photo(image: Image.Image, name: str) -> Tensor:
 
 
 def read_image_size(path: Source) -> tuple[int, int]:
-    """Returns the (height, width) in pixels that an image has when upright.
+    """Returns (height, width) of an image file in pixels, after it is turned upright.
 
     Only the file's header is read.
 
@@ -162,7 +162,7 @@ def read_image_size(path: Source) -> tuple[int, int]:
         path: The image file.
 
     Raises:
-        DataError: If the file is missing, or its header can't be read.
+        DataError: The file is missing, or its header can't be read.
     """
     if not _is_there(path):
         raise _missing(path, _IMAGE)
@@ -185,11 +185,11 @@ def read_levels(path: Source) -> Tensor:
         path: The depth PNG.
 
     Returns:
-        (1, H, W) uint16 in the file's unit, 0 if not measured. KITTI has 256 levels a metre, NYU
-        1000.
+        (1, H, W) uint16 in the file's unit, 0 where not measured. KITTI has 256 levels per metre,
+        NYU 1000.
 
     Raises:
-        DataError: If the file is missing or corrupt, or isn't a one-channel 16-bit PNG.
+        DataError: The file is missing or corrupt, or isn't a one-channel 16-bit PNG.
     """
     return _read_levels(path, _DEPTH_MAP)
 
@@ -201,11 +201,11 @@ def read_teacher_map(path: Source) -> Tensor:
         path: The teacher map's file.
 
     Returns:
-        (1, H, W) uint16, 0 where invalid. The depth in metres is level / 65535 * full scale, with
-        the full scale of `teacher_maps.full_scale_m`.
+        (1, H, W) uint16, 0 where invalid. The depth in metres is level / 65535 * full scale;
+        `teacher_maps.full_scale_m` returns the full scale.
 
     Raises:
-        DataError: If the file is missing or corrupt, or isn't a one-channel 16-bit PNG; the message
+        DataError: The file is missing or corrupt, or isn't a one-channel 16-bit PNG; the message
             says how to make the map.
     """
     return _read_levels(path, _TEACHER_MAP)
@@ -219,7 +219,7 @@ def _read_levels(path: Source, kind: _Kind) -> Tensor:
             f"{kind.convert}",
             "bit depth",
         )
-    # 16-bit images have the mode I;16, or I in older versions of Pillow.
+    # Accept only 16-bit images, which have the mode I;16, or I in older versions of Pillow.
     if not raw.mode.startswith("I"):
         bits = content_of(path)[24]  # Pillow reports 8 bits for 16-bit images of several channels
         raise DataError(
@@ -237,23 +237,25 @@ def read_measured_levels(path: Source) -> Tensor:
         path: The depth PNG.
 
     Returns:
-        (1, H, W) uint16 in the file's unit, 0 if not measured.
+        (1, H, W) uint16 in the file's unit, 0 where not measured.
 
     Raises:
-        DataError: If the file is missing or corrupt, or isn't a one-channel 16-bit PNG.
+        DataError: The file is missing or corrupt, or isn't a one-channel 16-bit PNG.
     """
     return without_levels(read_levels(path), (NO_RETURN,))
 
 
 def without_levels(levels: Tensor, invalid: Sequence[float]) -> Tensor:
-    """Returns a depth map with invalid values set to 0; the tensor itself if it has none.
+    """Returns a depth map with invalid values set to 0; `levels` itself if it has none.
 
     Args:
         levels: The depth map, (1, H, W) uint16 as stored in its file.
         invalid: The values that mean "not measured".
     """
     values = levels.numpy()
-    largest = values.max(initial=0)  # often below all `invalid` values, which then aren't compared
+    # Skip the comparison with invalid values that are above the map's largest value, as they often
+    # are.
+    largest = values.max(initial=0)
     present = [
         np.uint16(level) for level in invalid if 0 <= level <= largest and level == int(level)
     ]
@@ -275,17 +277,16 @@ def read_depth_npy(
 
     Args:
         path: The file, which holds (H, W) or (1, H, W) numbers.
-        units_per_m: Units per metre of integer values, which require it (None raises an error). It
-            doesn't apply to floating-point values.
-        float_units_per_m: Units per metre of floating-point values; None means metres.
-        invalid: Stored values that mean "not measured". In uint16 files NO_RETURN always has this
-            meaning, too.
+        units_per_m: Units per metre of a file with integers; None, i.e. unknown, raises an error
+            for such a file.
+        float_units_per_m: Units per metre of a file with floating-point values; None means metres.
+        invalid: Stored values that mean "not measured". In uint16 files NO_RETURN is invalid, too.
 
     Returns:
         (1, H, W) float32, metres, 0 where invalid, not finite or not above 0.
 
     Raises:
-        DataError: If the file is missing, or doesn't hold such an array.
+        DataError: The file is missing, or doesn't hold such an array.
     """
     if not _is_there(path):
         raise _missing(path, _DEPTH_MAP)
@@ -315,12 +316,12 @@ def read_depth_npy(
             f"{path}: {depth.dtype} without a unit; say how many make a metre, such as "
             "data.depth_unit=1000"
         )
-    # Mark invalid values, then convert to metres.
+    # Mark invalid values, then convert the depths to metres.
     unit = (float_units_per_m or 1.0) if is_float else units_per_m
     none = np.zeros(1, bool)
     for value in (*invalid, *((NO_RETURN,) if depth.dtype.str[1:] == "u2" else ())):
         none = none | (depth == value)
-    with np.errstate(over="ignore"):  # values beyond float32's range become infinite, hence invalid
+    with np.errstate(over="ignore"):  # values beyond float32's range become infinite, i.e. invalid
         metres = torch.from_numpy(depth.astype(np.float32))[None] / unit
     return torch.where(metres.isfinite() & (metres > 0) & ~torch.from_numpy(none), metres, 0.0)
 
@@ -350,8 +351,8 @@ def read_depth(
 def kind_of_depth(path: Source) -> str:
     """Returns the kind of a depth file: `16-bit PNG`, `float32 NPY` and so on.
 
-    The dtype of an NPY file is read from its header. The result is `NPY` alone if that can't be
-    read.
+    The dtype of an NPY file is read from its header. If the header can't be read, the result is
+    `NPY`.
 
     Args:
         path: The depth file.
@@ -396,7 +397,7 @@ def encode_teacher_map(depth_m: np.ndarray, full_scale_m: float) -> bytes:
 
 
 def needs_decoding(path: Source) -> bool:
-    """Returns True for an image file, False for an NPY file, whose values aren't compressed.
+    """Returns True for a file with compressed pixels, False for an NPY file.
 
     Args:
         path: The file of an image or a depth map; only its suffix is used.
@@ -412,7 +413,7 @@ def write_durably(path: Path, data: bytes) -> None:
         data: The file's content.
 
     Raises:
-        DataError: If the file can't be written.
+        DataError: The file can't be written.
     """
     try:
         replace_bytes(path, data)
@@ -431,8 +432,8 @@ def is_whole_depth_png(path: Path) -> bool:
         path: The file; the result is False if it doesn't exist.
 
     Raises:
-        DataError: If the permission to read the file is missing; the caller must not replace the
-            file then.
+        DataError: The permission to read the file is missing. The caller must then not replace the
+            file.
     """
     if instead_of_file(path):
         return False
@@ -443,7 +444,8 @@ def is_whole_depth_png(path: Path) -> bool:
     except OSError:
         return False
     whole = data[: len(_PNG)].tobytes() == _PNG and _is_whole_png(io.BytesIO(data))
-    # In a PNG, byte 24 is the number of bits per channel, and byte 25 the colour type (0 is grey).
+    # Check the PNG's header: byte 24 is the number of bits per channel, byte 25 the colour type (0
+    # is grey).
     return whole and data[24:26].tolist() == [16, 0]
 
 
@@ -473,7 +475,7 @@ def write_image(path: Path, rgb: np.ndarray) -> None:
 
 
 def _write_png(path: Path, pixels: np.ndarray) -> None:
-    # Encode in memory, and write with `replace_bytes`, which removes the partial file if writing
+    # Encode in memory, and write by `replace_bytes`, which removes the partial file if writing
     # fails.
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format="PNG", compress_level=1)
@@ -481,14 +483,14 @@ def _write_png(path: Path, pixels: np.ndarray) -> None:
 
 
 def _decode(path: Source, kind: _Kind) -> Image.Image:
-    """Returns a Pillow image, decoded completely from its file, but not turned upright.
+    """Reads an image file, decodes all of its pixels, and doesn't turn it upright.
 
     Args:
         path: The file.
-        kind: What the file should hold, for the error message.
+        kind: Phrases about the kind of file that is expected, for the error message.
 
     Raises:
-        DataError: If the file is missing, corrupt or of another kind.
+        DataError: The file is missing, corrupt or of another kind.
     """
     noun = kind.noun
     if not _is_there(path):  # opening a FIFO would block
@@ -497,7 +499,7 @@ def _decode(path: Source, kind: _Kind) -> Image.Image:
         data = content_of(path)
     except OSError as error:
         raise _unreadable(path, error) from None
-    # Recognise common kinds of bad files, for which Pillow's message would be of no help.
+    # Report common kinds of bad files here, because Pillow's message would be of no help.
     if len(data) == 0:
         raise DataError(f"{path}: an empty file, no {noun}; {kind.restore}")
     if data[: len(_LFS)].tobytes() == _LFS:
@@ -550,7 +552,7 @@ def _missing(path: Source, kind: _Kind) -> DataError:
 
     Args:
         path: The path, which doesn't exist or is a folder, a broken link, a FIFO or the like.
-        kind: What should be there, for the message.
+        kind: Phrases about the kind of file that should be there.
     """
     try:
         os.stat(path)
@@ -600,8 +602,8 @@ def _too_large(path: Source, error: Image.DecompressionBombError) -> DataError:
 def _is_whole_png(file: io.BytesIO) -> bool:
     """Returns True if the checksums of all chunks of a PNG are correct.
 
-    Pillow's `verify` stops after the type of the end chunk, so the whole end chunk is compared
-    here.
+    Pillow's `verify` stops after the type of the end chunk, so this function compares the whole end
+    chunk.
 
     Args:
         file: The PNG's content.
@@ -610,7 +612,7 @@ def _is_whole_png(file: io.BytesIO) -> bool:
     try:
         Image.open(file).verify()
     except Image.DecompressionBombError:
-        return True  # decoding raises the error about too many pixels
+        return True  # decoding the file raises the error about too many pixels
     except Exception:  # noqa: BLE001 - Pillow raises any type on corrupt files
         return False
     file.seek(-8, os.SEEK_CUR)

@@ -1,11 +1,11 @@
-"""The focal lengths with which a teacher made its cached maps, `focals.json` beside the maps.
+"""The focal lengths with which a teacher made its cached maps: `focals.json` beside the maps.
 
     {"2011_09_26_1.png": 721.54, "2011_09_26_2.png": null, ...}
 
 Focal lengths are (fx + fy) / 2 in pixels of the image at its own size, null where unknown. Only a
 teacher whose depth depends on the focal length writes them. A student with another focal length for
 the same image would learn metres that contradict its camera, so a run compares the two at its
-start. Costs 40 bytes a frame.
+start. The file takes 40 bytes per frame.
 """
 
 import json
@@ -19,15 +19,16 @@ from tiekd.files import check_readable
 
 FILE = "focals.json"
 SOURCE = "intrinsics"  # the manifest's entry that names the source of the focal lengths
-_SAME = 1e-3  # largest relative difference of equal focal lengths
+_SAME = 1e-3  # largest relative difference between two focal lengths that count as equal
 Focals = dict[str, float | None]
 
 
 def of_frames(frames: object) -> Focals:
-    """Returns the focal length of each frame by the file name of its map.
+    """Returns each frame's focal length, in a dict keyed by the file name of the frame's map.
 
     Args:
-        frames: The data set. The result is empty if it isn't a `Frames`, whose cameras are listed.
+        frames: The dataset. The result is empty if it isn't a `Frames`, because other datasets
+            don't list their cameras.
     """
     if not isinstance(frames, Frames):
         return {}
@@ -38,7 +39,7 @@ def of_frames(frames: object) -> Focals:
 
 
 def read(folder: Path) -> Focals | None:
-    """Returns the focal lengths with which the maps in a folder were made; None if it has none.
+    """Returns the focal lengths with which a folder's maps were made; None without a record.
 
     Args:
         folder: The folder of maps.
@@ -70,11 +71,12 @@ def add(folder: Path, focals: Focals, manifest: dict) -> str | None:
     Args:
         folder: The folder of maps, which this job has locked.
         focals: The focal lengths of the job's frames.
-        manifest: The manifest in the folder. Without the entry SOURCE the folder's maps were made
-            by an older version, and nothing says with which focal lengths: no file is written.
+        manifest: The manifest in the folder. If it lacks the entry SOURCE, an older version made
+            the folder's maps, with unknown focal lengths, and no file is written.
 
     Returns:
-        The reason if maps in the folder were made with other focal lengths; None otherwise.
+        A message if maps in the folder were made with other focal lengths for the same frames; None
+        otherwise.
     """
     made = read(folder)
     if made is None and SOURCE not in manifest:
@@ -90,17 +92,19 @@ def add(folder: Path, focals: Focals, manifest: dict) -> str | None:
 
 
 def check(frames: object, *, is_canonical: bool) -> list[str]:
-    """Compares the cameras of a run's frames with those by which their cached maps were made.
+    """Compares the focal lengths of a run's frames with those by which their cached maps were made.
 
     Args:
-        frames: The training set.
-        is_canonical: True for a student with `network.canonical_focal`, which needs the same ones.
+        frames: The training dataset.
+        is_canonical: True for a student with `network.canonical_focal`, for which a difference is
+            an error.
 
     Returns:
         Warnings for the log.
 
     Raises:
-        TeacherError: A canonical student has another focal length than its maps.
+        TeacherError: A student with `network.canonical_focal` has another focal length than its
+            maps.
         DataError: The record can't be read.
     """
     folders, told = _options(frames), []
@@ -111,16 +115,16 @@ def check(frames: object, *, is_canonical: bool) -> list[str]:
 
 
 def folders_of(frames: object) -> list[Path]:
-    """Returns the folders of a data set's cached maps, in the order of the recipe's teachers.
+    """Returns the folders of a dataset's cached maps, in the order of the recipe's teachers.
 
     Args:
-        frames: The data set. One from outside the project has a single folder, or none.
+        frames: The dataset. One from outside the project has a single folder or none.
     """
     return [folder for _, folder in _options(frames)]
 
 
 def _options(frames: object) -> list[tuple[str, Path]]:
-    """Returns the options that name folders of cached maps, with the folders."""
+    """Returns a pair (option that names the folder, folder) for each folder of cached maps."""
     if isinstance(frames, Frames):
         return [(folder.option, folder.path) for folder in frames.map_folders]
     maps = getattr(frames, "maps", None)
@@ -128,13 +132,21 @@ def _options(frames: object) -> list[tuple[str, Path]]:
 
 
 def _check(folder: Path, option: str, ours: Focals, *, is_canonical: bool) -> list[str]:
-    """Compares the cameras of a run's frames with those by which the maps of a folder were made.
+    """Compares the focal lengths of a run's frames with those by which one folder's maps were made.
 
     Args:
-        folder: The folder.
-        option: The option that names it.
+        folder: The folder of maps.
+        option: The option that names the folder.
         ours: The focal lengths of the frames.
-        is_canonical: As for `check`, like the result and the errors.
+        is_canonical: True for a student with `network.canonical_focal`.
+
+    Returns:
+        Warnings for the log.
+
+    Raises:
+        TeacherError: A student with `network.canonical_focal` has another focal length than its
+            maps.
+        DataError: The record can't be read.
     """
     manifest = teacher_maps.read_manifest(folder)
     if manifest is None:
@@ -163,11 +175,11 @@ def _check(folder: Path, option: str, ours: Focals, *, is_canonical: bool) -> li
 
 
 def _compare(made: Focals, ours: Focals) -> tuple[list[str], list[str]]:
-    """Returns the names of the maps with two known focal lengths, and of those where they differ.
+    """Returns the names of maps whose two focal lengths are known, and of those where they differ.
 
     Args:
         made: The focal lengths with which the maps were made.
-        ours: The present ones.
+        ours: The focal lengths of the run's frames.
     """
     both = [name for name, focal in ours.items() if focal and made.get(name)]
     return both, [name for name in both if abs(ours[name] / made[name] - 1) > _SAME]

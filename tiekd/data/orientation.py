@@ -1,4 +1,4 @@
-"""EXIF orientation: the number that says how an image's stored pixels must be turned to be upright.
+"""EXIF orientation: a number that states how an image's pixels as stored are turned upright.
 
 The whole project uses upright images: training, evaluation, checks, caches and prediction. Sizes,
 depth maps, teacher maps and intrinsics refer to the upright image. A depth PNG is turned by its own
@@ -15,7 +15,7 @@ from PIL import ExifTags, Image
 from tiekd.data.stored import Source, Stored, opened
 from tiekd.files import instead_of_file
 
-# Suppress Pillow's warning about corrupt EXIF data: each process would repeat it for each image.
+# Suppress Pillow's warning about corrupt EXIF data, which each process would repeat for each image.
 warnings.filterwarnings("ignore", message="Corrupt EXIF data", category=UserWarning)
 
 UPRIGHT = 1
@@ -35,7 +35,7 @@ _CHUNK_EXTRA = 12
 
 
 def mark_of(image: Image.Image) -> int:
-    """Returns the EXIF orientation of a Pillow image: 2 to 8 if it must be turned or mirrored.
+    """Returns the EXIF orientation of a Pillow image, 1 to 8; from 2 it must be turned or mirrored.
 
     The result is 1 for an upright image, and for an image without a readable orientation.
 
@@ -44,7 +44,8 @@ def mark_of(image: Image.Image) -> int:
     """
     try:
         late = image.format == "PNG" and _has_late_chunks(image)
-        # PngImageFile.getexif decodes all pixels, so call it only if EXIF data may follow them.
+        # Read the EXIF data. PngImageFile.getexif decodes all pixels, so call it only if EXIF data
+        # may follow them.
         exif = image.getexif() if late else Image.Image.getexif(image)
         mark = exif.get(ExifTags.Base.Orientation, UPRIGHT)
         return mark if mark in _TURNS else UPRIGHT
@@ -74,10 +75,10 @@ def upright(image: Image.Image) -> Image.Image:
     """Decodes a Pillow image, and returns it turned as its EXIF orientation says.
 
     Args:
-        image: The image, which is itself the result if it is upright.
+        image: The image. If it is upright already, the result is this object.
 
     Raises:
-        OSError: If the image can't be decoded.
+        OSError: The image can't be decoded.
     """
     image.load()
     if image.format == "TIFF":  # Pillow turns TIFF images when it loads them
@@ -90,7 +91,7 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     """Returns the (height, width) in pixels that a Pillow image has after it is turned upright.
 
     Args:
-        image: The image, which isn't decoded for this.
+        image: The image, which isn't decoded.
     """
     if image.format == "TIFF":  # Pillow reports the upright size of TIFF images
         return image.height, image.width

@@ -1,4 +1,4 @@
-"""Checks that images and depth maps pair by name, and reports files without a partner.
+"""Checks that images and depth maps match by name, and reports files without a partner.
 
 The report guesses the rule by which the depth maps are named. The check takes some milliseconds if
 all files have a partner; if many of 24,000 don't, the guess takes some 2 s. Left out: pairing files
@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from tiekd.errors import DataError, RecipeError
 
 UNMATCHED = ("refuse", "allow")
-_MOST = 0.5  # share of files without a partner above which "refuse" raises an error
+_MOST = 0.5  # fraction of files without a partner above which "refuse" raises an error
 _EXAMPLES = 3
 _TRIED_DEPTHS = 3  # number of depth maps from which naming rules are derived
 _TRIED_IMAGES = 200  # number of images with which each of these depth maps is compared
@@ -28,7 +28,7 @@ def check_pairs(
     depth_files: Mapping[str, str],
     unmatched: str,
 ) -> list[str]:
-    """Reports the images and depth maps without a partner, with a few examples.
+    """Checks that images and depth maps have partners, and reports a few that have none.
 
     An image and a depth map are partners if their files have the same key.
 
@@ -38,17 +38,16 @@ def check_pairs(
         image_files: Paths of the images below `images`. A file's key is its path without suffix.
         depth_files: Paths of the depth maps below `depths`, with keys made in the same way.
         unmatched: "refuse" raises an error if more than half of the images have no partner, or if
-            an image has no partner while more than half of the depth maps have none; "allow"
-            accepts both.
+            an image and more than half of the depth maps have none; "allow" accepts both.
 
     Returns:
         Up to two lines for the user: one about depth maps without a partner, and one about images,
-        each only if there are any. The first has the guessed naming rule.
+        each only if there are such files. The first states the guessed naming rule.
 
     Raises:
-        RecipeError: If `unmatched` is another value.
-        DataError: If too many files have no partner and `unmatched` is "refuse", or if no depth map
-            has a partner. The message gives the guessed naming rule.
+        RecipeError: `unmatched` is another value.
+        DataError: Too many files have no partner and `unmatched` is "refuse", or no depth map has a
+            partner. The message gives the guessed naming rule.
     """
     if unmatched not in UNMATCHED:
         raise RecipeError(f"data.unmatched: got {unmatched!r}; allowed: {', '.join(UNMATCHED)}")
@@ -91,12 +90,12 @@ def too_many_alone(without: int, images: int, alone: int, depths: int) -> bool:
         alone: Number of depth maps without an image.
         depths: Number of all depth maps.
     """
-    # If every image has its depth map, further depth maps are no error.
+    # Accept any number of further depth maps if every image has its depth map.
     return (without > 0 and alone > _MOST * depths) or without > _MOST * images
 
 
 def naming_rule(images: Sequence[str], depths: Sequence[str]) -> str | None:
-    """Guesses the rule by which most of the depth maps are named after images.
+    """Guesses the rule by which the names of most depth maps are made from those of images.
 
     Args:
         images: Paths, without suffix, of images without a depth map of the same name.
@@ -105,7 +104,7 @@ def naming_rule(images: Sequence[str], depths: Sequence[str]) -> str | None:
     Returns:
         The rule in words, such as "<image>_depth"; None if no rule is likely.
     """
-    # First test if the names of depth files equal those of images but for one of these: case,
+    # First test if the names of depth files equal those of images except for one of these: case,
     # accents, leading zeros, folders.
     for words, alike in (
         ("like images but for upper and lower case", str.lower),
@@ -131,7 +130,7 @@ def naming_rule(images: Sequence[str], depths: Sequence[str]) -> str | None:
             for words, depth_of in _rules_of(image, depth):
                 if words not in fitting and (few > 1 or not words.startswith("with ")):
                     fitting[words] = sum(depth_of(name) in known for name in images[:_COUNTED])
-    # Accept the best rule only if it gives the names of half of the files without a partner.
+    # Accept the best rule only if it explains the names of half of the files without a partner.
     best = max(fitting, key=fitting.get, default=None)
     enough = max(min(_RULE_FITS, few), min(few, _COUNTED) // 2)
     return best if best is not None and fitting[best] >= enough else None

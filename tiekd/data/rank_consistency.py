@@ -1,4 +1,4 @@
-"""Checks before training that all ranks found the same frames, from which they form batches.
+"""Checks before training that all ranks have found the same frames, of which they form batches.
 
 On several machines, one rank may lack the permission to list a shared folder, or the copies of the
 files may differ. The check costs a hash of all names, some 80 ms for 24,000 frames, and one
@@ -23,15 +23,16 @@ _SEPARATOR = "\0"
 
 
 def check_same(datasets: Mapping[str, Dataset]) -> None:
-    """Raises an error unless all ranks have the same frames in the same order.
+    """Checks that all ranks have the same frames in the same order.
 
-    The check is collective, i.e. all ranks must call it.
+    Collective: all ranks must call it.
 
     Args:
-        datasets: This rank's datasets, keyed by their names in messages, such as "training".
+        datasets: This rank's datasets, keyed by what they are called in error messages, such as
+            "training".
 
     Raises:
-        DataError: On every rank, if a rank's frames differ from rank 0's. The message names the
+        DataError: A rank's frames differ from rank 0's; raised on every rank. The message names the
             rank and a frame.
     """
     if comm.world_size() == 1:
@@ -45,7 +46,8 @@ def check_same(datasets: Mapping[str, Dataset]) -> None:
         ]
         if not differing:
             continue
-        # The hashes differ: send rank 0's names, and let each rank describe its own difference.
+        # Send rank 0's names, since the hashes differ, and let each rank describe its own
+        # difference.
         row = list(_rows(dataset))
         first = comm.broadcast_object(row)
         told = comm.gather_objects(_difference(first, row))
@@ -85,11 +87,11 @@ def _digest(rows: Iterator[str]) -> bytes:
 
 
 def _difference(first: Sequence[str], here: Sequence[str]) -> str:
-    """Describes how this rank's frames differ from rank 0's: the numbers of frames, and one frame.
+    """Describes how this rank's frames differ from rank 0's: their numbers, and an example.
 
     Args:
-        first: What `_rows` returned on rank 0.
-        here: What `_rows` returned on this rank.
+        first: The result of `_rows` on rank 0.
+        here: The result of `_rows` on this rank.
     """
     counts = f"{len(here)} there, {len(first)} on rank 0"
     theirs, ours = set(first), set(here)

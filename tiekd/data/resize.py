@@ -2,16 +2,16 @@
 
 `data.resize` is the first transform wherever images are read: training, evaluation, prediction,
 `load_student`, caching and export. Training resizes depth maps, masks and intrinsics with the
-image; evaluation resizes the image alone. The setting is stored with the weights, so callers
-needn't repeat it.
+image; evaluation resizes only the image. The setting is stored with the weights, so that it needn't
+be repeated for them.
 
 Images are resized by an antialiasing triangle filter in fixed-point arithmetic: weights are
 multiples of 1/2048, and grey levels between the two passes are multiples of 1/16. float32
 represents all sums exactly, so that every device, library and exported graph gives the same grey
-levels. In depth maps a "cell" is the area of one output pixel. Measured depth is never
-interpolated: a cell takes the valid pixel nearest to its centre. A teacher's map is averaged over a
-cell if the cell is on one surface. The network's depth is resized to the image's own size by
-`restored`, bilinearly or nearest, as the network's readout requires.
+levels. Measured depth is never interpolated: a new pixel takes the valid pixel nearest to its
+centre. A teacher's map is averaged over the area of a new pixel if the area is on one surface. The
+network's depth is resized to the image's own size by `restored`, bilinearly or nearest, as the
+network's readout requires.
 
 Costs 4 ms in a worker for a KITTI image at half its size, 60 ms for one of 12 megapixels. Left out:
 sizes that change from batch to batch.
@@ -36,12 +36,13 @@ from tiekd.data.sample import Sample, in_grey_levels
 from tiekd.errors import DataError, RecipeError
 
 MODES = ("stretch", "cover", "contain", "fit")
-# With `at_most`, an image keeps its size if it has up to this many times as many pixels as that
-# size.
+# Ratio of numbers of pixels up to which `at_most` doesn't shrink an image.
 SLACK = 1.5
-ONE_SURFACE = 1.1  # largest ratio of depths under one new pixel that count as one surface
-LARGEST = 16384  # maximum pixels of a side
-# Filter weights are multiples of 1/2048; between the two passes, grey levels are multiples of 1/16.
+# The largest ratio of the depths that a new pixel covers for them to count as one surface.
+ONE_SURFACE = 1.1
+LARGEST = 16384  # largest number of pixels of a side
+# Denominators: filter weights are multiples of 1/2048, and grey levels between the two passes are
+# multiples of 1/16.
 _WEIGHTS = 2048
 _BETWEEN = 16
 
@@ -67,20 +68,22 @@ class Placement(NamedTuple):
 
 @dataclass(frozen=True)
 class Resize:
-    """The setting `data.resize`, in one of its forms; without any, images keep their own size.
+    """The setting `data.resize`, which gives a size in one of four ways.
+
+    With all attributes None, images keep their own size.
 
     Attributes:
         height: Target height in pixels; needs `width` and `mode`.
         width: Target width in pixels.
         mode: "stretch": to exactly the target size. "cover": by one factor to at least the target
             size, to which training then crops. "contain": by one factor to fit into the target
-            size, centred and padded with black, which is masked out everywhere. "fit": like
+            size, centred and padded with black, which losses and metrics ignore. "fit": like
             "contain", without the padding.
         short_side: Length of the shorter side in pixels; both sides are resized by one factor.
         scale: Factor for both sides, above 0, at most 16.
         at_most: (height, width); an image with more than SLACK times as many pixels is shrunk by
-            one factor to about that number of pixels. Not a recipe option: `of_data` sets it if a
-            recipe's frames have one size, for larger images of other cameras.
+            one factor to about that number of pixels. It isn't an option of recipes: `of_data` sets
+            it if all frames of a recipe have one size, for larger images of other cameras.
     """
 
     height: int | None = None
@@ -120,7 +123,7 @@ class Resize:
             )
 
     def node(self) -> dict:
-        """Returns the options that are set as a dict, from which `of_node` restores this object."""
+        """Returns a dict of the attributes that are set; `of_node` restores this object from it."""
         return {key: value for key, value in vars(self).items() if value is not None}
 
     def __str__(self) -> str:
@@ -144,7 +147,7 @@ class Resize:
 
     @property
     def crop(self) -> tuple[int, int] | None:
-        """(height, width) of the training crop if the recipe has none; None for whole images."""
+        """The (height, width) to which training crops by default; None for whole images."""
         return (self.height, self.width) if self.mode == "cover" else None
 
     def place(self, height: int, width: int, name: str = "an image") -> Placement:
@@ -153,10 +156,10 @@ class Resize:
         Args:
             height: Rows of the image.
             width: Columns of the image.
-            name: The image's file, for the error.
+            name: The image's file, for the error message.
 
         Raises:
-            DataError: If the resized image would be larger than LARGEST pixels a side.
+            DataError: A side of the resized image would be longer than LARGEST pixels.
         """
         placement = self._place(height, width)
         if self != OWN_SIZE and max(placement.canvas) > LARGEST:
@@ -177,8 +180,8 @@ class Resize:
                 max(self.height, round(height * factor)), max(self.width, round(width * factor))
             )
         if self.mode in ("contain", "fit"):
-            # Scale height and width by one factor to fit into the given size, which rounding must
-            # not exceed.
+            # Scale height and width by one factor so that they fit into the given size, also after
+            # rounding.
             factor = min(self.height / height, self.width / width)
             scaled = (
                 min(self.height, _side(height * factor)),
@@ -213,7 +216,7 @@ def of_augment(sizes: str, crop: tuple[int, int] | None) -> Resize:
         crop: (height, width) of `data.augment.crop`, or None.
 
     Raises:
-        RecipeError: If keep_aspect has no crop.
+        RecipeError: `sizes` is keep_aspect, but there is no crop.
     """
     if sizes == "keep_aspect":
         if crop is None:
@@ -230,10 +233,10 @@ def of_node(node: object, where: str = "data.resize") -> Resize:
 
     Args:
         node: The node of a recipe or a weights file, a mapping; None means no resizing.
-        where: The node's name, for the message.
+        where: The node's name, for the error message.
 
     Raises:
-        RecipeError: If the node isn't a valid resizing.
+        RecipeError: The node isn't a valid resizing.
     """
     if node is None:
         return OWN_SIZE
@@ -272,8 +275,8 @@ def of_data(data: Mapping | list) -> Resize:
                 "null for no resizing"
             )
         return resize
-    # Without data.resize, the crop (with data.augment.sizes=keep_aspect) or the frames' common size
-    # determines the size to which images are resized.
+    # Without data.resize, let the crop (with data.augment.sizes=keep_aspect) or the size that all
+    # frames have determine how images are resized.
     augment = data.get("augment") or {}
     check_value(augment, dict, "data.augment")
     if augment.get("crop") is not None:
@@ -288,7 +291,7 @@ def resize_of(
 ) -> Resize:
     """Returns how images are resized for trained weights.
 
-    All programs share the precedence by which this is decided.
+    All programs use this function, so that they agree on the precedence of settings.
 
     Args:
         state: The content of a weights file; tiekd writes the resizing under "resize".
@@ -297,13 +300,14 @@ def resize_of(
             weights; `data.resize=null` keeps the images' own size.
 
     Returns:
-        The override's resizing, else the weights', else the recipe's, else none.
+        The resizing of the override, else the one stored with the weights, else the recipe's, else
+        none.
 
     Raises:
-        RecipeError: If the resizing that applies isn't valid.
+        RecipeError: The resizing isn't valid.
     """
-    # Precedence: an override of data.resize, then the resizing saved with the weights, then the
-    # recipe.
+    # Use an override of data.resize first, then the resizing saved with the weights, then the
+    # recipe's.
     data = {} if recipe is None else recipe.get("data") or {}
     if is_overridden(("data", "resize"), recipe or {}, overrides):
         is_none = isinstance(data, dict) and data.get("resize") is None
@@ -317,10 +321,10 @@ def parse_size(text: str | None) -> Resize | None:
     """Returns the resizing that the option --size HxW|full of `bin/predict.py` asks for.
 
     Args:
-        text: The option's value; None if the option is left out, which makes the result None.
+        text: The option's value; None, for which the result is None, if the option isn't given.
 
     Raises:
-        RecipeError: If the text is neither a size nor "full".
+        RecipeError: The text is neither a size nor "full".
     """
     if text is None:
         return None
@@ -339,14 +343,14 @@ def parse_size(text: str | None) -> Resize | None:
 def frame_size(data: Mapping) -> tuple[int, int] | None:
     """Returns (height, width) of all frames of a recipe's data before resizing.
 
-    The size is known for `kb_crop`, the built-in scenes and NYU; the result is None if frames may
-    differ in size.
+    The size is known for the option `kb_crop`, the built-in scenes and NYU. The result is None if
+    frames may differ in size.
 
     Args:
         data: The recipe's `data` section.
 
     Raises:
-        RecipeError: If an option isn't a valid size.
+        RecipeError: An option isn't a valid size.
     """
     if data.get("kb_crop") is not None:
         return _checked_size(data["kb_crop"], "data.kb_crop")
@@ -394,7 +398,7 @@ def dense_weights(old: int, new: int) -> Tensor:
         new: Pixels of the side after resizing.
     """
     index, weights = _taps(old, new)
-    # At the border several weights of a new pixel can be for the same old pixel: add them.
+    # Add the weights that a new pixel at the border has for the same old pixel.
     matrix = torch.zeros(new, old)
     return matrix.scatter_add_(1, torch.from_numpy(index), torch.from_numpy(weights))
 
@@ -405,7 +409,8 @@ def open_weights(old: int, new: int) -> Tensor:
     Integer arithmetic makes the weights equal to those of `dense_weights`.
 
     Args:
-        old: Pixels of the side before resizing, at least 2; a symbol while tracing.
+        old: Pixels of the side before resizing, at least 2; a symbolic number while a graph is
+            traced.
         new: Pixels of the side after resizing.
 
     Returns:
@@ -435,7 +440,7 @@ def resized_by_products(pixels: Tensor, rows: Tensor, columns: Tensor) -> Tensor
     Returns:
         (B, 3, h, w) float32.
     """
-    # Round between the passes as in `resized_image`.
+    # Round between the two passes as in `resized_image`.
     between = (torch.matmul(rows, pixels) * _BETWEEN).round() / _BETWEEN
     return torch.matmul(between, columns.t()).round()
 
@@ -443,11 +448,10 @@ def resized_by_products(pixels: Tensor, rows: Tensor, columns: Tensor) -> Tensor
 def resized_depth(depth: Tensor, size: tuple[int, int]) -> Tensor:
     """Resizes measured depth without interpolation, so that no depth is invented.
 
-    Each new pixel covers an area of the old grid. It gets the value of the valid old pixel nearest
+    Each new pixel covers an area of the old map. It gets the value of the valid old pixel nearest
     to the area's centre, among those whose centres are inside the area (the first in row order if
-    several are equally near), or 0 if there is none.
-    If the new grid is finer, an area without an old pixel's centre gets the old pixel that contains
-    the area's centre.
+    several are equally near), or 0 if there is none. If the new map is finer, an area may contain
+    no old pixel's centre; it gets the old pixel that contains the area's centre.
 
     Args:
         depth: (1, H, W) of any dtype, 0 where invalid.
@@ -465,10 +469,9 @@ def resized_depth(depth: Tensor, size: tuple[int, int]) -> Tensor:
 def resized_teacher_map(depth: Tensor, size: tuple[int, int]) -> Tensor:
     """Resizes a teacher's depth, averaging only within one surface.
 
-    Each new pixel covers an area of the old grid. It gets the mean over the area if all depths
-    there are valid and the ratio of the largest to the smallest is at most ONE_SURFACE. Otherwise
-    it gets a value as in `resized_depth`, since a mean across an edge would be the depth of no
-    surface.
+    Each new pixel covers an area of the old map. It gets the mean over the area if all depths there
+    are valid and the ratio of the largest to the smallest is at most ONE_SURFACE. Otherwise it gets
+    a value as in `resized_depth`, since a mean across an edge would be the depth of no surface.
 
     Args:
         depth: (P, H, W) uint16 levels or float32, 0 where invalid; each plane is resized by itself.
@@ -486,7 +489,7 @@ def resized_teacher_map(depth: Tensor, size: tuple[int, int]) -> Tensor:
         _overlaps(old, new) for old, new in zip(plane.shape, size, strict=True)
     )
     # Sum the depths of the old pixels that each new pixel overlaps, weighted by the overlap, and
-    # track their minimum and maximum.
+    # find their minimum and maximum.
     total = np.zeros(size, np.float64)
     least, most = np.full(size, np.inf), np.zeros(size)
     for row, row_weight in zip(row_index.T, row_weights.T, strict=True):
@@ -516,9 +519,9 @@ def zoomed(placement: Placement, zoom: float, window: tuple[int, int]) -> Placem
 
     Args:
         placement: The placement without zoom.
-        zoom: The factor.
-        window: (height, width) of the crop; sides longer than those of `placement.canvas` count as
-            those.
+        zoom: The factor by which the image is resized further.
+        window: (height, width) of the crop; a side longer than that of `placement.canvas` is taken
+            to be that long.
     """
     if zoom == 1:
         return placement
@@ -531,12 +534,12 @@ def zoomed(placement: Placement, zoom: float, window: tuple[int, int]) -> Placem
 def resized_sample(
     sample: Sample, resize: Resize, placement: Placement | None = None
 ) -> tuple[Sample, Placement]:
-    """Resizes a sample, without padding it.
+    """Resizes a sample's image, depth maps, mask and intrinsics, without padding.
 
     Args:
         sample: The sample; depths may be stored levels.
         resize: How images are resized.
-        placement: The size to resize to, e.g. with a zoom; None for that of `resize`.
+        placement: The size to resize to, e.g. with a zoom; None for the size that `resize` gives.
 
     Returns:
         The sample with a uint8 image and depths in their dtype, and the image's placement on the
@@ -564,8 +567,8 @@ def resized_intrinsics(intrinsics: Tensor, old: tuple[int, int], new: tuple[int,
 
     Args:
         intrinsics: (3, 3), in pixels before resizing.
-        old: (height, width) before.
-        new: (height, width) after.
+        old: (height, width) of the image before resizing.
+        new: (height, width) of the image after resizing.
     """
     scale_y, scale_x = new[0] / old[0], new[1] / old[1]
     resized = intrinsics.clone()
@@ -588,7 +591,7 @@ def network_input(pixels: Tensor, resize: Resize, name: str = "an image") -> Ten
         (..., 3, *canvas) uint8, where canvas is the (height, width) of the padded images.
 
     Raises:
-        DataError: If the resized image would be larger than LARGEST pixels a side.
+        DataError: A side of the resized image would be longer than LARGEST pixels.
     """
     placement = resize.place(*pixels.shape[-2:], name)
     return on_canvas(resized_image(pixels, placement.scaled), placement)
@@ -625,7 +628,7 @@ def restored(values: Tensor, resize: Resize, size: tuple[int, int], smooth: bool
         (B, 1, *size).
 
     Raises:
-        ValueError: If `values` has another size than the padded images.
+        ValueError: `values` has another size than the padded images.
     """
     placement = resize.place(*size)
     if tuple(values.shape[-2:]) != placement.canvas:
@@ -638,7 +641,7 @@ def restored(values: Tensor, resize: Resize, size: tuple[int, int], smooth: bool
 
 
 def resized_map(values: Tensor, size: tuple[int, int], smooth: bool) -> Tensor:
-    """Resizes maps such as depths, with align_corners=False.
+    """Resizes maps such as depths, as torch's `interpolate` does with align_corners=False.
 
     Args:
         values: (B, 1, h, w) float32.
@@ -654,7 +657,7 @@ def resized_map(values: Tensor, size: tuple[int, int], smooth: bool) -> Tensor:
 
 
 def stretched_map(values: Tensor, size: tuple[int, int], smooth: bool) -> Tensor:
-    """Resizes as `resized_map`, without a branch on sizes, so that a traced graph fits any size.
+    """Resizes as `resized_map`, but without a branch on the sizes, for graphs that fit any size.
 
     Args:
         values: (B, 1, h, w) float32.
@@ -677,8 +680,9 @@ def picked(
     Args:
         values: (B, 1, h, w).
         size: (height, width) of the result.
-        index: Function of a side's (source pixels, new pixels, device) -> (new pixels,) int64, the
-            index of the source pixel for each new pixel.
+        index: Function of the number of a side's source pixels, the number of its new pixels and
+            the device, which returns the index of the source pixel for each new pixel, (new
+            pixels,) int64.
 
     Returns:
         (B, 1, *size).
@@ -694,8 +698,8 @@ def nearest_index(coarse: int, fine: int, device: torch.device | str = "cpu") ->
     """Returns for each fine pixel the index of the coarse pixel that contains its centre.
 
     Args:
-        coarse: Pixels of a side of the coarse grid.
-        fine: Pixels of that side of the fine grid.
+        coarse: Number of pixels of a side of the coarse grid.
+        fine: Number of pixels of the same side of the fine grid.
         device: Device of the result.
 
     Returns:
@@ -705,21 +709,22 @@ def nearest_index(coarse: int, fine: int, device: torch.device | str = "cpu") ->
 
 
 def _resized_inside(inside: Tensor, size: tuple[int, int]) -> Tensor:
-    # Usually all pixels are inside the image: return a view of one value, which takes no memory.
+    # Return a view of one value, which takes no memory, if all pixels are inside the image, as is
+    # usual.
     if inside.all():
         return torch.ones(1, 1, 1, dtype=torch.bool).expand(1, *size)
     return resized_depth(inside, size)
 
 
 def _checked_size(size: object, where: str) -> tuple[int, int]:
-    """Returns a size from a recipe as (height, width).
+    """Checks a size from a recipe, and returns it as (height, width).
 
     Args:
         size: The option's value.
-        where: The option's name, for the message.
+        where: The option's name, for the error message.
 
     Raises:
-        RecipeError: If the value isn't two whole numbers from 1.
+        RecipeError: The value isn't two whole numbers from 1.
     """
     check_value(size, tuple[int, int], where)
     if min(size) < 1:
@@ -735,12 +740,12 @@ def _check_side(name: str, value: int) -> None:
 
 
 def _whole(height: int, width: int) -> Placement:
-    """Returns the placement of an image of height x width pixels without padding."""
+    """Returns the placement of an image of height x width pixels without resizing or padding."""
     return Placement((height, width), (height, width))
 
 
 def _side(length: float) -> int:
-    """Rounds the length of a side to whole pixels, at least 1."""
+    """Rounds the length of a side to a whole number of pixels, at least 1."""
     return max(1, round(length))
 
 
@@ -754,10 +759,10 @@ def _by(size: tuple[int, int]) -> str:
 
 
 def _taps(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns for each new pixel the old pixels that are summed, and their weights.
+    """Returns for each new pixel the old pixels that the filter sums, and their weights.
 
-    In units of 1 / (2 new) of an old pixel, all distances are integers. Weights are rounded to
-    multiples of 1/2048 so that they add up to 1.
+    Distances are computed in units of 1 / (2 new) of an old pixel, in which they are integers.
+    Weights are rounded to multiples of 1/2048 such that they add up to 1.
 
     Args:
         old: Pixels of a side before resizing.
@@ -766,7 +771,8 @@ def _taps(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         Indices (new, T) int64 and weights (new, T) float32, for T old pixels per new one.
     """
-    # The filter reaches one old or one new pixel to each side, whichever is larger.
+    # Find the first old pixel of each new pixel's filter, which reaches one old or one new pixel to
+    # each side, whichever is larger.
     reach = 2 * max(old, new)
     centres = (2 * np.arange(new, dtype=np.int64) + 1) * old
     first = np.maximum((centres - reach - new) // (2 * new) + 1, 0)
@@ -774,7 +780,7 @@ def _taps(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
     index = first[:, None] + np.arange(count)
     weights = np.maximum(reach - abs((2 * index + 1) * new - centres[:, None]), 0)
     weights[index >= old] = 0
-    # Round cumulative sums, so that the rounded weights add up exactly.
+    # Round cumulative sums of the weights, so that the rounded weights add up exactly.
     upto = weights.cumsum(1)
     total = upto[:, -1:]
     rounded = (2 * _WEIGHTS * upto + total) // (2 * total)
@@ -837,8 +843,8 @@ def _members(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
     index = ((np.arange(new, dtype=np.int64) * old) // new)[:, None] + np.arange(-(-old // new) + 1)
     is_member = ((2 * index + 1) * new) // (2 * old) == np.arange(new)[:, None]
     is_member &= index < old
-    # If the new grid is finer, some new pixels contain no old pixel's centre. For these use the old
-    # pixel that contains the new pixel's centre.
+    # Find the new pixels that contain no old pixel's centre, as in a finer grid, and use for them
+    # the old pixel that contains the new pixel's centre.
     alone = ~is_member.any(1)
     index[alone, 0] = ((2 * np.flatnonzero(alone) + 1) * old) // (2 * new)
     is_member[alone, 0] = True
@@ -848,7 +854,7 @@ def _members(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _nearest_valid(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes a depth map: each new pixel gets the nearest valid old one, as in `resized_depth`.
+    """Resizes a depth map: each new pixel gets the nearest valid old pixel, as in `resized_depth`.
 
     Args:
         plane: (H, W) depths of any dtype, 0 where invalid.

@@ -1,4 +1,4 @@
-"""One frame (`Sample`), from the dataset's output until it is collated to a batch.
+"""One frame (`Sample`), as a dataset returns it and until it is collated to a batch.
 
 Left out: batches (tiekd/data/batch.py), and the functions that resize and augment a sample
 (tiekd/data/resize.py, tiekd/data/augment/).
@@ -59,14 +59,15 @@ class Sample(NamedTuple):
 
 
 def in_metres(sample: Sample) -> Sample:
-    """Returns a sample whose depth and teacher depth are float32 in metres.
+    """Converts a sample's depth and teacher depth to float32 metres.
 
     Args:
         sample: The sample, with depths in any unit.
     """
     teacher_depth, units, metres = sample.teacher_depth, sample.teacher_units, 1.0
     if teacher_depth is not None:
-        # A tuple also says that there are several maps, so it stays one.
+        # Keep the units a tuple if they are one, since a tuple also states that there are several
+        # maps.
         if isinstance(units, tuple):
             metres = (1.0,) * len(units)
             units = torch.tensor(units).view(-1, 1, 1)
@@ -80,12 +81,12 @@ def in_metres(sample: Sample) -> Sample:
 
 
 def in_grey_levels(sample: Sample) -> Sample:
-    """Returns a sample whose image is uint8; a float32 image is clipped to 0..255 and rounded.
+    """Converts a sample's image to uint8; a float32 image is clipped to 0..255 and rounded.
 
-    NumPy is used, because it takes half of torch's time.
+    It uses NumPy, which takes half of torch's time.
 
     Args:
-        sample: The sample, which is itself the result if its image is uint8 already.
+        sample: The sample. If its image is uint8 already, it is returned unchanged.
     """
     if sample.image.dtype == torch.uint8:
         return sample

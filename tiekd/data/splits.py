@@ -23,7 +23,8 @@ from tiekd.files import instead_of_file
 
 _LINE = "`image ground_truth focal`"
 _BLANKS = "names with spaces can't be separated here, so link or rename such files"
-_ESCAPED = re.compile("[\udc80-\udcff]")  # characters that stand for bytes that aren't UTF-8
+# The characters by which Python represents bytes that aren't UTF-8.
+_ESCAPED = re.compile("[\udc80-\udcff]")
 _UTF_16 = b"\xff\xfe", b"\xfe\xff"
 _BLANK, _LINE_BREAK = ord(" "), ord("\n")
 _BLOCK = 1 << 24  # bytes that are looked at together
@@ -37,7 +38,7 @@ class SplitLine(NamedTuple):
         image: Path of the image below the dataset's folder of images.
         ground_truth: Path of the depth map below the dataset's folder of depth maps; None without
             ground truth.
-        focal: Focal length in pixels; None if the file has image names alone.
+        focal: Focal length in pixels; None if the file lists only image names.
     """
 
     image: str
@@ -52,11 +53,11 @@ def read_split(path: Path) -> list[SplitLine]:
         path: The split file. Its lines are all `image ground_truth focal`, or all image names.
 
     Raises:
-        DataError: If the file is missing or empty, or a line is malformed.
+        DataError: The file is missing or empty, or a line is malformed.
     """
     lines = read_lines(path, f"a line is {_LINE}")
-    # If most lines have one word, the file lists only image names, and lines with more words raise
-    # an error. Otherwise lines with one word raise one.
+    # Choose the format: if most lines have one word, the file lists only image names, and lines
+    # with more words raise an error. Otherwise lines with one word raise an error.
     names_alone = sum(len(line.split()) == 1 for _, line in lines) * 2 > len(lines)
     parse = _parse_name if names_alone else _parse
     return [parse(line, f"{path}:{number}") for number, line in lines]
@@ -201,10 +202,11 @@ def read_lines(
         strip: Function that removes insignificant characters from both ends of a line.
 
     Raises:
-        DataError: If the file is missing, empty, unreadable or not text.
+        DataError: The file is missing, empty, unreadable or not text.
     """
     try:
-        found = instead_of_file(path)  # no regular file: opening a FIFO would block
+        # Refuse a path that isn't a regular file, since opening a FIFO would block.
+        found = instead_of_file(path)
         if found is not None:
             raise DataError(f"{path}: {found}, no split file; give a text file, {rule}")
         data = path.read_bytes()
@@ -217,8 +219,8 @@ def read_lines(
         why = f"can't be read ({error.strerror})"
         raise DataError(f"{path}: {why}; change its permissions, or give another file") from None
     text = data.decode("utf-8-sig", errors="surrogateescape")
-    # Names may have any bytes, but a zero byte or a UTF-16 byte order mark means that the file
-    # isn't UTF-8 text.
+    # Refuse a file with a zero byte or a UTF-16 byte order mark, which isn't UTF-8 text. Names may
+    # contain any other bytes.
     if _ESCAPED.search(text) and (b"\0" in data or data.startswith(_UTF_16)):
         raise DataError(f"{path}: no text; a split file is UTF-8, {rule}")
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
@@ -235,10 +237,10 @@ def _refuse_other_separators(line: str, where: str) -> None:
 
     Args:
         line: The line's text.
-        where: File and line number, for the message.
+        where: File and line number, for the error message.
     """
-    # A comma or semicolon is a separator if a blank follows it, or if several of the separated
-    # strings look like file names.
+    # Find the line's parts: a comma or semicolon is a separator if a blank follows it, or if
+    # several of the parts look like file names.
     parts = re.split(r"[,;]\s*", line)
     if len(parts) > 1 and (
         re.search(r"[,;]\s", line) or sum(bool(_FILE.search(part)) for part in parts) > 1
@@ -249,17 +251,17 @@ def _refuse_other_separators(line: str, where: str) -> None:
 
 
 def below_root(name: str, where: str) -> str:
-    """Returns a path from a split file without leading slashes, after checking it.
+    """Checks a path from a split file, and returns it without leading slashes.
 
-    Only the path's text is checked. It may lead outside the data root by a symbolic link, since
-    such a link was made by the user.
+    Only the path's text is checked. The path may lead outside the data root by a symbolic link,
+    since the user made such a link.
 
     Args:
         name: The path.
-        where: File and line number, for the message.
+        where: File and line number, for the error message.
 
     Raises:
-        DataError: If the path contains `..`, names no file or has a zero byte.
+        DataError: The path contains `..`, names no file or has a zero byte.
     """
     if ".." in name.split("/"):
         raise DataError(f"{where}: {name} leads out of the data root; give a path below it")

@@ -55,7 +55,7 @@ class Overlap(NamedTuple):
     """The number of a dataset's frames that a network was trained on.
 
     Attributes:
-        seen: Number of frames that it was trained on.
+        seen: Number of the dataset's frames that the network was trained on.
         frames: Number of frames in the dataset.
         estimated: True if the network's record has the hashes of only a part of the frames that it
             was trained on, so that `seen` is an estimate.
@@ -99,10 +99,10 @@ def hashes_of(dataset: Dataset, name_bits: int = 0) -> list[int] | None:
 
 
 def trained_on(dataset: Dataset) -> TrainedOn | None:
-    """Returns the hashes that identify a training set's frames; None for a dataset without files.
+    """Returns the hashes that identify a dataset's frames; None for a dataset without files.
 
     Args:
-        dataset: The training set; only a `Frames` reads files.
+        dataset: The training dataset; only a `Frames` reads files.
     """
     if not isinstance(dataset, Frames | MixedFrames):
         return None
@@ -112,12 +112,11 @@ def trained_on(dataset: Dataset) -> TrainedOn | None:
 
 
 def union(first: TrainedOn | None, second: TrainedOn | None) -> TrainedOn | None:
-    """Returns the record of two training sets together, such as before and after fine-tuning.
+    """Merges the records of two training datasets, such as before and after fine-tuning.
 
     Args:
-        first: The record of one training set; None if it is unknown, which makes `second` the
-            result.
-        second: The record of the other; None if it is unknown, which makes `first` the result.
+        first: The first record; if it is None (unknown), the result is `second`.
+        second: The second record; if it is None (unknown), the result is `first`.
     """
     if first is None or second is None:
         return second if first is None else first
@@ -160,8 +159,8 @@ def overlap(
         return None
     hashes = list(hashes)
     known = set(record.hashes.tolist())
-    # A large record keeps only hashes with `zero_bits` trailing zero bits. Look up only those of
-    # the given hashes that have them, and extrapolate the number found to all frames.
+    # Look up only hashes with `zero_bits` trailing zero bits if the record is large, since it keeps
+    # only these, and extrapolate the number found to all frames.
     asked = [value for value in hashes if _ends_in_zeros(value, record.zero_bits)]
     seen = sum(value in known for value in asked)
     count = len(hashes) if count is None else count
@@ -186,8 +185,8 @@ def from_plain(state: Mapping) -> TrainedOn | None:
     """Returns the record in the content of a weights file.
 
     Args:
-        state: The loaded content. The result is None if it has no valid record, because it was
-            written before there were records, or by another program.
+        state: The loaded content. The result is None if it has no valid record, as content written
+            by another program or by an old version of tiekd.
     """
     node = state.get(KEY)
     if not isinstance(node, Mapping) or not isinstance(node.get("hashes"), Tensor):
@@ -201,11 +200,11 @@ def from_plain(state: Mapping) -> TrainedOn | None:
 def read(path: Path | None) -> TrainedOn | None:
     """Returns the record of training frames in a weights file.
 
-    The file is memory-mapped, so that the weights themselves aren't read.
+    The file is memory-mapped, so the weights themselves aren't read.
 
     Args:
-        path: The file. The result is None if the file has no record or torch can't load it; so it
-            is if the path is None.
+        path: The file. The result is None if `path` is None, if the file has no record, or if torch
+            can't load it.
     """
     if path is None or instead_of_file(path):
         return None
@@ -242,7 +241,7 @@ def _hash(name: str, size: int | None) -> int:
 
     Args:
         name: The frame's name in the dataset.
-        size: Its image file's size in bytes; None if there is no such file.
+        size: The size of the frame's image file in bytes; None if there is no such file.
     """
     text = f"{name}\0{size}".encode("utf-8", "surrogateescape")
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big", signed=True)
@@ -265,10 +264,10 @@ def _thinned(hashes: Iterable[int], zero_bits: int, name_bits: int = 0) -> Train
 
 
 def _ends_in_zeros(value: int, bits: int) -> bool:
-    """Returns True if an integer ends in zero bits.
+    """Returns True if an integer ends in at least `bits` zero bits.
 
     Args:
         value: The integer, such as a frame's hash.
-        bits: The least number of zero bits at its end.
+        bits: The minimum number of zero bits at its end.
     """
     return value & ((1 << bits) - 1) == 0

@@ -12,7 +12,7 @@ from pathlib import Path
 from tiekd.errors import LaunchError
 from tiekd.files import instead_of_file
 
-DEFAULT = Path("/job/hostfile")  # The hostfile that DeepSpeed reads without --hostfile.
+DEFAULT = Path("/job/hostfile")  # the hostfile that DeepSpeed reads if --hostfile isn't given
 _FORM = "give a file with a line `NAME slots=N` for each machine"
 _LINE = re.compile(r"(\S+)\s+slots=(\d+)\s*(#.*)?", re.ASCII)
 
@@ -35,7 +35,7 @@ def read(path: str | Path) -> dict[str, int]:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise LaunchError(f"--hostfile {path}: can't be read ({error}); {_FORM}") from None
-    # Parse each line as the launcher does, but name a wrong line in the error.
+    # Parse the lines as the launcher does. An error names the line that is wrong.
     hosts: dict[str, int] = {}
     for number, line in enumerate(map(str.strip, lines), 1):
         if not line or line.startswith("#"):
@@ -63,7 +63,7 @@ def read(path: str | Path) -> dict[str, int]:
 def check_is_file(path: Path) -> None:
     """Raises LaunchError if a hostfile doesn't exist or is no file.
 
-    DeepSpeed's launcher would use this machine alone instead, without an error.
+    Without this check, DeepSpeed's launcher would use this machine alone.
 
     Args:
         path: The hostfile.
@@ -84,7 +84,7 @@ def check_options(options: Sequence[str]) -> None:
         LaunchError: Two options exclude each other; or an option names a machine or device that
             isn't in the hostfile, or a number that isn't positive.
     """
-    # First check that numbers of GPUs and nodes and the port are positive integers.
+    # Check that the numbers of GPUs and nodes and the port are positive integers.
     given = dict(option.removeprefix("--").split("=", 1) for option in options)
     for name in ("num_gpus", "num_nodes", "master_port"):
         if name in given and not re.fullmatch(r"[1-9]\d{0,4}", given[name], re.ASCII):
@@ -141,7 +141,7 @@ def _check_filter(name: str, value: str, hosts: dict[str, int] | None) -> None:
         LaunchError: The value names a machine or device that isn't in `hosts`.
     """
     known = hosts or {"localhost": None}
-    # Machines are separated by @. A machine may be followed by a colon and its devices.
+    # Machines are separated by @. After a machine's name, a colon and its devices may follow.
     for part in value.split("@"):
         host, colon, slots = part.partition(":")
         if host not in known:

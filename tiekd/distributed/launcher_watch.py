@@ -1,13 +1,13 @@
 """Watches the launcher processes above a rank, and ends the rank when one of them has ended.
 
 If `deepspeed` is terminated or killed, its ranks keep running and nothing would end them. So each
-rank watches its launcher from the start. When the launcher is gone, the rank exits, or calls a
+rank watches its launcher from the start. When the launcher has ended, the rank exits, or calls the
 function that was set by `when_lost`.
 
-On several machines ranks are started over ssh. There each rank watches its ssh session. Ranks on
-the launcher's machine also watch `deepspeed` and pdsh, the program by which it opens the ssh
-sessions. If only these two are killed, the ssh connections stay open, and the ranks on the other
-machines keep running.
+In a run on several machines, ranks are started over ssh, and each rank watches its ssh session.
+Ranks on the launcher's machine also watch `deepspeed` and pdsh, the program with which `deepspeed`
+opens the ssh sessions. If only these two are killed, the ssh connections stay open, so ranks on the
+other machines don't notice it.
 
 Left out: other launchers (SLURM and similar ones end their processes themselves).
 """
@@ -36,8 +36,8 @@ _LAUNCHER_MODULES = ("deepspeed.launcher.launch", *_RUNNERS)
 def end_process(_gone: psutil.Process | None = None, code: int = 1) -> None:
     """Kills all child processes and ends this process immediately, without a message.
 
-    It is called when the launcher, which passes on messages, has ended. Children are killed because
-    a data worker whose disk hangs would outlive this process.
+    It is called when the launcher has ended, which would pass on any message. Child processes are
+    killed, since a data worker that waits for a hanging disk would outlive this process.
 
     Args:
         _gone: The launcher that has ended; not used, but given to every function set by
@@ -61,8 +61,8 @@ def watch_launchers() -> None:
     set by `when_lost` is called; if none was set, the process exits.
     """
     found = launchers()
-    # Exit if DeepSpeed's launch.py has started this process, which the variable CROSS_RANK shows,
-    # and has already ended.
+    # Exit if DeepSpeed's launch.py started this process (CROSS_RANK shows that) and has already
+    # ended.
     is_there = any(_LAUNCHER_MODULES[0] in _command(process) for process in found)
     if "CROSS_RANK" in os.environ and not is_there:
         end_process()
@@ -134,7 +134,7 @@ def _hostfile_in(words: list[str]) -> str | None:
             program's own arguments and are ignored.
 
     Returns:
-        The value as typed; None if the option isn't given.
+        The value as the user typed it; None if the option isn't given.
     """
     own = words[: words.index(sys.argv[0])] if sys.argv[0] in words else words
     parser = argparse.ArgumentParser(add_help=False)
@@ -149,7 +149,8 @@ def nodes() -> dict[str, list[int]] | None:
 
     Returns:
         The device numbers; None if there is only one machine. Also None if the user started the
-        launcher on each machine by hand (--no_ssh), since bin/resume can't repeat that.
+        launcher on each machine by hand (--no_ssh): bin/resume, which uses the result, can't repeat
+        that.
     """
     commands = " ".join(map(_command, launchers()))
     told = re.search(r"--world_info=([\w=-]+)", commands)
@@ -171,8 +172,8 @@ def watch(
     def look() -> None:
         pause = threading.Event()
         while not pause.wait(every_s):
-            # A process has also ended if its ID now belongs to another process, or if it is a
-            # zombie.
+            # A process counts as ended, too, if its ID now belongs to another process, or if it is
+            # a zombie.
             gone = next((p for p in processes if not p.is_running() or _is_zombie(p)), None)
             if gone is not None:
                 on_loss(gone)
@@ -185,9 +186,9 @@ def watch(
 def _is_adopted(launch: psutil.Process) -> bool:
     """Returns True if the `deepspeed` process that started launch.py has ended.
 
-    launch.py then has a new parent: init, or a process that adopts orphans in its place. Its
-    process group is still that of `deepspeed`, so it is neither its parent's nor its own. (A
-    launch.py that was started by hand leads its own process group.)
+    launch.py then has a new parent: init, or another process that adopts orphans. But launch.py is
+    still in the process group of `deepspeed`, which is neither its new parent's group nor one that
+    it leads. (A launch.py that was started by hand leads its own group.)
 
     Args:
         launch: The process of launch.py.
@@ -235,7 +236,7 @@ def _command(process: psutil.Process) -> str:
     try:
         return " ".join(process.cmdline())
     except psutil.Error:
-        # The process has just ended, or it belongs to another user, so its command can't be read.
+        # The command can't be read: the process has just ended, or it belongs to another user.
         return ""
 
 

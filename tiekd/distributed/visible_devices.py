@@ -1,10 +1,10 @@
 """Translates CUDA_VISIBLE_DEVICES and a number of ranks to options of DeepSpeed's launcher.
 
 This is the program behind bin/dist_train.sh. DeepSpeed ignores CUDA_VISIBLE_DEVICES if it is called
-with a number of GPUs, and accepts no UUIDs. So device numbers are passed as `--include`, and UUIDs
-are first translated to numbers with the help of nvidia-smi. As in CUDA, an empty value or -1 hides
-all GPUs; the ranks then run on the CPU. Only Python's standard library is imported, so the program
-starts without delay.
+with a number of GPUs, and accepts no UUIDs. So this program passes device numbers as `--include`,
+after translating UUIDs to numbers with the help of nvidia-smi. As in CUDA, an empty value or -1
+hides all GPUs; the ranks then run on the CPU. Only Python's standard library is imported, so the
+program starts without delay.
 
 Left out: ranks on several MIG instances (slices of a GPU), between which NCCL doesn't work.
 """
@@ -15,9 +15,9 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
-_HIDDEN = ("", "-1", "NoDevFiles", "none", "void")  # Values that hide all GPUs.
+_HIDDEN = ("", "-1", "NoDevFiles", "none", "void")  # values that hide all GPUs
 _LIST_TIMEOUT_S = 20.0
-_OF_GPUS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # Device files of NVIDIA, of AMD and of WSL.
+_OF_GPUS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # device files of NVIDIA, of AMD and of WSL
 _ASK = "give numbers from 0 on, such as CUDA_VISIBLE_DEVICES=0,1"
 
 
@@ -28,7 +28,7 @@ class Refused(ValueError):
 def command(
     launcher: Sequence[str], environment: Mapping[str, str], arguments: Sequence[str]
 ) -> tuple[list, dict]:
-    """Returns the command that `dist_train.sh RECIPE GPUS [options]` runs.
+    """Returns the command that `bin/dist_train.sh RECIPE GPUS [options]` has to run.
 
     Args:
         launcher: The words of a command that start DeepSpeed's launcher, such as ["deepspeed"].
@@ -79,7 +79,7 @@ def select(
         visible: The value of CUDA_VISIBLE_DEVICES; None if it isn't set.
         count: The number of ranks, one per device.
         environment: The environment variables of this process.
-        called: What the user calls the number of ranks, for errors.
+        called: The name of the argument that gave the number of ranks, for errors.
 
     Returns:
         The options, and the environment variables that must be set or changed for the launcher.
@@ -97,7 +97,7 @@ def select(
                 f"{called} is {count}, but this machine has {len(there)}; give {len(there)} or less"
             )
         return ["--num_gpus", str(count)], {}
-    # Find UUIDs among this machine's devices, since the launcher accepts only device numbers.
+    # Translate UUIDs to device numbers, since the launcher accepts only numbers.
     names = [name.strip() for name in listed.rstrip(" ,").split(",")]
     if len(names) != count:
         raise Refused(
@@ -112,12 +112,12 @@ def select(
         raise Refused(
             f"CUDA_VISIBLE_DEVICES={listed}: this machine has {slots} GPUs, 0 to {slots - 1}"
         )
-    # Without a GPU the ranks run on the CPU, so device numbers have no meaning; give only their
-    # count.
+    # Without a GPU the ranks run on the CPU, and device numbers have no meaning. Return only the
+    # number of ranks.
     if not slots and not any(map(os.path.exists, _OF_GPUS)):
         return ["--num_gpus", str(count)], {}
-    # The numbers of UUIDs come from nvidia-smi, which sorts devices by PCI bus. CUDA's default
-    # order is fastest first, so set it to the same order.
+    # The device numbers of UUIDs are nvidia-smi's, which sorts devices by PCI bus. CUDA's default
+    # order is fastest first, so set CUDA's order to nvidia-smi's.
     order = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if not all(map(str.isdecimal, names)) else {}
     return ["--include", f"localhost:{','.join(map(str, numbers))}"], order
 
@@ -165,8 +165,8 @@ def _number(name: str, listed: str, there: Sequence[str]) -> int:
         there: The UUIDs of this machine's GPUs, in the order of their numbers.
 
     Raises:
-        Refused: No GPU, or more than one, has a UUID that begins like this; or the entry is
-            neither a number nor a UUID.
+        Refused: The entry is neither a number nor a UUID; or no GPU, or more than one, has a UUID
+            that begins with it.
     """
     if re.fullmatch(r"\d+", name, re.ASCII):
         return int(name)
@@ -202,7 +202,7 @@ def _check_one_mig(visible: str, count: int) -> None:
 def _uuids() -> list[str]:
     """Returns the UUIDs of this machine's GPUs in nvidia-smi's order.
 
-    Empty if nvidia-smi is missing, times out or lists none.
+    The list is empty if nvidia-smi is missing, times out or lists no GPU.
     """
     try:
         said = subprocess.run(
@@ -223,9 +223,10 @@ def _whole(value: str, name: str, most: int, meaning: str) -> int:
 
 
 def main() -> int:
-    """Replaces this process by DeepSpeed's launcher, with `exec`; so it doesn't return.
+    """Replaces this process by DeepSpeed's launcher (`exec`), so it doesn't return.
 
-    Only if the user has made a mistake, it reports that in one line and returns the exit code 2.
+    Only after a user's mistake it returns: it reports the mistake in one line and returns exit code
+    2.
     """
     try:
         words, environment = command(["deepspeed"], os.environ, sys.argv[1:])

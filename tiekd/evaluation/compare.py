@@ -38,15 +38,15 @@ from tiekd.workdir import workdir
 
 
 class Entrant(NamedTuple):
-    """One network, or another predictor, that is evaluated.
+    """A network, or another predictor, that is to be evaluated.
 
     Attributes:
         predict: function from images (B, 3, H, W), normalised and at the working resolution, to
             depth (B, 1, H, W) in metres; see `evaluate.evaluate`.
         weights: the weights file; None for a predictor without weights.
         trained_on: the frames that the network was trained on; None if they aren't known.
-        resize: the working resolution.
-        least_side: smallest side in pixels that the network can take.
+        resize: the size to which images are resized for the predictor (working resolution).
+        least_side: smallest height or width of an image, in pixels, that the network can take.
         teachers: the teachers from which the network learned; None if they aren't known.
     """
 
@@ -63,7 +63,10 @@ class Entrant(NamedTuple):
         return getattr(self.predict, "needs_focal", False)
 
     def depth_of(self, pixels: Tensor, device: torch.device, intrinsics: Tensor) -> Tensor:
-        """Predicts depth at the images' own size, resized as for the metrics.
+        """Predicts depth at the images' own size.
+
+        The predictor sees the images at `resize`; its depth is resized bilinearly, as for the
+        metrics.
 
         Args:
             pixels: (B, 3, H, W) uint8 images at their own size.
@@ -90,8 +93,9 @@ class Result(NamedTuple):
         metrics: the nine metrics by name.
         ranges: bias and errors per depth range.
         frames: the results per frame.
-        overlap: how many of the frames the network was trained on; None if that isn't known.
-        resize: the working resolution.
+        overlap: how many of the evaluated frames the network was trained on; None if its training
+            frames aren't known.
+        resize: the size to which images were resized for the predictor (working resolution).
         edges: the errors near depth edges of the teacher's depth; None if the network was compared
             with ground truth.
     """
@@ -137,7 +141,7 @@ def entrants(
             recipe_path, checkpoint_path, overrides if last else ()
         )
 
-        # Name the network: use the shortest of these names that no earlier network has.
+        # Name the network by the shortest of these names that no earlier network has.
         file = Path(recipe_path)
         stem = file.resolve().parent.name if file.name == workdir.RECIPE else file.stem
         tries = (stem, f"{stem}:{path.name}", f"{recipe_path}:{path}")
@@ -161,9 +165,11 @@ def overlaps(entrants: Mapping[str, Entrant], frames: Dataset) -> dict[str, Over
         frames: the evaluation frames.
 
     Returns:
-        name -> overlap, on every rank; None for an entrant whose training frames aren't known.
+        name -> overlap, i.e. how many of the frames the entrant was trained on; None for an entrant
+        whose training frames aren't known.
     """
-    # A frame's hash includes the size of its image file. Only rank 0 reads the sizes.
+    # Compute the hashes on rank 0 only: they include the size of each image file, and reading sizes
+    # from all ranks would burden the disk.
     found = None
     if comm.is_main():
         found = {
@@ -213,15 +219,16 @@ def recipe_and_checkpoint(text: str) -> tuple[str, str | None]:
 
 
 def mean_map(training: Dataset, device: torch.device, out: TextIO) -> Entrant:
-    """Returns a baseline predictor: the per-pixel mean of the training depths, for every image.
+    """Returns a baseline: it predicts for every image the per-pixel mean of the training depths.
 
     Args:
-        training: the training set. All frames must have one size.
+        training: the training frames, which must all have one size.
         device: the device to which the mean map is moved.
         out: text stream that receives the progress.
 
     Raises:
-        DataError: the frames differ in size. The predictor raises it for images of another size.
+        DataError: the frames differ in size. The predictor raises it, too, if it is called for
+            images of another size.
     """
     depth = evaluation.mean_depth_map(training, out).to(device)
 
@@ -253,18 +260,19 @@ def evaluate(
     Args:
         entrant: the predictor to evaluate.
         frames: the dataset of evaluation frames.
-        protocol: depth range, crop and batch size.
+        protocol: how predictions are scored: depth range, crop, batch size, and against what.
         device: the predictor's device.
         loading: number and timeout of each rank's data workers.
         out: text stream that receives the progress.
-        watchers: further watchers, see `evaluate.evaluate`.
+        watchers: functions that are called after each batch, as for `evaluate.evaluate`.
 
     Returns:
-        The result, whose attribute `overlap` is None.
+        The result. Its attribute `overlap` is left None, for the caller to fill in.
     """
     scored = protocol.min_depth, protocol.cap, protocol.settings.crop
     rows, edges = FrameRows(*scored), EdgeRows(*scored)
-    # Ground truth is often sparse; near its edges there is little to compare.
+    # Compute errors near edges only against a teacher, whose maps are dense. Ground truth is often
+    # sparse, and has few edges with depth on both sides.
     near_edges = () if protocol.reference is None else (edges,)
     figures = evaluation.evaluate(
         entrant.predict,
@@ -292,12 +300,12 @@ def evaluate(
 def as_json(results: Mapping[str, Result], protocol: EvaluationProtocol) -> dict:
     """Returns all results as plain values for a JSON file.
 
-    The keys are `protocol`; `networks`, by name; and `against`, the comparison of the last network
-    with each other one. Non-finite values (a range without pixels, or a network that predicts
+    The keys are `protocol`; `networks`, by name; and `against`, the comparisons of the last network
+    with each of the others. Non-finite values (a range without pixels, or a network that predicts
     non-finite depth) become null, because JSON can't represent them.
 
     Args:
-        results: name -> result, of which the last is compared with the others.
+        results: network's name -> its result; the last network is compared with each of the others.
         protocol: how the networks were evaluated.
     """
     # All networks were evaluated on the same frames, so take names and pixel counts from any table.

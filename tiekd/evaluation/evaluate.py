@@ -1,4 +1,4 @@
-"""Evaluates a predictor: nine metrics per image, and their nan-mean over images.
+"""Evaluates a predictor: nine metrics per image, and the mean of each over images.
 
 The metrics don't depend on the number of ranks: batches are formed over the whole validation set,
 each rank evaluates whole batches, and the ranks' rows are gathered and sorted into the dataset's
@@ -93,9 +93,9 @@ class EvaluationProtocol:
 
     Attributes:
         settings: `recipe["evaluation"]`.
-        min_depth: metres. Pixels count only if their ground truth is above it.
+        min_depth: exclusive lower bound of the ground truth at evaluated pixels, metres.
         max_depth: the network's largest depth in metres; the default of `cap`.
-        split: name of the frames' split, for reports.
+        split: name of the split that the evaluated frames come from, for reports.
         reference: the teacher with which predictions are compared in place of ground truth; None
             for ground truth.
     """
@@ -108,7 +108,7 @@ class EvaluationProtocol:
 
     @property
     def cap(self) -> float:
-        """Pixels count only if their ground truth is below this depth, in metres."""
+        """The exclusive upper bound of the ground truth at evaluated pixels, metres."""
         return self.max_depth if self.settings.cap is None else self.settings.cap
 
 
@@ -125,12 +125,13 @@ def evaluate(
 ) -> dict[str, float]:
     """Evaluates a predictor on a dataset, and returns the mean of each of the nine metrics.
 
-    If the protocol has a reference, it takes the place of the ground truth here and for watchers.
+    If the protocol has a reference, the teacher's depth takes the place of the ground truth, also
+    in the batches that watchers get.
 
-    Collective: all ranks must call it, and all get the same result. A pixel counts if it is inside
-    the crop and min_depth < ground truth < cap. An image without such pixels is left out of the
-    means. Memory: besides the network at the working resolution, two float32 maps per image at its
-    own size, the ground truth and the prediction.
+    Collective: all ranks must call it, and all get the same result. A pixel is evaluated if it is
+    inside the crop and min_depth < ground truth < cap. An image without such pixels is left out of
+    the means. Memory: besides the network at the working resolution, two float32 maps per image at
+    its own size, the ground truth and the prediction.
 
     Args:
         predictor: function from images (B, 3, H, W) to depth (B, 1, H, W) in metres. If its
@@ -194,13 +195,13 @@ def evaluate(
 def _shown(
     pairs: Iterable[tuple[list[int], Any]], noun: str, total: int, ranks: int, out: TextIO | None
 ) -> Iterator:
-    """Yields the elements of `pairs` unchanged, and shows the progress on rank 0.
+    """Yields the elements of `pairs` unchanged, and prints the progress on rank 0.
 
-    The progress assumes that all ranks have processed as many samples as rank 0.
+    The number of finished samples is estimated: as many on every rank as on rank 0.
 
     Args:
-        pairs: (indices in the dataset, batch or sample).
-        noun: name of what is counted, for the progress.
+        pairs: (indices in the dataset, batch of these samples or the sample).
+        noun: what the samples are called in the progress line.
         total: number of samples on all ranks together.
         ranks: number of ranks.
         out: text stream that receives the progress; None for no progress.
@@ -229,7 +230,7 @@ def mean_depth_map(dataset: Dataset, out: TextIO | None = None) -> Tensor:
     Raises:
         DataError: the frames differ in size.
     """
-    # Sum depths and count measurements per pixel over the frames.
+    # Sum the measured depths and the number of measurements at each pixel over all frames.
     total, count = 0.0, 0.0
     samples = (([index], dataset[index]) for index in range(len(dataset)))
     for (index,), sample in _shown(samples, "training frames", len(dataset), 1, out):

@@ -30,7 +30,7 @@ from tiekd.evaluation.evaluate import EvaluationProtocol
 GRID = (48, 64)
 NAMES = ("best constant", "training median", "median map")
 _BINS = 2048
-_NEAREST = 1e-3  # smallest counted depth, relative to the largest; nearer ones count as this
+_NEAREST = 1e-3  # lower edge of the first bin, as a fraction of the cap; nearer depths count in it
 
 
 class Floors(NamedTuple):
@@ -84,10 +84,10 @@ def _everywhere(depth: float) -> Tensor:
 
 
 class _Shown:
-    """A predictor that returns one map, resized, for every image.
+    """A predictor that returns the same map for every image, resized to the image's size.
 
     Args:
-        depth: (1, 1, h, w) float32, metres.
+        depth: (1, 1, h, w) float32, the map, metres.
     """
 
     def __init__(self, depth: Tensor):
@@ -127,8 +127,8 @@ def best_constant(
         depths = depth[(depth > protocol.min_depth) & (depth < protocol.cap)].double()
         if not len(depths):
             continue
-        # The mean over frames of the mean of |c - t| / t is least for the constant c that is the
-        # median of all depths t with weights 1 / (t x the frame's pixels).
+        # Weight each depth t of a frame with n depths by 1 / (t n). The weighted median c minimises
+        # the mean over frames of the frame's mean |c - t| / t.
         shares = torch.bincount(bins.of(depths), 1 / (depths * len(depths)), minlength=_BINS)
         weights, count = scenes.get(scene_of(name), (0, 0))
         scenes[scene_of(name)] = (weights + shares, count + 1)
@@ -141,7 +141,7 @@ def best_constant(
 def measure(
     training: Dataset, min_depth: float, cap: float, out: TextIO | None = None
 ) -> tuple[float, Tensor]:
-    """Computes the median and the median map of training depths.
+    """Computes the median of all training depths, and the median in each cell of a grid.
 
     Args:
         training: the training frames, whose `depth` is (1, H, W) metres, 0 where not measured.
@@ -150,10 +150,11 @@ def measure(
         out: text stream that receives the progress; None for no progress.
 
     Returns:
-        The median in metres; and the map, (1, 1, 48, 64) float32, metres.
+        The median of all depths in metres; and the medians of the grid's cells, (1, 1, 48, 64)
+        float32, metres.
 
     Raises:
-        DataError: no training frame has ground truth in the range.
+        DataError: no training frame has ground truth between the bounds.
     """
     bins = _Bins(cap)
     counts = torch.zeros(GRID[0] * GRID[1] * _BINS, dtype=torch.int32)
@@ -166,7 +167,8 @@ def measure(
     counts = counts.view(*GRID, _BINS).double()
     everywhere = counts.sum((0, 1))
     _check_any(everywhere, "training", min_depth, cap)
-    # A cell without any depth gets the median of its row, and a row without any that of all cells.
+    # Give a cell without any depth the median of its row of cells, and a row without any the median
+    # of all depths.
     median = _medians(everywhere, bins.edges)
     row_medians = _medians(counts.sum(1), bins.edges)
     row_medians = torch.where(row_medians.isnan(), median, row_medians)
@@ -205,13 +207,13 @@ def _check_any(weights: Tensor, noun: str, min_depth: float, cap: float) -> None
 
 
 class _Bins:
-    """Logarithmic bins of depths.
+    """Bins for depths, equally wide in the logarithm of depth.
 
     Args:
-        cap: the largest depth, metres.
+        cap: upper edge of the last bin, metres.
 
     Attributes:
-        edges: (_BINS + 1,) float64, metres.
+        edges: (_BINS + 1,) float64, the bins' edges in increasing order, metres.
     """
 
     def __init__(self, cap: float):
@@ -221,7 +223,7 @@ class _Bins:
         self.edges = self._lowest * torch.exp(self._width * steps)
 
     def of(self, depths: Tensor) -> Tensor:
-        """Returns the indices of the bins of depths.
+        """Returns the index of the bin that each depth belongs to, (N,) int64.
 
         Args:
             depths: (N,) float64, metres.
@@ -238,7 +240,7 @@ def _medians(weights: Tensor, edges: Tensor) -> Tensor:
         edges: (bins + 1,), the bins' edges.
 
     Returns:
-        (...), NaN where all weights are 0.
+        (...), in the unit of `edges`; NaN where all weights are 0.
     """
     sums = weights.cumsum(-1)
     half = sums[..., -1:] / 2

@@ -1,11 +1,11 @@
-"""Computes the nine standard depth metrics (Eigen et al. 2014) per image, and prints their table.
+"""Computes the nine standard depth metrics (Eigen et al. 2014) per image, and formats tables.
 
 Source: arXiv 1406.2283. Sums are float64, so that the metrics don't depend on the device; the
 results stay on the inputs' device. On a CPU the pixels with valid ground truth are selected first,
 because measured depth is sparse: a 352x1216 image of which 18 % is measured takes about 0.8 ms. On
-a GPU selecting them would force a host sync, so masked sums run over all pixels of the evaluated
-part of the image, in some twenty passes. Predictions are not clamped: clamp them to the depth range
-first if the evaluation protocol says so.
+a GPU selecting them would force a host sync, so all pixels of the evaluated part of the image are
+summed with a mask, in some twenty passes. Predictions are not clamped: clamp them to the depth
+range first if the evaluation protocol says so.
 
 Left out: median scaling (metric depth needs none), metrics against the teacher's map, and
 gradients.
@@ -70,7 +70,7 @@ def crop_box(crop: str, height: int, width: int) -> tuple[slice, slice]:
 def depth_metrics(
     prediction: Tensor, ground_truth: Tensor, min_depth: float, max_depth: float, crop: str
 ) -> Tensor:
-    """Returns the nine depth metrics of each image, as METRIC_NAMES lists them.
+    """Returns the nine depth metrics of each image, in the order of METRIC_NAMES.
 
     Only pixels inside the crop with min_depth < ground_truth < max_depth are valid. If the
     prediction at a valid pixel is not finite or not above 0, the image's errors are infinite rather
@@ -249,11 +249,13 @@ def _from_sums(sums: Tensor, count: Tensor) -> Tensor:
 
 
 def aggregate(rows: Tensor) -> dict[str, float]:
-    """Returns the mean of each metric over images, by the metric's name.
+    """Returns the mean of each metric over images, as a dict from the metric's name.
+
+    Images without valid pixels, whose rows are NaN, are left out; if there are no others, all means
+    are NaN.
 
     Args:
-        rows: (N, 9), the metrics of N images as `depth_metrics` returns them. Images without valid
-            pixels, whose rows are NaN, are left out; if there are no others, all means are NaN.
+        rows: (N, 9), the metrics of N images as `depth_metrics` returns them.
     """
     means = rows.double().nanmean(dim=0).tolist() if len(rows) else [math.nan] * len(METRIC_NAMES)
     return dict(zip(METRIC_NAMES, means, strict=True))
@@ -267,7 +269,7 @@ def is_better(name: str, new: float, old: float | None) -> bool:
     Args:
         name: the metric's name, one of METRIC_NAMES; some are better if larger.
         new: the new value.
-        old: the best value so far; None without one.
+        old: the value to compare with, e.g. the best so far; None if there is none.
 
     Raises:
         RecipeError: the metric is unknown.

@@ -110,7 +110,7 @@ class Student:
     def smooth(self) -> bool:
         """True if depth may be interpolated between pixels, i.e. for the readout "mean".
 
-        For "mode" and "local", interpolating across an object edge would put points into mid-air.
+        For "mode" and "local", interpolation across an object edge would put points into mid-air.
         """
         return self.readout == "mean"
 
@@ -175,18 +175,18 @@ class Student:
         return self.at_own_size(reading, tuple(pixels.shape[2:]))
 
     def working_image(self, pixels: Tensor, name: str = "the image") -> Tensor:
-        """Resizes and pads images to the working resolution, i.e. as the network gets them.
+        """Resizes and pads images to the working resolution, as the network sees them.
 
         Args:
             pixels: (..., 3, H, W) uint8 RGB at the images' own size.
-            name: The image's file, for the error.
+            name: The image's file, for the error message.
 
         Returns:
             (..., 3, h, w) uint8 at the working resolution.
 
         Raises:
-            DataError: If the working size is larger than is allowed, or smaller than the network
-                can take.
+            DataError: The working size is larger than is allowed, or smaller than the network can
+                take.
         """
         least = least_size.least_side(self.network)
         found = least_size.fault(self.resize, tuple(pixels.shape[-2:]), least, name)
@@ -212,7 +212,7 @@ class Student:
 
     @property
     def needs_focal(self) -> bool:
-        """True if the network has a canonical camera, so that images need their focal length."""
+        """True if focal lengths are needed, i.e. if the network has a canonical camera."""
         return getattr(self.network, "canonical", None) is not None
 
     @torch.no_grad()
@@ -243,8 +243,8 @@ class Student:
         size = tuple(image.shape[2:])
         if focal is not None:
             focal = torch.tensor(focal, dtype=torch.float32, device=self.device)
-        # The network's forward pass computes the mean depth. Other readouts, and confidence, need
-        # the distribution over the depth bins.
+        # Run only the forward pass if the mean depth suffices, which it computes. Other readouts,
+        # and confidence, need the distribution over the depth bins.
         if self.smooth and not with_confidence:
             given = {} if focal is None else {"focal": focal}
             return Reading(network(image, **given).depth)
@@ -266,9 +266,10 @@ class Student:
         """Returns each pixel's difference in probability between its two likeliest depth bins.
 
         Where the difference is near 0, rounding decides which bin the readouts "mode" and "local"
-        choose. The head may have a lower resolution than the image; an image pixel gets the value
-        of the head's pixel from which its depth is taken. With learned upsampling it is the less
-        certain of two choices, that of the bin and that of the head's pixel. Needs a DPM head.
+        choose. If the head has a lower resolution than the image, an image pixel gets the value of
+        the head's pixel from which its depth is taken. With learned upsampling the result is the
+        smaller of two differences: that of the bins' probabilities, and that of the weights with
+        which the head's pixel is chosen. Needs a DPM head.
 
         Args:
             pixels: (B, 3, H, W) uint8 RGB at the images' own size.
@@ -281,7 +282,8 @@ class Student:
         margin = readouts.in_strips(readouts.margin, features, self.network.head.probabilities)
         size = tuple(image.shape[2:])
         margin = self._on_image(margin, features, size, smooth=False)
-        # With learned upsampling a pixel also chooses the head's pixel.
+        # Take the smaller margin of two choices if upsampling is learned, since a pixel then also
+        # chooses the head's pixel whose depth it takes.
         upsampling = getattr(self.network.head, "upsampling", None)
         if upsampling is not None:
             of_cells = upsampling.margins(features)[:, :, : size[0], : size[1]]
@@ -327,7 +329,7 @@ class Student:
         return readouts.on_image_grid(values, size, smooth)
 
     def _seen(self, focal: float | Sequence[float] | None, pixels: Tensor) -> list[float] | None:
-        """Converts focal lengths at the images' own size to those at the working resolution.
+        """Converts focal lengths from the images' own size to the working resolution.
 
         Args:
             focal: Focal length in pixels of `pixels`, one for all images or one for each.
@@ -338,7 +340,8 @@ class Student:
             camera.
 
         Raises:
-            RecipeError: As for `_cameras`.
+            RecipeError: The focal length is missing, not a number above 0, or given although the
+                network needs none.
         """
         cameras = self._cameras(focal, len(pixels))
         if cameras is None:
@@ -355,7 +358,7 @@ class Student:
             count: Number of images.
 
         Raises:
-            RecipeError: If the focal length is missing, not a number above 0, or given although the
+            RecipeError: The focal length is missing, not a number above 0, or given although the
                 network needs none.
         """
         if not self.needs_focal:
@@ -423,7 +426,7 @@ def load_student(
         from tiekd.workdir.checkpoints import find_weights
 
         path = find_weights(path)
-    # Get the description of the network from the recipe if there is one, otherwise from the file.
+    # Take the description of the network from the recipe if one is given, otherwise from the file.
     state = state_dicts.read_checkpoint(path)
     loaded = load_recipe(recipe) if recipe is not None else None
     node = state.get("network") if loaded is None else loaded.get("network")
@@ -432,7 +435,8 @@ def load_student(
             f"{path}: doesn't say its network; give the recipe of it, as in load_student(..., "
             "recipe=)"
         )
-    # Without a recipe, refuse components of modules outside tiekd, which would be imported.
+    # Refuse components of modules outside tiekd unless a recipe is given, because they would be
+    # imported.
     foreign = next(external.names_in(node), None) if recipe is None else None
     if foreign is not None:
         raise CheckpointError(
@@ -455,7 +459,7 @@ def load_student(
 def _is_numbers(value: object) -> bool:
     """Returns True if `value` is a number, tensor or array, or a list or tuple of these.
 
-    True and False don't count as numbers.
+    True and False are not treated as numbers.
     """
     values = value if isinstance(value, list | tuple) else [value]
     kinds = (int, float, np.number, np.ndarray, Tensor)
@@ -480,7 +484,7 @@ def check_readout(network: Network, readout: str, option: str = "readout") -> No
     Args:
         network: The network.
         readout: The name of the readout.
-        option: The name of the option that the message mentions.
+        option: The name of the option, for the error message.
     """
     if readout not in readouts.READOUTS:
         raise RecipeError(f"readout: got {readout!r}; allowed: {', '.join(readouts.READOUTS)}")
@@ -497,20 +501,21 @@ def as_pixels(image: str | PathLike | Image.Image | np.ndarray | Tensor) -> Tens
     """Converts an image in any form that `Student` accepts to a uint8 RGB tensor on the CPU.
 
     Args:
-        image: See `Student.__call__`.
+        image: The path of an image file, a Pillow image, an array or a tensor, as for
+            `Student.__call__`.
 
     Returns:
         (3, H, W), or (B, 3, H, W) for a batch.
 
     Raises:
-        DataError: If the file can't be read as an image, or `image` has another type, dtype or
-            shape.
+        DataError: The file can't be read as an image, or `image` has another type, dtype or shape.
     """
     if isinstance(image, str | PathLike):
         return read_photo(Path(paths.expanded(fspath(image))))
     if isinstance(image, Image.Image):
         return as_photo(image, "the image")
-    # Arrays and tensors of other shapes or dtypes fall through to the error below.
+    # Convert an array or tensor of the right shape and dtype; any other one falls through to the
+    # error below.
     if isinstance(image, np.ndarray):
         if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size:
             return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
@@ -534,20 +539,20 @@ def as_pixels(image: str | PathLike | Image.Image | np.ndarray | Tensor) -> Tens
 
 
 def pick_device(name: str | None) -> torch.device:
-    """Returns the device with this name, or for None the GPU if there is one, else the CPU.
+    """Returns the device with the given name; for None the GPU if there is one, else the CPU.
 
     Args:
-        name: Such as "cpu", "cuda" or "cuda:1"; None for the default.
+        name: The device's name, such as "cpu", "cuda" or "cuda:1", or None.
 
     Raises:
-        LaunchError: If the machine has no such device.
+        LaunchError: The machine has no such device.
     """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        # torch.device accepts devices that don't exist, and "meta", which holds no values. Using
-        # the device reveals both.
+        # Use the device once: torch.device accepts devices that don't exist, and "meta", which
+        # holds no values; using the device reveals both.
         torch.zeros(1, device=device).item()
         return device
     except (RuntimeError, AssertionError) as error:

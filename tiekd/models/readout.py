@@ -2,10 +2,10 @@
 
 Training optimises the mean, which `Network` returns. At object boundaries the distribution has two
 modes, and the mean is a depth between foreground and background at which there is no surface. The
-depths `mode` and `local` are at the higher mode instead. The functions are plain torch operations
-on whole (B, K, h, w) distributions, so they can be exported. `in_strips` applies them to a few
-image rows at a time, with about 64 MiB of temporary memory at any image size. Left out: bins that
-depend on the image.
+readouts `mode` and `local` give the depth of the higher mode instead. The functions are plain torch
+operations on whole (B, K, h, w) distributions, so they can be exported. `in_strips` applies them to
+strips, i.e. to a few image rows at a time, with about 64 MiB of temporary memory at any image size.
+Left out: bins that depend on the image.
 """
 
 from collections.abc import Callable
@@ -20,8 +20,8 @@ from tiekd.errors import RecipeError
 READOUTS = ("mean", "mode", "local")
 # Number of bins to each side of the most probable bin that the readout "local" includes.
 REACH = 2
-# Maximum bytes of the distributions that `in_strips` computes in one step. Reading depth from them
-# needs up to three more tensors of this size.
+# Maximum bytes of the distributions that `in_strips` computes in one step. To read depth from them
+# takes up to three more tensors of this size.
 STRIP_BYTES = 16 << 20
 
 
@@ -112,7 +112,7 @@ def in_strips(
 def on_image_grid(values: Tensor, size: tuple[int, int], smooth: bool) -> Tensor:
     """Resizes a map of one value per pixel of a head's output to the size of the input image.
 
-    The centres of the corner pixels of both are aligned.
+    The centres of the corner pixels of map and image are aligned.
 
     Args:
         values: (B, 1, h, w), e.g. depths.
@@ -166,13 +166,13 @@ def _aligned_index(coarse: int, fine: int, device: torch.device) -> Tensor:
 
 
 def _near_mode(probabilities: Tensor) -> Tensor:
-    """Returns a bool mask, True for bins at most REACH bins from the most probable one.
+    """Returns a mask of the bins that are at most REACH bins away from a pixel's most probable bin.
 
     Args:
         probabilities: (B, K, h, w), distributions over K bins.
 
     Returns:
-        (B, K, h, w).
+        (B, K, h, w) bool.
     """
     bins = torch.arange(probabilities.shape[1], device=probabilities.device).view(1, -1, 1, 1)
     return (bins - probabilities.argmax(1, keepdim=True)).abs() <= REACH

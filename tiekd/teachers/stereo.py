@@ -2,12 +2,12 @@
 
     teacher: {name: stereo, baseline: 0.54, right: [image_02, image_03]}
 
-The left images are those from which the student learns, and the right ones are found by their file
-names. Depth is focal length * baseline / disparity, 0 in pixels without a match, and its sigma
-follows from the error of a disparity (tiekd/teachers/pairs/matching.py); a DPM head learns both. It
-needs no network, no GPU and no training, but OpenCV: `pip install 'tiekd[stereo]'`. The teacher
-reads whole images from their files, so it can't see what augmentation does to them: its maps have
-to be cached. Left out: rectifying images, and depth for right images.
+The student learns on the left images; the right images are found by their file names. Depth is
+focal length * baseline / disparity, 0 in pixels without a match, and its sigma follows from the
+error of a disparity (tiekd/teachers/pairs/matching.py); a DPM head learns depth and sigma. The
+teacher needs no network, no GPU and no training, only OpenCV: `pip install 'tiekd[stereo]'`. The
+teacher reads whole images from their files and ignores augmentation, so its maps have to be cached.
+Left out: rectifying images, and depth for right images.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ from tiekd.teachers.pairs.calibration import Calibration
 from tiekd.teachers.pairs.matching import Rig
 from tiekd.teachers.pairs.right_images import Pair
 
-_SAME_FOCAL = 0.01  # by how much the focal lengths of calibration and image may differ
+_SAME_FOCAL = 0.01  # the largest relative difference of the focal lengths of calibration and image
 _PACKAGES = ("opencv-python-headless", "opencv-python")
 
 
@@ -45,12 +45,13 @@ class Options:
     Attributes:
         baseline: The distance between the two cameras in metres; None to take it from
             `calibration`.
-        calibration: The path of one of KITTI's calibration files (pairs/calibration.py), which also
-            has the offset, and the focal length of images whose own isn't known; None without one.
-        right: [TEXT, REPLACEMENT]: the right image's path is the left one's with the last TEXT
-            replaced; None for KITTI's image_02 and image_03.
+        calibration: The path of one of KITTI's calibration files (pairs/calibration.py); None
+            without one. The offset, and an unknown focal length of an image, are also taken from
+            this file.
+        right: [TEXT, REPLACEMENT]: the path of a right image is that of the left image, with the
+            last TEXT replaced. None for [image_02, image_03], the folders of KITTI.
         offset: The column of the right camera's principal point minus that of the left one's, in
-            pixels; None for 0, or that of `calibration`.
+            pixels; None to take it from `calibration`, or for 0 without a calibration.
         max_disparity: The largest disparity that is searched, in pixels; None for a sixth of the
             image's width. Nearer surfaces get no depth.
         min_disparity: The smallest disparity that gives a depth, in pixels.
@@ -95,8 +96,8 @@ class Estimate(NamedTuple):
 
     Attributes:
         depth: (H, W) float32, metres, 0 where invalid.
-        sigma: (H, W) float32, metres, the standard deviation of the depth; 0 where invalid. None
-            without `disparity_error`.
+        sigma: (H, W) float32, metres, the standard deviation of the depth; 0 where invalid. None if
+            `disparity_error` is None.
     """
 
     depth: np.ndarray
@@ -108,12 +109,14 @@ class StereoTeacher:
 
     Attributes:
         resize: The size at which caching gives images to the teacher: their own.
-        reads_files: True: depth doesn't follow from the images of a batch but from their files, so
-            that the teacher can't see augmented or changed images.
-        uses_focal: True: depth follows from the focal length, so caching records it.
+        reads_files: Always True: the teacher computes depth from the image files and not from the
+            images in the batch, so augmentation has no effect on it.
+        uses_focal: Always True: depth depends on the focal length, so it is recorded with cached
+            maps.
         description: The name, the origin and the settings of the teacher, for the log and for the
             manifest of cached maps.
-        sigma: What sigma follows from, for the manifest; None if the teacher gives depth alone.
+        sigma: The settings on which sigma depends, for the manifest; None if the teacher gives
+            depth alone.
         max_depth_m: The largest depth that the teacher gives, in metres; None before
             `check_frames`.
     """
@@ -123,7 +126,7 @@ class StereoTeacher:
     uses_focal = True
 
     def __init__(self, options: Options):
-        matching.opencv()  # a missing package is reported before anything is read
+        matching.opencv()  # report a missing package before anything is read
         self.options = options
         self.calibration: Calibration | None = None
         if options.calibration is not None:
@@ -161,10 +164,10 @@ class StereoTeacher:
     def check_frames(self, frames: Sequence[Frame]) -> list[str]:
         """Finds the right images of all frames, and checks them and some of the pairs.
 
-        It has to be called before the teacher is.
+        Call this method before the teacher's first call.
 
         Args:
-            frames: All frames of a data set; empty if the data set can't list them.
+            frames: All frames of a dataset; empty if the dataset can't list them.
 
         Returns:
             Messages for the log.
@@ -188,7 +191,8 @@ class StereoTeacher:
         pairs, missing = right_images.pairs_of(frames, self.options.right)
         self._frames = {frame.name: frame for frame in frames}
         self._rights = {pair.frame.name: pair.right for pair in pairs}
-        # No depth is larger than that of the smallest disparity, in which the offset is included.
+        # The largest depth is that of the smallest disparity (`min_disparity`, which includes the
+        # offset).
         scales = [self._focal(frame) * self.baseline_m for frame in frames]
         self.max_depth_m = max(scales) / self.options.min_disparity
         told = []
@@ -242,7 +246,7 @@ class StereoTeacher:
         return Rig(self._focal(frame), self.baseline_m, self.offset_px)
 
     def _check_calibration(self, frames: Sequence[Frame]) -> None:
-        """Raises TeacherError if the calibration file is of images of another size.
+        """Raises TeacherError if the calibration file is for images of another size.
 
         Args:
             frames: All frames.
@@ -317,7 +321,8 @@ class StereoTeacher:
             size: (height, width) of the image in the batch.
             matrix: (3, 3), its camera matrix there.
         """
-        # Match the whole images, since a crop of both loses the matches of its left columns.
+        # Match the whole images and crop the depth: in cropped images, pixels near the left border
+        # would have no match.
         found = self.estimate(frame)
         if found is None:
             none = np.zeros(size, np.float32)
@@ -330,16 +335,16 @@ class StereoTeacher:
 def _place(
     frame: Frame, whole: tuple[int, int], size: tuple[int, int], matrix: np.ndarray
 ) -> tuple[int, int]:
-    """Returns (top, left) of a crop in the whole image, by which its principal point has moved.
+    """Returns the position (top, left) of a crop in the whole image.
 
     Args:
-        frame: The image's frame.
+        frame: The image's frame, whose camera has the principal point in the whole image.
         whole: (height, width) of the whole image.
         size: (height, width) of the crop.
         matrix: (3, 3), the camera matrix of the crop.
 
     Raises:
-        TeacherError: The image is cropped and its camera isn't known.
+        TeacherError: The image is cropped, but its camera isn't known.
     """
     if size == whole:
         return 0, 0
@@ -375,6 +380,6 @@ def build(options: Options) -> StereoTeacher:
         options: The keys of the recipe's section `teacher`.
 
     Raises:
-        TeacherError: OpenCV or the calibration is missing or unfit.
+        TeacherError: OpenCV is missing, or the calibration is missing or can't be used.
     """
     return StereoTeacher(options)

@@ -31,7 +31,7 @@ def new_parser(description: str, usage: str | None = None) -> argparse.ArgumentP
     Args:
         description: the description, whose line breaks are kept. The commands in it are spelled as
             in a checkout.
-        usage: the line of usage; by default that which argparse makes.
+        usage: the usage line; None for the one that argparse generates.
     """
     return argparse.ArgumentParser(
         usage=usage,
@@ -44,7 +44,7 @@ def split_launcher_options(words: Sequence[str] | None = None) -> tuple[list[str
     """Splits a command line into options of DeepSpeed's launcher and all other words.
 
     Args:
-        words: the command line without the program's name; by default that of this process.
+        words: the command line without the program's name; None for that of this process.
 
     Returns:
         The launcher's options, each as one word such as `--num_gpus=2`, and the other words.
@@ -64,7 +64,7 @@ def recipe_argument(text: str) -> Path:
         text: A path, as for `path_argument`, or the name of a recipe that comes with tiekd.
 
     Returns:
-        The path of the recipe's file, of the user or of tiekd.
+        The path of the recipe's file, which is the user's or one that comes with tiekd.
     """
     return shipped.find(shipped.RECIPES, paths.path_argument(text))
 
@@ -112,7 +112,7 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 
 
 def add_frames(parser: argparse.ArgumentParser) -> None:
-    """Adds `--split`, which images a program reads, and `--workers`, the number of processes.
+    """Adds `--split`, which selects the images, and `--workers`, the number of processes.
 
     Args:
         parser: the program's parser.
@@ -187,8 +187,8 @@ def recipe_from_arguments(path: str | Path, args: argparse.Namespace) -> dict:
         args: the parsed options of bin/train.py or bin/resume.
 
     Returns:
-        The recipe. Its `work_dir` is that of the command line or of the recipe's file; if neither
-        gives one, it is derived from the file's name.
+        The recipe. Its `work_dir` is the command line's, else the recipe file's; if neither gives
+        one, it is derived from the file's name.
 
     Raises:
         RecipeError: a value isn't allowed, or the work dir's path has an unknown `$NAME`.
@@ -201,7 +201,7 @@ def recipe_from_arguments(path: str | Path, args: argparse.Namespace) -> dict:
     train_options["timeout_minutes"] = args.timeout
     if args.no_validate:
         train_options["validate"] = False
-    # Options that aren't given are None; they leave the recipe's value as it is.
+    # Leave out options that aren't given, which are None, so that the recipe's values are kept.
     given = {"train": {key: value for key, value in train_options.items() if value is not None}}
     if getattr(args, "load_from", None):
         given["load"] = {"checkpoint": str(Path(args.load_from).resolve())}

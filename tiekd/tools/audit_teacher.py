@@ -1,9 +1,10 @@
-"""Audits the teacher of a recipe: a table, audit.json, an image of the worst and median frame.
+"""Audits the teacher of a recipe, and writes audit.json and an image of two frames.
 
-The rules are in tiekd/evaluation/teacher_audit/. The teacher sees whole images, as when its maps
-are cached. With --sigma its sources of a sigma per pixel are measured, too, and the calibrations
-and sparsification curves written. The audit runs in one process. Left out: audits of ground truth,
-which bin/check_data.py checks, and the sigma of teachers from outside the project.
+The frames in the image are the worst and the median one. The rules are in
+tiekd/evaluation/teacher_audit/. The teacher sees whole images, as when its maps are cached. With
+--sigma its sources of a sigma per pixel are measured, too, and the calibrations and sparsification
+curves written. The audit runs in one process. Left out: audits of ground truth, which
+bin/check_data.py checks, and the sigma of teachers from outside the project.
 """
 
 import argparse
@@ -43,7 +44,7 @@ from tiekd.visualization.frame_pictures import growth
 
 JSON = "audit.json"
 PICTURE = "audit.png"
-_FULL_FRAME_MM = 43.267  # diagonal of the film that FocalLengthIn35mmFilm refers to
+_FULL_FRAME_MM = 43.267  # diagonal in mm of the film to which EXIF's FocalLengthIn35mmFilm refers
 
 
 def observer_of(
@@ -55,7 +56,7 @@ def observer_of(
         recipe: the recipe, with overrides applied.
         args: the parsed command line of bin/audit_teacher.py.
         device: the device on which the teacher runs.
-        index: of several teachers, the place of the one to audit.
+        index: the index of the teacher to audit, from 0, if the recipe has several.
 
     Raises:
         TeacherError: The recipe has no teacher that could be audited.
@@ -63,8 +64,8 @@ def observer_of(
     teachers = recipe.teachers
     node = teachers.nodes[index] if teachers.is_given else TeacherNode(None)
     if node.maps is not None:
-        # With cached maps (`teacher.maps`) there is no network to load a checkpoint into or to run
-        # on validation frames; maps exist for training frames only.
+        # Refuse --checkpoint and --split val with cached maps (`teacher.maps`): there is no network
+        # to load a checkpoint into, and maps exist for training frames only.
 
         if args.split == "val" or args.checkpoint is not None:
             option = "--split val" if args.split == "val" else "--checkpoint"
@@ -82,7 +83,8 @@ def observer_of(
             teacher = build_teacher(plain, device, source.resize, recipe.max_depth_m)
         questions = Questions(swapped=True, covered=True, changed=True)
         if isinstance(teacher, StereoTeacher):
-            # It reads the images' files, so changed images make no difference.
+            # Call the teacher only for images as they are: it reads the images' files itself, so
+            # changed images would make no difference.
             questions = Questions()
             for line in teacher.check_frames(listed_frames(frames)):
                 print(line)
@@ -98,16 +100,16 @@ def observer_of(
 
 
 def other_focals(frames: Dataset, index: int, given: float | None) -> Mapping[str, float]:
-    """Returns a frame's focal lengths from other sources than its data set.
+    """Returns a frame's focal lengths from other sources than its dataset.
 
     Args:
-        frames: the frames.
+        frames: the dataset.
         index: index of the frame.
         given: the focal length that the user gave; None if none.
 
     Returns:
-        source -> focal length in pixels of the frame's image; the sources are "given" and "exif",
-        each only if known.
+        source -> focal length in pixels of the frame's image. The sources are "given" and "exif"; a
+        source that isn't known is left out.
     """
     found = {} if given is None else {"given": given}
     if isinstance(frames, Frames):
@@ -138,8 +140,8 @@ def exif_focal(path: Source) -> float | None:
 def shown_frames(judged: Verdict, observed: list[AuditFrame]) -> dict[str, AuditFrame]:
     """Returns the frame for which the teacher is worst, and the median frame.
 
-    Frames are sorted by the error after aligning the scale, if all have enough ground truth.
-    Otherwise they are sorted by how badly the edges of image and teacher map agree.
+    If all frames have enough ground truth, they are sorted by the error after the scale is aligned.
+    Otherwise they are sorted by the disagreement between the edges in image and teacher map.
 
     Args:
         judged: the audit's result.
@@ -167,8 +169,8 @@ def picture(observer: Observer, shown: Mapping[str, AuditFrame]) -> np.ndarray:
     """Draws one row per frame: image, teacher's depth, ground truth and their difference.
 
     Args:
-        observer: the observer, by which image and depth are computed again.
-        shown: a word for each frame, which is written above its image -> the frame.
+        observer: the observer, which computes image and depth again at full size.
+        shown: caption of a frame, which is written above its image -> the frame.
 
     Returns:
         (height, width, 3) uint8.
@@ -195,14 +197,14 @@ def picture(observer: Observer, shown: Mapping[str, AuditFrame]) -> np.ndarray:
 def run(args: argparse.Namespace) -> int:
     """Runs bin/audit_teacher.py: audits a recipe's teacher, writes the results and prints a table.
 
-    Each of several teachers is audited by itself. With --sigma, it is also measured how far those
-    of a mean differ.
+    If the recipe has several teachers, each is audited by itself. With --sigma, the differences of
+    teachers that are averaged are measured, too.
 
     Args:
         args: the program's parsed command line.
 
     Returns:
-        The program's exit code: 0 if nothing is above its limit, 1 if something is.
+        The program's exit code: 0 if all measurements are within their limits, else 1.
 
     Raises:
         UserError: the recipe has no teacher to audit, or too few frames can be read.
@@ -254,17 +256,19 @@ def audit(recipe: Recipe, args: argparse.Namespace, device: torch.device, index:
         recipe: the recipe, with overrides applied.
         args: the parsed command line of bin/audit_teacher.py.
         device: the device on which the teacher runs.
-        index: of several teachers, the place of the one to audit; its results are in a subfolder.
+        index: the index of the teacher to audit, from 0, if the recipe has several; its results are
+            in a subfolder.
 
     Returns:
-        The exit code: 0 if nothing is above its limit, 1 if something is.
+        The exit code: 0 if all measurements are within their limits, else 1.
 
     Raises:
-        TeacherError: --sigma is given for a teacher that can't have one.
+        TeacherError: --sigma is given for a teacher that can't have a sigma.
         DataError: too few frames can be read, or have ground truth for --sigma.
     """
     out = _folder(args)
-    # How far the teachers of a mean differ is measured when all are audited.
+    # Measure sigma here only if the teacher isn't part of a mean, whose sigma is measured once all
+    # its teachers are audited.
     with_sigma = args.sigma and recipe.teachers.several != IN_MEAN
     if recipe.teachers.several is not None:
         out = out / f"teacher_{index}"

@@ -1,10 +1,10 @@
 """Fills the cache of decoded frames (tiekd/data/decoded_cache.py) that `data.decoded` reads.
 
-A frame is an image with its depth maps; decoded, each of them is an array in a file of its own.
-Each array is written atomically, and existing arrays whose source (the original file) is unchanged
-are kept. Therefore a killed job resumes where it stopped, and a repeated job decodes only changed
-files. Several processes decode in parallel. Decoding a KITTI frame takes about 25 ms plus the
-write, verifying one about 3 ms.
+A frame is an image with its depth maps. The cache holds each of them, decoded, as an array in a
+file of its own. Arrays are written atomically, and existing arrays whose source (the original file)
+is unchanged are kept. So a killed job, when it is started again, continues where it stopped, and a
+repeated job decodes only changed files. Several processes decode in parallel. Decoding a KITTI
+frame takes about 25 ms plus the write, verifying one about 3 ms.
 
 Left out: several machines that fill one folder at the same time.
 """
@@ -44,7 +44,7 @@ Sources = dict[Path, Callable[[Path], Tensor]]
 
 
 def sources_of(recipe: Recipe, splits: tuple[str, ...], out: TextIO | None = None) -> Sources:
-    """Returns the files that must be decoded for some splits, each file once.
+    """Returns the files that are decoded for some splits.
 
     Args:
         recipe: the recipe, with overrides applied.
@@ -59,7 +59,7 @@ def sources_of(recipe: Recipe, splits: tuple[str, ...], out: TextIO | None = Non
         RecipeError: the dataset has no files to decode.
     """
     sources = {}
-    notes: dict[str, None] = {}  # an ordered set: both splits may have the same notes
+    notes: dict[str, None] = {}  # an ordered set, because both splits may have the same notes
     for split in splits:
         frames = build_dataset(recipe.dataset.from_files(), split)
         if not isinstance(frames, Frames):
@@ -68,7 +68,7 @@ def sources_of(recipe: Recipe, splits: tuple[str, ...], out: TextIO | None = Non
                 "folder have"
             )
         refuse_shards(frames)
-        # Splits may share files; a dict keeps each file once.
+        # Collect the files in a dict, which keeps each file once, because splits may share files.
         notes |= dict.fromkeys(frames.notes)
         for index in range(len(frames)):
             sources |= {
@@ -96,8 +96,8 @@ def fill(
 
     Raises:
         DataError: the arrays don't fit on the disk (raised before any is written); an array can't
-            be written (raised immediately); or some files can't be decoded (raised after all others
-            are).
+            be written (raised immediately); or some files can't be decoded (raised once all other
+            files are decoded).
     """
     cache = Decoded(folder, recipe.dataset.root)
     each = partial(_each, num_workers=num_workers, timeout_s=recipe.loading.timeout_s, out=out)
@@ -117,8 +117,8 @@ def fill(
             f"{folder}",
         )
         _check_disk(folder, [(source, sources[source]) for source in missing], out)
-        # Decode these files. If a file is corrupt, continue and report it at the end; if an array
-        # can't be written, end the job.
+        # Decode the missing files. If a file is corrupt, continue and report it at the end; if an
+        # array can't be written, end the job.
         problems = []
         with closing(
             each("files", missing, partial(_write, cache, sources), there=there)
@@ -168,13 +168,13 @@ def _each(
     """Yields act(path) for each file, in order, computed by several processes.
 
     Args:
-        noun: plural of what is counted, such as "files", for the progress.
+        noun: plural noun for the progress line, such as "files".
         paths: the files.
         act: function of a file's path.
         num_workers: number of processes.
         timeout_s: seconds to wait for the results of a few files before an error is raised.
         out: text stream that receives the progress.
-        there: number of further files that are already done, for the progress.
+        there: number of further files that are done already, which the progress line includes.
 
     Raises:
         DataError: a process dies or doesn't answer in time.
@@ -211,7 +211,7 @@ def _check_disk(folder: Path, missing: list[tuple[Path, Callable]], out: TextIO)
 def _bytes(source: Path, decode: Callable) -> int:
     """Returns the bytes that a decoded file will need on the disk.
 
-    The result is 0 if the file can't be read; that error is reported when the file is decoded.
+    The result is 0 if the file can't be read, which is reported when the file is decoded.
 
     Args:
         source: the file's path.
@@ -223,14 +223,15 @@ def _bytes(source: Path, decode: Callable) -> int:
     except DataError:
         return 0
     content = height * width * (3 if decode is image_io.read_image else 2)
-    return (content // _BLOCK + 2) * _BLOCK  # round up; one more for header and metadata
+    # Round the size up to whole blocks, and add one block for header and metadata.
+    return (content // _BLOCK + 2) * _BLOCK
 
 
 @contextmanager
 def _claimed(folder: Path) -> Iterator[None]:
     """Context manager that locks the cache's folder for this job.
 
-    At the start it removes partial files of killed jobs.
+    It first removes partial files of killed jobs.
 
     Args:
         folder: the cache's folder, which is created if it doesn't exist.
@@ -243,7 +244,8 @@ def _claimed(folder: Path) -> Iterator[None]:
         raise DataError(f"{folder / _LOCK}: {found}, no lock; remove it")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # The lock needn't be removed after a kill: the kernel releases it when the process ends.
+        # Lock a file in the folder. The lock needn't be removed after a kill, because the kernel
+        # releases it when the process ends.
         lock = (folder / _LOCK).open("w")
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

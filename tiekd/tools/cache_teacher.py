@@ -1,13 +1,14 @@
-"""Writes a teacher's depth maps to files: with TIE-KD's file names, as 16-bit PNG.
+"""Writes a teacher's depth maps to files, 16-bit PNG with TIE-KD's file names.
 
 Any number of students can then learn from these maps. The teacher predicts one frame at a time
-(together with its mirror image if flip averaging is on), so that a map doesn't depend on the batch
-or on the number of ranks. Each map is written atomically and existing maps are kept, so that a
-killed job resumes where it stopped. Each rank encodes and writes maps in threads while its network
-predicts.
+(together with its mirror image if flip averaging is on), so a map doesn't depend on the batch or on
+the number of ranks. Each map is written atomically and existing maps are kept, so a killed job,
+when it is started again, continues where it stopped. Each rank encodes and writes maps in threads
+while its network predicts.
 
-Each of several teachers has a folder of its own, and is built after the one before has finished.
-A teacher that gives a sigma has maps of it in a folder `sigma` beside those of depth.
+If a recipe has several teachers, each has a folder of its own, and each is built after the previous
+one has finished. For a teacher that gives a sigma, maps of sigma are written to the sub-folder
+`sigma`.
 
 Left out: folders that aren't shared by all machines; and replacing maps, since the maps of another
 teacher belong in another folder.
@@ -68,12 +69,12 @@ from tiekd.training import teacher_audit
 from tiekd.training.canonical import require_focals
 from tiekd.training.settings import Recipe
 
-TIMEOUT_MINUTES = 600.0  # the last rank may be hours behind the first if devices differ
+TIMEOUT_MINUTES = 600.0  # minutes; the last rank may be hours behind the first if devices differ
 
-_WRITERS = 2  # threads per rank that encode and write
-_WAITING = 4  # maps that may wait for a writer thread
-_PROBES = 3  # maps that are encoded to estimate the total size
-_MARGIN = 1.1  # safety factor on the estimated total size
+_WRITERS = 2  # number of threads per rank that encode and write maps
+_WAITING = 4  # number of maps that may wait for a writer thread
+_PROBES = 3  # number of maps that are encoded to estimate the total size
+_MARGIN = 1.1  # safety factor by which the estimated total size is multiplied
 
 
 class Source(NamedTuple):
@@ -81,11 +82,11 @@ class Source(NamedTuple):
 
     Attributes:
         teacher: the recipe's `teacher` section, with the path of the checkpoint filled in.
-        flip: True to average with the prediction for the mirrored image. A teacher with a `name`
-            decides that itself and loads its own weights: False for a module outside tiekd, the key
-            `flip` of a kind.
-        resize: how images are resized for the teacher; None to take what is stored with its
-            weights.
+        flip: True to average the prediction with that for the mirrored image. For a teacher with a
+            `name` it is the key `flip` of the section, or False if the teacher is a module from
+            outside tiekd.
+        resize: how images are resized for the teacher; None for the resizing that is stored with
+            its weights.
     """
 
     teacher: TeacherNode
@@ -110,15 +111,15 @@ def teacher_of(
 ) -> Source:
     """Returns the teacher of a recipe: its `teacher`, or its own network if it has no `teacher`.
 
-    Of several teachers it is the first; `sources_of` returns all.
+    If the recipe has several teachers, the result is the first; `sources_of` returns all.
 
     Args:
         recipe: the recipe, with overrides applied.
         recipe_path: the recipe's file.
         checkpoint: weights file to use instead of the recipe's; None to use the recipe's.
         overrides: the arguments of `--set`. If the teacher is the recipe's own network, a
-            `data.resize` among them applies to the teacher. Otherwise it applies to the student
-            only, and images are resized for the teacher as stored with its weights.
+            `data.resize` among them applies to the teacher. Otherwise it applies only to the
+            student, and images are resized for the teacher as is stored with the teacher's weights.
 
     Raises:
         TeacherError: there are no weights, or the recipe's teacher is a folder of cached maps.
@@ -131,16 +132,17 @@ def sources_of(
 ) -> list[Source]:
     """Returns all teachers of a recipe whose maps can be made.
 
-    One of several teachers that has cached maps already is left out.
+    Teachers that have cached maps already are left out if the recipe has several.
 
     Args:
-        recipe: as for `teacher_of`, like the other arguments.
-        recipe_path: see `teacher_of`.
-        checkpoint: see `teacher_of`; only for one teacher.
-        overrides: see `teacher_of`.
+        recipe: the recipe, with overrides applied.
+        recipe_path: the recipe's file.
+        checkpoint: weights file to use instead of the recipe's, allowed for a single teacher only;
+            None to use the recipe's.
+        overrides: the arguments of `--set`, as for `teacher_of`.
 
     Raises:
-        TeacherError: as for `teacher_of`.
+        TeacherError: there are no weights, or the recipe's only teacher is a folder of cached maps.
     """
     teachers = recipe.teachers
     if checkpoint is not None and len(teachers.nodes) > 1:
@@ -172,11 +174,11 @@ def _source_of(
     """Returns one teacher of a recipe, with the path of its weights filled in.
 
     Args:
-        teacher: its section.
-        recipe: as for `teacher_of`, like the other arguments.
-        recipe_path: see `teacher_of`.
-        checkpoint: see `teacher_of`.
-        overrides: see `teacher_of`.
+        teacher: the teacher's section in the recipe.
+        recipe: the recipe, with overrides applied.
+        recipe_path: the recipe's file.
+        checkpoint: weights file to use instead of the recipe's; None to use the recipe's.
+        overrides: the arguments of `--set`, as for `teacher_of`.
     """
     resize = None
     if teacher.name is not None:
@@ -186,7 +188,8 @@ def _source_of(
                 "of it"
             )
         return Source(teacher, teacher.kind is not None and bool(teacher.node.get("flip")))
-    # If the recipe is the teacher's own, use its network and the weights that were trained with it.
+    # Use the recipe's own network and the weights that were trained with it if the teacher is this
+    # network.
     if teacher.is_the_recipes_network:
         own = {"network": recipe.network, "recipe": str(recipe_path)}
         if "work_dir" in recipe.node:
@@ -211,18 +214,19 @@ def folders_of(
 
     Args:
         recipe: the recipe, with overrides applied.
-        sources: its teachers, as `sources_of` returns them.
+        sources: the recipe's teachers, as `sources_of` returns them.
         recipe_path: the recipe's file.
         split: "train" or "val".
-        out: the folder that the user gives: that of one teacher's maps, or that of the folders of
-            several teachers; None for the default folders.
+        out: the folder that the user gives: for one teacher the folder of the maps, for several
+            teachers the folder that contains their folders; None for the default folders.
     """
     if recipe.teachers.several is None:
         return [out or default_folder(recipe, recipe_path, split)]
     folders = [default_folder(recipe, recipe_path, split, each.teacher) for each in sources]
     if out is not None:
         folders = [out / folder.name for folder in folders]
-    # Number the folders of teachers that would share one, such as two settings of one model.
+    # Number the folders of teachers that would otherwise share one, such as two settings of one
+    # model.
     return [
         folder if folders.count(folder) == 1 else folder.with_name(f"{folder.name}_{place}")
         for place, folder in enumerate(folders)
@@ -234,7 +238,7 @@ def default_folder(
 ) -> Path:
     """Returns the folder of the maps if none is given: `<data.root>/gt_kd_<teacher>`.
 
-    The teacher is called by its recipe, its module, or its kind and its model.
+    In the folder's name, a teacher is named by its recipe, its module, or its kind and its model.
 
     Args:
         recipe: the recipe, with overrides applied.
@@ -267,7 +271,7 @@ def frames_of(recipe: Recipe, split: str) -> Dataset:
     Raises:
         RecipeError: the dataset doesn't define the file names of its frames' maps.
     """
-    # With `has_teacher` the dataset includes frames without ground truth.
+    # Include frames without ground truth, which a dataset with `has_teacher` does.
     taught = replace(recipe.dataset, maps={}, has_teacher=True)
     held_out = () if split == "train" else None
     frames = build_dataset(taught, split, as_evaluated=True, held_out=held_out)
@@ -296,7 +300,7 @@ def cache_maps(
 
     Raises:
         TeacherError: the folder's manifest describes another teacher or other settings, or the
-            teacher's audit found something.
+            audit is certain that the teacher's depth is wrong.
         DataError: the maps don't fit on the disk.
     """
     # Build the teacher, and the manifest, which records how the maps are made.
@@ -356,8 +360,9 @@ def cache_maps(
             out.writelines(f"{note}\n" for note in audited)
     found = found or manifest
     if teacher_maps.ORIENTATION not in found and not _any_turned(frames):
-        # An older folder's manifest lacks the entry about EXIF rotation. If no frame is rotated,
-        # the maps are the same without it, so leave the entry out and resume in that folder.
+        # Leave the entry about EXIF rotation out if the manifest of an older folder lacks it and no
+        # frame is rotated: the maps are the same without it, so the job can continue in that
+        # folder.
         del manifest[teacher_maps.ORIENTATION]
     # Write the missing maps.
     index_by_name = {frames.map_name(index): index for index in range(len(frames))}
@@ -389,14 +394,14 @@ def _any_turned(frames: Dataset) -> bool:
 def _gives_sigma(teacher, frames: Dataset, device: torch.device, where: str) -> bool:
     """Returns True if maps of sigma have to be cached beside those of depth. Collective.
 
-    A teacher that states no source of sigma has none, except one from outside the project, which is
-    called for the first frame.
+    tiekd's own teachers state their source of sigma, if they have one. A teacher from outside the
+    project is called for the first frame to find out.
 
     Args:
         teacher: the teacher.
-        frames: the frames.
+        frames: the dataset.
         device: this rank's device.
-        where: the teacher's place in the recipe, for the message.
+        where: the teacher's key in the recipe, for the error message.
 
     Raises:
         TeacherError: the teacher gives several depths for a pixel, which no map can hold.
@@ -419,11 +424,11 @@ def _gives_sigma(teacher, frames: Dataset, device: torch.device, where: str) -> 
 
 
 class _Encoding(NamedTuple):
-    """The metres that the largest value of a map's encoding stands for.
+    """The depth and the sigma in metres that the largest value in a map's file stands for.
 
     Attributes:
-        depth_m: depth.
-        sigma_m: sigma; None if no maps of sigma are made.
+        depth_m: depth in metres.
+        sigma_m: sigma in metres; None if no maps of sigma are made.
     """
 
     depth_m: float
@@ -454,7 +459,7 @@ class _Job:
         frames: all frames that need a map.
         index_by_name: file name of a frame's map -> the frame's index.
         folder: the folder of the maps.
-        encoding: depth and sigma of the largest value that a map's encoding holds.
+        encoding: the depth and the sigma that the largest value in a map's file stands for.
         device: this rank's device.
         out: text stream to which rank 0 writes the progress.
     """
@@ -468,7 +473,7 @@ class _Job:
     out: TextIO
 
     def tell(self, line: str) -> None:
-        """Writes a line of progress on rank 0; does nothing on other ranks.
+        """Writes a line to `out` on rank 0; does nothing on other ranks.
 
         Args:
             line: the line, without a newline.
@@ -502,8 +507,8 @@ class _Job:
         """
         problem = None
         if comm.is_main():
-            # Estimate the size from maps spread over all frames, since a map's bytes depend on its
-            # content.
+            # Estimate the size from maps spread over all frames, because a map's bytes depend on
+            # its content.
             probes = sorted(
                 {missing[round(i * (len(missing) - 1) / (_PROBES - 1))] for i in range(_PROBES)}
             )
@@ -535,14 +540,14 @@ class _Job:
             bar = Progress("maps", len(self.index_by_name), self._count, self.out)
         with bar as progress:
             with ThreadPoolExecutor(_WRITERS) as pool:
-                # Limit the queue of maps to be written, so that a slow disk stalls the network
-                # instead of filling the memory with maps.
+                # Limit the queue of maps to be written: a slow disk then stalls the network instead
+                # of filling the memory with maps.
                 waiting = deque()
                 share = RankShare(comm.rank(), comm.world_size())
                 for name, found in self._depths(missing, share, loading):
                     if found.quality is not None:
-                        # Record how well this relative map was fitted to metric depth before the
-                        # map itself is written, so that no map lacks its record.
+                        # Record how well this relative map was fitted to metric depth. Do so before
+                        # the map itself is written, so that no map lacks its record.
                         anchor_quality.add(self.folder, comm.rank(), name, found.quality)
                     if not (found.depth > 0).any():
                         empty.append(name)
@@ -555,7 +560,8 @@ class _Job:
                     write.result()
             comm.barrier()
         empty = [name for part in comm.gather_objects(empty) for name in part]
-        # The summary of an anchor's fits counts empty maps itself.
+        # Warn about empty maps, unless the teacher has an anchor: the summary of its fits counts
+        # them.
         if empty and getattr(self.teacher, "anchor", None) is None:
             self.tell(
                 f"Warning: {len(empty)} of {len(missing)} maps are empty, as the teacher gave no "
@@ -565,7 +571,7 @@ class _Job:
     def _depths(
         self, names: list[str], share: RankShare, loading: Loading
     ) -> Iterator[tuple[str, _Map]]:
-        """Predicts this rank's share of some frames, at each frame's own size.
+        """Calls the teacher for this rank's share of some frames, and yields the resulting maps.
 
         Args:
             names: file names of the frames' maps.
@@ -573,7 +579,7 @@ class _Job:
             loading: how many workers read frames, and how long to wait for them.
 
         Yields:
-            The map's file name, and what the teacher gives for the frame.
+            The map's file name, and the teacher's output for the frame.
         """
         frames = Subset(self.frames, [self.index_by_name[name] for name in names])
         resize = getattr(self.teacher, "resize", OWN_SIZE)
@@ -585,7 +591,8 @@ class _Job:
                 focals.check_known(focals.of_batch(batch, resize), batch.names)
             found, size, sigma = self.teacher(batch), tuple(batch.depth.shape[-2:]), None
             if isinstance(found, Target):
-                # Interpolation would mix a sigma with 0, an unknown one.
+                # Resize sigma without interpolation, which would mix a sigma with 0, i.e. with an
+                # unknown one.
                 if self.encoding.sigma_m is not None:
                     sigma = resizes.restored(found.sigma, resize, size, smooth=False)
                     sigma = sigma[0, 0].cpu().numpy()
@@ -595,10 +602,10 @@ class _Job:
             yield names[place], _Map(depth, sigma, next(iter(fits), None))
 
     def _files(self, name: str) -> list[Path]:
-        """Returns the files of a frame, that of depth last.
+        """Returns the paths of a frame's map files, the depth map's last.
 
         Args:
-            name: the file name of the frame's map.
+            name: the file name that the frame's maps have.
         """
         sigma = [self.folder / teacher_maps.SIGMA / name]
         return [*(sigma if self.encoding.sigma_m is not None else ()), self.folder / name]
@@ -608,7 +615,7 @@ class _Job:
             image_io.write_durably(path, content)
 
     def _encoded(self, found: _Map) -> list[bytes]:
-        """Returns the contents of a frame's files, in the order of `_files`."""
+        """Returns the contents of a frame's map files, in the order of `_files`."""
         depth = image_io.encode_teacher_map(found.depth, self.encoding.depth_m)
         if self.encoding.sigma_m is None:
             return [depth]
@@ -627,10 +634,11 @@ def _claimed(folder: Path, manifest: dict, cameras: map_focals.Focals) -> Iterat
     Args:
         folder: the folder.
         manifest: the manifest of this job's maps.
-        cameras: the focal lengths with which they are made; empty if they make no difference.
+        cameras: the focal lengths with which the maps are made; empty if the teacher's depth
+            doesn't depend on them.
 
     Raises:
-        TeacherError: the folder can't be used; on all ranks.
+        TeacherError: the folder can't be used; raised on all ranks.
     """
     lock, problem = _claim(folder, manifest, cameras) if comm.is_main() else (None, None)
     problem = comm.broadcast_object(problem)
@@ -653,8 +661,10 @@ def _claim(
 
     Args:
         folder: the folder.
-        manifest: the manifest of this job's maps, which that of the folder must equal.
-        cameras: the focal lengths of this job's frames, which those of the folder must equal.
+        manifest: the manifest of this job's maps, which an existing manifest in the folder must
+            equal.
+        cameras: the focal lengths of this job's frames, which must equal those recorded in the
+            folder.
 
     Returns:
         (the open, locked manifest file, None); or (None, reason) if the folder can't be used.
@@ -670,7 +680,8 @@ def _claim(
                 f"{folder}: holds maps of nobody knows which teacher (no manifest); give another "
                 "--out",
             )
-        # Maps beside images of the same names would make a dataset's list of frames ambiguous.
+        # Refuse a folder with images, since maps of the same names would make a dataset's list of
+        # frames ambiguous.
         images = [name for name in names if name.lower().endswith(IMAGE_SUFFIXES)]
         if images:
             return None, f"{folder}: holds images ({min(images)}, ...); give another --out"
@@ -683,12 +694,12 @@ def _claim(
             )
         if teacher_maps.SIGMA_SCALE in manifest:
             (folder / teacher_maps.SIGMA).mkdir(exist_ok=True)
-        # Only one job may fill a folder: refuse a second one while the first runs.
+        # Lock the manifest, so that only one job at a time fills the folder.
         lock = (folder / teacher_maps.MANIFEST).open("r+")
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.fstat(lock.fileno()).st_ino != os.stat(lock.name).st_ino:
-            # If the inode differs, another job started at the same time and replaced this job's
-            # manifest by its own.
+            # Give up if the inode differs: another job that started at the same time has replaced
+            # this job's manifest by its own.
             raise BlockingIOError
         problem = map_focals.add(folder, cameras, found or manifest) if cameras else None
         if problem is not None:
@@ -787,8 +798,8 @@ def _cache_set(
             print(f"{named}: {source}, on {comm.world_size()} rank(s)")
         cache_maps(recipe, source, frames, folder, device, sys.stdout)
         if args.split == "train" and recipe.scores_teacher and recipe.validates:
-            # Evaluations compare with the teacher, so a run reads maps of its validation frames,
-            # too.
+            # Make maps of the validation frames, too, if evaluations compare with the teacher: a
+            # run then reads them.
             cache_maps(recipe, source, frames_of(recipe, "val"), folder, device, sys.stdout)
     made = {
         source.teacher.where: folder.resolve()
@@ -804,11 +815,11 @@ def _cache_set(
 
 
 def learning(recipe: Recipe, made: Mapping[str, Path]) -> str:
-    """Returns the override with which a student learns from the maps.
+    """Returns the override of the recipe with which a student learns from the maps.
 
     Args:
         recipe: the recipe, with overrides applied.
-        made: the places of teachers in the recipe -> the folders of their maps.
+        made: key of a teacher in the recipe -> the folder of its maps.
     """
     teachers = recipe.teachers
     if teachers.several is None:
@@ -817,7 +828,7 @@ def learning(recipe: Recipe, made: Mapping[str, Path]) -> str:
     for node in teachers.nodes:
         entry = {"maps": str(made.get(node.where, node.maps)), "weight": node.weight}
         entries.append(entry if node.sigma is None else entry | {"sigma": node.sigma})
-    # JSON is YAML, too.
+    # Write the sections as JSON, which is YAML, too.
     if teachers.several == "teachers":
         return f"teachers={json.dumps(entries)}"
     mean = {"name": MEAN, "weights": teachers.weights, "teachers": entries}

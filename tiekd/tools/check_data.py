@@ -46,17 +46,17 @@ _SHOWN = 3
 
 @dataclass
 class Split:
-    """One split of the data set, and what was found in its frames.
+    """One split of the dataset, and the faults of its frames.
 
     Attributes:
         name: "train" or "val".
         frames: the split's frames.
-        lines: (line number, text) of each frame in the split file; None if the frames are those of
-            a folder, without a split file.
+        lines: (line number, text) of each frame in the split file; None if the frames are listed
+            from a folder, without a split file.
         facts: for each frame the properties that were read from its files.
         findings: the faults and warnings, in any order.
         dropped: indices of the frames that the cleaned split file leaves out.
-        intrinsics: the recipe's `data.intrinsics`, from which the frames' cameras are.
+        intrinsics: the recipe's `data.intrinsics`, from which the frames' cameras are read.
         about_cameras: lines about the frames' cameras.
     """
 
@@ -107,7 +107,7 @@ class Split:
 
 
 def splits_of(recipe: Recipe, which: str) -> list[Split]:
-    """Returns the splits to check, whose frames aren't read yet.
+    """Returns the splits to check; their frames haven't been read yet.
 
     Args:
         recipe: the recipe, with overrides applied.
@@ -157,8 +157,8 @@ def check(
                 timeout_s,
                 progress,
             )
-    # If both splits are checked, find training frames that are equal to validation frames or were
-    # taken shortly before or after one.
+    # Compare the splits if both are checked: find training frames that are equal to validation
+    # frames, or were taken shortly before or after one.
     by_name = {split.name: split for split in splits}
     if len(by_name) == len(_SPLITS):
         train = by_name["train"]
@@ -199,13 +199,13 @@ def write(recipe: Recipe, splits: list[Split], out: Path, section: str = "data")
         split files.
     """
     texts = {f"{split.name}.txt": split.cleaned() for split in _to_clean(recipe, splits)}
-    # If a cleaned split file would be empty, write no cleaned split file at all.
+    # Write no cleaned split file at all if one of them would be empty.
     empty = [name for name, text in texts.items() if not text]
     texts = {} if empty else texts
     for name, text in texts.items():
         write_durably(out / name, text.encode(errors="surrogateescape"))
     short = _short(recipe, splits, texts, empty, out, section)
-    # Write all faults and warnings, as text for people and as JSON for programs.
+    # Write all faults and warnings, as text for the user and as JSON for programs.
     findings = [(split, finding) for split in splits for finding in split.findings]
     lines = [
         printable(f"{s.name} {f.kind}: {f.message} ({s.where(f.index) or s.frames.source})")
@@ -238,11 +238,12 @@ def _split(recipe: Recipe, name: str) -> Split:
             f"data.name: {recipe.data['name']} has no files to check; kitti, nyu and folder have"
         )
     intrinsics = recipe.data.get("intrinsics")
-    # Without a split file the frames are those of a folder, so there are no lines to clean.
+    # Return a split without lines if its frames are listed from a folder, since there is no split
+    # file to clean.
     if not frames.source.is_file():
         return Split(name, frames, None, intrinsics=intrinsics)
     lines = read_lines(frames.source, "")
-    if frames.num_skipped:  # drop the lines that the data set skipped
+    if frames.num_skipped:  # leave out the lines that the dataset skipped
         truths = [line.ground_truth for line in read_split(frames.source)]
         lines = [line for line, truth in zip(lines, truths, strict=True) if truth is not None]
     assert len(lines) == len(frames)
@@ -270,7 +271,7 @@ def _examine(
     for facts in workers.read(examined.facts, batches, num_workers, describe, timeout_s):
         split.facts += facts
         progress.update()
-    # Collect the faults of each frame. Duplicates are found afterwards, by comparing frames.
+    # Collect the faults of each frame, then the duplicates, which are found by comparing frames.
     faults = [(index, fault) for index, fact in enumerate(split.facts) for fault in fact.faults]
     split.findings = [Finding(kind, index, message) for index, (kind, message) in faults]
     split.findings += checks.duplicates(split.frames, split.facts)
@@ -296,7 +297,7 @@ def _to_clean(recipe: Recipe, splits: list[Split]) -> list[Split]:
     checked = {split.name: split for split in splits}
     try:
         both = splits_of(recipe, "both")
-    except DataError:  # the split that wasn't checked has no frames: use the checked ones
+    except DataError:  # the split that wasn't checked has no frames, so use only the checked ones
         both = splits
     return [checked.get(split.name) or split for split in both]
 
@@ -374,14 +375,14 @@ def _figures(split: Split) -> dict:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs bin/check_data.py: checks a recipe's data set, writes the results, and prints a summary.
+    """Runs bin/check_data.py: checks a recipe's dataset, writes the results, and prints a summary.
 
     Args:
         args: the program's parsed command line.
 
     Returns:
-        The program's exit code: 0 if nothing was found, 1 if there is a fault, a warning, or a note
-        on how files were found.
+        The program's exit code: 0 if there are no faults, warnings or notes on how files were
+        found; else 1.
 
     Raises:
         UserError: the recipe is invalid, or the results can't be written.

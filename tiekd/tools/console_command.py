@@ -1,11 +1,11 @@
-"""The command `tiekd`, which an installed package has: runs the programs of bin/ by their names.
+"""The command `tiekd` of an installed package, which runs the programs of bin/ by their names.
 
     tiekd train RECIPE [--num_gpus N] [options]
 
 A program that works on several ranks starts DeepSpeed's launcher when one of the launcher's options
-is given. The ranks run the program's file by its path and not as a module: `python -m` would look
-for tiekd in the current folder first, where there may be another one, or a file that is called like
-a module of Python's.
+is given. The ranks run the program's file by its path and not as a module: `python -m` would first
+look for tiekd in the current folder, which may contain another tiekd, or a file with the name of a
+module of Python.
 """
 
 import difflib
@@ -21,21 +21,23 @@ from tiekd.distributed import entrypoint, hostfile, visible_devices
 from tiekd.errors import LaunchError
 from tiekd.tools import arguments
 
-# The programs for which this command starts the launcher. `resume` starts it itself.
+# Programs for which this command starts the launcher. `resume` starts it itself.
 _ON_RANKS = ("cache-teacher", "evaluate", "train")
 
 
 def main() -> None:
     """Runs the program that the command line names; doesn't return."""
     words = sys.argv[1:]
-    # `deepspeed /path/to/tiekd train RECIPE` puts the launcher's own option first.
+    # Move the launcher's option behind the program's name: `deepspeed /path/to/tiekd train RECIPE`
+    # puts it first.
     if words and words[0].startswith("--local_rank="):
         words = [*words[1:], words[0]]
     name, *rest = words or ["--help"]
     programs = shipped.programs()
     if name not in programs:
         entrypoint.program(lambda: _answer(name, programs))
-    # The program, its ranks and its restarts name commands as this one is named.
+    # Tell the program, its ranks and its restarts by an environment variable to print commands in
+    # the form `tiekd NAME`.
     os.environ[console.CONSOLE] = "1"
     given, own = arguments.split_launcher_options(rest) if name in _ON_RANKS else ([], rest)
     sys.argv = [f"tiekd {name}", *own]
@@ -46,10 +48,10 @@ def main() -> None:
 
 
 def _answer(name: str, programs: dict[str, Path]) -> None:
-    """Answers a command line that names no program.
+    """Prints help or the version for a command line that doesn't name a program.
 
     Args:
-        name: The first word.
+        name: The first word of the command line.
         programs: The file of each program, by its name.
 
     Raises:
@@ -68,7 +70,8 @@ def _answer(name: str, programs: dict[str, Path]) -> None:
 def _help(programs: dict[str, Path]) -> str:
     lines = ["usage: tiekd COMMAND [arguments]", ""]
     for name, path in programs.items():
-        # A program's first line says what it does. Its file is read, since running it takes longer.
+        # List each program with the first line of its docstring. The docstring is read from the
+        # file, since running the program takes longer.
         docstring = path.read_text(encoding="utf-8").split('"""')[1]
         lines.append(f"  {name:16}{docstring.splitlines()[0]}")
     return "\n".join(
@@ -91,8 +94,8 @@ def _launch(given: Sequence[str], program: Path, parse: Callable) -> None:
     Args:
         given: The launcher's options.
         program: The program's file.
-        parse: The program's function that parses the command line. It is called to refuse a mistake
-            here, in one line, and not once on each rank.
+        parse: The program's function that parses the command line. It is called here so that a
+            mistake is reported once, and not by each rank.
 
     Raises:
         LaunchError: This process is a rank already, or an option is wrong.
@@ -102,8 +105,8 @@ def _launch(given: Sequence[str], program: Path, parse: Callable) -> None:
         raise LaunchError(
             f"{given[0]}: a launcher has started this already; give its options to that launcher"
         )
-    # This needs psutil, which comes with DeepSpeed. An install that only predicts has neither, and
-    # so imports it nowhere else.
+    # Import launch_record only here: it needs psutil, which comes with DeepSpeed, and an
+    # installation that only predicts has neither.
     from tiekd.workdir import launch_record
 
     hostfile.check_options(given)

@@ -6,7 +6,7 @@ evaluates a few validation frames, and serialises a checkpoint without writing i
 and peak memory are those of the run. It writes nothing, reads no checkpoint of the run, and works
 while another process uses the work dir.
 
-Left out: the time of saving, and TensorBoard's images.
+Left out: the time to save checkpoints, and TensorBoard's images.
 """
 
 import shutil
@@ -42,9 +42,9 @@ from tiekd.training.settings import Recipe
 from tiekd.workdir import checkpoints, manifest, workdir
 from tiekd.workdir.environment import environment
 
-_MOST_ITERATIONS = 200  # upper bound; the stopwatch ends training much earlier
-_EVALUATED = 4  # batches per rank on which an evaluation is timed
-_SLOW_S = 20.0  # if a batch of an evaluation takes longer than this, only one is timed
+_MOST_ITERATIONS = 200  # upper bound of iterations; the stopwatch ends training much earlier
+_EVALUATED = 4  # number of batches per rank on which an evaluation is timed
+_SLOW_S = 20.0  # seconds; if a batch of an evaluation takes longer, only one batch is timed
 
 
 def dry_run(recipe: dict, recipe_path: Path, engine_config: dict) -> list[str]:
@@ -71,7 +71,7 @@ def dry_run(recipe: dict, recipe_path: Path, engine_config: dict) -> list[str]:
     state = parts.state
     refusal = _refusal(state.work_dir, recipe_path)
     if comm.is_main():
-        tensorboard.writer_class()  # import it as the run does, so that its memory is counted
+        tensorboard.writer_class()  # imported as the run does, so that its memory is included
     # Measure iterations, an evaluation, a checkpoint and the peak of memory.
     machine = environment()
     watch = Stopwatch(device, sections.loading.workers, state.accumulation)
@@ -128,7 +128,8 @@ def begin(parts: Parts, watch: Stopwatch) -> None:
     process_group.seed_everything(options.seed + comm.rank(), options.deterministic)
     state.step = Step(state.engine, parts.config, options.clip_norm)
     batches = parts.batches(_MOST_ITERATIONS)
-    # A moving average of the weights takes memory, and a second file of weights in checkpoints.
+    # Keep the moving average of the weights among the hooks, because it takes memory, and adds a
+    # second file of weights to checkpoints.
     averages = [hook for hook in state.hooks if isinstance(hook, Ema)]
     hooks = [KeptMemory(), *averages, watch]
     begun = replace(state, hooks=hooks, total_iterations=_MOST_ITERATIONS)
@@ -168,13 +169,13 @@ class _First(Dataset):
 
 
 class _Sizes(manifest.Files):
-    """Counts the bytes of a checkpoint's files, including DeepSpeed's, instead of writing them."""
+    """Measures the sizes of a checkpoint's files, DeepSpeed's included, without writing them."""
 
     def save(self, state_dict, path: str | Path) -> None:
         """Serialises a file of a checkpoint and records the file's size.
 
         Args:
-            state_dict: the content, bytes or what `torch.save` takes.
+            state_dict: the content: bytes, or an object that `torch.save` accepts.
             path: the path that the file would have.
         """
         counter = _Counter()
@@ -235,7 +236,7 @@ def _evaluations(parts: Parts) -> int:
 
 
 def _evaluation_s(parts: Parts) -> float:
-    """Returns the estimated seconds of one evaluation; 0 without validation. Collective.
+    """Returns the estimated seconds of one evaluation; 0 if the run doesn't validate. Collective.
 
     The estimate is extrapolated from the times of one batch and of a few batches per rank.
 
@@ -272,9 +273,9 @@ def _seconds_of_set(parts: Parts, hook: Evaluation, validated: ValidationSet) ->
         memory.wait(parts.device)
         return comm.max_over_ranks(time.perf_counter() - started)
 
-    # Data workers are launched once per evaluation. To separate their launch from the time per
-    # batch, time one batch and then several, unless one batch alone is slow.
-    seconds(1)  # warms up
+    # Time one batch and then several, to separate the launch of the data workers, once per
+    # evaluation, from the time per batch. If one batch alone is slow, time no more.
+    seconds(1)  # a warm-up
     one = seconds(1)
     batches = -(-len(validated.dataset) // at_once)
     some = min(_EVALUATED, batches)
@@ -318,7 +319,7 @@ def _disk(parts: Parts, weights_bytes: int, checkpoint_bytes: int) -> list[str]:
     if saver is None:
         return [f"Disk: {size(checkpoint_bytes)} a checkpoint; the recipe's own hook says how many"]
     # Count the checkpoints that are on the disk at the same time at most: those that are kept, and
-    # one more while it is written.
+    # the one being written.
     saved = list(_moments(parts, saver.interval, saver.by))
     for_good = []
     if saver.keep_every:
@@ -328,7 +329,7 @@ def _disk(parts: Parts, weights_bytes: int, checkpoint_bytes: int) -> list[str]:
     at_most = min(len(saved), kept + 1) * checkpoint_bytes
     if parts.recipe.train.validate:
         at_most += 2 * weights_bytes
-    # The work dir may not exist yet, so use the disk of its closest existing parent folder.
+    # Use the disk of the closest existing parent folder, because the work dir may not exist yet.
     there = parts.state.work_dir.absolute()
     there = next(folder for folder in (there, *there.parents) if folder.is_dir())
     free = shutil.disk_usage(there).free
@@ -345,7 +346,7 @@ def _disk(parts: Parts, weights_bytes: int, checkpoint_bytes: int) -> list[str]:
 
 
 def _moments(parts: Parts, interval: int, by: str) -> Iterator[int]:
-    """Yields the iterations at which an action is due; the run's last iteration is always one.
+    """Yields the iterations at which a periodic action is due; the run's last one is included.
 
     Args:
         parts: the parts of the run.

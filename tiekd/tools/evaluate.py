@@ -41,7 +41,8 @@ def run(args: argparse.Namespace) -> None:
     device = process_group.start_rank()
     named = [*map(compare.recipe_and_checkpoint, args.against), (args.recipe, args.checkpoint)]
     networks = compare.entrants(named, args.overrides, flip, device)
-    # Against the teacher, frames need no ground truth, but its maps.
+    # Read the teacher's maps instead of requiring ground truth if evaluations compare with the
+    # teacher.
     scores_teacher = recipe.scores_teacher
     data = recipe.dataset if scores_teacher else recipe.without_teacher().dataset
     loading = recipe.loading
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
         least_size.check_frames(frames, entrant.resize, entrant.least_side, key)
         if entrant.needs_focal:
             require_focals(frames, entrant.resize, args.split)
-    # Before the networks run, refuse validation frames that one of them was trained on.
+    # Refuse validation frames that one of the networks was trained on before the networks run.
     seen = compare.overlaps(networks, frames)
     if args.split == "val" and not args.on_trained:
         compare.refuse_trained_on(seen, networks)
@@ -142,7 +143,7 @@ def _of_one_set(recipe: Recipe, args: argparse.Namespace) -> Recipe:
 
 
 def _refuse_what_needs_truth(args: argparse.Namespace) -> None:
-    """Raises LaunchError for an option that shows ground truth, if there is only a teacher."""
+    """Raises LaunchError for an option that shows ground truth if there is only a teacher."""
     for option, given in (("--mean-map", args.mean_map), ("--panel", args.panel)):
         if given:
             raise LaunchError(

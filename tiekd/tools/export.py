@@ -1,4 +1,4 @@
-"""Exports a student as one file: the body of bin/export.py."""
+"""Exports a student to one file: the body of bin/export.py."""
 
 import argparse
 import json
@@ -13,7 +13,7 @@ from tiekd.models import confidence, load
 
 
 def run(args: argparse.Namespace, version: str) -> None:
-    """Runs bin/export.py: writes a student as one file, and compares the file with the network.
+    """Runs bin/export.py: exports a student to one file, and compares the file with the network.
 
     Args:
         args: the program's parsed command line.
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace, version: str) -> None:
     teachers = learned_from.read(weights)
     for line in learned_from.lines(teachers):
         print(line)
-    # Choose the image size: that of the recipe's frames, unless --size gives another.
+    # Choose the image size: that of --size, or else that of the recipe's frames.
     frames, origin = trial_images.frames(recipe)
     size = tuple(map(int, args.size.split("x"))) if args.size else tuple(frames[0].shape[1:])
     settings = export.Settings(

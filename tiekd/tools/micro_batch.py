@@ -4,9 +4,9 @@ The global batch size and the world size stay fixed. The engine is built and run
 micro-batches of one image, so that all memory that it holds during a run is allocated: weights,
 gradients, optimizer state, buckets. Then a plain copy of the student runs forward and backward on
 1, 2, ... images, the divisors of the batch size per rank. Such a try has no collectives (BatchNorm
-doesn't synchronise either), so that no rank waits for one that runs out of memory. After each try
-the ranks exchange the result, and the rank with the least free memory decides. The copy's weights
-and gradients are allocated in addition to the engine's, so the estimate is conservative.
+doesn't synchronise either), so no rank waits for one that runs out of memory. After each try the
+ranks exchange the result, and the rank with the least free memory decides. The copy's weights and
+gradients are allocated in addition to the engine's, so the estimate is conservative.
 
 A GPU raises an error when its memory is full. On a CPU the machine would swap, or the process would
 be killed. Therefore a number of images is tried on a CPU only if its memory, extrapolated linearly
@@ -81,15 +81,15 @@ def find(recipe: dict, engine_config: dict, memory_gb: float | None) -> list[str
         torch.cuda.set_per_process_memory_fraction(
             min(1.0, memory_gb * 1e9 / torch.cuda.mem_get_info(device)[1])
         )
-    # Build the engine of the run and train a step on one image, so that the memory of optimizer
-    # state and buffers is allocated.
+    # Build the engine of the run and train a step on one image, so that the optimizer's state and
+    # buffers are allocated.
     one_image = {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": "auto"}
     parts = build_parts(sections, engine_config | one_image, device, resuming=False, begins=True)
     begin(parts, Stopwatch(device, 0, parts.state.accumulation, least=1))
     share = options.batch_size // comm.world_size()
     try_images = _on_a_copy(parts)
-    # A GPU raises OutOfMemoryError. On a CPU the process would be killed, so use a memory budget
-    # there.
+    # Use a memory budget on a CPU, where the process would be killed. A GPU raises
+    # OutOfMemoryError.
     budget = _budget(device, memory_gb) if device.type == "cpu" else None
     tries = find_largest(
         [n for n in range(1, share + 1) if share % n == 0], try_images, device, budget
@@ -118,8 +118,8 @@ def find_largest(
     tries: list[Try] = []
     for images in candidates:
         if device.type == "cpu":
-            # Give cached free memory back to the system: reusing it would hide how much more memory
-            # a larger micro-batch needs.
+            # Return cached free memory to the system; its reuse would hide how much more memory a
+            # larger micro-batch needs.
             allocator.give_back()
         foreseen = _foreseen(tries, images, memory.held_bytes(device))
         mine = Try(images, foreseen, None, False)
@@ -143,7 +143,8 @@ def _foreseen(tries: list[Try], images: int, held: float) -> float:
     """Returns the extrapolated peak bytes of a forward and backward pass on some images.
 
     With two earlier tries the extrapolation is linear. With one earlier try, its memory above
-    `held` is assumed to be proportional to the number of images. Without one, the result is `held`.
+    `held` is assumed to be proportional to the number of images. Without an earlier try, the result
+    is `held`.
 
     Args:
         tries: the earlier tries, with increasing numbers of images.
@@ -182,8 +183,8 @@ def _try(
         peak = memory.peak_bytes(device)
         result = Try(images, peak, seconds, budget is None or peak <= budget)
     except (MemoryError, RuntimeError) as error:
-        # If memory runs out, libraries such as cuDNN may raise a RuntimeError with a text of their
-        # own instead of OutOfMemoryError.
+        # Recognise other errors that mean a lack of memory: libraries such as cuDNN may raise a
+        # RuntimeError with a text of their own instead of OutOfMemoryError.
         known = isinstance(error, torch.OutOfMemoryError | MemoryError)
         if not known and not entrypoint.is_out_of_memory(error):
             raise
@@ -197,12 +198,13 @@ def _try(
 def _on_a_copy(parts: Parts) -> Callable[[int], None]:
     """Returns a function that runs forward and backward on a given number of images.
 
-    The function runs the teacher, a copy of the student, and the losses; no optimizer step.
+    The function runs the teacher, a copy of the student, and the losses, but no optimizer step.
 
     Args:
-        parts: the parts of the run, with a built engine, whose precision the copy gets.
+        parts: the parts of the run, with a built engine; the copy gets the engine's precision.
     """
-    # Build a copy of the engine's network in the same precision. Running it needs no collectives.
+    # Build a copy of the engine's network in the same precision; running the copy needs no
+    # collectives.
     engine = parts.state.engine
     device = parts.device
     network = build_network(parts.recipe.network).to(device).train()
@@ -214,7 +216,7 @@ def _on_a_copy(parts: Parts) -> Callable[[int], None]:
         network.to(torch.float16 if engine.fp16_enabled() else torch.bfloat16)
     casts = parts.config.values.get("torch_autocast", {}).get("enabled", False)
     if device.type == "cpu" and (engine.bfloat16_enabled() or casts):
-        prepare_bf16(network)  # as in the engine's network
+        prepare_bf16(network)  # as the engine does with its network
     # Choose the largest of a few images; each candidate micro-batch repeats it.
     batches = parts.batches(_LOOKED_AT)
     one = max(islice(batches, _LOOKED_AT), key=lambda batch: batch.image.numel())
@@ -258,7 +260,8 @@ def _told(parts: Parts, tries: list[Try], share: int, budget: float | None) -> l
         lines.append(f"{images:11d}   {share // images:12d}   {size(peak):>16}   {end}")
     if budget is not None:
         lines.append(f"A rank may hold {size(min(comm.gather_objects(budget)))}")
-    # Candidates are in increasing order: if none fits, the first one shows the memory of one image.
+    # Report the largest micro-batch that fits. If none fits, the first try, of one image, shows the
+    # memory that is needed.
     largest = max((t.images for t in tries if t.fits), default=None)
     if largest is None:
         allowed = "" if budget is None else f" of the {size(budget)} that it may"
@@ -267,7 +270,8 @@ def _told(parts: Parts, tries: list[Try], share: int, budget: float | None) -> l
             f"not even one image fits, a rank holds {held}{allowed}; make data.augment.crop or the "
             "network smaller"
         )
-    # BatchNorm computes statistics per micro-batch, so the micro-batch size affects results too.
+    # Warn if the student has BatchNorm: it computes statistics per micro-batch, so the micro-batch
+    # size affects results.
     if any(isinstance(module, torch.nn.BatchNorm2d) for module in parts.network.modules()):
         lines.append(
             "The student has BatchNorm, whose statistics are of all ranks' micro-batches together "

@@ -1,8 +1,8 @@
 """Reproduces a run's global batch: the tensors on which its ranks trained in an iteration.
 
 Samples and their augmentation are functions of (seed, iteration). Therefore only the recipe, the
-world size and the number of accumulation steps are needed. Each sample is read twice, because the
-random augmentation drawn for it depends on its image's size.
+world size and the number of accumulation steps are needed. Each sample is read twice, because its
+random augmentation depends on its image's size.
 """
 
 import argparse
@@ -77,7 +77,7 @@ def global_batch(
     """Yields the micro-batches of an iteration on the CPU, rank by rank.
 
     Args:
-        dataset: the run's training set.
+        dataset: the run's training dataset.
         augment: the run's augmentation.
         loading: the run's loading settings.
         train: the run's seed and global batch size.
@@ -116,7 +116,8 @@ def global_batch(
         reader = BatchReader(dataset, augment, train.seed, resize=resize)
         for index, (keys, batch) in enumerate(zip(sampler, batches, strict=True)):
             decisions = [_drawn(reader, *key) for key in keys]
-            # A small dataset is repeated, so indices may exceed its length: wrap them around.
+            # Wrap indices around that exceed the dataset's length, as those of repeated samples in
+            # a small dataset do.
             samples = [(epoch, index % len(dataset)) for epoch, index in keys]
             names = ()
             if is_mixed:
@@ -133,7 +134,7 @@ def check_iteration(iteration: int, dataset: Dataset, recipe: Recipe) -> None:
 
     Args:
         iteration: the iteration, from 1.
-        dataset: the run's training set.
+        dataset: the run's training dataset.
         recipe: the recipe, with overrides applied.
     """
     total = recipe.train.iterations
@@ -150,7 +151,7 @@ def check_iteration(iteration: int, dataset: Dataset, recipe: Recipe) -> None:
 
 
 def describe(micro_batch: MicroBatch, sample: int, teacher_depth: Tensor | None) -> str:
-    """Returns three lines about a sample: its name, its augmentation, and the range of its values.
+    """Returns three lines of text about a sample: its name, its augmentation, and its depth ranges.
 
     Args:
         micro_batch: the micro-batch.
@@ -184,12 +185,13 @@ def describe(micro_batch: MicroBatch, sample: int, teacher_depth: Tensor | None)
 
 
 def _drawn(reader: BatchReader, epoch: int, index: int) -> Decisions:
-    """Returns the random augmentation of a sample, which depends on the size of its image.
+    """Returns the parameters of a sample's random augmentation, which depend on its image's size.
 
-    With `data.on_error: skip` the image may be that of another frame, read instead of a faulty one.
+    With `data.on_error: skip` the image may be that of another frame, which is read in place of one
+    that can't be read.
 
     Args:
-        reader: reader of the run's training set.
+        reader: reader of the run's training dataset.
         epoch: epoch, from 0.
         index: index of the sample in the sampler's numbering.
     """
@@ -214,7 +216,7 @@ def _range(name: str, values: Tensor) -> str:
 
 
 def _depths(name: str, depth: Tensor) -> str:
-    """Returns words for the range and the share of a depth map's known pixels.
+    """Returns a phrase with the range of a depth map's known depths and the share of such pixels.
 
     Known pixels are all that aren't 0, including non-finite ones.
 
@@ -243,7 +245,8 @@ def run(args: argparse.Namespace) -> None:
     out = (args.out or args.work_dir / "batches").resolve()
     if args.rank is not None and not 0 <= args.rank < record.world_size:
         raise LaunchError(f"--rank {args.rank}: the run had ranks 0 to {record.world_size - 1}")
-    # Relative paths in the recipe refer to the working directory in which the run was launched.
+    # Change to the working directory in which the run was launched, to which relative paths in the
+    # recipe refer.
     work_dir = args.work_dir.resolve()
     os.chdir(record.folder)
     has_teacher, teacher = recipe.has_teacher and not args.no_teacher, None
@@ -259,7 +262,8 @@ def run(args: argparse.Namespace) -> None:
             teacher = build_teachers(recipe.node, device, recipe.max_depth_m)
         train_set = build_dataset(recipe.dataset, "train", held_out=held_out)
     check_iteration(args.iteration, train_set, recipe)
-    # World size and accumulation decide how a batch is split: use those of the last launch.
+    # Use the world size and the accumulation of the last launch, which determine how a batch is
+    # split.
     micro_batches = global_batch(
         train_set,
         recipe.augment,

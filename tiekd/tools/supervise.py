@@ -49,24 +49,23 @@ def supervise(command: Sequence[str], work_dir: Path, restarts: int) -> int:
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, lambda number, _frame: asked.append(number))
     newest = _newest(work_dir)
-    idle = 0  # consecutive launches that produced no newer checkpoint
+    idle = 0  # number of consecutive launches that produced no newer checkpoint
     for attempt in range(restarts + 1):
         before = workdir.read_outcome(work_dir)
         code = run_once(command, work_dir, asked)
         outcome = workdir.read_outcome(work_dir)
-        # If outcome.json hasn't changed, it still describes the previous launch: this launch ended
-        # too early to write its own.
+        # Ignore an unchanged outcome.json: it describes the previous launch, because this launch
+        # ended too early to write its own.
         outcome = None if outcome == before else outcome
         reached = newest
         newest = _newest(work_dir)
         idle = 0 if newest > reached else idle + 1
-        # Don't launch the run again if it is complete or was asked to stop.
+        # Return if the run is complete or was asked to stop.
         if outcome is not None and outcome.is_complete:
             return 0
         if asked or (outcome is not None and outcome.outcome == "stopped"):
             return STOPPED_CODE
-        # The run crashed. Launch it again, unless several launches in a row gave no newer
-        # checkpoint.
+        # Launch the crashed run again, unless several launches in a row gave no newer checkpoint.
         why = "killed, or it did not begin"
         if outcome is not None and outcome.reason:
             why = outcome.reason
@@ -131,8 +130,8 @@ def run_once(
             watch(everything)
         if child.poll() is not None:
             gone_at = gone_at or time.monotonic()
-            # After the launcher has ended, rank 0 may still be saving a checkpoint. Wait up to
-            # _RANKS_LEAVE_S seconds for it.
+            # Wait up to _RANKS_LEAVE_S seconds after the launcher has ended, because rank 0 may
+            # still be saving a checkpoint.
             if not workdir.is_in_use(work_dir) or time.monotonic() - gone_at > _RANKS_LEAVE_S:
                 break
         if len(asked) > told:
@@ -153,9 +152,9 @@ def _below_this() -> set[psutil.Process]:
 def _to_be_asked(work_dir: Path, child: int) -> int:
     """Returns the ID of the process to which a request to stop the run is sent.
 
-    The process is rank 0 if that runs on this machine: rank 0 makes all ranks save and stop
-    together, while DeepSpeed's launcher would end ranks on other machines immediately. Otherwise
-    it is the child process.
+    It is rank 0's process if rank 0 runs on this machine: rank 0 makes all ranks save and stop
+    together, while DeepSpeed's launcher would end ranks on other machines immediately. Otherwise it
+    is the child process.
 
     Args:
         work_dir: the run's work dir.

@@ -121,12 +121,12 @@ class Parts:
         """Returns an iterator over this rank's micro-batches, beginning with the next iteration.
 
         Args:
-            end: The number of iterations in the run, after whose last micro-batch the iterator
-                ends.
+            end: The number of iterations of the run; the iterator ends after the last one's
+                micro-batches.
         """
         train = self.recipe.train
-        # The order of samples depends on the seed and the iteration alone, so a resumed run
-        # continues in the middle of an epoch.
+        # Continue at the state's iteration. The order of samples depends on the seed and the
+        # iteration alone, so a resumed run continues in the middle of an epoch.
         iterations = range(self.state.iteration, end)
         share = RankShare(comm.rank(), comm.world_size())
         is_mixed = isinstance(self.train_set, MixedFrames)
@@ -190,8 +190,8 @@ def build_parts(
     process_group.seed_everything(train.seed, train.deterministic)
     config = resolve(engine_config, train.batch_size, train.clip_norm, comm.world_size())
 
-    # The depth range of a network with a canonical camera depends on the frames' focal lengths, so
-    # build the data sets first.
+    # Build the datasets first if the network has a canonical camera, because its depth range
+    # depends on the frames' focal lengths.
     sets, about_focal = None, []
     if (recipe.network or {}).get("canonical_focal") is not None:
         sets = _build_sets(recipe, held_out)
@@ -203,7 +203,7 @@ def build_parts(
     criterion = criteria.build(recipe.section("losses"), recipe.has_teacher).to(device)
     check_ignored_depths(network, criterion)
 
-    # Build the data sets, and check the settings of their loader and the sizes of the images.
+    # Build the datasets, and check the settings of their loader and the sizes of the images.
     sets = sets or _build_sets(recipe, held_out)
     train_set, val_set = sets["training"], sets.get("validation")
     _check_loading(recipe)
@@ -235,8 +235,8 @@ def build_parts(
             with errors_of_set(name), errors_of(member.where):
                 _prepare_teacher(member.teacher, recipe, frames_by_set[name])
 
-    # Compute the number of iterations, load the initial weights, and collect from what the weights
-    # are trained: the names of the images, and the teachers.
+    # Compute the number of iterations, load the initial weights, and collect what the weights are
+    # trained on: the images' names, and the teachers.
     groups = None
     if recipe.augment.sizes == "bucket":
         groups = size_groups(train_set, recipe.resize)
@@ -333,12 +333,12 @@ def build_parts(
 
 
 def _prepare_teacher(teacher: Teacher, recipe: Recipe, train_set: Dataset) -> None:
-    """Tells one teacher at which size it sees images, and checks the focal lengths of the frames.
+    """Sets the size at which one teacher sees images, and checks the focal lengths of the frames.
 
     Args:
         teacher: The teacher.
         recipe: The run's recipe.
-        train_set: The data set of the training frames.
+        train_set: The dataset of the training frames.
 
     Raises:
         UserError: The teacher needs focal lengths that aren't known, or can't be right with the
@@ -363,15 +363,16 @@ def _prepare_teacher(teacher: Teacher, recipe: Recipe, train_set: Dataset) -> No
 
 
 def check_sigmas(network: nn.Module, teachers: TeacherList, train_set: Dataset) -> None:
-    """Raises RecipeError if the head can't learn what the teachers give.
+    """Raises RecipeError if the student's head can't use the sigmas or the number of the teachers.
 
-    TIE-KD's published target is defined for one teacher and one sigma. A constant sigma that only
-    the head's limits decide, or that the head doesn't use, would have no effect.
+    TIE-KD's published target is defined for one teacher and one sigma. A constant sigma outside the
+    head's limits, or one that the head doesn't use, is refused, too, because it would have no
+    effect.
 
     Args:
         network: The student.
         teachers: The recipe's teachers.
-        train_set: The data set of the training frames, which may have cached maps of sigma.
+        train_set: The dataset of the training frames, which may have cached maps of sigma.
     """
     head, stated = network.head, teachers.stated_sigmas
     has_maps = any(
@@ -392,7 +393,8 @@ def check_sigmas(network: nn.Module, teachers: TeacherList, train_set: Dataset) 
                 f"{option}: got {got}, which only a dpm head learns; leave it out, or set "
                 "network.head.name=dpm"
             )
-        # With a canonical camera the head's limits aren't metres.
+        # Check the number only if the network has no canonical camera; otherwise the head's limits
+        # aren't in metres.
         if is_number and network.canonical is None and not head.sigma <= sigma <= head.sigma_max:
             raise RecipeError(
                 f"{option}: got {got}; it must be within the head's network.head.sigma "
@@ -401,7 +403,7 @@ def check_sigmas(network: nn.Module, teachers: TeacherList, train_set: Dataset) 
 
 
 def _build_sets(recipe: Recipe, held_out: HeldOut) -> dict[str, Dataset]:
-    """Builds the data sets "training" and, if the run validates, "validation". Collective.
+    """Builds the datasets "training" and, if the run validates, "validation". Collective.
 
     Args:
         recipe: The run's recipe.
@@ -418,10 +420,10 @@ def _build_sets(recipe: Recipe, held_out: HeldOut) -> dict[str, Dataset]:
 
 
 def check_ignored_depths(network: nn.Module, criterion: criteria.Criterion) -> None:
-    """Raises RecipeError if the head ignores depths that the divergence loss averages over.
+    """Raises RecipeError if the divergence loss averages over depths that the head ignores.
 
     A head with `beyond: ignore` sets the divergence of pixels with a target beyond its range to 0.
-    If the loss counted these pixels in its mean, they would make the loss too small.
+    If the loss included these pixels in its mean, they would make it too small.
 
     Args:
         network: The student.
@@ -429,8 +431,8 @@ def check_ignored_depths(network: nn.Module, criterion: criteria.Criterion) -> N
     """
     if getattr(network.head, "beyond", None) != "ignore":
         return
-    # With a canonical camera the losses see canonical depth, whose largest value is the largest
-    # depth in metres times this factor.
+    # Compute the largest target depth that the losses see: with a canonical camera, the largest
+    # depth in metres times the largest factor.
     scale = 1.0 if network.canonical is None else network.canonical.largest
     largest = network.max_depth * scale
     for key, term in criterion.terms.items():
@@ -462,12 +464,12 @@ def build_hooks(
     Args:
         recipe: The run's recipe, whose `hooks` are the user's own.
         device: The device of this rank.
-        val_set: The data set of the validation frames; None without validation.
-        replica: A second copy of the student on the device, for evaluations; None without
-            validation.
-        teacher: Function from a batch to its target depth, whose depth TensorBoard's images show.
-        unreadable: The collected messages about samples that can't be read; None if such a sample
-            ends the run.
+        val_set: The dataset of the validation frames; None if the run doesn't validate.
+        replica: A second copy of the student on the device, for evaluations; None if the run
+            doesn't validate.
+        teacher: Function from a batch to the teacher's depth, which TensorBoard's images show.
+        unreadable: Collects messages about samples that can't be read and are replaced; None if
+            such a sample ends the run.
 
     Returns:
         All hooks in their order; and the text log, which is one of them.
@@ -481,7 +483,7 @@ def build_hooks(
         val_sets, teacher_of = dict(sets_in(val_set)), teachers_by_set(teacher)
         shown = evaluation.set or next(iter(val_sets))
         of_shown = recipe.sets_named(shown)[0].recipe
-        # Leave the depth of a module from outside the project out of these images. It would be
+        # Leave the depth of a teacher from outside the project out of these images: it would be
         # called on rank 0 alone and with validation frames, and may support neither.
         nodes = of_shown.teachers.nodes
         taught = bool(nodes) and all(node.module is None for node in nodes)
@@ -502,8 +504,8 @@ def build_hooks(
         max_depth=recipe.max_depth_m,
         frames=frames,
     )
-    # Put the hooks in order: logs, hooks that may stop the run, the average of the weights, which
-    # is evaluated, evaluation, the user's hooks, checkpoint.
+    # Put the hooks in order: logs, hooks that may stop the run, the moving average of the weights
+    # before the evaluation, which uses it, the user's hooks, checkpoint.
     hooks: list[Hook] = [log, board, Preemption(), Guard(log, recipe.train.max_bad_iterations)]
     hooks += [PixelsCount(log), KeptMemory()]
     if unreadable is not None:
@@ -578,12 +580,13 @@ def _own_hooks(recipe: Recipe, log: TextLog) -> list[Hook]:
 
     Args:
         recipe: The run's recipe.
-        log: The text log, to which they may write.
+        log: The text log, to which the hooks may write.
     """
     evaluation = recipe.evaluation if recipe.train.validate else None
     built = []
     for node in recipe.node.get("hooks", []):
-        # A hook from outside the project may have arguments of these names with another meaning.
+        # Give these arguments only to tiekd's own hooks, because a hook from outside the project
+        # may have arguments of these names with another meaning.
         is_outside = isinstance(node, dict) and "." in str(node.get("name"))
         given = {} if is_outside else {"evaluation": evaluation, "info": log.info}
         hook = build(node, "tiekd.training.hooks", "hooks", **given)
@@ -597,8 +600,8 @@ def _own_hooks(recipe: Recipe, log: TextLog) -> list[Hook]:
 def load_weights(network: nn.Module, recipe: Recipe) -> list[str]:
     """Loads initial weights into the student, in place.
 
-    They are those of `load.checkpoint` in the recipe or, if it isn't given, the pretrained weights
-    of the encoder, if the recipe names some.
+    They are those of `load.checkpoint` in the recipe. Without this option they are the pretrained
+    weights of the encoder, if the recipe names some.
 
     Args:
         network: The student.
@@ -613,8 +616,8 @@ def load_weights(network: nn.Module, recipe: Recipe) -> list[str]:
     load = recipe.load
     if load.checkpoint is None:
         return [note for note in [pretrained.load(network)] if note]
-    # Weights of a network with another head or number of bins fit only in part. The tensors to
-    # leave out are listed in `load.ignore`; any other misfit is an error.
+    # Load the weights, except for tensors listed in `load.ignore`, as those of another head or
+    # number of bins. Any other tensor that doesn't fit is an error.
     path = _weights_file(load.checkpoint)
     content = state_dicts.read_checkpoint(path)
     state = state_dicts.named_tensors(content)
@@ -631,11 +634,11 @@ def load_weights(network: nn.Module, recipe: Recipe) -> list[str]:
 
 
 def _weights_file(given: str) -> Path:
-    """Returns the path of the weights file that `load.checkpoint` stands for.
+    """Returns the path of the weights file to which `load.checkpoint` leads.
 
     Args:
-        given: The value of `load.checkpoint`: the path of a weights file, which is returned, or of
-            a work dir or a checkpoint's folder, in which the file is searched.
+        given: The value of `load.checkpoint`: the path of a weights file, which is the result, or
+            of a work dir or a checkpoint's folder, in which the file is searched for.
     """
     path = Path(given)
     return checkpoints.find_weights(path) if path.is_dir() else path
@@ -648,10 +651,11 @@ def _initial_weights(recipe: Recipe) -> Path | None:
 
 
 def _repeated_places(groups: list[int], places: int) -> str:
-    """Returns a line for the log on the images that an epoch repeats to fill batches of one size.
+    """Returns a log line about the images that an epoch repeats to fill batches of one size.
 
     Args:
-        groups: For each training frame the number of its image size.
+        groups: For each training frame its group number; frames whose images have the same size
+            share a number.
         places: The number of images in all batches of an epoch.
     """
     return (

@@ -1,9 +1,9 @@
-"""Training in canonical depth (`network.canonical_focal`): range of factors, and targets.
+"""Training in canonical depth (`network.canonical_focal`): the range of F / f, and the targets.
 
 Canonical depth is depth in metres times F / f. F is `canonical_focal`, the same for all images, and
-f is the focal length of the image at the network's input; both are in pixels. Costs: at the start a
-read of each image's header, 0.1 ms; two multiplications per batch. Left out: the conversion of the
-output back to metres, which is part of the network (tiekd/models/network.py).
+f is the focal length of the image at the network's input; both are in pixels. The cost is a read of
+each image's header at the start, 0.1 ms each, and two multiplications per batch. Left out: the
+conversion of the output back to metres, which is part of the network (tiekd/models/network.py).
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,7 +40,7 @@ class Targets:
 
     Args:
         camera: The network's canonical camera; None if the network learns metres.
-        resize: The resize of images before the network gets them.
+        resize: How images are resized to the network's input.
     """
 
     def __init__(self, camera: Canonical | None, resize: Resize):
@@ -55,11 +55,11 @@ class Targets:
         Args:
             batch: The micro-batch; its `depth` is in metres.
             teacher_depth: (B, 1, H, W) float32, metres, 0 in pixels that aren't valid; or a
-                `Target`, whose sigma is converted as its depth. None if there is none.
+                `Target`, whose depths and sigmas are converted. None if there is no teacher.
 
         Returns:
-            The batch with canonical `depth`, and the teacher's canonical depth. If there is no
-            canonical camera, both arguments unchanged.
+            The batch with canonical `depth`, and the teacher's canonical depth. Both are unchanged
+            if there is no canonical camera.
         """
         if self.camera is None:
             return batch, teacher_depth
@@ -114,15 +114,15 @@ def input_focals(frames: Dataset, resize: Resize) -> list[float | None]:
 
 
 def require_focals(frames: Dataset, resize: Resize, split: str) -> list[float]:
-    """Returns the focal lengths of all frames of a split, and refuses frames without one.
+    """Returns the focal lengths of all frames of a split; raises an error if one isn't known.
 
     Args:
-        frames: The data set.
-        resize: The resize of images before the network gets them.
-        split: The name of the split, for the message: "training" or "validation".
+        frames: The dataset of the split.
+        resize: How images are resized to the network's input.
+        split: The name of the split, for the error message: "training" or "validation".
 
     Returns:
-        The focal lengths at the network's input, in pixels. Empty for a data set from outside the
+        The focal lengths at the network's input, in pixels. Empty for a dataset from outside the
         project, whose images are checked later, when they are read.
 
     Raises:
@@ -152,8 +152,9 @@ def with_factors(
 
     Args:
         recipe: The run's recipe.
-        datasets: The data sets of the splits, "training" and, if the run validates, "validation".
-        resuming: True if the work dir's run is resumed; it keeps the factors of its start.
+        datasets: The datasets of the splits, "training" and, if the run validates, "validation".
+        resuming: True if the run in the work dir is resumed; it keeps the factors with which it was
+            started.
 
     Returns:
         The recipe with `network.canonical_factors`, [smallest, largest]; and messages for the log.
@@ -161,7 +162,8 @@ def with_factors(
 
     Raises:
         RecipeError: A setting is wrong, or the factors can't be computed from the frames.
-        DataError: See `require_focals`.
+        DataError: A frame's focal length isn't known, or resizing changes an image's aspect ratio
+            too much.
     """
     node = recipe.network or {}
     canonical.check_focal(node)
@@ -180,7 +182,7 @@ def with_factors(
                 known = require_focals(frames, recipe.resize, split)
             ratios += [focal / f / zoom for f in known for zoom in (low, high)]
     seen = comm.broadcast_object((min(ratios), max(ratios)) if ratios else None)
-    # Use the range of F / f that the recipe gives, or that of the run that is resumed, or else that
+    # Use the range of F / f that the recipe gives, else that of the resumed run's start, else that
     # of the frames.
     factors = node.get("canonical_factors") or (_started_with(recipe) if resuming else None)
     if factors is None and seen is None:
@@ -209,8 +211,9 @@ def check_weights(network: Mapping, state: Mapping, path: Path) -> list[str]:
 
     Args:
         network: The section `network` of this run's recipe.
-        state: The content of the weights file; weights of tiekd have a key `network`.
-        path: The weights file, for the message.
+        state: The content of the weights file; in a file written by tiekd, its entry `network` is
+            the network section of the training run.
+        path: The weights file, for the warning.
 
     Returns:
         The warning in a list; an empty list if the settings agree or the file doesn't have them.
@@ -231,7 +234,7 @@ def check_weights(network: Mapping, state: Mapping, path: Path) -> list[str]:
 
 
 def check_zoom(augment: Augment, network: Mapping, *, is_blind_teacher: bool) -> None:
-    """Raises RecipeError if the targets of images that augmentation zooms would be wrong.
+    """Raises RecipeError if the target depths of images that augmentation zooms would be wrong.
 
     Args:
         augment: The settings of the augmentation.

@@ -34,11 +34,11 @@ TARGETS = ("ground_truth", "teacher")
 
 
 class Term(NamedTuple):
-    """One weighted loss of the sum.
+    """One term of the training loss: a loss, its weight, and its target.
 
     Attributes:
-        loss: The loss module: (prediction, target depth) -> (B,), one value per image.
-        weight: The term's factor in the sum.
+        loss: The loss module: a function (prediction, target depth) -> (B,), one value per image.
+        weight: The factor by which the loss is multiplied in the sum.
         against: The target, "teacher" or "ground_truth".
     """
 
@@ -53,10 +53,10 @@ class Criterion(nn.Module):
     Attributes:
         terms: The terms by their keys in the recipe's `losses` section.
         losses: The loss modules of `terms`, in the same order.
-        told_iteration: The keys of the terms whose loss takes the iteration as an argument.
-        needs_divergence: True if a term uses the prediction's divergence, the most expensive output
-            of a DPM head.
-        top_crop: The number of top rows of pixels in which no term uses the divergence.
+        told_iteration: The keys of the terms whose loss has an argument `iteration`.
+        needs_divergence: True if a term uses the prediction's divergence, which is the most
+            expensive output of a DPM head.
+        top_crop: The number of rows at the top of the image in which no term uses the divergence.
     """
 
     def __init__(self, terms: dict[str, Term]):
@@ -77,9 +77,8 @@ class Criterion(nn.Module):
         """Returns the target depth for the divergence that a DPM head computes.
 
         It is the teacher's depth with the top `top_crop` rows set to 0, i.e. not valid, so that
-        their divergence isn't computed. (If a head predicts at a coarser resolution, one of its
-        output pixels may cover rows on both sides of this border. It then learns only from the rows
-        below.)
+        their divergence isn't computed. An output pixel of a head with a coarser resolution may
+        cover rows on both sides of this border; it learns only from the rows below.
 
         Args:
             teacher_depth: (B, 1, H, W) float32, metres, 0 where not valid; or a `Target`.
@@ -106,18 +105,20 @@ class Criterion(nn.Module):
 
         Args:
             prediction: The student's prediction for `batch`.
-            batch: Its `depth` is the ground truth, (B, 1, H, W) float32, metres, 0 where not valid.
-            teacher_depth: The teacher's depth, of the shape and unit of `batch.depth`; of a
-                `Target` the losses get the mean. None if there is no teacher.
+            batch: The batch, whose `depth` is the ground truth, (B, 1, H, W) float32, metres, 0
+                where not valid.
+            teacher_depth: The teacher's depth, of the shape and unit of `batch.depth`; or a
+                `Target`, of which the losses get the mean depth. None if there is no teacher.
             iteration: The number of finished iterations, for losses whose value depends on it, as
-                in a warm-up; None means past every warm-up.
+                in a warm-up; None for the value after every warm-up.
 
         Returns:
-            0-d float32 tensors: each weighted term as `loss_<key>`, with its key in `terms`, and
-            the sum of all terms as `loss`.
+            A dict of 0-d float32 tensors: `loss_<key>` is the weighted term with the key in
+            `terms`, and `loss` the sum of all terms.
 
         Raises:
-            RecipeError: At the first call, if a loss doesn't return (B,) values with a gradient.
+            RecipeError: A loss doesn't return (B,) values with a gradient; checked at the first
+                call.
         """
         values, teacher_depth = {}, mean_depth(teacher_depth)
         for key, term in self.terms.items():
@@ -130,8 +131,8 @@ class Criterion(nn.Module):
             if key in self._unchecked:
                 name = f"losses.{key} ({type(term.loss).__module__}.{type(term.loss).__name__})"
                 _check_returned(loss, target, name)
-                # A loss that takes the iteration may be constant, and so have no gradient, during
-                # its warm-up.
+                # Check the gradient, except for a loss that takes the iteration, because it may be
+                # constant during its warm-up.
                 if key not in self.told_iteration:
                     _check_gradient(loss, prediction, name)
                 self._unchecked.remove(key)
@@ -163,7 +164,7 @@ def _check_returned(returned, target: Tensor, name: str) -> None:
     """Raises RecipeError unless a loss returned one floating-point value per image.
 
     Args:
-        returned: What the loss returned.
+        returned: The value that the loss returned.
         target: The target depth that the loss was given, (B, 1, H, W).
         name: The loss's key and class, for the error message.
     """
@@ -201,8 +202,8 @@ def build(losses_node: dict, has_teacher: bool) -> Criterion:
     """Builds the criterion that a recipe's `losses` section describes.
 
     Args:
-        losses_node: The section. It maps the key of each term to a mapping with `weight`, `against`
-            and the loss's own arguments.
+        losses_node: The section. It maps the key of each term to a mapping with the keys `weight`
+            and `against` and the loss's own arguments.
         has_teacher: True if the recipe has a teacher.
 
     Raises:
@@ -225,8 +226,8 @@ def _build_term(key: str, node: dict, has_teacher: bool) -> Term:
             f"{where}: got {node!r}; it must be a mapping, for example {{weight: 1.0}}"
         )
     weight = node.get("weight", 1.0)
-    # With `released: true` a loss is computed as in the code that was published with its paper. Its
-    # weight may be negative, as in one published recipe.
+    # Allow a negative weight only with `released: true`, i.e. for a loss as in the code that was
+    # published with its paper: one published recipe has such a weight.
     least = -math.inf if node.get("released") is True else 0
     if (
         isinstance(weight, bool)
@@ -238,7 +239,7 @@ def _build_term(key: str, node: dict, has_teacher: bool) -> Term:
             f"{where}.weight: {weight!r} is not a number > 0; leave out a term that should not "
             "count"
         )
-    # By default the loss compares the student with the teacher, or without one with ground truth.
+    # Compare the student with the teacher by default, or with ground truth if there is no teacher.
     against = node.get("against", "teacher" if has_teacher else "ground_truth")
     if against not in AGAINST:
         raise RecipeError(

@@ -130,9 +130,9 @@ class Evaluation(Hook):
         return EvaluationProtocol(validated.settings, *depths_m, reference=validated.reference)
 
     def before_train(self, state) -> None:
-        """Warns if the student was trained on validation frames, and does a postponed evaluation.
+        """Warns if the student was trained on validation frames, and makes a postponed evaluation.
 
-        The warning is logged on rank 0. Collective if an evaluation was postponed.
+        The warning is logged on rank 0. The method is collective if an evaluation was postponed.
         """
         if comm.is_main():
             for each in self.validation_sets:
@@ -181,8 +181,8 @@ class Evaluation(Hook):
         )
         state.agreement = _joined({name: found for name, (_, found) in scored.items()})
         # Save the best weights before other hooks are called, since such a hook may read the file
-        # or raise an error. Log the line about them later, since one of the hooks logs the metrics
-        # first.
+        # or raise an error. Write the log line about them only afterwards, because one of these
+        # hooks logs the metrics.
         told = self._keep_if_best(weights, state)
         for hook in state.hooks:
             hook.after_evaluation(state, state.metrics)
@@ -240,7 +240,8 @@ class Evaluation(Hook):
             state: The state of the run, with the metrics of these weights.
 
         Returns:
-            A line for the log; None if the metric is finite and not the best.
+            A line for the log; None if there is nothing to report, i.e. if the metric is finite but
+            not the best.
         """
         name = self.settings.save_best
         value = state.metrics[name]
@@ -290,7 +291,7 @@ class Evaluation(Hook):
         """Saves new best weights, on rank 0.
 
         Args:
-            name: The metric that is the best so far, which is part of the file's name.
+            name: The name of the metric that is the best so far, which is part of the file's name.
             weights: The student's weights and buffers by name, on rank 0; empty on other ranks.
             state: The state of the run, with the metrics of these weights.
 
@@ -298,8 +299,9 @@ class Evaluation(Hook):
             A line for the log. If writing fails, the older best weights stay, and rank 0's line
             says so.
         """
-        # The file records the metrics, the teachers, and the frames that the network was trained
-        # on, so that a later evaluation can warn if it uses one of those frames.
+        # Write the weights on rank 0, with the metrics, the teachers, and the frames that the
+        # network was trained on, so that a later evaluation can warn if it uses one of those
+        # frames.
         value, path = state.metrics[name], state.work_dir / f"best_{name}.pth"
         if comm.is_main():
             try:
@@ -329,8 +331,8 @@ class Evaluation(Hook):
     def state_dict(self) -> dict:
         """Returns the hook's state for a checkpoint.
 
-        It has the best value so far of the metric `settings.save_best`, this metric's name, the
-        resize of images, and `owed`, the learning rates at a postponed evaluation.
+        It contains the metric's name and best value, how images are resized, and the attribute
+        `owed`.
         """
         compared = {"metric": self.settings.save_best, "resize": self.resize.node()}
         if self.sets:
@@ -345,12 +347,13 @@ class Evaluation(Hook):
         another size.
 
         Args:
-            state: What `state_dict` returned when the checkpoint was saved.
+            state: The state that `state_dict` returned when the checkpoint was saved.
         """
         self.best, self.owed = state["best"], state["owed"]
         other_metric = state.get("metric", self.settings.save_best) != self.settings.save_best
-        # Older versions saved no `resize`: they evaluated each image at its own size, however
-        # training scaled images. Their best value may also be NaN, if no pixel had ground truth.
+        # Drop the best value if the state is that of an older version, which saved no `resize`: it
+        # evaluated images at their own size, whatever their size in training. The best value may
+        # also be NaN, if no pixel had ground truth.
         own_size = "resize" not in state and self.resize not in (
             OWN_SIZE,
             Resize(at_most=self.resize.at_most),

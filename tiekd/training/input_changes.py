@@ -1,10 +1,10 @@
-"""Compares a run's inputs at its start with those at a resume, and refuses some changes.
+"""Compares a run's inputs at its start with those at a resume, and refuses some changes of them.
 
 A change of the training or validation data is refused unless the user accepts it
 (`--accept-changes`): frames, their files and order, the teacher's weights and maps, the user's code
-that makes data or targets, and the recipe's keys on how depth is read and scored. Any other change
-is logged, such as a data set in another folder. A file that only has another modification time is
-not refused.
+that makes data or targets, and the recipe's keys that determine how depth is read and scored. Any
+other change is only logged, such as a dataset in another folder. A file that only has another
+modification time is not refused.
 """
 
 import re
@@ -38,8 +38,8 @@ _REFUSED_KEYS = (
     "network.m??_depth",
     "network.canonical_*",
 )
-# Recipe keys whose changes are not refused at a resume: they are paths, or they choose the frames,
-# and the files and frames themselves are compared. _ALLOWED_KEYS adds keys of augmentation and
+# Recipe keys whose changes aren't refused at a resume: paths, whose files are compared, and keys
+# that choose the frames, which are compared themselves. _ALLOWED_KEYS adds keys of augmentation and
 # loading, which don't change the frames either.
 _PLACES = (
     "root",
@@ -61,7 +61,8 @@ _ALLOWED_KEYS = (
     *(f"data.{key}" for key in Loading.__dataclass_fields__),
     *(
         f"{teacher}.{key}"
-        # In a pattern `[[]` is a bracket: an entry of `teachers` or of `teacher.teachers`.
+        # `[[]` is a bracket in a pattern: the keys of an entry of `teachers` or of
+        # `teacher.teachers`.
         for teacher in ("teacher", "teachers[[]*]", "teacher.teachers[[]*]")
         for key in ("checkpoint", "recipe", "maps", "device", "batch_size", "audit")
     ),
@@ -78,7 +79,7 @@ _TEACHER = re.compile(r"(data\.[^.]+\.)?teacher")
 
 
 class Verdict(NamedTuple):
-    """The changes of a run's input files and recipe since the run was started.
+    """The changes of a run's inputs (files and recipe) since the run was started.
 
     Attributes:
         keys: Changed keys of the recipe, as `workdir.changed_keys` returns them; None if the
@@ -95,13 +96,13 @@ class Verdict(NamedTuple):
 def judge(
     started: dict | None, now: dict | None, resume_path: Path | None, accept: bool
 ) -> Verdict:
-    """Compares the inputs at the start with the present ones, and refuses some changes. Collective.
+    """Compares a run's inputs at its start with the current ones; refuses some changes. Collective.
 
     A record of inputs is a dict that tiekd/training/inputs.py describes.
 
     Args:
         started: The record of the inputs at the start; None if there is none, and on ranks above 0.
-        now: The record of the present inputs; None on ranks above 0.
+        now: The record of the current inputs; None on ranks above 0.
         resume_path: The folder of the checkpoint to resume from; None for a new run, which has no
             changes.
         accept: True if the user accepts all changes, by --accept-changes.
@@ -110,8 +111,8 @@ def judge(
         The changes, the same on all ranks.
 
     Raises:
-        CheckpointError: On all ranks, for changes of the training or validation data that aren't
-            accepted.
+        CheckpointError: The training or validation data have changed, and the user doesn't accept
+            it; raised on all ranks.
     """
     verdict = None
     if comm.is_main():
@@ -131,7 +132,7 @@ def compare(started: dict | None, now: dict) -> Verdict:
 
     Args:
         started: The record of the run's start; None if there is none.
-        now: The record of the present inputs.
+        now: The record of the current inputs.
 
     Returns:
         The changes, sorted into those that the user must accept and all others.
@@ -156,17 +157,19 @@ def compare(started: dict | None, now: dict) -> Verdict:
     names = sorted(started["files"].keys() | now["files"].keys())
     for name in names:
         is_another, text = _file_change(name, started["files"].get(name), now["files"].get(name))
-        # A changed split file is refused only if it changed the frames of its split.
+        # Refuse a changed split file only if it changed the frames of its split.
         split = _split_of(name)
         reason = split is not None and split in of_splits and of_splits[split].refused
         if is_another and (reason or not _is_only_told(name)):
             refused.append(text)
         elif text is not None:
             told.append(text)
-    # A model on the hub has no files here, so compare its digest.
+    # Compare the digests of teachers from the hub, which have no files here, unless a change of a
+    # teacher is found already.
     if not any(_TEACHER.match(text) for text in refused):
         refused += _teacher_changes(learned_from.from_plain(started), learned_from.from_plain(now))
-    # Report validation that begins now, or that keeps its frames although training frames changed.
+    # Report validation that begins now, or whose frames stay the same although the training frames
+    # changed.
     for val in [split for split in now["splits"] if split.endswith("val")]:
         data_set = val.removesuffix("val").strip()
         train, of_set = inputs.split_name("train", data_set), f" of {data_set}" if data_set else ""
@@ -174,13 +177,14 @@ def compare(started: dict | None, now: dict) -> Verdict:
             told.append(f"There was no validation{of_set} at the start; it begins now")
         elif train in of_splits and of_splits[train].refused and not of_splits[val].refused:
             told.append(f"The validation frames{of_set} stay those of the start")
-    # Compare the recipe's keys on how depth is read and evaluated.
+    # Compare the recipe's keys that determine how depth is read and evaluated.
     for key in filter(_is_refused, keys):
         values = _value(now["recipe"], key), _value(started["recipe"], key)
         named = _by_set(key, now["recipe"])
         if named not in names and values[0] != values[1]:
             refused.append(f"{named} is {values[0]}, was {values[1]}")
-    # Compare the working resolutions, which follow from data.resize or from keep_aspect and a crop.
+    # Compare the working resolutions, which follow from data.resize, or from keep_aspect and a
+    # crop.
     before, after = (resizes.of_data(each["recipe"].get("data", {})) for each in (started, now))
     if before != after:
         refused.append(f"the working resolution is {after}, was {before}")
@@ -198,9 +202,10 @@ def _teacher_changes(old: list[Teacher] | None, new: list[Teacher] | None) -> li
 
     Args:
         old: The record of the teachers at the start; None if it isn't known.
-        new: The record of the present teachers; None if it isn't known.
+        new: The record of the current teachers; None if it isn't known.
     """
-    # Several teachers may have one name, such as two networks whose recipes aren't known.
+    # Collect the digests by name, since several teachers may have one name, such as two networks
+    # whose recipes aren't known.
     digests = defaultdict(list)
     for each in old or ():
         digests[each["name"], each.get("model")].append(each.get("digest"))
@@ -214,14 +219,14 @@ def _teacher_changes(old: list[Teacher] | None, new: list[Teacher] | None) -> li
 
 
 def note_epochs(log: TextLog, started: dict | None, now: dict, iteration: int) -> None:
-    """Logs that the length of an epoch has changed since the start, if it has. Rank 0 only.
+    """Logs a change of the length of an epoch since the start of the run. Rank 0 only.
 
-    A line is written to the text log, and a row to the .log.json file.
+    If the length has changed, a line is written to the text log, and a row to the .log.json file.
 
     Args:
         log: The text log.
         started: The record of the inputs at the start; None if there is none.
-        now: The record of the present inputs.
+        now: The record of the current inputs.
         iteration: The iteration at which the run resumes.
     """
     if (
@@ -253,7 +258,8 @@ def _split_changes(split: str, old: dict | None, new: dict | None) -> _Changes:
     # Of a large split, or one of tar shards, only a digest of all names is known.
     if "digest" in old and "digest" in new:
         return _digest_changes(split, old, new)
-    # In a data set from outside the project only the number of samples is known.
+    # Compare only the numbers of samples of a dataset from outside the project, of which nothing
+    # else is known.
     if "names" not in old or "names" not in new:
         changed = old["count"] != new["count"]
         return _Changes(
@@ -312,7 +318,7 @@ def _listed_changes(noun: str, old: dict, new: dict) -> _Changes:
         pairs = _pairs(old, new, kind)
         changed = [name for name, was, is_now in pairs if _is_another(was, is_now)]
         if changed:
-            word = "image" if kind == "picture" else kind  # Records call an image "picture".
+            word = "image" if kind == "picture" else kind  # records call an image "picture"
             refused.append(
                 f"the {word} of {len(changed)} {noun} is another or gone ({_some(changed)})"
             )
@@ -330,17 +336,18 @@ def _listed_changes(noun: str, old: dict, new: dict) -> _Changes:
 
 
 def _pairs(old: dict, new: dict, kind: str) -> list[tuple[str, inputs.Entry, inputs.Entry]]:
-    """Pairs the states of one kind of file, for the frames that are in two records of a split.
+    """Pairs the old and the new state of one kind of file, for frames that are in both records.
 
     Args:
         old: The split in the record of the run's start.
-        new: The split in the present record.
+        new: The split in the current record.
         kind: The kind of file, as in the records.
 
     Returns:
         (name of the frame, old state of its file, new state) for each frame, in the old order.
     """
-    # A kind of teacher map that a record lacks is one of a teacher that wasn't there.
+    # Use None for every frame if a record lacks this kind of file, e.g. the maps of a teacher that
+    # the recipe didn't have.
     before, after = (
         split["files"].get(kind) or [None] * len(split["names"]) for split in (old, new)
     )
@@ -366,7 +373,7 @@ def _is_unsure(was: inputs.Entry, is_now: inputs.Entry) -> bool:
 
 
 def _file_change(name: str, old: list | None, new: list | None) -> tuple[bool, str | None]:
-    """Compares one file at the start with the present one.
+    """Compares one file at the start of the run with the current one.
 
     Args:
         name: The file's name in the record, such as `teacher.checkpoint`.
@@ -374,11 +381,12 @@ def _file_change(name: str, old: list | None, new: list | None) -> tuple[bool, s
         new: [path, CRC-32] now; None if there is no such file.
 
     Returns:
-        True if the content has changed or the file is gone; and a message on the change, or None.
+        (changed, message): True if the content has changed or the file is gone; and a message about
+        the change, or None.
     """
-    # Accept a file that did not exist at the start, since a user's own module (a data set or a
-    # teacher) may have written it. A recipe that now names another file is refused elsewhere, by
-    # comparing the recipes.
+    # Accept a file that did not exist at the start, since a user's own module (a dataset or a
+    # teacher) may have written it. A recipe that now names another file is refused by comparing the
+    # recipes.
     if old is None:
         return False, f"{name}: {new[0]} was not there at the start"
     if new is None:
@@ -394,8 +402,8 @@ def _file_change(name: str, old: list | None, new: list | None) -> tuple[bool, s
 def _is_only_told(name: str) -> bool:
     """Returns True if a changed file is only logged, so that the user needn't accept the change.
 
-    That is so for the initial weights, which a resumed run doesn't read; for split files, since the
-    frames themselves are compared; and for code that computes neither data nor targets.
+    These files are the initial weights, which a resumed run doesn't read; split files, since the
+    frames themselves are compared; and code that computes neither data nor targets.
 
     Args:
         name: The file's name in a record of inputs, such as `load.checkpoint`.

@@ -62,7 +62,7 @@ _PARTS = {
 _SAMPLED = 1000  # frames of a large split whose files are recorded
 SHARD = "shard"  # the kind of file of a tar shard
 SHARDS = "shards"  # the key of the record of a split's shards
-READ_UP_TO = 256 * 10**6  # The largest split whose file contents are read, in bytes.
+READ_UP_TO = 256 * 10**6  # size in bytes of the largest split whose file contents are read
 KINDS = ("picture", "depth map", "teacher map")
 _SHARES = tuple(
     key
@@ -83,22 +83,21 @@ def collect(
     started: dict | None = None,
     teachers: Sequence[Teacher] = (),
 ) -> dict:
-    """Returns a record of the present inputs of a run, as a dict for JSON. Rank 0 only.
+    """Returns a record of a run's current inputs, as a dict for JSON. Rank 0 only.
 
     Args:
         recipe: The run's recipe.
         recipe_path: The recipe's file.
         engine_config: The engine config, in which every "auto" is replaced by a value.
-        datasets: The data sets "train" and "val", the latter None without validation.
+        datasets: The datasets "train" and "val"; the latter is None if the run doesn't validate.
         iterations_per_epoch: The number of iterations in an epoch.
         started: The record of the run's start, with which the result will be compared; None for a
-            new run. The contents of frames with a CRC-32 in `started` are read even in a large
-            split.
-        teachers: The record of the teachers from which the run's weights learn.
+            new run. Files of frames that have a CRC-32 in `started` are read even in a large split.
+        teachers: The teachers from which the run's weights learn (tiekd/data/learned_from.py).
     """
     old_splits = {} if started is None else started["splits"]
-    # Keep the record of the splits at the run's start: a run that resumes without validation may
-    # validate again at a later resume, and then on the validation frames of its start.
+    # Keep the splits as recorded at the run's start: a run that resumes without validation may
+    # validate again after a later resume, and then on the validation frames of its start.
     splits = dict(old_splits)
     for split, dataset in datasets.items():
         for name, frames in sets_in(dataset):
@@ -116,19 +115,19 @@ def collect(
         "teachers": teachers,
         "splits": splits,
     }
-    # Convert the record to JSON and back, which turns tuples into lists, so that it can be compared
-    # with a record that was read from a file.
+    # Convert the record to JSON and back, which turns tuples into lists, so that it equals a record
+    # that was read from a file.
     return json.loads(json.dumps(record, default=str))
 
 
 def fingerprint_splits(datasets: Mapping[str, Dataset]) -> dict:
     """Returns the state of the frames' files, without their paths.
 
-    Equal fingerprints mean equal files, so that a data set may be moved or copied. Where contents
-    are too large to be read (READ_UP_TO), sizes and modification times stand in their place.
+    Equal fingerprints mean equal files, even if the dataset was moved or copied. If contents are
+    too large to be read (READ_UP_TO), sizes and modification times take their place.
 
     Args:
-        datasets: The data sets "train" and "val".
+        datasets: The datasets "train" and "val".
 
     Returns:
         A dict for JSON: for each split the names of its frames and the states of their files.
@@ -149,7 +148,7 @@ def _fingerprint(split: dict) -> dict:
     found = {key: value for key, value in split.items() if key != "source"}
     if "files" in split:
         found["files"] = {
-            # The modification time counts only where the content wasn't read.
+            # Leave out the modification time of files whose content was read.
             kind: [state and (state[:2] if state[1] is not None else state) for state in states]
             for kind, states in split["files"].items()
         }
@@ -171,11 +170,11 @@ def split_name(split: str, data_set: str) -> str:
 def fingerprint_files(recipe: Recipe, datasets: Mapping[str, Dataset | None]) -> dict:
     """Returns the CRC-32 of a run's files other than those of its frames, by their names.
 
-    Modules from outside the project count if they are imported.
+    They include the modules from outside the project that are imported.
 
     Args:
         recipe: The run's recipe.
-        datasets: The data sets "train" and "val", the latter None without validation.
+        datasets: The datasets "train" and "val"; the latter is None if the run doesn't validate.
     """
     return {name: crc(path) for name, path in _files(recipe, datasets)}
 
@@ -200,12 +199,12 @@ def read(work_dir: Path) -> dict | None:
         work_dir: The folder of the run.
 
     Returns:
-        The record; None if there is none, or if another version of tiekd has written it in another
-        form.
+        The record; None if there is none, or if another version of tiekd wrote it in another
+        format.
 
     Raises:
-        CheckpointError: The file is damaged, or is a folder or a pipe. (If it counted as missing,
-            it would be overwritten.)
+        CheckpointError: The file is damaged, or is a folder or a pipe. If it were treated as
+            missing, it would be overwritten.
     """
     path = work_dir / NAME
     check_readable(path, _NOUN, CheckpointError)
@@ -231,7 +230,7 @@ def read(work_dir: Path) -> dict | None:
 def _fault(record: dict) -> str | None:
     """Returns a message on the first value in a record of inputs that is missing or misshapen.
 
-    None if there is no such value.
+    The result is None if there is no such value.
     """
     for key, kind in _PARTS.items():
         if not isinstance(record.get(key), kind):
@@ -248,7 +247,7 @@ def _is_split(split: object) -> bool:
     """Returns True if a value has the form of a split in a record of inputs.
 
     Args:
-        split: The value. A split needn't have the states of its frames' files.
+        split: The value. The states of the frames' files may be missing.
     """
     if not isinstance(split, dict) or not isinstance(split.get("count"), int):
         return False
@@ -333,8 +332,8 @@ def _split(dataset: Dataset, old: dict | None) -> dict:
             "sample": _split(sample, old_sample),
         }
     paths = _paths(dataset)
-    # Record every file's size and modification time. Contents take long to read, so they are read
-    # only for small data sets, and for frames whose contents were read at the start.
+    # Record every file's size and modification time. Read the contents, which takes long, only of
+    # small datasets, and of frames whose contents were read at the start.
     files = {
         kind: [
             state and [state[0], None, state[1]] for state in of_each(size_and_time, paths[kind])
@@ -412,7 +411,7 @@ def _paths(frames: Frames) -> dict[str, list[str | None]]:
     """Returns the paths of the frames' files.
 
     Args:
-        frames: The data set.
+        frames: The dataset.
 
     Returns:
         For each kind of file in KINDS, and for each further kind of teacher map, the paths in the
@@ -427,7 +426,7 @@ def _paths(frames: Frames) -> dict[str, list[str | None]]:
     found = dict(zip(KINDS, columns, strict=True))
     names = [frames.map_name(index) for index in range(len(frames))] if frames.map_folders else []
     for key, folder in frames.map_kinds().items():
-        # `teacher_depth_1` is the "teacher map 1".
+        # Name the maps: `teacher_depth_1` becomes "teacher map 1".
         kind = key.replace("teacher_depth", KINDS[2]).replace("teacher_sigma", "sigma map")
         found[kind.replace("_", " ")] = [os.path.join(folder, name) for name in names]
     return found
@@ -437,8 +436,8 @@ def _read_at_the_start(old: dict | None) -> set[str]:
     """Returns the names of the frames whose files' contents were read at the start of the run.
 
     Args:
-        old: The split in the record of the start; None if there is none. A frame whose contents
-            were read has a CRC-32 in it.
+        old: The split in the record of the start, which has a CRC-32 for each file that was read;
+            None if there is no record.
     """
     if old is None or "names" not in old:
         return set()
@@ -457,7 +456,7 @@ def _files(recipe: Recipe, datasets: Mapping[str, Dataset | None]) -> Iterator[t
 
     Args:
         recipe: The run's recipe.
-        datasets: The data sets "train" and "val", the latter None without validation.
+        datasets: The datasets "train" and "val"; the latter is None if the run doesn't validate.
 
     Yields:
         The file's name in the record, such as `teacher.checkpoint`, and its absolute path.
@@ -478,8 +477,8 @@ def _single_files(
     recipe: Recipe, datasets: Mapping[str, Dataset | None]
 ) -> Iterator[tuple[str, str | Path | None]]:
     data, teachers = recipe.data, recipe.teachers.nodes
-    # Yield the split file that each data set has read, or else the one that the recipe names. For a
-    # data set from outside the project these keys may have any type of value.
+    # Yield the split file that each dataset has read, or else the one that the recipe names. In a
+    # dataset from outside the project these keys may have values of any type.
     given = data.get("root", ".")
     root = Path(given).expanduser() if isinstance(given, str) else Path()
     for split, dataset in datasets.items():
@@ -490,7 +489,7 @@ def _single_files(
     # Yield the file of the images' intrinsics.
     if isinstance(data.get("intrinsics"), str):
         yield "data.intrinsics", root / Path(data["intrinsics"]).expanduser()
-    # Yield the teacher's weights, the manifest of its cached maps, and the student's initial
+    # Yield each teacher's weights and the manifest of its cached maps, and the student's initial
     # weights.
     for teacher in teachers:
         if teacher.checkpoint is not None:
@@ -508,8 +507,8 @@ def _single_files(
             yield "load.checkpoint", checkpoints.find_weights(path) if path.is_dir() else path
     sections = [("data", data), *((teacher.where, teacher.node) for teacher in teachers)]
     for section, node in sections:
-        # A data set or teacher from outside the project has keys of its own. Any value that is text
-        # may be a path.
+        # Yield the files of a dataset or teacher from outside the project: it has keys of its own,
+        # any text value of which may be a path.
         if "." in str(node.get("name", "")):
             yield f"{section}.name", _code_of(node["name"])
             own = {
@@ -534,7 +533,7 @@ def _recipe_files(recipe: Recipe, recipe_path: Path, started: dict | None) -> Se
         recipe: The run's recipe.
         recipe_path: The recipe's file.
         started: The record of the inputs at the run's start, or None. Its paths are included if the
-            recipe can't be read now.
+            recipe's file is gone or can't be read.
 
     Returns:
         Absolute paths, sorted.
@@ -546,14 +545,15 @@ def _recipe_files(recipe: Recipe, recipe_path: Path, started: dict | None) -> Se
         return node
 
     try:
-        # Merging a recipe calls `noted` for every file that the recipe consists of.
+        # Collect the files of each recipe: merging calls `noted` for every file that the recipe
+        # consists of.
         teachers = [node for own in recipe.data_sets for node in own.recipe.teachers.nodes]
         for path in (recipe_path, *(teacher.recipe for teacher in teachers)):
             if path is not None and path.is_file():
                 merged(path, mark=noted)
     except UserError:
-        # Raise no error here: the run may resume with the recipe that is saved in its work dir. Use
-        # the file names recorded at its start.
+        # Use the file names recorded at the start instead of raising an error: the run may resume
+        # with the recipe that is saved in its work dir.
         found += (started or {}).get("recipe_files", ())
     if not recipe_path.is_file():
         found += (started or {}).get("recipe_files", ())

@@ -1,4 +1,4 @@
-"""Runs one training: builds its parts from a recipe, restores a checkpoint, calls the loop."""
+"""Runs one training run: builds its parts from a recipe, restores a checkpoint, calls the loop."""
 
 from pathlib import Path
 
@@ -27,7 +27,8 @@ def run(
 
     Args:
         recipe: The recipe, as `load_recipe` returns it.
-        recipe_path: The recipe's file. A work dir that belongs to another recipe is refused.
+        recipe_path: The recipe's file, which must be the one with which the run in the work dir was
+            started.
         engine_config: The engine config, as `read_engine_config` returns it.
         resume_from: The folder of the checkpoint to resume from, "auto" for the newest intact
             checkpoint in the work dir, or None for a new run.
@@ -42,15 +43,15 @@ def run(
     options, work_dir, resuming = sections.train, sections.work_dir, resume_from is not None
     device = process_group.start_rank(options.timeout_minutes)
 
-    # Choose the checkpoint to resume from. The work dir is locked first, since a run that is about
-    # to end may still save a checkpoint.
+    # Choose the checkpoint to resume from. Lock the work dir first, since another process of the
+    # run that is about to end may still save a checkpoint.
     if resuming:
         workdir.lock(work_dir, resuming=True)
     resume_path, passed_over = resume.checkpoint_path(work_dir, resume_from)
     layout, laid_out = resume.set_layouts(work_dir, device, resume_path)
     started = resume.inputs_at_start(resume_path)
 
-    # Build all parts and check that the run may use this work dir. Nothing is written yet.
+    # Build all parts and check that the run may use this work dir. Nothing has been written so far.
     parts = build_parts(
         sections,
         engine_config,
@@ -65,7 +66,8 @@ def run(
     if comm.is_main():
         datasets = {"train": parts.train_set, "val": parts.val_set}
         per_epoch = state.iterations_per_epoch
-        with_teacher = Recipe(state.recipe)  # now with the path of the teacher's weights
+        # This recipe contains the path of the teacher's weights.
+        with_teacher = Recipe(state.recipe)
         now = inputs.collect(
             with_teacher,
             recipe_path,

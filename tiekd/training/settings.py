@@ -39,10 +39,10 @@ class SetRecipe(NamedTuple):
 class Recipe:
     """A recipe whose sections are parsed and checked when they are first read.
 
-    So a program that needs only some of the sections accepts a recipe without the others. Sections
-    with fixed keys become dataclasses. A section that describes a component (network, losses,
-    optimizer, ...) has the component's arguments as keys. It stays a dict, from which
-    tiekd.config.build builds the component.
+    So a program that needs only some sections accepts a recipe without the others. Sections with
+    fixed keys become dataclasses. A section that describes a component (network, losses, optimizer,
+    ...) has the component's arguments as keys; it is kept as a dict, from which tiekd.config.build
+    builds the component.
 
     Attributes:
         node: The whole recipe as a dict, as `load_recipe` returns it. It is not changed.
@@ -60,7 +60,7 @@ class Recipe:
     def validates(self) -> bool:
         """True if the student is evaluated during training: the key `train.validate`.
 
-        If the recipe has no section `train`, it is the key's default.
+        If the recipe has no section `train`, the value is the key's default.
         """
         return self.section("train").get("validate", TrainSettings.validate)
 
@@ -80,11 +80,11 @@ class Recipe:
         return against == TEACHER
 
     def splits(self, which: str) -> tuple[str, ...]:
-        """Returns the names of the data splits that an option of a program asks for.
+        """Returns the names of the data splits that an option of a program selects.
 
         Args:
             which: The option's value: "train", "val" or "both". If the student isn't evaluated
-                during training, "both" means the training split alone.
+                during training, "both" selects only the training split.
 
         Returns:
             "train", "val", or both in this order.
@@ -129,12 +129,12 @@ class Recipe:
 
     @cached_property
     def resize(self) -> Resize:
-        """The rule by which images are resized before the network gets them. Raises RecipeError."""
+        """How images are resized to the network's input. Raises RecipeError."""
         return resizes.of_data(self.data)
 
     @cached_property
     def dataset(self) -> DataSettings:
-        """The settings from which the data sets of both splits are built. Raises RecipeError."""
+        """The settings from which the datasets of both splits are built. Raises RecipeError."""
         if self.is_mixed:
             names = ", ".join(each.name for each in self.data_sets)
             raise RecipeError(
@@ -208,7 +208,7 @@ class Recipe:
 
     @property
     def teachers(self) -> TeacherList:
-        """The teachers of the sections `teacher` and `teachers`, each with what describes it."""
+        """The teachers that the sections `teacher` and `teachers` describe."""
         return TeacherList.of(self.node)
 
     def without_teacher(self) -> "Recipe":
@@ -225,7 +225,7 @@ class Recipe:
 
         Args:
             name: The section's name, a top-level key of the recipe.
-            default: The result if the recipe has no such section; None for an empty dict.
+            default: The result if the recipe has no such section; None stands for an empty dict.
         """
         return self.node.get(name, {} if default is None else default)
 
@@ -269,13 +269,13 @@ class TrainSettings:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise RecipeError(f"train.{name}: got {value!r}; it must be a whole number from 1")
-        # Refuse longer runs: the log couldn't show their remaining time.
+        # Refuse longer runs, whose remaining time the log couldn't show.
         for name, most in (("epochs", 10**6), ("iterations", 10**9)):
             value = getattr(self, name)
             if value is not None and value > most:
                 raise RecipeError(f"train.{name}: got {value}; it must be at most {most}")
-        # Refuse NaN, the only number that differs from itself: clipping by NaN would make all
-        # gradients NaN.
+        # Refuse NaN, the only number that differs from itself, because clipping by NaN would make
+        # all gradients NaN.
         if self.clip_norm is not None and self.clip_norm != self.clip_norm:
             raise RecipeError(f"train.clip_norm: got {self.clip_norm}; it must be a number")
         if self.batch_size > 65536:

@@ -1,4 +1,4 @@
-"""Composes the log's first lines: data, networks, learning rate, ranks and the resume."""
+"""Composes the log's first lines, about data, networks, learning rate, ranks and the resume."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def about(parts: Parts) -> list[str]:
     """Returns the first lines of a run's log, about its data, networks and learning rate.
 
     Args:
-        parts: The parts of the run, such as data sets, networks and teacher.
+        parts: The parts of the run, such as datasets, networks and teacher.
     """
     recipe, teacher = parts.recipe, parts.teacher
     train_set, val_set = parts.train_set, parts.val_set
@@ -70,12 +70,13 @@ def about(parts: Parts) -> list[str]:
         if teachers[name] is not None:
             lines = _about_teachers(teachers[name], own, frames_of[name], parts)
             said += mixed_data.named(name, lines)
-    # Name the other teachers, of the teacher itself and of the initial weights. Of several teachers
-    # name all, since the lines above don't say everything about them.
+    # Name further teachers: those of the teacher itself and of the initial weights. If the recipe
+    # has several teachers, name all, since the lines above don't state everything about them.
     is_single = recipe.teachers.is_given and recipe.teachers.several is None
     is_single = is_single and not recipe.is_mixed
     said += learned_from.lines(parts.state.teachers[is_single:])
-    # Describe the learning rate if it is meant for another batch size or the warm-up never ends.
+    # Describe the learning rate if it is scaled from another batch size, or if the warm-up never
+    # ends.
     batch_size, lr_scaling = recipe.train.batch_size, recipe.train.lr_scaling
     lr_batch_size = recipe.section("optimizer").get("lr_batch_size") or batch_size
     if lr_batch_size != batch_size:
@@ -127,7 +128,7 @@ def _about_teachers(
     for member in members_of(teacher):
         lines = _about_teacher(member.teacher, nodes.get(member.where), train_set, parts)
         lines += _about_sigma(member.teacher)
-        # Several teachers are told apart by their places in the recipe.
+        # Distinguish several teachers by their keys in the recipe.
         if len(nodes) > 1:
             lines = [f"{member.where}: {line}" for line in lines]
         said += lines
@@ -150,7 +151,7 @@ def _about_teacher(
         size = _millions(teacher.network)
         said = [f"Teacher: {size} M parameters, frozen, from {node.checkpoint}"]
         if recipe.teachers.several is None and not recipe.is_mixed:
-            # The first record is that of the only teacher.
+            # Describe the teacher's weights by the first record, which is that of the only teacher.
             said += [f"Teacher: {learned_from.describe(own)}" for own in parts.state.teachers[:1]]
         if teacher.resize not in (recipe.resize, OWN_SIZE):
             said.append(
@@ -180,7 +181,7 @@ def _about_teacher(
 
 
 def _about_sigma(teacher: Teacher) -> list[str]:
-    """Returns a line for the log about the source of a teacher's sigma; none without a source.
+    """Returns a line for the log about the source of a teacher's sigma; no line without a sigma.
 
     Args:
         teacher: The teacher.
@@ -191,7 +192,7 @@ def _about_sigma(teacher: Teacher) -> list[str]:
 
 
 def _about_mixture(recipe: Recipe) -> list[str]:
-    """Returns a line for the log on how several teachers are combined; none for one teacher.
+    """Returns a line for the log on how several teachers are combined; no line for one teacher.
 
     Args:
         recipe: The run's recipe.
@@ -213,7 +214,7 @@ def of_ranks(work_dir: Path) -> list[str]:
     """Warns if a run had another number of ranks when it was last started.
 
     The former number is read from the launch record in the work dir. So the function has to be
-    called before this start overwrites the record.
+    called before the record is overwritten.
 
     Args:
         work_dir: The folder of the run.
@@ -236,14 +237,14 @@ def of_ranks(work_dir: Path) -> list[str]:
 
 
 def of_resuming(path: Path | None, changed: list[str], verdict: Verdict) -> list[str]:
-    """Returns lines for the log on the checkpoint from which a run resumes, and on changes.
+    """Returns lines for the log about the checkpoint from which a run resumes, and about changes.
 
     Args:
         path: The checkpoint's folder; None for a new run, for which the list is empty.
         changed: The dotted names of values in the recipe that have changed since the run was
             started.
-        verdict: The changes of the run's input files since it was started. Those in `refused` are
-            there only because the user has accepted them with --accept-changes.
+        verdict: The changes of the run's input files since it was started. Those in `refused` have
+            been accepted by the user with --accept-changes.
     """
     if path is None:
         return []

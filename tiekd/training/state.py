@@ -1,4 +1,4 @@
-"""TrainState: the values of a run that its hooks read, such as iteration, losses and engine."""
+"""`TrainState`: the values of a run that its hooks read, such as iteration, losses and engine."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,7 +106,7 @@ class TrainState:
     stopped_early: bool = False
 
     def begin_iteration(self) -> None:
-        """Clears the values that `record` collects over an iteration's micro-batches."""
+        """Clears the values that `record` collects over the micro-batches of an iteration."""
         self.losses, self.data_time_s = {}, 0.0
         self.micro_losses, self.names, self.image_sums = [], [], []
 
@@ -137,7 +137,7 @@ class TrainState:
             self.losses[name] = self.losses.get(name, 0.0) + loss / self.accumulation
 
     def period(self, every: int, by: str = "iteration") -> int:
-        """Returns the number of iterations in an interval.
+        """Converts the length of an interval to iterations.
 
         Args:
             every: The length of the interval, in epochs or iterations.
@@ -157,12 +157,12 @@ class TrainState:
         return self.iteration % self.period(every, by) == 0
 
     def weights(self) -> dict[str, Tensor]:
-        """Gathers the weights that are evaluated and exported on rank 0. Collective.
+        """Gathers the weights that are evaluated and exported, on rank 0. Collective.
 
-        They are those of the moving average if there is one, else the newest.
+        They are the moving average of the weights if there is one, else the newest weights.
 
         Returns:
-            On rank 0 fp32 tensors on the CPU by name; empty on other ranks.
+            On rank 0 a dict of fp32 tensors on the CPU by name; an empty dict on other ranks.
         """
         return full_state.weights(self.engine) if self.average is None else self.average.weights()
 
@@ -173,12 +173,12 @@ class TrainState:
 
     @property
     def ends(self) -> bool:
-        """True if no iteration follows: this was the last one, or a hook has set `stop_reason`."""
+        """True if the finished iteration was the last one, or a hook has set `stop_reason`."""
         return self.is_last or self.stop_reason is not None
 
     @property
     def skipped_steps(self) -> int:
-        """The number of optimizer steps that this process skipped, as gradients weren't finite.
+        """The number of optimizer steps that this process skipped for non-finite gradients.
 
         Costs one host sync.
         """
@@ -197,7 +197,7 @@ class TrainState:
     def searches_loss_scale(self) -> bool:
         """True if training is in fp16, and its loss scale adapts itself and can still be lowered.
 
-        Then a skipped step may only mean that the loss scale is too large.
+        A skipped step may then only mean that the loss scale is too large.
         """
         return self.step.searches_loss_scale
 
@@ -208,7 +208,7 @@ class TrainState:
 
     @property
     def training_record(self) -> dict:
-        """The entries of a weights file that say from what the weights were trained."""
+        """The entries of a weights file about the frames and teachers of the training."""
         return {**as_plain(self.trained_on), learned_from.KEY: self.teachers}
 
     @property

@@ -1,8 +1,8 @@
-"""The short audit of a teacher before training or the caching of its maps begins.
+"""The short audit of a teacher, before training or before its maps are cached.
 
 The teacher is called on each of a few frames. If it computes its depth from images, it is called a
 second time with red and blue exchanged, and a third time with a part of the image covered. The
-audit stops a run if one of the measurements is above its limit
+audit stops a run if the measurements prove that the teacher's depth is wrong
 (tiekd/evaluation/teacher_audit/verdict.py). `teacher.audit: off` turns it off. bin/audit_teacher.py
 makes a longer audit. Left out: resumed runs, whose teacher was audited when they were started.
 """
@@ -27,8 +27,8 @@ from tiekd.training.mixed_data import named
 from tiekd.training.settings import SetRecipe
 
 NUM_FRAMES = 24
-_FEWEST = 12  # The smallest number of frames; with fewer a good teacher may fail by chance.
-# The smallest number of positions on the shorter side of the grid on which depths are compared;
+_FEWEST = 12  # smallest number of audited frames; with fewer, a good teacher may fail by chance
+# Smallest number of cells (elements) on the shorter side of the grid on which depths are compared;
 # smaller frames show too little.
 _SMALLEST_CELLS = 48
 
@@ -88,17 +88,17 @@ def audit_all(
 
     Args:
         nodes: The recipe's teachers.
-        teacher: What was built from them.
-        frames: As for `audit`, like the other arguments.
-        max_depth_m: See `audit`.
-        device: See `audit`.
-        resize: See `audit`.
+        teacher: The teacher or combination of teachers that was built from `nodes`.
+        frames: The frames from which the student learns, or whose maps are to be cached.
+        max_depth_m: The largest depth that the student predicts, in metres.
+        device: This rank's device.
+        resize: How images are resized for the teacher.
 
     Returns:
         Messages for the log, which name the teacher if there are several.
 
     Raises:
-        TeacherError: As `audit` does.
+        TeacherError: A teacher's depth is certainly wrong; raised on all ranks.
     """
     if not nodes.is_audited:
         return ["Teacher audit: off (teacher.audit)"]
@@ -133,13 +133,13 @@ def audit(
         frames: The frames from which the student learns, or whose maps are to be cached.
         max_depth_m: The largest depth that the student predicts, in metres.
         device: This rank's device.
-        resize: The resize of images before the teacher gets them.
+        resize: How images are resized for the teacher.
 
     Returns:
-        Messages for the log: the result of the audit, or the reason why it was left out.
+        Messages for the log: the result of the audit, or the reason why there was none.
 
     Raises:
-        TeacherError: On all ranks, if the audit is certain that the teacher's depth is wrong.
+        TeacherError: The teacher's depth is certainly wrong; raised on all ranks.
     """
     if not node.is_given:
         return []
@@ -149,7 +149,8 @@ def audit(
         return [f"{title}: off ({where}.audit)"]
     if len(frames) < _FEWEST:
         return [f"{title}: left out, it needs {_FEWEST} frames"]
-    # Changed images make no difference to stored maps, and to a teacher that reads files itself.
+    # Call the teacher for changed images only if it computes its depth from images, and not if its
+    # maps are stored or it reads files itself.
     sees = node.maps is None and not getattr(teacher, "reads_files", False)
     questions = Questions(swapped=sees, covered=sees)
     observer = Observer(teacher, frames, max_depth_m, device, resize, questions)

@@ -19,8 +19,9 @@ UNKNOWN = (52, 52, 56)
 BACKGROUND = (24, 24, 27)
 INK = (235, 235, 238)
 FAINT_INK = (160, 160, 168)
-# Colours (hexadecimal RGB) at equal steps of a colour scale: far to near for depth (similar to
-# Google's Turbo), small to large for errors (similar to Inferno), and low to high for entropies.
+# Colours (hexadecimal RGB) at equal steps of a colour scale: from far to near for depth (similar to
+# Google's Turbo), from small to large for errors (similar to Inferno), and from low to high for
+# entropies.
 _DEPTH_ANCHORS = "3a2a8c 4669e0 28bbec 31f299 a2fc3c edd03a fb8022 d23105 7a0403"
 _ERROR_ANCHORS = "000004 320a5e 781c6d bc3754 ed6925 fbb61a fcffa4"
 _ENTROPY_ANCHORS = "081d3a 1d4e89 1f87a8 4dbfa5 b5e48c f9f6c1"
@@ -57,8 +58,8 @@ def error_map(
         prediction: (H, W) float, metres.
         target: (H, W) float, metres; 0, negative or not finite where unknown.
         max_error: End of the error scale in metres.
-        radius: For sparse targets, dilate each known pixel to a square of 2 `radius` + 1 pixels.
-            Where squares overlap, the larger error is shown.
+        radius: Each known pixel is dilated to a square with a side of 2 `radius` + 1 pixels, for
+            sparse targets; 0 for none. Where squares overlap, the larger error is shown.
 
     Returns:
         (H, W, 3) uint8, dark grey where the target is unknown.
@@ -96,13 +97,13 @@ def entropy_map(entropy: np.ndarray, max_entropy: float) -> np.ndarray:
 
 
 def dilate(sparse: np.ndarray, radius: int = 2) -> np.ndarray:
-    """Dilates measured points to squares of 2 `radius` + 1 pixels, so that they are visible.
+    """Dilates measured points to squares, so that they are visible.
 
     Where squares overlap, the smaller depth is kept.
 
     Args:
         sparse: (H, W) float, metres, 0 where not measured.
-        radius: Radius of the squares in pixels.
+        radius: The squares have a side of 2 `radius` + 1 pixels.
 
     Returns:
         (H, W) of the same dtype, metres, 0 outside the squares.
@@ -130,14 +131,14 @@ def panel(
         rows: Rows of (H, W, 3) uint8 images. A row has one image per title, all of one size.
         titles: The columns' titles.
         max_depth: End of the depth scale in metres.
-        max_error: End of the error scale in metres; None to leave it out.
+        max_error: End of the error scale in metres; None to leave the scale out.
         cell_width: Width in pixels to which each image is resized.
 
     Returns:
         (height, width, 3) uint8.
 
     Raises:
-        ValueError: If a row's number of images differs from that of the titles.
+        ValueError: A row's number of images differs from the number of titles.
     """
     if any(len(row) != len(titles) for row in rows):
         raise ValueError(
@@ -160,8 +161,8 @@ def sheet(
     Args:
         cells: title -> (H, W, 3) uint8 image.
         max_depth: End of the depth scale in metres.
-        max_error: End of the error scale in metres; None to leave it out.
-        max_entropy: End of the entropy scale in nats; None to leave it out.
+        max_error: End of the error scale in metres; None to leave the scale out.
+        max_entropy: End of the entropy scale in nats; None to leave the scale out.
         cell_width: Width in pixels to which each image is resized.
 
     Returns:
@@ -172,7 +173,7 @@ def sheet(
     height, width = images[0].shape[:2]
     columns = 2 if width > 1.5 * height else 3
     lines = [slice(i, i + columns) for i in range(0, len(titles), columns)]
-    # Bring all images to one size, since some have a lower resolution, such as entropies.
+    # Resize all images to one size, because some have a lower resolution, such as entropies.
     size = (cell_width, round(height * cell_width / width))
     rows = [[np.asarray(resized(cell, size)) for cell in images[line]] for line in lines]
     return _grid(
@@ -199,14 +200,14 @@ def resized(cell: np.ndarray, size: tuple[int, int]) -> Image.Image:
 
 
 def _scales(max_depth: float, max_error: float | None, max_entropy: float | None) -> list[tuple]:
-    """Returns those of the scales of depth, error and entropy that have an end.
+    """Returns the colour scales of depth, error and entropy, except for those without an end.
 
     Each is (name, value at the end, table of colours); the table is (256, 3) uint8.
 
     Args:
         max_depth: End of the depth scale in metres.
-        max_error: End of the error scale in metres; None to leave it out.
-        max_entropy: End of the entropy scale in nats; None to leave it out.
+        max_error: End of the error scale in metres; None to leave the scale out.
+        max_entropy: End of the entropy scale in nats; None to leave the scale out.
     """
     scales = [
         ("depth, m", max_depth, _DEPTH_TABLE),
@@ -224,7 +225,7 @@ def _grid(
     Args:
         rows: Rows of (H, W, 3) uint8 images, of one size within a row.
         titles: For each row the titles above its images; empty for a row without titles.
-        scales: As `_scales` returns them.
+        scales: The colour scales, as `_scales` returns them.
         cell_width: Width in pixels to which each image is resized.
 
     Returns:
@@ -239,7 +240,7 @@ def _grid(
     for height, row_titles in zip(heights, titles, strict=True):
         tops.append(y + (_TITLE if row_titles else 0))
         y = tops[-1] + height + _GAP
-    # Make the panel at least 150 pixels high, since a lower colour scale would be illegible.
+    # Make the panel at least 150 pixels high, because a lower colour scale would be illegible.
     grid_height = max(y - _GAP - tops[0], 150)
     grid_width = max(map(len, rows)) * (cell_width + _GAP) - _GAP
     size = (2 * _MARGIN + grid_width + len(scales) * _SCALE_WIDTH, tops[0] + grid_height + _MARGIN)
@@ -277,8 +278,8 @@ def _draw_scale(
     left, top, height = place
     is_depth = table is _DEPTH_TABLE
     fractions = np.linspace(1, 0, height)
-    # Depth colours are listed from far to near, the others from small to large. The position of a
-    # depth on its scale is proportional to its square root.
+    # Compute the bar's colours. Depth colours are listed from far to near, the others from small to
+    # large. A depth's position on its scale is proportional to its square root.
     colours = table[np.rint((1 - fractions if is_depth else fractions) * 255).astype(int)]
     canvas.paste(Image.fromarray(np.repeat(colours[:, None], _BAR_WIDTH, axis=1)), (left, top))
     taken: list[int] = []
@@ -311,7 +312,7 @@ def _round_numbers(largest: float) -> list[float]:
 
 
 def _minimum(values: np.ndarray, radius: int) -> np.ndarray:
-    """Returns for each pixel the minimum of the values in a square around it.
+    """Returns for each pixel the minimum of the values in the square around it.
 
     Args:
         values: (H, W) of a float dtype.

@@ -1,10 +1,11 @@
 """Computes views: all data of a frame, on the host, from which its images are drawn.
 
-A view has a frame's image, its depth maps, the student's entropy, and explained pixels. `views`
-runs a student in eval mode on a few images, on the calling rank only. It changes neither the
-network's running statistics nor random number generators nor gradients. The cost is a forward pass
-of those images, and up to 20,000 distributions of a DPM head at once (21 MB for 257 bins). Left
-out: the entropy of heads with adaptive bins, i.e. bins that depend on the image.
+A view has a frame's image, its depth maps, the student's entropy, and explained pixels, i.e. pixels
+whose distributions are drawn. `views` runs a student in eval mode on a few images, on the calling
+rank only. It doesn't change the network's running statistics, random number generators or
+gradients. The cost is a forward pass of those images, and memory for up to 20,000 distributions of
+a DPM head (21 MB for 257 bins). Left out: the entropy of heads with adaptive bins, i.e. bins that
+depend on the image.
 """
 
 import math
@@ -66,8 +67,8 @@ def views(
     Args:
         student: The network; or its depth (B, 1, H, W) in metres, if the network can't be run here.
         images: (B, 3, H, W) float, normalised.
-        truths: (B, 1, H, W) measured depth in metres, 0 where unknown.
-        teachers: (B, 1, H, W) the teacher's depth in metres, 0 where unknown; None without a
+        truths: (B, 1, H, W), measured depth in metres, 0 where unknown.
+        teachers: (B, 1, H, W), the teacher's depth in metres, 0 where unknown; None if there is no
             teacher.
         explained: The number of views, counted from the first, that get `pixels`.
         focal: (B,) focal length of each image in pixels of `images`, for a network with a canonical
@@ -76,14 +77,14 @@ def views(
     Returns:
         B views, in the order of `images`.
     """
-    # In truth and teacher NaN means unknown, so replace it with 0. In the student's depth NaN is an
-    # error, so keep it.
+    # Replace NaN by 0 in truth and teacher, where it means unknown. Keep it in the student's depth,
+    # where it is an error.
     on_host = [
         np.nan_to_num(_on_host(t), nan=0.0)
         for t in (truths, truths if teachers is None else teachers)
     ]
-    # If only the student's depth is given, the views have no entropy and no pixels with charts of
-    # their distributions.
+    # Make views without entropy and without pixels' distributions if only the student's depth is
+    # given.
     if isinstance(student, Tensor):
         found = [{}] * len(images)
         depths = student
@@ -119,9 +120,10 @@ def views(
 
 
 def overview(view: View, max_depth: float, against: str) -> np.ndarray:
-    """Draws a sheet with image, ground truth, teacher, student, error and entropy, if available.
+    """Draws a sheet with a view's image, ground truth, teacher, student, error and entropy.
 
-    Sparse measured points are dilated so that they are visible.
+    What the view doesn't have is left out. Sparse measured points are dilated so that they are
+    visible.
 
     Args:
         view: The view to draw.
@@ -136,7 +138,8 @@ def overview(view: View, max_depth: float, against: str) -> np.ndarray:
     if view.teacher is not None:
         cells["teacher"] = pictures.colourise(view.teacher, max_depth)
     cells["student"] = pictures.colourise(view.student, max_depth)
-    # Dilate errors at sparse ground truth by the same radius as the ground truth itself.
+    # Dilate errors at sparse ground truth by the radius by which the ground truth itself is
+    # dilated.
     target, radius = (
         (view.teacher, 0) if against == "teacher" else (view.truth, point_radius(view.truth))
     )
@@ -147,7 +150,7 @@ def overview(view: View, max_depth: float, against: str) -> np.ndarray:
 
 
 def why(view: View, max_depth: float) -> np.ndarray | None:
-    """Draws target and predicted distributions of a view's explained pixels.
+    """Draws the target's and the student's distributions at a view's explained pixels.
 
     Args:
         view: The view to draw.
@@ -197,7 +200,7 @@ def point_radius(truth: np.ndarray) -> int:
 def _eval_mode(network: nn.Module) -> Iterator[None]:
     """Context manager that sets a network to eval mode.
 
-    At the end it restores the mode of every module.
+    It restores the mode of every module at the end.
 
     Args:
         network: The network.
@@ -212,7 +215,7 @@ def _eval_mode(network: nn.Module) -> Iterator[None]:
 
 
 def _entropy(head: Dpm, features: Tensor) -> np.ndarray:
-    """Returns the entropy of the head's distribution at every n-th row and column of its input.
+    """Returns the entropy of the head's distributions at every n-th row and column of its input.
 
     n is chosen such that at most about _MAX_DISTRIBUTIONS entropies are computed.
 

@@ -13,14 +13,15 @@ from tiekd.files import instead_of_file
 from tiekd.workdir import manifest
 
 BEST_BEFORE = ".{}.before"
-# The entry of a file whose weights are a moving average: a dict of its decay and its length.
+# The key under which a file stores the facts about the moving average of which its weights are: a
+# dict with the decay and the number of updates.
 AVERAGED = "averaged"
 
 
 def set_aside_best(work_dir: Path) -> None:
-    """Renames the files of a run's best weights, so that later weights needn't be better.
+    """Renames the files of a run's best weights, so that later weights aren't compared with them.
 
-    It is called when the data have changed, so that new metrics can't be compared with old ones.
+    It is called when the data have changed, since new metrics then can't be compared with old ones.
     Rank 0 only.
 
     Args:
@@ -49,18 +50,18 @@ def replace_best(path: Path, state_dict: dict, network_node: dict, iteration: in
         OSError: The file can't be written.
     """
     before = path.with_name(BEST_BEFORE.format(path.name))
-    # Keep the old file only at the first replacement after a checkpoint: later replacements replace
-    # weights that are newer than the checkpoint.
+    # Keep the old file only at the first replacement after a checkpoint. Files that later
+    # replacements replace are newer than the checkpoint.
     if path.exists() and not before.exists():
         os.link(path, before)
     write_weights(path, state_dict, network_node, iteration, **facts)
 
 
 def forget_older_best(work_dir: Path) -> None:
-    """Removes the older best weights that `replace_best` has kept for the previous checkpoint.
+    """Removes the replaced best weights that `replace_best` has kept for the previous checkpoint.
 
     It is called after a new checkpoint was saved, since a run that resumes from the new checkpoint
-    uses the present best weights. Rank 0 only.
+    uses the current best weights. Rank 0 only.
 
     Args:
         work_dir: The run's folder.
@@ -113,8 +114,8 @@ def write_with(path: Path, content: dict, out: Path, **facts) -> None:
 
 
 def _write(path: Path, content: dict, times_ns: tuple[int, int] | None = None) -> None:
-    # Write the file under another name and rename it then, so that a reader always finds a complete
-    # file, the old or the new one.
+    # Write under another name and rename the file then, so that a reader always finds a complete
+    # file: the old or the new one.
     partial = path.with_name(f".{path.name}.partial")
     files = manifest.Files()
     try:

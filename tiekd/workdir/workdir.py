@@ -1,13 +1,12 @@
-"""Locks a work dir for one run, and writes the run's files except logs and checkpoints.
+"""Locks a work dir for one run, and writes the run's files other than logs and checkpoints.
 
-    config.yaml      the resolved recipe
-    ds_config.json   the resolved engine config; with config.yaml enough to repeat the run
-    launch.json      how the run was started (tiekd/workdir/launch_record.py)
-    hostfile         the machines of a run on several machines
-    environment.txt  the hardware and software
-    inputs.json      the input files, with sizes and checksums (tiekd/training/inputs.py)
-    layouts.json     how convolutions run on a CPU (tiekd/kernels/layouts.py); kept on resume
-    outcome.json     running, finished, stopped early, stopped, orphaned or failed; stays "running"
+    config.yaml      the resolved recipe ds_config.json   the resolved engine config; this file and
+    config.yaml suffice to repeat the run launch.json      how the run was started
+    (tiekd/workdir/launch_record.py) hostfile         the machines of a run on several machines
+    environment.txt  the hardware and software inputs.json      the input files, with sizes and
+    checksums (tiekd/training/inputs.py) layouts.json     how convolutions run on a CPU
+    (tiekd/kernels/layouts.py); kept on resume outcome.json     running, finished, stopped early,
+    stopped, orphaned or failed; stays "running"
                      after a kill
     .lock            locked by rank 0 while its process runs, so that no other run can use it
 
@@ -43,11 +42,12 @@ ENGINE_CONFIG = "ds_config.json"
 ENVIRONMENT = "environment.txt"
 OUTCOME = "outcome.json"
 LOCK = ".lock"
-# The outcomes of a run that is complete.
+# The outcomes of complete runs.
 FINISHED, STOPPED_EARLY = "finished", "stopped early"
-# Seconds that a resume waits for the lock: a run that is about to end may still be saving.
+# The number of seconds that a resume waits for the lock, since a run that is about to end may still
+# be saving.
 _ENDING_RUN_LEAVES_S = 30.0
-# Recipe keys that begin with one of these don't affect the trained weights.
+# Recipe keys that begin with one of these names don't affect the trained weights.
 NOT_LEARNED_FROM = (
     "work_dir",
     "train.timeout_minutes",
@@ -57,8 +57,8 @@ NOT_LEARNED_FROM = (
     "log.",
     "tensorboard.",
 )
-# Seconds that a rank waits until it sees a file that rank 0 has written: a network file system may
-# cache for some time that the file doesn't exist.
+# The number of seconds that a rank waits until it sees a file that rank 0 has written. (A network
+# file system may cache for some time that the file doesn't exist.)
 _SHARED_FILES_APPEAR_S = 10.0
 
 
@@ -104,11 +104,13 @@ def outcome_of(state) -> Iterator[None]:
         now = datetime.now().isoformat(timespec="seconds")
         facts = asdict(Outcome(outcome, state.iteration, state.total_iterations, reason, now))
         if comm.is_main():
-            # An error such as a full disk must not end the run: outcome.json is then left out.
+            # An error such as a full disk must not end the run, so outcome.json isn't written in
+            # that case.
             with contextlib.suppress(OSError):
                 replace_text(state.work_dir / OUTCOME, json.dumps(facts, indent=1) + "\n")
 
-    # Write "running" first: a run that is killed can't write how it ended, so this value stays.
+    # Write "running" first: if the run is killed, it can't write another outcome, so this one
+    # stays.
     write_down("running")
     try:
         yield
@@ -133,7 +135,7 @@ def read_outcome(work_dir: Path) -> Outcome | None:
         The outcome; None if there is no outcome.json or it can't be parsed.
 
     Raises:
-        LaunchError: Outcome.json is a folder or a pipe.
+        LaunchError: The file outcome.json is a folder or a pipe.
     """
     check_readable(work_dir / OUTCOME, "record of a run's end", LaunchError)
     try:
@@ -145,7 +147,7 @@ def read_outcome(work_dir: Path) -> Outcome | None:
 def lock(work_dir: Path, resuming: bool = False) -> None:
     """Locks a work dir for this run until the process of rank 0 ends. Collective.
 
-    On a file system without locks the run continues without a lock.
+    If the file system has no locks, the run continues without a lock.
 
     Args:
         work_dir: The run's folder; created if it doesn't exist and `resuming` is False.
@@ -255,8 +257,7 @@ def write(work_dir: Path, recipe: dict, recipe_path: Path, engine_config: dict) 
         recipe_path: The path of the user's recipe.
         engine_config: The engine config with which DeepSpeed is started.
     """
-    # Remove the outcome of an earlier start: a finished run that is extended isn't finished any
-    # more.
+    # Remove the outcome of an earlier start: a finished run that is extended is no longer finished.
     (work_dir / OUTCOME).unlink(missing_ok=True)
     replace_text(work_dir / RECIPE, dump_recipe(recipe))
     replace_text(work_dir / ENGINE_CONFIG, json.dumps(engine_config, indent=2) + "\n")
@@ -313,7 +314,7 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
 
 
 def _are_as_many(old: object, new: object) -> bool:
-    """Returns True for two lists of as many dicts."""
+    """Returns True if both values are lists of dicts, with the same number of dicts."""
     both = isinstance(old, list) and isinstance(new, list) and len(old) == len(new)
     return both and all(isinstance(each, dict) for each in [*old, *new])
 
@@ -324,8 +325,8 @@ def _problem(work_dir: Path, recipe_path: Path, resuming: bool) -> str | None:
         if maker != str(recipe_path):
             return f"{work_dir} belongs to {maker}; give this run another --work-dir"
     elif (work_dir / RECIPE).exists() and not (work_dir / LOCK).exists():
-        # A run creates the lock file before any other file. There is none, so this config.yaml was
-        # not written by a run.
+        # A run creates the lock file before any other file. Without a lock file, no run has written
+        # this config.yaml.
         return f"{work_dir} holds a config.yaml that no run made; give this run another --work-dir"
     held = [*(work_dir / checkpoints.FOLDER).glob("iter_*"), *work_dir.glob("best_*.pth")]
     if held and not resuming:
@@ -348,7 +349,7 @@ def _lock(work_dir: Path, wait_s: float) -> str | None:
     found = instead_of_file(work_dir / LOCK)
     if found is not None:
         return f"{work_dir / LOCK}: {found}, no lock; remove it"
-    # Use lockf, not flock: data workers inherit a flock and would hold it for some seconds after
+    # Use lockf, not flock: data workers inherit a flock, and would hold it for some seconds after
     # their rank was killed.
     file = (work_dir / LOCK).open("a+", encoding="utf-8")
     end = time.monotonic() + wait_s
@@ -358,8 +359,8 @@ def _lock(work_dir: Path, wait_s: float) -> str | None:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
         except OSError as error:
-            # EACCES and EAGAIN mean that another process holds the lock. Any other error means that
-            # the file system has no locks; continue without one.
+            # EACCES and EAGAIN mean that another process holds the lock. Other errors mean that the
+            # file system has no locks; then continue without a lock.
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 break
         file.seek(0)
@@ -374,8 +375,8 @@ def _lock(work_dir: Path, wait_s: float) -> str | None:
             sys.stderr.write(f"tiekd: waiting for {owner} to leave {work_dir}\n")
             told = True
         time.sleep(0.2)
-    # Write the owner into the lock file, for the messages of other runs. The lock itself is held by
-    # the kernel, not by this text.
+    # Write the owner's name into the lock file, for other runs' messages. The lock itself is held
+    # by the kernel and doesn't depend on this text.
     file.truncate(0)
     now = datetime.now().isoformat(timespec="seconds")
     file.write(f"process {os.getpid()} on {socket.gethostname()}, since {now}\n")

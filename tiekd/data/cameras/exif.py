@@ -1,4 +1,4 @@
-"""The focal length that a photo's EXIF states, in pixels: approximate.
+"""The approximate focal length in pixels that a photo's EXIF states.
 
 If EXIF has the focal length's 35 mm equivalent f35, the focal length is f35 / 43.27 mm * the
 image's diagonal in pixels, as CIPA defines it. Otherwise it is computed from the lens's focal
@@ -51,7 +51,7 @@ def calibration(path: Source) -> Calibration | None:
 
 
 def _focals(tags: dict, size: tuple[int, int], mark: int) -> tuple[float, float] | None:
-    """Returns (focal_x, focal_y) of the upright image in pixels; None if EXIF doesn't state them.
+    """Returns the focal lengths (focal_x, focal_y) of the upright image; None if EXIF has none.
 
     Args:
         tags: The EXIF tags by their numbers.
@@ -62,8 +62,8 @@ def _focals(tags: dict, size: tuple[int, int], mark: int) -> tuple[float, float]
     if equivalent > 0:
         focal = equivalent / _DIAGONAL_MM * math.hypot(*size)
         return focal, focal
-    # EXIF gives the focal plane's resolution for the photo as it was taken; the file may have been
-    # scaled since.
+    # Compute the focal length from that of the lens. EXIF gives the focal plane's resolution for
+    # the photo as it was taken, but the file may have been scaled since.
     unit = _MM_PER_UNIT.get(tags.get(_PLANE_UNIT, 2))
     lens, plane_x = float(tags.get(_FOCAL, 0)), float(tags.get(_PLANE_X, 0))
     if unit is None or not lens > 0 or not plane_x > 0:

@@ -1,12 +1,10 @@
-"""Reads files of intrinsics: which camera belongs to which image.
+"""Reads files of intrinsics, which state the cameras of named images or of all images.
 
-| file | camera of |
-|---|---|
-| lines `image fx fy cx cy width height` | the named images |
-| COLMAP's cameras.txt, with images.txt beside it or alone with one camera | named images, or all |
-| ROS camera_info, YAML: `image_width`, `camera_matrix`, ...; or a message with `width`, `K` | all |
-| Kalibr's camchain, YAML: one of `cam0`, ... with `intrinsics`, `resolution` | all |
-| JSON or YAML with fx, fy, cx, cy, width, height; or such by image | all, or the named images |
+| file | camera of | |---|---| | lines `image fx fy cx cy width height` | the named images | |
+COLMAP's cameras.txt, with images.txt beside it or alone with one camera | named images, or all | |
+ROS camera_info, YAML: `image_width`, `camera_matrix`, ...; or a message with `width`, `K` | all | |
+Kalibr's camchain, YAML: one of `cam0`, ... with `intrinsics`, `resolution` | all | | JSON or YAML
+with fx, fy, cx, cy, width, height; or a mapping from images to these | all, or the named images |
 
 The kind of a file is recognised by its content. Only pinhole models are read; fisheye and
 omnidirectional ones are refused. Reading a file takes milliseconds and doesn't import torch. Left
@@ -32,7 +30,8 @@ _KINDS = (
     "fx, fy, cx, cy, width, height"
 )
 _KEYS = ("fx", "fy", "cx", "cy")
-# Distortion models that are approximated by a pinhole camera if their coefficients are small.
+# Names of distortion models; they are approximated by a pinhole camera, whose coefficients of
+# distortion should be small.
 _PINHOLE = ("plumb_bob", "rational_polynomial", "radtan", "none", "")
 
 
@@ -41,7 +40,7 @@ class CameraFile(NamedTuple):
 
     Attributes:
         path: The file.
-        kind: Its kind, in words.
+        kind: The kind of file, in words, for the log.
         by_image: The calibration of each named image, by its path.
         of_all: The calibration of all other images; None if the file has none.
     """
@@ -52,18 +51,18 @@ class CameraFile(NamedTuple):
     of_all: Calibration | None = None
 
     def of(self, name: str) -> Calibration | None:
-        """Returns the calibration of an image of a data set; None if it isn't known.
+        """Returns the calibration of an image of a dataset; None if it isn't known.
 
         Args:
-            name: The image's path in the data set.
+            name: The image's path in the dataset.
         """
         return self.by_image.get(name.lstrip("/"), self.of_all)
 
     def of_path(self, path: Path) -> Calibration | None:
         """Returns the calibration of an image file; None if it isn't known.
 
-        The file of intrinsics may name images by the last parts of their paths. If several of these
-        names fit, the longest counts.
+        The file of intrinsics may name images by the last components of their paths. If several of
+        its names fit, the longest one is used.
 
         Args:
             path: The image file.
@@ -80,7 +79,7 @@ def read(path: Path) -> CameraFile:
         path: The file or folder.
 
     Raises:
-        DataError: It is missing, of no known kind, or malformed.
+        DataError: The file is missing, of no known kind, or malformed.
     """
     if path.is_dir() and (path / colmap.CAMERAS).is_file():
         path = path / colmap.CAMERAS
@@ -108,7 +107,7 @@ def read_text(path: Path) -> str:
         path: The file.
 
     Raises:
-        DataError: The file can't be read or is no text.
+        DataError: The file can't be read or isn't text.
     """
     found = instead_of_file(path)
     if found is not None:
@@ -142,7 +141,7 @@ def _listed(path: Path, number: int, words: list[str]) -> tuple[str, Calibration
 
 
 def _parsed(path: Path, text: str) -> Any:
-    # OpenCV writes a header and tags that other parsers refuse.
+    # Remove OpenCV's header and tags, which other parsers refuse.
     text = re.sub(r"^%YAML:1\.0\s*", "", text).replace("!!opencv-matrix", "")
     try:
         return yaml.safe_load(text)
@@ -234,17 +233,18 @@ def _check_model(model: str, where: str) -> None:
 
 
 def _data(value: Any) -> Any:
-    """Returns the numbers of a matrix from YAML; ROS and OpenCV write them under the key `data`.
+    """Returns the numbers of a matrix in a YAML file.
 
     Args:
-        value: A mapping with the key `data`, or the numbers themselves.
+        value: The numbers, or a mapping with the numbers under the key `data`, as ROS and OpenCV
+            write a matrix.
     """
     return value.get("data") if isinstance(value, Mapping) else value
 
 
 def _numbers(values: Any, count: int | None, where: str) -> list[float]:
     rows = values if isinstance(values, list) else [values]
-    # A matrix may be a list of rows: join the rows.
+    # Join the rows of a matrix that is a list of rows.
     if any(isinstance(row, list) for row in rows):
         rows = [value for row in rows for value in (row if isinstance(row, list) else [row])]
     right = all(isinstance(v, int | float) and not isinstance(v, bool) for v in rows)

@@ -1,9 +1,10 @@
-"""`data.intrinsics`: the cameras of a data set's frames, and what the log says about them.
+"""`data.intrinsics`: the cameras of a dataset's frames, and lines about them for the log.
 
-The setting is one of: [focal_x, focal_y, centre_x, centre_y] of every image at its own size; the
-same with width and height of the image that they are of; a file (tiekd/data/cameras/files.py); or
-`exif`. Unless it is four numbers, each image's header is read, which takes 0.1 ms. Left out: lens
-distortion, which is ignored with a line in the log.
+The setting is one of: [focal_x, focal_y, centre_x, centre_y] of every image at its own size;
+[focal_x, focal_y, centre_x, centre_y, width, height], where width and height are those of the image
+that the intrinsics belong to; a file (tiekd/data/cameras/files.py); or `exif`. Unless it is four
+numbers, each image's header is read, which takes 0.1 ms. Left out: lens distortion, which is
+ignored with a line in the log.
 """
 
 import math
@@ -22,7 +23,7 @@ from tiekd.data.stored import source_of
 from tiekd.errors import DataError, RecipeError
 
 EXIF = "exif"
-# A recipe's value of `data.intrinsics`.
+# Type of the recipe's setting `data.intrinsics`: a file or `exif`, numbers, or None.
 Intrinsics = Path | Sequence[float] | None
 ALLOWED = (
     "[focal_x, focal_y, centre_x, centre_y] in pixels, focal lengths above 0; the same with the "
@@ -31,10 +32,12 @@ ALLOWED = (
 
 
 class Source(NamedTuple):
-    """The source of images' cameras: one calibration for all, a file, or, without both, EXIF.
+    """The source of the cameras of images: one calibration for all, a file, or EXIF.
+
+    It is EXIF if both attributes are None.
 
     Attributes:
-        of_all: One calibration for all images; None if they have their own.
+        of_all: The one calibration of all images; None if they have their own.
         file: The file of intrinsics; None if there is none.
     """
 
@@ -50,7 +53,7 @@ class Source(NamedTuple):
         """Returns the calibration of an image; None if the source doesn't have it.
 
         Args:
-            name: The image's name in its data set.
+            name: The image's name in its dataset.
             path: The image's file.
         """
         if self.uses_exif:
@@ -64,11 +67,14 @@ class Source(NamedTuple):
 
 
 def check_numbers(intrinsics: Intrinsics, where: str = "data.intrinsics") -> None:
-    """Raises RecipeError if a setting consists of numbers that aren't those of a camera.
+    """Checks the numbers of the setting `data.intrinsics`, if it consists of numbers.
 
     Args:
         intrinsics: The value of `data.intrinsics`; a file, `exif` or None is accepted.
-        where: The setting's name, for the message.
+        where: The setting's name, for the error message.
+
+    Raises:
+        RecipeError: The numbers can't be those of a camera.
     """
     if intrinsics is None or isinstance(intrinsics, str | Path):
         return
@@ -79,12 +85,12 @@ def check_numbers(intrinsics: Intrinsics, where: str = "data.intrinsics") -> Non
 
 
 def read(intrinsics: Intrinsics, root: Path, where: str = "data.intrinsics") -> Source:
-    """Returns the source that a setting such as `data.intrinsics` names.
+    """Returns the source of cameras that a setting such as `data.intrinsics` gives.
 
     Args:
         intrinsics: The setting, not None.
         root: The folder to which a file's relative path refers.
-        where: The setting's name, for messages.
+        where: The setting's name, for error messages.
 
     Raises:
         RecipeError: The numbers aren't those of a camera, or there is no such file.

@@ -1,8 +1,8 @@
 """Lines for bin/check_data.py about the cameras of a split's frames.
 
 They say how many frames have intrinsics and from what source, the range of their focal lengths, and
-how many contradict the EXIF of their own images. Costs a read of the header of each image whose
-camera is known, 0.1 ms. Left out: distortion and principal points.
+how many contradict the EXIF of their own images. Costs a read of the header of each image with a
+known camera, 0.1 ms each. Left out: distortion and principal points.
 """
 
 from collections.abc import Sequence
@@ -13,18 +13,19 @@ from tiekd.data.cameras.source import EXIF, Intrinsics, camera_of
 from tiekd.data.file_fingerprints import of_each
 from tiekd.data.stored import Stored, source_of
 
-# Largest factor by which a focal length may differ from that in EXIF, which is rounded.
+# Largest factor by which a focal length may differ from EXIF's, which is rounded.
 _AGREES = 1.2
 
 
 def summary(
     frames: Sequence[tuple[str, str | Stored, Camera | None]], intrinsics: Intrinsics
 ) -> list[str]:
-    """Returns lines about the cameras of frames.
+    """Returns lines for the user about the cameras of a split's frames.
 
     Args:
-        frames: (name, image's path, camera or None) of each frame.
-        intrinsics: `data.intrinsics`, from which the cameras are; None for the data set's own.
+        frames: for each frame its name, the path of its image, and its camera, or None if unknown.
+        intrinsics: The setting `data.intrinsics` that the cameras come from; None if they are the
+            dataset's own.
     """
     known = [(name, path, camera) for name, path, camera in frames if camera is not None]
     if not known:
@@ -42,10 +43,10 @@ def summary(
 
 
 def _against_exif(known: Sequence[tuple[str, str | Stored, Camera]]) -> list[str]:
-    """Returns a line that compares focal lengths with EXIF; no line if no image has any.
+    """Returns a line that compares focal lengths with EXIF's; no line if no image has EXIF's.
 
     Args:
-        known: (name, image's path, camera) of each frame whose camera is known.
+        known: for each frame with a known camera its name, the path of its image, and the camera.
     """
     stated = of_each(lambda path: exif.calibration(source_of(path)), [path for _, path, _ in known])
     compared, other = 0, []

@@ -1,11 +1,11 @@
 """Dataset from a folder of the user's own images, with or without measured depth.
 
-Images are all JPEG and PNG files in or below `images`. Each folder is entered once. Images are
-turned upright as their EXIF orientation says. Depth maps are 16-bit PNG or NPY files below `depths`
-with the image's path but another suffix (a/1.jpg and a/1.png); they must match the upright image.
-An image without a depth map is used for training if there is a teacher; otherwise it is skipped and
-counted. Cached teacher maps are PNG files named by the image's path joined by `_`. Left out: other
-ways to pair files (link or rename them).
+Images are all JPEG and PNG files in or below `images`. A folder that several links lead to is read
+once. Images are turned upright as their EXIF orientation says. Depth maps are 16-bit PNG or NPY
+files below `depths` with the image's path but another suffix (a/1.png for a/1.jpg); they must have
+the upright image's size. An image without a depth map is used for training if there is a teacher;
+otherwise it is skipped and counted. Cached teacher maps are PNG files named by the image's path
+joined by `_`. Left out: other ways to pair images and depth maps; link or rename the files instead.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ from tiekd.errors import DataError, RecipeError
 
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _DEPTHS = (".png", ".npy")
-# Options that name folders -> (default folder, suffixes of the files that are read).
+# Option that names a folder -> (default folder, suffixes of the files that are read).
 READS = {"images": (None, _IMAGE_SUFFIXES), "depths": (None, _DEPTHS)}
 
 # Name of each image -> its depth map's path below the folder of depth maps, or None.
@@ -51,7 +51,8 @@ class FolderOptions:
         images: Folder of the images, below `root` or absolute.
         root: The data root.
         depths: Folder of the depth maps, below `root` or absolute; None for no ground truth at all.
-        depth_unit: Levels per metre (1000 for millimetres); needed for PNG and whole numbers.
+        depth_unit: Stored units per metre of PNG files and of NPY files with whole numbers, e.g.
+            1000 for millimetres; needed if there are such files.
         float_depth_unit: Units per metre of floating-point NPY files; None means metres, regardless
             of `depth_unit`.
         invalid: Stored values that mean "not measured", in addition to 0, non-finite values and, in
@@ -64,12 +65,13 @@ class FolderOptions:
         val_split: Text file of validation images, in the same format.
         val_fraction: Without split files, the share of the frames with ground truth that is held
             out for validation, chosen by a hash of their names. Images of one video look alike, so
-            list whole videos in val_split to get unbiased metrics. If the evaluation compares with
-            the teacher, it is a share of all frames, held out by folder (tiekd/data/held_out.py).
+            list whole videos in val_split to get unbiased metrics. If evaluations compare with the
+            teacher, it is the share of all frames, which are held out by folder
+            (tiekd/data/held_out.py).
         intrinsics: The cameras of the upright images (tiekd/data/cameras/source.py): [focal_x,
-            focal_y, centre_x, centre_y] in pixels of every image; the same with the width and
-            height of the image that they are of; a file below `root` or absolute; or `exif`. None
-            if unknown.
+            focal_y, centre_x, centre_y] in pixels of every image; the same followed by the width
+            and height of the image that they belong to; a file below `root` or absolute; or `exif`.
+            None if unknown.
     """
 
     images: str
@@ -113,15 +115,16 @@ def build(
         maps: Folder of cached teacher maps, below `options.root` or absolute; read for training
             frames only.
         on_error: "skip" leaves out folders that can't be listed, and counts them.
-        held_out: Names of the validation frames, instead of a choice by hash: empty if training
-            doesn't validate; in a resumed run, the names that the run began with. None chooses by
-            hash.
-        by_sequence: True to hold out whole folders, or the last part of a single one, of all frames
-            instead of those with ground truth (tiekd/data/held_out.py).
+        held_out: Names of the validation frames: empty if the run doesn't validate, and in a
+            resumed run the names that it began with. None chooses them, by a hash of their names or
+            as `by_sequence` says.
+        by_sequence: True to choose the validation frames among all frames instead of those with
+            ground truth, as whole folders, or as the last part of a single folder
+            (tiekd/data/held_out.py).
 
     Raises:
-        RecipeError: If ground truth is needed and there is none.
-        DataError: If files are missing, don't pair, or a split is empty.
+        RecipeError: Ground truth is needed and there is none.
+        DataError: Files are missing, images and depth maps don't match, or a split is empty.
     """
     folder = data_root(options.root, "the images")
     if options.depths is None and needs_ground_truth:
@@ -192,7 +195,7 @@ def _names_of(
     held_out: Collection[str] | None,
     by_sequence: bool,
 ) -> tuple[Collection[str], str]:
-    """Returns the names of a split's frames, and a remark on how the splits are related.
+    """Returns the names of a split's frames, and a remark if both splits come from one sequence.
 
     Args:
         split: "train" or "val".
@@ -201,22 +204,21 @@ def _names_of(
         options: The split files, and the fraction that is held out without them.
         held_out: Names of the validation frames if there are no split files; None chooses them by a
             hash.
-        by_sequence: True to choose them by folder.
+        by_sequence: True to choose the validation frames by folder (tiekd/data/held_out.py).
 
     Returns:
         The names; and the remark, which is empty unless training and validation frames were chosen
         from one sequence.
 
     Raises:
-        DataError: If a split file is malformed, or the split is empty.
+        DataError: A split file is malformed, or the split is empty.
     """
     remark, gap = "", set()
     source = folder / Path(options.images).expanduser()
     train_split, val_split = options.train_split, options.val_split
     if train_split is None and val_split is None:
         kept = frames.keys() & set(held_out or ())
-        # If none of the names in `held_out` exists any more, choose validation frames again by
-        # hash.
+        # Choose validation frames anew if none of the names in `held_out` exists any more.
         picks = held_out is None or (held_out and not kept)
         validation = kept
         if picks and by_sequence:
@@ -298,7 +300,7 @@ def _check_map_names(images: Path, image_names: dict[str, str]) -> None:
 def _files(
     folder: Path, suffixes: tuple[str, ...], option: str, skip: bool, notes: list[str]
 ) -> dict[str, str]:
-    """Returns the paths of the files with some suffixes below a folder.
+    """Returns the paths of all files below a folder that have one of some suffixes.
 
     Hidden files are left out, and links are followed.
 
@@ -310,10 +312,11 @@ def _files(
         notes: List to which lines for the log are appended.
 
     Returns:
-        path without suffix -> path.
+        A dict from each path without its suffix to the path.
 
     Raises:
-        DataError: If there are no files, names are ambiguous, or a folder can't be listed.
+        DataError: There are no files, two paths differ only in their suffix, or a folder can't be
+            listed.
     """
     if not folder.is_dir():
         raise DataError(f"{option}: no folder at {folder}; give the folder that holds the files")
@@ -335,7 +338,8 @@ def _files(
         key, suffix = os.path.splitext(name)
         if suffix.lower() not in suffixes or os.path.basename(name).startswith("."):
             continue
-        # A split file has one name per line, so it can't list a name with a line break.
+        # Refuse a name with a line break, because a split file, which has one name per line, can't
+        # list it.
         if "\n" in name or "\r" in name:
             raise DataError(
                 f"{option}: {name!r} in {folder} has a line break in its name; rename it"
@@ -375,7 +379,7 @@ def _listed(split_file: Path, frames: Depths, images: Path) -> set[str]:
         images: Folder of the images, for messages.
 
     Raises:
-        DataError: If a name isn't in `frames`, or the file can't be read.
+        DataError: A name isn't in `frames`, or the file can't be read.
     """
     listed = set()
     for number, line in read_lines(split_file, "a line is an image's path below data.images", str):
@@ -394,9 +398,9 @@ def _listed(split_file: Path, frames: Depths, images: Path) -> set[str]:
 
 
 def _hash_picked(frames: Depths, fraction: float) -> set[str]:
-    """Returns the names of a fraction of the frames with ground truth.
+    """Chooses a fraction of the frames with ground truth, and returns their names.
 
-    They are chosen by a hash of their names, so the choice doesn't depend on the order of the
+    Frames are chosen by a hash of their names, so the choice doesn't depend on the order of the
     files.
 
     Args:

@@ -42,7 +42,7 @@ _CALIBRATION = {
     "2011_10_03": (718.856, 607.1928, 185.2157),
 }
 
-# Options that name folders below the root -> (default folder, suffixes of the files that are read;
+# Option that names a folder below the root -> (default folder, suffixes of the files that are read;
 # empty for all suffixes).
 READS = {"image_folder": ("input", ()), "gt_depth": ("gt_depth", ())}
 
@@ -60,7 +60,7 @@ class KittiOptions:
         kb_crop: (height, width) in pixels to which frames are cropped; None for whole frames.
         invalid: Levels of the ground truth that mean "not measured", in addition to 0 and 65535.
         intrinsics: The cameras of the whole images (tiekd/data/cameras/source.py), in place of the
-            split files' focal lengths; None takes those.
+            split files' focal lengths; None uses the split files' focal lengths.
     """
 
     root: str
@@ -97,7 +97,7 @@ def build(
         maps: Folder of cached teacher maps, below root or absolute; read for training frames only.
 
     Raises:
-        DataError: If files are missing or lines malformed.
+        DataError: Files are missing, or lines of the split file are malformed.
     """
     folder = data_root(options.root, "KITTI")
     split_file = folder / (options.train_split if split == "train" else options.val_split)
@@ -128,7 +128,7 @@ def build(
 def known_camera(path: Path, height: int, width: int) -> Camera | None:
     """Returns the camera of an uncropped image, found by the recording day in its path.
 
-    Returns None if the size isn't that of a KITTI image, or no known day is in the path.
+    The result is None if the size isn't that of a KITTI image, or the path contains no known day.
 
     Args:
         path: Path of the image.
@@ -145,7 +145,7 @@ def known_camera(path: Path, height: int, width: int) -> Camera | None:
 
 
 def _kb_window(kb_crop: tuple[int, int], height: int, width: int) -> tuple[int, int, int, int]:
-    """Returns (top, left, height, width) of the crop: at the bottom, horizontally centred.
+    """Returns (top, left, height, width) of the KB crop, at the bottom and horizontally centred.
 
     Args:
         kb_crop: (height, width) of the crop in pixels.
@@ -180,8 +180,8 @@ def _camera(line: SplitLine) -> Camera | None:
     if line.focal is None:
         return None
     focal, centre_x, centre_y = _CALIBRATION.get(line.image.split("/")[0], (0.0, 0.0, 0.0))
-    # If the split file's line gives another focal length, the image was resized or rendered. Use
-    # the line's focal length, with the principal point at the image's centre.
+    # Use the focal length in the split file's line, with the principal point at the image's centre,
+    # if it differs from the camera's: the image was then resized or rendered.
     if abs(focal - line.focal) > 0.01:
         return Camera(line.focal, line.focal)
     return Camera(focal, focal, centre_x, centre_y)

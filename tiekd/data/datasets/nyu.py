@@ -47,7 +47,7 @@ class NyuOptions:
             frames; None for whole frames.
         invalid: Levels of the ground truth that mean "not measured", in addition to 0 and 65535.
         intrinsics: The cameras of the whole images (tiekd/data/cameras/source.py), in place of the
-            split files' focal lengths; None takes those.
+            split files' focal lengths; None uses the split files' focal lengths.
     """
 
     root: str
@@ -86,7 +86,7 @@ def build(
         maps: Folder of cached teacher maps, below root or absolute; read for training frames only.
 
     Raises:
-        DataError: If files are missing or lines malformed.
+        DataError: Files are missing, or lines of the split file are malformed.
     """
     training = split == "train"
     folder = data_root(options.root, "NYU")
@@ -129,7 +129,7 @@ def known_camera(path: Path, height: int, width: int) -> Camera | None:
 def _window(
     nyu_crop: tuple[int, int, int, int], height: int, width: int
 ) -> tuple[int, int, int, int]:
-    """Returns (top, left, height, width) of the crop, which is the same for all images.
+    """Converts the crop to (top, left, height, width); it is the same for images of any size.
 
     Args:
         nyu_crop: [top, bottom, left, right] in pixels, bottom and right excluded.
@@ -153,5 +153,6 @@ def _cameras(lines: SplitTable) -> Cameras:
 
 
 def _camera(focal: float) -> Camera:
-    # If the split file's line gives another focal length, the image was resized: use the line's.
+    # Use the focal length in the split file's line if it differs from the camera's: the image was
+    # then resized.
     return Camera(focal, focal) if abs(focal - _CAMERA.focal_x) > 0.01 else _CAMERA

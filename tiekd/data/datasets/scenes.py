@@ -1,9 +1,9 @@
 """The built-in dataset: small deterministic driving scenes with exact depth, in KITTI's layout.
 
 It is for users without KITTI. Every scene is a pure function of (seed, index, height, width): a
-random street is laid out, ray-cast on a flat ground and shaded (tiekd/data/rendering/), then
-sampled like a 64-beam LiDAR. About 0.05 s for 128x416 and 0.4 s for 375x1242 on one core; NumPy
-only. Scenes are independent images: no video, no stereo.
+random street on flat ground is generated, ray-cast and shaded (tiekd/data/rendering/), and its
+depth is sampled like that of a 64-beam LiDAR. A scene takes about 0.05 s at 128x416 and 0.4 s at
+375x1242 on one core, and needs NumPy only. Scenes are independent images: no video, no stereo.
 """
 
 import json
@@ -31,15 +31,15 @@ from tiekd.errors import DataError, RecipeError
 from tiekd.files import check_readable
 
 MAX_DEPTH_M = 80.0
-# Scenes with this index or a larger one are for validation, whatever the training set's size.
+# Index from which scenes are validation scenes, whatever the number of training scenes.
 FIRST_HELD_OUT_INDEX = 1_000_000
-_RENDERER = 1  # the renderer's version, increased when the same parameters give other images
+_RENDERER = 1  # the renderer's version, to be increased when the same parameters give other images
 _MANIFEST = "scenes.json"
 _DATE = "2000_01_01"
 _TRAIN_DRIVE = f"{_DATE}_drive_0001_sync"
 _HELD_OUT_DRIVE = f"{_DATE}_drive_0002_sync"
-# LiDAR samples per pixel of the image. Samples without a surface and some random ones are dropped
-# later, so that about 0.04 remain.
+# Number of LiDAR samples per pixel of the image, before samples without a surface and some random
+# ones are dropped; about 0.04 remain.
 _RETURNS_SHARE = 0.046
 
 
@@ -109,7 +109,7 @@ class Scene(NamedTuple):
 
 
 def render(seed: int, index: int, height: int, width: int, cameras: Cameras = Cameras()) -> Scene:
-    """Renders scene number `index` of the random scenes with one seed.
+    """Renders scene `index` of the set of random scenes that `seed` defines.
 
     The same arguments give the same bytes on every machine. The street depends on seed and index
     only, not on the image's size or camera.
@@ -119,13 +119,13 @@ def render(seed: int, index: int, height: int, width: int, cameras: Cameras = Ca
         index: Number of the scene in the set, 0 or more.
         height: Height of the image in pixels, at least 32.
         width: Width of the image in pixels, at least 32.
-        cameras: The cameras of the set, of which this scene takes one.
+        cameras: The ranges of the cameras' parameters.
 
     Returns:
         The image, its dense and its sparse depth, and the camera's intrinsics.
 
     Raises:
-        RecipeError: If a number is out of its range.
+        RecipeError: A number is out of its range.
     """
     # Check the ranges of the arguments.
     if seed < 0 or index < 0:
@@ -134,13 +134,13 @@ def render(seed: int, index: int, height: int, width: int, cameras: Cameras = Ca
         raise RecipeError(
             f"scene size (height={height}, width={width}) must be 32 pixels or more each way"
         )
-    # Use independent random streams, so that a change to the camera doesn't change the street.
+    # Use independent random streams, so that other camera parameters don't change the street.
     camera_seed, street_seed, lidar_seed, noise_seed = np.random.SeedSequence([seed, index]).spawn(
         4
     )
     camera = random_camera(camera_seed, height, width, cameras, cameras.focal_of(index))
     street = random_street(Draw(street_seed))
-    # Cast rays, and keep depths up to MAX_DEPTH_M. Elsewhere the depth is 0.
+    # Cast rays, and set the depth to 0 where there is no surface within MAX_DEPTH_M.
     hits = cast(camera, street.solids)
     near = hits.inverse_depth >= 1 / MAX_DEPTH_M
     depth = np.where(near, 1 / np.where(near, hits.inverse_depth, 1), np.float32(0))
@@ -167,7 +167,7 @@ def random_camera(
     cameras: Cameras = Cameras(),
     focal: float = 1.0,
 ) -> Camera:
-    """Returns a camera of random height and pitch, slightly rotated as in a moving car.
+    """Returns a camera of random height and rotation, as in a moving car.
 
     Args:
         seed: Seed of the camera's random height above the ground and its random rotation.
@@ -192,9 +192,10 @@ def _lidar_pixels(camera: Camera, seed: np.random.SeedSequence) -> np.ndarray:
     """Returns the (H, W) bool mask of pixels that a LiDAR at the camera samples.
 
     The rays form a grid of beams (elevations) and azimuth steps, of which 6 % are dropped at
-    random. The beams are those of a 64-beam sensor (+2 to -8.3 degrees every 1/3, then to -24.3
-    every 1/2; azimuth every 0.17), spread or thinned so that the share of pixels is that of KITTI
-    at any image size.
+    random. They are those of a 64-beam sensor, whose beams are from 2 degrees above to 8.3 degrees
+    below the horizon in steps of 1/3 degree, then to 24.3 degrees below it in steps of 1/2 degree,
+    with azimuth steps of 0.17 degrees. The grid is made coarser or finer so that the share of
+    sampled pixels is KITTI's at any image size.
 
     Args:
         camera: The camera, at whose position the LiDAR is.
@@ -213,17 +214,18 @@ def _lidar_pixels(camera: Camera, seed: np.random.SeedSequence) -> np.ndarray:
 
 
 def _beam_pixels(camera: Camera, density: float, phase: float) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the pixels that the LiDAR's rays hit inside the image, as (rows, columns).
+    """Returns the pixels of the image that the LiDAR's rays hit, as (rows, columns).
 
     Both are (N,) int64, with one entry per ray; several rays may hit one pixel.
 
     Args:
         camera: The camera, at whose position the LiDAR is.
-        density: Factor on the number of beams and of azimuth steps.
-        phase: Offset of the beams and of the azimuth steps, from 0 to below 1 step.
+        density: Factor by which the numbers of beams and of azimuth steps are multiplied.
+        phase: Offset of the beams and of the azimuth steps, in steps, from 0 to below 1.
     """
     beams = [(k + phase) / density for k in range(math.ceil(64 * density))]
-    # Elevation of the beams: every 1/3 degree down to -8.3, then every 1/2 degree.
+    # Compute the slopes, positive downwards, of the LiDAR's beams: from 2 degrees above the horizon
+    # in steps of 1/3 degree, and from 8.3 degrees below it in steps of 1/2 degree.
     slopes = [
         math.tan(math.radians((b - 6) / 3 if b < 31 else 25 / 3 + (b - 31) / 2)) for b in beams
     ]
@@ -259,16 +261,16 @@ def write_kitti_layout(
 
     Creates input/, gt_depth/, kitti_eigen_train.txt and kitti_eigen_test.txt. Depth is uint16 PNG,
     metres * 256, at the LiDAR's pixels. Validation scenes are never training scenes of the same
-    seed, whatever num_train.
+    seed, whatever `num_train` is.
 
-    Nothing appears at `root` before everything is written: a killed run leaves only
-    `<root>.partial-<pid>-...` beside it, which may be deleted. Several processes may call this at
-    once: the first to finish creates `root`, and the others discard their files. An existing
-    complete set with the same parameters is kept.
+    `root` is created once everything is written: a killed run leaves only
+    `<root>.partial-<pid>-...` beside it, which may be deleted. Several processes may call this
+    function concurrently: the first to finish creates `root`, and the others discard their files.
+    An existing complete set with the same parameters is kept.
 
     Args:
         root: The folder to create.
-        seed: Number of the set, from 0.
+        seed: Seed of the scenes, 0 or more.
         height: Height of the images in pixels, at least 32.
         width: Width of the images in pixels, at least 32.
         num_train: Number of training scenes.
@@ -278,13 +280,14 @@ def write_kitti_layout(
         cameras: The cameras of the scenes.
 
     Raises:
-        RecipeError: If a number is out of its range.
-        DataError: If root holds a set with other parameters, or anything else.
+        RecipeError: A number is out of its range.
+        DataError: `root` holds scenes with other parameters, or anything else.
     """
     root = Path(os.path.realpath(root))
     wanted = {"renderer": _RENDERER, "seed": seed, "height": height, "width": width}
     wanted |= {"num_train": num_train, "num_val": num_val, "dense_val": dense_val}
-    # Sets that were rendered before cameras could be chosen have KITTI's and no such entry.
+    # Leave KITTI's cameras out of the manifest, because sets that were rendered before cameras
+    # could be chosen have no such entry.
     if cameras != Cameras():
         wanted["cameras"] = json.loads(json.dumps(asdict(cameras)))
         # Nor have sets whose validation scenes have the focal lengths of the others.
@@ -309,7 +312,7 @@ def write_kitti_layout(
         try:
             os.rename(partial, root)
         except OSError:
-            # If another process has written the same set first, use that; else raise the error.
+            # Use the scenes that another process has written meanwhile; else raise the error.
             if not _holds(root, wanted):
                 raise
     finally:
@@ -378,7 +381,7 @@ class ScenesOptions:
 
     @property
     def cameras(self) -> Cameras:
-        """The cameras of the scenes; raises RecipeError if a number is out of its range."""
+        """The ranges of the cameras' parameters. Raises RecipeError if one isn't valid."""
         held_out = None if self.val_focals is None else tuple(self.val_focals)
         ranges = (tuple(self.camera_heights), tuple(self.pitches))
         return Cameras(tuple(self.focals), *ranges, held_out)
@@ -393,7 +396,7 @@ def build(
 ) -> Frames:
     """Builds the dataset of rendered scenes; writes them below `options.root` on first use.
 
-    All ranks must call it, since the other ranks wait until rank 0 has written the scenes.
+    Collective: all ranks must call it, because the others wait until rank 0 has written the scenes.
 
     Args:
         options: The size, seed and folder of the scenes.
@@ -407,8 +410,8 @@ def build(
         The dataset of the split's scenes, in KITTI's layout.
 
     Raises:
-        RecipeError: If an option is out of its range.
-        DataError: If root holds scenes with other parameters, or anything else.
+        RecipeError: An option is out of its range.
+        DataError: The root holds scenes with other parameters, or anything else.
     """
     paths.refuse_unfilled(options.root, "data.root")
     size = (options.height, options.width, options.num_train, options.num_val)
@@ -423,7 +426,7 @@ def build(
 
 
 def _holds(root: Path, wanted: dict) -> bool:
-    """Returns True if a folder holds all scenes with the wanted parameters, False if it is empty.
+    """Returns True if a folder holds all scenes with the given parameters, False if it is empty.
 
     An absent folder counts as empty.
 
@@ -432,7 +435,7 @@ def _holds(root: Path, wanted: dict) -> bool:
         wanted: The scenes' parameters (seed, size, numbers of scenes), as in the folder's manifest.
 
     Raises:
-        DataError: If the folder holds scenes with other parameters, or other files.
+        DataError: The folder holds scenes with other parameters, or other files.
     """
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False

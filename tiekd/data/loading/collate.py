@@ -1,9 +1,9 @@
 """Collates the samples of one micro-batch to a `WorkerBatch`, in the worker that read them.
 
 Each sample is copied once, directly into the shared memory in which the batch is sent. Left out:
-resizing. If the recipe has rotation, images are cropped to one size only later, on the device. Such
-images may still differ in size, because some are too small for the margin that a rotation needs;
-they are padded to one size here.
+resizing. If the recipe has rotation, images are cropped to one size later, on the device. Until
+then they may differ in size, because some are too small for the margin that a rotation needs; they
+are padded to one size here.
 """
 
 import torch
@@ -21,8 +21,8 @@ def check_sizes(samples: list[Sample]) -> None:
     Args:
         samples: The samples of one micro-batch, after augmentation.
     """
-    # `sizes` are those of the images, `own` those of the depth maps. A sample whose `size` is set
-    # is cropped to that size later, on the device; other samples are stacked as they are.
+    # Compare the sizes of images (`sizes`) and depth maps (`own`). A sample whose `size` is set is
+    # cropped to that size on the device; other samples are stacked as they are.
     sizes = [sample.size or tuple(sample.image.shape[-2:]) for sample in samples]
     own = [sample.size or tuple(sample.depth.shape[-2:]) for sample in samples]
     if len(set(sizes)) > 1 or len(set(own)) > 1:
@@ -37,7 +37,7 @@ def check_sizes(samples: list[Sample]) -> None:
 def collate(
     samples: list[Sample], *, is_padded: bool = False, skipped: tuple[str, ...] = ()
 ) -> WorkerBatch:
-    """Stacks the samples of one micro-batch to a batch for the main process.
+    """Stacks the samples of one micro-batch to a `WorkerBatch`, which is sent to the main process.
 
     Args:
         samples: Samples whose `table` is set, and whose sizes `check_sizes` accepts. `place` and
@@ -48,8 +48,8 @@ def collate(
     Returns:
         The batch, on the CPU; in a worker its large tensors are in shared memory.
     """
-    # Depth is uint16 from PNG files and float32 from NPY files. A batch with both can't be stacked,
-    # so convert all depths to metres.
+    # Convert depths to metres if the batch has both uint16 depths (from PNG files) and float32
+    # depths (from NPY files), which can't be stacked.
     if len({sample.depth.dtype for sample in samples}) > 1:
         samples = [in_metres(sample) for sample in samples]
     # Samples of several data sets differ in their teachers' maps.

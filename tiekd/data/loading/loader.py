@@ -1,4 +1,4 @@
-"""Loads batches from a dataset: training micro-batches by key, whole validation batches by rank.
+"""Loads batches from a dataset: micro-batches for training, and batches for validation.
 
 A frame passes three containers: worker processes read a `Sample` and collate a `WorkerBatch`
 (tiekd/data/loading/reader.py), which becomes a `Batch` on the device. On a GPU batches are copied
@@ -35,8 +35,8 @@ class Loading:
 
     Attributes:
         workers: Worker processes per rank, 0 to 1024; 0 to read in the main process.
-        on_error: What to do with a training sample that can't be read: "raise" the error, or "skip"
-            it, i.e. replace it by another sample.
+        on_error: How a training sample that can't be read is handled: "raise" raises the error,
+            "skip" replaces the sample by another one.
         max_errors: Largest number of files that may be skipped in a run.
         timeout_s: Seconds to wait for a batch from a worker.
         decoded: Folder of decoded frames (tiekd/data/decoded_cache.py), below data.root or
@@ -69,7 +69,7 @@ class Loading:
             )
 
 
-# Settings for reading in the calling process.
+# Settings with which the calling process reads, without workers.
 NO_WORKERS = Loading(workers=0)
 
 
@@ -78,7 +78,7 @@ class Unreadable:
     """Collects the errors of training samples that can't be read and are skipped.
 
     Attributes:
-        max_errors: Largest number of files that may be skipped in a run.
+        max_errors: Largest number of samples that may be skipped in a run.
         messages: This rank's error messages as the keys of a dict, so that each is kept once and in
             order.
     """
@@ -144,10 +144,10 @@ def validation_batches(
 ) -> Iterator[tuple[list[int], Batch]]:
     """Yields this rank's validation batches, each with the indices of its frames in the dataset.
 
-    Batches are formed over the whole set and assigned to the ranks in turn (round-robin).
+    Batches are formed over the whole dataset, and assigned to the ranks in turn (round-robin).
 
     Args:
-        dataset: The validation set.
+        dataset: The validation dataset.
         batch_size: Frames per batch; a batch holds images of one size.
         device: The batches' device.
         share: This rank's share of the batches.
@@ -157,10 +157,11 @@ def validation_batches(
         resized_depth: True to resize depths and intrinsics with the image.
 
     Raises:
-        DataError: If a sample can't be read, or a worker hangs or dies.
-        LaunchError: If the system lacks room for the workers.
+        DataError: A sample can't be read, or a worker hangs or dies.
+        LaunchError: The system lacks memory or processes for the workers.
     """
-    # Form all batches, then select this rank's, so that metrics don't depend on the world size.
+    # Form all ranks' batches, then select this rank's, so that metrics don't depend on the world
+    # size.
     indices = _neighbours_of_one_size(dataset, batch_size)[share.rank :: share.world_size]
     keys = [[(0, index) for index in batch] for batch in indices]
     reader = BatchReader(dataset, None, 0, resize=resize, resized_depth=resized_depth)
@@ -189,7 +190,7 @@ def _unless_error(read: WorkerBatch | UserError) -> WorkerBatch:
     """Returns a batch that a worker read, or raises the error that the worker returned instead.
 
     Args:
-        read: What the worker returned.
+        read: The batch or the error that the worker returned.
     """
     if isinstance(read, UserError):
         raise read
@@ -197,7 +198,7 @@ def _unless_error(read: WorkerBatch | UserError) -> WorkerBatch:
 
 
 def _neighbours_of_one_size(dataset: Dataset, batch_size: int) -> list[list[int]]:
-    """Returns the dataset indices of each batch, for all batches of all ranks in order.
+    """Returns the frames' indices of each batch, for the batches of all ranks in order.
 
     A batch holds consecutive images of one size. It has fewer than `batch_size` images if the next
     image has another size.

@@ -58,7 +58,7 @@ class BatchReader:
         resized_depth: bool = False,
         needs_focal: bool | Collection[int] = False,
     ):
-        # Without data.resize, `augment.sizes` may determine the size to which images are resized.
+        # Let `augment.sizes` determine how images are resized, if data.resize doesn't.
         if augment is not None and resize == OWN_SIZE:
             resize = resizes.of_augment(augment.sizes, augment.crop)
         if augment is not None and augment.crop is None:
@@ -69,8 +69,8 @@ class BatchReader:
         self.max_errors = max_errors
         self.needs_focal = needs_focal
         self.resize = resize
-        # Training resizes depth with the image. Evaluation resizes only the image, and compares
-        # depths at the image's own size, unless `resized_depth` is set.
+        # Resize depth with the image in training. Evaluation resizes only the image, and compares
+        # depths at the image's own size, unless `resized_depth` is True.
         self.resizes_depth = augment is not None or resized_depth
         self._has_checked = False
 
@@ -91,15 +91,15 @@ class BatchReader:
             is_padded = self.resizes_depth and (self.resize.is_padded or zooms_out)
             return collate(samples, is_padded=is_padded, skipped=tuple(skipped))
         except UserError as error:
-            # If memory or file descriptors ran out, say so instead, since the file itself may be
-            # intact.
+            # Report that memory or file descriptors ran out, if so, instead of an error of the
+            # file, which may be intact.
             told = limits.lacking(error)
             if told is None:
                 return error
             return LaunchError(f"{error}: {told}, or set a smaller data.workers")
         except Exception:
-            # A worker checks only its first sample, so a later one that isn't as `Sample` specifies
-            # may have caused this error.
+            # Check this batch's samples, since a sample that isn't as `Sample` specifies may have
+            # caused the error; a worker checks only its first sample beforehand.
             fault = self._out_of_contract(keys)
             if fault is None:
                 raise
@@ -108,14 +108,14 @@ class BatchReader:
     def describe(self, keys: list[tuple[int, int]]) -> str:
         """Returns the paths of a batch's images, joined by commas, for error messages.
 
-        For a dataset without files these are sample numbers.
+        For a dataset that isn't a `Frames`, the text has the samples' numbers instead.
 
         Args:
             keys: The (epoch, index) of each sample.
         """
         frames = getattr(self.dataset, "frames", None)
-        # A repetition of a sample in a batch has an index beyond the dataset's length
-        # (data/loading/sampler.py), so map it back.
+        # Map indices to the dataset: a repetition of a sample in a batch has an index beyond the
+        # dataset's length (data/loading/sampler.py).
         indices = [index % len(self.dataset) for _, index in keys]
         return ", ".join(
             f"sample {index}" if frames is None else str(frames[index].image) for index in indices
@@ -143,17 +143,17 @@ class BatchReader:
         placement: Placement,
         size: tuple[int, int],
     ) -> Decisions:
-        """Returns the random parameters of a sample's augmentation.
+        """Returns the parameters of a sample's augmentation, which are random in training.
 
         Args:
             epoch: Epoch, from 0.
             index: Index of the sample in the sampler's numbering.
-            name: The image's name, for errors.
+            name: The image's name, for error messages.
             placement: The size of the resized and zoomed image, and its padding.
             size: (height, width) of the image as read.
 
         Raises:
-            DataError: If the image is smaller than the crop.
+            DataError: The image is smaller than the crop.
         """
         try:
             window = self.resize.place(*size).canvas
@@ -182,8 +182,8 @@ class BatchReader:
             skipped: List to which the error messages of skipped samples are appended.
 
         Raises:
-            DataError: If the sample can't be read, and `max_errors` is None or as many samples
-                after it can't be read either.
+            DataError: The sample can't be read, and `max_errors` is None or that many samples after
+                it can't be read either.
         """
         if self.max_errors is None:
             return self._sample(epoch, index, index % len(self.dataset))
@@ -197,7 +197,8 @@ class BatchReader:
             except DataError as error:
                 if limits.lacking(error):
                     raise
-                # The dataset's code is wrong, not the sample's file, so don't skip the sample.
+                # Raise the error if the sample isn't as `Sample` specifies, instead of skipping the
+                # sample: the dataset's code is wrong then, not a file.
                 if error.kind == contract.KIND:
                     raise
                 skipped.append(str(error))
@@ -221,12 +222,14 @@ class BatchReader:
                 contract.check_sample(self._stored(read_index), self.dataset, read_index)
         except DataError as error:
             return error if error.kind == contract.KIND else None
-        except Exception:  # the dataset's own fault, which is reported with its traceback
+        # Return None for an error in the dataset's own code, which is reported with its traceback.
+        except Exception:
             return None
         return None
 
     def _stored(self, read_index: int) -> Sample:
-        # `stored`, which only Frames has, returns depths as 16-bit levels, not yet in metres.
+        # Read depths as 16-bit levels by `stored`, which only `Frames` has; other datasets return
+        # metres.
         return getattr(self.dataset, "stored", self.dataset.__getitem__)(read_index)
 
     def _sample(self, epoch: int, index: int, read_index: int) -> Sample:
@@ -245,8 +248,8 @@ class BatchReader:
         if not self.resizes_depth:
             resized = resizes.network_input(in_grey_levels(sample).image, self.resize, sample.name)
             return sample._replace(image=resized, table=_table(image))
-        # Resize the image and its depths (including the zoom), and draw the augmentation's
-        # parameters.
+        # Resize the image and its depths (including the zoom), and choose the parameters of the
+        # augmentation.
         size = tuple(image.shape[-2:])
         placement = self.placement(epoch, index, sample)
         sample, placement = resizes.resized_sample(sample, self.resize, placement)
@@ -257,8 +260,8 @@ class BatchReader:
         if self.augment is not None:
             decisions = self.decisions(epoch, index, sample.name, placement, size)
             largest_deg = self.augment.rotate_deg if self.augment.rotate_p > 0 else 0.0
-        # Crop to the region that contains the augmentation's window. Later the device resamples the
-        # window from this region.
+        # Crop to the region that contains the augmented window, which the device resamples from
+        # this region later.
         part = cut(sample, _on_image(decisions, placement), largest_deg)
         return part._replace(table=_table(image, decisions))
 
@@ -266,9 +269,9 @@ class BatchReader:
 def _with_nearer_scene(
     sample: Sample, placement: Placement, resize: Resize, size: tuple[int, int]
 ) -> Sample:
-    """Returns a zoomed sample as if the scene were nearer: its depths are divided by the zoom.
+    """Divides a zoomed sample's depths by the zoom factor, as if the scene were nearer.
 
-    Its focal length becomes that without zoom.
+    The sample's focal length becomes the one without zoom.
 
     Args:
         sample: The sample, resized and zoomed.
@@ -282,7 +285,7 @@ def _with_nearer_scene(
     intrinsics = sample.intrinsics.clone()
     intrinsics[0, 0] /= zoom_x
     intrinsics[1, 1] /= zoom_y
-    # Depth in metres is the stored depth / units, so multiply the units to divide the depth.
+    # Divide the depths by multiplying their units: depth in metres is the stored depth / units.
     units = sample.teacher_units
     units = tuple(each * zoom for each in units) if isinstance(units, tuple) else units * zoom
     return sample._replace(
@@ -328,7 +331,7 @@ def _check_depth_sizes(sample: Sample) -> None:
 
 
 def _no_change(canvas: tuple[int, int]) -> Decisions:
-    """Returns the augmentation parameters that leave an image as it is.
+    """Returns augmentation parameters that leave an image unchanged.
 
     Args:
         canvas: (height, width) of the image with its padding.
@@ -345,8 +348,8 @@ def _on_image(decisions: Decisions, placement: Placement) -> Decisions:
         decisions: The parameters, whose window is in pixels of the padded image.
         placement: The size of the image and its position in the padded one.
     """
-    # A flip mirrors the padded image, so that the margin to the right of the image becomes the left
-    # one.
+    # Compute the margin to the left of the image. A flip mirrors the padded image, so the margin on
+    # the right becomes the left one.
     left = placement.left
     if decisions.flip:
         left = placement.canvas[1] - placement.scaled[1] - left
@@ -354,10 +357,11 @@ def _on_image(decisions: Decisions, placement: Placement) -> Decisions:
 
 
 def _table(image: Tensor, decisions: Decisions | None = None) -> Tensor:
-    """Returns an image's (3, 256) colour table: the augmented, normalised value of each grey level.
+    """Returns an image's colour table, (3, 256): the normalised value of each grey level.
 
-    All entries are NaN if the image has a non-finite value, which a dataset from outside may
-    return. uint8 can't represent that value, and the NaNs make training skip the optimizer step.
+    Normalisation follows the augmentation's colour change. All entries are NaN if the image has a
+    non-finite value, which a dataset from outside may return. uint8 can't represent that value, and
+    the NaNs make training skip the optimizer step.
 
     Args:
         image: (3, H, W), the image as read.

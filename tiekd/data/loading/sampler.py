@@ -31,19 +31,19 @@ Order = Callable[[int, int], np.ndarray]
 
 
 def size_groups(dataset: Dataset, resize: Resize = OWN_SIZE) -> list[int]:
-    """Returns a group number for each sample; samples whose images have one size share a group.
+    """Returns a group number for each sample; samples with images of the same size share one.
 
-    The sizes are those after resizing. This reads the header of every image file, 0.1 ms each.
+    The sizes are those after resizing. The header of every image file is read, 0.1 ms each.
 
     Args:
-        dataset: The training set.
+        dataset: The training dataset.
         resize: How images are resized before they are grouped.
 
     Returns:
         One number per sample, in order; groups are numbered from 0 in ascending order of size.
 
     Raises:
-        RecipeError: If the dataset has no image_sizes().
+        RecipeError: The dataset has no method `image_sizes`.
     """
     if not hasattr(dataset, "image_sizes"):
         kind = type(dataset).__name__
@@ -65,11 +65,11 @@ def iterations_per_epoch(
 ) -> int:
     """Returns the number of global batches in an epoch, which cover every sample at least once.
 
-    A global batch is that of all ranks together. The last batch (of each group) is filled up with
+    A global batch holds the samples of all ranks. The last batch (of each group) is filled up with
     repeated samples.
 
     Args:
-        num_samples: Size of the training set.
+        num_samples: Number of samples in the training dataset.
         batch_size: Samples per global batch.
         groups: A group number for each sample, so that a batch holds samples of one group; None
             for one group.
@@ -115,7 +115,7 @@ def epoch_batches(
     # For each group, form batches of positions in the permutation.
     for group in np.unique(group_of):
         places = np.flatnonzero(group_of == group)
-        # np.resize repeats the group from its start to fill up the last batch.
+        # To fill up the last batch, np.resize repeats the group from its start.
         batches.append(np.resize(places, (-(-len(places) // batch_size), batch_size)))
     # Order the batches by the position of their first sample.
     places = np.concatenate(batches)
@@ -150,7 +150,7 @@ def repeats(num_samples: int, batch_size: int, groups: Sequence[int] | None = No
     """Returns a warning for the log if a batch holds a sample several times, else an empty list.
 
     Args:
-        num_samples: Size of the training set.
+        num_samples: Number of samples in the training dataset.
         batch_size: Samples per global batch, i.e. the batch of all ranks together.
         groups: A group number for each sample, so that a batch holds samples of one group; None
             for one group.
@@ -178,7 +178,7 @@ class RankShare:
     world_size: int = 1
 
 
-# The share of a single rank, which reads every global batch as a whole.
+# The share of a single rank, which reads all of every global batch.
 ALL_BATCHES = RankShare()
 
 
@@ -262,13 +262,13 @@ class MicroBatches(Sampler):
         The n-th repetition's index is the sample's index plus n * num_samples.
 
         Args:
-            batch: (batch_size,) indices of samples of one group. A group is all samples whose
-                images have one size, or the whole training set. If it is smaller than the batch,
-                its samples are repeated in the same order.
+            batch: (batch_size,) indices of samples of one group, i.e. of samples whose images have
+                the same size, or of all samples. If the group is smaller than the batch, its
+                samples are repeated in the same order.
 
         Returns:
-            (batch_size,) indices. The first occurrence of each sample keeps its index. This is
-            `batch` itself if no sample is repeated.
+            (batch_size,) indices. The first occurrence of each sample keeps its index. If no sample
+            is repeated, the result is `batch` itself.
         """
         _, first_places, counts = np.unique(batch, return_index=True, return_counts=True)
         if len(counts) == len(batch):

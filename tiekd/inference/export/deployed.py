@@ -74,7 +74,8 @@ class Deployed(nn.Module):
         self.temperature = temperature
         self.resize = resize
         self.size = size
-        # Resizing multiplies an image's focal length by this constant.
+        # Factor by which resizing changes an image's focal length, a constant if all images have
+        # one size.
         self.focal_scale = 1.0
         if network.canonical is not None and size is not None:
             self.focal_scale = focals.of_camera(Camera(1.0, 1.0), size, resize)
@@ -82,7 +83,7 @@ class Deployed(nn.Module):
             self.register_buffer("focal", torch.tensor([focal]), persistent=False)
         for name, numbers in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
             self.register_buffer(name, torch.tensor(numbers)[:, None, None], persistent=False)
-        # If all images have one size, the resizing matrices become constants of the graph.
+        # Store the resizing matrices as constants of the graph if all images have one size.
         self.is_resized = size is not None and resize.place(*size).scaled != size
         if self.is_resized:
             for name, old, new in zip(
@@ -148,8 +149,7 @@ class Deployed(nn.Module):
         """
         if self.size is not None:
             return restored(on_image_grid(values, size, smooth), self.resize, self.size, smooth)
-        # Without resizing, the network's input has the image's own size, so one interpolation
-        # suffices.
+        # Interpolate once, to the image's own size, if images aren't resized.
         if self.resize.mode is None:
             return spread_on_grid(values, own, smooth)
         return stretched_map(on_image_grid(values, size, smooth), own, smooth)

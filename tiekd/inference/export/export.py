@@ -1,22 +1,22 @@
-"""Exports a student to a file that runs without this project: pixels in, metres out, verified.
+"""Exports a student to a file that runs without this project, and verifies the file.
 
     onnx           one self-contained .onnx of standard operators (onnx_format.py)
     torch_export   a .pt2 of torch.export, for torch alone (program_format.py)
     weights        a .pth with the plain float32 state dict and its network's recipe node
 
-The file includes the resizing to the working resolution, so its input is an image at its own size
-and its output has that size, too. The file is written under a temporary name, loaded again, run on
-images and compared with `load_student` (tiekd/inference/export/verification.py). If the two
-disagree, the file is removed. Two consecutive convolutions that are cheaper as one are merged
-(`DenseDepth.fold`). For half precision, norms are folded into the convolutions before them
-(tiekd/inference/export/norms.py) and the network runs in float16; input and output keep their
-dtypes.
+The file maps pixels to metres. It includes the resizing to the working resolution, so its input is
+an image at its own size, and its output has that size, too. The file is written under a temporary
+name, loaded again, run on images and compared with `load_student`
+(tiekd/inference/export/verification.py). If the two disagree, the file is removed. Two consecutive
+convolutions that are cheaper as one are merged (`DenseDepth.fold`). For half precision, norms are
+folded into the convolutions before them (tiekd/inference/export/norms.py) and the network runs in
+float16; input and output keep their dtypes.
 
-Cost: seconds to minutes of tracing, and two runs per image on the CPU. With a DPM head at full
-resolution, a run needs about three (K, H, W) float32 tensors. Left out: integer quantisation;
-dynamic sizes, if the working size depends on the image's size, or if the images aren't resized and
-the network's arithmetic depends on their size (BTS, AdaBins, Swin); ONNX files above protobuf's
-limit of 2 GB.
+Cost: seconds to minutes of tracing, and two runs per image on the CPU. With a DPM head of K bins at
+full resolution, a run needs memory for about three (K, H, W) float32 tensors. Left out: integer
+quantisation; dynamic sizes, if the working size depends on the image's size, or if the images
+aren't resized and the network's arithmetic depends on their size (BTS, AdaBins, Swin); ONNX files
+above protobuf's limit of 2 GB.
 """
 
 import copy
@@ -90,16 +90,16 @@ class Settings:
 
     @property
     def open_resize(self) -> Resize:
-        """The working resolution of a dynamic file: that of the recipe, or none if it sets none.
+        """The working resolution of a file for images of any size: the recipe's, if it sets one.
 
-        Without a resolution in the recipe, `load_student` shrinks large images only (`at_most`). A
-        dynamic file shrinks no image.
+        If the recipe sets none, such a file resizes no image, while `load_student` shrinks large
+        images (`at_most`).
         """
         return OWN_SIZE if self.resize.at_most is not None else self.resize
 
     @property
     def inputs(self) -> list[str]:
-        """The names of the exported file's inputs, in order: "image", and "focal" if it is one."""
+        """The names of the exported file's inputs: "image", and "focal" if `focal_input` is set."""
         return ["image", "focal"] if self.focal_input else ["image"]
 
     @property
@@ -113,8 +113,9 @@ class Exported(NamedTuple):
 
     Attributes:
         comparisons: One comparison per batch of images.
-        file_ms: Latency of the file for one image on the CPU in ms; None for weights.
-        torch_ms: Latency of the student for the same image on the CPU in ms; None for weights.
+        file_ms: Latency of the file for one image on the CPU in ms; None for the format "weights".
+        torch_ms: Latency of the student for the same image on the CPU in ms; None for the format
+            "weights".
     """
 
     comparisons: list[verification.Comparison]
@@ -125,7 +126,7 @@ class Exported(NamedTuple):
 def format_of(path: Path) -> str:
     """Returns the export format that belongs to a path's suffix: a key of SUFFIXES.
 
-    For an unknown suffix it is "onnx"; `check` then rejects the path.
+    For an unknown suffix the result is "onnx", and `check` later rejects the path.
     """
     return next((name for name, suffix in SUFFIXES.items() if path.suffix == suffix), "onnx")
 
@@ -133,7 +134,7 @@ def format_of(path: Path) -> str:
 def least_side(network: Network, settings: Settings) -> int:
     """Returns the minimum height and width, in pixels, of the images that an exported file takes.
 
-    A file that takes images of one size only has further limits, which `check` enforces.
+    A file for images of one fixed size has further limits, which `check` enforces.
 
     Args:
         network: The network to export.
@@ -153,8 +154,8 @@ def check(network: Network, settings: Settings, path: Path) -> None:
         path: The file to write.
 
     Raises:
-        ExportError: If the network can't be exported with these settings, or a package is missing.
-        LaunchError: If the folder can't be created.
+        ExportError: The network can't be exported with these settings, or a package is missing.
+        LaunchError: The folder can't be created.
     """
     # Check that the options suit the format.
     if path.suffix != SUFFIXES[settings.format]:
@@ -222,8 +223,8 @@ def _check_size(network: Network, settings: Settings) -> None:
         raise ExportError(
             f"--size {height}x{width}: larger than {LARGEST} pixels a side; give a smaller one"
         )
-    # A file for images of any size (`dynamic`) needs a working size that doesn't depend on the
-    # image's size.
+    # Refuse a file for images of any size (`dynamic`) if the working size depends on the image's
+    # size.
     canvas = settings.resize.place(height, width).canvas
     if settings.dynamic and settings.open_resize != OWN_SIZE and settings.resize.mode != "stretch":
         raise ExportError(
@@ -237,7 +238,7 @@ def _check_size(network: Network, settings: Settings) -> None:
             f"{canvas[0]}x{canvas[1]} of it; leave out --dynamic, or give --set data.resize=null "
             "for images at their own size"
         )
-    # Neither the image nor the network's input may be smaller than the encoder's largest stride.
+    # Refuse images or network inputs that are smaller than the encoder's largest stride.
     least = least_side(network, settings)
     if min(settings.size) < least:
         raise ExportError(
@@ -260,15 +261,15 @@ def write(
     facts: dict[str, str],
     stream: TextIO,
 ) -> Exported:
-    """Exports a network to `path`, provided that the file agrees with the network on every image.
+    """Exports a network to a file, if the file agrees with the network on every image.
 
     Args:
         path: The file to write. An existing file is replaced only if the export succeeds.
         network: The network in eval mode, float32, on the CPU. It isn't changed.
         node: The network's recipe node.
         settings: The settings of the export.
-        images: Batches to verify the file on, each (B, 3, H, W) uint8. With `dynamic` the batches
-            may differ in size.
+        images: Batches of images on which the file is verified, each (B, 3, H, W) uint8. With
+            `dynamic` the batches may differ in size.
         facts: Metadata to write into the file.
         stream: Text stream that receives lines about the progress.
 
@@ -276,9 +277,9 @@ def write(
         The comparisons and latencies.
 
     Raises:
-        ExportError: If the network can't be exported, or file and network disagree. Nothing is
-            written at `path` then.
-        LaunchError: If the folder can't be created.
+        ExportError: The network can't be exported, or file and network disagree. Nothing is written
+            at `path` then.
+        LaunchError: The folder can't be created.
     """
     check(network, settings, path)
     partial = path.with_name(f".{os.getpid()}.{path.name}")
@@ -309,7 +310,7 @@ def write(
             one = images[0][:1]
             file_ms, torch_ms = (verification.latency_ms(each, one) for each in (run, reference))
         verification.refuse_disagreement(comparisons, path)
-        # All comparisons are within the limits: move the file to its final name.
+        # Move the file to its final name, since all differences are within the limits.
         sync(partial)
         os.replace(partial, path)
     except OSError as error:
@@ -329,8 +330,8 @@ def _remedy(error: OSError) -> str:
 def _trial_focals(network: Network, settings: Settings) -> tuple[float, ...]:
     """Returns the focal lengths, in pixels, with which an exported file is verified.
 
-    If the file has a constant focal length, it is the only one. Otherwise there are two, which
-    differ by 10 %.
+    If the file has a constant focal length, the result has only this one. Otherwise it has two
+    focal lengths that differ by 10 %.
 
     Args:
         network: The network; without a canonical camera the result is empty.
@@ -345,7 +346,7 @@ def _trial_focals(network: Network, settings: Settings) -> tuple[float, ...]:
 
 
 def _program(network: Network, settings: Settings) -> ExportedProgram:
-    # Folding changes weights in place, so export a copy.
+    # Export a copy, because folding changes weights in place.
     network = copy.deepcopy(network)
     if isinstance(network.decoder, DenseDepth):
         network.decoder.fold()
@@ -359,7 +360,7 @@ def _program(network: Network, settings: Settings) -> ExportedProgram:
     )
     shape = settings.size, INPUTS[settings.input], settings.dynamic, settings.focal_input
     if settings.half:
-        # The first trace only shows which norms follow a convolution.
+        # Trace once only to see which norms follow a convolution, and fold these norms.
         fold_norms(deployed, program_format.trace(deployed, *shape))
         network.half()
     return program_format.trace(deployed, *shape)
@@ -398,12 +399,13 @@ def _write_weights(
         content[learned_from.KEY] = teachers
     if settings.calibration is not None:
         content[confidence.KEY] = settings.calibration._asdict()
-    # Serialise in memory first: torch's own writer raises a RuntimeError if the disk is full.
+    # Serialise in memory first: if the disk is full, torch's own writer raises a RuntimeError
+    # instead of an OSError.
     file = io.BytesIO()
     torch.save({**content, "iteration": 0, "facts": facts}, file)
     path.write_bytes(file.getbuffer())
     state = state_dicts.read_checkpoint(path)
-    # Rebuild the network from the file's content only, as a user would.
+    # Rebuild the network from the file's content alone, as a user would.
     again = build_network(state["network"])
     state_dicts.load_into(again, state_dicts.named_tensors(state))
     return verification.Reference(
@@ -466,7 +468,7 @@ def _description(network: Network, settings: Settings) -> dict[str, str]:
 
 
 def working_resolution(settings: Settings) -> str:
-    """Returns a text that says to which size an exported file resizes its input images.
+    """Returns a text that states the size to which an exported file resizes its input images.
 
     Args:
         settings: The settings with which the file is exported.

@@ -1,9 +1,10 @@
 """Writes exported programs as ONNX files, and runs such files with ONNX Runtime on the CPU.
 
-torch's exporter (`dynamo=True`; the older one is deprecated) uses standard operators only and folds
-constants and norms. It records source locations at each operator, which are removed here; metadata
-for the file's users is added. Importing this module disables ONNX Runtime's telemetry, which
-version 1.29 and later send at every start unless the environment variable is set before the import.
+torch's exporter (`dynamo=True`; the older one is deprecated) uses only standard operators, and
+folds constants and norms. It records source locations at each operator, which this module removes;
+it adds metadata for the file's users. Importing this module disables ONNX Runtime's telemetry,
+which version 1.29 and later send at every start unless the environment variable is set before the
+import.
 """
 
 import importlib.util
@@ -26,7 +27,7 @@ _DTYPES = {
     "tensor(float16)": torch.float16,
 }
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-LARGEST_BYTES = 2**31 - 2**24  # protobuf's limit on a file, minus room for the operators
+LARGEST_BYTES = 2**31 - 2**24  # limit of protobuf on a file's size, minus space for the operators
 
 
 class FileInput(NamedTuple):
@@ -45,7 +46,7 @@ def check_packages() -> None:
     """Checks that the packages that ONNX export needs are installed.
 
     Raises:
-        ExportError: If one of them isn't; the message names it.
+        ExportError: A package isn't installed; the message names it.
     """
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
@@ -72,7 +73,7 @@ def write(
         facts: Metadata to write into the file.
 
     Raises:
-        ExportError: If the weights exceed the 2 GB that one file can hold.
+        ExportError: The weights exceed the 2 GB that one file can hold.
     """
     num_bytes = sum(
         tensor.numel() * tensor.element_size() for tensor in program.state_dict.values()
@@ -86,8 +87,8 @@ def write(
         program,
         input_names=inputs,
         output_names=outputs,
-        # This only names the axes; `program` already defines which of them are dynamic. A second
-        # input shares its axis with the first, whose name it takes.
+        # Name the axes; `program` defines which of them are dynamic. The focal lengths, a second
+        # input, share the batch axis, whose name they take.
         dynamic_shapes=(AXES, {})[: len(inputs)] if open_sizes else None,
         dynamo=True,
         verbose=False,
@@ -106,7 +107,7 @@ def write(
 
 
 def load(path: Path) -> Callable[..., tuple[Tensor, ...]]:
-    """Loads an ONNX file as a function, which runs on the CPU with as many threads as torch uses.
+    """Loads an ONNX file as a function, which runs on the CPU with torch's number of threads.
 
     Args:
         path: The file, as `write` writes it.
@@ -129,12 +130,12 @@ def load_described(
     Returns:
         The function; its inputs in the file's order; and the metadata in the file.
     """
-    # Import the package here, since it is optional.
+    # Import the package here, because it is optional.
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3  # log errors only
+    options.log_severity_level = 3  # only errors are logged
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     names = [each.name for each in session.get_inputs()]

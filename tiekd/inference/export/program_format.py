@@ -1,6 +1,6 @@
 """Traces networks with torch.export, and writes .pt2 files, which torch loads without tiekd.
 
-Left out: dynamic sizes for a network whose arithmetic depends on the size. Tracing such a
+Left out: dynamic sizes for a network whose arithmetic depends on the image's size; tracing such a
 network raises an error.
 """
 
@@ -20,7 +20,8 @@ from tiekd.inference.export.deployed import Deployed
 from tiekd.inference.export.onnx_format import FileInput
 from tiekd.models.network import Network
 
-# Name of the metadata in a .pt2: torch.export.load(path, extra_files={FACTS: ""}) reads it.
+# Name of the entry in a .pt2 file that holds the metadata: torch.export.load(path,
+# extra_files={FACTS: ""}) reads it.
 FACTS = "tiekd.json"
 
 
@@ -59,9 +60,10 @@ def trace(
         The graph; its input is (1, 3, *size), or (B, 3, H, W) with `open_sizes`.
 
     Raises:
-        ExportError: If the network can't be traced.
+        ExportError: The network can't be traced.
     """
-    # For dynamic shapes the batch size is 2: the tracer would treat a dimension of 1 as a constant.
+    # Trace with a batch size of 2 for dynamic shapes, because the tracer would treat a dimension of
+    # 1 as a constant.
     image = torch.zeros(2 if open_sizes else 1, 3, *size, dtype=dtype)
     inputs = (image, torch.ones(len(image))) if has_focal else (image,)
     shapes = None
@@ -99,8 +101,9 @@ def write(path: Path, program: ExportedProgram, facts: dict[str, str]) -> None:
         facts: Metadata, written as JSON to the entry FACTS within the file.
     """
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # it contains this machine's paths
-    # Serialise in memory first: torch's own writer raises a RuntimeError if the disk is full.
+        node.meta.pop("stack_trace", None)  # the stack trace contains this machine's paths
+    # Serialise in memory first: if the disk is full, torch's own writer raises a RuntimeError
+    # instead of an OSError.
     file = io.BytesIO()
     torch.export.save(program, file, extra_files={FACTS: json.dumps(facts)})
     path.write_bytes(file.getbuffer())

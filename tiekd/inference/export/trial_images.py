@@ -17,14 +17,14 @@ from tiekd.data.resize import resized_image
 from tiekd.errors import DataError, RecipeError
 from tiekd.evaluation.agreement import TEACHER
 
-_RENDERED = 192, 640  # (height, width) of rendered scenes in pixels
+_RENDERED = 192, 640  # (height, width) in pixels of rendered scenes
 
 
 def frames(recipe: dict, count: int = 2) -> tuple[list[Tensor], str]:
     """Returns images on which an exported file can be compared with its network.
 
-    They are frames of the recipe's validation set, evenly spaced over it and at their own size. If
-    they can't be read, scenes of the built-in `scenes` dataset are rendered instead.
+    They are evenly spaced frames of the recipe's validation split, at their own size. If they can't
+    be read, scenes of the built-in `scenes` dataset are rendered instead.
 
     Args:
         recipe: The recipe, whose `data` section may be missing.
@@ -48,7 +48,7 @@ def frames(recipe: dict, count: int = 2) -> tuple[list[Tensor], str]:
             settings = replace(settings, scores_teacher=against == TEACHER)
             found = build_dataset(settings, "val", as_evaluated=True)
         return _spaced(found, count), f"{data.get('root', data.get('name'))} (val)"
-    # There is no usable validation data: render scenes instead, and return the reason.
+    # Render scenes if there are no usable validation frames, and return the reason.
     except (DataError, RecipeError) as error:
         reason = str(error)
     return [
@@ -69,7 +69,7 @@ def batches(
         size: (height, width) in pixels to which each image is resized.
         least: The minimum side in pixels of the images that the file takes, if it takes images of
             any size. A last batch then holds all images at about 3/4 of `size`, with odd sides.
-            None for a file that takes one size.
+            None for a file that takes images of one size.
 
     Returns:
         One batch (1, 3, height, width) uint8 per image; then, if `least` is given, one batch

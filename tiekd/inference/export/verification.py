@@ -22,14 +22,14 @@ from torch import Tensor
 from tiekd.errors import ExportError
 from tiekd.inference.student import Student
 
-# Largest allowed difference of depth, as (99.9th percentile, maximum).
-LIMITS_M = 1e-3, 1e-2  # float32: in metres
-HALF_LIMITS = 1 / 100, 1 / 20  # float16: as fractions of the network's max_depth
-# The following constants have one value for float32 and one for float16.
-CONFIDENCE_LIMITS = 1e-3, 5e-2  # 99.9th percentile of the difference of confidence
-TIES = 1e-4, 5e-2  # two bins count as equally likely if their probabilities differ by less
-RUNS = 5  # timed runs
-RUNS_S = 10.0  # no further run starts after this many seconds
+# Largest allowed difference of depth: (99.9th percentile, maximum).
+LIMITS_M = 1e-3, 1e-2  # for a float32 file, in metres
+HALF_LIMITS = 1 / 100, 1 / 20  # for a float16 file, as fractions of the network's max_depth
+# Each of the following two constants has one value for a float32 and one for a float16 file.
+CONFIDENCE_LIMITS = 1e-3, 5e-2  # largest allowed 99.9th percentile of the difference of confidence
+TIES = 1e-4, 5e-2  # difference in probability below which two bins count as equally likely
+RUNS = 5  # number of timed runs
+RUNS_S = 10.0  # seconds after which no further run is started
 
 
 class Limits(NamedTuple):
@@ -79,7 +79,7 @@ class Comparison(NamedTuple):
     ties: float | None = None
 
     def holds(self) -> bool:
-        """Returns True if all differences are within the limits, and False if one is NaN."""
+        """Returns True if all differences are within the limits; NaN isn't within a limit."""
         return (
             math.isfinite(self.depth_max)
             and self.depth_p999 <= self.limits.depth_p999
@@ -161,9 +161,9 @@ class Reference:
             tie: Limit of the difference in probability, as in `Limits`; None to compare all pixels.
 
         Returns:
-            (B, 1, H, W) bool, False at pixels whose two likeliest bins, or with learned upsampling
-            two likeliest cells, differ in probability by less than `tie`; None if all pixels are
-            compared.
+            (B, 1, H, W) bool, False at pixels whose two likeliest bins differ in probability by
+            less than `tie` (with learned upsampling also at pixels whose two largest upsampling
+            weights do); None if all pixels are compared.
         """
         return None if tie is None else self.student.margins(pixels) >= tie
 
@@ -185,15 +185,15 @@ def limits_of(half: bool, readout: str, max_depth: float) -> Limits:
     """Returns the largest differences that are allowed between an exported file and the student.
 
     Args:
-        half: True if the file computes in float16.
+        half: True for a file that computes in float16.
         readout: "mean", "mode" or "local".
         max_depth: The network's largest depth in metres.
     """
     p999, largest = (share * max_depth for share in HALF_LIMITS) if half else LIMITS_M
     if readout == "mean":
         return Limits(p999, largest, CONFIDENCE_LIMITS[half], p999)
-    # Only the readout `mode` in float32 has a limit on the largest difference. In float16, rounding
-    # can move the depth to a neighbouring bin; the readout `local` averages over a window of bins,
+    # Limit the largest difference only for the readout `mode` in float32. In float16, rounding can
+    # move the depth to a neighbouring bin; the readout `local` averages over a window of bins,
     # which rounding can shift by one bin.
     same_bin = p999 if readout == "mode" and not half else None
     return Limits(p999, same_bin, CONFIDENCE_LIMITS[half], p999, TIES[half])
@@ -212,7 +212,7 @@ def compare(run: Callable, reference: Reference, images: Tensor, limits: Limits)
         The differences.
 
     Raises:
-        ExportError: If the shape or dtype of an output differs.
+        ExportError: The shape or dtype of an output differs.
     """
     found = run(images)
     wanted = reference(images)
@@ -255,7 +255,7 @@ def refuse_disagreement(comparisons: Sequence[Comparison], path: Path) -> None:
         path: The exported file, for the error message.
 
     Raises:
-        ExportError: If a difference is beyond its limit, or no pixel of a batch was compared.
+        ExportError: A difference is beyond its limit, or no pixel of a batch was compared.
     """
     for row in comparisons:
         if row.ties == 1:
@@ -271,13 +271,13 @@ def refuse_disagreement(comparisons: Sequence[Comparison], path: Path) -> None:
 
 
 def latency_ms(run: Callable, image: Tensor) -> float:
-    """Returns the median latency in ms over RUNS runs, or over as many as start within RUNS_S s.
+    """Returns the median latency in ms of RUNS runs, or of those that start within RUNS_S s.
 
-    One warm-up run isn't counted.
+    A warm-up run before them isn't included.
 
     Args:
         run: The function to time.
-        image: Its argument, (1, 3, H, W) uint8.
+        image: The function's argument, (1, 3, H, W) uint8.
     """
     run(image)
     times = []

@@ -60,7 +60,7 @@ class Outputs:
     confidence: bool = False
 
     def of(self, name: str) -> dict[str, Path]:
-        """Returns the path of each output file of an image, keyed by kind, e.g. "depth" or "raw".
+        """Returns the paths of an image's output files, keyed by kind, e.g. "depth" or "raw".
 
         Only the kinds that are to be written are included.
 
@@ -85,10 +85,10 @@ class Outputs:
         }
 
     def of_video(self, name: str) -> dict[str, Path]:
-        """Returns the path of each output of a video, keyed by kind, e.g. "depth" or "times".
+        """Returns the paths of a video's outputs, keyed by kind, e.g. "depth" or "times".
 
-        For "colour" and "times" the path is a file, for each other kind the folder of the frames'
-        files.
+        For "colour" and "times" the path is that of a file, for other kinds that of the folder with
+        the frames' files.
 
         Args:
             name: The video's `Input.name`.
@@ -106,11 +106,11 @@ class Outputs:
             overwrite: True to allow that existing files other than inputs are replaced.
 
         Raises:
-            DataError: If an output would overwrite an input, or, without `overwrite`, an existing
+            DataError: An output would overwrite an input, or, without `overwrite`, an existing
                 file.
         """
         inputs = list(inputs)
-        # Compare real paths, since an output path may be a symbolic link to an input.
+        # Compare real paths, because an output path may be a symbolic link to an input.
         sources = {os.path.realpath(item.path) for item in inputs}
         there: list[Path] = []
         for item in inputs:
@@ -157,7 +157,7 @@ class Outputs:
             del files["colour"]
         for path in files.values():
             path.parent.mkdir(parents=True, exist_ok=True)
-        # The depth map is always written, the other kinds only if they are enabled.
+        # Write the depth map in any case, the other kinds only if they are enabled.
         write_depth_png(files["depth"], depth, self.units_per_m)
         if colour:
             write_image(files["colour"], self.coloured(depth))
@@ -175,15 +175,16 @@ class Outputs:
             write_durably(files["raw_sigma"], _npy(sigma))
 
     def remove_frames_from(self, name: str, count: int) -> None:
-        """Removes output files of frames that an earlier prediction of a longer video has left.
+        """Removes the output files of frames that a video doesn't have any more.
 
         Args:
             name: The video's `Input.name`.
-            count: Number of frames of the present video. Frames are numbered from 0, so the files
-                of frame `count` and of all later frames are removed.
+            count: Number of frames of the video. Files of frame `count` (counted from 0) and of
+                later frames, which an earlier prediction of a longer video has left, are removed.
         """
         for path in self.of(f"{name}/0").values():
-            # Remove only files named as `predict_video` names frames.
+            # Remove files of frame `count` and later. Only names of at least six digits are those
+            # of frames, as `predict_video` numbers them.
             for old in path.parent.glob(f"*{path.suffix}"):
                 if re.fullmatch(r"\d{6,}", old.stem) and int(old.stem) >= count:
                     old.unlink()
@@ -212,7 +213,7 @@ def units_of(data: dict, max_depth: float) -> float:
         max_depth: The largest depth that the network predicts, in metres.
 
     Raises:
-        RecipeError: If `depth_unit` is out of range.
+        RecipeError: `depth_unit` is out of range.
     """
     name = data.get("name", "")
     unit = data.get("depth_unit")
@@ -226,7 +227,7 @@ def units_of(data: dict, max_depth: float) -> float:
         return float(unit)
     if name in ("kitti", "nyu"):
         return importlib.import_module(f"tiekd.data.datasets.{name}").UNITS_PER_M
-    # The default is 256 levels per metre, or fewer if 65535 levels would not reach max_depth.
+    # Use 256 levels per metre by default, or fewer if 65535 levels would not reach max_depth.
     return min(DEFAULT_UNITS_PER_M, LARGEST_LEVEL // max_depth or 1.0)
 
 
@@ -241,7 +242,7 @@ def parse_units(text: str | None, data: dict, max_depth: float) -> float:
         max_depth: The largest depth that the network predicts, in metres.
 
     Raises:
-        RecipeError: If the text is no number, or the number of levels is out of range.
+        RecipeError: The text isn't a number, or the number is out of range.
     """
     if text is None:
         return units_of(data, max_depth)
@@ -257,16 +258,16 @@ def parse_units(text: str | None, data: dict, max_depth: float) -> float:
 
 
 def in_words(units_per_m: float, max_depth: float) -> str:
-    """Returns one line of text about the depth PNGs: their number of levels per metre.
+    """Returns a line of text that states the number of levels per metre in the depth PNGs.
 
-    If 16 bits can't hold depths up to `max_depth`, the text warns that larger ones are clamped.
+    If 16 bits can't hold depths up to `max_depth`, the text warns that larger depths are clamped.
 
     Args:
         units_per_m: Levels per metre.
         max_depth: The largest depth that the network predicts, in metres.
     """
     largest = LARGEST_LEVEL / units_per_m
-    # Larger depths than `largest` are stored as the largest level, 65535.
+    # Warn that depths beyond `largest` are stored as the largest level, 65535.
     cut = ""
     if largest < max_depth:
         cut = f"; what is beyond {largest:.2f} m is stored as that, which data sets read as none"

@@ -1,8 +1,8 @@
-"""Predicts the depth of many images and videos, and writes it.
+"""Predicts the depth of many images and videos, and writes it to files.
 
-Threads read images ahead and write files while the network runs. Consecutive images of one working
-size form a batch. At most one batch plus READ_AHEAD + WAITING + 1 images are in memory at their own
-size. With its depth, an image of 4000x3000 pixels needs about 100 MB.
+Threads read images ahead and write files while the network runs. Consecutive images with one
+working size form a batch. At most one batch plus READ_AHEAD + WAITING + 1 images are in memory at
+their own size. An image of 4000x3000 pixels with its depth needs about 100 MB.
 """
 
 import time
@@ -36,13 +36,13 @@ def predict_all(predictor: Predictor, inputs: Sequence[Input], out: TextIO, erro
         The number of failed inputs.
 
     Raises:
-        DataError: If a file can't be written.
-        OSError: If a folder can't be created.
+        DataError: A file can't be written.
+        OSError: A folder can't be created.
     """
     images = [item for item in inputs if not item.is_video]
     failed = 0
     for item in images:
-        # Report image files that hold several images, since only the first is predicted.
+        # Report image files that contain several images, of which only the first is predicted.
         if item.path.suffix.lower() in SEQUENCES and (count := frames_in(item.path)) > 1:
             told = f"holds {count} images; only the first is predicted (of a video or GIF all are)"
             errors.write(f"{printable(str(item.path))}: {told}\n")
@@ -71,7 +71,7 @@ def predict_images(
 
     Args:
         predictor: The student and the settings of its outputs.
-        images: The images; no videos.
+        images: The images, without videos.
         out: Text stream that receives the progress.
         errors: Text stream that receives one line for each failed image or batch.
 
@@ -79,8 +79,8 @@ def predict_images(
         The number of failed images.
 
     Raises:
-        DataError: If a file can't be written.
-        OSError: If a folder can't be created.
+        DataError: A file can't be written.
+        OSError: A folder can't be created.
     """
     done = failed = 0
     progress = Progress("images", len(images), lambda: done + failed, out)
@@ -99,7 +99,7 @@ def predict_images(
             found = batch if isinstance(batch, UserError) else _attempt(predictor.depths, batch)
             if isinstance(found, UserError):
                 failed += 1 if isinstance(batch, UserError) else len(batch)
-                start = "\n" if out.isatty() else ""  # end the line of the progress display
+                start = "\n" if out.isatty() else ""  # ends the line of the progress display
                 errors.write(f"{start}{_line(found, batch)}\n")
             else:
                 for image, reading in zip(batch, found, strict=True):
@@ -118,9 +118,9 @@ def _load(predictor: Predictor, item: Input) -> LoadedImage:
 
 
 def _attempt(function: Callable, *arguments):
-    """Returns function(*arguments), or the UserError that this call raises.
+    """Calls `function`, and returns its result, or the UserError that it raises.
 
-    Other exceptions are not caught.
+    Other exceptions are passed on.
     """
     try:
         return function(*arguments)
@@ -148,15 +148,15 @@ def _read_ahead(pool: ThreadPoolExecutor, read: Callable, items: Iterable) -> It
 def _batches(
     loaded: Iterable[LoadedImage | UserError], batch_size: int
 ) -> Iterator[list[LoadedImage] | UserError]:
-    """Groups consecutive images that have one size after resizing into batches.
+    """Groups consecutive images that have the same size after resizing into batches.
 
     Args:
         loaded: The images, or errors in place of those that couldn't be read.
         batch_size: The largest number of images in a batch.
 
     Yields:
-        A list of images; or an error of `loaded`, which is yielded as soon as it is met, even if a
-        batch isn't complete yet.
+        A list of images; or an error from `loaded`, which is yielded as soon as it occurs, even if
+        a batch isn't complete yet.
     """
     batch: list[LoadedImage] = []
     for image in loaded:
@@ -186,9 +186,9 @@ def _line(error: UserError, batch: list[LoadedImage] | UserError) -> str:
 
     Args:
         error: The error.
-        batch: The images whose prediction raised the error. The line then also has their paths,
-            the size to which they were resized, and a remedy. For any other error, the error
-            itself.
+        batch: The images whose prediction raised the error; the line then also contains their
+            paths, the size to which they were resized, and a remedy. For an error that isn't of a
+            batch, the error itself.
     """
     text = " ".join(str(error).split())
     if not isinstance(batch, UserError) and str(batch[0].path) not in text:

@@ -22,20 +22,20 @@ from tiekd.inference.predict.outputs import Outputs
 from tiekd.inference.student import Reading, Student
 
 THREADS = 2  # number of reading threads, and of writing threads
-WAITING = 2  # images that may wait to be written
+WAITING = 2  # number of images that may wait to be written
 
 
 class LoadedImage(NamedTuple):
-    """One image to predict.
+    """An image that has been read and is ready to be predicted.
 
     Attributes:
-        name: The image's `Input.name`; for a frame, the video's name followed by the frame's
-            number.
+        name: The image's `Input.name`; for a frame of a video, the video's name followed by the
+            frame's number.
         path: The file of the image or video.
         pixels: (3, H, W) uint8 RGB, at the image's own size.
         small: (3, h, w) uint8 RGB, the image at the working resolution.
-        camera: The image's camera; None if neither points nor the network need it.
-        focal: Focal length of `small` for the network, in pixels; None if it doesn't need it.
+        camera: The image's camera; None if neither a point cloud nor the network needs it.
+        focal: Focal length in pixels of `small`; None if the network doesn't need it.
     """
 
     name: str
@@ -49,13 +49,13 @@ class LoadedImage(NamedTuple):
 class Predictor:
     """Predicts batches of images with a student, and writes the output files.
 
-    `network_s` is the total time spent in the network so far, in seconds.
+    The attribute `network_s` is the total time spent in the network so far, in seconds.
 
     Args:
         student: The student.
         outputs: The kinds of files to write.
         batch_size: Maximum number of images per batch.
-        cameras: The cameras of the images; None if neither points nor the network need them.
+        cameras: The cameras of the images; None if neither point clouds nor the network need them.
     """
 
     def __init__(
@@ -73,15 +73,15 @@ class Predictor:
         self.network_s = 0.0
 
     def prepare(self, name: str, path: Path, pixels: Tensor) -> LoadedImage:
-        """Prepares an image for the network: resizes it and looks up its camera, if it is needed.
+        """Prepares an image for the network: resizes it, and looks up its camera if that is needed.
 
         Args:
-            name: Name of its output files, as in `LoadedImage`.
+            name: Name of the image's output files, as in `LoadedImage`.
             path: The file of the image or video.
             pixels: (3, H, W) uint8 RGB.
 
         Raises:
-            DataError: If the image's camera is needed and isn't known, or the working resolution
+            DataError: The image's camera is needed but isn't known, or the working resolution
                 changes the aspect ratio more than the network allows.
         """
         height, width = pixels.shape[1:]
@@ -121,12 +121,13 @@ class Predictor:
                 f"{batch[0].path}: {len(batch)} of {size} don't fit in the device's memory; give a "
                 "smaller --batch-size or --size"
             ) from None
-        # Copying to the CPU forces a host sync, so the time includes the computation.
+        # Copy to the CPU, which forces a host sync, so that the measured time includes the
+        # computation.
         reading = reading.mapped(Tensor.cpu)
         self.network_s += time.monotonic() - started
         found = []
         for index, image in enumerate(batch):
-            # Resize each map to the own size of its image.
+            # Resize each map to its image's own size.
             one = reading.mapped(lambda values, at=index: values[at : at + 1])
             own = self.student.at_own_size(one, tuple(image.pixels.shape[1:]))
             found.append(own.mapped(lambda values: values[0, 0]))
@@ -147,8 +148,8 @@ class Predictor:
 class Writes:
     """Context manager that limits the number of unfinished writes in threads to WAITING.
 
-    Leaving it waits for all writes, unless an exception is being raised. If a write raised an
-    exception, waiting for it raises that exception again.
+    When the `with` block ends, it waits for all writes, unless an exception is being raised.
+    Waiting for a write that raised an exception raises this exception again.
     """
 
     def __init__(self):
@@ -158,15 +159,16 @@ class Writes:
         return self
 
     def __exit__(self, kind, *_) -> None:
-        # Wait for the writes, unless an exception (of type `kind`) was raised in the `with` block.
+        # Wait for the writes, unless the `with` block raised an exception (of type `kind`).
         while self._waiting and kind is None:
             self._waiting.popleft().result()
 
     def add(self, write) -> None:
-        """Adds a write, and waits for the oldest ones until at most WAITING are left.
+        """Adds a write, and waits for the oldest writes until at most WAITING are left.
 
         Args:
-            write: The Future of the write, which is raised again if it failed.
+            write: The write's Future. If the write failed, waiting for it raises the exception
+                again.
         """
         self._waiting.append(write)
         while len(self._waiting) > WAITING:

@@ -30,7 +30,7 @@ COLUMNS = ("frame", "time_s", "static_change_m", "static_share")
 def predict_video(predictor: Predictor, item: Input, out: TextIO) -> Flicker:
     """Predicts a video's frames, and writes their outputs.
 
-    The outputs of single frames are named `<name>/000000` and so on.
+    The output files of single frames are named `<name>/000000` and so on.
 
     Args:
         predictor: The student and the settings of its outputs.
@@ -41,7 +41,7 @@ def predict_video(predictor: Predictor, item: Input, out: TextIO) -> Flicker:
         The flicker over all frames.
 
     Raises:
-        DataError: If the file is not a video, or is truncated or corrupt. The outputs of the frames
+        DataError: The file is not a video, or is truncated or corrupt. The outputs of the frames
             before the corruption are complete then.
     """
     video = Video(item.path)
@@ -57,7 +57,8 @@ def predict_video(predictor: Predictor, item: Input, out: TextIO) -> Flicker:
         ThreadPoolExecutor(THREADS) as writers,
         Writes() as writes,
     ):
-        # Predict batch by batch. Write each frame's files, and add it to colour video and table.
+        # Predict batch by batch. Write each frame's files, and add the frame to the coloured video
+        # and the table.
         for chunk in _chunks(_until_broken(video, broken), predictor.batch_size):
             batch = [
                 predictor.prepare(f"{item.name}/{index:06}", item.path, _pixels(frame))
@@ -72,11 +73,12 @@ def predict_video(predictor: Predictor, item: Input, out: TextIO) -> Flicker:
                 rows.append((index, f"{frame.time_s:.6f}", _number(change), _number(share)))
             progress.update()
     progress.finish()
-    # Also for a corrupt video: remove frames of an earlier, longer one, and write the table.
+    # Remove files of frames that only an earlier, longer version of the video had, and write the
+    # table, also for a corrupt video.
     if rows:
         outputs.remove_frames_from(item.name, len(rows))
         _write_table(files["times"], rows)
-    # Raise a decoding error only now, when these outputs are complete.
+    # Raise a decoding error here, when the outputs of the readable frames are complete.
     if broken or not rows:
         raise broken[0] if broken else DataError(f"{item.path}: there are no frames in it")
     elapsed_s = time.monotonic() - started
@@ -89,7 +91,7 @@ def predict_video(predictor: Predictor, item: Input, out: TextIO) -> Flicker:
 
 
 def _chunks(frames: Iterable[Frame], most: int) -> Iterator[list[tuple[int, Frame]]]:
-    """Splits frames into lists of consecutive frames of one size.
+    """Groups a video's frames into lists of consecutive frames of one size.
 
     Args:
         frames: The frames of a video, in order.
@@ -108,7 +110,7 @@ def _pixels(frame: Frame) -> torch.Tensor:
 
 
 def _until_broken(video: Video, broken: list[DataError]) -> Iterator[Frame]:
-    """Yields a video's frames up to the first that can't be decoded, without raising an error.
+    """Yields a video's frames before the first one that can't be decoded, without raising an error.
 
     Args:
         video: The video.

@@ -1,11 +1,11 @@
 """DPM (depth probability map) head: a distribution over depth bins per pixel; depth is its mean.
 
-The distribution is the softmax of a 1x1 convolution. The divergence from the target distribution
-is computed in the head and not in a loss, because the probabilities are never stored at full size
+The distribution is the softmax of a 1x1 convolution. The divergence from the target distribution is
+computed in the head and not in a loss, because the probabilities are never stored at full size
 (`tiekd.kernels` computes both). If the features are coarser than the image, the target distribution
-of a feature pixel is the mean of those of the image pixels that it covers, and the network resizes
-depth to the image: bilinearly, or by weights that are learned (`upsampling`).
-A target may have several teachers' depths and a sigma for each pixel (tiekd/data/target.py).
+of a feature pixel is the mean of those of the image pixels that it covers, and the network
+upsamples depth to the image: bilinearly, or with learned weights (option `upsampling`). A target
+may have several teachers' depths and a sigma for each pixel (tiekd/data/target.py).
 """
 
 import math
@@ -38,12 +38,12 @@ class DpmOptions:
             published code.
         sigma: standard deviation of the target, metres; for "gaussian" at least half of the widest
             bin's width. It is also the smallest that a teacher's own sigma can have.
-        beyond: treatment of target depths above max_depth. "clamp" keeps them ("gaussian" clamps
+        beyond: how target depths above max_depth are treated. "clamp" keeps them ("gaussian" clamps
             them to the last bin's centre). "ignore" makes them invalid; the loss then needs
-            `max_depth` to exclude them from its mean. Depths below min_depth are never dropped.
+            `max_depth` to exclude them from its mean. Depths below min_depth are always kept.
         spacing: spacing of the bins, "uniform" (published) or "log".
-        upsampling: how depth gets from features coarser than the image to the image, "bilinear" or
-            "convex", see `tiekd.models.layers.convex_upsampling`.
+        upsampling: how depth is upsampled from the features' resolution to the image's: "bilinear",
+            or "convex" for learned weights, see `tiekd.models.layers.convex_upsampling`.
         sigma_max: the largest that a teacher's own sigma can have, metres; None for ten times
             `sigma`. It is at most twice the range of the bins, where a Gaussian is nearly uniform.
             It has no effect on a target without a sigma of its own.
@@ -84,12 +84,13 @@ _PUBLISHED = DpmOptions()
 
 
 class _Components(NamedTuple):
-    """A target as the kernel takes it.
+    """A training target of M components per pixel, in the form that the kernel takes.
 
     Attributes:
-        depth: (B, M, H, W), metres, 0 where invalid.
-        sigma: metres, a number, one number for each component, or (B, M, H, W).
-        weight: (B, M, H, W); None for equal weights.
+        depth: (B, M, H, W), depth of each component, metres, 0 where invalid.
+        sigma: standard deviation of each component, metres: one number for all, one number for each
+            component, or (B, M, H, W).
+        weight: (B, M, H, W), weight of each component; None for equal weights.
     """
 
     depth: Tensor
@@ -109,7 +110,8 @@ class Dpm(nn.Module):
             implementations.
         upsampling: the module by which `Network.upsampled` resizes the head's maps; None for
             bilinear interpolation.
-        takes_target: True; the network then passes a `Target` to the head as it is, not its mean.
+        takes_target: True, which tells the network to pass a `Target` to the head as it is, and not
+            the mean of its depths.
 
     Args:
         in_channels: number of feature channels.
@@ -151,7 +153,8 @@ class Dpm(nn.Module):
         self.target = options.target
         self.sigma = float(options.sigma)
         sigma_max = 10 * self.sigma if options.sigma_max is None else float(options.sigma_max)
-        # The kernels' tables end there, and a GPU's have no other way (`tiekd.kernels.target`).
+        # Limit sigma to the range of the kernels' tables, beyond which a GPU can't compute a target
+        # (`tiekd.kernels.target`).
         self.sigma_max = min(sigma_max, MOST_SPANS * float(edges[-1] - edges[0]))
         self.beyond = options.beyond
         self.kernel = dpm
@@ -165,16 +168,16 @@ class Dpm(nn.Module):
         image_size: tuple[int, int],
         target_depth: Tensor | Target | None = None,
     ) -> Prediction:
-        """Predicts depth and, with `target_depth`, computes its distribution's divergence.
+        """Predicts depth and, with `target_depth`, computes the target distribution's divergence.
 
-        The divergence is that of the target distribution from the predicted one.
+        The divergence is KL(target || prediction) of the distributions over depth bins.
 
         Args:
             features: (B, C, h, w), the decoder's output, with h and w about the image's size
                 divided by `stride`.
             image_size: (H, W) of the image.
-            target_depth: (B, 1, H, W), metres, 0 where invalid; or the depths of several teachers,
-                or with a sigma of their own; None without a target.
+            target_depth: (B, 1, H, W), metres, 0 where invalid; or a `Target`, with the depths of
+                several teachers or a sigma per pixel; None without a target.
 
         Returns:
             A prediction with depth (B, 1, h, w) float32, metres, and divergence (B, 1, H, W)
@@ -227,13 +230,13 @@ class Dpm(nn.Module):
         return conv2d(features, self.weight, self.bias).float()
 
     def _components(self, target: Tensor | Target) -> _Components:
-        """Returns a target as the kernel takes it, with this head's sigma where it has none.
+        """Converts a target to the kernel's form, with this head's sigma where the target has none.
 
         A target's own sigma is clamped to [`sigma`, `sigma_max`]. So it is never too small for the
-        bins, and the kernel needn't check it, which would be a host sync.
+        bins, and the kernel needn't check this, which would be a host sync.
 
         Args:
-            target: (B, 1, H, W), metres, or a `Target`.
+            target: (B, 1, H, W), metres, 0 where invalid, or a `Target`.
 
         Raises:
             RecipeError: see `forward`.
@@ -249,13 +252,16 @@ class Dpm(nn.Module):
         sigma = self.sigma
         if target.constants is not None:
             sigma = tuple(min(max(each, self.sigma), self.sigma_max) for each in target.constants)
-            # One number for all components is the fastest.
+            # Pass one number if the sigmas of all components are equal, because the kernel is
+            # fastest with one.
             sigma = sigma[0] if len(set(sigma)) == 1 else sigma
         elif target.sigma is not None:
-            # Clamping keeps NaN, so replace it first; 0, an unknown sigma, becomes the head's own.
+            # Replace NaN first, because clamping would keep it. It becomes 0, like an unknown
+            # sigma, which is clamped to the head's own.
             sigma = target.sigma.nan_to_num(0.0).clamp(self.sigma, self.sigma_max)
         weight = target.component_weight()
-        # The kernel takes a component for valid where its depth is above 0, whatever its weight.
+        # Set the depth of components with weight 0 to 0, because the kernel takes every component
+        # whose depth is above 0 for valid.
         depth = target.depth if weight is None else torch.where(weight > 0, target.depth, 0)
         return _Components(depth, sigma, weight)
 
@@ -264,7 +270,7 @@ class Dpm(nn.Module):
 
         Args:
             features: (B, C, h, w).
-            target: the target's components, or None.
+            target: the components of the target; None without a target.
 
         Returns:
             (depth, divergence): the mean depth, (B, 1, h, w), metres; and the divergence of the
@@ -289,7 +295,8 @@ class Dpm(nn.Module):
 
         Args:
             divergence: (B, 1, h, w), nats.
-            target_depth: (B, M, H, W), metres.
+            target_depth: (B, M, H, W), depth of the target's M components, metres; the target is
+                invalid in pixels without a valid component.
 
         Returns:
             (B, 1, H, W), 0 in pixels with an invalid target.

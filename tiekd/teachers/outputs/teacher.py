@@ -4,8 +4,8 @@ A `Predictor` is such a network with its own preprocessing. `FoundationTeacher` 
 are the same for all predictors: it converts a batch's images to RGB values, calls the predictor
 with a few images at a time, averages with the mirrored images, refuses NaN, converts the output to
 metres, and masks invalid pixels. When maps are cached, the teacher gets whole images at their own
-size, since the predictor resizes them itself. Costs: the network's forward, twice with `flip`, and
-about 20 ms per image for the fit of a relative output.
+size, since the predictor resizes them itself. Cost: a forward pass of the network, or two with
+`flip`, and about 20 ms per image for the fit of a relative output.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,7 +39,8 @@ class Output(NamedTuple):
             than any depth; None if the network has no such mask.
         focal: (B,) float32, the focal lengths in pixels of the images after the predictor's own
             resize; NaN if unknown. None if the predictor needs no focal length.
-        sigma: (B, 1, H, W) float32, the sigma of `values` in their unit; None if it isn't known.
+        sigma: (B, 1, H, W) float32, the standard deviation of the error of `values`, in the same
+            unit; None if unknown.
     """
 
     values: Tensor
@@ -99,7 +100,7 @@ class Running:
 
 
 def running(options, run_device: torch.device, max_depth_m: float) -> Running:
-    """Checks how a teacher's network is to run: device, flip, images at a time and precision.
+    """Checks the options by which a teacher's network runs: device, flip, batch size and precision.
 
     Args:
         options: The `Options` of any module in tiekd/teachers/, with the attributes `device`,
@@ -118,7 +119,8 @@ def running(options, run_device: torch.device, max_depth_m: float) -> Running:
     if options.device is not None:
         try:
             device = torch.device(options.device)
-            # Reading a value refuses the device "meta", too, which holds none.
+            # Read a value from the device, so that the device "meta", which stores no values, is
+            # refused, too.
             torch.zeros(1, device=device).item()
         except (RuntimeError, AssertionError, NotImplementedError):
             raise TeacherError(
@@ -185,7 +187,7 @@ class FoundationTeacher:
             TeacherError: An output isn't finite, or the network needs a focal length and an image
                 has none.
         """
-        # The networks of other projects take RGB grey levels, not this project's normalised images.
+        # Convert the images to RGB values from 0 to 255, which networks of other projects take.
         images = rgb_of(batch.image).to(self.options.device)
         anchor = None if self.anchor is None else self.anchor.teacher(batch)
         size, depths, sigmas = self.options.batch_size, [], []
@@ -205,7 +207,7 @@ class FoundationTeacher:
             if self.sigma is not None and self.sigma.source is not None:
                 sigmas.append(self._sigma(output))
         depth = torch.cat(depths).to(batch.image.device)
-        # Pixels that a rotation filled from outside the image are excluded from the loss.
+        # Set the pixels that rotation or padding added from outside the image to 0, i.e. invalid.
         depth = torch.where(batch.inside, depth, 0)
         if self.sigma is None:
             return depth
@@ -218,8 +220,8 @@ class FoundationTeacher:
         """Returns the network's own estimates of focal lengths, for the audit of a teacher.
 
         It costs another forward pass. A predictor that makes estimates has a method
-        `estimate_focal`: (B, 3, H, W) uint8 images -> (B,) pixels, or None. Without an estimate
-        that of the anchor is used.
+        `estimate_focal`, which takes (B, 3, H, W) uint8 images and returns (B,), in pixels, or
+        None. If the predictor has no estimate, the anchor's is returned.
 
         Args:
             batch: The batch, whose intrinsics aren't used.
@@ -237,7 +239,7 @@ class FoundationTeacher:
 
     @property
     def uses_focal(self) -> bool:
-        """True if the depth of an image depends on its focal length, where that is known."""
+        """True if the depth of an image with a known focal length depends on that focal length."""
         of_anchor = self.anchor is not None and getattr(self.anchor.teacher, "uses_focal", False)
         return self.predictor.without_focal is not None or of_anchor
 
@@ -247,8 +249,8 @@ class FoundationTeacher:
 
         Zooming changes the focal length of an image. A network that takes no focal length predicts
         a nearer scene for a zoomed image. If there is an anchor, the scale of depth comes from the
-        anchor. The property is then True for ground truth, and that of the anchor's own teacher
-        otherwise.
+        anchor. The value is then True if the anchor is ground truth, else that of the anchor's
+        teacher.
         """
         if self.anchor is None:
             return self.predictor.without_focal is not None
@@ -261,7 +263,7 @@ class FoundationTeacher:
         The files of the frames are not read.
 
         Args:
-            frames: All frames of a data set; empty if the data set can't list them.
+            frames: All frames of a dataset; empty if the dataset can't list them.
 
         Returns:
             Messages for the log: how many frames have no focal length or no ground truth, and what
@@ -295,9 +297,9 @@ class FoundationTeacher:
         return [*said, f"Teacher: {found}; {self.predictor.without_focal}"]
 
     def _check_sigma(self) -> None:
-        """Raises TeacherError if the teacher doesn't have the source of sigma.
+        """Raises TeacherError if the teacher can't give sigma from the chosen source.
 
-        A relative output has none, since its sigma isn't in metres.
+        A teacher with a relative output can't, since its sigma isn't in metres.
         """
         has_bins = getattr(self.predictor, "has_distribution", False)
         allowed = ("flip", "own") if has_bins else ("flip",)
@@ -310,7 +312,7 @@ class FoundationTeacher:
         self.sigma.check_teacher(self.description["digest"], self.options.flip)
 
     def _sigma(self, output: Output) -> Tensor:
-        """Returns the sigma of the depth of images, before its factor.
+        """Returns the sigma of images' depth, not yet multiplied by its calibration factor.
 
         Args:
             output: The output for these images, as `_output` returns it.
@@ -402,7 +404,7 @@ class FoundationTeacher:
             output = self.predictor(images, intrinsics)
         except (UserError, torch.OutOfMemoryError):
             raise
-        except Exception as error:  # each package has errors of its own
+        except Exception as error:  # each package raises errors of other classes
             raise TeacherError(
                 f"teacher: {self.description['name']} {self.description['model']} fails on images "
                 f"of {images.shape[-2]}x{images.shape[-1]}: {type(error).__name__}: "
@@ -430,7 +432,7 @@ def teacher_of(
 
     Raises:
         TeacherError: An option isn't allowed, or the package, the model or the anchor is missing or
-            unfit.
+            can't be used.
     """
     how = running(options, run_device, max_depth_m)
     anchor = anchor_of(options.anchor, how.device, max_depth_m)

@@ -1,10 +1,10 @@
-"""Runs the jobs of an experiment one after the other, each as processes of its own.
+"""Runs the jobs of an experiment one after the other, each in processes of its own.
 
 A run is trained by `deepspeed ... bin/train.py --resume-from auto`, which starts it or resumes it
-at its newest complete checkpoint, and is then evaluated by score.py. A killed experiment continues
-where it was: finished runs are skipped, and the interrupted one resumes itself. The ranks watch
-this process (tiekd/distributed/launcher_watch.py), so that none outlives it. A run that fails is
-named with its log, and the others go on.
+at its newest complete checkpoint, and is then evaluated by score.py. If a killed experiment is
+started again, finished runs are skipped, and the interrupted run is resumed. The ranks watch this
+process (tiekd/distributed/launcher_watch.py), so that none outlives it. If a run fails, its name
+and its log file are printed, and the other runs continue.
 """
 
 import json
@@ -81,7 +81,7 @@ def read_state(job: Job) -> State:
 
 
 class Finished(NamedTuple):
-    """How a call of `Launcher.run` ended.
+    """The outcome of a call of `Launcher.run`.
 
     Attributes:
         failed: the jobs that failed.
@@ -93,13 +93,13 @@ class Finished(NamedTuple):
 
 
 class Launcher:
-    """Runs jobs, and prints the progress and the remaining time of the whole.
+    """Runs jobs, and prints the progress and the estimated remaining time of all jobs.
 
     Args:
         spec: the experiment.
         program: path of bin/experiment.py.
         out: stream for the progress.
-        execute: function that runs a command, with a work dir, the signals so far and the log;
+        execute: function (command, work dir, signals received so far, log) that runs a command, as
             `supervise.run_once`.
     """
 
@@ -117,7 +117,7 @@ class Launcher:
         self.asked: list[int] = []
 
     def catch_signals(self) -> None:
-        """Collects signals that ask this process to stop, which are forwarded to the run."""
+        """Installs handlers that forward signals to stop from this process to the run."""
         for number in _SIGNALS:
             signal.signal(number, lambda number, _frame: self.asked.append(number))
 
@@ -127,7 +127,7 @@ class Launcher:
         Args:
             jobs: the jobs.
         """
-        # Finished jobs are recognised by their figures, whichever call has made them.
+        # Skip jobs that have results, whichever call has made them.
         left = [job for job in jobs if listing.figures(job, self.spec) is None]
         done = len(jobs) - len(left)
         if done:
@@ -136,18 +136,20 @@ class Launcher:
         for place, job in enumerate(left):
             if self.asked:
                 return Finished(failed, True)
-            # Estimate anew before each job, as the finished ones tell more and more.
+            # Estimate the remaining time before each job, since the finished jobs make the estimate
+            # more accurate.
             remaining = total(estimates(left[place:], jobs, {}, self.spec.steps))
             self.tell(f"[{done + place + 1}/{len(jobs)}] {job.label}; left: {duration(remaining)}")
             started = time.monotonic()
             state = read_state(job)
             job.folder.mkdir(parents=True, exist_ok=True)
-            # Write the state first, so that the folder of a killed run says which run it is.
+            # Write the state first, so that the folder of a killed run states which run it is.
             _write_state(job, replace(state, began=time.time()))
             reason = self._attempt(job)
-            # Add the time to that of earlier attempts, which trained a part of the run.
+            # Add the time of this attempt to that of earlier attempts, which trained a part of the
+            # run.
             state = State(job.label, job.key, state.seconds + time.monotonic() - started)
-            # A run that was stopped isn't finished, but it hasn't failed either.
+            # Report a job that was stopped by a signal as neither finished nor failed.
             if self.asked and reason is not None:
                 _write_state(job, state)
                 self.tell(f"{job.label} was stopped; the same command resumes it")
@@ -159,16 +161,16 @@ class Launcher:
         return Finished(failed, False)
 
     def _attempt(self, job: Job) -> str | None:
-        """Trains and evaluates a job as far as that isn't done.
+        """Trains a job if it isn't trained yet, and evaluates it.
 
         Returns:
-            None if it is finished now; otherwise the reason in one line.
+            None if the job is finished; otherwise the reason in one line.
         """
         reason = self._wait_for_earlier_ranks(job)
         if reason is not None:
             return reason
         for step in (self._train, self._score) if job.row is not None else (self._score,):
-            # Before each process, since a training may take hours.
+            # Check for changes before each process, since a training may take hours.
             reason = listing.changed_sources(job, self.spec) or step(job)
             if reason is not None:
                 return reason
@@ -200,7 +202,8 @@ class Launcher:
         return None
 
     def _train(self, job: Job) -> str | None:
-        # A run that was killed during its evaluation is trained already.
+        # Skip the training of a run that was killed during its evaluation, since it is trained
+        # already.
         outcome = workdir.read_outcome(job.train_dir)
         if outcome is not None and outcome.is_complete:
             return None
@@ -210,7 +213,8 @@ class Launcher:
         now = workdir.read_outcome(job.train_dir)
         if now is not None and now.is_complete:
             return None
-        # An unchanged outcome describes an earlier attempt: this one ended before it wrote its own.
+        # Use the reason in the outcome only if the outcome is new; an unchanged one describes an
+        # earlier attempt, because this one ended before it wrote its own.
         told = now.reason if now is not None and now != outcome and now.reason else None
         return f"training ended with code {code}: {told or last_line(job.log)}"
 
@@ -235,7 +239,8 @@ class Launcher:
         command = [sys.executable, str(self.program), "--score", str(path)]
         folder = job.folder if job.row is None else job.train_dir
         code = self.execute_logged(command, folder, job.log)
-        # The figures decide, not the exit code: a process may fail after it has written them.
+        # Judge by the results, not by the exit code, since a process may fail after it has written
+        # them.
         if listing.figures(job, self.spec) is not None:
             return None
         return f"evaluation ended with code {code}: {last_line(job.log)}"
@@ -245,8 +250,8 @@ class Launcher:
 
         Args:
             command: the command.
-            folder: the work dir whose lock shows that a rank still runs.
-            log: the file to which its output is appended.
+            folder: the work dir, whose lock shows if a rank still runs.
+            log: the file to which the command's output is appended.
         """
         with log.open("ab") as output:
             return self.execute(command, folder, self.asked, output)
@@ -262,9 +267,10 @@ class Launcher:
 
 
 def weights_of(job: Job, spec: Spec) -> Path:
-    """Returns the weights of a trained run that are evaluated: a checkpoint, or the work dir.
+    """Returns the path of the weights with which a trained run is evaluated.
 
-    In the work dir, the weights of the best evaluation on validation frames are found.
+    The path is that of the last checkpoint; or, if the experiment evaluates the best weights, that
+    of the work dir, where the evaluation finds them.
 
     Args:
         job: the run.
@@ -282,11 +288,11 @@ def train_command(spec: Spec, job: Job, program: Path, *options: str) -> list[st
         spec: the experiment.
         job: the run.
         program: path of bin/train.py.
-        options: further options for it; by default it starts the run or resumes it.
+        options: further options of bin/train.py; without any, the run is started or resumed.
     """
     launcher, _ = visible_devices.in_options(spec.launcher, os.environ, takes_first=True)
     if not any(option.startswith("--master_port=") for option in launcher):
-        # Another job on this machine may use the default port.
+        # Choose a free port, since another job on this machine may use the default port.
         launcher.append(f"--master_port={_free_port()}")
     command = [sys.executable, "-m", "deepspeed.launcher.runner", *launcher, str(program)]
     command += [str(job.recipe), "--work-dir", str(job.train_dir)]
@@ -303,9 +309,9 @@ def _free_port() -> int:
 
 
 def last_line(log: Path) -> str:
-    """Returns the last line of a log that isn't blank, shortened; "its log is empty" without one.
+    """Returns the last line of a log that isn't blank, shortened; "its log is empty" if all are.
 
-    Lines of DeepSpeed's launcher, which follow the error of a rank, are passed over.
+    Lines of DeepSpeed's launcher, which follow the error of a rank, are skipped.
 
     Args:
         log: the log.
@@ -352,7 +358,7 @@ def estimates(
             took.setdefault((job.set, job.row), []).append(state.seconds)
     means = measured | {of: sum(values) / len(values) for of, values in took.items()}
     known = list(means.values())
-    # A row of which nothing is known takes as long as the others on average.
+    # Estimate a row without a finished run by the mean of the other rows.
     fallback = sum(known) / len(known) if known else None
     whole = [means.get((job.set, job.row), fallback) for job in left]
     return [
@@ -367,7 +373,7 @@ def _newest_iteration(job: Job) -> int:
 
 
 def total(seconds: Sequence[float | None]) -> float | None:
-    """Returns the sum of estimates; None if one isn't known.
+    """Returns the sum of estimated seconds; None if an estimate is None.
 
     Args:
         seconds: the estimates.
@@ -379,7 +385,7 @@ def duration(seconds: float | None) -> str:
     """Returns a duration as text, such as "about 0:12:00"; "not known yet" for None.
 
     Args:
-        seconds: the duration.
+        seconds: the duration; None if unknown.
     """
     return "not known yet" if seconds is None else f"about {timedelta(seconds=round(seconds))}"
 
@@ -388,9 +394,9 @@ def measure(launcher: Launcher, jobs: Sequence[Job]) -> dict[tuple[str, str | No
     """Measures the time of a training for each row and set, by `bin/train.py --dry-run`.
 
     Args:
-        launcher: runs the commands.
-        jobs: the runs; those of a row and set differ in nothing that takes time, so one of them is
-            measured.
+        launcher: the launcher, which runs the commands.
+        jobs: the runs; one run of each row and set is measured, since all of them take the same
+            time.
 
     Returns:
         (set, row) -> seconds, for each run that could be measured.
@@ -400,7 +406,7 @@ def measure(launcher: Launcher, jobs: Sequence[Job]) -> dict[tuple[str, str | No
     for job in {(job.set, job.row): job for job in jobs}.values():
         if launcher.asked:
             break
-        # A dry run writes nothing to its work dir, so any folder will do.
+        # Use a temporary folder as the work dir, because a dry run writes nothing to it.
         with tempfile.TemporaryDirectory() as name:
             log = Path(name) / "log.txt"
             command = train_command(launcher.spec, job, program, "--dry-run")
@@ -415,7 +421,7 @@ def measure(launcher: Launcher, jobs: Sequence[Job]) -> dict[tuple[str, str | No
 
 
 def told_seconds(report: str) -> float | None:
-    """Returns the seconds of training and evaluations in the report of a dry run; None without.
+    """Reads the seconds of training and evaluations from the report of a dry run; None if absent.
 
     Args:
         report: the report of `bin/train.py --dry-run`.
@@ -425,7 +431,8 @@ def told_seconds(report: str) -> float | None:
     )
     if told is None:
         return None
-    # Below a minute the report has seconds, otherwise days, hours, minutes and seconds.
+    # Convert the text to seconds: below a minute the report has seconds, otherwise days, hours,
+    # minutes and seconds.
     if told[5] is not None:
         return float(told[5])
     days, hours, minutes, seconds = (int(part or 0) for part in told.groups()[:4])
@@ -433,7 +440,7 @@ def told_seconds(report: str) -> float | None:
 
 
 def test_list_of(spec: Spec, job: Job) -> Path | None:
-    """Returns the path of the test list of a job's set; None without one.
+    """Returns the path of the test list of a job's set; None if the set has none.
 
     Args:
         spec: the experiment.

@@ -51,13 +51,13 @@ def run(args: argparse.Namespace, spec: Spec | None, program: Path) -> int:
     if args.dry_run:
         return _dry_run(launcher, every, jobs)
     _lock(spec.folder.absolute())
-    # Run the pilot, and tell which differences can be detected before the other runs begin.
+    # Run the pilot, and report which differences can be detected before the other runs begin.
     pilot = [job for job in jobs if is_pilot(spec, job)]
     ended = launcher.run(pilot)
     print("\n".join(power_lines(spec, every, floors)), flush=True)
     if not args.power and not ended.stopped:
         chosen_sets = {job.set for job in jobs}
-        # A run of the pilot that has failed isn't tried again before the next call.
+        # Run the other jobs. A run of the pilot that has failed isn't tried again in this call.
         others = [job for job in jobs if job not in ended.failed]
         others += [job for job in floors if job.set in chosen_sets]
         later = launcher.run(others)
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace, spec: Spec | None, program: Path) -> int:
     if ended.stopped:
         print(f"Stopped; the same command resumes the experiment in {spec.folder}", flush=True)
         return STOPPED_CODE
-    # Report also if runs have failed: the report names them.
+    # Write the report even if runs have failed; it names them.
     if not args.power:
         _report(spec, every, floors)
     for job in ended.failed:
@@ -111,7 +111,7 @@ def _lock(folder: Path) -> None:
 
 
 def is_pilot(spec: Spec, job: Job) -> bool:
-    """Returns True for the runs from which the smallest detectable difference is computed.
+    """Returns True for a run of the pilot, from which the smallest detectable difference follows.
 
     Args:
         spec: the experiment.
@@ -123,7 +123,7 @@ def is_pilot(spec: Spec, job: Job) -> bool:
 
 
 def power_lines(spec: Spec, every: Sequence[Job], floors: Sequence[Job]) -> list[str]:
-    """Returns lines with the smallest detectable difference beside each row.
+    """Returns lines that state the smallest detectable difference for each row of each set.
 
     Args:
         spec: the experiment.
@@ -149,7 +149,7 @@ def power_lines(spec: Spec, every: Sequence[Job], floors: Sequence[Job]) -> list
 def _dry_run(launcher: Launcher, every: Sequence[Job], jobs: Sequence[Job]) -> int:
     spec = launcher.spec
     left = [job for job in jobs if runs.figures(job, spec) is None]
-    # Measure only rows of which no run is finished; the others have taken their time already.
+    # Measure only rows without a finished run, since the duration of the others is known.
     known = {(job.set, job.row) for job in every if runs.figures(job, spec) is not None}
     unknown = [job for job in left if (job.set, job.row) not in known]
     measured = {}

@@ -1,7 +1,7 @@
 """Writes the report of an experiment: Markdown, JSON, and a plot.
 
-All three are made from the table (table.py), so they say the same. The plot needs matplotlib (extra
-`plot`) and is left out, with a line that says so, where that isn't installed.
+All three are made from the table (table.py), so they agree. The plot needs matplotlib (extra
+`plot`); if that isn't installed, the plot is left out, with a message.
 """
 
 import json
@@ -20,7 +20,7 @@ _TITLES = {
     "silog": "silog %",
     "edge": "edge error",
 }
-# Drawn intervals: key in the table, place beside the difference, colour.
+# The plotted intervals: (key in the table, vertical offset, colour).
 _MARKS = (
     ("over_seeds", -0.2, "#1f77b4"),
     ("over_both", 0.0, "#888888"),
@@ -47,7 +47,8 @@ def write(table: Mapping, folder: Path) -> list[str]:
     try:
         figures.check_installed()
     except LaunchError as error:
-        # The numbers don't need matplotlib, so the report is complete without the plot.
+        # Return without the plot if matplotlib isn't installed; the report with the numbers is
+        # complete without it.
         return [*told, f"No report.png: {error}"]
     png = plot(table)
     if png is not None:
@@ -62,7 +63,7 @@ def markdown(table: Mapping) -> str:
     Args:
         table: the table.
     """
-    # State once what holds for all tables below.
+    # State once what applies to all tables.
     lines = [f"# {table['experiment']}", ""]
     seeds = ", ".join(map(str, table["seeds"]))
     lines += [
@@ -71,7 +72,7 @@ def markdown(table: Mapping) -> str:
         "over seeds; less is better.",
         "",
     ]
-    # Only the table of a headline has readings.
+    # Report how often test lists were read, which only the table of a headline evaluation has.
     for name, count in table.get("test_readings", {}).items():
         lines += [f"The test list of {name} has been read {count} times.", ""]
     for name, each in table["sets"].items():
@@ -101,12 +102,13 @@ def _set(name: str, each: Mapping) -> list[str]:
     if not each["rows"]:
         return [*lines, "No run is finished.", ""]
     every = [*each["rows"].items(), *((f"*{key}*", row) for key, row in each["floors"].items())]
-    # The headline, with the smallest detectable difference beside each row.
+    # Begin the main table, which has the smallest detectable difference beside each row.
     detectable = _number(each["smallest_detectable"])
     heads = ["row", "seeds", *_TITLES.values(), f"smallest detectable ({each['metric']})"]
     body = []
     for row, found in every:
-        # Floors have neither seeds nor a difference to detect: they are the same for every seed.
+        # Leave cells of floors empty that apply to trained rows only: floors have neither seeds nor
+        # a difference to detect.
         is_floor = row.startswith("*")
         cells = [row, "" if is_floor else str(len(found["seeds"]))]
         cells += [_with_spread(found, metric) for metric in _TITLES]
@@ -116,7 +118,8 @@ def _set(name: str, each: Mapping) -> list[str]:
         lines += ["The floors are not computed yet.", ""]
     for floor, why in each["floors_left_out"].items():
         lines += [f"The floor *{floor}* is left out: {why}.", ""]
-    # Name the rows that no conclusion may rest on before the comparisons.
+    # List the rows that don't beat the floors, and therefore support no conclusion, before the
+    # comparisons.
     for row, lost in each["not_above_floors"].items():
         which = "; ".join(
             f"{loss['floor']} on {loss['metric']} ({loss['verdict']}; difference "
@@ -155,7 +158,7 @@ def _comparisons(comparisons: Sequence[Mapping]) -> list[str]:
 
 
 def _by_scene(every: Sequence[tuple[str, Mapping]]) -> list[str]:
-    # All rows have the same scenes, since they were evaluated on the same frames.
+    # Take the scenes from the first row, since all rows were evaluated on the same frames.
     scenes = every[0][1]["by_scene"]
     heads = ["scene", "frames", *(row for row, _ in every)]
     lines = []
@@ -208,7 +211,7 @@ def _interval(ends: Sequence) -> str:
 
 
 def plot(table: Mapping) -> bytes | None:
-    """Plots the comparisons of all sets: the differences with their intervals.
+    """Plots the comparisons of all sets: the differences between rows, with their intervals.
 
     Args:
         table: the table.
@@ -220,7 +223,7 @@ def plot(table: Mapping) -> bytes | None:
         name: [found for found in each["comparisons"] if found["difference"] is not None]
         for name, each in table["sets"].items()
     }
-    # One plot for each metric of a set, since metrics have different units.
+    # Make one plot for each metric of a set, since metrics have different units.
     plots = [
         (f"{name}: {metric}", [found for found in each if found["metric"] == metric])
         for name, each in sets.items()
@@ -236,17 +239,18 @@ def plot(table: Mapping) -> bytes | None:
         place.set_title(f"{title}; below 0: the first row is better", fontsize=9)
         place.axvline(0, color="#888888", linewidth=1)
         for line, each in enumerate(found):
-            # Draw the intervals beside each other, and the difference between them.
+            # Draw the three intervals of a comparison beside each other, and the difference as a
+            # dot.
             for key, shift, colour in _MARKS:
                 low, high = map(as_number, each[key])
-                # An interval may be missing, or have no ends; neither can be drawn.
+                # Skip an interval that is missing or has no finite ends.
                 if math.isfinite(low) and math.isfinite(high):
                     place.plot([low, high], [line + shift] * 2, color=colour, linewidth=3)
             place.plot(as_number(each["difference"]), line, "o", color="black", markersize=4)
         labels = [f"{each['row']} - {each['than']}" for each in found]
         place.set_yticks(range(len(found)), labels, fontsize=8)
         place.set_ylim(len(found) - 0.4, -0.6)
-    # Empty lines stand in the legend for the intervals of all plots.
+    # Add empty lines to the legend, which stand for the intervals of all plots.
     for key, _, colour in _MARKS:
         axes[0].plot([], [], color=colour, label=f"95 % {key.replace('_', ' ')}")
     figure.legend(loc="outside lower center", ncols=len(_MARKS), fontsize=8)

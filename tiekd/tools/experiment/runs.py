@@ -1,10 +1,10 @@
 """Lists the runs of an experiment, and recognises those that are finished.
 
-A run is one row, trained on one set (or one fold of it) with one seed. Its key is a digest of all
-that its figures follow from: the resolved recipe, the engine config, the ranks, the state of its
-data (tiekd/training/inputs.py), tiekd's code, and the versions of the packages that compute. The
-key is in the name of the run's folder, so a change of any of them is another run, and a finished
-run is never repeated:
+A run is one row (a recipe with overrides), trained on one set (or one fold of it) with one seed.
+Its key is a digest of everything that its results depend on: the resolved recipe, the engine
+config, the ranks, the state of its data (tiekd/training/inputs.py), tiekd's code, and the versions
+of the packages that compute. The key is part of the name of the run's folder. So a change of any of
+these makes another run, and a finished run is never repeated:
 
     WORK_DIR/runs/SET/ROW/seed_S[_fold_F]-KEY/
       train/               the work dir of bin/train.py
@@ -49,12 +49,13 @@ from tiekd.workdir.workdir import NOT_LEARNED_FROM
 _CODE = Path(__file__).parents[2]  # the folder tiekd/
 _PACKAGES = ("torch", "torchvision", "deepspeed", "numpy", "pillow", "timm", "transformers")
 _PACKAGES += ("onnxruntime", "opencv-python-headless")
-# Code that no figure of a frame follows from: programs, and how figures become a report.
+# Code that the results of a frame don't depend on: programs, and the code that makes a report of
+# the results.
 _NOT_COMPUTED_WITH = ("share", "tools", "evaluation/intervals.py")
 _SCORES = "tools/experiment/score.py"
 _SPLITS = {"val": "validation", "test": "test"}
 _NAMED_SCENES = 10  # scenes that one line names
-PILOT_SEEDS = 3  # seeds from which the smallest detectable difference is computed
+PILOT_SEEDS = 3  # number of seeds from which the smallest detectable difference is computed
 
 
 class SplitNames(NamedTuple):
@@ -109,7 +110,7 @@ class Job:
 
     @property
     def label(self) -> str:
-        """The run's name for people, such as `streets/light seed 0`."""
+        """The run's name in messages, such as `streets/light seed 0`."""
         fold = "" if self.fold is None else f" fold {self.fold}"
         return (
             f"{self.set}/floors{fold}"
@@ -124,11 +125,11 @@ class Job:
 
     @property
     def log(self) -> Path:
-        """The file with what training and evaluation printed."""
+        """The log file, to which training and evaluation print."""
         return self.folder / "log.txt"
 
     def figures_file(self, split: str) -> Path:
-        """Returns the file of the figures on a split.
+        """Returns the path of the file with the job's results on a split.
 
         Args:
             split: "val" or "test".
@@ -137,7 +138,7 @@ class Job:
 
 
 def made_from(job: Job, spec: Spec) -> dict:
-    """Returns what the figures of a job are made from; figures of anything else aren't its own.
+    """Returns the inputs of a job's results, by which results of an older job are recognised.
 
     Args:
         job: the job.
@@ -147,7 +148,7 @@ def made_from(job: Job, spec: Spec) -> dict:
     if job.row is not None:
         found["readouts"] = list(spec.rows[job.row].readouts)
     if spec.split == "test":
-        # Only the list's own state: reading the frames of the test list is left to the evaluation.
+        # Include the state of the test list itself; its frames are read only by the evaluation.
         node = load_recipe(job.recipe, job.overrides)
         test = Path(node.get("data", {}).get("root", ".")) / spec.sets[job.set].test
         found["test_list"] = crc(test.expanduser())
@@ -202,7 +203,7 @@ def plan(spec: Spec, folder: Path | None = None) -> tuple[list[Job], list[Job]]:
 
     Args:
         spec: the experiment.
-        folder: the experiment's work dir; None for that of `spec`.
+        folder: the experiment's work dir; None for the specification's.
 
     Returns:
         The runs, and the floors, one job for each set and fold.
@@ -212,7 +213,7 @@ def plan(spec: Spec, folder: Path | None = None) -> tuple[list[Job], list[Job]]:
     """
     folder = (folder or spec.folder).absolute()
     engine = read_engine_config(spec.engine_config)
-    # Data are read once for all rows that read the same files.
+    # Read the data once for all rows that read the same files.
     read = functools.cache(_read_splits)
     runs, floors = [], []
     for name, each in spec.sets.items():
@@ -233,16 +234,17 @@ def plan(spec: Spec, folder: Path | None = None) -> tuple[list[Job], list[Job]]:
 
 def _order(spec: Spec, each: DataSet, job: Job) -> tuple:
     seed = list(spec.seeds).index(job.seed)
-    # Within the pilot and after it, rows take turns, so that a partial table compares seeds.
+    # Let rows take turns within the pilot and after it, so that a partial table compares the same
+    # seeds.
     is_pilot = job.row in map(row_of, each.primary) and seed < PILOT_SEEDS
     return not is_pilot, seed, list(spec.rows).index(job.row), job.fold or 0
 
 
 class _Splits(NamedTuple):
-    """The data sets of a recipe, and the state of their files.
+    """The datasets of a recipe, and the state of their files.
 
     Attributes:
-        sets: the data sets "train" and "val".
+        sets: the datasets "train" and "val".
         digest: digest of the state of the frames' files.
         names: names of the frames.
     """
@@ -253,11 +255,11 @@ class _Splits(NamedTuple):
 
 
 class _Prepared(NamedTuple):
-    """A row on a set's data, for any seed.
+    """A row applied to a set's data, without a seed.
 
     Attributes:
         recipe: path of the recipe.
-        overrides: overrides of the recipe, without that of the seed.
+        overrides: overrides of the recipe, except for the seed's.
         node: the resolved recipe.
         data: digest of the files that a run reads.
         frames: names of the frames.
@@ -280,13 +282,13 @@ def _prepared(
         name: the set's name.
         row: the row's name.
         fold: the fold's lists; None without folds.
-        read: `_read_splits`, which remembers its results.
+        read: the function `_read_splits` with a cache of its results.
     """
     recipe = spec.recipe_of(row)
     overrides = [*spec.set, *spec.sets[name].overrides(fold), *spec.rows[row].set]
     overrides += ["train.epochs=null", f"train.iterations={spec.steps}", "train.validate=true"]
     if spec.weights == "last":
-        # Evaluate once, at the end: no evaluation chooses the weights.
+        # Evaluate once, at the end, so that no evaluation chooses the weights.
         overrides += ["evaluation.by=iteration", f"evaluation.interval={spec.steps}"]
     try:
         node = load_recipe(recipe, overrides)
@@ -302,7 +304,7 @@ def _prepared(
         if "max_depth" not in (node.get("network") or {}):
             raise RecipeError(f"{recipe}: describes no network; give a recipe that can be trained")
         splits = read(_as_text(_read_sections(node)))
-        # A recipe needn't name the lists that are a data set's own.
+        # Add the dataset's own lists to those of the recipe, which needn't name them.
         own = {
             f"{split}_split": getattr(each, "source", None) for split, each in splits.sets.items()
         }
@@ -335,10 +337,11 @@ def _data_digest(node: dict, splits: _Splits) -> str:
         node: the resolved recipe.
         splits: the recipe's data sets, and the state of their files.
     """
-    # The code of parts from outside the project counts, so import them first.
+    # Import parts from outside the project first, because their code affects the results.
     for module in external.names_in(node):
         external.import_module(module)
-    # A teacher may be given by a work dir, in which other weights may be the best ones later.
+    # Replace a teacher's work dir by the weights file in it, since other weights may be the
+    # best ones later.
     files = fingerprint_files(Recipe(with_checkpoints(node)), splits.sets)
     return _digest({"files": files, "splits": splits.digest})
 
@@ -371,7 +374,7 @@ def _check_protocols(name: str, rows: Mapping[str, _Prepared]) -> None:
 
 
 def _run(spec: Spec, of: tuple[str, str, int, int | None], row: _Prepared, engine: dict) -> Job:
-    """Returns a run, without its place in the experiment's folder.
+    """Returns a run without its folder, which the caller sets.
 
     Args:
         spec: the experiment.
@@ -401,7 +404,7 @@ def _launcher_of(spec: Spec) -> dict:
 
 
 def _floors(spec: Spec, of: tuple[str, int | None], row: _Prepared, engine: dict) -> Job:
-    """Returns the floors of a set, on the data of one of its rows.
+    """Returns the job for the floors of a set, on the data of one of its rows.
 
     Args:
         spec: the experiment.
@@ -416,7 +419,7 @@ def _floors(spec: Spec, of: tuple[str, int | None], row: _Prepared, engine: dict
     made = {"recipe": _learned_from({"data": row.node.get("data")}), "scored": scored}
     made |= {"scenes": rule, "data": row.data, "code": code_digest()}
     key = _digest(made)
-    # The seed is any: nothing is drawn for the floors.
+    # Use any seed, because floors involve no random numbers.
     overrides = (*row.overrides, f"train.seed={spec.seeds[0]}")
     sources = _sources(spec, merge(row.node, {"train": {"seed": spec.seeds[0]}}), engine)
     named = (of[0], None, None, of[1], row.recipe, overrides)
@@ -467,21 +470,21 @@ def _placed(job: Job, folder: Path) -> Job:
 
 
 def _read_sections(node: dict) -> dict:
-    """Returns the parts of a recipe that say which frames a run reads, and how.
+    """Returns the parts of a recipe that determine which frames a run reads, and how.
 
     Args:
         node: the resolved recipe.
     """
-    # Several teachers may have cached maps, which are read with the frames.
+    # Include the teachers, whose cached maps are read with the frames.
     keys = ("data", "teacher", "teachers")
     found = {key: node[key] for key in keys if node.get(key) is not None}
-    # Of the network only the depth range matters here.
+    # Of the network, include only the depth range, on which the datasets depend.
     depths = {key: node["network"].get(key) for key in ("min_depth", "max_depth")}
     return found | {"network": depths, "train": {"iterations": 1}}
 
 
 def _read_splits(sections: str) -> _Splits:
-    """Builds the data sets of a recipe, and reads the state of their files.
+    """Builds the datasets of a recipe, and reads the state of their files.
 
     Args:
         sections: the recipe's sections as JSON, as `_read_sections` returns them.
@@ -498,14 +501,15 @@ def _refuse_test_lists(
 ) -> None:
     """Raises RecipeError if a row trains or validates on the test list of a set.
 
-    The same if a headline's test list doesn't exist, which would be found after all trainings.
+    It also raises the error if the test list of a headline evaluation doesn't exist, which would
+    otherwise be found only after all trainings.
 
     Args:
         spec: the experiment.
         name: the set's name.
         row: the row's name.
-        root: the folder at which the paths of lists begin.
-        lists: key of the recipe's section `data` -> path of a list that is read.
+        root: the folder to which relative paths of lists refer.
+        lists: key of the recipe's section `data` -> path of a list that the row reads.
     """
     test = spec.sets[name].test
     if test is None:
@@ -515,7 +519,7 @@ def _refuse_test_lists(
             f"sets.{name}.test: no file at {root / test}; give the test list's path from data.root"
         )
     for key, path in lists.items():
-        # One list can be spelled in several ways, such as by its whole path.
+        # Compare resolved paths, because one list can be spelled in several ways.
         if isinstance(path, str | Path) and (root / path).resolve() == (root / test).resolve():
             raise RecipeError(
                 f"rows.{row}: data.{key} is {test}, the test list of {name}; training and "
@@ -524,7 +528,7 @@ def _refuse_test_lists(
 
 
 def _learned_from(node: dict) -> dict:
-    """Returns a recipe as a flat dict, without the keys that don't affect figures."""
+    """Returns a recipe as a flat dict, without the keys that don't affect the results."""
     flat: dict[str, object] = {}
 
     def add(value: object, key: str) -> None:
@@ -540,11 +544,12 @@ def _learned_from(node: dict) -> dict:
 
 @functools.cache
 def code_digest() -> str:
-    """Returns a digest of the code and the packages that figures are computed with."""
+    """Returns a digest of the code and of the packages' versions that results are computed with."""
     digest = hashlib.sha256()
     for path in sorted(_CODE.rglob("*.py")):
         name = path.relative_to(_CODE).as_posix()
-        # The process that makes the figures is a tool, but they follow from it.
+        # Skip code that doesn't affect results. score.py, which computes them, is included although
+        # it is a tool.
         if name.startswith(_NOT_COMPUTED_WITH) and name != _SCORES:
             continue
         digest.update(f"{name}\0".encode() + path.read_bytes())
@@ -577,7 +582,7 @@ def chosen(runs: Sequence[Job], patterns: Sequence[str]) -> list[Job]:
     Raises:
         UserError: no run is left; the message names the rows, sets and seeds.
     """
-    # Every pattern narrows the choice.
+    # Keep only runs that match every pattern.
     left = list(runs)
     for pattern in patterns:
         left = [
@@ -598,10 +603,10 @@ def chosen(runs: Sequence[Job], patterns: Sequence[str]) -> list[Job]:
 
 
 def check_recipes(runs: Sequence[Job], spec: Spec) -> None:
-    """Builds what each row's recipe describes, without reading data, and drops it again.
+    """Checks each row's recipe by building what it describes, without reading data.
 
-    So a mistake in a recipe or an override is one line before the first run, and not a failed run
-    in the night. Left out: the teacher, whose weights may be large, and the hooks.
+    So a mistake in a recipe or an override is reported before the first run, and not by a failed
+    run hours later. Left out: the teacher, whose weights may be large, and the hooks.
 
     Args:
         runs: the runs.
@@ -619,7 +624,7 @@ def check_recipes(runs: Sequence[Job], spec: Spec) -> None:
 
 
 def _check_recipe(recipe: Recipe, steps: int, row_readouts: Sequence[str]) -> None:
-    # Sections with fixed keys are checked when they are first read.
+    # Read the sections with fixed keys, which checks them.
     for section in ("evaluation", "augment", "loading", "resize", "load"):
         getattr(recipe, section)
     train = recipe.train
@@ -635,7 +640,7 @@ def _check_recipe(recipe: Recipe, steps: int, row_readouts: Sequence[str]) -> No
         iterations_per_epoch=steps,
     )
     if recipe.network.get("canonical_focal") is not None:
-        return  # such a network can be built only after the frames' focal lengths are read
+        return  # such a network can be built only once the frames' focal lengths are read
     network = build_network(recipe.network)
     for readout in row_readouts:
         check_readout(network, readout)
@@ -658,7 +663,7 @@ def check_scenes(runs: Sequence[Job], spec: Spec) -> list[str]:
         RecipeError: rows have different validation frames, the rule doesn't cover a frame, a scene
             is evaluated in two folds, or a run trains on a scene on which it is evaluated.
     """
-    # Scenes are counted before anything runs, so that a wrong rule costs no time.
+    # Count the scenes before anything runs, so that a wrong rule is found early.
     rule = spec.scene_rule()
     lines = []
     for name, each in spec.sets.items():

@@ -40,7 +40,7 @@ _CHECKOUT = Path(__file__).resolve().parents[3]
 
 
 def run(path: Path) -> None:
-    """Evaluates the job of a file, and writes its figures.
+    """Evaluates the job that a file describes, and writes the errors of each frame.
 
     Args:
         path: the job's JSON file.
@@ -55,14 +55,16 @@ def run(path: Path) -> None:
     recipe = Recipe(load_recipe(job["recipe"], overrides))
     device = process_group.start_rank()
     protocol = recipe.protocol("val")
-    # The validation frames of training, or the test frames in their place.
+    # Build the dataset of the evaluated frames: the validation frames of training, or the test
+    # frames in their place.
     data = recipe.without_teacher().dataset
     if job["list"] is not None:
         _count_reading(job, recipe)
-        # This reads the test list, so it comes after the reading is counted.
+        # Refuse test frames that are validation frames. This reads the test list, so it comes after
+        # the reading is counted.
         _refuse_selection_frames(job)
     frames = build_dataset(data, "val", as_evaluated=True)
-    # Build the predictors: one network, or the floors.
+    # Build the predictors: one network, or all floors.
     left_out = {}
     if job["weights"] is None:
         # Without a teacher only the training frames with ground truth are read.
@@ -75,7 +77,7 @@ def run(path: Path) -> None:
         entrant = next(iter(networks.values()))
         _check(entrant, frames, job)
         entrants = {name: _read(entrant, readout) for name, readout in job["readouts"].items()}
-    # Evaluate them, and write all figures in one step, which marks the job as finished.
+    # Evaluate the predictors, and write all results in one step, which marks the job as finished.
     found = {
         name: _figures(entrant, frames, protocol, device, recipe)
         for name, entrant in entrants.items()
@@ -100,7 +102,7 @@ def _read(entrant: Entrant, readout: str) -> Entrant:
 def _figures(
     entrant: Entrant, frames, protocol: EvaluationProtocol, device, recipe: Recipe
 ) -> list[FrameFigures]:
-    """Returns the figures of each frame of one predictor.
+    """Evaluates one predictor, and returns the errors of each frame.
 
     Args:
         entrant: the predictor.
@@ -128,7 +130,8 @@ def _check(entrant: Entrant, frames, job: dict) -> None:
     if entrant.needs_focal:
         require_focals(frames, entrant.resize, "val")
     seen = compare.overlaps({job["title"]: entrant}, frames)[job["title"]]
-    # Even one frame is refused, while bin/evaluate.py warns: a figure of an experiment is a claim.
+    # Refuse even a single frame, about which bin/evaluate.py only warns, because an experiment's
+    # results are published as claims.
     if seen is not None and seen.seen:
         raise DataError(
             f"{job['title']}: {seen}, so the figures would say nothing of new images; give lists "
@@ -156,7 +159,7 @@ def _refuse_selection_frames(job: dict) -> None:
 
 
 def _count_reading(job: dict, recipe: Recipe) -> None:
-    """Appends a line to the file of readings: who reads which test list, with which code.
+    """Appends a line to the file of readings: which job reads which test list, with which code.
 
     Args:
         job: the job, with a test list.
@@ -173,14 +176,14 @@ def _count_reading(job: dict, recipe: Recipe) -> None:
     readings = Path(job["readings"])
     readings.parent.mkdir(parents=True, exist_ok=True)
     append_line(readings, json.dumps(line))
-    # The line must survive a power cut, since the reading can't be taken back.
+    # Flush the line to the disk, so that it survives a power cut: the reading can't be undone.
     sync(readings)
 
 
 def commit() -> str:
     """Returns the commit of tiekd's checkout, with "+changes" if files differ from it.
 
-    "unknown" for an installed tiekd, or without git.
+    The result is "unknown" for an installed tiekd, or without git.
     """
     if not (_CHECKOUT / ".git").exists():
         return "unknown"
@@ -192,7 +195,8 @@ def commit() -> str:
                 capture_output=True,
                 text=True,
                 check=True,
-                # Without optional locks, git status doesn't disturb a commit that is being made.
+                # Disable optional locks, so that git status doesn't disturb a commit that is being
+                # made.
                 env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"},
             )
         except (OSError, subprocess.CalledProcessError):
@@ -202,7 +206,7 @@ def commit() -> str:
 
 
 def readings_of(path: Path, test_list: Path) -> list[dict]:
-    """Returns the counted readings of a test list.
+    """Returns the recorded readings of a test list, a dict for each.
 
     Args:
         path: the file of readings.

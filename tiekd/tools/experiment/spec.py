@@ -1,8 +1,8 @@
 """Reads the specification of an experiment, a YAML file, and checks it before anything runs.
 
 model_configs/experiments/README.md describes the keys. Every error is a RecipeError that names the
-key, what was given and what is allowed. Left out: whether the recipes of the rows can be built,
-which is checked when the runs are listed (runs.py).
+key, what was given and what is allowed. Left out: checks of the rows' recipes, which are made when
+the runs are listed (runs.py).
 """
 
 import difflib
@@ -22,11 +22,12 @@ from tiekd.files import check_readable
 
 METRICS = ("abs_rel", "abs_rel_aligned", "silog", "edge")
 READOUTS = ("mean", "mode", "local")  # as in tiekd/models/readout.py, which imports torch
-_NAME = re.compile(r"[A-Za-z][\w.-]*", re.ASCII)  # also the name of a folder
+# The pattern of names, which are also names of folders.
+_NAME = re.compile(r"[A-Za-z][\w.-]*", re.ASCII)
 _LAUNCHER_OPTIONS = ("num_gpus", "num_nodes", "include", "exclude", "hostfile", "master_port")
 _LAUNCHER_OPTIONS += ("master_addr", "launcher")
 _LAUNCHER_OPTION = re.compile(rf"--({'|'.join(_LAUNCHER_OPTIONS)})=\S+")
-# Keys of recipes that an experiment sets -> where the value comes from.
+# Key of recipes that the experiment controls -> the specification's key that sets it.
 _CONTROLLED = {
     "train.seed": "seeds",
     "train.iterations": "steps",
@@ -85,14 +86,14 @@ class DataSet:
 
     @property
     def parts(self) -> list[Fold | None]:
-        """The folds; one None without folds."""
+        """The folds of the set, or [None] if it has none."""
         return [None] if self.folds is None else list(self.folds)
 
     def overrides(self, fold: Fold | None) -> list[str]:
-        """Returns the overrides of the data, as for `--set`.
+        """Returns the overrides that select the set's data, as for `--set`.
 
         Args:
-            fold: the fold; None without folds.
+            fold: the fold; None for a set without folds.
         """
         lists = {"train": self.train, "val": self.val} if fold is None else vars(fold)
         given = [f"data.{key}_split={path}" for key, path in lists.items() if path is not None]
@@ -141,17 +142,19 @@ class Spec:
     Attributes:
         steps: iterations of every run.
         seeds: seeds with which every row is trained.
-        rows: name -> row.
-        sets: name -> set.
+        rows: name -> row, i.e. a recipe with overrides.
+        sets: name -> set, i.e. the data on which all rows are trained and evaluated.
         scenes: rule for a frame's scene: {"regex": TEXT} or {"list": FILE}.
         set: overrides of all rows and sets, as for `--set`.
         headline: True to evaluate on the sets' test lists instead of validation frames.
-        weights: "last" for those of the last iteration, "best" for those of the best evaluation.
+        weights: which weights are evaluated: "last" for those of the last iteration, "best" for
+            those of the best evaluation.
         launcher: options of the `deepspeed` command.
-        engine_config: path of the engine config, from the current folder; None for the default.
+        engine_config: path of the engine config, relative to the current folder; None for the
+            default.
         work_dir: folder of the experiment; None for work_dirs/experiments/NAME.
-        readings: file that counts the readings of test lists; None for test_readings.jsonl beside
-            the work dir, which all experiments there share.
+        readings: file that counts how often test lists are read; None for test_readings.jsonl
+            beside the work dir, which is shared by all experiments there.
         path: the specification's file.
     """
 
@@ -177,14 +180,14 @@ class Spec:
 
     @property
     def readings_file(self) -> Path:
-        """The file that counts the readings of test lists."""
+        """The path of the file that counts how often test lists are read."""
         if self.readings is not None:
             return Path(paths.expanded(self.readings))
         return self.folder.parent / "test_readings.jsonl"
 
     @property
     def split(self) -> str:
-        """The evaluated split: "test" for a headline, otherwise "val"."""
+        """The name of the evaluated split: "test" for a headline evaluation, otherwise "val"."""
         return "test" if self.headline else "val"
 
     @property
@@ -193,7 +196,7 @@ class Spec:
         return [each for name, row in self.rows.items() for each in row.named(name)]
 
     def recipe_of(self, row: str) -> Path:
-        """Returns the path of a row's recipe, which is the user's file or one of tiekd.
+        """Returns the path of a row's recipe, the user's file or one that comes with tiekd.
 
         Args:
             row: the row's name.
@@ -240,7 +243,7 @@ def _scene_by(pattern: re.Pattern, name: str) -> str:
             f"scenes.regex: {pattern.pattern!r} doesn't match the frame {name!r}; give a pattern "
             "that finds the scene in the name of every frame"
         )
-    # The scene is the pattern's first group; the whole match for a pattern without groups.
+    # Take the pattern's first group as the scene, or the whole match for a pattern without groups.
     scene = found[1] if pattern.groups else found[0]
     if not scene:
         raise RecipeError(
@@ -269,7 +272,7 @@ def _read_scenes(path: Path) -> dict[str, str]:
     scenes: dict[str, str] = {}
     for number, line in read_lines(path, "a line is `FRAME SCENE`"):
         words = line.split()
-        # A frame may be listed twice if both lines say the same.
+        # Refuse a frame with two scenes. A frame may be listed twice with the same scene.
         if len(words) != 2 or scenes.get(words[0], words[1]) != words[1]:
             raise RecipeError(
                 f"{path}:{number}: got {line!r:.80}; a line is `FRAME SCENE`, one scene a frame"
@@ -363,7 +366,7 @@ def _data_set(node: object, where: str) -> DataSet:
         return each
     if not each.folds:
         raise RecipeError(f"{where}.folds: is empty; give folds of train and val, or leave it out")
-    # Each fold is checked like a section of its own, so that errors name its place.
+    # Check each fold like a section of its own, so that errors name its key.
     folds = []
     for place, fold in enumerate(each.folds):
         here = f"{where}.folds.{place}"
@@ -459,15 +462,15 @@ def _check_test_list(spec: Spec, name: str, each: DataSet) -> None:
             f"{where}: headline: true and folds contradict each other, because each network "
             "of a fold would be evaluated on the same test list; leave one out"
         )
-    # Without a test list there is nothing that training could read.
+    # Return if the set has no test list, since there is nothing to protect.
     if each.test is None:
         return
-    # Compare the test list with all lists that training and selection read ...
+    # Compare the test list with all lists that training and selection read.
     lists = [("train", each.train), ("val", each.val)]
     for place, fold in enumerate(each.folds or ()):
         lists += [(f"folds.{place}.{key}", path) for key, path in vars(fold).items()]
     given = [(f"{where}.{key}", path) for key, path in lists if path is not None]
-    # ... and with the values of all overrides, in which a list may have any key.
+    # Compare it also with the values of all overrides, in which a list may have any key.
     everywhere = [("set", spec.set), (f"{where}.set", each.set)]
     everywhere += [(f"rows.{row}.set", spec.rows[row].set) for row in spec.rows]
     given += [(key, each.partition("=")[2]) for key, values in everywhere for each in values]

@@ -1,4 +1,4 @@
-"""Computes the table of an experiment from the figures of its frames.
+"""Computes the table of an experiment's results from the errors of its frames.
 
 The result is a dict of plain values for the report's JSON file, from which the Markdown and the
 plot are made (report.py). It holds no times and no absolute paths, so an experiment that was
@@ -32,13 +32,13 @@ SIGNIFICANT = 0.05
 
 @dataclass(frozen=True)
 class Figures:
-    """The figures of one set: all rows and floors on the same frames.
+    """The results on one set: the errors of all rows and floors on the same frames.
 
     Attributes:
         names: names of the frames.
-        scenes: the frames' scenes.
-        rows: row -> seed -> figures of each frame, of the finished runs.
-        floors: floor -> figures of each frame; empty until they are computed.
+        scenes: name of the scene of each frame.
+        rows: row -> seed -> errors of each frame, for the finished runs.
+        floors: floor -> errors of each frame; empty until the floors are evaluated.
     """
 
     names: list[str]
@@ -47,7 +47,7 @@ class Figures:
     floors: dict[str, list[FrameFigures]]
 
     def values(self, row: str, metric: str, seeds: Sequence[int]) -> np.ndarray:
-        """Returns a metric of a row, (seeds, frames); a floor has the same figures for all seeds.
+        """Returns a metric of a row, (seeds, frames); a floor has the same values for all seeds.
 
         Args:
             row: name of the row or the floor.
@@ -75,8 +75,8 @@ class Figures:
         """Compares two rows, or a row and a floor, on the seeds that both have.
 
         Args:
-            ours: the first row.
-            theirs: the second row or a floor.
+            ours: name of the first row.
+            theirs: name of the second row or of a floor.
             metric: one of FIGURES.
         """
         seeds = list(self.rows[ours])
@@ -87,7 +87,7 @@ class Figures:
 
 
 def collect(spec: Spec, name: str, runs: Sequence[Job], floors: Sequence[Job]) -> Figures:
-    """Reads the figures of a set's finished runs and floors.
+    """Reads the results of a set's finished runs and floors.
 
     Args:
         spec: the experiment.
@@ -99,7 +99,8 @@ def collect(spec: Spec, name: str, runs: Sequence[Job], floors: Sequence[Job]) -
         DataError: two rows were evaluated on different frames.
         RecipeError: the scene rule doesn't cover a frame.
     """
-    # Read the figures of each row and seed; those of a seed count once all folds are finished.
+    # Read the errors of each row and seed; those of a seed are used once all of its folds are
+    # finished.
     here = [job for job in runs if job.set == name]
     rows: dict[str, dict[int, list[FrameFigures]]] = {row: {} for row in spec.table_rows}
     for row in spec.rows:
@@ -109,7 +110,7 @@ def collect(spec: Spec, name: str, runs: Sequence[Job], floors: Sequence[Job]) -
             for each, frames in (_joined(parts, spec) or {}).items():
                 rows[each][seed] = frames
     found_floors = _joined([job for job in floors if job.set == name], spec) or {}
-    # Every row must have been evaluated on the same pixels of the same frames.
+    # Check that every row was evaluated on the same pixels of the same frames.
     every = [(row, each) for row in rows for each in rows[row].values()] + [*found_floors.items()]
     names = [figures.name for figures in every[0][1]] if every else []
     pixels = [figures.pixels for figures in every[0][1]] if every else []
@@ -126,7 +127,7 @@ def collect(spec: Spec, name: str, runs: Sequence[Job], floors: Sequence[Job]) -
 
 
 def _joined(parts: Sequence[Job], spec: Spec) -> dict[str, list[FrameFigures]] | None:
-    """Returns the figures of all folds of a run, one after the other; None if one isn't finished.
+    """Returns the errors of all folds of a run, concatenated; None if a fold isn't finished.
 
     Args:
         parts: the jobs of all folds.
@@ -141,7 +142,7 @@ def _joined(parts: Sequence[Job], spec: Spec) -> dict[str, list[FrameFigures]] |
 
 
 def compute(spec: Spec, runs: Sequence[Job], floors: Sequence[Job]) -> dict:
-    """Computes the table of all sets.
+    """Computes the table of results on all sets.
 
     Args:
         spec: the experiment.
@@ -151,7 +152,7 @@ def compute(spec: Spec, runs: Sequence[Job], floors: Sequence[Job]) -> dict:
     Returns:
         The table, plain values for JSON.
     """
-    # A run without figures has failed, or it hasn't been tried or has been interrupted.
+    # Find the missing runs, which have failed, haven't been tried, or have been interrupted.
     every = [*runs, *floors]
     missing = [job for job in every if listing.figures(job, spec) is None]
     failed = [job for job in missing if launch.read_state(job).failure is not None]
@@ -173,7 +174,7 @@ def compute(spec: Spec, runs: Sequence[Job], floors: Sequence[Job]) -> dict:
             for job in failed
         ],
     }
-    # Beside a headline stands how often its test list has been read.
+    # Add to a headline evaluation how often its test list has been read.
     if spec.split == "test":
         lists = {name: launch.test_list_of(spec, _first(runs, name)) for name in spec.sets}
         table["test_readings"] = {
@@ -216,13 +217,13 @@ def _left_out(spec: Spec, floors: Sequence[Job]) -> dict[str, str]:
 
 
 def _row(figures: Figures, row: str, seeds: Sequence[int], cap: float) -> dict:
-    """Returns the figures of a row or a floor: means of scene means, by scene and by range.
+    """Returns the results of a row or a floor: means of scene means, and means by scene and range.
 
     Args:
-        figures: the figures of the set.
+        figures: the results on the set.
         row: name of the row or the floor.
         seeds: the row's seeds.
-        cap: the evaluation's maximum depth, metres.
+        cap: the evaluation's maximum depth, metres, where the last range ends.
     """
     found: dict = {"seeds": list(seeds)}
     # Average over the seeds last, so that the spread over seeds is known.
@@ -252,17 +253,17 @@ def _by_range(figures: Figures, row: str, seeds: Sequence[int], cap: float) -> l
     """Returns abs_rel and bias in each depth range, as means over the pixels of all frames.
 
     Args:
-        figures: the figures of the set.
+        figures: the results on the set.
         row: name of the row or the floor.
         seeds: the row's seeds.
-        cap: the evaluation's maximum depth, metres.
+        cap: the evaluation's maximum depth, metres, where the last range ends.
     """
     frames = (
         [figures.floors[row]]
         if row in figures.floors
         else [figures.rows[row][seed] for seed in seeds]
     )
-    # Add the sums of all frames and seeds: means by range are means over pixels.
+    # Add the sums of all frames and seeds, so that means by range are means over pixels.
     sums = np.array([[f.ranges for f in each] for each in frames]).sum((0, 1))
     found = []
     for (low, high), (pixels, bias, relative, _) in zip(bounds_m(cap), sums, strict=True):
@@ -281,15 +282,15 @@ def _by_range(figures: Figures, row: str, seeds: Sequence[int], cap: float) -> l
 
 
 def smallest_detectable(spec: Spec, name: str, figures: Figures) -> float:
-    """Returns the smallest detectable difference of a set, from its pilot.
+    """Computes the smallest detectable difference of a set from its pilot.
 
-    The pilot is the two rows of the primary comparison with the first three seeds, whichever other
-    runs are finished, so the value doesn't change after the pilot.
+    The pilot is the two rows of the primary comparison with the first three seeds. Other finished
+    runs aren't used, so the value doesn't change after the pilot.
 
     Args:
         spec: the experiment.
         name: the set's name.
-        figures: the figures of the set.
+        figures: the results on the set.
 
     Returns:
         The difference in the metric of the primary comparison; NaN if the pilot isn't finished.
@@ -305,7 +306,8 @@ def smallest_detectable(spec: Spec, name: str, figures: Figures) -> float:
         differences = ours - theirs
     if np.isinf(differences).any():
         return math.nan
-    # Take the paired differences by seed and by scene, whose spreads decide what can be detected.
+    # Compute the paired differences by seed and by scene, whose spreads determine which difference
+    # can be detected.
     by_seed = [intervals.mean_of_scene_means(row, figures.scenes) for row in differences]
     frames = differences.mean(0)
     places = np.array(figures.scenes)
@@ -320,11 +322,11 @@ def compare_rows(spec: Spec, name: str, figures: Figures) -> list[dict]:
     Args:
         spec: the experiment.
         name: the set's name.
-        figures: the figures of the set.
+        figures: the results on the set.
     """
     each = spec.sets[name]
     first, reference = each.primary
-    # List the pairs, the primary one first and once.
+    # List the pairs of rows, the primary one first and only once.
     pairs = [tuple(pair) for pair in each.compare or ()]
     if each.compare is None:
         pairs = [(row, reference) for row in spec.table_rows if row not in each.primary]
@@ -338,7 +340,7 @@ def compare_rows(spec: Spec, name: str, figures: Figures) -> list[dict]:
         for metric in (each.metric, *metrics):
             is_primary = (ours, theirs, metric) == (first, reference, each.metric)
             found.append((is_primary, ours, theirs, metric, figures.compare(ours, theirs, metric)))
-    # Correct all comparisons but the declared one together.
+    # Correct the p-values of all comparisons except the primary one together.
     corrected = intervals.holm([result.p for is_primary, *_, result in found if not is_primary])
     rows = []
     for is_primary, ours, theirs, metric, result in found:
@@ -378,14 +380,14 @@ def verdict(result: Comparison, p: float, ours: str, theirs: str) -> str:
 
     Args:
         result: the comparison; a negative difference means that the first row is better.
-        p: its p-value, corrected if it isn't the primary comparison.
-        ours: the first row.
-        theirs: the second row.
+        p: the comparison's p-value, corrected if it isn't the primary comparison.
+        ours: name of the first row.
+        theirs: name of the second row.
     """
     if result.is_resolved and p < SIGNIFICANT:
         better, worse = (ours, theirs) if result.difference < 0 else (theirs, ours)
         return f"{better} beats {worse}"
-    # Name the first reason that a reader could do something about.
+    # Name the first reason that the user can do something about.
     if result.seeds < 2:
         why = f"{result.seeds} common seeds, at least 2 are needed"
     elif result.scenes < intervals.MIN_SCENES:
@@ -406,17 +408,18 @@ def verdict(result: Comparison, p: float, ours: str, theirs: str) -> str:
 
 
 def _lost_to(figures: Figures, row: str) -> list[dict]:
-    """Returns the floors that a row doesn't beat, aligned or not, with the verdict of each.
+    """Returns the comparisons with floors that a row doesn't beat, with or without alignment.
 
     Args:
-        figures: the figures of the set.
-        row: the row.
+        figures: the results on the set.
+        row: name of the row.
     """
     lost = []
     for floor in (name for name in FLOORS if name in figures.floors):
         for metric in AGAINST_FLOORS:
             result = figures.compare(row, floor, metric)
-            # A row that may be equal to a floor doesn't beat it.
+            # List the floor unless the row is certainly better; a row that may be equal to a floor
+            # doesn't beat it.
             if not (result.is_resolved and result.difference < 0):
                 told = verdict(result, result.p, row, floor)
                 lost.append({"floor": floor, "metric": metric, **_numbers(result), "verdict": told})
@@ -424,14 +427,14 @@ def _lost_to(figures: Figures, row: str) -> list[dict]:
 
 
 def _plain(value: float) -> float | str | None:
-    """Returns a number for JSON: None for NaN, and "inf" or "-inf" for an infinite one."""
+    """Converts a number to a JSON value: None for NaN, "inf" or "-inf" if it is infinite."""
     if math.isnan(value):
         return None
     return value if math.isfinite(value) else str(value)
 
 
 def as_number(value: float | str | None) -> float:
-    """Returns the number that `_plain` made a value of.
+    """Converts a value that `_plain` returned back to the number.
 
     Args:
         value: the value, as read from JSON.

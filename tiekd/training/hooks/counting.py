@@ -1,10 +1,11 @@
 """Ends a run in which no pixel counts in any loss, so that all losses are 0 from the start.
 
-That happens if all target depth is 0, cropped away, or above a loss's max_depth because its unit is
-wrong. The check is made once: after MIN_SAMPLES samples, when the text log writes its next line,
-but no later than the end of the first epoch or of the run. If only some losses were always 0, they
-are logged and the run continues. Costs until then one comparison per loss on the device, and one
-host sync and one collective for the check. Left out: runs with a few valid pixels.
+That happens if all target depths are 0, outside the losses' crop, or, because of a wrong unit,
+above a loss's max_depth. The check is made once: after MIN_SAMPLES samples, when the text log
+writes its next line, but no later than the end of the first epoch or of the run. If only some
+losses were always 0, their names are logged and the run continues. The cost is one comparison per
+loss on the device in each iteration before the check, and one host sync and one collective for the
+check. Left out: runs with a few valid pixels.
 """
 
 import torch
@@ -16,10 +17,10 @@ from tiekd.errors import DataError
 from tiekd.training.hook import Hook
 from tiekd.training.hooks.text_log import TextLog
 
-# The check for losses that are always 0 waits for this many samples or for the end of the epoch:
-# ground truth of a few images may be so sparse that no pixel of it lies inside the crop.
+# Number of samples before the check for losses that are always 0, unless the epoch ends earlier.
+# The ground truth of a few images may be so sparse that no pixel of it is inside the crop.
 MIN_SAMPLES = 100
-_NAMED = 3  # The error message names this many samples.
+_NAMED = 3  # largest number of samples that the error message names
 
 
 class PixelsCount(Hook):
@@ -34,31 +35,32 @@ class PixelsCount(Hook):
 
     def __init__(self, text_log: TextLog):
         self.text_log = text_log
-        # (number of losses,) bool on the device: True for each loss that was not 0 at least once;
+        # Mask (number of losses,) on the device: True for each loss that was not 0 at least once;
         # None before the first iteration.
         self._any: torch.Tensor | None = None
         self._names: list[str] = []
         self._seen, self._done = 0, False
 
     def after_iteration(self, state) -> None:
-        """Records on the device which losses are not 0; checks the record once, when it is due.
+        """Records on the device which losses are not 0, and makes the check when it is due.
 
-        The check is due at the first line of the text log after MIN_SAMPLES samples, but no later
-        than at the end of the first epoch or of the run.
+        The check is made once: at the first line of the text log after MIN_SAMPLES samples, but no
+        later than at the end of the first epoch or of the run.
 
         Raises:
-            DataError: On all ranks, if every loss so far was 0.
+            DataError: Every loss so far was 0; raised on all ranks.
         """
         if self._done:
             return
         # Compare the losses with 0 on the device, which costs no host sync.
         self._names = list(state.micro_losses[0])
         losses = torch.stack([torch.stack(list(each.values())) for each in state.micro_losses])
-        found = (losses != 0).any(0)  # True for NaN too, which the Guard hook reports.
+        found = (losses != 0).any(0)  # True for NaN too, which the hook Guard reports
         self._any = found if self._any is None else self._any | found
         self._seen += 1
-        # Reading `_any` costs a host sync, so it is read once: after enough samples, when the log
-        # writes a line and has a host sync anyway, or at the end of the epoch or run.
+        # Decide if the check is due, since reading `_any` costs a host sync: after enough samples,
+        # when the log writes a line, which needs a host sync anyway, or at the end of the epoch or
+        # run.
         ends = state.is_last and state.stop_reason is None
         epoch_is_through = self._seen >= state.iterations_per_epoch
         enough = self._seen * state.batch_size >= MIN_SAMPLES or epoch_is_through or ends
@@ -69,7 +71,7 @@ class PixelsCount(Hook):
         """Reads which losses were not 0 on any rank, and logs those that always were. Collective.
 
         Raises:
-            DataError: On all ranks, if all losses of all ranks were always 0.
+            DataError: All losses of all ranks were always 0; raised on all ranks.
         """
         facts = comm.gather_objects((self._any.tolist(), _target_facts(state)))
         self._done = True

@@ -2,11 +2,11 @@
 
     hooks: [{name: early_stop, patience: 5, min_delta: 0.001}]
 
-The metric is that of the best weights (`evaluation.save_best`), unless `metric` names another of
-the evaluation's metrics. Rank 0 decides after each evaluation, with one small broadcast, so all
-ranks stop after the same iteration. The run then saves a checkpoint and ends with exit code 0, and
-outcome.json says "stopped early". Left out: the learning rate, which the hook doesn't change; a
-schedule over the whole run, such as one_cycle, is cut off where the run stops.
+The metric is the one that chooses the best weights (`evaluation.save_best`), unless `metric` names
+another of the evaluation's metrics. Rank 0 decides after each evaluation, with one small broadcast,
+so all ranks stop after the same iteration. The run then saves a checkpoint and ends with exit code
+0, and outcome.json says "stopped early". Left out: adapting the learning rate; a schedule over the
+whole run, such as one_cycle, is cut off when the run stops.
 """
 
 import math
@@ -63,31 +63,32 @@ class EarlyStop(Hook):
         self.best_iteration, self.waited = 0, 0
 
     def before_train(self, state) -> None:
-        """Stops a resumed run at once if its patience was at an end already.
+        """Stops a resumed run before its first iteration if `patience` was exhausted already.
 
-        That is so if the run had stopped early and is started again with the same patience.
+        That is the case if the hook had stopped the run and it is started again with the same
+        patience.
         """
-        # A postponed evaluation may have stopped it already, and a finished run is at its end.
+        # Don't stop a run that a postponed evaluation has stopped already, or that has finished.
         if self.best is not None and self.waited >= self.patience and not state.ends:
             self._stop(state)
 
     def after_evaluation(self, state, metrics: dict[str, float]) -> None:
-        """Counts an evaluation, and stops the run if the patience is at an end. Collective.
+        """Counts an evaluation, and stops the run if `patience` is exhausted. Collective.
 
         Args:
             state: The state of the run; its `stop_reason` and `stopped_early` are set.
-            metrics: The metrics by name; rank 0 decides by its own.
+            metrics: The metrics by name; those of rank 0 are used.
         """
         value = metrics[self.metric]
         if self._is_better(value):
             self.best, self.best_iteration, self.waited = value, state.iteration, 0
         elif self.best is not None:
             self.waited += 1
-        # Every rank takes over rank 0's numbers, so that no rank can train on by itself.
+        # Take over rank 0's values on every rank, so that all ranks stop together.
         self.best, self.best_iteration, self.waited = comm.broadcast_object(
             (self.best, self.best_iteration, self.waited)
         )
-        # A run that is at its end, or that a signal stops, isn't stopped early.
+        # Don't stop a run early that has finished, or that a signal stops.
         if self.waited >= self.patience and not state.ends:
             self._stop(state)
 
@@ -111,7 +112,7 @@ class EarlyStop(Hook):
             self.best_iteration = state_dict["best_iteration"]
 
     def forget_best(self) -> None:
-        """Forgets the best value, with which later values can't be compared."""
+        """Forgets the best value, e.g. because later values can't be compared with it."""
         self.best, self.best_iteration, self.waited = None, 0, 0
 
     def _is_better(self, value: float) -> bool:

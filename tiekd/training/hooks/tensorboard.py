@@ -59,11 +59,12 @@ class TensorBoard(Hook):
             the text log writes a line.
         image_interval: Iterations between training images, which are also written at the last
             iteration; 0 for no images, neither in training nor at evaluations.
-        num_images: The number of training images, at most the batch size.
+        num_images: The number of training images, at most the number of images in a micro-batch.
         max_depth: The depth in metres at the far end of the colour map. The error's colour map ends
             at a tenth of it.
         text_log: The text log whose means are written; None for the first TextLog in `state.hooks`.
-        frames: The validation frames whose images are written; None for no such images.
+        frames: The validation frames whose images are written; None for no images of validation
+            frames.
     """
 
     def __init__(
@@ -105,8 +106,8 @@ class TensorBoard(Hook):
         if not is_main():
             return
         SummaryWriter = writer_class()
-        # Purge values of iterations after the checkpoint from which the run resumes. Values of the
-        # checkpoint's own iteration were written before it was saved, and stay.
+        # Purge values of iterations after the checkpoint's, from which the run resumes. Values of
+        # the checkpoint's own iteration were written before it was saved, and are kept.
         self._writer = SummaryWriter(
             str(Path(state.work_dir) / "tf_logs"), purge_step=state.iteration + 1
         )
@@ -133,7 +134,8 @@ class TensorBoard(Hook):
     def _flush(self) -> None:
         """Waits until TensorBoard's writer thread has written everything.
 
-        An OSError of the thread names no file. It is raised with the folder's name.
+        If the thread has failed with an OSError, which names no file, it is raised with the
+        folder's name.
         """
         try:
             self._writer.flush()
@@ -144,7 +146,7 @@ class TensorBoard(Hook):
     def state_dict(self) -> dict:
         """Returns the iteration at which scalars were last written, for a checkpoint.
 
-        The next scalars are written `interval` iterations after it or later.
+        The next scalars are written at least `interval` iterations later.
         """
         return {"last_iteration": self._last_iteration}
 
@@ -166,18 +168,19 @@ class TensorBoard(Hook):
             figures = figures | {f"{name}/{key}": value for key, value in of_set.items()}
         for name, value in figures.items():
             self._writer.add_scalar(f"{folder}/{name}", value, state.iteration)
-        # Images of a few validation frames, the same frames at each evaluation.
+        # Write images of a few validation frames, the same frames at each evaluation.
         if self.image_interval and self.frames is not None:
             shown = self.frames.views()
             for number, view in enumerate(shown, start=1):
-                # Draw the error against what the metrics compare with, if that is known here.
+                # Draw the error against the depth with which the metrics compare: the teacher's, if
+                # the view has it, else ground truth.
                 is_agreement = state.agreement is not None and view.teacher is not None
                 against = "teacher" if is_agreement else "ground truth"
                 overall = overview(view, self.max_depth, against)
                 self._write_image(f"val/pictures_{number}", overall, state.iteration)
                 self._write_image(f"val/why_{number}", why(view, self.max_depth), state.iteration)
-            # Histogram bins of equal width, the same at each evaluation. Numpy's automatic choice
-            # can come to millions of bins.
+            # Use histogram bins of equal width, the same at each evaluation. NumPy's automatic
+            # choice can come to millions of bins.
             bins = np.linspace(-self.max_depth, self.max_depth, 1601)
             for name, errors in self.frames.errors_by_range(shown).items():
                 self._writer.add_histogram(f"val/error_{name}", errors, state.iteration, bins)
@@ -186,8 +189,8 @@ class TensorBoard(Hook):
     def _has_room(self) -> bool:
         """Returns True if the disk of the work dir has at least 8 MiB of free space.
 
-        On a full disk TensorBoard's writer thread would end with an error, so nothing is written
-        then. The log says so the first time.
+        With less space nothing is written, since on a full disk TensorBoard's writer thread would
+        end with an error. The log reports the first such case.
         """
         has_room = shutil.disk_usage(self._writer.log_dir).free > _ROOM_BYTES
         if self._had_room and not has_room:
@@ -210,21 +213,21 @@ class TensorBoard(Hook):
 
     def _write_text(self, name: str, path: Path, step: int) -> None:
         if path.is_file():
-            # TensorBoard renders Markdown, in which an indent of four spaces is a code block.
+            # Indent the lines by four spaces, which Markdown, as TensorBoard renders it, shows as a
+            # code block.
             lines = path.read_text(encoding="utf-8").splitlines()
             self._writer.add_text(name, "\n".join(f"    {line}" for line in lines), step)
 
     def _write_images(self, state) -> None:
         few, batch = slice(self.num_images), state.batch
-        # Show no teacher if there is none: `teacher_depth` is then the ground truth, which the
-        # image shows anyway.
+        # Show the teacher's depth only if there is a teacher. Otherwise `teacher_depth` is the
+        # ground truth, which the image shows anyway.
         teachers = state.teacher_depth[few] if has_teacher(state.recipe) else None
-        # Show the distribution over depth that the network predicts at each pixel, which needs
-        # another forward pass. Under ZeRO-3 no rank has all weights, so show only the depth of the
-        # training step.
+        # Run the network again, to show the distribution over depth that it predicts at each pixel.
+        # Under ZeRO-3 no rank has all weights, so show only the depth of the training step.
         student = _whole_network(state.engine) or state.prediction.depth[few]
-        # The depth of the training step is canonical if the network has a canonical camera. Convert
-        # it to metres by the images' focal lengths.
+        # Convert the depth of the training step to metres by the images' focal lengths if it is
+        # canonical, i.e. if the network has a canonical camera.
         camera = getattr(getattr(state.engine, "module", None), "canonical", None)
         focal = None
         if camera is not None:
@@ -272,15 +275,15 @@ build = TensorBoard
 
 
 def _whole_network(engine) -> Network | None:
-    """Returns the student's network if rank 0 can and should run it for an image.
+    """Returns the student's network if rank 0 can run it by itself and images need it.
 
     Args:
         engine: The DeepSpeed engine that trains the student.
 
     Returns:
         The network. None if its parameters are sharded over the ranks (ZeRO-3), so that rank 0
-        can't run it alone. Also None if its head predicts no distribution over depth, since its
-        depth is known from the training step.
+        can't run it alone. Also None if its head predicts no distribution over depth, since images
+        then need only the depth of the training step.
     """
     network = getattr(engine, "module", None)
     sharded = not isinstance(network, Network) or any(
@@ -290,7 +293,7 @@ def _whole_network(engine) -> Network | None:
 
 
 def writer_class() -> type:
-    """Imports and returns TensorBoard's class SummaryWriter. The import takes 1 s and 150 MB.
+    """Imports and returns TensorBoard's class SummaryWriter, which takes 1 s and 150 MB of memory.
 
     Raises:
         LaunchError: The package tensorboard isn't installed.

@@ -1,13 +1,13 @@
-"""Writes the text log, with a line every `interval` iterations, and the same values as `.log.json`.
+"""Writes the text log, with a line every `interval` iterations, and a `.log.json` beside it.
 
 The format, rounding, windows and time estimates are those of mmcv 1.7's TextLoggerHook, so that
 mmcv's tools can read these logs; the .log.json file has `images_per_s` in addition. A line shows
 means over a window, i.e. the last `interval` iterations, and in fp16 the loss scale. Values that
-are not finite are left out of the means, and their number is logged in a line of its own. Between
-two lines nothing is copied from the device. A line costs one collective for the means and one for
-the memory, each with a host sync. Every line is on disk when the call returns. If the run is
-counted in epochs, windows don't cross the end of an epoch: iterations after an epoch's last full
-window are not shown.
+are not finite are left out of the means, and a separate line states their number. Between two lines
+nothing is copied from the device. A line costs one collective for the means and one for the memory,
+each with a host sync. Every line is on disk when the call returns. If the run is counted in epochs,
+windows don't cross the end of an epoch: iterations after an epoch's last full window aren't in any
+line.
 """
 
 import getpass
@@ -46,7 +46,8 @@ class TextLog(Hook):
         exp_name: The name of the run in the log; None for the name of the work dir.
         last_means: The values in the newest line about training, by name; empty before the first.
         last_iteration: The iteration of the newest line about training; 0 before the first.
-        skipped_steps: The number of optimizer steps skipped up to the newest line about training.
+        skipped_steps: The number of optimizer steps that were skipped before the newest line about
+            training.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class TextLog(Hook):
         self._logger = logging.getLogger("depth")
         self._handlers: list[logging.Handler] = []
         self._json_path: Path | None = None
-        # For each .log.json file its size in bytes when the checkpoint was saved from which the run
+        # Size in bytes of each .log.json file when the checkpoint was saved from which the run
         # resumes; empty in a new run.
         self._sizes: dict[str, int] = {}
         self._window = Window()
@@ -73,7 +74,7 @@ class TextLog(Hook):
     def open(self, work_dir: Path, timestamp: str) -> None:
         """Opens the log files, on rank 0, so that `info` can be used before training begins.
 
-        `before_train` also calls this method; a second call does nothing.
+        `before_train` also calls this method. A second call has no effect.
 
         Args:
             work_dir: The folder of the run.
@@ -97,24 +98,24 @@ class TextLog(Hook):
             self._handlers.append(handler)
 
     def drop_rows(self, work_dir: Path) -> None:
-        """Deletes rows of iterations that will be trained again from .log.json files, on rank 0.
+        """Deletes from .log.json files the rows of iterations to be trained again, on rank 0.
 
-        These are the rows written after the checkpoint from which the run resumes. Otherwise the
+        These are the rows after the checkpoint from which the run resumes; if they stayed, the
         iterations would be in the files twice. In a new run the rows of all iterations are deleted.
-        Rows about a start of the run stay, and the .log files keep every line.
+        Rows about a start of the run are kept, and the .log files keep every line.
 
         Args:
             work_dir: The folder of the run; all .log.json files in it are changed.
         """
         paths = list(Path(work_dir).glob("*.log.json")) if is_main() else []
         if self._sizes and not any(path.name in self._sizes for path in paths):
-            return  # The checkpoint is from another work dir, with other log files.
+            return  # the checkpoint is from another work dir, which has other log files
         for path in paths:
-            # Skip a folder or a pipe with the name of a log: reading a pipe would wait for ever.
+            # Skip a path that isn't a regular file: reading a pipe would wait for ever.
             if instead_of_file(path):
                 continue
-            # Keep the rows up to the checkpoint byte for byte. Of later rows keep only those with
-            # `env_info`, one for each start of the run.
+            # Keep the rows before the checkpoint byte for byte. Of later rows keep only those with
+            # `env_info`, which are written once at each start of the run.
             rows = path.read_bytes()
             later = rows[self._sizes.get(path.name, 0) :].splitlines(keepends=True)
             kept = rows[: self._sizes.get(path.name, 0)] + b"".join(
@@ -131,14 +132,14 @@ class TextLog(Hook):
     def before_train(self, state) -> None:
         """Opens the log files, and writes the log's first lines, about the environment and the run.
 
-        An `interval` that is too long is shortened. `by_epoch` and `exp_name` get their values if
-        they are None.
+        The attribute `interval` is shortened if it is longer than an epoch or the run. `by_epoch`
+        and `exp_name` are set if they are None.
         """
         self.open(state.work_dir, state.timestamp)
         if self.by_epoch is None:
             self.by_epoch = state.by_epoch
-        # Without this limit an interval longer than an epoch would never give a line, nor would one
-        # longer than a run that is counted in iterations.
+        # Limit the interval: a line would never be written if it were longer than an epoch, or than
+        # a run that is counted in iterations.
         self.interval = min(
             self.interval, state.iterations_per_epoch if self.by_epoch else state.total_iterations
         )
@@ -175,7 +176,7 @@ class TextLog(Hook):
         """Writes the metrics of an evaluation as a table, a line and a .log.json row, on rank 0.
 
         Args:
-            state: The state of the run; `state.num_evaluated` images were evaluated.
+            state: The state of the run; `state.num_evaluated` is the number of evaluated images.
             metrics: The metrics by name.
         """
         if not self._handlers:
@@ -183,7 +184,8 @@ class TextLog(Hook):
         agreement = state.agreement
         if state.set_metrics:
             self.info("Each data set:\n" + sets_table(state.set_metrics))
-        # Figures against the teacher say nothing of accuracy, so the table's heading says so.
+        # Write a heading above the table. If the metrics compare with the teacher, it states that
+        # they don't measure accuracy.
         labels = [state.metrics_label, "" if agreement is None else agreement.label]
         self.info(", ".join(["Summary", *filter(None, labels)]) + ":")
         self.info("\n" + metrics_table(metrics))
@@ -202,10 +204,10 @@ class TextLog(Hook):
     def state_dict(self) -> dict:
         """Returns the state of the log for a checkpoint. Collective.
 
-        It has the sums since the last line, the time logged so far in seconds, the iteration at
-        which the run was started, the number of ranks, and, on rank 0, the size of each .log.json
-        file in bytes. The sums are there twice: those of this rank, and their mean over all ranks
-        for a resume on another number of ranks.
+        It contains the sums since the last line, the time logged so far in seconds, the iteration
+        at which the run was started, the number of ranks, and, on rank 0, the size of each
+        .log.json file in bytes. There are two kinds of sums: those of this rank, and their mean
+        over all ranks, for a resume on another number of ranks.
         """
         return {
             "logged_time_s": self._logged_time_s,
@@ -221,12 +223,12 @@ class TextLog(Hook):
     def load_state_dict(self, state_dict: dict) -> None:
         """Restores the state that `state_dict` returned.
 
-        So means and time estimates continue as if the run had not stopped.
+        With it, means and time estimates continue as if the run had not been interrupted.
         """
         self._logged_time_s = state_dict["logged_time_s"]
         self._start_iteration = state_dict["start_iteration"]
-        # If the number of ranks is the same, each rank restores its own sums of logged values bit
-        # for bit. Otherwise each starts with the mean over the former ranks.
+        # Restore this rank's own sums bit for bit if the number of ranks is the same; otherwise
+        # start with the mean over the former ranks.
         self._window = Window(
             **state_dict["window" if state_dict["ranks"] == world_size() else "mean_window"]
         )
@@ -263,12 +265,12 @@ class TextLog(Hook):
         # Estimate the remaining time.
         time_s = window.time_s / window.iterations
         self._logged_time_s += time_s * window.iterations
-        # The estimate divides the logged time by the number of all iterations. As in mmcv,
-        # iterations that no log line covers count as finished, but their time is missing. So the
+        # Estimate by dividing the logged time by the number of all finished iterations. As in mmcv,
+        # iterations that no log line covers count as finished, but their time is missing, so the
         # estimate is too small by at most the share of these iterations.
         per_iteration_s = self._logged_time_s / (state.iteration - self._start_iteration)
         eta = timedelta(seconds=int(per_iteration_s * (state.total_iterations - state.iteration)))
-        # Keep the values of this line, since the TensorBoard hook writes them too.
+        # Keep the values of this line for the TensorBoard hook, which writes them, too.
         self.last_means = {
             "lr": state.lr[0],
             **memory,
@@ -279,8 +281,8 @@ class TextLog(Hook):
             "images_per_s": state.batch_size / max(time_s, 1e-9),
         }
         self.last_iteration = state.iteration
-        # If steps were skipped, write that first. Then write the line itself, and its row in the
-        # .log.json.
+        # Write a line about skipped steps first, if there were any, then the line itself, and its
+        # row in the .log.json file.
         self._write_skipped(state, num_broken, window.iterations)
         self._write_exp_name(state)
         self.info(self._train_line(state, eta, {**memory, **values, **scale}))
@@ -327,7 +329,7 @@ class TextLog(Hook):
     def write_json(self, values: dict) -> None:
         """Appends a row to the .log.json file, on rank 0.
 
-        Rows with a key `epoch` are those of mmcv's format; mmcv's tools ignore all other rows.
+        Rows with a key `epoch` have mmcv's format; mmcv's tools ignore all other rows.
 
         Args:
             values: The row: key -> value. Floats are rounded to five decimals.
@@ -363,7 +365,8 @@ build = TextLog
 def log_name(loss: str) -> str:
     """Returns a loss's name in the log.
 
-    A term's name gets the prefix `decode.`, as in mmcv's logs; `loss`, the sum of all terms, stays.
+    A term's name gets the prefix `decode.`, as in mmcv's logs. The name `loss`, the sum of all
+    terms, isn't changed.
 
     Args:
         loss: The name that the criterion gives the loss, such as `loss_dpm` or `loss`.
@@ -372,7 +375,7 @@ def log_name(loss: str) -> str:
 
 
 class _LogFile(logging.FileHandler):
-    """A log file that loses lines while the disk is full, without raising an error.
+    """A log file that drops lines, without raising an error, while the disk is full.
 
     The lines are still printed on the terminal, and training continues.
     """
