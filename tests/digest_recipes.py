@@ -6,6 +6,7 @@ All paths in the recipes are relative, so that a folder of runs can be copied an
 
 import json
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,8 @@ PARTS = {
         "silog": "plain",
         "chamfer": "efficientnet_adabins",
         "mse": "swin_relu",
+        "log_l1": "on_shards",
+        "gradient": "on_shards",
         "ssim": "swin_relu",
     },
     "datasets": {
@@ -78,6 +81,7 @@ PARTS = {
         "kitti": "resnet_bts",
         "nyu": "efficientnet_adabins",
         "folder": "swin_relu",
+        "shards": "on_shards",
     },
 }
 STUDENTS = (
@@ -89,7 +93,7 @@ STUDENTS = (
     "resnet_dpm_log",
 )
 # Trained beside STUDENTS, but in no figures that earlier commits made, too.
-LATER_STUDENTS = ("timm", "lite")
+LATER_STUDENTS = ("timm", "lite", "on_shards")
 
 
 def _recipe(network: dict, losses: dict, iterations: int = ITERATIONS, **sections) -> dict:
@@ -263,6 +267,14 @@ def recipes() -> dict[str, dict]:
             },
             {"dpm": {"weight": 1.0}, "silog": {"weight": 1.0}},
         ),
+        "on_shards": _student(
+            STUDENT,
+            {"dpm": {"weight": 1.0}, "log_l1": {"weight": 1.0}, "gradient": {"weight": 0.5}},
+            data={
+                **{"name": "shards", "root": "data/shards", "depth_unit": 256, "workers": 0},
+                **{"val_fraction": 0.25, "window": 4, "augment": AUGMENT},
+            },
+        ),
     }
 
 
@@ -320,7 +332,7 @@ def write(folder: Path) -> None:
 
 
 def write_other_data(folder: Path) -> None:
-    """Lays out the scenes as NYU and as one's own folder; writes images to predict."""
+    """Lays out the scenes as NYU, as one's own folder and as shards; writes images to predict."""
     scenes = folder / SCENES
     lines = (scenes / "kitti_eigen_train.txt").read_text().splitlines()
     splits: dict[str, list[str]] = {"train": [], "test": []}
@@ -340,6 +352,9 @@ def write_other_data(folder: Path) -> None:
         else:
             metres = np.asarray(Image.open(depth)).astype(np.float32) / 256
             np.save(_made(own / "depths" / "drive" / f"{index}.npy"), metres)
+        with tarfile.open(_made(folder / "data" / "shards" / f"{index // 3}.tar"), "a") as shard:
+            shard.add(image, f"drive/{index}.png")
+            shard.add(depth, f"drive/{index}.depth.png")
     for split, rows in splits.items():
         (folder / "data" / "nyu" / f"nyu_{split}.txt").write_text("".join(rows))
     pictures = folder / "data" / "pictures"

@@ -38,7 +38,7 @@ NO_PATHS = {
     *("overrides", "keys", "size", "cap", "focal", "depth_unit", "readout", "device"),
     *("num_gpus", "num_nodes", "include", "exclude", "master_port", "master_addr", "launcher"),
     *("against", "words", "restarts", "only"),
-    *("teacher_set", "student", "max_latency", "until"),
+    *("data_set", "teacher_set", "student", "max_latency", "until"),
 }
 PATH_TYPES = (
     *(paths.path_argument, paths.path_text_argument),

@@ -292,8 +292,8 @@ def run(args: argparse.Namespace) -> None:
         with errors_of_set(name):
             folder = _fill_set(own, args)
         option = f"data.{name}.decoded" if name else "data.decoded"
-        given.append(shlex.quote(f"{option}={folder.resolve()}"))
-    print(f"Read from them with --set {' '.join(given)}")
+        given.append(f"{option}={folder.resolve()}")
+    print(f"Read from them with --set {shlex.join(given)}")
 
 
 def _fill_set(recipe: Recipe, args: argparse.Namespace) -> Path:

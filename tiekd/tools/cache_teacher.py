@@ -762,7 +762,7 @@ def run(args: argparse.Namespace) -> None:
         with errors_of_set(name):
             printed += _cache_set(own, args, device, name)
     if comm.is_main() and args.split == "train":
-        print(f"Learn from them with --set {' '.join(printed)}")
+        print(f"Learn from them with --set {shlex.join(printed)}")
 
 
 def _has_network(recipe: Recipe) -> bool:
@@ -782,7 +782,7 @@ def _cache_set(
         name: the set's name; empty if the recipe has one.
 
     Returns:
-        The overrides with which a student learns from the maps, quoted for a shell.
+        The overrides with which a student learns from the maps, as for `--set`.
     """
     frames = frames_of(recipe, args.split)
     sources = sources_of(recipe, args.recipe, args.checkpoint, args.overrides)
@@ -805,13 +805,13 @@ def _cache_set(
         source.teacher.where: folder.resolve()
         for source, folder in zip(sources, folders, strict=True)
     }
-    learned = shlex.quote(learning(recipe, made))
+    learned = learning(recipe, made)
     if not name:
         return ["teacher=null", learned]
     # A null removes what a set has; then the maps are its teacher.
     place = f"data.{name}."
     removed = "teachers" if recipe.teachers.several == "teachers" else "teacher"
-    return [f"{place}{removed}=null", shlex.quote(f"{place}{learning(recipe, made)}")]
+    return [f"{place}{removed}=null", f"{place}{learned}"]
 
 
 def learning(recipe: Recipe, made: Mapping[str, Path]) -> str:
