@@ -23,7 +23,8 @@ from tiekd.tools.distill.commands import Commands, Ended
 
 DISTILL = programs.ROOT / "bin" / "distill.py"
 OPTIONS = {
-    "epochs": 2,
+    "epochs": 1,
+    "checkpoint_every": 1,
     "size": [64, 96],
     "batch_size": 4,
     "init": "random",
@@ -101,14 +102,12 @@ def test_distill_continues_and_equals_recipe(rides, teacher_file, tmp_path, monk
     asked = {"images": str(rides), "teacher": teacher.parse(str(teacher_file)), **OPTIONS}
     plan.write(plan.new(asked, threads=1), out)
     with pytest.raises(Killed):
-        distil(out, told, kill_at="iter_3")
-    begun = (out / "run" / "checkpoints" / "iter_3").stat().st_mtime_ns
+        distil(out, told, kill_at="iter_1")
     told.clear()
     distil(out, told)
     # What was finished isn't done again, and the training goes on at its checkpoint.
     assert sum("finished before" in line for line in told) == 4
-    assert (out / "run" / "checkpoints" / "iter_3").stat().st_mtime_ns == begun
-    assert "Resumed" in programs.log_text(out / "run") or "resume" in programs.log_text(out / "run")
+    assert f"Resumed from {out}/run/checkpoints/iter_" in programs.log_text(out / "run")
     # The torn image is left out, and the sequence that is held out is one of the two.
     left_out = json.loads((out / "images.json").read_text())["left_out"]
     assert left_out["a/torn.jpg"] == "faulty: unreadable"

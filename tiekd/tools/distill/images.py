@@ -178,6 +178,34 @@ def link(found: Found, out: Path, frames: Mapping[str, Path]) -> None:
     os.replace(partial, out / IMAGES)
 
 
+def linked(out: Path) -> dict[str, list]:
+    """Returns the images of OUT/images: name -> [file, its size in bytes].
+
+    Args:
+        out: The folder of the distillation.
+    """
+    folder = out / IMAGES
+    return {
+        str(path.relative_to(folder)): [str(path.readlink()), path.stat().st_size]
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def drop_maps(maps: Path, before: Mapping[str, list], now: Mapping[str, list]) -> None:
+    """Removes the cached maps of images that have another file now than when they were checked.
+
+    Args:
+        maps: The folder of the maps, or of the folders of several teachers' maps.
+        before: The images of the earlier check, as `linked` returns them.
+        now: The images now.
+    """
+    changed = {joined_name(name) for name, file in before.items() if now.get(name, file) != file}
+    for path in maps.rglob("*.png") if changed else ():
+        if path.name in changed:
+            path.unlink()
+
+
 def split_pairs(found: Found, out: Path, rule: Sequence[str] | None) -> list[str]:
     """Takes the right images of stereo pairs out of the images, and links them into OUT/right.
 

@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 from types import FrameType
 
+from tiekd.config.teacher_node import TeacherList, errors_of
 from tiekd.distributed.entrypoint import STOPPED_CODE
 from tiekd.errors import LaunchError
+from tiekd.teaching import teacher_checkpoint
 from tiekd.tools.distill import (
     family,
     images,
@@ -110,7 +112,7 @@ def _check_inputs(new: plan.Plan, out: Path) -> None:
         out: The folder of --out.
 
     Raises:
-        UserError: There are no images, no depth map belongs to one, or weights aren't installed.
+        UserError: There are no images, no depth map belongs to one, or there are no weights.
     """
     depth = [Path(new.depth)] if new.depth else []
     found = images.find(Path(new.images), [out, *depth])
@@ -118,6 +120,11 @@ def _check_inputs(new: plan.Plan, out: Path) -> None:
         images.check_depth(folder, found)
     if new.init is None:
         family.check_weights(new.student)
+    # Models of other projects are looked for when they are loaded, by the audit.
+    for node in TeacherList.of(new.teacher).nodes:
+        if node.name is None and node.maps is None:
+            with errors_of(node.where):
+                teacher_checkpoint(node)
 
 
 def _lock(out: Path) -> None:

@@ -154,7 +154,10 @@ class Work:
                 f"{self.plan.images}: {total} images are left; a distillation needs {FEWEST} or "
                 "more"
             )
-        kept = {"images": total, "left_out": found.left_out}
+        # Maps of images that were replaced by others of the same name would be kept otherwise.
+        files = images.linked(self.out)
+        images.drop_maps(self.out / recipes.MAPS, self._files_before(), files)
+        kept = {"images": total, "left_out": found.left_out, "files": files}
         replace_text(self.out / STUDENT_DATA, json.dumps(kept, indent=1) + "\n")
 
     def audit(self) -> None:
@@ -277,6 +280,13 @@ class Work:
         """The number of images that are used."""
         return json.loads((self.out / STUDENT_DATA).read_text(encoding="utf-8"))["images"]
 
+    def _files_before(self) -> dict:
+        """Returns the images of an earlier check; empty without one."""
+        try:
+            return json.loads((self.out / STUDENT_DATA).read_text(encoding="utf-8"))["files"]
+        except (OSError, ValueError, KeyError):
+            return {}
+
     def _found(self) -> images.Found:
         without = [self.out, *([Path(self.plan.depth)] if self.plan.depth else [])]
         return images.find(Path(self.plan.images), without)
@@ -294,7 +304,9 @@ class Work:
         self.tell(f"videos: {len(found.videos)}, of each {rate:g} frames a second")
         with Progress("videos", len(found.videos), lambda: len(done), sys.stdout) as progress:
             for name, path in sorted(found.videos.items()):
-                folder = self.out / images.FRAMES / f"{rate:g}" / name
+                # Another video of the same name has frames of its own.
+                source = f"{rate:g}_a_second_of_{path.stat().st_size}_bytes"
+                folder = self.out / images.FRAMES / name / source
                 try:
                     images.extract(path, folder, rate, self.tell)
                     folders[name] = folder

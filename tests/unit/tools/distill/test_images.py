@@ -81,6 +81,20 @@ def test_images_fingerprint_follows_sizes_and_names(folder):
     assert images.fingerprint(images.find(folder)) != changed
 
 
+def test_images_that_were_replaced_lose_their_maps(folder, tmp_path):
+    """The maps of an image that has another file are removed, in the folders of all teachers."""
+    images.link(images.find(folder, [folder / "depth"]), tmp_path, {})
+    before = images.linked(tmp_path)
+    assert before["a/1.jpg"] == [str(folder / "a/1.jpg"), (folder / "a/1.jpg").stat().st_size]
+    for name in ("a_1.png", "sigma/a_1.png", "a_2.png"):
+        write(tmp_path / "maps" / name)
+    images.drop_maps(tmp_path / "maps", before, images.linked(tmp_path))
+    assert len(list((tmp_path / "maps").rglob("*.png"))) == 3
+    write(folder / "a/1.jpg", (64, 48))
+    images.drop_maps(tmp_path / "maps", before, images.linked(tmp_path))
+    assert [path.name for path in (tmp_path / "maps").rglob("*.png")] == ["a_2.png"]
+
+
 def test_images_of_video_at_rate(tmp_path):
     """Of 2 s of video with 10 frames a second 2 a second are taken, once."""
     pytest.importorskip("av")

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from tiekd.errors import DataError, LaunchError
+from tiekd.errors import DataError, LaunchError, TeacherError
 from tiekd.tools.distill import options, program
 from tiekd.tools.distill import plan as plans
 from tiekd.tools.distill.commands import Commands
@@ -70,6 +70,14 @@ def test_program_checks_inputs_first(call, tmp_path):
     (tmp_path / "rides" / "1.jpg").unlink()
     with pytest.raises(DataError, match="no .jpg, .jpeg, .png files and no videos"):
         call(epochs=3)
+    assert not (tmp_path / "out").exists()
+
+
+def test_program_needs_weights_of_teacher(call, tmp_path):
+    """A network of ours without weights is told before anything is written."""
+    (tmp_path / "net.yaml").write_text("network: {max_depth: 10.0}\n")
+    with pytest.raises(TeacherError, match=r"teacher\.checkpoint: no file at none\.pth"):
+        call(epochs=3, teacher=str(tmp_path / "net.yaml"), teacher_set=["checkpoint=none.pth"])
     assert not (tmp_path / "out").exists()
 
 

@@ -131,7 +131,7 @@ def test_work_drops_links_to_faulty_images(made):
     (made.out / "check" / "report.json").write_text(json.dumps({"findings": findings}))
     (made.out / "images").mkdir()
     for name in "abcdefghijklm":
-        (made.out / "images" / f"{name}.jpg").symlink_to("/nowhere")
+        (made.out / "images" / f"{name}.jpg").symlink_to(__file__)
     made._leave_out_faulty(work.images.Found())
     assert not (made.out / "images" / "a.jpg").is_symlink()
     assert made.images_left == 12
