@@ -144,7 +144,6 @@ def test_calibrate_finds_planted_temperature_on_scenes(run, capsys):
     assert f"T = {found['temperature']:g}" in told
 
 
-@pytest.mark.usefixtures("planted")
 def test_calibrate_ignores_flip(run):
     """`evaluation.flip` changes no figure, since no prediction flips."""
     texts = []
