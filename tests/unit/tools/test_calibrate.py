@@ -68,9 +68,9 @@ def write_run(work_dir: Path, root: Path, network: dict, **changes) -> None:
     student = build_network(network)
     if isinstance(student.head, Dpm):
         # A wide distribution around 12 m, whatever the image: its likelihood has a maximum.
-        centres = (student.head.edges[1:] + student.head.edges[:-1]) / 2
+        edges = student.head.edges * 80 / student.head.edges[-1]
         with torch.no_grad():
-            student.head.bias.copy_(-(centres - 12).abs() / 4)
+            student.head.bias.copy_(-((edges[1:] + edges[:-1]) / 2 - 12).abs() / 4)
     facts = {"metrics": {"abs_rel": 0.1}, "resize": OWN_SIZE.node(), "teachers": []}
     weights_file.write_weights(
         work_dir / "best_abs_rel.pth", student.state_dict(), network, 7, **facts
@@ -144,7 +144,6 @@ def test_calibrate_finds_planted_temperature_on_scenes(run, capsys):
     assert f"T = {found['temperature']:g}" in told
 
 
-@pytest.mark.usefixtures("planted")
 def test_calibrate_ignores_flip(run):
     """`evaluation.flip` changes no figure, since no prediction flips."""
     texts = []
@@ -178,6 +177,21 @@ def test_calibrate_changes_one_entry_and_repeats_its_bytes(run):
     assert torch.equal(student(image, confidence=True).depth, depth)
     calibrate.run(arguments(run))
     assert all((run / name).read_bytes() == written[name] for name in written if name != ".lock")
+
+
+def test_calibrate_of_a_canonical_camera_is_in_metres(run, root):
+    """A network of twice the focal length and twice the bins has the figures of the plain one."""
+    focal = float((root / "kitti_eigen_test.txt").read_text().split()[2])
+    found = []
+    for canonical in ({}, {"canonical_focal": 2 * focal, "canonical_factors": [2.0, 2.0]}):
+        head = recipes.STUDENT["head"] | {"sigma": 4.0}
+        write_run(run, root, {**recipes.STUDENT, "head": head, **canonical})
+        calibrate.run(arguments(run))
+        found.append(json.loads((run / "confidence.json").read_text()))
+    plain, own = found
+    assert own["temperature"] == pytest.approx(plain["temperature"], rel=1e-3)
+    for name in ("nll", "calibration_error", "mean_sigma_m", "rms_error_m", "within_1_sigma"):
+        assert own["after"][name] == pytest.approx(plain["after"][name], rel=0.01), name
 
 
 def test_calibrate_keeps_fewer_logits_of_many_frames(run, monkeypatch):
