@@ -29,8 +29,6 @@ READ_AT_START = re.compile("OMP_|ATEN_|ONEDNN_|LD_|MALLOC|PYTHON|TIEKD_ALLOCATOR
 # A command line is written over the arguments of the server, which has a last one of this length.
 # Linux reads at most 4096 bytes of a command line that was written so.
 ROOM = 4000
-
-
 # Environment variables that importing DeepSpeed has set in the server, as it does in a launcher.
 set_by_deepspeed: dict[str, str] = {}
 
