@@ -3285,6 +3285,14 @@ if passed_over:
         ("tests/unit/tools/test_cache_several.py",),
     ),
     Mutant(
+        "holes_of_maps_get_the_nearer_depth",
+        "tiekd.evaluation.teacher_audit.edges",
+        "_without_holes",
+        "np.maximum(*ends)",
+        "np.minimum(*ends)",
+        ("tests/unit/evaluation/test_teacher_audit.py",),
+    ),
+    Mutant(
         "edges_alone_stop_a_run",
         "tiekd.evaluation.teacher_audit.verdict",
         "Verdict.certain",

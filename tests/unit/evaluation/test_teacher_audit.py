@@ -87,6 +87,32 @@ def test_judge_planted_fault(frames, kind, with_truth):
     assert _judge(FAULTS[kind](frames), with_truth).kinds == [kind]
 
 
+def _half_occluded(depth: np.ndarray) -> np.ndarray:
+    """Returns a map as a stereo camera's: without depth at the left of near objects, and far up."""
+    known = depth.copy()
+    for shift in range(1, 5):
+        nearer = depth[:, shift:] < 0.8 * depth[:, :-shift]
+        known[:, :-shift][nearer] = 0
+    known[:6] = 0
+    return known
+
+
+@pytest.mark.parametrize("kind", ["mirrored", "foreign", None])
+def test_judge_maps_with_holes_at_edges(frames, kind):
+    """Maps without depth beside near objects are judged by the objects' edges all the same."""
+    holed = _with_maps(frames, _half_occluded)
+    assert 0.05 < np.mean([frame.depth == 0 for frame in holed]) < 0.5
+    changed = FAULTS[kind](holed) if kind else holed
+    assert _judge(changed, with_truth=False).kinds == [kind] * (kind is not None)
+
+
+def test_edges_of_holes_are_those_of_the_background(frames):
+    """Filling holes restores the edges: they fit as well as those of the complete maps."""
+    whole = edges.EdgeFigures(frames)
+    holed = edges.EdgeFigures(_with_maps(frames, _half_occluded))
+    assert holed.own.mean() > 0.8 * whole.own.mean()
+
+
 @pytest.mark.parametrize(
     ("factor", "unit"),
     [

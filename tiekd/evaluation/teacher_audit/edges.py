@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import max_pool2d, normalize, pad
+from torch.nn.functional import normalize, pad
 
 from tiekd.evaluation.teacher_audit.grid import AuditFrame
 
@@ -88,7 +88,7 @@ class EdgeFigures:
     """
 
     def __init__(self, frames: Sequence[AuditFrame]):
-        images = _edges(_stacked([frame.image for frame in frames]), None)
+        images = _edges(_stacked([frame.image for frame in frames]))
         maps = _depth_edges(np.stack([frame.depth for frame in frames]))
         self.own = _correlations(images, maps).numpy()
         # Compute the edges of mirrored maps by mirroring the edges, which gives the same.
@@ -102,22 +102,44 @@ def _correlations(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _depth_edges(depths: np.ndarray) -> Tensor:
+    return _edges(_stacked(np.log(_without_holes(depths))))
+
+
+def _without_holes(depths: np.ndarray) -> np.ndarray:
+    """Returns depth maps whose invalid cells have the depth of a neighbour.
+
+    A map that leaves out what it doesn't know, such as a stereo camera's, has no depth beside near
+    objects, where one of the two cameras doesn't see the background. The edges of such objects are
+    in the holes. So a hole gets the farther one of the depths at its left and right end; and where
+    its row has no depth, the depth below.
+
+    Args:
+        depths: (N, h, w), metres, 0 where invalid.
+
+    Returns:
+        (N, h, w), metres, above 0. A map without any valid cell is 1 m.
+    """
     valid = depths > 0
-    logs = np.log(np.where(valid, depths, 1))
-    if valid.all():
-        return _edges(_stacked(logs), None)
-    # Fill invalid cells with the map's mean, a constant, which has no edges; `_edges` sets those at
-    # the border between valid and invalid cells to 0.
-    means = (logs * valid).sum((1, 2)) / np.maximum(valid.sum((1, 2)), 1)
-    logs = np.where(valid, logs, means[:, None, None])
-    return _edges(_stacked(logs), _stacked(valid))
+    columns = np.arange(depths.shape[2])
+    # Find the column of the nearest valid cell to the left and to the right of each cell.
+    left = np.maximum.accumulate(np.where(valid, columns, 0), axis=2)
+    right = np.where(valid, columns, columns[-1])[..., ::-1]
+    right = np.minimum.accumulate(right, axis=2)[..., ::-1]
+    ends = [np.take_along_axis(depths, index, axis=2) for index in (left, right)]
+    filled = np.where(valid, depths, np.maximum(*ends))
+    # Rows without a depth take that of the nearest row below which has one, or else above.
+    for rows in (range(depths.shape[1] - 2, -1, -1), range(1, depths.shape[1])):
+        for row in rows:
+            source = filled[:, row + 1 if rows.step < 0 else row - 1]
+            filled[:, row] = np.where(filled[:, row] > 0, filled[:, row], source)
+    return np.where(filled > 0, filled, 1)
 
 
 def _stacked(arrays: Sequence[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(arrays).astype(np.float32))
 
 
-def _edges(maps: Tensor, valid: Tensor | None) -> Tensor:
+def _edges(maps: Tensor) -> Tensor:
     """Returns the gradient magnitudes of N maps, prepared for correlations.
 
     With more than two maps, the mean over the maps is subtracted, and then each map's own mean.
@@ -125,8 +147,6 @@ def _edges(maps: Tensor, valid: Tensor | None) -> Tensor:
 
     Args:
         maps: (N, h, w) float32, images or log depths.
-        valid: (N, h, w) float32, 1 where `maps` is valid and 0 elsewhere; gradients near invalid
-            elements are set to 0. None if all are valid.
 
     Returns:
         (N, h, w) float32.
@@ -137,10 +157,6 @@ def _edges(maps: Tensor, valid: Tensor | None) -> Tensor:
     across[..., 1:-1] = blurred[..., 2:] - blurred[..., :-2]
     down[:, 1:-1] = blurred[:, 2:] - blurred[:, :-2]
     edges = (across**2 + down**2).sqrt()
-    if valid is not None:
-        reach = 2 * len(_WEIGHTS) - 1
-        holes = max_pool2d(1 - valid[:, None], reach + 2, 1, reach // 2 + 1)[:, 0]
-        edges = torch.where(holes > 0, 0.0, edges)
     full = edges.flatten(1).quantile(_STRONG, dim=1).clamp(min=1e-6)
     edges = (edges / full[:, None, None]).clamp(max=1)
     if len(edges) > 2:
