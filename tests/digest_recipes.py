@@ -6,6 +6,7 @@ All paths in the recipes are relative, so that a folder of runs can be copied an
 
 import json
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -78,9 +79,11 @@ PARTS = {
         "kitti": "resnet_bts",
         "nyu": "efficientnet_adabins",
         "folder": "swin_relu",
+        "shards": "from_shards",
     },
 }
 STUDENTS = (
+    "from_shards",
     "resnet_bts",
     "efficientnet_adabins",
     "swin_relu",
@@ -170,6 +173,20 @@ def recipes() -> dict[str, dict]:
             },
             optimizer={"name": "adam", "lr": 0.0005, "betas": [0.9, 0.999]},
             schedule={"name": "poly", "power": 0.9, "min_lr_ratio": 0.01},
+        ),
+        "from_shards": _student(
+            {
+                "encoder": {"name": "mobilenet_v2", "width": 0.25},
+                "decoder": {"name": "densedepth", "widths": [8, 8, 8, 8], "extra_ups": 1},
+                "head": {"name": "sigmoid"},
+                **RANGE,
+            },
+            {"silog": {"weight": 1.0}},
+            data={
+                **{"name": "shards", "root": "data/shards", "depth_unit": 256, "workers": 0},
+                **{"window": 3, "val_shards": "s2.tar"},
+                "augment": {"rotate_p": 0.5, "flip_p": 0.5},
+            },
         ),
         "swin_relu": _student(
             {
@@ -340,6 +357,14 @@ def write_other_data(folder: Path) -> None:
         else:
             metres = np.asarray(Image.open(depth)).astype(np.float32) / 256
             np.save(_made(own / "depths" / "drive" / f"{index}.npy"), metres)
+    for shard in range(3):
+        members = sorted((folder / "data" / "folder" / "images").rglob("*.png"))[shard::3]
+        with tarfile.open(_made(folder / "data" / "shards" / f"s{shard}.tar"), "w") as archive:
+            for image in members:
+                index = int(image.stem)
+                depth = scenes / "gt_depth" / lines[index].split()[1]
+                archive.add(image, f"drive/{index}.png")
+                archive.add(depth, f"drive/{index}.depth.png")
     for split, rows in splits.items():
         (folder / "data" / "nyu" / f"nyu_{split}.txt").write_text("".join(rows))
     pictures = folder / "data" / "pictures"
