@@ -69,7 +69,10 @@ _FIELDS = {
 # The keys of this project's components whose values are paths, although their annotation doesn't
 # say so. (Users annotate such keys of their own components with `Path`.)
 _PATHS = {
-    ("data",): ("root", "images", "depths", "image_folder", "train_split", "val_split", "decoded"),
+    ("data",): (
+        *("root", "images", "depths", "image_folder", "train_split", "val_split", "decoded"),
+        "index",
+    ),
     ("network", "encoder"): ("pretrained",),
     ("load",): ("checkpoint",),
 }

@@ -34,7 +34,7 @@ OF_THE_PROGRAM |= {"run_device", "max_depth_m", "network", "device", "resize", "
 OF_THE_PROGRAM |= {"evaluation"}
 OF_THE_PROGRAM |= {"mixture", "members", "sets"}
 # Text parameters of data sets that are no paths; `maps` is teacher.maps.
-NO_PATHS = {"split", "maps", "on_error", "unmatched"}
+NO_PATHS = {"split", "maps", "on_error", "unmatched", "shards", "val_shards"}
 
 
 @pytest.mark.parametrize(("package", "name"), PARTS)

@@ -164,7 +164,7 @@ def test_patches_name_defect_version_and_existing_test():
     )
     for function in functions:
         told = re.search(
-            r"Without it: .+Seen in: DeepSpeed 0\.\d+\.\d+\.\n +Test: (\w+)\.",
+            r"Without (?:it|the patch): .+Seen\s+in:\s+DeepSpeed 0\.\d+\.\d+\.\s+Test:\s+(\w+)\.",
             function.__doc__,
             re.S,
         )

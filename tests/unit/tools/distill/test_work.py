@@ -117,7 +117,7 @@ def test_work_exports_for_most_images(made):
     """The exported file takes images of the most frequent size, and replaces an earlier one."""
     made.export()
     assert made.commands.ran[0][0] == "export"
-    assert made.commands.ran[0][-3:] == ["--size", "48x64", "--overwrite"]
+    assert made.commands.ran[0][-4:] == ["--size", "48x64", "--overwrite", "--confidence"]
 
 
 def test_work_drops_links_to_faulty_images(made):
