@@ -23,7 +23,7 @@ from tiekd.data.shards.scan import DEPTH_SUFFIXES, key_of
 from tiekd.data.shards.writing import write_shard
 from tiekd.data.stored import source_of
 from tiekd.errors import DataError, LaunchError, RecipeError
-from tiekd.files import cause_of
+from tiekd.files import cause_of, check_output
 from tiekd.training.settings import Recipe
 
 
@@ -124,12 +124,7 @@ def run(args: argparse.Namespace) -> None:
     recipe = Recipe(load_recipe(args.recipe, args.overrides))
     out = args.out
     read_folders.refuse("--out", out, (".tar",), recipe.data, recipe.dataset.maps)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LaunchError(
-            f"--out {out}: can't be made ({error.strerror}); give another folder"
-        ) from None
+    check_output("--out", out, None)
     present = sorted(out.glob("*.tar"))
     if present:
         raise LaunchError(f"--out {out}: holds {present[0].name} already; give another folder")
