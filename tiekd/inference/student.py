@@ -518,7 +518,10 @@ def as_pixels(image: str | PathLike | Image.Image | np.ndarray | Tensor) -> Tens
     # error below.
     if isinstance(image, np.ndarray):
         if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size:
-            return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+            # Copy an array that can't be written to, such as np.asarray of a Pillow image: PyTorch
+            # warns of it.
+            array = image if image.flags.writeable else image.copy()
+            return torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)
     elif (
         isinstance(image, Tensor)
         and image.dtype == torch.uint8

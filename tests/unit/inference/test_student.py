@@ -4,6 +4,8 @@ Every form of an image gives the same metres, every checkpoint its network, and 
 readouts.
 """
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -78,6 +80,16 @@ def test_student_image_forms_give_equal_depth(checkpoint, photo, tmp_path):
     assert batch.shape == (2, 37, 50)
     assert torch.allclose(batch[0], expected, rtol=1e-4)
     assert not torch.allclose(batch[0], batch[1], rtol=1e-2)
+
+
+def test_student_takes_read_only_array_without_warning(checkpoint, photo):
+    """An array that can't be written to, as numpy makes of a Pillow image, gives no warning."""
+    student = tiekd.load_student(checkpoint)
+    locked = np.asarray(Image.fromarray(photo))
+    assert not locked.flags.writeable
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(student(locked), student(photo))
 
 
 @pytest.mark.parametrize(
