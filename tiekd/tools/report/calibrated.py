@@ -25,8 +25,8 @@ class Calibrated(NamedTuple):
     Attributes:
         temperature: The fitted temperature.
         against: What it was fitted against.
-        band: Confidence is the probability that depth is within this share of the true depth; None
-            if the file doesn't say.
+        band: Confidence is the probability that the true depth is within this share of the
+            returned one; None if the file doesn't say.
         weights: The name of the weights file.
         iteration: The iteration of these weights; None if unknown.
         remarks: What has to be known of the figures.

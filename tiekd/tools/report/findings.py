@@ -35,6 +35,7 @@ def findings_of(content: Content, focal: float | None) -> Findings:
         ranges=result.ranges,
         mid_air=_mid_air(content),
         reliability=measured.reliability,
+        is_calibrated=content.records.temperature is not None,
         sigma_gain=math.nan if gain is None else gain,
         trained_abs_rel=math.nan if trained is None else trained.measured.result.metrics[_METRIC],
         teacher_flip=statistics.median(flips) if flips else None,

@@ -17,6 +17,7 @@ from tiekd.data.learned_from import Teacher
 from tiekd.data.trained_on import TrainedOn
 from tiekd.errors import UserError
 from tiekd.files import instead_of_file
+from tiekd.models import confidence
 from tiekd.models.weights import state_dicts
 from tiekd.tools import plot_log
 from tiekd.tools.plot_log import Run
@@ -64,6 +65,7 @@ class Records(NamedTuple):
         weights: The file of weights that the report is about.
         weights_digest: SHA-256 of that file.
         iteration: The iteration of the weights; None if they don't say.
+        temperature: The calibrated temperature that the weights hold; None without one.
         left_out: Why something is missing, one line each.
     """
 
@@ -78,6 +80,7 @@ class Records(NamedTuple):
     weights: Path
     weights_digest: str
     iteration: int | None
+    temperature: float | None
     left_out: list[str]
 
 
@@ -103,6 +106,7 @@ def read(work_dir: Path, weights: Path) -> Records:
     record = attempt("The record of the images", lambda: inputs.read(work_dir))
     if record is None and not left_out:
         left_out.append(f"The record of the images: the work dir has no {inputs.NAME}")
+    calibration = attempt("The temperature", lambda: confidence.read(weights))
     logs = attempt("Learning curves", lambda: plot_log.read_runs([work_dir]))
     return Records(
         [] if record is None else [_split(name, node) for name, node in record["splits"].items()],
@@ -116,6 +120,7 @@ def read(work_dir: Path, weights: Path) -> Records:
         weights,
         digest_of(weights),
         _iteration(weights),
+        None if calibration is None else calibration.temperature,
         left_out,
     )
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from tiekd import console
 from tiekd.config.teacher_node import TeacherList
 from tiekd.data.resize import Resize
 from tiekd.evaluation.range_errors import RangeFigures
@@ -59,7 +60,8 @@ class Findings:
         relative_bias: Mean of (prediction - target) / target over pixels.
         ranges: Errors by range of depth, nearest first.
         mid_air: Fraction of the pixels near depth edges that are in mid-air.
-        reliability: How large sigma is beside the errors.
+        reliability: How large sigma, before any temperature, is beside the errors.
+        is_calibrated: True if the weights hold a temperature.
         sigma_gain: How well sigma orders errors: 0 by chance, 1 perfectly; its lower bound.
         trained_abs_rel: abs_rel on training frames.
         student_flip: Change of the student's depth if the image is mirrored.
@@ -80,6 +82,7 @@ class Findings:
     ranges: Sequence[RangeFigures] = ()
     mid_air: float = math.nan
     reliability: Reliability | None = None
+    is_calibrated: bool = False
     sigma_gain: float = math.nan
     trained_abs_rel: float = math.nan
     student_flip: float | None = None
@@ -265,22 +268,30 @@ def poor_edges(found: Findings) -> Suggestion | None:
 
 
 def over_confident(found: Findings) -> Suggestion | None:
-    """Suggests another scale of sigma if it is too small or too large beside the errors."""
+    """Suggests a calibration of sigma if it is too small or too large beside the errors."""
+    # The temperature changes the sigma that is used, and `reliability` is without it.
+    if found.is_calibrated:
+        return None
     factor = math.nan if found.reliability is None else found.reliability.factor
-    sigma = float(found.head.get("sigma", 0.5)) if found.head.get("name") == "dpm" else None
+    sigma, mend = None, "Multiply sigma by this factor where it is used."
+    if found.head.get("name") == "dpm":
+        sigma = float(found.head.get("sigma", 0.5))
+        mend = (
+            f"Fit a temperature with {console.command('calibrate')} WORK_DIR: predictions and "
+            "files that are exported afterwards have calibrated sigma and confidence."
+        )
     if factor > _FACTOR:
         return Suggestion(
             f"Errors are {factor:.1f} times as large as the stated sigma: the student is "
             "over-confident.",
-            "Multiply sigma by this factor where it is used. A wider target in training makes the "
-            "distributions wider too.",
+            f"{mend} A wider target in training makes the distributions wider too.",
             () if sigma is None else (f"network.head.sigma={_rounded(1.5 * sigma)}",),
         )
     if factor < 1 / _FACTOR:
         return Suggestion(
             f"Errors are {factor:.2f} times as large as the stated sigma: the student is more "
             "cautious than it need be.",
-            "Multiply sigma by this factor where it is used.",
+            mend,
         )
     return None
 

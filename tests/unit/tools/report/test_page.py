@@ -162,13 +162,18 @@ def test_calibrated_confidence_is_shown_before_and_after(accurate):
     of_these = Calibrated(
         2.5, "ground truth", 0.1, "best_abs_rel.pth", 8, ["a <remark>"], figures, curves
     )
-    shown = "".join(confidence.confidence(replace(accurate, calibration=of_these)))
+    calibrated = replace(accurate, records=accurate.records._replace(temperature=2.5))
+    shown = "".join(confidence.confidence(replace(calibrated, calibration=of_these)))
     assert "<td>0.2500</td><td>0.0125</td>" in shown
     assert "temperature 2.5" in shown
     assert "a &lt;remark&gt;" in shown
-    assert "other weights" not in shown
+    assert "Calibrate again" not in shown
     stale = of_these._replace(iteration=4)
-    assert "other weights" in "".join(confidence.confidence(replace(accurate, calibration=stale)))
+    assert "other weights" in "".join(confidence.confidence(replace(calibrated, calibration=stale)))
+    # The figures are there, and the weights weren't written.
+    without = "".join(confidence.confidence(replace(accurate, calibration=of_these)))
+    assert "The weights don" in without
+    assert "hold this temperature" in without
 
 
 def test_is_report_knows_its_own(tmp_path, html):

@@ -3,9 +3,13 @@
 import hashlib
 
 import pytest
+import torch
 from support import reported_run
 
+from tiekd.models import confidence
+from tiekd.models.confidence import Calibration
 from tiekd.tools.report import records
+from tiekd.workdir import weights_file
 
 
 @pytest.fixture
@@ -29,8 +33,12 @@ def test_read_finds_everything(work_dir):
     assert (found.outcome.outcome, found.launch.world_size) == ("finished", 2)
     assert found.run.curve("loss", "iteration")[1][0] == 4.0
     assert found.weights_digest == hashlib.sha256(weights.read_bytes()).hexdigest()
-    assert found.iteration == 8
+    assert (found.iteration, found.temperature) == (8, None)
     assert found.left_out == []
+    content = torch.load(weights, weights_only=True)
+    record = Calibration(1.5, "ground truth")._asdict()
+    weights_file.write_with(weights, content, weights, **{confidence.KEY: record})
+    assert records.read(work_dir, weights).temperature == 1.5
 
 
 def test_read_leaves_out_what_is_damaged(work_dir):

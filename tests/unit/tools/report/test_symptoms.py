@@ -113,6 +113,18 @@ def test_planted_symptom_is_found_alone(name):
     assert found.advice
 
 
+@pytest.mark.parametrize("factor", [2.0, 0.5])
+def test_sigma_is_mended_by_calibration(factor):
+    """The program is named if the head can be calibrated, and nothing if the weights are."""
+    wrong = replace(HEALTHY, reliability=sigma(factor))
+    assert "bin/calibrate.py WORK_DIR" in symptoms.over_confident(wrong).advice
+    assert symptoms.over_confident(replace(wrong, is_calibrated=True)) is None
+    # The program refuses other heads.
+    other = RECIPE | {"network": recipes.STUDENT | {"head": {"name": "adabins"}}}
+    advice = symptoms.over_confident(replace(wrong, recipe=other)).advice
+    assert advice.startswith("Multiply sigma by this factor where it is used.")
+
+
 @pytest.mark.parametrize("name", [name for name, planted in PLANTED.items() if planted[1]])
 def test_suggested_options_are_options(name, tmp_path):
     """A recipe takes each suggested option, and the network can be built with it."""

@@ -49,8 +49,9 @@ def confidence(content: Content) -> list[Markup]:
             "p",
             f"From {sum(len(each.sigma) for each in found.measured.pixels)} pixels of "
             f"{len(found.measured.pixels)} frames, without flip averaging. Sigma is the half-width "
-            f"of the predicted distribution. The error is that against {found.target}. Intervals "
-            "are 95 % of a bootstrap over images, too narrow if many images show one place.",
+            "of the predicted distribution beyond that of its target in training, without a "
+            f"temperature. The error is that against {found.target}. Intervals are 95 % of a "
+            "bootstrap over images, too narrow if many images show one place.",
             class_="faint",
         ),
         tag("div", *drawn, class_="charts"),
@@ -75,6 +76,10 @@ def _calibrated(content: Content) -> list[Markup]:
     if found.weights != content.records.weights.name or is_stale:
         of = f"{found.weights} of iteration {found.iteration}"
         parts.append(tag("p", f"It is of other weights: {of}. Calibrate again.", class_="label"))
+    elif content.records.temperature != found.temperature:
+        # A calibration that was killed, or one with --out, has figures and no weights.
+        said = "The weights don't hold this temperature, so exported files don't use it."
+        parts.append(tag("p", f"{said} Calibrate again.", class_="label"))
     if found.remarks:
         parts.append(note("Of these figures", found.remarks))
     if found.curves[0][0] and found.curves[1][0]:
