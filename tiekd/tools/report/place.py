@@ -18,6 +18,7 @@ from tiekd.workdir import workdir
 
 EXPORTS = (".onnx", ".pt2")
 PLAN = "plan.yaml"
+_RUN = "run"  # the work dir beside a plan
 _EXPORT_FOLDERS = ("", "exports", "export")
 
 
@@ -77,11 +78,14 @@ def _is_export(path: Path) -> bool:
 
 
 def _only_run_in(folder: Path) -> Path:
-    """Returns the one work dir in a folder.
+    """Returns the one work dir in a folder, or that of its plan.
 
     Raises:
         LaunchError: There is none, or there are several.
     """
+    # Beside a plan there may be other runs, such as one that repeats it.
+    if (folder / PLAN).is_file() and _is_run(folder / _RUN):
+        return folder / _RUN
     runs = sorted(path for path in folder.iterdir() if path.is_dir() and _is_run(path))
     if len(runs) == 1:
         return runs[0]

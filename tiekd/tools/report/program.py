@@ -141,6 +141,7 @@ def collect(
         content.records.launch,
         overrides,
         content.validation is not None,
+        content.records.temperature is not None,
         {each.name: each.options for each in content.timings},
     )
     return content

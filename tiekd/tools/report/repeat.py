@@ -1,4 +1,4 @@
-"""Spells the commands that repeat a run, its evaluation, its exports and its report.
+"""Spells the commands that repeat a run, its evaluation, calibration, exports and report.
 
 They start at the folder in which the run was started, since a recipe's relative paths begin there.
 Left out: the commands that made the data set or a teacher's cached maps, which the run's records
@@ -25,6 +25,7 @@ def commands(
     launch: LaunchRecord | None,
     overrides: Sequence[str],
     evaluates: bool,
+    is_calibrated: bool,
     options: Mapping[str, Sequence[str]],
 ) -> list[tuple[str, str]]:
     """Returns (what a command does, the command) of all commands, in the order to type them.
@@ -35,6 +36,7 @@ def commands(
         launch: How the run was started; None if unknown.
         overrides: The report's --set options.
         evaluates: False if there are no validation frames.
+        is_calibrated: True if the weights hold a temperature.
         options: The options of bin/export.py with which each exported file was made, by its name,
             as far as the file says them.
     """
@@ -52,6 +54,8 @@ def commands(
     if evaluates:
         evaluated = [recipe, work_dir, *set_options]
         found.append(("evaluate the best weights", _own("evaluate", evaluated)))
+    if is_calibrated:
+        found.append(("calibrate the confidence", _own("calibrate", [work_dir])))
     for path in place.exports:
         again = path.with_name(f"again_{path.name}")
         exported = [recipe, work_dir, "--out", again, *options.get(path.name, ())]

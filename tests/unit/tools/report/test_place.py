@@ -37,6 +37,9 @@ def test_find_takes_folder_of_one_run(tmp_path):
     assert found.work_dir == work_dir
     assert found.exports == [tmp_path / "student.onnx"]
     assert found.plan == tmp_path / "plan.yaml"
+    # The run may have been repeated beside it.
+    run_in(tmp_path / "run_again")
+    assert place.find(tmp_path, [], False) == found
     # The work dir itself finds the files beside it by the plan, and not without one.
     inner = place.find(work_dir, [], False)
     assert (inner.exports, inner.plan) == (found.exports, found.plan)

@@ -20,11 +20,13 @@ def where(tmp_path):
     return Place(work_dir, work_dir, exports, None)
 
 
-def commands(where, ranks=2, evaluates=True):
+def commands(where, ranks=2, evaluates=True, is_calibrated=False):
     launch = LaunchRecord("r.yaml", "deepspeed", ranks, ranks, None, 1, "/data/of the run")
     options = {"a.onnx": ("--size", "64x96")}
     recipe = where.work_dir / "config.yaml"
-    found = repeat.commands(where, recipe, launch, ["data.root=x y"], evaluates, options)
+    found = repeat.commands(
+        where, recipe, launch, ["data.root=x y"], evaluates, is_calibrated, options
+    )
     return [shlex.split(command) for _, command in found]
 
 
@@ -49,6 +51,7 @@ def test_commands_in_a_checkout(where):
         *("--export", str(where.exports[1])),
     ]
     assert commands(where, ranks=1)[1][0] == f"{root}/bin/train.py"
+    assert commands(where, is_calibrated=True)[3] == [f"{root}/bin/calibrate.py", work_dir]
     assert [words for words in commands(where, evaluates=False) if "evaluate" in words[0]] == []
 
 
