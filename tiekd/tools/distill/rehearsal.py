@@ -217,7 +217,7 @@ def estimates(
 
 
 def _of_training(work: Work, ended: dict[str, Ended], growth: float) -> list[Estimate]:
-    """Returns the estimates of training, evaluation and export.
+    """Returns the estimates of the training and of the stages after it.
 
     Args:
         work: The stages that have run on the sample.
@@ -240,7 +240,9 @@ def _of_training(work: Work, ended: dict[str, Ended], growth: float) -> list[Est
     return [
         Estimate("train", seconds, peak, disk, basis),
         Estimate("evaluate", evaluations_s / 10 + 10, peak, 1e6, "an evaluation in a dry run"),
+        Estimate("calibrate", evaluations_s / 10 + 10, peak, 1e6, "as an evaluation"),
         Estimate("export", None, None, None, "not measured; about a minute"),
+        Estimate("report", evaluations_s / 10 + 30, peak, 1e6, "as an evaluation, and timing"),
     ]
 
 

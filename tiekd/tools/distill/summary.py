@@ -1,12 +1,14 @@
 """The lines with which a distillation ends: what it has made, and how good that is."""
 
 import json
+import math
 import shlex
 from pathlib import Path
 
 from tiekd import console
 from tiekd.tools.distill import recipes
 from tiekd.tools.distill.plan import Plan
+from tiekd.tools.report import calibrated
 
 _FIGURES = ("abs_rel", "rmse", "a1")
 
@@ -26,9 +28,11 @@ def lines(plan: Plan, out: Path) -> list[str]:
         path = out / name
         if path.exists():
             told.append(f"  {name}: {words}: {figures(path)}")
+    told.append(_confidence(out))
+    robot = "for the robot: image in, depth, confidence and sigma out"
     for pattern, words in (
-        ("student.onnx", "for the robot: image in, metres out"),
-        ("student.pt2", "for the robot: image in, metres out"),
+        ("student.onnx", robot),
+        ("student.pt2", robot),
         (f"{recipes.RUN}/best_*.pth", "its weights"),
         (recipes.STUDENT, "the recipe, to be edited and run by hand"),
         ("plan.yaml", "every choice, and what was measured for it"),
@@ -40,6 +44,22 @@ def lines(plan: Plan, out: Path) -> list[str]:
     told.append(f"By hand: OMP_NUM_THREADS={plan.rank_threads} {_launched(train, plan.ranks)}")
     told.append(f"Try it: {console.command('predict')} {shlex.join([recipe, run])} IMAGE --out DIR")
     return told
+
+
+def _confidence(out: Path) -> str:
+    """Returns the line on the calibrated confidence, with what it was calibrated against.
+
+    Args:
+        out: The folder of the distillation.
+    """
+    found = calibrated.read(out / recipes.RUN)
+    if found is None:
+        return "  confidence: not calibrated, temperature 1"
+    before, after = found.figures.get("calibration_error", (math.nan, math.nan))
+    return (
+        f"  {recipes.RUN}/{calibrated.NAME}: confidence, temperature {found.temperature:.4g}: "
+        f"calibration error {before:.4f} before, {after:.4f} after (against {found.against})"
+    )
 
 
 def _launched(command: str, ranks: int) -> str:

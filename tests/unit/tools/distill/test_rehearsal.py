@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tiekd.tools.distill import plan as plans
-from tiekd.tools.distill import rehearsal
+from tiekd.tools.distill import options, rehearsal
 from tiekd.tools.distill.commands import Ended
 from tiekd.tools.distill.images import Found
 from tiekd.tools.distill.work import Work
@@ -65,10 +65,8 @@ def test_rehearsal_takes_hours_as_given(work):
 def test_rehearsal_table_says_what_is_unknown(work):
     """Unknown figures are question marks; the table says that all are estimates."""
     lines = rehearsal.table(rehearsal.estimates(work, TOOK, ENDED, 111, 0))
-    assert [line.split()[0] for line in lines[1:-1]] == [
-        *("data", "audit", "cache", "student", "train", "evaluate", "export"),
-    ]
-    assert lines[-2].split()[:4] == ["export", "?", "?", "?"]
+    assert [line.split()[0] for line in lines[1:-1]] == list(options.STAGES)
+    assert lines[-3].split()[:4] == ["export", "?", "?", "?"]
     assert "every figure is an estimate" in lines[-1]
 
 

@@ -20,3 +20,15 @@ def test_summary_labels_agreement(tmp_path):
     assert "recipe.yaml" in text
     assert "student.onnx" not in text
     assert "OMP_NUM_THREADS=2" in text
+
+
+def test_summary_says_how_confidence_is_calibrated(tmp_path):
+    """The temperature stands with the calibration error before and after, or that there is none."""
+    plan = plans.new({"images": "/x", "teacher": {}, "epochs": 1}, threads=2)
+    assert "confidence: not calibrated, temperature 1" in "\n".join(summary.lines(plan, tmp_path))
+    errors = [{"calibration_error": value} for value in (0.25, 0.0625)]
+    node = {"temperature": 1.5, "against": "the teacher", "before": errors[0], "after": errors[1]}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "confidence.json").write_text(json.dumps(node))
+    told = "temperature 1.5: calibration error 0.2500 before, 0.0625 after (against the teacher)"
+    assert told in "\n".join(summary.lines(plan, tmp_path))
