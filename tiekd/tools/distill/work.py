@@ -9,11 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tiekd import console
-from tiekd.config import shipped
 from tiekd.config.recipe import load_recipe
 from tiekd.console import Progress
 from tiekd.data.resize import of_node
-from tiekd.errors import DataError, LaunchError
+from tiekd.errors import CheckpointError, DataError, LaunchError
 from tiekd.files import replace_text
 from tiekd.inference.export import export
 from tiekd.tools.distill import family, images, latency, recipes, teacher
@@ -22,11 +21,13 @@ from tiekd.tools.distill.commands import Commands
 from tiekd.tools.distill.plan import Plan
 from tiekd.tools.distill.stages import Stage
 from tiekd.tools.experiment.launch import told_seconds
-from tiekd.workdir import workdir
+from tiekd.tools.report import calibrated
+from tiekd.workdir import checkpoints, workdir
 
 CHECK, AUDIT, EVALUATION, STUDENT_DATA = "check", "audit", "evaluation", "images.json"
 CALIBRATE, REPORT = "calibrate", "report.html"
 FOUND = 1  # the exit code of a check or an audit that found something
+_MISTAKE = 2  # the exit code of a program that can't use what it is given
 FEWEST = 12  # images, below which a teacher can't be audited
 _BATCH = 16
 _HELD_OUT = 0.1  # the share of images that are held out for evaluation
@@ -66,11 +67,11 @@ class Work:
         self.tell = tell
 
     def stages(self) -> list[Stage]:
-        """Returns the stages in their order; those of programs that tiekd hasn't are left out."""
+        """Returns the stages in their order."""
         out = self.out
         outcome = out / recipes.RUN / workdir.OUTCOME
         trained = self._outcome_key
-        every = [
+        return [
             Stage("data", self.data, self._data_key, "images or plan", [out / images.IMAGES]),
             Stage("audit", self.audit, self._teacher_key, recipes.TEACHER),
             Stage("cache", self.cache, self._teacher_key, recipes.TEACHER),
@@ -78,23 +79,15 @@ class Work:
             Stage("train", self.train, self._recipe_key, recipes.STUDENT, [outcome]),
             Stage("evaluate", self.evaluate, trained, "run", [out / f"{EVALUATION}.json"]),
             Stage(CALIBRATE, self.calibrate, trained, "run"),
-            Stage("export", self.export, trained, "run", [self.exported]),
-            Stage("report", self.report, trained, "run", [out / REPORT]),
+            Stage("export", self.export, self._weights_key, "weights", [self.exported]),
+            Stage("report", self.report, self._figures_key, "weights", [out / REPORT]),
         ]
-        needed = {CALIBRATE: CALIBRATE, "report": "report"}
-        there = shipped.programs()
-        return [each for each in every if needed.get(each.name, "train") in there]
 
     @property
     def exported(self) -> Path:
         """The exported file: ONNX, or torch.export's if the packages for ONNX aren't there."""
         is_onnx = latency.runtime(self.plan.latency_on) == "onnx"
         return self.out / ("student.onnx" if is_onnx else "student.pt2")
-
-    @property
-    def gives_confidence(self) -> bool:
-        """True if tiekd has the program that calibrates confidence, which is exported then."""
-        return CALIBRATE in shipped.programs()
 
     def data(self) -> None:
         """Links the images, extracts frames of videos, checks all, and chooses the resolution."""
@@ -257,18 +250,20 @@ class Work:
         self._run("evaluate", [recipe, run, *against])
 
     def calibrate(self) -> None:
-        """Calibrates the confidence of the best weights."""
-        self._run(CALIBRATE, [str(self.out / recipes.RUN)])
+        """Calibrates the confidence of the best weights, if the held-out images allow it."""
+        code = self._run(CALIBRATE, [str(self.out / recipes.RUN)], (_MISTAKE,))
+        if code == _MISTAKE:
+            # One held-out image, or a student that has learned little, is no reason not to export.
+            self.tell("WARNING: the confidence isn't calibrated, as said above; depth is the same")
 
     def export(self) -> None:
         """Exports the best weights for images of the most common size.
 
-        The file gives confidence, too, if it has been calibrated.
+        The file gives confidence, too, with the temperature that the weights hold.
         """
         size = "x".join(map(str, self.plan.image_size))
         arguments = [str(self.out / recipes.STUDENT), str(self.out / recipes.RUN)]
-        arguments += ["--out", str(self.exported), "--size", size, "--overwrite"]
-        arguments += ["--confidence"] if self.gives_confidence else []
+        arguments += ["--out", str(self.exported), "--size", size, "--overwrite", "--confidence"]
         self._run("export", arguments)
 
     def report(self) -> None:
@@ -349,7 +344,7 @@ class Work:
             settings = export.Settings(
                 tuple(plan.image_size),
                 kind,
-                confidence=self.gives_confidence,
+                confidence=True,
                 resize=of_node(node["data"]["resize"]),
             )
             found = latency.of_network(
@@ -440,6 +435,17 @@ class Work:
 
     def _outcome_key(self) -> str:
         return _digest(self.out / recipes.RUN / workdir.OUTCOME)
+
+    def _weights_key(self) -> str:
+        """Returns the digest of the best weights, which hold the temperature, too."""
+        try:
+            return _digest(checkpoints.find_weights(self.out / recipes.RUN))
+        except CheckpointError:
+            return "missing"
+
+    def _figures_key(self) -> str:
+        figures = _digest(self.out / recipes.RUN / calibrated.NAME)
+        return f"{self._outcome_key()} {self._weights_key()} {figures}"
 
 
 def batch_size(num_images: int, ranks: int) -> int:

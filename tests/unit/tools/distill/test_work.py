@@ -4,10 +4,9 @@ import json
 
 import pytest
 
-from tiekd.config import shipped
 from tiekd.errors import DataError, LaunchError
 from tiekd.tools.distill import plan as plans
-from tiekd.tools.distill import work
+from tiekd.tools.distill import options, work
 from tiekd.tools.distill.commands import Ended
 from tiekd.tools.distill.work import Stopped, Work
 
@@ -72,13 +71,36 @@ def test_work_reads_dry_run():
     assert work.told_iteration("LaunchError: no") is None
 
 
-def test_work_leaves_out_stages_without_program(made, monkeypatch):
-    """A stage whose program tiekd hasn't isn't listed."""
-    there = dict.fromkeys([*shipped.programs(), "report"], "")
-    there.pop("calibrate", None)
-    monkeypatch.setattr(shipped, "programs", lambda: there)
-    names = [stage.name for stage in made.stages()]
-    assert names == ["data", "audit", "cache", "student", "train", "evaluate", "export", "report"]
+def test_work_stages_are_those_of_until(made):
+    """The stages are those that --until takes, in their order."""
+    assert [stage.name for stage in made.stages()] == list(options.STAGES)
+
+
+def test_work_exports_calibrated_weights_again(made):
+    """A temperature that the weights get changes what export and report read, nothing earlier."""
+    weights = made.out / "run" / "best_abs_rel.pth"
+    weights.parent.mkdir()
+    keys = []
+    for content in (b"plain", b"with a temperature"):
+        weights.write_bytes(content)
+        keys.append({stage.name: stage.reads() for stage in made.stages()[4:]})
+    changed = [name for name in keys[0] if keys[0][name] != keys[1][name]]
+    assert changed == ["export", "report"]
+    (weights.parent / "confidence.json").write_text("{}")
+    assert made.stages()[-1].reads() != keys[1]["report"]
+
+
+def test_work_exports_without_calibration(made):
+    """What can't be calibrated is told and exported all the same; a failure ends the command."""
+    made.commands.code = 2
+    made.calibrate()
+    assert made.told[-1].startswith("WARNING: the confidence isn't calibrated")
+    made.commands.code = 0
+    made.calibrate()
+    assert len(made.told) == 1
+    made.commands.code = 3
+    with pytest.raises(Stopped):
+        made.calibrate()
 
 
 def test_work_audit_stops(made):
