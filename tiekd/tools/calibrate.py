@@ -27,6 +27,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset, Subset
 
@@ -385,10 +386,11 @@ def _halves(frames: Dataset) -> tuple[Halves, Dataset, Dataset]:
 
 
 def _only(frames: Dataset, names: list[str], chosen: Collection[str]) -> Dataset:
+    indices = [index for index, name in enumerate(names) if name in chosen]
     if not isinstance(frames, Frames):
-        return Subset(frames, [index for index, name in enumerate(names) if name in chosen])
+        return Subset(frames, indices)
     part = copy(frames)
-    part.frames = [frame for frame in frames.frames if frame.name in chosen]
+    part.frames = frames.frames.take(np.array(indices))
     return part
 
 

@@ -13,6 +13,8 @@ from support import recipes
 from torch import nn
 
 import tiekd
+from tiekd.config.recipe import load_recipe
+from tiekd.data.build import build_dataset
 from tiekd.data.datasets.scenes import FIRST_HELD_OUT_INDEX, render, write_kitti_layout
 from tiekd.data.resize import OWN_SIZE
 from tiekd.data.trained_on import Overlap
@@ -22,6 +24,7 @@ from tiekd.models.heads.dpm import Dpm, DpmOptions
 from tiekd.models.load import Trained
 from tiekd.models.network import Network
 from tiekd.tools import calibrate
+from tiekd.training.settings import Recipe
 from tiekd.workdir import checkpoints, manifest, weights_file, workdir
 from tiekd.workdir.launch_record import LaunchRecord
 
@@ -258,6 +261,16 @@ def test_calibrate_against_teacher_says_so(run, root, tmp_path):
     assert found["against"] == "the teacher"
     assert "agreement with the teacher, not accuracy" in found["remarks"]
     assert tiekd.load_student(run).calibration.against == "the teacher"
+
+
+def test_calibrate_halves_are_data_sets(run):
+    """Each half has the sizes and cameras of its own frames, which teachers may need."""
+    frames = build_dataset(Recipe(load_recipe(run / "config.yaml")).dataset, "val")
+    halves, *parts = calibrate._halves(frames)
+    for names, part in zip((halves.fitted, halves.reported), parts, strict=True):
+        assert {frame.name for frame in part.frames} == names
+        assert part.image_sizes() == [SIZE] * len(names)
+        assert len(part.frames.cameras.codes) == len(names)
 
 
 @pytest.mark.parametrize(
