@@ -193,14 +193,16 @@ def linked(out: Path) -> dict[str, list]:
 
 
 def drop_maps(maps: Path, before: Mapping[str, list], now: Mapping[str, list]) -> None:
-    """Removes the cached maps of images that have another file now than when they were checked.
+    """Removes the cached maps of images that are gone, or have another file than when checked.
+
+    The map of an image that is gone would be kept for another image that gets its name later.
 
     Args:
         maps: The folder of the maps, or of the folders of several teachers' maps.
         before: The images of the earlier check, as `linked` returns them.
         now: The images now.
     """
-    changed = {joined_name(name) for name, file in before.items() if now.get(name, file) != file}
+    changed = {joined_name(name) for name, file in before.items() if now.get(name) != file}
     for path in maps.rglob("*.png") if changed else ():
         if path.name in changed:
             path.unlink()

@@ -93,6 +93,9 @@ def test_images_that_were_replaced_lose_their_maps(folder, tmp_path):
     write(folder / "a/1.jpg", (64, 48))
     images.drop_maps(tmp_path / "maps", before, images.linked(tmp_path))
     assert [path.name for path in (tmp_path / "maps").rglob("*.png")] == ["a_2.png"]
+    # One that is gone may come back as another.
+    images.drop_maps(tmp_path / "maps", {"a/2.jpg": ["x", 1]}, {})
+    assert list((tmp_path / "maps").rglob("*.png")) == []
 
 
 def test_images_of_video_at_rate(tmp_path):
