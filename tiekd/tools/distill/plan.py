@@ -150,17 +150,19 @@ def threads_of_rank(ranks: int) -> int:
     return max(1, len(os.sched_getaffinity(0)) // ranks)
 
 
-def update_open(plan: Plan, asked: Mapping) -> None:
+def update_open(plan: Plan, asked: Mapping, has_begun: bool) -> None:
     """Takes over from a command line what no choice follows from yet.
 
     A budget that can't be met, or a finding of the audit, stops a call. The answer to it is given
-    with the next call, and must not contradict the plan.
+    with the next call, and must not contradict the plan. Once the training has begun, the audit is
+    over: another plan would be refused with every later call.
 
     Args:
         plan: The plan, which is changed.
         asked: The result of `given` for the command line.
+        has_begun: True once the training has begun.
     """
-    keys = ["audit"]
+    keys = [] if has_begun else ["audit"]
     if plan.student is None:
         keys += ["max_latency_ms", "latency_on", "latency_threads", "student"]
     if plan.epochs is None and plan.iterations is None:
@@ -184,7 +186,7 @@ def agree(plan: Plan, asked: Mapping, out: Path) -> None:
         kept = getattr(plan, key)
         if value != kept:
             name = next((option for option, of in _KEYS.items() if of == key), key)
-            named = {"images": "IMAGES", "ranks": "--num_gpus"}
+            named = {"images": "IMAGES", "ranks": "--num_gpus", "audit": "--accept-audit"}
             option = named.get(key, f"--{name.replace('_', '-')}")
             raise LaunchError(
                 f"{option}: got {_short(value)}, but {out / FILE} says {key}: {_short(kept)}; give "

@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     if kept is None:
         kept = plan.new(asked, plan.threads_of_rank(asked.get("ranks", 1)))
         _check_inputs(kept, out)
-    plan.update_open(kept, asked)
+    plan.update_open(kept, asked, has_begun=stages.Records(out).begun is not None)
     plan.agree(kept, asked, out)
     if args.dry_run:
         return rehearsal.run(kept, out, args.launcher, _tell)
@@ -98,10 +98,14 @@ def _check_out(out: Path) -> None:
     Raises:
         LaunchError: It holds something else.
     """
-    ours = (plan.FILE, workdir.LOCK)
-    names = [path.name for path in out.iterdir()] if out.is_dir() else []
-    if names and not set(names) & set(ours):
-        raise LaunchError(f"--out {out}: holds {min(names)}, but no {plan.FILE}; give a new folder")
+    names = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if plan.FILE in names:
+        return
+    # A call that was killed before its plan was written has left the lock, or a part of the plan.
+    # A lock alone says nothing: the work dir of a training has one, too.
+    other = sorted(name for name in names if name != workdir.LOCK and plan.FILE not in name)
+    if other:
+        raise LaunchError(f"--out {out}: holds {other[0]}, but no {plan.FILE}; give a new folder")
 
 
 def _check_inputs(new: plan.Plan, out: Path) -> None:

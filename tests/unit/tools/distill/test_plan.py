@@ -82,13 +82,13 @@ def test_plan_takes_over_what_is_open(tmp_path):
     asked = {"images": "/rides", "teacher": ASKED["teacher"], "hours": 0.1, "max_latency_ms": 1.0}
     plan = plans.new(asked, threads=1)
     again = asked | {"hours": 3.0, "max_latency_ms": 20.0, "audit": False}
-    plans.update_open(plan, again)
+    plans.update_open(plan, again, has_begun=False)
     plans.agree(plan, again, tmp_path)
     assert (plan.hours, plan.max_latency_ms, plan.audit) == (3.0, 20.0, False)
     # Once they are chosen, they are kept.
     plan.student, plan.iterations = "lite1", 500
     for change in ({"hours": 4.0}, {"max_latency_ms": 30.0}):
-        plans.update_open(plan, again | change)
+        plans.update_open(plan, again | change, has_begun=False)
         with pytest.raises(LaunchError, match="says"):
             plans.agree(plan, again | change, tmp_path)
 

@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from tiekd.errors import DataError, LaunchError, TeacherError
-from tiekd.tools.distill import options, program
+from tiekd.tools.distill import options, program, stages
 from tiekd.tools.distill import plan as plans
 from tiekd.tools.distill.commands import Commands
 from tiekd.tools.distill.work import Stopped
@@ -51,6 +51,29 @@ def test_program_accepts_audit_afterwards(call):
     assert call(epochs=3).audit
     assert not call(epochs=3, accept_audit=True).audit
     assert not call(epochs=3).audit
+
+
+def test_program_keeps_audit_of_training(call, tmp_path):
+    """Once the training has begun, --accept-audit is refused, and later calls go on without it."""
+    call(epochs=3)
+    records = stages.Records(tmp_path / "out")
+    records.begin("train", "key")
+    with pytest.raises(LaunchError, match="--accept-audit: got False, but .* says audit: True"):
+        call(epochs=3, accept_audit=True)
+    assert call(epochs=3).audit
+
+
+def test_program_refuses_work_dir(call, tmp_path):
+    """A folder with a lock is no folder of ours unless nothing else is there."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / workdir.LOCK).touch()
+    (out / "config.yaml").touch()
+    with pytest.raises(LaunchError, match=r"--out .*: holds config.yaml, but no plan.yaml"):
+        call(epochs=3)
+    (out / "config.yaml").unlink()
+    (out / ".1.plan.yaml.partial").touch()
+    assert call(epochs=3).epochs == 3
 
 
 def test_program_refuses_foreign_folder(call, tmp_path):
