@@ -129,13 +129,16 @@ def _write(path: Path, content: dict, times_ns: tuple[int, int] | None = None) -
         partial.unlink(missing_ok=True)
 
 
-def set_aside(path: Path) -> None:
+def set_aside(path: Path) -> Path:
     """Renames a file or folder from `NAME` to `abandoned_NAME`, so that no code uses it any more.
 
     If that name exists, the new name is `abandoned2_NAME`, and so on. Rank 0 only.
 
     Args:
         path: The file or folder.
+
+    Returns:
+        The new path.
     """
     aside = path.with_name(f"abandoned_{path.name}")
     count = 1
@@ -143,6 +146,7 @@ def set_aside(path: Path) -> None:
         count += 1
         aside = path.with_name(f"abandoned{count}_{path.name}")
     os.rename(path, aside)
+    return aside
 
 
 def made_at(weights: Path) -> int:

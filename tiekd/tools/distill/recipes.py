@@ -113,8 +113,18 @@ def write(recipe: dict, path: Path, purpose: str) -> None:
         path: Its file.
         purpose: Its first line, a comment.
     """
-    text = f"# {purpose}\n# Written by `distill` from plan.yaml.\n"
-    replace_text(path, text + recipe_yaml.dump(recipe, width=_LINE))
+    replace_text(path, text_of(recipe, purpose))
+
+
+def text_of(recipe: dict, purpose: str) -> str:
+    """Returns the content of a recipe's file.
+
+    Args:
+        recipe: The recipe.
+        purpose: The first line, a comment.
+    """
+    head = f"# {purpose}\n# Written by `distill` from plan.yaml.\n"
+    return head + recipe_yaml.dump(recipe, width=_LINE)
 
 
 def _maps_of(node, folder: Path) -> dict:

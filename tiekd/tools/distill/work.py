@@ -22,7 +22,7 @@ from tiekd.tools.distill.plan import Plan
 from tiekd.tools.distill.stages import Stage
 from tiekd.tools.experiment.launch import told_seconds
 from tiekd.tools.report import calibrated
-from tiekd.workdir import checkpoints, workdir
+from tiekd.workdir import checkpoints, weights_file, workdir
 
 CHECK, AUDIT, EVALUATION, STUDENT_DATA = "check", "audit", "evaluation", "images.json"
 CALIBRATE, REPORT = "calibrate", "report.html"
@@ -192,8 +192,14 @@ class Work:
             plan.iterations = iterations_in(plan.hours, seconds, found["seconds_of_evaluations"])
         plans.write(plan, self.out)
         self.tell(f"student: {plan.student}, {_length(plan)}")
-        path = self.out / recipes.STUDENT
-        recipes.write(recipes.student_recipe(plan, self.out), path, "The student.")
+        path, recipe = self.out / recipes.STUDENT, recipes.student_recipe(plan, self.out)
+        purpose = "The student."
+        # The user may have edited the recipe of an earlier plan.
+        text = recipes.text_of(recipe, purpose).encode(errors="surrogateescape")
+        if path.exists() and path.read_bytes() != text:
+            aside = weights_file.set_aside(path)
+            self.tell(f"{path}: is written anew; the one that was there is {aside.name} now")
+        recipes.write(recipe, path, purpose)
 
     def measure(self) -> dict:
         """Measures an iteration by a dry run of the training, and puts the figures into the plan.

@@ -114,6 +114,20 @@ def test_work_audit_stops(made):
     assert made.commands.ran[-1][-2:] == ["--frames", "20"]
 
 
+def test_work_keeps_edited_recipe(made):
+    """A recipe that was edited isn't lost when another plan writes it anew."""
+    made.plan.size, made.plan.batch_size, made.plan.resize_mode = [64, 96], 4, "stretch"
+    recipe = made.out / "recipe.yaml"
+    made.student()
+    made.student()
+    assert list(made.out.glob("abandoned*")) == []
+    recipe.write_text("edited: true")
+    made.student()
+    assert (made.out / "abandoned_recipe.yaml").read_text() == "edited: true"
+    assert "abandoned_recipe.yaml" in made.told[-1]
+    assert "edited: true" not in recipe.read_text()
+
+
 def test_work_fails_with_code_of_program(made):
     """A program that fails ends the command with its code, and says how to continue."""
     made.commands.code = 2
