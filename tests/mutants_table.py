@@ -3859,7 +3859,7 @@ if passed_over:
         "distill_trains_on_after_changes",
         "tiekd.tools.distill.stages",
         "run",
-        "has_begun and not same",
+        "has_begun and records.last_key(stage.name) != key",
         "False",
         ("tests/unit/tools/distill/test_stages.py",),
     ),

@@ -69,10 +69,18 @@ class Records:
         record = self.kept.get(name, {})
         return record.get("key") if record.get("finished") else None
 
+    def last_key(self, name: str) -> str | None:
+        """Returns the key with which a stage has begun, or finished; None before.
+
+        Args:
+            name: The stage.
+        """
+        return self.kept.get(name, {}).get("key")
+
     @property
     def begun(self) -> str | None:
         """The key with which the training has begun; None before."""
-        return self.kept.get(TRAIN, {}).get("key")
+        return self.last_key(TRAIN)
 
     def seconds(self, name: str) -> float:
         """Returns how long a stage has taken, all its attempts together.
@@ -139,8 +147,9 @@ def run(
         kept = records.key(stage.name)
         # A training that has begun is resumed, but only with all that it began with.
         has_begun = records.begun is not None and stage.name in _until_training(stages)
-        same = kept == key or (stage.name == TRAIN and records.begun == key)
-        if has_begun and not same:
+        # A stage that has lost its output, and was killed while it made that again, has no record
+        # of its end either.
+        if has_begun and records.last_key(stage.name) != key:
             raise LaunchError(
                 f"{records.path.parent}: {stage.inputs} changed since the training began; put that "
                 "back, or give another --out"

@@ -110,6 +110,17 @@ def test_stages_make_lost_output_again(trial):
     assert any("export is gone" in line for line in trial.told)
 
 
+def test_stages_killed_while_making_lost_output(trial):
+    """A kill while lost output is made again isn't taken for a change since the training began."""
+    trial.go()
+    (trial.folder / "data").unlink()
+    trial.fails = "data"
+    with pytest.raises(RuntimeError):
+        trial.go()
+    trial.fails = ""
+    assert trial.go() == ["data"]
+
+
 def test_stages_may_complete_what_they_read(trial):
     """A stage that changes what it reads itself, as the plan, isn't run again for that."""
     call = trial.call
