@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tiekd.tools.distill import plan as plans
 from tiekd.tools.distill import options, rehearsal
+from tiekd.tools.distill import plan as plans
 from tiekd.tools.distill.commands import Ended
 from tiekd.tools.distill.images import Found
 from tiekd.tools.distill.work import Work

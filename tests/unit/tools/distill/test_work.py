@@ -5,8 +5,8 @@ import json
 import pytest
 
 from tiekd.errors import DataError, LaunchError
-from tiekd.tools.distill import plan as plans
 from tiekd.tools.distill import options, work
+from tiekd.tools.distill import plan as plans
 from tiekd.tools.distill.commands import Ended
 from tiekd.tools.distill.work import Stopped, Work
 
