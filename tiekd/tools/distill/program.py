@@ -65,11 +65,11 @@ def run(args: argparse.Namespace) -> int:
     work = Work(kept, out, commands, _tell)
     try:
         stages.run(work.stages(), stages.Records(out), _tell, args.until)
+        if args.until in (None, options.STAGES[-1]):
+            _tell("\n".join(summary.lines(kept, out)))
     except Stopped as stopped:
         _tell(str(stopped))
         return STOPPED_CODE if commands.asked else stopped.code
-    if args.until in (None, options.STAGES[-1]):
-        _tell("\n".join(summary.lines(kept, out)))
     return 0
 
 

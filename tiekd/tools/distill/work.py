@@ -37,8 +37,11 @@ _AUDITED = 32
 _FEWEST_AUDITED = 8
 
 
-class Stopped(Exception):
+class Stopped(BaseException):
     """Raised when a stage ends without being finished; the text says why.
+
+    A signal raises it anywhere, also in code of others that takes every Exception for a failure of
+    its own, as torch's ONNX exporter does, which then tries another way.
 
     Args:
         reason: The text.
