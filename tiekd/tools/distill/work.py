@@ -426,6 +426,7 @@ class Work:
         return json.dumps(
             [
                 *parts,
+                plan.depth_unit,
                 plan.intrinsics,
                 plan.resize_mode,
                 plan.audit,

@@ -103,6 +103,15 @@ def test_work_exports_without_calibration(made):
         made.calibrate()
 
 
+def test_work_reads_data_by_unit_of_depth(made, monkeypatch):
+    """A unit that is edited in the plan reaches the recipe of the audit, too."""
+    monkeypatch.setattr(work.images, "find", lambda *_: work.images.Found())
+    before = made._data_key()
+    assert made._data_key() == before
+    made.plan.depth_unit = 256.0
+    assert made._data_key() != before
+
+
 def test_work_audit_stops(made):
     """A finding of the audit stops the command with code 1, unless it is accepted."""
     made.commands.code = work.FOUND
