@@ -27,6 +27,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset, Subset
 
@@ -357,7 +358,7 @@ def _remarks(weights: Path, frames: Dataset, on_trained: bool) -> list[str]:
         frames: the validation frames.
         on_trained: the option --on-trained.
     """
-    seen = trained_on.overlap(trained_on.read(weights), trained_on.hashes_of(frames))
+    seen = trained_on.overlap_of(trained_on.read(weights), frames)
     if seen is not None and seen.is_whole and not on_trained:
         raise DataError(
             f"{weights} was trained on all {seen.frames} validation frames, so that its confidence "
@@ -388,7 +389,8 @@ def _only(frames: Dataset, names: list[str], chosen: Collection[str]) -> Dataset
     if not isinstance(frames, Frames):
         return Subset(frames, [index for index, name in enumerate(names) if name in chosen])
     part = copy(frames)
-    part.frames = [frame for frame in frames.frames if frame.name in chosen]
+    rows = [index for index, name in enumerate(names) if name in chosen]
+    part.frames = frames.frames.take(np.array(rows, np.int64))
     return part
 
 
