@@ -71,7 +71,8 @@ def _rows(dataset: Dataset) -> Iterator[str]:
         dataset: The dataset.
     """
     if isinstance(dataset, MixedFrames):
-        return [f"{name}: {row}" for name, each in sets_in(dataset) for row in _rows(each)]
+        yield from (f"{name}: {row}" for name, each in sets_in(dataset) for row in _rows(each))
+        return
     if not isinstance(dataset, Frames):
         yield from map(str, range(len(dataset)))
         return

@@ -358,7 +358,7 @@ def _remarks(weights: Path, frames: Dataset, on_trained: bool) -> list[str]:
         frames: the validation frames.
         on_trained: the option --on-trained.
     """
-    seen = trained_on.overlap(trained_on.read(weights), trained_on.hashes_of(frames))
+    seen = trained_on.overlap_of(trained_on.read(weights), frames)
     if seen is not None and seen.is_whole and not on_trained:
         raise DataError(
             f"{weights} was trained on all {seen.frames} validation frames, so that its confidence "
@@ -390,7 +390,7 @@ def _only(frames: Dataset, names: list[str], chosen: Collection[str]) -> Dataset
     if not isinstance(frames, Frames):
         return Subset(frames, indices)
     part = copy(frames)
-    part.frames = frames.frames.take(np.array(indices))
+    part.frames = frames.frames.take(np.array(indices, np.int64))
     return part
 
 

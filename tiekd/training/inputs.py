@@ -402,7 +402,8 @@ def _of_shards(members: Members, source: str) -> dict:
     return {
         "count": len(used),
         "source": source,
-        "names": [os.path.basename(members.paths[shard]) for shard in used],
+        # Shards of two folders may have one name.
+        "names": [os.path.relpath(members.paths[shard], source) for shard in used],
         "files": {SHARD: [[size, None, time] for size, time in states]},
     }
 

@@ -9,6 +9,7 @@ import pytest
 
 from tiekd.data.frames import DatasetSplit, DepthFormat, Frame, Frames
 from tiekd.data.image_io import read_levels
+from tiekd.data.mixed import MixedFrames, MixedSet
 from tiekd.data.rank_consistency import check_same
 from tiekd.distributed import comm
 from tiekd.errors import DataError
@@ -106,3 +107,16 @@ class Own(list):
     @property
     def frames(self):
         return list(self)
+
+
+def test_check_same_compares_several_sets(monkeypatch):
+    """Of several data sets each one's frames are compared, and the set is named."""
+    ranks = [
+        MixedFrames([MixedSet(name, each, 1.0, False) for name, each in sets.items()])
+        for sets in (
+            {"street": frames("a", "b"), "own": frames("c", "d")},
+            {"street": frames("a", "b"), "own": frames("c", "e")},
+        )
+    ]
+    said = told_on(monkeypatch, ranks)
+    assert "4 there, 4 on rank 0; own: d with depth d.png is on rank 0 only" in said[1]

@@ -6,16 +6,20 @@ from argparse import Namespace
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
-from support import recipes
+from support import fake_data, recipes
+from support.frames import kitti_frames
 from torch import nn
 
 import tiekd
 from tiekd.config.recipe import load_recipe
 from tiekd.data.build import build_dataset
+from tiekd.data import trained_on
 from tiekd.data.datasets.scenes import FIRST_HELD_OUT_INDEX, render, write_kitti_layout
+from tiekd.data.frame_table import Texts
 from tiekd.data.resize import OWN_SIZE
 from tiekd.data.trained_on import Overlap
 from tiekd.errors import CheckpointError, DataError, LaunchError, RecipeError, UserError
@@ -25,6 +29,7 @@ from tiekd.models.load import Trained
 from tiekd.models.network import Network
 from tiekd.tools import calibrate
 from tiekd.training.settings import Recipe
+from tiekd.training.canonical import require_focals
 from tiekd.workdir import checkpoints, manifest, weights_file, workdir
 from tiekd.workdir.launch_record import LaunchRecord
 
@@ -307,7 +312,7 @@ def test_calibrate_refuses_wrong_files_and_frames(run, tmp_path, monkeypatch):
     torch.save({"state_dict": content["state_dict"]}, tmp_path / "plain.pth")
     with pytest.raises(UserError, match="no weights file of tiekd"):
         calibrate.run(arguments(run, checkpoint=tmp_path / "plain.pth"))
-    monkeypatch.setattr(calibrate.trained_on, "overlap", lambda *_: Overlap(NUM_VAL, NUM_VAL))
+    monkeypatch.setattr(calibrate.trained_on, "overlap_of", lambda *_: Overlap(NUM_VAL, NUM_VAL))
     with pytest.raises(DataError, match="was trained on all 6 validation frames"):
         calibrate.run(arguments(run))
     single = tmp_path / "single"
@@ -318,3 +323,30 @@ def test_calibrate_refuses_wrong_files_and_frames(run, tmp_path, monkeypatch):
     (run / "best_abs_rel.pth").unlink()
     with pytest.raises(CheckpointError, match="there are no weights in"):
         calibrate.run(arguments(run))
+
+
+def test_remarks_count_a_sampled_record(tmp_path, monkeypatch):
+    """Of a large training set a part of the frames is recorded, and all are told as trained on."""
+    fake_data.make(tmp_path / "kitti", 5)
+    frames = kitti_frames(str(tmp_path / "kitti"), "val", 80.0)
+    frames.frames = frames.frames.take(np.arange(5).repeat(8))
+    frames.frames.names = Texts.of(f"{number}.png" for number in range(40))
+    monkeypatch.setattr(trained_on, "MAX_HASHES", 10)
+    record = trained_on.trained_on(frames)
+    assert record.name_bits
+    torch.save(trained_on.as_plain(record), tmp_path / "w.pth")
+    monkeypatch.setattr(trained_on, "MAX_HASHES", 100)
+    with pytest.raises(DataError, match="was trained on all 40 validation frames"):
+        calibrate._remarks(tmp_path / "w.pth", frames, False)
+
+
+def test_halves_keep_cameras_and_sizes(tmp_path):
+    """A half has the frames' table, from which a teacher's focal lengths and sizes are read."""
+    fake_data.make(tmp_path / "kitti", 5)
+    frames = kitti_frames(str(tmp_path / "kitti"), "val", 80.0)
+    halves, *parts = calibrate._halves(frames)
+    assert [list(part.frames.names) for part in parts] == [
+        [name for name in frames.frames.names if name in half]
+        for half in (halves.fitted, halves.reported)
+    ]
+    assert all(len(require_focals(part, OWN_SIZE, "val")) == len(part) for part in parts)

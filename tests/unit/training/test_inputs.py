@@ -698,6 +698,19 @@ def test_inputs_of_a_large_split_are_sampled(run, monkeypatch):
         inputs.read(run.folder)
 
 
+def test_inputs_of_shards_tell_folders_apart(tmp_path):
+    """Shards of one name in two folders are compared each with itself."""
+    for folder in "ab":
+        tar_shards.write(tmp_path / folder / "0.tar", tar_shards.frame(7, folder))
+    with (tmp_path / "a" / "0.tar").open("ab") as file:
+        file.write(bytes(10240))
+    frames = tar_shards.frames(tmp_path, shards="*/*.tar")
+    record = inputs.fingerprint_splits({"train": frames})["train"]
+    assert record["shards"]["names"] == ["a/0.tar", "b/0.tar"]
+    first = inputs._split(frames, None)
+    assert input_changes._split_changes("train", first, first) == ([], [])
+
+
 def test_inputs_of_shards_are_their_files(tmp_path):
     """Shards are recorded as files, and a changed one is named."""
     frames = tar_shards.frames(tar_shards.make(tmp_path), val_shards="s2.tar")

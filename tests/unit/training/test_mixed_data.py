@@ -14,9 +14,11 @@ from torch import nn
 from tiekd.data import trained_on
 from tiekd.data.augment.augment import Augment
 from tiekd.data.batch import Batch
+from tiekd.data.loading.collate import collate
 from tiekd.data.loading.loader import Loading, Unreadable, training_batches
 from tiekd.data.loading.sampler import ALL_BATCHES, RankShare
 from tiekd.data.mixed import MixedFrames, sets_in
+from tiekd.data.sample import Sample
 from tiekd.errors import DataError, RecipeError, TeacherError
 from tiekd.evaluation.evaluate import EvaluationSettings
 from tiekd.evaluation.metrics import METRIC_NAMES, sets_table
@@ -125,6 +127,21 @@ def losses_and_gradient(pieces, terms):
         found.append({name: loss.item() for name, loss in losses.items()})
     means = {name: sum(each[name] for each in found) / len(found) for name in found[0]}
     return means, network.depth.grad.item()
+
+
+def test_maps_in_levels_and_in_metres_share_a_batch():
+    """A data set from outside may give a teacher's depth in metres beside maps in levels."""
+    plane, number = torch.ones(1, 4, 4), {"intrinsics": torch.eye(3), "name": "a"}
+    metres = Sample(plane.byte().expand(3, -1, -1), plane, plane.bool(), plane * 3, **number)
+    levels = metres._replace(teacher_depth=(plane * 30).to(torch.uint16), teacher_units=10.0)
+    samples = [levels, metres]
+    samples = [
+        sample._replace(table=torch.zeros(3, 256), data_set=place, has_target=(True, True))
+        for place, sample in enumerate(samples)
+    ]
+    batch = collate(samples)
+    assert batch.teacher_depth.flatten().tolist() == [3.0] * 32
+    assert batch.teacher_units.tolist() == [1.0, 1.0]
 
 
 def test_losses_are_means_over_images_with_the_target(root):

@@ -174,14 +174,14 @@ def _index_of(root: Path, options: ShardsOptions) -> Index:
     index, problem = None, None
     if comm.is_main():
         try:
-            index = open_index(_shards_of(root, options.shards), _place_of(root, options))
+            index = open_index(_shards_of(root, options), _place_of(root, options))
         except DataError as error:
             problem = str(error), error.kind
     problem = comm.broadcast_object(problem)
     if problem is not None:
         raise DataError(*problem)
     # The other ranks read the index, or make it if they don't share rank 0's disk.
-    return index or open_index(_shards_of(root, options.shards), _place_of(root, options))
+    return index or open_index(_shards_of(root, options), _place_of(root, options))
 
 
 def _place_of(root: Path, options: ShardsOptions) -> Path:
@@ -198,18 +198,19 @@ def _place_of(root: Path, options: ShardsOptions) -> Path:
     return root / f"{name}.index"
 
 
-def _shards_of(root: Path, pattern: str) -> dict[str, Path]:
+def _shards_of(root: Path, options: ShardsOptions) -> dict[str, Path]:
     """Returns name -> path of all shards, in the order of their names.
 
     Args:
         root: The folder of the shards.
-        pattern: The pattern of their paths below it.
+        options: The pattern of their paths below it, which may fit their index, too.
 
     Raises:
         DataError: There are none.
     """
+    pattern, index = options.shards, _place_of(root, options)
     try:
-        found = sorted(root.glob(pattern))
+        found = sorted(path for path in root.glob(pattern) if path != index)
     except (ValueError, NotImplementedError) as error:
         raise DataError(
             f"data.shards: got {pattern!r} ({error}); give a pattern below data.root, such as "

@@ -100,12 +100,13 @@ def _with_equal_maps(samples: list[Sample]) -> list[Sample]:
         for sample in samples
     ]
     most, with_sigma = max(counts), any(sample.sigma_planes for sample in samples)
-    if not most or len(set(zip(counts, (each.sigma_planes for each in samples), strict=True))) == 1:
-        return samples
     maps = [sample.teacher_depth for sample in samples if sample.teacher_depth is not None]
+    # A data set from outside the project may give metres, which can't be stacked with levels.
     if len({each.dtype for each in maps}) > 1:
         samples = [in_metres(sample) for sample in samples]
         maps = [sample.teacher_depth for sample in samples if sample.teacher_depth is not None]
+    if not most or len(set(zip(counts, (each.sigma_planes for each in samples), strict=True))) == 1:
+        return samples
     dtype, planes = maps[0].dtype, most * (1 + with_sigma)
     found = []
     for sample, count in zip(samples, counts, strict=True):

@@ -174,7 +174,8 @@ class MixedBatches(Sampler):
             epoch: Its own epoch, from 0.
         """
         known = self._orders[number]
-        if epoch not in known:
+        order = known.get(epoch)
+        if order is None:
             part = self.parts[number]
             if part.order is not None:
                 order = stated_order(part.order, epoch, self.seed, part.num_samples)
@@ -182,10 +183,11 @@ class MixedBatches(Sampler):
                 # The first set has the permutations that it has in a run by itself.
                 draw = np.random.default_rng([self.seed, epoch, number])
                 order = draw.permutation(part.num_samples)
-            while len(known) > 1:
-                del known[min(known)]
-            known[epoch] = order
-        return known[epoch]
+            # A thread may read ahead while another one counts targets, so what one of them may
+            # hold isn't changed.
+            kept = {max(known): known[max(known)]} if known else {}
+            self._orders[number] = {**kept, epoch: order}
+        return order
 
 
 def iterations_per_epoch(num_images: int, batch_size: int) -> int:

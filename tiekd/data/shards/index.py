@@ -23,7 +23,7 @@ from tiekd.console import Progress
 from tiekd.data.cameras.calibration import Camera
 from tiekd.data.frame_table import Cameras, FrameTable, Texts
 from tiekd.data.shards.members import Members
-from tiekd.data.shards.scan import Place, Scan, scan
+from tiekd.data.shards.scan import Place, Scan, ScannedFrame, key_of, scan
 from tiekd.errors import DataError
 from tiekd.files import check_readable, replace_bytes
 
@@ -149,20 +149,14 @@ def _packed(shards: Shards, states: States, scans: Sequence[Scan]) -> bytes:
         scans: What each shard has.
 
     Raises:
-        DataError: Frames of two shards have one name.
+        DataError: Two frames have one name, or their teacher maps would have.
     """
     frames = [frame for each in scans for frame in each.frames]
     counts = [len(each.frames) for each in scans]
     numbers = np.repeat(np.arange(len(scans), dtype=np.int32), counts)
-    first: dict[str, int] = {}
-    for frame, shard in zip(frames, numbers.tolist(), strict=True):
-        other = first.setdefault(frame.image.name, shard)
-        if other != shard:
-            paths = list(shards.values())
-            raise DataError(
-                f"{paths[other]} and {paths[shard]} both have {frame.image.name}; keys must differ "
-                "in all shards, so write the shards again with other keys"
-            )
+    stems = map(_stem, frames)
+    if len(np.unique(np.fromiter(map(hash, stems), np.int64, len(frames)))) < len(frames):
+        _refuse_twice(frames, numbers, list(shards.values()))
     cameras = Cameras.of(frame.camera for frame in frames)
     alone = [
         f"{shard}:{name}" for shard, each in zip(shards, scans, strict=True) for name in each.alone
@@ -197,6 +191,36 @@ def _packed(shards: Shards, states: States, scans: Sequence[Scan]) -> bytes:
     file = io.BytesIO()
     np.savez(file, **arrays)
     return file.getvalue()
+
+
+def _stem(frame: ScannedFrame) -> str:
+    """Returns the name of a frame's teacher maps without their ending."""
+    key, _ = key_of(frame.image.name)
+    return key.replace("/", "_")
+
+
+def _refuse_twice(
+    frames: Sequence[ScannedFrame], numbers: np.ndarray, paths: Sequence[Path]
+) -> None:
+    """Raises DataError for two frames of one name, or whose teacher maps would have one name.
+
+    Args:
+        frames: The frames of all shards.
+        numbers: (N,) the number of each frame's shard.
+        paths: The shards.
+    """
+    first: dict[str, tuple[int, str]] = {}
+    for frame, shard in zip(frames, numbers.tolist(), strict=True):
+        name, stem = frame.image.name, _stem(frame)
+        other, of = first.setdefault(stem, (shard, name))
+        if (other, of) == (shard, name):
+            continue
+        told = f"{paths[other]}:{of} and {paths[shard]}:{name} would share the teacher map "
+        told += f"{stem}.png; keys must differ in all shards, also with _ for /"
+        if of == name:
+            told = f"{paths[other]} and {paths[shard]} both have {name}; keys must differ in all "
+            told += "shards"
+        raise DataError(f"{told}, so write the shards again with other keys")
 
 
 def _header(content: bytes, path: Path) -> dict:

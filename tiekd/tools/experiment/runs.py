@@ -33,6 +33,7 @@ from tiekd.config import data_sets, external, provenance
 from tiekd.config.recipe import load_recipe, merge
 from tiekd.data.build import build_dataset
 from tiekd.data.file_fingerprints import crc
+from tiekd.data.frames import listed_frames
 from tiekd.distributed import hostfile
 from tiekd.engine.config import read_engine_config
 from tiekd.errors import RecipeError, UserError
@@ -492,7 +493,8 @@ def _read_splits(sections: str) -> _Splits:
     recipe = Recipe(json.loads(sections))
     sets = {split: build_dataset(recipe.dataset, split) for split in ("train", "val")}
     state = fingerprint_splits(sets)
-    names = (tuple(state[split].get("names", ())) for split in ("train", "val"))
+    # The record of a large split, or one of tar shards, has no names.
+    names = (tuple(getattr(listed_frames(each), "names", ())) for each in sets.values())
     return _Splits(sets, _digest(state), SplitNames(*names))
 
 
@@ -516,7 +518,8 @@ def _refuse_test_lists(
         return
     if spec.headline and not (root / test).is_file():
         raise RecipeError(
-            f"sets.{name}.test: no file at {root / test}; give the test list's path from data.root"
+            f"sets.{name}.test: no file at {root / test}; give the test list's path from the folder "
+            "of the specification or from data.root"
         )
     for key, path in lists.items():
         # Compare resolved paths, because one list can be spelled in several ways.

@@ -46,8 +46,9 @@ class Fold:
     """One fold of a set: its own lists of training and validation frames.
 
     Attributes:
-        train: split file of the training frames, as data.train_split.
-        val: split file of the evaluated frames, as data.val_split.
+        train: split file of the training frames, from the specification's folder if there is such
+            a file, otherwise as data.train_split.
+        val: split file of the evaluated frames, likewise.
     """
 
     train: str
@@ -63,7 +64,7 @@ class DataSet:
         metric: the metric of the primary comparison, one of METRICS.
         compare: further pairs of rows; None for every other row against the primary's Y.
         set: overrides of the recipes, as for `--set`.
-        train: split file of the training frames; None for the recipes' own.
+        train: split file of the training frames, as that of a fold; None for the recipes' own.
         val: split file of the validation frames; None for the recipes' own.
         test: split file of the test frames, read only by a headline evaluation.
         size: (height, width) of the working resolution; None for the recipes' own.
@@ -301,7 +302,10 @@ def read(path: Path) -> Spec:
         if not all(isinstance(name, str) for name in named):
             raise RecipeError(f"{key}: got {list(named)!r:.80}; a name is text, so quote it")
     rows = {name: _part(row, f"rows.{name}", Row, ("recipe",)) for name, row in spec.rows.items()}
-    sets = {name: _data_set(each, f"sets.{name}") for name, each in spec.sets.items()}
+    sets = {
+        name: _with_own_lists(_data_set(each, f"sets.{name}"), path.parent)
+        for name, each in spec.sets.items()
+    }
     spec = Spec(**{**vars(spec), "rows": rows, "sets": sets, "path": path})
     _check_values(spec)
     for name, each in sets.items():
@@ -377,6 +381,23 @@ def _data_set(node: object, where: str) -> DataSet:
             f"{where}: folds have their own lists; leave train and val out, or leave folds out"
         )
     return replace(each, folds=folds)
+
+
+def _with_own_lists(each: DataSet, folder: Path) -> DataSet:
+    """Returns a set with the absolute paths of those of its lists that lie beside SPEC.
+
+    Args:
+        each: the set.
+        folder: the folder of SPEC.
+    """
+
+    def found(part: DataSet | Fold) -> dict[str, str | None]:
+        lists = {key: getattr(part, key, None) for key in ("train", "val", "test")}
+        beside = {key: folder / paths.expanded(name) for key, name in lists.items() if name}
+        return {key: str(path.absolute()) for key, path in beside.items() if path.is_file()}
+
+    folds = each.folds and [replace(fold, **found(fold)) for fold in each.folds]
+    return replace(each, folds=folds, **found(each))
 
 
 def _check_values(spec: Spec) -> None:

@@ -144,7 +144,7 @@ def _warnings(content: Content, frames: Dataset) -> list[str]:
         frames: The validation frames.
     """
     found = []
-    seen = trained_on.overlap(content.records.trained_on, trained_on.hashes_of(frames))
+    seen = trained_on.overlap_of(content.records.trained_on, frames)
     if seen is not None and seen.seen:
         found.append(f"Of the validation frames {seen}; figures say less of new images.")
     found += _changes(content, frames)

@@ -224,6 +224,32 @@ def test_shards_with_one_key_twice_are_refused(tmp_path):
     assert told.startswith(f"{tmp_path}/s0.tar and {tmp_path}/s1.tar both have a/0001.png; keys")
 
 
+@pytest.mark.parametrize("others", [[("a/1.jpg", image(1, ".jpg"))], [("a_1.png", image(1))]])
+@pytest.mark.parametrize("shard", ["s0.tar", "s1.tar"])
+def test_shards_whose_maps_would_share_a_file_are_refused(tmp_path, others, shard):
+    """Two images whose teacher maps have one name are refused, as in a folder."""
+    members = {"s0.tar": [("a/1.png", image(0))], "s1.tar": [("b.png", image(0))]}
+    members[shard] = [*members[shard], *others]
+    for name, content in members.items():
+        write(tmp_path / name, content)
+    with pytest.raises(DataError) as error:
+        frames(tmp_path)
+    told = str(error.value)
+    if (shard, others[0][0]) == ("s0.tar", "a/1.jpg"):
+        assert "a/1.png and a/1.jpg have one key" in told
+    else:
+        assert told.startswith(f"{tmp_path}/s0.tar:a/1.png and {tmp_path}/{shard}:{others[0][0]} ")
+        assert "would share the teacher map a_1.png" in told
+
+
+def test_shards_pattern_may_fit_their_index(tmp_path):
+    """The index is no shard, also where the pattern is every file."""
+    make(tmp_path)
+    for _ in range(2):
+        assert len(frames(tmp_path, shards="*")) == 9
+    assert (tmp_path / "all.index").exists()
+
+
 def test_shards_that_are_no_files_are_named(tmp_path):
     """A broken link or a folder in the place of a shard is named, and so is one of the index."""
     make(tmp_path, (1,))

@@ -112,6 +112,17 @@ def test_own_order_of_a_set_is_followed():
     assert keys == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 3), (1, 2), (1, 1), (1, 0)]
 
 
+def test_orders_are_replaced_and_not_changed():
+    """A thread reads ahead while another one counts targets: neither changes what both may hold."""
+    sampler = MixedBatches([Part(2, 1.0), Part(3, 1.0)], 8, range(0), seed=0)
+    sampler.global_batch(0)
+    kept = list(sampler._orders)
+    before = [dict(orders) for orders in kept]
+    sampler.global_batch(5)
+    assert kept == before
+    assert all(len(orders) == 2 for orders in sampler._orders)
+
+
 def test_epoch_length_rounds_up():
     """An epoch covers at least the stated images."""
     assert [iterations_per_epoch(images, 8) for images in (1, 8, 9)] == [1, 1, 2]

@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from support import small_experiment
+from support import small_experiment, tar_shards
 
 from tiekd.errors import RecipeError, UserError
 from tiekd.tools.experiment import runs
@@ -389,6 +389,20 @@ def test_check_scenes_refuses_training_on_an_evaluated_scene(write, scenes):
     (scenes / "last.txt").write_text("".join(lines[:1]))
     spec = write(sets={"streets": streets}, scenes=rule, headline=True)
     with pytest.raises(RecipeError, match="1 of 1 scenes are trained on too: 1000000"):
+        runs.check_scenes(runs.plan(spec)[0], spec)
+
+
+def test_check_scenes_sees_frames_in_shards(write, tmp_path):
+    """Scenes of frames in tar shards are counted, and refused if training has them too."""
+    root = tar_shards.make(tmp_path / "shards")
+    data = f"data={{name: shards, root: {root}, depth_unit: 1000, val_shards: s2.tar}}"
+    sets = {"streets": {"primary": ["new", "old"], "set": [data]}}
+    spec = write(sets=sets, scenes={"regex": "^(day[0-9])/"})
+    planned, _ = runs.plan(spec)
+    assert planned[0].frames.val == ("day2/0007.png", "day2/0008.png")
+    assert runs.check_scenes(planned, spec) == ["streets: 1 scenes, 2 validation frames"]
+    spec = write(sets=sets, scenes={"regex": "^(day)"})
+    with pytest.raises(RecipeError, match="sets.streets: 1 of 1 scenes are trained on too: day;"):
         runs.check_scenes(runs.plan(spec)[0], spec)
 
 

@@ -69,6 +69,37 @@ def test_size_and_folds_become_overrides(tmp_path):
     ]
 
 
+def test_lists_beside_the_specification_are_found(tmp_path, monkeypatch):
+    """A list that lies in SPEC's folder is read there; any other one is below data.root."""
+    there = tmp_path / "a b"
+    (there / "lists").mkdir(parents=True)
+    for name in ("train", "val", "test"):
+        (there / "lists" / f"{name}.txt").touch()
+    (there / "t1").mkdir()  # no file
+    monkeypatch.chdir(tmp_path)
+    folds = [{"train": "lists/train.txt", "val": "v0"}, {"train": "t1", "val": "lists/val.txt"}]
+    node = changed("sets.streets", {"primary": ["a", "b"], "folds": folds})
+    each = read(Path("a b"), node).sets["streets"]
+    lists = there / "lists"
+    assert each.parts == [
+        specs.Fold(f"{lists}/train.txt", "v0"),
+        specs.Fold("t1", f"{lists}/val.txt"),
+    ]
+    given = {"train": "lists/train.txt", "val": str(tmp_path / "v"), "test": "lists/test.txt"}
+    node = changed("sets.streets", {"primary": ["a", "b"], **given})
+    each = read(Path("a b"), node).sets["streets"]
+    assert (each.train, each.val, each.test) == (
+        f"{lists}/train.txt",
+        str(tmp_path / "v"),
+        f"{lists}/test.txt",
+    )
+    assert each.overrides(None)[0] == f"data.train_split={lists}/train.txt"
+    # The test list is protected in whichever way it is spelled.
+    node["sets"]["streets"]["val"] = f"{lists}/test.txt"
+    with pytest.raises(RecipeError, match=r"streets\.val: .*test\.txt is the test list of streets"):
+        read(Path("a b"), node)
+
+
 @pytest.mark.parametrize(
     ("keys", "value", "told"),
     [
