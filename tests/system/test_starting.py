@@ -86,8 +86,8 @@ def test_unknown_option_is_refused_without_torch(program):
 
 
 def test_program_list_is_complete():
-    """The list of Python programs under test has all 16 of `bin/`."""
-    assert len(PROGRAMS) == 16
+    """The list of Python programs under test has all 19 of `bin/`."""
+    assert len(PROGRAMS) == 19
     assert {"resume", "train.py", "print_config.py"} <= {path.name for path in PROGRAMS}
 
 

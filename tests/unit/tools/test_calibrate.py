@@ -16,8 +16,8 @@ from torch import nn
 
 import tiekd
 from tiekd.config.recipe import load_recipe
-from tiekd.data.build import build_dataset
 from tiekd.data import trained_on
+from tiekd.data.build import build_dataset
 from tiekd.data.datasets.scenes import FIRST_HELD_OUT_INDEX, render, write_kitti_layout
 from tiekd.data.frame_table import Texts
 from tiekd.data.resize import OWN_SIZE
@@ -28,8 +28,8 @@ from tiekd.models.heads.dpm import Dpm, DpmOptions
 from tiekd.models.load import Trained
 from tiekd.models.network import Network
 from tiekd.tools import calibrate
-from tiekd.training.settings import Recipe
 from tiekd.training.canonical import require_focals
+from tiekd.training.settings import Recipe
 from tiekd.workdir import checkpoints, manifest, weights_file, workdir
 from tiekd.workdir.launch_record import LaunchRecord
 

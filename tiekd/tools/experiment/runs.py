@@ -518,8 +518,8 @@ def _refuse_test_lists(
         return
     if spec.headline and not (root / test).is_file():
         raise RecipeError(
-            f"sets.{name}.test: no file at {root / test}; give the test list's path from the folder "
-            "of the specification or from data.root"
+            f"sets.{name}.test: no file at {root / test}; give the test list's path from the "
+            "folder of the specification or from data.root"
         )
     for key, path in lists.items():
         # Compare resolved paths, because one list can be spelled in several ways.
