@@ -19,6 +19,7 @@ from tiekd.config.recipe import load_recipe
 from tiekd.errors import CheckpointError, LaunchError, UserError
 from tiekd.evaluation import compare
 from tiekd.inference.student import pick_device
+from tiekd.tools.distill import plan
 from tiekd.tools.report import (
     calibrated,
     evaluations,
@@ -143,8 +144,22 @@ def collect(
         content.validation is not None,
         content.records.temperature is not None,
         {each.name: each.options for each in content.timings},
+        threads_of_plan(content),
     )
     return content
+
+
+def threads_of_plan(content: Content) -> int | None:
+    """Returns the threads of a rank that the plan of a distillation has; None without a plan.
+
+    Args:
+        content: The content of the report, in which a damaged plan is named.
+    """
+    if content.place.plan is None:
+        return None
+    with evaluations.attempt(content, "The plan's number of threads"):
+        return plan.read(content.place.plan.parent).rank_threads
+    return None
 
 
 def _image_size(content: Content) -> tuple[int, int]:

@@ -27,6 +27,7 @@ def commands(
     evaluates: bool,
     is_calibrated: bool,
     options: Mapping[str, Sequence[str]],
+    threads: int | None = None,
 ) -> list[tuple[str, str]]:
     """Returns (what a command does, the command) of all commands, in the order to type them.
 
@@ -39,6 +40,8 @@ def commands(
         is_calibrated: True if the weights hold a temperature.
         options: The options of bin/export.py with which each exported file was made, by its name,
             as far as the file says them.
+        threads: Threads of a rank on a CPU, on which the weights' last bits depend; None if
+            unknown.
     """
     work_dir = place.work_dir
     set_options = ["--set", *overrides] if overrides else []
@@ -50,7 +53,9 @@ def commands(
     engines = [_ENGINE, engine] if engine.is_file() else []
     again = work_dir.with_name(f"{work_dir.name}_again")
     trained = [recipe, "--work-dir", again, *engines]
-    found.append(("train again, into another work dir", _on_ranks("train", trained, ranks)))
+    given = "" if threads is None else f"OMP_NUM_THREADS={threads} "
+    command = given + _on_ranks("train", trained, ranks)
+    found.append(("train again, into another work dir", command))
     if evaluates:
         evaluated = [recipe, work_dir, *set_options]
         found.append(("evaluate the best weights", _own("evaluate", evaluated)))

@@ -3,12 +3,15 @@
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support import reported_run
 
 from tiekd.errors import LaunchError
+from tiekd.tools.distill import plan
 from tiekd.tools.report import program
+from tiekd.tools.report.place import Place
 
 
 def test_check_out_replaces_reports_only(tmp_path, html):
@@ -26,6 +29,19 @@ def test_check_out_replaces_reports_only(tmp_path, html):
     for wrong in (tmp_path, tmp_path / "x.txt", tmp_path / "x.log.json"):
         with pytest.raises(LaunchError, match="--out"):
             program.check_out(wrong, is_given=True, force=True)
+
+
+def test_threads_are_those_of_plan(tmp_path):
+    """A plan says the threads of the training, and a damaged one is named."""
+    where = Place(tmp_path, tmp_path / "run", [], tmp_path / plan.FILE)
+    content = SimpleNamespace(place=where, left_out=[])
+    plan.write(plan.new({"images": "/x", "teacher": {}, "epochs": 1}, threads=3), tmp_path)
+    assert program.threads_of_plan(content) == 3
+    where.plan.write_text("mine: 1")
+    assert program.threads_of_plan(content) is None
+    assert "can't be used as a plan" in content.left_out[0]
+    content.place = where._replace(plan=None)
+    assert program.threads_of_plan(content) is None
 
 
 def test_in_folder_of_run_enters_and_leaves(tmp_path):

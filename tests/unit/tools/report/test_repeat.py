@@ -52,6 +52,12 @@ def test_commands_in_a_checkout(where):
     ]
     assert commands(where, ranks=1)[1][0] == f"{root}/bin/train.py"
     assert commands(where, is_calibrated=True)[3] == [f"{root}/bin/calibrate.py", work_dir]
+    # The last bits of weights depend on the threads, where a plan says them.
+    given = (where, where.work_dir / "config.yaml", None, [], False, False, {})
+    assert repeat.commands(*given, threads=2)[0][1].startswith(
+        f"OMP_NUM_THREADS=2 {root}/bin/train"
+    )
+    assert repeat.commands(*given)[0][1].startswith(f"{root}/bin/train")
     assert [words for words in commands(where, evaluates=False) if "evaluate" in words[0]] == []
 
 
