@@ -176,6 +176,8 @@ def lock(work_dir: Path, resuming: bool = False) -> None:
 
 def is_in_use(work_dir: Path) -> bool:
     """Returns True if another process holds the lock of a work dir, i.e. a run is using it."""
+    if not work_dir.is_dir():
+        return False
     in_use = _lock(work_dir, 0.0) is not None
     if not in_use:
         _locks.pop(work_dir).close()

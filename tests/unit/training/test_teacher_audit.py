@@ -9,7 +9,7 @@ import torch
 from tiekd.config.teacher_node import TeacherList, TeacherNode
 from tiekd.data.build import build_dataset, settings_of
 from tiekd.data.datasets.scenes import render, write_kitti_layout
-from tiekd.data.resize import OWN_SIZE
+from tiekd.data.resize import OWN_SIZE, Resize
 from tiekd.data.target import Target
 from tiekd.errors import RecipeError, TeacherError
 from tiekd.evaluation.teacher_audit import verdict
@@ -40,9 +40,9 @@ class _Exact:
         return torch.from_numpy(self.factor * depth)[None, None]
 
 
-def _audit(frames, teacher, **node) -> list[str]:
+def _audit(frames, teacher, resize=OWN_SIZE, **node) -> list[str]:
     return teacher_audit.audit(
-        TeacherNode(node), teacher, frames, max_depth_m=80.0, device=CPU, resize=OWN_SIZE
+        TeacherNode(node), teacher, frames, max_depth_m=80.0, device=CPU, resize=resize
     )
 
 
@@ -53,6 +53,15 @@ def test_audit_passes_a_good_teacher(frames):
         told = _audit(frames, teacher, **node)
         assert told == ["Teacher audit: 12 frames, nothing is above its limit"]
         assert teacher.calls == calls
+
+
+def test_audit_takes_maps_at_the_images_own_size(frames):
+    """Cached maps are judged at the image's own size, whatever the working resolution."""
+    half = Resize(height=32, width=96, mode="stretch")
+    told = _audit(frames, _Exact(), half, maps="folder")
+    assert told == ["Teacher audit: 12 frames, nothing is above its limit"]
+    with pytest.raises(TeacherError, match="teacher: centimetres taken for metres"):
+        _audit(frames, _Exact(100), half, maps="folder")
 
 
 def test_audit_stops_on_centimetres(frames):

@@ -17,3 +17,9 @@ def test_lock_broken_link_named(tmp_path):
         "another --work-dir"
     )
     assert not (tmp_path / "gone").exists()
+
+
+def test_missing_work_dir_is_not_in_use(tmp_path):
+    """A work dir that a run ended before making isn't in use, and isn't made."""
+    assert not workdir.is_in_use(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
