@@ -96,6 +96,16 @@ def check_depth_units(depth_unit: float | None, float_depth_unit: float | None) 
             )
 
 
+def check_val_fraction(val_fraction: float) -> None:
+    """Raises RecipeError if a share of frames can't be held out for validation.
+
+    Args:
+        val_fraction: The value of `data.val_fraction`.
+    """
+    if not 0 <= val_fraction < 1:
+        raise RecipeError(f"data.val_fraction: got {val_fraction}; it must be from 0 to below 1")
+
+
 class MapFolder(NamedTuple):
     """A folder of cached teacher maps.
 

@@ -21,6 +21,16 @@ _COUNTED = 1000  # number of images on which each naming rule is tested
 _RULE_FITS = 2  # minimum number of pairs that a naming rule must explain, or all if fewer
 
 
+def check_unmatched(unmatched: str) -> None:
+    """Raises RecipeError if a value of `data.unmatched` isn't known.
+
+    Args:
+        unmatched: The value.
+    """
+    if unmatched not in UNMATCHED:
+        raise RecipeError(f"data.unmatched: got {unmatched!r}; allowed: {', '.join(UNMATCHED)}")
+
+
 def check_pairs(
     images: Path,
     depths: Path,
@@ -49,8 +59,7 @@ def check_pairs(
         DataError: Too many files have no partner and `unmatched` is "refuse", or no depth map has a
             partner. The message gives the guessed naming rule.
     """
-    if unmatched not in UNMATCHED:
-        raise RecipeError(f"data.unmatched: got {unmatched!r}; allowed: {', '.join(UNMATCHED)}")
+    check_unmatched(unmatched)
     # Find the depth maps and the images without a partner.
     alone = sorted(key for key in depth_files if key not in image_files)
     without = sorted(key for key in image_files if key not in depth_files)

@@ -1,4 +1,4 @@
-"""Where the content of an image or a depth map is: a file, or a member of a tar shard.
+"""Reads the content of an image or a depth map, which is a file or a member of a tar shard.
 
 A `Stored` stands for a member like a path for a file: its text is `shard.tar:member`, as messages
 name it. It is read by offset, without the tar's index or its other members. Each process keeps some

@@ -38,7 +38,7 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Setting:
-    """What is needed to run a student on the frames of a recipe.
+    """A student, and the settings with which it runs on the frames of a recipe.
 
     Attributes:
         network: the network, in eval mode on the device, with a DPM head.

@@ -116,7 +116,7 @@ class Evaluation(Hook):
 
     @property
     def _compared_with(self) -> str | None:
-        """What metrics are that compare with a teacher; None if they compare with ground truth."""
+        """The label of metrics that compare with a teacher; None if all are of ground truth."""
         references = [each.reference for each in self.validation_sets]
         return next((each.label for each in references if each is not None), None)
 

@@ -25,6 +25,7 @@ from tiekd.data.frames import (
     DepthFormat,
     Frames,
     check_depth_units,
+    check_val_fraction,
     data_root,
     joined_name,
     with_cameras,
@@ -88,10 +89,7 @@ class FolderOptions:
 
     def __post_init__(self):
         check_depth_units(self.depth_unit, self.float_depth_unit)
-        if not 0 <= self.val_fraction < 1:
-            raise RecipeError(
-                f"data.val_fraction: got {self.val_fraction}; it must be from 0 to below 1"
-            )
+        check_val_fraction(self.val_fraction)
         check_numbers(self.intrinsics)
 
 

@@ -24,10 +24,11 @@ from tiekd.data.frames import (
     DepthFormat,
     Frames,
     check_depth_units,
+    check_val_fraction,
     data_root,
     with_cameras,
 )
-from tiekd.data.pairing import UNMATCHED, too_many_alone
+from tiekd.data.pairing import check_unmatched, too_many_alone
 from tiekd.data.shards.index import Index, open_index
 from tiekd.data.shards.order import ShardOrder
 from tiekd.distributed import comm
@@ -82,14 +83,8 @@ class ShardsOptions:
                 f"data.window: got {self.window}; it must be a number of frames from 1 (1 reads "
                 "each shard in its own order)"
             )
-        if not 0 <= self.val_fraction < 1:
-            raise RecipeError(
-                f"data.val_fraction: got {self.val_fraction}; it must be from 0 to below 1"
-            )
-        if self.unmatched not in UNMATCHED:
-            raise RecipeError(
-                f"data.unmatched: got {self.unmatched!r}; allowed: {', '.join(UNMATCHED)}"
-            )
+        check_val_fraction(self.val_fraction)
+        check_unmatched(self.unmatched)
         if self.val_shards is not None and self.val_prefix is not None:
             raise RecipeError(
                 "data.val_shards: given together with data.val_prefix; give one, which says what "

@@ -29,7 +29,7 @@ _FRAME_BYTES_PER_PIXEL = 0.5  # of a JPEG of quality 95
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a stage will need.
+    """The time, memory and disk that a stage will need.
 
     Attributes:
         stage: Its name.

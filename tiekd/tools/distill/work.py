@@ -1,4 +1,4 @@
-"""What each stage of a distillation does: prepares its inputs, and runs its program."""
+"""Runs the stages of a distillation: prepares the inputs of each, and starts its program."""
 
 import hashlib
 import json

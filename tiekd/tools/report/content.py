@@ -35,7 +35,7 @@ class Evaluation(NamedTuple):
 
     @property
     def target(self) -> str:
-        """What predictions are compared with."""
+        """The name of the reference that predictions are compared with."""
         return "the teacher's depth" if self.is_agreement else "ground truth"
 
 

@@ -51,7 +51,7 @@ class Split(NamedTuple):
 
 
 class Records(NamedTuple):
-    """What a run has recorded.
+    """The records that a run has written into its work dir.
 
     Attributes:
         splits: The splits of the run's images.

@@ -33,7 +33,7 @@ _STRIDE = 32  # of which a suggested working size is a multiple
 
 
 class Suggestion(NamedTuple):
-    """What to try next.
+    """A suggestion of what to try next.
 
     Attributes:
         symptom: What the figures show, with the figures.
@@ -98,7 +98,7 @@ class Findings:
 
     @property
     def target(self) -> str:
-        """What the student is compared with."""
+        """The name of the reference that the student is compared with."""
         return "the teacher" if self.is_agreement else "the ground truth"
 
 

@@ -1,4 +1,4 @@
-"""What was learned from what: images, teachers, licences and digests."""
+"""Shows the data that a student learned from: images, teachers, licences and digests."""
 
 import os
 from collections.abc import Sequence
