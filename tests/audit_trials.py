@@ -28,6 +28,7 @@ from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, interpolate
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tiekd.config.recipe import load_recipe  # noqa: E402
+from tiekd.data import image_io, teacher_maps  # noqa: E402
 from tiekd.data.augment.augment import IMAGENET_MEAN, IMAGENET_STD  # noqa: E402
 from tiekd.data.datasets import kitti, nyu, scenes  # noqa: E402
 from tiekd.evaluation.teacher_audit import grid, observe, verdict  # noqa: E402
@@ -105,6 +106,7 @@ def read_frames(kind: str, folder: Path | None, count: int) -> list[dict]:
             found.append(
                 {
                     "name": f"{split} {index}",
+                    "file": sample.name,
                     "rgb": rgb.round().to(torch.uint8),
                     "truth": truth,
                     "dense": filled(truth),
@@ -154,12 +156,32 @@ def add_predictions(frames: list[dict], student: Student) -> None:
         )
 
 
+def with_maps(frames: list[dict], folder: Path) -> list[dict]:
+    """Returns the frames that have a map in a folder of cached maps, with the map at `map`.
+
+    The map is (H, W) metres at the frame's cropped size, 0 where it has no depth.
+    """
+    found = []
+    for frame in frames:
+        path = folder / Path(frame["file"].replace("/", "_")).with_suffix(".png")
+        if path.is_file():
+            full_scale_m = teacher_maps.full_scale_m(folder, MAX_DEPTH_M["outdoor"])
+            depth = image_io.read_teacher_map(path)[0].float() / 65535 * full_scale_m
+            found.append(frame | {"map": depth})
+    return found
+
+
 def good_depth(depth: Tensor, scale: float, draw: torch.Generator) -> Tensor:
     """Returns a map with 5 % smooth and 2 % white noise, times the teacher's scale."""
     smooth = torch.randn(1, 1, 4, 6, generator=draw)
     smooth = interpolate(smooth, size=depth.shape, mode="bicubic")[0, 0]
     white = torch.randn(depth.shape, generator=draw)
     return depth * scale * torch.exp(0.05 * smooth / smooth.std() + 0.02 * white)
+
+
+def inverse(depth: np.ndarray) -> np.ndarray:
+    """Returns 1 / depth, and 0 where there is no depth."""
+    return np.divide(1, depth, out=np.zeros_like(depth), where=depth > 0)
 
 
 def planted(fault: str | None, frames: list[grid.AuditFrame]) -> list[grid.AuditFrame]:
@@ -172,7 +194,7 @@ def planted(fault: str | None, frames: list[grid.AuditFrame]) -> list[grid.Audit
     if fault == "centimetres":
         return [replace(changed(frame, lambda depth: 100 * depth), beyond=1.0) for frame in frames]
     if fault == "inverse":
-        return [changed(frame, lambda depth: 1 / depth) for frame in frames]
+        return [changed(frame, inverse) for frame in frames]
     if fault == "focal":
         return [
             replace(
@@ -211,11 +233,15 @@ def audit_frames(
     for index, frame in enumerate(frames):
         own_size = tuple(frame["rgb"].shape[-2:])
         depth, swapped = frame["dense"], None
-        if of_student:
+        if "map" in frame:
+            depth = frame["map"]
+        elif of_student:
             depth = frame["student"]
             swapped = grid.depth_on_grid(frame["student_bgr"], size)
         else:
             depth = good_depth(depth, scale, draw)
+        known = depth[depth > 0]
+        valid = known.numel() / depth.numel()
         focal = float(frame["intrinsics"][0, 0])
         rgb = frame["rgb"].float()
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
@@ -224,14 +250,14 @@ def audit_frames(
                 index=index,
                 name=frame["name"],
                 image=grid.on_grid((rgb - mean) / std, size),
-                depth=grid.depth_on_grid(depth, size),
+                depth=grid.depth_on_grid(depth, size, 0.5 if valid > 0.5 else 0.0),
                 truth=grid.depth_on_grid(frame["truth"], size),
                 intrinsics=grid.intrinsics_on_grid(frame["intrinsics"], own_size, size),
-                levels=int(depth.unique().numel()),
-                pixels=depth.numel(),
-                beyond=float((depth > MAX_DEPTH_M[kind]).float().mean()),
-                at_top=float((depth == depth.max()).float().mean()),
-                valid=1.0,
+                levels=int(known.unique().numel()),
+                pixels=known.numel(),
+                beyond=float((known > MAX_DEPTH_M[kind]).float().mean()),
+                at_top=float((known == known.max()).float().mean()),
+                valid=valid,
                 swapped=swapped,
                 unrest=frame.get("unrest"),
                 response=frame.get("response"),
@@ -287,6 +313,7 @@ def main() -> None:
     parser.add_argument("--indoor", type=Path, metavar="FOLDER")
     parser.add_argument("--rendered", type=int, metavar="SCENES")
     parser.add_argument("--student", nargs="+", default=[], metavar="KIND=RECIPE:WEIGHTS:HxW")
+    parser.add_argument("--maps", nargs="+", default=[], metavar="KIND=FOLDER")
     parser.add_argument("--trials", type=int, default=50)
     parser.add_argument("--frames", type=int, default=24)
     parser.add_argument("--cache", type=Path, metavar="FOLDER")
@@ -294,6 +321,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     students = dict(given.split("=", 1) for given in args.student)
+    maps = dict(given.split("=", 1) for given in args.maps)
     results = {}
     for kind in MAX_DEPTH_M:
         source = getattr(args, kind)
@@ -312,6 +340,10 @@ def main() -> None:
             recipe, weights, size = students[kind].rsplit(":", 2)
             frames = [frame for frame in frames if frame["held_out"]]
             add_predictions(frames, Student(recipe, weights, tuple(map(int, size.split("x")))))
+        elif kind in maps:
+            teacher = Path(maps[kind]).name
+            frames = with_maps(frames, Path(maps[kind]))
+            print(f"{kind}: {len(frames)} frames have a map", flush=True)
         cells, raw = run_trials(frames, kind, kind in students, args.trials, args.frames)
         results[kind] = {"teacher": teacher, "cells": cells, "figures": raw}
         for where, faults in cells.items():
