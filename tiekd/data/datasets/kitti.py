@@ -87,7 +87,9 @@ def build(
     needs_ground_truth: bool = True,
     maps: str | None = None,
 ) -> Frames:
-    """Builds the frames of a split, cropped to `options.kb_crop`.
+    """Builds the dataset of a split's frames, which are cropped to `options.kb_crop`.
+
+    Only the split file is read here.
 
     Args:
         options: The files and the crop.
@@ -95,6 +97,9 @@ def build(
         max_depth: The largest depth that the network predicts, in metres.
         needs_ground_truth: True to skip frames without ground truth (`None` in the split file).
         maps: Folder of cached teacher maps, below root or absolute; read for training frames only.
+
+    Returns:
+        The dataset, which reads and crops a frame's files on access.
 
     Raises:
         DataError: Files are missing, or lines of the split file are malformed.
@@ -156,13 +161,13 @@ def _kb_window(kb_crop: tuple[int, int], height: int, width: int) -> tuple[int, 
 
 
 def _cameras(lines: SplitTable) -> Cameras:
-    """Returns the cameras of all lines of a split file.
+    """Returns the camera of each line of a split file, in the order of the lines.
 
     A camera follows from the recording day and the focal length, so it is looked up once for each
     pair of them.
 
     Args:
-        lines: The lines.
+        lines: The split file's lines. If they are image names alone, no camera is known.
     """
     if lines.focals is None:
         return Cameras.same(None, len(lines.images))

@@ -48,8 +48,8 @@ class Cameras:
     """The cameras of a set of scenes. The defaults are KITTI's camera in a moving car.
 
     Attributes:
-        focals: Focal lengths, each a multiple of KITTI's at the image's width. Scene number i takes
-            number i modulo their count, so the focal length depends on neither height nor pitch.
+        focals: Focal lengths, each a multiple of KITTI's at the image's width. Scenes take them in
+            turn: scene number i has the focal length `focals[i % len(focals)]`.
         heights_m: The lowest and the highest camera above the ground, in metres.
         pitches: The range of the pitch in radians; above 0 the camera looks up.
         val_focals: Focal lengths of the validation scenes; None for those of the training scenes.
@@ -81,10 +81,10 @@ class Cameras:
                 )
 
     def focal_of(self, index: int) -> float:
-        """Returns the focal length of a scene.
+        """Returns the focal length of a scene, as a multiple of KITTI's at the image's width.
 
         Args:
-            index: The scene's number.
+            index: The scene's number; from FIRST_HELD_OUT_INDEX on it is a validation scene.
         """
         is_held_out = index >= FIRST_HELD_OUT_INDEX and self.val_focals is not None
         focals = self.val_focals if is_held_out else self.focals
@@ -290,7 +290,8 @@ def write_kitti_layout(
     # could be chosen have no such entry.
     if cameras != Cameras():
         wanted["cameras"] = json.loads(json.dumps(asdict(cameras)))
-        # Nor have sets whose validation scenes have the focal lengths of the others.
+        # Leave out `val_focals` if it isn't set, because sets that were rendered before this
+        # option existed have no such entry.
         if cameras.val_focals is None:
             del wanted["cameras"]["val_focals"]
     if num_train < 0 or num_val < 0:
@@ -320,7 +321,8 @@ def write_kitti_layout(
 
 
 def _write(folder: Path, wanted: dict, cameras: Cameras) -> None:
-    # Write KITTI's folders and split files, with one drive per split.
+    # Write KITTI's folders and split files. The scenes of a split are in one folder, which has the
+    # form of the folder of a KITTI recording (a "drive").
     splits = (
         ("train", _TRAIN_DRIVE, 0, wanted["num_train"]),
         ("test", _HELD_OUT_DRIVE, FIRST_HELD_OUT_INDEX, wanted["num_val"]),
@@ -352,7 +354,7 @@ def _write(folder: Path, wanted: dict, cameras: Cameras) -> None:
 
 @dataclass(frozen=True)
 class ScenesOptions:
-    """The options of a recipe's `data` section for this dataset.
+    """The options of a recipe's `data` section for the dataset of rendered scenes.
 
     Attributes:
         root: Folder of the rendered files, which are written on first use.
