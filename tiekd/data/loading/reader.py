@@ -43,8 +43,8 @@ class BatchReader:
         resized_depth: True to resize depths and intrinsics with the image. If False, only the image
             is resized, unless there is an augmentation.
         needs_focal: True to raise an error for a sample whose focal length isn't known, or whose
-            aspect ratio the resizing changes too much (tiekd/data/focal.py). Of several data sets
-            the places of those for whose samples it is raised.
+            aspect ratio the resizing changes by more than STRETCH (tiekd/data/focal.py). If
+            `dataset` is several data sets, the indices of those whose samples are checked so.
     """
 
     def __init__(
@@ -122,7 +122,9 @@ class BatchReader:
         )
 
     def placement(self, epoch: int, index: int, sample: Sample) -> Placement:
-        """Returns the size to which a sample's image is resized and zoomed, and its padding.
+        """Returns a `Placement`: the size of a sample's image after resizing and zoom, and padding.
+
+        Without an augmentation there is no zoom.
 
         Args:
             epoch: Epoch, from 0.
@@ -143,7 +145,7 @@ class BatchReader:
         placement: Placement,
         size: tuple[int, int],
     ) -> Decisions:
-        """Returns the parameters of a sample's augmentation, which are random in training.
+        """Returns the random parameters of a training sample's augmentation, as `Decisions`.
 
         Args:
             epoch: Epoch, from 0.
@@ -162,7 +164,10 @@ class BatchReader:
             raise DataError(f"{name}: {error}", error.kind) from None
 
     def following(self, index: int) -> Following:
-        """Returns the samples that may take the place of one that can't be read.
+        """Returns a `Following`, which gives the indices of samples that may replace a sample.
+
+        Its method `at(step)` returns the sample's own index in the dataset for 0, and then those of
+        the next samples of the same data set, by which the sample is replaced if it can't be read.
 
         Args:
             index: Index of the sample in the sampler's numbering.
@@ -174,7 +179,8 @@ class BatchReader:
     def _readable_sample(self, epoch: int, index: int, skipped: list[str]) -> Sample:
         """Returns sample `index`; if it can't be read, the next readable sample of the dataset.
 
-        The next sample is augmented as sample `index` would have been.
+        The next sample is augmented as sample `index` would have been. The result is resized and
+        cropped, and is collated to a batch next.
 
         Args:
             epoch: Epoch, from 0.
@@ -222,7 +228,8 @@ class BatchReader:
                 contract.check_sample(self._stored(read_index), self.dataset, read_index)
         except DataError as error:
             return error if error.kind == contract.KIND else None
-        # Return None for an error in the dataset's own code, which is reported with its traceback.
+        # Return None for an error in the dataset's own code: the caller then raises the original
+        # error again, which the user sees with its traceback.
         except Exception:
             return None
         return None
@@ -298,7 +305,8 @@ def _with_nearer_scene(
 def _check_focal(sample: Sample, resize: Resize) -> None:
     """Raises DataError if a sample's focal length isn't known after resizing.
 
-    That is the case if the sample has no intrinsics, or resizing changes its aspect ratio too much.
+    That is the case if the sample has no intrinsics, or if resizing changes its aspect ratio by
+    more than STRETCH (tiekd/data/focal.py).
 
     Args:
         sample: The sample as read.

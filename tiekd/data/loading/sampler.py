@@ -103,7 +103,7 @@ def epoch_batches(
         (batches, batch_size) int64.
 
     Raises:
-        RecipeError: See `stated_order`.
+        RecipeError: `order_of` returns no permutation of the samples.
     """
     # Permute the samples, and look up the group of each.
     if order_of is None:

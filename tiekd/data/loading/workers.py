@@ -63,7 +63,7 @@ def read(
 
     Args:
         load: Function of a batch of keys, which is called in a worker.
-        batches: Batches of keys; iterated only once the workers have started.
+        batches: Batches of keys; the first one is requested after the workers have started.
         workers: Number of worker processes; 0 reads in this process.
         describe: Function from a batch of keys to the names of its files, for the error message if
             the batch times out.
@@ -271,7 +271,7 @@ class _Pool:
             return [process.sentinel for process in self._processes if process.exitcode is None]
 
     def _read_greeting(self, connection: Connection) -> None:
-        """Receives the message that a worker sends once it has started, and counts the worker.
+        """Receives the message that a worker sends once it has started, and counts it as started.
 
         Args:
             connection: The connection to the worker.
@@ -393,9 +393,10 @@ def _serve(connection: Connection, load: Callable, number: int) -> None:
     # Seed the global random generators, which datasets from outside the project may use.
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(number)
-    # Load each batch of keys that the main process sends, in order, and send the result.
+    # Let `transport.send` put large tensors into shared memory from now on.
     transport.open_outbox()
-    # Stop if the connection is closed or the main process is gone.
+    # Load each batch of keys that the main process sends, in order, and send the result. Stop if
+    # the connection is closed or the main process is gone.
     with contextlib.suppress(EOFError, ConnectionError):
         connection.send_bytes(b"here")
         while True:
