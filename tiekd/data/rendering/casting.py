@@ -144,7 +144,7 @@ def prism(
     key=0,
     numbers=(0, 0, 0, 0),
 ) -> Solid:
-    """Returns a prism: a convex polygon extruded to both sides of its plane by the same length.
+    """Returns a prism, a convex polygon that is extruded equally to both sides, as a `Solid`.
 
     Args:
         profile: [(a, b), ...], the polygon's corners, counter-clockwise, as coordinates along the
@@ -181,7 +181,7 @@ def prism(
 def ellipsoid(
     centre, radii, material, colour, second=(0, 0, 0), key=0, numbers=(0, 0, 0, 0)
 ) -> Solid:
-    """Returns an axis-aligned ellipsoid.
+    """Returns an axis-aligned ellipsoid as a `Solid`.
 
     Args:
         centre: (3,), world coordinates, metres.

@@ -162,7 +162,8 @@ def _shadow_of_ellipsoid(solid: Solid, to_sun, x, z):
         x: (h, w), world x of the ground points, metres.
         z: (h, w), world z of the ground points, metres.
     """
-    # Scale coordinates by the radii, which makes the ellipsoid a unit sphere at the origin.
+    # Move the ellipsoid to the origin and divide coordinates by its radii, so that it becomes a
+    # unit sphere.
     middle = solid.centre.astype(np.float32)
     radii = solid.radii.astype(np.float32)
     way = (to_sun / solid.radii).astype(np.float32)
