@@ -255,10 +255,12 @@ def neighbours(train: Frames, val: Frames, distance: int) -> list[Finding]:
 
 
 def median_span(facts: Sequence[Facts]) -> str:
-    """Returns a phrase with the median of the frames' median depths, and the range of 90 % of them.
+    """Returns a phrase with the median of the frames' median depths, in metres.
+
+    The phrase also gives the 5th and the 95th percentile of the frames' median depths.
 
     Args:
-        facts: The results of checking the frames.
+        facts: The results of checking the frames; those without a median depth are left out.
     """
     medians = torch.tensor(
         [fact.median_m for fact in facts if fact.median_m is not None], dtype=torch.float64

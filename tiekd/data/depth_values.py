@@ -1,10 +1,10 @@
 """Checks the values in depth files: their unit, and values that seem to mean "not measured".
 
 `check_range` reads the ground truth of five frames before training and rejects depths that can't be
-metres. `levels_of` and `describe` collect statistics for bin/check_data.py, with which the user can
-judge questions that can't be decided automatically. Reading a depth map takes 5 ms. Left out:
-frequent values in the middle of a floating-point map's range, since only its largest and smallest
-values are counted.
+metres. `levels_of` and `describe` collect statistics for bin/check_data.py, from which the user can
+tell a wrong unit or an unknown invalid value that can't be detected automatically. Reading a depth
+map takes 5 ms. Left out: frequent values in the middle of a floating-point map's range, since only
+its largest and smallest values are counted.
 """
 
 from collections import Counter
@@ -87,7 +87,9 @@ def check_range(frames: Dataset) -> list[str]:
 
 
 def share_beyond(frames: Dataset) -> float:
-    """Returns the share of measured pixels that are beyond max_depth, in five frames.
+    """Returns the share, 0 to 1, of the measured pixels whose depth is above max_depth.
+
+    Five frames are read, evenly spaced over those with ground truth.
 
     Args:
         frames: The dataset. The result is 0 if it isn't a `Frames`, or none of these frames has a
@@ -107,7 +109,10 @@ def share_beyond(frames: Dataset) -> float:
 
 
 def _probed(frames: Frames) -> list[int]:
-    """Returns the indices of five frames, evenly spaced over those with ground truth."""
+    """Returns the indices of five frames, evenly spaced over those with ground truth.
+
+    There are fewer if fewer frames have ground truth.
+    """
     known = np.flatnonzero(frames.frames.has_depth).tolist()
     if not known:
         return []

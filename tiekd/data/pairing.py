@@ -22,10 +22,10 @@ _RULE_FITS = 2  # minimum number of pairs that a naming rule must explain, or al
 
 
 def check_unmatched(unmatched: str) -> None:
-    """Raises RecipeError if a value of `data.unmatched` isn't known.
+    """Raises RecipeError unless the value of `data.unmatched` is "refuse" or "allow".
 
     Args:
-        unmatched: The value.
+        unmatched: The value of the option.
     """
     if unmatched not in UNMATCHED:
         raise RecipeError(f"data.unmatched: got {unmatched!r}; allowed: {', '.join(UNMATCHED)}")

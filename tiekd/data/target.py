@@ -2,8 +2,9 @@
 
 A teacher that gives one depth map returns it as a tensor. A teacher that gives several maps, or a
 standard deviation for each pixel, returns a `Target`. A DPM head learns all components of a
-`Target`; other heads and losses use the one map that `mean_depth` returns. A tensor causes no cost.
-Left out: estimating sigma, which teachers do, and limiting it, which the head does.
+`Target`; other heads and losses use the one map that `mean_depth` returns, which for a tensor is
+the tensor itself. Left out: estimating sigma, which teachers do, and limiting it, which the head
+does.
 """
 
 from collections.abc import Callable
@@ -61,7 +62,7 @@ class Target(NamedTuple):
         return torch.where(count > 0, total / count, 0)
 
     def component_weight(self) -> Tensor | None:
-        """Returns `weight` expanded to (B, M, H, W), the kernels' form; None for equal weights."""
+        """Returns `weight` expanded to (B, M, H, W); None for equal weights, or if M = 1."""
         weight = self._weight()
         return None if weight is None else weight.expand_as(self.depth)
 
