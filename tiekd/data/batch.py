@@ -16,8 +16,8 @@ from tiekd.data.augment.resample import resample
 class Batch(NamedTuple):
     """One micro-batch on the device; a depth of 0 marks an invalid pixel.
 
-    In training all tensors have the image's size. In evaluation only the image is resized: the
-    depths and the intrinsics are those of the image before resizing.
+    In training all tensors have the image's size. In evaluation only the image and the mask
+    `inside` are resized: the depths and the intrinsics are those of the image before resizing.
 
     Attributes:
         image: (B, 3, H, W) float32, RGB, ImageNet-normalised.

@@ -85,8 +85,8 @@ class Decoded:
         array = torch.frombuffer(
             mapped, dtype=dtype, count=shape[0] * shape[1] * shape[2], offset=start
         ).view(shape)
-        # Set 65535 (not measured) to 0 in ground truth that the older version cached, which kept
-        # it.
+        # Set 65535 (not measured) to 0 in ground truth, if the cache file is of the older version,
+        # which stored this value unchanged.
         if measured and note[0] == _AS_STORED:
             array = image_io.without_levels(array, (image_io.NO_RETURN,))
         return array
@@ -195,8 +195,7 @@ def attach(frames: object, folder: Path, root: Path, name: str) -> None:
         name: The dataset's name, for error messages.
 
     Raises:
-        RecipeError: The dataset isn't a `Frames`, i.e. doesn't read frames from files in the known
-            way.
+        RecipeError: The dataset isn't a `Frames`, the only class whose files can be cached.
         DataError: The folder doesn't exist.
     """
     if not isinstance(frames, Frames):

@@ -314,10 +314,11 @@ class Frames(torch.utils.data.Dataset):
             index: Index of the frame.
 
         Returns:
-            For each key a pair of a file (a path, or a member of a tar shard) and a function that
-            takes the file and returns the decoded tensor. The keys are `image`; `depth` if there
-            is ground truth; `teacher_depth`, `teacher_depth_1` and so on for the maps of each
-            teacher; and `teacher_sigma`, `teacher_sigma_1` and so on for its maps of sigma.
+            A dict of pairs (file, function). The file is a path or a member of a tar shard; the
+            function takes it and returns the decoded tensor. The keys are `image`; `depth` if there
+            is ground truth; `teacher_depth`, `teacher_depth_1` and so on for the depth maps of the
+            first teacher, the second one and so on; and `teacher_sigma`, `teacher_sigma_1` and so
+            on for their maps of sigma, if they have any.
         """
         frame = self.frames[index]
         files = {"image": (source_of(frame.image), image_io.read_image)}
@@ -328,11 +329,11 @@ class Frames(torch.utils.data.Dataset):
         return files
 
     def map_kinds(self) -> dict[str, Path]:
-        """Returns the folders of the cached teacher maps, first of all depth, then of all sigma.
+        """Returns the folders of all teachers' cached maps: those of depth, then those of sigma.
 
         Returns:
-            For each kind of map, such as `teacher_depth` or `teacher_sigma_1` (the keys in the
-            result of `files`), its folder.
+            A dict of folders. Its keys are those of the maps in the result of `files`, such as
+            `teacher_depth` or `teacher_sigma_1`.
         """
         kinds = {}
         for number, folder in enumerate(self.map_folders):

@@ -43,7 +43,7 @@ class Halves(NamedTuple):
 
 
 def halves(names: Collection[str]) -> Halves:
-    """Divides frames by sequence into a part to fit on and a part to report.
+    """Divides frames by sequence into a part to fit something on and a part to report the fit on.
 
     The part to report has at most half of the frames. It consists of whole folders, taken in the
     order of a hash of their names. If they have less than a fifth of the frames, for example
@@ -104,8 +104,9 @@ def choose(names: Collection[str], fraction: float) -> set[str]:
 def gap(names: Collection[str], validation: Collection[str]) -> set[str]:
     """Returns the names of frames that are too close to a validation frame to be trained on.
 
-    These frames are in a folder with validation frames, and in the order of names less than the
-    fraction GAP of all frames away from one. There are none if whole folders are held out.
+    A frame is too close if it is in the same folder as a validation frame, and the two are at most
+    the fraction GAP of all frames apart in the order of names. There are no such frames if whole
+    folders are held out.
 
     Args:
         names: The names of all frames.

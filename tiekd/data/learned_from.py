@@ -38,9 +38,10 @@ _LIMITED = ("nc", "noncommercial", "research", "amlr")
 
 
 def of_description(description: Mapping) -> list[Teacher]:
-    """Returns the list of a teacher from outside the project, its own teachers and its anchor.
+    """Returns a list with a teacher from outside the project, its own teachers and its anchor.
 
-    The anchor is the network whose depth gives a relative teacher its scale.
+    The anchor is the network whose depth gives a relative teacher its scale. Each of these networks
+    is one dict, as in a weights file's list of teachers.
 
     Args:
         description: The teacher's `FoundationTeacher.description`. If the teacher is a student that
@@ -58,9 +59,10 @@ def of_description(description: Mapping) -> list[Teacher]:
 
 
 def of_network(digest: str, weights: Path | None, recipe: str | None) -> list[Teacher]:
-    """Returns the list of a teacher that is a network of this project, and of its own teachers.
+    """Returns a list with a teacher that is a network of this project, and with its own teachers.
 
-    The file of the weights is read for the network's own teachers.
+    Each of them is one dict, as in a weights file's list of teachers. The network's own teachers
+    are read from its weights file.
 
     Args:
         digest: The digest of the network's weights.

@@ -36,7 +36,8 @@ from tiekd.data.sample import Sample, in_grey_levels
 from tiekd.errors import DataError, RecipeError
 
 MODES = ("stretch", "cover", "contain", "fit")
-# An image is shrunk for `at_most` only if it has more than this many times the wanted pixels.
+# An image is shrunk for `at_most` only if it has more than this many times the wanted number of
+# pixels.
 SLACK = 1.5
 # The depths in the area of one new pixel count as those of one surface if the largest is at most
 # this many times the smallest.

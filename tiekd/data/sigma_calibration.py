@@ -32,8 +32,9 @@ class Calibration:
         correlation: Rank correlation of sigma and |error| in an image: (mean, low, high), where low
             and high are the ends of the 95 % interval.
         at_depth: Rank correlation of sigma and |error| at equal depth, in the same form.
-        gain: The fraction of an oracle's gain by sparsification that the source reaches, 0 by
-            chance, 1 at best, in the same form.
+        gain: Sparsification, i.e. how much the mean error falls if the pixels with the largest
+            sigma are removed first, as a fraction of the fall if those with the largest error are
+            removed first: 0 by chance, 1 at best; in the same form.
         factors: (depth in metres, factor) for each range of depth, nearest first; the factor is
             interpolated linearly between these depths. Empty if sigma is 0 everywhere.
     """

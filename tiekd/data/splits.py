@@ -67,8 +67,9 @@ class SplitTable(NamedTuple):
     """All lines of a split file.
 
     Attributes:
-        images: The paths of the images.
-        ground_truths: The paths of the depth maps, without meaning where `has_depth` is False.
+        images: The paths of the images of the N lines.
+        ground_truths: The paths of the N depth maps; an entry has no meaning where `has_depth` is
+            False.
         has_depth: (N,) bool, True for lines with ground truth.
         focals: (N,) float64, focal lengths in pixels; None if the file has image names alone.
     """

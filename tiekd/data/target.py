@@ -80,7 +80,9 @@ class Target(NamedTuple):
         return Target(self.depth * factor, sigma, self.weight)
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> "Target":
-        """Returns the target with all of its maps resized by a function.
+        """Returns the target with its maps of depth, sigma and weight resized by a function.
+
+        Sigmas and weights that are one number per component stay as they are.
 
         Args:
             change: Function that resizes a map (B, M, H, W).

@@ -236,10 +236,12 @@ def _size_of(image: str | Stored) -> int | None:
 
 
 def _name_bits(count: int) -> int:
-    """Returns the trailing zero bits by which about MAX_HASHES of a number of frames are chosen.
+    """Returns the number of trailing zero bits of a CRC-32 by which frames are selected.
+
+    About MAX_HASHES frames, or fewer, have a name whose CRC-32 has at least so many.
 
     Args:
-        count: The number of frames; up to MAX_HASHES the result is 0.
+        count: The number of all frames; up to MAX_HASHES the result is 0, which selects all.
     """
     return max(0, (max(count, 1) - 1) // MAX_HASHES).bit_length()
 

@@ -145,7 +145,7 @@ def crop_window(sample: Sample, top: int, left: int, height: int, width: int) ->
 
 
 def _span(places: list[float], size: int, window: int, more: float) -> tuple[int, int]:
-    """Returns the index of the first pixel to keep of an image along one axis, and their number.
+    """Returns (index of the first pixel, number of pixels) of the part to keep along one axis.
 
     Args:
         places: Coordinates of the rotated window's four corners along this axis, in pixels of the

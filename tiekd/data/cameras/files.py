@@ -83,7 +83,7 @@ def read(path: Path) -> CameraFile:
         path: The file or folder.
 
     Returns:
-        The calibrations that the file states, for named images or for all.
+        A `CameraFile` with the calibrations that the file states, for named images or for all.
 
     Raises:
         DataError: The file is missing, of no known kind, or malformed.
@@ -189,7 +189,7 @@ def of_plain(where: str, node: Mapping) -> Calibration:
             coefficients `distortion`; other keys are ignored.
 
     Raises:
-        DataError: A number is missing, isn't finite, or isn't above 0 where it must be.
+        DataError: A number is missing or isn't finite, or a focal length or a size isn't above 0.
     """
     return checked(
         _numbers([node.get(key) for key in _KEYS], 4, where),

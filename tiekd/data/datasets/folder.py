@@ -172,7 +172,8 @@ def _table(
     Args:
         folder: The data root.
         options: The folders of the images and of the depth maps below the data root.
-        frames: For the name of each frame of both splits its depth map's path, or None.
+        frames: The depth map's path of each frame of both splits, or None, keyed by the frame's
+            name.
         chosen: The names of the split's frames, which keep their order in `frames`.
     """
     kept = [name for name in frames if name in chosen]
@@ -201,7 +202,8 @@ def _names_of(
     Args:
         split: "train" or "val".
         folder: The data root.
-        frames: For the name of each frame of both splits its depth map's path, or None.
+        frames: The depth map's path of each frame of both splits, or None, keyed by the frame's
+            name.
         options: The split files, and the fraction that is held out without them.
         held_out: Names of the validation frames if there are no split files; None chooses them by a
             hash.
@@ -253,8 +255,8 @@ def _frames(folder: Path, options: FolderOptions, skip: bool, notes: list[str]) 
         notes: List to which lines for the log are appended.
 
     Returns:
-        For the name of each frame of both splits, i.e. its image's path, its depth map's path or
-        None; sorted by name.
+        The depth map's path of each frame of both splits, or None, keyed by the frame's name, which
+        is its image's path; sorted by name.
 
     Raises:
         RecipeError: There are depth PNGs, but no unit for them.
@@ -285,7 +287,7 @@ def _check_map_names(images: Path, image_names: dict[str, str]) -> None:
 
     Args:
         images: The folder of the images, for the error message.
-        image_names: For each image's path without suffix its path.
+        image_names: The path of each image, keyed by the path without its suffix.
     """
     # Compare hashes first, which needs little memory for a million paths. The names are compared
     # only if two paths have one hash after `/` is replaced by `_`.
@@ -381,7 +383,8 @@ def _listed(split_file: Path, frames: Depths, images: Path) -> set[str]:
 
     Args:
         split_file: The split file, with an image's path on each line.
-        frames: For the name of each frame of both splits its depth map's path, or None.
+        frames: The depth map's path of each frame of both splits, or None, keyed by the frame's
+            name.
         images: Folder of the images, for messages.
 
     Raises:
@@ -410,8 +413,8 @@ def _hash_picked(frames: Depths, fraction: float) -> set[str]:
     files.
 
     Args:
-        frames: For the name of each frame of both splits its depth map's path; None for a frame
-            without ground truth, which isn't chosen.
+        frames: The depth map's path of each frame of both splits, keyed by the frame's name; None
+            for a frame without ground truth, which isn't chosen.
         fraction: The fraction, from 0 to below 1; above 0 at least one frame is chosen.
     """
     names = [name for name, depth in frames.items() if depth is not None]

@@ -286,12 +286,12 @@ def write_kitti_layout(
     root = Path(os.path.realpath(root))
     wanted = {"renderer": _RENDERER, "seed": seed, "height": height, "width": width}
     wanted |= {"num_train": num_train, "num_val": num_val, "dense_val": dense_val}
-    # Leave KITTI's cameras out of the manifest, because sets that were rendered before cameras
-    # could be chosen have no such entry.
+    # Leave the default cameras out of the manifest, because sets of scenes that were rendered
+    # before cameras could be chosen have no such entry.
     if cameras != Cameras():
         wanted["cameras"] = json.loads(json.dumps(asdict(cameras)))
-        # Leave out `val_focals` if it isn't set, because sets that were rendered before this
-        # option existed have no such entry.
+        # Leave out `val_focals` if it isn't set, because sets of scenes that were rendered before
+        # this option existed have no such entry.
         if cameras.val_focals is None:
             del wanted["cameras"]["val_focals"]
     if num_train < 0 or num_val < 0:

@@ -98,8 +98,8 @@ class Deal:
         counts, found = self.counts(start), []
         for place in range(start + 1, start + length + 1):
             left, chosen = place, self._order[-1]
-            # Find the data set of this position. Counting one more position increases the number of
-            # positions of one data set: the first one here whose number grows.
+            # Find the data set of this position: the first one whose number of positions increases
+            # if this position is counted, too.
             for number, weight, rest in self._shares:
                 taken = _taken(left, weight, rest)
                 if taken > counts[number]:
@@ -177,7 +177,7 @@ class MixedBatches(Sampler):
                 yield keys[first : first + self.micro_batch_size]
 
     def global_batch(self, iteration: int) -> list[tuple[int, int]]:
-        """Returns the (epoch, index) key of each sample of an iteration's batch on all ranks.
+        """Returns the (epoch, index) key of each sample of an iteration's batch, for all ranks.
 
         Args:
             iteration: The iteration, from 0.
@@ -205,8 +205,8 @@ class MixedBatches(Sampler):
             if part.order is not None:
                 order = stated_order(part.order, epoch, self.seed, part.num_samples)
             else:
-                # A 0 at the end doesn't change a seed. So the first data set (number 0) has the
-                # same permutations as in a run with this data set alone.
+                # NumPy's generators ignore a 0 at the end of a seed. So the first data set (number
+                # 0) has the same permutations as in a run with this data set alone.
                 draw = np.random.default_rng([self.seed, epoch, number])
                 order = draw.permutation(part.num_samples)
             # Replace the cached dict instead of changing it, because another thread may be reading

@@ -128,7 +128,8 @@ class BatchReader:
 
         Args:
             epoch: Epoch, from 0.
-            index: Index of the sample in the sampler's numbering.
+            index: Index of the sample in the dataset. A repetition of the sample within a batch
+                has its index plus a multiple of the dataset's length.
             sample: The sample as read.
         """
         placement = self.resize.place(*sample.image.shape[-2:], sample.name)
@@ -149,7 +150,8 @@ class BatchReader:
 
         Args:
             epoch: Epoch, from 0.
-            index: Index of the sample in the sampler's numbering.
+            index: Index of the sample in the dataset. A repetition of the sample within a batch
+                has its index plus a multiple of the dataset's length.
             name: The image's name, for error messages.
             placement: The size of the resized and zoomed image, and its padding.
             size: (height, width) of the image as read.
@@ -170,7 +172,8 @@ class BatchReader:
         the next samples of the same data set, by which the sample is replaced if it can't be read.
 
         Args:
-            index: Index of the sample in the sampler's numbering.
+            index: Index of the sample in the dataset. A repetition of the sample within a batch
+                has its index plus a multiple of the dataset's length.
         """
         if isinstance(self.dataset, MixedFrames):
             return self.dataset.following(index)
@@ -184,7 +187,8 @@ class BatchReader:
 
         Args:
             epoch: Epoch, from 0.
-            index: Index of the sample in the sampler's numbering.
+            index: Index of the sample in the dataset. A repetition of the sample within a batch
+                has its index plus a multiple of the dataset's length.
             skipped: List to which the error messages of skipped samples are appended.
 
         Raises:

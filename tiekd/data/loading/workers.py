@@ -158,7 +158,7 @@ class _Pool:
             within_s: Seconds to wait for each worker's report.
 
         Returns:
-            False if a worker doesn't report in time.
+            True if all workers report in time, else False.
         """
         for connection in self._connections[self._num_started :]:
             if not connection.poll(within_s):

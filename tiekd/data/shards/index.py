@@ -71,7 +71,7 @@ def open_index(shards: Shards, path: Path) -> Index:
     """Returns the content of the shards' index file, which is made first if it doesn't exist.
 
     Args:
-        shards: The path of each shard, keyed by its path below data.root, in the order of the keys.
+        shards: The path of each shard, keyed by its path below data.root, sorted by key.
         path: The index file.
 
     Raises:
@@ -229,7 +229,9 @@ def _refuse_twice(
 
 
 def _header(content: bytes, path: Path) -> dict:
-    """Returns the header of an index file: a dict with the version and the shards' states.
+    """Returns the header of an index file, a dict.
+
+    It has the version of the format, and the name, state and digest of each shard.
 
     Args:
         content: The bytes of the index file.

@@ -108,9 +108,9 @@ def key_of(name: str) -> tuple[str, str] | None:
 
 
 def scan(path: Path) -> Scan:
-    """Returns the frames of a tar shard, with the positions of their members.
+    """Returns a `Scan` of a tar shard: its frames, with the positions of their members.
 
-    Headers, JSON files and the first 4 kB of each member are read.
+    The tar headers, the JSON files and the first 4 kB of each member are read.
 
     Args:
         path: The shard.
