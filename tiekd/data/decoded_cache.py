@@ -224,7 +224,7 @@ def refuse_shards(frames: Frames) -> None:
 
 
 def describe(frames: object) -> list[str]:
-    """Returns a log line with the number of a dataset's files that aren't in its cache.
+    """Returns a list with one log line, the number of a dataset's files that aren't in its cache.
 
     Files that have changed since they were cached count as missing. The cost is a stat of every
     file, 20 us each.
@@ -233,7 +233,8 @@ def describe(frames: object) -> list[str]:
         frames: The dataset, after `attach`.
 
     Returns:
-        One line, a warning if any file isn't cached; no line for a dataset without a cache.
+        One line, which is a warning if any file isn't cached; an empty list for a dataset without a
+        cache.
     """
     cache = getattr(frames, "decoded", None)
     if cache is None:

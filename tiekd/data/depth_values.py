@@ -33,9 +33,9 @@ class Levels(NamedTuple):
         kind: The kind of file, such as "16-bit PNG" (see `image_io.kind_of_depth`).
         count: Number of pixels whose value is finite and above 0.
         largest: The largest of these values; 0 if there are none.
-        piles: Value -> its number of pixels, for suspiciously frequent values, which may mean "not
-            measured". At least the fraction _PILE of these pixels has such a value, but not all of
-            them.
+        piles: The number of pixels of each suspiciously frequent value, which may mean "not
+            measured", keyed by the value. At least the fraction _PILE of the counted pixels, but
+            not all of them, have such a value.
     """
 
     kind: str
@@ -139,7 +139,7 @@ def _range_lines(frames: Frames, medians: dict[str | Stored, float]) -> list[str
 
     Args:
         frames: The dataset, for the unit of its depth files and max_depth.
-        medians: depth file -> its median depth in metres.
+        medians: The median depth in metres of each of the read depth files, keyed by the file.
 
     Raises:
         DataError: All medians are above FARTHEST times max_depth.
@@ -173,7 +173,7 @@ def _range_lines(frames: Frames, medians: dict[str | Stored, float]) -> list[str
 
 
 def levels_of(path: Source) -> Levels:
-    """Returns statistics of a depth file's values as they are stored.
+    """Returns statistics (`Levels`) of a depth file's values as they are stored.
 
     No unit is applied, and no value other than 0, negatives and non-finite ones is left out.
 
@@ -269,7 +269,7 @@ def _piles(frames: Frames, found: Sequence[Levels], are_float: bool) -> list[str
 
 
 def _medians(frames: Frames, indices: Sequence[int]) -> dict[str | Stored, float]:
-    """Returns the median measured depth of each of some frames: depth file -> metres.
+    """Returns the median measured depth of some frames in metres, keyed by their depth files.
 
     Files without a measured pixel are left out. Files that can't be read are left out, too, since
     training reports them.

@@ -127,7 +127,7 @@ class MapFolder(NamedTuple):
 
     @classmethod
     def of(cls, path: Path, max_depth: float, option: str = "teacher.maps") -> "MapFolder":
-        """Reads the manifest of a folder of teacher maps, and describes the folder.
+        """Returns the `MapFolder` of a folder of teacher maps, according to its manifest.
 
         Args:
             path: The folder.
@@ -478,7 +478,7 @@ class Frames(torch.utils.data.Dataset):
 
         Args:
             index: Index of the frame.
-            kind: The map's key in `files`.
+            kind: The map's key in the result of `files`, such as `teacher_depth`.
             levels: The map, (1, h, w) uint16.
             image: (3, H, W), the whole image.
             place: (top, left, height, width) of the crop.
@@ -563,7 +563,7 @@ class Frames(torch.utils.data.Dataset):
 def with_cameras(
     frames: Sequence[Frame], intrinsics: Intrinsics, root: Path
 ) -> tuple[FrameTable, list[str]]:
-    """Returns the frames with the cameras that `data.intrinsics` gives, and lines for the log.
+    """Returns the table of frames with the cameras that `data.intrinsics` gives, and log lines.
 
     Args:
         frames: The frames, each with the camera that the dataset itself knows, or None.
@@ -635,7 +635,8 @@ def _numbered(kind: str, number: int) -> str:
 def _unturned(frame: Frame, image: Tensor, other: Tensor) -> str:
     """Returns the part of an error message that explains a wrong size by EXIF orientation.
 
-    It is empty unless the map fits the image as stored, i.e. before the image was turned upright.
+    It is empty unless the depth map or teacher map has the size of the image as stored, i.e. before
+    the image was turned upright.
 
     Args:
         frame: The frame.

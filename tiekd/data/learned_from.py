@@ -71,9 +71,9 @@ def of_network(digest: str, weights: Path | None, recipe: str | None) -> list[Te
     """
     content = _content(weights)
     taught_by = from_plain(content)
-    # Treat weights without a record as those of an unknown teacher, whose licence isn't stated:
-    # published and imported weights, and weights of older versions of this project, whose teachers
-    # nobody can name.
+    # Mark the network as this project's own only if its weights list their teachers. Other weights
+    # (published, imported, or of an older version of this project) count as those of a teacher
+    # whose licence isn't stated.
     is_ours = isinstance(content.get("network"), Mapping) and taught_by is not None
     own = {"name": NETWORK, "model": recipe, "licence": None, "digest": digest, "ours": is_ours}
     return union([own], taught_by)

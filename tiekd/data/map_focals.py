@@ -100,10 +100,10 @@ def add(folder: Path, focals: Focals, manifest: dict) -> str | None:
 
 
 def check(frames: object, *, is_canonical: bool) -> list[str]:
-    """Compares the focal lengths of a run's frames with those by which their cached maps were made.
+    """Compares the focal lengths of a run's frames with those with which cached maps were made.
 
     Args:
-        frames: The training dataset.
+        frames: The training dataset, which reads the maps.
         is_canonical: True for a student with `network.canonical_focal`, for which a difference is
             an error.
 
@@ -113,7 +113,7 @@ def check(frames: object, *, is_canonical: bool) -> list[str]:
     Raises:
         TeacherError: A student with `network.canonical_focal` has another focal length than its
             maps.
-        DataError: The record can't be read.
+        DataError: A file focals.json can't be read.
     """
     folders, told = _options(frames), []
     ours = of_frames(frames) if folders else {}
@@ -140,12 +140,12 @@ def _options(frames: object) -> list[tuple[str, Path]]:
 
 
 def _check(folder: Path, option: str, ours: Focals, *, is_canonical: bool) -> list[str]:
-    """Compares the focal lengths of a run's frames with those by which one folder's maps were made.
+    """Compares the focal lengths of a run's frames with those with which a folder's maps were made.
 
     Args:
         folder: The folder of maps.
-        option: The option that names the folder.
-        ours: The focal lengths of the frames.
+        option: The option that names the folder, for messages.
+        ours: The focal lengths of the frames, keyed by the file names of their maps.
         is_canonical: True for a student with `network.canonical_focal`.
 
     Returns:
@@ -154,7 +154,7 @@ def _check(folder: Path, option: str, ours: Focals, *, is_canonical: bool) -> li
     Raises:
         TeacherError: A student with `network.canonical_focal` has another focal length than its
             maps.
-        DataError: The record can't be read.
+        DataError: The folder's focals.json can't be read.
     """
     manifest = teacher_maps.read_manifest(folder)
     if manifest is None:

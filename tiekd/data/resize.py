@@ -153,7 +153,7 @@ class Resize:
         return (self.height, self.width) if self.mode == "cover" else None
 
     def place(self, height: int, width: int, name: str = "an image") -> Placement:
-        """Returns the size to which an image is resized, and its position on the padded canvas.
+        """Returns the `Placement` of an image: its size after resizing, and its padding.
 
         Args:
             height: Rows of the image.
@@ -234,7 +234,8 @@ def of_node(node: object, where: str = "data.resize") -> Resize:
     """Returns the `Resize` that a config node describes.
 
     Args:
-        node: The node of a recipe or a weights file, a mapping; None means no resizing.
+        node: The node of a recipe or a weights file, a mapping such as {"short_side": 384}; None
+            means no resizing.
         where: The node's name, for the error message.
 
     Raises:
@@ -403,7 +404,7 @@ def dense_weights(old: int, new: int) -> Tensor:
         new: Pixels of the side after resizing.
     """
     index, weights = _taps(old, new)
-    # Add the weights that a new pixel at the border has for the same old pixel.
+    # Sum up weights for the same old pixel, of which a new pixel at the border has several.
     matrix = torch.zeros(new, old)
     return matrix.scatter_add_(1, torch.from_numpy(index), torch.from_numpy(weights))
 

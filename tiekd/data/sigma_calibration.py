@@ -54,18 +54,18 @@ def to_json(calibrations: Mapping[str, Calibration]) -> bytes:
     """Returns the content of a file of calibrations, as JSON text.
 
     Args:
-        calibrations: Name of the source -> its calibration.
+        calibrations: The calibrations, keyed by the name of the source of sigma.
     """
     nodes = {source: asdict(each) for source, each in calibrations.items()}
     return (json.dumps(nodes, indent=1) + "\n").encode()
 
 
 def read(path: Path, source: str, where: str) -> Calibration:
-    """Reads the calibration of one source from a file.
+    """Reads the calibration of one source of sigma from a file.
 
     Args:
         path: The file.
-        source: Name of the source.
+        source: Name of the source of sigma, such as "flip".
         where: The recipe's key that names the file, for error messages.
 
     Raises:

@@ -47,7 +47,7 @@ class SplitLine(NamedTuple):
 
 
 def read_split(path: Path) -> list[SplitLine]:
-    """Returns the frames of a split file, one per line that isn't blank, in order.
+    """Returns the lines of a split file that aren't blank as `SplitLine`s, in order.
 
     Args:
         path: The split file. Its lines are all `image ground_truth focal`, or all image names.

@@ -74,7 +74,8 @@ class Target(NamedTuple):
         """
         sigma = self.sigma
         if self.constants is not None:
-            # Expand the constants to maps, since each image has its own factor.
+            # Expand the constants, one sigma per component, to maps, since each image has its own
+            # factor.
             sigma = sigma_maps(self.constants, self.depth)
         sigma = None if sigma is None else sigma * factor
         return Target(self.depth * factor, sigma, self.weight)

@@ -190,11 +190,11 @@ def as_plain(record: TrainedOn | None) -> dict:
 
 
 def from_plain(state: Mapping) -> TrainedOn | None:
-    """Returns the record in the content of a weights file.
+    """Returns the record of training frames (`TrainedOn`) in the content of a weights file.
 
     Args:
-        state: The loaded content. The result is None if it has no valid record, as content written
-            by another program or by an old version of tiekd.
+        state: The loaded content. The result is None if it has no valid record, for example because
+            another program or an old version of tiekd wrote the file.
     """
     node = state.get(KEY)
     if not isinstance(node, Mapping) or not isinstance(node.get("hashes"), Tensor):
@@ -206,7 +206,7 @@ def from_plain(state: Mapping) -> TrainedOn | None:
 
 
 def read(path: Path | None) -> TrainedOn | None:
-    """Returns the record of training frames in a weights file.
+    """Returns the record of training frames (`TrainedOn`) in a weights file.
 
     The file is memory-mapped, so the weights themselves aren't read.
 
@@ -224,10 +224,10 @@ def read(path: Path | None) -> TrainedOn | None:
 
 
 def _size_of(image: str | Stored) -> int | None:
-    """Returns the size of an image file or of a member of a shard in bytes; None without a file.
+    """Returns the size in bytes of an image file, or of a member of a tar shard.
 
     Args:
-        image: The path or the member.
+        image: The path or the member. The result is None if there is no file at the path.
     """
     if isinstance(image, Stored):
         return image.size

@@ -57,6 +57,8 @@ class CameraFile(NamedTuple):
     def of(self, name: str) -> Calibration | None:
         """Returns the calibration of an image of a dataset; None if it isn't known.
 
+        It is that of all other images (`of_all`) if the file doesn't name the image.
+
         Args:
             name: The image's path in the dataset.
         """

@@ -2,9 +2,9 @@
 
 The setting is one of: [focal_x, focal_y, centre_x, centre_y] of every image at its own size;
 [focal_x, focal_y, centre_x, centre_y, width, height], where width and height are those of the image
-that the intrinsics belong to; a file (tiekd/data/cameras/files.py); or `exif`. Unless it is four
-numbers, each image's header is read, which takes 0.1 ms. Left out: lens distortion, which is
-ignored with a line in the log.
+that the intrinsics belong to; a file (tiekd/data/cameras/files.py); or `exif`. Unless the setting
+is four numbers, each image's header is read, which takes 0.1 ms. Left out: lens distortion, which
+is ignored with a line in the log.
 """
 
 import math
@@ -34,7 +34,7 @@ ALLOWED = (
 class Source(NamedTuple):
     """The source of the cameras of images: one calibration for all, a file, or EXIF.
 
-    It is EXIF if both attributes are None.
+    The source is the EXIF of each image if both attributes are None.
 
     Attributes:
         of_all: The one calibration of all images; None if they have their own.
@@ -74,7 +74,8 @@ def check_numbers(intrinsics: Intrinsics, where: str = "data.intrinsics") -> Non
         where: The setting's name, for the error message.
 
     Raises:
-        RecipeError: The numbers can't be those of a camera.
+        RecipeError: There aren't four or six numbers, one isn't finite, a focal length isn't above
+            0, or a width or height isn't a whole number above 0.
     """
     if intrinsics is None or isinstance(intrinsics, str | Path):
         return

@@ -1,11 +1,12 @@
 """KITTI in the published layout: split files, images in `input/`, ground truth in `gt_depth/`.
 
 Ground truth is uint16 PNG, metres * 256. A line of a split file is `input ground_truth focal`. With
-`kb_crop`, frames are cropped to the KB benchmark window (at the bottom, horizontally centred) when
-they are read. Cached teacher maps are already cropped and are all in one folder, named by the path
-below `input/` joined with `_`. The benchmark's test set has no ground truth: its split file is a
-list of names, and its images are already cropped and are in another folder. It can be used for
-prediction, for caching teacher maps and for training with a teacher, but not for evaluation.
+`kb_crop`, frames are cropped to the window of the KITTI benchmark (at the bottom, horizontally
+centred) when they are read. Cached teacher maps are already cropped and are all in one folder,
+named by the path below `input/` joined with `_`. The benchmark's test set has no ground truth: its
+split file is a list of names, and its images are already cropped and are in another folder. It can
+be used for prediction, for caching teacher maps and for training with a teacher, but not for
+evaluation.
 """
 
 from collections.abc import Sequence
@@ -150,7 +151,9 @@ def known_camera(path: Path, height: int, width: int) -> Camera | None:
 
 
 def _kb_window(kb_crop: tuple[int, int], height: int, width: int) -> tuple[int, int, int, int]:
-    """Returns (top, left, height, width) of the KB crop, at the bottom and horizontally centred.
+    """Returns (top, left, height, width) of the crop to the KITTI benchmark's window (KB crop).
+
+    The window is at the bottom of the image and horizontally centred.
 
     Args:
         kb_crop: (height, width) of the crop in pixels.

@@ -191,11 +191,11 @@ def random_camera(
 def _lidar_pixels(camera: Camera, seed: np.random.SeedSequence) -> np.ndarray:
     """Returns the (H, W) bool mask of pixels that a LiDAR at the camera samples.
 
-    The rays form a grid of beams (elevations) and azimuth steps, of which 6 % are dropped at
-    random. They are those of a 64-beam sensor, whose beams are from 2 degrees above to 8.3 degrees
-    below the horizon in steps of 1/3 degree, then to 24.3 degrees below it in steps of 1/2 degree,
-    with azimuth steps of 0.17 degrees. The grid is made coarser or finer so that the share of
-    sampled pixels is KITTI's at any image size.
+    The LiDAR's rays form a grid of beams (elevations) and azimuth steps, as those of a 64-beam
+    sensor: beams are from 2 degrees above to 8.3 degrees below the horizon in steps of 1/3 degree,
+    then to 24.3 degrees below it in steps of 1/2 degree; azimuth steps are 0.17 degrees. The grid
+    is made coarser or finer, so that the share of sampled pixels is KITTI's at any image size. 6 %
+    of the rays are dropped at random.
 
     Args:
         camera: The camera, at whose position the LiDAR is.
@@ -313,7 +313,8 @@ def write_kitti_layout(
         try:
             os.rename(partial, root)
         except OSError:
-            # Use the scenes that another process has written meanwhile; else raise the error.
+            # Renaming fails if another process has written `root` meanwhile. Use its scenes if they
+            # are the same, else raise the error.
             if not _holds(root, wanted):
                 raise
     finally:

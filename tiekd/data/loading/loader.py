@@ -152,9 +152,9 @@ def validation_batches(
         device: The batches' device.
         share: This rank's share of the batches.
         loading: How many workers read, and how long to wait for them.
-        resize: How images are resized. Depths and intrinsics keep the image's own size, and
-            `inside` has the size of the resized image.
-        resized_depth: True to resize depths and intrinsics with the image.
+        resize: How images are resized. The mask `inside` has the size of the resized image.
+        resized_depth: True to resize depths and intrinsics with the image, False to keep those of
+            the image's own size.
 
     Raises:
         DataError: A sample can't be read, or a worker hangs or dies.

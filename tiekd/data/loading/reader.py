@@ -108,7 +108,7 @@ class BatchReader:
     def describe(self, keys: list[tuple[int, int]]) -> str:
         """Returns the paths of a batch's images, joined by commas, for error messages.
 
-        For a dataset that isn't a `Frames`, the text has the samples' numbers instead.
+        For a dataset that doesn't list its files, the text has the samples' indices instead.
 
         Args:
             keys: The (epoch, index) of each sample.
@@ -343,7 +343,7 @@ def _check_depth_sizes(sample: Sample) -> None:
 
 
 def _no_change(canvas: tuple[int, int]) -> Decisions:
-    """Returns augmentation parameters that leave an image unchanged.
+    """Returns augmentation parameters (`Decisions`) that leave an image unchanged.
 
     Args:
         canvas: (height, width) of the image with its padding.

@@ -180,7 +180,7 @@ class _Pool:
 
         Raises:
             DataError: A batch times out, or a worker dies.
-            Exception: `load` raised it in the worker.
+            Exception: The error that the pool's function `load` raised in a worker.
         """
         remaining = iter(batches)
         turns = itertools.cycle(range(len(self._processes)))
@@ -253,7 +253,8 @@ class _Pool:
         end = time.monotonic() + timeout_s
         with self._naming_deaths():
             while True:
-                # Wait for the worker's message, for the death of any worker, or for the timeout.
+                # Wait for the worker's message or the death of any worker, at most until the time
+                # `end`.
                 ready = wait([connection, *self._sentinels()], max(0.0, end - time.monotonic()))
                 if connection not in ready:
                     self.check()

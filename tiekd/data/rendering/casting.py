@@ -268,7 +268,7 @@ def cast(camera: Camera, solids: list[Solid]) -> Hits:
         solids: the solids of the scene. A solid that contains the camera is invisible.
 
     Returns:
-        The face and the inverse depth of every pixel.
+        A `Hits` with the face and the inverse depth of every pixel.
     """
     # Intersect the pixels' rays with the ground plane, up to the horizon.
     x, y = rays(camera)

@@ -67,7 +67,7 @@ class Draw:
     across NumPy versions.
 
     Args:
-        seed: the seed.
+        seed: the generator's seed, a NumPy SeedSequence.
     """
 
     def __init__(self, seed: np.random.SeedSequence):
