@@ -16,6 +16,9 @@ from tiekd.data.augment.resample import resample
 class Batch(NamedTuple):
     """One micro-batch on the device; a depth of 0 marks an invalid pixel.
 
+    In training all tensors have the image's size. In evaluation only the image and the mask
+    `inside` are resized: the depths and the intrinsics are those of the image before resizing.
+
     Attributes:
         image: (B, 3, H, W) float32, RGB, ImageNet-normalised.
         depth: (B, 1, H, W) float32, the measured ground truth in metres, 0 where invalid; all 0 for
@@ -25,8 +28,8 @@ class Batch(NamedTuple):
         teacher_depth: (B, 1, H, W) float32, the cached teacher maps in metres, 0 where invalid;
             None without cached maps, i.e. if the teacher runs online or there is no teacher. With
             several cached teachers (B, M, H, W), in the order of the recipe.
-        intrinsics: (B, 3, 3) float32, pixels of this image (every geometric transform updates
-            them), NaN where unknown.
+        intrinsics: (B, 3, 3) float32 camera matrices in pixels, NaN where unknown. Every geometric
+            transform of the depth map updates them.
         names: The B image paths as the split file has them.
         counted: The mask `inside`, if images may be padded to a fixed size (`data.resize` with mode
             `contain`): normalisation layers exclude the padding from their statistics. None without
@@ -35,11 +38,12 @@ class Batch(NamedTuple):
             others in this batch (`data.on_error: skip`).
         teacher_sigma: (B, M, H, W) float32, metres, the cached sigma of each depth in
             `teacher_depth`, 0 where unknown; None without cached sigmas.
-        data_sets: The place of each image's data set among several; None in a run with one.
-        has_target: (B, 2) bool, True if an image has ground truth, and if its set has a teacher;
-            None like `data_sets`.
-        target_counts: The numbers of images with ground truth and with a teacher in the iteration's
-            global batch, divided by the number of its micro-batches; None like `data_sets`.
+        data_sets: For each image, the index of its data set in the recipe's list of data sets; None
+            if the recipe has a single data set.
+        has_target: (B, 2) bool. The first column is True for images with ground truth, the second
+            for images whose data set has a teacher. None for a single data set.
+        target_counts: (images with ground truth, images with a teacher) per micro-batch, as means
+            over all micro-batches of the iteration's global batch. None for a single data set.
     """
 
     image: Tensor
@@ -61,8 +65,8 @@ class WorkerBatch(NamedTuple):
 
     Attributes:
         image: (B, 3, H, W) uint8, RGB.
-        tables: (B, 3, 256) float32 lookup tables, the normalised value of each grey level per
-            channel.
+        tables: (B, 3, 256) float32 lookup tables from an image's grey level to its value after
+            augmentation and normalisation, one per channel.
         depth: (B, 1, H, W) uint16 or float32, 0 where invalid; divide by `depth_units` for metres.
         depth_units: (B,) float32, units of `depth` per metre.
         teacher_depth: (B, P, H, W), like `depth`, with `teacher_units`; None without cached teacher
@@ -78,8 +82,10 @@ class WorkerBatch(NamedTuple):
         skipped: Error messages of the training samples that couldn't be read and were replaced by
             others in this batch (`data.on_error: skip`).
         sigma_planes: Number of planes of `teacher_depth` that are sigmas.
-        data_sets: The place of each image's data set among several; None in a run with one.
-        has_target: (B, 2) bool, as in `Batch`; None like `data_sets`.
+        data_sets: For each image, the index of its data set in the recipe's list of data sets; None
+            if the recipe has a single data set.
+        has_target: (B, 2) bool: whether an image has ground truth, and whether its data set has a
+            teacher. None for a single data set.
     """
 
     image: Tensor
@@ -124,7 +130,7 @@ class WorkerBatch(NamedTuple):
             image, depth, teacher_depth, inside = resample(
                 image, depth, teacher_depth, there.places, there.size
             )
-        # Convert depths to metres; `tables` map grey levels to augmented and normalised colours.
+        # Convert the teacher's depths, and sigmas if there are any, to metres.
         teacher_sigma = None
         if teacher_depth is not None:
             teacher_depth = _metres(teacher_depth, there.teacher_units)

@@ -29,8 +29,8 @@ class DataSettings:
         max_depth_m: The largest depth that the network predicts, in metres.
         loading: The loading settings (workers, errors, cache), which apply to any dataset.
         resize: How images are resized before they are input to the network.
-        maps: The options that name folders of cached teacher maps, such as `teacher.maps`, and the
-            folders, below data.root or absolute; empty to read no maps.
+        maps: The folder of each teacher's cached maps, below data.root or absolute, keyed by the
+            option that names it, such as `teacher.maps`; empty to read no maps.
         has_teacher: True if there is a teacher, so that training frames without ground truth are
             kept.
         validates: False if the run doesn't validate, so that no frame is held out of training.
@@ -137,14 +137,15 @@ def build_dataset(
             by_sequence=data.scores_teacher,
         )
     except DataError as error:
-        # The dataset knows one folder of maps, that of a single teacher.
+        # Correct the option in the message: a dataset calls its folder of maps `teacher.maps`, but
+        # with several teachers another option names the folder.
         told = str(error).replace("teacher.maps:", f"{option}:", 1)
         raise DataError(told, error.kind) from None
     contract.check_dataset(frames, f"data ({node['name']})")
     if split == "val" and data.scores_teacher and isinstance(frames, Frames):
         frames.read_maps_of(None if maps is None else data.root / maps, option)
-    # Check the cached teacher maps. A dataset class from outside this project may have no attribute
-    # `maps`; its samples have those of one teacher.
+    # Check that the cached maps of each teacher fit the recipe. A dataset class from outside this
+    # project may have no attribute `maps`, and isn't checked.
     if getattr(frames, "maps", None) is not None:
         options = list(data.maps)
         folders = [frames.maps, *(data.root / data.maps[option] for option in options[1:])]
@@ -178,7 +179,7 @@ def _add_maps(frames: Dataset, data: DataSettings) -> None:
 
 
 def _check_one_scale(node: dict, resize: Resize) -> None:
-    """Raises RecipeError if training frames would be resized by another factor than validation's.
+    """Raises RecipeError if training and validation frames would be resized by different factors.
 
     That happens if only training frames are cropped (nyu_crop) before all frames are resized to a
     fixed size or a fixed shorter side.

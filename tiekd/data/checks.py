@@ -4,7 +4,7 @@ Faults, which would stop training or evaluation, or make depths wrong:
 
     missing      an image, depth map or teacher map doesn't exist
     unreadable   such a file is truncated, isn't an image, or can't be opened
-    bit depth    a depth map of 8 bits, or an image of 16
+    bit depth    a depth map of 8 bits, or an image of 16 bits
     size         image, depth map and teacher map don't match in size, or are smaller than a crop
     unit         depths that can't be metres: half of a frame nearer than 0.1 m, where no camera
                  focuses and no sensor measures, or half of it farther than three times the
@@ -95,7 +95,7 @@ class Examined:
         self.resize = resize
 
     def facts(self, indices: list[int]) -> list[Facts]:
-        """Checks some frames, and returns the result for each, in order.
+        """Checks some frames, and returns a list with the result (`Facts`) of each, in order.
 
         Args:
             indices: The frames' indices in the split.
@@ -177,7 +177,9 @@ class Examined:
 
 
 def duplicates(frames: Frames, facts: Sequence[Facts]) -> list[Finding]:
-    """Returns a warning for each frame with the same image (all bytes) as an earlier frame.
+    """Returns a warning (`Finding`) for each frame with the same image as an earlier frame.
+
+    Images are the same if all bytes of their files are.
 
     Args:
         frames: The split's frames.
@@ -199,7 +201,9 @@ def duplicates(frames: Frames, facts: Sequence[Facts]) -> list[Finding]:
 def shared(
     train: Frames, train_facts: Sequence[Facts], val: Frames, val_facts: Sequence[Facts]
 ) -> list[Finding]:
-    """Returns a warning for each training frame whose image is also a validation frame's.
+    """Returns a warning (`Finding`) for each training frame with a validation frame's image.
+
+    Images are the same if all bytes of their files are.
 
     Args:
         train: Training frames.
@@ -223,7 +227,9 @@ def shared(
 
 
 def neighbours(train: Frames, val: Frames, distance: int) -> list[Finding]:
-    """Returns a warning for each training frame close to a validation frame of the same folder.
+    """Returns a warning (`Finding`) for each training frame close to a validation frame.
+
+    Only frames of the same folder are compared, by the frame numbers in their names.
 
     Args:
         train: Training frames.
@@ -255,10 +261,12 @@ def neighbours(train: Frames, val: Frames, distance: int) -> list[Finding]:
 
 
 def median_span(facts: Sequence[Facts]) -> str:
-    """Returns a phrase with the median of the frames' median depths, and the range of 90 % of them.
+    """Returns a phrase with the median of the frames' median depths, in metres.
+
+    The phrase also gives the 5th and the 95th percentile of the frames' median depths.
 
     Args:
-        facts: The results of checking the frames.
+        facts: The results of checking the frames; those without a median depth are left out.
     """
     medians = torch.tensor(
         [fact.median_m for fact in facts if fact.median_m is not None], dtype=torch.float64

@@ -85,8 +85,8 @@ class Decoded:
         array = torch.frombuffer(
             mapped, dtype=dtype, count=shape[0] * shape[1] * shape[2], offset=start
         ).view(shape)
-        # Set 65535 (not measured) to 0 in ground truth that the older version cached, which kept
-        # it.
+        # Set 65535 (not measured) to 0 in ground truth, if the cache file is of the older version,
+        # which stored this value unchanged.
         if measured and note[0] == _AS_STORED:
             array = image_io.without_levels(array, (image_io.NO_RETURN,))
         return array
@@ -195,8 +195,7 @@ def attach(frames: object, folder: Path, root: Path, name: str) -> None:
         name: The dataset's name, for error messages.
 
     Raises:
-        RecipeError: The dataset isn't a `Frames`, i.e. doesn't read frames from files in the known
-            way.
+        RecipeError: The dataset isn't a `Frames`, the only class whose files can be cached.
         DataError: The folder doesn't exist.
     """
     if not isinstance(frames, Frames):
@@ -225,7 +224,7 @@ def refuse_shards(frames: Frames) -> None:
 
 
 def describe(frames: object) -> list[str]:
-    """Returns a log line with the number of a dataset's files that aren't in its cache.
+    """Returns a list with one log line, the number of a dataset's files that aren't in its cache.
 
     Files that have changed since they were cached count as missing. The cost is a stat of every
     file, 20 us each.
@@ -234,7 +233,8 @@ def describe(frames: object) -> list[str]:
         frames: The dataset, after `attach`.
 
     Returns:
-        One line, a warning if any file isn't cached; no line for a dataset without a cache.
+        One line, which is a warning if any file isn't cached; an empty list for a dataset without a
+        cache.
     """
     cache = getattr(frames, "decoded", None)
     if cache is None:

@@ -1,10 +1,10 @@
 """Checks the values in depth files: their unit, and values that seem to mean "not measured".
 
 `check_range` reads the ground truth of five frames before training and rejects depths that can't be
-metres. `levels_of` and `describe` collect statistics for bin/check_data.py, with which the user can
-judge questions that can't be decided automatically. Reading a depth map takes 5 ms. Left out:
-frequent values in the middle of a floating-point map's range, since only its largest and smallest
-values are counted.
+metres. `levels_of` and `describe` collect statistics for bin/check_data.py, from which the user can
+tell a wrong unit or an unknown invalid value that can't be detected automatically. Reading a depth
+map takes 5 ms. Left out: frequent values in the middle of a floating-point map's range, since only
+its largest and smallest values are counted.
 """
 
 from collections import Counter
@@ -33,9 +33,9 @@ class Levels(NamedTuple):
         kind: The kind of file, such as "16-bit PNG" (see `image_io.kind_of_depth`).
         count: Number of pixels whose value is finite and above 0.
         largest: The largest of these values; 0 if there are none.
-        piles: Value -> its number of pixels, for suspiciously frequent values, which may mean "not
-            measured". At least the fraction _PILE of these pixels has such a value, but not all of
-            them.
+        piles: The number of pixels of each suspiciously frequent value, which may mean "not
+            measured", keyed by the value. At least the fraction _PILE of the counted pixels, but
+            not all of them, have such a value.
     """
 
     kind: str
@@ -87,7 +87,9 @@ def check_range(frames: Dataset) -> list[str]:
 
 
 def share_beyond(frames: Dataset) -> float:
-    """Returns the share of measured pixels that are beyond max_depth, in five frames.
+    """Returns the share, 0 to 1, of the measured pixels whose depth is above max_depth.
+
+    Five frames are read, evenly spaced over those with ground truth.
 
     Args:
         frames: The dataset. The result is 0 if it isn't a `Frames`, or none of these frames has a
@@ -107,7 +109,10 @@ def share_beyond(frames: Dataset) -> float:
 
 
 def _probed(frames: Frames) -> list[int]:
-    """Returns the indices of five frames, evenly spaced over those with ground truth."""
+    """Returns the indices of five frames, evenly spaced over those with ground truth.
+
+    There are fewer if fewer frames have ground truth.
+    """
     known = np.flatnonzero(frames.frames.has_depth).tolist()
     if not known:
         return []
@@ -134,7 +139,7 @@ def _range_lines(frames: Frames, medians: dict[str | Stored, float]) -> list[str
 
     Args:
         frames: The dataset, for the unit of its depth files and max_depth.
-        medians: depth file -> its median depth in metres.
+        medians: The median depth in metres of each of the read depth files, keyed by the file.
 
     Raises:
         DataError: All medians are above FARTHEST times max_depth.
@@ -168,7 +173,7 @@ def _range_lines(frames: Frames, medians: dict[str | Stored, float]) -> list[str
 
 
 def levels_of(path: Source) -> Levels:
-    """Returns statistics of a depth file's values as they are stored.
+    """Returns statistics (`Levels`) of a depth file's values as they are stored.
 
     No unit is applied, and no value other than 0, negatives and non-finite ones is left out.
 
@@ -264,7 +269,7 @@ def _piles(frames: Frames, found: Sequence[Levels], are_float: bool) -> list[str
 
 
 def _medians(frames: Frames, indices: Sequence[int]) -> dict[str | Stored, float]:
-    """Returns the median measured depth of each of some frames: depth file -> metres.
+    """Returns the median measured depth of some frames in metres, keyed by their depth files.
 
     Files without a measured pixel are left out. Files that can't be read are left out, too, since
     training reports them.

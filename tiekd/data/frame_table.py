@@ -1,9 +1,10 @@
 """The frames of a data set as columns of arrays: a million frames take some 50 MB, not a gigabyte.
 
-A `FrameTable` is a sequence of `Frame`s that are made when they are asked for, in 3 us each. Names
-and paths are bytes in one array (`Texts`), cameras are numbers in a list of the distinct ones
-(`Cameras`). Worker processes share the arrays with the main process: unlike Python objects, they
-have no reference counts that reading would change. Left out: changing a table in place.
+A `FrameTable` is a sequence of `Frame`s, each of which is made on access, in 3 us. Names and paths
+are bytes in one array (`Texts`). A camera is an index into the list of the distinct cameras
+(`Cameras`). Worker processes share the arrays with the main process: unlike Python objects, arrays
+have no reference counts for each frame, so reading a frame doesn't copy memory pages. Left out:
+changing a table in place.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +15,8 @@ import numpy as np
 from tiekd.data.cameras.calibration import Camera
 from tiekd.data.stored import Stored
 
-# With more frames than this a run looks at a sample of their files when it starts, not at all.
+# Number of frames from which a data set counts as large: with more, a run checks only a sample of
+# the frames' files when it starts.
 MANY = 100_000
 
 
@@ -23,8 +25,9 @@ class Frame(NamedTuple):
 
     Attributes:
         name: The frame's name, in messages and in the file name of its teacher map.
-        image: Path of the image, as text, or where it is in a tar shard.
-        depth: Path of the depth map, likewise; None without ground truth.
+        image: The image: the path of its file as text, or a member of a tar shard.
+        depth: The depth map: the path of its file as text, or a member of a tar shard; None without
+            ground truth.
         camera: The intrinsics of the whole image; None if unknown.
     """
 
@@ -35,13 +38,13 @@ class Frame(NamedTuple):
 
 
 class Texts(Sequence[str]):
-    """Many texts in one array of bytes.
+    """A sequence of N texts that are stored in one bytes object.
 
     Args:
         data: The bytes of all texts, UTF-8 with surrogate escapes for names that aren't UTF-8.
-        starts: (N,) the first byte of each text.
-        lengths: (N,) its number of bytes.
-        prefix: A text that stands before each of them, such as the folder of all paths.
+        starts: (N,) int64, the index in `data` of each text's first byte.
+        lengths: (N,) int32, the number of bytes of each text.
+        prefix: A text that is prepended to each text on access, such as the folder of all paths.
     """
 
     def __init__(self, data: bytes, starts: np.ndarray, lengths: np.ndarray, prefix: str = ""):
@@ -52,11 +55,11 @@ class Texts(Sequence[str]):
 
     @classmethod
     def of(cls, texts: Iterable[str], prefix: str = "") -> "Texts":
-        """Packs texts.
+        """Returns a `Texts` that holds the given strings.
 
         Args:
-            texts: The texts, without the prefix.
-            prefix: As for the class.
+            texts: The strings, without the prefix.
+            prefix: A text that is prepended to each of them on access.
         """
         parts = [text.encode(errors="surrogateescape") for text in texts]
         lengths = np.fromiter(map(len, parts), np.int32, len(parts))
@@ -70,7 +73,7 @@ class Texts(Sequence[str]):
         return self.prefix + self.raw(index).decode(errors="surrogateescape")
 
     def raw(self, index: int) -> bytes:
-        """Returns the bytes of a text, without the prefix.
+        """Returns the UTF-8 bytes of a text, without the prefix.
 
         Args:
             index: Index of the text.
@@ -79,50 +82,51 @@ class Texts(Sequence[str]):
         return self.data[start : start + int(self.lengths[index])]
 
     def raws(self) -> Iterator[bytes]:
-        """Yields the bytes of all texts, without the prefix."""
+        """Yields the UTF-8 bytes of each text in order, without the prefix."""
         data = self.data
         ends = self.starts + self.lengths
-        # Python's numbers are made in parts: those of a million texts at once would take 64 MB.
+        # Convert the arrays to Python integers in parts of MANY texts, because all integers of a
+        # million texts would take 64 MB.
         for first in range(0, len(self), MANY):
             part = slice(first, first + MANY)
             for start, end in zip(self.starts[part].tolist(), ends[part].tolist(), strict=True):
                 yield data[start:end]
 
     def take(self, rows: np.ndarray) -> "Texts":
-        """Returns some of the texts; their bytes aren't copied.
+        """Returns a `Texts` of some of the texts; the bytes aren't copied.
 
         Args:
-            rows: Their indices.
+            rows: (M,) indices of the texts, in the order of the result.
         """
         return Texts(self.data, self.starts[rows], self.lengths[rows], self.prefix)
 
     def below(self, prefix: str) -> "Texts":
-        """Returns the same texts with another prefix; their bytes aren't copied.
+        """Returns a `Texts` of the same texts with another prefix; the bytes aren't copied.
 
         Args:
-            prefix: The prefix.
+            prefix: The prefix, in place of the present one.
         """
         return Texts(self.data, self.starts, self.lengths, prefix)
 
     def begin_with(self, beginning: str) -> np.ndarray:
-        """Returns for each text whether it, without the prefix, begins with another text.
+        """Returns a mask of the texts that, without the prefix, begin with a given string.
 
         Args:
-            beginning: The other text.
+            beginning: The string.
 
         Returns:
-            (N,) bool.
+            (N,) bool for the N texts.
         """
         return self._have(beginning, self.starts)
 
     def end_with(self, ending: str) -> np.ndarray:
-        """Returns for each text whether it, without the prefix, ends with another text.
+        """Returns a mask of the texts that, without the prefix, end with a given string.
 
         Args:
-            ending: The other text.
+            ending: The string.
 
         Returns:
-            (N,) bool.
+            (N,) bool for the N texts.
         """
         length = len(ending.encode(errors="surrogateescape"))
         return self._have(ending, self.starts + self.lengths - length)
@@ -131,7 +135,8 @@ class Texts(Sequence[str]):
         wanted = part.encode(errors="surrogateescape")
         data = np.frombuffer(self.data, np.uint8)
         found = self.lengths >= len(wanted)
-        # One byte of all texts at a time, and only of those that fit so far.
+        # Compare the wanted bytes one after another, each with the byte at its position in all
+        # texts that have matched so far.
         for place, byte in enumerate(wanted):
             rows = np.flatnonzero(found)
             found[rows] = data[starts[rows] + place] == byte
@@ -139,20 +144,24 @@ class Texts(Sequence[str]):
 
 
 class Column(Protocol):
-    """The images or depth maps of all frames: a `Texts` of paths, or places in tar shards."""
+    """The images, or the depth maps, of all frames: file paths, or members of tar shards."""
 
     def __getitem__(self, index: int) -> str | Stored: ...
 
     def take(self, rows: np.ndarray) -> "Column":
-        """Returns the entries of some frames."""
+        """Returns a column with the entries of some frames.
+
+        Args:
+            rows: (M,) indices of the frames, in the order of the result.
+        """
 
 
 class Cameras(NamedTuple):
-    """The cameras of all frames.
+    """The cameras of N frames.
 
     Attributes:
         codes: (N,) int32, for each frame the index of its camera in `distinct`.
-        distinct: The distinct cameras; None for frames whose camera isn't known.
+        distinct: The distinct cameras. An entry None is that of frames with an unknown camera.
     """
 
     codes: np.ndarray
@@ -160,10 +169,10 @@ class Cameras(NamedTuple):
 
     @classmethod
     def of(cls, cameras: Iterable[Camera | None]) -> "Cameras":
-        """Packs cameras.
+        """Returns a `Cameras` of frames, in which equal cameras are stored once.
 
         Args:
-            cameras: The camera of each frame.
+            cameras: The camera of each frame, in order; None if unknown.
         """
         places: dict[Camera | None, int] = {}
         codes = [places.setdefault(camera, len(places)) for camera in cameras]
@@ -171,10 +180,10 @@ class Cameras(NamedTuple):
 
     @classmethod
     def same(cls, camera: Camera | None, count: int) -> "Cameras":
-        """Returns one camera for all frames.
+        """Returns a `Cameras` in which all frames have the same camera.
 
         Args:
-            camera: The camera.
+            camera: The camera; None if unknown.
             count: The number of frames.
         """
         return cls(np.zeros(count, np.int32), [camera])
@@ -186,15 +195,16 @@ class Cameras(NamedTuple):
 
 
 class FrameTable(Sequence[Frame]):
-    """The frames of a data set.
+    """The N frames of a data set, as a sequence of `Frame`s that are made on access.
 
     Args:
         names: The frames' names.
-        images: Their images.
-        depths: Their depth maps; an entry without meaning where `has_depth` is False.
+        images: The frames' images.
+        depths: The frames' depth maps; an entry has no meaning where `has_depth` is False.
         has_depth: (N,) bool, True for frames with ground truth.
-        cameras: Their cameras.
-        sizes: (N, 2) height and width of the upright images; None if only their files know it.
+        cameras: The frames' cameras.
+        sizes: (N, 2) int32, height and width of the upright images in pixels, 0 where an image's
+            header can't be read; None if the sizes have to be read from the images' files.
     """
 
     def __init__(
@@ -215,10 +225,10 @@ class FrameTable(Sequence[Frame]):
 
     @classmethod
     def of(cls, frames: Sequence[Frame]) -> "FrameTable":
-        """Returns frames as a table, which they may be already.
+        """Converts a sequence of frames to a table; a table is returned unchanged.
 
         Args:
-            frames: The frames; their images and depth maps are files.
+            frames: The frames, whose images and depth maps are files.
         """
         if isinstance(frames, FrameTable):
             return frames
@@ -253,10 +263,10 @@ class FrameTable(Sequence[Frame]):
     __hash__ = None
 
     def take(self, rows: np.ndarray) -> "FrameTable":
-        """Returns the table of some frames.
+        """Returns a table with some of the frames.
 
         Args:
-            rows: Their indices, in the order of the result.
+            rows: (M,) indices of the frames, in the order of the result.
         """
         return FrameTable(
             self.names.take(rows),
@@ -268,19 +278,21 @@ class FrameTable(Sequence[Frame]):
         )
 
     def with_cameras(self, cameras: Cameras) -> "FrameTable":
-        """Returns the table with other cameras.
+        """Returns a copy of the table in which the frames have other cameras.
 
         Args:
-            cameras: The cameras.
+            cameras: The camera of each frame, in order.
         """
         return FrameTable(self.names, self.images, self.depths, self.has_depth, cameras, self.sizes)
 
 
 def spaced(count: int, wanted: int) -> np.ndarray:
-    """Returns evenly spaced indices of a sequence, with the first and the last.
+    """Returns evenly spaced indices of a sequence, ascending, (M,) int64.
+
+    The first and the last index are included if M is above 1.
 
     Args:
         count: The sequence's length, above 0.
-        wanted: The number of indices; fewer if the sequence is shorter.
+        wanted: The number M of indices; if the sequence is shorter, M is its length.
     """
     return np.unique(np.linspace(0, count - 1, min(wanted, count)).round().astype(np.int64))

@@ -82,11 +82,11 @@ class DepthFormat:
 
 
 def check_depth_units(depth_unit: float | None, float_depth_unit: float | None) -> None:
-    """Raises RecipeError for a unit of depth that can't be one.
+    """Raises RecipeError unless both units are finite numbers from 1, or None.
 
     Args:
-        depth_unit: The value of `data.depth_unit`.
-        float_depth_unit: The value of `data.float_depth_unit`.
+        depth_unit: The value of `data.depth_unit`, in stored units per metre.
+        float_depth_unit: The value of `data.float_depth_unit`, in stored units per metre.
     """
     for name, unit in (("depth_unit", depth_unit), ("float_depth_unit", float_depth_unit)):
         if unit is not None and not 1 <= unit < math.inf:
@@ -97,7 +97,7 @@ def check_depth_units(depth_unit: float | None, float_depth_unit: float | None) 
 
 
 def check_val_fraction(val_fraction: float) -> None:
-    """Raises RecipeError if a share of frames can't be held out for validation.
+    """Raises RecipeError unless a share of frames to hold out is from 0 to below 1.
 
     Args:
         val_fraction: The value of `data.val_fraction`.
@@ -127,7 +127,7 @@ class MapFolder(NamedTuple):
 
     @classmethod
     def of(cls, path: Path, max_depth: float, option: str = "teacher.maps") -> "MapFolder":
-        """Reads the manifest of a folder of teacher maps, and describes the folder.
+        """Returns the `MapFolder` of a folder of teacher maps, according to its manifest.
 
         Args:
             path: The folder.
@@ -308,14 +308,17 @@ class Frames(torch.utils.data.Dataset):
         return depth
 
     def files(self, index: int) -> dict[str, tuple[Source, Callable[[Source], Tensor]]]:
-        """Returns the files of a frame, keyed by `image`, `depth` and `teacher_depth`.
-
-        The maps of further teachers are `teacher_depth_1` and so on, and the sigma maps of a
-        teacher `teacher_sigma` or `teacher_sigma_1`. A file is (path, or member of a shard;
-        function from it to the decoded tensor). A key is absent if the frame has no such file.
+        """Returns the files of a frame, each with the function that reads it.
 
         Args:
             index: Index of the frame.
+
+        Returns:
+            A dict of pairs (file, function). The file is a path or a member of a tar shard; the
+            function takes it and returns the decoded tensor. The keys are `image`; `depth` if there
+            is ground truth; `teacher_depth`, `teacher_depth_1` and so on for the depth maps of the
+            first teacher, the second one and so on; and `teacher_sigma`, `teacher_sigma_1` and so
+            on for their maps of sigma, if they have any.
         """
         frame = self.frames[index]
         files = {"image": (source_of(frame.image), image_io.read_image)}
@@ -326,10 +329,11 @@ class Frames(torch.utils.data.Dataset):
         return files
 
     def map_kinds(self) -> dict[str, Path]:
-        """Returns the folders of the maps, first those of depth and then those of sigma.
+        """Returns the folders of all teachers' cached maps: those of depth, then those of sigma.
 
         Returns:
-            Key, as in `files` -> folder.
+            A dict of folders. Its keys are those of the maps in the result of `files`, such as
+            `teacher_depth` or `teacher_sigma_1`.
         """
         kinds = {}
         for number, folder in enumerate(self.map_folders):
@@ -421,7 +425,8 @@ class Frames(torch.utils.data.Dataset):
         """
         if self.frames.sizes is not None:
             height, width = self.frames.sizes[index].tolist()
-            # An index has zeros for an image whose header couldn't be read.
+            # Use the size in the shards' index, unless it is 0 because the image's header couldn't
+            # be read.
             if height and width:
                 return height, width
         return image_io.read_image_size(source_of(self.frames.images[index]))
@@ -473,7 +478,7 @@ class Frames(torch.utils.data.Dataset):
 
         Args:
             index: Index of the frame.
-            kind: The map's key in `files`.
+            kind: The map's key in the result of `files`, such as `teacher_depth`.
             levels: The map, (1, h, w) uint16.
             image: (3, H, W), the whole image.
             place: (top, left, height, width) of the crop.
@@ -496,20 +501,20 @@ class Frames(torch.utils.data.Dataset):
         )
 
     def _with_maps(self, sample: Sample, maps: dict[str, Tensor]) -> Sample:
-        """Returns a copy of a cropped sample with its teacher maps.
+        """Returns a copy of a cropped sample with its teacher maps, stacked as `teacher_depth`.
 
         Args:
             sample: The sample without teacher maps.
             maps: The maps by their keys in `files`, (1, H, W) uint16 levels of the sample's size.
-                The map of a file that can't be read may be missing.
+                Of several maps any may be missing; its plane is 0, i.e. invalid.
         """
         scales = {}
         for number, folder in enumerate(self.map_folders):
             scales[_numbered("teacher_depth", number)] = folder.full_scale_m
         with_sigma = any(folder.sigma_scale_m is not None for folder in self.map_folders)
         for number, folder in enumerate(self.map_folders if with_sigma else ()):
-            # Use the unit 1 for a teacher without sigma maps, if another teacher has some: its
-            # plane of sigmas is 0, i.e. unknown.
+            # If another teacher has sigma maps, a teacher without them gets a plane of sigmas that
+            # is 0, i.e. unknown. Any scale fits such a plane; use 1.
             scales[_numbered("teacher_sigma", number)] = folder.sigma_scale_m or 1.0
         units = tuple(image_io.TEACHER_MAP_LEVELS / scale for scale in scales.values())
         if len(scales) == 1:
@@ -558,7 +563,7 @@ class Frames(torch.utils.data.Dataset):
 def with_cameras(
     frames: Sequence[Frame], intrinsics: Intrinsics, root: Path
 ) -> tuple[FrameTable, list[str]]:
-    """Returns the frames with the cameras that `data.intrinsics` gives, and lines for the log.
+    """Returns the table of frames with the cameras that `data.intrinsics` gives, and log lines.
 
     Args:
         frames: The frames, each with the camera that the dataset itself knows, or None.
@@ -630,7 +635,8 @@ def _numbered(kind: str, number: int) -> str:
 def _unturned(frame: Frame, image: Tensor, other: Tensor) -> str:
     """Returns the part of an error message that explains a wrong size by EXIF orientation.
 
-    It is empty unless the map fits the image as stored, i.e. before the image was turned upright.
+    It is empty unless the depth map or teacher map has the size of the image as stored, i.e. before
+    the image was turned upright.
 
     Args:
         frame: The frame.
@@ -656,10 +662,10 @@ def _size(tensor: Tensor) -> str:
 
 
 def listed_frames(dataset: torch.utils.data.Dataset) -> FrameTable | tuple[()]:
-    """Returns the files and cameras of a dataset's frames.
+    """Returns the table of a dataset's frames, i.e. their names, files and cameras.
 
     Args:
-        dataset: The dataset. The result is empty if it isn't a `Frames`: the cameras of other
-            datasets are known only once a frame is read.
+        dataset: The dataset. The result is an empty tuple if it isn't a `Frames`: the cameras of
+            other datasets are known only once a frame is read.
     """
     return dataset.frames if isinstance(dataset, Frames) else ()

@@ -2,9 +2,9 @@
 
 Frames of one folder count as a sequence. Whole folders are held out, chosen by a hash of their
 names, until they have about the wanted share of the frames. If the folders are too large for that,
-as if all frames of a video are in one folder, the last frames in the order of their names are held
-out, and some frames before them, the fraction GAP of all, are in neither split. Validation on the
-same sequence is optimistic, which SAME_SEQUENCE says in the log.
+for example if all frames of a video are in one folder, the last frames in the order of their names
+are held out. Some frames before them, the fraction GAP of all, are then in neither split. Metrics
+on the same sequence are optimistic, which SAME_SEQUENCE says in the log.
 
 Folders are compared at the first level at which they differ: for a/left/1.png and b/left/1.png
 these are a and b. Left out: sequences that continue in another folder, such as the two images of a
@@ -24,7 +24,7 @@ SAME_SEQUENCE = "same sequence, optimistic"
 # Multiples of the wanted number of frames between which the number of frames in the held-out
 # folders must be; otherwise a part of a folder is held out.
 _LEAST, _MOST = 0.5, 2
-# Whole folders are a half of the frames from this share on.
+# The smallest fraction of all frames in whole folders that `halves` accepts as the second half.
 _LEAST_HALF = 0.2
 
 
@@ -43,11 +43,13 @@ class Halves(NamedTuple):
 
 
 def halves(names: Collection[str]) -> Halves:
-    """Divides frames by sequence into two parts, the second of at most half of the frames.
+    """Divides frames by sequence into a part to fit something on and a part to report the fit on.
 
-    Whole folders are reported, in the order of a hash of their names. If that leaves less than a
-    fifth of the frames, as with one folder, the last half in the order of the names is reported,
-    and the frames before it are left out: GAP of all frames, at least one of three or more.
+    The part to report has at most half of the frames. It consists of whole folders, taken in the
+    order of a hash of their names. If they have less than a fifth of the frames, for example
+    because there is one folder, the part to report is the last half of the frames in the order of
+    their names. Of the frames before it, the last ones are then in neither part: the fraction GAP
+    of all frames, but at least one frame if there are three or more.
 
     Args:
         names: The names of two frames or more, paths with `/`.
@@ -68,11 +70,12 @@ def halves(names: Collection[str]) -> Halves:
 
 
 def count_sequences(names: Collection[str], all_names: Collection[str]) -> int:
-    """Returns in how many folders some of the frames are.
+    """Returns the number of sequences, i.e. folders, that contain one of the given frames.
 
     Args:
-        names: The names of these frames.
-        all_names: The names of all frames, which say at which level folders differ.
+        names: The names of the given frames.
+        all_names: The names of all frames, from which follows at which level of their paths folders
+            are compared.
     """
     some = set(names)
     return sum(bool(folder & some) for folder in _folders(all_names).values())
@@ -88,8 +91,8 @@ def choose(names: Collection[str], fraction: float) -> set[str]:
     if not fraction:
         return set()
     wanted = max(1, round(fraction * len(names)))
-    # Take whole folders in the order of a hash of their name, so that a folder's place doesn't
-    # depend on other folders.
+    # Take whole folders in the order of a hash of their names, so that the order of two folders
+    # doesn't depend on the other folders.
     chosen: set[str] = set()
     folders = _folders(names)
     for folder in sorted(folders, key=_digest):
@@ -101,8 +104,9 @@ def choose(names: Collection[str], fraction: float) -> set[str]:
 def gap(names: Collection[str], validation: Collection[str]) -> set[str]:
     """Returns the names of frames that are too close to a validation frame to be trained on.
 
-    These frames are in a folder with validation frames, and in the order of names less than the
-    fraction GAP of all frames away from one. There are none if whole folders are held out.
+    A frame is too close if it is in the same folder as a validation frame, and the two are at most
+    the fraction GAP of all frames apart in the order of names. There are no such frames if whole
+    folders are held out.
 
     Args:
         names: The names of all frames.

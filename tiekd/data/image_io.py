@@ -483,7 +483,7 @@ def _write_png(path: Path, pixels: np.ndarray) -> None:
 
 
 def _decode(path: Source, kind: _Kind) -> Image.Image:
-    """Reads an image file, decodes all of its pixels, and doesn't turn it upright.
+    """Reads an image file, and returns it as a decoded Pillow image that isn't turned upright.
 
     Args:
         path: The file.
@@ -531,10 +531,11 @@ def _decode(path: Source, kind: _Kind) -> Image.Image:
 
 
 def _is_there(source: Source) -> bool:
-    """Returns False if a path isn't that of a file; reading a member of a shard says that itself.
+    """Returns True if a path is that of a regular file.
 
     Args:
-        source: The path or the member.
+        source: The path; or a member of a tar shard, for which the result is True without a check,
+            because reading the member raises an error if it isn't there.
     """
     return isinstance(source, Stored) or os.path.isfile(source)
 

@@ -38,11 +38,14 @@ _LIMITED = ("nc", "noncommercial", "research", "amlr")
 
 
 def of_description(description: Mapping) -> list[Teacher]:
-    """Returns the record of a teacher from outside the project, and of its anchor.
+    """Returns a list with a teacher from outside the project, its own teachers and its anchor.
+
+    The anchor is the network whose depth gives a relative teacher its scale. Each of these networks
+    is one dict, as in a weights file's list of teachers.
 
     Args:
         description: The teacher's `FoundationTeacher.description`. If the teacher is a student that
-            this project exported, it contains the record of the student's own teachers under KEY.
+            this project exported, it contains the list of the student's own teachers under KEY.
     """
     values = {key: description.get(key) for key in _KEYS}
     own = {"name": str(description.get("name"))}
@@ -56,7 +59,10 @@ def of_description(description: Mapping) -> list[Teacher]:
 
 
 def of_network(digest: str, weights: Path | None, recipe: str | None) -> list[Teacher]:
-    """Returns the record of a teacher that is a network of this project, and of its own teachers.
+    """Returns a list with a teacher that is a network of this project, and with its own teachers.
+
+    Each of them is one dict, as in a weights file's list of teachers. The network's own teachers
+    are read from its weights file.
 
     Args:
         digest: The digest of the network's weights.
@@ -65,19 +71,20 @@ def of_network(digest: str, weights: Path | None, recipe: str | None) -> list[Te
     """
     content = _content(weights)
     taught_by = from_plain(content)
-    # Treat weights without a record as those of an unknown teacher, whose licence isn't stated:
-    # published and imported weights, and weights of older versions of this project, whose teachers
-    # nobody can name.
+    # Mark the network as this project's own only if its weights list their teachers. Other weights
+    # (published, imported, or of an older version of this project) count as those of a teacher
+    # whose licence isn't stated.
     is_ours = isinstance(content.get("network"), Mapping) and taught_by is not None
     own = {"name": NETWORK, "model": recipe, "licence": None, "digest": digest, "ours": is_ours}
     return union([own], taught_by)
 
 
 def of_manifest(manifest: Mapping | None, folder: Path) -> list[Teacher]:
-    """Returns the record of the teachers that made cached maps.
+    """Returns the list of the teachers from which cached maps come, as their manifest names them.
 
     Args:
-        manifest: The manifest of the maps; None if there is none.
+        manifest: The manifest of the maps. None if there is none: the list then has one teacher,
+            named by the folder, without a licence.
         folder: The folder of the maps.
     """
     if manifest is None:
@@ -85,8 +92,8 @@ def of_manifest(manifest: Mapping | None, folder: Path) -> list[Teacher]:
     recorded = from_plain(manifest)
     if recorded is not None:
         return recorded
-    # Build the record from an older manifest, which has the description of a teacher, or the
-    # recipe's node of a network.
+    # Build the list from the manifest's description of the teacher, or from its recipe's network
+    # node: the manifest is of a version of tiekd that didn't record the list itself.
     node = manifest.get("teacher_network") or {}
     name = str(node.get("name", NETWORK))
     digest = manifest.get("teacher_digest")
@@ -94,10 +101,10 @@ def of_manifest(manifest: Mapping | None, folder: Path) -> list[Teacher]:
 
 
 def union(*records: Iterable[Teacher] | None) -> list[Teacher]:
-    """Returns the teachers of several records, without repetitions, in their order.
+    """Joins several lists of teachers to one without repetitions, in the order of first mention.
 
     Args:
-        records: The records; None is left out.
+        records: The lists; None is left out.
     """
     found = []
     for record in records:
@@ -106,10 +113,11 @@ def union(*records: Iterable[Teacher] | None) -> list[Teacher]:
 
 
 def from_plain(content: Mapping) -> list[Teacher] | None:
-    """Returns the record in the content of a weights file or a manifest; None without a valid one.
+    """Returns the list of teachers in the content of a weights file or of a manifest.
 
     Args:
-        content: The content, in which the record may also be JSON text, as in exported files.
+        content: The content. Its entry KEY is the list, or JSON text of it, as in exported files.
+            The result is None if there is no such entry, or if it isn't a list of teachers.
     """
     record = content.get(KEY)
     if isinstance(record, str):
@@ -123,12 +131,13 @@ def from_plain(content: Mapping) -> list[Teacher] | None:
 
 
 def read(weights: Path | None) -> list[Teacher] | None:
-    """Returns the record in a weights file; None if the file has none.
+    """Returns the list of the teachers from which a student learned, from its weights file.
 
     The file is memory-mapped, so the weights themselves aren't read.
 
     Args:
-        weights: The file. The result is None if `weights` is None, or torch can't load the file.
+        weights: The file. The result is None if `weights` is None, if torch can't load the file, or
+            if the file doesn't say from which teachers the student learned.
     """
     return from_plain(_content(weights))
 
@@ -137,7 +146,7 @@ def describe(teacher: Mapping) -> str:
     """Returns a teacher's name, origin, licence and digest as one line of text.
 
     Args:
-        teacher: One teacher of a record, or a `FoundationTeacher.description`.
+        teacher: One teacher of a list as in weights files, or a `FoundationTeacher.description`.
     """
     parts = [_name(teacher)]
     if teacher.get("revision"):
@@ -152,10 +161,11 @@ def describe(teacher: Mapping) -> str:
 
 
 def lines(record: Iterable[Teacher] | None) -> list[str]:
-    """Returns one line per teacher for a program's output; no lines without a record.
+    """Returns one line per teacher for a program's output.
 
     Args:
-        record: The record of a weights file; None if the file has none.
+        record: The list of teachers in a weights file; None, for which the result is an empty list,
+            if the file has no such list.
     """
     return [f"Learned from: {describe(teacher)}" for teacher in record or ()]
 
@@ -163,10 +173,11 @@ def lines(record: Iterable[Teacher] | None) -> list[str]:
 def licence_notice(record: Iterable[Teacher] | None) -> str | None:
     """Returns a line about teachers with a non-commercial or unknown licence; None without such.
 
-    Networks that were trained with this project are left out; their own teachers are in the record.
+    Networks that were trained with this project are left out; their own teachers are in the list.
 
     Args:
-        record: The record of a weights file; None if the file has none.
+        record: The list of teachers in a weights file. None if the file has no such list: the line
+            then says that the teacher's licence isn't known.
     """
     if record is None:
         return (

@@ -26,6 +26,8 @@ Focals = dict[str, float | None]
 def of_frames(frames: object) -> Focals:
     """Returns each frame's focal length, in a dict keyed by the file name of the frame's map.
 
+    Focal lengths are in pixels of the image at its own size, None where unknown.
+
     Args:
         frames: The dataset. The result is empty if it isn't a `Frames`, because other datasets
             don't list their cameras.
@@ -39,13 +41,17 @@ def of_frames(frames: object) -> Focals:
 
 
 def read(folder: Path) -> Focals | None:
-    """Returns the focal lengths with which a folder's maps were made; None without a record.
+    """Returns the focal lengths with which a folder's maps were made, from its focals.json.
 
     Args:
         folder: The folder of maps.
 
+    Returns:
+        For the file name of each map the focal length in pixels of the image at its own size, None
+        where unknown. The result is None if the folder has no focals.json.
+
     Raises:
-        DataError: The file can't be read, or isn't a record of focal lengths.
+        DataError: The file can't be read, or doesn't hold focal lengths.
     """
     path = folder / FILE
     if not path.exists():
@@ -66,11 +72,13 @@ def read(folder: Path) -> Focals | None:
 
 
 def add(folder: Path, focals: Focals, manifest: dict) -> str | None:
-    """Adds the frames of a caching job to a folder's record. Rank 0 only.
+    """Adds the focal lengths of a caching job's frames to focals.json in a folder of maps.
+
+    Only rank 0 may call it.
 
     Args:
         folder: The folder of maps, which this job has locked.
-        focals: The focal lengths of the job's frames.
+        focals: The focal lengths of the job's frames, keyed by their maps' file names.
         manifest: The manifest in the folder. If it lacks the entry SOURCE, an older version made
             the folder's maps, with unknown focal lengths, and no file is written.
 
@@ -92,10 +100,10 @@ def add(folder: Path, focals: Focals, manifest: dict) -> str | None:
 
 
 def check(frames: object, *, is_canonical: bool) -> list[str]:
-    """Compares the focal lengths of a run's frames with those by which their cached maps were made.
+    """Compares the focal lengths of a run's frames with those with which cached maps were made.
 
     Args:
-        frames: The training dataset.
+        frames: The training dataset, which reads the maps.
         is_canonical: True for a student with `network.canonical_focal`, for which a difference is
             an error.
 
@@ -105,7 +113,7 @@ def check(frames: object, *, is_canonical: bool) -> list[str]:
     Raises:
         TeacherError: A student with `network.canonical_focal` has another focal length than its
             maps.
-        DataError: The record can't be read.
+        DataError: A file focals.json can't be read.
     """
     folders, told = _options(frames), []
     ours = of_frames(frames) if folders else {}
@@ -132,12 +140,12 @@ def _options(frames: object) -> list[tuple[str, Path]]:
 
 
 def _check(folder: Path, option: str, ours: Focals, *, is_canonical: bool) -> list[str]:
-    """Compares the focal lengths of a run's frames with those by which one folder's maps were made.
+    """Compares the focal lengths of a run's frames with those with which a folder's maps were made.
 
     Args:
         folder: The folder of maps.
-        option: The option that names the folder.
-        ours: The focal lengths of the frames.
+        option: The option that names the folder, for messages.
+        ours: The focal lengths of the frames, keyed by the file names of their maps.
         is_canonical: True for a student with `network.canonical_focal`.
 
     Returns:
@@ -146,7 +154,7 @@ def _check(folder: Path, option: str, ours: Focals, *, is_canonical: bool) -> li
     Raises:
         TeacherError: A student with `network.canonical_focal` has another focal length than its
             maps.
-        DataError: The record can't be read.
+        DataError: The folder's focals.json can't be read.
     """
     manifest = teacher_maps.read_manifest(folder)
     if manifest is None:
@@ -175,11 +183,15 @@ def _check(folder: Path, option: str, ours: Focals, *, is_canonical: bool) -> li
 
 
 def _compare(made: Focals, ours: Focals) -> tuple[list[str], list[str]]:
-    """Returns the names of maps whose two focal lengths are known, and of those where they differ.
+    """Compares the focal lengths with which maps were made with those of the frames.
 
     Args:
-        made: The focal lengths with which the maps were made.
-        ours: The focal lengths of the run's frames.
+        made: The focal lengths with which the maps were made, keyed by the maps' file names.
+        ours: The focal lengths of the run's frames, keyed in the same way.
+
+    Returns:
+        Two lists of file names: all maps for which both focal lengths are known, and those among
+        them for which the two differ.
     """
     both = [name for name, focal in ours.items() if focal and made.get(name)]
     return both, [name for name in both if abs(ours[name] / made[name] - 1) > _SAME]

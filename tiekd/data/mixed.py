@@ -1,8 +1,8 @@
-"""Several data sets of one run, seen as one: their samples one after another.
+"""Joins the several data sets of a run to one dataset: the samples of one set after another.
 
-A sample says from which set it is, and what there is to learn from it: ground truth if its frame
-has some, and a teacher's depth if its set has a teacher. The order in which samples are read is
-that of tiekd/data/loading/mixing.py. Left out: evaluation, which takes each set by itself.
+A sample states its data set and its targets: ground truth if its frame has some, and a teacher's
+depth if its data set has a teacher. tiekd/data/loading/mixing.py determines the order in which
+samples are read. Left out: evaluation, which uses each data set by itself.
 """
 
 from bisect import bisect_right
@@ -18,12 +18,15 @@ from tiekd.data.sample import Sample, in_metres
 
 
 class Following(NamedTuple):
-    """The samples that may take the place of one that can't be read: the later ones of its set.
+    """The indices of the samples by which an unreadable sample may be replaced.
+
+    These are the samples that follow it in its data set. After the last sample of the data set
+    comes the first.
 
     Attributes:
-        start: The index of the set's first sample.
-        count: The number of the set's samples.
-        index: The sample's own index.
+        start: The index of the data set's first sample.
+        count: The number of the data set's samples.
+        index: The index of the unreadable sample.
     """
 
     start: int
@@ -31,10 +34,10 @@ class Following(NamedTuple):
     index: int
 
     def at(self, step: int) -> int:
-        """Returns the index of the sample that is some steps further; the first follows the last.
+        """Returns the index of the sample that follows the unreadable one by `step` samples.
 
         Args:
-            step: The number of steps; 0 for the sample itself.
+            step: The number of samples; 0 for the unreadable sample itself.
         """
         return self.start + (self.index - self.start + step) % self.count
 
@@ -43,10 +46,10 @@ class MixedSet(NamedTuple):
     """One of several data sets.
 
     Attributes:
-        name: What the recipe calls it.
-        frames: The data set.
-        weight: Its share of the training images, relative to the other sets'.
-        has_teacher: True if the student learns a teacher's depth from its images.
+        name: The data set's name in the recipe, for messages.
+        frames: The data set itself.
+        weight: The data set's share of the training images, relative to the other data sets'.
+        has_teacher: True if the data set has a teacher, whose depth the student learns.
     """
 
     name: str
@@ -56,13 +59,10 @@ class MixedSet(NamedTuple):
 
 
 class MixedFrames(Dataset):
-    """The samples of several data sets, one set after another.
-
-    Attributes:
-        sets: The sets, in the order of the recipe.
+    """The samples of several data sets as one dataset: those of one set after another.
 
     Args:
-        sets: The attribute `sets`, at least one.
+        sets: The data sets, at least one, in the order of the recipe.
     """
 
     def __init__(self, sets: Sequence[MixedSet]):
@@ -82,40 +82,43 @@ class MixedFrames(Dataset):
 
     @property
     def frames(self) -> "_Listed":
-        """The files of each sample, for messages."""
+        """A sequence with the `Frame` (name and files) of each sample, for error messages."""
         return _Listed(self)
 
     def stored(self, index: int) -> Sample:
-        """Returns a sample with depths as stored in the files, as `Frames.stored` does.
+        """Returns a sample with depths as stored in its files, e.g. uint16 levels.
+
+        The sample's `data_set` and `has_target` are set.
 
         Args:
-            index: The index of the sample in all sets.
+            index: The sample's index, which counts the samples of one data set after another.
         """
         number, own = self.place(index)
         chosen = self.sets[number]
         with errors_of_set(chosen.name):
             sample = getattr(chosen.frames, "stored", chosen.frames.__getitem__)(own)
-        # What a data set from outside the project returns in place of a sample is refused later.
+        # Return any other object unchanged. Only a data set from outside the project may return
+        # one, and the reader refuses it with a message that names the data set.
         if not isinstance(sample, Sample):
             return sample
         return sample._replace(data_set=number, has_target=self.has_target(index))
 
     def place(self, index: int) -> tuple[int, int]:
-        """Returns the place of a sample's set in `sets`, and the sample's index in it.
+        """Returns (index of a sample's data set in `sets`, index of the sample in that data set).
 
         Args:
-            index: The index of the sample in all sets.
+            index: The sample's index, which counts the samples of one data set after another.
         """
         number = bisect_right(self._ends, index)
         return number, index - self._start(number)
 
     def has_target(self, index: int) -> tuple[bool, bool]:
-        """Returns True if a sample has ground truth, and if its set has a teacher.
+        """Returns (True if a sample has ground truth, True if its data set has a teacher).
 
-        A data set that doesn't list its frames' files is taken to have ground truth.
+        A sample of a data set that doesn't list its files is taken to have ground truth.
 
         Args:
-            index: The index of the sample in all sets.
+            index: The sample's index, which counts the samples of one data set after another.
         """
         number, own = self.place(index)
         chosen = self.sets[number]
@@ -125,10 +128,12 @@ class MixedFrames(Dataset):
         return has_truth, chosen.has_teacher
 
     def following(self, index: int) -> Following:
-        """Returns the samples that may take the place of one that can't be read.
+        """Returns a `Following`, which gives the indices of samples that may replace a sample.
+
+        A sample that can't be read is replaced by the next ones of its own data set.
 
         Args:
-            index: The index of the sample in all sets.
+            index: The sample's index, which counts the samples of one data set after another.
         """
         number, _ = self.place(index)
         return Following(self._start(number), len(self.sets[number].frames), index)
@@ -138,7 +143,13 @@ class MixedFrames(Dataset):
 
 
 class _Listed(Sequence):
-    """The frames of several data sets, looked up when they are asked for."""
+    """A sequence with the `Frame` of each sample of several data sets, looked up on access.
+
+    If a data set doesn't list its files, a frame's name and image are a description of the sample.
+
+    Args:
+        mixed: The data sets.
+    """
 
     def __init__(self, mixed: MixedFrames):
         self._mixed = mixed
@@ -155,10 +166,11 @@ class _Listed(Sequence):
 
 
 def sets_in(dataset: Dataset | None) -> Iterator[tuple[str, Dataset]]:
-    """Yields the name of each data set and the set itself.
+    """Yields (name, data set) for each of several data sets.
 
     Args:
-        dataset: One data set, whose name is empty, or several; None yields nothing.
+        dataset: A `MixedFrames`; or a single data set, for which the name is empty; or None, for
+            which nothing is yielded.
     """
     if isinstance(dataset, MixedFrames):
         yield from ((each.name, each.frames) for each in dataset.sets)

@@ -35,17 +35,18 @@ _CHUNK_EXTRA = 12
 
 
 def mark_of(image: Image.Image) -> int:
-    """Returns the EXIF orientation of a Pillow image, 1 to 8; from 2 it must be turned or mirrored.
+    """Returns the EXIF orientation of a Pillow image, from 1 to 8.
 
-    The result is 1 for an upright image, and for an image without a readable orientation.
+    1 is upright, and is also returned if the orientation can't be read. With 2 to 8 the image has
+    to be rotated or mirrored.
 
     Args:
         image: The image, whose file may still be open.
     """
     try:
         late = image.format == "PNG" and _has_late_chunks(image)
-        # Read the EXIF data. PngImageFile.getexif decodes all pixels, so call it only if EXIF data
-        # may follow them.
+        # Read the EXIF data. PngImageFile.getexif decodes all pixels, so call it only for a PNG in
+        # which EXIF data may follow the pixels (`late`).
         exif = image.getexif() if late else Image.Image.getexif(image)
         mark = exif.get(ExifTags.Base.Orientation, UPRIGHT)
         return mark if mark in _TURNS else UPRIGHT
@@ -61,7 +62,7 @@ def mark_in(path: Source) -> int:
     Args:
         path: Any path, also of a file that doesn't exist.
     """
-    # No regular file: decoding it later raises the error.
+    # Return the default for a path that isn't a regular file; decoding it later raises the error.
     if not isinstance(path, Stored) and instead_of_file(path):
         return UPRIGHT
     try:

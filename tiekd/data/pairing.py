@@ -22,10 +22,10 @@ _RULE_FITS = 2  # minimum number of pairs that a naming rule must explain, or al
 
 
 def check_unmatched(unmatched: str) -> None:
-    """Raises RecipeError if a value of `data.unmatched` isn't known.
+    """Raises RecipeError unless the value of `data.unmatched` is "refuse" or "allow".
 
     Args:
-        unmatched: The value.
+        unmatched: The value of the option.
     """
     if unmatched not in UNMATCHED:
         raise RecipeError(f"data.unmatched: got {unmatched!r}; allowed: {', '.join(UNMATCHED)}")
@@ -139,7 +139,8 @@ def naming_rule(images: Sequence[str], depths: Sequence[str]) -> str | None:
             for words, depth_of in _rules_of(image, depth):
                 if words not in fitting and (few > 1 or not words.startswith("with ")):
                     fitting[words] = sum(depth_of(name) in known for name in images[:_COUNTED])
-    # Accept the best rule only if it explains the names of half of the files without a partner.
+    # Accept the best rule only if it gives the names of half of the tested files without a partner,
+    # and of at least _RULE_FITS of them if there are so many.
     best = max(fitting, key=fitting.get, default=None)
     enough = max(min(_RULE_FITS, few), min(few, _COUNTED) // 2)
     return best if best is not None and fitting[best] >= enough else None

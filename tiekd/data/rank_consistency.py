@@ -88,7 +88,10 @@ def _digest(rows: Iterator[str]) -> bytes:
 
 
 def _difference(first: Sequence[str], here: Sequence[str]) -> str:
-    """Describes how this rank's frames differ from rank 0's: their numbers, and an example.
+    """Returns a phrase that says how this rank's frames differ from rank 0's.
+
+    It states the number of frames on both ranks, and names a frame that only one of them has. If
+    there is none, it states that the order differs.
 
     Args:
         first: The result of `_rows` on rank 0.

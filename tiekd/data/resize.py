@@ -36,9 +36,11 @@ from tiekd.data.sample import Sample, in_grey_levels
 from tiekd.errors import DataError, RecipeError
 
 MODES = ("stretch", "cover", "contain", "fit")
-# Ratio of numbers of pixels up to which `at_most` doesn't shrink an image.
+# An image is shrunk for `at_most` only if it has more than this many times the wanted number of
+# pixels.
 SLACK = 1.5
-# The largest ratio of the depths that a new pixel covers for them to count as one surface.
+# The depths in the area of one new pixel count as those of one surface if the largest is at most
+# this many times the smallest.
 ONE_SURFACE = 1.1
 LARGEST = 16384  # largest number of pixels of a side
 # Denominators: filter weights are multiples of 1/2048, and grey levels between the two passes are
@@ -147,11 +149,11 @@ class Resize:
 
     @property
     def crop(self) -> tuple[int, int] | None:
-        """The (height, width) to which training crops by default; None for whole images."""
+        """The (height, width) to which training crops by default; None unless `mode` is "cover"."""
         return (self.height, self.width) if self.mode == "cover" else None
 
     def place(self, height: int, width: int, name: str = "an image") -> Placement:
-        """Returns the size to which an image is resized, and its position on the padded canvas.
+        """Returns the `Placement` of an image: its size after resizing, and its padding.
 
         Args:
             height: Rows of the image.
@@ -232,7 +234,8 @@ def of_node(node: object, where: str = "data.resize") -> Resize:
     """Returns the `Resize` that a config node describes.
 
     Args:
-        node: The node of a recipe or a weights file, a mapping; None means no resizing.
+        node: The node of a recipe or a weights file, a mapping such as {"short_side": 384}; None
+            means no resizing.
         where: The node's name, for the error message.
 
     Raises:
@@ -251,11 +254,12 @@ def of_node(node: object, where: str = "data.resize") -> Resize:
 def of_data(data: Mapping | list) -> Resize:
     """Returns how images are resized by a recipe's `data` section.
 
-    In order of precedence: `resize`; covering the crop, with `augment.sizes: keep_aspect`;
-    `at_most` the frames' size, if all frames have one size; the images' own size.
+    The first of these that applies determines the size: the option `resize`; with
+    `augment.sizes: keep_aspect`, the smallest size that covers the crop; if all frames are known to
+    have one size, at most about that size (`at_most`). Otherwise images keep their own size.
 
     Args:
-        data: The recipe's `data` section. A list of data sets has one resizing for all.
+        data: The recipe's `data` section, or its list of data sets, which share one resizing.
 
     Raises:
         RecipeError: If an option is invalid.
@@ -300,8 +304,8 @@ def resize_of(
             weights; `data.resize=null` keeps the images' own size.
 
     Returns:
-        The resizing of the override, else the one stored with the weights, else the recipe's, else
-        none.
+        The resizing of the override, else the one stored with the weights, else the recipe's. If
+        none of them exists, images keep their own size.
 
     Raises:
         RecipeError: The resizing isn't valid.
@@ -318,10 +322,12 @@ def resize_of(
 
 
 def parse_size(text: str | None) -> Resize | None:
-    """Returns the resizing that the option --size HxW|full of `bin/predict.py` asks for.
+    """Returns the resizing that the option `--size` of bin/predict.py sets.
 
     Args:
-        text: The option's value; None, for which the result is None, if the option isn't given.
+        text: The option's value: HEIGHTxWIDTH in pixels, into which images are resized to fit by
+            one factor; or "full" for the images' own size. None, for which the result is None, if
+            the option isn't given.
 
     Raises:
         RecipeError: The text is neither a size nor "full".
@@ -398,7 +404,7 @@ def dense_weights(old: int, new: int) -> Tensor:
         new: Pixels of the side after resizing.
     """
     index, weights = _taps(old, new)
-    # Add the weights that a new pixel at the border has for the same old pixel.
+    # Sum up weights for the same old pixel, of which a new pixel at the border has several.
     matrix = torch.zeros(new, old)
     return matrix.scatter_add_(1, torch.from_numpy(index), torch.from_numpy(weights))
 
@@ -514,14 +520,15 @@ def resized_teacher_map(depth: Tensor, size: tuple[int, int]) -> Tensor:
 def zoomed(placement: Placement, zoom: float, window: tuple[int, int]) -> Placement:
     """Returns the placement of an image that is resized by a further factor, its zoom.
 
-    The canvas becomes the zoomed image, so that a crop may take any part of it. If that is smaller
-    than the crop, the image is centred on a canvas of the crop's size.
+    The canvas of the result, i.e. the padded image, has the size of the zoomed image, so that a
+    crop may take any part of it. If the zoomed image is smaller than the crop, it is centred on a
+    canvas of the crop's size.
 
     Args:
-        placement: The placement without zoom.
+        placement: The placement without zoom, which is returned unchanged if `zoom` is 1.
         zoom: The factor by which the image is resized further.
-        window: (height, width) of the crop; a side longer than that of `placement.canvas` is taken
-            to be that long.
+        window: (height, width) of the crop. A side that is longer than the same side of
+            `placement.canvas` is shortened to it.
     """
     if zoom == 1:
         return placement

@@ -37,9 +37,10 @@ class Sample(NamedTuple):
             tiekd/data/augment/resample.py); None if `image` isn't to be cropped on the device.
         size: (height, width) of the window in pixels; None like `place`.
         sigma_planes: Number of the last planes of `teacher_depth` that are sigmas: 0 or P / 2.
-        data_set: Place of the sample's data set among several; None in a run with one.
-        has_target: True if the sample has ground truth, and if its set has a teacher; None like
-            `data_set`.
+        data_set: Index of the sample's data set in the recipe's list of data sets; None if the
+            recipe has a single data set.
+        has_target: (True if the sample has ground truth, True if its data set has a teacher); None
+            if the recipe has a single data set.
     """
 
     image: Tensor
@@ -59,15 +60,16 @@ class Sample(NamedTuple):
 
 
 def in_metres(sample: Sample) -> Sample:
-    """Converts a sample's depth and teacher depth to float32 metres.
+    """Returns a copy of a sample with depth and teacher depth in float32 metres.
 
     Args:
-        sample: The sample, with depths in any unit.
+        sample: The sample, whose depths are in any unit, which its `depth_units` and
+            `teacher_units` state.
     """
     teacher_depth, units, metres = sample.teacher_depth, sample.teacher_units, 1.0
     if teacher_depth is not None:
-        # Keep the units a tuple if they are one, since a tuple also states that there are several
-        # maps.
+        # If there are several maps, `units` is a tuple with one number per map. Keep it a tuple,
+        # since that also tells other functions that there are several maps.
         if isinstance(units, tuple):
             metres = (1.0,) * len(units)
             units = torch.tensor(units).view(-1, 1, 1)
@@ -81,9 +83,9 @@ def in_metres(sample: Sample) -> Sample:
 
 
 def in_grey_levels(sample: Sample) -> Sample:
-    """Converts a sample's image to uint8; a float32 image is clipped to 0..255 and rounded.
+    """Returns a sample with its image as uint8; a float32 image is clipped to 0..255 and rounded.
 
-    It uses NumPy, which takes half of torch's time.
+    NumPy is used, because it takes half of torch's time.
 
     Args:
         sample: The sample. If its image is uint8 already, it is returned unchanged.

@@ -32,8 +32,9 @@ class Calibration:
         correlation: Rank correlation of sigma and |error| in an image: (mean, low, high), where low
             and high are the ends of the 95 % interval.
         at_depth: Rank correlation of sigma and |error| at equal depth, in the same form.
-        gain: The fraction of an oracle's gain by sparsification that the source reaches, 0 by
-            chance, 1 at best, in the same form.
+        gain: Sparsification, i.e. how much the mean error falls if the pixels with the largest
+            sigma are removed first, as a fraction of the fall if those with the largest error are
+            removed first: 0 by chance, 1 at best; in the same form.
         factors: (depth in metres, factor) for each range of depth, nearest first; the factor is
             interpolated linearly between these depths. Empty if sigma is 0 everywhere.
     """
@@ -53,18 +54,18 @@ def to_json(calibrations: Mapping[str, Calibration]) -> bytes:
     """Returns the content of a file of calibrations, as JSON text.
 
     Args:
-        calibrations: Name of the source -> its calibration.
+        calibrations: The calibrations, keyed by the name of the source of sigma.
     """
     nodes = {source: asdict(each) for source, each in calibrations.items()}
     return (json.dumps(nodes, indent=1) + "\n").encode()
 
 
 def read(path: Path, source: str, where: str) -> Calibration:
-    """Reads the calibration of one source from a file.
+    """Reads the calibration of one source of sigma from a file.
 
     Args:
         path: The file.
-        source: Name of the source.
+        source: Name of the source of sigma, such as "flip".
         where: The recipe's key that names the file, for error messages.
 
     Raises:

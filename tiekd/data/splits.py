@@ -47,7 +47,7 @@ class SplitLine(NamedTuple):
 
 
 def read_split(path: Path) -> list[SplitLine]:
-    """Returns the frames of a split file, one per line that isn't blank, in order.
+    """Returns the lines of a split file that aren't blank as `SplitLine`s, in order.
 
     Args:
         path: The split file. Its lines are all `image ground_truth focal`, or all image names.
@@ -67,8 +67,9 @@ class SplitTable(NamedTuple):
     """All lines of a split file.
 
     Attributes:
-        images: The paths of the images.
-        ground_truths: The paths of the depth maps, without meaning where `has_depth` is False.
+        images: The paths of the images of the N lines.
+        ground_truths: The paths of the N depth maps; an entry has no meaning where `has_depth` is
+            False.
         has_depth: (N,) bool, True for lines with ground truth.
         focals: (N,) float64, focal lengths in pixels; None if the file has image names alone.
     """
@@ -79,10 +80,10 @@ class SplitTable(NamedTuple):
     focals: np.ndarray | None
 
     def line(self, index: int) -> SplitLine:
-        """Returns one line.
+        """Returns one line as a `SplitLine`.
 
         Args:
-            index: Its index, among the lines that aren't blank.
+            index: The line's index, from 0, among the lines that aren't blank.
         """
         truth = self.ground_truths[index] if self.has_depth[index] else None
         return SplitLine(
@@ -91,13 +92,15 @@ class SplitTable(NamedTuple):
 
 
 def read_table(path: Path) -> SplitTable:
-    """Returns the frames of a split file like `read_split`, as arrays.
+    """Returns the lines of a split file that aren't blank as a table, in order.
+
+    The table has the same content as the result of `read_split`, in less memory.
 
     Args:
         path: The split file.
 
     Raises:
-        DataError: As `read_split` does.
+        DataError: The file is missing or empty, or a line is malformed.
     """
     table = None if instead_of_file(path) else _plain_table(path)
     if table is not None:
@@ -115,10 +118,12 @@ def read_table(path: Path) -> SplitTable:
 
 
 def _plain_table(path: Path) -> SplitTable | None:
-    """Returns the frames of a split file whose lines are all plain; None for any other file.
+    """Returns the lines of a split file in plain form as a table; None for any other file.
 
-    Plain lines are ASCII words with single blanks between them, without anything that `read_split`
-    would refuse. So this has no rules of its own: it only recognises lines that need none.
+    In plain form all lines are ASCII, have one word each or three words each with single spaces
+    between them, and have no comma, semicolon or `..`; paths aren't empty, and focal lengths are
+    above 0. `read_split` accepts all such lines, so its checks needn't be repeated here. It also
+    reads the files in any other form.
 
     Args:
         path: The split file.
@@ -131,7 +136,8 @@ def _plain_table(path: Path) -> SplitTable | None:
         data += b"\n"
     if not data.isascii() or any(mark in data for mark in (b",", b";", b"..")):
         return None
-    # Find the ends of all words. Another character up to the blank, such as a tab, isn't plain.
+    # Find the end of each word: the next space or control character. Below, the file is refused if
+    # one of them is neither a space nor a line break, but a tab, for example.
     content = np.frombuffer(data, np.uint8)
     ends = np.concatenate(
         [
@@ -144,12 +150,13 @@ def _plain_table(path: Path) -> SplitTable | None:
     starts = np.concatenate([[0], ends[:-1] + 1])
     if len(ends) % words or (content[ends].reshape(-1, words) != expected).any():
         return None
-    # The first word of a line is its image, whose leading slashes don't count.
+    # Take the first word of each line as the image's path, without leading slashes.
     images = _below_root(data, starts[::words], ends[::words])
     if words == 1:
         return images and SplitTable(images, images, np.zeros(len(images), bool), None)
     truths = _below_root(data, starts[1::words], ends[1::words])
-    # `None` as it is written; `/None` is a path.
+    # Compare the second words, as they are written, with `None`, which means no ground truth.
+    # `truths` can't be compared, since it has no leading slashes, and `/None` is a path.
     truth_words, focal_words = (
         Texts(data, starts[place::words], ends[place::words] - starts[place::words])
         for place in (1, 2)
@@ -162,12 +169,12 @@ def _plain_table(path: Path) -> SplitTable | None:
 
 
 def _below_root(data: bytes, starts: np.ndarray, ends: np.ndarray) -> Texts | None:
-    """Returns paths without leading slashes; None if one of them is empty then.
+    """Returns the paths at given positions of a split file, without their leading slashes.
 
     Args:
-        data: The content of the split file.
-        starts: (N,) the first byte of each path.
-        ends: (N,) the byte after its last.
+        data: The content of the split file. The result is None if a path consists of slashes alone.
+        starts: (N,) int64, the index in `data` of each path's first byte.
+        ends: (N,) int64, the index in `data` of the byte after each path.
     """
     content = np.frombuffer(data, np.uint8)
     while (is_slash := content[starts] == ord("/")).any():
@@ -177,10 +184,10 @@ def _below_root(data: bytes, starts: np.ndarray, ends: np.ndarray) -> Texts | No
 
 
 def _focals(words: Texts) -> np.ndarray | None:
-    """Returns the focal lengths that words state; None if a word isn't a focal length.
+    """Converts words of a split file to focal lengths in pixels, (N,) float64.
 
     Args:
-        words: The words.
+        words: The N words. The result is None if a word isn't a finite number above 0.
     """
     known: dict[bytes, float] = {}
     try:

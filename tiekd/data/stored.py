@@ -1,8 +1,9 @@
 """Reads the content of an image or a depth map, which is a file or a member of a tar shard.
 
-A `Stored` stands for a member like a path for a file: its text is `shard.tar:member`, as messages
-name it. It is read by offset, without the tar's index or its other members. Each process keeps some
-shards open; descriptors that a worker inherits are safe to use, as `pread` has no file position.
+A `Stored` refers to a member of a shard as a path refers to a file; `str` of it is
+`shard.tar:member`, for messages. A member is read by its offset in the shard, without reading other
+members. Each process keeps up to _MAX_OPEN shards open. A worker may use the file descriptors that
+it inherits, since `pread` doesn't use the shared file position.
 """
 
 import io
@@ -23,10 +24,11 @@ class Stored(NamedTuple):
 
     Attributes:
         shard: Path of the shard.
-        name: The member's name in it.
-        offset: The first byte of its content in the shard.
-        size: The number of its bytes.
-        state: (size in bytes, modification time in ns) of the shard when it was indexed.
+        name: The member's name in the shard.
+        offset: The position in the shard of the first byte of the member's content.
+        size: The number of bytes of the member's content.
+        state: (size in bytes, modification time in ns) of the shard when its index was read. If
+            they have changed when the member is read, an error is raised.
     """
 
     shard: str
@@ -44,10 +46,10 @@ class Stored(NamedTuple):
         return os.path.splitext(self.name)[1]
 
     def read_bytes(self) -> bytes:
-        """Returns the member's content.
+        """Returns the content of the member.
 
         Raises:
-            DataError: The shard can't be read, or isn't the one that was indexed.
+            DataError: The shard can't be read, or has changed since its index was read.
         """
         try:
             shard, state = _opened(self.shard)
@@ -68,15 +70,17 @@ class Stored(NamedTuple):
         return content
 
 
-# What is read as an image or a depth map.
+# The file of an image or a depth map, or the member of a tar shard with its content.
 Source = Path | Stored
 
 
 def source_of(place: str | Stored) -> Source:
-    """Returns a frame's image or depth map as what the reading functions take.
+    """Converts a path as text to a `Path`, and returns a member of a tar shard unchanged.
+
+    The functions that read images and depth maps take such a `Source`.
 
     Args:
-        place: A file's path, or a member of a shard.
+        place: The path of an image or a depth map, or the member that holds it.
     """
     return place if isinstance(place, Stored) else Path(place)
 
@@ -100,19 +104,29 @@ def content_of(source: Source) -> np.ndarray:
 
 
 def opened(source: Source) -> Path | BinaryIO:
-    """Returns what a library opens to read a file or a member: the path, or the content.
+    """Returns an object from which libraries such as Pillow can read a file or a member.
 
     Args:
-        source: The file or member.
+        source: The path of a file, which is returned unchanged; or a member of a tar shard, whose
+            content is returned as a file object in memory.
+
+    Raises:
+        DataError: The member can't be read.
     """
     return io.BytesIO(source.read_bytes()) if isinstance(source, Stored) else source
 
 
 @lru_cache(maxsize=_MAX_OPEN)
 def _opened(shard: str) -> tuple[BinaryIO, tuple[int, int]]:
-    """Opens a shard, and returns it with its size and modification time.
+    """Opens a shard, which stays open in a cache of _MAX_OPEN shards.
 
     A shard that is dropped from the cache is closed when its last reader is done.
+
+    Args:
+        shard: Path of the shard.
+
+    Returns:
+        The opened file, and its (size in bytes, modification time in ns).
     """
     file = open(shard, "rb", buffering=0)  # noqa: SIM115 - closed when it leaves the cache
     found = os.fstat(file.fileno())

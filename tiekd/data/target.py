@@ -2,8 +2,9 @@
 
 A teacher that gives one depth map returns it as a tensor. A teacher that gives several maps, or a
 standard deviation for each pixel, returns a `Target`. A DPM head learns all components of a
-`Target`; other heads and losses use the one map that `mean_depth` returns. A tensor causes no cost.
-Left out: estimating sigma, which teachers do, and limiting it, which the head does.
+`Target`; other heads and losses use the one map that `mean_depth` returns, which for a tensor is
+the tensor itself. Left out: estimating sigma, which teachers do, and limiting it, which the head
+does.
 """
 
 from collections.abc import Callable
@@ -61,7 +62,7 @@ class Target(NamedTuple):
         return torch.where(count > 0, total / count, 0)
 
     def component_weight(self) -> Tensor | None:
-        """Returns `weight` expanded to (B, M, H, W), the kernels' form; None for equal weights."""
+        """Returns `weight` expanded to (B, M, H, W); None for equal weights, or if M = 1."""
         weight = self._weight()
         return None if weight is None else weight.expand_as(self.depth)
 
@@ -73,13 +74,16 @@ class Target(NamedTuple):
         """
         sigma = self.sigma
         if self.constants is not None:
-            # Expand the constants to maps, since each image has its own factor.
+            # Expand the constants, one sigma per component, to maps, since each image has its own
+            # factor.
             sigma = sigma_maps(self.constants, self.depth)
         sigma = None if sigma is None else sigma * factor
         return Target(self.depth * factor, sigma, self.weight)
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> "Target":
-        """Returns the target with all of its maps resized by a function.
+        """Returns the target with its maps of depth, sigma and weight resized by a function.
+
+        Sigmas and weights that are one number per component stay as they are.
 
         Args:
             change: Function that resizes a map (B, M, H, W).

@@ -42,8 +42,9 @@ class TrainedOn(NamedTuple):
         hashes: (N,) int64, sorted, without duplicates: the frames' hashes that have at least
             `zero_bits` trailing zero bits.
         zero_bits: Number of trailing zero bits of every kept hash; 0 keeps all hashes.
-        name_bits: All frames whose names have a CRC-32 with at least so many trailing zero bits
-            were recorded; of other frames nothing is known. 0 for all frames.
+        name_bits: Number of trailing zero bits by which the recorded frames were selected: a frame
+            was recorded if the CRC-32 of its name has at least so many. Of all other frames it
+            isn't known whether the network was trained on them. 0 if all frames were recorded.
     """
 
     hashes: Tensor
@@ -76,13 +77,14 @@ class Overlap(NamedTuple):
 
 
 def hashes_of(dataset: Dataset, name_bits: int = 0) -> list[int] | None:
-    """Returns one int64 hash per frame, in the dataset's order; None for a dataset without files.
+    """Returns the int64 hashes that identify a dataset's frames, as a list in order.
 
     Args:
-        dataset: The dataset; only a `Frames` reads files. Of several data sets those without files
-            are left out.
+        dataset: The dataset. The result is None if it isn't a `Frames`, since other datasets don't
+            read files. For several data sets (`MixedFrames`), the hashes of all that are a `Frames`
+            are joined; the result is None if none is.
         name_bits: Least number of trailing zero bits of the CRC-32 of a frame's name; frames with
-            fewer are left out.
+            fewer have no hash in the result.
     """
     if isinstance(dataset, MixedFrames):
         of_sets = [hashes_of(each, name_bits) for _, each in sets_in(dataset)]
@@ -99,10 +101,11 @@ def hashes_of(dataset: Dataset, name_bits: int = 0) -> list[int] | None:
 
 
 def trained_on(dataset: Dataset) -> TrainedOn | None:
-    """Returns the hashes that identify a dataset's frames; None for a dataset without files.
+    """Returns the record (`TrainedOn`) of a training dataset's frames, for its weights file.
 
     Args:
-        dataset: The training dataset; only a `Frames` reads files.
+        dataset: The training dataset. The result is None if neither it nor one of several data sets
+            in it is a `Frames`, since other datasets don't read files.
     """
     if not isinstance(dataset, Frames | MixedFrames):
         return None
@@ -121,23 +124,27 @@ def union(first: TrainedOn | None, second: TrainedOn | None) -> TrainedOn | None
     if first is None or second is None:
         return second if first is None else first
     bits = max(first.zero_bits, second.zero_bits)
-    # Hashes of names with fewer bits than the result's are never looked up, and do no harm.
+    # Keep the larger `name_bits`: only frames that both records would have recorded are looked up.
+    # The hashes of other frames stay in the result, but are never looked up.
     name_bits = max(first.name_bits, second.name_bits)
     return _thinned([*first.hashes.tolist(), *second.hashes.tolist()], bits, name_bits)
 
 
 def overlap_of(record: TrainedOn | None, dataset: Dataset) -> Overlap | None:
-    """Counts how many of a dataset's frames are in the record of a training set.
+    """Counts the frames of a dataset that a network was trained on.
 
     Args:
-        record: The record; None if unknown.
-        dataset: The dataset. The result is None if it has no files, as for an unknown record.
+        record: The network's record of training frames; None if unknown.
+        dataset: The dataset, whose files' sizes are read.
+
+    Returns:
+        The counts; None if the record is unknown or the dataset doesn't read files.
     """
     if record is None or not isinstance(dataset, Frames | MixedFrames):
         return None
     name_bits = max(record.name_bits, _name_bits(len(dataset)))
     hashes = hashes_of(dataset, name_bits)
-    # Of several data sets only those whose frames are files count.
+    # Count only the frames of data sets that read files, since only these frames have hashes.
     count = sum(len(each) for _, each in sets_in(dataset) if isinstance(each, Frames))
     return overlap(record, hashes, count)
 
@@ -145,15 +152,16 @@ def overlap_of(record: TrainedOn | None, dataset: Dataset) -> Overlap | None:
 def overlap(
     record: TrainedOn | None, hashes: Iterable[int] | None, count: int | None = None
 ) -> Overlap | None:
-    """Counts how many of a dataset's frames are in the record of a training set.
+    """Counts the frames of a dataset that a network was trained on, given the frames' hashes.
 
     Args:
-        record: The record; None if unknown.
-        hashes: One hash per frame of the dataset (see `hashes_of`); None if unknown.
-        count: The number of frames if some have no hash; None if all have one.
+        record: The network's record of training frames; None if unknown.
+        hashes: The hashes of the dataset's frames (see `hashes_of`); None if unknown.
+        count: The number of frames of the dataset, if `hashes` has only a part of them; None if it
+            has all.
 
     Returns:
-        The counts; None if either is unknown.
+        The counts; None if the record or the hashes are unknown.
     """
     if record is None or hashes is None:
         return None
@@ -182,11 +190,11 @@ def as_plain(record: TrainedOn | None) -> dict:
 
 
 def from_plain(state: Mapping) -> TrainedOn | None:
-    """Returns the record in the content of a weights file.
+    """Returns the record of training frames (`TrainedOn`) in the content of a weights file.
 
     Args:
-        state: The loaded content. The result is None if it has no valid record, as content written
-            by another program or by an old version of tiekd.
+        state: The loaded content. The result is None if it has no valid record, for example because
+            another program or an old version of tiekd wrote the file.
     """
     node = state.get(KEY)
     if not isinstance(node, Mapping) or not isinstance(node.get("hashes"), Tensor):
@@ -198,7 +206,7 @@ def from_plain(state: Mapping) -> TrainedOn | None:
 
 
 def read(path: Path | None) -> TrainedOn | None:
-    """Returns the record of training frames in a weights file.
+    """Returns the record of training frames (`TrainedOn`) in a weights file.
 
     The file is memory-mapped, so the weights themselves aren't read.
 
@@ -216,10 +224,10 @@ def read(path: Path | None) -> TrainedOn | None:
 
 
 def _size_of(image: str | Stored) -> int | None:
-    """Returns the size of an image file or of a member of a shard in bytes; None without a file.
+    """Returns the size in bytes of an image file, or of a member of a tar shard.
 
     Args:
-        image: The path or the member.
+        image: The path or the member. The result is None if there is no file at the path.
     """
     if isinstance(image, Stored):
         return image.size
@@ -228,10 +236,12 @@ def _size_of(image: str | Stored) -> int | None:
 
 
 def _name_bits(count: int) -> int:
-    """Returns the trailing zero bits by which about MAX_HASHES of a number of frames are chosen.
+    """Returns the number of trailing zero bits of a CRC-32 by which frames are selected.
+
+    About MAX_HASHES frames, or fewer, have a name whose CRC-32 has at least so many.
 
     Args:
-        count: The number of frames; up to MAX_HASHES the result is 0.
+        count: The number of all frames; up to MAX_HASHES the result is 0, which selects all.
     """
     return max(0, (max(count, 1) - 1) // MAX_HASHES).bit_length()
 
@@ -248,13 +258,14 @@ def _hash(name: str, size: int | None) -> int:
 
 
 def _thinned(hashes: Iterable[int], zero_bits: int, name_bits: int = 0) -> TrainedOn:
-    """Returns a record that keeps at most MAX_HASHES of some hashes.
+    """Returns a record (`TrainedOn`) that keeps at most MAX_HASHES of the given hashes.
 
     Args:
-        hashes: The hashes.
+        hashes: The hashes of frames, which may have duplicates.
         zero_bits: Smallest number of trailing zero bits of the kept hashes. It is increased until
             at most MAX_HASHES are kept.
-        name_bits: As in the record.
+        name_bits: Least number of trailing zero bits of the CRC-32 of the frames' names, by which
+            the frames were selected; stored in the record.
     """
     kept = sorted({value for value in hashes if _ends_in_zeros(value, zero_bits)})
     while len(kept) > MAX_HASHES:

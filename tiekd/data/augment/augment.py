@@ -212,9 +212,10 @@ class Augment:
 
 
 def normalise(sample: Sample) -> Sample:
-    """Returns a sample with its image normalised by ImageNet's mean and standard deviation.
+    """Returns a copy of a sample with its image normalised to float32.
 
-    Encoders that were pretrained on ImageNet expect it.
+    Each channel is normalised by ImageNet's mean and standard deviation, as encoders that were
+    pretrained on ImageNet expect. The other fields of the sample stay as they are.
 
     Args:
         sample: The sample, whose image has grey levels 0..255, uint8 or float32.
@@ -225,10 +226,12 @@ def normalise(sample: Sample) -> Sample:
 def colour_table(decisions: Decisions | None = None) -> Tensor:
     """Returns each channel's lookup table from grey level to normalised value, (3, 256) float32.
 
-    A table combines the random colour change, which is applied first, and the normalisation.
+    A table combines the augmentation's colour change, which is applied first, with the
+    normalisation by ImageNet's mean and standard deviation.
 
     Args:
-        decisions: The image's augmentation; None leaves the colours unchanged.
+        decisions: The random parameters of an image's augmentation, of which gamma, brightness and
+            channels are used; None leaves the colours unchanged before the normalisation.
     """
     levels = torch.arange(256, dtype=torch.float32).expand(3, 1, 256)
     if decisions is not None and decisions.gamma is not None:

@@ -67,7 +67,8 @@ def cut(sample: Sample, decisions: Decisions, rotate_deg: float) -> Sample:
         float64, as in a row of `places` in `resample`; its `size` is the window's (height, width)
         in pixels. Its intrinsics are those of the window.
     """
-    # Write points and steps in the image, in pixels, as complex numbers x + iy.
+    # Represent positions in the image, and differences of positions, as complex numbers x + iy in
+    # pixels, so that a rotation is a multiplication.
     height, width = sample.image.shape[-2:]
     centre = complex((width - 1) / 2, (height - 1) / 2)
     angle = radians(decisions.angle)
@@ -144,7 +145,7 @@ def crop_window(sample: Sample, top: int, left: int, height: int, width: int) ->
 
 
 def _span(places: list[float], size: int, window: int, more: float) -> tuple[int, int]:
-    """Returns the first pixel and the number of pixels to keep of an image along one axis.
+    """Returns (index of the first pixel, number of pixels) of the part to keep along one axis.
 
     Args:
         places: Coordinates of the rotated window's four corners along this axis, in pixels of the
@@ -152,8 +153,8 @@ def _span(places: list[float], size: int, window: int, more: float) -> tuple[int
         size: Number of the image's pixels along this axis.
         window: Number of the window's pixels along this axis.
         more: Number of pixels by which the largest possible rotation widens the window's bounding
-            box; 0 without rotation. With rotation, 3 pixels are added for interpolation at both
-            ends.
+            box; 0 without rotation. If it is above 0, a total of 3 further pixels are kept, which
+            interpolation needs at the ends.
     """
     count = min(size, window + (ceil(more) + 3 if more else 0))
     return max(0, min(floor(min(places)), size - count)), count

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# The results of `resample`: image, depth, teacher depth (or None), and the mask `inside`.
+# The results of `resample`: image, depth, teacher depth (or None), and the mask `inside`, which is
+# False at output pixels from outside the input image.
 Windows = tuple[Tensor, Tensor, Tensor | None, Tensor]
 
 
@@ -119,12 +120,19 @@ def _rotated(
     places: Tensor,
     size: tuple[int, int],
 ) -> Windows:
-    """Resamples a batch whose images may be rotated by any angle, on any device.
+    """Resamples a batch as `resample` does, for images that may be rotated, on any device.
 
-    The arguments are those of `resample`.
+    Args:
+        image: (B, 3, H, W) uint8.
+        depth: (B, 1, H, W) of any dtype and unit, 0 where invalid.
+        teacher_depth: Like `depth`, but with any number of planes; None without teacher maps.
+        places: (B, 8) float64, the affine map from each output image to its input, as in
+            `resample`.
+        size: (h, w) of the output in pixels.
 
     Returns:
-        The results of `resample`: image, depth, teacher depth (or None), and the mask `inside`.
+        image (B, 3, h, w) uint8; depth (B, 1, h, w) in the input's dtype; teacher_depth like depth,
+        or None; and a bool mask (B, 1, h, w), False at output pixels from outside the input.
     """
     # Sample the image bilinearly. `grid_sample` takes coordinates from -1 to 1, which are the outer
     # edges of the image's first and last pixels.

@@ -1,1 +1,1 @@
-"""Intrinsics of each image, upright: from lists, calibration files and EXIF."""
+"""Intrinsics of each upright image, from lists, calibration files and EXIF."""

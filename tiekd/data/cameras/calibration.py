@@ -16,6 +16,8 @@ from tiekd.errors import DataError
 # Two image sizes count as having the same aspect ratio if the ratios of their heights and of their
 # widths agree to this fraction, or if rounding a side to whole pixels explains the difference.
 _SAME_ASPECT = 0.01
+# The EXIF orientations in which x is mirrored, those in which y is mirrored, and those in which
+# rows and columns are swapped.
 _MIRRORED_X, _MIRRORED_Y, _SWAPPED = (2, 3, 6, 7), (3, 4, 7, 8), (5, 6, 7, 8)
 
 

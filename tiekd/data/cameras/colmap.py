@@ -44,8 +44,8 @@ def read(
         of all images).
 
     Raises:
-        DataError: A line is malformed, a camera is no pinhole, or there are several cameras but no
-            images.txt.
+        DataError: A line is malformed, a camera isn't a pinhole camera, or there are several
+            cameras but no images.txt.
     """
     cameras = dict(_camera(f"{path}:{number}", words) for number, words in lines)
     images = path.with_name(IMAGES)

@@ -26,11 +26,16 @@ _PLAUSIBLE = 0.1, 50.0
 
 
 def calibration(path: Source) -> Calibration | None:
-    """Returns the approximate calibration of an upright photo.
+    """Returns the approximate calibration that a photo's EXIF gives, for the upright photo.
+
+    Only the file's header is read.
 
     Args:
-        path: The image file. The result is None if its EXIF has no plausible focal length, or if
-            it can't be read, which is reported when the image is decoded.
+        path: The image file.
+
+    Returns:
+        The calibration for the photo's own size; None if EXIF has no plausible focal length, or if
+        the file can't be read, which is reported when the image is decoded.
     """
     if not isinstance(path, Stored) and instead_of_file(path):
         return None
@@ -51,7 +56,7 @@ def calibration(path: Source) -> Calibration | None:
 
 
 def _focals(tags: dict, size: tuple[int, int], mark: int) -> tuple[float, float] | None:
-    """Returns the focal lengths (focal_x, focal_y) of the upright image; None if EXIF has none.
+    """Returns (focal_x, focal_y) of the upright image in pixels; None if EXIF has no focal length.
 
     Args:
         tags: The EXIF tags by their numbers.
@@ -62,8 +67,9 @@ def _focals(tags: dict, size: tuple[int, int], mark: int) -> tuple[float, float]
     if equivalent > 0:
         focal = equivalent / _DIAGONAL_MM * math.hypot(*size)
         return focal, focal
-    # Compute the focal length from that of the lens. EXIF gives the focal plane's resolution for
-    # the photo as it was taken, but the file may have been scaled since.
+    # Compute the focal length from the lens's focal length in millimetres and the focal plane's
+    # resolution. That is the resolution of the photo as taken, so if the photo was scaled since,
+    # the focal length is scaled, too.
     unit = _MM_PER_UNIT.get(tags.get(_PLANE_UNIT, 2))
     lens, plane_x = float(tags.get(_FOCAL, 0)), float(tags.get(_PLANE_X, 0))
     if unit is None or not lens > 0 or not plane_x > 0:

@@ -1,10 +1,14 @@
 """Reads files of intrinsics, which state the cameras of named images or of all images.
 
-| file | camera of | |---|---| | lines `image fx fy cx cy width height` | the named images | |
-COLMAP's cameras.txt, with images.txt beside it or alone with one camera | named images, or all | |
-ROS camera_info, YAML: `image_width`, `camera_matrix`, ...; or a message with `width`, `K` | all | |
-Kalibr's camchain, YAML: one of `cam0`, ... with `intrinsics`, `resolution` | all | | JSON or YAML
-with fx, fy, cx, cy, width, height; or a mapping from images to these | all, or the named images |
+The kinds of file, and the images whose cameras they state:
+
+    lines `image fx fy cx cy width height`                          the named images
+    COLMAP's cameras.txt with images.txt beside it                  the named images
+    COLMAP's cameras.txt alone, with one camera                     all images
+    ROS camera_info in YAML, or a message with `width`, `K`         all images
+    Kalibr's camchain in YAML, with one camera                      all images
+    JSON or YAML with fx, fy, cx, cy, width, height                 all images
+    JSON or YAML, a mapping from image to fx, fy, cx, ... of it     the named images
 
 The kind of a file is recognised by its content. Only pinhole models are read; fisheye and
 omnidirectional ones are refused. Reading a file takes milliseconds and doesn't import torch. Left
@@ -30,8 +34,8 @@ _KINDS = (
     "fx, fy, cx, cy, width, height"
 )
 _KEYS = ("fx", "fy", "cx", "cy")
-# Names of distortion models; they are approximated by a pinhole camera, whose coefficients of
-# distortion should be small.
+# Names of the distortion models of pinhole cameras in ROS and Kalibr files, which are accepted. The
+# distortion itself is ignored, so its coefficients should be small.
 _PINHOLE = ("plumb_bob", "rational_polynomial", "radtan", "none", "")
 
 
@@ -41,8 +45,8 @@ class CameraFile(NamedTuple):
     Attributes:
         path: The file.
         kind: The kind of file, in words, for the log.
-        by_image: The calibration of each named image, by its path.
-        of_all: The calibration of all other images; None if the file has none.
+        by_image: The calibration of each named image, keyed by the image's path in the file.
+        of_all: The calibration of all other images; None if theirs is unknown.
     """
 
     path: Path
@@ -52,6 +56,8 @@ class CameraFile(NamedTuple):
 
     def of(self, name: str) -> Calibration | None:
         """Returns the calibration of an image of a dataset; None if it isn't known.
+
+        It is that of all other images (`of_all`) if the file doesn't name the image.
 
         Args:
             name: The image's path in the dataset.
@@ -77,6 +83,9 @@ def read(path: Path) -> CameraFile:
 
     Args:
         path: The file or folder.
+
+    Returns:
+        A `CameraFile` with the calibrations that the file states, for named images or for all.
 
     Raises:
         DataError: The file is missing, of no known kind, or malformed.
@@ -174,14 +183,15 @@ def _of_mapping(path: Path, content: Any) -> CameraFile:
 
 
 def of_plain(where: str, node: Mapping) -> Calibration:
-    """Returns the calibration that a mapping gives by fx, fy, cx, cy, width and height.
+    """Returns the calibration that a mapping from a JSON or YAML file states.
 
     Args:
-        where: The mapping's file, for messages.
-        node: The mapping; other keys don't count.
+        where: The mapping's file, for error messages.
+        node: The mapping, with fx, fy, cx, cy, width and height in pixels, and optionally a list of
+            coefficients `distortion`; other keys are ignored.
 
     Raises:
-        DataError: A number is missing or can't be that of a camera.
+        DataError: A number is missing or isn't finite, or a focal length or a size isn't above 0.
     """
     return checked(
         _numbers([node.get(key) for key in _KEYS], 4, where),
@@ -233,11 +243,11 @@ def _check_model(model: str, where: str) -> None:
 
 
 def _data(value: Any) -> Any:
-    """Returns the numbers of a matrix in a YAML file.
+    """Returns the list of a matrix's numbers, or of its rows, as it is in a YAML file.
 
     Args:
-        value: The numbers, or a mapping with the numbers under the key `data`, as ROS and OpenCV
-            write a matrix.
+        value: The list; or a mapping with the list under the key `data`, as ROS and OpenCV write a
+            matrix. Nothing is checked.
     """
     return value.get("data") if isinstance(value, Mapping) else value
 

@@ -2,9 +2,9 @@
 
 The setting is one of: [focal_x, focal_y, centre_x, centre_y] of every image at its own size;
 [focal_x, focal_y, centre_x, centre_y, width, height], where width and height are those of the image
-that the intrinsics belong to; a file (tiekd/data/cameras/files.py); or `exif`. Unless it is four
-numbers, each image's header is read, which takes 0.1 ms. Left out: lens distortion, which is
-ignored with a line in the log.
+that the intrinsics belong to; a file (tiekd/data/cameras/files.py); or `exif`. Unless the setting
+is four numbers, each image's header is read, which takes 0.1 ms. Left out: lens distortion, which
+is ignored with a line in the log.
 """
 
 import math
@@ -34,7 +34,7 @@ ALLOWED = (
 class Source(NamedTuple):
     """The source of the cameras of images: one calibration for all, a file, or EXIF.
 
-    It is EXIF if both attributes are None.
+    The source is the EXIF of each image if both attributes are None.
 
     Attributes:
         of_all: The one calibration of all images; None if they have their own.
@@ -74,7 +74,8 @@ def check_numbers(intrinsics: Intrinsics, where: str = "data.intrinsics") -> Non
         where: The setting's name, for the error message.
 
     Raises:
-        RecipeError: The numbers can't be those of a camera.
+        RecipeError: There aren't four or six numbers, one isn't finite, a focal length isn't above
+            0, or a width or height isn't a whole number above 0.
     """
     if intrinsics is None or isinstance(intrinsics, str | Path):
         return
@@ -118,14 +119,14 @@ def read(intrinsics: Intrinsics, root: Path, where: str = "data.intrinsics") -> 
 def camera_of(
     calibration: Calibration, path: ImageSource, where: str, size: tuple[int, int] | None = None
 ) -> Camera:
-    """Returns the camera of an image file, given a calibration for some size.
+    """Returns the camera of an image at its own size, scaled and turned from its calibration.
 
     Args:
-        calibration: The calibration.
+        calibration: The calibration, which may be for another size or for the image as stored.
         path: The image file. If its header can't be read, the calibration's camera is returned as
             it is; decoding the image reports the error.
-        where: Source and image, for the message.
-        size: (height, width) of the upright image, if it is known without its file.
+        where: Names of source and image, for the error message.
+        size: (height, width) of the upright image; None to read it from the file's header.
 
     Raises:
         DataError: The image has another aspect ratio than the calibration.
@@ -142,22 +143,28 @@ def camera_of(
 
 
 def cameras_of(frames: FrameTable, intrinsics: Intrinsics, root: Path) -> tuple[Cameras, list[str]]:
-    """Returns the cameras of frames, and lines for the log.
+    """Returns the cameras of a data set's frames by `data.intrinsics`, and lines for the log.
 
     Args:
         frames: The frames, each with the camera that the data set knows itself.
         intrinsics: `data.intrinsics`, which takes precedence; None for the data set's own cameras.
-        root: The data root.
+        root: The folder to which the relative path of a file of intrinsics refers (data.root).
+
+    Returns:
+        The camera of each frame, in order; and a list of lines, which say where the cameras come
+        from, whether lens distortion is ignored, and how many cameras aren't known.
 
     Raises:
-        RecipeError: The setting isn't valid.
-        DataError: Its file can't be read, or an image has another aspect ratio than its intrinsics.
+        RecipeError: `intrinsics` isn't valid.
+        DataError: The file of intrinsics can't be read, or an image has another aspect ratio than
+            its intrinsics.
     """
     if intrinsics is None:
         return frames.cameras, _unknown(frames, frames.cameras)
     source = read(intrinsics, root)
     if source.of_all is not None and source.of_all.size is None:
-        # One camera of images at their own size needs no image's header.
+        # Use the one camera as it is: since it holds for each image at its own size, no image's
+        # header has to be read.
         count, distortion = len(frames), source.of_all.distortion
         cameras = Cameras.same(source.of_all.camera, len(frames))
     else:
@@ -172,15 +179,15 @@ def cameras_of(frames: FrameTable, intrinsics: Intrinsics, root: Path) -> tuple[
 
 
 def _of_each(frames: FrameTable, source: Source) -> tuple[Cameras, int, float]:
-    """Returns the cameras of frames whose calibrations differ, or are for a size.
+    """Returns the cameras of frames, each from its own calibration and its own image's size.
 
     Args:
-        frames: The frames.
+        frames: The frames. One that the source doesn't know keeps the camera that it has here.
         source: The source of the calibrations.
 
     Returns:
-        The cameras; the number of frames that the source knows; and the largest coefficient of the
-        lens distortion.
+        The cameras of all frames, in order; the number of frames that the source knows; and the
+        largest coefficient of the lens distortion.
 
     Raises:
         DataError: An image has another aspect ratio than its intrinsics.
@@ -202,11 +209,11 @@ def _of_each(frames: FrameTable, source: Source) -> tuple[Cameras, int, float]:
 
 
 def _unknown(frames: FrameTable, cameras: Cameras) -> list[str]:
-    """Returns a log line with the number of frames whose camera isn't known; no line if all are.
+    """Returns a list with one log line, the number of frames whose camera isn't known.
 
     Args:
         frames: The frames.
-        cameras: Their cameras.
+        cameras: The cameras of the frames. If all are known, the result is an empty list.
     """
     unknown = np.flatnonzero(~cameras.are_known)
     if not len(unknown):

@@ -20,10 +20,13 @@ _AGREES = 1.2
 def summary(
     frames: Sequence[tuple[str, str | Stored, Camera | None]], intrinsics: Intrinsics
 ) -> list[str]:
-    """Returns lines for the user about the cameras of a split's frames.
+    """Returns a list of lines for the user about the cameras of a split's frames.
+
+    The first line says how many cameras are known, their source and their focal lengths. A second
+    one compares the focal lengths with those in EXIF, unless they come from EXIF.
 
     Args:
-        frames: for each frame its name, the path of its image, and its camera, or None if unknown.
+        frames: For each frame its name, the path of its image, and its camera, or None if unknown.
         intrinsics: The setting `data.intrinsics` that the cameras come from; None if they are the
             dataset's own.
     """
@@ -43,10 +46,12 @@ def summary(
 
 
 def _against_exif(known: Sequence[tuple[str, str | Stored, Camera]]) -> list[str]:
-    """Returns a line that compares focal lengths with EXIF's; no line if no image has EXIF's.
+    """Returns a list with one line that compares the cameras' focal lengths with those in EXIF.
+
+    The list is empty if no image has a focal length in its EXIF.
 
     Args:
-        known: for each frame with a known camera its name, the path of its image, and the camera.
+        known: For each frame with a known camera its name, the path of its image, and the camera.
     """
     stated = of_each(lambda path: exif.calibration(source_of(path)), [path for _, path, _ in known])
     compared, other = 0, []

@@ -120,6 +120,9 @@ def build(
             ground truth, as whole folders, or as the last part of a single folder
             (tiekd/data/held_out.py).
 
+    Returns:
+        The dataset of the split's frames, which reads their files on access.
+
     Raises:
         RecipeError: Ground truth is needed and there is none.
         DataError: Files are missing, images and depth maps don't match, or a split is empty.
@@ -164,13 +167,14 @@ _PURPOSE = {"train": "training without a teacher needs", "val": "evaluation need
 def _table(
     folder: Path, options: FolderOptions, frames: Depths, chosen: Collection[str]
 ) -> FrameTable:
-    """Returns the table of a split's frames.
+    """Returns the names and file paths of a split's frames, without cameras, as a table.
 
     Args:
         folder: The data root.
-        options: The folders below it.
-        frames: All frames.
-        chosen: The names of the split's frames.
+        options: The folders of the images and of the depth maps below the data root.
+        frames: The depth map's path of each frame of both splits, or None, keyed by the frame's
+            name.
+        chosen: The names of the split's frames, which keep their order in `frames`.
     """
     kept = [name for name in frames if name in chosen]
     names = Texts.of(kept)
@@ -198,7 +202,8 @@ def _names_of(
     Args:
         split: "train" or "val".
         folder: The data root.
-        frames: All frames by name.
+        frames: The depth map's path of each frame of both splits, or None, keyed by the frame's
+            name.
         options: The split files, and the fraction that is held out without them.
         held_out: Names of the validation frames if there are no split files; None chooses them by a
             hash.
@@ -241,17 +246,21 @@ def _names_of(
 
 
 def _frames(folder: Path, options: FolderOptions, skip: bool, notes: list[str]) -> Depths:
-    """Returns all frames of both splits in the order of their names.
+    """Lists the images and the depth maps, and pairs them by name.
 
     Args:
         folder: The data root.
-        options: The folders below it, and the unit.
+        options: The folders below the data root, and the unit of the depth maps.
         skip: True to leave out folders that can't be listed.
         notes: List to which lines for the log are appended.
 
+    Returns:
+        The depth map's path of each frame of both splits, or None, keyed by the frame's name, which
+        is its image's path; sorted by name.
+
     Raises:
-        RecipeError: If depth PNGs have no unit.
-        DataError: If files are missing, don't pair, or have ambiguous names.
+        RecipeError: There are depth PNGs, but no unit for them.
+        DataError: Files are missing, too many have no partner, or names are ambiguous.
     """
     images = folder / Path(options.images).expanduser()
     depths = None if options.depths is None else folder / Path(options.depths).expanduser()
@@ -274,13 +283,14 @@ def _frames(folder: Path, options: FolderOptions, skip: bool, notes: list[str]) 
 def _check_map_names(images: Path, image_names: dict[str, str]) -> None:
     """Raises DataError if the teacher maps of two images would have one file name.
 
-    So it is with the images a/b.jpg and a_b.jpg.
+    For example, the images a/b.jpg and a_b.jpg would share the map a_b.png.
 
     Args:
-        images: The folder of the images, for the message.
-        image_names: path without suffix -> path of each image.
+        images: The folder of the images, for the error message.
+        image_names: The path of each image, keyed by the path without its suffix.
     """
-    # Names are made of a million paths only if two paths without suffix become the same.
+    # Compare hashes first, which needs little memory for a million paths. The names are compared
+    # only if two paths have one hash after `/` is replaced by `_`.
     stems = (key.replace("/", "_") for key in image_names)
     hashes = np.fromiter(map(hash, stems), np.int64, len(image_names))
     if len(np.unique(hashes)) == len(hashes):
@@ -369,11 +379,12 @@ def _files(
 
 
 def _listed(split_file: Path, frames: Depths, images: Path) -> set[str]:
-    """Returns the names of the frames that a split file lists.
+    """Returns the set of the names of the frames that a split file lists.
 
     Args:
-        split_file: The split file.
-        frames: All frames by name.
+        split_file: The split file, with an image's path on each line.
+        frames: The depth map's path of each frame of both splits, or None, keyed by the frame's
+            name.
         images: Folder of the images, for messages.
 
     Raises:
@@ -396,13 +407,14 @@ def _listed(split_file: Path, frames: Depths, images: Path) -> set[str]:
 
 
 def _hash_picked(frames: Depths, fraction: float) -> set[str]:
-    """Chooses a fraction of the frames with ground truth, and returns their names.
+    """Chooses a fraction of the frames with ground truth, and returns the set of their names.
 
     Frames are chosen by a hash of their names, so the choice doesn't depend on the order of the
     files.
 
     Args:
-        frames: All frames by name.
+        frames: The depth map's path of each frame of both splits, keyed by the frame's name; None
+            for a frame without ground truth, which isn't chosen.
         fraction: The fraction, from 0 to below 1; above 0 at least one frame is chosen.
     """
     names = [name for name, depth in frames.items() if depth is not None]

@@ -1,11 +1,12 @@
 """KITTI in the published layout: split files, images in `input/`, ground truth in `gt_depth/`.
 
 Ground truth is uint16 PNG, metres * 256. A line of a split file is `input ground_truth focal`. With
-`kb_crop`, frames are cropped to the KB benchmark window (at the bottom, horizontally centred) when
-they are read. Cached teacher maps are already cropped and are all in one folder, named by the path
-below `input/` joined with `_`. The benchmark's test set has no ground truth: its split file is a
-list of names, and its images are already cropped and are in another folder. It can be used for
-prediction, for caching teacher maps and for training with a teacher, but not for evaluation.
+`kb_crop`, frames are cropped to the window of the KITTI benchmark (at the bottom, horizontally
+centred) when they are read. Cached teacher maps are already cropped and are all in one folder,
+named by the path below `input/` joined with `_`. The benchmark's test set has no ground truth: its
+split file is a list of names, and its images are already cropped and are in another folder. It can
+be used for prediction, for caching teacher maps and for training with a teacher, but not for
+evaluation.
 """
 
 from collections.abc import Sequence
@@ -87,7 +88,9 @@ def build(
     needs_ground_truth: bool = True,
     maps: str | None = None,
 ) -> Frames:
-    """Builds the frames of a split, cropped to `options.kb_crop`.
+    """Builds the dataset of a split's frames, which are cropped to `options.kb_crop`.
+
+    Only the split file is read here.
 
     Args:
         options: The files and the crop.
@@ -95,6 +98,9 @@ def build(
         max_depth: The largest depth that the network predicts, in metres.
         needs_ground_truth: True to skip frames without ground truth (`None` in the split file).
         maps: Folder of cached teacher maps, below root or absolute; read for training frames only.
+
+    Returns:
+        The dataset, which reads and crops a frame's files on access.
 
     Raises:
         DataError: Files are missing, or lines of the split file are malformed.
@@ -145,7 +151,9 @@ def known_camera(path: Path, height: int, width: int) -> Camera | None:
 
 
 def _kb_window(kb_crop: tuple[int, int], height: int, width: int) -> tuple[int, int, int, int]:
-    """Returns (top, left, height, width) of the KB crop, at the bottom and horizontally centred.
+    """Returns (top, left, height, width) of the crop to the KITTI benchmark's window (KB crop).
+
+    The window is at the bottom of the image and horizontally centred.
 
     Args:
         kb_crop: (height, width) of the crop in pixels.
@@ -156,13 +164,13 @@ def _kb_window(kb_crop: tuple[int, int], height: int, width: int) -> tuple[int, 
 
 
 def _cameras(lines: SplitTable) -> Cameras:
-    """Returns the cameras of all lines of a split file.
+    """Returns the camera of each line of a split file, in the order of the lines.
 
     A camera follows from the recording day and the focal length, so it is looked up once for each
     pair of them.
 
     Args:
-        lines: The lines.
+        lines: The split file's lines. If they are image names alone, no camera is known.
     """
     if lines.focals is None:
         return Cameras.same(None, len(lines.images))

@@ -76,7 +76,9 @@ def build(
     needs_ground_truth: bool = True,
     maps: str | None = None,
 ) -> Frames:
-    """Builds the frames of a split; training frames are cropped to `options.nyu_crop`.
+    """Builds the dataset of a split's frames; training frames are cropped to `options.nyu_crop`.
+
+    Only the split file is read here.
 
     Args:
         options: The files and the crop.
@@ -84,6 +86,9 @@ def build(
         max_depth: The largest depth that the network predicts, in metres.
         needs_ground_truth: True to skip frames without ground truth (`None` in the split file).
         maps: Folder of cached teacher maps, below root or absolute; read for training frames only.
+
+    Returns:
+        The dataset, which reads and crops a frame's files on access.
 
     Raises:
         DataError: Files are missing, or lines of the split file are malformed.
@@ -141,10 +146,12 @@ def _window(
 
 
 def _cameras(lines: SplitTable) -> Cameras:
-    """Returns the cameras of all lines of a split file, which follow from the focal lengths.
+    """Returns the camera of each line of a split file, in the order of the lines.
+
+    A camera follows from the focal length in its line.
 
     Args:
-        lines: The lines.
+        lines: The split file's lines. If they are image names alone, no camera is known.
     """
     if lines.focals is None:
         return Cameras.same(None, len(lines.images))

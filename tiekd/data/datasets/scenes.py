@@ -48,8 +48,8 @@ class Cameras:
     """The cameras of a set of scenes. The defaults are KITTI's camera in a moving car.
 
     Attributes:
-        focals: Focal lengths, each a multiple of KITTI's at the image's width. Scene number i takes
-            number i modulo their count, so the focal length depends on neither height nor pitch.
+        focals: Focal lengths, each a multiple of KITTI's at the image's width. Scenes take them in
+            turn: scene number i has the focal length `focals[i % len(focals)]`.
         heights_m: The lowest and the highest camera above the ground, in metres.
         pitches: The range of the pitch in radians; above 0 the camera looks up.
         val_focals: Focal lengths of the validation scenes; None for those of the training scenes.
@@ -81,10 +81,10 @@ class Cameras:
                 )
 
     def focal_of(self, index: int) -> float:
-        """Returns the focal length of a scene.
+        """Returns the focal length of a scene, as a multiple of KITTI's at the image's width.
 
         Args:
-            index: The scene's number.
+            index: The scene's number; from FIRST_HELD_OUT_INDEX on it is a validation scene.
         """
         is_held_out = index >= FIRST_HELD_OUT_INDEX and self.val_focals is not None
         focals = self.val_focals if is_held_out else self.focals
@@ -191,11 +191,11 @@ def random_camera(
 def _lidar_pixels(camera: Camera, seed: np.random.SeedSequence) -> np.ndarray:
     """Returns the (H, W) bool mask of pixels that a LiDAR at the camera samples.
 
-    The rays form a grid of beams (elevations) and azimuth steps, of which 6 % are dropped at
-    random. They are those of a 64-beam sensor, whose beams are from 2 degrees above to 8.3 degrees
-    below the horizon in steps of 1/3 degree, then to 24.3 degrees below it in steps of 1/2 degree,
-    with azimuth steps of 0.17 degrees. The grid is made coarser or finer so that the share of
-    sampled pixels is KITTI's at any image size.
+    The LiDAR's rays form a grid of beams (elevations) and azimuth steps, as those of a 64-beam
+    sensor: beams are from 2 degrees above to 8.3 degrees below the horizon in steps of 1/3 degree,
+    then to 24.3 degrees below it in steps of 1/2 degree; azimuth steps are 0.17 degrees. The grid
+    is made coarser or finer, so that the share of sampled pixels is KITTI's at any image size. 6 %
+    of the rays are dropped at random.
 
     Args:
         camera: The camera, at whose position the LiDAR is.
@@ -286,11 +286,12 @@ def write_kitti_layout(
     root = Path(os.path.realpath(root))
     wanted = {"renderer": _RENDERER, "seed": seed, "height": height, "width": width}
     wanted |= {"num_train": num_train, "num_val": num_val, "dense_val": dense_val}
-    # Leave KITTI's cameras out of the manifest, because sets that were rendered before cameras
-    # could be chosen have no such entry.
+    # Leave the default cameras out of the manifest, because sets of scenes that were rendered
+    # before cameras could be chosen have no such entry.
     if cameras != Cameras():
         wanted["cameras"] = json.loads(json.dumps(asdict(cameras)))
-        # Nor have sets whose validation scenes have the focal lengths of the others.
+        # Leave out `val_focals` if it isn't set, because sets of scenes that were rendered before
+        # this option existed have no such entry.
         if cameras.val_focals is None:
             del wanted["cameras"]["val_focals"]
     if num_train < 0 or num_val < 0:
@@ -312,7 +313,8 @@ def write_kitti_layout(
         try:
             os.rename(partial, root)
         except OSError:
-            # Use the scenes that another process has written meanwhile; else raise the error.
+            # Renaming fails if another process has written `root` meanwhile. Use its scenes if they
+            # are the same, else raise the error.
             if not _holds(root, wanted):
                 raise
     finally:
@@ -320,7 +322,8 @@ def write_kitti_layout(
 
 
 def _write(folder: Path, wanted: dict, cameras: Cameras) -> None:
-    # Write KITTI's folders and split files, with one drive per split.
+    # Write KITTI's folders and split files. The scenes of a split are in one folder, which has the
+    # form of the folder of a KITTI recording (a "drive").
     splits = (
         ("train", _TRAIN_DRIVE, 0, wanted["num_train"]),
         ("test", _HELD_OUT_DRIVE, FIRST_HELD_OUT_INDEX, wanted["num_val"]),
@@ -352,7 +355,7 @@ def _write(folder: Path, wanted: dict, cameras: Cameras) -> None:
 
 @dataclass(frozen=True)
 class ScenesOptions:
-    """The options of a recipe's `data` section for this dataset.
+    """The options of a recipe's `data` section for the dataset of rendered scenes.
 
     Attributes:
         root: Folder of the rendered files, which are written on first use.

@@ -1,11 +1,12 @@
 """Dataset from tar shards in WebDataset's layout, which are read by offsets without extraction.
 
-A shard has members `KEY.jpg` or `.png` (the image), `KEY.depth.png` or `.depth.npy` (its depth) and
-`KEY.json` (its camera: fx, fy, cx, cy, width, height), as far as there are any. A frame's name is
-that of its image's member. Units, invalid levels, orientation and intrinsics are those of the data
-set `folder`. Where the members are is read from an index (tiekd/data/shards/index.py), which is
-made when it is needed first. An epoch's order is that of tiekd/data/shards/order.py. Left out:
-compressed shards, shards in object stores, and several frames of one key.
+A shard has for each frame the members `KEY.jpg` or `.png` (the image) and, optionally,
+`KEY.depth.png` or `.depth.npy` (its depth) and `KEY.json` (its camera: fx, fy, cx, cy, width,
+height). A frame's name is the name of its image's member. Units, invalid values, orientation and
+intrinsics follow the same rules as in the dataset `folder` (tiekd/data/datasets/folder.py). The
+members' positions are read from an index file (tiekd/data/shards/index.py), which is made on first
+use. tiekd/data/shards/order.py gives the order of the frames in an epoch. Left out: compressed
+shards, shards in object stores, and several frames of one key.
 """
 
 import fnmatch
@@ -44,22 +45,26 @@ class ShardsOptions:
 
     Attributes:
         root: The folder of the shards.
-        shards: Pattern of their paths below `root`.
-        index: The file of their index, below `root` or absolute; None for one beside the shards.
-        window: A frame is read fewer than this many frames from where its shard's order has it; 1
-            to read each shard in its own order.
-        depth_unit: Levels per metre (1000 for millimetres); needed for PNG and whole numbers.
+        shards: Pattern of the shards' paths below `root`.
+        index: The file of the shards' index, below `root` or absolute; None for a file in `root`.
+        window: Number of frames within which frames are shuffled. In each epoch the shards are
+            shuffled, then every frame is moved by fewer than this many positions; 1 keeps the
+            order of the frames in each shard.
+        depth_unit: Stored units per metre of PNG files and of NPY files with whole numbers, e.g.
+            1000 for millimetres; needed if there are such files.
         float_depth_unit: Units per metre of floating-point NPY depth; None means metres.
         invalid: Stored values that mean "not measured", in addition to 0, non-finite values and, in
             16-bit files, 65535.
         unmatched: "refuse" raises an error if more than half of the images have no depth map, or if
             an image has no depth map while more than half of the depth maps have no image; "allow"
             accepts both.
-        val_shards: Pattern of the shards that are validation, such as `val-*.tar`.
-        val_prefix: Folders of keys that are validation, such as [day_2].
+        val_shards: Pattern of the shards whose frames are for validation, such as `val-*.tar`.
+        val_prefix: Folders whose frames are for validation, such as [day_2] for all frames with a
+            key that begins with `day_2/`.
         val_fraction: Without the two options above, the share of the frames that is held out for
             validation: whole shards, chosen by a hash of their names.
-        intrinsics: As in the data set `folder`; it takes precedence over KEY.json.
+        intrinsics: The cameras of the upright images (tiekd/data/cameras/source.py), in place of
+            those in the members KEY.json; None uses those.
     """
 
     root: str
@@ -101,9 +106,9 @@ def build(
     on_error: str = "raise",
     held_out: Collection[str] | None = None,
 ) -> Frames:
-    """Builds the frames of a split, and makes the index of the shards first if there is none.
+    """Builds the dataset of a split's frames, and makes the shards' index first if there is none.
 
-    All ranks must call it: rank 0 makes the index, and the others wait.
+    Collective: all ranks must call it, because the others wait until rank 0 has made the index.
 
     Args:
         options: The shards, their units and the choice of the split.
@@ -112,9 +117,12 @@ def build(
         needs_ground_truth: True to skip images without a depth map.
         maps: Folder of cached teacher maps, below `options.root` or absolute; read for training
             frames only.
-        on_error: "skip" accepts JSON files that can't be read, and counts them.
-        held_out: Empty if training doesn't validate, so that no frame is held out. Other values
-            don't count, since the options determine the validation frames.
+        on_error: "skip" accepts JSON files that can't be read, and counts them in the log.
+        held_out: An empty collection if the run doesn't validate, so that no frame is held out.
+            Any other value is ignored, since the options determine the validation frames.
+
+    Returns:
+        The dataset, which reads a frame's members on access.
 
     Raises:
         RecipeError: If ground truth is needed and there is none, or depth PNGs have no unit.
@@ -157,14 +165,16 @@ def build(
 
 
 def _index_of(root: Path, options: ShardsOptions) -> Index:
-    """Returns the index of the shards. Collective.
+    """Returns the content of the shards' index; rank 0 makes the index file if there is none.
+
+    Collective: all ranks must call it.
 
     Args:
         root: The folder of the shards.
-        options: The pattern of the shards, and the place of the index.
+        options: The pattern of the shards' paths, and the path of the index file.
 
     Raises:
-        DataError: There are no shards, or they can't be indexed; on all ranks.
+        DataError: There are no shards, or they can't be indexed; raised on all ranks.
     """
     index, problem = None, None
     if comm.is_main():
@@ -180,12 +190,13 @@ def _index_of(root: Path, options: ShardsOptions) -> Index:
 
 
 def _place_of(root: Path, options: ShardsOptions) -> Path:
-    """Returns the path of the index.
+    """Returns the path of the shards' index file.
 
     Args:
         root: The folder of the shards.
-        options: The index's own option; without it the name follows from the pattern, so that other
-            shards in the same folder have an index of their own.
+        options: The option `index`, which names the file. If it is None, the file is in `root`, and
+            its name is made from the pattern `shards`, so that shards of another pattern in the
+            same folder have another index file.
     """
     if options.index is not None:
         return root / Path(options.index).expanduser()
@@ -194,14 +205,15 @@ def _place_of(root: Path, options: ShardsOptions) -> Path:
 
 
 def _shards_of(root: Path, options: ShardsOptions) -> dict[str, Path]:
-    """Returns name -> path of all shards, in the order of their names.
+    """Returns the paths of all shards, keyed by their paths below `root`, sorted.
 
     Args:
         root: The folder of the shards.
-        options: The pattern of their paths below it, which may fit their index, too.
+        options: The pattern of the shards' paths below `root`. The index file isn't a shard, even
+            if its path fits the pattern.
 
     Raises:
-        DataError: There are none.
+        DataError: There are no shards.
     """
     pattern, index = options.shards, _place_of(root, options)
     try:
@@ -219,15 +231,16 @@ def _shards_of(root: Path, options: ShardsOptions) -> dict[str, Path]:
 
 
 def _check_pairs(root: Path, index: Index, unmatched: str) -> list[str]:
-    """Returns lines for the log about members without a partner.
+    """Returns log lines about members without an image, and about images without a depth map.
 
     Args:
         root: The folder of the shards, for messages.
-        index: The index.
-        unmatched: "refuse" or "allow".
+        index: The content of the shards' index.
+        unmatched: The option `data.unmatched`, "refuse" or "allow".
 
     Raises:
-        DataError: There are too many of them and `unmatched` is "refuse".
+        DataError: No depth map has an image; or so many files have no partner that a mistake is
+            likely, and `unmatched` is "refuse".
     """
     said = []
     if index.alone:
@@ -256,14 +269,15 @@ def _check_pairs(root: Path, index: Index, unmatched: str) -> list[str]:
 
 
 def _check_problems(index: Index, skip: bool) -> list[str]:
-    """Returns a line for the log about JSON files that can't be read.
+    """Returns a list with one log line, the number of JSON files that can't be read.
 
     Args:
-        index: The index.
-        skip: True to accept them, as cameras that aren't known.
+        index: The content of the shards' index. If all JSON files could be read, the result is an
+            empty list.
+        skip: True to accept frames whose JSON file can't be read; their cameras are unknown.
 
     Raises:
-        DataError: There are some, and they aren't skipped.
+        DataError: A JSON file can't be read, and `skip` is False.
     """
     if not index.problems:
         return []
@@ -275,11 +289,11 @@ def _check_problems(index: Index, skip: bool) -> list[str]:
 
 
 def _check_unit(table: FrameTable, options: ShardsOptions) -> None:
-    """Raises RecipeError if there are depth PNGs and no unit.
+    """Raises RecipeError if there are depth PNGs, but `data.depth_unit` isn't set.
 
     Args:
-        table: All frames.
-        options: The unit.
+        table: All frames of both splits.
+        options: The options of the dataset, of which `depth_unit` is checked.
     """
     if options.depth_unit is not None:
         return
@@ -293,15 +307,17 @@ def _check_unit(table: FrameTable, options: ShardsOptions) -> None:
 
 
 def _validation(root: Path, index: Index, options: ShardsOptions) -> np.ndarray:
-    """Returns for each frame whether it is a validation frame, (N,) bool.
+    """Returns a mask of the validation frames, (N,) bool for the N frames of all shards.
 
     Args:
         root: The folder of the shards, for messages.
-        index: The index.
-        options: The choice of the split.
+        index: The content of the shards' index.
+        options: The options `val_prefix`, `val_shards` and `val_fraction`, of which the first that
+            is set determines the validation frames.
 
     Raises:
-        DataError: No frame fits the choice, or there is a single shard to choose from.
+        DataError: No frame is chosen by `val_prefix` or `val_shards`; or `val_fraction` would hold
+            out whole shards, and there is only one.
     """
     table, names = index.frames, index.names
     if options.val_prefix is not None:
@@ -331,7 +347,8 @@ def _validation(root: Path, index: Index, options: ShardsOptions) -> np.ndarray:
             f"data.val_fraction: whole shards are held out, and {root} has one; give "
             "data.val_prefix, write more shards, or set train.validate=false"
         )
-    # Take shards in the order of a hash until they have the wanted share, but not the last one.
+    # Take shards in the order of a hash of their names until they have the wanted number of frames.
+    # The last shard is never taken, so that some frames are left for training.
     counts = np.bincount(table.images.shards, minlength=len(names))
     wanted = max(1, round(options.val_fraction * len(table)))
     by_hash = sorted(range(len(names)), key=lambda shard: _digest(names[shard]))

@@ -52,7 +52,8 @@ def collate(
     # depths (from NPY files), which can't be stacked.
     if len({sample.depth.dtype for sample in samples}) > 1:
         samples = [in_metres(sample) for sample in samples]
-    # Samples of several data sets differ in their teachers' maps.
+    # Give all samples the same number of teacher maps: samples of different data sets may have
+    # different teachers.
     is_mixed = samples[0].data_set is not None
     if is_mixed:
         samples = _with_equal_maps(samples)
@@ -86,22 +87,25 @@ def collate(
 
 
 def _with_equal_maps(samples: list[Sample]) -> list[Sample]:
-    """Returns the samples with as many teacher maps as the one with the most.
+    """Returns the samples with the same number of teacher maps, by adding maps of zeros.
 
-    Missing maps of depth are planes of zeros, i.e. not valid, and missing maps of sigma, too, i.e.
-    unknown. If no sample has maps, the samples are returned as they are.
+    The number is that of the sample with the most maps. In an added depth map 0 means invalid, in
+    an added sigma map unknown. If no sample has maps, or all have equally many, the samples are
+    returned unchanged.
 
     Args:
         samples: The samples of one micro-batch, from several data sets.
     """
-    # Depth maps come first, then as many of sigma, or none.
+    # Count the depth maps of each sample. In `teacher_depth` they come first, and are followed by
+    # the same number of sigma maps, or by none.
     counts = [
         0 if sample.teacher_depth is None else len(sample.teacher_depth) - sample.sigma_planes
         for sample in samples
     ]
     most, with_sigma = max(counts), any(sample.sigma_planes for sample in samples)
     maps = [sample.teacher_depth for sample in samples if sample.teacher_depth is not None]
-    # A data set from outside the project may give metres, which can't be stacked with levels.
+    # Convert all maps to metres if a data set from outside the project gives float32 metres, which
+    # can't be stacked with the uint16 levels of other maps.
     if len({each.dtype for each in maps}) > 1:
         samples = [in_metres(sample) for sample in samples]
         maps = [sample.teacher_depth for sample in samples if sample.teacher_depth is not None]

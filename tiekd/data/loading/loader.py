@@ -110,8 +110,8 @@ def training_batches(
         unreadable: Receives the errors of skipped samples; None raises the first error instead.
         resize: How images are resized before they are augmented.
         needs_focal: True to raise an error for a sample whose focal length isn't known, or whose
-            aspect ratio the resizing changes too much; or the places of data sets, as for
-            `BatchReader`.
+            aspect ratio the resizing changes by more than STRETCH (tiekd/data/focal.py). If
+            `dataset` is several data sets, the indices of those whose samples are checked so.
 
     Raises:
         DataError: If a sample can't be read, or a worker hangs or dies.
@@ -152,9 +152,9 @@ def validation_batches(
         device: The batches' device.
         share: This rank's share of the batches.
         loading: How many workers read, and how long to wait for them.
-        resize: How images are resized. Depths and intrinsics keep the image's own size, and
-            `inside` has the size of the resized image.
-        resized_depth: True to resize depths and intrinsics with the image.
+        resize: How images are resized. The mask `inside` has the size of the resized image.
+        resized_depth: True to resize depths and intrinsics with the image, False to keep those of
+            the image's own size.
 
     Raises:
         DataError: A sample can't be read, or a worker hangs or dies.

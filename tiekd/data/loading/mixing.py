@@ -1,16 +1,18 @@
 """Selects the samples of each batch from several data sets: a pure function of (seed, iteration).
 
-Two orders are kept apart. `Deal` says from which set each place of the run's stream of samples
-comes; it holds the stated ratio over any stretch of the stream, within a batch, too. Each set has
-an order of its own: it passes through its own epochs, each a permutation of all of its samples, so
-that none is repeated before all were seen. A set with a weight above its share begins its next
-epoch earlier than the others. Place p of the stream is image p % batch_size of batch p //
-batch_size, so batches aren't filled up, and neither ranks nor a resume change what an iteration
-sees.
+The images of all batches form one endless sequence: position p is image p % batch_size of global
+batch p // batch_size. `Deal` assigns each position to a data set, such that any part of the
+sequence, even within a batch, has the data sets in the ratio of their weights. So no batch is
+filled up, and neither the number of ranks nor a resume changes the samples of an iteration.
 
-A sample's key is (own epoch, index in all sets one after another). No key occurs twice, so each
-occurrence of a sample has its own augmentation. Costs: one division of whole numbers for each set
-and image. Left out: batches of one image size (`data.augment.sizes: bucket`).
+Each data set passes through its samples at its own pace. One pass is an epoch of the data set, in
+which each sample is seen once, in the order of a permutation. A data set with a large weight for
+its number of samples passes through them more often than the others.
+
+A sample is identified by a key (epoch, index): the epoch of its data set, and an index that counts
+the samples of all data sets, one set after another. No key occurs twice, so each occurrence of a
+sample has its own augmentation. Costs: one division of integers for each data set and image. Left
+out: batches of one image size (`data.augment.sizes: bucket`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,13 +29,14 @@ from tiekd.errors import RecipeError
 
 
 class Part(NamedTuple):
-    """One of several data sets, as the sampler sees it.
+    """The properties of one of several data sets that determine the order of samples.
 
     Attributes:
-        num_samples: The number of its samples.
-        weight: Its share of the images, relative to the weights of the others, above 0.
-        order: Its own order, from the number of its own epoch and the seed; None for a permutation
-            that is drawn from the seed.
+        num_samples: The number of the data set's samples.
+        weight: The data set's share of the images, above 0; only the ratio to the other data sets'
+            weights matters.
+        order: Function (epoch of the data set, seed) that returns the order of its samples in that
+            epoch; None for a random permutation.
     """
 
     num_samples: int
@@ -42,15 +45,16 @@ class Part(NamedTuple):
 
 
 class Deal:
-    """Says from which of several sets each place of an endless stream comes.
+    """Assigns each position of an endless sequence of images to one of several data sets.
 
-    The first set gets every n-th place, as its share says, rounded to the nearest whole number; the
-    next one its share of the places that are left, and so on. The largest share comes first. So
-    among the first n places a set has its share of n, within one place for up to four sets, and
-    within two for up to eight. Numbers are exact, however long the stream is.
+    Of the first n positions, for any n, the data set with the largest weight gets its share,
+    rounded to the nearest integer. Of the other positions the data set with the next largest weight
+    gets its share, rounded in the same way, and so on. So the number of a data set's positions
+    differs from its exact share by at most one for up to four data sets, and by at most two for up
+    to eight. All calculations use integers, so they are exact for any n.
 
     Args:
-        weights: The weight of each set, above 0.
+        weights: The weight of each data set, above 0.
     """
 
     def __init__(self, weights: Sequence[float]):
@@ -58,16 +62,20 @@ class Deal:
         scale = lcm(*(weight.denominator for weight in exact))
         whole = [int(weight * scale) for weight in exact]
         self._order = sorted(range(len(whole)), key=lambda place: -whole[place])
-        # For each set but the last: its weight, and the sum of its own and all later weights.
+        # Store for each data set but the last, by descending weight: its index, its weight as an
+        # integer, and the sum of its weight and all smaller ones.
         sorted_weights = [whole[place] for place in self._order]
         rest = [sum(sorted_weights[place:]) for place in range(len(whole))]
         self._shares = list(zip(self._order, sorted_weights, rest, strict=True))[:-1]
 
     def counts(self, length: int) -> list[int]:
-        """Returns how many of the stream's first places each set has.
+        """Returns how many of the first positions of the sequence each data set has.
 
         Args:
-            length: The number of places.
+            length: The number of positions.
+
+        Returns:
+            One number per data set, in the order of the argument `weights` of the class.
         """
         counts, left = [0] * len(self._order), length
         for place, weight, rest in self._shares:
@@ -77,16 +85,21 @@ class Deal:
         return counts
 
     def places(self, start: int, length: int) -> list[tuple[int, int]]:
-        """Returns for each place of a stretch its set, and how many places before it the set has.
+        """Returns the data sets of consecutive positions of the sequence.
 
         Args:
-            start: The first place.
-            length: The number of places.
+            start: The first position, from 0.
+            length: The number of positions.
+
+        Returns:
+            For each position a pair: the index of its data set in `weights`, and the number of
+            earlier positions, from position 0 on, that belong to the same data set.
         """
         counts, found = self.counts(start), []
         for place in range(start + 1, start + length + 1):
             left, chosen = place, self._order[-1]
-            # One place more is one more for one set: the first whose number grows.
+            # Find the data set of this position: the first one whose number of positions increases
+            # if this position is counted, too.
             for number, weight, rest in self._shares:
                 taken = _taken(left, weight, rest)
                 if taken > counts[number]:
@@ -99,17 +112,25 @@ class Deal:
 
 
 def _taken(places: int, weight: int, rest: int) -> int:
-    """Returns the rounded share weight / rest of a number of places."""
+    """Returns places * weight / rest, rounded to the nearest integer (a half is rounded up).
+
+    Args:
+        places: Number of positions to distribute.
+        weight: The integer weight of one data set.
+        rest: The sum of the integer weights of all data sets that share the positions.
+    """
     return (2 * places * weight + rest) // (2 * rest)
 
 
 class MixedBatches(Sampler):
-    """Iterator over one rank's micro-batches of several sets, each a list of (epoch, index) keys.
+    """Iterator over one rank's micro-batches from several data sets.
 
-    An index is that in all sets one after another, and an epoch is that of the index's own set.
+    A micro-batch is a list of keys (epoch, index), one per sample. The index counts the samples of
+    all data sets, one set after another. The epoch is the number of times that the sample's data
+    set has been passed through before.
 
     Args:
-        parts: The sets.
+        parts: The data sets.
         batch_size: Samples per global batch, divisible by `accumulation` times the world size.
         iterations: The range of iterations to yield, counted from 0 at the start of training.
         seed: Seed of the permutations and of the augmentation, from 0.
@@ -137,7 +158,8 @@ class MixedBatches(Sampler):
         self._deal = Deal([part.weight for part in parts])
         sizes = [part.num_samples for part in parts]
         self._starts = [0, *accumulate(sizes)][:-1]
-        # The newest two orders of each set. A stretch of the stream may be in two own epochs.
+        # Cache of each data set's two newest permutations, keyed by epoch: a batch may begin in one
+        # epoch of the data set and end in the next.
         self._orders: list[dict[int, Sequence[int]]] = [{} for _ in parts]
         num_slices = accumulation * share.world_size
         assert batch_size % num_slices == 0
@@ -155,7 +177,7 @@ class MixedBatches(Sampler):
                 yield keys[first : first + self.micro_batch_size]
 
     def global_batch(self, iteration: int) -> list[tuple[int, int]]:
-        """Returns the keys of an iteration's global batch, i.e. that of all ranks together.
+        """Returns the (epoch, index) key of each sample of an iteration's batch, for all ranks.
 
         Args:
             iteration: The iteration, from 0.
@@ -167,11 +189,14 @@ class MixedBatches(Sampler):
         return keys
 
     def _order(self, number: int, epoch: int) -> Sequence[int]:
-        """Returns the order of a set's samples in one of its own epochs.
+        """Returns the order of a data set's samples in one of its epochs, as a permutation.
 
         Args:
-            number: The set's place in `parts`.
-            epoch: Its own epoch, from 0.
+            number: The data set's index in `parts`.
+            epoch: Number of the data set's epoch, from 0.
+
+        Returns:
+            (num_samples,) int64 indices of the data set's own samples.
         """
         known = self._orders[number]
         order = known.get(epoch)
@@ -180,23 +205,26 @@ class MixedBatches(Sampler):
             if part.order is not None:
                 order = stated_order(part.order, epoch, self.seed, part.num_samples)
             else:
-                # The first set has the permutations that it has in a run by itself.
+                # NumPy's generators ignore a 0 at the end of a seed. So the first data set (number
+                # 0) has the same permutations as in a run with this data set alone.
                 draw = np.random.default_rng([self.seed, epoch, number])
                 order = draw.permutation(part.num_samples)
-            # A thread may read ahead while another one counts targets, so what one of them may
-            # hold isn't changed.
+            # Replace the cached dict instead of changing it, because another thread may be reading
+            # it: one thread loads batches ahead while another one counts targets.
             kept = {max(known): known[max(known)]} if known else {}
             self._orders[number] = {**kept, epoch: order}
         return order
 
 
 def iterations_per_epoch(num_images: int, batch_size: int) -> int:
-    """Returns the number of global batches in an epoch of a mixture.
+    """Returns the number of global batches in an epoch of a run with several data sets.
 
-    It only divides a run for its schedule, evaluations and log; the sets' own epochs are others.
+    This epoch is only a unit for the run's schedule, evaluations and log. Each data set passes
+    through its samples at its own pace.
 
     Args:
-        num_images: The images of an epoch: `train.epoch_images`, by default those of all sets.
-        batch_size: Samples per global batch.
+        num_images: Number of images in an epoch: `train.epoch_images`, by default the number of
+            samples of all data sets.
+        batch_size: Samples per global batch, i.e. the batch of all ranks together.
     """
     return -(-num_images // batch_size)

@@ -43,8 +43,8 @@ class BatchReader:
         resized_depth: True to resize depths and intrinsics with the image. If False, only the image
             is resized, unless there is an augmentation.
         needs_focal: True to raise an error for a sample whose focal length isn't known, or whose
-            aspect ratio the resizing changes too much (tiekd/data/focal.py). Of several data sets
-            the places of those for whose samples it is raised.
+            aspect ratio the resizing changes by more than STRETCH (tiekd/data/focal.py). If
+            `dataset` is several data sets, the indices of those whose samples are checked so.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class BatchReader:
     def describe(self, keys: list[tuple[int, int]]) -> str:
         """Returns the paths of a batch's images, joined by commas, for error messages.
 
-        For a dataset that isn't a `Frames`, the text has the samples' numbers instead.
+        For a dataset that doesn't list its files, the text has the samples' indices instead.
 
         Args:
             keys: The (epoch, index) of each sample.
@@ -122,11 +122,14 @@ class BatchReader:
         )
 
     def placement(self, epoch: int, index: int, sample: Sample) -> Placement:
-        """Returns the size to which a sample's image is resized and zoomed, and its padding.
+        """Returns a `Placement`: the size of a sample's image after resizing and zoom, and padding.
+
+        Without an augmentation there is no zoom.
 
         Args:
             epoch: Epoch, from 0.
-            index: Index of the sample in the sampler's numbering.
+            index: Index of the sample in the dataset. A repetition of the sample within a batch
+                has its index plus a multiple of the dataset's length.
             sample: The sample as read.
         """
         placement = self.resize.place(*sample.image.shape[-2:], sample.name)
@@ -143,11 +146,12 @@ class BatchReader:
         placement: Placement,
         size: tuple[int, int],
     ) -> Decisions:
-        """Returns the parameters of a sample's augmentation, which are random in training.
+        """Returns the random parameters of a training sample's augmentation, as `Decisions`.
 
         Args:
             epoch: Epoch, from 0.
-            index: Index of the sample in the sampler's numbering.
+            index: Index of the sample in the dataset. A repetition of the sample within a batch
+                has its index plus a multiple of the dataset's length.
             name: The image's name, for error messages.
             placement: The size of the resized and zoomed image, and its padding.
             size: (height, width) of the image as read.
@@ -162,10 +166,14 @@ class BatchReader:
             raise DataError(f"{name}: {error}", error.kind) from None
 
     def following(self, index: int) -> Following:
-        """Returns the samples that may take the place of one that can't be read.
+        """Returns a `Following`, which gives the indices of samples that may replace a sample.
+
+        Its method `at(step)` returns the sample's own index in the dataset for 0, and then those of
+        the next samples of the same data set, by which the sample is replaced if it can't be read.
 
         Args:
-            index: Index of the sample in the sampler's numbering.
+            index: Index of the sample in the dataset. A repetition of the sample within a batch
+                has its index plus a multiple of the dataset's length.
         """
         if isinstance(self.dataset, MixedFrames):
             return self.dataset.following(index)
@@ -174,11 +182,13 @@ class BatchReader:
     def _readable_sample(self, epoch: int, index: int, skipped: list[str]) -> Sample:
         """Returns sample `index`; if it can't be read, the next readable sample of the dataset.
 
-        The next sample is augmented as sample `index` would have been.
+        The next sample is augmented as sample `index` would have been. The result is resized and
+        cropped, and is collated to a batch next.
 
         Args:
             epoch: Epoch, from 0.
-            index: Index of the sample in the sampler's numbering.
+            index: Index of the sample in the dataset. A repetition of the sample within a batch
+                has its index plus a multiple of the dataset's length.
             skipped: List to which the error messages of skipped samples are appended.
 
         Raises:
@@ -222,7 +232,8 @@ class BatchReader:
                 contract.check_sample(self._stored(read_index), self.dataset, read_index)
         except DataError as error:
             return error if error.kind == contract.KIND else None
-        # Return None for an error in the dataset's own code, which is reported with its traceback.
+        # Return None for an error in the dataset's own code: the caller then raises the original
+        # error again, which the user sees with its traceback.
         except Exception:
             return None
         return None
@@ -298,7 +309,8 @@ def _with_nearer_scene(
 def _check_focal(sample: Sample, resize: Resize) -> None:
     """Raises DataError if a sample's focal length isn't known after resizing.
 
-    That is the case if the sample has no intrinsics, or resizing changes its aspect ratio too much.
+    That is the case if the sample has no intrinsics, or if resizing changes its aspect ratio by
+    more than STRETCH (tiekd/data/focal.py).
 
     Args:
         sample: The sample as read.
@@ -331,7 +343,7 @@ def _check_depth_sizes(sample: Sample) -> None:
 
 
 def _no_change(canvas: tuple[int, int]) -> Decisions:
-    """Returns augmentation parameters that leave an image unchanged.
+    """Returns augmentation parameters (`Decisions`) that leave an image unchanged.
 
     Args:
         canvas: (height, width) of the image with its padding.

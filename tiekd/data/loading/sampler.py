@@ -1,8 +1,8 @@
 """Selects the samples of each batch: a pure function of (seed, iteration) for any number of ranks.
 
-Each epoch is one permutation of the samples; its last batch is filled up from the permutation's
-start (as DistributedSampler does). A data set may state another order (`epoch_order`), which is a
-permutation, too. Global batch i is split into contiguous slices, first by
+Each epoch is one random permutation of the samples; its last batch is filled up from the
+permutation's start (as DistributedSampler does). A data set may state another permutation itself
+(`epoch_order`). The global batch of an iteration is split into contiguous slices, first by
 accumulation step, then by rank. So 1 rank x 4 samples, 2 ranks x 2 samples and accumulation see the
 same images per iteration, and the number of consumed iterations alone determines the position in
 the data.
@@ -97,13 +97,14 @@ def epoch_batches(
         seed: Seed of the permutation.
         groups: A group number for each sample, so that a batch holds samples of one group; None
             for one group.
-        order_of: The data set's own order of an epoch; None for a random permutation.
+        order_of: Function (epoch, seed) that gives the data set's own order of an epoch's samples;
+            None for a random permutation.
 
     Returns:
         (batches, batch_size) int64.
 
     Raises:
-        RecipeError: See `stated_order`.
+        RecipeError: `order_of` returns no permutation of the samples.
     """
     # Permute the samples, and look up the group of each.
     if order_of is None:
@@ -123,10 +124,10 @@ def epoch_batches(
 
 
 def stated_order(order_of: Order, epoch: int, seed: int, num_samples: int) -> np.ndarray:
-    """Returns the order of an epoch's samples that a data set states itself.
+    """Returns the order of an epoch's samples that a data set itself gives, after checking it.
 
     Args:
-        order_of: The data set's order.
+        order_of: The function, which takes the epoch and the seed.
         epoch: Number of the epoch, from 0.
         seed: Seed of the run, from 0.
         num_samples: Number of the data set's samples.
@@ -135,7 +136,7 @@ def stated_order(order_of: Order, epoch: int, seed: int, num_samples: int) -> np
         (num_samples,) int64, a permutation.
 
     Raises:
-        RecipeError: If it isn't a permutation.
+        RecipeError: The function's result isn't a permutation of the samples.
     """
     order = np.asarray(order_of(epoch, seed))
     if not np.array_equal(np.sort(order), np.arange(num_samples)):
@@ -196,7 +197,8 @@ class MicroBatches(Sampler):
         share: The rank and the world size, which determine the rank's part of each global batch.
         groups: A group number for each sample, so that a batch holds samples of one group; None
             for one group.
-        order_of: The data set's own order of an epoch; None for a random permutation.
+        order_of: Function (epoch, seed) that gives the data set's own order of an epoch's samples;
+            None for a random permutation.
 
     Raises:
         RecipeError: If there are no samples, or the seed is negative.

@@ -189,8 +189,8 @@ def receive(connection: Connection, pin_memory: bool = False):
         pin_memory: True to copy large tensors to pinned memory.
 
     Raises:
-        EOFError: The worker is gone.
-        OSError: The worker is gone; or EMFILE, this process may open no more files.
+        EOFError: The worker has ended.
+        OSError: The worker has ended; or EMFILE, this process may open no more files.
     """
     sizes, content = pickle.loads(connection.recv_bytes())
     pieces = [_map(_descriptor(connection), size, pin_memory) for size in sizes]
@@ -288,7 +288,8 @@ def _descriptor(connection: Connection) -> int:
     """
     try:
         return recv_handle(connection)
-    # The kernel drops the descriptor if this process has reached its limit of open files.
+    # The kernel drops the descriptor if this process has reached its limit of open files; then
+    # `recv_handle` raises RuntimeError.
     except RuntimeError:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from None
 

@@ -63,7 +63,7 @@ def read(
 
     Args:
         load: Function of a batch of keys, which is called in a worker.
-        batches: Batches of keys; iterated only once the workers have started.
+        batches: Batches of keys; the first one is requested after the workers have started.
         workers: Number of worker processes; 0 reads in this process.
         describe: Function from a batch of keys to the names of its files, for the error message if
             the batch times out.
@@ -158,7 +158,7 @@ class _Pool:
             within_s: Seconds to wait for each worker's report.
 
         Returns:
-            False if a worker doesn't report in time.
+            True if all workers report in time, else False.
         """
         for connection in self._connections[self._num_started :]:
             if not connection.poll(within_s):
@@ -180,7 +180,7 @@ class _Pool:
 
         Raises:
             DataError: A batch times out, or a worker dies.
-            Exception: `load` raised it in the worker.
+            Exception: The error that the pool's function `load` raised in a worker.
         """
         remaining = iter(batches)
         turns = itertools.cycle(range(len(self._processes)))
@@ -253,7 +253,8 @@ class _Pool:
         end = time.monotonic() + timeout_s
         with self._naming_deaths():
             while True:
-                # Wait for the worker's message, for the death of any worker, or for the timeout.
+                # Wait for the worker's message or the death of any worker, at most until the time
+                # `end`.
                 ready = wait([connection, *self._sentinels()], max(0.0, end - time.monotonic()))
                 if connection not in ready:
                     self.check()
@@ -271,7 +272,7 @@ class _Pool:
             return [process.sentinel for process in self._processes if process.exitcode is None]
 
     def _read_greeting(self, connection: Connection) -> None:
-        """Receives the message that a worker sends once it has started, and counts the worker.
+        """Receives the message that a worker sends once it has started, and counts it as started.
 
         Args:
             connection: The connection to the worker.
@@ -393,9 +394,10 @@ def _serve(connection: Connection, load: Callable, number: int) -> None:
     # Seed the global random generators, which datasets from outside the project may use.
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(number)
-    # Load each batch of keys that the main process sends, in order, and send the result.
+    # Let `transport.send` put large tensors into shared memory from now on.
     transport.open_outbox()
-    # Stop if the connection is closed or the main process is gone.
+    # Load each batch of keys that the main process sends, in order, and send the result. Stop if
+    # the connection is closed or the main process is gone.
     with contextlib.suppress(EOFError, ConnectionError):
         connection.send_bytes(b"here")
         while True:

@@ -144,7 +144,7 @@ def prism(
     key=0,
     numbers=(0, 0, 0, 0),
 ) -> Solid:
-    """Returns a prism: a convex polygon extruded to both sides of its plane by the same length.
+    """Returns a prism, a convex polygon that is extruded equally to both sides, as a `Solid`.
 
     Args:
         profile: [(a, b), ...], the polygon's corners, counter-clockwise, as coordinates along the
@@ -181,7 +181,7 @@ def prism(
 def ellipsoid(
     centre, radii, material, colour, second=(0, 0, 0), key=0, numbers=(0, 0, 0, 0)
 ) -> Solid:
-    """Returns an axis-aligned ellipsoid.
+    """Returns an axis-aligned ellipsoid as a `Solid`.
 
     Args:
         centre: (3,), world coordinates, metres.
@@ -268,7 +268,7 @@ def cast(camera: Camera, solids: list[Solid]) -> Hits:
         solids: the solids of the scene. A solid that contains the camera is invisible.
 
     Returns:
-        The face and the inverse depth of every pixel.
+        A `Hits` with the face and the inverse depth of every pixel.
     """
     # Intersect the pixels' rays with the ground plane, up to the horizon.
     x, y = rays(camera)

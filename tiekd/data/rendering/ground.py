@@ -40,9 +40,9 @@ def _albedo(camera: Camera, road: Road, depth, x, z):
     Args:
         camera: the camera, for the size of a pixel on the ground.
         road: widths, markings and colours of the road.
-        depth: (n,), z-depth, metres.
-        x: (n,), world x, metres.
-        z: (n,), world z, metres.
+        depth: (n,), z-depth of n points on the ground, metres.
+        x: (n,), world x of the same points, metres.
+        z: (n,), world z of the same points, metres.
     """
     # Compute a pixel's size on the ground, across (`foot`) and along (`long`) the viewing
     # direction, and its distance `e` to the right of the centre line, all in metres.
@@ -99,7 +99,8 @@ def _light_that_arrives(camera: Camera, street: Street, hits: Hits):
         hits: the nearest surface in every pixel, as `cast` returns it.
 
     Returns:
-        Two (H, W) float32 arrays, 0 (full shadow) to 1, meaningful in pixels of the ground only.
+        Two (H, W) float32 arrays, first for sunlight, then for sky light: 0 (full shadow) to 1,
+        meaningful in pixels of the ground only.
     """
     sun = np.ones((camera.height, camera.width), np.float32)
     sky = sun.copy()
@@ -162,7 +163,8 @@ def _shadow_of_ellipsoid(solid: Solid, to_sun, x, z):
         x: (h, w), world x of the ground points, metres.
         z: (h, w), world z of the ground points, metres.
     """
-    # Scale coordinates by the radii, which makes the ellipsoid a unit sphere at the origin.
+    # Move the ellipsoid to the origin and divide coordinates by its radii, so that it becomes a
+    # unit sphere.
     middle = solid.centre.astype(np.float32)
     radii = solid.radii.astype(np.float32)
     way = (to_sun / solid.radii).astype(np.float32)

@@ -83,12 +83,12 @@ def _surfaces(
     """Returns the properties of n surface points, and the material of each.
 
     Args:
-        camera: the camera.
+        camera: the camera that the image was cast with.
         street: the scene's solids.
         face: (n,), the index of each point's face in the concatenated faces of all solids.
-        depth: (n,), z-depth, metres.
-        point: (n, 3), world coordinates, metres.
-        ray: (n, 3), ray directions in world axes.
+        depth: (n,), z-depth of the points, metres.
+        point: (n, 3), world coordinates of the points, metres.
+        ray: (n, 3), directions of the rays from the camera to the points, in world axes.
 
     Returns:
         The properties, and (n,) int64 materials, constants of objects.py (FACADE, PAINT, ...).
@@ -139,7 +139,8 @@ def _facade(s: Surface, light: Light) -> np.ndarray:
         light: the scene's light, which the panes reflect.
     """
     period, storey, duty, top = s.numbers.T
-    # Give the facades whose key is a multiple of 3 wide shop windows on the ground floor.
+    # Widen the windows on the ground floor to shop windows, for a third of the buildings, chosen by
+    # their random key.
     shop = (s.key % 3 == 0) & (s.height < storey)
     duty = np.where(shop, np.float32(0.82), duty)
     across = s.along + 50 * period

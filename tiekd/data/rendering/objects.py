@@ -67,7 +67,7 @@ class Draw:
     across NumPy versions.
 
     Args:
-        seed: the seed.
+        seed: the generator's seed, a NumPy SeedSequence.
     """
 
     def __init__(self, seed: np.random.SeedSequence):
@@ -90,7 +90,9 @@ class Draw:
 
         Args:
             colours: the colours to choose from, linear RGB.
-            spread: size of the changes, relative to each channel.
+            spread: size of the changes: the colour is multiplied by a random factor from
+                1 - 2 * spread to 1 + spread, then each channel by one from 1 - spread / 2 to
+                1 + spread / 2.
 
         Returns:
             (r, g, b), linear RGB.
@@ -178,7 +180,7 @@ def block(
         high: height of the top, metres.
         length: size along `angle`, metres.
         width: size across `angle`, metres.
-        angle: horizontal direction of the length, radians.
+        angle: horizontal direction of the length, radians; 0 along z, > 0 turned to the right.
         colour: linear RGB.
         rough: contrast of the texture, 0 for none.
         key: number from 0 to 255, which varies the texture.
@@ -210,7 +212,7 @@ def building(
         draw: the random number generator.
         x: world x of the centre, metres.
         z: world z of the centre, metres.
-        angle: direction of the street, radians.
+        angle: direction of the street, radians; 0 along z, > 0 turned to the right.
         length: size along the street, metres.
         depth: size across the street, metres.
         storeys: number of storeys.
@@ -271,7 +273,7 @@ def lamp(solids: list[Solid], x: float, z: float, angle: float, side: int, tall:
         solids: the list to append to.
         x: world x of the pole, metres.
         z: world z of the pole, metres.
-        angle: direction of the road, radians.
+        angle: direction of the road, radians; 0 along z, > 0 turned to the right.
         side: the side of the road, -1 for left, +1 for right.
         tall: height, metres.
     """

@@ -47,8 +47,8 @@ def shade(camera: Camera, street: Street, hits: Hits) -> np.ndarray:
 def _tone(linear: np.ndarray) -> np.ndarray:
     """Applies a camera-like tone curve to an image.
 
-    Highlights are compressed, a square root is taken as gamma, and the mean with a smoothstep of
-    the result adds contrast.
+    Highlights are compressed, and a square root takes the place of the gamma curve. To add
+    contrast, the result is averaged with its smoothstep, 3 v^2 - 2 v^3 of each value v.
 
     Args:
         linear: linear RGB values >= 0, of any shape.

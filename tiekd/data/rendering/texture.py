@@ -1,7 +1,8 @@
 """Box-filtered patterns and value noise, from which all textures are made; all arrays are float32.
 
-The argument `foot` is the size of a pixel on the surface, in the unit of the coordinate. Patterns
-are averaged over it, so a pattern finer than a pixel gives its mean instead of aliasing.
+Patterns are functions of coordinates on a surface. The argument `foot` is the size of a pixel on
+the surface, in the unit of these coordinates. A pattern is averaged over the pixel, so a pattern
+finer than a pixel gives its mean instead of aliasing.
 """
 
 import numpy as np
@@ -29,8 +30,11 @@ def noise(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Returns value noise in [0, 1), i.e. smoothly interpolated random values of a lattice.
 
     Args:
-        a: first coordinate of each point; the lattice spacing is 1.
-        b: second coordinate of each point.
+        a: first coordinate of each point, of any shape; the lattice spacing is 1.
+        b: second coordinate of each point, of a shape that broadcasts with a.
+
+    Returns:
+        float32 of the broadcast shape of a and b.
     """
     i, j = np.floor(a), np.floor(b)
     fa, fb = a - i, b - j
@@ -49,10 +53,13 @@ def grain(a: np.ndarray, b: np.ndarray, cell: float, foot: np.ndarray) -> np.nda
     """Returns noise in [-0.5, 0.5) that fades to 0 where a pixel is too large to show it.
 
     Args:
-        a: first coordinate.
-        b: second coordinate.
+        a: first coordinate of each point, of any shape.
+        b: second coordinate of each point, of a shape that broadcasts with a.
         cell: lattice spacing of the noise, in the unit of a and b.
-        foot: size of a pixel on the surface, in the unit of a and b.
+        foot: size of the pixel at each point, in the unit of a and b.
+
+    Returns:
+        float32 of the broadcast shape of a, b and foot.
     """
     fade = np.minimum(np.maximum(cell / foot - np.float32(0.4), 0), 1)
     return fade * (noise(a * np.float32(1 / cell), b * np.float32(1 / cell)) - np.float32(0.5))

@@ -58,7 +58,8 @@ def vehicle(
     key = draw.whole(256)
 
     def add(profile, half_width, material, colour, numbers):
-        # Add the part; the material CABIN uses the second colour, `paint`, for pillars and roof.
+        # Add one convex part of the vehicle, extruded over its width. The material CABIN uses the
+        # second colour, `paint`, for pillars and roof.
         solids.append(
             prism(profile, (x, 0, middle), axes, half_width, material, colour, paint, key, numbers)
         )

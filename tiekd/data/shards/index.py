@@ -1,11 +1,12 @@
-"""The index of tar shards: one file that says where each frame's members are.
+"""The index of tar shards: one file with the position of each frame's image and depth map.
 
-It is an archive of arrays (`numpy.savez`) of some 150 bytes a frame, and is read in a second for a
-million frames. Its entry `header` is JSON: the version, and of each shard name, size, modification
-time and digest. It is made once, by a look at all members (tiekd/data/shards/scan.py), and written
-atomically. A shard of another size, or with other members, isn't read by an old index. A shard with
-another modification time alone, such as a copy, is looked at again. Left out: adding shards to an
-index, which is made anew, and a change that keeps size and modification time.
+The file is an archive of arrays (`numpy.savez`), of some 150 bytes per frame; it is read in a
+second for a million frames. Its entry `header` is JSON: the version of the format, and the name,
+size, modification time and digest of each shard. The index is made once, from the headers of all
+members (tiekd/data/shards/scan.py), and written atomically. If a shard has changed in size or
+members since, an error is raised. If only its modification time differs, such as that of a copy,
+its members are compared with the digest. Left out: adding shards to an index, which has to be made
+anew; and noticing a change that keeps size and modification time.
 """
 
 import io
@@ -28,7 +29,8 @@ from tiekd.errors import DataError
 from tiekd.files import check_readable, replace_bytes
 
 VERSION = 1
-# The shards by their paths below data.root, and the size and modification time of each.
+# `Shards`: the path of each shard, keyed by its path below data.root. `States`: each shard's (size
+# in bytes, modification time in ns), with the same keys.
 Shards = Mapping[str, Path]
 States = Mapping[str, tuple[int, int]]
 _NO_DEPTH = Place("", 0, 0)
@@ -50,12 +52,12 @@ class Index(NamedTuple):
     """The frames of all shards.
 
     Attributes:
-        frames: The frames, shard by shard.
-        names: The names of the shards, their paths below data.root.
-        alone: The number of depth maps and JSON files without an image, and one of them; empty
-            without any.
-        alone_depths: The number of depth maps among them.
-        problems: One line for each JSON file that can't be read.
+        frames: The frames, those of one shard after another.
+        names: The paths of the shards below data.root.
+        alone: [number of depth maps and JSON files without an image, one of them as
+            "shard:member"]; empty if all have an image.
+        alone_depths: The number of depth maps without an image.
+        problems: An error message for each JSON file that can't be read.
     """
 
     frames: FrameTable
@@ -66,15 +68,15 @@ class Index(NamedTuple):
 
 
 def open_index(shards: Shards, path: Path) -> Index:
-    """Reads the index of shards, and makes it if there is none.
+    """Returns the content of the shards' index file, which is made first if it doesn't exist.
 
     Args:
-        shards: The shards, in the order of their names.
-        path: The index.
+        shards: The path of each shard, keyed by its path below data.root, sorted by key.
+        path: The index file.
 
     Raises:
-        DataError: A shard can't be indexed, or isn't the one that was; or the index can't be read
-            or written.
+        DataError: A shard can't be read, or has changed since it was indexed; or the index file
+            can't be read or written.
     """
     states = {}
     for name, shard in shards.items():
@@ -103,17 +105,20 @@ def open_index(shards: Shards, path: Path) -> Index:
 
 
 def make_index(shards: Shards, states: States, path: Path) -> bytes:
-    """Makes and writes the index of shards, and returns its content.
+    """Indexes the members of all shards, writes the index file, and returns its bytes.
+
+    The progress is shown on stderr.
 
     Args:
-        shards: The shards.
-        states: The size and modification time of each.
-        path: The index.
+        shards: The path of each shard, keyed by its path below data.root.
+        states: (size in bytes, modification time in ns) of each shard, with the same keys.
+        path: The index file.
 
     Raises:
-        DataError: A shard can't be indexed, two have one key, or the index can't be written.
+        DataError: A shard can't be read, two shards have the same key, or the index file can't be
+            written.
     """
-    # Looking at all shards may take long, so find out first whether the index can be written.
+    # Check first that the index file can be written, because reading all shards may take long.
     probe = path.with_name(f"{path.name}.probe-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -141,15 +146,15 @@ def make_index(shards: Shards, states: States, path: Path) -> bytes:
 
 
 def _packed(shards: Shards, states: States, scans: Sequence[Scan]) -> bytes:
-    """Returns the content of an index.
+    """Returns the bytes of an index file.
 
     Args:
-        shards: The shards.
-        states: The size and modification time of each.
-        scans: What each shard has.
+        shards: The path of each shard, keyed by its path below data.root.
+        states: (size in bytes, modification time in ns) of each shard, with the same keys.
+        scans: The content of each shard, in the order of `shards`.
 
     Raises:
-        DataError: Two frames have one name, or their teacher maps would have.
+        DataError: Two frames have the same name, or their teacher maps would have.
     """
     frames = [frame for each in scans for frame in each.frames]
     counts = [len(each.frames) for each in scans]
@@ -194,7 +199,7 @@ def _packed(shards: Shards, states: States, scans: Sequence[Scan]) -> bytes:
 
 
 def _stem(frame: ScannedFrame) -> str:
-    """Returns the name of a frame's teacher maps without their ending."""
+    """Returns the file name of a frame's teacher map without its suffix: the key with _ for /."""
     key, _ = key_of(frame.image.name)
     return key.replace("/", "_")
 
@@ -202,12 +207,12 @@ def _stem(frame: ScannedFrame) -> str:
 def _refuse_twice(
     frames: Sequence[ScannedFrame], numbers: np.ndarray, paths: Sequence[Path]
 ) -> None:
-    """Raises DataError for two frames of one name, or whose teacher maps would have one name.
+    """Raises DataError if two frames have the same name, or their teacher maps would have.
 
     Args:
-        frames: The frames of all shards.
-        numbers: (N,) the number of each frame's shard.
-        paths: The shards.
+        frames: The N frames of all shards.
+        numbers: (N,) int32, the index in `paths` of each frame's shard.
+        paths: The paths of the shards, for the error message.
     """
     first: dict[str, tuple[int, str]] = {}
     for frame, shard in zip(frames, numbers.tolist(), strict=True):
@@ -224,14 +229,16 @@ def _refuse_twice(
 
 
 def _header(content: bytes, path: Path) -> dict:
-    """Returns the header of an index.
+    """Returns the header of an index file, a dict.
+
+    It has the version of the format, and the name, state and digest of each shard.
 
     Args:
-        content: The content of the index.
-        path: The index, for the message.
+        content: The bytes of the index file.
+        path: The index file, for the error message.
 
     Raises:
-        DataError: It is no index, or one of another version.
+        DataError: The file is damaged, isn't an index, or has another version of the format.
     """
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
@@ -252,19 +259,20 @@ def _header(content: bytes, path: Path) -> dict:
 
 
 def _compare(header: dict, shards: Shards, states: States, path: Path) -> list[tuple[Path, str]]:
-    """Compares the shards with those of an index.
+    """Compares the shards' names, sizes and modification times with those in their index.
 
     Args:
-        header: The index's header.
-        shards: The shards.
-        states: The size and modification time of each.
-        path: The index, for messages.
+        header: The header of the index file.
+        shards: The path of each shard, keyed by its path below data.root.
+        states: The present (size in bytes, modification time in ns) of each shard, with the same
+            keys.
+        path: The index file, for error messages.
 
     Returns:
-        The shards that have another modification time alone, each with its digest in the index.
+        (path, digest in the index) of each shard of which only the modification time differs.
 
     Raises:
-        DataError: Shards were removed, added or changed.
+        DataError: A shard was removed or added, or has another size.
     """
     indexed = {shard["name"]: shard for shard in header["shards"]}
     anew = f"delete {path}, and start again to index them anew"
@@ -290,11 +298,11 @@ def _compare(header: dict, shards: Shards, states: States, path: Path) -> list[t
 
 
 def _look_again(touched: Sequence[tuple[Path, str]], path: Path) -> None:
-    """Raises DataError if a shard with another modification time has other members.
+    """Reads the members of some shards again, and raises DataError if they have changed.
 
     Args:
-        touched: The shards, each with its digest in the index.
-        path: The index, for messages.
+        touched: (path, digest in the index) of each shard whose modification time has changed.
+        path: The index file, for error messages.
     """
     done = []
     noun = "shards looked at, which have another modification time"
@@ -314,16 +322,18 @@ def _changed(shard: Path, path: Path) -> str:
 
 
 def _read(content: bytes, path: Path, shards: Shards, states: States) -> Index:
-    """Returns the frames of an index, whose shards have been compared.
+    """Converts the bytes of an index file to an `Index`.
 
     Args:
-        content: The content of the index.
-        path: The index, for messages.
-        shards: The shards.
-        states: The present size and modification time of each.
+        content: The bytes of the index file.
+        path: The index file, for error messages.
+        shards: The path of each shard, keyed by its path below data.root. They must be the shards
+            that were indexed, which `_compare` checks.
+        states: The present (size in bytes, modification time in ns) of each shard, with the same
+            keys.
 
     Raises:
-        DataError: The index is damaged.
+        DataError: The index file is damaged.
     """
     header = _header(content, path)
     try:

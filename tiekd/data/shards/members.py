@@ -9,15 +9,15 @@ from tiekd.data.stored import Stored
 
 
 class Members:
-    """Members of shards, one for each frame.
+    """The images, or the depth maps, of N frames: each is a member of a tar shard.
 
     Args:
         paths: The paths of all shards.
-        states: (size in bytes, modification time in ns) of each shard when it was indexed.
-        shards: (N,) int32, index of each member's shard.
+        states: (size in bytes, modification time in ns) of each shard when the index was read.
+        shards: (N,) int32, the index in `paths` of each member's shard.
         names: The members' names in their shards.
-        offsets: (N,) int64, the first byte of each member's content in its shard.
-        sizes: (N,) int64, its number of bytes.
+        offsets: (N,) int64, the position in the shard of the first byte of each member's content.
+        sizes: (N,) int64, the number of bytes of each member's content.
     """
 
     def __init__(
@@ -47,10 +47,10 @@ class Members:
         )
 
     def take(self, rows: np.ndarray) -> "Members":
-        """Returns the members of some frames.
+        """Returns a `Members` with those of some frames.
 
         Args:
-            rows: The indices of the frames.
+            rows: (M,) indices of the frames, in the order of the result.
         """
         return Members(
             self.paths,

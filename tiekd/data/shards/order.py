@@ -1,8 +1,9 @@
 """The order of an epoch's frames in tar shards: a function of seed and epoch alone.
 
-The shards are permuted, and frames are exchanged within a window of that order. So the frames of a
-batch are those of few shards, which are read one after the other. A frame moves by less than the
-window. Making the order of a million frames takes 0.2 s and 30 MB.
+The shards are permuted. In the resulting order of frames, each frame is then moved by a random
+number of positions, which is less than the window. So the frames of a batch come from few shards,
+and the shards are read one after another. Making the order of a million frames takes 0.2 s and
+30 MB.
 """
 
 from dataclasses import dataclass
@@ -12,12 +13,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class ShardOrder:
-    """The order of frames in shards.
+    """The random order in which the frames of tar shards are read in an epoch.
 
     Attributes:
-        shards: (N,) the shard of each frame; the frames of a shard follow each other.
-        window: A frame is fewer places than this from where its shard's order has it; 1 for the
-            order in the shards.
+        shards: (N,) int, the index of each frame's shard. The frames of a shard are consecutive.
+        window: After the shards are permuted, a frame is moved by fewer positions than this; 1
+            keeps the order of the frames in each shard.
     """
 
     shards: np.ndarray
@@ -36,13 +37,14 @@ class ShardOrder:
         random = np.random.default_rng([seed, epoch])
         starts = self._starts()
         lengths = np.diff(starts, append=len(self.shards))
-        # Join the ranges of indices of the permuted shards.
+        # Concatenate the frame indices of all shards, in the permuted order of the shards.
         permuted = random.permutation(len(starts))
         counts = lengths[permuted]
         before = np.cumsum(counts) - counts
         places = np.arange(len(self.shards))
         order = np.repeat(starts[permuted] - before, counts) + places
-        # Sorting by a place plus a random part of the window moves no frame by a whole window.
+        # Add a random number below the window to each frame's position, and sort by the sum. So no
+        # frame moves by as much as the window.
         moved = places + self.window * random.random(len(places))
         return order[np.argsort(moved, kind="stable")]
 

@@ -1,10 +1,10 @@
-"""Reads the members of one tar shard: which files it has, and where, without their content.
+"""Lists the members of one tar shard: their names, positions and sizes, and the images' sizes.
 
 A key is a member's name without its ending: `KEY.jpg`, `.jpeg` or `.png` is an image,
 `KEY.depth.png` or `.depth.npy` its depth map, `KEY.json` its camera. (This is WebDataset's layout,
-except that a key may have dots.) Other members are passed over, as are hidden ones. Of each image
-and depth map the first 4 kB are read, for the image's size and for the shard's digest; a shard of
-1000 frames takes some 0.2 s. Left out: the rest of their content, which is checked when it is read.
+except that a key may have dots.) Hidden members and those with other endings are ignored. Of each
+member the first 4 kB are read for the shard's digest; a shard of 1000 frames takes some 0.2 s. Left
+out: the rest of images and depth maps, which is checked when a frame is read.
 """
 
 import hashlib
@@ -27,7 +27,8 @@ from tiekd.files import instead_of_file
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 DEPTH_SUFFIXES = (".depth.png", ".depth.npy")
 CAMERA_SUFFIX = ".json"
-# Longer endings first: `1.depth.png` is a depth map and no image.
+# Endings in the order in which they are tried, longer ones first, so that `1.depth.png` is
+# recognised as a depth map and not as an image.
 _SUFFIXES = (*DEPTH_SUFFIXES, *IMAGE_SUFFIXES, CAMERA_SUFFIX)
 _CAMERA_KEYS = ("fx", "fy", "cx", "cy")
 _COMPRESSED = {
@@ -42,12 +43,12 @@ _TAIL = 1 << 20  # bytes after the end of the archive that must be zero
 
 
 class Place(NamedTuple):
-    """One member.
+    """The name of a member of a tar shard, and the position of its content.
 
     Attributes:
-        name: Its name.
-        offset: The first byte of its content in the shard.
-        size: The number of its bytes.
+        name: The member's name.
+        offset: The position in the shard of the content's first byte.
+        size: The number of bytes of the content.
     """
 
     name: str
@@ -56,14 +57,14 @@ class Place(NamedTuple):
 
 
 class ScannedFrame(NamedTuple):
-    """One frame of a shard.
+    """The members of one frame in a shard, and the size of its image.
 
     Attributes:
-        image: The image.
-        depth: The depth map; None without one.
-        camera: The camera that the JSON file gives, of the upright image; None without one.
+        image: The member with the image.
+        depth: The member with the depth map; None if there is none.
+        camera: The camera of the upright image from the frame's JSON file; None if there is none.
         height: Rows of the upright image; 0 if the image's header can't be read.
-        width: Columns of the upright image, likewise.
+        width: Columns of the upright image; 0 if the image's header can't be read.
     """
 
     image: Place
@@ -77,10 +78,10 @@ class Scan(NamedTuple):
     """The content of one shard.
 
     Attributes:
-        frames: The frames, in the order of their images.
-        alone: The names of depth maps and JSON files without an image.
-        problems: One line for each JSON file that can't be read.
-        digest: A digest of the members' names, places and first bytes, hexadecimal.
+        frames: The frames, in the order in which their first members are in the shard.
+        alone: The names of depth maps and JSON files without an image of the same key.
+        problems: An error message for each JSON file that can't be read.
+        digest: A hash, in hexadecimal, of the members' names, positions, sizes and first 4 kB.
     """
 
     frames: list[ScannedFrame]
@@ -90,10 +91,14 @@ class Scan(NamedTuple):
 
 
 def key_of(name: str) -> tuple[str, str] | None:
-    """Returns (key, ending in lower case) of a member; None for one that is passed over.
+    """Splits the name of a shard's member into its key and its ending.
 
     Args:
-        name: The member's name.
+        name: The member's name, such as "day/1.depth.png".
+
+    Returns:
+        (key, ending in lower case), such as ("day/1", ".depth.png"). None for a hidden member, or
+        one with an unknown ending; such members are ignored.
     """
     if os.path.basename(name).startswith("."):
         return None
@@ -103,13 +108,16 @@ def key_of(name: str) -> tuple[str, str] | None:
 
 
 def scan(path: Path) -> Scan:
-    """Reads the members of a shard.
+    """Returns a `Scan` of a tar shard: its frames, with the positions of their members.
+
+    The tar headers, the JSON files and the first 4 kB of each member are read.
 
     Args:
         path: The shard.
 
     Raises:
-        DataError: It isn't a whole tar file, has no images, or has two members of one key and kind.
+        DataError: The shard isn't a complete tar file, has no images, or has two images, two depth
+            maps or two JSON files of the same key.
     """
     found = instead_of_file(path)
     if found is not None:
@@ -168,17 +176,18 @@ def _scan(path: Path, file: BinaryIO) -> Scan:
 def _add(
     path: Path, members: dict[str, dict[str, Place]], key: str, suffix: str, place: Place
 ) -> None:
-    """Adds a member to those of its key.
+    """Adds a member of a shard to a dict of all members.
 
     Args:
-        path: The shard, for messages.
-        members: key -> kind of member -> the member; changed in place.
+        path: The shard, for the error message.
+        members: For each key its members, keyed by "image", "depth" or "camera"; changed in place.
         key: The member's key.
-        suffix: Its ending.
+        suffix: The ending of the member's name, which determines if it is an image, a depth map or
+            a camera.
         place: The member.
 
     Raises:
-        DataError: There is another of its key and kind.
+        DataError: The key has another image, depth map or camera already.
     """
     kind = "camera" if suffix == CAMERA_SUFFIX else "image"
     kind = "depth" if suffix in DEPTH_SUFFIXES else kind
@@ -191,14 +200,15 @@ def _add(
 
 
 def _check_end(path: Path, file: BinaryIO, end: int) -> None:
-    """Raises DataError unless a tar file ends where its last member does.
+    """Raises DataError unless the end mark of a tar file follows its last member.
 
-    `tarfile` takes a damaged header for the end, and a file that was cut between two members.
+    `tarfile` itself raises no error if a member's header is damaged, or if the file was cut between
+    two members: it takes this for the file's end.
 
     Args:
-        path: The shard, for messages.
-        file: The shard.
-        end: The first byte after the last member.
+        path: The shard's path, for the error message.
+        file: The opened shard.
+        end: The position of the first byte after the last member that was found.
     """
     file.seek(end)
     rest = file.read(_TAIL)
@@ -232,11 +242,14 @@ def _frames(path: Path, file: BinaryIO, members: dict[str, dict[str, Place]], di
 
 
 def _header(file: BinaryIO, place: Place) -> tuple[int, int, int]:
-    """Returns height, width and EXIF orientation of an image; (0, 0, 1) if they can't be read.
+    """Returns (height, width, EXIF orientation) of an image from its header.
+
+    Height and width are those of the upright image in pixels. The result is (0, 0, 1) if the header
+    can't be read.
 
     Args:
-        file: The shard.
-        place: The image.
+        file: The opened shard.
+        place: The member with the image.
     """
     try:
         with Image.open(_window(file, place)) as image:
@@ -248,17 +261,19 @@ def _header(file: BinaryIO, place: Place) -> tuple[int, int, int]:
 def _camera(
     path: Path, file: BinaryIO, place: Place, size: tuple[int, int], mark: int
 ) -> Camera | None:
-    """Returns the camera that a JSON file gives; None if it has none of a camera's keys.
+    """Returns a frame's camera, for its upright image, from its JSON file.
 
     Args:
-        path: The shard.
-        file: The same, opened.
-        place: The JSON file.
-        size: (height, width) of the upright image; (0, 0) if unknown.
-        mark: The image's EXIF orientation.
+        path: The shard's path, for error messages.
+        file: The opened shard.
+        place: The member with the JSON file. The result is None if the file has none of the keys
+            fx, fy, cx and cy.
+        size: (height, width) of the upright image in pixels; (0, 0) if unknown.
+        mark: The image's EXIF orientation, 1 to 8.
 
     Raises:
-        DataError: It is no JSON object, or gives no camera of this image.
+        DataError: The file isn't a JSON object, lacks a number, or is for an image of another
+            aspect ratio.
     """
     where = f"{path}:{place.name}"
     try:
@@ -270,12 +285,18 @@ def _camera(
     if not any(key in node for key in _CAMERA_KEYS):
         return None
     calibration = files.of_plain(where, node)
-    # An image whose header can't be read is reported when it is decoded.
+    # Use the camera as stated if the image's size is unknown, because its header can't be read;
+    # decoding the image reports that error.
     return calibration.at_size(*size, mark, where) if math.prod(size) else calibration.camera
 
 
 class _Window(io.RawIOBase):
-    """The content of a member as a file of its own, of which only what is asked for is read."""
+    """A member of a shard as a file object, which reads only the requested bytes from the shard.
+
+    Args:
+        file: The opened shard.
+        place: The member.
+    """
 
     def __init__(self, file: BinaryIO, place: Place):
         self.file = file

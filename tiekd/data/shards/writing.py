@@ -1,4 +1,4 @@
-"""Writes tar shards whose bytes depend on the members alone: no times, no users, no permissions."""
+"""Writes tar shards without timestamps, users or permissions, so equal members give equal bytes."""
 
 import contextlib
 import io
@@ -18,7 +18,7 @@ def write_shard(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
         members: (name, content) of each member, in order.
 
     Raises:
-        OSError: The shard can't be written; an old one is unchanged.
+        OSError: The shard can't be written; an existing file at `path` stays unchanged.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
