@@ -41,6 +41,14 @@ class Mutant(NamedTuple):
 
 MUTANTS = [
     Mutant(
+        "a_camera_is_scaled_to_an_unreadable_image",
+        "tiekd.data.cameras.source",
+        "_of_each",
+        "size == (0, 0)",
+        "False",
+        ("tests/unit/data/datasets/test_shards.py",),
+    ),
+    Mutant(
         "frames_of_shards_move_by_two_windows",
         "tiekd.data.shards.order",
         "ShardOrder.__call__",

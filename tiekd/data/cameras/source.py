@@ -203,6 +203,9 @@ def _of_each(frames: FrameTable, source: Source) -> tuple[Cameras, int, float]:
         count += 1
         distortion = max(distortion, calibration.distortion)
         size = None if frames.sizes is None else tuple(frames.sizes[index].tolist())
+        if size == (0, 0):
+            # The shards' index has no size of an image whose header can't be read.
+            size = None
         where = f"data.intrinsics: {frame.image}"
         cameras.append(camera_of(calibration, image, where, size))
     return Cameras.of(cameras), count, distortion

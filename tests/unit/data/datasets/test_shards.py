@@ -389,6 +389,15 @@ def test_shards_broken_member_is_skipped_and_counted(tmp_path):
     assert Examined(data, None).facts([1])[0].faults == [("unreadable", told)]
 
 
+def test_shards_image_without_a_header_has_the_given_camera(tmp_path):
+    """Intrinsics for another size scale the other frames' cameras, and the run begins."""
+    members = [part for n in range(2) for part in frame(n)]
+    members[0] = (members[0][0], b"no image")
+    write(tmp_path / "s0.tar", members)
+    data = frames(tmp_path, intrinsics=(50.0, 50.0, 8.0, 6.0, 32.0, 24.0))
+    assert [shown.camera.focal_x for shown in data.frames] == [50.0, 25.0]
+
+
 def test_shards_json_that_cant_be_read_is_counted(tmp_path):
     """With on_error skip a camera that can't be read isn't known, and is counted."""
     write(tmp_path / "s.tar", [*frame(1), ("b.png", image(0)), ("b.json", b"{")])
