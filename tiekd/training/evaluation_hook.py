@@ -99,7 +99,7 @@ class Evaluation(Hook):
 
     @property
     def protocol(self) -> EvaluationProtocol:
-        """The evaluation's settings together with the network's smallest and largest depth."""
+        """The settings and the depth range for evaluations of the first or only data set."""
         return self.protocol_of(self.validation_sets[0])
 
     @property

@@ -28,8 +28,8 @@ from tiekd.training.settings import SetRecipe
 
 NUM_FRAMES = 24
 _FEWEST = 12  # smallest number of audited frames; with fewer, a good teacher may fail by chance
-# Smallest number of cells (elements) on the shorter side of the grid on which depths are compared;
-# smaller frames show too little.
+# The audit compares depths on a coarse grid over each image. It is left out if the shorter side of
+# that grid has fewer elements than this, since such a grid shows too little.
 _SMALLEST_CELLS = 48
 
 

@@ -69,7 +69,10 @@ class Ema(Hook):
         self._average.update(state.step_skipped)
 
     def state_dict(self) -> dict:
-        """Returns the number of averaged iterations; the average itself is in student.pth."""
+        """Returns a dict with the number of averaged iterations, `num_updates`, for a checkpoint.
+
+        The average itself is saved in the checkpoint's student.pth.
+        """
         return {"num_updates": self._average.num_updates}
 
     def load_state_dict(self, state_dict: dict) -> None:

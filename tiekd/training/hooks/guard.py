@@ -125,8 +125,8 @@ class Guard(Hook):
         of_ranks = comm.gather_objects(mine)
         told = 0
         for iteration in kept:
-            # Collect the reports of this iteration's micro-batches from all ranks. There are none
-            # if its optimizer step was not skipped.
+            # Collect the reports of one stored iteration from all ranks. A rank makes reports, one
+            # for each micro-batch, only if the iteration's optimizer step was skipped.
             reports = [
                 report | {"rank": rank}
                 for rank, of in enumerate(of_ranks)

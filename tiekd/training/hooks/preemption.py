@@ -97,7 +97,8 @@ class Preemption(Hook):
     def after_train(self, state) -> None:
         """Restores the signal handlers that were there before `before_train`.
 
-        If the launcher dies after this call, the process ends immediately.
+        From now on the process ends immediately if the launcher dies, since no training is left to
+        be finished.
         """
         self._answer()
         launcher_watch.when_lost(launcher_watch.end_process)

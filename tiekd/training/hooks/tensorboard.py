@@ -172,8 +172,8 @@ class TensorBoard(Hook):
         if self.image_interval and self.frames is not None:
             shown = self.frames.views()
             for number, view in enumerate(shown, start=1):
-                # Draw the error against the depth with which the metrics compare: the teacher's, if
-                # the view has it, else ground truth.
+                # Draw the error against the same depth as the metrics: the teacher's depth if the
+                # metrics compare with it and this frame has it, else the ground truth.
                 is_agreement = state.agreement is not None and view.teacher is not None
                 against = "teacher" if is_agreement else "ground truth"
                 overall = overview(view, self.max_depth, against)
@@ -226,8 +226,8 @@ class TensorBoard(Hook):
         # Run the network again, to show the distribution over depth that it predicts at each pixel.
         # Under ZeRO-3 no rank has all weights, so show only the depth of the training step.
         student = _whole_network(state.engine) or state.prediction.depth[few]
-        # Convert the depth of the training step to metres by the images' focal lengths if it is
-        # canonical, i.e. if the network has a canonical camera.
+        # If the network predicts canonical depth, i.e. metres times a fixed focal length / the
+        # image's focal length, convert the depth of the training step to metres.
         camera = getattr(getattr(state.engine, "module", None), "canonical", None)
         focal = None
         if camera is not None:

@@ -63,8 +63,8 @@ class TextLog(Hook):
         self._logger = logging.getLogger("depth")
         self._handlers: list[logging.Handler] = []
         self._json_path: Path | None = None
-        # Size in bytes of each .log.json file when the checkpoint was saved from which the run
-        # resumes; empty in a new run.
+        # The size in bytes that each .log.json file had when the run was saved to the checkpoint
+        # from which it now resumes; empty in a new run.
         self._sizes: dict[str, int] = {}
         self._window = Window()
         self._logged_time_s = 0.0
