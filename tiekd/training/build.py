@@ -193,7 +193,7 @@ def build_parts(
             anew.
 
     Returns:
-        The parts.
+        A `Parts` object.
 
     Raises:
         UserError: A value of the recipe or the engine config, or a file that they name, is wrong.

@@ -145,10 +145,10 @@ def _mean(loss: Tensor, batch: "Batch", against: str) -> Tensor:
     """Returns the mean over images of a loss term's values, a 0-d tensor.
 
     If a run has several data sets, only images that have the term's target count. Then the sum over
-    this micro-batch is divided by `batch.target_counts`, the number of such images in the whole
-    iteration's batch, divided by the number of micro-batches. So the mean over all micro-batches
-    and ranks is the mean over all such images, however they are distributed. A micro-batch without
-    such an image gives 0 and no gradient.
+    this micro-batch is divided by the number in `batch.target_counts`: the number of such images in
+    the whole iteration's batch / the number of its micro-batches. So the mean over all
+    micro-batches and ranks is the mean over all such images, however they are distributed. A
+    micro-batch without such an image gives 0 and no gradient.
 
     Args:
         loss: The term's value for each image, (B,).

@@ -124,7 +124,7 @@ class Evaluation(Hook):
 
     @property
     def _compared_with(self) -> str | None:
-        """Text for the log that says that metrics compare the student with a teacher.
+        """Text for the log, stating that metrics compare the student with a teacher.
 
         None if all data sets are evaluated against ground truth.
         """

@@ -67,8 +67,8 @@ _ALLOWED_KEYS = (
         for key in ("checkpoint", "recipe", "maps", "device", "batch_size", "audit")
     ),
 )
-# Add the same keys for each entry of a list `data`, as `data[0].root`. Two digits are enough, since
-# nobody lists 100 data sets.
+# Add the same keys for each entry of a list `data`, as in `data[0].root`. `?` and `??` match an
+# index of one or two digits.
 _ALLOWED_KEYS += tuple(
     f"data[[]{number}].{key.removeprefix('data.')}"
     for key in _ALLOWED_KEYS

@@ -55,7 +55,7 @@ class Recipe:
 
     @cached_property
     def train(self) -> "TrainSettings":
-        """The section `train`: length, batch size, seed and so on.
+        """The section `train` as a `TrainSettings`: length, batch size, seed and so on.
 
         Raises:
             RecipeError: A key or value of the section is wrong.
@@ -101,7 +101,7 @@ class Recipe:
 
     @cached_property
     def load(self) -> "LoadSettings":
-        """The section `load`: the initial weights.
+        """The section `load` as a `LoadSettings`: the weights with which a new run starts.
 
         Raises:
             RecipeError: A key or value of the section is wrong.
@@ -132,7 +132,7 @@ class Recipe:
 
     @cached_property
     def augment(self) -> Augment:
-        """The settings of the augmentation of training samples, from `data.augment`.
+        """The settings of training's augmentation, `data.augment`, as an `Augment`.
 
         Raises:
             RecipeError: A key or value is wrong.
@@ -142,7 +142,7 @@ class Recipe:
 
     @cached_property
     def loading(self) -> Loading:
-        """The settings of the data loader, such as `data.workers`.
+        """The settings of the data loader, such as `data.workers`, as a `Loading`.
 
         Raises:
             RecipeError: A value is wrong.
@@ -151,16 +151,16 @@ class Recipe:
 
     @cached_property
     def resize(self) -> Resize:
-        """The rule by which images are resized to the network's input, from `data.resize`.
+        """The rule by which images are resized to the network's input, as a `Resize`.
 
         Raises:
-            RecipeError: The rule is wrong.
+            RecipeError: The rule, `data.resize`, is wrong.
         """
         return resizes.of_data(self.data)
 
     @cached_property
     def dataset(self) -> DataSettings:
-        """The settings from which the datasets of the splits "train" and "val" are built.
+        """The `DataSettings` from which the datasets "train" and "val" are built.
 
         Raises:
             RecipeError: A value of the section `data` is wrong, or the section lists several data
@@ -197,7 +197,7 @@ class Recipe:
 
     @cached_property
     def data_sets(self) -> tuple[SetRecipe, ...]:
-        """The recipe's data sets, each with a recipe that describes only this set.
+        """The recipe's data sets as a tuple of `SetRecipe`, each with a recipe of only this set.
 
         If `data` is a mapping, the only entry has the name "" and this recipe.
 

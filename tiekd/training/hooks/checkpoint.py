@@ -86,8 +86,8 @@ class Checkpoint(Hook):
             self.info(f"{failure}; training continues, and the earlier checkpoints are unchanged")
             return
         if comm.is_main():
-            # Delete older checkpoints only after the new one is complete on the disk. Keep the
-            # newest few of them, and those at multiples of `keep_every`.
+            # Delete old checkpoints only after the new one is complete on the disk. Keep the newest
+            # ones, and those at multiples of `keep_every`.
             weights_file.forget_older_best(state.work_dir)
             kept_for_good = self.keep_every and state.period(self.keep_every, self.by)
             checkpoints.prune(folder, self.keep_last, kept_for_good)

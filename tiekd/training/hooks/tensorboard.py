@@ -144,9 +144,10 @@ class TensorBoard(Hook):
             raise
 
     def state_dict(self) -> dict:
-        """Returns the iteration at which scalars were last written, for a checkpoint.
+        """Returns a dict for a checkpoint: `last_iteration`, the iteration of the last scalars.
 
-        The next scalars are written at least `interval` iterations later.
+        With it, a resumed run writes the next scalars at least `interval` iterations after the last
+        ones.
         """
         return {"last_iteration": self._last_iteration}
 
