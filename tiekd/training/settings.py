@@ -110,7 +110,7 @@ class Recipe:
 
     @cached_property
     def evaluation(self) -> EvaluationSettings:
-        """The section `evaluation`: when and how the student is evaluated.
+        """The section `evaluation` as an `EvaluationSettings`: when and how to evaluate.
 
         Raises:
             RecipeError: A key or value of the section is wrong.

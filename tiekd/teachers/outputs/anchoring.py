@@ -73,7 +73,7 @@ class Anchor:
 
         Returns:
             Depth, (B, 1, H, W) float32, metres, 0 everywhere in an image whose fit isn't good; and
-            the fit of each image.
+            a list with the fit of each image as a `Quality`.
         """
         depths, qualities = [], []
         for value, truth, name in zip(values, depth, names, strict=True):
@@ -88,7 +88,7 @@ def anchor_of(node: str | dict | None, device: torch.device, max_depth_m: float)
     """Builds the anchor that the key `teacher.anchor` of a recipe describes.
 
     Args:
-        node: The key's value: "ground_truth", a node that describes a metric teacher, or None.
+        node: The key's value: "ground_truth", a mapping that describes a metric teacher, or None.
         device: The device on which a metric teacher runs.
         max_depth_m: The largest depth that the student predicts, in metres.
 

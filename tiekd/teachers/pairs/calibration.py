@@ -23,10 +23,10 @@ MAX_BASELINE_M = 3.0
 
 
 class Calibration(NamedTuple):
-    """A file's calibration.
+    """The content of a calibration file.
 
     Attributes:
-        rig: The two cameras.
+        rig: The focal length and the positions of the two rectified cameras.
         size: (height, width) of the rectified images; None if the file doesn't state it.
     """
 
@@ -35,10 +35,10 @@ class Calibration(NamedTuple):
 
 
 def check_baseline(baseline_m: float, where: str) -> None:
-    """Raises TeacherError if a baseline is too large, or not above 0, for a value in metres.
+    """Raises TeacherError if a baseline isn't above 0, or is too large to be in metres.
 
     Args:
-        baseline_m: The baseline.
+        baseline_m: The distance between the two cameras, supposedly in metres.
         where: The place that the baseline comes from, for the message.
     """
     if not 0 < baseline_m <= MAX_BASELINE_M:
@@ -49,7 +49,7 @@ def check_baseline(baseline_m: float, where: str) -> None:
 
 
 def read(path: Path) -> Calibration:
-    """Reads a calibration file.
+    """Reads a calibration file, and returns its content as a `Calibration`.
 
     Args:
         path: The file.

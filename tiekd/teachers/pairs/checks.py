@@ -17,7 +17,8 @@ NUM_PAIRS = 8
 SMALL_WIDTH = 640
 # Limits for the median vertical offset of matched features, in pixels: from INEXACT_PX the log
 # warns that the pairs are inexact, and above UNRECTIFIED_PX they are refused. The position of a
-# feature is exact to about one pixel.
+# feature is exact to about one pixel. With less than FEW_FEATURES features the offset isn't
+# checked.
 INEXACT_PX, UNRECTIFIED_PX = 1.0, 1.5
 FEW_FEATURES = 50
 # If a smaller fraction of the pixels has a match, the log warns. Pairs of unrelated images have
@@ -44,12 +45,15 @@ class Look(NamedTuple):
 
 
 def look_at(left: np.ndarray, right: np.ndarray, max_disparity: int | None) -> Look:
-    """Measures on one pair what `judge` needs.
+    """Measures how well the two images of a pair match, also with left and right exchanged.
 
     Args:
         left: (H, W) uint8, grey levels of the left image.
         right: (H, W) uint8, grey levels of the right image.
         max_disparity: The largest disparity in pixels; None for a sixth of the width.
+
+    Returns:
+        The measurements, from which `judge` tells if the pairs can be used.
     """
     cv2 = matching.opencv()
     scale = min(1.0, SMALL_WIDTH / left.shape[1])
@@ -98,11 +102,14 @@ def vertical_offsets(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def judge(looks: Sequence[Look], example: str) -> str:
-    """Judges the pairs by measurements on some of them, and returns a line for the log.
+    """Judges from measurements on some image pairs if the pairs can be used.
 
     Args:
         looks: The measurements on some of the pairs.
         example: Name of one of these pairs, for messages.
+
+    Returns:
+        A line for the log with the measurements, and a warning if few pixels match.
 
     Raises:
         TeacherError: Left and right are exchanged, or the pairs aren't rectified.

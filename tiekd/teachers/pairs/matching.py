@@ -51,7 +51,8 @@ SETTINGS = {
     "similar_px": SIMILAR_PX,
     "support": [SUPPORT_WINDOW, MOST_WITHOUT],
 }
-# The further settings on which sigma depends, besides the error of a disparity.
+# The settings on which the standard deviation of the depth depends, besides the error of a
+# disparity, for the manifest of cached maps.
 SIGMA = {"window": SUPPORT_WINDOW, "growth": ERROR_GROWTH}
 
 # OpenCV searches a number of disparities that is a multiple of 16, and returns disparities in
@@ -81,7 +82,7 @@ class Rig(NamedTuple):
 
 @functools.cache
 def opencv() -> ModuleType:
-    """Imports OpenCV, and gives it as many threads as torch has in this process.
+    """Imports and returns OpenCV, with as many threads as torch has in this process.
 
     The number of threads is set only once, and forked processes inherit it. (A forked process that
     changed it would wait forever for its parent's threads.)
