@@ -41,17 +41,18 @@ def shown_folder(kind: str) -> str:
 
 
 def names(kind: str) -> dict[str, Path]:
-    """Returns the path of each file of one kind by its name, which is the path's stem.
+    """Returns the files of one kind as a dict from name to path; a name is the path's stem.
 
-    The pieces of which recipes consist (model_configs/_base_) have no names of their own, nor have
-    the recipes of experiments. Specifications of experiments are no recipes.
+    For RECIPES, the folders `_base_` (pieces of recipes) and `experiments` are left out. For
+    EXPERIMENTS, only the specifications of experiments are returned, and not the recipes that
+    belong to them.
 
     Args:
         kind: RECIPES, EXPERIMENTS or ENGINE_CONFIGS.
     """
     root = folder(kind)
     if kind == EXPERIMENTS:
-        # Its sub-folders hold the recipes of its specifications.
+        # Leave out the sub-folders, which hold recipes that belong to the specifications.
         return {path.stem: path for path in sorted(root.glob(f"*{_SUFFIXES[kind]}"))}
     paths = sorted(root.rglob(f"*{_SUFFIXES[kind]}"))
     return {
@@ -99,7 +100,10 @@ def find(kind: str, given: str | Path, beside: Path = Path()) -> Path:
 
 
 def programs() -> dict[str, Path]:
-    """Returns the path of each program's file by the program's name in `tiekd NAME`."""
+    """Returns the programs in bin/ as a dict from name to path.
+
+    A name is the one in the command `tiekd NAME`, such as "cache-teacher".
+    """
     # Add `resume`, whose file is the only one without a suffix.
     files = [*folder(PROGRAMS).glob("*.py"), folder(PROGRAMS) / "resume"]
     return {path.stem.replace("_", "-"): path for path in sorted(files)}

@@ -103,9 +103,10 @@ class TeacherNode:
 
     @property
     def model_files(self) -> list[Path]:
-        """The model's file, or the files in its folder; empty if the section names none that exist.
+        """The model's file, or the files in its folder, as a list of paths.
 
-        Files in subfolders are left out.
+        Files in subfolders are left out. The list is empty if the section names no model, or none
+        that exists on this machine.
         """
         if self.kind is None:
             return []
@@ -118,7 +119,7 @@ class TeacherNode:
 
     @property
     def anchor(self) -> "TeacherNode":
-        """The section of the metric teacher that is the anchor (`teacher.anchor`).
+        """The `TeacherNode` of the metric teacher that is the anchor (`teacher.anchor`).
 
         The relative output of this teacher is fitted to the anchor's depth. If there is no anchor,
         or the anchor is the ground truth, the section is empty: its `is_given` is False.
@@ -284,7 +285,10 @@ class TeacherList:
 
     @classmethod
     def of(cls, recipe: dict) -> "TeacherList":
-        """Returns the teachers of a recipe.
+        """Returns the teachers of a recipe as a `TeacherList`.
+
+        Args:
+            recipe: The recipe as a dict, whose `data` isn't read.
 
         Raises:
             RecipeError: There are both `teacher` and `teachers`, or a list of teachers has another
@@ -320,19 +324,21 @@ class TeacherList:
 
     @property
     def maps(self) -> dict[str, str]:
-        """The folders of cached depth maps by the recipe's keys that name them, in teacher order.
+        """A dict from the recipe's keys that name folders of cached depth maps to these folders.
 
-        Such a key is `teacher.maps`, or `teachers[1].maps`.
+        The keys are `teacher.maps`, or `teachers[1].maps` and the like, in the order of the
+        teachers.
         """
         return {f"{node.where}.maps": node.maps for node in self.nodes if node.maps is not None}
 
     @property
     def stated_sigmas(self) -> dict[str, float | dict]:
-        """The keys that determine the sigma that the student learns -> their values.
+        """A dict from the recipe's keys that set the sigma that the student learns to their values.
 
-        For a mean the key is `teacher.sigma`, since the sigmas of its teachers only weight them.
-        The key `sigma` of a module outside the project isn't included, since the module interprets
-        it.
+        Sigma is the standard deviation of the error of a teacher's depth; a value is a number of
+        metres or a dict. For a mean of teachers the key is `teacher.sigma`, since the sigmas of its
+        teachers only weight them. The key `sigma` of a module outside the project isn't included,
+        since the module interprets it.
         """
         if self.several == IN_MEAN:
             return {} if self.sigma is None else {"teacher.sigma": self.sigma}
@@ -362,8 +368,8 @@ class TeacherList:
         """Returns a copy of a recipe in which each teacher's section is replaced.
 
         Args:
-            recipe: The recipe of these teachers.
-            change: Function from a teacher's section to the new one.
+            recipe: The recipe from which this list was made.
+            change: Function from a teacher's section to the new section, a dict.
         """
         nodes = [change(node) for node in self.nodes]
         if not nodes:
@@ -387,7 +393,7 @@ def has_teacher(recipe: dict) -> bool:
 
 
 def _entries(several: object, where: str) -> tuple[TeacherNode, ...]:
-    """Returns the sections of a list of teachers.
+    """Returns the sections in a list of teachers as a tuple of `TeacherNode`.
 
     Args:
         several: The list's value in the recipe.
@@ -407,7 +413,7 @@ def _entries(several: object, where: str) -> tuple[TeacherNode, ...]:
 
 @contextmanager
 def errors_of(where: str) -> Iterator[None]:
-    """Context manager that puts a teacher's place in the recipe into the errors of its block.
+    """Context manager that puts a teacher's place into the errors raised in its block.
 
     A message such as "teacher.device: got ..." then begins with the place in place of `teacher`.
 

@@ -92,13 +92,13 @@ class PerSet:
 
 
 def _part_of(batch: Batch, rows: Sequence[int], chosen: SetTeacher) -> Batch:
-    """Returns a batch with some of the images of a batch, all of the same data set.
+    """Returns a batch with some of the images of a batch, which all have the same teacher.
 
     Args:
         batch: The batch, with images of several data sets.
         rows: The indices of the images in `batch`.
-        chosen: The teacher of the images' data set; the result has as many cached maps as it
-            states.
+        chosen: The teacher of the images. Its `num_maps` and `has_sigma_maps` determine which
+            cached maps of the images the result has.
     """
 
     def part(tensor: Tensor | None) -> Tensor | None:
@@ -167,8 +167,8 @@ def _target(batch: Batch, parts: Sequence[tuple[list[int], Target]]) -> Target:
             (rows, _expanded(target.component_weight(), target.depth)) for rows, target in parts
         ]
         weight = _in_order(batch, of_parts, most)
-    # Prefer sigmas as one number per teacher, with which losses are much faster than with maps.
-    # That is possible only if the numbers are the same for all images.
+    # Prefer sigmas as one number per teacher, since a head computes its target much faster from
+    # numbers than from maps. That is possible only if the numbers are the same for all images.
     constants = {target.constants for _, target in parts}
     same = constants.pop() if len(constants) == 1 else None
     if same is not None and len(same) == most:

@@ -245,7 +245,7 @@ class Recipe:
 
     @property
     def teachers(self) -> TeacherList:
-        """The teachers that the sections `teacher` and `teachers` describe; may be none."""
+        """The teachers of the sections `teacher` and `teachers`: a `TeacherList`, maybe empty."""
         return TeacherList.of(self.node)
 
     def without_teacher(self) -> "Recipe":

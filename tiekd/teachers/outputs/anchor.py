@@ -69,9 +69,9 @@ MAX_EXTRAPOLATION = 0.05
 ERROR_OF_NOISE = 0.0155
 EXTRAPOLATION_BY_UNCERTAINTY = 4
 # INVERTED: if the rank correlation between the output and the anchor's depth (or inverse depth, by
-# the output's meaning) is below this value, the output falls where it should rise, and no fit is
-# tried. With 30 % outliers the correlation of such an output is -0.35 or less, and that of an
-# output that rises 0.35 or more.
+# the output's meaning) is below this value, the output falls where it should rise. Then no fit is
+# tried. With 30 % outliers the correlation is -0.35 or less for such an output, and 0.35 or more
+# for one that rises.
 INVERTED = -0.25
 
 
