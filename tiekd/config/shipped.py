@@ -3,8 +3,8 @@
 In a checkout these are the folders bin/, model_configs/ and ds_configs/ beside tiekd/. setup.py
 puts the same folders into a wheel, below tiekd/share/.
 
-Files are found by this file's own place and not by `importlib.resources`: with a second checkout on
-PYTHONPATH, an editable install would answer for the folders of the first one.
+The folders are found relative to this file and not by `importlib.resources`, which would find those
+of an editable install even if the code is imported from a second checkout on PYTHONPATH.
 """
 
 import os
@@ -32,10 +32,12 @@ def folder(kind: str) -> Path:
 
 
 def shown_folder(kind: str) -> str:
-    """Returns the folder of one kind as text for a message: `ds_configs/`, or the whole path.
+    """Returns the folder of the files of one kind as text for a message.
+
+    The text is short in a checkout (`ds_configs/`), and else the whole path.
 
     Args:
-        kind: As for `folder`.
+        kind: PROGRAMS, RECIPES, EXPERIMENTS or ENGINE_CONFIGS.
     """
     return f"{kind}/" if console.names_bin() else f"{folder(kind)}/"
 

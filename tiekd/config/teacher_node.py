@@ -27,7 +27,8 @@ MEAN = "average"
 IN_MEAN = "teacher.teachers"  # the key with the teachers whose mean is learned
 WEIGHTS = ("given", "precision")
 _AUDIT = ("on", "off")
-# Matches the beginning of a message about the teacher, unless it names one of several teachers.
+# Matches the word `teacher` at the beginning of an error message, unless the message names one of
+# several teachers.
 _TEACHER = re.compile(r"^teacher(?=[.: ])(?!\.teachers\[)")
 _TEACHERS = Path(__file__).parents[1] / "teachers"
 # The modules in tiekd/teachers/ that can't be given as `teacher.name`: they are selected by other
@@ -154,7 +155,10 @@ class TeacherNode:
 
     @property
     def calibration(self) -> Path | None:
-        """The path of the calibration of the teacher's sigma; None if it isn't given."""
+        """The path of the file that calibrates the teacher's sigma (`teacher.sigma.calibration`).
+
+        None if the key isn't given.
+        """
         sigma = self.node.get("sigma") if self.is_given else None
         path = sigma.get("calibration") if isinstance(sigma, dict) else None
         return Path(path).expanduser() if isinstance(path, str) else None
@@ -228,7 +232,8 @@ class TeacherNode:
                 check_value(value, keys[key], f"{where}.{key}")
             return
         name, allowed = self.node["name"], kinds()
-        # Refuse a mean inside a list of teachers or as an anchor.
+        # Refuse `name: average`, the mean of several teachers, inside a list of teachers or as an
+        # anchor.
         if self.where != "teacher":
             allowed.remove(MEAN)
         if not isinstance(name, str) or ("." not in name and name not in allowed):

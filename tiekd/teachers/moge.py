@@ -141,7 +141,8 @@ class MoGePredictor:
             (B,) float32, (fx + fy) / 2 in pixels of the images.
         """
         found = self._infer(images, None)
-        # MoGe states focal lengths as fractions of the image's width and height.
+        # MoGe states focal lengths as fractions of the image's width and height, so multiply by
+        # these.
         return focal_of(found["intrinsics"], tuple(images.shape[-2:]))
 
 

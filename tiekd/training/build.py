@@ -608,8 +608,8 @@ def teachers_by_set(teacher: Teacher) -> dict[str, Teacher | None]:
         teacher: The teacher of all images, or a `PerSet` with one teacher per data set.
 
     Returns:
-        A dict; None for a data set without a teacher. If `teacher` isn't a `PerSet`, the only key
-        is "".
+        A dict from the set's name to the teacher, or to None for a set without one. If `teacher`
+        isn't a `PerSet`, its only key is "".
     """
     if isinstance(teacher, PerSet):
         return {each.name: each.teacher for each in teacher.sets}
@@ -718,6 +718,9 @@ def _check_loading(recipe: Recipe) -> None:
 
     `data.on_error: skip` skips images that can't be read, but `data.augment.sizes: bucket` needs
     the size of every image.
+
+    Args:
+        recipe: The run's recipe.
     """
     if recipe.loading.on_error == "skip" and recipe.augment.sizes == "bucket":
         raise RecipeError(

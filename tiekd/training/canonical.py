@@ -186,8 +186,8 @@ def with_factors(
                 known = require_focals(frames, recipe.resize, split)
             ratios += [focal / f / zoom for f in known for zoom in (low, high)]
     seen = comm.broadcast_object((min(ratios), max(ratios)) if ratios else None)
-    # Use the range of F / f that the recipe gives, else that of the resumed run's start, else that
-    # of the frames.
+    # Use the range of F / f from the recipe, else the one with which the resumed run was started,
+    # else the one computed from the frames.
     factors = node.get("canonical_factors") or (_started_with(recipe) if resuming else None)
     if factors is None and seen is None:
         raise RecipeError(

@@ -144,6 +144,9 @@ class Evaluation(Hook):
         """Warns if the student was trained on validation frames, and makes a postponed evaluation.
 
         The warning is logged on rank 0. The method is collective if an evaluation was postponed.
+
+        Args:
+            state: The state of the run. A postponed evaluation sets its metrics.
         """
         if comm.is_main():
             for each in self.validation_sets:
@@ -165,6 +168,9 @@ class Evaluation(Hook):
         """Evaluates the student if an evaluation is due. Collective.
 
         If the run is being stopped at this iteration, the evaluation is postponed to its resume.
+
+        Args:
+            state: The state of the run. An evaluation sets its metrics.
         """
         if not state.is_due(self.settings.interval, self.settings.by) and not state.is_last:
             return

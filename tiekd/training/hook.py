@@ -43,6 +43,9 @@ class Hook:
 
         The last iteration is that of the run, or the one at which a hook stopped the run. The
         method is not called when training ends with an error.
+
+        Args:
+            state: The state of the run.
         """
 
     def state_dict(self) -> dict:

@@ -171,13 +171,17 @@ def split_name(split: str, data_set: str) -> str:
 
 
 def fingerprint_files(recipe: Recipe, datasets: Mapping[str, Dataset | None]) -> dict:
-    """Returns the CRC-32 of a run's files other than those of its frames, by their names.
+    """Returns the CRC-32 of a run's input files other than those of its frames.
 
-    They include the modules from outside the project that are imported.
+    The files include the source of the modules from outside the project that are imported.
 
     Args:
         recipe: The run's recipe.
         datasets: The datasets "train" and "val"; the latter is None if the run doesn't validate.
+
+    Returns:
+        A dict from the file's name in a record of inputs, such as `teacher.checkpoint`, to its
+        CRC-32.
     """
     return {name: crc(path) for name, path in _files(recipe, datasets)}
 
@@ -486,7 +490,7 @@ def _single_files(
 ) -> Iterator[tuple[str, str | Path | None]]:
     data, teachers = recipe.data, recipe.teachers.nodes
     # Yield the split file that each dataset has read, or else the one that the recipe names. In a
-    # dataset from outside the project these keys may have values of any type.
+    # dataset from outside the project `root` and `train_split` may have values of any type.
     given = data.get("root", ".")
     root = Path(given).expanduser() if isinstance(given, str) else Path()
     for split, dataset in datasets.items():

@@ -124,7 +124,7 @@ def set_layouts(
     found = comm.broadcast_object(found)
     if isinstance(found, UserError):
         raise found
-    # Apply the layouts to every convolution in this process.
+    # Make every convolution in this process use the recorded memory layouts.
     record, lines = found
     layouts.set_choices(record["choices"])
     return record, lines

@@ -235,7 +235,7 @@ class Recipe:
 
     @property
     def network(self) -> dict | None:
-        """The section `network`, which describes the student; None if the recipe has none."""
+        """The section `network`, a dict that describes the student; None if there is none."""
         return self.node.get("network")
 
     @property

@@ -48,15 +48,16 @@ def audit_sets(
         sets: The data sets of the recipe, at least one.
         teacher_of: The teacher of each set by its name; None for a set without one.
         frames_of: The training frames of each set by its name.
-        max_depth_m: See `audit`, like the other arguments.
-        device: See `audit`.
-        resize: See `audit`.
+        max_depth_m: The largest depth that the student predicts, in metres.
+        device: This rank's device.
+        resize: How images are resized for the teachers.
 
     Returns:
         Messages for the log, which name the set if there are several.
 
     Raises:
-        TeacherError: As `audit` does; the message names the set.
+        TeacherError: A teacher's depth is certainly wrong; raised on all ranks. The message names
+            the data set.
     """
     told = []
     for name, _, recipe in sets:

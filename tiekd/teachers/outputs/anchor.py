@@ -63,9 +63,9 @@ MIN_INLIER_SHARE = 0.5
 MAX_ERROR = 0.1
 MAX_UNCERTAINTY = 0.007
 MAX_EXTRAPOLATION = 0.05
-# Depths with 2 % noise give a `Fit.error` of 1.35 %. A map with a `Fit.error` above ERROR_OF_NOISE
-# deviates more from its anchor. Its limit of uncertainty is raised by the excess of the error,
-# since such an uncertainty adds little to the error.
+# ERROR_OF_NOISE: if `Fit.error` is above this value, MAX_UNCERTAINTY is raised by the difference,
+# since the map has errors of that size anyway. (Depths with 2 % noise give a `Fit.error` of 1.35
+# %.) EXTRAPOLATION_BY_UNCERTAINTY: MAX_EXTRAPOLATION is raised by this many times the difference.
 ERROR_OF_NOISE = 0.0155
 EXTRAPOLATION_BY_UNCERTAINTY = 4
 # INVERTED: if the rank correlation between the output and the anchor's depth (or inverse depth, by
@@ -142,8 +142,8 @@ def fit(
             f"output {output.shape} and depth {depth.shape} must be maps (H, W) of one size"
         )
 
-    # Find the anchor points: pixels with an output and a depth. An output without a shift must be
-    # positive as well.
+    # Find the anchor points: pixels with an output and a metric depth. An output that has only an
+    # unknown scale, and no unknown shift, must be positive as well.
     usable = np.isfinite(output) if meaning.has_shift else np.isfinite(output) & (output > 0)
     points = np.flatnonzero(usable & (depth > 0) & (depth < max_depth_m))
     num_points = len(points)

@@ -36,7 +36,11 @@ class Quality(NamedTuple):
     beyond: float
 
     def node(self) -> dict:
-        """Returns the values as a dict, for a line of JSON; `reason` is "" for a good fit."""
+        """Returns the attributes as a dict for a line of JSON.
+
+        The keys are `image` (the name), the fields of `fit`, whose `reason` is "" for a good fit,
+        and `beyond`.
+        """
         return {"image": self.name, **asdict(self.fit), "beyond": round(self.beyond, 4)}
 
 

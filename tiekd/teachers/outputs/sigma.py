@@ -7,9 +7,10 @@
 - `flip` is the disagreement of the depths for an image and for its mirror image: |difference| /
   sqrt(2), which estimates the standard deviation of either depth if their errors are independent. A
   single difference is a noisy estimate, so its square is averaged over a window. The two depths
-  share most of their errors (a bias causes no difference at all), so true errors are larger: the
-  factor has to be fitted to ground truth.
-- `between` is the disagreement of several teachers whose depths are averaged, computed likewise.
+  share most of their errors (a bias causes no difference at all), so true errors are larger. So
+  sigma has to be multiplied by a factor that is fitted to ground truth (`calibration`).
+- `between` is the disagreement of several teachers whose depths are averaged, computed in the same
+  way.
 - `own` is the width of the teacher's own distribution over depth bins (tiekd/models/spread.py).
 
 A `calibration` is a file from bin/audit_teacher.py with a factor for each range of depth. Cost: no
@@ -38,10 +39,10 @@ _LACKING = {
     "own": "and it gives no distribution over depth bins",
 }
 _KEYS = ("from", "factor", "calibration", "max", "modes")
-# The side of the window in which squared disagreements are averaged, as a fraction of an image's
-# shorter side. A single squared disagreement has a relative standard deviation of 141 %. The errors
-# of neighbouring pixels are correlated, so only a window of many pixels lowers it. But the window
-# has to be narrower than the objects, whose errors differ.
+# The side of the window over which the squared difference of two depths is averaged, as a fraction
+# of an image's shorter side. A single squared difference has a relative standard deviation of 141
+# %. The errors of neighbouring pixels are correlated, so only a window of many pixels lowers it.
+# But the window has to be narrower than the objects, whose errors differ.
 _WINDOW = 1 / 20
 
 
@@ -255,7 +256,7 @@ def disagreement(depths: Tensor) -> Tensor:
 
 
 def factor_at(depth: Tensor, factors: tuple[tuple[float, float], ...]) -> Tensor | float:
-    """Interpolates the factor of sigma at depths.
+    """Interpolates the factor by which a pixel's sigma is multiplied, from the pixel's depth.
 
     Args:
         depth: Metres, any shape.

@@ -101,7 +101,7 @@ class Running:
 
 
 def running(options, run_device: torch.device, max_depth_m: float) -> Running:
-    """Checks the options by which a teacher's network runs: device, flip, batch size and precision.
+    """Checks the options by which a teacher's network runs, such as device and batch size.
 
     Args:
         options: The `Options` of any module in tiekd/teachers/, with the attributes `device`,
@@ -111,7 +111,7 @@ def running(options, run_device: torch.device, max_depth_m: float) -> Running:
             teacher gives this depth to pixels that are farther than any depth, such as the sky.
 
     Returns:
-        The checked options; the device is `run_device` if `options.device` is None.
+        The checked options as a `Running`; the device is `run_device` if `options.device` is None.
 
     Raises:
         TeacherError: A value isn't allowed, or this machine doesn't have the device.

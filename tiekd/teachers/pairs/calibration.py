@@ -12,8 +12,8 @@ from tiekd.errors import TeacherError
 from tiekd.files import check_readable
 from tiekd.teachers.pairs.matching import Rig
 
-# The names of the left and the right camera's projection matrices in the raw data, and in the files
-# of the benchmarks; and the name of the left image's size.
+# The names of the projection matrices of the left and the right camera, in KITTI's raw data and in
+# KITTI's benchmarks; and the name of the left image's size.
 _NAMES = (("P_rect_02", "P_rect_03"), ("P2", "P3"))
 _SIZE = "S_rect_02"
 _ALLOWED = "P_rect_02 and P_rect_03, or P2 and P3"

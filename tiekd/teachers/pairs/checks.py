@@ -1,8 +1,8 @@
-"""Checks image pairs: are they rectified, are left and right in the right order, do they match.
+"""Checks that image pairs match, are rectified, and have left and right in the right order.
 
-A few pairs are checked. For the matches they are reduced to SMALL_WIDTH columns; this takes some
-0.3 s per pair. Left out: whether the two cameras are synchronised, which a single pair of a moving
-scene doesn't show.
+A few pairs are checked. To find matching pixels, the images are reduced to SMALL_WIDTH columns;
+this takes some 0.3 s per pair. Left out: whether the two cameras are synchronised, which a single
+pair of a moving scene doesn't show.
 """
 
 from collections.abc import Sequence
@@ -28,13 +28,13 @@ _NUM_FEATURES, _SIMILAR_BITS = 1000, 32  # of 256 bits of a feature's descriptor
 
 
 class Look(NamedTuple):
-    """The measurements on one pair from which it is judged.
+    """The measurements on one image pair, from which `judge` decides if pairs can be used.
 
     Attributes:
         offsets: (N,), magnitudes of the vertical offsets, in pixels, of the features that were
             found in both images.
-        matched: Fraction of the pixels with a match.
-        exchanged: Fraction of the pixels with a match if left and right are exchanged.
+        matched: Fraction of the left image's pixels that have a match in the right image.
+        exchanged: The same fraction if left and right are exchanged.
         disparity: Median disparity of the matches in pixels; NaN without a match.
     """
 

@@ -66,6 +66,9 @@ class Checkpoint(Hook):
     def after_iteration(self, state) -> None:
         """Saves a checkpoint if one is due or the run ends, then deletes older ones. Collective.
 
+        Args:
+            state: The state of the run, which is saved.
+
         Raises:
             CheckpointError: Writing failed, and either this is the end of the run or `on_error` is
                 "stop".

@@ -67,6 +67,10 @@ class EarlyStop(Hook):
 
         That is the case if the hook had stopped the run and it is started again with the same
         patience.
+
+        Args:
+            state: The state of the run. If the run stops, its `stop_reason` and `stopped_early` are
+                set.
         """
         # Do nothing if training ends already: because it is finished, or because an evaluation that
         # was postponed to this resume has just stopped it.
@@ -77,7 +81,8 @@ class EarlyStop(Hook):
         """Counts an evaluation, and stops the run if `patience` is exhausted. Collective.
 
         Args:
-            state: The state of the run; its `stop_reason` and `stopped_early` are set.
+            state: The state of the run. If the run stops, its `stop_reason` and `stopped_early` are
+                set.
             metrics: The metrics by name; those of rank 0 are used.
         """
         value = metrics[self.metric]

@@ -76,6 +76,9 @@ class Guard(Hook):
 
         The check is due if the text log has written a line for this iteration, or the run ends.
 
+        Args:
+            state: The state of the run, with the losses of this iteration.
+
         Raises:
             DivergedError: `max_in_a_row` iterations in a row had a loss or gradient that was not
                 finite; raised on all ranks.
@@ -92,7 +95,7 @@ class Guard(Hook):
             self._look(state)
 
     def state_dict(self) -> dict:
-        """Returns the count of bad iterations in a row, for a checkpoint.
+        """Returns the count of bad iterations in a row, as a dict for a checkpoint.
 
         An iteration is bad if its loss or gradient is not finite. `in_a_row` is the number of bad
         iterations in a row up to the last check, `first_bad` the iteration number of the first of
@@ -109,6 +112,9 @@ class Guard(Hook):
 
     def _look(self, state) -> None:
         """Logs and counts the stored iterations whose loss or gradient isn't finite. Collective.
+
+        Args:
+            state: The state of the run.
 
         Raises:
             DivergedError: There were `max_in_a_row` such iterations in a row; raised on all ranks.
@@ -200,7 +206,7 @@ def _way_on(state, first_bad: int) -> str:
 
 
 def _on_host(flags: list[Tensor | bool]) -> list[bool]:
-    """Converts flags to bools, in the same order.
+    """Returns flags as a list of bools, in the same order.
 
     Args:
         flags: At least one flag. Either all are bools, or all are 0-d tensors on the device, whose

@@ -116,7 +116,11 @@ class TensorBoard(Hook):
                 self._write_text(name, Path(state.work_dir) / file, state.iteration)
 
     def after_iteration(self, state) -> None:
-        """Writes the text log's newest means, and images if they are due, on rank 0."""
+        """Writes the text log's newest means, and images if they are due, on rank 0.
+
+        Args:
+            state: The state of the run.
+        """
         if self._writer is None or not self._has_room():
             return
         if self.text_log.last_iteration == state.iteration >= self._last_iteration + self.interval:
@@ -126,7 +130,11 @@ class TensorBoard(Hook):
             self._write_images(state)
 
     def after_train(self, state) -> None:
-        """Closes TensorBoard's files."""
+        """Closes TensorBoard's files.
+
+        Args:
+            state: The state of the run; not used.
+        """
         if self._writer is not None and self._has_room():
             self._writer.close()
         self._writer = None
@@ -159,6 +167,10 @@ class TensorBoard(Hook):
         """Writes the metrics as `val/<metric>`, and images of validation frames, on rank 0.
 
         Metrics that compare with the teacher are written as `agreement/<metric>`.
+
+        Args:
+            state: The state of the run, with the iteration of the evaluation.
+            metrics: The metrics by name.
         """
         if self._writer is None or not self._has_room():
             return
