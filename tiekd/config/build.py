@@ -123,9 +123,9 @@ def _prepared(
 def parameters_of(factory: Callable) -> dict[str, inspect.Parameter]:
     """Returns the parameters of a component's `build` that a recipe or the program can give.
 
-    They are the parameters of its signature, by name. But a parameter `options` that is annotated
-    with a dataclass is replaced by the dataclass's fields, so that a component can receive many
-    options as one object:
+    The result is a dict from the name of each parameter in its signature to the
+    `inspect.Parameter`. But a parameter `options` that is annotated with a dataclass is replaced by
+    the dataclass's fields, so that a component can receive many options as one object:
 
         @dataclass(frozen=True)
         class BlurOptions:

@@ -165,7 +165,7 @@ class TeacherNode:
 
     @property
     def is_audited(self) -> bool:
-        """True if the teacher is compared with ground truth before a run (`teacher.audit: on`)."""
+        """True if the teacher is audited before a run (tiekd/training/teacher_audit.py)."""
         return self.is_given and self.node.get("audit", _AUDIT[0]) == _AUDIT[0]
 
     @property
@@ -387,7 +387,7 @@ class TeacherList:
 
 
 def has_teacher(recipe: dict) -> bool:
-    """Returns True if the student learns from a teacher, with at least one of its data sets.
+    """Returns True if the student learns from a teacher on at least one data set.
 
     Args:
         recipe: The recipe.

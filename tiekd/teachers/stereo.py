@@ -171,7 +171,8 @@ class StereoTeacher:
             frames: All frames of a dataset; empty if the dataset can't list them.
 
         Returns:
-            Messages for the log.
+            Messages for the log: how many frames have no right image, and the measurements on the
+            checked pairs.
 
         Raises:
             TeacherError: The frames have no files or no focal lengths, more than half of them have
@@ -378,7 +379,7 @@ def _grey(path: str) -> np.ndarray:
 
 
 def _package() -> str:
-    """Returns the name and version of the package that OpenCV came with."""
+    """Returns the name and version of the package that installed OpenCV, as one text."""
     for name in _PACKAGES:
         try:
             return f"{name} {version(name)}"

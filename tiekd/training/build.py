@@ -652,7 +652,7 @@ def load_weights(network: nn.Module, recipe: Recipe) -> list[str]:
         recipe: The run's recipe.
 
     Returns:
-        Lines for the log on the tensors that were loaded.
+        A list of lines for the log about the tensors that were loaded.
 
     Raises:
         CheckpointError: The weights can't be read or don't fit the network.
@@ -699,7 +699,9 @@ def _initial_weights(recipe: Recipe) -> Path | None:
 
 
 def _repeated_places(groups: list[int], places: int) -> str:
-    """Returns a log line about the images that an epoch repeats to fill batches of one size.
+    """Returns a log line that says how many images of an epoch are repeated to fill batches.
+
+    Images are repeated if each batch must have images of one size.
 
     Args:
         groups: For each training frame its group number; frames whose images have the same size

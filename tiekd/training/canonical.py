@@ -211,7 +211,7 @@ def with_factors(
 
 
 def check_weights(network: Mapping, state: Mapping, path: Path) -> list[str]:
-    """Warns if initial weights were trained with other canonical settings than this run's.
+    """Warns if initial weights were trained with other settings of canonical depth than this run.
 
     Args:
         network: The section `network` of this run's recipe.
@@ -220,7 +220,8 @@ def check_weights(network: Mapping, state: Mapping, path: Path) -> list[str]:
         path: The weights file, for the warning.
 
     Returns:
-        The warning in a list; an empty list if the settings agree or the file doesn't have them.
+        The warning in a list; an empty list if `canonical_focal` and `canonical_factors` agree, or
+        if the file doesn't state them.
     """
     trained = state.get("network") if isinstance(state, Mapping) else None
     if not isinstance(trained, Mapping):

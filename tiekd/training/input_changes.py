@@ -109,7 +109,7 @@ def judge(
         accept: True if the user accepts all changes, by --accept-changes.
 
     Returns:
-        The changes, the same on all ranks.
+        The changes as a `Verdict`, the same on all ranks.
 
     Raises:
         CheckpointError: The training or validation data have changed, and the user doesn't accept
@@ -136,8 +136,8 @@ def compare(started: dict | None, now: dict) -> Verdict:
         now: The record of the current inputs.
 
     Returns:
-        The changed keys of the recipe; messages on changes that the user must accept; and messages
-        on all other changes.
+        A `Verdict`: the changed keys of the recipe; messages on changes that the user must accept;
+        and messages on all other changes.
     """
     if started is None:
         line = (

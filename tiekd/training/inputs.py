@@ -254,7 +254,7 @@ def _is_split(split: object) -> bool:
     """Returns True if a value has the form of a split in a record of inputs.
 
     Args:
-        split: The value. The states of the frames' files may be missing.
+        split: The value. The state of a frame's file in it may be None.
     """
     if not isinstance(split, dict) or not isinstance(split.get("count"), int):
         return False

@@ -230,7 +230,7 @@ class Recipe:
 
     @property
     def has_teacher(self) -> bool:
-        """True if the student learns from a teacher, with at least one of its data sets."""
+        """True if the student learns from a teacher on at least one of the recipe's data sets."""
         return any(each.recipe.teachers.is_given for each in self.data_sets)
 
     @property

@@ -138,7 +138,7 @@ class TrainState:
             self.losses[name] = self.losses.get(name, 0.0) + loss / self.accumulation
 
     def period(self, every: int, by: str = "iteration") -> int:
-        """Converts the length of an interval to iterations.
+        """Returns the length of an interval as a number of iterations.
 
         Args:
             every: The length of the interval, in epochs or iterations.
@@ -169,7 +169,7 @@ class TrainState:
 
     @property
     def is_last(self) -> bool:
-        """True if the finished iteration is the last one of the length that the recipe gives."""
+        """True if the finished iteration is the last one that the recipe asks for."""
         return self.iteration == self.total_iterations
 
     @property

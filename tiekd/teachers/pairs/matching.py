@@ -1,9 +1,10 @@
-"""Matches rectified image pairs: a disparity, a depth and a sigma for each pixel of the left image.
+"""Matches rectified image pairs: computes disparity, depth and sigma in the left image's pixels.
 
-OpenCV's semi-global matching runs on grey levels, once for each image, and a disparity counts only
-if both agree. Its settings are the module's constants; model_configs/STEREO.md says how they were
-chosen, and how good depth and sigma are. A pair of 375x1242 pixels takes 0.3 s on one core. All
-functions take and return NumPy arrays. Left out: filling in pixels without a match.
+Sigma is the standard deviation of the depth's error. OpenCV's semi-global matching runs on grey
+levels, once for each image, and a disparity counts only if both agree. Its settings are the
+module's constants; model_configs/STEREO.md says how they were chosen, and how good depth and sigma
+are. A pair of 375x1242 pixels takes 0.3 s on one core. All functions take and return NumPy arrays.
+Left out: filling in pixels without a match.
 """
 
 import functools

@@ -224,9 +224,9 @@ def _reported(iteration: Iteration) -> list[dict]:
         iteration: The stored values of an iteration whose optimizer step was skipped.
 
     Returns:
-        A dict of plain values for each micro-batch: `micro_batch` is its number, from 0; `losses`
-        are its losses by their names in the log; `names` are those of its samples; `bad_pictures`
-        are the names of the samples whose image has a value that isn't finite.
+        A list with a dict of plain values for each micro-batch: `micro_batch` is its number, from
+        0; `losses` are its losses by their names in the log; `names` are those of its samples;
+        `bad_pictures` are the names of the samples whose image has a value that isn't finite.
     """
     # Copy the losses of all micro-batches to the host with one sync, and then the sums of all
     # images with another.
