@@ -122,8 +122,9 @@ class TeacherNode:
     def anchor(self) -> "TeacherNode":
         """The `TeacherNode` of the metric teacher that is the anchor (`teacher.anchor`).
 
-        The relative output of this teacher is fitted to the anchor's depth. If there is no anchor,
-        or the anchor is the ground truth, the section is empty: its `is_given` is False.
+        A teacher whose output is depth up to an unknown scale (and shift) is fitted to the depth of
+        its anchor. If there is no anchor, or the anchor is the ground truth, the result is an empty
+        section: its `is_given` is False.
         """
         node = self.node.get("anchor") if self.kind is not None else None
         return TeacherNode(node if isinstance(node, dict) else None, f"{self.where}.anchor")
@@ -215,7 +216,7 @@ class TeacherNode:
         return replace(self, node=self.node | {"checkpoint": str(path)})
 
     def check(self) -> None:
-        """Raises RecipeError if a key isn't a teacher's, or if a value has the wrong type."""
+        """Raises RecipeError if a key of the section or the type of a value isn't allowed."""
         if self.node is None:
             return
         where = self.where

@@ -285,7 +285,8 @@ def _digest_changes(split: str, old: dict, new: dict) -> _Changes:
         new: The split in the current record.
 
     Returns:
-        Messages on changes that the user must accept, and on other changes.
+        (refused, told): messages on changes that the user must accept, and messages on other
+        changes.
     """
     refused, told = [], []
     if old["count"] != new["count"]:
@@ -314,7 +315,8 @@ def _listed_changes(noun: str, old: dict, new: dict) -> _Changes:
         new: The current record.
 
     Returns:
-        Messages on changes that the user must accept, and on other changes.
+        (refused, told): messages on changes that the user must accept, and messages on other
+        changes.
     """
     refused, told = [], []
     # Find frames that were added, removed or reordered. A split may contain a name twice.
