@@ -145,7 +145,7 @@ def recipe_of(recipe: Mapping, data_set: DataSet) -> dict:
     """Returns a recipe with one of a recipe's data sets alone, so that `data` is a mapping.
 
     If the data set's entry has a teacher or evaluation settings of its own, they replace those of
-    the recipe. If the entry has `validate: false`, so has the section `train` of the result.
+    the recipe. If the entry has `validate: false`, the section `train` of the result has it, too.
 
     Args:
         recipe: The recipe whose `data` is a list.

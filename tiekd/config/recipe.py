@@ -227,7 +227,8 @@ def _in_list(change: dict, recipe: dict, where: str) -> dict:
         a list `data`.
 
     Raises:
-        RecipeError: There is no such data set, or the key isn't one that applies to all data sets.
+        RecipeError: There is no such data set, or the key names no data set although it doesn't
+            apply to all of them.
     """
     keys = change.get("data")
     is_whole = where.startswith("--set data=")

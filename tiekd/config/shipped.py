@@ -34,7 +34,7 @@ def folder(kind: str) -> Path:
 def shown_folder(kind: str) -> str:
     """Returns the folder of the files of one kind as text for a message.
 
-    The text is short in a checkout (`ds_configs/`), and else the whole path.
+    In a checkout the text is short, such as `ds_configs/`. Otherwise it is the whole path.
 
     Args:
         kind: PROGRAMS, RECIPES, EXPERIMENTS or ENGINE_CONFIGS.

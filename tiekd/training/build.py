@@ -586,7 +586,7 @@ def _validation_sets(
 
 
 def _needing_focals(teacher: Teacher) -> bool | frozenset[int]:
-    """Returns which images need a known focal length because their teacher needs it.
+    """Returns for which images the focal length has to be known because their teacher needs it.
 
     Args:
         teacher: The teacher of all images, or a `PerSet` with one teacher per data set.
