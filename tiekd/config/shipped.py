@@ -34,7 +34,8 @@ def folder(kind: str) -> Path:
 def shown_folder(kind: str) -> str:
     """Returns the folder of the files of one kind as text for a message.
 
-    In a checkout the text is short, such as `ds_configs/`. Otherwise it is the whole path.
+    If the user starts programs as bin/NAME.py, i.e. in a checkout, the text is short, such as
+    `ds_configs/`. If the user starts them as `tiekd NAME`, it is the whole path.
 
     Args:
         kind: PROGRAMS, RECIPES, EXPERIMENTS or ENGINE_CONFIGS.

@@ -110,7 +110,7 @@ class MoGePredictor:
 
         Returns:
             An `Output` at the size of the images: `values` is the depth, `valid` the mask of the
-            pixels for which the network gives a depth.
+            pixels for which the network gives a depth, or None.
         """
         return by_camera(images, intrinsics, self._run)
 

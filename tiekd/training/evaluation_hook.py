@@ -246,7 +246,7 @@ class Evaluation(Hook):
 
         Args:
             validated: The data set.
-            table: The error sums of each frame, by depth range.
+            table: The metrics, and the sums of errors by depth range, of each frame.
             edges: The errors near depth edges.
             figures: The nine metrics by name.
         """

@@ -175,7 +175,8 @@ def sampler_of(
         share: The rank and the world size.
 
     Returns:
-        A `MixedBatches`, which yields the samples of each of the rank's micro-batches.
+        A `MixedBatches`, which yields for each of the rank's micro-batches the list of its samples'
+        (epoch, index).
     """
     parts = [
         # A data set may define the order in which its samples are read, such as the order of its

@@ -59,7 +59,7 @@ def _of_parts(teacher: Mixture | Average, parts: list[Reference]) -> Mixture | A
     """Returns a copy of a combination of teachers that is called for whole images.
 
     In place of each teacher the copy calls the teacher's reference. So it is called with a `Views`,
-    which has each image at the size that each reference needs.
+    a dict that has the batch of images at each size that a reference needs.
 
     Args:
         teacher: The combination of teachers.
