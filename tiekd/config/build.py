@@ -58,13 +58,14 @@ def build(node: dict, package: str, where: str, **context):
 def check(node: dict, package: str, where: str, context: Collection[str] = ()) -> None:
     """Checks the arguments of a component as `build` does, without building it.
 
-    If its `build` has a parameter `options`, the dataclass is made, which checks its values.
+    If the component's `build` has a parameter `options`, the dataclass is made, which checks its
+    values.
 
     Args:
-        node: As for `build`, like the other arguments.
-        package: See `build`.
-        where: See `build`.
-        context: The names of the values that the program gives.
+        node: A mapping with a key `name`; all other keys are arguments of the component.
+        package: The dotted name of the package with the components of this kind.
+        where: The node's place in the recipe, for errors, such as `network.encoder`.
+        context: The names of the arguments that the program gives and a recipe may not set.
 
     Raises:
         UserError: The name is unknown, or an argument is unknown, missing or not allowed.
@@ -82,13 +83,18 @@ def _prepared(
     """Checks a node's arguments against the signature of its component's `build`.
 
     Args:
-        node: As for `build`, like the other arguments.
-        package: See `build`.
-        where: See `build`.
-        context: The names of the values that the program gives.
+        node: A mapping with a key `name`; all other keys are arguments of the component.
+        package: The dotted name of the package with the components of this kind.
+        where: The node's place in the recipe, for errors, such as `network.encoder`.
+        context: The names of the arguments that the program gives and a recipe may not set.
 
     Returns:
-        The component's `build`, and the node's arguments for it.
+        1. The component's function or class `build`.
+        2. The node's arguments by name, with text converted to paths where `build` expects paths.
+
+    Raises:
+        RecipeError: The name is unknown; or an argument is unknown, missing, of the wrong type, or
+            in `context`.
     """
     if not isinstance(node, dict) or not isinstance(node.get("name"), str):
         names = ", ".join(_names(package))
@@ -117,9 +123,9 @@ def _prepared(
 def parameters_of(factory: Callable) -> dict[str, inspect.Parameter]:
     """Returns the parameters of a component's `build` that a recipe or the program can give.
 
-    They are the parameters of its signature, by name. But a parameter `options` that is annotated
-    with a dataclass is replaced by the dataclass's fields, so that a component can receive many
-    options as one object:
+    The result is a dict from the name of each parameter in its signature to the
+    `inspect.Parameter`. But a parameter `options` that is annotated with a dataclass is replaced by
+    the dataclass's fields, so that a component can receive many options as one object:
 
         @dataclass(frozen=True)
         class BlurOptions:

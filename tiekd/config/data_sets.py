@@ -4,10 +4,11 @@
       - {set: street, name: kitti, root: /data/kitti, weight: 2.0, augment: {crop: [352, 704]}}
       - {set: own, name: folder, images: rgb, weight: 1.0, teacher: {maps: maps}, validate: false}
 
-An entry has the keys of `data`, and those of KEYS. A set is called by `set`, by default its `name`.
-What applies to whole batches (SHARED) is the same for all sets: an entry may leave it out, but two
-entries can't differ. `recipe_of` returns the recipe of one set by itself, from which everything
-about that set is built. Left out: building data sets, which tiekd/data/build.py does.
+An entry has the keys of `data`, and those of KEYS. The name of a data set is its `set`, by default
+its `name`. Keys that apply to whole batches (SHARED) have the same value for all data sets: it is
+enough if one entry gives it, and an error if two entries give different values. `recipe_of` returns
+a recipe with one of the data sets alone, from which everything that concerns this set is built.
+Left out: building data sets, which tiekd/data/build.py does.
 """
 
 import math
@@ -19,7 +20,8 @@ from typing import NamedTuple
 from tiekd.config.schema import check_value
 from tiekd.errors import RecipeError, UserError
 
-# Keys that an entry has beside those of `data`. A `teacher` of null is none, whatever the recipe's.
+# The keys that an entry of the list may have in addition to those of a mapping `data`. An entry
+# with `teacher: null` has no teacher, even if the recipe has one.
 KEYS = {
     "set": str,
     "weight": float,
@@ -28,9 +30,10 @@ KEYS = {
     "teachers": list[dict] | None,
     "evaluation": dict,
 }
-# Keys of `data` that apply to batches, in which the sets are mixed.
+# Keys of `data` that apply to whole batches. A batch has images of all data sets, so these keys
+# have the same value for all of them.
 SHARED = ("augment", "resize", "workers", "on_error", "max_errors", "timeout_s")
-# Keys of `evaluation` that a set may have for itself.
+# The keys of `evaluation` that may differ between data sets.
 _OF_EVALUATION = ("crop", "cap")
 _TEACHERS = ("teacher", "teachers")
 _NAME = re.compile(r"[A-Za-z][\w-]*")
@@ -41,10 +44,10 @@ class DataSet(NamedTuple):
     """One entry of a recipe's list `data`.
 
     Attributes:
-        name: What the set is called.
-        node: The entry as the recipe has it.
-        weight: Its share of the images, relative to the other sets'; None if no entry gives one,
-            so that shares are as the sets' sizes.
+        name: The data set's name.
+        node: The entry as it is in the recipe.
+        weight: The set's share of the training images, relative to the `weight` of the other sets.
+            None if no entry gives one, in which case shares follow from the sets' sizes.
     """
 
     name: str
@@ -62,7 +65,7 @@ def is_list(recipe: Mapping) -> bool:
 
 
 def sets_of(recipe: Mapping) -> tuple[DataSet, ...]:
-    """Returns the data sets of a recipe whose `data` is a list; an empty tuple for a mapping.
+    """Returns the entries of a recipe's list `data`; an empty tuple if `data` is a mapping.
 
     Args:
         recipe: The recipe.
@@ -102,23 +105,25 @@ def sets_of(recipe: Mapping) -> tuple[DataSet, ...]:
 
 
 def name_of(node: Mapping) -> str:
-    """Returns what an entry's set is called: its `set`, or its `name`.
+    """Returns the name of a data set: its key `set`, or else its key `name`.
 
     Args:
-        node: The entry. The name of a module from outside the project is shortened to its last
-            word.
+        node: The data set's entry in the list `data`. If its `name` is the dotted name of a module
+            from outside the project, only the last part is used.
     """
     return str(node.get("set", str(node.get("name", "")).split(".")[-1]))
 
 
 def shared_of(entries: list[dict]) -> dict:
-    """Returns the keys of SHARED that the entries of a list `data` have.
+    """Returns the keys that apply to all data sets of a list `data`, with their values.
+
+    These are the keys in SHARED that at least one entry has.
 
     Args:
-        entries: The entries, each a mapping.
+        entries: The entries of the list, each a mapping.
 
     Raises:
-        RecipeError: Two entries have another value of one key.
+        RecipeError: Two entries have different values of such a key.
     """
     found, origin = {}, {}
     for node in entries:
@@ -137,13 +142,14 @@ def shared_of(entries: list[dict]) -> dict:
 
 
 def recipe_of(recipe: Mapping, data_set: DataSet) -> dict:
-    """Returns the recipe of one data set by itself, with `data` as a mapping.
+    """Returns a recipe with one of a recipe's data sets alone, so that `data` is a mapping.
 
-    Its teacher, and what it states of its evaluation, take the place of the recipe's.
+    If the data set's entry has a teacher or evaluation settings of its own, they replace those of
+    the recipe. If the entry has `validate: false`, the section `train` of the result has it, too.
 
     Args:
         recipe: The recipe whose `data` is a list.
-        data_set: One of its sets.
+        data_set: The data set, one of those in `recipe`.
     """
     node = data_set.node
     own = {key: value for key, value in node.items() if key not in KEYS}
@@ -154,7 +160,8 @@ def recipe_of(recipe: Mapping, data_set: DataSet) -> dict:
     evaluation = dict(recipe.get("evaluation") or {}) | node.get("evaluation", {})
     evaluation.pop("set", None)
     if not node.get("validate", True):
-        # Nothing of this set is compared with a teacher that it may not have.
+        # This set isn't evaluated, so drop `against: teacher`, which would need a teacher that the
+        # set may not have.
         evaluation.pop("against", None)
         found["train"] = dict(recipe.get("train") or {}) | {"validate": False}
     if evaluation:
@@ -163,12 +170,15 @@ def recipe_of(recipe: Mapping, data_set: DataSet) -> dict:
 
 
 def put_teachers(recipe: dict, of_sets: list[dict]) -> dict:
-    """Returns a copy of a recipe with other values in the sections of its sets' own teachers.
+    """Returns a copy of a recipe with other sections `teacher` and `teachers`.
+
+    Both the sections of the recipe and those in its data sets are replaced.
 
     Args:
         recipe: The recipe whose `data` is a list.
-        of_sets: For each set its recipe, as `recipe_of` returns it, with the new values. Those of
-            the recipe's teacher are taken from the first set that learns from it.
+        of_sets: For each data set, a recipe that `recipe_of` returned, with the new sections. The
+            sections of a set without its own teacher are put at the top of the result (those of the
+            first such set).
     """
     entries, top = [], None
     for node, of_set in zip(recipe["data"], of_sets, strict=True):
@@ -183,13 +193,14 @@ def put_teachers(recipe: dict, of_sets: list[dict]) -> dict:
 
 @contextmanager
 def errors_of_set(name: str) -> Iterator[None]:
-    """Context manager that names a data set in the errors of its block.
+    """Context manager that adds a data set's name to the message of a UserError in its block.
 
-    "data.root: no folder" becomes "data.street.root: no folder"; any other message gets the set's
-    name before it.
+    "data.root: no folder" becomes "data.street.root: no folder"; any other message is put after
+    "data.street: ".
 
     Args:
-        name: What the set is called; empty for a recipe with one set, whose errors stay.
+        name: The data set's name, such as "street"; "" for a recipe with one data set, whose
+            messages are not changed.
     """
     try:
         yield
@@ -201,10 +212,10 @@ def errors_of_set(name: str) -> Iterator[None]:
 
 
 def place_of(key: str | int, recipe: Mapping) -> int | None:
-    """Returns the place in a list `data` of the set that a key names; None without such a set.
+    """Returns the index of a data set in a recipe's list `data`; None if there is no such set.
 
     Args:
-        key: The set's name, or its number from 0, also as text.
+        key: The data set's name, or its index, as a number or text.
         recipe: The recipe.
     """
     entries = recipe["data"]
@@ -220,7 +231,7 @@ def check_entry(node: object, where: str) -> None:
 
     Args:
         node: The entry.
-        where: Its place, for the message.
+        where: The entry's place in the recipe, such as "data[0]", for the message.
     """
     if not isinstance(node, dict) or not isinstance(node.get("name"), str):
         raise RecipeError(

@@ -4,8 +4,8 @@ The search order is the same under every launcher:
 
 1. Python's own path: installed packages and PYTHONPATH;
 2. the current folder;
-3. the folder of each recipe that was read. After a work dir of a run follow the folder of the
-   recipe with which the run was started, and the current folder of that start.
+3. the folder of each recipe that was read. If the folder is the work dir of a run, also the folder
+   of the recipe with which the run was started, and the folder that was the current one then.
 
 The folder that has the package is added at the end of sys.path. At the end it hides no installed
 package, and being in sys.path it also serves the package's own later imports and the data workers.
@@ -93,7 +93,7 @@ def _folders() -> Iterator[Path]:
 
 
 def _of_run(work_dir: Path) -> tuple[Path, ...]:
-    """Returns the folders in which the modules of a run's user were searched when the run started.
+    """Returns two of the folders in which a run's modules were searched when it was started.
 
     They are read from the run's launch record.
 
@@ -101,9 +101,9 @@ def _of_run(work_dir: Path) -> tuple[Path, ...]:
         work_dir: The folder of the run, or any other folder.
 
     Returns:
-        The folder of the recipe with which the run was started, and the current folder of that
-        start. Empty if `work_dir` has no readable launch record, for example because it is no work
-        dir.
+        The folder of the recipe with which the run was started, and the folder that was the current
+        one then. Empty if `work_dir` has no readable launch record, for example because it is no
+        work dir.
     """
     # Ignore a launch record that is a folder or a pipe here; it is reported when the run is
     # resumed.
@@ -113,7 +113,7 @@ def _of_run(work_dir: Path) -> tuple[Path, ...]:
         record = json.loads((work_dir / LAUNCH_RECORD).read_text())
         return Path(record["recipe"]).parent, Path(record["folder"])
     except (OSError, ValueError, TypeError, LookupError):
-        # Usually the folder isn't a work dir, so it has no launch record.
+        # This is the usual case: the folder isn't a run's work dir, so it has no launch record.
         return ()
 
 

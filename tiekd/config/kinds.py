@@ -129,14 +129,19 @@ def kind_of(key: Sequence[str | int], recipe: dict) -> Any:
 
 
 def _of_its_set(key: Sequence[str | int], recipe: dict) -> tuple[Sequence[str | int], dict]:
-    """Returns a key of a data set in a list `data` as that of a recipe with this set alone.
+    """Translates a key inside a list `data` to a recipe in which `data` is a mapping.
+
+    For example `("data", "street", "root")` becomes `("data", "root")` in a recipe with the data
+    set "street" alone. A key of all data sets, such as `("data", "workers")`, stays as it is.
 
     Args:
-        key: The keys that lead to a value; the second one is the set's name or number.
+        key: The keys that lead to the value, outermost first. After "data", a data set's name or
+            index.
         recipe: The recipe.
 
     Returns:
-        The key and the recipe; the arguments themselves if the key isn't one of a set.
+        The translated key, and the recipe to look it up in; `key` and `recipe` if the key isn't one
+        in a list `data`.
     """
     if not data_sets.is_list(recipe) or len(key) < 2 or key[0] != "data":
         return key, recipe
@@ -147,7 +152,8 @@ def _of_its_set(key: Sequence[str | int], recipe: dict) -> tuple[Sequence[str | 
         return key, recipe
     node = recipe["data"][place]
     inner = tuple(key[2:])
-    # Sections of a set's own have the keys that they have at the top of a recipe.
+    # A data set's entry may contain the sections `teacher`, `teachers` and `evaluation`. They have
+    # the same keys as at the top of a recipe.
     if inner[0] in ("teacher", "teachers", "evaluation"):
         return inner, {**recipe, "teacher": None, "teachers": None, "data": {}, **_sections(node)}
     if inner[0] in data_sets.KEYS:

@@ -136,11 +136,11 @@ _RESIZE_FORMS = ({"height", "width", "mode"}, {"short_side"}, {"scale"})  # the 
 
 
 def _of_the_same_form(old: dict, change: dict) -> dict:
-    """Returns the node `resize` without the keys that can't be combined with its new ones.
+    """Returns a node `resize` without the keys that can't be combined with the keys of an update.
 
     Args:
-        old: The node to be updated.
-        change: The node with the new keys. Keys with the value None are ignored.
+        old: The node before the update.
+        change: The node with which it will be updated. Keys with the value None are ignored.
     """
     said = {key for key, value in change.items() if value is not None}
     known = set().union(*_RESIZE_FORMS)
@@ -197,8 +197,8 @@ def _anchored(change: dict, folder: Path, where: str) -> dict:
     if data_sets.is_list(change):
         change = change | {"data": _anchored_sets(change["data"], folder, f"{where}: data")}
     teacher = change.get("teacher")
-    # Nothing has to be set to None for a list of teachers, since it replaces a base's list as a
-    # whole.
+    # A list `teachers` replaces the list of a base as a whole in the merge, so no key has to be set
+    # to None for it.
     if "teachers" in change:
         several = _anchored_list(change["teachers"], folder, f"{where}: teachers")
         change = change | {"teachers": several}
@@ -212,20 +212,23 @@ def _anchored(change: dict, folder: Path, where: str) -> dict:
 
 
 def _in_list(change: dict, recipe: dict, where: str) -> dict:
-    """Returns an override of one data set in a list `data` as one of the whole list.
+    """Converts an override of keys inside a list `data` to an override of the whole list.
 
-    `data.0.root` and `data.street.root` are keys of one set, `data.workers` is one of all sets.
+    The keys `data.0.root` and `data.street.root` set a value of one data set, `data.workers` sets
+    one of all data sets.
 
     Args:
-        change: The override as a nested dict, as `{"data": {"street": {"root": ...}}}`.
+        change: The override as a nested dict, such as `{"data": {"street": {"root": ...}}}`.
         recipe: The merged recipe without this override.
         where: The name of the override, for errors.
 
     Returns:
-        The override with the whole changed list; itself if it changes no entry of a list.
+        `change` with the whole changed list as its `data`. `change` itself if it sets no key inside
+        a list `data`.
 
     Raises:
-        RecipeError: There is no such set, or the key is one of a single data set.
+        RecipeError: There is no such data set, or the key names no data set although it doesn't
+            apply to all of them.
     """
     keys = change.get("data")
     is_whole = where.startswith("--set data=")
@@ -237,7 +240,8 @@ def _in_list(change: dict, recipe: dict, where: str) -> dict:
     for key, value in keys.items():
         place = data_sets.place_of(key, recipe)
         if key in data_sets.SHARED:
-            # One entry states it for all sets, so that no other one contradicts it.
+            # Keep the value of a key that applies to all data sets only in the first entry, so that
+            # no other entry contradicts it.
             old = [node.pop(key) for node in entries if key in node]
             entries[0] |= merge({key: old[0]} if old else {}, {key: value})
         elif place is None:
@@ -255,15 +259,17 @@ def _in_list(change: dict, recipe: dict, where: str) -> dict:
 
 
 def _changed_set(node: dict, change: dict) -> dict:
-    """Returns an entry of a list `data` with the values of an override.
+    """Returns an entry of a list `data`, updated with the values of an override.
 
     Args:
         node: The entry.
-        change: The values. A `teacher` of None stays in the entry, whose set then has none.
+        change: The new values. None removes a key, except that `teacher: None` is stored: it means
+            that the data set has no teacher, even if the recipe has one.
     """
     kept = node
     if change.get("name", node["name"]) != node["name"]:
-        # Another data set: only what isn't an option of the old one stays.
+        # The override selects another type of data set. Drop the options of the old type, and keep
+        # the keys that every data set may have.
         of_any = (*data_sets.KEYS, *data_sets.SHARED)
         kept = {key: value for key, value in node.items() if key in of_any}
         kept["name"] = change["name"]
@@ -272,12 +278,12 @@ def _changed_set(node: dict, change: dict) -> dict:
 
 
 def _anchored_sets(entries: list, folder: Path, where: str) -> list:
-    """Returns the entries of a list `data` with `recipe` of their own teachers made absolute.
+    """Returns the entries of a list `data` with absolute paths in the `recipe` of their teachers.
 
     Args:
         entries: The entries, which aren't checked yet.
         folder: The folder from which a relative `recipe` starts.
-        where: The list's place, for errors.
+        where: The list's place in the recipe, for errors.
     """
     found = []
     for place, node in enumerate(entries):
@@ -285,7 +291,8 @@ def _anchored_sets(entries: list, folder: Path, where: str) -> list:
             keys = {key: node[key] for key in ("teacher", "teachers") if key in node}
             theirs = _anchored(keys, folder, f"{where}[{place}]")
             node = node | {key: theirs[key] for key in keys}
-            # An entry replaces that of a base as a whole, so nothing has to be removed from it.
+            # Drop the None values that `_anchored` added to remove values of a base: a list `data`
+            # replaces that of a base as a whole, so there is nothing to remove.
             if isinstance(node.get("teacher"), dict):
                 given = keys["teacher"]
                 kept = {k: v for k, v in node["teacher"].items() if v is not None or k in given}
@@ -306,7 +313,7 @@ def _anchored_teacher(teacher: object, folder: Path, where: str) -> object:
     Args:
         teacher: The section, or any other value that a recipe has in its place.
         folder: The folder from which a relative `recipe` starts.
-        where: The section's place, for errors.
+        where: The section's place in the recipe, for errors.
 
     Returns:
         A copy; `teacher` itself if there is nothing to change.
@@ -460,7 +467,8 @@ def _resolve_teacher(recipe: dict) -> None:
         RecipeError: The section `teacher` is wrong, or the recipe that it names has no network.
     """
     for data_set in data_sets.sets_of(recipe):
-        # Only sections of a set's own are resolved with it; `node` is changed in place.
+        # Copy the network into the teacher sections of this data set's entry only. `own` has the
+        # same dicts as the entry, so the recipe is changed in place.
         own = {key: data_set.node[key] for key in ("teacher", "teachers") if key in data_set.node}
         with data_sets.errors_of_set(data_set.name):
             _resolve_teacher(own)

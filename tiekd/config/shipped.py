@@ -3,8 +3,8 @@
 In a checkout these are the folders bin/, model_configs/ and ds_configs/ beside tiekd/. setup.py
 puts the same folders into a wheel, below tiekd/share/.
 
-Files are found by this file's own place and not by `importlib.resources`: with a second checkout on
-PYTHONPATH, an editable install would answer for the folders of the first one.
+The folders are found relative to this file and not by `importlib.resources`, which would find those
+of an editable install even if the code is imported from a second checkout on PYTHONPATH.
 """
 
 import os
@@ -32,26 +32,30 @@ def folder(kind: str) -> Path:
 
 
 def shown_folder(kind: str) -> str:
-    """Returns the folder of one kind as text for a message: `ds_configs/`, or the whole path.
+    """Returns the folder of the files of one kind as text for a message.
+
+    If the user starts programs as bin/NAME.py, i.e. in a checkout, the text is short, such as
+    `ds_configs/`. If the user starts them as `tiekd NAME`, it is the whole path.
 
     Args:
-        kind: As for `folder`.
+        kind: PROGRAMS, RECIPES, EXPERIMENTS or ENGINE_CONFIGS.
     """
     return f"{kind}/" if console.names_bin() else f"{folder(kind)}/"
 
 
 def names(kind: str) -> dict[str, Path]:
-    """Returns the path of each file of one kind by its name, which is the path's stem.
+    """Returns the files of one kind as a dict from name to path; a name is the path's stem.
 
-    The pieces of which recipes consist (model_configs/_base_) have no names of their own, nor have
-    the recipes of experiments. Specifications of experiments are no recipes.
+    For RECIPES, the folders `_base_` (pieces of recipes) and `experiments` are left out. For
+    EXPERIMENTS, only the specifications of experiments are returned, and not the recipes that
+    belong to them.
 
     Args:
         kind: RECIPES, EXPERIMENTS or ENGINE_CONFIGS.
     """
     root = folder(kind)
     if kind == EXPERIMENTS:
-        # Its sub-folders hold the recipes of its specifications.
+        # Leave out the sub-folders, which hold recipes that belong to the specifications.
         return {path.stem: path for path in sorted(root.glob(f"*{_SUFFIXES[kind]}"))}
     paths = sorted(root.rglob(f"*{_SUFFIXES[kind]}"))
     return {
@@ -99,7 +103,10 @@ def find(kind: str, given: str | Path, beside: Path = Path()) -> Path:
 
 
 def programs() -> dict[str, Path]:
-    """Returns the path of each program's file by the program's name in `tiekd NAME`."""
+    """Returns the programs in bin/ as a dict from name to path.
+
+    A name is the one in the command `tiekd NAME`, such as "cache-teacher".
+    """
     # Add `resume`, whose file is the only one without a suffix.
     files = [*folder(PROGRAMS).glob("*.py"), folder(PROGRAMS) / "resume"]
     return {path.stem.replace("_", "-"): path for path in sorted(files)}

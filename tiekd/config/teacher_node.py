@@ -27,7 +27,8 @@ MEAN = "average"
 IN_MEAN = "teacher.teachers"  # the key with the teachers whose mean is learned
 WEIGHTS = ("given", "precision")
 _AUDIT = ("on", "off")
-# Matches the beginning of a message about the teacher, unless it names one of several teachers.
+# Matches the word `teacher` at the beginning of an error message, unless the message names one of
+# several teachers.
 _TEACHER = re.compile(r"^teacher(?=[.: ])(?!\.teachers\[)")
 _TEACHERS = Path(__file__).parents[1] / "teachers"
 # The modules in tiekd/teachers/ that can't be given as `teacher.name`: they are selected by other
@@ -103,9 +104,10 @@ class TeacherNode:
 
     @property
     def model_files(self) -> list[Path]:
-        """The model's file, or the files in its folder; empty if the section names none that exist.
+        """The model's file, or the files in its folder, as a list of paths.
 
-        Files in subfolders are left out.
+        Files in subfolders are left out. The list is empty if the section names no model, or none
+        that exists on this machine.
         """
         if self.kind is None:
             return []
@@ -118,10 +120,11 @@ class TeacherNode:
 
     @property
     def anchor(self) -> "TeacherNode":
-        """The section of the metric teacher that is the anchor (`teacher.anchor`).
+        """The `TeacherNode` of the metric teacher that is the anchor (`teacher.anchor`).
 
-        The relative output of this teacher is fitted to the anchor's depth. If there is no anchor,
-        or the anchor is the ground truth, the section is empty: its `is_given` is False.
+        A teacher whose output is depth up to an unknown scale (and shift) is fitted to the depth of
+        its anchor. If there is no anchor, or the anchor is the ground truth, the result is an empty
+        section: its `is_given` is False.
         """
         node = self.node.get("anchor") if self.kind is not None else None
         return TeacherNode(node if isinstance(node, dict) else None, f"{self.where}.anchor")
@@ -153,14 +156,17 @@ class TeacherNode:
 
     @property
     def calibration(self) -> Path | None:
-        """The path of the calibration of the teacher's sigma; None if it isn't given."""
+        """The path of the file that calibrates the teacher's sigma (`teacher.sigma.calibration`).
+
+        None if the key isn't given.
+        """
         sigma = self.node.get("sigma") if self.is_given else None
         path = sigma.get("calibration") if isinstance(sigma, dict) else None
         return Path(path).expanduser() if isinstance(path, str) else None
 
     @property
     def is_audited(self) -> bool:
-        """True if the teacher is compared with ground truth before a run (`teacher.audit: on`)."""
+        """True if the teacher is audited before a run (tiekd/training/teacher_audit.py)."""
         return self.is_given and self.node.get("audit", _AUDIT[0]) == _AUDIT[0]
 
     @property
@@ -210,7 +216,7 @@ class TeacherNode:
         return replace(self, node=self.node | {"checkpoint": str(path)})
 
     def check(self) -> None:
-        """Raises RecipeError if a key isn't a teacher's, or if a value has the wrong type."""
+        """Raises RecipeError if a key of the section or the type of a value isn't allowed."""
         if self.node is None:
             return
         where = self.where
@@ -227,7 +233,8 @@ class TeacherNode:
                 check_value(value, keys[key], f"{where}.{key}")
             return
         name, allowed = self.node["name"], kinds()
-        # Refuse a mean inside a list of teachers or as an anchor.
+        # Refuse `name: average`, the mean of several teachers, inside a list of teachers or as an
+        # anchor.
         if self.where != "teacher":
             allowed.remove(MEAN)
         if not isinstance(name, str) or ("." not in name and name not in allowed):
@@ -284,7 +291,10 @@ class TeacherList:
 
     @classmethod
     def of(cls, recipe: dict) -> "TeacherList":
-        """Returns the teachers of a recipe.
+        """Returns the teachers of a recipe as a `TeacherList`.
+
+        Args:
+            recipe: The recipe as a dict, whose `data` isn't read.
 
         Raises:
             RecipeError: There are both `teacher` and `teachers`, or a list of teachers has another
@@ -320,19 +330,21 @@ class TeacherList:
 
     @property
     def maps(self) -> dict[str, str]:
-        """The folders of cached depth maps by the recipe's keys that name them, in teacher order.
+        """A dict from the recipe's keys that name folders of cached depth maps to these folders.
 
-        Such a key is `teacher.maps`, or `teachers[1].maps`.
+        The keys are `teacher.maps`, or `teachers[1].maps` and the like, in the order of the
+        teachers.
         """
         return {f"{node.where}.maps": node.maps for node in self.nodes if node.maps is not None}
 
     @property
     def stated_sigmas(self) -> dict[str, float | dict]:
-        """The keys that determine the sigma that the student learns -> their values.
+        """A dict from the recipe's keys that set the sigma that the student learns to their values.
 
-        For a mean the key is `teacher.sigma`, since the sigmas of its teachers only weight them.
-        The key `sigma` of a module outside the project isn't included, since the module interprets
-        it.
+        Sigma is the standard deviation of the error of a teacher's depth; a value is a number of
+        metres or a dict. For a mean of teachers the key is `teacher.sigma`, since the sigmas of its
+        teachers only weight them. The key `sigma` of a module outside the project isn't included,
+        since the module interprets it.
         """
         if self.several == IN_MEAN:
             return {} if self.sigma is None else {"teacher.sigma": self.sigma}
@@ -362,8 +374,8 @@ class TeacherList:
         """Returns a copy of a recipe in which each teacher's section is replaced.
 
         Args:
-            recipe: The recipe of these teachers.
-            change: Function from a teacher's section to the new one.
+            recipe: The recipe from which this list was made.
+            change: Function from a teacher's section to the new section, a dict.
         """
         nodes = [change(node) for node in self.nodes]
         if not nodes:
@@ -376,7 +388,7 @@ class TeacherList:
 
 
 def has_teacher(recipe: dict) -> bool:
-    """Returns True if the student learns from a teacher, with at least one of its data sets.
+    """Returns True if the student learns from a teacher on at least one data set.
 
     Args:
         recipe: The recipe.
@@ -387,7 +399,7 @@ def has_teacher(recipe: dict) -> bool:
 
 
 def _entries(several: object, where: str) -> tuple[TeacherNode, ...]:
-    """Returns the sections of a list of teachers.
+    """Returns the sections in a list of teachers as a tuple of `TeacherNode`.
 
     Args:
         several: The list's value in the recipe.
@@ -407,7 +419,7 @@ def _entries(several: object, where: str) -> tuple[TeacherNode, ...]:
 
 @contextmanager
 def errors_of(where: str) -> Iterator[None]:
-    """Context manager that puts a teacher's place in the recipe into the errors of its block.
+    """Context manager that puts a teacher's place into the errors raised in its block.
 
     A message such as "teacher.device: got ..." then begins with the place in place of `teacher`.
 

@@ -2,13 +2,14 @@
 
     teacher: {name: average, weights: precision, teachers: [{maps: a, sigma: 0.4}, {maps: b, ...}]}
 
-In each pixel it is the weighted mean of the valid depths. A teacher's weight in it is its key
-`weight`, or, with `weights: precision`, weight / sigma^2. The latter are the best weights if the
+In each pixel the result is the weighted mean of the valid depths. The weight of a teacher is its
+key `weight`, or, with `weights: precision`, weight / sigma^2. The latter is best if the teachers'
 errors are independent and sigma is their standard deviation. Where two teachers see different
-surfaces, a mean is on neither of them; `teachers` learns both instead. With `sigma: {from:
-between}` it also gives a sigma: the standard deviation between the teachers' depths. (A mixture
-doesn't offer this source, since it learns the difference of its teachers anyway.) Cost: the sum of
-the teachers' costs, and a few operations per pixel.
+surfaces, the mean is on neither of them; with the key `teachers` the student learns both instead
+(mixture.py). With `sigma: {from: between}` the mean also has a sigma: the standard deviation
+between the teachers' depths. (A mixture doesn't offer this source, since the student learns the
+teachers' differences from it anyway.) Cost: the sum of the teachers' costs, and a few operations
+per pixel.
 """
 
 import torch
@@ -22,19 +23,20 @@ from tiekd.teachers.outputs.sigma import disagreement, options_of
 
 
 class Average:
-    """Returns the weighted mean of several teachers' depths.
-
-    Attributes:
-        mixture: The teachers.
-        by_precision: True to weight by 1 / sigma^2, too.
-        sigma: The source of each pixel's sigma, the standard deviation of the depth's error; None
-            if the teacher gives depth alone.
+    """A teacher whose depth is the weighted mean of several teachers' depths.
 
     Args:
-        mixture: The teachers.
-        weights: "given" or "precision".
-        sigma: The recipe's `teacher.sigma`; None for depth alone.
+        mixture: The teachers whose depths are averaged, as a `Mixture`.
+        weights: "given" to weight each depth by its teacher's key `weight`; "precision" to weight
+            it by `weight` / sigma^2.
+        sigma: The recipe's `teacher.sigma`, the source of the standard deviation of the mean's
+            error; None for depth alone.
         digest: A digest that identifies the teachers' cached maps; None if it isn't known.
+
+    Attributes:
+        mixture: As the argument.
+        by_precision: True if `weights` is "precision".
+        sigma: The argument `sigma`, parsed; None for depth alone.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class Average:
 
     @property
     def members(self) -> tuple[Member, ...]:
-        """The teachers, in the order of the recipe."""
+        """The teachers whose depths are averaged, as a tuple of `Member`, in the recipe's order."""
         return self.mixture.members
 
     @property
@@ -69,11 +71,11 @@ class Average:
             batch: The batch.
 
         Returns:
-            (B, 1, H, W) float32, metres, 0 where no teacher is valid; None if a teacher has no
-            depth for this batch. With `sigma` it is a `Target` of this depth and its sigma.
+            (B, 1, H, W) float32, metres, 0 where no teacher's depth is valid; None if a teacher has
+            no depth for this batch. With `sigma` it is a `Target` of this depth and its sigma.
 
         Raises:
-            TeacherError: The weights are 1 / sigma^2, but a teacher has no sigma.
+            TeacherError: The weights are `weight` / sigma^2, but a teacher has no sigma.
         """
         target = self.components(batch)
         if target is None:
@@ -89,17 +91,15 @@ class Average:
     def components(self, batch: Batch) -> Target | None:
         """Returns the depths of all teachers, with their weights in the mean.
 
-        From the differences of these depths a sigma of the mean can be computed.
-
         Args:
             batch: The batch.
 
         Returns:
-            A target with one component for each depth; None if a teacher has no depth for this
-            batch.
+            A `Target` with one component for each teacher's depth; None if a teacher has no depth
+            for this batch.
 
         Raises:
-            TeacherError: The weights are 1 / sigma^2, but a teacher has no sigma.
+            TeacherError: The weights are `weight` / sigma^2, but a teacher has no sigma.
         """
         parts = self.mixture.parts(batch)
         if parts is None:

@@ -23,8 +23,8 @@ from tiekd.teachers.outputs.model_place import ModelPlace, import_package
 from tiekd.teachers.outputs.stated import stated_or_given
 from tiekd.teachers.outputs.teacher import FoundationTeacher, Output, teacher_of
 
-# For models whose output has a known meaning: the beginning of the name in the model's config, and
-# the meaning, a key of OUTPUTS.
+# For models with a known kind of output: the beginning of the model's name in its config, and the
+# kind of output, a key of OUTPUTS (teachers/outputs/meaning.py).
 _STATED = {"da3metric": "canonical", "da3nested": "metres"}
 
 
@@ -33,20 +33,20 @@ class Options:
     """The keys of `teacher: {name: depth_anything_3}`.
 
     Attributes:
-        model: The path of the model's folder, or the model's ID on the hub.
+        model: The path of the model's folder, or the model's ID on the Hugging Face hub.
         output: The meaning of the output, a key of OUTPUTS (teachers/outputs/meaning.py). Needed
             for models other than DA3METRIC and DA3NESTED.
         revision: The branch, tag or commit of the model on the hub; None for a folder or `main`.
         resolution: The length of the longer side, in pixels, to which the package resizes an image;
             rounded to a multiple of the network's patch size.
         anchor: The source of metric depth to which a relative output is fitted: "ground_truth", or
-            a node that describes a metric teacher; None for a metric output.
+            a mapping that describes a metric teacher. None for a metric output.
         flip: True to average the output with that for the mirrored image.
         batch_size: The number of images in one call; the network processes them one after the
             other.
         device: The model's device; None for the rank's own device.
-        sigma: The sigma of each pixel: metres, or a node that names its source
-            (teachers/outputs/sigma.py); None for depth alone.
+        sigma: The standard deviation of the error of each pixel's depth: a number of metres, or a
+            mapping that names its source (teachers/outputs/sigma.py). None for depth alone.
     """
 
     model: Path
@@ -97,11 +97,16 @@ class DepthAnything3Predictor:
         }
 
     def __call__(self, images: Tensor, intrinsics: Tensor) -> Output:
-        """Returns the network's depth, resized to the size of the images, and a mask of the sky.
+        """Runs the network on images, and returns its depth and a mask of the sky.
 
         Args:
             images: (B, 3, H, W) uint8, RGB.
-            intrinsics: (B, 3, 3) float32, in pixels of the images; NaN where unknown.
+            intrinsics: (B, 3, 3) float32 camera matrices, in pixels of the images; NaN for an
+                unknown camera.
+
+        Returns:
+            An `Output` at the size of the images: `values` is the depth, `beyond` the mask of the
+            sky or None.
         """
         own = images.shape[-2:]
         depths, skies, focals = [], [], []
@@ -126,7 +131,7 @@ class DepthAnything3Predictor:
 
 
 def build(options: Options, run_device: torch.device, max_depth_m: float) -> FoundationTeacher:
-    """Builds a teacher from a model of Depth Anything 3.
+    """Returns a `FoundationTeacher` that runs a model of Depth Anything 3.
 
     Args:
         options: The keys of the recipe's section `teacher`.

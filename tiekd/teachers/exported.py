@@ -49,13 +49,13 @@ class Options:
             the file, or, if the network takes images of any size, for the image's own size.
         output_name: The name of the output that is the depth, if an ONNX file has several.
         anchor: The source of metric depth to which a relative output is fitted: "ground_truth", or
-            a node that describes a metric teacher; None for a metric output.
+            a mapping that describes a metric teacher. None for a metric output.
         flip: True to average the output with that for the mirrored image.
         batch_size: The number of images in one call. A network that takes only a single image is
             called once per image instead.
         device: The network's device; None for the rank's own device.
-        sigma: The sigma of each pixel: metres, or a node that names its source
-            (teachers/outputs/sigma.py); None for depth alone.
+        sigma: The standard deviation of the error of each pixel's depth: a number of metres, or a
+            mapping that names its source (teachers/outputs/sigma.py). None for depth alone.
     """
 
     file: Path
@@ -142,11 +142,15 @@ class ExportedPredictor:
             self.description[learned_from.KEY] = teachers
 
     def __call__(self, images: Tensor, intrinsics: Tensor) -> Output:
-        """Returns the network's output, resized to the size of the images.
+        """Runs the network on images, and resizes its output to the size of the images.
 
         Args:
             images: (B, 3, H, W) uint8, RGB.
-            intrinsics: (B, 3, 3) float32, in pixels of the images; NaN where unknown.
+            intrinsics: (B, 3, 3) float32 camera matrices, in pixels of the images; NaN for an
+                unknown camera.
+
+        Returns:
+            An `Output` whose `values` are the network's output at the size of the images.
         """
         # Resize the images, and normalise them as the network was trained.
         own = tuple(images.shape[-2:])
@@ -363,7 +367,7 @@ _LOADERS = {".onnx": _load_onnx, ".pt2": _load_program}
 
 
 def build(options: Options, run_device: torch.device, max_depth_m: float) -> FoundationTeacher:
-    """Builds a teacher from an exported network.
+    """Returns a `FoundationTeacher` that runs an exported network.
 
     Args:
         options: The keys of the recipe's section `teacher`.

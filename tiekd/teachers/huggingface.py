@@ -66,18 +66,18 @@ class Options:
 
     Attributes:
         model: The path of a folder that `save_pretrained` wrote for the model and its image
-            processor; or the model's ID on the hub.
+            processor; or the model's ID on the Hugging Face hub.
         output: The meaning of the output, a key of OUTPUTS (teachers/outputs/meaning.py). Needed if
             the model's config doesn't state the meaning.
         revision: The branch, tag or commit of the model on the hub; None for a folder or `main`.
         precision: The precision of convolutions and matrix products: "fp32", "bf16" or "fp16".
         anchor: The source of metric depth to which a relative output is fitted: "ground_truth", or
-            a node that describes a metric teacher; None for a metric output.
+            a mapping that describes a metric teacher. None for a metric output.
         flip: True to average the output with that for the mirrored image.
         batch_size: The number of images that the model computes in one call.
         device: The model's device; None for the rank's own device.
-        sigma: The sigma of each pixel: metres, or a node that names its source
-            (teachers/outputs/sigma.py); None for depth alone.
+        sigma: The standard deviation of the error of each pixel's depth: a number of metres, or a
+            mapping that names its source (teachers/outputs/sigma.py). None for depth alone.
     """
 
     model: Path
@@ -137,11 +137,15 @@ class HuggingFacePredictor:
         }
 
     def __call__(self, images: Tensor, intrinsics: Tensor) -> Output:
-        """Returns the model's output after its own post-processing, at the size of the images.
+        """Runs the model on images, and its own post-processing on the output.
 
         Args:
             images: (B, 3, H, W) uint8, RGB.
-            intrinsics: (B, 3, 3) float32, in pixels of the images; NaN where unknown.
+            intrinsics: (B, 3, 3) float32 camera matrices, in pixels of the images; NaN for an
+                unknown camera.
+
+        Returns:
+            An `Output` whose `values` are the post-processed output at the size of the images.
         """
         height, width = images.shape[-2:]
         pixels, outputs = self._run(images)
@@ -191,7 +195,9 @@ class HuggingFacePredictor:
             images: (B, 3, H, W) uint8, RGB.
 
         Returns:
-            The model's input, (B, 3, h, w); and the model's output.
+            1. The preprocessed images, (B, 3, h, w).
+            2. The object that the model returned, as transformers defines it; its `predicted_depth`
+               is the depth before post-processing.
         """
         inputs = self.processor(
             images=list(images), return_tensors="pt", input_data_format="channels_first"
@@ -253,7 +259,7 @@ def _architecture(place: ModelPlace, transformers: ModuleType) -> str:
 
 
 def _processor(place: ModelPlace, transformers: ModuleType):
-    """Loads the image processor that was saved with a model.
+    """Loads and returns the image processor that was saved with a model.
 
     Args:
         place: The model's folder, or its ID on the hub.
@@ -281,7 +287,7 @@ def _processor(place: ModelPlace, transformers: ModuleType):
 
 
 def _model(place: ModelPlace, transformers: ModuleType) -> torch.nn.Module:
-    """Loads a depth model with its weights in float32.
+    """Loads and returns a depth model with its weights in float32.
 
     Args:
         place: The model's folder, or its ID on the hub.
@@ -346,7 +352,7 @@ def _licence(place: ModelPlace, transformers: ModuleType) -> str | None:
 
 
 def _transformers() -> ModuleType:
-    """Imports the package transformers, and turns off its progress bars and warnings.
+    """Imports and returns transformers, with its progress bars and warnings turned off.
 
     Raises:
         TeacherError: The package isn't installed, or is older than version 5.
@@ -385,7 +391,7 @@ def _plain(node: Mapping) -> dict:
 
 
 def build(options: Options, run_device: torch.device, max_depth_m: float) -> FoundationTeacher:
-    """Builds a teacher from a depth model of transformers.
+    """Returns a `FoundationTeacher` that runs a depth model of transformers.
 
     Args:
         options: The keys of the recipe's section `teacher`.

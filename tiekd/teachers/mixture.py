@@ -6,7 +6,8 @@ An entry has the keys of a section `teacher`, and optionally `weight` and a cons
 pixels where only some teachers have a valid depth, the weights are normalised over these. A DPM
 head learns the mixture; any other head, and any other loss, learns the weighted mean of the depths.
 Cost: the sum of the teachers' costs; in the head, maps of sigma cost much more than constants
-(tiekd/kernels/target.py). Left out: weights that depend on depth; use a teacher's `sigma` for that.
+(tiekd/kernels/target.py). Left out: weights that depend on depth (but a teacher's `sigma` may
+depend on it).
 """
 
 from collections.abc import Callable, Sequence
@@ -53,23 +54,24 @@ class Mixture:
     def __init__(self, members: Sequence[Member], device: torch.device):
         self.members = tuple(members)
         weights = [member.weight for member in members]
-        # Multiply by weights only if they differ.
+        # Use weights only if they differ, since equal weights have no effect.
         self._weight = None
         if len(set(weights)) > 1:
             self._weight = torch.tensor(weights, device=device)
 
     def __call__(self, batch: Batch) -> Target | None:
-        """Returns the target that all teachers together give for a batch.
+        """Calls all teachers, and returns their depths for a batch as one `Target`.
 
         Args:
             batch: The batch.
 
         Returns:
-            The target; its sigma is None if no teacher has one. None if a teacher has no depth for
-            this batch, such as one with cached maps for validation frames.
+            A `Target` with one component for each depth; it has no sigma if no teacher has one.
+            None if a teacher has no depth for this batch: one with cached maps has none for
+            validation frames.
 
         Raises:
-            UserError: A teacher has raised it; the message names the teacher.
+            UserError: A teacher failed; the message names the teacher.
         """
         parts = self._called(batch)
         if parts is None:
@@ -90,28 +92,32 @@ class Mixture:
         return self.mixed(self._with_constants(parts))
 
     def parts(self, batch: Batch) -> list[Target] | None:
-        """Calls all teachers.
+        """Calls all teachers, and returns the target of each.
 
         Args:
             batch: The batch.
 
         Returns:
-            The target of each teacher, with its constant sigma if it has one. None if a teacher has
-            no depth for this batch.
+            A list with the `Target` of each teacher. If a teacher has a constant sigma in the
+            recipe, its target has a map with that value. None if a teacher has no depth for this
+            batch.
         """
         parts = self._called(batch)
         return None if parts is None else self._with_constants(parts)
 
     def mixed(self, parts: Sequence[Target]) -> Target:
-        """Returns one target with the components of several.
+        """Joins the targets of several teachers into one.
 
         Args:
-            parts: The target of each teacher, as `parts` returns them.
+            parts: The target of each teacher, as the method `parts` returns them.
+
+        Returns:
+            A `Target` that has the components of all `parts`, weighted by the teachers' weights.
         """
         depth = torch.cat([part.depth for part in parts], 1)
         sigma = None
         if any(part.sigma is not None for part in parts):
-            # A sigma of 0 means that the sigma isn't known.
+            # For a teacher without a sigma use 0, which stands for an unknown sigma.
             known = [
                 torch.zeros_like(part.depth) if part.sigma is None else part.sigma for part in parts
             ]
@@ -148,10 +154,11 @@ class Mixture:
 
 
 def members_of(teacher: Teacher) -> tuple[Member, ...]:
-    """Returns the single teachers of a combined teacher, or the teacher itself if it is single.
+    """Returns the teachers of a combination as a tuple of `Member`.
 
     Args:
-        teacher: A teacher, as `tiekd.teaching.build_teachers` builds it.
+        teacher: A teacher or a combination of teachers. A single teacher is returned as the only
+            member.
     """
     return getattr(teacher, "members", (Member(teacher),))
 

@@ -27,19 +27,20 @@ class Options:
     """The keys of `teacher: {name: moge}`.
 
     Attributes:
-        model: The path of a folder with the file model.pt, or the model's ID on the hub.
+        model: The path of a folder with the file model.pt, or the model's ID on the Hugging Face
+            hub.
         version: The version of MoGe whose weights the model has, "v1" or "v2".
         output: The meaning of the output. The model states it, so the key may be left out.
         revision: The branch, tag or commit of the model on the hub; None for a folder or `main`.
         resolution_level: The resolution at which the network works, from 0 (coarsest) to 9.
         precision: The precision of the network's forward pass, "fp32" or "fp16".
         anchor: The source of metric depth to which a relative output is fitted: "ground_truth", or
-            a node that describes a metric teacher; None for a metric output.
+            a mapping that describes a metric teacher. None for a metric output.
         flip: True to average the output with that for the mirrored image.
         batch_size: The number of images that the model computes in one call.
         device: The model's device; None for the rank's own device.
-        sigma: The sigma of each pixel: metres, or a node that names its source
-            (teachers/outputs/sigma.py); None for depth alone.
+        sigma: The standard deviation of the error of each pixel's depth: a number of metres, or a
+            mapping that names its source (teachers/outputs/sigma.py). None for depth alone.
     """
 
     model: Path
@@ -100,11 +101,16 @@ class MoGePredictor:
         }
 
     def __call__(self, images: Tensor, intrinsics: Tensor) -> Output:
-        """Returns the network's depth at the size of the images, and a mask of its valid pixels.
+        """Runs the network on images, and returns its depth and a mask of valid pixels.
 
         Args:
             images: (B, 3, H, W) uint8, RGB.
-            intrinsics: (B, 3, 3) float32, in pixels of the images; NaN where unknown.
+            intrinsics: (B, 3, 3) float32 camera matrices, in pixels of the images; NaN for an
+                unknown camera.
+
+        Returns:
+            An `Output` at the size of the images: `values` is the depth, `valid` the mask of the
+            pixels for which the network gives a depth, or None.
         """
         return by_camera(images, intrinsics, self._run)
 
@@ -135,7 +141,8 @@ class MoGePredictor:
             (B,) float32, (fx + fy) / 2 in pixels of the images.
         """
         found = self._infer(images, None)
-        # MoGe states focal lengths as fractions of the image's width and height.
+        # MoGe states focal lengths as fractions of the image's width and height, so multiply by
+        # these.
         return focal_of(found["intrinsics"], tuple(images.shape[-2:]))
 
 
@@ -143,7 +150,7 @@ _CANNOT = "the model can't be loaded"
 
 
 def build(options: Options, run_device: torch.device, max_depth_m: float) -> FoundationTeacher:
-    """Builds a teacher from a model of MoGe.
+    """Returns a `FoundationTeacher` that runs a model of MoGe.
 
     Args:
         options: The keys of the recipe's section `teacher`.

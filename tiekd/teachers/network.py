@@ -1,8 +1,9 @@
 """A teacher that is a frozen network, run on the batch's images.
 
-With the recipe's `teacher.sigma` it also gives each pixel's sigma (teachers/outputs/sigma.py). The
-source `flip` uses the two forward passes that averaging with the mirrored image needs anyway. The
-source `own` reads the head's distribution a few image rows at a time.
+With the recipe's `teacher.sigma` it also gives each pixel's sigma, the standard deviation of the
+depth's error (teachers/outputs/sigma.py). Sigma from the source `flip` costs no forward pass beyond
+the two that averaging with the mirrored image needs. For sigma from the source `own`, the
+distribution that the head predicts is read a few image rows at a time, which saves memory.
 """
 
 import torch
@@ -57,8 +58,8 @@ class FrozenTeacher:
             the student's images, at the student's size.
         seen_at: The resize of the images that the teacher gets, from which their focal length is
             computed. Initially `resize`; training sets it to the student's.
-        sigma: The source of the sigma of each pixel, as the recipe's `teacher.sigma` describes it;
-            None for depth alone.
+        sigma: The source of the sigma of each pixel, i.e. the standard deviation of the depth's
+            error, as the recipe's `teacher.sigma` describes it; None for depth alone.
         spread: The object that reads the sigma from the head's distribution (source `own`); None
             for other sources.
     """
@@ -120,8 +121,8 @@ class FrozenTeacher:
     def needs_focal(self) -> bool:
         """True if each image needs a known focal length.
 
-        This is the case if the network has a canonical camera: it predicts depth as if every image
-        had the same focal length, and converts that to metres.
+        This is the case if the network predicts depth as if every image had the same focal length
+        (a canonical camera), and then converts it to metres.
         """
         return self.network.canonical is not None
 
@@ -137,7 +138,8 @@ class FrozenTeacher:
             batch: The batch.
 
         Returns:
-            Depth, sigma and weight, each (B, M, H, W), metres; M is 1 unless `sigma.modes` is set.
+            A `Modes` of depth and sigma, in metres, and weight; each has the shape (B, M, H, W). M
+            is the number of modes of the distribution if `sigma.modes` is set, else 1.
         """
         focal = self._focal(batch)
         if self.sigma.source == "flip":
@@ -157,11 +159,12 @@ class FrozenTeacher:
         """Returns the network's depth, and the sigma of the distribution that its head predicts.
 
         Args:
-            image: (B, 3, H, W), normalised.
-            focal: (B,), as for `Network.forward`.
+            image: (B, 3, H, W) float32, ImageNet-normalised.
+            focal: (B,), focal lengths in pixels of `image`; None if the network doesn't need them.
 
         Returns:
-            Depth, sigma and weight, each (B, M, H, W), metres.
+            A `Modes` of depth and sigma, in metres, and weight; each has the shape (B, M, H, W). M
+            is the number of modes of the distribution if `sigma.modes` is set, else 1.
         """
         features = self.network.features(image)
         size = tuple(image.shape[-2:])

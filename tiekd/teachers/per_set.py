@@ -24,10 +24,12 @@ class SetTeacher(NamedTuple):
     """The teacher of one data set.
 
     Attributes:
-        name: What the recipe calls the set.
-        teacher: Its teacher; None without one.
-        num_maps: The number of teachers with cached maps that its samples have.
-        has_sigma_maps: True if these include maps of sigma.
+        name: The data set's name in the recipe.
+        teacher: The teacher of this data set; None if it has none.
+        num_maps: The number of cached depth maps that a sample of this data set has, one for each
+            of its teachers with cached maps.
+        has_sigma_maps: True if a sample also has cached maps of sigma, the standard deviation of
+            the depth's error.
     """
 
     name: str
@@ -42,13 +44,13 @@ class SetTeacher(NamedTuple):
 
 
 class PerSet:
-    """Returns each image's target depth by the teacher of its data set.
-
-    Attributes:
-        sets: The teacher of each set, in the order of the recipe.
+    """A teacher that calls for each image of a batch the teacher of the image's data set.
 
     Args:
-        sets: The attribute `sets`.
+        sets: The teacher of each data set, in the order of the recipe.
+
+    Attributes:
+        sets: As the argument, as a tuple.
     """
 
     def __init__(self, sets: Sequence[SetTeacher]):
@@ -61,13 +63,15 @@ class PerSet:
             batch: The batch, whose `data_sets` says from which set each image is.
 
         Returns:
-            (B, 1, H, W) float32, metres, 0 where not valid; a `Target` if a teacher of one of the
-            images returns one. Its missing components are not valid, and missing sigmas unknown.
+            Depth, (B, 1, H, W) float32, metres, 0 where not valid and in images of a data set
+            without a teacher. If a teacher returns a `Target`, a `Target` of all images: an image
+            with fewer depths than others has 0 (not valid) in their place, and a depth without a
+            sigma has the sigma 0 (unknown).
 
         Raises:
-            UserError: As the teachers do; the message names the data set.
+            UserError: A teacher failed; the message names the data set.
         """
-        # Group the images by their teacher and the layout of their maps.
+        # Group the images by their teacher and by the number and kind of their cached maps.
         groups: dict[tuple, list[int]] = {}
         for row, number in enumerate(batch.data_sets):
             chosen = self.sets[number]
@@ -88,18 +92,19 @@ class PerSet:
 
 
 def _part_of(batch: Batch, rows: Sequence[int], chosen: SetTeacher) -> Batch:
-    """Returns some images of a batch as a batch of one data set.
+    """Returns a batch with some of the images of a batch, which all have the same teacher.
 
     Args:
-        batch: The batch of several sets.
-        rows: The places of the images.
-        chosen: The teacher of their set, which says how many maps its samples have.
+        batch: The batch, with images of several data sets.
+        rows: The indices of the images in `batch`.
+        chosen: The teacher of the images. Its `num_maps` and `has_sigma_maps` determine which
+            cached maps of the images the result has.
     """
 
     def part(tensor: Tensor | None) -> Tensor | None:
         if tensor is None or len(rows) == len(tensor):
             return tensor
-        # Indexing by a list would copy the list to the device.
+        # Don't index by the list `rows`, which would copy the list to the device.
         return torch.stack([tensor[row] for row in rows])
 
     depth, sigma = None, None
@@ -120,16 +125,16 @@ def _part_of(batch: Batch, rows: Sequence[int], chosen: SetTeacher) -> Batch:
 
 
 def _in_order(batch: Batch, parts: Sequence[tuple], num_planes: int) -> Tensor:
-    """Returns maps of all images of a batch, 0 for an image without one.
+    """Puts maps that were computed for groups of images into the order of the batch.
 
     Args:
         batch: The batch.
-        parts: (places of images, (N, P, H, W) their maps) for some of the images; None in place of
-            maps counts as none.
-        num_planes: The number of planes of the result; missing ones are 0.
+        parts: For each group, the indices of its images in the batch, and their maps (N, P, H, W),
+            or None if the group has no maps. P may differ between groups.
+        num_planes: The number of maps per image in the result, at least the largest P.
 
     Returns:
-        (B, num_planes, H, W) float32.
+        (B, num_planes, H, W) float32; 0 in place of missing maps.
     """
     nothing = torch.zeros_like(batch.depth[0]).expand(num_planes, -1, -1)
     planes = [nothing] * len(batch.names)
@@ -147,11 +152,11 @@ def _as_target(found: Tensor | Target) -> Target:
 
 
 def _target(batch: Batch, parts: Sequence[tuple[list[int], Target]]) -> Target:
-    """Returns one target of the targets of some images each.
+    """Joins the targets of groups of images into one `Target` for the whole batch.
 
     Args:
         batch: The batch.
-        parts: (places of images, their target).
+        parts: For each group, the indices of its images in the batch, and their target.
     """
     most = max(target.depth.shape[1] for _, target in parts)
     depth = _in_order(batch, [(rows, target.depth) for rows, target in parts], most)
@@ -162,7 +167,8 @@ def _target(batch: Batch, parts: Sequence[tuple[list[int], Target]]) -> Target:
             (rows, _expanded(target.component_weight(), target.depth)) for rows, target in parts
         ]
         weight = _in_order(batch, of_parts, most)
-    # Constants are much faster than maps; all images of the batch have to have the same ones.
+    # Prefer sigmas as one number per teacher, since a head computes its target much faster from
+    # numbers than from maps. That is possible only if the numbers are the same for all images.
     constants = {target.constants for _, target in parts}
     same = constants.pop() if len(constants) == 1 else None
     if same is not None and len(same) == most:

@@ -108,7 +108,8 @@ class StereoTeacher:
     """Returns the depth of left images, from their files and those of the right images.
 
     Attributes:
-        resize: The size at which caching gives images to the teacher: their own.
+        resize: How images are resized for the teacher when maps are cached: always OWN_SIZE, i.e.
+            not at all.
         reads_files: Always True: the teacher computes depth from the image files and not from the
             images in the batch, so augmentation has no effect on it.
         uses_focal: Always True: depth depends on the focal length, so it is recorded with cached
@@ -170,7 +171,8 @@ class StereoTeacher:
             frames: All frames of a dataset; empty if the dataset can't list them.
 
         Returns:
-            Messages for the log.
+            Messages for the log: how many frames have no right image, and the measurements on the
+            checked pairs.
 
         Raises:
             TeacherError: The frames have no files or no focal lengths, more than half of them have
@@ -236,13 +238,17 @@ class StereoTeacher:
         return depth if sigma is None else Target(depth, sigma)
 
     def _focal(self, frame: Frame) -> float | None:
-        """Returns a frame's horizontal focal length in pixels; None if it isn't known."""
+        """Returns a frame's horizontal focal length in pixels.
+
+        It is that of the frame's camera, or, if that isn't known, of the calibration file. None
+        without either.
+        """
         if frame.camera is not None:
             return frame.camera.focal_x
         return None if self.calibration is None else self.calibration.rig.focal_px
 
     def _rig(self, frame: Frame) -> Rig:
-        """Returns the two cameras that took a frame's image and its right image."""
+        """Returns the two cameras of a frame's left and right image as a `Rig`."""
         return Rig(self._focal(frame), self.baseline_m, self.offset_px)
 
     def _check_calibration(self, frames: Sequence[Frame]) -> None:
@@ -272,10 +278,10 @@ class StereoTeacher:
                     )
 
     def _look_at(self, pairs: Sequence[Pair]) -> list[str]:
-        """Checks some of the pairs, and returns lines for the log.
+        """Checks some of the image pairs, and returns their measurements as lines for the log.
 
         Args:
-            pairs: All pairs.
+            pairs: All image pairs.
 
         Raises:
             TeacherError: The pairs aren't rectified, or left and right are exchanged.
@@ -293,10 +299,13 @@ class StereoTeacher:
         return [f"{told}, median depth {median}"]
 
     def estimate(self, frame: Frame) -> Estimate | None:
-        """Returns the depth of a whole image and its sigma; None if it has no right image.
+        """Computes the depth of a whole left image from its file and that of the right image.
 
         Args:
             frame: A frame that `check_frames` has seen.
+
+        Returns:
+            The depth and its sigma as an `Estimate`; None if the frame has no right image.
 
         Raises:
             DataError: An image can't be read.
@@ -314,12 +323,17 @@ class StereoTeacher:
         return Estimate(depth, sigma)
 
     def _cropped(self, frame: Frame, size: tuple[int, int], matrix: np.ndarray) -> Estimate:
-        """Returns the depth of one image and its sigma, cropped as the image is.
+        """Computes the depth of the part of a left image that is in the batch.
 
         Args:
             frame: The image's frame.
-            size: (height, width) of the image in the batch.
-            matrix: (3, 3), its camera matrix there.
+            size: (height, width) in pixels of the image in the batch, which may be cropped.
+            matrix: (3, 3), the camera matrix of the image in the batch, which tells where it is
+                cropped.
+
+        Returns:
+            The depth and its sigma as an `Estimate`, at the size `size`; 0 everywhere if the frame
+            has no right image.
         """
         # Match the whole images and crop the depth: in cropped images, pixels near the left border
         # would have no match.
@@ -338,7 +352,8 @@ def _place(
     """Returns the position (top, left) of a crop in the whole image.
 
     Args:
-        frame: The image's frame, whose camera has the principal point in the whole image.
+        frame: The image's frame. Its camera states the principal point in the whole image, and
+            `matrix` that in the crop.
         whole: (height, width) of the whole image.
         size: (height, width) of the crop.
         matrix: (3, 3), the camera matrix of the crop.
@@ -364,7 +379,7 @@ def _grey(path: str) -> np.ndarray:
 
 
 def _package() -> str:
-    """Returns the name and version of the package that OpenCV came with."""
+    """Returns the name and version of the package that installed OpenCV, as one text."""
     for name in _PACKAGES:
         try:
             return f"{name} {version(name)}"
@@ -374,7 +389,7 @@ def _package() -> str:
 
 
 def build(options: Options) -> StereoTeacher:
-    """Builds a teacher from a second camera.
+    """Returns a teacher that computes depth from image pairs, a `StereoTeacher`.
 
     Args:
         options: The keys of the recipe's section `teacher`.

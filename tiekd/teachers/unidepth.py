@@ -23,7 +23,7 @@ class Options:
     """The keys of `teacher: {name: unidepth}`.
 
     Attributes:
-        model: The path of the model's folder, or the model's ID on the hub.
+        model: The path of the model's folder, or the model's ID on the Hugging Face hub.
         output: The meaning of the output. It is always "metres", so the key may be left out.
         revision: The branch, tag or commit of the model on the hub; None for a folder or `main`.
         resolution_level: The resolution at which the network works, from 0 (coarsest) to 9.
@@ -31,8 +31,8 @@ class Options:
         flip: True to average the output with that for the mirrored image.
         batch_size: The number of images that the model computes in one call.
         device: The model's device; None for the rank's own device.
-        sigma: The sigma of each pixel: metres, or a node that names its source
-            (teachers/outputs/sigma.py); None for depth alone.
+        sigma: The standard deviation of the error of each pixel's depth: a number of metres, or a
+            mapping that names its source (teachers/outputs/sigma.py). None for depth alone.
     """
 
     model: Path
@@ -77,11 +77,15 @@ class UniDepthPredictor:
         }
 
     def __call__(self, images: Tensor, intrinsics: Tensor) -> Output:
-        """Returns the network's depth in metres, at the size of the images.
+        """Runs the network on images, with their cameras where these are known.
 
         Args:
             images: (B, 3, H, W) uint8, RGB.
-            intrinsics: (B, 3, 3) float32, in pixels of the images; NaN where unknown.
+            intrinsics: (B, 3, 3) float32 camera matrices, in pixels of the images; NaN for an
+                unknown camera.
+
+        Returns:
+            An `Output` whose `values` are depth in metres at the size of the images.
         """
         return by_camera(images, intrinsics, self._run)
 
@@ -102,7 +106,7 @@ class UniDepthPredictor:
 
 
 def build(options: Options, run_device: torch.device, max_depth_m: float) -> FoundationTeacher:
-    """Builds a teacher from a model of UniDepth V2.
+    """Returns a `FoundationTeacher` that runs a model of UniDepth V2.
 
     Args:
         options: The keys of the recipe's section `teacher`.

@@ -1,1 +1,1 @@
-"""A training run: its components, their settings, the training loop, the hooks and the resume."""
+"""A training run: building its components, the training loop, the hooks, and resuming."""

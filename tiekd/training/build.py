@@ -65,7 +65,8 @@ from tiekd.training.unreadable_hook import UnreadableSamples
 from tiekd.visualization.validation_frames import ShownFrames
 from tiekd.workdir import checkpoints
 
-# The names of validation frames; with several data sets by the sets' names.
+# The type of the names of the validation frames: a collection of names for one data set, or a dict
+# from the name of each data set to such a collection. None if the names aren't known.
 HeldOut = Collection[str] | Mapping[str, Collection[str] | None] | None
 
 
@@ -82,19 +83,22 @@ class Parts:
             validation.
         criterion: The sum of the loss terms.
         teacher: Function from a batch to its target depth, (B, 1, H, W) float32, metres, 0 in
-            pixels that aren't valid; or to a `Target`.
-        targets: Converts target depths from metres to the depth that the network learns, which is
-            canonical depth in some recipes.
-        train_set: The data set of the training frames, or several as one.
-        val_set: The data set of the validation frames, or several; None without validation.
-        groups: If each batch must have images of one size, a number for each training frame that is
-            the same for all images of that size; else None.
+            pixels that aren't valid; or to a `Target` (tiekd/data/target.py), i.e. several depths
+            or depths with a standard deviation.
+        targets: Converts target depths from metres to the depth that the network learns: metres, or
+            canonical depth, i.e. depth in metres times a fixed focal length / the image's focal
+            length.
+        train_set: The dataset of the training frames; a `MixedFrames` if the recipe lists several
+            data sets.
+        val_set: The dataset of the validation frames, or a `MixedFrames`; None without validation.
+        groups: If each batch must have images of one size, for each training frame a number that
+            stands for the size of its image; else None.
         unreadable: The collected messages about samples that can't be read and are replaced; None
             if such a sample ends the run.
         optimizer: The optimizer of the network's parameters.
         schedule: The learning rate and momentum of each iteration.
-        state: The state of the run, still without engine and step. Its recipe names the file of
-            the teacher's weights.
+        state: The state of the run; its `engine` and `step` are still None. Its recipe names the
+            file of the teacher's weights.
         log: The text log, which is also the first of `state.hooks`.
         report: Lines for the log that were composed while the parts were built.
     """
@@ -118,15 +122,19 @@ class Parts:
     report: list[str]
 
     def batches(self, end: int) -> Iterator[Batch]:
-        """Returns an iterator over this rank's micro-batches, beginning with the next iteration.
+        """Returns an iterator over this rank's micro-batches in the rest of the run.
 
         Args:
-            end: The number of iterations of the run; the iterator ends after the last one's
-                micro-batches.
+            end: The total number of iterations of the run. The iterator ends after the
+                micro-batches of the last one.
+
+        Yields:
+            `Batch` objects on this rank's device, `config.accumulation` for each iteration. The
+            first belongs to the iteration after the `state.iteration` finished ones.
         """
         train = self.recipe.train
-        # Continue at the state's iteration. The order of samples depends on the seed and the
-        # iteration alone, so a resumed run continues in the middle of an epoch.
+        # Begin with the first iteration that isn't finished. The order of samples depends on the
+        # seed and the iteration alone, so a resumed run continues in the middle of an epoch.
         iterations = range(self.state.iteration, end)
         share = RankShare(comm.rank(), comm.world_size())
         is_mixed = isinstance(self.train_set, MixedFrames)
@@ -175,12 +183,17 @@ def build_parts(
         recipe: The run's recipe.
         engine_config: The engine config as it was read from its file; not changed.
         device: The device of this rank.
-        resuming: True if the work dir's run is resumed, so that its teacher stays the same.
+        resuming: True if the run in the work dir is resumed, so that the teacher's weights are the
+            file that it was started with.
         begins: True if training starts at iteration 0, with the initial weights that the recipe
             names; False if a checkpoint will be restored.
-        held_out: If validation frames are held out of the training frames, their names at the start
-            of the run, so that they stay the same; None to choose them anew (see `build_dataset`).
-            With several data sets they are those of each set by its name.
+        held_out: For a run that holds a fraction of the frames out for validation: the names of
+            these frames at the start of the run, so that a resumed run holds out the same ones.
+            With several data sets, a dict from each set's name to such names. None to choose them
+            anew.
+
+    Returns:
+        A `Parts` object.
 
     Raises:
         UserError: A value of the recipe or the engine config, or a file that they name, is wrong.
@@ -190,8 +203,9 @@ def build_parts(
     process_group.seed_everything(train.seed, train.deterministic)
     config = resolve(engine_config, train.batch_size, train.clip_norm, comm.world_size())
 
-    # Build the datasets first if the network has a canonical camera, because its depth range
-    # depends on the frames' focal lengths.
+    # If the network predicts canonical depth, i.e. depth in metres times a fixed focal length / the
+    # image's focal length, build the datasets first: the range of its output depends on the focal
+    # lengths of the frames.
     sets, about_focal = None, []
     if (recipe.network or {}).get("canonical_focal") is not None:
         sets = _build_sets(recipe, held_out)
@@ -203,7 +217,8 @@ def build_parts(
     criterion = criteria.build(recipe.section("losses"), recipe.has_teacher).to(device)
     check_ignored_depths(network, criterion)
 
-    # Build the datasets, and check the settings of their loader and the sizes of the images.
+    # Build the datasets unless that is done already. Check the settings of their loader and the
+    # sizes of the images.
     sets = sets or _build_sets(recipe, held_out)
     train_set, val_set = sets["training"], sets.get("validation")
     _check_loading(recipe)
@@ -235,8 +250,8 @@ def build_parts(
             with errors_of_set(name), errors_of(member.where):
                 _prepare_teacher(member.teacher, recipe, frames_by_set[name])
 
-    # Compute the number of iterations, load the initial weights, and collect what the weights are
-    # trained on: the images' names, and the teachers.
+    # Compute the number of iterations, and load the initial weights. Then collect the names of the
+    # images and the teachers with which the weights have been or will be trained.
     groups = None
     if recipe.augment.sizes == "bucket":
         groups = size_groups(train_set, recipe.resize)
@@ -333,16 +348,17 @@ def build_parts(
 
 
 def _prepare_teacher(teacher: Teacher, recipe: Recipe, train_set: Dataset) -> None:
-    """Sets the size at which one teacher sees images, and checks the focal lengths of the frames.
+    """Prepares one teacher for training: checks its frames, and sets how its images are resized.
 
     Args:
-        teacher: The teacher.
+        teacher: The teacher. If it is a network of this project, its attribute `seen_at` is set to
+            the recipe's resize.
         recipe: The run's recipe.
         train_set: The dataset of the training frames.
 
     Raises:
-        UserError: The teacher needs focal lengths that aren't known, or can't be right with the
-            recipe's augmentation.
+        UserError: The teacher needs focal lengths that aren't known, or works only when maps are
+            cached; or its depth would be wrong for images that the recipe's augmentation zooms.
     """
     if getattr(teacher, "reads_files", False):
         raise TeacherError(
@@ -363,11 +379,14 @@ def _prepare_teacher(teacher: Teacher, recipe: Recipe, train_set: Dataset) -> No
 
 
 def check_sigmas(network: nn.Module, teachers: TeacherList, train_set: Dataset) -> None:
-    """Raises RecipeError if the student's head can't use the sigmas or the number of the teachers.
+    """Raises RecipeError if the student's head can't use the teachers or their sigma.
 
-    TIE-KD's published target is defined for one teacher and one sigma. A constant sigma outside the
-    head's limits, or one that the head doesn't use, is refused, too, because it would have no
-    effect.
+    A sigma is the standard deviation of the error of a teacher's depth. Refused are:
+
+    - several teachers, or a sigma, with TIE-KD's published target (`network.head.target=released`),
+      which is defined for one teacher and the head's own sigma;
+    - a sigma for a head that doesn't use it;
+    - a constant sigma outside the range to which the head clamps sigmas.
 
     Args:
         network: The student.
@@ -393,8 +412,8 @@ def check_sigmas(network: nn.Module, teachers: TeacherList, train_set: Dataset) 
                 f"{option}: got {got}, which only a dpm head learns; leave it out, or set "
                 "network.head.name=dpm"
             )
-        # Check the number only if the network has no canonical camera; otherwise the head's limits
-        # aren't in metres.
+        # Check the range of a constant sigma only if the network predicts depth in metres. If it
+        # predicts canonical depth, the head's limits of sigma aren't in metres.
         if is_number and network.canonical is None and not head.sigma <= sigma <= head.sigma_max:
             raise RecipeError(
                 f"{option}: got {got}; it must be within the head's network.head.sigma "
@@ -403,11 +422,15 @@ def check_sigmas(network: nn.Module, teachers: TeacherList, train_set: Dataset) 
 
 
 def _build_sets(recipe: Recipe, held_out: HeldOut) -> dict[str, Dataset]:
-    """Builds the datasets "training" and, if the run validates, "validation". Collective.
+    """Builds the datasets of the training frames and the validation frames. Collective.
 
     Args:
         recipe: The run's recipe.
         held_out: The names of the validation frames at the start of the run; None for a new run.
+            With several data sets, a dict from each set's name to such names.
+
+    Returns:
+        A dict with the dataset "training" and, if the run validates, "validation".
     """
     if recipe.is_mixed:
         sets = mixed_data.build_sets(recipe, held_out)
@@ -422,8 +445,8 @@ def _build_sets(recipe: Recipe, held_out: HeldOut) -> dict[str, Dataset]:
 def check_ignored_depths(network: nn.Module, criterion: criteria.Criterion) -> None:
     """Raises RecipeError if the divergence loss averages over depths that the head ignores.
 
-    A head with `beyond: ignore` sets the divergence of pixels with a target beyond its range to 0.
-    If the loss included these pixels in its mean, they would make it too small.
+    A head with `beyond: ignore` sets the divergence to 0 in pixels whose target depth is beyond the
+    head's range. If the loss counted these pixels, its mean would be too small.
 
     Args:
         network: The student.
@@ -431,8 +454,8 @@ def check_ignored_depths(network: nn.Module, criterion: criteria.Criterion) -> N
     """
     if getattr(network.head, "beyond", None) != "ignore":
         return
-    # Compute the largest target depth that the losses see: with a canonical camera, the largest
-    # depth in metres times the largest factor.
+    # Compute the largest depth that the head can predict. If the network predicts canonical depth,
+    # i.e. depth in metres times a factor for each image, use the largest factor.
     scale = 1.0 if network.canonical is None else network.canonical.largest
     largest = network.max_depth * scale
     for key, term in criterion.terms.items():
@@ -462,7 +485,7 @@ def build_hooks(
     at its iteration.
 
     Args:
-        recipe: The run's recipe, whose `hooks` are the user's own.
+        recipe: The run's recipe. Its section `hooks` lists the hooks that the user adds.
         device: The device of this rank.
         val_set: The dataset of the validation frames; None if the run doesn't validate.
         replica: A second copy of the student on the device, for evaluations; None if the run
@@ -472,14 +495,16 @@ def build_hooks(
             such a sample ends the run.
 
     Returns:
-        All hooks in their order; and the text log, which is one of them.
+        (hooks, log): all hooks in the order in which they are called, and the text log, which is
+        the first of them.
     """
     folder = "tiekd.training.hooks"
     log = build({"name": "text_log", **recipe.section("log")}, folder, "log")
     # Choose the validation frames whose images TensorBoard shows.
     evaluation, frames = recipe.evaluation, None
     if recipe.train.validate:
-        # Of several data sets show the one that chooses the best weights, or else the first one.
+        # If there are several data sets, show the one whose metrics choose the best weights. If all
+        # of them do, show the first one.
         val_sets, teacher_of = dict(sets_in(val_set)), teachers_by_set(teacher)
         shown = evaluation.set or next(iter(val_sets))
         of_shown = recipe.sets_named(shown)[0].recipe
@@ -537,12 +562,16 @@ def build_hooks(
 def _validation_sets(
     recipe: Recipe, val_sets: Mapping[str, Dataset], teacher_of: Mapping[str, Teacher | None]
 ) -> tuple[ValidationSet, ...]:
-    """Returns the data sets that are evaluated, each with its own protocol.
+    """Returns the data sets that have validation frames, in the order of the recipe.
+
+    Each is a `ValidationSet` with its own evaluation settings and, if it is evaluated against its
+    teacher, the teacher's depth as the reference.
 
     Args:
         recipe: The run's recipe.
-        val_sets: The validation frames of each set by its name.
-        teacher_of: The teacher of each set by its name.
+        val_sets: The dataset of the validation frames of each data set, by the set's name. A set
+            that isn't validated is missing.
+        teacher_of: The teacher of each data set, by the set's name; None for a set without one.
     """
     found = []
     for name, _, own in recipe.data_sets:
@@ -557,7 +586,15 @@ def _validation_sets(
 
 
 def _needing_focals(teacher: Teacher) -> bool | frozenset[int]:
-    """Returns True if a teacher needs focal lengths; of several data sets the places of those."""
+    """Returns for which images the focal length has to be known because their teacher needs it.
+
+    Args:
+        teacher: The teacher of all images, or a `PerSet` with one teacher per data set.
+
+    Returns:
+        True for all images, False for none. For a `PerSet`, the indices of the data sets whose
+        teacher needs focal lengths.
+    """
     if isinstance(teacher, PerSet):
         numbered = enumerate(teacher.sets)
         return frozenset(number for number, each in numbered if each.needs_focal)
@@ -565,10 +602,14 @@ def _needing_focals(teacher: Teacher) -> bool | frozenset[int]:
 
 
 def teachers_by_set(teacher: Teacher) -> dict[str, Teacher | None]:
-    """Returns the teacher of each data set by its name; one data set has an empty name.
+    """Returns the teacher of each data set, by the set's name.
 
     Args:
-        teacher: What the student learns from.
+        teacher: The teacher of all images, or a `PerSet` with one teacher per data set.
+
+    Returns:
+        A dict from the set's name to the teacher, or to None for a set without one. If `teacher`
+        isn't a `PerSet`, its only key is "".
     """
     if isinstance(teacher, PerSet):
         return {each.name: each.teacher for each in teacher.sets}
@@ -576,11 +617,14 @@ def teachers_by_set(teacher: Teacher) -> dict[str, Teacher | None]:
 
 
 def _own_hooks(recipe: Recipe, log: TextLog) -> list[Hook]:
-    """Builds the hooks that the recipe's list `hooks` names, in its order.
+    """Builds the hooks in the recipe's section `hooks`, and returns them in the same order.
 
     Args:
         recipe: The run's recipe.
         log: The text log, to which the hooks may write.
+
+    Raises:
+        RecipeError: A hook can't be built, or isn't a valid hook; or `ema` is listed twice.
     """
     evaluation = recipe.evaluation if recipe.train.validate else None
     built = []
@@ -608,7 +652,7 @@ def load_weights(network: nn.Module, recipe: Recipe) -> list[str]:
         recipe: The run's recipe.
 
     Returns:
-        Lines for the log on the tensors that were loaded.
+        A list of lines for the log about the tensors that were loaded.
 
     Raises:
         CheckpointError: The weights can't be read or don't fit the network.
@@ -616,8 +660,8 @@ def load_weights(network: nn.Module, recipe: Recipe) -> list[str]:
     load = recipe.load
     if load.checkpoint is None:
         return [note for note in [pretrained.load(network)] if note]
-    # Load the weights, except for tensors listed in `load.ignore`, as those of another head or
-    # number of bins. Any other tensor that doesn't fit is an error.
+    # Load the weights, except for the tensors that `load.ignore` lists, such as those of a head
+    # with another number of bins. Any other tensor that doesn't fit is an error.
     path = _weights_file(load.checkpoint)
     content = state_dicts.read_checkpoint(path)
     state = state_dicts.named_tensors(content)
@@ -634,24 +678,30 @@ def load_weights(network: nn.Module, recipe: Recipe) -> list[str]:
 
 
 def _weights_file(given: str) -> Path:
-    """Returns the path of the weights file to which `load.checkpoint` leads.
+    """Returns the path of the weights file that `load.checkpoint` names or whose folder it names.
 
     Args:
-        given: The value of `load.checkpoint`: the path of a weights file, which is the result, or
-            of a work dir or a checkpoint's folder, in which the file is searched for.
+        given: The value of `load.checkpoint`: the path of a weights file, which is returned; or of
+            a work dir or a checkpoint's folder, in which the file is searched for.
     """
     path = Path(given)
     return checkpoints.find_weights(path) if path.is_dir() else path
 
 
 def _initial_weights(recipe: Recipe) -> Path | None:
-    """Returns the weights file of `load.checkpoint`; None if the recipe doesn't give it."""
+    """Returns the path of the weights file with which a run starts; None for none.
+
+    Args:
+        recipe: The run's recipe, whose key `load.checkpoint` names the file or a folder with it.
+    """
     given = recipe.load.checkpoint
     return None if given is None else _weights_file(given)
 
 
 def _repeated_places(groups: list[int], places: int) -> str:
-    """Returns a log line about the images that an epoch repeats to fill batches of one size.
+    """Returns a log line that says how many images of an epoch are repeated to fill batches.
+
+    Images are repeated if each batch must have images of one size.
 
     Args:
         groups: For each training frame its group number; frames whose images have the same size
@@ -670,6 +720,9 @@ def _check_loading(recipe: Recipe) -> None:
 
     `data.on_error: skip` skips images that can't be read, but `data.augment.sizes: bucket` needs
     the size of every image.
+
+    Args:
+        recipe: The run's recipe.
     """
     if recipe.loading.on_error == "skip" and recipe.augment.sizes == "bucket":
         raise RecipeError(

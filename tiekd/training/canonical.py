@@ -39,7 +39,8 @@ class Targets:
     """Converts the target depths of a batch from metres to the depth that the network learns.
 
     Args:
-        camera: The network's canonical camera; None if the network learns metres.
+        camera: The network's canonical camera, which has the focal length for which the network
+            predicts depth; None if the network learns metres.
         resize: How images are resized to the network's input.
     """
 
@@ -50,7 +51,7 @@ class Targets:
     def __call__(
         self, batch: Batch, teacher_depth: Tensor | Target | None
     ) -> tuple[Batch, Tensor | Target | None]:
-        """Converts the ground truth and the teacher's depth of a micro-batch to canonical depth.
+        """Converts a micro-batch's ground truth and teacher depth from metres to canonical depth.
 
         Args:
             batch: The micro-batch; its `depth` is in metres.
@@ -58,8 +59,9 @@ class Targets:
                 `Target`, whose depths and sigmas are converted. None if there is no teacher.
 
         Returns:
-            The batch with canonical `depth`, and the teacher's canonical depth. Both are unchanged
-            if there is no canonical camera.
+            The batch with its `depth` in canonical depth, i.e. metres times the canonical focal
+            length / the image's focal length; and `teacher_depth` converted likewise. Both are
+            unchanged if `camera` is None.
         """
         if self.camera is None:
             return batch, teacher_depth
@@ -76,21 +78,22 @@ METRES = Targets(None, OWN_SIZE)
 
 
 def input_focals(frames: Dataset, resize: Resize) -> list[float | None]:
-    """Returns the focal length of each frame at the network's input.
+    """Returns the focal lengths of frames, in pixels of the network's input.
 
-    It depends on the size of the frame's image. Of more than MANY frames those with another camera
-    than the frames before them, and 1000 others, are looked at.
+    The focal length at the input depends on the size of the frame's image, which is read from the
+    file. If there are more than MANY frames, only a part of them is read: the first frame of each
+    camera, and _SAMPLED frames at equal distances.
 
     Args:
         frames: The frames of a data set.
         resize: The resize of images before the network gets them.
 
     Returns:
-        The focal lengths in pixels of the resized images, in the order of the frames; None for a
-        frame whose focal length isn't known. A frame whose image can't be read is left out.
+        The focal lengths of the frames that were read, in the order of the frames; None for a frame
+        whose focal length isn't known. A frame whose image can't be read is left out.
 
     Raises:
-        DataError: The working resolution changes the aspect ratio of an image too much.
+        DataError: The resize changes the aspect ratio of an image too much.
     """
     found = []
     rows = range(len(frames))
@@ -114,7 +117,7 @@ def input_focals(frames: Dataset, resize: Resize) -> list[float | None]:
 
 
 def require_focals(frames: Dataset, resize: Resize, split: str) -> list[float]:
-    """Returns the focal lengths of all frames of a split; raises an error if one isn't known.
+    """Returns focal lengths of a split's frames; raises an error if one isn't known.
 
     Args:
         frames: The dataset of the split.
@@ -122,12 +125,13 @@ def require_focals(frames: Dataset, resize: Resize, split: str) -> list[float]:
         split: The name of the split, for the error message: "training" or "validation".
 
     Returns:
-        The focal lengths at the network's input, in pixels. Empty for a dataset from outside the
+        The focal lengths in pixels of the network's input. For a large split they are those of some
+        of the frames (see `input_focals`). The list is empty for a dataset from outside the
         project, whose images are checked later, when they are read.
 
     Raises:
-        DataError: A frame's focal length isn't known, or the working resolution changes the aspect
-            ratio of an image too much.
+        DataError: A frame's focal length isn't known, or `resize` changes the aspect ratio of an
+            image too much.
     """
     if not isinstance(frames, Frames):
         return []
@@ -157,8 +161,8 @@ def with_factors(
             started.
 
     Returns:
-        The recipe with `network.canonical_factors`, [smallest, largest]; and messages for the log.
-        A recipe without `network.canonical_focal` is returned unchanged.
+        (recipe, messages): the recipe with `network.canonical_factors`, [smallest, largest], and
+        messages for the log. A recipe without `network.canonical_focal` is returned unchanged.
 
     Raises:
         RecipeError: A setting is wrong, or the factors can't be computed from the frames.
@@ -182,8 +186,8 @@ def with_factors(
                 known = require_focals(frames, recipe.resize, split)
             ratios += [focal / f / zoom for f in known for zoom in (low, high)]
     seen = comm.broadcast_object((min(ratios), max(ratios)) if ratios else None)
-    # Use the range of F / f that the recipe gives, else that of the resumed run's start, else that
-    # of the frames.
+    # Use the range of F / f from the recipe, else the one with which the resumed run was started,
+    # else the one computed from the frames.
     factors = node.get("canonical_factors") or (_started_with(recipe) if resuming else None)
     if factors is None and seen is None:
         raise RecipeError(
@@ -207,7 +211,7 @@ def with_factors(
 
 
 def check_weights(network: Mapping, state: Mapping, path: Path) -> list[str]:
-    """Warns if initial weights were trained with other canonical settings than this run's.
+    """Warns if initial weights were trained with other settings of canonical depth than this run.
 
     Args:
         network: The section `network` of this run's recipe.
@@ -216,7 +220,8 @@ def check_weights(network: Mapping, state: Mapping, path: Path) -> list[str]:
         path: The weights file, for the warning.
 
     Returns:
-        The warning in a list; an empty list if the settings agree or the file doesn't have them.
+        The warning in a list; an empty list if `canonical_focal` and `canonical_factors` agree, or
+        if the file doesn't state them.
     """
     trained = state.get("network") if isinstance(state, Mapping) else None
     if not isinstance(trained, Mapping):
@@ -234,13 +239,17 @@ def check_weights(network: Mapping, state: Mapping, path: Path) -> list[str]:
 
 
 def check_zoom(augment: Augment, network: Mapping, *, is_blind_teacher: bool) -> None:
-    """Raises RecipeError if the target depths of images that augmentation zooms would be wrong.
+    """Raises RecipeError if the target depth would be wrong for images that augmentation zooms.
+
+    A zoom multiplies the focal length of an image. The depth stays right only if the network uses
+    the focal length (`network.canonical_focal`), or if depth is divided by the zoom
+    (`data.augment.zoom_depth: divide`). A recipe has to choose exactly one of the two.
 
     Args:
         augment: The settings of the augmentation.
         network: The section `network` of the recipe, which describes the student.
-        is_blind_teacher: True if the teacher is a network that runs during training and doesn't
-            use the focal length of an image.
+        is_blind_teacher: True if the teacher is a network that runs during training and doesn't use
+            the focal length of an image.
     """
     has_camera = network.get("canonical_focal") is not None
     if augment.zoom is None:

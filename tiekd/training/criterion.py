@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from tiekd.models.network import Prediction
 
 AGAINST = ("teacher", "ground_truth")
-# The targets in the order of the columns of `Batch.has_target`.
+# The targets in the order of the two columns of the mask `Batch.has_target`, which states for each
+# image which targets it has.
 TARGETS = ("ground_truth", "teacher")
 
 
@@ -141,17 +142,18 @@ class Criterion(nn.Module):
 
 
 def _mean(loss: Tensor, batch: "Batch", against: str) -> Tensor:
-    """Returns the mean of the per-image values of a term.
+    """Returns the mean over images of a loss term's values, a 0-d tensor.
 
-    In a batch of several data sets it is over the images that have the term's target. The sum of
-    this micro-batch is divided by their number in the iteration's global batch, so that the mean
-    over all micro-batches of all ranks is the one over the images, however they are split. A
+    If a run has several data sets, only images that have the term's target count. Then the sum over
+    this micro-batch is divided by the number in `batch.target_counts`: the number of such images in
+    the whole iteration's batch / the number of its micro-batches. So the mean over all
+    micro-batches and ranks is the mean over all such images, however they are distributed. A
     micro-batch without such an image gives 0 and no gradient.
 
     Args:
-        loss: The values, (B,).
+        loss: The term's value for each image, (B,).
         batch: The batch.
-        against: The term's target, one of AGAINST.
+        against: The term's target, "teacher" or "ground_truth".
     """
     if getattr(batch, "has_target", None) is None:
         return loss.mean()
@@ -199,7 +201,7 @@ def _check_gradient(returned: Tensor, prediction: "Prediction", name: str) -> No
 
 
 def build(losses_node: dict, has_teacher: bool) -> Criterion:
-    """Builds the criterion that a recipe's `losses` section describes.
+    """Builds the `Criterion` that a recipe's `losses` section describes.
 
     Args:
         losses_node: The section. It maps the key of each term to a mapping with the keys `weight`

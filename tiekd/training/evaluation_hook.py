@@ -33,14 +33,14 @@ from tiekd.workdir import weights_file
 
 
 class ValidationSet(NamedTuple):
-    """The validation frames of a data set, and how they are scored.
+    """The validation frames of one data set, and how they are evaluated.
 
     Attributes:
-        name: What the recipe calls the set; empty if it has one.
-        dataset: The frames.
-        settings: The crop and the other settings of the set's evaluation.
-        reference: The teacher with which the student is compared in place of ground truth; None for
-            ground truth.
+        name: The data set's name in the recipe; "" if the recipe has only one data set.
+        dataset: The validation frames.
+        settings: The settings of the evaluation of this set, such as the crop.
+        reference: The teacher whose depth takes the place of ground truth in the evaluation; None
+            to evaluate against ground truth.
     """
 
     name: str
@@ -56,10 +56,10 @@ class Evaluation(Hook):
     the iteration at which it stops, the evaluation is postponed until the run resumes.
 
     Attributes:
-        settings: When and how to evaluate.
+        settings: When and how to evaluate: the section `evaluation` of the recipe.
         dataset: The validation frames.
-        replica: A plain fp32 copy of the student on the device. Each evaluation copies the
-            engine's weights into it.
+        replica: A plain fp32 copy of the student on the device. Each evaluation copies the engine's
+            weights into it.
         device: The device of the replica.
         loading: The settings of the data loader.
         info: Function that writes a line to the log.
@@ -67,13 +67,14 @@ class Evaluation(Hook):
             None to show none.
         resize: The resize of images before the student gets them.
         best: The best value so far of the metric `settings.save_best`; None before the first.
-        reference: The teacher with which the student is compared in place of ground truth; None for
-            ground truth. `build_hooks` sets it.
-        sets: The validation frames of several data sets, each of which is evaluated by itself;
-            `build_hooks` sets them in place of `dataset` and `reference`. Empty for one data set.
-        overlap: The number of validation frames that the student was trained on; None if unknown,
-            and on ranks above 0.
-        owed: The learning rates of the iteration whose evaluation is postponed; None if none is.
+        reference: The teacher whose depth takes the place of ground truth in evaluations; None to
+            evaluate against ground truth. `build_hooks` sets it.
+        sets: If the recipe lists several data sets, the validation frames of each, which are used
+            in place of `dataset` and `reference`; `build_hooks` sets them. Empty for one data set.
+        overlap: How many of the validation frames the student was trained on; None if unknown, and
+            on ranks above 0.
+        owed: If an evaluation is postponed, the learning rates of its iteration, with which it will
+            be logged; else None.
     """
 
     def __init__(
@@ -98,17 +99,24 @@ class Evaluation(Hook):
 
     @property
     def protocol(self) -> EvaluationProtocol:
-        """The evaluation's settings together with the network's smallest and largest depth."""
+        """The settings and the depth range for evaluations of the first or only data set."""
         return self.protocol_of(self.validation_sets[0])
 
     @property
     def validation_sets(self) -> tuple[ValidationSet, ...]:
-        """The data sets that are evaluated; one without a name if the recipe has one."""
+        """The data sets that are evaluated, as `ValidationSet` objects.
+
+        If the recipe has only one data set, it is the only one, and its name is "".
+        """
         return self.sets or (ValidationSet("", self.dataset, self.settings, self.reference),)
 
     @property
     def label(self) -> str:
-        """Of several data sets those whose figures choose the best weights; empty for one."""
+        """Text that names the data sets on which the metrics in `state.metrics` are measured.
+
+        These metrics choose the best weights. The text is the name of one data set or "mean over
+        NAME, NAME"; "" if the recipe has only one data set.
+        """
         if not self.sets:
             return ""
         names = ", ".join(each.name for each in self.sets)
@@ -116,12 +124,15 @@ class Evaluation(Hook):
 
     @property
     def _compared_with(self) -> str | None:
-        """The label of metrics that compare with a teacher; None if all are of ground truth."""
+        """Text for the log, stating that metrics compare the student with a teacher.
+
+        None if all data sets are evaluated against ground truth.
+        """
         references = [each.reference for each in self.validation_sets]
         return next((each.label for each in references if each is not None), None)
 
     def protocol_of(self, validated: ValidationSet) -> EvaluationProtocol:
-        """Returns the protocol by which a data set is scored.
+        """Returns the protocol of a data set's evaluation: settings, depth range and reference.
 
         Args:
             validated: The data set.
@@ -133,6 +144,9 @@ class Evaluation(Hook):
         """Warns if the student was trained on validation frames, and makes a postponed evaluation.
 
         The warning is logged on rank 0. The method is collective if an evaluation was postponed.
+
+        Args:
+            state: The state of the run. A postponed evaluation sets its metrics.
         """
         if comm.is_main():
             for each in self.validation_sets:
@@ -141,7 +155,8 @@ class Evaluation(Hook):
                     of_set = f" of {each.name}" if each.name else ""
                     told = f"validation{of_set}: {found}, so figures say less of new images"
                     self.info(f"Warning: {told}")
-                # The label of best weights names an overlap of the sets that choose them.
+                # Remember how many validation frames were trained on, for the log lines about the
+                # best weights. Consider only the data sets whose metrics choose the best weights.
                 is_chosen = not self.sets or self.settings.set in (None, each.name)
                 if is_chosen and (self.overlap is None or not self.overlap.seen):
                     self.overlap = found
@@ -153,6 +168,9 @@ class Evaluation(Hook):
         """Evaluates the student if an evaluation is due. Collective.
 
         If the run is being stopped at this iteration, the evaluation is postponed to its resume.
+
+        Args:
+            state: The state of the run. An evaluation sets its metrics.
         """
         if not state.is_due(self.settings.interval, self.settings.by) and not state.is_last:
             return
@@ -196,8 +214,10 @@ class Evaluation(Hook):
             validated: The data set.
 
         Returns:
-            The metrics by name; and what the log adds to metrics that compare with the teacher,
-            None if they don't.
+            1. The nine metrics by name.
+            2. If the data set is evaluated against its teacher, the results that go beyond the
+               metrics: errors by depth range and near depth edges. None if it is evaluated against
+               ground truth.
         """
         protocol = self.protocol_of(validated)
         scored = protocol.min_depth, protocol.cap, validated.settings.crop
@@ -219,11 +239,14 @@ class Evaluation(Hook):
     def _agreement(
         self, validated: ValidationSet, table: FrameTable, edges: EdgeFigures, figures: dict
     ) -> Agreement:
-        """Returns what the log adds to metrics that compare with the teacher.
+        """Returns the results of an evaluation against the teacher that go beyond the nine metrics.
+
+        They are the errors by range of the teacher's depth and near depth edges, as numbers and as
+        text for the log.
 
         Args:
             validated: The data set.
-            table: The results of all frames.
+            table: The metrics, and the sums of errors by depth range, of each frame.
             edges: The errors near depth edges.
             figures: The nine metrics by name.
         """
@@ -240,13 +263,13 @@ class Evaluation(Hook):
             state: The state of the run, with the metrics of these weights.
 
         Returns:
-            A line for the log; None if there is nothing to report, i.e. if the metric is finite but
-            not the best.
+            A line for the log: best weights were saved, or couldn't be, or the metric isn't finite.
+            None if the metric is finite but not the best.
         """
         name = self.settings.save_best
         value = state.metrics[name]
         if not math.isfinite(value):
-            # Of several data sets the first one without a finite value is to blame.
+            # If there are several data sets, report the first one whose metric isn't finite.
             found = [
                 (state.set_metrics[each.name][name] if each.name else value, each)
                 for each in self.validation_sets
@@ -267,7 +290,7 @@ class Evaluation(Hook):
         Args:
             name: The metric's name.
             value: The metric's value, infinite or NaN.
-            validated: The data set that it is of.
+            validated: The data set on which the metric was measured.
         """
         of_set = f" of {validated.name}" if validated.name else ""
         if not math.isnan(value):
@@ -296,8 +319,8 @@ class Evaluation(Hook):
             state: The state of the run, with the metrics of these weights.
 
         Returns:
-            A line for the log. If writing fails, the older best weights stay, and rank 0's line
-            says so.
+            A line for the log. If writing fails, no error is raised: the older best weights are
+            kept, and the line on rank 0 says so.
         """
         # Write the weights on rank 0, with the metrics, the teachers, and the frames that the
         # network was trained on, so that a later evaluation can warn if it uses one of those
@@ -329,10 +352,11 @@ class Evaluation(Hook):
         return f"{best}, saved as best_{name}.pth{label}"
 
     def state_dict(self) -> dict:
-        """Returns the hook's state for a checkpoint.
+        """Returns the hook's state for a checkpoint, a dict of plain values.
 
-        It contains the metric's name and best value, how images are resized, and the attribute
-        `owed`.
+        Its keys are `metric` and `best`, the name and the best value of the metric that chooses the
+        best weights; `resize`, how images are resized; `owed`, the attribute; and, with several
+        data sets, `set`, which of them the metric is on.
         """
         compared = {"metric": self.settings.save_best, "resize": self.resize.node()}
         if self.sets:
@@ -342,9 +366,9 @@ class Evaluation(Hook):
     def load_state_dict(self, state: dict) -> None:
         """Restores the state that `state_dict` returned.
 
-        The best value is dropped if new evaluations can't be compared with it: if the metric is
-        another one, if the value isn't finite, or if an older version of tiekd evaluated images at
-        another size.
+        The best value is dropped, i.e. `best` becomes None, if the results of new evaluations can't
+        be compared with it: if the metric or its data sets have changed, if the value isn't finite,
+        or if an older version of tiekd evaluated images at another size.
 
         Args:
             state: The state that `state_dict` returned when the checkpoint was saved.
@@ -380,14 +404,16 @@ class Evaluation(Hook):
 
 
 def _joined(found: dict[str, Agreement | None]) -> Agreement | None:
-    """Returns the agreement with the teachers of several data sets as one.
+    """Joins the results of evaluations against the teachers of several data sets.
 
     Args:
-        found: The agreement of each set by its name; None for one that is compared with ground
-            truth. A set without a name is the only one.
+        found: The results of each data set by its name, as `_agreement` returns them; None for a
+            set that is evaluated against ground truth. The only data set of a recipe has the name
+            "".
 
     Returns:
-        The agreement, whose figures are called `SET/FIGURE`; None if there is none.
+        The joined results, in which the name of a number begins with its set's name, as in
+        `street/abs_rel_at_edges`. None if every set is evaluated against ground truth.
     """
     known = {name: each for name, each in found.items() if each is not None}
     if not known or "" in known:

@@ -14,7 +14,7 @@ class Hook:
     """A hook that does nothing; a subclass overrides the methods that it needs.
 
     The argument `state` of its methods is the run's TrainState (tiekd/training/state.py). A hook
-    that acts only every n iterations or epochs asks `state.is_due` if it has to act.
+    that acts only every n iterations or epochs calls `state.is_due` to find out if it has to act.
     """
 
     def before_train(self, state) -> None:
@@ -43,6 +43,9 @@ class Hook:
 
         The last iteration is that of the run, or the one at which a hook stopped the run. The
         method is not called when training ends with an error.
+
+        Args:
+            state: The state of the run.
         """
 
     def state_dict(self) -> dict:

@@ -38,9 +38,9 @@ _REFUSED_KEYS = (
     "network.m??_depth",
     "network.canonical_*",
 )
-# Recipe keys whose changes aren't refused at a resume: paths, whose files are compared, and keys
-# that choose the frames, which are compared themselves. _ALLOWED_KEYS adds keys of augmentation and
-# loading, which don't change the frames either.
+# Keys of the section `data` that may change before a resume: paths, since the files themselves are
+# compared, and keys that choose frames, since the frames themselves are compared. _ALLOWED_KEYS has
+# further keys that may change: those of augmentation, data loading and teachers.
 _PLACES = (
     "root",
     "images",
@@ -61,13 +61,14 @@ _ALLOWED_KEYS = (
     *(f"data.{key}" for key in Loading.__dataclass_fields__),
     *(
         f"{teacher}.{key}"
-        # `[[]` is a bracket in a pattern: the keys of an entry of `teachers` or of
-        # `teacher.teachers`.
+        # In these glob patterns `[[]` matches the character `[`. So the second one matches an entry
+        # of the list `teachers`, such as `teachers[0]`.
         for teacher in ("teacher", "teachers[[]*]", "teacher.teachers[[]*]")
         for key in ("checkpoint", "recipe", "maps", "device", "batch_size", "audit")
     ),
 )
-# The same keys in an entry of a list `data`, of which there are less than a hundred.
+# Add the same keys for each entry of a list `data`, as in `data[0].root`. `?` and `??` match an
+# index of one or two digits.
 _ALLOWED_KEYS += tuple(
     f"data[[]{number}].{key.removeprefix('data.')}"
     for key in _ALLOWED_KEYS
@@ -108,7 +109,7 @@ def judge(
         accept: True if the user accepts all changes, by --accept-changes.
 
     Returns:
-        The changes, the same on all ranks.
+        The changes as a `Verdict`, the same on all ranks.
 
     Raises:
         CheckpointError: The training or validation data have changed, and the user doesn't accept
@@ -135,7 +136,8 @@ def compare(started: dict | None, now: dict) -> Verdict:
         now: The record of the current inputs.
 
     Returns:
-        The changes, sorted into those that the user must accept and all others.
+        A `Verdict`: the changed keys of the recipe; messages on changes that the user must accept;
+        and messages on all other changes.
     """
     if started is None:
         line = (
@@ -157,19 +159,21 @@ def compare(started: dict | None, now: dict) -> Verdict:
     names = sorted(started["files"].keys() | now["files"].keys())
     for name in names:
         is_another, text = _file_change(name, started["files"].get(name), now["files"].get(name))
-        # Refuse a changed split file only if it changed the frames of its split.
+        # Refuse a changed split file (a list of frames) only if the frames that it lists have
+        # changed.
         split = _split_of(name)
         reason = split is not None and split in of_splits and of_splits[split].refused
         if is_another and (reason or not _is_only_told(name)):
             refused.append(text)
         elif text is not None:
             told.append(text)
-    # Compare the digests of teachers from the hub, which have no files here, unless a change of a
-    # teacher is found already.
+    # Compare the digests of the teachers' weights. Only they show that a model on the Hugging Face
+    # hub has changed, because it has no file in the record. Skip this if a change of a teacher is
+    # reported already.
     if not any(_TEACHER.match(text) for text in refused):
         refused += _teacher_changes(learned_from.from_plain(started), learned_from.from_plain(now))
-    # Report validation that begins now, or whose frames stay the same although the training frames
-    # changed.
+    # Report if the run validates from now on and didn't before, or if its validation frames stay
+    # the same although the training frames have changed.
     for val in [split for split in now["splits"] if split.endswith("val")]:
         data_set = val.removesuffix("val").strip()
         train, of_set = inputs.split_name("train", data_set), f" of {data_set}" if data_set else ""
@@ -183,8 +187,7 @@ def compare(started: dict | None, now: dict) -> Verdict:
         named = _by_set(key, now["recipe"])
         if named not in names and values[0] != values[1]:
             refused.append(f"{named} is {values[0]}, was {values[1]}")
-    # Compare the working resolutions, which follow from data.resize, or from keep_aspect and a
-    # crop.
+    # Compare how images are resized to the network's input.
     before, after = (resizes.of_data(each["recipe"].get("data", {})) for each in (started, now))
     if before != after:
         refused.append(f"the working resolution is {after}, was {before}")
@@ -201,8 +204,9 @@ def _teacher_changes(old: list[Teacher] | None, new: list[Teacher] | None) -> li
     """Returns messages on teachers of the same name whose weights or settings have changed.
 
     Args:
-        old: The record of the teachers at the start; None if it isn't known.
-        new: The record of the current teachers; None if it isn't known.
+        old: The teachers at the start of the run, as dicts with their name and the digest of their
+            weights and settings; None if they aren't known.
+        new: The current teachers in the same form; None if they aren't known.
     """
     # Collect the digests by name, since several teachers may have one name, such as two networks
     # whose recipes aren't known.
@@ -255,7 +259,8 @@ class _Changes(NamedTuple):
 def _split_changes(split: str, old: dict | None, new: dict | None) -> _Changes:
     if old is None or new is None:
         return _Changes([], [])
-    # Of a large split, or one of tar shards, only a digest of all names is known.
+    # Compare the digests of all names if the records list no frames: those of a large split, or of
+    # a split of tar shards.
     if "digest" in old and "digest" in new:
         return _digest_changes(split, old, new)
     # Compare only the numbers of samples of a dataset from outside the project, of which nothing
@@ -269,12 +274,19 @@ def _split_changes(split: str, old: dict | None, new: dict | None) -> _Changes:
 
 
 def _digest_changes(split: str, old: dict, new: dict) -> _Changes:
-    """Compares two records of a split that don't list its frames.
+    """Compares two records of a split that have a digest of the frames' names in place of a list.
+
+    Compared are the number of frames, the digest, the tar shards, and the sample of 1000 frames
+    that the record of a large split contains.
 
     Args:
         split: The split's name.
         old: The split in the record of the run's start.
-        new: The split in the present record.
+        new: The split in the current record.
+
+    Returns:
+        (refused, told): messages on changes that the user must accept, and messages on other
+        changes.
     """
     refused, told = [], []
     if old["count"] != new["count"]:
@@ -282,7 +294,8 @@ def _digest_changes(split: str, old: dict, new: dict) -> _Changes:
     elif old["digest"] != new["digest"]:
         refused.append(f"the {split} frames are others, or have another order")
     parts = [(inputs.SHARDS, f"{split} shards")]
-    # If the frames differ, so do their samples, which says nothing more.
+    # Compare the samples of frames only if no change is found yet: if the frames have changed,
+    # their samples differ anyway.
     if not refused:
         parts.append(("sample", f"{split} frames of a sample"))
     for part, noun in parts:
@@ -294,12 +307,16 @@ def _digest_changes(split: str, old: dict, new: dict) -> _Changes:
 
 
 def _listed_changes(noun: str, old: dict, new: dict) -> _Changes:
-    """Compares two records that list frames or shards.
+    """Compares two records that list frames or shards: their names, order and files.
 
     Args:
         noun: The name of what is listed, in the plural: "train frames".
         old: The record of the run's start.
-        new: The present record.
+        new: The current record.
+
+    Returns:
+        (refused, told): messages on changes that the user must accept, and messages on other
+        changes.
     """
     refused, told = [], []
     # Find frames that were added, removed or reordered. A split may contain a name twice.
@@ -344,7 +361,9 @@ def _pairs(old: dict, new: dict, kind: str) -> list[tuple[str, inputs.Entry, inp
         kind: The kind of file, as in the records.
 
     Returns:
-        (name of the frame, old state of its file, new state) for each frame, in the old order.
+        A list with (name of the frame, old state of its file, new state of its file) for each
+        frame, in the old order. A state is an `Entry` (tiekd/training/inputs.py); None if the frame
+        has no file of this kind.
     """
     # Use None for every frame if a record lacks this kind of file, e.g. the maps of a teacher that
     # the recipe didn't have.
@@ -413,21 +432,26 @@ def _is_only_told(name: str) -> bool:
 
 
 def _split_of(name: str) -> str | None:
-    """Returns the split whose frames a file lists, as records call it; None for any other file.
+    """Returns the name of the split whose frames a file lists, such as "train" or "street val".
+
+    None if the file doesn't list the frames of a split.
 
     Args:
-        name: The file's name in a record, such as `data.train_split` or `data.street.val_split`.
+        name: The file's key in a record of inputs: `data.train_split`, or, with several data sets,
+            `data.street.val_split`.
     """
     found = _LIST.fullmatch(name)
     return None if found is None else inputs.split_name(found[2], found[1] or "")
 
 
 def _by_set(key: str, recipe: dict) -> str:
-    """Returns a key of a recipe with the name of its data set in place of its number.
+    """Replaces the index of a data set in a key by the set's name.
+
+    `data[0].root` becomes `data.street.root` if the first data set is called `street`.
 
     Args:
-        key: The key, such as `data[0].depth_unit`; any other one is returned as it is.
-        recipe: The recipe.
+        key: The key. One that doesn't begin with `data[NUMBER].` is returned unchanged.
+        recipe: The recipe, whose `data` lists the data sets.
     """
     found = _ENTRY.match(key)
     if found is None:
@@ -470,10 +494,11 @@ def _value(node: dict, key: str):
 
     Returns:
         The value; None if it isn't set. For a key of `evaluation` that isn't set, its default. For
-        a list of data sets their names.
+        the key "data" of a list of data sets, a text with the sets' names.
     """
     if key == "data" and data_sets.is_list(node):
-        # Lists of other lengths are compared as a whole, and are too long to be shown.
+        # Return only the names of the data sets for a message, since the whole list would be too
+        # long.
         return "the sets " + ", ".join(map(data_sets.name_of, node["data"]))
     if key == "evaluation.cap":
         return node.get("evaluation", {}).get("cap") or node.get("network", {}).get("max_depth")

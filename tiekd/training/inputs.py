@@ -3,7 +3,7 @@
     {"recipe": {...}, "engine": {...}, "iterations_per_epoch": 12, "best_from": -1,
      "files": {"teacher.checkpoint": [path, CRC-32], ...},   also split files, the user's code, ...
      "recipe_files": {path: CRC-32, ...},                    the recipe, its bases and the teacher's
-     "teachers": [{...}],                                    as in weights: data/learned_from.py
+     "teachers": [{...}],                                    see tiekd/data/learned_from.py
      "splits": {"train": {"count": 45, "source": ..., "names": [...], "files":
                     {"picture": [[bytes, CRC-32 or null, modification time in ns], ...], ...}}}}
 
@@ -11,12 +11,13 @@ With several data sets the splits of each are called `street train` and so on, b
 `names`, and the lists in a split's `files`, have one entry per frame, in the order of the frames.
 ("picture" is the key of images.) The CRC-32 of each file is recorded if a split has at most 256 MB;
 of a larger split only sizes and modification times are recorded. A split of more than 100,000
-frames has in the place of both a digest of all names in their order, and a `sample`: the record of
-1000 frames as if they were the split. A split of tar shards has the same digest, and under `shards`
-the record of the shards as if each were a frame; their frames aren't looked at. Only rank 0 reads
-and writes. For 24,000 frames that takes about 2 s, and the file has 3 MB.
-`tiekd/training/input_changes.py` compares two records. Left out: contents of large data sets, and
-of data sets without files.
+frames has neither `names` nor `files`. It has a `digest` of all names in their order, and a
+`sample`, which is the record of 1000 of the frames in the form of a split. A split of tar shards
+has a `digest`, too, and under `shards` the record of the shards in the form of a split; the files
+inside the shards aren't read. `best_from` is the last iteration whose metrics were measured on
+other data than the present; -1 for none. Only rank 0 reads and writes. For 24,000 frames that takes
+about 2 s, and the file has 3 MB. `tiekd/training/input_changes.py` compares two records. Left out:
+contents of large data sets, and of data sets without files.
 """
 
 import contextlib
@@ -140,10 +141,12 @@ def fingerprint_splits(datasets: Mapping[str, Dataset]) -> dict:
 
 
 def _fingerprint(split: dict) -> dict:
-    """Returns the record of a split without paths, and without modification times of read files.
+    """Returns a copy of a split's record that doesn't change when the split is moved or copied.
+
+    The path is left out, and so are the modification times of files whose contents were read.
 
     Args:
-        split: The record, or that of its sample or its shards.
+        split: The record of a split, or of its `sample` or `shards`, which have the same form.
     """
     found = {key: value for key, value in split.items() if key != "source"}
     if "files" in split:
@@ -162,19 +165,23 @@ def split_name(split: str, data_set: str) -> str:
 
     Args:
         split: "train" or "val".
-        data_set: The name of its data set; empty if the recipe has one.
+        data_set: The name of the data set; "" if the recipe has only one.
     """
     return f"{data_set} {split}" if data_set else split
 
 
 def fingerprint_files(recipe: Recipe, datasets: Mapping[str, Dataset | None]) -> dict:
-    """Returns the CRC-32 of a run's files other than those of its frames, by their names.
+    """Returns the CRC-32 of a run's input files other than those of its frames.
 
-    They include the modules from outside the project that are imported.
+    The files include the source of the modules from outside the project that are imported.
 
     Args:
         recipe: The run's recipe.
         datasets: The datasets "train" and "val"; the latter is None if the run doesn't validate.
+
+    Returns:
+        A dict from the file's name in a record of inputs, such as `teacher.checkpoint`, to its
+        CRC-32.
     """
     return {name: crc(path) for name, path in _files(recipe, datasets)}
 
@@ -247,7 +254,7 @@ def _is_split(split: object) -> bool:
     """Returns True if a value has the form of a split in a record of inputs.
 
     Args:
-        split: The value. The states of the frames' files may be missing.
+        split: The value. The state of a frame's file in it may be None.
     """
     if not isinstance(split, dict) or not isinstance(split.get("count"), int):
         return False
@@ -294,9 +301,9 @@ def held_out(record: dict | None, recipe: Recipe) -> list[str] | None | dict[str
         recipe: The present recipe.
 
     Returns:
-        The names; None if there were no validation frames, if their names aren't known, or if
-        `data.val_fraction` in the recipe has changed since. With several data sets, these of each
-        set by its name.
+        A list of names; None if there were no validation frames, if their names aren't known, or if
+        `data.val_fraction` in the recipe has changed since. If the recipe lists several data sets,
+        a dict from each set's name to such a list or None. None if `record` is None.
     """
     if record is None:
         return None
@@ -358,10 +365,11 @@ def _split(dataset: Dataset, old: dict | None) -> dict:
 
 
 def left_out(datasets: Iterable[Dataset | None]) -> list[str]:
-    """Returns a line for the log on checks that are left out for a large data set.
+    """Returns lines for the log on what a resume doesn't compare because a dataset is large.
 
     Args:
-        datasets: The data sets; None is left out.
+        datasets: The datasets of training and validation frames. None, and a dataset that isn't
+            large, gives no line.
     """
     sizes = [
         len(dataset)
@@ -391,32 +399,34 @@ def _digest(table: FrameTable) -> str:
 
 
 def _of_shards(members: Members, source: str) -> dict:
-    """Returns the record of the shards that frames are in, in the form of a split's.
+    """Returns the record of the tar shards that contain a split's frames, as a dict.
 
     Args:
-        members: The frames' images.
-        source: The split's source.
+        members: The positions of the frames' images in the shards.
+        source: The path of the split, from which the names of the shards are relative.
     """
     used = np.unique(members.shards).tolist()
     states = [members.states[shard] for shard in used]
     return {
         "count": len(used),
         "source": source,
-        # Shards of two folders may have one name.
+        # Use relative paths as names, since two shards in different folders may have the same file
+        # name.
         "names": [os.path.relpath(members.paths[shard], source) for shard in used],
         "files": {SHARD: [[size, None, time] for size, time in states]},
     }
 
 
 def _paths(frames: Frames) -> dict[str, list[str | None]]:
-    """Returns the paths of the frames' files.
+    """Returns the paths of the frames' files, by the kind of file.
 
     Args:
         frames: The dataset.
 
     Returns:
-        For each kind of file in KINDS, and for each further kind of teacher map, the paths in the
-        order of the frames; None for a frame without such a file.
+        A dict from each kind of file to a list of paths in the order of the frames, with None for a
+        frame without such a file. The kinds are those in KINDS and, if there are several maps per
+        frame, names such as "teacher map 1" and "sigma map".
     """
     nothing = [None] * len(frames)
     columns = (
@@ -438,7 +448,7 @@ def _read_at_the_start(old: dict | None) -> set[str]:
 
     Args:
         old: The split in the record of the start, which has a CRC-32 for each file that was read;
-            None if there is no record.
+            None if there is no record. Without a list of names in it the result is empty.
     """
     if old is None or "names" not in old:
         return set()
@@ -468,7 +478,8 @@ def _files(recipe: Recipe, datasets: Mapping[str, Dataset | None]) -> Iterator[t
         for name, path in _single_files(own, theirs):
             if path is None or not os.path.isfile(path):
                 continue
-            # What isn't of the whole run is named by its data set, if there are several.
+            # If the recipe lists several data sets, put the data set's name into the name of each
+            # file that belongs to one set only, as in `data.street.train_split`.
             if data_set and not name.startswith(("load.", "module ")):
                 name = f"data.{data_set}.{name.removeprefix('data.')}"
             yield name, os.path.abspath(path)
@@ -479,7 +490,7 @@ def _single_files(
 ) -> Iterator[tuple[str, str | Path | None]]:
     data, teachers = recipe.data, recipe.teachers.nodes
     # Yield the split file that each dataset has read, or else the one that the recipe names. In a
-    # dataset from outside the project these keys may have values of any type.
+    # dataset from outside the project `root` and `train_split` may have values of any type.
     given = data.get("root", ".")
     root = Path(given).expanduser() if isinstance(given, str) else Path()
     for split, dataset in datasets.items():
@@ -508,8 +519,8 @@ def _single_files(
             yield "load.checkpoint", checkpoints.find_weights(path) if path.is_dir() else path
     sections = [("data", data), *((teacher.where, teacher.node) for teacher in teachers)]
     for section, node in sections:
-        # Yield the files of a dataset or teacher from outside the project: it has keys of its own,
-        # any text value of which may be a path.
+        # Yield the files of a dataset or teacher from outside the project. Its `build` defines the
+        # keys of its node, so any key with a text value may name a file.
         if "." in str(node.get("name", "")):
             yield f"{section}.name", _code_of(node["name"])
             own = {

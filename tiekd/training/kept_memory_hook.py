@@ -32,6 +32,9 @@ class KeptMemory(Hook):
 
         The growth is relative to the first call, or to the first call since memory was last freed.
         With the default allocator the method does nothing.
+
+        Args:
+            state: The state of the run; not used.
         """
         if not allocator.is_kept():
             return

@@ -33,8 +33,8 @@ def train(
             pixels that aren't valid; or to a `Target`, with several depths or a sigma per pixel.
         criterion: The weighted sum of the loss terms.
         schedule: The learning rate and momentum of each iteration.
-        targets: Converts target depths from metres to the depth that the network learns, which is
-            canonical depth if the network has a canonical camera.
+        targets: Converts target depths from metres to the depth that the network learns: metres, or
+            canonical depth (tiekd/training/canonical.py).
     """
     engine, step = state.engine, state.step
     for hook in state.hooks:

@@ -133,7 +133,7 @@ class Window:
         return means, num_broken
 
     def state_dict(self) -> dict:
-        """Returns this rank's window as plain numbers, for a checkpoint. One host sync.
+        """Returns this rank's window as a dict for a checkpoint. One host sync.
 
         The keys are the arguments of the constructor: `sums` and `counts`, each a dict by the
         scalar's name, and `iterations`, `time_s` and `data_time_s`.

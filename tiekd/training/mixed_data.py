@@ -1,9 +1,9 @@
-"""Trains on several data sets at once: builds them, checks what each teaches, deals their samples.
+"""Trains on several data sets at once: builds and checks them, and mixes their samples.
 
-Everything about one set is built from the recipe of this set by itself (`Recipe.data_sets`). What
-the sets have in common is the network, its losses and the working resolution. Costs: as one set;
-the teacher of each set is called for its images of a batch. Left out: other batch sizes or crops
-for single sets.
+Everything that concerns a single set is built from `Recipe.data_sets`, which has for each set a
+recipe with this set alone. The sets share the network, its losses, and the size to which images are
+resized. Cost: as with one data set of the same size. In each batch, a set's teacher is called only
+for the images of that set. Left out: a batch size or a crop of its own for a single set.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -28,15 +28,20 @@ from tiekd.training.settings import Recipe, TrainSettings
 def build_sets(
     recipe: Recipe, held_out: Mapping[str, Collection[str]] | None
 ) -> dict[str, Dataset]:
-    """Builds the data sets "training" and, if sets are validated, "validation".
+    """Builds the datasets of the training and validation frames of several data sets.
 
     Args:
         recipe: The run's recipe, whose `data` is a list.
-        held_out: For sets by their names the names of the validation frames at the start of the
-            run; None for a new run.
+        held_out: For each data set by its name, the names of its validation frames at the start of
+            the run; None for a new run.
+
+    Returns:
+        A dict: "training" is a `MixedFrames` of all sets, and "validation" one of the sets that are
+        validated; the latter is missing if the run doesn't validate.
 
     Raises:
-        UserError: A set can't be built, or no set is validated; the message names the set.
+        UserError: A set can't be built, in which case the message names the set; or the run
+            validates, but none of its sets does.
     """
     sets, val = {"training": training_frames(recipe, held_out)}, []
     for name, _, own in recipe.data_sets:
@@ -63,11 +68,12 @@ def build_sets(
 
 
 def training_frames(recipe: Recipe, held_out: Mapping[str, Collection[str]] | None) -> MixedFrames:
-    """Builds the training frames of several data sets.
+    """Builds the training frames of several data sets, and returns them as a `MixedFrames`.
 
     Args:
-        recipe: See `build_sets`.
-        held_out: See `build_sets`.
+        recipe: The run's recipe, whose `data` is a list.
+        held_out: For each data set by its name, the names of its validation frames at the start of
+            the run, which are left out here; None for a new run.
 
     Raises:
         UserError: A set can't be built; the message names the set.
@@ -82,11 +88,12 @@ def training_frames(recipe: Recipe, held_out: Mapping[str, Collection[str]] | No
 
 
 def check_evaluated(recipe: Recipe, names: list[str]) -> None:
-    """Raises RecipeError if `evaluation.set` names no set that is validated.
+    """Raises RecipeError if the key `evaluation.set` isn't the name of a validated data set.
 
     Args:
         recipe: The run's recipe.
-        names: The names of the validated sets; empty if there is one set without a name, or none.
+        names: The names of the validated data sets; empty if none is validated, or if the recipe
+            has only one data set, which has no name.
     """
     chosen = recipe.evaluation.set
     if chosen is None or chosen in names or (recipe.is_mixed and not recipe.validates):
@@ -96,7 +103,10 @@ def check_evaluated(recipe: Recipe, names: list[str]) -> None:
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Raises RecipeError for settings that don't go with the number of data sets.
+    """Raises RecipeError for settings that the number of data sets rules out.
+
+    `train.epoch_images` and `evaluation.set` need several data sets; `data.augment.sizes: bucket`
+    needs one.
 
     Args:
         recipe: The run's recipe.
@@ -116,11 +126,15 @@ def check_recipe(recipe: Recipe) -> None:
 
 
 def check_targets(criterion: Criterion, frames: MixedFrames) -> None:
-    """Raises RecipeError if nothing would be learned from a set, or a term needs whole batches.
+    """Raises RecipeError if the loss terms don't suit the targets of several data sets.
+
+    That is the case if a data set has no target that a loss term uses, so that nothing would be
+    learned from it. It is also the case if a loss computes one value for the whole batch, in which
+    some images may have no target.
 
     Args:
         criterion: The loss terms.
-        frames: The training sets.
+        frames: The training frames of all data sets.
     """
     for key, term in criterion.terms.items():
         if getattr(term.loss, "reduce", "image") == "batch":
@@ -151,17 +165,22 @@ def sampler_of(
     accumulation: int,
     share: RankShare,
 ) -> MixedBatches:
-    """Returns the order in which one rank reads the samples of several data sets.
+    """Returns a sampler that mixes the samples of several data sets, for one rank.
 
     Args:
-        frames: The training sets.
+        frames: The training frames of all data sets.
         train: The run's batch size and seed.
-        iterations: The range of iterations, from 0.
+        iterations: The iterations to sample for, from 0.
         accumulation: Micro-batches per iteration and rank.
         share: The rank and the world size.
+
+    Returns:
+        A `MixedBatches`, which yields for each of the rank's micro-batches the list of its samples'
+        (epoch, index).
     """
     parts = [
-        # A data set may state an order of its own, for example that of its files.
+        # A data set may define the order in which its samples are read, such as the order of its
+        # files.
         Part(len(each.frames), each.weight, getattr(each.frames, "epoch_order", None))
         for each in frames.sets
     ]
@@ -178,15 +197,17 @@ def sampler_of(
 def with_target_counts(
     batches: Iterator[Batch], sampler: MixedBatches, frames: MixedFrames
 ) -> Iterator[Batch]:
-    """Yields batches with `target_counts`, the numbers of targets in each global batch.
+    """Yields batches with their `target_counts` set, by which losses are averaged.
 
-    They follow from the order of the samples, so ranks exchange nothing. A sample that can't be
-    read and is replaced (`data.on_error: skip`) counts as itself.
+    `target_counts` is computed from the iteration's global batch: the numbers of its images with
+    ground truth and with a teacher, each divided by the number of micro-batches on all ranks. Every
+    rank computes it from the order of the samples, so there is no collective. A sample that can't
+    be read is replaced by another one (`data.on_error: skip`), but is counted with its own targets.
 
     Args:
         batches: A rank's micro-batches, in the order of the sampler.
-        sampler: The order.
-        frames: The training sets.
+        sampler: The sampler that gave the order of the samples.
+        frames: The training frames of all data sets.
     """
     slices = sampler.accumulation * sampler.share.world_size
     with closing(batches):
@@ -201,30 +222,32 @@ def with_target_counts(
 def iterations_per_epoch(recipe: Recipe, frames: MixedFrames) -> int:
     """Returns the number of iterations in an epoch of several data sets.
 
+    An epoch has `train.epoch_images` images, by default as many as all data sets have together.
+
     Args:
         recipe: The run's recipe.
-        frames: The training sets.
+        frames: The training frames of all data sets.
     """
     images = recipe.train.epoch_images or len(frames)
     return mixing.iterations_per_epoch(images, recipe.train.batch_size)
 
 
 def named(name: str, lines: Iterable[str]) -> list[str]:
-    """Returns lines for the log with the name of the data set that they are about, if it has one.
+    """Puts the name of a data set in front of log lines about it, and returns the lines as a list.
 
     Args:
-        name: The set's name; empty if there is one set.
+        name: The data set's name; "" if the recipe has only one, whose lines are not changed.
         lines: The lines.
     """
     return [f"Data set {name}: {line}" for line in lines] if name else list(lines)
 
 
 def describe(recipe: Recipe, frames: MixedFrames, network: nn.Module) -> list[str]:
-    """Returns lines for the log on the sets, their shares, and the length of an epoch.
+    """Returns lines for the log on several data sets: their sizes, shares and teachers.
 
     Args:
         recipe: The run's recipe.
-        frames: The training sets.
+        frames: The training frames of all data sets.
         network: The student, for its largest depth.
     """
     total = sum(each.weight for each in frames.sets)

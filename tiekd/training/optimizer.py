@@ -66,7 +66,7 @@ def build_optimizer(
     by_group = parameter_groups(groups, parameters, arguments["lr"])
     try:
         return OPTIMIZERS[name](by_group, fused=True, **arguments)
-    # In this case torch refuses the combination of arguments.
+    # Torch raises one of these errors if it refuses the combination of arguments.
     except (TypeError, ValueError, RuntimeError) as error:
         raise RecipeError(
             f"optimizer ({name}): got {arguments}; torch says: {' '.join(str(error).split())}"

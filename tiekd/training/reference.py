@@ -1,7 +1,8 @@
 """Makes a recipe's teacher the reference of an evaluation (`evaluation.against: teacher`).
 
-With several teachers the reference is the weighted mean of their valid depths, with which losses
-other than the DPM head's divergence compare, too.
+The reference is the depth with which the student's depth is compared in place of ground truth. If
+the recipe has several teachers, it is the weighted mean of their valid depths. (Losses compare with
+the same mean, except for the divergence of a DPM head.)
 """
 
 import copy
@@ -23,16 +24,17 @@ from tiekd.training.canonical import require_focals
 
 
 def reference_of(teacher: Teacher, teachers: TeacherList, frames: Dataset) -> Reference:
-    """Returns a reference whose depth is the teacher's depth for whole images.
+    """Returns the teacher as a `Reference`, with which an evaluation compares the student.
 
-    It is the depth that bin/cache_teacher.py writes: a network of this project sees images at the
-    size at which it was trained, any other teacher at their own size.
+    The reference's depth is the same as in the maps that bin/cache_teacher.py writes. It is
+    computed from whole images: a network of this project sees them at the size at which it was
+    trained, any other teacher at their own size.
 
     Args:
         teacher: The teacher or the combination of teachers, as `tiekd.teaching.build_teachers`
             builds it.
-        teachers: The recipe's teachers.
-        frames: The evaluation frames.
+        teachers: The sections of the recipe that describe `teacher`.
+        frames: The frames of the evaluation.
 
     Raises:
         UserError: A teacher can't give the depth of these frames.
@@ -54,11 +56,14 @@ def reference_of(teacher: Teacher, teachers: TeacherList, frames: Dataset) -> Re
 
 
 def _of_parts(teacher: Mixture | Average, parts: list[Reference]) -> Mixture | Average:
-    """Returns a copy of a combination of teachers that is called with `Views` of whole images.
+    """Returns a copy of a combination of teachers that is called for whole images.
+
+    In place of each teacher the copy calls the teacher's reference. So it is called with a `Views`,
+    a dict that has the batch of images at each size that a reference needs.
 
     Args:
         teacher: The combination of teachers.
-        parts: The reference of each teacher.
+        parts: The reference of each teacher, in the same order.
     """
     whole = copy.copy(teacher)
     if isinstance(teacher, Average):
@@ -72,12 +77,12 @@ def _of_parts(teacher: Mixture | Average, parts: list[Reference]) -> Mixture | A
 
 
 def _reference_of_one(teacher: Teacher, node: TeacherNode, frames: Dataset) -> Reference:
-    """Returns the reference of one teacher.
+    """Returns a single teacher as a `Reference`, with which an evaluation compares the student.
 
     Args:
         teacher: The teacher.
         node: The teacher's section in the recipe.
-        frames: The evaluation frames.
+        frames: The frames of the evaluation.
 
     Raises:
         UserError: The teacher can't give the depth of these frames.
@@ -92,8 +97,9 @@ def _reference_of_one(teacher: Teacher, node: TeacherNode, frames: Dataset) -> R
         least_size.check_frames(frames, teacher.resize, least, "the teacher's data.resize")
         if teacher.needs_focal:
             require_focals(frames, teacher.resize, "validation")
-        # Use a copy of the teacher that takes focal lengths for its own size of images. In training
-        # it sees the student's images, whose focal lengths depend on their resize.
+        # Copy the teacher, so that the copy computes focal lengths for the size at which the
+        # evaluation resizes images for the teacher. The original computes them for the student's
+        # images, which it gets in training.
         whole = copy.copy(teacher)
         whole.seen_at = teacher.resize
         return Reference(

@@ -124,7 +124,7 @@ def set_layouts(
     found = comm.broadcast_object(found)
     if isinstance(found, UserError):
         raise found
-    # Apply the layouts to every convolution in this process.
+    # Make every convolution in this process use the recorded memory layouts.
     record, lines = found
     layouts.set_choices(record["choices"])
     return record, lines
@@ -187,9 +187,9 @@ def forget_other_best(
         if accepted:
             weights_file.set_aside_best(state.work_dir)
     best_from = comm.broadcast_object(now and now["best_from"])
-    # Forget the best metric of a checkpoint that was saved before the data changed, since later
-    # metrics can't be compared with it, in this resume and in every later one from such a
-    # checkpoint.
+    # Forget the best metric if the checkpoint was saved before the data changed, since later
+    # metrics can't be compared with it. `best_from` is saved, so every later resume from such a
+    # checkpoint does the same.
     if state.iteration <= best_from:
         for hook in state.hooks:
             if isinstance(hook, Evaluation):

@@ -66,7 +66,8 @@ def run(
     if comm.is_main():
         datasets = {"train": parts.train_set, "val": parts.val_set}
         per_epoch = state.iterations_per_epoch
-        # This recipe contains the path of the teacher's weights.
+        # Record the inputs of the recipe in `state`, since only that one names the file of the
+        # teacher's weights.
         with_teacher = Recipe(state.recipe)
         now = inputs.collect(
             with_teacher,

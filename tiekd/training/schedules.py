@@ -177,7 +177,7 @@ def build(
     total_iterations: int,
     iterations_per_epoch: int,
 ) -> Schedule:
-    """Builds the schedule that a recipe's `schedule` section describes.
+    """Builds the `Schedule` that a recipe's `schedule` section describes.
 
     Args:
         node: The section, with the key `name` and the schedule's own keys.

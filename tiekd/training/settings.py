@@ -23,12 +23,14 @@ from tiekd.evaluation.evaluate import EvaluationProtocol, EvaluationSettings
 
 
 class SetRecipe(NamedTuple):
-    """A data set of a recipe, as a recipe by itself.
+    """One data set of a recipe, with a recipe that describes only this set.
 
     Attributes:
-        name: What the set is called; empty if the recipe's `data` describes one set.
-        weight: Its share of the training images, relative to the other sets'; None for its size.
-        recipe: The recipe with this set alone, and with its teacher and evaluation.
+        name: The data set's name; "" if the recipe has only one.
+        weight: The set's share of the training images, relative to the `weight` of the other sets.
+            None if shares follow from the sets' sizes.
+        recipe: The recipe with this data set as its only one, and with the teacher and the
+            evaluation settings of this set.
     """
 
     name: str
@@ -53,7 +55,11 @@ class Recipe:
 
     @cached_property
     def train(self) -> "TrainSettings":
-        """The section `train`, such as length, batch size and seed. Raises RecipeError."""
+        """The section `train` as a `TrainSettings`: length, batch size, seed and so on.
+
+        Raises:
+            RecipeError: A key or value of the section is wrong.
+        """
         return settings(self.node, "train", TrainSettings)
 
     @property
@@ -95,16 +101,24 @@ class Recipe:
 
     @cached_property
     def load(self) -> "LoadSettings":
-        """The section `load`: the weights to start from. Raises RecipeError."""
+        """The section `load` as a `LoadSettings`: the weights with which a new run starts.
+
+        Raises:
+            RecipeError: A key or value of the section is wrong.
+        """
         return settings(self.node, "load", LoadSettings)
 
     @cached_property
     def evaluation(self) -> EvaluationSettings:
-        """The section `evaluation`: when and how the student is evaluated. Raises RecipeError."""
+        """The section `evaluation` as an `EvaluationSettings`: when and how to evaluate.
+
+        Raises:
+            RecipeError: A key or value of the section is wrong.
+        """
         return settings(self.node, "evaluation", EvaluationSettings)
 
     def protocol(self, split: str) -> EvaluationProtocol:
-        """Returns the evaluation protocol of a data split: crop, depth range, flip averaging.
+        """Returns the protocol of evaluations on one split: crop, depth range, flip averaging.
 
         Args:
             split: "train" or "val".
@@ -118,23 +132,40 @@ class Recipe:
 
     @cached_property
     def augment(self) -> Augment:
-        """The settings of the augmentation of training samples. Raises RecipeError."""
+        """The settings of training's augmentation, `data.augment`, as an `Augment`.
+
+        Raises:
+            RecipeError: A key or value is wrong.
+        """
         node = self.data.get("augment", {})
         return settings({"data.augment": node}, "data.augment", Augment)
 
     @cached_property
     def loading(self) -> Loading:
-        """The settings of the data loader, such as its workers. Raises RecipeError."""
+        """The settings of the data loader, such as `data.workers`, as a `Loading`.
+
+        Raises:
+            RecipeError: A value is wrong.
+        """
         return loading_of(self.data)
 
     @cached_property
     def resize(self) -> Resize:
-        """How images are resized to the network's input. Raises RecipeError."""
+        """The rule by which images are resized to the network's input, as a `Resize`.
+
+        Raises:
+            RecipeError: The rule, `data.resize`, is wrong.
+        """
         return resizes.of_data(self.data)
 
     @cached_property
     def dataset(self) -> DataSettings:
-        """The settings from which the datasets of both splits are built. Raises RecipeError."""
+        """The `DataSettings` from which the datasets "train" and "val" are built.
+
+        Raises:
+            RecipeError: A value of the section `data` is wrong, or the section lists several data
+                sets.
+        """
         if self.is_mixed:
             names = ", ".join(each.name for each in self.data_sets)
             raise RecipeError(
@@ -151,7 +182,11 @@ class Recipe:
 
     @property
     def data(self) -> dict:
-        """The section `data`, as a dict; of a list of data sets the keys that apply to all."""
+        """The section `data` as a dict.
+
+        If the section is a list of data sets, the dict has only the keys that apply to all of them,
+        such as `augment` and `workers`.
+        """
         data = self.node.get("data", {})
         return data_sets.shared_of(data) if self.is_mixed else data
 
@@ -162,10 +197,12 @@ class Recipe:
 
     @cached_property
     def data_sets(self) -> tuple[SetRecipe, ...]:
-        """Each data set as a recipe by itself; the recipe itself if `data` is a mapping.
+        """The recipe's data sets as a tuple of `SetRecipe`, each with a recipe of only this set.
+
+        If `data` is a mapping, the only entry has the name "" and this recipe.
 
         Raises:
-            RecipeError: An entry of the list is wrong.
+            RecipeError: An entry of the list `data` is wrong.
         """
         if not self.is_mixed:
             return (SetRecipe("", None, self),)
@@ -175,14 +212,14 @@ class Recipe:
         )
 
     def sets_named(self, name: str | None, option: str = "--data-set") -> tuple[SetRecipe, ...]:
-        """Returns the data sets that an option of a program asks for.
+        """Returns the data sets that a command-line option selects, as a tuple of `SetRecipe`.
 
         Args:
-            name: The option's value, a set's name; None for all sets.
-            option: The option, for the message.
+            name: The option's value, the name of a data set; None for all data sets.
+            option: The option's name, for the error message.
 
         Raises:
-            RecipeError: There is no such set.
+            RecipeError: There is no data set of this name.
         """
         found = tuple(each for each in self.data_sets if name in (None, each.name))
         if not found:
@@ -193,12 +230,12 @@ class Recipe:
 
     @property
     def has_teacher(self) -> bool:
-        """True if the student learns from a teacher, with at least one of its data sets."""
+        """True if the student learns from a teacher on at least one of the recipe's data sets."""
         return any(each.recipe.teachers.is_given for each in self.data_sets)
 
     @property
     def network(self) -> dict | None:
-        """The section `network`, which describes the student; None if the recipe has none."""
+        """The section `network`, a dict that describes the student; None if there is none."""
         return self.node.get("network")
 
     @property
@@ -208,7 +245,7 @@ class Recipe:
 
     @property
     def teachers(self) -> TeacherList:
-        """The teachers that the sections `teacher` and `teachers` describe."""
+        """The teachers of the sections `teacher` and `teachers`: a `TeacherList`, maybe empty."""
         return TeacherList.of(self.node)
 
     def without_teacher(self) -> "Recipe":

@@ -57,7 +57,8 @@ def about(parts: Parts) -> list[str]:
     for name, frames in sets_in(train_set):
         order = getattr(frames, "epoch_order", None)
         if order is not None:
-            # The length of an epoch of several data sets is told with their shares.
+            # Log the length of an epoch only if there is one data set. With several sets another
+            # line already states it.
             length = f"{parts.state.iterations_per_epoch} iterations"
             line = f"Order: {order}" if name else f"An epoch has {length}: {order}"
             said += mixed_data.named(name, [line])
@@ -70,13 +71,14 @@ def about(parts: Parts) -> list[str]:
         if teachers[name] is not None:
             lines = _about_teachers(teachers[name], own, frames_of[name], parts)
             said += mixed_data.named(name, lines)
-    # Name further teachers: those of the teacher itself and of the initial weights. If the recipe
-    # has several teachers, name all, since the lines above don't state everything about them.
+    # Name the other teachers from which weights were learned: the teacher's own teachers, and those
+    # of the initial weights. With a single teacher, leave out the first record, which is about that
+    # teacher and is logged above.
     is_single = recipe.teachers.is_given and recipe.teachers.several is None
     is_single = is_single and not recipe.is_mixed
     said += learned_from.lines(parts.state.teachers[is_single:])
-    # Describe the learning rate if it is scaled from another batch size, or if the warm-up never
-    # ends.
+    # Describe the learning rate if it is scaled from another batch size. Warn if the run ends
+    # before the warm-up does.
     batch_size, lr_scaling = recipe.train.batch_size, recipe.train.lr_scaling
     lr_batch_size = recipe.section("optimizer").get("lr_batch_size") or batch_size
     if lr_batch_size != batch_size:
@@ -119,8 +121,9 @@ def _about_teachers(
     """Returns lines for the log about the teachers of a data set.
 
     Args:
-        teacher: What the student learns from.
-        recipe: The recipe of this set by itself, with the paths of teachers' weights.
+        teacher: The teacher or combination of teachers of the data set.
+        recipe: The recipe with this data set as its only one, and with the paths of the teachers'
+            weights.
         train_set: The set's training frames.
         parts: The parts of the run.
     """
@@ -151,7 +154,8 @@ def _about_teacher(
         size = _millions(teacher.network)
         said = [f"Teacher: {size} M parameters, frozen, from {node.checkpoint}"]
         if recipe.teachers.several is None and not recipe.is_mixed:
-            # Describe the teacher's weights by the first record, which is that of the only teacher.
+            # Log the origin of the teacher's weights. The first record is about the only teacher;
+            # any further ones are about the teacher's own teachers.
             said += [f"Teacher: {learned_from.describe(own)}" for own in parts.state.teachers[:1]]
         if teacher.resize not in (recipe.resize, OWN_SIZE):
             said.append(
@@ -181,7 +185,10 @@ def _about_teacher(
 
 
 def _about_sigma(teacher: Teacher) -> list[str]:
-    """Returns a line for the log about the source of a teacher's sigma; no line without a sigma.
+    """Returns a line for the log about the source of a teacher's sigma, in a list.
+
+    A sigma is the standard deviation of the error of each pixel's depth. The list is empty if the
+    teacher gives no sigma, or a constant one.
 
     Args:
         teacher: The teacher.
@@ -192,7 +199,9 @@ def _about_sigma(teacher: Teacher) -> list[str]:
 
 
 def _about_mixture(recipe: Recipe) -> list[str]:
-    """Returns a line for the log on how several teachers are combined; no line for one teacher.
+    """Returns a line for the log on how several teachers are combined, in a list.
+
+    The list is empty if the recipe has only one teacher.
 
     Args:
         recipe: The run's recipe.

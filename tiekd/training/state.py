@@ -54,11 +54,12 @@ class TrainState:
             ground truth in a run without a teacher.
         metrics: The metrics of the last evaluation, by name. With several data sets they are those
             by which the best weights are chosen.
-        set_metrics: With several data sets the metrics of each by its name; else empty.
-        metrics_label: With several data sets which of them `metrics` are of; else empty.
+        set_metrics: With several data sets, a dict from each set's name to its metrics; else empty.
+        metrics_label: With several data sets, text that names those on which `metrics` are
+            measured; else "".
         num_evaluated: The number of images in the last evaluation, on all ranks together.
-        agreement: What the log adds to metrics that compare with the teacher; None if the metrics
-            of the last evaluation compare with ground truth.
+        agreement: If the last evaluation compared with the teacher, its further results: errors by
+            depth range and near depth edges. None if it compared with ground truth.
         orphaned: True if the run stops because its launcher has died.
         trained_on: The images that the weights were trained on, on rank 0; None if unknown.
         teachers: The teachers from which the weights learned, on rank 0
@@ -137,7 +138,7 @@ class TrainState:
             self.losses[name] = self.losses.get(name, 0.0) + loss / self.accumulation
 
     def period(self, every: int, by: str = "iteration") -> int:
-        """Converts the length of an interval to iterations.
+        """Returns the length of an interval as a number of iterations.
 
         Args:
             every: The length of the interval, in epochs or iterations.
@@ -168,7 +169,7 @@ class TrainState:
 
     @property
     def is_last(self) -> bool:
-        """True if the finished iteration is the last one of the length that the recipe gives."""
+        """True if the finished iteration is the last one that the recipe asks for."""
         return self.iteration == self.total_iterations
 
     @property
@@ -208,7 +209,10 @@ class TrainState:
 
     @property
     def training_record(self) -> dict:
-        """The entries of a weights file about the frames and teachers of the training."""
+        """The record, for weights files, of the frames and teachers from which the weights learned.
+
+        It is a dict of plain values.
+        """
         return {**as_plain(self.trained_on), learned_from.KEY: self.teachers}
 
     @property

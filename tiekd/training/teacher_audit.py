@@ -28,8 +28,8 @@ from tiekd.training.settings import SetRecipe
 
 NUM_FRAMES = 24
 _FEWEST = 12  # smallest number of audited frames; with fewer, a good teacher may fail by chance
-# Smallest number of cells (elements) on the shorter side of the grid on which depths are compared;
-# smaller frames show too little.
+# The audit compares depths on a coarse grid over each image. It is left out if the shorter side of
+# that grid has fewer elements than this, since such a grid shows too little.
 _SMALLEST_CELLS = 48
 
 
@@ -48,15 +48,16 @@ def audit_sets(
         sets: The data sets of the recipe, at least one.
         teacher_of: The teacher of each set by its name; None for a set without one.
         frames_of: The training frames of each set by its name.
-        max_depth_m: See `audit`, like the other arguments.
-        device: See `audit`.
-        resize: See `audit`.
+        max_depth_m: The largest depth that the student predicts, in metres.
+        device: This rank's device.
+        resize: How images are resized for the teachers.
 
     Returns:
         Messages for the log, which name the set if there are several.
 
     Raises:
-        TeacherError: As `audit` does; the message names the set.
+        TeacherError: A teacher's depth is certainly wrong; raised on all ranks. The message names
+            the data set.
     """
     told = []
     for name, _, recipe in sets:

@@ -31,6 +31,9 @@ class UnreadableSamples(Hook):
     def after_iteration(self, state) -> None:
         """Logs new unreadable samples if a log line is due or the run ends. Collective.
 
+        Args:
+            state: The state of the run.
+
         Raises:
             DataError: There are more than `data.max_errors` such samples; raised on all ranks.
         """
@@ -58,9 +61,9 @@ class UnreadableSamples(Hook):
             )
 
     def state_dict(self) -> dict:
-        """Returns the messages about unreadable samples that are in the log, for a checkpoint.
+        """Returns a dict for a checkpoint: `told`, the messages that are in the log.
 
-        They are in the list `told`, and come from all ranks.
+        The messages are about unreadable samples of all ranks.
         """
         return {"told": list(self.told)}
 

@@ -1,1 +1,1 @@
-"""Code shared by teachers: meanings of outputs, and the fit that makes relative depth metric."""
+"""Code shared by teachers: kinds of output, sigma, and the fit that makes relative depth metric."""

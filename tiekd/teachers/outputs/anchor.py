@@ -8,8 +8,8 @@ al., TPAMI 2020). The anchor, sparse ground truth or a metric teacher, gives y a
    through two random anchor points that are far apart in x. A point's residual is r = (s x + t) / y
    - 1, in either space the relative error in depth to first order. The candidate with the least
    median of |r| gives the noise sigma = 1.4826 median |r| (Rousseeuw, "Least Median of Squares
-   Regression", JASA 1984); then the least sum of min(r^2, (CUT sigma)^2) chooses (Torr and
-   Zisserman, "MLESAC", CVIU 2000).
+   Regression", JASA 1984); then the candidate with the least sum of min(r^2, (CUT sigma)^2) is
+   chosen (Torr and Zisserman, "MLESAC", CVIU 2000).
 2. Weighted least squares, repeated: minimise sum w (y - p)^2 / p^2 over s and t, where p = s x + t
    of the round before, so that residuals are relative in depth; w is Tukey's biweight of r / sigma.
    Division by y^2 instead would make s too small, by twice the variance of the noise.
@@ -63,15 +63,15 @@ MIN_INLIER_SHARE = 0.5
 MAX_ERROR = 0.1
 MAX_UNCERTAINTY = 0.007
 MAX_EXTRAPOLATION = 0.05
-# Depths with 2 % noise give a `Fit.error` of 1.35 %. If a map deviates from its anchor by more than
-# ERROR_OF_NOISE, a larger uncertainty is allowed, by the excess: the map has an error of that size
-# anyway.
+# ERROR_OF_NOISE: if `Fit.error` is above this value, MAX_UNCERTAINTY is raised by the difference,
+# since the map has errors of that size anyway. (Depths with 2 % noise give a `Fit.error` of 1.35
+# %.) EXTRAPOLATION_BY_UNCERTAINTY: MAX_EXTRAPOLATION is raised by this many times the difference.
 ERROR_OF_NOISE = 0.0155
 EXTRAPOLATION_BY_UNCERTAINTY = 4
 # INVERTED: if the rank correlation between the output and the anchor's depth (or inverse depth, by
-# the output's meaning) is below this value, the output falls where it should rise. With 30 %
-# outliers the correlation of such an output is -0.35 or less, and that of a rising output 0.35 or
-# more.
+# the output's meaning) is below this value, the output falls where it should rise. Then no fit is
+# tried. With 30 % outliers the correlation is -0.35 or less for such an output, and 0.35 or more
+# for one that rises.
 INVERTED = -0.25
 
 
@@ -142,8 +142,8 @@ def fit(
             f"output {output.shape} and depth {depth.shape} must be maps (H, W) of one size"
         )
 
-    # Find the anchor points: pixels with an output and a depth. An output without a shift must be
-    # positive as well.
+    # Find the anchor points: pixels with an output and a metric depth. An output that has only an
+    # unknown scale, and no unknown shift, must be positive as well.
     usable = np.isfinite(output) if meaning.has_shift else np.isfinite(output) & (output > 0)
     points = np.flatnonzero(usable & (depth > 0) & (depth < max_depth_m))
     num_points = len(points)
@@ -161,7 +161,8 @@ def fit(
     if meaning.space == "inverse":
         y = 1 / y
 
-    # Shift and scale the output to its own range of values, so that sums of squares lose no digits.
+    # Shift and scale the output, so that the values in an image range over about 1 and sums of
+    # their squares lose no digits. Find the range by quantiles of some of the pixels.
     outputs = output[usable]
     outputs = outputs[:: -(-len(outputs) // NUM_OUTPUTS)]
     outputs = np.quantile(outputs, np.linspace(0.01, 0.99, NUM_PREDICTED))

@@ -65,7 +65,7 @@ def _read(path: Path) -> dict[str, dict]:
         path: The file; it needn't exist.
 
     Returns:
-        Name of the map -> its parsed line. Incomplete lines are skipped.
+        A dict from the name of a map to its parsed line. Incomplete lines are skipped.
     """
     found = {}
     text = path.read_text(encoding="utf-8") if path.is_file() else ""

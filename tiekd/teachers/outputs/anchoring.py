@@ -36,7 +36,11 @@ class Quality(NamedTuple):
     beyond: float
 
     def node(self) -> dict:
-        """Returns the values as a dict, for a line of JSON; `reason` is "" for a good fit."""
+        """Returns the attributes as a dict for a line of JSON.
+
+        The keys are `image` (the name), the fields of `fit`, whose `reason` is "" for a good fit,
+        and `beyond`.
+        """
         return {"image": self.name, **asdict(self.fit), "beyond": round(self.beyond, 4)}
 
 
@@ -73,7 +77,7 @@ class Anchor:
 
         Returns:
             Depth, (B, 1, H, W) float32, metres, 0 everywhere in an image whose fit isn't good; and
-            the fit of each image.
+            a list with the fit of each image as a `Quality`.
         """
         depths, qualities = [], []
         for value, truth, name in zip(values, depth, names, strict=True):
@@ -88,7 +92,7 @@ def anchor_of(node: str | dict | None, device: torch.device, max_depth_m: float)
     """Builds the anchor that the key `teacher.anchor` of a recipe describes.
 
     Args:
-        node: The key's value: "ground_truth", a node that describes a metric teacher, or None.
+        node: The key's value: "ground_truth", a mapping that describes a metric teacher, or None.
         device: The device on which a metric teacher runs.
         max_depth_m: The largest depth that the student predicts, in metres.
 

@@ -1,6 +1,7 @@
-"""Converts the ImageNet-normalised images of a batch to RGB values from 0 to 255, and mirrors them.
+"""Converts a batch's images to RGB values from 0 to 255, and cameras to those of mirrored images.
 
-Networks from outside the project, such as those of transformers, need them for their preprocessing.
+Networks from outside the project, such as those of transformers, need both: their preprocessing
+takes RGB values, and the teacher may average over mirrored images.
 """
 
 import torch

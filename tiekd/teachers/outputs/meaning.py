@@ -13,7 +13,8 @@ from torch import Tensor
 
 from tiekd.errors import TeacherError
 
-# The focal length, in pixels, for which networks with a canonical output predict depth.
+# The focal length, in pixels, of a canonical output. Networks with such an output predict depth as
+# if every image had this focal length.
 CANONICAL_FOCAL = 300.0
 
 

@@ -7,9 +7,10 @@
 - `flip` is the disagreement of the depths for an image and for its mirror image: |difference| /
   sqrt(2), which estimates the standard deviation of either depth if their errors are independent. A
   single difference is a noisy estimate, so its square is averaged over a window. The two depths
-  share most of their errors (a bias causes no difference at all), so true errors are larger: the
-  factor has to be fitted to ground truth.
-- `between` is the disagreement of several teachers whose depths are averaged, computed likewise.
+  share most of their errors (a bias causes no difference at all), so true errors are larger. So
+  sigma has to be multiplied by a factor that is fitted to ground truth (`calibration`).
+- `between` is the disagreement of several teachers whose depths are averaged, computed in the same
+  way.
 - `own` is the width of the teacher's own distribution over depth bins (tiekd/models/spread.py).
 
 A `calibration` is a file from bin/audit_teacher.py with a factor for each range of depth. Cost: no
@@ -38,16 +39,16 @@ _LACKING = {
     "own": "and it gives no distribution over depth bins",
 }
 _KEYS = ("from", "factor", "calibration", "max", "modes")
-# The side of the window in which squared disagreements are averaged, as a fraction of an image's
-# shorter side. A single squared disagreement has a relative standard deviation of 141 %. The errors
-# of neighbouring pixels are correlated, so only a window of many pixels lowers it. But the window
-# has to be narrower than the objects, whose errors differ.
+# The side of the window over which the squared difference of two depths is averaged, as a fraction
+# of an image's shorter side. A single squared difference has a relative standard deviation of 141
+# %. The errors of neighbouring pixels are correlated, so only a window of many pixels lowers it.
+# But the window has to be narrower than the objects, whose errors differ.
 _WINDOW = 1 / 20
 
 
 @dataclass(frozen=True)
 class SigmaOptions:
-    """The recipe's `teacher.sigma`.
+    """The parsed `teacher.sigma` of a recipe: the source of sigma, and how it is corrected.
 
     Attributes:
         source: One of SOURCES; None for a constant sigma.
@@ -57,7 +58,8 @@ class SigmaOptions:
         max_m: The largest sigma in metres; None if only the head limits sigma.
         modes: For `own`, the number of modes of the distribution that become the components of a
             mixture; 0 for a single sigma.
-        calibration: The calibration from which the factors come; None without one.
+        calibration: The measurements on ground truth from which the factors come; None if the
+            factors weren't measured.
     """
 
     source: str | None = None
@@ -71,8 +73,9 @@ class SigmaOptions:
     def description(self) -> dict | float:
         """The description of sigma for the manifest of cached maps.
 
-        It has the source, the factors, the limit, and the figures that were measured for the
-        calibration. For a constant sigma it is the number.
+        It is a dict with the source, the factors, the limit, and, if there is a calibration, its
+        number of frames and its rank correlations between sigma and the error. For a constant sigma
+        it is the number of metres.
         """
         if self.source is None:
             return self.constant
@@ -131,8 +134,9 @@ class SigmaOptions:
             )
 
     def note(self) -> str | None:
-        """Returns a line for the log: the calibration's figures, or a warning that there are none.
+        """Returns a line for the log that says how well sigma agrees with the teacher's errors.
 
+        It has the measurements of the calibration, or, if there is none, a warning. The result is
         None for a constant sigma.
         """
         if self.source is None:
@@ -171,10 +175,10 @@ def options_of(node: float | dict | None) -> SigmaOptions | None:
     """Reads the recipe's `teacher.sigma`.
 
     Args:
-        node: A number of metres, a dict, or None for no sigma.
+        node: A number of metres, a dict with the keys of `teacher.sigma`, or None for no sigma.
 
     Returns:
-        The options; None for None.
+        The options; None if `node` is None.
 
     Raises:
         TeacherError: A key or value isn't allowed, or the calibration can't be used.
@@ -252,7 +256,7 @@ def disagreement(depths: Tensor) -> Tensor:
 
 
 def factor_at(depth: Tensor, factors: tuple[tuple[float, float], ...]) -> Tensor | float:
-    """Interpolates the factor of sigma at depths.
+    """Interpolates the factor by which a pixel's sigma is multiplied, from the pixel's depth.
 
     Args:
         depth: Metres, any shape.
@@ -270,11 +274,13 @@ def factor_at(depth: Tensor, factors: tuple[tuple[float, float], ...]) -> Tensor
 
 
 def _averaged(values: Tensor, side: int) -> Tensor:
-    """Returns the mean over a square window, which ends at the image's border.
+    """Returns the mean of the pixels in a square window around each pixel, (B, 1, H, W).
+
+    Near the border of the image the mean is over the part of the window that is inside the image.
 
     Args:
         values: (B, 1, H, W).
-        side: Side of the window in pixels, odd.
+        side: The side of the window in pixels, an odd number.
     """
     half = side // 2
     rows = avg_pool2d(values, (side, 1), 1, (half, 0), count_include_pad=False)

@@ -70,7 +70,7 @@ class Predictor(Protocol):
     without_focal: str | None
 
     def __call__(self, images: Tensor, intrinsics: Tensor) -> Output:
-        """Runs the preprocessing and the network on images, and returns the output.
+        """Runs the preprocessing and the network on images, and returns an `Output`.
 
         Args:
             images: (B, 3, H, W) uint8, RGB, on the network's device.
@@ -89,7 +89,8 @@ class Running:
             depth.
         flip: True to average the output with that for the mirrored image, at twice the cost.
         batch_size: The number of images in one call of the network.
-        sigma: The source of the sigma of each pixel; None for depth alone.
+        sigma: The source of the standard deviation of the error of each pixel's depth; None for
+            depth alone.
     """
 
     device: torch.device
@@ -100,7 +101,7 @@ class Running:
 
 
 def running(options, run_device: torch.device, max_depth_m: float) -> Running:
-    """Checks the options by which a teacher's network runs: device, flip, batch size and precision.
+    """Checks the options by which a teacher's network runs, such as device and batch size.
 
     Args:
         options: The `Options` of any module in tiekd/teachers/, with the attributes `device`,
@@ -110,7 +111,7 @@ def running(options, run_device: torch.device, max_depth_m: float) -> Running:
             teacher gives this depth to pixels that are farther than any depth, such as the sky.
 
     Returns:
-        The checked options; the device is `run_device` if `options.device` is None.
+        The checked options as a `Running`; the device is `run_device` if `options.device` is None.
 
     Raises:
         TeacherError: A value isn't allowed, or this machine doesn't have the device.
@@ -332,7 +333,7 @@ class FoundationTeacher:
             names: The names of the images, for error messages.
 
         Returns:
-            The output; its `values` are NaN in pixels in which its `valid` is False.
+            An `Output`, whose `values` are NaN in pixels in which its `valid` is False.
 
         Raises:
             TeacherError: The network needs a focal length and an image has none, or a value is not
@@ -348,10 +349,13 @@ class FoundationTeacher:
         return output._replace(values=torch.where(valid, output.values, torch.nan))
 
     def _output(self, images: Tensor, intrinsics: Tensor) -> Output:
-        """Returns the predictor's output; with `options.flip`, averaged with mirrored images.
+        """Returns the predictor's `Output` for images.
 
-        A pixel of the average is valid only if it is valid in both outputs. `beyond` and `focal`
-        are those of the images as they are. `sigma` is that of the recipe's source.
+        If `options.flip` is True, the predictor is also called with the mirrored images, and
+        `values` are averaged over both outputs. Then a pixel is valid only if it is valid in both;
+        `beyond` and `focal` are those of the images that aren't mirrored; and `sigma` is the
+        difference of both if that is the source in the recipe, else the root mean square of both
+        sigmas.
 
         Args:
             images: (B, 3, H, W) uint8, RGB.
@@ -390,11 +394,14 @@ class FoundationTeacher:
                 )
 
     def _predicted(self, images: Tensor, intrinsics: Tensor) -> Output:
-        """Calls the predictor, and checks the size of its output.
+        """Calls the predictor, and checks the size of the `Output` that it returns.
 
         Args:
             images: (B, 3, H, W) uint8, RGB.
             intrinsics: (B, 3, 3) float32 camera matrices, in pixels; NaN for an unknown camera.
+
+        Returns:
+            The predictor's output, with `values` as float32.
 
         Raises:
             TeacherError: The network fails on the images, as with a config or an image processor
@@ -422,11 +429,12 @@ class FoundationTeacher:
 def teacher_of(
     predictor: Callable[..., Predictor], options, run_device: torch.device, max_depth_m: float
 ) -> FoundationTeacher:
-    """Builds a teacher of one kind, for the `build` of its module in tiekd/teachers/.
+    """Returns a `FoundationTeacher` that runs one kind of network.
 
     Args:
-        predictor: The kind's class, called with (options, device).
-        options: The kind's `Options`, from the recipe's section `teacher`.
+        predictor: The class of the kind of network in its module in tiekd/teachers/. It is called
+            with (options, device).
+        options: The `Options` of the same module, from the recipe's section `teacher`.
         run_device: This rank's device, which is used if `options.device` is None.
         max_depth_m: The largest depth that the student predicts, in metres.
 

@@ -1,1 +1,1 @@
-"""Rectified image pairs: their calibration, right images, checks and matches."""
+"""Rectified stereo pairs: calibration files, right images, checks of pairs, and matching."""

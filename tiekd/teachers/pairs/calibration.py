@@ -12,8 +12,8 @@ from tiekd.errors import TeacherError
 from tiekd.files import check_readable
 from tiekd.teachers.pairs.matching import Rig
 
-# The names of the left and the right camera's projection matrices in the raw data, and in the files
-# of the benchmarks; and the name of the left image's size.
+# The names of the projection matrices of the left and the right camera, in KITTI's raw data and in
+# KITTI's benchmarks; and the name of the left image's size.
 _NAMES = (("P_rect_02", "P_rect_03"), ("P2", "P3"))
 _SIZE = "S_rect_02"
 _ALLOWED = "P_rect_02 and P_rect_03, or P2 and P3"
@@ -23,10 +23,10 @@ MAX_BASELINE_M = 3.0
 
 
 class Calibration(NamedTuple):
-    """A file's calibration.
+    """The content of a calibration file.
 
     Attributes:
-        rig: The two cameras.
+        rig: The focal length and the positions of the two rectified cameras.
         size: (height, width) of the rectified images; None if the file doesn't state it.
     """
 
@@ -35,10 +35,10 @@ class Calibration(NamedTuple):
 
 
 def check_baseline(baseline_m: float, where: str) -> None:
-    """Raises TeacherError if a baseline is too large, or not above 0, for a value in metres.
+    """Raises TeacherError if a baseline isn't above 0, or is too large to be in metres.
 
     Args:
-        baseline_m: The baseline.
+        baseline_m: The distance between the two cameras, supposedly in metres.
         where: The place that the baseline comes from, for the message.
     """
     if not 0 < baseline_m <= MAX_BASELINE_M:
@@ -49,7 +49,7 @@ def check_baseline(baseline_m: float, where: str) -> None:
 
 
 def read(path: Path) -> Calibration:
-    """Reads a calibration file.
+    """Reads a calibration file, and returns its content as a `Calibration`.
 
     Args:
         path: The file.

@@ -1,8 +1,8 @@
-"""Checks image pairs: are they rectified, are left and right in the right order, do they match.
+"""Checks that image pairs match, are rectified, and have left and right in the right order.
 
-A few pairs are checked. For the matches they are reduced to SMALL_WIDTH columns; this takes some
-0.3 s per pair. Left out: whether the two cameras are synchronised, which a single pair of a moving
-scene doesn't show.
+A few pairs are checked. To find matching pixels, the images are reduced to SMALL_WIDTH columns;
+this takes some 0.3 s per pair. Left out: whether the two cameras are synchronised, which a single
+pair of a moving scene doesn't show.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,8 @@ NUM_PAIRS = 8
 SMALL_WIDTH = 640
 # Limits for the median vertical offset of matched features, in pixels: from INEXACT_PX the log
 # warns that the pairs are inexact, and above UNRECTIFIED_PX they are refused. The position of a
-# feature is exact to about one pixel.
+# feature is exact to about one pixel. With less than FEW_FEATURES features the offset isn't
+# checked.
 INEXACT_PX, UNRECTIFIED_PX = 1.0, 1.5
 FEW_FEATURES = 50
 # If a smaller fraction of the pixels has a match, the log warns. Pairs of unrelated images have
@@ -27,13 +28,13 @@ _NUM_FEATURES, _SIMILAR_BITS = 1000, 32  # of 256 bits of a feature's descriptor
 
 
 class Look(NamedTuple):
-    """The measurements on one pair from which it is judged.
+    """The measurements on one image pair, from which `judge` decides if pairs can be used.
 
     Attributes:
         offsets: (N,), magnitudes of the vertical offsets, in pixels, of the features that were
             found in both images.
-        matched: Fraction of the pixels with a match.
-        exchanged: Fraction of the pixels with a match if left and right are exchanged.
+        matched: Fraction of the left image's pixels that have a match in the right image.
+        exchanged: The same fraction if left and right are exchanged.
         disparity: Median disparity of the matches in pixels; NaN without a match.
     """
 
@@ -44,12 +45,15 @@ class Look(NamedTuple):
 
 
 def look_at(left: np.ndarray, right: np.ndarray, max_disparity: int | None) -> Look:
-    """Measures on one pair what `judge` needs.
+    """Measures how well the two images of a pair match, also with left and right exchanged.
 
     Args:
         left: (H, W) uint8, grey levels of the left image.
         right: (H, W) uint8, grey levels of the right image.
         max_disparity: The largest disparity in pixels; None for a sixth of the width.
+
+    Returns:
+        The measurements, from which `judge` tells if the pairs can be used.
     """
     cv2 = matching.opencv()
     scale = min(1.0, SMALL_WIDTH / left.shape[1])
@@ -98,11 +102,14 @@ def vertical_offsets(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def judge(looks: Sequence[Look], example: str) -> str:
-    """Judges the pairs by measurements on some of them, and returns a line for the log.
+    """Judges from measurements on some image pairs if the pairs can be used.
 
     Args:
         looks: The measurements on some of the pairs.
         example: Name of one of these pairs, for messages.
+
+    Returns:
+        A line for the log with the measurements, and a warning if few pixels match.
 
     Raises:
         TeacherError: Left and right are exchanged, or the pairs aren't rectified.

@@ -1,9 +1,10 @@
-"""Matches rectified image pairs: a disparity, a depth and a sigma for each pixel of the left image.
+"""Matches rectified image pairs: computes disparity, depth and sigma in the left image's pixels.
 
-OpenCV's semi-global matching runs on grey levels, once for each image, and a disparity counts only
-if both agree. Its settings are the module's constants; model_configs/STEREO.md says how they were
-chosen, and how good depth and sigma are. A pair of 375x1242 pixels takes 0.3 s on one core. All
-functions take and return NumPy arrays. Left out: filling in pixels without a match.
+Sigma is the standard deviation of the depth's error. OpenCV's semi-global matching runs on grey
+levels, once for each image, and a disparity counts only if both agree. Its settings are the
+module's constants; model_configs/STEREO.md says how they were chosen, and how good depth and sigma
+are. A pair of 375x1242 pixels takes 0.3 s on one core. All functions take and return NumPy arrays.
+Left out: filling in pixels without a match.
 """
 
 import functools
@@ -51,7 +52,8 @@ SETTINGS = {
     "similar_px": SIMILAR_PX,
     "support": [SUPPORT_WINDOW, MOST_WITHOUT],
 }
-# The further settings on which sigma depends, besides the error of a disparity.
+# The settings on which the standard deviation of the depth depends, besides the error of a
+# disparity, for the manifest of cached maps.
 SIGMA = {"window": SUPPORT_WINDOW, "growth": ERROR_GROWTH}
 
 # OpenCV searches a number of disparities that is a multiple of 16, and returns disparities in
@@ -81,7 +83,7 @@ class Rig(NamedTuple):
 
 @functools.cache
 def opencv() -> ModuleType:
-    """Imports OpenCV, and gives it as many threads as torch has in this process.
+    """Imports and returns OpenCV, with as many threads as torch has in this process.
 
     The number of threads is set only once, and forked processes inherit it. (A forked process that
     changed it would wait forever for its parent's threads.)

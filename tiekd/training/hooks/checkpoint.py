@@ -66,6 +66,9 @@ class Checkpoint(Hook):
     def after_iteration(self, state) -> None:
         """Saves a checkpoint if one is due or the run ends, then deletes older ones. Collective.
 
+        Args:
+            state: The state of the run, which is saved.
+
         Raises:
             CheckpointError: Writing failed, and either this is the end of the run or `on_error` is
                 "stop".
@@ -86,7 +89,8 @@ class Checkpoint(Hook):
             self.info(f"{failure}; training continues, and the earlier checkpoints are unchanged")
             return
         if comm.is_main():
-            # Delete older checkpoints only after the new one is complete on the disk.
+            # Delete old checkpoints only after the new one is complete on the disk. Keep the newest
+            # ones, and those at multiples of `keep_every`.
             weights_file.forget_older_best(state.work_dir)
             kept_for_good = self.keep_every and state.period(self.keep_every, self.by)
             checkpoints.prune(folder, self.keep_last, kept_for_good)

@@ -18,7 +18,7 @@ from tiekd.training.hook import Hook
 from tiekd.training.hooks.text_log import TextLog
 
 # Number of samples before the check for losses that are always 0, unless the epoch ends earlier.
-# The ground truth of a few images may be so sparse that no pixel of it is inside the crop.
+# The ground truth of a few images may be so sparse that no pixel of it is inside the losses' crop.
 MIN_SAMPLES = 100
 _NAMED = 3  # largest number of samples that the error message names
 
@@ -47,6 +47,9 @@ class PixelsCount(Hook):
         The check is made once: at the first line of the text log after MIN_SAMPLES samples, but no
         later than at the end of the first epoch or of the run.
 
+        Args:
+            state: The state of the run, with the losses of this iteration.
+
         Raises:
             DataError: Every loss so far was 0; raised on all ranks.
         """
@@ -69,6 +72,9 @@ class PixelsCount(Hook):
 
     def _look(self, state) -> None:
         """Reads which losses were not 0 on any rank, and logs those that always were. Collective.
+
+        Args:
+            state: The state of the run.
 
         Raises:
             DataError: All losses of all ranks were always 0; raised on all ranks.

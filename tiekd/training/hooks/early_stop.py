@@ -27,8 +27,8 @@ class EarlyStop(Hook):
         min_delta: The smallest change of the metric that counts as an improvement, in the metric's
             unit; a change has to be larger than it.
         metric: The metric's name.
-        of_set: With several data sets the name of the one that the metric is of; None for the mean
-            over the sets, or for one set.
+        of_set: With several data sets, the name of the one on which the metric is measured; None
+            for the mean over all of them, or if there is only one.
         info: Function that writes a message to the log.
         best: The best value of the metric so far; None before the first finite one.
         best_iteration: The iteration of that value.
@@ -67,8 +67,13 @@ class EarlyStop(Hook):
 
         That is the case if the hook had stopped the run and it is started again with the same
         patience.
+
+        Args:
+            state: The state of the run. If the run stops, its `stop_reason` and `stopped_early` are
+                set.
         """
-        # Don't stop a run that a postponed evaluation has stopped already, or that has finished.
+        # Do nothing if training ends already: because it is finished, or because an evaluation that
+        # was postponed to this resume has just stopped it.
         if self.best is not None and self.waited >= self.patience and not state.ends:
             self._stop(state)
 
@@ -76,7 +81,8 @@ class EarlyStop(Hook):
         """Counts an evaluation, and stops the run if `patience` is exhausted. Collective.
 
         Args:
-            state: The state of the run; its `stop_reason` and `stopped_early` are set.
+            state: The state of the run. If the run stops, its `stop_reason` and `stopped_early` are
+                set.
             metrics: The metrics by name; those of rank 0 are used.
         """
         value = metrics[self.metric]
@@ -88,12 +94,15 @@ class EarlyStop(Hook):
         self.best, self.best_iteration, self.waited = comm.broadcast_object(
             (self.best, self.best_iteration, self.waited)
         )
-        # Don't stop a run early that has finished, or that a signal stops.
+        # Do nothing if training ends already: because it is finished, or because a signal stops it.
         if self.waited >= self.patience and not state.ends:
             self._stop(state)
 
     def state_dict(self) -> dict:
-        """Returns the metric's name, data set and best value, its iteration, and the misses."""
+        """Returns the hook's state for a checkpoint, a dict of plain values.
+
+        Its keys are the attributes `metric`, `of_set`, `best`, `best_iteration` and `waited`.
+        """
         return {
             "metric": self.metric,
             "of_set": self.of_set,
@@ -103,16 +112,23 @@ class EarlyStop(Hook):
         }
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Restores the state that `state_dict` returned.
+        """Restores `best`, `best_iteration` and `waited` from a checkpoint.
 
-        That of another metric, or of another of several data sets, is dropped.
+        Nothing is restored if the checkpoint's metric, or the data set that it is measured on,
+        isn't that of this hook.
+
+        Args:
+            state_dict: The state that `state_dict` returned when the checkpoint was saved.
         """
         if (state_dict["metric"], state_dict.get("of_set")) == (self.metric, self.of_set):
             self.best, self.waited = state_dict["best"], state_dict["waited"]
             self.best_iteration = state_dict["best_iteration"]
 
     def forget_best(self) -> None:
-        """Forgets the best value, e.g. because later values can't be compared with it."""
+        """Resets the best value, its iteration and the count of evaluations without an improvement.
+
+        Called on a resume if later values of the metric can't be compared with the best one.
+        """
         self.best, self.best_iteration, self.waited = None, 0, 0
 
     def _is_better(self, value: float) -> bool:

@@ -49,6 +49,9 @@ class Ema(Hook):
         """Begins the average with the current weights, or restores the checkpoint's average.
 
         Collective.
+
+        Args:
+            state: The state of the run. Its `average` is set.
         """
         self._average = state.average = MovingAverage(state.engine, self.decay, self.warmup)
         begun = "begins with the present weights"
@@ -65,11 +68,18 @@ class Ema(Hook):
         )
 
     def after_iteration(self, state) -> None:
-        """Adds this iteration's weights to the average. No host sync."""
+        """Adds this iteration's weights to the average. No host sync.
+
+        Args:
+            state: The state of the run.
+        """
         self._average.update(state.step_skipped)
 
     def state_dict(self) -> dict:
-        """Returns the number of averaged iterations; the average itself is in student.pth."""
+        """Returns a dict with the number of averaged iterations, `num_updates`, for a checkpoint.
+
+        The average itself is saved in the checkpoint's student.pth.
+        """
         return {"num_updates": self._average.num_updates}
 
     def load_state_dict(self, state_dict: dict) -> None:

@@ -76,6 +76,9 @@ class Guard(Hook):
 
         The check is due if the text log has written a line for this iteration, or the run ends.
 
+        Args:
+            state: The state of the run, with the losses of this iteration.
+
         Raises:
             DivergedError: `max_in_a_row` iterations in a row had a loss or gradient that was not
                 finite; raised on all ranks.
@@ -92,7 +95,7 @@ class Guard(Hook):
             self._look(state)
 
     def state_dict(self) -> dict:
-        """Returns the count of bad iterations in a row, for a checkpoint.
+        """Returns the count of bad iterations in a row, as a dict for a checkpoint.
 
         An iteration is bad if its loss or gradient is not finite. `in_a_row` is the number of bad
         iterations in a row up to the last check, `first_bad` the iteration number of the first of
@@ -110,6 +113,9 @@ class Guard(Hook):
     def _look(self, state) -> None:
         """Logs and counts the stored iterations whose loss or gradient isn't finite. Collective.
 
+        Args:
+            state: The state of the run.
+
         Raises:
             DivergedError: There were `max_in_a_row` such iterations in a row; raised on all ranks.
         """
@@ -125,8 +131,8 @@ class Guard(Hook):
         of_ranks = comm.gather_objects(mine)
         told = 0
         for iteration in kept:
-            # Collect the reports of this iteration's micro-batches from all ranks. There are none
-            # if its optimizer step was not skipped.
+            # Collect the reports of one stored iteration from all ranks. A rank makes reports, one
+            # for each micro-batch, only if the iteration's optimizer step was skipped.
             reports = [
                 report | {"rank": rank}
                 for rank, of in enumerate(of_ranks)
@@ -200,7 +206,7 @@ def _way_on(state, first_bad: int) -> str:
 
 
 def _on_host(flags: list[Tensor | bool]) -> list[bool]:
-    """Converts flags to bools, in the same order.
+    """Returns flags as a list of bools, in the same order.
 
     Args:
         flags: At least one flag. Either all are bools, or all are 0-d tensors on the device, whose
@@ -218,9 +224,9 @@ def _reported(iteration: Iteration) -> list[dict]:
         iteration: The stored values of an iteration whose optimizer step was skipped.
 
     Returns:
-        A dict of plain values for each micro-batch: `micro_batch` is its number, from 0; `losses`
-        are its losses by their names in the log; `names` are those of its samples; `bad_pictures`
-        are the names of the samples whose image has a value that isn't finite.
+        A list with a dict of plain values for each micro-batch: `micro_batch` is its number, from
+        0; `losses` are its losses by their names in the log; `names` are those of its samples;
+        `bad_pictures` are the names of the samples whose image has a value that isn't finite.
     """
     # Copy the losses of all micro-batches to the host with one sync, and then the sums of all
     # images with another.

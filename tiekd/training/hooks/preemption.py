@@ -49,7 +49,11 @@ class Preemption(Hook):
         self._group = None
 
     def before_train(self, state) -> None:
-        """Installs handlers for SIGTERM and SIGUSR1, and watches the launcher. Collective."""
+        """Installs handlers for SIGTERM and SIGUSR1, and watches the launcher. Collective.
+
+        Args:
+            state: The state of the run; not used.
+        """
         # Create a gloo process group for the reduction of the flag, so that it doesn't wait until
         # the GPU has finished the collectives in its queue.
         if comm.world_size() > 1:
@@ -97,7 +101,11 @@ class Preemption(Hook):
     def after_train(self, state) -> None:
         """Restores the signal handlers that were there before `before_train`.
 
-        If the launcher dies after this call, the process ends immediately.
+        From now on the process ends immediately if the launcher dies, since no training is left to
+        be finished.
+
+        Args:
+            state: The state of the run; not used.
         """
         self._answer()
         launcher_watch.when_lost(launcher_watch.end_process)
@@ -133,8 +141,8 @@ class Preemption(Hook):
         launcher_watch.watch(self._neighbours, self._on_lost_neighbour)
 
     def _on_lost_neighbour(self, _rank) -> None:
-        # Wait before ending the process. The other rank may have ended because it has saved its
-        # checkpoint; then this process also ends by itself during this time.
+        # Another rank on this machine has ended. It may have done so after saving its checkpoint;
+        # then this process ends by itself, too, if it gets some time. So wait before ending it.
         time.sleep(_GRACE_S)
         launcher_watch.end_process()
 

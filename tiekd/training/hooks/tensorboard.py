@@ -116,7 +116,11 @@ class TensorBoard(Hook):
                 self._write_text(name, Path(state.work_dir) / file, state.iteration)
 
     def after_iteration(self, state) -> None:
-        """Writes the text log's newest means, and images if they are due, on rank 0."""
+        """Writes the text log's newest means, and images if they are due, on rank 0.
+
+        Args:
+            state: The state of the run.
+        """
         if self._writer is None or not self._has_room():
             return
         if self.text_log.last_iteration == state.iteration >= self._last_iteration + self.interval:
@@ -126,7 +130,11 @@ class TensorBoard(Hook):
             self._write_images(state)
 
     def after_train(self, state) -> None:
-        """Closes TensorBoard's files."""
+        """Closes TensorBoard's files.
+
+        Args:
+            state: The state of the run; not used.
+        """
         if self._writer is not None and self._has_room():
             self._writer.close()
         self._writer = None
@@ -144,9 +152,10 @@ class TensorBoard(Hook):
             raise
 
     def state_dict(self) -> dict:
-        """Returns the iteration at which scalars were last written, for a checkpoint.
+        """Returns a dict for a checkpoint: `last_iteration`, the iteration of the last scalars.
 
-        The next scalars are written at least `interval` iterations later.
+        With it, a resumed run writes the next scalars at least `interval` iterations after the last
+        ones.
         """
         return {"last_iteration": self._last_iteration}
 
@@ -158,6 +167,10 @@ class TensorBoard(Hook):
         """Writes the metrics as `val/<metric>`, and images of validation frames, on rank 0.
 
         Metrics that compare with the teacher are written as `agreement/<metric>`.
+
+        Args:
+            state: The state of the run, with the iteration of the evaluation.
+            metrics: The metrics by name.
         """
         if self._writer is None or not self._has_room():
             return
@@ -172,8 +185,8 @@ class TensorBoard(Hook):
         if self.image_interval and self.frames is not None:
             shown = self.frames.views()
             for number, view in enumerate(shown, start=1):
-                # Draw the error against the depth with which the metrics compare: the teacher's, if
-                # the view has it, else ground truth.
+                # Draw the error against the same depth as the metrics: the teacher's depth if the
+                # metrics compare with it and this frame has it, else the ground truth.
                 is_agreement = state.agreement is not None and view.teacher is not None
                 against = "teacher" if is_agreement else "ground truth"
                 overall = overview(view, self.max_depth, against)
@@ -226,8 +239,8 @@ class TensorBoard(Hook):
         # Run the network again, to show the distribution over depth that it predicts at each pixel.
         # Under ZeRO-3 no rank has all weights, so show only the depth of the training step.
         student = _whole_network(state.engine) or state.prediction.depth[few]
-        # Convert the depth of the training step to metres by the images' focal lengths if it is
-        # canonical, i.e. if the network has a canonical camera.
+        # If the network predicts canonical depth, i.e. metres times a fixed focal length / the
+        # image's focal length, convert the depth of the training step to metres.
         camera = getattr(getattr(state.engine, "module", None), "canonical", None)
         focal = None
         if camera is not None:

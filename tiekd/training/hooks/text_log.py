@@ -63,8 +63,8 @@ class TextLog(Hook):
         self._logger = logging.getLogger("depth")
         self._handlers: list[logging.Handler] = []
         self._json_path: Path | None = None
-        # Size in bytes of each .log.json file when the checkpoint was saved from which the run
-        # resumes; empty in a new run.
+        # The size in bytes that each .log.json file had when the run was saved to the checkpoint
+        # from which it now resumes; empty in a new run.
         self._sizes: dict[str, int] = {}
         self._window = Window()
         self._logged_time_s = 0.0
@@ -125,7 +125,11 @@ class TextLog(Hook):
                 replace_bytes(path, kept)
 
     def info(self, text: str) -> None:
-        """Writes a message to the .log file and to stderr, on rank 0."""
+        """Writes a message to the .log file and to stderr, on rank 0.
+
+        Args:
+            text: The message, one line or more.
+        """
         if self._handlers:
             self._logger.info(printable(text, "\n\t"))
 
@@ -134,6 +138,9 @@ class TextLog(Hook):
 
         The attribute `interval` is shortened if it is longer than an epoch or the run. `by_epoch`
         and `exp_name` are set if they are None.
+
+        Args:
+            state: The state of the run.
         """
         self.open(state.work_dir, state.timestamp)
         if self.by_epoch is None:
@@ -155,6 +162,9 @@ class TextLog(Hook):
         """Adds an iteration's losses and times to the means, and writes a line if one is due.
 
         A line is due every `interval` iterations. Collective.
+
+        Args:
+            state: The state of the run, with the losses and times of this iteration.
         """
         values = {log_name(name): loss for name, loss in state.losses.items()}
         values["grad_norm"] = state.grad_norm
@@ -166,7 +176,11 @@ class TextLog(Hook):
             self._window = Window()
 
     def after_train(self, state) -> None:
-        """Closes the log files, so that another run in this process can open its own files."""
+        """Closes the log files, so that another run in this process can open its own files.
+
+        Args:
+            state: The state of the run; not used.
+        """
         for handler in self._handlers:
             self._logger.removeHandler(handler)
             handler.close()
@@ -202,7 +216,7 @@ class TextLog(Hook):
         self.write_json({**row, **metrics})
 
     def state_dict(self) -> dict:
-        """Returns the state of the log for a checkpoint. Collective.
+        """Returns the state of the log as a dict for a checkpoint. Collective.
 
         It contains the sums since the last line, the time logged so far in seconds, the iteration
         at which the run was started, the number of ranks, and, on rank 0, the size of each
@@ -253,6 +267,9 @@ class TextLog(Hook):
         """Writes a line with means over all iterations since the last line and all ranks.
 
         The same values are written as a row of the .log.json file. Collective.
+
+        Args:
+            state: The state of the run, after the last iteration of the line.
         """
         # Compute the means over all ranks and all iterations since the last log line, and the
         # largest peak memory of any rank.
