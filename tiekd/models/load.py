@@ -48,7 +48,7 @@ def load_network(
             an effect.
 
     Returns:
-        The network, its file of weights and the working resolution.
+        The network, its file of weights and the working resolution, as a `Trained`.
 
     Raises:
         RecipeError: the recipe is invalid.

@@ -44,9 +44,10 @@ class EfficientNet(nn.Module):
     Args:
         variant: "b0" to "b7".
         taps: indices of the returned outputs, in increasing order: 0 to 6 for the stages, 7 for the
-            last 1x1 convolution (without norm and activation). The default is AdaBins' choice.
+            last 1x1 convolution (without norm and activation). The default is that of AdaBins.
         pretrained: a file of weights, which `tiekd.models.weights.pretrained.load` loads; it isn't
-            read here. torchvision's weights are for another padding, so "imagenet" isn't available.
+            read here. "imagenet" isn't available, because torchvision's weights are for another
+            padding.
     """
 
     def __init__(
@@ -171,7 +172,7 @@ class DepthwiseSeparable(nn.Module):
         self.residual = stride == 1 and in_channels == out_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        """Applies the layers that the class describes to x.
+        """Applies depthwise convolution, gates, projection and skip connection to x.
 
         Args:
             x: (B, in_channels, H, W).
@@ -210,7 +211,7 @@ class InvertedResidual(nn.Module):
         self.residual = stride == 1 and in_channels == out_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        """Applies the layers that the class describes to x.
+        """Applies expansion, depthwise convolution, gates, projection and skip connection to x.
 
         Args:
             x: (B, in_channels, H, W).

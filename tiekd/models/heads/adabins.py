@@ -117,7 +117,7 @@ class AdaBins(nn.Module):
             target_depth: (B, 1, H, W), metres; not used, but the DPM head needs this argument.
 
         Returns:
-            A prediction with depth (B, 1, h, w) and bin_centres (B, num_bins), float32, metres.
+            A `Prediction` with depth (B, 1, h, w) and bin_centres (B, num_bins), float32, metres.
 
         Raises:
             RecipeError: the features have too few or too many patches.

@@ -100,7 +100,7 @@ class DeformableAttention(nn.Module):
         offsets = self.sampling_offsets(asked).unflatten(2, (heads, levels, points, 2))
         weights = self.attention_weights(asked).unflatten(2, (heads, levels * points)).softmax(3)
         weights = weights.unflatten(3, (levels, points))
-        # Reshape the values to one map per level and head.
+        # Reshape the values to one map per level, with images and heads in the first dimension.
         values = self.value_proj(tokens).float().transpose(1, 2)
         maps = [
             value.reshape(-1, value.shape[1] // heads, *size)
@@ -128,12 +128,12 @@ def read_points(
     weights: Tensor,
     sampled_values: int = SAMPLED_VALUES,
 ) -> Tensor:
-    """Returns for each query the weighted sum of the values sampled from all L levels.
+    """Returns for each query the weighted sum of values sampled from the maps of all L levels.
 
     Args:
         maps: the values, one (B * heads, d, h, w) float32 tensor per level.
         reference: (B or 1, Q, L or 1, 2), reference points of the Q queries, x and y from 0 to 1
-            between the edges of a level.
+            between the edges of a level's map.
         offsets: (B, Q, heads, L, points, 2), x and y of the sampling locations relative to the
             reference point, in pixels of the level.
         weights: (B, Q, heads, L, points), attention weights.
