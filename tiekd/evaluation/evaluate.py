@@ -30,7 +30,7 @@ Watcher = Callable[[list[int], Batch, Tensor, Tensor], None]
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """`recipe["evaluation"]`: when and how to evaluate, and by which metric the best is kept.
+    """A recipe's node `evaluation`: when and how to evaluate, and how to find the best checkpoint.
 
     Attributes:
         interval: epochs or iterations between evaluations, as `by` says.
