@@ -1,4 +1,4 @@
-"""Evaluates a predictor: nine metrics per image, and the mean of each over images.
+"""Evaluates a predictor: computes nine depth metrics of each image, and their means.
 
 The results don't depend on the number of ranks: the whole validation set is divided into batches,
 each rank evaluates some of these batches, and the metrics of all ranks' images are gathered and

@@ -7,9 +7,9 @@
   training depths in that cell, resized bilinearly to each image.
 
 The abs_rel of the best constant is a mean of scene means: it is averaged over the frames of each
-scene, i.e. of each place that was recorded, and then over the scenes. The grid has the same number
-of cells for any image size, because frames may differ in size, and sparse ground truth has few
-values at a single pixel.
+scene, i.e. of each recorded place, and then over the scenes. The grid has the same number of cells
+for any image size, because frames may differ in size, and sparse ground truth has few values at a
+single pixel.
 
 Medians are computed from histograms with logarithmic bins of 0.34 %, and are accurate to 0.2 %. So
 memory is 50 MB for any number of frames, and 16 KB for each scene. Cost: one pass over the depths
@@ -39,7 +39,7 @@ _NEAREST = 1e-3  # lower edge of the first bin, as a fraction of the cap; nearer
 
 
 class Floors(NamedTuple):
-    """The baselines for one set of evaluated frames, see the module.
+    """The baselines that ignore the image, for one set of evaluated frames.
 
     Attributes:
         entrants: name of the baseline, one of NAMES -> predictor, in the order of NAMES.
@@ -58,7 +58,7 @@ def build(
     device: torch.device,
     out: TextIO | None = None,
 ) -> Floors:
-    """Computes the baselines (floors) for one set of evaluated frames.
+    """Computes the baselines that ignore the image (floors) for one set of evaluated frames.
 
     Args:
         training: function that builds the data set of the training frames, whose `depth` is (1, H,
@@ -70,8 +70,11 @@ def build(
         device: the device of the predictors' depth.
         out: text stream that receives the progress; None for no progress.
 
+    Returns:
+        The predictors by name, and the reasons for those that can't be computed.
+
     Raises:
-        DataError: no evaluated frame has ground truth in the range.
+        DataError: no evaluated frame has ground truth between the protocol's min_depth and cap.
     """
     maps = {NAMES[0]: _everywhere(best_constant(evaluated, protocol, scene_of, out))}
     left_out = {}

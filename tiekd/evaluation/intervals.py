@@ -86,18 +86,27 @@ class Comparison(NamedTuple):
 
     @property
     def p(self) -> float:
-        """The largest p-value of `over_seeds`, `over_scenes` and `over_both`."""
+        """The p-value of a difference of 0: the largest one of three intervals.
+
+        These are `over_seeds`, `over_scenes` and `over_both`.
+        """
         return max(self.over_seeds.p, self.over_scenes.p, self.over_both.p)
 
     @property
     def is_resolved(self) -> bool:
-        """True if `over_seeds`, `over_scenes` and `over_both` all exclude 0."""
+        """True if the difference is significant: three intervals exclude 0.
+
+        These are `over_seeds`, `over_scenes` and `over_both`.
+        """
         required = (self.over_seeds, self.over_scenes, self.over_both)
         return all(interval.excludes_zero for interval in required)
 
     @property
     def only_frames(self) -> bool:
-        """True if `over_frames` excludes 0, but `over_scenes` doesn't."""
+        """True if the difference is significant only if frames are taken as independent.
+
+        The interval `over_frames` then excludes 0, but `over_scenes` doesn't.
+        """
         return self.over_frames.excludes_zero and not self.over_scenes.excludes_zero
 
 
@@ -182,7 +191,7 @@ def over_seeds(differences: Sequence[float]) -> Interval:
 
 
 def over_scenes(scenes: Sequence[np.ndarray], resamples: int = RESAMPLES) -> Interval:
-    """Returns the bootstrap-t interval of the mean of scene means of a difference.
+    """Returns the 95 % bootstrap-t interval of a difference that is a mean of scene means.
 
     Each resample draws as many scenes as there are, with replacement, and as many frames in each
     drawn scene as it has. The interval is symmetric: its half width is the standard error times the

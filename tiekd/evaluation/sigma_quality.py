@@ -4,11 +4,11 @@ A sigma is the standard deviation that a teacher states for the error of its dep
 measures say how well sigma orders the errors: its rank correlation with the errors, the same
 correlation at equal depth, and sparsification, i.e. how much the mean error falls if pixels of
 large sigma are dropped. Depth alone orders errors, too, since far depths have larger errors in
-metres; a sigma that is a function of depth has no correlation at equal depth. The ratio of errors
-to sigmas in each range of depth is the factor by which sigma has to be multiplied. All measures are
-means over images, with 95 % intervals of a bootstrap over images. Images of one scene aren't
-independent, so the intervals are too narrow for datasets with many images of few scenes. Left out:
-whether sigma helps a student to learn.
+metres; a sigma that is a function of depth has no correlation at equal depth. These three measures
+are means over images. In each range of depth, the ratio of errors to sigmas is the factor by which
+sigma has to be multiplied. All results have 95 % intervals of a bootstrap over images. Images of
+one scene aren't independent, so the intervals are too narrow for datasets with many images of few
+scenes. Left out: whether sigma helps a student to learn.
 """
 
 from collections.abc import Sequence
@@ -67,8 +67,8 @@ class RangeFactor(NamedTuple):
         to_m: upper end of the range, metres.
         depth_m: median of the teacher's depths in the range, metres.
         pixels: number of pixels in the range.
-        factor: the standard deviation of a Gaussian error with the range's mean |error|, divided by
-            the mean sigma.
+        factor: the factor for sigma: the standard deviation of a Gaussian with the range's mean
+            |error|, divided by the range's mean sigma.
         covered: fraction of pixels with |error| <= factor * sigma; 0.68 for Gaussian errors.
     """
 
@@ -123,7 +123,7 @@ def measure(frames: Sequence[SigmaFrame], max_depth_m: float) -> SigmaFigures:
         max_depth_m: the student's largest depth in metres, where the last range ends.
 
     Returns:
-        The measurements; NaN in each, and no range, if no image has enough pixels.
+        The measurements. If no image has enough pixels, they are NaN, and `ranges` is empty.
     """
     draw = np.random.default_rng(0)
     frames = [_thinned(frame, draw) for frame in frames if len(frame.sigma) >= MIN_PIXELS]

@@ -46,7 +46,8 @@ def build_network(node: dict, where: str = "network") -> Network:
             "with 0 < min < max, 1e-6 to 1e6"
         )
     # With `canonical_focal` F, decoder and head predict depth times F / f, where f is the image's
-    # focal length. Multiply the ends of the depth range by the smallest and the largest F / f.
+    # focal length. Multiply the ends of the depth range by the smallest and the largest F / f of
+    # the training images.
     camera = canonical.of_node(node, where)
     low, high = min_depth, max_depth
     if camera is not None:

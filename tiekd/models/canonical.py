@@ -1,10 +1,10 @@
-"""`network.canonical_focal`: a network learns depth * F / f, which is converted to metres by f.
+"""`network.canonical_focal`, F: a network learns depth * F / f for images of focal length f.
 
 A single image doesn't determine depth: an object at twice the distance, seen with twice the focal
 length, looks the same. A network that sees several cameras therefore learns canonical depth, i.e.
 the depth at which a camera of focal length F would give the same image. f is the focal length of
-the network's input in pixels (tiekd/data/focal.py). The head's depth bins, depth range and sigma
-are those of canonical depth.
+the network's input in pixels (tiekd/data/focal.py), by which canonical depth is converted to
+metres. The head's depth bins, depth range and sigma are those of canonical depth.
 
 The recipe's `min_depth` and `max_depth` remain in metres, and the network's output is clamped to
 them. The head's range begins at `min_depth` times the smallest F / f of the training frames, and
@@ -74,7 +74,7 @@ class Canonical(NamedTuple):
 
 
 def of_node(node: Mapping, where: str = "network") -> Canonical | None:
-    """Returns a network's canonical camera as a `Canonical`; None without `canonical_focal`.
+    """Returns focal length and factors of a network's canonical camera, or None if it has none.
 
     Args:
         node: The recipe's network node.

@@ -47,7 +47,9 @@ BAND = 0.1
 
 
 class Calibration(NamedTuple):
-    """A fitted temperature, which a weights file stores as a dict with the keys of the attributes.
+    """A fitted temperature, by which the logits of the distributions over depth bins are divided.
+
+    A weights file stores it in its entry KEY, a dict whose keys are the attributes' names.
 
     Attributes:
         temperature: T, above 0.

@@ -30,7 +30,7 @@ class Predictor(NamedTuple):
         return getattr(self.network, "canonical", None) is not None
 
     def __call__(self, image: Tensor, focal: Tensor | None = None) -> Tensor:
-        """Predicts depth without gradients; if `flip` is True, by the flip test.
+        """Predicts depth without gradients, averaged with the mirrored image's if `flip` is True.
 
         Args:
             image: (B, 3, H, W), normalised with ImageNet's mean and standard deviation.

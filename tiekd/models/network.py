@@ -112,8 +112,8 @@ class Network(nn.Module):
 
         Raises:
             RecipeError: in training, images are so few and small that a norm gets a single value
-                per channel; at the first call, the encoder's or the neck's features aren't as they
-                state.
+                per channel; at the first call, the encoder's or the neck's features don't have the
+                channels or strides that they state.
         """
         if not self.training:
             size = image.shape[2], image.shape[3]
@@ -140,8 +140,10 @@ class Network(nn.Module):
         Args:
             features: (B, C, h, w), the head's input, as the method `features` returns it.
             image_size: (height, width) of the images.
-            target_depth: (B, 1, H, W), metres, or a `Target`, as for `forward`; or None.
-            focal: (B,), as for `forward`; or None.
+            target_depth: the target of a DPM head's divergence, (B, 1, H, W), metres, or a
+                `Target`, as for `forward`; None without a target.
+            focal: (B,), focal length of each image in pixels of the network's input; needed in eval
+                mode by a network with `canonical_focal`.
 
         Returns:
             The prediction at the image's size, as for `forward`.

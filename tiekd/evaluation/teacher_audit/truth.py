@@ -121,8 +121,8 @@ def aligned_error(depth: np.ndarray, truth: np.ndarray) -> float:
         truth: (h, w), metres, 0 where not measured.
 
     Returns:
-        The median of |r - m|, where r is log(depth / truth) of a cell and m the median of r; NaN if
-        fewer than MIN_CELLS cells have both depths.
+        The median of |r - m|, where r is log(depth / truth) of an element and m the median of r;
+        NaN if fewer than MIN_CELLS elements have both depths.
     """
     ratio = _log_ratio(depth, truth)
     if ratio is None:
@@ -169,8 +169,8 @@ def _mean_error(depth: np.ndarray, truth: np.ndarray) -> float:
         truth: (h, w), metres, 0 where not measured.
 
     Returns:
-        The mean of |r - m|, where r is log(depth / truth) of a cell and m the median of r; NaN if
-        fewer than MIN_CELLS cells have both depths.
+        The mean of |r - m|, where r is log(depth / truth) of an element and m the median of r;
+        NaN if fewer than MIN_CELLS elements have both depths.
     """
     ratio = _log_ratio(depth, truth)
     return float("nan") if ratio is None else float(np.mean(np.abs(ratio - np.median(ratio))))

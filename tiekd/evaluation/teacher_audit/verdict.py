@@ -30,8 +30,8 @@ class Limits:
 
     Attributes:
         scale: Largest factor between the teacher's depth and ground truth that isn't suspicious.
-        unit: Another unit, e.g. millimetres, is suspected if the teacher's scale differs from that
-            unit's by at most this factor.
+        unit: Another unit, e.g. millimetres, is suspected if the ratio of the teacher's depth to
+            ground truth is the number of such units in a metre, up to this factor.
         focal: Largest factor between the dataset's focal length and another source's, e.g. EXIF's,
             that isn't suspicious.
         estimate: Like `focal`, but for the focal length that the teacher itself estimates, which is
@@ -45,8 +45,9 @@ class Limits:
         shift: Smallest |t| of the fit truth = s * depth + t, relative to depth, that is suspicious.
         shift_gain: The shift t is suspected only if the error of the fit is smaller than this
             fraction of the error of a fit without t.
-        t: Mirrored maps, or exchanged colour channels, are suspected if they fit better by more
-            than this number of standard errors.
+        t: Mirrored maps are suspected if maps fit better after mirroring by more than this number
+            of standard errors; and exchanged colour channels if maps fit better with red and blue
+            exchanged.
         inverse_t: Without ground truth, inverse depth is suspected if `shape.inverse_t` is above
             this number of standard errors.
         own_z: Maps are suspected to belong to other frames if frames' own maps fit better than
@@ -60,8 +61,8 @@ class Limits:
         unrest_ratio: Without ground truth, exchanged colour channels are suspected only if noise in
             the image changes depth by more than this factor times the change with red and blue
             exchanged.
-        response: A teacher's maps belong to their image if `AuditFrame.response` is above this, and
-            are mirrored if it is below minus this.
+        response: A teacher's maps depend on their image if |`AuditFrame.response`| is above this,
+            and are mirrored if the response is below minus this.
         levels: A map with at most this number of distinct depths is taken for 8-bit data.
         beyond: Largest fraction of depths above the student's largest depth that isn't suspicious.
         at_top: Largest fraction of pixels with the map's largest depth that isn't suspicious.

@@ -114,8 +114,8 @@ class DenseDepth(nn.Module):
         if not levels:
             x = deepest(x)
         for level, skip in zip(levels, reversed(features[:-1]), strict=True):
-            # Let only the first level apply the 1x1 convolution. It merges it with its own 3x3
-            # convolution if this saves computation.
+            # Let only the first level apply the 1x1 convolution. If this saves computation, the
+            # level merges it with its own 3x3 convolution.
             x = level(x, tuple(skip.shape[2:]), skip, pointwise)
             pointwise = None
         for extra in self.extras:
@@ -125,7 +125,7 @@ class DenseDepth(nn.Module):
         return x
 
     def fold(self) -> None:
-        """Merges the 1x1 convolution into the 3x3 convolution after it, if that saves computation.
+        """Merges the decoder's 1x1 convolution into the next 3x3 one, if that saves computation.
 
         It saves computation if the 1x1 convolution has more output than input channels. The decoder
         and its state dict are changed in place, so call this method for inference only.

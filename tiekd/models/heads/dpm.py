@@ -235,9 +235,9 @@ class Dpm(nn.Module):
     def _components(self, target: Tensor | Target) -> _Components:
         """Converts a target to depth, sigma and weight of its components, as the kernel takes them.
 
-        A `Target` with a sigma of its own is given that sigma, clamped to [`sigma`, `sigma_max`];
-        another target the head's `sigma`. So sigma is never too small for the bins, and the kernel
-        needn't check this, which would be a host sync.
+        Sigma is the target's own, if it has one, clamped to [`sigma`, `sigma_max`], and otherwise
+        the head's `sigma`. So it is never too small for the bins, and the kernel needn't check
+        this, which would be a host sync.
 
         Args:
             target: (B, 1, H, W), metres, 0 where invalid, or a `Target`.
