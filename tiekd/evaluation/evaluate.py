@@ -152,7 +152,7 @@ def evaluate(
         name -> mean over the images, for each of METRIC_NAMES.
     """
     settings = protocol.settings
-    # Evaluate this rank's batches, at the ground truth's own size.
+    # Compute the metrics of this rank's batches, at the ground truth's own size.
     indices, rows = [], []
     batches = validation_batches(
         dataset,

@@ -78,7 +78,10 @@ class FrameFigures:
 class AlignedFigures:
     """Collects abs_rel after median alignment and the edge error of each frame of one rank.
 
-    An instance is passed to `evaluate.evaluate` as a watcher, i.e. it is called after each batch.
+    `abs_rel_aligned` is abs_rel after the prediction is multiplied by the ratio of the medians of
+    truth and prediction. `edge` is the fraction of pixels near depth edges whose predicted depth is
+    between the two sides; it is NaN for frames without dense ground truth. An instance is passed to
+    `evaluate.evaluate` as a watcher, i.e. it is called after each batch.
 
     Args:
         min_depth: exclusive lower bound of valid ground truth, metres.

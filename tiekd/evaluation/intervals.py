@@ -123,8 +123,8 @@ def t_probability(t: float, freedom: int) -> float:
     angle = math.atan(abs(t) / math.sqrt(freedom))
     cosine, sine = math.cos(angle), math.sin(angle)
     term = total = cosine if freedom % 2 else 1.0
-    # Add the terms in cos^3, cos^5, ... for an odd number of degrees of freedom, and those in
-    # cos^2, cos^4, ... for an even one.
+    # Add the further terms of the series: those in cos^3, cos^5, ... for an odd number of degrees
+    # of freedom, and those in cos^2, cos^4, ... for an even one.
     for power in range(3 if freedom % 2 else 2, freedom - 1, 2):
         term *= cosine**2 * (power - 1) / power
         total += term

@@ -229,7 +229,7 @@ def _factors(
         if sum(len(part.sigma) >= MIN_PIXELS for part in parts) < MIN_FRAMES:
             continue
         sums = np.array([(part.error.sum(), part.sigma.sum()) for part in parts])
-        # Skip the range if sigma is 0 in all of it, since no factor makes it equal the errors.
+        # Skip the range if all sigmas in it are 0, since no factor makes them fit the errors.
         if not sums[:, 1].sum() > 0:
             continue
         drawn = sums[chosen].sum(1)

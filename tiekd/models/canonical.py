@@ -40,7 +40,7 @@ class Canonical(NamedTuple):
     largest: float
 
     def from_metres(self, depth: Tensor, focal: Tensor) -> Tensor:
-        """Converts depth in metres to canonical depth, i.e. multiplies it by F / f.
+        """Converts depth in metres to canonical depth: multiplies it by `self.focal` / `focal`.
 
         Args:
             depth: (B, 1, H, W), metres, 0 where invalid.
@@ -52,7 +52,7 @@ class Canonical(NamedTuple):
         return depth * (self.focal / focal).to(depth.dtype).view(-1, 1, 1, 1)
 
     def to_metres(self, depth: Tensor, focal: Tensor | None) -> Tensor:
-        """Converts canonical depth to depth in metres, i.e. multiplies it by f / F.
+        """Converts canonical depth to depth in metres: multiplies it by `focal` / `self.focal`.
 
         Args:
             depth: (B, 1, H, W), canonical depth.

@@ -213,7 +213,8 @@ class Network(nn.Module):
         """Applies encoder, neck and decoder to images, and returns the head's input.
 
         Args:
-            image: (B, 3, H, W), as for `forward`.
+            image: (B, 3, H, W), normalised with ImageNet's mean and standard deviation, any float
+                dtype.
 
         Returns:
             (B, C, h, w), with the decoder's number of channels and its stride.

@@ -129,7 +129,7 @@ def on_image_grid(values: Tensor, size: tuple[int, int], smooth: bool) -> Tensor
 
 
 def spread_on_grid(values: Tensor, size: tuple[int, int], smooth: bool) -> Tensor:
-    """Resizes like `on_image_grid`, but without an `if` on the sizes.
+    """Resizes a map as `on_image_grid` does, with aligned corners, but without an `if` on sizes.
 
     A graph that is traced from this function, e.g. for ONNX, is therefore valid for any size.
 

@@ -35,7 +35,7 @@ _LEAST = 0.01
 
 
 def half_width(probabilities: Tensor, edges: Tensor) -> Tensor:
-    """Returns half of the distance between the quantiles at 16 and 84 %.
+    """Returns half of the distance between two quantiles of each pixel's distribution, 16 and 84 %.
 
     Within a bin the probability is spread evenly.
 
@@ -79,7 +79,7 @@ def largest_modes(probabilities: Tensor, edges: Tensor, count: int) -> Modes:
         count: M, maximum number of returned modes, at most K.
 
     Returns:
-        The modes.
+        The modes: three tensors (B, M, h, w).
     """
     # Number the modes of each pixel: a local minimum begins a new mode. A minimum is strictly below
     # the bin before it but may equal the bin after it, so that a row of equal bins has one minimum.
@@ -202,7 +202,7 @@ class Spread:
         return torch.cat((depth, sigma, weight), dim=1)
 
     def _packed_of_adabins(self, features: Tensor) -> Tensor:
-        # Process one image at a time, since each has its own bins.
+        # Process one image at a time, since each image has its own bins.
         edges, maps = self.head.bins(features)
         images = [
             in_strips(lambda p, e=own: self._read(p, e), image[None], self.head.bin_probabilities)
@@ -226,7 +226,7 @@ def _quantile(probabilities: Tensor, below: Tensor, edges: Tensor, level: float)
     """Returns the depth below which a fraction `level` of each pixel's probability is.
 
     Args:
-        probabilities: (B, K, h, w).
+        probabilities: (B, K, h, w), distributions over K bins.
         below: (B, K, h, w), the cumulative probability up to each bin's upper edge.
         edges: (K + 1,), edges of the bins, metres.
         level: 0 to 1.

@@ -124,7 +124,7 @@ def depth_on_grid(depth: Tensor, size: tuple[int, int], min_share: float = 0.0) 
 def intrinsics_on_grid(
     matrix: Tensor, own_size: tuple[int, int], size: tuple[int, int]
 ) -> np.ndarray:
-    """Converts a camera matrix from pixels of the image to cells of the grid.
+    """Converts a camera matrix from pixels of the image to cells of a coarse grid over the image.
 
     Args:
         matrix: (3, 3), in pixels of the image.

@@ -1,4 +1,4 @@
-"""Calls a teacher for some frames, and resizes its depth maps to the audit's grid.
+"""Calls a teacher for some frames, and resizes its depth maps to the audit's coarse grid (grid.py).
 
 Each frame is a batch of its own, neither cropped nor augmented, as when a teacher's maps are
 cached. A teacher that is a network can also be called for changed images (`Questions`), each of

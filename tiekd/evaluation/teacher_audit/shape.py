@@ -24,7 +24,7 @@ _GROUND_SHARE = 0.6
 def row_correlation(depth: np.ndarray) -> float:
     """Returns the rank correlation of each row's median depth with the row's index from the top.
 
-    Rows with a depth in less than half of their cells are left out.
+    Rows with a valid depth in less than half of their elements are left out.
 
     Args:
         depth: (h, w), depth map, metres, 0 where invalid.

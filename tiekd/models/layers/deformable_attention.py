@@ -1,9 +1,10 @@
-"""Multi-scale deformable attention (Zhu et al. 2021, arXiv 2010.04159) in plain torch, for HAHI.
+"""Multi-scale deformable attention (Zhu et al. 2021, arXiv 2010.04159), for the HAHI neck.
 
-Each query predicts a few sampling locations per level (feature map) and gets the weighted sum of
-the values there. Memory: with one query for each pixel of a 352x1216 image at stride 2, the values
-sampled by all queries would take 7 GB. So values are sampled for a chunk of queries and one level
-at a time, and recomputed in backward; at most about SAMPLED_VALUES values exist at a time.
+It is written in plain torch. Each query predicts a few sampling locations per level (feature map)
+and gets the weighted sum of the values there. Memory: with one query for each pixel of a 352x1216
+image at stride 2, the values sampled by all queries would take 7 GB. So values are sampled for a
+chunk of queries and one level at a time, and recomputed in backward; at most about SAMPLED_VALUES
+values exist at a time.
 
 Sampling locations and weights are float32 whatever the network's precision, because bfloat16 can't
 distinguish adjacent columns of a wide image. Left out: reference boxes, padding masks, and a
@@ -192,8 +193,8 @@ def _read_some(reference: Tensor, offsets: Tensor, weights: Tensor, *maps: Tenso
 def _first_offsets(num_heads: int, num_levels: int, num_points: int) -> Tensor:
     """Returns the initial sampling offsets of deformable attention.
 
-    Each head has a direction, evenly spaced over the full circle. The distance of its point i, from
-    0, to the reference point is i + 1 pixels, measured along the axis on which the distance is
+    Each head has a direction, evenly spaced over the full circle. Its point i, counted from 0, is i
+    + 1 pixels away from the reference point, measured along the axis on which the distance is
     larger.
 
     Args:

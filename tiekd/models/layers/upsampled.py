@@ -56,8 +56,8 @@ class PointwiseConv(nn.Conv2d):
 
         Merging it into the next convolution then saves computation.
 
-        For the published MobileNetV2 students (320 -> 2048 -> 512 channels), merging is faster if a
-        batch has more than some 350 pixels in total.
+        For the published MobileNetV2 students (320 -> 2048 -> 512 channels), merging is faster if x
+        has more than some 350 pixels in all images of a batch together.
         """
         return self.in_channels < self.out_channels
 

@@ -163,7 +163,8 @@ def _report(ours: Mapping[str, Tensor], network_node: dict) -> Report:
         network_node: `recipe["network"]`, the network to build.
 
     Returns:
-        The names of all tensors, as `Conversion.report` describes.
+        The comparison, without missing batch counters of norms; an entry of `misfit` states both
+        shapes.
     """
     with torch.device("meta"):
         network = build_network(network_node)

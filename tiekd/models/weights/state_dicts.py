@@ -29,8 +29,8 @@ from tiekd.models.weights.published_names import (
 
 LISTED = 4  # maximum number of tensors that an error message names
 COUNTERS = "*num_batches_tracked"  # batch counters of norms; they may be missing, as in old files
-# Types that a checkpoint file may contain. Published files of the best evaluation hold the metric
-# as a NumPy number, which is pickled under NumPy's old or new module name.
+# Types that a checkpoint file may contain. Published checkpoints of the best evaluation contain the
+# metric's value as a NumPy number, which is pickled under NumPy's old or new module name.
 _NUMPY_NUMBER = np.float64(0).__reduce__()[0]
 _PLAIN_TYPES = [
     np.dtype,
@@ -171,8 +171,8 @@ def dropped(state: Mapping, head: str | None = None) -> list[str]:
     tensors whose names match no row of the table `published_names`.
 
     Args:
-        state: a published checkpoint, as for `from_published`.
-        head: "dpm", "sigmoid" or None, as for `from_published`.
+        state: a published checkpoint: a state dict, or a dict with an entry `state_dict`.
+        head: "dpm" or "sigmoid", the kind of the head; None infers it, as in `from_published`.
     """
     bare = _bare(state)
     return sorted(set(bare) - set(_translated(state, head)))
@@ -184,7 +184,7 @@ def unknown(state: Mapping) -> list[str]:
     `dropped` lists them, too, beside the names of tensors that the published network doesn't use.
 
     Args:
-        state: a published checkpoint, as for `from_published`.
+        state: a published checkpoint: a state dict, or a dict with an entry `state_dict`.
     """
     return sorted(name for name in _bare(state) if _renamed(name, _FROM_PUBLISHED) is None)
 
@@ -310,8 +310,8 @@ def _translated(state: Mapping, head: str | None) -> dict[str, tuple[str, Tensor
     """Translates the names of those tensors of a published checkpoint that its network uses.
 
     Args:
-        state: a published checkpoint, as for `from_published`.
-        head: "dpm", "sigmoid" or None, as for `from_published`.
+        state: a published checkpoint: a state dict, or a dict with an entry `state_dict`.
+        head: "dpm" or "sigmoid", the kind of the head; None infers it, as in `from_published`.
 
     Returns:
         published name -> (this project's name, tensor). Unknown names are left out.
