@@ -76,7 +76,7 @@ class FrameFigures:
 
 
 class AlignedFigures:
-    """Collects abs_rel after median alignment and the edge error of each frame of one rank.
+    """Collects the errors `abs_rel_aligned` and `edge` of `FrameFigures` for frames of one rank.
 
     `abs_rel_aligned` is abs_rel after the prediction is multiplied by the ratio of the medians of
     truth and prediction. `edge` is the fraction of pixels near depth edges whose predicted depth is

@@ -35,7 +35,7 @@ _LEAST = 0.01
 
 
 def half_width(probabilities: Tensor, edges: Tensor) -> Tensor:
-    """Returns half of the distance between two quantiles of each pixel's distribution, 16 and 84 %.
+    """Returns half of the distance between each distribution's quantiles at 16 and 84 %.
 
     Within a bin the probability is spread evenly.
 

