@@ -127,8 +127,8 @@ def best_constant(
         DataError: no frame has ground truth in the range.
     """
     bins = _Bins(protocol.cap)
-    # Collect for each scene the sum of the weights in each depth bin, and the number of frames with
-    # ground truth.
+    # Collect for each scene a histogram of its depths, each with a weight, and the number of its
+    # frames with ground truth.
     scenes: dict[str, tuple[Tensor, int]] = {}
     for name, depth in _depths(evaluated, "evaluated frames", out):
         rows, columns = metrics.crop_box(protocol.settings.crop, *depth.shape)

@@ -247,7 +247,7 @@ def response_of(there: float, opposite: float) -> float:
     """Compares how much covering a part of an image changes depth there and in the opposite part.
 
     Args:
-        there: Mean |log ratio| of the depth with and without the cover, in the covered part.
+        there: Mean |log(depth with the cover / depth without it)| in the covered part.
         opposite: The same mean in the part at the opposite side of the image, of equal size.
 
     Returns:

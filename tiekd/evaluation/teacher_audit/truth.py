@@ -182,11 +182,12 @@ def _mean_ratio(logs: np.ndarray) -> float:
 
 
 def _swap_ratio(frame: AuditFrame) -> float:
-    """Returns log(a / b): the errors a and b of the depth with and without red and blue exchanged.
+    """Returns log(a / b), with the errors a and b of the depth with red and blue exchanged or not.
 
     Args:
-        frame: The frame. If its attribute `swapped` is None or it has too little ground truth, the
-            result is NaN.
+        frame: The frame. Its map `swapped` has the error a, its map `depth` the error b, as
+            `_mean_error` computes them. If `swapped` is None or there is too little ground truth,
+            the result is NaN.
     """
     if frame.swapped is None:
         return float("nan")

@@ -70,8 +70,8 @@ class PointwiseConv(nn.Conv2d):
 
         Args:
             x: (B, in_channels, h, w); None if `next_weight` is given.
-            next_weight: the next convolution's weight, as for `merged`; None to apply this
-                convolution to x.
+            next_weight: (O, out_channels + S, k, k), the next convolution's weight, as for
+                `merged`; None to apply this convolution to x.
 
         Returns:
             (B, out_channels, h, w); with `next_weight` the two weights that `merged` returns.
@@ -107,7 +107,7 @@ class PointwiseConv(nn.Conv2d):
             bias: (out_channels,), this module's bias.
 
         Returns:
-            (merged, of_ones), as `merged` returns them.
+            (merged, of_ones) of shapes (O, in_channels + S, k, k) and (O, 1, k, k), see `merged`.
         """
         ours, others = next_weight.split(
             [self.out_channels, next_weight.shape[1] - self.out_channels], dim=1
