@@ -2,12 +2,13 @@
 
 The metrics then say how well the network imitates the teacher: agreement, not accuracy. A student
 that repeats every mistake of its teacher agrees with it perfectly. So every place that shows such
-metrics also shows LABEL, which says this. The teacher's depth is that of whole images, as
-bin/cache_teacher.py makes it, at the images' own size; it is read from cached maps, or computed
-anew in every evaluation.
+metrics also shows the text LABEL, "agreement with the teacher, not accuracy". The teacher's depth
+is that of whole images at the images' own size. It is read from the maps that bin/cache_teacher.py
+has cached, or computed in every evaluation.
 
-In addition to the nine metrics and the errors by range, `EdgeRows` computes the errors near the
-depth edges of the teacher's map, which is dense (tiekd/evaluation/edge_metric.py).
+In addition to the nine metrics of `metrics.METRIC_NAMES` and the errors by depth range, `EdgeRows`
+computes the errors near the depth edges of the teacher's map. This needs a dense map
+(tiekd/evaluation/edge_metric.py).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,8 +34,8 @@ from tiekd.evaluation.range_errors import RangeFigures
 TEACHER = "teacher"
 AGAINST = ("ground_truth", TEACHER)  # the values of `evaluation.against`
 LABEL = "agreement with the teacher, not accuracy"
-# Maps one batch of frames, loaded at several sizes, from the resize of its images to the batch. The
-# key None is the batch that the student gets; its depth maps have the images' own size.
+# The same frames as several batches, which differ in how the images are resized: resize -> batch.
+# The batch for None is the one that the student gets; its depth maps have the images' own size.
 Views = Mapping[Resize | None, Batch]
 
 
@@ -43,16 +44,16 @@ class Reference:
     """The teacher with which predictions are compared in place of ground truth.
 
     Attributes:
-        depth: function from a batch to the teacher's depth, (B, 1, h, w) in metres, 0 where it has
-            none, or to a `Target`, whose mean depth is used. With `parts`, function from `Views` to
-            the depth that all teachers give together, at the images' own size.
-        resize: the resize of the images that `depth` needs; its result has the resized images'
-            size. None if `depth` returns cached maps of the images' own size, which come with the
-            batch.
+        depth: function from a batch to the teacher's depth: (B, 1, h, w) in metres, 0 where the
+            teacher has none, or a `Target`, whose mean depth is used. If there are `parts`, a
+            function from `Views` to the depth that all teachers give together, at the images' own
+            size.
+        resize: how images are resized for the teacher; depth then has the resized images' size.
+            None if `depth` returns cached maps of the images' own size, which come with the batch.
         name: the teacher's name in reports.
-        label: what metrics against the teacher mean: LABEL, and perhaps a remark on how the frames
-            were chosen.
-        parts: the references of several teachers, which `depth` calls; empty for one teacher.
+        label: text that is shown with metrics against the teacher, as `label_of` returns it.
+        parts: with several teachers, one `Reference` for each, which `depth` calls; empty for a
+            single teacher.
     """
 
     depth: Callable[[Batch], Tensor | Target | None] | Callable[[Views], Tensor | Target | None]
@@ -70,18 +71,26 @@ class Reference:
         loading: Loading,
         resize: Resize,
     ) -> Iterator[tuple[list[int], Batch]]:
-        """Yields batches in which the teacher's depth takes the place of ground truth.
+        """Yields the student's batches with the teacher's depth in the place of ground truth.
 
-        If the teacher sees images at another size than the student, they are read a second time;
-        for several teachers once for each further size.
+        If the teacher needs images of another size than the student, the images are read a second
+        time; for several teachers, once for each further size.
 
         Args:
-            batches: this rank's batches for the student, with the frames' indices.
+            batches: this rank's batches for the student: (indices of the frames in `dataset`,
+                batch).
             dataset: the evaluation frames.
             batch_size: images per batch.
             device: the device of the batches.
             loading: number and timeout of each rank's data workers.
-            resize: the resize of the images in `batches`.
+            resize: how the images in `batches` were resized.
+
+        Yields:
+            (indices, batch) for each of `batches`; the batch's `depth` is the teacher's depth at
+            the images' own size, (B, 1, H, W) metres.
+
+        Raises:
+            DataError: the teacher's maps are cached, and a batch has none.
         """
         needed = dict.fromkeys(part.resize for part in self.parts or (self,))
         sizes = [size for size in needed if size not in (None, resize)]
@@ -103,14 +112,15 @@ class Reference:
                 yield indices, self._with_target(batch, views)
 
     def at_own_size(self, views: Views) -> Tensor | Target | None:
-        """Returns the depth of a single teacher (without `parts`), resized to the images' own size.
+        """Returns a single teacher's depth, resized bilinearly to the images' own size.
 
         Args:
-            views: a batch at the student's size (key None) and at `resize`.
+            views: the batch as the student gets it (key None), and with images resized by
+                `self.resize`.
 
         Returns:
-            (B, 1, H, W), metres, 0 where the teacher has none; or a `Target`. None if the teacher's
-            maps are cached and the batch has none.
+            (B, 1, H, W), metres, 0 where the teacher has none; or a `Target`, if `depth` returns
+            one. None if the teacher's maps are cached and the batch has none.
         """
         found = self.depth(views[self.resize])
         if found is None or self.resize is None:
@@ -133,9 +143,9 @@ class Reference:
 
 
 class EdgeFigures(NamedTuple):
-    """The errors of the student over all pixels near depth edges of the teacher's maps.
+    """The student's errors over all pixels near depth edges of the teacher's maps.
 
-    Both errors are NaN if there are no such pixels.
+    `abs_rel` and `mid_air` are NaN if there are no such pixels.
 
     Attributes:
         pixels: number of pixels near depth edges.
@@ -163,8 +173,8 @@ class EdgeRows:
     An instance is passed to `evaluate.evaluate` as a watcher, i.e. it is called after each batch.
 
     Args:
-        min_depth: exclusive lower bound of the teacher's depth at counted pixels, metres.
-        cap: exclusive upper bound of the teacher's depth at counted pixels, metres.
+        min_depth: metres; pixels where the teacher's depth isn't above it are ignored.
+        cap: metres; pixels where the teacher's depth isn't below it are ignored.
         crop: name of the evaluated part of an image, as for `metrics.crop_box`.
     """
 
@@ -173,7 +183,7 @@ class EdgeRows:
         self._sums: list[Tensor] = []
 
     def __call__(self, _indices: list[int], batch: Batch, depth: Tensor, _rows: Tensor) -> None:
-        """Adds the errors of a batch.
+        """Computes the sums of a batch's errors, and stores them until `gather`.
 
         Args:
             _indices: the frames' indices in the dataset; not used.
@@ -187,7 +197,7 @@ class EdgeRows:
         self._sums.append(edge_metric.edge_sums(depth[box], torch.where(counts, truth, 0)))
 
     def gather(self) -> EdgeFigures:
-        """Returns the errors near depth edges over the frames of all ranks.
+        """Returns the errors near depth edges, over the frames of all ranks, as `EdgeFigures`.
 
         Collective: all ranks must call it, and all get the same result.
         """
@@ -200,11 +210,12 @@ class EdgeRows:
 
 
 class Agreement(NamedTuple):
-    """The results of an evaluation against the teacher beyond the nine metrics.
+    """Results of an evaluation against the teacher, in addition to the metrics of METRIC_NAMES.
 
     Attributes:
-        label: what these results mean: LABEL, and perhaps a remark on how the frames were chosen.
-        figures: name (such as `abs_rel_0-20m`) -> error in a depth range or near depth edges.
+        label: text that says what the results mean, as `label_of` returns it.
+        figures: name -> value of the errors by depth range and near depth edges, as `figures_of`
+            returns them.
         text: `figures` as lines of text.
     """
 
@@ -216,7 +227,9 @@ class Agreement(NamedTuple):
 def figures_of(ranges: Sequence[RangeFigures], edges: EdgeFigures) -> dict[str, float]:
     """Returns the errors by depth range and near depth edges as a dict from name to value.
 
-    Ranges without a pixel are left out.
+    The names are e.g. `abs_rel_0-20m` and `rmse_0-20m` (metres) for the range from 0 to 20 m, and
+    `abs_rel_at_edges` and `mid_air_at_edges` near edges. Ranges without a pixel, and edges if no
+    pixel is near one, are left out.
 
     Args:
         ranges: the errors in each depth range.
@@ -233,7 +246,10 @@ def figures_of(ranges: Sequence[RangeFigures], edges: EdgeFigures) -> dict[str, 
 
 
 def label_of(dataset: Dataset) -> str:
-    """Returns LABEL and, if the dataset has one, its remark on how its frames were chosen.
+    """Returns the text that is shown with metrics of agreement with a teacher.
+
+    It is LABEL, followed by the dataset's attribute `remark`, if there is one, which says how the
+    frames were chosen.
 
     Args:
         dataset: the evaluation frames.

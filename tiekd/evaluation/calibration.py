@@ -1,24 +1,30 @@
 """Fits the temperature of a DPM student's confidence, and measures its calibration.
 
-The criterion is the mean negative log-likelihood of the reference's bin under the tempered
-distribution (temperature scaling; Guo et al. 2017, arXiv 1706.04599). It is convex in 1/T, so that
-it has one minimum, which golden-section search over log T finds in float64. Depths beyond the bins
-count as in the first or last one, as in the training target.
+The temperature T divides the logits of the distribution over depth bins (temperature scaling; Guo
+et al. 2017, arXiv 1706.04599). The fit minimises the mean negative log-likelihood of the bin that
+contains the reference, i.e. the true depth, or the teacher's depth in its place. This mean is
+convex in 1/T, so it has one minimum, which golden-section search over log T finds in float64.
+References beyond the bins are assigned to the first or the last bin, as in training.
 
-The figures say how a sigma and a confidence fit the errors of the depth:
+`figures` measures how well sigma and confidence (tiekd/models/confidence.py) agree with the errors
+of the predicted depth. Confidence is the predicted probability that the reference is within 10 % of
+the predicted depth.
 
-- the expected calibration error of confidence (ECE; Guo et al. 2017): pixels are grouped by
-  confidence into 15 ranges of equal width, and the difference between the mean confidence and the
-  share of depths within the band is averaged over the pixels;
-- the calibration error of sigma (ENCE; Levi et al. 2019, arXiv 1905.11659): ten groups of as many
-  pixels by sigma, of each |root mean square of sigma - of the error|, divided by the former; the
-  share of errors within one and two sigma, 0.683 and 0.954 if errors are Gaussian;
-- sparsification (`sigma_quality`): the mean error that is left after pixels of the largest sigma
-  are dropped. The area under the curve is 1 for a random order, and least for an oracle.
+- expected calibration error of confidence (ECE; Guo et al. 2017): pixels are grouped by confidence
+  into 15 ranges of equal width. In each, the mean confidence is compared with the fraction of
+  pixels whose reference is within 10 % of the predicted depth. The absolute difference is averaged
+  over all pixels;
+- calibration error of sigma (ENCE; Levi et al. 2019, arXiv 1905.11659): pixels are sorted by sigma
+  and divided into ten groups of equal size. In each, the root mean square of sigma is compared with
+  that of the errors. The absolute difference, divided by the former, is averaged over the groups;
+- fractions of errors within one and two sigma, 0.683 and 0.954 if errors are Gaussian;
+- sparsification (tiekd/evaluation/sigma_quality.py): the mean error of the pixels that are left
+  after those of the largest sigma are dropped. The area under this curve is 1 if pixels are dropped
+  in random order, and smallest if they are dropped in the order of their errors.
 
 One temperature for all pixels hardly changes their order, and so hardly the sparsification. Pixels
-of a frame aren't independent; with few frames the figures are uncertain by more than their digits
-show. Left out: several temperatures, and intervals.
+of a frame aren't independent, so with few frames the results are less certain than the number of
+pixels suggests. Left out: several temperatures, and confidence intervals.
 """
 
 import math
@@ -41,15 +47,19 @@ _ROWS = 4096  # pixels whose distributions are float64 at once
 
 
 class Pixels(NamedTuple):
-    """Sampled pixels of the frames that are reported, with one temperature.
+    """Measurements at N pixels, which were sampled from a number of frames, for one temperature.
+
+    The reference is the true depth, or the teacher's depth in its place.
 
     Attributes:
-        frame: (N,) int64, the frame of each pixel.
-        error: (N,) float64, |returned depth - reference|, metres.
-        within: (N,) bool, True where the reference is within the band around the returned depth.
-        confidence: (N,) float64, 0 to 1.
-        sigma: (N,) float64, metres.
-        nll: (N,) float64, negative log-likelihood of the reference's bin, nats.
+        frame: (N,) int64, number of the frame that the pixel belongs to.
+        error: (N,) float64, |predicted depth - reference|, metres.
+        within: (N,) bool, True if the error is at most `models.confidence.BAND` times the predicted
+            depth.
+        confidence: (N,) float64, 0 to 1, the predicted probability that `within` is True.
+        sigma: (N,) float64, the predicted standard deviation of the error, metres.
+        nll: (N,) float64, negative log-likelihood of the depth bin that contains the reference,
+            nats.
     """
 
     frame: np.ndarray
@@ -61,11 +71,11 @@ class Pixels(NamedTuple):
 
 
 def likelihood_loss(logits: Tensor, bins: Tensor, temperature: float) -> Tensor:
-    """Returns the negative log-likelihood of each pixel's bin under its tempered distribution.
+    """Returns the negative log-likelihood of one bin per pixel, given logits and a temperature.
 
     Args:
-        logits: (N, K) float32, of the bins.
-        bins: (N,) int64, the bins of the references.
+        logits: (N, K) float32, the logits of the K depth bins at N pixels; they are divided by T.
+        bins: (N,) int64, index of the bin that contains the reference depth of each pixel.
         temperature: T, above 0.
 
     Returns:
@@ -79,17 +89,18 @@ def likelihood_loss(logits: Tensor, bins: Tensor, temperature: float) -> Tensor:
 
 
 def fit_temperature(logits: Tensor, bins: Tensor) -> float:
-    """Returns the temperature with the least mean negative log-likelihood.
+    """Returns the temperature that minimises the mean negative log-likelihood of the given bins.
 
     Args:
-        logits: (N, K) float32, of the bins of N pixels.
-        bins: (N,) int64, the bins of the references.
+        logits: (N, K) float32, the logits of the K depth bins at N pixels.
+        bins: (N,) int64, index of the bin that contains the reference depth of each pixel.
 
     Returns:
-        T, rounded to four digits.
+        The temperature, rounded to four digits.
 
     Raises:
-        DataError: The logits aren't finite, or there is no minimum between LEAST and MOST.
+        DataError: The logits aren't finite, or there is no minimum between the temperatures LEAST
+            and MOST.
     """
     if not bool(torch.isfinite(logits).all()):
         raise DataError("the network's output isn't finite (nan or inf), so nothing can be fitted")
@@ -97,8 +108,8 @@ def fit_temperature(logits: Tensor, bins: Tensor) -> float:
     def loss(log_t: float) -> float:
         return likelihood_loss(logits, bins, math.exp(log_t)).mean().item()
 
-    # Golden-section search: each step keeps the part of the interval that holds the minimum, and
-    # one of its two inner points.
+    # Golden-section search: each step keeps the part of the interval that contains the minimum, and
+    # one of the two inner points, `left` or `right`.
     shrink = (5**0.5 - 1) / 2
     low, high = math.log(LEAST), math.log(MOST)
     left, right = high - shrink * (high - low), low + shrink * (high - low)
@@ -123,15 +134,18 @@ def fit_temperature(logits: Tensor, bins: Tensor) -> float:
 
 
 def figures(pixels: Pixels) -> dict:
-    """Returns the figures of the module's docstring as plain values for JSON.
+    """Returns measures of how well confidence and sigma agree with the errors, as values for JSON.
 
     Args:
-        pixels: One pixel or more.
+        pixels: The measurements at one pixel or more.
 
     Returns:
-        name -> value. `nll`; of confidence `calibration_error`, `mean_confidence`, `share_within`
-        and `reliability_of_confidence`; of sigma `sigma_error`, `mean_sigma_m`, `rms_error_m`,
-        `within_1_sigma`, `within_2_sigma` and `reliability_of_sigma`; and `sparsification`.
+        A dict. `nll` is the mean negative log-likelihood, nats. For confidence:
+        `calibration_error`, `mean_confidence`, `share_within` (fraction of True in `within`), and
+        the list `reliability_of_confidence` of `_by_confidence`. For sigma: `sigma_error` (its
+        calibration error), `mean_sigma_m`, `rms_error_m`, the fractions of errors `within_1_sigma`
+        and `within_2_sigma`, and the list `reliability_of_sigma` of `_by_sigma`. `sparsification`
+        is the dict of `_sparsification`.
     """
     error = pixels.error
     ranges = _by_confidence(pixels)
@@ -155,7 +169,12 @@ def figures(pixels: Pixels) -> dict:
 
 
 def _by_confidence(pixels: Pixels) -> list[dict]:
-    """Returns the ranges of confidence that have pixels, in ascending order."""
+    """Groups pixels by confidence into CONFIDENCE_RANGES ranges of equal width.
+
+    Returns:
+        For each range with pixels, in ascending order: `confidence` and `share_within`, the means
+        of confidence and of `within`, and `pixels`, their number.
+    """
     place = np.minimum((pixels.confidence * CONFIDENCE_RANGES).astype(int), CONFIDENCE_RANGES - 1)
     return [
         {
@@ -168,7 +187,12 @@ def _by_confidence(pixels: Pixels) -> list[dict]:
 
 
 def _by_sigma(pixels: Pixels) -> list[dict]:
-    """Returns SIGMA_GROUPS groups of as many pixels each, in ascending order of sigma."""
+    """Sorts pixels by sigma, and divides them into SIGMA_GROUPS groups of equal size.
+
+    Returns:
+        For each group with pixels, in ascending order of sigma: `sigma_m` and `rms_error_m`, the
+        root mean squares of sigma and of the error in metres, and `pixels`, their number.
+    """
     order = np.argsort(pixels.sigma, kind="stable")
     return [
         {
@@ -182,13 +206,17 @@ def _by_sigma(pixels: Pixels) -> list[dict]:
 
 
 def _sparsification(pixels: Pixels) -> dict:
-    """Returns the mean curves and areas of the frames with MIN_PIXELS pixels or more.
+    """Computes sparsification curves, averaged over the frames with MIN_PIXELS pixels or more.
+
+    A curve is the mean error of the pixels that are left after a fraction of them is dropped,
+    divided by the mean error of all pixels (`sigma_quality.sparsification`).
 
     Returns:
-        The curves `by_sigma`, `by_confidence` and `oracle`, as `sigma_quality.sparsification` has
-        them, at the shares `dropped`; the areas under them, their means; `area_random`, which is 1;
-        and `gain`, the share of the oracle's gain over a random order that sigma has. None in the
-        place of all if no frame has as many pixels.
+        A dict of `dropped`, the fractions of dropped pixels; the curves `by_sigma`, `by_confidence`
+        and `oracle`, for dropping pixels of the largest sigma, the smallest confidence or the
+        largest error first; the area under each, e.g. `area_by_sigma`; `area_random`, which is 1;
+        and `gain`, (1 - area_by_sigma) / (1 - area_oracle). All values are None if no frame has
+        MIN_PIXELS pixels.
     """
     curves = []
     for frame in np.unique(pixels.frame):

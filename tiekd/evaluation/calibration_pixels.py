@@ -1,11 +1,15 @@
 """Samples the pixels of validation frames on which a student's confidence is calibrated.
 
-A pixel counts as in an evaluation: inside the crop, with min_depth < reference < cap. Of each frame
-at most PIXELS_PER_FRAME pixels are drawn, from a seed and the frame's number, so that every call
-draws the same ones. For the fit the logits of the cell that a pixel takes its depth from are kept,
-in all at most MOST_LOGITS values: with many frames, fewer pixels of each are drawn. For the report
-confidence and sigma are those of the image at its own size, as `load_student` returns them. Costs:
-a forward pass per frame; the maps of one frame at a time are in memory. Left out: several ranks.
+The reference of a pixel is its true depth, or the teacher's depth in its place. A pixel is valid as
+in an evaluation: inside the crop, with min_depth < reference < cap. Of each frame at most
+PIXELS_PER_FRAME valid pixels are sampled, with random numbers that depend only on SEED and the
+frame's index, so that every call samples the same pixels.
+
+`for_fit` returns the logits of the head's output pixel that covers each sampled pixel. They are at
+most MOST_LOGITS values in total: with many frames, fewer pixels of each frame are sampled.
+`for_report` returns confidence and sigma of the image at its own size, as `load_student` computes
+them. Costs: a forward pass per frame; only one frame's maps are in memory at a time. Left out:
+several ranks.
 """
 
 from collections.abc import Iterator, Sequence
@@ -38,12 +42,13 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Setting:
-    """A student, and the settings with which it runs on the frames of a recipe.
+    """A student network, and the settings with which it is run and compared with a reference.
 
     Attributes:
         network: the network, in eval mode on the device, with a DPM head.
-        resize: the working resolution.
-        protocol: crop, range of depths that count, and the reference.
+        resize: how images are resized for the network (working resolution).
+        protocol: which pixels are valid (crop and depth range), and whether the reference is ground
+            truth or a teacher.
         device: the network's device.
         loading: number and timeout of the data workers.
     """
@@ -56,11 +61,11 @@ class Setting:
 
 
 class FittedPixels(NamedTuple):
-    """The pixels of the frames on which the temperature is fitted.
+    """N sampled pixels on which the temperature is fitted.
 
     Attributes:
-        logits: (N, K) float32, on the CPU.
-        bins: (N,) int64, the reference's bin, on the CPU.
+        logits: (N, K) float32, the logits of the K depth bins, on the CPU.
+        bins: (N,) int64, index of the bin that contains the reference depth, on the CPU.
     """
 
     logits: Tensor
@@ -69,16 +74,18 @@ class FittedPixels(NamedTuple):
 
 @dataclass(frozen=True)
 class _Seen:
-    """One frame after the network's forward pass, and its drawn pixels.
+    """One frame after the network's forward pass, with n pixels that were sampled from it.
 
     Attributes:
         setting: the student and how it is run.
         features: (1, C, h, w), the head's input.
-        depth: (1, 1, h, w), metres, the returned depth at the head's resolution.
+        depth: (1, 1, h, w), metres, the predicted depth at the head's resolution.
         input_size: (height, width) of the network's input.
-        focal: (1,), of the network's input; None without a canonical camera.
-        reference: (H, W), metres, at the image's own size.
-        drawn: (n,) int64, indices of the drawn pixels in the flattened reference.
+        focal: (1,), focal length in pixels of the network's input; None for a network without
+            `canonical_focal`.
+        reference: (H, W), the true depth, or the teacher's in its place, metres, at the image's own
+            size.
+        drawn: (n,) int64, indices of the sampled pixels in the flattened `reference`.
     """
 
     setting: Setting
@@ -90,16 +97,23 @@ class _Seen:
     drawn: Tensor
 
     def at_pixels(self, values: Tensor) -> Tensor:
-        """Returns a map of the network's input size at the drawn pixels, (n,)."""
+        """Returns the values of a map at the sampled pixels, (n,).
+
+        Args:
+            values: (1, 1, height, width), the map, of the network's input size; it is resized
+                bilinearly to the image's own size.
+        """
         size = tuple(self.reference.shape)
         own = resizes.restored(values, self.setting.resize, size, smooth=True)
         return own.flatten()[self.drawn]
 
     @property
     def logits(self) -> Tensor:
-        """The logits of the cell that each drawn pixel lies in, (n, K)."""
+        """The logits (n, K) at the head's output pixel that covers each sampled pixel."""
         network, size = self.setting.network, tuple(self.reference.shape)
-        # Bring the cells' numbers to the image without blending them. float32 holds them exactly.
+        # Number the pixels of the head's output, and upsample the numbers to the image without
+        # interpolating. Each image pixel then has the number of the output pixel that covers it.
+        # float32 represents the numbers exactly.
         cells = torch.arange(self.depth.numel(), device=self.depth.device, dtype=torch.float32)
         numbers = network.upsampled(
             cells.view_as(self.depth), self.features, self.input_size, smooth=False
@@ -112,7 +126,10 @@ class _Seen:
 
     @property
     def bins(self) -> Tensor:
-        """The bin of the reference at each drawn pixel, (n,); the outermost bins have no end."""
+        """The index of the bin that contains each sampled pixel's reference depth, (n,) int64.
+
+        Depths beyond the bins are assigned to the first or the last bin.
+        """
         network = self.setting.network
         reference = self.reference.flatten()[self.drawn]
         if network.canonical is not None:
@@ -122,15 +139,18 @@ class _Seen:
 
 @torch.no_grad()
 def for_fit(setting: Setting, frames: Dataset, out: TextIO | None = None) -> FittedPixels:
-    """Returns the logits and the references' bins of the frames on which T is fitted.
+    """Samples pixels of the frames on which the temperature is to be fitted.
 
     Args:
         setting: the student and how it is run.
-        frames: the frames.
+        frames: dataset of the frames.
         out: text stream that receives the progress; None for no progress.
 
+    Returns:
+        The logits at the sampled pixels, and the bins of their reference depths.
+
     Raises:
-        DataError: No pixel counts, or the network's output isn't finite.
+        DataError: No pixel is valid, or the network's output isn't finite.
     """
     values = setting.network.head.edges.numel() * len(frames)
     count = max(1, min(PIXELS_PER_FRAME, MOST_LOGITS // values))
@@ -142,16 +162,20 @@ def for_fit(setting: Setting, frames: Dataset, out: TextIO | None = None) -> Fit
 def for_report(
     setting: Setting, frames: Dataset, temperatures: Sequence[float], out: TextIO | None = None
 ) -> list[Pixels]:
-    """Returns the pixels of the frames that are reported, once for each temperature.
+    """Samples pixels of frames, and measures confidence and sigma there with each temperature.
 
     Args:
         setting: the student and how it is run.
-        frames: the frames.
-        temperatures: the temperatures.
+        frames: dataset of the frames.
+        temperatures: the temperatures, each above 0.
         out: text stream that receives the progress; None for no progress.
 
+    Returns:
+        For each temperature, in the order given, the measurements at the sampled pixels, which are
+        the same for all temperatures.
+
     Raises:
-        DataError: As for `for_fit`.
+        DataError: No pixel is valid, or the network's output isn't finite.
     """
     network = setting.network
     rows: list[list[tuple]] = [[] for _ in temperatures]
@@ -174,16 +198,19 @@ def for_report(
 
 
 def _seen(setting: Setting, frames: Dataset, count: int, out: TextIO | None) -> Iterator[_Seen]:
-    """Yields the frames that have a pixel that counts.
+    """Runs the network on each frame, and yields those frames that have a valid pixel.
 
     Args:
         setting: the student and how it is run.
-        frames: the frames.
-        count: the largest number of pixels to draw of a frame.
+        frames: dataset of the frames.
+        count: maximum number of pixels that are sampled from a frame.
         out: text stream that receives the progress; None for no progress.
 
+    Yields:
+        The outputs of each such frame, and its sampled pixels.
+
     Raises:
-        DataError: As for `for_fit`.
+        DataError: No pixel is valid, or the network's output isn't finite.
     """
     protocol, resize, device = setting.protocol, setting.resize, setting.device
     batches = validation_batches(frames, 1, device, loading=setting.loading, resize=resize)
@@ -226,18 +253,22 @@ def _forward(setting: Setting, batch: Batch, drawn: Tensor) -> _Seen:
 
 
 def _drawn(reference: Tensor, protocol: EvaluationProtocol, index: int, count: int) -> Tensor:
-    """Returns indices into the flattened reference, in ascending order, of pixels that count.
+    """Samples at most `count` of a frame's valid pixels at random.
 
     Args:
         reference: (H, W), metres, 0 where invalid.
-        protocol: crop, and range of depths that count.
-        index: the frame's number, which seeds the draw.
-        count: the largest number of pixels.
+        protocol: crop and depth range of the valid pixels.
+        index: index of the frame in its dataset, which seeds the random numbers.
+        count: maximum number of sampled pixels.
+
+    Returns:
+        (n,) int64, ascending indices of the sampled pixels in the flattened `reference`, on its
+        device.
     """
     counts = torch.zeros(reference.shape, dtype=torch.bool)
     box = metrics.crop_box(protocol.settings.crop, *reference.shape)
     depth = reference[box].cpu()
-    # NaN and inf fail one of the comparisons.
+    # Pixels with NaN or inf become invalid, too, because one of the comparisons is False for them.
     counts[box] = (depth > protocol.min_depth) & (depth < protocol.cap)
     valid = counts.flatten().nonzero()[:, 0]
     if len(valid) > count:

@@ -1,8 +1,9 @@
 """Evaluates several networks on the same frames and compares them.
 
 Each network makes its own pass over the frames, so memory holds the activations of one network at a
-time. All networks are evaluated on the first recipe's frames, each network at its own working
-resolution. All are scored at the ground truth's own size.
+time. All networks are evaluated on the frames of the first recipe. Images are resized to each
+network's own working resolution; all predictions are resized to the ground truth's own size, and
+compared with it there.
 """
 
 import math
@@ -42,7 +43,7 @@ class Entrant(NamedTuple):
 
     Attributes:
         predict: function from images (B, 3, H, W), normalised and at the working resolution, to
-            depth (B, 1, H, W) in metres; see `evaluate.evaluate`.
+            depth (B, 1, H, W) in metres; see the argument `predictor` of `evaluate.evaluate`.
         weights: the weights file; None for a predictor without weights.
         trained_on: the frames that the network was trained on; None if they aren't known.
         resize: the size to which images are resized for the predictor (working resolution).
@@ -63,15 +64,16 @@ class Entrant(NamedTuple):
         return getattr(self.predict, "needs_focal", False)
 
     def depth_of(self, pixels: Tensor, device: torch.device, intrinsics: Tensor) -> Tensor:
-        """Predicts depth at the images' own size.
+        """Predicts depth of images, and returns it at the images' own size.
 
-        The predictor sees the images at `resize`; its depth is resized bilinearly, as for the
-        metrics.
+        The images are resized as the attribute `resize` says and normalised, and the depth that
+        `predict` returns for them is resized bilinearly to their own size.
 
         Args:
             pixels: (B, 3, H, W) uint8 images at their own size.
             device: the network's device.
-            intrinsics: (B, 3, 3) float32, pixels of the images at their own size.
+            intrinsics: (B, 3, 3) float32, camera matrices in pixels of the images at their own
+                size; used only if `needs_focal` is True.
 
         Returns:
             (B, 1, H, W) float32, metres.
@@ -86,13 +88,13 @@ class Entrant(NamedTuple):
 
 
 class Result(NamedTuple):
-    """The evaluation of one entrant.
+    """The results of evaluating one network or other predictor.
 
     Attributes:
         weights: the weights file; None for a predictor without weights.
-        metrics: the nine metrics by name.
-        ranges: bias and errors per depth range.
-        frames: the results per frame.
+        metrics: name -> mean over the frames, for each of `metrics.METRIC_NAMES`.
+        ranges: bias and errors in each depth range, nearest first.
+        frames: the metrics of each frame.
         overlap: how many of the evaluated frames the network was trained on; None if its training
             frames aren't known.
         resize: the size to which images were resized for the predictor (working resolution).
@@ -115,7 +117,7 @@ def entrants(
     flip: bool,
     device: torch.device,
 ) -> dict[str, Entrant]:
-    """Loads the networks to compare, and gives each a unique name.
+    """Loads the networks that are to be compared, and gives each a unique name.
 
     A network is named after its recipe file, or after the work dir if the recipe is the copy that a
     run saved there. If that name is taken, the checkpoint's name is appended.
@@ -124,11 +126,11 @@ def entrants(
         named: (recipe, checkpoint) pairs. If the checkpoint is None, the one in the recipe's work
             dir is loaded.
         overrides: `--set` options, applied to the last recipe only.
-        flip: True to average with the prediction for the mirrored image.
+        flip: True to average each prediction with that of the mirrored image.
         device: the device to which the networks are moved.
 
     Returns:
-        name -> entrant, in the order of `named`.
+        network's name -> the network and its settings, in the order of `named`.
 
     Raises:
         RecipeError: a recipe can't be used.
@@ -156,17 +158,17 @@ def entrants(
 
 
 def overlaps(entrants: Mapping[str, Entrant], frames: Dataset) -> dict[str, Overlap | None]:
-    """Counts the evaluation frames that each entrant was trained on.
+    """Counts the evaluation frames that each network was trained on.
 
     Collective: all ranks must call it.
 
     Args:
-        entrants: name -> entrant.
+        entrants: network's name -> network and its settings, as `entrants` returns them.
         frames: the evaluation frames.
 
     Returns:
-        name -> overlap, i.e. how many of the frames the entrant was trained on; None for an entrant
-        whose training frames aren't known.
+        network's name -> overlap, i.e. how many of `frames` the network was trained on; None for a
+        network whose training frames aren't known.
     """
     # Compute the hashes on rank 0 only: they include the size of each image file, and reading sizes
     # from all ranks would burden the disk.
@@ -184,10 +186,10 @@ def refuse_trained_on(seen: Mapping[str, Overlap | None], networks: Mapping[str,
 
     Args:
         seen: network's name -> overlap, as `overlaps` returns it.
-        networks: network's name -> entrant.
+        networks: network's name -> network and its settings, as `entrants` returns them.
 
     Raises:
-        DataError: a network was.
+        DataError: a network was trained on all frames; the message names it.
     """
     for name, entrant in networks.items():
         if seen[name] is not None and seen[name].is_whole:
@@ -219,7 +221,7 @@ def recipe_and_checkpoint(text: str) -> tuple[str, str | None]:
 
 
 def mean_map(training: Dataset, device: torch.device, out: TextIO) -> Entrant:
-    """Returns a baseline: it predicts for every image the per-pixel mean of the training depths.
+    """Returns a baseline whose prediction is always the per-pixel mean of the training depths.
 
     Args:
         training: the training frames, which must all have one size.
@@ -227,8 +229,8 @@ def mean_map(training: Dataset, device: torch.device, out: TextIO) -> Entrant:
         out: text stream that receives the progress.
 
     Raises:
-        DataError: the frames differ in size. The predictor raises it, too, if it is called for
-            images of another size.
+        DataError: the training frames differ in size. The returned predictor raises it, too, if it
+            is called for images of another size.
     """
     depth = evaluation.mean_depth_map(training, out).to(device)
 
@@ -253,14 +255,15 @@ def evaluate(
     out: TextIO,
     watchers: Sequence[Watcher] = (),
 ) -> Result:
-    """Evaluates one entrant, i.e. one network or other predictor.
+    """Evaluates one network or other predictor (entrant).
 
     Collective: all ranks must call it, and all get the same result.
 
     Args:
         entrant: the predictor to evaluate.
         frames: the dataset of evaluation frames.
-        protocol: how predictions are scored: depth range, crop, batch size, and against what.
+        protocol: depth range, crop, batch size, and whether predictions are compared with ground
+            truth or with a teacher.
         device: the predictor's device.
         loading: number and timeout of each rank's data workers.
         out: text stream that receives the progress.
@@ -298,15 +301,16 @@ def evaluate(
 
 
 def as_json(results: Mapping[str, Result], protocol: EvaluationProtocol) -> dict:
-    """Returns all results as plain values for a JSON file.
+    """Returns all results as a dict of plain values for a JSON file.
 
-    The keys are `protocol`; `networks`, by name; and `against`, the comparisons of the last network
-    with each of the others. Non-finite values (a range without pixels, or a network that predicts
-    non-finite depth) become null, because JSON can't represent them.
+    Its keys are `protocol`, which states frames, pixels and settings; `networks`, which maps each
+    network's name to its results; and `against`, which maps the name of each network but the last
+    to a comparison of the last network with it. Non-finite values (a range without pixels, or a
+    network that predicts non-finite depth) become None, because JSON can't represent them.
 
     Args:
         results: network's name -> its result; the last network is compared with each of the others.
-        protocol: how the networks were evaluated.
+        protocol: the settings with which the networks were evaluated.
     """
     # All networks were evaluated on the same frames, so take names and pixel counts from any table.
     *others, last = results

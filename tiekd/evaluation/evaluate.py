@@ -1,8 +1,8 @@
-"""Evaluates a predictor: nine metrics per image, and the mean of each over images.
+"""Evaluates a predictor: computes nine depth metrics of each image, and their means.
 
-The metrics don't depend on the number of ranks: batches are formed over the whole validation set,
-each rank evaluates whole batches, and the ranks' rows are gathered and sorted into the dataset's
-order before the mean is computed.
+The results don't depend on the number of ranks: the whole validation set is divided into batches,
+each rank evaluates some of these batches, and the metrics of all ranks' images are gathered and
+sorted into the dataset's order before the mean is computed.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,22 +30,23 @@ Watcher = Callable[[list[int], Batch, Tensor, Tensor], None]
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """`recipe["evaluation"]`: when and how to evaluate, and by which metric the best is kept.
+    """A recipe's node `evaluation`: when and how to evaluate, and how to find the best checkpoint.
 
     Attributes:
         interval: epochs or iterations between evaluations, as `by` says.
         by: unit of `interval`, "epoch" or "iteration".
-        crop: "garg", "eigen", "nyu_eigen" or "none".
-        flip: True to average with the prediction for the mirrored image.
-        cap: metres. Pixels count only if their ground truth is below it. None for the network's
-            max_depth.
+        crop: name of the evaluated part of an image: "garg", "eigen", "nyu_eigen" or "none"
+            (`metrics.crop_box`).
+        flip: True to average each prediction with that of the mirrored image.
+        cap: metres. Only pixels whose ground truth is below it are evaluated. None for the
+            network's max_depth.
         batch_size: images per batch.
-        save_best: name of the metric by which the best checkpoint is chosen.
-        against: "ground_truth", or "teacher" to compare with the teacher's depth, which needs no
-            ground truth; the figures are then agreement, not accuracy
+        save_best: name of the metric by which the best checkpoint of a run is chosen.
+        against: "ground_truth", or "teacher" to compare predictions with the teacher's depth, which
+            needs no ground truth; the metrics are then agreement, not accuracy
             (tiekd/evaluation/agreement.py).
-        set: with several data sets, the name of that whose figures choose the best weights; None
-            for the mean of each figure over the sets.
+        set: with several data sets, the name of the one whose metrics decide which checkpoint is
+            the best; None for the mean of each metric over the sets.
     """
 
     interval: int = 1
@@ -92,7 +93,7 @@ class EvaluationProtocol:
     """How predictions are scored: the settings of a recipe, and the depth range of its network.
 
     Attributes:
-        settings: `recipe["evaluation"]`.
+        settings: the node `evaluation` of a recipe.
         min_depth: exclusive lower bound of the ground truth at evaluated pixels, metres.
         max_depth: the network's largest depth in metres; the default of `cap`.
         split: name of the split that the evaluated frames come from, for reports.
@@ -123,7 +124,7 @@ def evaluate(
     watchers: Sequence[Watcher] = (),
     out: TextIO | None = None,
 ) -> dict[str, float]:
-    """Evaluates a predictor on a dataset, and returns the mean of each of the nine metrics.
+    """Evaluates a predictor on a dataset, and returns the mean of each depth metric.
 
     If the protocol has a reference, the teacher's depth takes the place of the ground truth, also
     in the batches that watchers get.
@@ -138,11 +139,11 @@ def evaluate(
             `needs_focal` is True, the second argument is the focal length of each image, (B,) in
             pixels of the resized images.
         dataset: the evaluation frames.
-        protocol: depth range, crop and batch size.
+        protocol: depth range, crop, batch size, and the reference, if any.
         device: the predictor's device.
         loading: number and timeout of each rank's data workers; by default there are none.
-        resize: the working resolution, to which images are resized for the predictor. Its depth is
-            resized bilinearly to the ground truth's own size, at which it is scored.
+        resize: how images are resized for the predictor (working resolution). Predicted depth is
+            resized bilinearly to the ground truth's own size, and compared with it there.
         watchers: called after each of this rank's batches with the frames' indices, the batch, the
             predicted depth (B, 1, H, W) and the metrics (B, 9), all tensors on the device.
         out: text stream that receives the progress if it is a terminal; None for no progress.
@@ -151,7 +152,7 @@ def evaluate(
         name -> mean over the images, for each of METRIC_NAMES.
     """
     settings = protocol.settings
-    # Evaluate this rank's batches, at the ground truth's own size.
+    # Compute the metrics of this rank's batches, at the ground truth's own size.
     indices, rows = [], []
     batches = validation_batches(
         dataset,
@@ -181,8 +182,8 @@ def evaluate(
         )
         for watcher in watchers:
             watcher(batch_indices, batch, depth, rows[-1])
-    # Gather the rows of all ranks, sorted into the dataset's order. Each frame counts once, even if
-    # two ranks evaluated it.
+    # Gather the metrics of all ranks' frames, sorted into the dataset's order. A frame that two
+    # ranks evaluated is included once.
     mine = torch.cat(rows).cpu().tolist() if rows else []
     by_index = dict(
         pair for part in comm.gather_objects(list(zip(indices, mine, strict=True))) for pair in part
@@ -197,10 +198,11 @@ def _shown(
 ) -> Iterator:
     """Yields the elements of `pairs` unchanged, and prints the progress on rank 0.
 
-    The number of finished samples is estimated: as many on every rank as on rank 0.
+    The number of finished samples is estimated as rank 0's number times `ranks`.
 
     Args:
-        pairs: (indices in the dataset, batch of these samples or the sample).
+        pairs: pairs whose first element is the list of indices of one or several samples in the
+            dataset. The second element, e.g. their batch, isn't used here.
         noun: what the samples are called in the progress line.
         total: number of samples on all ranks together.
         ranks: number of ranks.

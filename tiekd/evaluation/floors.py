@@ -1,15 +1,20 @@
-"""Floors: predictors that don't look at the image, which any useful network beats.
+"""Floors: baselines that ignore the image, which any useful network outperforms.
 
-- the best constant: the depth whose abs_rel, as the mean of scene means, is least on the evaluated
-  frames. It is chosen in hindsight, so that no other constant does better;
-- the training median: one constant, the median of all training depths;
-- the median map: for each place in the image the median of the training depths there.
+- the best constant: the single depth with the smallest abs_rel on the evaluated frames themselves,
+  so that no other constant is better;
+- the training median: the median of all training depths, for every pixel;
+- the median map: for each cell of a grid of 48 x 64 cells over the image, the median of the
+  training depths in that cell, resized bilinearly to each image.
 
-Places are the cells of a grid of 48 x 64 over the image, whatever its size, because frames may
-differ in size and sparse ground truth has few values at one pixel; the map is resized bilinearly to
-each image. Depths are counted in logarithmic bins of 0.34 %, so memory is 50 MB for any number of
-frames, with 16 KB for each scene, and the medians are accurate to 0.2 %. Costs one pass over the
-depths of both splits. Where no training frame has ground truth, the last two are left out.
+The abs_rel of the best constant is a mean of scene means: it is averaged over the frames of each
+scene, i.e. of each recorded place, and then over the scenes. The grid has the same number of cells
+for any image size, because frames may differ in size, and sparse ground truth has few values at a
+single pixel.
+
+Medians are computed from histograms with logarithmic bins of 0.34 %, and are accurate to 0.2 %. So
+memory is 50 MB for any number of frames, and 16 KB for each scene. Cost: one pass over the depths
+of the training frames and one over those of the evaluated frames. If no training frame has ground
+truth, there is neither a training median nor a median map.
 """
 
 import math
@@ -34,11 +39,11 @@ _NEAREST = 1e-3  # lower edge of the first bin, as a fraction of the cap; nearer
 
 
 class Floors(NamedTuple):
-    """The floors of a set.
+    """The baselines that ignore the image, for one set of evaluated frames.
 
     Attributes:
-        entrants: name of a floor -> predictor, in the order of NAMES.
-        left_out: name of a floor that can't be made -> the reason in one line.
+        entrants: name of the baseline, one of NAMES -> predictor, in the order of NAMES.
+        left_out: name of a baseline that can't be computed -> the reason in one line.
     """
 
     entrants: dict[str, Entrant]
@@ -53,20 +58,23 @@ def build(
     device: torch.device,
     out: TextIO | None = None,
 ) -> Floors:
-    """Builds the floors of a set.
+    """Computes the baselines that ignore the image (floors) for one set of evaluated frames.
 
     Args:
-        training: function that builds the data set of the training frames, whose `depth` is
-            (1, H, W) metres, 0 where not measured. It may raise DataError if no training frame has
-            ground truth, as with a teacher; the floors of training depths are then left out.
+        training: function that builds the data set of the training frames, whose `depth` is (1, H,
+            W) metres, 0 where not measured. If it raises DataError, e.g. because no training frame
+            has ground truth, the two baselines that need training depths are left out.
         evaluated: the evaluated frames.
         protocol: the depth range and the crop of the evaluation.
         scene_of: the function from a frame's name to its scene.
         device: the device of the predictors' depth.
         out: text stream that receives the progress; None for no progress.
 
+    Returns:
+        The predictors by name, and the reasons for those that can't be computed.
+
     Raises:
-        DataError: no evaluated frame has ground truth in the range.
+        DataError: no evaluated frame has ground truth between the protocol's min_depth and cap.
     """
     maps = {NAMES[0]: _everywhere(best_constant(evaluated, protocol, scene_of, out))}
     left_out = {}
@@ -84,7 +92,7 @@ def _everywhere(depth: float) -> Tensor:
 
 
 class _Shown:
-    """A predictor that returns the same map for every image, resized to the image's size.
+    """A predictor that returns the same depth map for every image, resized to the image's size.
 
     Args:
         depth: (1, 1, h, w) float32, the map, metres.
@@ -107,7 +115,7 @@ def best_constant(
 ) -> float:
     """Returns the constant depth with the least abs_rel on the evaluated frames, metres.
 
-    As in a report, abs_rel is the mean over scenes of the mean over a scene's frames.
+    Here abs_rel is the mean over scenes of the mean over each scene's frames.
 
     Args:
         evaluated: the evaluated frames.
@@ -119,7 +127,8 @@ def best_constant(
         DataError: no frame has ground truth in the range.
     """
     bins = _Bins(protocol.cap)
-    # For each scene the weights of its depths, and its number of frames with ground truth.
+    # Collect for each scene a histogram of its depths, each with a weight, and the number of its
+    # frames with ground truth.
     scenes: dict[str, tuple[Tensor, int]] = {}
     for name, depth in _depths(evaluated, "evaluated frames", out):
         rows, columns = metrics.crop_box(protocol.settings.crop, *depth.shape)
@@ -132,7 +141,8 @@ def best_constant(
         shares = torch.bincount(bins.of(depths), 1 / (depths * len(depths)), minlength=_BINS)
         weights, count = scenes.get(scene_of(name), (0, 0))
         scenes[scene_of(name)] = (weights + shares, count + 1)
-    # A frame weighs less in a scene with many frames.
+    # Divide each scene's weights by its number of frames, so that all scenes have the same
+    # influence.
     weights = sum((weights / count for weights, count in scenes.values()), torch.zeros(_BINS))
     _check_any(weights, "evaluated", protocol.min_depth, protocol.cap)
     return float(_medians(weights, bins.edges))
@@ -141,17 +151,18 @@ def best_constant(
 def measure(
     training: Dataset, min_depth: float, cap: float, out: TextIO | None = None
 ) -> tuple[float, Tensor]:
-    """Computes the median of all training depths, and the median in each cell of a grid.
+    """Computes the median of all training depths, and that in each cell of a grid over the image.
 
     Args:
         training: the training frames, whose `depth` is (1, H, W) metres, 0 where not measured.
-        min_depth: exclusive lower bound of counted depths, metres.
-        cap: exclusive upper bound of counted depths, metres.
+        min_depth: exclusive lower bound of the depths that are used, metres.
+        cap: exclusive upper bound of the depths that are used, metres.
         out: text stream that receives the progress; None for no progress.
 
     Returns:
-        The median of all depths in metres; and the medians of the grid's cells, (1, 1, 48, 64)
-        float32, metres.
+        (median, map): the median of all depths, metres; and the median in each of 48 x 64 cells
+        over the image, (1, 1, 48, 64) float32, metres. A cell without a depth has the median of its
+        row of cells, or of all depths.
 
     Raises:
         DataError: no training frame has ground truth between the bounds.
@@ -184,7 +195,7 @@ def _depths(frames: Dataset, noun: str, out: TextIO | None) -> Iterator[tuple[st
 
     Args:
         frames: the frames.
-        noun: name of the frames, for the progress.
+        noun: what the frames are called in the progress, e.g. "training frames".
         out: text stream that receives the progress; None for no progress.
     """
     seen = 0
@@ -207,7 +218,7 @@ def _check_any(weights: Tensor, noun: str, min_depth: float, cap: float) -> None
 
 
 class _Bins:
-    """Bins for depths, equally wide in the logarithm of depth.
+    """_BINS depth bins of equal width in the logarithm of depth, from cap * _NEAREST to `cap`.
 
     Args:
         cap: upper edge of the last bin, metres.
@@ -223,7 +234,9 @@ class _Bins:
         self.edges = self._lowest * torch.exp(self._width * steps)
 
     def of(self, depths: Tensor) -> Tensor:
-        """Returns the index of the bin that each depth belongs to, (N,) int64.
+        """Returns the index of the bin that contains each depth, (N,) int64.
+
+        Depths beyond the bins are assigned to the first or the last bin.
 
         Args:
             depths: (N,) float64, metres.
@@ -233,10 +246,10 @@ class _Bins:
 
 
 def _medians(weights: Tensor, edges: Tensor) -> Tensor:
-    """Returns weighted medians of binned values, interpolated within their bin.
+    """Returns weighted medians along the last dimension, interpolated within their bin.
 
     Args:
-        weights: (..., bins), the weight in each bin.
+        weights: (..., bins), the sum of the weights of the values in each bin.
         edges: (bins + 1,), the bins' edges.
 
     Returns:

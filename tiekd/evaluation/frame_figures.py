@@ -1,12 +1,12 @@
 """The errors of each frame, by which experiments compare networks.
 
-They are some metrics of `per_frame.FrameTable`, abs_rel after median alignment and, where ground
-truth is dense, the fraction of mid-air points at depth edges. Median alignment multiplies a frame's
-predicted depth by the ratio of the medians of true and predicted depth, so that a wrong global
-scale costs nothing. `AlignedFigures` is passed to `evaluate.evaluate` as a watcher. It costs two
-medians per frame and, with dense ground truth, some ten max-pools; each frame is a host sync, which
-an evaluation can afford. Left out: alignment by scale and shift, after which depth isn't metric any
-more.
+They are abs_rel, silog, the sums of errors by depth range, abs_rel after median alignment and,
+where ground truth is dense, the fraction of predicted points at depth edges that are in mid-air
+between the near and the far surface. Median alignment multiplies a frame's predicted depth by the
+ratio of the medians of true and predicted depth, so that a wrong global scale costs nothing.
+`AlignedFigures` is passed to `evaluate.evaluate` as a watcher. It costs two medians per frame and,
+with dense ground truth, some ten max-pools; each frame is a host sync, which an evaluation can
+afford. Left out: alignment by scale and shift, after which depth isn't metric any more.
 """
 
 import math
@@ -20,7 +20,7 @@ from tiekd.evaluation import metrics
 from tiekd.evaluation.edge_metric import mid_air
 from tiekd.evaluation.per_frame import FrameTable
 
-# The minimum fraction of the evaluated pixels that have ground truth for it to count as dense.
+# A frame's ground truth is called dense if at least this fraction of the evaluated pixels has it.
 DENSE_SHARE = 0.5
 FIGURES = ("abs_rel", "abs_rel_aligned", "silog", "edge")  # for all of them, smaller is better
 
@@ -38,7 +38,8 @@ class FrameFigures:
         silog: scale-invariant logarithmic error, percent.
         edge: fraction of the pixels near depth edges whose predicted depth is between the edge's
             two sides, 0 to 1.
-        ranges: for each depth range, nearest first, the sums of `range_errors.range_sums`.
+        ranges: for each depth range, nearest first: the number of pixels, and the sums of errors
+            that `range_errors.range_sums` returns.
     """
 
     name: str
@@ -50,7 +51,7 @@ class FrameFigures:
     ranges: list[list[float]]
 
     def as_json(self) -> dict:
-        """Returns the attributes as plain values for JSON: NaN becomes null, infinity "inf"."""
+        """Returns the attributes as a dict of values for JSON: NaN becomes None, infinity "inf"."""
         plain = asdict(self)
         for key in FIGURES:
             value = plain[key]
@@ -75,9 +76,12 @@ class FrameFigures:
 
 
 class AlignedFigures:
-    """Collects abs_rel after median alignment and the edge error of each frame of one rank.
+    """Collects the errors `abs_rel_aligned` and `edge` of `FrameFigures` for frames of one rank.
 
-    An instance is passed to `evaluate.evaluate` as a watcher, i.e. it is called after each batch.
+    `abs_rel_aligned` is abs_rel after the prediction is multiplied by the ratio of the medians of
+    truth and prediction. `edge` is the fraction of pixels near depth edges whose predicted depth is
+    between the two sides; it is NaN for frames without dense ground truth. An instance is passed to
+    `evaluate.evaluate` as a watcher, i.e. it is called after each batch.
 
     Args:
         min_depth: exclusive lower bound of valid ground truth, metres.
@@ -98,6 +102,7 @@ class AlignedFigures:
             indices: the frames' indices in the dataset.
             batch: the batch, with the ground truth.
             depth: (B, 1, H, W), predicted depth, metres.
+            _rows: (B, 9), the metrics of each frame; not used.
         """
         rows, columns = metrics.crop_box(self.crop, *depth.shape[-2:])
         for place, index in enumerate(indices):
@@ -125,10 +130,11 @@ class AlignedFigures:
         return mid_air(predicted, torch.where(known, truth, 0.0)).share
 
     def figures(self, table: FrameTable) -> list[FrameFigures]:
-        """Returns the errors of all frames, in the dataset's order.
+        """Returns the errors of each frame as a list, in the dataset's order.
 
         Args:
-            table: the metrics per frame of the same evaluation, in the dataset's order.
+            table: the metrics per frame of the same evaluation, of which abs_rel, silog and `sums`
+                are used; in the dataset's order.
         """
         assert len(self._by_index) == len(table.names)
         columns = (table.column("abs_rel").tolist(), table.column("silog").tolist())

@@ -1,9 +1,9 @@
 """Confidence intervals for the difference of two networks' errors: over seeds, and over scenes.
 
-A row of a table of results has one error per training seed, scene and frame. The row's error is the
-mean of scene means: the frames of a scene are averaged first, so that a scene with many frames
-weighs no more than another. Two rows are compared on the same seeds and frames, by their paired
-differences:
+A recipe is trained with several seeds, and each network is evaluated on several frames of each of
+several scenes. The resulting errors form a row of a results table. The row's error is the mean of
+scene means: the frames of a scene are averaged first, so that a scene with many frames weighs no
+more than another. Two rows are compared on the same seeds and frames, by their paired differences:
 
 - over seeds: a paired t interval, which covers the difference that other seeds would give on these
   scenes.
@@ -58,16 +58,20 @@ NO_INTERVAL = Interval(math.nan, math.nan, 1.0)
 
 
 class Comparison(NamedTuple):
-    """The difference of the errors of two rows, ours - theirs, with its intervals.
+    """The difference between two rows' errors, ours - theirs, with its confidence intervals.
+
+    A row of a results table has one error per training seed and evaluated frame; the frames belong
+    to scenes.
 
     Attributes:
-        difference: mean over seeds of the mean of scene means; NaN if the rows have no frame in
-            common.
-        over_seeds: paired t interval over the seeds.
-        over_scenes: bootstrap-t interval over the scenes.
-        over_both: t interval with the sum of the variances over seeds and over scenes.
-        over_frames: t interval that treats all frames as independent, which those of a scene
-            aren't. It is reported only as a warning, where it alone excludes 0.
+        difference: the difference per frame, averaged over each scene's frames, then over scenes,
+            then over seeds; NaN if no frame has an error in both rows.
+        over_seeds: paired t interval, for which the seeds are the sample.
+        over_scenes: bootstrap-t interval, for which the scenes are the sample.
+        over_both: t interval whose variance is the sum of those over seeds and over scenes.
+        over_frames: t interval for which all frames are an independent sample. It is too narrow,
+            because the frames of a scene aren't independent. A report mentions it only as a
+            warning, if it excludes 0 although `over_scenes` doesn't.
         seeds: number of seeds.
         scenes: number of scenes.
     """
@@ -82,18 +86,27 @@ class Comparison(NamedTuple):
 
     @property
     def p(self) -> float:
-        """The largest of the p-values of the intervals over seeds, over scenes and over both."""
+        """The p-value of a difference of 0: the largest one of three intervals.
+
+        These are `over_seeds`, `over_scenes` and `over_both`.
+        """
         return max(self.over_seeds.p, self.over_scenes.p, self.over_both.p)
 
     @property
     def is_resolved(self) -> bool:
-        """True if the intervals over seeds, over scenes and over both all exclude 0."""
+        """True if the difference is significant: three intervals exclude 0.
+
+        These are `over_seeds`, `over_scenes` and `over_both`.
+        """
         required = (self.over_seeds, self.over_scenes, self.over_both)
         return all(interval.excludes_zero for interval in required)
 
     @property
     def only_frames(self) -> bool:
-        """True if only the interval over frames excludes 0, and not that over scenes."""
+        """True if the difference is significant only if frames are taken as independent.
+
+        The interval `over_frames` then excludes 0, but `over_scenes` doesn't.
+        """
         return self.over_frames.excludes_zero and not self.over_scenes.excludes_zero
 
 
@@ -110,8 +123,8 @@ def t_probability(t: float, freedom: int) -> float:
     angle = math.atan(abs(t) / math.sqrt(freedom))
     cosine, sine = math.cos(angle), math.sin(angle)
     term = total = cosine if freedom % 2 else 1.0
-    # Add the terms in cos^3, cos^5, ... for an odd number of degrees of freedom, and those in
-    # cos^2, cos^4, ... for an even one.
+    # Add the further terms of the series: those in cos^3, cos^5, ... for an odd number of degrees
+    # of freedom, and those in cos^2, cos^4, ... for an even one.
     for power in range(3 if freedom % 2 else 2, freedom - 1, 2):
         term *= cosine**2 * (power - 1) / power
         total += term
@@ -140,16 +153,20 @@ def t_quantile(probability: float, freedom: int) -> float:
 
 
 def t_interval(centre: float, error: float, freedom: int) -> Interval:
-    """Returns the t interval of a mean.
+    """Returns the 95 % t interval of a mean, with the p-value of the hypothesis that it is 0.
 
     Args:
         centre: the mean.
         error: its standard error, 0 or more.
-        freedom: degrees of freedom; below 1 there is no interval.
+        freedom: degrees of freedom.
+
+    Returns:
+        The interval; NO_INTERVAL for less than one degree of freedom or if a number isn't finite.
     """
     if freedom < 1 or not math.isfinite(centre) or not math.isfinite(error):
         return NO_INTERVAL
-    # Without any spread the interval is a point, and its p-value is 0, or 1 for equal rows.
+    # With a standard error of 0 the interval is a point. The hypothesis of a mean of 0 then has a
+    # p-value of 0, or of 1 if the mean is 0.
     if error == 0:
         return Interval(centre, centre, 0.0 if centre else 1.0)
     reach = t_quantile(LEVEL, freedom) * error
@@ -157,10 +174,14 @@ def t_interval(centre: float, error: float, freedom: int) -> Interval:
 
 
 def over_seeds(differences: Sequence[float]) -> Interval:
-    """Returns the paired t interval over seeds.
+    """Returns the 95 % t interval of a difference between two rows, with seeds as the sample.
 
     Args:
-        differences: for each seed the difference of the two rows' figures.
+        differences: for each seed the difference between the two rows' errors, averaged over frames
+            and scenes.
+
+    Returns:
+        The interval; NO_INTERVAL for fewer than two seeds.
     """
     count = len(differences)
     if count < 2:
@@ -170,7 +191,7 @@ def over_seeds(differences: Sequence[float]) -> Interval:
 
 
 def over_scenes(scenes: Sequence[np.ndarray], resamples: int = RESAMPLES) -> Interval:
-    """Returns the bootstrap-t interval of a difference that is the mean of scene means.
+    """Returns the 95 % bootstrap-t interval of a difference that is a mean of scene means.
 
     Each resample draws as many scenes as there are, with replacement, and as many frames in each
     drawn scene as it has. The interval is symmetric: its half width is the standard error times the
@@ -178,8 +199,8 @@ def over_scenes(scenes: Sequence[np.ndarray], resamples: int = RESAMPLES) -> Int
     mean, divided by the resample's standard error.
 
     Args:
-        scenes: for each scene the differences of the two rows' errors in its frames, (frames,)
-            float64.
+        scenes: for each scene an array (frames,) float64: the difference between two networks'
+            errors in each of its frames.
         resamples: number of resamples.
 
     Returns:
@@ -208,14 +229,14 @@ def over_scenes(scenes: Sequence[np.ndarray], resamples: int = RESAMPLES) -> Int
 
 
 def _resampled_means(scenes: Sequence[np.ndarray], resamples: int) -> np.ndarray:
-    """Resamples scenes, and frames within them, and returns each resampled scene's mean.
+    """Resamples scenes with replacement, and within each the frames, and returns the scene means.
 
     Args:
-        scenes: for each scene the values of its frames.
+        scenes: for each of S scenes an array with one value per frame.
         resamples: number of resamples.
 
     Returns:
-        (resamples, scenes).
+        (resamples, S), the means of the S scenes that each resample draws.
     """
     random = np.random.default_rng(_RESAMPLING_SEED)
     count = len(scenes)
@@ -223,7 +244,8 @@ def _resampled_means(scenes: Sequence[np.ndarray], resamples: int) -> np.ndarray
     means = np.empty((resamples, count))
     for index, frames in enumerate(scenes):
         here = np.nonzero(picked == index)
-        # Draw frames for a part of the places at a time, which bounds the memory.
+        # Resample the frames of this scene for each time that it was drawn. Process a limited
+        # number of these draws together, which bounds the memory.
         part = max(1, _AT_ONCE // len(frames))
         for start in range(0, len(here[0]), part):
             rows, columns = (axis[start : start + part] for axis in here)
@@ -233,9 +255,9 @@ def _resampled_means(scenes: Sequence[np.ndarray], resamples: int) -> np.ndarray
 
 
 def compare(ours: np.ndarray, theirs: np.ndarray, scenes: Sequence[str]) -> Comparison:
-    """Compares two rows on the same seeds and frames.
+    """Compares two rows of a results table, which have one error per seed and frame.
 
-    A frame that is NaN in either row, i.e. without ground truth, is left out.
+    A frame whose error is NaN in either row, i.e. a frame without ground truth, is left out.
 
     Args:
         ours: (seeds, frames), the errors of the first row; its seeds are those of `theirs`, in the
@@ -244,8 +266,9 @@ def compare(ours: np.ndarray, theirs: np.ndarray, scenes: Sequence[str]) -> Comp
         scenes: name of the scene of each frame.
 
     Returns:
-        The comparison of the first row with the second. If an error is infinite, as for a network
-        that predicts non-finite depth, there are no intervals.
+        The difference `ours` - `theirs` with its intervals. If an error is infinite, as for a
+        network that predicts non-finite depth, the difference is NaN, and all intervals are
+        NO_INTERVAL.
     """
     if ours.shape != theirs.shape or ours.shape[1] != len(scenes):
         raise ValueError(f"compare: got {ours.shape}, {theirs.shape} and {len(scenes)} scenes")
@@ -257,8 +280,8 @@ def compare(ours: np.ndarray, theirs: np.ndarray, scenes: Sequence[str]) -> Comp
     with np.errstate(invalid="ignore"):
         differences = ours[:, known] - theirs[:, known]
     if not np.isfinite(differences).all():
-        # The difference isn't finite if an error is infinite: infinite in one row, or NaN as inf -
-        # inf.
+        # An error is infinite. The difference is then infinite too, or NaN if both errors are
+        # infinite.
         return Comparison(math.nan, *[NO_INTERVAL] * 4, len(ours), num_scenes)
     by_seed = [mean_of_scene_means(row, kept) for row in differences]
     frames = differences.mean(0)
@@ -277,10 +300,10 @@ def compare(ours: np.ndarray, theirs: np.ndarray, scenes: Sequence[str]) -> Comp
 
 
 def mean_of_scene_means(values: np.ndarray, scenes: Sequence[str]) -> float:
-    """Returns the mean over scenes of the mean over each scene's frames; NaN frames are left out.
+    """Returns the mean over scenes of the mean over each scene's frames, without frames of NaN.
 
     Args:
-        values: (frames,), an error of each frame.
+        values: (frames,), the error of each frame; NaN for a frame without ground truth.
         scenes: name of the scene of each frame.
     """
     known = ~np.isnan(values)
@@ -298,12 +321,15 @@ def _grouped(values: np.ndarray, scenes: Sequence[str]) -> Mapping[str, np.ndarr
 
 
 def _over_both(centre: float, by_seed: np.ndarray, by_scene: np.ndarray) -> Interval:
-    """Returns the t interval whose variance is the sum of those over seeds and over scenes.
+    """Returns the t interval of a difference, with the sum of its variances over seeds and scenes.
 
     Args:
-        centre: the mean difference of the two rows.
-        by_seed: (seeds,), the difference for each seed.
-        by_scene: (scenes,), the difference in each scene.
+        centre: the mean difference between two rows of a results table.
+        by_seed: (seeds,), the difference for each seed, averaged over frames and scenes.
+        by_scene: (scenes,), the difference in each scene, averaged over frames and seeds.
+
+    Returns:
+        The interval; NO_INTERVAL for fewer than two seeds or scenes.
     """
     if len(by_seed) < 2 or len(by_scene) < 2:
         return NO_INTERVAL
@@ -318,6 +344,9 @@ def _joint_error(parts: Sequence[tuple[float, int]]) -> tuple[float, int]:
 
     Args:
         parts: for each mean, its standard error and the number of values it was computed from.
+
+    Returns:
+        (standard error, degrees of freedom); the latter are at least 1.
     """
     variance = sum(error**2 for error, _ in parts)
     below = sum(error**4 / (count - 1) for error, count in parts)
@@ -346,31 +375,34 @@ def holm(p_values: Sequence[float]) -> list[float]:
     corrected = [1.0] * len(p_values)
     largest = 0.0
     for place, index in enumerate(order):
-        # Corrected values keep the order of the p-values, so none is below that of a smaller
-        # p-value.
+        # A corrected value must not be smaller than that of a smaller p-value, so take the largest
+        # so far.
         largest = max(largest, min(1.0, (len(p_values) - place) * p_values[index]))
         corrected[index] = largest
     return corrected
 
 
 def smallest_detectable(by_seed: np.ndarray, by_scene: np.ndarray, seeds: int) -> float:
-    """Returns the smallest true difference that a comparison finds in 80 % of experiments.
+    """Returns the smallest true difference between two recipes that 80 % of experiments detect.
 
-    It is (t for 95 % + t for 80 %) times the standard error over seeds and scenes. The standard
-    error is estimated from a pilot experiment, two rows with a few seeds.
+    An experiment detects a difference if its 95 % interval over seeds and scenes excludes 0. The
+    result is (t for 95 % + t for 80 %) times the standard error over seeds and scenes. The standard
+    error is estimated from a pilot experiment, in which both recipes were trained with a few seeds.
 
     Args:
-        by_seed: paired differences of the pilot's rows, one per seed of the pilot.
-        by_scene: the differences in each scene, averaged over the pilot's seeds.
-        seeds: number of seeds of the planned comparison.
+        by_seed: for each seed of the pilot, the difference between the two recipes' errors.
+        by_scene: for each scene, the difference between the two recipes' errors, averaged over the
+            pilot's seeds.
+        seeds: number of seeds of the planned experiment.
 
     Returns:
-        The difference, in the metric's unit; NaN if the pilot has fewer than two seeds or scenes.
+        The difference, in the unit of the errors; NaN if the pilot has fewer than two seeds or
+        scenes, or `seeds` is below 2.
     """
     if len(by_seed) < 2 or len(by_scene) < 2 or seeds < 2:
         return math.nan
-    # The spread over seeds is estimated from the pilot's seeds, so its degrees of freedom are
-    # theirs, not those of the planned seeds.
+    # Compute the standard error over the planned number of seeds. Its degrees of freedom follow
+    # from the pilot's number of seeds, because the spread is estimated from the pilot.
     over_planned = float(np.std(by_seed, ddof=1)) / math.sqrt(seeds)
     error, freedom = _joint_error([(over_planned, len(by_seed)), (_error(by_scene), len(by_scene))])
     one_sided_power = 2 * POWER - 1  # P(T < t) is 0.8 if P(|T| < t) is 0.6

@@ -173,7 +173,8 @@ def _sums_without_sync(
     sums = torch.stack(
         _sums(predicted, truth, torch.log, partial(torch.sum, dim=1), torch.linalg.vecdot), dim=1
     )
-    # Invalid pixels have a ratio of 1 and were therefore counted in a1, a2 and a3; subtract them.
+    # Subtract the invalid pixels from the first three sums, the numbers of pixels for a1, a2 and
+    # a3. They were counted there, because their truth and prediction are both 1.
     sums[:, :3] -= (valid.shape[1] - count)[:, None]
     return sums, count
 
@@ -286,10 +287,10 @@ def is_better(name: str, new: float, old: float | None) -> bool:
 
 
 def sets_table(by_set: Mapping[str, Mapping[str, float]]) -> str:
-    """Returns a text table of the metrics of several data sets, with a row for each.
+    """Returns a text table of the metrics of several data sets, with a row for each data set.
 
     Args:
-        by_set: set's name -> its metrics by name, the same ones for all sets.
+        by_set: data set's name -> metric's name -> value; all data sets have the same metrics.
     """
     names = list(next(iter(by_set.values())))
     rows = [["data set", *names]]

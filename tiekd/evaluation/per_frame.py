@@ -40,7 +40,7 @@ class FrameTable(NamedTuple):
 
     @property
     def pixels(self) -> list[int]:
-        """The number of pixels with valid ground truth in each frame."""
+        """The number of pixels with valid ground truth in each frame, in the order of `names`."""
         return self.sums[:, :, PIXELS].sum(1).long().tolist()
 
     def column(self, metric: str) -> Tensor:
@@ -51,7 +51,7 @@ class FrameTable(NamedTuple):
 class FrameRows:
     """Collects the results of this rank's frames during an evaluation.
 
-    An instance is passed to `evaluate.evaluate` as a watcher, which calls it after each batch.
+    An instance is passed to `evaluate.evaluate` as a watcher, i.e. it is called after each batch.
 
     Args:
         min_depth: exclusive lower bound of valid ground truth, metres.
@@ -69,7 +69,7 @@ class FrameRows:
         self._sums: list[Tensor] = []
 
     def __call__(self, indices: list[int], batch: Batch, depth: Tensor, rows: Tensor) -> None:
-        """Adds the results of a batch of B frames.
+        """Stores the results of a batch of B frames until `gather` is called.
 
         Args:
             indices: the frames' indices in the dataset.
@@ -83,9 +83,9 @@ class FrameRows:
         self._sums.append(range_sums(depth, batch.depth, self.min_depth, self.cap, self.crop))
 
     def gather(self) -> FrameTable:
-        """Returns the results of all ranks' frames, on every rank.
+        """Returns the results of all ranks' frames as a table in the dataset's order, on the CPU.
 
-        Collective: all ranks must call it.
+        Collective: all ranks must call it, and all get the same result.
         """
         rows = (
             torch.cat(self._rows).cpu() if self._rows else torch.zeros(0, len(metrics.METRIC_NAMES))
@@ -105,14 +105,15 @@ def write_csv(path: Path, tables: Mapping[str, FrameTable], figures_are: str = "
 
     There is one row per network and frame: the first network's rows in the dataset's order of
     frames, then those of the next. The columns are the frame's name, its number of valid pixels,
-    the nine metrics in full precision (empty for a frame without valid pixels) and the network's
-    name.
+    the metrics of METRIC_NAMES in full precision (empty for a frame without valid pixels) and the
+    network's name.
 
     Args:
         path: the file; replaced atomically.
         tables: network's name -> its results.
-        figures_are: text of one more column, which says what the metrics mean if they don't measure
-            accuracy; empty for no such column.
+        figures_are: text that says what the metrics mean if they don't measure accuracy, e.g.
+            agreement with a teacher. It is written to one more column in every row; empty for no
+            such column.
     """
     # Build the whole text first, so that the file is replaced in one step.
     file = io.StringIO()

@@ -45,7 +45,7 @@ class RangeFigures(NamedTuple):
 
 
 def bounds_m(cap: float) -> list[tuple[float, float]]:
-    """Returns the lower and upper end of each depth range, metres.
+    """Returns (lower end, upper end) of each depth range in metres, as a list, nearest first.
 
     Args:
         cap: the evaluation's maximum depth, metres, at which the last range ends.
@@ -92,13 +92,14 @@ def range_sums(
 
 
 def range_figures(sums: Tensor, cap: float) -> list[RangeFigures]:
-    """Returns bias and errors of each depth range, the nearest range first.
-
-    They are means over the pixels of all images together.
+    """Computes bias and errors of each depth range over the pixels of all images together.
 
     Args:
         sums: (N, NUM_RANGES, 4), the sums of N images, as `range_sums` returns them.
         cap: the evaluation's maximum depth, metres, at which the last range ends.
+
+    Returns:
+        One entry for each depth range, nearest first.
     """
     figures = []
     for (low, high), (count, bias, relative, square) in zip(

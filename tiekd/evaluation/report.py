@@ -9,12 +9,12 @@ from tiekd.evaluation.evaluate import EvaluationProtocol
 
 
 def everything(results: Mapping[str, Result], protocol: EvaluationProtocol) -> list[str]:
-    """Returns the report of an evaluation of one or several networks, as a list of text blocks.
+    """Returns the report of an evaluation of one or several networks, as a list of texts.
 
     Args:
         results: network's name -> its result. The last network is compared with each of the others,
             and its worst frames are listed.
-        protocol: how the networks were evaluated.
+        protocol: the settings with which the networks were evaluated.
     """
     last = list(results)[-1]
     result = results[last]
@@ -37,7 +37,7 @@ def protocol_lines(protocol: EvaluationProtocol, result: Result) -> str:
     """Returns a text that states which frames were evaluated, and how.
 
     Args:
-        protocol: how the networks were evaluated.
+        protocol: the settings with which the networks were evaluated.
         result: the result of a network, from which the numbers of frames and pixels, and the size
             to which images were scaled for the network, are taken.
     """

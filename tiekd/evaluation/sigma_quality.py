@@ -2,12 +2,13 @@
 
 A sigma is the standard deviation that a teacher states for the error of its depth in a pixel. Three
 measures say how well sigma orders the errors: its rank correlation with the errors, the same
-correlation at equal depth, and sparsification. Depth alone orders errors, too, since far depths
-have larger errors in metres; a sigma that is a function of depth has no correlation at equal depth.
-The ratio of errors to sigmas in each range of depth is the factor by which sigma has to be
-multiplied. All measures are means over images, with 95 % intervals of a bootstrap over images.
-Images of one scene aren't independent, so the intervals are too narrow for datasets with many
-images of few scenes. Left out: whether sigma helps a student to learn.
+correlation at equal depth, and sparsification, i.e. how much the mean error falls if pixels of
+large sigma are dropped. Depth alone orders errors, too, since far depths have larger errors in
+metres; a sigma that is a function of depth has no correlation at equal depth. These three measures
+are means over images. In each range of depth, the ratio of errors to sigmas is the factor by which
+sigma has to be multiplied. All results have 95 % intervals of a bootstrap over images. Images of
+one scene aren't independent, so the intervals are too narrow for datasets with many images of few
+scenes. Left out: whether sigma helps a student to learn.
 """
 
 from collections.abc import Sequence
@@ -17,11 +18,12 @@ import numpy as np
 
 MIN_FRAMES = 8
 MIN_PIXELS = 50  # minimum number of an image's pixels with ground truth
-# The largest number of pixels of an image that are used, chosen at random, since ranking sorts
-# them.
+# Of an image with more pixels, this number of pixels is chosen at random, because computing ranks
+# sorts all pixels.
 _MAX_PIXELS = 5000
 _DRAWS = 1000  # number of resamples of the bootstrap
-# The number of points of a sparsification curve; at the k-th, k / _STEPS of the pixels are dropped.
+# Number of points of a sparsification curve. At point k, counted from 0, the fraction k / _STEPS of
+# the pixels is dropped.
 _STEPS = 20
 _MEAN_OF_ABSOLUTE = (2 / np.pi) ** 0.5  # mean of |x| / standard deviation, for a Gaussian x
 # Ends of the depth ranges, as fractions of the largest depth. The first range is narrower than that
@@ -33,7 +35,7 @@ class SigmaFrame(NamedTuple):
     """The pixels of an image with both ground truth and the teacher's depth and sigma.
 
     Attributes:
-        sigma: (N,), metres.
+        sigma: (N,), the standard deviation that the teacher states for its error, metres.
         error: (N,), |teacher's depth - ground truth|, metres.
         depth: (N,), the teacher's depth, metres.
     """
@@ -58,15 +60,15 @@ class Interval(NamedTuple):
 
 
 class RangeFactor(NamedTuple):
-    """The factor between sigmas and errors in one range of the teacher's depth.
+    """The factor by which sigmas must be multiplied to fit the errors, in one range of depth.
 
     Attributes:
-        from_m: lower end of the range, metres.
+        from_m: lower end of the range of the teacher's depth, metres.
         to_m: upper end of the range, metres.
-        depth_m: median of the depths in the range, metres.
+        depth_m: median of the teacher's depths in the range, metres.
         pixels: number of pixels in the range.
-        factor: the standard deviation of a Gaussian error with the range's mean |error|, divided by
-            the mean sigma.
+        factor: the factor for sigma: the standard deviation of a Gaussian with the range's mean
+            |error|, divided by the range's mean sigma.
         covered: fraction of pixels with |error| <= factor * sigma; 0.68 for Gaussian errors.
     """
 
@@ -85,15 +87,17 @@ class SigmaFigures(NamedTuple):
         frames: number of images with enough pixels, over which the means are taken.
         correlation: rank correlation of sigma with |error| within an image, mean over images; 0 by
             chance.
-        at_depth: the partial rank correlation of sigma with |error| given the depth, i.e. at equal
-            depth.
-        of_depth: rank correlation of the depth itself with |error|.
-        gain: (1 - a) / (1 - b), with the area a under the sparsification curve, and b that of an
-            oracle: 1 if pixels are dropped in the order of their errors, 0 by chance.
-        curve: mean |error| of the pixels that are left after those of the largest sigma have been
-            dropped, divided by that of all pixels; (_STEPS,), in equal steps from none dropped.
-        oracle: the same curve if the pixels of the largest errors are dropped first.
-        ranges: the factor of each range of depth; ranges with few images are left out.
+        at_depth: partial rank correlation of sigma with |error| given the depth, i.e. at equal
+            depth; mean over images.
+        of_depth: rank correlation of the depth itself with |error|, mean over images.
+        gain: (1 - a) / (1 - b), where a is the area under `curve` and b that under `oracle`, mean
+            over images. It is 1 if sigma orders the pixels like their errors, 0 by chance.
+        curve: (_STEPS,), sparsification curve: element k is the mean |error| after the fraction k /
+            _STEPS of the pixels, those of the largest sigma, is dropped, divided by the mean
+            |error| of all pixels; mean over images.
+        oracle: (_STEPS,), the same curve if the pixels of the largest errors are dropped.
+        ranges: one entry for each range of depth, nearest first; ranges with too few images are
+            left out.
     """
 
     frames: int
@@ -119,7 +123,7 @@ def measure(frames: Sequence[SigmaFrame], max_depth_m: float) -> SigmaFigures:
         max_depth_m: the student's largest depth in metres, where the last range ends.
 
     Returns:
-        The measurements; NaN if no image has enough pixels.
+        The measurements. If no image has enough pixels, they are NaN, and `ranges` is empty.
     """
     draw = np.random.default_rng(0)
     frames = [_thinned(frame, draw) for frame in frames if len(frame.sigma) >= MIN_PIXELS]
@@ -127,8 +131,8 @@ def measure(frames: Sequence[SigmaFrame], max_depth_m: float) -> SigmaFigures:
     curves = np.array([sparsification(frame.sigma, frame.error) for frame in frames])
     oracles = np.array([sparsification(frame.error, frame.error) for frame in frames])
     curves, oracles = curves.reshape(-1, _STEPS), oracles.reshape(-1, _STEPS)
-    # Set the gain to 0 where the oracle gains nothing: without errors, or with equal errors
-    # everywhere, no order of the pixels is better than another.
+    # Set the gain to 0 for images without errors, or with equal errors everywhere, where no order
+    # of the pixels is better than another.
     room = 1 - oracles.mean(1)
     gains = np.where(room > 1e-6, (1 - curves.mean(1)) / np.maximum(room, 1e-6), 0.0)
     chosen = draw.integers(0, max(1, len(frames)), (_DRAWS, len(frames)))
@@ -144,8 +148,8 @@ def measure(frames: Sequence[SigmaFrame], max_depth_m: float) -> SigmaFigures:
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
     """Returns Spearman's rank correlation; 0 if all values of one vector are equal.
 
-    Equal values get the mean of their ranks. `teacher_audit.shape.rank_correlation` ranks them by
-    their positions, so that a constant sigma could correlate by chance.
+    Equal values get the mean of their ranks. In `teacher_audit.shape.rank_correlation` they get
+    different ranks, so it isn't used here: a constant sigma could correlate by chance.
 
     Args:
         first: (N,).
@@ -173,12 +177,12 @@ def correlation_at_depth(of_sigma: float, of_depth: float, both: float) -> float
 
 
 def sparsification(order: np.ndarray, error: np.ndarray) -> np.ndarray:
-    """Returns a sparsification curve: the mean error of the pixels left as others are dropped.
+    """Returns the mean error of the pixels that are left after fractions of the pixels are dropped.
 
     Args:
-        order: (N,); the pixels with the largest values are dropped first, and those with equal
+        order: (N,), e.g. sigmas: pixels with the largest values are dropped first, those with equal
             values in random order.
-        error: (N,), not negative.
+        error: (N,), the error of each pixel, not negative.
 
     Returns:
         (_STEPS,). Element k, counted from 0, is the mean error after k / _STEPS of the pixels are
@@ -201,12 +205,16 @@ def _orders(frame: SigmaFrame) -> tuple[float, float, float]:
 def _factors(
     frames: Sequence[SigmaFrame], max_depth_m: float, chosen: np.ndarray
 ) -> list[RangeFactor]:
-    """Computes the factor between sigmas and errors in each depth range.
+    """Computes the factor by which sigmas must be multiplied to fit the errors, per depth range.
 
     Args:
         frames: the pixels of N images.
         max_depth_m: end of the last range, metres.
-        chosen: (draws, N), indices of the images in each draw of the bootstrap.
+        chosen: (draws, N), indices of the images in each resample of the bootstrap.
+
+    Returns:
+        One entry for each range, nearest first, without ranges that have too few images or no sigma
+        above 0.
     """
     found = []
     for start, end in zip(_SHARES[:-1], _SHARES[1:], strict=True):
@@ -221,7 +229,7 @@ def _factors(
         if sum(len(part.sigma) >= MIN_PIXELS for part in parts) < MIN_FRAMES:
             continue
         sums = np.array([(part.error.sum(), part.sigma.sum()) for part in parts])
-        # Skip the range if sigma is 0 in all of it, since no factor makes it equal the errors.
+        # Skip the range if all sigmas in it are 0, since no factor makes them fit the errors.
         if not sums[:, 1].sum() > 0:
             continue
         drawn = sums[chosen].sum(1)

@@ -13,17 +13,17 @@ _OPTIONAL = ("neck", *canonical.KEYS)
 
 
 def build_network(node: dict, where: str = "network") -> Network:
-    """Builds the network of `recipe["network"]`: encoder, optional neck, decoder and head.
+    """Builds a network from a recipe: encoder, optional neck, decoder and head.
 
     Args:
-        node: the recipe's node with the keys encoder, neck (optional), decoder, head, and
-            min_depth and max_depth in metres; optionally canonical_focal in pixels and
+        node: the recipe's node `network`, with the keys encoder, neck (optional), decoder, head,
+            and min_depth and max_depth in metres; optionally canonical_focal in pixels and
             canonical_factors, see tiekd/models/canonical.py.
         where: path of the node in the recipe, for error messages.
 
     Returns:
-        The network, which maps images (B, 3, H, W) to a `Prediction`. Its weights are initialised
-        randomly.
+        The network in training mode, which maps images (B, 3, H, W) to a `Prediction` of depth. Its
+        weights are initialised randomly.
 
     Raises:
         RecipeError: a key, a component or one of its arguments is unknown, missing or invalid.
@@ -45,8 +45,9 @@ def build_network(node: dict, where: str = "network") -> Network:
             f"{where}: min_depth {min_depth} and max_depth {max_depth} must be metres "
             "with 0 < min < max, 1e-6 to 1e6"
         )
-    # If the network has a canonical camera, decoder and head predict the depth that this camera
-    # would see: convert the network's depth range to that of this camera.
+    # With `canonical_focal` F, decoder and head predict depth times F / f, where f is the image's
+    # focal length. Multiply the ends of the depth range by the smallest and the largest F / f of
+    # the training images.
     camera = canonical.of_node(node, where)
     low, high = min_depth, max_depth
     if camera is not None:
@@ -81,7 +82,7 @@ def build_network(node: dict, where: str = "network") -> Network:
 
 
 def _place(node: dict, part: str, where: str) -> str:
-    """Returns a text with a component's key in the recipe and its name, for error messages.
+    """Returns a component's key in the recipe and its name as one text, for error messages.
 
     An example is "network.encoder (resnet)".
 

@@ -1,12 +1,15 @@
-"""`network.canonical_focal`: a network learns depth * F / f, which is converted to metres by f.
+"""`network.canonical_focal`, F: a network learns depth * F / f for images of focal length f.
 
 A single image doesn't determine depth: an object at twice the distance, seen with twice the focal
 length, looks the same. A network that sees several cameras therefore learns canonical depth, i.e.
 the depth at which a camera of focal length F would give the same image. f is the focal length of
-the network's input in pixels (tiekd/data/focal.py). The bins, range and sigma of the head are
-canonical. `min_depth` and `max_depth` remain in metres, and the output is clamped to them; the
-head's range is theirs times the smallest and largest F / f of the training frames, which are stored
-with the weights as `canonical_factors`.
+the network's input in pixels (tiekd/data/focal.py), by which canonical depth is converted to
+metres. The head's depth bins, depth range and sigma are those of canonical depth.
+
+The recipe's `min_depth` and `max_depth` remain in metres, and the network's output is clamped to
+them. The head's range begins at `min_depth` times the smallest F / f of the training frames, and
+ends at `max_depth` times the largest. These two factors are stored with the weights as
+`canonical_factors`.
 """
 
 import math
@@ -22,11 +25,13 @@ KEYS = ("canonical_focal", "canonical_factors")
 
 
 class Canonical(NamedTuple):
-    """The canonical camera of a network, i.e. the camera in whose depth the network predicts.
+    """The camera of one fixed focal length F for which a network predicts depth.
+
+    Its depth, called canonical, is depth in metres times F / f for an image of focal length f.
 
     Attributes:
-        focal: F, the canonical camera's focal length, pixels.
-        smallest: Smallest F / f of the training frames, whose own focal lengths are f.
+        focal: F, pixels.
+        smallest: Smallest F / f of the training frames.
         largest: Largest F / f of the training frames.
     """
 
@@ -35,7 +40,7 @@ class Canonical(NamedTuple):
     largest: float
 
     def from_metres(self, depth: Tensor, focal: Tensor) -> Tensor:
-        """Converts depth in metres to canonical depth, i.e. multiplies it by F / f.
+        """Converts depth in metres to canonical depth: multiplies it by `self.focal` / `focal`.
 
         Args:
             depth: (B, 1, H, W), metres, 0 where invalid.
@@ -47,7 +52,7 @@ class Canonical(NamedTuple):
         return depth * (self.focal / focal).to(depth.dtype).view(-1, 1, 1, 1)
 
     def to_metres(self, depth: Tensor, focal: Tensor | None) -> Tensor:
-        """Converts canonical depth to depth in metres, i.e. multiplies it by f / F.
+        """Converts canonical depth to depth in metres: multiplies it by `focal` / `self.focal`.
 
         Args:
             depth: (B, 1, H, W), canonical depth.
@@ -69,15 +74,15 @@ class Canonical(NamedTuple):
 
 
 def of_node(node: Mapping, where: str = "network") -> Canonical | None:
-    """Returns the canonical camera that a network node sets; None without `canonical_focal`.
+    """Returns focal length and factors of a network's canonical camera, or None if it has none.
 
     Args:
         node: The recipe's network node.
         where: Path of the node in the recipe, for error messages.
 
     Raises:
-        RecipeError: `canonical_focal` or `canonical_factors` isn't valid, or the factors are
-            missing.
+        RecipeError: `canonical_focal` or `canonical_factors` isn't valid, or there is a
+            `canonical_focal` without `canonical_factors`.
     """
     check_focal(node, where)
     if node.get("canonical_focal") is None:
@@ -126,9 +131,9 @@ def check_focal(node: Mapping, where: str = "network") -> None:
 
 
 def completed(node: dict, state: Mapping, source: object) -> dict:
-    """Returns a network node with the `canonical_factors` that are stored with its weights.
+    """Returns a copy of a network node, with the `canonical_factors` stored in its weights file.
 
-    The node is returned as it is if it has no `canonical_focal`, or if the weights are published
+    The node itself is returned if it has no `canonical_focal`, or if the weights are published
     ones, which store no network node.
 
     Args:
@@ -138,7 +143,8 @@ def completed(node: dict, state: Mapping, source: object) -> dict:
         source: The weights file, for error messages.
 
     Raises:
-        CheckpointError: The weights were trained with another `canonical_focal`, or none.
+        CheckpointError: The `canonical_focal` of the training run differs from that of `node`; one
+            of them may have none.
     """
     trained = state.get("network") if isinstance(state, Mapping) else None
     if not isinstance(trained, Mapping):

@@ -5,21 +5,24 @@ The distribution p over depth bins is tempered first, with one temperature T for
     q_k = p_k^(1/T) / sum_j p_j^(1/T),    which is the softmax of the logits divided by T
 
 (temperature scaling; Guo et al. 2017, arXiv 1706.04599). T above 1 widens all distributions, T
-below 1 narrows them, and T = 1 leaves them as trained. Depth d is read from p, whatever T is, so it
-stays the same bit for bit. Within a bin from a_k to b_k the probability q_k is spread evenly. Then
+below 1 narrows them, and T = 1 leaves them as trained. The predicted depth d is computed from p, so
+T doesn't change it. Within a bin from a_k to b_k the probability q_k is spread evenly. Then
 
     sigma      = sqrt(sum_k q_k (((a_k + b_k) / 2 - d)^2 + (b_k - a_k)^2 / 12))
     confidence = sum_k q_k max(0, min(b_k, d + BAND d) - max(a_k, d - BAND d)) / (b_k - a_k)
 
-Sigma is the root of the expected squared error of d, and confidence the probability that the true
-depth is within BAND of d. bin/calibrate.py fits T on validation frames. One number can't mend a
-wrong order of pixels, nor distributions that are too wide near and too narrow far away: a head that
-learns a Gaussian target of half a metre shows about that width, also where its error is smaller.
+Sigma is the root of the expected squared error of d. Confidence is the probability that the true
+depth is between (1 - BAND) d and (1 + BAND) d, with BAND = 0.1. bin/calibrate.py fits T on
+validation frames. A single T can't correct the order of the pixels' sigmas. Nor can it correct
+distributions that are too wide at small depths and too narrow at large ones: a head that is trained
+with a Gaussian target of half a metre predicts about that width even where its error is smaller.
 
-With a canonical camera sigma scales as depth does, with f / F; the band scales with depth, so that
-confidence needs no conversion. Flip averaging has no part in it: `load_student`, bin/predict.py and
-exported files don't flip, and a temperature is fitted to what they return, whatever
-`evaluation.flip` says. Temporary memory: that of `readout.in_strips`, with about six tensors.
+For a network with `canonical_focal` (tiekd/models/canonical.py), sigma is converted to metres like
+depth; confidence needs no conversion, because its bounds are relative to d. Depth isn't averaged
+with that of the mirrored image, because `load_student`, bin/predict.py and exported files don't do
+so either; a temperature is fitted to their depth, whatever the setting `evaluation.flip` is.
+Temporary memory: about six tensors of at most `readout.STRIP_BYTES` each, since a few image rows
+are processed at a time.
 """
 
 import math
@@ -38,16 +41,19 @@ from tiekd.models.network import Network
 from tiekd.models.readout import in_strips, on_image_grid
 
 KEY = "confidence"  # the record's key in a weights file
-# Confidence is the probability of a true depth within this share of the returned one.
+# Confidence is the probability that the true depth differs from the predicted depth by at most this
+# fraction of the predicted depth.
 BAND = 0.1
 
 
 class Calibration(NamedTuple):
-    """The record of a temperature in a weights file, which is a dict of these values.
+    """A fitted temperature, by which the logits of the distributions over depth bins are divided.
+
+    A weights file stores it in its entry KEY, a dict whose keys are the attributes' names.
 
     Attributes:
         temperature: T, above 0.
-        against: what it was fitted to, such as "ground truth".
+        against: the kind of depth that served as truth in the fit, such as "ground truth".
     """
 
     temperature: float
@@ -55,12 +61,13 @@ class Calibration(NamedTuple):
 
 
 class Certainty(NamedTuple):
-    """How far the depth of each pixel can be trusted.
+    """Two measures of how far the predicted depth of each pixel can be trusted.
 
     Attributes:
-        confidence: (B, 1, H, W) float32, 0 to 1, the probability that the true depth is within BAND
-            of the returned depth.
-        sigma: (B, 1, H, W) float32, metres, above 0, the root of the expected squared error.
+        confidence: (B, 1, H, W) float32, 0 to 1, the probability that the true depth differs from
+            the predicted depth by at most BAND times the predicted depth.
+        sigma: (B, 1, H, W) float32, metres, above 0, the root of the predicted depth's expected
+            squared error.
     """
 
     confidence: Tensor
@@ -68,28 +75,32 @@ class Certainty(NamedTuple):
 
 
 def tempered(probabilities: Tensor, temperature: float) -> Tensor:
-    """Returns the tempered distributions q of the module's docstring.
+    """Returns distributions with a temperature applied: p_k^(1/T) / sum_j p_j^(1/T) for each bin k.
 
     Args:
         probabilities: (B, K, h, w), summing to 1 over K.
         temperature: T, above 0.
 
     Returns:
-        (B, K, h, w), summing to 1 over K; the argument itself if T is 1.
+        (B, K, h, w), summing to 1 over K; `probabilities` itself if T is 1.
     """
     if temperature == 1:
         return probabilities
-    # Divide by the largest first: a small T would let all bins of a wide distribution underflow.
+    # Divide by the largest probability of each pixel first. Otherwise, with a small T, all powers
+    # of a wide distribution would underflow to 0.
     powers = (probabilities / probabilities.amax(1, keepdim=True)) ** (1 / temperature)
     return powers / powers.sum(1, keepdim=True)
 
 
 def certainty(probabilities: Tensor, depth: Tensor, edges: Tensor, temperature: float) -> Tensor:
-    """Computes confidence and sigma of each pixel, by plain operations that can be exported.
+    """Computes confidence and sigma of each pixel, by plain torch operations that can be exported.
+
+    Confidence is the probability that the true depth differs from `depth` by at most BAND times
+    `depth`. Sigma is the root of the expected squared error of `depth`.
 
     Args:
         probabilities: (B, K, h, w), summing to 1 over K, not tempered.
-        depth: (B, 1, h, w), the returned depth, in the unit of `edges`.
+        depth: (B, 1, h, w), the predicted depth, in the unit of `edges`.
         edges: (K + 1,), edges of the bins, increasing.
         temperature: T, above 0.
 
@@ -103,7 +114,7 @@ def certainty(probabilities: Tensor, depth: Tensor, edges: Tensor, temperature: 
     confidence = (q * (inside.clamp_min(0) / width)).sum(1, keepdim=True)
     squares = ((low + high) / 2 - depth).square() + width.square() / 12
     sigma = (q * squares).sum(1, keepdim=True).sqrt()
-    # Rounding could bring the sum of all bins above 1.
+    # Clamp confidence, a sum of probabilities, which rounding could bring above 1.
     return torch.cat((confidence.clamp_max(1), sigma), dim=1)
 
 
@@ -116,18 +127,23 @@ def of_features(
     temperature: float,
     focal: Tensor | None = None,
 ) -> Certainty:
-    """Returns confidence and sigma of a network's depth, on the image's grid.
+    """Returns confidence and sigma of a network's depth, for each pixel of the image.
 
-    Both are computed at the head's resolution, and reach the image as depth does: bilinearly, or by
-    learned upsampling. They are always blended, also for the readouts that don't blend depth.
+    Both are computed at the head's resolution, and upsampled to the image like depth: bilinearly,
+    or with the head's learned weights. They are interpolated even if the depth isn't, as with the
+    readouts `mode` and `local`.
 
     Args:
         network: the network, in eval mode, whose head predicts a distribution over fixed bins.
         features: (B, C, h, w), the head's input.
-        depth: (B, 1, h, w), metres, the depth that is returned, at the head's resolution.
+        depth: (B, 1, h, w), metres, the predicted depth, at the head's resolution.
         image_size: (H, W) of the network's input.
         temperature: T, above 0.
-        focal: (B,), focal lengths in pixels of the input; None without a canonical camera.
+        focal: (B,), focal length of each image in pixels of the network's input; None for a network
+            without `canonical_focal`.
+
+    Returns:
+        (B, 1, H, W) float32 each, sigma in metres.
     """
     head, camera = network.head, network.canonical
     own = depth if camera is None else camera.from_metres(depth, focal)
@@ -144,14 +160,15 @@ def of_features(
 
 
 def of_content(content: Mapping, source: object) -> Calibration | None:
-    """Returns the record in the content of a weights file; None if the weights have none.
+    """Returns the fitted temperature in the content of a weights file; None if there is none.
 
     Args:
-        content: The content.
+        content: The content of the weights file, a dict.
         source: The file, for the error message.
 
     Raises:
-        CheckpointError: The record isn't one, or its temperature isn't a number above 0.
+        CheckpointError: The entry KEY isn't a dict of a `temperature`, a number above 0, and a text
+            `against`.
     """
     if content.get(KEY) is None:
         return None
@@ -168,15 +185,17 @@ def of_content(content: Mapping, source: object) -> Calibration | None:
 
 
 def read(weights: Path) -> Calibration | None:
-    """Returns the record in a weights file; None if the file has none or torch can't load it.
+    """Returns the fitted temperature in a weights file; None if there is none.
+
+    None is also returned if torch can't load the file; loading the weights themselves reports that.
 
     The file is memory-mapped, so that the weights themselves aren't read.
 
     Args:
-        weights: The file.
+        weights: The weights file.
 
     Raises:
-        CheckpointError: The record is invalid.
+        CheckpointError: The file's entry KEY is invalid, as for `of_content`.
     """
     if instead_of_file(weights):
         return None
@@ -188,10 +207,10 @@ def read(weights: Path) -> Calibration | None:
 
 
 def line(calibration: Calibration | None) -> str:
-    """Returns a line on the temperature of a student's confidence, for what a program prints.
+    """Returns a line of text that states a student's temperature, or how to fit one.
 
     Args:
-        calibration: The record of the weights; None if they have none.
+        calibration: The temperature in the student's weights file; None if it has none.
     """
     if calibration is None:
         return (

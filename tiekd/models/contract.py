@@ -1,9 +1,9 @@
 """Checks that an encoder's or neck's features have the channels and strides that it states.
 
-A user's own encoder or neck may return features of a wrong size, which would otherwise cause an
-unrelated error in a later module, or none. The checks only read shapes, so they don't wait for the
-device. Left out: checks of the features' values, and of decoders and heads, whose output is resized
-to the image.
+A user's own encoder or neck may return features of a wrong size. Without the checks this would
+cause an unrelated error in a later module, or wrong results without any error. The checks only read
+shapes, so they don't wait for the device. Left out: checks of the features' values, and of decoders
+and heads, whose output is resized to the image.
 """
 
 from collections.abc import Sequence
@@ -110,12 +110,15 @@ def _check_module(part, where: str) -> None:
 
 
 def _stated(part: nn.Module, name: str, where: str) -> list[int]:
-    """Returns the numbers of channels, or the strides, that an encoder or neck states.
+    """Returns the channels, or the strides, that an encoder or neck states for its features.
 
     Args:
         part: the encoder or neck.
         name: name of the attribute, "channels" or "strides".
         where: the module's key in the recipe and its name, for the error message.
+
+    Returns:
+        One number per feature, fine to coarse.
 
     Raises:
         RecipeError: the attribute is missing, or isn't a sequence of whole numbers from 1.

@@ -9,7 +9,7 @@ from tiekd.models.network import Network
 
 
 class Predictor(NamedTuple):
-    """A function from images to depth, which a network predicts, with or without the flip test.
+    """A callable that predicts depth from images with a network, with or without the flip test.
 
     The flip test averages the prediction with the one for the horizontally mirrored image.
 
@@ -23,11 +23,14 @@ class Predictor(NamedTuple):
 
     @property
     def needs_focal(self) -> bool:
-        """True if a call needs focal lengths, i.e. if the network has a canonical camera."""
+        """True if a call needs each image's focal length, by which the network computes metres.
+
+        This is the case for networks with `canonical_focal` (tiekd/models/canonical.py).
+        """
         return getattr(self.network, "canonical", None) is not None
 
     def __call__(self, image: Tensor, focal: Tensor | None = None) -> Tensor:
-        """Predicts depth without gradients; if `flip` is True, averaged with the mirrored image's.
+        """Predicts depth without gradients, averaged with the mirrored image's if `flip` is True.
 
         Args:
             image: (B, 3, H, W), normalised with ImageNet's mean and standard deviation.
@@ -42,15 +45,15 @@ class Predictor(NamedTuple):
 
 @torch.no_grad()
 def predict(network: Network, image: Tensor, flip: bool, focal: Tensor | None = None) -> Tensor:
-    """Predicts depth without gradients, optionally averaged with that for the mirrored image.
+    """Predicts depth without gradients, optionally averaged with that of the mirrored image.
 
     Args:
         network: the network, in eval mode.
         image: (B, 3, H, W), normalised with ImageNet's mean and standard deviation.
-        flip: True to average the prediction with the one for the horizontally mirrored image, which
-            is mirrored back before.
-        focal: (B,), focal length of each image in pixels of `image`; needed only if the network has
-            a canonical camera.
+        flip: True to mirror each image left to right, predict its depth, mirror that depth back,
+            and average it with the depth of the image itself.
+        focal: (B,), focal length of each image in pixels of `image`; needed only by a network with
+            `canonical_focal`, which computes metres from it.
 
     Returns:
         (B, 1, H, W) float32, metres.
@@ -70,7 +73,8 @@ def predict_pair(
     Args:
         network: the network, in eval mode.
         image: (B, 3, H, W), normalised with ImageNet's mean and standard deviation.
-        focal: (B,), as for `predict`.
+        focal: (B,), focal length of each image in pixels of `image`; needed only by a network with
+            `canonical_focal`, which computes metres from it.
 
     Returns:
         (depth for the images, depth for the mirror images), each (B, 1, H, W) float32, metres. The

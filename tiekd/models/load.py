@@ -36,8 +36,8 @@ def load_network(
 ) -> Trained:
     """Loads the network of a recipe with its weights.
 
-    The working resolution, i.e. the size to which images are resized, is that of the overrides,
-    else the one saved with the weights, else the recipe's.
+    The working resolution, i.e. the size to which images are resized, is that of the overrides;
+    without one, that saved with the weights; without either, that of the recipe.
 
     Args:
         recipe_path: path of the recipe.
@@ -48,7 +48,7 @@ def load_network(
             an effect.
 
     Returns:
-        The network, its file of weights and the working resolution.
+        The network, its file of weights and the working resolution, as a `Trained`.
 
     Raises:
         RecipeError: the recipe is invalid.
@@ -68,7 +68,7 @@ def load_network(
             ) from None
     elif path.is_dir():
         path = checkpoints.find_weights(path)
-    # Build the network and load the weights.
+    # Read the weights file, and build the network.
     state = None
     node = recipe.get("network")
     if node:

@@ -26,14 +26,14 @@ class Prediction(NamedTuple):
 
     Attributes:
         depth: (B, 1, H, W) float32, metres, at the image's size; in eval mode clamped to the
-            network's depth range, in training mode not clamped. In training mode of a network with
-            a canonical camera it is canonical depth instead (tiekd/models/canonical.py).
+            network's depth range, in training mode not clamped. In training mode a network with
+            `canonical_focal` gives canonical depth instead of metres, i.e. depth multiplied by
+            canonical_focal / focal length (tiekd/models/canonical.py).
         divergence: (B, 1, H, W) float32, nats, KL(target || prediction) per pixel, 0 where the
             target depth is invalid. None if there is no target depth or the head computes no
             divergence.
-        bin_centres: (B, K) float32, metres, increasing, the centres of each image's depth bins; of
-            canonical depth if the network has a canonical camera. None if the head predicts no
-            bins.
+        bin_centres: (B, K) float32, metres, increasing, the centres of each image's depth bins;
+            canonical depth if the network has `canonical_focal`. None if the head predicts no bins.
     """
 
     depth: Tensor
@@ -55,8 +55,8 @@ class Network(nn.Module):
         min_depth: lower end of the range to which depth is clamped in eval mode, metres.
         max_depth: upper end of that range, metres.
         neck: maps the encoder's features to features of the same strides; None for no neck.
-        canonical: the canonical camera (tiekd/models/canonical.py), in whose depth the head
-            predicts and learns; None for a network that doesn't use the focal length.
+        canonical: converts between metres and canonical depth, which the head predicts
+            (tiekd/models/canonical.py); None for a head that predicts metres.
     """
 
     def __init__(
@@ -78,8 +78,8 @@ class Network(nn.Module):
         self.max_depth = max_depth
         self.canonical = canonical
         self.memory_format = torch.contiguous_format
-        # Skip the check of features of an encoder that doesn't state its strides, as one from
-        # outside this project.
+        # Don't check the features of an encoder without an attribute `strides`, such as one that
+        # was written for another project.
         self._has_checked_features = not hasattr(encoder, "strides")
 
     def forward(
@@ -94,15 +94,16 @@ class Network(nn.Module):
         Args:
             image: (B, 3, H, W), normalised with ImageNet's mean and standard deviation, any float
                 dtype; it is cast to the dtype of the weights.
-            target_depth: (B, 1, H, W) float32, metres, 0 or NaN where invalid; the target of a DPM
-                head's divergence, canonical depth if the network has a canonical camera. It has no
-                influence on the predicted depth. Or a `Target`, with the depths of several teachers
-                or a sigma per pixel; a head without the attribute `takes_target` gets the mean of
-                its depths.
+            target_depth: (B, 1, H, W) float32, metres, 0 or NaN where invalid; or a `Target`, with
+                the depths of several teachers or a sigma per pixel. A DPM head computes the
+                divergence from it; it has no influence on the predicted depth. A head without the
+                attribute `takes_target` gets the mean of a `Target`'s depths. For a network with
+                `canonical_focal` it must be canonical depth, i.e. multiplied by canonical_focal /
+                focal length.
             counted: (B, 1, H, W) bool, False in an image's padding, which is excluded from the
                 norms' statistics in training; None without padding.
             focal: (B,) float32, focal length of each image in pixels of `image`
-                (tiekd/data/focal.py); needed in eval mode if the network has a canonical camera.
+                (tiekd/data/focal.py); needed in eval mode by a network with `canonical_focal`.
 
         Returns:
             The prediction at the image's size. If the head's resolution differs, depth is resized
@@ -111,8 +112,8 @@ class Network(nn.Module):
 
         Raises:
             RecipeError: in training, images are so few and small that a norm gets a single value
-                per channel; at the first call, the encoder's or the neck's features aren't as they
-                state.
+                per channel; at the first call, the encoder's or the neck's features don't have the
+                channels or strides that they state.
         """
         if not self.training:
             size = image.shape[2], image.shape[3]
@@ -137,10 +138,12 @@ class Network(nn.Module):
         """Computes the prediction from the head's input, as the second half of `forward`.
 
         Args:
-            features: (B, C, h, w), the result of the method `features`.
+            features: (B, C, h, w), the head's input, as the method `features` returns it.
             image_size: (height, width) of the images.
-            target_depth: (B, 1, H, W), metres, or a `Target`, as for `forward`; or None.
-            focal: (B,), as for `forward`; or None.
+            target_depth: the target of a DPM head's divergence, (B, 1, H, W), metres, or a
+                `Target`, as for `forward`; None without a target.
+            focal: (B,), focal length of each image in pixels of the network's input; needed in eval
+                mode by a network with `canonical_focal`.
 
         Returns:
             The prediction at the image's size, as for `forward`.
@@ -160,7 +163,7 @@ class Network(nn.Module):
         image_size: tuple[int, int],
         smooth: bool = True,
     ) -> Tensor:
-        """Upsamples a map of one value per pixel of the head's output by the head's weights.
+        """Upsamples a map of the head's resolution with the head's learned weights for upsampling.
 
         Args:
             values: (B, 1, h, w) float32, the map, e.g. of depths.
@@ -170,8 +173,9 @@ class Network(nn.Module):
                 so that no depth between two surfaces results.
 
         Returns:
-            (B, 1, H, W). If the head has no module `upsampling`, i.e. no such weights, `values` is
-            returned unchanged, for `tiekd.models.readout.on_image_grid` to resize.
+            (B, 1, H, W). If the head has no such weights, i.e. no module `upsampling`, `values`
+            itself, (B, 1, h, w), which the caller has to resize by
+            `tiekd.models.readout.on_image_grid`.
         """
         upsampling = getattr(self.head, "upsampling", None)
         if upsampling is None:
@@ -181,8 +185,8 @@ class Network(nn.Module):
         fine = upsampling(values, features, smooth)
         if not torch.compiler.is_compiling():
             return fine[:, :, : image_size[0], : image_size[1]]
-        # Crop by indices in a traced graph. It would be valid for one size only if a slice were
-        # compared with the size.
+        # In a traced graph, crop by an index tensor. A slice would make the graph valid for this
+        # image size only.
         for dim, side in zip((2, 3), image_size, strict=True):
             fine = fine.index_select(dim, torch.arange(side, device=fine.device))
         return fine
@@ -191,14 +195,15 @@ class Network(nn.Module):
         """Returns a head's depth in metres, clamped to the network's depth range.
 
         Args:
-            depth: (B, 1, h, w), canonical depth if the network has a canonical camera, else metres.
-            focal: (B,), as for `forward`; needed only with a canonical camera.
+            depth: (B, 1, h, w), metres; canonical depth if the network has `canonical_focal`.
+            focal: (B,), focal length of each image in pixels of the network's input; needed only by
+                a network with `canonical_focal`.
 
         Returns:
             (B, 1, h, w), metres.
 
         Raises:
-            RecipeError: there is a canonical camera, but no focal length is given.
+            RecipeError: the network has `canonical_focal`, but `focal` is None.
         """
         if self.canonical is not None:
             depth = self.canonical.to_metres(depth, focal)
@@ -208,7 +213,8 @@ class Network(nn.Module):
         """Applies encoder, neck and decoder to images, and returns the head's input.
 
         Args:
-            image: (B, 3, H, W), as for `forward`.
+            image: (B, 3, H, W), normalised with ImageNet's mean and standard deviation, any float
+                dtype.
 
         Returns:
             (B, C, h, w), with the decoder's number of channels and its stride.
@@ -219,8 +225,8 @@ class Network(nn.Module):
         """
         image = image.to(next(self.parameters()).dtype, memory_format=self.memory_format)
         features = self.encoder(image)
-        # Skip the check while the network is exported or compiled, because it would become part of
-        # the graph.
+        # Skip the check of the features' shapes while the network is traced or compiled, because
+        # the check would become part of the graph.
         checks = not (
             self._has_checked_features or torch.jit.is_tracing() or torch.compiler.is_compiling()
         )
@@ -234,7 +240,7 @@ class Network(nn.Module):
         return self.decoder(features, (image.shape[2], image.shape[3]))
 
     def _too_small(self, image: Tensor, error: str) -> str:
-        """Returns the error message, with a remedy, if a norm gets a single value per channel.
+        """Returns the error message for a norm that gets a single value per channel, with a remedy.
 
         Args:
             image: (B, 3, H, W), the network's input.

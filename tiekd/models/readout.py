@@ -1,11 +1,11 @@
 """Computes a depth, or a measure of its certainty, from each pixel's distribution over depth bins.
 
-Training optimises the mean, which `Network` returns. At object boundaries the distribution has two
-modes, and the mean is a depth between foreground and background at which there is no surface. The
-readouts `mode` and `local` give the depth of the higher mode instead. The functions are plain torch
-operations on whole (B, K, h, w) distributions, so they can be exported. `in_strips` applies them to
-strips, i.e. to a few image rows at a time, with about 64 MiB of temporary memory at any image size.
-Left out: bins that depend on the image.
+Training optimises the distribution's mean, which `Network` returns. At object boundaries the
+distribution has two modes, and the mean is a depth between foreground and background at which there
+is no surface. The readouts `mode` and `local` give the depth of the higher mode instead. The
+functions are plain torch operations on whole (B, K, h, w) distributions, so they can be exported.
+`in_strips` applies them to strips, i.e. to a few image rows at a time, with about 64 MiB of
+temporary memory at any image size. Left out: bins that depend on the image.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def read_out(probabilities: Tensor, centres: Tensor, readout: str) -> Tensor:
         probabilities: (B, K, h, w), summing to 1 over K.
         centres: (K,), bin centres, metres.
         readout: "mean", the mean over all bins; "mode", the centre of the most probable bin;
-            "local", the mean over the bins within REACH of the most probable one.
+            "local", the mean over the most probable bin and the REACH bins on each side of it.
 
     Returns:
         (B, 1, h, w), metres.
@@ -85,8 +85,8 @@ def in_strips(
 ) -> Tensor:
     """Applies a function to a head's distributions over bins, for a few rows of an image at a time.
 
-    The number of rows follows from STRIP_BYTES. Both functions must treat every pixel
-    independently.
+    As many rows are processed together as have distributions of at most STRIP_BYTES bytes. The
+    functions `read` and `probabilities` must treat every pixel independently.
 
     Args:
         read: a function of distributions (B, K, h, w) that returns (B, c, h, w), such as
@@ -94,7 +94,7 @@ def in_strips(
         features: (B, C, h, w), the head's input.
         probabilities: the head's function that computes distributions (B, K, h, w) float32 from
             features (B, C, h, w).
-        *maps: (B, m, h, w), further arguments of `read`, which gets the same rows of them.
+        *maps: (B, m, h, w) each, further arguments of `read`, which gets the same rows of them.
 
     Returns:
         (B, c, h, w).
@@ -129,7 +129,7 @@ def on_image_grid(values: Tensor, size: tuple[int, int], smooth: bool) -> Tensor
 
 
 def spread_on_grid(values: Tensor, size: tuple[int, int], smooth: bool) -> Tensor:
-    """Resizes like `on_image_grid`, but without an `if` on the sizes.
+    """Resizes a map as `on_image_grid` does, with aligned corners, but without an `if` on sizes.
 
     A graph that is traced from this function, e.g. for ONNX, is therefore valid for any size.
 
@@ -166,7 +166,7 @@ def _aligned_index(coarse: int, fine: int, device: torch.device) -> Tensor:
 
 
 def _near_mode(probabilities: Tensor) -> Tensor:
-    """Returns a mask of the bins that are at most REACH bins away from a pixel's most probable bin.
+    """Returns a mask of each pixel's most probable bin and the REACH bins on each side of it.
 
     Args:
         probabilities: (B, K, h, w), distributions over K bins.

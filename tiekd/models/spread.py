@@ -5,9 +5,10 @@ a Gaussian, and ignores rare far bins, which would dominate a variance. A DPM he
 Gaussian of a given sigma as its target, so its distribution has that width even where the depth is
 certain. `Spread` subtracts this certain width: the variances of independent causes add up, so
 sigma^2 = width^2 - certain width^2. The rule is exact for Gaussians and approximate for
-distributions of other shapes. Costs: a distribution is computed for a few image rows at a time
-(`readout.in_strips`), with about 120 MiB of temporary memory at any image size, 260 MiB with modes,
-and without a host sync.
+distributions of other shapes. `Spread` can also divide a distribution into its modes (separate
+peaks), and give depth and sigma of each. Costs: distributions are computed for a few image rows at
+a time (`readout.in_strips`), with about 120 MiB of temporary memory at any image size (260 MiB for
+modes), and without a host sync.
 """
 
 from collections.abc import Callable
@@ -34,7 +35,7 @@ _LEAST = 0.01
 
 
 def half_width(probabilities: Tensor, edges: Tensor) -> Tensor:
-    """Returns half of the distance between the quantiles at 16 and 84 %.
+    """Returns half of the distance between each distribution's quantiles at 16 and 84 %.
 
     Within a bin the probability is spread evenly.
 
@@ -78,7 +79,7 @@ def largest_modes(probabilities: Tensor, edges: Tensor, count: int) -> Modes:
         count: M, maximum number of returned modes, at most K.
 
     Returns:
-        The modes.
+        The modes: three tensors (B, M, h, w).
     """
     # Number the modes of each pixel: a local minimum begins a new mode. A minimum is strictly below
     # the bin before it but may equal the bin after it, so that a row of equal bins has one minimum.
@@ -103,8 +104,8 @@ def certain_widths(
 ) -> Tensor:
     """Returns the width of a DPM head's training target, for a target depth in each of the bins.
 
-    It differs from the target's sigma: the bins' own width adds to it, the first and last bin
-    reduce it, and the target of TIE-KD's published code isn't a Gaussian.
+    The width differs from the target's sigma: the bins' own width adds to it, the first and last
+    bin cut the distribution off, and the target of TIE-KD's published code isn't a Gaussian.
 
     Args:
         edges: (K + 1,), edges of the bins, metres, increasing.
@@ -114,7 +115,7 @@ def certain_widths(
             as `half_width`.
 
     Returns:
-        (K,), metres.
+        (K,), metres: element k is the width for a target depth at the centre of bin k.
     """
     depth = bin_centres(edges).view(1, 1, 1, -1)
     distribution, _ = cell_target(depth, sigma, None, edges, target)
@@ -122,7 +123,7 @@ def certain_widths(
 
 
 def without_certain(width: Tensor, depth: Tensor, certain: Tensor, edges: Tensor) -> Tensor:
-    """Subtracts, as variances, the width that a distribution has where the depth is certain.
+    """Subtracts from widths the width that a certain depth would have: sqrt(width^2 - certain^2).
 
     Args:
         width: (B, M, h, w), metres.
@@ -139,13 +140,13 @@ def without_certain(width: Tensor, depth: Tensor, certain: Tensor, edges: Tensor
 
 
 class Spread:
-    """Computes from a head's distributions how uncertain the depth of each pixel is.
+    """A callable that computes each pixel's depth and sigma from a head's distributions over bins.
 
     Attributes:
-        head: a DPM or AdaBins head. AdaBins is trained without a target distribution, so no width
-            is subtracted.
-        modes: the number of modes whose depth and sigma are returned; 0 for one depth and sigma of
-            the whole distribution.
+        head: a DPM or AdaBins head. For a DPM head, the width of its training target is subtracted
+            from the distribution's; AdaBins is trained without a target distribution.
+        modes: the number of modes (peaks of a distribution) whose depth and sigma a call returns; 0
+            for the mean and one sigma of the whole distribution.
 
     Args:
         head: the head of a network.
@@ -158,21 +159,22 @@ class Spread:
 
     @staticmethod
     def is_in(head: torch.nn.Module) -> bool:
-        """Returns True if a head predicts a distribution over depth bins."""
+        """Returns True if a head predicts distributions over bins, as `Dpm` and `AdaBins` do."""
         return isinstance(head, Dpm | AdaBins)
 
     @torch.no_grad()
     def __call__(self, features: Tensor, size: tuple[int, int]) -> Modes:
-        """Returns depth, sigma and weight of each pixel's modes, at the image's size.
+        """Returns depth, sigma and probability of each pixel's M modes, at the image's size.
 
         Args:
             features: (B, C, h, w), the head's input.
             size: (H, W) of the images.
 
         Returns:
-            The modes, (B, M, H, W) float32, in metres, or in canonical depth if the network has a
-            canonical camera. If the attribute `modes` is 0, M is 1: the mean and width of the whole
-            distribution.
+            The modes, whose three tensors are (B, M, H, W) float32 for M = `self.modes`. If that is
+            0, M is 1: the mean and sigma of the whole distribution, with weight 1. Depth and sigma
+            are in metres; for a network with `canonical_focal` they are canonical
+            (tiekd/models/canonical.py).
         """
         if isinstance(self.head, Dpm):
             packed = in_strips(self._packed_of_dpm, features, self.head.probabilities)
@@ -183,8 +185,8 @@ class Spread:
         smooth = not self.modes
         upsampling = getattr(self.head, "upsampling", None)
         if upsampling is not None:
-            # Upsample sigma by the weights that the network uses for depth, so that both have their
-            # edges at the same pixels.
+            # Upsample depth and sigma with the weights that the network uses for depth, so that
+            # both have their edges at the same pixels.
             fine = [upsampling(each, features, smooth) for each in packed.split(1, dim=1)]
             packed = torch.cat(fine, dim=1)[:, :, : size[0], : size[1]]
         packed = on_image_grid(packed, size, smooth)
@@ -200,7 +202,7 @@ class Spread:
         return torch.cat((depth, sigma, weight), dim=1)
 
     def _packed_of_adabins(self, features: Tensor) -> Tensor:
-        # Process one image at a time, since each has its own bins.
+        # Process one image at a time, since each image has its own bins.
         edges, maps = self.head.bins(features)
         images = [
             in_strips(lambda p, e=own: self._read(p, e), image[None], self.head.bin_probabilities)
@@ -224,7 +226,7 @@ def _quantile(probabilities: Tensor, below: Tensor, edges: Tensor, level: float)
     """Returns the depth below which a fraction `level` of each pixel's probability is.
 
     Args:
-        probabilities: (B, K, h, w).
+        probabilities: (B, K, h, w), distributions over K bins.
         below: (B, K, h, w), the cumulative probability up to each bin's upper edge.
         edges: (K + 1,), edges of the bins, metres.
         level: 0 to 1.

@@ -1,4 +1,4 @@
-"""The audit of a teacher: it searches the teacher's depth maps for mistakes before training.
+"""The audit of a teacher: searches the teacher's depth maps for mistakes before training.
 
 Such mistakes are e.g. inverse depth, another unit or mirrored maps. observe.py calls the teacher
 and resizes images and maps to one coarse grid (grid.py). The other modules are pure functions of

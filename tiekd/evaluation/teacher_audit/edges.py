@@ -16,7 +16,8 @@ from torch.nn.functional import normalize, pad
 
 from tiekd.evaluation.teacher_audit.grid import AuditFrame
 
-# The weights of a Gaussian with a sigma of one grid cell, at distances of 0, 1 and 2 cells.
+# The weights of a Gaussian filter with a sigma of one map element, at distances of 0, 1 and 2
+# elements.
 _WEIGHTS = (0.4026, 0.2442, 0.0545)
 _STRONG = 0.95  # gradients above this quantile of the magnitude are clipped to it
 
@@ -59,7 +60,7 @@ def rank_z(shares: np.ndarray) -> float:
 def own_shares(similarity: np.ndarray) -> np.ndarray:
     """Returns for each frame the fraction of other frames' maps that fit it worse than its own.
 
-    A map that fits as well as the frame's own counts half.
+    A map that fits as well as the frame's own is counted as one half.
 
     Args:
         similarity: (N, N); element (i, j) says how well frame j's map fits frame i.
@@ -80,8 +81,8 @@ class EdgeFigures:
         mirrored: (N,) correlation of each image's edges with those of its mirrored map.
         mirror_t: Mean of own - mirrored over the frames, divided by its standard error; below 0 if
             mirrored maps fit better.
-        own_z: How often an image's own map fits better than other frames' maps, as `rank_z` of
-            `own_shares`; near 0 by chance.
+        own_z: z statistic of how often an image's own map fits better than other frames' maps
+            (`rank_z` of `own_shares`); near 0 by chance.
 
     Args:
         frames: The frames, with images and maps of one size.
@@ -91,7 +92,8 @@ class EdgeFigures:
         images = _edges(_stacked([frame.image for frame in frames]))
         maps = _depth_edges(np.stack([frame.depth for frame in frames]))
         self.own = _correlations(images, maps).numpy()
-        # Compute the edges of mirrored maps by mirroring the edges, which gives the same.
+        # Mirror the edges of the maps instead of computing the edges of mirrored maps, which are
+        # the same.
         self.mirrored = _correlations(images, maps.flip(-1)).numpy()
         self.mirror_t = t_value(self.own - self.mirrored)
         self.own_z = rank_z(own_shares((images.flatten(1) @ maps.flatten(1).T).numpy()))
@@ -106,28 +108,29 @@ def _depth_edges(depths: np.ndarray) -> Tensor:
 
 
 def _without_holes(depths: np.ndarray) -> np.ndarray:
-    """Returns depth maps whose invalid cells have the depth of a neighbour.
+    """Returns depth maps whose invalid elements are filled with a neighbour's depth.
 
-    A map that leaves out what it doesn't know, such as a stereo camera's, has no depth beside near
-    objects, where one of the two cameras doesn't see the background. The edges of such objects are
-    in the holes. So a hole gets the farther one of the depths at its left and right end; and where
-    its row has no depth, the depth below.
+    The map of e.g. a stereo camera has invalid elements beside near objects, where one of the two
+    cameras doesn't see the background. The objects' depth edges are there. An invalid element gets
+    the larger one of the nearest valid depths to its left and its right, i.e. that of the
+    background. In a row without valid depth it gets the depth of the nearest row below that has
+    one, or else above.
 
     Args:
         depths: (N, h, w), metres, 0 where invalid.
 
     Returns:
-        (N, h, w), metres, above 0. A map without any valid cell is 1 m.
+        (N, h, w), metres, above 0. A map without any valid depth becomes 1 m everywhere.
     """
     valid = depths > 0
     columns = np.arange(depths.shape[2])
-    # Find the column of the nearest valid cell to the left and to the right of each cell.
+    # Find the column of the nearest valid element to the left and to the right of each element.
     left = np.maximum.accumulate(np.where(valid, columns, 0), axis=2)
     right = np.where(valid, columns, columns[-1])[..., ::-1]
     right = np.minimum.accumulate(right, axis=2)[..., ::-1]
     ends = [np.take_along_axis(depths, index, axis=2) for index in (left, right)]
     filled = np.where(valid, depths, np.maximum(*ends))
-    # Rows without a depth take that of the nearest row below which has one, or else above.
+    # Fill rows without a depth from the nearest row below that has one, or else from above.
     for rows in (range(depths.shape[1] - 2, -1, -1), range(1, depths.shape[1])):
         for row in rows:
             source = filled[:, row + 1 if rows.step < 0 else row - 1]
@@ -140,10 +143,11 @@ def _stacked(arrays: Sequence[np.ndarray]) -> Tensor:
 
 
 def _edges(maps: Tensor) -> Tensor:
-    """Returns the gradient magnitudes of N maps, prepared for correlations.
+    """Returns the gradient magnitudes of N maps, blurred before and normalised after.
 
-    With more than two maps, the mean over the maps is subtracted, and then each map's own mean.
-    Each result has the Euclidean norm 1, so that the correlation of two is their dot product.
+    With more than two maps, the mean over the maps is subtracted. Then each map's own mean is
+    subtracted, and the map is scaled to the Euclidean norm 1, so that the correlation of two maps
+    is their dot product.
 
     Args:
         maps: (N, h, w) float32, images or log depths.
@@ -166,7 +170,7 @@ def _edges(maps: Tensor) -> Tensor:
 
 
 def _blurred(maps: Tensor) -> Tensor:
-    """Blurs maps (N, h, w) along the last axis by a Gaussian whose sigma is one grid cell."""
+    """Blurs maps (N, h, w) along the last axis by a Gaussian whose sigma is one element."""
     reach = len(_WEIGHTS) - 1
     padded = pad(maps, (reach, reach), mode="replicate")
     width = maps.shape[-1]

@@ -19,37 +19,38 @@ SHORT_SIDE = 96  # cells of the audit's grid along an image's shorter side
 
 @dataclass(frozen=True)
 class AuditFrame:
-    """The data of one frame that the audit of a teacher uses.
+    """One frame's image, depths and measurements, from which the audit of a teacher is computed.
 
-    Maps are (h, w) float32, resized to the audit's grid of h x w cells. Some attributes compare the
-    depth with the teacher's depth for a changed image: a log ratio is the logarithm of the ratio of
-    two depths in the same cell, and "not asked" means that the teacher wasn't called for the
-    changed image.
+    The maps `image`, `depth`, `truth` and `swapped` are (h, w) float32, resized to the audit's
+    coarse grid of h x w cells. Some attributes compare `depth` with the teacher's depth for a
+    changed image. A log ratio is the logarithm of the ratio of two depths at the same position. An
+    attribute is None if the teacher wasn't called for that changed image.
 
     Attributes:
         index: The frame's index in the dataset.
         name: The frame's name in the dataset.
-        image: Map of the mean of red, green and blue, normalised as the networks' input is.
+        image: The mean of red, green and blue, normalised like the networks' input.
         depth: The teacher's depth, metres, 0 where invalid.
         truth: The ground truth, metres, 0 where not measured.
         intrinsics: (3, 3) float64 in cells of the grid, NaN where unknown.
-        levels: Number of distinct depths among the teacher's valid pixels, counted at the map's own
-            size, as for the next four attributes. A pixel is valid if its depth is finite and above
-            0.
+        levels: Number of distinct depths among the valid pixels of the teacher's map. A pixel is
+            valid if its depth is finite and above 0. For `levels`, `pixels`, `beyond`, `at_top` and
+            `valid` the map has the image's own size, not the grid's.
         pixels: Number of valid pixels.
         beyond: Fraction of the valid pixels whose depth is above the largest that the student can
             predict.
         at_top: Fraction of the valid pixels that have the frame's largest depth.
         valid: Fraction of all pixels that are valid.
-        swapped: The teacher's depth for the image with red and blue exchanged; None if not asked.
-        flip: Median |log ratio| of the teacher's depth for the mirrored image, mirrored back, to
-            `depth`; None if not asked.
-        zoom: (m, d) for the enlarged image: m is the median log ratio of its depth to the enlarged
-            depth of the image, d the median |log ratio - m|. None if not asked.
-        response: Logarithm of the change of depth in the part of the image that was covered,
-            divided by the change in the opposite part; None if not asked.
-        unrest: Mean |log ratio| of the depth of the image with noise to that without noise, for
-            the image as it is, and for the image with red and blue exchanged. None if not asked.
+        swapped: The teacher's depth for the image with red and blue exchanged, metres, or None.
+        flip: Median |log ratio| of the teacher's depth for the mirrored image, mirrored back, and
+            its depth for the image itself; or None.
+        zoom: (m, d): m is the median log ratio of the depth for the enlarged image to the enlarged
+            depth for the image itself; d is the median |log ratio - m|. Or None.
+        response: For the image whose left third is covered: log(a / b), where a is the mean |log
+            ratio| of depth with and without the cover in the left third, and b that in the right
+            third. Or None.
+        unrest: (a, b): a is the mean |log ratio| of the depths for the image with and without
+            noise, b the same for the image with red and blue exchanged. Or None.
         focals: Source -> focal length in pixels of the image at its own size. Sources are "listed"
             (the dataset's intrinsics), "teacher" (the teacher's estimate) and others, e.g. "exif".
     """
@@ -74,7 +75,7 @@ class AuditFrame:
 
 
 def grid_of(height: int, width: int) -> tuple[int, int]:
-    """Returns the size (rows, columns) of the audit's grid for images of the given size.
+    """Returns (rows, columns) of the coarse grid to which the audit resizes images of a given size.
 
     The shorter side has SHORT_SIDE cells, or as many as the image has pixels if those are fewer.
 
@@ -87,7 +88,7 @@ def grid_of(height: int, width: int) -> tuple[int, int]:
 
 
 def on_grid(image: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """Averages an image over its channels, and resizes it to the audit's grid.
+    """Averages an image over its channels, and resizes it to the audit's coarse grid.
 
     Args:
         image: (3, H, W), normalised.
@@ -101,7 +102,7 @@ def on_grid(image: Tensor, size: tuple[int, int]) -> np.ndarray:
 
 
 def depth_on_grid(depth: Tensor, size: tuple[int, int], min_share: float = 0.0) -> np.ndarray:
-    """Resizes a depth map to the audit's grid: a cell gets the geometric mean of its valid depths.
+    """Resizes a depth map to a coarse grid: a cell gets the geometric mean of its valid pixels.
 
     Args:
         depth: (H, W) metres; 0, negative or not finite where invalid.
@@ -123,7 +124,7 @@ def depth_on_grid(depth: Tensor, size: tuple[int, int], min_share: float = 0.0) 
 def intrinsics_on_grid(
     matrix: Tensor, own_size: tuple[int, int], size: tuple[int, int]
 ) -> np.ndarray:
-    """Converts a camera matrix from pixels of the image to cells of the grid.
+    """Converts a camera matrix from pixels of the image to cells of a coarse grid over the image.
 
     Args:
         matrix: (3, 3), in pixels of the image.
@@ -137,7 +138,7 @@ def intrinsics_on_grid(
     for row, (cells, pixels) in enumerate(((size[1], own_size[1]), (size[0], own_size[0]))):
         factor = cells / pixels
         scaled[row] *= factor
-        # Convert the principal point. In pixels as in cells, coordinate 0 is the centre of the
-        # first one, so its edge is at -1/2.
+        # Convert the principal point. Coordinate 0 is the centre of the first pixel, or of the
+        # first cell, so the image's left or top edge is at -1/2 in both units.
         scaled[row, 2] += (factor - 1) / 2
     return scaled

@@ -1,4 +1,4 @@
-"""Calls a teacher for some frames, and resizes its depth maps to the audit's grid.
+"""Calls a teacher for some frames, and resizes its depth maps to the audit's coarse grid (grid.py).
 
 Each frame is a batch of its own, neither cropped nor augmented, as when a teacher's maps are
 cached. A teacher that is a network can also be called for changed images (`Questions`), each of
@@ -33,13 +33,14 @@ _UNCHANGED = 1e-3  # mean |log ratio| of two maps up to which they count as equa
 
 @dataclass(frozen=True)
 class Questions:
-    """The changed images for which a teacher is called, beside each frame's own image.
+    """States for which changed images a teacher is called, in addition to the image itself.
 
-    A teacher whose maps are stored can't see changed images, so all are False for it.
+    A teacher whose maps are stored can't be called for changed images, so all attributes are False
+    for it.
 
     Attributes:
         swapped: True for the image with red and blue exchanged.
-        covered: True for the image whose left part is covered.
+        covered: True for the image whose left third is covered.
         changed: True for the mirrored, the enlarged and the noisy image.
     """
 
@@ -50,16 +51,17 @@ class Questions:
 
 @dataclass(frozen=True)
 class Observer:
-    """Calls a teacher for frames of a dataset, and collects what the audit needs.
+    """Calls a teacher for frames of a dataset, and measures its depth maps for the audit.
 
     Attributes:
         teacher: Function from a batch to the teacher's depth, (B, 1, H, W) float32, metres, or to a
             `Target`.
-        frames: The dataset.
+        frames: The dataset of the frames.
         max_depth_m: The student's largest depth in metres.
         device: Device to which batches are moved.
-        resize: The size to which images are resized for the teacher.
-        questions: The changed images for which the teacher is called, too.
+        resize: How images are resized for the teacher.
+        questions: The changed images for which the teacher is called, in addition to the image
+            itself.
         focals: Function from a frame's index to a dict of source -> focal length in pixels of the
             frame at its own size; None if only the dataset's intrinsics are known.
     """
@@ -73,13 +75,14 @@ class Observer:
     focals: Callable[[int], Mapping[str, float]] | None = None
 
     def observe(self, count: int) -> list[AuditFrame]:
-        """Calls the teacher for evenly spaced frames of the dataset, and measures its maps.
+        """Calls the teacher for evenly spaced frames of the dataset, and measures its depth maps.
 
         Args:
             count: Maximum number of frames.
 
         Returns:
-            The frames that could be read, with all maps on the grid of the first frame.
+            One entry for each frame that could be read. Its maps have the size of the grid that
+            `grid.grid_of` gives for the first frame.
         """
         found, size = [], None
         for index in spaced(len(self.frames), count):
@@ -106,7 +109,8 @@ class Observer:
     def depth(self, batch: Batch) -> Tensor:
         """Returns the teacher's depth of a single frame at the image's own size.
 
-        Depth is resized to that size by repeating the nearest value, without interpolation.
+        A network's depth is resized to that size by taking the nearest value, without
+        interpolation.
 
         Args:
             batch: A batch of one frame.
@@ -134,7 +138,7 @@ class Observer:
         return resizes.restored(batch.image, self.resize, own_size, smooth=True)[0].cpu()
 
     def _frame(self, index: int, batch: Batch, size: tuple[int, int]) -> AuditFrame:
-        # Call the teacher for the image, and for the changed images that are asked for.
+        # Call the teacher for the image, and for those changed images that `questions` states.
         own_size = tuple(batch.depth.shape[-2:])
         raw = self.depth(batch)
         valid = torch.isfinite(raw) & (raw > 0)
@@ -165,8 +169,8 @@ class Observer:
             valid=float(valid.float().mean()),
             swapped=swapped,
             response=response,
-            # Focal lengths of other sources are only compared with the listed one, so skip them
-            # without it.
+            # Focal lengths from other sources are only compared with that of the dataset, so leave
+            # them out if the dataset lists none.
             focals=listed and listed | self._estimated(batch) | self._other_focals(index),
             **changed,
         )
@@ -197,14 +201,14 @@ class Observer:
         }
 
     def _response(self, batch: Batch, raw: Tensor) -> float:
-        """Calls the teacher for a frame with a covered part, and returns how its depth responds.
+        """Compares the teacher's depth for an image whose left third is covered with that without.
 
         Args:
             batch: A batch of one frame.
             raw: (H, W), the teacher's depth of the frame without the cover, metres.
 
         Returns:
-            `AuditFrame.response` of the frame; NaN if the depth hardly changes.
+            The attribute `response` of the frame's `AuditFrame`; NaN if the depth hardly changes.
         """
         changed = _log_ratio_map(self.depth(covered(batch)), raw).abs()
         width = raw.shape[-1] // _COVERED
@@ -219,7 +223,7 @@ class Observer:
         return {} if self.focals is None else dict(self.focals(index))
 
     def _estimated(self, batch: Batch) -> dict[str, float]:
-        """Returns the teacher's own estimate of a frame's focal length.
+        """Returns the focal length of a frame that the teacher itself estimates, as a dict.
 
         A teacher that estimates focal lengths has a method `estimate_focal`, which maps a batch to
         (B,) focal lengths in pixels of `batch.image`, or to None if its network makes no estimate.
@@ -240,11 +244,11 @@ class Observer:
 
 
 def response_of(there: float, opposite: float) -> float:
-    """Returns the log ratio of depth's change in the covered part to that in the opposite part.
+    """Compares how much covering a part of an image changes depth there and in the opposite part.
 
     Args:
-        there: Mean |log ratio| of the depth with and without the cover, in the covered part.
-        opposite: The same mean in the part that is the mirror image of the covered one.
+        there: Mean |log(depth with the cover / depth without it)| in the covered part.
+        opposite: The same mean in the part at the opposite side of the image, of equal size.
 
     Returns:
         log(there / opposite): above 0 if depth changes where the image does, below 0 if the maps

@@ -35,7 +35,8 @@ _LINES = (
 # A teacher whose depth changes less than this if red and blue are exchanged hardly uses colours, so
 # whether its input should be BGR or RGB can't be measured.
 _COLOUR_BLIND = 0.05
-# The largest |log| of the depth's scale under zoom for which a teacher counts as equivariant.
+# A teacher is called scale-equivariant if enlarging the image changes depth, compared with the
+# enlarged depth map, by a factor whose |logarithm| is at most this.
 _EQUIVARIANT = 0.1
 
 
@@ -69,7 +70,7 @@ def table(verdict: Verdict) -> str:
 
 
 def undecided(verdict: Verdict) -> list[str]:
-    """Returns one text for each question that the audit couldn't decide, with the reason.
+    """Returns a text for each kind of mistake that the audit couldn't look for, with the reason.
 
     Args:
         verdict: The result of the audit.
@@ -106,11 +107,11 @@ def _remark(name: str, verdict: Verdict) -> str:
 
 
 def as_json(verdict: Verdict) -> dict:
-    """Returns the result of an audit as plain values for a JSON file.
+    """Returns the result of an audit as a dict of plain values for a JSON file.
 
-    The keys are `frames`, `frames_with_ground_truth`, `suspicions`, `undecided`, `figures` (the
-    measurements by name), and, from the ground truth, `ranges` and `per_frame`. Non-finite values
-    become None.
+    The keys are `frames` and `frames_with_ground_truth` (numbers of frames), `suspicions`,
+    `undecided` (texts), `figures` (the measurements by name), and the lists `ranges` and
+    `per_frame` (the comparison with ground truth, empty without it). Non-finite values become None.
 
     Args:
         verdict: The result of the audit.

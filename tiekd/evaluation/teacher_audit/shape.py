@@ -24,7 +24,7 @@ _GROUND_SHARE = 0.6
 def row_correlation(depth: np.ndarray) -> float:
     """Returns the rank correlation of each row's median depth with the row's index from the top.
 
-    Rows with a depth in less than half of their cells are left out.
+    Rows with a valid depth in less than half of their elements are left out.
 
     Args:
         depth: (h, w), depth map, metres, 0 where invalid.
@@ -58,8 +58,9 @@ def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
 def plane_preference(depth: np.ndarray) -> float:
     """Measures if planes are linear functions of the position in a map, or in the map's inverse.
 
-    In square windows of the map, linear functions are fitted to the map and to its inverse. Windows
-    count if either fit is good and the map varies enough to distinguish the two.
+    In square windows of the map, linear functions are fitted to the map and to its inverse. A
+    window is used if one of the two fits is good, and the depths in it vary enough to distinguish
+    the fits.
 
     Args:
         depth: (h, w), depth map, 0 where invalid.
@@ -67,7 +68,7 @@ def plane_preference(depth: np.ndarray) -> float:
     Returns:
         Median over the windows of log(residual of the fit to the inverse / residual of the fit to
         the map). It is below 0 if the map is depth, since planes are linear in inverse depth, and
-        above 0 if the map is inverse depth. NaN if no window counts.
+        above 0 if the map is inverse depth. NaN if no window is used.
     """
     height, width = depth.shape
     window = min(_WINDOW, height, width)

@@ -1,8 +1,8 @@
 """Compares a teacher's sigmas, i.e. the errors that it states, with its actual errors.
 
-Needs frames with ground truth. Each source of sigma, i.e. each way to estimate it, is measured by
-itself, on whole frames at the size of their ground truth. Cost: a call of the teacher for each
-frame and source. The measures are those of tiekd/evaluation/sigma_quality.py.
+Needs frames with ground truth. A teacher may offer several sources of sigma, i.e. ways to estimate
+it. Each is measured by itself, on whole frames at the size of their ground truth, by the measures
+of tiekd/evaluation/sigma_quality.py. Cost: a call of the teacher for each frame and source.
 """
 
 from collections.abc import Mapping
@@ -50,13 +50,17 @@ def observe(observer: Observer, count: int) -> list[SigmaFrame]:
 def calibration_of(
     source: str, figures: SigmaFigures, teacher: str | None, flip: bool
 ) -> Calibration:
-    """Returns the part of a sigma's measurements that a recipe uses to calibrate it.
+    """Converts a sigma's measurements to the `Calibration` by which a recipe corrects that sigma.
 
     Args:
-        source: Name of the source of sigma.
-        figures: The measurements of the source.
+        source: Name of the source of sigma, i.e. of the way in which the teacher estimates it.
+        figures: The measurements of this sigma.
         teacher: Digest of the teacher's weights; None if they aren't accessible.
-        flip: True if the teacher averages its depth with that for the mirrored image.
+        flip: True if the teacher's depth was averaged with that of the mirrored image.
+
+    Returns:
+        The calibration; `factors` holds a pair (median depth in metres, factor for sigma) for each
+        range of depth.
     """
     factors = tuple((each.depth_m, each.factor.value) for each in figures.ranges)
     return Calibration(
@@ -73,11 +77,11 @@ def calibration_of(
 
 
 def table(measured: Mapping[str, SigmaFigures], missing: Mapping[str, str]) -> str:
-    """Returns a text of each sigma source's measurements, and of which sources order errors.
+    """Returns a text table of how well each source of sigma predicts the teacher's errors.
 
     Args:
-        measured: Name of the source -> its measurements.
-        missing: Name of a source that the teacher doesn't have -> the reason.
+        measured: Name of the source of sigma -> its measurements.
+        missing: Name of a source that the teacher doesn't offer -> the reason.
     """
     lines = [f"{'sigma from':<12}{'rank correlation':>20}{'at equal depth':>20}{'gain':>20}"]
     for source, figures in measured.items():
@@ -99,10 +103,10 @@ def table(measured: Mapping[str, SigmaFigures], missing: Mapping[str, str]) -> s
 
 
 def shortage(frames: list[SigmaFrame]) -> str | None:
-    """Returns a message if too few frames have ground truth to measure a sigma; else None.
+    """Returns a message if fewer than MIN_FRAMES frames have ground truth; otherwise None.
 
     Args:
-        frames: The pixels of each frame, as `observe` returns them.
+        frames: The pixels of each frame with ground truth and sigma, as `observe` returns them.
     """
     with_truth = int(np.sum([len(frame.sigma) > 0 for frame in frames]))
     if with_truth >= MIN_FRAMES:

@@ -1,4 +1,8 @@
-"""Compares a teacher's depth maps with sparse or dense ground truth on the audit's coarse grid."""
+"""Compares a teacher's depth maps with sparse or dense ground truth.
+
+Both are compared after they were resized to the coarse grid of the audit (grid.py), whose elements
+are called cells.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,9 +13,10 @@ from tiekd.evaluation.teacher_audit.edges import own_shares, rank_z, t_value
 from tiekd.evaluation.teacher_audit.grid import AuditFrame
 from tiekd.evaluation.teacher_audit.shape import rank_correlation
 
-# The minimum number of cells with both the teacher's and the true depth for a frame to be compared.
+# A frame is compared if at least this number of grid cells has both the teacher's and a true depth.
 MIN_CELLS = 50
-# The number of a frame's cells at which every other frame's map is compared with its truth.
+# The approximate number of grid cells at which each frame's truth is compared with all frames'
+# maps.
 _COMPARED = 300
 _SHARES = (0.0, 0.25, 0.5, 1.0)  # ends of the depth ranges, as fractions of max_depth_m
 
@@ -19,8 +24,8 @@ _SHARES = (0.0, 0.25, 0.5, 1.0)  # ends of the depth ranges, as fractions of max
 class FrameTruth(NamedTuple):
     """The comparison of one frame's depth map with its ground truth.
 
-    The cells in which both have a depth are compared. All attributes are NaN if there are fewer
-    than MIN_CELLS such cells.
+    Map and truth are compared in those cells of the audit's coarse grid in which both have a depth.
+    All attributes are NaN if there are fewer than MIN_CELLS such cells.
 
     Attributes:
         abs_rel: Mean |teacher - truth| / truth.
@@ -29,9 +34,9 @@ class FrameTruth(NamedTuple):
         correlation: Rank correlation of teacher and truth.
         fit_scale: s of truth = s * teacher + t, a robust fit whose residuals are relative to depth.
         fit_shift: t of the fit truth = s * teacher + t, metres.
-        shift_gain: Median relative residual of this fit, divided by that of the map teacher /
-            scale.
-        relative_shift: |t| divided by the median truth.
+        shift_gain: Median |residual| / truth of this fit, divided by that of teacher / scale, i.e.
+            of a correction without shift.
+        relative_shift: |t| of the fit, divided by the median truth.
     """
 
     abs_rel: float
@@ -54,15 +59,15 @@ class TruthFigures(NamedTuple):
         mirror_t: Mean over frames of log(error of the mirrored map / error of the map), divided by
             its standard error; below 0 if mirrored maps fit better.
         mirror_ratio: Median over frames of (error of the mirrored map / error of the map).
-        own_z: How often a frame's own map fits its truth better than other frames' maps, as
-            `edges.rank_z`; near 0 by chance.
+        own_z: z statistic of how often a frame's own map fits its truth better than other frames'
+            maps (`edges.rank_z`); near 0 by chance.
         swap_t: Mean over frames of log(error with red and blue exchanged / error), divided by its
             standard error. Below 0 if the error is smaller with red and blue exchanged; NaN if the
             teacher wasn't called for such images.
         swap_ratio: Geometric mean over frames of (error with red and blue exchanged / error).
         ranges: (from_m, to_m, cells, bias_m, abs_rel) of each range of the ground truth, nearest
-            first: its ends in metres, number of cells, mean of teacher - truth in metres, and mean
-            of |teacher - truth| / truth.
+            first: its ends in metres, number of grid cells of all frames, mean of teacher - truth
+            in metres, and mean of |teacher - truth| / truth.
     """
 
     frames: list[FrameTruth]
@@ -79,15 +84,18 @@ def compare(frames: Sequence[AuditFrame], max_depth_m: float) -> TruthFigures:
     """Compares the teacher's depth maps of frames with their ground truth.
 
     Args:
-        frames: The frames, on one grid.
-        max_depth_m: The student's largest depth in metres, where the last range ends.
+        frames: The frames, whose maps have the same size.
+        max_depth_m: The student's largest depth in metres, where the last depth range ends.
+
+    Returns:
+        The comparison of each frame, and statistics over the frames.
     """
     # Keep the frames with enough ground truth.
     each = [_frame_truth(frame.depth, frame.truth) for frame in frames]
     counted = [i for i, figures in enumerate(each) if np.isfinite(figures.aligned)]
     kept = [frames[i] for i in counted]
-    # Compare the error of each map with that of its mirror image, of the map for exchanged
-    # channels, and of other frames' maps.
+    # Compare the error of each map with that of its mirror image, of the map for the image with red
+    # and blue exchanged, and of other frames' maps.
     own = np.array([each[i].aligned for i in counted])
     mirrored = np.array([aligned_error(f.depth[:, ::-1], f.truth) for f in kept])
     ratios = np.log((mirrored + 1e-4) / (own + 1e-4))
@@ -113,8 +121,8 @@ def aligned_error(depth: np.ndarray, truth: np.ndarray) -> float:
         truth: (h, w), metres, 0 where not measured.
 
     Returns:
-        The median of |r - m|, where r is log(depth / truth) of a cell and m the median of r; NaN if
-        fewer than MIN_CELLS cells have both depths.
+        The median of |r - m|, where r is log(depth / truth) of an element and m the median of r;
+        NaN if fewer than MIN_CELLS elements have both depths.
     """
     ratio = _log_ratio(depth, truth)
     if ratio is None:
@@ -125,10 +133,11 @@ def aligned_error(depth: np.ndarray, truth: np.ndarray) -> float:
 def _errors_of_all(frames: Sequence[AuditFrame]) -> np.ndarray:
     """Returns the error of every frame's map relative to every frame's ground truth.
 
-    Errors are those of `aligned_error`, computed at some of the cells with ground truth only.
+    Errors are those of `aligned_error`, but computed at no more than some 600 of a frame's cells
+    with ground truth.
 
     Args:
-        frames: N frames on one grid.
+        frames: N frames, whose maps have the same size.
 
     Returns:
         (N, N); element (i, j) is the error of frame j's map relative to frame i's ground truth, or
@@ -160,8 +169,8 @@ def _mean_error(depth: np.ndarray, truth: np.ndarray) -> float:
         truth: (h, w), metres, 0 where not measured.
 
     Returns:
-        The mean of |r - m|, where r is log(depth / truth) of a cell and m the median of r; NaN if
-        fewer than MIN_CELLS cells have both depths.
+        The mean of |r - m|, where r is log(depth / truth) of an element and m the median of r;
+        NaN if fewer than MIN_CELLS elements have both depths.
     """
     ratio = _log_ratio(depth, truth)
     return float("nan") if ratio is None else float(np.mean(np.abs(ratio - np.median(ratio))))
@@ -173,11 +182,12 @@ def _mean_ratio(logs: np.ndarray) -> float:
 
 
 def _swap_ratio(frame: AuditFrame) -> float:
-    """Returns log(error of the map with red and blue exchanged / error of the map).
+    """Returns log(a / b), with the errors a and b of the depth with red and blue exchanged or not.
 
     Args:
-        frame: The frame. If its attribute `swapped` is None or it has too little ground truth, the
-            result is NaN.
+        frame: The frame. Its map `swapped` has the error a, its map `depth` the error b, as
+            `_mean_error` computes them. If `swapped` is None or there is too little ground truth,
+            the result is NaN.
     """
     if frame.swapped is None:
         return float("nan")

@@ -1,10 +1,10 @@
 """Decides from the audit's measurements which mistakes a teacher is suspected of.
 
-Each rule compares measurements, called figures, with limits. If enough frames have ground truth,
-the less certain rules for frames without it raise no suspicion. The limits were set such that good
-teachers pass; tiekd/tools/TEACHER_AUDIT.md lists the figures of such teachers. Not found without
-ground truth: an affine error (depth = s * map + t), and a scale that is wrong by less than the
-factor between two units.
+Each rule compares measurements, called figures, with limits. If at least MIN_FRAMES frames have
+ground truth, rules that use it replace the less certain rules that don't. The limits were set such
+that good teachers pass; tiekd/tools/TEACHER_AUDIT.md lists the figures of such teachers. Not found
+without ground truth: an affine error (depth = s * map + t), and a scale that is wrong by less than
+the factor between two units.
 """
 
 from collections.abc import Sequence
@@ -29,40 +29,48 @@ class Limits:
     """The limits with which the audit's figures, i.e. measurements, are compared.
 
     Attributes:
-        scale: Largest factor by which the teacher's scale may differ from that of the truth.
-        unit: Largest factor between a wrong scale and that of another unit for the unit to be
-            suspected.
-        focal: Largest ratio of the focal lengths that two sources give which isn't suspicious.
-        estimate: Like `focal`, for the ratio to the teacher's own estimate, which is less certain.
-        focal_scale: Largest factor between a wrong scale and the ratio of focal lengths for the
-            focal length to be suspected.
-        aligned: Largest median error, after each frame's scale is corrected, that isn't suspicious.
-        correlation: Rank correlation with the truth below which inverse depth is suspected.
-        shift: Smallest |shift| of the affine fit, relative to depth, that is suspicious.
-        shift_gain: Largest ratio of errors with and without the affine fit for which the shift is
-            suspected.
-        t: Number of standard errors by which mirrored maps or exchanged channels must fit better to
-            be suspected.
-        inverse_t: Number of standard errors of `shape.inverse_t` from which inverse depth is
-            suspected without ground truth.
-        own_z: Number of standard errors by which frames' own maps must fit better than other
-            frames' maps, or else they are suspected to belong to other frames.
-        variety: Smallest median |log ratio| of two frames' maps at which maps of other frames can
-            be noticed; the maps of a camera that stands still differ by less.
-        swap_ratio: Ratio of the error with red and blue exchanged to that without, below which
-            exchanged channels are suspected.
-        mirror_ratio: Ratio of the mirrored maps' error to the maps' error, below which mirrored
-            maps are suspected.
-        unrest_ratio: Ratio of noise's effect on the image as it is to its effect with red and blue
-            exchanged, above which exchanged channels are suspected.
-        response: Smallest |AuditFrame.response| that proves that the teacher's maps depend on their
-            image; if it is negative, the maps are mirrored.
-        levels: Largest number of distinct depths of a map that is taken for 8-bit data.
-        beyond: Largest fraction of pixels above the student's largest depth.
-        at_top: Largest fraction of pixels at a map's largest depth.
-        valid: Smallest fraction of pixels with a depth.
-        heights_m: The camera's smallest and largest height above the ground, metres.
-        median: Smallest median depth, as a fraction of the student's largest depth.
+        scale: Largest factor between the teacher's depth and ground truth that isn't suspicious.
+        unit: Another unit, e.g. millimetres, is suspected if the ratio of the teacher's depth to
+            ground truth is the number of such units in a metre, up to this factor.
+        focal: Largest factor between the dataset's focal length and another source's, e.g. EXIF's,
+            that isn't suspicious.
+        estimate: Like `focal`, but for the focal length that the teacher itself estimates, which is
+            less certain.
+        focal_scale: A wrong focal length is suspected as the cause of a wrong scale if the scale
+            differs from the ratio of the two focal lengths by at most this factor.
+        aligned: Largest `truth.aligned_error`, i.e. error after each frame's scale is corrected,
+            that isn't suspicious; median over frames.
+        correlation: Inverse depth is suspected if the rank correlation with the truth is below
+            this.
+        shift: Smallest |t| of the fit truth = s * depth + t, relative to depth, that is suspicious.
+        shift_gain: The shift t is suspected only if the error of the fit is smaller than this
+            fraction of the error of a fit without t.
+        t: Mirrored maps are suspected if maps fit better after mirroring by more than this number
+            of standard errors; and exchanged colour channels if maps fit better with red and blue
+            exchanged.
+        inverse_t: Without ground truth, inverse depth is suspected if `shape.inverse_t` is above
+            this number of standard errors.
+        own_z: Maps are suspected to belong to other frames if frames' own maps fit better than
+            other frames' maps by less than this number of standard errors.
+        variety: Maps of other frames are suspected only if the maps of consecutive frames differ by
+            a median |log ratio| above this. Those of a camera that stands still differ by less.
+        swap_ratio: Exchanged colour channels are suspected only if exchanging red and blue
+            multiplies the error by less than this.
+        mirror_ratio: Mirrored maps are suspected only if mirroring the maps multiplies their error
+            by less than this.
+        unrest_ratio: Without ground truth, exchanged colour channels are suspected only if noise in
+            the image changes depth by more than this factor times the change with red and blue
+            exchanged.
+        response: A teacher's maps depend on their image if |`AuditFrame.response`| is above this,
+            and are mirrored if the response is below minus this.
+        levels: A map with at most this number of distinct depths is taken for 8-bit data.
+        beyond: Largest fraction of depths above the student's largest depth that isn't suspicious.
+        at_top: Largest fraction of pixels with the map's largest depth that isn't suspicious.
+        valid: Smallest fraction of pixels with a depth that isn't suspicious.
+        heights_m: The smallest and the largest height of the camera above the ground that isn't
+            suspicious, metres.
+        median: Smallest median depth that isn't suspicious, as a fraction of the student's largest
+            depth.
     """
 
     scale: float = 1.35
@@ -94,8 +102,12 @@ class Suspicion(NamedTuple):
     """A mistake of a teacher that the audit suspects.
 
     Attributes:
-        kind: One of "unit", "inverse", "affine", "mirrored", "bgr", "foreign", "focal", "estimate",
-            "scale", "range", "levels", "empty" and "error".
+        kind: "unit" (not metres), "inverse" (inverse depth), "affine" (depth = s * map + t),
+            "mirrored", "bgr" (red and blue exchanged), "foreign" (maps of other frames), "focal"
+            (wrong focal length), "estimate" (the teacher itself estimates another focal length),
+            "scale" (wrong scale of unknown cause), "range" (depths beyond the student's range),
+            "levels" (8-bit maps), "empty" (hardly any depth) or "error" (large error of unknown
+            cause).
         message: The likely cause, and the measurement that indicates it.
     """
 
@@ -109,10 +121,12 @@ class Verdict:
 
     Attributes:
         frames: Number of audited frames.
-        figures: name -> value of every measurement; NaN if it couldn't be made.
+        figures: name of a measurement -> value; NaN if it couldn't be made. Measurements that need
+            ground truth are missing if `truth` is None, and most are if no map has a depth.
         suspicions: The suspected mistakes, the most likely first; empty if all figures are within
             their limits.
-        truth: The comparison with ground truth; None if fewer than MIN_FRAMES frames have any.
+        truth: The comparison with ground truth; None if fewer than MIN_FRAMES frames have enough of
+            it.
         edges: The comparison of the maps' edges with the images'; None for maps without any depth.
     """
 
@@ -126,11 +140,11 @@ class Verdict:
     def certain(self) -> list[Suspicion]:
         """The suspicions that are certain enough to stop a training run.
 
-        All are, with two exceptions: "estimate", a focal length that only the teacher's own
-        estimate contradicts; and "foreign", maps of other frames, if the maps are stored and there
-        is no ground truth. The suspicion "foreign" is then based on edges alone, which blurred maps
-        lack even if they are of the right frames. A teacher that is a network is also called for
-        covered images, which shows more.
+        All are, with two exceptions. One is the kind "estimate", a focal length that only the
+        teacher's own estimate contradicts. The other is "foreign", maps of other frames, if the
+        maps are stored and there is no ground truth: it is then based on edges alone, and blurred
+        maps have no edges even if they are of the right frames. For a teacher that is a network,
+        maps for partly covered images are also compared.
         """
         unsure = {"estimate"}
         if self.truth is None and not np.isfinite(self.figures["response"]):
@@ -139,7 +153,7 @@ class Verdict:
 
     @property
     def kinds(self) -> list[str]:
-        """The attribute `kind` of each of the suspicions, in their order."""
+        """The attribute `kind` of each of `suspicions`, in their order."""
         return [suspicion.kind for suspicion in self.suspicions]
 
 
@@ -149,9 +163,12 @@ def judge(
     """Audits a teacher: measures its depth maps of some frames, and decides what is suspicious.
 
     Args:
-        frames: The frames, on one grid.
+        frames: The frames, whose maps have the same size.
         max_depth_m: The student's largest depth in metres.
         limits: The limits of the measurements; None for the default ones.
+
+    Returns:
+        The measurements, and the suspected mistakes.
     """
     return decide(measure(frames, max_depth_m), max_depth_m, limits)
 
@@ -160,11 +177,11 @@ def measure(frames: Sequence[AuditFrame], max_depth_m: float) -> Verdict:
     """Makes all measurements of the depth maps of some frames.
 
     Args:
-        frames: The frames, on one grid.
+        frames: The frames, whose maps have the same size.
         max_depth_m: The student's largest depth in metres.
 
     Returns:
-        The measurements, with an empty list of suspicions, which `decide` adds.
+        The measurements as a `Verdict` without suspicions, which `decide` adds.
     """
     verdict = Verdict(len(frames), _plain_figures(frames))
     figures = verdict.figures
@@ -200,12 +217,13 @@ def decide(verdict: Verdict, max_depth_m: float, limits: Limits | None = None) -
     if figures["valid"] < limits.valid or not np.isfinite(figures["median_m"]):
         text = f"only {figures['valid']:.0%} of the pixels have a depth"
         return replace(verdict, suspicions=[Suspicion("empty", text)])
-    # If there is ground truth, the less certain rules without it aren't used.
+    # Apply the rules that use ground truth or, if there is none, those less certain ones that
+    # don't.
     if verdict.truth is not None:
         found = _with_truth(figures, limits)
     else:
         found = _without_truth(figures, max_depth_m, limits)
-    # Add the suspicions of the rules that are as certain without ground truth as with it.
+    # Add the suspicions of rules that don't depend on whether there is ground truth.
     found += _either_way(figures, limits, {suspicion.kind for suspicion in found})
     return replace(verdict, suspicions=found)
 
@@ -239,15 +257,16 @@ def _median(values: Sequence[float | None]) -> float:
 
 
 def _focal_ratio(frames: Sequence[AuditFrame], *, of_teacher: bool) -> float:
-    """Returns the median ratio of the dataset's focal length to that of another source.
+    """Returns the median ratio of the dataset's focal length to that from another source.
 
     Args:
-        frames: The frames; the ratios to all such sources in all frames are included.
-        of_teacher: True for the ratio to the teacher's own estimate, False for the ratio to all
+        frames: The frames, whose attribute `focals` has the focal lengths. The median is over all
+            frames and all sources.
+        of_teacher: True for the ratio to the teacher's own estimate, False for the ratios to all
             other sources, e.g. EXIF.
 
     Returns:
-        The ratio; NaN if no frame has both a listed focal length and one of such a source.
+        The ratio; NaN if no frame has a focal length both of the dataset and from such a source.
     """
     ratios = []
     for frame in frames:
@@ -295,7 +314,7 @@ def _swap_change(frames: Sequence[AuditFrame]) -> float:
 
 
 def _unrest(frames: Sequence[AuditFrame]) -> tuple[float, float]:
-    """Compares how much noise changes depth with and without red and blue exchanged.
+    """Compares how much image noise changes depth with and without red and blue exchanged.
 
     Args:
         frames: The frames, whose attribute `unrest` has the two changes.
@@ -475,7 +494,7 @@ def _unit(figures: dict[str, float], max_depth_m: float, limits: Limits) -> list
 
 
 def _either_way(figures: dict[str, float], limits: Limits, kinds: set[str]) -> list[Suspicion]:
-    """Returns the suspicions of the rules that are the same with and without ground truth.
+    """Returns the suspicions of rules that don't depend on whether there is ground truth.
 
     Args:
         figures: name -> value of every measurement.

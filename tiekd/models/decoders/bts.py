@@ -23,8 +23,8 @@ STRIDES = (2, 4, 8, 16, 32)
 WIDTHS = (128, 256, 512, 1024)
 DILATIONS = (3, 6, 12, 18, 24)
 NORM_EPS, NORM_MOMENTUM = 1.1e-5, 0.01
-# Minimum denominator in the depth of a local plane (`spread_planes`). It bounds the depth of planes
-# that are almost parallel to a pixel's viewing ray.
+# Smallest denominator in the formula for a local plane's depth (`spread_planes`). It bounds the
+# depth of planes that are almost parallel to a pixel's viewing ray.
 STEEPEST = 0.01
 
 
@@ -41,7 +41,7 @@ class Bts(nn.Module):
 
     Args:
         encoder_channels: number of channels of each feature, fine to coarse.
-        encoder_strides: stride of each feature; must equal STRIDES.
+        encoder_strides: stride of each feature; must be STRIDES, i.e. 2, 4, 8, 16 and 32.
         width: number of channels at stride 16, halved at each finer level (published: 512).
         norm_momentum: momentum of the norms' running statistics; with the published 0.01 they need
             hundreds of iterations to converge.
@@ -119,7 +119,8 @@ class Bts(nn.Module):
         x = torch.cat([self.up2(x, size2), skip2, _every(depth4, 2, size2).to(x.dtype)], dim=1)
         x = _elu(self.merge2(x))
         depth2 = spread_planes(to_planes(self.plane2(x)), 2)
-        # Upsample to the image's size, and concatenate the depths of all levels.
+        # Upsample the features to the image's size, and concatenate the planes' depths of all
+        # levels.
         x = self.up1(x, image_size)
         depth1 = self.plane1(x).float().sigmoid()
         depths = [
@@ -159,8 +160,9 @@ class UpConv(nn.Module):
 class DenseAspp(nn.Module):
     """Densely connected atrous (dilated) convolutions, whose outputs a 3x3 convolution fuses.
 
-    There is one atrous convolution for each of DILATIONS; each gets the outputs of all earlier
-    ones.
+    There is one atrous convolution for each dilation in DILATIONS. It gets the features, the
+    encoder's feature and the outputs of all earlier atrous convolutions; the first one gets the
+    features only.
 
     Args:
         channels: number of channels of the features.
@@ -215,7 +217,7 @@ class AtrousConv(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Applies the layers that the class describes to x.
+        """Applies norms, activations, 1x1 and dilated convolution to x.
 
         Args:
             x: (B, in_channels, h, w).
@@ -248,7 +250,7 @@ class Reduction(nn.Module):
         self.out = nn.Conv2d(in_channels, out_channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Applies the layers that the class describes to x.
+        """Applies the 1x1 convolutions to x, one after the other.
 
         Args:
             x: (B, in_channels, h, w).

@@ -114,8 +114,8 @@ class DenseDepth(nn.Module):
         if not levels:
             x = deepest(x)
         for level, skip in zip(levels, reversed(features[:-1]), strict=True):
-            # The first level applies the 1x1 convolution, merged with its own 3x3 convolution if
-            # this saves computation.
+            # Let only the first level apply the 1x1 convolution. If this saves computation, the
+            # level merges it with its own 3x3 convolution.
             x = level(x, tuple(skip.shape[2:]), skip, pointwise)
             pointwise = None
         for extra in self.extras:
@@ -125,9 +125,10 @@ class DenseDepth(nn.Module):
         return x
 
     def fold(self) -> None:
-        """Merges the decoder's 1x1 convolution into the next one, if that saves computation.
+        """Merges the decoder's 1x1 convolution into the next 3x3 one, if that saves computation.
 
-        The decoder and its state dict are changed in place, so call this method for inference only.
+        It saves computation if the 1x1 convolution has more output than input channels. The decoder
+        and its state dict are changed in place, so call this method for inference only.
         """
         deepest = self.levels[0]
         if len(self.levels) > 1 and isinstance(deepest, PointwiseConv) and deepest.adds_channels:
@@ -139,18 +140,18 @@ class TwoConvs(nn.Module):
     """Two 3x3 convolutions with activation; the first one upsamples its input.
 
     On a CPU in fp32 the convolutions use the memory layout that tiekd/kernels/layouts.py chooses,
-    usually channels_last if there are more feature values than weights. If features are contiguous,
-    oneDNN copies them to a layout of its own and back, which takes an eighth of the published
-    student's time per iteration and a tenth of its memory.
+    usually channels_last if there are more feature values than weights. oneDNN would copy
+    contiguous (NCHW) features to a layout of its own and back. For the published student this would
+    take an eighth of the time of a training iteration and a tenth of its memory.
 
     Attributes:
-        plain: True to keep the input's memory layout instead of choosing one.
+        plain: True to keep the input's memory layout instead of choosing one; False by default.
 
     Args:
         in_channels: number of channels of the upsampled features and the encoder's feature
             together.
         out_channels: number of output channels.
-        activation: one of ACTIVATIONS.
+        activation: "relu" or "leaky_relu", a key of ACTIVATIONS.
     """
 
     plain = False

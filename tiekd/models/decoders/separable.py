@@ -3,8 +3,8 @@
 The deepest feature passes a 1x1 convolution. Then, for each finer feature: a 1x1 convolution to
 that level's width, bilinear upsampling (corners aligned), addition of the encoder's feature after a
 1x1 convolution of its own, and blocks of a 3x3 depthwise and a 1x1 convolution with a skip
-connection. All have BatchNorm. Depthwise separable decoders and sums instead of concatenations are
-those of FastDepth (Wofk et al. 2019, arXiv 1903.03273).
+connection. All convolutions have BatchNorm. Depthwise separable decoders and sums instead of
+concatenations are those of FastDepth (Wofk et al. 2019, arXiv 1903.03273).
 
 Cost with widths of 64, 96, 128 and 128 and two blocks a level on EfficientNet-Lite 0: 0.36 GMAC at
 352x704, where DenseDepth of the same widths has 2.9. The output has the finest feature's stride, so
@@ -59,8 +59,8 @@ class Separable(nn.Module):
         self.stride = encoder_strides[0]
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                # Compute the fan-out here: torch's own ignores groups, so it is 9 for a depthwise
-                # 3x3 convolution with any number of channels.
+                # Compute the fan-out from the output channels of one group. nn.init.kaiming_normal_
+                # counts those of all groups, which differs for depthwise convolutions.
                 fan_out = module.out_channels * module.kernel_size[0] ** 2 / module.groups
                 nn.init.normal_(module.weight, std=(2 / fan_out) ** 0.5)
 
@@ -94,7 +94,7 @@ class Level(nn.Module):
         self.blocks = nn.ModuleList(SeparableConv(width) for _ in range(blocks))
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        """Upsamples x to the size of `skip`, and fuses both.
+        """Upsamples x, adds `skip` after a 1x1 convolution, and applies the separable convolutions.
 
         Args:
             x: (B, in_channels, h, w), the coarser features.

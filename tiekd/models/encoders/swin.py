@@ -39,12 +39,12 @@ class Swin(nn.Module):
             depth, Huang et al. 2016, arXiv 1603.09382). It rises linearly from 0 at the first
             block. Random numbers come from the device's generator, whose state is saved in
             checkpoints.
-        pretrained: "imagenet" (Swin-T only) or a file of weights, which
-            `tiekd.models.weights.pretrained.load` loads; nothing is read here.
+        pretrained: "imagenet" (Swin-T only) or a file of weights; it isn't read here, but by
+            `tiekd.models.weights.pretrained.load`.
     """
 
-    # Prefixes of the names of tensors that a classifier's weights lack: those of the norms of the
-    # returned features.
+    # Prefixes of the names of tensors that pretrained weights of a classifier don't contain: the
+    # norms of the returned features.
     not_pretrained = ("norms.",)
 
     def __init__(
@@ -146,10 +146,11 @@ class Block(nn.Module):
         return x + self._dropped(self.project(gelu(self.expand(self.norm2(x)))))
 
     def _dropped(self, x: Tensor) -> Tensor:
-        """Applies stochastic depth: in training, sets random images of x to 0.
+        """Applies stochastic depth to x, (B, H, W, channels): in training, sets random images to 0.
 
-        Each image is set to 0 with the probability drop_path. The other images are multiplied by 1
-        / (1 - drop_path), which keeps the expected value.
+        Each image is set to 0 with the probability drop_path. The other images are divided by (1 -
+        drop_path), so that the expected value stays the same. In eval mode, or with a drop_path of
+        0, x itself is returned.
 
         Args:
             x: (B, H, W, channels).
@@ -192,7 +193,7 @@ class PatchMerging(nn.Module):
 def _check(
     width: int, depths: Sequence[int], heads: Sequence[int], window: int, drop_path: float
 ) -> None:
-    """Checks arguments of the class `Swin`, where they are described under the same names.
+    """Checks arguments of the class `Swin`. The docstring of that class describes each.
 
     Raises:
         RecipeError: an argument is out of range.

@@ -38,15 +38,16 @@ class Timm(nn.Module):
     Attributes:
         channels: number of channels of each returned feature, fine to coarse.
         strides: stride of each returned feature relative to the image, fine to coarse.
-        pretrained: the argument `pretrained`.
-        collection: "hub", the value of `pretrained` for the weights that timm offers for download.
+        pretrained: the value of the argument `pretrained`.
+        collection: "hub", the value of `pretrained` that stands for the weights that timm offers
+            for download.
 
     Args:
         model: timm's name, with or without a tag of weights ("resnet50" or "resnet50.a1_in1k").
         taps: indices of the returned features in increasing order, counted from 0 as in timm's
             option `out_indices`; None for all features that timm returns by default.
         pretrained: "hub", which downloads timm's weights; a file of weights with timm's names (.pth
-            or .safetensors); or None for random weights. Nothing is read here, see
+            or .safetensors); or None for random weights. The weights aren't read here, but by
             `tiekd.models.weights.pretrained.load`.
     """
 
@@ -160,7 +161,7 @@ def _check_name(model: str) -> None:
 
 
 def _create(model: str, taps: tuple[int, ...] | None, **options) -> nn.Module:
-    """Returns timm's feature extractor for a model.
+    """Returns timm's feature extractor for a model, an nn.Module with random weights.
 
     Args:
         model: timm's name of the model.
@@ -225,7 +226,8 @@ def _needs_padding(
 
     Raises:
         RecipeError: even for an image whose sides are multiples of the largest stride, the backbone
-            raises an error, or a feature has another size or number of channels than it should.
+            raises an error, or a feature doesn't have the size or the number of channels that
+            `strides` and `channels` imply.
     """
     backbone.eval()
     for side in (2 * strides[-1] + 1, 2 * strides[-1]):
@@ -244,9 +246,10 @@ def _needs_padding(
 
 
 def _with_own_norms(module: nn.Module) -> nn.Module:
-    """Replaces all batch norms within `module` by this project's `BatchNorm2d`, in place.
+    """Replaces all batch norms among the submodules of `module` by `BatchNorm2d`, in place.
 
-    The result is `module` itself. Parameters and statistics are copied. A norm of timm that
+    `module` itself is returned. The new norms are of this project's class `BatchNorm2d`, whose
+    statistics cover all ranks' images. Parameters and statistics are copied. A norm of timm that
     includes an activation becomes a norm followed by the activation. Norms without parameters or
     without running statistics aren't replaced.
     """
@@ -292,7 +295,7 @@ def _read_file(path: Path, model: str) -> tuple[dict[str, Tensor], list[str]]:
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
     # Create timm's whole model, with its classifier, since weights files have the tensors of the
-    # whole model. The names of the feature extractor's tensors may differ from them.
+    # whole model. The tensors of the feature extractor may have other names.
     whole = timm.create_model(model)
     classifiers = whole.pretrained_cfg.get("classifier") or ()
     classifiers = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)

@@ -1,10 +1,10 @@
 """AdaBins head: a distribution over depth bins that adapt to the image.
 
 After Bhat, Alhashim and Wonka 2021 (arXiv 2011.14141). The mini-ViT, a small transformer, predicts
-the widths of the image's depth bins, and range-attention maps. A 1x1 convolution of the maps and a
-softmax over the bins give a distribution per pixel, whose mean is the depth. Cost: memory for three
-(B, num_bins, h, w) float32 tensors in training. Left out: the divergence from a target
-distribution, because the bins differ between images.
+the widths of the image's depth bins, and feature maps called range-attention maps. A 1x1
+convolution of the maps and a softmax over the bins give a distribution per pixel, whose mean is the
+depth. Cost: memory for three (B, num_bins, h, w) float32 tensors in training. Left out: the
+divergence from a target distribution, because the bins differ between images.
 """
 
 from dataclasses import dataclass
@@ -117,7 +117,7 @@ class AdaBins(nn.Module):
             target_depth: (B, 1, H, W), metres; not used, but the DPM head needs this argument.
 
         Returns:
-            A prediction with depth (B, 1, h, w) and bin_centres (B, num_bins), float32, metres.
+            A `Prediction` with depth (B, 1, h, w) and bin_centres (B, num_bins), float32, metres.
 
         Raises:
             RecipeError: the features have too few or too many patches.

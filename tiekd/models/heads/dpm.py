@@ -1,11 +1,12 @@
 """DPM (depth probability map) head: a distribution over depth bins per pixel; depth is its mean.
 
 The distribution is the softmax of a 1x1 convolution. The divergence from the target distribution is
-computed in the head and not in a loss, because the probabilities are never stored at full size
-(`tiekd.kernels` computes both). If the features are coarser than the image, the target distribution
-of a feature pixel is the mean of those of the image pixels that it covers, and the network
-upsamples depth to the image: bilinearly, or with learned weights (option `upsampling`). A target
-may have several teachers' depths and a sigma for each pixel (tiekd/data/target.py).
+computed in the head and not in a loss, so that the probabilities of all pixels needn't be stored:
+`tiekd.kernels` computes depth and divergence directly from the features. If the features are
+coarser than the image, the target distribution of a feature pixel is the mean of those of the image
+pixels that it covers, and the network upsamples depth to the image: bilinearly, or with learned
+weights (option `upsampling`). A target may have several teachers' depths and a sigma for each pixel
+(tiekd/data/target.py).
 """
 
 import math
@@ -37,16 +38,17 @@ class DpmOptions:
             the target depth, or "released", the softmax of the Gaussian's density, as in TIE-KD's
             published code.
         sigma: standard deviation of the target, metres; for "gaussian" at least half of the widest
-            bin's width. It is also the smallest that a teacher's own sigma can have.
+            bin's width. If the teacher has a sigma of its own, for each pixel or as one number, it
+            is used in place of this one, and smaller values are raised to this one.
         beyond: how target depths above max_depth are treated. "clamp" keeps them ("gaussian" clamps
             them to the last bin's centre). "ignore" makes them invalid; the loss then needs
             `max_depth` to exclude them from its mean. Depths below min_depth are always kept.
         spacing: spacing of the bins, "uniform" (published) or "log".
         upsampling: how depth is upsampled from the features' resolution to the image's: "bilinear",
             or "convex" for learned weights, see `tiekd.models.layers.convex_upsampling`.
-        sigma_max: the largest that a teacher's own sigma can have, metres; None for ten times
-            `sigma`. It is at most twice the range of the bins, where a Gaussian is nearly uniform.
-            It has no effect on a target without a sigma of its own.
+        sigma_max: upper limit of the teacher's own sigma, metres; larger values are lowered to it.
+            None for ten times `sigma`. The limit is at most twice the range of the bins, at which a
+            Gaussian is nearly uniform.
     """
 
     num_bins: int = 257
@@ -84,7 +86,9 @@ _PUBLISHED = DpmOptions()
 
 
 class _Components(NamedTuple):
-    """A training target of M components per pixel, in the form that the kernel takes.
+    """A training target in the form that the kernel takes: a mixture of M components in each pixel.
+
+    A component is the target distribution around one depth, e.g. that of one of several teachers.
 
     Attributes:
         depth: (B, M, H, W), depth of each component, metres, 0 where invalid.
@@ -153,8 +157,8 @@ class Dpm(nn.Module):
         self.target = options.target
         self.sigma = float(options.sigma)
         sigma_max = 10 * self.sigma if options.sigma_max is None else float(options.sigma_max)
-        # Limit sigma to the range of the kernels' tables, beyond which a GPU can't compute a target
-        # (`tiekd.kernels.target`).
+        # Limit a teacher's own sigma to MOST_SPANS times the range of the bins. A GPU can't compute
+        # a target with a larger one, which its tables (`tiekd.kernels.target`) don't contain.
         self.sigma_max = min(sigma_max, MOST_SPANS * float(edges[-1] - edges[0]))
         self.beyond = options.beyond
         self.kernel = dpm
@@ -180,9 +184,9 @@ class Dpm(nn.Module):
                 several teachers or a sigma per pixel; None without a target.
 
         Returns:
-            A prediction with depth (B, 1, h, w) float32, metres, and divergence (B, 1, H, W)
-            float32, nats. The divergence is computed per feature pixel and repeated for the
-            stride x stride image pixels that it covers; it is 0 where the target is invalid.
+            A `Prediction` with depth (B, 1, h, w) float32, metres, and divergence (B, 1, H, W)
+            float32, nats. The divergence is computed per feature pixel and repeated for the image
+            pixels that it covers; it is 0 where the target is invalid.
 
         Raises:
             RecipeError: the head's target is "released", and `target_depth` has several teachers'
@@ -230,16 +234,18 @@ class Dpm(nn.Module):
         return conv2d(features, self.weight, self.bias).float()
 
     def _components(self, target: Tensor | Target) -> _Components:
-        """Converts a target to the kernel's form, with this head's sigma where the target has none.
+        """Converts a target to depth, sigma and weight of its components, as the kernel takes them.
 
-        A target's own sigma is clamped to [`sigma`, `sigma_max`]. So it is never too small for the
-        bins, and the kernel needn't check this, which would be a host sync.
+        Sigma is the target's own, if it has one, clamped to [`sigma`, `sigma_max`], and otherwise
+        the head's `sigma`. So it is never too small for the bins, and the kernel needn't check
+        this, which would be a host sync.
 
         Args:
             target: (B, 1, H, W), metres, 0 where invalid, or a `Target`.
 
         Raises:
-            RecipeError: see `forward`.
+            RecipeError: the head's target is "released", and `target` has several teachers' depths
+                or a sigma of its own.
         """
         if not isinstance(target, Target):
             return _Components(target, self.sigma, None)
@@ -252,8 +258,8 @@ class Dpm(nn.Module):
         sigma = self.sigma
         if target.constants is not None:
             sigma = tuple(min(max(each, self.sigma), self.sigma_max) for each in target.constants)
-            # Pass one number if the sigmas of all components are equal, because the kernel is
-            # fastest with one.
+            # Pass a single number if the sigmas of all components are equal, because the kernel is
+            # then fastest.
             sigma = sigma[0] if len(set(sigma)) == 1 else sigma
         elif target.sigma is not None:
             # Replace NaN first, because clamping would keep it. It becomes 0, like an unknown
@@ -266,7 +272,7 @@ class Dpm(nn.Module):
         return _Components(depth, sigma, weight)
 
     def _dpm(self, features: Tensor, target: _Components | None) -> tuple[Tensor, Tensor | None]:
-        """Calls `kernel` with this head's weights and options.
+        """Computes depth and divergence by calling `kernel` with this head's weights and options.
 
         Args:
             features: (B, C, h, w).
@@ -319,7 +325,10 @@ class Dpm(nn.Module):
 
         Args:
             fn: function that moves or casts a tensor.
-            recurse: True to apply it to submodules, too.
+            recurse: True to apply `fn` to submodules, too.
+
+        Returns:
+            The module itself.
         """
         super()._apply(fn, recurse)
         self.edges = self._edges_float32.to(self.edges.device)

@@ -39,7 +39,7 @@ class Relu(nn.Module):
             target_depth: (B, 1, H, W), metres; not used, but the DPM head needs this argument.
 
         Returns:
-            A prediction with depth (B, 1, h, w) float32, metres, and no divergence.
+            A `Prediction` with depth (B, 1, h, w) float32, metres, and no divergence.
         """
         return Prediction(relu(self.conv(features)) + self.min_depth)
 

@@ -37,7 +37,7 @@ class Sigmoid(nn.Module):
             target_depth: (B, 1, H, W), metres; not used, but the DPM head needs this argument.
 
         Returns:
-            A prediction with depth (B, 1, h, w) float32, metres, and no divergence.
+            A `Prediction` with depth (B, 1, h, w) float32, metres, and no divergence.
         """
         return Prediction(self.conv(features).sigmoid() * self.max_depth)
 

@@ -21,14 +21,16 @@ _counted: Tensor | None = None
 
 @contextlib.contextmanager
 def counting_only(counted: Tensor | None):
-    """Returns a context manager in which `BatchNorm2d` computes statistics from some pixels only.
+    """Returns a context manager that excludes pixels from the statistics of `BatchNorm2d`.
 
-    These are the means and variances of the batch, which training computes.
+    Within the context, the means and variances that `BatchNorm2d` computes in training are those of
+    the pixels that `counted` marks. Excluded are e.g. the pixels of an image's padding. All pixels
+    are normalised.
 
     Args:
-        counted: (B, 1, H, W) bool, True for image pixels that are included in the statistics. A
-            pixel of a coarser feature is included if the image pixel at its centre is. None
-            includes all pixels.
+        counted: (B, 1, H, W) bool, True for image pixels that the statistics include. A pixel of a
+            coarser feature is included if the image pixel at its centre is. None includes all
+            pixels.
     """
     global _counted
     before, _counted = _counted, counted
@@ -67,7 +69,10 @@ class BatchNorm2d(nn.BatchNorm2d):
 
         Args:
             fn: function that moves or casts a tensor.
-            recurse: True to apply it to submodules, too.
+            recurse: True to apply `fn` to submodules, too.
+
+        Returns:
+            The module itself.
         """
         mean, var = self.running_mean, self.running_var
         super()._apply(fn, recurse)
@@ -121,7 +126,8 @@ class BatchNorm2d(nn.BatchNorm2d):
         Returns:
             (B, C, H, W) in the dtype of x; the pixels that aren't chosen are normalised, too.
         """
-        # Sample the mask of included image pixels at the centres of the feature's pixels.
+        # Compute the rows and columns of the image at the centres of the feature's pixels, where
+        # the mask of included image pixels is sampled.
         rows, columns = (
             ((2 * torch.arange(coarse, device=x.device) + 1) * fine) // (2 * coarse)
             for coarse, fine in zip(x.shape[2:], _counted.shape[2:], strict=True)

@@ -7,9 +7,9 @@ As in RAFT (Teed and Deng 2020, arXiv 2003.12039, section 3.3), the value of an 
 where a cell is a pixel of the coarse map, i.e. a square of factor x factor image pixels, and k runs
 over the cell that p lies in and the eight cells around it. The logits of a cell's pixels are
 predicted from the cell's features. So a pixel's value is between the smallest and the largest of
-nine coarse ones, and an edge can follow the image within a cell. The readouts `mode` and `local`
-must not blend two depths, since the result would lie in mid-air: there a pixel takes the value of
-the cell with the largest weight.
+nine coarse ones, and an edge can follow the image within a cell. A weighted mean of a near and a
+far depth is a depth at which there is no surface. So a caller may ask for the value of the cell
+with the largest weight instead of the mean (argument `blended`).
 
 Beyond the border the outermost cells are repeated; RAFT pads with 0, which would blend depth with 0
 there. The layer has no norm, so padding affects other pixels' weights only through the 3x3
@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, relu
 
 NEIGHBOURS = 9
-# Initial weight of cells whose bilinear weight is 0. It must be above 0, because the logits are
-# logarithms of the weights.
+# Initial weight of those of the nine coarse pixels around an image pixel whose bilinear weight is
+# 0. It must be above 0, because its logarithm initialises a logit.
 _LEAST_WEIGHT = 1e-3
 
 

@@ -1,9 +1,10 @@
-"""Multi-scale deformable attention (Zhu et al. 2021, arXiv 2010.04159) in plain torch, for HAHI.
+"""Multi-scale deformable attention (Zhu et al. 2021, arXiv 2010.04159), for the HAHI neck.
 
-Each query predicts a few sampling locations per level (feature map) and gets the weighted sum of
-the values there. Memory: with one query for each pixel of a 352x1216 image at stride 2, the values
-sampled by all queries would take 7 GB. So values are sampled for a chunk of queries and one level
-at a time, and recomputed in backward; at most about SAMPLED_VALUES values exist at a time.
+It is written in plain torch. Each query predicts a few sampling locations per level (feature map)
+and gets the weighted sum of the values there. Memory: with one query for each pixel of a 352x1216
+image at stride 2, the values sampled by all queries would take 7 GB. So values are sampled for a
+chunk of queries and one level at a time, and recomputed in backward; at most about SAMPLED_VALUES
+values exist at a time.
 
 Sampling locations and weights are float32 whatever the network's precision, because bfloat16 can't
 distinguish adjacent columns of a wide image. Left out: reference boxes, padding masks, and a
@@ -100,7 +101,7 @@ class DeformableAttention(nn.Module):
         offsets = self.sampling_offsets(asked).unflatten(2, (heads, levels, points, 2))
         weights = self.attention_weights(asked).unflatten(2, (heads, levels * points)).softmax(3)
         weights = weights.unflatten(3, (levels, points))
-        # Reshape the values to one map per level and head.
+        # Reshape the values to one map per level, with images and heads in the first dimension.
         values = self.value_proj(tokens).float().transpose(1, 2)
         maps = [
             value.reshape(-1, value.shape[1] // heads, *size)
@@ -128,12 +129,12 @@ def read_points(
     weights: Tensor,
     sampled_values: int = SAMPLED_VALUES,
 ) -> Tensor:
-    """Returns for each query the weighted sum of the values sampled from all L levels.
+    """Returns for each query the weighted sum of values sampled from the maps of all L levels.
 
     Args:
         maps: the values, one (B * heads, d, h, w) float32 tensor per level.
         reference: (B or 1, Q, L or 1, 2), reference points of the Q queries, x and y from 0 to 1
-            between the edges of a level.
+            between the edges of a level's map.
         offsets: (B, Q, heads, L, points, 2), x and y of the sampling locations relative to the
             reference point, in pixels of the level.
         weights: (B, Q, heads, L, points), attention weights.
@@ -192,9 +193,9 @@ def _read_some(reference: Tensor, offsets: Tensor, weights: Tensor, *maps: Tenso
 def _first_offsets(num_heads: int, num_levels: int, num_points: int) -> Tensor:
     """Returns the initial sampling offsets of deformable attention.
 
-    Each head has a direction, evenly spaced over the full circle. The distance of its point i, from
-    0, to the reference point is i + 1 pixels, measured along the axis on which the distance is
-    larger.
+    Each head has a direction, evenly spaced over the full circle. The first of its points is one
+    pixel away from the reference point, and each further point one more, measured along the axis on
+    which the distance is larger.
 
     Args:
         num_heads: number of attention heads.

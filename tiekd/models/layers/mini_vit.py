@@ -64,7 +64,9 @@ class MiniViT(nn.Module):
         )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the bins' widths and the range-attention maps.
+        """Returns the widths of the depth bins, and the range-attention maps.
+
+        These maps are 1x1 convolutions of features of x, whose kernels the transformer predicts.
 
         Args:
             x: (B, in_channels, h, w), the image's features.

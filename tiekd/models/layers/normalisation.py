@@ -41,7 +41,10 @@ class Normalisation(nn.Module):
 
         Args:
             fn: function that moves or casts a tensor.
-            recurse: True to apply it to submodules, too.
+            recurse: True to apply `fn` to submodules, too.
+
+        Returns:
+            The module itself.
         """
         before = dict(self.named_buffers())
         super()._apply(fn, recurse)
@@ -50,7 +53,7 @@ class Normalisation(nn.Module):
         return self
 
     def forward(self, image: Tensor) -> Tensor:
-        """Returns the images in the backbone's normalisation, in the same shape and dtype.
+        """Returns the images in the backbone's normalisation, in the shape and dtype of `image`.
 
         Args:
             image: (B, 3, H, W), normalised with ImageNet's mean and standard deviation.

@@ -29,7 +29,7 @@ class SameConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel, stride, groups=groups, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Applies the layers that the class describes to x.
+        """Pads x and applies the convolution.
 
         Args:
             x: (B, in_channels, H, W).

@@ -56,8 +56,8 @@ class PointwiseConv(nn.Conv2d):
 
         Merging it into the next convolution then saves computation.
 
-        For the published MobileNetV2 students (320 -> 2048 -> 512 channels), merging is faster if a
-        batch has more than some 350 pixels in total.
+        For the published MobileNetV2 students (320 -> 2048 -> 512 channels), merging is faster if x
+        has more than some 350 pixels in all images of a batch together.
         """
         return self.in_channels < self.out_channels
 
@@ -70,11 +70,11 @@ class PointwiseConv(nn.Conv2d):
 
         Args:
             x: (B, in_channels, h, w); None if `next_weight` is given.
-            next_weight: the next convolution's weight, as for `merged`; None to apply this
-                convolution to x.
+            next_weight: (O, out_channels + S, k, k), the next convolution's weight, as for
+                `merged`; None to apply this convolution to x.
 
         Returns:
-            (B, out_channels, h, w), or with next_weight the result of `merged`.
+            (B, out_channels, h, w); with `next_weight` the two weights that `merged` returns.
         """
         return super().forward(x) if next_weight is None else self.merged(next_weight)
 
@@ -98,8 +98,16 @@ class PointwiseConv(nn.Conv2d):
     def _merged(self, next_weight: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """Computes the results of `merged`, with this module's weight and bias as arguments.
 
-        They are arguments because activation checkpointing, which recomputes this function in
-        backward, needs them as such. `next_weight` and the results are those of `merged`.
+        Activation checkpointing, which calls this method again in backward, must know all tensors
+        from which gradients are computed, so they are arguments.
+
+        Args:
+            next_weight: (O, out_channels + S, k, k), weight of the next convolution.
+            weight: (out_channels, in_channels, 1, 1), this module's weight.
+            bias: (out_channels,), this module's bias.
+
+        Returns:
+            (merged, of_ones) of shapes (O, in_channels + S, k, k) and (O, 1, k, k), see `merged`.
         """
         ours, others = next_weight.split(
             [self.out_channels, next_weight.shape[1] - self.out_channels], dim=1
@@ -221,8 +229,8 @@ class UpsampledConv(Conv2d):
 class _ByProducts(torch.autograd.Function):
     """Computes `UpsampledConv._convolve`, with weight gradients by matrix products.
 
-    The function saves the features before upsampling and repeats only the upsampling in backward.
-    Activation checkpointing would repeat the convolution, too.
+    This autograd function saves the features before upsampling, and repeats only the upsampling in
+    backward. Activation checkpointing would repeat the convolution, too.
     """
 
     @staticmethod
@@ -244,8 +252,8 @@ class _ByProducts(torch.autograd.Function):
         of_x, _, of_skip, of_weight, of_bias = ctx.needs_input_grad
         channels = x.shape[1]
 
-        # Compute the products at the size after upsampling if it has less than three times as many
-        # pixels as the size before.
+        # Compute the gradients by matrix products over all upsampled pixels if these are less than
+        # three times as many as the pixels before upsampling.
         if ctx.size[0] * ctx.size[1] < 3 * x.shape[2] * x.shape[3]:
             needs = of_x or of_skip, of_weight, of_bias
             merged = _merge(x, ctx.size, skip)
@@ -254,8 +262,8 @@ class _ByProducts(torch.autograd.Function):
             )
             of_x = _upsample_backward(of_merged[:, :channels], x.shape) if of_x else None
             return of_x, None, of_merged[:, channels:] if of_skip else None, of_weight, of_bias
-        # Otherwise compute the products for the upsampled channels at the size before upsampling,
-        # and those for the encoder's feature at its own size.
+        # Otherwise compute the gradients of the upsampled channels by matrix products over the
+        # pixels before upsampling, and those of the encoder's feature over its own pixels.
         needs = of_skip, of_weight and skip is not None, of_bias
         of_x, of_upsampled = (
             _before_upsampling(grad, x, weight) if of_x or of_weight else (None, None)

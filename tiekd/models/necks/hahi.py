@@ -140,7 +140,7 @@ class ConvNorm(nn.Module):
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        """Applies the layers that the class describes to x.
+        """Applies convolution, BatchNorm and ReLU to x.
 
         Args:
             x: (B, in_channels, h, w).

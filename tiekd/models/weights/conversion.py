@@ -1,8 +1,8 @@
 """Converts published checkpoint files to this project's and back, with a report on every tensor.
 
-The tensors' names and shapes are compared with a network that is built without memory, so a
-conversion takes as much memory as the file, and a second or two. A file is written under a
-temporary name and renamed, so that no partial file is left. Left out: optimizer states, and
+The tensors' names and shapes are compared with a network on the meta device, whose tensors take no
+memory, so a conversion takes as much memory as the file, and a second or two. A file is written
+under a temporary name and renamed, so that no partial file is left. Left out: optimizer states, and
 parameters that the published networks contain but don't use.
 """
 
@@ -32,7 +32,8 @@ class Conversion(NamedTuple):
         tensors: the converted tensors by their new names.
         report: the comparison of the tensors with the recipe's network, by this project's names.
             Missing batch counters of norms aren't listed; an entry of `misfit` states both shapes.
-        dead: names of published tensors that the published network doesn't use.
+        dead: names of tensors that the published file contains but the published network doesn't
+            use.
     """
 
     tensors: dict[str, Tensor]
@@ -48,7 +49,7 @@ def from_published(source: str | Path, network_node: dict) -> Conversion:
         network_node: `recipe["network"]`.
 
     Returns:
-        The tensors by this project's names, and their comparison with the network.
+        A `Conversion`: the tensors by this project's names, and their comparison with the network.
 
     Raises:
         CheckpointError: the file can't be read as a published one.
@@ -75,7 +76,7 @@ def to_published(source: str | Path, network_node: dict) -> Conversion:
         network_node: `recipe["network"]`.
 
     Returns:
-        The tensors by their published names, and their comparison with the network.
+        A `Conversion`: the tensors by their published names, and their comparison with the network.
 
     Raises:
         CheckpointError: a tensor has no published name.
@@ -162,7 +163,8 @@ def _report(ours: Mapping[str, Tensor], network_node: dict) -> Report:
         network_node: `recipe["network"]`, the network to build.
 
     Returns:
-        The names of all tensors, as `Conversion.report` describes.
+        The comparison, without missing batch counters of norms; an entry of `misfit` states both
+        shapes.
     """
     with torch.device("meta"):
         network = build_network(network_node)

@@ -94,8 +94,8 @@ def to_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if any(name.startswith("features.") for name in state):
         renamed = {_mobilenet_name(name): tensor for name, tensor in state.items()}
         return {name: tensor for name, tensor in renamed.items() if name is not None}
-    # Translate the names of published depth networks, or those of torchvision's ResNet, which are
-    # translated by the same rules. This project's names begin with `encoder.`.
+    # Translate the names of published depth networks or of torchvision's ResNet, unless the names
+    # are this project's, which begin with `encoder.`.
     if not any(name.startswith("encoder.") for name in state):
         state = state_dicts.from_published(state)
     ours = {

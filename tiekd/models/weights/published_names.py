@@ -8,8 +8,8 @@ networks don't have. In a template `{i}` and `{k}` are numbers, `{n}` two number
 
 VIT = "decode_head.adaptive_bins_layer.patch_transformer."
 NAMES = (
-    # (published name, this project's name). If several rows' templates match a name, the first is
-    # used.
+    # Each row is (published name, this project's name). If several rows' templates match a name,
+    # the first is used.
     ("decode_head.conv_list.{i}.conv.{p}", "decoder.levels.{i}.{p}"),
     ("decode_head.conv_list.{i}.convA.conv.{p}", "decoder.levels.{i}.first.{p}"),
     ("decode_head.conv_list.{i}.convB.conv.{p}", "decoder.levels.{i}.second.{p}"),

@@ -29,8 +29,8 @@ from tiekd.models.weights.published_names import (
 
 LISTED = 4  # maximum number of tensors that an error message names
 COUNTERS = "*num_batches_tracked"  # batch counters of norms; they may be missing, as in old files
-# Types that a checkpoint file may contain. Published files of the best evaluation hold the metric
-# as a NumPy number, which is pickled under NumPy's old or new module name.
+# Types that a checkpoint file may contain. Published checkpoints of the best evaluation contain the
+# metric's value as a NumPy number, which is pickled under NumPy's old or new module name.
 _NUMPY_NUMBER = np.float64(0).__reduce__()[0]
 _PLAIN_TYPES = [
     np.dtype,
@@ -171,8 +171,8 @@ def dropped(state: Mapping, head: str | None = None) -> list[str]:
     tensors whose names match no row of the table `published_names`.
 
     Args:
-        state: a published checkpoint, as for `from_published`.
-        head: "dpm", "sigmoid" or None, as for `from_published`.
+        state: a published checkpoint: a state dict, or a dict with an entry `state_dict`.
+        head: "dpm" or "sigmoid", the kind of the head; None infers it, as in `from_published`.
     """
     bare = _bare(state)
     return sorted(set(bare) - set(_translated(state, head)))
@@ -184,7 +184,7 @@ def unknown(state: Mapping) -> list[str]:
     `dropped` lists them, too, beside the names of tensors that the published network doesn't use.
 
     Args:
-        state: a published checkpoint, as for `from_published`.
+        state: a published checkpoint: a state dict, or a dict with an entry `state_dict`.
     """
     return sorted(name for name in _bare(state) if _renamed(name, _FROM_PUBLISHED) is None)
 
@@ -219,7 +219,7 @@ def compare(network: nn.Module, state: Mapping[str, Tensor]) -> Report:
         state: the tensors by this project's names.
 
     Returns:
-        The names that match, are missing, are unexpected, or differ in shape.
+        A `Report` of the names that match, are missing, are unexpected, or differ in shape.
     """
     own = network.state_dict()
     matched = sorted(name for name in own if name in state and state[name].shape == own[name].shape)
@@ -232,7 +232,7 @@ def compare(network: nn.Module, state: Mapping[str, Tensor]) -> Report:
 def load_into(
     network: nn.Module, state: Mapping[str, Tensor], ignore: Sequence[str] = ()
 ) -> Report:
-    """Copies tensors into a network by name, cast to its dtypes, and returns a comparison.
+    """Copies tensors into a network by name, cast to its dtypes, and returns a `Report`.
 
     If an error is raised, the network is unchanged. The norms' batch counters may be missing.
 
@@ -284,9 +284,10 @@ def _flaw(tensor: Tensor, own: Tensor) -> str | None:
 
 
 def _bare(state: Mapping) -> dict[str, Tensor]:
-    """Returns a published checkpoint's tensors by name, without the prefix `module.` of the names.
+    """Returns a published checkpoint's tensors by name, after removing the prefix `module.`.
 
-    If the checkpoint has only an encoder, whose names lack a prefix, they get `backbone.`.
+    If the checkpoint contains an encoder only, so that no name begins with `backbone.` or
+    `decode_head.`, the prefix `backbone.` is added to all names.
 
     Args:
         state: a state dict, or a checkpoint with an entry `state_dict`.
@@ -309,8 +310,8 @@ def _translated(state: Mapping, head: str | None) -> dict[str, tuple[str, Tensor
     """Translates the names of those tensors of a published checkpoint that its network uses.
 
     Args:
-        state: a published checkpoint, as for `from_published`.
-        head: "dpm", "sigmoid" or None, as for `from_published`.
+        state: a published checkpoint: a state dict, or a dict with an entry `state_dict`.
+        head: "dpm" or "sigmoid", the kind of the head; None infers it, as in `from_published`.
 
     Returns:
         published name -> (this project's name, tensor). Unknown names are left out.
@@ -328,8 +329,8 @@ def _translated(state: Mapping, head: str | None) -> dict[str, tuple[str, Tensor
     # Collect the prefixes of tensors that the published network doesn't use.
     dead = ["decode_head.conv_depth." if head == "dpm" else "decode_head.conv_out.", *CLASSIFIERS]
     if "decode_head.conv_list.4.convA.conv.weight" in bare:
-        # A fifth level means that the finest feature has stride 2. One upsampling block then
-        # reaches the image's size, so the second block isn't used.
+        # The decoder has a fifth level, so the finest feature has stride 2. One upsampling block
+        # then reaches the image's size, so the second one, upsample_custom2, isn't used.
         dead.append("decode_head.upsample_custom2.")
     living = {
         name: tensor

@@ -1,9 +1,9 @@
 """Renames the tensors of Swin's ImageNet weights, its authors' or torchvision's, to this project's.
 
-A merging layer concatenates the channels of four tokens. The authors' networks do so in another
-order than the published depth networks and this project, so the tensors of these layers are
-reordered. Left out: the classifier, and buffers that follow from the layers' sizes (masks, index
-tables).
+A patch merging layer, between two stages, concatenates the channels of four tokens. The authors'
+networks do so in another order than the published depth networks and this project, so the tensors
+of these layers are reordered. Left out: the classifier, and buffers that follow from the layers'
+sizes (masks, index tables).
 """
 
 import re
@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from torch import Tensor
 
 _NAMES = (
-    # (pattern of the authors' name, this project's name). torchvision's names are first translated
-    # to the authors'.
+    # (pattern of the name that Swin's authors use, this project's name). torchvision's names are
+    # first translated to those of the authors.
     (r"patch_embed\.proj\.(\w+)", r"patches.\1"),
     (r"patch_embed\.norm\.(\w+)", r"patch_norm.\1"),
     (r"layers\.(\d)\.blocks\.(\d+)\.(norm[12]\.\w+)", r"stages.\1.\2.\3"),
@@ -54,13 +54,14 @@ def to_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _authors_name(match: re.Match) -> str:
-    """Returns the authors' name for torchvision's name of a tensor.
+    """Returns the name in the network of Swin's authors for torchvision's name of a tensor.
 
-    torchvision numbers the modules consecutively: 0 is the stem, 1, 3, 5 and 7 are the stages, and
-    2, 4 and 6 the merging layers between them.
+    torchvision numbers the modules consecutively: 0 is the stem; 1, 3, 5 and 7 are the stages; 2, 4
+    and 6 are the patch merging layers between the stages.
 
     Args:
-        match: a match of torchvision's name, with the module's number and the rest of the name.
+        match: a match of torchvision's name, whose groups are the module's number and the rest of
+            the name after it.
     """
     index = int(match[1])
     rest = match[2]
@@ -83,7 +84,7 @@ def _our_name(name: str) -> str | None:
 
 
 def _reordered(tensor: Tensor) -> Tensor:
-    """Reorders the last dimension of a merging layer's tensor to the encoder's order of channels.
+    """Reorders the last dimension of a patch merging layer's tensor as the encoder `Swin` needs it.
 
     The last dimension has the channels of 2 x 2 tokens. Its order changes from (column, row,
     channel) to (channel, row, column).
