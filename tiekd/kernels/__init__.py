@@ -42,7 +42,8 @@ def dpm(
         weight: (K, C, 1, 1), weight of the 1x1 convolution that gives the logits of K bins.
         bias: (K,), bias of this convolution.
         edges: (K + 1,) float32 or float64, edges of the bins, metres, increasing.
-        target_depth: (B, M, H, W), metres, depths of M teachers; None computes no divergence.
+        target_depth: (B, M, H, W), metres, depths of M teachers at the image's size, i.e. h =
+            ceil(H / stride) and w = ceil(W / stride); None computes no divergence.
         sigma: standard deviation, in metres, of the Gaussian around each target depth; a number, a
             tuple of one number for each teacher, or (B, M, H, W).
         **options: `target`, `beyond`, `stride` and `target_weight`, as for
@@ -64,7 +65,7 @@ def implementation(features: Tensor, target_depth: Tensor | None, edges: Tensor)
 
     Args:
         features: (B, C, h, w), the head's input.
-        target_depth: (B, M, H, W), depths of M teachers, metres, or None.
+        target_depth: (B, M, H, W), depths of M teachers at the image's size, metres, or None.
         edges: (K + 1,), edges of the depth bins, metres.
 
     Returns:

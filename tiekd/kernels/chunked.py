@@ -69,9 +69,11 @@ def dpm(
 class _Dpm(torch.autograd.Function):
     """Autograd function that computes depth and divergence of the DPM head tile by tile.
 
-    A tile is a group of consecutive rows of one image. The inputs are features (B, C, h, w), weight
-    (K, C, 1, 1), bias (K,), the bins' edges (K + 1,), and the target distributions, or None. The
-    results are depth and divergence, (B, 1, h, w) each; the divergence is None without targets.
+    A tile is a group of consecutive rows of one image. The inputs are the features (B, C, h, w);
+    weight (K, C, 1, 1) and bias (K,) of the 1x1 convolution that gives the logits of K depth bins;
+    the bins' edges (K + 1,), metres; and a `Cells` with the target distributions, or None. The
+    results are the depth, metres, and the divergence, nats, (B, 1, h, w) each; the divergence is
+    None without a `Cells`.
     """
 
     @staticmethod
@@ -99,9 +101,9 @@ class _Dpm(torch.autograd.Function):
                         q.expectation(logits),
                         out=divergence[image, tile],
                     )
-                # Sum the exponentials, from which softmax and depth follow. The published
-                # divergence isn't linear in the log-probabilities, so it needs the normalised
-                # probabilities.
+                # Sum the exponentials, from which softmax and depth follow. The divergence of
+                # TIE-KD's released code isn't linear in the log-probabilities, so with this target
+                # the normalised probabilities are needed, too.
                 p = logits.exp_()
                 sums[:, image, tile] = _sums(factors, p)
                 if q is not None and not is_gaussian:
@@ -209,13 +211,13 @@ Block = tuple[int, int, int]
 
 
 def _shares(features: Tensor, edges: Tensor) -> list[list[Block]]:
-    """Splits the rows of all images into blocks and distributes the blocks over the threads.
+    """Splits the rows of all images into blocks, and distributes the blocks over the threads.
 
-    A tile is a group of rows whose logits are computed together. A block has the rows of
-    TILES_PER_BLOCK tiles; an image's last block can have fewer.
+    A block is a group of consecutive rows of one image: TILES_PER_BLOCK times the rows whose logits
+    are computed together, or fewer at the end of an image.
 
     Args:
-        features: (B, C, h, w).
+        features: (B, C, h, w), the head's input.
         edges: (K + 1,), edges of the depth bins.
 
     Returns:

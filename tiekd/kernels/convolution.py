@@ -1,10 +1,10 @@
 """Convolutions tuned for CPUs, by the settings that tiekd/kernels/layouts.py has for the CPU.
 
-`Conv2d` is torch's convolution, but computes its weight gradient by matrix products if the setting
-for this CPU is PRODUCTS. Without AVX-512, oneDNN's weight gradient is slow for channels_last
-features: 19 GFLOP/s, against 74 for contiguous ones (128 -> 128 channels at 128x256, one thread).
-One matrix product for each of the nine kernel positions and each group of rows reaches 88 GFLOP/s
-and copies nothing. Forward and the gradient of the features remain torch's.
+`Conv2d` is torch's convolution, but computes its weight gradient by matrix products if that module
+has the setting PRODUCTS for this CPU. Without AVX-512, oneDNN's weight gradient is slow for
+channels_last features: 19 GFLOP/s, against 74 for contiguous ones (128 -> 128 channels at 128x256,
+one thread). One matrix product for each of the nine kernel positions and each group of rows reaches
+88 GFLOP/s and copies nothing. Forward and the gradient of the features remain torch's.
 
 `compute_in_fp32` is for bf16 on CPUs without bf16 arithmetic. Features and gradients are stored in
 bf16; a convolution converts them to fp32, accumulates in fp32 as native bf16 arithmetic does, and
@@ -206,8 +206,9 @@ def wants_products(x: Tensor, weight: Tensor, size: tuple[int, int]) -> bool:
     The convolution must have padding 1, and stride, dilation and groups 1.
 
     Args:
-        x: the convolution's input, possibly before it is upsampled.
-        weight: (O, C, 3, 3).
+        x: (B, C, h, w), the convolution's input, or a smaller tensor that is upsampled to it; its
+            batch size, dtype, device and memory layout are considered.
+        weight: (O, C, 3, 3), the convolution's weight.
         size: (H, W) of the convolution's input.
     """
     if (
@@ -242,11 +243,12 @@ def gradients_by_products(
 def _suits_products(x: Tensor, weight: Tensor, size: tuple[int, int]) -> bool:
     """Returns True if matrix products are the fastest method for a convolution's weight gradient.
 
-    That is the case if the setting for large convolutions on this CPU is PRODUCTS
-    (tiekd/kernels/layouts.py), x is channels_last, and `is_large` is True for the convolution.
+    That is the case if the setting for large 3x3 convolutions on this CPU is PRODUCTS, i.e. this
+    method (tiekd/kernels/layouts.py), the kernel is 3x3, x is channels_last, and `is_large` is True
+    for the convolution.
 
     Args:
-        x: (B, C, h, w), the convolution's input, possibly before it is upsampled to `size`.
+        x: (B, C, h, w), the convolution's input, or a smaller tensor that is upsampled to it.
         weight: (O, C, kernel height, kernel width).
         size: (H, W) of the convolution's input.
     """

@@ -162,9 +162,9 @@ def pixels_of_cells(
 ) -> Iterator[tuple[Tensor, float | Tensor, Tensor | None]]:
     """Yields target depth, sigma and weight of one image pixel per cell, stride^2 times.
 
-    A cell, i.e. a pixel of the head's output, covers stride x stride pixels of the image. Each of
-    the stride^2 results has the pixel at another position in this square, for every cell. The
-    arguments are those of `cell_target`.
+    A cell is a pixel of the head's output; it covers a square of stride x stride pixels of the
+    image. The first result has the top left pixel of every square, the second the pixel to its
+    right, and so on, row by row. The arguments are those of `cell_target`.
 
     Yields:
         (depth, sigma, weight), each (B, M, h, w), except for a sigma that is a number and a weight
@@ -202,12 +202,15 @@ def check_choices(target: str, beyond: str) -> None:
 def _pad(values: float | Tensor | None, stride: int, value: float) -> float | Tensor | None:
     """Pads a map at the right and bottom, so that its height and width are multiples of `stride`.
 
-    Taking every stride-th pixel then gives maps of one shape, whichever pixel is the first.
+    Then map[:, :, i::stride, j::stride] has the same shape for all i and j below `stride`.
 
     Args:
         values: (B, M, H, W); a number or None is returned unchanged.
         stride: the number whose multiples height and width become.
         value: value of the added pixels.
+
+    Returns:
+        (B, M, H', W'), the padded map, with H' >= H and W' >= W.
     """
     if not isinstance(values, Tensor) or values.ndim != 4:
         return values

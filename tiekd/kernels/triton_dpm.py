@@ -3,7 +3,8 @@
 Forward is one kernel with one program per tile, i.e. per group of consecutive pixels of an image.
 The tile's features stay on chip while the program loops over blocks of bins; each block is a matrix
 product and an update of the online softmax. The kernel writes up to four numbers per pixel: depth,
-log-sum-exp, divergence, and for the published target the mean derivative of its divergence.
+log-sum-exp, divergence, and, for the target of TIE-KD's released code, the mean derivative of its
+divergence.
 
 Backward processes the pixels in strips, i.e. groups of consecutive tiles, with two kernels per
 strip. The first recomputes the logits of each tile, and their gradient
@@ -163,9 +164,10 @@ def dpm_forward(
     `sigma_map` is None, or `sigma` is 0 and `sigma_map` is a map (B, M, H, W).
 
     Returns:
-        Seven tensors: depth, divergence, log-sum-exp of the logits, and slope, each (B, 1, h, w)
-        float32, as described in `Maps`; then position, share and spread of the target's components,
-        each (B, N, h, w) float32, as described in `Parts`. Unused results have shape (0,).
+        Seven tensors: depth, divergence, log-sum-exp of the logits, and slope (a mean derivative of
+        the divergence), each (B, 1, h, w) float32, as described in `Maps`; then position, share and
+        spread of the N components of each pixel's target, each (B, N, h, w) float32, as described
+        in `Parts`. Unused results have shape (0,).
     """
     # Allocate the outputs, and compute the components of the target distributions.
     features = _flat_pixels(features)
@@ -245,7 +247,7 @@ def dpm_backward(
         weight: (K, C, 1, 1), as in forward.
         bias: (K,), as in forward.
         edges: (K + 1,), metres, as in forward.
-        saved: depth, log-sum-exp, slope, position, share and spread, as `dpm_forward` returns them.
+        saved: six results of `dpm_forward`: depth, log-sum-exp, slope, position, share and spread.
         sigma: the target's sigma, metres; not used if forward had a map of sigmas.
         target: "gaussian" or "released".
         needs_features: True if the features' gradient is needed.
@@ -472,8 +474,9 @@ def _constants(kernel: str, features: Tensor, edges: Tensor, parts: Parts, targe
         processed after the last whole block, 0 for none; WHOLE, True if BLOCK_P divides the number
         of an image's pixels; PRECISION, tl.dot's input_precision. Except for "weight" also: N,
         number of components of each target distribution, 0 without a target; TARGET, "none",
-        "gaussian", "gaussian_map" (Gaussian with a map of sigmas) or "released"; PIECES, see
-        `series_pieces`; EVEN, True if all bins may use the first bin's width.
+        "gaussian", "gaussian_map" (Gaussian with a map of sigmas) or "released"; PIECES, number of
+        pieces into which a bin is split to compute its target mass by a Taylor series, 0 to compute
+        it by erfc; EVEN, True if all bins may use the first bin's width.
     """
     channels = features.shape[1]
     half = features.element_size() == 2
