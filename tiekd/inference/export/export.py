@@ -4,13 +4,13 @@
     torch_export   a .pt2 of torch.export, for torch alone (program_format.py)
     weights        a .pth with the plain float32 state dict and its network's recipe node
 
-The file maps pixels to metres. It includes the resizing to the working resolution, so its input is
-an image at its own size, and its output has that size, too. The file is written under a temporary
-name, loaded again, run on images and compared with `load_student`
-(tiekd/inference/export/verification.py). If the two disagree, the file is removed. Two consecutive
-convolutions that are cheaper as one are merged (`DenseDepth.fold`). For half precision, norms are
-folded into the convolutions before them (tiekd/inference/export/norms.py) and the network runs in
-float16; input and output keep their dtypes.
+The file maps pixels to metres. It includes resizing images to the size at which the network runs
+(the working resolution), so its input is an image at its own size, and its output has that size,
+too. The file is written under a temporary name, loaded again, run on images and compared with
+`load_student` (tiekd/inference/export/verification.py). If the two disagree, the file is removed.
+In a DenseDepth decoder, two consecutive convolutions that are cheaper as one are merged. For half
+precision, norms are folded into the convolutions before them (tiekd/inference/export/norms.py) and
+the network runs in float16; input and output keep their dtypes.
 
 Cost: seconds to minutes of tracing, and two runs per image on the CPU. With a DPM head of K bins at
 full resolution, a run needs memory for about three (K, H, W) float32 tensors. Left out: integer
@@ -67,13 +67,14 @@ class Settings:
         dynamic: True for a file that accepts images of any size.
         half: True to run the network in float16.
         confidence: True to add confidence and sigma as further outputs. Needs a DPM head.
-        readout: How depth is read from a DPM head's distribution, see tiekd.models.readout.
-        resize: The working resolution, which the file includes.
+        readout: How depth is read from a DPM head's distribution over depth bins: "mean", "mode" or
+            "local" (`tiekd.models.readout`).
+        resize: How the file resizes images for the network.
         focal: Focal length of all images in pixels of their own size, a constant of the file; for a
             network with a canonical camera.
         focal_input: True to make the focal length a second input instead, (batch,) float32.
-        calibration: The temperature of confidence and sigma, as the weights file has it; None for a
-            temperature of 1.
+        calibration: The temperature by which the logits are divided before confidence and sigma are
+            computed, from the weights file; None for a temperature of 1.
     """
 
     size: tuple[int, int]
@@ -90,10 +91,11 @@ class Settings:
 
     @property
     def open_resize(self) -> Resize:
-        """The working resolution of a file for images of any size: the recipe's, if it sets one.
+        """The `Resize` with which a file for images of any size resizes them for the network.
 
-        If the recipe sets none, such a file resizes no image, while `load_student` shrinks large
-        images (`at_most`).
+        It is `resize`, except if that only shrinks images above a size (`at_most`), as it does
+        without a setting in the recipe. `load_student` shrinks them, but such a file resizes no
+        image.
         """
         return OWN_SIZE if self.resize.at_most is not None else self.resize
 
@@ -104,7 +106,10 @@ class Settings:
 
     @property
     def outputs(self) -> list[str]:
-        """The names of the exported file's outputs, in order; the last two with `confidence`."""
+        """The names of the exported file's outputs, in order.
+
+        They are "depth", and with `confidence` also "confidence" and "sigma".
+        """
         return ["depth", "confidence", "sigma"] if self.confidence else ["depth"]
 
 
@@ -132,13 +137,16 @@ def format_of(path: Path) -> str:
 
 
 def least_side(network: Network, settings: Settings) -> int:
-    """Returns the minimum height and width, in pixels, of the images that an exported file takes.
+    """Returns the minimum height and width of the images that an exported file takes.
 
     A file for images of one fixed size has further limits, which `check` enforces.
 
     Args:
         network: The network to export.
         settings: The settings of the export.
+
+    Returns:
+        The minimum length of a side, in pixels.
     """
     if settings.dynamic:
         return program_format.least_side(network, settings.open_resize)
@@ -266,7 +274,7 @@ def write(
     Args:
         path: The file to write. An existing file is replaced only if the export succeeds.
         network: The network in eval mode, float32, on the CPU. It isn't changed.
-        node: The network's recipe node.
+        node: The recipe's section `network`, a dict that describes the network.
         settings: The settings of the export.
         images: Batches of images on which the file is verified, each (B, 3, H, W) uint8. With
             `dynamic` the batches may differ in size.
@@ -334,7 +342,8 @@ def _trial_focals(network: Network, settings: Settings) -> tuple[float, ...]:
     focal lengths that differ by 10 %.
 
     Args:
-        network: The network; without a canonical camera the result is empty.
+        network: The network. If it has no canonical camera, it needs no focal lengths and the
+            result is empty.
         settings: The settings of the export.
     """
     camera = network.canonical
@@ -346,7 +355,7 @@ def _trial_focals(network: Network, settings: Settings) -> tuple[float, ...]:
 
 
 def _program(network: Network, settings: Settings) -> ExportedProgram:
-    # Export a copy, because folding changes weights in place.
+    # Export a copy, because merging convolutions (`fold`) changes the network in place.
     network = copy.deepcopy(network)
     if isinstance(network.decoder, DenseDepth):
         network.decoder.fold()
@@ -405,7 +414,7 @@ def _write_weights(
     torch.save({**content, "iteration": 0, "facts": facts}, file)
     path.write_bytes(file.getbuffer())
     state = state_dicts.read_checkpoint(path)
-    # Rebuild the network from the file's content alone, as a user would.
+    # Rebuild the network from the file's content alone, as a user of the file would.
     again = build_network(state["network"])
     state_dicts.load_into(again, state_dicts.named_tensors(state))
     return verification.Reference(
@@ -469,6 +478,8 @@ def _description(network: Network, settings: Settings) -> dict[str, str]:
 
 def working_resolution(settings: Settings) -> str:
     """Returns a text that states the size to which an exported file resizes its input images.
+
+    The text is for the file's metadata, such as "192x640".
 
     Args:
         settings: The settings with which the file is exported.

@@ -125,21 +125,22 @@ def load(path: Path) -> Callable[..., tuple[Tensor, ...]]:
 def load_described(
     path: Path,
 ) -> tuple[Callable[..., tuple[Tensor, ...]], list[FileInput], dict[str, str]]:
-    """Loads a .pt2 file as `load` does, and says what it takes.
+    """Loads a .pt2 file as `load` does, and returns its inputs and metadata, too.
 
     Args:
         path: A file of torch.export.
 
     Returns:
-        The function; its inputs in order; and the metadata that tiekd wrote into the file, empty
-        for a file of another program.
+        (run, inputs, facts): the function that `load` returns; a list with a `FileInput` for each
+        input that is a tensor, in order; and the metadata that tiekd wrote into the file, a dict
+        from name to text, empty for a file of another program.
     """
     extra = {FACTS: ""}
     program = torch.export.load(path, extra_files=extra)
     names = program.graph_signature.user_inputs
     values = {node.name: node.meta.get("val") for node in program.graph.nodes}
     inputs = [
-        # A side of any size is a symbol, no int.
+        # In `values[name].shape`, an axis that may have any size has a symbol instead of an int.
         FileInput(
             tuple(side if type(side) is int else None for side in values[name].shape),
             values[name].dtype,

@@ -142,8 +142,9 @@ class Outputs:
         Args:
             name: The image's `Input.name`.
             rgb: The image, (H, W, 3) uint8.
-            reading: The predicted maps, each (H, W) float32 on the CPU; confidence and sigma are
-                needed if confidence/ is written.
+            reading: The predicted depth, confidence and sigma, each (H, W) float32 on the CPU;
+                confidence and sigma are needed if confidence/ is written, and may otherwise be
+                None.
             camera: The image's camera; needed if points/ is written.
             colour: False to leave out colour/, as for a frame of a video.
 

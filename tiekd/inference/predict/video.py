@@ -221,7 +221,7 @@ def _pyav(path: Path):
         raise DataError(
             f"{path}: videos need PyAV, which is not installed; pip install 'tiekd[video]'"
         ) from None
-    # FFmpeg logs nothing, since this module reports errors itself
+    # Silence FFmpeg's log, since this module reports errors itself.
     av.logging.set_level(av.logging.PANIC)
     return av
 
