@@ -180,25 +180,27 @@ def resolve(config: dict, batch_size: int, clip_norm: float, world_size: int) ->
 
 
 def refill(config: dict, world_size: int, other_batch: bool) -> dict:
-    """Sets those values of an earlier start's engine config to "auto" that may have to change now.
+    """Returns an earlier start's engine config with "auto" for values that this start may change.
 
-    The batch size and the clipping norm always become "auto". The micro-batch size and the number
-    of micro-batches do so only if they no longer fit.
+    A run starts for the first time, and again with every resume. The batch size and the clipping
+    norm always become "auto". The micro-batch size and the number of micro-batches do so only if
+    they no longer fit.
 
     Args:
-        config: The resolved engine config of an earlier start, `EngineConfig.values`.
+        config: The resolved engine config of an earlier start, `EngineConfig.values`; it isn't
+            changed.
         world_size: The number of ranks in this start.
         other_batch: True if the recipe's global batch size has changed.
 
     Returns:
-        The engine config, to be passed to `resolve` with the changed recipe.
+        A new engine config, to be passed to `resolve` with the changed recipe.
     """
     of_recipe = {"train_batch_size", "gradient_clipping"}
     deal = [
         config.get(key) for key in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
     ]
-    # Keep micro-batch size and accumulation if their product, times the number of ranks, is still
-    # the global batch size.
+    # Keep the micro-batch size and the number of micro-batches if their product, times the number
+    # of ranks, is still the global batch size.
     fits = None not in deal and deal[0] * deal[1] * world_size == config.get("train_batch_size")
     if other_batch or not fits:
         of_recipe |= {"train_micro_batch_size_per_gpu", "gradient_accumulation_steps"}

@@ -58,6 +58,9 @@ def of_engine_config(config: dict) -> Execution:
     Args:
         config: The engine config, a dict with DeepSpeed's keys and optionally this section.
 
+    Returns:
+        An `Execution`; with its defaults if there is no such section.
+
     Raises:
         RecipeError: A key is unknown or a value is not allowed.
         LaunchError: `compile` is set, but this machine has no C++ compiler.

@@ -133,7 +133,7 @@ def trained(engine) -> list[Tensor]:
     """Returns the fp32 tensors of this rank that the torch optimizer updates.
 
     Without ZeRO they are all parameters, or in half precision their fp32 master copies. Under ZeRO
-    they are this rank's flat groups.
+    each is the flat tensor with this rank's share of a parameter group.
 
     Args:
         engine: The DeepSpeed engine.
@@ -300,7 +300,7 @@ def _copy(value, shape: torch.Size):
 
     Args:
         value: The value. If it isn't a tensor, it is returned unchanged.
-        shape: The shape of the copy; not used for a 0-d tensor, such as `step`.
+        shape: The shape to which the copy is reshaped; not used for a 0-d tensor, such as `step`.
     """
     if not isinstance(value, Tensor):
         return value

@@ -36,7 +36,7 @@ def import_muon_uncompiled() -> None:
     compiled = compiler.compile
     compiler.compile = lambda *_arguments, **_options: lambda function: function
     try:
-        # ZeRO does without Muon where it can't be imported, and so does this.
+        # If Muon can't be imported, do without it, as ZeRO does.
         with contextlib.suppress(ImportError):
             importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
     finally:
