@@ -94,7 +94,8 @@ class Chamfer(nn.Module):
         last = (count - 1).clamp_min(0)
         higher, lower = (depths.gather(1, i.clamp_min(0).minimum(last)) for i in (above, above - 1))
         nearest = torch.where(higher - at < at - lower, higher, lower)
-        # Without valid depths, compare the centres with themselves: this gives 0 and no gradient.
+        # For an image without valid depths, compare the centres with themselves: this gives 0 and
+        # no gradient.
         return (centres - torch.where(count > 0, nearest, at)).square().mean(1)
 
 

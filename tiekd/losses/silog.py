@@ -1,7 +1,7 @@
 """The scale-invariant log error sqrt(var(g) + 0.15 mean(g)^2).
 
 g is the logarithm of the ratio of predicted and target depth at a pixel. The loss is after Eigen et
-al. 2014. With the factor 0.15, as in AdaBins and the published baseline, a wrong overall scale is
+al. 2014. With the factor 0.15, as in AdaBins and the baseline of TIE-KD, a wrong overall scale is
 penalised a little. The cost is negligible. The derivative of the root is infinite at a perfect
 prediction, so the gradient is set to 0 there.
 """

@@ -32,8 +32,8 @@ GAUSSIAN = [math.exp(-((i - WINDOW // 2) ** 2) / (2 * SIGMA**2)) for i in range(
 TAPS = [value / sum(GAUSSIAN) for value in GAUSSIAN]
 C1, C2 = 0.01**2, 0.03**2
 SPACES = ("metres", "normalised", "log")
-# In metres. With `space: log`, log(depth / NEAREST_M) is compared. Smaller depths are clamped to
-# NEAREST_M, so that the logarithm isn't negative.
+# The smallest depth, in metres, for `space: log`, which compares log(depth / NEAREST_M). Smaller
+# depths are clamped to it, so that the logarithm isn't negative.
 NEAREST_M = 1e-3
 
 
