@@ -32,13 +32,13 @@ class ShownFrames:
     Args:
         dataset: The validation dataset.
         network: The evaluation's network. The evaluation loads the student's weights into it.
-        teacher: Function from a batch to the teacher's depth, as in the training loop; None if
-            there is no teacher.
+        teacher: Function from a `Batch` to the teacher's depth, (B, 1, H, W) in metres or a
+            `Target`; None if there is no teacher.
         device: The network's device.
-        crop: Name of the evaluated part of an image, as for `metrics.crop_box`.
+        crop: Name of the part of an image that is evaluated, as for `metrics.crop_box`.
         num_frames: Maximum number of frames.
         cap: Exclusive upper bound of valid ground truth, metres; None for the network's max_depth.
-        resize: The working resolution, at which the frames are drawn.
+        resize: How frames are resized for the network; they are drawn at that size.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class ShownFrames:
     ):
         count = min(num_frames, len(dataset))
         self.chosen = Subset(
-            # Split the dataset into `count` equal ranges and choose the middle frame of each.
+            # Split the dataset into `count` equal ranges, and choose the middle frame of each.
             dataset,
             [(2 * i + 1) * len(dataset) // (2 * count) for i in range(count)],
         )

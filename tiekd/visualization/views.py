@@ -40,8 +40,8 @@ class View(NamedTuple):
         entropy: (h, w) entropies in nats of the student's distributions at evenly spaced pixels of
             the head's output; None unless the head is a DPM head.
         max_entropy: Entropy of a uniform distribution in nats; None unless the head is a DPM head.
-        pixels: Pixels with their target and student distributions, which `why` draws; empty if
-            there are none.
+        pixels: Some pixels with their target and student distributions, of which the function `why`
+            draws charts; empty if there are none.
     """
 
     image: np.ndarray
@@ -70,9 +70,10 @@ def views(
         truths: (B, 1, H, W), measured depth in metres, 0 where unknown.
         teachers: (B, 1, H, W), the teacher's depth in metres, 0 where unknown; None if there is no
             teacher.
-        explained: The number of views, counted from the first, that get `pixels`.
+        explained: The number of views, counted from the first, that get some pixels with their
+            distributions (`View.pixels`).
         focal: (B,) focal length of each image in pixels of `images`, for a network with a canonical
-            camera, whose explained pixels show canonical depth; None for other networks.
+            camera, whose pixels' distributions are over canonical depth; None for other networks.
 
     Returns:
         B views, in the order of `images`.
@@ -150,14 +151,14 @@ def overview(view: View, max_depth: float, against: str) -> np.ndarray:
 
 
 def why(view: View, max_depth: float) -> np.ndarray | None:
-    """Draws the target's and the student's distributions at a view's explained pixels.
+    """Draws charts of the target's and the student's distributions at some pixels of a view.
 
     Args:
-        view: The view to draw.
+        view: The view to draw, with the pixels in `view.pixels`.
         max_depth: End of the depth scale in metres.
 
     Returns:
-        (height, width, 3) uint8; None if the view has no explained pixels.
+        (height, width, 3) uint8; None if `view.pixels` is empty.
     """
     if not view.pixels:
         return None
