@@ -47,7 +47,7 @@ class CheckpointError(UserError):
 
 
 class LaunchError(UserError):
-    """A way of starting a program that can't work: wrong ranks, devices, port or work dir."""
+    """Wrong ranks, devices, port, work dir or path, with which a program can't be started."""
 
 
 class ExportError(UserError):
