@@ -47,7 +47,7 @@ from tiekd.workdir.checkpoints import find_weights
 
 
 def build_teachers(recipe: dict, device: torch.device, max_depth_m: float) -> Teacher:
-    """Builds what the student of a recipe learns from: a teacher, several, or the ground truth.
+    """Builds what the student of a recipe learns from: one or several teachers, or ground truth.
 
     Args:
         recipe: The recipe.
@@ -55,8 +55,9 @@ def build_teachers(recipe: dict, device: torch.device, max_depth_m: float) -> Te
         max_depth_m: The largest depth that the student predicts, in metres.
 
     Returns:
-        The teacher that `teacher` describes, which may be an Average of several; or the Mixture of
-        those in `teachers`. `tiekd.teachers.mixture.members_of` returns the single teachers.
+        The teacher that the recipe's section `teacher` describes, which may be an `Average` of
+        several teachers; or a `Mixture` of the teachers in the section `teachers`.
+        `tiekd.teachers.mixture.members_of` returns the single teachers.
 
     Raises:
         TeacherError: A section is wrong, there are no weights, or they are of another network. The
@@ -160,8 +161,8 @@ def build_teacher(
     - `maps`: a folder of cached depth maps.
     - `recipe` and `checkpoint`: a network of the project and its weights. The checkpoint is a file
       of weights, a checkpoint's folder, or a work dir, whose best or else latest weights are used;
-      without `checkpoint` it is the work dir of the recipe. For `flip` and `precision` see
-      FrozenTeacher.
+      without `checkpoint` it is the work dir of the recipe. `flip` and `precision` are arguments of
+      `FrozenTeacher`.
 
     Args:
         node: The section as a dict; None makes the ground truth the teacher.
@@ -445,6 +446,9 @@ def _weights_in(work_dir: Path, teacher: TeacherNode, beginning: str) -> Path:
 def _recipe_of(teacher: TeacherNode) -> str:
     """Returns the path of the teacher's recipe, quoted for a shell command in a message.
 
-    It is the word RECIPE if the section `teacher` names no recipe.
+    It is the word RECIPE if the section names no recipe.
+
+    Args:
+        teacher: The section `teacher`.
     """
     return "RECIPE" if teacher.recipe is None else shlex.quote(str(teacher.recipe))

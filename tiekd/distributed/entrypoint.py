@@ -457,7 +457,8 @@ def _lost_rank(error: Exception) -> LaunchError:
     me = int(os.environ["RANK"])
     missing = missing_ranks(_RANKS_ANSWER_S)
     if not missing or me != min(set(range(int(os.environ["WORLD_SIZE"]))) - set(missing)):
-        # The launcher ends ranks one after the other, so wait longer the more ranks are missing.
+        # Wait the longer the more ranks are missing, since the launcher ends ranks one after the
+        # other.
         time.sleep(_LAUNCHER_REACTS_S + _LAUNCHER_KILLS_AFTER_S * len(missing))
     lost = "another rank"
     if missing:

@@ -65,8 +65,10 @@ def check_threads(count: int) -> None:
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
     """Yields an error, then the error that led to it, and so on.
 
-    An error that led to another one is its `__cause__` or `__context__`. Errors that `raise ...
-    from None` hides are included. Yields nothing for None.
+    Errors that `raise ... from None` hides are included. Yields nothing for None.
+
+    Args:
+        error: The error; None for none.
     """
     while error is not None:
         yield error

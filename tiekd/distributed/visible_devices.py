@@ -160,7 +160,7 @@ def in_options(
 
 
 def _number(name: str, listed: str, there: Sequence[str]) -> int:
-    """Converts an entry of CUDA_VISIBLE_DEVICES to a device number.
+    """Converts an entry of CUDA_VISIBLE_DEVICES to a device number, an int from 0.
 
     Args:
         name: The entry: a number, or the beginning of a UUID.

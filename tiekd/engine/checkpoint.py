@@ -242,6 +242,10 @@ def _facts(engine, iteration: int, recipe: dict) -> dict:
         engine: The DeepSpeed engine.
         iteration: The number of finished iterations.
         recipe: The run's recipe.
+
+    Returns:
+        A dict with these keys and with `versions` (of torch and DeepSpeed), `recipe` and
+        `engine_config`.
     """
     return {
         "iteration": iteration,
@@ -256,8 +260,12 @@ def _facts(engine, iteration: int, recipe: dict) -> dict:
 def _shape(engine) -> dict:
     """Returns the properties of an engine that must not change for DeepSpeed to load its files.
 
-    They are the dict's keys: `world_size`; `zero_stage`; and `precision`, which is "fp32", "bf16"
-    or "fp16".
+    Args:
+        engine: The DeepSpeed engine.
+
+    Returns:
+        A dict with the keys `world_size`, `zero_stage` (0 to 3) and `precision` ("fp32", "bf16" or
+        "fp16").
     """
     precision = "fp16" if engine.fp16_enabled() else "bf16" if engine.bfloat16_enabled() else "fp32"
     stage = engine.zero_optimization_stage()

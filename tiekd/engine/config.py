@@ -211,6 +211,9 @@ def clips_here(config: EngineConfig) -> bool:
     """Returns True if engine/step.py, not DeepSpeed, has to clip the gradient.
 
     This is the case in fp32 without ZeRO.
+
+    Args:
+        config: The engine config.
     """
     in_half = any(config.values.get(kind, {}).get("enabled") for kind in ("fp16", "bf16"))
     return config.zero_stage == 0 and not in_half
@@ -221,6 +224,9 @@ def scales_here(config: EngineConfig) -> bool:
 
     This is the case in fp16 without ZeRO. In all other cases DeepSpeed does it, or there is no loss
     scale.
+
+    Args:
+        config: The engine config.
     """
     return config.zero_stage == 0 and bool(config.values.get("fp16", {}).get("enabled"))
 

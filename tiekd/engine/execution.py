@@ -153,6 +153,9 @@ def compile_parts(network: nn.Module) -> None:
 
     Each of the three is compiled when it is called for the first time. The names of their
     parameters don't change.
+
+    Args:
+        network: The student.
     """
     for part in (network.encoder, network.neck, network.decoder):
         if part is not None:

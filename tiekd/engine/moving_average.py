@@ -94,8 +94,8 @@ class MovingAverage:
         """Gathers the averaged weights and buffers on rank 0. Collective.
 
         Returns:
-            On rank 0: name -> tensor on the CPU, as `full_state.weights` returns the newest
-            weights. On other ranks an empty dict.
+            On rank 0 a dict from each name in the network to an unsharded fp32 tensor on the CPU,
+            as `full_state.weights` returns for the newest weights. On other ranks an empty dict.
         """
         with self._exchanged():
             values = full_state.weights(self.engine)
@@ -107,7 +107,7 @@ class MovingAverage:
         """Sets the average to that of a checkpoint. Collective.
 
         Args:
-            values: What `weights` returned on rank 0, the same on every rank.
+            values: The dict that `weights` returned on rank 0, the same on every rank.
             num_updates: The value of the attribute `num_updates` when the checkpoint was saved.
         """
         with self._exchanged():

@@ -44,7 +44,9 @@ def import_muon_uncompiled() -> None:
 
 
 def save_through(engine, files: Files) -> None:
-    """Makes the engine write and read its checkpoints with `files`, its new `checkpoint_files`.
+    """Makes a DeepSpeed engine write and read its checkpoint files by `files`.
+
+    `files` becomes the engine's attribute `checkpoint_files`.
 
     Without the patch: a full disk ends a run with a traceback, files have no digests, and each
     checkpoint contains a copy of zero_to_fp32.py, a script that isn't needed, since plain weights

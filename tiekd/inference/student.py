@@ -60,10 +60,11 @@ class Reading(NamedTuple):
     sigma: Tensor | None = None
 
     def mapped(self, function: Callable[[Tensor], Tensor]) -> "Reading":
-        """Returns a reading with a function applied to each map that was requested.
+        """Returns a `Reading` with a function applied to depth, confidence and sigma.
 
         Args:
-            function: the function from a map to a map.
+            function: A function from a tensor to a tensor. It isn't called for confidence and sigma
+                if they are None.
         """
         return Reading(*(None if values is None else function(values) for values in self))
 
@@ -480,6 +481,9 @@ def _is_numbers(value: object) -> bool:
     """Returns True if `value` is a number, tensor or array, or a list or tuple of these.
 
     True and False are not treated as numbers.
+
+    Args:
+        value: Any object.
     """
     values = value if isinstance(value, list | tuple) else [value]
     kinds = (int, float, np.number, np.ndarray, Tensor)

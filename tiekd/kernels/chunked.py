@@ -45,8 +45,31 @@ def dpm(
 ) -> tuple[Tensor, Tensor | None]:
     """Computes depth and divergence of the DPM head, a few image rows at a time.
 
-    Arguments, results and errors are those of `tiekd.kernels.reference.dpm`. Gradients with respect
-    to features, weight and bias are supported; second derivatives aren't.
+    The results are those of `tiekd.kernels.reference.dpm`. Gradients with respect to features,
+    weight and bias are supported; second derivatives aren't.
+
+    Args:
+        features: (B, C, h, w), the head's input.
+        weight: (K, C, 1, 1), weight of the 1x1 convolution that gives the logits of K depth bins.
+        bias: (K,), bias of this convolution.
+        edges: (K + 1,) float32 or float64, edges of the bins, metres, increasing.
+        target_depth: (B, M, H, W), metres, depths of M teachers at the image's size; None computes
+            no divergence.
+        sigma: standard deviation of the Gaussian around each target depth, metres, a number, one
+            number for each teacher, or (B, M, H, W).
+        target: kind of the target distribution, "gaussian" or "released", as for `reference.dpm`.
+        beyond: treatment of target depths above the last edge, "clamp" or "ignore", as for
+            `reference.dpm`.
+        stride: image pixels per side of a pixel of the features.
+        target_weight: (B, M, H, W), weights of the teachers in the target; None for equal weights.
+
+    Returns:
+        (depth, divergence), each (B, 1, h, w) in the dtype of edges: the mean depth, metres, and
+        the divergence of the target from the predicted distribution, nats, None if `target_depth`
+        is None.
+
+    Raises:
+        RecipeError: `target` or `beyond` is unknown, or sigma is too small for the bins.
     """
     reference.check_choices(target, beyond)
     device = features.device.type
@@ -303,11 +326,14 @@ def _product(to: Tensor, weight: Tensor, pixels: Tensor, out: Tensor) -> Tensor:
 
 
 def _sums(factors: Tensor, p: Tensor) -> Tensor:
-    """Returns the matrix product factors @ p, (2, P).
+    """Returns sums over K bins of probabilities, weighted in two ways, as the product factors @ p.
 
     Args:
-        factors: (2, K), whose first row is all ones.
+        factors: (2, K), two sets of weights of the bins; the first row is all ones.
         p: (K, P), predicted probabilities of K bins at P pixels.
+
+    Returns:
+        (2, P), the two sums at each pixel.
     """
     if p.device.type == "cpu":
         return factors @ p
@@ -317,11 +343,14 @@ def _sums(factors: Tensor, p: Tensor) -> Tensor:
 
 
 def _released_slope(p: Tensor, q: Tensor) -> Tensor:
-    """Returns the gradient of `reference.released_divergence` with respect to the logits, (K, P).
+    """Returns the gradient of the divergence of TIE-KD's released code with respect to the logits.
 
     Args:
         p: (K, P), predicted probabilities of K bins at P pixels.
         q: (K, P), target distributions over the bins at these pixels.
+
+    Returns:
+        (K, P), the gradient of `reference.released_divergence` at each pixel.
     """
     eps = reference.PUBLISHED_EPS
     by_p = -q.square() / ((p + eps) * (q + eps * (p + eps)))

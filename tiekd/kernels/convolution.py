@@ -227,12 +227,16 @@ def gradients_by_products(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Returns the gradients of x, weight and bias of a 3x3 convolution with padding 1.
 
+    The weight's gradient is computed by matrix products (`weight_gradient`).
+
     Args:
         grad: (B, O, H, W), the gradient of the output.
         x: (B, C, H, W), the input; may be None if neither its gradient nor the weight's is needed.
         weight: (O, C, 3, 3), the convolution's weight.
-        needs: for each of x, weight and bias in this order, True if its gradient is needed; the
-            other gradients are returned as None.
+        needs: for each of x, weight and bias in this order, True if its gradient is needed.
+
+    Returns:
+        Three gradients, each of the shape of x, weight and bias; None for those that aren't needed.
     """
     grad = grad.contiguous(memory_format=torch.channels_last)
     of_x = _gradients(grad, x, weight, *_3X3, [True, False, False])[0] if needs[0] else None
@@ -281,8 +285,10 @@ def _gradients(
         padding: the convolution's padding, (rows, columns).
         dilation: the convolution's dilation, (rows, columns).
         groups: number of groups.
-        mask: for each of x, weight and bias in this order, True if its gradient is wanted; the
-            other gradients are returned as None.
+        mask: for each of x, weight and bias in this order, True if its gradient is wanted.
+
+    Returns:
+        Three gradients, each of the shape of x, weight and bias; None for those that aren't wanted.
     """
     return torch.ops.aten.convolution_backward(
         grad, x, weight, [weight.shape[0]], stride, padding, dilation, False, [0, 0], groups, mask

@@ -68,6 +68,12 @@ def _begin(size: int) -> ThreadPoolExecutor:
     torch.set_num_threads sets both the calling thread's number of torch threads and the default for
     threads that start later. So all threads of the pool are started here, and then the default is
     restored.
+
+    Args:
+        size: the number of threads.
+
+    Returns:
+        The pool, a `ThreadPoolExecutor`.
     """
     together = threading.Barrier(size)
     before = torch.get_num_threads()

@@ -125,12 +125,14 @@ def cell_target(
     """Returns the target distribution of each cell, i.e. of each pixel of the head's output.
 
     Args:
-        depth: (B, M, H, W), `target_depth` of `dpm`, metres.
-        sigma: standard deviation of the components, metres, a number or (B, M, H, W).
-        weight: (B, M, H, W), `target_weight` of `dpm`, or None.
+        depth: (B, M, H, W), target depths of M teachers at the image's size, metres, 0 where not
+            valid.
+        sigma: standard deviation of the Gaussian around each target depth, metres, a number or
+            (B, M, H, W).
+        weight: (B, M, H, W), weights of the teachers in the target; None for equal weights.
         edges: (K + 1,), edges of the depth bins, metres.
-        target: "gaussian" or "released", as for `dpm`.
-        beyond: "clamp" or "ignore", as for `dpm`.
+        target: kind of the target distribution, "gaussian" or "released", as for `dpm`.
+        beyond: treatment of target depths above the last edge, "clamp" or "ignore", as for `dpm`.
         stride: image pixels per side of a cell.
 
     Returns:
@@ -164,12 +166,20 @@ def pixels_of_cells(
 
     A cell is a pixel of the head's output; it covers a square of stride x stride pixels of the
     image. The first result has the top left pixel of every square, the second the pixel to its
-    right, and so on, row by row. The arguments are those of `cell_target`.
+    right, and so on, row by row.
+
+    Args:
+        depth: (B, M, H, W), target depths of M components, metres, 0 or NaN where not valid.
+        sigma: standard deviation of the components, metres, a number or (B, M, H, W).
+        weight: (B, M, H, W), weights of the components, or None.
+        edges: (K + 1,), edges of the depth bins, metres.
+        beyond: "ignore" to set depths above the last edge to 0, or "clamp" to leave them.
+        stride: image pixels per side of a cell.
 
     Yields:
         (depth, sigma, weight), each (B, M, h, w), except for a sigma that is a number and a weight
-        that is None, which are yielded unchanged. Depth is 0 where the pixel is beyond the image's
-        border, where it was NaN, and, with beyond="ignore", where it was above the last edge.
+        that is None, which are yielded unchanged. Depth is 0 where it isn't valid, also where the
+        pixel is beyond the image's border.
     """
     depth = torch.nan_to_num(depth.to(edges.dtype))
     if beyond == "ignore":

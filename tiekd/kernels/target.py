@@ -288,11 +288,14 @@ def shares(depth: Tensor, weight: Tensor | None, dtype: torch.dtype) -> Tensor:
 
 
 def sigma_maps(constants: tuple[float, ...], depth: Tensor) -> Tensor:
-    """Expands one sigma for each component to maps, (B, M, H, W), metres.
+    """Expands one sigma per component to a tensor with one value per pixel and component.
 
     Args:
         constants: the M components' sigmas, metres.
         depth: (B, M, H, W), a tensor whose shape, dtype and device the result gets.
+
+    Returns:
+        (B, M, H, W), metres.
     """
     parts = zip(constants, depth.split(1, 1), strict=True)
     return torch.cat([torch.full_like(one, metres) for metres, one in parts], 1)

@@ -109,8 +109,31 @@ def dpm(
 ) -> tuple[Tensor, Tensor | None]:
     """Computes depth and divergence of the DPM head on a GPU.
 
-    Arguments, results and errors are those of `tiekd.kernels.reference.dpm`. `supports` must be
-    True for features, target_depth and edges.
+    The results are those of `tiekd.kernels.reference.dpm`. `supports` must be True for features,
+    target_depth and edges.
+
+    Args:
+        features: (B, C, h, w), the head's input.
+        weight: (K, C, 1, 1), weight of the 1x1 convolution that gives the logits of K depth bins.
+        bias: (K,), bias of this convolution.
+        edges: (K + 1,) float32, edges of the bins, metres, increasing.
+        target_depth: (B, M, H, W), metres, depths of M teachers at the image's size; None computes
+            no divergence.
+        sigma: standard deviation of the Gaussian around each target depth, metres, a number, one
+            number for each teacher, or (B, M, H, W).
+        target: kind of the target distribution, "gaussian" or "released", as for `reference.dpm`.
+        beyond: treatment of target depths above the last edge, "clamp" or "ignore", as for
+            `reference.dpm`.
+        stride: image pixels per side of a pixel of the features.
+        target_weight: (B, M, H, W), weights of the teachers in the target; None for equal weights.
+
+    Returns:
+        (depth, divergence), each (B, 1, h, w) in the dtype of edges: the mean depth, metres, and
+        the divergence of the target from the predicted distribution, nats, None if `target_depth`
+        is None.
+
+    Raises:
+        RecipeError: `target` or `beyond` is unknown, or sigma is too small for the bins.
     """
     reference.check_choices(target, beyond)
     device = features.device.type
@@ -160,8 +183,22 @@ def dpm_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Launches the forward kernel, which computes depth and divergence of the DPM head.
 
-    The arguments are those of `reference.dpm`, except for sigma: either `sigma` is a number and
-    `sigma_map` is None, or `sigma` is 0 and `sigma_map` is a map (B, M, H, W).
+    Args:
+        features: (B, C, h, w), the head's input.
+        weight: (K, C, 1, 1), weight of the 1x1 convolution that gives the logits of K depth bins.
+        bias: (K,), bias of this convolution.
+        edges: (K + 1,) float32, edges of the bins, metres, increasing.
+        target_depth: (B, M, H, W), metres, depths of M teachers at the image's size; None computes
+            no divergence.
+        sigma: standard deviation of the Gaussian around each target depth, metres; 0 if there is a
+            `sigma_map`.
+        sigma_map: (B, M, H, W), one standard deviation per target depth, metres; None if `sigma` is
+            used.
+        target_weight: (B, M, H, W), weights of the teachers in the target; None for equal weights.
+        target: kind of the target distribution, "gaussian" or "released", as for `reference.dpm`.
+        beyond: treatment of target depths above the last edge, "clamp" or "ignore", as for
+            `reference.dpm`.
+        stride: image pixels per side of a pixel of the features.
 
     Returns:
         Seven tensors: depth, divergence, log-sum-exp of the logits, and slope (a mean derivative of
@@ -400,6 +437,9 @@ def _flat_pixels(features: Tensor) -> Tensor:
 
     Args:
         features: (B, C, h, w), any memory layout.
+
+    Returns:
+        (B, C, h, w), `features` itself or a contiguous copy.
     """
     if features.stride(2) != features.shape[3] * features.stride(3):
         return features.contiguous()
@@ -419,9 +459,9 @@ def _on(features: Tensor) -> contextlib.AbstractContextManager:
 def _programs(features: Tensor) -> int:
     """Returns the number of programs with which the kernel `weight_gradient` should be launched.
 
-    It is PROGRAMS_PER_PROCESSOR times the number of multiprocessors of the features' GPU, or 8
-    without a GPU. The number depends on the device only, so the order of summation is the same in
-    every step.
+    It is PROGRAMS_PER_PROCESSOR times the number of multiprocessors of the GPU of `features`, or 8
+    if they are on the CPU. The number depends on the device only, so the order of summation is the
+    same in every step.
     """
     if not features.is_cuda:
         return 8
@@ -452,6 +492,9 @@ def _block_of(channels: int) -> int:
     """Returns the number of channels after padding: the next power of 2, at least 16.
 
     Triton needs powers of 2 for the shapes of blocks, and its tl.dot at least 16.
+
+    Args:
+        channels: the number of channels without padding.
     """
     return max(16, triton.next_power_of_2(channels))
 

@@ -71,7 +71,10 @@ class Maps(NamedTuple):
 def log2(x):
     """Returns the base-2 logarithm of each element of x, with an error of at most 2^-22.
 
-    On a GPU this is one instruction, where tl.log2 needs twenty.
+    On a GPU this is one instruction, whereas tl.log2 needs twenty.
+
+    Args:
+        x: a float32 tensor of any shape.
     """
     if INTERPRETED:
         y = tl.log2(x)

@@ -106,12 +106,15 @@ def cell_parts(
     """Computes the parts, i.e. components, of the target of every pixel of the head's output.
 
     Args:
-        depth: (B, M, H, W), `target_depth` of `reference.dpm`, metres.
-        sigma: standard deviation, metres, a number or (B, M, H, W).
-        weight: (B, M, H, W), `target_weight` of `reference.dpm`, or None.
+        depth: (B, M, H, W), target depths of M teachers at the image's size, metres, 0 where not
+            valid.
+        sigma: standard deviation of the Gaussian around each target depth, metres, a number or
+            (B, M, H, W).
+        weight: (B, M, H, W), weights of the teachers in the target; None for equal weights.
         edges: (K + 1,) float32, edges of the depth bins, metres.
-        target: "gaussian" or "released", as for `reference.dpm`.
-        beyond: "clamp" or "ignore", as for `reference.dpm`.
+        target: kind of the target distribution, "gaussian" or "released", as for `reference.dpm`.
+        beyond: treatment of target depths above the last edge, "clamp" or "ignore", as for
+            `reference.dpm`.
         stride: image pixels per side of a pixel of the head's output.
 
     Returns:
@@ -572,7 +575,14 @@ def _mass_by_series(centre, sigma, bins, k, PIECES: tl.constexpr, EVEN: tl.const
 
 @triton.jit
 def _mass_below(z):
-    """Returns the mass of the standard normal distribution below each element of z."""
+    """Returns the mass of the standard normal distribution below each element of z.
+
+    Args:
+        z: a float32 tensor of any shape.
+
+    Returns:
+        A tensor of this shape, from 0 to 1.
+    """
     tail = _tail(tl.abs(z) * 0.7071067811865476)
     return tl.where(z < 0, tail, 1 - tail)
 
@@ -583,6 +593,9 @@ def _tail(z):
 
     The result is exp(-z^2) times a polynomial in 1 / (1 + z / 2). Its coefficients minimise the
     maximum relative error on [0, 7], which is 4.4e-7.
+
+    Args:
+        z: a float32 tensor of any shape, not negative.
     """
     t = 1 / (1 + 0.5 * z)
     p = -0.1894654133 + t * 0.047214126

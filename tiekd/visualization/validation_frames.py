@@ -67,10 +67,11 @@ class ShownFrames:
         self._kept: list[tuple[Tensor, Tensor, Tensor | None, Tensor | None]] = []
 
     def views(self) -> list[View]:
-        """Predicts the frames, and returns one View per frame, i.e. the data that images show.
+        """Predicts the chosen frames, and returns a list with one View per frame.
 
-        If the network has a DPM head, each view has some pixels with their distributions over depth
-        bins.
+        A View has all data of a frame that is drawn: image, truth, teacher's and student's depth.
+        If the network has a DPM head, it also has entropies, and some pixels with their
+        distributions over depth bins.
 
         Raises:
             DataError: A frame can't be read.

@@ -201,7 +201,7 @@ def point_radius(truth: np.ndarray) -> int:
 def _eval_mode(network: nn.Module) -> Iterator[None]:
     """Context manager that sets a network to eval mode.
 
-    It restores the mode of every module at the end.
+    At the end it restores every module's mode.
 
     Args:
         network: The network.
@@ -232,5 +232,12 @@ def _entropy(head: Dpm, features: Tensor) -> np.ndarray:
 
 
 def _on_host(depths: Tensor) -> np.ndarray:
-    """Converts depth maps (B, 1, H, W) on any device to a (B, H, W) float32 NumPy array."""
+    """Converts depth maps on any device to a NumPy array.
+
+    Args:
+        depths: (B, 1, H, W).
+
+    Returns:
+        (B, H, W) float32.
+    """
     return depths.detach()[:, 0].float().cpu().numpy()

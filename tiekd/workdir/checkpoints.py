@@ -162,7 +162,11 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def iteration_of(checkpoint: Path) -> int:
-    """Returns the iteration in a checkpoint folder's name: 1200 for `iter_1200`."""
+    """Returns the iteration in a checkpoint folder's name: 1200 for `iter_1200`.
+
+    Args:
+        checkpoint: The checkpoint's folder.
+    """
     return int(checkpoint.name.removeprefix("iter_"))
 
 

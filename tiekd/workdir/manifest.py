@@ -167,7 +167,11 @@ def check(folder: Path) -> str | None:
 
 
 def digest(path: Path) -> str:
-    """Returns the sha256 of a file's content in hexadecimal digits."""
+    """Returns the sha256 of a file's content in hexadecimal digits.
+
+    Args:
+        path: The file.
+    """
     value = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

@@ -176,7 +176,11 @@ def lock(work_dir: Path, resuming: bool = False) -> None:
 
 
 def is_in_use(work_dir: Path) -> bool:
-    """Returns True if another process holds the lock of a work dir, i.e. a run is using it."""
+    """Returns True if another process holds the lock of a work dir, i.e. a run is using it.
+
+    Args:
+        work_dir: The work dir.
+    """
     if not work_dir.is_dir():
         return False
     in_use = _lock(work_dir, 0.0) is not None
@@ -318,7 +322,12 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
 
 
 def _are_as_many(old: object, new: object) -> bool:
-    """Returns True if both values are lists of dicts, with the same number of dicts."""
+    """Returns True if both values are lists of dicts, with the same number of dicts.
+
+    Args:
+        old: Any value.
+        new: Any other value.
+    """
     both = isinstance(old, list) and isinstance(new, list) and len(old) == len(new)
     return both and all(isinstance(each, dict) for each in [*old, *new])
 

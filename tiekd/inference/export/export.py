@@ -132,6 +132,9 @@ def format_of(path: Path) -> str:
     """Returns the export format that belongs to a path's suffix: a key of SUFFIXES.
 
     For an unknown suffix the result is "onnx", and `check` later rejects the path.
+
+    Args:
+        path: The path of the file to write.
     """
     return next((name for name, suffix in SUFFIXES.items() if path.suffix == suffix), "onnx")
 

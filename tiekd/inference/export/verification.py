@@ -195,6 +195,9 @@ def limits_of(half: bool, readout: str, max_depth: float) -> Limits:
         half: True for a file that computes in float16.
         readout: How depth is read from the distribution over depth bins: "mean", "mode" or "local".
         max_depth: The largest depth that the network predicts, in metres.
+
+    Returns:
+        A `Limits`.
     """
     p999, largest = (share * max_depth for share in HALF_LIMITS) if half else LIMITS_M
     if readout == "mean":

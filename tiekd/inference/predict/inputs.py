@@ -147,7 +147,7 @@ def _until_wildcard(path: Path) -> list[str]:
 def _fitting(
     folder: str, parts: tuple[str, ...], tried: set[tuple[int, int, int]]
 ) -> Iterator[str]:
-    """Yields the paths of the files below a folder that match a pattern, by the rules of `glob`.
+    """Yields the paths (str) of the files below a folder that match a pattern, as `glob` does.
 
     `*` and `?` don't match hidden names, and a component `**` matches any number of folders.
 

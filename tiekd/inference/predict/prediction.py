@@ -119,9 +119,13 @@ def _load(predictor: Predictor, item: Input) -> LoadedImage:
 
 
 def _attempt(function: Callable, *arguments):
-    """Calls `function`, and returns its result, or the UserError that it raises.
+    """Calls a function, and returns its result, or the UserError that it raises.
 
     Other exceptions are passed on.
+
+    Args:
+        function: The function.
+        *arguments: Its arguments.
     """
     try:
         return function(*arguments)
