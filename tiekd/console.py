@@ -145,8 +145,8 @@ def is_checkout() -> bool:
 
 def names_bin() -> bool:
     """Returns True if the user starts programs as bin/NAME.py, False if as `tiekd NAME`."""
-    # Don't name bin/ to users of the command `tiekd`, even in an editable install: their current
-    # folder may be any, where there is no bin/.
+    # Don't name bin/ if the user has typed `tiekd`, even in an editable install: the user may be in
+    # a folder without bin/.
     return is_checkout() and CONSOLE not in os.environ
 
 
@@ -172,8 +172,8 @@ def respelled(text: str) -> str:
     """
     if names_bin():
         return text
-    # `tiekd` starts the launcher itself, and takes the launcher's options after the program's
-    # arguments.
+    # Move the launcher's options to the end: `tiekd` starts the launcher itself, and takes its
+    # options after the program's arguments.
     text = re.sub(
         r"deepspeed (--num_gpus \d+) bin/(\w+)(?:\.py)?((?: \S+)*)",
         lambda found: f"{command(found[2])}{found[3]} {found[1]}",

@@ -282,7 +282,7 @@ def run(main: Callable[[], int | None]) -> int:
         its checkpoint; 130 after Ctrl-C.
     """
     slurm.adopt_task()
-    # Print a file name's bytes that the stream's encoding can't represent as escapes.
+    # Print escapes for the bytes of file names that the stream's encoding can't represent.
     for stream in (sys.stdout, sys.stderr):
         # A stream that was replaced by another object may lack `reconfigure`.
         with contextlib.suppress(AttributeError):
@@ -293,7 +293,8 @@ def run(main: Callable[[], int | None]) -> int:
         # Report the error on every rank, since the ranks' environment variables may differ.
         return _report(error)
     try:
-        # The variable CROSS_RANK shows that DeepSpeed's launcher has started this process.
+        # If CROSS_RANK is set, DeepSpeed's launcher has started this process; check that the
+        # hostfile in its command exists.
         if "CROSS_RANK" in os.environ:
             _check_hostfile()
         code = main() or 0
@@ -457,8 +458,7 @@ def _lost_rank(error: Exception) -> LaunchError:
     me = int(os.environ["RANK"])
     missing = missing_ranks(_RANKS_ANSWER_S)
     if not missing or me != min(set(range(int(os.environ["WORLD_SIZE"]))) - set(missing)):
-        # Wait the longer the more ranks are missing, since the launcher ends ranks one after the
-        # other.
+        # Wait longer if more ranks are missing, since the launcher ends ranks one after the other.
         time.sleep(_LAUNCHER_REACTS_S + _LAUNCHER_KILLS_AFTER_S * len(missing))
     lost = "another rank"
     if missing:

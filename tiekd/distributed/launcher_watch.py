@@ -26,8 +26,8 @@ from pathlib import Path
 import psutil
 
 _RUNNERS = ("deepspeed.launcher.runner", "bin/deepspeed")
-# The environment variable with the process ID of `bin/resume --restarts`, bin/experiment.py or
-# bin/distill.py.
+# The environment variable with the process ID of the program that supervises this run: `bin/resume
+# --restarts`, bin/experiment.py or bin/distill.py.
 SUPERVISOR = "TIEKD_SUPERVISOR"
 _REAPERS = ("systemd", "init", "tini", "dumb-init", "containerd-shim")
 _LAUNCHER_MODULES = ("deepspeed.launcher.launch", *_RUNNERS)

@@ -141,7 +141,8 @@ class MovingAverage:
     @torch.no_grad()
     def _exchange(self) -> None:
         for weight, average in zip(self._weights, self._averages, strict=True):
-            # Exchange a flat group in parts, since it may be as large as a rank's whole partition.
+            # Exchange a tensor in parts, since under ZeRO it may be as large as a rank's whole
+            # partition.
             parts = (torch.atleast_1d(each).split(_CHUNK) for each in (weight, average))
             for ours, theirs in zip(*parts, strict=True):
                 held = ours.clone()

@@ -456,8 +456,8 @@ def load_student(
             f"{path}: doesn't say its network; give the recipe of it, as in load_student(..., "
             "recipe=)"
         )
-    # Refuse components of modules outside tiekd unless a recipe is given, because they would be
-    # imported.
+    # Refuse components of modules outside tiekd unless a recipe is given, because loading them
+    # would import these modules.
     foreign = next(external.names_in(node), None) if recipe is None else None
     if foreign is not None:
         raise CheckpointError(

@@ -125,8 +125,8 @@ class _Dpm(torch.autograd.Function):
                         out=divergence[image, tile],
                     )
                 # Sum the exponentials, from which softmax and depth follow. The divergence of
-                # TIE-KD's released code isn't linear in the log-probabilities, so with this target
-                # the normalised probabilities are needed, too.
+                # TIE-KD's released code isn't linear in the log-probabilities, so to compute it
+                # normalise the probabilities.
                 p = logits.exp_()
                 sums[:, image, tile] = _sums(factors, p)
                 if q is not None and not is_gaussian:
@@ -192,8 +192,8 @@ class _Dpm(torch.autograd.Function):
                 # in the logarithm, the second term is g_kl times the result of `_released_slope`.
                 factor = by_divergence if slope is None else None
                 if depth_grad is not None:
-                    # Subtract the depth from the bin centres before multiplying: at large depths,
-                    # the difference of the two products would lose two digits.
+                    # Subtract the depth from the bin centres before multiplying by the gradient: at
+                    # large depths, the difference of the two products would lose two digits.
                     offset = torch.sub(centres, depth[image, tile], out=spare).mul_(
                         depth_grad[image, tile]
                     )

@@ -91,8 +91,9 @@ def weight_gradient(x: Tensor, grad: Tensor, strip_pixels: int = _STRIP_PIXELS) 
         for start in range(0, height * width, strip):
             for row, column in _TAPS:
                 # Compute the distance in memory, in pixels, from an output pixel to the input pixel
-                # at this row and column of the 3x3 kernel. At the left and right border that is a
-                # pixel of an adjacent row; `_take_off_wrapped` subtracts these products.
+                # at this row and column of the 3x3 kernel. At the left and right border, the pixel
+                # at this distance is in an adjacent row; `_take_off_wrapped` later subtracts the
+                # products with such pixels.
                 offset = (row - 1) * width + column - 1
                 first = max(start, -offset)
                 end = min(start + strip, height * width, height * width - offset)

@@ -45,8 +45,8 @@ NATIVE, IN_FP32 = "native", "computed in fp32"
 
 FP32, BF16 = "fp32", "bf16"
 
-# (instruction set, shape class, dtype) -> fastest setting. Measured by `bin/benchmark.py layouts`
-# on one thread of a Zen 4 AMD EPYC with torch 2.14.1, with oneDNN and ATen limited to the
+# Maps (instruction set, shape class, dtype) to the fastest setting. Measured by `bin/benchmark.py
+# layouts` on one thread of a Zen 4 AMD EPYC with torch 2.14.1, with oneDNN and ATen limited to the
 # instruction set.
 TABLE = {
     ("avx512_bf16", LARGE_TRAINING, FP32): CHANNELS_LAST,
@@ -57,8 +57,8 @@ TABLE = {
     ("avx512", LARGE_FORWARD, FP32): CHANNELS_LAST,
     ("avx512", SMALL, FP32): AS_IT_COMES,
     ("avx512", ANY, BF16): IN_FP32,
-    # On AVX2, use matrix products for training: oneDNN computes the weight gradient of
-    # channels_last features at about a quarter of the speed of contiguous ones.
+    # On AVX2, compute the weight gradient by matrix products in training: oneDNN computes it for
+    # channels_last features at about a quarter of the speed that it has for contiguous ones.
     ("avx2", LARGE_TRAINING, FP32): PRODUCTS,
     ("avx2", LARGE_FORWARD, FP32): CHANNELS_LAST,
     ("avx2", SMALL, FP32): AS_IT_COMES,

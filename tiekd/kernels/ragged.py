@@ -176,7 +176,8 @@ class RaggedWindows(NamedTuple):
         gaussian = torch.repeat_interleave(num_bins)
         bins = (self.first.flatten() - start).index_select(0, gaussian)
         bins += torch.arange(len(bins), dtype=torch.int32)
-        # Compute the distance of each bin's upper edge from the centre, in units of sqrt(2) sigma.
+        # Compute the distance of each bin's upper edge from the Gaussian's centre, in units of
+        # sqrt(2) sigma.
         offset = edges[1:].index_select(0, bins)
         offset.sub_(self.centre.flatten().index_select(0, gaussian))
         offset.mul_((0.5**0.5 / self.sigma.flatten()).index_select(0, gaussian))

@@ -28,17 +28,17 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from tiekd.errors import RecipeError
 
-# Number of nodes per sigma of the table in which `shifted_centre` interpolates. With linear
-# interpolation between them, the mean over the bins is within 0.03 % of the target depth.
+# `shifted_centre` interpolates linearly in a table of Gaussians' centres. This is the number of
+# centres per sigma. The mean over the bins is then within 0.03 % of the target depth.
 TABLE_STEPS_PER_SIGMA = 64
 # Distance in sigmas from a Gaussian's centre beyond which bins are treated as empty. The Gaussian's
 # mass beyond it is 1e-9 on each side.
 REACH_SIGMAS = 6.0
 NEWTON_STEPS = 6
-# For a map of sigmas there is a series of tables, each for one sigma. SIGMA_RATIO is the largest
-# ratio of neighbouring sigmas, and MOST_SPANS the largest sigma divided by the range of the bins;
-# the smallest sigma is half of the widest bin's width. With linear interpolation between the
-# tables, the mean over the bins is within 0.08 % of the target depth.
+# If sigma varies per pixel, `shifted_centre` interpolates between tables for a series of sigmas.
+# SIGMA_RATIO is the largest ratio of neighbouring sigmas, and MOST_SPANS the largest sigma divided
+# by the range of the bins; the smallest sigma is half of the widest bin's width. The mean over the
+# bins is then within 0.08 % of the target depth.
 SIGMA_RATIO = 1.05
 MOST_SPANS = 2.0
 # Relative tolerance with which sigma is compared with half of a bin's width, because rounding the
@@ -516,9 +516,9 @@ def _build_table(sigma: float, edges: Tensor, like: Tensor) -> _Table:
         The table, on the device of `like`.
     """
     nodes, means = _means_over_bins(sigma, edges)
-    # For each interval between two neighbouring nodes, find the window of bins within `reach` of
-    # the interval. The reach is enlarged by 0.1 %, because an edge just outside it may be rounded
-    # into it in the dtype of `like`.
+    # For each interval between two neighbouring nodes, i.e. Gaussians' centres, find the window of
+    # bins within `reach` of the interval. The reach is enlarged by 0.1 %, because an edge just
+    # outside it may be rounded into it in the dtype of `like`.
     inner = edges[1:-1]
     reach = REACH_SIGMAS * sigma
     first = torch.searchsorted(inner, nodes[:-1] - 1.001 * reach)

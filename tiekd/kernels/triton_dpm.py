@@ -56,7 +56,7 @@ from tiekd.kernels.triton_target import (
 MAX_CHANNELS = 256
 MAX_CHANNELS_OF_4_BYTES = 128
 MAX_COMPONENTS = 4
-# (kernel, bytes per feature value) -> (pixels per program, bins per iteration, warps, pipeline
+# Maps (kernel, bytes per feature value) to (pixels per program, bins per iteration, warps, pipeline
 # stages, registers per thread or None to let the compiler decide). In half precision these values
 # are the fastest of some dozens measured on an H100 and an H200 with 128 channels and 257 bins; in
 # float32 they follow from the register and shared memory use that the compiler reports for sm_90.

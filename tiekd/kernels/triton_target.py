@@ -371,7 +371,7 @@ def _load_part(parts, n, at, here, pixels, TARGET: tl.constexpr):
     spread = position
     if TARGET == "gaussian_map" or TARGET == "released":
         # Load another value than 0 beyond the image's last pixel: a sigma of 1, to avoid a division
-        # by 0, or, for the published target, a log-normaliser of BIG, which makes the mass 0.
+        # by 0, or, for the target "released", a log-normaliser of BIG, which makes the mass 0.
         spread = tl.load(
             parts.spread + at + n * pixels, mask=here, other=BIG if TARGET == "released" else 1.0
         )

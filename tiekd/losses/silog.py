@@ -90,7 +90,8 @@ def _value(g: Tensor, valid: Tensor, warming_up: bool) -> Tensor:
     square = MEAN_SHARE * mean.square()
     if not warming_up:
         square = square + ((g - mean[:, None]) * valid).square().sum(1) / (count - 1).clamp_min(1)
-    # Not `square > 0`: this is False for NaN, so a non-finite prediction would have an error of 0.
+    # Don't use `square > 0`, which is False for NaN: a non-finite prediction would have an error of
+    # 0.
     positive = ~(square <= 0)
     return torch.where(positive, square, 1.0).sqrt() * positive
 

@@ -77,7 +77,8 @@ class ShownFrames:
             DataError: A frame can't be read.
         """
         if not self._kept:
-            # Read on this rank only and without data workers, so that no collective is needed.
+            # Read the frames on this rank only and without data workers, so that no collective is
+            # needed.
             batches = validation_batches(
                 self.chosen, 1, self.device, resize=self.resize, resized_depth=True
             )

@@ -89,8 +89,8 @@ class LaunchRecord:
                 f"the run had {self.world_size} ranks on several machines; give the machines to "
                 "resume on, with --hostfile FILE"
             )
-        # On one machine, give the number of devices if the run used the first ones; otherwise give
-        # the devices' numbers.
+        # On one machine, give the number of devices if the run used the first devices; otherwise
+        # give the devices' numbers.
         default = ",".join(str(i) for i in range(self.ranks_per_node))
         if self.visible_devices in (None, "", default):
             devices = f"--num_gpus={self.ranks_per_node}"

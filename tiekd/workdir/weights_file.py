@@ -50,8 +50,8 @@ def replace_best(path: Path, state_dict: dict, network_node: dict, iteration: in
         OSError: The file can't be written.
     """
     before = path.with_name(BEST_BEFORE.format(path.name))
-    # Keep the old file only at the first replacement after a checkpoint. Files that later
-    # replacements replace are newer than the checkpoint.
+    # Keep the old file only at the first replacement after a checkpoint: a run that resumes from
+    # this checkpoint needs it. Later replacements replace files that are newer than the checkpoint.
     if path.exists() and not before.exists():
         os.link(path, before)
     write_weights(path, state_dict, network_node, iteration, **facts)

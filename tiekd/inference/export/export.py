@@ -234,8 +234,8 @@ def _check_size(network: Network, settings: Settings) -> None:
         raise ExportError(
             f"--size {height}x{width}: larger than {LARGEST} pixels a side; give a smaller one"
         )
-    # Refuse a file for images of any size (`dynamic`) if the working size depends on the image's
-    # size.
+    # Refuse a file for images of any size (`dynamic`) if the size to which they are resized for the
+    # network depends on the image's size.
     canvas = settings.resize.place(height, width).canvas
     if settings.dynamic and settings.open_resize != OWN_SIZE and settings.resize.mode != "stretch":
         raise ExportError(

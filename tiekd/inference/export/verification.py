@@ -202,9 +202,9 @@ def limits_of(half: bool, readout: str, max_depth: float) -> Limits:
     p999, largest = (share * max_depth for share in HALF_LIMITS) if half else LIMITS_M
     if readout == "mean":
         return Limits(p999, largest, CONFIDENCE_LIMITS[half], p999)
-    # With the readout "mode" in float32, limit the largest difference, too. In float16, rounding
-    # can move the depth to a neighbouring bin. The readout "local" averages over some bins, which
-    # rounding can shift by one bin.
+    # For depth at the likeliest bin ("mode"), limit the largest difference in float32 only: in
+    # float16, rounding can move the depth to a neighbouring bin. For the mean over the bins around
+    # the likeliest one ("local"), don't limit it, since rounding can shift these bins by one.
     same_bin = p999 if readout == "mode" and not half else None
     return Limits(p999, same_bin, CONFIDENCE_LIMITS[half], p999, TIES[half])
 

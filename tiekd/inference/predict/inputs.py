@@ -51,7 +51,8 @@ def frames_in(path: Path) -> int:
     Args:
         path: The file, such as a GIF or TIFF.
     """
-    # Don't open a path that isn't a regular file; predicting it later raises the error.
+    # Don't open a path that isn't a regular file; the error is raised later, when the file is
+    # predicted.
     if instead_of_file(path):
         return 1
     try:

@@ -107,7 +107,7 @@ def predict_images(
                     writes.add(writers.submit(predictor.write, image, reading))
                     del image, reading
                 done += len(batch)
-            # Free the memory of these images before the next batch is read.
+            # Free the memory of this batch before the next one is read.
             del batch, found
             progress.update()
     progress.finish()
