@@ -1,8 +1,8 @@
 """tiekd distils small metric-depth networks from large frozen teachers, on the DeepSpeed engine.
 
     tiekd.load_recipe(path, overrides=()) -> dict
-    tiekd.build_network(recipe["network"]) -> nn.Module, (B, 3, H, W) image -> Prediction
-    tiekd.load_student(checkpoint)(image) -> metres; a file, array or tensor in, a depth map out
+    tiekd.build_network(recipe["network"]) -> nn.Module: (B, 3, H, W) images in, a Prediction out
+    tiekd.load_student(checkpoint)(image) -> depth map in metres, of a file, array or tensor
 
 The names that users' own datasets, networks and hooks need can be imported from here, too: Batch,
 Sample, Prediction, Hook and others (model_configs/YOUR_PARTS.md). These import paths stay the same

@@ -167,12 +167,15 @@ def build_teacher(
     Args:
         node: The section as a dict; None makes the ground truth the teacher.
         device: The device on which the teacher runs.
-        resize: For a network of the project, the resize of images before it gets them; None for the
-            one that is recorded with the weights or, failing that, in the teacher's recipe.
+        resize: For a network of the project, how images are resized for it; None for the setting
+            that is recorded with the weights or, failing that, in the teacher's recipe.
         max_depth_m: The largest depth that the student predicts, in metres; needed if `name` is a
             file in tiekd/teachers/.
         maps_place: For cached maps, the teacher's index among all teachers with cached maps, from
             0.
+
+    Returns:
+        The teacher, a callable from a batch to the target depth in metres.
 
     Raises:
         TeacherError: The section is wrong, there are no weights, or they are of another network.
@@ -292,7 +295,7 @@ def record_of(
 def _recipe_file(teacher: TeacherNode) -> dict | None:
     """Loads the recipe that `teacher.recipe` names.
 
-    If the teacher's weights don't record a resize of images, that of this recipe is used.
+    It says how images are resized for the teacher if the teacher's weights don't.
 
     Args:
         teacher: The section `teacher`.

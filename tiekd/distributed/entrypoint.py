@@ -94,9 +94,9 @@ class Stopped(Exception):
 class _Stdout(io.RawIOBase):
     """A raw stream for stdout that drops all output after the first failed write.
 
-    The error is reported in one line on stderr. Otherwise a run would end when the disk with the
-    file of its stdout is full, and loggers would print a traceback for every message. The
-    constructor takes the file descriptor of stdout.
+    The error of that write is reported in one line on stderr. Otherwise a run would end when the
+    disk with the file of its stdout is full, and loggers would print a traceback for every message.
+    The constructor takes the file descriptor of stdout.
     """
 
     def __init__(self, descriptor: int):

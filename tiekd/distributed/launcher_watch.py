@@ -187,9 +187,9 @@ def watch(
 def _is_adopted(launch: psutil.Process) -> bool:
     """Returns True if the `deepspeed` process that started launch.py has ended.
 
-    launch.py then has a new parent: init, or another process that adopts orphans. But launch.py is
-    still in the process group of `deepspeed`, which is neither its new parent's group nor one that
-    it leads. (A launch.py that was started by hand leads its own group.)
+    launch.py then has a new parent: init, or another process that adopts orphans. But it is still
+    in the process group of `deepspeed`, i.e. neither in that of the new parent nor in one of its
+    own. (A launch.py that was started by hand has a group of its own.)
 
     Args:
         launch: The process of launch.py.

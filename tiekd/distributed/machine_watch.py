@@ -94,10 +94,10 @@ def _listen() -> socket.socket:
 
 
 def _accept(listener: socket.socket, secret: str, count: int) -> None:
-    """Accepts connections on rank 0 until each other machine has connected, and keeps them open.
+    """Accepts connections on rank 0 until each other machine has connected.
 
-    They are stored in `_connections`. A connection that doesn't send the run's secret is closed and
-    not counted.
+    The connections are stored in `_connections`. One that doesn't send the run's secret is dropped
+    and not counted.
 
     Args:
         listener: Rank 0's listening socket; closed at the end.

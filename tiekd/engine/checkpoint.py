@@ -136,8 +136,9 @@ def load(engine, checkpoint: Path) -> tuple[int, dict[str, dict]]:
         checkpoint: The checkpoint's folder.
 
     Returns:
-        The iteration at which the checkpoint was saved; and the states of this rank's hooks, by the
-        hooks' keys. A rank that the saved run didn't have gets those of rank 0.
+        (iteration, hook_states): the iteration at which the checkpoint was saved; and a dict of the
+        states of this rank's hooks, by the hooks' keys. A rank that the saved run didn't have gets
+        those of rank 0.
 
     Raises:
         CheckpointError: The checkpoint is damaged, or of another network or optimizer.
@@ -208,7 +209,7 @@ def _make_current(partial: Path, final: Path, files: dict[str, list]) -> str | N
     Args:
         partial: The temporary folder with the files of all ranks.
         final: The checkpoint's final path.
-        files: File name -> [size in bytes, sha256].
+        files: A dict from file name to [size in bytes, sha256].
 
     Returns:
         The message of an error because of which the checkpoint isn't complete; None if it is.

@@ -114,7 +114,7 @@ def _json_object(pairs: list[tuple[str, object]]) -> dict:
     A leading `~` in a string is expanded to the home folder.
 
     Args:
-        pairs: The keys and values of the object, in their order.
+        pairs: (key, value) of each entry of the object, in their order.
 
     Raises:
         ValueError: A key occurs twice.
@@ -250,8 +250,8 @@ def _deal(config: dict, batch_size: int, world_size: int) -> tuple[int, int]:
         world_size: The number of ranks.
 
     Returns:
-        The number of images in a rank's micro-batch; and the number of micro-batches per iteration
-        on each rank.
+        (images, accumulation): the number of images in a rank's micro-batch; and the number of
+        micro-batches per iteration on each rank.
 
     Raises:
         RecipeError: The global batch can't be split evenly.

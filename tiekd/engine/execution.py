@@ -13,9 +13,9 @@ few percent of the time. But norms compute the statistics of channels-last featu
 times the rounding error (7e-5 of a variance), so that results on one rank and on several would no
 longer agree. In fp32 on a GPU channels_last has not been measured.
 
-Two formats on CPUs are not set here but taken from the table in tiekd/kernels/layouts.py: that of
-large features in DenseDepth, which has no norms; and that of bf16 convolutions on CPUs without bf16
-arithmetic.
+Two formats on CPUs are not set here but taken from the table in tiekd/kernels/layouts.py: the
+memory format of large features in the decoder DenseDepth, which has no norms; and the dtype in
+which CPUs without bf16 arithmetic compute bf16 convolutions.
 
 `compile` compiles encoder, neck and decoder, each on its own; the head's kernel is not compiled. It
 costs a minute at the first iteration, at the first images of another size, and at the first

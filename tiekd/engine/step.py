@@ -75,8 +75,9 @@ class Step:
             loss: 0-d float32, the mean over the images of this rank's micro-batch.
 
         Returns:
-            After the iteration's last micro-batch: the L2 norm of the gradient, averaged over all
-            ranks, before clipping. None after other micro-batches, or if DeepSpeed reports no norm.
+            After the iteration's last micro-batch: the L2 norm, before clipping, of the gradient
+            that was averaged over all ranks; a number or a 0-d tensor. None after other
+            micro-batches, or if DeepSpeed reports no norm.
         """
         self._poison.add_where_not_finite(loss)
         self.engine.backward(loss * self._scale_here() if self._scales else loss)

@@ -7,11 +7,11 @@
 The function includes the steps around the network: reading the file; resizing the image to the
 working resolution, i.e. the size at which the weights were trained (tiekd/data/resize.py);
 normalising it; and the readout, i.e. computing one depth from a pixel's distribution over depth
-bins. The cost is that of the network's forward pass at that resolution. These distributions are
-computed for some image rows at a time (tiekd/models/readout.py), so that they are never in memory
-as a whole. A network with `network.canonical_focal` needs each image's focal length:
-`student(image, focal=F)`. What confidence and sigma are is said in tiekd/models/confidence.py;
-depth is the same bit for bit with and without them. Left out: flip averaging, and half precision.
+bins. The cost is that of the network's forward pass at that resolution. Distributions over depth
+bins are computed for some image rows at a time (tiekd/models/readout.py), so that they are never in
+memory as a whole. A network with `network.canonical_focal` needs each image's focal length:
+`student(image, focal=F)`. tiekd/models/confidence.py defines confidence and sigma; depth is the
+same bit for bit with and without them. Left out: flip averaging, and half precision.
 """
 
 import math
@@ -75,9 +75,10 @@ class Student:
     Args:
         network: The network. It is moved to the device and set to eval mode.
         device: The device to run on.
-        readout: How depth is read from a DPM head's distribution: "mean", as trained and evaluated;
-            "mode"; or "local", the mean near the mode, which puts fewer points into mid-air at
-            object edges. Other heads support "mean" only.
+        readout: How depth is read from a DPM head's distribution over depth bins: "mean", as
+            trained and evaluated; "mode", the likeliest bin's centre; or "local", the mean over the
+            bins near the mode, which puts fewer points into mid-air at object edges. Other heads
+            support "mean" only.
         resize: How each image is resized for the network. Depth is returned at the image's own
             size.
         calibration: The temperature by which the logits are divided before confidence and sigma are
@@ -225,7 +226,10 @@ class Student:
 
     @property
     def needs_focal(self) -> bool:
-        """True if focal lengths are needed, i.e. if the network has a canonical camera."""
+        """True if the network needs each image's focal length, because it has a canonical camera.
+
+        Such a network predicts depth for one focal length, and converts it to that of the image.
+        """
         return getattr(self.network, "canonical", None) is not None
 
     @torch.no_grad()
@@ -306,7 +310,7 @@ class Student:
 
     @torch.no_grad()
     def tied_share(self, pixels: Tensor, tie: float) -> Tensor:
-        """Returns the share of ties in the values from which confidence is interpolated per pixel.
+        """Returns the weight with which ties contribute to each pixel's confidence and sigma.
 
         Confidence and sigma are interpolated between pixels of the head's output. An output pixel
         is a tie if its two likeliest bins are about equally likely. Needs a DPM head.
@@ -316,7 +320,7 @@ class Student:
             tie: Two bins are about equally likely if their probabilities differ by less than this.
 
         Returns:
-            (B, 1, H, W) float32 on the CPU, the interpolation weight of the ties, 0 to 1.
+            (B, 1, H, W) float32 on the CPU, the sum of the ties' interpolation weights, 0 to 1.
         """
         image = self._normalised(self.working_image(pixels))
         features = self.network.features(image)

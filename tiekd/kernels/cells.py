@@ -112,7 +112,8 @@ class Cells:
 
     Args:
         depth: (B, M, H, W), depths of M teachers, metres, 0 where not valid.
-        sigma: standard deviation of the target, metres, a number or (B, M, H, W).
+        sigma: standard deviation of the Gaussian around each depth, metres, a number or
+            (B, M, H, W).
         weight: (B, M, H, W), weights of the teachers in the target, or None for equal weights.
         edges: (K + 1,), edges of the depth bins, metres, increasing.
         target: "gaussian", or "released" for the target of TIE-KD's published code.

@@ -260,9 +260,9 @@ def _shares(features: Tensor, edges: Tensor) -> list[list[Block]]:
 
 
 def _rows_of_tile(features: Tensor, edges: Tensor) -> int:
-    """Returns the number of rows of a tile, whose logits are computed together; at least 1.
+    """Returns the number of image rows in a tile, i.e. whose logits are computed together.
 
-    The tile's logits, in the dtype of edges, take at most TILE_BYTES on a CPU and
+    It is at least 1. The tile's logits, in the dtype of edges, take at most TILE_BYTES on a CPU and
     TILE_BYTES_ELSEWHERE on other devices, unless one row takes more.
 
     Args:
@@ -283,13 +283,13 @@ def _tiles(
         blocks: larger groups of rows, each (index of the image, first row, last row + 1).
         features: (B, C, h, w), the head's input.
         edges: (K + 1,), edges of the depth bins.
-        cells: the target distributions of all pixels of the features, or None.
+        cells: the target distributions of all pixels of the features, or None for no targets.
 
     Yields:
         (image, tile, target, logits, spare): the index of the image; the slice of the tile's P
-        pixels among the image's flattened pixels; the pixels' target distributions, or None if
-        there are none; and two uninitialised (K, P) buffers in the dtype of edges for the K bins'
-        logits. Every tile gets the same buffers.
+        pixels among the image's flattened pixels; the pixels' target distributions, a `Target` or
+        `RaggedTarget`, or None if there are none; and two uninitialised (K, P) buffers in the dtype
+        of edges for the K bins' logits. Every tile gets the same buffers.
     """
     bins = len(edges) - 1
     width = features.shape[3]

@@ -33,7 +33,7 @@ _3X3 = ((1, 1), (1, 1), (1, 1), 1)
 
 
 class Conv2d(nn.Conv2d):
-    """torch's Conv2d, whose weight gradient is computed by matrix products where that is faster.
+    """torch's Conv2d, whose weight gradient is computed by matrix products if that is faster.
 
     Arguments, weights and state dict are those of `nn.Conv2d`.
     """
@@ -132,10 +132,10 @@ def _take_off_wrapped(total: Tensor, image: Tensor, grad: Tensor) -> None:
 
 
 class _ByProducts(torch.autograd.Function):
-    """3x3 convolution with padding 1 whose weight gradient is computed by `weight_gradient`.
+    """Autograd function for a 3x3 convolution with padding 1 that uses `weight_gradient`.
 
     The inputs are x (B, C, H, W), weight (O, C, 3, 3) and bias (O,) or None; the result is
-    (B, O, H, W).
+    (B, O, H, W). The weight's gradient is computed by matrix products.
     """
 
     @staticmethod
@@ -184,7 +184,8 @@ def _in_fp32(module: nn.Conv2d, usual, x: Tensor, weight: Tensor, bias: Tensor |
 
     Args:
         module: the convolution.
-        usual: the module's original `_conv_forward`, used for fp32, GPUs and torch.compile.
+        usual: the module's original `_conv_forward`, a function that is called instead for fp32, on
+            GPUs and under torch.compile.
         x: (B, C, H, W), the features.
         weight: the convolution's weight.
         bias: the convolution's bias, or None.

@@ -98,8 +98,8 @@ def of_isa(name: str) -> dict[str, str]:
         name: one of ISAS.
 
     Returns:
-        "<shape class>, <dtype>" -> setting, a dict such as {"any convolution, bf16": "native",
-        ...}.
+        A dict from "<shape class>, <dtype>" to a setting, such as {"any convolution, bf16":
+        "native", ...}.
     """
     return {
         f"{shape}, {dtype}": choice for (of, shape, dtype), choice in TABLE.items() if of == name
@@ -127,8 +127,8 @@ def set_choices(choices: dict[str, str] | None) -> None:
     """Sets the memory layouts and arithmetic of this process's convolutions.
 
     Args:
-        choices: "<shape class>, <dtype>" -> setting, a dict as `of_isa` returns it; None restores
-            the settings that TABLE has for this CPU.
+        choices: a dict from "<shape class>, <dtype>" to a setting, as `of_isa` returns it; None
+            restores the settings that TABLE has for this CPU.
     """
     global _chosen
     _chosen = choices

@@ -1,8 +1,9 @@
 """Reference implementation of the DPM head's arithmetic, which the faster ones are tested against.
 
-features -> 1x1 convolution -> one logit for each of K depth bins -> softmax -> mean depth, and the
-divergence KL(q || p) of the target distribution q from the probabilities p. Both are computed in
-the dtype of the bins' edges (float32 in training), whatever the dtype of the weights.
+A 1x1 convolution of the features gives one logit for each of K depth bins, and a softmax of the
+logits the probabilities p. The depth is the mean of p. The divergence is KL(q || p) of a target
+distribution q from p. Both are computed in the dtype of the bins' edges (float32 in training),
+whatever the dtype of the weights.
 
 Cost: memory for about eight (B, K, h, w) tensors at the peak of forward and backward. Left out:
 measures that save memory.
@@ -41,7 +42,7 @@ def dpm(
     stride x stride pixels of the image.
 
     Args:
-        features: (B, C, h, w).
+        features: (B, C, h, w), the head's input.
         weight: (K, C, 1, 1), weight of the 1x1 convolution, in the features' float dtype.
         bias: (K,), bias of the 1x1 convolution, in the features' dtype.
         edges: (K + 1,) float32 or float64, edges of the bins, metres, increasing.

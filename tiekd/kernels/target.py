@@ -385,7 +385,8 @@ class _Table(NamedTuple):
         centres: (N,), the Gaussian's centres that have these means, metres, increasing.
         first: (N - 1,) int32, for each interval between two nodes, index of the first bin within
             REACH_SIGMAS sigma of the interval.
-        edges: (F, E), as the attribute `edges` of `Windows`.
+        edges: (F, E), for each of the F possible first bins the E edges that follow it, divided by
+            sqrt(2) sigma.
     """
 
     means: Tensor
@@ -422,8 +423,10 @@ class _SigmaTables(NamedTuple):
         """Interpolates the centre of the Gaussian whose mean over the bins is the depth.
 
         Args:
-            depth: metres, any shape; clamped to the range of bin centres.
-            sigma: metres, in the same shape; clamped to the range of the tables' sigmas.
+            depth: wanted means over the bins, metres, any shape; clamped to the range of bin
+                centres.
+            sigma: the Gaussians' standard deviation, metres, in the same shape; clamped to the
+                range of the tables' sigmas.
 
         Returns:
             The centre in metres, in the shape and dtype of depth.
@@ -493,7 +496,7 @@ def cached_table(sigma: float, edges: Tensor) -> _Table | None:
         edges: (K + 1,), edges of the bins, metres, increasing.
 
     Returns:
-        The table, on the device of edges; None if sigma is below half of the widest bin's width.
+        A `_Table`, on the device of edges; None if sigma is below half of the widest bin's width.
     """
     tables = _tables.setdefault(edges, {})
     version = 0 if edges.is_inference() else edges._version
@@ -513,7 +516,7 @@ def _build_table(sigma: float, edges: Tensor, like: Tensor) -> _Table:
         like: a tensor with the dtype and device that the table's float tensors get.
 
     Returns:
-        The table, on the device of `like`.
+        A `_Table`, on the device of `like`.
     """
     nodes, means = _means_over_bins(sigma, edges)
     # For each interval between two neighbouring nodes, i.e. Gaussians' centres, find the window of

@@ -278,20 +278,23 @@ def dpm_backward(
     """Launches the kernels that compute the gradients of the DPM head's features, weight and bias.
 
     Args:
-        depth_grad: (B, 1, h, w), gradient with respect to depth, or None.
-        divergence_grad: (B, 1, h, w), gradient with respect to divergence, or None.
-        features: (B, C, h, w), as in forward.
-        weight: (K, C, 1, 1), as in forward.
-        bias: (K,), as in forward.
-        edges: (K + 1,), metres, as in forward.
+        depth_grad: (B, 1, h, w), gradient with respect to depth; None if the loss doesn't depend on
+            it.
+        divergence_grad: (B, 1, h, w), gradient with respect to divergence; None if the loss doesn't
+            depend on it.
+        features: (B, C, h, w), the head's input, as for `dpm_forward`.
+        weight: (K, C, 1, 1), weight of the 1x1 convolution, as for `dpm_forward`.
+        bias: (K,), bias of the 1x1 convolution, as for `dpm_forward`.
+        edges: (K + 1,), edges of the depth bins, metres, as for `dpm_forward`.
         saved: six results of `dpm_forward`: depth, log-sum-exp, slope, position, share and spread.
         sigma: the target's sigma, metres; not used if forward had a map of sigmas.
-        target: "gaussian" or "released".
+        target: kind of the target distribution, "gaussian" or "released".
         needs_features: True if the features' gradient is needed.
         needs_weight: True if the gradient of weight or bias is needed.
 
     Returns:
-        The gradients of features, weight and bias; shape (0,) for those that aren't needed.
+        Three tensors, the gradients of features, weight and bias; shape (0,) for those that aren't
+        needed.
     """
     # Unpack the tensors that forward saved. Set the divergence's incoming gradient to 0 at pixels
     # without a valid target, where the divergence is the constant 0.
@@ -401,8 +404,10 @@ def _gradients(ctx, depth_grad: Tensor | None, divergence_grad: Tensor | None, *
 
     Args:
         ctx: the autograd context, as `_keep` filled it.
-        depth_grad: (B, 1, h, w), gradient with respect to depth, or None.
-        divergence_grad: (B, 1, h, w), gradient with respect to divergence, or None.
+        depth_grad: (B, 1, h, w), gradient with respect to depth; None if the loss doesn't depend on
+            it.
+        divergence_grad: (B, 1, h, w), gradient with respect to divergence; None if the loss doesn't
+            depend on it.
         *_: gradients of the other results, which aren't differentiable.
     """
     features, weight, bias, edges, *saved = ctx.saved_tensors
@@ -500,15 +505,15 @@ def _block_of(channels: int) -> int:
 
 
 def _constants(kernel: str, features: Tensor, edges: Tensor, parts: Parts, target: str) -> dict:
-    """Returns a kernel's compile-time constants and launch options, by name.
+    """Returns a kernel's compile-time constants and launch options, as a dict by name.
 
     Args:
         kernel: "forward", "features" (backward, features' gradient) or "weight" (backward, weights'
             gradient).
-        features: (B, C, h, w).
+        features: (B, C, h, w), the head's input.
         edges: (K + 1,), edges of the depth bins.
         parts: the components of the target distributions; `position` is (0,) without a target.
-        target: "gaussian" or "released".
+        target: kind of the target distribution, "gaussian" or "released".
 
     Returns:
         Triton's options (num_warps, num_stages, maxnreg, enable_fp_fusion) and: BLOCK_P, number of

@@ -180,7 +180,7 @@ def _shifted_centre(depth: Tensor, sigma: float | Tensor, edges: Tensor) -> Tens
 
 
 def bins_of(edges: Tensor) -> tuple[Bins, float, bool]:
-    """Returns the bins as arrays for the kernels, the largest width, and whether widths are equal.
+    """Returns the depth bins for the kernels, the largest width, and whether widths are equal.
 
     The result is cached for the lifetime of the tensor `edges`, because its computation costs a
     host sync.

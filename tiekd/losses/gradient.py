@@ -75,11 +75,11 @@ def _differences(error: Tensor, valid: Tensor, dim: int) -> tuple[Tensor, Tensor
 
     Args:
         error: (B, 1, h, w), error of log depth.
-        valid: (B, 1, h, w) bool; a difference counts if both of its pixels are valid.
+        valid: (B, 1, h, w) bool; a difference is included if both of its pixels are valid.
         dim: -1 for neighbours in a row, -2 for those in a column.
 
     Returns:
-        Two tensors (B,): the sum, and the number of differences that count.
+        (sum, number), each (B,): the sum over an image's differences, and their number.
     """
     length = error.shape[dim] - 1
     both = valid.narrow(dim, 1, length) & valid.narrow(dim, 0, length)

@@ -31,8 +31,8 @@ class SILog(nn.Module):
     Args:
         max_depth: metres; larger target depths are masked out. None for no upper bound.
         reduce: "image" for one value per image; "batch" for one value over all pixels of the batch,
-            repeated for each image, as published. The latter depends on how a batch is split over
-            ranks, so use it only to reproduce published results.
+            repeated for each image, as in the code of AdaBins and TIE-KD. The latter depends on how
+            a batch is split over ranks, so use it only to reproduce published results.
         warm_up: number of iterations at the start in which the variance is left out. They are
             counted from the start of training, also in a resumed run.
     """
@@ -54,11 +54,12 @@ class SILog(nn.Module):
     def forward(
         self, prediction: "Prediction", target: Tensor, iteration: int | None = None
     ) -> Tensor:
-        """Returns each image's scale-invariant log error, as the class describes it.
+        """Returns each image's scale-invariant log error, sqrt(var(g) + 0.15 mean(g)^2).
 
         Args:
             prediction: the network's output, whose depth is (B, 1, H, W), metres.
-            target: (B, 1, H, W), target depth, metres, 0 where not valid.
+            target: (B, 1, H, W), target depth, metres, 0 where not valid; g is the log ratio of
+                predicted and target depth.
             iteration: number of finished iterations; None to compute the error without warm-up.
 
         Returns:

@@ -9,7 +9,7 @@ Cost: five maps in float64, filtered along rows and then along columns by shifte
 are memory-bound. On a CPU this takes a quarter of the time of float32 convolutions (0.25 s with
 backward at 352 x 704 on one core) and 31 MB per image for backward.
 
-With depths in metres (as published), SSIM's constant C2 = 9e-4 suppresses structures of less than 3
+With depths in metres, as in TIE-KD, SSIM's constant C2 = 9e-4 suppresses structures of less than 3
 cm. The options `space: normalised` and `space: log` compare shapes independently of the scale.
 """
 
@@ -45,10 +45,10 @@ class SSIM(nn.Module):
             divided by max_depth, or, if that is None, by the image's largest valid target. "log":
             the natural logarithm of depth / 1 mm.
         signed: True to keep the sign of the covariance, so that an inverted relief has a larger
-            loss. False to apply abs() to both variances and the covariance, as published. None for
-            False if `released`, else True.
-        released: True for the published loss: metres, abs(), depths padded with 5 zeros at each
-            border, and all windows included, also those with invalid pixels.
+            loss. False to apply abs() to both variances and the covariance, as in TIE-KD's code.
+            None for False if `released`, else True.
+        released: True for the loss of TIE-KD's released code: metres, abs(), depths padded with 5
+            zeros at each border, and all windows included, also those with invalid pixels.
         max_depth: divisor for `space: normalised`, metres; not allowed for the other spaces.
         top_crop: number of rows that are cropped at the top; as many rows of zeros are added at the
             bottom. Use it only to reproduce published results, with `released` (110 rows at a width

@@ -26,7 +26,7 @@ def with_bar(colour: np.ndarray, max_depth: float) -> np.ndarray:
         max_depth: End of the colour scale in metres, as given to `colourise`.
 
     Returns:
-        (H, W + bar, 3) uint8.
+        (H, W + the bar's width, 3) uint8 RGB.
     """
     return np.concatenate([colour, bar(len(colour), max_depth)], axis=1)
 

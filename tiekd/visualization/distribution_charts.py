@@ -72,7 +72,7 @@ def choose_pixels(truth: np.ndarray, target: np.ndarray) -> list[tuple[str, int,
         target: (H, W) target depth in metres, 0 or below where unknown.
 
     Returns:
-        (name, row, column) of each chosen pixel.
+        A list with (name, row, column) of each chosen pixel.
     """
     height, width = target.shape
     # Collect the pixels among which to choose: those of known depth away from the border, evenly
@@ -161,7 +161,7 @@ def distribution_panel(
     """Draws a panel of a frame's images with marked pixels, and a chart per pixel.
 
     Args:
-        images: title -> (H, W, 3) uint8 image of the frame, all of one size.
+        images: A dict from title to an (H, W, 3) uint8 image of the frame, all of one size.
         pixels: The pixels, of which the first four get a chart.
         target_name: Name of the target's source in the legend, "teacher" or "ground truth".
 

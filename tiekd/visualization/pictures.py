@@ -166,7 +166,7 @@ def sheet(
     """Draws the images of one frame with titles, in two columns, or three if they are narrow.
 
     Args:
-        cells: title -> (H, W, 3) uint8 image.
+        cells: A dict from title to (H, W, 3) uint8 image.
         max_depth: End of the depth scale in metres.
         max_error: End of the error scale in metres; None to leave the scale out.
         max_entropy: End of the entropy scale in nats; None to leave the scale out.

@@ -12,7 +12,7 @@ _ORACLE, _IDEAL = (90, 200, 120), (150, 150, 158)
 def picture(before: dict, after: dict) -> np.ndarray:
     """Draws three charts side by side: confidence, sigma, and sparsification.
 
-    Sparsification is the error that is left when the least certain pixels are removed.
+    Sparsification is the error that is left when the pixels with the largest sigma are removed.
 
     Args:
         before: The measured calibration with temperature 1, a dict as

@@ -90,9 +90,9 @@ class ShownFrames:
         return found
 
     def errors_by_range(self, shown: Sequence[View]) -> dict[str, np.ndarray]:
-        """Returns the student's depth minus the truth, per depth range.
+        """Returns the student's depth minus the measured depth, per depth range.
 
-        It includes the pixels that an evaluation includes: those with ground truth, inside the crop
+        The pixels are those that an evaluation includes: those with ground truth, inside the crop
         and within the depth limits. The ranges are those of tiekd/evaluation/range_errors.py, named
         like `0-20m`. A range without such pixels isn't in the result.
 
@@ -100,7 +100,7 @@ class ShownFrames:
             shown: The views, as `views` returns them.
 
         Returns:
-            Name of the range -> (N,) errors in metres, of the pixels of all views.
+            A dict from a range's name to (N,) errors in metres, of the pixels of all views.
         """
         found = {}
         for low, high in bounds_m(self.cap):

@@ -123,8 +123,8 @@ def views(
 def overview(view: View, max_depth: float, against: str) -> np.ndarray:
     """Draws a sheet with a view's image, ground truth, teacher, student, error and entropy.
 
-    What the view doesn't have is left out. Sparse measured points are dilated so that they are
-    visible.
+    An image is left out if the view doesn't have its data. Sparse measured points are dilated so
+    that they are visible.
 
     Args:
         view: The view to draw.

@@ -40,8 +40,8 @@ def find(work_dir: Path) -> tuple[Path, list[str]]:
         work_dir: The run's folder.
 
     Returns:
-        The checkpoint's folder; and one line of text for each newer checkpoint, with the reason why
-        the newer one can't be used, such as a missing file.
+        (folder, lines): the checkpoint's folder; and one line of text for each newer checkpoint,
+        with the reason why that can't be used, such as a missing file.
 
     Raises:
         CheckpointError: There is no complete checkpoint.

@@ -35,8 +35,8 @@ class LaunchRecord:
             "0,1"; None if it was not set.
         master_port: Rank 0's port.
         folder: The current folder at the start, to which the recipe's relative paths refer.
-        nodes: The device numbers of each machine by its name; None if there was only one machine.
-            The work dir's hostfile lists the machines, too.
+        nodes: A dict from each machine's name to a list of its device numbers; None if there was
+            only one machine. The work dir's hostfile lists the machines, too.
         master_addr: Rank 0's address.
     """
 

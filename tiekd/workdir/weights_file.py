@@ -42,7 +42,7 @@ def replace_best(path: Path, state_dict: dict, network_node: dict, iteration: in
     Args:
         path: The file of the best weights.
         state_dict: The student's parameters and buffers by name, float32.
-        network_node: The recipe's node that describes the network.
+        network_node: The recipe's section `network`, which describes the network.
         iteration: The number of iterations after which the network had these weights.
         **facts: Further entries of the file, by name.
 
@@ -80,7 +80,7 @@ def write_weights(
     Args:
         path: The file; an existing one is replaced.
         state_dict: The student's parameters and buffers by name, float32.
-        network_node: The recipe's node that describes the network.
+        network_node: The recipe's section `network`, which describes the network.
         iteration: The number of iterations after which the network had these weights.
         **facts: Further entries of the file, by name.
 

@@ -133,7 +133,7 @@ def read_outcome(work_dir: Path) -> Outcome | None:
         work_dir: The run's folder.
 
     Returns:
-        The outcome; None if there is no outcome.json or it can't be parsed.
+        An `Outcome`; None if there is no outcome.json or it can't be parsed.
 
     Raises:
         LaunchError: The file outcome.json is a folder or a pipe.

@@ -2,7 +2,7 @@
 
     onnx           one self-contained .onnx of standard operators (onnx_format.py)
     torch_export   a .pt2 of torch.export, for torch alone (program_format.py)
-    weights        a .pth with the plain float32 state dict and its network's recipe node
+    weights        a .pth with the float32 state dict and the recipe's section `network`
 
 The file maps pixels to metres. It includes resizing images to the size at which the network runs
 (the working resolution), so its input is an image at its own size, and its output has that size,
@@ -14,7 +14,7 @@ the network runs in float16; input and output keep their dtypes.
 
 Cost: seconds to minutes of tracing, and two runs per image on the CPU. With a DPM head of K bins at
 full resolution, a run needs memory for about three (K, H, W) float32 tensors. Left out: integer
-quantisation; dynamic sizes, if the working size depends on the image's size, or if the images
+quantisation; dynamic sizes, if the working resolution depends on the image's size, or if the images
 aren't resized and the network's arithmetic depends on their size (BTS, AdaBins, Swin); ONNX files
 above protobuf's limit of 2 GB.
 """
@@ -93,9 +93,9 @@ class Settings:
     def open_resize(self) -> Resize:
         """The `Resize` with which a file for images of any size resizes them for the network.
 
-        It is `resize`, except if that only shrinks images above a size (`at_most`), as it does
-        without a setting in the recipe. `load_student` shrinks them, but such a file resizes no
-        image.
+        It is `resize`, unless that only shrinks images above some size (`at_most`), as it may do if
+        the recipe sets no size. Such a file then resizes no image, while `load_student` shrinks
+        large ones.
         """
         return OWN_SIZE if self.resize.at_most is not None else self.resize
 
@@ -117,7 +117,7 @@ class Exported(NamedTuple):
     """The result of an export.
 
     Attributes:
-        comparisons: One comparison per batch of images.
+        comparisons: One `Comparison` of file and student per batch of images.
         file_ms: Latency of the file for one image on the CPU in ms; None for the format "weights".
         torch_ms: Latency of the student for the same image on the CPU in ms; None for the format
             "weights".
@@ -285,7 +285,7 @@ def write(
         stream: Text stream that receives lines about the progress.
 
     Returns:
-        The comparisons and latencies.
+        An `Exported`, with the comparisons of file and network, and both latencies.
 
     Raises:
         ExportError: The network can't be exported, or file and network disagree. Nothing is written
@@ -435,9 +435,9 @@ def _description(network: Network, settings: Settings) -> dict[str, str]:
         settings: The settings of the export.
 
     Returns:
-        name -> text: "input", "output", "working_resolution" and "readout"; with a canonical camera
-        also "canonical_focal" and "focal"; with confidence also "confidence", "sigma" and
-        "calibration".
+        A dict from name to text. The names are "input", "output", "working_resolution" and
+        "readout"; with a canonical camera also "canonical_focal" and "focal"; with confidence also
+        "confidence", "sigma" and "calibration".
     """
     facts = {
         "input": (

@@ -43,7 +43,7 @@ class FileInput(NamedTuple):
 
 
 def check_packages() -> None:
-    """Checks that the packages that ONNX export needs are installed.
+    """Checks that the packages that ONNX export needs, PACKAGES, are installed.
 
     Raises:
         ExportError: A package isn't installed; the message names it.
@@ -68,9 +68,9 @@ def write(
     Args:
         path: The file to write.
         program: The traced network.
-        names: Names of the inputs and of the outputs, in order.
+        names: (inputs, outputs), the names of the inputs and those of the outputs, in order.
         open_sizes: True if `program` has a dynamic batch size, height and width.
-        facts: Metadata to write into the file.
+        facts: Metadata to write into the file, by name.
 
     Raises:
         ExportError: The weights exceed the 2 GB that one file can hold.

@@ -34,7 +34,7 @@ def least_side(network: Network, resize: Resize) -> int:
 
     Args:
         network: The network.
-        resize: The working resolution.
+        resize: How the file resizes images for the network; OWN_SIZE if it doesn't.
     """
     return max(network.encoder.strides) + 1 if resize.mode is None else 2
 
@@ -57,7 +57,8 @@ def trace(
         has_focal: True for a second input, the focal length of each image.
 
     Returns:
-        The graph; its input is (1, 3, *size), or (B, 3, H, W) with `open_sizes`.
+        The graph, an `ExportedProgram`; its input is (1, 3, *size), or (B, 3, H, W) with
+        `open_sizes`.
 
     Raises:
         ExportError: The network can't be traced.
@@ -98,7 +99,7 @@ def write(path: Path, program: ExportedProgram, facts: dict[str, str]) -> None:
     Args:
         path: The file to write.
         program: The traced network.
-        facts: Metadata, written as JSON to the entry FACTS within the file.
+        facts: Metadata by name, written as JSON to the entry FACTS within the file.
     """
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # the stack trace contains this machine's paths

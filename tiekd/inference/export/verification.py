@@ -161,13 +161,13 @@ class Reference:
 
         Args:
             pixels: (B, 3, H, W) uint8 RGB at the images' own size.
-            tie: The least difference in probability, as in `Limits`, between a pixel's two
-                likeliest bins with which it is compared; None to compare all pixels.
+            tie: A pixel is left out if the probabilities of its two likeliest depth bins differ by
+                less than this; None to compare all pixels.
 
         Returns:
-            (B, 1, H, W) bool, False at pixels whose two likeliest bins differ in probability by
-            less than `tie` (with learned upsampling also at pixels whose two largest upsampling
-            weights do); None if all pixels are compared.
+            (B, 1, H, W) bool, True at pixels that are compared; None if all are. With learned
+            upsampling, pixels whose two largest upsampling weights differ by less than `tie` are
+            left out, too.
         """
         return None if tie is None else self.student.margins(pixels) >= tie
 
@@ -179,7 +179,7 @@ class Reference:
 
         Args:
             pixels: (B, 3, H, W) uint8 RGB at the images' own size.
-            tie: The difference in probability; None to compare all pixels.
+            tie: The difference in probability that makes a tie; None to compare all pixels.
 
         Returns:
             (B, 1, H, W) bool, False at pixels whose values depend on a tie; None if all pixels are
@@ -213,13 +213,14 @@ def compare(run: Callable, reference: Reference, images: Tensor, limits: Limits)
     """Compares the file with the student on a batch of images.
 
     Args:
-        run: The file as a function from the images to the tuple of its outputs.
-        reference: The student.
+        run: The file as a function from the images (and, for a file with this input, their focal
+            lengths) to the tuple of its outputs.
+        reference: The student as a function of the same kind.
         images: (B, 3, H, W) uint8.
         limits: The largest allowed differences. They are recorded, not enforced.
 
     Returns:
-        The differences.
+        A `Comparison`.
 
     Raises:
         ExportError: The shape or dtype of an output differs.

@@ -234,12 +234,14 @@ def units_of(data: dict, max_depth: float) -> float:
 def parse_units(text: str | None, data: dict, max_depth: float) -> float:
     """Parses the option --depth-unit, the number of levels per metre in the depth PNGs.
 
-    Without the option, the result is that of the recipe's dataset, `units_of(data, max_depth)`.
-
     Args:
         text: The option's text, or None if it isn't given.
         data: The recipe's section `data`; {} if the recipe has none.
         max_depth: The largest depth that the network predicts, in metres.
+
+    Returns:
+        Levels per metre, a float. Without the option they are those of the recipe's dataset,
+        `units_of(data, max_depth)`.
 
     Raises:
         RecipeError: The text isn't a number, or the number is out of range.

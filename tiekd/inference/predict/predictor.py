@@ -52,10 +52,11 @@ class Predictor:
     The attribute `network_s` is the total time spent in the network so far, in seconds.
 
     Args:
-        student: The student.
+        student: The `Student`, which predicts depth.
         outputs: The kinds of files to write.
         batch_size: Maximum number of images per batch.
-        cameras: The cameras of the images; None if neither point clouds nor the network need them.
+        cameras: Looks up the camera of each image; None if neither point clouds nor the network
+            need them.
     """
 
     def __init__(
@@ -168,11 +169,10 @@ class Writes:
             self._waiting.popleft().result()
 
     def add(self, write) -> None:
-        """Adds a write, and waits for the oldest writes until at most WAITING are left.
+        """Adds a write running in a thread, and waits for old ones until at most WAITING are left.
 
         Args:
-            write: The write's Future. If the write failed, waiting for it raises the exception
-                again.
+            write: The Future of the write. Waiting for a write that failed raises its exception.
         """
         self._waiting.append(write)
         while len(self._waiting) > WAITING:

@@ -81,7 +81,7 @@ class Video:
         self.path = path
 
     def frames(self) -> Iterator[Frame]:
-        """Yields the frames in presentation order.
+        """Yields each frame as a `Frame`, in presentation order.
 
         Raises:
             DataError: The file is truncated or corrupt; raised after the last readable frame.
