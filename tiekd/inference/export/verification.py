@@ -213,8 +213,7 @@ def compare(run: Callable, reference: Reference, images: Tensor, limits: Limits)
     """Compares the file with the student on a batch of images.
 
     Args:
-        run: The file as a function from the images (and, for a file with this input, their focal
-            lengths) to the tuple of its outputs.
+        run: The file as a function from the images to the tuple of its outputs.
         reference: The student as a function of the same kind.
         images: (B, 3, H, W) uint8.
         limits: The largest allowed differences. They are recorded, not enforced.
