@@ -39,7 +39,7 @@ class DataError(UserError):
 
 
 class TeacherError(UserError):
-    """A teacher that can't be built or loaded, or whose cached maps can't be read."""
+    """A teacher that can't be built or loaded, or whose cached depth maps can't be read."""
 
 
 class CheckpointError(UserError):

@@ -113,8 +113,8 @@ def build_per_set(
             continue
         key = json.dumps([recipe.get("teacher"), recipe.get("teachers")], default=str)
         with errors_of_set(name):
-            # Share a network between sets, but not cached maps: they take no memory, and each set
-            # has folders of its own.
+            # Share a network between data sets, but not cached depth maps: they take no memory, and
+            # each data set has folders of its own.
             if teachers.maps or key not in built:
                 built[key] = build_teachers(recipe, device, max_depth_m)
         folders = getattr(frames[name], "map_folders", ())
@@ -191,7 +191,7 @@ def build_teacher(
     # A teacher module outside the project interprets all other keys itself.
     if teacher.module is not None:
         return OutsideTeacher(teacher.module, build(node, "", "teacher", device=device), device)
-    # Refuse keys on how to compute maps, since cached maps exist already.
+    # Refuse keys on how to compute depth maps, since cached maps exist already.
     if teacher.maps is not None:
         if teacher.recipe is not None or teacher.checkpoint is not None:
             raise TeacherError(
@@ -199,8 +199,8 @@ def build_teacher(
                 "`checkpoint`"
             )
         for key in ("flip", "precision", "sigma"):
-            # A `sigma` that is one number for all pixels is allowed, since it isn't computed with
-            # the maps.
+            # A `sigma` that is one number for all pixels is allowed, since it isn't cached with the
+            # depth maps.
             if key == "sigma" and not isinstance(node.get("sigma"), dict):
                 continue
             if key in node:

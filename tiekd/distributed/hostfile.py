@@ -24,7 +24,7 @@ def read(path: str | Path) -> dict[str, int]:
         path: The hostfile.
 
     Returns:
-        The number of devices of each machine, by the machine's name.
+        A dict from each machine's name to its number of devices.
 
     Raises:
         LaunchError: The file doesn't exist, can't be read or has an invalid line.
@@ -121,8 +121,8 @@ def of_options(options: Sequence[str]) -> dict[str, int] | None:
         options: The options, each as `--name=value`.
 
     Returns:
-        The number of devices of each machine, by the machine's name; None if no hostfile is given
-        and DeepSpeed's default hostfile doesn't exist.
+        A dict from each machine's name to its number of devices; None if no hostfile is given and
+        DeepSpeed's default hostfile doesn't exist.
 
     Raises:
         LaunchError: The hostfile doesn't exist, can't be read or has an invalid line.

@@ -203,9 +203,9 @@ def _check_one_mig(visible: str, count: int) -> None:
 
 
 def _uuids() -> list[str]:
-    """Returns the UUIDs of this machine's GPUs in nvidia-smi's order.
+    """Returns a list of the UUIDs of this machine's GPUs, in nvidia-smi's order.
 
-    The list is empty if nvidia-smi is missing, times out or lists no GPU.
+    It is empty if nvidia-smi is missing, times out or lists no GPU.
     """
     try:
         said = subprocess.run(

@@ -136,7 +136,7 @@ def restore(engine, values: dict[str, Tensor], kept: dict[str, dict[str, Tensor]
 
 
 def trained(engine) -> list[Tensor]:
-    """Returns the fp32 tensors of this rank that the torch optimizer updates.
+    """Returns a list of the fp32 tensors of this rank that the torch optimizer updates.
 
     Without ZeRO they are all parameters, or in half precision their fp32 master copies. Under ZeRO
     each is the flat tensor with this rank's share of a parameter group.

@@ -61,7 +61,8 @@ class Step:
                 statistics; None for all pixels.
 
         Returns:
-            The network's Prediction.
+            The network's `Prediction`: depth (B, 1, H, W); with a DPM head and a target depth also
+            the divergence, (B, 1, H, W); and the depth bins' centres, if the head predicts bins.
         """
         return self.engine(image, target_depth, counted)
 

@@ -92,10 +92,13 @@ def bin_edges(
 
 
 def bin_centres(edges: Tensor) -> Tensor:
-    """Returns the midpoints of depth bins, (K,), metres.
+    """Returns the midpoints of depth bins.
 
     Args:
         edges: (K + 1,), edges of the bins, metres.
+
+    Returns:
+        (K,), metres, in the dtype of edges.
     """
     return (edges[:-1] + edges[1:]) / 2
 

@@ -176,7 +176,10 @@ def _slide(maps: Tensor, dim: int) -> Tensor:
 
     Args:
         maps: (N, 1, H, W).
-        dim: the dimension; its size is 10 less in the result.
+        dim: the dimension, 2 or 3.
+
+    Returns:
+        (N, 1, H - 10, W) or (N, 1, H, W - 10).
     """
     size = maps.shape[dim] - WINDOW + 1
     means = TAPS[0] * maps.narrow(dim, 0, size)

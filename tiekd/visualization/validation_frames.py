@@ -2,8 +2,9 @@
 
 The frames are read once and the teacher runs once; the results are kept on the host, 15 bytes per
 pixel, some 6 MB per KITTI frame. The code runs on the calling rank only, without collectives, and
-costs about as much as evaluating these few frames. Left out: flip averaging, which the evaluation's
-metrics may include; the images show a single forward pass.
+costs about as much as evaluating these few frames. Left out: flip averaging, i.e. averaging with
+the prediction of the mirrored image, which the evaluation's metrics may include; the images show a
+single forward pass.
 """
 
 import contextlib
@@ -31,7 +32,8 @@ class ShownFrames:
 
     Args:
         dataset: The validation dataset.
-        network: The evaluation's network. The evaluation loads the student's weights into it.
+        network: The network with which evaluations run; each evaluation loads the student's weights
+            into it.
         teacher: Function from a `Batch` to the teacher's depth, (B, 1, H, W) in metres or a
             `Target`; None if there is no teacher.
         device: The network's device.

@@ -339,7 +339,7 @@ def _remedy(error: OSError) -> str:
 
 
 def _trial_focals(network: Network, settings: Settings) -> tuple[float, ...]:
-    """Returns the focal lengths, in pixels, with which an exported file is verified.
+    """Returns a tuple of the focal lengths, in pixels, with which an exported file is verified.
 
     If the file has a constant focal length, the result has only this one. Otherwise it has two
     focal lengths that differ by 10 %.

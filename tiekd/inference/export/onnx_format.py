@@ -34,7 +34,7 @@ class FileInput(NamedTuple):
     """An input of an exported file.
 
     Attributes:
-        shape: The input's shape; None for an axis that may have any size.
+        shape: The input's shape, a tuple, with None for an axis that may have any size.
         dtype: The input's dtype; None if it isn't uint8, float32 or float16.
     """
 

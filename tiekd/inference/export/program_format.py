@@ -26,7 +26,7 @@ FACTS = "tiekd.json"
 
 
 def least_side(network: Network, resize: Resize) -> int:
-    """Returns the minimum height and width, in pixels, of the images that a dynamic file accepts.
+    """Returns the minimum side, in pixels, of the images that a file for any image size accepts.
 
     If the network sees images at their own size, the minimum is the encoder's largest stride + 1.
     If it sees them resized, the minimum is 2, since the tracer would treat a size of 1 as a

@@ -1,6 +1,7 @@
 """Provides images on which an exported file is compared with its network.
 
-They are validation frames, or rendered street scenes if there is no usable validation data.
+They are validation frames of the recipe's dataset, or rendered street scenes if there is no usable
+validation data.
 """
 
 from collections.abc import Sequence

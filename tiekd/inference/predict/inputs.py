@@ -86,8 +86,8 @@ def find(arguments: Sequence[str], out: Path) -> list[Input]:
         out: The folder of the outputs.
 
     Returns:
-        The inputs in the order of the arguments, without repetitions; those of one folder or
-        pattern are sorted by path.
+        A list of `Input` objects in the order of the arguments, without repetitions; those of one
+        folder or pattern are sorted by path.
 
     Raises:
         DataError: An argument yields no input, a folder can't be listed, or two inputs would have

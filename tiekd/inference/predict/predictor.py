@@ -151,7 +151,7 @@ class Predictor:
 
 
 class Writes:
-    """Context manager that limits the number of unfinished writes in threads to WAITING.
+    """Context manager that limits the number of unfinished file writes in threads to WAITING.
 
     When the `with` block ends, it waits for all writes, unless an exception is being raised.
     Waiting for a write that raised an exception raises this exception again.
