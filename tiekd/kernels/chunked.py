@@ -125,8 +125,8 @@ class _Dpm(torch.autograd.Function):
                         out=divergence[image, tile],
                     )
                 # Sum the exponentials, from which softmax and depth follow. The divergence of
-                # TIE-KD's released code isn't linear in the log-probabilities, so to compute it
-                # normalise the probabilities.
+                # TIE-KD's released code isn't linear in the log-probabilities, so normalise the
+                # probabilities to compute it.
                 p = logits.exp_()
                 sums[:, image, tile] = _sums(factors, p)
                 if q is not None and not is_gaussian:
