@@ -1,8 +1,8 @@
 """tiekd distils small metric-depth networks from large frozen teachers, on the DeepSpeed engine.
 
     tiekd.load_recipe(path, overrides=()) -> dict
-    tiekd.build_network(recipe["network"]) -> nn.Module, (B, 3, H, W) image -> Prediction
-    tiekd.load_student(checkpoint)(image) -> metres; a file, array or tensor in, a depth map out
+    tiekd.build_network(recipe["network"]) -> nn.Module: (B, 3, H, W) images in, a Prediction out
+    tiekd.load_student(checkpoint)(image) -> depth map in metres, of a file, array or tensor
 
 The names that users' own datasets, networks and hooks need can be imported from here, too: Batch,
 Sample, Prediction, Hook and others (model_configs/YOUR_PARTS.md). These import paths stay the same
@@ -77,6 +77,9 @@ def __getattr__(name: str):
     """Imports a public name of `tiekd` from the module that defines it, and returns its value.
 
     Python calls this function only at the first access to a name, since the value is stored.
+
+    Args:
+        name: The name, such as `load_student`.
     """
     if name not in _HOMES:
         raise AttributeError(f"module 'tiekd' has no attribute {name!r}")
@@ -86,5 +89,5 @@ def __getattr__(name: str):
 
 
 def __dir__() -> list[str]:
-    """Returns the names in `tiekd`, sorted, with the public names that are not imported yet."""
+    """Returns a sorted list of the names in `tiekd`, with public names that aren't imported yet."""
     return sorted({*globals(), *_HOMES})

@@ -18,9 +18,10 @@ TERMINAL_INTERVAL_S = 0.5
 FILE_INTERVAL_S = 30.0
 _LONGEST_BAR = 30
 _SHORTEST_BAR = 5
-# The folder `share`, which a wheel has and a checkout doesn't (tiekd/config/shipped.py).
+# The folder with the recipes, programs and engine configs in an installed wheel. A checkout doesn't
+# have it, since they are outside the package there (tiekd/config/shipped.py).
 SHARE = Path(__file__).parent / "share"
-# The environment variable that the command `tiekd` sets for the ranks and restarts that it starts.
+# The environment variable that the command `tiekd` sets for the programs that it starts.
 CONSOLE = "TIEKD_CONSOLE"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
@@ -144,8 +145,8 @@ def is_checkout() -> bool:
 
 def names_bin() -> bool:
     """Returns True if the user starts programs as bin/NAME.py, False if as `tiekd NAME`."""
-    # Not in an editable install: there the user of `tiekd` may be in any folder, where there is no
-    # bin/.
+    # Don't name bin/ if the user has typed `tiekd`, even in an editable install: the user may be in
+    # a folder without bin/.
     return is_checkout() and CONSOLE not in os.environ
 
 
@@ -171,8 +172,8 @@ def respelled(text: str) -> str:
     """
     if names_bin():
         return text
-    # `tiekd` starts the launcher itself, and takes the launcher's options after the program's
-    # arguments.
+    # Move the launcher's options to the end: `tiekd` starts the launcher itself, and takes its
+    # options after the program's arguments.
     text = re.sub(
         r"deepspeed (--num_gpus \d+) bin/(\w+)(?:\.py)?((?: \S+)*)",
         lambda found: f"{command(found[2])}{found[3]} {found[1]}",

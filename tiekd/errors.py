@@ -39,7 +39,7 @@ class DataError(UserError):
 
 
 class TeacherError(UserError):
-    """A teacher that can't be built or loaded, or whose cached maps can't be read."""
+    """A teacher that can't be built or loaded, or whose cached depth maps can't be read."""
 
 
 class CheckpointError(UserError):
@@ -47,7 +47,7 @@ class CheckpointError(UserError):
 
 
 class LaunchError(UserError):
-    """A way of starting a program that can't work: wrong ranks, devices, port or work dir."""
+    """Wrong ranks, devices, port, work dir or path, with which a program can't be started."""
 
 
 class ExportError(UserError):

@@ -68,7 +68,7 @@ def check_readable(
 
 
 def cause_of(error: BaseException, partial: Path | None = None) -> str:
-    """Returns the reason why a file couldn't be written, in words.
+    """Returns the reason why a file couldn't be written, as text for a message.
 
     If the reason is the process's limit of file sizes (ulimit -f), the text names the limit.
 

@@ -70,6 +70,9 @@ def path_text_argument(text: str) -> str:
     """Converts a path from the command line as `path_argument` does, but returns a string.
 
     It is for arguments that are saved as JSON, which has no paths.
+
+    Args:
+        text: The path as typed. A leading `~` is expanded.
     """
     return str(path_argument(text))
 
@@ -126,7 +129,8 @@ def with_hint(message: str) -> str:
     The hint tells the user that `$NAME` isn't expanded.
 
     Args:
-        message: The message. If it isn't about such a path, it is returned unchanged.
+        message: The message. If it isn't about such a path, it is returned unchanged, otherwise
+            with the hint at its end.
     """
     hinted = _VARIABLE.search(message) and _MISSING.search(message) and VARIABLES not in message
     return f"{message}; {VARIABLES}" if hinted else message

@@ -47,7 +47,7 @@ from tiekd.workdir.checkpoints import find_weights
 
 
 def build_teachers(recipe: dict, device: torch.device, max_depth_m: float) -> Teacher:
-    """Builds what the student of a recipe learns from: a teacher, several, or the ground truth.
+    """Builds what the student of a recipe learns from: one or several teachers, or ground truth.
 
     Args:
         recipe: The recipe.
@@ -55,8 +55,9 @@ def build_teachers(recipe: dict, device: torch.device, max_depth_m: float) -> Te
         max_depth_m: The largest depth that the student predicts, in metres.
 
     Returns:
-        The teacher that `teacher` describes, which may be an Average of several; or the Mixture of
-        those in `teachers`. `tiekd.teachers.mixture.members_of` returns the single teachers.
+        The teacher that the recipe's section `teacher` describes, which may be an `Average` of
+        several teachers; or a `Mixture` of the teachers in the section `teachers`.
+        `tiekd.teachers.mixture.members_of` returns the single teachers.
 
     Raises:
         TeacherError: A section is wrong, there are no weights, or they are of another network. The
@@ -84,20 +85,24 @@ def build_per_set(
     device: torch.device,
     max_depth_m: float,
 ) -> PerSet:
-    """Builds the teachers of several data sets. Sets that learn from one network share it.
+    """Builds the teachers of several data sets; sets whose teacher is the same network share it.
 
     Args:
-        recipes: For each set, by its name, the recipe of this set by itself.
-        frames: The training frames of each set.
+        recipes: For each data set, by its name, a recipe in which it is the only data set.
+        frames: The training frames of each data set, by its name.
         device: The device on which teachers run.
         max_depth_m: The largest depth that the student predicts, in metres.
+
+    Returns:
+        A `PerSet`, which gives each image the depth of its data set's teacher.
 
     Raises:
         UserError: As `build_teachers` does; the message names the set.
     """
     built: dict[str, Teacher] = {}
     found = []
-    # If no set has a teacher, all learn from the ground truth, as one set does.
+    # If no data set has a teacher, all learn from the ground truth, as a run with a single data set
+    # does without a teacher.
     if not any(TeacherList.of(recipe).is_given for recipe in recipes.values()):
         truth = GroundTruth()
         return PerSet([SetTeacher(name, truth) for name in recipes])
@@ -108,7 +113,8 @@ def build_per_set(
             continue
         key = json.dumps([recipe.get("teacher"), recipe.get("teachers")], default=str)
         with errors_of_set(name):
-            # Cached maps cost nothing, and their folders are each set's own.
+            # Share a network between data sets, but not cached depth maps: they take no memory, and
+            # each data set has folders of its own.
             if teachers.maps or key not in built:
                 built[key] = build_teachers(recipe, device, max_depth_m)
         folders = getattr(frames[name], "map_folders", ())
@@ -125,8 +131,8 @@ def digest_of_maps(teachers: TeacherList) -> str | None:
         teachers: The teachers.
 
     Returns:
-        64 hexadecimal digits; None if a teacher has no cached maps, or the network that made them
-        isn't recorded.
+        64 hexadecimal digits; None if a teacher has no cached maps, or if its maps don't record
+        which network made them.
     """
     digest = hashlib.sha256(teachers.weights.encode())
     for node in teachers.nodes:
@@ -155,18 +161,21 @@ def build_teacher(
     - `maps`: a folder of cached depth maps.
     - `recipe` and `checkpoint`: a network of the project and its weights. The checkpoint is a file
       of weights, a checkpoint's folder, or a work dir, whose best or else latest weights are used;
-      without `checkpoint` it is the work dir of the recipe. For `flip` and `precision` see
-      FrozenTeacher.
+      without `checkpoint` it is the work dir of the recipe. `flip` and `precision` are arguments of
+      `FrozenTeacher`.
 
     Args:
         node: The section as a dict; None makes the ground truth the teacher.
         device: The device on which the teacher runs.
-        resize: For a network of the project, the resize of images before it gets them; None for the
-            one that is recorded with the weights or, failing that, in the teacher's recipe.
+        resize: For a network of the project, how images are resized for it; None for the setting
+            that is recorded with the weights or, failing that, in the teacher's recipe.
         max_depth_m: The largest depth that the student predicts, in metres; needed if `name` is a
             file in tiekd/teachers/.
         maps_place: For cached maps, the teacher's index among all teachers with cached maps, from
             0.
+
+    Returns:
+        The teacher, a callable from a batch to the target depth in metres.
 
     Raises:
         TeacherError: The section is wrong, there are no weights, or they are of another network.
@@ -182,7 +191,7 @@ def build_teacher(
     # A teacher module outside the project interprets all other keys itself.
     if teacher.module is not None:
         return OutsideTeacher(teacher.module, build(node, "", "teacher", device=device), device)
-    # Refuse keys on how to compute maps, since cached maps exist already.
+    # Refuse keys on how to compute depth maps, since cached maps exist already.
     if teacher.maps is not None:
         if teacher.recipe is not None or teacher.checkpoint is not None:
             raise TeacherError(
@@ -190,7 +199,8 @@ def build_teacher(
                 "`checkpoint`"
             )
         for key in ("flip", "precision", "sigma"):
-            # A constant sigma is allowed, since it needs no map.
+            # A `sigma` that is one number for all pixels is allowed, since it isn't cached with the
+            # depth maps.
             if key == "sigma" and not isinstance(node.get("sigma"), dict):
                 continue
             if key in node:
@@ -232,10 +242,16 @@ def records_of(
 ) -> list[learned_from.Teacher]:
     """Returns the records of a recipe's teachers, and of the teachers that these learned from.
 
+    A record names a network, its licence and its digest (tiekd/data/learned_from.py). Records are
+    stored with the student's weights.
+
     Args:
         teacher: What `build_teachers` returned.
         teachers: The recipe's teachers, with the paths of networks' weights.
         maps: The folders of cached maps from which the student learns, in the order of the recipe.
+
+    Returns:
+        A list with one dict per teacher, without repetitions.
     """
     records = []
     for node, member in zip(teachers.nodes, members_of(teacher), strict=False):
@@ -251,13 +267,17 @@ def record_of(
 ) -> list[learned_from.Teacher]:
     """Returns the records of one teacher, and of the teachers that it learned from.
 
-    They are stored with the student's weights. Computing the digest of a network's weights takes
-    about a second per gigabyte.
+    A record names a network, its licence and its digest (tiekd/data/learned_from.py). Records are
+    stored with the student's weights. Computing the digest of a network's weights takes about a
+    second per gigabyte.
 
     Args:
         teacher: The teacher, as `build_teacher` returns it.
         node: The teacher's section `teacher`, with the path of a network's weights.
         maps: The folder of cached maps from which the student learns; None if there is none.
+
+    Returns:
+        A list with one dict per teacher; empty for the ground truth.
     """
     if isinstance(teacher, FoundationTeacher | StereoTeacher):
         return learned_from.of_description(teacher.description)
@@ -275,7 +295,7 @@ def record_of(
 def _recipe_file(teacher: TeacherNode) -> dict | None:
     """Loads the recipe that `teacher.recipe` names.
 
-    If the teacher's weights don't record a resize of images, that of this recipe is used.
+    It says how images are resized for the teacher if the teacher's weights don't.
 
     Args:
         teacher: The section `teacher`.
@@ -288,20 +308,18 @@ def _recipe_file(teacher: TeacherNode) -> dict | None:
 
 
 def with_teachers_file(recipe: dict, resuming: bool, name: str = "") -> dict:
-    """Returns a recipe whose `teacher.checkpoint` is the path of the teacher's weights file.
+    """Returns a recipe in which `checkpoint` of each teacher is the path of its weights file.
 
-    So is that of each of several teachers.
-
-    If it names a work dir, the best weights in it may change between two starts of a run. So the
-    file's path is fixed at the first start, and a resumed run uses the same file.
+    If `checkpoint` names a work dir, the best weights in that may change between two starts of a
+    run. So the file's path is fixed at the first start, and a resumed run uses the same file.
 
     Args:
         recipe: The run's recipe.
         resuming: True to use the path that the first start recorded in the run's work dir.
-        name: The data set, if the recipe is that of one of several.
+        name: The data set's name, if the recipe is that of one data set of several.
 
     Returns:
-        A copy of the recipe with the path; the recipe itself if no teacher is a network of the
+        A copy of the recipe with the paths; the recipe itself if no teacher is a network of the
         project.
     """
     if data_sets.is_list(recipe):
@@ -334,8 +352,10 @@ def with_teachers_file(recipe: dict, resuming: bool, name: str = "") -> dict:
 def with_checkpoints(recipe: dict) -> dict:
     """Returns a recipe in which each teacher's `checkpoint` is the path of a file of weights.
 
+    Only teachers that are networks of the project have such a file; others stay as they are.
+
     Args:
-        recipe: The recipe.
+        recipe: The recipe; it isn't changed.
 
     Raises:
         TeacherError: A teacher that is a network of the project has no weights.
@@ -356,9 +376,9 @@ def _for_each_set(recipe: dict, change: Callable[[dict, str], dict]) -> dict:
     """Returns a recipe with several data sets in which the teachers of each set are changed.
 
     Args:
-        recipe: The recipe.
-        change: Function from the recipe of one set by itself, and the set's name, to the changed
-            recipe.
+        recipe: The recipe; it isn't changed.
+        change: Function that is called with a recipe in which one of the data sets is the only one,
+            and with the set's name, and that returns this recipe with changed teachers.
     """
     changed = []
     for data_set in data_sets.sets_of(recipe):
@@ -408,8 +428,8 @@ def default_checkpoint(teacher: TeacherNode) -> Path:
         raise TeacherError(
             "teacher.checkpoint: needed beside teacher.network; give a file of weights"
         )
-    # If a run is repeated from its saved recipe, the teacher's recipe may be missing. Then find the
-    # work dir by the recipe's name.
+    # If a run is repeated from its saved recipe, the teacher's recipe file may be missing. Then
+    # find the teacher's work dir by the name of that file.
     work_dir = load_recipe(path).get("work_dir") if path.exists() else None
     return _weights_in(
         Path(work_dir or work_dir_of(path)), teacher, "teacher.checkpoint: not given, and "
@@ -427,5 +447,11 @@ def _weights_in(work_dir: Path, teacher: TeacherNode, beginning: str) -> Path:
 
 
 def _recipe_of(teacher: TeacherNode) -> str:
-    """Returns the path of the teacher's recipe, quoted for a shell command in a message."""
+    """Returns the path of the teacher's recipe, quoted for a shell command in a message.
+
+    It is the word RECIPE if the section names no recipe.
+
+    Args:
+        teacher: The section `teacher`.
+    """
     return "RECIPE" if teacher.recipe is None else shlex.quote(str(teacher.recipe))

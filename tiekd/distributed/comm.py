@@ -53,7 +53,7 @@ def mean_over_ranks(values: dict[str, Tensor | float]) -> dict[str, float]:
             every rank.
 
     Returns:
-        The means by name, the same on every rank.
+        A dict of the means by name, floats, the same on every rank.
     """
     if not values:
         return {}

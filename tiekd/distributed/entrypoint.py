@@ -64,7 +64,7 @@ _LEFT_OUT = ("deepspeed", "psutil", "tensorboard", "torchvision")
 _LONGEST_LINE = 2000
 _LAYOUT = "\n\r\t"  # control characters that programs print themselves
 # Seconds that a rank waits before it reports an error, so that only the rank with the root cause
-# reports one. It waits ...
+# reports one. There is one number for each event that it waits for:
 _LAUNCHER_REACTS_S = 20.0  # for the launcher to end the other ranks after one has ended;
 _LAUNCHER_KILLS_AFTER_S = 30.0  # for the launcher to kill a rank that ignores SIGTERM;
 _RANKS_ANSWER_S = 10.0  # for the answers of ranks that are still alive;
@@ -94,9 +94,9 @@ class Stopped(Exception):
 class _Stdout(io.RawIOBase):
     """A raw stream for stdout that drops all output after the first failed write.
 
-    The error is reported in one line on stderr. Otherwise a run would end when the disk with the
-    file of its stdout is full, and loggers would print a traceback for every message. The
-    constructor takes the file descriptor of stdout.
+    The error of that write is reported in one line on stderr. Otherwise a run would end when the
+    disk with the file of its stdout is full, and loggers would print a traceback for every message.
+    The constructor takes the file descriptor of stdout.
     """
 
     def __init__(self, descriptor: int):
@@ -268,19 +268,21 @@ def program(main: Callable[[], int | None]) -> NoReturn:
 def run(main: Callable[[], int | None]) -> int:
     """Runs a program's main function, reports its errors, and returns the exit code.
 
-    If all ranks fail with the same user error, only the first rank of each machine prints it at
-    once. The others wait, so that the launcher ends them before they print it, too. A rank that
-    fails because another rank has ended also waits, so that only the root cause is printed.
+    If all ranks fail with the same user error, only the first rank of each machine prints it
+    immediately. The others wait first, and the launcher normally ends them before they print it,
+    too. A rank that fails because another rank has ended also waits, so that only the root cause is
+    printed.
 
     Args:
         main: The program's main function; it returns the exit code, or None for 0.
 
     Returns:
-        The program's own exit code; 2 after a user error, which is reported in one line on stderr;
-        75 if a run was asked to stop and can resume from its checkpoint; 130 after Ctrl-C.
+        The program's own exit code; 2 after a user error, i.e. a mistake that the user can correct,
+        which is reported in one line on stderr; 75 if a run was asked to stop and can resume from
+        its checkpoint; 130 after Ctrl-C.
     """
     slurm.adopt_task()
-    # Print a file name's bytes that the stream's encoding can't represent as escapes.
+    # Print escapes for the bytes of file names that the stream's encoding can't represent.
     for stream in (sys.stdout, sys.stderr):
         # A stream that was replaced by another object may lack `reconfigure`.
         with contextlib.suppress(AttributeError):
@@ -288,10 +290,11 @@ def run(main: Callable[[], int | None]) -> int:
     try:
         check_ranks(os.environ)
     except LaunchError as error:
-        # The ranks' environment variables may differ, so each rank reports its own error.
+        # Report the error on every rank, since the ranks' environment variables may differ.
         return _report(error)
     try:
-        # The variable CROSS_RANK shows that DeepSpeed's launcher has started this process.
+        # If CROSS_RANK is set, DeepSpeed's launcher has started this process; check that the
+        # hostfile in its command exists.
         if "CROSS_RANK" in os.environ:
             _check_hostfile()
         code = main() or 0
@@ -321,8 +324,8 @@ def run(main: Callable[[], int | None]) -> int:
         _let_signals_end_this()
         return _report(LaunchError(_not_to_be_written(error)))
     except Exception as error:
-        # Report errors in one line that are no fault of the program: a full disk, process limits, a
-        # lost rank, too little memory.
+        # Report these errors in one line, since they are no fault of the program: a full disk,
+        # process limits, a lost rank, too little memory.
         if isinstance(error, OSError) and error.errno in _REMEDIES:
             _let_signals_end_this()
             name = error.filename2 or error.filename or "a file"
@@ -359,7 +362,7 @@ def run(main: Callable[[], int | None]) -> int:
 def check_ranks(told: Mapping[str, str]) -> None:
     """Checks the environment variables that a launcher sets, such as RANK and WORLD_SIZE.
 
-    With wrong values, ranks would wait for each other for ever.
+    With wrong values, the ranks of a run would wait for each other for ever.
 
     Args:
         told: The environment variables by name. Variables that aren't set aren't checked.
@@ -408,7 +411,11 @@ def _not_to_be_written(error: UnicodeEncodeError) -> str:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Returns True if an error means that there isn't enough memory, on the CPU or on a GPU."""
+    """Returns True if an error means that there isn't enough memory, on the CPU or on a GPU.
+
+    Args:
+        error: The error; its text is searched for the messages of PyTorch, CUDA and Python.
+    """
     return (
         isinstance(error, MemoryError | RuntimeError)
         and _OUT_OF_MEMORY.search(repr(error)) is not None
@@ -416,7 +423,12 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def lost_a_rank(error: Exception) -> bool:
-    """Returns True if a collective failed because another rank is gone."""
+    """Returns True if an error means that a collective failed because another rank is gone.
+
+    Args:
+        error: The error that the collective raised. Its message decides; with a single rank the
+            result is always False.
+    """
     return int(os.environ.get("WORLD_SIZE", 1)) > 1 and _LOST_PEER.search(str(error)) is not None
 
 
@@ -432,11 +444,11 @@ def _check_hostfile() -> None:
 
 
 def _lost_rank(error: Exception) -> LaunchError:
-    """Returns an error that names the missing ranks, for the report.
+    """Returns a LaunchError whose message names the missing ranks.
 
-    It is called after a collective has failed. Of the ranks that still answer, only the lowest
-    returns without a delay. The others first wait for the launcher to end them, so that they don't
-    report the same failure again.
+    It is called on every rank after a collective has failed. Of the ranks that still answer, the
+    lowest returns immediately. The others first wait for the launcher to end them, so that they
+    don't report the same failure again.
 
     Args:
         error: The error that the collective raised.
@@ -446,7 +458,7 @@ def _lost_rank(error: Exception) -> LaunchError:
     me = int(os.environ["RANK"])
     missing = missing_ranks(_RANKS_ANSWER_S)
     if not missing or me != min(set(range(int(os.environ["WORLD_SIZE"]))) - set(missing)):
-        # The launcher ends ranks one after the other, so wait longer the more ranks are missing.
+        # Wait longer if more ranks are missing, since the launcher ends ranks one after the other.
         time.sleep(_LAUNCHER_REACTS_S + _LAUNCHER_KILLS_AFTER_S * len(missing))
     lost = "another rank"
     if missing:
@@ -460,7 +472,10 @@ def _lost_rank(error: Exception) -> LaunchError:
 
 
 def _is_in_a_group() -> bool:
-    """Returns True if this process has joined a process group. Doesn't import torch."""
+    """Returns True if this process has joined a process group of torch.distributed.
+
+    The function doesn't import torch.
+    """
     torch = sys.modules.get("torch")
     return torch is not None and torch.distributed.is_initialized()
 

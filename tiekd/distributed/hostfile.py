@@ -24,7 +24,7 @@ def read(path: str | Path) -> dict[str, int]:
         path: The hostfile.
 
     Returns:
-        The number of devices of each machine, by the machine's name.
+        A dict from each machine's name to its number of devices.
 
     Raises:
         LaunchError: The file doesn't exist, can't be read or has an invalid line.
@@ -115,16 +115,20 @@ def check_options(options: Sequence[str]) -> None:
 
 
 def of_options(options: Sequence[str]) -> dict[str, int] | None:
-    """Returns the content of the hostfile that a `deepspeed` command reads; None without one.
+    """Reads the hostfile that a `deepspeed` command with these options would read.
 
     Args:
         options: The options, each as `--name=value`.
+
+    Returns:
+        A dict from each machine's name to its number of devices; None if no hostfile is given and
+        DeepSpeed's default hostfile doesn't exist.
 
     Raises:
         LaunchError: The hostfile doesn't exist, can't be read or has an invalid line.
     """
     given = [option.partition("=")[2] for option in options if option.startswith("--hostfile=")]
-    # The launcher also reads a default hostfile, if there is one.
+    # Without --hostfile, DeepSpeed's launcher reads the file DEFAULT, if it exists.
     return read(given[-1] if given else DEFAULT) if given or DEFAULT.is_file() else None
 
 

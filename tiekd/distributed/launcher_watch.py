@@ -26,8 +26,8 @@ from pathlib import Path
 import psutil
 
 _RUNNERS = ("deepspeed.launcher.runner", "bin/deepspeed")
-# The environment variable with the process ID of `bin/resume --restarts`, bin/experiment.py or
-# bin/distill.py.
+# The environment variable with the process ID of the program that supervises this run: `bin/resume
+# --restarts`, bin/experiment.py or bin/distill.py.
 SUPERVISOR = "TIEKD_SUPERVISOR"
 _REAPERS = ("systemd", "init", "tini", "dumb-init", "containerd-shim")
 _LAUNCHER_MODULES = ("deepspeed.launcher.launch", *_RUNNERS)
@@ -61,8 +61,8 @@ def watch_launchers() -> None:
     set by `when_lost` is called; if none was set, the process exits.
     """
     found = launchers()
-    # Exit if DeepSpeed's launch.py started this process (CROSS_RANK shows that) and has already
-    # ended.
+    # CROSS_RANK shows that DeepSpeed's launch.py has started this process. If launch.py isn't among
+    # the ancestors any more, it has ended, so exit.
     is_there = any(_LAUNCHER_MODULES[0] in _command(process) for process in found)
     if "CROSS_RANK" in os.environ and not is_there:
         end_process()
@@ -91,12 +91,13 @@ def when_lost(answer: Callable[[psutil.Process], None]) -> None:
 
 
 def launchers() -> list[psutil.Process]:
-    """Returns the launcher processes that started this process, nearest first.
+    """Returns the launcher processes that started this process, as a list, nearest first.
 
-    These are DeepSpeed's launch.py and runner, `bin/resume --restarts`, bin/experiment.py and
-    bin/distill.py. If the runner isn't among the ancestors, launch.py was started over ssh. Then
-    the ssh session is added. If the pdsh process that opened the session runs on this machine, it
-    is added too, with the launchers above it.
+    These are DeepSpeed's launch.py, which starts the ranks of one machine; DeepSpeed's runner,
+    which starts launch.py; and `bin/resume --restarts`, bin/experiment.py and bin/distill.py. If
+    launch.py is an ancestor of this process and the runner isn't, launch.py was started over ssh.
+    Then the ssh session is added. If the pdsh process that opened the session runs on this machine,
+    it is added too, with the launchers above it.
     """
     ancestors = [(process, _command(process)) for process in psutil.Process().parents()]
     found = [i for i, (_, command) in enumerate(ancestors) if _launches(command)]
@@ -143,14 +144,14 @@ def _hostfile_in(words: list[str]) -> str | None:
 
 
 def nodes() -> dict[str, list[int]] | None:
-    """Returns the device numbers of each machine of this run, by the machine's name.
+    """Returns the numbers of the devices on each machine of this run.
 
-    They are read from the launcher's command line.
+    They are read from the command line of DeepSpeed's launcher.
 
     Returns:
-        The device numbers; None if there is only one machine. Also None if the user started the
-        launcher on each machine by hand (--no_ssh): bin/resume, which uses the result, can't repeat
-        that.
+        A dict from the machine's name to a list of device numbers; None if there is only one
+        machine. Also None if the user started the launcher on each machine by hand (--no_ssh),
+        since bin/resume, which uses the result, can't repeat that.
     """
     commands = " ".join(map(_command, launchers()))
     told = re.search(r"--world_info=([\w=-]+)", commands)
@@ -186,9 +187,9 @@ def watch(
 def _is_adopted(launch: psutil.Process) -> bool:
     """Returns True if the `deepspeed` process that started launch.py has ended.
 
-    launch.py then has a new parent: init, or another process that adopts orphans. But launch.py is
-    still in the process group of `deepspeed`, which is neither its new parent's group nor one that
-    it leads. (A launch.py that was started by hand leads its own group.)
+    launch.py then has a new parent: init, or another process that adopts orphans. But it is still
+    in the process group of `deepspeed`, i.e. neither in that of the new parent nor in one of its
+    own. (A launch.py that was started by hand has a group of its own.)
 
     Args:
         launch: The process of launch.py.

@@ -66,6 +66,9 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
     """Yields an error, then the error that led to it, and so on.
 
     Errors that `raise ... from None` hides are included. Yields nothing for None.
+
+    Args:
+        error: The error; None for none.
     """
     while error is not None:
         yield error

@@ -96,7 +96,8 @@ def _listen() -> socket.socket:
 def _accept(listener: socket.socket, secret: str, count: int) -> None:
     """Accepts connections on rank 0 until each other machine has connected.
 
-    A connection that doesn't send the run's secret is not counted.
+    The connections are stored in `_connections`. One that doesn't send the run's secret is dropped
+    and not counted.
 
     Args:
         listener: Rank 0's listening socket; closed at the end.

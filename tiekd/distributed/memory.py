@@ -53,7 +53,11 @@ def restart_peak(device: torch.device) -> None:
 
 
 def wait(device: torch.device) -> None:
-    """Waits until a GPU has finished its queued kernels; returns immediately on a CPU."""
+    """Waits until a GPU has finished its queued kernels; returns immediately on a CPU.
+
+    Args:
+        device: The GPU or CPU.
+    """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -63,6 +67,9 @@ def free_bytes(device: torch.device) -> int:
 
     On a GPU this is the device's free memory. On a CPU it is the machine's available memory without
     swap, or the rest of the container's limit if that is less.
+
+    Args:
+        device: The GPU or CPU.
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]

@@ -116,7 +116,11 @@ def start_rank(timeout_minutes: float = 30.0) -> "torch.device":
 
 
 def _is_known(host: str) -> bool:
-    """Returns True if the system can resolve the name or address `host` of a machine."""
+    """Returns True if the system can resolve the name of a machine.
+
+    Args:
+        host: The machine's name or address.
+    """
     try:
         socket.getaddrinfo(host, None)
     except (OSError, UnicodeError):

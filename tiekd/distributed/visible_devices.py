@@ -37,7 +37,8 @@ def command(
             options of train.py.
 
     Returns:
-        The words of the command, and its environment variables.
+        (words, variables): the words of the command, a list; and all its environment variables, a
+        dict.
 
     Raises:
         Refused: An argument or a variable is wrong, or they contradict each other.
@@ -82,7 +83,8 @@ def select(
         called: The name of the argument that gave the number of ranks, for errors.
 
     Returns:
-        The options, and the environment variables that must be set or changed for the launcher.
+        (options, variables): a list of options; and a dict of the environment variables that must
+        be set or changed for the launcher.
 
     Raises:
         Refused: The devices don't exist, or their number isn't `count`.
@@ -128,18 +130,19 @@ def in_options(
     """Returns options of DeepSpeed's launcher with the devices of CUDA_VISIBLE_DEVICES in them.
 
     DeepSpeed's launcher ignores the variable if it is given a number of GPUs, and would start the
-    ranks on the first ones of the machine.
+    ranks on the first GPUs of the machine.
 
     Args:
         options: The launcher's options, each as `--NAME=VALUE`.
         environment: The environment variables of this process.
-        takes_first: True to take the first devices of a variable that lists more than there are
-            ranks; False to refuse it.
+        takes_first: True to use the first devices if CUDA_VISIBLE_DEVICES lists more than there are
+            ranks; False to refuse this.
 
     Returns:
-        The options, and the environment variables that must be set or changed for the launcher. The
-        options are unchanged without the variable, without a number of GPUs, or with several
-        machines, on which the variable means nothing.
+        (options, variables): a list of options; and a dict of the environment variables that must
+        be set or changed for the launcher. The options are unchanged if CUDA_VISIBLE_DEVICES isn't
+        set, if they have no number of GPUs, or with several machines, on which the variable means
+        nothing.
 
     Raises:
         Refused: The variable doesn't agree with the number of GPUs, or names no device.
@@ -157,7 +160,7 @@ def in_options(
 
 
 def _number(name: str, listed: str, there: Sequence[str]) -> int:
-    """Converts an entry of CUDA_VISIBLE_DEVICES to a device number.
+    """Converts an entry of CUDA_VISIBLE_DEVICES to a device number, an int from 0.
 
     Args:
         name: The entry: a number, or the beginning of a UUID.
@@ -200,9 +203,9 @@ def _check_one_mig(visible: str, count: int) -> None:
 
 
 def _uuids() -> list[str]:
-    """Returns the UUIDs of this machine's GPUs in nvidia-smi's order.
+    """Returns a list of the UUIDs of this machine's GPUs, in nvidia-smi's order.
 
-    The list is empty if nvidia-smi is missing, times out or lists no GPU.
+    It is empty if nvidia-smi is missing, times out or lists no GPU.
     """
     try:
         said = subprocess.run(
@@ -223,10 +226,9 @@ def _whole(value: str, name: str, most: int, meaning: str) -> int:
 
 
 def main() -> int:
-    """Replaces this process by DeepSpeed's launcher (`exec`), so it doesn't return.
+    """Replaces this process by DeepSpeed's launcher (`exec`), and doesn't return if that succeeds.
 
-    Only after a user's mistake it returns: it reports the mistake in one line and returns exit code
-    2.
+    After a user's mistake it reports the mistake in one line on stderr and returns exit code 2.
     """
     try:
         words, environment = command(["deepspeed"], os.environ, sys.argv[1:])

@@ -47,8 +47,8 @@ def build_engine(network: nn.Module, optimizer: torch.optim.Optimizer, config: E
     patches.import_muon_uncompiled()
     working_ones = shipped.shown_folder(shipped.ENGINE_CONFIGS)
     try:
-        # Report errors about these values in one line, since they come from the user's engine
-        # config.
+        # Report an error that DeepSpeed raises for a value of the engine config in one line, since
+        # the value comes from the user.
         _read_by_deepspeed(values)
         engine, *_ = deepspeed.initialize(model=network, optimizer=optimizer, config=values)
     except ValidationError as error:

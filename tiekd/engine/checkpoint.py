@@ -136,8 +136,9 @@ def load(engine, checkpoint: Path) -> tuple[int, dict[str, dict]]:
         checkpoint: The checkpoint's folder.
 
     Returns:
-        The iteration at which the checkpoint was saved; and the states of this rank's hooks, by the
-        hooks' keys. A rank that the saved run didn't have gets those of rank 0.
+        (iteration, hook_states): the iteration at which the checkpoint was saved; and a dict of the
+        states of this rank's hooks, by the hooks' keys. A rank that the saved run didn't have gets
+        those of rank 0.
 
     Raises:
         CheckpointError: The checkpoint is damaged, or of another network or optimizer.
@@ -208,7 +209,7 @@ def _make_current(partial: Path, final: Path, files: dict[str, list]) -> str | N
     Args:
         partial: The temporary folder with the files of all ranks.
         final: The checkpoint's final path.
-        files: File name -> [size in bytes, sha256].
+        files: A dict from file name to [size in bytes, sha256].
 
     Returns:
         The message of an error because of which the checkpoint isn't complete; None if it is.
@@ -242,6 +243,10 @@ def _facts(engine, iteration: int, recipe: dict) -> dict:
         engine: The DeepSpeed engine.
         iteration: The number of finished iterations.
         recipe: The run's recipe.
+
+    Returns:
+        A dict with these keys and with `versions` (of torch and DeepSpeed), `recipe` and
+        `engine_config`.
     """
     return {
         "iteration": iteration,
@@ -256,8 +261,12 @@ def _facts(engine, iteration: int, recipe: dict) -> dict:
 def _shape(engine) -> dict:
     """Returns the properties of an engine that must not change for DeepSpeed to load its files.
 
-    They are the dict's keys: `world_size`; `zero_stage`; and `precision`, which is "fp32", "bf16"
-    or "fp16".
+    Args:
+        engine: The DeepSpeed engine.
+
+    Returns:
+        A dict with the keys `world_size`, `zero_stage` (0 to 3) and `precision` ("fp32", "bf16" or
+        "fp16").
     """
     precision = "fp16" if engine.fp16_enabled() else "bf16" if engine.bfloat16_enabled() else "fp32"
     stage = engine.zero_optimization_stage()

@@ -114,7 +114,7 @@ def _json_object(pairs: list[tuple[str, object]]) -> dict:
     A leading `~` in a string is expanded to the home folder.
 
     Args:
-        pairs: The keys and values of the object, in their order.
+        pairs: (key, value) of each entry of the object, in their order.
 
     Raises:
         ValueError: A key occurs twice.
@@ -180,25 +180,27 @@ def resolve(config: dict, batch_size: int, clip_norm: float, world_size: int) ->
 
 
 def refill(config: dict, world_size: int, other_batch: bool) -> dict:
-    """Sets those values of an earlier start's engine config to "auto" that may have to change now.
+    """Returns an earlier start's engine config with "auto" for values that this start may change.
 
-    The batch size and the clipping norm always become "auto". The micro-batch size and the number
-    of micro-batches do so only if they no longer fit.
+    A run starts for the first time, and again with every resume. The batch size and the clipping
+    norm always become "auto". The micro-batch size and the number of micro-batches do so only if
+    they no longer fit.
 
     Args:
-        config: The resolved engine config of an earlier start, `EngineConfig.values`.
+        config: The resolved engine config of an earlier start, `EngineConfig.values`; it isn't
+            changed.
         world_size: The number of ranks in this start.
         other_batch: True if the recipe's global batch size has changed.
 
     Returns:
-        The engine config, to be passed to `resolve` with the changed recipe.
+        A new engine config, to be passed to `resolve` with the changed recipe.
     """
     of_recipe = {"train_batch_size", "gradient_clipping"}
     deal = [
         config.get(key) for key in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
     ]
-    # Keep micro-batch size and accumulation if their product, times the number of ranks, is still
-    # the global batch size.
+    # Keep the micro-batch size and the number of micro-batches if their product, times the number
+    # of ranks, is still the global batch size.
     fits = None not in deal and deal[0] * deal[1] * world_size == config.get("train_batch_size")
     if other_batch or not fits:
         of_recipe |= {"train_micro_batch_size_per_gpu", "gradient_accumulation_steps"}
@@ -209,6 +211,9 @@ def clips_here(config: EngineConfig) -> bool:
     """Returns True if engine/step.py, not DeepSpeed, has to clip the gradient.
 
     This is the case in fp32 without ZeRO.
+
+    Args:
+        config: The engine config.
     """
     in_half = any(config.values.get(kind, {}).get("enabled") for kind in ("fp16", "bf16"))
     return config.zero_stage == 0 and not in_half
@@ -219,6 +224,9 @@ def scales_here(config: EngineConfig) -> bool:
 
     This is the case in fp16 without ZeRO. In all other cases DeepSpeed does it, or there is no loss
     scale.
+
+    Args:
+        config: The engine config.
     """
     return config.zero_stage == 0 and bool(config.values.get("fp16", {}).get("enabled"))
 
@@ -242,8 +250,8 @@ def _deal(config: dict, batch_size: int, world_size: int) -> tuple[int, int]:
         world_size: The number of ranks.
 
     Returns:
-        The number of images in a rank's micro-batch; and the number of micro-batches per iteration
-        on each rank.
+        (images, accumulation): the number of images in a rank's micro-batch; and the number of
+        micro-batches per iteration on each rank.
 
     Raises:
         RecipeError: The global batch can't be split evenly.

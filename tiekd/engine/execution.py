@@ -13,9 +13,9 @@ few percent of the time. But norms compute the statistics of channels-last featu
 times the rounding error (7e-5 of a variance), so that results on one rank and on several would no
 longer agree. In fp32 on a GPU channels_last has not been measured.
 
-Two formats on CPUs are not set here but taken from the table in tiekd/kernels/layouts.py: that of
-large features in DenseDepth, which has no norms; and that of bf16 convolutions on CPUs without bf16
-arithmetic.
+Two formats on CPUs are not set here but taken from the table in tiekd/kernels/layouts.py: the
+memory format of large features in the decoder DenseDepth, which has no norms; and the dtype in
+which CPUs without bf16 arithmetic compute bf16 convolutions.
 
 `compile` compiles encoder, neck and decoder, each on its own; the head's kernel is not compiled. It
 costs a minute at the first iteration, at the first images of another size, and at the first
@@ -57,6 +57,9 @@ def of_engine_config(config: dict) -> Execution:
 
     Args:
         config: The engine config, a dict with DeepSpeed's keys and optionally this section.
+
+    Returns:
+        An `Execution`; with its defaults if there is no such section.
 
     Raises:
         RecipeError: A key is unknown or a value is not allowed.
@@ -150,6 +153,9 @@ def compile_parts(network: nn.Module) -> None:
 
     Each of the three is compiled when it is called for the first time. The names of their
     parameters don't change.
+
+    Args:
+        network: The student.
     """
     for part in (network.encoder, network.neck, network.decoder):
         if part is not None:

@@ -30,10 +30,13 @@ _FLAT_GROUPS = (
 def weights(engine) -> dict[str, Tensor]:
     """Gathers the student's weights and buffers on rank 0. Collective.
 
+    Args:
+        engine: The DeepSpeed engine.
+
     Returns:
-        On rank 0: name in the network -> unsharded fp32 tensor on the CPU; buffers of integers keep
-        their dtype. In half precision the weights are the optimizer's fp32 master weights. On other
-        ranks an empty dict.
+        On rank 0 a dict from each name in the network to an unsharded tensor on the CPU. Tensors
+        are fp32, except for buffers of integers, which keep their dtype. In half precision the
+        weights are the optimizer's fp32 master weights. On other ranks an empty dict.
     """
     masters = _masters(engine)
     values = {}
@@ -53,11 +56,14 @@ def weights(engine) -> dict[str, Tensor]:
 def moments(engine) -> dict[str, dict[str, Tensor]]:
     """Gathers the optimizer's state on rank 0. Collective.
 
+    Args:
+        engine: The DeepSpeed engine.
+
     Returns:
-        On rank 0: parameter name -> the parameter's state as a dict, such as `{"exp_avg": ...,
-        "step": ...}`. Tensors are on the CPU. Those of the parameter's shape are fp32; other
-        values, such as `step`, have the type that the optimizer uses. On other ranks, and before
-        the first step, an empty dict.
+        On rank 0 a dict from each parameter's name to its state, which is a dict such as
+        `{"exp_avg": ..., "step": ...}`. Tensors are on the CPU. Those of the parameter's shape are
+        fp32; other values, such as `step`, have the type that the optimizer uses. On other ranks,
+        and before the first step, an empty dict.
     """
     state = _torch_optimizer(engine).state
     masters = _masters(engine)
@@ -130,10 +136,10 @@ def restore(engine, values: dict[str, Tensor], kept: dict[str, dict[str, Tensor]
 
 
 def trained(engine) -> list[Tensor]:
-    """Returns the fp32 tensors of this rank that the torch optimizer updates.
+    """Returns a list of the fp32 tensors of this rank that the torch optimizer updates.
 
     Without ZeRO they are all parameters, or in half precision their fp32 master copies. Under ZeRO
-    they are this rank's flat groups.
+    each is the flat tensor with this rank's share of a parameter group.
 
     Args:
         engine: The DeepSpeed engine.
@@ -164,9 +170,12 @@ def set_trained(engine, values: dict[str, Tensor]) -> None:
 def counters(engine) -> dict[str, float]:
     """Returns the counters of a DeepSpeed engine, and its loss scale.
 
+    Args:
+        engine: The DeepSpeed engine.
+
     Returns:
-        `global_steps`, `global_samples` and `skipped_steps`, the numbers of optimizer steps, of
-        samples and of skipped steps; and `loss_scale`, which is 1 in bf16 and fp32.
+        A dict with `global_steps`, `global_samples` and `skipped_steps`, the numbers of optimizer
+        steps, of samples and of skipped steps; and `loss_scale`, which is 1 in bf16 and fp32.
     """
     values = {name: getattr(engine, name) for name in _COUNTERS}
     scaler = _scaler(engine)
@@ -178,8 +187,8 @@ def set_counters(engine, values: dict[str, float]) -> None:
 
     Args:
         engine: The engine; changed in place.
-        values: What `counters` returned. If its `loss_scale` is 1, the saved run had no loss
-            scaling, and the engine keeps the initial scale of its config.
+        values: The dict that `counters` returned. If its `loss_scale` is 1, the saved run had no
+            loss scaling, and the engine keeps the initial scale of its config.
     """
     for name in _COUNTERS:
         setattr(engine, name, values[name])
@@ -219,9 +228,12 @@ def _masters(engine) -> dict[str, Tensor] | None:
 
     They are the parameters themselves, or in half precision their fp32 master copies.
 
+    Args:
+        engine: The DeepSpeed engine.
+
     Returns:
-        The tensors; None under ZeRO, where the optimizer has one tensor for each parameter group
-        and none for a single parameter.
+        A dict from each parameter's name to its tensor; None under ZeRO, where the optimizer has
+        one tensor for each parameter group and none for a single parameter.
     """
     if engine.zero_optimization_stage() > 0 or any(
         hasattr(engine.optimizer, name) for name in _FLAT_GROUPS
@@ -252,8 +264,9 @@ def _whole(parameter: Tensor, key: str | None = None) -> Tensor:
     """Returns a ZeRO engine's parameter, or one of its moments, unsharded and in fp32. Collective.
 
     Args:
-        parameter: The network's parameter.
-        key: The moment's name in the optimizer's state, such as `exp_avg`; None for the parameter.
+        parameter: A parameter of the network.
+        key: The moment's name in the optimizer's state, such as `exp_avg`; None to get the
+            parameter.
     """
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
@@ -300,7 +313,7 @@ def _copy(value, shape: torch.Size):
 
     Args:
         value: The value. If it isn't a tensor, it is returned unchanged.
-        shape: The shape of the copy; not used for a 0-d tensor, such as `step`.
+        shape: The shape to which the copy is reshaped; not used for a 0-d tensor, such as `step`.
     """
     if not isinstance(value, Tensor):
         return value

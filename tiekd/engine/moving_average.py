@@ -58,7 +58,7 @@ class MovingAverage:
 
     @property
     def next_decay(self) -> float:
-        """The decay of the next update."""
+        """The decay of the next update, i.e. the factor by which the old average is weighted."""
         if not self.warms_up:
             return self.decay
         return min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
@@ -80,10 +80,11 @@ class MovingAverage:
         new = 1 - self.next_decay
         self.num_updates += 1
         averages = [*self._averages, *self._average_statistics]
-        # Convert the statistics to fp32, since in half precision they are in half precision, too.
+        # Convert BatchNorm's statistics to fp32: if the network is in half precision, so are they.
         newest = [*self._weights, *(kept.float() for kept in self._statistics.values())]
         if isinstance(skipped, Tensor):
-            # The host doesn't know if the step was skipped, so the device computes the weight.
+            # The host doesn't know if the step was skipped, so compute the weight of the new values
+            # on the device.
             weight = new * (1 - skipped.float())
             torch._foreach_lerp_(averages, newest, [weight] * len(averages))
         elif not skipped:
@@ -93,8 +94,8 @@ class MovingAverage:
         """Gathers the averaged weights and buffers on rank 0. Collective.
 
         Returns:
-            On rank 0: name -> tensor on the CPU, as `full_state.weights` returns the newest
-            weights. On other ranks an empty dict.
+            On rank 0 a dict from each name in the network to an unsharded fp32 tensor on the CPU,
+            as `full_state.weights` returns for the newest weights. On other ranks an empty dict.
         """
         with self._exchanged():
             values = full_state.weights(self.engine)
@@ -106,7 +107,7 @@ class MovingAverage:
         """Sets the average to that of a checkpoint. Collective.
 
         Args:
-            values: What `weights` returned on rank 0, the same on every rank.
+            values: The dict that `weights` returned on rank 0, the same on every rank.
             num_updates: The value of the attribute `num_updates` when the checkpoint was saved.
         """
         with self._exchanged():
@@ -116,7 +117,12 @@ class MovingAverage:
         self.num_updates = num_updates
 
     def description(self) -> dict[str, float | bool | int]:
-        """Returns the facts about the average that are stored in a file of averaged weights."""
+        """Returns the settings and the state of the average, for the file of the averaged weights.
+
+        Returns:
+            A dict with `decay`, `warms_up` and `num_updates`, which are the attributes of these
+            names.
+        """
         return {
             "decay": self.decay,
             "warms_up": self.warms_up,
@@ -135,7 +141,8 @@ class MovingAverage:
     @torch.no_grad()
     def _exchange(self) -> None:
         for weight, average in zip(self._weights, self._averages, strict=True):
-            # Exchange a flat group in parts, since it may be as large as a rank's whole partition.
+            # Exchange a tensor in parts, since under ZeRO it may be as large as a rank's whole
+            # partition.
             parts = (torch.atleast_1d(each).split(_CHUNK) for each in (weight, average))
             for ours, theirs in zip(*parts, strict=True):
                 held = ours.clone()

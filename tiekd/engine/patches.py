@@ -36,7 +36,7 @@ def import_muon_uncompiled() -> None:
     compiled = compiler.compile
     compiler.compile = lambda *_arguments, **_options: lambda function: function
     try:
-        # ZeRO does without Muon where it can't be imported, and so does this.
+        # If Muon can't be imported, do without it, as ZeRO does.
         with contextlib.suppress(ImportError):
             importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
     finally:
@@ -44,7 +44,9 @@ def import_muon_uncompiled() -> None:
 
 
 def save_through(engine, files: Files) -> None:
-    """Makes the engine write and read its checkpoints with `files`, its new `checkpoint_files`.
+    """Makes a DeepSpeed engine write and read its checkpoint files by `files`.
+
+    `files` becomes the engine's attribute `checkpoint_files`.
 
     Without the patch: a full disk ends a run with a traceback, files have no digests, and each
     checkpoint contains a copy of zero_to_fp32.py, a script that isn't needed, since plain weights

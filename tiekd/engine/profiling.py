@@ -14,6 +14,9 @@ def print_collectives(engine) -> None:
 
     For each kind of collective the table has the number of calls, the size of the data and the
     time.
+
+    Args:
+        engine: The DeepSpeed engine.
     """
     if engine._config.comms_config.comms_logger_enabled:
         from deepspeed import comm

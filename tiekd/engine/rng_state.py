@@ -9,7 +9,9 @@ import torch
 def taken() -> dict:
     """Returns the states of the random generators of Python, NumPy, torch and the current GPU.
 
-    The dict has only plain values and tensors, so that torch.load can read it with `weights_only`.
+    Returns:
+        A dict with the keys "python", "numpy", "torch" and, with a GPU, "cuda". It has only plain
+        values and tensors, so that torch.load can read it with `weights_only`.
     """
     name, keys, position, has_gauss, cached = np.random.get_state()
     version, internal, gauss = random.getstate()

@@ -38,8 +38,8 @@ class Step:
         # multiplies the loss by it. So `backward` multiplies it; otherwise training would silently
         # make no progress.
         self._scales = scales_here(config)
-        # In fp32 without ZeRO, DeepSpeed clips the gradient but doesn't return its norm. So clip it
-        # here.
+        # In fp32 without ZeRO, DeepSpeed clips the gradient but doesn't return its norm. So this
+        # class clips it and computes the norm.
         self._clipped = _trained(engine.module) if clips_here(config) else None
         self._clip_norm = clip_norm or float("inf")
         self._num_skipped = torch.zeros((), device=self._clipped[0].device) if self._clipped else 0
@@ -54,14 +54,15 @@ class Step:
 
         Args:
             image: (B, 3, H, W) float32, ImageNet-normalised.
-            target_depth: (B, 1, H, W) float32, metres, 0 where not valid: the depth from which a
-                DPM head computes the divergence of its Prediction, or a `Target`; None if no loss
-                term needs the divergence.
+            target_depth: The depth from which a DPM head computes the divergence of its Prediction:
+                (B, 1, H, W) float32, metres, 0 where not valid; or a `Target`, i.e. the depths of
+                several teachers, or depths with sigmas. None if no loss term needs the divergence.
             counted: (B, 1, H, W) bool, True for the pixels over which BatchNorm computes its
                 statistics; None for all pixels.
 
         Returns:
-            The network's Prediction.
+            The network's `Prediction`: depth (B, 1, H, W); with a DPM head and a target depth also
+            the divergence, (B, 1, H, W); and the depth bins' centres, if the head predicts bins.
         """
         return self.engine(image, target_depth, counted)
 
@@ -75,8 +76,9 @@ class Step:
             loss: 0-d float32, the mean over the images of this rank's micro-batch.
 
         Returns:
-            After the iteration's last micro-batch: the L2 norm of the gradient, averaged over all
-            ranks, before clipping. None after other micro-batches, or if DeepSpeed reports no norm.
+            After the iteration's last micro-batch: the L2 norm, before clipping, of the gradient
+            that was averaged over all ranks; a number or a 0-d tensor. None after other
+            micro-batches, or if DeepSpeed reports no norm.
         """
         self._poison.add_where_not_finite(loss)
         self.engine.backward(loss * self._scale_here() if self._scales else loss)
@@ -100,7 +102,7 @@ class Step:
 
     @property
     def loss_scale(self) -> float | None:
-        """The factor by which fp16 multiplies the next loss; None in bf16 and fp32."""
+        """The factor by which the next loss is multiplied in fp16; None in bf16 and fp32."""
         return (
             full_state.counters(self.engine)["loss_scale"] if self.engine.fp16_enabled() else None
         )

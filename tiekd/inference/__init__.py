@@ -1,1 +1,1 @@
-"""Inference: a trained network as a function, on image and video files, and as an exported file."""
+"""Inference: runs a trained network as a function, on image and video files, or exported."""

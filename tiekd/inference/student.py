@@ -4,13 +4,14 @@
     depth = student("street.jpg")          # (H, W) float32 metres, on the CPU
     depth, confidence, sigma = student("street.jpg", confidence=True)
 
-The function includes the steps around the network: reading the file, resizing to the working
-resolution that the weights were trained at (tiekd/data/resize.py), normalisation and readout. The
-cost is that of the network's forward pass at that resolution. A distribution over depth bins is
-computed in strips (tiekd/models/readout.py), so that it is never in memory as a whole. A network
-with `network.canonical_focal` needs each image's focal length: `student(image, focal=F)`. What
-confidence and sigma are is said in tiekd/models/confidence.py; depth is the same bit for bit with
-and without them. Left out: flip averaging, and half precision.
+The function includes the steps around the network: reading the file; resizing the image to the
+working resolution, i.e. the size at which the weights were trained (tiekd/data/resize.py);
+normalising it; and the readout, i.e. computing one depth from a pixel's distribution over depth
+bins. The cost is that of the network's forward pass at that resolution. Distributions over depth
+bins are computed for some image rows at a time (tiekd/models/readout.py), so that they are never in
+memory as a whole. A network with `network.canonical_focal` needs each image's focal length:
+`student(image, focal=F)`. tiekd/models/confidence.py defines confidence and sigma; depth is the
+same bit for bit with and without them. Left out: flip averaging, and half precision.
 """
 
 import math
@@ -59,10 +60,11 @@ class Reading(NamedTuple):
     sigma: Tensor | None = None
 
     def mapped(self, function: Callable[[Tensor], Tensor]) -> "Reading":
-        """Returns a reading with a function applied to each map that was requested.
+        """Returns a `Reading` with a function applied to depth, confidence and sigma.
 
         Args:
-            function: the function from a map to a map.
+            function: A function from a tensor to a tensor. It isn't called for confidence and sigma
+                if they are None.
         """
         return Reading(*(None if values is None else function(values) for values in self))
 
@@ -73,13 +75,15 @@ class Student:
     Args:
         network: The network. It is moved to the device and set to eval mode.
         device: The device to run on.
-        readout: How depth is read from a DPM head's distribution: "mean", as trained and evaluated;
-            "mode"; or "local", the mean near the mode, which puts fewer points into mid-air at
-            object edges. Other heads support "mean" only.
-        resize: The working resolution, to which each image is resized. Depth is returned at the
-            image's own size.
-        calibration: The temperature of confidence and sigma, as bin/calibrate.py has written it to
-            the weights file; None for weights that aren't calibrated, whose temperature is 1.
+        readout: How depth is read from a DPM head's distribution over depth bins: "mean", as
+            trained and evaluated; "mode", the likeliest bin's centre; or "local", the mean over the
+            bins near the mode, which puts fewer points into mid-air at object edges. Other heads
+            support "mean" only.
+        resize: How each image is resized for the network. Depth is returned at the image's own
+            size.
+        calibration: The temperature by which the logits are divided before confidence and sigma are
+            computed, as bin/calibrate.py has written it to the weights file; None for weights that
+            aren't calibrated, whose temperature is 1.
 
     Raises:
         RecipeError: If the head doesn't support the readout.
@@ -103,14 +107,18 @@ class Student:
 
     @property
     def temperature(self) -> float:
-        """The temperature of confidence and sigma; 1 if the weights aren't calibrated."""
+        """The temperature: the number by which logits are divided to get confidence and sigma.
+
+        It is 1 if the weights aren't calibrated.
+        """
         return 1.0 if self.calibration is None else self.calibration.temperature
 
     @property
     def smooth(self) -> bool:
-        """True if depth may be interpolated between pixels, i.e. for the readout "mean".
+        """True if depth may be interpolated between pixels, as for the readout "mean".
 
-        For "mode" and "local", interpolation across an object edge would put points into mid-air.
+        For the readouts "mode" and "local", i.e. the depth at or near the likeliest depth bin,
+        interpolation across an object edge would put points into mid-air.
         """
         return self.readout == "mean"
 
@@ -131,7 +139,8 @@ class Student:
 
         Returns:
             (H, W), or (B, H, W) for a batch; float32 metres between the network's min_depth and
-            max_depth, on the CPU. With `confidence` a `Reading` whose three maps have that shape.
+            max_depth, on the CPU. With `confidence` a `Reading`, whose depth, confidence and sigma
+            have that shape.
 
         Raises:
             DataError: If the file can't be read as an image, or `image` is none of the above.
@@ -164,7 +173,8 @@ class Student:
                 each; for a network with `canonical_focal`.
 
         Returns:
-            Depth, confidence and sigma at the images' own size, on the CPU.
+            A `Reading` with depth, confidence and sigma, each (B, 1, H, W), on the CPU. Confidence
+            and sigma are None unless requested.
 
         Raises:
             RecipeError: If confidence is requested of another head; or if the focal length is
@@ -175,18 +185,18 @@ class Student:
         return self.at_own_size(reading, tuple(pixels.shape[2:]))
 
     def working_image(self, pixels: Tensor, name: str = "the image") -> Tensor:
-        """Resizes and pads images to the working resolution, as the network sees them.
+        """Resizes images to the size at which the network runs, and pads them if `resize` says so.
 
         Args:
             pixels: (..., 3, H, W) uint8 RGB at the images' own size.
             name: The image's file, for the error message.
 
         Returns:
-            (..., 3, h, w) uint8 at the working resolution.
+            (..., 3, h, w) uint8, the images at this size, the working resolution.
 
         Raises:
-            DataError: The working size is larger than is allowed, or smaller than the network can
-                take.
+            DataError: The working resolution is larger than is allowed, or smaller than the network
+                can take.
         """
         least = least_size.least_side(self.network)
         found = least_size.fault(self.resize, tuple(pixels.shape[-2:]), least, name)
@@ -195,14 +205,18 @@ class Student:
         return network_input(pixels, self.resize, name)
 
     def at_own_size(self, reading: Reading, size: tuple[int, int]) -> Reading:
-        """Resizes a reading from the working resolution to the images' own size, on the CPU.
+        """Resizes depth, confidence and sigma from the network's input to the images' own size.
+
+        Depth is interpolated bilinearly if `smooth` is True, otherwise the nearest value is taken.
+        Confidence and sigma are always interpolated.
 
         Args:
-            reading: The maps at the working resolution, of images of one size.
+            reading: The maps at the working resolution, i.e. at the size of the network's input, of
+                images of one size.
             size: (height, width) of the images in pixels.
 
         Returns:
-            The maps at `size`; confidence and sigma are interpolated with every readout.
+            A `Reading` with the maps at `size`, on the CPU.
         """
         depth = restored(reading.depth.cpu(), self.resize, size, self.smooth)
         certainty = reading[1:]
@@ -212,7 +226,10 @@ class Student:
 
     @property
     def needs_focal(self) -> bool:
-        """True if focal lengths are needed, i.e. if the network has a canonical camera."""
+        """True if the network needs each image's focal length, because it has a canonical camera.
+
+        Such a network predicts depth for one focal length, and converts it to that of the image.
+        """
         return getattr(self.network, "canonical", None) is not None
 
     @torch.no_grad()
@@ -222,16 +239,17 @@ class Student:
         with_confidence: bool = False,
         focal: Sequence[float] | None = None,
     ) -> Reading:
-        """Predicts the depth of images at the working resolution, on the student's device.
+        """Predicts the depth of images that are already resized for the network.
 
         Args:
-            pixels: (B, 3, h, w) uint8 RGB at the working resolution, as `network_input` returns it.
+            pixels: (B, 3, h, w) uint8 RGB, as `working_image` returns it.
             with_confidence: True to return confidence and sigma, too. Needs a DPM head.
             focal: B focal lengths in pixels of `pixels` (tiekd/data/focal.py), for a network with a
                 canonical camera.
 
         Returns:
-            Depth, confidence and sigma, (B, 1, h, w), on the device.
+            A `Reading` with depth, confidence and sigma, each (B, 1, h, w), on the device.
+            Confidence and sigma are None unless requested.
 
         Raises:
             RecipeError: If confidence is requested of another head.
@@ -243,8 +261,8 @@ class Student:
         size = tuple(image.shape[2:])
         if focal is not None:
             focal = torch.tensor(focal, dtype=torch.float32, device=self.device)
-        # Run only the forward pass if the mean depth suffices, which it computes. Other readouts,
-        # and confidence, need the distribution over the depth bins.
+        # If only the mean depth is wanted, run the network's forward pass, which returns it. Other
+        # readouts, and confidence, need the distribution over the depth bins.
         if self.smooth and not with_confidence:
             given = {} if focal is None else {"focal": focal}
             return Reading(network(image, **given).depth)
@@ -266,10 +284,10 @@ class Student:
         """Returns each pixel's difference in probability between its two likeliest depth bins.
 
         Where the difference is near 0, rounding decides which bin the readouts "mode" and "local"
-        choose. If the head has a lower resolution than the image, an image pixel gets the value of
-        the head's pixel from which its depth is taken. With learned upsampling the result is the
-        smaller of two differences: that of the bins' probabilities, and that of the weights with
-        which the head's pixel is chosen. Needs a DPM head.
+        choose. If the head's output has a lower resolution than the image, each image pixel takes
+        the value of one output pixel. With learned upsampling, weights choose this output pixel;
+        the result is then the smaller of the difference in probability and the difference between
+        the two largest weights. Needs a DPM head.
 
         Args:
             pixels: (B, 3, H, W) uint8 RGB at the images' own size.
@@ -282,8 +300,8 @@ class Student:
         margin = readouts.in_strips(readouts.margin, features, self.network.head.probabilities)
         size = tuple(image.shape[2:])
         margin = self._on_image(margin, features, size, smooth=False)
-        # Take the smaller margin of two choices if upsampling is learned, since a pixel then also
-        # chooses the head's pixel whose depth it takes.
+        # With learned upsampling, weights choose the output pixel from which an image pixel takes
+        # its depth. Rounding can decide this choice, too, so take the smaller of both differences.
         upsampling = getattr(self.network.head, "upsampling", None)
         if upsampling is not None:
             of_cells = upsampling.margins(features)[:, :, : size[0], : size[1]]
@@ -292,17 +310,17 @@ class Student:
 
     @torch.no_grad()
     def tied_share(self, pixels: Tensor, tie: float) -> Tensor:
-        """Returns from how many cells with two equally likely bins a pixel's values are blended.
+        """Returns the weight with which ties contribute to each pixel's confidence and sigma.
 
-        Confidence and sigma are blended between cells of the head's output, and depend on the depth
-        that is read there. Needs a DPM head.
+        Confidence and sigma are interpolated between pixels of the head's output. An output pixel
+        is a tie if its two likeliest bins are about equally likely. Needs a DPM head.
 
         Args:
             pixels: (B, 3, H, W) uint8 RGB at the images' own size.
-            tie: Bins count as equally likely if their probabilities differ by less than this.
+            tie: Two bins are about equally likely if their probabilities differ by less than this.
 
         Returns:
-            (B, 1, H, W) float32, the weight of these cells, on the CPU; 0 if there is none.
+            (B, 1, H, W) float32 on the CPU, the sum of the ties' interpolation weights, 0 to 1.
         """
         image = self._normalised(self.working_image(pixels))
         features = self.network.features(image)
@@ -317,7 +335,7 @@ class Student:
         """Resizes a map of one value per pixel of the head's output to the network's input.
 
         Args:
-            values: (B, 1, h, w), e.g. depths in metres.
+            values: (B, 1, h, w), the map, e.g. depths in metres.
             features: (B, C, h, w), the head's input.
             size: (H, W) of the network's input image.
             smooth: True if values may be interpolated or blended.
@@ -329,7 +347,9 @@ class Student:
         return readouts.on_image_grid(values, size, smooth)
 
     def _seen(self, focal: float | Sequence[float] | None, pixels: Tensor) -> list[float] | None:
-        """Converts focal lengths from the images' own size to the working resolution.
+        """Converts focal lengths in pixels of the images to pixels of the resized images.
+
+        Images are resized to the size at which the network runs (`Student.resize`).
 
         Args:
             focal: Focal length in pixels of `pixels`, one for all images or one for each.
@@ -356,6 +376,9 @@ class Student:
             focal: Focal length in pixels of the images at their own size, one for all images or one
                 for each; None if it isn't given.
             count: Number of images.
+
+        Returns:
+            `count` `Camera` objects, which have the focal length alone.
 
         Raises:
             RecipeError: The focal length is missing, not a number above 0, or given although the
@@ -407,14 +430,16 @@ def load_student(
             components of modules outside tiekd, because a weights file alone must not decide which
             modules are imported.
         device: The device to run on.
-        readout: See `Student`.
-        size: The working resolution. None uses the one that the weights were trained at, which
-            tiekd's weights files contain; otherwise the recipe's; otherwise the images' own size.
-            (height, width) in pixels scales each image, with its aspect ratio kept, to fit into it.
-            "full" keeps each image's own size.
+        readout: How depth is read from a DPM head's distribution over depth bins: "mean", "mode" or
+            "local" (see `Student`).
+        size: The working resolution, i.e. the size to which images are resized for the network.
+            None uses the size at which the weights were trained, which tiekd's weights files
+            contain; if it isn't known, the recipe's; and else the images' own size. (height, width)
+            in pixels scales each image, with its aspect ratio kept, to fit into it. "full" keeps
+            each image's own size.
 
     Returns:
-        The student.
+        A `Student`, whose call returns depth in metres.
 
     Raises:
         CheckpointError: If the file is not a checkpoint, doesn't match its network, needs `recipe`,
@@ -435,8 +460,8 @@ def load_student(
             f"{path}: doesn't say its network; give the recipe of it, as in load_student(..., "
             "recipe=)"
         )
-    # Refuse components of modules outside tiekd unless a recipe is given, because they would be
-    # imported.
+    # Refuse components of modules outside tiekd unless a recipe is given, because loading them
+    # would import these modules.
     foreign = next(external.names_in(node), None) if recipe is None else None
     if foreign is not None:
         raise CheckpointError(
@@ -460,6 +485,9 @@ def _is_numbers(value: object) -> bool:
     """Returns True if `value` is a number, tensor or array, or a list or tuple of these.
 
     True and False are not treated as numbers.
+
+    Args:
+        value: Any object.
     """
     values = value if isinstance(value, list | tuple) else [value]
     kinds = (int, float, np.number, np.ndarray, Tensor)
@@ -483,7 +511,8 @@ def check_readout(network: Network, readout: str, option: str = "readout") -> No
 
     Args:
         network: The network.
-        readout: The name of the readout.
+        readout: The name of the readout, i.e. of a way to read depth from the distribution over
+            depth bins: "mean", "mode" or "local".
         option: The name of the option, for the error message.
     """
     if readout not in readouts.READOUTS:

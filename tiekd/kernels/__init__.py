@@ -31,22 +31,24 @@ def dpm(
 ) -> tuple[Tensor, Tensor | None]:
     """Computes depth and divergence of the DPM head by the fastest suitable implementation.
 
-    The head predicts a distribution over K depth bins for each pixel of its features; the depth is
-    the distribution's mean. The divergence KL(q || p) is that of a target distribution q, which
-    follows from `target_depth`, from the predicted distribution p. The results equal those of
-    `tiekd.kernels.reference.dpm` up to rounding. Gradients with respect to features, weight and
-    bias are supported; second derivatives aren't.
+    The head predicts a distribution p over K depth bins for each pixel of its features; the depth
+    is the mean of p. A target distribution q follows from `target_depth`, and the divergence is
+    KL(q || p). The results equal those of `tiekd.kernels.reference.dpm` up to rounding. Gradients
+    with respect to features, weight and bias are supported; second derivatives aren't.
 
     Args:
         features: (B, C, h, w), the head's input, i.e. the decoder's output.
         weight: (K, C, 1, 1), weight of the 1x1 convolution that gives the logits of K bins.
         bias: (K,), bias of this convolution.
         edges: (K + 1,) float32 or float64, edges of the bins, metres, increasing.
-        target_depth: (B, M, H, W), metres, depths of M teachers; None computes no divergence.
+        target_depth: (B, M, H, W), metres, depths of M teachers at the image's size, i.e. h =
+            ceil(H / stride) and w = ceil(W / stride); None computes no divergence.
         sigma: standard deviation, in metres, of the Gaussian around each target depth; a number, a
             tuple of one number for each teacher, or (B, M, H, W).
-        **options: `target`, `beyond`, `stride` and `target_weight`, as for
-            `tiekd.kernels.reference.dpm`.
+        **options: further arguments of `tiekd.kernels.reference.dpm`: `target` (kind of target
+            distribution), `beyond` (treatment of target depths above the last edge), `stride`
+            (image pixels per side of a pixel of the features) and `target_weight` (weights of the
+            teachers).
 
     Returns:
         (depth, divergence): the mean depth, (B, 1, h, w), metres; and the divergence, (B, 1, h, w),
@@ -64,7 +66,7 @@ def implementation(features: Tensor, target_depth: Tensor | None, edges: Tensor)
 
     Args:
         features: (B, C, h, w), the head's input.
-        target_depth: (B, M, H, W), depths of M teachers, metres, or None.
+        target_depth: (B, M, H, W), depths of M teachers at the image's size, metres, or None.
         edges: (K + 1,), edges of the depth bins, metres.
 
     Returns:

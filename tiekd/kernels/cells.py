@@ -48,10 +48,13 @@ class Target(NamedTuple):
     overlap: bool = False
 
     def part(self, cells: slice) -> "Target":
-        """Returns the targets of some of the P cells, as views of this object's tensors.
+        """Returns the targets of some of the P cells, i.e. of some pixels of the head's output.
 
         Args:
             cells: slice of cells, numbered 0 to P - 1.
+
+        Returns:
+            A `Target` whose tensors are views of this object's tensors.
         """
         bins = self.bins if self.bins is None else self.bins[:, cells]
         return Target(bins, self.mass[:, cells], self.valid[cells], self.overlap)
@@ -59,7 +62,8 @@ class Target(NamedTuple):
     def minus_entropy(self, num_bins: int) -> Tensor:
         """Returns the negative entropy of each cell's target q, sum_k q_k log q_k with 0 log 0 = 0.
 
-        The method avoids torch.xlogy, which takes ten times as long.
+        A cell is a pixel of the head's output. The method avoids torch.xlogy, which takes ten times
+        as long.
 
         Args:
             num_bins: K, number of all bins.
@@ -75,6 +79,8 @@ class Target(NamedTuple):
     def expectation(self, values: Tensor) -> Tensor:
         """Returns the expectation under each cell's target distribution q, i.e. sum_k q_k values_k.
 
+        A cell is a pixel of the head's output.
+
         Args:
             values: (K, P), a function of the K bins for each cell, e.g. logits.
 
@@ -88,7 +94,8 @@ class Target(NamedTuple):
     def add_to(self, values: Tensor, factor: Tensor) -> None:
         """Adds factor * q to `values` in place, for each cell's target distribution q.
 
-        The method may overwrite `mass`, so it must be the last use of this target.
+        A cell is a pixel of the head's output. The method may overwrite `mass`, so it must be the
+        last use of this target.
 
         Args:
             values: (K, P), one value per bin and cell, changed in place.
@@ -105,7 +112,8 @@ class Cells:
 
     Args:
         depth: (B, M, H, W), depths of M teachers, metres, 0 where not valid.
-        sigma: standard deviation of the target, metres, a number or (B, M, H, W).
+        sigma: standard deviation of the Gaussian around each depth, metres, a number or
+            (B, M, H, W).
         weight: (B, M, H, W), weights of the teachers in the target, or None for equal weights.
         edges: (K + 1,), edges of the depth bins, metres, increasing.
         target: "gaussian", or "released" for the target of TIE-KD's published code.
@@ -135,16 +143,17 @@ class Cells:
 
     @torch.no_grad()
     def of(self, image: int, rows: slice) -> Target | RaggedTarget | None:
-        """Returns the target of all cells in some rows of the head's output.
+        """Returns the target distributions of the pixels in some rows of the head's output.
 
         Args:
             image: index of the image in the batch.
             rows: slice of rows of the head's output; start and stop must be set.
 
         Returns:
-            The target of the rows' cells in row-major order. On a CPU it is None if none of these
-            cells has a target. It is never None on a GPU, where this check would force a host sync,
-            nor for dense targets, which are computed for all cells in any case.
+            A `Target`, or a `RaggedTarget` for a map of sigmas, with the rows' pixels in row-major
+            order. On a CPU the result is None if none of these pixels has a target. It is never
+            None on a GPU, where this check would force a host sync, nor for dense targets, which
+            are computed for all pixels in any case.
         """
         if self.gaussians is None:
             pixels = slice(rows.start * self.stride, rows.stop * self.stride)
@@ -174,8 +183,8 @@ class Cells:
         )
         if share is not None:
             mass *= share[image, :, rows].flatten(1)[..., None]
-        # Concatenate the windows of each cell's J Gaussians, for P cells: (J, P, bins per window)
-        # becomes (J * bins per window, P).
+        # Concatenate the bins, and the masses, of the J Gaussians of each of P pixels of the head's
+        # output: (J, P, bins per Gaussian) becomes (J * bins per Gaussian, P).
         bins, mass = (t.transpose(1, 2).flatten(0, 1) for t in (bins, mass))
         return Target(bins, mass, valid, overlap=share is not None)
 
@@ -183,15 +192,16 @@ class Cells:
     def _gaussians(self) -> tuple[Windows | RaggedWindows, Tensor | None, Tensor] | None:
         """Restricts each cell's J = stride * stride * M Gaussians to windows of consecutive bins.
 
-        A cell covers stride x stride pixels of the image, each with the depths of M teachers. There
-        is one Gaussian per pixel and teacher.
+        A cell is a pixel of the head's output. It covers stride x stride pixels of the image, each
+        with the depths of M teachers. There is one Gaussian per pixel and teacher. Bins outside of
+        a Gaussian's window are treated as empty.
 
         Returns:
-            (windows, shares, valid): the windows, whose first bins and centres are (B, J, h, w);
-            each Gaussian's weight in its cell's target, (B, J, h, w), or None if J = 1, because all
-            weights are 1 then; and (B, h, w) bool, True for cells with a target. The result is
-            None, i.e. no tuple, if the windows would have most of the bins, or for a map of sigmas
-            on a GPU.
+            (windows, shares, valid): a `Windows`, or a `RaggedWindows` for a map of sigmas, whose
+            first bins and centres are (B, J, h, w); each Gaussian's weight in its cell's target,
+            (B, J, h, w), or None if J = 1, because all weights are 1 then; and (B, h, w) bool, True
+            for cells with a target. The result is None, i.e. no tuple, if the windows would have
+            most of the bins, or for a map of sigmas on a GPU.
         """
         maps = (self.depth, self.sigma, self.weight)
         windows, parts, counted = [], [], []
@@ -203,10 +213,10 @@ class Cells:
                 return None
             parts.append(shares(depth, weight, self.edges.dtype) if depth.shape[1] > 1 else None)
             counted.append((depth > 0).any(1, keepdim=True))
-        # Gather the Gaussians of each pixel of the head's output. If the output has the image's
-        # size, these are the Gaussians of one image pixel. Otherwise they are those of all image
-        # pixels that the output pixel covers; its target is the mean over the valid ones, so each
-        # is weighted by 1 / number of valid pixels.
+        # With a stride of 1, each pixel of the head's output has the Gaussians of one image pixel.
+        # Otherwise it has those of all image pixels that it covers, which are concatenated below.
+        # Its target is the mean over the valid image pixels, so each Gaussian is weighted by 1 /
+        # number of valid pixels.
         if len(windows) == 1:
             return windows[0], parts[0], counted[0][:, 0]
         if isinstance(windows[0], RaggedWindows):
@@ -224,11 +234,19 @@ class Cells:
         return of_cell, torch.cat(parts, 1), num_valid[:, 0] > 0
 
     def _windows(self, depth: Tensor, sigma: float | Tensor) -> Windows | RaggedWindows | None:
-        """Restricts each pixel's Gaussians to windows of bins; None if all bins must be computed.
+        """Restricts Gaussians, M per pixel of the head's output, to windows of a few bins each.
+
+        The bins of a window are consecutive; all other bins are treated as empty.
 
         Args:
-            depth: (B, M, h, w), the target depths of M teachers, metres.
+            depth: (B, M, h, w), the depths of M teachers at one image pixel per pixel of the head's
+                output, metres.
             sigma: the Gaussians' standard deviation, metres, a number or (B, M, h, w).
+
+        Returns:
+            A `Windows` if sigma is a number, a `RaggedWindows` if it is a tensor. None if all bins
+            must be computed, because the windows would have most of the bins or sigma is a tensor
+            on a GPU.
         """
         if not isinstance(sigma, Tensor):
             return gaussian_windows(depth, sigma, self.edges)

@@ -45,8 +45,31 @@ def dpm(
 ) -> tuple[Tensor, Tensor | None]:
     """Computes depth and divergence of the DPM head, a few image rows at a time.
 
-    Arguments, results and errors are those of `tiekd.kernels.reference.dpm`. Gradients with respect
-    to features, weight and bias are supported; second derivatives aren't.
+    The results are those of `tiekd.kernels.reference.dpm`. Gradients with respect to features,
+    weight and bias are supported; second derivatives aren't.
+
+    Args:
+        features: (B, C, h, w), the head's input.
+        weight: (K, C, 1, 1), weight of the 1x1 convolution that gives the logits of K depth bins.
+        bias: (K,), bias of this convolution.
+        edges: (K + 1,) float32 or float64, edges of the bins, metres, increasing.
+        target_depth: (B, M, H, W), metres, depths of M teachers at the image's size; None computes
+            no divergence.
+        sigma: standard deviation of the Gaussian around each target depth, metres, a number, one
+            number for each teacher, or (B, M, H, W).
+        target: kind of the target distribution, "gaussian" or "released", as for `reference.dpm`.
+        beyond: treatment of target depths above the last edge, "clamp" or "ignore", as for
+            `reference.dpm`.
+        stride: image pixels per side of a pixel of the features.
+        target_weight: (B, M, H, W), weights of the teachers in the target; None for equal weights.
+
+    Returns:
+        (depth, divergence), each (B, 1, h, w) in the dtype of edges: the mean depth, metres, and
+        the divergence of the target from the predicted distribution, nats, None if `target_depth`
+        is None.
+
+    Raises:
+        RecipeError: `target` or `beyond` is unknown, or sigma is too small for the bins.
     """
     reference.check_choices(target, beyond)
     device = features.device.type
@@ -69,9 +92,11 @@ def dpm(
 class _Dpm(torch.autograd.Function):
     """Autograd function that computes depth and divergence of the DPM head tile by tile.
 
-    A tile is a group of consecutive rows of one image. The inputs are features (B, C, h, w), weight
-    (K, C, 1, 1), bias (K,), the bins' edges (K + 1,), and the target distributions, or None. The
-    results are depth and divergence, (B, 1, h, w) each; the divergence is None without targets.
+    A tile is a group of consecutive rows of one image. The inputs are the features (B, C, h, w);
+    weight (K, C, 1, 1) and bias (K,) of the 1x1 convolution that gives the logits of K depth bins;
+    the bins' edges (K + 1,), metres; and a `Cells` with the target distributions, or None. The
+    results are the depth, metres, and the divergence, nats, (B, 1, h, w) each; the divergence is
+    None without a `Cells`.
     """
 
     @staticmethod
@@ -99,9 +124,9 @@ class _Dpm(torch.autograd.Function):
                         q.expectation(logits),
                         out=divergence[image, tile],
                     )
-                # Sum the exponentials, from which softmax and depth follow. The published
-                # divergence isn't linear in the log-probabilities, so it needs the normalised
-                # probabilities.
+                # Sum the exponentials, from which softmax and depth follow. The divergence of
+                # TIE-KD's released code isn't linear in the log-probabilities, so normalise the
+                # probabilities to compute it.
                 p = logits.exp_()
                 sums[:, image, tile] = _sums(factors, p)
                 if q is not None and not is_gaussian:
@@ -167,8 +192,8 @@ class _Dpm(torch.autograd.Function):
                 # in the logarithm, the second term is g_kl times the result of `_released_slope`.
                 factor = by_divergence if slope is None else None
                 if depth_grad is not None:
-                    # Subtract the depth from the bin centres before multiplying: at large depths,
-                    # the difference of the two products would lose two digits.
+                    # Subtract the depth from the bin centres before multiplying by the gradient: at
+                    # large depths, the difference of the two products would lose two digits.
                     offset = torch.sub(centres, depth[image, tile], out=spare).mul_(
                         depth_grad[image, tile]
                     )
@@ -209,13 +234,13 @@ Block = tuple[int, int, int]
 
 
 def _shares(features: Tensor, edges: Tensor) -> list[list[Block]]:
-    """Splits the rows of all images into blocks and distributes the blocks over the threads.
+    """Splits the rows of all images into blocks, and distributes the blocks over the threads.
 
-    A tile is a group of rows whose logits are computed together. A block has the rows of
-    TILES_PER_BLOCK tiles; an image's last block can have fewer.
+    A block is a group of consecutive rows of one image: TILES_PER_BLOCK times the rows whose logits
+    are computed together, or fewer at the end of an image.
 
     Args:
-        features: (B, C, h, w).
+        features: (B, C, h, w), the head's input.
         edges: (K + 1,), edges of the depth bins.
 
     Returns:
@@ -235,9 +260,9 @@ def _shares(features: Tensor, edges: Tensor) -> list[list[Block]]:
 
 
 def _rows_of_tile(features: Tensor, edges: Tensor) -> int:
-    """Returns the number of rows of a tile, whose logits are computed together; at least 1.
+    """Returns the number of image rows in a tile, i.e. whose logits are computed together.
 
-    The tile's logits, in the dtype of edges, take at most TILE_BYTES on a CPU and
+    It is at least 1. The tile's logits, in the dtype of edges, take at most TILE_BYTES on a CPU and
     TILE_BYTES_ELSEWHERE on other devices, unless one row takes more.
 
     Args:
@@ -258,13 +283,13 @@ def _tiles(
         blocks: larger groups of rows, each (index of the image, first row, last row + 1).
         features: (B, C, h, w), the head's input.
         edges: (K + 1,), edges of the depth bins.
-        cells: the target distributions of all pixels of the features, or None.
+        cells: the target distributions of all pixels of the features, or None for no targets.
 
     Yields:
         (image, tile, target, logits, spare): the index of the image; the slice of the tile's P
-        pixels among the image's flattened pixels; the pixels' target distributions, or None if
-        there are none; and two uninitialised (K, P) buffers in the dtype of edges for the K bins'
-        logits. Every tile gets the same buffers.
+        pixels among the image's flattened pixels; the pixels' target distributions, a `Target` or
+        `RaggedTarget`, or None if there are none; and two uninitialised (K, P) buffers in the dtype
+        of edges for the K bins' logits. Every tile gets the same buffers.
     """
     bins = len(edges) - 1
     width = features.shape[3]
@@ -301,11 +326,14 @@ def _product(to: Tensor, weight: Tensor, pixels: Tensor, out: Tensor) -> Tensor:
 
 
 def _sums(factors: Tensor, p: Tensor) -> Tensor:
-    """Returns the matrix product factors @ p, (2, P).
+    """Returns sums over K bins of probabilities, weighted in two ways, as the product factors @ p.
 
     Args:
-        factors: (2, K), whose first row is all ones.
+        factors: (2, K), two sets of weights of the bins; the first row is all ones.
         p: (K, P), predicted probabilities of K bins at P pixels.
+
+    Returns:
+        (2, P), the two sums at each pixel.
     """
     if p.device.type == "cpu":
         return factors @ p
@@ -315,11 +343,14 @@ def _sums(factors: Tensor, p: Tensor) -> Tensor:
 
 
 def _released_slope(p: Tensor, q: Tensor) -> Tensor:
-    """Returns the gradient of `reference.released_divergence` with respect to the logits, (K, P).
+    """Returns the gradient of the divergence of TIE-KD's released code with respect to the logits.
 
     Args:
         p: (K, P), predicted probabilities of K bins at P pixels.
         q: (K, P), target distributions over the bins at these pixels.
+
+    Returns:
+        (K, P), the gradient of `reference.released_divergence` at each pixel.
     """
     eps = reference.PUBLISHED_EPS
     by_p = -q.square() / ((p + eps) * (q + eps * (p + eps)))

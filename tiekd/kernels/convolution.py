@@ -1,10 +1,10 @@
 """Convolutions tuned for CPUs, by the settings that tiekd/kernels/layouts.py has for the CPU.
 
-`Conv2d` is torch's convolution, but computes its weight gradient by matrix products if the setting
-for this CPU is PRODUCTS. Without AVX-512, oneDNN's weight gradient is slow for channels_last
-features: 19 GFLOP/s, against 74 for contiguous ones (128 -> 128 channels at 128x256, one thread).
-One matrix product for each of the nine kernel positions and each group of rows reaches 88 GFLOP/s
-and copies nothing. Forward and the gradient of the features remain torch's.
+`Conv2d` is torch's convolution, but computes its weight gradient by matrix products if that module
+has the setting PRODUCTS for this CPU. Without AVX-512, oneDNN's weight gradient is slow for
+channels_last features: 19 GFLOP/s, against 74 for contiguous ones (128 -> 128 channels at 128x256,
+one thread). One matrix product for each of the nine kernel positions and each group of rows reaches
+88 GFLOP/s and copies nothing. Forward and the gradient of the features remain torch's.
 
 `compute_in_fp32` is for bf16 on CPUs without bf16 arithmetic. Features and gradients are stored in
 bf16; a convolution converts them to fp32, accumulates in fp32 as native bf16 arithmetic does, and
@@ -33,7 +33,7 @@ _3X3 = ((1, 1), (1, 1), (1, 1), 1)
 
 
 class Conv2d(nn.Conv2d):
-    """torch's Conv2d, whose weight gradient is computed by matrix products where that is faster.
+    """torch's Conv2d, whose weight gradient is computed by matrix products if that is faster.
 
     Arguments, weights and state dict are those of `nn.Conv2d`.
     """
@@ -91,8 +91,9 @@ def weight_gradient(x: Tensor, grad: Tensor, strip_pixels: int = _STRIP_PIXELS) 
         for start in range(0, height * width, strip):
             for row, column in _TAPS:
                 # Compute the distance in memory, in pixels, from an output pixel to the input pixel
-                # at this row and column of the 3x3 kernel. At the left and right border that is a
-                # pixel of an adjacent row; `_take_off_wrapped` subtracts these products.
+                # at this row and column of the 3x3 kernel. At the left and right border, the pixel
+                # at this distance is in an adjacent row; `_take_off_wrapped` later subtracts the
+                # products with such pixels.
                 offset = (row - 1) * width + column - 1
                 first = max(start, -offset)
                 end = min(start + strip, height * width, height * width - offset)
@@ -131,10 +132,10 @@ def _take_off_wrapped(total: Tensor, image: Tensor, grad: Tensor) -> None:
 
 
 class _ByProducts(torch.autograd.Function):
-    """3x3 convolution with padding 1 whose weight gradient is computed by `weight_gradient`.
+    """Autograd function for a 3x3 convolution with padding 1 that uses `weight_gradient`.
 
     The inputs are x (B, C, H, W), weight (O, C, 3, 3) and bias (O,) or None; the result is
-    (B, O, H, W).
+    (B, O, H, W). The weight's gradient is computed by matrix products.
     """
 
     @staticmethod
@@ -183,7 +184,8 @@ def _in_fp32(module: nn.Conv2d, usual, x: Tensor, weight: Tensor, bias: Tensor |
 
     Args:
         module: the convolution.
-        usual: the module's original `_conv_forward`, used for fp32, GPUs and torch.compile.
+        usual: the module's original `_conv_forward`, a function that is called instead for fp32, on
+            GPUs and under torch.compile.
         x: (B, C, H, W), the features.
         weight: the convolution's weight.
         bias: the convolution's bias, or None.
@@ -206,8 +208,9 @@ def wants_products(x: Tensor, weight: Tensor, size: tuple[int, int]) -> bool:
     The convolution must have padding 1, and stride, dilation and groups 1.
 
     Args:
-        x: the convolution's input, possibly before it is upsampled.
-        weight: (O, C, 3, 3).
+        x: (B, C, h, w), the convolution's input, or a smaller tensor that is upsampled to it; its
+            batch size, dtype, device and memory layout are considered.
+        weight: (O, C, 3, 3), the convolution's weight.
         size: (H, W) of the convolution's input.
     """
     if (
@@ -226,12 +229,16 @@ def gradients_by_products(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Returns the gradients of x, weight and bias of a 3x3 convolution with padding 1.
 
+    The weight's gradient is computed by matrix products (`weight_gradient`).
+
     Args:
         grad: (B, O, H, W), the gradient of the output.
         x: (B, C, H, W), the input; may be None if neither its gradient nor the weight's is needed.
         weight: (O, C, 3, 3), the convolution's weight.
-        needs: for each of x, weight and bias in this order, True if its gradient is needed; the
-            other gradients are returned as None.
+        needs: for each of x, weight and bias in this order, True if its gradient is needed.
+
+    Returns:
+        Three gradients, each of the shape of x, weight and bias; None for those that aren't needed.
     """
     grad = grad.contiguous(memory_format=torch.channels_last)
     of_x = _gradients(grad, x, weight, *_3X3, [True, False, False])[0] if needs[0] else None
@@ -242,11 +249,12 @@ def gradients_by_products(
 def _suits_products(x: Tensor, weight: Tensor, size: tuple[int, int]) -> bool:
     """Returns True if matrix products are the fastest method for a convolution's weight gradient.
 
-    That is the case if the setting for large convolutions on this CPU is PRODUCTS
-    (tiekd/kernels/layouts.py), x is channels_last, and `is_large` is True for the convolution.
+    That is the case if the setting for large 3x3 convolutions on this CPU is PRODUCTS, i.e. this
+    method (tiekd/kernels/layouts.py), the kernel is 3x3, x is channels_last, and `is_large` is True
+    for the convolution.
 
     Args:
-        x: (B, C, h, w), the convolution's input, possibly before it is upsampled to `size`.
+        x: (B, C, h, w), the convolution's input, or a smaller tensor that is upsampled to it.
         weight: (O, C, kernel height, kernel width).
         size: (H, W) of the convolution's input.
     """
@@ -279,8 +287,10 @@ def _gradients(
         padding: the convolution's padding, (rows, columns).
         dilation: the convolution's dilation, (rows, columns).
         groups: number of groups.
-        mask: for each of x, weight and bias in this order, True if its gradient is wanted; the
-            other gradients are returned as None.
+        mask: for each of x, weight and bias in this order, True if its gradient is wanted.
+
+    Returns:
+        Three gradients, each of the shape of x, weight and bias; None for those that aren't wanted.
     """
     return torch.ops.aten.convolution_backward(
         grad, x, weight, [weight.shape[0]], stride, padding, dilation, False, [0, 0], groups, mask

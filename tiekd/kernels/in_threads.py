@@ -52,8 +52,8 @@ def each(function: Callable[[Share], Result], shares: Sequence[Share]) -> list[R
 def _pool(size: int) -> ThreadPoolExecutor:
     """Returns this process's pool of `size` threads, created at the first call.
 
-    The dictionary of pools is keyed by process id and size, because a forked process inherits the
-    dictionary but not its parent's threads.
+    `_pools` stores the pools by process ID and size: a forked process inherits this dictionary but
+    not its parent's threads, so it needs a pool of its own.
     """
     key = os.getpid(), size
     with _making:
@@ -68,6 +68,12 @@ def _begin(size: int) -> ThreadPoolExecutor:
     torch.set_num_threads sets both the calling thread's number of torch threads and the default for
     threads that start later. So all threads of the pool are started here, and then the default is
     restored.
+
+    Args:
+        size: the number of threads.
+
+    Returns:
+        The pool, a `ThreadPoolExecutor`.
     """
     together = threading.Barrier(size)
     before = torch.get_num_threads()

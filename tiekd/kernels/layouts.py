@@ -45,8 +45,8 @@ NATIVE, IN_FP32 = "native", "computed in fp32"
 
 FP32, BF16 = "fp32", "bf16"
 
-# (instruction set, shape class, dtype) -> fastest setting. Measured by `bin/benchmark.py layouts`
-# on one thread of a Zen 4 AMD EPYC with torch 2.14.1, with oneDNN and ATen limited to the
+# Maps (instruction set, shape class, dtype) to the fastest setting. Measured by `bin/benchmark.py
+# layouts` on one thread of a Zen 4 AMD EPYC with torch 2.14.1, with oneDNN and ATen limited to the
 # instruction set.
 TABLE = {
     ("avx512_bf16", LARGE_TRAINING, FP32): CHANNELS_LAST,
@@ -57,8 +57,8 @@ TABLE = {
     ("avx512", LARGE_FORWARD, FP32): CHANNELS_LAST,
     ("avx512", SMALL, FP32): AS_IT_COMES,
     ("avx512", ANY, BF16): IN_FP32,
-    # On AVX2, use matrix products for training: oneDNN computes the weight gradient of
-    # channels_last features at about a quarter of the speed of contiguous ones.
+    # On AVX2, compute the weight gradient by matrix products in training: oneDNN computes it for
+    # channels_last features at about a quarter of the speed that it has for contiguous ones.
     ("avx2", LARGE_TRAINING, FP32): PRODUCTS,
     ("avx2", LARGE_FORWARD, FP32): CHANNELS_LAST,
     ("avx2", SMALL, FP32): AS_IT_COMES,
@@ -90,13 +90,16 @@ def isa() -> str:
 
 
 def of_isa(name: str) -> dict[str, str]:
-    """Returns the table's settings for one instruction set.
+    """Returns the settings that TABLE has for one instruction set.
+
+    A setting is the memory layout or the arithmetic of a class of convolutions.
 
     Args:
         name: one of ISAS.
 
     Returns:
-        {"<shape class>, <dtype>": setting}, e.g. {"any convolution, bf16": "native"}.
+        A dict from "<shape class>, <dtype>" to a setting, such as {"any convolution, bf16":
+        "native", ...}.
     """
     return {
         f"{shape}, {dtype}": choice for (of, shape, dtype), choice in TABLE.items() if of == name
@@ -106,8 +109,8 @@ def of_isa(name: str) -> dict[str, str]:
 def choice(shape_class: str, dtype: str) -> str:
     """Returns the setting (memory layout and arithmetic) that a class of convolutions should use.
 
-    The setting is the one passed to `set_choices` in this process, or else the one that the table
-    has for this CPU.
+    The setting is the one passed to `set_choices` in this process, or else the one that TABLE has
+    for this CPU.
 
     Args:
         shape_class: LARGE_TRAINING, LARGE_FORWARD or SMALL for FP32; ANY for BF16.
@@ -124,8 +127,8 @@ def set_choices(choices: dict[str, str] | None) -> None:
     """Sets the memory layouts and arithmetic of this process's convolutions.
 
     Args:
-        choices: settings in the format of `of_isa`; None restores those that the table has for this
-            CPU.
+        choices: a dict from "<shape class>, <dtype>" to a setting, as `of_isa` returns it; None
+            restores the settings that TABLE has for this CPU.
     """
     global _chosen
     _chosen = choices
@@ -137,7 +140,7 @@ def write(work_dir: Path, record: dict) -> None:
 
     Args:
         work_dir: the run's work dir.
-        record: {"isa": one of ISAS, "choices": settings in the format of `of_isa`}.
+        record: {"isa": one of ISAS, "choices": the settings, a dict as `of_isa` returns it}.
     """
     replace_text(work_dir / RECORD, json.dumps(record, indent=2) + "\n")
 
@@ -149,8 +152,8 @@ def read(work_dir: Path) -> dict | None:
         work_dir: the run's work dir.
 
     Returns:
-        {"isa": one of ISAS, "choices": settings in the format of `of_isa`}, or None if there is no
-        such file.
+        {"isa": one of ISAS, "choices": the settings, a dict as `of_isa` returns it}; None if there
+        is no such file.
 
     Raises:
         LaunchError: the file can't be read, is corrupt, or contains unknown settings.
@@ -184,10 +187,10 @@ def record_of_run(resumed_from: list[Path]) -> tuple[dict, list[str]]:
             preference; empty for a new run.
 
     Returns:
-        (record, lines). The record is {"isa": ..., "choices": ...} as for `write`: that of the
-        first layouts.json found, or else the table's for this CPU. The lines are messages for the
-        log if a resumed run has no layouts.json, or one from a CPU with another instruction set;
-        otherwise the list is empty.
+        (record, lines). The record is the dict {"isa": ..., "choices": ...} that `write` takes: the
+        content of the first layouts.json found, or else the settings of TABLE for this CPU. The
+        lines are strings for the log if a resumed run has no layouts.json, or one from a CPU with
+        another instruction set; otherwise the list is empty.
 
     Raises:
         LaunchError: a layouts.json can't be used, as for `read`.

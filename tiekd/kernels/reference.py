@@ -1,8 +1,9 @@
 """Reference implementation of the DPM head's arithmetic, which the faster ones are tested against.
 
-features -> 1x1 convolution -> one logit for each of K depth bins -> softmax -> mean depth, and the
-divergence KL(q || p) of the target distribution q from the probabilities p. Both are computed in
-the dtype of the bins' edges (float32 in training), whatever the dtype of the weights.
+A 1x1 convolution of the features gives one logit for each of K depth bins, and a softmax of the
+logits the probabilities p. The depth is the mean of p. The divergence is KL(q || p) of a target
+distribution q from p. Both are computed in the dtype of the bins' edges (float32 in training),
+whatever the dtype of the weights.
 
 Cost: memory for about eight (B, K, h, w) tensors at the peak of forward and backward. Left out:
 measures that save memory.
@@ -41,7 +42,7 @@ def dpm(
     stride x stride pixels of the image.
 
     Args:
-        features: (B, C, h, w).
+        features: (B, C, h, w), the head's input.
         weight: (K, C, 1, 1), weight of the 1x1 convolution, in the features' float dtype.
         bias: (K,), bias of the 1x1 convolution, in the features' dtype.
         edges: (K + 1,) float32 or float64, edges of the bins, metres, increasing.
@@ -125,12 +126,14 @@ def cell_target(
     """Returns the target distribution of each cell, i.e. of each pixel of the head's output.
 
     Args:
-        depth: (B, M, H, W), `target_depth` of `dpm`, metres.
-        sigma: standard deviation of the components, metres, a number or (B, M, H, W).
-        weight: (B, M, H, W), `target_weight` of `dpm`, or None.
+        depth: (B, M, H, W), target depths of M teachers at the image's size, metres, 0 where not
+            valid.
+        sigma: standard deviation of the Gaussian around each target depth, metres, a number or
+            (B, M, H, W).
+        weight: (B, M, H, W), weights of the teachers in the target; None for equal weights.
         edges: (K + 1,), edges of the depth bins, metres.
-        target: "gaussian" or "released", as for `dpm`.
-        beyond: "clamp" or "ignore", as for `dpm`.
+        target: kind of the target distribution, "gaussian" or "released", as for `dpm`.
+        beyond: treatment of target depths above the last edge, "clamp" or "ignore", as for `dpm`.
         stride: image pixels per side of a cell.
 
     Returns:
@@ -162,14 +165,22 @@ def pixels_of_cells(
 ) -> Iterator[tuple[Tensor, float | Tensor, Tensor | None]]:
     """Yields target depth, sigma and weight of one image pixel per cell, stride^2 times.
 
-    A cell, i.e. a pixel of the head's output, covers stride x stride pixels of the image. Each of
-    the stride^2 results has the pixel at another position in this square, for every cell. The
-    arguments are those of `cell_target`.
+    A cell is a pixel of the head's output; it covers a square of stride x stride pixels of the
+    image. The first result has the top left pixel of every square, the second the pixel to its
+    right, and so on, row by row.
+
+    Args:
+        depth: (B, M, H, W), target depths of M components, metres, 0 or NaN where not valid.
+        sigma: standard deviation of the components, metres, a number or (B, M, H, W).
+        weight: (B, M, H, W), weights of the components, or None.
+        edges: (K + 1,), edges of the depth bins, metres.
+        beyond: "ignore" to set depths above the last edge to 0, or "clamp" to leave them.
+        stride: image pixels per side of a cell.
 
     Yields:
         (depth, sigma, weight), each (B, M, h, w), except for a sigma that is a number and a weight
-        that is None, which are yielded unchanged. Depth is 0 where the pixel is beyond the image's
-        border, where it was NaN, and, with beyond="ignore", where it was above the last edge.
+        that is None, which are yielded unchanged. Depth is 0 where it isn't valid, also where the
+        pixel is beyond the image's border.
     """
     depth = torch.nan_to_num(depth.to(edges.dtype))
     if beyond == "ignore":
@@ -202,12 +213,15 @@ def check_choices(target: str, beyond: str) -> None:
 def _pad(values: float | Tensor | None, stride: int, value: float) -> float | Tensor | None:
     """Pads a map at the right and bottom, so that its height and width are multiples of `stride`.
 
-    Taking every stride-th pixel then gives maps of one shape, whichever pixel is the first.
+    Then map[:, :, i::stride, j::stride] has the same shape for all i and j below `stride`.
 
     Args:
         values: (B, M, H, W); a number or None is returned unchanged.
         stride: the number whose multiples height and width become.
         value: value of the added pixels.
+
+    Returns:
+        (B, M, H', W'), the padded map, with H' >= H and W' >= W.
     """
     if not isinstance(values, Tensor) or values.ndim != 4:
         return values

@@ -1,20 +1,21 @@
 """Computes the target of a depth probability map (DPM) head: a distribution over bins per pixel.
 
 `gaussian_target` converts each target depth to a Gaussian's mass in each depth bin; the mass below
-the first bin is added to the first bin, and the mass above the last bin to the last one. This (and
-coarse or uneven bins) would bias the mean, by +30 % at 0.5 m with a sigma of 0.5 m. Therefore the
-Gaussian's centre is shifted such that the mean over the bins equals the target depth;
-`shifted_centre` computes that centre. `released_target` is the published target, a softmax of
-density values, for reproducing published results.
+the first bin is added to the first bin, and the mass above the last bin to the last one. With a
+Gaussian centred at the target depth, the added mass, and coarse or uneven bins, would bias the mean
+over the bins, by +30 % at 0.5 m with a sigma of 0.5 m. Therefore the Gaussian's centre is shifted
+such that this mean equals the target depth; `shifted_centre` computes that centre.
+`released_target` is the target of TIE-KD's released code, a softmax of density values, for
+reproducing published results.
 
-Cost with one sigma for all pixels: one erfc per pixel and bin edge within six sigma (20 of 257 in
-the published KITTI setting) and one (B, K, H, W) tensor; the centre is interpolated in a table that
-is built once per edges and sigma. With a sigma per pixel the centre is interpolated between the
-tables of many sigmas, which are built once per edges (13 MB and half a second in that setting). A
-map of sigmas is checked on a CPU only, since a check reads values; for a GPU, the head clamps the
-map before. One sigma for each of M components costs as much as a single number for each of them,
-and M tensors (B, K, H, W). Left out: gradients with respect to the target depth, which is treated
-as a constant.
+Cost with one sigma for all pixels: one erfc per pixel and bin edge within six sigma (for TIE-KD on
+KITTI, 20 of 257 bins) and one (B, K, H, W) tensor; the centre is interpolated in a table that is
+built once per edges and sigma. With a sigma per pixel the centre is interpolated between the tables
+of many sigmas, which are built once per edges (13 MB and half a second for these 257 bins). If
+sigma varies per pixel, it is checked on a CPU only, since a check reads values and would be a host
+sync on a GPU; the DPM head clamps sigma to allowed values before. M components with one sigma each
+cost as much as M components with a common one, and memory for M tensors (B, K, H, W). Left out:
+gradients with respect to the target depth, which is treated as a constant.
 """
 
 import math
@@ -27,17 +28,17 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from tiekd.errors import RecipeError
 
-# Number of nodes per sigma of the table in which `shifted_centre` interpolates. With linear
-# interpolation between them, the mean over the bins is within 0.03 % of the target depth.
+# `shifted_centre` interpolates linearly in a table of Gaussians' centres. This is the number of
+# centres per sigma. The mean over the bins is then within 0.03 % of the target depth.
 TABLE_STEPS_PER_SIGMA = 64
 # Distance in sigmas from a Gaussian's centre beyond which bins are treated as empty. The Gaussian's
 # mass beyond it is 1e-9 on each side.
 REACH_SIGMAS = 6.0
 NEWTON_STEPS = 6
-# For a map of sigmas there is a series of tables, each for one sigma. SIGMA_RATIO is the largest
-# ratio of neighbouring sigmas, and MOST_SPANS the largest sigma divided by the range of the bins;
-# the smallest sigma is half of the widest bin's width. With linear interpolation between the
-# tables, the mean over the bins is within 0.08 % of the target depth.
+# If sigma varies per pixel, `shifted_centre` interpolates between tables for a series of sigmas.
+# SIGMA_RATIO is the largest ratio of neighbouring sigmas, and MOST_SPANS the largest sigma divided
+# by the range of the bins; the smallest sigma is half of the widest bin's width. The mean over the
+# bins is then within 0.08 % of the target depth.
 SIGMA_RATIO = 1.05
 MOST_SPANS = 2.0
 # Relative tolerance with which sigma is compared with half of a bin's width, because rounding the
@@ -45,8 +46,8 @@ MOST_SPANS = 2.0
 WIDTH_SLACK = 1e-3
 # Number of bin edges that one operation of Newton's method processes, which limits its memory.
 EDGES_AT_ONCE = 16
-# Fraction of all edges in a Gaussian's window of bins from which all bins are computed instead of
-# the window, because that is as fast.
+# If a Gaussian's window has more than this fraction of all bin edges, the mass is computed in all
+# bins instead, which is as fast.
 DENSE_FROM = 0.5
 PUBLISHED_THRESHOLD, PUBLISHED_FLOOR = 1e-16, -1000.0
 
@@ -63,7 +64,7 @@ def bin_edges(
         num_bins: number of bins K, 2 or more.
         min_depth: first edge, metres.
         max_depth: last edge, metres.
-        spacing: "uniform" (published), or "log" for edges that increase by a constant ratio.
+        spacing: "uniform", as TIE-KD has it, or "log" for edges that increase by a constant ratio.
 
     Returns:
         (K + 1,) float32, metres, increasing.
@@ -91,10 +92,13 @@ def bin_edges(
 
 
 def bin_centres(edges: Tensor) -> Tensor:
-    """Returns the midpoints of depth bins, (K,), metres.
+    """Returns the midpoints of depth bins.
 
     Args:
         edges: (K + 1,), edges of the bins, metres.
+
+    Returns:
+        (K,), metres, in the dtype of edges.
     """
     return (edges[:-1] + edges[1:]) / 2
 
@@ -149,7 +153,8 @@ def gaussian_target(
         weight: (B, M, H, W), non-negative weights, normalised over the valid components; None for
             equal weights.
         edges: (K + 1,) float32 or float64, edges of the bins, metres, increasing, of any spacing.
-            A table is cached for this tensor, so use the same tensor in every call.
+            Tables for finding the Gaussians' centres are cached for this tensor object, so pass the
+            same object in every call.
 
     Returns:
         q (B, K, H, W) in the dtype of edges, summing to 1 over the bins.
@@ -158,8 +163,8 @@ def gaussian_target(
         RecipeError: sigma is too small.
     """
     if isinstance(sigma, tuple):
-        # Compute each component alone, because the table and the windows of a single sigma can be
-        # used then.
+        # Compute each component by itself, because Gaussians with one common sigma take less time:
+        # their centres are in one table, and their mass is computed in a few bins only.
         parts = zip(depth.split(1, 1), sigma, strict=True)
         components = [gaussian_target(one, number, None, edges) for one, number in parts]
         share = shares(depth, weight, edges.dtype)
@@ -231,10 +236,10 @@ class Windows(NamedTuple):
         tail = offset.abs().erfc_().copysign_(offset).mul_(0.5)
         mass = tail.new_empty(bins.shape)
         inner = torch.sub(tail[:, :-1], tail[:, 1:], out=mass[:, 1:-1])
-        # Differences of these values at neighbouring edges are the masses of the bins, except in
-        # the bin that contains the centre. There the difference is minus both tails, i.e. -0.31 or
-        # less, and the mass is 1 more than that. Other differences are non-negative, so subtracting
-        # floor(difference + 0.25) adds 1 to this bin only.
+        # The difference of these values at neighbouring edges is the mass of the bin between them,
+        # except in the bin that contains the centre. There it is minus the sum of both tails, at
+        # most -0.31, and the mass is 1 more. Other differences aren't negative, so subtracting
+        # floor(difference + 0.25) adds 1 in this bin only.
         inner.sub_((inner + 0.25).floor_()).clamp_min_(0)
         mass[:, 0] = torch.where(offset[:, 0] >= 0, 1 - tail[:, 0], -tail[:, 0])
         mass[:, -1] = torch.where(offset[:, -1] >= 0, tail[:, -1], 1 + tail[:, -1])
@@ -253,7 +258,7 @@ def gaussian_windows(
         edges: (K + 1,), edges of the bins, metres, increasing.
 
     Returns:
-        The windows. None, which means that all bins must be computed, if sigma isn't a number, or
+        A `Windows`. None, which means that all bins must be computed, if sigma isn't a number, or
         is too small for the widest bin, or is so large that a window would contain more than the
         fraction DENSE_FROM of the edges.
     """
@@ -286,11 +291,14 @@ def shares(depth: Tensor, weight: Tensor | None, dtype: torch.dtype) -> Tensor:
 
 
 def sigma_maps(constants: tuple[float, ...], depth: Tensor) -> Tensor:
-    """Expands one sigma for each component to maps, (B, M, H, W), metres.
+    """Expands one sigma per component to a tensor with one value per pixel and component.
 
     Args:
         constants: the M components' sigmas, metres.
         depth: (B, M, H, W), a tensor whose shape, dtype and device the result gets.
+
+    Returns:
+        (B, M, H, W), metres.
     """
     parts = zip(constants, depth.split(1, 1), strict=True)
     return torch.cat([torch.full_like(one, metres) for metres, one in parts], 1)
@@ -380,7 +388,8 @@ class _Table(NamedTuple):
         centres: (N,), the Gaussian's centres that have these means, metres, increasing.
         first: (N - 1,) int32, for each interval between two nodes, index of the first bin within
             REACH_SIGMAS sigma of the interval.
-        edges: (F, E), as the attribute `edges` of `Windows`.
+        edges: (F, E), for each of the F possible first bins the E edges that follow it, divided by
+            sqrt(2) sigma.
     """
 
     means: Tensor
@@ -390,11 +399,12 @@ class _Table(NamedTuple):
 
 
 class _SigmaTables(NamedTuple):
-    """The tables of R sigmas for one set of bins, one after the other in two tensors.
+    """The tables of Gaussians' centres for R sigmas and one set of bins, joined in two tensors.
 
-    The means of table r, from 0, have r times `shift` added. So all N means are increasing, and one
-    binary search finds a depth in the table of any sigma. The tensors are float64, because in
-    float32 these sums would lose digits.
+    For one sigma, a table has the mean over the bins for each of many Gaussians' centres. The means
+    of table r, from 0, have r times `shift` added. So all N means are increasing, and one binary
+    search finds a depth in the table of any sigma. The tensors are float64, because in float32
+    these sums would lose digits.
 
     Attributes:
         means: (N,) float64, means over the bins plus r * `shift`, metres.
@@ -416,8 +426,10 @@ class _SigmaTables(NamedTuple):
         """Interpolates the centre of the Gaussian whose mean over the bins is the depth.
 
         Args:
-            depth: metres, any shape; clamped to the range of bin centres.
-            sigma: metres, in the same shape; clamped to the range of the tables' sigmas.
+            depth: wanted means over the bins, metres, any shape; clamped to the range of bin
+                centres.
+            sigma: the Gaussians' standard deviation, metres, in the same shape; clamped to the
+                range of the tables' sigmas.
 
         Returns:
             The centre in metres, in the shape and dtype of depth.
@@ -468,8 +480,8 @@ def _mass_between(offset: Tensor, sigma: float | Tensor) -> Tensor:
     tail.copysign_(offset)
     mass = tail.new_empty(tail.shape[0], tail.shape[1] + 1, *tail.shape[2:])
     inner = torch.sub(tail[:, :-1], tail[:, 1:], out=mass[:, 1:-1])
-    # Take the difference of these signed tails as a bin's mass. In the bin that contains the
-    # Gaussian's centre it is minus both tails, so add 1.
+    # A bin's mass is the difference of these signed tails at its two edges. In the bin that
+    # contains the Gaussian's centre the difference is minus the sum of both tails, so add 1.
     inner.add_(above[:, 1:] ^ above[:, :-1]).clamp_min_(0)
     mass[:, 0] = -tail[:, 0] + above[:, 0]
     mass[:, -1] = tail[:, -1] + ~above[:, -1]
@@ -487,7 +499,7 @@ def cached_table(sigma: float, edges: Tensor) -> _Table | None:
         edges: (K + 1,), edges of the bins, metres, increasing.
 
     Returns:
-        The table, on the device of edges; None if sigma is below half of the widest bin's width.
+        A `_Table`, on the device of edges; None if sigma is below half of the widest bin's width.
     """
     tables = _tables.setdefault(edges, {})
     version = 0 if edges.is_inference() else edges._version
@@ -507,12 +519,12 @@ def _build_table(sigma: float, edges: Tensor, like: Tensor) -> _Table:
         like: a tensor with the dtype and device that the table's float tensors get.
 
     Returns:
-        The table, on the device of `like`.
+        A `_Table`, on the device of `like`.
     """
     nodes, means = _means_over_bins(sigma, edges)
-    # For each interval between two neighbouring nodes, find the window of bins within `reach` of
-    # the interval. The reach is enlarged by 0.1 %, because an edge just outside it may be rounded
-    # into it in the dtype of `like`.
+    # For each interval between two neighbouring nodes, i.e. Gaussians' centres, find the window of
+    # bins within `reach` of the interval. The reach is enlarged by 0.1 %, because an edge just
+    # outside it may be rounded into it in the dtype of `like`.
     inner = edges[1:-1]
     reach = REACH_SIGMAS * sigma
     first = torch.searchsorted(inner, nodes[:-1] - 1.001 * reach)
@@ -551,9 +563,9 @@ def _means_over_bins(sigma: float, edges: Tensor) -> tuple[Tensor, Tensor]:
     passed = torch.cat((steps.new_zeros(1), steps.cumsum(0)))
     means = []
     for part in nodes.split(8 * TABLE_STEPS_PER_SIGMA):
-        # Compute erfc only for edges within ten sigma of the Gaussians' centres. Edges below that
-        # have all mass above them and add the full distance between bin centres; edges above it add
-        # nothing.
+        # Compute erfc only for edges within ten sigma of the Gaussians' centres. All mass is above
+        # edges that are lower, so these add the full distance between bin centres; edges that are
+        # higher add nothing.
         low = int(torch.searchsorted(inner, part[0] - 10 * sigma))
         high = int(torch.searchsorted(inner, part[-1] + 10 * sigma))
         beyond = torch.special.erfc((inner[low:high] - part[:, None]) / (math.sqrt(2) * sigma)) / 2
@@ -562,13 +574,15 @@ def _means_over_bins(sigma: float, edges: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _cached_sigma_tables(edges: Tensor) -> _SigmaTables:
-    """Returns the tables in which Gaussians' centres for a map of sigmas are looked up.
+    """Returns the tables in which Gaussians' centres are looked up if sigma varies per pixel.
 
-    The tables are on the device of edges. They are built at the first call and cached for the
-    tensor `edges` and its version.
+    The tables are built at the first call and cached for the tensor `edges` and its version.
 
     Args:
         edges: (K + 1,), edges of the bins, metres, increasing.
+
+    Returns:
+        A `_SigmaTables` on the device of edges.
     """
     version = 0 if edges.is_inference() else edges._version
     cached = _sigma_tables.get(edges)
@@ -579,7 +593,7 @@ def _cached_sigma_tables(edges: Tensor) -> _SigmaTables:
 
 
 def _build_sigma_tables(edges: Tensor, device: torch.device) -> _SigmaTables:
-    """Builds the tables of a series of sigmas.
+    """Builds tables of the mean over the depth bins against the Gaussian's centre, for many sigmas.
 
     The smallest sigma is half of the widest bin's width, which is allowed at any depth; the largest
     is MOST_SPANS times the range of bins.
@@ -587,6 +601,9 @@ def _build_sigma_tables(edges: Tensor, device: torch.device) -> _SigmaTables:
     Args:
         edges: (K + 1,) float64 on the CPU, edges of the bins, metres.
         device: the device of the result.
+
+    Returns:
+        A `_SigmaTables`.
     """
     least = float(edges.diff().max()) / 2 * (1 - WIDTH_SLACK)
     most = MOST_SPANS * float(edges[-1] - edges[0])
@@ -597,8 +614,9 @@ def _build_sigma_tables(edges: Tensor, device: torch.device) -> _SigmaTables:
     means, centres = [], []
     for row, sigma in enumerate(sigmas.tolist()):
         nodes, mean = _means_over_bins(sigma, edges)
-        # Add one node at each end of a table's means, so that every depth lies within a table, not
-        # between two.
+        # Extend the means of this sigma's table by one value at each end, to 0.5 m beyond the first
+        # and the last bin's centre. So every depth lies within one table, also after all tables are
+        # joined.
         means.append(F.pad(F.pad(mean, (1, 0), value=lowest - 0.5), (0, 1), value=highest + 0.5))
         means[-1] += row * shift
         centres += [nodes[:1], nodes, nodes[-1:]]
@@ -629,8 +647,8 @@ def _look_up(depth: Tensor, table: _Table | _SigmaTables) -> tuple[Tensor, Tenso
 def _check_local_sigma(depth: Tensor, sigma: Tensor, edges: Tensor) -> None:
     """Checks that sigma is at least half of the width of the bin that contains the depth.
 
-    The check reads values, so it is made only for a map of sigmas on a CPU, and for a number below
-    half of the widest bin's width.
+    The check reads values, which is a host sync on a GPU. So it is made only for sigmas that vary
+    per pixel on a CPU, and for a common sigma below half of the widest bin's width.
 
     Args:
         depth: (B, M, H, W), metres; invalid depths (<= 0) aren't checked.

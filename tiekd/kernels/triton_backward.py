@@ -54,7 +54,8 @@ def features_gradient(
         N: number of components of each target distribution.
         TARGET: kind of target distribution: "none", "gaussian", "gaussian_map" (sigma per pixel) or
             "released" (that of TIE-KD's published code).
-        PIECES: number of pieces per bin, from `series_pieces`; 0 to compute the mass by erfc.
+        PIECES: number of equal pieces into which a bin is split to compute its target mass by a
+            Taylor series (`series_pieces`); 0 to compute the mass by erfc.
         EVEN: True if all bins may use the first bin's width.
         BLOCK_P: number of pixels of a tile.
         BLOCK_K: number of bins of a block, which are processed together.
@@ -128,14 +129,16 @@ def _add_block(
         bins: `Bins`, centres, widths and edges of the depth bins.
         parts: `Parts`, the components of all target distributions.
         start: index of the block's first bin.
-        width: number of elements of such a row: the number of bins, rounded up to a multiple of 16.
+        width: number of elements of a row of the logits' gradient: the number of bins, rounded up
+            to a multiple of 16.
         GRAD: True to update `total`.
         KEEP: True to store the logits' gradient.
         BLOCK_K: K, number of bins of the block.
         N: number of components of each target distribution.
         TARGET: kind of target distribution: "none", "gaussian", "gaussian_map" (sigma per pixel) or
             "released" (that of TIE-KD's published code).
-        PIECES: number of pieces per bin, from `series_pieces`; 0 to compute the mass by erfc.
+        PIECES: number of equal pieces into which a bin is split to compute its target mass by a
+            Taylor series (`series_pieces`); 0 to compute the mass by erfc.
         EVEN: True if all bins may use the first bin's width.
         BLOCK_C: C, number of channels, padded to a power of 2.
         PRECISION: input_precision of tl.dot, "ieee" or "tf32x3".
@@ -285,8 +288,9 @@ def _load_tile(maps, parts, layer, image, p, here, N: tl.constexpr, TARGET: tl.c
     Returns:
         (cells, values). `cells` are the target distributions as `load_cells` returns them. `values`
         are five tensors (P, 1): the attributes depth, log_sum (log-sum-exp of the logits), slope
-        (mean derivative of the published divergence), depth_grad and divergence_grad of `Maps`.
-        Where `here` is False, `values` is such that probabilities and gradients become 0.
+        (for the target "released" the mean derivative of the divergence), depth_grad and
+        divergence_grad of `Maps`. Where `here` is False, `values` is such that probabilities and
+        gradients become 0.
     """
     cells = load_cells(parts, image * N * layer.pixels + p, here, layer.pixels, N, TARGET)
     at = image * layer.pixels + p
@@ -325,9 +329,9 @@ def _logits_gradient(
     """Returns the gradient with respect to the logits of P pixels and K bins, (P, K).
 
     With the incoming gradients g_d of the depth and g_kl of the divergence, and the bin centres
-    c_k, the result is g_d p_k (c_k - depth) + g_kl (p_k - q_k). For the published target the second
-    term is g_kl p_k (s_k - mean of s under p), with the derivative s_k of the published divergence
-    with respect to p_k.
+    c_k, the result is g_d p_k (c_k - depth) + g_kl (p_k - q_k). For the target "released" the
+    second term is g_kl p_k (s_k - mean of s under p), with the derivative s_k of the divergence of
+    TIE-KD's released code with respect to p_k.
 
     Args:
         logits: (P, K), in bits, i.e. multiplied by log2(e).
@@ -342,7 +346,8 @@ def _logits_gradient(
         N: number of components of each target distribution.
         TARGET: kind of target distribution: "none", "gaussian", "gaussian_map" (sigma per pixel) or
             "released" (that of TIE-KD's published code).
-        PIECES: number of pieces per bin, from `series_pieces`; 0 to compute the mass by erfc.
+        PIECES: number of equal pieces into which a bin is split to compute its target mass by a
+            Taylor series (`series_pieces`); 0 to compute the mass by erfc.
         EVEN: True if all bins may use the first bin's width.
     """
     # Compute the terms of the logits' gradient that are multiples of the probabilities p: the

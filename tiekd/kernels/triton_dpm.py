@@ -3,7 +3,8 @@
 Forward is one kernel with one program per tile, i.e. per group of consecutive pixels of an image.
 The tile's features stay on chip while the program loops over blocks of bins; each block is a matrix
 product and an update of the online softmax. The kernel writes up to four numbers per pixel: depth,
-log-sum-exp, divergence, and for the published target the mean derivative of its divergence.
+log-sum-exp, divergence, and, for the target of TIE-KD's released code, the mean derivative of its
+divergence.
 
 Backward processes the pixels in strips, i.e. groups of consecutive tiles, with two kernels per
 strip. The first recomputes the logits of each tile, and their gradient
@@ -55,7 +56,7 @@ from tiekd.kernels.triton_target import (
 MAX_CHANNELS = 256
 MAX_CHANNELS_OF_4_BYTES = 128
 MAX_COMPONENTS = 4
-# (kernel, bytes per feature value) -> (pixels per program, bins per iteration, warps, pipeline
+# Maps (kernel, bytes per feature value) to (pixels per program, bins per iteration, warps, pipeline
 # stages, registers per thread or None to let the compiler decide). In half precision these values
 # are the fastest of some dozens measured on an H100 and an H200 with 128 channels and 257 bins; in
 # float32 they follow from the register and shared memory use that the compiler reports for sm_90.
@@ -108,8 +109,31 @@ def dpm(
 ) -> tuple[Tensor, Tensor | None]:
     """Computes depth and divergence of the DPM head on a GPU.
 
-    Arguments, results and errors are those of `tiekd.kernels.reference.dpm`. `supports` must be
-    True for features, target_depth and edges.
+    The results are those of `tiekd.kernels.reference.dpm`. `supports` must be True for features,
+    target_depth and edges.
+
+    Args:
+        features: (B, C, h, w), the head's input.
+        weight: (K, C, 1, 1), weight of the 1x1 convolution that gives the logits of K depth bins.
+        bias: (K,), bias of this convolution.
+        edges: (K + 1,) float32, edges of the bins, metres, increasing.
+        target_depth: (B, M, H, W), metres, depths of M teachers at the image's size; None computes
+            no divergence.
+        sigma: standard deviation of the Gaussian around each target depth, metres, a number, one
+            number for each teacher, or (B, M, H, W).
+        target: kind of the target distribution, "gaussian" or "released", as for `reference.dpm`.
+        beyond: treatment of target depths above the last edge, "clamp" or "ignore", as for
+            `reference.dpm`.
+        stride: image pixels per side of a pixel of the features.
+        target_weight: (B, M, H, W), weights of the teachers in the target; None for equal weights.
+
+    Returns:
+        (depth, divergence), each (B, 1, h, w) in the dtype of edges: the mean depth, metres, and
+        the divergence of the target from the predicted distribution, nats, None if `target_depth`
+        is None.
+
+    Raises:
+        RecipeError: `target` or `beyond` is unknown, or sigma is too small for the bins.
     """
     reference.check_choices(target, beyond)
     device = features.device.type
@@ -159,13 +183,28 @@ def dpm_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Launches the forward kernel, which computes depth and divergence of the DPM head.
 
-    The arguments are those of `reference.dpm`, except for sigma: either `sigma` is a number and
-    `sigma_map` is None, or `sigma` is 0 and `sigma_map` is a map (B, M, H, W).
+    Args:
+        features: (B, C, h, w), the head's input.
+        weight: (K, C, 1, 1), weight of the 1x1 convolution that gives the logits of K depth bins.
+        bias: (K,), bias of this convolution.
+        edges: (K + 1,) float32, edges of the bins, metres, increasing.
+        target_depth: (B, M, H, W), metres, depths of M teachers at the image's size; None computes
+            no divergence.
+        sigma: standard deviation of the Gaussian around each target depth, metres; 0 if there is a
+            `sigma_map`.
+        sigma_map: (B, M, H, W), one standard deviation per target depth, metres; None if `sigma` is
+            used.
+        target_weight: (B, M, H, W), weights of the teachers in the target; None for equal weights.
+        target: kind of the target distribution, "gaussian" or "released", as for `reference.dpm`.
+        beyond: treatment of target depths above the last edge, "clamp" or "ignore", as for
+            `reference.dpm`.
+        stride: image pixels per side of a pixel of the features.
 
     Returns:
-        Seven tensors: depth, divergence, log-sum-exp of the logits, and slope, each (B, 1, h, w)
-        float32, as described in `Maps`; then position, share and spread of the target's components,
-        each (B, N, h, w) float32, as described in `Parts`. Unused results have shape (0,).
+        Seven tensors: depth, divergence, log-sum-exp of the logits, and slope (a mean derivative of
+        the divergence), each (B, 1, h, w) float32, as described in `Maps`; then position, share and
+        spread of the N components of each pixel's target, each (B, N, h, w) float32, as described
+        in `Parts`. Unused results have shape (0,).
     """
     # Allocate the outputs, and compute the components of the target distributions.
     features = _flat_pixels(features)
@@ -239,20 +278,23 @@ def dpm_backward(
     """Launches the kernels that compute the gradients of the DPM head's features, weight and bias.
 
     Args:
-        depth_grad: (B, 1, h, w), gradient with respect to depth, or None.
-        divergence_grad: (B, 1, h, w), gradient with respect to divergence, or None.
-        features: (B, C, h, w), as in forward.
-        weight: (K, C, 1, 1), as in forward.
-        bias: (K,), as in forward.
-        edges: (K + 1,), metres, as in forward.
-        saved: depth, log-sum-exp, slope, position, share and spread, as `dpm_forward` returns them.
+        depth_grad: (B, 1, h, w), gradient with respect to depth; None if the loss doesn't depend on
+            it.
+        divergence_grad: (B, 1, h, w), gradient with respect to divergence; None if the loss doesn't
+            depend on it.
+        features: (B, C, h, w), the head's input, as for `dpm_forward`.
+        weight: (K, C, 1, 1), weight of the 1x1 convolution, as for `dpm_forward`.
+        bias: (K,), bias of the 1x1 convolution, as for `dpm_forward`.
+        edges: (K + 1,), edges of the depth bins, metres, as for `dpm_forward`.
+        saved: six results of `dpm_forward`: depth, log-sum-exp, slope, position, share and spread.
         sigma: the target's sigma, metres; not used if forward had a map of sigmas.
-        target: "gaussian" or "released".
+        target: kind of the target distribution, "gaussian" or "released".
         needs_features: True if the features' gradient is needed.
         needs_weight: True if the gradient of weight or bias is needed.
 
     Returns:
-        The gradients of features, weight and bias; shape (0,) for those that aren't needed.
+        Three tensors, the gradients of features, weight and bias; shape (0,) for those that aren't
+        needed.
     """
     # Unpack the tensors that forward saved. Set the divergence's incoming gradient to 0 at pixels
     # without a valid target, where the divergence is the constant 0.
@@ -362,8 +404,10 @@ def _gradients(ctx, depth_grad: Tensor | None, divergence_grad: Tensor | None, *
 
     Args:
         ctx: the autograd context, as `_keep` filled it.
-        depth_grad: (B, 1, h, w), gradient with respect to depth, or None.
-        divergence_grad: (B, 1, h, w), gradient with respect to divergence, or None.
+        depth_grad: (B, 1, h, w), gradient with respect to depth; None if the loss doesn't depend on
+            it.
+        divergence_grad: (B, 1, h, w), gradient with respect to divergence; None if the loss doesn't
+            depend on it.
         *_: gradients of the other results, which aren't differentiable.
     """
     features, weight, bias, edges, *saved = ctx.saved_tensors
@@ -398,6 +442,9 @@ def _flat_pixels(features: Tensor) -> Tensor:
 
     Args:
         features: (B, C, h, w), any memory layout.
+
+    Returns:
+        (B, C, h, w), `features` itself or a contiguous copy.
     """
     if features.stride(2) != features.shape[3] * features.stride(3):
         return features.contiguous()
@@ -417,9 +464,9 @@ def _on(features: Tensor) -> contextlib.AbstractContextManager:
 def _programs(features: Tensor) -> int:
     """Returns the number of programs with which the kernel `weight_gradient` should be launched.
 
-    It is PROGRAMS_PER_PROCESSOR times the number of multiprocessors of the features' GPU, or 8
-    without a GPU. The number depends on the device only, so the order of summation is the same in
-    every step.
+    It is PROGRAMS_PER_PROCESSOR times the number of multiprocessors of the GPU of `features`, or 8
+    if they are on the CPU. The number depends on the device only, so the order of summation is the
+    same in every step.
     """
     if not features.is_cuda:
         return 8
@@ -450,20 +497,23 @@ def _block_of(channels: int) -> int:
     """Returns the number of channels after padding: the next power of 2, at least 16.
 
     Triton needs powers of 2 for the shapes of blocks, and its tl.dot at least 16.
+
+    Args:
+        channels: the number of channels without padding.
     """
     return max(16, triton.next_power_of_2(channels))
 
 
 def _constants(kernel: str, features: Tensor, edges: Tensor, parts: Parts, target: str) -> dict:
-    """Returns a kernel's compile-time constants and launch options, by name.
+    """Returns a kernel's compile-time constants and launch options, as a dict by name.
 
     Args:
         kernel: "forward", "features" (backward, features' gradient) or "weight" (backward, weights'
             gradient).
-        features: (B, C, h, w).
+        features: (B, C, h, w), the head's input.
         edges: (K + 1,), edges of the depth bins.
         parts: the components of the target distributions; `position` is (0,) without a target.
-        target: "gaussian" or "released".
+        target: kind of the target distribution, "gaussian" or "released".
 
     Returns:
         Triton's options (num_warps, num_stages, maxnreg, enable_fp_fusion) and: BLOCK_P, number of
@@ -472,8 +522,9 @@ def _constants(kernel: str, features: Tensor, edges: Tensor, parts: Parts, targe
         processed after the last whole block, 0 for none; WHOLE, True if BLOCK_P divides the number
         of an image's pixels; PRECISION, tl.dot's input_precision. Except for "weight" also: N,
         number of components of each target distribution, 0 without a target; TARGET, "none",
-        "gaussian", "gaussian_map" (Gaussian with a map of sigmas) or "released"; PIECES, see
-        `series_pieces`; EVEN, True if all bins may use the first bin's width.
+        "gaussian", "gaussian_map" (Gaussian with a map of sigmas) or "released"; PIECES, number of
+        pieces into which a bin is split to compute its target mass by a Taylor series, 0 to compute
+        it by erfc; EVEN, True if all bins may use the first bin's width.
     """
     channels = features.shape[1]
     half = features.element_size() == 2

@@ -46,8 +46,9 @@ def forward(
 ):
     """Computes depth, log-sum-exp of the logits and, with a target, divergence of BLOCK_P pixels.
 
-    For the published target the kernel also writes the attribute `slope` of `Maps`. Each program
-    processes one tile, i.e. BLOCK_P consecutive pixels of an image.
+    For the target "released" the kernel also writes the attribute `slope` of `Maps`, a mean
+    derivative of the divergence. Each program processes one tile, i.e. BLOCK_P consecutive pixels
+    of an image.
 
     Args:
         layer: a `Layer`: features, and weight and bias of the 1x1 convolution.
@@ -57,7 +58,8 @@ def forward(
         N: number of components of each target distribution.
         TARGET: kind of target distribution: "none", "gaussian", "gaussian_map" (sigma per pixel) or
             "released" (that of TIE-KD's published code).
-        PIECES: number of pieces per bin, from `series_pieces`; 0 to compute the mass by erfc.
+        PIECES: number of equal pieces into which a bin is split to compute its target mass by a
+            Taylor series (`series_pieces`); 0 to compute the mass by erfc.
         EVEN: True if all bins may use the first bin's width.
         BLOCK_P: number of pixels of a tile.
         BLOCK_K: number of bins of a block, which are processed together.
@@ -164,7 +166,8 @@ def _add_block(
         N: number of components of each target distribution.
         TARGET: kind of target distribution: "none", "gaussian", "gaussian_map" (sigma per pixel) or
             "released" (that of TIE-KD's published code).
-        PIECES: number of pieces per bin, from `series_pieces`; 0 to compute the mass by erfc.
+        PIECES: number of equal pieces into which a bin is split to compute its target mass by a
+            Taylor series (`series_pieces`); 0 to compute the mass by erfc.
         EVEN: True if all bins may use the first bin's width.
         BLOCK_C: C, number of channels, padded to a power of 2.
         PRECISION: input_precision of tl.dot, "ieee" or "tf32x3".
@@ -203,10 +206,11 @@ def _published_divergence(
     BLOCK_C: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Returns the published divergence D of P pixels and the mean of dD/dp_k under p, each (P,).
+    """Returns the released divergence D of P pixels and the mean of dD/dp_k under p, each (P,).
 
-    The published divergence needs normalised probabilities p_k, so this is a second pass over the
-    bins after the log-sum-exp of the logits is known.
+    D is the divergence of TIE-KD's released code, `reference.released_divergence`. It needs
+    normalised probabilities p_k, so this is a second pass over the bins after the log-sum-exp of
+    the logits is known.
 
     Args:
         x: (P, C), the pixels' features.

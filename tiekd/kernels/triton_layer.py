@@ -50,8 +50,9 @@ class Maps(NamedTuple):
     Attributes:
         depth: mean depth, metres.
         log_sum: log-sum-exp of the logits, bits.
-        slope: sum_k p_k dD/dp_k for the published divergence D, i.e. the mean of its derivatives
-            under the predicted probabilities p; shape (0,) for other targets.
+        slope: sum_k p_k dD/dp_k for the divergence D of TIE-KD's released code, i.e. the mean of
+            its derivatives under the predicted probabilities p; shape (0,) unless the target is
+            "released".
         divergence: KL(target || prediction), nats; shape (0,) without a target, None in backward.
         depth_grad: gradient of the loss with respect to depth; None in forward.
         divergence_grad: gradient of the loss with respect to divergence, 0 in pixels without a
@@ -70,7 +71,10 @@ class Maps(NamedTuple):
 def log2(x):
     """Returns the base-2 logarithm of each element of x, with an error of at most 2^-22.
 
-    On a GPU this is one instruction, where tl.log2 needs twenty.
+    On a GPU this is one instruction, whereas tl.log2 needs twenty.
+
+    Args:
+        x: a float32 tensor of any shape.
     """
     if INTERPRETED:
         y = tl.log2(x)

@@ -11,8 +11,8 @@ If the bins are narrow relative to sigma, a Gaussian's mass per bin is computed 
 around the bin's centre (one exponential per bin). Otherwise it is a difference of two values of
 erfc, taken in the nearer tail.
 
-Cost: two maps (B, N, h, w) float32, or three with a map of sigmas or the published target. Left
-out: float64.
+Cost: two maps (B, N, h, w) float32, or three with a map of sigmas or the target of TIE-KD's
+released code. Left out: float64.
 """
 
 import math
@@ -34,9 +34,9 @@ REACH_SIGMAS = tl.constexpr(definition.REACH_SIGMAS)
 THRESHOLD = tl.constexpr(definition.PUBLISHED_THRESHOLD)
 FLOOR = tl.constexpr(definition.PUBLISHED_FLOOR)
 EPS = tl.constexpr(reference.PUBLISHED_EPS)
-# Smallest log-probability whose exp() isn't 0 in float32, even with denormals. Comparing
-# log-probabilities with it reproduces the published condition `p != 0` also where the GPU flushes
-# denormals to 0.
+# Smallest log-probability whose exp() isn't 0 in float32, even with denormals. The divergence of
+# TIE-KD's released code leaves out bins with p = 0; comparing log-probabilities with this number
+# finds the same bins also where the GPU flushes denormals to 0.
 LEAST_LOG_P = tl.constexpr(-103.972)
 # Limits of the Taylor series around a bin's centre by which a bin's mass is computed; wide bins are
 # split into pieces. WIDEST_PIECE is the maximum width of a piece, in sigmas, for which the series'
@@ -51,9 +51,9 @@ _bins: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 class Bins(NamedTuple):
-    """The depth bins as float32 arrays for the kernels, in metres.
+    """The depth bins as 1-d float32 tensors of one length, in metres, for the kernels.
 
-    The arrays are padded to a multiple of BINS_PADDED_TO bins. A padding bin has centre and width
+    The tensors are padded to a multiple of BINS_PADDED_TO bins. A padding bin has centre and width
     0. Both its edges are BIG, so its mass is 0.
 
     Attributes:
@@ -79,11 +79,12 @@ class Parts(NamedTuple):
 
     Attributes:
         position: (B, N, h, w) float32, metres: the Gaussian's centre, as `target.shifted_centre`
-            returns it, or the depth for the published target; shape (0,) without a target.
+            returns it, or the depth itself for the target "released"; shape (0,) without a target.
         share: (B, N, h, w) float32, the part's weight in the cell's distribution. A cell's shares
             sum to 1, or are all 0 if none of its pixels is valid; shape (0,) without a target.
         spread: (B, N, h, w) float32: sigma in metres for a map of sigmas, or the log-normaliser of
-            the published target's softmax; shape (0,) for a Gaussian target with a single sigma.
+            the softmax that the target "released" is; shape (0,) for a Gaussian target with a
+            single sigma.
         sigma: the single sigma of all Gaussians, metres; 0 if there is a map of sigmas.
     """
 
@@ -105,13 +106,19 @@ def cell_parts(
     """Computes the parts, i.e. components, of the target of every pixel of the head's output.
 
     Args:
-        depth: (B, M, H, W), `target_depth` of `reference.dpm`, metres.
-        sigma: metres, a number or (B, M, H, W).
-        weight: (B, M, H, W), `target_weight` of `reference.dpm`, or None.
+        depth: (B, M, H, W), target depths of M teachers at the image's size, metres, 0 where not
+            valid.
+        sigma: standard deviation of the Gaussian around each target depth, metres, a number or
+            (B, M, H, W).
+        weight: (B, M, H, W), weights of the teachers in the target; None for equal weights.
         edges: (K + 1,) float32, edges of the depth bins, metres.
-        target: "gaussian" or "released", as for `reference.dpm`.
-        beyond: "clamp" or "ignore", as for `reference.dpm`.
+        target: kind of the target distribution, "gaussian" or "released", as for `reference.dpm`.
+        beyond: treatment of target depths above the last edge, "clamp" or "ignore", as for
+            `reference.dpm`.
         stride: image pixels per side of a pixel of the head's output.
+
+    Returns:
+        A `Parts` with N = stride^2 * M components for each pixel of the head's output.
     """
     positions, shares, spreads, counted = [], [], [], 0
     for d, s, w in reference.pixels_of_cells(depth, sigma, weight, edges, beyond, stride):
@@ -147,7 +154,10 @@ def _together(maps: list[Tensor]) -> Tensor:
 
 
 def _shifted_centre(depth: Tensor, sigma: float | Tensor, edges: Tensor) -> Tensor:
-    """Computes `target.shifted_centre`, by a single kernel if there is a table for sigma.
+    """Computes `target.shifted_centre`, by a single kernel if sigma is a number.
+
+    The kernel interpolates in the table of `target.cached_table`. If sigma is a tensor, or so small
+    that it has no table, `target.shifted_centre` is called instead.
 
     Args:
         depth: (B, M, h, w), metres, without NaN.
@@ -170,7 +180,7 @@ def _shifted_centre(depth: Tensor, sigma: float | Tensor, edges: Tensor) -> Tens
 
 
 def bins_of(edges: Tensor) -> tuple[Bins, float, bool]:
-    """Returns the bins as arrays for the kernels, the largest width, and whether widths are equal.
+    """Returns the depth bins for the kernels, the largest width, and whether widths are equal.
 
     The result is cached for the lifetime of the tensor `edges`, because its computation costs a
     host sync.
@@ -179,8 +189,8 @@ def bins_of(edges: Tensor) -> tuple[Bins, float, bool]:
         edges: (K + 1,) float32, edges of the depth bins, metres.
 
     Returns:
-        (bins, widest, even): the arrays; the width of the widest bin in metres; and True if the
-        bins' widths are equal up to rounding.
+        (bins, widest, even): a `Bins`; the width of the widest bin in metres; and True if the bins'
+        widths are equal up to rounding.
     """
     if edges not in _bins:
         inner = edges[1:-1]
@@ -217,7 +227,7 @@ def series_pieces(sigma: float, widest: float) -> int:
 def _published_normaliser(
     position, spread, bins, sigma, parts, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr
 ):
-    """Computes the log-normaliser of the published target's softmax, log sum_k exp(density_k).
+    """Computes log sum_k exp(density_k), the log-normaliser of the target "released", a softmax.
 
     The sum is over the bins k, and `published_density` gives the densities. Each program processes
     BLOCK of the depths, and loops over the bins.
@@ -227,7 +237,7 @@ def _published_normaliser(
         spread: the log-normaliser of each depth, written by the kernel.
         bins: `Bins`, which has the centres of the bins.
         sigma: the target's standard deviation, metres.
-        parts: number of depths.
+        parts: number of depths in `position`.
         BLOCK: number of depths per program.
         BLOCK_K: number of bins that are processed together; divides BINS_PADDED_TO.
     """
@@ -361,7 +371,7 @@ def _load_part(parts, n, at, here, pixels, TARGET: tl.constexpr):
     spread = position
     if TARGET == "gaussian_map" or TARGET == "released":
         # Load another value than 0 beyond the image's last pixel: a sigma of 1, to avoid a division
-        # by 0, or, for the published target, a log-normaliser of BIG, which makes the mass 0.
+        # by 0, or, for the target "released", a log-normaliser of BIG, which makes the mass 0.
         spread = tl.load(
             parts.spread + at + n * pixels, mask=here, other=BIG if TARGET == "released" else 1.0
         )
@@ -412,7 +422,8 @@ def target_mass(
         N: number of components of each distribution.
         TARGET: kind of target distribution: "gaussian", "gaussian_map" (sigma per pixel) or
             "released" (that of TIE-KD's published code).
-        PIECES: number of pieces per bin, from `series_pieces`.
+        PIECES: number of equal pieces into which a bin is split to compute its target mass by a
+            Taylor series (`series_pieces`); 0 to compute the mass by erfc.
         EVEN: True if all bins may use the first bin's width.
     """
     at, here, first, _, low, _ = cells
@@ -448,8 +459,9 @@ def _mass(
     """Returns the mass of one component of P target distributions in K bins, (P, K).
 
     Args:
-        position: (P, 1), the Gaussian's centre, or the depth for the published target, metres.
-        spread: (P, 1), sigma in metres for "gaussian_map", log-normaliser for "released".
+        position: (P, 1), the Gaussian's centre, or for "released" the depth, metres.
+        spread: (P, 1), sigma in metres for "gaussian_map", the softmax's log-normaliser for
+            "released".
         low: lower end of the range of depths that contains the mass of all P distributions.
         parts: `Parts`, which has the single sigma.
         bins: `Bins`, centres, widths and edges of the depth bins.
@@ -458,7 +470,8 @@ def _mass(
         BLOCK_K: K, number of bins.
         TARGET: kind of target distribution: "gaussian", "gaussian_map" (sigma per pixel) or
             "released" (that of TIE-KD's published code).
-        PIECES: number of pieces per bin, from `series_pieces`; 0 to compute the mass by erfc.
+        PIECES: number of equal pieces into which a bin is split to compute its target mass by a
+            Taylor series (`series_pieces`); 0 to compute the mass by erfc.
         EVEN: True if all bins may use the first bin's width.
     """
     if TARGET == "released":
@@ -562,7 +575,14 @@ def _mass_by_series(centre, sigma, bins, k, PIECES: tl.constexpr, EVEN: tl.const
 
 @triton.jit
 def _mass_below(z):
-    """Returns the mass of the standard normal distribution below each element of z."""
+    """Returns the mass of the standard normal distribution below each element of z.
+
+    Args:
+        z: a float32 tensor of any shape.
+
+    Returns:
+        A tensor of this shape, from 0 to 1.
+    """
     tail = _tail(tl.abs(z) * 0.7071067811865476)
     return tl.where(z < 0, tail, 1 - tail)
 
@@ -573,6 +593,9 @@ def _tail(z):
 
     The result is exp(-z^2) times a polynomial in 1 / (1 + z / 2). Its coefficients minimise the
     maximum relative error on [0, 7], which is 4.4e-7.
+
+    Args:
+        z: a float32 tensor of any shape, not negative.
     """
     t = 1 / (1 + 0.5 * z)
     p = -0.1894654133 + t * 0.047214126

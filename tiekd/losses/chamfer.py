@@ -3,9 +3,9 @@
 The loss is equation 4 of Bhat, Alhashim and Wonka 2021 (arXiv 2011.14141). It moves the centres of
 an image's predicted depth bins towards the depths that occur in the target. The value is the mean
 squared distance of each depth to its nearest centre, plus that of each centre to its nearest depth.
-The paper writes sums, but its code uses means, for which the published weight of 0.1 is meant. In
-one dimension nearest neighbours are found by sorting, so the cost is one sort of the depths,
-without a distance matrix. Left out: gradients for values other than the bin centres.
+The paper writes sums, but its code uses means; the paper's weight of 0.1 is for means. In one
+dimension nearest neighbours are found by sorting, so the cost is one sort of the depths, without a
+distance matrix. Left out: gradients for values other than the bin centres.
 """
 
 from typing import TYPE_CHECKING
@@ -94,7 +94,8 @@ class Chamfer(nn.Module):
         last = (count - 1).clamp_min(0)
         higher, lower = (depths.gather(1, i.clamp_min(0).minimum(last)) for i in (above, above - 1))
         nearest = torch.where(higher - at < at - lower, higher, lower)
-        # Without valid depths, compare the centres with themselves: this gives 0 and no gradient.
+        # For an image without valid depths, compare the centres with themselves: this gives 0 and
+        # no gradient.
         return (centres - torch.where(count > 0, nearest, at)).square().mean(1)
 
 

@@ -23,8 +23,8 @@ class DPM(nn.Module):
         max_depth: metres; pixels with a larger target depth are excluded from the mean. Set it for
             a head with `beyond: ignore`, whose divergence is 0 at these pixels.
         top_crop: number of rows at the top whose divergence is set to 0. The mean is still divided
-            by the number of all valid pixels, as in the published training (110 rows at a width of
-            704). Use it only to reproduce published results.
+            by the number of all valid pixels, as in TIE-KD's training (110 rows at a width of 704).
+            Use it only to reproduce published results.
 
     Attributes:
         needs_divergence: True; the criterion then passes the target depth to the network, whose

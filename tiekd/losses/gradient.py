@@ -1,10 +1,11 @@
-"""Differences between neighbouring pixels of log depth, compared with the target's at some scales.
+"""Mean absolute gradient of the error of log depth, added over several resolutions.
 
-The loss is the gradient matching term of Li and Snavely 2018 (MegaDepth, arXiv 1804.00607, equation
-3) up to its factor of 2: with R the difference of log depth between prediction and target, the mean
-of |dR| over pairs of neighbours in a row or a column, added over scales, each of which takes every
-second pixel of the scale before. It penalises blurred and misplaced edges. It is 0 if prediction
-and target differ by a factor alone, so it is used beside a loss on depth. The cost is negligible.
+Let R be the error, i.e. the difference of log depth between prediction and target. The loss is the
+mean of |dR| over pairs of neighbours in a row or a column, added over scales; each scale takes
+every second row and column of the scale before. It is the gradient matching term of Li and Snavely
+2018 (MegaDepth, arXiv 1804.00607, equation 3) up to its factor of 2. It penalises blurred and
+misplaced edges. It is 0 if prediction and target differ by a factor alone, so it is used beside a
+loss on depth. The cost is negligible.
 """
 
 from typing import TYPE_CHECKING
@@ -22,10 +23,11 @@ EPS = 1e-3  # metres; added to depths, so that the logarithm of 0 is finite
 
 
 class Gradient(nn.Module):
-    """Sum over scales of the mean |dR| over pairs of neighbours, with R the error of log depth.
+    """Sum over scales of the mean |dR| over pairs of neighbours, where R is the error of log depth.
 
-    A pair counts if both of its pixels are valid. So sparse ground truth, whose neighbouring
-    pixels are rarely both measured, gives almost no loss.
+    R = log(depth + EPS) - log(target + EPS), and dR is the difference between two neighbouring
+    pixels. A pair counts if both of its pixels are valid. So sparse ground truth, whose
+    neighbouring pixels are rarely both measured, gives almost no loss.
 
     Args:
         scales: number of scales, from 1; scale k has every 2^k-th row and column, from 0.
@@ -41,7 +43,9 @@ class Gradient(nn.Module):
         self.scales = scales
 
     def forward(self, prediction: "Prediction", target: Tensor) -> Tensor:
-        """Returns each image's gradient error, summed over the scales.
+        """Returns for each image the mean |dR| over pairs of neighbours, summed over the scales.
+
+        R is the error of log depth, and dR its difference between two neighbours.
 
         Args:
             prediction: the network's output, whose depth is (B, 1, H, W), metres.
@@ -51,7 +55,8 @@ class Gradient(nn.Module):
             (B,) float32, without unit.
         """
         valid = valid_pixels(target)
-        # Both depths are 1 m in invalid pixels, so that no gradient of theirs is NaN.
+        # Replace predicted and target depth by 1 m in invalid pixels, so that the gradient isn't
+        # NaN there.
         depth = torch.where(valid, prediction.depth.float(), 1.0).clamp_min(0)
         error = torch.log(depth + EPS) - torch.log(torch.where(valid, target, 1.0) + EPS)
         total = torch.zeros(len(target), device=target.device)
@@ -70,11 +75,11 @@ def _differences(error: Tensor, valid: Tensor, dim: int) -> tuple[Tensor, Tensor
 
     Args:
         error: (B, 1, h, w), error of log depth.
-        valid: (B, 1, h, w) bool; a difference counts if both of its pixels are valid.
+        valid: (B, 1, h, w) bool; a difference is included if both of its pixels are valid.
         dim: -1 for neighbours in a row, -2 for those in a column.
 
     Returns:
-        Two tensors (B,): the sum, and the number of differences that count.
+        (sum, number), each (B,): the sum over an image's differences, and their number.
     """
     length = error.shape[dim] - 1
     both = valid.narrow(dim, 1, length) & valid.narrow(dim, 0, length)

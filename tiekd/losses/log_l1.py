@@ -1,8 +1,9 @@
 """The mean absolute difference of the logarithms of predicted and target depth.
 
-A relative error of 10 % costs the same at 2 m as at 40 m, while the loss `mse` is ruled by far
-pixels. Unlike `silog` it doesn't forgive a part of a wrong overall scale, and unlike squared errors
-it isn't ruled by a few wrong pixels of a teacher. The cost is negligible.
+A relative error of 10 % has the same loss at 2 m as at 40 m, while in the loss `mse` far pixels
+dominate. Unlike `silog`, which reduces the loss of a wrong overall scale, it penalises such an
+error fully. Unlike squared errors, it isn't dominated by a few wrong pixels of a teacher. The cost
+is negligible.
 """
 
 from typing import TYPE_CHECKING
@@ -22,8 +23,8 @@ class LogL1(nn.Module):
     """Mean over each image's valid pixels of |log(depth + 1e-3) - log(target + 1e-3)|."""
 
     def __init__(self):
-        # nn.Module's own signature accepts any arguments. This one has none, so that the check of a
-        # recipe's arguments against the signature refuses all.
+        # Define a constructor without arguments, so that a recipe that gives this loss an argument
+        # is refused. nn.Module's own constructor accepts any arguments.
         super().__init__()
 
     def forward(self, prediction: "Prediction", target: Tensor) -> Tensor:
@@ -37,7 +38,7 @@ class LogL1(nn.Module):
             (B,) float32, without unit.
         """
         valid = valid_pixels(target)
-        # Both depths are 1 m in invalid pixels, where the error is therefore 0 and has no gradient.
+        # Replace both depths by 1 m in invalid pixels. So the error is 0 there and has no gradient.
         depth = torch.where(valid, prediction.depth.float(), 1.0).clamp_min(0)
         goal = torch.where(valid, target, 1.0)
         return mean_over_valid((torch.log(depth + EPS) - torch.log(goal + EPS)).abs(), valid)

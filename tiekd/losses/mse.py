@@ -19,8 +19,8 @@ class MSE(nn.Module):
     """Mean over each image's valid pixels of (depth - target)^2."""
 
     def __init__(self):
-        # nn.Module's own signature accepts any arguments. This constructor has none, so that a
-        # recipe that gives this loss an argument is refused.
+        # Define a constructor without arguments, so that a recipe that gives this loss an argument
+        # is refused. nn.Module's own constructor accepts any arguments.
         super().__init__()
 
     def forward(self, prediction: "Prediction", target: Tensor) -> Tensor:

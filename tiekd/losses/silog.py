@@ -1,7 +1,7 @@
 """The scale-invariant log error sqrt(var(g) + 0.15 mean(g)^2).
 
 g is the logarithm of the ratio of predicted and target depth at a pixel. The loss is after Eigen et
-al. 2014. With the factor 0.15, as in AdaBins and the published baseline, a wrong overall scale is
+al. 2014. With the factor 0.15, as in AdaBins and the baseline of TIE-KD, a wrong overall scale is
 penalised a little. The cost is negligible. The derivative of the root is infinite at a perfect
 prediction, so the gradient is set to 0 there.
 """
@@ -31,8 +31,8 @@ class SILog(nn.Module):
     Args:
         max_depth: metres; larger target depths are masked out. None for no upper bound.
         reduce: "image" for one value per image; "batch" for one value over all pixels of the batch,
-            repeated for each image, as published. The latter depends on how a batch is split over
-            ranks, so use it only to reproduce published results.
+            repeated for each image, as in the code of AdaBins and TIE-KD. The latter depends on how
+            a batch is split over ranks, so use it only to reproduce published results.
         warm_up: number of iterations at the start in which the variance is left out. They are
             counted from the start of training, also in a resumed run.
     """
@@ -54,11 +54,12 @@ class SILog(nn.Module):
     def forward(
         self, prediction: "Prediction", target: Tensor, iteration: int | None = None
     ) -> Tensor:
-        """Returns each image's scale-invariant log error, as the class describes it.
+        """Returns each image's scale-invariant log error, sqrt(var(g) + 0.15 mean(g)^2).
 
         Args:
             prediction: the network's output, whose depth is (B, 1, H, W), metres.
-            target: (B, 1, H, W), target depth, metres, 0 where not valid.
+            target: (B, 1, H, W), target depth, metres, 0 where not valid; g is the log ratio of
+                predicted and target depth.
             iteration: number of finished iterations; None to compute the error without warm-up.
 
         Returns:
@@ -90,7 +91,8 @@ def _value(g: Tensor, valid: Tensor, warming_up: bool) -> Tensor:
     square = MEAN_SHARE * mean.square()
     if not warming_up:
         square = square + ((g - mean[:, None]) * valid).square().sum(1) / (count - 1).clamp_min(1)
-    # Not `square > 0`: this is False for NaN, so a non-finite prediction would have an error of 0.
+    # Don't use `square > 0`, which is False for NaN: a non-finite prediction would have an error of
+    # 0.
     positive = ~(square <= 0)
     return torch.where(positive, square, 1.0).sqrt() * positive
 

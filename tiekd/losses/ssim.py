@@ -9,7 +9,7 @@ Cost: five maps in float64, filtered along rows and then along columns by shifte
 are memory-bound. On a CPU this takes a quarter of the time of float32 convolutions (0.25 s with
 backward at 352 x 704 on one core) and 31 MB per image for backward.
 
-With depths in metres (as published), SSIM's constant C2 = 9e-4 suppresses structures of less than 3
+With depths in metres, as in TIE-KD, SSIM's constant C2 = 9e-4 suppresses structures of less than 3
 cm. The options `space: normalised` and `space: log` compare shapes independently of the scale.
 """
 
@@ -32,8 +32,8 @@ GAUSSIAN = [math.exp(-((i - WINDOW // 2) ** 2) / (2 * SIGMA**2)) for i in range(
 TAPS = [value / sum(GAUSSIAN) for value in GAUSSIAN]
 C1, C2 = 0.01**2, 0.03**2
 SPACES = ("metres", "normalised", "log")
-# In metres. With `space: log`, log(depth / NEAREST_M) is compared. Smaller depths are clamped to
-# NEAREST_M, so that the logarithm isn't negative.
+# The smallest depth, in metres, for `space: log`, which compares log(depth / NEAREST_M). Smaller
+# depths are clamped to it, so that the logarithm isn't negative.
 NEAREST_M = 1e-3
 
 
@@ -45,10 +45,10 @@ class SSIM(nn.Module):
             divided by max_depth, or, if that is None, by the image's largest valid target. "log":
             the natural logarithm of depth / 1 mm.
         signed: True to keep the sign of the covariance, so that an inverted relief has a larger
-            loss. False to apply abs() to both variances and the covariance, as published. None for
-            False if `released`, else True.
-        released: True for the published loss: metres, abs(), depths padded with 5 zeros at each
-            border, and all windows included, also those with invalid pixels.
+            loss. False to apply abs() to both variances and the covariance, as in TIE-KD's code.
+            None for False if `released`, else True.
+        released: True for the loss of TIE-KD's released code: metres, abs(), depths padded with 5
+            zeros at each border, and all windows included, also those with invalid pixels.
         max_depth: divisor for `space: normalised`, metres; not allowed for the other spaces.
         top_crop: number of rows that are cropped at the top; as many rows of zeros are added at the
             bottom. Use it only to reproduce published results, with `released` (110 rows at a width
@@ -176,7 +176,10 @@ def _slide(maps: Tensor, dim: int) -> Tensor:
 
     Args:
         maps: (N, 1, H, W).
-        dim: the dimension; its size is 10 less in the result.
+        dim: the dimension, 2 or 3.
+
+    Returns:
+        (N, 1, H - 10, W) or (N, 1, H, W - 10).
     """
     size = maps.shape[dim] - WINDOW + 1
     means = TAPS[0] * maps.narrow(dim, 0, size)

@@ -132,7 +132,7 @@ def chart(
 def ticks(low: float, high: float, at_most: int) -> list[float]:
     """Returns round numbers for the ticks of an axis, in ascending order.
 
-    They are the multiples of a step that is 1, 2 or 5 times a power of ten.
+    They are the multiples, from `low` to `high`, of a step that is 1, 2 or 5 times a power of ten.
 
     Args:
         low: Start of the axis.
@@ -147,7 +147,14 @@ def ticks(low: float, high: float, at_most: int) -> list[float]:
 
 
 def label(number: float) -> str:
-    """Formats the value of an axis tick, without trailing zeros."""
+    """Formats the value of an axis tick, without trailing zeros.
+
+    Args:
+        number: The value.
+
+    Returns:
+        The text, such as "0.5".
+    """
     return f"{number:.0e}" if number and not 1e-4 <= abs(number) < 1e7 else f"{number:.10g}"
 
 
@@ -162,7 +169,7 @@ def legend(
         font: Font of the name.
         colour: RGB of the curve.
         name: Name of the curve.
-        dashed: True for a `Mark`, which is drawn as a dashed line.
+        dashed: True for a vertical line (`Mark`), which charts draw dashed.
     """
     left, middle = place
     for x in range(0, 18, 6 if dashed else 18):

@@ -1,8 +1,8 @@
 """Draws a colour bar in metres beside a coloured depth map, as high as the image.
 
-`pictures.colourise` colours the depths along the bar, so that the bar agrees with the image. The
-bar costs a few milliseconds and is cached per image height. Left out: titles, and a bar for several
-images (`pictures.panel`).
+The bar is coloured by the function that colours the depth map, `pictures.colourise`, so that equal
+depths have equal colours. The bar costs a few milliseconds and is cached per image height. Left
+out: titles, and a bar for several images (`pictures.panel`).
 """
 
 import math
@@ -26,7 +26,7 @@ def with_bar(colour: np.ndarray, max_depth: float) -> np.ndarray:
         max_depth: End of the colour scale in metres, as given to `colourise`.
 
     Returns:
-        (H, W + bar, 3) uint8.
+        (H, W + the bar's width, 3) uint8 RGB.
     """
     return np.concatenate([colour, bar(len(colour), max_depth)], axis=1)
 
@@ -58,8 +58,8 @@ def bar(height: int, max_depth: float) -> np.ndarray:
     places = np.linspace(1, 0, max(length, 1))
     colours = colourise(np.maximum(max_depth * places**2, max_depth * 1e-6)[:, None], max_depth)
     canvas.paste(Image.fromarray(np.repeat(colours, bar_width, axis=1)), (gap, top))
-    # Draw the ticks by priority, except for those whose label would overlap one that has been
-    # drawn.
+    # Draw the ticks, the most important first. Leave out a tick whose label would overlap one that
+    # has been drawn.
     taken: list[float] = []
     for tick in ticks:
         y = top + (1 - math.sqrt(tick / max_depth)) * (length - 1)

@@ -32,7 +32,8 @@ _TRUTH = (245, 245, 245)
 _GAP = 8
 _MARGIN = 14
 _CHART = (400, 250)
-# Quantile up to which a chart shows a distribution, which it shows from quantile 1 - _SHOWN_MASS.
+# A chart shows the depths between the quantiles 1 - _SHOWN_MASS and _SHOWN_MASS of its
+# distributions.
 _SHOWN_MASS = 0.995
 
 
@@ -71,7 +72,7 @@ def choose_pixels(truth: np.ndarray, target: np.ndarray) -> list[tuple[str, int,
         target: (H, W) target depth in metres, 0 or below where unknown.
 
     Returns:
-        (name, row, column) of each chosen pixel.
+        A list with (name, row, column) of each chosen pixel.
     """
     height, width = target.shape
     # Collect the pixels among which to choose: those of known depth away from the border, evenly
@@ -87,7 +88,7 @@ def choose_pixels(truth: np.ndarray, target: np.ndarray) -> list[tuple[str, int,
         return []
     logs = np.log(target[rows, columns])
     off_middle = np.abs(columns - width / 2) / width
-    # Rank the collected pixels for each choice: edge, near, middle and far; the lowest rank is the
+    # Rank the collected pixels for each choice: edge, near, middle and far; the lowest value is the
     # best. Choose the edge pixel first, since few pixels are at an edge.
     ranks = {"edge": -_spread(target, known, rows, columns)}
     for name, log in zip(_QUANTILES, np.quantile(logs, list(_QUANTILES.values())), strict=True):
@@ -109,18 +110,19 @@ def pixel_distributions(
 ) -> list[Pixel]:
     """Returns up to four pixels of a frame with the target's and the student's distributions.
 
-    The pixels are chosen by `choose_pixels`.
-
-    If the head has a lower resolution than the image, one distribution belongs to a square of
-    head.stride x head.stride pixels. As in the loss, the target distribution is then that of the
-    square. A pixel is left out if the loss ignores its square, or if the student's output is not
-    finite.
+    The pixels are chosen by `choose_pixels`. If the head has a lower resolution than the image, one
+    distribution belongs to a square of head.stride x head.stride pixels. As in the loss, the target
+    distribution is then that of the square. A pixel is left out if its square has no valid target,
+    or if the student's output is not finite.
 
     Args:
         head: The student's head.
         features: (1, C, h, w), the head's input.
         truth: (H, W) measured depth in metres, 0 where unknown.
         target: (H, W) target depth in metres, 0 where unknown.
+
+    Returns:
+        A list of `Pixel` objects, which may be empty.
     """
     found = []
     for name, row, column in choose_pixels(truth, target):
@@ -131,8 +133,8 @@ def pixel_distributions(
             target[top : top + head.stride, left : left + head.stride].copy()
         ).to(head.edges)
         if head.stride == 1 or not (patch > 0).any():
-            # Use the chosen pixel's depth alone if the head's output has the image's resolution, or
-            # if the square has no target depth.
+            # Use the target depth of the chosen pixel alone if the head's output has the image's
+            # resolution, or if the square has no target depth.
             patch = patch.new_full((head.stride, head.stride), float(target[row, column]))
         q, valid = cell_target(
             patch[None, None], head.sigma, None, head.edges, head.target, head.beyond, head.stride
@@ -159,7 +161,7 @@ def distribution_panel(
     """Draws a panel of a frame's images with marked pixels, and a chart per pixel.
 
     Args:
-        images: title -> (H, W, 3) uint8 image of the frame, all of one size.
+        images: A dict from title to an (H, W, 3) uint8 image of the frame, all of one size.
         pixels: The pixels, of which the first four get a chart.
         target_name: Name of the target's source in the legend, "teacher" or "ground truth".
 

@@ -28,7 +28,11 @@ def check_installed() -> None:
 
 
 def new_figure(width: int, height: int):
-    """Returns an empty matplotlib Figure of (width, height) pixels.
+    """Returns an empty matplotlib Figure.
+
+    Args:
+        width: Width in pixels.
+        height: Height in pixels.
 
     Raises:
         LaunchError: matplotlib isn't installed.
@@ -43,13 +47,27 @@ def new_figure(width: int, height: int):
 
 
 def pixels_of(figure) -> np.ndarray:
-    """Renders a figure that `new_figure` returned to an image, (height, width, 3) uint8 RGB."""
+    """Renders a matplotlib figure to an image.
+
+    Args:
+        figure: The figure, which `new_figure` returned.
+
+    Returns:
+        (height, width, 3) uint8 RGB.
+    """
     figure.canvas.draw()
     return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
 
 
 def png_of(figure) -> bytes:
-    """Renders a figure that `new_figure` returned, and returns the bytes of a PNG file."""
+    """Renders a matplotlib figure, and encodes it as PNG.
+
+    Args:
+        figure: The figure, which `new_figure` returned.
+
+    Returns:
+        The bytes of a PNG file.
+    """
     file = io.BytesIO()
     figure.savefig(file, format="png")
     return file.getvalue()

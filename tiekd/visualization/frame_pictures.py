@@ -30,14 +30,15 @@ _SHOWN = ("abs_rel", "rmse", "a1")
 class FramePictures:
     """Writes an image file for every frame of an evaluation, named `<index>_<frame's name>.png`.
 
-    The index is the frame's in the dataset. It is padded with zeros, so that a folder listing
-    follows the dataset's order.
+    The index is the frame's number in the dataset. It is padded with zeros, so that a folder
+    listing follows the dataset's order.
 
     Args:
         folder: The folder to write to.
         num_frames: Number of frames in the dataset.
         max_depth: End of the depth scale in metres; the error scale ends at an eighth of it.
-        resize: How the batches' images were resized. They are drawn at their original size.
+        resize: How the batches' images were resized for the network. They are drawn at their
+            original size.
         against: Title of the depth with which predictions are compared.
     """
 

@@ -29,8 +29,9 @@ def write_panel(
     Args:
         path: The image file to write.
         frames: The dataset, of which evenly spaced frames are shown.
-        predictors: title -> function of (B, 3, H, W) uint8 images at their own size, the device,
-            and the images' intrinsics (B, 3, 3), which returns (B, 1, H, W) depth in metres.
+        predictors: A dict from title to a function of three arguments: (B, 3, H, W) uint8 images at
+            their own size, the device, and the images' intrinsics (B, 3, 3). It returns
+            (B, 1, H, W) depth in metres.
         max_depth: End of the depth scale in metres; the error scale ends at an eighth of it.
         device: The networks' device.
         num_rows: Maximum number of frames.

@@ -113,7 +113,14 @@ def dilate(sparse: np.ndarray, radius: int = 2) -> np.ndarray:
 
 
 def denormalise(image: np.ndarray) -> np.ndarray:
-    """Converts an ImageNet-normalised image, (3, H, W) float, to (H, W, 3) uint8 RGB."""
+    """Converts an ImageNet-normalised image to 8-bit RGB.
+
+    Args:
+        image: (3, H, W) float, ImageNet-normalised.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
     pixels = image.transpose(1, 2, 0) * np.float32(IMAGENET_STD) + np.float32(IMAGENET_MEAN)
     return np.rint(np.clip(np.nan_to_num(pixels), 0, 255)).astype(np.uint8)
 
@@ -159,7 +166,7 @@ def sheet(
     """Draws the images of one frame with titles, in two columns, or three if they are narrow.
 
     Args:
-        cells: title -> (H, W, 3) uint8 image.
+        cells: A dict from title to (H, W, 3) uint8 image.
         max_depth: End of the depth scale in metres.
         max_error: End of the error scale in metres; None to leave the scale out.
         max_entropy: End of the entropy scale in nats; None to leave the scale out.
@@ -185,13 +192,16 @@ def sheet(
 
 
 def resized(cell: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    """Resizes an (H, W, 3) uint8 image to (width, height).
+    """Resizes an image to (width, height).
 
     To enlarge, it repeats the nearest pixel, so that no colours are added; to shrink, it averages.
 
     Args:
-        cell: The image.
+        cell: The image, (H, W, 3) uint8.
         size: (width, height) in pixels.
+
+    Returns:
+        A Pillow image.
     """
     shrinks = size[0] < cell.shape[1]
     return Image.fromarray(cell).resize(
@@ -202,12 +212,14 @@ def resized(cell: np.ndarray, size: tuple[int, int]) -> Image.Image:
 def _scales(max_depth: float, max_error: float | None, max_entropy: float | None) -> list[tuple]:
     """Returns the colour scales of depth, error and entropy, except for those without an end.
 
-    Each is (name, value at the end, table of colours); the table is (256, 3) uint8.
-
     Args:
         max_depth: End of the depth scale in metres.
         max_error: End of the error scale in metres; None to leave the scale out.
         max_entropy: End of the entropy scale in nats; None to leave the scale out.
+
+    Returns:
+        A list of (name, value at the end, table of colours), in this order; a table is (256, 3)
+        uint8.
     """
     scales = [
         ("depth, m", max_depth, _DEPTH_TABLE),

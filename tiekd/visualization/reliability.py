@@ -12,9 +12,12 @@ _ORACLE, _IDEAL = (90, 200, 120), (150, 150, 158)
 def picture(before: dict, after: dict) -> np.ndarray:
     """Draws three charts side by side: confidence, sigma, and sparsification.
 
+    Sparsification is the error that is left when the pixels with the largest sigma are removed.
+
     Args:
-        before: Figures with temperature 1, as `evaluation.calibration.figures` returns them.
-        after: Figures with the fitted temperature.
+        before: The measured calibration with temperature 1, a dict as
+            `evaluation.calibration.figures` returns it.
+        after: The same with the fitted temperature.
 
     Returns:
         (height, width, 3) uint8.

@@ -2,8 +2,9 @@
 
 The frames are read once and the teacher runs once; the results are kept on the host, 15 bytes per
 pixel, some 6 MB per KITTI frame. The code runs on the calling rank only, without collectives, and
-costs about as much as evaluating these few frames. Left out: flip averaging, which the evaluation's
-metrics may include; the images show a single forward pass.
+costs about as much as evaluating these few frames. Left out: flip averaging, i.e. averaging with
+the prediction of the mirrored image, which the evaluation's metrics may include; the images show a
+single forward pass.
 """
 
 import contextlib
@@ -31,14 +32,15 @@ class ShownFrames:
 
     Args:
         dataset: The validation dataset.
-        network: The evaluation's network. The evaluation loads the student's weights into it.
-        teacher: Function from a batch to the teacher's depth, as in the training loop; None if
-            there is no teacher.
+        network: The network with which evaluations run; each evaluation loads the student's weights
+            into it.
+        teacher: Function from a `Batch` to the teacher's depth, (B, 1, H, W) in metres or a
+            `Target`; None if there is no teacher.
         device: The network's device.
-        crop: Name of the evaluated part of an image, as for `metrics.crop_box`.
+        crop: Name of the part of an image that is evaluated, as for `metrics.crop_box`.
         num_frames: Maximum number of frames.
         cap: Exclusive upper bound of valid ground truth, metres; None for the network's max_depth.
-        resize: The working resolution, at which the frames are drawn.
+        resize: How frames are resized for the network; they are drawn at that size.
     """
 
     def __init__(
@@ -54,7 +56,7 @@ class ShownFrames:
     ):
         count = min(num_frames, len(dataset))
         self.chosen = Subset(
-            # Split the dataset into `count` equal ranges and choose the middle frame of each.
+            # Split the dataset into `count` equal ranges, and choose the middle frame of each.
             dataset,
             [(2 * i + 1) * len(dataset) // (2 * count) for i in range(count)],
         )
@@ -67,16 +69,18 @@ class ShownFrames:
         self._kept: list[tuple[Tensor, Tensor, Tensor | None, Tensor | None]] = []
 
     def views(self) -> list[View]:
-        """Predicts the frames, and returns one View per frame, i.e. the data that images show.
+        """Predicts the chosen frames, and returns a list with one View per frame.
 
-        If the network has a DPM head, each view has some pixels with their distributions over depth
-        bins.
+        A View has all data of a frame that is drawn: image, truth, teacher's and student's depth.
+        If the network has a DPM head, it also has entropies, and some pixels with their
+        distributions over depth bins.
 
         Raises:
             DataError: A frame can't be read.
         """
         if not self._kept:
-            # Read on this rank only and without data workers, so that no collective is needed.
+            # Read the frames on this rank only and without data workers, so that no collective is
+            # needed.
             batches = validation_batches(
                 self.chosen, 1, self.device, resize=self.resize, resized_depth=True
             )
@@ -88,9 +92,9 @@ class ShownFrames:
         return found
 
     def errors_by_range(self, shown: Sequence[View]) -> dict[str, np.ndarray]:
-        """Returns the student's depth minus the truth, per depth range.
+        """Returns the student's depth minus the measured depth, per depth range.
 
-        It includes the pixels that an evaluation includes: those with ground truth, inside the crop
+        The pixels are those that an evaluation includes: those with ground truth, inside the crop
         and within the depth limits. The ranges are those of tiekd/evaluation/range_errors.py, named
         like `0-20m`. A range without such pixels isn't in the result.
 
@@ -98,7 +102,7 @@ class ShownFrames:
             shown: The views, as `views` returns them.
 
         Returns:
-            Name of the range -> (N,) errors in metres, of the pixels of all views.
+            A dict from a range's name to (N,) errors in metres, of the pixels of all views.
         """
         found = {}
         for low, high in bounds_m(self.cap):

@@ -40,8 +40,8 @@ class View(NamedTuple):
         entropy: (h, w) entropies in nats of the student's distributions at evenly spaced pixels of
             the head's output; None unless the head is a DPM head.
         max_entropy: Entropy of a uniform distribution in nats; None unless the head is a DPM head.
-        pixels: Pixels with their target and student distributions, which `why` draws; empty if
-            there are none.
+        pixels: Some pixels with their target and student distributions, of which the function `why`
+            draws charts; empty if there are none.
     """
 
     image: np.ndarray
@@ -70,9 +70,10 @@ def views(
         truths: (B, 1, H, W), measured depth in metres, 0 where unknown.
         teachers: (B, 1, H, W), the teacher's depth in metres, 0 where unknown; None if there is no
             teacher.
-        explained: The number of views, counted from the first, that get `pixels`.
+        explained: The number of views, counted from the first, that get some pixels with their
+            distributions (`View.pixels`).
         focal: (B,) focal length of each image in pixels of `images`, for a network with a canonical
-            camera, whose explained pixels show canonical depth; None for other networks.
+            camera, whose pixels' distributions are over canonical depth; None for other networks.
 
     Returns:
         B views, in the order of `images`.
@@ -122,8 +123,8 @@ def views(
 def overview(view: View, max_depth: float, against: str) -> np.ndarray:
     """Draws a sheet with a view's image, ground truth, teacher, student, error and entropy.
 
-    What the view doesn't have is left out. Sparse measured points are dilated so that they are
-    visible.
+    An image is left out if the view doesn't have its data. Sparse measured points are dilated so
+    that they are visible.
 
     Args:
         view: The view to draw.
@@ -150,14 +151,14 @@ def overview(view: View, max_depth: float, against: str) -> np.ndarray:
 
 
 def why(view: View, max_depth: float) -> np.ndarray | None:
-    """Draws the target's and the student's distributions at a view's explained pixels.
+    """Draws charts of the target's and the student's distributions at some pixels of a view.
 
     Args:
-        view: The view to draw.
+        view: The view to draw, with the pixels in `view.pixels`.
         max_depth: End of the depth scale in metres.
 
     Returns:
-        (height, width, 3) uint8; None if the view has no explained pixels.
+        (height, width, 3) uint8; None if `view.pixels` is empty.
     """
     if not view.pixels:
         return None
@@ -200,7 +201,7 @@ def point_radius(truth: np.ndarray) -> int:
 def _eval_mode(network: nn.Module) -> Iterator[None]:
     """Context manager that sets a network to eval mode.
 
-    It restores the mode of every module at the end.
+    At the end it restores every module's mode.
 
     Args:
         network: The network.
@@ -231,5 +232,12 @@ def _entropy(head: Dpm, features: Tensor) -> np.ndarray:
 
 
 def _on_host(depths: Tensor) -> np.ndarray:
-    """Converts depth maps (B, 1, H, W) on any device to a (B, H, W) float32 NumPy array."""
+    """Converts depth maps on any device to a NumPy array.
+
+    Args:
+        depths: (B, 1, H, W).
+
+    Returns:
+        (B, H, W) float32.
+    """
     return depths.detach()[:, 0].float().cpu().numpy()

@@ -40,8 +40,8 @@ def find(work_dir: Path) -> tuple[Path, list[str]]:
         work_dir: The run's folder.
 
     Returns:
-        The checkpoint's folder; and one line of text for each newer checkpoint, with the reason why
-        the newer one can't be used, such as a missing file.
+        (folder, lines): the checkpoint's folder; and one line of text for each newer checkpoint,
+        with the reason why that can't be used, such as a missing file.
 
     Raises:
         CheckpointError: There is no complete checkpoint.
@@ -162,7 +162,11 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def iteration_of(checkpoint: Path) -> int:
-    """Returns the iteration in a checkpoint folder's name: 1200 for `iter_1200`."""
+    """Returns the iteration in a checkpoint folder's name: 1200 for `iter_1200`.
+
+    Args:
+        checkpoint: The checkpoint's folder.
+    """
     return int(checkpoint.name.removeprefix("iter_"))
 
 

@@ -15,9 +15,9 @@ from tiekd.kernels import layouts
 
 
 def environment() -> dict[str, str]:
-    """Returns the names of CPU and GPUs and the versions of software, as text.
+    """Returns the names of CPU and GPUs and the versions of software, a dict from label to text.
 
-    The keys, such as "GPU" and "PyTorch", are the labels under which the log shows the values.
+    The labels, such as "GPU" and "PyTorch", are those with which the log shows the texts.
     """
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     processor = platform.processor() or platform.machine()

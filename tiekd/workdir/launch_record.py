@@ -35,8 +35,8 @@ class LaunchRecord:
             "0,1"; None if it was not set.
         master_port: Rank 0's port.
         folder: The current folder at the start, to which the recipe's relative paths refer.
-        nodes: The device numbers of each machine by its name; None if there was only one machine.
-            The work dir's hostfile lists the machines, too.
+        nodes: A dict from each machine's name to a list of its device numbers; None if there was
+            only one machine. The work dir's hostfile lists the machines, too.
         master_addr: Rank 0's address.
     """
 
@@ -54,9 +54,13 @@ class LaunchRecord:
         """Returns options for `deepspeed` that start the recorded ranks on the recorded devices.
 
         Args:
-            given: The user's own options for `deepspeed`, which take precedence. Options that
-                select machines, such as --include, select among the run's machines.
+            given: The user's own options for `deepspeed`, each as --NAME=VALUE, which take
+                precedence. Options that select machines, such as --include, select among the run's
+                machines.
             work_dir: The run's work dir, which holds its hostfile.
+
+        Returns:
+            A list of options, each as --NAME=VALUE; `given` is included.
 
         Raises:
             LaunchError: The record doesn't say enough to start the run again, so the user has to
@@ -85,8 +89,8 @@ class LaunchRecord:
                 f"the run had {self.world_size} ranks on several machines; give the machines to "
                 "resume on, with --hostfile FILE"
             )
-        # On one machine, give the number of devices if the run used the first ones; otherwise give
-        # the devices' numbers.
+        # On one machine, give the number of devices if the run used the first devices; otherwise
+        # give the devices' numbers.
         default = ",".join(str(i) for i in range(self.ranks_per_node))
         if self.visible_devices in (None, "", default):
             devices = f"--num_gpus={self.ranks_per_node}"
@@ -98,9 +102,12 @@ class LaunchRecord:
         """Returns options for `deepspeed` that select the run's machines and devices.
 
         Args:
-            names: The names of the options that the user gave. If one of them selects machines or
-                devices, only the hostfile is added.
+            names: The names of the options that the user gave, such as --include. If one of them
+                selects machines or devices, only the hostfile is added.
             work_dir: The run's work dir, which holds its hostfile.
+
+        Returns:
+            A list of options, each as --NAME=VALUE, without the user's own.
 
         Raises:
             LaunchError: The hostfile is gone.
@@ -149,7 +156,7 @@ def write(work_dir: Path, recipe_path: Path) -> None:
 
 
 def read(work_dir: Path) -> LaunchRecord:
-    """Reads the record of how a run was launched, the file launch.json in its work dir.
+    """Reads a `LaunchRecord`, i.e. how a run was launched, from launch.json in its work dir.
 
     Args:
         work_dir: The run's folder.

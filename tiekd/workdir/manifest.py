@@ -32,8 +32,8 @@ class Files:
     Files are loaded with torch's `weights_only`, so that loading runs no code from a file.
 
     Attributes:
-        written: File name -> [size in bytes, sha256], for the files that this rank has written
-            since `start`.
+        written: A dict from file name to [size in bytes, sha256], for the files that this rank has
+            written since `start`.
         problem: A message about the first error since `start`; None if there was none.
         errno: The operating system's number of the error in `problem`; None if there was no error.
     """
@@ -105,7 +105,7 @@ def write(folder: Path, files: dict[str, list]) -> None:
 
     Args:
         folder: The checkpoint's folder, which must contain the files.
-        files: File name -> [size in bytes, sha256].
+        files: A dict from file name to [size in bytes, sha256].
 
     Raises:
         OSError: A file is missing, or the manifest can't be written.
@@ -167,7 +167,11 @@ def check(folder: Path) -> str | None:
 
 
 def digest(path: Path) -> str:
-    """Returns the sha256 of a file's content in hexadecimal digits."""
+    """Returns the sha256 of a file's content in hexadecimal digits.
+
+    Args:
+        path: The file.
+    """
     value = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

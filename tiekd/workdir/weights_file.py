@@ -13,8 +13,8 @@ from tiekd.files import instead_of_file
 from tiekd.workdir import manifest
 
 BEST_BEFORE = ".{}.before"
-# The key under which a file stores the facts about the moving average of which its weights are: a
-# dict with the decay and the number of updates.
+# The key under which a file of averaged weights stores how they were averaged: a dict with the
+# decay and the number of updates.
 AVERAGED = "averaged"
 
 
@@ -42,7 +42,7 @@ def replace_best(path: Path, state_dict: dict, network_node: dict, iteration: in
     Args:
         path: The file of the best weights.
         state_dict: The student's parameters and buffers by name, float32.
-        network_node: The recipe's node that describes the network.
+        network_node: The recipe's section `network`, which describes the network.
         iteration: The number of iterations after which the network had these weights.
         **facts: Further entries of the file, by name.
 
@@ -50,8 +50,8 @@ def replace_best(path: Path, state_dict: dict, network_node: dict, iteration: in
         OSError: The file can't be written.
     """
     before = path.with_name(BEST_BEFORE.format(path.name))
-    # Keep the old file only at the first replacement after a checkpoint. Files that later
-    # replacements replace are newer than the checkpoint.
+    # Keep the old file only at the first replacement after a checkpoint: a run that resumes from
+    # this checkpoint needs it. Later replacements replace files that are newer than the checkpoint.
     if path.exists() and not before.exists():
         os.link(path, before)
     write_weights(path, state_dict, network_node, iteration, **facts)
@@ -80,7 +80,7 @@ def write_weights(
     Args:
         path: The file; an existing one is replaced.
         state_dict: The student's parameters and buffers by name, float32.
-        network_node: The recipe's node that describes the network.
+        network_node: The recipe's section `network`, which describes the network.
         iteration: The number of iterations after which the network had these weights.
         **facts: Further entries of the file, by name.
 
@@ -94,17 +94,17 @@ def write_weights(
 
 
 def write_with(path: Path, content: dict, out: Path, **facts) -> None:
-    """Writes the content of a weights file with further entries, which replace those of their name.
+    """Writes a weights file again, with further entries or with other values of some entries.
 
     All other entries stay as they are, in their order, so that the same call writes the same bytes.
     The new file gets the time of the old one, by which `checkpoints.find_weights` chooses among a
     work dir's best weights.
 
     Args:
-        path: The weights file with this content.
-        content: The content.
+        path: The weights file.
+        content: The file's content, a dict.
         out: The file to write, atomically; it may be `path`.
-        **facts: The entries, by name.
+        **facts: The further entries, by name. They replace entries of the same name.
 
     Raises:
         OSError: The file can't be written.

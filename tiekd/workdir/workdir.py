@@ -1,12 +1,13 @@
 """Locks a work dir for one run, and writes the run's files other than logs and checkpoints.
 
-    config.yaml      the resolved recipe ds_config.json   the resolved engine config; this file and
-    config.yaml suffice to repeat the run launch.json      how the run was started
-    (tiekd/workdir/launch_record.py) hostfile         the machines of a run on several machines
-    environment.txt  the hardware and software inputs.json      the input files, with sizes and
-    checksums (tiekd/training/inputs.py) layouts.json     how convolutions run on a CPU
-    (tiekd/kernels/layouts.py); kept on resume outcome.json     running, finished, stopped early,
-    stopped, orphaned or failed; stays "running"
+    config.yaml      the resolved recipe
+    ds_config.json   the resolved engine config; this file and config.yaml suffice to repeat the run
+    launch.json      how the run was started (tiekd/workdir/launch_record.py)
+    hostfile         the machines of a run on several machines
+    environment.txt  the hardware and software
+    inputs.json      the input files, with sizes and checksums (tiekd/training/inputs.py)
+    layouts.json     how convolutions run on a CPU (tiekd/kernels/layouts.py); kept on resume
+    outcome.json     running, finished, stopped early, stopped, orphaned or failed; stays "running"
                      after a kill
     .lock            locked by rank 0 while its process runs, so that no other run can use it
 
@@ -47,7 +48,7 @@ FINISHED, STOPPED_EARLY = "finished", "stopped early"
 # The number of seconds that a resume waits for the lock, since a run that is about to end may still
 # be saving.
 _ENDING_RUN_LEAVES_S = 30.0
-# Recipe keys that begin with one of these names don't affect the trained weights.
+# Keys of a recipe that don't affect the trained weights, given by their beginnings.
 NOT_LEARNED_FROM = (
     "work_dir",
     "train.timeout_minutes",
@@ -132,7 +133,7 @@ def read_outcome(work_dir: Path) -> Outcome | None:
         work_dir: The run's folder.
 
     Returns:
-        The outcome; None if there is no outcome.json or it can't be parsed.
+        An `Outcome`; None if there is no outcome.json or it can't be parsed.
 
     Raises:
         LaunchError: The file outcome.json is a folder or a pipe.
@@ -175,7 +176,11 @@ def lock(work_dir: Path, resuming: bool = False) -> None:
 
 
 def is_in_use(work_dir: Path) -> bool:
-    """Returns True if another process holds the lock of a work dir, i.e. a run is using it."""
+    """Returns True if another process holds the lock of a work dir, i.e. a run is using it.
+
+    Args:
+        work_dir: The work dir.
+    """
     if not work_dir.is_dir():
         return False
     in_use = _lock(work_dir, 0.0) is not None
@@ -298,8 +303,9 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
 
     Returns:
         The keys that lead to a value, joined by dots, such as `train.epochs`. A key that only one
-        of the dicts has is included. Of two lists of as many teachers or data sets it is the key
-        in an entry, as `teachers[1].checkpoint`.
+        of the dicts has is included. If both dicts have a list of teachers, or of data sets, and
+        the lists are equally long, their entries are compared one by one, and a name is like
+        `teachers[1].checkpoint`.
     """
     changed = []
     for key in sorted(old.keys() | new.keys()):
@@ -316,7 +322,12 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
 
 
 def _are_as_many(old: object, new: object) -> bool:
-    """Returns True if both values are lists of dicts, with the same number of dicts."""
+    """Returns True if both values are lists of dicts, with the same number of dicts.
+
+    Args:
+        old: Any value.
+        new: Any other value.
+    """
     both = isinstance(old, list) and isinstance(new, list) and len(old) == len(new)
     return both and all(isinstance(each, dict) for each in [*old, *new])
 

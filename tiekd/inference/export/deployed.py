@@ -1,15 +1,16 @@
 """The module that is exported: pixels in, depth and its confidence out, in plain operators.
 
-The module includes resizing to the working resolution: matrix products resize images to it
-(`tiekd.data.resize`), and depth is resized back to the image's own size with the interpolation that
-suits the readout, as in `tiekd.inference.student`. The DPM head's own kernel works in tiles with a
-custom backward pass, which no exporter supports, so the same arithmetic is written here in plain
+The module resizes images to the working resolution, i.e. the size at which the network runs, by
+matrix products (`tiekd.data.resize`). Depth is resized back to the image's own size as in
+`tiekd.inference.student`: bilinearly if it is the mean of the distribution over depth bins, to the
+nearest value if it is near the mode. The DPM head's own kernel works in tiles with a custom
+backward pass, which no exporter supports, so the same arithmetic is written here in plain
 operators.
 
-Cost: with a DPM head about three (B, K, h, w) float32 tensors at the working size, so this is for
-export, not for training. Per image side there is one resizing matrix, (working side, image side),
-which a graph of fixed size contains (12 megapixels to 192x640: 12 MB). Left out: a graph for images
-of any size, if the working size depends on the image's size.
+Cost: with a DPM head about three (B, K, h, w) float32 tensors at the working resolution, so this is
+for export, not for training. Per image side there is one resizing matrix, (working side, image
+side), which a graph of fixed size contains (12 megapixels to 192x640: 12 MB). Left out: a graph for
+images of any size, if the working resolution depends on the image's size.
 """
 
 import torch
@@ -45,13 +46,14 @@ class Deployed(nn.Module):
 
     Args:
         network: The network, which is used without a copy.
-        readout: How depth is read from a DPM head's distribution, see `tiekd.models.readout`. With
-            another head it must be "mean".
-        temperature: The temperature of confidence and sigma, which are then returned, too; None to
-            return depth alone. Needs a DPM head.
-        resize: The working resolution.
+        readout: How depth is read from a DPM head's distribution over depth bins: "mean", "mode" or
+            "local" (`tiekd.models.readout`). With another head it must be "mean".
+        temperature: The temperature by which the logits are divided before confidence and sigma are
+            computed, which are then returned, too; None to return depth alone. Needs a DPM head.
+        resize: How images are resized for the network.
         size: (H, W) of all images, or None for images of any size. With None, `resize` must be
-            OWN_SIZE or have the mode "stretch", since no other working size is a constant.
+            OWN_SIZE (no resizing) or have the mode "stretch", since otherwise the size depends on
+            the image.
         focal: Focal length of all images in pixels of their own size, for a network with a
             canonical camera. None makes it an input, (B,) float32.
     """
@@ -149,7 +151,7 @@ class Deployed(nn.Module):
         """
         if self.size is not None:
             return restored(on_image_grid(values, size, smooth), self.resize, self.size, smooth)
-        # Interpolate once, to the image's own size, if images aren't resized.
+        # Interpolate once, from the head's output to the image, if images aren't resized.
         if self.resize.mode is None:
             return spread_on_grid(values, own, smooth)
         return stretched_map(on_image_grid(values, size, smooth), own, smooth)

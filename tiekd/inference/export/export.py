@@ -2,19 +2,19 @@
 
     onnx           one self-contained .onnx of standard operators (onnx_format.py)
     torch_export   a .pt2 of torch.export, for torch alone (program_format.py)
-    weights        a .pth with the plain float32 state dict and its network's recipe node
+    weights        a .pth with the float32 state dict and the recipe's section `network`
 
-The file maps pixels to metres. It includes the resizing to the working resolution, so its input is
-an image at its own size, and its output has that size, too. The file is written under a temporary
-name, loaded again, run on images and compared with `load_student`
-(tiekd/inference/export/verification.py). If the two disagree, the file is removed. Two consecutive
-convolutions that are cheaper as one are merged (`DenseDepth.fold`). For half precision, norms are
-folded into the convolutions before them (tiekd/inference/export/norms.py) and the network runs in
-float16; input and output keep their dtypes.
+The file maps pixels to metres. It includes resizing images to the size at which the network runs
+(the working resolution), so its input is an image at its own size, and its output has that size,
+too. The file is written under a temporary name, loaded again, run on images and compared with
+`load_student` (tiekd/inference/export/verification.py). If the two disagree, the file is removed.
+In a DenseDepth decoder, two consecutive convolutions that are cheaper as one are merged. For half
+precision, norms are folded into the convolutions before them (tiekd/inference/export/norms.py) and
+the network runs in float16; input and output keep their dtypes.
 
 Cost: seconds to minutes of tracing, and two runs per image on the CPU. With a DPM head of K bins at
 full resolution, a run needs memory for about three (K, H, W) float32 tensors. Left out: integer
-quantisation; dynamic sizes, if the working size depends on the image's size, or if the images
+quantisation; dynamic sizes, if the working resolution depends on the image's size, or if the images
 aren't resized and the network's arithmetic depends on their size (BTS, AdaBins, Swin); ONNX files
 above protobuf's limit of 2 GB.
 """
@@ -67,13 +67,14 @@ class Settings:
         dynamic: True for a file that accepts images of any size.
         half: True to run the network in float16.
         confidence: True to add confidence and sigma as further outputs. Needs a DPM head.
-        readout: How depth is read from a DPM head's distribution, see tiekd.models.readout.
-        resize: The working resolution, which the file includes.
+        readout: How depth is read from a DPM head's distribution over depth bins: "mean", "mode" or
+            "local" (`tiekd.models.readout`).
+        resize: How the file resizes images for the network.
         focal: Focal length of all images in pixels of their own size, a constant of the file; for a
             network with a canonical camera.
         focal_input: True to make the focal length a second input instead, (batch,) float32.
-        calibration: The temperature of confidence and sigma, as the weights file has it; None for a
-            temperature of 1.
+        calibration: The temperature by which the logits are divided before confidence and sigma are
+            computed, from the weights file; None for a temperature of 1.
     """
 
     size: tuple[int, int]
@@ -90,10 +91,11 @@ class Settings:
 
     @property
     def open_resize(self) -> Resize:
-        """The working resolution of a file for images of any size: the recipe's, if it sets one.
+        """The `Resize` with which a file for images of any size resizes them for the network.
 
-        If the recipe sets none, such a file resizes no image, while `load_student` shrinks large
-        images (`at_most`).
+        It is `resize`, unless that only shrinks images above some size (`at_most`), as it may do if
+        the recipe sets no size. Such a file then resizes no image, while `load_student` shrinks
+        large ones.
         """
         return OWN_SIZE if self.resize.at_most is not None else self.resize
 
@@ -104,7 +106,10 @@ class Settings:
 
     @property
     def outputs(self) -> list[str]:
-        """The names of the exported file's outputs, in order; the last two with `confidence`."""
+        """The names of the exported file's outputs, in order.
+
+        They are "depth", and with `confidence` also "confidence" and "sigma".
+        """
         return ["depth", "confidence", "sigma"] if self.confidence else ["depth"]
 
 
@@ -112,7 +117,7 @@ class Exported(NamedTuple):
     """The result of an export.
 
     Attributes:
-        comparisons: One comparison per batch of images.
+        comparisons: One `Comparison` of file and student per batch of images.
         file_ms: Latency of the file for one image on the CPU in ms; None for the format "weights".
         torch_ms: Latency of the student for the same image on the CPU in ms; None for the format
             "weights".
@@ -127,18 +132,24 @@ def format_of(path: Path) -> str:
     """Returns the export format that belongs to a path's suffix: a key of SUFFIXES.
 
     For an unknown suffix the result is "onnx", and `check` later rejects the path.
+
+    Args:
+        path: The path of the file to write.
     """
     return next((name for name, suffix in SUFFIXES.items() if path.suffix == suffix), "onnx")
 
 
 def least_side(network: Network, settings: Settings) -> int:
-    """Returns the minimum height and width, in pixels, of the images that an exported file takes.
+    """Returns the minimum height and width of the images that an exported file takes.
 
     A file for images of one fixed size has further limits, which `check` enforces.
 
     Args:
         network: The network to export.
         settings: The settings of the export.
+
+    Returns:
+        The minimum length of a side, in pixels.
     """
     if settings.dynamic:
         return program_format.least_side(network, settings.open_resize)
@@ -223,8 +234,8 @@ def _check_size(network: Network, settings: Settings) -> None:
         raise ExportError(
             f"--size {height}x{width}: larger than {LARGEST} pixels a side; give a smaller one"
         )
-    # Refuse a file for images of any size (`dynamic`) if the working size depends on the image's
-    # size.
+    # Refuse a file for images of any size (`dynamic`) if the size to which they are resized for the
+    # network depends on the image's size.
     canvas = settings.resize.place(height, width).canvas
     if settings.dynamic and settings.open_resize != OWN_SIZE and settings.resize.mode != "stretch":
         raise ExportError(
@@ -266,7 +277,7 @@ def write(
     Args:
         path: The file to write. An existing file is replaced only if the export succeeds.
         network: The network in eval mode, float32, on the CPU. It isn't changed.
-        node: The network's recipe node.
+        node: The recipe's section `network`, a dict that describes the network.
         settings: The settings of the export.
         images: Batches of images on which the file is verified, each (B, 3, H, W) uint8. With
             `dynamic` the batches may differ in size.
@@ -274,7 +285,7 @@ def write(
         stream: Text stream that receives lines about the progress.
 
     Returns:
-        The comparisons and latencies.
+        An `Exported`, with the comparisons of file and network, and both latencies.
 
     Raises:
         ExportError: The network can't be exported, or file and network disagree. Nothing is written
@@ -328,13 +339,14 @@ def _remedy(error: OSError) -> str:
 
 
 def _trial_focals(network: Network, settings: Settings) -> tuple[float, ...]:
-    """Returns the focal lengths, in pixels, with which an exported file is verified.
+    """Returns a tuple of the focal lengths, in pixels, with which an exported file is verified.
 
     If the file has a constant focal length, the result has only this one. Otherwise it has two
     focal lengths that differ by 10 %.
 
     Args:
-        network: The network; without a canonical camera the result is empty.
+        network: The network. If it has no canonical camera, it needs no focal lengths and the
+            result is empty.
         settings: The settings of the export.
     """
     camera = network.canonical
@@ -346,7 +358,7 @@ def _trial_focals(network: Network, settings: Settings) -> tuple[float, ...]:
 
 
 def _program(network: Network, settings: Settings) -> ExportedProgram:
-    # Export a copy, because folding changes weights in place.
+    # Export a copy, because merging convolutions (`fold`) changes the network in place.
     network = copy.deepcopy(network)
     if isinstance(network.decoder, DenseDepth):
         network.decoder.fold()
@@ -405,7 +417,7 @@ def _write_weights(
     torch.save({**content, "iteration": 0, "facts": facts}, file)
     path.write_bytes(file.getbuffer())
     state = state_dicts.read_checkpoint(path)
-    # Rebuild the network from the file's content alone, as a user would.
+    # Rebuild the network from the file's content alone, as a user of the file would.
     again = build_network(state["network"])
     state_dicts.load_into(again, state_dicts.named_tensors(state))
     return verification.Reference(
@@ -423,9 +435,9 @@ def _description(network: Network, settings: Settings) -> dict[str, str]:
         settings: The settings of the export.
 
     Returns:
-        name -> text: "input", "output", "working_resolution" and "readout"; with a canonical camera
-        also "canonical_focal" and "focal"; with confidence also "confidence", "sigma" and
-        "calibration".
+        A dict from name to text. The names are "input", "output", "working_resolution" and
+        "readout"; with a canonical camera also "canonical_focal" and "focal"; with confidence also
+        "confidence", "sigma" and "calibration".
     """
     facts = {
         "input": (
@@ -469,6 +481,8 @@ def _description(network: Network, settings: Settings) -> dict[str, str]:
 
 def working_resolution(settings: Settings) -> str:
     """Returns a text that states the size to which an exported file resizes its input images.
+
+    The text is for the file's metadata, such as "192x640".
 
     Args:
         settings: The settings with which the file is exported.

@@ -80,8 +80,11 @@ def _through_casts(node: Node) -> Node:
 
 
 def _users(node: Node) -> list[Node]:
-    """Returns the graph nodes that use the output of `node`.
+    """Returns a list of the graph nodes that use the output of `node`.
 
     The assertions about shapes and dtypes that tracing adds to the graph are left out.
+
+    Args:
+        node: A node of a traced graph.
     """
     return [user for user in node.users if user.target is not aten._assert_tensor_metadata.default]

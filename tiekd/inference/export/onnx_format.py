@@ -3,8 +3,8 @@
 torch's exporter (`dynamo=True`; the older one is deprecated) uses only standard operators, and
 folds constants and norms. It records source locations at each operator, which this module removes;
 it adds metadata for the file's users. Importing this module disables ONNX Runtime's telemetry,
-which version 1.29 and later send at every start unless the environment variable is set before the
-import.
+which version 1.29 and later send at every start unless the environment variable
+ORT_DISABLE_TELEMETRY is set before the import.
 """
 
 import importlib.util
@@ -34,8 +34,8 @@ class FileInput(NamedTuple):
     """An input of an exported file.
 
     Attributes:
-        shape: Its shape; None for an axis that may have any size.
-        dtype: Its dtype; None for one that no image has.
+        shape: The input's shape, a tuple, with None for an axis that may have any size.
+        dtype: The input's dtype; None if it isn't uint8, float32 or float16.
     """
 
     shape: tuple[int | None, ...]
@@ -43,7 +43,7 @@ class FileInput(NamedTuple):
 
 
 def check_packages() -> None:
-    """Checks that the packages that ONNX export needs are installed.
+    """Checks that the packages that ONNX export needs, PACKAGES, are installed.
 
     Raises:
         ExportError: A package isn't installed; the message names it.
@@ -68,9 +68,9 @@ def write(
     Args:
         path: The file to write.
         program: The traced network.
-        names: Names of the inputs and of the outputs, in order.
+        names: (inputs, outputs), the names of the inputs and those of the outputs, in order.
         open_sizes: True if `program` has a dynamic batch size, height and width.
-        facts: Metadata to write into the file.
+        facts: Metadata to write into the file, by name.
 
     Raises:
         ExportError: The weights exceed the 2 GB that one file can hold.
@@ -87,8 +87,8 @@ def write(
         program,
         input_names=inputs,
         output_names=outputs,
-        # Name the axes; `program` defines which of them are dynamic. The focal lengths, a second
-        # input, share the batch axis, whose name they take.
+        # Name the axes; `program` defines which of them are dynamic. The focal lengths, if they are
+        # a second input, have no names of their own: they share the batch axis with the image.
         dynamic_shapes=(AXES, {})[: len(inputs)] if open_sizes else None,
         dynamo=True,
         verbose=False,
@@ -122,13 +122,14 @@ def load(path: Path) -> Callable[..., tuple[Tensor, ...]]:
 def load_described(
     path: Path,
 ) -> tuple[Callable[..., tuple[Tensor, ...]], list[FileInput], dict[str, str]]:
-    """Loads an ONNX file as `load` does, and says what it takes.
+    """Loads an ONNX file as `load` does, and returns its inputs and metadata, too.
 
     Args:
         path: An ONNX file.
 
     Returns:
-        The function; its inputs in the file's order; and the metadata in the file.
+        (run, inputs, facts): the function that `load` returns; a list with a `FileInput` for each
+        input, in the file's order; and the metadata in the file, a dict from name to text.
     """
     # Import the package here, because it is optional.
     import onnxruntime
@@ -145,7 +146,7 @@ def load_described(
         return tuple(torch.from_numpy(output) for output in session.run(None, given))
 
     inputs = [
-        # An axis of any size has a name instead of a number.
+        # In `each.shape`, an axis that may have any size has its name instead of a number.
         FileInput(
             tuple(side if isinstance(side, int) else None for side in each.shape),
             _DTYPES.get(each.type),

@@ -26,7 +26,7 @@ FACTS = "tiekd.json"
 
 
 def least_side(network: Network, resize: Resize) -> int:
-    """Returns the minimum height and width, in pixels, of the images that a dynamic file accepts.
+    """Returns the minimum side, in pixels, of the images that a file for any image size accepts.
 
     If the network sees images at their own size, the minimum is the encoder's largest stride + 1.
     If it sees them resized, the minimum is 2, since the tracer would treat a size of 1 as a
@@ -34,7 +34,7 @@ def least_side(network: Network, resize: Resize) -> int:
 
     Args:
         network: The network.
-        resize: The working resolution.
+        resize: How the file resizes images for the network; OWN_SIZE if it doesn't.
     """
     return max(network.encoder.strides) + 1 if resize.mode is None else 2
 
@@ -57,7 +57,8 @@ def trace(
         has_focal: True for a second input, the focal length of each image.
 
     Returns:
-        The graph; its input is (1, 3, *size), or (B, 3, H, W) with `open_sizes`.
+        The graph, an `ExportedProgram`; its input is (1, 3, *size), or (B, 3, H, W) with
+        `open_sizes`.
 
     Raises:
         ExportError: The network can't be traced.
@@ -98,7 +99,7 @@ def write(path: Path, program: ExportedProgram, facts: dict[str, str]) -> None:
     Args:
         path: The file to write.
         program: The traced network.
-        facts: Metadata, written as JSON to the entry FACTS within the file.
+        facts: Metadata by name, written as JSON to the entry FACTS within the file.
     """
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # the stack trace contains this machine's paths
@@ -125,21 +126,22 @@ def load(path: Path) -> Callable[..., tuple[Tensor, ...]]:
 def load_described(
     path: Path,
 ) -> tuple[Callable[..., tuple[Tensor, ...]], list[FileInput], dict[str, str]]:
-    """Loads a .pt2 file as `load` does, and says what it takes.
+    """Loads a .pt2 file as `load` does, and returns its inputs and metadata, too.
 
     Args:
         path: A file of torch.export.
 
     Returns:
-        The function; its inputs in order; and the metadata that tiekd wrote into the file, empty
-        for a file of another program.
+        (run, inputs, facts): the function that `load` returns; a list with a `FileInput` for each
+        input that is a tensor, in order; and the metadata that tiekd wrote into the file, a dict
+        from name to text, empty for a file of another program.
     """
     extra = {FACTS: ""}
     program = torch.export.load(path, extra_files=extra)
     names = program.graph_signature.user_inputs
     values = {node.name: node.meta.get("val") for node in program.graph.nodes}
     inputs = [
-        # A side of any size is a symbol, no int.
+        # In `values[name].shape`, an axis that may have any size has a symbol instead of an int.
         FileInput(
             tuple(side if type(side) is int else None for side in values[name].shape),
             values[name].dtype,

@@ -1,6 +1,7 @@
 """Provides images on which an exported file is compared with its network.
 
-They are validation frames, or rendered street scenes if there is no usable validation data.
+They are validation frames of the recipe's dataset, or rendered street scenes if there is no usable
+validation data.
 """
 
 from collections.abc import Sequence
@@ -34,7 +35,7 @@ def frames(recipe: dict, count: int = 2) -> tuple[list[Tensor], str]:
         (images, text): the images, each (3, H, W) uint8; and a description of where they come from.
     """
     try:
-        # Of several data sets take the first one that is validated.
+        # If the recipe has several data sets, take the first one that is validated.
         for data_set in data_sets.sets_of(recipe):
             if data_set.node.get("validate", True):
                 recipe = data_sets.recipe_of(recipe, data_set)
@@ -43,7 +44,8 @@ def frames(recipe: dict, count: int = 2) -> tuple[list[Tensor], str]:
         found = []
         if "data" in recipe:
             settings = settings_of(data, recipe["network"]["max_depth"])
-            # Against the teacher, validation frames are other ones, and need no ground truth.
+            # If the evaluation compares with the teacher instead of ground truth, `build_dataset`
+            # selects other validation frames, which need no ground truth.
             against = recipe.get("evaluation", {}).get("against")
             settings = replace(settings, scores_teacher=against == TEACHER)
             found = build_dataset(settings, "val", as_evaluated=True)

@@ -3,11 +3,12 @@
 The student is an independent reference, since it shares no arithmetic with the file's graph: it
 resizes images in integers, normalises them with the lookup table used in training, runs the DPM
 head's own kernel, and resizes maps by indexing. There are limits on the 99.9th percentile of the
-differences over pixels and on the largest difference. A readout that selects the likeliest bin
-jumps at pixels where two bins are equally likely, because there rounding decides; such pixels are
-excluded. The readout `local` has no limit on the largest difference, since rounding decides whether
-the outermost bin of its window is included. Confidence and sigma are about the depth that is read,
-and are blended between cells, so that they are compared where no cell of a pixel is such a tie.
+differences over pixels and on the largest difference. The readouts `mode` and `local` take depth
+from the likeliest depth bin, or from it and its neighbours. Pixels at which two bins are equally
+likely are ties: rounding decides which bin is taken, so they are excluded. The readout `local` has
+no limit on the largest difference, since rounding decides whether the outermost neighbour is
+included. Confidence and sigma are interpolated between pixels of the head's output, so they are
+compared only where none of these is a tie.
 """
 
 import math
@@ -55,7 +56,7 @@ class Comparison(NamedTuple):
     """The differences between file and student on one batch of images.
 
     Attributes:
-        size: (B, H, W) of the batch.
+        size: (B, H, W) of the batch of images.
         low: Smallest depth that the student predicts, metres.
         high: Largest depth that the student predicts, metres.
         depth_p999: 99.9th percentile of the difference of depth, metres; NaN if all pixels are
@@ -65,7 +66,8 @@ class Comparison(NamedTuple):
             output, NaN if all pixels are excluded.
         sigma_p999: The same for sigma, metres.
         limits: The largest allowed differences.
-        ties: Fraction of pixels that were excluded for a tie; None if the readout has no ties.
+        ties: Fraction of pixels that were excluded because two bins are about equally likely; None
+            for the readout "mean", which compares all pixels.
     """
 
     size: tuple[int, int, int]
@@ -115,8 +117,9 @@ class Reference:
     Args:
         student: The student, as `load_student` returns it.
         confidence: True to return confidence and sigma, too.
-        focals: Focal lengths of a batch's images in turn, in pixels of their own size; none for a
-            network without a canonical camera.
+        focals: Focal lengths in pixels of the images' own size. A batch's images get them one after
+            the other, again from the first one if there are more images. Empty for a network
+            without a canonical camera.
     """
 
     def __init__(self, student: Student, confidence: bool, focals: Sequence[float] = ()):
@@ -158,25 +161,29 @@ class Reference:
 
         Args:
             pixels: (B, 3, H, W) uint8 RGB at the images' own size.
-            tie: Limit of the difference in probability, as in `Limits`; None to compare all pixels.
+            tie: A pixel is left out if the probabilities of its two likeliest depth bins differ by
+                less than this; None to compare all pixels.
 
         Returns:
-            (B, 1, H, W) bool, False at pixels whose two likeliest bins differ in probability by
-            less than `tie` (with learned upsampling also at pixels whose two largest upsampling
-            weights do); None if all pixels are compared.
+            (B, 1, H, W) bool, True at pixels that are compared; None if all are. With learned
+            upsampling, pixels whose two largest upsampling weights differ by less than `tie` are
+            left out, too.
         """
         return None if tie is None else self.student.margins(pixels) >= tie
 
     def blends_no_tie(self, pixels: Tensor, tie: float | None) -> Tensor | None:
         """Returns the mask of the pixels at which confidence and sigma are compared.
 
+        Both are interpolated between pixels of the head's output. An output pixel is a tie if the
+        probabilities of its two likeliest bins differ by less than `tie`.
+
         Args:
             pixels: (B, 3, H, W) uint8 RGB at the images' own size.
-            tie: As for `counts`.
+            tie: The difference in probability that makes a tie; None to compare all pixels.
 
         Returns:
-            (B, 1, H, W) bool, False at pixels whose values are blended from a cell of the head's
-            output with a tie; None if all pixels are compared.
+            (B, 1, H, W) bool, False at pixels whose values depend on a tie; None if all pixels are
+            compared.
         """
         return None if tie is None else self.student.tied_share(pixels, tie) == 0
 
@@ -186,15 +193,18 @@ def limits_of(half: bool, readout: str, max_depth: float) -> Limits:
 
     Args:
         half: True for a file that computes in float16.
-        readout: "mean", "mode" or "local".
-        max_depth: The network's largest depth in metres.
+        readout: How depth is read from the distribution over depth bins: "mean", "mode" or "local".
+        max_depth: The largest depth that the network predicts, in metres.
+
+    Returns:
+        A `Limits`.
     """
     p999, largest = (share * max_depth for share in HALF_LIMITS) if half else LIMITS_M
     if readout == "mean":
         return Limits(p999, largest, CONFIDENCE_LIMITS[half], p999)
-    # Limit the largest difference only for the readout `mode` in float32. In float16, rounding can
-    # move the depth to a neighbouring bin; the readout `local` averages over a window of bins,
-    # which rounding can shift by one bin.
+    # For depth at the likeliest bin ("mode"), limit the largest difference in float32 only: in
+    # float16, rounding can move the depth to a neighbouring bin. For the mean over the bins around
+    # the likeliest one ("local"), don't limit it, since rounding can shift these bins by one.
     same_bin = p999 if readout == "mode" and not half else None
     return Limits(p999, same_bin, CONFIDENCE_LIMITS[half], p999, TIES[half])
 
@@ -204,12 +214,12 @@ def compare(run: Callable, reference: Reference, images: Tensor, limits: Limits)
 
     Args:
         run: The file as a function from the images to the tuple of its outputs.
-        reference: The student.
+        reference: The student as a function of the same kind.
         images: (B, 3, H, W) uint8.
         limits: The largest allowed differences. They are recorded, not enforced.
 
     Returns:
-        The differences.
+        A `Comparison`.
 
     Raises:
         ExportError: The shape or dtype of an output differs.

@@ -1,1 +1,1 @@
-"""Predicts the depth of images, folders and videos, for bin/predict.py."""
+"""Predicts the depth of images, folders and videos, for the program bin/predict.py."""

@@ -18,13 +18,14 @@ def parse_intrinsics(text: str | None, focal: str | None = None) -> Source | Non
     """Parses the options --intrinsics and --focal, in pixels of the uncropped, upright image.
 
     Args:
-        text: Value of --intrinsics: FX,FY,CX,CY, the path of a file of intrinsics, or "exif"; None
-            if the option isn't given.
+        text: Value of --intrinsics: the camera of all images as FX,FY,CX,CY; the path of a file
+            with each image's camera (tiekd/data/cameras/files.py); or "exif", for the focal length
+            in each image's EXIF data. None if the option isn't given.
         focal: Value of --focal: a focal length for both directions, with the principal point at the
             image's centre; None if the option isn't given.
 
     Returns:
-        The source of the cameras; None if neither option is given.
+        A `Source`, from which `Cameras` takes the cameras; None if neither option is given.
 
     Raises:
         RecipeError: A value isn't one of these, or both options are given.
@@ -36,7 +37,7 @@ def parse_intrinsics(text: str | None, focal: str | None = None) -> Source | Non
         return Source(of_all=source.Calibration(_of_focal(focal)))
     if text is None:
         return None
-    # Parse the text as numbers. If that fails, it is the path of a file, or "exif".
+    # Parse the text as numbers. If that fails, the text is the path of a file, or "exif".
     parts = text.split(",")
     try:
         numbers = [float(part) for part in parts]
@@ -67,8 +68,9 @@ def _of_focal(text: str) -> Camera:
 class Cameras:
     """Looks up the camera of each image.
 
-    The first source that has a camera is used, in this order: `given`; `data.intrinsics` of the
-    recipe; the camera that the code of the recipe's dataset knows; EXIF, if `reads_exif`.
+    Several sources are tried in this order, and the first that has a camera is used: the source
+    `given` or, if that is None, the recipe's `data.intrinsics`; the camera that tiekd knows for the
+    dataset (KITTI, NYU); the image's EXIF data, if `reads_exif`.
 
     Attributes:
         approximate: Number of images whose focal length is from EXIF.
@@ -76,7 +78,7 @@ class Cameras:
     Args:
         given: The source that the command-line options give, as `parse_intrinsics` returns it, or
             None.
-        data: The recipe's `data` node; {} if the recipe has none.
+        data: The recipe's section `data`; {} if the recipe has none.
         option: The command-line option that needs the cameras, for error messages.
         reads_exif: True to use the focal length in an image's EXIF data, which is approximate, if
             no other source has the camera.
@@ -109,7 +111,7 @@ class Cameras:
         self.approximate = 0
 
     def of(self, path: Path, height: int, width: int) -> Camera:
-        """Returns the camera of an image, in pixels of the upright image.
+        """Returns the `Camera` of an image, in pixels of the upright image.
 
         Args:
             path: The image's file.

@@ -51,7 +51,8 @@ def frames_in(path: Path) -> int:
     Args:
         path: The file, such as a GIF or TIFF.
     """
-    # Don't open a path that isn't a regular file; predicting it later raises the error.
+    # Don't open a path that isn't a regular file; the error is raised later, when the file is
+    # predicted.
     if instead_of_file(path):
         return 1
     try:
@@ -85,8 +86,8 @@ def find(arguments: Sequence[str], out: Path) -> list[Input]:
         out: The folder of the outputs.
 
     Returns:
-        The inputs in the order of the arguments, without repetitions; those of one folder or
-        pattern are sorted by path.
+        A list of `Input` objects in the order of the arguments, without repetitions; those of one
+        folder or pattern are sorted by path.
 
     Raises:
         DataError: An argument yields no input, a folder can't be listed, or two inputs would have
@@ -147,7 +148,7 @@ def _until_wildcard(path: Path) -> list[str]:
 def _fitting(
     folder: str, parts: tuple[str, ...], tried: set[tuple[int, int, int]]
 ) -> Iterator[str]:
-    """Yields the paths of the files below a folder that match a pattern, by the rules of `glob`.
+    """Yields the paths (str) of the files below a folder that match a pattern, as `glob` does.
 
     `*` and `?` don't match hidden names, and a component `**` matches any number of folders.
 

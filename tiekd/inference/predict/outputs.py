@@ -60,7 +60,7 @@ class Outputs:
     confidence: bool = False
 
     def of(self, name: str) -> dict[str, Path]:
-        """Returns the paths of an image's output files, keyed by kind, e.g. "depth" or "raw".
+        """Returns a dict from kind, e.g. "depth" or "raw", to path, for an image's output files.
 
         Only the kinds that are to be written are included.
 
@@ -85,7 +85,7 @@ class Outputs:
         }
 
     def of_video(self, name: str) -> dict[str, Path]:
-        """Returns the paths of a video's outputs, keyed by kind, e.g. "depth" or "times".
+        """Returns a dict from kind, e.g. "depth" or "times", to path, for a video's outputs.
 
         For "colour" and "times" the path is that of a file, for other kinds that of the folder with
         the frames' files.
@@ -142,8 +142,9 @@ class Outputs:
         Args:
             name: The image's `Input.name`.
             rgb: The image, (H, W, 3) uint8.
-            reading: The predicted maps, each (H, W) float32 on the CPU; confidence and sigma are
-                needed if confidence/ is written.
+            reading: The predicted depth, confidence and sigma, each (H, W) float32 on the CPU;
+                confidence and sigma are needed if confidence/ is written, and may otherwise be
+                None.
             camera: The image's camera; needed if points/ is written.
             colour: False to leave out colour/, as for a frame of a video.
 
@@ -204,12 +205,11 @@ class Outputs:
 def units_of(data: dict, max_depth: float) -> float:
     """Returns the number of levels per metre in the depth PNGs that a prediction writes.
 
-    The number is that of the recipe's dataset: 256 for KITTI, 1000 for NYU, and the option
-    `depth_unit` for `folder`. For other data it is 256, or fewer if 16 bits would not reach
-    `max_depth`.
+    It is `data.depth_unit` of the recipe if that is set; otherwise 256 for KITTI and 1000 for NYU;
+    for other data 256, or fewer if 16 bits would not reach `max_depth`.
 
     Args:
-        data: The recipe's `data` section; {} if the recipe has none.
+        data: The recipe's section `data`; {} if the recipe has none.
         max_depth: The largest depth that the network predicts, in metres.
 
     Raises:
@@ -234,12 +234,14 @@ def units_of(data: dict, max_depth: float) -> float:
 def parse_units(text: str | None, data: dict, max_depth: float) -> float:
     """Parses the option --depth-unit, the number of levels per metre in the depth PNGs.
 
-    Without the option, the result is `units_of(data, max_depth)`.
-
     Args:
         text: The option's text, or None if it isn't given.
-        data: The recipe's `data` section; {} if the recipe has none.
+        data: The recipe's section `data`; {} if the recipe has none.
         max_depth: The largest depth that the network predicts, in metres.
+
+    Returns:
+        Levels per metre, a float. Without the option they are those of the recipe's dataset,
+        `units_of(data, max_depth)`.
 
     Raises:
         RecipeError: The text isn't a number, or the number is out of range.

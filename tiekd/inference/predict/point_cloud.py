@@ -46,7 +46,7 @@ def encode_ply(depth: np.ndarray, rgb: np.ndarray, camera: Camera) -> bytes:
         camera: The image's camera, in pixels.
 
     Returns:
-        The PLY file's content.
+        The PLY file's content, as bytes.
     """
     # Fill an array whose records have the binary layout of the file's vertices.
     known = np.isfinite(depth) & (depth > 0)

@@ -1,8 +1,9 @@
 """Predicts the depth of many images and videos, and writes it to files.
 
-Threads read images ahead and write files while the network runs. Consecutive images with one
-working size form a batch. At most one batch plus READ_AHEAD + WAITING + 1 images are in memory at
-their own size. An image of 4000x3000 pixels with its depth needs about 100 MB.
+Threads read images ahead and write files while the network runs. Consecutive images that have the
+same size after they are resized for the network form a batch. At most one batch plus READ_AHEAD +
+WAITING + 1 images are in memory at their own size. An image of 4000x3000 pixels with its depth
+needs about 100 MB.
 """
 
 import time
@@ -106,7 +107,7 @@ def predict_images(
                     writes.add(writers.submit(predictor.write, image, reading))
                     del image, reading
                 done += len(batch)
-            # Free the memory of these images before the next batch is read.
+            # Free the memory of this batch before the next one is read.
             del batch, found
             progress.update()
     progress.finish()
@@ -118,9 +119,13 @@ def _load(predictor: Predictor, item: Input) -> LoadedImage:
 
 
 def _attempt(function: Callable, *arguments):
-    """Calls `function`, and returns its result, or the UserError that it raises.
+    """Calls a function, and returns its result, or the UserError that it raises.
 
     Other exceptions are passed on.
+
+    Args:
+        function: The function.
+        *arguments: Its arguments.
     """
     try:
         return function(*arguments)
@@ -187,8 +192,9 @@ def _line(error: UserError, batch: list[LoadedImage] | UserError) -> str:
     Args:
         error: The error.
         batch: The images whose prediction raised the error; the line then also contains their
-            paths, the size to which they were resized, and a remedy. For an error that isn't of a
-            batch, the error itself.
+            paths, the size to which they were resized, and a remedy. If the error concerns a single
+            image that couldn't be read, `error` is passed here, too, and the line has the error
+            alone.
     """
     text = " ".join(str(error).split())
     if not isinstance(batch, UserError) and str(batch[0].path) not in text:

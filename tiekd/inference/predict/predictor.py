@@ -1,8 +1,8 @@
 """Runs a student on batches of images and writes the depth; used for images and for videos.
 
-Memory holds a batch at the working size and, at their own size, the images of that batch and those
-that wait to be written (counted in tiekd/inference/predict/prediction.py). Left out: several
-devices, and half precision.
+Memory holds a batch at the size at which the network runs and, at their own size, the images of
+that batch and those that wait to be written (counted in tiekd/inference/predict/prediction.py).
+Left out: several devices, and half precision.
 """
 
 import time
@@ -33,7 +33,7 @@ class LoadedImage(NamedTuple):
             frame's number.
         path: The file of the image or video.
         pixels: (3, H, W) uint8 RGB, at the image's own size.
-        small: (3, h, w) uint8 RGB, the image at the working resolution.
+        small: (3, h, w) uint8 RGB, the image resized for the network.
         camera: The image's camera; None if neither a point cloud nor the network needs it.
         focal: Focal length in pixels of `small`; None if the network doesn't need it.
     """
@@ -52,10 +52,11 @@ class Predictor:
     The attribute `network_s` is the total time spent in the network so far, in seconds.
 
     Args:
-        student: The student.
+        student: The `Student`, which predicts depth.
         outputs: The kinds of files to write.
         batch_size: Maximum number of images per batch.
-        cameras: The cameras of the images; None if neither point clouds nor the network need them.
+        cameras: Looks up the camera of each image; None if neither point clouds nor the network
+            need them.
     """
 
     def __init__(
@@ -80,9 +81,12 @@ class Predictor:
             path: The file of the image or video.
             pixels: (3, H, W) uint8 RGB.
 
+        Returns:
+            A `LoadedImage` with the image at its own size and resized for the network.
+
         Raises:
-            DataError: The image's camera is needed but isn't known, or the working resolution
-                changes the aspect ratio more than the network allows.
+            DataError: The image's camera is needed but isn't known, or resizing changes the aspect
+                ratio more than the network allows.
         """
         height, width = pixels.shape[1:]
         small = self.student.working_image(pixels, str(path))
@@ -102,8 +106,8 @@ class Predictor:
             batch: The images; their own sizes may differ.
 
         Returns:
-            The reading of each image, whose maps are (H, W) float32 on the CPU at the image's own
-            size. Confidence and sigma are None unless confidence/ is written.
+            A `Reading` per image, in order, whose maps are (H, W) float32 on the CPU at the image's
+            own size. Confidence and sigma are None unless confidence/ is written.
 
         Raises:
             DataError: If the batch doesn't fit in the GPU's memory.
@@ -138,7 +142,8 @@ class Predictor:
 
         Args:
             image: The image.
-            reading: Its maps, each (H, W) float32 on the CPU.
+            reading: The image's depth, confidence and sigma as `depths` returns them, each (H, W)
+                float32 on the CPU.
             colour: False to leave out colour/, as for a frame of a video.
         """
         rgb = image.pixels.permute(1, 2, 0).numpy()
@@ -146,7 +151,7 @@ class Predictor:
 
 
 class Writes:
-    """Context manager that limits the number of unfinished writes in threads to WAITING.
+    """Context manager that limits the number of unfinished file writes in threads to WAITING.
 
     When the `with` block ends, it waits for all writes, unless an exception is being raised.
     Waiting for a write that raised an exception raises this exception again.
@@ -164,11 +169,10 @@ class Writes:
             self._waiting.popleft().result()
 
     def add(self, write) -> None:
-        """Adds a write, and waits for the oldest writes until at most WAITING are left.
+        """Adds a write running in a thread, and waits for old ones until at most WAITING are left.
 
         Args:
-            write: The write's Future. If the write failed, waiting for it raises the exception
-                again.
+            write: The Future of the write. Waiting for a write that failed raises its exception.
         """
         self._waiting.append(write)
         while len(self._waiting) > WAITING:

@@ -81,7 +81,7 @@ class Video:
         self.path = path
 
     def frames(self) -> Iterator[Frame]:
-        """Yields the frames in presentation order.
+        """Yields each frame as a `Frame`, in presentation order.
 
         Raises:
             DataError: The file is truncated or corrupt; raised after the last readable frame.
@@ -221,7 +221,7 @@ def _pyav(path: Path):
         raise DataError(
             f"{path}: videos need PyAV, which is not installed; pip install 'tiekd[video]'"
         ) from None
-    # FFmpeg logs nothing, since this module reports errors itself
+    # Silence FFmpeg's log, since this module reports errors itself.
     av.logging.set_level(av.logging.PANIC)
     return av
 

@@ -1,8 +1,9 @@
 """Predicts the depth of a video frame by frame.
 
 Depth is written per frame as for images, and the coloured depth as one video with the frame rate
-and timestamps of the input. A CSV table lists each frame's timestamp and its flicker
-(tiekd/inference/predict/flicker.py). Left out: temporal smoothing of the depth.
+and timestamps of the input. A CSV table lists each frame's timestamp and its flicker, i.e. the
+change of depth where the image doesn't change (tiekd/inference/predict/flicker.py). Left out:
+temporal smoothing of the depth.
 """
 
 import csv
@@ -38,7 +39,8 @@ def predict_video(predictor: Predictor, item: Input, out: TextIO) -> Flicker:
         out: Text stream that receives progress, speed and flicker.
 
     Returns:
-        The flicker over all frames.
+        A `Flicker`, whose `mean` is the mean change of depth in static pixels over all frames,
+        metres.
 
     Raises:
         DataError: The file is not a video, or is truncated or corrupt. The outputs of the frames
