@@ -28,7 +28,8 @@ def run(args: argparse.Namespace) -> None:
             predicted.
     """
     recipe = load_recipe(args.recipe, args.overrides)
-    # Of several data sets nothing is taken but what they share: whose units would it be?
+    # If the recipe has several data sets, use only the settings that they share: a unit of depth,
+    # for example, isn't defined for an image that belongs to none of them.
     data = recipe.get("data", {})
     data = data_sets.shared_of(data) if data_sets.is_list(recipe) else data
     has_checkpoint = len(args.words) > 1 and not inputs.looks_like_input(args.words[0])
