@@ -34,13 +34,16 @@ def run(args: argparse.Namespace) -> dict:
     """Measures time and memory of a training step at several sizes of each quantity.
 
     The quantities are the batch size, the crop, the head's number of bins and the number of ranks.
+    With --plot it also writes the plot.
 
     Args:
         args: the command-line options that `arguments.of_growth` defines.
 
     Returns:
-        {"table": text, "time_ratio", "memory_ratio", ...}, and for each quantity ("batch", "crop",
-        "bins", "ranks") the result of `judged`.
+        "table", the measurements as text; "time_ratio" and "memory_ratio", the largest deviations
+        of all measurements from their line, as measured value / line's value; "batch", "crop",
+        "bins" and "ranks", a dict for each quantity as `judged` returns it; "compared", a
+        description; and settings of the benchmark.
 
     Raises:
         LaunchError: a plot is asked for, and matplotlib isn't installed.

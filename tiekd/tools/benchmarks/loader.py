@@ -45,10 +45,12 @@ def run(args: argparse.Namespace) -> dict:
         args: the command-line options that `arguments.of_loader` defines.
 
     Returns:
-        The ratios of time and memory, loader / decoding alone, and "ms_per_sample", the
-        milliseconds of each way. Further comparisons are the nested results "with_device_share",
-        "cached" (from decoded frames) and "plain", which also has the differences from the pixels
-        of the published pipeline.
+        "time_ratio" with "time_ratio_range" [least, largest], and "memory_ratio", all loader /
+        decoding alone. "ms_per_sample" has the milliseconds of each way by its name. Further
+        comparisons are dicts with such ratios: "with_device_share" (loader and device's part /
+        decoding), "cached" (from decoded frames / from files) and "plain" (loader / published
+        pipeline in NumPy), which also has the differences between the pixels of both. "frames" and
+        "rounds" are the numbers of samples and of rounds.
     """
     device = device_of(args.device)
     threads = torch.get_num_threads()

@@ -22,9 +22,9 @@ from tiekd.training.hooks.tensorboard import TensorBoard
 
 
 class Parts:
-    """Wraps the step object of the training loop, and times the phases of an iteration.
+    """Wraps a run's step object (forward, backward, optimizer) to time phases of an iteration.
 
-    The phases are forward, losses, backward and teacher. Other attributes are passed on to the step
+    The phases are forward, losses, backward and teacher. Other attributes are those of the step
     object.
 
     Attributes:
@@ -124,7 +124,7 @@ class TimedCriterion:
         return self.criterion.divergence_target(teacher_depth)
 
     def __call__(self, *arguments):
-        """Calls the criterion, records the time, and returns the losses by name.
+        """Calls the criterion, records the time, and returns the losses by name (0-d tensors).
 
         Args:
             arguments: the criterion's arguments: the prediction, the batch and the teacher's depth.
@@ -232,7 +232,7 @@ class Watch(Hook):
         self._start()
 
     def after_iteration(self, state) -> None:
-        """Records the iteration's times; after each block of the run, times two of the bare loop.
+        """Records the iteration's times; after each block, times two blocks of the bare loop.
 
         Args:
             state: the run's TrainState.
