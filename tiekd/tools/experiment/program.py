@@ -51,7 +51,8 @@ def run(args: argparse.Namespace, spec: Spec | None, program: Path) -> int:
     if args.dry_run:
         return _dry_run(launcher, every, jobs)
     _lock(spec.folder.absolute())
-    # Run the pilot, and report which differences can be detected before the other runs begin.
+    # Run the pilot, i.e. the runs from which the smallest detectable difference is computed, and
+    # print that difference before other runs begin.
     pilot = [job for job in jobs if is_pilot(spec, job)]
     ended = launcher.run(pilot)
     print("\n".join(power_lines(spec, every, floors)), flush=True)
@@ -74,10 +75,11 @@ def run(args: argparse.Namespace, spec: Spec | None, program: Path) -> int:
 
 
 def _check_visible_devices(spec: Spec) -> None:
-    """Checks that the devices of CUDA_VISIBLE_DEVICES exist, and sets what else they need.
+    """Checks that the devices of CUDA_VISIBLE_DEVICES exist, and sets variables for their use.
 
-    The variable itself stays, since evaluations run on the first device that it lists. The
-    launcher, which would ignore it, gets the devices as an option (launch.train_command).
+    CUDA_VISIBLE_DEVICES itself isn't changed, since evaluations run on the first device that it
+    lists. The launcher, which would ignore the variable, gets the devices as an option
+    (`launch.train_command`).
 
     Args:
         spec: the experiment.
@@ -123,12 +125,12 @@ def is_pilot(spec: Spec, job: Job) -> bool:
 
 
 def power_lines(spec: Spec, every: Sequence[Job], floors: Sequence[Job]) -> list[str]:
-    """Returns lines that state the smallest detectable difference for each row of each set.
+    """Returns lines of text with the smallest detectable difference for each row of each set.
 
     Args:
         spec: the experiment.
         every: all runs.
-        floors: all floors.
+        floors: the jobs that evaluate baselines which don't look at the image (floors).
     """
     lines = []
     for name, each in spec.sets.items():
