@@ -1,9 +1,9 @@
-"""Says what to try next: rules from figures of a run to options of its recipe.
+"""Suggests what to try next: rules from measurements of a run to changes of its recipe.
 
-Each rule is a function of `Findings` that returns a `Suggestion`, or None where its figure is
-unremarkable or unknown. The thresholds are this project's own rules of thumb, and every suggestion
-says the figure that it follows from. A suggestion is a thing to try, not a promise: whether it
-helps is what the next run shows. Left out: anything that more than one figure would have to show.
+Each rule is a function of `Findings` that returns a `Suggestion`, or None if its measurement is
+unremarkable or unknown. Every suggestion states the measurement that it follows from. The
+thresholds are this project's own rules of thumb. Only another run shows if a suggestion helps. Left
+out: rules that combine several measurements.
 """
 
 import math
@@ -36,9 +36,9 @@ class Suggestion(NamedTuple):
     """A suggestion of what to try next.
 
     Attributes:
-        symptom: What the figures show, with the figures.
+        symptom: The measurement that the suggestion follows from, as a sentence.
         advice: What to try, and why.
-        options: The overrides of the recipe; empty if `advice` names another option.
+        options: Overrides of the recipe, as for `--set`; empty if the advice isn't an override.
     """
 
     symptom: str
@@ -48,28 +48,32 @@ class Suggestion(NamedTuple):
 
 @dataclass(frozen=True)
 class Findings:
-    """The figures of a run from which suggestions follow; None or NaN where unknown.
+    """The measurements of a run on which suggestions are based; None or NaN where unknown.
 
     Attributes:
         recipe: The recipe, a dict.
-        resize: The student's working resolution.
-        is_agreement: True if figures are agreement with the teacher.
-        frames: Number of validation frames that count.
-        abs_rel: Mean of |prediction - target| / target over frames.
-        aligned: The same after each frame's depth was multiplied by its best scale.
+        resize: How images are resized to the student's input size.
+        is_agreement: True if the student was compared with the teacher, not with ground truth.
+        frames: Number of validation frames with an evaluated pixel.
+        abs_rel: Mean over frames of |prediction - target| / target.
+        aligned: Mean over frames of abs_rel after each frame's depth is scaled to the target's
+            median.
         relative_bias: Mean of (prediction - target) / target over pixels.
-        ranges: Errors by range of depth, nearest first.
-        mid_air: Fraction of the pixels near depth edges that are in mid-air.
-        reliability: How large sigma, before any temperature, is beside the errors.
+        ranges: Errors by range of depth, nearest range first.
+        mid_air: Fraction of the pixels near depth edges whose depth is between the edge's two
+            sides.
+        reliability: How large sigma, the student's estimate of its errors, is compared with the
+            errors, before any temperature.
         is_calibrated: True if the weights hold a temperature.
-        sigma_gain: How well sigma orders errors: 0 by chance, 1 perfectly; its lower bound.
+        sigma_gain: Upper bound of the sparsification gain of sigma: 1 if pixels with larger errors
+            have a larger sigma, 0 by chance.
         trained_abs_rel: abs_rel on training frames.
-        student_flip: Change of the student's depth if the image is mirrored.
+        student_flip: Change of the student's depth if the image is mirrored, as a fraction.
         teacher_flip: The same of the teacher.
-        focal: Median focal length of the frames in pixels at the working resolution; None if the
-            focal length of a frame isn't known.
+        focal: Median focal length of the frames in pixels of the student's input; None if the focal
+            length of a frame isn't known.
         metric: (iterations, values) of the abs_rel in the evaluations during training.
-        worst_ratio: abs_rel of the worst frame by that of the median frame.
+        worst_ratio: abs_rel of the worst frame divided by that of the median frame.
     """
 
     recipe: dict
@@ -93,27 +97,31 @@ class Findings:
 
     @property
     def head(self) -> dict:
-        """The recipe's node of the student's head."""
+        """The recipe's section for the student's head, a dict; empty if the recipe has none."""
         return (self.recipe.get("network") or {}).get("head") or {}
 
     @property
     def target(self) -> str:
-        """The name of the reference that the student is compared with."""
+        """The name of the depth that the student is compared with, such as "the ground truth"."""
         return "the teacher" if self.is_agreement else "the ground truth"
 
 
 def suggestions(findings: Findings) -> list[Suggestion]:
-    """Returns what to try next, the most important first.
+    """Returns the suggestions of all rules that apply, the most important first.
 
     Args:
-        findings: The figures of the run.
+        findings: The measurements of the run.
     """
     found = [rule(findings) for rule in RULES]
     return [each for each in found if each is not None]
 
 
 def few_frames(found: Findings) -> Suggestion | None:
-    """Suggests more validation frames if there are too few to trust a figure."""
+    """Suggests more validation frames if fewer than _LEAST_FRAMES were evaluated; else None.
+
+    Args:
+        found: The measurements of the run.
+    """
     if not 0 < found.frames < _LEAST_FRAMES:
         return None
     options = ()
@@ -128,11 +136,15 @@ def few_frames(found: Findings) -> Suggestion | None:
 
 
 def still_improving(found: Findings) -> Suggestion | None:
-    """Suggests a longer training if the metric was still improving at the end."""
+    """Suggests a longer training if abs_rel still improved in its last third; else None.
+
+    Args:
+        found: The measurements of the run.
+    """
     iterations, values = found.metric
     if len(values) < 3 or min(values) != values[-1]:
         return None
-    # The last evaluation that is not in the last third of the training.
+    # Find the last evaluation that is before the last third of the training.
     before = max((i for i, x in enumerate(iterations) if x <= iterations[-1] * 2 / 3), default=0)
     gain = 1 - values[-1] / values[before] if values[before] > 0 else 0.0
     train = found.recipe.get("train", {})
@@ -147,7 +159,11 @@ def still_improving(found: Findings) -> Suggestion | None:
 
 
 def overfitting_gap(found: Findings) -> Suggestion | None:
-    """Suggests more varied training data if validation frames are much worse than training's."""
+    """Suggests more varied training data if validation is much worse than training; else None.
+
+    Args:
+        found: The measurements of the run.
+    """
     ratio = found.abs_rel / found.trained_abs_rel if found.trained_abs_rel > 0 else math.nan
     if not ratio > _GAP:
         return None
@@ -163,7 +179,11 @@ def overfitting_gap(found: Findings) -> Suggestion | None:
 
 
 def wrong_scale(found: Findings) -> Suggestion | None:
-    """Suggests a canonical camera if errors are mostly a wrong scale of each frame."""
+    """Suggests a canonical camera if most of abs_rel is a wrong scale of frames; else None.
+
+    Args:
+        found: The measurements of the run.
+    """
     has_scale_error = found.aligned < _SCALE_SHARE * found.abs_rel
     if not has_scale_error:
         return None
@@ -188,7 +208,11 @@ def wrong_scale(found: Findings) -> Suggestion | None:
 
 
 def bias(found: Findings) -> Suggestion | None:
-    """Suggests a loss on the depth itself if depth is predicted too near or too far."""
+    """Suggests a loss on the depth itself if depth is on average too near or far; else None.
+
+    Args:
+        found: The measurements of the run.
+    """
     if not abs(found.relative_bias) > _BIAS:
         return None
     way = "far" if found.relative_bias > 0 else "near"
@@ -206,7 +230,11 @@ def bias(found: Findings) -> Suggestion | None:
 
 
 def grows_with_range(found: Findings) -> Suggestion | None:
-    """Suggests a larger working resolution if the error grows with the range."""
+    """Suggests a larger input size if the error of far ranges is much larger; else None.
+
+    Args:
+        found: The measurements of the run.
+    """
     near, far = _ends(found.ranges)
     if near is None or not far.abs_rel > _GROWS * near.abs_rel:
         return None
@@ -220,7 +248,11 @@ def grows_with_range(found: Findings) -> Suggestion | None:
 
 
 def worse_near(found: Findings) -> Suggestion | None:
-    """Suggests bins that are narrow near the camera if near errors are the largest."""
+    """Suggests more bins or images if the error of near ranges is much larger; else None.
+
+    Args:
+        found: The measurements of the run.
+    """
     near, far = _ends(found.ranges)
     if near is None or not near.abs_rel > _GROWS * far.abs_rel:
         return None
@@ -239,7 +271,11 @@ def worse_near(found: Findings) -> Suggestion | None:
 
 
 def poor_edges(found: Findings) -> Suggestion | None:
-    """Suggests sharper edges if many points near them are in mid-air."""
+    """Suggests sharper depth edges if many pixels near them lie between both sides; else None.
+
+    Args:
+        found: The measurements of the run.
+    """
     if not found.mid_air > _MID_AIR:
         return None
     symptom = (
@@ -268,8 +304,12 @@ def poor_edges(found: Findings) -> Suggestion | None:
 
 
 def over_confident(found: Findings) -> Suggestion | None:
-    """Suggests a calibration of sigma if it is too small or too large beside the errors."""
-    # The temperature changes the sigma that is used, and `reliability` is without it.
+    """Suggests a calibration if sigma is much smaller or larger than the errors; else None.
+
+    Args:
+        found: The measurements of the run.
+    """
+    # Return if sigma is calibrated already: `reliability` is measured without the temperature.
     if found.is_calibrated:
         return None
     factor = math.nan if found.reliability is None else found.reliability.factor
@@ -297,7 +337,11 @@ def over_confident(found: Findings) -> Suggestion | None:
 
 
 def sigma_without_order(found: Findings) -> Suggestion | None:
-    """Warns of a sigma that doesn't say where the errors are."""
+    """Advises not to use sigma if errors aren't larger where sigma is larger; else None.
+
+    Args:
+        found: The measurements of the run.
+    """
     if not found.sigma_gain <= 0:
         return None
     return Suggestion(
@@ -309,7 +353,11 @@ def sigma_without_order(found: Findings) -> Suggestion | None:
 
 
 def teacher_flip(found: Findings) -> Suggestion | None:
-    """Suggests flip averaging of a teacher that disagrees with itself about a mirrored image."""
+    """Suggests flip averaging if the teacher's depth of mirrored images differs; else None.
+
+    Args:
+        found: The measurements of the run.
+    """
     changes = found.teacher_flip
     if changes is None or not changes > _FLIP:
         return None
@@ -317,8 +365,8 @@ def teacher_flip(found: Findings) -> Suggestion | None:
     teachers = TeacherList.of(found.recipe)
     if teachers.several is None and teachers.is_given:
         node = teachers.nodes[0].node
-        # Networks of the project and the kinds with a key `flip`; a module of the user's may have
-        # none.
+        # Check that the teacher has the key `flip`, as networks of tiekd and these kinds have. A
+        # module of the user's may not have it.
         is_known = node.get("name") in (None, "huggingface", "exported", "moge", "unidepth")
     return Suggestion(
         f"The teacher's depth changes by {changes:.1%} if the image is mirrored.",
@@ -329,7 +377,11 @@ def teacher_flip(found: Findings) -> Suggestion | None:
 
 
 def outliers(found: Findings) -> Suggestion | None:
-    """Suggests looking at the worst frames if they are far worse than the median."""
+    """Suggests to look at the worst frames if their error is far above the median; else None.
+
+    Args:
+        found: The measurements of the run.
+    """
     if found.frames < _LEAST_FRAMES or not found.worst_ratio > _OUTLIER:
         return None
     return Suggestion(
@@ -341,7 +393,13 @@ def outliers(found: Findings) -> Suggestion | None:
 
 
 def cant_follow(found: Findings) -> Suggestion | None:
-    """Suggests a stronger student if even training frames are poor and nothing else explains it."""
+    """Suggests a stronger student if even training frames have large errors; else None.
+
+    It also returns None if another rule explains the errors.
+
+    Args:
+        found: The measurements of the run.
+    """
     explained = (still_improving(found), overfitting_gap(found), wrong_scale(found))
     if not found.trained_abs_rel > 0.1 or any(each is not None for each in explained):
         return None
@@ -372,10 +430,13 @@ RULES: tuple[Callable[[Findings], Suggestion | None], ...] = (
 
 
 def _ends(ranges: Sequence[RangeFigures]) -> tuple[RangeFigures | None, RangeFigures | None]:
-    """Returns the nearest and the farthest range with enough pixels; None for both if one is all.
+    """Returns the nearest and the farthest depth range that have enough pixels.
 
     Args:
-        ranges: The figures of the ranges, nearest first.
+        ranges: The errors of the ranges, nearest first.
+
+    Returns:
+        The two ranges; (None, None) if fewer than two have enough pixels.
     """
     total = sum(each.pixels for each in ranges)
     enough = [each for each in ranges if each.pixels and each.pixels >= _LEAST_SHARE * total]
@@ -383,10 +444,10 @@ def _ends(ranges: Sequence[RangeFigures]) -> tuple[RangeFigures | None, RangeFig
 
 
 def _larger(resize: Resize) -> tuple[str, ...]:
-    """Returns the override for a larger working resolution; none if it isn't of a fixed size.
+    """Returns the overrides of the recipe, as for `--set`, for a 1.5 times larger input size.
 
     Args:
-        resize: The present working resolution.
+        resize: The present resizing; the result is empty if it has no fixed size.
     """
     if resize.short_side is not None:
         return (f"data.resize.short_side={_multiple(resize.short_side)}",)
