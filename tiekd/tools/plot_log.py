@@ -90,7 +90,10 @@ class Run(NamedTuple):
         return [getattr(row, by) for row in rows], [row.values[key] for row in rows]
 
     def meanings(self, key: str) -> set[bool]:
-        """Returns the values of `is_agreement` in the rows of one key's curve.
+        """Returns the values of `is_agreement` that occur in the rows of one key's curve, as a set.
+
+        It has both True and False if some evaluations compared with the teacher and others with
+        ground truth.
 
         Args:
             key: a key of the rows, such as "abs_rel".

@@ -173,7 +173,7 @@ def describe(micro_batch: MicroBatch, sample: int, teacher_depth: Tensor | None)
     ]
     zoomed = f"zoomed by {micro_batch.zooms[sample]:.4f}, " if micro_batch.zooms else ""
     flipped = "flipped" if drawn.flip else "not flipped"
-    # An epoch is that of the sample's own set.
+    # Name the sample's data set, since the sample's index and epoch count within it.
     of_set = f" of {micro_batch.data_sets[sample]}" if micro_batch.data_sets else ""
     place = f"rank {micro_batch.rank}, micro-batch {micro_batch.index}"
     return (
