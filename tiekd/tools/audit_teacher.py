@@ -1,11 +1,11 @@
 """Audits the teacher of a recipe: runs it on some frames and reports measurements out of limits.
 
 The measurements and their limits are defined in tiekd/evaluation/teacher_audit/. They are written
-to audit.json, and the worst and the median frame are drawn in audit.png. The teacher sees whole
-images, as when its maps are cached. With --sigma, its ways to estimate its own error in each pixel
-are measured, too, and their calibrations and sparsification curves written. The audit runs in one
-process. Left out: audits of ground truth, which bin/check_data.py checks, and the sigma of teachers
-from outside the project.
+to audit.json. audit.png shows the frame with the largest error, and the one with the median error.
+The teacher sees whole images, as when its maps are cached. With --sigma, its ways to estimate its
+own error in each pixel are measured, too, and their calibrations and sparsification curves written.
+The audit runs in one process. Left out: audits of ground truth, which bin/check_data.py checks, and
+the sigma of teachers from outside the project.
 """
 
 import argparse

@@ -10,12 +10,13 @@ the same bytes.
 `confidence.json`:
 
     temperature, criterion     T, and the name of the loss that it minimises
-    band                       confidence is the probability that depth is within this share
+    band                       confidence is the probability that the true depth differs from the
+                               predicted one by at most this share
     against, reference         "ground truth" or "the teacher", and the teacher's name
     same_sequence, remarks     true if a folder has frames in both halves; warnings for the user
     weights, iteration         name of the weights file, and the iteration of its weights
     fitted, reported           numbers of frames, sequences and pixels of each half
-    before, after              measurements on the reported half with T = 1 and with the fitted T
+    before, after              measurements on the second half with T = 1 and with the fitted T
                                (tiekd/evaluation/calibration.py)
 """
 

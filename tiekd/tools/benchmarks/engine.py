@@ -60,11 +60,11 @@ def run(args: argparse.Namespace) -> dict:
 
     Returns:
         "time_ratio" (tiekd's loop / bare loop, median over blocks) with "time_ratio_range" [least,
-        largest], and "memory_ratio"; "bare_against_itself", the ratio of the bare loop's two times.
-        "step_ms" is the milliseconds of an iteration without hooks; "loop_ms" is the part of them
-        outside of forward, losses, backward and teacher; "hooks_ms" is a dict of each hook's
-        milliseconds by its class. "host_share" is ("loop_ms" + all hooks) / ("step_ms" + all
-        hooks).
+        largest], and "memory_ratio". "bare_against_itself" is the ratio of the times of two
+        identical runs of the bare loop, which shows the noise. "step_ms" is the milliseconds of an
+        iteration without hooks; "loop_ms" is the part of them outside of forward, losses, backward
+        and teacher; "hooks_ms" is a dict of each hook's milliseconds by its class. "host_share" is
+        ("loop_ms" + all hooks) / ("step_ms" + all hooks).
     """
     if args.against == "torch":
         return against_torch.run(args)

@@ -149,7 +149,7 @@ class Commands:
 
 
 class _Memory:
-    """A function that records how much memory some processes use together.
+    """A callable that records the largest amount of memory that some processes use together.
 
     It is called several times a second with the set of processes. Once a second it sums their
     resident memory. `peak` is the largest sum so far, in bytes.

@@ -54,7 +54,10 @@ class Found:
     left_out: dict[str, str] = field(default_factory=dict)
 
     def told(self) -> list[str]:
-        """Returns a line for each reason to leave files out: number of files, reason, one name."""
+        """Returns a line of text for each reason to leave files out.
+
+        The line has the number of such files, the reason, and the name of one of them.
+        """
         reasons = Counter(self.left_out.values())
         first: dict[str, str] = {}
         for name, reason in self.left_out.items():

@@ -156,7 +156,8 @@ def loaded(path: Path, kind: str, on: str) -> Callable:
         on: The device, "cpu" or "cuda".
 
     Returns:
-        Function of an image, (1, 3, H, W) uint8. It returns when the device has finished.
+        Function from an image, (1, 3, H, W) uint8, to the file's outputs. It returns when the
+        device has finished.
     """
     if kind == "onnx":
         return onnx_format.load(path)
@@ -176,13 +177,16 @@ def loaded(path: Path, kind: str, on: str) -> Callable:
 
 
 def timed(run: Callable, image) -> Measured:
-    """Returns the median duration of a call of a function, after three calls that aren't timed.
+    """Measures the median duration of a call of a function, after three calls that aren't timed.
 
     Calls are timed until there are RUNS of them or 10 s have passed.
 
     Args:
         run: The function.
         image: The function's argument.
+
+    Returns:
+        The median in milliseconds, and the number of timed calls.
     """
     for _ in range(_WARM_UP):
         run(image)

@@ -106,14 +106,14 @@ _OPTIONS = (
 
 
 def given(args: argparse.Namespace, teacher: dict | None) -> dict:
-    """Returns the values of the plan that a command line gives, without options not given.
+    """Returns the values of the plan that a command line gives.
 
     Args:
         args: The command line, as `options.check` leaves it.
         teacher: The recipe's section for the teacher that it names; None if it names none.
 
     Returns:
-        Attribute of Plan -> value.
+        Attribute of Plan -> value. Options that aren't given are absent.
     """
     found = {_KEYS.get(name, name): getattr(args, name) for name in _OPTIONS}
     found["images"] = str(args.images.absolute())

@@ -43,7 +43,7 @@ class Stage:
 
 
 class Records:
-    """The content of OUT/stages.json: for each stage its key, its time, and if it has finished.
+    """The content of OUT/stages.json: each stage's key, seconds, and if it has finished.
 
     A stage's key is a digest of its inputs and of the key of the stage before it.
 

@@ -6,8 +6,8 @@
     a folder with config.json           the transformers model in this folder
     a folder with config.yaml           network and weights of this work dir of tiekd
     a YAML file with teacher(s) alone   the section in this file
-    another YAML file, or a name        a recipe of tiekd: its teacher, or its network if it has
-    none
+    another YAML file, or a name        the teacher of this recipe of tiekd; if it has none, the
+                                        recipe's own network
 
 Only YAML is read here; no model is loaded. `check` raises the recipe's errors for keys that are
 unknown or missing for the kind of teacher.

@@ -55,7 +55,7 @@ class Stopped(BaseException):
 
 
 class Work:
-    """The stages of one distillation, one method each, and the functions that give their keys.
+    """The stages of one distillation: methods that run a stage, and that digest its inputs.
 
     Args:
         plan: The plan. Stages fill in the values that are None.

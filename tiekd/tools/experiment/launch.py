@@ -39,7 +39,9 @@ _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 @dataclass(frozen=True)
 class State:
-    """The progress of a job (a run, or the evaluation of a set's floors), stored in run.json.
+    """The progress of a job, stored in run.json in the job's folder.
+
+    A job is a run, or the evaluation of floors, i.e. of baselines that don't look at the image.
 
     Attributes:
         label: the job's name for the user.
@@ -170,7 +172,7 @@ class Launcher:
         """Trains a job if it isn't trained yet, and evaluates it.
 
         Args:
-            job: the job; the floors of a set are only evaluated.
+            job: the job. Floors, i.e. baselines that don't look at the image, are only evaluated.
 
         Returns:
             None if the job is finished; otherwise the reason in one line.

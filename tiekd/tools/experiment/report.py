@@ -212,7 +212,9 @@ def _interval(ends: Sequence) -> str:
 
 
 def plot(table: Mapping) -> bytes | None:
-    """Plots the comparisons of all sets: the differences between rows, with their intervals.
+    """Plots the differences in error between pairs of rows on all sets, with confidence intervals.
+
+    A row is a recipe with overrides, a set is the data on which it is trained and evaluated.
 
     Args:
         table: the results, as `table.compute` returns them.

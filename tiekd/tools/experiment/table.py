@@ -149,7 +149,8 @@ def _joined(parts: Sequence[Job], spec: Spec) -> dict[str, list[FrameFigures]] |
     found = [listing.figures(job, spec) for job in sorted(parts, key=lambda job: job.fold or 0)]
     if not found or None in found:
         return None
-    # Leave a floor out if it couldn't be computed in one of the folds.
+    # Leave a floor (a baseline that doesn't look at the image) out if it couldn't be computed in
+    # one of the folds.
     common = [name for name in found[0] if all(name in part for part in found)]
     return {name: [frame for part in found for frame in part[name]] for name in common}
 
@@ -227,6 +228,8 @@ def _set(spec: Spec, name: str, runs: Sequence[Job], floors: Sequence[Job]) -> d
 def _left_out(spec: Spec, floors: Sequence[Job]) -> dict[str, str]:
     """Returns the floors of a set that couldn't be computed in some fold: name -> reason.
 
+    Floors are baselines that don't look at the image, such as the median of all training depths.
+
     Args:
         spec: the experiment.
         floors: the evaluations of the set's floors, one for each fold.
@@ -239,6 +242,8 @@ def _left_out(spec: Spec, floors: Sequence[Job]) -> dict[str, str]:
 
 def _row(figures: Figures, row: str, seeds: Sequence[int], cap: float) -> dict:
     """Averages the errors of a row or a floor over frames and seeds.
+
+    A row is a recipe with overrides, a floor a baseline that doesn't look at the image.
 
     Args:
         figures: the results on the set.
@@ -280,7 +285,8 @@ def _by_range(figures: Figures, row: str, seeds: Sequence[int], cap: float) -> l
 
     Args:
         figures: the results on the set.
-        row: name of the row or the floor.
+        row: name of a row (a recipe with overrides) or of a floor (a baseline that doesn't look at
+            the image).
         seeds: the row's seeds.
         cap: the evaluation's maximum depth, metres, where the last range ends.
 
@@ -347,9 +353,10 @@ def smallest_detectable(spec: Spec, name: str, figures: Figures) -> float:
 
 
 def compare_rows(spec: Spec, name: str, figures: Figures) -> list[dict]:
-    """Compares the rows of a set: the primary comparison first, then all others.
+    """Compares pairs of rows on a set: the primary comparison first, then all others.
 
-    The p-values of the others are corrected together by Holm's method.
+    A row is a recipe with overrides. The p-values of the others are corrected together by Holm's
+    method.
 
     Args:
         spec: the experiment.
@@ -492,7 +499,9 @@ def as_number(value: float | str | None) -> float:
 
 
 def is_complete(table: Mapping) -> bool:
-    """Returns True if all runs and evaluations of floors in an experiment are finished.
+    """Returns True if all runs of an experiment are finished, and all evaluations of floors.
+
+    Floors are baselines that don't look at the image.
 
     Args:
         table: the results, as `compute` returns them.

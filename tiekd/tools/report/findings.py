@@ -65,10 +65,13 @@ def _metric(content: Content) -> tuple[list[float], list[float]]:
 
 
 def _worst_ratio(values: list[float]) -> float:
-    """Returns the largest of some values divided by their median; NaN if there are none.
+    """Returns the largest of some values divided by their median.
 
     Args:
         values: The values. Those that are NaN are ignored.
+
+    Returns:
+        The ratio; NaN if there are no values or their median is 0.
     """
     known = [value for value in values if not math.isnan(value)]
     middle = statistics.median(known) if known else 0.0

@@ -1,7 +1,7 @@
 """Draws line charts as inline SVG, whose colours follow the page's light or dark style.
 
 A chart scales with the page and stays sharp. A curve of many points is divided into _COLUMNS parts,
-of each of which only the smallest and the largest value are kept. So a chart takes some 10 kB
+and only the smallest and the largest value of each part are kept. So a chart takes some 10 kB
 however long a run was. Left out: interaction, and images of charts for TensorBoard
 (`visualization.charts`).
 """
@@ -80,8 +80,8 @@ def chart(
 def _points(curve: Curve, log_y: bool) -> list[tuple[float, float]]:
     """Returns the points of a curve to draw, (x, y) each; at most 2 * _COLUMNS.
 
-    A longer curve is divided into _COLUMNS parts, of each of which the points with the smallest and
-    the largest y are kept.
+    A longer curve is divided into _COLUMNS parts, and only the points with the smallest and the
+    largest y of each part are kept.
 
     Args:
         curve: The curve.

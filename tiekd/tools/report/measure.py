@@ -244,8 +244,9 @@ def reliability(frames: Sequence[SigmaFrame], factor: float = 1.0) -> Reliabilit
         factor: The factor by which sigmas are multiplied first.
 
     Returns:
-        The fractions of errors within intervals, and the mean ratio of error to sigma; None if no
-        pixel has a sigma above 0.
+        The fractions of errors within intervals of several probabilities, and the factor by which
+        sigmas have to be multiplied to agree with the errors on average. None if no pixel has a
+        sigma above 0.
     """
     if not frames:
         return None

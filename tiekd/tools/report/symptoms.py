@@ -117,10 +117,13 @@ def suggestions(findings: Findings) -> list[Suggestion]:
 
 
 def few_frames(found: Findings) -> Suggestion | None:
-    """Suggests more validation frames if fewer than _LEAST_FRAMES were evaluated; else None.
+    """Suggests more validation frames if fewer than _LEAST_FRAMES were evaluated.
 
     Args:
         found: The measurements of the run.
+
+    Returns:
+        The suggestion; None if there are enough frames.
     """
     if not 0 < found.frames < _LEAST_FRAMES:
         return None
@@ -136,10 +139,13 @@ def few_frames(found: Findings) -> Suggestion | None:
 
 
 def still_improving(found: Findings) -> Suggestion | None:
-    """Suggests a longer training if abs_rel still improved in its last third; else None.
+    """Suggests a longer training if abs_rel still improved in the last third of the training.
 
     Args:
         found: The measurements of the run.
+
+    Returns:
+        The suggestion; None if abs_rel improved by less than _STILL_BETTER or isn't known.
     """
     iterations, values = found.metric
     if len(values) < 3 or min(values) != values[-1]:
@@ -159,10 +165,13 @@ def still_improving(found: Findings) -> Suggestion | None:
 
 
 def overfitting_gap(found: Findings) -> Suggestion | None:
-    """Suggests more varied training data if validation is much worse than training; else None.
+    """Suggests more varied training data if validation frames are much worse than training frames.
 
     Args:
         found: The measurements of the run.
+
+    Returns:
+        The suggestion; None if the ratio of both abs_rel is at most _GAP or isn't known.
     """
     ratio = found.abs_rel / found.trained_abs_rel if found.trained_abs_rel > 0 else math.nan
     if not ratio > _GAP:
@@ -179,10 +188,14 @@ def overfitting_gap(found: Findings) -> Suggestion | None:
 
 
 def wrong_scale(found: Findings) -> Suggestion | None:
-    """Suggests a canonical camera if most of abs_rel is a wrong scale of frames; else None.
+    """Suggests a canonical camera if errors are mostly a wrong scale of whole frames.
 
     Args:
         found: The measurements of the run.
+
+    Returns:
+        The suggestion; None unless scaling each frame to the median of its target would reduce
+        abs_rel to less than _SCALE_SHARE of it.
     """
     has_scale_error = found.aligned < _SCALE_SHARE * found.abs_rel
     if not has_scale_error:
@@ -208,10 +221,13 @@ def wrong_scale(found: Findings) -> Suggestion | None:
 
 
 def bias(found: Findings) -> Suggestion | None:
-    """Suggests a loss on the depth itself if depth is on average too near or far; else None.
+    """Suggests a larger loss on the depth itself if depth is on average too near or too far.
 
     Args:
         found: The measurements of the run.
+
+    Returns:
+        The suggestion; None if the mean relative error is at most _BIAS or isn't known.
     """
     if not abs(found.relative_bias) > _BIAS:
         return None
@@ -230,10 +246,14 @@ def bias(found: Findings) -> Suggestion | None:
 
 
 def grows_with_range(found: Findings) -> Suggestion | None:
-    """Suggests a larger input size if the error of far ranges is much larger; else None.
+    """Suggests a larger input size if abs_rel is much larger far from the camera than near it.
 
     Args:
         found: The measurements of the run.
+
+    Returns:
+        The suggestion; None unless abs_rel of the farthest range exceeds _GROWS times that of the
+        nearest.
     """
     near, far = _ends(found.ranges)
     if near is None or not far.abs_rel > _GROWS * near.abs_rel:
@@ -248,10 +268,14 @@ def grows_with_range(found: Findings) -> Suggestion | None:
 
 
 def worse_near(found: Findings) -> Suggestion | None:
-    """Suggests more bins or images if the error of near ranges is much larger; else None.
+    """Suggests more depth bins or other images if abs_rel is much larger near the camera.
 
     Args:
         found: The measurements of the run.
+
+    Returns:
+        The suggestion; None unless abs_rel of the nearest range exceeds _GROWS times that of the
+        farthest.
     """
     near, far = _ends(found.ranges)
     if near is None or not near.abs_rel > _GROWS * far.abs_rel:
@@ -271,10 +295,13 @@ def worse_near(found: Findings) -> Suggestion | None:
 
 
 def poor_edges(found: Findings) -> Suggestion | None:
-    """Suggests sharper depth edges if many pixels near them lie between both sides; else None.
+    """Suggests sharper depth edges if many pixels near an edge have a depth between its two sides.
 
     Args:
         found: The measurements of the run.
+
+    Returns:
+        The suggestion; None if the fraction of such pixels is at most _MID_AIR or isn't known.
     """
     if not found.mid_air > _MID_AIR:
         return None
@@ -304,10 +331,14 @@ def poor_edges(found: Findings) -> Suggestion | None:
 
 
 def over_confident(found: Findings) -> Suggestion | None:
-    """Suggests a calibration if sigma is much smaller or larger than the errors; else None.
+    """Suggests a calibration if sigma, the student's estimate of its errors, is too small or large.
 
     Args:
         found: The measurements of the run.
+
+    Returns:
+        The suggestion; None if errors differ from sigma by at most a factor of _FACTOR, or if sigma
+        is calibrated already.
     """
     # Return if sigma is calibrated already: `reliability` is measured without the temperature.
     if found.is_calibrated:
@@ -337,10 +368,13 @@ def over_confident(found: Findings) -> Suggestion | None:
 
 
 def sigma_without_order(found: Findings) -> Suggestion | None:
-    """Advises not to use sigma if errors aren't larger where sigma is larger; else None.
+    """Advises not to use sigma, the student's estimate of its errors, if it doesn't order them.
 
     Args:
         found: The measurements of the run.
+
+    Returns:
+        The advice; None if pixels with a larger sigma have larger errors.
     """
     if not found.sigma_gain <= 0:
         return None
@@ -353,10 +387,13 @@ def sigma_without_order(found: Findings) -> Suggestion | None:
 
 
 def teacher_flip(found: Findings) -> Suggestion | None:
-    """Suggests flip averaging if the teacher's depth of mirrored images differs; else None.
+    """Suggests flip averaging of the teacher if its depth changes when the image is mirrored.
 
     Args:
         found: The measurements of the run.
+
+    Returns:
+        The suggestion; None if the change is at most _FLIP or isn't known.
     """
     changes = found.teacher_flip
     if changes is None or not changes > _FLIP:
@@ -377,10 +414,14 @@ def teacher_flip(found: Findings) -> Suggestion | None:
 
 
 def outliers(found: Findings) -> Suggestion | None:
-    """Suggests to look at the worst frames if their error is far above the median; else None.
+    """Suggests to look at the worst frames if their error is far above that of the median frame.
 
     Args:
         found: The measurements of the run.
+
+    Returns:
+        The suggestion; None if the ratio of both errors is at most _OUTLIER, or there are few
+        frames.
     """
     if found.frames < _LEAST_FRAMES or not found.worst_ratio > _OUTLIER:
         return None
@@ -393,12 +434,14 @@ def outliers(found: Findings) -> Suggestion | None:
 
 
 def cant_follow(found: Findings) -> Suggestion | None:
-    """Suggests a stronger student if even training frames have large errors; else None.
-
-    It also returns None if another rule explains the errors.
+    """Suggests a stronger student if even training frames have large errors.
 
     Args:
         found: The measurements of the run.
+
+    Returns:
+        The suggestion; None if abs_rel on training frames is at most 0.1, or another rule explains
+        it.
     """
     explained = (still_improving(found), overfitting_gap(found), wrong_scale(found))
     if not found.trained_abs_rel > 0.1 or any(each is not None for each in explained):
