@@ -111,7 +111,7 @@ def other_focals(frames: Dataset, index: int, given: float | None) -> Mapping[st
     Args:
         frames: the dataset.
         index: index of the frame.
-        given: the focal length that the user gave; None if none.
+        given: the focal length that the user gave, in pixels of the frame's image; None if none.
 
     Returns:
         source -> focal length in pixels of the frame's image. The sources are "given" and "exif"; a
@@ -176,7 +176,8 @@ def picture(observer: Observer, shown: Mapping[str, AuditFrame]) -> np.ndarray:
     """Draws one row per frame: image, teacher's depth, ground truth and their difference.
 
     Args:
-        observer: the observer, which computes image and depth again at full size.
+        observer: the object that runs the teacher on frames. It predicts the depth of these frames
+            again, at full size.
         shown: caption of a frame, which is written above its image -> the frame.
 
     Returns:

@@ -748,7 +748,9 @@ def _size(num_bytes: float) -> str:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Runs bin/cache_teacher.py: writes the maps of a recipe's teacher, and prints the progress.
+    """Runs bin/cache_teacher.py: writes the maps of a recipe's teachers, and prints the progress.
+
+    They are written to the folder of --out, or by default to a folder in the recipe's `data.root`.
 
     Args:
         args: the program's parsed command line.

@@ -29,6 +29,8 @@ from tiekd.visualization import frame_pictures, panel
 def run(args: argparse.Namespace) -> None:
     """Runs bin/evaluate.py: evaluates networks on the same frames, and prints a report.
 
+    It also writes the files that options name, such as the metrics as JSON (--out).
+
     Args:
         args: the program's parsed command line.
 

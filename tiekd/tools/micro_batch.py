@@ -201,7 +201,8 @@ def _on_a_copy(parts: Parts) -> Callable[[int], None]:
     The function runs the teacher, a copy of the student, and the losses, but no optimizer step.
 
     Args:
-        parts: the parts of the run, with a built engine; the copy gets the engine's precision.
+        parts: the objects of the run, such as network and losses, with a built engine; the copy
+            gets the engine's precision.
     """
     # Build a copy of the engine's network in the same precision; running the copy needs no
     # collectives.

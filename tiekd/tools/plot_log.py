@@ -187,6 +187,10 @@ def plot(
 def _title(runs: Sequence[Run], key: str) -> str:
     """Returns a chart's title, which states if the key's values are agreement with the teacher.
 
+    Args:
+        runs: the runs whose curves are in the chart.
+        key: the key of the rows, such as "abs_rel".
+
     Raises:
         LaunchError: the values are agreement with the teacher in some evaluations, and accuracy in
             others.

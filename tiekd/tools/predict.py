@@ -18,7 +18,7 @@ from tiekd.models import confidence, load
 
 
 def run(args: argparse.Namespace) -> None:
-    """Runs bin/predict.py: predicts the depth of images and videos, and writes it to files.
+    """Runs bin/predict.py: predicts the depth of images and videos, and writes it to --out.
 
     Args:
         args: the program's parsed command line.
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
         if has_checkpoint:
             read_as = f"; of several words after RECIPE the first, {args.words[0]}, is CHECKPOINT"
         raise CheckpointError(f"{error}{read_as}") from None
-    # Load the network, and set up the outputs.
+    # Set up the student, and then the outputs.
     resize = resize if given is None else given
     calibration = confidence.read(weights)
     model = student.Student(network, device, args.readout, resize, calibration)

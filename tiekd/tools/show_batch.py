@@ -233,6 +233,8 @@ def _depths(name: str, depth: Tensor) -> str:
 def run(args: argparse.Namespace) -> None:
     """Runs bin/show_batch.py: prints the samples of an iteration of a run, and writes their images.
 
+    The images are written to the folder of --out, or by default to `batches` in the work dir.
+
     Args:
         args: the program's parsed command line.
 

@@ -70,7 +70,9 @@ def _add_recipe(parser: argparse.ArgumentParser, default: Path, whose: str) -> N
 
 
 def _add_kitti(parser: argparse.ArgumentParser) -> None:
-    """Adds the option `--data` for a folder with the KITTI dataset.
+    """Adds the option `--data FOLDER`, a folder with the KITTI dataset.
+
+    Without it, the benchmark renders images.
 
     Args:
         parser: the benchmark's parser.

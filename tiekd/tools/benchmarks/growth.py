@@ -83,8 +83,9 @@ def _farthest(curves: dict[str, dict], key: str) -> float:
     """Returns the ratio farthest from 1 among all measurements of all quantities.
 
     Args:
-        curves: for each quantity the result of `judged`.
-        key: the key of the ratios in these results, "time_by_line" or "memory_by_line".
+        curves: for each quantity, such as the batch size, a dict that has a list of ratios under
+            `key`.
+        key: "time_by_line" or "memory_by_line".
     """
     ratios = [ratio for curve in curves.values() for ratio in curve[key]]
     return max(ratios, key=lambda ratio: abs(ratio - 1))
@@ -148,7 +149,8 @@ def table(curves: dict[str, dict]) -> str:
     """Formats the measurements as a table with one line per measured size.
 
     Args:
-        curves: for each quantity ("batch", "crop", "bins", "ranks") the result of `judged`.
+        curves: for each quantity ("batch", "crop", "bins", "ranks") the dict that `judged` returns:
+            sizes, times, peak memory and their ratios to a straight line.
 
     Returns:
         The table's lines, joined by newlines.

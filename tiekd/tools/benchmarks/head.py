@@ -117,7 +117,8 @@ def example(
 
     Returns:
         Features (B, C, h, w), weight (K, C, 1, 1), bias (K,), bin edges (K + 1,) in metres, target
-        depth (B, 1, h, w) float32 in metres, 0 in a tenth of the pixels, and sigma in metres.
+        depth (B, 1, h, w) float32 in metres, 0 in a tenth of the pixels, and the standard deviation
+        of the Gaussian target in metres.
     """
     g = torch.Generator(device).manual_seed(0)
     features = torch.randn(images, channels, height, width, generator=g, device=device)

@@ -99,8 +99,8 @@ def _measured(
         key: from_cache.read([key])
         for key in itertools.product(range(rounds + 1), range(len(frames)))
     }
-    # Define the functions of (epoch, index), each of which makes this sample or only decodes its
-    # files.
+    # Define functions of (epoch, index). Each makes the sample `index` of an epoch, or only decodes
+    # its files.
     calls = {
         "ours": lambda epoch, index: from_files.read([(epoch, index)]),
         "decoding": lambda _, index: decode(frames, index),

@@ -45,10 +45,10 @@ class Parts:
         criterion: nn.Module,
         clip_norm: float | None,
     ):
-        """Wraps the step object of a run.
+        """Wraps a run's step object, which runs forward, backward and the optimizer.
 
         Args:
-            step: the run's step.
+            step: the step object.
             micro_batches: the micro-batches of every iteration.
             criterion: the run's losses.
             clip_norm: maximum gradient norm in the bare loop, 0 for no limit; None if the engine
@@ -113,7 +113,9 @@ class TimedCriterion:
     call: Callable
 
     def divergence_target(self, teacher_depth: Tensor) -> Tensor | None:
-        """Returns the target depth of a head's divergence, as the criterion does; this isn't timed.
+        """Returns the depth from which the target of the head's divergence loss is computed.
+
+        It calls the criterion's method, without timing it.
 
         Args:
             teacher_depth: (B, 1, H, W), metres, 0 where not valid.
@@ -173,7 +175,7 @@ class TimedHook(Hook):
 
 @dataclass(eq=False)
 class Watch(Hook):
-    """The last hook in the list, which collects times and runs blocks of the bare loop.
+    """The last of the run's hooks, which collects times and runs blocks of the bare loop.
 
     A block is a fixed number of iterations that are timed together.
 

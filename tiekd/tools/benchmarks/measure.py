@@ -45,10 +45,10 @@ def compare(
         queued: number of calls that are timed together on a GPU (see `seconds`).
 
     Returns:
-        {"compared", "time_ratio": ours / reference, median over rounds, "time_ratio_range": [least,
-        largest], "ours_s", "reference_s": medians, "rounds"}. If `with_memory` is True, also
-        {"memory_ratio", "ours_peak_mb", "reference_peak_mb"}; the peaks are above the memory held
-        before the call.
+        "compared"; "time_ratio" (ours / reference), the median over rounds, with "time_ratio_range"
+        [least, largest]; "ours_s" and "reference_s", seconds of a call, medians over rounds; and
+        "rounds". If `with_memory` is True, also "memory_ratio" (ours / reference), "ours_peak_mb"
+        and "reference_peak_mb", the peaks in MB above the memory held before the call.
     """
     device = torch.device(device)
     result = {"compared": compared}

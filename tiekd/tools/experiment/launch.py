@@ -1,10 +1,11 @@
 """Runs the jobs of an experiment one after the other, each in processes of its own.
 
-A run is trained by `deepspeed ... bin/train.py --resume-from auto`, which starts it or resumes it
-at its newest complete checkpoint, and is then evaluated by score.py. If a killed experiment is
-started again, finished runs are skipped, and the interrupted run is resumed. The ranks watch this
-process (tiekd/distributed/launcher_watch.py), so that none outlives it. If a run fails, its name
-and its log file are printed, and the other runs continue.
+A job is a run, i.e. a training with its evaluation, or the evaluation of baselines that don't look
+at the image (floors). A run is trained by `deepspeed ... bin/train.py --resume-from auto`, which
+starts it or resumes it at its newest complete checkpoint, and is then evaluated by score.py. If a
+killed experiment is started again, finished runs are skipped, and the interrupted run is resumed.
+The ranks watch this process (tiekd/distributed/launcher_watch.py), so that none outlives it. If a
+run fails, its name and its log file are printed, and the other runs continue.
 """
 
 import json
@@ -437,10 +438,13 @@ def measure(launcher: Launcher, jobs: Sequence[Job]) -> dict[tuple[str, str | No
 
 
 def told_seconds(report: str) -> float | None:
-    """Reads the seconds of training and evaluations from the report of a dry run; None if absent.
+    """Reads the seconds of training and evaluations together from the report of a dry run.
 
     Args:
         report: the report of `bin/train.py --dry-run`.
+
+    Returns:
+        The seconds; None if the report doesn't state them.
     """
     told = re.search(
         r"^ETA: (?:(?:(\d+) days?, )?(\d+):(\d\d):(\d\d)|([\d.]+) s) for training", report, re.M

@@ -47,8 +47,11 @@ def relative_error(name: str, depth: np.ndarray) -> np.ndarray:
     """Returns the root mean square of a teacher's relative error at each depth.
 
     Args:
-        name: "near" or "far".
-        depth: depths in metres.
+        name: "near" or "far", the teacher.
+        depth: depths in metres, of any shape.
+
+    Returns:
+        An array of the same shape, as fractions of the depth.
     """
     near, far = _ERRORS[name]
     share = np.clip((depth - NEAR_M) / (FAR_M - NEAR_M), 0, 1)
@@ -159,14 +162,14 @@ def write(recipe: Recipe) -> list[Path]:
 
 
 def _folder(folder: Path, manifest: dict) -> Path:
-    """Creates a folder of maps with its manifest, and returns it.
+    """Creates a folder of maps with its manifest, and returns the folder's path.
 
     Args:
         folder: the folder.
-        manifest: the manifest.
+        manifest: the content of the manifest, which records how the maps are made.
 
     Raises:
-        DataError: the folder holds other maps.
+        DataError: the folder holds maps with another manifest.
     """
     found = teacher_maps.read_manifest(folder)
     if found is not None and found != manifest:

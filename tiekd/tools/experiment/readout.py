@@ -31,7 +31,10 @@ class ReadoutPredictor(NamedTuple):
 
     @property
     def needs_focal(self) -> bool:
-        """True if the network has a canonical camera, so that images need their focal length."""
+        """True if the network predicts depth for one canonical focal length.
+
+        Then each image's focal length is needed as the second argument.
+        """
         return self.network.canonical is not None
 
     @torch.no_grad()
@@ -40,8 +43,8 @@ class ReadoutPredictor(NamedTuple):
 
         Args:
             image: (B, 3, H, W), normalised with ImageNet's mean and standard deviation.
-            focal: (B,), focal length of each image in pixels of `image`; None without a canonical
-                camera.
+            focal: (B,), focal length of each image in pixels of `image`; None if the network
+                doesn't need it (`needs_focal`).
 
         Returns:
             (B, 1, H, W) float32, metres.

@@ -1,7 +1,7 @@
 """Writes the report of an experiment: Markdown, JSON, and a plot.
 
-All three are made from the table (table.py), so they agree. The plot needs matplotlib (extra
-`plot`); if that isn't installed, the plot is left out, with a message.
+All three are made from one dict of results, which table.py computes, so they agree. The plot needs
+matplotlib (extra `plot`); if that isn't installed, the plot is left out, with a message.
 """
 
 import json

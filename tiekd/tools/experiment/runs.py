@@ -530,6 +530,9 @@ def _read_splits(sections: str) -> _Splits:
 
     Args:
         sections: the recipe's sections as JSON, as `_read_sections` returns them.
+
+    Returns:
+        The datasets, a digest of their frames' names and files, and the frames' names.
     """
     recipe = Recipe(json.loads(sections))
     sets = {split: build_dataset(recipe.dataset, split) for split in ("train", "val")}
@@ -709,10 +712,11 @@ def check_scenes(runs: Sequence[Job], spec: Spec) -> list[str]:
         trained on where the specification allows that.
 
     Raises:
-        RecipeError: rows have different validation frames, the rule doesn't cover a frame, a scene
-            is evaluated in two folds, or a run trains on a scene on which it is evaluated.
+        RecipeError: rows have different validation frames, the specification's rule gives no scene
+            for a frame, a scene is evaluated in two folds, or a run trains on a scene on which it
+            is evaluated.
     """
-    # Count the scenes before anything runs, so that a wrong rule is found early.
+    # Count the scenes before anything runs, so that a wrong rule for scenes is found early.
     rule = spec.scene_rule()
     lines = []
     for name, each in spec.sets.items():
@@ -757,7 +761,7 @@ def shared_scenes(runs: Sequence[Job], spec: Spec, name: str) -> list[str]:
     """
     rule = spec.scene_rule()
     shared: set[str] = set()
-    # All seeds of a row have the same frames.
+    # Take each row's frames once, since all seeds of a row have the same ones.
     for frames in {job.frames for job in runs if job.set == name}:
         evaluated = {rule(frame) for frame in frames.evaluated}
         shared |= evaluated & {rule(frame) for frame in frames.train}

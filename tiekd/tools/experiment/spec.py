@@ -183,7 +183,7 @@ class Spec:
 
     @property
     def folder(self) -> Path:
-        """The experiment's work dir."""
+        """The path of the experiment's work dir."""
         default = f"work_dirs/experiments/{self.path.stem}"
         return Path(paths.expanded(self.work_dir or default))
 
@@ -214,15 +214,16 @@ class Spec:
         return shipped.find(shipped.RECIPES, given, self.path.parent)
 
     def scene_rule(self) -> Callable[[str], str]:
-        """Returns the function from a frame's name to its scene.
+        """Returns the function from a frame's name to the name of its scene.
 
-        It raises RecipeError for a frame that the rule doesn't cover.
+        The function raises RecipeError for a frame for which the specification's rule gives no
+        scene.
         """
         return scene_rule(self.scenes, self.path.parent)
 
     @property
     def absolute_scenes(self) -> Mapping:
-        """The rule for a frame's scene, with the absolute path of its list."""
+        """The rule for a frame's scene: {"regex": PATTERN} or {"list": absolute path of a file}."""
         if "regex" in self.scenes:
             return self.scenes
         listed = self.path.parent / paths.expanded(self.scenes["list"])
@@ -230,13 +231,14 @@ class Spec:
 
 
 def scene_rule(scenes: Mapping, folder: Path) -> Callable[[str], str]:
-    """Returns the function from a frame's name to its scene.
+    """Returns the function from a frame's name to the name of its scene.
 
-    It raises RecipeError for a frame that the rule doesn't cover.
+    The function raises RecipeError for a frame for which the rule gives no scene.
 
     Args:
-        scenes: {"regex": PATTERN} or {"list": FILE}.
-        folder: the folder from which FILE is found.
+        scenes: the rule: {"regex": PATTERN}, to be found in a frame's name, or {"list": FILE},
+            whose lines are `FRAME SCENE`.
+        folder: the folder to which a relative FILE refers.
     """
     if "regex" in scenes:
         pattern = re.compile(scenes["regex"])
@@ -294,10 +296,13 @@ def _read_scenes(path: Path) -> dict[str, str]:
 
 
 def read(path: Path) -> Spec:
-    """Reads and checks a specification.
+    """Reads and checks the YAML file of an experiment.
 
     Args:
         path: the YAML file.
+
+    Returns:
+        The specification.
 
     Raises:
         RecipeError: the file can't be read, a key is unknown or missing, or a value isn't allowed.
@@ -461,12 +466,15 @@ def _check_values(spec: Spec) -> None:
 
 
 def _check_set(spec: Spec, name: str, each: DataSet) -> None:
-    """Raises RecipeError for a set whose values aren't allowed or contradict each other.
+    """Checks the values of one set in the specification.
 
     Args:
         spec: the whole specification.
         name: the set's name.
         each: the set.
+
+    Raises:
+        RecipeError: a value isn't allowed, values contradict each other, or a row doesn't exist.
     """
     where = f"sets.{name}"
     pairs = [("primary", each.primary), *(("compare", pair) for pair in each.compare or ())]

@@ -34,14 +34,15 @@ class Timing(NamedTuple):
 
     Attributes:
         name: The file's name; "the network" without a file.
-        runtime: What ran it, with its version.
+        runtime: Name and version of the package that runs the file, such as "ONNX Runtime 1.20".
         num_bytes: The file's size; of the network that of its weights in float32.
-        size: (height, width) of the image; None if it wasn't timed.
+        size: (height, width) of the image in pixels; None if it wasn't timed.
         median_ms: The median latency in ms; None if it wasn't timed.
         runs: Number of timed runs.
-        threads: Number of threads.
-        problem: Why it wasn't timed; None if it was.
-        options: The options of bin/export.py that the file says it was made with.
+        threads: Number of CPU threads.
+        problem: Why the file wasn't timed; None if it was.
+        options: The options of bin/export.py with which the file was made, as far as they can be
+            seen in the file.
     """
 
     name: str
@@ -75,7 +76,7 @@ def of_file(path: Path, size: tuple[int, int]) -> Timing:
         return Timing(path.name, package, num_bytes, problem=f"{package} is not installed")
     runtime = f"{'ONNX Runtime' if is_onnx else 'torch'} {metadata.version(package)}"
     load = onnx_format.load_described if is_onnx else program_format.load_described
-    # A file of another program may fail in any way when it is loaded or run.
+    # Catch every exception, since a file that another program made may fail in any way.
     try:
         run, inputs, facts = load(path)
         given = _trial(inputs, size)

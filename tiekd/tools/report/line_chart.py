@@ -24,10 +24,10 @@ class Curve(NamedTuple):
     """One curve of a chart.
 
     Attributes:
-        name: Its name in the legend.
+        name: The curve's name in the legend.
         xs: The x values, increasing.
         ys: The y values. A value that isn't finite interrupts the curve.
-        dashed: True for a dashed line, as of an ideal.
+        dashed: True for a dashed line, for example for the ideal result.
     """
 
     name: str

@@ -90,8 +90,8 @@ def table(head: Sequence[object], rows: Iterable[Sequence[object]], caption: str
         for first, *cells in rows
     ]
     made = tag("table", tag("thead", tag("tr", *titles)), tag("tbody", *lines))
-    # A box that scrolls has to be reachable by the keyboard, and then needs a name. The caption
-    # stands outside, where it wraps to the page and doesn't scroll.
+    # Make the box reachable by the keyboard, which then needs a name, since it scrolls. Put the
+    # caption outside of the box, so that it wraps instead of scrolling.
     box = {"role": "region", "aria_label": caption or plain(head[0]) or "table", "tabindex": "0"}
     shown = [tag("p", caption, class_="caption")] if caption else []
     return joined([*shown, tag("div", made, class_="scroll", **box)])

@@ -107,7 +107,10 @@ class WatchedPredictor:
 
     @property
     def needs_focal(self) -> bool:
-        """True if each image's focal length is needed as the second argument."""
+        """True if the network predicts depth for one canonical focal length.
+
+        Then each image's focal length is needed as the second argument.
+        """
         return self.network.canonical is not None
 
     @torch.no_grad()
@@ -115,9 +118,9 @@ class WatchedPredictor:
         """Predicts depth like `tiekd.models.flip.predict`; sets `depth`, `sigma` and `change`.
 
         Args:
-            image: (B, 3, H, W), normalised.
-            focal: (B,), focal length of each image in pixels of `image`; None without a canonical
-                camera.
+            image: (B, 3, H, W), normalised with ImageNet's mean and standard deviation.
+            focal: (B,), focal length of each image in pixels of `image`; None if the network
+                doesn't need it (`needs_focal`).
 
         Returns:
             (B, 1, H, W) float32, metres.

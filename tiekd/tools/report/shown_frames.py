@@ -171,7 +171,8 @@ def _teacher_depths(
         For each frame (depth, change): depth (H, W) in metres, 0 where not valid; and the median
         |log ratio| of the mirrored image's depth to it, None if that can't be predicted.
     """
-    # Frames without ground truth are in the teacher's dataset only, so indices may differ.
+    # Find the frames by name in the teacher's dataset. It also has frames without ground truth, so
+    # their indices may differ.
     places = {frame.name: place for place, frame in enumerate(getattr(frames, "frames", ()))}
     own = [places.get(name, index) for name, index in zip(names, indices, strict=True)]
     subset, size = Subset(frames, own), reference.resize or resizes.OWN_SIZE
@@ -232,7 +233,7 @@ def _cells(
         Title of a picture -> (H, W, 3) uint8, in the order in which they are shown.
     """
     largest = max_depth * LARGEST_ERROR
-    # A frame without any measured pixel has no picture of its ground truth.
+    # Leave out a depth map without any known pixel, such as missing ground truth.
     maps = {name: depth for name, depth in known.items() if depth is not None and (depth > 0).any()}
     cells = {"image": image}
     for name, depth in maps.items():
