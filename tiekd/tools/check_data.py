@@ -299,7 +299,7 @@ def _to_clean(recipe: Recipe, splits: list[Split]) -> list[Split]:
     checked = {split.name: split for split in splits}
     try:
         both = splits_of(recipe, "both")
-    except DataError:  # the split that wasn't checked has no frames, so use only the checked ones
+    except DataError:  # the other split has no frames, so use only the checked ones
         both = splits
     return [checked.get(split.name) or split for split in both]
 

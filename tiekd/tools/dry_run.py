@@ -276,7 +276,7 @@ def _seconds_of_set(parts: Parts, hook: Evaluation, validated: ValidationSet) ->
 
     # Time one batch and then several, to separate the launch of the data workers, once per
     # evaluation, from the time per batch. If one batch alone is slow, don't time several.
-    seconds(1)  # a warm-up
+    seconds(1)  # warm up before timing
     one = seconds(1)
     batches = -(-len(validated.dataset) // at_once)
     some = min(_EVALUATED, batches)

@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> dict:
     """
     device = device_of(args.device)
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in a data worker
+    torch.set_num_threads(1)  # a data worker has one thread, too
     try:
         with kitti_folder(args.data, tuple(args.kb_crop)) as (root, scratch):
             frames = with_teacher_maps(root, scratch, tuple(args.kb_crop))

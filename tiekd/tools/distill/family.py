@@ -13,7 +13,7 @@ from tiekd.errors import LaunchError
 
 MIN_DEPTH_M = 0.3
 _BINS = 257
-_SIGMA_PER_BIN = 0.523  # of the last bin's width: 0.9 m at 80 m, as the shipped recipes have
+_SIGMA_PER_BIN = 0.523  # sigma / width of the last bin; gives 0.9 m for a range of 80 m
 
 
 @dataclass(frozen=True)

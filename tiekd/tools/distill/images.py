@@ -33,10 +33,10 @@ _READ = READS["images"][1]
 # Don't treat a GIF as a video, since it rarely shows what a camera on a vehicle recorded. It is
 # counted as left out.
 _VIDEOS = tuple(suffix for suffix in VIDEOS if suffix != ".gif")
-_QUALITY = 95  # of JPEG; its artefacts are below those of video
-_SAME_ASPECT = 0.02
-_STEP = 32  # sides of the working resolution are multiples of the encoders' largest stride
-_PIXELS = 192 * 640  # of the default working resolution, unless images are smaller
+_QUALITY = 95  # JPEG quality, whose artefacts are smaller than those of the video
+_SAME_ASPECT = 0.02  # relative difference up to which aspect ratios count as equal
+_STEP = 32  # sides of the student's input are multiples of it, the encoders' largest stride
+_PIXELS = 192 * 640  # pixels of the student's default input, unless images are smaller
 
 
 @dataclass

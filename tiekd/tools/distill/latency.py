@@ -22,7 +22,7 @@ from tiekd.errors import LaunchError
 from tiekd.inference.export import export, onnx_format, program_format
 from tiekd.models.build import build_network
 
-RUNS = 50  # at most; fewer if they take long
+RUNS = 50  # largest number of timed runs; fewer if they take longer than _LONGEST_MS
 _LONGEST_MS = 10_000.0
 _WARM_UP = 3
 

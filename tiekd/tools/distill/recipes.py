@@ -18,9 +18,9 @@ from tiekd.tools.distill.plan import Plan
 
 TEACHER, STUDENT, MAPS, RUN = "teacher.yaml", "recipe.yaml", "maps", "run"
 _DATA, _SCHEDULE = "_base_/datasets/folder.yaml", "_base_/schedules/one_cycle_24e.yaml"
-_EVALUATIONS = 10  # in a training
+_EVALUATIONS = 10  # number of evaluations during a training
 _EMA = 0.999
-_WORKERS = 4  # at most, of each rank
+_WORKERS = 4  # largest number of data workers per rank
 _LINE = 100
 
 

@@ -23,9 +23,9 @@ from tiekd.tools.distill.plan import Plan
 from tiekd.tools.distill.teacher import STEREO
 from tiekd.tools.distill.work import FEWEST, FOUND, Stopped, Work, batch_size
 
-_SAMPLE = "sample"  # the folder of links to the images that are tried
-_MOST = 32
-_FRAME_BYTES_PER_PIXEL = 0.5  # of a JPEG of quality 95
+_SAMPLE = "sample"  # folder with links to the images on which the stages are tried
+_MOST = 32  # largest number of these images, or of stereo pairs
+_FRAME_BYTES_PER_PIXEL = 0.5  # typical size of a JPEG with quality 95
 
 
 @dataclass(frozen=True)

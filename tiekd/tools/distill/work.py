@@ -28,13 +28,13 @@ CHECK, AUDIT, EVALUATION, STUDENT_DATA = "check", "audit", "evaluation", "images
 CALIBRATE, REPORT = "calibrate", "report.html"
 FOUND = 1  # the exit code of a check or an audit that found something
 _MISTAKE = 2  # the exit code of a program that can't use what it is given
-FEWEST = 12  # images, below which a teacher can't be audited
-_BATCH = 16
-_HELD_OUT = 0.1  # the share of images that are held out for evaluation
-_CHECKPOINT_EVERY = 500  # iterations at most, where their time isn't measured
-_CHECKPOINT_EVERY_S = 600.0
-_AUDITED = 32
-_FEWEST_AUDITED = 8
+FEWEST = 12  # smallest number of images; a teacher can't be audited on fewer
+_BATCH = 16  # images per iteration, if there are enough
+_HELD_OUT = 0.1  # fraction of the images that are held out for evaluation
+_CHECKPOINT_EVERY = 500  # iterations; used until their time is measured
+_CHECKPOINT_EVERY_S = 600.0  # seconds between checkpoints, once that time is known
+_AUDITED = 32  # largest number of images on which the teacher is audited
+_FEWEST_AUDITED = 8  # smallest such number
 
 
 class Stopped(BaseException):

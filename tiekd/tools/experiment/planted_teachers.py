@@ -35,7 +35,7 @@ from tiekd.files import replace_bytes
 from tiekd.tools import arguments
 from tiekd.training.settings import Recipe
 
-CELL = 64  # pixels over which an error changes
+CELL = 64  # spacing in pixels of the grid points between which errors are interpolated
 SEED = 7
 _NAMES = ("near", "far")
 # Root mean square of each teacher's relative error: (up to NEAR_M, from FAR_M on).

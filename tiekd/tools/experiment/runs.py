@@ -56,7 +56,7 @@ _PACKAGES += ("onnxruntime", "opencv-python-headless")
 _NOT_COMPUTED_WITH = ("share", "tools", "evaluation/intervals.py")
 _SCORES = "tools/experiment/score.py"
 _SPLITS = {"val": "validation", "test": "test"}
-_NAMED_SCENES = 10  # scenes that one line names
+_NAMED_SCENES = 10  # largest number of scenes that a message names
 PILOT_SEEDS = 3  # number of seeds from which the smallest detectable difference is computed
 
 

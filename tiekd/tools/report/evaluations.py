@@ -26,7 +26,7 @@ from tiekd.training import inputs
 from tiekd.training.canonical import require_focals
 from tiekd.training.settings import Recipe
 
-_SAMPLE = 32  # frames on which the gap to training, and agreement beside accuracy, are measured
+_SAMPLE = 32  # largest number of training frames, and of frames compared with the teacher
 
 
 def evaluate(content: Content, entrant: Entrant, device: torch.device) -> float | None:

@@ -25,7 +25,7 @@ from tiekd.models.network import Network
 
 RUNS = 20
 RUNS_S = 10.0
-_LEAST = 3  # runs, however long they take
+_LEAST = 3  # smallest number of timed runs, however long they take
 _FOCAL = 500.0  # pixels; a latency doesn't depend on the focal length
 
 

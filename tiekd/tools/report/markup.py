@@ -36,7 +36,7 @@ def plain(value: object) -> str:
     said = str(value)
     try:
         data = said.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # a surrogate that stands for no byte, as JSON may have it
+    except UnicodeEncodeError:  # JSON text may have surrogates that stand for no byte
         data = said.encode("utf-8", "backslashreplace")
     return printable(data.decode("utf-8", "backslashreplace"), kept="\n\t")
 

@@ -31,8 +31,8 @@ from tiekd.evaluation.sigma_quality import SigmaFigures, SigmaFrame
 from tiekd.models.network import Network
 from tiekd.models.spread import Spread
 
-_MAX_FRAMES = 256  # frames whose pixels are kept for the figures of sigma
-_MAX_PIXELS = 2000  # of each
+_MAX_FRAMES = 256  # largest number of frames of which pixels are sampled
+_MAX_PIXELS = 2000  # largest number of sampled pixels per frame
 # Probabilities p of the intervals depth +- z(p) * sigma; the report shows the fraction of errors
 # within each.
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)

@@ -22,7 +22,7 @@ from tiekd.tools.report.sections import (
 from tiekd.tools.report.style import STYLE
 
 _MARK = "tiekd report"
-_HEAD_BYTES = 2048  # at the beginning of a file, in which the mark is looked for
+_HEAD_BYTES = 2048  # number of bytes at the start of a file in which _MARK is searched
 # The sections: (value of the HTML attribute `id`, title, function that makes the content).
 _SECTIONS = (
     ("learned", "What was learned from what", learned.learned),

@@ -19,7 +19,7 @@ from tiekd.workdir import workdir
 
 EXPORTS = (".onnx", ".pt2")
 PLAN = "plan.yaml"
-_RUN = "run"  # the work dir beside a plan
+_RUN = "run"  # name of the work dir in a folder with a plan.yaml
 _EXPORT_FOLDERS = ("", "exports", "export")
 
 

@@ -36,7 +36,7 @@ from tiekd.training.settings import Recipe
 from tiekd.workdir import launch_record, workdir
 
 NAME = "report.html"
-_ANY_SIZE = 480, 640  # (height, width) of the image for a latency, if no frame says one
+_ANY_SIZE = 480, 640  # (height, width) of the image to time, if there is no frame
 
 
 def run(args: argparse.Namespace) -> None:
@@ -195,7 +195,7 @@ def _in_folder_of(work_dir: Path) -> Iterator[str | None]:
         folder = launch_record.read(work_dir).folder
         os.chdir(folder)
     except UserError:
-        pass  # The report names the missing record.
+        pass  # the report lists the record as missing
     except OSError as error:
         problem = (
             f"{folder}, where the run was started, can't be entered ({error.strerror}), so the "

@@ -26,9 +26,9 @@ from tiekd.evaluation.teacher_audit.observe import mirrored
 from tiekd.tools.report.measure import WatchedPredictor
 from tiekd.visualization import pictures, views
 
-_EACH = 3  # frames of each kind
-_WIDTH = 320  # largest width of a picture, pixels; of wide images half as much again
-_WIDE = 2.0  # ratio of width to height from which images are wide
+_EACH = 3  # number of worst, of median and of best frames
+_WIDTH = 320  # largest width of a picture in pixels; 1.5 times as much for wide images
+_WIDE = 2.0  # width / height from which an image counts as wide
 LARGEST_ERROR = 1 / 8  # end of the scales of error and sigma, as a fraction of the depth scale
 
 

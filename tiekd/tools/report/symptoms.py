@@ -17,19 +17,19 @@ from tiekd.data.resize import Resize
 from tiekd.evaluation.range_errors import RangeFigures
 from tiekd.tools.report.measure import Reliability
 
-_GROWS = 1.5  # ratio of the errors of two ranges
-_LEAST_SHARE = 0.02  # of all pixels, for a range to count
-_BIAS = 0.05  # of the depth
-_SCALE_SHARE = 0.7  # of abs_rel that is left after the best scale of each frame
-_MID_AIR = 0.25  # of the pixels near edges
-_FACTOR = 1.3  # of errors to sigmas
-_GAP = 1.3  # ratio of the errors on validation and training frames
-_FLIP = 0.05  # of the depth
-_STILL_BETTER = 0.02  # by which the last third of a training has improved the metric
-_OUTLIER = 4.0  # ratio of the errors of the worst and the median frame
-_LEAST_FRAMES = 8
-_LARGER = 1.5  # factor of the working resolution
-_STRIDE = 32  # of which a suggested working size is a multiple
+_GROWS = 1.5  # abs_rel of one depth range / that of another, above which it is remarkable
+_LEAST_SHARE = 0.02  # smallest fraction of all pixels that a depth range must have
+_BIAS = 0.05  # largest mean relative error that is unremarkable
+_SCALE_SHARE = 0.7  # abs_rel after scaling each frame / abs_rel, below which it is remarkable
+_MID_AIR = 0.25  # largest unremarkable fraction of edge pixels whose depth is between both sides
+_FACTOR = 1.3  # largest unremarkable ratio of errors to sigmas, or of sigmas to errors
+_GAP = 1.3  # largest unremarkable abs_rel of validation / that of training frames
+_FLIP = 0.05  # largest unremarkable relative change of depth by mirroring
+_STILL_BETTER = 0.02  # smallest remarkable improvement in the last third of training
+_OUTLIER = 4.0  # largest unremarkable abs_rel of the worst / of the median frame
+_LEAST_FRAMES = 8  # smallest number of frames whose mean error can be trusted
+_LARGER = 1.5  # factor by which a larger input size is suggested
+_STRIDE = 32  # pixels; suggested input sizes are multiples of it
 
 
 class Suggestion(NamedTuple):
