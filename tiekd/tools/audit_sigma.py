@@ -237,7 +237,7 @@ def write(found: Sigmas, folder: Path) -> None:
 
 
 def told(found: Sigmas, folder: Path) -> str:
-    """Formats the measured sources of sigma as a table for the user.
+    """Returns the measured sources of sigma as a table for the user, in one text.
 
     If a source orders pixels by their errors, a line below the table tells how to set
     `teacher.sigma` in the recipe to use it.

@@ -83,8 +83,8 @@ def _farthest(curves: dict[str, dict], key: str) -> float:
     """Returns the ratio farthest from 1 among all measurements of all quantities.
 
     Args:
-        curves: for each quantity, such as the batch size, a dict that has a list of ratios under
-            `key`.
+        curves: for each quantity, such as the batch size, a dict that has under `key` a list of
+            ratios, measured value / the fitted line's value.
         key: "time_by_line" or "memory_by_line".
     """
     ratios = [ratio for curve in curves.values() for ratio in curve[key]]

@@ -168,7 +168,7 @@ def hardware(device: torch.device | str = "cpu") -> dict:
 
 
 def as_text(result: dict, indent: str = "") -> str:
-    """Formats a benchmark's result as text, one line per value.
+    """Returns a benchmark's result as one text, with a line for each value.
 
     Args:
         result: name -> a value, a nested result of this form, or a list of nested results. Nested

@@ -77,6 +77,9 @@ def find(source: Path, without: Sequence[Path] = ()) -> Found:
             videos, absolute or relative to the text file's folder.
         without: Folders whose files are ignored, such as that of the depth maps.
 
+    Returns:
+        The images, the videos, and the files that are left out.
+
     Raises:
         DataError: There are neither images nor videos, or the folder or the list can't be read.
     """
@@ -128,8 +131,9 @@ def fingerprint(found: Found) -> str:
 def extract(video: Path, folder: Path, rate: float, tell: Callable[[str], None]) -> int:
     """Writes frames of a video to JPEG files 000001.jpg, ... and returns their number.
 
-    If the folder exists, nothing is written. It is renamed to its final name when all frames are in
-    it, so an interrupted extraction starts from the beginning next time.
+    If the folder exists, nothing is written, and the number of its files is returned. The folder
+    gets its final name when all frames are in it, so an interrupted extraction starts from the
+    beginning next time.
 
     Args:
         video: The video's path.

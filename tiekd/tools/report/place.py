@@ -40,7 +40,7 @@ class Place(NamedTuple):
 
 
 def find(folder: Path, exports: Sequence[Path], has_recipe: bool) -> Place:
-    """Finds the work dir, the exported files and plan.yaml, as absolute paths.
+    """Finds the work dir, the exported files and plan.yaml, and returns their absolute paths.
 
     Args:
         folder: The folder that the user gave.
