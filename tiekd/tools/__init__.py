@@ -1,1 +1,1 @@
-"""The implementations of the programs in bin/: a module or a package per program."""
+"""The implementations of the programs in bin/: one module or package per program."""

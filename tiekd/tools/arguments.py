@@ -29,8 +29,9 @@ def new_parser(description: str, usage: str | None = None) -> argparse.ArgumentP
     """Returns a command-line parser whose help begins with a description.
 
     Args:
-        description: the description, whose line breaks are kept. The commands in it are spelled as
-            in a checkout.
+        description: the description. Its line breaks are kept. Commands in it are written in the
+            form `bin/train.py`; in an installed tiekd the help shows them in the form `tiekd
+            train`.
         usage: the usage line; None for the one that argparse generates.
     """
     return argparse.ArgumentParser(
@@ -47,7 +48,8 @@ def split_launcher_options(words: Sequence[str] | None = None) -> tuple[list[str
         words: the command line without the program's name; None for that of this process.
 
     Returns:
-        The launcher's options, each as one word such as `--num_gpus=2`, and the other words.
+        Two lists: the launcher's options, each as one word such as `--num_gpus=2`; and the other
+        words, unchanged and in order.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in _LAUNCHER_OPTIONS:
@@ -61,22 +63,32 @@ def recipe_argument(text: str) -> Path:
     """Converts a recipe's path or name from the command line; used as `type` of argparse arguments.
 
     Args:
-        text: A path, as for `path_argument`, or the name of a recipe that comes with tiekd.
+        text: a path, in which a leading `~` is expanded, or the name of a recipe that comes with
+            tiekd.
 
     Returns:
-        The path of the recipe's file, which is the user's or one that comes with tiekd.
+        The path of the recipe's file. If there is no such file, the path that the user gave.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is empty, begins with an unknown `~name`, or contains
+            `$NAME`, which isn't expanded, and there is no such file.
     """
     return shipped.find(shipped.RECIPES, paths.path_argument(text))
 
 
 def experiment_argument(text: str) -> Path:
-    """Converts a specification's path or name from the command line, for argparse.
+    """Converts the path or name of an experiment's YAML file; used as `type` of argparse arguments.
 
     Args:
-        text: A path, as for `path_argument`, or the name of an experiment that comes with tiekd.
+        text: a path, in which a leading `~` is expanded, or the name of an experiment that comes
+            with tiekd.
 
     Returns:
-        The path of the specification's file, of the user or of tiekd.
+        The path of the YAML file. If there is no such file, the path that the user gave.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is empty, begins with an unknown `~name`, or contains
+            `$NAME`, which isn't expanded, and there is no such file.
     """
     return shipped.find(shipped.EXPERIMENTS, paths.path_argument(text))
 
@@ -112,7 +124,10 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 
 
 def add_frames(parser: argparse.ArgumentParser) -> None:
-    """Adds `--split`, which selects the images, and `--workers`, the number of processes.
+    """Adds the options `--split` and `--workers` of programs that read all frames of a split.
+
+    `--split` is "train", "val" or "both", which is the default. `--workers` is the number of
+    processes that read frames; the default is one per CPU core.
 
     Args:
         parser: the program's parser.
@@ -130,7 +145,10 @@ def add_frames(parser: argparse.ArgumentParser) -> None:
 
 
 def add_data_set(parser: argparse.ArgumentParser) -> None:
-    """Adds the option `--data-set NAME`, which of a recipe's several data sets a program takes.
+    """Adds the option `--data-set NAME`, for recipes that have several data sets.
+
+    It makes the program use only the data set of this name. Without the option, the program uses
+    all data sets, one after the other.
 
     Args:
         parser: the program's parser.
@@ -152,7 +170,7 @@ def add_local_rank(parser: argparse.ArgumentParser) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that bin/train.py and bin/resume share.
+    """Adds the options that bin/train.py and bin/resume share, such as `--set` and `--no-validate`.
 
     Args:
         parser: the program's parser.
@@ -191,7 +209,8 @@ def recipe_from_arguments(path: str | Path, args: argparse.Namespace) -> dict:
         one, it is derived from the file's name.
 
     Raises:
-        RecipeError: a value isn't allowed, or the work dir's path has an unknown `$NAME`.
+        RecipeError: a value isn't allowed, or the work dir's path contains `$NAME`, which isn't
+            expanded.
     """
     recipe = load_recipe(path, args.overrides)
     train_options = {

@@ -1,9 +1,11 @@
-"""Measures a teacher's sources of a sigma per pixel, for bin/audit_teacher.py --sigma.
+"""Measures the ways to estimate a teacher's error (sigma), for bin/audit_teacher.py --sigma.
 
-A source is a way to estimate the teacher's error (sigma) in each pixel. The module writes a file of
-calibrations, which a recipe names in `teacher.sigma`, and the sparsification curves. The teacher is
-built once for each source. The measurements are those of tiekd/evaluation/sigma_quality.py. Left
-out: the sigma of cached maps, and of teachers from outside the project.
+A source of sigma is a way to estimate the teacher's error in each pixel, such as the difference of
+its depth for an image and the mirrored image. Each source is compared with the true errors on
+frames with ground truth (tiekd/evaluation/sigma_quality.py). The module writes the calibrations of
+all sources to a file, which a recipe can name in `teacher.sigma`, and an image of their
+sparsification curves. The teacher is built once for each source. Left out: the sigma of cached
+maps, and of teachers from outside the project.
 """
 
 import argparse
@@ -42,12 +44,13 @@ _SOURCE, _ORACLE, _RANDOM = (90, 160, 250), (90, 200, 120), (150, 150, 158)
 
 
 class Sigmas(NamedTuple):
-    """The measured sources of a teacher's sigma.
+    """The measured sources of a teacher's sigma, i.e. ways to estimate its error in each pixel.
 
     Attributes:
-        measured: Name of the source -> its measurements.
-        calibrations: Name of the source -> its calibration, which is written to a file.
-        missing: Name of a source that the teacher doesn't have -> the reason.
+        measured: name of the source -> how well its sigma agrees with the true errors.
+        calibrations: name of the source -> the calibration of its sigma, which is written to a
+            file.
+        missing: name of a source that the teacher doesn't have -> the reason.
     """
 
     measured: dict[str, SigmaFigures]
@@ -61,8 +64,12 @@ def measure(recipe: Recipe, args: argparse.Namespace, observer: Observer, index:
     Args:
         recipe: the recipe, with overrides applied.
         args: the parsed command line of bin/audit_teacher.py.
-        observer: the observer of the audit, whose teacher is replaced by one with each source.
+        observer: the object that runs the teacher on the audited frames. For each source, its
+            teacher is replaced by one with this source.
         index: the index of the teacher to measure, from 0, if the recipe has several.
+
+    Returns:
+        The measurements and calibrations of all sources.
 
     Raises:
         TeacherError: The teacher is a folder of maps or a module from outside the project.
@@ -85,8 +92,8 @@ def measure(recipe: Recipe, args: argparse.Namespace, observer: Observer, index:
     found = Sigmas({}, {}, {})
     for name in SOURCES:
         node = without_sigma(source) | {"sigma": {"from": name}}
-        # Build the teacher with the source. The flip source needs the depth for the mirrored image,
-        # too; the other sources are measured with the recipe's `flip`.
+        # Build the teacher with this source. The source "flip" needs the depth for the mirrored
+        # image; other sources keep the recipe's setting of flip averaging.
         node |= {"flip": True} if name == "flip" else {}
         with errors_of(teacher.where):
             built = _built(node, observer, source, found.missing)
@@ -98,12 +105,15 @@ def measure(recipe: Recipe, args: argparse.Namespace, observer: Observer, index:
 
 
 def measure_mean(recipe: Recipe, args: argparse.Namespace, device: torch.device) -> Sigmas:
-    """Measures the sigma of a mean of teachers, i.e. how far their cached maps differ.
+    """Measures the sigma of a mean of several teachers: how far their cached depth maps differ.
 
     Args:
         recipe: the recipe, with overrides applied, whose teacher is a mean of several.
         args: the parsed command line of bin/audit_teacher.py.
         device: the device on which maps are averaged.
+
+    Returns:
+        The measurement and the calibration of one source of sigma, "between".
 
     Raises:
         TeacherError: A teacher has no cached maps.
@@ -129,14 +139,15 @@ def measure_mean(recipe: Recipe, args: argparse.Namespace, device: torch.device)
 def _built(
     node: dict, observer: Observer, source: Source, missing: dict[str, str]
 ) -> FrozenTeacher | FoundationTeacher | None:
-    """Builds a teacher with a source of sigma.
+    """Builds a teacher that estimates its error (sigma) by a given source.
 
     Args:
-        node: the teacher's recipe section, which names the source.
-        observer: the observer of the audit.
-        source: the teacher as the recipe describes it.
-        missing: name of a source that the teacher doesn't have -> the reason; an entry is added if
-            this is such a source.
+        node: the teacher's recipe section, in which `sigma` names the source.
+        observer: the object that runs the teacher on the audited frames; it has the device and the
+            student's largest depth.
+        source: the recipe's teacher, with the resizing of its images.
+        missing: name of a source that the teacher doesn't have -> the reason. An entry is added if
+            the teacher doesn't have this source.
 
     Returns:
         The teacher; None if it doesn't have the source.
@@ -164,7 +175,7 @@ def _add(
     Args:
         found: the sources that have been measured so far; changed in place.
         name: the name of the source.
-        frames: the pixels of the frames with ground truth.
+        frames: the depth, sigma and error of pixels with ground truth, for each frame.
         max_depth_m: the student's largest depth in metres.
         digest: digest of the teacher's weights; None if they aren't accessible.
         flip: True if the teacher averages its depth with that for the mirrored image.
@@ -181,13 +192,17 @@ def _add(
 
 
 def curves(measured: Mapping[str, SigmaFigures]) -> np.ndarray:
-    """Draws the sparsification curve of each source together with that of an oracle.
+    """Draws the sparsification curve of each source of sigma.
+
+    A curve shows the mean error of the remaining pixels, after those with the largest sigma have
+    been dropped. Each chart also has the curve of an oracle, which drops the pixels with the
+    largest errors, and that of a random order.
 
     Args:
         measured: name of the source -> its measurements.
 
     Returns:
-        (height, width, 3) uint8, one chart per source.
+        (height, width, 3) uint8, one chart per source, side by side.
     """
     drawn = []
     for source, figures in measured.items():
@@ -208,11 +223,13 @@ def curves(measured: Mapping[str, SigmaFigures]) -> np.ndarray:
 
 
 def write(found: Sigmas, folder: Path) -> None:
-    """Writes the file of calibrations, and the sparsification curves.
+    """Writes the calibrations to sigma.json, and the sparsification curves to sigma.png.
+
+    Without a measured source there is no sigma.png.
 
     Args:
-        found: the measured sources.
-        folder: the folder of the audit.
+        found: the measured sources of sigma.
+        folder: the folder of the audit's results.
     """
     write_durably(folder / NAME, sigma_calibration.to_json(found.calibrations))
     if found.measured:
@@ -220,11 +237,14 @@ def write(found: Sigmas, folder: Path) -> None:
 
 
 def told(found: Sigmas, folder: Path) -> str:
-    """Returns a text with the table of the sources, and with the recipe's line that uses one.
+    """Returns the measured sources of sigma as a table for the user, in one text.
+
+    If a source orders pixels by their errors, a line below the table tells how to set
+    `teacher.sigma` in the recipe to use it.
 
     Args:
         found: the measured sources.
-        folder: the folder of the audit.
+        folder: the folder of the audit's results, which has the file of calibrations.
     """
     lines = [sigmas.table(found.measured, found.missing)]
     usable = [name for name, each in found.calibrations.items() if each.orders_errors]
@@ -237,12 +257,12 @@ def told(found: Sigmas, folder: Path) -> str:
 
 
 def without_sigma(source: Source) -> dict:
-    """Returns a teacher's recipe section without the key `sigma`.
+    """Returns a teacher's recipe section, a dict, without the key `sigma`.
 
     A module from outside the project interprets all keys itself, so its section is unchanged.
 
     Args:
-        source: the teacher as the recipe describes it.
+        source: the recipe's teacher.
     """
     if source.teacher.module is not None:
         return source.node

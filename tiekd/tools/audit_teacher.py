@@ -1,10 +1,11 @@
-"""Audits the teacher of a recipe, and writes audit.json and an image of two frames.
+"""Audits the teacher of a recipe: runs it on some frames and reports measurements out of limits.
 
-The frames in the image are the worst and the median one. The rules are in
-tiekd/evaluation/teacher_audit/. The teacher sees whole images, as when its maps are cached. With
---sigma its sources of a sigma per pixel are measured, too, and the calibrations and sparsification
-curves written. The audit runs in one process. Left out: audits of ground truth, which
-bin/check_data.py checks, and the sigma of teachers from outside the project.
+The measurements and their limits are defined in tiekd/evaluation/teacher_audit/. They are written
+to audit.json. audit.png shows the frame with the largest error, and the one with the median error.
+The teacher sees whole images, as when its maps are cached. With --sigma, its ways to estimate its
+own error in each pixel are measured, too, and their calibrations and sparsification curves written.
+The audit runs in one process. Left out: audits of ground truth, which bin/check_data.py checks, and
+the sigma of teachers from outside the project.
 """
 
 import argparse
@@ -58,8 +59,13 @@ def observer_of(
         device: the device on which the teacher runs.
         index: the index of the teacher to audit, from 0, if the recipe has several.
 
+    Returns:
+        The observer. Its `observe(count)` runs the teacher on frames, on unchanged and, for a
+        network, also on changed images.
+
     Raises:
-        TeacherError: The recipe has no teacher that could be audited.
+        TeacherError: The recipe has no teacher network, or an option doesn't apply to its cached
+            maps.
     """
     teachers = recipe.teachers
     node = teachers.nodes[index] if teachers.is_given else TeacherNode(None)
@@ -83,8 +89,8 @@ def observer_of(
             teacher = build_teacher(plain, device, source.resize, recipe.max_depth_m)
         questions = Questions(swapped=True, covered=True, changed=True)
         if isinstance(teacher, StereoTeacher):
-            # Call the teacher only for images as they are: it reads the images' files itself, so
-            # changed images would make no difference.
+            # Run a stereo teacher on unchanged images only. It reads the image files itself, so
+            # changes of the image tensor would have no effect.
             questions = Questions()
             for line in teacher.check_frames(listed_frames(frames)):
                 print(line)
@@ -105,7 +111,7 @@ def other_focals(frames: Dataset, index: int, given: float | None) -> Mapping[st
     Args:
         frames: the dataset.
         index: index of the frame.
-        given: the focal length that the user gave; None if none.
+        given: the focal length that the user gave, in pixels of the frame's image; None if none.
 
     Returns:
         source -> focal length in pixels of the frame's image. The sources are "given" and "exif"; a
@@ -140,8 +146,9 @@ def exif_focal(path: Source) -> float | None:
 def shown_frames(judged: Verdict, observed: list[AuditFrame]) -> dict[str, AuditFrame]:
     """Returns the frame for which the teacher is worst, and the median frame.
 
-    If all frames have enough ground truth, they are sorted by the error after the scale is aligned.
-    Otherwise they are sorted by the disagreement between the edges in image and teacher map.
+    If enough frames have enough ground truth, they are sorted by the teacher's error after its
+    depth is multiplied by the best scale. Otherwise they are sorted by how far edges in the image
+    and in the teacher's depth disagree.
 
     Args:
         judged: the audit's result.
@@ -169,7 +176,8 @@ def picture(observer: Observer, shown: Mapping[str, AuditFrame]) -> np.ndarray:
     """Draws one row per frame: image, teacher's depth, ground truth and their difference.
 
     Args:
-        observer: the observer, which computes image and depth again at full size.
+        observer: the object that runs the teacher on frames. It predicts the depth of these frames
+            again, at full size.
         shown: caption of a frame, which is written above its image -> the frame.
 
     Returns:
@@ -197,8 +205,9 @@ def picture(observer: Observer, shown: Mapping[str, AuditFrame]) -> np.ndarray:
 def run(args: argparse.Namespace) -> int:
     """Runs bin/audit_teacher.py: audits a recipe's teacher, writes the results and prints a table.
 
-    If the recipe has several teachers, each is audited by itself. With --sigma, the differences of
-    teachers that are averaged are measured, too.
+    The results are audit.json and audit.png in the folder of --out. If the recipe has several
+    teachers or data sets, each teacher is audited by itself and has a subfolder. With --sigma, the
+    differences of teachers that are averaged are measured, too.
 
     Args:
         args: the program's parsed command line.
@@ -228,12 +237,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _audit_set(recipe: Recipe, args: argparse.Namespace, device: torch.device) -> int:
-    """Audits the teachers of one data set; returns the exit code, as `run` does.
+    """Audits the teachers of one data set, writes the results, and prints a table for each teacher.
 
     Args:
-        recipe: the recipe of this set by itself.
+        recipe: the recipe with this data set as its only one.
         args: the program's parsed command line.
         device: the device on which teachers run.
+
+    Returns:
+        The exit code: 0 if all measurements are within their limits, else 1.
     """
     teachers = recipe.teachers
     code = max(audit(recipe, args, device, i) for i in range(max(1, len(teachers.nodes))))
@@ -250,14 +262,16 @@ def _folder(args: argparse.Namespace) -> Path:
 
 
 def audit(recipe: Recipe, args: argparse.Namespace, device: torch.device, index: int = 0) -> int:
-    """Audits a recipe's teacher, writes the results and prints the table.
+    """Audits one teacher of a recipe, writes audit.json and audit.png, and prints a table.
+
+    They are written to the folder of --out; if the recipe has several teachers, to its subfolder
+    `teacher_<index>`.
 
     Args:
         recipe: the recipe, with overrides applied.
         args: the parsed command line of bin/audit_teacher.py.
         device: the device on which the teacher runs.
-        index: the index of the teacher to audit, from 0, if the recipe has several; its results are
-            in a subfolder.
+        index: the index of the teacher to audit, from 0, if the recipe has several.
 
     Returns:
         The exit code: 0 if all measurements are within their limits, else 1.
@@ -267,8 +281,8 @@ def audit(recipe: Recipe, args: argparse.Namespace, device: torch.device, index:
         DataError: too few frames can be read, or have ground truth for --sigma.
     """
     out = _folder(args)
-    # Measure sigma here only if the teacher isn't part of a mean, whose sigma is measured once all
-    # its teachers are audited.
+    # Don't measure sigma here if the recipe's teacher is a mean of several teachers. The sigma of
+    # their mean is measured once all of them are audited.
     with_sigma = args.sigma and recipe.teachers.several != IN_MEAN
     if recipe.teachers.several is not None:
         out = out / f"teacher_{index}"

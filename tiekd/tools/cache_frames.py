@@ -297,10 +297,10 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _fill_set(recipe: Recipe, args: argparse.Namespace) -> Path:
-    """Fills the cache of one data set, and prints the progress.
+    """Fills the cache of decoded frames of one data set, and prints the progress.
 
     Args:
-        recipe: the recipe of this set by itself.
+        recipe: the recipe with this data set as its only one.
         args: the program's parsed command line.
 
     Returns:

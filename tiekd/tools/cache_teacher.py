@@ -78,13 +78,13 @@ _MARGIN = 1.1  # safety factor by which the estimated total size is multiplied
 
 
 class Source(NamedTuple):
-    """The teacher that makes the maps.
+    """A teacher whose depth maps are to be written, with the settings of its predictions.
 
     Attributes:
         teacher: the recipe's `teacher` section, with the path of the checkpoint filled in.
-        flip: True to average the prediction with that for the mirrored image. For a teacher with a
-            `name` it is the key `flip` of the section, or False if the teacher is a module from
-            outside tiekd.
+        flip: True to average the prediction with that for the mirrored image. If the section has a
+            key `name`, such as "huggingface", this is the section's key `flip`; it is False for a
+            module from outside tiekd.
         resize: how images are resized for the teacher; None for the resizing that is stored with
             its weights.
     """
@@ -95,7 +95,7 @@ class Source(NamedTuple):
 
     @property
     def node(self) -> dict:
-        """The recipe node from which the teacher is built."""
+        """The teacher's recipe section with `flip` filled in, as `build_teacher` accepts it."""
         if self.teacher.name is not None:
             return self.teacher.part
         return self.teacher.part | {"flip": self.flip}
@@ -121,6 +121,10 @@ def teacher_of(
             `data.resize` among them applies to the teacher. Otherwise it applies only to the
             student, and images are resized for the teacher as is stored with the teacher's weights.
 
+    Returns:
+        The teacher's recipe section with the path of its weights, and its flip and resize settings.
+        The network isn't built.
+
     Raises:
         TeacherError: there are no weights, or the recipe's teacher is a folder of cached maps.
     """
@@ -130,9 +134,9 @@ def teacher_of(
 def sources_of(
     recipe: Recipe, recipe_path: str | Path, checkpoint: str | None, overrides: Sequence[str] = ()
 ) -> list[Source]:
-    """Returns all teachers of a recipe whose maps can be made.
+    """Returns the recipe section and settings of each teacher of a recipe that is a network.
 
-    Teachers that have cached maps already are left out if the recipe has several.
+    Teachers that are folders of cached maps are left out, since no maps can be made with them.
 
     Args:
         recipe: the recipe, with overrides applied.
@@ -141,8 +145,12 @@ def sources_of(
             None to use the recipe's.
         overrides: the arguments of `--set`, as for `teacher_of`.
 
+    Returns:
+        One entry per teacher, in the recipe's order. No network is built.
+
     Raises:
-        TeacherError: there are no weights, or the recipe's only teacher is a folder of cached maps.
+        TeacherError: there are no weights, or all of the recipe's teachers are folders of cached
+            maps.
     """
     teachers = recipe.teachers
     if checkpoint is not None and len(teachers.nodes) > 1:
@@ -171,7 +179,7 @@ def _source_of(
     checkpoint: str | None,
     overrides: Sequence[str],
 ) -> Source:
-    """Returns one teacher of a recipe, with the path of its weights filled in.
+    """Returns the recipe section of one teacher with the path of its weights, and its settings.
 
     Args:
         teacher: the teacher's section in the recipe.
@@ -179,6 +187,10 @@ def _source_of(
         recipe_path: the recipe's file.
         checkpoint: weights file to use instead of the recipe's; None to use the recipe's.
         overrides: the arguments of `--set`, as for `teacher_of`.
+
+    Raises:
+        TeacherError: there are no weights, or `checkpoint` is given for a teacher that loads its
+            own weights.
     """
     resize = None
     if teacher.name is not None:
@@ -210,7 +222,7 @@ def folders_of(
     split: str,
     out: Path | None = None,
 ) -> list[Path]:
-    """Returns the folder of each teacher's maps.
+    """Returns the folder of each teacher's maps, in the order of `sources`.
 
     Args:
         recipe: the recipe, with overrides applied.
@@ -288,7 +300,9 @@ def cache_maps(
 ) -> None:
     """Writes the maps that the folder doesn't contain yet.
 
-    Collective: all ranks must call it, and each writes some of the maps.
+    Collective: all ranks must call it, and each writes some of the maps. Before a new folder is
+    filled, the teacher is audited on some frames, i.e. its depth is checked for a wrong scale and
+    similar mistakes.
 
     Args:
         recipe: the recipe, with overrides applied.
@@ -560,8 +574,8 @@ class _Job:
                     write.result()
             comm.barrier()
         empty = [name for part in comm.gather_objects(empty) for name in part]
-        # Warn about empty maps, unless the teacher has an anchor: the summary of its fits counts
-        # them.
+        # Warn about empty maps, unless the teacher's relative depth is fitted to metric depth
+        # (anchor): then the summary of the fits counts them.
         if empty and getattr(self.teacher, "anchor", None) is None:
             self.tell(
                 f"Warning: {len(empty)} of {len(missing)} maps are empty, as the teacher gave no "
@@ -615,7 +629,11 @@ class _Job:
             image_io.write_durably(path, content)
 
     def _encoded(self, found: _Map) -> list[bytes]:
-        """Returns the contents of a frame's map files, in the order of `_files`."""
+        """Returns the PNG bytes of a frame's map files in the order of `_files`: [sigma,] depth.
+
+        Args:
+            found: the teacher's output for the frame.
+        """
         depth = image_io.encode_teacher_map(found.depth, self.encoding.depth_m)
         if self.encoding.sigma_m is None:
             return [depth]
@@ -638,7 +656,8 @@ def _claimed(folder: Path, manifest: dict, cameras: map_focals.Focals) -> Iterat
             doesn't depend on them.
 
     Raises:
-        TeacherError: the folder can't be used; raised on all ranks.
+        TeacherError: another job holds the lock, or the folder has maps of another teacher or other
+            settings, or images, or can't be written to; raised on all ranks.
     """
     lock, problem = _claim(folder, manifest, cameras) if comm.is_main() else (None, None)
     problem = comm.broadcast_object(problem)
@@ -729,7 +748,9 @@ def _size(num_bytes: float) -> str:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Runs bin/cache_teacher.py: writes the maps of a recipe's teacher, and prints the progress.
+    """Runs bin/cache_teacher.py: writes the maps of a recipe's teachers, and prints the progress.
+
+    They are written to the folder of --out, or by default to a folder in the recipe's `data.root`.
 
     Args:
         args: the program's parsed command line.
@@ -747,7 +768,7 @@ def run(args: argparse.Namespace) -> None:
                 f"teacher: {args.recipe} has no data set with a teacher that isn't cached maps"
             )
         if len(sets) > 1 and args.out is not None:
-            # Several sets have a folder each; one folder would mix their maps.
+            # Refuse one folder for several data sets, since it would mix their maps.
             named = ", ".join(own.name for own in sets)
             raise TeacherError(
                 f"--out: {args.recipe} has maps to make for {len(sets)} data sets ({named}); give "
@@ -766,29 +787,34 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _has_network(recipe: Recipe) -> bool:
-    """Returns True if a data set has a teacher whose maps can be made."""
+    """Returns True if one of a recipe's teachers is a network, not a folder of cached maps.
+
+    Args:
+        recipe: the recipe.
+    """
     return any(node.maps is None for node in recipe.teachers.nodes)
 
 
 def _cache_set(
     recipe: Recipe, args: argparse.Namespace, device: torch.device, name: str
 ) -> list[str]:
-    """Writes the maps of the teachers of one data set.
+    """Writes the depth maps of all teachers of one data set, each teacher's to a folder of its own.
 
     Args:
-        recipe: the recipe of this set by itself.
+        recipe: the recipe with this data set as its only one.
         args: the program's parsed command line.
         device: this rank's device.
-        name: the set's name; empty if the recipe has one.
+        name: the data set's name; empty if the recipe has only one set.
 
     Returns:
-        The overrides with which a student learns from the maps, as for `--set`.
+        Overrides of the recipe, each as for `--set`, which make a student learn from these maps.
     """
     frames = frames_of(recipe, args.split)
     sources = sources_of(recipe, args.recipe, args.checkpoint, args.overrides)
     folders = folders_of(recipe, sources, args.recipe, args.split, args.out)
     if name and args.out is None:
-        # Sets may share a root, and frames of two sets may have one name.
+        # Put the data set's name into the default folder's name. Sets may share `data.root` and
+        # have frames of equal names, so their maps could overwrite each other.
         folders = [folder.with_name(f"{folder.name}_{name}") for folder in folders]
     for folder in folders:
         read_folders.refuse("--out", folder, (".png",), recipe.data)
@@ -808,18 +834,20 @@ def _cache_set(
     learned = learning(recipe, made)
     if not name:
         return ["teacher=null", learned]
-    # A null removes what a set has; then the maps are its teacher.
+    # Replace the teacher of this data set by its maps: null removes the section, and the second
+    # override adds one with the maps.
     place = f"data.{name}."
     removed = "teachers" if recipe.teachers.several == "teachers" else "teacher"
     return [f"{place}{removed}=null", f"{place}{learned}"]
 
 
 def learning(recipe: Recipe, made: Mapping[str, Path]) -> str:
-    """Returns the override of the recipe with which a student learns from the maps.
+    """Returns an override of the recipe, as for `--set`, that makes a student learn from maps.
 
     Args:
         recipe: the recipe, with overrides applied.
-        made: key of a teacher in the recipe -> the folder of its maps.
+        made: key of a teacher in the recipe, such as "teacher" or "teachers.0" -> the folder of its
+            maps.
     """
     teachers = recipe.teachers
     if teachers.several is None:
@@ -828,7 +856,7 @@ def learning(recipe: Recipe, made: Mapping[str, Path]) -> str:
     for node in teachers.nodes:
         entry = {"maps": str(made.get(node.where, node.maps)), "weight": node.weight}
         entries.append(entry if node.sigma is None else entry | {"sigma": node.sigma})
-    # Write the sections as JSON, which is YAML, too.
+    # Write lists and dicts as JSON, which YAML parsers accept, so that they fit on a command line.
     if teachers.several == "teachers":
         return f"teachers={json.dumps(entries)}"
     mean = {"name": MEAN, "weights": teachers.weights, "teachers": entries}

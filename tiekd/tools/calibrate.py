@@ -1,19 +1,22 @@
-"""Calibrates the confidence of a run's student: the body of bin/calibrate.py.
+"""Calibrates the confidence of a run's student with a temperature T: the body of bin/calibrate.py.
 
-Writes into the work dir, each file atomically, and the weights last: a run that is interrupted
-leaves no torn file, and weights with a temperature have their figures beside them. The same call
-writes the same bytes. Checkpoints are never changed, so that the run resumes as before; a later
-training that replaces the best weights writes them without a temperature.
+The student's probabilities over depth bins become softmax(logits / T). T is fitted on one half of
+the validation frames, and its effect is measured on the other. The results are written to the work
+dir, each file atomically, and the weights with T last. So weights with a temperature always have
+its measurements beside them. Checkpoints aren't changed, and the run can be resumed. A later
+training that replaces the best weights writes them without a temperature. The same command writes
+the same bytes.
 
 `confidence.json`:
 
-    temperature, criterion     the fitted T, and by what it was fitted
-    band                       confidence is the probability that depth is within this share
-    against, reference         "ground truth" or "the teacher", and which
-    same_sequence, remarks     true if frames of one folder are in both halves; what to know
-    weights, iteration         the weights file's name, and when it was trained
-    fitted, reported           of each half of the frames: frames, sequences, pixels
-    before, after              figures of the reported half with T = 1 and with T
+    temperature, criterion     T, and the name of the loss that it minimises
+    band                       confidence is the probability that the true depth differs from the
+                               predicted one by at most this share
+    against, reference         "ground truth" or "the teacher", and the teacher's name
+    same_sequence, remarks     true if a folder has frames in both halves; warnings for the user
+    weights, iteration         name of the weights file, and the iteration of its weights
+    fitted, reported           numbers of frames, sequences and pixels of each half
+    before, after              measurements on the second half with T = 1 and with the fitted T
                                (tiekd/evaluation/calibration.py)
 """
 
@@ -67,12 +70,12 @@ class _Run(NamedTuple):
 
     Attributes:
         work_dir: the run's folder.
-        recipe: its recipe, with overrides applied.
+        recipe: the run's recipe, with overrides applied.
         weights: the weights file.
-        content: the content of the weights file.
+        content: the content of the weights file, a dict.
         target: the file to which the weights with the temperature are written.
         network: the network, in eval mode on the device.
-        resize: the working resolution.
+        resize: how images are resized to the network's input size.
         device: the device.
     """
 
@@ -87,7 +90,10 @@ class _Run(NamedTuple):
 
 
 def run(args: argparse.Namespace) -> None:
-    """Runs bin/calibrate.py: fits the temperature, and writes it with its figures.
+    """Runs bin/calibrate.py: fits the temperature, and prints and writes the results.
+
+    It writes confidence.json and confidence.png to the work dir, and the weights with the
+    temperature to the weights file or that of --out.
 
     Args:
         args: the program's parsed command line.
@@ -109,10 +115,19 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _find(args: argparse.Namespace) -> _Run:
-    """Finds and locks the run, and loads its student.
+    """Finds and locks the run that the command line names, and loads its student.
+
+    The current folder becomes that in which the run was started.
 
     Args:
         args: the program's parsed command line.
+
+    Returns:
+        The run.
+
+    Raises:
+        UserError: the work dir or the weights can't be used, or the student's head gives no
+            distribution over depth bins.
     """
     work_dir = args.work_dir.resolve()
     out = args.out and args.out.resolve()
@@ -124,11 +139,12 @@ def _find(args: argparse.Namespace) -> _Run:
             f"that {console.command('train')} made"
         )
     recipe = Recipe(load_recipe(config, args.overrides))
-    # The lock keeps a training from replacing the weights meanwhile.
+    # Lock the work dir, so that no training replaces the weights until this process has ended.
     workdir.lock(work_dir)
     weights = _weights(work_dir, given)
     target = _target(weights, out)
-    # Relative paths in the recipe refer to the folder in which the run was started.
+    # Change to the folder in which the run was started, since relative paths in the recipe refer to
+    # it.
     _enter(launch_record.read(work_dir).folder)
     device = pick_device(args.device)
     network, _, resize = load.load_network(str(config), str(weights), args.overrides)
@@ -148,15 +164,15 @@ def _find(args: argparse.Namespace) -> _Run:
 
 
 def _measure(found: _Run, frames: Dataset, remarks: list[str]) -> dict:
-    """Fits the temperature on one half of the frames, and measures it on the other.
+    """Fits the temperature on one half of the frames, and measures its effect on the other.
 
     Args:
         found: the run.
-        frames: its validation frames.
-        remarks: what has to be known of them.
+        frames: the run's validation frames.
+        remarks: warnings for the user about these frames.
 
     Returns:
-        The content of confidence.json.
+        The content of confidence.json, as this module's docstring describes it.
     """
     recipe = found.recipe
     halves, *parts = _halves(frames)
@@ -208,11 +224,14 @@ def _half(halves: Halves, names: Collection[str], pixels: int) -> dict:
 
 
 def _write(found: _Run, everything: dict) -> None:
-    """Writes the figures, the picture, and last the weights with the temperature.
+    """Writes confidence.json, confidence.png, and then the weights with the temperature.
 
     Args:
         found: the run.
         everything: the content of confidence.json.
+
+    Raises:
+        LaunchError: a file can't be written.
     """
     text = json.dumps(everything, indent=1, allow_nan=False) + "\n"
     picture = reliability.picture(everything["before"], everything["after"])
@@ -230,7 +249,7 @@ def _write(found: _Run, everything: dict) -> None:
 
 
 def table(found: dict) -> str:
-    """Returns the figures before and after as lines of text.
+    """Formats the measurements with T = 1 and with the fitted temperature as a table, one text.
 
     Args:
         found: the content of confidence.json.
@@ -275,11 +294,15 @@ def _told(half: dict) -> str:
 
 
 def _weights(work_dir: Path, given: Path | None) -> Path:
-    """Returns the weights file to calibrate.
+    """Returns the path of the weights file to calibrate.
 
     Args:
         work_dir: the run's folder.
-        given: the file or folder on the command line; None for the run's best weights.
+        given: the file, work dir or checkpoint folder on the command line; None for the run's best
+            weights.
+
+    Raises:
+        CheckpointError: there is no weights file.
     """
     if given is not None and not given.is_dir():
         return given
@@ -296,7 +319,11 @@ def _target(weights: Path, out: Path | None) -> Path:
 
     Args:
         weights: the weights file that is calibrated.
-        out: the option --out.
+        out: the value of --out; None to overwrite `weights`.
+
+    Raises:
+        UserError: the file would be in a checkpoint, whose files mustn't change, or can't be
+            written.
     """
     if out is not None:
         files.check_output("--out", out, ".pth")
@@ -324,10 +351,16 @@ def _enter(folder: str) -> None:
 
 
 def _validation_frames(found: _Run) -> Dataset:
-    """Returns the run's validation frames, and refuses those that the network can't take.
+    """Builds the dataset of the run's validation frames, and checks that the network fits them.
+
+    Frames that the run held out are those that the record in its folder names.
 
     Args:
-        found: the run. The record in its folder names the frames that were held out.
+        found: the run.
+
+    Raises:
+        UserError: the run has fewer than two validation frames, a frame is too small for the
+            network, or its focal length is needed and not known.
     """
     recipe = found.recipe
     if not recipe.validates:
@@ -351,12 +384,18 @@ def _validation_frames(found: _Run) -> Dataset:
 
 
 def _remarks(weights: Path, frames: Dataset, on_trained: bool) -> list[str]:
-    """Returns what has to be known of the frames; refuses those that were all trained on.
+    """Returns warnings for the user about the validation frames, one line each.
+
+    They say if validation frames are similar to training frames, or if the weights were trained on
+    some of them.
 
     Args:
         weights: the weights file, which records its training frames.
         frames: the validation frames.
-        on_trained: the option --on-trained.
+        on_trained: the option --on-trained; True to allow frames that were all trained on.
+
+    Raises:
+        DataError: the weights were trained on all of the frames.
     """
     seen = trained_on.overlap_of(trained_on.read(weights), frames)
     if seen is not None and seen.is_whole and not on_trained:
@@ -371,11 +410,17 @@ def _remarks(weights: Path, frames: Dataset, on_trained: bool) -> list[str]:
 
 
 def _halves(frames: Dataset) -> tuple[Halves, Dataset, Dataset]:
-    """Divides validation frames into those to fit on and those to report.
+    """Divides validation frames into a half to fit the temperature on, and one to measure it on.
+
+    The frames are divided by folder if possible.
 
     Args:
-        frames: the frames. Those of a data set from outside have no names; they count as one
-            sequence in the data set's order.
+        frames: the frames. A dataset from outside the project has no frame names; its frames count
+            as one sequence, in the dataset's order.
+
+    Returns:
+        The names of the frames in both halves, the dataset of the first half, and that of the
+        second.
     """
     if isinstance(frames, Frames):
         names = [frame.name for frame in frames.frames]
@@ -397,12 +442,16 @@ def _only(frames: Dataset, names: list[str], chosen: Collection[str]) -> Dataset
 def _references(
     recipe: Recipe, parts: Sequence[Dataset], device: torch.device
 ) -> list[Reference | None]:
-    """Returns the teacher as the reference of each half, or None for ground truth.
+    """Returns for each half of the frames the reference with which the student is compared.
 
     Args:
-        recipe: the recipe, with a teacher.
-        parts: the frames of the halves.
+        recipe: the recipe.
+        parts: the datasets of the two halves.
         device: the teacher's device.
+
+    Returns:
+        A list of two: the teacher as a Reference if the recipe evaluates against the teacher,
+        otherwise None for ground truth.
     """
     if not recipe.scores_teacher:
         return [None for _ in parts]

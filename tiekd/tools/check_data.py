@@ -186,13 +186,15 @@ def claim(out: Path) -> None:
 
 
 def write(recipe: Recipe, splits: list[Split], out: Path, section: str = "data") -> str:
-    """Writes the report, as text and as JSON, and the cleaned split files.
+    """Writes the report, and the split files without faulty frames (cleaned split files).
+
+    The report is report.txt and report.json, a cleaned split file train.txt or val.txt.
 
     Args:
         recipe: the recipe, with overrides applied.
         splits: the splits, as `check` leaves them.
         out: the folder for the results.
-        section: the place of the data set's options in the recipe.
+        section: key of the data set's section in the recipe, such as "data".
 
     Returns:
         A summary of the report, several lines, with the options that make a run use the cleaned
@@ -297,7 +299,7 @@ def _to_clean(recipe: Recipe, splits: list[Split]) -> list[Split]:
     checked = {split.name: split for split in splits}
     try:
         both = splits_of(recipe, "both")
-    except DataError:  # the split that wasn't checked has no frames, so use only the checked ones
+    except DataError:  # the other split has no frames, so use only the checked ones
         both = splits
     return [checked.get(split.name) or split for split in both]
 
@@ -354,7 +356,7 @@ def _short(
 
 
 def _notes(splits: list[Split]) -> list[str]:
-    """Returns the datasets' notes on how files were found, for all splits, each note once.
+    """Returns the datasets' remarks on how image and depth files were found, each remark once.
 
     Args:
         splits: the checked splits.
@@ -402,13 +404,14 @@ def _run_on_set(recipe: Recipe, args: argparse.Namespace, out: Path, section: st
     """Checks one data set, writes the results, and prints a summary.
 
     Args:
-        recipe: the recipe of this set by itself.
+        recipe: the recipe with this data set as its only one.
         args: the program's parsed command line.
         out: the folder for the results.
-        section: the place of the set's options in the recipe, for what the summary tells to type.
+        section: key of the data set's section in the recipe, such as "data"; used in the options
+            that the summary recommends.
 
     Returns:
-        True if there is a fault, a warning, or a note on how files were found.
+        True if there is a fault, a warning, or a remark on how files were found.
     """
     splits = splits_of(recipe, args.split)
     read_folders.refuse("--out", out, (".txt", ".json"), recipe.data, recipe.dataset.maps)

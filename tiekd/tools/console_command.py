@@ -21,7 +21,8 @@ from tiekd.distributed import entrypoint, hostfile, visible_devices
 from tiekd.errors import LaunchError
 from tiekd.tools import arguments
 
-# Programs for which this command starts the launcher. `resume` starts it itself.
+# Programs for which this command starts DeepSpeed's launcher. The program `resume` starts the
+# launcher itself.
 _ON_RANKS = ("cache-teacher", "evaluate", "train")
 
 
@@ -48,7 +49,7 @@ def main() -> None:
 
 
 def _answer(name: str, programs: dict[str, Path]) -> None:
-    """Prints help or the version for a command line that doesn't name a program.
+    """Prints help or the version if the command line begins with that option instead of a program.
 
     Args:
         name: The first word of the command line.
@@ -117,10 +118,11 @@ def _launch(given: Sequence[str], program: Path, parse: Callable) -> None:
 def _with_visible_devices(given: Sequence[str]) -> list[str]:
     """Returns the launcher's options with the devices of CUDA_VISIBLE_DEVICES in them.
 
-    The variable is removed from this process's environment where options stand in its place.
+    The launcher would ignore this variable if it is given a number of GPUs. Once the options name
+    the devices, the variable is removed from this process's environment.
 
     Args:
-        given: The launcher's options.
+        given: The launcher's options, each as `--name=value`.
 
     Raises:
         LaunchError: The variable doesn't agree with the number of GPUs, or names no device.

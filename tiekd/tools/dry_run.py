@@ -119,7 +119,8 @@ def begin(parts: Parts, watch: Stopwatch) -> None:
     """Builds the engine and trains until enough iterations are timed. Collective.
 
     Args:
-        parts: the parts of the run, whose state gets the engine and the moving average.
+        parts: the objects of the run, such as datasets, network and hooks. Its `state` gets the
+            engine and the moving average of the weights.
         watch: the hook that times iterations and stops the training.
     """
     state = parts.state
@@ -211,7 +212,7 @@ class _Counter:
         return written
 
     def flush(self) -> None:
-        """Does nothing."""
+        """Does nothing, since nothing is buffered."""
         pass
 
 
@@ -227,7 +228,7 @@ def _evaluations(parts: Parts) -> int:
     """Returns the number of evaluations in the run.
 
     Args:
-        parts: the parts of the run.
+        parts: the objects of the run, such as datasets, network and hooks.
     """
     hooks = [hook for hook in parts.state.hooks if isinstance(hook, Evaluation)]
     return sum(
@@ -241,7 +242,7 @@ def _evaluation_s(parts: Parts) -> float:
     The estimate is extrapolated from the times of one batch and of a few batches per rank.
 
     Args:
-        parts: the parts of the run.
+        parts: the objects of the run, such as datasets, network and hooks.
     """
     hook = next((hook for hook in parts.state.hooks if isinstance(hook, Evaluation)), None)
     if hook is None:
@@ -253,7 +254,7 @@ def _seconds_of_set(parts: Parts, hook: Evaluation, validated: ValidationSet) ->
     """Returns the estimated seconds of the evaluation of one data set. Collective.
 
     Args:
-        parts: the parts of the run.
+        parts: the objects of the run, such as datasets, network and hooks.
         hook: the hook that evaluates.
         validated: the data set.
     """
@@ -274,8 +275,8 @@ def _seconds_of_set(parts: Parts, hook: Evaluation, validated: ValidationSet) ->
         return comm.max_over_ranks(time.perf_counter() - started)
 
     # Time one batch and then several, to separate the launch of the data workers, once per
-    # evaluation, from the time per batch. If one batch alone is slow, time no more.
-    seconds(1)  # a warm-up
+    # evaluation, from the time per batch. If one batch alone is slow, don't time several.
+    seconds(1)  # warm up before timing
     one = seconds(1)
     batches = -(-len(validated.dataset) // at_once)
     some = min(_EVALUATED, batches)
@@ -290,7 +291,7 @@ def _checkpoint_bytes(parts: Parts) -> tuple[int, int]:
     The checkpoint's size includes the files of all ranks.
 
     Args:
-        parts: the parts of the run, with a built engine.
+        parts: the objects of the run, such as network and hooks, with a built engine.
     """
     engine = parts.state.engine
     patches.save_through(engine, _Sizes())
@@ -309,7 +310,7 @@ def _disk(parts: Parts, weights_bytes: int, checkpoint_bytes: int) -> list[str]:
     The peak is reached while a checkpoint is written and the ones to keep still exist.
 
     Args:
-        parts: the parts of the run.
+        parts: the objects of the run, such as datasets, network and hooks.
         weights_bytes: size of the student's weights file.
         checkpoint_bytes: size of a checkpoint, all ranks together.
     """
@@ -349,7 +350,7 @@ def _moments(parts: Parts, interval: int, by: str) -> Iterator[int]:
     """Yields the iterations at which a periodic action is due; the run's last one is included.
 
     Args:
-        parts: the parts of the run.
+        parts: the objects of the run, such as datasets, network and hooks.
         interval: number of epochs or iterations between two actions.
         by: the unit of `interval`, "epoch" or "iteration".
     """

@@ -29,6 +29,8 @@ from tiekd.visualization import frame_pictures, panel
 def run(args: argparse.Namespace) -> None:
     """Runs bin/evaluate.py: evaluates networks on the same frames, and prints a report.
 
+    It also writes the files that options name, such as the metrics as JSON (--out).
+
     Args:
         args: the program's parsed command line.
 
@@ -124,11 +126,17 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _of_one_set(recipe: Recipe, args: argparse.Namespace) -> Recipe:
-    """Returns the recipe of the data set that is evaluated; the recipe itself if it has one.
+    """Returns a recipe whose only data set is the one to evaluate.
+
+    If the recipe has several data sets, --data-set must name one. Values of --crop and --cap
+    replace those in the data set's `evaluation` section.
 
     Args:
         recipe: the recipe.
-        args: the program's parsed command line, whose crop and cap come before those of the set.
+        args: the program's parsed command line.
+
+    Raises:
+        LaunchError: the recipe has several data sets, and --data-set isn't given.
     """
     if not recipe.is_mixed:
         return recipe.sets_named(args.data_set)[0].recipe
@@ -143,7 +151,13 @@ def _of_one_set(recipe: Recipe, args: argparse.Namespace) -> Recipe:
 
 
 def _refuse_what_needs_truth(args: argparse.Namespace) -> None:
-    """Raises LaunchError for an option that shows ground truth if there is only a teacher."""
+    """Raises LaunchError for --mean-map and --panel, which need ground truth.
+
+    It is called if the evaluation compares with the teacher, when ground truth isn't read.
+
+    Args:
+        args: the program's parsed command line.
+    """
     for option, given in (("--mean-map", args.mean_map), ("--panel", args.panel)):
         if given:
             raise LaunchError(
@@ -153,11 +167,11 @@ def _refuse_what_needs_truth(args: argparse.Namespace) -> None:
 
 
 def teacher_reference(recipe: Recipe, frames: Dataset, device: torch.device) -> Reference:
-    """Returns the recipe's teacher as the reference of the evaluation.
+    """Builds the recipe's teacher as a Reference, with which predictions are compared.
 
     Args:
         recipe: the recipe, with a teacher.
-        frames: the evaluation frames.
+        frames: the dataset of evaluation frames.
         device: this rank's device.
     """
     node = with_checkpoints(recipe.node)

@@ -13,15 +13,15 @@ from tiekd.models import confidence, load
 
 
 def run(args: argparse.Namespace, version: str) -> None:
-    """Runs bin/export.py: exports a student to one file, and compares the file with the network.
+    """Runs bin/export.py: exports a student to the file of --out, and compares it with the network.
 
     Args:
         args: the program's parsed command line.
         version: tiekd's version, which is stored in the file.
 
     Raises:
-        UserError: the recipe, the checkpoint or an option is invalid, or the file differs from the
-            network.
+        UserError: the recipe, the checkpoint or an option is invalid, or the file's outputs differ
+            from the network's.
     """
     if args.out.exists() and not args.overwrite:
         raise ExportError(

@@ -9,7 +9,7 @@ from tiekd.models.weights import conversion
 
 
 def run(args: argparse.Namespace) -> None:
-    """Runs bin/import_weights.py: converts a checkpoint, writes the result, and prints a summary.
+    """Runs bin/import_weights.py: converts a checkpoint, prints a summary, and writes --out.
 
     Args:
         args: the program's parsed command line.

@@ -1,9 +1,9 @@
 """Writes the frames of a recipe's data set into tar shards, as `data.name: shards` reads them.
 
 The files are copied byte by byte: an image and its depth map keep their format, so the units of the
-recipe stay right. A camera that is known is written as KEY.json. Left out: crops of whole images
-(kb_crop, nyu_crop), which the shards' data set has none of, and teacher maps, which are read from
-their folder.
+recipe stay right. A camera that is known is written as KEY.json, where KEY is the image's name
+without its suffix. Left out: the crops kb_crop and nyu_crop, which the data set `shards` doesn't
+support, and teacher maps, which are read from a folder of their own.
 """
 
 import argparse
@@ -30,21 +30,21 @@ from tiekd.training.settings import Recipe
 def write_split(
     frames: Frames, split: str, out: Path, frames_per_shard: int, shuffle: int | None = None
 ) -> list[Path]:
-    """Writes the frames of a split.
+    """Writes the frames of a split into tar files OUT/<split>-000000.tar, <split>-000001.tar, ...
 
     Args:
-        frames: The frames.
-        split: The split's name, with which the shards' names begin.
-        out: The folder of the shards.
-        frames_per_shard: Frames in a shard; the last one may have fewer.
-        shuffle: Seed of a random order; None for the order of the data set.
+        frames: The dataset of the frames.
+        split: The split's name, such as "train".
+        out: The folder of the shards, called OUT here.
+        frames_per_shard: Number of frames in a shard; the last shard may have fewer.
+        shuffle: Seed of a random order; None for the order of the dataset.
 
     Returns:
-        The shards.
+        The paths of the shards.
 
     Raises:
-        DataError: A frame's files can't be read or its name can't be a key, or a shard can't be
-            written.
+        DataError: A frame's files can't be read, its name isn't allowed in a shard, or a shard
+            can't be written.
     """
     rows = np.arange(len(frames))
     if shuffle is not None:
@@ -67,19 +67,22 @@ def write_split(
 
 
 def _members(frames: Frames, rows: Sequence[int]) -> Iterator[tuple[str, bytes]]:
-    """Yields the members of some frames.
+    """Yields (name, content) of each file that a shard contains for some frames.
+
+    For each frame these are the image, then the depth map and the camera if they are known.
 
     Args:
-        frames: The data set.
-        rows: The frames' indices.
+        frames: The dataset.
+        rows: Indices of the frames.
 
     Raises:
-        DataError: A frame's name can't be a key.
+        DataError: A frame's name isn't allowed in a shard.
     """
     for row in rows:
         frame = frames.frames[row]
         found = key_of(frame.name)
-        # A frame called `1.depth.png` would be read as a depth map.
+        # Refuse names such as `1.depth.png`, since readers of the shard would take the image for a
+        # depth map.
         if found is None or found[1] in DEPTH_SUFFIXES:
             raise DataError(
                 f"{frame.name}: can't be the name of a shard's image, which ends in .jpg, .jpeg or "
@@ -98,11 +101,14 @@ def _members(frames: Frames, rows: Sequence[int]) -> Iterator[tuple[str, bytes]]
 
 
 def _camera(frames: Frames, row: int) -> bytes:
-    """Returns the JSON file of a frame's camera, which is that of its upright image.
+    """Returns a frame's camera as JSON bytes: fx, fy, cx, cy, width and height, in pixels.
+
+    They refer to the upright image, i.e. after its EXIF rotation. A principal point that isn't
+    known is the image's centre.
 
     Args:
-        frames: The data set.
-        row: The frame's index.
+        frames: The dataset.
+        row: Index of the frame.
     """
     camera = frames.frames[row].camera
     height, width = frames.file_size(row)
@@ -113,13 +119,14 @@ def _camera(frames: Frames, row: int) -> bytes:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Runs bin/make_shards.py: writes the shards of a recipe's data set.
+    """Runs bin/make_shards.py: writes the frames of a recipe's data set into tar files in --out.
 
     Args:
         args: The program's parsed command line.
 
     Raises:
-        UserError: The recipe is invalid, or files can't be read or written.
+        UserError: The recipe is invalid, the folder has tar files already, or files can't be read
+            or written.
     """
     recipe = Recipe(load_recipe(args.recipe, args.overrides))
     out = args.out

@@ -201,7 +201,8 @@ def _on_a_copy(parts: Parts) -> Callable[[int], None]:
     The function runs the teacher, a copy of the student, and the losses, but no optimizer step.
 
     Args:
-        parts: the parts of the run, with a built engine; the copy gets the engine's precision.
+        parts: the objects of the run, such as network and losses, with a built engine; the copy
+            gets the engine's precision.
     """
     # Build a copy of the engine's network in the same precision; running the copy needs no
     # collectives.
@@ -225,7 +226,8 @@ def _on_a_copy(parts: Parts) -> Callable[[int], None]:
     def try_images(images: int) -> None:
         batch = Batch(*(_repeated(value, images) for value in one))
         if one.data_sets is not None:
-            # Of several data sets, all images are from the set of the repeated one.
+            # If the recipe has several data sets, state the repeated image's data set for every
+            # image.
             batch = batch._replace(data_sets=one.data_sets * images)
         learned, wanted = parts.targets(batch, parts.teacher(batch))
         with torch.autocast(device.type, torch.bfloat16, enabled=casts):

@@ -90,7 +90,10 @@ class Run(NamedTuple):
         return [getattr(row, by) for row in rows], [row.values[key] for row in rows]
 
     def meanings(self, key: str) -> set[bool]:
-        """Returns the values of `is_agreement` in the rows of one key's curve.
+        """Returns the values of `is_agreement` that occur in the rows of one key's curve, as a set.
+
+        It has both True and False if some evaluations compared with the teacher and others with
+        ground truth.
 
         Args:
             key: a key of the rows, such as "abs_rel".
@@ -183,6 +186,10 @@ def plot(
 
 def _title(runs: Sequence[Run], key: str) -> str:
     """Returns a chart's title, which states if the key's values are agreement with the teacher.
+
+    Args:
+        runs: the runs whose curves are in the chart.
+        key: the key of the rows, such as "abs_rel".
 
     Raises:
         LaunchError: the values are agreement with the teacher in some evaluations, and accuracy in

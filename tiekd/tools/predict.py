@@ -18,7 +18,7 @@ from tiekd.models import confidence, load
 
 
 def run(args: argparse.Namespace) -> None:
-    """Runs bin/predict.py: predicts the depth of images and videos, and writes it to files.
+    """Runs bin/predict.py: predicts the depth of images and videos, and writes it to --out.
 
     Args:
         args: the program's parsed command line.
@@ -28,7 +28,8 @@ def run(args: argparse.Namespace) -> None:
             predicted.
     """
     recipe = load_recipe(args.recipe, args.overrides)
-    # Of several data sets nothing is taken but what they share: whose units would it be?
+    # If the recipe has several data sets, use only the settings that they share: a unit of depth,
+    # for example, isn't defined for an image that belongs to none of them.
     data = recipe.get("data", {})
     data = data_sets.shared_of(data) if data_sets.is_list(recipe) else data
     has_checkpoint = len(args.words) > 1 and not inputs.looks_like_input(args.words[0])
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
         if has_checkpoint:
             read_as = f"; of several words after RECIPE the first, {args.words[0]}, is CHECKPOINT"
         raise CheckpointError(f"{error}{read_as}") from None
-    # Load the network, and set up the outputs.
+    # Set up the student, and then the outputs.
     resize = resize if given is None else given
     calibration = confidence.read(weights)
     model = student.Student(network, device, args.readout, resize, calibration)

@@ -173,7 +173,7 @@ def describe(micro_batch: MicroBatch, sample: int, teacher_depth: Tensor | None)
     ]
     zoomed = f"zoomed by {micro_batch.zooms[sample]:.4f}, " if micro_batch.zooms else ""
     flipped = "flipped" if drawn.flip else "not flipped"
-    # An epoch is that of the sample's own set.
+    # Name the sample's data set, since the sample's index and epoch count within it.
     of_set = f" of {micro_batch.data_sets[sample]}" if micro_batch.data_sets else ""
     place = f"rank {micro_batch.rank}, micro-batch {micro_batch.index}"
     return (
@@ -232,6 +232,8 @@ def _depths(name: str, depth: Tensor) -> str:
 
 def run(args: argparse.Namespace) -> None:
     """Runs bin/show_batch.py: prints the samples of an iteration of a run, and writes their images.
+
+    The images are written to the folder of --out, or by default to `batches` in the work dir.
 
     Args:
         args: the program's parsed command line.

@@ -104,8 +104,9 @@ def run_once(
         work_dir: the run's work dir, whose lock shows that rank 0 still runs.
         asked: the signals to this process so far; the signal handlers append to it.
         output: file that receives what the command prints; None for this process's own streams.
-        watch: called several times a second with all processes below this one; None for nobody.
-        prepare: called in the child before the command starts; None for nothing.
+        watch: function that is called several times a second with all descendants of this process;
+            None for no calls.
+        prepare: function that the child calls before the command starts; None for no call.
 
     Returns:
         The command's exit code; 128 + N if signal N ended it.

@@ -1,8 +1,9 @@
-"""The benchmarks of `bin/benchmark.py`: one module per benchmark, with `run(arguments) -> dict`.
+"""The benchmarks of `bin/benchmark.py`: one module per benchmark, with a function `run`.
 
-Each benchmark times tiekd's implementation and a plain reference in turn, in one process
-(`measure.py`). In reports and code, "ours" is tiekd's implementation. `arguments.py` defines the
-options of the benchmarks.
+`run(args)` takes the parsed command line (`arguments.py` defines the options) and returns the
+results as a dict, which is printed and can be written as JSON. Most benchmarks time tiekd's
+implementation and a plain reference in turn, in one process (`measure.py`). In reports and code,
+"ours" is tiekd's implementation.
 """
 
 COMMANDS = {

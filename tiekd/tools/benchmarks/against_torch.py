@@ -45,9 +45,9 @@ def run(args: argparse.Namespace) -> dict:
         args: the command-line options that `arguments.of_engine` defines.
 
     Returns:
-        {"table", "time_ratio", "memory_ratio", ...}. The table is a list with one comparison, the
-        result of `combined`, per number of ranks and stage. The two ratios (engine / torch) are the
-        largest at the smallest of the given ZeRO stages.
+        "table", a list with the result of `combined` for each number of ranks and stage;
+        "time_ratio" and "memory_ratio" (engine / torch), the largest ones in the table at the
+        smallest of the given ZeRO stages; "compared", a description; and settings of the benchmark.
 
     Raises:
         LaunchError: an engine config is given, which would apply only to the engine's step; or
@@ -93,9 +93,10 @@ def combined(rows: list[dict]) -> dict:
 
     Returns:
         "engine_s" and "torch_s", seconds of a step on the slowest rank, median over rounds;
-        "engine_peak_mb" and "torch_peak_mb", peak memory summed over ranks; "time_ratio" with
-        "time_ratio_range", and "memory_ratio", engine / torch; and "loss_difference", the relative
-        difference between the losses of the two last steps, which only rounding may cause.
+        "engine_peak_mb" and "torch_peak_mb", peak memory summed over ranks; "time_ratio" (engine /
+        torch, median over rounds) with "time_ratio_range" [least, largest]; "memory_ratio" (engine
+        / torch); and "loss_difference", the relative difference between the losses of the two last
+        steps, which only rounding may cause.
     """
 
     def slowest(key: str) -> list[float]:

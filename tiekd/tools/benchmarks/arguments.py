@@ -25,13 +25,13 @@ OTHERS = ("products", "compiled", "chunks")
 
 
 def whole(text: str) -> int:
-    """Converts the text of a command-line argument to a size or a count, for argparse's `type`.
+    """Converts the text of a command-line argument to an int from 1 to LARGEST, for argparse.
 
     Args:
-        text: the text, which must be a whole number from 1 to LARGEST.
+        text: the text of a size or a count.
 
     Raises:
-        argparse.ArgumentTypeError: it isn't such a number.
+        argparse.ArgumentTypeError: the text isn't a whole number in this range.
     """
     if not re.fullmatch(r"[0-9]{1,9}", text) or not 1 <= int(text) <= LARGEST:
         raise argparse.ArgumentTypeError(
@@ -43,9 +43,11 @@ def whole(text: str) -> int:
 def _add_batch(parser: argparse.ArgumentParser, of: str = "a step") -> None:
     """Adds the options `--batch`, the number of images in a batch, and `--height` and `--width`.
 
+    Height and width are those of the images, in pixels.
+
     Args:
         parser: the benchmark's parser.
-        of: text that follows the word "images" in the option's help, such as "a step".
+        of: text that follows the word "images" in the help of `--batch`, such as "a step".
     """
     parser.add_argument("--batch", type=whole, default=1, help=f"images {of}, default 1")
     parser.add_argument("--height", type=whole, default=352)
@@ -68,7 +70,9 @@ def _add_recipe(parser: argparse.ArgumentParser, default: Path, whose: str) -> N
 
 
 def _add_kitti(parser: argparse.ArgumentParser) -> None:
-    """Adds the option `--data` for a folder with the KITTI dataset.
+    """Adds the option `--data FOLDER`, a folder with the KITTI dataset.
+
+    Without it, the benchmark renders images.
 
     Args:
         parser: the benchmark's parser.

@@ -59,11 +59,12 @@ def run(args: argparse.Namespace) -> dict:
         args: the command-line options that `arguments.of_engine` defines.
 
     Returns:
-        The ratios of time and memory (tiekd's loop / bare loop), as `measure.compare` names them.
-        "step_ms" is the milliseconds of an iteration without hooks; "loop_ms" is the part of them
-        outside of forward, losses, backward and teacher; "hooks_ms" is a dict of each hook's
-        milliseconds by its class. "host_share" is ("loop_ms" + all hooks) / ("step_ms" + all
-        hooks).
+        "time_ratio" (tiekd's loop / bare loop, median over blocks) with "time_ratio_range" [least,
+        largest], and "memory_ratio". "bare_against_itself" is the ratio of the times of two
+        identical runs of the bare loop, which shows the noise. "step_ms" is the milliseconds of an
+        iteration without hooks; "loop_ms" is the part of them outside of forward, losses, backward
+        and teacher; "hooks_ms" is a dict of each hook's milliseconds by its class. "host_share" is
+        ("loop_ms" + all hooks) / ("step_ms" + all hooks).
     """
     if args.against == "torch":
         return against_torch.run(args)
@@ -116,8 +117,8 @@ def _train(args: argparse.Namespace, device: torch.device, folder: Path) -> tupl
         folder: the work dir.
 
     Returns:
-        The measurements; and the intervals between log lines and between images, in iterations,
-        that the recipe sets.
+        The hook that has recorded all times; the recipe's interval between two log lines; and that
+        between two images. Both intervals are in iterations.
     """
     recipe = load_recipe(args.recipe)
     clip_norm = recipe["train"].get("clip_norm", CLIP_NORM)

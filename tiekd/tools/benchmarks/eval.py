@@ -41,10 +41,10 @@ def run(args: argparse.Namespace) -> dict:
         args: the command-line options that `arguments.of_eval` defines.
 
     Returns:
-        The result of `_compare` (tiekd / plain) for the metrics alone. The keys "whole" (from
-        files), "whole_decoded" (from decoded frames) and, with --student, "student" (with a real
-        student) have such results for whole evaluations. "frames" is the number of images,
-        "batch_size" the batch size of tiekd's evaluation.
+        Ratios of time and memory (tiekd / plain) for the metrics alone, as `_compare` returns them.
+        The keys "whole" (reading files), "whole_decoded" (reading decoded frames) and, with
+        --student, "student" (with a real network) have such a dict for whole evaluations. "frames"
+        is the number of images, "batch_size" the batch size of tiekd's evaluation.
     """
     device = device_of(args.device)
     kb_crop = tuple(args.kb_crop)
@@ -95,7 +95,7 @@ class _First(Dataset):
         return self.count
 
     def image_sizes(self) -> list[tuple[int, int]]:
-        """Returns (height, width) of each image in pixels, in order."""
+        """Returns a list of (height, width) in pixels, one for each kept image, in order."""
         return self.frames_there.image_sizes()[: self.count]
 
 
@@ -199,8 +199,9 @@ def _compare(
         device: the device to synchronise with after each call.
 
     Returns:
-        The result of `measure.compare` (ours / plain) with two more keys: `images_per_s_ratio`, and
-        `figures_off`, the largest relative difference between the two functions' metrics.
+        The result of `measure.compare`, i.e. "time_ratio" and "memory_ratio" (ours / plain) with
+        the measured times and peaks; "images_per_s_ratio"; and "figures_off", the largest relative
+        difference between the metrics of `ours` and those of `plain`.
     """
     result = measure.compare(compared, ours, plain, rounds, device)
     # Report how far the metrics differ, because times are comparable only if the metrics are equal.

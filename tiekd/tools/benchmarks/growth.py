@@ -34,13 +34,16 @@ def run(args: argparse.Namespace) -> dict:
     """Measures time and memory of a training step at several sizes of each quantity.
 
     The quantities are the batch size, the crop, the head's number of bins and the number of ranks.
+    With --plot it also writes the plot.
 
     Args:
         args: the command-line options that `arguments.of_growth` defines.
 
     Returns:
-        {"table": text, "time_ratio", "memory_ratio", ...}, and for each quantity ("batch", "crop",
-        "bins", "ranks") the result of `judged`.
+        "table", the measurements as text; "time_ratio" and "memory_ratio", the largest deviations
+        of all measurements from their line, as measured value / line's value; "batch", "crop",
+        "bins" and "ranks", a dict for each quantity as `judged` returns it; "compared", a
+        description; and settings of the benchmark.
 
     Raises:
         LaunchError: a plot is asked for, and matplotlib isn't installed.
@@ -80,8 +83,9 @@ def _farthest(curves: dict[str, dict], key: str) -> float:
     """Returns the ratio farthest from 1 among all measurements of all quantities.
 
     Args:
-        curves: for each quantity the result of `judged`.
-        key: the key of the ratios in these results, "time_by_line" or "memory_by_line".
+        curves: for each quantity, such as the batch size, a dict that has under `key` a list of
+            ratios, measured value / the fitted line's value.
+        key: "time_by_line" or "memory_by_line".
     """
     ratios = [ratio for curve in curves.values() for ratio in curve[key]]
     return max(ratios, key=lambda ratio: abs(ratio - 1))
@@ -145,7 +149,8 @@ def table(curves: dict[str, dict]) -> str:
     """Formats the measurements as a table with one line per measured size.
 
     Args:
-        curves: for each quantity ("batch", "crop", "bins", "ranks") the result of `judged`.
+        curves: for each quantity ("batch", "crop", "bins", "ranks") the dict that `judged` returns:
+            sizes, times, peak memory and their ratios to a straight line.
 
     Returns:
         The table's lines, joined by newlines.

@@ -30,16 +30,18 @@ Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, float]
 
 
 def run(args: argparse.Namespace) -> dict:
-    """Compares the kernels with the plain implementation and with the alternatives of `--also`.
+    """Compares the kernels with the plain implementation, and with alternatives (--also).
 
     Args:
         args: the command-line options that `arguments.of_head` defines.
 
     Returns:
-        The result of `measure.compare` (kernels / plain). `worst_relative_error` is the result of
-        `worst_error` for the kernels' outputs and gradients against those of the plain
-        implementation in the same dtype. The other keys are the alternatives, and on a GPU
-        "roofline".
+        The result of `measure.compare`, i.e. "time_ratio" and "memory_ratio" (kernels / plain) with
+        the measured times and peaks; and "worst_relative_error", the result of `worst_error` for
+        the kernels' outputs and gradients against those of the plain implementation in the same
+        dtype. For each alternative there is such a comparison with it: "products" (the matrix
+        products alone), "compiled" (torch.compile of the plain implementation) or "chunks" (the
+        plain one on a few rows at a time). On a GPU, "roofline" has the result of `_roofline`.
     """
     device = device_of(args.device)
     inputs = example(
@@ -115,7 +117,8 @@ def example(
 
     Returns:
         Features (B, C, h, w), weight (K, C, 1, 1), bias (K,), bin edges (K + 1,) in metres, target
-        depth (B, 1, h, w) float32 in metres, 0 in a tenth of the pixels, and sigma in metres.
+        depth (B, 1, h, w) float32 in metres, 0 in a tenth of the pixels, and the standard deviation
+        of the Gaussian target in metres.
     """
     g = torch.Generator(device).manual_seed(0)
     features = torch.randn(images, channels, height, width, generator=g, device=device)
@@ -153,7 +156,7 @@ def train(
     """Runs a DPM head forward and backward.
 
     The shapes are those of B images of h x w pixels, C feature channels and K depth bins. The loss
-    is a weighted sum of the means of depth and divergence.
+    is 0.1 times the mean of the depth, plus the mean of the divergence.
 
     Args:
         dpm: the function that computes the head, such as `kernels.dpm`.
@@ -164,10 +167,11 @@ def train(
         depth: (B, 1, h, w), target depth, metres, 0 where not valid.
         sigma: standard deviation of the Gaussian target, metres.
         target: how the target distribution is computed: "gaussian", or "released" as in the code
-            that was published with the paper.
+            that was published with TIE-KD.
 
     Returns:
-        Depth, divergence, and the gradients of features, weight and bias.
+        Predicted depth (B, 1, h, w) in metres, divergence from the target distribution (B, 1, h,
+        w), and the gradients of features, weight and bias, with their shapes.
     """
     leaves = [t.detach().requires_grad_() for t in (features, weight, bias)]
     outputs = dpm(*leaves, edges, depth, sigma, target=target)
@@ -197,10 +201,10 @@ def in_chunks(
         depth: (B, 1, h, w), target depth, metres, 0 where not valid.
         sigma: standard deviation of the Gaussian target, metres.
         target: how the target distribution is computed: "gaussian", or "released" as in the code
-            that was published with the paper.
+            that was published with TIE-KD.
 
     Returns:
-        Depth and divergence, as `reference.dpm` returns them.
+        Predicted depth in metres and divergence from the target distribution, each (B, 1, h, w).
     """
     rows = zip(features.split(_CHUNK_ROWS, 2), depth.split(_CHUNK_ROWS, 2), strict=True)
     whole = partial(torch.utils.checkpoint.checkpoint, reference.dpm, use_reentrant=False)
@@ -230,7 +234,7 @@ def products(features: Tensor, weight: Tensor, bias: Tensor) -> None:
 
 
 def worst_error(got: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> float:
-    """Returns the largest relative error of several tensors.
+    """Returns the largest relative error of several tensors, as one number.
 
     The relative error of a tensor is its largest absolute error divided by the largest absolute
     value of the right tensor.
@@ -298,8 +302,9 @@ def _roofline(
         device: the GPU.
 
     Returns:
-        "bytes_per_s" and "flops_per_s", the device's bandwidth and speed; the result of
-        `roofline_seconds`; and "ours_by_it", `ours_s` divided by the shortest possible time.
+        "bytes_per_s" and "flops_per_s", the device's bandwidth and speed; "forward_s", "backward_s"
+        and "total_s", the shortest possible times in seconds; and "ours_by_it", `ours_s` /
+        "total_s".
     """
     # Measure the memory bandwidth by a copy that reads and writes 1 GiB each, and the arithmetic
     # speed by a large matrix product.

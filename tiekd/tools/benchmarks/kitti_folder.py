@@ -61,7 +61,7 @@ def with_teacher_maps(root: Path, scratch: Path, kb_crop: tuple[int, int]) -> Fr
     maps = scratch / "maps"
     maps.mkdir()
     rng = np.random.default_rng(0)
-    rows = np.linspace(0.02, 1, kb_crop[0])[:, None]  # lower rows are nearer
+    rows = np.linspace(0.02, 1, kb_crop[0])[:, None]  # slope of each row's viewing ray
     for index in range(len(frames)):
         # Compute the depth of a flat road that a camera 1.65 m above it sees. Add noise, so that
         # the depth maps take as long to decode as those of a real teacher.

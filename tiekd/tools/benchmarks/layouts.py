@@ -81,11 +81,12 @@ def run(args: argparse.Namespace) -> dict:
         args: the command-line options that `arguments.of_layouts` defines.
 
     Returns:
-        {"isa": this CPU's instruction set, "rows", "faster", ...}. Each of `rows` has "row" (the
-        kind of convolution), "convolution", "table" (the table's layout), "table_ms" (its time),
-        and for each layout its time divided by that of the table's layout. `faster` lists the kinds
-        for which another layout is faster by more than 5 %, or is a text that says that there are
-        none.
+        "isa", this CPU's instruction set; "rows", a list of dicts; "faster"; "rounds", the number
+        of rounds; and "compared", a description. Each of "rows" has "row" (the kind of
+        convolution), "convolution" (its size), "table" (the table's layout), "table_ms" (the time
+        in this layout), and for each layout its time divided by that of the table's layout.
+        "faster" lists the kinds for which another layout is faster by more than 5 %, or is a text
+        that says that there are none.
 
     Raises:
         LaunchError: the device isn't a CPU.
@@ -158,7 +159,8 @@ def _row(name: str, shape: Shape, chosen: str, times: dict[str, list[float]]) ->
 def _times(shape: Shape, shape_class: str, dtype: str, rounds: int) -> dict[str, list[float]]:
     """Returns the CPU seconds of a convolution in each layout, layout -> seconds of each round.
 
-    A convolution runs forward and, for the rows of training, backward.
+    Backward is timed together with forward, except for the kind of convolution
+    `layouts.LARGE_FORWARD`, which is timed in forward alone.
 
     Args:
         shape: the size of the convolution.

@@ -45,14 +45,16 @@ def run(args: argparse.Namespace) -> dict:
         args: the command-line options that `arguments.of_loader` defines.
 
     Returns:
-        The ratios of time and memory, loader / decoding alone, and "ms_per_sample", the
-        milliseconds of each way. Further comparisons are the nested results "with_device_share",
-        "cached" (from decoded frames) and "plain", which also has the differences from the pixels
-        of the published pipeline.
+        "time_ratio" with "time_ratio_range" [least, largest], and "memory_ratio", all loader /
+        decoding alone. "ms_per_sample" has the milliseconds of each way by its name. Further
+        comparisons are dicts with such ratios: "with_device_share" (loader and device's part /
+        decoding), "cached" (from decoded frames / from files) and "plain" (loader / published
+        pipeline in NumPy), which also has the differences between the pixels of both. "frames" and
+        "rounds" are the numbers of samples and of rounds.
     """
     device = device_of(args.device)
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in a data worker
+    torch.set_num_threads(1)  # a data worker has one thread, too
     try:
         with kitti_folder(args.data, tuple(args.kb_crop)) as (root, scratch):
             frames = with_teacher_maps(root, scratch, tuple(args.kb_crop))
@@ -97,8 +99,8 @@ def _measured(
         key: from_cache.read([key])
         for key in itertools.product(range(rounds + 1), range(len(frames)))
     }
-    # Define the functions of (epoch, index), each of which makes this sample or only decodes its
-    # files.
+    # Define functions of (epoch, index). Each makes the sample `index` of an epoch, or only decodes
+    # its files.
     calls = {
         "ours": lambda epoch, index: from_files.read([(epoch, index)]),
         "decoding": lambda _, index: decode(frames, index),

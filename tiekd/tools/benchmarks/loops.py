@@ -22,9 +22,9 @@ from tiekd.training.hooks.tensorboard import TensorBoard
 
 
 class Parts:
-    """Wraps the step object of the training loop, and times the phases of an iteration.
+    """Wraps a run's step object (forward, backward, optimizer) to time phases of an iteration.
 
-    The phases are forward, losses, backward and teacher. Other attributes are passed on to the step
+    The phases are forward, losses, backward and teacher. Other attributes are those of the step
     object.
 
     Attributes:
@@ -45,10 +45,10 @@ class Parts:
         criterion: nn.Module,
         clip_norm: float | None,
     ):
-        """Wraps the step object of a run.
+        """Wraps a run's step object, which runs forward, backward and the optimizer.
 
         Args:
-            step: the run's step.
+            step: the step object.
             micro_batches: the micro-batches of every iteration.
             criterion: the run's losses.
             clip_norm: maximum gradient norm in the bare loop, 0 for no limit; None if the engine
@@ -113,7 +113,9 @@ class TimedCriterion:
     call: Callable
 
     def divergence_target(self, teacher_depth: Tensor) -> Tensor | None:
-        """Returns the target depth of a head's divergence, as the criterion does; this isn't timed.
+        """Returns the depth from which the target of the head's divergence loss is computed.
+
+        It calls the criterion's method, without timing it.
 
         Args:
             teacher_depth: (B, 1, H, W), metres, 0 where not valid.
@@ -124,7 +126,7 @@ class TimedCriterion:
         return self.criterion.divergence_target(teacher_depth)
 
     def __call__(self, *arguments):
-        """Calls the criterion, records the time, and returns the losses by name.
+        """Calls the criterion, records the time, and returns the losses by name (0-d tensors).
 
         Args:
             arguments: the criterion's arguments: the prediction, the batch and the teacher's depth.
@@ -173,7 +175,7 @@ class TimedHook(Hook):
 
 @dataclass(eq=False)
 class Watch(Hook):
-    """The last hook in the list, which collects times and runs blocks of the bare loop.
+    """The last of the run's hooks, which collects times and runs blocks of the bare loop.
 
     A block is a fixed number of iterations that are timed together.
 
@@ -232,7 +234,7 @@ class Watch(Hook):
         self._start()
 
     def after_iteration(self, state) -> None:
-        """Records the iteration's times; after each block of the run, times two of the bare loop.
+        """Records the iteration's times; after each block, times two blocks of the bare loop.
 
         Args:
             state: the run's TrainState.

@@ -45,10 +45,10 @@ def compare(
         queued: number of calls that are timed together on a GPU (see `seconds`).
 
     Returns:
-        {"compared", "time_ratio": ours / reference, median over rounds, "time_ratio_range": [least,
-        largest], "ours_s", "reference_s": medians, "rounds"}. If `with_memory` is True, also
-        {"memory_ratio", "ours_peak_mb", "reference_peak_mb"}; the peaks are above the memory held
-        before the call.
+        "compared"; "time_ratio" (ours / reference), the median over rounds, with "time_ratio_range"
+        [least, largest]; "ours_s" and "reference_s", seconds of a call, medians over rounds; and
+        "rounds". If `with_memory` is True, also "memory_ratio" (ours / reference), "ours_peak_mb"
+        and "reference_peak_mb", the peaks in MB above the memory held before the call.
     """
     device = torch.device(device)
     result = {"compared": compared}
@@ -168,7 +168,7 @@ def hardware(device: torch.device | str = "cpu") -> dict:
 
 
 def as_text(result: dict, indent: str = "") -> str:
-    """Formats a benchmark's result as text, one line per value.
+    """Returns a benchmark's result as one text, with a line for each value.
 
     Args:
         result: name -> a value, a nested result of this form, or a list of nested results. Nested

@@ -48,7 +48,7 @@ def decode(frames: Frames, index: int) -> list[np.ndarray]:
     """
     decoded = []
     for path, _ in frames.files(index).values():
-        check_readable(path, "image", DataError)  # opening a pipe would wait for ever
+        check_readable(path, "image", DataError)  # not a pipe, which would block
         decoded.append(np.asarray(Image.open(path)))
     return decoded
 

@@ -33,9 +33,10 @@ def run(args: argparse.Namespace) -> dict:
         args: the command-line options that `arguments.of_student` defines.
 
     Returns:
-        The result of `measure.compare` for a forward pass (optimised / plain); `parameters_m`,
-        millions of parameters; `gmac` and `ours_gmac`, billions of multiply-adds per image of the
-        plain and of the optimised network; and `weights_mb`, the size of the weights in fp32.
+        The result of `measure.compare` for a forward pass, i.e. "time_ratio" and "memory_ratio"
+        (optimised / plain) with the measured times and peaks; "parameters_m", millions of
+        parameters; "gmac" and "ours_gmac", billions of multiply-adds per image of the plain and of
+        the optimised network; and "weights_mb", the size of the weights in fp32.
     """
     device = device_of(args.device)
     recipe = load_recipe(args.recipe)
@@ -78,9 +79,9 @@ def run(args: argparse.Namespace) -> dict:
 
 
 def network_node(recipe: dict, teachers: bool, path: str) -> dict:
-    """Returns the recipe's node of the student's network, or of the teacher's.
+    """Returns a recipe's section for the student's or the teacher's network, a dict.
 
-    If there are several teachers, it is that of the first one that is a network.
+    If there are several teachers, it is the section of the first one that is a network.
 
     Args:
         recipe: the recipe.

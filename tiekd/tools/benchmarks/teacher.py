@@ -26,8 +26,9 @@ def run(args: argparse.Namespace) -> dict:
         args: the command-line options that `arguments.of_teacher` defines.
 
     Returns:
-        The result of `measure.compare` (cached / online); memory includes the networks' weights and
-        the optimizer's moments.
+        The result of `measure.compare`, i.e. "time_ratio" and "memory_ratio" (cached / online) with
+        the measured times and peaks, which include the networks' weights and the optimizer's
+        moments.
 
     Raises:
         RecipeError: the recipe has no teacher network.

@@ -1,8 +1,9 @@
-"""Runs the programs of the stages as processes of their own, and prints their commands.
+"""Runs other programs of bin/ as child processes for `distill`, and prints their commands.
 
-A program that works on ranks is started by DeepSpeed's launcher. All processes end with this one:
-ranks watch it (tiekd/distributed/launcher_watch.py), and the kernel kills the direct child. What a
-killed call has left running is waited for before the next call begins.
+A program that trains or works on several ranks is started by DeepSpeed's launcher. If this process
+dies, its children end too: the kernel kills the direct child, and ranks exit by themselves since
+they check that their launcher lives (tiekd/distributed/launcher_watch.py). The next call of
+`distill` waits until they have ended.
 """
 
 import ctypes
@@ -36,13 +37,13 @@ _MEMORY_EVERY_S = 1.0
 
 @dataclass(frozen=True)
 class Ended:
-    """How a program ended.
+    """How a program ended, and what it needed.
 
     Attributes:
         code: Its exit code.
-        seconds: How long it took.
-        peak_bytes: The most memory that its processes held together, as seen once a second; pages
-            that they share count several times.
+        seconds: Wall time from its start to its end.
+        peak_bytes: The largest sum of the resident memory of its processes, measured once a second.
+            Pages that processes share count once for each process.
     """
 
     code: int
@@ -52,17 +53,18 @@ class Ended:
 
 @dataclass
 class Commands:
-    """Starts programs for one distillation.
+    """Runs the programs of one distillation, one at a time, and prints their commands.
 
     Attributes:
-        out: The folder of the distillation, where a running program is noted.
-        ranks: Number of ranks of programs that work on several.
-        threads: OMP_NUM_THREADS of each.
-        launcher: Options of DeepSpeed's launcher that the user gave.
-        tell: Prints a line.
-        asked: The signals so far that asked this process to stop.
+        out: The folder of --out. While a program runs, a file in it holds this process's ID.
+        ranks: Number of ranks of the programs that can run on several (`_ON_RANKS`).
+        threads: OMP_NUM_THREADS of each program.
+        launcher: Options of DeepSpeed's launcher that the user gave, each as `--name=value`.
+        tell: Function that prints a line.
+        asked: Numbers of the signals by which this process was asked to stop; signal handlers
+            append to it.
         output: A file that receives what programs print; None for this process's own streams.
-        is_running: True while a program runs, which then gets a signal to this process.
+        is_running: True while a program runs. A signal to this process is then forwarded to it.
     """
 
     out: Path
@@ -75,12 +77,13 @@ class Commands:
     is_running: bool = False
 
     def run(self, program: str, arguments: Sequence[str], folder: Path | None = None) -> Ended:
-        """Prints a program's command, and runs it until it ends.
+        """Prints a program's command, runs the program until it ends, and returns how it ended.
 
         Args:
-            program: Its name in `tiekd NAME`, such as "check-data".
-            arguments: Its arguments.
-            folder: The work dir of a training, whose lock shows that a rank still runs.
+            program: The program's name in `tiekd NAME`, such as "check-data".
+            arguments: The program's arguments.
+            folder: The work dir, if the program trains. The training holds a lock in it, by which
+                this process sees if a rank is still running. None for other programs.
         """
         is_launched = program in _ON_RANKS and (program == "train" or self.ranks > 1)
         options = self._launcher_options() if is_launched else []
@@ -89,7 +92,7 @@ class Commands:
         if is_launched:
             command += ["-m", "deepspeed.launcher.runner", *options]
         command += [str(shipped.programs()[program]), *arguments]
-        # Let the commands that programs print, and their ranks' threads, be as in the printed one.
+        # Set OMP_NUM_THREADS as the printed command does. Child processes inherit it.
         os.environ["OMP_NUM_THREADS"] = str(self.threads)
         memory = _Memory()
         started = time.monotonic()
@@ -108,12 +111,12 @@ class Commands:
         return Ended(code, time.monotonic() - started, memory.peak)
 
     def shown(self, program: str, arguments: Sequence[str], options: Sequence[str]) -> str:
-        """Returns a program's command as the user would type it.
+        """Returns the shell command that runs a program, as the user would type it.
 
         Args:
-            program: Its name in `tiekd NAME`.
-            arguments: Its arguments.
-            options: The options of the launcher; empty without it.
+            program: The program's name in `tiekd NAME`, such as "check-data".
+            arguments: The program's arguments.
+            options: Options of DeepSpeed's launcher; empty to run the program without the launcher.
         """
         words = shlex.join(arguments)
         start = console.command(program.replace("-", "_"))
@@ -125,7 +128,10 @@ class Commands:
         return f"{threads}{start} {words} {shlex.join(options)}"
 
     def _idle(self) -> Path:
-        """Returns a folder in the place of a work dir, of which no run ever holds the lock."""
+        """Creates and returns the folder that stands in for the work dir of a program without one.
+
+        `run_once` needs a work dir, whose lock it waits for. No training locks this folder.
+        """
         folder = self.out / ".idle"
         folder.mkdir(exist_ok=True)
         return folder
@@ -136,13 +142,18 @@ class Commands:
         if not names & {"--num_gpus", "--include"}:
             options.append(f"--num_gpus={self.ranks}")
         if "--master_port" not in names:
-            # Another job on this machine may use the default port.
+            # Choose a free port for the ranks' communication, since another job on this machine may
+            # use the launcher's default port.
             options.append(f"--master_port={_free_port()}")
         return options
 
 
 class _Memory:
-    """Records the largest sum of the memory of processes, called with them again and again."""
+    """A callable that records the largest amount of memory that some processes use together.
+
+    It is called several times a second with the set of processes. Once a second it sums their
+    resident memory. `peak` is the largest sum so far, in bytes.
+    """
 
     def __init__(self):
         self.peak = 0
@@ -160,16 +171,17 @@ class _Memory:
 
 
 def wait_for_leftovers(out: Path, tell: Callable[[str], None]) -> None:
-    """Waits until the programs that a killed call has left running have ended.
+    """Waits until programs that an earlier, killed call of `distill` has started have ended.
 
-    They are recognised by the variable that names their supervisor, the killed process.
+    The killed call has left a file with its process ID in `out`. Its programs have this ID in an
+    environment variable (SUPERVISOR).
 
     Args:
-        out: The folder of the distillation.
-        tell: Prints a line.
+        out: The folder of --out.
+        tell: Function that prints a line.
 
     Raises:
-        LaunchError: One of them is still there after 90 s.
+        LaunchError: One of these programs still runs after 90 s.
     """
     note = out / _RUNNING
     try:
@@ -201,9 +213,11 @@ def _supervised_by(owner: int) -> list[psutil.Process]:
 
 
 def _end_with_parent() -> Callable[[], None]:
-    """Returns a function for a new child, after which the kernel kills it when this process dies.
+    """Returns a function that makes the kernel kill a child process when its parent dies.
 
-    The C library is loaded here, since a child of a fork should do as little as possible.
+    The child calls it before its program starts, and gets SIGKILL when this process dies. The C
+    library is loaded here and not in the child, because code between fork and exec should do as
+    little as possible.
     """
     prctl = ctypes.CDLL(None).prctl
     return lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

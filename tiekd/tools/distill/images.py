@@ -1,12 +1,13 @@
-"""Finds the images and videos of a folder, and prepares OUT/images, which all programs read.
+"""Finds the images and videos of a folder, and links them into OUT/images for the other programs.
 
-OUT/images has a link to each image, at the image's path below the folder, and for each video a
-folder of the video's name with links to its frames. So the user's folder is only read, and a file
-that can't be used is left out by removing its link. Frames are JPEG files in OUT/frames, taken at a
-fixed rate. Of stereo pairs OUT/images has the left images, and OUT/right the right image of each.
+OUT is the folder of --out. OUT/images has a symbolic link to each image, at the image's path below
+the user's folder. For each video it has a folder of the video's name with links to frames, which
+are JPEG files in OUT/frames. So nothing is written to the user's folder, and a faulty image is left
+out by removing its link. Of stereo pairs, OUT/images has links to the left images, and OUT/right
+has links to the right ones.
 
-A link costs 20 us. Left out: images in other formats than JPEG and PNG, which the data set `folder`
-doesn't read; they are counted.
+Left out: images in other formats than JPEG and PNG, which the data set `folder` doesn't read; they
+are counted.
 """
 
 import hashlib
@@ -29,21 +30,22 @@ from tiekd.teachers.pairs.right_images import KITTI, right_of
 
 IMAGES, FRAMES, RIGHT = "images", "frames", "right"
 _READ = READS["images"][1]
-# A GIF is more often a picture than a ride; it is left out, and counted.
+# Don't treat a GIF as a video, since it rarely shows what a camera on a vehicle recorded. It is
+# counted as left out.
 _VIDEOS = tuple(suffix for suffix in VIDEOS if suffix != ".gif")
-_QUALITY = 95  # of JPEG; its artefacts are below those of video
-_SAME_ASPECT = 0.02
-_STEP = 32  # sides of the working resolution are multiples of the encoders' largest stride
-_PIXELS = 192 * 640  # of the default working resolution, unless images are smaller
+_QUALITY = 95  # JPEG quality, whose artefacts are smaller than those of the video
+_SAME_ASPECT = 0.02  # relative difference up to which aspect ratios count as equal
+_STEP = 32  # sides of the student's input are multiples of it, the encoders' largest stride
+_PIXELS = 192 * 640  # pixels of the student's default input, unless images are smaller
 
 
 @dataclass
 class Found:
-    """The files below a folder.
+    """The images and videos below a folder, or in a list of files.
 
     Attributes:
-        images: Name of each image, its path below the folder -> its file.
-        videos: Name of each video -> its file.
+        images: Path of each image below the folder, which is its name -> the file.
+        videos: Name of each video, likewise -> the file.
         left_out: Name of each file that isn't used -> the reason.
     """
 
@@ -52,7 +54,10 @@ class Found:
     left_out: dict[str, str] = field(default_factory=dict)
 
     def told(self) -> list[str]:
-        """Returns lines on the files that are left out: how many for which reason, and one name."""
+        """Returns a line of text for each reason to leave files out.
+
+        The line has the number of such files, the reason, and the name of one of them.
+        """
         reasons = Counter(self.left_out.values())
         first: dict[str, str] = {}
         for name, reason in self.left_out.items():
@@ -65,15 +70,18 @@ class Found:
 
 
 def find(source: Path, without: Sequence[Path] = ()) -> Found:
-    """Finds the images and videos in and below a folder, or those of a list.
+    """Finds the images and videos in and below a folder, or those that a list names.
 
     Args:
-        source: The folder; or a text file with the path of an image or a video a line, absolute or
-            from the list's own folder.
-        without: Folders that aren't entered, such as that of the depth maps.
+        source: The folder; or an image or video; or a text file whose lines are paths of images and
+            videos, absolute or relative to the text file's folder.
+        without: Folders whose files are ignored, such as that of the depth maps.
+
+    Returns:
+        The images, the videos, and the files that are left out.
 
     Raises:
-        DataError: There are neither images nor videos, or the folder or list can't be read.
+        DataError: There are neither images nor videos, or the folder or the list can't be read.
     """
     listed = _of_folder(source, without) if source.is_dir() else _of_list(source)
     found, keys, maps = Found(), {}, {}
@@ -84,7 +92,9 @@ def find(source: Path, without: Sequence[Path] = ()) -> Found:
         if suffix.lower() in _VIDEOS:
             found.videos[name] = path
         elif suffix.lower() in _READ:
-            # The data set would refuse the whole folder for one of these.
+            # Leave out single files for which the data set `folder` would refuse all images: those
+            # that equal another up to the suffix, whose teacher map would have the file name of
+            # another's, or with a line break in the name.
             twin = keys.setdefault(stem, name)
             other = maps.setdefault(joined_name(name), name)
             if twin != name:
@@ -106,10 +116,10 @@ def find(source: Path, without: Sequence[Path] = ()) -> Found:
 
 
 def fingerprint(found: Found) -> str:
-    """Returns a digest of the names and sizes of all images and videos.
+    """Returns a SHA-256, as hexadecimal text, of the names and sizes of all images and videos.
 
     Args:
-        found: The files.
+        found: The images and videos.
     """
     digest = hashlib.sha256()
     for name, path in sorted({**found.images, **found.videos}.items()):
@@ -119,18 +129,20 @@ def fingerprint(found: Found) -> str:
 
 
 def extract(video: Path, folder: Path, rate: float, tell: Callable[[str], None]) -> int:
-    """Writes frames of a video as JPEG files, at most so many a second; returns their number.
+    """Writes frames of a video to JPEG files 000001.jpg, ... and returns their number.
 
-    The folder appears when all frames are in it, so a killed extraction begins again.
+    If the folder exists, nothing is written, and the number of its files is returned. The folder
+    gets its final name when all frames are in it, so an interrupted extraction starts from the
+    beginning next time.
 
     Args:
-        video: The file.
-        folder: The folder to make.
-        rate: Frames a second.
-        tell: Prints a line, if the video is damaged.
+        video: The video's path.
+        folder: The folder to create.
+        rate: Number of frames to take per second of video; all frames if the video has fewer.
+        tell: Function that prints a line; called with a warning if the video is damaged.
 
     Raises:
-        DataError: No frame can be read, or PyAV isn't installed.
+        DataError: No frame can be read, or the package PyAV isn't installed.
     """
     from PIL import Image
 
@@ -143,7 +155,8 @@ def extract(video: Path, folder: Path, rate: float, tell: Callable[[str], None])
     try:
         for frame in Video(video).frames():
             first_s = frame.time_s if first_s is None else first_s
-            # Rounding of timestamps must not skip a frame that is due.
+            # Take a frame if its time is at least `count` / `rate` seconds. The small tolerance
+            # keeps rounded timestamps from skipping a frame.
             if (frame.time_s - first_s) * rate + 1e-6 >= count:
                 count += 1
                 Image.fromarray(frame.rgb).save(partial / f"{count:06}.jpg", quality=_QUALITY)
@@ -157,12 +170,12 @@ def extract(video: Path, folder: Path, rate: float, tell: Callable[[str], None])
 
 
 def link(found: Found, out: Path, frames: Mapping[str, Path]) -> None:
-    """Makes OUT/images anew: a link to each image, and to each frame of the videos.
+    """Replaces OUT/images by a folder with a symbolic link to each image and to each video frame.
 
     Args:
         found: The images.
-        out: The folder of the distillation.
-        frames: Name of each video -> the folder of its frames.
+        out: The folder of --out, called OUT here.
+        frames: Name of each video -> the folder of its frames. Their links are in OUT/images/NAME.
     """
     partial = out / f".{IMAGES}.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -179,10 +192,13 @@ def link(found: Found, out: Path, frames: Mapping[str, Path]) -> None:
 
 
 def linked(out: Path) -> dict[str, list]:
-    """Returns the images of OUT/images: name -> [file, its size in bytes].
+    """Returns the images that OUT/images links to.
 
     Args:
-        out: The folder of the distillation.
+        out: The folder of --out, called OUT here.
+
+    Returns:
+        Path of the link below OUT/images -> [path of the image, the image's size in bytes].
     """
     folder = out / IMAGES
     return {
@@ -193,14 +209,14 @@ def linked(out: Path) -> dict[str, list]:
 
 
 def drop_maps(maps: Path, before: Mapping[str, list], now: Mapping[str, list]) -> None:
-    """Removes the cached maps of images that are gone, or have another file than when checked.
+    """Removes cached teacher maps whose image has been removed or replaced by another file.
 
-    The map of an image that is gone would be kept for another image that gets its name later.
+    Without this, such a map would be used for another image that gets the same name.
 
     Args:
-        maps: The folder of the maps, or of the folders of several teachers' maps.
-        before: The images of the earlier check, as `linked` returns them.
-        now: The images now.
+        maps: The folder with the cached maps; they may be in subfolders, one for each teacher.
+        before: The images when the maps were made, as `linked` returns them.
+        now: The images now, as `linked` returns them.
     """
     changed = {joined_name(name) for name, file in before.items() if now.get(name) != file}
     for path in maps.rglob("*.png") if changed else ():
@@ -209,21 +225,22 @@ def drop_maps(maps: Path, before: Mapping[str, list], now: Mapping[str, list]) -
 
 
 def split_pairs(found: Found, out: Path, rule: Sequence[str] | None) -> list[str]:
-    """Takes the right images of stereo pairs out of the images, and links them into OUT/right.
+    """Removes the right images of stereo pairs from the images, and links to them in OUT/right.
 
-    There the right image of a pair has the name of the left one, so that the rule of the teacher is
-    `stereo_rule`, wherever the user's images are.
+    The link to a right image gets the name of the left image. So the right image of OUT/images/NAME
+    is OUT/right/NAME, wherever the user's files are.
 
     Args:
-        found: The images, from which right ones are removed.
-        out: The folder of the distillation.
-        rule: The teacher's key `right`; None for KITTI's folders.
+        found: The images; the right ones are removed from it.
+        out: The folder of --out, called OUT here.
+        rule: [text, replacement], which gives a right image's name from the left one's; None for
+            KITTI's folders, i.e. to replace "image_02" by "image_03".
 
     Returns:
-        The rule for OUT/images.
+        The rule for the links: ["OUT/images/", "OUT/right/"] with the absolute path of OUT.
 
     Raises:
-        DataError: No image has a right one.
+        DataError: No image has a right image.
     """
     rights = pairs_of(found, rule)
     used = set(rights.values())
@@ -237,14 +254,18 @@ def split_pairs(found: Found, out: Path, rule: Sequence[str] | None) -> list[str
 
 
 def pairs_of(found: Found, rule: Sequence[str] | None) -> dict[str, Path]:
-    """Returns the right image of each left one: name of the left image -> file of the right one.
+    """Finds the right image of each left image of stereo pairs, by their names.
 
     Args:
-        found: The images.
-        rule: The teacher's key `right`; None for KITTI's folders.
+        found: The images, left and right ones.
+        rule: [text, replacement]: replacing the text in a left image's name gives the right image's
+            name. None for KITTI's folders, i.e. to replace "image_02" by "image_03".
+
+    Returns:
+        Name of the left image -> path of the right image.
 
     Raises:
-        DataError: No image has a right one.
+        DataError: No image has a right image.
     """
     first, replacement = rule or KITTI
     rights = {}
@@ -261,10 +282,12 @@ def pairs_of(found: Found, rule: Sequence[str] | None) -> dict[str, Path]:
 
 
 def sizes_of(folder: Path) -> Counter:
-    """Returns how many images have which (height, width), by reading their headers.
+    """Returns a Counter, (height, width) in pixels -> number of images of this size.
+
+    Only the headers of the files are read. Files that can't be read are ignored.
 
     Args:
-        folder: The folder, OUT/images. Images that can't be read are left out.
+        folder: The folder of the images, including its subfolders.
     """
     sizes: Counter = Counter()
     for path in sorted(folder.rglob("*")):
@@ -277,27 +300,27 @@ def sizes_of(folder: Path) -> Counter:
 
 
 def resize_mode(sizes: Counter) -> str:
-    """Returns how images get to the working resolution: `stretch`, or `contain` for mixed shapes.
+    """Returns how images are resized to the student's input size: "stretch" or "contain".
 
-    Images of one shape, as a camera's, are stretched to it: the network then sees exactly that
-    size. Images of several shapes would be distorted each in its own way, so they are scaled by one
-    factor and padded with black, which counts nowhere.
+    If all images have about the same aspect ratio, they are stretched to the input size. Otherwise
+    stretching would distort each image differently. With "contain" an image is scaled by one factor
+    for both sides, and padded with black pixels, which neither losses nor metrics use.
 
     Args:
-        sizes: The result of `sizes_of`.
+        sizes: (height, width) -> number of images, as `sizes_of` returns it.
     """
     aspects = [width / height for height, width in sizes]
     return "stretch" if max(aspects) <= min(aspects) * (1 + _SAME_ASPECT) else "contain"
 
 
 def default_size(size: tuple[int, int]) -> list[int]:
-    """Returns [height, width] of a working resolution for images of one size.
+    """Returns a student's default input size, [height, width] in pixels, for given images.
 
-    It has about the pixels of 192x640, or those of the images if they are smaller; and sides that
-    are multiples of 32.
+    Images are scaled down to about as many pixels as 192x640 has, and smaller images aren't scaled.
+    Each side is then rounded to a multiple of 32, and is at least 64.
 
     Args:
-        size: (height, width) of most images.
+        size: (height, width) of most images, in pixels.
     """
     height, width = size
     factor = min(1.0, (_PIXELS / (height * width)) ** 0.5)
@@ -305,7 +328,10 @@ def default_size(size: tuple[int, int]) -> list[int]:
 
 
 def check_depth(folder: Path, found: Found) -> None:
-    """Raises DataError if no depth map has the name of an image.
+    """Raises DataError if no file in a folder of depth maps belongs to an image.
+
+    A depth map belongs to an image if their paths, each below its folder, are equal but for the
+    suffix.
 
     Args:
         folder: The folder of the depth maps.
@@ -345,7 +371,7 @@ def _of_list(listing: Path) -> Iterator[tuple[str, Path]]:
         raise DataError(
             f"{listing}: no file at {missing}; a line is the path of an image or a video"
         )
-    # Names begin where the paths begin to differ.
+    # Use each file's path below the deepest folder that contains all files as its name.
     around = Path(os.path.commonpath([path.parent for path in paths])) if paths else Path()
     for path in sorted(set(paths)):
         yield str(path.relative_to(around)), path

@@ -1,9 +1,10 @@
-"""Measures the latency of exported students, and chooses the largest that meets a budget.
+"""Measures latencies of exported students, and finds the largest student within a limit.
 
-A student is exported with the weights that it begins with, which makes no difference to its speed,
-and its file runs on noise of the size of most images: by ONNX Runtime if that is installed and the
-file runs on a CPU, otherwise as a torch.export file. The figure is the median of many runs in one
-process. Left out: other jobs on the machine, which make every student slower.
+A student is exported with random weights, since its speed doesn't depend on them. The exported file
+runs on an image of noise that has the size of most of the user's images. On a CPU it is an ONNX
+file in ONNX Runtime if that is installed, otherwise a file of torch.export. A latency is the median
+over up to RUNS runs in one process. Other jobs on the machine aren't accounted for; they make every
+student slower.
 """
 
 import importlib.util
@@ -21,7 +22,7 @@ from tiekd.errors import LaunchError
 from tiekd.inference.export import export, onnx_format, program_format
 from tiekd.models.build import build_network
 
-RUNS = 50  # at most; fewer if they take long
+RUNS = 50  # largest number of timed runs; fewer if they take longer than _LONGEST_MS
 _LONGEST_MS = 10_000.0
 _WARM_UP = 3
 
@@ -31,8 +32,8 @@ class Measured:
     """The latency of a student's exported file.
 
     Attributes:
-        ms: The median over the runs in milliseconds.
-        runs: Their number.
+        ms: The median over the timed runs, in milliseconds.
+        runs: Number of timed runs.
     """
 
     ms: float
@@ -44,12 +45,13 @@ class Measured:
 
 @dataclass(frozen=True)
 class Choice:
-    """The student that meets a budget.
+    """The largest student whose latency is within a limit.
 
     Attributes:
-        student: Its name.
+        student: The student's name.
         measured: Name of each student that was measured -> its latency.
-        larger: Name of the next larger student, which misses the budget; None for the largest.
+        larger: Name of the next larger student, whose latency is above the limit; None if `student`
+            is the largest of the family.
     """
 
     student: str
@@ -58,18 +60,21 @@ class Choice:
 
 
 def choose(names: list[str], budget_ms: float, measure: Callable[[str], Measured]) -> Choice:
-    """Returns the largest student that meets a budget, by bisection.
+    """Finds the largest student whose latency is within a limit, by bisection.
 
     Args:
-        names: The family, from small to large.
-        budget_ms: The largest latency in milliseconds.
+        names: Names of the students, from small to large.
+        budget_ms: The limit, i.e. the largest allowed latency, in milliseconds.
         measure: Function from a student's name to its latency.
 
+    Returns:
+        The largest student within the limit, with the measured latencies.
+
     Raises:
-        LaunchError: The smallest student misses the budget; the message says the least latency.
+        LaunchError: The smallest student's latency is above the limit.
     """
     measured: dict[str, Measured] = {}
-    # All before `fits` meet the budget, and all from `misses` on don't.
+    # Students up to index `fits` are within the limit, those from index `misses` on are above it.
     fits, misses = -1, len(names)
     while misses - fits > 1:
         middle = (fits + misses) // 2
@@ -89,10 +94,14 @@ def choose(names: list[str], budget_ms: float, measure: Callable[[str], Measured
 
 
 def runtime(on: str) -> str:
-    """Returns the format in which students are measured: "onnx" or "torch_export".
+    """Returns the file format in which students are exported to measure their latency.
 
     Args:
-        on: "cpu" or "cuda".
+        on: The device, "cpu" or "cuda".
+
+    Returns:
+        "onnx" on a CPU if the packages onnx, onnxscript and onnxruntime are installed; otherwise
+        "torch_export".
     """
     packages = ("onnx", "onnxscript", "onnxruntime")
     has_onnx = all(importlib.util.find_spec(package) for package in packages)
@@ -100,7 +109,7 @@ def runtime(on: str) -> str:
 
 
 def check_device(on: str) -> None:
-    """Raises LaunchError if there is no such device on this machine.
+    """Raises LaunchError if the device is a GPU and none is visible on this machine.
 
     Args:
         on: "cpu" or "cuda".
@@ -110,19 +119,23 @@ def check_device(on: str) -> None:
 
 
 def of_network(node: dict, settings: export.Settings, on: str, threads: int) -> Measured:
-    """Exports a network with random weights, and measures its file.
+    """Exports a network with random weights to a temporary file, and measures the file's latency.
 
     Args:
         node: The recipe's section `network`.
-        settings: How it is exported.
-        on: "cpu" or "cuda".
-        threads: Threads on a CPU.
+        settings: The export's settings: file format and image size, among others.
+        on: The device, "cpu" or "cuda".
+        threads: Number of threads on a CPU.
+
+    Returns:
+        The latency for one image of noise.
     """
     before = torch.get_num_threads()
     torch.manual_seed(0)
     torch.set_num_threads(threads)
     try:
-        # The weights of ImageNet make no difference, and may not be installed.
+        # Don't load weights of ImageNet: latency doesn't depend on them, and they may not be
+        # installed.
         plain = node | {"encoder": node["encoder"] | {"pretrained": None}}
         network = build_network(plain).eval()
         images = torch.randint(0, 256, (1, 3, *settings.size), dtype=torch.uint8)
@@ -135,12 +148,16 @@ def of_network(node: dict, settings: export.Settings, on: str, threads: int) -> 
 
 
 def loaded(path: Path, kind: str, on: str) -> Callable:
-    """Returns an exported file as a function of an image.
+    """Loads an exported file, and returns a function that runs it.
 
     Args:
-        path: The file.
+        path: The exported file.
         kind: Its format, "onnx" or "torch_export".
-        on: "cpu" or "cuda".
+        on: The device, "cpu" or "cuda".
+
+    Returns:
+        Function from an image, (1, 3, H, W) uint8, to the file's outputs. It returns when the
+        device has finished.
     """
     if kind == "onnx":
         return onnx_format.load(path)
@@ -160,11 +177,16 @@ def loaded(path: Path, kind: str, on: str) -> Callable:
 
 
 def timed(run: Callable, image) -> Measured:
-    """Returns the median latency of a function over RUNS runs, or as many as begin within 10 s.
+    """Measures the median duration of a call of a function, after three calls that aren't timed.
+
+    Calls are timed until there are RUNS of them or 10 s have passed.
 
     Args:
         run: The function.
-        image: Its argument.
+        image: The function's argument.
+
+    Returns:
+        The median in milliseconds, and the number of timed calls.
     """
     for _ in range(_WARM_UP):
         run(image)

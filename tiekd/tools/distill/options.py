@@ -1,7 +1,7 @@
-"""Checks the command line of `distill` before anything is read, and lists its stages.
+"""Checks the command line of `distill` before any image is read, and lists the stages.
 
-Each mistake is one line and exit code 2. Options that aren't given are None, so that a plan's
-choices can be told from those of the command line.
+An option that can't be used raises LaunchError, which is printed as one line with exit code 2.
+Options that aren't given stay None, so that they don't replace values of the plan (plan.py).
 """
 
 import argparse
@@ -22,16 +22,17 @@ _LARGEST_SIDE = 4096
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuses options that can't be meant, and replaces those that are texts by their values.
+    """Checks the options of bin/distill.py, and converts some of their texts to values, in place.
 
-    `size` becomes [height, width], `max_latency` milliseconds, and `intrinsics` a list of numbers,
-    the absolute path of a file, or "exif".
+    `size` becomes [height, width] in pixels and `max_latency` a number of milliseconds.
+    `intrinsics` becomes a list of numbers, the absolute path of a file, or "exif".
 
     Args:
         args: The parsed command line, which is changed.
 
     Raises:
-        LaunchError: An option has a value that isn't allowed, or two exclude each other.
+        LaunchError: An option's value isn't allowed, two options exclude each other, or one needs
+            another that isn't given.
     """
     _check_folders(args.images, args.out)
     if args.hours is not None and args.epochs is not None:
@@ -64,13 +65,13 @@ def check(args: argparse.Namespace) -> None:
 
 
 def parse_size(text: str) -> list[int]:
-    """Returns [height, width] of a text such as 192x640.
+    """Converts a text such as "192x640" to [height, width] in pixels.
 
     Args:
         text: The value of --size.
 
     Raises:
-        LaunchError: It isn't of this form, or too small or large for a student.
+        LaunchError: The text has another form, or a side isn't from 64 to 4096 pixels.
     """
     found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
     size = [int(side) for side in found.groups()] if found else []
@@ -83,13 +84,13 @@ def parse_size(text: str) -> list[int]:
 
 
 def parse_latency(text: str) -> float:
-    """Returns the milliseconds of a text such as 20ms, 20 or 0.02s.
+    """Converts a text such as "20ms", "20" or "0.02s" to a number of milliseconds.
 
     Args:
         text: The value of --max-latency.
 
     Raises:
-        LaunchError: It isn't a time above 0.
+        LaunchError: The text isn't a time above 0.
     """
     found = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*(ms|s|)", text.strip().lower())
     milliseconds = float(found[1]) * (1000 if found[2] == "s" else 1) if found else 0.0
@@ -99,13 +100,18 @@ def parse_latency(text: str) -> float:
 
 
 def parse_intrinsics(text: str) -> list[float] | str:
-    """Returns the cameras as a recipe's `data.intrinsics` has them.
+    """Converts the value of --intrinsics to a value of the recipe's key `data.intrinsics`.
 
     Args:
-        text: The value of --intrinsics.
+        text: The value of --intrinsics: "exif", the path of a file of intrinsics, or four or six
+            numbers separated by commas.
+
+    Returns:
+        "exif"; the file's absolute path; or the numbers [fx, fy, cx, cy] in pixels, with the
+        image's width and height as further numbers if they are given.
 
     Raises:
-        LaunchError: It is neither four or six numbers, nor a file, nor exif.
+        LaunchError: The value has another form, or a focal length isn't above 0.
     """
     if text == "exif":
         return text
@@ -125,10 +131,10 @@ def parse_intrinsics(text: str) -> list[float] | str:
 
 
 def ranks_of(launcher: list[str]) -> int | None:
-    """Returns the number of ranks that options of the launcher ask for; None if they don't say it.
+    """Returns the number of ranks that options of DeepSpeed's launcher ask for; None if none does.
 
     Args:
-        launcher: The options, each as `--name=value`.
+        launcher: The options, each as `--name=value`. `num_gpus` and `include` give a number.
     """
     given = dict(option.removeprefix("--").split("=", 1) for option in launcher)
     if "num_gpus" in given:
@@ -139,11 +145,14 @@ def ranks_of(launcher: list[str]) -> int | None:
 
 
 def _check_folders(images: Path, out: Path) -> None:
-    """Raises LaunchError if the images aren't there, or one folder is inside the other.
+    """Checks the folders of the images and of --out.
 
     Args:
-        images: The folder of images, or a list of them.
-        out: The folder of all files that are written.
+        images: The folder of images, or a text file that lists them.
+        out: The folder of --out.
+
+    Raises:
+        LaunchError: The images don't exist, `out` is a file, or one folder is inside the other.
     """
     if not images.exists():
         raise LaunchError(f"{images}: no such folder or list; give the folder of the images")
@@ -175,7 +184,8 @@ def _check_positive(args: argparse.Namespace) -> None:
         value = getattr(args, option)
         if value is None:
             continue
-        # A whole number may be the least; a time, a rate or a depth has to be above it.
+        # Allow the smallest value itself only for options that are whole numbers: a time, a rate or
+        # a depth must be above it.
         is_whole = isinstance(value, int)
         if not (least <= value <= most and (is_whole or value > least)):
             kind = "a whole number from" if is_whole else "above"

@@ -1,8 +1,9 @@
-"""The plan of a distillation, OUT/plan.yaml: everything that was asked for, chosen or measured.
+"""The plan of a distillation, a YAML file OUT/plan.yaml with all choices (OUT is --out's folder).
 
-What is measured (sizes of images, latencies, seconds of an iteration) is written here before
-training begins, and never measured again: the recipe follows from the plan alone. A key that isn't
-known yet is null. The user may edit the file; a command line that contradicts it is refused.
+The plan has what the user asked for, what was chosen, and what was measured: sizes of images,
+latencies, seconds of an iteration. Measurements are made once, before training begins. The
+student's recipe is computed from the plan alone. A value that isn't known yet is null. The user may
+edit the file. A later command line that contradicts it is refused.
 """
 
 import argparse
@@ -27,35 +28,41 @@ _HEAD = (
 
 @dataclass
 class Plan:
-    """The choices of one distillation.
+    """The choices of one distillation; the keys of plan.yaml.
 
     Attributes:
-        images: Absolute path of the folder of images, or of a list of them.
-        teacher: `{"teacher": {...}}` or `{"teachers": [...]}`.
-        depth: Absolute path of the folder of measured depth; None without.
-        depth_unit: Levels that make a metre in its PNG.
-        intrinsics: Cameras of the images, a value of data.intrinsics; None without.
-        frame_rate: Frames a second that are taken of a video.
-        max_depth: Largest depth of the student in metres.
-        audit: False to go on whatever the teacher's audit says.
-        hours: How long to train; None if `epochs` was asked for.
-        epochs: How often each image is seen; None if `hours` was asked for.
-        max_latency_ms: The largest latency of the exported file; None for any.
-        latency_on: Where it holds, "cpu" or "cuda".
-        latency_threads: Threads of the exported file when it is measured.
-        init: Weights to start from, "random", or None for those of ImageNet.
-        seed: The seed of the training.
-        patience: Evaluations without an improvement after which it stops; None for never.
+        images: Absolute path of the folder of images, or of a text file that lists them.
+        teacher: The recipe's section of the teacher, `{"teacher": {...}}` or `{"teachers": [...]}`.
+        depth: Absolute path of the folder of measured depth maps; None if there is none.
+        depth_unit: The value of 1 m in the PNG files of `depth`.
+        intrinsics: Camera intrinsics of the images, as in the recipe's `data.intrinsics`; None if
+            not given.
+        frame_rate: Number of frames that are taken per second of video.
+        max_depth: Largest depth that the student predicts, in metres.
+        audit: True to stop if the audit of the teacher finds a measurement outside its limit.
+        hours: Duration of the training in hours; None if `epochs` is given.
+        epochs: Number of epochs of the training; None if `hours` is given.
+        max_latency_ms: Largest latency of the exported file, in ms; None for no limit.
+        latency_on: The device on which the latency is measured, "cpu" or "cuda".
+        latency_threads: Number of CPU threads with which it is measured.
+        init: Path of the student's initial weights, "random", or None for weights of ImageNet.
+        seed: Random seed of the training.
+        patience: Number of evaluations without an improvement after which training stops; None to
+            never stop early.
         ranks: Number of ranks.
-        rank_threads: Threads of a rank on a CPU.
-        batch_size: Images of an iteration, all ranks together; None until the images are counted.
-        size: [height, width] of the working resolution; None until the images are read.
-        resize_mode: How images get to it, a mode of data.resize; None until then.
-        image_size: [height, width] of most images, which the exported file takes; None until then.
-        student: Name of the student; None until it is chosen.
-        iterations: Length of the training if `hours` was asked for; None until it is measured.
-        checkpoint_every: Iterations between two checkpoints; None until then.
-        measured: What the choices follow from: latencies and seconds, for people.
+        rank_threads: Number of threads of a rank on a CPU.
+        batch_size: Images per iteration, summed over all ranks; None until the images are counted.
+        size: [height, width] of the student's input in pixels; None until images are read.
+        resize_mode: How images are resized to `size`, a value of the recipe's `data.resize.mode`;
+            None until images are read.
+        image_size: [height, width] of most images in pixels, which is the exported file's input
+            size; None until images are read.
+        student: Name of the student in `family.py`; None until it is chosen.
+        iterations: Number of iterations of the training if `hours` is given; None until the time of
+            an iteration is measured.
+        checkpoint_every: Iterations between two checkpoints; None until the student is chosen.
+        measured: Measurements from which values above were computed, such as latencies. They are
+            recorded for the user.
     """
 
     images: str
@@ -86,7 +93,7 @@ class Plan:
     measured: dict = field(default_factory=dict)
 
 
-# Option of the command line -> key of the plan, where they differ.
+# Option of the command line -> key of the plan, for those that have different names.
 _KEYS = {
     "max_latency": "max_latency_ms",
     "on": "latency_on",
@@ -99,11 +106,14 @@ _OPTIONS = (
 
 
 def given(args: argparse.Namespace, teacher: dict | None) -> dict:
-    """Returns what a command line says about the plan: key -> value.
+    """Returns the values of the plan that a command line gives.
 
     Args:
-        args: The checked command line.
-        teacher: The section of its teacher; None if it has none.
+        args: The command line, as `options.check` leaves it.
+        teacher: The recipe's section for the teacher that it names; None if it names none.
+
+    Returns:
+        Attribute of Plan -> value. Options that aren't given are absent.
     """
     found = {_KEYS.get(name, name): getattr(args, name) for name in _OPTIONS}
     found["images"] = str(args.images.absolute())
@@ -118,14 +128,14 @@ def given(args: argparse.Namespace, teacher: dict | None) -> dict:
 
 
 def new(asked: Mapping, threads: int) -> Plan:
-    """Returns a plan of what is asked for, with the defaults of the rest.
+    """Returns a new plan, with defaults for values that the command line doesn't give.
 
     Args:
-        asked: The result of `given`.
-        threads: The threads of a rank on this machine.
+        asked: Attribute of Plan -> value, as `given` returns it.
+        threads: Number of threads of a rank on a CPU.
 
     Raises:
-        LaunchError: Something that a new plan needs isn't given.
+        LaunchError: The teacher, or the duration of the training (hours or epochs), isn't given.
     """
     if "teacher" not in asked:
         raise LaunchError("--teacher: not given; from whom shall the student learn?")
@@ -139,7 +149,10 @@ def new(asked: Mapping, threads: int) -> Plan:
 
 
 def threads_of_rank(ranks: int) -> int:
-    """Returns the threads of a rank on a CPU: OMP_NUM_THREADS, or a rank's share of the cores.
+    """Returns the number of CPU threads of a rank.
+
+    It is OMP_NUM_THREADS if that environment variable is set, otherwise the number of available
+    cores divided by `ranks`, at least 1.
 
     Args:
         ranks: Number of ranks.
@@ -151,16 +164,16 @@ def threads_of_rank(ranks: int) -> int:
 
 
 def update_open(plan: Plan, asked: Mapping, has_begun: bool) -> None:
-    """Takes over from a command line what no choice follows from yet.
+    """Changes those values of a plan that no later stage has used yet to what a command line gives.
 
-    A budget that can't be met, or a finding of the audit, stops a call. The answer to it is given
-    with the next call, and must not contradict the plan. Once the training has begun, the audit is
-    over: another plan would be refused with every later call.
+    The values are the latency limit and the student until a student is chosen, `hours` until the
+    number of iterations is computed, and `audit` until training begins. So the user can answer an
+    error about one of them with another value, although a command line mustn't contradict the plan.
 
     Args:
         plan: The plan, which is changed.
-        asked: The result of `given` for the command line.
-        has_begun: True once the training has begun.
+        asked: Attribute of Plan -> value, as `given` returns it for the command line.
+        has_begun: True once training has begun.
     """
     keys = [] if has_begun else ["audit"]
     if plan.student is None:
@@ -172,12 +185,12 @@ def update_open(plan: Plan, asked: Mapping, has_begun: bool) -> None:
 
 
 def agree(plan: Plan, asked: Mapping, out: Path) -> None:
-    """Refuses a command line that contradicts a plan.
+    """Raises LaunchError if a command line gives another value than the plan has.
 
     Args:
         plan: The plan.
-        asked: The result of `given` for the command line.
-        out: The folder of the plan, for the message.
+        asked: Attribute of Plan -> value, as `given` returns it for the command line.
+        out: The folder of --out, for the error message.
 
     Raises:
         LaunchError: A value differs.
@@ -195,13 +208,13 @@ def agree(plan: Plan, asked: Mapping, out: Path) -> None:
 
 
 def read(out: Path) -> Plan | None:
-    """Reads the plan of a folder; None if there is none.
+    """Reads and checks the plan, OUT/plan.yaml; returns None if there is no such file.
 
     Args:
-        out: The folder.
+        out: The folder of --out, called OUT here.
 
     Raises:
-        LaunchError: The plan can't be read, or has an unknown key or a value of another type.
+        LaunchError: The file can't be read, or has an unknown key or a value of a wrong type.
     """
     path = out / FILE
     check_readable(path, "plan", LaunchError)
@@ -224,11 +237,11 @@ def read(out: Path) -> Plan | None:
 
 
 def write(plan: Plan, out: Path) -> None:
-    """Writes a plan into its folder, atomically.
+    """Writes a plan to OUT/plan.yaml, atomically.
 
     Args:
         plan: The plan.
-        out: The folder.
+        out: The folder of --out, called OUT here.
     """
     replace_text(out / FILE, _HEAD + recipe_yaml.dump(dataclasses.asdict(plan), width=100))
 

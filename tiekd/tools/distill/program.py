@@ -1,7 +1,7 @@
-"""Runs a distillation: the body of bin/distill.py.
+"""Implements bin/distill.py: checks the inputs, then runs the stages of a distillation.
 
-It decides and keeps the books; the work is done by the programs of bin/, with recipes that it has
-written, so that each stage can be repeated by hand.
+This code chooses settings and records finished stages. The work itself is done by other programs of
+bin/ on recipes that are written to the folder of --out, so the user can repeat each stage by hand.
 """
 
 import argparse
@@ -32,17 +32,18 @@ _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the stages that aren't finished, or with --dry-run estimates all.
+    """Runs the stages that aren't finished, or with --dry-run estimates what each stage needs.
 
     Args:
-        args: The checked command line.
+        args: The command line, as `options.check` leaves it.
 
     Returns:
-        The exit code: 0 if all went well, 75 if it was asked to stop, otherwise that of the program
-        that failed.
+        The exit code: 0 on success, 75 if a signal asked the process to stop, otherwise that of the
+        program that failed.
 
     Raises:
-        UserError: The command line contradicts the plan, or an input can't be used.
+        UserError: The command line contradicts the plan of an earlier call, or an input can't be
+            used.
     """
     out = args.out
     _check_out(out)
@@ -58,7 +59,8 @@ def run(args: argparse.Namespace) -> int:
         return rehearsal.run(kept, out, args.launcher, _tell)
     _lock(out)
     wait_for_leftovers(out, _tell)
-    # Write the plan before anything else, so that a call that is killed at once is remembered.
+    # Write the plan before any stage runs, so that the next call finds it even if this process is
+    # killed.
     plan.write(kept, out)
     commands = Commands(out, kept.ranks, kept.rank_threads, args.launcher, _tell)
     _catch_signals(commands)
@@ -74,10 +76,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _catch_signals(commands: Commands) -> None:
-    """Lets signals that ask this process to stop reach the program that runs, or end the stage.
+    """Installs handlers of the signals that ask this process to stop.
+
+    A signal is recorded in `commands.asked`. If a program is running, `commands` forwards the
+    signal to it; otherwise the handler raises Stopped.
 
     Args:
-        commands: Starts programs, and forwards the signals that it is given.
+        commands: The object that runs the programs of the stages.
     """
 
     def ask(number: int, _frame: FrameType | None) -> None:
@@ -90,33 +95,34 @@ def _catch_signals(commands: Commands) -> None:
 
 
 def _check_out(out: Path) -> None:
-    """Refuses a folder that has files but no plan.
+    """Raises LaunchError if the folder of --out has files of another kind, i.e. files but no plan.
 
     Args:
         out: The folder of --out.
 
     Raises:
-        LaunchError: It holds something else.
+        LaunchError: The folder has other files.
     """
     names = {path.name for path in out.iterdir()} if out.is_dir() else set()
     if plan.FILE in names:
         return
-    # A call that was killed before its plan was written has left the lock, or a part of the plan.
-    # A lock alone says nothing: the work dir of a training has one, too.
+    # Ignore the lock file and partly written plans, which a call leaves if it is killed before its
+    # plan is complete.
     other = sorted(name for name in names if name != workdir.LOCK and plan.FILE not in name)
     if other:
         raise LaunchError(f"--out {out}: holds {other[0]}, but no {plan.FILE}; give a new folder")
 
 
 def _check_inputs(new: plan.Plan, out: Path) -> None:
-    """Checks what a new plan needs, before anything is written.
+    """Checks that the inputs of a new plan exist, before anything is written.
 
     Args:
         new: The plan.
-        out: The folder of --out.
+        out: The folder of --out, whose images aren't counted.
 
     Raises:
-        UserError: There are no images, no depth map belongs to one, or there are no weights.
+        UserError: There are no images, no depth map belongs to an image, or weights of the student
+            or the teacher are missing.
     """
     depth = [Path(new.depth)] if new.depth else []
     found = images.find(Path(new.images), [out, *depth])
@@ -124,7 +130,8 @@ def _check_inputs(new: plan.Plan, out: Path) -> None:
         images.check_depth(folder, found)
     if new.init is None:
         family.check_weights(new.student)
-    # Models of other projects are looked for when they are loaded, by the audit.
+    # Check the weights of teachers that are networks of tiekd. Models of other projects are checked
+    # when the audit loads them.
     for node in TeacherList.of(new.teacher).nodes:
         if node.name is None and node.maps is None:
             with errors_of(node.where):
@@ -135,10 +142,10 @@ def _lock(out: Path) -> None:
     """Locks the folder of --out until this process ends.
 
     Args:
-        out: The folder, which is made if it isn't there.
+        out: The folder, which is created if it doesn't exist.
 
     Raises:
-        LaunchError: Another process holds the lock, or the folder can't be made.
+        LaunchError: Another process holds the lock, or the folder can't be created.
     """
     try:
         workdir.lock(out)

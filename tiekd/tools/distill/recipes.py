@@ -1,8 +1,9 @@
-"""Writes the two recipes of a distillation: OUT/teacher.yaml and OUT/recipe.yaml.
+"""Writes the two recipes of a distillation, teacher.yaml and recipe.yaml in the folder of --out.
 
-The first is for checking the data, auditing the teacher and caching its maps; the second, which
-learns from the maps, for training, evaluation and export. Both follow from the plan alone and are
-short files on the shipped pieces, to be edited and used by hand.
+teacher.yaml is used to check the images, audit the teacher and cache its depth maps. recipe.yaml
+trains, evaluates and exports the student with these maps. Both are computed from the plan alone.
+They are short, since they inherit from files of model_configs/_base_/ (`_base_`), and the user may
+edit and use them by hand.
 """
 
 import os
@@ -17,20 +18,21 @@ from tiekd.tools.distill.plan import Plan
 
 TEACHER, STUDENT, MAPS, RUN = "teacher.yaml", "recipe.yaml", "maps", "run"
 _DATA, _SCHEDULE = "_base_/datasets/folder.yaml", "_base_/schedules/one_cycle_24e.yaml"
-_EVALUATIONS = 10  # in a training
+_EVALUATIONS = 10  # number of evaluations during a training
 _EMA = 0.999
-_WORKERS = 4  # at most, of each rank
+_WORKERS = 4  # largest number of data workers per rank
 _LINE = 100
 
 
 def teacher_recipe(plan: Plan, out: Path, teacher: dict, student: str = family.DEFAULT) -> dict:
-    """Returns the recipe of the stages before the training.
+    """Returns the recipe with which images are checked, the teacher audited, and its maps cached.
 
     Args:
         plan: The plan.
-        out: The folder of the distillation.
-        teacher: The section of the teacher, `{"teacher": {...}}` or `{"teachers": [...]}`.
-        student: The student's name. These stages don't depend on it, so it isn't the chosen one.
+        out: The folder of --out.
+        teacher: The recipe's section of the teacher, `{"teacher": {...}}` or `{"teachers": [...]}`.
+        student: Name of the student whose network the recipe gets. Caching doesn't depend on it, so
+            any name can be given before the student is chosen.
     """
     member = family.find(student)
     return {
@@ -38,18 +40,18 @@ def teacher_recipe(plan: Plan, out: Path, teacher: dict, student: str = family.D
         "data": _data(plan, out),
         "network": family.network_of(member, plan.max_depth, plan.init == "random"),
         "losses": {"dpm": {"weight": 1.0}, "silog": {"weight": 1.0}},
-        # Without flip averaging, as the exported file computes depth.
+        # Switch flip averaging off, since the exported file doesn't use it either.
         "evaluation": {"against": "teacher", "flip": False},
         **_unaudited(teacher, plan),
     }
 
 
 def student_recipe(plan: Plan, out: Path) -> dict:
-    """Returns the recipe of the student, which learns from the cached maps.
+    """Returns the student's recipe, a dict, with cached maps in place of the teacher.
 
     Args:
-        plan: The plan, in which everything is chosen.
-        out: The folder of the distillation.
+        plan: The plan, in which no value of the training is None any more.
+        out: The folder of --out.
     """
     recipe = teacher_recipe(plan, out, cached(plan, out), plan.student)
     epochs = plan.epochs
@@ -71,11 +73,15 @@ def student_recipe(plan: Plan, out: Path) -> dict:
 
 
 def cached(plan: Plan, out: Path) -> dict:
-    """Returns the section of the teacher with each network replaced by its cached maps.
+    """Returns the recipe's section of the teacher, with each network replaced by its cached maps.
 
     Args:
         plan: The plan.
-        out: The folder of the distillation.
+        out: The folder of --out.
+
+    Returns:
+        `{"teacher": {"maps": FOLDER, ...}}`; `{"teachers": [...]}` with such entries if the student
+        learns from several teachers.
     """
     teachers = TeacherList.of(plan.teacher)
     if teachers.several is None:
@@ -88,10 +94,13 @@ def cached(plan: Plan, out: Path) -> dict:
 
 
 def maps_folders(out: Path) -> list[Path]:
-    """Returns the folders of the maps of several teachers, as bin/cache_teacher.py names them.
+    """Returns the folder of cached maps of each of several teachers, in the order of teacher.yaml.
+
+    The folders are in OUT/maps and named as bin/cache_teacher.py names them. For a teacher that the
+    user gave as a folder of maps, it is that folder.
 
     Args:
-        out: The folder of the distillation.
+        out: The folder of --out, called OUT here.
     """
     from tiekd.config.recipe import load_recipe
     from tiekd.tools import cache_teacher
@@ -106,35 +115,37 @@ def maps_folders(out: Path) -> list[Path]:
 
 
 def write(recipe: dict, path: Path, purpose: str) -> None:
-    """Writes a recipe, atomically.
+    """Writes a recipe to a YAML file, atomically.
 
     Args:
         recipe: The recipe.
-        path: Its file.
-        purpose: Its first line, a comment.
+        path: The file.
+        purpose: Text of the comment in the file's first line.
     """
     replace_text(path, text_of(recipe, purpose))
 
 
 def text_of(recipe: dict, purpose: str) -> str:
-    """Returns the content of a recipe's file.
+    """Returns a recipe as the text of a YAML file.
 
     Args:
         recipe: The recipe.
-        purpose: The first line, a comment.
+        purpose: Text of the comment in the first line.
     """
     head = f"# {purpose}\n# Written by `distill` from plan.yaml.\n"
     return head + recipe_yaml.dump(recipe, width=_LINE)
 
 
 def _maps_of(node, folder: Path) -> dict:
-    """Returns the section of a teacher whose maps are cached.
-
-    A sigma per pixel is cached beside the maps; a constant one isn't, so it is repeated.
+    """Returns the recipe node of a teacher with cached maps, in place of that of the network.
 
     Args:
-        node: The TeacherNode.
-        folder: The folder of its maps; not used if it has cached maps already.
+        node: The TeacherNode of the teacher.
+        folder: The folder of its maps; not used if the teacher is a folder of maps itself.
+
+    Returns:
+        A dict with "maps", and "weight" and "sigma" if the teacher has them. "sigma" is kept only
+        if it is a number, since a sigma per pixel is cached together with the maps.
     """
     entry = {"maps": node.maps or str(folder)}
     entry |= {key: node.node[key] for key in ("weight",) if key in node.node}
@@ -144,11 +155,11 @@ def _maps_of(node, folder: Path) -> dict:
 
 
 def _unaudited(teacher: dict, plan: Plan) -> dict:
-    """Returns the section of the teacher, without an audit if the user has accepted it.
+    """Returns the recipe's section of the teacher, without audits if `plan.audit` is False.
 
     Args:
-        teacher: The section.
-        plan: The plan.
+        teacher: The section, `{"teacher": {...}}` or `{"teachers": [...]}`.
+        plan: The plan. Its `audit` is False if the user gave --accept-audit.
     """
     if plan.audit:
         return teacher
@@ -163,13 +174,14 @@ def _data(plan: Plan, out: Path) -> dict:
         "images": IMAGES,
         "depths": plan.depth,
         "on_error": "skip",
-        # Samples don't depend on their number.
+        # Choose the number of data workers by the number of cores. It doesn't affect what is
+        # learned.
         "workers": max(1, min(_WORKERS, len(os.sched_getaffinity(0)) // plan.ranks)),
-        # Every image has one size then, so training needs neither a crop nor buckets.
+        # Disable random crops and batches by image size: `resize` gives all images one size.
         "augment": {"sizes": None, "crop": None},
     }
     if plan.depth is not None:
-        # Only some images may have depth.
+        # Allow images without a depth map, which `unmatched: allow` does.
         data |= {"depth_unit": plan.depth_unit, "unmatched": "allow"}
     if plan.intrinsics is not None:
         data["intrinsics"] = plan.intrinsics

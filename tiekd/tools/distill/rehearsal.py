@@ -1,8 +1,9 @@
-"""Estimates the time, memory and disk of every stage: `--dry-run`.
+"""Estimates the time, memory and disk space that each stage of a distillation needs: `--dry-run`.
 
-The stages up to the choice of the student run on a few of the images, in a temporary folder, by the
-same programs. What grows with the number of images is extrapolated; the table says from what.
-Nothing is written to --out.
+The stages up to the choice of the student run on up to 32 of the user's images, in a temporary
+folder and with the same programs. Times and sizes that grow with the number of images are
+extrapolated. The printed table says what each estimate is based on. Nothing is written to the
+folder of --out.
 """
 
 import dataclasses
@@ -22,21 +23,21 @@ from tiekd.tools.distill.plan import Plan
 from tiekd.tools.distill.teacher import STEREO
 from tiekd.tools.distill.work import FEWEST, FOUND, Stopped, Work, batch_size
 
-_SAMPLE = "sample"  # the folder of links to the images that are tried
-_MOST = 32
-_FRAME_BYTES_PER_PIXEL = 0.5  # of a JPEG of quality 95
+_SAMPLE = "sample"  # folder with links to the images on which the stages are tried
+_MOST = 32  # largest number of these images, or of stereo pairs
+_FRAME_BYTES_PER_PIXEL = 0.5  # typical size of a JPEG with quality 95
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """The time, memory and disk that a stage will need.
+    """The estimated time, memory and disk space of a stage; each is None if it isn't known.
 
     Attributes:
-        stage: Its name.
-        seconds: Its time; None if it isn't known.
-        peak_bytes: The memory of its processes; None if it isn't known.
-        disk_bytes: What it writes; None if it isn't known.
-        basis: What the figures are from.
+        stage: The stage's name.
+        seconds: Wall time.
+        peak_bytes: Peak memory of the stage's processes together.
+        disk_bytes: Size of the files that the stage writes.
+        basis: What was measured for the estimate, as a phrase for the user.
     """
 
     stage: str
@@ -47,16 +48,20 @@ class Estimate:
 
 
 def run(plan: Plan, out_of_user: Path, launcher: Sequence[str], tell: Callable[[str], None]) -> int:
-    """Rehearses the stages on a few images, and prints the estimates.
+    """Runs the first stages on a few images, and prints a table of estimates for all stages.
 
     Args:
         plan: The plan, which isn't changed.
-        out_of_user: The folder of --out, to which nothing is written.
-        launcher: The options of DeepSpeed's launcher.
-        tell: Prints a line.
+        out_of_user: The folder of --out. Nothing is written to it; the table states the free space
+            of its disk.
+        launcher: Options of DeepSpeed's launcher, each as `--name=value`.
+        tell: Function that prints a line.
 
     Returns:
-        The exit code.
+        The exit code: 0, or that of the program that failed.
+
+    Raises:
+        DataError: There are too few images.
     """
     with tempfile.TemporaryDirectory(prefix="distill_") as name:
         out = Path(name)
@@ -66,11 +71,13 @@ def run(plan: Plan, out_of_user: Path, launcher: Sequence[str], tell: Callable[[
         tell(f"{len(found.images)} images, {len(found.videos)} videos: {total} frames in all")
         if total < FEWEST:
             raise DataError(f"{plan.images}: {total} images; a distillation needs {FEWEST} or more")
-        # Names stay as they are, since cached maps and pairs are found by them.
+        # Link the images under their own names, since teacher maps and right images are found by
+        # name.
         for file, path in sample_of(found, plan.teacher).items():
             (out / _SAMPLE / file).parent.mkdir(parents=True, exist_ok=True)
             (out / _SAMPLE / file).symlink_to(path.absolute())
-        # Few of the sample may have measured depth, and an audit's finding must not end this.
+        # Leave measured depth out, since few of these images may have it. Accept the audit's
+        # findings, so that they don't end the estimation.
         trial = dataclasses.replace(
             plan,
             images=str(out / _SAMPLE),
@@ -108,10 +115,10 @@ def run(plan: Plan, out_of_user: Path, launcher: Sequence[str], tell: Callable[[
 
 @dataclass
 class _Recorder(Commands):
-    """Starts programs, and keeps how they ended.
+    """Runs programs like Commands, and records how each ended.
 
     Attributes:
-        ended: Name of each program -> how its last start ended.
+        ended: Name of a program, such as "check-data" -> how its last call ended.
     """
 
     ended: dict[str, Ended] = field(default_factory=dict)
@@ -123,12 +130,15 @@ class _Recorder(Commands):
 
 
 def video_frames(found: images.Found, rate: float, tell: Callable[[str], None]) -> dict[str, int]:
-    """Returns about how many frames are taken of each video, by its duration.
+    """Estimates from each video's duration how many frames will be taken of it.
 
     Args:
-        found: The files; videos that can't be read are removed.
-        rate: Frames a second that are taken.
-        tell: Prints a line.
+        found: The user's files. Videos that can't be read are removed from it.
+        rate: Number of frames that are taken per second of video.
+        tell: Function that prints a line; called for each video that is removed.
+
+    Returns:
+        Name of each video -> number of frames, at least 1.
     """
     frames = {}
     for name, path in list(found.videos.items()):
@@ -145,14 +155,17 @@ def video_frames(found: images.Found, rate: float, tell: Callable[[str], None]) 
 
 
 def sample_of(found: images.Found, teacher: dict) -> dict[str, Path]:
-    """Returns up to 32 images spread over all; also the smallest video if there are too few.
+    """Chooses the files on which the first stages are tried: up to 32 evenly spaced images.
+
+    The smallest video is added if there are fewer images than a distillation needs.
 
     Args:
-        found: The files.
-        teacher: The plan's teacher; for a second camera the right images are added.
+        found: The user's files.
+        teacher: The recipe's section of the teacher. If it is a stereo teacher, which needs a
+            second camera's images, left images are chosen and their right images added.
 
     Returns:
-        Names below the user's folder -> files.
+        Path below the user's folder -> the file.
     """
     node, rights = teacher.get("teacher") or {}, {}
     if node.get("name") == STEREO:
@@ -172,14 +185,17 @@ def sample_of(found: images.Found, teacher: dict) -> dict[str, Path]:
 def estimates(
     work: Work, took: dict[str, float], ended: dict[str, Ended], total: int, from_videos: int
 ) -> list[Estimate]:
-    """Returns the estimate of each stage.
+    """Estimates the time, memory and disk space of each stage.
 
     Args:
-        work: The stages that have run on the sample.
-        took: Name of each of these stages -> its seconds.
-        ended: Name of each of their programs -> how it ended.
-        total: The number of all images and frames.
-        from_videos: The number of frames of videos among them.
+        work: The stages, of which the first four have run on some images.
+        took: Name of each stage that has run -> its seconds.
+        ended: Name of each program that has run -> how it ended.
+        total: Number of all images and video frames.
+        from_videos: Number of video frames among them.
+
+    Returns:
+        One estimate per stage, in the order of the stages.
     """
     plan, out = work.plan, work.out
     seen = work.images_left
@@ -217,12 +233,15 @@ def estimates(
 
 
 def _of_training(work: Work, ended: dict[str, Ended], growth: float) -> list[Estimate]:
-    """Returns the estimates of the training and of the stages after it.
+    """Estimates the stages from the training on: train, evaluate, calibrate, export and report.
 
     Args:
-        work: The stages that have run on the sample.
-        ended: How their programs ended.
-        growth: All images / those of the sample.
+        work: The stages, whose plan has the measured seconds of an iteration.
+        ended: Name of each program that has run -> how it ended.
+        growth: Number of all images / number of those on which the first stages have run.
+
+    Returns:
+        One estimate per stage, in this order.
     """
     measured = work.plan.measured
     iteration_s = measured["seconds_per_iteration"]
@@ -247,7 +266,7 @@ def _of_training(work: Work, ended: dict[str, Ended], growth: float) -> list[Est
 
 
 def table(rows: list[Estimate]) -> list[str]:
-    """Returns the estimates as a table of text.
+    """Formats estimates as lines of text: a header, a line for each stage, and the total time.
 
     Args:
         rows: The estimates.
@@ -285,10 +304,10 @@ def _bytes(count: float | None) -> str:
 
 
 def _reading_s(out: Path) -> float:
-    """Returns the mean seconds in which an image of the sample is read.
+    """Measures the mean seconds to read one of up to 8 images in OUT/images.
 
     Args:
-        out: The folder of the rehearsal.
+        out: The temporary folder in which the first stages have run, called OUT here.
     """
     paths = [path for path in (out / images.IMAGES).rglob("*") if path.is_file()][:8]
     started = time.perf_counter()

@@ -1,9 +1,10 @@
-"""The record of finished stages, OUT/stages.json, and what to do when a stage's inputs change.
+"""Runs the stages of a distillation, skips finished ones, and records them in OUT/stages.json.
 
-A stage has a key: a digest of what it reads and of the key of the stage before it. A stage whose
-record has the same key, and whose outputs are there, is skipped. If something has changed, the
-stages from there on are run again, unless the training has begun: then the change is refused, since
-the run would be of two recipes.
+OUT is the folder of --out. Each stage has a key: a digest of its inputs and of the key of the stage
+before it. A stage is skipped if it is recorded as finished with the same key and its outputs exist.
+If an input has changed, its stage and all later ones run again. Once training has begun, such a
+change of an earlier stage's input is an error, since the weights would come from two different
+recipes.
 """
 
 import hashlib
@@ -26,11 +27,12 @@ class Stage:
     """One stage of a distillation.
 
     Attributes:
-        name: Its name.
-        run: Does its work.
-        reads: Returns a text that changes whenever something that it reads changes.
-        inputs: What it reads, for messages.
-        outputs: Files and folders that are there when it has finished.
+        name: The stage's name.
+        run: Function that runs the stage.
+        reads: Function that returns a text, such as a digest, that differs if an input of the stage
+            has changed.
+        inputs: Name of the inputs in messages, such as "recipe.yaml".
+        outputs: Files and folders that exist once the stage has finished.
     """
 
     name: str
@@ -41,10 +43,12 @@ class Stage:
 
 
 class Records:
-    """The records of finished stages, and of the start of the training.
+    """The content of OUT/stages.json: each stage's key, seconds, and if it has finished.
+
+    A stage's key is a digest of its inputs and of the key of the stage before it.
 
     Args:
-        out: The folder of the distillation.
+        out: The folder of --out, called OUT here.
     """
 
     def __init__(self, out: Path):
@@ -61,51 +65,53 @@ class Records:
                 ) from None
 
     def key(self, name: str) -> str | None:
-        """Returns the key with which a stage has finished; None if it hasn't.
+        """Returns the key (a digest of the inputs) of a finished stage; None if it hasn't finished.
 
         Args:
-            name: The stage.
+            name: The stage's name.
         """
         record = self.kept.get(name, {})
         return record.get("key") if record.get("finished") else None
 
     def last_key(self, name: str) -> str | None:
-        """Returns the key with which a stage has begun, or finished; None before.
+        """Returns the key (a digest of the inputs) of a stage's last run, finished or not.
+
+        The result is None if the stage has never begun.
 
         Args:
-            name: The stage.
+            name: The stage's name.
         """
         return self.kept.get(name, {}).get("key")
 
     @property
     def begun(self) -> str | None:
-        """The key with which the training has begun; None before."""
+        """The key (a digest of the inputs) with which training last began; None if it never has."""
         return self.last_key(TRAIN)
 
     def seconds(self, name: str) -> float:
-        """Returns how long a stage has taken, all its attempts together.
+        """Returns the seconds that a stage has run, summed over all finished attempts; 0 if none.
 
         Args:
-            name: The stage.
+            name: The stage's name.
         """
         return self.kept.get(name, {}).get("seconds", 0.0)
 
     def begin(self, name: str, key: str) -> None:
-        """Records that a stage has begun, atomically.
+        """Writes to OUT/stages.json that a stage has begun, atomically.
 
         Args:
-            name: The stage.
-            key: Its key.
+            name: The stage's name.
+            key: The stage's key, as `key_of` returns it.
         """
         self._put(name, {"key": key, "finished": False, "seconds": self.seconds(name)})
 
     def finish(self, name: str, key: str, seconds: float) -> None:
-        """Records that a stage has finished, atomically.
+        """Writes to OUT/stages.json that a stage has finished, atomically.
 
         Args:
-            name: The stage.
-            key: Its key.
-            seconds: How long this attempt has taken.
+            name: The stage's name.
+            key: The stage's key, as `key_of` returns it.
+            seconds: Duration of this attempt, which is added to that of earlier ones.
         """
         record = {"key": key, "finished": True, "seconds": self.seconds(name) + round(seconds, 2)}
         self._put(name, record | {"time": time.strftime("%Y-%m-%dT%H:%M:%S")})
@@ -116,7 +122,7 @@ class Records:
 
 
 def key_of(stage: Stage, before: str) -> str:
-    """Returns the key of a stage: a digest of what it reads, and of the stages before it.
+    """Returns a stage's key: the SHA-256 of its inputs and of the key of the stage before it.
 
     Args:
         stage: The stage.
@@ -129,26 +135,27 @@ def key_of(stage: Stage, before: str) -> str:
 def run(
     stages: Sequence[Stage], records: Records, tell: Callable[[str], None], until: str | None = None
 ) -> None:
-    """Runs the stages that aren't finished, in order.
+    """Runs the stages that haven't finished with their present inputs, in order, and records each.
 
     Args:
         stages: All stages.
-        records: Their records.
-        tell: Prints a line.
-        until: The last stage to run; None for all.
+        records: The records of earlier calls, to which this call adds.
+        tell: Function that prints a line.
+        until: Name of the last stage to run; None for all.
 
     Raises:
-        LaunchError: What a stage before the training reads has changed since the training began.
+        LaunchError: An input of the training or of an earlier stage has changed since training
+            began.
     """
     key = ""
     for place, stage in enumerate(stages, 1):
         title = f"[{place}/{len(stages)}] {stage.name}"
         before, key = key, key_of(stage, key)
         kept = records.key(stage.name)
-        # A training that has begun is resumed, but only with all that it began with.
+        # Once training has begun, allow no change of the inputs of the stages up to it.
         has_begun = records.begun is not None and stage.name in _until_training(stages)
-        # A stage that has lost its output, and was killed while it made that again, has no record
-        # of its end either.
+        # Compare with the key of the last run, even if it hasn't finished: the stage may have been
+        # killed while it made lost outputs again.
         if has_begun and records.last_key(stage.name) != key:
             raise LaunchError(
                 f"{records.path.parent}: {stage.inputs} changed since the training began; put that "
@@ -166,7 +173,8 @@ def run(
             records.begin(stage.name, key)
             started = time.monotonic()
             stage.run()
-            # A stage may complete the plan that it reads.
+            # Compute the key again, because a stage that reads the plan may also have changed the
+            # plan.
             key = key_of(stage, before)
             records.finish(stage.name, key, time.monotonic() - started)
             tell(f"{title}: finished in {duration(records.seconds(stage.name))}")
@@ -175,7 +183,7 @@ def run(
 
 
 def duration(seconds: float) -> str:
-    """Returns a duration as text, such as 0:12:00, or 3.2 s below a minute.
+    """Returns a duration as text, such as "0:12:00"; below a minute in seconds, such as "3.2 s".
 
     Args:
         seconds: The duration.

@@ -1,4 +1,4 @@
-"""The lines with which a distillation ends: what it has made, and how good that is."""
+"""Formats the summary that bin/distill.py prints at the end: the files it has made, and metrics."""
 
 import json
 import math
@@ -14,11 +14,13 @@ _FIGURES = ("abs_rel", "rmse", "a1")
 
 
 def lines(plan: Plan, out: Path) -> list[str]:
-    """Returns the lines.
+    """Returns the lines of the summary that bin/distill.py prints at the end.
+
+    They list the files with the metrics of each evaluation, and commands that use the student.
 
     Args:
-        plan: The completed plan.
-        out: The folder of the distillation.
+        plan: The plan, in which no value is missing.
+        out: The folder of --out.
     """
     told = [f"The student {plan.student} is in {out}:"]
     for name, words in (
@@ -47,10 +49,13 @@ def lines(plan: Plan, out: Path) -> list[str]:
 
 
 def _confidence(out: Path) -> str:
-    """Returns the line on the calibrated confidence, with what it was calibrated against.
+    """Returns the summary's line about the calibration of the student's confidence.
+
+    It states the fitted temperature, the calibration error before and after the fit, and if the fit
+    was against ground truth or the teacher. Without a calibration it says so.
 
     Args:
-        out: The folder of the distillation.
+        out: The folder of --out.
     """
     found = calibrated.read(out / recipes.RUN)
     if found is None:
@@ -63,10 +68,10 @@ def _confidence(out: Path) -> str:
 
 
 def _launched(command: str, ranks: int) -> str:
-    """Returns the command of a training with what starts it on several ranks.
+    """Returns a training command with the option or the launcher that starts it on several ranks.
 
     Args:
-        command: The command on one rank.
+        command: The command that trains on one rank.
         ranks: Number of ranks.
     """
     if console.names_bin():
@@ -75,7 +80,10 @@ def _launched(command: str, ranks: int) -> str:
 
 
 def figures(path: Path) -> str:
-    """Returns the main figures of an evaluation's JSON as text, with the label of what they are.
+    """Returns the main metrics in a JSON file of bin/evaluate.py as text, such as "abs_rel 0.0912".
+
+    If the file has a label that says what the metrics mean, such as agreement with a teacher, it is
+    appended in parentheses.
 
     Args:
         path: The JSON file.

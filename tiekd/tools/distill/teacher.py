@@ -1,15 +1,16 @@
-"""Reads `--teacher` and `--teacher-set`: a recipe's section `teacher` from a path or a name.
+"""Converts `--teacher` and `--teacher-set` to a recipe's section `teacher` or `teachers`.
 
-    stereo                              a second camera
-    model.onnx, model.pt2               an exported network
-    a folder with config.json           a model of transformers
-    a folder with config.yaml           a work dir of tiekd: its network and its weights
-    a YAML file with teacher(s) alone   that section
-    another YAML file, or a name        a recipe of tiekd: its teacher or else its network is meant,
-                                        as by bin/cache_teacher.py
+    value of --teacher                  the teacher
+    stereo                              stereo matching with a second camera's images
+    model.onnx, model.pt2               the exported network in this file
+    a folder with config.json           the transformers model in this folder
+    a folder with config.yaml           network and weights of this work dir of tiekd
+    a YAML file with teacher(s) alone   the section in this file
+    another YAML file, or a name        the teacher of this recipe of tiekd; if it has none, the
+                                        recipe's own network
 
-Nothing is loaded here but YAML. `check` refuses an option that the teacher's kind doesn't have or
-that is missing, with the messages of a recipe.
+Only YAML is read here; no model is loaded. `check` raises the recipe's errors for keys that are
+unknown or missing for the kind of teacher.
 """
 
 from collections.abc import Sequence
@@ -22,26 +23,27 @@ from tiekd.errors import TeacherError
 
 STEREO = "stereo"
 _EXPORTED = (".onnx", ".pt2")
-# What a teacher's `build` gets from the program.
+# Arguments of a teacher's `build` that the program gives, so that the section needn't have them.
 _GIVEN = ("run_device", "max_depth_m")
 _SECTIONS = ("teacher", "teachers")
-# Keys whose values are paths if a file or folder is there. They start at the folder in which the
-# command was given, so they are made absolute: the recipe may be used elsewhere.
+# Keys whose values may be paths. An existing relative path is made absolute, because the recipe may
+# be used in another folder.
 _PATHS = ("model", "file", "checkpoint", "maps", "calibration")
 
 
 def parse(given: str, options: Sequence[str] = ()) -> dict:
-    """Returns the section of a recipe that describes a teacher.
+    """Returns the recipe's section for the teacher that the command line names.
 
     Args:
-        given: The value of --teacher.
-        options: The values of --teacher-set, each `KEY=VALUE`, where KEY is below `teacher`.
+        given: The value of --teacher, as in the table at the top of this module.
+        options: The values of --teacher-set, each `KEY=VALUE` for a key in the section `teacher`.
 
     Returns:
-        `{"teacher": {...}}` or `{"teachers": [...]}`.
+        `{"teacher": {...}}` or `{"teachers": [...]}`, with absolute paths.
 
     Raises:
-        UserError: Nothing is called like this, or an option is malformed.
+        UserError: There is no such file, folder or recipe; an option isn't `KEY=VALUE`; or a key is
+            unknown or missing.
     """
     for option in options:
         if "=" not in option or option.startswith("="):
@@ -65,10 +67,13 @@ def parse(given: str, options: Sequence[str] = ()) -> dict:
 
 
 def check(section: dict) -> None:
-    """Raises UserError for a key that the teacher's kind doesn't have, or that it needs and lacks.
+    """Checks the keys of a recipe's section for a teacher, without loading the teacher.
 
     Args:
         section: `{"teacher": {...}}` or `{"teachers": [...]}`.
+
+    Raises:
+        UserError: The section is empty, or a key is unknown or missing for the kind of teacher.
     """
     teachers = TeacherList.of(section)
     if not teachers.is_given:
@@ -119,11 +124,14 @@ def _of_recipe(given: str) -> dict:
 
 
 def _with_options(section: dict, options: Sequence[str]) -> dict:
-    """Returns the section with the values of --teacher-set, which are read like those of --set.
+    """Returns a recipe's section for a teacher with the values of --teacher-set applied.
 
     Args:
-        section: The section.
-        options: The values, each `KEY=VALUE`.
+        section: `{"teacher": {...}}`.
+        options: The values, each `KEY=VALUE`, read like those of --set.
+
+    Raises:
+        TeacherError: The section has several teachers, so it isn't clear which one is meant.
     """
     if "teachers" in section:
         raise TeacherError(
@@ -133,10 +141,13 @@ def _with_options(section: dict, options: Sequence[str]) -> dict:
 
 
 def _absolute(node: object) -> object:
-    """Returns a node in which paths of what exists are absolute.
+    """Returns a copy of a part of a recipe in which relative paths of existing files are absolute.
+
+    Only the values of the keys _PATHS are taken as paths.
 
     Args:
-        node: A section, a list of sections, or a value in one.
+        node: A dict, a list of dicts, or a value; other values than dicts and lists are returned
+            unchanged.
     """
     if isinstance(node, list):
         return [_absolute(each) for each in node]

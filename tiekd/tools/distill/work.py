@@ -1,4 +1,4 @@
-"""Runs the stages of a distillation: prepares the inputs of each, and starts its program."""
+"""The stages of a distillation: each prepares the inputs of a program of bin/, and runs it."""
 
 import hashlib
 import json
@@ -28,24 +28,25 @@ CHECK, AUDIT, EVALUATION, STUDENT_DATA = "check", "audit", "evaluation", "images
 CALIBRATE, REPORT = "calibrate", "report.html"
 FOUND = 1  # the exit code of a check or an audit that found something
 _MISTAKE = 2  # the exit code of a program that can't use what it is given
-FEWEST = 12  # images, below which a teacher can't be audited
-_BATCH = 16
-_HELD_OUT = 0.1  # the share of images that are held out for evaluation
-_CHECKPOINT_EVERY = 500  # iterations at most, where their time isn't measured
-_CHECKPOINT_EVERY_S = 600.0
-_AUDITED = 32
-_FEWEST_AUDITED = 8
+FEWEST = 12  # smallest number of images; a teacher can't be audited on fewer
+_BATCH = 16  # images per iteration, if there are enough
+_HELD_OUT = 0.1  # fraction of the images that are held out for evaluation
+_CHECKPOINT_EVERY = 500  # iterations; used until their time is measured
+_CHECKPOINT_EVERY_S = 600.0  # seconds between checkpoints, once that time is known
+_AUDITED = 32  # largest number of images on which the teacher is audited
+_FEWEST_AUDITED = 8  # smallest such number
 
 
 class Stopped(BaseException):
-    """Raised when a stage ends without being finished; the text says why.
+    """Raised when a stage stops before it has finished; the exception's text is the reason.
 
-    A signal raises it anywhere, also in code of others that takes every Exception for a failure of
-    its own, as torch's ONNX exporter does, which then tries another way.
+    It derives from BaseException because a signal handler raises it in the middle of other code.
+    Libraries that catch every Exception and continue, such as torch's ONNX exporter, don't catch
+    it.
 
     Args:
-        reason: The text.
-        code: The exit code of its program.
+        reason: The reason, for the user.
+        code: The exit code of the program that stopped.
     """
 
     def __init__(self, reason: str, code: int):
@@ -54,13 +55,13 @@ class Stopped(BaseException):
 
 
 class Work:
-    """The stages of one distillation.
+    """The stages of one distillation: methods that run a stage, and that digest its inputs.
 
     Args:
-        plan: The plan, which the stages complete.
-        out: The folder of the distillation.
-        commands: Starts programs.
-        tell: Prints a line.
+        plan: The plan. Stages fill in the values that are None.
+        out: The folder of --out, called OUT in the methods.
+        commands: Object that runs other programs of bin/.
+        tell: Function that prints a line.
     """
 
     def __init__(self, plan: Plan, out: Path, commands: Commands, tell: Callable[[str], None]):
@@ -70,7 +71,7 @@ class Work:
         self.tell = tell
 
     def stages(self) -> list[Stage]:
-        """Returns the stages in their order."""
+        """Returns all stages, in the order in which they run."""
         out = self.out
         outcome = out / recipes.RUN / workdir.OUTCOME
         trained = self._outcome_key
@@ -88,12 +89,20 @@ class Work:
 
     @property
     def exported(self) -> Path:
-        """The exported file: ONNX, or torch.export's if the packages for ONNX aren't there."""
+        """The path of the exported file, which is student.onnx or student.pt2 in OUT.
+
+        It is student.pt2, a file of torch.export, if the packages for ONNX aren't installed or
+        latency is measured on a GPU.
+        """
         is_onnx = latency.runtime(self.plan.latency_on) == "onnx"
         return self.out / ("student.onnx" if is_onnx else "student.pt2")
 
     def data(self) -> None:
-        """Links the images, extracts frames of videos, checks all, and chooses the resolution."""
+        """Runs the stage `data`: links images, extracts video frames, and leaves faulty images out.
+
+        It also chooses the student's input size and the batch size, unless the plan has them, and
+        writes OUT/teacher.yaml. Every file is checked by bin/check_data.py.
+        """
         plan, out = self.plan, self.out
         found = self._found()
         if plan.depth is not None:
@@ -111,7 +120,8 @@ class Work:
             self.tell(f"images: {count} of {height}x{width}")
         if len(sizes) > 4:
             self.tell(f"images: {total - sum(n for _, n in sizes.most_common(4))} of other sizes")
-        # Choose what depends on the images, unless the plan has it already.
+        # Choose image size, input size and batch size from the images, unless the plan has them
+        # already.
         common = sizes.most_common(1)[0][0]
         plan.image_size = plan.image_size or list(common)
         plan.size = plan.size or images.default_size(common)
@@ -124,18 +134,21 @@ class Work:
         )
         recipe = recipes.teacher_recipe(plan, out, section)
         recipes.write(recipe, out / recipes.TEACHER, "The teacher and the images.")
-        # The program reads every file, and names those that can't be used. Without validation also
-        # those are read that are between training and validation images, and in neither split.
+        # Check all images. Switch validation off, because with it the frames between training and
+        # validation frames are in neither split and wouldn't be checked.
         shutil.rmtree(out / CHECK, ignore_errors=True)
         arguments = [str(out / recipes.TEACHER), "--out", str(out / CHECK)]
         self._run("check-data", [*arguments, "--set", "train.validate=false"], (FOUND,))
         self._leave_out_faulty(found)
 
     def _leave_out_faulty(self, found: images.Found) -> None:
-        """Removes the links to images that the check found faulty, and writes what is left out.
+        """Removes the links of images that bin/check_data.py found faulty, and records the rest.
+
+        It writes OUT/images.json: the number of images, the files that were left out with the
+        reasons, and the linked files.
 
         Args:
-            found: The files, to which the faulty ones are added.
+            found: The user's files; faulty ones are added to `left_out`.
         """
         report = json.loads((self.out / CHECK / "report.json").read_text(encoding="utf-8"))
         for finding in report["findings"]:
@@ -150,14 +163,18 @@ class Work:
                 f"{self.plan.images}: {total} images are left; a distillation needs {FEWEST} or "
                 "more"
             )
-        # Maps of images that were replaced by others of the same name would be kept otherwise.
+        # Remove cached teacher maps of images that other images of the same name have replaced.
         files = images.linked(self.out)
         images.drop_maps(self.out / recipes.MAPS, self._files_before(), files)
         kept = {"images": total, "left_out": found.left_out, "files": files}
         replace_text(self.out / STUDENT_DATA, json.dumps(kept, indent=1) + "\n")
 
     def audit(self) -> None:
-        """Audits the teacher, and stops if something is above its limit."""
+        """Runs the stage `audit`: bin/audit_teacher.py on up to 32 images.
+
+        It raises Stopped if a measurement is outside its limit, unless the user gave
+        --accept-audit.
+        """
         if not self.plan.audit:
             self.tell("the audit's findings are accepted (--accept-audit)")
         count = self.images_left
@@ -173,7 +190,10 @@ class Work:
             )
 
     def cache(self) -> None:
-        """Writes the teacher's maps of all images."""
+        """Runs the stage `cache`: writes the teacher's depth maps of all images to OUT/maps.
+
+        It does nothing if the user gave cached maps as the teacher.
+        """
         if teacher.is_cached(self.plan.teacher):
             self.tell("the teacher is cached maps already")
             return
@@ -181,7 +201,11 @@ class Work:
         self._run("cache-teacher", arguments)
 
     def student(self) -> None:
-        """Chooses the student and the length of the training, and writes the recipe."""
+        """Runs the stage `student`: chooses student and length, and writes OUT/recipe.yaml.
+
+        If the user gave hours, the time of an iteration is measured to choose the number of
+        iterations.
+        """
         plan = self.plan
         if plan.student is None:
             self._choose_student()
@@ -197,7 +221,8 @@ class Work:
         self.tell(f"student: {plan.student}, {_length(plan)}")
         path, recipe = self.out / recipes.STUDENT, recipes.student_recipe(plan, self.out)
         purpose = "The student."
-        # The user may have edited the recipe of an earlier plan.
+        # Rename an existing recipe that differs before it is replaced, since the user may have
+        # edited it.
         text = recipes.text_of(recipe, purpose).encode(errors="surrogateescape")
         if path.exists() and path.read_bytes() != text:
             aside = weights_file.set_aside(path)
@@ -205,15 +230,18 @@ class Work:
         recipes.write(recipe, path, purpose)
 
     def measure(self) -> dict:
-        """Measures an iteration by a dry run of the training, and puts the figures into the plan.
+        """Measures the time of a training iteration with `bin/train.py --dry-run`.
+
+        The result is also added to `plan.measured`.
 
         Returns:
-            The figures, as `told_iteration` returns them.
+            The dict that `told_iteration` returns.
 
         Raises:
             Stopped: The dry run failed.
         """
-        # Only the number of evaluations depends on the length.
+        # Use 1000 iterations if the number isn't known yet. It affects only the number of
+        # evaluations, not the time of an iteration.
         length = self.plan.iterations or (None if self.plan.epochs else 1000)
         trial = Plan(**(vars(self.plan) | {"iterations": length}))
         path = self.out / "measured.yaml"
@@ -236,20 +264,25 @@ class Work:
         return found
 
     def train(self) -> None:
-        """Trains the recipe, or resumes it."""
+        """Runs the stage `train`: starts or resumes the training of OUT/recipe.yaml in OUT/run."""
         run = self.out / recipes.RUN
         arguments = [str(self.out / recipes.STUDENT), "--work-dir", str(run)]
         self._run("train", [*arguments, "--resume-from", "auto"], folder=run)
 
     def evaluate(self) -> None:
-        """Evaluates the best weights against the teacher and, if there is any, against depth."""
+        """Runs the stage `evaluate`: evaluates the best weights on the held-out images.
+
+        The metrics against the teacher are written to OUT/evaluation.json and, per image, to
+        evaluation.csv. If there is measured depth, metrics against it are written to
+        OUT/accuracy.json.
+        """
         recipe, run = str(self.out / recipes.STUDENT), str(self.out / recipes.RUN)
         plain = [recipe, run, "--out", str(self.out / f"{EVALUATION}.json")]
         plain += ["--per-image", str(self.out / f"{EVALUATION}.csv")]
         self._run("evaluate", plain)
         if self.plan.depth is None:
             return
-        # Score the same frames, held out by sequence, with measured depth.
+        # Evaluate the same held-out images against measured depth, too.
         listed = self._held_out()
         if listed is None:
             self.tell("no held-out image has measured depth, so there are no figures of accuracy")
@@ -259,16 +292,21 @@ class Work:
         self._run("evaluate", [recipe, run, *against])
 
     def calibrate(self) -> None:
-        """Calibrates the confidence of the best weights, if the held-out images allow it."""
+        """Runs the stage `calibrate`: calibrates the confidence of the best weights in OUT/run.
+
+        If that isn't possible, for example with a single held-out image, a warning is printed.
+        """
         code = self._run(CALIBRATE, [str(self.out / recipes.RUN)], (_MISTAKE,))
         if code == _MISTAKE:
-            # One held-out image, or a student that has learned little, is no reason not to export.
+            # Continue without a calibration, since the student can still be exported: there may be
+            # only one held-out image, or the student may have learned too little.
             self.tell("WARNING: the confidence isn't calibrated, as said above; depth is the same")
 
     def export(self) -> None:
-        """Exports the best weights for images of the most common size.
+        """Runs the stage `export`: exports the best weights for images of the most common size.
 
-        The file gives confidence, too, with the temperature that the weights hold.
+        The file, `self.exported`, also outputs confidence, computed with the calibrated temperature
+        that is stored with the weights.
         """
         size = "x".join(map(str, self.plan.image_size))
         arguments = [str(self.out / recipes.STUDENT), str(self.out / recipes.RUN)]
@@ -276,16 +314,16 @@ class Work:
         self._run("export", arguments)
 
     def report(self) -> None:
-        """Writes the report of all stages."""
+        """Runs the stage `report`: writes OUT/report.html with bin/report.py."""
         self._run("report", [str(self.out), "--out", str(self.out / REPORT)])
 
     @property
     def images_left(self) -> int:
-        """The number of images that are used."""
+        """The number of images that the check of the stage `data` has left."""
         return json.loads((self.out / STUDENT_DATA).read_text(encoding="utf-8"))["images"]
 
     def _files_before(self) -> dict:
-        """Returns the images of an earlier check; empty without one."""
+        """Returns the images of the last check, path -> [file, size]; empty before the first."""
         try:
             return json.loads((self.out / STUDENT_DATA).read_text(encoding="utf-8"))["files"]
         except (OSError, ValueError, KeyError):
@@ -296,10 +334,16 @@ class Work:
         return images.find(Path(self.plan.images), without)
 
     def _frames(self, found: images.Found) -> dict[str, Path]:
-        """Returns the folder of the frames of each video, which are extracted if they aren't there.
+        """Extracts the frames of each video, unless that was done by an earlier call.
 
         Args:
-            found: The files; a video that can't be read is left out.
+            found: The user's files; a video that can't be read is added to `left_out`.
+
+        Returns:
+            Name of each readable video -> the folder of its frames.
+
+        Raises:
+            DataError: The package PyAV, which reads videos, isn't installed.
         """
         folders: dict[str, Path] = {}
         if not found.videos:
@@ -308,14 +352,15 @@ class Work:
         self.tell(f"videos: {len(found.videos)}, of each {rate:g} frames a second")
         with Progress("videos", len(found.videos), lambda: len(done), sys.stdout) as progress:
             for name, path in sorted(found.videos.items()):
-                # Another video of the same name has frames of its own.
+                # Put frame rate and file size into the folder's name, so that frames of another
+                # video of the same name aren't used.
                 source = f"{rate:g}_a_second_of_{path.stat().st_size}_bytes"
                 folder = self.out / images.FRAMES / name / source
                 try:
                     images.extract(path, folder, rate, self.tell)
                     folders[name] = folder
                 except DataError as error:
-                    # Without PyAV none can be read, which the user has to know.
+                    # Raise the error if PyAV isn't installed, since then no video can be read.
                     if "PyAV" in str(error):
                         raise
                     found.left_out[name] = "a video that can't be read"
@@ -324,10 +369,13 @@ class Work:
         return folders
 
     def _for_pairs(self, found: images.Found) -> dict:
-        """Returns the teacher's section; of a second camera with the rule for OUT/images.
+        """Returns the recipe's section of the teacher, adapted to the links in OUT/images.
+
+        For a stereo teacher, right images are moved to OUT/right, and the section gets the rule
+        that finds them there. Other sections are returned unchanged.
 
         Args:
-            found: The files, from which the right images are removed.
+            found: The user's files. For a stereo teacher, right images are removed from it.
         """
         section = self.plan.teacher
         node = section.get("teacher") or {}
@@ -379,7 +427,11 @@ class Work:
         plans.write(plan, self.out)
 
     def _held_out(self) -> Path | None:
-        """Writes OUT/held_out.txt, the held-out images with measured depth; None without any."""
+        """Writes the names of held-out images with measured depth to OUT/held_out.txt.
+
+        Returns:
+            The path of the file; None if there are no such images, and then no file is written.
+        """
         from tiekd.data.build import build_dataset
         from tiekd.training.settings import Recipe
 
@@ -398,16 +450,17 @@ class Work:
         allowed: Sequence[int] = (),
         folder: Path | None = None,
     ) -> int:
-        """Runs a program, and returns its exit code.
+        """Runs a program of bin/ and returns its exit code.
 
         Args:
-            program: Its name.
-            arguments: Its arguments.
-            allowed: Exit codes besides 0 with which the stage goes on.
-            folder: The work dir of a training.
+            program: The program's name in `tiekd NAME`, such as "check-data".
+            arguments: The program's arguments.
+            allowed: Exit codes besides 0 that aren't errors.
+            folder: The work dir, if the program trains; None otherwise.
 
         Raises:
-            Stopped: It ended with another code, or this process was asked to stop.
+            Stopped: The program ended with another exit code, or a signal asked this process to
+                stop.
         """
         code = self.commands.run(program, arguments, folder).code
         if self.commands.asked:
@@ -447,7 +500,10 @@ class Work:
         return _digest(self.out / recipes.RUN / workdir.OUTCOME)
 
     def _weights_key(self) -> str:
-        """Returns the digest of the best weights, which hold the temperature, too."""
+        """Returns the SHA-256 of the file of best weights; "missing" if there is none.
+
+        The file includes the calibrated temperature, so a calibration changes the result.
+        """
         try:
             return _digest(checkpoints.find_weights(self.out / recipes.RUN))
         except CheckpointError:
@@ -459,26 +515,29 @@ class Work:
 
 
 def batch_size(num_images: int, ranks: int) -> int:
-    """Returns the images of an iteration: 16, or fewer if there aren't as many to train on.
+    """Returns the number of images per iteration, summed over all ranks.
+
+    It is 16, or less if there are fewer than 20 images, and divisible by the number of ranks. It is
+    at least one image per rank.
 
     Args:
-        num_images: All images, a tenth of which are held out.
-        ranks: The number of ranks, of which each gets as many images.
+        num_images: Number of all images, from which the held-out ones are taken.
+        ranks: Number of ranks.
     """
     most = min(_BATCH, int(0.8 * num_images))
     return max(ranks, most // ranks * ranks)
 
 
 def iterations_in(hours: float, iteration_s: float, evaluation_s: float) -> int:
-    """Returns how many iterations fit into a time, beside the evaluations.
+    """Returns the number of iterations that fit into a duration together with the evaluations.
 
     Args:
-        hours: The time.
+        hours: The duration in hours.
         iteration_s: Seconds of an iteration.
-        evaluation_s: Seconds of all evaluations.
+        evaluation_s: Seconds of all evaluations together.
 
     Raises:
-        LaunchError: Fewer than 20 fit.
+        LaunchError: Fewer than 20 iterations fit.
     """
     found = int((3600 * hours - evaluation_s) / iteration_s)
     if found < 20:
@@ -491,14 +550,16 @@ def iterations_in(hours: float, iteration_s: float, evaluation_s: float) -> int:
 
 
 def told_iteration(report: str) -> dict | None:
-    """Returns the figures in the report of `bin/train.py --dry-run`; None if they aren't there.
+    """Reads the time of an iteration from the report of `bin/train.py --dry-run`.
 
     Args:
-        report: The report.
+        report: The program's output.
 
     Returns:
-        `seconds_per_iteration`; `seconds_of_evaluations`, of all together;
-        `seconds_of_training`, with the evaluations; and `disk_mb`, of checkpoints and best weights.
+        "seconds_per_iteration"; "seconds_of_evaluations", the sum of all evaluations;
+        "seconds_of_training", which includes evaluations; and "disk_mb", the size of checkpoints
+        and best weights in MB, None if the report doesn't state it. None instead of the dict if the
+        report states no times.
     """
     iteration = re.search(r"^Time per iteration: ([\d.]+) s", report, re.M)
     total = re.search(r"^Iterations: \d+ an epoch, (\d+) in all", report, re.M)

@@ -1,10 +1,11 @@
 """Runs the jobs of an experiment one after the other, each in processes of its own.
 
-A run is trained by `deepspeed ... bin/train.py --resume-from auto`, which starts it or resumes it
-at its newest complete checkpoint, and is then evaluated by score.py. If a killed experiment is
-started again, finished runs are skipped, and the interrupted run is resumed. The ranks watch this
-process (tiekd/distributed/launcher_watch.py), so that none outlives it. If a run fails, its name
-and its log file are printed, and the other runs continue.
+A job is a run, i.e. a training with its evaluation, or the evaluation of baselines that don't look
+at the image (floors). A run is trained by `deepspeed ... bin/train.py --resume-from auto`, which
+starts it or resumes it at its newest complete checkpoint, and is then evaluated by score.py. If a
+killed experiment is started again, finished runs are skipped, and the interrupted run is resumed.
+The ranks watch this process (tiekd/distributed/launcher_watch.py), so that none outlives it. If a
+run fails, its name and its log file are printed, and the other runs continue.
 """
 
 import json
@@ -39,12 +40,14 @@ _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 @dataclass(frozen=True)
 class State:
-    """The record of a job beside its figures.
+    """The progress of a job, stored in run.json in the job's folder.
+
+    A job is a run, or the evaluation of floors, i.e. of baselines that don't look at the image.
 
     Attributes:
-        label: the job's name for people.
-        key: the job's key.
-        seconds: wall time of all its attempts so far, also of stopped and killed ones.
+        label: the job's name for the user.
+        key: the job's key, a digest of its inputs.
+        seconds: wall time of all attempts so far, also of stopped and killed ones.
         failure: why the last attempt failed, in one line; None if it didn't.
         is_finished: True if the last attempt has finished the job.
         began: when the present attempt began, in seconds since the epoch; None if none runs.
@@ -59,10 +62,11 @@ class State:
 
 
 def read_state(job: Job) -> State:
-    """Reads the state of a job; that of a new job if there is none or it is damaged.
+    """Reads the state of a job from run.json in the job's folder.
 
-    An attempt that was killed could not write how long it took. It counts until the last line that
-    it wrote to its log.
+    If the file is missing, damaged or of another job, the result is the state of a job that hasn't
+    begun. An attempt that was killed couldn't record its duration; it is taken to have lasted from
+    its start to the last write to its log.
 
     Args:
         job: the job.
@@ -124,10 +128,15 @@ class Launcher:
     def run(self, jobs: Sequence[Job]) -> Finished:
         """Runs the jobs that aren't finished, in order.
 
+        A job that fails doesn't prevent the later ones. After a signal no further job is started.
+
         Args:
             jobs: the jobs.
+
+        Returns:
+            The jobs that failed, and if a signal has stopped the experiment.
         """
-        # Skip jobs that have results, whichever call has made them.
+        # Skip jobs that have results already, from this or an earlier call.
         left = [job for job in jobs if listing.figures(job, self.spec) is None]
         done = len(jobs) - len(left)
         if done:
@@ -162,6 +171,9 @@ class Launcher:
 
     def _attempt(self, job: Job) -> str | None:
         """Trains a job if it isn't trained yet, and evaluates it.
+
+        Args:
+            job: the job. Floors, i.e. baselines that don't look at the image, are only evaluated.
 
         Returns:
             None if the job is finished; otherwise the reason in one line.
@@ -239,7 +251,7 @@ class Launcher:
         command = [sys.executable, str(self.program), "--score", str(path)]
         folder = job.folder if job.row is None else job.train_dir
         code = self.execute_logged(command, folder, job.log)
-        # Judge by the results, not by the exit code, since a process may fail after it has written
+        # Decide by the results and not by the exit code, since a process may fail after writing
         # them.
         if listing.figures(job, self.spec) is not None:
             return None
@@ -267,10 +279,10 @@ class Launcher:
 
 
 def weights_of(job: Job, spec: Spec) -> Path:
-    """Returns the path of the weights with which a trained run is evaluated.
+    """Returns the path that names the weights with which a trained run is evaluated.
 
-    The path is that of the last checkpoint; or, if the experiment evaluates the best weights, that
-    of the work dir, where the evaluation finds them.
+    It is the folder of the last checkpoint. If the experiment evaluates the best weights, it is the
+    work dir, in which the evaluation finds the file of the best weights.
 
     Args:
         job: the run.
@@ -282,7 +294,7 @@ def weights_of(job: Job, spec: Spec) -> Path:
 
 
 def train_command(spec: Spec, job: Job, program: Path, *options: str) -> list[str]:
-    """Returns the command that trains a run.
+    """Returns the command that trains a run, as a list of words for a subprocess.
 
     Args:
         spec: the experiment.
@@ -309,9 +321,10 @@ def _free_port() -> int:
 
 
 def last_line(log: Path) -> str:
-    """Returns the last line of a log that isn't blank, shortened; "its log is empty" if all are.
+    """Returns the last line of a log that isn't blank, cut to 300 characters.
 
-    Lines of DeepSpeed's launcher, which follow the error of a rank, are skipped.
+    Lines of DeepSpeed's launcher, which follow the error of a rank, are skipped. If no line is
+    left, or there is no log, a text that says so is returned.
 
     Args:
         log: the log.
@@ -335,25 +348,27 @@ def estimates(
     measured: dict[tuple[str, str | None], float],
     steps: int,
 ) -> list[float | None]:
-    """Returns the expected seconds of jobs: as others of the same row and set took.
+    """Estimates the remaining seconds of jobs from those that finished jobs took.
 
-    Of an interrupted run only the iterations after its newest checkpoint count.
+    A job is expected to take the mean time of the finished jobs with the same row (a recipe with
+    overrides) on the same set of data. If there are none, it is the mean over all rows. Iterations
+    up to a run's newest checkpoint are subtracted.
 
     Args:
         left: the jobs to estimate.
-        every: all jobs of the experiment; the finished ones among them are taken as examples.
-        measured: (set, row) -> seconds by a dry run, for rows of which no run is finished.
+        every: all jobs of the experiment, of which the finished ones are used.
+        measured: (set, row) -> seconds measured by a dry run, for rows of which no run is finished.
         steps: iterations of a run.
 
     Returns:
-        For each job of `left` its seconds; None if nothing is known.
+        For each job of `left` its seconds; None if no time is known.
     """
     # Collect the times of finished jobs by row and set.
     waiting = {job.folder for job in left}
     took: dict[tuple[str, str | None], list[float]] = {}
     for job in every:
         state = read_state(job)
-        # Interrupted and failed jobs aren't examples, though their attempts took time.
+        # Use finished jobs only, since interrupted and failed ones took a part of the time.
         if job.folder not in waiting and state.is_finished and state.seconds:
             took.setdefault((job.set, job.row), []).append(state.seconds)
     means = measured | {of: sum(values) / len(values) for of, values in took.items()}
@@ -393,6 +408,8 @@ def duration(seconds: float | None) -> str:
 def measure(launcher: Launcher, jobs: Sequence[Job]) -> dict[tuple[str, str | None], float]:
     """Measures the time of a training for each row and set, by `bin/train.py --dry-run`.
 
+    A row is a recipe with overrides, a set is the data on which it is trained.
+
     Args:
         launcher: the launcher, which runs the commands.
         jobs: the runs; one run of each row and set is measured, since all of them take the same
@@ -421,10 +438,13 @@ def measure(launcher: Launcher, jobs: Sequence[Job]) -> dict[tuple[str, str | No
 
 
 def told_seconds(report: str) -> float | None:
-    """Reads the seconds of training and evaluations from the report of a dry run; None if absent.
+    """Reads the seconds of training and evaluations together from the report of a dry run.
 
     Args:
         report: the report of `bin/train.py --dry-run`.
+
+    Returns:
+        The seconds; None if the report doesn't state them.
     """
     told = re.search(
         r"^ETA: (?:(?:(\d+) days?, )?(\d+):(\d\d):(\d\d)|([\d.]+) s) for training", report, re.M

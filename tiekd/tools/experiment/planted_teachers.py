@@ -2,17 +2,19 @@
 
     python -m tiekd.tools.experiment.planted_teachers RECIPE [--set KEY=VALUE ...]
 
-RECIPE reads the rendered scenes. Beside them, in `data.root`, it writes three folders of maps:
+RECIPE must have the data set `scenes`, i.e. rendered images. Three folders of maps are written to
+the recipe's `data.root`:
 
-- maps_near, a teacher that is good up to some 10 m and bad beyond;
-- maps_far, one that is good from some 30 m on and bad before;
-- maps_oracle, in each pixel the depth of that of the two whose error is smaller.
+- maps_near, of a teacher with small errors up to 8 m and large ones beyond;
+- maps_far, of a teacher with large errors near the camera and small ones from 30 m on;
+- maps_oracle, which has in each pixel the depth of that teacher whose error is smaller.
 
-A teacher's depth is the exact depth times 1 + r(depth) |g|. g is a smooth random field of unit
-variance, another one for each image and teacher, which changes over about 64 pixels. So errors have
-one sign, are of different size, and don't average out over an image's neighbourhoods. The two
-teachers also have maps of sigma: depth times r(depth), the root mean square of their errors. The
-maps are a pure function of the scenes and a seed. Costs 0.1 s an image. Left out: errors at edges.
+A teacher's depth is the exact depth times 1 + r(depth) |g|. r is the root mean square of its
+relative error. g is a smooth random field of unit variance, another one for each image and teacher,
+which changes over about 64 pixels. So a teacher's errors all have one sign, and don't average out
+over neighbouring pixels. The two teachers also have maps of sigma: depth times r(depth), the root
+mean square of their errors in metres. The maps are a pure function of the scenes and a seed. Takes
+0.1 s per image. Left out: errors at depth edges.
 """
 
 import argparse
@@ -33,10 +35,10 @@ from tiekd.files import replace_bytes
 from tiekd.tools import arguments
 from tiekd.training.settings import Recipe
 
-CELL = 64  # pixels over which an error changes
+CELL = 64  # spacing in pixels of the grid points between which errors are interpolated
 SEED = 7
 _NAMES = ("near", "far")
-# Of each teacher the relative errors (root mean square) up to NEAR_M and from FAR_M on.
+# Root mean square of each teacher's relative error: (up to NEAR_M, from FAR_M on).
 _ERRORS = {"near": (0.03, 0.35), "far": (0.25, 0.04)}
 NEAR_M, FAR_M = 8.0, 30.0
 
@@ -45,8 +47,11 @@ def relative_error(name: str, depth: np.ndarray) -> np.ndarray:
     """Returns the root mean square of a teacher's relative error at each depth.
 
     Args:
-        name: "near" or "far".
-        depth: depths in metres.
+        name: "near" or "far", the teacher.
+        depth: depths in metres, of any shape.
+
+    Returns:
+        An array of the same shape, as fractions of the depth.
     """
     near, far = _ERRORS[name]
     share = np.clip((depth - NEAR_M) / (FAR_M - NEAR_M), 0, 1)
@@ -54,11 +59,11 @@ def relative_error(name: str, depth: np.ndarray) -> np.ndarray:
 
 
 def field(name: str, index: int, height: int, width: int) -> np.ndarray:
-    """Returns a smooth Gaussian field of unit variance, (height, width) float64.
+    """Returns a smooth Gaussian random field of unit variance, (height, width) float64.
 
     Args:
-        name: "near" or "far".
-        index: number of the scene.
+        name: "near" or "far", the teacher.
+        index: number of the scene; name and number seed the random generator.
         height: rows of the image.
         width: columns of the image.
     """
@@ -72,22 +77,31 @@ def field(name: str, index: int, height: int, width: int) -> np.ndarray:
 
 
 def _weights(size: int) -> np.ndarray:
-    """Returns the weights of linear interpolation from cells to pixels, (size, cells)."""
+    """Returns the weights of linear interpolation from a grid of spacing CELL to pixels.
+
+    Args:
+        size: number of pixels along one side of the image.
+
+    Returns:
+        (size, size // CELL + 2) float64; column k has the weights of grid point k.
+    """
     place = np.arange(size) / CELL
     cells = np.arange(size // CELL + 2)
     return np.maximum(0, 1 - np.abs(place[:, None] - cells))
 
 
 def planted(index: int, depth: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
-    """Returns the depth and the sigma of the two teachers and of the oracle for one scene.
+    """Returns depth and sigma of the two teachers and of the oracle for one scene.
+
+    The oracle has in each pixel the depth of that teacher whose error is smaller.
 
     Args:
         index: number of the scene.
         depth: (H, W) exact depth in metres, 0 where there is none.
 
     Returns:
-        "near", "far" and "oracle" -> depth and sigma in metres, 0 where the exact depth is 0. The
-        oracle has no sigma.
+        "near", "far" and "oracle" -> (depth, sigma), each (H, W) in metres, 0 where the exact depth
+        is 0. The oracle's sigma is None.
     """
     found = {}
     for name in _NAMES:
@@ -102,10 +116,13 @@ def planted(index: int, depth: np.ndarray) -> dict[str, tuple[np.ndarray, np.nda
 
 
 def write(recipe: Recipe) -> list[Path]:
-    """Writes the maps of all training scenes of a recipe, and returns their folders.
+    """Writes the maps of all training scenes of a recipe.
 
     Args:
         recipe: the recipe.
+
+    Returns:
+        The three folders of maps: those of "near", "far" and the oracle.
 
     Raises:
         RecipeError: the recipe doesn't read the rendered scenes.
@@ -117,7 +134,8 @@ def write(recipe: Recipe) -> list[Path]:
     given = {key: value for key, value in data.part.items() if key != "name"}
     options = settings({"data": given}, "data", ScenesOptions)
     frames = build_dataset(data, "train", as_evaluated=True)
-    # Errors beyond the student's range must not be clipped in the maps.
+    # Let maps hold twice the student's largest depth, so that depths with large errors aren't
+    # clipped.
     full_scale_m = recipe.max_depth_m * 2
     folders = {}
     for name in (*_NAMES, "oracle"):
@@ -144,14 +162,14 @@ def write(recipe: Recipe) -> list[Path]:
 
 
 def _folder(folder: Path, manifest: dict) -> Path:
-    """Creates a folder of maps with its manifest, and returns it.
+    """Creates a folder of maps with its manifest, and returns the folder's path.
 
     Args:
         folder: the folder.
-        manifest: the manifest.
+        manifest: the content of the manifest, which records how the maps are made.
 
     Raises:
-        DataError: the folder holds other maps.
+        DataError: the folder holds maps with another manifest.
     """
     found = teacher_maps.read_manifest(folder)
     if found is not None and found != manifest:
@@ -164,7 +182,7 @@ def _folder(folder: Path, manifest: dict) -> Path:
 
 
 def main() -> int:
-    """Writes the maps of the recipe of the command line; returns the exit code."""
+    """Writes the maps for the recipe that the command line names; returns the exit code, 0."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""Runs an experiment, or lists or reports it: the body of bin/experiment.py."""
+"""Runs an experiment, or lists or reports its runs: the body of bin/experiment.py."""
 
 import argparse
 import os
@@ -19,11 +19,15 @@ FAILED_CODE = 1
 
 
 def run(args: argparse.Namespace, spec: Spec | None, program: Path) -> int:
-    """Runs bin/experiment.py.
+    """Runs bin/experiment.py: trains and evaluates the runs of an experiment, and writes a report.
+
+    With --dry-run it lists the runs and estimates their time, with --report it only writes the
+    report, and with --power it runs only the pilot, from which it computes the smallest detectable
+    difference.
 
     Args:
         args: the program's parsed command line.
-        spec: the experiment; None with `--score`.
+        spec: the experiment; None with `--score`, by which this program evaluates one run.
         program: path of bin/experiment.py.
 
     Returns:
@@ -51,13 +55,14 @@ def run(args: argparse.Namespace, spec: Spec | None, program: Path) -> int:
     if args.dry_run:
         return _dry_run(launcher, every, jobs)
     _lock(spec.folder.absolute())
-    # Run the pilot, and report which differences can be detected before the other runs begin.
+    # Run the pilot, i.e. the runs from which the smallest detectable difference is computed, and
+    # print that difference before other runs begin.
     pilot = [job for job in jobs if is_pilot(spec, job)]
     ended = launcher.run(pilot)
     print("\n".join(power_lines(spec, every, floors)), flush=True)
     if not args.power and not ended.stopped:
         chosen_sets = {job.set for job in jobs}
-        # Run the other jobs. A run of the pilot that has failed isn't tried again in this call.
+        # Run the other jobs. A job that has failed above isn't tried again in this call.
         others = [job for job in jobs if job not in ended.failed]
         others += [job for job in floors if job.set in chosen_sets]
         later = launcher.run(others)
@@ -74,10 +79,11 @@ def run(args: argparse.Namespace, spec: Spec | None, program: Path) -> int:
 
 
 def _check_visible_devices(spec: Spec) -> None:
-    """Checks that the devices of CUDA_VISIBLE_DEVICES exist, and sets what else they need.
+    """Checks that the devices of CUDA_VISIBLE_DEVICES exist, and sets variables for their use.
 
-    The variable itself stays, since evaluations run on the first device that it lists. The
-    launcher, which would ignore it, gets the devices as an option (launch.train_command).
+    CUDA_VISIBLE_DEVICES itself isn't changed, since evaluations run on the first device that it
+    lists. The launcher, which would ignore the variable, gets the devices as an option
+    (`launch.train_command`).
 
     Args:
         spec: the experiment.
@@ -111,7 +117,10 @@ def _lock(folder: Path) -> None:
 
 
 def is_pilot(spec: Spec, job: Job) -> bool:
-    """Returns True for a run of the pilot, from which the smallest detectable difference follows.
+    """Returns True if a run belongs to the pilot.
+
+    The pilot is the rows of the primary comparison with the first three seeds. The smallest
+    detectable difference is computed from it.
 
     Args:
         spec: the experiment.
@@ -123,12 +132,12 @@ def is_pilot(spec: Spec, job: Job) -> bool:
 
 
 def power_lines(spec: Spec, every: Sequence[Job], floors: Sequence[Job]) -> list[str]:
-    """Returns lines that state the smallest detectable difference for each row of each set.
+    """Returns lines of text with the smallest detectable difference for each row of each set.
 
     Args:
         spec: the experiment.
         every: all runs.
-        floors: all floors.
+        floors: the jobs that evaluate baselines which don't look at the image (floors).
     """
     lines = []
     for name, each in spec.sets.items():

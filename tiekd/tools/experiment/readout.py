@@ -1,9 +1,10 @@
-"""Evaluates a network by another readout than the mean that it is trained with.
+"""Evaluates a network with another depth per pixel than the mean of its distribution over bins.
 
-A student of several teachers may learn two possible depths in a pixel: their mean lies between the
-two surfaces, and the mode on one of them. The mirrored image isn't averaged in, since the mean of
-two modes is no mode. Costs one pass and the distribution over depth bins, a few rows at a time.
-Left out: depth without interpolation where `data.resize` changes the size of images.
+A student of several teachers may learn two possible depths in a pixel. Their mean lies between two
+surfaces, while the mode, i.e. the most probable depth, lies on one of them. No flip averaging is
+used, since the mean of two modes isn't a mode. Takes one forward pass and the memory of the
+distribution for a few rows of pixels. Left out: resizing depth without interpolation where
+`data.resize` changes the size of images.
 """
 
 from typing import NamedTuple
@@ -17,11 +18,12 @@ from tiekd.models.network import Network
 
 
 class ReadoutPredictor(NamedTuple):
-    """A network with a head of depth bins as a function from images to depth.
+    """A network with a head of depth bins, as a function from images to depth.
 
     Attributes:
         network: the network, in eval mode.
-        readout: "mode" or "local"; "mean" is what the network itself gives.
+        readout: how depth is computed from the distribution over bins: "mode" (most probable bin)
+            or "local" (mean over bins around the mode). "mean" is what the network itself computes.
     """
 
     network: Network
@@ -29,7 +31,10 @@ class ReadoutPredictor(NamedTuple):
 
     @property
     def needs_focal(self) -> bool:
-        """True if the network has a canonical camera, so that images need their focal length."""
+        """True if the network predicts depth for one canonical focal length.
+
+        Then each image's focal length is needed as the second argument.
+        """
         return self.network.canonical is not None
 
     @torch.no_grad()
@@ -38,8 +43,8 @@ class ReadoutPredictor(NamedTuple):
 
         Args:
             image: (B, 3, H, W), normalised with ImageNet's mean and standard deviation.
-            focal: (B,), focal length of each image in pixels of `image`; None without a canonical
-                camera.
+            focal: (B,), focal length of each image in pixels of `image`; None if the network
+                doesn't need it (`needs_focal`).
 
         Returns:
             (B, 1, H, W) float32, metres.

@@ -1,7 +1,7 @@
 """Writes the report of an experiment: Markdown, JSON, and a plot.
 
-All three are made from the table (table.py), so they agree. The plot needs matplotlib (extra
-`plot`); if that isn't installed, the plot is left out, with a message.
+All three are made from one dict of results, which table.py computes, so they agree. The plot needs
+matplotlib (extra `plot`); if that isn't installed, the plot is left out, with a message.
 """
 
 import json
@@ -31,14 +31,14 @@ _ROW_HEIGHT = 28
 
 
 def write(table: Mapping, folder: Path) -> list[str]:
-    """Writes report.md, report.json and report.png.
+    """Writes report.md, report.json and, if matplotlib is installed, the plot report.png.
 
     Args:
-        table: the table, as `table.compute` returns it.
+        table: the results, as `table.compute` returns them.
         folder: the experiment's work dir.
 
     Returns:
-        Lines that name the written files.
+        Lines of text that name the written files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     replace_text(folder / "report.json", json.dumps(table, indent=1, allow_nan=False) + "\n")
@@ -58,10 +58,10 @@ def write(table: Mapping, folder: Path) -> list[str]:
 
 
 def markdown(table: Mapping) -> str:
-    """Returns the report as Markdown.
+    """Formats an experiment's results as a Markdown document.
 
     Args:
-        table: the table.
+        table: the results, as `table.compute` returns them.
     """
     # State once what applies to all tables.
     lines = [f"# {table['experiment']}", ""]
@@ -72,7 +72,8 @@ def markdown(table: Mapping) -> str:
         "over seeds; less is better.",
         "",
     ]
-    # Report how often test lists were read, which only the table of a headline evaluation has.
+    # Report how often test lists were read. Only evaluations on test lists (headline evaluations)
+    # have this entry.
     for name, count in table.get("test_readings", {}).items():
         lines += [f"The test list of {name} has been read {count} times.", ""]
     for name, each in table["sets"].items():
@@ -107,8 +108,8 @@ def _set(name: str, each: Mapping) -> list[str]:
     heads = ["row", "seeds", *_TITLES.values(), f"smallest detectable ({each['metric']})"]
     body = []
     for row, found in every:
-        # Leave cells of floors empty that apply to trained rows only: floors have neither seeds nor
-        # a difference to detect.
+        # Leave the columns for seeds and the detectable difference empty for floors, i.e. baselines
+        # that don't look at the image: they aren't trained.
         is_floor = row.startswith("*")
         cells = [row, "" if is_floor else str(len(found["seeds"]))]
         cells += [_with_spread(found, metric) for metric in _TITLES]
@@ -118,8 +119,8 @@ def _set(name: str, each: Mapping) -> list[str]:
         lines += ["The floors are not computed yet.", ""]
     for floor, why in each["floors_left_out"].items():
         lines += [f"The floor *{floor}* is left out: {why}.", ""]
-    # List the rows that don't beat the floors, and therefore support no conclusion, before the
-    # comparisons.
+    # List the rows that don't beat every floor (a baseline that doesn't look at the image) before
+    # the comparisons, since they support no conclusion.
     for row, lost in each["not_above_floors"].items():
         which = "; ".join(
             f"{loss['floor']} on {loss['metric']} ({loss['verdict']}; difference "
@@ -211,10 +212,12 @@ def _interval(ends: Sequence) -> str:
 
 
 def plot(table: Mapping) -> bytes | None:
-    """Plots the comparisons of all sets: the differences between rows, with their intervals.
+    """Plots the differences in error between pairs of rows on all sets, with confidence intervals.
+
+    A row is a recipe with overrides, a set is the data on which it is trained and evaluated.
 
     Args:
-        table: the table.
+        table: the results, as `table.compute` returns them.
 
     Returns:
         The bytes of a PNG; None if there is no comparison yet.
@@ -239,8 +242,8 @@ def plot(table: Mapping) -> bytes | None:
         place.set_title(f"{title}; below 0: the first row is better", fontsize=9)
         place.axvline(0, color="#888888", linewidth=1)
         for line, each in enumerate(found):
-            # Draw the three intervals of a comparison beside each other, and the difference as a
-            # dot.
+            # Draw the three confidence intervals of a comparison beside each other, and the
+            # difference as a dot.
             for key, shift, colour in _MARKS:
                 low, high = map(as_number, each[key])
                 # Skip an interval that is missing or has no finite ends.

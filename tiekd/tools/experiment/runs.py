@@ -1,19 +1,20 @@
 """Lists the runs of an experiment, and recognises those that are finished.
 
-A run is one row (a recipe with overrides), trained on one set (or one fold of it) with one seed.
-Its key is a digest of everything that its results depend on: the resolved recipe, the engine
-config, the ranks, the state of its data (tiekd/training/inputs.py), tiekd's code, and the versions
-of the packages that compute. The key is part of the name of the run's folder. So a change of any of
-these makes another run, and a finished run is never repeated:
+A run is one row (a recipe with overrides), trained on one set of data (or one fold of it) with one
+seed. Floors are baselines that don't look at the image, such as the best constant depth; they are
+evaluated on each set. A run's key is a digest of everything that its results depend on: the
+resolved recipe, the engine config, the ranks, the state of its data (tiekd/training/inputs.py),
+tiekd's code, and the versions of the packages that compute. The key is part of the name of the
+run's folder. So a change of any of these makes another run, and a finished run is never repeated:
 
     WORK_DIR/runs/SET/ROW/seed_S[_fold_F]-KEY/
       train/               the work dir of bin/train.py
       log.txt              what training and evaluation printed
-      figures_val.json     the figures of each frame; written last, so the run is finished
+      figures_val.json     the errors of each frame; written last, so the run is finished
     WORK_DIR/floors/SET[_fold_F]-KEY/
-                           the same for the floors of a set
+                           the same files for the floors of a set, without train/
 
-Left out of the key: how the report is computed from the figures, and recipe keys that don't affect
+Left out of the key: how the report is computed from the errors, and recipe keys that don't affect
 the weights (`workdir.NOT_LEARNED_FROM`).
 """
 
@@ -50,12 +51,12 @@ from tiekd.workdir.workdir import NOT_LEARNED_FROM
 _CODE = Path(__file__).parents[2]  # the folder tiekd/
 _PACKAGES = ("torch", "torchvision", "deepspeed", "numpy", "pillow", "timm", "transformers")
 _PACKAGES += ("onnxruntime", "opencv-python-headless")
-# Code that the results of a frame don't depend on: programs, and the code that makes a report of
-# the results.
+# Code that doesn't affect the errors of a frame: programs, and the code that computes a report from
+# the errors.
 _NOT_COMPUTED_WITH = ("share", "tools", "evaluation/intervals.py")
 _SCORES = "tools/experiment/score.py"
 _SPLITS = {"val": "validation", "test": "test"}
-_NAMED_SCENES = 10  # scenes that one line names
+_NAMED_SCENES = 10  # largest number of scenes that a message names
 PILOT_SEEDS = 3  # number of seeds from which the smallest detectable difference is computed
 
 
@@ -65,7 +66,8 @@ class SplitNames(NamedTuple):
     Attributes:
         train: names of the training frames.
         val: names of the validation frames.
-        test: names of the test frames; empty unless the experiment is a headline.
+        test: names of the test frames; empty unless the experiment evaluates on its test lists
+            (`headline: true`).
     """
 
     train: tuple[str, ...]
@@ -74,27 +76,29 @@ class SplitNames(NamedTuple):
 
     @property
     def evaluated(self) -> tuple[str, ...]:
-        """The names of the frames from which the report is made."""
+        """The names of the evaluated frames: `test`, or `val` if there are no test frames."""
         return self.test or self.val
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run, or the floors of a set.
+    """A run, or the evaluation of the floors of a set of data.
+
+    Floors are baselines that don't look at the image, such as the best constant depth.
 
     Attributes:
         set: name of the set.
-        row: name of the row; None for the floors.
-        seed: the seed; None for the floors.
+        row: name of the row, i.e. of a recipe with overrides; None for floors.
+        seed: the random seed; None for floors.
         fold: number of the fold, from 0; None without folds.
         recipe: path of the row's recipe.
         overrides: all overrides of the recipe, as for `--set`.
-        key: digest of all that the figures follow from.
-        folder: the run's folder.
+        key: digest of everything that the results depend on.
+        folder: the job's folder.
         frames: names of the training, the validation and the test frames.
         sources: digest of the recipe, the engine config, the hostfile and the code, as they were
             when the job was listed.
-        data: digest of the files that the job reads, as they were then.
+        data: digest of the files that the job reads, as they were when the job was listed.
     """
 
     set: str
@@ -111,7 +115,7 @@ class Job:
 
     @property
     def label(self) -> str:
-        """The run's name in messages, such as `streets/light seed 0`."""
+        """The job's name in messages, such as `streets/light seed 0` or `streets/floors`."""
         fold = "" if self.fold is None else f" fold {self.fold}"
         return (
             f"{self.set}/floors{fold}"
@@ -121,7 +125,7 @@ class Job:
 
     @property
     def train_dir(self) -> Path:
-        """The work dir of the run's training."""
+        """The work dir of the run's training, a folder in the run's folder."""
         return self.folder / "train"
 
     @property
@@ -139,17 +143,23 @@ class Job:
 
 
 def made_from(job: Job, spec: Spec) -> dict:
-    """Returns the inputs of a job's results, by which results of an older job are recognised.
+    """Returns a record of what a job's results depend on.
+
+    It is stored with the results. Stored results whose record differs are ignored.
 
     Args:
         job: the job.
         spec: the experiment.
+
+    Returns:
+        "key", the job's key; "split" and "weights", which are evaluated; for a run "readouts"; and
+        for an evaluation on a test list "test_list", a checksum of the list.
     """
     found = {"key": job.key, "split": spec.split, "weights": spec.weights}
     if job.row is not None:
         found["readouts"] = list(spec.rows[job.row].readouts)
     if spec.split == "test":
-        # Include the state of the test list itself; its frames are read only by the evaluation.
+        # Include a checksum of the test list. Its frames are read only when it is evaluated.
         node = load_recipe(job.recipe, job.overrides)
         test = Path(node.get("data", {}).get("root", ".")) / spec.sets[job.set].test
         found["test_list"] = crc(test.expanduser())
@@ -157,14 +167,16 @@ def made_from(job: Job, spec: Spec) -> dict:
 
 
 def figures(job: Job, spec: Spec) -> dict[str, list[FrameFigures]] | None:
-    """Reads the figures of a finished job.
+    """Reads the errors that a finished job has written.
 
     Args:
         job: the job.
         spec: the experiment.
 
     Returns:
-        name in the table -> figures of each frame; None if the job isn't finished.
+        For a run, name of the row of the results table -> errors of each frame; a run has one such
+        row for each way to compute depth (readout). For the floors of a set, name of the floor ->
+        errors of each frame. None if the job isn't finished.
     """
     content = _figures_content(job, spec)
     try:
@@ -173,22 +185,31 @@ def figures(job: Job, spec: Spec) -> dict[str, list[FrameFigures]] | None:
             for name, frames in content["figures"].items()
         }
     except (ValueError, KeyError, TypeError, AttributeError):
-        # Damaged: the evaluation is made again, which replaces the file.
+        # Treat a damaged file like a missing one: the evaluation runs again and replaces it.
         return None
 
 
 def left_out(job: Job, spec: Spec) -> dict[str, str]:
-    """Returns the floors that couldn't be made, with the reason of each.
+    """Returns the floors that couldn't be computed: name -> reason; empty if there are none.
+
+    Floors are baselines that don't look at the image, such as the median of all training depths.
 
     Args:
-        job: the floors of a set.
+        job: the evaluation of the floors of a set.
         spec: the experiment.
     """
     return (_figures_content(job, spec) or {}).get("left_out", {})
 
 
 def _figures_content(job: Job, spec: Spec) -> dict | None:
-    """Returns the content of a job's file of figures; None without one of this job."""
+    """Returns the content of a job's file of errors; None if there is none, or it is outdated.
+
+    It is outdated if what the results depend on has changed since.
+
+    Args:
+        job: the job.
+        spec: the experiment.
+    """
     try:
         found = json.loads(job.figures_file(spec.split).read_text(encoding="utf-8"))
         return found if found["made_from"] == made_from(job, spec) else None
@@ -199,15 +220,16 @@ def _figures_content(job: Job, spec: Spec) -> dict | None:
 def plan(spec: Spec, folder: Path | None = None) -> tuple[list[Job], list[Job]]:
     """Lists the runs and the floors of an experiment, in the order in which they run.
 
-    The first runs of a set are those of its pilot (the rows of the primary comparison with the
-    first three seeds), from which the smallest detectable difference is computed.
+    Floors are baselines that don't look at the image. The first runs of a set are those of its
+    pilot (the rows of the primary comparison with the first three seeds), from which the smallest
+    detectable difference is computed.
 
     Args:
         spec: the experiment.
         folder: the experiment's work dir; None for the specification's.
 
     Returns:
-        The runs, and the floors, one job for each set and fold.
+        Two lists: the runs; and the evaluations of floors, one for each set and fold.
 
     Raises:
         UserError: a recipe can't be used, data are missing, or the scenes of a fold overlap.
@@ -235,8 +257,8 @@ def plan(spec: Spec, folder: Path | None = None) -> tuple[list[Job], list[Job]]:
 
 def _order(spec: Spec, each: DataSet, job: Job) -> tuple:
     seed = list(spec.seeds).index(job.seed)
-    # Let rows take turns within the pilot and after it, so that a partial table compares the same
-    # seeds.
+    # Sort by seed before row, first the pilot's runs and then the others, so that a partial table
+    # compares rows with the same seeds.
     is_pilot = job.row in map(row_of, each.primary) and seed < PILOT_SEEDS
     return not is_pilot, seed, list(spec.rows).index(job.row), job.fold or 0
 
@@ -256,7 +278,7 @@ class _Splits(NamedTuple):
 
 
 class _Prepared(NamedTuple):
-    """A row applied to a set's data, without a seed.
+    """A row (a recipe with overrides) on a set's data, without a seed.
 
     Attributes:
         recipe: path of the recipe.
@@ -284,6 +306,12 @@ def _prepared(
         row: the row's name.
         fold: the fold's lists; None without folds.
         read: the function `_read_splits` with a cache of its results.
+
+    Returns:
+        The recipe with all overrides but the seed's, the digest of its data, and the frames' names.
+
+    Raises:
+        RecipeError: the recipe can't be used, or it reads a test list.
     """
     recipe = spec.recipe_of(row)
     overrides = [*spec.set, *spec.sets[name].overrides(fold), *spec.rows[row].set]
@@ -305,7 +333,7 @@ def _prepared(
         if "max_depth" not in (node.get("network") or {}):
             raise RecipeError(f"{recipe}: describes no network; give a recipe that can be trained")
         splits = read(_as_text(_read_sections(node)))
-        # Add the dataset's own lists to those of the recipe, which needn't name them.
+        # Check also the lists that the dataset reads by itself, without an entry in the recipe.
         own = {
             f"{split}_split": getattr(each, "source", None) for split, each in splits.sets.items()
         }
@@ -320,11 +348,11 @@ def _prepared(
 
 
 def _test_names(node: dict, test: str) -> tuple[str, ...]:
-    """Returns the names of the frames in a test list, of which nothing else is read.
+    """Returns the names of the frames in a test list, without reading the frames' files.
 
     Args:
         node: the resolved recipe.
-        test: the test list.
+        test: path of the test list, absolute or below `data.root`.
     """
     recipe = Recipe(merge(node, {"data": {"val_split": test}})).without_teacher()
     dataset = build_dataset(recipe.dataset, "val", as_evaluated=True)
@@ -348,11 +376,14 @@ def _data_digest(node: dict, splits: _Splits) -> str:
 
 
 def _check_protocols(name: str, rows: Mapping[str, _Prepared]) -> None:
-    """Raises RecipeError if the rows of a set would be evaluated on different pixels.
+    """Checks that all rows of a set would be evaluated on the same pixels.
 
     Args:
         name: the set's name.
-        rows: the rows on the set's data.
+        rows: name of each row -> the row on the set's data.
+
+    Raises:
+        RecipeError: rows differ in evaluation crop, smallest depth or largest evaluated depth.
     """
     found = {}
     for row, prepared in rows.items():
@@ -366,7 +397,8 @@ def _check_protocols(name: str, rows: Mapping[str, _Prepared]) -> None:
     for row, values in found.items():
         for key, value in values.items():
             if value != found[first][key]:
-                # Without a cap the evaluation ends at the largest depth of the network.
+                # Name network.max_depth, too: it is the largest evaluated depth if `evaluation.cap`
+                # isn't set.
                 told = "evaluation.cap (or network.max_depth)" if key == "evaluation.cap" else key
                 raise RecipeError(
                     f"rows.{row}: {told} is {value} on {name}, and {found[first][key]} for "
@@ -375,7 +407,7 @@ def _check_protocols(name: str, rows: Mapping[str, _Prepared]) -> None:
 
 
 def _run(spec: Spec, of: tuple[str, str, int, int | None], row: _Prepared, engine: dict) -> Job:
-    """Returns a run without its folder, which the caller sets.
+    """Returns a run whose attribute `folder` is still empty; the caller sets it.
 
     Args:
         spec: the experiment.
@@ -393,34 +425,41 @@ def _run(spec: Spec, of: tuple[str, str, int, int | None], row: _Prepared, engin
 
 
 def _launcher_of(spec: Spec) -> dict:
-    """Returns what figures follow from in the launcher's options: the ranks, with their machines.
+    """Returns the launcher's settings on which results depend: the ranks and their machines.
 
-    Another port gives the same figures, and so does another path of the same hostfile.
+    Ports, and the path of the hostfile, don't affect results.
 
     Args:
         spec: the experiment.
+
+    Returns:
+        "options", the launcher's other options; and "hosts", the content of the hostfile.
     """
     others = [each for each in spec.launcher if not each.startswith(("--master_", "--hostfile="))]
     return {"options": others, "hosts": hostfile.of_options(spec.launcher)}
 
 
 def _floors(spec: Spec, of: tuple[str, int | None], row: _Prepared, engine: dict) -> Job:
-    """Returns the job for the floors of a set, on the data of one of its rows.
+    """Returns the job that evaluates the floors of a set, on the data of one of the set's rows.
+
+    Floors are baselines that don't look at the image, such as the best constant depth.
 
     Args:
         spec: the experiment.
         of: name of the set, and number of the fold.
-        row: the second row of the primary comparison.
+        row: the second row of the primary comparison, whose recipe's data are used.
         engine: the engine config.
     """
     protocol = Recipe(row.node).protocol("val")
     scored = (protocol.min_depth, protocol.cap, protocol.settings.crop)
-    # The best constant is that of the mean of scene means.
+    # Include the scenes in the key, since the best constant depth is chosen by the mean of the
+    # errors' means over scenes.
     rule = {key: crc(Path(v)) if key == "list" else v for key, v in spec.absolute_scenes.items()}
     made = {"recipe": _learned_from({"data": row.node.get("data")}), "scored": scored}
     made |= {"scenes": rule, "data": row.data, "code": code_digest()}
     key = _digest(made)
-    # Use any seed, because floors involve no random numbers.
+    # Use any seed, because floors (baselines that don't look at the image) involve no random
+    # numbers.
     overrides = (*row.overrides, f"train.seed={spec.seeds[0]}")
     sources = _sources(spec, merge(row.node, {"train": {"seed": spec.seeds[0]}}), engine)
     named = (of[0], None, None, of[1], row.recipe, overrides)
@@ -433,15 +472,17 @@ def _sources(spec: Spec, node: dict, engine: dict) -> str:
 
 
 def changed_sources(job: Job, spec: Spec) -> str | None:
-    """Returns why a listed job mustn't be started, in one line; None if it may be.
+    """Checks that a job's inputs haven't changed since the experiment listed its jobs.
 
-    The processes of a job read the recipe, the engine config, the hostfile, the data and the code
-    anew, which may be hours after the job was listed. If one has changed since, the figures would
-    stand under the key of the old ones.
+    A job's processes may start hours later, and read recipe, engine config, hostfile, data and code
+    again. If one of them has changed, the results would be stored under the key of the old inputs.
 
     Args:
         job: the job.
         spec: the experiment.
+
+    Returns:
+        None if nothing has changed; otherwise the reason not to start the job, in one line.
     """
     code_digest.cache_clear()
     try:
@@ -471,7 +512,7 @@ def _placed(job: Job, folder: Path) -> Job:
 
 
 def _read_sections(node: dict) -> dict:
-    """Returns the parts of a recipe that determine which frames a run reads, and how.
+    """Returns the sections of a recipe that determine which frames a run reads, and how, as a dict.
 
     Args:
         node: the resolved recipe.
@@ -489,11 +530,14 @@ def _read_splits(sections: str) -> _Splits:
 
     Args:
         sections: the recipe's sections as JSON, as `_read_sections` returns them.
+
+    Returns:
+        The datasets, a digest of their frames' names and files, and the frames' names.
     """
     recipe = Recipe(json.loads(sections))
     sets = {split: build_dataset(recipe.dataset, split) for split in ("train", "val")}
     state = fingerprint_splits(sets)
-    # The record of a large split, or one of tar shards, has no names.
+    # Take the names from the datasets, since `state` omits those of large splits and tar shards.
     names = (tuple(getattr(listed_frames(each), "names", ())) for each in sets.values())
     return _Splits(sets, _digest(state), SplitNames(*names))
 
@@ -501,10 +545,7 @@ def _read_splits(sections: str) -> _Splits:
 def _refuse_test_lists(
     spec: Spec, name: str, row: str, root: Path, lists: Mapping[str, str | Path | None]
 ) -> None:
-    """Raises RecipeError if a row trains or validates on the test list of a set.
-
-    It also raises the error if the test list of a headline evaluation doesn't exist, which would
-    otherwise be found only after all trainings.
+    """Checks that a row neither trains nor validates on the test list of a set.
 
     Args:
         spec: the experiment.
@@ -512,6 +553,10 @@ def _refuse_test_lists(
         row: the row's name.
         root: the folder to which relative paths of lists refer.
         lists: key of the recipe's section `data` -> path of a list that the row reads.
+
+    Raises:
+        RecipeError: a list is the test list; or the test list doesn't exist although it is to be
+            evaluated (`headline: true`), which would otherwise be found only after all trainings.
     """
     test = spec.sets[name].test
     if test is None:
@@ -531,7 +576,11 @@ def _refuse_test_lists(
 
 
 def _learned_from(node: dict) -> dict:
-    """Returns a recipe as a flat dict, without the keys that don't affect the results."""
+    """Returns those keys of a recipe that affect results, as a dict such as {"train.seed": 0}.
+
+    Args:
+        node: the resolved recipe.
+    """
     flat: dict[str, object] = {}
 
     def add(value: object, key: str) -> None:
@@ -551,8 +600,8 @@ def code_digest() -> str:
     digest = hashlib.sha256()
     for path in sorted(_CODE.rglob("*.py")):
         name = path.relative_to(_CODE).as_posix()
-        # Skip code that doesn't affect results. score.py, which computes them, is included although
-        # it is a tool.
+        # Skip code that doesn't affect results. Include score.py, which computes them although it
+        # is in tools/.
         if name.startswith(_NOT_COMPUTED_WITH) and name != _SCORES:
             continue
         digest.update(f"{name}\0".encode() + path.read_bytes())
@@ -627,7 +676,7 @@ def check_recipes(runs: Sequence[Job], spec: Spec) -> None:
 
 
 def _check_recipe(recipe: Recipe, steps: int, row_readouts: Sequence[str]) -> None:
-    # Read the sections with fixed keys, which checks them.
+    # Access the sections with fixed keys, which raises an error for a value that isn't allowed.
     for section in ("evaluation", "augment", "loading", "resize", "load"):
         getattr(recipe, section)
     train = recipe.train
@@ -663,10 +712,11 @@ def check_scenes(runs: Sequence[Job], spec: Spec) -> list[str]:
         trained on where the specification allows that.
 
     Raises:
-        RecipeError: rows have different validation frames, the rule doesn't cover a frame, a scene
-            is evaluated in two folds, or a run trains on a scene on which it is evaluated.
+        RecipeError: rows have different validation frames, the specification's rule gives no scene
+            for a frame, a scene is evaluated in two folds, or a run trains on a scene on which it
+            is evaluated.
     """
-    # Count the scenes before anything runs, so that a wrong rule is found early.
+    # Count the scenes before anything runs, so that a wrong rule for scenes is found early.
     rule = spec.scene_rule()
     lines = []
     for name, each in spec.sets.items():
@@ -702,7 +752,7 @@ def check_scenes(runs: Sequence[Job], spec: Spec) -> list[str]:
 
 
 def shared_scenes(runs: Sequence[Job], spec: Spec, name: str) -> list[str]:
-    """Returns the scenes of a set on which a run is trained and evaluated, sorted.
+    """Returns the sorted names of the scenes on which runs of a set are both trained and evaluated.
 
     Args:
         runs: all runs of the experiment.
@@ -711,7 +761,7 @@ def shared_scenes(runs: Sequence[Job], spec: Spec, name: str) -> list[str]:
     """
     rule = spec.scene_rule()
     shared: set[str] = set()
-    # All seeds of a row have the same frames.
+    # Take each row's frames once, since all seeds of a row have the same ones.
     for frames in {job.frames for job in runs if job.set == name}:
         evaluated = {rule(frame) for frame in frames.evaluated}
         shared |= evaluated & {rule(frame) for frame in frames.train}

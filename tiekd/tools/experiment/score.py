@@ -1,15 +1,17 @@
-"""Evaluates one finished training, or the floors of a set, and writes the figures of each frame.
+"""Evaluates a trained network, or the floors of a set of data, and writes errors of each frame.
 
-It runs in a process of its own, which bin/experiment.py starts (`--score JOB`), so that the memory
-and the GPU of one evaluation are free before the next training. The job is a JSON file:
+Floors are baselines that don't look at the image, such as the best constant depth. The evaluation
+runs in a process of its own, which bin/experiment.py starts (`--score JOB`), so that its memory and
+its GPU are free before the next training. The job is a JSON file:
 
     {"title": NAME, "recipe": PATH, "overrides": [...], "weights": PATH or null for the floors,
-     "readouts": {NAME IN THE TABLE: READOUT, ...}, left out for the floors,
+     "readouts": {ROW OF THE TABLE: READOUT, ...}, left out for the floors,
      "list": TEST LIST or null, "scenes": {"regex": PATTERN} or {"list": PATH},
      "readings": FILE, "made_from": {...}, "out": PATH}
 
-With a test list, a line is appended to the file of readings before the list is read, so that no
-reading goes uncounted, whatever happens later.
+A readout is how depth is computed from a distribution over depth bins. "readings" is a file that
+records each evaluation on a test list, so that the report can state their number. A line is
+appended to it before the list is read, so that every evaluation is counted, even one that fails.
 """
 
 import json
@@ -40,7 +42,7 @@ _CHECKOUT = Path(__file__).resolve().parents[3]
 
 
 def run(path: Path) -> None:
-    """Evaluates the job that a file describes, and writes the errors of each frame.
+    """Evaluates the job that a JSON file describes, and writes errors of each frame to its "out".
 
     Args:
         path: the job's JSON file.
@@ -64,10 +66,11 @@ def run(path: Path) -> None:
         # the reading is counted.
         _refuse_selection_frames(job)
     frames = build_dataset(data, "val", as_evaluated=True)
-    # Build the predictors: one network, or all floors.
+    # Build the predictors: one network, or all floors, i.e. baselines that don't look at the image.
     left_out = {}
     if job["weights"] is None:
-        # Without a teacher only the training frames with ground truth are read.
+        # Use only training frames with ground truth: `data` has no teacher, and without one other
+        # frames are skipped.
         training = partial(build_dataset, data, "train", as_evaluated=True)
         rule = scene_rule(job["scenes"], Path())
         entrants, left_out = floors.build(training, frames, protocol, rule, device, sys.stderr)
@@ -88,11 +91,14 @@ def run(path: Path) -> None:
 
 
 def _read(entrant: Entrant, readout: str) -> Entrant:
-    """Returns a network that is evaluated by a readout.
+    """Returns a network whose depth is computed by another readout of its distribution over bins.
 
     Args:
-        entrant: the network, whose own readout is the mean.
-        readout: "mean", "mode" or "local".
+        entrant: the network with its own readout, the mean.
+        readout: "mean", "mode" (most probable bin) or "local" (mean around the mode).
+
+    Returns:
+        The network as an Entrant, i.e. with a function from images to depth; unchanged for "mean".
     """
     if readout == "mean":
         return entrant
@@ -102,7 +108,7 @@ def _read(entrant: Entrant, readout: str) -> Entrant:
 def _figures(
     entrant: Entrant, frames, protocol: EvaluationProtocol, device, recipe: Recipe
 ) -> list[FrameFigures]:
-    """Evaluates one predictor, and returns the errors of each frame.
+    """Evaluates one predictor, and returns a list with the errors of each frame.
 
     Args:
         entrant: the predictor.
@@ -119,12 +125,16 @@ def _figures(
 
 
 def _check(entrant: Entrant, frames, job: dict) -> None:
-    """Raises UserError if a network can't take the frames, or was trained on one of them.
+    """Checks that a network can predict the frames, and wasn't trained on any of them.
 
     Args:
         entrant: the network.
         frames: the dataset of evaluation frames.
-        job: the job.
+        job: the content of the job's JSON file.
+
+    Raises:
+        UserError: a frame is too small, its focal length is needed and not known, or it is a
+            training frame.
     """
     least_size.check_frames(frames, entrant.resize, entrant.least_side, "data.resize")
     if entrant.needs_focal:
@@ -140,10 +150,13 @@ def _check(entrant: Entrant, frames, job: dict) -> None:
 
 
 def _refuse_selection_frames(job: dict) -> None:
-    """Raises DataError if a test frame is a validation frame, by which weights may be chosen.
+    """Checks that no test frame is a validation frame, since weights may be chosen by the latter.
 
     Args:
-        job: the job, with a test list.
+        job: the content of the job's JSON file, with a test list.
+
+    Raises:
+        DataError: a frame is in both lists.
     """
     lists = {}
     for title, overrides in (("val", []), ("test", [f"data.val_split={job['list']}"])):
@@ -159,10 +172,13 @@ def _refuse_selection_frames(job: dict) -> None:
 
 
 def _count_reading(job: dict, recipe: Recipe) -> None:
-    """Appends a line to the file of readings: which job reads which test list, with which code.
+    """Appends a line to the file that records each evaluation on a test list.
+
+    The line is a JSON object: "time", "list" (absolute path of the test list), "crc" (its
+    checksum), "by" (folder of the job) and "commit" (of tiekd).
 
     Args:
-        job: the job, with a test list.
+        job: the content of the job's JSON file, with a test list.
         recipe: the recipe.
     """
     path = recipe.dataset.root / job["list"]
@@ -206,11 +222,15 @@ def commit() -> str:
 
 
 def readings_of(path: Path, test_list: Path) -> list[dict]:
-    """Returns the recorded readings of a test list, a dict for each.
+    """Returns the recorded evaluations on a test list.
 
     Args:
-        path: the file of readings.
+        path: the file of records, to which `_count_reading` appends.
         test_list: the test list.
+
+    Returns:
+        A dict for each evaluation, with the keys that `_count_reading` writes; empty if the file
+        doesn't exist.
 
     Raises:
         DataError: a line of the file is damaged.

@@ -46,9 +46,9 @@ class Fold:
     """One fold of a set: its own lists of training and validation frames.
 
     Attributes:
-        train: split file of the training frames, from the specification's folder if there is such
-            a file, otherwise as data.train_split.
-        val: split file of the evaluated frames, likewise.
+        train: path of the split file of the training frames. It is relative to the folder of the
+            specification if the file exists there, otherwise to `data.root`.
+        val: path of the split file of the validation frames, likewise.
     """
 
     train: str
@@ -59,6 +59,8 @@ class Fold:
 class DataSet:
     """A set: the data on which all rows are trained and evaluated, and what is compared on it.
 
+    A row is a recipe with overrides, whose results are a row of the results table.
+
     Attributes:
         primary: (X, Y): the primary comparison, "row X is better than row Y".
         metric: the metric of the primary comparison, one of METRICS.
@@ -66,10 +68,10 @@ class DataSet:
         set: overrides of the recipes, as for `--set`.
         train: split file of the training frames, as that of a fold; None for the recipes' own.
         val: split file of the validation frames; None for the recipes' own.
-        test: split file of the test frames, read only by a headline evaluation.
-        size: (height, width) of the working resolution; None for the recipes' own.
-        folds: lists by scene; every row is trained once per fold, and its frames are those of all
-            folds' validation lists. None for a single training and validation list.
+        test: split file of the test frames, read only if the specification has `headline: true`.
+        size: (height, width) in pixels to which images are resized; None for the recipes' own.
+        folds: lists by scene; every row is trained once per fold, and evaluated on the validation
+            frames of all folds. None for a single training and validation list.
         shared_scenes: True to allow training on scenes that are evaluated, which the report then
             names; otherwise they are refused.
     """
@@ -87,7 +89,7 @@ class DataSet:
 
     @property
     def parts(self) -> list[Fold | None]:
-        """The folds of the set, or [None] if it has none."""
+        """The folds of the set, a list; [None] if it has no folds."""
         return [None] if self.folds is None else list(self.folds)
 
     def overrides(self, fold: Fold | None) -> list[str]:
@@ -106,12 +108,14 @@ class DataSet:
 
 @dataclass(frozen=True)
 class Row:
-    """A recipe with overrides, trained once per seed: a row of the table, or one per readout.
+    """A recipe with overrides, which is trained once per seed.
 
     Attributes:
         recipe: path of the recipe, from the specification's folder, or the name of one of tiekd.
         set: overrides, as for `--set`.
-        readouts: how depth is read from the network; each is a row of the table.
+        readouts: ways to compute depth from the network's distribution over depth bins: "mean",
+            "mode" (most probable bin) or "local" (mean around the mode). The results table has a
+            row for each.
     """
 
     recipe: str
@@ -119,19 +123,23 @@ class Row:
     readouts: Sequence[str] = ("mean",)
 
     def named(self, name: str) -> dict[str, str]:
-        """Returns name in the table -> readout: NAME for the mean, NAME:READOUT for others.
+        """Returns the names of the rows of the results table that this recipe has: name -> readout.
+
+        A readout is a way to compute depth from a distribution over bins. The row of the mean has
+        the recipe's own name; those of other readouts are called NAME:READOUT, such as
+        "light:mode".
 
         Args:
-            name: the row's name.
+            name: the recipe's name in the specification.
         """
         return {name if each == "mean" else f"{name}:{each}": each for each in self.readouts}
 
 
 def row_of(name: str) -> str:
-    """Returns the row whose training gives a row of the table: NAME of NAME:READOUT.
+    """Returns the name of the recipe that a row of the results table belongs to.
 
     Args:
-        name: the name in the table.
+        name: the row's name in the table, NAME or NAME:READOUT; the result is NAME.
     """
     return name.partition(":")[0]
 
@@ -154,7 +162,7 @@ class Spec:
         engine_config: path of the engine config, relative to the current folder; None for the
             default.
         work_dir: folder of the experiment; None for work_dirs/experiments/NAME.
-        readings: file that counts how often test lists are read; None for test_readings.jsonl
+        readings: file that records each evaluation on a test list; None for test_readings.jsonl
             beside the work dir, which is shared by all experiments there.
         path: the specification's file.
     """
@@ -175,25 +183,25 @@ class Spec:
 
     @property
     def folder(self) -> Path:
-        """The experiment's work dir."""
+        """The path of the experiment's work dir."""
         default = f"work_dirs/experiments/{self.path.stem}"
         return Path(paths.expanded(self.work_dir or default))
 
     @property
     def readings_file(self) -> Path:
-        """The path of the file that counts how often test lists are read."""
+        """The path of the file that records each evaluation on a test list."""
         if self.readings is not None:
             return Path(paths.expanded(self.readings))
         return self.folder.parent / "test_readings.jsonl"
 
     @property
     def split(self) -> str:
-        """The name of the evaluated split: "test" for a headline evaluation, otherwise "val"."""
+        """The evaluated split: "test" if the specification has `headline: true`, else "val"."""
         return "test" if self.headline else "val"
 
     @property
     def table_rows(self) -> list[str]:
-        """The names of the rows of the table, in order."""
+        """The names of the rows of the results table, in order."""
         return [each for name, row in self.rows.items() for each in row.named(name)]
 
     def recipe_of(self, row: str) -> Path:
@@ -206,15 +214,16 @@ class Spec:
         return shipped.find(shipped.RECIPES, given, self.path.parent)
 
     def scene_rule(self) -> Callable[[str], str]:
-        """Returns the function from a frame's name to its scene.
+        """Returns the function from a frame's name to the name of its scene.
 
-        It raises RecipeError for a frame that the rule doesn't cover.
+        The function raises RecipeError for a frame for which the specification's rule gives no
+        scene.
         """
         return scene_rule(self.scenes, self.path.parent)
 
     @property
     def absolute_scenes(self) -> Mapping:
-        """The rule for a frame's scene, with the absolute path of its list."""
+        """The rule for a frame's scene: {"regex": PATTERN} or {"list": absolute path of a file}."""
         if "regex" in self.scenes:
             return self.scenes
         listed = self.path.parent / paths.expanded(self.scenes["list"])
@@ -222,13 +231,14 @@ class Spec:
 
 
 def scene_rule(scenes: Mapping, folder: Path) -> Callable[[str], str]:
-    """Returns the function from a frame's name to its scene.
+    """Returns the function from a frame's name to the name of its scene.
 
-    It raises RecipeError for a frame that the rule doesn't cover.
+    The function raises RecipeError for a frame for which the rule gives no scene.
 
     Args:
-        scenes: {"regex": PATTERN} or {"list": FILE}.
-        folder: the folder from which FILE is found.
+        scenes: the rule: {"regex": PATTERN}, to be found in a frame's name, or {"list": FILE},
+            whose lines are `FRAME SCENE`.
+        folder: the folder to which a relative FILE refers.
     """
     if "regex" in scenes:
         pattern = re.compile(scenes["regex"])
@@ -266,6 +276,9 @@ def _read_scenes(path: Path) -> dict[str, str]:
     Args:
         path: the list.
 
+    Returns:
+        Name of a frame -> name of its scene.
+
     Raises:
         DataError: the file can't be read.
         RecipeError: a line has another form, or a frame has two scenes.
@@ -283,10 +296,13 @@ def _read_scenes(path: Path) -> dict[str, str]:
 
 
 def read(path: Path) -> Spec:
-    """Reads and checks a specification.
+    """Reads and checks the YAML file of an experiment.
 
     Args:
         path: the YAML file.
+
+    Returns:
+        The specification.
 
     Raises:
         RecipeError: the file can't be read, a key is unknown or missing, or a value isn't allowed.
@@ -384,11 +400,13 @@ def _data_set(node: object, where: str) -> DataSet:
 
 
 def _with_own_lists(each: DataSet, folder: Path) -> DataSet:
-    """Returns a set with the absolute paths of those of its lists that lie beside SPEC.
+    """Returns a set in which paths of lists that exist in the specification's folder are absolute.
+
+    Other paths are unchanged; they are relative to the recipe's `data.root`.
 
     Args:
         each: the set.
-        folder: the folder of SPEC.
+        folder: the folder of the specification's file.
     """
 
     def found(part: DataSet | Fold) -> dict[str, str | None]:
@@ -401,7 +419,14 @@ def _with_own_lists(each: DataSet, folder: Path) -> DataSet:
 
 
 def _check_values(spec: Spec) -> None:
-    """Raises RecipeError for a value of the specification's top level that isn't allowed."""
+    """Checks the values of the specification's top level.
+
+    Args:
+        spec: the specification.
+
+    Raises:
+        RecipeError: a value isn't allowed.
+    """
     if spec.steps < 1:
         raise RecipeError(f"steps: got {spec.steps}; it must be a whole number from 1")
     if not spec.seeds or len(set(spec.seeds)) != len(spec.seeds) or min(spec.seeds) < 0:
@@ -441,12 +466,15 @@ def _check_values(spec: Spec) -> None:
 
 
 def _check_set(spec: Spec, name: str, each: DataSet) -> None:
-    """Raises RecipeError for a set whose values aren't allowed or contradict each other.
+    """Checks the values of one set in the specification.
 
     Args:
         spec: the whole specification.
         name: the set's name.
         each: the set.
+
+    Raises:
+        RecipeError: a value isn't allowed, values contradict each other, or a row doesn't exist.
     """
     where = f"sets.{name}"
     pairs = [("primary", each.primary), *(("compare", pair) for pair in each.compare or ())]
@@ -465,12 +493,16 @@ def _check_set(spec: Spec, name: str, each: DataSet) -> None:
 
 
 def _check_test_list(spec: Spec, name: str, each: DataSet) -> None:
-    """Raises RecipeError if training or selection would read a set's test list.
+    """Checks that neither training nor the choice of weights would read a set's test list.
 
     Args:
         spec: the whole specification.
         name: the set's name.
         each: the set.
+
+    Raises:
+        RecipeError: another list or an override names the test list; or `headline: true` is given
+            for a set with folds or without a test list.
     """
     where = f"sets.{name}"
     if spec.headline and each.test is None:
@@ -491,7 +523,7 @@ def _check_test_list(spec: Spec, name: str, each: DataSet) -> None:
     for place, fold in enumerate(each.folds or ()):
         lists += [(f"folds.{place}.{key}", path) for key, path in vars(fold).items()]
     given = [(f"{where}.{key}", path) for key, path in lists if path is not None]
-    # Compare it also with the values of all overrides, in which a list may have any key.
+    # Compare the test list also with the values of all overrides, which may set any key to a list.
     everywhere = [("set", spec.set), (f"{where}.set", each.set)]
     everywhere += [(f"rows.{row}.set", spec.rows[row].set) for row in spec.rows]
     given += [(key, each.partition("=")[2]) for key, values in everywhere for each in values]
@@ -530,7 +562,7 @@ def _keys_of(override: str) -> list[str]:
     try:
         value = recipe_yaml.value(text)
     except (yaml.YAMLError, ValueError, RecursionError):
-        # Text that is no YAML is no mapping either; the recipe's reader reports it if it is wrong.
+        # Treat text that isn't valid YAML as a plain value; loading the recipe raises the error.
         value = None
     keys: list[str] = []
 

@@ -1,9 +1,8 @@
-"""Computes the table of an experiment's results from the errors of its frames.
+"""Computes the results of an experiment from the errors of each frame, as one dict (the table).
 
-The result is a dict of plain values for the report's JSON file, from which the Markdown and the
-plot are made (report.py). It holds no times and no absolute paths, so an experiment that was
-interrupted has the table of one that wasn't, byte for byte. NaN is null, and infinite values
-are "inf" and "-inf".
+The dict has plain values for the report's JSON file, from which the Markdown and the plot are made
+(report.py). It contains no times and no absolute paths, so an interrupted experiment gives the same
+bytes as an uninterrupted one. NaN is null, and infinite values are "inf" and "-inf".
 """
 
 import math
@@ -32,7 +31,9 @@ SIGNIFICANT = 0.05
 
 @dataclass(frozen=True)
 class Figures:
-    """The results on one set: the errors of all rows and floors on the same frames.
+    """The results on one set of data: the errors of all rows and floors on the same frames.
+
+    A row is a recipe with overrides, a floor a baseline that doesn't look at the image.
 
     Attributes:
         names: names of the frames.
@@ -47,7 +48,9 @@ class Figures:
     floors: dict[str, list[FrameFigures]]
 
     def values(self, row: str, metric: str, seeds: Sequence[int]) -> np.ndarray:
-        """Returns a metric of a row, (seeds, frames); a floor has the same values for all seeds.
+        """Returns a metric of a row or floor on each frame, (seeds, frames) float64.
+
+        A floor, i.e. a baseline that doesn't look at the image, has the same values for all seeds.
 
         Args:
             row: name of the row or the floor.
@@ -72,12 +75,16 @@ class Figures:
         return not values.size or not np.isnan(values).all()
 
     def compare(self, ours: str, theirs: str, metric: str) -> Comparison:
-        """Compares two rows, or a row and a floor, on the seeds that both have.
+        """Compares two rows, or a row and a floor, by a metric, on the seeds that both have.
 
         Args:
             ours: name of the first row.
             theirs: name of the second row or of a floor.
             metric: one of FIGURES.
+
+        Returns:
+            The difference (first - second) as a mean of scene means, with its confidence intervals
+            and p-value.
         """
         seeds = list(self.rows[ours])
         if theirs in self.rows:
@@ -93,20 +100,22 @@ def collect(spec: Spec, name: str, runs: Sequence[Job], floors: Sequence[Job]) -
         spec: the experiment.
         name: the set's name.
         runs: all runs of the experiment.
-        floors: all floors of the experiment.
+        floors: all evaluations of floors, i.e. of baselines that don't look at the image.
+
+    Returns:
+        The errors of each frame, by row and seed, and by floor.
 
     Raises:
         DataError: two rows were evaluated on different frames.
         RecipeError: the scene rule doesn't cover a frame.
     """
-    # Read the errors of each row and seed; those of a seed are used once all of its folds are
-    # finished.
+    # Read the errors of each row and seed. Leave a seed out until all of its folds are finished.
     here = [job for job in runs if job.set == name]
     rows: dict[str, dict[int, list[FrameFigures]]] = {row: {} for row in spec.table_rows}
     for row in spec.rows:
         for seed in spec.seeds:
             parts = [job for job in here if job.row == row and job.seed == seed]
-            # A run has the figures of each readout of its network.
+            # Add the errors of each row of the table that the run gives, one per readout.
             for each, frames in (_joined(parts, spec) or {}).items():
                 rows[each][seed] = frames
     found_floors = _joined([job for job in floors if job.set == name], spec) or {}
@@ -127,30 +136,38 @@ def collect(spec: Spec, name: str, runs: Sequence[Job], floors: Sequence[Job]) -
 
 
 def _joined(parts: Sequence[Job], spec: Spec) -> dict[str, list[FrameFigures]] | None:
-    """Returns the errors of all folds of a run, concatenated; None if a fold isn't finished.
+    """Returns the errors of all frames of a run's folds, concatenated in the order of the folds.
 
     Args:
-        parts: the jobs of all folds.
+        parts: the jobs of all folds of one run, or of the floors of a set.
         spec: the experiment.
+
+    Returns:
+        Name of a row of the table, or of a floor -> errors of each frame; None if a fold isn't
+        finished.
     """
     found = [listing.figures(job, spec) for job in sorted(parts, key=lambda job: job.fold or 0)]
     if not found or None in found:
         return None
-    # A floor may be left out in one fold alone; that of all frames is then left out, too.
+    # Leave a floor (a baseline that doesn't look at the image) out if it couldn't be computed in
+    # one of the folds.
     common = [name for name in found[0] if all(name in part for part in found)]
     return {name: [frame for part in found for frame in part[name]] for name in common}
 
 
 def compute(spec: Spec, runs: Sequence[Job], floors: Sequence[Job]) -> dict:
-    """Computes the table of results on all sets.
+    """Computes the results of an experiment on all sets.
 
     Args:
         spec: the experiment.
         runs: all runs.
-        floors: all floors.
+        floors: all evaluations of floors, i.e. of baselines that don't look at the image.
 
     Returns:
-        The table, plain values for JSON.
+        A dict of plain values for JSON: settings of the experiment; "sets", for each set its
+        numbers of frames and scenes, the errors of each row and floor, and the comparisons of rows;
+        "not_finished" and "failed", the jobs without results; and with `headline: true`
+        "test_readings", how often each set's test list has been evaluated.
     """
     # Find the missing runs, which have failed, haven't been tried, or have been interrupted.
     every = [*runs, *floors]
@@ -174,7 +191,7 @@ def compute(spec: Spec, runs: Sequence[Job], floors: Sequence[Job]) -> dict:
             for job in failed
         ],
     }
-    # Add to a headline evaluation how often its test list has been read.
+    # For evaluations on test lists (`headline: true`), add how often each list has been evaluated.
     if spec.split == "test":
         lists = {name: launch.test_list_of(spec, _first(runs, name)) for name in spec.sets}
         table["test_readings"] = {
@@ -209,7 +226,14 @@ def _set(spec: Spec, name: str, runs: Sequence[Job], floors: Sequence[Job]) -> d
 
 
 def _left_out(spec: Spec, floors: Sequence[Job]) -> dict[str, str]:
-    """Returns the floors of a set that couldn't be made in a fold, with the reason of each."""
+    """Returns the floors of a set that couldn't be computed in some fold: name -> reason.
+
+    Floors are baselines that don't look at the image, such as the median of all training depths.
+
+    Args:
+        spec: the experiment.
+        floors: the evaluations of the set's floors, one for each fold.
+    """
     found: dict[str, str] = {}
     for job in floors:
         found = listing.left_out(job, spec) | found
@@ -217,16 +241,23 @@ def _left_out(spec: Spec, floors: Sequence[Job]) -> dict[str, str]:
 
 
 def _row(figures: Figures, row: str, seeds: Sequence[int], cap: float) -> dict:
-    """Returns the results of a row or a floor: means of scene means, and means by scene and range.
+    """Averages the errors of a row or a floor over frames and seeds.
+
+    A row is a recipe with overrides, a floor a baseline that doesn't look at the image.
 
     Args:
         figures: the results on the set.
         row: name of the row or the floor.
         seeds: the row's seeds.
-        cap: the evaluation's maximum depth, metres, where the last range ends.
+        cap: the evaluation's maximum depth, metres, where the last depth range ends.
+
+    Returns:
+        "seeds"; for each metric the mean over scenes of its mean in each scene, averaged over
+        seeds, and with "_sd" its standard deviation over seeds; "by_scene", for each scene its
+        metrics and number of frames; and "by_range", the list that `_by_range` returns.
     """
     found: dict = {"seeds": list(seeds)}
-    # Average over the seeds last, so that the spread over seeds is known.
+    # Average over the seeds last, so that the spread over seeds can be computed.
     by_scene: dict[str, dict] = {scene: {} for scene in sorted(set(figures.scenes))}
     for metric in FIGURES:
         values = figures.values(row, metric, seeds)
@@ -250,13 +281,18 @@ def _nan_mean(values: np.ndarray) -> float:
 
 
 def _by_range(figures: Figures, row: str, seeds: Sequence[int], cap: float) -> list[dict]:
-    """Returns abs_rel and bias in each depth range, as means over the pixels of all frames.
+    """Averages abs_rel and bias over the pixels of all frames, separately in each depth range.
 
     Args:
         figures: the results on the set.
-        row: name of the row or the floor.
+        row: name of a row (a recipe with overrides) or of a floor (a baseline that doesn't look at
+            the image).
         seeds: the row's seeds.
         cap: the evaluation's maximum depth, metres, where the last range ends.
+
+    Returns:
+        A dict for each range: "from_m" and "to_m", its ends in metres; "pixels", their number;
+        "abs_rel"; and "bias_m", the mean error in metres.
     """
     frames = (
         [figures.floors[row]]
@@ -282,7 +318,7 @@ def _by_range(figures: Figures, row: str, seeds: Sequence[int], cap: float) -> l
 
 
 def smallest_detectable(spec: Spec, name: str, figures: Figures) -> float:
-    """Computes the smallest detectable difference of a set from its pilot.
+    """Computes the smallest difference that the experiment can detect on a set, from its pilot.
 
     The pilot is the two rows of the primary comparison with the first three seeds. Other finished
     runs aren't used, so the value doesn't change after the pilot.
@@ -317,12 +353,20 @@ def smallest_detectable(spec: Spec, name: str, figures: Figures) -> float:
 
 
 def compare_rows(spec: Spec, name: str, figures: Figures) -> list[dict]:
-    """Returns the comparisons of a set: the primary one, then the others with Holm's correction.
+    """Compares pairs of rows on a set: the primary comparison first, then all others.
+
+    A row is a recipe with overrides. The p-values of the others are corrected together by Holm's
+    method.
 
     Args:
         spec: the experiment.
         name: the set's name.
         figures: the results on the set.
+
+    Returns:
+        A dict for each pair of rows and metric: "row", "than" (the second row), "metric", "primary"
+        (True for the primary comparison), "difference" with confidence intervals, "p",
+        "p_corrected", and "verdict", the conclusion in words.
     """
     each = spec.sets[name]
     first, reference = each.primary
@@ -331,9 +375,9 @@ def compare_rows(spec: Spec, name: str, figures: Figures) -> list[dict]:
     if each.compare is None:
         pairs = [(row, reference) for row in spec.table_rows if row not in each.primary]
     pairs = [(first, reference), *(pair for pair in pairs if pair != (first, reference))]
-    # The family to correct for is that of the specification, also while runs are missing: their
-    # comparisons have p = 1 and count. Only a metric that no frame has, such as the edge error with
-    # sparse ground truth, is no comparison.
+    # Compare all pairs in all metrics, even while runs are missing: those comparisons have p = 1,
+    # so the number of tests to correct for stays that of the specification. Leave out a metric that
+    # no frame has, such as the edge error with sparse ground truth.
     metrics = [metric for metric in COMPARED if metric != each.metric and figures.has(metric)]
     found = []
     for ours, theirs in pairs:
@@ -376,7 +420,7 @@ def _numbers(result: Comparison) -> dict:
 
 
 def verdict(result: Comparison, p: float, ours: str, theirs: str) -> str:
-    """Returns the verdict of a comparison in words.
+    """Returns the conclusion of a comparison in words, such as "X beats Y" or "not resolved: ...".
 
     Args:
         result: the comparison; a negative difference means that the first row is better.
@@ -387,7 +431,7 @@ def verdict(result: Comparison, p: float, ours: str, theirs: str) -> str:
     if result.is_resolved and p < SIGNIFICANT:
         better, worse = (ours, theirs) if result.difference < 0 else (theirs, ours)
         return f"{better} beats {worse}"
-    # Name the first reason that the user can do something about.
+    # State only the first reason that applies; reasons that the user can change are checked first.
     if result.seeds < 2:
         why = f"{result.seeds} common seeds, at least 2 are needed"
     elif result.scenes < intervals.MIN_SCENES:
@@ -408,18 +452,26 @@ def verdict(result: Comparison, p: float, ours: str, theirs: str) -> str:
 
 
 def _lost_to(figures: Figures, row: str) -> list[dict]:
-    """Returns the comparisons with floors that a row doesn't beat, with or without alignment.
+    """Returns the comparisons of a row with floors in which the row isn't certainly better.
+
+    Floors are baselines that don't look at the image. A row is compared with each of them by
+    abs_rel, once as it is, and once after each frame's depth is scaled to the median of the ground
+    truth.
 
     Args:
         figures: the results on the set.
         row: name of the row.
+
+    Returns:
+        A dict for each such comparison: "floor", "metric", "difference" with confidence intervals,
+        "p", and "verdict", the conclusion in words.
     """
     lost = []
     for floor in (name for name in FLOORS if name in figures.floors):
         for metric in AGAINST_FLOORS:
             result = figures.compare(row, floor, metric)
-            # List the floor unless the row is certainly better; a row that may be equal to a floor
-            # doesn't beat it.
+            # Add the comparison unless the row is certainly better. A row that may be equal doesn't
+            # beat the floor.
             if not (result.is_resolved and result.difference < 0):
                 told = verdict(result, result.p, row, floor)
                 lost.append({"floor": floor, "metric": metric, **_numbers(result), "verdict": told})
@@ -427,7 +479,11 @@ def _lost_to(figures: Figures, row: str) -> list[dict]:
 
 
 def _plain(value: float) -> float | str | None:
-    """Converts a number to a JSON value: None for NaN, "inf" or "-inf" if it is infinite."""
+    """Converts a number to a JSON value: None for NaN, "inf" or "-inf" if it is infinite.
+
+    Args:
+        value: the number.
+    """
     if math.isnan(value):
         return None
     return value if math.isfinite(value) else str(value)
@@ -443,9 +499,11 @@ def as_number(value: float | str | None) -> float:
 
 
 def is_complete(table: Mapping) -> bool:
-    """Returns True if all runs and floors of a table are finished.
+    """Returns True if all runs of an experiment are finished, and all evaluations of floors.
+
+    Floors are baselines that don't look at the image.
 
     Args:
-        table: the table, as `compute` returns it.
+        table: the results, as `compute` returns them.
     """
     return not table["not_finished"] and not table["failed"]

@@ -1,1 +1,1 @@
-"""The report of a training run, one self-contained HTML file: the body of bin/report.py."""
+"""Writes the report of a training run, one self-contained HTML file: the body of bin/report.py."""

@@ -1,8 +1,9 @@
-"""Reads confidence.json, the figures of a calibrated confidence that a work dir may hold.
+"""Reads confidence.json, which bin/calibrate.py writes to a work dir.
 
-The file has the fitted temperature, what it was fitted against, and the figures of frames that it
-was not fitted on, with temperature 1 (`before`) and with the fitted one (`after`). Figures are
-shown by their names; numbers that a later version adds are shown too.
+The file has the temperature that was fitted to calibrate the student's confidence, if it was fitted
+against ground truth or the teacher, and measurements on other frames than those of the fit, with
+temperature 1 (`before`) and with the fitted one (`after`). Measurements are shown by their names,
+so those that a later version adds are shown, too.
 """
 
 import json
@@ -20,18 +21,19 @@ _AXES = ("confidence", "share_within")
 
 
 class Calibrated(NamedTuple):
-    """The figures of a calibrated confidence.
+    """The result of calibrating a student's confidence with a temperature.
 
     Attributes:
         temperature: The fitted temperature.
-        against: What it was fitted against.
+        against: "ground truth" or "the teacher", to which it was fitted.
         band: Confidence is the probability that the true depth is within this share of the
-            returned one; None if the file doesn't say.
+            predicted one, such as 0.1; None if the file doesn't state it.
         weights: The name of the weights file.
         iteration: The iteration of these weights; None if unknown.
-        remarks: What has to be known of the figures.
-        figures: Name -> (before, after).
-        curves: Stated confidence and the share of depths within the band, before and after.
+        remarks: Warnings for the user about the measurements, one line each.
+        figures: Name of a measurement -> (value with temperature 1, value with the fitted one).
+        curves: Two curves, with temperature 1 and with the fitted one. Each is a list of stated
+            confidences and a list of the shares of depths within the band.
     """
 
     temperature: float
@@ -45,16 +47,16 @@ class Calibrated(NamedTuple):
 
 
 def read(work_dir: Path) -> Calibrated | None:
-    """Reads the file in a work dir.
+    """Reads confidence.json in a work dir.
 
     Args:
         work_dir: The run's folder.
 
     Returns:
-        The figures; None without a file.
+        The file's content; None if there is no such file.
 
     Raises:
-        DataError: The file is damaged, or no such file.
+        DataError: The file can't be read, or lacks a key or has a wrong value.
     """
     path = work_dir / NAME
     check_readable(path, "record of a calibration", DataError)

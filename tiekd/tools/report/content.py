@@ -1,4 +1,4 @@
-"""All that a report shows, before it becomes HTML."""
+"""The content of a report as plain values, from which page.py makes HTML."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -16,11 +16,12 @@ from tiekd.training.settings import Recipe
 
 
 class Evaluation(NamedTuple):
-    """An evaluation with the protocol that it followed.
+    """The results of evaluating the student on some frames, and the protocol of the evaluation.
 
     Attributes:
-        measured: The figures.
-        protocol: The protocol, which says whether they are agreement with the teacher.
+        measured: The metrics and other measurements.
+        protocol: The evaluation's settings. Its `reference` is the teacher if the student was
+            compared with the teacher, and None for ground truth.
         frames: Number of frames of the split from which the evaluated ones were taken.
     """
 
@@ -30,7 +31,7 @@ class Evaluation(NamedTuple):
 
     @property
     def is_agreement(self) -> bool:
-        """True if the figures are agreement with the teacher, not accuracy."""
+        """True if the student was compared with the teacher, so that metrics aren't accuracy."""
         return self.protocol.reference is not None
 
     @property
@@ -45,24 +46,24 @@ class Content:
 
     Attributes:
         name: The name of the run.
-        time: When the report was made.
-        place: The files that it is about.
-        recipe: The recipe.
-        records: What the run has recorded.
+        time: When the report was made, as text.
+        place: The files of the run.
+        recipe: The run's recipe.
+        records: What the run has recorded in its work dir.
         parameters: Number of the student's parameters.
-        resize: The student's working resolution.
+        resize: How images are resized to the student's input size.
+        max_depth_m: Largest depth of the student in metres, the end of the pictures' depth scale.
         validation: The evaluation of all validation frames; None if there is none.
         training: An evaluation of some training frames; None if there is none.
-        agreement: The agreement with the teacher on some frames, beside accuracy; None if
-            `validation` is agreement already, or there is no teacher.
-        shown: The worst, median and best frames.
-        max_depth_m: End of the depth scale of their pictures.
-        calibration: The figures of its calibrated confidence; None without one.
-        timings: Size and latency of the exported files, or of the network.
-        suggestions: What to try next.
-        commands: (what a command does, the command) of each.
-        warnings: What a reader has to know about the figures, one line each.
-        left_out: What is missing, one line each.
+        agreement: The agreement with the teacher on some frames, if `validation` compares with
+            ground truth; otherwise, or without a teacher, None.
+        shown: The worst, median and best frames, with their pictures.
+        calibration: The calibration of the student's confidence; None without one.
+        timings: Size and latency of the exported files; of the network itself if there are none.
+        suggestions: What to try next, the most important first.
+        commands: (what a command does, the command) for each command that repeats the run.
+        warnings: Warnings about the validation frames and the run, one line each.
+        left_out: Parts of the report that couldn't be made, with the reason, one line each.
     """
 
     name: str

@@ -1,7 +1,8 @@
 """Evaluates the student for a report: on validation frames, on training frames, and the teacher.
 
-The validation frames are those of the run's start, where its record names them. A part that can't
-be made, such as pictures without the teacher's weights, is left out and named; the others are made.
+The validation frames are those of the run's start if the run has recorded their names. If a part of
+the report can't be made, such as pictures without the teacher's weights, its name and the reason
+are recorded, and the other parts are made.
 """
 
 import contextlib
@@ -25,20 +26,22 @@ from tiekd.training import inputs
 from tiekd.training.canonical import require_focals
 from tiekd.training.settings import Recipe
 
-_SAMPLE = 32  # frames on which the gap to training, and agreement beside accuracy, are measured
+_SAMPLE = 32  # largest number of training frames, and of frames compared with the teacher
 
 
 def evaluate(content: Content, entrant: Entrant, device: torch.device) -> float | None:
-    """Evaluates the student on validation and training frames, and draws some.
+    """Evaluates the student on validation and some training frames, and draws some frames.
+
+    The worst, median and best validation frames are drawn. The results are stored in `content`.
 
     Args:
-        content: The content of the report, which gets the figures and pictures.
+        content: The content of the report, which is filled in.
         entrant: The student.
         device: The device of student and teacher.
 
     Returns:
-        The median focal length of the validation frames at the working resolution; None if the
-        focal length of a frame isn't known.
+        The median focal length of the validation frames in pixels of the student's input; None if
+        the focal length of a frame isn't known.
     """
     recipe, left_out = content.recipe, content.left_out
     if not recipe.validates:
@@ -46,7 +49,7 @@ def evaluate(content: Content, entrant: Entrant, device: torch.device) -> float 
             "Everything about validation frames: the run didn't validate (train.validate is false)"
         )
         return None
-    # Every validation frame, compared with the ground truth or the teacher, as the recipe says.
+    # Evaluate every validation frame against ground truth or the teacher, as the recipe says.
     held_out = inputs.held_out(content.records.inputs, recipe)
     try:
         scores_teacher = recipe.scores_teacher
@@ -63,14 +66,16 @@ def evaluate(content: Content, entrant: Entrant, device: torch.device) -> float 
         left_out.append(f"Everything about validation frames: {error}")
         return None
     content.warnings += _warnings(content, frames)
-    # Some training frames, in the same way. The names hold the validation frames out of them.
+    # Evaluate some training frames in the same way. `held_out` excludes validation frames from
+    # them.
     names = held_out or [frame.name for frame in getattr(frames, "frames", ())] or None
     with attempt(content, "The comparison with training frames"):
         training = build_dataset(data, "train", as_evaluated=True, held_out=names)
         sample = measure.spaced(training, _SAMPLE)
         seen = None if reference is None else teacher_reference(recipe, training, device)
         content.training = _measured(entrant, sample, len(training), recipe, "train", seen, device)
-    # The agreement with the teacher beside accuracy, on some frames, since a teacher is slow.
+    # Also compare with the teacher if the metrics above are against ground truth. Use only some
+    # frames, because running a teacher is slow.
     taught = None if reference is None else (frames, reference)
     if not scores_teacher and recipe.teachers.is_given:
         with attempt(content, "The teacher's depth"):
@@ -79,7 +84,7 @@ def evaluate(content: Content, entrant: Entrant, device: torch.device) -> float 
             content.agreement = _measured(
                 entrant, sample, len(frames), recipe, "val", taught[1], device
             )
-    # The pictures need the frames' figures, so their frames are read again.
+    # Draw the pictures last: frames are chosen by their metrics, and must be read again.
     with attempt(content, "Pictures of frames"):
         content.shown = shown_frames.draw(
             shown_frames.choose(content.validation.measured.result.frames),
@@ -102,16 +107,19 @@ def _measured(
     reference: Reference | None,
     device: torch.device,
 ) -> Evaluation:
-    """Evaluates the student on some frames.
+    """Evaluates the student on some frames by the recipe's protocol.
 
     Args:
         entrant: The student.
         frames: The frames.
-        of: Number of frames of which they were taken.
-        recipe: The recipe, whose protocol is followed.
-        split: The name of the frames' split.
+        of: Number of frames of the split from which these frames were taken.
+        recipe: The recipe.
+        split: The name of the frames' split, "train" or "val".
         reference: The teacher to compare with; None for ground truth.
         device: The student's device.
+
+    Returns:
+        The results with the protocol.
     """
     protocol = replace(recipe.protocol(split), reference=reference)
     if not hasattr(frames, "image_sizes"):
@@ -123,13 +131,17 @@ def _measured(
 def _taught(
     recipe: Recipe, data: DataSettings, names: list[str] | None, device: torch.device
 ) -> tuple[Dataset, Reference]:
-    """Returns the validation frames with what the teacher needs, and the teacher.
+    """Builds the dataset of validation frames with the teacher's inputs, and the teacher.
 
     Args:
         recipe: The recipe, whose evaluation compares with ground truth.
-        data: The settings of its data set without the teacher.
-        names: The names of the validation frames, where none are listed.
+        data: The settings of the recipe's data set without the teacher.
+        names: The names of the validation frames; None to use the recipe's split file.
         device: The teacher's device.
+
+    Returns:
+        The dataset, in which each frame has what the teacher needs, such as a cached map or a right
+        image; and the teacher as a Reference.
     """
     settings = replace(recipe.dataset, scores_teacher=True, loading=data.loading)
     frames = build_dataset(settings, "val", as_evaluated=True, held_out=names)
@@ -137,11 +149,14 @@ def _taught(
 
 
 def _warnings(content: Content, frames: Dataset) -> list[str]:
-    """Returns what a reader has to know about the validation frames.
+    """Returns warnings about the validation frames and the run, one line each.
+
+    They say if the student was trained on a validation frame, if the frames have changed since the
+    run started, and if the run isn't complete.
 
     Args:
         content: The content of the report.
-        frames: The validation frames.
+        frames: The dataset of validation frames.
     """
     found = []
     seen = trained_on.overlap_of(content.records.trained_on, frames)
@@ -151,7 +166,8 @@ def _warnings(content: Content, frames: Dataset) -> list[str]:
     found += [str(note) for note in getattr(frames, "notes", ())]
     outcome = content.records.outcome
     if outcome is not None and not outcome.is_complete:
-        # A run that is going on, or was killed, has written its outcome at the start only.
+        # Don't state the iteration of a running or killed run, since its outcome file was written
+        # at the start.
         done = f", {outcome.iteration} of {outcome.total_iterations} iterations"
         told = outcome.outcome + ("" if outcome.outcome == "running" else done)
         found.append(f"The run isn't complete: {told}.")
@@ -159,11 +175,14 @@ def _warnings(content: Content, frames: Dataset) -> list[str]:
 
 
 def _changes(content: Content, frames: Dataset) -> list[str]:
-    """Returns how the validation frames differ from those of the run's start; empty if they don't.
+    """Compares the validation frames with those that the run has recorded at its start.
 
     Args:
-        content: The content of the report.
-        frames: The validation frames.
+        content: The content of the report, with the run's record of its frames.
+        frames: The dataset of validation frames.
+
+    Returns:
+        Lines of text with the numbers of missing and of new frames; empty if there are none.
     """
     record = content.records.inputs
     names = None if record is None else record["splits"].get("val", {}).get("names")
@@ -191,11 +210,13 @@ def _median_focal(frames: Dataset, entrant: Entrant) -> float | None:
 
 @contextlib.contextmanager
 def attempt(content: Content, noun: str) -> Iterator[None]:
-    """Context manager that leaves a part out of the report if a user's mistake stops it.
+    """Context manager that records an error of a part of the report, so that other parts are made.
+
+    A UserError or OSError in its body is added to `content.left_out` and not raised.
 
     Args:
         content: The content of the report.
-        noun: The name of the part.
+        noun: The name of the part, with which the recorded line begins.
     """
     try:
         yield

@@ -1,9 +1,10 @@
 """Measures latency and size of a run's exported files on this machine.
 
-A latency is the median over up to RUNS runs of one image, after one run that isn't counted; fewer
-if they take longer than RUNS_S seconds. ONNX files run in ONNX Runtime if it is installed. Without
-an exported file the network itself is timed, in torch. All run on the CPU with torch's number of
-threads. Left out: other processors, and accuracy, which bin/export.py has compared.
+A latency is the median over up to RUNS runs of one image, after one run that isn't counted. There
+are fewer runs if they take longer than RUNS_S seconds. ONNX files run in ONNX Runtime if it is
+installed. Without an exported file the network itself is timed, in torch. All run on the CPU with
+torch's number of threads. Left out: other processors, and accuracy, which bin/export.py has
+compared.
 """
 
 import statistics
@@ -24,7 +25,7 @@ from tiekd.models.network import Network
 
 RUNS = 20
 RUNS_S = 10.0
-_LEAST = 3  # runs, however long they take
+_LEAST = 3  # smallest number of timed runs, however long they take
 _FOCAL = 500.0  # pixels; a latency doesn't depend on the focal length
 
 
@@ -33,14 +34,15 @@ class Timing(NamedTuple):
 
     Attributes:
         name: The file's name; "the network" without a file.
-        runtime: What ran it, with its version.
+        runtime: Name and version of the package that runs the file, such as "ONNX Runtime 1.20".
         num_bytes: The file's size; of the network that of its weights in float32.
-        size: (height, width) of the image; None if it wasn't timed.
+        size: (height, width) of the image in pixels; None if it wasn't timed.
         median_ms: The median latency in ms; None if it wasn't timed.
         runs: Number of timed runs.
-        threads: Number of threads.
-        problem: Why it wasn't timed; None if it was.
-        options: The options of bin/export.py that the file says it was made with.
+        threads: Number of CPU threads.
+        problem: Why the file wasn't timed; None if it was.
+        options: The options of bin/export.py with which the file was made, as far as they can be
+            seen in the file.
     """
 
     name: str
@@ -55,11 +57,14 @@ class Timing(NamedTuple):
 
 
 def of_file(path: Path, size: tuple[int, int]) -> Timing:
-    """Measures an exported file.
+    """Measures size and latency of an exported file.
 
     Args:
         path: A .onnx or .pt2 file.
-        size: (height, width) of the image, if the file takes images of any size.
+        size: (height, width) of the image in pixels, if the file takes images of any size.
+
+    Returns:
+        The measurements; if the file can't be run, its size and the reason.
 
     Raises:
         OSError: The file can't be accessed.
@@ -71,7 +76,7 @@ def of_file(path: Path, size: tuple[int, int]) -> Timing:
         return Timing(path.name, package, num_bytes, problem=f"{package} is not installed")
     runtime = f"{'ONNX Runtime' if is_onnx else 'torch'} {metadata.version(package)}"
     load = onnx_format.load_described if is_onnx else program_format.load_described
-    # A file of another program may fail in any way when it is loaded or run.
+    # Catch every exception, since a file that another program made may fail in any way.
     try:
         run, inputs, facts = load(path)
         given = _trial(inputs, size)
@@ -86,12 +91,15 @@ def of_file(path: Path, size: tuple[int, int]) -> Timing:
 
 
 def of_network(network: Network, resize: Resize, size: tuple[int, int]) -> Timing:
-    """Measures the network in torch, with the resizing that an exported file includes.
+    """Measures the network's latency in torch, with the resizing that an exported file includes.
 
     Args:
         network: The network, which is moved to the CPU.
-        resize: The working resolution.
-        size: (height, width) of the image.
+        resize: How images are resized to the network's input size.
+        size: (height, width) of the image in pixels.
+
+    Returns:
+        The latency, and as size that of the weights in float32.
     """
     student = Student(network, "cpu", resize=resize)
     image = torch.zeros(1, 3, *size, dtype=torch.uint8)
@@ -119,11 +127,13 @@ def timed(run: Callable[[], object]) -> tuple[float, int]:
 
 
 def _options(inputs: Sequence[FileInput], facts: Mapping[str, str]) -> tuple[str, ...]:
-    """Returns the options of bin/export.py that make such a file, as far as the file says them.
+    """Returns the options of bin/export.py with which a file was exported, such as ("--dynamic",).
+
+    Only options that can be seen in the file are returned.
 
     Args:
         inputs: The file's inputs.
-        facts: Its metadata.
+        facts: The file's metadata, name -> text.
     """
     image, *others = inputs
     height, width = image.shape[2:]
@@ -143,14 +153,18 @@ def _options(inputs: Sequence[FileInput], facts: Mapping[str, str]) -> tuple[str
 
 
 def _trial(inputs: Sequence[FileInput], size: tuple[int, int]) -> list[Tensor]:
-    """Returns a black image, and a focal length if the file takes one.
+    """Returns inputs for a trial run of an exported file.
 
     Args:
         inputs: The file's inputs.
-        size: (height, width) of the image, if the file doesn't fix it.
+        size: (height, width) of the image in pixels, if the file doesn't fix it.
+
+    Returns:
+        A black image (B, 3, height, width) of the file's dtype, where B is the file's batch size or
+        1; and a focal length (B,) in pixels if the file takes one.
 
     Raises:
-        ValueError: The file takes something else.
+        ValueError: The file has other inputs than one RGB image and a focal length.
     """
     image, *others = inputs
     is_image = len(image.shape) == 4 and image.shape[1] == 3 and image.dtype is not None

@@ -1,4 +1,4 @@
-"""Takes the figures from which suggestions follow out of a report's content."""
+"""Collects the measurements in a report's content from which suggestions are derived."""
 
 import math
 import statistics
@@ -11,16 +11,17 @@ _METRIC = "abs_rel"
 
 
 def findings_of(content: Content, focal: float | None) -> Findings:
-    """Returns the figures of a run, for the rules of `symptoms`.
+    """Returns the measurements of a run on which the rules in `symptoms` are based.
 
     Args:
         content: The content of the report, with an evaluation of the validation frames.
-        focal: Median focal length of the frames at the working resolution; None if unknown.
+        focal: Median focal length of the frames in pixels of the student's input; None if unknown.
     """
     found = content.validation
     measured = found.measured
     result = measured.result
-    # The same frames of a training compare with the same target.
+    # Use the evaluation on training frames, which has the same target (ground truth or the
+    # teacher).
     trained = content.training
     gain = None if measured.sigma is None else measured.sigma.gain.high
     flips = [each.teacher_flip for each in content.shown if each.teacher_flip is not None]
@@ -53,14 +54,25 @@ def _mid_air(content: Content) -> float:
 
 
 def _metric(content: Content) -> tuple[list[float], list[float]]:
-    """Returns the validation metric of the log: iterations and values."""
+    """Returns the iterations of the evaluations in the run's log, and the abs_rel of each.
+
+    Args:
+        content: The content of the report; both lists are empty if it has no log.
+    """
     run = content.records.run
     rows = [] if run is None else [r for r in run.rows if r.mode == "val" and _METRIC in r.values]
     return [row.iteration for row in rows], [row.values[_METRIC] for row in rows]
 
 
 def _worst_ratio(values: list[float]) -> float:
-    """Returns the largest of some values by their median; NaN without one."""
+    """Returns the largest of some values divided by their median.
+
+    Args:
+        values: The values. Those that are NaN are ignored.
+
+    Returns:
+        The ratio; NaN if there are no values or their median is 0.
+    """
     known = [value for value in values if not math.isnan(value)]
     middle = statistics.median(known) if known else 0.0
     return max(known) / middle if middle > 0 else math.nan

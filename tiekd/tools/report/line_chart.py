@@ -1,8 +1,9 @@
 """Draws line charts as inline SVG, whose colours follow the page's light or dark style.
 
-A chart scales with the page and stays sharp. A curve of many points is thinned to the extremes of
-each of _COLUMNS intervals, so that a chart takes some 10 kB however long a run was. Left out:
-interaction, and images of charts for TensorBoard (`visualization.charts`).
+A chart scales with the page and stays sharp. A curve of many points is divided into _COLUMNS parts,
+and only the smallest and the largest value of each part are kept. So a chart takes some 10 kB
+however long a run was. Left out: interaction, and images of charts for TensorBoard
+(`visualization.charts`).
 """
 
 import math
@@ -23,10 +24,10 @@ class Curve(NamedTuple):
     """One curve of a chart.
 
     Attributes:
-        name: Its name in the legend.
+        name: The curve's name in the legend.
         xs: The x values, increasing.
         ys: The y values. A value that isn't finite interrupts the curve.
-        dashed: True for a dashed line, as of an ideal.
+        dashed: True for a dashed line, for example for the ideal result.
     """
 
     name: str
@@ -43,7 +44,7 @@ def chart(
     log_y: bool = False,
     y_from: float | None = None,
 ) -> Markup:
-    """Returns a figure: a title, the curves, and a legend.
+    """Draws a line chart as an HTML element `figure`: a title, an SVG of the curves, and a legend.
 
     Args:
         title: The title.
@@ -54,7 +55,7 @@ def chart(
         y_from: The lower end of the y axis; None for the smallest value.
 
     Returns:
-        The figure. Without a finite point it says so instead.
+        The element. If no curve has a finite point, it has a text that says so instead of the SVG.
     """
     points = [_points(curve, log_y) for curve in curves]
     known = [(x, y) for line in points for x, y in line if math.isfinite(y)]
@@ -77,11 +78,14 @@ def chart(
 
 
 def _points(curve: Curve, log_y: bool) -> list[tuple[float, float]]:
-    """Returns the points of a curve, at most about two for each column of the chart.
+    """Returns the points of a curve to draw, (x, y) each; at most 2 * _COLUMNS.
+
+    A longer curve is divided into _COLUMNS parts, and only the points with the smallest and the
+    largest y of each part are kept.
 
     Args:
         curve: The curve.
-        log_y: True to return the logarithms to the base of 10 of the y values.
+        log_y: True to return the logarithm to the base of 10 of each y; NaN for y of 0 or below.
     """
     found = []
     for x, y in zip(curve.xs, curve.ys, strict=True):
@@ -104,7 +108,14 @@ def _height(point: tuple[float, float]) -> float:
 
 
 def _widened(low: float, high: float, margin: float) -> tuple[float, float]:
-    """Returns a range with a margin on both sides, which isn't empty."""
+    """Returns (low, high) with a margin on both sides, so that the range of an axis isn't empty.
+
+    Args:
+        low: Lower end of the range.
+        high: Upper end of the range.
+        margin: Size of each margin as a fraction of the range. If both ends are equal, a tenth of
+            their value is used instead.
+    """
     if low == high:
         return low - max(abs(low) * 0.1, 1e-6), high + max(abs(high) * 0.1, 1e-6)
     return low - margin * (high - low), high + margin * (high - low)
@@ -143,13 +154,16 @@ def _y_axis(y_range: tuple[float, float], log_y: bool) -> list[Markup]:
 
 
 def _powers(low: float, high: float) -> list[float]:
-    """Returns the logarithms of round numbers between two logarithms, for a logarithmic axis.
+    """Returns the positions of the ticks of a logarithmic axis, as logarithms to the base of 10.
 
-    They are powers of ten, with 2 and 5 times these where few powers are in the range.
+    The ticks are at powers of ten. If the axis has few of them, 2 and 5 times the powers are added.
 
     Args:
         low: Logarithm of the start of the axis, to the base of 10.
-        high: Logarithm of its end.
+        high: Logarithm of the end of the axis.
+
+    Returns:
+        Logarithms from `low` to `high`, in increasing order.
     """
     factors = (1, 2, 5) if high - low < 2 else (1,)
     step = max(1, math.ceil((high - low) / 8))
@@ -165,14 +179,14 @@ def _drawn(
     colour: int,
     dashed: bool,
 ) -> list[Markup]:
-    """Returns a curve as one path, and its points as dots if they are few.
+    """Returns the SVG elements of a curve: a path, and circles at its points if they are few.
 
     Args:
-        line: The points.
+        line: The points, (x, y) each; a point whose y isn't finite interrupts the curve.
         x_range: The ends of the x axis.
         y_range: The ends of the y axis.
-        colour: The number of its colour in the style sheet.
-        dashed: True for a dashed line.
+        colour: Number of the curve's colour in the style sheet.
+        dashed: True for a dashed line without circles.
     """
     steps, begins, dots = [], True, []
     for x, y in line:
@@ -203,5 +217,9 @@ def _legend(curves: Sequence[Curve]) -> Markup:
 
 
 def _number(value: float) -> str:
-    """Returns a tick's label, without rounding noise."""
+    """Returns the text of a tick's label, with up to four digits, such as "0.25".
+
+    Args:
+        value: The tick's value.
+    """
     return f"{value:.4g}" if value else "0"

@@ -20,7 +20,7 @@ _JPEG_QUALITY = 88
 
 
 class Markup(str):
-    """HTML, which isn't escaped again."""
+    """A string that is HTML already, so that it isn't escaped when it becomes part of a tag."""
 
     __slots__ = ()
 
@@ -36,7 +36,7 @@ def plain(value: object) -> str:
     said = str(value)
     try:
         data = said.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # a surrogate that stands for no byte, as JSON may have it
+    except UnicodeEncodeError:  # JSON text may have surrogates that stand for no byte
         data = said.encode("utf-8", "backslashreplace")
     return printable(data.decode("utf-8", "backslashreplace"), kept="\n\t")
 
@@ -51,14 +51,14 @@ def text(value: object) -> Markup:
 
 
 def tag(name: str, /, *children: object, **attributes: object) -> Markup:
-    """Returns an element.
+    """Returns an HTML element as Markup, such as `<p class="faint">text</p>`.
 
     Args:
         name: The element's name, such as `p`.
-        children: Its content; Markup as it is, everything else escaped.
-        attributes: Its attributes. An underscore at the end of a name is dropped (`class_`), others
-            become hyphens (`aria_label`). True gives an attribute without a value; None and False
-            leave it out.
+        children: The element's content. Markup is inserted unchanged, everything else is escaped.
+        attributes: The element's attributes. An underscore at the end of a name is dropped
+            (`class_`), others become hyphens (`aria_label`). True gives an attribute without a
+            value; None and False leave the attribute out.
     """
     said = "".join(_attribute(key, value) for key, value in attributes.items())
     if name in _VOID:
@@ -67,20 +67,20 @@ def tag(name: str, /, *children: object, **attributes: object) -> Markup:
 
 
 def joined(parts: Iterable[object], between: str = "") -> Markup:
-    """Returns several values after each other as Markup.
+    """Returns several values after each other as one piece of HTML.
 
     Args:
-        parts: The values.
+        parts: The values. Markup is inserted unchanged, everything else is escaped.
         between: Text between two of them.
     """
     return Markup(text(between).join(map(text, parts)))
 
 
 def table(head: Sequence[object], rows: Iterable[Sequence[object]], caption: str = "") -> Markup:
-    """Returns a table in a box of its own, which scrolls where the page is narrow.
+    """Returns an HTML table, in a box that scrolls sideways where the page is narrow.
 
     Args:
-        head: The columns' titles. The first column is of names, the others are aligned right.
+        head: The columns' titles. The first column has names, the others are aligned right.
         rows: The rows, each with as many cells as `head`.
         caption: A line above the table.
     """
@@ -90,28 +90,28 @@ def table(head: Sequence[object], rows: Iterable[Sequence[object]], caption: str
         for first, *cells in rows
     ]
     made = tag("table", tag("thead", tag("tr", *titles)), tag("tbody", *lines))
-    # A box that scrolls has to be reachable by the keyboard, and then needs a name. The caption
-    # stands outside, where it wraps to the page and doesn't scroll.
+    # Make the box reachable by the keyboard, which then needs a name, since it scrolls. Put the
+    # caption outside of the box, so that it wraps instead of scrolling.
     box = {"role": "region", "aria_label": caption or plain(head[0]) or "table", "tabindex": "0"}
     shown = [tag("p", caption, class_="caption")] if caption else []
     return joined([*shown, tag("div", made, class_="scroll", **box)])
 
 
 def facts(pairs: Iterable[tuple[object, object]]) -> Markup:
-    """Returns a list of names with their values.
+    """Returns an HTML list of names with their values, an element `dl`.
 
     Args:
-        pairs: (name, value) of each.
+        pairs: (name, value) of each entry.
     """
     return tag("dl", *(tag("div", tag("dt", name), tag("dd", value)) for name, value in pairs))
 
 
 def picture(pixels: np.ndarray, description: str) -> Markup:
-    """Returns an image whose file is in the page itself, as JPEG.
+    """Returns an HTML element `img` that contains the image as JPEG, so that no file is needed.
 
     Args:
-        pixels: (H, W, 3) uint8.
-        description: The text for those who can't see it.
+        pixels: (H, W, 3) uint8, RGB.
+        description: The image's text for readers who can't see it (attribute `alt`).
     """
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=_JPEG_QUALITY, subsampling=0)

@@ -1,10 +1,11 @@
 """Evaluates a run's student for its report, in one pass over the validation frames.
 
-The figures are those of bin/evaluate.py, from the same code. Beside them a pass collects how much
-each depth changes if the image is mirrored, and how well the sigma of a distribution over bins says
-how large the error is. Memory: figures per frame, and at most _MAX_FRAMES x _MAX_PIXELS pixels with
-their sigmas, some 6 MB; no map is kept. Sigma and its error are those of the image as it is,
-without flip averaging, as an exported student gives them.
+The metrics are those of bin/evaluate.py, from the same code. The same pass also measures how much
+each depth changes if the image is mirrored, and how well the student's sigma agrees with its
+errors. Sigma estimates the error of each pixel by the width of the head's distribution over depth
+bins. Sigma and its error are those of the image as it is, without flip averaging, as an exported
+student gives them. Memory: metrics per frame, and at most _MAX_FRAMES x _MAX_PIXELS pixels with
+their sigmas, some 6 MB; no depth map is kept.
 """
 
 import math
@@ -30,22 +31,24 @@ from tiekd.evaluation.sigma_quality import SigmaFigures, SigmaFrame
 from tiekd.models.network import Network
 from tiekd.models.spread import Spread
 
-_MAX_FRAMES = 256  # frames whose pixels are kept for the figures of sigma
-_MAX_PIXELS = 2000  # of each
-# Probabilities of the intervals depth +- z * sigma in which errors are counted.
+_MAX_FRAMES = 256  # largest number of frames of which pixels are sampled
+_MAX_PIXELS = 2000  # largest number of sampled pixels per frame
+# Probabilities p of the intervals depth +- z(p) * sigma; the report shows the fraction of errors
+# within each.
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-# The standard deviation of a Gaussian by the mean of its absolute value.
+# Standard deviation of a Gaussian / mean of its absolute value.
 _STD_OF_MEAN = math.sqrt(math.pi / 2)
 
 
 class Reliability(NamedTuple):
-    """How the sigmas of a student compare with its errors.
+    """The agreement of a student's sigma, its estimate of its own error, with its errors.
 
     Attributes:
-        observed: For each of LEVELS the fraction of pixels whose error is within the interval that
-            would hold this fraction if errors were Gaussian with the stated sigma.
-        factor: The factor by which sigmas have to be multiplied on average; above 1 they are too
-            small, i.e. the student is over-confident.
+        observed: For each probability p in LEVELS the fraction of pixels whose error is within the
+            interval around the predicted depth that would hold a fraction p if errors were Gaussian
+            with standard deviation sigma.
+        factor: The factor by which sigmas have to be multiplied to agree with the errors on
+            average. If it is above 1, sigmas are too small, i.e. the student is over-confident.
     """
 
     observed: list[float]
@@ -56,15 +59,17 @@ class Measured(NamedTuple):
     """The evaluation of a student on some frames.
 
     Attributes:
-        result: The figures of bin/evaluate.py.
-        frames: The figures of each frame.
-        relative_bias: Mean of (prediction - target) / target over all pixels that count.
+        result: The metrics of bin/evaluate.py.
+        frames: The errors of each frame.
+        relative_bias: Mean of (prediction - target) / target over all evaluated pixels.
         flip: Median over frames of the median |log ratio| of the depth of the mirrored image to
             that of the image; None if the evaluation has no flip averaging.
-        sizes: Number of images of each size (height, width).
-        sigma: How well sigma orders errors; None for a head without a distribution.
-        reliability: How large sigma is beside the errors; None likewise, or without a pixel.
-        pixels: The kept pixels, from which `sigma` was computed.
+        sizes: (height, width) in pixels -> number of images of this size.
+        sigma: How well pixels with larger errors have a larger sigma; None for a head without a
+            distribution.
+        reliability: How large sigma is compared with the errors; None for a head without a
+            distribution, or if no pixel was evaluated.
+        pixels: The sampled pixels of some frames, from which `sigma` was computed.
     """
 
     result: Result
@@ -78,11 +83,14 @@ class Measured(NamedTuple):
 
 
 class WatchedPredictor:
-    """A network as a function from images to depth, which keeps what else its last batch gave.
+    """A network as a function from images to depth, which keeps sigma and more of the last batch.
+
+    Each call sets the attributes, for its batch.
 
     Attributes:
         depth: (B, 1, H, W) metres, of the images as they are.
-        sigma: (B, 1, H, W) metres; None for a head without a distribution over bins.
+        sigma: (B, 1, H, W) metres, the width of the predicted distribution over depth bins; None
+            for a head without one.
         change: (B,) median |log ratio| of the mirrored image's depth to `depth`; None without flip.
 
     Args:
@@ -99,17 +107,20 @@ class WatchedPredictor:
 
     @property
     def needs_focal(self) -> bool:
-        """True if each image's focal length is needed as the second argument."""
+        """True if the network predicts depth for one canonical focal length.
+
+        Then each image's focal length is needed as the second argument.
+        """
         return self.network.canonical is not None
 
     @torch.no_grad()
     def __call__(self, image: Tensor, focal: Tensor | None = None) -> Tensor:
-        """Predicts depth, as `tiekd.models.flip.predict` does.
+        """Predicts depth like `tiekd.models.flip.predict`; sets `depth`, `sigma` and `change`.
 
         Args:
-            image: (B, 3, H, W), normalised.
-            focal: (B,), focal length of each image in pixels of `image`; None without a canonical
-                camera.
+            image: (B, 3, H, W), normalised with ImageNet's mean and standard deviation.
+            focal: (B,), focal length of each image in pixels of `image`; None if the network
+                doesn't need it (`needs_focal`).
 
         Returns:
             (B, 1, H, W) float32, metres.
@@ -131,12 +142,14 @@ class WatchedPredictor:
 
 
 class _Pixels:
-    """Watches an evaluation, and keeps a sample of pixels with sigma, error and depth.
+    """A callback of an evaluation that samples pixels with their sigma, error and depth.
+
+    It also sums relative errors, and counts images by size.
 
     Args:
-        predictor: The predictor that is evaluated.
-        protocol: Which pixels count.
-        resize: The working resolution.
+        predictor: The predictor that is evaluated, which keeps depth and sigma of its last batch.
+        protocol: The evaluation's crop and depth range, which select the pixels.
+        resize: How images are resized to the network's input size.
         total: Number of frames of the evaluation.
     """
 
@@ -151,7 +164,7 @@ class _Pixels:
         self.relative, self.count = 0.0, 0
 
     def __call__(self, indices: list[int], batch: Batch, depth: Tensor, _rows: Tensor) -> None:
-        """Adds a batch.
+        """Adds a batch that has just been evaluated.
 
         Args:
             indices: The frames' indices.
@@ -194,11 +207,14 @@ def evaluate(
 
     Args:
         entrant: The student, as `compare.entrants` returns it.
-        frames: The frames.
-        protocol: How it is evaluated.
+        frames: The dataset.
+        protocol: The evaluation's crop, depth range, flip averaging and reference.
         device: The student's device.
         loading: Number and timeout of data workers.
         stream: Text stream that receives the progress.
+
+    Returns:
+        The metrics and other measurements.
 
     Raises:
         DataError: A frame can't be read.
@@ -224,14 +240,16 @@ def evaluate(
 
 
 def reliability(frames: Sequence[SigmaFrame], factor: float = 1.0) -> Reliability | None:
-    """Compares sigmas with errors, over the pixels of all frames.
+    """Compares sigmas (the student's estimates of its errors) with errors, over all pixels.
 
     Args:
-        frames: The pixels of each frame.
+        frames: Sigma, error and depth of the pixels of each frame.
         factor: The factor by which sigmas are multiplied first.
 
     Returns:
-        The comparison; None if no pixel has a sigma above 0.
+        The fractions of errors within intervals of several probabilities, and the factor by which
+        sigmas have to be multiplied to agree with the errors on average. None if no pixel has a
+        sigma above 0.
     """
     if not frames:
         return None
@@ -244,7 +262,7 @@ def reliability(frames: Sequence[SigmaFrame], factor: float = 1.0) -> Reliabilit
 
 
 def spaced(frames: Dataset, count: int) -> Subset:
-    """Returns evenly spaced frames of a dataset, at most `count`.
+    """Returns a Subset of evenly spaced frames of a dataset, at most `count`.
 
     Args:
         frames: The dataset.
@@ -255,22 +273,27 @@ def spaced(frames: Dataset, count: int) -> Subset:
 
 
 def one_by_one(protocol: EvaluationProtocol) -> EvaluationProtocol:
-    """Returns a protocol with batches of one image, since a Subset doesn't say its images' sizes.
+    """Returns an evaluation protocol with batches of one image.
+
+    It is used for a Subset of a dataset, which doesn't state its images' sizes, so larger batches
+    could have images of different sizes.
 
     Args:
-        protocol: The protocol.
+        protocol: The protocol to copy.
     """
     return replace(protocol, settings=replace(protocol.settings, batch_size=1))
 
 
 def _sample(sigma: np.ndarray, plain: np.ndarray, truth: np.ndarray, index: int) -> SigmaFrame:
-    """Returns a sample of a frame's pixels, the same in every call.
+    """Returns sigma, error and predicted depth of at most _MAX_PIXELS random pixels of a frame.
+
+    The same frame always gives the same pixels.
 
     Args:
-        sigma: (N,), metres.
+        sigma: (N,), the student's estimate of each pixel's error, metres.
         plain: (N,), predicted depth, metres.
-        truth: (N,), metres.
-        index: The frame's index, from which the sample is drawn.
+        truth: (N,), ground truth or the teacher's depth, metres.
+        index: The frame's index, which seeds the random generator.
     """
     chosen = slice(None)
     if len(sigma) > _MAX_PIXELS:
@@ -280,5 +303,9 @@ def _sample(sigma: np.ndarray, plain: np.ndarray, truth: np.ndarray, index: int)
 
 
 def _quantile(level: float) -> float:
-    """Returns z such that a Gaussian is within z standard deviations with probability `level`."""
+    """Returns z such that a Gaussian is within z standard deviations with probability `level`.
+
+    Args:
+        level: The probability, from 0 to 1.
+    """
     return float(torch.erfinv(torch.tensor(level, dtype=torch.float64))) * math.sqrt(2)

@@ -1,8 +1,8 @@
 """Puts a report's sections together to one HTML document, and recognises such documents.
 
-The document needs nothing but itself: pictures are data URIs, charts inline SVG, and there is no
-script. A mark in its head says that it is a report, so that a later report may replace it, and no
-other file of the user's is replaced.
+The document needs no other file: pictures are data URIs, charts are inline SVG, and there is no
+script. A `meta` element in its head says that it is a report. So a later report may replace it
+without --force, while other files of the user aren't replaced.
 """
 
 from pathlib import Path
@@ -22,8 +22,8 @@ from tiekd.tools.report.sections import (
 from tiekd.tools.report.style import STYLE
 
 _MARK = "tiekd report"
-_HEAD_BYTES = 2048  # at the beginning of a file, in which the mark is looked for
-# Anchor, title and function of each section.
+_HEAD_BYTES = 2048  # number of bytes at the start of a file in which _MARK is searched
+# The sections: (value of the HTML attribute `id`, title, function that makes the content).
 _SECTIONS = (
     ("learned", "What was learned from what", learned.learned),
     ("curves", "Learning curves", curves.curves),
@@ -38,14 +38,15 @@ _SECTIONS = (
 
 
 def document(content: Content) -> str:
-    """Returns a whole report as text.
+    """Returns a whole report as the text of an HTML document.
 
     Args:
         content: The content of the report.
     """
     made = [(anchor, title, build(content)) for anchor, title, build in _SECTIONS]
     made = [(anchor, title, parts) for anchor, title, parts in made if parts]
-    # "Errors" would be wrong where nothing is known of the true depth.
+    # Rename the section "Errors" if the student was compared with the teacher, since its true
+    # errors aren't known then.
     if content.validation is not None and content.validation.is_agreement:
         made = [
             (anchor, "Agreement with the teacher" if anchor == "figures" else title, parts)

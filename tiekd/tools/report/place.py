@@ -1,9 +1,10 @@
-"""Finds what a report is about: the work dir of a run, and the exported files that belong to it.
+"""Finds the files that a report is about: the work dir of a run, and its exported files.
 
-The given folder is a work dir, or a folder in which one run's work dir lies beside a plan and
-exported files. If the work dir of such a folder is given, the folder is found by its plan. Exported
-files are looked for in both folders and their folders `exports` and `export`; others are given by
---export. Nothing is opened here. Left out: work dirs deeper than one folder.
+The user gives a work dir, or a folder that contains the work dir of one run, such as the folder of
+--out of bin/distill.py. The latter also contains a plan (plan.yaml) and exported files, and is
+found if its work dir is given. Exported files are searched in both folders and in their subfolders
+`exports` and `export`. Others are given by --export. No file is opened here. Left out: work dirs
+deeper than one folder.
 """
 
 import shlex
@@ -18,7 +19,7 @@ from tiekd.workdir import workdir
 
 EXPORTS = (".onnx", ".pt2")
 PLAN = "plan.yaml"
-_RUN = "run"  # the work dir beside a plan
+_RUN = "run"  # name of the work dir in a folder with a plan.yaml
 _EXPORT_FOLDERS = ("", "exports", "export")
 
 
@@ -29,7 +30,7 @@ class Place(NamedTuple):
         folder: The folder that the user gave.
         work_dir: The work dir of the run: `folder` itself, or a folder in it.
         exports: The exported files.
-        plan: The plan that led to the run; None without one.
+        plan: The file plan.yaml of bin/distill.py, with the settings of the run; None without one.
     """
 
     folder: Path
@@ -39,15 +40,16 @@ class Place(NamedTuple):
 
 
 def find(folder: Path, exports: Sequence[Path], has_recipe: bool) -> Place:
-    """Finds the work dir, the exported files and the plan, as absolute paths.
+    """Finds the work dir, the exported files and plan.yaml, and returns their absolute paths.
 
     Args:
         folder: The folder that the user gave.
         exports: The exported files that the user gave.
-        has_recipe: True if the recipe is given, so that the work dir needs none.
+        has_recipe: True if the recipe is given by an option, so that the work dir needs none.
 
     Raises:
-        LaunchError: There is no run, there are several, or a given export is no such file.
+        LaunchError: There is no run, there are several, or a given export isn't a .onnx or .pt2
+            file.
     """
     folder = folder.absolute()
     if not folder.is_dir():
@@ -57,9 +59,10 @@ def find(folder: Path, exports: Sequence[Path], has_recipe: bool) -> Place:
         )
     work_dir = folder if has_recipe or _is_run(folder) else _only_run_in(folder)
     found = list(dict.fromkeys(map(_checked, exports)))
-    # Other runs' files may lie beside a work dir, unless a plan says that it is all one run's.
+    # Search the work dir's parent only if it has a plan.yaml: then all its files belong to one run.
+    # Otherwise they may belong to other runs.
     around = work_dir.parent if (work_dir.parent / PLAN).is_file() else folder
-    # A work dir's own files, then those beside it.
+    # Search the work dir first, then the folder around it.
     for place in dict.fromkeys((work_dir, around)):
         for name in _EXPORT_FOLDERS:
             files = sorted((place / name).glob("*")) if (place / name).is_dir() else []
@@ -73,17 +76,22 @@ def _is_run(folder: Path) -> bool:
 
 
 def _is_export(path: Path) -> bool:
-    # A dot begins the name of a file that is being written.
+    # Ignore files whose name begins with a dot: an export writes such a file first, and then
+    # renames it.
     return path.suffix.lower() in EXPORTS and not path.name.startswith(".") and path.is_file()
 
 
 def _only_run_in(folder: Path) -> Path:
-    """Returns the one work dir in a folder, or that of its plan.
+    """Returns the only work dir in a folder; with a plan.yaml in the folder, the work dir `run`.
+
+    Args:
+        folder: The folder that the user gave, which isn't a work dir itself.
 
     Raises:
-        LaunchError: There is none, or there are several.
+        LaunchError: There is no work dir, or there are several.
     """
-    # Beside a plan there may be other runs, such as one that repeats it.
+    # Use the work dir `run` beside a plan.yaml even if there are others, such as a repetition of
+    # the run.
     if (folder / PLAN).is_file() and _is_run(folder / _RUN):
         return folder / _RUN
     runs = sorted(path for path in folder.iterdir() if path.is_dir() and _is_run(path))
@@ -101,10 +109,13 @@ def _only_run_in(folder: Path) -> Path:
 
 
 def _checked(path: Path) -> Path:
-    """Returns the absolute path of an exported file that the user gave.
+    """Checks an exported file that the user gave, and returns its absolute path.
+
+    Args:
+        path: The value of --export.
 
     Raises:
-        LaunchError: It is no file, or of another kind.
+        LaunchError: There is no such file, or it isn't .onnx or .pt2.
     """
     there = instead_of_file(path)
     if there is not None or not path.exists():

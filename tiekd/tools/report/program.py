@@ -1,7 +1,7 @@
-"""Writes the report of a run: what bin/report.py does.
+"""Implements bin/report.py: collects the content of a report, and writes it as HTML.
 
-The report is made with what there is. What stops it are a folder without a run, missing weights,
-and an output that can't be written; what can't be read besides is named in the report.
+An error is raised only if there is no run, the weights are missing, the recipe is invalid, or the
+output can't be written. Other files that can't be read are listed in the report.
 """
 
 import argparse
@@ -36,11 +36,13 @@ from tiekd.training.settings import Recipe
 from tiekd.workdir import launch_record, workdir
 
 NAME = "report.html"
-_ANY_SIZE = 480, 640  # (height, width) of the image for a latency, if no frame says one
+_ANY_SIZE = 480, 640  # (height, width) of the image to time, if there is no frame
 
 
 def run(args: argparse.Namespace) -> None:
-    """Writes a report, and prints where it is.
+    """Writes a report to the file of --out, or by default to report.html in the run's folder.
+
+    It prints the file's path, and the parts that are left out.
 
     Args:
         args: The program's parsed command line.
@@ -48,7 +50,8 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         UserError: There is no run or no weights, or an option is wrong.
     """
-    # Paths are those of the current folder; the recipe's are those of the folder of the run.
+    # Make the paths of the command line absolute before the current folder changes. Relative paths
+    # in the recipe refer to the folder in which the run was started.
     where = place.find(args.work_dir, args.export, args.recipe is not None)
     out = (where.folder / NAME if args.out is None else args.out).absolute()
     check_out(out, is_given=args.out is not None, force=args.force)
@@ -70,15 +73,16 @@ def run(args: argparse.Namespace) -> None:
 
 
 def check_out(out: Path, is_given: bool, force: bool) -> None:
-    """Refuses an output path that no report can have, and one at which there is something else.
+    """Checks the output path of a report.
 
     Args:
         out: The path.
-        is_given: True if the user gave it.
-        force: True to replace any file.
+        is_given: True if the user gave it, for the error message.
+        force: True to allow replacing a file that isn't a report.
 
     Raises:
-        LaunchError: The path is a folder, doesn't end in .html, or is a file that is no report.
+        LaunchError: The path is a folder, doesn't end in .html, or is an existing file that isn't a
+            report.
     """
     files.check_output("--out", out, ".html")
     if out.exists() and not force and not page.is_report(out):
@@ -92,13 +96,16 @@ def check_out(out: Path, is_given: bool, force: bool) -> None:
 def collect(
     where: place.Place, recipe_path: Path, overrides: list[str], device: torch.device
 ) -> Content:
-    """Measures and reads everything that a report shows.
+    """Evaluates the student, and collects everything else that a report shows.
 
     Args:
         where: The files that the report is about.
         recipe_path: The recipe.
-        overrides: Overrides of the recipe's values.
+        overrides: Overrides of the recipe's values, as for `--set`.
         device: The device of student and teacher.
+
+    Returns:
+        The content of the report.
 
     Raises:
         UserError: The recipe is invalid, or there are no weights that fit it.
@@ -130,7 +137,7 @@ def collect(
     with evaluations.attempt(content, "The calibrated confidence"):
         content.calibration = calibrated.read(where.work_dir)
     focal = evaluations.evaluate(content, entrant, device)
-    # Time last, when nothing else runs.
+    # Measure latencies last, when no other work of this program slows them down.
     size = _image_size(content)
     content.timings = [exports.of_file(path, size) for path in where.exports]
     content.timings = content.timings or [exports.of_network(network, entrant.resize, size)]
@@ -150,10 +157,13 @@ def collect(
 
 
 def threads_of_plan(content: Content) -> int | None:
-    """Returns the threads of a rank that the plan of a distillation has; None without a plan.
+    """Returns the number of CPU threads of a rank in plan.yaml of bin/distill.py.
+
+    The result is None if there is no plan, or if it is damaged, which is recorded in
+    `content.left_out`.
 
     Args:
-        content: The content of the report, in which a damaged plan is named.
+        content: The content of the report.
     """
     if content.place.plan is None:
         return None
@@ -171,21 +181,21 @@ def _image_size(content: Content) -> tuple[int, int]:
 def _in_folder_of(work_dir: Path) -> Iterator[str | None]:
     """Context manager in which the current folder is the one where a run was started.
 
-    Relative paths in a run's recipe begin there. Without a record of it, or if that folder is gone,
-    the current folder stays.
+    Relative paths in a run's recipe refer to it. If it isn't recorded or doesn't exist any more,
+    the current folder isn't changed.
 
     Args:
         work_dir: The run's folder.
 
     Yields:
-        Why the current folder stays although there is a record; None otherwise.
+        None; or a warning for the user if the recorded folder can't be entered.
     """
     before, problem = os.getcwd(), None
     try:
         folder = launch_record.read(work_dir).folder
         os.chdir(folder)
     except UserError:
-        pass  # The report names the missing record.
+        pass  # the report lists the record as missing
     except OSError as error:
         problem = (
             f"{folder}, where the run was started, can't be entered ({error.strerror}), so the "

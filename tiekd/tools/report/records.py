@@ -55,18 +55,19 @@ class Records(NamedTuple):
 
     Attributes:
         splits: The splits of the run's images.
-        inputs: The whole record of the inputs; None if there is none.
-        teachers: The teachers from which the weights learned; None if the weights don't say.
-        trained_on: The frames that the weights were trained on; None if the weights don't say.
-        environment: Hardware and software, name by value.
+        inputs: The content of inputs.json, the record of the run's images; None if there is none.
+        teachers: The teachers from which the weights learned; None if the weights don't state them.
+        trained_on: The frames that the weights were trained on; None if the weights don't state
+            them.
+        environment: Hardware and software, name -> value.
         launch: How the run was started; None if unknown.
-        outcome: How it ended; None if unknown.
-        run: Its learning curves; None without a log.
-        weights: The file of weights that the report is about.
+        outcome: How the run ended; None if unknown.
+        run: The run's learning curves; None without a log.
+        weights: The weights file that the report is about.
         weights_digest: SHA-256 of that file.
-        iteration: The iteration of the weights; None if they don't say.
-        temperature: The calibrated temperature that the weights hold; None without one.
-        left_out: Why something is missing, one line each.
+        iteration: The iteration of the weights; None if they don't state it.
+        temperature: The calibrated temperature that is stored with the weights; None without one.
+        left_out: Records that couldn't be read, with the reason, one line each.
     """
 
     splits: list[Split]
@@ -85,11 +86,14 @@ class Records(NamedTuple):
 
 
 def read(work_dir: Path, weights: Path) -> Records:
-    """Reads the records of a run.
+    """Reads the records that a run has written into its work dir.
 
     Args:
         work_dir: The run's folder.
-        weights: The file of the weights that the report is about.
+        weights: The weights file that the report is about.
+
+    Returns:
+        The records. Those that are missing or damaged are None, and `left_out` names them.
 
     Raises:
         OSError: The weights can't be read.
@@ -145,11 +149,11 @@ def _iteration(weights: Path) -> int | None:
 
 
 def _split(name: str, node: dict) -> Split:
-    """Returns a split of a record of inputs, whose form `inputs.read` has checked.
+    """Returns one split of inputs.json, the record of a run's images.
 
     Args:
-        name: The split's name.
-        node: The split in the record.
+        name: The split's name, "train" or "val".
+        node: The split's entry in the file, which `inputs.read` has checked.
     """
     names = node.get("names", ())
     states = node.get("files", {})

@@ -1,8 +1,8 @@
-"""Spells the commands that repeat a run, its evaluation, calibration, exports and report.
+"""Makes the shell commands that repeat a run, its evaluation, calibration, exports and report.
 
-They start at the folder in which the run was started, since a recipe's relative paths begin there.
-Left out: the commands that made the data set or a teacher's cached maps, which the run's records
-don't have.
+They have to be run in the folder in which the run was started, since relative paths in a recipe
+refer to it. Left out: the commands that made the data set or a teacher's cached maps, which the run
+hasn't recorded.
 """
 
 import os
@@ -29,7 +29,7 @@ def commands(
     options: Mapping[str, Sequence[str]],
     threads: int | None = None,
 ) -> list[tuple[str, str]]:
-    """Returns (what a command does, the command) of all commands, in the order to type them.
+    """Returns the commands that repeat a run, with descriptions, in the order in which to run them.
 
     Args:
         place: The files of the report.
@@ -38,10 +38,13 @@ def commands(
         overrides: The report's --set options.
         evaluates: False if there are no validation frames.
         is_calibrated: True if the weights hold a temperature.
-        options: The options of bin/export.py with which each exported file was made, by its name,
-            as far as the file says them.
-        threads: Threads of a rank on a CPU, on which the weights' last bits depend; None if
+        options: Name of an exported file -> the options of bin/export.py with which it was made, as
+            far as they can be seen in the file.
+        threads: Number of CPU threads of a rank, on which the weights' last bits depend; None if
             unknown.
+
+    Returns:
+        (what the command does, the command) for each command.
     """
     work_dir = place.work_dir
     set_options = ["--set", *overrides] if overrides else []
@@ -74,16 +77,17 @@ def commands(
 
 
 def _on_ranks(program: str, words: Sequence[object], ranks: int) -> str:
-    """Returns the command of a program that runs on several ranks.
+    """Returns the shell command that runs a program on a number of ranks.
 
     Args:
-        program: The stem of the program's file.
-        words: Its arguments.
-        ranks: Number of ranks.
+        program: The name of the program's file without its suffix, such as "train".
+        words: The program's arguments.
+        ranks: Number of ranks; for 1 the command has no launcher.
     """
     if ranks == 1:
         return _own(program, words)
-    # `tiekd train` starts the launcher itself; in a checkout the launcher starts the program.
+    # Put DeepSpeed's launcher before the program in a checkout. An installed `tiekd train` starts
+    # the launcher itself.
     if console.names_bin():
         return f"deepspeed --num_gpus {ranks} {_own(program, words)}"
     return f"{_own(program, words)} --num_gpus {ranks}"
@@ -91,7 +95,7 @@ def _on_ranks(program: str, words: Sequence[object], ranks: int) -> str:
 
 def _own(program: str, words: Sequence[object]) -> str:
     command = console.command(program)
-    # A checkout's programs are found from its own folder only, not from the run's.
+    # Use the absolute path of a checkout's program, since the command is run in another folder.
     if console.names_bin():
         command = shlex.quote(str(console.SHARE.parents[1] / command))
     return " ".join([command, _line(*words)])

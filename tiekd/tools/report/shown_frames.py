@@ -1,8 +1,8 @@
 """Draws the worst, median and best validation frames for a report.
 
-The frames are chosen by their figures after the evaluation and read once more, so that the pass
-over all frames keeps no map. Each map is drawn with the scales that the evaluation's other pictures
-have: depth to the network's largest depth, error and sigma to an eighth of it.
+The frames are chosen by their abs_rel after the evaluation, and read once more, so that the
+evaluation needs to keep no depth map. The colour scales are those of the evaluation's other
+pictures: depth to the network's largest depth, error and sigma to an eighth of it.
 """
 
 from collections.abc import Sequence
@@ -26,20 +26,20 @@ from tiekd.evaluation.teacher_audit.observe import mirrored
 from tiekd.tools.report.measure import WatchedPredictor
 from tiekd.visualization import pictures, views
 
-_EACH = 3  # frames of each kind
-_WIDTH = 320  # largest width of a picture, pixels; of wide images half as much again
-_WIDE = 2.0  # ratio of width to height from which images are wide
+_EACH = 3  # number of worst, of median and of best frames
+_WIDTH = 320  # largest width of a picture in pixels; 1.5 times as much for wide images
+_WIDE = 2.0  # width / height from which an image counts as wide
 LARGEST_ERROR = 1 / 8  # end of the scales of error and sigma, as a fraction of the depth scale
 
 
 class Chosen(NamedTuple):
-    """A frame that is shown.
+    """A frame that is shown in a report.
 
     Attributes:
         kind: "worst", "median" or "best".
-        index: Its index in the dataset.
-        name: Its name.
-        abs_rel: Its figure.
+        index: The frame's index in the dataset.
+        name: The frame's name.
+        abs_rel: The frame's abs_rel.
     """
 
     kind: str
@@ -53,10 +53,10 @@ class Shown(NamedTuple):
 
     Attributes:
         chosen: The frame.
-        cells: Title -> (H, W, 3) uint8.
-        is_wide: True for images that need more of the page's width.
+        cells: Title of a picture -> (H, W, 3) uint8.
+        is_wide: True if the images are at least twice as wide as high, and need more of the page.
         teacher_flip: Median |log ratio| of the teacher's depth of the mirrored image to that of the
-            image; None if it can't be asked.
+            image; None if the teacher can't predict the mirrored image, as cached maps can't.
     """
 
     chosen: Chosen
@@ -66,14 +66,18 @@ class Shown(NamedTuple):
 
 
 def choose(table: FrameTable, each: int = _EACH) -> list[Chosen]:
-    """Returns the worst, the median and the best frames by abs_rel, no frame twice.
+    """Chooses the worst, the median and the best frames by abs_rel, no frame twice.
 
     Args:
-        table: The results of all frames. Those without a pixel that counts are left out.
+        table: The results of all frames. Frames without an evaluated pixel are left out.
         each: Maximum number of frames of each kind.
+
+    Returns:
+        The frames: first the worst, then the median ones, then the best.
     """
     column = table.column("abs_rel")
-    # An infinite error, of a prediction that is no depth, is the worst.
+    # Sort by abs_rel, the worst frame first. An infinite error, as of a depth that isn't finite, is
+    # the worst.
     known = (~column.isnan()).nonzero()[:, 0].tolist()
     known.sort(key=lambda index: -column[index].item())
     each = min(each, -(-len(known) // 3))
@@ -102,20 +106,23 @@ def draw(
 ) -> list[Shown]:
     """Draws frames as image, ground truth, teacher, student, difference and confidence.
 
-    The difference is that of the student from what it is compared with.
+    The difference is that between the student and its target: the teacher or ground truth.
 
     Args:
         chosen: The frames to draw.
         frames: The dataset.
         taught: The dataset in which frames have what the teacher needs, and the teacher; None
             without a teacher.
-        is_agreement: True if figures compare with the teacher, not with the ground truth.
+        is_agreement: True if the student's target is the teacher, not ground truth.
         predictor: The student.
-        resize: The student's working resolution.
+        resize: How images are resized to the student's input size.
         device: The device of student and teacher.
 
+    Returns:
+        The pictures of each frame, in the order of `chosen`.
+
     Raises:
-        UserError: A frame can't be read, or the teacher can't take it.
+        UserError: A frame can't be read, or the teacher can't predict it.
     """
     if not chosen:
         return []
@@ -131,7 +138,8 @@ def draw(
         size = tuple(batch.depth.shape[-2:])
         given = (focals.of_batch(batch, resize),) if predictor.needs_focal else ()
         student = resizes.restored(predictor(batch.image, *given), resize, size, smooth=True)
-        # The batch has the image at the working resolution only.
+        # Read the image again at its own size, since the batch has it only at the student's input
+        # size.
         image = in_grey_levels(frames[each.index]).image.permute(1, 2, 0).numpy()
         sigma = predictor.sigma
         if sigma is not None:
@@ -154,12 +162,17 @@ def _teacher_depths(
 
     Args:
         names: The frames' names.
-        indices: Their indices in the student's dataset.
+        indices: The frames' indices in the student's dataset.
         frames: The dataset in which frames have what the teacher needs. It may have more frames.
         reference: The teacher.
         device: The teacher's device.
+
+    Returns:
+        For each frame (depth, change): depth (H, W) in metres, 0 where not valid; and the median
+        |log ratio| of the mirrored image's depth to it, None if that can't be predicted.
     """
-    # Frames without ground truth are in the teacher's dataset only, so indices may differ.
+    # Find the frames by name in the teacher's dataset. It also has frames without ground truth, so
+    # their indices may differ.
     places = {frame.name: place for place, frame in enumerate(getattr(frames, "frames", ()))}
     own = [places.get(name, index) for name, index in zip(names, indices, strict=True)]
     subset, size = Subset(frames, own), reference.resize or resizes.OWN_SIZE
@@ -169,21 +182,27 @@ def _teacher_depths(
     )
     found = []
     for (_, batch), (_, target) in zip(plain, targets, strict=True):
-        # Stored maps can't be asked for another image; neither are several teachers at once.
+        # Skip the mirrored image for cached maps and for several teachers (`resize` is None): the
+        # former can't predict it.
         flip = None if reference.resize is None else _flip_change(reference, batch, target.depth)
         found.append((_on_host(target.depth), flip))
     return found
 
 
 def _flip_change(reference: Reference, batch: Batch, depth: Tensor) -> float | None:
-    """Returns the median |log ratio| of the teacher's depth of a mirrored image to that of it.
+    """Returns how much a teacher's depth changes if the image is mirrored.
+
+    It is the median |log ratio| of the mirrored image's depth, mirrored back, to `depth`.
 
     Args:
         reference: The teacher.
         batch: A batch of one frame, of the size that the teacher needs.
-        depth: (1, 1, H, W), the teacher's depth of the image as it is.
+        depth: (1, 1, H, W), the teacher's depth of the image as it is, metres.
+
+    Returns:
+        The median over pixels; None if no pixel has both depths.
     """
-    # A relative teacher may be fitted to the ground truth, so that is mirrored too.
+    # Mirror the ground truth, too, since a teacher's relative depth may be fitted to it.
     other = mirrored(batch)._replace(depth=batch.depth.flip(-1))
     views_of = {reference.resize: other, None: other}
     flipped = mean_depth(reference.at_own_size(views_of)).flip(-1)
@@ -199,18 +218,22 @@ def _cells(
     target: str,
     max_depth: float,
 ) -> dict[str, np.ndarray]:
-    """Returns the pictures of a frame at its own size, by title.
+    """Draws the pictures of a frame at the image's own size.
 
     Args:
         image: (H, W, 3) uint8.
-        known: "ground truth" and "teacher": (H, W) metres, 0 where unknown; None without any.
+        known: "ground truth" and "teacher" -> (H, W) metres, 0 where unknown; None if there is
+            none.
         student: (H, W) metres.
         sigma: (H, W) metres; None if the student's head gives none.
-        target: The key in `known` of what the student is compared with.
+        target: The key in `known` of the depth that the student is compared with.
         max_depth: End of the depth scale, metres.
+
+    Returns:
+        Title of a picture -> (H, W, 3) uint8, in the order in which they are shown.
     """
     largest = max_depth * LARGEST_ERROR
-    # A frame without any measured pixel has no picture of its ground truth.
+    # Leave out a depth map without any known pixel, such as missing ground truth.
     maps = {name: depth for name, depth in known.items() if depth is not None and (depth > 0).any()}
     cells = {"image": image}
     for name, depth in maps.items():
@@ -226,10 +249,10 @@ def _cells(
 
 
 def _scaled(cells: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns pictures of at most the width that a page shows.
+    """Returns pictures reduced to the largest width that a page shows; smaller ones are unchanged.
 
     Args:
-        cells: Title -> (H, W, 3) uint8.
+        cells: Title of a picture -> (H, W, 3) uint8.
     """
     found = {}
     for title, cell in cells.items():

@@ -1,9 +1,9 @@
-"""Says what to try next: rules from figures of a run to options of its recipe.
+"""Suggests what to try next: rules from measurements of a run to changes of its recipe.
 
-Each rule is a function of `Findings` that returns a `Suggestion`, or None where its figure is
-unremarkable or unknown. The thresholds are this project's own rules of thumb, and every suggestion
-says the figure that it follows from. A suggestion is a thing to try, not a promise: whether it
-helps is what the next run shows. Left out: anything that more than one figure would have to show.
+Each rule is a function of `Findings` that returns a `Suggestion`, or None if its measurement is
+unremarkable or unknown. Every suggestion states the measurement that it follows from. The
+thresholds are this project's own rules of thumb. Only another run shows if a suggestion helps. Left
+out: rules that combine several measurements.
 """
 
 import math
@@ -17,28 +17,28 @@ from tiekd.data.resize import Resize
 from tiekd.evaluation.range_errors import RangeFigures
 from tiekd.tools.report.measure import Reliability
 
-_GROWS = 1.5  # ratio of the errors of two ranges
-_LEAST_SHARE = 0.02  # of all pixels, for a range to count
-_BIAS = 0.05  # of the depth
-_SCALE_SHARE = 0.7  # of abs_rel that is left after the best scale of each frame
-_MID_AIR = 0.25  # of the pixels near edges
-_FACTOR = 1.3  # of errors to sigmas
-_GAP = 1.3  # ratio of the errors on validation and training frames
-_FLIP = 0.05  # of the depth
-_STILL_BETTER = 0.02  # by which the last third of a training has improved the metric
-_OUTLIER = 4.0  # ratio of the errors of the worst and the median frame
-_LEAST_FRAMES = 8
-_LARGER = 1.5  # factor of the working resolution
-_STRIDE = 32  # of which a suggested working size is a multiple
+_GROWS = 1.5  # abs_rel of one depth range / that of another, above which it is remarkable
+_LEAST_SHARE = 0.02  # smallest fraction of all pixels that a depth range must have
+_BIAS = 0.05  # largest mean relative error that is unremarkable
+_SCALE_SHARE = 0.7  # abs_rel after scaling each frame / abs_rel, below which it is remarkable
+_MID_AIR = 0.25  # largest unremarkable fraction of edge pixels whose depth is between both sides
+_FACTOR = 1.3  # largest unremarkable ratio of errors to sigmas, or of sigmas to errors
+_GAP = 1.3  # largest unremarkable abs_rel of validation / that of training frames
+_FLIP = 0.05  # largest unremarkable relative change of depth by mirroring
+_STILL_BETTER = 0.02  # smallest remarkable improvement in the last third of training
+_OUTLIER = 4.0  # largest unremarkable abs_rel of the worst / of the median frame
+_LEAST_FRAMES = 8  # smallest number of frames whose mean error can be trusted
+_LARGER = 1.5  # factor by which a larger input size is suggested
+_STRIDE = 32  # pixels; suggested input sizes are multiples of it
 
 
 class Suggestion(NamedTuple):
     """A suggestion of what to try next.
 
     Attributes:
-        symptom: What the figures show, with the figures.
+        symptom: The measurement that the suggestion follows from, as a sentence.
         advice: What to try, and why.
-        options: The overrides of the recipe; empty if `advice` names another option.
+        options: Overrides of the recipe, as for `--set`; empty if the advice isn't an override.
     """
 
     symptom: str
@@ -48,28 +48,32 @@ class Suggestion(NamedTuple):
 
 @dataclass(frozen=True)
 class Findings:
-    """The figures of a run from which suggestions follow; None or NaN where unknown.
+    """The measurements of a run on which suggestions are based; None or NaN where unknown.
 
     Attributes:
         recipe: The recipe, a dict.
-        resize: The student's working resolution.
-        is_agreement: True if figures are agreement with the teacher.
-        frames: Number of validation frames that count.
-        abs_rel: Mean of |prediction - target| / target over frames.
-        aligned: The same after each frame's depth was multiplied by its best scale.
+        resize: How images are resized to the student's input size.
+        is_agreement: True if the student was compared with the teacher, not with ground truth.
+        frames: Number of validation frames with an evaluated pixel.
+        abs_rel: Mean over frames of |prediction - target| / target.
+        aligned: Mean over frames of abs_rel after each frame's depth is scaled to the target's
+            median.
         relative_bias: Mean of (prediction - target) / target over pixels.
-        ranges: Errors by range of depth, nearest first.
-        mid_air: Fraction of the pixels near depth edges that are in mid-air.
-        reliability: How large sigma, before any temperature, is beside the errors.
+        ranges: Errors by range of depth, nearest range first.
+        mid_air: Fraction of the pixels near depth edges whose depth is between the edge's two
+            sides.
+        reliability: How large sigma, the student's estimate of its errors, is compared with the
+            errors, before any temperature.
         is_calibrated: True if the weights hold a temperature.
-        sigma_gain: How well sigma orders errors: 0 by chance, 1 perfectly; its lower bound.
+        sigma_gain: Upper bound of the sparsification gain of sigma: 1 if pixels with larger errors
+            have a larger sigma, 0 by chance.
         trained_abs_rel: abs_rel on training frames.
-        student_flip: Change of the student's depth if the image is mirrored.
+        student_flip: Change of the student's depth if the image is mirrored, as a fraction.
         teacher_flip: The same of the teacher.
-        focal: Median focal length of the frames in pixels at the working resolution; None if the
-            focal length of a frame isn't known.
+        focal: Median focal length of the frames in pixels of the student's input; None if the focal
+            length of a frame isn't known.
         metric: (iterations, values) of the abs_rel in the evaluations during training.
-        worst_ratio: abs_rel of the worst frame by that of the median frame.
+        worst_ratio: abs_rel of the worst frame divided by that of the median frame.
     """
 
     recipe: dict
@@ -93,27 +97,34 @@ class Findings:
 
     @property
     def head(self) -> dict:
-        """The recipe's node of the student's head."""
+        """The recipe's section for the student's head, a dict; empty if the recipe has none."""
         return (self.recipe.get("network") or {}).get("head") or {}
 
     @property
     def target(self) -> str:
-        """The name of the reference that the student is compared with."""
+        """The name of the depth that the student is compared with, such as "the ground truth"."""
         return "the teacher" if self.is_agreement else "the ground truth"
 
 
 def suggestions(findings: Findings) -> list[Suggestion]:
-    """Returns what to try next, the most important first.
+    """Returns the suggestions of all rules that apply, the most important first.
 
     Args:
-        findings: The figures of the run.
+        findings: The measurements of the run.
     """
     found = [rule(findings) for rule in RULES]
     return [each for each in found if each is not None]
 
 
 def few_frames(found: Findings) -> Suggestion | None:
-    """Suggests more validation frames if there are too few to trust a figure."""
+    """Suggests more validation frames if fewer than _LEAST_FRAMES were evaluated.
+
+    Args:
+        found: The measurements of the run.
+
+    Returns:
+        The suggestion; None if there are enough frames.
+    """
     if not 0 < found.frames < _LEAST_FRAMES:
         return None
     options = ()
@@ -128,11 +139,18 @@ def few_frames(found: Findings) -> Suggestion | None:
 
 
 def still_improving(found: Findings) -> Suggestion | None:
-    """Suggests a longer training if the metric was still improving at the end."""
+    """Suggests a longer training if abs_rel still improved in the last third of the training.
+
+    Args:
+        found: The measurements of the run.
+
+    Returns:
+        The suggestion; None if abs_rel improved by less than _STILL_BETTER or isn't known.
+    """
     iterations, values = found.metric
     if len(values) < 3 or min(values) != values[-1]:
         return None
-    # The last evaluation that is not in the last third of the training.
+    # Find the last evaluation that is before the last third of the training.
     before = max((i for i, x in enumerate(iterations) if x <= iterations[-1] * 2 / 3), default=0)
     gain = 1 - values[-1] / values[before] if values[before] > 0 else 0.0
     train = found.recipe.get("train", {})
@@ -147,7 +165,14 @@ def still_improving(found: Findings) -> Suggestion | None:
 
 
 def overfitting_gap(found: Findings) -> Suggestion | None:
-    """Suggests more varied training data if validation frames are much worse than training's."""
+    """Suggests more varied training data if validation frames are much worse than training frames.
+
+    Args:
+        found: The measurements of the run.
+
+    Returns:
+        The suggestion; None if the ratio of both abs_rel is at most _GAP or isn't known.
+    """
     ratio = found.abs_rel / found.trained_abs_rel if found.trained_abs_rel > 0 else math.nan
     if not ratio > _GAP:
         return None
@@ -163,7 +188,15 @@ def overfitting_gap(found: Findings) -> Suggestion | None:
 
 
 def wrong_scale(found: Findings) -> Suggestion | None:
-    """Suggests a canonical camera if errors are mostly a wrong scale of each frame."""
+    """Suggests a canonical camera if errors are mostly a wrong scale of whole frames.
+
+    Args:
+        found: The measurements of the run.
+
+    Returns:
+        The suggestion; None unless scaling each frame to the median of its target would reduce
+        abs_rel to less than _SCALE_SHARE of it.
+    """
     has_scale_error = found.aligned < _SCALE_SHARE * found.abs_rel
     if not has_scale_error:
         return None
@@ -188,7 +221,14 @@ def wrong_scale(found: Findings) -> Suggestion | None:
 
 
 def bias(found: Findings) -> Suggestion | None:
-    """Suggests a loss on the depth itself if depth is predicted too near or too far."""
+    """Suggests a larger loss on the depth itself if depth is on average too near or too far.
+
+    Args:
+        found: The measurements of the run.
+
+    Returns:
+        The suggestion; None if the mean relative error is at most _BIAS or isn't known.
+    """
     if not abs(found.relative_bias) > _BIAS:
         return None
     way = "far" if found.relative_bias > 0 else "near"
@@ -206,7 +246,15 @@ def bias(found: Findings) -> Suggestion | None:
 
 
 def grows_with_range(found: Findings) -> Suggestion | None:
-    """Suggests a larger working resolution if the error grows with the range."""
+    """Suggests a larger input size if abs_rel is much larger far from the camera than near it.
+
+    Args:
+        found: The measurements of the run.
+
+    Returns:
+        The suggestion; None unless abs_rel of the farthest range exceeds _GROWS times that of the
+        nearest.
+    """
     near, far = _ends(found.ranges)
     if near is None or not far.abs_rel > _GROWS * near.abs_rel:
         return None
@@ -220,7 +268,15 @@ def grows_with_range(found: Findings) -> Suggestion | None:
 
 
 def worse_near(found: Findings) -> Suggestion | None:
-    """Suggests bins that are narrow near the camera if near errors are the largest."""
+    """Suggests more depth bins or other images if abs_rel is much larger near the camera.
+
+    Args:
+        found: The measurements of the run.
+
+    Returns:
+        The suggestion; None unless abs_rel of the nearest range exceeds _GROWS times that of the
+        farthest.
+    """
     near, far = _ends(found.ranges)
     if near is None or not near.abs_rel > _GROWS * far.abs_rel:
         return None
@@ -239,7 +295,14 @@ def worse_near(found: Findings) -> Suggestion | None:
 
 
 def poor_edges(found: Findings) -> Suggestion | None:
-    """Suggests sharper edges if many points near them are in mid-air."""
+    """Suggests sharper depth edges if many pixels near an edge have a depth between its two sides.
+
+    Args:
+        found: The measurements of the run.
+
+    Returns:
+        The suggestion; None if the fraction of such pixels is at most _MID_AIR or isn't known.
+    """
     if not found.mid_air > _MID_AIR:
         return None
     symptom = (
@@ -268,8 +331,16 @@ def poor_edges(found: Findings) -> Suggestion | None:
 
 
 def over_confident(found: Findings) -> Suggestion | None:
-    """Suggests a calibration of sigma if it is too small or too large beside the errors."""
-    # The temperature changes the sigma that is used, and `reliability` is without it.
+    """Suggests a calibration if sigma, the student's estimate of its errors, is too small or large.
+
+    Args:
+        found: The measurements of the run.
+
+    Returns:
+        The suggestion; None if errors differ from sigma by at most a factor of _FACTOR, or if sigma
+        is calibrated already.
+    """
+    # Return if sigma is calibrated already: `reliability` is measured without the temperature.
     if found.is_calibrated:
         return None
     factor = math.nan if found.reliability is None else found.reliability.factor
@@ -297,7 +368,14 @@ def over_confident(found: Findings) -> Suggestion | None:
 
 
 def sigma_without_order(found: Findings) -> Suggestion | None:
-    """Warns of a sigma that doesn't say where the errors are."""
+    """Advises not to use sigma, the student's estimate of its errors, if it doesn't order them.
+
+    Args:
+        found: The measurements of the run.
+
+    Returns:
+        The advice; None if pixels with a larger sigma have larger errors.
+    """
     if not found.sigma_gain <= 0:
         return None
     return Suggestion(
@@ -309,7 +387,14 @@ def sigma_without_order(found: Findings) -> Suggestion | None:
 
 
 def teacher_flip(found: Findings) -> Suggestion | None:
-    """Suggests flip averaging of a teacher that disagrees with itself about a mirrored image."""
+    """Suggests flip averaging of the teacher if its depth changes when the image is mirrored.
+
+    Args:
+        found: The measurements of the run.
+
+    Returns:
+        The suggestion; None if the change is at most _FLIP or isn't known.
+    """
     changes = found.teacher_flip
     if changes is None or not changes > _FLIP:
         return None
@@ -317,8 +402,8 @@ def teacher_flip(found: Findings) -> Suggestion | None:
     teachers = TeacherList.of(found.recipe)
     if teachers.several is None and teachers.is_given:
         node = teachers.nodes[0].node
-        # Networks of the project and the kinds with a key `flip`; a module of the user's may have
-        # none.
+        # Check that the teacher has the key `flip`, as networks of tiekd and these kinds have. A
+        # module of the user's may not have it.
         is_known = node.get("name") in (None, "huggingface", "exported", "moge", "unidepth")
     return Suggestion(
         f"The teacher's depth changes by {changes:.1%} if the image is mirrored.",
@@ -329,7 +414,15 @@ def teacher_flip(found: Findings) -> Suggestion | None:
 
 
 def outliers(found: Findings) -> Suggestion | None:
-    """Suggests looking at the worst frames if they are far worse than the median."""
+    """Suggests to look at the worst frames if their error is far above that of the median frame.
+
+    Args:
+        found: The measurements of the run.
+
+    Returns:
+        The suggestion; None if the ratio of both errors is at most _OUTLIER, or there are few
+        frames.
+    """
     if found.frames < _LEAST_FRAMES or not found.worst_ratio > _OUTLIER:
         return None
     return Suggestion(
@@ -341,7 +434,15 @@ def outliers(found: Findings) -> Suggestion | None:
 
 
 def cant_follow(found: Findings) -> Suggestion | None:
-    """Suggests a stronger student if even training frames are poor and nothing else explains it."""
+    """Suggests a stronger student if even training frames have large errors.
+
+    Args:
+        found: The measurements of the run.
+
+    Returns:
+        The suggestion; None if abs_rel on training frames is at most 0.1, or another rule explains
+        it.
+    """
     explained = (still_improving(found), overfitting_gap(found), wrong_scale(found))
     if not found.trained_abs_rel > 0.1 or any(each is not None for each in explained):
         return None
@@ -372,10 +473,13 @@ RULES: tuple[Callable[[Findings], Suggestion | None], ...] = (
 
 
 def _ends(ranges: Sequence[RangeFigures]) -> tuple[RangeFigures | None, RangeFigures | None]:
-    """Returns the nearest and the farthest range with enough pixels; None for both if one is all.
+    """Returns the nearest and the farthest depth range that have enough pixels.
 
     Args:
-        ranges: The figures of the ranges, nearest first.
+        ranges: The errors of the ranges, nearest first.
+
+    Returns:
+        The two ranges; (None, None) if fewer than two have enough pixels.
     """
     total = sum(each.pixels for each in ranges)
     enough = [each for each in ranges if each.pixels and each.pixels >= _LEAST_SHARE * total]
@@ -383,10 +487,10 @@ def _ends(ranges: Sequence[RangeFigures]) -> tuple[RangeFigures | None, RangeFig
 
 
 def _larger(resize: Resize) -> tuple[str, ...]:
-    """Returns the override for a larger working resolution; none if it isn't of a fixed size.
+    """Returns the overrides of the recipe, as for `--set`, for a 1.5 times larger input size.
 
     Args:
-        resize: The present working resolution.
+        resize: The present resizing; the result is empty if it has no fixed size.
     """
     if resize.short_side is not None:
         return (f"data.resize.short_side={_multiple(resize.short_side)}",)

@@ -1,1 +1,4 @@
-"""The sections of a report as HTML: each function makes the parts of one from the content."""
+"""The sections of a report: one function per section, from the report's content to HTML.
+
+Each function returns a list of HTML elements; it is empty if the section is left out.
+"""

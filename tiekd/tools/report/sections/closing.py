@@ -1,4 +1,4 @@
-"""The last sections: size and latency, what to try next, commands, and the machine."""
+"""Makes the last sections of a report: size and latency, what to try next, commands, machine."""
 
 import shlex
 from pathlib import Path
@@ -8,7 +8,11 @@ from tiekd.tools.report.markup import Markup, facts, table, tag
 
 
 def speed(content: Content) -> list[Markup]:
-    """Returns size and latency of the exported files on this machine."""
+    """Returns the HTML of the section on size and latency: a table of the exported files.
+
+    Args:
+        content: The content of the report; without timings the result is an empty list.
+    """
     rows = []
     for each in content.timings:
         shown = "" if each.size is None else f"{each.size[0]}x{each.size[1]}"
@@ -23,7 +27,11 @@ def speed(content: Content) -> list[Markup]:
 
 
 def try_next(content: Content) -> list[Markup]:
-    """Returns what to try next, by symptom."""
+    """Returns the HTML of the section on what to try next: a list of symptoms with advice.
+
+    Args:
+        content: The content of the report; without an evaluation the result is an empty list.
+    """
     if content.validation is None:
         return []
     if not content.suggestions:
@@ -44,7 +52,11 @@ def try_next(content: Content) -> list[Markup]:
 
 
 def repeat(content: Content) -> list[Markup]:
-    """Returns the commands that repeat everything."""
+    """Returns the HTML of the section with the commands that repeat the run, each with a title.
+
+    Args:
+        content: The content of the report.
+    """
     parts = []
     for what, command in content.commands:
         parts.append(tag("h3", f"{what[0].upper()}{what[1:]}"))
@@ -53,7 +65,11 @@ def repeat(content: Content) -> list[Markup]:
 
 
 def environment(content: Content) -> list[Markup]:
-    """Returns how the run went, on what it ran, its plan and its recipe."""
+    """Returns the HTML of the section on the run's outcome, machine, plan and recipe.
+
+    Args:
+        content: The content of the report.
+    """
     records = content.records
     outcome = records.outcome
     pairs = []

@@ -1,4 +1,4 @@
-"""How sigma compares with the errors: reliability, sparsification, and a calibration."""
+"""Makes the section on confidence: how sigma, the predicted error, agrees with the true errors."""
 
 import numpy as np
 
@@ -10,7 +10,14 @@ from tiekd.tools.report.sections.parts import label, note
 
 
 def confidence(content: Content) -> list[Markup]:
-    """Returns how sigma compares with the errors: reliability and sparsification."""
+    """Returns the HTML of the section that compares sigma, the predicted error, with errors.
+
+    It has a reliability and a sparsification chart, a table of measurements, and the results of a
+    calibration.
+
+    Args:
+        content: The content of the report.
+    """
     found = content.validation
     if found is None:
         return _calibrated(content)
@@ -63,7 +70,11 @@ def confidence(content: Content) -> list[Markup]:
 
 
 def _calibrated(content: Content) -> list[Markup]:
-    """Returns the figures of the calibrated confidence, before and after; nothing without any."""
+    """Returns the HTML on the calibrated confidence: measurements before and after the fit.
+
+    Args:
+        content: The content of the report; without a calibration the result is an empty list.
+    """
     found = content.calibration
     if found is None:
         return []
@@ -77,7 +88,8 @@ def _calibrated(content: Content) -> list[Markup]:
         of = f"{found.weights} of iteration {found.iteration}"
         parts.append(tag("p", f"It is of other weights: {of}. Calibrate again.", class_="label"))
     elif content.records.temperature != found.temperature:
-        # A calibration that was killed, or one with --out, has figures and no weights.
+        # Warn if the weights lack the temperature, as after `bin/calibrate.py --out` or a
+        # calibration that was killed before it wrote them.
         said = "The weights don't hold this temperature, so exported files don't use it."
         parts.append(tag("p", f"{said} Calibrate again.", class_="label"))
     if found.remarks:

@@ -1,4 +1,4 @@
-"""The learning curves of the run's log: losses, learning rate, validation metric, gradient."""
+"""Makes the section with learning curves: losses, learning rate, validation metric, gradient."""
 
 import math
 
@@ -9,7 +9,11 @@ from tiekd.tools.report.markup import Markup, tag
 
 
 def curves(content: Content) -> list[Markup]:
-    """Returns the learning curves of the run's log."""
+    """Returns the HTML of the section with the learning curves of the run's log.
+
+    Args:
+        content: The content of the report; without a log the result is an empty list.
+    """
     run = content.records.run
     if run is None:
         return []
@@ -22,7 +26,8 @@ def curves(content: Content) -> list[Markup]:
     ]
     if named:
         values = [y for curve in named for y in curve.ys if math.isfinite(y)] or [1.0]
-        # Terms of one loss may differ by powers of ten, and a loss below 0 has no logarithm.
+        # Use a logarithmic axis if losses differ by more than a factor of 20. A loss of 0 or below
+        # has no logarithm.
         is_wide = min(values) > 0 and max(values) > 20 * min(values)
         drawn.append(chart("Loss and its weighted terms", named, "iteration", log_y=is_wide))
     if "lr" in keys:

@@ -1,4 +1,7 @@
-"""Metrics and errors by range, near edges and of scale, with the digits of bin/evaluate.py."""
+"""Makes the section on errors: metrics, errors by range, near edges, and of scale.
+
+Metrics have the same digits as in bin/evaluate.py.
+"""
 
 import math
 
@@ -12,13 +15,19 @@ from tiekd.tools.report.sections.parts import label, mean_of, unit_of
 
 
 def figures(content: Content) -> list[Markup]:
-    """Returns metrics, errors by range, edges, and the gap between training and validation."""
+    """Returns the HTML of the section on errors, of validation and of some training frames.
+
+    It has metrics, errors by depth range, near edges, and of scale.
+
+    Args:
+        content: The content of the report; without an evaluation the result is an empty list.
+    """
     found = content.validation
     if found is None:
         return []
     parts = [label(found), tag("p", _protocol(found), class_="faint")]
     rows = [("validation", *_metric_cells(found))]
-    # A part of the training frames shows the gap to validation. The agreement is beside accuracy.
+    # Add a row for some training frames, and one for the comparison with the teacher.
     for what, other in (
         ("training frames", content.training),
         ("validation frames, against the teacher", content.agreement),
@@ -79,7 +88,11 @@ def _ranges(found: Evaluation) -> Markup:
 
 
 def _edges(found: Evaluation) -> str:
-    """Returns a sentence on the depth near edges."""
+    """Returns a sentence on depth edges: the share of pixels between an edge's two sides.
+
+    Args:
+        found: The evaluation of the validation frames.
+    """
     edges = found.measured.result.edges
     if edges is not None:
         told = str(edges)

@@ -1,4 +1,4 @@
-"""The pictures of the worst, median and best validation frames, with their scales."""
+"""Makes the section with pictures of the worst, median and best validation frames."""
 
 import numpy as np
 
@@ -12,12 +12,17 @@ _KINDS = {"worst": "Worst frames", "median": "Median frames", "best": "Best fram
 
 
 def frames(content: Content) -> list[Markup]:
-    """Returns the pictures of the worst, median and best validation frames, with their scales."""
+    """Returns the HTML of the section with pictures of frames, and their colour scales.
+
+    Args:
+        content: The content of the report; without shown frames the result is an empty list.
+    """
     if not content.shown:
         return []
     end = content.max_depth_m * LARGEST_ERROR
     steps = np.linspace(0, 1, 256)[None]
-    # Depth's place on its scale is proportional to its root; 0 would be drawn as unknown.
+    # Square the steps, because a depth's position on its colour scale is proportional to its square
+    # root. Avoid a depth of 0, which is drawn as unknown.
     depths = pictures.colourise(
         np.maximum(content.max_depth_m * steps**2, 1e-6), content.max_depth_m
     )
@@ -46,12 +51,12 @@ def frames(content: Content) -> list[Markup]:
 
 
 def _scale(name: str, pixels: np.ndarray, end: str) -> Markup:
-    """Returns a colour scale with its name above it and its ends below.
+    """Returns the HTML of a colour scale, with its name above it and its ends below.
 
     Args:
-        name: What it is the scale of.
-        pixels: (1, W, 3) uint8, its colours.
-        end: The value at its right end.
+        name: The quantity that the scale is for, such as "depth".
+        pixels: (1, W, 3) uint8, the scale's colours from left to right.
+        end: Text of the value at the right end, such as "80 m".
     """
     bar = picture(np.repeat(pixels, 8, axis=0), f"colour scale of {name} from 0 m to {end}")
     ends = tag("div", tag("span", "0 m"), tag("span", end), class_="ends")
@@ -59,7 +64,11 @@ def _scale(name: str, pixels: np.ndarray, end: str) -> Markup:
 
 
 def _frame(shown: Shown) -> Markup:
-    """Returns the pictures of one frame with their titles."""
+    """Returns the HTML of one frame: its name, its abs_rel, and its pictures with titles.
+
+    Args:
+        shown: The frame.
+    """
     name = shown.chosen.name
     cells = [
         tag("figure", picture(cell, f"{title} of {plain(name)}"), tag("figcaption", title))

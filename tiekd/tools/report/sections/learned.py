@@ -1,4 +1,4 @@
-"""Shows the data that a student learned from: images, teachers, licences and digests."""
+"""Makes the section on what a student learned from: images, teachers, licences, digests."""
 
 import os
 from collections.abc import Sequence
@@ -13,7 +13,11 @@ _SPLITS = {"train": "training", "val": "validation"}
 
 
 def learned(content: Content) -> list[Markup]:
-    """Returns what was learned from what: images, teachers, licences and digests."""
+    """Returns the HTML of the section on images, teachers, their licences, and digests of files.
+
+    Args:
+        content: The content of the report.
+    """
     records = content.records
     rows = [(_SPLITS.get(each.name, each.name), *_split_cells(each)) for each in records.splits]
     parts = []
@@ -44,7 +48,11 @@ def _split_cells(split: Split) -> tuple[object, ...]:
 
 
 def _folders(split: Split) -> Markup:
-    """Returns the number of frames in the largest folders of a split, which fold away."""
+    """Returns a collapsible HTML table of a split's largest folders and their numbers of images.
+
+    Args:
+        split: The split.
+    """
     largest = split.folders.most_common(_FOLDERS_SHOWN)
     rows = [(name or ".", count) for name, count in largest]
     rest = len(split.folders) - len(rows)
@@ -60,7 +68,11 @@ def _listed(splits: Sequence[Split]) -> str:
 
 
 def _sizes(content: Content) -> str:
-    """Returns the sizes of the images that were evaluated."""
+    """Returns the sizes of the evaluated images as text, such as "480x640 (32)"; "" if none.
+
+    Args:
+        content: The content of the report.
+    """
     found = content.validation or content.training
     if found is None:
         return ""

@@ -1,4 +1,4 @@
-"""Parts that several sections share: labels, notes, units and means."""
+"""HTML elements and functions that several sections share: labels, notes, units and means."""
 
 import math
 from collections.abc import Iterable
@@ -10,10 +10,11 @@ _UNITS = {"rmse": "m", "sq_rel": "m", "silog": "%"}
 
 
 def label(found: Evaluation | None) -> Markup:
-    """Returns the line that says that figures are no accuracy; empty if they are.
+    """Returns a line of HTML that warns that metrics are agreement with the teacher, not accuracy.
 
     Args:
-        found: The evaluation that the figures are of; None without one.
+        found: The evaluation; None if there is none. The result is empty for it, and for an
+            evaluation against ground truth.
     """
     if found is None or not found.is_agreement:
         return Markup("")
@@ -21,7 +22,7 @@ def label(found: Evaluation | None) -> Markup:
 
 
 def note(title: str, lines: Iterable[str]) -> Markup:
-    """Returns a box with a title and a list of lines, which stands out from the page.
+    """Returns the HTML of a highlighted box with a title and a list of lines.
 
     Args:
         title: The title.
@@ -32,7 +33,7 @@ def note(title: str, lines: Iterable[str]) -> Markup:
 
 
 def unit_of(metric: str) -> str:
-    """Returns a metric's unit with a comma before it; empty without one.
+    """Returns a metric's unit with a comma before it, such as ", m"; "" if it has no unit.
 
     Args:
         metric: The metric's name.
@@ -41,7 +42,7 @@ def unit_of(metric: str) -> str:
 
 
 def mean_of(values: Iterable[float]) -> float:
-    """Returns the mean of the values that aren't NaN; NaN without one.
+    """Returns the mean of the values that aren't NaN; NaN if there are none.
 
     Args:
         values: The values.

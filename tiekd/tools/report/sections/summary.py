@@ -1,4 +1,4 @@
-"""The head of a report: the main figures, warnings, and what is left out."""
+"""Makes the head of a report: main metrics, warnings, and the parts that couldn't be made."""
 
 from tiekd.tools.report.content import Content
 from tiekd.tools.report.markup import Markup, tag
@@ -8,7 +8,11 @@ _TILES = ("abs_rel", "rmse", "a1")
 
 
 def summary(content: Content) -> list[Markup]:
-    """Returns the main figures, warnings, and what is left out."""
+    """Returns the HTML of the report's head: main metrics, warnings, parts that couldn't be made.
+
+    Args:
+        content: The content of the report.
+    """
     tiles = []
     found = content.validation
     if found is not None:
