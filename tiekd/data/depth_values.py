@@ -146,8 +146,8 @@ def _range_lines(frames: Frames, medians: dict[str | Stored, float]) -> list[str
     """
     if not medians:
         return []
-    # Report only what is true of all sampled frames, because a single frame may have unusual
-    # depths.
+    # Warn only if the medians of all sampled frames are outside the range, because a single frame
+    # may have unusual depths. Name the first frame as an example.
     path, median_m = next(iter(medians.items()))
     taken = taken_as(frames, image_io.kind_of_depth(source_of(path)))
     count = (

@@ -133,8 +133,9 @@ class Student:
         Args:
             image: The path of an image file, a Pillow image, an (H, W, 3) uint8 RGB array, or a
                 (3, H, W) or (B, 3, H, W) uint8 RGB tensor.
-            focal: Focal length in pixels of `image` at its own size, (fx + fy) / 2; of a batch one
-                for all or one for each. For a network with `canonical_focal`, which needs it.
+            focal: Focal length in pixels of `image` at its own size, (fx + fy) / 2. For a batch,
+                one number for all images or a sequence of B numbers. A network with
+                `canonical_focal` needs it; for any other it must be None.
             confidence: True to return confidence and sigma, too. Needs a DPM head.
 
         Returns:
@@ -144,8 +145,9 @@ class Student:
 
         Raises:
             DataError: If the file can't be read as an image, or `image` is none of the above.
-            RecipeError: If confidence is requested of another head; or if the focal length is
-                missing, not a number above 0, or given although the network needs none.
+            RecipeError: If confidence is requested of a network without a DPM head; or if the
+                focal length is missing, not a number above 0, or given although the network needs
+                none.
         """
         pixels = as_pixels(image)
         name = str(fspath(image)) if isinstance(image, str | PathLike) else "the image"
@@ -177,8 +179,9 @@ class Student:
             and sigma are None unless requested.
 
         Raises:
-            RecipeError: If confidence is requested of another head; or if the focal length is
-                missing, not a number above 0, or given although the network needs none.
+            RecipeError: If confidence is requested of a network without a DPM head; or if the
+                focal length is missing, not a number above 0, or given although the network needs
+                none.
         """
         small = self.working_image(pixels)
         reading = self.read(small, with_confidence, self._seen(focal, pixels))
@@ -252,7 +255,7 @@ class Student:
             Confidence and sigma are None unless requested.
 
         Raises:
-            RecipeError: If confidence is requested of another head.
+            RecipeError: If confidence is requested of a network without a DPM head.
         """
         if with_confidence:
             check_readout(self.network, "local", "confidence")

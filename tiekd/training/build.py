@@ -250,8 +250,8 @@ def build_parts(
             with errors_of_set(name), errors_of(member.where):
                 _prepare_teacher(member.teacher, recipe, frames_by_set[name])
 
-    # Compute the number of iterations, and load the initial weights. Then collect the names of the
-    # images and the teachers with which the weights have been or will be trained.
+    # Compute the number of iterations. With batches of images of one size, it depends on how many
+    # images have each size.
     groups = None
     if recipe.augment.sizes == "bucket":
         groups = size_groups(train_set, recipe.resize)

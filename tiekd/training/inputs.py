@@ -11,13 +11,13 @@ With several data sets the splits of each are called `street train` and so on, b
 `names`, and the lists in a split's `files`, have one entry per frame, in the order of the frames.
 ("picture" is the key of images.) The CRC-32 of each file is recorded if a split has at most 256 MB;
 of a larger split only sizes and modification times are recorded. A split of more than 100,000
-frames has neither `names` nor `files`. It has a `digest` of all names in their order, and a
-`sample`, which is the record of 1000 of the frames in the form of a split. A split of tar shards
-has a `digest`, too, and under `shards` the record of the shards in the form of a split; the files
+frames has neither `names` nor `files`: it has a `digest` of all names in their order, and a
+`sample`, the entries "count", "names" and "files" of 1000 of its frames. A split of tar shards has
+a `digest`, too, and under `shards` the same three entries for the shards' own files; the files
 inside the shards aren't read. `best_from` is the last iteration whose metrics were measured on
 other data than the present; -1 for none. Only rank 0 reads and writes. For 24,000 frames that takes
-about 2 s, and the file has 3 MB. `tiekd/training/input_changes.py` compares two records. Left out:
-contents of large data sets, and of data sets without files.
+about 2 s, and the file has 3 MB. `tiekd/training/input_changes.py` compares two records. Changed
+contents aren't noticed in large splits, nor in a dataset of the user's that names no files.
 """
 
 import contextlib

@@ -202,9 +202,10 @@ def left_out(job: Job, spec: Spec) -> dict[str, str]:
 
 
 def _figures_content(job: Job, spec: Spec) -> dict | None:
-    """Returns the content of a job's file of errors; None if there is none, or it is outdated.
+    """Returns the content of the JSON file with the depth errors that a job's evaluation measured.
 
-    It is outdated if what the results depend on has changed since.
+    It is None if there is no such file, or if what the errors depend on (recipe, data, weights,
+    code) has changed since it was written.
 
     Args:
         job: the job.

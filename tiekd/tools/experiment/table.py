@@ -353,7 +353,7 @@ def smallest_detectable(spec: Spec, name: str, figures: Figures) -> float:
 
 
 def compare_rows(spec: Spec, name: str, figures: Figures) -> list[dict]:
-    """Compares pairs of rows on a set: the primary comparison first, then all others.
+    """Compares pairs of rows on a set of data: the primary comparison first, then all others.
 
     A row is a recipe with overrides. The p-values of the others are corrected together by Holm's
     method.
