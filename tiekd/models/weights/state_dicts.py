@@ -320,8 +320,8 @@ def _translated(state: Mapping, head: str | None) -> dict[str, tuple[str, Tensor
     bare = _bare(state)
     bins = bare.get("decode_head.conv_out.0.weight")
     if head is None:
-        # Recognise AdaBins by its transformer, since its number of bins equals the number of
-        # channels of the unused layer in published sigmoid heads.
+        # Recognise AdaBins by its transformer. Its number of bins doesn't decide: a published
+        # sigmoid head has an unused layer with as many channels.
         adaptive = any(name.startswith(VIT) for name in bare)
         has_bins = bins is not None and bins.shape[0] != LEFTOVER_BINS
         head = "dpm" if adaptive or has_bins else "sigmoid"

@@ -1,9 +1,8 @@
-"""Evaluates the student for a report: on validation frames, on training frames, and the teacher.
+"""Evaluates the run's student on validation and training frames for a report, and its teacher.
 
 The validation frames are those of the run's start if the run has recorded their names. If a part of
-the report can't be made, such as pictures without the teacher's weights, its name and the reason
-are recorded, and the other parts are made.
-"""
+the report can't be made, such as the teacher's depth when its weights are missing, the part's name
+and the reason are recorded, and the other parts are made."""
 
 import contextlib
 import sys
