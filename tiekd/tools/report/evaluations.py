@@ -2,7 +2,8 @@
 
 The validation frames are those of the run's start if the run has recorded their names. If a part of
 the report can't be made, such as the teacher's depth when its weights are missing, the part's name
-and the reason are recorded, and the other parts are made."""
+and the reason are recorded, and the other parts are made.
+"""
 
 import contextlib
 import sys
