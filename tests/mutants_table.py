@@ -1651,8 +1651,8 @@ MUTANTS = [
     Mutant(
         "a_signal_waits_for_a_first_iteration_that_never_comes",
         "tiekd.training.hooks.preemption",
-        "_end_at_second",
-        "first_at is None or not waits()",
+        "_end_at_second_signal",
+        "first_at is None or not is_first_iteration()",
         "True",
         ("tests/system/processes/test_preemption.py",),
     ),
@@ -1826,7 +1826,7 @@ MUTANTS = [
     Mutant(
         "a_run_without_a_pixel_goes_on",
         "tiekd.training.hooks.counting",
-        "PixelsCount._look",
+        "PixelsCount._check_losses",
         "any(ranks)",
         "True",
         ("tests/unit/training/hooks/test_counting.py",),
@@ -1834,7 +1834,7 @@ MUTANTS = [
     Mutant(
         "only_rank_0_says_whether_a_pixel_counts",
         "tiekd.training.hooks.counting",
-        "PixelsCount._look",
+        "PixelsCount._check_losses",
         "any(ranks)",
         "ranks[0]",
         ("tests/system/ranks/test_counting.py",),
@@ -2106,7 +2106,7 @@ MUTANTS = [
     Mutant(
         "a_loss_of_nothing_is_silent_beside_another",
         "tiekd.training.hooks.counting",
-        "PixelsCount._look",
+        "PixelsCount._check_losses",
         "not counts",
         "False",
         ("tests/unit/training/hooks/test_counting.py",),

@@ -20,7 +20,7 @@ from tiekd.training.hooks.text_log import TextLog
 # Number of samples before the check for losses that are always 0, unless the epoch ends earlier.
 # The ground truth of a few images may be so sparse that no pixel of it is inside the losses' crop.
 MIN_SAMPLES = 100
-_NAMED = 3  # largest number of samples that the error message names
+_MAX_NAMES = 3  # largest number of samples that the error message names
 
 
 class PixelsCount(Hook):
@@ -37,7 +37,7 @@ class PixelsCount(Hook):
         self.text_log = text_log
         # Mask (number of losses,) on the device: True for each loss that was not 0 at least once;
         # None before the first iteration.
-        self._any: torch.Tensor | None = None
+        self._was_nonzero: torch.Tensor | None = None
         self._names: list[str] = []
         self._seen, self._done = 0, False
 
@@ -59,18 +59,18 @@ class PixelsCount(Hook):
         self._names = list(state.micro_losses[0])
         losses = torch.stack([torch.stack(list(each.values())) for each in state.micro_losses])
         found = (losses != 0).any(0)  # True for NaN too, which the hook Guard reports
-        self._any = found if self._any is None else self._any | found
+        self._was_nonzero = found if self._was_nonzero is None else self._was_nonzero | found
         self._seen += 1
-        # Decide if the check is due, since reading `_any` costs a host sync: after enough samples,
-        # when the log writes a line, which needs a host sync anyway, or at the end of the epoch or
-        # run.
+        # Decide if the check is due, since reading `_was_nonzero` costs a host sync: after enough
+        # samples, when the log writes a line, which needs a host sync anyway, or at the end of the
+        # epoch or run.
         ends = state.is_last and state.stop_reason is None
         epoch_is_through = self._seen >= state.iterations_per_epoch
         enough = self._seen * state.batch_size >= MIN_SAMPLES or epoch_is_through or ends
         if enough and (self.text_log.last_iteration == state.iteration or epoch_is_through or ends):
-            self._look(state)
+            self._check_losses(state)
 
-    def _look(self, state) -> None:
+    def _check_losses(self, state) -> None:
         """Reads which losses were not 0 on any rank, and logs those that always were. Collective.
 
         Args:
@@ -79,7 +79,7 @@ class PixelsCount(Hook):
         Raises:
             DataError: All losses of all ranks were always 0; raised on all ranks.
         """
-        facts = comm.gather_objects((self._any.tolist(), _target_facts(state)))
+        facts = comm.gather_objects((self._was_nonzero.tolist(), _target_facts(state)))
         self._done = True
         counted = [any(ranks) for ranks in zip(*(found for found, _ in facts), strict=True)]
         has_teacher = teacher_node.has_teacher(state.recipe or {})
@@ -128,7 +128,7 @@ def _message(
     iterations: int, facts: list[tuple[int, int, float, list[str]]], has_teacher: bool
 ) -> str:
     measured, pixels = sum(fact[0] for fact in facts), sum(fact[1] for fact in facts)
-    names = ", ".join([name for fact in facts for name in fact[3]][:_NAMED])
+    names = ", ".join([name for fact in facts for name in fact[3]][:_MAX_NAMES])
     if measured:
         largest = max(fact[2] for fact in facts)
         found = (

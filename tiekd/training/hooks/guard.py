@@ -27,7 +27,7 @@ from tiekd.workdir import checkpoints
 # Limits of the text log: the number of bad iterations (loss or gradient not finite) that are logged
 # each time the log writes a line, and of sample names in one line. The .log.json file has all of
 # them.
-MAX_TOLD_ITERATIONS, MAX_TOLD_NAMES = 5, 16
+MAX_LOGGED_ITERATIONS, MAX_LOGGED_NAMES = 5, 16
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Guard(Hook):
 
     def __init__(self, text_log: TextLog, max_in_a_row: int):
         self.text_log, self.max_in_a_row = text_log, max_in_a_row
-        self._kept: list[Iteration] = []
+        self._stored: list[Iteration] = []
         # The number of consecutive bad iterations (loss or gradient not finite) up to now, and the
         # iteration number of the first of them.
         self._in_a_row, self._first_bad = (0, 0)
@@ -90,9 +90,9 @@ class Guard(Hook):
             state.names,
             state.image_sums,
         )
-        self._kept.append(Iteration(state.iteration, *facts))
+        self._stored.append(Iteration(state.iteration, *facts))
         if state.ends or self.text_log.last_iteration == state.iteration:
-            self._look(state)
+            self._check_stored(state)
 
     def state_dict(self) -> dict:
         """Returns the count of bad iterations in a row, as a dict for a checkpoint.
@@ -110,7 +110,7 @@ class Guard(Hook):
         """
         self._in_a_row, self._first_bad = state_dict["in_a_row"], state_dict["first_bad"]
 
-    def _look(self, state) -> None:
+    def _check_stored(self, state) -> None:
         """Logs and counts the stored iterations whose loss or gradient isn't finite. Collective.
 
         Args:
@@ -121,16 +121,16 @@ class Guard(Hook):
         """
         # Read the stored iterations with one host sync, and gather those with a skipped optimizer
         # step from all ranks.
-        kept, self._kept = self._kept, []
-        skipped = _on_host([iteration.skipped for iteration in kept])
+        stored, self._stored = self._stored, []
+        skipped = _on_host([iteration.skipped for iteration in stored])
         mine = {
-            i.number: _reported(i)
-            for i, was_skipped in zip(kept, skipped, strict=True)
+            i.number: _reports_of(i)
+            for i, was_skipped in zip(stored, skipped, strict=True)
             if was_skipped
         }
         of_ranks = comm.gather_objects(mine)
-        told = 0
-        for iteration in kept:
+        num_logged = 0
+        for iteration in stored:
             # Collect the reports of one stored iteration from all ranks. A rank makes reports, one
             # for each micro-batch, only if the iteration's optimizer step was skipped.
             reports = [
@@ -146,15 +146,15 @@ class Guard(Hook):
             elif broken or not iteration.searched_loss_scale:
                 self._first_bad = self._first_bad if self._in_a_row else iteration.number
                 self._in_a_row += 1
-                told += 1
-                if told <= MAX_TOLD_ITERATIONS:
+                num_logged += 1
+                if num_logged <= MAX_LOGGED_ITERATIONS:
                     self.text_log.info(_line(iteration.number, reports, broken))
                 self.text_log.write_json(
                     _row(iteration.number, broken or reports, "loss" if broken else "gradient")
                 )
-        if told > MAX_TOLD_ITERATIONS:
+        if num_logged > MAX_LOGGED_ITERATIONS:
             self.text_log.info(
-                f"and {told - MAX_TOLD_ITERATIONS} more iterations; the .log.json has them all"
+                f"and {num_logged - MAX_LOGGED_ITERATIONS} more iterations; the .log.json has them all"
             )
         if 0 < self.max_in_a_row <= self._in_a_row:
             self._end(state)
@@ -167,7 +167,7 @@ class Guard(Hook):
         message = (
             f"{self._in_a_row} iterations in a row, from {self._first_bad} on, had a loss or "
             f"gradient that was not finite (train.max_bad_iterations: {self.max_in_a_row}); "
-            f"{_way_on(state, self._first_bad)}; {command} shows the first one's samples"
+            f"{_resume_advice(state, self._first_bad)}; {command} shows the first one's samples"
         )
         self.text_log.info(message)
         raise DivergedError(message)
@@ -195,7 +195,7 @@ def last_good(state, first_bad: int):
     return comm.broadcast_object(found)
 
 
-def _way_on(state, first_bad: int) -> str:
+def _resume_advice(state, first_bad: int) -> str:
     found = last_good(state, first_bad)
     if found is None:
         return "there is no checkpoint yet; start again, for example with a smaller optimizer.lr"
@@ -217,7 +217,7 @@ def _on_host(flags: list[Tensor | bool]) -> list[bool]:
     return flags
 
 
-def _reported(iteration: Iteration) -> list[dict]:
+def _reports_of(iteration: Iteration) -> list[dict]:
     """Returns the losses and sample names of an iteration on this rank. Costs two host syncs.
 
     Args:
@@ -255,11 +255,11 @@ def _is_finite(report: dict) -> bool:
 
 def _line(number: int, reports: list[dict], broken: list[dict]) -> str:
     bad_images = [name for report in reports for name in report["bad_pictures"]]
-    end = f"; not finite itself: {_listed(bad_images)}" if bad_images else ""
+    end = f"; not finite itself: {_join_names(bad_images)}" if bad_images else ""
     if broken:
         parts = [
             f"on rank {report['rank']}, micro-batch {report['micro_batch']} "
-            f"({_shown(report['losses'])}): {_listed(report['names'])}"
+            f"({_format_losses(report['losses'])}): {_join_names(report['names'])}"
             for report in broken
         ]
         return f"iteration {number}: skipped, the loss was not finite {'; '.join(parts)}{end}"
@@ -268,8 +268,8 @@ def _line(number: int, reports: list[dict], broken: list[dict]) -> str:
         for name in reports[0]["losses"]
     }
     names = [name for report in reports for name in report["names"]]
-    told = f"iteration {number}: skipped, the gradient was not finite ({_shown(means)})"
-    return f"{told}: {_listed(names)}{end}"
+    start = f"iteration {number}: skipped, the gradient was not finite ({_format_losses(means)})"
+    return f"{start}: {_join_names(names)}{end}"
 
 
 def _row(number: int, reports: list[dict], what: str) -> dict:
@@ -281,7 +281,7 @@ def _row(number: int, reports: list[dict], what: str) -> dict:
     Args:
         number: The iteration's number, from 1.
         reports: A dict for each micro-batch, on all ranks, that caused the skipped step, as
-            `_reported` returns it and with the key `rank`.
+            `_reports_of` returns it and with the key `rank`.
         what: What was not finite, "loss" or "gradient".
     """
     samples = [
@@ -291,13 +291,13 @@ def _row(number: int, reports: list[dict], what: str) -> dict:
     return {"mode": "skipped", "iteration": number, "not_finite": what, "micro_batches": samples}
 
 
-def _shown(losses: dict[str, float]) -> str:
+def _format_losses(losses: dict[str, float]) -> str:
     return ", ".join(f"{name}: {value:.4f}" for name, value in losses.items())
 
 
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - MAX_TOLD_NAMES} more" if len(names) > MAX_TOLD_NAMES else ""
-    return ", ".join(names[:MAX_TOLD_NAMES]) + more
+def _join_names(names: list[str]) -> str:
+    more = f" and {len(names) - MAX_LOGGED_NAMES} more" if len(names) > MAX_LOGGED_NAMES else ""
+    return ", ".join(names[:MAX_LOGGED_NAMES]) + more
 
 
 build = Guard

@@ -28,7 +28,7 @@ from tiekd.training.hook import Hook
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 _GRACE_S = 20.0
-_COPIES_COME_S = 3.0
+_COPY_WINDOW_S = 3.0
 _SIGNAL, _ORPHANED = 1, 2
 
 
@@ -43,9 +43,9 @@ class Preemption(Hook):
 
     def __init__(self):
         self._reason: str | None = None
-        self._asked = 0
+        self._stop_flag = 0
         self._iterations = 0  # number of iterations that this process has finished
-        self._question: tuple[dist.Work | None, torch.Tensor] | None = None
+        self._reduction: tuple[dist.Work | None, torch.Tensor] | None = None
         self._group = None
 
     def before_train(self, state) -> None:
@@ -62,8 +62,10 @@ class Preemption(Hook):
         # once the launcher itself has died, this rank has to watch them.
         ranks = comm.gather_objects((socket.gethostname(), os.getpid()))
         here = [pid for host, pid in ranks if host == socket.gethostname() and pid != os.getpid()]
-        self._neighbours = [psutil.Process(pid) for pid in here]
-        self._before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        self._local_ranks = [psutil.Process(pid) for pid in here]
+        self._previous_handlers = {
+            number: signal.signal(number, self._on_signal) for number in SIGNALS
+        }
         # Let a thread read the signals from a pipe. Python runs a signal handler only when the main
         # thread executes Python code, i.e. not while it waits in a collective; the thread can end a
         # process that hangs in one.
@@ -72,7 +74,7 @@ class Preemption(Hook):
         signal.set_wakeup_fd(self._signals, warn_on_full_buffer=False)
         arguments = ours, lambda: self._iterations == 0
         threading.Thread(
-            target=_end_at_second, args=arguments, name="preemption", daemon=True
+            target=_end_at_second_signal, args=arguments, name="preemption", daemon=True
         ).start()
         launcher_watch.when_lost(self._on_orphaned)
 
@@ -84,19 +86,19 @@ class Preemption(Hook):
         the current flags.
         """
         self._iterations += 1
-        if asked := self._answer():
+        if flag := self._finish_reduction():
             state.stop_reason = self._reason or "another rank was asked to stop"
-            state.orphaned = asked == _ORPHANED
+            state.orphaned = flag == _ORPHANED
             return
         # Start the reduction of the flag for a request to stop. The method reads the result after
         # the next iteration.
-        asked = torch.tensor([self._asked], dtype=torch.int32)
+        flag = torch.tensor([self._stop_flag], dtype=torch.int32)
         work = (
-            dist.all_reduce(asked, dist.ReduceOp.MAX, self._group, async_op=True)
+            dist.all_reduce(flag, dist.ReduceOp.MAX, self._group, async_op=True)
             if self._group
             else None
         )
-        self._question = work, asked
+        self._reduction = work, flag
 
     def after_train(self, state) -> None:
         """Restores the signal handlers that were there before `before_train`.
@@ -107,47 +109,47 @@ class Preemption(Hook):
         Args:
             state: The state of the run; not used.
         """
-        self._answer()
+        self._finish_reduction()
         launcher_watch.when_lost(launcher_watch.end_process)
-        for number, handler in self._before.items():
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler or signal.SIG_DFL)
         if signal.set_wakeup_fd(-1) == self._signals:
             os.close(self._signals)
 
-    def _answer(self) -> int:
+    def _finish_reduction(self) -> int:
         """Waits for the reduction that is in progress, and returns the largest flag of all ranks.
 
         The result is _ORPHANED if a rank's launcher had died when the reduction was started, else
         _SIGNAL if a rank had got a signal, else 0. It is also 0 if no reduction is in progress.
         """
-        if self._question is None:
+        if self._reduction is None:
             return 0
-        work, asked = self._question
-        self._question = None
+        work, flag = self._reduction
+        self._reduction = None
         if work is not None:
             work.wait()
-        return int(asked)
+        return int(flag)
 
     def _on_signal(self, number: int, _frame) -> None:
         if self._reason is not None:
             return
-        self._asked = _SIGNAL
+        self._stop_flag = _SIGNAL
         self._reason = f"{signal.Signals(number).name} came"
         entrypoint.asked_to_stop.append(self._reason)
 
     def _on_orphaned(self, launcher) -> None:
         self._reason = self._reason or f"the launcher, process {launcher.pid}, is gone"
-        self._asked = _ORPHANED
-        launcher_watch.watch(self._neighbours, self._on_lost_neighbour)
+        self._stop_flag = _ORPHANED
+        launcher_watch.watch(self._local_ranks, self._on_lost_rank)
 
-    def _on_lost_neighbour(self, _rank) -> None:
+    def _on_lost_rank(self, _rank) -> None:
         # Another rank on this machine has ended. It may have done so after saving its checkpoint;
         # then this process ends by itself, too, if it gets some time. So wait before ending it.
         time.sleep(_GRACE_S)
         launcher_watch.end_process()
 
 
-def _end_at_second(signals: int, waits: Callable[[], bool]) -> None:
+def _end_at_second_signal(signals: int, is_first_iteration: Callable[[], bool]) -> None:
     """Reads signal numbers from a pipe, and ends the process if it doesn't stop by itself.
 
     It ends the process at a second request to stop. It also ends the process _GRACE_S seconds after
@@ -156,7 +158,7 @@ def _end_at_second(signals: int, waits: Callable[[], bool]) -> None:
 
     Args:
         signals: The reading end of the pipe, a file descriptor.
-        waits: Function that returns True as long as the first iteration is not finished.
+        is_first_iteration: Function that returns True until the first iteration is finished.
     """
     first_at, first = None, 0
     poller = select.poll()
@@ -164,9 +166,13 @@ def _end_at_second(signals: int, waits: Callable[[], bool]) -> None:
     while True:
         # Wait for the next signal, without a time limit except after a request to stop during the
         # first iteration: then wait only until the process has to be ended.
-        left_s = None if first_at is None or not waits() else first_at + _GRACE_S - time.monotonic()
+        left_s = (
+            None
+            if first_at is None or not is_first_iteration()
+            else first_at + _GRACE_S - time.monotonic()
+        )
         if not poller.poll(left_s and max(0.0, left_s) * 1000):
-            if waits():
+            if is_first_iteration():
                 launcher_watch.end_process(code=128 + first)
             continue
         if not (number := os.read(signals, 1)):
@@ -177,7 +183,7 @@ def _end_at_second(signals: int, waits: Callable[[], bool]) -> None:
         # it to its ranks, so copies of the first request may arrive within seconds; these don't
         # count.
         now = time.monotonic()
-        if first_at is not None and now - first_at >= _COPIES_COME_S:
+        if first_at is not None and now - first_at >= _COPY_WINDOW_S:
             launcher_watch.end_process(code=128 + number[0])
         first_at, first = first_at or now, first or number[0]
     os.close(signals)

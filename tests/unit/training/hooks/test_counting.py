@@ -80,7 +80,7 @@ def test_pixels_count_between_lines_reads_no_tensor(tmp_path):
         state.iteration += 1
         state.micro_losses = [{"loss": nothing}]
         hook.after_iteration(state)
-    assert hook._any.device.type == "meta", "found on the device, and not read yet"
+    assert hook._was_nonzero.device.type == "meta", "found on the device, and not read yet"
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def test_guard_limits_text_lines(tmp_path):
     hook, state = start(tmp_path, interval=20)
     for _ in range(20):
         iterate(hook, state, (math.nan, 1.0))
-    assert len(told(tmp_path)) == guard.MAX_TOLD_ITERATIONS + 1
+    assert len(told(tmp_path)) == guard.MAX_LOGGED_ITERATIONS + 1
     assert told(tmp_path)[-1] == "and 15 more iterations; the .log.json has them all"
     assert [row["iteration"] for row in rows(tmp_path)] == list(range(1, 21))
 
@@ -208,7 +208,7 @@ def test_guard_between_lines_reads_no_tensor(tmp_path):
         state.micro_losses, state.names, state.step_skipped = [{"loss": nothing}], [["a"]], nothing
         state.image_sums = [nothing[None]]
         hook.after_iteration(state)
-    assert len(hook._kept) == 49, "all wait for the next line"
+    assert len(hook._stored) == 49, "all wait for the next line"
     assert told(tmp_path) == []
 
 

@@ -40,7 +40,7 @@ def test_preemption_stops_after_next_iteration(hook):
 
 def test_preemption_repeated_signal_is_one_request(monkeypatch, hook):
     """Repeated copies of a signal count as one stop request."""
-    monkeypatch.setattr(preemption, "_COPIES_COME_S", 600.0)  # a slow machine would end the tests
+    monkeypatch.setattr(preemption, "_COPY_WINDOW_S", 600.0)  # a slow machine would end the tests
     state = SimpleNamespace(stop_reason=None)
     for _ in range(3):
         os.kill(os.getpid(), signal.SIGTERM)
