@@ -10,7 +10,7 @@ class SomeState(SimpleNamespace):
     """Has the given attributes, and TrainState's methods about when an action is due."""
 
     stop_reason = None
-    agreement = None
+    teacher_comparison = None
     set_metrics, metrics_label = {}, ""
     is_due, period = TrainState.is_due, TrainState.period
     is_last, ends, epoch = TrainState.is_last, TrainState.ends, TrainState.epoch

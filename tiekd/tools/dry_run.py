@@ -85,7 +85,7 @@ def dry_run(recipe: dict, recipe_path: Path, engine_config: dict) -> list[str]:
     seconds, data_s = watch.median_s()
     least_s, most_s = watch.range_s()
     total = state.total_iterations
-    told = startup_log.about(parts)
+    told = startup_log.first_lines(parts)
     told += parts.report + [
         line
         for dataset in (parts.train_set, parts.val_set)

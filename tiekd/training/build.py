@@ -266,11 +266,11 @@ def build_parts(
     for dataset in (train_set, val_set):
         for name, frames in sets_in(dataset):
             with errors_of_set(name):
-                report += mixed_data.named(name, check_range(frames))
+                report += mixed_data.prefix_lines(name, check_range(frames))
     for name, frames in sets_in(train_set):
         with errors_of_set(name):
             found = map_focals.check(frames, is_canonical=network.canonical is not None)
-            report += mixed_data.named(name, found)
+            report += mixed_data.prefix_lines(name, found)
     report += load_weights(network, recipe) if begins else []
     seen, teachers = None, []
     if comm.is_main():
@@ -287,7 +287,7 @@ def build_parts(
         ]
         teachers = learned_from.union(*records, learned_from.read(initial))
     if groups is not None:
-        report.insert(0, _repeated_places(groups, per_epoch * train.batch_size))
+        report.insert(0, _repeated_images_line(groups, per_epoch * train.batch_size))
     if not recipe.is_mixed:  # the sets' own epochs follow each other within a batch
         report += repeats(len(train_set), train.batch_size, groups)
 
@@ -535,7 +535,7 @@ def build_hooks(
     hooks += [PixelsCount(log), KeptMemory()]
     if unreadable is not None:
         hooks.append(UnreadableSamples(unreadable, log))
-    own = _own_hooks(recipe, log)
+    own = _recipe_hooks(recipe, log)
     hooks += [hook for hook in own if isinstance(hook, Ema)]
     if recipe.train.validate:
         hook = Evaluation(
@@ -616,7 +616,7 @@ def teachers_by_set(teacher: Teacher) -> dict[str, Teacher | None]:
     return {"": teacher}
 
 
-def _own_hooks(recipe: Recipe, log: TextLog) -> list[Hook]:
+def _recipe_hooks(recipe: Recipe, log: TextLog) -> list[Hook]:
     """Builds the hooks in the recipe's section `hooks`, and returns them in the same order.
 
     Args:
@@ -698,7 +698,7 @@ def _initial_weights(recipe: Recipe) -> Path | None:
     return None if given is None else _weights_file(given)
 
 
-def _repeated_places(groups: list[int], places: int) -> str:
+def _repeated_images_line(groups: list[int], images_per_epoch: int) -> str:
     """Returns a log line that says how many images of an epoch are repeated to fill batches.
 
     Images are repeated if each batch must have images of one size.
@@ -706,11 +706,12 @@ def _repeated_places(groups: list[int], places: int) -> str:
     Args:
         groups: For each training frame its group number; frames whose images have the same size
             share a number.
-        places: The number of images in all batches of an epoch.
+        images_per_epoch: The number of images in all batches of an epoch.
     """
+    num_repeated = images_per_epoch - len(groups)
     return (
         f"A batch holds images of one size, of which there are {len(set(groups))}; to fill up "
-        f"each size's last batch, {places - len(groups)} of an epoch's {places} places repeat an "
+        f"each size's last batch, {num_repeated} of an epoch's {images_per_epoch} places repeat an "
         "image"
     )
 

@@ -234,7 +234,8 @@ def check_weights(network: Mapping, state: Mapping, path: Path) -> list[str]:
         return []
     return [
         f"Warning: {path} was trained with canonical_focal {theirs[0]} and canonical_factors "
-        f"{theirs[1]}, this run has {ours[0]} and {ours[1]}: its head's depths mean others here"
+        f"{theirs[1]}, but this run has {ours[0]} and {ours[1]}, so the same output of the head "
+        "stands for another depth; to keep its depths, set both keys of network as in that file"
     ]
 
 

@@ -73,8 +73,8 @@ class Evaluation(Hook):
             in place of `dataset` and `reference`; `build_hooks` sets them. Empty for one data set.
         overlap: How many of the validation frames the student was trained on; None if unknown, and
             on ranks above 0.
-        owed: If an evaluation is postponed, the learning rates of its iteration, with which it will
-            be logged; else None.
+        postponed_lr: If an evaluation is postponed, the learning rates of its iteration, with which
+            it will be logged; else None.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Evaluation(Hook):
         self.reference: Reference | None = None
         self.sets: tuple[ValidationSet, ...] = ()
         self.overlap: trained_on.Overlap | None = None
-        self.owed: list[float] | None = None
+        self.postponed_lr: list[float] | None = None
 
     @property
     def protocol(self) -> EvaluationProtocol:
@@ -111,7 +111,7 @@ class Evaluation(Hook):
         return self.sets or (ValidationSet("", self.dataset, self.settings, self.reference),)
 
     @property
-    def label(self) -> str:
+    def metrics_label(self) -> str:
         """Text that names the data sets on which the metrics in `state.metrics` are measured.
 
         These metrics choose the best weights. The text is the name of one data set or "mean over
@@ -153,15 +153,18 @@ class Evaluation(Hook):
                 found = trained_on.overlap_of(state.trained_on, each.dataset)
                 if found is not None and found.seen:
                     of_set = f" of {each.name}" if each.name else ""
-                    told = f"validation{of_set}: {found}, so figures say less of new images"
-                    self.info(f"Warning: {told}")
+                    self.info(
+                        f"Warning: validation{of_set}: {found}, so the metrics are likely better "
+                        "than on new images; to measure those, validate on frames that were not "
+                        "trained on"
+                    )
                 # Remember how many validation frames were trained on, for the log lines about the
                 # best weights. Consider only the data sets whose metrics choose the best weights.
                 is_chosen = not self.sets or self.settings.set in (None, each.name)
                 if is_chosen and (self.overlap is None or not self.overlap.seen):
                     self.overlap = found
-        if self.owed is not None:
-            state.lr, self.owed = self.owed, None
+        if self.postponed_lr is not None:
+            state.lr, self.postponed_lr = self.postponed_lr, None
             self._evaluate(state)
 
     def after_iteration(self, state) -> None:
@@ -175,7 +178,7 @@ class Evaluation(Hook):
         if not state.is_due(self.settings.interval, self.settings.by) and not state.is_last:
             return
         if state.stop_reason is not None and not state.is_last:
-            self.owed = state.lr
+            self.postponed_lr = state.lr
         else:
             self._evaluate(state)
 
@@ -185,7 +188,7 @@ class Evaluation(Hook):
         self._fill_replica(weights)
         scored = {each.name: self._score(each) for each in self.validation_sets}
         state.set_metrics = {name: figures for name, (figures, _) in scored.items() if name}
-        state.metrics_label = self.label
+        state.metrics_label = self.metrics_label
         chosen = self.settings.set if self.sets else ""
         if chosen is None:
             values = [figures for figures, _ in scored.values()]
@@ -197,15 +200,17 @@ class Evaluation(Hook):
         state.num_evaluated = sum(
             len(each.dataset) for each in self.validation_sets if chosen in (None, each.name)
         )
-        state.agreement = _joined({name: found for name, (_, found) in scored.items()})
+        state.teacher_comparison = _join_by_set(
+            {name: found for name, (_, found) in scored.items()}
+        )
         # Save the best weights before other hooks are called, since such a hook may read the file
         # or raise an error. Write the log line about them only afterwards, because one of these
         # hooks logs the metrics.
-        told = self._keep_if_best(weights, state)
+        line = self._keep_if_best(weights, state)
         for hook in state.hooks:
             hook.after_evaluation(state, state.metrics)
-        if told is not None:
-            self.info(told)
+        if line is not None:
+            self.info(line)
 
     def _score(self, validated: ValidationSet) -> tuple[dict[str, float], Agreement | None]:
         """Evaluates the replica on one data set. Collective.
@@ -234,9 +239,11 @@ class Evaluation(Hook):
         )
         if validated.reference is None:
             return figures, None
-        return figures, self._agreement(validated, rows.gather(), edges.gather(), figures)
+        return figures, self._compare_with_teacher(
+            validated, rows.gather(), edges.gather(), figures
+        )
 
-    def _agreement(
+    def _compare_with_teacher(
         self, validated: ValidationSet, table: FrameTable, edges: EdgeFigures, figures: dict
     ) -> Agreement:
         """Returns the results of an evaluation against the teacher that go beyond the nine metrics.
@@ -275,14 +282,14 @@ class Evaluation(Hook):
                 for each in self.validation_sets
                 if not self.sets or self.settings.set in (None, each.name)
             ]
-            return self._why_no_best(
+            return self._describe_nonfinite(
                 name, *next(pair for pair in found if not math.isfinite(pair[0]))
             )
         if self.best is None or metrics.is_better(name, value, self.best):
             return self._save_best(name, weights, state)
         return None
 
-    def _why_no_best(self, name: str, value: float, validated: ValidationSet) -> str:
+    def _describe_nonfinite(self, name: str, value: float, validated: ValidationSet) -> str:
         """Returns a line for the log that says why a metric isn't finite.
 
         Weights with such a metric are never saved as the best.
@@ -331,7 +338,7 @@ class Evaluation(Hook):
                 facts = {"metrics": state.metrics, "resize": self.resize.node()}
                 facts |= state.training_record
                 if self.sets:
-                    facts |= {"metrics_of": self.label, "metrics_by_set": state.set_metrics}
+                    facts |= {"metrics_of": self.metrics_label, "metrics_by_set": state.set_metrics}
                 if self._compared_with is not None:
                     facts |= {"against": TEACHER, "metrics_are": self._compared_with}
                 if state.average is not None:
@@ -348,20 +355,20 @@ class Evaluation(Hook):
         if self._compared_with is not None:
             label += f" ({self._compared_with})"
         if self.sets:
-            label += f" ({self.label})"
+            label += f" ({self.metrics_label})"
         return f"{best}, saved as best_{name}.pth{label}"
 
     def state_dict(self) -> dict:
         """Returns the hook's state for a checkpoint, a dict of plain values.
 
         Its keys are `metric` and `best`, the name and the best value of the metric that chooses the
-        best weights; `resize`, how images are resized; `owed`, the attribute; and, with several
-        data sets, `set`, which of them the metric is on.
+        best weights; `resize`, how images are resized; `owed`, the attribute `postponed_lr`; and,
+        with several data sets, `set`, which of them the metric is on.
         """
         compared = {"metric": self.settings.save_best, "resize": self.resize.node()}
         if self.sets:
-            compared["set"] = self.label
-        return {"best": self.best, "owed": self.owed, **compared}
+            compared["set"] = self.metrics_label
+        return {"best": self.best, "owed": self.postponed_lr, **compared}
 
     def load_state_dict(self, state: dict) -> None:
         """Restores the state that `state_dict` returned.
@@ -373,7 +380,7 @@ class Evaluation(Hook):
         Args:
             state: The state that `state_dict` returned when the checkpoint was saved.
         """
-        self.best, self.owed = state["best"], state["owed"]
+        self.best, self.postponed_lr = state["best"], state["owed"]
         other_metric = state.get("metric", self.settings.save_best) != self.settings.save_best
         # Drop the best value if the state is that of an older version, which saved no `resize`: it
         # evaluated images at their own size, whatever their size in training. The best value may
@@ -382,7 +389,7 @@ class Evaluation(Hook):
             OWN_SIZE,
             Resize(at_most=self.resize.at_most),
         )
-        other_metric = other_metric or state.get("set", "") != self.label
+        other_metric = other_metric or state.get("set", "") != self.metrics_label
         if other_metric or own_size or (self.best is not None and not math.isfinite(self.best)):
             self.best = None
 
@@ -403,13 +410,13 @@ class Evaluation(Hook):
         self.replica.eval()
 
 
-def _joined(found: dict[str, Agreement | None]) -> Agreement | None:
+def _join_by_set(found: dict[str, Agreement | None]) -> Agreement | None:
     """Joins the results of evaluations against the teachers of several data sets.
 
     Args:
-        found: The results of each data set by its name, as `_agreement` returns them; None for a
-            set that is evaluated against ground truth. The only data set of a recipe has the name
-            "".
+        found: The results of each data set by its name, as `_compare_with_teacher` returns them;
+            None for a set that is evaluated against ground truth. The only data set of a recipe has
+            the name "".
 
     Returns:
         The joined results, in which the name of a number begins with its set's name, as in

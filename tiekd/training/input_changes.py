@@ -41,7 +41,7 @@ _REFUSED_KEYS = (
 # Keys of the section `data` that may change before a resume: paths, since the files themselves are
 # compared, and keys that choose frames, since the frames themselves are compared. _ALLOWED_KEYS has
 # further keys that may change: those of augmentation, data loading and teachers.
-_PLACES = (
+_ALLOWED_DATA_KEYS = (
     "root",
     "images",
     "depths",
@@ -57,7 +57,7 @@ _PLACES = (
     "unmatched",
 )
 _ALLOWED_KEYS = (
-    *(f"data.{key}" for key in (*_PLACES, "augment", "augment.*", "resize", "resize.*")),
+    *(f"data.{key}" for key in (*_ALLOWED_DATA_KEYS, "augment", "augment.*", "resize", "resize.*")),
     *(f"data.{key}" for key in Loading.__dataclass_fields__),
     *(
         f"{teacher}.{key}"
@@ -86,15 +86,15 @@ class Verdict(NamedTuple):
         keys: Changed keys of the recipe, as `workdir.changed_keys` returns them; None if the
             recipe at the start isn't known.
         refused: Messages on changes of the training or validation data, which the user must accept.
-        told: Messages on all other changes, which are only logged.
+        only_logged: Messages on all other changes, which are only logged.
     """
 
     keys: list[str] | None
     refused: list[str]
-    told: list[str]
+    only_logged: list[str]
 
 
-def judge(
+def compare_or_refuse(
     started: dict | None, now: dict | None, resume_path: Path | None, accept: bool
 ) -> Verdict:
     """Compares a run's inputs at its start with the current ones; refuses some changes. Collective.
@@ -146,7 +146,7 @@ def compare(started: dict | None, now: dict) -> Verdict:
         return Verdict(None, [], [f"{line}; it is written now"])
     differing = workdir.differences(started["recipe"], now["recipe"])
     keys = [key for key in differing if not key.startswith(workdir.NOT_LEARNED_FROM)]
-    refused, told = [], []
+    refused, only_logged = [], []
     of_splits = {}
     # Compare the frames: their files, names and order.
     for split in dict.fromkeys(("train", "val", *started["splits"], *now["splits"])):
@@ -154,19 +154,19 @@ def compare(started: dict | None, now: dict) -> Verdict:
             split, started["splits"].get(split), now["splits"].get(split)
         )
         refused += of_splits[split].refused
-        told += of_splits[split].told
+        only_logged += of_splits[split].only_logged
     # Compare single files: the teacher's weights, split files, the user's code.
     names = sorted(started["files"].keys() | now["files"].keys())
     for name in names:
-        is_another, text = _file_change(name, started["files"].get(name), now["files"].get(name))
+        has_changed, text = _file_change(name, started["files"].get(name), now["files"].get(name))
         # Refuse a changed split file (a list of frames) only if the frames that it lists have
         # changed.
-        split = _split_of(name)
+        split = _listed_split(name)
         reason = split is not None and split in of_splits and of_splits[split].refused
-        if is_another and (reason or not _is_only_told(name)):
+        if has_changed and (reason or not _is_only_logged(name)):
             refused.append(text)
         elif text is not None:
-            told.append(text)
+            only_logged.append(text)
     # Compare the digests of the teachers' weights. Only they show that a model on the Hugging Face
     # hub has changed, because it has no file in the record. Skip this if a change of a teacher is
     # reported already.
@@ -178,13 +178,13 @@ def compare(started: dict | None, now: dict) -> Verdict:
         data_set = val.removesuffix("val").strip()
         train, of_set = inputs.split_name("train", data_set), f" of {data_set}" if data_set else ""
         if val not in started["splits"]:
-            told.append(f"There was no validation{of_set} at the start; it begins now")
+            only_logged.append(f"There was no validation{of_set} at the start; it begins now")
         elif train in of_splits and of_splits[train].refused and not of_splits[val].refused:
-            told.append(f"The validation frames{of_set} stay those of the start")
+            only_logged.append(f"The validation frames{of_set} stay those of the start")
     # Compare the recipe's keys that determine how depth is read and evaluated.
     for key in filter(_is_refused, keys):
         values = _value(now["recipe"], key), _value(started["recipe"], key)
-        named = _by_set(key, now["recipe"])
+        named = _with_set_name(key, now["recipe"])
         if named not in names and values[0] != values[1]:
             refused.append(f"{named} is {values[0]}, was {values[1]}")
     # Compare how images are resized to the network's input.
@@ -192,12 +192,12 @@ def compare(started: dict | None, now: dict) -> Verdict:
     if before != after:
         refused.append(f"the working resolution is {after}, was {before}")
     was, is_now = started["engine"], now["engine"]
-    told += [
+    only_logged += [
         f"Engine config: {key} is {_value(is_now, key)}, was {_value(was, key)}"
         for key in workdir.differences(was, is_now)
     ]
-    told += _recipe_files(started["recipe_files"], now["recipe_files"])
-    return Verdict(keys, refused, told)
+    only_logged += _recipe_files(started["recipe_files"], now["recipe_files"])
+    return Verdict(keys, refused, only_logged)
 
 
 def _teacher_changes(old: list[Teacher] | None, new: list[Teacher] | None) -> list[str]:
@@ -217,12 +217,12 @@ def _teacher_changes(old: list[Teacher] | None, new: list[Teacher] | None) -> li
     for teacher in new or ():
         was = digests.get((teacher["name"], teacher.get("model")), [])
         if was and teacher.get("digest") not in was:
-            told = " or ".join(f"{digest!s:.12}" for digest in was)
-            changed.append(f"teacher {learned_from.describe(teacher)}: its digest was {told}")
+            were = " or ".join(f"{digest!s:.12}" for digest in was)
+            changed.append(f"teacher {learned_from.describe(teacher)}: its digest was {were}")
     return changed
 
 
-def note_epochs(log: TextLog, started: dict | None, now: dict, iteration: int) -> None:
+def log_epoch_change(log: TextLog, started: dict | None, now: dict, iteration: int) -> None:
     """Logs a change of the length of an epoch since the start of the run. Rank 0 only.
 
     If the length has changed, a line is written to the text log, and a row to the .log.json file.
@@ -240,7 +240,7 @@ def note_epochs(log: TextLog, started: dict | None, now: dict, iteration: int) -
     ):
         return
     was, is_now = (
-        _position(iteration, record["iterations_per_epoch"]) for record in (started, now)
+        _position_in_epoch(iteration, record["iterations_per_epoch"]) for record in (started, now)
     )
     log.info(
         f"Epochs have {is_now['of']} iterations now, {was['of']} before: iteration {iteration} was "
@@ -253,7 +253,7 @@ def note_epochs(log: TextLog, started: dict | None, now: dict, iteration: int) -
 
 class _Changes(NamedTuple):
     refused: list[str]
-    told: list[str]
+    only_logged: list[str]
 
 
 def _split_changes(split: str, old: dict | None, new: dict | None) -> _Changes:
@@ -285,14 +285,14 @@ def _digest_changes(split: str, old: dict, new: dict) -> _Changes:
         new: The split in the current record.
 
     Returns:
-        (refused, told): messages on changes that the user must accept, and messages on other
+        (refused, only_logged): messages on changes that the user must accept, and messages on other
         changes.
     """
-    refused, told = [], []
+    refused, only_logged = [], []
     if old["count"] != new["count"]:
         refused.append(f"there are {new['count']} {split} frames, were {old['count']}")
     elif old["digest"] != new["digest"]:
-        refused.append(f"the {split} frames are others, or have another order")
+        refused.append(f"the names of the {split} frames, or their order, have changed")
     parts = [(inputs.SHARDS, f"{split} shards")]
     # Compare the samples of frames only if no change is found yet: if the frames have changed,
     # their samples differ anyway.
@@ -302,8 +302,8 @@ def _digest_changes(split: str, old: dict, new: dict) -> _Changes:
         if part in old and part in new:
             changes = _listed_changes(noun, old[part], new[part])
             refused += changes.refused
-            told += changes.told
-    return _Changes(refused, told)
+            only_logged += changes.only_logged
+    return _Changes(refused, only_logged)
 
 
 def _listed_changes(noun: str, old: dict, new: dict) -> _Changes:
@@ -315,44 +315,47 @@ def _listed_changes(noun: str, old: dict, new: dict) -> _Changes:
         new: The current record.
 
     Returns:
-        (refused, told): messages on changes that the user must accept, and messages on other
+        (refused, only_logged): messages on changes that the user must accept, and messages on other
         changes.
     """
-    refused, told = [], []
+    refused, only_logged = [], []
     # Find frames that were added, removed or reordered. A split may contain a name twice.
     before, after = Counter(old["names"]), Counter(new["names"])
     added, removed = list((after - before).elements()), list((before - after).elements())
     if added:
-        refused.append(f"{len(added)} {noun} were added ({_some(added)})")
+        refused.append(f"{len(added)} {noun} were added ({_join_examples(added)})")
     if removed:
-        refused.append(f"{len(removed)} of {old['count']} {noun} were removed ({_some(removed)})")
+        refused.append(
+            f"{len(removed)} of {old['count']} {noun} were removed ({_join_examples(removed)})"
+        )
     common = [name for name in old["names"] if name in after]
     if common != [name for name in new["names"] if name in before] and not added and not removed:
         refused.append(f"the {noun} have another order")
     # Compare the files of the frames that are in both records.
     unsure = 0
     for kind in {**old["files"], **new["files"]}:
-        pairs = _pairs(old, new, kind)
-        changed = [name for name, was, is_now in pairs if _is_another(was, is_now)]
+        pairs = _pair_files(old, new, kind)
+        changed = [name for name, was, is_now in pairs if _has_changed(was, is_now)]
         if changed:
             word = "image" if kind == "picture" else kind  # records call an image "picture"
             refused.append(
-                f"the {word} of {len(changed)} {noun} is another or gone ({_some(changed)})"
+                f"the {word} of {len(changed)} {noun} was changed, added or removed "
+                f"({_join_examples(changed)})"
             )
-        unsure += sum(_is_unsure(was, is_now) for _, was, is_now in pairs)
+        unsure += sum(_may_have_changed(was, is_now) for _, was, is_now in pairs)
     if unsure:
-        told.append(
+        only_logged.append(
             f"{unsure} files of the {noun} have another modification time and the same "
             "size; they are assumed to be unchanged"
         )
     if old["source"] != new["source"]:
-        told.append(
+        only_logged.append(
             f"The {noun} are now those of {new['source']}; at the start, of {old['source']}"
         )
-    return _Changes(refused, told)
+    return _Changes(refused, only_logged)
 
 
-def _pairs(old: dict, new: dict, kind: str) -> list[tuple[str, inputs.Entry, inputs.Entry]]:
+def _pair_files(old: dict, new: dict, kind: str) -> list[tuple[str, inputs.Entry, inputs.Entry]]:
     """Pairs the old and the new state of one kind of file, for frames that are in both records.
 
     Args:
@@ -378,14 +381,14 @@ def _pairs(old: dict, new: dict, kind: str) -> list[tuple[str, inputs.Entry, inp
     ]
 
 
-def _is_another(was: inputs.Entry, is_now: inputs.Entry) -> bool:
+def _has_changed(was: inputs.Entry, is_now: inputs.Entry) -> bool:
     if was is None or is_now is None:
         return was is not is_now
     both_read = was[1] is not None and is_now[1] is not None
     return was[0] != is_now[0] or (both_read and was[1] != is_now[1])
 
 
-def _is_unsure(was: inputs.Entry, is_now: inputs.Entry) -> bool:
+def _may_have_changed(was: inputs.Entry, is_now: inputs.Entry) -> bool:
     if was is None or is_now is None or was[0] != is_now[0]:
         return False
     return (was[1] is None or is_now[1] is None) and was[2] != is_now[2]
@@ -409,7 +412,7 @@ def _file_change(name: str, old: list | None, new: list | None) -> tuple[bool, s
     if old is None:
         return False, f"{name}: {new[0]} was not there at the start"
     if new is None:
-        return True, f"{name}: {old[0]}, which was read at the start, isn't any more"
+        return True, f"{name}: {old[0]}, which was read at the start, is missing or no longer used"
     if old[1] != new[1]:
         than = "" if old[0] == new[0] else f", where {old[0]} was"
         return True, f"{name}: {new[0]}{than} has another content"
@@ -418,7 +421,7 @@ def _file_change(name: str, old: list | None, new: list | None) -> tuple[bool, s
     ] else f"{name}: {new[0]} has the content that {old[0]} had"
 
 
-def _is_only_told(name: str) -> bool:
+def _is_only_logged(name: str) -> bool:
     """Returns True if a changed file is only logged, so that the user needn't accept the change.
 
     These files are the initial weights, which a resumed run doesn't read; split files, since the
@@ -427,11 +430,11 @@ def _is_only_told(name: str) -> bool:
     Args:
         name: The file's name in a record of inputs, such as `load.checkpoint`.
     """
-    is_list = _split_of(name) is not None
+    is_list = _listed_split(name) is not None
     return name == "load.checkpoint" or is_list or name.startswith("module ")
 
 
-def _split_of(name: str) -> str | None:
+def _listed_split(name: str) -> str | None:
     """Returns the name of the split whose frames a file lists, such as "train" or "street val".
 
     None if the file doesn't list the frames of a split.
@@ -444,7 +447,7 @@ def _split_of(name: str) -> str | None:
     return None if found is None else inputs.split_name(found[2], found[1] or "")
 
 
-def _by_set(key: str, recipe: dict) -> str:
+def _with_set_name(key: str, recipe: dict) -> str:
     """Replaces the index of a data set in a key by the set's name.
 
     `data[0].root` becomes `data.street.root` if the first data set is called `street`.
@@ -460,10 +463,10 @@ def _by_set(key: str, recipe: dict) -> str:
 
 
 def _is_refused(key: str) -> bool:
-    return _fits(key, _REFUSED_KEYS) and not _fits(key, _ALLOWED_KEYS)
+    return _matches(key, _REFUSED_KEYS) and not _matches(key, _ALLOWED_KEYS)
 
 
-def _fits(key: str, patterns: Sequence[str]) -> bool:
+def _matches(key: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(key, pattern) for pattern in patterns)
 
 
@@ -477,7 +480,7 @@ def _recipe_files(old: dict, new: dict) -> Iterator[str]:
         )
 
 
-def _position(iteration: int, per_epoch: int) -> dict[str, int]:
+def _position_in_epoch(iteration: int, per_epoch: int) -> dict[str, int]:
     return {
         "epoch": (iteration - 1) // per_epoch + 1,
         "iter": (iteration - 1) % per_epoch + 1,
@@ -512,6 +515,6 @@ def _value(node: dict, key: str):
     return node
 
 
-def _some(names: Sequence[str]) -> str:
+def _join_examples(names: Sequence[str]) -> str:
     more = f" and {len(names) - _EXAMPLES} more" if len(names) > _EXAMPLES else ""
     return ", ".join(names[:_EXAMPLES]) + more

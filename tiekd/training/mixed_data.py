@@ -232,7 +232,7 @@ def iterations_per_epoch(recipe: Recipe, frames: MixedFrames) -> int:
     return mixing.iterations_per_epoch(images, recipe.train.batch_size)
 
 
-def named(name: str, lines: Iterable[str]) -> list[str]:
+def prefix_lines(name: str, lines: Iterable[str]) -> list[str]:
     """Puts the name of a data set in front of log lines about it, and returns the lines as a list.
 
     Args:

@@ -47,7 +47,7 @@ def reference_of(teacher: Teacher, teachers: TeacherList, frames: Dataset) -> Re
             parts.append(_reference_of_one(member.teacher, node, frames))
     names = "; ".join(part.name for part in parts)
     return Reference(
-        _of_parts(teacher, parts),
+        _combined_for_whole_images(teacher, parts),
         None,
         f"the mean of {len(parts)} teachers: {names}",
         label_of(frames),
@@ -55,7 +55,9 @@ def reference_of(teacher: Teacher, teachers: TeacherList, frames: Dataset) -> Re
     )
 
 
-def _of_parts(teacher: Mixture | Average, parts: list[Reference]) -> Mixture | Average:
+def _combined_for_whole_images(
+    teacher: Mixture | Average, parts: list[Reference]
+) -> Mixture | Average:
     """Returns a copy of a combination of teachers that is called for whole images.
 
     In place of each teacher the copy calls the teacher's reference. So it is called with a `Views`,
@@ -67,7 +69,7 @@ def _of_parts(teacher: Mixture | Average, parts: list[Reference]) -> Mixture | A
     """
     whole = copy.copy(teacher)
     if isinstance(teacher, Average):
-        whole.mixture = _of_parts(teacher.mixture, parts)
+        whole.mixture = _combined_for_whole_images(teacher.mixture, parts)
         return whole
     whole.members = tuple(
         member._replace(teacher=part.at_own_size)

@@ -88,13 +88,13 @@ def run(
             device=device,
             resize=sections.resize,
         )
-    verdict = input_changes.judge(started, now, resume_path, accept_changes)
+    verdict = input_changes.compare_or_refuse(started, now, resume_path, accept_changes)
     state.engine = build_engine(parts.network, parts.optimizer, parts.config)
 
     # Lock the work dir until this process ends, and restore the checkpoint.
     workdir.lock(work_dir)
     process_group.seed_everything(options.seed + comm.rank(), options.deterministic)
-    changed, ranks = [], startup_log.of_ranks(work_dir) if resuming else []
+    changed, ranks = [], startup_log.rank_warning(work_dir) if resuming else []
     if resuming:
         resume.restore(state, resume_path, log)
         changed = verdict.keys
@@ -112,12 +112,12 @@ def run(
     workdir.check_shared(work_dir)
     batches = parts.batches(state.total_iterations)
     log.open(work_dir, state.timestamp)
-    told = startup_log.about(parts) + execution.about(parts.config.values, device) + laid_out
-    told += startup_log.of_resuming(resume_path, changed, verdict)
+    told = startup_log.first_lines(parts) + execution.about(parts.config.values, device) + laid_out
+    told += startup_log.resume_lines(resume_path, changed, verdict)
     for note in ranks + told + passed_over + parts.report + audited:
         log.info(note)
     if comm.is_main():
-        input_changes.note_epochs(log, started, now, state.iteration)
+        input_changes.log_epoch_change(log, started, now, state.iteration)
 
     with workdir.outcome_of(state):
         state.step = Step(state.engine, parts.config, options.clip_norm)

@@ -27,7 +27,7 @@ from tiekd.training.settings import Recipe
 from tiekd.workdir import launch_record
 
 
-def about(parts: Parts) -> list[str]:
+def first_lines(parts: Parts) -> list[str]:
     """Returns the first lines of a run's log, about its data, networks and learning rate.
 
     Args:
@@ -48,11 +48,11 @@ def about(parts: Parts) -> list[str]:
     notes = {}
     for dataset in (train_set, val_set):
         for name, frames in sets_in(dataset):
-            notes |= dict.fromkeys(mixed_data.named(name, getattr(frames, "notes", ())))
+            notes |= dict.fromkeys(mixed_data.prefix_lines(name, getattr(frames, "notes", ())))
     said += [f"Warning: {note}" for note in notes]
     for dataset in (train_set, val_set):
         for name, frames in sets_in(dataset):
-            told = mixed_data.named(name, getattr(frames, "camera_notes", ()))
+            told = mixed_data.prefix_lines(name, getattr(frames, "camera_notes", ()))
             said += [note for note in told if note not in said]
     for name, frames in sets_in(train_set):
         order = getattr(frames, "epoch_order", None)
@@ -61,7 +61,7 @@ def about(parts: Parts) -> list[str]:
             # line already states it.
             length = f"{parts.state.iterations_per_epoch} iterations"
             line = f"Order: {order}" if name else f"An epoch has {length}: {order}"
-            said += mixed_data.named(name, [line])
+            said += mixed_data.prefix_lines(name, [line])
     both = [frames for dataset in (train_set, val_set) for _, frames in sets_in(dataset)]
     said += inputs.left_out(both)
     # Describe the sizes of the networks, and the source of the teacher's depth.
@@ -70,7 +70,7 @@ def about(parts: Parts) -> list[str]:
     for name, _, own in Recipe(parts.state.recipe).data_sets:
         if teachers[name] is not None:
             lines = _about_teachers(teachers[name], own, frames_of[name], parts)
-            said += mixed_data.named(name, lines)
+            said += mixed_data.prefix_lines(name, lines)
     # Name the other teachers from which weights were learned: the teacher's own teachers, and those
     # of the initial weights. With a single teacher, leave out the first record, which is about that
     # teacher and is logged above.
@@ -111,7 +111,9 @@ def _about_validation(hook: Evaluation) -> list[str]:
                 f"Validation{of_set}: {each.reference.label}, compared with {each.reference.name}"
             )
     if hook.sets:
-        said.append(f"The best weights are chosen by {hook.settings.save_best}, {hook.label}")
+        said.append(
+            f"The best weights are chosen by {hook.settings.save_best}, {hook.metrics_label}"
+        )
     return said
 
 
@@ -159,9 +161,9 @@ def _about_teacher(
             said += [f"Teacher: {learned_from.describe(own)}" for own in parts.state.teachers[:1]]
         if teacher.resize not in (recipe.resize, OWN_SIZE):
             said.append(
-                f"WARNING: the teacher learned from images at {teacher.resize}, and sees this "
-                f"run's here; {console.command('cache_teacher')} makes its maps at its own "
-                "resolution"
+                f"WARNING: the teacher was trained on images at {teacher.resize}, but gets them at "
+                f"{recipe.resize} in this run; to get its depth at its own resolution, cache its "
+                f"maps with {console.command('cache_teacher')}"
             )
         return said
     if isinstance(teacher, FoundationTeacher):
@@ -219,7 +221,7 @@ def _about_mixture(recipe: Recipe) -> list[str]:
     return [f"The student learns the mean of {len(teachers.nodes)} teachers, weights {said}{more}"]
 
 
-def of_ranks(work_dir: Path) -> list[str]:
+def rank_warning(work_dir: Path) -> list[str]:
     """Warns if a run had another number of ranks when it was last started.
 
     The former number is read from the launch record in the work dir. So the function has to be
@@ -245,7 +247,7 @@ def of_ranks(work_dir: Path) -> list[str]:
     return [f"The run was started on {before} ranks and resumes on {now}{fewer}"]
 
 
-def of_resuming(path: Path | None, changed: list[str], verdict: Verdict) -> list[str]:
+def resume_lines(path: Path | None, changed: list[str], verdict: Verdict) -> list[str]:
     """Returns lines for the log about the checkpoint from which a run resumes, and about changes.
 
     Args:
@@ -257,7 +259,7 @@ def of_resuming(path: Path | None, changed: list[str], verdict: Verdict) -> list
     """
     if path is None:
         return []
-    said = [f"Resumed from {path}", *verdict.told]
+    said = [f"Resumed from {path}", *verdict.only_logged]
     if verdict.refused:
         said.append(f"Accepted changes: {'; '.join(verdict.refused)}")
         said.append(

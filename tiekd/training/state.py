@@ -58,8 +58,8 @@ class TrainState:
         metrics_label: With several data sets, text that names those on which `metrics` are
             measured; else "".
         num_evaluated: The number of images in the last evaluation, on all ranks together.
-        agreement: If the last evaluation compared with the teacher, its further results: errors by
-            depth range and near depth edges. None if it compared with ground truth.
+        teacher_comparison: If the last evaluation compared with the teacher, its further results:
+            errors by depth range and near depth edges. None if it compared with ground truth.
         orphaned: True if the run stops because its launcher has died.
         trained_on: The images that the weights were trained on, on rank 0; None if unknown.
         teachers: The teachers from which the weights learned, on rank 0
@@ -99,7 +99,7 @@ class TrainState:
     set_metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     metrics_label: str = ""
     num_evaluated: int = 0
-    agreement: Agreement | None = None
+    teacher_comparison: Agreement | None = None
     orphaned: bool = False
     trained_on: TrainedOn | None = None
     teachers: list[Teacher] = field(default_factory=list)

@@ -23,7 +23,7 @@ from tiekd.errors import TeacherError
 from tiekd.evaluation.teacher_audit import verdict
 from tiekd.evaluation.teacher_audit.observe import Observer, Questions
 from tiekd.teachers.mixture import Teacher, members_of
-from tiekd.training.mixed_data import named
+from tiekd.training.mixed_data import prefix_lines
 from tiekd.training.settings import SetRecipe
 
 NUM_FRAMES = 24
@@ -72,7 +72,7 @@ def audit_sets(
                 device=device,
                 resize=resize,
             )
-        told += named(name, lines)
+        told += prefix_lines(name, lines)
     return told
 
 

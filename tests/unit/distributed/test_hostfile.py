@@ -106,10 +106,10 @@ def test_check_options_against_machines(options, told, tmp_path, monkeypatch):
 )
 def test_startup_log_warns_of_changed_world_size(now, said, tmp_path, monkeypatch):
     """At resume the startup log says when the number of ranks has changed."""
-    assert startup_log.of_ranks(tmp_path) == []
+    assert startup_log.rank_warning(tmp_path) == []
     (tmp_path / launch_record.RECORD).write_text(json.dumps(RECORD))
     monkeypatch.setattr(comm, "world_size", lambda: now)
-    told = startup_log.of_ranks(tmp_path)
+    told = startup_log.rank_warning(tmp_path)
     assert (
         (told == [])
         if said is None

@@ -185,9 +185,9 @@ def test_evaluation_hook_labels_agreement(tmp_path):
         iteration=7,
     )
     hook._evaluate(state)
-    assert state.agreement.label == "agreement; optimistic"
-    assert state.agreement.figures["abs_rel_at_edges"] > 0
-    assert "near edges of the teacher's depth" in state.agreement.text
+    assert state.teacher_comparison.label == "agreement; optimistic"
+    assert state.teacher_comparison.figures["abs_rel_at_edges"] > 0
+    assert "near edges of the teacher's depth" in state.teacher_comparison.text
     assert told[-1].endswith("saved as best_abs_rel.pth (agreement; optimistic)")
     file = torch.load(tmp_path / "best_abs_rel.pth", weights_only=True)
     assert file["against"] == "teacher"
@@ -195,7 +195,7 @@ def test_evaluation_hook_labels_agreement(tmp_path):
     # With ground truth, of which these frames have none, nothing is labelled.
     hook.reference = None
     hook._evaluate(state)
-    assert state.agreement is None
+    assert state.teacher_comparison is None
 
 
 def test_reference_sees_what_maps_are_made_of():

@@ -262,7 +262,7 @@ def test_build_parts_records_teachers_and_compares_cameras(tmp_path):
     parts = parts_of(recipe, 2)
     assert parts.state.teachers == [first, second]
     assert parts.state.training_record["teachers"] == [first, second]
-    assert f"Learned from: {learned_from.describe(second)}" in startup_log.about(parts)
+    assert f"Learned from: {learned_from.describe(second)}" in startup_log.first_lines(parts)
     (line,) = (line for line in parts.report if "another focal length" in line)
     assert line.startswith("Warning: 1 of 3: maps were made with another focal length, such as 0")
 
@@ -284,7 +284,7 @@ def test_build_parts_records_all_of_several_teachers(tmp_path):
     recipe["losses"] = {"silog": {"weight": 1.0}}
     parts = parts_of(recipe, 2)
     assert parts.state.teachers == [first, second]
-    told = [line for line in startup_log.about(parts) if line.startswith("Learned from: ")]
+    told = [line for line in startup_log.first_lines(parts) if line.startswith("Learned from: ")]
     assert told == learned_from.lines([first, second])
 
 
@@ -311,7 +311,7 @@ def test_startup_log_warns_of_unmatched_and_batch(tmp_path):
         for line in parts.report
         if line.startswith("Warning: train.batch_size 4 is more than there are")
     ]
-    told = startup_log.about(parts)
+    told = startup_log.first_lines(parts)
     assert (
         f"Warning: 1 of 4 depth maps in {tmp_path}/depths match no image, such as alone.npy" in told
     )

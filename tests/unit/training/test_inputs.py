@@ -146,7 +146,7 @@ def test_inputs_read_missing_record(run, content):
     verdict = changes(run, None)
     assert verdict.keys is None
     assert verdict.refused == []
-    assert verdict.told[0].startswith(
+    assert verdict.only_logged[0].startswith(
         "There is no inputs.json of this run's start, so nothing says what has changed"
     )
 
@@ -158,7 +158,7 @@ def test_inputs_added_images_refused(run):
         write_frame(run.folder / "data", f"{index:02d}", index)
     verdict = changes(run, started)
     assert verdict.refused == ["30 train frames were added (10.png, 11.png, 12.png and 27 more)"]
-    assert "The validation frames stay those of the start" in verdict.told
+    assert "The validation frames stay those of the start" in verdict.only_logged
     assert run.record(started)["splits"]["val"] == started["splits"]["val"]
     assert (
         run.record()["splits"]["val"]["names"] != started["splits"]["val"]["names"]
@@ -190,7 +190,9 @@ def test_inputs_changed_content_refused(run, kind):
     path.write_bytes(bits)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     word = {"pictures": "image", "depth": "depth map"}[kind]
-    assert refusals(run, started) == [f"the {word} of 1 train frames is another or gone ({name})"]
+    assert refusals(run, started) == [
+        f"the {word} of 1 train frames was changed, added or removed ({name})"
+    ]
 
 
 def test_inputs_added_or_removed_depth_refused(run):
@@ -203,7 +205,7 @@ def test_inputs_added_or_removed_depth_refused(run):
     write_png(run.folder / "data" / "depth" / "03.png", np.full((8, 12), 500, np.uint16))
     (run.folder / "data" / "depth" / "05.png").unlink()
     assert refusals(run, started) == [
-        "the depth map of 2 train frames is another or gone (03.png, 05.png)"
+        "the depth map of 2 train frames was changed, added or removed (03.png, 05.png)"
     ]
 
 
@@ -220,7 +222,7 @@ def test_inputs_changed_mtime_not_refused(run, monkeypatch):
         os.utime(path, (2, 2))
     verdict = changes(run, started)
     assert verdict.refused == []
-    assert verdict.told == [
+    assert verdict.only_logged == [
         f"{count} files of the {split} frames have another modification time and the same size; "
         "they are assumed to be unchanged"
         for split, count in (("train", 16), ("val", 4))
@@ -255,7 +257,8 @@ def test_inputs_moved_folder_not_refused(run):
     assert verdict.refused == []
     where = run.folder / "elsewhere" / "pictures", run.folder / "data" / "pictures"
     assert (
-        f"The train frames are now those of {where[0]}; at the start, of {where[1]}" in verdict.told
+        f"The train frames are now those of {where[0]}; at the start, of {where[1]}"
+        in verdict.only_logged
     )
 
 
@@ -268,7 +271,7 @@ def test_inputs_split_file_changes(run):
     path.write_text("\n00.png\n\n01.png\n")
     verdict = changes(run, started)
     assert verdict.refused == []
-    assert verdict.told == [f"data.val_split: {path} has another content"]
+    assert verdict.only_logged == [f"data.val_split: {path} has another content"]
     path.write_text("00.png\n")
     assert refusals(run, started) == [
         "1 train frames were added (01.png)",
@@ -320,7 +323,7 @@ def test_inputs_replaced_teacher_refused(run):
     assert verdict.refused == []
     assert (
         f"teacher.checkpoint: {run.folder / 'c.pth'} has the content that {paths[0]} had"
-        in verdict.told
+        in verdict.only_logged
     )
     paths[1].rename(run.folder / "c.pth")
     assert refusals(run, started)[0].startswith(
@@ -351,7 +354,7 @@ def test_inputs_remade_teacher_maps_refused(run):
     write_png(run.folder / "data" / "maps" / name, np.full((8, 12), 1234, np.uint16))
     assert (
         refusals(run, started)[0]
-        == f"the teacher map of 1 train frames is another or gone ({name})"
+        == f"the teacher map of 1 train frames was changed, added or removed ({name})"
     )
 
 
@@ -428,7 +431,7 @@ def test_inputs_noted_file_and_engine_changes(run):
     }  # the latter follows the ranks
     verdict = changes(run, started)
     assert verdict.keys == verdict.refused == []
-    assert verdict.told == [
+    assert verdict.only_logged == [
         f"load.checkpoint: {run.folder / 'start.pth'} has another content",
         "Engine config: bf16.enabled is True, was False",
         f"Recipe files that have changed since the start, or are gone: {run.folder / 'base.yaml'}; "
@@ -441,9 +444,10 @@ def test_inputs_noted_file_and_engine_changes(run):
     now = inputs.collect(
         Recipe(started["recipe"]), run.folder / "recipe.yaml", engine, datasets, 1, started
     )
-    told = input_changes.compare(started, now).told
+    told = input_changes.compare(started, now).only_logged
     assert any(
-        text.endswith("start.pth, which was read at the start, isn't any more") for text in told
+        text.endswith("start.pth, which was read at the start, is missing or no longer used")
+        for text in told
     )
     assert any(f"or are gone: {run.folder / 'base.yaml'}" in text for text in told)
 
@@ -466,7 +470,9 @@ def test_inputs_external_code_changes(run, monkeypatch):
     (package / "loss.py").write_text("build = list\n")
     verdict = changes(run, started)
     assert verdict.refused == []
-    assert verdict.told == [f"module own_inputs.loss: {package / 'loss.py'} has another content"]
+    assert verdict.only_logged == [
+        f"module own_inputs.loss: {package / 'loss.py'} has another content"
+    ]
     (package / "weights.bin").write_bytes(b"2")
     assert refusals(run, started) == [
         f"teacher.weights: {package / 'weights.bin'} has another content"
@@ -482,10 +488,10 @@ def test_inputs_keep_val_frames_without_validation(run):
     assert without["splits"]["val"] == started["splits"]["val"]
     verdict = input_changes.compare(started, without)
     assert verdict.refused == []
-    assert verdict.told == []
+    assert verdict.only_logged == []
     begins = run.record(validate=False)
     assert "val" not in begins["splits"]
-    assert input_changes.compare(begins, run.record(begins)).told == [
+    assert input_changes.compare(begins, run.record(begins)).only_logged == [
         "There was no validation at the start; it begins now"
     ]
 
@@ -501,8 +507,8 @@ def test_inputs_data_without_files_compares_counts(run):
     assert input_changes.compare(records[0], records[0]).refused == []
 
 
-def judge(run, started, path=Path("w/checkpoints/iter_3"), accept=False):
-    return input_changes.judge(started, run.record(started), path, accept)
+def compare_or_refuse(run, started, path=Path("w/checkpoints/iter_3"), accept=False):
+    return input_changes.compare_or_refuse(started, run.record(started), path, accept)
 
 
 def test_judge_refuses_unless_accepted(run):
@@ -510,24 +516,26 @@ def test_judge_refuses_unless_accepted(run):
     started = run.record()
     write_frame(run.folder / "data", "zz")
     with pytest.raises(CheckpointError) as caught:
-        judge(run, started)
+        compare_or_refuse(run, started)
     assert str(caught.value) == (
         "w/checkpoints/iter_3: not as at the start of the run: 1 train frames were added (zz.png); "
         "put that back, or resume with --accept-changes, which restarts the search for the best "
         "weights"
     )
-    assert judge(run, started, accept=True).refused == ["1 train frames were added (zz.png)"]
-    assert judge(run, started, path=None) == (None, [], [])
+    assert compare_or_refuse(run, started, accept=True).refused == [
+        "1 train frames were added (zz.png)"
+    ]
+    assert compare_or_refuse(run, started, path=None) == (None, [], [])
 
 
-def test_note_epochs_logs_renumbering(tmp_path):
+def test_log_epoch_change_logs_renumbering(tmp_path):
     """A changed epoch length is logged once with the old and new position of the run."""
     log = TextLog()
     log.open(tmp_path, "now")
     was, now = {"iterations_per_epoch": 12}, {"iterations_per_epoch": 23}
-    input_changes.note_epochs(log, was, now, 24)
+    input_changes.log_epoch_change(log, was, now, 24)
     for started, of_now, iteration in ((None, now, 24), (was, now, 0), (now, now, 24)):
-        input_changes.note_epochs(log, started, of_now, iteration)
+        input_changes.log_epoch_change(log, started, of_now, iteration)
     log.after_train(None)
     (row,) = map(json.loads, (tmp_path / "now.log.json").read_text().splitlines())
     assert row == {
@@ -602,7 +610,10 @@ def test_inputs_file_created_since_start_not_refused(run, monkeypatch):
     (run.folder / "cache.bin").write_bytes(b"1")
     verdict = changes(run, started)
     assert verdict.refused == []
-    assert f"teacher.cache: {run.folder / 'cache.bin'} was not there at the start" in verdict.told
+    assert (
+        f"teacher.cache: {run.folder / 'cache.bin'} was not there at the start"
+        in verdict.only_logged
+    )
 
 
 def test_inputs_of_several_teachers_are_named(run):
@@ -683,13 +694,13 @@ def test_inputs_of_a_large_split_are_sampled(run, monkeypatch):
     image.write_bytes(content[:-1] + b"x")
     (line,) = refusals(run, started)
     assert line == (
-        f"the image of 1 train frames of a sample is another or gone ({image.name})"
-    ) or line.endswith(f"is another or gone ({train['sample']['names'][1]})")
+        f"the image of 1 train frames of a sample was changed, added or removed ({image.name})"
+    ) or line.endswith(f"was changed, added or removed ({train['sample']['names'][1]})")
     image.write_bytes(content)
     # Another frame has another name.
     other = json.loads(json.dumps(started))
     other["splits"]["train"]["digest"] = "0"
-    assert refusals(run, other) == ["the train frames are others, or have another order"]
+    assert refusals(run, other) == ["the names of the train frames, or their order, have changed"]
     other["splits"]["train"]["count"] = 9
     assert refusals(run, other) == ["there are 8 train frames, were 9"]
     other["splits"]["train"]["digest"] = 3
@@ -724,7 +735,7 @@ def test_inputs_of_shards_are_their_files(tmp_path):
     other = json.loads(json.dumps(record))
     other["shards"]["files"]["shard"][1][0] += 512
     refused, told = input_changes._split_changes("train", other, record)
-    assert refused == ["the shard of 1 train shards is another or gone (s1.tar)"]
+    assert refused == ["the shard of 1 train shards was changed, added or removed (s1.tar)"]
     assert told == []
     other["shards"]["files"]["shard"][1] = [size, None, time + 1]
     refused, told = input_changes._split_changes("train", other, record)

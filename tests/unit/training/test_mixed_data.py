@@ -335,7 +335,7 @@ def test_best_is_chosen_by_the_set_or_the_mean(monkeypatch, tmp_path, chosen, va
     made = hook(monkeypatch, chosen)
     state = SimpleNamespace(
         weights=dict, hooks=[], work_dir=tmp_path, recipe={"network": {}}, iteration=7,
-        training_record={}, average=None, lr=[0.0], agreement=None,
+        training_record={}, average=None, lr=[0.0], teacher_comparison=None,
     )  # fmt: skip
     told = []
     made.info = told.append

@@ -129,7 +129,7 @@ class Guard(Hook):
             if was_skipped
         }
         of_ranks = comm.gather_objects(mine)
-        num_logged = 0
+        num_bad = 0
         for iteration in stored:
             # Collect the reports of one stored iteration from all ranks. A rank makes reports, one
             # for each micro-batch, only if the iteration's optimizer step was skipped.
@@ -146,15 +146,15 @@ class Guard(Hook):
             elif broken or not iteration.searched_loss_scale:
                 self._first_bad = self._first_bad if self._in_a_row else iteration.number
                 self._in_a_row += 1
-                num_logged += 1
-                if num_logged <= MAX_LOGGED_ITERATIONS:
+                num_bad += 1
+                if num_bad <= MAX_LOGGED_ITERATIONS:
                     self.text_log.info(_line(iteration.number, reports, broken))
                 self.text_log.write_json(
                     _row(iteration.number, broken or reports, "loss" if broken else "gradient")
                 )
-        if num_logged > MAX_LOGGED_ITERATIONS:
+        if num_bad > MAX_LOGGED_ITERATIONS:
             self.text_log.info(
-                f"and {num_logged - MAX_LOGGED_ITERATIONS} more iterations; the .log.json has them all"
+                f"and {num_bad - MAX_LOGGED_ITERATIONS} more iterations; the .log.json has them all"
             )
         if 0 < self.max_in_a_row <= self._in_a_row:
             self._end(state)

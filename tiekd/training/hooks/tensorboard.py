@@ -175,8 +175,8 @@ class TensorBoard(Hook):
         if self._writer is None or not self._has_room():
             return
         folder, figures = "val", metrics
-        if state.agreement is not None:
-            folder, figures = "agreement", metrics | state.agreement.figures
+        if state.teacher_comparison is not None:
+            folder, figures = "agreement", metrics | state.teacher_comparison.figures
         for name, of_set in state.set_metrics.items():
             figures = figures | {f"{name}/{key}": value for key, value in of_set.items()}
         for name, value in figures.items():
@@ -187,7 +187,7 @@ class TensorBoard(Hook):
             for number, view in enumerate(shown, start=1):
                 # Draw the error against the same depth as the metrics: the teacher's depth if the
                 # metrics compare with it and this frame has it, else the ground truth.
-                is_agreement = state.agreement is not None and view.teacher is not None
+                is_agreement = state.teacher_comparison is not None and view.teacher is not None
                 against = "teacher" if is_agreement else "ground truth"
                 overall = overview(view, self.max_depth, against)
                 self._write_image(f"val/pictures_{number}", overall, state.iteration)

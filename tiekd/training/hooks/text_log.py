@@ -195,12 +195,12 @@ class TextLog(Hook):
         """
         if not self._handlers:
             return
-        agreement = state.agreement
+        comparison = state.teacher_comparison
         if state.set_metrics:
             self.info("Each data set:\n" + sets_table(state.set_metrics))
         # Write a heading above the table. If the metrics compare with the teacher, it states that
         # they don't measure accuracy.
-        labels = [state.metrics_label, "" if agreement is None else agreement.label]
+        labels = [state.metrics_label, "" if comparison is None else comparison.label]
         self.info(", ".join(["Summary", *filter(None, labels)]) + ":")
         self.info("\n" + metrics_table(metrics))
         self._write_exp_name(state)
@@ -208,9 +208,9 @@ class TextLog(Hook):
         head = f"{'Epoch' if self.by_epoch else 'Iter'}(val) {epoch}[{state.num_evaluated}]\t"
         self.info(head + ", ".join(f"{name}: {_shown(value)}" for name, value in metrics.items()))
         row = {"mode": "val", "epoch": state.epoch, "iter": state.num_evaluated, "lr": state.lr[0]}
-        if agreement is not None:
-            self.info(agreement.text)
-            row |= {"against": "teacher", **agreement.figures}
+        if comparison is not None:
+            self.info(comparison.text)
+            row |= {"against": "teacher", **comparison.figures}
         for name, figures in state.set_metrics.items():
             row |= {f"{name}/{key}": value for key, value in figures.items()}
         self.write_json({**row, **metrics})

@@ -266,7 +266,7 @@ def test_tensorboard_tags_agreement(tmp_path, monkeypatch):
     frames = SimpleNamespace(views=lambda: shown, errors_by_range=lambda _: {})
     board = TensorBoard(10, image_interval=100, frames=frames)
     state = make_state(tmp_path, [TextLog(10), board])
-    state.agreement = Agreement("agreement", {"abs_rel_at_edges": 0.5}, "")
+    state.teacher_comparison = Agreement("agreement", {"abs_rel_at_edges": 0.5}, "")
     train(state, 10, validate_every=10)
     assert drawn == ["teacher", "ground truth"]
     for hook in state.hooks:

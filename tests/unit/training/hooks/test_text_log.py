@@ -339,7 +339,7 @@ def test_text_log_labels_agreement(tmp_path):
     """Figures against the teacher are labelled in the heading and in the .log.json row."""
     log, state = TextLog(4), logged_state(tmp_path, num_evaluated=3)
     log.before_train(state)
-    state.agreement = Agreement("agreement", {"abs_rel_at_edges": 0.5}, "by range: x")
+    state.teacher_comparison = Agreement("agreement", {"abs_rel_at_edges": 0.5}, "by range: x")
     log.after_evaluation(state, {"abs_rel": 0.1})
     log.after_train(state)
     text = (tmp_path / "20240101_120000.log").read_text()
