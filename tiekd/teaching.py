@@ -69,9 +69,9 @@ def build_teachers(recipe: dict, device: torch.device, max_depth_m: float) -> Te
         return build_teacher(node, device, max_depth_m=max_depth_m)
     members = []
     for index, node in enumerate(teachers.nodes):
-        place = teachers.place_of_maps(index)
+        map_index = teachers.map_index_of(index)
         with errors_of(node.where):
-            teacher = build_teacher(node.part, device, max_depth_m=max_depth_m, maps_place=place)
+            teacher = build_teacher(node.part, device, max_depth_m=max_depth_m, map_index=map_index)
         members.append(Member(teacher, node.where, node.weight, node.sigma))
     mixture = Mixture(members, device)
     if teachers.several == "teachers":
@@ -150,7 +150,7 @@ def build_teacher(
     device: torch.device,
     resize: Resize | None = None,
     max_depth_m: float | None = None,
-    maps_place: int = 0,
+    map_index: int = 0,
 ) -> FrozenTeacher | CachedMaps | GroundTruth | OutsideTeacher | FoundationTeacher | StereoTeacher:
     """Builds the teacher that a recipe's section `teacher` describes.
 
@@ -171,7 +171,7 @@ def build_teacher(
             that is recorded with the weights or, failing that, in the teacher's recipe.
         max_depth_m: The largest depth that the student predicts, in metres; needed if `name` is a
             file in tiekd/teachers/.
-        maps_place: For cached maps, the teacher's index among all teachers with cached maps, from
+        map_index: For cached maps, the teacher's index among all teachers with cached maps, from
             0.
 
     Returns:
@@ -209,7 +209,7 @@ def build_teacher(
                     "others with it"
                 )
         sigma = options_of(node.get("sigma"))
-        return CachedMaps(maps_place, None if sigma is None else sigma.constant)
+        return CachedMaps(map_index, None if sigma is None else sigma.constant)
     if not teacher.network:
         raise TeacherError(
             "teacher: give `recipe` (and `checkpoint`) for a network, or `maps` for cached maps"
@@ -257,7 +257,7 @@ def records_of(
     for node, member in zip(teachers.nodes, members_of(teacher), strict=False):
         folder = None
         if isinstance(member.teacher, CachedMaps) and maps:
-            folder = maps[member.teacher.place]
+            folder = maps[member.teacher.map_index]
         records.append(record_of(member.teacher, node, folder))
     return learned_from.union(*records)
 

@@ -357,7 +357,7 @@ class TeacherList:
                 stated[f"{node.where}.sigma"] = sigma
         return stated
 
-    def place_of_maps(self, index: int) -> int:
+    def map_index_of(self, index: int) -> int:
         """Returns the index in `maps` of the folder of a teacher with cached maps.
 
         Args:

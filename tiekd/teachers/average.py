@@ -101,14 +101,14 @@ class Average:
         Raises:
             TeacherError: The weights are `weight` / sigma^2, but a teacher has no sigma.
         """
-        parts = self.mixture.parts(batch)
-        if parts is None:
+        targets = self.mixture.targets_of(batch)
+        if targets is None:
             return None
-        target = self.mixture.mixed(parts)
+        target = self.mixture.join(targets)
         if not self.by_precision:
             return target
-        for member, part in zip(self.members, parts, strict=True):
-            if part.sigma is None:
+        for member, own in zip(self.members, targets, strict=True):
+            if own.sigma is None:
                 raise TeacherError(
                     f"{member.where}: gives no sigma, by which teacher.weights=precision weights "
                     f"it; set {member.where}.sigma to metres, or teacher.weights=given"

@@ -12,17 +12,17 @@ class CachedMaps:
     In pixels that rotation or padding added from outside the image the maps are already 0.
 
     Attributes:
-        place: This teacher's index among all teachers with cached maps, from 0.
+        map_index: This teacher's index among all teachers with cached maps, from 0.
         constant: The sigma of all pixels in metres; None to use cached maps of sigma if there are
             any.
 
     Args:
-        place: As the attribute.
+        map_index: As the attribute.
         sigma: The value of the attribute `constant`.
     """
 
-    def __init__(self, place: int = 0, sigma: float | None = None):
-        self.place, self.constant = place, sigma
+    def __init__(self, map_index: int = 0, sigma: float | None = None):
+        self.map_index, self.constant = map_index, sigma
 
     def __call__(self, batch: Batch) -> Tensor | Target | None:
         """Returns the cached teacher depth in `batch.teacher_depth`, without a copy.
@@ -34,7 +34,7 @@ class CachedMaps:
         depth, sigma = batch.teacher_depth, batch.teacher_sigma
         if depth is None:
             return None
-        here = slice(self.place, self.place + 1)
+        here = slice(self.map_index, self.map_index + 1)
         if depth.shape[1] > 1:
             depth = depth[:, here]
         if self.constant is not None:

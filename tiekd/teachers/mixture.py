@@ -73,25 +73,25 @@ class Mixture:
         Raises:
             UserError: A teacher failed; the message names the teacher.
         """
-        parts = self._called(batch)
-        if parts is None:
+        targets = self._call_teachers(batch)
+        if targets is None:
             return None
         constants = [
             0.0 if member.sigma is None else member.sigma
-            for member, part in zip(self.members, parts, strict=True)
-            for _ in range(part.depth.shape[1])
+            for member, target in zip(self.members, targets, strict=True)
+            for _ in range(target.depth.shape[1])
         ]
         # Keep constant sigmas as one number per teacher: as maps they would cost the head much
         # more.
         if any(constants) and all(
-            member.sigma is not None or part.sigma is None
-            for member, part in zip(self.members, parts, strict=True)
+            member.sigma is not None or target.sigma is None
+            for member, target in zip(self.members, targets, strict=True)
         ):
-            plain = self.mixed([part._replace(sigma=None) for part in parts])
+            plain = self.join([target._replace(sigma=None) for target in targets])
             return plain._replace(constants=tuple(constants))
-        return self.mixed(self._with_constants(parts))
+        return self.join(self._with_constants(targets))
 
-    def parts(self, batch: Batch) -> list[Target] | None:
+    def targets_of(self, batch: Batch) -> list[Target] | None:
         """Calls all teachers, and returns the target of each.
 
         Args:
@@ -102,49 +102,51 @@ class Mixture:
             recipe, its target has a map with that value. None if a teacher has no depth for this
             batch.
         """
-        parts = self._called(batch)
-        return None if parts is None else self._with_constants(parts)
+        targets = self._call_teachers(batch)
+        return None if targets is None else self._with_constants(targets)
 
-    def mixed(self, parts: Sequence[Target]) -> Target:
+    def join(self, targets: Sequence[Target]) -> Target:
         """Joins the targets of several teachers into one.
 
         Args:
-            parts: The target of each teacher, as the method `parts` returns them.
+            targets: The target of each teacher, as the method `targets_of` returns them.
 
         Returns:
-            A `Target` that has the components of all `parts`, weighted by the teachers' weights.
+            A `Target` that has the components of all `targets`, weighted by the teachers' weights.
         """
-        depth = torch.cat([part.depth for part in parts], 1)
+        depth = torch.cat([target.depth for target in targets], 1)
         sigma = None
-        if any(part.sigma is not None for part in parts):
+        if any(target.sigma is not None for target in targets):
             # For a teacher without a sigma use 0, which stands for an unknown sigma.
             known = [
-                torch.zeros_like(part.depth) if part.sigma is None else part.sigma for part in parts
+                torch.zeros_like(target.depth) if target.sigma is None else target.sigma
+                for target in targets
             ]
             sigma = torch.cat(known, 1)
-        if all(part.depth.shape[1] == 1 for part in parts):
+        if all(target.depth.shape[1] == 1 for target in targets):
             return Target(depth, sigma, self._weight)
         shares = [
-            member.weight * _shares(part) for member, part in zip(self.members, parts, strict=True)
+            member.weight * _shares(target)
+            for member, target in zip(self.members, targets, strict=True)
         ]
         return Target(depth, sigma, torch.cat(shares, 1))
 
-    def _called(self, batch: Batch) -> list[Target] | None:
-        parts = []
+    def _call_teachers(self, batch: Batch) -> list[Target] | None:
+        targets = []
         for member in self.members:
             with errors_of(member.where):
                 found = member.teacher(batch)
             if found is None:
                 return None
-            parts.append(found if isinstance(found, Target) else Target(found))
-        return parts
+            targets.append(found if isinstance(found, Target) else Target(found))
+        return targets
 
-    def _with_constants(self, parts: Sequence[Target]) -> list[Target]:
+    def _with_constants(self, targets: Sequence[Target]) -> list[Target]:
         return [
-            part
+            target
             if member.sigma is None
-            else part._replace(sigma=torch.full_like(part.depth, member.sigma))
-            for member, part in zip(self.members, parts, strict=True)
+            else target._replace(sigma=torch.full_like(target.depth, member.sigma))
+            for member, target in zip(self.members, targets, strict=True)
         ]
 
     @property
@@ -163,17 +165,17 @@ def members_of(teacher: Teacher) -> tuple[Member, ...]:
     return getattr(teacher, "members", (Member(teacher),))
 
 
-def _shares(part: Target) -> Tensor:
+def _shares(target: Target) -> Tensor:
     """Returns the weights of one teacher's components, which sum to 1 over the valid ones.
 
     Args:
-        part: The teacher's target.
+        target: The teacher's target.
 
     Returns:
         (B, M, H, W), 0 where invalid.
     """
-    weight = part.component_weight()
-    weight = part.valid() if weight is None else weight * part.valid()
+    weight = target.component_weight()
+    weight = target.valid() if weight is None else weight * target.valid()
     return weight / weight.sum(1, keepdim=True).clamp_min(1e-12)
 
 

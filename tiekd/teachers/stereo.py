@@ -203,7 +203,7 @@ class StereoTeacher:
                 f"Teacher: {len(missing)} of {len(frames)} frames have no right image, such as "
                 f"{missing[0].name}; their maps are empty"
             )
-        return told + self._look_at(pairs)
+        return told + self._check_pairs(pairs)
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Tensor | Target:
@@ -277,7 +277,7 @@ class StereoTeacher:
                         f"is {size[0]}x{size[1]}; give data.intrinsics"
                     )
 
-    def _look_at(self, pairs: Sequence[Pair]) -> list[str]:
+    def _check_pairs(self, pairs: Sequence[Pair]) -> list[str]:
         """Checks some of the image pairs, and returns their measurements as lines for the log.
 
         Args:
@@ -288,12 +288,12 @@ class StereoTeacher:
         """
         count = min(checks.NUM_PAIRS, len(pairs))
         chosen = [pairs[index * len(pairs) // count] for index in range(count)]
-        looks, depths = [], []
+        measurements, depths = [], []
         for pair in chosen:
             greys = [_grey(path) for path in (pair.frame.image, pair.right)]
-            looks.append(checks.look_at(*greys, self.options.max_disparity))
-            depths.append(self._rig(pair.frame).metres(looks[-1].disparity))
-        told = checks.judge(looks, chosen[0].frame.name)
+            measurements.append(checks.measure_pair(*greys, self.options.max_disparity))
+            depths.append(self._rig(pair.frame).metres(measurements[-1].disparity))
+        told = checks.check_pairs(measurements, chosen[0].frame.name)
         known = [depth for depth in depths if np.isfinite(depth)]
         median = f"{np.median(known):.2f} m" if known else "unknown"
         return [f"{told}, median depth {median}"]

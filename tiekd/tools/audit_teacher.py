@@ -77,9 +77,9 @@ def observer_of(
             option = "--split val" if args.split == "val" else "--checkpoint"
             raise TeacherError(f"{option}: not for cached maps ({node.where}.maps); leave it out")
         frames = build_dataset(recipe.dataset, "train", as_evaluated=True, held_out=())
-        place, questions = teachers.place_of_maps(index), Questions()
+        map_index, questions = teachers.map_index_of(index), Questions()
         with errors_of(node.where):
-            teacher = build_teacher(node.part, device, maps_place=place)
+            teacher = build_teacher(node.part, device, map_index=map_index)
     else:
         sources = sources_of(recipe, args.recipe, args.checkpoint, args.overrides)
         source = next(each for each in sources if each.teacher.where == node.where)

@@ -54,7 +54,7 @@ class Criterion(nn.Module):
     Attributes:
         terms: The terms by their keys in the recipe's `losses` section.
         losses: The loss modules of `terms`, in the same order.
-        told_iteration: The keys of the terms whose loss has an argument `iteration`.
+        takes_iteration: The keys of the terms whose loss has an argument `iteration`.
         needs_divergence: True if a term uses the prediction's divergence, which is the most
             expensive output of a DPM head.
         top_crop: The number of rows at the top of the image in which no term uses the divergence.
@@ -64,7 +64,7 @@ class Criterion(nn.Module):
         super().__init__()
         self.terms = terms
         self.losses = nn.ModuleList(term.loss for term in terms.values())
-        self.told_iteration = {
+        self.takes_iteration = {
             key
             for key, term in terms.items()
             if "iteration" in inspect.signature(term.loss.forward).parameters
@@ -124,7 +124,7 @@ class Criterion(nn.Module):
         values, teacher_depth = {}, mean_depth(teacher_depth)
         for key, term in self.terms.items():
             target = teacher_depth if term.against == "teacher" else batch.depth
-            position = {"iteration": iteration} if key in self.told_iteration else {}
+            position = {"iteration": iteration} if key in self.takes_iteration else {}
             try:
                 loss = term.loss(prediction, target, **position)
             except RecipeError as error:
@@ -134,7 +134,7 @@ class Criterion(nn.Module):
                 _check_returned(loss, target, name)
                 # Check the gradient, except for a loss that takes the iteration, because it may be
                 # constant during its warm-up.
-                if key not in self.told_iteration:
+                if key not in self.takes_iteration:
                     _check_gradient(loss, prediction, name)
                 self._unchecked.remove(key)
             values[f"loss_{key}"] = term.weight * _mean(loss, batch, term.against)

@@ -552,17 +552,17 @@ def _recipe_files(recipe: Recipe, recipe_path: Path, started: dict | None) -> Se
     """
     found: list[str] = []
 
-    def noted(node: dict, origin: str) -> dict:
+    def record_path(node: dict, origin: str) -> dict:
         found.append(os.path.abspath(origin))
         return node
 
     try:
-        # Collect the files of each recipe: merging calls `noted` for every file that the recipe
-        # consists of.
+        # Collect the files of each recipe: merging calls `record_path` for every file that the
+        # recipe consists of.
         teachers = [node for own in recipe.data_sets for node in own.recipe.teachers.nodes]
         for path in (recipe_path, *(teacher.recipe for teacher in teachers)):
             if path is not None and path.is_file():
-                merged(path, mark=noted)
+                merged(path, mark=record_path)
     except UserError:
         # Use the file names recorded at the start instead of raising an error: the run may resume
         # with the recipe that is saved in its work dir.

@@ -92,7 +92,7 @@ def _reference_of_one(teacher: Teacher, node: TeacherNode, frames: Dataset) -> R
     label = label_of(frames)
     if isinstance(teacher, CachedMaps):
         folders = [folder.path for folder in getattr(frames, "map_folders", ())]
-        folder = folders[teacher.place] if folders else getattr(frames, "maps", node.maps)
+        folder = folders[teacher.map_index] if folders else getattr(frames, "maps", node.maps)
         return Reference(teacher, None, f"cached maps in {folder}", label)
     if isinstance(teacher, FrozenTeacher):
         least = least_size.least_side(teacher.network)

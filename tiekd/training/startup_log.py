@@ -182,7 +182,7 @@ def _about_teacher(
         return [f"Teacher: {teacher.name}{counted}"]
     folders = getattr(train_set, "map_folders", ())
     if isinstance(teacher, CachedMaps) and folders:
-        return [teacher_maps.describe(folders[teacher.place].path)]
+        return [teacher_maps.describe(folders[teacher.map_index].path)]
     return []
 
 

@@ -21,12 +21,12 @@ class UnreadableSamples(Hook):
         found: The messages about samples that this rank's loader couldn't read, and the largest
             number of such samples in a run.
         log: The text log, to which the messages are written.
-        told: The messages of all ranks that are already in the log, as the keys of a dict.
+        logged: The messages of all ranks that are already in the log, as the keys of a dict.
     """
 
     def __init__(self, found: Unreadable, log: TextLog):
         self.found, self.log = found, log
-        self.told: dict[str, None] = {}
+        self.logged: dict[str, None] = {}
 
     def after_iteration(self, state) -> None:
         """Logs new unreadable samples if a log line is due or the run ends. Collective.
@@ -38,26 +38,26 @@ class UnreadableSamples(Hook):
             DataError: There are more than `data.max_errors` such samples; raised on all ranks.
         """
         if state.is_due(self.log.interval) or state.ends:
-            self._tell()
+            self._log_new()
 
-    def _tell(self) -> None:
+    def _log_new(self) -> None:
         """Gathers all ranks' new messages about unreadable samples, and logs them. Collective.
 
         Raises:
             DataError: There are more than `data.max_errors` such samples; raised on all ranks.
         """
-        mine = [message for message in self.found.messages if message not in self.told]
+        mine = [message for message in self.found.messages if message not in self.logged]
         for message in sorted({message for part in comm.gather_objects(mine) for message in part}):
-            self.told[message] = None
+            self.logged[message] = None
             self.log.info(
                 "Warning: a training sample can't be read, another takes its place "
-                f"({len(self.told)} of at most {self.found.max_errors}): {message}"
+                f"({len(self.logged)} of at most {self.found.max_errors}): {message}"
             )
-        if len(self.told) > self.found.max_errors:
+        if len(self.logged) > self.found.max_errors:
             raise DataError(
-                f"data.max_errors: {len(self.told)} training samples can't be read, "
+                f"data.max_errors: {len(self.logged)} training samples can't be read, "
                 f"{self.found.max_errors} are allowed; look at all with "
-                f"{console.command('check_data')}; the last: {list(self.told)[-1]}"
+                f"{console.command('check_data')}; the last: {list(self.logged)[-1]}"
             )
 
     def state_dict(self) -> dict:
@@ -65,11 +65,11 @@ class UnreadableSamples(Hook):
 
         The messages are about unreadable samples of all ranks.
         """
-        return {"told": list(self.told)}
+        return {"told": list(self.logged)}
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Restores the state that `state_dict` returned.
 
         So no sample is logged or counted a second time after a resume.
         """
-        self.told = dict.fromkeys(state_dict["told"])
+        self.logged = dict.fromkeys(state_dict["told"])

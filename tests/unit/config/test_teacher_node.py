@@ -175,7 +175,7 @@ def test_teachers_of_a_recipe_in_order():
         ("teachers[2]", 1.0, None),
     ]
     assert several.maps == {"teachers[0].maps": "a", "teachers[2].maps": "b"}
-    assert [several.place_of_maps(index) for index in range(3)] == [0, 1, 1]
+    assert [several.map_index_of(index) for index in range(3)] == [0, 1, 1]
     mean = TeacherList.of({"teacher": {"name": "average", "teachers": entries, "audit": "off"}})
     assert mean.nodes[0].where == "teacher.teachers[0]"
     assert (mean.several, mean.weights, mean.is_audited) == ("teacher.teachers", "given", False)

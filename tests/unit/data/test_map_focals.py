@@ -14,7 +14,7 @@ from tiekd.errors import DataError, TeacherError
 from tiekd.models.build import build_network
 from tiekd.teachers.network import FrozenTeacher
 from tiekd.teachers.outputs.anchoring import Anchor
-from tiekd.teachers.outputs.teacher import FoundationTeacher, Running
+from tiekd.teachers.outputs.teacher import FoundationTeacher, RunOptions
 from tiekd.training.settings import Recipe
 from tiekd.workdir.weights_file import write_weights
 
@@ -154,7 +154,7 @@ def test_uses_focal_of_teachers():
             without_focal=without_focal,
             description={"model": "m"},
         )
-        return FoundationTeacher(predictor, Running(CPU, 80.0), anchor)
+        return FoundationTeacher(predictor, RunOptions(CPU, 80.0), anchor)
 
     assert teacher("it estimates one").uses_focal
     assert not teacher(None).uses_focal

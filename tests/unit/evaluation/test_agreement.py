@@ -22,7 +22,7 @@ from tiekd.teachers.average import Average
 from tiekd.teachers.maps import CachedMaps
 from tiekd.teachers.mixture import Member, Mixture
 from tiekd.teachers.network import FrozenTeacher
-from tiekd.teachers.outputs.teacher import FoundationTeacher, Running
+from tiekd.teachers.outputs.teacher import FoundationTeacher, RunOptions
 from tiekd.tools import evaluate as evaluate_program
 from tiekd.training.evaluation_hook import Evaluation
 from tiekd.training.reference import reference_of
@@ -293,7 +293,7 @@ def test_reference_names_a_foundation_teacher():
     """A network from outside the project sees images at their own size, and is named in reports."""
     predictor = SimpleNamespace(meaning="metres", max_depth_m=None, needs_focal=False)
     predictor.description = {"name": "moge", "model": "m", "licence": "mit", "digest": "0" * 64}
-    teacher = FoundationTeacher(predictor, Running(CPU, 80.0))
+    teacher = FoundationTeacher(predictor, RunOptions(CPU, 80.0))
     nodes = TeacherList.of({"teacher": {"name": "moge", "model": "m"}})
     reference = reference_of(teacher, nodes, Frames())
     assert (reference.depth, reference.resize) == (teacher, OWN_SIZE)

@@ -17,7 +17,7 @@ from tiekd.teachers.network import FrozenTeacher
 from tiekd.teachers.outputs import digest
 from tiekd.teachers.outputs.anchoring import Anchor
 from tiekd.teachers.outputs.sigma import disagreement, options_of
-from tiekd.teachers.outputs.teacher import FoundationTeacher, Output, Running
+from tiekd.teachers.outputs.teacher import FoundationTeacher, Output, RunOptions
 from tiekd.teaching import build_teacher
 
 CPU = torch.device("cpu")
@@ -212,7 +212,7 @@ class Predictor:
 
 
 def foundation(sigma, meaning="metres", slope=0.0, **keys) -> FoundationTeacher:
-    how = Running(CPU, 80.0, sigma=options_of(sigma), **keys)
+    how = RunOptions(CPU, 80.0, sigma=options_of(sigma), **keys)
     return FoundationTeacher(Predictor(meaning, slope), how)
 
 
@@ -245,6 +245,6 @@ def test_foundation_refuses_sources():
     with pytest.raises(TeacherError, match="allowed for this teacher: flip, or a number"):
         foundation({"from": "own"})
     anchor = Anchor(GroundTruth(), "ground_truth", 80.0)
-    how = Running(CPU, 80.0, flip=True, sigma=options_of({"from": "flip"}))
+    how = RunOptions(CPU, 80.0, flip=True, sigma=options_of({"from": "flip"}))
     with pytest.raises(TeacherError, match="allowed for this teacher: none, or a number"):
         FoundationTeacher(Predictor("inverse"), how, anchor)

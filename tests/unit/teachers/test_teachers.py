@@ -392,7 +392,10 @@ def test_build_teachers_of_a_recipe(weights_file, tmp_path):
         ("teachers[1]", 3.0, 1.0),
         ("teachers[2]", 1.0, None),
     ]
-    assert [m.teacher.place for m in built.members if isinstance(m.teacher, CachedMaps)] == [0, 1]
+    assert [m.teacher.map_index for m in built.members if isinstance(m.teacher, CachedMaps)] == [
+        0,
+        1,
+    ]
     assert isinstance(built.members[1].teacher, FrozenTeacher)
     mean = {"name": "average", "weights": "precision", "teachers": entries}
     built = build_teachers({"teacher": mean}, CPU, 80.0)

@@ -8,7 +8,7 @@ from tiekd.data.resize import Resize
 from tiekd.data.sample import Sample
 from tiekd.models.network import Network, Prediction
 from tiekd.teachers.outputs.cameras import focal_of
-from tiekd.teachers.outputs.teacher import FoundationTeacher, Output, Running
+from tiekd.teachers.outputs.teacher import FoundationTeacher, Output, RunOptions
 from tiekd.visualization.validation_frames import ShownFrames
 from tiekd.visualization.views import View
 
@@ -83,7 +83,7 @@ def test_shown_frames_of_a_foundation_teacher():
         def __call__(self, images, intrinsics):
             return Output(images[:, :1].float(), focal=focal_of(intrinsics))
 
-    frames, teacher = Frames(3), FoundationTeacher(Predictor(), Running(CPU, 80.0))
+    frames, teacher = Frames(3), FoundationTeacher(Predictor(), RunOptions(CPU, 80.0))
     get = frames.__getitem__
 
     def with_focal(index):

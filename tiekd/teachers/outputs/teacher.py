@@ -80,7 +80,7 @@ class Predictor(Protocol):
 
 
 @dataclass(frozen=True)
-class Running:
+class RunOptions:
     """The settings with which a `FoundationTeacher` runs its network.
 
     Attributes:
@@ -100,7 +100,7 @@ class Running:
     sigma: SigmaOptions | None = None
 
 
-def running(options, run_device: torch.device, max_depth_m: float) -> Running:
+def check_run_options(options, run_device: torch.device, max_depth_m: float) -> RunOptions:
     """Checks the options by which a teacher's network runs, such as device and batch size.
 
     Args:
@@ -111,7 +111,7 @@ def running(options, run_device: torch.device, max_depth_m: float) -> Running:
             teacher gives this depth to pixels that are farther than any depth, such as the sky.
 
     Returns:
-        The checked options as a `Running`; the device is `run_device` if `options.device` is None.
+        The checked options as `RunOptions`; the device is `run_device` if `options.device` is None.
 
     Raises:
         TeacherError: A value isn't allowed, or this machine doesn't have the device.
@@ -133,7 +133,9 @@ def running(options, run_device: torch.device, max_depth_m: float) -> Running:
             f"teacher.batch_size: got {options.batch_size}; it must be a number of images from 1"
         )
     check_precision(getattr(options, "precision", "fp32"), device)
-    return Running(device, max_depth_m, options.flip, options.batch_size, options_of(options.sigma))
+    return RunOptions(
+        device, max_depth_m, options.flip, options.batch_size, options_of(options.sigma)
+    )
 
 
 class FoundationTeacher:
@@ -155,7 +157,7 @@ class FoundationTeacher:
 
     resize = OWN_SIZE
 
-    def __init__(self, predictor: Predictor, options: Running, anchor: Anchor | None = None):
+    def __init__(self, predictor: Predictor, options: RunOptions, anchor: Anchor | None = None):
         self.predictor, self.options, self.anchor = predictor, options, anchor
         self.meaning = find_meaning(predictor.meaning, has_anchor=anchor is not None)
         if anchor is not None and self.meaning.is_metric:
@@ -442,9 +444,9 @@ def teacher_of(
         TeacherError: An option isn't allowed, or the package, the model or the anchor is missing or
             can't be used.
     """
-    how = running(options, run_device, max_depth_m)
-    anchor = anchor_of(options.anchor, how.device, max_depth_m)
-    return FoundationTeacher(predictor(options, how.device), how, anchor)
+    run_options = check_run_options(options, run_device, max_depth_m)
+    anchor = anchor_of(options.anchor, run_options.device, max_depth_m)
+    return FoundationTeacher(predictor(options, run_options.device), run_options, anchor)
 
 
 def _check_focal(focal: Tensor, why: str, names: Sequence[str]) -> None:

@@ -27,8 +27,8 @@ FEW_MATCHES = 0.15
 _NUM_FEATURES, _SIMILAR_BITS = 1000, 32  # of 256 bits of a feature's descriptor
 
 
-class Look(NamedTuple):
-    """The measurements on one image pair, from which `judge` decides if pairs can be used.
+class PairMeasurements(NamedTuple):
+    """The measurements on one image pair, from which `check_pairs` decides if pairs can be used.
 
     Attributes:
         offsets: (N,), magnitudes of the vertical offsets, in pixels, of the features that were
@@ -44,7 +44,9 @@ class Look(NamedTuple):
     disparity: float
 
 
-def look_at(left: np.ndarray, right: np.ndarray, max_disparity: int | None) -> Look:
+def measure_pair(
+    left: np.ndarray, right: np.ndarray, max_disparity: int | None
+) -> PairMeasurements:
     """Measures how well the two images of a pair match, also with left and right exchanged.
 
     Args:
@@ -53,7 +55,7 @@ def look_at(left: np.ndarray, right: np.ndarray, max_disparity: int | None) -> L
         max_disparity: The largest disparity in pixels; None for a sixth of the width.
 
     Returns:
-        The measurements, from which `judge` tells if the pairs can be used.
+        The measurements, from which `check_pairs` tells if the pairs can be used.
     """
     cv2 = matching.opencv()
     scale = min(1.0, SMALL_WIDTH / left.shape[1])
@@ -66,7 +68,7 @@ def look_at(left: np.ndarray, right: np.ndarray, max_disparity: int | None) -> L
     disparity = matching.disparity_of(*small, count)
     known = disparity[np.isfinite(disparity)]
     exchanged = np.isfinite(matching.disparity_of(*small[::-1], count))
-    return Look(
+    return PairMeasurements(
         vertical_offsets(left, right),
         known.size / disparity.size,
         float(exchanged.mean()),
@@ -101,11 +103,11 @@ def vertical_offsets(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     )
 
 
-def judge(looks: Sequence[Look], example: str) -> str:
-    """Judges from measurements on some image pairs if the pairs can be used.
+def check_pairs(measurements: Sequence[PairMeasurements], example: str) -> str:
+    """Decides from measurements on some image pairs if the pairs can be used.
 
     Args:
-        looks: The measurements on some of the pairs.
+        measurements: The measurements on some of the pairs.
         example: Name of one of these pairs, for messages.
 
     Returns:
@@ -115,15 +117,17 @@ def judge(looks: Sequence[Look], example: str) -> str:
         TeacherError: Left and right are exchanged, or the pairs aren't rectified.
     """
     matched, exchanged = (
-        float(np.mean([getattr(look, name) for look in looks])) for name in ("matched", "exchanged")
+        float(np.mean([getattr(each, name) for each in measurements]))
+        for name in ("matched", "exchanged")
     )
+    num_pairs = len(measurements)
     if exchanged > matched:
         raise TeacherError(
             f"teacher.right: left and right look exchanged: {matched:.0%} of the pixels match as "
-            f"given, {exchanged:.0%} the other way ({len(looks)} pairs, such as {example}); list "
+            f"given, {exchanged:.0%} the other way ({num_pairs} pairs, such as {example}); list "
             "the images of the left camera, and let teacher.right find those of the right one"
         )
-    offsets = np.concatenate([look.offsets for look in looks])
+    offsets = np.concatenate([each.offsets for each in measurements])
     if len(offsets) < FEW_FEATURES:
         rows = f"too few features to see if rows agree ({len(offsets)})"
     else:
@@ -131,13 +135,13 @@ def judge(looks: Sequence[Look], example: str) -> str:
         if offset > UNRECTIFIED_PX:
             raise TeacherError(
                 f"teacher.right: the pairs aren't rectified: features are {offset:.1f} pixels "
-                f"higher or lower in the right image (median of {len(offsets)} in {len(looks)} "
+                f"higher or lower in the right image (median of {len(offsets)} in {num_pairs} "
                 f"pairs, such as {example}); rectify them, so that a point is in one row of both"
             )
         rows = f"vertical offset {offset:.1f} px"
         if offset >= INEXACT_PX:
             rows += " (Warning: rectified pairs have 0, so depth is less exact)"
-    told = f"Teacher: {matched:.0%} of the pixels match in {len(looks)} pairs, {rows}"
+    told = f"Teacher: {matched:.0%} of the pixels match in {num_pairs} pairs, {rows}"
     if matched < FEW_MATCHES:
         told += "; Warning: so few match in images that don't belong together; see teacher.right"
     return told

@@ -17,7 +17,7 @@ from tiekd.data.frames import Frame
 from tiekd.errors import RecipeError, TeacherError
 from tiekd.teachers.ground_truth import GroundTruth
 from tiekd.teachers.outputs.anchoring import Anchor
-from tiekd.teachers.outputs.teacher import FoundationTeacher, Output, Running
+from tiekd.teachers.outputs.teacher import FoundationTeacher, Output, RunOptions
 from tiekd.teaching import build_teacher
 
 CPU = torch.device("cpu")
@@ -37,7 +37,7 @@ class Predictor:
 
 def anchored(**how) -> FoundationTeacher:
     anchor = Anchor(GroundTruth(), "ground_truth", MAX_DEPTH)
-    return FoundationTeacher(Predictor(), Running(CPU, MAX_DEPTH, **how), anchor)
+    return FoundationTeacher(Predictor(), RunOptions(CPU, MAX_DEPTH, **how), anchor)
 
 
 def test_relative_output_is_fitted_image_by_image():

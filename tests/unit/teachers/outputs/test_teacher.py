@@ -10,7 +10,7 @@ from tiekd.teachers.outputs import digest
 from tiekd.teachers.outputs.anchoring import Anchor
 from tiekd.teachers.outputs.images import rgb_of
 from tiekd.teachers.outputs.model_card import licence_in
-from tiekd.teachers.outputs.teacher import FoundationTeacher, Output, Running
+from tiekd.teachers.outputs.teacher import FoundationTeacher, Output, RunOptions
 
 CPU = torch.device("cpu")
 
@@ -38,7 +38,7 @@ class Predictor:
 
 
 def teacher_of(change=lambda output: output, **how) -> FoundationTeacher:
-    return FoundationTeacher(Predictor(change), Running(CPU, 80.0, **how))
+    return FoundationTeacher(Predictor(change), RunOptions(CPU, 80.0, **how))
 
 
 def test_rgb_of_a_batch_is_that_of_the_files():
@@ -162,7 +162,7 @@ def test_teacher_follows_the_focal_length_by_its_network_or_its_anchor():
     blind, seeing, relative = Predictor(), Predictor(), Predictor()
     seeing.without_focal = "it estimates one"
     relative.meaning = "inverse_affine"
-    how = Running(CPU, 80.0)
+    how = RunOptions(CPU, 80.0)
     assert not FoundationTeacher(blind, how).follows_focal
     assert FoundationTeacher(seeing, how).follows_focal
     for teacher, follows in (
@@ -185,11 +185,11 @@ def test_focal_estimate_of_the_anchor():
     metric.predictor.estimate_focal = lambda images: torch.full((len(images),), 70.0)
     relative = Predictor()
     relative.meaning = "inverse"
-    anchored = FoundationTeacher(relative, Running(CPU, 80.0), Anchor(metric, {}, 80.0))
+    anchored = FoundationTeacher(relative, RunOptions(CPU, 80.0), Anchor(metric, {}, 80.0))
     assert anchored.estimate_focal(batch).tolist() == [70.0, 70.0]
     relative.estimate_focal = lambda images: images[:, 0, 0, 0].float()
     assert torch.equal(anchored.estimate_focal(batch), images_of(2)[:, 0, 0, 0].float())
-    truth = FoundationTeacher(relative, Running(CPU, 80.0), Anchor(GroundTruth(), "x", 80.0))
+    truth = FoundationTeacher(relative, RunOptions(CPU, 80.0), Anchor(GroundTruth(), "x", 80.0))
     relative.estimate_focal = lambda _: None
     assert truth.estimate_focal(batch) is None
 
